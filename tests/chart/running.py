@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-from .installing import kubeconfig_of_the_service_account
 from .rendering import NAMESPACE, Rendered
+from kit.accounts import kubeconfig_of
 from kit.kubectl import Kubectl, wait_for
 
 
@@ -47,10 +48,46 @@ class Operator:
         return "\ntunery_leader 1.0\n" in (self.answer("/metrics") or "")
 
 
+class Release(NamedTuple):
+    """An installation of the chart: what all its objects begin with, and where it is."""
+
+    name: str = "tunery"
+    namespace: str = NAMESPACE
+
+    @property
+    def certificate(self) -> str:
+        """The name of the Secret of its certificate, and of what makes that."""
+        return f"{self.name}-certificate"
+
+
+OURS = Release()
+CERTIFICATE = OURS.certificate
+
+
+def make_certificate(kubectl: Kubectl, folder: Path, release: Release = OURS) -> str:
+    """Do what the pod of the chart's Job does, under its account; return what it said. There is no node here."""
+    namespace, name = release.namespace, f"{release.certificate}-"
+    found = (job for job in kubectl.list("jobs", namespace) if job["metadata"]["name"].startswith(name))
+    (job,) = (job for job in found if "deletionTimestamp" not in job["metadata"])
+    pod = job["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    account = kubeconfig_of(kubectl, namespace, pod["serviceAccountName"], folder)
+    python, *words = container["command"]
+    assert python == "python"
+    environment = {"KUBECONFIG": str(account), "PATH": os.environ["PATH"], "HOME": str(folder)}
+    command = [sys.executable, *words, *container["args"]]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
 @contextmanager
-def running_operator(installed: Kubectl, rendered: Rendered, folder: Path, pod: str = "tunery-0") -> Iterator[Operator]:
+def running_operator(
+    installed: Kubectl, rendered: Rendered, folder: Path, pod: str = "tunery-0", release: Release = OURS
+) -> Iterator[Operator]:
     """Run a replica of the operator of a chart that is installed; yield it once it is ready."""
-    secret = installed.get("secret", "tunery-progress-tls", NAMESPACE)
+    make_certificate(installed, folder, release)
+    secret = installed.get("secret", release.certificate, release.namespace)
     assert secret is not None
     for name, value in secret["data"].items():
         (folder / name).write_bytes(base64.b64decode(value))
@@ -60,7 +97,7 @@ def running_operator(installed: Kubectl, rendered: Rendered, folder: Path, pod: 
         "TUNERY_PROGRESS_PORT": str(progress),
         "TUNERY_METRICS_PORT": str(metrics),
         "TUNERY_POD_NAME": pod,
-        "KUBECONFIG": str(kubeconfig_of_the_service_account(installed, folder)),
+        "KUBECONFIG": str(kubeconfig_of(installed, release.namespace, release.name, folder)),
         "PATH": os.environ["PATH"],
         "HOME": str(folder),
     }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import yaml
 
 from .installing import CRDS, OPERATOR, TEAM, can, helm_install
 from .rendering import CHART, NAMESPACE
+from .running import CERTIFICATE, make_certificate
 from kit.examples import EXAMPLES, bundle, documents
 from kit.kubectl import Kubectl, wait_for
 
@@ -17,6 +20,7 @@ from kit.kubectl import Kubectl, wait_for
 def test_the_notes_name_the_next_commands(notes: str) -> None:
     assert "kubectl -n tunery-system rollout status deployment/tunery" in notes
     assert "kubectl create secret generic bucket-key" in notes
+    assert "helm test tunery -n tunery-system" in notes
     assert "kubectl apply -f lorajob.yaml" in notes
 
 
@@ -96,17 +100,46 @@ def test_roles_of_people_speak_for_our_kinds(
         assert not can(installed, user, "get", kind, namespace="default")
 
 
-def test_an_upgrade_keeps_the_certificate(installed: Kubectl) -> None:
-    before = installed.get("secret", "tunery-progress-tls", NAMESPACE)
-    helm_install(installed, "operator.logging.level=DEBUG")
-    after = installed.get("secret", "tunery-progress-tls", NAMESPACE)
+def test_an_upgrade_keeps_the_certificate(installed: Kubectl, tmp_path: Path) -> None:
+    assert "was made" in make_certificate(installed, tmp_path)
+    before = installed.get("secret", CERTIFICATE, NAMESPACE)
+    helm_install(installed, "operator.logging.level=DEBUG", "operator.image.tag=v2")
+    assert "is kept" in make_certificate(installed, tmp_path)
+    after = installed.get("secret", CERTIFICATE, NAMESPACE)
     assert before is not None
     assert after is not None
+    assert set(before["data"]) == {"ca.crt", "tls.crt", "tls.key"}
     assert before["data"] == after["data"]
     deployment = installed.get("deployment", "tunery", NAMESPACE)
     assert deployment is not None
     env = deployment["spec"]["template"]["spec"]["containers"][0]["env"]
     assert {"name": "TUNERY_LOG_LEVEL", "value": "DEBUG"} in env
+
+
+def test_the_certificate_is_made_anew_as_operations_says(installed: Kubectl, tmp_path: Path) -> None:
+    page = (CHART.parents[1] / "docs" / "operations.md").read_text()
+    commands = [
+        shlex.split(command) for command in re.findall(r"^kubectl .*(?:patch secret|delete job) .*$", page, re.M)
+    ]
+    before = installed.get("secret", CERTIFICATE, NAMESPACE)
+    for _, *arguments in commands:
+        installed.run(*arguments)
+    assert len(commands) == 2
+    helm_install(installed)
+    assert "was made" in make_certificate(installed, tmp_path)
+    assert (installed.get("secret", CERTIFICATE, NAMESPACE) or {})["data"] != (before or {})["data"]
+
+
+def test_the_secret_of_an_older_chart_outlives_upgrades(installed: Kubectl) -> None:
+    """Helm would delete what is no longer rendered, before the Job has read it."""
+    owned = {"meta.helm.sh/release-name": "tunery", "meta.helm.sh/release-namespace": NAMESPACE}
+    name, labels = "tunery-progress-tls", {"app.kubernetes.io/managed-by": "Helm"}
+    meta = {"name": name, "namespace": NAMESPACE, "labels": labels, "annotations": owned}
+    data = {"tls.crt": "eA==", "tls.key": "eA==", "ca.crt": "eA=="}
+    installed.apply({"apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/tls", "metadata": meta, "data": data})
+    for _ in range(2):
+        helm_install(installed)
+        assert (installed.get("secret", name, NAMESPACE) or {})["data"] == data
 
 
 def test_an_uninstall_keeps_the_jobs_of_users_and_an_install_takes_them_back(installed: Kubectl) -> None:

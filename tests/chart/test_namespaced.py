@@ -21,8 +21,8 @@ from tunery_operator.views.owner import parse_owner
 from .conftest import kubectl_for
 from .installing import OPERATOR, TEAM, can, first_install, kubeconfig_of_the_service_account
 from .policies import platform_of, refusal
-from .rendering import NAMESPACE, Helm
-from .running import Operator, running_operator
+from .rendering import CHART, KUBE_VERSION, NAMESPACE, Helm, Rendered
+from .running import OURS, Operator, Release, running_operator
 from cluster.controlplane import ControlPlane
 from kit.jobs import Job
 from kit.kubectl import Kubectl, KubectlError, wait_for
@@ -199,3 +199,63 @@ def test_the_stand_by_goes_on_when_the_leader_stops(
         job = Job(served, lorajob("later", output={"uri": f"s3://adapters/{TEAM}/later"}), TEAM).apply()
         wait_for("its preflight Job", lambda: job.jobs("preflight"), timeout=30)
         assert "forbidden" not in stand_by.log().lower()
+
+
+CLUSTER_WIDE = {
+    "ClusterRole", "ClusterRoleBinding", "ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding",
+    "CustomResourceDefinition", "PriorityClass",
+}  # fmt: skip
+
+
+def test_two_releases_share_no_name_that_is_of_the_whole_cluster(helm: Helm) -> None:
+    names = []
+    for release, team in (("first", TEAM), ("second", OTHER)):
+        settings = (f"watchNamespaces={{{team}}}", f"crds.install={str(release == 'first').lower()}")
+        flags = [part for setting in (*settings, "tenantPolicy.enabled=true") for part in ("--set", setting)]
+        text = helm.run("template", release, str(CHART), "-n", release, "--kube-version", KUBE_VERSION, *flags)
+        found = Rendered.parse(text).documents
+        names.append({(one["kind"], one["metadata"]["name"]) for one in found if one["kind"] in CLUSTER_WIDE})
+        outside = {one["metadata"].get("namespace") for one in found if one["kind"] not in CLUSTER_WIDE}
+        assert outside == {release, team}
+    first, second = names
+    assert first & second == set()
+    assert {kind for kind, _ in second} == {kind for kind, _ in first} - {"CustomResourceDefinition"}
+
+
+@pytest.mark.long
+def test_two_releases_serve_their_own_teams_side_by_side(served: Kubectl, helm: Helm, tmp_path: Path) -> None:
+    """Each has names, rights, policies, a Lease and a certificate of its own; the CRDs are the first one's."""
+    second = Release("second-tunery", "second-system")
+    enforce = {"pod-security.kubernetes.io/enforce": "restricted"}
+    served.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": second.namespace, "labels": enforce}})
+    settings = (f"watchNamespaces={{{OTHER}}}", "crds.install=false", "tenantPolicy.enabled=true")
+    flags = [part for setting in settings for part in ("--set", setting)]
+    served.program("helm", "install", "second", str(CHART), "-n", second.namespace, *flags)
+    text = helm.run("template", "second", str(CHART), "-n", second.namespace, "--kube-version", KUBE_VERSION, *flags)
+    rendered = {OURS: helm.render(f"watchNamespaces={{{TEAM}}}"), second: Rendered.parse(text)}
+    folders = {release: tmp_path / release.name for release in rendered}
+    for folder in folders.values():
+        folder.mkdir()
+    for namespace in (TEAM, OTHER):
+        served.run("delete", "lorajobs", "--all", "-n", namespace, "--timeout=30s")
+    with (
+        running_operator(served, rendered[OURS], folders[OURS], "tunery-2") as first,
+        running_operator(served, rendered[second], folders[second], "second-0", second) as other,
+    ):
+        for operator in (first, other):
+            wait_for("each to lead, by a Lease of its own", operator.leads, timeout=30)
+        places = {team: {"uri": f"s3://adapters/{team}/both"} for team in (TEAM, OTHER)}
+        jobs = {team: Job(served, lorajob("both", output=place), team).apply() for team, place in places.items()}
+        for team, job in jobs.items():
+            (preflight,) = wait_for(f"the preflight Job in {team}", lambda job=job: job.jobs("preflight"), timeout=60)
+            assert preflight["spec"]["template"]["spec"]["containers"][0]["image"].startswith("tunery-trainer")
+            wait_for("its status", lambda job=job: job.status.get("phase"), timeout=30)
+        for operator in (first, other):
+            assert "forbidden" not in operator.log().lower()
+    account = f"system:serviceaccount:{second.namespace}:{second.name}"
+    assert can(served, account, "create", "jobs.batch", OTHER)
+    assert not can(served, account, "create", "jobs.batch", TEAM)
+    assert not can(served, OPERATOR, "create", "jobs.batch", OTHER)
+    served.program("helm", "uninstall", "second", "-n", second.namespace)
+    assert served.get("crd", "lorajobs.tunery.dev") is not None
+    assert served.get("deployment", "tunery", NAMESPACE) is not None

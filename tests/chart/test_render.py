@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 import re
 import shlex
 from pathlib import Path
 
 import pytest
 import yaml
-from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec
 from prometheus_client import REGISTRY
 
 from tunery_api.fields import parse_quantity
@@ -51,7 +48,7 @@ def test_the_ids_can_be_left_to_openshift_and_variables_be_added(helm: Helm) -> 
 
 def test_a_service_account_of_ones_own(helm: Helm) -> None:
     rendered = helm.render("serviceAccount.create=false", "serviceAccount.name=mine")
-    assert rendered.of("ServiceAccount") == []
+    assert [account["metadata"]["name"] for account in rendered.of("ServiceAccount")] == ["tunery-certificate"]
     assert rendered.pod()["serviceAccountName"] == "mine"
     assert rendered.one("ClusterRoleBinding")["subjects"][0]["name"] == "mine"
     with pytest.raises(HelmError, match=r"serviceAccount\.name: is required"):
@@ -104,32 +101,75 @@ def test_nothing_of_the_chart_is_taken_for_a_child_of_the_operator(rendered: Ren
         assert document["metadata"].get("labels", {}).get("app.kubernetes.io/managed-by") == "Helm", document["kind"]
 
 
-def test_the_certificate_is_the_services_and_its_ca_vouches_for_it(rendered: Rendered) -> None:
+def test_the_certificates_secret_is_rendered_empty_and_one_account_may_fill_it(rendered: Rendered) -> None:
     secret = rendered.one("Secret")
-    ca, certificate = (
-        x509.load_pem_x509_certificate(base64.b64decode(secret["data"][key])) for key in ("ca.crt", "tls.crt")
+    assert not {"data", "stringData"} & set(secret)
+    name = secret["metadata"]["name"]
+    mounted = rendered.pod()["volumes"][0]["secret"]
+    assert mounted["secretName"] == name
+    # A pod of the operator waits for each of them.
+    assert {item["key"] for item in mounted["items"]} == {"ca.crt", "tls.crt", "tls.key"}
+    pod = rendered.one("Job")["spec"]["template"]["spec"]
+    accounts = {account["metadata"]["name"] for account in rendered.of("ServiceAccount")}
+    assert accounts == {pod["serviceAccountName"], rendered.pod()["serviceAccountName"]}
+    (container,) = pod["containers"]
+    asked = dict(argument.removeprefix("--").split("=") for argument in container["args"])
+    assert (asked["secret"], asked["host"], asked["days"]) == (name, "tunery.tunery-system.svc", "3650")
+    assert asked["namespace"] == secret["metadata"]["namespace"]
+
+
+def test_the_job_of_the_certificate_runs_as_the_operator_does(helm: Helm) -> None:
+    values = {
+        "operator.pullSecrets": ["registry"],
+        "operator.nodeSelector": {"pool": "infra"},
+        "operator.tolerations": [{"key": "infra", "operator": "Exists"}],
+        "operator.priorityClassName": "infra",
+        "operator.podLabels": {"team": "ml"},
+        "operator.podAnnotations": {"sidecar.istio.io/inject": "false"},
+        "operator.extraEnv": [{"name": "HTTPS_PROXY", "value": "http://proxy:3128"}],
+        "operator.podSecurityContext": {"runAsUser": None, "runAsGroup": None, "fsGroup": None},
+        "progress.certificate.jobLabels": {"kueue.x-k8s.io/queue-name": "infra"},
+    }
+    rendered = helm.render(values=values)
+    assert rendered.one("Job")["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "infra"
+    template, own = rendered.one("Job")["spec"]["template"], rendered.pod()
+    pod = template["spec"]
+    for field in ("imagePullSecrets", "nodeSelector", "priorityClassName", "securityContext"):
+        assert pod[field] == own[field]
+    assert pod["securityContext"] == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+    assert pod["tolerations"] == values["operator.tolerations"]
+    assert (template["metadata"]["labels"]["team"], template["metadata"]["annotations"]) == (
+        "ml",
+        values["operator.podAnnotations"],
     )
-    certificate.verify_directly_issued_by(ca)
-    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    assert names.get_values_for_type(x509.DNSName) == ["tunery.tunery-system.svc"]
-    assert rendered.pod()["volumes"][0]["secret"]["secretName"] == secret["metadata"]["name"]
-    for pair in (ca, certificate):
-        key = pair.public_key()
-        assert isinstance(key, ec.EllipticCurvePublicKey)
-        assert key.curve.name == "secp256r1"
+    (container,), (operators,) = pod["containers"], own["containers"]
+    assert (container["image"], container["securityContext"]) == (operators["image"], operators["securityContext"])
+    assert container["env"] == values["operator.extraEnv"]
+    # It is no pod of the operator: no Service, budget or monitor may take it for one.
+    selector = rendered.one("Deployment")["spec"]["selector"]["matchLabels"]
+    assert not selector.items() <= template["metadata"]["labels"].items()
+
+
+def test_another_image_is_another_job_and_no_name_is_too_long(helm: Helm) -> None:
+    name = "n" * 50
+    rendered = helm.render(f"fullnameOverride={name}")
+    other = helm.render(f"fullnameOverride={name}", "operator.image.tag=v2")
+    assert rendered.one("Job")["metadata"]["name"] != other.one("Job")["metadata"]["name"]
+    assert max(len(document["metadata"]["name"]) for document in rendered.documents) <= 63
 
 
 def test_an_existing_certificate_is_mounted_and_none_is_made(helm: Helm) -> None:
     rendered = helm.render("progress.certificate.existingSecret=mine")
-    assert rendered.of("Secret") == []
+    assert rendered.of("Secret") == rendered.of("Job") == []
     assert rendered.pod()["volumes"][0]["secret"]["secretName"] == "mine"
+    assert len(rendered.of("ServiceAccount")) == 1
 
 
 def test_cert_manager_issues_the_certificate(helm: Helm) -> None:
     prefix = "progress.certificate.certManager"
     rendered = helm.render(f"{prefix}.enabled=true", f"{prefix}.issuerRef.name=ca", f"{prefix}.issuerRef.kind=Issuer")
     certificate = rendered.one("Certificate")["spec"]
-    assert rendered.of("Secret") == []
+    assert rendered.of("Secret") == rendered.of("Job") == []
     assert certificate["dnsNames"] == ["tunery.tunery-system.svc"]
     assert certificate["issuerRef"] == {"name": "ca", "kind": "Issuer"}
     assert certificate["privateKey"] == {"algorithm": "ECDSA", "size": 256, "rotationPolicy": "Always"}
@@ -214,10 +254,17 @@ def test_the_network_policy_lets_in_what_the_service_offers(helm: Helm) -> None:
     assert helm.render().of("NetworkPolicy") == []
     prometheus = [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}]
     rendered = helm.render("networkPolicy.enabled=true", values={"networkPolicy.metricsFrom": prometheus})
-    policy = rendered.one("NetworkPolicy")["spec"]
+    policy, errands = (each["spec"] for each in rendered.of("NetworkPolicy"))
+    labels = rendered.one("Job")["spec"]["template"]["metadata"]["labels"]
+    assert errands["podSelector"]["matchLabels"].items() <= labels.items()
+    (components,) = errands["podSelector"]["matchExpressions"]
+    assert labels[components["key"]] in components["values"]
+    assert (errands["egress"][:-1], "ingress" in errands) == (policy["egress"], False)
+    assert errands["egress"][-1]["to"][0]["podSelector"] == policy["podSelector"]
+    test = [{"podSelector": {"matchLabels": {"app.kubernetes.io/instance": "tunery", components["key"]: "test"}}}]
     assert policy["podSelector"] == rendered.one("Deployment")["spec"]["selector"]
     sources = {rule["ports"][0]["port"]: rule["from"] for rule in policy["ingress"]}
-    assert sources == {"progress": [{"namespaceSelector": {}}], "metrics": prometheus}
+    assert sources == {"progress": [{"namespaceSelector": {}}], "metrics": prometheus + test}
     assert set(sources) == {port["targetPort"] for port in rendered.one("Service")["spec"]["ports"]}
     assert [port["port"] for rule in policy["egress"] for port in rule["ports"]] == [53, 53, 443, 6443]
 
@@ -234,13 +281,21 @@ def test_prometheus_scrapes_every_replica(helm: Helm) -> None:
 
 
 def test_alerts_speak_of_metrics_that_there_are(helm: Helm) -> None:
-    (group,) = helm.render("metrics.rules.enabled=true").one("PrometheusRule")["spec"]["groups"]
+    page = (CHART.parents[1] / "docs" / "operations.md").read_text()
+    base = "https://docs.example.com/operations"
+    rendered = helm.render("metrics.rules.enabled=true", f"metrics.rules.runbookUrl={base}")
+    (group,) = rendered.one("PrometheusRule")["spec"]["groups"]
     known = names_of_metrics()
     for rule in group["rules"]:
         own = set(re.findall(r"tunery_[a-z_]+", rule["expr"]))
         assert own <= known, rule["alert"]
         assert own or re.search("(container|kube)_[a-z_]+{", rule["expr"]), rule["alert"]
         assert rule["annotations"]["summary"]
+        assert rule["annotations"]["runbook_url"] == f"{base}#{rule['alert'].lower()}"
+        assert f"\n#### {rule['alert']}\n" in page
+    assert len(group["rules"]) == page.count("\n#### Tunery")
+    (plain,) = helm.render("metrics.rules.enabled=true").one("PrometheusRule")["spec"]["groups"]
+    assert {key for rule in plain["rules"] for key in rule["annotations"]} == {"summary"}
 
 
 def names_of_metrics() -> set[str]:
@@ -258,6 +313,14 @@ def test_the_documented_command_renders(helm: Helm, page: str) -> None:
     rendered = Rendered.parse(helm.run("template", "tunery", str(CHART), "--kube-version", "1.34.0", *flags))
     assert rendered.env()["TUNERY_TRAINER_IMAGE"] != f"tunery-trainer:{VERSION}"
     assert rendered.one("Deployment")["metadata"]["namespace"] == NAMESPACE
+
+
+def test_the_chart_says_which_kinds_it_brings() -> None:
+    told = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    assert told["maintainers"]
+    crds = yaml.safe_load(told["annotations"]["artifacthub.io/crds"])
+    assert {(crd["kind"], crd["name"]) for crd in crds} == {(kind.value, f"{kind.plural}.tunery.dev") for kind in Kind}
+    assert all(crd["description"] for crd in crds)
 
 
 def test_lint_finds_nothing(helm: Helm) -> None:

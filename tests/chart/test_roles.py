@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from tunery_operator.kube.rbac import (
+    CERTIFICATE_PERMISSIONS,
     CLUSTER_PERMISSIONS,
     NAMESPACED_PERMISSIONS,
     OWN_NAMESPACE_PERMISSIONS,
@@ -40,17 +41,32 @@ def named(documents: list[dict[str, Any]], name: str) -> dict[str, Any]:
 
 def test_the_role_of_the_operator_is_what_its_code_uses(rendered: Rendered) -> None:
     assert rights(named(rendered.of("ClusterRole"), "tunery")) == used(PERMISSIONS)
-    assert [role["metadata"]["name"] for role in rendered.of("Role")] == ["tunery-leader"]
+    assert {role["metadata"]["name"] for role in rendered.of("Role")} == {"tunery-leader", "tunery-certificate"}
 
 
 def test_the_lease_is_the_only_right_in_its_own_namespace(rendered: Rendered) -> None:
-    role = rendered.one("Role")
+    role = named(rendered.of("Role"), "tunery-leader")
     assert role["metadata"]["namespace"] == NAMESPACE
     assert rights(role) == used(OWN_NAMESPACE_PERMISSIONS)
     by_verbs = {tuple(rule["verbs"]): rule.get("resourceNames") for rule in role["rules"]}
     lease = rendered.env()["TUNERY_LEASE_NAME"]
     assert by_verbs == {("create",): None, ("get", "update"): [lease]}
     assert rendered.env()["TUNERY_LEASE_NAMESPACE"] == NAMESPACE
+
+
+def test_the_job_of_the_certificate_may_get_at_two_secrets_by_name_and_nobody_else_at_any(rendered: Rendered) -> None:
+    role = named(rendered.of("Role"), "tunery-certificate")
+    assert rights(role) == used(CERTIFICATE_PERMISSIONS)
+    secret, before = rendered.one("Secret")["metadata"]["name"], "tunery-progress-tls"
+    assert {tuple(rule["resourceNames"]): rule["verbs"] for rule in role["rules"]} == {
+        (secret,): ["get", "patch"],
+        (before,): ["get"],
+    }
+    binding = named(rendered.of("RoleBinding"), "tunery-certificate")
+    account = rendered.one("Job")["spec"]["template"]["spec"]["serviceAccountName"]
+    assert [subject["name"] for subject in binding["subjects"]] == [account]
+    others = [each for each in [*rendered.of("Role"), *rendered.of("ClusterRole")] if each != role]
+    assert [right for each in others for right in rights(each) if right[1] == "secrets"] == []
 
 
 def test_in_namespaced_mode_nothing_but_token_reviews_is_cluster_wide(helm: Helm) -> None:

@@ -49,7 +49,7 @@ system:serviceaccount:{{ .Release.Namespace }}:{{ include "tunery.serviceAccount
   "KUBEFLOW_TRAINER_SERVER_URL" (include "tunery.progressUrl" .)
   "KUBEFLOW_TRAINER_SERVER_CA_CERT" "/etc/tunery/progress-ca.crt"
   "KUBEFLOW_TRAINER_SERVER_TOKEN" "/var/run/tunery-progress/token" -}}
-{{- mergeOverwrite (include "tunery.workEnv" . | fromJson) .Values.trainer.env $progress | toJson -}}
+{{- mergeOverwrite (include "tunery.workEnv" . | fromJson) (include "tunery.jobsEnv" . | fromJson) $progress | toJson -}}
 {{- end -}}
 
 {{/* Those of the door: manifests/server_pod.py sets the same. */}}
@@ -59,12 +59,30 @@ system:serviceaccount:{{ .Release.Namespace }}:{{ include "tunery.serviceAccount
   "KUBEFLOW_TRAINER_SERVER_URL" (include "tunery.progressUrl" .)
   "KUBEFLOW_TRAINER_SERVER_CA_CERT" "/etc/tunery-adapters/progress-ca.crt"
   "KUBEFLOW_TRAINER_SERVER_TOKEN" "/var/run/tunery-progress/token" -}}
-{{- mergeOverwrite $own .Values.trainer.env $progress | toJson -}}
+{{- mergeOverwrite $own (include "tunery.jobsEnv" . | fromJson) $progress | toJson -}}
 {{- end -}}
 
 {{/* Those of the container that brings a server's base model. */}}
 {{- define "tunery.modelEnv" -}}
-{{- mergeOverwrite (include "tunery.workEnv" . | fromJson) .Values.trainer.env | toJson -}}
+{{- mergeOverwrite (include "tunery.workEnv" . | fromJson) (include "tunery.jobsEnv" . | fromJson) | toJson -}}
+{{- end -}}
+
+{{/* What the platform adds to the variables of all of them: trainer.env, and where its authorities are mounted. */}}
+{{- define "tunery.jobsEnv" -}}
+{{- $authorities := dict -}}
+{{- with .Values.trainer.caBundle.configMap -}}
+{{- $authorities = dict "TUNERY_CA_BUNDLE" (printf "/mnt/tunery/ca-bundle/%s" $.Values.trainer.caBundle.key) -}}
+{{- end -}}
+{{- mergeOverwrite (include "tunery.peoplesEnv" . | fromJson) $authorities | toJson -}}
+{{- end -}}
+
+{{/* CEL: whether the volume v holds the platform's certificate authorities; an alternative behind others. */}}
+{{- define "tunery.orAuthorities" -}}
+{{- with .Values.trainer.caBundle -}}
+{{- if .configMap -}}
+{{ printf "|| v.name == 'volume-ca-bundle' && has(v.configMap) && v.configMap.name == '%s' && v.configMap.?items.orValue([]).all(i, i.key == '%s' && i.path == i.key)" .configMap .key }}
+{{- end -}}
+{{- end -}}
 {{- end -}}
 
 {{/* Those of every container that works in /work. */}}

@@ -83,13 +83,37 @@ runtimeClassName: {{ . | quote }}
 {{ include "tunery.placement" .Values.trainer }}
 labels: {{- toYaml .Values.trainer.podLabels | nindent 2 }}
 annotations: {{- toYaml .Values.trainer.podAnnotations | nindent 2 }}
-env: {{- toYaml .Values.trainer.env | nindent 2 }}
+env: {{- include "tunery.peoplesEnv" . | fromJson | toYaml | nindent 2 }}
+caBundle: {{- toYaml .Values.trainer.caBundle | nindent 2 }}
 shmSize: {{ .Values.trainer.shmSize | quote }}
 security:
   {{- range $id := list "runAsUser" "runAsGroup" "fsGroup" }}
   {{ $id }}: {{ get $.Values.trainer.securityContext $id | default nil | toJson }}
   {{- end }}
 gpu: {{- include "tunery.placement" .Values.trainer.gpu | nindent 2 }}
+{{- end -}}
+
+{{/*
+trainer.env; where it names a proxy, what is in the cluster is not reached through it. Libraries differ in which of
+NO_PROXY and no_proxy they read, and none reads both: each that is there gets these, too, and one of them is made.
+*/}}
+{{- define "tunery.peoplesEnv" -}}
+{{- $env := deepCopy .Values.trainer.env -}}
+{{- $proxied := false -}}
+{{- range $name := keys $env -}}
+{{- if regexMatch "^(http|https|all)_proxy$" (lower $name) }}{{ $proxied = true }}{{ end -}}
+{{- end -}}
+{{- if $proxied -}}
+{{- if not (or (hasKey $env "NO_PROXY") (hasKey $env "no_proxy")) }}{{ $_ := set $env "NO_PROXY" "" }}{{ end -}}
+{{- range $name := list "NO_PROXY" "no_proxy" -}}
+{{- if hasKey $env $name -}}
+{{- $hosts := regexSplit "[, ]+" (get $env $name) -1 | compact -}}
+{{- if not (has "*" $hosts) }}{{ $hosts = concat $hosts (list ".svc" ".cluster.local" "localhost" "127.0.0.1") | uniq }}{{ end -}}
+{{- $_ := set $env $name (join "," $hosts) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- toJson $env -}}
 {{- end -}}
 
 {{/* What serving says of AdapterServers, as Serving reads it. */}}

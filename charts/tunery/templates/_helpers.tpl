@@ -78,5 +78,28 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end -}}
 
 {{- define "tunery.tlsSecretName" -}}
-{{- default (printf "%s-progress-tls" (include "tunery.fullname" .)) .Values.progress.certificate.existingSecret -}}
+{{- default (include "tunery.certificateName" .) .Values.progress.certificate.existingSecret -}}
+{{- end -}}
+
+{{/* What pods of the release reach where networkPolicy is on: DNS and the API server. */}}
+{{- define "tunery.egress" -}}
+- to:
+    - namespaceSelector: {}
+  ports:
+    - {port: 53, protocol: UDP}
+    - {port: 53, protocol: TCP}
+- ports:
+    {{- range .Values.networkPolicy.apiServer.ports }}
+    - port: {{ . }}
+    {{- end }}
+  {{- with .Values.networkPolicy.apiServer.to }}
+  to: {{- toYaml . | nindent 4 }}
+  {{- end }}
+{{- end -}}
+
+{{/* Where an alert is explained: its part of docs/operations.md. Takes a list: the root and the alert's name. */}}
+{{- define "tunery.runbook" -}}
+{{- with (index . 0).Values.metrics.rules.runbookUrl -}}
+runbook_url: {{ printf "%s#%s" . (lower (index $ 1)) | quote }}
+{{- end -}}
 {{- end -}}

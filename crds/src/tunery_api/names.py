@@ -60,6 +60,8 @@ FIELD_MANAGER: Final = "tunery"
 PROGRESS_AUDIENCE: Final = "tunery-progress"
 """Audience of the projected token that pods report progress with; useless against the API server."""
 
+CA_BUNDLE_ENV: Final = "TUNERY_CA_BUNDLE"
+"""The path of the certificate authorities that the platform has mounted."""
 PROGRESS_URL_ENV: Final = "KUBEFLOW_TRAINER_SERVER_URL"
 PROGRESS_CA_ENV: Final = "KUBEFLOW_TRAINER_SERVER_CA_CERT"
 PROGRESS_TOKEN_ENV: Final = "KUBEFLOW_TRAINER_SERVER_TOKEN"

@@ -67,6 +67,15 @@ def _free_label(key: str) -> str:
     return key
 
 
+class CaBundle(_Part):
+    """A ConfigMap in the namespace of each job with certificate authorities that its pods trust; no name: none."""
+
+    config_map: ObjectName | Literal[""] = ""
+    key: Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$")] = (
+        "ca-bundle.crt"
+    )
+
+
 class PodTemplate(Placement):
     """What the platform says of every pod of a job; the manifest's scheduling goes before it."""
 
@@ -74,6 +83,7 @@ class PodTemplate(Placement):
     annotations: dict[LabelKey, str] = Field(default_factory=dict)
     env: dict[EnvName, str] = Field(default_factory=dict)
     """Variables of the container, such as HTTPS_PROXY; never a credential, since pods are not secret."""
+    ca_bundle: CaBundle = CaBundle()
     shm_size: QuantityString = "1Gi"
     """Size limit of /dev/shm; it counts as memory of the container."""
     security: PodSecurity = PodSecurity()

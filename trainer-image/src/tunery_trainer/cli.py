@@ -22,6 +22,7 @@ from tunery_api.lorajob import OnStop, PreflightPolicy
 from tunery_api.reasons import ExitCode, FailureReason
 from tunery_api.runspec import PreflightReport, RunResult, RunSpec, Task
 from tunery_common.errors import TuneryError
+from tunery_common.storage.authorities import trust_platform
 from tunery_common.termination import failed_message, write_termination
 from tunery_trainer import STOPPED_RUN_ENV
 from tunery_trainer.commands import OTHER_IMAGE, parse, version
@@ -233,7 +234,9 @@ def _run_container(task: Task, path: Path, stop: StopSignal) -> int:
         stop.hint = GOES_ON
     message: PreflightReport | RunResult
     try:
-        message, code = run_task(task, _read_run_spec(path), stop), ExitCode.OK
+        run = _read_run_spec(path)
+        trust_platform()
+        message, code = run_task(task, run, stop), ExitCode.OK
     except StopRequested as stopped:
         message, code = RunResult(checkpoint=stopped.checkpoint), ExitCode.TERMINATED
     except (Exception, SystemExit) as error:  # noqa: BLE001 (any failure becomes an exit code and a message)

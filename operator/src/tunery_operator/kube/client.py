@@ -12,7 +12,7 @@ from kubernetes.client.api_client import ApiClient
 
 from tunery_operator.errors import ApiFailure
 from tunery_operator.kube.connection import Connection, load_connection
-from tunery_operator.kube.rbac import OWN_NAMESPACE_PERMISSIONS, PERMISSIONS, Call
+from tunery_operator.kube.rbac import OPERATOR_PERMISSIONS, Call
 from tunery_operator.metrics import API_REQUESTS
 
 TIMEOUT: Final = urllib3.Timeout(connect=10, read=30)
@@ -39,7 +39,6 @@ _METHODS: Final = {
     "patch": "PATCH",
     "delete": "DELETE",
 }
-_ALLOWED: Final = PERMISSIONS | OWN_NAMESPACE_PERMISSIONS
 _MERGE_PATCH: Final = "application/merge-patch+json"
 
 Json = dict[str, Any]
@@ -61,13 +60,19 @@ class HttpError(ApiFailure):
 class KubeClient:
     """The API server, as this operator uses it; safe to share between threads."""
 
-    def __init__(self, connection: Connection, timeout: urllib3.Timeout = TIMEOUT) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        timeout: urllib3.Timeout = TIMEOUT,
+        allowed: frozenset[Call] = OPERATOR_PERMISSIONS,
+    ) -> None:
         configuration = connection.configuration
         configuration.connection_pool_maxsize = POOL_SIZE
         # A write that was lost on the way is tried again by the queue, never behind its back.
         configuration.retries = urllib3.Retry(0)
         self._connection = connection
         self._timeout = timeout
+        self._allowed = allowed
         self._pool = ApiClient(configuration).rest_client.pool_manager
 
     def request(
@@ -82,8 +87,8 @@ class KubeClient:
 
         Raises HttpError for an answer of 400 or more, ApiFailure (status 0) where none came.
         """
-        if call not in _ALLOWED:
-            raise ValueError(f"{call} is missing in PERMISSIONS")
+        if call not in self._allowed:
+            raise ValueError(f"{call} is none of the rights that this client has")
         url = self._connection.host + _path(call, namespace, name) + (f"?{urlencode(query)}" if query else "")
         kind = _MERGE_PATCH if call.verb == "patch" else "application/json"
         try:
@@ -138,6 +143,10 @@ def seconds_to_wait(status: int, retry_after: str | None) -> float | None:
     return min(float(retry_after), MAX_RETRY_SECONDS) if retry_after.isdecimal() else DEFAULT_RETRY_SECONDS
 
 
-def load_client(connection: Connection | None = None, timeout: urllib3.Timeout = TIMEOUT) -> KubeClient:
+def load_client(
+    connection: Connection | None = None,
+    timeout: urllib3.Timeout = TIMEOUT,
+    allowed: frozenset[Call] = OPERATOR_PERMISSIONS,
+) -> KubeClient:
     """Return a client for the cluster that the process runs in, else for the current kubeconfig."""
-    return KubeClient(connection or load_connection(), timeout)
+    return KubeClient(connection or load_connection(), timeout, allowed)

@@ -54,6 +54,8 @@ REVIEW_TOKEN: Final = Call("authentication.k8s.io", "tokenreviews", "create")
 GET_LEASE: Final = Call("coordination.k8s.io", "leases", "get")
 CREATE_LEASE: Final = Call("coordination.k8s.io", "leases", "create")
 UPDATE_LEASE: Final = Call("coordination.k8s.io", "leases", "update")
+GET_SECRET: Final = Call("", "secrets", "get")
+PATCH_SECRET: Final = Call("", "secrets", "patch")
 
 DEPLOYMENTS: Final = _resource("Deployment", "apps", "deployments")
 CONFIG_MAPS: Final = _resource("ConfigMap", "", "configmaps")
@@ -115,3 +117,15 @@ PERMISSIONS: Final = NAMESPACED_PERMISSIONS | CLUSTER_PERMISSIONS
 
 OWN_NAMESPACE_PERMISSIONS: Final = frozenset({GET_LEASE, CREATE_LEASE, UPDATE_LEASE})
 """Rights in the operator's own namespace: a Role, where `get` and `update` name the one Lease."""
+
+OPERATOR_PERMISSIONS: Final = PERMISSIONS | OWN_NAMESPACE_PERMISSIONS
+"""Every right of the operator; none is to read a Secret."""
+
+CERTIFICATE_PERMISSIONS: Final = frozenset({GET_SECRET, PATCH_SECRET})
+"""Rights of the Job that makes the certificate, under an account of its own: on the Secrets that hold it, by name."""
+
+TEST_PERMISSIONS: Final = frozenset(
+    {Call(GROUP, plural, "list") for plural in OWNERS}
+    | {LORAJOBS.get, LORAJOBS.create, delete_owner(Kind.LORAJOB.plural)}
+)
+"""Rights of `helm test`, under an account of its own: to read our kinds, and to run one LoRAJob."""

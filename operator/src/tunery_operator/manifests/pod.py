@@ -20,7 +20,14 @@ from tunery_api.names import (
     container_name,
 )
 from tunery_operator.manifests.metadata import labels
-from tunery_operator.manifests.volumes import CA_FILE, TOKEN_DIR, TOKEN_FILE, build_volume_mounts, build_volumes
+from tunery_operator.manifests.volumes import (
+    CA_FILE,
+    TOKEN_DIR,
+    TOKEN_FILE,
+    authorities_env,
+    build_volume_mounts,
+    build_volumes,
+)
 from tunery_operator.plan.types import Image, JobPlan, Progress, Resources
 from tunery_operator.settings import PodSecurity
 
@@ -114,7 +121,7 @@ def env_list(variables: Mapping[str, str]) -> list[dict[str, str]]:
 def _environment(plan: JobPlan) -> dict[str, str]:
     """Return the variables: the platform may move a cache, but not where progress is reported to."""
     progress = {} if plan.progress is None else progress_env(plan.progress, RUN_DIR)
-    return {**ENVIRONMENT, **plan.pod.env, **progress}
+    return {**ENVIRONMENT, **plan.pod.env, **authorities_env(plan.pod), **progress}
 
 
 def progress_env(progress: Progress, ca_folder: str) -> dict[str, str]:

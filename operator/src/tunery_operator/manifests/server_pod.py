@@ -18,7 +18,7 @@ from tunery_operator.manifests.pod import (
     progress_env,
     pull_secrets,
 )
-from tunery_operator.manifests.volumes import Mounted, build_mount
+from tunery_operator.manifests.volumes import Mounted, authorities_env, build_mount
 from tunery_operator.plan.adapterserver import ServerPlan
 from tunery_operator.plan.server_names import DOOR, ENGINE, MODEL, ROLE
 from tunery_operator.plan.types import Image, Resources
@@ -73,13 +73,14 @@ def _model(plan: ServerPlan) -> dict[str, Any]:
     return {
         **_container(MODEL, plan.door, asked, volumes.of_model(plan)),
         "command": _command("fetch-model"),
-        "env": env_list({**ENVIRONMENT, **plan.pod.env}),
+        "env": env_list({**ENVIRONMENT, **plan.pod.env, **authorities_env(plan.pod)}),
     }
 
 
 def _door(plan: ServerPlan) -> dict[str, Any]:
     progress = {} if plan.progress is None else progress_env(plan.progress, DESIRED_DIR)
-    variables = {"HOME": _DOOR_HOME, "PYTHONUNBUFFERED": "1", **plan.pod.env, **progress}
+    variables = {"HOME": _DOOR_HOME, "PYTHONUNBUFFERED": "1", **plan.pod.env}
+    variables |= authorities_env(plan.pod) | progress
     return {
         **_container(DOOR, plan.door, plan.door_resources, volumes.of_door(plan)),
         "command": _command("door"),

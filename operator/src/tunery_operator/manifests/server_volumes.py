@@ -8,7 +8,14 @@ from typing import Any, Final
 from tunery_api.names import WORK_DIR
 from tunery_api.runspec import Purpose
 from tunery_api.serving import ADAPTERS_DIR, DESIRED_DIR, MODEL_DIR, SERVE_DIR, SOCKET_DIR
-from tunery_operator.manifests.volumes import TMP_SIZE, Mounted, secret_mounted, tenant_mounted, token_mounted
+from tunery_operator.manifests.volumes import (
+    TMP_SIZE,
+    Mounted,
+    authorities_mounted,
+    secret_mounted,
+    tenant_mounted,
+    token_mounted,
+)
 from tunery_operator.plan.adapterserver import API_KEYS, ServerPlan
 
 _SOCKET_SIZE: Final = "1Mi"
@@ -30,6 +37,7 @@ def of_model(plan: ServerPlan) -> Iterator[Mounted]:
     # It sees the API keys, too: that there are none is said before anything is brought.
     yield from (secret_mounted(secret) for secret in plan.secrets if secret.purpose in (Purpose.MODEL, API_KEYS))
     yield from map(tenant_mounted, plan.volumes)
+    yield from authorities_mounted(plan.pod)
 
 
 def of_door(plan: ServerPlan) -> Iterator[Mounted]:
@@ -42,12 +50,13 @@ def of_door(plan: ServerPlan) -> Iterator[Mounted]:
     yield _own_tmp("door-tmp")
     yield from (secret_mounted(secret) for secret in plan.secrets if secret.purpose != Purpose.MODEL)
     yield from map(tenant_mounted, plan.volumes)
+    yield from authorities_mounted(plan.pod)
     if plan.progress is not None:
         yield token_mounted()
 
 
 def of_engine(plan: ServerPlan) -> Iterator[Mounted]:
-    """Yield what the engine sees: weights, its socket and folders to work in."""
+    """Yield what the engine sees: weights, its socket and folders to work in; it opens no connection."""
     yield _model(plan, read_only=True)
     yield _adapters(plan, read_only=True)
     yield _socket()

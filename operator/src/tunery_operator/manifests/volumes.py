@@ -5,14 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
-from tunery_api.names import PROGRESS_AUDIENCE, PROGRESS_CA_ANNOTATION, RUN_ANNOTATION, RUN_DIR, RUN_FILE, WORK_DIR
-from tunery_operator.plan.types import JobPlan, SecretMount, VolumeMount
+from tunery_api.names import (
+    CA_BUNDLE_ENV,
+    PROGRESS_AUDIENCE,
+    PROGRESS_CA_ANNOTATION,
+    RUN_ANNOTATION,
+    RUN_DIR,
+    RUN_FILE,
+    VOLUMES_DIR,
+    WORK_DIR,
+)
+from tunery_operator.plan.types import JobPlan, PodExtras, SecretMount, VolumeMount
 
 CA_FILE: Final = "progress-ca.crt"
 TOKEN_DIR: Final = "/var/run/tunery-progress"
 TOKEN_FILE: Final = "token"
 TOKEN_SECONDS: Final = 3600
 TMP_SIZE: Final = "2Gi"
+_AUTHORITIES: Final = "ca-bundle"
 
 
 class Mounted(NamedTuple):
@@ -50,6 +60,7 @@ def _mounted(plan: JobPlan) -> Iterator[Mounted]:
         yield secret_mounted(secret)
     for mount in plan.volumes:
         yield tenant_mounted(mount)
+    yield from authorities_mounted(plan.pod)
     if plan.progress is not None:
         yield token_mounted()
 
@@ -81,6 +92,24 @@ def tenant_mounted(mount: VolumeMount) -> Mounted:
     else:
         volume = {"name": name, "configMap": {"name": mount.config_map, "optional": True}}
     return Mounted(volume, mount.path, mount.read_only)
+
+
+def authorities_mounted(pod: PodExtras) -> Iterator[Mounted]:
+    """Yield the certificate authorities of the platform, where it names any.
+
+    Not optional, as what a tenant names is: the pod waits, the status says MountFailed with the ConfigMap's name, and
+    goes on by itself once it is there. The first to wait is preflight, which holds no GPU.
+    """
+    bundle = pod.ca_bundle
+    if bundle.config_map:
+        source = {"name": bundle.config_map, "items": [{"key": bundle.key, "path": bundle.key}]}
+        yield Mounted({"name": f"volume-{_AUTHORITIES}", "configMap": source}, f"{VOLUMES_DIR}/{_AUTHORITIES}")
+
+
+def authorities_env(pod: PodExtras) -> dict[str, str]:
+    """Return the variable that tells a program of ours where those authorities are."""
+    bundle = pod.ca_bundle
+    return {CA_BUNDLE_ENV: f"{VOLUMES_DIR}/{_AUTHORITIES}/{bundle.key}"} if bundle.config_map else {}
 
 
 def token_mounted() -> Mounted:

@@ -72,6 +72,8 @@ class ServerPlan:
             "pod": [dict(self.pod.env), self.pod.shm_size, self.pod.security.model_dump(mode="json")],
             "progress": self.progress and self.progress.url,
         }
+        if self.pod.ca_bundle.config_map:  # else as before there were any: an upgrade makes no new pods
+            whole["authorities"] = self.pod.ca_bundle.model_dump(mode="json")
         return _digest(whole)
 
     def serve_json(self) -> dict[str, Any]:

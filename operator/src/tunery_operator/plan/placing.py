@@ -66,6 +66,7 @@ def pod_extras(owner: Owner, settings: Settings) -> PodExtras:
         env=template.env,
         shm_size=template.shm_size,
         security=template.security,
+        ca_bundle=template.ca_bundle,
     )
 
 

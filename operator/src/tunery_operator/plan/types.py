@@ -9,7 +9,7 @@ from typing import Final, Protocol
 from tunery_api.inputs import OutputSpec
 from tunery_api.placement import SchedulingSpec
 from tunery_api.runspec import RunSpec, Task
-from tunery_operator.settings import PodSecurity
+from tunery_operator.settings import CaBundle, PodSecurity
 from tunery_operator.views.job import authority_name
 from tunery_operator.views.owner import Owner
 
@@ -140,6 +140,7 @@ class PodExtras:
     env: Mapping[str, str] = field(default_factory=dict)
     shm_size: str = "1Gi"
     security: PodSecurity = field(default_factory=PodSecurity)
+    ca_bundle: CaBundle = field(default_factory=CaBundle)
 
 
 @dataclass(frozen=True, slots=True)

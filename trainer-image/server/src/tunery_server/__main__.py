@@ -15,6 +15,8 @@ from pydantic import ValidationError
 
 from tunery_api.runspec import Task
 from tunery_api.serving import Desired, ReplicaState, ServeSpec
+from tunery_common.errors import TuneryError
+from tunery_common.storage.authorities import trust_platform
 from tunery_server import fetch_model
 from tunery_server.adapters.loop import Loader
 from tunery_server.batch import program
@@ -44,7 +46,18 @@ def main(arguments: Sequence[str]) -> int:
     except (OSError, ValidationError) as error:
         logger.error("%s cannot be read: %s", options.spec, error)  # noqa: TRY400 - its trace says no more
         return 2
-    return fetch_model.main(spec) if options.command == FETCH else asyncio.run(serve(spec))
+    if options.command == FETCH:
+        return fetch_model.main(spec)
+    _trust_platform()
+    return asyncio.run(serve(spec))
+
+
+def _trust_platform() -> None:
+    """Trust the platform's authorities; a door that has lost them serves what it has, and says of the rest why not."""
+    try:
+        trust_platform()
+    except TuneryError as error:
+        logger.error("%s: %s", error.reason, error.message)  # noqa: TRY400 - its trace says no more
 
 
 class Replica:

@@ -18,6 +18,7 @@ from tunery_common.errors import DISK_FULL, TuneryError, first_line
 from tunery_common.inputs.fetch import claim_model_files, fetch_model
 from tunery_common.inputs.headers import BadHeader, read_header
 from tunery_common.inputs.location import FetchedModel, Location
+from tunery_common.storage.authorities import trust_platform
 from tunery_common.storage.credentials import HUB_KEYS, S3_KEYS, Credentials, ambient, from_secret
 from tunery_common.termination import write_termination
 from tunery_server.adapters.base import RECORD
@@ -33,6 +34,7 @@ def main(spec: ServeSpec) -> int:
     """Bring the model; return the exit code, with the failure in the termination message and on stderr."""
     try:
         _check_keys(spec)
+        trust_platform()
         bring_model(spec)
     except Exception as error:  # noqa: BLE001 (the last words of a container)
         failure = _explained(error)

@@ -16,6 +16,7 @@ from tunery_api.reasons import ExitCode, FailureReason
 from tunery_api.runspec import Failure, RunResult, RunSpec, Task
 from tunery_api.scrub import scrub
 from tunery_common.errors import DISK_FULL, TuneryError, first_line
+from tunery_common.storage.authorities import trust_platform
 from tunery_common.termination import clear_termination, write_termination
 from tunery_server.batch.progress import Progress
 from tunery_server.batch.run import Pace, run_batch, run_report
@@ -37,6 +38,7 @@ def main(path: Path, pace: Pace | None = None, task: Task = Task.BATCH) -> int:
     message, code = RunResult(), ExitCode.OK
     try:
         run = read_run_spec(path)
+        trust_platform()
         _prepare_environment(Path(run.work_dir))
         again = task is Task.REPORT
         message = run_report(run) if again else run_batch(run, progress, stop, pace or Pace())

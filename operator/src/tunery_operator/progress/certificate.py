@@ -1,0 +1,205 @@
+"""The program of the chart's Job that makes the endpoint's certificate, once, and keeps it in the Secret beside it.
+
+`python -m tunery_operator.progress.certificate` runs under a ServiceAccount of its own, which may read and change that
+one Secret; the operator may read none. The chart makes the Secret empty, so that what it renders is always the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import binascii
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, NamedTuple
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from tunery_operator.errors import ApiFailure
+from tunery_operator.kube.client import KubeClient, load_client
+from tunery_operator.kube.rbac import CERTIFICATE_PERMISSIONS, GET_SECRET, PATCH_SECRET
+
+logger = logging.getLogger(__name__)
+
+LEAST_LEFT: Final = timedelta(days=30)
+"""A certificate that ends sooner is made anew."""
+_CLOCKS_DIFFER: Final = timedelta(hours=1)
+_PEM: Final = serialization.Encoding.PEM
+
+
+class Unusable(Exception):
+    """What a Secret holds is no certificate for the endpoint; the message says why."""
+
+
+class Files(NamedTuple):
+    """What the Secret holds, as PEM: the authority that pods trust, the endpoint's certificate and its key."""
+
+    ca: bytes
+    certificate: bytes
+    key: bytes
+
+
+_KEYS: Final = Files("ca.crt", "tls.crt", "tls.key")  # type: ignore[arg-type] # names in place of contents
+
+
+def make(host: str, days: int, now: datetime) -> Files:
+    """Return a new authority and a certificate of it for one host name; the authority's key is thrown away.
+
+    On curve P-256: a handshake costs the operator a fraction of what one with RSA does.
+    """
+    ca_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
+    ends = now + timedelta(days=days)
+    issuer = _name("tunery-progress-ca")
+    ca_id = x509.SubjectKeyIdentifier.from_public_key(ca_key.public_key())
+    ca = _builder(issuer, issuer, ca_key.public_key(), now, ends)
+    ca = ca.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+    ca = ca.add_extension(_usage(signs=True), critical=True).add_extension(ca_id, critical=False)
+    of_ca = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(ca_id)
+    leaf = _builder(_name("tunery-progress"), issuer, key.public_key(), now, ends)
+    leaf = leaf.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+    leaf = leaf.add_extension(_usage(signs=False), critical=True).add_extension(of_ca, critical=False)
+    leaf = leaf.add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+    leaf = leaf.add_extension(x509.SubjectAlternativeName([x509.DNSName(host)]), critical=False)
+    private = serialization.PrivateFormat.PKCS8
+    return Files(
+        ca.sign(ca_key, hashes.SHA256()).public_bytes(_PEM),
+        leaf.sign(ca_key, hashes.SHA256()).public_bytes(_PEM),
+        key.private_bytes(_PEM, private, serialization.NoEncryption()),
+    )
+
+
+def _name(common: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common)])
+
+
+def _builder(
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, now: datetime, ends: datetime
+) -> x509.CertificateBuilder:
+    builder = x509.CertificateBuilder().subject_name(subject).issuer_name(issuer).public_key(key)
+    builder = builder.serial_number(x509.random_serial_number())
+    # The clock of a node may be behind.
+    return builder.not_valid_before(now - _CLOCKS_DIFFER).not_valid_after(ends)
+
+
+def _usage(*, signs: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not signs,
+        key_cert_sign=signs,
+        crl_sign=signs,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def check(files: Files, host: str, now: datetime) -> None:
+    """Raise Unusable unless pods that trust the authority can talk to `host` for thirty more days."""
+    try:
+        authorities = x509.load_pem_x509_certificates(files.ca)
+        certificate = x509.load_pem_x509_certificate(files.certificate)
+        key = serialization.load_pem_private_key(files.key, None)
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (ValueError, TypeError, x509.ExtensionNotFound) as error:
+        raise Unusable(f"it cannot be read: {error}") from error
+    if host not in names.get_values_for_type(x509.DNSName):
+        raise Unusable(f"it is not for {host}")
+    if key.public_key() != certificate.public_key():
+        raise Unusable("its key is another one's")
+    if not any(_vouches(authority, certificate) for authority in authorities):
+        raise Unusable("no authority in ca.crt vouches for it")
+    if min(each.not_valid_after_utc for each in (certificate, *authorities)) < now + LEAST_LEFT:
+        raise Unusable(f"it ends within {LEAST_LEFT.days} days")
+
+
+def _vouches(authority: x509.Certificate, certificate: x509.Certificate) -> bool:
+    try:
+        certificate.verify_directly_issued_by(authority)
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
+
+
+class Wanted(NamedTuple):
+    """What the chart asks for: where the certificate is kept, for which host, and for how long."""
+
+    namespace: str
+    secret: str
+    host: str
+    days: int
+    before: str
+    """The Secret of charts up to 0.1.0, which made the certificate while they rendered; empty: there is none."""
+
+
+def ensure(client: KubeClient, wanted: Wanted, now: datetime) -> str:
+    """Let the Secret hold a certificate; return what was done.
+
+    One that is good stays as it is, as pods trust it that run. Raises Unusable where there is no such Secret, and
+    ApiFailure where the API server does not answer, or another run was faster.
+    """
+    present = client.get(GET_SECRET, wanted.namespace, wanted.secret)
+    if present is None:
+        raise Unusable(f"the Secret {wanted.secret} does not exist in {wanted.namespace}; the chart makes it, empty")
+    why = _why_not(present, wanted.host, now)
+    if why is None:
+        return f"the certificate in the Secret {wanted.secret} is kept"
+    files, source = make(wanted.host, wanted.days, now), f"made: {why}"
+    if wanted.before:
+        before = client.get(GET_SECRET, wanted.namespace, wanted.before)
+        if before is not None and _why_not(before, wanted.host, now) is None:
+            files, source = _files(before), f"taken over from the Secret {wanted.before}"
+    data = {name: base64.b64encode(pem).decode() for name, pem in zip(_KEYS, files, strict=True)}
+    # With its version: of two runs one writes, and the other one looks again.
+    body = {"metadata": {"resourceVersion": present["metadata"]["resourceVersion"]}, "data": data}
+    client.request(PATCH_SECRET, wanted.namespace, wanted.secret, body)
+    return f"the certificate for {wanted.host} in the Secret {wanted.secret} was {source}"
+
+
+def _why_not(secret: Mapping[str, Any], host: str, now: datetime) -> str | None:
+    """Return why a Secret does not do, or None where it does."""
+    try:
+        check(_files(secret), host, now)
+    except Unusable as error:
+        return str(error)
+    return None
+
+
+def _files(secret: Mapping[str, Any]) -> Files:
+    data = secret.get("data") or {}
+    if missing := [name for name in _KEYS if not data.get(name)]:
+        raise Unusable(f"{', '.join(map(str, missing))} was not there")
+    try:
+        return Files(*(base64.b64decode(data[name], validate=True) for name in _KEYS))
+    except binascii.Error as error:
+        raise Unusable(f"it cannot be read: {error}") from error
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Do what the Job is for; return its exit code."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name in ("namespace", "secret", "host"):
+        parser.add_argument(f"--{name}", required=True)
+    parser.add_argument("--days", type=int, required=True)
+    parser.add_argument("--before", default="")
+    asked = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    wanted = Wanted(asked.namespace, asked.secret, asked.host, asked.days, asked.before)
+    try:
+        done = ensure(load_client(allowed=CERTIFICATE_PERMISSIONS), wanted, datetime.now(UTC))
+    except (ApiFailure, Unusable) as error:
+        logger.error("%s", error)  # noqa: TRY400 - a sentence for people, who need no traceback
+        return 1
+    logger.info("%s", done)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,220 @@
+"""The program of `helm test`: whether an installation works, from a pod of its own, one sentence for each step.
+
+Without a bucket it sees how far a LoRAJob comes that cannot succeed: its preflight runs, and says in the status which
+Secret it misses. With one it trains the tiny model that `tunery_common.inputs.sample` has put there, to Succeeded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import ssl
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import urllib3
+
+from tunery_api.kinds import Kind
+from tunery_api.names import GROUP
+from tunery_api.reasons import FailureReason
+from tunery_operator.errors import ApiFailure
+from tunery_operator.kube.client import KubeClient, load_client
+from tunery_operator.kube.rbac import LORAJOBS, OWNERS, TEST_PERMISSIONS, Call, delete_owner
+
+NAME: Final = "helm-test"
+MISSING: Final = "helm-test-has-no-bucket"
+"""The name of a Secret that nobody has."""
+_STRANGER: Final = {"Authorization": "Bearer not-a-token"}
+_ANSWERS: Final = (401, 503)
+"""To a stranger: of the replica that leads, and of the one that stands by."""
+_LOOK_SECONDS: Final = 2.0
+
+Json = dict[str, Any]
+logger = logging.getLogger(__name__)
+
+
+class Broken(Exception):
+    """Something of the installation does not work; the message says what, and what to look at."""
+
+
+class Asked(NamedTuple):
+    """What the chart tells of the installation, and what to train."""
+
+    namespace: str
+    progress_url: str
+    ready_url: str
+    authority: Path
+    output_uri: str
+    secret: str
+    account: str
+    seconds: float
+    """How long the job may take."""
+
+
+def check_api(client: KubeClient, asked: Asked) -> str:
+    """See that the API server serves every kind."""
+    for plural in OWNERS:
+        try:
+            client.request(Call(GROUP, plural, "list"), asked.namespace, query={"limit": "1"})
+        except ApiFailure as error:
+            raise Broken(f"{error}; are the CRDs installed (crds.install), and of this version?") from error
+    return f"the API server serves {', '.join(OWNERS)}"
+
+
+def check_operator(asked: Asked) -> str:
+    """See that the operator says it is ready."""
+    try:
+        answer = urllib3.PoolManager().request("GET", asked.ready_url, timeout=10, retries=3)
+    except urllib3.exceptions.HTTPError as error:
+        raise Broken(f"{asked.ready_url} does not answer: {error}; do the operator's pods run?") from error
+    if answer.status != 200:
+        raise Broken(f"the operator is not ready: {answer.data[:500].decode(errors='replace')}")
+    return "the operator is ready"
+
+
+def check_certificate(asked: Asked) -> str:
+    """See that a pod which trusts the endpoint's authority can report there, and a stranger cannot."""
+    context = ssl.create_default_context(cafile=asked.authority)
+    pool = urllib3.PoolManager(ssl_context=context)
+    try:
+        answer = pool.request("POST", asked.progress_url, body=b"{}", headers=_STRANGER, timeout=10, retries=3)
+    except urllib3.exceptions.HTTPError as error:
+        hint = "does its certificate fit, and does a NetworkPolicy let pods in?"
+        raise Broken(f"{asked.progress_url} does not answer: {error}; {hint}") from error
+    if answer.status not in _ANSWERS:
+        raise Broken(f"{asked.progress_url} answered a stranger with {answer.status}")
+    return f"pods can report to {asked.progress_url}, whose certificate is good, and a stranger is refused"
+
+
+def job_of(asked: Asked) -> Json:
+    """Return the LoRAJob to run: one that trains, or, where there is no bucket, one whose preflight has to complain."""
+    secret, place = asked.secret, asked.output_uri.rstrip("/")
+    if not place:
+        secret, place = MISSING, f"s3://{MISSING}"
+    opened = {"secretRef": {"name": secret}} if secret else {}
+    return {
+        "apiVersion": f"{GROUP}/v1alpha1",
+        "kind": Kind.LORAJOB.value,
+        "metadata": {"name": NAME, "namespace": asked.namespace},
+        "spec": {
+            "model": {"uri": f"{place}/model", "servedName": "sample", **opened},
+            "dataset": {"uri": f"{place}/rows.jsonl", **opened},
+            "method": "LoRA",
+            "lora": {"rank": 2},
+            "training": {"maxSteps": 20},
+            "output": {"uri": f"{place}/adapter", "overwrite": True, **opened},
+            "resources": {"gpus": 0, "cpu": "1", "memory": "3Gi", "ephemeralStorage": "4Gi"},
+            **({"scheduling": {"serviceAccountName": asked.account}} if asked.account else {}),
+        },
+    }
+
+
+def check_job(client: KubeClient, asked: Asked, clock: Callable[[], float] = time.monotonic) -> str:
+    """Run the LoRAJob to its end, and remove it."""
+    body = job_of(asked)
+    _remove(client, asked.namespace)  # of an earlier test
+    _wait(lambda: client.get(LORAJOBS.get, asked.namespace, NAME) is None, clock() + 60, clock)
+    client.request(LORAJOBS.create, asked.namespace, body=body)
+    status = _followed(client, asked, clock)
+    told = _judged(status, bool(asked.output_uri))
+    _remove(client, asked.namespace)
+    return told
+
+
+def _remove(client: KubeClient, namespace: str) -> None:
+    """Delete the job; it is gone when its Jobs are, whose names the next one needs."""
+    try:
+        query = {"propagationPolicy": "Foreground"}
+        client.request(delete_owner(Kind.LORAJOB.plural), namespace, NAME, query=query)
+    except ApiFailure as error:
+        if error.status != 404:
+            raise
+
+
+def _followed(client: KubeClient, asked: Asked, clock: Callable[[], float]) -> Json:
+    """Return the status at the job's end, and tell each phase on the way."""
+    seen: list[str] = []
+    status: Json = {}
+
+    def ended() -> bool:
+        nonlocal status
+        status = (client.get(LORAJOBS.get, asked.namespace, NAME) or {}).get("status") or {}
+        phase = str(status.get("phase", ""))
+        if phase and phase not in seen:
+            seen.append(phase)
+            logger.info("     %s is %s", NAME, phase)
+        return phase in ("Succeeded", "Failed")
+
+    if not _wait(ended, clock() + asked.seconds, clock):
+        last = "; ".join(f"{each['type']}={each['status']} {each.get('message', '')}" for each in _conditions(status))
+        look = f"kubectl -n {asked.namespace} describe lorajob {NAME}"
+        raise Broken(f"{NAME} has not ended within {asked.seconds:.0f} s: {last or 'it has no status'}; see {look}")
+    return status
+
+
+def _wait(check: Callable[[], bool], end: float, clock: Callable[[], float]) -> bool:
+    """Look again and again until it is so; return whether it came to be."""
+    while not check():
+        if clock() > end:
+            return False
+        time.sleep(_LOOK_SECONDS)
+    return True
+
+
+def _conditions(status: Json) -> list[Json]:
+    found: list[Json] = status.get("conditions") or []
+    return found
+
+
+def _judged(status: Json, trains: bool) -> str:
+    """Return what the end shows; raises Broken where it is not the one that was to come."""
+    failed = next(
+        (each for each in _conditions(status) if each["type"] == "Succeeded" and each["status"] == "False"), {}
+    )
+    reason, message = str(failed.get("reason", "")), str(failed.get("message", ""))
+    if trains:
+        if status.get("phase") != "Succeeded":
+            raise Broken(f"{NAME} has failed: {reason}: {message}")
+        return f"a LoRAJob trained on a CPU, and its adapter lies at {status.get('adapter', {}).get('uri')}"
+    if reason != FailureReason.SECRET_NOT_FOUND:
+        raise Broken(f"the preflight of {NAME} was to miss the Secret {MISSING}, and said {reason}: {message}")
+    return (
+        "a LoRAJob's preflight ran, and told as it should that there is no bucket (test.outputUri names one to train)"
+    )
+
+
+def _asked(arguments: Sequence[str] | None) -> Asked:
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name in ("namespace", "progress-url", "ready-url"):
+        parser.add_argument(f"--{name}", required=True)
+    parser.add_argument("--authority", type=Path, required=True)
+    for name in ("output-uri", "secret", "account"):
+        parser.add_argument(f"--{name}", default="")
+    parser.add_argument("--seconds", type=float, required=True)
+    return Asked(**vars(parser.parse_args(arguments)))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Take every step, tell of each, and stop at the first that fails; return the exit code."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    asked, client = _asked(arguments), load_client(allowed=TEST_PERMISSIONS)
+    steps: tuple[Callable[[], str], ...] = (
+        lambda: check_api(client, asked),
+        lambda: check_operator(asked),
+        lambda: check_certificate(asked),
+        lambda: check_job(client, asked),
+    )
+    for step in steps:
+        try:
+            logger.info("ok   %s", step())
+        except (Broken, ApiFailure) as error:
+            logger.info("FAIL %s", error)
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
