@@ -15,7 +15,7 @@ from tunery_api.serverstatus import ServerCondition, ServerPhase
 from tunery_api.status import ConditionType, Phase
 
 from .schemas import Kind, kinds
-from .shown import ROOT, Command
+from kit.shown import ROOT, Command
 from cluster import binaries
 
 _OPTION: Final = re.compile(r"^ +(?:-(?P<short>\w), )?--(?P<long>[\w-]+)=(?P<default>\S*):$", re.MULTILINE)
@@ -171,17 +171,17 @@ def _explained(found: Read) -> Iterator[str]:
 
 
 def _paths(found: Read, kind: Kind) -> Iterator[str]:
-    texts = [
-        value for value in found.values("-o", "--output") if value.partition("=")[0] in ("jsonpath", "custom-columns")
-    ]
-    texts += [value for value in found.values("--for") if value.startswith("jsonpath=")]
+    texts = [text for text in found.values("-o", "--output") if re.match(r"(jsonpath|custom-columns)=", text)]
+    texts += [text for text in found.values("--for") if text.startswith("jsonpath=")]
     for text in texts:
-        form, _, told = text.partition("=")
-        paths = re.findall(r"\{(?:range )?(\.[^{}]*)\}", told)
+        form, _, shown = text.partition("=")
         if form == "custom-columns":
-            paths = [column.partition(":")[2] for column in told.split(",")]
-        elif not re.match(r"\{.*\}", told, re.DOTALL):
-            yield f"{told}: a JSONPath stands in braces"
+            paths = [column.partition(":")[2] for column in shown.split(",")]
+        elif not re.match(r".*\{.*\}", shown, re.DOTALL):
+            yield f"{shown}: a JSONPath stands in braces"
+            continue
+        else:
+            paths = [*_read_paths(shown)]
         for path in paths:
             missing = kind.missing(path.removeprefix(".items[*]"))
             if missing:
@@ -189,6 +189,20 @@ def _paths(found: Read, kind: Kind) -> Iterator[str]:
     for path in found.values("--sort-by"):
         if missing := kind.missing(path.strip("{}")):
             yield f"{kind.name} has no field {path}: {missing}"
+
+
+def _read_paths(text: str) -> Iterator[str]:
+    """Return the paths of a JSONPath template, those within a range from the object's root."""
+    within = [""]
+    for part in re.findall(r"\{([^{}]*)\}", text):
+        word, _, path = part.partition(" ")
+        if word == "range":
+            within.append(within[-1] + path)
+            yield within[-1]
+        elif word == "end":
+            within.pop()
+        elif part.startswith("."):
+            yield within[-1] + part
 
 
 def _selected(found: Read, kind: Kind) -> Iterator[str]:

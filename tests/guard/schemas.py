@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from .shown import ROOT
+from kit.shown import ROOT
 
 _STEP = re.compile(
     r"\.?(?P<name>[A-Za-z_][\w-]*)|\[(?P<index>\d+|\*)\]|\[\?\(@(?P<filter>\.[\w.]+)[^)]*\)\]|\[(?P<quoted>'[^']+')\]"

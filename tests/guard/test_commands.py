@@ -21,7 +21,7 @@ from tunery_common.errors import TuneryError
 from tunery_trainer.commands import parse
 
 from . import kubectl_words
-from .shown import PAGES, ROOT, SHELLS, SUBSTITUTED, Block, Command, blocks, commands, inline
+from kit.shown import PAGES, ROOT, SHELLS, SUBSTITUTED, Block, Command, blocks, commands, inline
 from cluster import binaries
 
 TESTS: Final = ROOT / "tests"
@@ -257,6 +257,8 @@ def test_every_command_is_run_by_a_test_or_checked_or_says_what_it_needs(
         ("kubectl get lorajob a -o jsonpath='{.status.failures}'", "LoRAJob has no field .status.failures"),
         ("""kubectl get lorajob a -o jsonpath='{.status.conditions[?(@.type=="Failed")].reason}'""", ""),
         ("""kubectl get lorajob a -o jsonpath='{.status.conditions[?(@.kind=="Failed")].reason}'""", ".kind"),
+        ("kubectl get lj a -o jsonpath='{range .status.conditions[*]}{.type}: {.reason}{\"\\n\"}{end}{.kind}'", ""),
+        ("kubectl get lj a -o jsonpath='{range .status.conditions[*]}{.kind}{end}'", ".status.conditions[*].kind"),
         ("kubectl get lorajobs -o custom-columns=A:.metadata.name,B:.status.fase", ".status.fase"),
         ("kubectl get lorajobs --field-selector status.phase=Trains", "LoRAJob has no phase Trains"),
         ("kubectl get lorajobs --field-selector spec.method=LoRA", "cannot be selected by spec.method"),
@@ -295,7 +297,8 @@ def test_a_block_is_told_with_its_page_and_line_and_a_comment_says_who_runs_it_o
     oc = "```sh\noc new-project a\n```\n"
     page.write_text(
         f"# A page\n\n{oc}\n<!-- needs: OpenShift -->\n\n{oc}\n<!-- needs: OpenShift -->\n"
-        "```console\n$ kubectl gets pods\nkubectl prints this\n```\n\n```\nkubectl get pods\n```\n\n<!-- run by: guard/test_docs.py::test_nothing -->\n"
+        "```console\n$ kubectl gets pods\nkubectl prints this\n```\n\n```\nkubectl get pods\n```\n\n"
+        "<!-- run by: guard/test_docs.py::test_nothing -->\n"
         f"{oc}\n<!-- run by: guard/test_docs.py::test_every_make_target_exists -->\n{oc}"
     )
     shown = Page(page)
