@@ -16,7 +16,7 @@ from controller.process import OperatorProcess
 from controller.test_kueue import hold, queued
 
 from kit.kubectl import Kubectl, wait_for
-from kit.shown import PROMPT, ROOT, blocks
+from kit.shown import PROMPT, ROOT, Block, blocks
 
 PAGE = ROOT / "docs" / "troubleshooting.md"
 HERE = "controller/test_troubleshooting.py::test_each_symptom_prints_what_the_page_shows"
@@ -89,6 +89,22 @@ def as_shown(text: str) -> re.Pattern[str]:
     return re.compile(".*".join(parts), re.DOTALL)
 
 
+class Shown:
+    """A block of the page, and what its command prints in a namespace."""
+
+    def __init__(self, block: Block, kubectl: Kubectl, namespace: Namespace) -> None:
+        self.command, _, self.output = block.text.removeprefix(PROMPT).partition("\n")
+        self.where = block.where
+        self.printed = ""
+        self._words = [*shlex.split(self.command)[1:], "-n", namespace.name]
+        self._kubectl = kubectl
+
+    def is_true(self) -> bool:
+        """Ask kubectl, and compare."""
+        self.printed = self._kubectl.run(*self._words)
+        return as_shown(self.output).fullmatch(" ".join(self.printed.split())) is not None
+
+
 def test_each_symptom_prints_what_the_page_shows(
     api: Api, operator: OperatorProcess, api_server: Kubectl, node: None
 ) -> None:
@@ -97,14 +113,8 @@ def test_each_symptom_prints_what_the_page_shows(
     for make, namespace in zip(SYMPTOMS, namespaces, strict=True):
         make(namespace)
     for block, namespace in zip(shown, namespaces, strict=True):
-        command, _, output = block.text.removeprefix(PROMPT).partition("\n")
-        wanted, printed = as_shown(output), [""]
-
-        def matches(words: list[str] = shlex.split(command), name: str = namespace.name) -> bool:
-            printed[0] = api_server.run(*words[1:], "-n", name)
-            return wanted.fullmatch(" ".join(printed[0].split())) is not None
-
+        told = Shown(block, api_server, namespace)
         try:
-            wait_for("what the page shows", matches, timeout=30)
+            wait_for("what the page shows", told.is_true, timeout=30)
         except TimeoutError:
-            pytest.fail(f"{block.where}: {command}\nprints\n{printed[0]}\nand not\n{output}")
+            pytest.fail(f"{told.where}: {told.command}\nprints\n{told.printed}\nand not\n{told.output}")

@@ -15,8 +15,8 @@ from tunery_api.serverstatus import ServerCondition, ServerPhase
 from tunery_api.status import ConditionType, Phase
 
 from .schemas import Kind, kinds
-from kit.shown import ROOT, Command
 from cluster import binaries
+from kit.shown import ROOT, Command
 
 _OPTION: Final = re.compile(r"^ +(?:-(?P<short>\w), )?--(?P<long>[\w-]+)=(?P<default>\S*):$", re.MULTILINE)
 _TWO_WORDS: Final = {"create", "rollout", "auth", "config", "set", "top", "certificate"}

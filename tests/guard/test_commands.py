@@ -21,8 +21,8 @@ from tunery_common.errors import TuneryError
 from tunery_trainer.commands import parse
 
 from . import kubectl_words
-from kit.shown import PAGES, ROOT, SHELLS, SUBSTITUTED, Block, Command, blocks, commands, inline
 from cluster import binaries
+from kit.shown import PAGES, ROOT, SHELLS, SUBSTITUTED, Block, Command, blocks, commands, inline
 
 TESTS: Final = ROOT / "tests"
 CHART: Final = "charts/tunery"
@@ -41,6 +41,7 @@ OF_INSTALLS: Final = {
     "--atomic",
 }
 """Flags of `helm install` and `upgrade` that `helm template` does without."""
+OF_TWO_WORDS: Final = {"get", "repo", "show", "search", "registry", "dependency"}
 LOOKS_LIKE_ONE: Final = re.compile(
     r"^(\$ )?(kubectl|helm|make|docker|buildah|git|curl|aws|oc|eksctl|flux|argocd|pip|vllm|eval|python3? -m|export|"
     r"tests/\.venv/\S+|cat >|for \w+ in) |^[A-Z_]+=\S",
@@ -68,7 +69,9 @@ class Page:
 
 @cache
 def helm_flags(verb: str) -> set[str]:
-    told = subprocess.run([helm(), verb, "--help"], capture_output=True, text=True, timeout=30, check=False).stdout
+    told = subprocess.run(
+        [helm(), *verb.split(), "--help"], capture_output=True, text=True, timeout=30, check=False
+    ).stdout
     return {f"--{name}" for name in re.findall(r"^ +(?:-\w, )?--([\w-]+)", told, re.MULTILINE)} | {
         f"-{name}" for name in re.findall(r"^ +-(\w), --", told, re.MULTILINE)
     }
@@ -82,6 +85,8 @@ def helm() -> str:
 def helm_problems(command: Command, files: Files) -> Iterator[str]:
     """Flags by helm's own help; what is said of our chart is rendered, so that its schema judges the values."""
     verb, *rest = command.words[1:]
+    if verb in OF_TWO_WORDS and rest:
+        verb = f"{verb} {rest.pop(0)}"
     flags = [word.partition("=")[0] for word in rest if word.startswith("-")]
     unknown = [flag for flag in flags if flag not in helm_flags(verb)]
     if unknown:
