@@ -27,7 +27,8 @@ _NAMES: Final = (
     "configmaps cm namespace namespaces ns node nodes event events lease leases crd crds resourcequota resourcequotas "
     "quota networkpolicy networkpolicies serviceaccount serviceaccounts sa persistentvolumeclaim pvc role roles "
     "rolebinding rolebindings clusterrole clusterroles limitrange limitranges endpointslices all "
-    "validatingadmissionpolicy validatingadmissionpolicies localqueue localqueues clusterqueue clusterqueues "
+    "validatingadmissionpolicy validatingadmissionpolicies certificate certificates localqueue localqueues "
+    "clusterqueue clusterqueues "
     "resourceflavor resourceflavors workload workloads workloads.kueue.x-k8s.io"
 )
 _BUILT_IN: Final = frozenset(_NAMES.split())
