@@ -22,7 +22,8 @@ REGISTRY = "registry.example.com/tunery"
 
 def documented() -> set[str]:
     """Return the names in the first column of the table of values."""
-    rows = re.findall(r"^\| (`.*?) \|", PAGE, re.MULTILINE)
+    (table,) = re.findall(r"^\| value \| meaning \|\n(.*?)\n\n", PAGE, re.MULTILINE | re.DOTALL)
+    rows = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
     return {name.removesuffix(".*") for row in rows for name in re.findall(r"`([^`]+)`", row)}
 
 
