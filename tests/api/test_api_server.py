@@ -8,12 +8,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import yaml
 
 from tunery_api.errors import InvalidSpec
 from tunery_api.validation import parse_lorajob
 
 from kit.examples import EXAMPLES, bundle, documents
 from kit.kubectl import Kubectl, KubectlError
+from kit.shown import PAGES, blocks
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +34,28 @@ def lorajob(name: str, **blocks: Any) -> dict[str, Any]:
 def test_every_example_is_accepted_strictly(api_server: Kubectl, namespace: str, path: Any) -> None:
     told = api_server.run("apply", "--dry-run=server", "-n", namespace, "-f", "-", stdin=bundle(path))
     assert told.count("created") == len(documents(path)) > 0
+
+
+def shown_objects() -> list[dict[str, Any]]:
+    """Return the whole objects in the text of the docs, those of other projects' kinds left out."""
+    texts = [block.text for page in PAGES for block in blocks(page) if block.language == "yaml"]
+    found = [each for text in texts if "apiVersion:" in text for each in yaml.safe_load_all(text)]
+    return [each for each in found if "." not in each["apiVersion"] or each["apiVersion"].endswith(OWN)]
+
+
+OWN = (".k8s.io/v1", "tunery.dev/v1alpha1")
+
+
+def test_every_object_in_the_text_of_the_docs_is_accepted_strictly(api_server: Kubectl, namespace: str) -> None:
+    objects = shown_objects()
+    kinds = {each["kind"] for each in objects}
+    assert kinds >= {"LoRAJob", "AdapterServer", "NetworkPolicy", "PersistentVolumeClaim", "ResourceQuota", "Role"}
+    for each in objects:
+        if each["kind"] != "Namespace":
+            each["metadata"]["namespace"] = namespace
+    bundled = json.dumps({"apiVersion": "v1", "kind": "List", "items": objects})
+    told = api_server.run("create", "--dry-run=server", "--validate=strict", "-f", "-", stdin=bundled)
+    assert told.count("created") == len(objects)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.methods import Method, Preset
@@ -20,6 +21,7 @@ from tunery_api.validation import (
 
 from kit.examples import EXAMPLES, documents
 from kit.installation import ROOT
+from kit.shown import blocks
 from kit.story import run_here
 
 PARSERS: dict[str, Any] = {
@@ -56,6 +58,12 @@ def test_the_example_is_valid(document: dict[str, Any]) -> None:
     assert spec.output.uri == f"s3://adapters/{document['metadata']['name']}"
     assert spec.output.secret_ref is not None
     assert spec.output.secret_ref.name == "s3"
+
+
+def test_first_job_md_shows_its_example_and_changes_nothing() -> None:
+    (example,) = documents(ROOT / "docs" / "examples" / "first-job.yaml")
+    (shown,) = (block.text for block in blocks(ROOT / "docs" / "first-job.md") if "apiVersion:" in block.text)
+    assert yaml.safe_load(shown) == example
 
 
 def test_every_method_has_an_example() -> None:

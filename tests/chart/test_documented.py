@@ -14,14 +14,16 @@ from cluster.images import IMAGES
 from kit.environment import NEEDED
 
 VALUES: dict[str, Any] = yaml.safe_load((CHART / "values.yaml").read_text())
-PAGE = (CHART.parents[1] / "docs" / "install.md").read_text()
+DOCS = CHART.parents[1] / "docs"
+PAGE = (DOCS / "install.md").read_text()
 README = (CHART.parents[1] / "README.md").read_text()
 REGISTRY = "registry.example.com/tunery"
 
 
 def documented() -> set[str]:
     """Return the names in the first column of the table of values."""
-    rows = re.findall(r"^\| (`.*?) \|", PAGE, re.MULTILINE)
+    (table,) = re.findall(r"^\| value \| meaning \|\n(.*?)\n\n", PAGE, re.MULTILINE | re.DOTALL)
+    rows = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
     return {name.removesuffix(".*") for row in rows for name in re.findall(r"`([^`]+)`", row)}
 
 
@@ -53,9 +55,14 @@ def test_every_value_is_documented() -> None:
     assert names() - told == set()
 
 
+def blocks_of_values(name: str) -> list[str]:
+    """Return the blocks of a page that are values, and no objects or parts of them."""
+    found = re.findall(r"^```yaml\n(.*?)^```", (DOCS / name).read_text(), re.MULTILINE | re.DOTALL)
+    return [block for block in found if "apiVersion:" not in block and "  scheduling:" not in block]
+
+
 @pytest.mark.parametrize(
-    "block",
-    [block for block in re.findall(r"^```yaml\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL) if "kind:" not in block],
+    "block", [block for name in ("install.md", "platforms.md") for block in blocks_of_values(name)]
 )
 def test_every_block_of_values_renders(helm: Helm, block: str) -> None:
     values = yaml.safe_load(block)

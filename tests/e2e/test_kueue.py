@@ -268,5 +268,6 @@ def test_the_example_is_complete(kubectl: Kubectl, namespace: str) -> None:
         "resourceflavor.kueue.x-k8s.io",
         "clusterqueue.kueue.x-k8s.io",
         "localqueue.kueue.x-k8s.io",
+        "workloadpriorityclass.kueue.x-k8s.io",
         "lorajob.tunery.dev",
     ]

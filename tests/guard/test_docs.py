@@ -74,6 +74,27 @@ def test_the_rights_name_every_place_of_the_bucket(page: str, prefix: str) -> No
     assert f"`{prefix}/<namespace>/" in (ROOT / "docs" / page).read_text()
 
 
+def actions_of(policies: list[Any]) -> set[str]:
+    """Return the actions of S3 that the policies of AWS allow."""
+    statements = [statement for policy in policies for statement in policy.get("Statement", [])]
+    told = [
+        action
+        for each in statements
+        for action in ([each["Action"]] if isinstance(each["Action"], str) else each["Action"])
+    ]
+    return {action for action in told if action.startswith("s3:")}
+
+
+def test_the_policy_for_aws_allows_the_calls_that_the_code_makes_and_no_other() -> None:
+    """Every call to S3 stands in a block that names the right it takes, for the message where it is refused."""
+    sources = (ROOT / "trainer-image" / "common" / "src" / "tunery_common" / "storage").glob("*.py")
+    made = {right for path in sources for right in re.findall(r'"(s3:[A-Za-z]+)"', path.read_text())}
+    page = (ROOT / "docs" / "platforms.md").read_text()
+    policies = [json.loads(text) for text in re.findall(r"^```json\n(.*?)^```", page, re.MULTILINE | re.DOTALL)]
+    assert actions_of(policies) == made
+    assert made == set(re.findall(r"`(s3:[A-Za-z]+)`", OPERATIONS))
+
+
 def test_the_program_that_asks_both_models_says_which_folder_is_none(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     for folders, problem in (

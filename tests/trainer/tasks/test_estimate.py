@@ -17,6 +17,8 @@ from tunery_trainer.plan import look_ahead
 from tunery_trainer.plan.method_table import GPU_CLASSES
 from tunery_trainer.tasks import estimate
 
+from kit.published_memory import read
+from kit.shown import ROOT, blocks
 from kit.story import Case, make_rows, manifest, write_manifest, write_rows
 
 PARTS = ("weights", "adapter", "gradients", "optimizer", "activations", "workspace", "overhead", "slack")
@@ -56,6 +58,26 @@ def test_a_job_of_a_cluster_is_told_in_parts_and_in_a_table(
     assert {row[0] for row in rows} == {"LoRA", "QLoRA", "QDoRA", "IA3", "PrefixTuning"}
     assert all(len(row) == 5 + len(GPU_CLASSES) - (row[1] in ("Int8", "NF4") and row[2] != "double") for row in rows)
     assert all(row[-1].isdigit() for row in rows), "a tiny model fits everywhere"
+
+
+def test_first_job_md_shows_what_is_said_of_its_job(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is of the architecture alone: sizes of Llama 3.1 8B, as its config.json has them."""
+    monkeypatch.setattr(look_ahead, "method_table", lambda *_: iter(()))  # most of the time, and not on the page
+    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"} | read("models")["Llama-3.1-8B"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (shown,) = (block for block in blocks(ROOT / "docs" / "first-job.md") if block.run_by)
+    command, *quoted = shown.text.splitlines()
+    words = command.split()[4:]
+    words = [
+        str(tmp_path) if word == "llama" else str(ROOT / word) if word.endswith(".yaml") else word for word in words
+    ]
+    assert main(words) == ExitCode.OK
+    said = capsys.readouterr().out.splitlines()
+    lines = [line for line in quoted if line != "…"]
+    assert [line for line in said if line in lines] == lines
+    assert len(lines) == 7
 
 
 def test_for_programs_the_parts_make_the_total(case: Case, capsys: pytest.CaptureFixture[str]) -> None:
