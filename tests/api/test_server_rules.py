@@ -283,5 +283,5 @@ def test_the_columns_show_what_is_served(api_server: Kubectl, namespace: str) ->
     body = json.dumps({"status": status})
     api_server.run("patch", "asrv", "columns", "-n", namespace, "--subresource=status", "--type=merge", "-p", body)
     row = api_server.run("get", "adapterserver", "columns", "-n", namespace, "--no-headers", "-o", "wide").split()
-    assert row[1:5] == ["Degraded", "2/3", "12/13", "s3://models/tiny"]
-    assert row[6:] == ["http://columns-server.servers.svc:8000/v1", "RankTooHigh"]
+    assert row[1:5] == ["Degraded", "2/3", "12/13", "RankTooHigh"]
+    assert row[6:] == ["s3://models/tiny", "http://columns-server.servers.svc:8000/v1"]
