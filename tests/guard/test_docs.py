@@ -26,7 +26,7 @@ from tunery_api.validation import (
     parse_lorajob,
     parse_lorasweep,
 )
-from tunery_operator.status.events import RANK_TOO_LOW, REMOVAL_UNKNOWN, TRIALS_LEFT
+from tunery_operator.status.events import CHECKPOINT_NOT_STORED, RANK_TOO_LOW, REMOVAL_UNKNOWN, TRIALS_LEFT
 
 from demo.serving import LABEL
 from kit.environment import engine_settings
@@ -206,7 +206,10 @@ def reasons_of_conditions() -> set[str]:
 def test_every_reason_of_a_condition_is_explained_with_its_condition() -> None:
     rows = table("Reasons of conditions")
     ends = {reason.value for reason in EndReason}
-    assert set(rows) - {RANK_TOO_LOW, TRIALS_LEFT, REMOVAL_UNKNOWN} == reasons_of_conditions() | ends
+    assert (
+        set(rows) - {CHECKPOINT_NOT_STORED, RANK_TOO_LOW, TRIALS_LEFT, REMOVAL_UNKNOWN}
+        == reasons_of_conditions() | ends
+    )
     known = {each.value for kind in (ConditionType, ServerCondition) for each in kind}
     assert {name for row in rows.values() for name in row[0].split(", ")} <= known
 
