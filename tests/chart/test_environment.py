@@ -55,7 +55,7 @@ def test_the_operator_reads_the_platforms_pod_template(helm: Helm, monkeypatch: 
     values = {
         "trainer.podLabels": {"cost-center": "42"},
         "trainer.podAnnotations": {"sidecar.istio.io/inject": "false"},
-        "trainer.env": {"HTTPS_PROXY": "http://proxy:3128"},
+        "trainer.env": {"HF_HUB_ETAG_TIMEOUT": "30"},
         "trainer.inheritLabels": ["team.example.com/"],
         "trainer.nodeSelector": {"pool": "ml"},
         "trainer.tolerations": [{"key": "ml", "operator": "Exists"}],
@@ -72,7 +72,7 @@ def test_the_operator_reads_the_platforms_pod_template(helm: Helm, monkeypatch: 
     settings = read_settings_of(helm.render(values=values), monkeypatch)
     template = settings.pod_template
     assert (template.labels, template.annotations) == ({"cost-center": "42"}, {"sidecar.istio.io/inject": "false"})
-    assert (template.env, template.shm_size) == ({"HTTPS_PROXY": "http://proxy:3128"}, "8Gi")
+    assert (template.env, template.shm_size) == ({"HF_HUB_ETAG_TIMEOUT": "30"}, "8Gi")
     assert (template.node_selector, template.priority_class_name) == ({"pool": "ml"}, "batch")
     assert [toleration.key for toleration in template.tolerations] == ["ml"]
     assert [toleration.key for toleration in template.gpu.tolerations] == ["nvidia.com/gpu"]
