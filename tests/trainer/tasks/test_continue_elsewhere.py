@@ -28,6 +28,7 @@ from kit.story import make_rows, manifest, run_here, write_manifest, write_rows
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 R = FailureReason
+RANKS = {"0.self_attn.q_proj": 2}
 
 
 @pytest.fixture
@@ -97,7 +98,7 @@ def test_a_plain_adapter_is_trained_on_and_told(folder: Path) -> None:
         (LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"), {}),
         (LoraConfig(r=4, target_modules=r".*\.layers\.0\..*(q|v)_proj", task_type="CAUSAL_LM"), {}),
         (LoraConfig(r=4, target_modules=["q_proj"], layers_to_transform=[1]), {}),
-        (LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["lm_head"], rank_pattern={"0.self_attn": 2}), {}),
+        (LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["lm_head"], rank_pattern=RANKS), {}),
         (LoraConfig(r=4, target_modules=["q_proj"], use_dora=True, use_rslora=True), {"method": "DoRA"}),
         (IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"]), {"method": "IA3"}),
         (PromptTuningConfig(num_virtual_tokens=5, task_type="CAUSAL_LM"), {"method": "PromptTuning"}),
