@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-from .conftest import ROWS, TINY, chat, lorajob
+from .conftest import ROWS, TINY, chat, lorajob, report_place
 from kit.jobs import Job
 from kit.kubectl import Kubectl
 from kit.published import list_keys, split_uri
@@ -229,6 +229,14 @@ def _first(row: str) -> dict[str, Any]:
     return {"continueFrom": {"uri": _uri("adapters", f"{row}-first"), "secretRef": S3}}
 
 
+def _look_at_the_curve(place: Place, job: Job) -> Job:
+    """Read what the hint names before a new job is made: a run that failed leaves its curve."""
+    where = report_place(job)
+    assert {"curve.jsonl", "training_curves.png"} <= set(list_keys(place.s3, where))
+    assert f"The curve: {where}/curve.jsonl" in job.failure["hint"]
+    return anew()(place, job)
+
+
 def _occupy(place: Place) -> None:
     place.put(f"{_uri('adapters', place.row)}/manifest.json", b"{}")
 
@@ -286,7 +294,7 @@ ROWS_OF: dict[str, Row] = {
         {"output": {"uri": _uri("adapters", "taken"), "secretRef": S3}}, _occupy,
     ),
     "diverged": Row(
-        "LossDiverged", "loss", "Lower training.learningRate", anew(),
+        "LossDiverged", "loss", "Lower training.learningRate", _look_at_the_curve,
         {"training": STEPS | {"learningRate": "1e20", "maxSteps": 60}, "preflight": "Skip"},
     ),
     "worse": Row(
