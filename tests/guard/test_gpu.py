@@ -53,6 +53,7 @@ def command(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(line, cwd=ROOT / "tests", capture_output=True, text=True, timeout=600)
 
 
+@pytest.mark.long
 def test_every_check_runs_in_tiny_shapes_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     done = command(tmp_path, "--dry")
