@@ -117,9 +117,9 @@ def test_a_platform_that_serves_nothing_says_so() -> None:
 def test_it_has_no_gpu_whatever_its_manifest_says_of_resources(resources: Json | None) -> None:
     body = batchinference("b", **({"resources": resources} if resources else {}))
     assert FoundObject(owner(), body).resources == (0, "")
-    merge = {"spec": {"resources": {"memory": "2Gi"}}}
-    other = parse_owner(Kind.ADAPTERMERGE, {"metadata": {"namespace": "ns", "name": "m", "uid": "u"}})
-    assert FoundObject(other, merge).resources[0] == 1, "of other kinds the default of a block is the block's own"
+    job = {"spec": {"resources": {"memory": "2Gi"}}}
+    other = parse_owner(Kind.LORAJOB, {"metadata": {"namespace": "ns", "name": "j", "uid": "u"}})
+    assert FoundObject(other, job).resources[0] == 1, "of other kinds the default of a block is the block's own"
 
 
 def test_it_runs_a_job_and_offers_no_adapter() -> None:

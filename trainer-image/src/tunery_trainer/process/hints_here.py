@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
+from tunery_api.names import CA_BUNDLE_ENV
 from tunery_api.reasons import ADVICE, FailureReason
 
 _R = FailureReason
@@ -47,6 +48,7 @@ _USUAL: Final[Mapping[FailureReason, str]] = {
     f"{_AGAIN}.",
     _R.NOT_IMPROVED: "Train longer or with a higher rank, or lower evaluation.minImprovement, in the manifest; look at "
     "the data.",
+    _R.MOUNT_FAILED: f"Name a file with certificates in PEM in {CA_BUNDLE_ENV}, {_AGAIN}.",
     _R.CHECKPOINT_MISSING: "Name a place with a complete checkpoint in spec.resumeFrom, or leave it out to train from "
     f"the start, {_AGAIN}.",
     _R.INTERNAL_ERROR: "This is a defect of Tunery: please report it with what was printed.",
