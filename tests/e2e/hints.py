@@ -118,16 +118,6 @@ def anew(**blocks: Any) -> Follow:
     return lambda place, job: place.job(f"{job.name}-new", **blocks).apply()
 
 
-def by_itself(do: Callable[[Place], None]) -> Follow:
-    """Return a follower that does something and leaves the job alone: it goes on by itself."""
-
-    def follow(place: Place, job: Job) -> Job:
-        do(place)
-        return job
-
-    return follow
-
-
 def _rows(bad: int | None = None) -> bytes:
     rows: list[dict[str, Any]] = [chat(index) for index in range(40)]
     if bad is not None:
@@ -285,7 +275,7 @@ ROWS_OF: dict[str, Row] = {
         {"output": {"uri": "s3://e2e-hints-bucket/out", "secretRef": S3}}, _no_bucket,
     ),
     "endpoint": Row(
-        "StorageUnavailable", str(CLOSED), "Check that the storage endpoint is up", by_itself(_open_the_way),
+        "StorageUnavailable", str(CLOSED), "Check that the storage endpoint is up", again(_open_the_way),
         {"dataset": {"uri": ROWS, "secretRef": {"name": "endpoint"}}}, _no_way,
     ),
     "taken": Row(
@@ -314,7 +304,7 @@ ROWS_OF: dict[str, Row] = {
         "NameConflict", "name-preflight", "Delete or rename the object", again(_give_name_back), {}, _take_name,
     ),
     "missing": Row(
-        "AdapterMissing", _uri("adapters", "missing-first"), "Publish the named adapter", again(_publish),
+        "AdapterMissing", _uri("adapters", "missing-first"), "put them there and retry", again(_publish),
         _first("missing"), lambda place: place.remove(_uri("adapters", f"{place.row}-first")),
     ),
     "corrupt": Row(

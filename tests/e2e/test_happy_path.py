@@ -27,8 +27,8 @@ def test_the_quickstart_trains_and_publishes(
     moving = wait_for("progress in kubectl get", lambda: _moving_row(kubectl, job), timeout=400)
     assert moving["PROGRESS"].endswith("%")
     assert float(moving["LOSS"]) > 0
-    assert (moving["MODEL"], moving["METHOD"]) == ("s3://models/SmolLM2-135M-Instruct", "QLoRA")
-    assert re.fullmatch(r"CPU \(\d+ cores?\)", job.status()["resolved"]["device"]), "told while it trains"
+    assert moving["METHOD"] == "QLoRA"
+    assert re.fullmatch(r"CPU \(\d+ cores?\)", job.status["resolved"]["device"]), "told while it trains"
 
     status = job.wait_phase("Succeeded", timeout=600)
     assert job.condition("Succeeded")["status"] == "True"
