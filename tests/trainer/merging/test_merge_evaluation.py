@@ -105,7 +105,7 @@ def test_every_loss_is_what_plain_peft_measures(tmp_path: Path, inputs: list[Pat
     assert lineage.dataset.digest == (lineage.found.sha256 if lineage.found else None)
     card = (tmp_path / "out" / "README.md").read_text()
     assert "| Evaluation loss of the base model |" in card
-    assert f"| {lineage.inputs[1].eval_loss:.4g} |" in card
+    assert f"| {lineage.inputs[1].eval_loss:.6g} |" in card
     assert "| Measured on | `file://" in card
     assert "datasets:" not in card, "it was not trained on it"
     said = result_of(Published("file://out", "0" * 64, found.size_bytes, found))
