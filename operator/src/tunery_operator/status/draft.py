@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 from typing import Any, Final
 
@@ -22,6 +23,8 @@ from tunery_operator.views.clock import format_time
 _NEW_JOB: Final = "in a new job"
 """So ends the hint of whoever knows that no change outside of the spec mends it."""
 _RETRY: Final = "retry"
+_PLACE: Final = re.compile(r"\S+://\S+")
+"""Where something lies: what a job is called says nothing of whether it can be tried again."""
 """Stands in the hint of whoever knows that one does, whatever else may be done in a new job."""
 
 _GOES_ON: Final = frozenset(
@@ -42,7 +45,7 @@ _FORECAST: Final = frozenset({"eta", "etaSeconds"})
 
 def _mendable(failure: Failure) -> bool:
     """Tell whether the job can be tried again: as the failure's own hint says it, else as its reason does."""
-    hint = failure.hint or ""
+    hint = _PLACE.sub("", failure.hint or "")
     return _RETRY in hint or (_NEW_JOB not in hint and advice_for(failure.reason).mendable)
 
 

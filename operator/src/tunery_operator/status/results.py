@@ -53,17 +53,18 @@ def take_progress(draft: Draft) -> None:
         take_diagnosis(draft, report.findings, report.checks)
     if report.evaluations and holds("evaluations"):
         draft.put(evaluations=[each.to_json_dict() for each in report.evaluations])
+    unstored = report.checkpoint_error if holds("checkpoint") and _is_of_this_attempt(draft) else None
     if report.checkpoint is not None and holds("checkpoint"):
-        _take_checkpoint(draft, report.checkpoint.to_json_dict())
-    if report.checkpoint_error and holds("checkpoint") and _is_of_this_attempt(draft):
-        _show_not_stored(draft, report.checkpoint_error)
+        _take_checkpoint(draft, report.checkpoint.to_json_dict(), mends=not unstored)
+    if unstored:
+        _show_not_stored(draft, unstored)
 
 
 def _show_not_stored(draft: Draft, why: str) -> None:
     """Say that the newest checkpoint could not be stored, and what a preemption now would cost."""
     newest = draft.fields.get("checkpoint")
     begins = f"would go on from step {newest['step']}, {newest['uri']}" if newest else "would begin anew"
-    text = f"{why}; it trains on, and an attempt after this one {begins}"
+    text = f"{why}; an attempt after this one {begins}"
     draft.conditions.set(ConditionType.CHECKPOINT_SAVED, False, CHECKPOINT_NOT_STORED, text)
 
 
@@ -81,11 +82,16 @@ def take_checkpoint(draft: Draft, pod: PodView | None) -> None:
         _take_checkpoint(draft, result.checkpoint.to_json_dict())
 
 
-def _take_checkpoint(draft: Draft, checkpoint: dict[str, Any]) -> None:
-    """Set the newest checkpoint; a report may be older than a pod's last words."""
+def _take_checkpoint(draft: Draft, checkpoint: dict[str, Any], *, mends: bool = True) -> None:
+    """Set the newest checkpoint; a report may be older than a pod's last words.
+
+    `mends` is False where the same report says that a newer one could not be stored: a condition that went to and fro
+    within each look would be written at each.
+    """
     known = draft.fields.get("checkpoint") or {}
     newer = known != checkpoint and checkpoint["step"] >= known.get("step", 0)
-    mended = known == checkpoint and draft.conditions.reason(ConditionType.CHECKPOINT_SAVED) == CHECKPOINT_NOT_STORED
+    unstored = draft.conditions.reason(ConditionType.CHECKPOINT_SAVED) == CHECKPOINT_NOT_STORED
+    mended = mends and unstored and known == checkpoint
     if newer or mended:
         draft.put(checkpoint=checkpoint)
         text = f"step {checkpoint['step']} at {checkpoint['uri']}"

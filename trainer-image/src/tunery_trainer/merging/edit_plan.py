@@ -67,6 +67,24 @@ def plan_edits(checkpoint: Checkpoint, adapter: Adapter) -> Plan:
     return Plan(planned, tied)
 
 
+def check_whole(checkpoint: Checkpoint, adapter: Adapter) -> None:
+    """Check that each tensor which an adapter replaces as a whole has the shape of the base's.
+
+    Only who trained it could say that a vocabulary was resized; of an adapter made elsewhere nobody does.
+    Raises TuneryError(InvalidSpec), which names adapter and tensor.
+    """
+    for name, key in adapter.full.items():
+        module, _, leaf = name.rpartition(".")
+        found = name if name in checkpoint.tensors else tensor_name(checkpoint, module, leaf)
+        if found is None and _is_head(checkpoint, name):
+            found = embedding_name(checkpoint)
+        own = adapter.tensors[key].shape
+        if found is not None and (base := checkpoint.tensors[found].shape) != own:
+            first, second = (" x ".join(map(str, shape)) for shape in (own, base))
+            message = f"{adapter.label}: {key} is {first}, the base's {found} is {second}"
+            raise TuneryError(FailureReason.INVALID_SPEC, message)
+
+
 def _edit_module(edits: dict[str, Edit], checkpoint: Checkpoint, adapter: Adapter, module: Module) -> None:
     """Let a module of the adapter change its weight, and its bias where the method does."""
     weight = _required(_locate(edits, checkpoint, f"{module.name}.weight"), adapter, module.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,11 +23,12 @@ from tunery_trainer.inputs.workspace import Workspace
 from tunery_trainer.merging.adapter_files import Adapter, open_adapter
 from tunery_trainer.merging.base_model import Checkpoint, open_checkpoint
 from tunery_trainer.merging.compatibility import Facts
-from tunery_trainer.merging.edit_plan import plan_edits
+from tunery_trainer.merging.edit_plan import check_whole, plan_edits
 from tunery_trainer.merging.files import LocalFiles, RangeFiles, StoreFiles
 from tunery_trainer.merging.quantized import Quantization
 from tunery_trainer.model.quantization import dtype_of
 
+_PLAIN_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,255}")
 _OTHER_BASE: Final = "Name the base model that it was trained on in spec.model, or another adapter, in a new job."
 
 
@@ -110,12 +112,14 @@ def vouched(sources: Sequence[MergeSource]) -> MergeSource | None:
 def fetch_adapters(work: Workspace, spec: AdapterMergeSpec, sources: Sequence[MergeSource]) -> list[MergeInput]:
     """Download the adapters, every digest checked on the way, and read their headers."""
     name = _base_name(spec, sources)
+    if name is None:
+        name = _agreed_hint(sources)
     opened = []
     for index, source in enumerate(sources):
         folder = work.folder(f"adapters/{index}")
         record = source.named.bring(folder)
         adapter = open_adapter(LocalFiles(folder, source.label), float(source.weight))
-        if source.unverified and name is not None:
+        if source.unverified:
             # The result is for the base as it is called here, and not as somebody else's disk had it.
             adapter = replace(adapter, config={**adapter.config, "base_model_name_or_path": name, "revision": None})
         opened.append(MergeInput(adapter, record))
@@ -129,20 +133,34 @@ def _base_name(spec: AdapterMergeSpec, sources: Sequence[MergeSource]) -> str | 
     return str(said) if said else spec.model.effective_served_name() if spec.model else None
 
 
+def _agreed_hint(sources: Sequence[MergeSource]) -> str | None:
+    """Return what adapters made elsewhere call their base, where all say the same and it is a name.
+
+    It proves nothing, and goes into the commands of a model card: what is no plain name is left out.
+    """
+    hints = {str(source.named.config.get("base_model_name_or_path") or "") for source in sources}
+    hint = hints.pop() if len(hints) == 1 else ""
+    return hint if _PLAIN_NAME.fullmatch(hint) else None
+
+
 def check_against_base(
     work: Workspace, spec: AdapterMergeSpec, sources: Sequence[MergeSource], adapters: Sequence[Adapter]
 ) -> None:
-    """Compare the tensors of adapters made elsewhere with the base's, by headers alone; nothing where no base is named.
+    """Compare the tensors of adapters made elsewhere with the base's, by headers alone.
+
+    The base is spec.model, else that of an adapter which a manifest vouches for; nothing is compared where there is none.
 
     Raises TuneryError: BaseMismatch naming the adapter and the tensor, and what opening the base raises.
     """
     foreign = [adapter for source, adapter in zip(sources, adapters, strict=True) if source.unverified]
-    if not foreign or (spec.model is None and spec.into is not MergeTarget.MODEL):
+    known = spec.model is not None or any(source.lineage.model for source in sources)
+    if not foreign or not (known or spec.into is MergeTarget.MODEL):
         return
     checkpoint = _headers(work, base_model(spec, sources))
     for adapter in foreign:
         try:
             plan_edits(checkpoint, adapter)
+            check_whole(checkpoint, adapter)
         except TuneryError as error:
             if error.reason is not FailureReason.INVALID_SPEC:
                 raise
