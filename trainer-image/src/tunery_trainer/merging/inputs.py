@@ -148,7 +148,7 @@ def check_against_base(
 ) -> None:
     """Compare the tensors of adapters made elsewhere with the base's, by headers alone.
 
-    The base is spec.model, else that of an adapter which a manifest vouches for; where there is none, nothing is compared.
+    The base is spec.model, else that of an adapter which a manifest vouches for; without one nothing is compared.
 
     Raises TuneryError: BaseMismatch naming the adapter and the tensor, and what opening the base raises.
     """
