@@ -45,7 +45,8 @@ def test_memory_may_be_raised_after_it_ran_out(launch: Launch) -> None:
 
 def test_the_deadline_counts_only_what_ran(launch: Launch) -> None:
     """Longer than its deadline it waits for a node; then it may still run for all of it."""
-    job = launch("late", scheduling=NOWHERE, activeDeadlineSeconds=DEADLINE, **LONG)
+    endless = LONG | {"training": LONG["training"] | {"maxSteps": 20_000}}
+    job = launch("late", scheduling=NOWHERE, activeDeadlineSeconds=DEADLINE, **endless)
     job.wait_failure("Unschedulable", timeout=60)
     wait_for("the deadline to pass", lambda: _age(job) > DEADLINE + 10, timeout=DEADLINE + 60)
     assert job.status["phase"] != "Failed"
