@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass, replace
 
 import torch
@@ -74,8 +75,7 @@ def check_whole(checkpoint: Checkpoint, adapter: Adapter) -> None:
     Raises TuneryError(InvalidSpec), which names adapter and tensor.
     """
     for name, key in adapter.full.items():
-        module, _, leaf = name.rpartition(".")
-        found = name if name in checkpoint.tensors else tensor_name(checkpoint, module, leaf)
+        found = _locate(checkpoint.tensors, checkpoint, name)
         if found is None and _is_head(checkpoint, name):
             found = embedding_name(checkpoint)
         own = adapter.tensors[key].shape
@@ -169,9 +169,9 @@ def _is_head(checkpoint: Checkpoint, name: str) -> bool:
     return "." not in module and name.endswith(".weight") and tensor_name(checkpoint, module, "weight") is None
 
 
-def _locate(edits: dict[str, Edit], checkpoint: Checkpoint, name: str) -> str | None:
+def _locate(names: Container[str], checkpoint: Checkpoint, name: str) -> str | None:
     """Find a tensor by the adapter's name for it."""
-    if name in edits:
+    if name in names:
         return name
     module, _, leaf = name.rpartition(".")
     return tensor_name(checkpoint, module, leaf)

@@ -153,7 +153,7 @@ def check_against_base(
     Raises TuneryError: BaseMismatch naming the adapter and the tensor, and what opening the base raises.
     """
     foreign = [adapter for source, adapter in zip(sources, adapters, strict=True) if source.unverified]
-    known = spec.model is not None or any(source.lineage.model for source in sources)
+    known = spec.model is not None or _with_base(sources) is not None
     if not foreign or not (known or spec.into is MergeTarget.MODEL):
         return
     checkpoint = _headers(work, base_model(spec, sources))
@@ -200,6 +200,11 @@ def quantization_of(sources: Sequence[MergeSource]) -> Quantization | None:
     return Quantization(kind, record.double_quant is not False, dtype_of(loaded_as))
 
 
+def _with_base(sources: Sequence[MergeSource]) -> Lineage | None:
+    """Return the first lineage that names a base; None where none does."""
+    return next((source.lineage for source in sources if source.lineage.model), None)
+
+
 def base_model(spec: AdapterMergeSpec, sources: Sequence[MergeSource]) -> ModelSpec:
     """Return spec.model, else the base that the adapters' lineage names.
 
@@ -207,7 +212,7 @@ def base_model(spec: AdapterMergeSpec, sources: Sequence[MergeSource]) -> ModelS
     """
     if spec.model is not None:
         return spec.model
-    lineage = next((source.lineage for source in sources if source.lineage.model), None)
+    lineage = _with_base(sources)
     if lineage is None or lineage.model is None:
         raise TuneryError(FailureReason.INVALID_SPEC, f"spec.model: is required, {sources[0].label} names no base")
     return ModelSpec(uri=lineage.model.uri, revision=lineage.model.revision, served_name=lineage.served_name)
