@@ -49,8 +49,8 @@ class KeptCurves:
 
     def store(self) -> None:
         """Store the curve as it is now, in the background; one that still waits gives way."""
-        lines = self._lines()
-        self._do(lambda: self._put(lines))
+        history = list(self._history)
+        self._do(lambda: self._put(history))
 
     def store_all(self, findings: Sequence[FindingStatus], seconds: float) -> str | None:
         """Store the curve, its picture and the trackers' files, and return where the curve lies.
@@ -58,11 +58,11 @@ class KeptCurves:
         Of a run that ends here; after so many seconds whatever is still under way is given up. None where nothing is
         stored: there is no place, no step was logged, or the log says why not.
         """
-        lines, history = self._lines(), list(self._history)
+        history = list(self._history)
         if self._place is None or not any("loss" in entry for entry in history):
             return None
         self._stored = False
-        self._do(lambda: self._put(lines))
+        self._do(lambda: self._put(history))
         deadline = time.monotonic() + seconds
         self._wait(deadline)
         if not self._stored:
@@ -71,10 +71,8 @@ class KeptCurves:
         self._wait(deadline)
         return self._place.below(CURVE_FILE).uri
 
-    def _lines(self) -> bytes:
-        return "".join(f"{line}\n" for line in curve_lines(list(self._history), self._base_loss)).encode()
-
-    def _put(self, lines: bytes) -> None:
+    def _put(self, history: Sequence[Mapping[str, Any]]) -> None:
+        lines = "".join(f"{line}\n" for line in curve_lines(history, self._base_loss)).encode()
         if self._place is not None and lines:
             self._place.store.put_bytes(self._place.key(CURVE_FILE), lines)
             self._stored = True
