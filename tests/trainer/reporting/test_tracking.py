@@ -20,7 +20,11 @@ from mlflow.tracking import MlflowClient
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tunery_api.reasons import ExitCode
+from tunery_api.runspec import RunIdentity
+from tunery_api.training import TrackingSpec, WandbSpec
+from tunery_common.storage.credentials import Credentials
 from tunery_trainer.process.trial_words import SWEEP_ENV, TRIAL_ENV
+from tunery_trainer.reporting.trackers import Tracked, trackers
 
 from kit.story import Case, run_here
 
@@ -63,6 +67,31 @@ def test_wandb_groups_the_trials_of_a_sweep(case: Case) -> None:
     path = case(training=SHORT, tracking={"wandb": {"project": "stories"}})
     train(path, sweep="the-search")
     assert b"the-search" in wandb_file(path)
+
+
+@pytest.fixture
+def busy_machine() -> Iterator[None]:
+    """Every core computes."""
+    command = [sys.executable, "-c", "while True: pass"]
+    burners = [subprocess.Popen(command) for _ in range(os.cpu_count() or 1)]
+    yield
+    for each in burners:
+        each.kill()
+        each.wait()
+
+
+@pytest.mark.usefixtures("busy_machine")
+def test_every_offline_run_of_wandb_is_whole_when_it_is_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    run = RunIdentity(kind="LoRAJob", namespace="team", name="poet", uid="2f9d")
+    spec = TrackingSpec(wandb=WandbSpec(project="stories"))
+    for number in range(12):
+        out = tmp_path / f"{number}" / "out"
+        with trackers(Tracked(spec, run, lambda _: Credentials("nobody"), out), {}) as opened:
+            opened[0].log({"loss": 2.5}, 1)
+        assert b"loss" in wandb_file(out.parent / "job.yaml")
 
 
 class MlflowServer(NamedTuple):

@@ -123,6 +123,8 @@ def _wandb(tracked: Tracked, spec: WandbSpec, parameters: Mapping[str, Any]) -> 
     finally:
         started.finish()
         if not key:
+            # finish() only asks that the file be closed, and returns before it is; this waits for it.
+            wandb.teardown()
             _keep_offline(folder, tracked.result / RUNS_FOLDER / _WANDB_FOLDER)
 
 
