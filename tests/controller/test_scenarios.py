@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 
@@ -306,6 +307,41 @@ def test_a_setting_lost_in_an_upgrade_fails_no_job_that_runs(api: Api, own_opera
     namespace.patch_spec("held", suspend=False)
     for name in ("next", "held", "big"):
         ends_well(namespace, name)
+
+
+def test_what_the_platform_mends_reaches_the_jobs_that_wait(api: Api, own_operator: Make) -> None:
+    namespace, before = make_namespace(api), own_operator().start()
+    for name in ("waits", "works", "queued"):
+        manifest = lorajob(name, preflight="Skip")
+        manifest["metadata"]["labels"] = {"kueue.x-k8s.io/queue-name": "team-a"} if name == "queued" else {}
+        namespace.apply(manifest)
+    namespace.apply(lorajob("checked"))
+    children = [f"{name}-train" for name in ("waits", "works", "queued")] + ["checked-preflight"]
+    first = {name: namespace.job(name)["metadata"]["uid"] for name in children}
+    namespace.api.patch(namespace.path("jobs", "queued-train"), {"spec": {"suspend": True}})
+    pod = namespace.run_pod("works-train", node="one")
+    namespace.wait_running("works")
+    assert before.stop() == 0
+    tolerations = [{"key": "example.com/pool", "operator": "Exists"}]
+    placed = {
+        "TUNERY_POD_TEMPLATE": json.dumps({"tolerations": tolerations}),
+        "TUNERY_PREFLIGHT_SCHEDULING": json.dumps({"tolerations": tolerations}),
+    }
+    after = own_operator(**placed).start()
+    for name in ("waits-train", "checked-preflight"):
+        eventually(f"{name} is another", lambda name=name: namespace.job(name)["metadata"]["uid"] != first[name])
+        assert tolerations[0] in namespace.job(name)["spec"]["template"]["spec"]["tolerations"]
+    second = {name: namespace.job(name)["metadata"]["uid"] for name in children}
+    assert [name for name in children if second[name] == first[name]] == ["works-train", "queued-train"]
+    # The same platform is no reason to make anything again.
+    assert after.stop() == 0
+    after.start()
+    namespace.end_pod(pod, message=RESULT)
+    namespace.wait_phase("works", "Succeeded")
+    assert {name: namespace.job(name)["metadata"]["uid"] for name in children if name != "works-train"} == {
+        name: uid for name, uid in second.items() if name != "works-train"
+    }
+    ends_well(namespace, "waits")
 
 
 # Inputs that come and go (M17)

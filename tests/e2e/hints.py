@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import socket
-import threading
 from collections.abc import Callable, Mapping
-from contextlib import closing
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
 from .conftest import ROWS, TINY, chat, lorajob, report_place
+from kit.forwarding import way
 from kit.jobs import Job
 from kit.kubectl import Kubectl
 from kit.published import list_keys, split_uri
@@ -30,6 +29,8 @@ class Place:
     kubectl: Kubectl
     s3: Any
     environment: dict[str, str]
+    ways: ExitStack
+    """Open until all rows are done."""
 
     def job(self, name: str = "", **blocks: Any) -> Job:
         """Return the row's job, or another one of the row, not applied yet."""
@@ -178,25 +179,7 @@ def _no_way(place: Place) -> None:
 
 def _open_the_way(place: Place) -> None:
     """Listen there for the rest of the run, and hand every byte on to the S3 server."""
-    server = socket.create_server((place.endpoint[0], CLOSED), reuse_port=True)
-    threading.Thread(target=_serve, args=(server, place.endpoint), daemon=True).start()
-
-
-def _serve(server: socket.socket, target: tuple[str, int]) -> None:
-    while True:
-        client, _ = server.accept()
-        upstream = socket.create_connection(target)
-        for source, sink in ((client, upstream), (upstream, client)):
-            threading.Thread(target=_pump, args=(source, sink), daemon=True).start()
-
-
-def _pump(source: socket.socket, sink: socket.socket) -> None:
-    with closing(sink):
-        try:
-            while data := source.recv(1 << 16):
-                sink.sendall(data)
-        except OSError:
-            return
+    place.ways.enter_context(way((place.endpoint[0], CLOSED), place.endpoint))
 
 
 def _publish(place: Place) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -24,13 +25,15 @@ def places(kubectl: Kubectl, environment: dict[str, str], installed: None, s3: A
     """Every row's job, applied: what it stumbles over is there before."""
     kubectl.delete("namespace", NAMESPACE)
     create_tenant(kubectl, NAMESPACE, environment)
-    made = {name: Place(name, kubectl, s3, environment) for name in ROWS_OF}
+    ways = ExitStack()
+    made = {name: Place(name, kubectl, s3, environment, ways) for name in ROWS_OF}
     for name, place in made.items():
         place.remove(f"s3://adapters/{NAMESPACE}/{name}")
         ROWS_OF[name].before(place)
     for name, place in made.items():
         place.job(**ROWS_OF[name].blocks).apply()
-    yield made
+    with ways:
+        yield made
     kubectl.delete("namespace", NAMESPACE, wait=False)
 
 

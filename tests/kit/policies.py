@@ -37,6 +37,31 @@ def refusing_jobs(name: str, namespace: str, owner: str, message: str) -> list[d
     return _with_binding("Validating", "v1", name, spec, validationActions=["Deny"])
 
 
+def giving_ids(name: str, namespace: str, first: int) -> list[dict[str, Any]]:
+    """Return policies that do to a namespace's pods what OpenShift's restricted-v2 does: an imitation of its SCC.
+
+    A pod without ids gets `first` as user and group of its files; one that names another user is refused.
+    """
+    user = "object.spec.?securityContext.?runAsUser.orValue(0)"
+    patches = ", ".join(
+        f'JSONPatch{{op: "add", path: "/spec/securityContext/{field}", value: {first}}}'
+        for field in ("runAsUser", "fsGroup")
+    )
+    constraints = {"matchConstraints": _match(namespace, "pods"), "failurePolicy": "Fail"}
+    given = {"patchType": "JSONPatch", "jsonPatch": {"expression": f"{user} != 0 ? [] : [{patches}]"}}
+    said = (
+        f"'unable to validate against any security context constraint: .spec.securityContext.runAsUser: Invalid value: '"
+        f" + string({user}) + ': must be in the ranges: [{first}, {first + 9999}]'"
+    )
+    in_range = {"expression": f"{user} >= {first} && {user} < {first + 10000}", "messageExpression": said}
+    return [
+        *_with_binding(
+            "Mutating", "v1beta1", name, constraints | {"reinvocationPolicy": "Never", "mutations": [given]}
+        ),
+        *_with_binding("Validating", "v1", name, constraints | {"validations": [in_range]}, validationActions=["Deny"]),
+    ]
+
+
 def _match(namespace: str, resource: str) -> dict[str, Any]:
     selector = {"matchLabels": {"kubernetes.io/metadata.name": namespace}}
     return {"namespaceSelector": selector, "resourceRules": [RULES[resource]]}

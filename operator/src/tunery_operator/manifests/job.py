@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tunery_api.names import SETTINGS_ANNOTATION, container_name
+from tunery_api.names import PLAN_ANNOTATION, SETTINGS_ANNOTATION, container_name
 from tunery_api.reasons import ExitCode
 from tunery_operator.manifests.metadata import metadata
 from tunery_operator.manifests.pod import build_pod_template
@@ -19,7 +19,7 @@ def build_job(plan: JobPlan) -> dict[str, Any]:
     """
     meta = metadata(plan.owner, plan.name, plan.task.value)
     meta["labels"] |= plan.kueue_labels
-    meta["annotations"] = {SETTINGS_ANNOTATION: plan.settings}
+    meta["annotations"] = {SETTINGS_ANNOTATION: plan.settings, PLAN_ANNOTATION: plan.digest}
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
@@ -74,7 +72,7 @@ class ServerPlan:
         }
         if self.pod.ca_bundle.config_map:  # else as before there were any: an upgrade makes no new pods
             whole["authorities"] = self.pod.ca_bundle.model_dump(mode="json")
-        return _digest(whole)
+        return digest_of(whole)
 
     def serve_json(self) -> dict[str, Any]:
         """Return what serve.json says, defaults included: the door may be of another version."""
@@ -88,16 +86,12 @@ class ServerPlan:
     @property
     def config_name(self) -> str:
         """The name of the ConfigMap with serve.json, which never changes: another content has another name."""
-        return f"{self.name}-{_digest(self.serve_json())[:_NAME_DIGITS]}"
+        return f"{self.name}-{digest_of(self.serve_json())[:_NAME_DIGITS]}"
 
     @property
     def adapters_name(self) -> str:
         """The name of the ConfigMap with adapters.json."""
         return adapters_name(self.owner.key.name)
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def plan_server(spec: AdapterServerSpec, owner: Owner, platform: Platform) -> ServerPlan:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Final, Protocol
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final, Protocol
 
 from tunery_api.inputs import OutputSpec
 from tunery_api.placement import SchedulingSpec
@@ -166,3 +168,27 @@ class JobPlan:
     grace_seconds: int = 30
     program: str = TRAINER
     """The Python package that the container runs."""
+
+    @property
+    def digest(self) -> str:
+        """Name what the platform says of the pods, and where they run: a Job whose pod waits follows another one.
+
+        What the run is to do is no part of it, nor its queue, nor the authority that its reports trust.
+        """
+        pod = self.pod
+        return digest_of(
+            {
+                "image": asdict(self.image),
+                "resources": asdict(self.resources),
+                "scheduling": self.scheduling.to_json_dict(),
+                "labels": [dict(pod.labels), dict(pod.annotations)],
+                "pod": [dict(pod.env), pod.shm_size, pod.security.model_dump(mode="json")],
+                "authorities": pod.ca_bundle.model_dump(mode="json"),
+                "progress": self.progress and self.progress.url,
+            }
+        )
+
+
+def digest_of(value: Any) -> str:
+    """Return a name of a tree of plain values: equal ones have the same."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Final
 
+from tunery_api.reasons import ExitCode
 from tunery_api.runspec import Task
 from tunery_api.status import ConditionType
 from tunery_operator.errors import NameTaken, OwnerGone, PredecessorRemains, PreflightsFull, StaleObject
@@ -22,6 +24,9 @@ from tunery_operator.views.attempt import Attempt
 from tunery_operator.views.job import JobView, parse_job
 from tunery_operator.views.owner import Owner
 from tunery_operator.views.pod import PodView, outlives
+
+_LAST_WORDS: Final = frozenset({ExitCode.OK, ExitCode.USER_ERROR})
+"""Exit codes of a pod after which its Job ends."""
 
 
 def ensure_attempt(services: Services, obj: FoundObject, plan: JobPlan, attempt: Attempt | None) -> Attempt | None:
@@ -43,13 +48,15 @@ def ensure_attempt(services: Services, obj: FoundObject, plan: JobPlan, attempt:
 def _is_outdated(plan: JobPlan, attempt: Attempt) -> bool:
     """Tell whether what the Job was made from has changed, and no pod runs that would be lost.
 
-    That is the spec's settings, and the authority by which its pods know the operator: with an old one they could not
-    report. For that alone no Job gives up its place in a queue.
+    That is the spec's settings, what the platform says of the pods (what stood in the way may be mended there), and the
+    authority by which they know the operator: with an old one they could not report. For the platform's part alone no
+    Job gives up its place in a queue. A pod that has said the last word counts before the Job controller has seen it.
     """
     job = attempt.job
-    if any(pod.running for pod in attempt.pods):
+    if any(pod.running or pod.exit_code in _LAST_WORDS for pod in attempt.pods):
         return False
-    return job.settings not in (None, plan.settings) or (_trusts_another(plan, job) and not is_queued(job))
+    platform = job.plan not in (None, plan.digest) or _trusts_another(plan, job)
+    return job.settings not in (None, plan.settings) or (platform and not is_queued(job))
 
 
 def _trusts_another(plan: JobPlan, job: JobView) -> bool:

@@ -38,7 +38,8 @@ _ROOM_HINTS: Final = {
     task.value: (
         f"Free or add a node: the job goes on by itself. This is the {task.value} pod, which asks for what the "
         "platform says (preflight.resources of the chart: 1 CPU and 4Gi where nobody changed it), whatever "
-        "spec.resources is."
+        "spec.resources is, and tolerates what preflight.tolerations of the chart and spec.scheduling.tolerations say: "
+        "both may change as it waits."
     )
     for task in (Task.PREFLIGHT, Task.REPORT, Task.PUBLISH)
 }

@@ -11,6 +11,7 @@ from typing import Any, Final
 from tunery_api.names import (
     DONE_LABEL,
     KUEUE_LABELS,
+    PLAN_ANNOTATION,
     PROGRESS_CA_ANNOTATION,
     ROLE_LABEL,
     SETTINGS_ANNOTATION,
@@ -42,6 +43,8 @@ class JobView:
     suspended_by_us: bool
     settings: str | None
     """Digest of the owner's mutable settings that it was built from."""
+    plan: str | None
+    """Digest of what the platform says of its pods, as it was built; None where an earlier operator built it."""
     authority: str | None
     """Name of the certificate authority that its pods trust; None where they report nothing."""
     admitted: bool
@@ -88,6 +91,7 @@ def parse_job(body: Mapping[str, Any]) -> JobView:
         queue=labels.get(KUEUE_LABELS[0]) or None,
         suspended_by_us=SUSPENDED_BY_ANNOTATION in annotations,
         settings=annotations.get(SETTINGS_ANNOTATION),
+        plan=annotations.get(PLAN_ANNOTATION),
         authority=_authority(template.get("metadata") or {}),
         admitted=_admitted(template.get("metadata") or {}),
         created=meta.get("creationTimestamp") or "",
