@@ -78,7 +78,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end -}}
 
 {{- define "tunery.tlsSecretName" -}}
-{{- default (include "tunery.certificateName" .) .Values.progress.certificate.existingSecret -}}
+{{- default (printf "%s-progress-certificate" (include "tunery.fullname" .)) .Values.progress.certificate.existingSecret -}}
 {{- end -}}
 
 {{/* What pods of the release reach where networkPolicy is on: DNS and the API server. */}}
