@@ -9,6 +9,7 @@ import socket
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,7 +24,8 @@ from .policies import platform_of, refusal
 from .rendering import CHART, KUBE_VERSION, NAMESPACE, Helm, Rendered
 from .running import CERTIFICATE, Operator, make_certificate, running_operator
 from cluster.controlplane import ControlPlane
-from kit.kubectl import Kubectl, wait_for
+from kit.accounts import kubeconfig_of
+from kit.kubectl import Kubectl, KubectlError, wait_for
 
 TEMPLATE = ("template", "tunery", str(CHART), "-n", NAMESPACE, "--kube-version", KUBE_VERSION, "--skip-tests")
 HOST = f"tunery.{NAMESPACE}.svc"
@@ -78,6 +80,24 @@ def test_what_fills_the_certificate_is_no_drift_and_a_sync_leaves_it(
     assert after is not None
     assert after["data"] == made["data"]
     assert "is kept" in make_certificate(applied, tmp_path)
+
+
+def test_the_account_of_the_certificate_makes_the_secret_of_that_name_and_of_two_runs_one(
+    applied: Kubectl, tmp_path: Path
+) -> None:
+    make_certificate(applied, tmp_path)
+    account = kubeconfig_of(applied, NAMESPACE, "tunery-certificate", tmp_path)
+    job = Kubectl(applied.environment | {"KUBECONFIG": str(account)})
+    body: dict[str, Any] = {"apiVersion": "v1", "kind": "Secret", "type": "Opaque", "data": {"ca.crt": "eA=="}}
+    by_apply = ("apply", "--server-side", "--field-manager=late", "-f", "-")
+    for how, name, refused in (
+        (by_apply, CERTIFICATE, 'conflict with "tunery-certificate-'),
+        (by_apply, "another", "cannot patch resource"),
+        (("create", "-f", "-"), "another", "cannot create resource"),
+    ):
+        meta = {"name": name, "namespace": NAMESPACE}
+        with pytest.raises(KubectlError, match=refused):
+            job.run(*how, stdin=json.dumps(body | {"metadata": meta}))
 
 
 def answers(operator: Operator, authority: Path) -> int:

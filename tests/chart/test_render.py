@@ -235,6 +235,19 @@ def test_image_references(helm: Helm, settings: list[str], image: str) -> None:
         pytest.param("watchNamespaces={a,a}", "watchNamespaces", id="twice"),
         pytest.param("admissionPolicy.validationActions={Refuse}", "validationActions", id="action"),
         pytest.param("tenantPolicy.outputPrefixes={s3://bucket}", "outputPrefixes", id="prefix-without-slash"),
+        # What the operator would only refuse as it starts.
+        pytest.param("trainer.gpu.tolerations[0].operator=Exist", "'/trainer/gpu/tolerations/0/operator'", id="exist"),
+        pytest.param("preflight.tolerations[0].keys=gpu", "'/preflight/tolerations/0'.*'keys'", id="toleration"),
+        pytest.param("trainer.podLabels.team=a b", "'/trainer/podLabels/team'", id="label-with-a-space"),
+        pytest.param("trainer.podLabels.tunery\\.dev/role=x", "'/trainer/podLabels'", id="label-of-ours"),
+        pytest.param("operator.workers=null", "'/operator': missing property 'workers'", id="null"),
+        pytest.param("serving=null", "missing property 'serving'", id="a-section-of-comments"),
+        pytest.param(
+            "preflight.queueName=a,preflight.queueFromOwner=true",
+            "preflight.queueName and preflight.queueFromOwner: set one of them",
+            id="two-queues",
+        ),
+        pytest.param("metrics.port=8443", "progress.port and metrics.port: both are 8443", id="one-port-for-two"),
     ],
 )
 def test_the_schema_refuses_wrong_values(helm: Helm, setting: str, complaint: str) -> None:
