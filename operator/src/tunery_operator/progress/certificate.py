@@ -106,7 +106,7 @@ def _usage(*, signs: bool) -> x509.KeyUsage:
 
 
 def check(files: Files, host: str, now: datetime) -> None:
-    """Raise Unusable unless pods that trust the authority can talk to `host` for thirty days, or a third of its life."""
+    """Raise Unusable unless pods that trust the authority can talk to `host` for thirty days or a third of its life."""
     try:
         authorities = x509.load_pem_x509_certificates(files.ca)
         certificate = x509.load_pem_x509_certificate(files.certificate)
