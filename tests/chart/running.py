@@ -56,8 +56,13 @@ class Release(NamedTuple):
 
     @property
     def certificate(self) -> str:
-        """The name of the Secret of its certificate, and of what makes that."""
-        return f"{self.name}-certificate"
+        """The name of the Secret of its certificate."""
+        return f"{self.name}-progress-certificate"
+
+    @property
+    def job(self) -> str:
+        """What the name of the Job that makes its certificate begins with."""
+        return f"{self.name}-certificate-"
 
 
 OURS = Release()
@@ -66,7 +71,7 @@ CERTIFICATE = OURS.certificate
 
 def make_certificate(kubectl: Kubectl, folder: Path, release: Release = OURS) -> str:
     """Do what the pod of the chart's Job does, under its account; return what it said. There is no node here."""
-    namespace, name = release.namespace, f"{release.certificate}-"
+    namespace, name = release.namespace, release.job
     found = (job for job in kubectl.list("jobs", namespace) if job["metadata"]["name"].startswith(name))
     (job,) = (job for job in found if "deletionTimestamp" not in job["metadata"])
     pod = job["spec"]["template"]["spec"]

@@ -84,6 +84,23 @@ def test_the_operator_reads_the_platforms_pod_template(helm: Helm, monkeypatch: 
     assert (settings.preflight_max_concurrent, settings.workers, settings.progress_write_seconds) == (1_000_000, 4, 2.5)
 
 
+def test_a_list_or_a_map_that_is_null_is_empty(helm: Helm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one writes it to have none of the defaults."""
+    placed = ("nodeSelector", "tolerations")
+    parts = ("trainer", "trainer.gpu", "preflight")
+    names = [f"{part}.{name}" for part in parts for name in placed]
+    names += [f"trainer.{name}" for name in ("pullSecrets", "podLabels", "podAnnotations", "env", "inheritLabels")]
+    names += ["gpuMemory", "watchNamespaces", "serving.engine.plugins", "imageRegistry"]
+    names += [f"admissionPolicy.{name}" for name in ("deniedNamespaces", "extraRepositories", "extraEnv")]
+    rendered = helm.render(values=dict.fromkeys(names))
+    settings = read_settings_of(rendered, monkeypatch)
+    assert settings.pod_template.gpu.tolerations == ()
+    assert (settings.pod_template.env, settings.gpu_memory, settings.watch_namespaces) == ({}, {}, [])
+    policies = rendered.of("ValidatingAdmissionPolicy")
+    assert any("!(request.namespace in [])" in str(policy["spec"]) for policy in policies)
+    assert "null" not in str([policy["spec"].get("matchConditions") for policy in policies])
+
+
 def test_the_operator_reads_what_the_platform_says_of_servers(helm: Helm, monkeypatch: pytest.MonkeyPatch) -> None:
     values = {
         "serving.server.image.tag": "v2",

@@ -15,6 +15,13 @@ def pods(helm: Helm) -> dict[str, Json]:
     return everything.pods(platform_of(helm.render(values=VALUES)))
 
 
+@pytest.fixture(scope="module")
+def pods_of_trainer(helm: Helm) -> dict[str, Json]:
+    """The pods of a platform that says of trainer all that it can, and nothing of preflight."""
+    values = {name: value for name, value in VALUES.items() if not name.startswith("preflight.")}
+    return everything.pods(platform_of(helm.render(values=values)))
+
+
 KINDS = [*WORKS, *CHECKS, SERVER]
 PROXIED = ".svc,.cluster.local,localhost,127.0.0.1"
 MOUNTED = "/mnt/tunery/ca-bundle"
@@ -70,6 +77,13 @@ def test_what_checks_runs_where_preflight_says(pods: dict[str, Json], kind: str)
     assert {"key": "cpu", "operator": "Exists"} in spec["tolerations"]
     assert {"key": "ml", "operator": "Exists"} not in spec["tolerations"]
     assert (spec["priorityClassName"], spec["runtimeClassName"]) == ("checks", "runc")
+
+
+@pytest.mark.parametrize("kind", CHECKS)
+def test_what_checks_takes_nothing_of_where_trainer_says(pods_of_trainer: dict[str, Json], kind: str) -> None:
+    spec = pods_of_trainer[kind]["spec"]
+    assert not {"nodeSelector", "priorityClassName", "runtimeClassName"} & set(spec)
+    assert {"key": "ml", "operator": "Exists"} not in spec.get("tolerations", [])
 
 
 def test_the_operator_and_its_certificate_have_no_ids_either(helm: Helm) -> None:

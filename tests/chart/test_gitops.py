@@ -9,6 +9,7 @@ import socket
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,7 +24,8 @@ from .policies import platform_of, refusal
 from .rendering import CHART, KUBE_VERSION, NAMESPACE, Helm, Rendered
 from .running import CERTIFICATE, Operator, make_certificate, running_operator
 from cluster.controlplane import ControlPlane
-from kit.kubectl import Kubectl, wait_for
+from kit.accounts import kubeconfig_of
+from kit.kubectl import Kubectl, KubectlError, wait_for
 
 TEMPLATE = ("template", "tunery", str(CHART), "-n", NAMESPACE, "--kube-version", KUBE_VERSION, "--skip-tests")
 HOST = f"tunery.{NAMESPACE}.svc"
@@ -65,10 +67,12 @@ def test_rendered_twice_it_is_the_same_to_the_byte(helm: Helm, settings: list[st
 def test_what_fills_the_certificate_is_no_drift_and_a_sync_leaves_it(
     applied: Kubectl, helm: Helm, tmp_path: Path
 ) -> None:
-    assert "was made: ca.crt, tls.crt, tls.key was not there" in make_certificate(applied, tmp_path)
+    assert "was made: there was none" in make_certificate(applied, tmp_path)
     made = applied.get("secret", CERTIFICATE, NAMESPACE)
     assert made is not None
     assert made["type"] == "Opaque"
+    # Argo CD prunes what has the label of an application and is not rendered.
+    assert "app.kubernetes.io/instance" not in made["metadata"]["labels"]
     # `kubectl diff` ends with 1, which is an error here, where anything would change.
     assert applied.run("diff", "--server-side", "--field-manager=gitops", "-f", "-", stdin=template(helm)) == ""
     apply(applied, template(helm))
@@ -76,6 +80,24 @@ def test_what_fills_the_certificate_is_no_drift_and_a_sync_leaves_it(
     assert after is not None
     assert after["data"] == made["data"]
     assert "is kept" in make_certificate(applied, tmp_path)
+
+
+def test_the_account_of_the_certificate_makes_the_secret_of_that_name_and_of_two_runs_one(
+    applied: Kubectl, tmp_path: Path
+) -> None:
+    make_certificate(applied, tmp_path)
+    account = kubeconfig_of(applied, NAMESPACE, "tunery-certificate", tmp_path)
+    job = Kubectl(applied.environment | {"KUBECONFIG": str(account)})
+    body: dict[str, Any] = {"apiVersion": "v1", "kind": "Secret", "type": "Opaque", "data": {"ca.crt": "eA=="}}
+    by_apply = ("apply", "--server-side", "--field-manager=late", "-f", "-")
+    for how, name, refused in (
+        (by_apply, CERTIFICATE, 'conflict with "tunery-certificate-'),
+        (by_apply, "another", "cannot patch resource"),
+        (("create", "-f", "-"), "another", "cannot create resource"),
+    ):
+        meta = {"name": name, "namespace": NAMESPACE}
+        with pytest.raises(KubectlError, match=refused):
+            job.run(*how, stdin=json.dumps(body | {"metadata": meta}))
 
 
 def answers(operator: Operator, authority: Path) -> int:
@@ -100,8 +122,7 @@ def test_a_pod_that_trusts_the_authority_reports_on_over_an_upgrade(
         shutil.copy(before / "ca.crt", authority)
         assert answers(operator, authority) == 401
     upgrade = template(helm, "operator.image.tag=v2")
-    for job in applied.list("jobs", NAMESPACE):
-        applied.delete("job", job["metadata"]["name"], NAMESPACE)  # what is no longer rendered is pruned
+    prune_jobs(applied)
     apply(applied, upgrade)
     later.mkdir()
     with running_operator(applied, Rendered.parse(upgrade), later) as operator:
@@ -109,18 +130,23 @@ def test_a_pod_that_trusts_the_authority_reports_on_over_an_upgrade(
         assert answers(operator, authority) == 401
 
 
+def prune_jobs(kubectl: Kubectl) -> None:
+    """Delete what may be no longer rendered, as such tools do."""
+    for job in kubectl.list("jobs", NAMESPACE):
+        kubectl.delete("job", job["metadata"]["name"], NAMESPACE)
+
+
 def test_the_certificate_of_an_older_chart_is_taken_over(applied: Kubectl, tmp_path: Path) -> None:
-    """So that pods which run over the upgrade go on reporting; one that does not fit is not taken."""
+    """So that pods which run over the upgrade go on reporting; not where somebody has emptied what there was since."""
     kept = applied.get("secret", CERTIFICATE, NAMESPACE)
     assert kept is not None
     old = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "tunery-progress-tls", "namespace": NAMESPACE}}
     applied.apply(old | {"type": "kubernetes.io/tls", "data": kept["data"]})
-    empty(applied)
+    applied.run("delete", "secret", CERTIFICATE, "-n", NAMESPACE)
     assert "taken over from the Secret tunery-progress-tls" in make_certificate(applied, tmp_path)
     assert (applied.get("secret", CERTIFICATE, NAMESPACE) or {})["data"] == kept["data"]
-    applied.run("delete", "secret", "tunery-progress-tls", "-n", NAMESPACE)
     empty(applied)
-    assert "was made" in make_certificate(applied, tmp_path)
+    assert "was made: ca.crt, tls.crt, tls.key was not there" in make_certificate(applied, tmp_path)
     assert (applied.get("secret", CERTIFICATE, NAMESPACE) or {})["data"] != kept["data"]
 
 
@@ -147,3 +173,18 @@ def test_the_policies_take_every_pod_of_a_platform_that_says_all_it_can(
     (volume,) = (v for v in foreign["spec"]["template"]["spec"]["volumes"] if v["name"] == "volume-ca-bundle")
     volume["configMap"]["name"] = "another"
     assert "mounts its run" in (refusal(own, foreign) or "")
+
+
+def test_what_replaces_all_that_is_rendered_leaves_the_certificate(
+    applied: Kubectl, helm: Helm, tmp_path: Path
+) -> None:
+    """Argo CD's Replace=true, and whoever deletes it all and makes it again."""
+    before = (applied.get("secret", CERTIFICATE, NAMESPACE) or {})["data"]
+    text = template(helm, "crds.install=false")
+    prune_jobs(applied)
+    for ways in ([["delete", "--ignore-not-found"], ["create"]], [["replace"]]):
+        for way in ways:
+            applied.run(*way, "-f", "-", stdin=text)
+        assert "is kept" in make_certificate(applied, tmp_path)
+        assert (applied.get("secret", CERTIFICATE, NAMESPACE) or {})["data"] == before
+        assert applied.run("diff", "-f", "-", stdin=text) == ""

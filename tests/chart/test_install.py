@@ -100,50 +100,87 @@ def test_roles_of_people_speak_for_our_kinds(
         assert not can(installed, user, "get", kind, namespace="default")
 
 
+def data_of(kubectl: Kubectl, secret: str = CERTIFICATE) -> dict[str, str] | None:
+    """Return what a Secret of the release's namespace holds; None where there is none."""
+    found = kubectl.get("secret", secret, NAMESPACE)
+    return None if found is None else found.get("data") or {}
+
+
 def test_an_upgrade_keeps_the_certificate(installed: Kubectl, tmp_path: Path) -> None:
-    assert "was made" in make_certificate(installed, tmp_path)
-    before = installed.get("secret", CERTIFICATE, NAMESPACE)
+    """By whatever way Helm has of it: `--force`, which is Flux's force: true, puts what is rendered in place of all."""
+    assert "was made: there was none" in make_certificate(installed, tmp_path)
+    before = data_of(installed)
+    assert set(before or ()) == {"ca.crt", "tls.crt", "tls.key"}
+    release = ("tunery", "-n", NAMESPACE, "--force")
+    installed.program("helm", "upgrade", *release, str(CHART))
+    assert data_of(installed) == before
     helm_install(installed, "operator.logging.level=DEBUG", "operator.image.tag=v2")
+    assert data_of(installed) == before
     assert "is kept" in make_certificate(installed, tmp_path)
-    after = installed.get("secret", CERTIFICATE, NAMESPACE)
-    assert before is not None
-    assert after is not None
-    assert set(before["data"]) == {"ca.crt", "tls.crt", "tls.key"}
-    assert before["data"] == after["data"]
     deployment = installed.get("deployment", "tunery", NAMESPACE)
     assert deployment is not None
     env = deployment["spec"]["template"]["spec"]["containers"][0]["env"]
     assert {"name": "TUNERY_LOG_LEVEL", "value": "DEBUG"} in env
+    installed.program("helm", "rollback", *release)
+    assert data_of(installed) == before
+    assert "is kept" in make_certificate(installed, tmp_path)
 
 
 def test_the_certificate_is_made_anew_as_operations_says(installed: Kubectl, tmp_path: Path) -> None:
     page = (CHART.parents[1] / "docs" / "operations.md").read_text()
     commands = [
         shlex.split(command, comments=True)
-        for command in re.findall(r"^kubectl .*(?:(?:patch|delete) secret|delete job) .*$", page, re.M)
+        for command in re.findall(r"^kubectl .*(?:patch secret|delete job) .*$", page, re.M)
     ]
-    before = installed.get("secret", CERTIFICATE, NAMESPACE)
+    before = data_of(installed)
+    # That of an older chart, which is good, is not taken over: its key is what was to be replaced.
+    old_secret(installed, before or {}, {})
     for _, *arguments in commands:
         installed.run(*arguments)
-    assert len(commands) == 3
+    assert len(commands) == 2
     helm_install(installed)
     assert "was made" in make_certificate(installed, tmp_path)
-    assert (installed.get("secret", CERTIFICATE, NAMESPACE) or {})["data"] != (before or {})["data"]
+    assert set(data_of(installed) or ()) == {"ca.crt", "tls.crt", "tls.key"}
+    assert not set((data_of(installed) or {}).values()) & set((before or {}).values())
 
 
-def test_the_secret_of_an_older_chart_outlives_upgrades(installed: Kubectl) -> None:
-    """Helm would delete what is no longer rendered, before the Job has read it."""
-    owned = {"meta.helm.sh/release-name": "tunery", "meta.helm.sh/release-namespace": NAMESPACE}
-    name, labels = "tunery-progress-tls", {"app.kubernetes.io/managed-by": "Helm"}
-    meta = {"name": name, "namespace": NAMESPACE, "labels": labels, "annotations": owned}
-    data = {"tls.crt": "eA==", "tls.key": "eA==", "ca.crt": "eA=="}
-    installed.apply({"apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/tls", "metadata": meta, "data": data})
-    for _ in range(2):
-        helm_install(installed)
-        assert (installed.get("secret", name, NAMESPACE) or {})["data"] == data
+OWNED = {"meta.helm.sh/release-name": "tunery", "meta.helm.sh/release-namespace": NAMESPACE}
+OLD = "tunery-progress-tls"
 
 
-def test_an_uninstall_keeps_the_jobs_of_users_and_an_install_takes_them_back(installed: Kubectl) -> None:
+def old_secret(kubectl: Kubectl, data: dict[str, str], owned: dict[str, str]) -> None:
+    """Make the Secret of charts up to 0.1.0, or, where no release owns it, one by hand of that name."""
+    kubectl.run("delete", "secret", OLD, "-n", NAMESPACE, "--ignore-not-found")
+    meta = {"name": OLD, "namespace": NAMESPACE, "annotations": owned}
+    meta["labels"] = {"app.kubernetes.io/managed-by": "Helm"} if owned else {}
+    kubectl.apply({"apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/tls", "metadata": meta, "data": data})
+
+
+@pytest.mark.parametrize(
+    ("owned", "after"),
+    [pytest.param(OWNED, False, id="the-releases"), pytest.param({}, True, id="made-by-hand")],
+)
+def test_the_certificate_of_an_older_chart_is_taken_over_and_its_secret_goes_then(
+    installed: Kubectl, tmp_path: Path, owned: dict[str, str], after: bool
+) -> None:
+    """Helm would delete what is no longer rendered before the Job has read it; what is not Helm's it must not touch."""
+    data = data_of(installed) or {}
+    installed.run("delete", "secret", CERTIFICATE, "-n", NAMESPACE)
+    old_secret(installed, data, owned)
+    installed.program("helm", "upgrade", "tunery", str(CHART), "-n", NAMESPACE, "--force")
+    assert data_of(installed, OLD) == data
+    assert f"taken over from the Secret {OLD}" in make_certificate(installed, tmp_path)
+    helm_install(installed)
+    assert data_of(installed, OLD) == (data if after else None)
+    assert data_of(installed) == data
+    installed.run("delete", "secret", OLD, "-n", NAMESPACE, "--ignore-not-found")
+
+
+def test_an_uninstall_keeps_the_jobs_of_users_and_an_install_takes_them_back(
+    installed: Kubectl, tmp_path: Path
+) -> None:
+    """Pods that run over both go on reporting: the certificate is kept, too."""
+    certificate = data_of(installed)
     example = yaml.safe_load((CHART.parents[1] / "docs" / "examples" / "lora.yaml").read_text())
     installed.apply(example, namespace=TEAM)
     installed.program("helm", "uninstall", "tunery", "-n", NAMESPACE, "--wait")
@@ -152,6 +189,8 @@ def test_an_uninstall_keeps_the_jobs_of_users_and_an_install_takes_them_back(ins
     assert installed.get("lorajob", "lora", TEAM) is not None
     helm_install(installed)
     assert installed.get("lorajob", "lora", TEAM) is not None
+    assert "is kept" in make_certificate(installed, tmp_path)
+    assert data_of(installed) == certificate
     installed.run("delete", "lorajob", "lora", "-n", TEAM, "--timeout=20s")
 
 

@@ -57,9 +57,9 @@ def test_the_lease_is_the_only_right_in_its_own_namespace(rendered: Rendered) ->
 def test_the_job_of_the_certificate_may_get_at_two_secrets_by_name_and_nobody_else_at_any(rendered: Rendered) -> None:
     role = named(rendered.of("Role"), "tunery-certificate")
     assert rights(role) == used(CERTIFICATE_PERMISSIONS)
-    secret, before = rendered.one("Secret")["metadata"]["name"], "tunery-progress-tls"
+    secret, before = rendered.pod()["volumes"][0]["secret"]["secretName"], "tunery-progress-tls"
     assert {tuple(rule["resourceNames"]): rule["verbs"] for rule in role["rules"]} == {
-        (secret,): ["get", "patch"],
+        (secret,): ["get", "create", "patch"],
         (before,): ["get"],
     }
     binding = named(rendered.of("RoleBinding"), "tunery-certificate")

@@ -32,7 +32,7 @@ async def test_pods_that_trust_its_authority_reach_the_endpoint_by_its_name_and_
             await asyncio.open_connection("127.0.0.1", site.port, ssl=context, server_hostname="other.svc")
 
 
-GOOD, OTHER = make(HOST, 3650, NOW), make(HOST, 3650, NOW)
+GOOD, OTHER, SHORT = make(HOST, 3650, NOW), make(HOST, 3650, NOW), make(HOST, 7, NOW)
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,9 @@ GOOD, OTHER = make(HOST, 3650, NOW), make(HOST, 3650, NOW)
         pytest.param(GOOD, "other.svc", 0, "it is not for other.svc", id="host"),
         pytest.param(GOOD._replace(key=OTHER.key), HOST, 0, "its key is another one's", id="key"),
         pytest.param(GOOD._replace(ca=OTHER.ca), HOST, 0, "no authority in ca.crt vouches for it", id="authority"),
-        pytest.param(GOOD, HOST, 3621, "it ends within 30 days", id="soon-over"),
+        pytest.param(GOOD, HOST, 3621, "it ends soon, or has ended: ", id="soon-over"),
+        pytest.param(SHORT, HOST, 5, "it ends soon, or has ended: ", id="last-third"),
+        pytest.param(SHORT, HOST, 8, "it ends soon, or has ended: ", id="over"),
         pytest.param(GOOD._replace(certificate=b"x"), HOST, 0, "it cannot be read", id="no-certificate"),
         pytest.param(GOOD._replace(key=b""), HOST, 0, "it cannot be read", id="no-key"),
         pytest.param(GOOD._replace(certificate=GOOD.ca), HOST, 0, "it cannot be read", id="names-no-host"),
@@ -50,6 +52,13 @@ GOOD, OTHER = make(HOST, 3650, NOW), make(HOST, 3650, NOW)
 def test_what_pods_could_not_talk_to_is_unusable(files: Files, host: str, later: int, why: str) -> None:
     with pytest.raises(Unusable, match=why):
         check(files, host, NOW + timedelta(days=later))
+
+
+@pytest.mark.parametrize(("days", "later"), [(1, 0.5), (7, 4), (29, 19), (90, 59), (3650, 3619)])
+def test_what_was_just_made_is_kept_for_two_thirds_of_its_life_or_until_thirty_days_are_left(
+    days: int, later: float
+) -> None:
+    check(make(HOST, days, NOW), HOST, NOW + timedelta(days=later))
 
 
 def test_two_authorities_that_stand_for_each_other_are_kept() -> None:

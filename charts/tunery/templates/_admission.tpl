@@ -31,7 +31,7 @@ system:serviceaccount:{{ .Release.Namespace }}:{{ include "tunery.serviceAccount
   reason: Forbidden
   message: The operator creates nothing outside of watchNamespaces.
 {{- else -}}
-- expression: {{ printf "!(request.namespace in %s)" (toJson .Values.admissionPolicy.deniedNamespaces) | quote }}
+- expression: {{ printf "!(request.namespace in %s)" (.Values.admissionPolicy.deniedNamespaces | default list | toJson) | quote }}
   reason: Forbidden
   message: The operator creates nothing in admissionPolicy.deniedNamespaces.
 {{- end -}}
@@ -40,7 +40,7 @@ system:serviceaccount:{{ .Release.Namespace }}:{{ include "tunery.serviceAccount
 {{/* The repositories that a container's image may come from, as JSON. Takes a list: the root and the image's values. */}}
 {{- define "tunery.repositories" -}}
 {{- $own := include "tunery.repository" . -}}
-{{- prepend (index . 0).Values.admissionPolicy.extraRepositories $own | toJson -}}
+{{- prepend ((index . 0).Values.admissionPolicy.extraRepositories | default list) $own | toJson -}}
 {{- end -}}
 
 {{/* The variables of the trainer's container: manifests/pod.py sets the same, kept equal by a test. */}}

@@ -5,13 +5,13 @@
 - name: TUNERY_TRAINER_PULL_POLICY
   value: {{ .Values.trainer.image.pullPolicy | quote }}
 - name: TUNERY_TRAINER_PULL_SECRETS
-  value: {{ .Values.trainer.pullSecrets | toJson | quote }}
+  value: {{ .Values.trainer.pullSecrets | default list | toJson | quote }}
 - name: TUNERY_POD_TEMPLATE
   value: {{ include "tunery.podTemplate" . | fromYaml | toJson | quote }}
 - name: TUNERY_SERVING
   value: {{ include "tunery.serving" . | fromYaml | toJson | quote }}
 - name: TUNERY_INHERIT_LABEL_PREFIXES
-  value: {{ .Values.trainer.inheritLabels | toJson | quote }}
+  value: {{ .Values.trainer.inheritLabels | default list | toJson | quote }}
 - name: TUNERY_DEFAULT_OUTPUT_URI
   value: {{ .Values.defaultOutput.uri | quote }}
 - name: TUNERY_DEFAULT_OUTPUT_SECRET
@@ -19,7 +19,7 @@
 - name: TUNERY_DEFAULT_TTL_SECONDS
   value: {{ .Values.defaultTtlSecondsAfterFinished | toJson | quote }}
 - name: TUNERY_GPU_MEMORY
-  value: {{ .Values.gpuMemory | toJson | quote }}
+  value: {{ .Values.gpuMemory | default dict | toJson | quote }}
 - name: TUNERY_CACHE_CLAIM
   value: {{ .Values.cache.claimName | quote }}
 - name: TUNERY_CACHE_MAX_SIZE
@@ -49,7 +49,7 @@
 - name: TUNERY_METRICS_PORT
   value: {{ .Values.metrics.port | quote }}
 - name: TUNERY_WATCH_NAMESPACES
-  value: {{ .Values.watchNamespaces | toJson | quote }}
+  value: {{ .Values.watchNamespaces | default list | toJson | quote }}
 - name: TUNERY_WORKERS
   value: {{ int .Values.operator.workers | quote }}
 - name: TUNERY_LEASE_NAME
@@ -68,8 +68,8 @@
 
 {{/* Where pods are put, as Placement reads it. Takes the values that hold the four names. */}}
 {{- define "tunery.placement" -}}
-nodeSelector: {{- toYaml .nodeSelector | nindent 2 }}
-tolerations: {{- toYaml .tolerations | nindent 2 }}
+nodeSelector: {{- toYaml (.nodeSelector | default dict) | nindent 2 }}
+tolerations: {{- toYaml (.tolerations | default list) | nindent 2 }}
 {{- with .priorityClassName }}
 priorityClassName: {{ . | quote }}
 {{- end }}
@@ -81,8 +81,8 @@ runtimeClassName: {{ . | quote }}
 {{/* What trainer says of the pods of jobs, as PodTemplate reads it. An id that is null stays null: the cluster chooses. */}}
 {{- define "tunery.podTemplate" -}}
 {{ include "tunery.placement" .Values.trainer }}
-labels: {{- toYaml .Values.trainer.podLabels | nindent 2 }}
-annotations: {{- toYaml .Values.trainer.podAnnotations | nindent 2 }}
+labels: {{- toYaml (.Values.trainer.podLabels | default dict) | nindent 2 }}
+annotations: {{- toYaml (.Values.trainer.podAnnotations | default dict) | nindent 2 }}
 env: {{- include "tunery.peoplesEnv" . | fromJson | toYaml | nindent 2 }}
 caBundle: {{- toYaml .Values.trainer.caBundle | nindent 2 }}
 shmSize: {{ .Values.trainer.shmSize | quote }}
@@ -98,7 +98,7 @@ trainer.env; where it names a proxy, what is in the cluster is not reached throu
 NO_PROXY and no_proxy they read, and none reads both: each that is there gets these, too, and one of them is made.
 */}}
 {{- define "tunery.peoplesEnv" -}}
-{{- $env := deepCopy .Values.trainer.env -}}
+{{- $env := deepCopy (.Values.trainer.env | default dict) -}}
 {{- $proxied := false -}}
 {{- range $name := keys $env -}}
 {{- if regexMatch "^(http|https|all)_proxy$" (lower $name) }}{{ $proxied = true }}{{ end -}}
@@ -126,6 +126,6 @@ engineImage: {{ include "tunery.image" (list . $serving.engine.image) | quote }}
 enginePullPolicy: {{ $serving.engine.image.pullPolicy | quote }}
 allowImage: {{ $serving.engine.allowImage }}
 runAsUser: {{ get $serving.engine "runAsUser" | default nil | toJson }}
-plugins: {{- toYaml $serving.engine.plugins | nindent 2 }}
+plugins: {{- toYaml ($serving.engine.plugins | default list) | nindent 2 }}
 networkPolicy: {{ $serving.networkPolicy }}
 {{- end -}}

@@ -34,7 +34,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{/* An image's repository below imageRegistry. Takes a list: the root and the image's values. */}}
 {{- define "tunery.repository" -}}
 {{- $image := index . 1 -}}
-{{- $prefix := (index . 0).Values.imageRegistry | trimSuffix "/" -}}
+{{- $prefix := (index . 0).Values.imageRegistry | default "" | trimSuffix "/" -}}
 {{- ternary $image.repository (printf "%s/%s" $prefix $image.repository) (empty $prefix) -}}
 {{- end -}}
 
@@ -78,7 +78,17 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end -}}
 
 {{- define "tunery.tlsSecretName" -}}
-{{- default (include "tunery.certificateName" .) .Values.progress.certificate.existingSecret -}}
+{{- default (printf "%s-progress-certificate" (include "tunery.fullname" .)) .Values.progress.certificate.existingSecret -}}
+{{- end -}}
+
+{{/* What the schema cannot say of two values; fails with what to do. */}}
+{{- define "tunery.checkValues" -}}
+{{- if and .Values.preflight.queueName .Values.preflight.queueFromOwner -}}
+{{- fail "preflight.queueName and preflight.queueFromOwner: set one of them, as a Job has one queue" -}}
+{{- end -}}
+{{- if eq (int .Values.progress.port) (int .Values.metrics.port) -}}
+{{- fail (printf "progress.port and metrics.port: both are %d, and must differ" (int .Values.metrics.port)) -}}
+{{- end -}}
 {{- end -}}
 
 {{/* What pods of the release reach where networkPolicy is on: DNS and the API server. */}}

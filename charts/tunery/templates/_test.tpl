@@ -4,7 +4,7 @@
 
 {{/* Where `helm test` runs its job: where it is told to, else the first namespace that is served, else the release's. */}}
 {{- define "tunery.testNamespace" -}}
-{{- $served := append .Values.watchNamespaces .Release.Namespace -}}
+{{- $served := append (.Values.watchNamespaces | default list) .Release.Namespace -}}
 {{- default (first $served) .Values.test.namespace -}}
 {{- end -}}
 

@@ -40,6 +40,8 @@ _METHODS: Final = {
     "delete": "DELETE",
 }
 _MERGE_PATCH: Final = "application/merge-patch+json"
+_APPLY_PATCH: Final = "application/apply-patch+yaml"
+_HOW: Final = {("patch", True): ("PATCH", _MERGE_PATCH), ("create", True): ("PATCH", _APPLY_PATCH)}
 
 Json = dict[str, Any]
 
@@ -85,15 +87,18 @@ class KubeClient:
     ) -> Json:
         """Send one request and return the JSON answer.
 
+        `create` with a name is a server-side apply, which needs `fieldManager` in the query: its address has the name,
+        so that a Role may hold the right for this one only.
+
         Raises HttpError for an answer of 400 or more, ApiFailure (status 0) where none came.
         """
         if call not in self._allowed:
             raise ValueError(f"{call} is none of the rights that this client has")
         url = self._connection.host + _path(call, namespace, name) + (f"?{urlencode(query)}" if query else "")
-        kind = _MERGE_PATCH if call.verb == "patch" else "application/json"
+        method, kind = _HOW.get((call.verb, name is not None), (_METHODS[call.verb], "application/json"))
         try:
             answer = self._pool.request(
-                _METHODS[call.verb],
+                method,
                 url,
                 body=None if body is None else orjson.dumps(body),
                 headers={"Content-Type": kind, "Accept": "application/json", **self._connection.headers()},

@@ -55,6 +55,7 @@ GET_LEASE: Final = Call("coordination.k8s.io", "leases", "get")
 CREATE_LEASE: Final = Call("coordination.k8s.io", "leases", "create")
 UPDATE_LEASE: Final = Call("coordination.k8s.io", "leases", "update")
 GET_SECRET: Final = Call("", "secrets", "get")
+CREATE_SECRET: Final = Call("", "secrets", "create")
 PATCH_SECRET: Final = Call("", "secrets", "patch")
 
 DEPLOYMENTS: Final = _resource("Deployment", "apps", "deployments")
@@ -121,7 +122,7 @@ OWN_NAMESPACE_PERMISSIONS: Final = frozenset({GET_LEASE, CREATE_LEASE, UPDATE_LE
 OPERATOR_PERMISSIONS: Final = PERMISSIONS | OWN_NAMESPACE_PERMISSIONS
 """Every right of the operator; none is to read a Secret."""
 
-CERTIFICATE_PERMISSIONS: Final = frozenset({GET_SECRET, PATCH_SECRET})
+CERTIFICATE_PERMISSIONS: Final = frozenset({GET_SECRET, CREATE_SECRET, PATCH_SECRET})
 """Rights of the Job that makes the certificate, under an account of its own: on the Secrets that hold it, by name."""
 
 TEST_PERMISSIONS: Final = frozenset(

@@ -1,7 +1,8 @@
-"""The program of the chart's Job that makes the endpoint's certificate, once, and keeps it in the Secret beside it.
+"""The program of the chart's Job that makes the endpoint's certificate, once, in a Secret, and keeps what is good.
 
-`python -m tunery_operator.progress.certificate` runs under a ServiceAccount of its own, which may read and change that
-one Secret; the operator may read none. The chart makes the Secret empty, so that what it renders is always the same.
+`python -m tunery_operator.progress.certificate` runs under a ServiceAccount of its own, which may make, read and change
+that one Secret; the operator may read none. The chart does not render the Secret: nothing that applies or replaces what
+it renders touches it.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import argparse
 import base64
 import binascii
 import logging
+import secrets
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -23,12 +25,14 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from tunery_operator.errors import ApiFailure
 from tunery_operator.kube.client import KubeClient, load_client
-from tunery_operator.kube.rbac import CERTIFICATE_PERMISSIONS, GET_SECRET, PATCH_SECRET
+from tunery_operator.kube.rbac import CERTIFICATE_PERMISSIONS, CREATE_SECRET, GET_SECRET, PATCH_SECRET
 
 logger = logging.getLogger(__name__)
 
 LEAST_LEFT: Final = timedelta(days=30)
-"""A certificate that ends sooner is made anew."""
+"""A certificate that ends sooner is made anew; one that is good for less than three times that, in its last third."""
+_LABELS: Final = {"app.kubernetes.io/component": "certificate", "app.kubernetes.io/part-of": "tunery"}
+"""Not the release's: Argo CD prunes what has app.kubernetes.io/instance and is not rendered."""
 _CLOCKS_DIFFER: Final = timedelta(hours=1)
 _PEM: Final = serialization.Encoding.PEM
 
@@ -102,7 +106,7 @@ def _usage(*, signs: bool) -> x509.KeyUsage:
 
 
 def check(files: Files, host: str, now: datetime) -> None:
-    """Raise Unusable unless pods that trust the authority can talk to `host` for thirty more days."""
+    """Raise Unusable unless pods that trust the authority can talk to `host` for thirty days or a third of its life."""
     try:
         authorities = x509.load_pem_x509_certificates(files.ca)
         certificate = x509.load_pem_x509_certificate(files.certificate)
@@ -116,8 +120,10 @@ def check(files: Files, host: str, now: datetime) -> None:
         raise Unusable("its key is another one's")
     if not any(_vouches(authority, certificate) for authority in authorities):
         raise Unusable("no authority in ca.crt vouches for it")
-    if min(each.not_valid_after_utc for each in (certificate, *authorities)) < now + LEAST_LEFT:
-        raise Unusable(f"it ends within {LEAST_LEFT.days} days")
+    for each in (certificate, *authorities):
+        ends = each.not_valid_after_utc
+        if ends < now + min(LEAST_LEFT, (ends - each.not_valid_before_utc) / 3):
+            raise Unusable(f"it ends soon, or has ended: {ends:%Y-%m-%d %H:%M} UTC")
 
 
 def _vouches(authority: x509.Certificate, certificate: x509.Certificate) -> bool:
@@ -142,25 +148,48 @@ class Wanted(NamedTuple):
 def ensure(client: KubeClient, wanted: Wanted, now: datetime) -> str:
     """Let the Secret hold a certificate; return what was done.
 
-    One that is good stays as it is, as pods trust it that run. Raises Unusable where there is no such Secret, and
-    ApiFailure where the API server does not answer, or another run was faster.
+    One that is good stays as it is, as pods trust it that run. Only where there is no Secret yet is one of an older
+    chart taken over: whoever empties it wants another key. Raises ApiFailure where the API server does not answer, or
+    another run was faster.
     """
     present = client.get(GET_SECRET, wanted.namespace, wanted.secret)
     if present is None:
-        raise Unusable(f"the Secret {wanted.secret} does not exist in {wanted.namespace}; the chart makes it, empty")
-    why = _why_not(present, wanted.host, now)
-    if why is None:
-        return f"the certificate in the Secret {wanted.secret} is kept"
-    files, source = make(wanted.host, wanted.days, now), f"made: {why}"
-    if wanted.before:
-        before = client.get(GET_SECRET, wanted.namespace, wanted.before)
-        if before is not None and _why_not(before, wanted.host, now) is None:
-            files, source = _files(before), f"taken over from the Secret {wanted.before}"
-    data = {name: base64.b64encode(pem).decode() for name, pem in zip(_KEYS, files, strict=True)}
-    # With its version: of two runs one writes, and the other one looks again.
-    body = {"metadata": {"resourceVersion": present["metadata"]["resourceVersion"]}, "data": data}
-    client.request(PATCH_SECRET, wanted.namespace, wanted.secret, body)
+        source = _create(client, wanted, now)
+    else:
+        why = _why_not(present, wanted.host, now)
+        if why is None:
+            return f"the certificate in the Secret {wanted.secret} is kept"
+        source = f"made: {why}"
+        # With its version: of two runs one writes, and the other one looks again.
+        meta = {"resourceVersion": present["metadata"]["resourceVersion"]}
+        body = {"metadata": meta, "data": _data(make(wanted.host, wanted.days, now))}
+        client.request(PATCH_SECRET, wanted.namespace, wanted.secret, body)
     return f"the certificate for {wanted.host} in the Secret {wanted.secret} was {source}"
+
+
+def _create(client: KubeClient, wanted: Wanted, now: datetime) -> str:
+    """Make the Secret; return where its certificate is from."""
+    before = client.get(GET_SECRET, wanted.namespace, wanted.before) if wanted.before else None
+    if before is not None and _why_not(before, wanted.host, now) is None:
+        files, source = _files(before), f"taken over from the Secret {wanted.before}"
+    else:
+        files, source = make(wanted.host, wanted.days, now), "made: there was none"
+    body = {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        # One of kubernetes.io/tls could not be emptied.
+        "type": "Opaque",
+        "metadata": {"name": wanted.secret, "labels": _LABELS},
+        "data": _data(files),
+    }
+    # Under a name of this run: were another one faster, both want the same fields, and the API server refuses this one.
+    manager = {"fieldManager": f"tunery-certificate-{secrets.token_hex(4)}"}
+    client.request(CREATE_SECRET, wanted.namespace, wanted.secret, body, manager)
+    return source
+
+
+def _data(files: Files) -> dict[str, str]:
+    return {name: base64.b64encode(pem).decode() for name, pem in zip(map(str, _KEYS), files, strict=True)}
 
 
 def _why_not(secret: Mapping[str, Any], host: str, now: datetime) -> str | None:
@@ -194,7 +223,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     wanted = Wanted(asked.namespace, asked.secret, asked.host, asked.days, asked.before)
     try:
         done = ensure(load_client(allowed=CERTIFICATE_PERMISSIONS), wanted, datetime.now(UTC))
-    except (ApiFailure, Unusable) as error:
+    except ApiFailure as error:
         logger.error("%s", error)  # noqa: TRY400 - a sentence for people, who need no traceback
         return 1
     logger.info("%s", done)
