@@ -55,7 +55,7 @@ def ranged(**given: Any) -> dict[str, Any]:
         pytest.param(ranged(min=1, max=2, step=0), "step in body should be greater than 0", id="step-0"),
         pytest.param(
             {"preset": "Guide", "output": {"uri": TEMPLATE["model"]["uri"]}},
-            "output.uri is the model's own place",
+            "output.uri is no place of its own beside the model's",
             id="onto-the-model",
         ),
         pytest.param(

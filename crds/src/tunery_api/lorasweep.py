@@ -14,6 +14,7 @@ from tunery_api.fields import (
     DecimalString,
     FractionString,
     ObjectName,
+    ShareString,
     SignedDecimalString,
     number_text,
 )
@@ -166,7 +167,7 @@ class PrunerSpec(ApiModel):
         description="Halving: at each rung the worse of the trials that have come so far end; Median: those that are "
         "worse than the median of the earlier ones; None: all run to their ends.",
     )
-    rungs: list[Annotated[FractionString, Field(json_schema_extra=SHARE)]] = Field(
+    rungs: list[ShareString] = Field(
         default_factory=lambda: ["0.25", "0.5"],
         min_length=1,
         max_length=8,
@@ -230,7 +231,9 @@ class LoRASweepSpec(KindSpec):
         max_length=MAX_PARAMETERS,
         description="What differs from trial to trial. Default: the preset's.",
     )
-    initial: list[Annotated[dict[FieldPath, Choice], Field(max_length=LARGEST_SPACE)]] = Field(
+    initial: list[
+        Annotated[dict[FieldPath, Choice], Field(max_length=LARGEST_SPACE, json_schema_extra={"minProperties": 1})]
+    ] = Field(
         default_factory=list,
         max_length=32,
         description="Values that are tried first, in this order, by path; what one leaves open is proposed.",
