@@ -72,7 +72,7 @@ _ITS_OWN: Final = "output.uri is no place of its own beside the model's, which s
 
 
 def _place(uri: str) -> str:
-    """Return a URI without the slashes at its end, as fields.same_place has it: two that differ in these are one place."""
+    """Return a URI without the slashes at its end, as in fields.same_place: two that differ in these are one place."""
     return f"{uri}.find('^.*[^/]')"
 
 

@@ -69,11 +69,11 @@ ObjectName = Annotated[str, Field(min_length=1, max_length=253, pattern=DNS_SUBD
 _LONGEST_NUMBER: Final = 32
 """Characters of a number, which is more than any float needs."""
 _LARGEST: Final = 1e100
-"""By amount, below it is every number without quotes: as a text its exponent has two digits, like that of one in quotes."""
+"""By amount, below it is every number without quotes: as a text its exponent has two digits, as in quotes."""
 _SMALLEST: Final = 1e-99
 """By amount, but for 0."""
 _WHOLE: Final = 2**63 - 1024
-"""The largest bound that the API server compares a whole number with: it makes 64 bits of it, which none above fits in."""
+"""The largest bound that the API server compares a whole number with: it makes 64 bits of it, and none above fits."""
 
 
 def _up_to(largest: float) -> tuple[Bounds, ...]:
@@ -133,7 +133,10 @@ class Number:
         if isinstance(value, int) and _WHOLE < value < 2**63:
             text = None  # as the API server has it, which compares it with no bound above it
         if not isinstance(text, str) or len(text) > _LONGEST_NUMBER or re.fullmatch(self.pattern, text) is None:
-            raise PydanticCustomError("number", "must be {wanted}", {"wanted": self.wanted})
+            number = isinstance(value, (int, float)) and value not in (0, math.inf, -math.inf)
+            beyond = number and not _SMALLEST <= abs(value) < _LARGEST
+            wanted = f"{self.wanted}, with an exponent of at most two digits" if beyond else self.wanted
+            raise PydanticCustomError("number", "must be {wanted}", {"wanted": wanted})
         return text
 
 
@@ -204,8 +207,8 @@ QuantityString = Annotated[
         finest=Decimal("1e-9"),
     ),
 ]
-"""A Kubernetes quantity: 4, 500m, 24Gi. As Kubernetes rounds up to a billionth, so is a number without quotes, which has
-at most 32 digits."""
+"""A Kubernetes quantity: 4, 500m, 24Gi. Without quotes it is rounded up to a billionth, as Kubernetes does, and has at
+most 32 digits."""
 
 ABOVE_0: Final[JsonDict] = {
     "pattern": r"^([0-9]*[1-9][0-9]*(\.[0-9]+)?|[0-9]+\.[0-9]*[1-9][0-9]*)([eE][-+]?[0-9]{1,2})?$",

@@ -121,7 +121,9 @@ class RangeSpec(ApiModel):
 
     min: SignedDecimalString = Field(description="The smallest value, such as 1e-5.")
     max: SignedDecimalString = Field(description="The largest value, such as 5e-4; above min.")
-    log: bool = Field(False, description="Equal factors are equally likely, not equal distances. Not with step.")
+    log: bool = Field(
+        False, description="Equal factors are equally likely, not equal distances; min must be above 0. Not with step."
+    )
     step: DecimalString | None = Field(
         None, description="Only min, min + step, …; a Grid needs it.", json_schema_extra=ABOVE_0
     )
@@ -143,7 +145,8 @@ class ParameterSpec(ApiModel):
         None,
         min_length=1,
         max_length=MOST_CHOICES,
-        description="The values: 16, 2e-4, true, Cosine, quoted or not; of lora.targetModules names joined by commas.",
+        description="The values: 16, 2e-4, true, Cosine, quoted or not; of lora.targetModules names joined by commas. "
+        "Each as the field takes it, which the operator looks at, not the API server.",
     )
     when: WhenSpec | None = Field(None, description="Only in trials in which another parameter has such a value.")
 
