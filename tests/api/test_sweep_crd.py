@@ -201,12 +201,7 @@ def old_kind(*, rule: bool) -> dict[str, Any]:
 
 
 REFUSED_TODAY: dict[str, Any] = {
-    "template": TEMPLATE
-    | {
-        "continueFrom": {"uri": "s3://a/b"},
-        "training": {"learningRate": 1e100},
-        "resources": {"memory": 25769803776.5},
-    },
+    "template": TEMPLATE | {"continueFrom": {"uri": "s3://a/b"}, "training": {"learningRate": 1e100}},
     "parameters": [{"path": "lora.rank", "choices": [None, "4"]}],
     "pruner": {"rungs": [None, 0.5]},
     "output": {"uri": "s3://a/b/"},
