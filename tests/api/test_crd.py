@@ -31,7 +31,7 @@ def test_every_schema_is_structural_and_bounded(kind: KindDefinition) -> None:
         "minimum", "maximum", "minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties",
         "default", "x-kubernetes-validations", "x-kubernetes-list-type", "x-kubernetes-list-map-keys",
         "exclusiveMinimum", "exclusiveMaximum", "not", "x-kubernetes-int-or-string",
-        "x-kubernetes-preserve-unknown-fields",
+        "x-kubernetes-preserve-unknown-fields", "anyOf", "nullable",
     }  # fmt: skip
     for path, schema in schemas(kind):
         assert set(schema) <= allowed, path
@@ -44,6 +44,18 @@ def test_every_schema_is_structural_and_bounded(kind: KindDefinition) -> None:
             assert "maxItems" in schema, f"{path} has no maximum"
         if "additionalProperties" in schema:
             assert "maxProperties" in schema, f"{path} has no maximum"
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=[kind.singular for kind in KINDS])
+def test_no_list_has_room_for_null(kind: KindDefinition) -> None:
+    """An entry with a type is none; of one without, a rule of the block says so, which sees only what may be null."""
+    for path, schema in schemas(kind):
+        rules = [each["rule"] for each in schema.get("x-kubernetes-validations", ())]
+        for name, field in schema.get("properties", {}).items():
+            entries = field.get("items", {"type": "any"})
+            own = {"in": "__in__"}.get(name, name)
+            refused = any(rule.endswith(f"dyn(self).{own}.all(item, item != null)") for rule in rules)
+            assert refused if entries.get("nullable") else "type" in entries, f"{path}.{name}"
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=[kind.singular for kind in KINDS])

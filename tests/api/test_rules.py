@@ -322,7 +322,7 @@ REFUSED_BY_BOTH: list[Any] = [
         {"output": BASE["model"]},
         "spec.output.uri: is no place of its own beside the model's, s3://models/SmolLM2, which stays as it is: choose "
         "another place",
-        "output.uri is the model's own place",
+        "output.uri is no place of its own beside the model's",
         id="onto-the-model",
     ),
     pytest.param(
@@ -409,7 +409,7 @@ MERGES_REFUSED: list[Any] = [
         {"adapters": [ONE], "into": "Model", "model": BASE["model"], "output": BASE["model"]},
         "spec.output.uri: is no place of its own beside the model's, s3://models/SmolLM2, which stays as it is: choose "
         "another place",
-        "output.uri is the model's own place",
+        "output.uri is no place of its own beside the model's",
         id="onto-its-base",
     ),
     pytest.param(

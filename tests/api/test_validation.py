@@ -258,6 +258,8 @@ def test_any_object_gives_a_spec_or_an_invalid_spec(obj: Any) -> None:
         (1.2345678901234567e-05, "0.000012345678901234568"),
         (1e-40, "1e-40"),
         (1e40, "1e+40"),
+        (12345678901234567890123, "12345678901234568000000"),
+        (123456789012345678901234567890123, "1.2345678901234569e+32"),
     ],
 )
 def test_a_number_is_the_text_that_was_written(written: Any, text: str) -> None:
@@ -265,6 +267,35 @@ def test_a_number_is_the_text_that_was_written(written: Any, text: str) -> None:
     assert spec.training.learning_rate == text
     assert spec.to_json_dict()["training"] == {"learningRate": text}, "in run.json, too"
     assert float(text) == float(written)
+
+
+@pytest.mark.parametrize(
+    ("written", "text"),
+    [
+        (4, "4"),
+        (0.5, "0.5"),
+        (1e-40, "0.000000001"),
+        (0.0001234567891, "0.000123457"),
+        (1e31, f"1{31 * '0'}"),
+        (-0.0, "0"),
+    ],
+)
+def test_cpu_is_rounded_up_to_a_billionth_as_kubernetes_does(written: Any, text: str) -> None:
+    assert parse_lorajob(lorajob(resources={"cpu": written})).resources.cpu == text
+
+
+def test_a_number_that_an_api_server_would_not_read_is_refused_without_one_and_read_where_it_is_stored() -> None:
+    job = lorajob(evaluation={"minImprovement": "0.05e1"}) | {"metadata": {"name": "a"}}
+    assert errors_of(job, local=True) == [
+        "spec.evaluation.minImprovement: is not how the API server reads it: write 0.5, is '0.05e1'"
+    ]
+    assert parse_lorajob(job).evaluation.min_improvement == "0.05e1"
+
+
+@pytest.mark.parametrize("written", [1e100, -1e100, 5e-324, 10**150])
+def test_a_number_beyond_two_digits_of_exponent_is_told(written: float) -> None:
+    (told,) = errors_of(lorajob(training={"warmup": written}))
+    assert "must be a number of at least 0, with an exponent of at most two digits, is " in told
 
 
 def test_a_number_that_is_none_is_refused_with_what_it_must_be() -> None:

@@ -41,6 +41,8 @@ class CelRule(NamedTuple):
 
     rule: str
     message: str
+    once: bool = False
+    """Asked only as a block comes to be: one that is older than the rule is to be written all the same."""
 
 
 _METHOD: Final = "self.?method.orValue('Auto')"
@@ -51,7 +53,7 @@ _MERGE_METHOD: Final = "self.?method.orValue('Linear')"
 _INTO: Final = "self.?into.orValue('Adapter')"
 _WORDS: Final = "['all-linear', 'attention', 'mlp', 'query-value']"
 _EXACTLY_ONE: Final = CelRule("has(self.loraJobRef) != has(self.uri)", "takes exactly one of loraJobRef and uri")
-_BESIDE: Final = "self.{0}.uri != self.?output.?uri.orValue('')"
+_HAS_OUTPUT: Final = "has(self.output) && has(self.output.uri)"  # the bounds of an optional are not known to its cost
 _NVIDIA: Final = CelRule(
     f"!has(self.gpuResource) || !{list(FOREIGN_ACCELERATORS)}.exists(it, self.gpuResource.startsWith(it))",
     "gpuResource must be NVIDIA GPUs, which the trainer's image needs; or set gpus: 0",
@@ -66,7 +68,29 @@ _NO_KEY: Final = "is no name that a key of a Secret can have: no such name is a 
 _RANKS: Final = ", ".join(map(str, ENGINE_RANKS))
 _LORA_FIELDS: Final = tuple(str(info.alias) for info in LoraSpec.model_fields.values())
 _ZEROS: Final = "[dyn(0), dyn(0.0), dyn('0'), dyn('0.0')]"
-_ITS_OWN: Final = "output.uri is the model's own place, which stays: choose another place"
+_ITS_OWN: Final = "output.uri is no place of its own beside the model's, which stays: choose another place"
+
+
+def _place(uri: str) -> str:
+    """Return a URI without the slashes at its end, as in fields.same_place: two that differ in these are one place."""
+    return f"{uri}.find('^.*[^/]')"
+
+
+def _apart(uri: str) -> str:
+    """Return whether a URI and the output's are no places of which one lies within the other, as in fields.overlap."""
+    one, output = (f"({_place(each)} + '/')" for each in (uri, "self.output.uri"))
+    return f"!({_HAS_OUTPUT}) || !({one}.startsWith({output}) || {output}.startsWith({one}))"
+
+
+def _continues_elsewhere(run: str) -> CelRule:
+    """Return the rule that a training run does not replace the adapter that it begins with."""
+    source = f"{run}.continueFrom"
+    return CelRule(
+        f"!({_HAS_OUTPUT} && has({source}) && has({source}.uri)) || "
+        f"{_place(f'{source}.uri')} != {_place('self.output.uri')}",
+        "output.uri is the adapter of continueFrom, which stays: choose another place",
+        once=True,
+    )
 
 
 def _given(name: str, of: str = "self") -> str:
@@ -230,11 +254,8 @@ CEL_RULES: Final[dict[type[ApiModel], list[CelRule]]] = {
             f"!has(self.continueFrom) || {_INIT} == 'Default'",
             "continueFrom starts from the named adapter's weights; leave lora.init out",
         ),
-        CelRule(_BESIDE.format("model"), _ITS_OWN),
-        CelRule(
-            "self.?continueFrom.?uri.orValue('') == '' || self.continueFrom.uri != self.?output.?uri.orValue('')",
-            "output.uri is the adapter of continueFrom, which stays: choose another place",
-        ),
+        CelRule(_apart("self.model.uri"), _ITS_OWN, once=True),
+        _continues_elsewhere("self"),
         CelRule(f"!has(self.continueFrom) || {_METHOD} != 'AdaLoRA'", "AdaLoRA cannot continueFrom an adapter"),
         CelRule(
             "!(has(self.continueFrom) && has(self.resumeFrom))",
@@ -270,10 +291,12 @@ CEL_RULES: Final[dict[type[ApiModel], list[CelRule]]] = {
             f"!has(self.model) || {_INTO} == 'Model' || has(self.evaluation) || self.adapters.exists(a, has(a.uri))",
             "model is for into: Model, for evaluation and to check adapters with a uri only",
         ),
-        CelRule(f"!has(self.model) || {_BESIDE.format('model')}", _ITS_OWN),
+        CelRule(f"!has(self.model) || {_apart('self.model.uri')}", _ITS_OWN, once=True),
         CelRule(
-            "!self.adapters.exists(a, has(a.uri) && a.uri == self.?output.?uri.orValue(''))",
+            f"!({_HAS_OUTPUT}) || "
+            f"!self.adapters.exists(a, has(a.uri) && {_place('a.uri')} == {_place('self.output.uri')})",
             "output.uri is one of the adapters, which stay: choose another place",
+            once=True,
         ),
     ],
     AdapterSource: [
@@ -334,7 +357,8 @@ CEL_RULES: Final[dict[type[ApiModel], list[CelRule]]] = {
     ],
     ParameterSpec: [CelRule(f"has(self.range) != {_given('choices')}", "takes exactly one of range and choices")],
     LoRASweepSpec: [
-        CelRule(_BESIDE.format("template.model"), _ITS_OWN),
+        CelRule(_apart("self.template.model.uri"), _ITS_OWN, once=True),
+        _continues_elsewhere("self.template"),
         CelRule(
             "has(self.preset) || (has(self.parameters) && self.parameters.size() > 0)",
             "names nothing to search; list fields of the template as parameters, or set preset: Guide",

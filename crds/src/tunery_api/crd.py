@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
@@ -121,7 +121,9 @@ class _WithRules(GenerateJsonSchema):
         return result
 
 
-def _rule(rule: CelRule) -> dict[str, str]:
+def _rule(rule: CelRule) -> dict[str, Any]:
+    if rule.once:
+        return {"rule": f"oldSelf.hasValue() || {rule.rule}", "message": rule.message, "optionalOldSelf": True}
     return {"rule": rule.rule, "message": rule.message}
 
 
@@ -150,10 +152,33 @@ def _structural(node: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict
         # pydantic's spelling of a map whose keys have a pattern; a CRD bounds the number of keys only.
         del result["patternProperties"]
         result["additionalProperties"] = _structural(next(iter(node["patternProperties"].values())), definitions)
+    beyond = [_rule(rule) for rule in _beyond_types(result.get("properties", {}))]
+    if beyond:
+        result["x-kubernetes-validations"] = [*result.get("x-kubernetes-validations", []), *beyond]
     if "const" in node:
         result["enum"] = [node["const"]]
     _with_default_in_words(result, node)
     return result
+
+
+def _beyond_types(properties: Mapping[str, dict[str, Any]]) -> Iterator[CelRule]:
+    """Yield what is to be said of the fields of a block that their schemas let by.
+
+    Null is of any type where none is said, and no other word of a schema is asked of it: entries of such a list become
+    nullable, so that a rule may see them. A float is whole for the schema where it lacks a billionth of itself, and an
+    error for a rule, which no ratcheting forgives an object that is there: that is asked once.
+    """
+    for name, field in properties.items():
+        entries = field.get("items")
+        if entries is not None and "type" not in entries:
+            entries["nullable"] = True
+            own = f"dyn(self).{'__in__' if name == 'in' else name}"
+            yield CelRule(
+                f"!has({own}) || {own}.all(item, item != null)", f"{name} has an entry that is null; write a value"
+            )
+        if field.get("x-kubernetes-int-or-string"):
+            message = f"{name} must be a whole number of bytes, or one with a unit, such as 24Gi"
+            yield CelRule(f"!has(self.{name}) || type(self.{name}) != double", message, once=True)
 
 
 def _inlined(node: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict[str, Any]:
@@ -162,12 +187,12 @@ def _inlined(node: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict[st
     if "$ref" in node:
         target = definitions[node["$ref"].removeprefix("#/$defs/")]
         return _inlined(target, definitions) | beside
-    if "anyOf" in node:
+    if any({"type", "$ref"} & option.keys() for option in node.get("anyOf", ())):
         options = [option for option in node["anyOf"] if option.get("type") != "null"]
         if len(options) != 1:
             raise ValueError(f"a CRD cannot say a union; use optional fields and CEL: {node}")
         return _inlined(options[0], definitions) | beside
-    return beside
+    return beside | ({"anyOf": node["anyOf"]} if "anyOf" in node else {})
 
 
 def _with_default_in_words(result: dict[str, Any], node: Mapping[str, Any]) -> None:

@@ -6,7 +6,7 @@ import itertools
 import math
 import re
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import ROUND_CEILING, Decimal
 from typing import Annotated, Any, Final, get_args
 
 from pydantic import (
@@ -54,6 +54,9 @@ UNOBSERVED: Final = -1
 SERVER_DEFAULT: Final = "x-tunery-server-default"
 """Marks a field whose default the API server itself fills in, so that a column can show it."""
 
+Bounds = tuple[tuple[str, float | bool], ...]
+"""Of a number without quotes, as JSON Schema names them in OpenAPI's version 3.0."""
+
 _NAME: Final = r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?"
 DNS_SUBDOMAIN: Final = f"^{_NAME}$"
 
@@ -65,6 +68,26 @@ ObjectName = Annotated[str, Field(min_length=1, max_length=253, pattern=DNS_SUBD
 
 _LONGEST_NUMBER: Final = 32
 """Characters of a number, which is more than any float needs."""
+_LARGEST: Final = 1e100
+"""By amount, below it is every number without quotes: as a text its exponent has two digits, as in quotes."""
+_SMALLEST: Final = 1e-99
+"""By amount, but for 0."""
+_WHOLE: Final = 2**63 - 1024
+"""The largest bound that the API server compares a whole number with: it makes 64 bits of it, and none above fits."""
+
+
+def _up_to(largest: float) -> tuple[Bounds, ...]:
+    """Return the ranges that the numbers above 0 lie in."""
+    return (
+        (("minimum", _SMALLEST), ("maximum", _WHOLE)),
+        (("minimum", _WHOLE), ("maximum", largest), ("exclusiveMaximum", True)),
+    )
+
+
+_NOT_ABOVE_0: Final[Bounds] = (("maximum", 0),)
+_BELOW_0: Final[Bounds] = (("maximum", -_SMALLEST), ("minimum", -_LARGEST), ("exclusiveMinimum", True))
+_SHARES: Final[tuple[Bounds, ...]] = ((("minimum", _SMALLEST),), _NOT_ABOVE_0)
+_ZERO: Final[Bounds] = (("minimum", 0), ("maximum", 0))
 
 
 @dataclass(frozen=True)
@@ -79,8 +102,14 @@ class Number:
     wanted: str
     """What it must be, after `must be`."""
     pattern: str
-    bounds: tuple[tuple[str, float], ...] = ()
+    bounds: Bounds
     """Of a number without quotes, as JSON Schema names them; the pattern says the same of one in quotes."""
+    ranges: tuple[Bounds, ...] = ()
+    """Of a number without quotes: it lies in one of these."""
+    told: tuple[tuple[str, Any], ...] = ()
+    """What the API server is told besides, where no field can say it: of the entries of a list."""
+    finest: Decimal | None = None
+    """Numbers without quotes are rounded up to multiples of it."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_before_validator_function(self._text, handler(source))
@@ -92,29 +121,47 @@ class Number:
             "pattern": self.pattern,
             "maxLength": _LONGEST_NUMBER,
             **dict(self.bounds),
+            **({"anyOf": [dict(each) for each in self.ranges]} if self.ranges else {}),
             "maxItems": 0,
             "maxProperties": 0,
             "not": {"enum": [True, False, [], {}]},
+            **dict(self.told),
         }
 
     def _text(self, value: Any) -> str:
-        text = number_text(value)
+        text = number_text(value, self.finest)
+        if isinstance(value, int) and _WHOLE < value < 2**63:
+            text = None  # as the API server has it, which compares it with no bound above it
         if not isinstance(text, str) or len(text) > _LONGEST_NUMBER or re.fullmatch(self.pattern, text) is None:
-            raise PydanticCustomError("number", "must be {wanted}", {"wanted": self.wanted})
+            number = isinstance(value, (int, float)) and value not in (0, math.inf, -math.inf)
+            beyond = number and not _SMALLEST <= abs(value) < _LARGEST
+            wanted = f"{self.wanted}, with an exponent of at most two digits" if beyond else self.wanted
+            raise PydanticCustomError("number", "must be {wanted}", {"wanted": wanted})
         return text
 
 
-def number_text(value: Any) -> Any:
+def number_text(value: Any, finest: Decimal | None = None) -> Any:
     """Return a number as the shortest text that is the same number, without an exponent where there is room.
 
-    What is no number stays as it is.
+    It is rounded up to a multiple of `finest`, where there is one. What is no number stays as it is, and so does one
+    that is larger than any float; of a whole number of more than 64 bits a float is left, as an API server stores it.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(exact := _stored(value)):
         return value
-    exact = Decimal(repr(value))
-    whole = exact == exact.to_integral_value()
-    text = f"{exact.to_integral_value() if whole else exact:f}"
-    return text if len(text) <= _LONGEST_NUMBER else f"{exact.normalize():e}"
+    number = Decimal(repr(exact)) + 0  # -0 is 0
+    if finest is not None and abs(number) < 2**53:  # beyond, a float is whole
+        rounded = number.quantize(finest, ROUND_CEILING)
+        number = number if number == rounded else rounded
+    whole = number == number.to_integral_value()
+    text = f"{number.to_integral_value() if whole else number:f}"
+    return text if len(text) <= _LONGEST_NUMBER else f"{number.normalize():e}"
+
+
+def _stored(value: float) -> float:
+    try:
+        return value if -(2**63) <= value < 2**63 else float(value)
+    except OverflowError:
+        return math.inf
 
 
 _DECIMAL: Final = r"[0-9]+(\.[0-9]+)?([eE][-+]?[0-9]{1,2})?"
@@ -124,15 +171,30 @@ _SHARE: Final = rf"0?\.[0-9]*[1-9][0-9]*|([1-9](\.[0-9]+)?|0\.[0-9]*[1-9][0-9]*)
 """Above 0 and below 1."""
 _ONE: Final = r"1(\.0+)?"
 
-DecimalString = Annotated[str, Number("a number of at least 0", f"^{_DECIMAL}$", (("minimum", 0),))]
+DecimalString = Annotated[
+    str,
+    Number(
+        "a number of at least 0",
+        f"^{_DECIMAL}$",
+        (("minimum", 0),),
+        (*_up_to(_LARGEST), _NOT_ABOVE_0),
+    ),
+]
 """A number of at least 0. float() parses it."""
 
-FractionString = Annotated[
-    str, Number("a number from 0 to 1", f"^({_BELOW_1}|{_ONE})$", (("minimum", 0), ("maximum", 1)))
-]
+_TO_1: Final[Bounds] = (("minimum", 0), ("maximum", 1))
+FractionString = Annotated[str, Number("a number from 0 to 1", f"^({_BELOW_1}|{_ONE})$", _TO_1, _SHARES)]
 """A number from 0 to 1."""
 
-SignedDecimalString = Annotated[str, Number("a number", f"^-?{_DECIMAL}$")]
+SignedDecimalString = Annotated[
+    str,
+    Number(
+        "a number",
+        f"^-?{_DECIMAL}$",
+        (),
+        (*_up_to(_LARGEST), _BELOW_0, _ZERO),
+    ),
+]
 """A number of any sign."""
 
 QuantityString = Annotated[
@@ -141,9 +203,12 @@ QuantityString = Annotated[
         "a quantity, such as 4, 0.5 or 500m",
         r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$",
         (("minimum", 0),),
+        ((("maximum", _WHOLE),), (("minimum", _WHOLE), ("maximum", 1e31))),
+        finest=Decimal("1e-9"),
     ),
 ]
-"""A Kubernetes quantity: 4, 500m, 24Gi."""
+"""A Kubernetes quantity: 4, 500m, 24Gi. Without quotes it is rounded up to a billionth, as Kubernetes does, and has at
+most 32 digits."""
 
 ABOVE_0: Final[JsonDict] = {
     "pattern": r"^([0-9]*[1-9][0-9]*(\.[0-9]+)?|[0-9]+\.[0-9]*[1-9][0-9]*)([eE][-+]?[0-9]{1,2})?$",
@@ -156,13 +221,22 @@ SOME: Final[JsonDict] = {"pattern": f"^({_SHARE}|{_ONE})$", "exclusiveMinimum": 
 """Of a fraction: above 0."""
 SHARE: Final[JsonDict] = {"pattern": f"^({_SHARE})$", "exclusiveMinimum": True, "exclusiveMaximum": True}
 """Of a fraction: above 0 and below 1."""
+ShareString = Annotated[
+    str,
+    Number("a number from 0 to 1", f"^({_BELOW_1}|{_ONE})$", _TO_1, _SHARES, told=tuple(SHARE.items())),
+]
+"""A fraction above 0 and below 1, as an entry of a list."""
 WEIGHT: Final[JsonDict] = {
     "pattern": r"^-?(1000(\.0+)?|[0-9]{1,3}(\.[0-9]+)?([eE]-[0-9]{1,2})?|[0-9](\.[0-9]+)?[eE]\+?0?[0-2])$",
     "minimum": -1000,
     "maximum": 1000,
 }
 """Of a signed decimal: the weight of an adapter in a merge."""
-GAIN: Final[JsonDict] = {"pattern": f"^(-{_DECIMAL}|{_BELOW_1})$", "maximum": 1, "exclusiveMaximum": True}
+GAIN: Final[JsonDict] = {
+    "pattern": rf"^(-{_DECIMAL}|0+(\.[0-9]+)?|[0-9](\.[0-9]+)?{_TINY})$",
+    "maximum": 1,
+    "exclusiveMaximum": True,
+}
 """Of a signed decimal: below 1."""
 
 

@@ -14,6 +14,7 @@ from tunery_api.fields import (
     DecimalString,
     FractionString,
     ObjectName,
+    ShareString,
     SignedDecimalString,
     number_text,
 )
@@ -120,7 +121,9 @@ class RangeSpec(ApiModel):
 
     min: SignedDecimalString = Field(description="The smallest value, such as 1e-5.")
     max: SignedDecimalString = Field(description="The largest value, such as 5e-4; above min.")
-    log: bool = Field(False, description="Equal factors are equally likely, not equal distances. Not with step.")
+    log: bool = Field(
+        False, description="Equal factors are equally likely, not equal distances; min must be above 0. Not with step."
+    )
     step: DecimalString | None = Field(
         None, description="Only min, min + step, …; a Grid needs it.", json_schema_extra=ABOVE_0
     )
@@ -142,7 +145,8 @@ class ParameterSpec(ApiModel):
         None,
         min_length=1,
         max_length=MOST_CHOICES,
-        description="The values: 16, 2e-4, true, Cosine, quoted or not; of lora.targetModules names joined by commas.",
+        description="The values: 16, 2e-4, true, Cosine, quoted or not; of lora.targetModules names joined by commas. "
+        "Each as the field takes it, which the operator looks at, not the API server.",
     )
     when: WhenSpec | None = Field(None, description="Only in trials in which another parameter has such a value.")
 
@@ -166,7 +170,7 @@ class PrunerSpec(ApiModel):
         description="Halving: at each rung the worse of the trials that have come so far end; Median: those that are "
         "worse than the median of the earlier ones; None: all run to their ends.",
     )
-    rungs: list[Annotated[FractionString, Field(json_schema_extra=SHARE)]] = Field(
+    rungs: list[ShareString] = Field(
         default_factory=lambda: ["0.25", "0.5"],
         min_length=1,
         max_length=8,
@@ -230,7 +234,9 @@ class LoRASweepSpec(KindSpec):
         max_length=MAX_PARAMETERS,
         description="What differs from trial to trial. Default: the preset's.",
     )
-    initial: list[Annotated[dict[FieldPath, Choice], Field(max_length=LARGEST_SPACE)]] = Field(
+    initial: list[
+        Annotated[dict[FieldPath, Choice], Field(max_length=LARGEST_SPACE, json_schema_extra={"minProperties": 1})]
+    ] = Field(
         default_factory=list,
         max_length=32,
         description="Values that are tried first, in this order, by path; what one leaves open is proposed.",

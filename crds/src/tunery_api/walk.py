@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -18,13 +19,15 @@ class Field(NamedTuple):
     name: str
     """As in Python."""
     value: Any
+    info: FieldInfo
+    """What the model says of it."""
 
 
 def fields(model: BaseModel, path: str) -> Iterator[Field]:
     """Yield every field of a model that stands at `path`, and after each block what is inside."""
     for name, info in type(model).model_fields.items():
         for at, value in _items(getattr(model, name), f"{path}.{info.alias or name}"):
-            yield Field(at, name, value)
+            yield Field(at, name, value, info)
             if isinstance(value, BaseModel):
                 yield from fields(value, at)
 

@@ -364,7 +364,7 @@ def _needs_cluster(spec: ApiModel) -> Iterator[FieldError]:
         yield FieldError("spec.warmStartFrom", f"{text} as initial")
     if isinstance(spec, LoRAJobSpec) and spec.stop is not None:
         yield FieldError("spec.stop", "works in a cluster only; press Ctrl-C here, with onStop: Publish to keep it")
-    for path, name, value in fields(spec, "spec"):
+    for path, name, value, _ in fields(spec, "spec"):
         if name == "lora_job_ref" and value is not None:
             yield FieldError(path, "works in a cluster only; use uri here")
         elif name == "uri" and isinstance(value, str) and value.startswith(("pvc://", "configmap://")):

@@ -123,10 +123,17 @@ def _number(loader: KubectlLoader, node: yaml.ScalarNode) -> int | float | str:
     if text.endswith((".inf", ".nan")):
         raise ConstructorError(None, None, f"{written} is no number that JSON has", node.start_mark)
     try:
-        return int(text, 8 if re.fullmatch(r"[-+]?0[0-7]+", text) else 0)
+        whole = int(text, 8 if re.fullmatch(r"[-+]?0[0-7]+", text) else 0)
     except ValueError:
-        value = float(text)
-        return _plain(value) if math.isfinite(value) else written  # such as 1e999
+        return _float(written, text)
+    if -(2**63) <= whole < 2**64:
+        return whole
+    return _float(written, text) if re.fullmatch("[-+]?[0-9]+", text) else written  # such as 0x10000000000000000
+
+
+def _float(written: str, text: str) -> int | float | str:
+    value = float(text)
+    return _plain(value) if math.isfinite(value) else written  # such as 1e999
 
 
 def _plain(value: float) -> int | float:

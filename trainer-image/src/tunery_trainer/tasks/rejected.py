@@ -10,6 +10,7 @@ import math
 from pathlib import Path
 from typing import Final
 
+from tunery_api.fields import same_place
 from tunery_api.manifest import Lineage
 from tunery_api.names import REJECTED_AT, beside
 from tunery_api.reasons import FailureReason
@@ -68,7 +69,7 @@ def reject(work: Workspace, folder: Path, lineage: Lineage) -> TuneryError:
 
 
 def _target(work: Workspace, uri: str, lineage: Lineage) -> Target:
-    if any(adapter.uri.rstrip("/") == uri for adapter in work.run.adapters):
+    if any(same_place(adapter.uri, uri) for adapter in work.run.adapters):
         message = "that is the adapter of spec.continueFrom, which stays"
         raise TuneryError(FailureReason.OUTPUT_EXISTS, message)
     place = work.open(Purpose.OUTPUT, uri, "spec.output.uri")
