@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from controller.objects import RESULT
 from controller.standings import DIVERGED, DONE, DOWNLOADS, FAILED, LONG_AGO, STANDINGS, Standing
-from controller.statuskit import NOW, TRAINING, again, condition, deleting, ended, judge, running, snapshot
+from controller.statuskit import NOW, TRAINING, again, at, condition, deleting, ended, judge, running, snapshot
 from tunery_api.kinds import KINDS, Kind
 from tunery_api.runspec import TrainerStatus
 from tunery_api.serverstatus import ServerCondition
@@ -86,6 +87,14 @@ HEARD_OF: dict[str, tuple[Snapshot, tuple[str, str] | None]] = {
     "it was heard before the operator took over": (
         again(silent(progress=TRAINING), running(started=-900), progress=None, reporter="", seconds=900),
         HEARD,
+    ),
+    "it was heard before an operator that does not say so was upgraded": (
+        replace(silent(-900), status={"podName": "p1", "progress": {"lastUpdateTime": at(-300)}}),
+        HEARD,
+    ),
+    "only the one before was heard, by an operator that does not say so": (
+        replace(silent(-900), status={"podName": "p0", "progress": {"lastUpdateTime": at(-901)}}),
+        SILENT,
     ),
     "it is the next pod": (again(silent(), running("p2", started=-5)), None),
     "only the one before was heard": (
