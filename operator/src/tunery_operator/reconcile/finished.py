@@ -70,7 +70,7 @@ def after_the_end(services: Services, obj: FoundObject) -> Requeue:
         return _refuse_retry(services, obj, mark)
     if (status := reopened(obj.status, obj.retry)) is not None:
         return _try_again(services, obj, look_inputs_up_again(services, obj, status), names)
-    if (change := status_change(obj.body, noted := _as_of_today(services, obj))):
+    if change := status_change(obj.body, noted := _as_of_today(services, obj)):
         return Requeue(0.0, write(services, obj, noted, change))
     jobs = [job for name in names if (job := services.cache.job(obj.owner.key.namespace, name)) is not None]
     for job in jobs:
