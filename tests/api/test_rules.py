@@ -258,6 +258,13 @@ REFUSED_BY_BOTH: list[Any] = [
         id="two-evaluations",
     ),
     pytest.param(
+        {"dataset": {"uri": "s3://d/x.jsonl", "evaluation": {"fraction": "0.1", "sha256": "0" * 64}}},
+        "spec.dataset.evaluation.sha256: goes with uri or split; rows held out of spec.dataset.uri are known by "
+        "spec.dataset.sha256: leave it out",
+        "sha256 goes with uri or split",
+        id="digest-of-a-fraction",
+    ),
+    pytest.param(
         {"dataset": {"uri": "s3://d/x.jsonl", "evaluation": {"fraction": 0}}},
         "spec.dataset.evaluation.fraction: must be above 0 and below 1; leave it out for the default, 0.05",
         "fraction in body should be greater than 0",

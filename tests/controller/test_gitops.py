@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from controller.objects import UNSEEN, Namespace, lorajob
+from controller.objects import UNSEEN, Namespace, adaptermerge, batchinference, lorajob, lorasweep
 from controller.standings import DIVERGED, STANDINGS, as_object
 from tunery_api.kinds import Kind
 from tunery_api.status import FINAL_PHASES
@@ -94,6 +95,46 @@ def test_a_job_on_its_way_is_never_taken_for_done(
     health = verdicts(health_check, states)
     changes = [one for one, before in zip(health, [None, *health], strict=False) if one != before]
     assert changes == ["Progressing", "Degraded", "Progressing", "Healthy"]
+
+
+def test_who_waits_for_an_object_that_has_ended_is_told(
+    namespace: Namespace, api_server: Kubectl, health_check: list[str | Path]
+) -> None:
+    """Of one that an older operator has ended, and of one whose spec was changed since; by one write each."""
+    merge = adaptermerge("e", [{"uri": "s3://a/one"}, {"uri": "s3://a/two"}])
+    bodies = [lorajob("e"), merge, batchinference("e"), lorasweep("e")]
+    plurals = [f"{body['kind'].lower()}s" for body in bodies]
+    objects = [f"{plural}/e" for plural in plurals]
+
+    def wait(*conditions: str) -> None:
+        for each in conditions:
+            api_server.run("wait", *objects, "-n", namespace.name, f"--for=condition={each}", "--timeout=20s")
+
+    def read() -> list[Json]:
+        return [namespace.api.call("GET", namespace.path(plural, "e")) for plural in plurals]
+
+    for body in bodies:
+        body["spec"]["output"] = {}
+        namespace.apply(body)
+    wait("Failed", "Finished")
+    for plural, body in zip(plurals, read(), strict=True):
+        known = [each for each in body["status"]["conditions"] if each["type"] not in ("Finished", "Stalled")]
+        old = {"status": {"conditions": known, "reason": None}}
+        namespace.api.patch(f"{namespace.path(plural, 'e')}/status", old)
+    wait("Finished", "Stalled")
+    before = read()
+    assert verdicts(health_check, before) == ["Degraded"] * len(before)
+    assert {body["status"]["reason"] for body in before} == {"InvalidSpec"}
+    for plural in plurals:
+        namespace.patch_spec("e", plural, ttlSecondsAfterFinished=86_400)
+    wait("Finished", "Failed", "Stalled", "Validated=false", "Succeeded=false")
+    after = read()
+    time.sleep(1)
+    assert read() == after, "it is not written again and again"
+    for earlier, new in zip(before, after, strict=True):
+        generation = new["metadata"]["generation"]
+        assert generation == earlier["metadata"]["generation"] + 1
+        assert {each["observedGeneration"] for each in new["status"]["conditions"]} == {generation}
 
 
 def told(body: Json) -> list[tuple[str, str]]:

@@ -192,7 +192,8 @@ def test_a_change_after_the_end_is_seen_to_have_been_seen(namespace: Namespace) 
         "the generation is noted",
         lambda: (status := namespace.status("o"))["observedGeneration"] > before["observedGeneration"] and status,
     )
-    assert after == {**before, "observedGeneration": after["observedGeneration"]}
+    noted = {"observedGeneration": after["observedGeneration"]}
+    assert after == {**before, **noted, "conditions": [{**each, **noted} for each in before["conditions"]]}
 
 
 def _merge_what_is_corrupt(namespace: Namespace, words: str) -> None:

@@ -264,6 +264,10 @@ def test_a_spec_that_is_not_valid_leaves_what_is_served_and_says_so() -> None:
     assert condition(status, "Validated")["status"] == "False"
     assert [(item["name"], item["state"]) for item in status["adapters"]] == [("bot", "Served")]
     assert condition(status, "Available")["status"] == "True"
+    resolved = condition(status, "AdaptersResolved")
+    assert (resolved["status"], resolved["reason"]) == ("Unknown", "InvalidSpec"), (
+        "what that spec asks for is not known"
+    )
     assert ("InvalidSpec", True) in told(outcome)
 
 

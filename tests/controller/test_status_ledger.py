@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -280,6 +281,16 @@ def test_a_failed_object_is_reopened_once_for_each_new_value() -> None:
     assert condition(later, "Failed") is None
     assert condition(later, "Succeeded") == ("Unknown", "InProgress")
     assert totals(later) == totals(status)
+
+
+@pytest.mark.parametrize(("values", "kept"), [((None, None), False), (("2.0", None), True)], ids=["none", "one"])
+def test_a_sweep_that_measured_nothing_forgets_what_its_trials_read(values: Sequence[str | None], kept: bool) -> None:
+    """What was mended may be the data; where a loss is known, others would not compare with it."""
+    rows = [{"number": number, "value": value} if value else {"number": number} for number, value in enumerate(values)]
+    failed = {"phase": "Failed", "conditions": [], "trials": rows, "trialInputs": {"datasetSha256": "1" * 64}}
+    fresh = reopened(failed, "1")
+    assert fresh is not None
+    assert ("trialInputs" in fresh, fresh["forgiven"]) == (kept, 2)
 
 
 def test_a_long_annotation_is_remembered_by_its_digest() -> None:

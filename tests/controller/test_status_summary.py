@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 
 from controller.objects import RESULT
-from controller.standings import DIVERGED, DONE, DOWNLOADS, FAILED, LONG_AGO, STANDINGS, Standing
-from controller.statuskit import NOW, TRAINING, again, condition, deleting, ended, judge, running, snapshot
+from controller.standings import CHECKED, DIVERGED, DONE, DOWNLOADS, FAILED, LONG_AGO, STANDINGS, Standing, as_object
+from controller.statuskit import NOW, OWNER, TRAINING, again, at, condition, deleting, ended, judge, running, snapshot
 from tunery_api.kinds import KINDS, Kind
 from tunery_api.runspec import TrainerStatus
 from tunery_api.serverstatus import ServerCondition
 from tunery_api.status import CONDITIONS_KEPT, FINAL_PHASES, ConditionType, Phase
+from tunery_operator.kube.cache import Cache
 from tunery_operator.status.compute import compute_status
 from tunery_operator.status.events import transitions
 from tunery_operator.status.next_look import next_look
 from tunery_operator.status.retry_requested import reopened
 from tunery_operator.status.snapshot import Snapshot
-from tunery_operator.status.summary import under_way_again
+from tunery_operator.status.summary import settled, under_way_again
 
 REPORTED = "ProgressReported"
 SILENT = ("False", "NotReporting")
@@ -60,6 +63,59 @@ def test_one_that_is_tried_again_is_not_finished_in_the_very_write_that_reopens_
     assert flipped["lastTransitionTime"] > failed["completionTime"]
 
 
+OLD_WORDS = ("Finished", "Reconciling", "Stalled")
+"""What an operator before them did not write, nor a reason beside the phase."""
+WITH_CONDITIONS = {name: each for name, each in STANDINGS.items() if each.kind is not Kind.ADAPTERSERVER}
+
+
+def of_older_operator(status: dict[str, Any]) -> dict[str, Any]:
+    """Return a status as an operator wrote it that knew no conditions for tools."""
+    told = [each for each in status["conditions"] if each["type"] not in OLD_WORDS]
+    return {name: value for name, value in status.items() if name != "reason"} | {"conditions": told}
+
+
+@pytest.mark.parametrize("standing", WITH_CONDITIONS.values(), ids=WITH_CONDITIONS.keys())
+def test_an_end_is_told_as_it_would_be_today(standing: Standing) -> None:
+    """Of an older operator's, and of one whose spec was changed since: once, and the same however often it is asked."""
+    if standing.phase not in FINAL_PHASES:
+        return
+    generation = standing.status["observedGeneration"]
+    assert settled(standing.status, generation, NOW) == standing.status
+    old = of_older_operator(standing.status)
+    later = NOW + timedelta(days=30)
+    again_told = settled(old, generation, later)
+    assert again_told == standing.status | {"conditions": ANY}
+    assert told_of(again_told) == told_of(standing.status)
+    finished = next(each for each in again_told["conditions"] if each["type"] == "Finished")
+    assert finished["lastTransitionTime"] == standing.status["completionTime"], "it ended then, not as it was told"
+    assert transitions(old, again_told) == (), "no event says again that it has ended"
+    changed = settled(again_told, generation + 1, later)
+    assert {each["observedGeneration"] for each in changed["conditions"]} == {generation + 1}
+    assert settled(changed, generation + 1, later) == changed
+    for each, untold in ((standing.status, 0), (old, 1), (again_told, 0), (changed, 1)):
+        cache = Cache()
+        body = as_object(standing, generation=generation, resourceVersion="1") | {"status": each}
+        cache.see_owner(standing.kind, body)
+        assert len(cache.unfinished()) == untold, "a start looks at those that lack something, and at no other"
+
+
+def told_of(status: dict[str, Any]) -> list[tuple[str, str, str]]:
+    return [(each["type"], each["status"], each["reason"]) for each in status["conditions"]]
+
+
+def test_every_condition_is_of_the_generation_that_was_looked_at() -> None:
+    """Or `kubectl wait` for one that was set long ago, such as Preflight, would wait for ever after a change."""
+    checked = snapshot(running(), preflight_needed=True, preflight=CHECKED, progress=TRAINING)
+    newer = again(checked, running(), progress=TRAINING, owner=replace(OWNER, generation=9))
+    later_version = {**compute_status(checked)["conditions"][0], "type": "Later"}
+    before = {**newer.status, "conditions": [*newer.status["conditions"], later_version]}
+    status = compute_status(replace(newer, status=before))
+    assert {"Preflight", "Validated", "Running", "Finished"} <= {each["type"] for each in status["conditions"]}
+    seen = {each["type"]: each["observedGeneration"] for each in status["conditions"]}
+    assert seen.pop("Later") == OWNER.generation, "who does not know it does not vouch for it"
+    assert set(seen.values()) == {9}
+
+
 # Whether the pod at work reports
 
 
@@ -86,6 +142,14 @@ HEARD_OF: dict[str, tuple[Snapshot, tuple[str, str] | None]] = {
     "it was heard before the operator took over": (
         again(silent(progress=TRAINING), running(started=-900), progress=None, reporter="", seconds=900),
         HEARD,
+    ),
+    "it was heard before an operator that does not say so was upgraded": (
+        replace(silent(-900), status={"podName": "p1", "progress": {"lastUpdateTime": at(-300)}}),
+        HEARD,
+    ),
+    "only the one before was heard, by an operator that does not say so": (
+        replace(silent(-900), status={"podName": "p0", "progress": {"lastUpdateTime": at(-901)}}),
+        SILENT,
     ),
     "it is the next pod": (again(silent(), running("p2", started=-5)), None),
     "only the one before was heard": (

@@ -48,6 +48,49 @@ def wait_rows(namespace: Namespace, *states: str) -> list[Json]:
         raise AssertionError(f"{error}: {told}, {namespace.status('s', SWEEPS).get('conditions')}") from error
 
 
+SHA = {name: f"{name:x}" * 64 for name in range(1, 5)}
+READ: Json = {
+    "dataset": {"rows": 90, "sha256": SHA[1], "evaluationSha256": SHA[2]},
+    "resolved": {"steps": STEPS, "revision": "0123abc", "continuedFrom": {"uri": "hf://o/a", "sha256": SHA[3]}},
+}
+READ["resolved"]["continuedFrom"]["revision"] = "4567def"
+
+
+def test_every_trial_reads_what_the_first_one_has_read(namespace: Namespace, trials: Trials) -> None:
+    """Also the first: between its preflight and its training the data may change as well."""
+    trials.ends["preflight"] = lambda _: (0, READ)
+    trials.held.add("*")
+    template = lorasweep("s")["spec"]["template"]
+    template["model"] = {"uri": "hf://o/base", "revision": "main"}
+    template["dataset"]["evaluation"] = {"uri": "s3://datasets/held.jsonl"}
+    template["continueFrom"] = {"uri": "hf://o/a"}
+    namespace.apply(lorasweep("s", template=template, maxTrials=3, parallelTrials=2, pruner=NO_PRUNER))
+    wait_rows(namespace, "Running", "Running")
+    told = namespace.status("s", SWEEPS)["trialInputs"]
+    assert told == {
+        "revision": "0123abc",
+        "datasetSha256": SHA[1],
+        "evaluationSha256": SHA[2],
+        "adapterSha256": SHA[3],
+        "adapterRevision": "4567def",
+    }
+    first, second = (jobs(namespace)[f"s-00{number}"]["spec"] for number in (0, 1))
+    assert (first["model"]["revision"], first["preflight"], second["preflight"]) == ("main", "Required", "Skip")
+    pinned = {"model": "hf://o/base", "dataset": "s3://datasets/d.jsonl"}
+    assert second["model"] == {"uri": pinned["model"], "revision": "0123abc"}
+    held = {"uri": "s3://datasets/held.jsonl", "sha256": SHA[2]}
+    assert second["dataset"] == {"uri": pinned["dataset"], "evaluation": held, "sha256": SHA[1]}
+    assert second["continueFrom"] == {"uri": "hf://o/a", "revision": "4567def", "sha256": SHA[3]}
+    trained = {name: run_of(namespace, f"{name}-train")["loraJob"]["dataset"] for name in ("s-000", "s-001")}
+    assert {each["sha256"] for each in trained.values()} == {SHA[1]}
+    assert {each["evaluation"]["sha256"] for each in trained.values()} == {SHA[2]}
+    # What is remembered is not asked of a trial again.
+    namespace.delete("lorajobs", "s-000")
+    trials.held = {"s-002"}
+    eventually("another one is made", lambda: jobs(namespace).get("s-002"))
+    assert jobs(namespace)["s-002"]["spec"]["dataset"] == second["dataset"]
+
+
 def test_the_best_of_nine_trials_is_published(namespace: Namespace, trials: Trials) -> None:
     namespace.apply(lorasweep("s", maxTrials=9, parallelTrials=3, pruner=NO_PRUNER, keepAdapters=2))
     status = ended(namespace)

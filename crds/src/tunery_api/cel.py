@@ -143,6 +143,7 @@ CEL_RULES: Final[dict[type[ApiModel], list[CelRule]]] = {
             f"[has(self.uri), has(self.split), {_given('fraction')}].filter(set, set).size() <= 1",
             "takes one of uri, split and fraction",
         ),
+        CelRule("!has(self.sha256) || has(self.uri) || has(self.split)", "sha256 goes with uri or split"),
     ],
     LoraSpec: [
         CelRule(

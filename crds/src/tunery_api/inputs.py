@@ -151,6 +151,9 @@ Split = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[A-Za-z0-9]
 ColumnName = Annotated[str, Field(min_length=1, max_length=128)]
 
 
+Sha256 = Annotated[str, Field(min_length=64, max_length=64, pattern=r"^[0-9a-f]{64}$")]
+
+
 class DatasetEvaluation(ApiModel):
     """The rows held out to measure the adapter with; at most one of the three."""
 
@@ -160,6 +163,11 @@ class DatasetEvaluation(ApiModel):
         None,
         description="Share of the rows that is held out, above 0 and below 1. Default 0.05: at least 1, at most 1000.",
         json_schema_extra=SHARE,
+    )
+    sha256: Sha256 | None = Field(
+        None,
+        description="With uri or split: measure on this content only, as status.dataset.evaluationSha256 of an object "
+        "that has read it shows. Default: whatever lies there.",
     )
 
 
@@ -183,7 +191,9 @@ class DatasetSpec(ApiModel):
         "are.",
     )
     split: Split = Field("train", description="The split to train on, where the data set has splits.")
-    evaluation: DatasetEvaluation | None = Field(None, description="The rows held out; at most one of its fields.")
+    evaluation: DatasetEvaluation | None = Field(
+        None, description="The rows held out; at most one of uri, split and fraction."
+    )
     columns: dict[Annotated[str, Field(max_length=32)], ColumnName] | None = Field(
         None,
         max_length=8,
@@ -191,6 +201,11 @@ class DatasetSpec(ApiModel):
     )
     max_invalid_rows: int = Field(
         0, ge=0, le=1_000_000, description="Bad rows that are left out and counted; one more refuses the data set."
+    )
+    sha256: Sha256 | None = Field(
+        None,
+        description="Train on this content only, as status.dataset.sha256 of an object that has read it shows: the "
+        "SHA-256 of the file, or of what `sha256sum` prints of several. Default: whatever lies there.",
     )
     secret_ref: LocalReference | None = Field(
         None, description="Secret that opens the data set. Default: the pod's workload identity."

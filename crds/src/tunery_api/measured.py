@@ -135,6 +135,9 @@ class DatasetStatus(OpenModel):
     p99_length: int | None = Field(None, ge=0, description="99th percentile of a row's length, in tokens.")
     longest: int | None = Field(None, ge=0, description="Length of the longest row, in tokens.")
     sha256: Annotated[str, Field(max_length=64)] | None = Field(None, description="Digest of the content.")
+    evaluation_sha256: Annotated[str, Field(max_length=64)] | None = Field(
+        None, description="The same of an evaluation set of its own, or of the files of its split."
+    )
     format: Annotated[str, Field(max_length=32)] | None = Field(None, description="The format found.")
     template: Annotated[str, Field(max_length=32)] | None = Field(
         None,

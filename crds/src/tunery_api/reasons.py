@@ -100,8 +100,9 @@ ADVICE: Final[dict[FailureReason, Advice]] = {
     ),
     _R.DATASET_INVALID: Advice(
         False,
-        "Mend the named lines of the data set, and retry. Other columns than the usual need spec.dataset.columns, and "
-        "more bad lines a higher spec.dataset.maxInvalidRows, in a new job.",
+        "Mend the named lines of the data set, and retry. Where another content is asked for (sha256), put that there "
+        "first. Other columns than the usual need spec.dataset.columns, and more bad lines a higher "
+        "spec.dataset.maxInvalidRows, in a new job.",
     ),
     _R.STORAGE_ACCESS_DENIED: Advice(
         False, "Correct the keys in the named Secret, or give them the right to read and write the named place."

@@ -190,6 +190,11 @@ def evaluation_rows(spec: LoRAJobSpec) -> Errors:
         return
     if sum(value is not None for value in (block.uri, block.split, block.fraction)) > 1:
         yield FieldError("spec.dataset.evaluation", "takes one of uri, split and fraction; keep one")
+    if block.sha256 is not None and block.uri is None and block.split is None:
+        yield FieldError(
+            "spec.dataset.evaluation.sha256",
+            "goes with uri or split; rows held out of spec.dataset.uri are known by spec.dataset.sha256: leave it out",
+        )
     if block.fraction is not None and not 0 < float(block.fraction) < 1:
         yield FieldError(
             "spec.dataset.evaluation.fraction", "must be above 0 and below 1; leave it out for the default, 0.05"

@@ -132,6 +132,22 @@ class Improvement(OpenModel):
     value: Number = Field(description="Its held-out loss.")
 
 
+class TrialInputs(OpenModel):
+    """What the first trial that passed its preflight has read."""
+
+    revision: Annotated[str, Field(max_length=128)] | None = Field(None, description="The base model's commit.")
+    dataset_sha256: Annotated[str, Field(max_length=64)] | None = Field(None, description="Digest of the data.")
+    evaluation_sha256: Annotated[str, Field(max_length=64)] | None = Field(
+        None, description="Digest of an evaluation set of its own, or of the files of its split."
+    )
+    adapter_sha256: Annotated[str, Field(max_length=64)] | None = Field(
+        None, description="Digest of the adapter at continueFrom.uri."
+    )
+    adapter_revision: Annotated[str, Field(max_length=128)] | None = Field(
+        None, description="The commit of that adapter, for hf://."
+    )
+
+
 class LoRASweepStatus(CommonStatus):
     """The status of a LoRASweep."""
 
@@ -155,6 +171,11 @@ class LoRASweepStatus(CommonStatus):
     )
     gpu_seconds_saved: int | None = Field(
         None, ge=0, description="What the pruned trials would have taken on top, at the mean of the complete ones."
+    )
+    trial_inputs: TrialInputs | None = Field(
+        None,
+        description="What the first trial that passed its preflight has read: every later one bears it in its spec, so "
+        "that all are trained and measured on the same.",
     )
     forgiven: int | None = Field(
         None,

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
 from tunery_api.inputs import DatasetFormat, DatasetTemplate
+from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.reasons import FailureReason
 from tunery_api.training import Loss
 from tunery_common.errors import TuneryError
@@ -169,6 +170,29 @@ def test_whatever_matters_changes_the_key(
     path, cache = write("train.jsonl", rows(50)), tmp_path / "cache"
     prepare(path, SMALL, tokenizer, cache)
     assert not prepare(path, dataclasses.replace(SMALL, **changed), tokenizer, cache).from_cache
+
+
+def test_other_content_than_is_asked_for_is_refused(
+    write: Write, tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Whoever reads it, and of either side; what is asked for is the digest that the status tells."""
+    path, other = write("train.jsonl", rows(50)), write("held/validation.jsonl", rows(4, seed=9))
+    options, cache = dataclasses.replace(SMALL, evaluation_root=other.parent), tmp_path / "cache"
+    told = dataset_status(prepare(path, options, tokenizer, cache).report)
+    pinned = dataclasses.replace(options, sha256=told.sha256, evaluation_sha256=told.evaluation_sha256)
+    assert None not in (pinned.sha256, pinned.evaluation_sha256)
+    assert prepare(path, pinned, tokenizer, cache).from_cache, "it is the very same data"
+    data = {"uri": "s3://d/train.jsonl", "sha256": told.sha256}
+    held = {"uri": "s3://d/held", "sha256": told.evaluation_sha256}
+    job = {"model": {"uri": "s3://m/tiny"}, "dataset": {**data, "evaluation": held}}
+    asked = DataOptions.of(LoRAJobSpec.model_validate(job), "", other.parent, "")
+    assert (asked.sha256, asked.evaluation_sha256) == (pinned.sha256, pinned.evaluation_sha256)
+    for changed, field in ((other, "spec.dataset.evaluation"), (path, "spec.dataset")):
+        changed.write_text(changed.read_text().replace("Hello 3?", "Hello 4?"))
+        for read in (lambda: scan(path, pinned), lambda: prepare(path, pinned, tokenizer, cache)):
+            with pytest.raises(TuneryError, match=rf"{field}\.sha256: the data has the digest") as caught:
+                read()
+            assert caught.value.reason is FailureReason.DATASET_INVALID
 
 
 def test_content_tokenizer_and_template_change_the_key(write: Write, tmp_path: Path) -> None:

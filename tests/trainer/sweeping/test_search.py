@@ -100,6 +100,23 @@ def test_the_best_settings_trained_once_more_are_checked_first(begin: Begin) -> 
     assert search.under_way["spec"]["preflight"] == "Required"
 
 
+def test_every_trial_reads_what_the_first_one_has_read(begin: Begin) -> None:
+    look = begin(maxTrials=3)
+    search = look()
+    read = {
+        "dataset": {"sha256": "1" * 64, "evaluationSha256": "2" * 64},
+        "conditions": [{"type": "Preflight", "status": "True"}],
+    }
+    search.make(search.next())
+    assert "sha256" not in search.under_way["spec"]["dataset"]
+    search.end({**COMPLETE, **read})
+    again = look()
+    again.make(again.next())
+    data = again.under_way["spec"]["dataset"]
+    assert data["sha256"] == "1" * 64
+    assert data["evaluation"] == {"fraction": "0.1"}, "its rows are those of the data"
+
+
 RANKS = [
     {"path": "adalora.targetRank", "choices": [str(rank) for rank in range(1, 13)]},
     {"path": "adalora.initialRank", "choices": [str(rank) for rank in range(64, 11, -1)]},

@@ -279,7 +279,7 @@ def _live(child: Body, row: TrialStatus) -> Live:
         ends_itself=_ends_itself(child),
         held=status.get("phase") in (Phase.QUEUED, Phase.WAITING) or obstacle is not None,
         obstacle=obstacle,
-        checked=_is_checked(status),
+        checked=is_checked(status),
         stopping=spec.get("stop") is not None,
         since=tuple(_open_attempts(status)),
         gpus=_GPUS if gpus is None else int(gpus),
@@ -312,7 +312,8 @@ def _problem(status: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _is_checked(status: Mapping[str, Any]) -> bool:
+def is_checked(status: Mapping[str, Any]) -> bool:
+    """Tell whether a LoRAJob's preflight has passed, or was left out."""
     kind = ConditionType.PREFLIGHT
     return any(each["type"] == kind and each["status"] == "True" for each in status.get("conditions") or ())
 

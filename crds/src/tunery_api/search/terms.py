@@ -10,8 +10,8 @@ from tunery_api.lorajob import OnStop, PreflightPolicy
 from tunery_api.lorasweep import PrunerSpec, PrunerType, SweepPreflight
 from tunery_api.measured import EVALUATIONS_KEPT
 from tunery_api.search.dimensions import Values
-from tunery_api.search.rows import Trial
-from tunery_api.sweepstatus import TrialState
+from tunery_api.search.rows import Body, Trial, is_checked
+from tunery_api.sweepstatus import TrialInputs, TrialState
 from tunery_api.training import DiagnosisAction
 
 HARMLESS: Final = frozenset(
@@ -50,6 +50,48 @@ def on_terms(job_spec: Mapping[str, Any], preflight: PreflightPolicy, pruner: Pr
         # Left to the trainer it may be once, at the end: no trial would ever be compared.
         terms["evaluation"] = {**evaluation, "times": _times(pruner)}
     return {**job_spec, **terms}
+
+
+def inputs_of(child: Body) -> TrialInputs | None:
+    """Return what the LoRAJob of a trial has read, as its status tells it; None where no preflight has."""
+    status = child.get("status") or {}
+    data, resolved = status.get("dataset") or {}, status.get("resolved") or {}
+    if not is_checked(status) or data.get("sha256") is None:
+        return None
+    adapter = resolved.get("continuedFrom") or {}
+    return TrialInputs(
+        revision=resolved.get("revision"),
+        dataset_sha256=data["sha256"],
+        evaluation_sha256=data.get("evaluationSha256"),
+        adapter_sha256=adapter.get("sha256"),
+        adapter_revision=adapter.get("revision"),
+    )
+
+
+def on_inputs(job_spec: Mapping[str, Any], read: TrialInputs) -> dict[str, Any]:
+    """Return the spec of a LoRAJob that reads nothing but `read`; other content is refused before it is trained on."""
+    model, data, source = (job_spec.get(name) or {} for name in ("model", "dataset", "continueFrom"))
+    held = data.get("evaluation") or {}
+    pinned: dict[str, dict[str, Any]] = {
+        "model": _with(model, _of_hub(model, read.revision)),
+        "dataset": _with(data, {"sha256": read.dataset_sha256}),
+        "continueFrom": source,
+    }
+    if held.get("uri") or held.get("split"):
+        pinned["dataset"]["evaluation"] = _with(held, {"sha256": read.evaluation_sha256})
+    if source.get("uri"):
+        pinned["continueFrom"] = _with(
+            source, {"sha256": read.adapter_sha256, **_of_hub(source, read.adapter_revision)}
+        )
+    return {**job_spec, **{name: block for name, block in pinned.items() if block}}
+
+
+def _of_hub(block: Mapping[str, Any], revision: str | None) -> dict[str, Any]:
+    return {"revision": revision} if str(block.get("uri")).startswith("hf://") else {}
+
+
+def _with(block: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+    return {**block, **{name: value for name, value in known.items() if value is not None}}
 
 
 def _times(pruner: PrunerSpec) -> int:

@@ -10,6 +10,8 @@ from tunery_api.fields import parse_quantity
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.names import SWEEP_OUTPUT_ANNOTATION, TRAIN_GRACE_SECONDS, VOLUMES_DIR, trials_uri
 from tunery_api.runspec import CacheMount, Purpose, ResolvedAdapter, Task
+from tunery_api.search.terms import on_inputs
+from tunery_api.sweepstatus import TrialInputs
 from tunery_operator.plan import job
 from tunery_operator.plan.job import Place, Platform
 from tunery_operator.plan.mounts import Access, Opened, adapter_access
@@ -31,6 +33,8 @@ class Known(NamedTuple):
     """URI of the newest checkpoint."""
     disk_bytes: int | None = None
     """Disk that training takes, by preflight's count."""
+    inputs: TrialInputs | None = None
+    """Of a trial of a sweep, what its own preflight has read: its training reads nothing else."""
 
 
 def plan_preflight(spec: LoRAJobSpec, owner: Owner, platform: Platform, known: Known) -> JobPlan:
@@ -48,6 +52,8 @@ def _sweep_output(owner: Owner, output_uri: str) -> str | None:
 
 def plan_train(spec: LoRAJobSpec, owner: Owner, platform: Platform, known: Known) -> JobPlan:
     """Return the plan of the train Job; raises InvalidSpec when the platform cannot run the spec."""
+    if known.inputs is not None:
+        spec = LoRAJobSpec.model_validate(on_inputs(spec.to_json_dict(), known.inputs))
     sized = spec.model_copy(update={"resources": job.with_disk(spec.resources, known.disk_bytes)})
     base = _with_revision(_plan(sized, owner, platform, known, Task.TRAIN), known)
     return replace(base, grace_seconds=TRAIN_GRACE_SECONDS)

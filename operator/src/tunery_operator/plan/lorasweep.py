@@ -20,9 +20,9 @@ from tunery_api.runspec import DiskLimit, LoRASweepRun, Purpose, Task
 from tunery_api.search.protocol import Suggestion
 from tunery_api.search.rows import FINAL_ORIGIN, Trial
 from tunery_api.search.space import Space, final_spec, trial_spec
-from tunery_api.search.terms import on_terms, preflight_of, was_checked
+from tunery_api.search.terms import on_inputs, on_terms, preflight_of, was_checked
 from tunery_api.search.words import searched
-from tunery_api.sweepstatus import ParameterImportance, TrialStatus
+from tunery_api.sweepstatus import ParameterImportance, TrialInputs, TrialStatus
 from tunery_operator.plan import job
 from tunery_operator.plan.job import Place, Platform
 from tunery_operator.plan.mounts import Access
@@ -90,6 +90,14 @@ def plan_trial(
         spec={**on_terms(body, preflight, spec.pruner), "output": output},
         looks_at=place.uri if first else None,
     )
+
+
+def reading(plan: TrialPlan, read: TrialInputs | None, *, again: bool) -> TrialPlan:
+    """Return the plan of a trial that reads what the first one has, None: none has yet, or none since a retry."""
+    if read is not None:
+        return replace(plan, spec=on_inputs(plan.spec, read))
+    # What was checked before the retry may have been put in order since.
+    return replace(plan, spec={**plan.spec, "preflight": PreflightPolicy.REQUIRED.value}) if again else plan
 
 
 def trial_name(sweep: str, number: int, *, final: bool = False) -> str:

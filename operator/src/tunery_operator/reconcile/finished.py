@@ -19,7 +19,7 @@ from tunery_operator.reconcile.services import Services
 from tunery_operator.reconcile.writing import write
 from tunery_operator.status.retry_requested import RETRIED_PHASES, reopened, unanswered
 from tunery_operator.status.snapshot import Snapshot
-from tunery_operator.status.summary import under_way_again
+from tunery_operator.status.summary import settled, under_way_again
 from tunery_operator.views.attempt import Attempt
 from tunery_operator.views.clock import parse_time
 from tunery_operator.views.job import JobView
@@ -70,9 +70,7 @@ def after_the_end(services: Services, obj: FoundObject) -> Requeue:
         return _refuse_retry(services, obj, mark)
     if (status := reopened(obj.status, obj.retry)) is not None:
         return _try_again(services, obj, look_inputs_up_again(services, obj, status), names)
-    noted = {**obj.status, "observedGeneration": obj.owner.generation}
-    if "observedGeneration" in obj.status and (change := status_change(obj.body, noted)):
-        # Its spec was changed after the end: nothing follows but its time to live, and tools see that it was seen.
+    if change := status_change(obj.body, noted := _as_of_today(services, obj)):
         return Requeue(0.0, write(services, obj, noted, change))
     jobs = [job for name in names if (job := services.cache.job(obj.owner.key.namespace, name)) is not None]
     for job in jobs:
@@ -83,9 +81,16 @@ def after_the_end(services: Services, obj: FoundObject) -> Requeue:
     return _expire(services, obj)
 
 
+def _as_of_today(services: Services, obj: FoundObject) -> dict[str, Any]:
+    """Return the status with what follows from a change of the spec after the end, or an upgrade of the operator."""
+    if "observedGeneration" not in obj.status:
+        return dict(obj.status)
+    return settled(obj.status, obj.owner.generation, services.now())
+
+
 def _refuse_retry(services: Services, obj: FoundObject, mark: str) -> Requeue:
     """Take note that a trial is to be tried again, and say that it is not: its sweep would not look after it."""
-    noted = {**obj.status, "observedRetry": mark}
+    noted = {**_as_of_today(services, obj), "observedRetry": mark}
     return Requeue(0.0, write(services, obj, noted, status_change(obj.body, noted)))
 
 

@@ -9,6 +9,7 @@ from tunery_api.lorajob import LoRAJobSpec, PreflightPolicy
 from tunery_api.methods import Method
 from tunery_api.names import child_name
 from tunery_api.runspec import Task
+from tunery_api.search.terms import inputs_of
 from tunery_api.status import ConditionType
 from tunery_api.validation import parse_lorajob
 from tunery_operator.plan.inputs import as_checked
@@ -109,6 +110,7 @@ def _known(obj: FoundObject, inputs: Inputs | None) -> Known:
         revision=(status.get("resolved") or {}).get("revision"),
         checkpoint=(status.get("checkpoint") or {}).get("uri"),
         disk_bytes=(status.get("disk") or {}).get("estimateBytes"),
+        inputs=inputs_of(obj.body) if obj.owner.sweep is not None else None,
     )
 
 

@@ -17,9 +17,17 @@ from tunery_api.search.protocol import IMPORTANCE_FROM, Answer, Suggestion
 from tunery_api.search.rows import Trial, merge
 from tunery_api.search.space import Space, read_values, space_of
 from tunery_api.search.telling import final_suggestion, question_of, with_earlier
+from tunery_api.search.terms import inputs_of
 from tunery_api.search.totals import gpu_seconds_saved, importance_shown
 from tunery_api.status import FINAL_PHASES
-from tunery_api.sweepstatus import FINAL_TRIAL_STATES, EndReason, ParameterImportance, TrialState, TrialStatus
+from tunery_api.sweepstatus import (
+    FINAL_TRIAL_STATES,
+    EndReason,
+    ParameterImportance,
+    TrialInputs,
+    TrialState,
+    TrialStatus,
+)
 from tunery_api.tolerant import without_invalid
 from tunery_api.validation import parse_lorasweep
 from tunery_operator.errors import ApiFailure, NameTaken, Rejected, SamplerBusy
@@ -29,7 +37,7 @@ from tunery_operator.kube.rbac import LORAJOBS
 from tunery_operator.kube.read import peek_object
 from tunery_operator.manifests.trial import build_trial, hold_change, stop_change
 from tunery_operator.plan.job import output_place
-from tunery_operator.plan.lorasweep import Found, plan_conclude, plan_report, plan_trial
+from tunery_operator.plan.lorasweep import Found, plan_conclude, plan_report, plan_trial, reading
 from tunery_operator.reconcile.children import ensure_attempt
 from tunery_operator.reconcile.found_object import FoundObject
 from tunery_operator.reconcile.frame import Halfway, KindSteps
@@ -56,6 +64,8 @@ class _Sweep:
     space: Space
     rows: tuple[TrialStatus, ...]
     own: OwnTrials
+    inputs: TrialInputs | None = None
+    """What the first trial that passed its preflight has read; None: none has."""
     refused: tuple[ApiFailure | Rejected, ...] = ()
     """What the cluster has answered where something of one trial could not be done: it keeps no other from it."""
 
@@ -104,7 +114,7 @@ def _advance(services: Services, obj: FoundObject, spec: LoRASweepSpec, snapshot
     decision = decide(spec, trials, moment)
     if main is not None and main.job.finished:
         found = _result(obj, sweep.trials, decision)
-        shown = replace(snapshot, search=Search(spec, trials, decision))
+        shown = replace(snapshot, search=Search(spec, trials, decision, inputs=sweep.inputs))
         return report_again(
             services, obj, shown, lambda: plan_report(spec, obj.owner, services.platform, found, sweep.space)
         )
@@ -118,7 +128,7 @@ def _advance(services: Services, obj: FoundObject, spec: LoRASweepSpec, snapshot
 def _search(sweep: _Sweep, trials: tuple[Trial, ...], decision: Decision) -> Search:
     own = sweep.own
     astray = tuple(own.children[number]["metadata"]["name"] for number in sorted(own.astray))
-    return Search(sweep.spec, trials, decision, strangers=own.strangers, astray=astray)
+    return Search(sweep.spec, trials, decision, inputs=sweep.inputs, strangers=own.strangers, astray=astray)
 
 
 def _carry_out(sweep: _Sweep, search: Search) -> tuple[_Sweep, Search]:
@@ -149,7 +159,16 @@ def _halfway(sweep: _Sweep, snapshot: Snapshot) -> Exception:
 def _found(services: Services, obj: FoundObject, spec: LoRASweepSpec) -> _Sweep:
     rows = tuple(_rows(obj.status))
     own = own_trials(services, obj, spec, rows)
-    return _Sweep(services, obj, spec, space_of(spec), rows, own, own.refused)
+    return _Sweep(services, obj, spec, space_of(spec), rows, own, _inputs(obj, own), own.refused)
+
+
+def _inputs(obj: FoundObject, own: OwnTrials) -> TrialInputs | None:
+    """Return what the first trial that passed its preflight has read, as the status has it, or that trial itself."""
+    told = obj.status.get("trialInputs")
+    if told is not None:
+        return TrialInputs.model_validate(without_invalid(TrialInputs, told))
+    children = (own.children[number] for number in sorted(own.children) if number >= _forgiven(obj))
+    return next((read for child in children if (read := inputs_of(child)) is not None), None)
 
 
 def _rows(status: Mapping[str, Any]) -> Iterable[TrialStatus]:
@@ -273,6 +292,7 @@ def _create(sweep: _Sweep, suggestion: Suggestion) -> _Sweep:
     services, owner = sweep.services, sweep.obj.owner
     place = output_place(sweep.spec.output, owner, services.platform.settings)
     plan = plan_trial(sweep.spec, owner, place, sweep.trials, suggestion)
+    plan = reading(plan, sweep.inputs, again=bool(_forgiven(sweep.obj)))
     if plan.name in sweep.own.strangers:
         found = services.client.get(LORAJOBS.get, owner.key.namespace, plan.name)
         if found is not None and not is_made_for(found, owner, plan.number):

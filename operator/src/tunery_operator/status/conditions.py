@@ -79,6 +79,15 @@ class Conditions:
         """Take a condition away: nothing is to be said of it any more."""
         self._by_type.pop(type_.value, None)
 
+    def confirm(self) -> None:
+        """Say of every condition that it holds of this generation, also of those that were not set anew.
+
+        Who waits for one (kubectl wait) waits until it is of the newest. Those of a later version are left alone.
+        """
+        for type_, condition in self._by_type.items():
+            if type_ in self._order:
+                self._by_type[type_] = {**condition, "observedGeneration": self._generation}
+
     def to_list(self) -> list[dict[str, Any]]:
         """Return the conditions in the order of their types; those of a later version come last."""
         return sorted(self._by_type.values(), key=lambda c: (self._order.get(c["type"], len(self._order)), c["type"]))

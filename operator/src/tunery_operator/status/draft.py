@@ -186,6 +186,7 @@ class Draft:
         if phase is not Phase.DOWNLOADING:
             self._forget_download()
         sum_up(self.conditions, phase)
+        self.conditions.confirm()
         self.put(reason=word_why(self.conditions, phase, self.fields.get("failure")))
         status = {
             **self.fields,

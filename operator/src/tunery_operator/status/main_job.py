@@ -27,6 +27,7 @@ from tunery_operator.status.reported_progress import is_downloading
 from tunery_operator.status.results import check_result, take_checkpoint, take_last_words, take_progress
 from tunery_operator.status.snapshot import Snapshot
 from tunery_operator.views.attempt import Attempt
+from tunery_operator.views.clock import parse_time
 from tunery_operator.views.pod import PodView
 
 _RUNNING: Final = ConditionType.RUNNING
@@ -136,7 +137,7 @@ def _show_reporting(draft: Draft, pod: PodView) -> bool:
     if pod.reports_to is None or snapshot.taking_reports_since is None:
         draft.conditions.drop(reported)
         return False
-    if snapshot.reporter == pod.uid:
+    if snapshot.reporter == pod.uid or _was_heard(snapshot, pod):
         draft.conditions.set(reported, True, reported.value, f"pod {pod.name} reports")
         return False
     if snapshot.status.get("podName") != pod.name:
@@ -146,6 +147,17 @@ def _show_reporting(draft: Draft, pod: PodView) -> bool:
     if draft.conditions.status(reported) is None and silence is not None and silence <= 0:
         draft.conditions.set(reported, False, NOT_REPORTING, _silence_text(pod))
     return draft.conditions.is_false(reported)
+
+
+def _was_heard(snapshot: Snapshot, pod: PodView) -> bool:
+    """Tell whether an earlier operator heard of the pod, as the status has it; an older one set no condition.
+
+    What this operator hears it knows by the reporter: a late word of the pod before says nothing of this one.
+    """
+    if snapshot.progress is not None or pod.started_at is None:
+        return False
+    heard = parse_time((snapshot.status.get("progress") or {}).get("lastUpdateTime"))
+    return heard is not None and heard > pod.started_at
 
 
 def _silence_text(pod: PodView) -> str:
@@ -164,7 +176,7 @@ def until_silence(snapshot: Snapshot) -> float | None:
     pod, since = snapshot.main.last if snapshot.main is not None else None, snapshot.taking_reports_since
     if pod is None or since is None or pod.reports_to is None or snapshot.reporter == pod.uid:
         return None
-    if not pod.running or pod.deleting or pod.started_at is None:
+    if not pod.running or pod.deleting or pod.started_at is None or _was_heard(snapshot, pod):
         return None
     return (max(pod.started_at + REPORT_GRACE, since + BACKOFF_GRACE) - snapshot.now).total_seconds()
 

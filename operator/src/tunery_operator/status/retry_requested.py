@@ -39,6 +39,9 @@ def reopened(status: Mapping[str, Any], retry: str | None) -> dict[str, Any] | N
         # Of a sweep: what has failed before the cause was mended fails it no more.
         fields["forgiven"] = 1 + max((row["number"] for row in fields["trials"]), default=-1)
         fields.pop("endReason", None)
+        if not any("value" in row for row in fields["trials"]):
+            # Nothing was measured: what was mended since may be the data itself.
+            fields.pop("trialInputs", None)
     return {**fields, "conditions": conditions, "observedRetry": mark, "phase": Phase.PENDING.value}
 
 

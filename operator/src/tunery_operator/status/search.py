@@ -10,6 +10,7 @@ from typing import Final
 from tunery_api.lorasweep import LoRASweepSpec
 from tunery_api.search.decide import Decision
 from tunery_api.search.rows import Trial
+from tunery_api.sweepstatus import TrialInputs
 from tunery_operator.views.job import foreign_finalizers
 
 SUGGESTION_FAILED: Final = "SuggestionFailed"
@@ -35,6 +36,8 @@ class Search:
     spec: LoRASweepSpec
     trials: tuple[Trial, ...]
     decision: Decision
+    inputs: TrialInputs | None = None
+    """What the first trial that passed its preflight has read; None: none has."""
     importance: Mapping[str, float] | None = None
     """By path; None: it was not asked for in this look."""
     exhausted: bool = False

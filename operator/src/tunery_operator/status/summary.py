@@ -15,6 +15,7 @@ from tunery_api.scrub import shorten
 from tunery_api.status import FINAL_PHASES, ConditionType, Phase
 from tunery_operator.status.conditions import Conditions
 from tunery_operator.status.phase import NOT_REPORTING
+from tunery_operator.views.clock import parse_time
 
 _SHORT: Final = 160
 """Bytes of the message of Stalled; condition Failed has all of it."""
@@ -85,4 +86,21 @@ def under_way_again(status: Mapping[str, Any], generation: int, now: datetime) -
     """Return the status of an object that is tried again, with what tools read of it: in the same write."""
     conditions = Conditions(status.get("conditions") or (), generation, now)
     sum_up(conditions, Phase(status["phase"]))
+    conditions.confirm()
     return {**status, "conditions": conditions.to_list()}
+
+
+def settled(status: Mapping[str, Any], generation: int, now: datetime) -> dict[str, Any]:
+    """Return the status of an object that has ended as it is to be of that generation of its spec; pure, idempotent.
+
+    After the end nothing follows from a change of the spec, and tools see that it was seen. What an older operator has
+    ended gets what tools and people read of it today.
+    """
+    phase = Phase(status["phase"])
+    conditions = Conditions(status.get("conditions") or (), generation, parse_time(status.get("completionTime")) or now)
+    sum_up(conditions, phase)
+    conditions.confirm()
+    kept = {name: value for name, value in status.items() if name != "reason"}
+    reason = word_why(conditions, phase, status.get("failure"))
+    told = {"reason": reason} if reason is not None else {}
+    return {**kept, **told, "observedGeneration": generation, "conditions": conditions.to_list()}

@@ -73,6 +73,7 @@ def _show_trials(draft: Draft, search: Search) -> None:
         trialsSinceImprovement=totals.since_improvement(trials),
         gpuSeconds=totals.gpu_seconds(trials),
         gpuSecondsSaved=totals.gpu_seconds_saved(trials),
+        trialInputs=search.inputs.to_json_dict() if search.inputs is not None else None,
         endReason=end.value if end is not None else None,
     )
     if search.importance is not None:

@@ -43,6 +43,10 @@ class DataOptions:
     evaluation_path: str = ""
     evaluation_split: str | None = None
     evaluation_fraction: float = 0.05
+    sha256: str | None = None
+    """Digest that the files of the data must have, as `content_digest` counts it; None: any."""
+    evaluation_sha256: str | None = None
+    """The same of an evaluation set of its own, or of the files of its split."""
 
     @classmethod
     def of(cls, spec: LoRAJobSpec, path: str, evaluation_root: Path | None, evaluation_path: str) -> DataOptions:
@@ -65,6 +69,8 @@ class DataOptions:
             evaluation_path=evaluation_path,
             evaluation_split=evaluation.split if evaluation else None,
             evaluation_fraction=cls.evaluation_fraction if fraction is None else float(fraction),
+            sha256=data.sha256,
+            evaluation_sha256=evaluation.sha256 if evaluation else None,
         )
 
     def __post_init__(self) -> None:

@@ -51,7 +51,7 @@ def find_files(root: Path, options: DataOptions) -> Files:
     """What `options` names below `root`, hashed.
 
     Raises:
-        TuneryError: DatasetNotFound or InvalidSpec.
+        TuneryError: DatasetNotFound, InvalidSpec, or DatasetInvalid where it is other content than is asked for.
     """
     train = find_sources(root, options.path, options.split)
     evaluation: list[DataFile] = []
@@ -60,7 +60,20 @@ def find_files(root: Path, options: DataOptions) -> Files:
     elif options.evaluation_split is not None:
         evaluation = find_sources(root, options.path, options.evaluation_split)
     evaluation_digest = content_digest(evaluation) if evaluation else ""
-    return Files(tuple(train), tuple(evaluation), content_digest(train), evaluation_digest)
+    files = Files(tuple(train), tuple(evaluation), content_digest(train), evaluation_digest)
+    _compare("spec.dataset", files.sha256, options.sha256)
+    _compare("spec.dataset.evaluation", files.evaluation_sha256, options.evaluation_sha256)
+    return files
+
+
+def _compare(field: str, digest: str, asked: str | None) -> None:
+    """Raise DatasetInvalid where the content is not what the spec asks for."""
+    if asked not in (None, digest):
+        raise TuneryError(
+            FailureReason.DATASET_INVALID,
+            f"{field}.sha256: the data has the digest {digest}, and {asked} is asked for: it is not the same",
+            "Put the data that is meant there and retry; or say that sha256, if this is the one, in a new job.",
+        )
 
 
 class Side:

@@ -46,6 +46,7 @@ def dataset_status(report: DatasetReport, resolved: RunSettings | None = None) -
         first_invalid=list(report.first_invalid) or None,
         duplicates=report.duplicates,
         sha256=report.sha256,
+        evaluation_sha256=report.evaluation_sha256,
         format=report.format.value,
         overlap=report.overlap,
         ignored_columns=[shorten(name, _MAX_COLUMN) for name in report.ignored_columns[:_MAX_COLUMNS]] or None,

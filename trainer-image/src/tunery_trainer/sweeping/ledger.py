@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError, field_validator
 from tunery_api.fields import OpenModel
 from tunery_api.lorajob import PreflightPolicy
 from tunery_api.reasons import FailureReason
-from tunery_api.sweepstatus import EndReason, ParameterImportance, TrialStatus
+from tunery_api.sweepstatus import EndReason, ParameterImportance, TrialInputs, TrialStatus
 from tunery_common.errors import TuneryError
 from tunery_trainer.process.whole import write_whole
 
@@ -57,6 +57,8 @@ class Ledger(OpenModel):
     forgiven: int = 0
     """What trials below this number failed for was seen by whoever ran it again."""
     importance: list[ParameterImportance] = Field(default_factory=list)
+    trial_inputs: TrialInputs | None = None
+    """What the first trial that passed its preflight has read: every later one reads the same, or fails."""
     trials: list[TrialStatus] = Field(default_factory=list)
     """Those that have ended."""
     under_way: dict[str, Any] | None = None

@@ -24,7 +24,7 @@ from tunery_api.search.protocol import IMPORTANCE_FROM, Answer, Suggestion
 from tunery_api.search.rows import FINAL_ORIGIN, Trial, merge, number_of, trial_of
 from tunery_api.search.space import Space, final_spec, read_values, space_of, trial_spec
 from tunery_api.search.telling import final_suggestion, question_of
-from tunery_api.search.terms import on_terms, preflight_of
+from tunery_api.search.terms import inputs_of, on_inputs, on_terms, preflight_of
 from tunery_api.search.totals import best, importance_shown
 from tunery_api.search.words import searched
 from tunery_api.sweepstatus import EndReason, TrialState, TrialStatus
@@ -171,6 +171,8 @@ class Search:
         spec = final_spec(self.spec, values) if final else trial_spec(self.spec, values)
         # What `final` puts on top may change data and memory.
         preflight = PreflightPolicy.REQUIRED if final else preflight_of(self.spec.preflight, trials, values)
+        terms = on_terms(spec, preflight, self.spec.pruner)
+        read = self.ledger.trial_inputs
         # Nobody else publishes below the uid of this sweep.
         output = {"uri": f"{self._trials_uri}/{number:03d}", "overwrite": True}
         name = child_name(self.run.identity.name, "final" if final else f"{number:03d}")
@@ -180,7 +182,7 @@ class Search:
                 "labels": {TRIAL_LABEL: f"{number:03d}"},
                 "annotations": {ORIGIN_ANNOTATION: suggestion.origin},
             },
-            "spec": {**on_terms(spec, preflight, self.spec.pruner), "output": output},
+            "spec": {**(on_inputs(terms, read) if read is not None else terms), "output": output},
             "status": {},
         }
 
@@ -212,6 +214,7 @@ class Search:
         number = self.number
         self.under_way["status"] = dict(status)
         self.note(under_way_seconds=0.0)  # what it took in all is in its status
+        self.note(trial_inputs=self.ledger.trial_inputs or inputs_of(self.under_way))
         row = next(trial.row for trial in self.trials if trial.row.number == number)
         self.note(trials=[*self.ledger.trials, row], under_way=None)
         self.save()
@@ -251,6 +254,9 @@ class Search:
     def forgive(self) -> None:
         """Take note that whoever runs it again knows what its trials failed for."""
         self.note(forgiven=max((row.number + 1 for row in self.ledger.trials), default=0))
+        if not any(row.value is not None for row in self.ledger.trials):
+            # Nothing was measured: what was mended since may be the data itself.
+            self.note(trial_inputs=None)
         self.save()
 
 

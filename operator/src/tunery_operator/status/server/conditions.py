@@ -70,6 +70,9 @@ def set_conditions(conditions: Conditions, seen: Seen) -> None:
     _validated(conditions, seen.snapshot)
     if seen.snapshot.resolution is not None:
         _resolved(conditions, seen.snapshot.resolution)
+    elif seen.snapshot.errors:
+        text = "the spec is not valid; what was served before stays as it is"
+        conditions.set(ServerCondition.ADAPTERS_RESOLVED, None, FailureReason.INVALID_SPEC.value, text)
     _available(conditions, seen)
     _served(conditions, seen)
     _progressing(conditions, seen)
