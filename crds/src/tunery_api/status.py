@@ -351,6 +351,9 @@ class AdapterMergeStatus(CommonStatus):
     """The status of an AdapterMerge."""
 
     adapter: AdapterStatus | None = Field(None, description="The published result.")
+    progress: ProgressStatus | None = Field(
+        None, description="percentText: how much of the base model or the data is downloaded, in phase Downloading."
+    )
     inputs: list[MergeInputStatus] | None = Field(None, max_length=32, description="The adapters that went in.")
     verification: VerificationStatus | None = Field(None, description="How the result was checked.")
     metrics: MetricsStatus | None = Field(

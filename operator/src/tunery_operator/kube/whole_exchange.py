@@ -73,7 +73,7 @@ class _Whole(HTTPConnection):
             self.sock.settimeout(max(_SHORTEST, deadline - time.monotonic()))
             super().send(data[start : start + self._RECORD])
 
-    def getresponse(self) -> urllib3.HTTPResponse:
+    def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override]  # as urllib3 itself has it
         """Read the head of the answer, whose body is read in what is left of the time."""
         deadline = time.monotonic() + self.timeout if self.timeout is not None else math.inf
 
