@@ -325,6 +325,11 @@ class LoRAJobStatus(CommonStatus):
         None, max_length=MAX_CHECKS, description="The checklist, by preflight and then by training."
     )
     checkpoint: CheckpointStatus | None = Field(None, description="The newest complete checkpoint.")
+    curve: Text | None = Field(
+        None,
+        description="Where curve.jsonl lies, as it was last stored; unset before that, and once it lies beside an "
+        "adapter.",
+    )
     stopped: StoppedStatus | None = Field(None, description="Set once it was stopped for good.")
     rejected_adapter: AdapterStatus | None = Field(
         None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import threading
 import time
@@ -117,13 +118,21 @@ def test_what_is_stored_late_leaves_nothing_behind_a_run_that_is_published(local
     """The curve of the last checkpoint is under way as the run's own folder is cleared."""
     slow = Slow(local_store)
     place = StorePath(slow, "reports")  # type: ignore[arg-type]
-    work = SimpleNamespace(reports=place, result=tmp_path / "result")
-    with named_curves(work, ProgressReporter({})) as curves:  # type: ignore[arg-type]
+    work, reporter = SimpleNamespace(reports=place, result=tmp_path / "result"), ProgressReporter({}, io.StringIO())
+    heard: list[str] = []
+    told: list[str | None] = []
+    tell = reporter.curve
+    reporter.curve = lambda uri: (heard.append(uri), tell(uri))[1]  # type: ignore[method-assign]
+    reporter._sender = SimpleNamespace(send=lambda report: told.append(report.status.curve))
+    with named_curves(work, reporter) as curves:  # type: ignore[arg-type]
         curves.log(HISTORY)
         curves.store()
         assert slow.begun.wait(30)
         curves.store()
         threading.Timer(0.3, slow.opened.set).start()
+    reporter.close()
+    uri = local_store.uri("reports/curve.jsonl")
+    assert (heard, told[-1]) == ([uri, uri], None), "who watches is told, and in the end nothing of it"
     remove_curves(place, tracked=False)
     curves.store()
     assert curves.store_all([], 0.3) is None, "nothing is taken any more"

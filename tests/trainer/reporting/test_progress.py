@@ -149,10 +149,12 @@ def test_posts_the_protocol_and_its_extension(operator: Operator, tmp_path: Path
     _wait(lambda: len(operator.posts) == 2)
     assert operator.posts[-1][1]["trainerStatus"]["checkpointError"].endswith("step 14 was not stored: AccessDenied")
     reporter.checkpoint("s3://b/step-000021", 21)
+    reporter.curve("s3://b/curve.jsonl")
     reporter.close()
     assert operator.posts[-1][0] == "Bearer second"
     last = operator.posts[-1][1]["trainerStatus"]
     assert last["checkpoint"] == {"uri": "s3://b/step-000021", "step": 21}
+    assert last["curve"] == "s3://b/curve.jsonl"
     assert "checkpointError" not in last
 
 

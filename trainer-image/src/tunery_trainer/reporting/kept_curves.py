@@ -25,12 +25,14 @@ _log = logging.getLogger(__name__)
 class KeptCurves:
     """Holds what a run has logged, and stores it at `place`; None: nowhere.
 
-    `folder` is where the run writes what it will publish: the files of its trackers lie below it.
+    `folder` is where the run writes what it will publish: the files of its trackers lie below it. `heard` is told where
+    the curve lies each time that it was stored, from the background thread.
     """
 
-    def __init__(self, place: StorePath | None, folder: Path) -> None:
+    def __init__(self, place: StorePath | None, folder: Path, heard: Callable[[str], None] | None = None) -> None:
         self._place = place
         self._folder = folder
+        self._heard = heard
         self._base_loss: float | None = None
         self._history: Sequence[Mapping[str, Any]] = ()
         self._condition = threading.Condition()
@@ -94,6 +96,8 @@ class KeptCurves:
         self._place.store.put_bytes(self._place.key(CURVE_FILE), lines)
         with self._condition:
             self._stored = not self._given_up
+            if self._stored and self._heard is not None:
+                self._heard(self._place.below(CURVE_FILE).uri)
         if not self._stored:
             self._place.store.delete(self._place.key(CURVE_FILE))
 

@@ -176,6 +176,17 @@ class ProgressReporter:
         """Tell why a checkpoint could not be stored, until one is."""
         self._update({"checkpoint_error": shorten(scrub(message), _LONGEST_ERROR)}, {}, urgent=True)
 
+    def curve(self, uri: str) -> None:
+        """Tell where the run's curve lies, once it was stored; at once, when it is first: a kill asks nobody."""
+        with self._condition:
+            if self._state.get("curve") != uri:
+                self._update({"curve": uri}, {}, urgent=True)
+
+    def curve_moves(self) -> None:
+        """Name that place no more."""
+        with self._condition:
+            self._forget("curve")
+
     def findings(self, found: list[FindingStatus]) -> None:
         """Tell what the run has found out about itself: all that holds now."""
         self._update({"findings": found}, {}, urgent=True)

@@ -31,11 +31,12 @@ _log = logging.getLogger(__name__)
 def named_curves(work: Workspace, reporter: ProgressReporter) -> Iterator[KeptCurves]:
     """Yield what keeps the curves of the run in the body.
 
-    Where that ends without a result they are stored, and the failure's hint, or the log, names their place; after one
-    with a result nothing more is stored there, and whoever clears the place finds all. Raises what the body does, as a
+    Who watches is told where the curve lies, for a run that comes to say no last word. Where the body ends without a
+    result all are stored, and the failure's hint, or the log, names their place; after one with a result nothing more is
+    stored there, and whoever clears the place finds all. Raises what the body does, as a
     TuneryError but for a stop.
     """
-    curves = KeptCurves(work.reports, work.result)
+    curves = KeptCurves(work.reports, work.result, reporter.curve)
     try:
         yield curves
     except StopRequested:
@@ -52,6 +53,7 @@ def named_curves(work: Workspace, reporter: ProgressReporter) -> Iterator[KeptCu
             raise
         raise failure from error
     curves.close(_CLOSE_SECONDS)
+    reporter.curve_moves()
 
 
 def fetch_runs(work: Workspace) -> None:
