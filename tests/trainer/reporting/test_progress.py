@@ -299,7 +299,7 @@ def test_a_download_in_between_is_a_phase_of_its_own() -> None:
     steps: list[tuple[Callable[[], None], tuple[Any, ...]]] = [
         (lambda: reporter.phase(Phase.MERGING), ("Merging", None, None)),
         (lambda: reporter.downloading(None), ("Downloading", "downloading", None)),
-        (lambda: reporter.downloaded(), ("Merging", None, None)),
+        (reporter.downloaded, ("Merging", None, None)),
     ]
     for tell, shown in steps:
         tell()

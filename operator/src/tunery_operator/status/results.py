@@ -8,7 +8,7 @@ from tunery_api.kinds import Kind
 from tunery_api.measured import MetricsStatus, change_text
 from tunery_api.names import trials_uri
 from tunery_api.reasons import FailureReason
-from tunery_api.runspec import AnswersReport, RunResult
+from tunery_api.runspec import AnswersReport, RunResult, TrainerStatus
 from tunery_api.status import ConditionType
 from tunery_operator.status.diagnosis import failure, job_failure, obstacle
 from tunery_operator.status.draft import Draft
@@ -53,13 +53,18 @@ def take_progress(draft: Draft) -> None:
         take_diagnosis(draft, report.findings, report.checks)
     if report.evaluations and holds("evaluations"):
         draft.put(evaluations=[each.to_json_dict() for each in report.evaluations])
-    if report.curve is not None and holds("curve"):
-        draft.put(curve=report.curve)
+    _take_curve(draft, report)
     unstored = report.checkpoint_error if holds("checkpoint") and _is_of_this_attempt(draft) else None
     if report.checkpoint is not None and holds("checkpoint"):
         _take_checkpoint(draft, report.checkpoint.to_json_dict(), mends=not unstored)
     if unstored:
         _show_not_stored(draft, unstored)
+
+
+def _take_curve(draft: Draft, report: TrainerStatus) -> None:
+    """Take over where the curve lies; a report that says nothing of it takes nothing back."""
+    if report.curve is not None and draft.snapshot.definition.holds("curve"):
+        draft.put(curve=report.curve)
 
 
 def _show_not_stored(draft: Draft, why: str) -> None:

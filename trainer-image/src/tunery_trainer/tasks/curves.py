@@ -32,9 +32,8 @@ def named_curves(work: Workspace, reporter: ProgressReporter) -> Iterator[KeptCu
     """Yield what keeps the curves of the run in the body.
 
     Who watches is told where the curve lies, for a run that comes to say no last word. Where the body ends without a
-    result all are stored, and the failure's hint, or the log, names their place; after one with a result nothing more is
-    stored there, and whoever clears the place finds all. Raises what the body does, as a
-    TuneryError but for a stop.
+    result all are stored, and the failure's hint, or the log, names their place; after one with a result nothing more
+    is stored there, and whoever clears the place finds all. Raises what the body does, as a TuneryError but for a stop.
     """
     curves = KeptCurves(work.reports, work.result, reporter.curve)
     try:
