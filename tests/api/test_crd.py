@@ -77,7 +77,7 @@ def test_a_union_is_refused() -> None:
 
 COLUMNS = {
     Kind.LORAJOB: ("Phase, Progress, Reason, Loss, Method, Age", "Model, Task, Eval Loss, ETA, Health, Queue, Adapter"),
-    Kind.ADAPTERMERGE: ("Phase, Reason, Method, Into, Deviation, Age", "Queue, Adapter"),
+    Kind.ADAPTERMERGE: ("Phase, Progress, Reason, Method, Into, Deviation, Age", "Queue, Adapter"),
     Kind.ADAPTERSERVER: ("Phase, Ready, Adapters, Reason, Age", "Model, URL"),
     Kind.BATCHINFERENCE: ("Phase, Progress, Reason, Errors, Server, Age", "ETA, Queue, Output"),
     Kind.LORASWEEP: ("Phase, Reason, Trials, Running, Best, Trial, Age", "Improvement, GPU-s, Saved, Queue, Adapter"),

@@ -5,11 +5,13 @@ from __future__ import annotations
 import http.server
 import json
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import urllib3
 from kubernetes.client.configuration import Configuration
 from kubernetes.config.incluster_config import InClusterConfigLoader
 from prometheus_client import REGISTRY
@@ -18,6 +20,8 @@ from tunery_operator.errors import ApiFailure
 from tunery_operator.kube.client import MAX_RETRY_SECONDS, HttpError, KubeClient, seconds_to_wait
 from tunery_operator.kube.connection import USER_AGENT, Connection
 from tunery_operator.kube.rbac import CREATE_EVENT, GET_JOB
+
+from kit.dripping import DRIPS, dripping
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -106,6 +110,19 @@ def test_no_answer_is_counted_too(server: Server) -> None:
         unreachable.request(CREATE_EVENT, "ns", body={})
     assert caught.value.status == 0
     assert counted("0") == before + 1
+
+
+@pytest.mark.parametrize("drip", DRIPS)
+def test_an_answer_that_drips_is_given_up(drip: str) -> None:
+    """The one thread that renews the Lease would never lead again, a worker of the queue never work."""
+    configuration = Configuration()
+    with dripping(drip) as configuration.host:
+        patient = KubeClient(Connection(configuration), urllib3.Timeout(connect=1, read=0.2))
+        began = time.monotonic()
+        with pytest.raises(ApiFailure, match=r"^get jobs: .*timed out") as caught:
+            patient.get(GET_JOB, "ns", "a")
+        assert time.monotonic() - began < 2
+        assert caught.value.status == 0
 
 
 def test_each_request_says_who_asks(server: Server) -> None:

@@ -24,7 +24,8 @@ def pod(namespace: Namespace, operator: OperatorProcess, progress_tls: Path) -> 
 
 
 def test_a_report_becomes_status(namespace: Namespace, pod: Poster) -> None:
-    assert pod.post(pod.token(), {"trainerStatus": {"phase": "Starting", "doing": "downloading", "percent": 43}}) == 200
+    begins = {"phase": "Starting", "doing": "downloading", "percent": 43, "curve": "s3://adapters/c/curve.jsonl"}
+    assert pod.post(pod.token(), {"trainerStatus": begins}) == 200
     namespace.wait_phase("c", "Downloading")
     shown = namespace.api.columns(namespace.path("lorajobs", "c"))
     assert (shown["Phase"], shown["Progress"]) == ("Downloading", "43%")
@@ -40,6 +41,7 @@ def test_a_report_becomes_status(namespace: Namespace, pod: Poster) -> None:
         "lastUpdateTime": "2026-01-31T12:00:00+00:00",
     }
     assert status["metrics"] == {"loss": "1.23457"}
+    assert status["curve"] == "s3://adapters/c/curve.jsonl"
     assert status["checkpoint"] == {"uri": "s3://adapters/c/step-000040", "step": 40}
     assert namespace.condition("c", "CheckpointSaved")["status"] == "True"
     assert namespace.condition("c", "ProgressReported")["status"] == "True"

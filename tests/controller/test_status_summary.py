@@ -10,7 +10,7 @@ from unittest.mock import ANY
 import pytest
 
 from controller.objects import RESULT
-from controller.standings import CHECKED, DIVERGED, DONE, DOWNLOADS, FAILED, LONG_AGO, STANDINGS, Standing, as_object
+from controller.standings import CHECKED, DIVERGED, DONE, DOWNLOADS, FAILED, LONG_AGO, STANDINGS, Standing, as_object, of
 from controller.statuskit import NOW, OWNER, TRAINING, again, at, condition, deleting, ended, judge, running, snapshot
 from tunery_api.kinds import KINDS, Kind
 from tunery_api.runspec import TrainerStatus
@@ -210,6 +210,20 @@ def test_a_download_shows_its_percent_and_leaves_what_was_trained_as_it_was() ->
     assert progress(second) == ("Downloading", "43%")
     assert progress(again(second, running("p2"), progress=TrainerStatus(phase=Phase.STARTING))) == ("Starting", "10%")
     assert progress(again(second, ended("p2", code=64, says=DIVERGED), train=FAILED)) == ("Failed", "10%")
+
+
+def test_a_merge_shows_it_at_its_start_and_in_between() -> None:
+    def shown(progress: TrainerStatus, status: Any = None) -> Any:
+        return of(Kind.ADAPTERMERGE, running(), progress=progress, status=status or {})
+
+    first = shown(DOWNLOADS)
+    assert (first["phase"], first["progress"]["percentText"]) == ("Downloading", "43%")
+    merges = shown(TrainerStatus(phase=Phase.MERGING), first)
+    assert (merges["phase"], merges.get("progress")) == ("Merging", None)
+    again = shown(TrainerStatus(phase=Phase.DOWNLOADING, doing="downloading", percent=7), merges)
+    assert (again["phase"], again["progress"]["percentText"]) == ("Downloading", "7%")
+    ended_well = of(Kind.ADAPTERMERGE, ended(says=RESULT), train=DONE, status=again, progress=None)
+    assert (ended_well["phase"], ended_well.get("progress")) == ("Succeeded", None)
 
 
 @pytest.mark.parametrize("word", [Phase.SUCCEEDED, Phase.FAILED, Phase.STOPPED, Phase.SUSPENDED, Phase.PENDING])

@@ -12,20 +12,25 @@ from typing import Any
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
+from kubernetes.client.configuration import Configuration
 from prometheus_client import REGISTRY
 
 from controller.fakeapi import FakeApi, Script, begin, error_event, line, refuses, sends, serving
 from tunery_api.kinds import Kind
 from tunery_operator.health import build_app
 from tunery_operator.kube.cache import Cache
+from tunery_operator.kube.connection import Connection
 from tunery_operator.views.owner import Key
 from tunery_operator.watch import reflector as reflector_module
+from tunery_operator.watch.failure import WatchFailure
 from tunery_operator.watch.reflector import Reflector
 from tunery_operator.watch.reflector_state import MAX_SILENCE, Standing
 from tunery_operator.watch.sinks import OwnerSink
 from tunery_operator.watch.target import jobs, namespaces_to_watch, owners, pods
 from tunery_operator.watch.transport import Patience, Wire
 from tunery_operator.watch.watches import Watches
+
+from kit.dripping import dripping
 
 QUICK = Patience(connect=1.0, answer=0.5, inactivity=0.5)
 
@@ -75,6 +80,24 @@ async def staged(api: FakeApi, patience: Patience = QUICK, **options: Any) -> As
 
 def errors(code: str) -> float:
     return REGISTRY.get_sample_value("tunery_watch_errors_total", {"resource": "lorajobs", "code": code}) or 0.0
+
+
+@pytest.mark.parametrize("drip", ["body", "chunks"])
+async def test_what_drips_is_given_up(drip: str) -> None:
+    """Something comes all the time, and never a list, nor a line: a cache would stand still for ever, and look well."""
+    configuration, target = Configuration(), owners(Kind.LORAJOB, None)
+    with dripping(drip) as configuration.host:
+        wire = Wire(Connection(configuration), Patience(answer=1.0, page=0.3, inactivity=0.3))
+        began = time.monotonic()
+        with pytest.raises(WatchFailure) as listed:
+            await wire.page(target, {})
+        with pytest.raises(WatchFailure) as watched:
+            async with wire.watch(target, {"watch": "1"}) as events:
+                await anext(events)
+        assert time.monotonic() - began < 3
+        await wire.close()
+    assert str(listed.value).endswith("no answer in time")
+    assert str(watched.value).endswith("no whole line came for 0 s")
 
 
 # The usual way

@@ -120,6 +120,7 @@ _ADAPTERMERGE: Final = KindDefinition(
     status=AdapterMergeStatus,
     columns=(
         Column("Phase", ".status.phase"),
+        Column("Progress", ".status.progress.percentText"),
         _REASON,
         Column("Method", ".spec.method"),
         Column("Into", ".spec.into"),

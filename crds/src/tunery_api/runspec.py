@@ -11,7 +11,7 @@ from tunery_api.adaptermerge import AdapterMergeSpec
 from tunery_api.batchinference import BatchInferenceSpec
 from tunery_api.batchstatus import MODELS_SHOWN, AnsweredBy, OutputStatus
 from tunery_api.estimate import EstimateStatus
-from tunery_api.fields import OpenModel
+from tunery_api.fields import OpenModel, Text
 from tunery_api.findings import MAX_CHECKS, MAX_FINDINGS, CheckStatus, FindingStatus
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.measured import (
@@ -277,7 +277,7 @@ class TrainerStatus(OpenModel):
     """What a pod posts every few seconds: the protocol of transformers' KubeflowCallback.
 
     `step`, `totalSteps`, `epoch`, `tokensPerSecond`, `phase`, `doing`, `percent`, `device`, `checkpoint`,
-    `checkpointError`, `evaluations`, `findings` and `checks` are ours and may be missing.
+    `checkpointError`, `curve`, `evaluations`, `findings` and `checks` are ours and may be missing.
     """
 
     progress_percentage: int | None = Field(None, ge=0, le=100)
@@ -299,6 +299,8 @@ class TrainerStatus(OpenModel):
     checkpoint: CheckpointStatus | None = None
     checkpoint_error: Annotated[str, Field(max_length=1024)] | None = None
     """Why the newest checkpoint could not be stored; None: it was, or there was none yet."""
+    curve: Text | None = None
+    """Where curve.jsonl lies, once it was stored; None: nothing is said of it."""
     findings: list[FindingStatus] | None = Field(None, max_length=MAX_FINDINGS)
     """All that hold now; None: nothing is said of them."""
     checks: list[CheckStatus] | None = Field(None, max_length=MAX_CHECKS)

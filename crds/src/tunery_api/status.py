@@ -325,6 +325,11 @@ class LoRAJobStatus(CommonStatus):
         None, max_length=MAX_CHECKS, description="The checklist, by preflight and then by training."
     )
     checkpoint: CheckpointStatus | None = Field(None, description="The newest complete checkpoint.")
+    curve: Text | None = Field(
+        None,
+        description="Where curve.jsonl lies, as it was last stored; unset before that, and once it lies beside an "
+        "adapter.",
+    )
     stopped: StoppedStatus | None = Field(None, description="Set once it was stopped for good.")
     rejected_adapter: AdapterStatus | None = Field(
         None,
@@ -351,6 +356,9 @@ class AdapterMergeStatus(CommonStatus):
     """The status of an AdapterMerge."""
 
     adapter: AdapterStatus | None = Field(None, description="The published result.")
+    progress: ProgressStatus | None = Field(
+        None, description="percentText: how much of the base model or the data is downloaded, in phase Downloading."
+    )
     inputs: list[MergeInputStatus] | None = Field(None, max_length=32, description="The adapters that went in.")
     verification: VerificationStatus | None = Field(None, description="How the result was checked.")
     metrics: MetricsStatus | None = Field(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from peft import LoraConfig
@@ -15,6 +16,7 @@ from tunery_common.storage.published_folder import download_published
 from tunery_common.storage.publisher import Publisher, Target, publish
 from tunery_trainer.local import load_run_spec
 from tunery_trainer.merging import run
+from tunery_trainer.reporting.progress import ProgressReporter
 from tunery_trainer.tasks.merge import run_merge
 
 from cluster.s3 import S3Server
@@ -25,7 +27,12 @@ from kit.tiny_models import Tiny, save_tiny
 
 @pytest.mark.parametrize("small", [0, run.SMALL_MODEL], ids=["streamed", "compared by logits"])
 def test_into_a_model_in_s3(
-    tmp_path: Path, s3_server: S3Server, bucket: str, monkeypatch: pytest.MonkeyPatch, small: int
+    tmp_path: Path,
+    s3_server: S3Server,
+    bucket: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    small: int,
 ) -> None:
     for name, value in credentials(s3_server).values.items():
         monkeypatch.setenv(name, value)
@@ -48,7 +55,19 @@ def test_into_a_model_in_s3(
         return add(self, path, name)
 
     monkeypatch.setattr(Publisher, "add", watch)
+    told = _told(monkeypatch)
     result = run_merge(load_run_spec(_manifest(tmp_path, f"s3://{bucket}/{prefix}"), tmp_path / "work", None))
+
+    brought = [("downloading", 100), ("downloaded", None), ("phase", "Merging")] if small else [("downloaded", None)]
+    begins = [("phase", "Starting"), ("downloading", None), ("downloaded", None), ("phase", "Merging")]
+    in_between = [("downloading", percent) for _, percent in told[4:-3] if percent not in (None, 100)]
+    assert [each for each in told if each not in in_between] == [
+        *begins,
+        *brought,
+        *(("phase", phase) for phase in ("Uploading", "Succeeded")),
+    ]
+    shown = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Downloading model ")]
+    assert [" 100 % (" in line for line in shown[-1:]] == ([True] if small else [])
 
     download_published(StorePath(store, f"{prefix}/out"), tmp_path / "out")
     assert float((logits(tmp_path / "out") - logits(base, adapter)).abs().max()) <= 1e-5
@@ -60,6 +79,24 @@ def test_into_a_model_in_s3(
     assert max(held) == (2 * shards if small else 1)
     index = json.loads((tmp_path / "out/model.safetensors.index.json").read_text())
     assert set(index["weight_map"].values()) == {path.name for path in base.glob("model-*.safetensors")}
+
+
+def _told(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
+    """Return what the run tells of its phases and downloads, as it does."""
+    told: list[tuple[str, Any]] = []
+
+    def note(name: str) -> None:
+        plain = getattr(ProgressReporter, name)
+
+        def tell(self: ProgressReporter, *value: Any) -> None:
+            told.append((name, *(value or [None])))
+            plain(self, *value)
+
+        monkeypatch.setattr(ProgressReporter, name, tell)
+
+    for name in ("phase", "downloading", "downloaded"):
+        note(name)
+    return told
 
 
 def _manifest(folder: Path, place: str) -> Path:

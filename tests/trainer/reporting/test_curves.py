@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import matplotlib.axes
 import pytest
@@ -17,6 +19,8 @@ from tunery_common.storage import Store, StorePath
 from tunery_trainer.reporting.curve_file import curve_lines
 from tunery_trainer.reporting.curves import draw_curves
 from tunery_trainer.reporting.kept_curves import KeptCurves, remove_curves
+from tunery_trainer.reporting.progress import ProgressReporter
+from tunery_trainer.tasks.curves import named_curves
 
 
 def test_a_mark_stands_where_something_was_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,17 +71,24 @@ class Slow:
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self.opened = threading.Event()
+        self.opened, self.begun, self.deleted = threading.Event(), threading.Event(), threading.Event()
         self.refuses = False
+        self.puts = 0
 
     def __getattr__(self, name: str) -> object:
         return getattr(self.store, name)
 
     def put_bytes(self, key: str, data: bytes) -> object:
+        self.begun.set()
+        self.puts += 1
         assert self.opened.wait(30)
         if self.refuses:
             raise TuneryError(FailureReason.STORAGE_ACCESS_DENIED, "no right to put")
         return self.store.put_bytes(key, data)
+
+    def delete(self, key: str) -> None:
+        self.store.delete(key)
+        self.deleted.set()
 
 
 def test_a_store_that_hangs_or_refuses_holds_no_step_up_and_is_no_failure(
@@ -101,6 +112,49 @@ def test_a_store_that_hangs_or_refuses_holds_no_step_up_and_is_no_failure(
     uri = curves.store_all([], 60)
     assert uri == local_store.uri("reports/curve.jsonl")
     assert len(local_store.read_bytes("reports/curve.jsonl").splitlines()) == 3
+
+
+def test_what_is_stored_late_leaves_nothing_behind_a_run_that_is_published(local_store: Store, tmp_path: Path) -> None:
+    """The curve of the last checkpoint is under way as the run's own folder is cleared."""
+    slow = Slow(local_store)
+    place = StorePath(slow, "reports")  # type: ignore[arg-type]
+    work, reporter = SimpleNamespace(reports=place, result=tmp_path / "result"), ProgressReporter({}, io.StringIO())
+    heard: list[str] = []
+    told: list[str | None] = []
+    tell = reporter.curve
+    reporter.curve = lambda uri: (heard.append(uri), tell(uri))[1]  # type: ignore[method-assign]
+    reporter._sender = SimpleNamespace(send=lambda report: told.append(report.status.curve))
+    with named_curves(work, reporter) as curves:  # type: ignore[arg-type]
+        curves.log(HISTORY)
+        curves.store()
+        assert slow.begun.wait(30)
+        curves.store()
+        threading.Timer(0.3, slow.opened.set).start()
+    reporter.close()
+    uri = local_store.uri("reports/curve.jsonl")
+    assert (heard, told[-1]) == ([uri, uri], None), "who watches is told, and in the end nothing of it"
+    remove_curves(place, tracked=False)
+    curves.store()
+    assert curves.store_all([], 0.3) is None, "nothing is taken any more"
+    assert (local_store.list("reports"), slow.puts) == ([], 2)
+
+
+def test_a_put_that_hangs_is_given_up_and_takes_back_what_it_stored_late(
+    local_store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    slow = Slow(local_store)
+    curves = KeptCurves(StorePath(slow, "reports"), tmp_path / "result")  # type: ignore[arg-type]
+    curves.log(HISTORY)
+    curves.store()
+    assert slow.begun.wait(30)
+    began = time.monotonic()
+    assert not curves.close(0.2)
+    assert time.monotonic() - began < 5
+    said = f"{local_store.uri('reports/curve.jsonl')} is still being stored after 0.2 s; it may be left there"
+    assert said in caplog.text
+    slow.opened.set()
+    assert slow.deleted.wait(30)
+    assert local_store.list("reports") == []
 
 
 def test_all_of_a_run_without_a_result_is_kept_and_cleared(store: Store, tmp_path: Path) -> None:

@@ -13,10 +13,11 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,7 +30,7 @@ from tunery_api.status import Phase
 from tunery_common.progress_client import Pace, interval_seconds, retry_after
 from tunery_trainer import training
 from tunery_trainer.reporting.downloads import Downloads
-from tunery_trainer.reporting.progress import ProgressReporter, say
+from tunery_trainer.reporting.progress import ProgressReporter, Report, say
 
 
 @dataclass
@@ -148,10 +149,12 @@ def test_posts_the_protocol_and_its_extension(operator: Operator, tmp_path: Path
     _wait(lambda: len(operator.posts) == 2)
     assert operator.posts[-1][1]["trainerStatus"]["checkpointError"].endswith("step 14 was not stored: AccessDenied")
     reporter.checkpoint("s3://b/step-000021", 21)
+    reporter.curve("s3://b/curve.jsonl")
     reporter.close()
     assert operator.posts[-1][0] == "Bearer second"
     last = operator.posts[-1][1]["trainerStatus"]
     assert last["checkpoint"] == {"uri": "s3://b/step-000021", "step": 21}
+    assert last["curve"] == "s3://b/curve.jsonl"
     assert "checkpointError" not in last
 
 
@@ -282,6 +285,28 @@ def test_a_download_is_told_in_the_log_and_to_the_operator(operator: Operator, t
         f"Preflight  Downloading model {told}"
         for told in ("4 % (0.6 of 14.4 kB)", "43 % (6.2 of 14.4 kB)", "100 % (14.4 of 14.4 kB)")
     ]
+
+
+def test_a_download_in_between_is_a_phase_of_its_own() -> None:
+    """A merge combines its adapters before it needs its base: the operator takes a download for one at a start only."""
+    told: list[tuple[Any, ...]] = []
+    reporter = ProgressReporter({}, io.StringIO())
+
+    def send(report: Report) -> None:
+        told.append((report.status.phase, report.status.doing, report.status.percent))
+
+    reporter._sender = SimpleNamespace(send=send)
+    steps: list[tuple[Callable[[], None], tuple[Any, ...]]] = [
+        (lambda: reporter.phase(Phase.MERGING), ("Merging", None, None)),
+        (lambda: reporter.downloading(None), ("Downloading", "downloading", None)),
+        (reporter.downloaded, ("Merging", None, None)),
+    ]
+    for tell, shown in steps:
+        tell()
+        _wait(lambda shown=shown: told and told[-1] == shown)
+    reporter.downloaded()
+    reporter.close()
+    assert told[-1] == ("Merging", None, None)
 
 
 def test_server_with_another_certificate_gets_no_token(operator: Operator, tmp_path: Path) -> None:

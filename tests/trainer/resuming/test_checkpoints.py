@@ -250,7 +250,7 @@ def test_an_upload_that_was_given_up_never_becomes_complete(local_store: Store, 
     assert time.monotonic() - begun < 5
     gate.open.set()
     uploader._thread.join(30)
-    assert latest_complete(StorePath(local_store, "ck")) is None
+    assert local_store.list("ck") == [], "nor is any of its files left"
 
 
 def test_probe_leaves_nothing(store: Store) -> None:

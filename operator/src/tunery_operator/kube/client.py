@@ -13,9 +13,11 @@ from kubernetes.client.api_client import ApiClient
 from tunery_operator.errors import ApiFailure
 from tunery_operator.kube.connection import Connection, load_connection
 from tunery_operator.kube.rbac import OPERATOR_PERMISSIONS, Call
+from tunery_operator.kube.whole_exchange import in_whole
 from tunery_operator.metrics import API_REQUESTS
 
 TIMEOUT: Final = urllib3.Timeout(connect=10, read=30)
+"""`read` holds for a whole answer."""
 POOL_SIZE: Final = 64
 DEFAULT_RETRY_SECONDS: Final = 1.0
 MAX_RETRY_SECONDS: Final = 60.0
@@ -75,7 +77,7 @@ class KubeClient:
         self._connection = connection
         self._timeout = timeout
         self._allowed = allowed
-        self._pool = ApiClient(configuration).rest_client.pool_manager
+        self._pool = in_whole(ApiClient(configuration).rest_client.pool_manager)
 
     def request(
         self,

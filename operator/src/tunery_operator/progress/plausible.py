@@ -40,6 +40,7 @@ def sane(report: TrainerStatus, now: datetime) -> TrainerStatus:
             "checkpoint_error": None
             if report.checkpoint_error is None
             else scrub(report.checkpoint_error, _LONGEST_WORDS),
+            "curve": None if report.curve is None else scrub(report.curve),
             "tokens_per_second": _number(report.tokens_per_second),
             "metrics": [metric for metric in report.metrics if _number(metric.value) is not None],
             "last_updated_time": _time(report.last_updated_time, now),

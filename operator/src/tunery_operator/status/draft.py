@@ -20,6 +20,8 @@ from tunery_operator.status.summary import sum_up, word_why
 from tunery_operator.status.trial_hints import new_sweep, of_failed_trial, of_waiting_trial, retry_command
 from tunery_operator.views.clock import format_time
 
+CURVE_AT: Final = "The curve, as it was last stored: "
+"""In a hint, before its place."""
 _NEW_JOB: Final = "in a new job"
 """So ends the hint of whoever knows that no change outside of the spec mends it."""
 _RETRY: Final = "retry"
@@ -80,7 +82,7 @@ class Draft:
         """End the object as failed; `ended` is when that came about, if not now."""
         shown = failure_status(failure, exit_code)
         mendable = _mendable(failure)
-        more = self._what_works(failure, shown["hint"], mendable=mendable)
+        more = self._curve(shown["hint"]) + self._what_works(failure, shown["hint"], mendable=mendable)
         # What a person is to copy is whole, however long the sentences before it are.
         shown["hint"] = shorten(scrub(shown["hint"]), MAX_MESSAGE_BYTES - len(more.encode())) + more
         self.fields["failure"] = shown
@@ -98,6 +100,11 @@ class Draft:
         more = new_sweep(owner.key.name, hint) if searched else ""
         more += f" {self.retry_command()}" if mendable else ""
         return more + self._kept(failure, mendable=mendable)
+
+    def _curve(self, hint: str) -> str:
+        """Return where the curve lies, of a run that could not say it as it ended."""
+        uri = self.fields.get("curve")
+        return f" {CURVE_AT}{uri}." if uri and uri not in hint else ""
 
     def _kept(self, failure: Failure, *, mendable: bool) -> str:
         """Return the sentences that what was trained is not lost, where a checkpoint is there and of use."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Final
@@ -11,7 +12,7 @@ from tunery_api.status import ConditionType
 from tunery_operator.status.conditions import Conditions
 from tunery_operator.views.event import ADAPTER_REMOVED
 
-_GONE: Final = ("adapter", "rejectedAdapter", "checkpoint")
+_GONE: Final = ("adapter", "rejectedAdapter", "checkpoint", "curve")
 _OTHERS: Final = {
     False: "",
     True: "; the others could not be removed, or not all of them",
@@ -28,6 +29,7 @@ _SINCE: Final = {
     None: "does not keep it, and whether it was removed is not known",
 }
 """By what remains, as `after_removal` has it."""
+_CURVE: Final = r" ?The curve[^:]*: {uri}(; [^ ]+ lies beside it)?\."
 
 
 def after_removal(
@@ -51,13 +53,21 @@ def after_removal(
         conditions.set(ConditionType.CHECKPOINT_SAVED, False, "Removed", text)
     left = {name: value for name, value in status.items() if name not in _GONE}
     told = [_without_place(each) for each in conditions.to_list()]
-    failure = {"failure": _without_place(status["failure"])} if status.get("failure") else {}
+    failure = {"failure": _without_curve(_without_place(status["failure"]), status)} if status.get("failure") else {}
     return {**left, **_dataset(status), **failure, "conditions": told}
 
 
 def _without_place(said: Mapping[str, Any]) -> dict[str, Any]:
     """Return a condition or a failure whose message no longer names where a rejected adapter lay."""
     return {**said, "message": without_rejected(said["message"])} if said.get("message") else dict(said)
+
+
+def _without_curve(failure: Mapping[str, Any], status: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a failure whose hint no longer names where the curve lay, in the operator's words or the trainer's."""
+    uri = status.get("curve")
+    if uri is None or not failure.get("hint"):
+        return dict(failure)
+    return {**failure, "hint": re.sub(_CURVE.format(uri=re.escape(uri)), "", failure["hint"])}
 
 
 def _say_it_was_published(conditions: Conditions, sweep: str, remains: bool | None) -> None:

@@ -8,7 +8,7 @@ from tunery_api.kinds import Kind
 from tunery_api.measured import MetricsStatus, change_text
 from tunery_api.names import trials_uri
 from tunery_api.reasons import FailureReason
-from tunery_api.runspec import AnswersReport, RunResult
+from tunery_api.runspec import AnswersReport, RunResult, TrainerStatus
 from tunery_api.status import ConditionType
 from tunery_operator.status.diagnosis import failure, job_failure, obstacle
 from tunery_operator.status.draft import Draft
@@ -53,11 +53,18 @@ def take_progress(draft: Draft) -> None:
         take_diagnosis(draft, report.findings, report.checks)
     if report.evaluations and holds("evaluations"):
         draft.put(evaluations=[each.to_json_dict() for each in report.evaluations])
+    _take_curve(draft, report)
     unstored = report.checkpoint_error if holds("checkpoint") and _is_of_this_attempt(draft) else None
     if report.checkpoint is not None and holds("checkpoint"):
         _take_checkpoint(draft, report.checkpoint.to_json_dict(), mends=not unstored)
     if unstored:
         _show_not_stored(draft, unstored)
+
+
+def _take_curve(draft: Draft, report: TrainerStatus) -> None:
+    """Take over where the curve lies; a report that says nothing of it takes nothing back."""
+    if report.curve is not None and draft.snapshot.definition.holds("curve"):
+        draft.put(curve=report.curve)
 
 
 def _show_not_stored(draft: Draft, why: str) -> None:
@@ -133,7 +140,7 @@ def take_published(draft: Draft, result: RunResult) -> str:
     """Take over what was published, and return that in words."""
     name = draft.snapshot.running.result
     block = getattr(result, name)
-    draft.put(**{name: block.to_json_dict()})
+    draft.put(**{name: block.to_json_dict()}, curve=None)
     text = f"published at {block.uri}, read back, and every digest matches"
     condition = _UPLOADED[name]
     draft.conditions.set(condition, True, condition.value, text)
@@ -188,6 +195,8 @@ def take_result(draft: Draft, result: RunResult) -> None:
     if holds("rejected_adapter"):
         rejected = result.rejected_adapter
         draft.put(rejectedAdapter=rejected.to_json_dict() if rejected else None)
+        if rejected:
+            draft.put(curve=None)
         tell_rejection(draft)
     if holds("evaluations") and result.evaluations:
         draft.put(evaluations=[each.to_json_dict() for each in result.evaluations])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ class Patience:
     connect: float = 10.0
     answer: float = 30.0
     """For the head of an answer, and between two pieces of a list."""
+    page: float = 120.0
+    """For a whole page of a list, however it comes."""
     inactivity: float = 120.0
     """Between two lines of a watch: bookmarks come once a minute."""
 
@@ -51,7 +54,8 @@ class Wire:
         """Return one page of a list. Raises WatchFailure."""
         async with self._answer("list", target, query, self._patience.answer) as answer:
             try:
-                body = orjson.loads(await answer.read())
+                async with asyncio.timeout(self._patience.page):
+                    body = orjson.loads(await answer.read())
                 if not isinstance(body.get("metadata"), dict):
                     raise WatchFailure(UNREADABLE, "this is no list")
             except (ValueError, AttributeError) as error:
@@ -63,7 +67,7 @@ class Wire:
     async def watch(self, target: Target, query: Mapping[str, str]) -> AsyncIterator[AsyncIterator[Json]]:
         """Open a watch, and give its events until the API server ends it. Raises WatchFailure."""
         async with self._answer("watch", target, query, self._patience.inactivity) as answer:
-            yield _events(answer.content)
+            yield _events(answer.content, self._patience.inactivity)
 
     @asynccontextmanager
     async def _answer(
@@ -126,13 +130,17 @@ async def _refused(answer: aiohttp.ClientResponse) -> WatchFailure:
     return refusal(status if isinstance(status, dict) else {}, answer.status, retry_after)
 
 
-async def _events(content: aiohttp.StreamReader) -> AsyncIterator[Json]:
-    rest = b""
+async def _events(content: aiohttp.StreamReader, silence: float) -> AsyncIterator[Json]:
+    rest, since = b"", time.monotonic()
     async for data in content.iter_any():
         *lines, rest = (rest + data).split(b"\n")
         for line in lines:
             if line.strip():
                 yield _event(line)
+        if lines:
+            since = time.monotonic()
+        elif time.monotonic() - since > silence:
+            raise WatchFailure(SILENT, f"no whole line came for {silence:.0f} s")
     if rest.strip():
         raise WatchFailure(CUT, "the watch ended within a line")
 

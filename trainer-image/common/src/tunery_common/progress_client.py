@@ -6,15 +6,21 @@ A server may answer a post with the JSON `{"intervalSeconds": 30}`, to be told l
 
 from __future__ import annotations
 
+import http.client
+import io
 import json
 import logging
+import math
+import socket
 import ssl
+import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 import urllib3
+from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from tunery_api.scrub import register_secret, scrub, shorten
 
@@ -27,6 +33,9 @@ _INTERVALS: Final = (1, 300)
 _LONGEST_BACKOFF_SECONDS: Final = 60.0
 _LONGEST_RETRY_AFTER_SECONDS: Final = 300.0
 _TIMEOUT: Final = urllib3.Timeout(total=4.0)
+"""For a whole exchange: whatever answers, and however slowly, nobody waits for it for longer."""
+_SHORTEST: Final = 0.001
+"""Seconds; 0 would have a socket wait for nothing at all."""
 _MAX_ANSWER: Final = 64 * 1024
 """Bytes of an answer that are looked at."""
 _ASKS_FOR_PATIENCE: Final = frozenset({429, 503})
@@ -126,6 +135,79 @@ class Outage:
         )
 
 
+class _InTime(io.RawIOBase):
+    """What comes over a socket until `deadline`, however it comes: a socket's own timeout begins anew with each byte.
+
+    Raises TimeoutError from then on.
+    """
+
+    def __init__(self, connection: socket.socket, deadline: float) -> None:
+        self._socket = connection
+        self._deadline = deadline
+        self._raw = connection.makefile("rb", buffering=0)
+
+    def readable(self) -> bool:
+        """Tell that it is."""
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        """Read what is there, or wait for it."""
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("the answer was not whole in time")
+        self._socket.settimeout(left)
+        return self._raw.readinto(buffer)
+
+    def close(self) -> None:
+        """Let go of the socket, which its connection may have closed before."""
+        self._raw.close()
+        super().close()
+
+
+class _Whole(HTTPConnection):
+    """A connection whose timeout for reading holds for the whole answer, and that for connecting for each sending."""
+
+    _RECORD: Final = 1 << 14
+    """Bytes that TLS sends in one piece."""
+
+    def send(self, data: Any) -> None:
+        """Send all of it in time."""
+        if self.sock is None:
+            self.connect()
+        if not isinstance(data, bytes) or self.sock is None or self.timeout is None:
+            super().send(data)
+            return
+        deadline = time.monotonic() + self.timeout
+        for start in range(0, len(data), self._RECORD):
+            self.sock.settimeout(max(_SHORTEST, deadline - time.monotonic()))
+            super().send(data[start : start + self._RECORD])
+
+    def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override]  # as urllib3 itself has it
+        """Read the head of the answer, whose body is read in what is left of the time."""
+        deadline = time.monotonic() + self.timeout if self.timeout is not None else math.inf
+
+        class Answer(http.client.HTTPResponse):
+            def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
+                super().__init__(sock, *args, **kwargs)
+                self.fp.close()
+                self.fp = io.BufferedReader(_InTime(sock, deadline))
+
+        self.response_class = Answer
+        return super().getresponse()
+
+
+class _WholeTls(_Whole, HTTPSConnection):
+    """The same within TLS, whose handshake has the time for connecting."""
+
+
+class _Pool(urllib3.HTTPConnectionPool):
+    ConnectionCls = _Whole
+
+
+class _TlsPool(urllib3.HTTPSConnectionPool):
+    ConnectionCls = _WholeTls
+
+
 class ProgressClient:
     """Sends reports to one URL; used from one thread.
 
@@ -170,7 +252,8 @@ class ProgressClient:
         )
         try:
             content = answer.read(longest)
-            answer.drain_conn()
+            if answer.read(1):
+                answer.close()  # nobody waits for the rest
         finally:
             answer.release_conn()
         if not 200 <= answer.status < 300:
@@ -191,6 +274,7 @@ class ProgressClient:
             # No proxy that the pod is told to use comes between: the operator is in the cluster.
             context = ssl.create_default_context(cadata=authority or None)
             self._pool = urllib3.PoolManager(num_pools=1, maxsize=1, ssl_context=context)
+            self._pool.pool_classes_by_scheme = {"http": _Pool, "https": _TlsPool}
             self._authority = authority
         return self._pool
 

@@ -16,7 +16,7 @@ from tunery_api.names import adapter_purpose
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import Purpose
 from tunery_common.errors import TuneryError
-from tunery_common.inputs.fetch import fetch_model
+from tunery_common.inputs.fetch import OnBytesOfTotal, fetch_model
 from tunery_common.inputs.hub import RangesRefused, hub_files
 from tunery_trainer.inputs.named_adapter import NamedAdapter, Wanted, open_named
 from tunery_trainer.inputs.workspace import Workspace
@@ -144,11 +144,16 @@ def _agreed_hint(sources: Sequence[MergeSource]) -> str | None:
 
 
 def check_against_base(
-    work: Workspace, spec: AdapterMergeSpec, sources: Sequence[MergeSource], adapters: Sequence[Adapter]
+    work: Workspace,
+    spec: AdapterMergeSpec,
+    sources: Sequence[MergeSource],
+    adapters: Sequence[Adapter],
+    progress: OnBytesOfTotal,
 ) -> None:
     """Compare the tensors of adapters made elsewhere with the base's, by headers alone.
 
     The base is spec.model, else that of an adapter which a manifest vouches for; without one nothing is compared.
+    `progress` gets its bytes where a hub sends it as a whole only.
 
     Raises TuneryError: BaseMismatch naming the adapter and the tensor, and what opening the base raises.
     """
@@ -156,7 +161,7 @@ def check_against_base(
     known = spec.model is not None or _with_base(sources) is not None
     if not foreign or not (known or spec.into is MergeTarget.MODEL):
         return
-    checkpoint = _headers(work, base_model(spec, sources))
+    checkpoint = _headers(work, base_model(spec, sources), progress)
     for adapter in foreign:
         try:
             plan_edits(checkpoint, adapter)
@@ -167,7 +172,7 @@ def check_against_base(
             raise TuneryError(FailureReason.BASE_MISMATCH, error.message, _OTHER_BASE) from error
 
 
-def _headers(work: Workspace, model: ModelSpec) -> Checkpoint:
+def _headers(work: Workspace, model: ModelSpec, progress: OnBytesOfTotal) -> Checkpoint:
     """Return the base model, whose tensors nobody will read: no more than config, index and headers are fetched."""
     label, damaged = "spec.model.uri", FailureReason.MODEL_NOT_FOUND
     if model.uri.startswith("s3://"):
@@ -178,7 +183,7 @@ def _headers(work: Workspace, model: ModelSpec) -> Checkpoint:
             return open_checkpoint(RangeFiles(hub_files(location), label, damaged))
         except RangesRefused:
             pass  # a hub that sends whole files only
-    folder = fetch_model(location, work.folder("model"), digest=False).folder
+    folder = fetch_model(location, work.folder("model"), digest=False, progress=progress).folder
     return open_checkpoint(LocalFiles(folder, label, damaged))
 
 
@@ -218,10 +223,13 @@ def base_model(spec: AdapterMergeSpec, sources: Sequence[MergeSource]) -> ModelS
     return ModelSpec(uri=lineage.model.uri, revision=lineage.model.revision, served_name=lineage.served_name)
 
 
-def open_base(work: Workspace, model: ModelSpec, small: Callable[[int], bool]) -> MergeBase:
+def open_base(
+    work: Workspace, model: ModelSpec, small: Callable[[int], bool], progress: OnBytesOfTotal | None
+) -> MergeBase:
     """Return the base model.
 
-    In S3 it is read where it lies, unless `small` says of the bytes of its weights that a copy is welcome.
+    In S3 it is read where it lies, unless `small` says of the bytes of its weights that a copy is welcome. `progress`
+    gets the bytes of one that is copied.
     Raises what fetch_model and open_checkpoint raise.
     """
     label, damaged = "spec.model.uri", FailureReason.MODEL_NOT_FOUND
@@ -230,5 +238,5 @@ def open_base(work: Workspace, model: ModelSpec, small: Callable[[int], bool]) -
         if not small(checkpoint.weight_bytes):
             return MergeBase(checkpoint)
     location = work.location(Purpose.MODEL, model.uri, model.revision)
-    folder = fetch_model(location, work.folder("model"), digest=False).folder
+    folder = fetch_model(location, work.folder("model"), digest=False, progress=progress).folder
     return MergeBase(open_checkpoint(LocalFiles(folder, label, damaged)), folder)

@@ -19,7 +19,7 @@ from tunery_api.measured import DatasetStatus
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import Purpose
 from tunery_common.errors import TuneryError
-from tunery_common.inputs.fetch import fetch_dataset, fetch_model
+from tunery_common.inputs.fetch import OnBytesOfTotal, fetch_dataset, fetch_model
 from tunery_trainer.data.options import DataOptions, DatasetReport
 from tunery_trainer.data.prepare import PreparedData, prepare
 from tunery_trainer.inputs.workspace import Workspace
@@ -31,6 +31,7 @@ from tunery_trainer.model.finite import not_finite_base
 from tunery_trainer.model.load import Loading, load_frozen, load_tokenizer
 from tunery_trainer.model.quantization import dtype_of
 from tunery_trainer.process.device import device_facts
+from tunery_trainer.reporting.downloads import Downloads
 from tunery_trainer.reporting.improvement import shortfall
 from tunery_trainer.reporting.status_parts import dataset_status
 from tunery_trainer.settings.loop import natural_precision
@@ -75,18 +76,22 @@ class Losses:
 
 
 def prepare_yardstick(
-    work: Workspace, spec: MergeEvaluationSpec, model: ModelSpec, quantization: Quantization | None
+    work: Workspace,
+    spec: MergeEvaluationSpec,
+    model: ModelSpec,
+    quantization: Quantization | None,
+    downloads: Downloads,
 ) -> Yardstick:
-    """Fetch the data set and the base model, and read every row.
+    """Fetch the base model and the data set, telling that, and read every row.
 
     Raises TuneryError: those of fetch_dataset, fetch_model and the data layer, which name fields of
     spec.evaluation.dataset.
     """
     location = work.location(Purpose.MODEL, model.uri, model.revision)
-    folder = fetch_model(location, work.folder("model")).folder
+    folder = fetch_model(location, work.folder("model"), progress=downloads.of("model")).folder
     tokenizer = load_tokenizer(folder)
     try:
-        data = _rows(work, spec, tokenizer)
+        data = _rows(work, spec, tokenizer, downloads.of("data set"))
     except TuneryError as error:
         hint = (
             "Use such rows, or name theirs in spec.evaluation.dataset.format."
@@ -160,10 +165,10 @@ def _load(yardstick: Yardstick) -> torch.nn.Module:
     return model
 
 
-def _rows(work: Workspace, spec: MergeEvaluationSpec, tokenizer: Any) -> PreparedData:
+def _rows(work: Workspace, spec: MergeEvaluationSpec, tokenizer: Any, progress: OnBytesOfTotal) -> PreparedData:
     """Return every row of the data set."""
     wanted = spec.dataset
-    files = fetch_dataset(work.location(Purpose.DATASET, wanted.uri), work.folder("dataset"))
+    files = fetch_dataset(work.location(Purpose.DATASET, wanted.uri), work.folder("dataset"), progress)
     options = DataOptions(
         path=files.pattern,
         format=wanted.format,

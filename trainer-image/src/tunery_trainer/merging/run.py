@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 import torch
 
 from tunery_api.adaptermerge import AdapterMergeSpec, MergeMethod, MergeTarget
+from tunery_api.inputs import ModelSpec
 from tunery_api.manifest import Lineage, SourceRecord
 from tunery_api.methods import ComputeType
 from tunery_api.runspec import RunSpec
@@ -42,6 +43,7 @@ from tunery_trainer.merging.quantized import Quantization
 from tunery_trainer.merging.verify import Verification, verify_adapter, verify_logits
 from tunery_trainer.model.quantization import dtype_of
 from tunery_trainer.process.environment import go_offline
+from tunery_trainer.reporting.downloads import Downloads
 from tunery_trainer.reporting.progress import ProgressReporter
 
 if TYPE_CHECKING:
@@ -108,13 +110,16 @@ def gather(work: Workspace, spec: AdapterMergeSpec, publisher: Publisher, report
     sources = read_sources(work, spec)
     check([source.facts for source in sources], spec.method, spec.rank, spec.into)
     held = quantization_of(sources) if spec.into is MergeTarget.MODEL else None
+    downloads = Downloads(reporter)
+    reporter.downloading(None)  # adapters are small
     inputs = fetch_adapters(work, spec, sources)
     adapters = [each.adapter for each in inputs]
-    check_against_base(work, spec, sources, adapters)
+    check_against_base(work, spec, sources, adapters, downloads.of("model"))
     check_tensors(adapters)
     options = Options(Fraction(spec.effective_density()), spec.majority_sign, spec.rank, spec.seed)
     shutil.rmtree(work.result)
-    yardstick = _yardstick(work, spec, sources)
+    yardstick = _yardstick(work, spec, sources, downloads)
+    reporter.downloaded()
     publisher.start()
     return MergeInputs(work, spec, sources, inputs, options, publisher, reporter, held, yardstick)
 
@@ -124,14 +129,16 @@ def _quantized_alike(sources: Sequence[MergeSource]) -> bool:
     return all(quantization == known[0] for quantization in known)
 
 
-def _yardstick(work: Workspace, spec: AdapterMergeSpec, sources: Sequence[MergeSource]) -> Yardstick | None:
+def _yardstick(
+    work: Workspace, spec: AdapterMergeSpec, sources: Sequence[MergeSource], downloads: Downloads
+) -> Yardstick | None:
     """Read the evaluation's rows before anything is merged: a fault in them costs no more than finding it."""
     if spec.evaluation is None:
         return None
     from tunery_trainer.merging.measure import prepare_yardstick
 
     held = quantization_of(sources) if _quantized_alike(sources) else None
-    return prepare_yardstick(work, spec.evaluation, base_model(spec, sources), held)
+    return prepare_yardstick(work, spec.evaluation, base_model(spec, sources), held, downloads)
 
 
 def merge(job: MergeInputs) -> Merged:
@@ -178,7 +185,7 @@ def _into_model(job: MergeInputs) -> Merged:
     spec, work, model = job.spec, job.work, base_model(job.spec, job.sources)
     into = _one_adapter(job)
     losses = _measure(job, into.adapter)
-    base = open_base(work, model, small=lambda size: spec.verify and _is_small(work.run, size))
+    base = _base(job, model)
     go_offline()
     how = IntoBase(dtype_of(spec.dtype) if spec.dtype else None, job.held)
     checked: Verification | None
@@ -189,6 +196,14 @@ def _into_model(job: MergeInputs) -> Merged:
     source = SourceRecord(uri=model.uri, revision=model.revision)
     folder, name = work.result, model.effective_served_name()
     return Merged(folder, into.adapter.max_rank, name, source, into.metrics, checked, losses)
+
+
+def _base(job: MergeInputs, model: ModelSpec) -> MergeBase:
+    """Return the base; while it comes to the disk, that is what the run does. A yardstick has brought it before."""
+    progress = Downloads(job.reporter).of("model") if job.yardstick is None else None
+    base = open_base(job.work, model, lambda size: job.spec.verify and _is_small(job.work.run, size), progress)
+    job.reporter.downloaded()
+    return base
 
 
 def _merge_and_compare_logits(job: MergeInputs, base: MergeBase, adapter: Adapter, how: IntoBase) -> Verification:

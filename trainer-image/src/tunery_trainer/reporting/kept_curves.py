@@ -25,17 +25,20 @@ _log = logging.getLogger(__name__)
 class KeptCurves:
     """Holds what a run has logged, and stores it at `place`; None: nowhere.
 
-    `folder` is where the run writes what it will publish: the files of its trackers lie below it.
+    `folder` is where the run writes what it will publish: the files of its trackers lie below it. `heard` is told where
+    the curve lies each time that it was stored, from the background thread.
     """
 
-    def __init__(self, place: StorePath | None, folder: Path) -> None:
+    def __init__(self, place: StorePath | None, folder: Path, heard: Callable[[str], None] | None = None) -> None:
         self._place = place
         self._folder = folder
+        self._heard = heard
         self._base_loss: float | None = None
         self._history: Sequence[Mapping[str, Any]] = ()
         self._condition = threading.Condition()
         self._job: Callable[[], None] | None = None
         self._busy = False
+        self._closed = self._given_up = False
         self._stored = False
         self._thread: threading.Thread | None = None
 
@@ -71,11 +74,32 @@ class KeptCurves:
         self._wait(deadline)
         return self._place.below(CURVE_FILE).uri
 
+    def close(self, seconds: float) -> bool:
+        """Take nothing more, wait until what was taken is stored, and return whether it was in so many seconds.
+
+        For whoever removes then what lies there. What takes longer is given up: the log names it, and where it is
+        stored later all the same, it is removed for as long as the process lives.
+        """
+        with self._condition:
+            self._closed = True
+            done = self._condition.wait_for(lambda: self._job is None and not self._busy, seconds)
+            self._job, self._given_up = None, not done
+        if not done and self._place is not None:
+            uri = self._place.below(CURVE_FILE).uri
+            _log.warning("%s is still being stored after %g s; it may be left there", uri, seconds)
+        return done
+
     def _put(self, history: Sequence[Mapping[str, Any]]) -> None:
         lines = "".join(f"{line}\n" for line in curve_lines(history, self._base_loss)).encode()
-        if self._place is not None and lines:
-            self._place.store.put_bytes(self._place.key(CURVE_FILE), lines)
-            self._stored = True
+        if self._place is None or not lines:
+            return
+        self._place.store.put_bytes(self._place.key(CURVE_FILE), lines)
+        with self._condition:
+            self._stored = not self._given_up
+            if self._stored and self._heard is not None:
+                self._heard(self._place.below(CURVE_FILE).uri)
+        if not self._stored:
+            self._place.store.delete(self._place.key(CURVE_FILE))
 
     def _put_files(self, history: Sequence[Mapping[str, Any]], findings: Sequence[FindingStatus]) -> None:
         if self._place is None:
@@ -91,6 +115,8 @@ class KeptCurves:
         if self._place is None:
             return
         with self._condition:
+            if self._closed:
+                return
             self._job = job
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="curves", daemon=True)

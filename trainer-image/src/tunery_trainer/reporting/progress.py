@@ -81,6 +81,7 @@ class ProgressReporter:
         self._state: dict[str, Any] = {}
         self._metrics: dict[str, float] = {}
         self._measured_after: dict[str, int] = {}
+        self._interrupted: Phase | None = None
         self._changed = self._urgent = self._closing = self._final = False
         self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
         self._thread.start()
@@ -95,16 +96,26 @@ class ProgressReporter:
         self._update({"device": words}, {}, urgent=True)
 
     def downloading(self, percent: int | None) -> None:
-        """Tell that what the run needs comes to the disk, and how much of it is there, where that is known."""
+        """Tell that what the run needs comes to the disk, and how much of it is there, where that is known.
+
+        Of a run that was at work already that is a phase of its own, until all is there.
+        """
         with self._condition:
             begins = "doing" not in self._state
+            told = self._state.get("phase")
+            if begins and told not in (None, Phase.STARTING):
+                self._interrupted = told
             self._forget("percent")
-            self._update({"doing": DOWNLOADING, "percent": percent}, {}, urgent=begins)
+            phase = Phase.DOWNLOADING if self._interrupted else None
+            self._update({"doing": DOWNLOADING, "percent": percent, "phase": phase}, {}, urgent=begins)
 
     def downloaded(self) -> None:
         """Tell that all is there."""
         with self._condition:
             self._forget("doing", "percent")
+            if self._interrupted is not None:
+                self.phase(self._interrupted)
+            self._interrupted = None
 
     def scored(self, rows: int, total_rows: int) -> None:
         """Tell how many rows of a reference are scored before there are steps to tell of; 0 enters that phase."""
@@ -164,6 +175,17 @@ class ProgressReporter:
     def checkpoint_failed(self, message: str) -> None:
         """Tell why a checkpoint could not be stored, until one is."""
         self._update({"checkpoint_error": shorten(scrub(message), _LONGEST_ERROR)}, {}, urgent=True)
+
+    def curve(self, uri: str) -> None:
+        """Tell where the run's curve lies, once it was stored; at once, when it is first: a kill asks nobody."""
+        with self._condition:
+            if self._state.get("curve") != uri:
+                self._update({"curve": uri}, {}, urgent=True)
+
+    def curve_moves(self) -> None:
+        """Name that place no more."""
+        with self._condition:
+            self._forget("curve")
 
     def findings(self, found: list[FindingStatus]) -> None:
         """Tell what the run has found out about itself: all that holds now."""

@@ -280,14 +280,16 @@ class CheckpointUploader:
         folder = step_place(self.place, step)
         marker_key = folder.key(MARKER_NAME)
         self._store.delete(marker_key)  # a checkpoint of an earlier attempt is incomplete while it is replaced
-        files = {}
-        for path in sorted(path for path in snapshot.rglob("*") if path.is_file()):
-            name = path.relative_to(snapshot).as_posix()
-            digest = self._store.upload_file(path, folder.key(name))
-            files[name] = FileRecord(sha256=digest, size=path.stat().st_size)
-        if self._abandoned:
-            raise TuneryError(FailureReason.STORAGE_UNAVAILABLE, "it took too long")
-        self._store.put_bytes(marker_key, Marker(step=step, files=files).model_dump_json(indent=2).encode())
+        names = sorted(path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*") if path.is_file())
+        try:
+            files = {name: self._upload(snapshot / name, folder.key(name)) for name in names}
+            self._check_wanted()
+            self._store.put_bytes(marker_key, Marker(step=step, files=files).model_dump_json(indent=2).encode())
+            self._check_wanted()
+        except TuneryError:
+            if self._abandoned:
+                self._take_back([marker_key, *map(folder.key, names)])
+            raise
         self.last_stored = step
         if self._heard is not None:
             self._heard.checkpoint(folder.uri, step)
@@ -295,6 +297,20 @@ class CheckpointUploader:
             self._prune(step)
         except TuneryError as error:
             _log.warning("older checkpoints than that of step %d were not removed: %s", step, error.message)
+
+    def _upload(self, path: Path, key: str) -> FileRecord:
+        self._check_wanted()
+        return FileRecord(sha256=self._store.upload_file(path, key), size=path.stat().st_size)
+
+    def _check_wanted(self) -> None:
+        """Raise TuneryError where nobody waits for this upload any more."""
+        if self._abandoned:
+            raise TuneryError(FailureReason.STORAGE_UNAVAILABLE, "it took too long")
+
+    def _take_back(self, keys: list[str]) -> None:
+        """Remove what was uploaded of a checkpoint that was given up: the run may have removed its others meanwhile."""
+        for key in keys:
+            self._store.delete(key)
 
     def _prune(self, newest: int) -> None:
         """Keep `keep` complete checkpoints up to the newest; older ones, and half-written ones before it, go."""

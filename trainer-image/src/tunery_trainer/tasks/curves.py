@@ -21,6 +21,8 @@ _SECONDS: Final = 30.0
 """How long a run that has failed takes for its curves."""
 _STOP_SECONDS: Final = 12.0
 """How long one takes that was told to stop: what is left of its time once the last checkpoint is stored."""
+_CLOSE_SECONDS: Final = 15.0
+"""How long one that has its result waits for what is still being stored: a GPU may be held for it."""
 
 _log = logging.getLogger(__name__)
 
@@ -29,10 +31,11 @@ _log = logging.getLogger(__name__)
 def named_curves(work: Workspace, reporter: ProgressReporter) -> Iterator[KeptCurves]:
     """Yield what keeps the curves of the run in the body.
 
-    Where that ends without a result they are stored, and the failure's hint, or the log, names their place. Raises
-    what the body does, as a TuneryError but for a stop.
+    Who watches is told where the curve lies, for a run that comes to say no last word. Where the body ends without a
+    result all are stored, and the failure's hint, or the log, names their place; after one with a result nothing more
+    is stored there, and whoever clears the place finds all. Raises what the body does, as a TuneryError but for a stop.
     """
-    curves = KeptCurves(work.reports, work.result)
+    curves = KeptCurves(work.reports, work.result, reporter.curve)
     try:
         yield curves
     except StopRequested:
@@ -48,6 +51,8 @@ def named_curves(work: Workspace, reporter: ProgressReporter) -> Iterator[KeptCu
         if failure is error:
             raise
         raise failure from error
+    curves.close(_CLOSE_SECONDS)
+    reporter.curve_moves()
 
 
 def fetch_runs(work: Workspace) -> None:
