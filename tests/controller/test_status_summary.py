@@ -10,7 +10,18 @@ from unittest.mock import ANY
 import pytest
 
 from controller.objects import RESULT
-from controller.standings import CHECKED, DIVERGED, DONE, DOWNLOADS, FAILED, LONG_AGO, STANDINGS, Standing, as_object, of
+from controller.standings import (
+    CHECKED,
+    DIVERGED,
+    DONE,
+    DOWNLOADS,
+    FAILED,
+    LONG_AGO,
+    STANDINGS,
+    Standing,
+    as_object,
+    of,
+)
 from controller.statuskit import NOW, OWNER, TRAINING, again, at, condition, deleting, ended, judge, running, snapshot
 from tunery_api.kinds import KINDS, Kind
 from tunery_api.runspec import TrainerStatus

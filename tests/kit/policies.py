@@ -50,7 +50,7 @@ def giving_ids(name: str, namespace: str, first: int) -> list[dict[str, Any]]:
     constraints = {"matchConstraints": _match(namespace, "pods"), "failurePolicy": "Fail"}
     given = {"patchType": "JSONPatch", "jsonPatch": {"expression": f"{user} != 0 ? [] : [{patches}]"}}
     said = (
-        f"'unable to validate against any security context constraint: .spec.securityContext.runAsUser: Invalid value: '"
+        "'unable to validate against any security context constraint: .spec.securityContext.runAsUser: Invalid value: '"
         f" + string({user}) + ': must be in the ranges: [{first}, {first + 9999}]'"
     )
     in_range = {"expression": f"{user} >= {first} && {user} < {first + 10000}", "messageExpression": said}

@@ -17,7 +17,7 @@ from tunery_operator.plan import engine, job, mounts, placing
 from tunery_operator.plan.job import Platform
 from tunery_operator.plan.mounts import Access
 from tunery_operator.plan.server_names import adapters_name, server_name
-from tunery_operator.plan.types import Image, PodExtras, Progress, Resources, SecretMount, VolumeMount
+from tunery_operator.plan.types import Image, PodExtras, Progress, Resources, SecretMount, VolumeMount, digest_of
 from tunery_operator.settings import PodSecurity, Settings
 from tunery_operator.views.owner import Owner
 
