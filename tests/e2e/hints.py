@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from .conftest import ROWS, TINY, chat, lorajob, report_place
 from kit.forwarding import way
+from kit.hub_server import HubServer
 from kit.jobs import Job
 from kit.kubectl import Kubectl
 from kit.published import list_keys, split_uri
@@ -31,6 +32,8 @@ class Place:
     environment: dict[str, str]
     ways: ExitStack
     """Open until all rows are done."""
+    hubs: list[HubServer] = field(default_factory=list)
+    """An imitation of the hub, where the row has one."""
 
     def job(self, name: str = "", **blocks: Any) -> Job:
         """Return the row's job, or another one of the row, not applied yet."""
@@ -137,6 +140,27 @@ def _other_model(place: Place) -> None:
     place.put(f"{folder}/config.json", json.dumps({"model_type": "bert", "architectures": ["BertModel"]}).encode())
 
 
+def _open_hub(place: Place) -> None:
+    """Start a hub whose only model is gated, and name it and an account's token in the row's Secret."""
+    bucket, prefix = split_uri(TINY)
+    read = lambda key: place.s3.get_object(Bucket=bucket, Key=f"{prefix}/{key}")["Body"].read()  # noqa: E731
+    files = {key: read(key) for key in list_keys(place.s3, TINY)}
+    hub = HubServer({"models/stories/tiny": files}, gated={"models/stories/tiny"}, host=place.endpoint[0])
+    place.hubs.append(place.ways.enter_context(hub))
+    place.apply(
+        {
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": {"name": place.row},
+            "stringData": {"HF_TOKEN": "hf_ofanaccountthathasnotaccepted", "HF_ENDPOINT": hub.url},
+        }
+    )
+
+
+def _accept_terms(place: Place) -> None:
+    place.hubs[0].gated.clear()
+
+
 def _take_name(place: Place) -> None:
     """Make the Job's name somebody else's."""
     container = {"name": "c", "image": "nothing"}
@@ -230,6 +254,10 @@ ROWS_OF: dict[str, Row] = {
         again(lambda place: place.copy(TINY, _uri("models", place.row))),
         {"model": {"uri": _uri("models", "model"), "secretRef": S3}},
         lambda place: place.remove(_uri("models", place.row)),
+    ),
+    "gated": Row(
+        "ModelGated", "stories/tiny is gated", "Accept the model's terms", again(_accept_terms),
+        {"model": {"uri": "hf://stories/tiny", "secretRef": {"name": "gated"}}}, _open_hub,
     ),
     "kind": Row(
         "ModelUnsupported", "bert", "Use a causal language model", anew(),

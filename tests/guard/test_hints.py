@@ -37,7 +37,7 @@ def test_a_hint_that_names_a_fixed_field_says_that_it_takes_a_new_job(hint: str)
 
 
 ON_THE_NODE: dict[str, str] = {
-    "e2e/hints.py": "InvalidSpec SecretNotFound ModelNotFound ModelUnsupported DatasetNotFound DatasetInvalid "
+    "e2e/hints.py": "InvalidSpec SecretNotFound ModelNotFound ModelGated ModelUnsupported DatasetNotFound DatasetInvalid "
     "StorageAccessDenied StorageNotFound StorageUnavailable OutputExists LossDiverged NotImproved AdapterMissing "
     "AdapterCorrupt CheckpointMissing NameConflict DeadlineExceeded",
     "e2e/states.py": "QuotaExceeded CreateRefused PodRefused Unschedulable MountFailed ImagePullFailed "
@@ -50,7 +50,6 @@ ON_THE_NODE: dict[str, str] = {
 NOT_ON_IT: dict[str, str] = {
     "The tests' node has no GPU, and nothing imitates what a broken one does": "GPUUnavailable GPUFault "
     "GPUOutOfMemory WontFit",
-    "No hub with gated models can be reached": "ModelGated",
     "A server serves the rest on; its own tests follow them": "AdapterUnsupported RankTooHigh BaseMismatch "
     "TooManyAdapters EngineRefused ProbeFailed EngineFailed EngineUnsupported",
     "Followed against a real API server, with pods that are played": "RequestsFailed ServerUnavailable PlatformChanged",

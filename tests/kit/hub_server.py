@@ -30,6 +30,7 @@ class HubServer:
     asked: list[str] = field(default_factory=list)
     """The ranges that it sent."""
     url: str = ""
+    host: str = "127.0.0.1"
     _server: ThreadingHTTPServer | None = None
 
     def __enter__(self) -> Self:
@@ -47,9 +48,9 @@ class HubServer:
             def log_message(self, format: str, *args: object) -> None:
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = ThreadingHTTPServer((self.host, 0), Handler)
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self.url = f"http://{self.host}:{self._server.server_port}"
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
