@@ -9,7 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
 
-from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.tuners_utils import check_target_module_exists
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -22,6 +22,7 @@ from tunery_api.status import ResolvedValue
 from tunery_common.errors import TuneryError, first_line
 from tunery_common.inputs.headers import Tensor
 from tunery_common.inputs.misfit import CHANGED_BASE_INITS, VARIANTS, misfit
+from tunery_common.inputs.name_patterns import broken_pattern, slow_pattern
 from tunery_trainer.adapter.attach import attach
 from tunery_trainer.adapter.methods.base import MethodContext
 from tunery_trainer.adapter.methods.lora_init import ADAPTER
@@ -62,6 +63,9 @@ def settings_from(resolved: RunSettings, model: PreTrainedModel, folder: Path, s
     disagree about.
     """
     config = _read_config(folder)
+    odd = broken_pattern(config) or slow_pattern(config, (name for name, _ in model.named_modules()))
+    if odd is not None:
+        raise _corrupt(f"{CONFIG_FILE}: {odd}")
     _check_kind(resolved, config)
     if served_name is None:
         _check_variant(config)
@@ -229,8 +233,8 @@ def _inherit_numbers(resolved: RunSettings, adapter: AdapterSettings, config: Ma
             raise _differs(field, dict(ours), config.get(key))
     return replace(
         adapter,
-        rank=_agree(resolved, "lora.rank", adapter.rank, config.get("r")),
-        alpha=_agree(resolved, "lora.alpha", adapter.alpha, config.get("lora_alpha")),
+        rank=_agree(resolved, "lora.rank", adapter.rank, config.get("r", LoraConfig.r)),
+        alpha=_agree(resolved, "lora.alpha", adapter.alpha, config.get("lora_alpha", LoraConfig.lora_alpha)),
         use_rslora=_agree(resolved, "lora.useRslora", adapter.use_rslora, bool(config.get("use_rslora"))),
         rank_pattern=config.get("rank_pattern") or {},
         alpha_pattern=config.get("alpha_pattern") or {},

@@ -111,10 +111,11 @@ class Adapter:
     def scaling(self, module: Module) -> float:
         """The factor of B·A: alpha / rank, alpha / sqrt(rank) for rsLoRA, AdaLoRA's own for AdaLoRA."""
         rank = self.rank(module)
-        alpha = float(_by_pattern(self.config.get("alpha_pattern"), module.name, self.config.get("lora_alpha", 8)))
+        alpha = float(self.config.get("lora_alpha", 8))
         if self.peft_type == "ADALORA":
-            # By the rank that training began with, whatever was pruned since.
-            return (alpha if alpha > 0 else float(rank)) / (float(self.config.get("init_r") or rank) + ADALORA_EPSILON)
+            # By the rank that training began with, whatever was pruned since; it knows no patterns.
+            return (alpha if alpha > 0 else float(rank)) / (float(self.config.get("init_r", 12)) + ADALORA_EPSILON)
+        alpha = float(_by_pattern(self.config.get("alpha_pattern"), module.name, alpha))
         return alpha / math.sqrt(rank) if self.config.get("use_rslora") else alpha / rank
 
     def a(self, module: Module) -> torch.Tensor:

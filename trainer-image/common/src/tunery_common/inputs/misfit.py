@@ -15,6 +15,7 @@ VARIANTS: Final = (
     "arrow_config",
     "kasa_config",
     "monteclora_config",
+    "megatron_config",
 )
 """Fields of variants of LoRA whose change is not B·A on a module of the base model."""
 
