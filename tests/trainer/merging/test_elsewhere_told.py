@@ -1,4 +1,4 @@
-"""What the configuration of an adapter made elsewhere says is what lies beside it: as stock PEFT reads it, or refused."""
+"""What the configuration of an adapter made elsewhere says is what lies beside it, as PEFT reads it, or refused."""
 
 from __future__ import annotations
 
@@ -104,9 +104,8 @@ def transposed(folder: Path) -> None:
     """Write the factors of down_proj the other way round: B·A of (in × out)."""
 
     def turn(found: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        other = {"lora_A": "lora_B", "lora_B": "lora_A"}
         for name in [name for name in found if "down_proj" in name and "lora_A" in name]:
-            b = name.replace(*list(other.items())[0])
+            b = name.replace("lora_A", "lora_B")
             found[name], found[b] = found[b].T, found[name].T
         return found
 
@@ -176,10 +175,10 @@ NOT_ON_THE_BASE: dict[str, tuple[str, Change, FailureReason, str]] = {
     "all linear": ("plain", said(target_modules="all-linear"), R.ADAPTER_CORRUPT, "0.mlp.gate_proj.lora_A.weight, and"),
     "biases of the whole model": ("biases", said(bias="all"), R.ADAPTER_CORRUPT, "k_proj.bias, and"),
     "saved, but not each": ("saved", without("model.norm", "layers.1.input"), R.ADAPTER_CORRUPT, "layernorm.weight"),
-    "transposed": ("plain", transposed, R.BASE_MISMATCH, "0.mlp.down_proj.lora_A.weight is 4 x 32, the base's down_proj "
-        "takes 80"),
-    "tokens beyond it": ("tokens", said(trainable_token_indices=[3, 96]), R.BASE_MISMATCH, "trainable_token_indices: "
-        "96 is no row of the base's embed_tokens, which has 96"),
+    "transposed": ("plain", transposed, R.BASE_MISMATCH, "0.mlp.down_proj.lora_A.weight is 4 x 32, the base's "
+        "down_proj takes 80"),
+    "tokens beyond it": ("tokens", said(trainable_token_indices=[3, 96]), R.BASE_MISMATCH, "trainable_token_"
+        "indices: 96 is no row of the base's embed_tokens, which has 96"),
 }  # fmt: skip
 
 ODD: dict[str, tuple[dict[str, Any], str]] = {
@@ -263,7 +262,7 @@ def test_megatrons_layers_are_not_peft_s(tmp_path: Path, made: Path) -> None:
 def test_factors_go_the_other_way_round_on_conv1d_only(tmp_path: Path, made: Path, base: Path) -> None:
     """Of ours, too: whatever compared them before."""
     adapter = open_adapter(LocalFiles(changed(made, "plain", tmp_path / "one", transposed)))
-    with pytest.raises(TuneryError, match="down_proj.lora_A.weight is 4 x 32, the base's down_proj takes 80"):
+    with pytest.raises(TuneryError, match=r"down_proj\.lora_A\.weight is 4 x 32, the base's down_proj takes 80"):
         merge_into_base(open_checkpoint(LocalFiles(base)), adapter, tmp_path)
 
 
@@ -358,6 +357,15 @@ def compare(tmp_path: Path, base: Path, adapter: Path) -> None:
 def test_what_peft_saves_is_merged_bit_for_bit_as_peft_does(tmp_path: Path, bases: dict[Tiny, Path], case: str) -> None:
     kind, config = TAKEN[case]
     compare(tmp_path, bases[kind], trained_adapter(bases[kind], config, tmp_path / "adapter", seed=5))
+
+
+def test_an_embedding_that_peft_saved_beside_it_is_taken_as_peft_does(
+    tmp_path: Path, made: Path, bases: dict[Tiny, Path]
+) -> None:
+    """save_embedding_layers=True writes it, of which no field tells."""
+    base = bases[Tiny.LLAMA_UNTIED]
+    change = beside(base_model__model__model__embed_tokens__weight=(96, 32))
+    compare(tmp_path, base, changed(made, "plain", tmp_path / "one", change))
 
 
 def test_adalora_is_taken_with_the_ranks_that_it_was_left_with(tmp_path: Path, made: Path, base: Path) -> None:

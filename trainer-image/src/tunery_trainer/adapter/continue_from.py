@@ -21,7 +21,7 @@ from tunery_api.reasons import FailureReason
 from tunery_api.status import ResolvedValue
 from tunery_common.errors import TuneryError, first_line
 from tunery_common.inputs.headers import Tensor
-from tunery_common.inputs.misfit import CHANGED_BASE_INITS, VARIANTS, misfit
+from tunery_common.inputs.misfit import CHANGED_BASE_INITS, VARIANTS, misfit, untold
 from tunery_common.inputs.name_patterns import broken_pattern, slow_pattern
 from tunery_trainer.adapter.attach import attach
 from tunery_trainer.adapter.methods.base import MethodContext
@@ -51,6 +51,10 @@ _KINDS: Final = {
 _NOT_TRAINED_ON: Final = ("lora_bias", "trainable_token_indices", *VARIANTS)
 """Fields of a configuration that would be lost as the adapter is trained on."""
 _NARROWED: Final = ("exclude_modules", "layers_to_transform", "layers_pattern")
+_AS_SAVED: Final = (
+    "Put both files there as PEFT's save_pretrained wrote them (with save_embedding_layers=False), and retry; where "
+    f"tensors were taken out or added by hand, let {CONFIG_FILE} say so."
+)
 _OTHER_BASE: Final = "Name the base model that it was trained on in spec.model, or another adapter, in a new job."
 
 
@@ -114,6 +118,7 @@ def check_fits(
     That may be on the meta device, and bears the adapter afterwards; `resolved` comes from settings_from. Raises
     TuneryError: BaseMismatch naming the first tensor that does not fit, AdapterCorrupt where some are missing.
     """
+    leaves = {path for path, module in model.named_modules() if not list(module.children())}
     try:
         wanted = _own_shapes(attach(model, resolved, start), resolved)
     except ValueError as error:  # PEFT's, where no module of the base bears such a name
@@ -121,6 +126,9 @@ def check_fits(
         raise TuneryError(FailureReason.BASE_MISMATCH, message, _OTHER_BASE) from error
     for name, tensor in found.items():
         if name not in wanted:
+            told = untold(name, leaves)
+            if told is not None:
+                raise TuneryError(FailureReason.ADAPTER_CORRUPT, f"spec.continueFrom: {told}", _AS_SAVED)
             text = f"{name[:300]}: this base with that {CONFIG_FILE} has no such tensor"
         elif tensor.shape != wanted[name]:
             text = misfit(name, tensor.shape, wanted[name])

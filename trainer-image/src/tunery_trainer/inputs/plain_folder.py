@@ -13,6 +13,7 @@ from tunery_api.manifest import CONFIG_FILE, WEIGHTS_FILE
 from tunery_api.reasons import FailureReason
 from tunery_common.errors import TuneryError
 from tunery_common.inputs.headers import ADAPTER_HEADER, BadHeader, Tensor, header_of
+from tunery_common.inputs.misfit import PREFIX
 from tunery_common.inputs.name_patterns import broken_pattern, parents, slow_pattern
 from tunery_common.storage import ObjectMissing, StorePath
 from tunery_common.storage.publisher import CLAIM_NAME
@@ -143,7 +144,7 @@ def parse_config(place: StorePath, content: bytes) -> dict[str, Any]:
 
 def check_patterns(place: StorePath, config: Mapping[str, Any], tensors: Iterable[str]) -> None:
     """Raise TuneryError(AdapterCorrupt) where a pattern does not come to an end on the modules of these tensors."""
-    names = {path for name in tensors for path in parents(name.removeprefix("base_model.model."))}
+    names = {path for name in tensors for path in parents(name.removeprefix(PREFIX))}
     slow = slow_pattern(config, sorted(names))
     if slow is not None:
         raise _corrupt(place, f"{CONFIG_FILE}: {slow}")

@@ -14,11 +14,10 @@ import torch
 from tunery_api.manifest import CONFIG_FILE, WEIGHTS_FILE
 from tunery_api.reasons import FailureReason
 from tunery_common.errors import TuneryError
+from tunery_common.inputs.misfit import PREFIX
 from tunery_trainer.merging.files import CHUNK, Files, read_json
 from tunery_trainer.merging.safetensors_stream import TensorInfo, read_header, read_tensor
 
-PREFIX: Final = "base_model.model."
-"""What PEFT puts before the base model's own names."""
 ADALORA_EPSILON: Final = 1e-5
 """PEFT divides AdaLoRA's scaling by the rank plus this much."""
 

@@ -16,9 +16,9 @@ from peft.utils.constants import EMBEDDING_LAYER_NAMES, INCLUDE_LINEAR_LAYERS_SH
 from tunery_api.manifest import CONFIG_FILE, WEIGHTS_FILE
 from tunery_api.reasons import FailureReason
 from tunery_common.errors import TuneryError, first_line
-from tunery_common.inputs.misfit import misfit
+from tunery_common.inputs.misfit import PREFIX, misfit, untold
 from tunery_common.inputs.name_patterns import parents, slow_pattern
-from tunery_trainer.merging.adapter_files import PREFIX, Adapter, Module
+from tunery_trainer.merging.adapter_files import Adapter, Module
 from tunery_trainer.merging.base_model import EMBEDDINGS, Checkpoint, tensor_name
 from tunery_trainer.merging.full_tensors import TOKENS
 from tunery_trainer.merging.merged_blocks import token_indices
@@ -77,6 +77,9 @@ def check_on_base(checkpoint: Checkpoint, adapter: Adapter) -> None:
     for key, tensor in adapter.tensors.items():
         wanted = saved.shapes.get(key)
         if wanted is None and key not in copies:
+            said = untold(key, saved.leaves)
+            if said is not None:
+                _refuse(adapter, said)
             _mismatch(adapter, f"{key[:300]}: this base with that {CONFIG_FILE} has no such tensor")
         if wanted is not None and tensor.shape != wanted:
             _mismatch(adapter, misfit(key, tensor.shape, wanted))
@@ -136,7 +139,12 @@ def _check_whole(adapter: Adapter) -> None:
         if any(parent.endswith(each) for each in named for parent in parents(module)):
             saved = True
         elif not (_is_trained_bias(adapter, module, leaf) or _is_end(module, leaf)):
-            _untold(adapter, key, "bias" if leaf == "bias" else "modules_to_save")
+            field = "bias" if leaf == "bias" else "modules_to_save"
+            _refuse(
+                adapter,
+                f"{key[:300]}: {CONFIG_FILE} says nothing of it ({field}), and it is no part of an adapter: it would "
+                "take the place of the base's own",
+            )
     if named and not saved:
         shown = ", ".join(named)[:200]
         _refuse(adapter, f"{WEIGHTS_FILE} has no tensor of modules_to_save in {CONFIG_FILE} ({shown})")

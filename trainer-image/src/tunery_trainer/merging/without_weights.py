@@ -26,6 +26,8 @@ class Saved(NamedTuple):
     """By the names that it saves them under."""
     embeddings: frozenset[str]
     """The modules whose weights it saves beside them, where it is told to: of the tokens, and the head."""
+    leaves: frozenset[str]
+    """The base's modules that have no others within."""
 
 
 def meta_model(config: dict[str, Any]) -> Any:
@@ -64,6 +66,7 @@ def saved_by_peft(model: Any, config: dict[str, Any]) -> Saved:
     """
     ends = {id(module) for module in (model.get_input_embeddings(), model.get_output_embeddings())}
     embeddings = frozenset(name for name, module in model.named_modules() if id(module) in ends)
+    leaves = frozenset(name for name, module in model.named_modules() if not list(module.children()))
     # How the factors begin says nothing about their shapes, and may take weights.
     fields = {**config, "task_type": None, "init_lora_weights": True, "base_model_name_or_path": None}
     peft = PeftConfig.from_peft_type(**{name: value for name, value in fields.items() if name in config})
@@ -72,7 +75,7 @@ def saved_by_peft(model: Any, config: dict[str, Any]) -> Saved:
         peft.rank_pattern = None
     tensors = get_peft_model_state_dict(get_peft_model(model, peft), save_embedding_layers=False)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    return Saved(shapes | _pruned(shapes, ranks or {}), embeddings)
+    return Saved(shapes | _pruned(shapes, ranks or {}), embeddings, leaves)
 
 
 def _pruned(shapes: Shapes, ranks: dict[str, list[bool]]) -> Shapes:

@@ -58,7 +58,9 @@ def slow_pattern(config: Mapping[str, Any], names: Iterable[str]) -> str | None:
     asked = {"patterns": [(pattern.way, pattern.form) for pattern in patterns], "names": list(names)}
     command = [sys.executable, "-I", "-S", str(_TRIAL)]
     try:
-        done = subprocess.run(command, input=json.dumps(asked).encode(), capture_output=True, timeout=SECONDS)
+        done = subprocess.run(
+            command, check=False, input=json.dumps(asked).encode(), capture_output=True, timeout=SECONDS
+        )
     except subprocess.TimeoutExpired as error:
         reached, ended = error.stdout or b"", False
     else:
