@@ -53,6 +53,7 @@ CONFIGS: dict[str, PeftConfig] = {
     "plain": lora(),
     "dora": lora(use_dora=True),
     "lora bias": lora(lora_bias=True),
+    "for classes": lora(task_type=None),
     "saved": lora(modules_to_save=["norm"]),
     "tokens": lora(trainable_token_indices=[3, 5]),
     "biases": lora(bias="lora_only"),
@@ -67,6 +68,7 @@ def made(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, config in CONFIGS.items():
         trained_adapter(base, config, folder / name, seed=4)
     adalora(base, folder / "adalora")
+    said(task_type="SEQ_CLS")(folder / "for classes")
     return folder
 
 
@@ -169,6 +171,7 @@ NOT_AS_TOLD: dict[str, tuple[str, Change, FailureReason, str]] = {
 NOT_ON_THE_BASE: dict[str, tuple[str, Change, FailureReason, str]] = {
     "a layer less": ("plain", without("layers.1."), R.ADAPTER_CORRUPT,
         f"lacks {LAST}.lora_A.weight, and 5 more tensors that adapter_config.json has on this base"),
+    "a layer less, for another task": ("for classes", without("layers.1."), R.ADAPTER_CORRUPT, f"lacks {LAST}.lora_A"),
     "a module less": ("plain", without(LAST), R.ADAPTER_CORRUPT, f"lacks {LAST}.lora_A.weight, and 1 more"),
     "a scale less": ("ia3", without(LAST), R.ADAPTER_CORRUPT, f"lacks {LAST}.ia3_l, which adapter_config.json has"),
     "more targets": ("plain", said(target_modules=[*TARGETS, "up_proj"]), R.ADAPTER_CORRUPT, "0.mlp.up_proj.lora_A"),
@@ -232,8 +235,10 @@ def test_tensors_are_those_of_the_configuration(tmp_path: Path, made: Path, case
     assert error.message.startswith(f"spec.adapters[0] ({one.as_uri()}): ")
 
 
-@pytest.mark.parametrize("into", ["Adapter", "Model"])
-@pytest.mark.parametrize("case", list(NOT_ON_THE_BASE))
+@pytest.mark.parametrize(
+    ("case", "into"),
+    [*((case, "Adapter") for case in NOT_ON_THE_BASE), ("a layer less", "Model"), ("transposed", "Model")],
+)
 def test_they_are_those_that_peft_has_of_it_on_the_base(
     tmp_path: Path, made: Path, base: Path, case: str, into: str
 ) -> None:
@@ -357,6 +362,20 @@ def compare(tmp_path: Path, base: Path, adapter: Path) -> None:
 def test_what_peft_saves_is_merged_bit_for_bit_as_peft_does(tmp_path: Path, bases: dict[Tiny, Path], case: str) -> None:
     kind, config = TAKEN[case]
     compare(tmp_path, bases[kind], trained_adapter(bases[kind], config, tmp_path / "adapter", seed=5))
+
+
+def test_on_a_base_that_transformers_does_not_know_names_and_shapes_count(
+    tmp_path: Path, made: Path, base: Path
+) -> None:
+    """PEFT cannot be asked there."""
+    unknown = shutil.copytree(base, tmp_path / "base")
+    config = json.loads((unknown / "config.json").read_text()) | {"model_type": "of_tomorrow"}
+    (unknown / "config.json").write_text(json.dumps(config))
+    model = {"model": {"uri": unknown.as_uri()}}
+    assert run_merge(merge_of(tmp_path, made / "plain", **model)).adapter
+    shutil.rmtree(tmp_path / "out")
+    error = refusal(merge_of(tmp_path, changed(made, "plain", tmp_path / "one", transposed), **model))
+    assert error.reason is R.BASE_MISMATCH
 
 
 def test_an_embedding_that_peft_saved_beside_it_is_taken_as_peft_does(

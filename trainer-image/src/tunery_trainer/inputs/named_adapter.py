@@ -30,7 +30,7 @@ from tunery_common.storage.published_folder import (
 )
 from tunery_common.storage.transfer import hash_file, listing_digest
 from tunery_common.storage.uris import split_uri
-from tunery_trainer.inputs.plain_folder import check_patterns, parse_config, read_config, read_header
+from tunery_trainer.inputs.plain_folder import parse_config, read_config, read_header
 from tunery_trainer.inputs.workspace import Workspace
 
 _MOVED: Final = "Put back what was there and retry; or retry as it is: then what is there now is taken."
@@ -203,7 +203,6 @@ def _open(work: Workspace, wanted: Wanted) -> NamedAdapter:
         return NamedAdapter(wanted, place, *_config_of(place.at, wanted.field), published)
     content = read_config(place.at)
     config, tensors = parse_config(place.at, content), read_header(place.at)
-    check_patterns(place.at, config, tensors)
     if place.copy is None:
         entry = place.at.store.head(place.at.key(WEIGHTS_FILE))
         _check_disk(work, wanted, entry.size if entry else 0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -13,8 +13,7 @@ from tunery_api.manifest import CONFIG_FILE, WEIGHTS_FILE
 from tunery_api.reasons import FailureReason
 from tunery_common.errors import TuneryError
 from tunery_common.inputs.headers import ADAPTER_HEADER, BadHeader, Tensor, header_of
-from tunery_common.inputs.misfit import PREFIX
-from tunery_common.inputs.name_patterns import broken_pattern, parents, slow_pattern
+from tunery_common.inputs.name_patterns import broken_pattern
 from tunery_common.storage import ObjectMissing, StorePath
 from tunery_common.storage.publisher import CLAIM_NAME
 
@@ -140,14 +139,6 @@ def parse_config(place: StorePath, content: bytes) -> dict[str, Any]:
         said = [".".join(str(part)[:100] for part in first["loc"]), first["msg"].removeprefix("Value error, ")[:300]]
         raise _corrupt(place, ": ".join([CONFIG_FILE, *filter(None, said)])) from error
     return found
-
-
-def check_patterns(place: StorePath, config: Mapping[str, Any], tensors: Iterable[str]) -> None:
-    """Raise TuneryError(AdapterCorrupt) where a pattern does not come to an end on the modules of these tensors."""
-    names = {path for name in tensors for path in parents(name.removeprefix(PREFIX))}
-    slow = slow_pattern(config, sorted(names))
-    if slow is not None:
-        raise _corrupt(place, f"{CONFIG_FILE}: {slow}")
 
 
 def read_header(place: StorePath) -> Mapping[str, Tensor]:

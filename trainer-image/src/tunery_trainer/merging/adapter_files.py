@@ -15,6 +15,7 @@ from tunery_api.manifest import CONFIG_FILE, WEIGHTS_FILE
 from tunery_api.reasons import FailureReason
 from tunery_common.errors import TuneryError
 from tunery_common.inputs.misfit import PREFIX
+from tunery_common.inputs.name_patterns import broken_pattern, slow_pattern
 from tunery_trainer.merging.files import CHUNK, Files, read_json
 from tunery_trainer.merging.safetensors_stream import TensorInfo, read_header, read_tensor
 
@@ -147,6 +148,9 @@ def open_adapter(files: Files, weight: float = 1.0) -> Adapter:
     tensors = read_header(files, WEIGHTS_FILE)
     modules, full = _sort_keys(tensors)
     adapter = Adapter(files, config, tensors, _digest(files, sizes[WEIGHTS_FILE]), weight, modules, full)
+    odd = broken_pattern(config) or slow_pattern(config, modules)
+    if odd is not None:
+        raise adapter.corrupt(f"{CONFIG_FILE}: {odd}")
     for module in modules.values():
         _check_shapes(adapter, module)
     return adapter

@@ -66,7 +66,8 @@ def check_told(adapter: Adapter) -> None:
 def check_on_base(checkpoint: Checkpoint, adapter: Adapter) -> None:
     """Compare every tensor with those that PEFT has of this configuration on the base.
 
-    Not of a base that transformers does not know, nor of an adapter that calls all modules as other versions do.
+    Not of a base that transformers does not know or with a head for another task, nor of an adapter that calls all
+    modules as other versions do.
     Raises TuneryError: AdapterCorrupt naming a tensor that is missing, BaseMismatch naming one that does not fit.
     """
     _check_rows(checkpoint, adapter)
@@ -91,8 +92,8 @@ def check_on_base(checkpoint: Checkpoint, adapter: Adapter) -> None:
 
 def _saved(checkpoint: Checkpoint, adapter: Adapter) -> Saved | None:
     """Return what PEFT makes of the configuration on the base; None where transformers does not know that."""
-    if adapter.config.get("task_type") not in (None, "CAUSAL_LM"):
-        return None
+    if adapter.config.get("task_type") not in (None, "CAUSAL_LM") and adapter.full:
+        return None  # its head is none of a language model's
     try:
         model = meta_model(checkpoint.config)
     except UNKNOWN:
@@ -102,7 +103,7 @@ def _saved(checkpoint: Checkpoint, adapter: Adapter) -> Saved | None:
         _refuse(adapter, f"{CONFIG_FILE}: {slow}")
     try:
         return saved_by_peft(model, adapter.config)
-    except (*UNKNOWN, RuntimeError, IndexError) as error:
+    except UNKNOWN as error:
         _mismatch(adapter, f"{CONFIG_FILE} does not fit this base: {first_line(error)}")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Final, NamedTuple
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from peft import PeftConfig, PeftType, get_peft_model, get_peft_model_state_dict
 from transformers import AutoConfig
 from transformers.pytorch_utils import Conv1D
@@ -14,8 +15,17 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 from tunery_trainer.model.language_part import auto_class, language_prefix
 from tunery_trainer.model.targets import LINEAR
 
-UNKNOWN: Final = (ValueError, KeyError, TypeError, AttributeError)
-"""What transformers raises for a config.json that it does not know."""
+UNKNOWN: Final = (
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    RuntimeError,
+    ImportError,
+    StrictDataclassError,
+)
+"""What transformers raises for a config.json that it does not know, or that no model can have."""
 Shapes = dict[str, tuple[int, ...]]
 
 
