@@ -18,23 +18,21 @@ from safetensors.torch import load_file, save_file
 
 from tunery_api.manifest import FileRecord, Lineage, Manifest, SourceRecord
 from tunery_api.reasons import FailureReason
-from tunery_api.runspec import DiskLimit, ResolvedAdapter, RunIdentity, RunResult, RunSpec
-from tunery_common.errors import TuneryError
+from tunery_api.runspec import DiskLimit, ResolvedAdapter, RunIdentity, RunResult
 from tunery_common.storage import LocalStore, StorePath, open_store
 from tunery_common.storage.published_folder import verify
 from tunery_common.storage.publisher import CLAIM_NAME, Target, publish
 from tunery_trainer.inputs.plain_folder import CONVERT
-from tunery_trainer.local import load_run_spec
 from tunery_trainer.tasks.merge import run_merge
 
 from cluster.s3 import S3Server
 from kit.adapters import deltas64, logits, relative, trained_adapter
 from kit.hub_server import COMMIT, TOKEN, HubServer
 from kit.installation import ROOT
+from kit.merge_runs import CONFIG, WEIGHTS, merge_of, refusal, said, written
 from kit.s3 import credentials
 from kit.tiny_models import Tiny, save_tiny
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 TARGETS = ["q_proj", "v_proj", "down_proj"]
 R = FailureReason
 
@@ -60,30 +58,8 @@ def plain(base: Path, folder: Path, rank: int) -> Path:
     return trained_adapter(base, LoraConfig(r=rank, target_modules=TARGETS, task_type="CAUSAL_LM"), folder, seed=rank)
 
 
-def merge(folder: Path, *adapters: Path | str | dict[str, Any], **spec: Any) -> RunSpec:
-    """Return the run of a merge of these adapters into `folder`/out."""
-    entries = [item if isinstance(item, dict) else {"uri": uri(item)} for item in adapters]
-    body = {"adapters": entries, "output": {"uri": (folder / "out").as_uri()}, **spec}
-    kind = {"apiVersion": "tunery.dev/v1alpha1", "kind": "AdapterMerge", "metadata": {"name": "merge"}}
-    path = folder / "merge.yaml"
-    path.write_text(json.dumps({**kind, "spec": body}))
-    return load_run_spec(path, folder / "work", None)
-
-
-def uri(place: Path | str) -> str:
-    return place.as_uri() if isinstance(place, Path) else place
-
-
 def published(folder: Path) -> Manifest:
     return verify(StorePath(LocalStore(folder, folder.as_uri(), "test"), "out")).manifest
-
-
-def refusal(run: RunSpec) -> TuneryError:
-    with pytest.raises(TuneryError) as caught:
-        run_merge(run)
-    assert caught.value.hint
-    assert not [path for path in Path(run.work_dir).parent.glob("out/*") if path.is_file()]
-    return caught.value
 
 
 def pin_of(folder: Path) -> str:
@@ -106,7 +82,7 @@ def publish_ours(base: Path, folder: Path, place: Path, **lineage: Any) -> Path:
 
 
 def test_plain_adapters_become_one_that_says_where_it_is_from(tmp_path: Path, made: list[Path], base: Path) -> None:
-    result = run_merge(merge(tmp_path, *made, model={"uri": base.as_uri(), "servedName": "org/base"}))
+    result = run_merge(merge_of(tmp_path, *made, model={"uri": base.as_uri(), "servedName": "org/base"}))
     first, second, out = (deltas64(folder) for folder in (*made, tmp_path / "out"))
     assert max(relative(out[name], 0.5 * first[name] + 0.5 * second[name]) for name in out) <= 1e-6
     lineage = published(tmp_path).lineage
@@ -124,14 +100,14 @@ def test_plain_adapters_become_one_that_says_where_it_is_from(tmp_path: Path, ma
 
 
 def test_a_plain_adapter_goes_into_its_base(tmp_path: Path, one: Path, base: Path) -> None:
-    run_merge(merge(tmp_path, one, into="Model", model={"uri": base.as_uri()}))
+    run_merge(merge_of(tmp_path, one, into="Model", model={"uri": base.as_uri()}))
     assert float((logits(tmp_path / "out") - logits(base, one)).abs().max()) <= 1e-5
 
 
 def test_a_plain_adapter_goes_with_one_of_ours(tmp_path: Path, made: list[Path], base: Path) -> None:
     """What the manifest of the one says counts for both: the base, what it is called, how it was quantised."""
     ours = publish_ours(base, shutil.copytree(made[1], tmp_path / "work-ours"), tmp_path / "ours")
-    run_merge(merge(tmp_path, made[0], ours))
+    run_merge(merge_of(tmp_path, made[0], ours))
     lineage = published(tmp_path).lineage
     assert [each.origin for each in lineage.inputs] == ["Unverified", None]
     assert (lineage.model, lineage.served_name) == (SourceRecord(uri=base.as_uri()), "org/base")
@@ -145,7 +121,7 @@ def test_one_of_another_base_is_refused_by_its_tensor(tmp_path: Path, one: Path,
     said = json.loads((adapter / CONFIG).read_text()) | {"base_model_name_or_path": "org/base"}
     (adapter / CONFIG).write_text(json.dumps(said))
     base = save_tiny(tmp_path / "base", Tiny.LLAMA_TIED)
-    error = refusal(merge(tmp_path, one, adapter, into=into, model={"uri": base.as_uri(), "servedName": "org/base"}))
+    error = refusal(merge_of(tmp_path, one, adapter, into=into, model={"uri": base.as_uri(), "servedName": "org/base"}))
     assert error.reason is R.BASE_MISMATCH
     tensor = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
     assert error.message == f"spec.adapters[1] ({adapter.as_uri()}): {tensor} is 4 x 64, the base's q_proj takes 32"
@@ -153,7 +129,7 @@ def test_one_of_another_base_is_refused_by_its_tensor(tmp_path: Path, one: Path,
 
 def test_without_a_base_they_are_compared_with_each_other(tmp_path: Path, one: Path) -> None:
     other = save_tiny(tmp_path / "other", Tiny.LLAMA_TIED, hidden_size=64)
-    error = refusal(merge(tmp_path, one, plain(other, tmp_path / "wide", 4)))
+    error = refusal(merge_of(tmp_path, one, plain(other, tmp_path / "wide", 4)))
     assert error.reason is R.INVALID_SPEC
     assert "has shape (32, 32) in spec.adapters[0]" in error.message
 
@@ -165,7 +141,7 @@ def test_what_a_stranger_calls_the_base_is_taken_as_a_plain_name_only(
     adapter = shutil.copytree(one, tmp_path / "named")
     said = json.loads((adapter / CONFIG).read_text()) | {"base_model_name_or_path": name}
     (adapter / CONFIG).write_text(json.dumps(said))
-    run_merge(merge(tmp_path, adapter))
+    run_merge(merge_of(tmp_path, adapter))
     assert not published(tmp_path).lineage.served_name
     card = (tmp_path / "out" / "README.md").read_text()
     assert not any(word in card for word in ("evil", "A" * 50))
@@ -178,7 +154,7 @@ def test_a_base_that_one_of_ours_names_is_compared_with_the_others(
     ours = publish_ours(base, shutil.copytree(made[1], tmp_path / "work-ours"), tmp_path / "ours")
     wide = save_tiny(tmp_path / "other", Tiny.LLAMA_TIED, hidden_size=64)
     foreign = trained_adapter(wide, LoraConfig(r=4, target_modules=["up_proj"]), tmp_path / "wide", seed=1)
-    error = refusal(merge(tmp_path, foreign, ours))
+    error = refusal(merge_of(tmp_path, foreign, ours))
     assert error.reason is R.BASE_MISMATCH
     assert "up_proj.lora_A.weight is 4 x 64, the base's up_proj takes 32" in error.message
 
@@ -188,20 +164,21 @@ def test_a_whole_tensor_has_the_shape_of_the_bases(tmp_path: Path, one: Path, ba
     adapter = shutil.copytree(one, tmp_path / "norm")
     tensors = load_file(adapter / WEIGHTS)
     tensors["base_model.model.model.norm.weight"] = torch.ones(7)
+    said(modules_to_save=["model.norm"])(adapter)
     save_file(tensors, adapter / WEIGHTS, {"format": "pt"})
-    error = refusal(merge(tmp_path, adapter, into=into, model={"uri": base.as_uri()}))
+    error = refusal(merge_of(tmp_path, adapter, into=into, model={"uri": base.as_uri()}))
     assert error.reason is R.BASE_MISMATCH
     assert "base_model.model.model.norm.weight is 7, the base's model.norm.weight is 32" in error.message
 
 
 def test_into_a_model_its_base_must_be_named(tmp_path: Path, one: Path) -> None:
-    assert refusal(merge(tmp_path, one, into="Model")).message.startswith("spec.model: is required, ")
+    assert refusal(merge_of(tmp_path, one, into="Model")).message.startswith("spec.model: is required, ")
 
 
 def test_a_pin_is_held(tmp_path: Path, one: Path, made: list[Path]) -> None:
-    run_merge(merge(tmp_path, {"uri": one.as_uri(), "sha256": pin_of(one)}))
+    run_merge(merge_of(tmp_path, {"uri": one.as_uri(), "sha256": pin_of(one)}))
     shutil.rmtree(tmp_path / "out")
-    error = refusal(merge(tmp_path, {"uri": one.as_uri(), "sha256": pin_of(made[1])}))
+    error = refusal(merge_of(tmp_path, {"uri": one.as_uri(), "sha256": pin_of(made[1])}))
     assert error.reason is R.ADAPTER_CORRUPT
     assert error.message.startswith("spec.adapters[0].sha256: what lies at ")
     assert pin_of(one) in error.message
@@ -210,31 +187,15 @@ def test_a_pin_is_held(tmp_path: Path, one: Path, made: list[Path]) -> None:
 def test_the_pin_of_a_published_one_is_that_of_its_manifest(tmp_path: Path, one: Path, base: Path) -> None:
     ours = publish_ours(base, one, tmp_path / "ours")
     digest = verify(open_store(ours.as_uri(), None, "test")).sha256  # type: ignore[arg-type]
-    result = run_merge(merge(tmp_path, {"uri": ours.as_uri(), "sha256": digest}))
+    result = run_merge(merge_of(tmp_path, {"uri": ours.as_uri(), "sha256": digest}))
     assert result.inputs is not None
     assert (result.inputs[0].sha256, result.inputs[0].origin) == (digest, None)
     shutil.rmtree(tmp_path / "out")
-    assert "is asked for" in refusal(merge(tmp_path, {"uri": ours.as_uri(), "sha256": "0" * 64})).message
-
-
-def write(name: str, content: bytes | str) -> Callable[[Path], None]:
-    return lambda folder: (
-        (folder / name).write_bytes(content.encode() if isinstance(content, str) else content) and None
-    )
+    assert "is asked for" in refusal(merge_of(tmp_path, {"uri": ours.as_uri(), "sha256": "0" * 64})).message
 
 
 def cut(folder: Path) -> None:
     (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:-4])
-
-
-def said(**changes: Any) -> Callable[[Path], None]:
-    """Have the configuration say something else."""
-
-    def change(folder: Path) -> None:
-        config = json.loads((folder / CONFIG).read_text())
-        (folder / CONFIG).write_text(json.dumps(config | changes))
-
-    return change
 
 
 def pickled(folder: Path) -> None:
@@ -256,14 +217,14 @@ HOSTILE: list[tuple[str, Callable[[Path], None], FailureReason, str]] = [
     ("no configuration", lambda f: (f / CONFIG).unlink(), R.ADAPTER_MISSING, "neither a manifest.json of Tunery nor"),
     ("no weights", lambda f: (f / WEIGHTS).unlink(), R.ADAPTER_MISSING, f"has no {WEIGHTS}"),
     ("a pickle", pickled, R.ADAPTER_UNSUPPORTED, "has adapter_model.bin and no adapter_model.safetensors"),
-    ("a disguised pickle", write(WEIGHTS, pickle.dumps({})), R.ADAPTER_CORRUPT, "is a pickle of PyTorch"),
+    ("a disguised pickle", written(WEIGHTS, pickle.dumps({})), R.ADAPTER_CORRUPT, "is a pickle of PyTorch"),
     ("a cut file", cut, R.ADAPTER_CORRUPT, "is cut off: it has"),
     ("whole numbers", whole_numbers, R.ADAPTER_CORRUPT, "is of type I8, which no adapter has"),
     ("a link out of it", out_of_the_folder, R.INVALID_SPEC, "leads out of its folder"),
-    ("no JSON", write(CONFIG, "{"), R.ADAPTER_CORRUPT, "adapter_config.json is not JSON"),
-    ("deep JSON", write(CONFIG, "[" * 100_000), R.ADAPTER_CORRUPT, "adapter_config.json is not JSON"),
-    ("a list", write(CONFIG, "[]"), R.ADAPTER_CORRUPT, "adapter_config.json is not a JSON object"),
-    ("much JSON", write(CONFIG, b" " * 16_000_001), R.ADAPTER_CORRUPT, "has more than 16,000,000 bytes"),
+    ("no JSON", written(CONFIG, "{"), R.ADAPTER_CORRUPT, "adapter_config.json is not JSON"),
+    ("deep JSON", written(CONFIG, "[" * 100_000), R.ADAPTER_CORRUPT, "adapter_config.json is not JSON"),
+    ("a list", written(CONFIG, "[]"), R.ADAPTER_CORRUPT, "adapter_config.json is not a JSON object"),
+    ("much JSON", written(CONFIG, b" " * 16_000_001), R.ADAPTER_CORRUPT, "has more than 16,000,000 bytes"),
     ("a rank in words", said(r="8"), R.ADAPTER_CORRUPT, "adapter_config.json: r: "),
     ("alpha in a list", said(lora_alpha=[8]), R.ADAPTER_CORRUPT, "adapter_config.json: lora_alpha: "),
     ("no pattern", said(rank_pattern={"(": 4}), R.ADAPTER_CORRUPT, "is no regular expression"),
@@ -272,15 +233,15 @@ HOSTILE: list[tuple[str, Callable[[Path], None], FailureReason, str]] = [
     ("DoRA", said(use_dora=True), R.INVALID_SPEC, "a DoRA adapter (use_dora) cannot be merged with others"),
     ("PiSSA", said(init_lora_weights="pissa"), R.INVALID_SPEC, "relative to a changed base"),
     ("experts", said(target_parameters=["x"]), R.INVALID_SPEC, "target_parameters is set"),
-    ("a broken manifest", write("manifest.json", '{"form'), R.ADAPTER_CORRUPT, "whether it is Tunery's"),
-    ("a later manifest", write("manifest.json", '{"format": "tunery.dev/manifest/v9"}'), R.ADAPTER_CORRUPT, "format"),
+    ("a broken manifest", written("manifest.json", '{"form'), R.ADAPTER_CORRUPT, "whether it is Tunery's"),
+    ("a later manifest", written("manifest.json", '{"format": "tunery.dev/manifest/v9"}'), R.ADAPTER_CORRUPT, "format"),
     (
         "half a manifest",
-        write("manifest.json", '{"run": {}, "files": {}, "lineage": {}}'),
+        written("manifest.json", '{"run": {}, "files": {}, "lineage": {}}'),
         R.ADAPTER_CORRUPT,
         ": created: Field required",
     ),
-    ("being published", write(CLAIM_NAME, "{}"), R.ADAPTER_MISSING, "is being written by Tunery"),
+    ("being published", written(CLAIM_NAME, "{}"), R.ADAPTER_MISSING, "is being written by Tunery"),
 ]
 
 
@@ -291,7 +252,7 @@ def test_what_is_no_adapter_is_told(
     tmp_path: Path, one: Path, change: Callable[[Path], None], reason: FailureReason, words: str
 ) -> None:
     change(one)
-    error = refusal(merge(tmp_path, one))
+    error = refusal(merge_of(tmp_path, one))
     assert (error.reason, words in error.message) == (reason, True), error.message
     assert error.message.startswith("spec.adapters[0]")
 
@@ -299,19 +260,19 @@ def test_what_is_no_adapter_is_told(
 def test_the_hint_for_a_pickle_makes_safetensors_of_it(tmp_path: Path, one: Path) -> None:
     before = load_file(one / WEIGHTS)
     pickled(one)
-    hint = refusal(merge(tmp_path, one)).hint
+    hint = refusal(merge_of(tmp_path, one)).hint
     assert hint == CONVERT
     assert CONVERT.partition("beside it: ")[2] in (ROOT / "docs" / "merging.md").read_text()
     subprocess.run([sys.executable, "-c", hint.partition('"')[2].removesuffix('"')], cwd=one, check=True)
     after = load_file(one / WEIGHTS)
     assert all(torch.equal(before[name], after[name]) for name in before)
-    assert run_merge(merge(tmp_path, one)).adapter
+    assert run_merge(merge_of(tmp_path, one)).adapter
 
 
 def test_a_manifest_of_another_program_is_none(tmp_path: Path, one: Path) -> None:
     (one / "manifest.json").write_text('{"name": "my app", "icons": []}')
     (one / "..odd name\n.safetensors").write_bytes(b"?")
-    result = run_merge(merge(tmp_path, one))
+    result = run_merge(merge_of(tmp_path, one))
     assert result.inputs is not None
     assert result.inputs[0].origin == "Unverified"
 
@@ -319,12 +280,12 @@ def test_a_manifest_of_another_program_is_none(tmp_path: Path, one: Path) -> Non
 def test_one_of_ours_is_still_compared_with_its_manifest(tmp_path: Path, one: Path, base: Path) -> None:
     ours = publish_ours(base, one, tmp_path / "ours")
     (ours / CONFIG).write_text((ours / CONFIG).read_text() + " ")
-    assert refusal(merge(tmp_path, ours)).reason is R.ADAPTER_CORRUPT
+    assert refusal(merge_of(tmp_path, ours)).reason is R.ADAPTER_CORRUPT
 
 
 def test_what_a_job_has_published_needs_its_manifest(tmp_path: Path, one: Path) -> None:
     """A LoRAJob's status vouches for a manifest: without it there is no plain folder in its place."""
-    run = merge(tmp_path, one)
+    run = merge_of(tmp_path, one)
     resolved = ResolvedAdapter(uri=one.as_uri(), manifest_sha256="0" * 64)
     error = refusal(run.model_copy(update={"adapters": [resolved]}))
     assert (error.reason, "it has no manifest.json" in error.message) == (R.ADAPTER_MISSING, True)
@@ -332,7 +293,7 @@ def test_what_a_job_has_published_needs_its_manifest(tmp_path: Path, one: Path) 
 
 def test_more_than_the_disk_holds_is_not_begun(tmp_path: Path, one: Path) -> None:
     limit = DiskLimit(bytes=100, field="spec.resources.ephemeralStorage")
-    error = refusal(merge(tmp_path, one).model_copy(update={"disk": limit}))
+    error = refusal(merge_of(tmp_path, one).model_copy(update={"disk": limit}))
     assert error.reason is R.WONT_FIT
     assert error.message.startswith("spec.adapters[0].uri: ")
 
@@ -355,7 +316,7 @@ def hub(made: list[Path], monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_an_adapter_on_a_hub_is_taken_at_a_commit(
     tmp_path: Path, hub: HubServer, made: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    result = run_merge(merge(tmp_path, {"uri": "hf://me/many/lora", "revision": "main"}))
+    result = run_merge(merge_of(tmp_path, {"uri": "hf://me/many/lora", "revision": "main"}))
     record = published(tmp_path).lineage.inputs[0]
     assert (record.revision, record.sha256, record.origin) == (COMMIT, pin_of(made[0]), "Unverified")
     assert result.inputs is not None
@@ -363,33 +324,33 @@ def test_an_adapter_on_a_hub_is_taken_at_a_commit(
     assert f"at `{COMMIT}`" in (tmp_path / "out" / "README.md").read_text()
     shutil.rmtree(tmp_path / "out")
 
-    error = refusal(merge(tmp_path, {"uri": "hf://me/many/lora", "revision": "nowhere"}))
+    error = refusal(merge_of(tmp_path, {"uri": "hf://me/many/lora", "revision": "nowhere"}))
     assert (error.reason, error.message) == (
         R.ADAPTER_MISSING,
         "spec.adapters[0].revision: hf://me/many has no revision 'nowhere'",
     )
     assert (
-        refusal(merge(tmp_path, "hf://me/none")).message
+        refusal(merge_of(tmp_path, "hf://me/none")).message
         == "spec.adapters[0].uri: hf://me/none does not exist on the hub"
     )
-    assert refusal(merge(tmp_path, "hf://me/many/other")).reason is R.ADAPTER_MISSING
-    assert "write hf://owner/name" in refusal(merge(tmp_path, "hf://name-only")).message
-    assert refusal(merge(tmp_path, "hf://me/gated")).reason is R.MODEL_GATED
+    assert refusal(merge_of(tmp_path, "hf://me/many/other")).reason is R.ADAPTER_MISSING
+    assert "write hf://owner/name" in refusal(merge_of(tmp_path, "hf://name-only")).message
+    assert refusal(merge_of(tmp_path, "hf://me/gated")).reason is R.MODEL_GATED
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    assert run_merge(merge(tmp_path, "hf://me/gated")).adapter
+    assert run_merge(merge_of(tmp_path, "hf://me/gated")).adapter
 
 
 def test_a_base_on_a_hub_is_compared_by_its_headers(
     tmp_path: Path, hub: HubServer, made: list[Path], base: Path
 ) -> None:
     hub.repos["models/me/base"] = {path.name: path.read_bytes() for path in base.iterdir()}
-    assert run_merge(merge(tmp_path, made[0], model={"uri": "hf://me/base"})).adapter
+    assert run_merge(merge_of(tmp_path, made[0], model={"uri": "hf://me/base"})).adapter
     assert not list((tmp_path / "work").rglob("model-*.safetensors"))
     assert hub.asked
 
 
 def test_an_adapter_in_a_claim_is_read_where_it_lies(tmp_path: Path, made: list[Path]) -> None:
-    run = merge(tmp_path, made[0])
+    run = merge_of(tmp_path, made[0])
     claimed = ResolvedAdapter(uri="pvc://claim/in-4")
     mounted = {"adapters": [claimed], "volumes": {"adapter-0": str(made[0].parent)}}
     assert run_merge(run.model_copy(update=mounted)).adapter
@@ -406,13 +367,13 @@ def test_an_adapter_in_s3_is_merged_and_refused(
         for path in folder.iterdir():
             store.upload_file(path, f"{prefix}/{path.name}")
     place = f"s3://{bucket}/elsewhere"
-    result: RunResult = run_merge(merge(tmp_path, f"{place}/one", model={"uri": f"{place}/base"}))
+    result: RunResult = run_merge(merge_of(tmp_path, f"{place}/one", model={"uri": f"{place}/base"}))
     assert result.inputs is not None
     assert result.inputs[0].sha256 == pin_of(made[0])
     files = published(tmp_path).lineage.inputs[0].files or {}
     size = (made[0] / WEIGHTS).stat().st_size
     assert files[WEIGHTS] == FileRecord(sha256=files[WEIGHTS].sha256, size=size)
     shutil.rmtree(tmp_path / "out")
-    error = refusal(merge(tmp_path, f"{place}/misspelt"))
+    error = refusal(merge_of(tmp_path, f"{place}/misspelt"))
     assert error.reason is R.ADAPTER_MISSING
     assert "holds no adapter" in error.message

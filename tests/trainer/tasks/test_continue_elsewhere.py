@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import IA3Config, LoraConfig, PeftConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import PreflightReport, RunSpec
 from tunery_common.errors import TuneryError
+from tunery_common.inputs import name_patterns
 from tunery_common.storage.transfer import hash_file, listing_digest
 from tunery_trainer.inputs.adapter import get_starting_adapter
 from tunery_trainer.inputs.workspace import Workspace
@@ -24,9 +25,9 @@ from tunery_trainer.local import load_run_spec
 from tunery_trainer.resuming.may_resume import check_start
 from tunery_trainer.tasks.preflight import run_preflight
 
+from kit.merge_runs import CONFIG, WEIGHTS, Change, beside, held, said, without
 from kit.story import make_rows, manifest, run_here, write_manifest, write_rows
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 R = FailureReason
 RANKS = {"0.self_attn.q_proj": 2}
 
@@ -148,18 +149,20 @@ def test_what_does_not_fit_is_named(
     assert (error.reason, words in error.message) == (R.BASE_MISMATCH, True), error.message
 
 
-def said(**changes: Any) -> Callable[[Path], None]:
-    def change(folder: Path) -> None:
-        config = json.loads((folder / CONFIG).read_text())
-        (folder / CONFIG).write_text(json.dumps(config | changes))
+def turned(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The factors of v_proj the other way round."""
+    for a in [name for name in tensors if "v_proj.lora_A" in name]:
+        b = a.replace("lora_A", "lora_B")
+        tensors[a], tensors[b] = tensors[b].T, tensors[a].T
+    return tensors
 
-    return change
+
+def piped(folder: Path) -> None:
+    (folder / CONFIG).unlink()
+    os.mkfifo(folder / CONFIG)
 
 
-def without_a_tensor(folder: Path) -> None:
-    tensors = load_file(folder / WEIGHTS)
-    del tensors[min(tensors)]
-    save_file(tensors, folder / WEIGHTS)
+HALF = "layers.0.self_attn.q_proj.lora_A"
 
 
 @pytest.mark.parametrize(
@@ -172,18 +175,60 @@ def without_a_tensor(folder: Path) -> None:
         (said(peft_type="LOHA"), R.INVALID_SPEC, "such an adapter cannot be trained on"),
         (said(target_modules=["nothing"]), R.INVALID_SPEC, "nothing"),
         (said(r="4"), R.ADAPTER_CORRUPT, "adapter_config.json: r: "),
-        (without_a_tensor, R.ADAPTER_CORRUPT, "lacks base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"),
+        (without(HALF), R.ADAPTER_CORRUPT, "lacks base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"),
+        (without("layers.1."), R.ADAPTER_CORRUPT, "lacks base_model.model.model.layers.1.self_attn.q_proj.lora_A"),
+        (said(target_modules=["q_proj"]), R.ADAPTER_CORRUPT, "v_proj.lora_A.weight: adapter_config.json says nothing"),
+        (said(exclude_modules=["v_proj"]), R.ADAPTER_CORRUPT, "v_proj.lora_A.weight: adapter_config.json says nothing"),
+        (said(layers_to_transform=[0]), R.ADAPTER_CORRUPT, "layers.1.self_attn.q_proj.lora_A.weight: adapter_config"),
+        (beside(base_model__model__model__norm__weight=(64,)), R.ADAPTER_CORRUPT, "norm.weight: adapter_config.json"),
+        (beside(base_model__model__lm_head__weight=(9, 64)), R.ADAPTER_CORRUPT, "lm_head.weight: adapter_config.json"),
+        (beside(**{f"base_model.model.model.{HALF[:-7]}.lora_magnitude_vector": (64,)}), R.ADAPTER_CORRUPT,
+         "q_proj.lora_magnitude_vector: adapter_config.json says nothing of it"),
+        (held(turned), R.BASE_MISMATCH, "v_proj.lora_A.weight is "),
+        (said(lora_alpha=None), R.ADAPTER_CORRUPT, "adapter_config.json: lora_alpha: "),
+        (said(lora_alpha="16"), R.ADAPTER_CORRUPT, "adapter_config.json: lora_alpha: "),
+        (said(target_modules="(("), R.ADAPTER_CORRUPT, "target_modules: '((' is no regular expression"),
+        (said(megatron_config={"a": 1}), R.INVALID_SPEC, "megatron_config is set"),
+        (piped, R.INVALID_SPEC, "adapter_config.json is a pipe, a socket or a device, and not a file"),
         (lambda folder: (folder / WEIGHTS).unlink(), R.ADAPTER_MISSING, f"has no {WEIGHTS}"),
     ],
-    ids=["bias", "tokens", "pissa", "dora", "loha", "no module", "rank", "a hole", "no weights"],
-)
+    ids=["bias", "tokens", "pissa", "dora", "loha", "no module", "rank", "a hole", "a layer less", "untold",
+         "excluded", "one layer", "norm", "head", "magnitudes", "turned", "no alpha", "alpha", "pattern", "megatron",
+         "a pipe", "no weights"],
+)  # fmt: skip
 def test_what_cannot_be_trained_on_is_told_by_preflight(
-    folder: Path, change: Callable[[Path], None], reason: FailureReason, words: str
+    folder: Path, change: Change, reason: FailureReason, words: str
 ) -> None:
     change(made(folder))
     error = refusal(folder)
     assert (error.reason, words in error.message) == (reason, True), error.message
     assert error.message.startswith("spec.")
+
+
+@pytest.mark.parametrize("field", ["target_modules", "rank_pattern"])
+def test_a_pattern_without_an_end_on_the_bases_names_is_told(
+    folder: Path, field: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though it has one on the names of the adapter's own tensors."""
+    slow = r".*(q|v)_proj|.*\.post_((\w+)+)+!"
+    said(**{field: slow if field == "target_modules" else {slow: 4}})(made(folder))
+    monkeypatch.setattr(name_patterns, "SECONDS", 0.5)
+    error = refusal(folder)
+    assert error.reason is R.ADAPTER_CORRUPT
+    assert f"spec.continueFrom: adapter_config.json: {field}: " in error.message, error.message
+    assert "takes too long on the names of modules" in error.message
+
+
+def test_what_peft_fills_in_may_be_left_out(folder: Path) -> None:
+    said(r=..., lora_alpha=..., bias=..., rank_pattern=..., use_rslora=...)(made(folder, eight()))
+    resolved = checked(folder).resolved
+    assert resolved is not None
+    values = {value.name: value.value for value in resolved.values}
+    assert (values["lora.rank"], values["lora.alpha"]) == ("8", "8")
+
+
+def eight() -> LoraConfig:
+    return LoraConfig(target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
 
 
 def test_nothing_else_is_trained_on_than_was_checked(folder: Path) -> None:
@@ -219,6 +264,6 @@ def test_with_other_weights_it_is_another_run(folder: Path) -> None:
     adapter = made(folder)
     first = load_run_spec(job(folder), folder / "work", None)
     assert load_run_spec(job(folder), folder / "work", None).identity == first.identity
-    without_a_tensor(shutil.copytree(adapter, folder / "copy"))
+    without(HALF)(shutil.copytree(adapter, folder / "copy"))
     shutil.copy(folder / "copy" / WEIGHTS, adapter / WEIGHTS)
     assert load_run_spec(job(folder), folder / "work", None).identity != first.identity

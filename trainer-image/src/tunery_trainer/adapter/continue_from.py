@@ -9,7 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
 
-from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.tuners_utils import check_target_module_exists
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -21,7 +21,8 @@ from tunery_api.reasons import FailureReason
 from tunery_api.status import ResolvedValue
 from tunery_common.errors import TuneryError, first_line
 from tunery_common.inputs.headers import Tensor
-from tunery_common.inputs.misfit import CHANGED_BASE_INITS, VARIANTS, misfit
+from tunery_common.inputs.misfit import CHANGED_BASE_INITS, VARIANTS, misfit, untold
+from tunery_common.inputs.name_patterns import broken_pattern, slow_pattern
 from tunery_trainer.adapter.attach import attach
 from tunery_trainer.adapter.methods.base import MethodContext
 from tunery_trainer.adapter.methods.lora_init import ADAPTER
@@ -50,6 +51,10 @@ _KINDS: Final = {
 _NOT_TRAINED_ON: Final = ("lora_bias", "trainable_token_indices", *VARIANTS)
 """Fields of a configuration that would be lost as the adapter is trained on."""
 _NARROWED: Final = ("exclude_modules", "layers_to_transform", "layers_pattern")
+_AS_SAVED: Final = (
+    "Put both files there as PEFT's save_pretrained wrote them (with save_embedding_layers=False), and retry; where "
+    f"tensors were taken out or added by hand, let {CONFIG_FILE} say so."
+)
 _OTHER_BASE: Final = "Name the base model that it was trained on in spec.model, or another adapter, in a new job."
 
 
@@ -62,6 +67,9 @@ def settings_from(resolved: RunSettings, model: PreTrainedModel, folder: Path, s
     disagree about.
     """
     config = _read_config(folder)
+    odd = broken_pattern(config) or slow_pattern(config, (name for name, _ in model.named_modules()))
+    if odd is not None:
+        raise _corrupt(f"{CONFIG_FILE}: {odd}")
     _check_kind(resolved, config)
     if served_name is None:
         _check_variant(config)
@@ -110,6 +118,7 @@ def check_fits(
     That may be on the meta device, and bears the adapter afterwards; `resolved` comes from settings_from. Raises
     TuneryError: BaseMismatch naming the first tensor that does not fit, AdapterCorrupt where some are missing.
     """
+    leaves = {path for path, module in model.named_modules() if not list(module.children())}
     try:
         wanted = _own_shapes(attach(model, resolved, start), resolved)
     except ValueError as error:  # PEFT's, where no module of the base bears such a name
@@ -117,6 +126,9 @@ def check_fits(
         raise TuneryError(FailureReason.BASE_MISMATCH, message, _OTHER_BASE) from error
     for name, tensor in found.items():
         if name not in wanted:
+            told = untold(name, leaves)
+            if told is not None:
+                raise TuneryError(FailureReason.ADAPTER_CORRUPT, f"spec.continueFrom: {told}", _AS_SAVED)
             text = f"{name[:300]}: this base with that {CONFIG_FILE} has no such tensor"
         elif tensor.shape != wanted[name]:
             text = misfit(name, tensor.shape, wanted[name])
@@ -229,8 +241,8 @@ def _inherit_numbers(resolved: RunSettings, adapter: AdapterSettings, config: Ma
             raise _differs(field, dict(ours), config.get(key))
     return replace(
         adapter,
-        rank=_agree(resolved, "lora.rank", adapter.rank, config.get("r")),
-        alpha=_agree(resolved, "lora.alpha", adapter.alpha, config.get("lora_alpha")),
+        rank=_agree(resolved, "lora.rank", adapter.rank, config.get("r", LoraConfig.r)),
+        alpha=_agree(resolved, "lora.alpha", adapter.alpha, config.get("lora_alpha", LoraConfig.lora_alpha)),
         use_rslora=_agree(resolved, "lora.useRslora", adapter.use_rslora, bool(config.get("use_rslora"))),
         rank_pattern=config.get("rank_pattern") or {},
         alpha_pattern=config.get("alpha_pattern") or {},

@@ -227,7 +227,11 @@ def _place_of(work: Workspace, wanted: Wanted) -> _Place:
     uri = wanted.resolved.uri
     if uri.startswith("hf://"):
         return _from_hub(work, wanted)
-    return _Place(work.open(wanted.purpose, uri, f"{wanted.field}.uri"))
+    at = work.open(wanted.purpose, uri, f"{wanted.field}.uri")
+    if isinstance(at.store, LocalStore):
+        # Of a claim no more than the folder is read that the spec names.
+        at = StorePath(at.store.folder(at.key()), "")
+    return _Place(at)
 
 
 def _from_hub(work: Workspace, wanted: Wanted) -> _Place:

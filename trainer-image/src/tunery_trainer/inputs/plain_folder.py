@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from tunery_api.manifest import CONFIG_FILE, WEIGHTS_FILE
 from tunery_api.reasons import FailureReason
 from tunery_common.errors import TuneryError
 from tunery_common.inputs.headers import ADAPTER_HEADER, BadHeader, Tensor, header_of
+from tunery_common.inputs.name_patterns import broken_pattern
 from tunery_common.storage import ObjectMissing, StorePath
 from tunery_common.storage.publisher import CLAIM_NAME
 
@@ -29,25 +30,31 @@ _NAME_IT: Final = (
     f"Name the folder that has {CONFIG_FILE} and {WEIGHTS_FILE}, as PEFT's save_pretrained writes them, or an adapter "
     "that Tunery has published; or put them there and retry."
 )
+_Task = Literal["SEQ_CLS", "SEQ_2_SEQ_LM", "CAUSAL_LM", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION"]
 _FLOATS: Final = frozenset({"F64", "F32", "F16", "BF16"})
 
 
-Number = Annotated[float, Field(strict=False, allow_inf_nan=False)]
-Count = Annotated[int, Field(strict=True, ge=1)]
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=-1e9, le=1e9)]
+Count = Annotated[int, Field(strict=True, ge=1, le=1_000_000)]
+Row = Annotated[int, Field(strict=True, ge=0)]
 
 
 class _Config(BaseModel):
-    """The fields that are read of a configuration that others wrote; all else is left as it is."""
+    """The fields that are read of a configuration that others wrote; all else is left as it is.
+
+    What PEFT fills in may be left out, and is then what PEFT takes; null it cannot be.
+    """
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
     peft_type: str
     base_model_name_or_path: str | None = None
     revision: str | None = None
-    task_type: str | None = None
-    r: Count | None = None
-    lora_alpha: Number | None = None
-    rank_pattern: dict[str, Count] | None = None
+    task_type: _Task | None = None
+    r: Count = 8
+    lora_alpha: Number = 8
+    lora_dropout: Annotated[Number, Field(ge=0, le=1)] = 0.0
+    rank_pattern: dict[str, Any] | None = None
     alpha_pattern: dict[str, Number] | None = None
     target_modules: list[str] | str | None = None
     target_parameters: list[str] | None = None
@@ -57,21 +64,43 @@ class _Config(BaseModel):
     modules_to_save: list[str] | None = None
     feedforward_modules: list[str] | str | None = None
     init_lora_weights: bool | str | None = None
-    bias: str | None = None
+    trainable_token_indices: list[Row] | dict[str, list[Row]] | None = None
+    bias: Literal["none", "all", "lora_only"] = "none"
     use_rslora: bool | None = None
+    use_dora: bool | None = None
+    lora_bias: bool | None = None
     fan_in_fan_out: bool | None = None
-    init_r: Count | None = None
+    init_r: Count = 12
     num_virtual_tokens: Count | None = None
 
-    @field_validator("rank_pattern", "alpha_pattern")
+    @field_validator("peft_type")
     @classmethod
-    def _are_patterns(cls, found: dict[str, Any] | None) -> dict[str, Any] | None:
-        for name in found or ():
-            try:
-                re.compile(name)
-            except re.error as error:
-                raise ValueError(f"{name[:100]!r} is no regular expression: {error}") from error
+    def _is_a_method(cls, found: str) -> str:
+        if not re.fullmatch(r"[A-Z][A-Z0-9_]*", found):
+            raise ValueError(f"{found[:100]!r} is no method's name in PEFT, such as LORA")
         return found
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> _Config:
+        broken = broken_pattern(self.__dict__)
+        if broken is not None:
+            raise ValueError(broken)
+        if self.target_modules in ([], "") and not self.target_parameters:
+            raise ValueError("target_modules: is empty")
+        if self.layers_to_transform is not None and isinstance(self.target_modules, str):
+            raise ValueError("layers_to_transform: goes with a list of target_modules, not with a pattern")
+        if self.layers_pattern and self.layers_to_transform is None:
+            raise ValueError("layers_pattern: goes with layers_to_transform only")
+        return self
+
+
+class _LowRank(_Config):
+    rank_pattern: dict[str, Count] | None = None
+
+
+class _AdaLora(_Config):
+    rank_pattern: dict[str, list[bool]] | None = None
+    """Which of the singular values that training began with are left, by the name of their tensor."""
 
 
 def read_config(place: StorePath) -> bytes:
@@ -104,11 +133,11 @@ def parse_config(place: StorePath, content: bytes) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise _corrupt(place, f"{CONFIG_FILE} is not a JSON object")
     try:
-        _Config.model_validate(found)
+        (_AdaLora if found.get("peft_type") == "ADALORA" else _LowRank).model_validate(found)
     except ValidationError as error:
         first = error.errors()[0]
-        field = ".".join(str(part)[:100] for part in first["loc"])
-        raise _corrupt(place, f"{CONFIG_FILE}: {field}: {first['msg'][:300]}") from error
+        said = [".".join(str(part)[:100] for part in first["loc"]), first["msg"].removeprefix("Value error, ")[:300]]
+        raise _corrupt(place, ": ".join([CONFIG_FILE, *filter(None, said)])) from error
     return found
 
 

@@ -14,11 +14,11 @@ import torch
 from tunery_api.manifest import CONFIG_FILE, WEIGHTS_FILE
 from tunery_api.reasons import FailureReason
 from tunery_common.errors import TuneryError
+from tunery_common.inputs.misfit import PREFIX
+from tunery_common.inputs.name_patterns import broken_pattern, slow_pattern
 from tunery_trainer.merging.files import CHUNK, Files, read_json
 from tunery_trainer.merging.safetensors_stream import TensorInfo, read_header, read_tensor
 
-PREFIX: Final = "base_model.model."
-"""What PEFT puts before the base model's own names."""
 ADALORA_EPSILON: Final = 1e-5
 """PEFT divides AdaLoRA's scaling by the rank plus this much."""
 
@@ -111,10 +111,11 @@ class Adapter:
     def scaling(self, module: Module) -> float:
         """The factor of B·A: alpha / rank, alpha / sqrt(rank) for rsLoRA, AdaLoRA's own for AdaLoRA."""
         rank = self.rank(module)
-        alpha = float(_by_pattern(self.config.get("alpha_pattern"), module.name, self.config.get("lora_alpha", 8)))
+        alpha = float(self.config.get("lora_alpha", 8))
         if self.peft_type == "ADALORA":
-            # By the rank that training began with, whatever was pruned since.
-            return (alpha if alpha > 0 else float(rank)) / (float(self.config.get("init_r") or rank) + ADALORA_EPSILON)
+            # By the rank that training began with, whatever was pruned since; it knows no patterns.
+            return (alpha if alpha > 0 else float(rank)) / (float(self.config.get("init_r", 12)) + ADALORA_EPSILON)
+        alpha = float(_by_pattern(self.config.get("alpha_pattern"), module.name, alpha))
         return alpha / math.sqrt(rank) if self.config.get("use_rslora") else alpha / rank
 
     def a(self, module: Module) -> torch.Tensor:
@@ -147,6 +148,9 @@ def open_adapter(files: Files, weight: float = 1.0) -> Adapter:
     tensors = read_header(files, WEIGHTS_FILE)
     modules, full = _sort_keys(tensors)
     adapter = Adapter(files, config, tensors, _digest(files, sizes[WEIGHTS_FILE]), weight, modules, full)
+    odd = broken_pattern(config) or slow_pattern(config, modules)
+    if odd is not None:
+        raise adapter.corrupt(f"{CONFIG_FILE}: {odd}")
     for module in modules.values():
         _check_shapes(adapter, module)
     return adapter

@@ -18,6 +18,8 @@ INDEX: Final = "model.safetensors.index.json"
 SINGLE: Final = "model.safetensors"
 EMBEDDINGS: Final = ("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings", "embeddings")
 """Names that the families of transformers give the input embedding."""
+CONV1D_MODELS: Final = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
+"""Model types whose linear layers lie in × out."""
 TOKENIZER_FILES: Final = (
     "tokenizer*",
     "special_tokens_map.json",
@@ -58,6 +60,11 @@ class Checkpoint:
     def tied(self) -> bool:
         """True where the output head uses the input embedding's weight."""
         return bool(text_config(self.config).get("tie_word_embeddings", self.config.get("tie_word_embeddings", False)))
+
+    @property
+    def conv1d(self) -> bool:
+        """True where the linear layers lie in × out, as transformers' Conv1D has them."""
+        return text_config(self.config).get("model_type") in CONV1D_MODELS
 
     def companions(self) -> list[str]:
         """Tokenizer, template, generation config and the like: the files to copy as they are."""

@@ -15,9 +15,10 @@ from tunery_api.adaptermerge import MergeMethod
 from tunery_api.manifest import CONFIG_FILE, WEIGHTS_FILE
 from tunery_api.reasons import FailureReason
 from tunery_common.errors import TuneryError
+from tunery_common.inputs.misfit import PREFIX
 from tunery_trainer.merging import full_tensors
 from tunery_trainer.merging.adapter_config import ModuleRank, ia3_config, lora_config
-from tunery_trainer.merging.adapter_files import PREFIX, Adapter, Module
+from tunery_trainer.merging.adapter_files import Adapter, Module
 from tunery_trainer.merging.chosen_rank import Spectrum, cut, smallest_rank, spectrum_of
 from tunery_trainer.merging.compatibility import check_tensors
 from tunery_trainer.merging.deltas import Delta, Factored, Options

@@ -17,6 +17,8 @@ LOW_RANK: Final = frozenset({"LORA", "ADALORA"})
 MERGEABLE: Final = LOW_RANK | {"IA3"}
 SAME_FIELDS: Final = ("task_type", "fan_in_fan_out", "bias", "modules_to_save", "trainable_token_indices")
 """Fields that say what the tensors mean: all adapters must agree on them."""
+FILLED_IN: Final = {"bias": "none"}
+"""What PEFT takes for a field that a configuration does not have; for others as good as nothing."""
 UNMERGEABLE_FIELDS: Final = ("target_parameters", *VARIANTS)
 
 
@@ -60,7 +62,7 @@ def find_problems(facts: Sequence[Facts], method: MergeMethod, rank: int | None,
     for name in SAME_FIELDS:
         # Plain PEFT leaves the task open where nobody says it.
         told = [fact for fact in facts if name != "task_type" or fact.config.get(name) or not fact.unverified]
-        problems += _differences(told, name, lambda f, name=name: _canonical(f.config.get(name)))  # type: ignore[misc]
+        problems += _differences(told, name, lambda f, name=name: _canonical(f.config.get(name, FILLED_IN.get(name))))  # type: ignore[misc]
     if into == MergeTarget.MODEL:
         problems += _differences(known, "the quantisation trained with (lineage)", lambda f: f.quantization)
     if sum(fact.weight for fact in facts) == 0 and any(_has_full_tensors(fact.config) for fact in facts):

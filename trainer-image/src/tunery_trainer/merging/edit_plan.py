@@ -89,8 +89,11 @@ def _edit_module(edits: dict[str, Edit], checkpoint: Checkpoint, adapter: Adapte
     """Let a module of the adapter change its weight, and its bias where the method does."""
     weight = _required(_locate(edits, checkpoint, f"{module.name}.weight"), adapter, module.name)
     shape, outer = edits[weight].source.shape, adapter.outer_shape(module)
-    if not fits(shape, outer[::-1]) and (module.embedding or not fits(shape, outer)):
-        raise TuneryError(FailureReason.INVALID_SPEC, f"{adapter.label}: {_misfit(adapter, module, shape)}")
+    straight = not module.embedding and fits(shape, outer)
+    # A layer of another architecture that lies the other way round is none that the factors were trained on.
+    if not straight and not ((module.embedding or checkpoint.conv1d) and fits(shape, outer[::-1])):
+        weight_shape = shape[::-1] if checkpoint.conv1d else shape
+        raise TuneryError(FailureReason.INVALID_SPEC, f"{adapter.label}: {_misfit(adapter, module, weight_shape)}")
     edits[weight] = replace(edits[weight], module=module)
     bias = _locate(edits, checkpoint, f"{module.name}.bias")
     if "lora_B.bias" in module.keys and bias is None:
@@ -104,11 +107,11 @@ def _edit_module(edits: dict[str, Edit], checkpoint: Checkpoint, adapter: Adapte
 
 
 def _misfit(adapter: Adapter, module: Module, weight: tuple[int, ...]) -> str:
-    """Say which of a module's tensors does not fit the base's weight."""
+    """Say which of a module's tensors does not fit the base's weight, given out × in."""
     keys, outer = module.factors, adapter.outer_shape(module)
     if keys is None or module.embedding or len(weight) != 2:
         return f"{module.name} has shape {weight} in the base model, {outer} in the adapter"
-    gives, takes = weight[::-1] if outer[0] == weight[1] or outer[1] == weight[0] else weight
+    gives, takes = weight
     a, b = (adapter.tensors[key].shape for key in keys)
     wrong_a = outer[1] != takes
     key, found, wanted = (keys[0], a, (a[0], takes)) if wrong_a else (keys[1], b, (gives, b[1]))

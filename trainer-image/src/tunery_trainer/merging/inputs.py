@@ -143,23 +143,31 @@ def _agreed_hint(sources: Sequence[MergeSource]) -> str | None:
     return hint if _PLAIN_NAME.fullmatch(hint) else None
 
 
-def check_against_base(
+def check_foreign(
     work: Workspace,
     spec: AdapterMergeSpec,
     sources: Sequence[MergeSource],
     adapters: Sequence[Adapter],
     progress: OnBytesOfTotal,
 ) -> None:
-    """Compare the tensors of adapters made elsewhere with the base's, by headers alone.
+    """Compare the tensors of adapters made elsewhere with their configurations and the base, by headers alone.
 
-    The base is spec.model, else that of an adapter which a manifest vouches for; without one nothing is compared.
-    `progress` gets its bytes where a hub sends it as a whole only.
+    The base is spec.model, else that of an adapter which a manifest vouches for; without one they are compared with
+    their configurations only. `progress` gets the base's bytes where
+    a hub sends it as a whole only.
 
-    Raises TuneryError: BaseMismatch naming the adapter and the tensor, and what opening the base raises.
+    Raises TuneryError: AdapterCorrupt and BaseMismatch naming the adapter and the tensor, and what opening the base
+    raises.
     """
     foreign = [adapter for source, adapter in zip(sources, adapters, strict=True) if source.unverified]
+    if not foreign:
+        return
+    from tunery_trainer.merging.told import check_on_base, check_told
+
+    for adapter in foreign:
+        check_told(adapter)
     known = spec.model is not None or _with_base(sources) is not None
-    if not foreign or not (known or spec.into is MergeTarget.MODEL):
+    if not (known or spec.into is MergeTarget.MODEL):
         return
     checkpoint = _headers(work, base_model(spec, sources), progress)
     for adapter in foreign:
@@ -170,6 +178,7 @@ def check_against_base(
             if error.reason is not FailureReason.INVALID_SPEC:
                 raise
             raise TuneryError(FailureReason.BASE_MISMATCH, error.message, _OTHER_BASE) from error
+        check_on_base(checkpoint, adapter)
 
 
 def _headers(work: Workspace, model: ModelSpec, progress: OnBytesOfTotal) -> Checkpoint:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 
@@ -23,12 +23,10 @@ from tunery_trainer.merging.base_model import (
 from tunery_trainer.merging.edit_plan import Edit, Plan, fits, plan_edits
 from tunery_trainer.merging.files import CHUNK, Files
 from tunery_trainer.merging.merged_blocks import Context, merged_blocks
-from tunery_trainer.merging.quantized import Quantization, linear_modules
+from tunery_trainer.merging.quantized import Quantization
 from tunery_trainer.merging.safetensors_stream import Layout, Writer
 from tunery_trainer.merging.verify import verify_shard
 
-CONV1D_MODELS: Final = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
-"""Model types whose linear layers lie in × out."""
 Done = Callable[[str], None]
 """Called with a file's name once it is complete in the target folder; may move it away and delete it."""
 
@@ -115,20 +113,23 @@ def _context(checkpoint: Checkpoint, adapter: Adapter, quantization: Quantizatio
     """Find out which tensors were quantised in training, and which lie in × out."""
     if quantization is None:
         return Context(adapter, transposed=_transposed(checkpoint, adapter))
+    from tunery_trainer.merging.without_weights import linear_modules
+
     modules, transposed = linear_modules(checkpoint.config)
     return Context(adapter, quantization, _weights(checkpoint, modules), _weights(checkpoint, transposed))
 
 
 def _transposed(checkpoint: Checkpoint, adapter: Adapter) -> frozenset[str]:
-    """Decide by the shapes, where they tell; a square weight lies in × out if the architecture's do."""
-    conv1d = text_config(checkpoint.config).get("model_type") in CONV1D_MODELS
+    """Of an architecture whose layers lie in × out decide by the shapes, where they tell; a square weight does."""
+    if not checkpoint.conv1d:
+        return frozenset()
     found = set()
     for module in adapter.modules.values():
         name = tensor_name(checkpoint, module.name, "weight")
         if name is None or module.embedding:
             continue
         shape, outer = checkpoint.tensors[name].shape, adapter.outer_shape(module)
-        if fits(shape, outer[::-1]) and (conv1d or not fits(shape, outer)):
+        if fits(shape, outer[::-1]):
             found.add(name)
     return frozenset(found)
 

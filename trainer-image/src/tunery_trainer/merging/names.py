@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from tunery_trainer.merging.quantized import meta_model
-
 
 def model_names(config: dict[str, Any], tensors: Iterable[str]) -> dict[str, str]:
     """Return the model's name of each tensor to the file's, where transformers renames it when it loads.
@@ -19,9 +17,11 @@ def model_names(config: dict[str, Any], tensors: Iterable[str]) -> dict[str, str
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightRenaming, rename_source_key
 
+    from tunery_trainer.merging.without_weights import UNKNOWN, meta_model
+
     try:
         model = meta_model(config)
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except UNKNOWN:
         return {}
     known = model.state_dict()
     renamings = [each for each in get_model_conversion_mapping(model) if isinstance(each, WeightRenaming)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -47,42 +46,3 @@ def _int8(weight: torch.Tensor) -> torch.Tensor:
     rows, scales, _ = functional.int8_vectorwise_quant(weight.half())
     restored: torch.Tensor = functional.int8_vectorwise_dequant(rows, scales)
     return restored.to(weight.dtype)
-
-
-def linear_modules(config: dict[str, Any]) -> tuple[frozenset[str], frozenset[str]]:
-    """Return the modules that transformers quantises in a model, and those among them that lie in × out.
-
-    Those of the language model: others have no part in what was trained, and lose nothing in a merge.
-    Builds the model from its config without any weights.
-    """
-    from transformers.pytorch_utils import Conv1D
-    from transformers.quantizers.base import get_keys_to_not_convert
-    from transformers.quantizers.quantizers_utils import should_convert_module
-
-    from tunery_trainer.model.language_part import language_prefix
-    from tunery_trainer.model.targets import LINEAR
-
-    model = meta_model(config)
-    prefix = language_prefix(model)
-    kept = [*get_keys_to_not_convert(model), *(model._keep_in_fp32_modules or [])]
-    found = {
-        name: isinstance(module, Conv1D)
-        for name, module in model.named_modules()
-        if isinstance(module, LINEAR) and name.startswith(prefix) and should_convert_module(name, kept)
-    }
-    return frozenset(found), frozenset(name for name, transposed in found.items() if transposed)
-
-
-def meta_model(config: dict[str, Any]) -> Any:
-    """Return the model of a config.json, before it was quantised, on the meta device.
-
-    Raises what transformers raises for a config that it does not know.
-    """
-    from transformers import AutoConfig
-
-    from tunery_trainer.model.language_part import auto_class
-
-    plain = {name: value for name, value in config.items() if name != "quantization_config"}
-    built = AutoConfig.for_model(**plain)
-    with torch.device("meta"):
-        return auto_class(built).from_config(built)

@@ -31,7 +31,7 @@ from tunery_trainer.merging.inputs import (
     MergeInput,
     MergeSource,
     base_model,
-    check_against_base,
+    check_foreign,
     fetch_adapters,
     open_base,
     quantization_of,
@@ -114,7 +114,7 @@ def gather(work: Workspace, spec: AdapterMergeSpec, publisher: Publisher, report
     reporter.downloading(None)  # adapters are small
     inputs = fetch_adapters(work, spec, sources)
     adapters = [each.adapter for each in inputs]
-    check_against_base(work, spec, sources, adapters, downloads.of("model"))
+    check_foreign(work, spec, sources, adapters, downloads.of("model"))
     check_tensors(adapters)
     options = Options(Fraction(spec.effective_density()), spec.majority_sign, spec.rank, spec.seed)
     shutil.rmtree(work.result)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final
 
 CHANGED_BASE_INITS: Final = ("pissa", "olora", "corda", "loftq", "lora_ga")
@@ -15,8 +15,24 @@ VARIANTS: Final = (
     "arrow_config",
     "kasa_config",
     "monteclora_config",
+    "megatron_config",
 )
 """Fields of variants of LoRA whose change is not B·A on a module of the base model."""
+
+
+PREFIX: Final = "base_model.model."
+"""What PEFT puts before the base model's own names."""
+
+
+def untold(name: str, modules: Collection[str]) -> str | None:
+    """Return what is wrong with a tensor of an adapter that is none of its configuration's on the base, or None.
+
+    `modules` are those of the base that have no others within. None: the base has no such module at all.
+    """
+    parts = name.removeprefix(PREFIX).split(".")
+    if not any(".".join(parts[:length]) in modules for length in range(1, len(parts))):
+        return None
+    return f"{name[:300]}: adapter_config.json says nothing of it on this module of the base"
 
 
 def shape_text(shape: Sequence[int]) -> str:

@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from tunery_api.reasons import FailureReason
 from tunery_common.errors import TuneryError
@@ -55,20 +55,24 @@ class LocalStore:
 
     def head(self, key: str) -> Entry | None:
         with self._errors("read", key):
-            return self._entry(self.path(key))
+            path = self.path(key)
+            found = self._entry(path)
+            if found is None and _is_special(path):
+                raise self._no_file(key)
+            return found
 
     def read_bytes(self, key: str) -> bytes:
-        with self._errors("read", key):
-            return self.path(key).read_bytes()
+        with self._errors("read", key), self._open(key) as file:
+            return file.read()
 
     def read_range(self, key: str, start: int, length: int) -> bytes:
-        with self._errors("read", key), self.path(key).open("rb") as file:
+        with self._errors("read", key), self._open(key) as file:
             file.seek(start)
             return file.read(max(0, length))
 
     def stream(self, entry: Entry, start: int = 0, length: int | None = None) -> Iterator[bytes]:
         left = entry.size - start if length is None else length
-        with self._errors("read", entry.key), self.path(entry.key).open("rb") as file:
+        with self._errors("read", entry.key), self._open(entry.key) as file:
             if _version(os.fstat(file.fileno())) != entry.version:
                 raise ObjectReplaced(f"{self._field}: {self.uri(entry.key)}")
             file.seek(start)
@@ -120,6 +124,22 @@ class LocalStore:
         if not path.resolve().is_relative_to(self._root.resolve()):
             raise TuneryError(FailureReason.INVALID_SPEC, f"{self._field}: {self.uri(key)} leads out of its folder")
         return path
+
+    def folder(self, key: str) -> LocalStore:
+        """Return the folder `key` as a store of its own, which no link leads out of."""
+        return LocalStore(self.path(key), self.uri(key), self._field) if key else self
+
+    @contextmanager
+    def _open(self, key: str) -> Iterator[BinaryIO]:
+        """Open a file to read it; without waiting for the other end of a pipe, which may never come."""
+        with open(self.path(key), "rb", opener=_open_at_once) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise self._no_file(key)
+            yield file
+
+    def _no_file(self, key: str) -> TuneryError:
+        message = f"{self._field}: {self.uri(key)} is a pipe, a socket or a device, and not a file"
+        return TuneryError(FailureReason.INVALID_SPEC, message, "Put a file there in its place, and retry.")
 
     def _entry(self, path: Path) -> Entry | None:
         try:
@@ -191,6 +211,15 @@ class LocalStore:
         except OSError as error:
             message = f"{self._field}: cannot {action} {self.uri(key)}: {error.strerror}"
             raise TuneryError(FailureReason.STORAGE_UNAVAILABLE, message) from error
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def _is_special(path: Path) -> bool:
+    """Tell whether something is there that is neither a file nor a folder."""
+    return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def _version(status: os.stat_result) -> str:
