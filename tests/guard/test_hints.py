@@ -37,9 +37,9 @@ def test_a_hint_that_names_a_fixed_field_says_that_it_takes_a_new_job(hint: str)
 
 
 ON_THE_NODE: dict[str, str] = {
-    "e2e/hints.py": "InvalidSpec SecretNotFound ModelNotFound ModelGated ModelUnsupported DatasetNotFound DatasetInvalid "
-    "StorageAccessDenied StorageNotFound StorageUnavailable OutputExists LossDiverged NotImproved AdapterMissing "
-    "AdapterCorrupt CheckpointMissing NameConflict DeadlineExceeded",
+    "e2e/hints.py": "InvalidSpec SecretNotFound ModelNotFound ModelGated ModelUnsupported DatasetNotFound "
+    "DatasetInvalid StorageAccessDenied StorageNotFound StorageUnavailable OutputExists LossDiverged NotImproved "
+    "AdapterMissing AdapterCorrupt CheckpointMissing NameConflict DeadlineExceeded",
     "e2e/states.py": "QuotaExceeded CreateRefused PodRefused Unschedulable MountFailed ImagePullFailed "
     "ContainerRefused DiskFull",
     "e2e/test_states.py": "NodeLost",
