@@ -347,7 +347,7 @@ def test_nothing_leaks(seed: int) -> None:
         cache.wait_for(target, key)
         cache.mark_stale(key)
         cache.note_written(key, 1.0)
-        cache.set_progress(key, uid, Report(TrainerStatus(), "pod"))
+        cache.set_progress(key, uid, Report(TrainerStatus(), "pod", datetime.now(UTC)))
 
     def some_job() -> tuple[str, str, str]:
         name, uid = some_owner()

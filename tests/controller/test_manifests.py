@@ -78,7 +78,7 @@ def test_the_train_job() -> None:
             "tunery.dev/role": "train",
             "kueue.x-k8s.io/queue-name": "q",
         },
-        "annotations": {"tunery.dev/settings": plan.settings},
+        "annotations": {"tunery.dev/settings": plan.settings, "tunery.dev/plan": plan.digest},
         "ownerReferences": [OWNER_REFERENCE],
     }
     template = body["spec"].pop("template")
@@ -463,3 +463,18 @@ def test_a_merge_opens_what_it_is_measured_on() -> None:
     assert "dataset" not in plan_merge_report(spec, merge_owner, PLATFORM).run.secrets, (
         "a report opens the output alone"
     )
+
+
+def test_the_digest_of_a_plan_follows_the_platform_and_not_the_run() -> None:
+    own = train().digest
+    assert own == train(training={"maxSteps": 7}).digest == train({"kueue.x-k8s.io/queue-name": "q"}).digest
+    assert own == train_on({}).digest
+    others = [
+        train_on({"env": {"HTTPS_PROXY": "http://proxy:3128"}}),
+        train_on({"labels": {"team": "ml"}}),
+        train_on({"security": {"runAsUser": None}}),
+        train_on({"caBundle": {"configMap": "corporate"}}),
+        train_on({"tolerations": [{"key": "pool", "operator": "Exists"}]}),
+        train(resources={"gpus": 0, "memory": "2Gi"}),
+    ]
+    assert len({own, *(plan.digest for plan in others)}) == len(others) + 1

@@ -139,6 +139,14 @@ def ago(seconds: float) -> Any:
     return NOW - timedelta(seconds=seconds)
 
 
+def repeating(heard: float | None) -> Snapshot:
+    """Return a LoRAJob whose pod repeats what it said; it was heard so long ago, None: by an earlier operator."""
+    told = {"podName": "p1", "progress": {"lastUpdateTime": at(-600)}}
+    changes = {} if heard is None else {"progress": TRAINING, "heard_at": ago(heard)}
+    pod = running(started=-900, repeats=True)
+    return snapshot(pod, **{"taking_reports_since": LONG_AGO, "status": told, **changes})
+
+
 HEARD_OF: dict[str, tuple[Snapshot, tuple[str, str] | None]] = {
     "a minute is not over": (silent(-59), None),
     "a minute is over": (silent(), SILENT),
@@ -160,6 +168,21 @@ HEARD_OF: dict[str, tuple[Snapshot, tuple[str, str] | None]] = {
     ),
     "only the one before was heard, by an operator that does not say so": (
         replace(silent(-900), status={"podName": "p0", "progress": {"lastUpdateTime": at(-901)}}),
+        SILENT,
+    ),
+    "it repeats what it said": (repeating(179), HEARD),
+    "it reports no more": (repeating(181), SILENT),
+    "it reports again": (
+        again(repeating(181), running(started=-900, repeats=True), progress=TRAINING, reporter="p1", heard_at=NOW),
+        HEARD,
+    ),
+    "a pod of an earlier release takes a long step": (silent(-900, progress=TRAINING, heard_at=ago(800)), HEARD),
+    "it was heard before the operator took over, which waits for it": (
+        replace(repeating(None), taking_reports_since=ago(70)),
+        HEARD,
+    ),
+    "it was heard before the operator took over, and not since": (
+        replace(repeating(None), taking_reports_since=ago(76)),
         SILENT,
     ),
     "it is the next pod": (again(silent(), running("p2", started=-5)), None),
@@ -198,6 +221,19 @@ def test_a_pod_that_does_not_report_is_told_in_time_by_a_warning_that_says_what_
     heard = compute_status(again(late, running(), progress=TRAINING, reporter="p1", seconds=5))
     assert "NotReporting" not in str(heard)
     assert [event.reason for event in transitions(after, heard)] == ["Training"]
+
+
+def test_a_pod_that_reports_no_more_is_told_in_time_with_where_to_look() -> None:
+    seen = repeating(0)
+    before = compute_status(seen)
+    assert next_look(seen, before) == 181
+    after = compute_status(again(seen, running(started=-900, repeats=True), seconds=180))
+    message = next(each["message"] for each in after["conditions"] if each["type"] == REPORTED)
+    assert message.startswith("pod p1 has reported, and does not any more: kubectl logs p1 says why")
+    assert "allow TCP" not in message, "its reports came through"
+    [event] = transitions(before, after)
+    assert (event.reason, event.warning, event.note) == ("NotReporting", True, message)
+    assert (after["phase"], after["reason"]) == ("Training", "NotReporting")
 
 
 # Downloading

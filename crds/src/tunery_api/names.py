@@ -67,6 +67,10 @@ PROGRESS_URL_ENV: Final = "KUBEFLOW_TRAINER_SERVER_URL"
 PROGRESS_CA_ENV: Final = "KUBEFLOW_TRAINER_SERVER_CA_CERT"
 PROGRESS_TOKEN_ENV: Final = "KUBEFLOW_TRAINER_SERVER_TOKEN"
 """The variables of transformers' KubeflowCallback: the endpoint's URL, and the paths of two files."""
+PROGRESS_EVERY_ENV: Final = "TUNERY_PROGRESS_EVERY"
+"""Seconds after which the pod of a Job says again what it said last, where nothing is new: by that the operator knows a
+long step from a pod that cannot reach it. Earlier releases' pods have no such variable, and say nothing again."""
+PROGRESS_EVERY_SECONDS: Final = 45
 METRICS: Final[Mapping[str, str]] = {
     "loss": "loss",
     "eval_loss": "evalLoss",

@@ -25,6 +25,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from tunery_api.names import PROGRESS_EVERY_ENV
 from tunery_api.runspec import ProgressUpdate
 from tunery_api.status import Phase
 from tunery_common.progress_client import Pace, interval_seconds, retry_after
@@ -393,6 +394,22 @@ def test_one_connection_carries_all_reports(operator: Operator, tmp_path: Path) 
     assert len(operator.connections) == 1
     gaps = [later - earlier for earlier, later in itertools.pairwise(operator.times)]
     assert min(gaps) >= 1.0, "the operator answers 429 to what comes faster than one a second"
+
+
+def test_what_was_told_is_repeated_while_nothing_is_new_and_not_printed_again(
+    operator: Operator, tmp_path: Path
+) -> None:
+    (tmp_path / "token").write_text("t")
+    out = io.StringIO()
+    reporter = ProgressReporter({**operator.environment(tmp_path / "token"), PROGRESS_EVERY_ENV: "1.5"}, out)
+    reporter.phase(Phase.TRAINING)
+    _wait(lambda: len(operator.posts) == 3)
+    first, *repeated = (body["trainerStatus"] for _, body in operator.posts)
+    assert repeated == [first, first], "with the time of the news itself"
+    reporter.close()
+    gaps = [later - earlier for earlier, later in itertools.pairwise(operator.times)]
+    assert min(gaps[:2]) >= 1.5
+    assert out.getvalue().splitlines() == ["Training"]
 
 
 def test_a_connection_that_the_server_closed_is_made_anew(operator: Operator, tmp_path: Path) -> None:

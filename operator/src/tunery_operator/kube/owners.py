@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Final, NamedTuple
 
 from tunery_api.kinds import ADAPTER_KINDS, JOB_KINDS, Kind
@@ -49,6 +50,8 @@ class Report(NamedTuple):
 
     status: TrainerStatus
     pod_uid: str
+    at: datetime
+    """When it came, by the operator's own clock."""
 
 
 @dataclass(slots=True)

@@ -10,6 +10,8 @@ from tunery_api.names import (
     OWNER_UID_LABEL,
     PROGRESS_CA_ANNOTATION,
     PROGRESS_CA_ENV,
+    PROGRESS_EVERY_ENV,
+    PROGRESS_EVERY_SECONDS,
     PROGRESS_TOKEN_ENV,
     PROGRESS_URL_ENV,
     RUN_ANNOTATION,
@@ -120,7 +122,9 @@ def env_list(variables: Mapping[str, str]) -> list[dict[str, str]]:
 
 def _environment(plan: JobPlan) -> dict[str, str]:
     """Return the variables: the platform may move a cache, but not where progress is reported to."""
-    progress = {} if plan.progress is None else progress_env(plan.progress, RUN_DIR)
+    progress = {}
+    if plan.progress is not None:
+        progress = progress_env(plan.progress, RUN_DIR) | {PROGRESS_EVERY_ENV: str(PROGRESS_EVERY_SECONDS)}
     return {**ENVIRONMENT, **plan.pod.env, **authorities_env(plan.pod), **progress}
 
 

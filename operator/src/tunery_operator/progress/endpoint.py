@@ -100,7 +100,8 @@ class Endpoint:
             update = ProgressUpdate.model_validate_json(body)
         except ValidationError as error:
             return _refuse(400, f"not a report of such a pod: {error.error_count()} errors")
-        self._accept(key, uid, Report(sane(update.trainer_status, datetime.now(UTC)), pod_uid))
+        now = datetime.now(UTC)
+        self._accept(key, uid, Report(sane(update.trainer_status, now), pod_uid, now))
         return web.json_response({"message": "ok", "intervalSeconds": self._pace.interval()})
 
     def _accept(self, key: Key, uid: str, report: Report) -> None:

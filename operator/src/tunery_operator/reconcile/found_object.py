@@ -174,6 +174,7 @@ def first_snapshot(services: Services, obj: FoundObject) -> Snapshot:
         deadline_seconds=obj.deadline_seconds,
         progress=report.status if report is not None else None,
         reporter=report.pod_uid if report is not None else "",
+        heard_at=report.at if report is not None else None,
         retry=obj.retry,
         input_references=tuple(obj.status.get("inputReferences") or ()),
     )

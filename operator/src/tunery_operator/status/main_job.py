@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import Failure
-from tunery_api.status import ConditionType, Phase
+from tunery_api.status import ConditionStatus, ConditionType, Phase
 from tunery_operator.status.attempt_endings import how_it_ended
 from tunery_operator.status.diagnosis import (
     failure,
@@ -38,6 +38,8 @@ REPORT_GRACE: Final = timedelta(seconds=60)
 """A pod says that it starts as soon as Python has; one that is silent for longer cannot reach the operator."""
 BACKOFF_GRACE: Final = timedelta(seconds=75)
 """The same, from when an operator takes over: a pod that nobody has answered for long tries again once a minute."""
+SILENCE_GRACE: Final = timedelta(minutes=3)
+"""The same, from its last report: it repeats that every PROGRESS_EVERY_SECONDS, whatever it computes."""
 _HOPELESS: Final = FailureReason.DISK_FULL
 """Kubernetes cannot be told to end a Job for it: the same limit is met again."""
 
@@ -137,15 +139,17 @@ def _show_reporting(draft: Draft, pod: PodView) -> bool:
     if pod.reports_to is None or snapshot.taking_reports_since is None:
         draft.conditions.drop(reported)
         return False
-    if snapshot.reporter == pod.uid or _was_heard(snapshot, pod):
+    silence = until_silence(snapshot)
+    silent, heard = silence is not None and silence <= 0, snapshot.reporter == pod.uid or _was_heard(snapshot, pod)
+    if heard and not silent:
         draft.conditions.set(reported, True, reported.value, f"pod {pod.name} reports")
         return False
     if snapshot.status.get("podName") != pod.name:
         # It was said of an earlier attempt.
         draft.conditions.drop(reported)
-    silence = until_silence(snapshot)
-    if draft.conditions.status(reported) is None and silence is not None and silence <= 0:
-        draft.conditions.set(reported, False, NOT_REPORTING, _silence_text(pod))
+    told = draft.conditions.status(reported)
+    if silent and (told is None or (told == ConditionStatus.TRUE and pod.repeats)):
+        draft.conditions.set(reported, False, NOT_REPORTING, _silence_text(pod, heard=heard))
     return draft.conditions.is_false(reported)
 
 
@@ -160,24 +164,35 @@ def _was_heard(snapshot: Snapshot, pod: PodView) -> bool:
     return heard is not None and heard > pod.started_at
 
 
-def _silence_text(pod: PodView) -> str:
-    """Return what is wrong where a pod does not report, and what to do."""
+def _silence_text(pod: PodView, *, heard: bool) -> str:
+    """Return what is wrong where a pod does not report, or not any more, and what to do."""
+    log = f"kubectl logs {pod.name} says why a report could not be sent, and how far it is"
+    if heard:
+        return (
+            f"pod {pod.name} has reported, and does not any more: {log}. Where the operator's certificate was made "
+            "anew, pods that start from now on report again. Its result comes without reports, too"
+        )
     url = urlsplit(pod.reports_to or "")
     service = ".".join((url.hostname or "").split(".")[:2])
     return (
         f"pod {pod.name} has run for a minute and has reported nothing: allow TCP {url.port or 443} from it to Service "
-        f"{service} (a NetworkPolicy, a mesh or a firewall may stand between); kubectl logs {pod.name} says why a "
-        "report could not be sent, and how far it is. Its result comes without reports, too"
+        f"{service} (a NetworkPolicy, a mesh or a firewall may stand between); {log}. Its result comes without "
+        "reports, too"
     )
 
 
 def until_silence(snapshot: Snapshot) -> float | None:
-    """Return the seconds until the pod at work should have reported something; None where none is, or one has."""
+    """Return the seconds until the pod at work should have reported something, or again; None where it need not."""
     pod, since = snapshot.main.last if snapshot.main is not None else None, snapshot.taking_reports_since
-    if pod is None or since is None or pod.reports_to is None or snapshot.reporter == pod.uid:
+    if pod is None or since is None or pod.reports_to is None:
         return None
-    if not pod.running or pod.deleting or pod.started_at is None or _was_heard(snapshot, pod):
+    if not pod.running or pod.deleting or pod.started_at is None:
         return None
+    reports = snapshot.reporter == pod.uid
+    if not pod.repeats and (reports or _was_heard(snapshot, pod)):
+        return None
+    if reports and snapshot.heard_at is not None:
+        return (snapshot.heard_at + SILENCE_GRACE - snapshot.now).total_seconds()
     return (max(pod.started_at + REPORT_GRACE, since + BACKOFF_GRACE) - snapshot.now).total_seconds()
 
 

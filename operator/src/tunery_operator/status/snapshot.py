@@ -68,6 +68,8 @@ class Snapshot:
     """The newest report, which may be an earlier attempt's."""
     reporter: str = ""
     """Uid of the pod whose report that is."""
+    heard_at: datetime | None = None
+    """When it came."""
     lost_pods: tuple[LostPod, ...] = ()
     watched_before: datetime | None = None
     """Until when an operator was at work before this one began to watch: what it saw running ran at least so long."""

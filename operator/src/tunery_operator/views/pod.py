@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from tunery_api.names import KIND_LABEL, OWNER_UID_LABEL, PROGRESS_URL_ENV, container_name
+from tunery_api.names import KIND_LABEL, OWNER_UID_LABEL, PROGRESS_EVERY_ENV, PROGRESS_URL_ENV, container_name
 from tunery_operator.views.clock import parse_time
 from tunery_operator.views.job import controller_of
 
@@ -56,6 +56,8 @@ class PodView:
     termination_message: str
     reports_to: str | None
     """The URL that its container posts progress to; None: it was not asked to."""
+    repeats: bool = False
+    """It says again what it said where nothing is new; pods of an earlier release do not."""
 
     @property
     def running(self) -> bool:
@@ -126,6 +128,7 @@ def parse_pod(body: Mapping[str, Any], seen: datetime) -> PodView:
         exit_reason=terminated.get("reason"),
         termination_message=terminated.get("message") or "",
         reports_to=_reports_to(spec, name),
+        repeats=_repeats(spec, name),
     )
 
 
@@ -160,9 +163,21 @@ def _container_state(status: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 def _reports_to(spec: Mapping[str, Any], name: str) -> str | None:
     """Return where the container of that name was told to post progress; one text for all pods of a platform."""
-    container: Mapping[str, Any] = next((c for c in spec.get("containers") or () if c.get("name") == name), {})
-    urls = (each.get("value") for each in container.get("env") or () if each.get("name") == PROGRESS_URL_ENV)
+    urls = _values(_container(spec, name), PROGRESS_URL_ENV)
     return next((sys.intern(url) for url in urls if url), None)
+
+
+def _repeats(spec: Mapping[str, Any], name: str) -> bool:
+    """Tell whether the container of that name was told to say again what it said."""
+    return any(_values(_container(spec, name), PROGRESS_EVERY_ENV))
+
+
+def _container(spec: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    return next((each for each in spec.get("containers") or () if each.get("name") == name), {})
+
+
+def _values(container: Mapping[str, Any], variable: str) -> Iterator[str | None]:
+    return (each.get("value") for each in container.get("env") or () if each.get("name") == variable)
 
 
 def _unschedulable(condition: Mapping[str, Any]) -> str | None:

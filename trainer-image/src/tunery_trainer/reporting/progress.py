@@ -16,7 +16,7 @@ from typing import Any, Final, Protocol, TextIO
 
 from tunery_api.findings import CheckStatus, FindingStatus
 from tunery_api.measured import EVALUATIONS_KEPT, EvaluationStatus, number_text
-from tunery_api.names import PROGRESS_CA_ENV, PROGRESS_TOKEN_ENV, PROGRESS_URL_ENV
+from tunery_api.names import PROGRESS_CA_ENV, PROGRESS_EVERY_ENV, PROGRESS_TOKEN_ENV, PROGRESS_URL_ENV
 from tunery_api.runspec import DOWNLOADING, ProgressMetric, ProgressUpdate, TrainerStatus
 from tunery_api.scrub import scrub, shorten
 from tunery_api.status import CheckpointStatus, Phase
@@ -61,7 +61,8 @@ class Sender(Protocol):
 class ProgressReporter:
     """Keeps the newest state and sends it from a thread every few seconds; never blocks and never fails the run.
 
-    It prints lines to `out`, and with the protocol's variables in `environment` it posts to the operator, too.
+    It prints lines to `out`, and with the protocol's variables in `environment` it posts to the operator, too. Where
+    nothing is new for as long as one of them says, it posts again what it has told: a step may take many minutes.
     """
 
     def __init__(self, environment: Mapping[str, str] | None = None, out: TextIO | None = None) -> None:
@@ -77,6 +78,8 @@ class ProgressReporter:
         )
         self._outage = Outage(url, _log)
         self._pace = Pace() if url else Pace(least=0.0)
+        self._every = float(variables.get(PROGRESS_EVERY_ENV) or math.inf) if url else math.inf
+        self._told: Report | None = None
         self._condition = threading.Condition()
         self._state: dict[str, Any] = {}
         self._metrics: dict[str, float] = {}
@@ -246,16 +249,21 @@ class ProgressReporter:
             last = time.monotonic()
 
     def _next(self, last: float) -> Report | None:
-        """Wait until there is news and a report is due, counted from the end of the last one; None: all is told."""
+        """Wait until there is news, or it is time to repeat it, and a report is due, counted from the end of the last.
+
+        None: all is told.
+        """
         with self._condition:
             while self._changed or not self._closing:
-                due = last + self._pace.delay(urgent=self._urgent or self._closing)
-                left = due - time.monotonic() if self._changed else None
-                if left is not None and left <= 0:
-                    self._changed = self._urgent = False
-                    self._final = self._closing
-                    return Report(_status(self._state, self._metrics), dict(self._measured_after))
-                self._condition.wait(left)
+                delay = self._pace.delay(urgent=self._urgent or self._closing)
+                left = last + (delay if self._changed else max(delay, self._every)) - time.monotonic()
+                if left <= 0:
+                    if self._changed or self._told is None:
+                        self._changed = self._urgent = False
+                        self._final = self._closing
+                        self._told = Report(_status(self._state, self._metrics), dict(self._measured_after))
+                    return self._told
+                self._condition.wait(left if math.isfinite(left) else None)
             return None
 
     def _send(self, report: Report) -> None:
