@@ -327,5 +327,7 @@ def much_padding(settings: RunSettings, share: float, *, packable: bool) -> Find
 
 def slowing_down(times: float) -> Finding:
     """Steps take longer."""
-    text = f"A step takes {times:.2g} times as long as at first, with as many tokens: look at the node and its GPU."
+    text = (
+        f"A step took up to {times:.2g} times as long as at first, with as many tokens: look at the node and its GPU."
+    )
     return Finding(_F.SLOWING_DOWN, text)

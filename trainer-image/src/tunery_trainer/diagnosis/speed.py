@@ -73,7 +73,7 @@ class Pace:
         self._last: deque[Step] = deque(maxlen=STEPS_JUDGED)
         self._seen = 0
         self._padding = self._tokens = 0
-        self._times = 1.0
+        self._worst = 0.0
         self._is_slower = False
         self._against = 0
         """So many steps say that it is not as `_is_slower` says."""
@@ -109,8 +109,11 @@ class Pace:
 
     @property
     def slower(self) -> float | None:
-        """How many times as long a step takes as at first; None where it is not much longer, or not for long."""
-        return self._times if self._is_slower else None
+        """How many times as long steps took at worst as at first; None where it is not much longer, or not for long.
+
+        At worst since they are slow: what holds on until they are as fast again for long would else tell of no slowness.
+        """
+        return self._worst if self._is_slower else None
 
     def _judge_speed(self) -> None:
         if self._seen < FIRST_SKIPPED + FIRST_STEPS + LAST_STEPS:
@@ -120,12 +123,13 @@ class Pace:
         more, less = (statistics.fmean(step.tokens for step in part) for part in (last, self._first))
         if before <= 0 or abs(more - less) > ALIKE * less:
             return  # with other work it says nothing
-        self._times = now / before
-        against = self._times < NO_SLOWER if self._is_slower else self._times > SLOWER
-        back = self._times > SLOWER if self._is_slower else self._times < NO_SLOWER
+        times = now / before
+        against = times < NO_SLOWER if self._is_slower else times > SLOWER
+        back = times > SLOWER if self._is_slower else times < NO_SLOWER
         self._against = 0 if back else self._against + against
         if self._against == PERSISTS:
-            self._is_slower, self._against = not self._is_slower, 0
+            self._is_slower, self._against, self._worst = not self._is_slower, 0, 0.0
+        self._worst = max(self._worst, times)
 
 
 def is_tight(memory: Memory) -> bool:
