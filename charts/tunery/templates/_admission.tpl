@@ -48,7 +48,8 @@ system:serviceaccount:{{ .Release.Namespace }}:{{ include "tunery.serviceAccount
 {{- $progress := dict
   "KUBEFLOW_TRAINER_SERVER_URL" (include "tunery.progressUrl" .)
   "KUBEFLOW_TRAINER_SERVER_CA_CERT" "/etc/tunery/progress-ca.crt"
-  "KUBEFLOW_TRAINER_SERVER_TOKEN" "/var/run/tunery-progress/token" -}}
+  "KUBEFLOW_TRAINER_SERVER_TOKEN" "/var/run/tunery-progress/token"
+  "TUNERY_PROGRESS_EVERY" "45" -}}
 {{- mergeOverwrite (include "tunery.workEnv" . | fromJson) (include "tunery.jobsEnv" . | fromJson) $progress | toJson -}}
 {{- end -}}
 
