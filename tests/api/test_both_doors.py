@@ -105,6 +105,8 @@ VALUES = (
 LISTS = [
     ("LoRAJob", "lora.targetModules"),
     ("LoRAJob", "scheduling.tolerations"),
+    ("LoRASweep", "template.scheduling.tolerations"),
+    ("AdapterServer", "scheduling.tolerations"),
     ("LoRASweep", "parameters.0.choices"),
     ("LoRASweep", "parameters.1.when.in"),
     ("LoRASweep", "pruner.rungs"),
@@ -130,7 +132,25 @@ BESIDE = (
     "hf://o/x/",
 )
 """Places beside an output at s3://o/x."""
-ENTRIES = ("[null]", '["0.999", null]', "[[]]", "[{}]", "[{lora.rank: null}]", "[{lora.rank: 4}]", '[""]', "null")
+TOLERATIONS = (
+    "[{operator: Exists}]",
+    "[{key: a, effect: NoExecute, tolerationSeconds: 5}]",
+    "[{key: a, operator: Exists, value: x}]",
+    "[{key: a, operator: Exists, tolerationSeconds: 60}]",
+    "[{key: a, effect: NoSchedule, tolerationSeconds: 0}]",
+    "[{value: x}]",
+    "[{key: a, operator: Exists, value: ''}]",
+)
+ENTRIES = (
+    "[null]",
+    '["0.999", null]',
+    "[[]]",
+    "[{}]",
+    "[{lora.rank: null}]",
+    "[{lora.rank: 4}]",
+    '[""]',
+    "null",
+)
 
 
 def manifest(name: str, kind: str, path: str, value: str) -> str:
@@ -167,6 +187,7 @@ def test_both_doors_take_the_same_values(api_server: Kubectl, namespace: str) ->
     questions = [
         *itertools.product(FIELDS, VALUES),
         *itertools.product(LISTS, ENTRIES),
+        *itertools.product([each for each in LISTS if each[1].endswith("tolerations")], TOLERATIONS),
         *itertools.product(PLACES, BESIDE),
     ]
     texts = [manifest(f"v-{number}", kind, path, written) for number, ((kind, path), written) in enumerate(questions)]

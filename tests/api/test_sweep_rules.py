@@ -108,6 +108,15 @@ REFUSED: list[Any] = [
         id="natural-block",
     ),
     pytest.param(
+        "parameters: [{path: training.learningRate, range: {min: 1, max: 1e99}}, "
+        "{path: lora.rank, choices: [8, '1e1']}]", {},
+        [
+            "spec.parameters[0].range.max: training.learningRate must be below 1e32, is '1e99'",
+            "spec.parameters[1].choices[1]: lora.rank must be a whole number of at least 0, in digits alone, is '1e1'",
+        ],
+        id="natural-exponents",
+    ),
+    pytest.param(
         "preset: Guide", {"suspend": True},
         ["spec.template.suspend: unknown field; did you mean spec.suspend?"],
         id="field-of-the-sweep",

@@ -63,6 +63,18 @@ def errors_of(obj: Any, **options: Any) -> list[str]:
         ),
         pytest.param({"dataset": {}}, "spec.dataset.uri: is required", id="missing"),
         pytest.param(
+            {"scheduling": {"tolerations": [{}]}},
+            "spec.scheduling.tolerations[0]: needs a key, or operator: Exists, which without a key tolerates every "
+            "taint",
+            id="toleration-of-nothing",
+        ),
+        pytest.param(
+            {"scheduling": {"tolerations": [{"operator": "Exists", "value": "x"}]}},
+            "spec.scheduling.tolerations[0]: takes no value with operator: Exists; leave it out, or set operator: "
+            "Equal",
+            id="toleration-exists-with-value",
+        ),
+        pytest.param(
             {"resources": {"memory": "100m"}},
             "spec.resources.memory: must be a number of bytes above 0, such as 24Gi, is '100m'",
             id="a-tenth-of-a-byte",

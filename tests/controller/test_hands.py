@@ -124,12 +124,14 @@ def test_a_scheduler_that_does_not_exist_is_told_and_may_be_corrected(namespace:
 
 
 def test_a_placement_that_the_server_refuses_is_corrected_in_place(namespace: Namespace) -> None:
-    wrong = {"tolerations": [{"key": "a", "operator": "Exists", "value": "x", "effect": "NoSchedule"}]}
+    term = {"matchExpressions": [{"key": "pool", "operator": "In"}]}
+    required = {"nodeSelectorTerms": [term]}
+    wrong = {"affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": required}}}
     namespace.apply(lorajob("tol", preflight="Skip", scheduling=wrong))
     failure = namespace.wait_phase("tol", "Failed")["failure"]
     assert failure["message"].startswith("spec.scheduling: ")
     assert failure["hint"].startswith("Correct spec.scheduling, which may change while no pod runs.")
-    assert "kubectl annotate lorajob tol" in failure["hint"]
+    assert failure["hint"].count("kubectl annotate lorajob tol") == 1
     namespace.patch_spec("tol", scheduling=None)
     namespace.annotate("tol", retry="1")
     namespace.finish("tol")

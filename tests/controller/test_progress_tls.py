@@ -6,6 +6,7 @@ import asyncio
 import shutil
 import ssl
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,8 @@ from controller.conftest import make_namespace
 from controller.objects import lorajob
 from controller.process import OperatorProcess
 from controller.reporting import Pods, Site, certificates
-from tunery_operator.progress.tls import keep_fresh, not_after, read_ca, server_context
+from tunery_operator.progress.certificate import Files, make
+from tunery_operator.progress.tls import Trust, keep_fresh, load, not_after, read_ca, server_context
 
 FILES = ("tls.crt", "tls.key", "ca.crt")
 
@@ -41,8 +43,9 @@ async def test_certificate_and_authority_are_rotated_without_a_restart(
     monkeypatch.setattr("tunery_operator.progress.tls.CHECK_SECONDS", 0.05)
     folder, later = certificates(tmp_path / "first"), certificates(tmp_path / "later")
     authorities: list[str] = []
+    looks: list[float] = []
     async with Site(folder, Pods(set())) as site:
-        task = asyncio.create_task(keep_fresh(site.context, folder, authorities.append))
+        task = asyncio.create_task(keep_fresh(site.context, folder, authorities.append, lambda: looks.append(0)))
         before = await peer(site)
         # One file at a time, as a rotation may be seen: key and certificate do not fit each other in between.
         for name in FILES:
@@ -52,6 +55,50 @@ async def test_certificate_and_authority_are_rotated_without_a_restart(
         assert await peer(site) != before
         task.cancel()
     assert authorities == [read_ca(later)]
+    assert len(looks) > len(FILES)
+
+
+HOST = "tunery.tunery-system.svc"
+NOW = datetime.now(UTC)
+GOOD, OTHER = make(HOST, 3650, NOW), make(HOST, 3650, NOW)
+
+
+@pytest.mark.parametrize(
+    ("files", "why"),
+    [
+        pytest.param(GOOD, None, id="good"),
+        pytest.param(make("other.svc", 3650, NOW), f"certificate is not valid for '{HOST}'", id="host"),
+        pytest.param(GOOD._replace(ca=OTHER.ca), "certificate", id="authority"),
+        pytest.param(GOOD._replace(ca=OTHER.ca + GOOD.ca), None, id="one-of-two-authorities"),
+        pytest.param(make(HOST, 7, NOW - timedelta(days=8)), "certificate has expired", id="over"),
+        pytest.param(make(HOST, 0, NOW), "certificate has expired", id="no-days"),
+    ],
+)
+def test_what_pods_would_not_trust_is_told_in_the_log_once(
+    files: Files, why: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(tmp_path, files)
+    context = server_context(tmp_path)
+    trust = Trust(context, tmp_path, HOST)
+    caplog.set_level("INFO")
+    trust.look()
+    trust.look()
+    warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warned) == (0 if why is None else 1)
+    if why is not None:
+        assert why in (trust.fault or "")
+        assert f"{trust.fault}. They train on" in warned[0]
+        write(tmp_path, GOOD)
+        load(context, tmp_path)
+        trust.look()
+        assert "can trust the progress endpoint's certificate again" in caplog.text
+    assert trust.fault is None
+
+
+def write(folder: Path, files: Files) -> None:
+    """Lay a certificate into a folder as the Secret does."""
+    for name, pem in zip(("ca.crt", "tls.crt", "tls.key"), files, strict=True):
+        (folder / name).write_bytes(pem)
 
 
 def test_a_job_that_runs_no_pod_gets_the_new_authority(

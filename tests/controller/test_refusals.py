@@ -10,13 +10,14 @@ import pytest
 from controller.objects import Namespace, lorajob
 from controller.runs import run_of
 from tunery_api.kinds import Kind
-from tunery_operator.errors import ApiFailure, FieldContested, StaleObject
+from tunery_operator.errors import ApiFailure, FieldContested, Rejected, StaleObject
 from tunery_operator.kube import apply
 from tunery_operator.kube.client import HttpError, KubeClient
 from tunery_operator.kube.rbac import JOBS, LORAJOBS
+from tunery_operator.reconcile.found_object import FoundObject
 from tunery_operator.reconcile.pace import MAX_RETRY_SECONDS, QUARREL_PAUSE, Quarrels, Retries
-from tunery_operator.reconcile.refusals import refusal_of
-from tunery_operator.views.owner import Key, settings_digest
+from tunery_operator.reconcile.refusals import field_of, refusal_of, rejection
+from tunery_operator.views.owner import Key, Owner, settings_digest
 
 
 @pytest.mark.parametrize(
@@ -43,6 +44,62 @@ def test_a_refused_change_says_that_it_is_one() -> None:
     assert told.message == 'a change of what is there was refused: patch jobs: 403 jobs.batch "x" is forbidden'
     assert "change" not in refusal_of(HttpError(JOBS.create, 403, {"message": "no"})).message
     assert "change" not in refusal_of(HttpError(JOBS.patch, 503, {"message": "no"})).message
+
+
+SELF: Any = {
+    "scheduling": {
+        "nodeSelector": {"zone": "a"},
+        "tolerations": [{"key": "own", "operator": "Exists"}, {"operator": "Exists", "key": "own"}],
+    },
+    "resources": {"gpuResource": "example.com/gpu"},
+    "engine": {"image": "an engine"},
+}
+POD = "spec.template.spec"
+
+
+@pytest.mark.parametrize(
+    ("spec", "fields", "field", "mends"),
+    [
+        (SELF, [f"{POD}.tolerations[0].effect"], "spec.scheduling", ""),
+        # Each of them is there once: the second one is the platform's.
+        (
+            SELF,
+            [f"{POD}.tolerations[1].effect"],
+            None,
+            "trainer.tolerations, trainer.gpu.tolerations or preflight.tole",
+        ),
+        ({}, [f"{POD}.tolerations[0].effect"], None, "preflight.tolerations"),
+        ({"suspend": True}, [f"{POD}.tolerations"], None, "preflight.tolerations"),
+        (SELF, [f"{POD}.tolerations[1].effect", f"{POD}.tolerations[0]"], "spec.scheduling", ""),
+        ({"template": {"scheduling": SELF["scheduling"]}}, [f"{POD}.tolerations[0].effect"], "spec.scheduling", ""),
+        (SELF, [f"{POD}.nodeSelector", '"zone"'], "spec.scheduling", ""),
+        (SELF, [f"{POD}.nodeSelector", '"pool"'], None, "preflight.nodeSelector"),
+        ({"scheduling": {"affinity": {"nodeAffinity": {}}}}, [f"{POD}.affinity.nodeAffinity"], "spec.scheduling", ""),
+        (SELF, [f"{POD}.priorityClassName", '"No Name"'], None, "trainer.priorityClassName"),
+        (SELF, ["spec.template.labels", '"long"'], None, "trainer.podLabels"),
+        (SELF, ["metadata.labels", '"a queue"'], None, "preflight.queueName"),
+        (SELF, ["spec.template.annotations", '"a b"'], None, "trainer.podAnnotations"),
+        (SELF, ["spec.template.annotations", "Too long"], "spec", ""),
+        (SELF, [f"{POD}.containers[0].resources.limits[example.com/gpu]"], "spec", ""),
+        (SELF, [f"{POD}.containers[0].resources.limits[memory]", '"-1"'], None, "trainer.* or preflight.*"),
+        (SELF, [f"{POD}.containers[0].image", '"an engine"'], "spec", ""),
+        (SELF, [f"{POD}.containers[0].env[3].name", '"="'], None, "trainer.env"),
+        (SELF, [f"{POD}.volumes[2].emptyDir.sizeLimit", '"-1"'], None, "trainer.* or preflight.*"),
+        (SELF, ["spec.training.learningRate"], "spec", ""),
+    ],
+)
+def test_a_field_that_the_object_did_not_say_is_the_platforms(
+    spec: dict[str, Any], fields: list[str], field: str | None, mends: str
+) -> None:
+    named = tuple(name for name in fields if "." in name)
+    error = Rejected(f'Job.batch "a" is invalid: {": Invalid value: ".join(fields)}', named)
+    obj = FoundObject(Owner(Key(Kind.LORAJOB, "n", "a"), "uid", 1, {}), {"spec": spec})
+    assert field_of(obj, error) == field
+    told = rejection(obj, error)
+    assert (told.reason, told.message) == ("CreateRefused", str(error))
+    assert mends in (told.hint or "")
+    assert bool(told.hint) == (field is None)
+    assert told.hint is None or "ask whoever runs Tunery" in told.hint
 
 
 def test_no_answer_is_an_unavailable_cluster() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from controller.api import Api, Json, eventually
 from controller.conftest import USER, make_namespace, rules
-from controller.objects import REPORT, RESULT, Namespace, adaptermerge, lorajob
+from controller.objects import REPORT, RESULT, Namespace, adaptermerge, adapterserver, lorajob, lorasweep
 from controller.process import OperatorProcess
 from tunery_operator.kube.rbac import PATCH_JOB, PERMISSIONS
 
@@ -309,6 +309,36 @@ def test_a_setting_lost_in_an_upgrade_fails_no_job_that_runs(api: Api, own_opera
         ends_well(namespace, name)
 
 
+def new_jobs_wait_for_the_platform(namespace: Namespace, own_operator: Make) -> dict[str, str]:
+    """Show that a wrong setting of the platform fails nothing that is new; return what the mended one makes."""
+    wrong = [{"key": "pool", "operator": "Exists", "tolerationSeconds": 60}]
+    own = {"tolerations": [{"key": "mine", "operator": "Exists"}]}
+    settings = {
+        "TUNERY_POD_TEMPLATE": json.dumps({"tolerations": wrong, "labels": {"a" * 64: "x"}}),
+        "TUNERY_PREFLIGHT_SCHEDULING": json.dumps({"tolerations": wrong}),
+        "TUNERY_PROGRESS_URL": "https://elsewhere.svc:8443",
+    }
+    # A certificate of another host is no reason not to be ready.
+    operator = own_operator(**settings).start()
+    eventually("it is told", lambda: "certificate is not valid for 'elsewhere.svc'" in operator.log.read_text())
+    namespace.apply(lorajob("new-a"))
+    namespace.apply(lorajob("new-b", preflight="Skip", scheduling=own))
+    namespace.apply(lorasweep("new-s", maxTrials=1, parallelTrials=1))
+    namespace.apply(adapterserver("new-d", scheduling=own))
+    for name in ("new-a", "new-b", "new-s-000"):
+        failure = wait_failure(namespace, name, "CreateRefused")["failure"]
+        assert "tolerations[" in failure["message"]
+        assert "The manifest does not say this" in failure["hint"]
+        assert "trainer.podLabels" in failure["hint"]
+    status = eventually(
+        "the server waits", lambda: (s := namespace.status("new-d", "adapterservers")).get("failure") and s
+    )
+    assert (status["failure"]["reason"], status["phase"]) == ("CreateRefused", "Pending")
+    assert "trainer.podLabels" in status["failure"]["hint"]
+    assert operator.stop() == 0
+    return {"jobs": "new-a-preflight"}
+
+
 def test_what_the_platform_mends_reaches_the_jobs_that_wait(api: Api, own_operator: Make) -> None:
     namespace, before = make_namespace(api), own_operator().start()
     for name in ("waits", "works", "queued"):
@@ -323,11 +353,14 @@ def test_what_the_platform_mends_reaches_the_jobs_that_wait(api: Api, own_operat
     namespace.wait_running("works")
     assert before.stop() == 0
     tolerations = [{"key": "example.com/pool", "operator": "Exists"}]
+    newer = new_jobs_wait_for_the_platform(namespace, own_operator)
     placed = {
         "TUNERY_POD_TEMPLATE": json.dumps({"tolerations": tolerations}),
         "TUNERY_PREFLIGHT_SCHEDULING": json.dumps({"tolerations": tolerations}),
     }
     after = own_operator(**placed).start()
+    for kind, name in newer.items():
+        eventually(f"{kind} {name}", lambda kind=kind, name=name: namespace.get(kind, name), 60)
     for name in ("waits-train", "checked-preflight"):
         eventually(f"{name} is another", lambda name=name: namespace.job(name)["metadata"]["uid"] != first[name])
         assert tolerations[0] in namespace.job(name)["spec"]["template"]["spec"]["tolerations"]

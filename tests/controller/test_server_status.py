@@ -85,6 +85,10 @@ def test_thirty_seconds_without_a_report_and_nobody_can_say_what_is_served() -> 
     assert status["phase"] == "Degraded"
     assert status["replicaStatuses"][0]["reason"] == "NotReporting"
     assert told(silent) == [("NotReporting", True)]
+    late = {**HEALTHY.reports, "uid-a": heard(reported("bot"), seconds_ago=31)}
+    distrusting = compute(replace(HEALTHY, reports=late, distrust="certificate has expired"), first.status)
+    message = condition(distrusting.status, "AdaptersServed")["message"]
+    assert "trust the certificate of the operator's endpoint: certificate has expired. Ask whoever runs" in message
 
 
 def test_a_pod_that_the_kubelet_calls_not_ready_serves_nothing_whatever_it_last_said() -> None:

@@ -4,13 +4,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from tunery_api.adaptermerge import (
-    ELECTING,
-    AdapterMergeSpec,
-    MergeDataset,
-    MergeInput,
-    MergeResourcesSpec,
-)
+from tunery_api.adaptermerge import ELECTING, AdapterMergeSpec, MergeDataset, MergeInput, MergeResourcesSpec
 from tunery_api.adapterserver import (
     DEFAULT_IN_BATCH,
     DEFAULT_LOADED,
@@ -31,7 +25,7 @@ from tunery_api.inputs import FORMATS_OF_TASK, DatasetEvaluation, DatasetSpec, M
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.lorasweep import LoRASweepSpec, ParameterSpec, RangeSpec
 from tunery_api.methods import READ_OF_LORA, AdaLoraSpec, LoraSpec, Method
-from tunery_api.placement import FOREIGN_ACCELERATORS, ResourcesSpec
+from tunery_api.placement import FOREIGN_ACCELERATORS, NO_KEY, NO_SECONDS, NO_VALUE, ResourcesSpec, Toleration
 from tunery_api.preference import READ_OF_PREFERENCE, PreferenceSpec, TrainingTask
 from tunery_api.training import CheckpointSpec, ContinueFrom, EvaluationSpec, ResumeFrom, TrainingSpec
 
@@ -164,6 +158,11 @@ CEL_RULES: Final[dict[type[ApiModel], list[CelRule]]] = {
     ],
     ResourcesSpec: [_NVIDIA],
     MergeResourcesSpec: [_NVIDIA],
+    Toleration: [
+        CelRule("self.?operator.orValue('Equal') != 'Exists' || self.?value.orValue('') == ''", NO_VALUE),
+        CelRule("self.?operator.orValue('Equal') == 'Exists' || has(self.key)", NO_KEY),
+        CelRule("!has(self.tolerationSeconds) || self.?effect.orValue('') == 'NoExecute'", NO_SECONDS),
+    ],
     TrainingSpec: [
         CelRule(f"!({_given('epochs')} && has(self.maxSteps))", "maxSteps cannot be set together with epochs"),
         CelRule(

@@ -85,6 +85,7 @@ def _message(detail: ErrorDetails, location: list[int | str], model: type[BaseMo
     text = {
         "missing": "is required",
         "number": f"must be {context.get('wanted')}, is {shown(value)}",
+        "toleration": detail["msg"],
         "int_type": f"must be a whole number, is {shown(value)}",
         "int_parsing": f"must be a whole number, is {shown(value)}",
         "int_from_float": f"must be a whole number, is {shown(value)}",

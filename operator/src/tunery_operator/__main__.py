@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
+from urllib.parse import urlsplit
 
 import urllib3
 from aiohttp import web
@@ -33,7 +34,7 @@ from tunery_operator.plan.job import Platform
 from tunery_operator.plan.types import Progress
 from tunery_operator.progress.endpoint import Endpoint
 from tunery_operator.progress.server import ProgressServer
-from tunery_operator.progress.tls import keep_fresh, read_ca, server_context
+from tunery_operator.progress.tls import Trust, keep_fresh, read_ca, server_context
 from tunery_operator.reconcile.kinds import reconcile
 from tunery_operator.reconcile.requeue import Requeue
 from tunery_operator.reconcile.services import Services
@@ -115,7 +116,9 @@ class Operator:
         if folder is not None:
             context = server_context(folder)
             await self._progress_server.start(self._settings.progress_port, context)
-            background.append(keep_fresh(context, folder, self._services.use_ca))
+            trust = Trust(context, folder, urlsplit(self._settings.progress_url).hostname or "")
+            self._services.distrust = lambda: trust.fault
+            background.append(keep_fresh(context, folder, self._services.use_ca, trust.look))
         self._tasks = [asyncio.create_task(each) for each in background]
         # After all others: Kopf ends every task that was made after its own, and only at its end.
         self._framework_task = asyncio.create_task(self._framework.run(self._handle_signals), name="kopf")

@@ -197,18 +197,23 @@ def canonical(path: str, text: str) -> str:
 _SWITCH: Final = {"true": True, "false": False}
 _DECIMAL: Final = re.compile(r"[0-9]+(\.[0-9]+)?([eE][-+]?[0-9]{1,2})?")
 _WHOLE: Final = re.compile(r"[0-9]+")
+_BEYOND: Final = 1e32
+"""A field takes no more digits than numbers below it have."""
 
 
 def _number(kind: FieldType, text: str) -> str:
     if kind is FieldType.WHOLE:
         if not _WHOLE.fullmatch(text):
-            raise ValueError(f"must be a whole number of at least 0, is {text!r}")
+            how = ", in digits alone" if _DECIMAL.fullmatch(text) and float(text).is_integer() else ""
+            raise ValueError(f"must be a whole number of at least 0{how}, is {text!r}")
         return str(int(text))
     if not _DECIMAL.fullmatch(text):
         raise ValueError(f"must be a number of at least 0, is {text!r}")
     value = float(text)
     if kind is FieldType.FRACTION and value > 1:
         raise ValueError(f"must be a number from 0 to 1, is {text!r}")
+    if value >= _BEYOND:
+        raise ValueError(f"must be below 1e32, is {text!r}")
     if float(plain(value)) != value:
         raise ValueError(f"must have at most {DECIMALS} digits after the point, is {text!r}")
     return plain(value)

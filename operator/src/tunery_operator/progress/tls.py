@@ -39,13 +39,63 @@ def read_ca(folder: Path) -> str:
     return (folder / "ca.crt").read_text()
 
 
-async def keep_fresh(context: ssl.SSLContext, folder: Path, use_ca: Callable[[str], None]) -> None:
+class Trust:
+    """Whether pods can trust the endpoint under the name that they are told; the log says why not, once for each cause.
+
+    It stops nothing: who runs and cannot report trains on.
+    """
+
+    def __init__(self, context: ssl.SSLContext, folder: Path, host: str) -> None:
+        self._context = context
+        self._folder = folder
+        self._host = host
+        self.fault: str | None = None
+        """Why they cannot, in the words of a pod's own TLS; None: they can."""
+
+    def look(self) -> None:
+        """Find out anew; raises OSError where ca.crt is no certificate of any."""
+        fault = _fault(self._context, self._folder / "ca.crt", self._host)
+        if fault not in (None, self.fault):
+            logger.warning(
+                "pods cannot trust the progress endpoint's certificate: %s. They train on, and nothing is heard of "
+                "them: correct the Secret that progress.certificate in the chart's values names",
+                fault,
+            )
+        elif fault is None and self.fault is not None:
+            logger.info("pods can trust the progress endpoint's certificate again")
+        self.fault = fault
+
+
+def _fault(context: ssl.SSLContext, ca_file: Path, host: str) -> str | None:
+    """Shake hands in memory, as a pod does that trusts the authority; return why it would not, None where it would."""
+    inwards, outwards = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ours = context.wrap_bio(inwards, outwards, server_side=True)
+    trusting = ssl.create_default_context(cafile=ca_file)
+    pods = trusting.wrap_bio(outwards, inwards, server_hostname=host)
+    for side in (pods, ours, pods):
+        try:
+            side.do_handshake()
+        except ssl.SSLWantReadError:
+            continue
+        except ssl.SSLCertVerificationError as error:
+            return error.verify_message
+    return None
+
+
+async def keep_fresh(
+    context: ssl.SSLContext, folder: Path, use_ca: Callable[[str], None], look: Callable[[], None]
+) -> None:
     """Read certificate and authority again whenever a file has changed.
 
     `use_ca` gets a new authority as PEM: run configurations that are written from then on hand it to their pods.
+    `look` is called each time: a certificate may also end.
     """
     known, authority = _contents(folder), read_ca(folder)
     while True:
+        try:
+            look()
+        except (OSError, ValueError) as error:
+            logger.warning("the progress endpoint's authority could not be read: %s", error)
         await asyncio.sleep(CHECK_SECONDS)
         try:
             contents = _contents(folder)

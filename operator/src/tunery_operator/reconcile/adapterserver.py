@@ -16,7 +16,7 @@ from tunery_operator.plan.adapterserver import plan_server
 from tunery_operator.plan.desired import resolve
 from tunery_operator.plan.server_names import server_name
 from tunery_operator.reconcile.found_object import FoundObject, find_object
-from tunery_operator.reconcile.refusals import field_of, refusal_of
+from tunery_operator.reconcile.refusals import field_of, refusal_of, rejection
 from tunery_operator.reconcile.requeue import DONE, Requeue, earliest
 from tunery_operator.reconcile.server_children import (
     LOOK_SECONDS,
@@ -57,7 +57,9 @@ def _take_step(services: Services, obj: FoundObject) -> tuple[ServerSnapshot, fl
     And when to try that again, in seconds; None: nothing did, or trying again would not help.
     """
     key = obj.owner.key
-    snapshot = ServerSnapshot(obj.owner, replicas=obj.replicas, watching_since=services.acting_since)
+    snapshot = ServerSnapshot(
+        obj.owner, replicas=obj.replicas, watching_since=services.acting_since, distrust=services.distrust()
+    )
     try:
         for step in (_prove, _judge, _resolve, _make):
             snapshot = step(services, obj, snapshot)
@@ -66,7 +68,7 @@ def _take_step(services: Services, obj: FoundObject) -> tuple[ServerSnapshot, fl
         return _invalid(obj, snapshot, error), None
     except Rejected as error:
         services.retries.reset(key)
-        return replace(snapshot, errors=(FieldError(field_of(obj, error), str(error)),)), None
+        return _rejected(obj, snapshot, error), None
     except (ApiFailure, FieldContested, NameTaken, PredecessorRemains) as error:
         wait = services.retries.next(key)
         return _hampered(snapshot, error), max(wait, error.retry_after or 0.0)
@@ -110,6 +112,13 @@ def _invalid(obj: FoundObject, snapshot: ServerSnapshot, error: InvalidSpec) -> 
     if snapshot.spec is not None and obj.judged():
         return replace(snapshot, unplannable=error.errors)
     return replace(snapshot, errors=error.errors)
+
+
+def _rejected(obj: FoundObject, snapshot: ServerSnapshot, error: Rejected) -> ServerSnapshot:
+    field = field_of(obj, error)
+    if field is not None:
+        return replace(snapshot, errors=(FieldError(field, str(error)),))
+    return replace(snapshot, refusal=rejection(obj, error))
 
 
 def _hampered(snapshot: ServerSnapshot, error: OperatorError) -> ServerSnapshot:

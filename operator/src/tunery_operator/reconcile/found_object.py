@@ -165,6 +165,7 @@ def first_snapshot(services: Services, obj: FoundObject) -> Snapshot:
         now=services.now(),
         watched_before=services.watched_before,
         taking_reports_since=services.acting_since if services.platform.progress is not None else None,
+        distrust=services.distrust(),
         suspend=obj.suspend,
         stop=obj.stop,
         on_stop=obj.on_stop,

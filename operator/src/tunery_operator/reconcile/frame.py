@@ -22,7 +22,7 @@ from tunery_operator.kube.read import read_ended_pods
 from tunery_operator.reconcile.children import follow, own_leftovers
 from tunery_operator.reconcile.finished import after_the_end
 from tunery_operator.reconcile.found_object import FoundObject, find_object
-from tunery_operator.reconcile.refusals import field_of, refusal_of
+from tunery_operator.reconcile.refusals import field_of, refusal_of, rejection
 from tunery_operator.reconcile.report import report
 from tunery_operator.reconcile.requeue import DONE, Requeue
 from tunery_operator.reconcile.services import Services
@@ -149,9 +149,10 @@ def _step(services: Services, obj: FoundObject, steps: KindSteps[Spec], snapshot
             return replace(snapshot, errors=error.errors)
         return _follow_only(services, replace(snapshot, unplannable=error.errors))
     except Rejected as error:
-        if not accepted:
-            return replace(snapshot, errors=(FieldError(field_of(obj, error), str(error)),))
-        return replace(snapshot, refusal=refusal_of(error))
+        field = None if accepted else field_of(obj, error)
+        if field is not None:
+            return replace(snapshot, errors=(FieldError(field, str(error)),))
+        return replace(snapshot, refusal=rejection(obj, error))
 
 
 def _follow_only(services: Services, snapshot: Snapshot) -> Snapshot:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Final
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
 
 from tunery_api.reasons import FailureReason
 from tunery_operator.errors import ApiFailure, Rejected
@@ -13,10 +15,24 @@ from tunery_operator.status.snapshot import Refusal
 
 _TOO_MANY_REQUESTS = 429
 _PLACED: Final = tuple(f"spec.template.spec.{field}" for field in ("affinity", "nodeSelector", "tolerations"))
-"""What of a child comes from spec.scheduling alone, or from the platform's own settings, which the chart checks."""
+"""What of a child comes from spec.scheduling, or from the platform's own settings."""
+_SHARED: Final = ("spec.template.", "metadata.labels", "metadata.annotations")
+"""Beginnings of what the platform says beside the object; all else of a child follows from the object alone."""
+_TOLERATION: Final = re.compile(r"\.tolerations\[(\d+)\]")
+_TOO_LONG: Final = "Too long"
 
 _NOT_MADE: Final = {"patch": "a change of what is there was refused", "delete": "a deletion was refused"}
 """What CreateRefused is about where nothing was to be made."""
+
+_VALUES: Final = {
+    r"^metadata\.labels": "preflight.queueName",
+    r"\.labels": "trainer.podLabels",
+    r"\.annotations": "trainer.podAnnotations",
+    r"\.env\[": "trainer.env",
+    r"\.(tolerations|nodeSelector)\b.": r"trainer.{0}, trainer.gpu.{0} or preflight.{0}",
+    r"\.(priorityClassName|runtimeClassName)": r"trainer.{0}, trainer.gpu.{0} or preflight.{0}",
+}
+"""Where the chart's values say what a field of a child is."""
 
 
 def refusal_of(error: ApiFailure | Rejected) -> Refusal:
@@ -37,7 +53,72 @@ def _reason(error: ApiFailure | Rejected) -> FailureReason:
     return FailureReason.CREATE_REFUSED
 
 
-def field_of(obj: FoundObject, error: Rejected) -> str:
-    """Return the field of ours that a child's wrong fields come from, as far as that is sure."""
-    asked = bool((obj.body.get("spec") or {}).get("scheduling"))
-    return SCHEDULING if asked and all(field.startswith(_PLACED) for field in error.fields) else "spec"
+# Fields of a child that the API server finds wrong
+
+
+def field_of(obj: FoundObject, error: Rejected) -> str | None:
+    """Return the field of ours that a child's wrong fields come from, as far as that is sure.
+
+    None where the object says none of them: the platform's settings do, which whoever wrote the object cannot mend.
+    """
+    own = [field for field in error.fields if _is_own(obj, error, field)]
+    if not own:
+        return None
+    return SCHEDULING if all(field.startswith(_PLACED) for field in own) else "spec"
+
+
+def rejection(obj: FoundObject, error: Rejected) -> Refusal:
+    """Return why a child was found wrong, and who is to mend it where the object does not say what is wrong."""
+    refusal = refusal_of(error)
+    if field_of(obj, error) is not None:
+        return refusal
+    values = " and ".join(dict.fromkeys(_values(field) for field in error.fields))
+    hint = (
+        f"The manifest does not say this, the platform's settings do: ask whoever runs Tunery to correct {values} in "
+        "the values of its chart. It goes on by itself then."
+    )
+    return Refusal(refusal.reason, refusal.message, hint)
+
+
+def _is_own(obj: FoundObject, error: Rejected, field: str) -> bool:
+    """Tell whether an object says what stands in a field of its child, as far as the server's words tell."""
+    if not field.startswith(_SHARED):
+        return True
+    if field.endswith("annotations"):
+        # The run is what makes them long.
+        return _TOO_LONG in str(error)
+    scheduling = _scheduling(obj.spec)
+    if (found := _TOLERATION.search(field)) is not None:
+        # The plan has the object's first, and each of them once.
+        return int(found[1]) < len({str(sorted(each.items())) for each in scheduling.get("tolerations") or ()})
+    if field.startswith(_PLACED[0]):
+        return bool(scheduling.get("affinity"))
+    said = (scheduling, obj.spec.get("resources"), obj.spec.get("engine"))
+    words = {word for block in said for word in _words(block)}
+    return any(f'value: "{word}"' in str(error) or field.endswith(f".limits[{word}]") for word in words)
+
+
+def _scheduling(spec: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what a spec says of where its pods run; a sweep says it in the template of its trials."""
+    return spec.get("scheduling") or (spec.get("template") or {}).get("scheduling") or {}
+
+
+def _words(block: Any) -> Iterator[str]:
+    """Yield every text that stands in a block as a value, or as a key of somebody's own."""
+    if isinstance(block, Mapping):
+        for name, value in block.items():
+            if name == "nodeSelector":
+                yield from value or ()
+            yield from _words(value)
+    elif isinstance(block, list):
+        for each in block:
+            yield from _words(each)
+    elif isinstance(block, str):
+        yield block
+
+
+def _values(field: str) -> str:
+    for pattern, values in _VALUES.items():
+        if (found := re.search(pattern, f"{field}.")) is not None:
+            return values.format(*found.groups())
+    return "trainer.* or preflight.*"

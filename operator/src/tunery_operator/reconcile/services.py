@@ -39,6 +39,8 @@ class Services:
     """Until when another operator was at work before this one began, as the Lease says; None: unknown."""
     acting_since: datetime | None = None
     """Since when this operator takes reports; None: it does not."""
+    distrust: Callable[[], str | None] = lambda: None
+    """Returns why pods cannot trust the certificate of the progress endpoint; None: they can."""
     is_pressed: Callable[[], bool] = lambda: False
     """Tells whether objects wait for their first look: making their Jobs goes before telling of others."""
     preflights: threading.Lock = field(default_factory=threading.Lock)

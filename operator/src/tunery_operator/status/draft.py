@@ -98,7 +98,8 @@ class Draft:
             return of_failed_trial(owner, hint, mendable=mendable)
         searched = self.snapshot.search is not None and failure.reason != FailureReason.BUDGET_EXHAUSTED
         more = new_sweep(owner.key.name, hint) if searched else ""
-        more += f" {self.retry_command()}" if mendable else ""
+        command = self.retry_command()
+        more += f" {command}" if mendable and command not in hint else ""
         return more + self._kept(failure, mendable=mendable)
 
     def _curve(self, hint: str) -> str:

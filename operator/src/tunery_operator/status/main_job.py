@@ -148,8 +148,9 @@ def _show_reporting(draft: Draft, pod: PodView) -> bool:
         # It was said of an earlier attempt.
         draft.conditions.drop(reported)
     told = draft.conditions.status(reported)
-    if silent and (told is None or (told == ConditionStatus.TRUE and pod.repeats)):
-        draft.conditions.set(reported, False, NOT_REPORTING, _silence_text(pod, heard=heard))
+    is_news = told is None or (told == ConditionStatus.TRUE and pod.repeats) or snapshot.distrust is not None
+    if silent and is_news:
+        draft.conditions.set(reported, False, NOT_REPORTING, _silence_text(pod, snapshot.distrust, heard=heard))
     return draft.conditions.is_false(reported)
 
 
@@ -164,9 +165,16 @@ def _was_heard(snapshot: Snapshot, pod: PodView) -> bool:
     return heard is not None and heard > pod.started_at
 
 
-def _silence_text(pod: PodView, *, heard: bool) -> str:
+def _silence_text(pod: PodView, distrust: str | None, *, heard: bool) -> str:
     """Return what is wrong where a pod does not report, or not any more, and what to do."""
     log = f"kubectl logs {pod.name} says why a report could not be sent, and how far it is"
+    if distrust is not None:
+        since = "has reported, and does not any more" if heard else "has run for a minute and has reported nothing"
+        return (
+            f"pod {pod.name} {since}: it cannot trust the certificate of the operator's endpoint: {distrust}. Ask "
+            f"whoever runs Tunery to correct it (progress.certificate in the chart's values); {log}. Its result comes "
+            "without reports, too"
+        )
     if heard:
         return (
             f"pod {pod.name} has reported, and does not any more: {log}. Where the operator's certificate was made "

@@ -24,7 +24,7 @@ def show_hindrance(draft: Draft) -> None:
 
 def _found(snapshot: Snapshot) -> Failure | None:
     if snapshot.refusal is not None:
-        return failure(snapshot.refusal.reason, snapshot.refusal.message)
+        return failure(snapshot.refusal.reason, snapshot.refusal.message, snapshot.refusal.hint)
     if snapshot.unplannable and _waits_for_a_plan(snapshot):
         text = "; ".join(str(error) for error in snapshot.unplannable)
         return failure(FailureReason.PLATFORM_CHANGED, f"this was accepted, and cannot be planned any more: {text}")

@@ -25,6 +25,8 @@ class Refusal:
 
     reason: FailureReason
     message: str
+    hint: str | None = None
+    """What to do, where more is known than the reason's own advice says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,8 @@ class Snapshot:
     """Until when an operator was at work before this one began to watch: what it saw running ran at least so long."""
     taking_reports_since: datetime | None = None
     """Since when this operator takes the reports of pods; None: the platform has that switched off."""
+    distrust: str | None = None
+    """Why pods cannot trust the certificate of the operator's endpoint; None: they can."""
     deadline_seconds: int | None = None
     """How long pods may run in all; None: for ever."""
     gpu_resource: str = ""

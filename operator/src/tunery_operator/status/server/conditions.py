@@ -134,7 +134,13 @@ def _served(conditions: Conditions, seen: Seen) -> None:
     if seen.stopped:
         conditions.set(type_, None, STOPPED, "spec.replicas is 0")
     elif silent:
-        conditions.set(type_, None, NOT_REPORTING, f"for more than 30 seconds nothing was heard of {names(silent)}")
+        text = f"for more than 30 seconds nothing was heard of {names(silent)}"
+        if (distrust := seen.snapshot.distrust) is not None:
+            text += (
+                f": no pod can trust the certificate of the operator's endpoint: {distrust}. Ask whoever runs Tunery "
+                "to correct it (progress.certificate in the chart's values)"
+            )
+        conditions.set(type_, None, NOT_REPORTING, text)
     elif not seen.adapters:
         conditions.set(type_, True, "NoAdapters", "no adapter is wanted")
     elif problem is not None:

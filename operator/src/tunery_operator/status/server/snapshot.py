@@ -34,6 +34,8 @@ class ServerSnapshot:
     """None: it is not valid, and `errors` say why."""
     replicas: int = 1
     """spec.replicas, also of a spec that is not valid."""
+    distrust: str | None = None
+    """Why its pods cannot trust the certificate of the operator's endpoint; None: they can."""
     errors: tuple[FieldError, ...] = ()
     """What is wrong with the spec; its children are left as they are."""
     unplannable: tuple[FieldError, ...] = ()

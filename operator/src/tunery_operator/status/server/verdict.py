@@ -52,7 +52,7 @@ def _hindrances(snapshot: ServerSnapshot, replicas: Sequence[Replica]) -> Iterat
     if snapshot.unplannable:
         yield failure(FailureReason.PLATFORM_CHANGED, as_text(snapshot.unplannable))
     if snapshot.refusal is not None:
-        yield failure(snapshot.refusal.reason, snapshot.refusal.message)
+        yield failure(snapshot.refusal.reason, snapshot.refusal.message, snapshot.refusal.hint)
     if snapshot.deployment is not None and snapshot.deployment.failure is not None:
         yield refused_pods(snapshot.deployment.failure)
     yield from obstacles(replicas)
