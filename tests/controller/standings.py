@@ -112,7 +112,7 @@ STANDINGS: dict[str, Standing] = {
     "downloads": Standing(judge(running(), progress=DOWNLOADS), "Downloading", None, *WORKS),
     "trains": Standing(judge(running(), progress=TRAINING), "Training", None, *WORKS),
     "does not report": Standing(
-        judge(running(started=-61), taking_reports_since=LONG_AGO), "Training", "NotReporting", *WORKS
+        judge(running(started=-121), taking_reports_since=LONG_AGO), "Starting", "NotReporting", *WORKS
     ),
     "is tried again": Standing(judge(ended(code=75)), "Starting", "AttemptFailed", *WORKS),
     "is told to stop": Standing(judge(running(meta=deleting(60)), stop="enough"), "Stopping", None, *WORKS),

@@ -63,7 +63,7 @@ def pod(
     conditions = list(status.pop("conditions", ()))
     url = status.pop("reports_to", REPORTS_TO)
     env = [{"name": PROGRESS_URL_ENV, "value": url}] if url else []
-    env += [{"name": PROGRESS_EVERY_ENV, "value": "45"}] if status.pop("repeats", False) else []
+    env += [{"name": PROGRESS_EVERY_ENV, "value": "30"}] if status.pop("repeats", False) else []
     if disruption is not None:
         target = {"type": "DisruptionTarget", "status": "True", "reason": disruption, "lastTransitionTime": at(-5)}
         conditions.append(target)

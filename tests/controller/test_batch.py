@@ -182,29 +182,39 @@ def judge(*pods: PodView, **changes: Any) -> Json:
 
 
 @pytest.mark.parametrize(
-    ("inputs", "phase", "message"),
+    ("inputs", "phase", "message", "hint"),
     [
         (
             UnfinishedInput("support", "does not exist yet", exists=False, kind=Kind.ADAPTERSERVER),
             "Waiting",
             "support does",
+            "Create that AdapterServer",
         ),
         (
             UnfinishedInput("support", "is Stopped", kind=Kind.ADAPTERSERVER),
             "Waiting",
             "AdapterServer support is Stopped",
+            "kubectl scale adapterserver support -n ns --replicas=1",
         ),
-        (ReadyServer("support"), "Pending", ""),
+        (
+            UnfinishedInput("support", "is Invalid", kind=Kind.ADAPTERSERVER),
+            "Waiting",
+            "AdapterServer support is Invalid",
+            "kubectl describe adapterserver support -n ns",
+        ),
+        (UnfinishedInput("support", "is Starting", kind=Kind.ADAPTERSERVER), "Waiting", "support is Starting", ""),
+        (ReadyServer("support"), "Pending", "", ""),
     ],
 )
-def test_a_server_is_waited_for(inputs: UnfinishedInput | ReadyServer, phase: str, message: str) -> None:
+def test_a_server_is_waited_for(inputs: UnfinishedInput | ReadyServer, phase: str, message: str, hint: str) -> None:
     status = judge(main=None, inputs=(inputs,))
     found = next(item for item in status["conditions"] if item["type"] == "InputsReady")
     assert status["phase"] == phase
     assert message in found.get("message", "")
     assert found["status"] == str(isinstance(inputs, ReadyServer))
-    missing = isinstance(inputs, UnfinishedInput) and not inputs.exists
-    assert (status.get("failure") or {}).get("reason") == ("ServerUnavailable" if missing else None)
+    failure = status.get("failure") or {"hint": ""}
+    assert failure.get("reason") == ("ServerUnavailable" if hint else None)
+    assert hint in failure["hint"]
 
 
 @pytest.mark.parametrize(

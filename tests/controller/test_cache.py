@@ -88,18 +88,22 @@ class TestOwners:
         assert cache.forget_owner(ONE, "u1") == set()
         assert cache.body(ONE) is not None
 
-    def test_a_failed_object_that_asks_for_another_try_has_not_ended(self, cache: Cache) -> None:
-        body = owner(10, "Failed")
+    @pytest.mark.parametrize("phase", ["Failed", "Stopped", "Succeeded"])
+    def test_an_object_that_asks_for_another_try_has_not_ended(self, cache: Cache, phase: str) -> None:
+        body = owner(10, phase)
         body["metadata"]["annotations"] = {"tunery.dev/retry": "2"}
         body["status"]["observedRetry"] = "1"
         assert cache.see_owner(Kind.LORAJOB, body) == {ONE}
         assert cache.body(ONE) is body
-        answered = owner(11, "Failed")
+        answered = owner(11, phase)
         answered["metadata"]["annotations"] = {"tunery.dev/retry": "2"}
         answered["status"]["observedRetry"] = "2"
         assert cache.see_owner(Kind.LORAJOB, answered) == {ONE}, "its Jobs are looked after, whoever ended it"
         assert cache.body(ONE) is None
-        assert cache.see_owner(Kind.LORAJOB, owner(12, "Failed")) == set()
+        assert cache.see_owner(Kind.LORAJOB, owner(12, phase)) == set()
+        started = Cache(clock=lambda: NOON)
+        started.see_owner(Kind.LORAJOB, answered)
+        assert started.unfinished() == [], "a start looks at none that has its answer"
 
     def test_who_waits_is_woken_by_a_change_of_phase_only(self, cache: Cache) -> None:
         cache.see_owner(Kind.ADAPTERMERGE, owner(1, name="both", uid="m1"))

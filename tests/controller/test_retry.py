@@ -194,6 +194,9 @@ def test_a_change_after_the_end_is_seen_to_have_been_seen(namespace: Namespace) 
     )
     noted = {"observedGeneration": after["observedGeneration"]}
     assert after == {**before, **noted, "conditions": [{**each, **noted} for each in before["conditions"]]}
+    namespace.annotate("o", retry="1")
+    eventually("another try is refused", lambda: namespace.reasons_told("o").count("RetryRefused") == 1)
+    assert namespace.status("o") == {**after, "observedRetry": "1"}
 
 
 def _merge_what_is_corrupt(namespace: Namespace, words: str) -> None:

@@ -12,6 +12,7 @@ from controller.objects import RESULT
 from controller.statuskit import (
     NODE,
     NOW,
+    OWNER,
     TRAINING,
     again,
     at,
@@ -25,10 +26,18 @@ from controller.statuskit import (
     running,
     snapshot,
 )
-from tunery_api.status import LoRAJobStatus
+from tunery_api.kinds import Kind
+from tunery_api.runspec import TrainerStatus
+from tunery_api.search.decide import Decision
+from tunery_api.status import LoRAJobStatus, Phase
 from tunery_operator.kube.merge_patch import merge_patch
 from tunery_operator.status.compute import compute_status
+from tunery_operator.status.events import transitions
+from tunery_operator.status.search import Search
 from tunery_operator.views.attempt import Attempt, ClusterWarning
+from tunery_operator.views.owner import Key
+
+from kit.sweeps import sweep
 
 UNREACHABLE = {"failure": {"reason": "StorageUnavailable", "message": "nobody answers"}}
 
@@ -230,6 +239,10 @@ STATES: dict[str, tuple[dict[str, Any], Told]] = {
         Told("Starting", "False", "AttemptFailed"),
     ),
     "failed once": ({"pods": [ended(code=75)]}, Told("Starting", "False", "AttemptFailed")),
+    "failed for good before it was looked at, Job not yet": (
+        {"pods": [ended(code=64, says=UNREACHABLE)]},
+        Told("Starting", "False", "Starting", None, "is not tried again: StorageUnavailable"),
+    ),
     "container ended well, Job not yet": ({"pods": [ended()]}, Told("Uploading", "False", "Finishing")),
     "sidecar outlives the trainer": (
         {"train": job(complete=True), "pods": [ended(says=RESULT, sidecars=("datadog-agent",))]},
@@ -244,8 +257,8 @@ STATES: dict[str, tuple[dict[str, Any], Told]] = {
         Told("Starting", "True", "PodStarted", None, "runs on without its Job; kubectl delete pod p1"),
     ),
     "says nothing for minutes": (
-        {"pods": [running(started=-61)], "taking_reports_since": NOW - timedelta(hours=1)},
-        Told("Training", "True", "NotReporting", None, "no report of it has come"),
+        {"pods": [running(started=-121)], "taking_reports_since": NOW - timedelta(hours=1)},
+        Told("Starting", "True", "NotReporting", None, "no report of it has come"),
     ),
     "queue holds it": (
         {"train": queued_job(suspend=True)},
@@ -281,6 +294,47 @@ def test_a_lost_node_tells_what_frees_the_next_attempt() -> None:
     assert f"kubectl taint nodes {NODE} node.kubernetes.io/out-of-service=nodeshutdown:NoExecute" in hint
 
 
+@pytest.mark.parametrize(
+    ("phase", "reason"), [("Uploading", "Uploading"), ("Training", "Training"), ("Starting", "PodStarted")]
+)
+def test_what_is_not_tried_again_keeps_its_phase_until_its_job_has_ended(phase: str, reason: str) -> None:
+    """Its container says that nothing helps: no attempt follows, whatever a short look at its end would say."""
+    rejected = {"failure": {"reason": "NotImproved", "message": "it fell by 0.1 %"}}
+    before = snapshot(running(), progress=TrainerStatus(phase=Phase(phase)))
+    for end in (
+        ended(code=64, says=rejected),
+        dataclasses.replace(ended(code=64, says=rejected), phase="Running"),
+        ended(code=64, meta=deleting(60), disruption="EvictionByEvictionAPI"),
+    ):
+        ends = again(before, end)
+        status = compute_status(ends)
+        assert (status["phase"], condition(status, "Running")) == (phase, ("True", reason))
+        told = next(each["message"] for each in status["conditions"] if each["type"] == "Running")
+        assert "attempt 1 failed, and is not tried again" in told
+        assert transitions(ends.status, status) == ()
+    failed = judge(end, train=job(failed_reason="PodFailurePolicy"), status=status)
+    assert (failed["phase"], condition(failed, "Running")) == ("Failed", ("False", "Ended"))
+
+
+@pytest.mark.parametrize(
+    ("end", "reason", "says"),
+    [
+        (ended(code=64, says=UNREACHABLE), "PreflightRunning", "is not tried again: StorageUnavailable"),
+        (
+            dataclasses.replace(ended(code=64, says=UNREACHABLE), phase="Running"),
+            "PreflightRunning",
+            "is not tried again: StorageUnavailable",
+        ),
+        (ended(), "PreflightRunning", "has ended well"),
+        (ended(code=75, says=UNREACHABLE), "AttemptFailed", "attempt 1 of preflight failed"),
+    ],
+)
+def test_a_preflight_that_has_ended_waits_for_its_job(end: Any, reason: str, says: str) -> None:
+    status = judge(main=None, preflight_needed=True, preflight=Attempt(job(), (end,)))
+    assert (status["phase"], condition(status, "Preflight")) == ("Preflight", ("Unknown", reason))
+    assert says in next(each["message"] for each in status["conditions"] if each["type"] == "Preflight")
+
+
 def test_what_an_earlier_attempt_reported_is_not_said_of_the_next() -> None:
     first = snapshot(running(), progress=TRAINING)
     at_once = compute_status(again(first, running("p2", started=-2)))
@@ -296,6 +350,57 @@ def test_a_refused_pod_of_the_preflight_is_told_there() -> None:
     status = judge(main=None, preflight_needed=True, preflight=Attempt(job(), (), (warning,)))
     assert condition(status, "Preflight") == ("Unknown", "QuotaExceeded")
     assert status["failure"]["reason"] == "QuotaExceeded"
+
+
+CONCLUDE = {"tunery.dev/role": "conclude"}
+NO_CPU = pod(conditions=[unschedulable("0/1 nodes are available: 1 Insufficient cpu.")])
+NO_MEMORY = warned("Pod", "FailedCreatePodSandBox", "container init was OOM-killed", labels=CONCLUDE)["main"]
+
+
+@pytest.mark.parametrize(
+    ("main", "says", "tried_again"),
+    [
+        (Attempt(job(labels=CONCLUDE), (NO_CPU,)), "preflight.resources", False),
+        (NO_MEMORY, "preflight.resources", False),
+        (
+            Attempt(
+                job(labels=CONCLUDE),
+                (ended(code=137, why="OOMKilled"), ended("p2", 137, started=-50, stopped=-5, why="OOMKilled")),
+            ),
+            "preflight.resources",
+            True,
+        ),
+        (
+            Attempt(job(labels=CONCLUDE, failed_reason="BackoffLimitExceeded"), (ended(code=137, why="OOMKilled"),)),
+            "preflight.resources",
+            True,
+        ),
+        (Attempt(job(labels=CONCLUDE), (ended(code=137, **EVICTED, message=LIMIT),)), "a new sweep", False),
+    ],
+    ids=["no room", "memory to start in", "memory twice", "memory at last", "disk"],
+)
+def test_the_pod_that_publishes_a_sweeps_best_says_whose_resources_it_has(
+    main: Attempt, says: str, tried_again: bool
+) -> None:
+    """A sweep has no spec.scheduling and no spec.resources, and its template is final."""
+    found = Search(sweep(maxTrials=1), (), Decision())
+    owner = dataclasses.replace(OWNER, key=Key(Kind.LORASWEEP, "ns", "x"))
+    seen = dataclasses.replace(snapshot(main=main, search=found), kind=Kind.LORASWEEP, owner=owner)
+    hint = compute_status(seen)["failure"]["hint"]
+    assert says in hint
+    assert ("kubectl annotate lorasweep x" in hint) == tried_again
+    for absent in ("spec.scheduling", "spec.resources", "resources.memory"):
+        assert absent not in hint
+
+
+def test_a_check_that_no_scheduler_looks_at_is_not_told_to_name_one() -> None:
+    waits = pod()
+    waits = dataclasses.replace(waits, node=None)
+    check = Attempt(job(labels={"tunery.dev/role": "preflight"}), (waits,))
+    failure = judge(main=None, preflight_needed=True, preflight=check)["failure"]
+    assert failure["reason"] == "Unschedulable"
+    assert "schedulerName" not in failure["hint"]
+    assert "schedulerName" in judge(waits)["failure"]["hint"]
 
 
 @pytest.mark.parametrize(

@@ -354,9 +354,9 @@ LOOKS: dict[str, tuple[dict[str, Any], float | None]] = {
     "succeeded": ({"train": DONE, "pods": (ended(says=RESULT),)}, None),
     "a pod runs": ({"pods": (running(),)}, 76),
     "it reports": ({"pods": (running(),), "progress": TRAINING}, None),
-    "a pod starts": ({"pods": (running(started=-1),), "taking_reports_since": NOW - timedelta(hours=1)}, 60),
+    "a pod starts": ({"pods": (running(started=-1),), "taking_reports_since": NOW - timedelta(hours=1)}, 120),
     "it has been silent for long": (
-        {"pods": (running(started=-61),), "taking_reports_since": NOW - timedelta(hours=1)},
+        {"pods": (running(started=-121),), "taking_reports_since": NOW - timedelta(hours=1)},
         None,
     ),
     "a pod ends": ({"pods": (running(meta=deleting(30)),)}, 46),

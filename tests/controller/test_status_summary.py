@@ -130,7 +130,7 @@ def test_every_condition_is_of_the_generation_that_was_looked_at() -> None:
 # Whether the pod at work reports
 
 
-def silent(started: float = -61, **changes: Any) -> Snapshot:
+def silent(started: float = -121, **changes: Any) -> Snapshot:
     """Return a LoRAJob whose pod runs for that long and has said nothing, under an operator that has acted for long."""
     return snapshot(running(started=started), **{"taking_reports_since": LONG_AGO, **changes})
 
@@ -148,14 +148,14 @@ def repeating(heard: float | None) -> Snapshot:
 
 
 HEARD_OF: dict[str, tuple[Snapshot, tuple[str, str] | None]] = {
-    "a minute is not over": (silent(-59), None),
-    "a minute is over": (silent(), SILENT),
+    "two minutes are not over": (silent(-119), None),
+    "two minutes are over": (silent(), SILENT),
     "it reports": (silent(progress=TRAINING), HEARD),
-    "it reports once it is late": (again(silent(), running(started=-70), progress=TRAINING, reporter="p1"), HEARD),
+    "it reports once it is late": (again(silent(), running(started=-130), progress=TRAINING, reporter="p1"), HEARD),
     "the operator has just taken over": (silent(-900, taking_reports_since=ago(70)), None),
     "it has been there for long enough": (silent(-900, taking_reports_since=ago(76)), SILENT),
     "it was silent before the operator took over": (
-        again(silent(), running(started=-70), taking_reports_since=ago(1)),
+        again(silent(), running(started=-130), taking_reports_since=ago(1)),
         SILENT,
     ),
     "it was heard before the operator took over": (
@@ -170,10 +170,10 @@ HEARD_OF: dict[str, tuple[Snapshot, tuple[str, str] | None]] = {
         replace(silent(-900), status={"podName": "p0", "progress": {"lastUpdateTime": at(-901)}}),
         SILENT,
     ),
-    "it repeats what it said": (repeating(179), HEARD),
-    "it reports no more": (repeating(181), SILENT),
+    "it repeats what it said": (repeating(119), HEARD),
+    "it reports no more": (repeating(121), SILENT),
     "it reports again": (
-        again(repeating(181), running(started=-900, repeats=True), progress=TRAINING, reporter="p1", heard_at=NOW),
+        again(repeating(121), running(started=-900, repeats=True), progress=TRAINING, reporter="p1", heard_at=NOW),
         HEARD,
     ),
     "a pod of an earlier release takes a long step": (silent(-900, progress=TRAINING, heard_at=ago(800)), HEARD),
@@ -210,8 +210,8 @@ def test_whether_the_pod_reports(seen: Snapshot, told: tuple[str, str] | None) -
 def test_a_pod_that_does_not_report_is_told_in_time_by_a_warning_that_says_what_to_do() -> None:
     young = silent(-1)
     before = compute_status(young)
-    assert next_look(young, before) == 60
-    late = again(young, running(started=-1), seconds=60)
+    assert next_look(young, before) == 120
+    late = again(young, running(started=-1), seconds=120)
     after = compute_status(late)
     message = next(each["message"] for each in after["conditions"] if each["type"] == REPORTED)
     for part in ("pod p1 ", "allow TCP 8443 from it to Service tunery.tunery-system", "kubectl logs p1"):
@@ -226,8 +226,8 @@ def test_a_pod_that_does_not_report_is_told_in_time_by_a_warning_that_says_what_
 def test_a_pod_that_reports_no_more_is_told_in_time_with_where_to_look() -> None:
     seen = repeating(0)
     before = compute_status(seen)
-    assert next_look(seen, before) == 181
-    after = compute_status(again(seen, running(started=-900, repeats=True), seconds=180))
+    assert next_look(seen, before) == 121
+    after = compute_status(again(seen, running(started=-900, repeats=True), seconds=120))
     message = next(each["message"] for each in after["conditions"] if each["type"] == REPORTED)
     assert message.startswith("pod p1 has reported, and does not any more: kubectl logs p1 says why")
     assert "allow TCP" not in message, "its reports came through"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from controller.statuskit import NOW
@@ -102,6 +104,26 @@ def test_a_retry_of_a_trial_is_an_event() -> None:
     (event,) = transitions(old, {**old, "observedRetry": "1"})
     assert (event.reason, event.warning) == ("RetryRefused", True)
     assert event.note == "a trial is not tried again by itself: Look at the node."
+
+
+@pytest.mark.parametrize(
+    ("status", "of_trial", "says"),
+    [
+        ({"phase": "Succeeded"}, False, "it has succeeded"),
+        ({"phase": "Stopped"}, False, "in a new object of another name"),
+        ({"phase": "Stopped", "checkpoint": {"step": 7, "uri": "s3://a/c"}}, False, "resumeFrom.loraJobRef.name"),
+        ({"phase": "Stopped", "checkpoint": {"step": 7, "uri": "s3://a/c"}}, True, "its sweep counts it"),
+    ],
+)
+def test_a_retry_of_what_has_succeeded_or_was_stopped_is_an_event(
+    status: dict[str, Any], of_trial: bool, says: str
+) -> None:
+    (event,) = transitions(status, {**status, "observedRetry": "1"}, of_trial=of_trial)
+    assert (event.reason, event.warning, event.time) == ("RetryRefused", True, "1")
+    assert says in event.note
+    noted = {**status, "observedRetry": "1"}
+    assert transitions(noted, noted, of_trial=of_trial) == (), "once for each value"
+    assert transitions({**noted, "phase": "Training"}, {**noted, "observedRetry": "2"}) == (), "it has just ended"
 
 
 def test_a_stopped_trial_names_no_checkpoint_once_they_are_removed() -> None:

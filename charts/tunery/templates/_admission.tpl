@@ -49,7 +49,7 @@ system:serviceaccount:{{ .Release.Namespace }}:{{ include "tunery.serviceAccount
   "KUBEFLOW_TRAINER_SERVER_URL" (include "tunery.progressUrl" .)
   "KUBEFLOW_TRAINER_SERVER_CA_CERT" "/etc/tunery/progress-ca.crt"
   "KUBEFLOW_TRAINER_SERVER_TOKEN" "/var/run/tunery-progress/token"
-  "TUNERY_PROGRESS_EVERY" "45" -}}
+  "TUNERY_PROGRESS_EVERY" "30" -}}
 {{- mergeOverwrite (include "tunery.workEnv" . | fromJson) (include "tunery.jobsEnv" . | fromJson) $progress | toJson -}}
 {{- end -}}
 

@@ -70,7 +70,7 @@ PROGRESS_TOKEN_ENV: Final = "KUBEFLOW_TRAINER_SERVER_TOKEN"
 PROGRESS_EVERY_ENV: Final = "TUNERY_PROGRESS_EVERY"
 """Seconds after which the pod of a Job says again what it said last, where nothing is new: by that the operator knows a
 long step from a pod that cannot reach it. Earlier releases' pods have no such variable, and say nothing again."""
-PROGRESS_EVERY_SECONDS: Final = 45
+PROGRESS_EVERY_SECONDS: Final = 30
 METRICS: Final[Mapping[str, str]] = {
     "loss": "loss",
     "eval_loss": "evalLoss",

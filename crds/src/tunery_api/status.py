@@ -267,7 +267,8 @@ class CommonStatus(OpenModel):
         None, description="API version by whose rules and defaults the spec was judged."
     )
     observed_retry: Annotated[str, Field(max_length=128)] | None = Field(
-        None, description="The annotation tunery.dev/retry that was heeded last; another value reopens a failed object."
+        None,
+        description="The annotation tunery.dev/retry that was seen last; another value reopens a failed object.",
     )
     phase: Annotated[str, Field(max_length=64)] | None = Field(
         None, description=f"One word, derived from the conditions: {words(Phase)}."

@@ -16,7 +16,6 @@ from tunery_api.runspec import TrainerStatus
 from tunery_api.serverstatus import ServerCondition
 from tunery_api.status import FINAL_PHASES, ConditionStatus, ConditionType, Phase
 from tunery_operator.kube.offers import Offers
-from tunery_operator.kube.owner_key import owner_key
 from tunery_operator.kube.serving import Serving
 from tunery_operator.kube.trials import Trials
 from tunery_operator.kube.versions import Tombstones, later
@@ -263,7 +262,7 @@ class Owners:
 
 
 def _is_over(kind: Kind, body: dict[str, Any]) -> bool:
-    """Tell whether nothing is left to do: it has succeeded, or failed and nobody asked for another try.
+    """Tell whether nothing is left to do: it has ended, and whoever asked for another try has an answer.
 
     A server never ends, whatever its phase.
 
@@ -276,7 +275,7 @@ def _is_over(kind: Kind, body: dict[str, Any]) -> bool:
     if not _is_settled(status, body["metadata"].get("generation")):
         return False
     mark = retry_mark((body["metadata"].get("annotations") or {}).get(RETRY_ANNOTATION))
-    return status["phase"] not in _answering(body) or mark in (None, status.get("observedRetry"))
+    return mark in (None, status.get("observedRetry"))
 
 
 def _is_settled(status: dict[str, Any], generation: int | None) -> bool:
@@ -289,13 +288,6 @@ def _is_settled(status: dict[str, Any], generation: int | None) -> bool:
     wanted = {ConditionType.FINISHED.value}
     wanted |= {ConditionType.STALLED.value} if status["phase"] == Phase.FAILED.value else set()
     return seen == {generation} and told & _FOR_TOOLS == wanted
-
-
-def _answering(body: dict[str, Any]) -> tuple[str, ...]:
-    """Return the final phases in which an object answers who asks for another try; of a trial that was stopped, too."""
-    sweep = owner_key(body)
-    is_trial = sweep is not None and sweep.kind is Kind.LORASWEEP
-    return (Phase.FAILED.value, Phase.STOPPED.value) if is_trial else (Phase.FAILED.value,)
 
 
 def _changed(before: Seen | None, seen: Seen) -> bool:

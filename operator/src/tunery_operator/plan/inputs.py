@@ -35,6 +35,11 @@ class UnfinishedInput:
     exists: bool = True
     kind: Kind = Kind.LORAJOB
 
+    @staticmethod
+    def of_server(phase: str) -> str:
+        """Return the state of a server that is there and answers nobody."""
+        return f"is {phase}"
+
 
 @dataclass(frozen=True, slots=True)
 class ReadyServer:

@@ -55,7 +55,8 @@ def _server(services: Services, obj: FoundObject, key: Key) -> ReadyServer | Unf
     status = body.get("status") or {}
     if condition_of(status, ServerCondition.AVAILABLE).get("status") == ConditionStatus.TRUE.value:
         return ReadyServer(key.name)
-    return UnfinishedInput(key.name, f"is {status.get('phase') or ServerPhase.PENDING.value}", kind=key.kind)
+    state = UnfinishedInput.of_server(status.get("phase") or ServerPhase.PENDING.value)
+    return UnfinishedInput(key.name, state, kind=key.kind)
 
 
 def _children(key: Key) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from tunery_operator.reconcile.inputs import is_awaited, look_inputs_up_again
 from tunery_operator.reconcile.requeue import DONE, Requeue
 from tunery_operator.reconcile.services import Services
 from tunery_operator.reconcile.writing import write
-from tunery_operator.status.retry_requested import RETRIED_PHASES, reopened, unanswered
+from tunery_operator.status.retry_requested import refuses_retry, reopened, unanswered
 from tunery_operator.status.snapshot import Snapshot
 from tunery_operator.status.summary import settled, under_way_again
 from tunery_operator.views.attempt import Attempt
@@ -66,7 +66,7 @@ def after_the_end(services: Services, obj: FoundObject) -> Requeue:
     """Do what is left to do for an object that has ended."""
     names = [child_name(obj.owner.key.name, task.value) for task in Task]
     mark = unanswered(obj.status, obj.retry)
-    if mark is not None and obj.owner.sweep is not None and obj.status.get("phase") in RETRIED_PHASES:
+    if mark is not None and refuses_retry(str(obj.status.get("phase")), of_trial=obj.owner.sweep is not None):
         return _refuse_retry(services, obj, mark)
     if (status := reopened(obj.status, obj.retry)) is not None:
         return _try_again(services, obj, look_inputs_up_again(services, obj, status), names)
@@ -89,7 +89,10 @@ def _as_of_today(services: Services, obj: FoundObject) -> dict[str, Any]:
 
 
 def _refuse_retry(services: Services, obj: FoundObject, mark: str) -> Requeue:
-    """Take note that a trial is to be tried again, and say that it is not: its sweep would not look after it."""
+    """Take note that an object is to be tried again, and say that it is not.
+
+    A trial's sweep would not look after it; what has succeeded or was stopped has come to its end.
+    """
     noted = {**_as_of_today(services, obj), "observedRetry": mark}
     return Requeue(0.0, write(services, obj, noted, status_change(obj.body, noted)))
 

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from tunery_api.kinds import Kind
 from tunery_api.reasons import FailureReason
+from tunery_api.serverstatus import ServerPhase
 from tunery_api.status import ConditionType
 from tunery_operator.plan.inputs import FailedInput, NoCheckpoint, UnfinishedInput
 from tunery_operator.status.deadline import check_deadline
@@ -53,6 +54,14 @@ _NO_SERVER_HINT: Final = (
     "Create that AdapterServer: the batch goes on by itself once it answers. If another is meant, name it in "
     "spec.serverRef of a new BatchInference, and delete this one."
 )
+_SERVER_HINTS: Final = {
+    UnfinishedInput.of_server(ServerPhase.STOPPED): "Give it a replica: kubectl scale adapterserver {name} -n "
+    "{namespace} --replicas=1. The batch goes on by itself once it answers; where Git has the server, set "
+    "spec.replicas there.",
+    UnfinishedInput.of_server(ServerPhase.INVALID): "See what is wrong with its spec: kubectl describe adapterserver "
+    "{name} -n {namespace}. The batch goes on by itself once that is corrected and it answers.",
+}
+"""By the state of a server that answers nobody before somebody does something."""
 SCHEDULING: Final = "spec.scheduling"
 """A field that may be corrected in place."""
 
@@ -115,13 +124,24 @@ def _check_inputs(draft: Draft) -> bool:
         reason = "WaitingForInputs" if all(item.exists for item in waiting) else "InputMissing"
         text = "; ".join(f"{item.kind.value} {item.name} {item.state}" for item in waiting)
         draft.conditions.set(ConditionType.INPUTS_READY, False, reason, text)
-        if any(item.kind is Kind.ADAPTERSERVER and not item.exists for item in waiting):
+        hint = next((hint for item in waiting if (hint := _server_hint(draft, item)) is not None), None)
+        if hint is not None:
             # Beside the condition, so that a misspelt name is seen in a list: a server is seldom made after its batch.
-            draft.show_obstacle(failure(FailureReason.SERVER_UNAVAILABLE, text, _NO_SERVER_HINT))
+            draft.show_obstacle(failure(FailureReason.SERVER_UNAVAILABLE, text, hint))
         return True
     if inputs or draft.conditions.is_false(ConditionType.INPUTS_READY):
         draft.conditions.set(ConditionType.INPUTS_READY, True, "InputsReady")
     return False
+
+
+def _server_hint(draft: Draft, item: UnfinishedInput) -> str | None:
+    """Return what somebody has to do before a server answers; None where waiting is enough, or it is none."""
+    if item.kind is not Kind.ADAPTERSERVER:
+        return None
+    if not item.exists:
+        return _NO_SERVER_HINT
+    hint = _SERVER_HINTS.get(item.state)
+    return hint.format(name=item.name, namespace=draft.snapshot.owner.key.namespace) if hint is not None else None
 
 
 def _check_suspension(draft: Draft) -> bool:

@@ -34,18 +34,39 @@ IMAGE_REASONS: Final = frozenset(
     {"ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable"}
 )
 CONFIG_REASONS: Final = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
+_OF_ITS_KIND: Final = " and spec.scheduling.tolerations say: both may change as it waits."
+_TOLERATED: Final = {
+    Task.PREFLIGHT: _OF_ITS_KIND,
+    Task.PUBLISH: _OF_ITS_KIND,
+    Task.REPORT: " and the scheduling.tolerations of its manifest say: the chart's may change as it waits, and so may "
+    "the manifest's, except in the template of a LoRASweep.",
+    Task.CONCLUDE: " and the template of its sweep say: the chart's may change as it waits. Its disk is as large as a "
+    "trial's.",
+}
+"""How the sentence on a pod's tolerations ends; by the task of the Jobs that do not ask for what the spec says."""
 _ROOM_HINTS: Final = {
     task.value: (
         f"Free or add a node: the job goes on by itself. This is the {task.value} pod, which asks for what the "
-        "platform says (preflight.resources of the chart: 1 CPU and 4Gi where nobody changed it), whatever "
-        "spec.resources is, and tolerates what preflight.tolerations of the chart and spec.scheduling.tolerations say: "
-        "both may change as it waits."
+        "platform says (preflight.resources of the chart: 1 CPU and 4Gi where nobody changed it), whatever the "
+        f"manifest's resources are, and tolerates what preflight.tolerations of the chart{tolerated}"
     )
-    for task in (Task.PREFLIGHT, Task.REPORT, Task.PUBLISH)
+    for task, tolerated in _TOLERATED.items()
 }
 """By the Job's role, where it does not ask for what the spec says."""
 _LIMITS: Final = frozenset({_R.OUT_OF_MEMORY, _R.KILLED, _R.DISK_FULL})
-_CHECKS: Final = frozenset({Task.PREFLIGHT.value, Task.REPORT.value, Task.PUBLISH.value})
+_CHECKS: Final = frozenset(task.value for task in _TOLERATED)
+_CHECKS_SCHEDULER_HINT: Final = (
+    "This pod names no scheduler, whatever the manifest says: look whether the cluster's own works."
+)
+_CONCLUDE_HINT: Final = (
+    "This pod, which publishes the sweep's best adapter, has what the platform gives to checks, whatever the template "
+    "says: have preflight.resources of the chart raised. The trials' adapters stay where they are until then."
+)
+_CONCLUDE_DISK_HINT: Final = (
+    "This pod, which publishes the sweep's best adapter, has the disk of a trial, "
+    "spec.template.resources.ephemeralStorage, and can be given more in a new job of a new sweep only. The trials' "
+    "adapters stay where they are: status.best names the best one's LoRAJob, and status.adapter of that its place."
+)
 _LIMITS_HINT: Final = (
     "This pod has what the platform gives to checks, whatever spec.resources is: have preflight.resources of the chart "
     "raised, or put large files into a claim (pvc://), which is read where it lies."
@@ -78,7 +99,8 @@ def obstacle(attempt: Attempt, now: datetime) -> Failure | None:
         return failure(_R.CONTAINER_REFUSED, f"{pod.waiting_reason}: {pod.waiting_message or 'no further detail'}")
     if pod.node is None or pod.unschedulable is not None:
         return _unplaced(pod, attempt.job.role, now)
-    return start_failure(f"pod {pod.name}", pod.node, _newest(attempt, "Pod", now - FRESH))
+    found = start_failure(f"pod {pod.name}", pod.node, _newest(attempt, "Pod", now - FRESH))
+    return found and of_role(found, attempt.job.role)
 
 
 def start_failure(pod: str, node: str, warning: ClusterWarning | None) -> Failure | None:
@@ -98,7 +120,8 @@ def _unplaced(pod: PodView, role: str, now: datetime) -> Failure | None:
     created = parse_time(pod.created)
     if created is None or now - created < SCHEDULER_GRACE:
         return None
-    return failure(_R.UNSCHEDULABLE, f"scheduler {pod.scheduler} has not looked at pod {pod.name}", _SCHEDULER_HINT)
+    hint = _CHECKS_SCHEDULER_HINT if role in _CHECKS else _SCHEDULER_HINT
+    return failure(_R.UNSCHEDULABLE, f"scheduler {pod.scheduler} has not looked at pod {pod.name}", hint)
 
 
 def is_node_lost(pod: PodView, now: datetime) -> bool:
@@ -235,10 +258,19 @@ def job_failure(attempt: Attempt, attempts: int, last_end: str | None = None) ->
     found = pod_failure(pod)
     if found.reason == _R.INTERNAL_ERROR and attempts > 1 and reported_failure(pod.termination_message) is None:
         found = failure(_R.RETRIES_EXHAUSTED, found.message)
-    if job.role in _CHECKS and found.reason in _LIMITS:
-        found = failure(found.reason, found.message, _LIMITS_HINT)
+    found = of_role(found, job.role)
     counted = f"{found.message} (attempt {attempts})" if attempts > 1 else found.message
     return failure(found.reason, counted, found.hint), pod.exit_code
+
+
+def of_role(found: Failure, role: str) -> Failure:
+    """Return a failure of a Job of that role, with the hint of whose limits it ran into: not always the spec's."""
+    if role not in _CHECKS or found.reason not in _LIMITS:
+        return found
+    hint = _LIMITS_HINT
+    if role == Task.CONCLUDE:
+        hint = _CONCLUDE_DISK_HINT if found.reason == _R.DISK_FULL else _CONCLUDE_HINT
+    return failure(found.reason, found.message, hint)
 
 
 def last_failed(attempt: Attempt) -> PodView | None:

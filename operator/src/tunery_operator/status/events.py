@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from tunery_api.names import RETRY_ANNOTATION
 from tunery_api.reasons import FailureReason
-from tunery_api.status import ConditionType, Phase
+from tunery_api.status import FINAL_PHASES, ConditionType, Phase
 from tunery_api.sweepstatus import TrialState
 from tunery_operator.status.phase import NOT_REPORTING
 from tunery_operator.views.event import RETRIED, Event
@@ -49,10 +49,11 @@ _QUIET: Final = frozenset(
 """Reasons that tell a reader nothing that another event does not."""
 
 
-def transitions(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[Event, ...]:
+def transitions(old: Mapping[str, Any], new: Mapping[str, Any], *, of_trial: bool = False) -> tuple[Event, ...]:
     """Return an event for each condition whose status or reason changed from `old` to `new`, each reason once.
 
-    And one for a failed object that was reopened, and one for what preflight or training warns of in the data set.
+    And one for who asked for another try: it has one, or why not (`of_trial`: it is a sweep's); and one for what
+    preflight or training warns of in the data set.
     """
     events: dict[str, Event] = {}
     warnings = _dataset_warnings(new)
@@ -62,10 +63,7 @@ def transitions(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[Event, 
         text = f"it is tried again, as the annotation {RETRY_ANNOTATION} asks for"
         events[RETRIED] = Event(RETRIED, text, False, str(new["observedRetry"]))
     if _is_refused(old, new):
-        stopped = "it was stopped for good, and its sweep counts it as it has ended"
-        hint = (new.get("failure") or {}).get("hint") or (stopped if _is_stopped(new) else "retry its sweep")
-        text = f"a trial is not tried again by itself: {hint}"
-        events[RETRY_REFUSED] = Event(RETRY_REFUSED, text, True, str(new["observedRetry"]))
+        events[RETRY_REFUSED] = Event(RETRY_REFUSED, _why_refused(new, of_trial), True, str(new["observedRetry"]))
     events.update({event.reason: event for event in _of_trials(old, new)})
     for condition in _changed(old, new):
         reason = condition["reason"]
@@ -118,14 +116,26 @@ def _is_retried(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
 
 
 def _is_refused(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    """Tell whether one that failed or was stopped stays so although somebody asked for another try: it is a trial."""
-    ended = new.get("phase") == Phase.FAILED.value or _is_stopped(new)
+    """Tell whether one that has ended stays so although somebody asked for another try; one that failed is a trial."""
+    ended = new.get("phase") in FINAL_PHASES
     asked = new.get("observedRetry") not in (None, old.get("observedRetry"))
     return ended and asked and old.get("phase") == new.get("phase")
 
 
-def _is_stopped(status: Mapping[str, Any]) -> bool:
-    return bool(status.get("phase") == Phase.STOPPED.value)
+def _why_refused(status: Mapping[str, Any], of_trial: bool) -> str:
+    """Return why an object that has ended is not tried again, and what does it instead."""
+    if status.get("phase") == Phase.SUCCEEDED.value:
+        return "it has succeeded and is not tried again: what is to run once more, runs in a new object of another name"
+    if status.get("phase") == Phase.FAILED.value:
+        return f"a trial is not tried again by itself: {(status.get('failure') or {}).get('hint') or 'retry its sweep'}"
+    if of_trial:
+        return "a trial is not tried again by itself: it was stopped for good, and its sweep counts it as it has ended"
+    step = (status.get("checkpoint") or {}).get("step")
+    goes_on = f"; with resumeFrom.loraJobRef.name of this one that goes on after step {step}" if step else ""
+    return (
+        "it was stopped for good and is not tried again: what is to run once more, runs in a new object of another name"
+        f"{goes_on}. To hold a job for a while, set spec.suspend instead of spec.stop"
+    )
 
 
 def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from typing import Final
 from urllib.parse import urlsplit
 
-from tunery_api.reasons import FailureReason
+from tunery_api.reasons import ExitCode, FailureReason
 from tunery_api.runspec import Failure
 from tunery_api.status import ConditionStatus, ConditionType, Phase
 from tunery_operator.status.attempt_endings import how_it_ended
@@ -17,6 +17,7 @@ from tunery_operator.status.diagnosis import (
     last_failed,
     lost_node,
     obstacle,
+    of_role,
     pod_failure,
 )
 from tunery_operator.status.draft import Draft
@@ -34,11 +35,12 @@ _RUNNING: Final = ConditionType.RUNNING
 SAVES: Final = ", and may write a checkpoint before"
 """What a pod that trains still does when it is told to end, as the end of a sentence."""
 _TOLD_TO_END: Final = (STOPPING, OUT_OF_TIME)
-REPORT_GRACE: Final = timedelta(seconds=60)
-"""A pod says that it starts as soon as Python has; one that is silent for longer cannot reach the operator."""
+REPORT_GRACE: Final = timedelta(seconds=120)
+"""A pod says that it starts as soon as Python has, which took 63 seconds on a node under load, with a tenth of a CPU;
+one that is silent for longer cannot reach the operator."""
 BACKOFF_GRACE: Final = timedelta(seconds=75)
 """The same, from when an operator takes over: a pod that nobody has answered for long tries again once a minute."""
-SILENCE_GRACE: Final = timedelta(minutes=3)
+SILENCE_GRACE: Final = timedelta(minutes=2)
 """The same, from its last report: it repeats that every PROGRESS_EVERY_SECONDS, whatever it computes."""
 _HOPELESS: Final = FailureReason.DISK_FULL
 """Kubernetes cannot be told to end a Job for it: the same limit is met again."""
@@ -83,10 +85,11 @@ def _hopeless(draft: Draft, attempt: Attempt) -> Failure | None:
         return None
     found = pod_failure(pod)
     if found.reason == _HOPELESS:
-        return found
+        return of_role(found, attempt.job.role)
     out_of_memory = FailureReason.OUT_OF_MEMORY
     if found.reason == out_of_memory and same_end_twice(draft.fields, attempt.pods, out_of_memory.value):
-        return Failure(reason=out_of_memory, message=f"{found.message}, for the second time in a row")
+        twice = failure(found.reason, f"{found.message}, for the second time in a row")
+        return of_role(twice, attempt.job.role)
     return None
 
 
@@ -183,8 +186,8 @@ def _silence_text(pod: PodView, distrust: str | None, *, heard: bool) -> str:
     url = urlsplit(pod.reports_to or "")
     service = ".".join((url.hostname or "").split(".")[:2])
     return (
-        f"pod {pod.name} has run for a minute and has reported nothing: allow TCP {url.port or 443} from it to Service "
-        f"{service} (a NetworkPolicy, a mesh or a firewall may stand between); {log}. Its result comes without "
+        f"pod {pod.name} has run for two minutes and has reported nothing: allow TCP {url.port or 443} from it to "
+        f"Service {service} (a NetworkPolicy, a mesh or a firewall may stand between); {log}. Its result comes without "
         "reports, too"
     )
 
@@ -262,14 +265,26 @@ def _show_ended_pod(draft: Draft, pod: PodView) -> None:
     if pod.phase == "Succeeded" or pod.exit_code == 0:
         draft.conditions.set(_RUNNING, False, FINISHING, f"pod {pod.name} has ended well")
         return
+    number, found = draft.fields.get("attempts", 1), pod_failure(pod)
+    if pod.exit_code == ExitCode.USER_ERROR:
+        text = f"attempt {number} failed, and is not tried again: {found.reason}: {found.message}"
+        _show_last_end(draft, f"{text}; Job {pod.job} ends" if pod.job else text)
+        return
     how = how_it_ended(pod, draft.snapshot, draft.conditions)
-    number = draft.fields.get("attempts", 1)
     if how in PASSED_OVER:
         draft.conditions.set(_RUNNING, False, how, f"attempt {number} was ended: {how}; the next one goes on")
         return
-    found = pod_failure(pod)
     text = f"attempt {number} failed: {found.reason}: {found.message}"
     draft.conditions.set(_RUNNING, False, "AttemptFailed", text)
+
+
+def _show_last_end(draft: Draft, text: str) -> None:
+    """Say of a pod that no other follows that it has ended; its phase stays until its Job has ended, too: seconds."""
+    reason = draft.conditions.reason(_RUNNING)
+    if draft.conditions.is_true(_RUNNING) and reason:
+        draft.conditions.set(_RUNNING, True, reason, text)
+    else:
+        draft.conditions.set(_RUNNING, False, "Starting", text)
 
 
 def _activity(draft: Draft, pod: PodView) -> str:

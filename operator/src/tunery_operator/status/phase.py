@@ -34,8 +34,8 @@ WAITING_FOR_SLOT: Final = "WaitingForPreflightSlot"
 _WAITING: Final = frozenset({WAITING_FOR_PREDECESSOR, WAITING_FOR_SLOT, HELD})
 
 NOT_REPORTING: Final = "NotReporting"
-"""Reason of ProgressReported=False where a pod has run for a minute and nothing was heard of it, and of Running=True:
-it works, as far as one knows."""
+"""Reason of ProgressReported=False where a pod has run for two minutes and nothing was heard of it, and of Running=True
+where nothing ever was: whether it still starts, nobody knows."""
 
 AT_WORK: Final = frozenset(
     {Phase.DOWNLOADING, Phase.TRAINING, Phase.EVALUATING, Phase.MERGING, Phase.ANSWERING, Phase.UPLOADING}
@@ -43,6 +43,7 @@ AT_WORK: Final = frozenset(
 """The phases of a pod at work: what it says of itself, and the reasons of Running=True."""
 _TRAINER_PHASES: Final = {
     POD_STARTED: Phase.STARTING,
+    NOT_REPORTING: Phase.STARTING,
     # The pod that was told to end does not train any more, and the next one is to come.
     STOPPING: Phase.STARTING,
     OUT_OF_TIME: Phase.STOPPING,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from tunery_api.reasons import FailureReason
+from tunery_api.reasons import ExitCode, FailureReason
 from tunery_api.runspec import PreflightReport
 from tunery_api.status import ConditionType
 from tunery_operator.status.diagnosis import failure, job_failure, obstacle, pod_failure
@@ -19,6 +19,7 @@ from tunery_operator.views.pod import PodView
 PREFLIGHT_ONLY: Final = "PreflightOnly"
 """Reason of Succeeded=True where nothing was to be trained."""
 _PREFLIGHT: Final = ConditionType.PREFLIGHT
+_AT_WORK: Final = "PreflightRunning"
 
 
 def check_preflight(draft: Draft) -> bool:
@@ -126,12 +127,23 @@ def _show_progress(draft: Draft, attempt: Attempt) -> None:
         draft.show_obstacle(found)
         draft.conditions.set(_PREFLIGHT, None, str(found.reason), found.message)
     elif pod is not None and pod.running:
-        draft.conditions.set(_PREFLIGHT, None, "PreflightRunning", f"pod {pod.name} checks data, model and output")
-    elif pod is not None and pod.phase == "Failed":
-        ended = pod_failure(pod)
-        text = f"attempt {len(attempt.pods)} of preflight failed: {ended.reason}: {ended.message}"
-        draft.conditions.set(_PREFLIGHT, None, "AttemptFailed", text)
+        draft.conditions.set(_PREFLIGHT, None, _AT_WORK, f"pod {pod.name} checks data, model and output")
+    elif pod is not None and (pod.finished or pod.finished_at is not None):
+        _show_ended_pod(draft, pod, len(attempt.pods))
     elif is_queued(job):
         draft.conditions.set(_PREFLIGHT, None, "PreflightQueued", f"Job {job.name} waits in queue {job.queue}")
     else:
         draft.conditions.set(_PREFLIGHT, None, "PreflightStarting", f"Job {job.name} was created")
+
+
+def _show_ended_pod(draft: Draft, pod: PodView, attempts: int) -> None:
+    """Say how a pod ended whose Job has not: some seconds later, unless another attempt follows."""
+    if pod.phase == "Succeeded" or pod.exit_code == 0:
+        draft.conditions.set(_PREFLIGHT, None, _AT_WORK, f"pod {pod.name} has ended well")
+        return
+    found = pod_failure(pod)
+    last = pod.exit_code == ExitCode.USER_ERROR
+    text = f"attempt {attempts} of preflight failed{', and is not tried again' if last else ''}"
+    draft.conditions.set(
+        _PREFLIGHT, None, _AT_WORK if last else "AttemptFailed", f"{text}: {found.reason}: {found.message}"
+    )

@@ -15,14 +15,15 @@ _JUDGED_AGAIN: Final = frozenset(
 )
 
 
-RETRIED_PHASES: Final = frozenset({Phase.FAILED.value, Phase.STOPPED.value})
-"""Of a trial: people ask for another try of both, and neither has one."""
-
-
 def unanswered(status: Mapping[str, Any], retry: str | None) -> str | None:
     """Return what status.observedRetry is to say where somebody has asked for another try; None where nobody has."""
     mark = retry_mark(retry)
     return None if mark == status.get("observedRetry") else mark
+
+
+def refuses_retry(phase: str, *, of_trial: bool) -> bool:
+    """Tell whether an object that has ended takes note of who asks for another try, and has none."""
+    return of_trial or phase != Phase.FAILED.value
 
 
 def reopened(status: Mapping[str, Any], retry: str | None) -> dict[str, Any] | None:
