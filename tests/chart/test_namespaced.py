@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from controller.objects import lorajob, lorasweep
+from controller.objects import adaptermerge, batchinference, lorajob, lorasweep
 from tunery_api.inputs import OutputSpec
 from tunery_api.kinds import Kind
 from tunery_api.search.protocol import Suggestion
@@ -16,12 +17,14 @@ from tunery_api.validation import parse_lorasweep
 from tunery_operator.manifests.trial import build_trial
 from tunery_operator.plan.job import output_place
 from tunery_operator.plan.lorasweep import plan_trial
+from tunery_operator.progress.installation import job_of
 from tunery_operator.views.owner import parse_owner
 
 from .conftest import kubectl_for
 from .installing import OPERATOR, TEAM, can, first_install, kubeconfig_of_the_service_account
 from .policies import platform_of, refusal
 from .rendering import CHART, KUBE_VERSION, NAMESPACE, Helm, Rendered
+from .test_helm_test import arguments, hooks
 from .running import OURS, Operator, Release, running_operator
 from cluster.controlplane import ControlPlane
 from kit.jobs import Job
@@ -131,7 +134,13 @@ def searched(kubectl: Kubectl, uri: str | None, **scheduling: str) -> str | None
     return refusal(kubectl, sweep)
 
 
-BESIDE = "as trials publish at <output>-trials"
+MERGED = [{"uri": f"s3://others/{name}"} for name in "ab"]
+PUBLISHING = {
+    "LoRAJob": lorajob, "LoRASweep": lorasweep, "AdapterMerge": partial(adaptermerge, adapters=MERGED),
+    "BatchInference": batchinference,
+}  # fmt: skip
+BELOW = "spec.output.uri: the platform allows a folder below s3://adapters/{namespace}/"
+LEADS_OUT = "spec.output.uri: no part of it may be . or .."
 
 
 @pytest.mark.parametrize(
@@ -139,20 +148,44 @@ BESIDE = "as trials publish at <output>-trials"
     [
         (f"s3://adapters/{TEAM}/y", None),
         (f"s3://adapters/{TEAM}/y/", None),
+        (f"s3://adapters/{TEAM}/a..b/...", None),
         (None, None),
-        (f"s3://adapters/{TEAM}", BESIDE),
-        (f"s3://adapters/{TEAM}/", BESIDE),
-        (f"s3://adapters/{TEAM}//", BESIDE),
-        ("s3://adapters", "spec.output.uri: the platform allows"),
-        ("s3://adapters/team-b/y", "spec.output.uri: the platform allows"),
+        # What is rejected would lie at s3://adapters/team-a-rejected, and trials at -trials: beside the prefix.
+        (f"s3://adapters/{TEAM}", BELOW),
+        (f"s3://adapters/{TEAM}/", BELOW),
+        (f"s3://adapters/{TEAM}//", BELOW),
+        ("s3://adapters", BELOW),
+        ("s3://adapters/team-b/y", BELOW),
+        (f"s3://adapters/{TEAM}/../team-b/y", LEADS_OUT),
+        (f"s3://adapters/{TEAM}/y/..", LEADS_OUT),
+        (f"s3://adapters/{TEAM}/./y", LEADS_OUT),
     ],
 )
-def test_a_sweep_and_its_trials_publish_where_the_platform_allows_it(
+def test_what_is_published_lies_in_a_folder_below_what_the_platform_allows(
     served: Kubectl, uri: str | None, why: str | None
 ) -> None:
     wait_for("the policy", lambda: applied(served, output={"uri": "s3://elsewhere/y"}), timeout=60)
-    told = searched(served, uri)
-    assert told is None if why is None else why in (told or "")
+    for kind, made in PUBLISHING.items():
+        told = refusal(served, made("y", output={"uri": uri} if uri is not None else {}))
+        assert told is None if why is None else why in (told or ""), kind
+
+
+def test_the_job_of_helm_test_is_taken_from_its_account_and_from_no_other(served: Kubectl, helm: Helm) -> None:
+    """It names a bucket that there is not, or the platform's own for this: neither is a place of the tenants."""
+    rendered = hooks(helm.render(f"watchNamespaces={{{TEAM}}}", tests=True))
+    served.apply(*rendered.of("Role"), *rendered.of("RoleBinding"))
+    wait_for("the policy", lambda: applied(served, output={"uri": "s3://elsewhere/y"}), timeout=60)
+    asked = arguments(rendered)
+    account = f"system:serviceaccount:{NAMESPACE}:{rendered.one('Pod')['spec']['serviceAccountName']}"
+    own, others = ("--as", account), ()
+    for told in (asked, asked._replace(output_uri="s3://my-bucket/helm-test", account="elsewhere")):
+        job = job_of(told)
+        assert refusal(served, job, *own) is None
+        assert "tunery-tenants" in (refusal(served, job, *others) or "")
+        other = job | {"metadata": {"name": "other", "namespace": TEAM}}
+        assert "tunery-tenants" in (refusal(served, other, *own) or "")
+    may = {verb: can(served, account, verb, "lorajobs.tunery.dev", TEAM) for verb in ("get", "delete", "patch")}
+    assert may == {"get": False, "delete": False, "patch": False}, "of all of them; its own it may, by name"
 
 
 def test_the_trials_of_a_sweep_run_as_the_platform_allows_it(served: Kubectl) -> None:

@@ -32,7 +32,7 @@ WRONG: dict[str, Any] = {
     "operator.resources.limits": {"memory": "512m"},
     "trainer.podLabels": {LONG: "x"},
     "trainer.podAnnotations": {"example..com/a": "x"},
-    "trainer.inheritLabels": ["batch.kubernetes.io/", "job-name", "controller-uid", "tunery.dev/", "kubectl.kubernetes.io/"],
+    "trainer.inheritLabels": ["batch.kubernetes.io/", "job-name", "controller-uid", "kubectl.kubernetes.io/"],
     "trainer.shmSize": "0",
     "serving.server.resources.memory": "512m",
     "defaultOutput.uri": "s3:///x",
