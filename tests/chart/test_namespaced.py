@@ -24,8 +24,8 @@ from .conftest import kubectl_for
 from .installing import OPERATOR, TEAM, can, first_install, kubeconfig_of_the_service_account
 from .policies import platform_of, refusal
 from .rendering import CHART, KUBE_VERSION, NAMESPACE, Helm, Rendered
-from .test_helm_test import arguments, hooks
 from .running import OURS, Operator, Release, running_operator
+from .test_helm_test import arguments, hooks
 from cluster.controlplane import ControlPlane
 from kit.jobs import Job
 from kit.kubectl import Kubectl, KubectlError, wait_for
@@ -125,6 +125,13 @@ def test_tenants_name_what_the_platform_allows(served: Kubectl, spec: dict[str, 
 )
 def test_and_nothing_else_is_refused(served: Kubectl, spec: dict[str, object]) -> None:
     assert applied(served, **spec) is None
+
+
+def test_where_another_release_may_serve_nothing_is_judged(served: Kubectl) -> None:
+    """Its operator makes the trials of its sweeps there, and its own policy says where they may go."""
+    wait_for("the policy", lambda: applied(served, output={"uri": "s3://elsewhere/y"}), timeout=60)
+    foreign = lorajob("y", output={"uri": "s3://elsewhere/y"})
+    assert refusal(served, foreign | {"metadata": {"name": "y", "namespace": OTHER}}) is None
 
 
 def searched(kubectl: Kubectl, uri: str | None, **scheduling: str) -> str | None:

@@ -1,4 +1,4 @@
-"""Values that are refused before anything is made, with their place; and those that are taken, which the operator reads."""
+"""Values that are refused before anything is made, with their place; and those that are taken and read."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_what_would_fail_late_is_refused_at_once_each_with_its_place(helm: Helm)
         ),
         pytest.param({"gpuMemory": {"nvidia.com/gpu": "80Mi"}}, "less than 1Gi: write the unit, such as 80Gi", id="80Mi"),
     ],
-)  # fmt: skip
+)
 def test_what_belongs_elsewhere_is_told_where(helm: Helm, values: dict[str, Any], complaint: str) -> None:
     assert complaint in told(helm, values)
 
@@ -173,8 +173,6 @@ def test_a_value_that_is_null_is_refused_or_is_empty_and_never_another_one(
 def policy_variables(rendered: Rendered) -> set[str]:
     """Return what the policies make of extraEnv, which CEL looks into."""
     variables = [
-        each
-        for policy in rendered.of("ValidatingAdmissionPolicy")
-        for each in policy["spec"].get("variables", [])
+        each for policy in rendered.of("ValidatingAdmissionPolicy") for each in policy["spec"].get("variables", [])
     ]
     return {each["expression"] for each in variables if each["name"] == "freeEnv"}

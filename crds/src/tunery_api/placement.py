@@ -9,7 +9,7 @@ from pydantic import Field
 
 from tunery_api.fields import ApiModel, BytesString, ObjectName, QuantityString
 
-_KEY: Final = r"([a-z0-9.-]+/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?"
+_KEY: Final = r"([a-z0-9.-]+/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
 LabelKey = Annotated[str, Field(min_length=1, max_length=317, pattern=f"^{_KEY}$")]
 TaintKey = Annotated[str, Field(max_length=317, pattern=f"^({_KEY})?$")]
 """The key of a toleration: an empty one is Kubernetes' own way to say every key."""

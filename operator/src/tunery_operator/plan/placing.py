@@ -75,7 +75,7 @@ def pod_extras(owner: Owner, settings: Settings) -> PodExtras:
 
 
 def _inherited(values: Mapping[str, str], prefixes: tuple[str, ...]) -> dict[str, str]:
-    """Return what begins with a prefix, and speaks not of the owner alone, as what is Tunery's own does, or kubectl's."""
+    """Return what begins with a prefix, but for what speaks of the owner alone, as our own does, or kubectl's."""
     return {
         name: text
         for name, text in values.items()

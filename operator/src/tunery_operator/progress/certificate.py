@@ -213,7 +213,7 @@ def _files(secret: Mapping[str, Any]) -> Files:
 
 
 def _days(text: str) -> int:
-    """Return how long a certificate lives: one that has ended as it is made would be mounted, and no pod could report."""
+    """Return how long a certificate lives: one that ends as it is made would be mounted, and no pod could report."""
     if text.isdecimal() and 1 <= int(text) <= _MOST_DAYS:
         return int(text)
     raise argparse.ArgumentTypeError(f"{text} is not from 1 to {_MOST_DAYS}: set progress.certificate.days")
