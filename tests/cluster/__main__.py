@@ -39,15 +39,16 @@ LITTLE_DISK_GB = 15
 
 def up(options: argparse.Namespace) -> None:
     """start everything, or push changed images to a running cluster"""
-    free = shutil.disk_usage(options.state if options.state.exists() else Path.home()).free / 1e9
-    if free < LITTLE_DISK_GB:
-        sys.stderr.write(
-            f"{free:.0f} GB of disk are free: from nothing it takes 25, 40 with vLLM, {LITTLE_DISK_GB} with all caches "
-            "there. A node whose disk is full ends its pods.\n"
-        )
+    _warn_of_little_disk(options, f"from nothing it takes 25, 40 with vLLM, {LITTLE_DISK_GB} with all caches there")
     with Progress() as progress:
         LocalCluster(options.state).up(progress)
     sys.stderr.write('ready: eval "$(make -s cluster-env)"\n')
+
+
+def _warn_of_little_disk(options: argparse.Namespace, takes: str) -> None:
+    free = shutil.disk_usage(options.state if options.state.exists() else Path.home()).free / 1e9
+    if free < LITTLE_DISK_GB:
+        sys.stderr.write(f"{free:.0f} GB of disk are free: {takes}. A node whose disk is full ends its pods.\n")
 
 
 def down(options: argparse.Namespace) -> None:
@@ -85,6 +86,8 @@ def push(options: argparse.Namespace) -> None:
 
 def engine(options: argparse.Namespace) -> None:
     """bring an engine for AdapterServers to the node: vLLM for CPUs, or the stand-in of the tests"""
+    if options.engine == "vllm":
+        _warn_of_little_disk(options, f"building vLLM's image takes {LITTLE_DISK_GB} more")
     with Progress() as progress:
         reference = LocalCluster(options.state).bring_engine(progress, options.engine)
     sys.stdout.write(f'export TUNERY_ENGINE_IMAGE="{reference}"\n')

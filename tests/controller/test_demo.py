@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from controller.objects import RESULT, Namespace, adapterserver, lorajob
+from tunery_trainer.local.as_kubectl import documents_of
 
 from demo import __main__ as first
 from demo import serving
@@ -40,7 +41,7 @@ def waiting_job(kubectl: Kubectl, namespace: Namespace, name: str, **spec: Any) 
     return job
 
 
-def test_what_holds_a_job_is_told_once_under_the_table_and_as_the_last_line_at_a_timeout(
+def test_what_holds_a_job_is_told_once_under_the_table_and_in_the_last_lines_at_a_timeout(
     api_server: Kubectl, namespace: Namespace, capsys: pytest.CaptureFixture[str]
 ) -> None:
     job = waiting_job(api_server, namespace, "full")
@@ -49,9 +50,9 @@ def test_what_holds_a_job_is_told_once_under_the_table_and_as_the_last_line_at_a
     failure = job.failure
     told = capsys.readouterr().out.splitlines()
     assert told[-2:] == [f"  held by Unschedulable: {failure['message']}", f"    {failure['hint']}"]
-    first, *_, last = str(caught.value).splitlines()
-    assert "it goes on, and the same command looks on again" in first
-    assert last == f"held by Unschedulable: {failure['message']} {failure['hint']}"
+    *_, why, last = str(caught.value).splitlines()
+    assert "it goes on, and the same command looks on again" in last
+    assert why == f"held by Unschedulable: {failure['message']} {failure['hint']}"
 
 
 def test_what_holds_an_object_is_told_again_only_where_it_changes(capsys: pytest.CaptureFixture[str]) -> None:
@@ -68,7 +69,7 @@ def test_what_holds_an_object_is_told_again_only_where_it_changes(capsys: pytest
     ]
 
 
-def test_what_holds_a_server_is_told_under_its_table_and_as_the_last_line(
+def test_what_holds_a_server_is_told_under_its_table_and_in_the_last_lines(
     api_server: Kubectl, namespace: Namespace, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     namespace.apply(adapterserver("full"))
@@ -78,7 +79,16 @@ def test_what_holds_a_server_is_told_under_its_table_and_as_the_last_line(
     with pytest.raises(TimeoutError) as caught:
         serving._follow_server(api_server, "full", set(), "tunery-server:any")
     assert capsys.readouterr().out.count("  held by Unschedulable: ") == 1
-    assert str(caught.value).splitlines()[-1].startswith("held by Unschedulable: ")
+    *_, why, last = str(caught.value).splitlines()
+    assert why.startswith("held by Unschedulable: ")
+    assert last.endswith("; it goes on")
+
+
+def test_kubectl_finds_what_the_demo_has_applied_unchanged(api_server: Kubectl, namespace: Namespace) -> None:
+    (manifest,) = documents_of(first.MANIFEST.read_text())
+    begin(Job(api_server, manifest, namespace.name))
+    told = api_server.run("apply", "-n", namespace.name, "-f", str(first.MANIFEST))
+    assert told.strip().endswith("unchanged")
 
 
 def test_a_job_that_still_waits_is_joined_by_the_next_demo_and_one_of_another_spec_is_said_to_be_replaced(

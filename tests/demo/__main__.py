@@ -13,9 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from tunery_api.measured import change_text
+from tunery_trainer.local.as_kubectl import documents_of
 
 from cluster import seed
 from demo.answers import print_answers
@@ -71,7 +70,8 @@ def installed(environment: dict[str, str], besides: str = "", *settings: str) ->
 
 def _train(kubectl: Kubectl, root: str) -> Job:
     text = MANIFEST.read_text().replace("s3://", root)
-    job = Job(kubectl, yaml.safe_load(text), NAMESPACE)
+    (manifest,) = documents_of(text)
+    job = Job(kubectl, manifest, NAMESPACE)
     with step(f"Apply {MANIFEST.relative_to(ROOT)}"):
         console.print(text, style="cyan", markup=False)
         begin(job)

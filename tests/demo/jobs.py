@@ -66,7 +66,8 @@ TRAINING = Table(("phase", "progress", "loss", "eval loss", "eta"), row)
 def follow(job: Job, seconds: float = TIMEOUT_SECONDS, table: Table = TRAINING) -> None:
     """Print a line whenever what `kubectl get` shows of a job has changed, until it has succeeded.
 
-    Raises AssertionError where it has ended otherwise, TimeoutError with what holds it up as the last line.
+    Raises AssertionError where it has ended otherwise, TimeoutError whose last lines are what holds it up and that it
+    goes on.
     """
     console.print("  " + "".join(f"{name.upper():<14}" for name in table.columns))
     shown: tuple[str, ...] = ()
@@ -89,7 +90,7 @@ def follow(job: Job, seconds: float = TIMEOUT_SECONDS, table: Table = TRAINING) 
     looks = f"kubectl get {job.kind} {job.name} -n {job.namespace} -w"
     text = f"{job.manifest['kind']} {job.name} has not ended within {seconds:.0f} s"
     text += f"; it goes on, and the same command looks on again, as does {looks}"
-    raise TimeoutError(f"{text}\n{job.story()}\n{hold.now or text}")
+    raise TimeoutError(hold.with_story(job.story(), text))
 
 
 def _why(job: Job, status: dict[str, Any]) -> str:

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
-import yaml
 
 from tunery_operator.plan.server_names import server_name
+from tunery_trainer.local.as_kubectl import documents_of
 
 from demo.__main__ import MANIFEST, QUESTIONS, cluster, installed
 from demo.jobs import begin, follow
@@ -48,8 +48,9 @@ def _demo() -> None:
 
 def _serve(kubectl: Kubectl, root: str, image: str) -> None:
     text = SERVING.read_text().replace("s3://", root)
-    rows, parcels, server = yaml.safe_load_all(text)
-    quickstart = _adapter(kubectl, yaml.safe_load(MANIFEST.read_text().replace("s3://", root)))
+    rows, parcels, server = documents_of(text)
+    (first,) = documents_of(MANIFEST.read_text().replace("s3://", root))
+    quickstart = _adapter(kubectl, first)
     with step(f"Apply {SERVING.relative_to(ROOT)}"):
         console.print(text, style="cyan", markup=False)
         kubectl.apply(rows, server, namespace=NAMESPACE)
@@ -101,7 +102,7 @@ def _follow_server(kubectl: Kubectl, name: str, wanted: set[str], image: str) ->
         wait_for(f"AdapterServer {name}: all adapters served", all_served, START_SECONDS, every=1)
     except TimeoutError as error:
         story = kubectl.run("describe", "adapterserver", name, "-n", NAMESPACE)
-        raise TimeoutError(f"{error}; it goes on\n{story}\n{hold.now or error}") from error
+        raise TimeoutError(hold.with_story(story, f"{error}; it goes on")) from error
 
 
 def _runs(kubectl: Kubectl, name: str, image: str) -> bool:

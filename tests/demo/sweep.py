@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from tunery_api.presets import PRESETS
+from tunery_trainer.local.as_kubectl import documents_of
 
 from demo.__main__ import cluster, compare, fetched, installed
 from demo.answers import print_answers
@@ -77,7 +78,8 @@ def _measure(environment: dict[str, str], template: dict[str, Any], adapter: Pat
 
 def on_cpus(root: str, trials: int) -> dict[str, Any]:
     """Return the example as it runs on a node without a GPU."""
-    manifest: dict[str, Any] = yaml.safe_load(EXAMPLE.read_text().replace("s3://", root))
+    manifest: dict[str, Any]
+    (manifest,) = documents_of(EXAMPLE.read_text().replace("s3://", root))
     manifest["spec"]["maxTrials"] = trials
     manifest["spec"]["template"]["resources"] |= ON_CPUS
     return manifest

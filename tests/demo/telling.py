@@ -71,6 +71,10 @@ class Hold:
         if self.now.hint:
             console.print(f"    {self.now.hint}", markup=False)
 
+    def with_story(self, story: str, end: str) -> str:
+        """Return a story, and below it, where a screen ends, what holds the object up and how the demo ends."""
+        return "\n".join((story, *((str(self.now),) if self.now else ()), end))
+
 
 class Interrupted(Exception):
     """Ctrl-C, while these objects were at work in the cluster, such as lorajob/quickstart; they go on."""

@@ -111,7 +111,7 @@ class Pace:
     def slower(self) -> float | None:
         """How many times as long steps took at worst as at first; None where it is not much longer, or not for long.
 
-        At worst since they are slow: what holds on until they are as fast again for long would else tell of no slowness.
+        At worst since they are slow: it holds until they have been as fast again for long, and told of no slowness.
         """
         return self._worst if self._is_slower else None
 
