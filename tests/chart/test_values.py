@@ -91,11 +91,15 @@ def test_what_would_fail_late_is_refused_at_once_each_with_its_place(helm: Helm)
             {"serving.server.image.repository": "https://registry/server"}, "has a scheme", id="scheme-of-a-repository"
         ),
         pytest.param({"serving.engine.image.repository": "vllm/OpenAI"}, "is no repository: lower-case", id="capitals"),
-        pytest.param({"imageRegistry": "https://registry"}, r'imageRegistry: "https://registry" has a scheme', id="scheme"),
+        pytest.param(
+            {"imageRegistry": "https://registry"}, r'imageRegistry: "https://registry" has a scheme', id="scheme"
+        ),
         pytest.param(
             {"gpuMemory": {"nvidia.com/gpu": "80"}}, r'nvidia.com/gpu: "80" is 80 bytes, less than 1Gi', id="no-unit"
         ),
-        pytest.param({"gpuMemory": {"nvidia.com/gpu": "80Mi"}}, "less than 1Gi: write the unit, such as 80Gi", id="80Mi"),
+        pytest.param(
+            {"gpuMemory": {"nvidia.com/gpu": "80Mi"}}, "less than 1Gi: write the unit, such as 80Gi", id="80Mi"
+        ),
     ],
 )
 def test_what_belongs_elsewhere_is_told_where(helm: Helm, values: dict[str, Any], complaint: str) -> None:
