@@ -72,6 +72,8 @@ def test_every_object_in_the_text_of_the_docs_is_accepted_strictly(api_server: K
         pytest.param({"method": "IA3", "lora": {"alpha": 8}}, "IA3 reads", id="ia3-alpha"),
         pytest.param({"method": "PromptTuning", "lora": {"dropout": "0.1"}}, "reads nothing of lora", id="prompt-lora"),
         pytest.param({"method": "PrefixTuning", "lora": {"rank": 8}}, "reads nothing of lora", id="prefix-lora"),
+        pytest.param({"output": {"uri": "s3://b/team-a/../x"}}, "uri has a part . or ..", id="output-leads-out"),
+        pytest.param({"output": {"uri": "s3://b/x/."}}, "uri has a part . or ..", id="output-with-a-dot"),
         pytest.param({"resources": {"gpuResource": "amd.com/gpu"}}, "must be NVIDIA GPUs", id="foreign-gpu"),
         pytest.param(
             {"training": {"precision": "Float16"}, "resources": {"gpus": 0}}, "Float16 needs a GPU", id="float16-cpu"
@@ -113,6 +115,9 @@ def test_what_is_refused_at_the_door(api_server: Kubectl, namespace: str, blocks
         pytest.param({"suspend": 1}, False, id="number-for-a-boolean"),
         pytest.param({"lora": {"rankPattern": {"q_proj": "8"}}}, False, id="quoted-number-in-a-mapping"),
         pytest.param({"scheduling": {"tolerations": [{"key": "a", "tolerationSeconds": "5"}]}}, False, id="in-a-list"),
+        pytest.param({"scheduling": {"tolerations": [{"key": "", "operator": "Exists"}]}}, True, id="every-taint"),
+        pytest.param({"scheduling": {"tolerations": [{"key": "a" * 63}]}}, True, id="longest-key"),
+        pytest.param({"scheduling": {"tolerations": [{"key": "a.b/" + "a" * 64}]}}, False, id="no-key-of-kubernetes"),
     ],
 )
 def test_the_parser_takes_what_the_server_takes(
@@ -123,6 +128,18 @@ def test_the_parser_takes_what_the_server_takes(
         api_server.run("create", "--dry-run=server", "-n", namespace, "-f", "-", stdin=json.dumps(manifest))
     with contextlib.nullcontext() if taken else pytest.raises(InvalidSpec):
         parse_lorajob(manifest, local=True)
+
+
+@pytest.mark.parametrize("nothing", [{"lora": None}, {"suspend": None}, {"lora": {"rank": None}}], ids=str)
+def test_a_null_is_refused_where_manifests_are_applied_on_the_server(
+    api_server: Kubectl, namespace: str, nothing: dict[str, Any]
+) -> None:
+    """As docs/api.md says, to those who use Flux or Argo CD's ServerSideApply."""
+    text = json.dumps(lorajob("nothing", **nothing))
+    apply = ("apply", "--dry-run=server", "-n", namespace, "-f", "-")
+    api_server.run(*apply, stdin=text)
+    with pytest.raises(KubectlError, match=r'in body must be of type [a-z]+: "null"'):
+        api_server.run(*apply, "--server-side", stdin=text)
 
 
 NEVER = [

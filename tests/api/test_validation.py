@@ -106,6 +106,11 @@ def errors_of(obj: Any, **options: Any) -> list[str]:
             id="credentials-in-the-uri-of-the-evaluation",
         ),
         pytest.param(
+            {"output": {"uri": "s3://adapters/team-a/../team-b/x"}},
+            "spec.output.uri: has a part . or .., which leads out of its folder; write s3://bucket/prefix",
+            id="output-that-leads-out-of-its-folder",
+        ),
+        pytest.param(
             {"output": {"uri": "s3:///x"}},
             "spec.output.uri: names no bucket; write s3://bucket/prefix",
             id="no-bucket",

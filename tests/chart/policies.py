@@ -25,11 +25,11 @@ def platform_of(rendered: Rendered) -> Platform:
     return Platform(settings, Progress(settings.progress_url, "PEM"))
 
 
-def refusal(kubectl: Kubectl, body: dict[str, Any]) -> str | None:
-    """Send an object as a dry run; return why the API server refuses it, or None where it does not."""
+def refusal(kubectl: Kubectl, body: dict[str, Any], *flags: str) -> str | None:
+    """Send an object as a dry run, as kubectl does with flags; return why it is refused, or None where it is not."""
     namespace = body["metadata"].get("namespace", TEAM)
     try:
-        kubectl.run("create", "--dry-run=server", "-n", namespace, "-f", "-", stdin=json.dumps(body))
+        kubectl.run("create", "--dry-run=server", "-n", namespace, "-f", "-", *flags, stdin=json.dumps(body))
     except KubectlError as error:
         return str(error)
     return None

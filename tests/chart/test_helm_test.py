@@ -7,7 +7,7 @@ import json
 import pytest
 
 from tunery_operator.kube.rbac import TEST_PERMISSIONS
-from tunery_operator.progress.installation import Asked, _asked
+from tunery_operator.progress.installation import NAME, Asked, _asked
 
 from . import everything
 from .rendering import NAMESPACE, Helm, HelmError, Rendered
@@ -44,6 +44,9 @@ def test_its_account_may_read_our_kinds_and_run_one_job(helm: Helm) -> None:
     rendered = hooks(helm.render("watchNamespaces={team-a,team-b}", tests=True))
     role, binding = rendered.one("Role"), rendered.one("RoleBinding")
     assert rights(role) == used(TEST_PERMISSIONS)
+    # RBAC can name what is read and removed, and not what is listed or made.
+    names = {verb: rule.get("resourceNames") for rule in role["rules"] for verb in rule["verbs"]}
+    assert names == {"list": None, "create": None, "get": [NAME], "delete": [NAME]}
     assert (
         role["metadata"]["namespace"] == binding["metadata"]["namespace"] == arguments(rendered).namespace == "team-a"
     )

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from controller.objects import lorajob, lorasweep
+from controller.objects import adaptermerge, batchinference, lorajob, lorasweep
 from tunery_api.inputs import OutputSpec
 from tunery_api.kinds import Kind
 from tunery_api.search.protocol import Suggestion
@@ -16,6 +17,7 @@ from tunery_api.validation import parse_lorasweep
 from tunery_operator.manifests.trial import build_trial
 from tunery_operator.plan.job import output_place
 from tunery_operator.plan.lorasweep import plan_trial
+from tunery_operator.progress.installation import job_of
 from tunery_operator.views.owner import parse_owner
 
 from .conftest import kubectl_for
@@ -23,6 +25,7 @@ from .installing import OPERATOR, TEAM, can, first_install, kubeconfig_of_the_se
 from .policies import platform_of, refusal
 from .rendering import CHART, KUBE_VERSION, NAMESPACE, Helm, Rendered
 from .running import OURS, Operator, Release, running_operator
+from .test_helm_test import arguments, hooks
 from cluster.controlplane import ControlPlane
 from kit.jobs import Job
 from kit.kubectl import Kubectl, KubectlError, wait_for
@@ -124,6 +127,13 @@ def test_and_nothing_else_is_refused(served: Kubectl, spec: dict[str, object]) -
     assert applied(served, **spec) is None
 
 
+def test_where_another_release_may_serve_nothing_is_judged(served: Kubectl) -> None:
+    """Its operator makes the trials of its sweeps there, and its own policy says where they may go."""
+    wait_for("the policy", lambda: applied(served, output={"uri": "s3://elsewhere/y"}), timeout=60)
+    foreign = lorajob("y", output={"uri": "s3://elsewhere/y"})
+    assert refusal(served, foreign | {"metadata": {"name": "y", "namespace": OTHER}}) is None
+
+
 def searched(kubectl: Kubectl, uri: str | None, **scheduling: str) -> str | None:
     """Apply a LoRASweep as a dry run; return why it is refused, or None."""
     sweep = lorasweep("y", output={"uri": uri} if uri is not None else {})
@@ -131,7 +141,13 @@ def searched(kubectl: Kubectl, uri: str | None, **scheduling: str) -> str | None
     return refusal(kubectl, sweep)
 
 
-BESIDE = "as trials publish at <output>-trials"
+MERGED = [{"uri": f"s3://others/{name}"} for name in "ab"]
+PUBLISHING = {
+    "LoRAJob": lorajob, "LoRASweep": lorasweep, "AdapterMerge": partial(adaptermerge, adapters=MERGED),
+    "BatchInference": batchinference,
+}  # fmt: skip
+BELOW = "spec.output.uri: the platform allows a folder below s3://adapters/{namespace}/"
+LEADS_OUT = "uri has a part . or .."
 
 
 @pytest.mark.parametrize(
@@ -139,20 +155,44 @@ BESIDE = "as trials publish at <output>-trials"
     [
         (f"s3://adapters/{TEAM}/y", None),
         (f"s3://adapters/{TEAM}/y/", None),
+        (f"s3://adapters/{TEAM}/a..b/...", None),
         (None, None),
-        (f"s3://adapters/{TEAM}", BESIDE),
-        (f"s3://adapters/{TEAM}/", BESIDE),
-        (f"s3://adapters/{TEAM}//", BESIDE),
-        ("s3://adapters", "spec.output.uri: the platform allows"),
-        ("s3://adapters/team-b/y", "spec.output.uri: the platform allows"),
+        # What is rejected would lie at s3://adapters/team-a-rejected, and trials at -trials: beside the prefix.
+        (f"s3://adapters/{TEAM}", BELOW),
+        (f"s3://adapters/{TEAM}/", BELOW),
+        (f"s3://adapters/{TEAM}//", BELOW),
+        ("s3://adapters", BELOW),
+        ("s3://adapters/team-b/y", BELOW),
+        (f"s3://adapters/{TEAM}/../team-b/y", LEADS_OUT),
+        (f"s3://adapters/{TEAM}/y/..", LEADS_OUT),
+        (f"s3://adapters/{TEAM}/./y", LEADS_OUT),
     ],
 )
-def test_a_sweep_and_its_trials_publish_where_the_platform_allows_it(
+def test_what_is_published_lies_in_a_folder_below_what_the_platform_allows(
     served: Kubectl, uri: str | None, why: str | None
 ) -> None:
     wait_for("the policy", lambda: applied(served, output={"uri": "s3://elsewhere/y"}), timeout=60)
-    told = searched(served, uri)
-    assert told is None if why is None else why in (told or "")
+    for kind, made in PUBLISHING.items():
+        told = refusal(served, made("y", output={"uri": uri} if uri is not None else {}))
+        assert told is None if why is None else why in (told or ""), kind
+
+
+def test_the_job_of_helm_test_is_taken_from_its_account_and_from_no_other(served: Kubectl, helm: Helm) -> None:
+    """It names a bucket that there is not, or the platform's own for this: neither is a place of the tenants."""
+    rendered = hooks(helm.render(f"watchNamespaces={{{TEAM}}}", tests=True))
+    served.apply(*rendered.of("Role"), *rendered.of("RoleBinding"))
+    wait_for("the policy", lambda: applied(served, output={"uri": "s3://elsewhere/y"}), timeout=60)
+    asked = arguments(rendered)
+    account = f"system:serviceaccount:{NAMESPACE}:{rendered.one('Pod')['spec']['serviceAccountName']}"
+    own, others = ("--as", account), ()
+    for told in (asked, asked._replace(output_uri="s3://my-bucket/helm-test", account="elsewhere")):
+        job = job_of(told)
+        assert refusal(served, job, *own) is None
+        assert "tunery-tenants" in (refusal(served, job, *others) or "")
+        other = job | {"metadata": {"name": "other", "namespace": TEAM}}
+        assert "tunery-tenants" in (refusal(served, other, *own) or "")
+    may = {verb: can(served, account, verb, "lorajobs.tunery.dev", TEAM) for verb in ("get", "delete", "patch")}
+    assert may == {"get": False, "delete": False, "patch": False}, "of all of them; its own it may, by name"
 
 
 def test_the_trials_of_a_sweep_run_as_the_platform_allows_it(served: Kubectl) -> None:

@@ -84,6 +84,10 @@ def test_in_namespaced_mode_nothing_but_token_reviews_is_cluster_wide(helm: Helm
     for binding in [*bindings, rendered.one("ClusterRoleBinding")]:
         assert binding["subjects"] == [account]
     assert json.loads(rendered.env()["TUNERY_WATCH_NAMESPACES"]) == ["team-a", "team-b"]
+    off = ("rbac.aggregateRoles=false", "admissionPolicy.enabled=false", "crds.install=false")
+    least = helm.render("watchNamespaces={team-a}", *off)
+    wide = [each["kind"] for each in least.documents if "namespace" not in each["metadata"]]
+    assert sorted(wide) == ["ClusterRole", "ClusterRoleBinding"], "as install.md says"
 
 
 def test_roles_for_people_aggregate_and_leave_status_to_the_operator(rendered: Rendered) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from controller.reporting import Pods, Site
 from tunery_operator.kube.rbac import CERTIFICATE_PERMISSIONS, OPERATOR_PERMISSIONS
-from tunery_operator.progress.certificate import Files, Unusable, check, make
+from tunery_operator.progress.certificate import Files, Unusable, check, main, make
 
 HOST = "tunery.tunery-system.svc"
 NOW = datetime.now(UTC)
@@ -59,6 +59,16 @@ def test_what_was_just_made_is_kept_for_two_thirds_of_its_life_or_until_thirty_d
     days: int, later: float
 ) -> None:
     check(make(HOST, days, NOW), HOST, NOW + timedelta(days=later))
+
+
+@pytest.mark.parametrize("days", ["0", "-1", "36501", "x", ""])
+def test_a_life_of_less_than_a_day_is_refused_before_anything_is_made(
+    days: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--namespace=n", "--secret=s", f"--host={HOST}", f"--days={days}"])
+    assert ended.value.code == 2
+    assert f"argument --days: {days} is not from 1 to 36500: set progress.certificate.days" in capsys.readouterr().err
 
 
 def test_two_authorities_that_stand_for_each_other_are_kept() -> None:

@@ -60,11 +60,13 @@ def test_where_the_platform_says_nothing_the_manifest_stays_as_it_is() -> None:
 def test_what_is_inherited_never_hides_the_platforms_word_or_ours() -> None:
     template = PodTemplate(labels={"cost/centre": "42"})
     labels = {"cost/centre": "1", "cost/team": "red", "tunery.dev/role": "x", "other": "y"}
+    # What Kubernetes gives to the pods of Jobs itself: a Job that names another is refused.
+    labels |= {"job-name": "x", "controller-uid": "x", "batch.kubernetes.io/job-name": "x", "job-class": "long"}
     extras = pod_extras(
-        owner(labels=labels, annotations={"cost/note": "n"}),
-        settings(pod_template=template, inherit_label_prefixes=["cost/", "tunery.dev/"]),
+        owner(labels=labels, annotations={"cost/note": "n", "kubectl.kubernetes.io/last-applied-configuration": "{}"}),
+        settings(pod_template=template, inherit_label_prefixes=["cost/", "tunery.dev/", "job", "batch.", "c", "k"]),
     )
-    assert extras.labels == {"cost/centre": "42", "cost/team": "red"}
+    assert extras.labels == {"cost/centre": "42", "cost/team": "red", "job-class": "long"}
     assert extras.annotations == {"cost/note": "n"}
 
 

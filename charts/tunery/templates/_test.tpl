@@ -8,6 +8,11 @@
 {{- default (first $served) .Values.test.namespace -}}
 {{- end -}}
 
+{{/* The name of that job, as installation.py has it. */}}
+{{- define "tunery.testJob" -}}
+helm-test
+{{- end -}}
+
 {{/* When an object of the test comes and goes: pods stay, so that they can be asked what they said. Takes a weight. */}}
 {{- define "tunery.testHook" -}}
 helm.sh/hook: test

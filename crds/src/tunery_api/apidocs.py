@@ -16,7 +16,10 @@ _HEAD = f"""# API reference
 Group and version: `{API_VERSION}`. All kinds are namespaced; references never cross a namespace.
 Where the type is `number or string`, a number may stand in quotes or not: `2e-4`, `0.0002` and `"2e-4"` are the same
 rate; once it is applied, though, quotes that come or go are a change like any other, but for those of `resources`. A
-field that is `null` is one that is left out. `suspend`, `activeDeadlineSeconds` and
+field that is `null` is one that is left out; but where manifests are applied on the server (`kubectl apply
+--server-side`, Flux, Argo CD with `ServerSideApply=true`) a `null` is refused (`must be of type object: null`): leave
+the field out.
+`suspend`, `activeDeadlineSeconds` and
 `ttlSecondsAfterFinished` may change at any time; `retries`, `scheduling`, `resources.memory` and
 `resources.ephemeralStorage` while no pod runs (suspend the job first); everything else is fixed once applied.
 Defaults never change within a version of the API.

@@ -21,7 +21,7 @@ from tunery_api.adapterserver import (
     RolloutSpec,
 )
 from tunery_api.fields import ApiModel, is_number
-from tunery_api.inputs import FORMATS_OF_TASK, DatasetEvaluation, DatasetSpec, ModelSpec, SecretKeyReference
+from tunery_api.inputs import FORMATS_OF_TASK, DatasetEvaluation, DatasetSpec, ModelSpec, OutputSpec, SecretKeyReference
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.lorasweep import LoRASweepSpec, ParameterSpec, RangeSpec
 from tunery_api.methods import READ_OF_LORA, AdaLoraSpec, LoraSpec, Method
@@ -126,6 +126,7 @@ def _goes_with(block: str, method: str) -> CelRule:
 
 CEL_RULES: Final[dict[type[ApiModel], list[CelRule]]] = {
     ModelSpec: [CelRule("!has(self.revision) || self.uri.startsWith('hf://')", "revision is for hf:// models only")],
+    OutputSpec: [CelRule("!has(self.uri) || !self.uri.matches('/[.][.]?(/|$)')", "uri has a part . or ..", once=True)],
     DatasetSpec: [
         CelRule(
             "self.?template.orValue('Chat') != 'Plain' || !(self.?format.orValue('Auto') in ['Messages', 'ShareGPT'])",

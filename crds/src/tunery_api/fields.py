@@ -344,6 +344,14 @@ def bucket_problem(bucket: str) -> str | None:
     return "holds credentials, which belong into the Secret of secretRef" if "@" in bucket else "names no bucket"
 
 
+def s3_problem(rest: str, written: bool) -> str | None:
+    """Return what is wrong with a URI of S3 behind its scheme, None where nothing is; `written`: of an output."""
+    bucket, _, key = rest.partition("/")
+    if written and any(part in (".", "..") for part in key.split("/")):
+        return "has a part . or .., which leads out of its folder"
+    return bucket_problem(bucket)
+
+
 _SUFFIX = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "P": 10**15, "E": 10**18}
 _SUFFIX |= {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40, "Pi": 2**50, "Ei": 2**60}
 

@@ -10,9 +10,10 @@ from pydantic_core import PydanticCustomError
 
 from tunery_api.fields import ApiModel, BytesString, ObjectName, QuantityString
 
-LabelKey = Annotated[
-    str, Field(min_length=1, max_length=317, pattern=r"^([a-z0-9.-]+/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$")
-]
+_KEY: Final = r"([a-z0-9.-]+/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
+LabelKey = Annotated[str, Field(min_length=1, max_length=317, pattern=f"^{_KEY}$")]
+TaintKey = Annotated[str, Field(max_length=317, pattern=f"^({_KEY})?$")]
+"""The key of a toleration: an empty one is Kubernetes' own way to say every key."""
 LabelValue = Annotated[str, Field(max_length=63, pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$")]
 GpuResource = Annotated[str, Field(min_length=3, max_length=253, pattern=r"^[a-z0-9.-]+/[A-Za-z0-9._-]+$")]
 
@@ -62,7 +63,7 @@ class TaintEffect(StrEnum):
 class Toleration(ApiModel):
     """A toleration, as in a pod."""
 
-    key: LabelKey | None = Field(None, description="Taint key; empty with Exists: all.")
+    key: TaintKey | None = Field(None, description="Taint key; empty with Exists: all.")
     operator: TolerationOperator = Field(TolerationOperator.EQUAL, description="Exists or Equal.")
     value: LabelValue | None = Field(None, description="Taint value.")
     effect: TaintEffect | None = Field(None, description="Taint effect; empty: all.")

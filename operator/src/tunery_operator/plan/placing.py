@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Final
 
 from tunery_api.names import GROUP
 from tunery_api.placement import SchedulingSpec, Toleration
 from tunery_operator.plan.types import PodExtras
 from tunery_operator.settings import Placement, Settings
 from tunery_operator.views.owner import Owner
+
+_OF_OTHERS: Final = (f"{GROUP}/", "batch.kubernetes.io/", "kubectl.kubernetes.io/")
+_OF_JOBS: Final = ("job-name", "controller-uid")
+"""Labels that Kubernetes gives to the pods of a Job; it refuses a Job whose pods have another value of them."""
 
 
 def work_scheduling(spec: SchedulingSpec, settings: Settings, gpus: int) -> SchedulingSpec:
@@ -71,6 +75,9 @@ def pod_extras(owner: Owner, settings: Settings) -> PodExtras:
 
 
 def _inherited(values: Mapping[str, str], prefixes: tuple[str, ...]) -> dict[str, str]:
-    """Return what begins with a prefix; what is Tunery's own speaks of the owner and never of its pods."""
-    own = f"{GROUP}/"
-    return {name: text for name, text in values.items() if name.startswith(prefixes) and not name.startswith(own)}
+    """Return what begins with a prefix, but for what speaks of the owner alone, as our own does, or kubectl's."""
+    return {
+        name: text
+        for name, text in values.items()
+        if name.startswith(prefixes) and not name.startswith(_OF_OTHERS) and name not in _OF_JOBS
+    }

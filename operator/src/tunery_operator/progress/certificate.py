@@ -33,6 +33,7 @@ LEAST_LEFT: Final = timedelta(days=30)
 """A certificate that ends sooner is made anew; one that is good for less than three times that, in its last third."""
 _LABELS: Final = {"app.kubernetes.io/component": "certificate", "app.kubernetes.io/part-of": "tunery"}
 """Not the release's: Argo CD prunes what has app.kubernetes.io/instance and is not rendered."""
+_MOST_DAYS: Final = 36_500
 _CLOCKS_DIFFER: Final = timedelta(hours=1)
 _PEM: Final = serialization.Encoding.PEM
 
@@ -211,12 +212,19 @@ def _files(secret: Mapping[str, Any]) -> Files:
         raise Unusable(f"it cannot be read: {error}") from error
 
 
+def _days(text: str) -> int:
+    """Return how long a certificate lives: one that ends as it is made would be mounted, and no pod could report."""
+    if text.isdecimal() and 1 <= int(text) <= _MOST_DAYS:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text} is not from 1 to {_MOST_DAYS}: set progress.certificate.days")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Do what the Job is for; return its exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     for name in ("namespace", "secret", "host"):
         parser.add_argument(f"--{name}", required=True)
-    parser.add_argument("--days", type=int, required=True)
+    parser.add_argument("--days", type=_days, required=True)
     parser.add_argument("--before", default="")
     asked = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")

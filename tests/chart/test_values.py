@@ -1,0 +1,182 @@
+"""Values that are refused before anything is made, with their place; and those that are taken and read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import yaml
+
+from .rendering import CHART, Helm, HelmError, Rendered
+from .test_environment import read_settings_of
+
+PLACES = ("trainer.tolerations", "trainer.gpu.tolerations", "preflight.tolerations", "operator.tolerations")
+LONG = "a" * 64
+
+TOLERATIONS_THAT_KUBERNETES_REFUSES: tuple[dict[str, Any], ...] = (
+    {"key": "a b", "operator": "Exists"},
+    {"key": f"example.com/{LONG}", "operator": "Exists"},
+    {"key": "", "operator": "Equal", "value": "x"},
+    {"effect": "NoSchedule"},
+    {"key": "gpu", "operator": "Exists", "value": "x"},
+    {"key": "gpu", "operator": "Exists", "tolerationSeconds": 3},
+    {"key": "gpu", "operator": "Exists", "effect": "NoSchedule", "tolerationSeconds": 3},
+)
+
+WRONG: dict[str, Any] = {
+    **{place: list(TOLERATIONS_THAT_KUBERNETES_REFUSES) for place in PLACES},
+    "nameOverride": "Tunery",
+    "fullnameOverride": "1.tunery",
+    "operator.podLabels": {"app.kubernetes.io/name": "mine"},
+    "operator.nodeSelector": {f"example.com/{LONG}": "x"},
+    "operator.resources.limits": {"memory": "512m"},
+    "trainer.podLabels": {LONG: "x"},
+    "trainer.podAnnotations": {"example..com/a": "x"},
+    "trainer.inheritLabels": ["batch.kubernetes.io/", "job-name", "controller-uid", "kubectl.kubernetes.io/"],
+    "trainer.shmSize": "0",
+    "serving.server.resources.memory": "512m",
+    "defaultOutput.uri": "s3:///x",
+    "test.outputUri": "s3://adapters/../x",
+    "cache.maxSize": "500m",
+    "preflight.resources": {"cpu": "0", "memory": "4000m", "ephemeralStorage": "0Gi"},
+    "progress.certificate.days": 0,
+    "progress.certificate.jobLabels": {"tunery.dev/certificate-job": "x"},
+    "progress.certificate.certManager": {"enabled": True, "issuerRef": {"name": ""}},
+    "admissionPolicy.validationActions": ["Deny", "Warn"],
+    "tenantPolicy.outputPrefixes": ["s3://adapters", "s3:///x/", "s3://adapters/../"],
+}  # fmt: skip
+
+
+def unseen(values: dict[str, Any], text: str) -> set[str]:
+    """Return of the wrong values those that are not told of: of a list and of resources each one."""
+    found: set[str] = set()
+    for name, value in values.items():
+        place = f"at '/{name.replace('.', '/')}"
+        if name in ("trainer.podAnnotations", "operator.nodeSelector"):
+            # Helm is at times wrong about the place of a key: it is the key itself that is told.
+            found |= {f"invalid propertyName '{key}'" for key in value}
+        elif name == "preflight.resources":
+            found |= {f"{place}/{key}'" for key in value}
+        elif isinstance(value, list) and name != "admissionPolicy.validationActions":
+            found |= {f"{place}/{index}" for index in range(len(value))}
+        else:
+            found.add(place)
+    return {each for each in found if each not in text}
+
+
+def told(helm: Helm, values: dict[str, Any]) -> str:
+    with pytest.raises(HelmError) as refused:
+        helm.render(values=values)
+    return str(refused.value)
+
+
+def test_what_would_fail_late_is_refused_at_once_each_with_its_place(helm: Helm) -> None:
+    assert unseen(WRONG, told(helm, WRONG)) == set()
+
+
+@pytest.mark.parametrize(
+    ("values", "complaint"),
+    [
+        pytest.param(
+            {"operator.image.repository": "registry:5000/team/operator:v1"},
+            r'operator.image.repository: "registry:5000/team/operator:v1" has a tag: put it into operator.image.tag',
+            id="tag",
+        ),
+        pytest.param(
+            {"trainer.image.repository": "trainer@sha256:" + "a" * 64},
+            "has a digest: put it into trainer.image.digest",
+            id="digest",
+        ),
+        pytest.param(
+            {"serving.server.image.repository": "https://registry/server"}, "has a scheme", id="scheme-of-a-repository"
+        ),
+        pytest.param({"serving.engine.image.repository": "vllm/OpenAI"}, "is no repository: lower-case", id="capitals"),
+        pytest.param(
+            {"imageRegistry": "https://registry"}, r'imageRegistry: "https://registry" has a scheme', id="scheme"
+        ),
+        pytest.param(
+            {"gpuMemory": {"nvidia.com/gpu": "80"}}, r'nvidia.com/gpu: "80" is 80 bytes, less than 1Gi', id="no-unit"
+        ),
+        pytest.param(
+            {"gpuMemory": {"nvidia.com/gpu": "80Mi"}}, "less than 1Gi: write the unit, such as 80Gi", id="80Mi"
+        ),
+    ],
+)
+def test_what_belongs_elsewhere_is_told_where(helm: Helm, values: dict[str, Any], complaint: str) -> None:
+    assert complaint in told(helm, values)
+
+
+def test_what_kubernetes_takes_is_taken_and_the_operator_reads_it(helm: Helm, monkeypatch: pytest.MonkeyPatch) -> None:
+    tolerations: list[dict[str, Any]] = [
+        {"key": "", "operator": "Exists"},
+        {"operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 0},
+        {"key": "example.com/" + "a" * 63, "value": "x"},
+        {"key": "gpu", "operator": "Exists", "value": ""},
+    ]
+    values: dict[str, Any] = {
+        **dict.fromkeys(PLACES, tolerations),
+        "operator.image.repository": "registry.example.com:5000/team/a__b/operator",
+        "serving.engine.image.repository": "[fd00::1]:5000/vllm--openai",
+        "gpuMemory": {"nvidia.com/gpu": "40960Mi", "example.com/gpu": "1.5Gi", "other.com/gpu": "85899345920"},
+        "defaultOutput.uri": "s3://My_Bucket/a..b/",
+        "preflight.resources": {"cpu": "500m", "memory": "1Gi", "ephemeralStorage": "0.5Gi"},
+        "operator.resources.requests": {"memory": 268435456, "example.com/thing": 1},
+        "admissionPolicy.validationActions": ["Audit", "Deny"],
+        "trainer.inheritLabels": ["job-names", "app.kubernetes.io/part-of"],
+        "tenantPolicy.outputPrefixes": ["s3://adapters/{namespace}/", "s3://{namespace}-adapters/"],
+    }
+    rendered = helm.render(values=values)
+    settings = read_settings_of(rendered, monkeypatch)
+    read = settings.pod_template.tolerations
+    assert [(each.key, each.toleration_seconds) for each in read[:2]] == [("", None), (None, 0)]
+    assert read == settings.pod_template.gpu.tolerations == settings.preflight_scheduling.tolerations
+    assert rendered.pod()["tolerations"][-4:] == tolerations
+    assert settings.gpu_memory_bytes("nvidia.com/gpu", {}) == 40 * 2**30
+
+
+def leaves(values: dict[str, Any], above: str = "") -> list[str]:
+    """Return every value of the chart that is no section, by its name."""
+    found: list[str] = []
+    for key, value in values.items():
+        name = f"{above}.{key}" if above else key
+        section = isinstance(value, dict) and value and not name.endswith((".labels", "ecurityContext"))
+        found += leaves(value, name) if section else [name]
+    return found
+
+
+EVERYTHING_ON = tuple(
+    f"{part}.enabled=true"
+    for part in ("metrics.serviceMonitor", "metrics.rules", "metrics.dashboard", "serving.podMonitor", "tenantPolicy")
+)
+
+
+def test_a_value_that_is_null_is_refused_or_is_empty_and_never_another_one(
+    helm: Helm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Helm takes a null for a value that is not there: a number would be 0, a template would end in a panic."""
+    every = dict.fromkeys(leaves(yaml.safe_load((CHART / "values.yaml").read_text())))
+    text = told(helm, every)
+    needed = {
+        name for name in every for above, _, last in [name.rpartition(".")]
+        if any(f"at '/{above.replace('.', '/')}'" in line and f"'{last}'" in line for line in text.splitlines())
+    }  # fmt: skip
+    assert {
+        "progress.certificate.days", "operator.replicas", "operator.unreachableSeconds", "test.seconds",
+        "networkPolicy.apiServer.ports", "networkPolicy.enabled", "admissionPolicy.validationActions",
+        "admissionPolicy.enabled", "trainer.caBundle.key",
+    } <= needed  # fmt: skip
+    needed |= {"serving.engine.image.tag"}
+    others = {name: None for name in every if name not in needed}
+    on = {"networkPolicy.enabled": True, "trainer.caBundle.configMap": "ca"}
+    rendered = helm.render(*EVERYTHING_ON, values=others | on, tests=True)
+    assert policy_variables(rendered) == {"[]"}
+    read_settings_of(rendered, monkeypatch)
+    assert "networkPolicy" in told(helm, {"networkPolicy": {"enabled": True, "apiServer": None}})
+
+
+def policy_variables(rendered: Rendered) -> set[str]:
+    """Return what the policies make of extraEnv, which CEL looks into."""
+    variables = [
+        each for policy in rendered.of("ValidatingAdmissionPolicy") for each in policy["spec"].get("variables", [])
+    ]
+    return {each["expression"] for each in variables if each["name"] == "freeEnv"}
