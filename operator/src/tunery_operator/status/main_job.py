@@ -166,7 +166,7 @@ def _was_heard(snapshot: Snapshot, pod: PodView) -> bool:
 
 def _silence_text(pod: PodView, *, heard: bool) -> str:
     """Return what is wrong where a pod does not report, or not any more, and what to do."""
-    log = f"kubectl logs {pod.name} says why a report could not be sent, and how far it is"
+    log = f"kubectl logs {pod.name} -n {pod.namespace} says why a report could not be sent, and how far it is"
     if heard:
         return (
             f"pod {pod.name} has reported, and does not any more: {log}. Where the operator's certificate was made "
@@ -206,7 +206,8 @@ def _show_stopping(draft: Draft, pod: PodView) -> None:
         text = f"pod {pod.name} on node {pod.node} was told to end{before}"
         draft.conditions.set(_RUNNING, True, STOPPING, text)
     elif pod.running:
-        text = f"pod {pod.name} on node {pod.node} runs on without its Job; kubectl delete pod {pod.name} would end it"
+        ends = f"kubectl delete pod {pod.name} -n {pod.namespace} would end it"
+        text = f"pod {pod.name} on node {pod.node} runs on without its Job; {ends}"
         draft.conditions.set(_RUNNING, True, _activity(draft, pod), text)
     else:
         draft.conditions.set(_RUNNING, False, STOPPING, f"pod {pod.name} ends")
