@@ -67,5 +67,7 @@ def test_a_key_is_written_into_a_secret_that_is_there(api_server: Kubectl, tmp_p
     found = api_server.get("secret", "hinted", SPACE)
     assert found is not None
     assert {key: base64.b64decode(value).decode() for key, value in found["data"].items()} == {
-        "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "VALUE", "HF_TOKEN": "VALUE",
+        "AWS_ACCESS_KEY_ID": "a",
+        "AWS_SECRET_ACCESS_KEY": "VALUE",
+        "HF_TOKEN": "VALUE",
     }

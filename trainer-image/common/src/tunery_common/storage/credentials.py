@@ -91,8 +91,8 @@ def from_secret(
 ) -> Credentials:
     """Read the Secret `name`, mounted at `folder` as one file for each key.
 
-    White space around a value is no part of it; `namespace` is for hints. Raises SECRET_NOT_FOUND, after `field_path`: naming the Secret and the
-    keys of `needs` that it lacks, or the key whose value has a line break or the like within.
+    White space around a value is no part of it; `namespace` is for hints. Raises SECRET_NOT_FOUND, after `field_path`:
+    naming the Secret and the keys of `needs` that it lacks, or the key whose value has a line break or the like within.
     """
     where = f"{field_path}: " if field_path else ""
     needed = tuple(needs)
