@@ -193,7 +193,9 @@ def test_other_content_than_is_asked_for_is_refused(
             with pytest.raises(TuneryError, match=rf"{field}\.sha256: the data has the digest") as caught:
                 read()
             assert caught.value.reason is FailureReason.DATASET_INVALID
-        with pytest.raises(TuneryError, match=rf"{field}: the data has changed: it has the digest .* LoRASweep s ") as of:
+        with pytest.raises(
+            TuneryError, match=rf"{field}: the data has changed: it has the digest .* LoRASweep s "
+        ) as of:
             scan(path, dataclasses.replace(pinned, sweep="s"))
         assert "new sweep" in (of.value.hint or ""), "nobody has set a digest: the sweep keeps to what it began with"
 
