@@ -36,7 +36,13 @@ def job(*, labels: dict[str, str] | None = None, admitted: bool = False, **chang
     """Return a Job that was started ten minutes ago; `changes` are fields of the view."""
     template = {"metadata": {"labels": {"kueue.x-k8s.io/podset": "main"}}} if admitted else {}
     body = {
-        "metadata": {"name": "x-train", "uid": "j", "labels": labels or {}, "creationTimestamp": at(-600)},
+        "metadata": {
+            "name": "x-train",
+            "namespace": "ns",
+            "uid": "j",
+            "labels": labels or {},
+            "creationTimestamp": at(-600),
+        },
         "spec": {"template": template},
         "status": {"startTime": at(-600)},
     }
@@ -70,7 +76,13 @@ def pod(
     states = [{"name": sidecar, "state": {"running": {"startedAt": at(-500)}}} for sidecar in sidecars]
     states += [{"name": "trainer", "state": state}] if state is not None else []
     body = {
-        "metadata": {"name": name, "uid": name, "creationTimestamp": at(-86_400 + int(name[-1])), **(meta or {})},
+        "metadata": {
+            "name": name,
+            "namespace": "ns",
+            "uid": name,
+            "creationTimestamp": at(-86_400 + int(name[-1])),
+            **(meta or {}),
+        },
         "spec": {"nodeName": NODE, "containers": [{"name": "trainer", "env": env}]},
         "status": {"phase": phase, "conditions": conditions, "containerStatuses": states, **status},
     }

@@ -106,7 +106,7 @@ def test_a_job_that_may_have_no_pods_is_told(namespace: Namespace) -> None:
     namespace.stop_pod(pod, seconds=1)
     failure = namespace.wait_failure("none", "PodRefused")["failure"]
     assert "parallelism 0" in failure["message"]
-    assert "kubectl patch job none-train" in failure["hint"]
+    assert f"kubectl patch job none-train -n {namespace.name} " in failure["hint"]
     namespace.api.patch(namespace.path("jobs", "none-train"), {"spec": {"parallelism": 1}})
     namespace.finish("none")
     assert "failure" not in namespace.wait_phase("none", "Succeeded", timeout=40)

@@ -386,6 +386,23 @@ def test_a_failure_that_throws_nothing_away_says_so(reason: str) -> None:
     assert saved["checkpoint"] == SAVED["checkpoint"]
 
 
+@pytest.mark.parametrize(
+    ("found", "goes_on"),
+    [
+        ("NoGradient", False),
+        ("LossRising", False),
+        ("GradientNotFinite", False),
+        ("WorseThanBase", True),
+        ("NotLearning", True),
+    ],
+)
+def test_nobody_is_sent_on_from_weights_that_are_spoilt(found: str, goes_on: bool) -> None:
+    words = {"failure": {"reason": "NotImproved", "message": "m", "hint": "Do this, in a new job."}}
+    findings = [{"type": found, "severity": "Problem", "step": 5}]
+    status = compute_status(failed(64, says={**words, **SAVED, "findings": findings}))
+    assert (KEPT in status["failure"]["hint"]) is goes_on
+
+
 @pytest.mark.parametrize("status", [{}, SAVED, {"checkpoint": SAVED["checkpoint"] | {"step": 0}}])
 def test_a_deadline_speaks_of_checkpoints_only_where_there_are_some(status: dict[str, Any]) -> None:
     hint = compute_status(snapshot(running(), status=status, deadline_seconds=60))["failure"]["hint"]

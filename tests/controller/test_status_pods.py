@@ -254,7 +254,7 @@ STATES: dict[str, tuple[dict[str, Any], Told]] = {
     ),
     "Job deleted without its pod": (
         {"main": None, "leftovers": (running(),)},
-        Told("Starting", "True", "PodStarted", None, "runs on without its Job; kubectl delete pod p1"),
+        Told("Starting", "True", "PodStarted", None, "runs on without its Job; kubectl delete pod p1 -n ns would"),
     ),
     "says nothing for minutes": (
         {"pods": [running(started=-121)], "taking_reports_since": NOW - timedelta(hours=1)},

@@ -214,7 +214,7 @@ def test_a_pod_that_does_not_report_is_told_in_time_by_a_warning_that_says_what_
     late = again(young, running(started=-1), seconds=120)
     after = compute_status(late)
     message = next(each["message"] for each in after["conditions"] if each["type"] == REPORTED)
-    for part in ("pod p1 ", "allow TCP 8443 from it to Service tunery.tunery-system", "kubectl logs p1"):
+    for part in ("pod p1 ", "allow TCP 8443 from it to Service tunery.tunery-system", "kubectl logs p1 -n ns "):
         assert part in message
     [event] = transitions(before, after)
     assert (event.reason, event.warning, event.note) == ("NotReporting", True, message)
@@ -229,7 +229,7 @@ def test_a_pod_that_reports_no_more_is_told_in_time_with_where_to_look() -> None
     assert next_look(seen, before) == 121
     after = compute_status(again(seen, running(started=-900, repeats=True), seconds=120))
     message = next(each["message"] for each in after["conditions"] if each["type"] == REPORTED)
-    assert message.startswith("pod p1 has reported, and does not any more: kubectl logs p1 says why")
+    assert message.startswith("pod p1 has reported, and does not any more: kubectl logs p1 -n ns says why")
     assert "allow TCP" not in message, "its reports came through"
     [event] = transitions(before, after)
     assert (event.reason, event.warning, event.note) == ("NotReporting", True, message)

@@ -104,7 +104,7 @@ def test_an_exhausted_space_is_written_down_since_only_the_sampler_knows() -> No
 def test_a_trial_that_waits_holds_the_others_back_and_is_named() -> None:
     status = told(trial(0), trial(1, TrialState.WAITING, live=Live(held=True)))
     assert condition(status, "Searching")[:2] == ("Unknown", "TrialsQueued")
-    assert "kubectl describe lorajob support-001" in condition(status, "Searching")[2]
+    assert "kubectl describe lorajob support-001 -n " in condition(status, "Searching")[2]
     assert status["phase"] == "Searching"
 
 

@@ -36,6 +36,52 @@ def test_a_hint_that_names_a_fixed_field_says_that_it_takes_a_new_job(hint: str)
     assert "new job" in hint
 
 
+COMMAND = re.compile(r"\bkubectl (?:-n \S+ )?[a-z]+ (?:(?!kubectl)[^`|;])*")
+CLUSTER_WIDE = re.compile(r"kubectl (get|delete) node\b|kubectl taint nodes\b")
+NO_COMMAND: dict[str, str] = {
+    "kubectl describe pod tells ": "the pod is named by the condition beside it",
+    "kubectl takes ": "how kubectl reads a manifest",
+}
+"""Said of kubectl, and nothing to copy: why."""
+
+
+def texts(path: Path) -> Iterator[str]:
+    """Yield every text of a file but docstrings, with the code of what is filled in."""
+    tree = ast.parse(path.read_text())
+    whole = [node for node in ast.walk(tree) if isinstance(node, ast.JoinedStr)]
+    skipped = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    skipped |= {id(part) for node in whole for part in ast.walk(node) if part is not node}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            parts = (each.value if isinstance(each, ast.Constant) else ast.unparse(each) for each in node.values)
+            yield "".join(map(str, parts))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in skipped:
+            yield node.value
+
+
+COMMANDS = [
+    found[0]
+    for project in PROJECTS
+    for path in sorted(project.source.rglob("*.py"))
+    for text in texts(path)
+    for found in COMMAND.finditer(text)
+]
+
+
+def test_commands_and_what_is_excused_are_found() -> None:
+    assert {command.split()[1] for command in COMMANDS} >= {"delete", "patch", "create", "logs", "annotate", "describe"}
+    assert [words for words in NO_COMMAND if not any(each.startswith(words) for each in COMMANDS)] == []
+
+
+@pytest.mark.parametrize("command", [each for each in COMMANDS if not each.startswith(tuple(NO_COMMAND))])
+def test_a_command_says_in_which_namespace_it_is_meant(command: str) -> None:
+    """Copied as it stands it would else act on what bears the same name in the reader's own.
+
+    Where a text is used without a cluster, too, " -n NAMESPACE" is filled in as `where`.
+    """
+    assert CLUSTER_WIDE.match(command) or "-n " in command or "{where}" in command
+
+
 ON_THE_NODE: dict[str, str] = {
     "e2e/hints.py": "InvalidSpec SecretNotFound ModelNotFound ModelGated ModelUnsupported DatasetNotFound "
     "DatasetInvalid StorageAccessDenied StorageNotFound StorageUnavailable OutputExists LossDiverged NotImproved "

@@ -382,6 +382,33 @@ def test_missing_dataset_in_a_mount(tmp_path: Path, uri: str, files: list[str], 
     assert ".." not in caught.value.message
 
 
+MADE = "kubectl create configmap rows -n team --from-file={} --dry-run=client -o json | "
+APPLIED = MADE + "kubectl apply -n team --server-side -f -"
+PATCHED = MADE + "kubectl patch configmap rows -n team --type=merge --patch-file=/dev/stdin"
+
+
+@pytest.mark.parametrize(
+    ("path", "files", "namespace", "command"),
+    [
+        ("/a.jsonl", [], "team", APPLIED.format("a.jsonl=FILE")),
+        ("", [], "team", APPLIED.format("FILE")),
+        ("/*.jsonl", [], "team", APPLIED.format("FILE")),
+        ("/a.jsonl", ["b.jsonl"], "team", PATCHED.format("a.jsonl=FILE")),
+        ("/a.jsonl", [], "", APPLIED.format("a.jsonl=FILE").replace(" -n team", "")),
+    ],
+)
+def test_data_is_put_into_a_config_map_whether_it_exists_or_not(
+    tmp_path: Path, path: str, files: list[str], namespace: str, command: str
+) -> None:
+    """What it holds beside it stays, and no annotation holds the data once more, which ends at 256 KiB."""
+    for name in files:
+        (tmp_path / name).write_text("{}")
+    place = Location(f"configmap://rows{path}", NONE, mount=tmp_path, namespace=namespace)
+    with pytest.raises(TuneryError) as caught:
+        fetch_dataset(place, tmp_path / "cache")
+    assert f"`{command}`" in (caught.value.hint or "")
+
+
 @pytest.mark.parametrize(
     ("pattern", "files"),
     [

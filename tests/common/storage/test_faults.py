@@ -346,8 +346,10 @@ def test_secret_that_is_missing_or_lacks_keys(tmp_path: Path, keys: tuple[str, .
         for key in keys:
             (folder / key).write_text("value")
     with pytest.raises(TuneryError, match=says) as caught:
-        credentials_module.from_secret(folder, "s3", credentials_module.S3_KEYS, "spec.output.secretRef")
+        credentials_module.from_secret(folder, "s3", credentials_module.S3_KEYS, "spec.output.secretRef", "team")
     assert caught.value.reason is FailureReason.SECRET_NOT_FOUND
+    patch = """kubectl patch secret s3 -n team --type=merge -p '{"stringData":{"AWS_SECRET_ACCESS_KEY":"VALUE"}}'"""
+    assert (patch in (caught.value.hint or "")) is bool(keys), "one that is there is not created"
 
 
 def test_without_a_secret_the_usual_chain_is_used(
@@ -365,6 +367,7 @@ def test_a_variable_with_a_line_break_is_refused_by_its_name(monkeypatch: pytest
         credentials_module.ambient()
     assert caught.value.reason is FailureReason.SECRET_NOT_FOUND
     assert "first-line" not in caught.value.message
+    assert "kubectl" not in (caught.value.hint or ""), "no Secret has it"
     assert "first-line" not in scrub("it began with first-line")
 
 

@@ -193,6 +193,11 @@ def test_other_content_than_is_asked_for_is_refused(
             with pytest.raises(TuneryError, match=rf"{field}\.sha256: the data has the digest") as caught:
                 read()
             assert caught.value.reason is FailureReason.DATASET_INVALID
+        with pytest.raises(
+            TuneryError, match=rf"{field}: the data has changed: it has the digest .* LoRASweep s "
+        ) as of:
+            scan(path, dataclasses.replace(pinned, sweep="s"))
+        assert "new sweep" in (of.value.hint or ""), "nobody has set a digest: the sweep keeps to what it began with"
 
 
 def test_content_tokenizer_and_template_change_the_key(write: Write, tmp_path: Path) -> None:

@@ -66,6 +66,10 @@ def told(judge: Judge) -> dict[str, FindingStatus]:
         (said.unchanged(FROZEN), "NoGradient", "training.learningRate", "1e-4", "lost in rounding. Try"),
         (said.no_gradient(SETTINGS), "NoGradient", "lora.targetModules", None, "The gradient has been zero"),
         (
+            said.no_gradient(SETTINGS, Point(2, 9.0, 4.1, 2e-4)),
+            "NoGradient", "training.learningRate", "4e-5", "was 4.1 at step 2, and has been zero since",
+        ),
+        (
             said.gradient_not_finite(SETTINGS, math.nan),
             "GradientNotFinite", "training.learningRate", "6.7e-5", "became nan",
         ),

@@ -15,6 +15,7 @@ from tunery_trainer.diagnosis.stability import (
     Blocks,
     Spikes,
     gradient_not_finite,
+    last_gradient,
     no_gradient,
     rise,
     unchanged,
@@ -144,18 +145,25 @@ def of_gradients(gradients: list[float | None], rate: float = 1e-4) -> History:
 
 
 @pytest.mark.parametrize(
-    ("gradients", "rate", "zero"),
+    ("gradients", "rate", "zero", "before"),
     [
-        ([1.0, 0.0, 0.0, 0.0], 1e-4, True),
-        ([1e-9, 1e-9, 1e-9], 1e-4, True),
-        ([0.0, 0.0, 1e-7], 1e-4, False),
-        ([0.0, 0.0], 1e-4, False),
-        ([0.0, 0.0, 0.0], 0.0, False),
-        ([None, None, None], 1e-4, False),
+        ([1.0, 0.0, 0.0, 0.0], 1e-4, True, 1),
+        ([1.5, 4.1, 0.0, 0.0, 0.0, 0.0], 1e-4, True, 2),
+        ([0.0, 2.0, None, 0.0, 0.0, 0.0], 1e-4, True, 2),
+        ([0.0, 0.0, 0.0, 0.0], 1e-4, True, None),
+        ([1e-9, 1e-9, 1e-9], 1e-4, True, None),
+        ([0.0, 0.0, 1e-7], 1e-4, False, 3),
+        ([0.0, 0.0], 1e-4, False, None),
+        ([0.0, 0.0, 0.0], 0.0, False, None),
+        ([None, None, None], 1e-4, False, None),
     ],
 )
-def test_three_gradients_of_zero(gradients: list[float | None], rate: float, zero: bool) -> None:
-    assert no_gradient(of_gradients(gradients, rate)) is zero
+def test_three_gradients_of_zero_and_when_there_was_one(
+    gradients: list[float | None], rate: float, zero: bool, before: int | None
+) -> None:
+    history = of_gradients(gradients, rate)
+    last = last_gradient(history)
+    assert (no_gradient(history), last and last.step) == (zero, before)
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,8 @@ def test_an_s3_key_with_a_line_break_within(preflight: Preflight, purpose: str, 
     assert failure.reason == "SecretNotFound"
     assert failure.message.startswith(f"spec.{purpose}.secretRef: the key {key} of the Secret s3 ")
     assert "line break" in failure.message
-    assert "kubectl create secret" in (failure.hint or "")
+    patch = f"""kubectl patch secret s3 -n team --type=merge -p '{{"stringData":{{"{key}":"VALUE"}}}}'"""
+    assert patch in (failure.hint or "")
     assert not shown(value, output)
 
 

@@ -139,6 +139,17 @@ def test_an_adapter_where_nothing_acts_has_no_gradient(train: Train, deaf: Path)
     assert done.words.failure.reason == "NotImproved"
 
 
+def test_a_gradient_that_vanishes_after_steps_that_are_too_large_is_the_rates(train: Train) -> None:
+    asked = {"training": {"learningRate": "1e6", "maxSteps": 12}, "evaluation": {"minImprovement": "0.01"}}
+    done = train(make_rows(60), **asked)
+    found = done.findings["NoGradient"]
+    assert (found.severity, found.field, found.suggest) == ("Problem", "training.learningRate", "5e-4")
+    assert "and has been zero since" in (found.message or "")
+    assert done.words.failure is not None
+    assert done.words.failure.reason == "NotImproved"
+    assert (done.words.failure.hint or "").startswith("Try training.learningRate: 5e-4 in a new job")
+
+
 def test_steps_that_are_lost_in_rounding_are_told_after_three_of_them(train: Train) -> None:
     done = train(swapped(), diagnosis={"action": "Stop"}, training={"learningRate": "1e-60"})
     assert said(done.findings["NoGradient"]) == ("Problem", 3, "training.learningRate", "1e-4")

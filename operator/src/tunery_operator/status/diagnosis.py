@@ -151,7 +151,7 @@ def lost_node(pod: PodView) -> Failure:
 
 
 def _no_pod_allowed(job: JobView) -> Failure:
-    command = f'kubectl patch job {job.name} --type=merge -p \'{{"spec":{{"parallelism":1}}}}\''
+    command = f'kubectl patch job {job.name} -n {job.namespace} --type=merge -p \'{{"spec":{{"parallelism":1}}}}\''
     text = f"Job {job.name} has parallelism 0, which somebody else has set: it starts no pod"
     return failure(_R.POD_REFUSED, text, f"Undo that: {command}. To stop a job for a while, set spec.suspend.")
 

@@ -6,6 +6,7 @@ import re
 from datetime import datetime
 from typing import Any, Final
 
+from tunery_api.findings import FindingType
 from tunery_api.names import VERSION
 from tunery_api.reasons import FailureReason, advice_for
 from tunery_api.runspec import Failure
@@ -38,6 +39,10 @@ _GOES_ON: Final = frozenset(
     }
 )
 """After these a new job may go on from the checkpoints; those of a loss that diverged may be spoilt."""
+_SPOILT: Final = frozenset(
+    {FindingType.NO_GRADIENT.value, FindingType.LOSS_RISING.value, FindingType.GRADIENT_NOT_FINITE.value}
+)
+"""Found of weights that nothing is worth going on from, whatever the failure is called."""
 
 _ENDS: Final = (ConditionType.SUCCEEDED, ConditionType.FAILED, ConditionType.STOPPED)
 
@@ -110,7 +115,8 @@ class Draft:
     def _kept(self, failure: Failure, *, mendable: bool) -> str:
         """Return the sentences that what was trained is not lost, where a checkpoint is there and of use."""
         step = int((self.fields.get("checkpoint") or {}).get("step") or 0)
-        if not step or failure.reason not in _GOES_ON:
+        spoilt = any(found.get("type") in _SPOILT for found in self.fields.get("findings") or ())
+        if not step or spoilt or failure.reason not in _GOES_ON:
             return ""
         who = (
             "that retry goes on after step {0}, and so does a new job"

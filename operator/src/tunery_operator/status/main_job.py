@@ -170,9 +170,9 @@ def _was_heard(snapshot: Snapshot, pod: PodView) -> bool:
 
 def _silence_text(pod: PodView, distrust: str | None, *, heard: bool) -> str:
     """Return what is wrong where a pod does not report, or not any more, and what to do."""
-    log = f"kubectl logs {pod.name} says why a report could not be sent, and how far it is"
+    log = f"kubectl logs {pod.name} -n {pod.namespace} says why a report could not be sent, and how far it is"
     if distrust is not None:
-        since = "has reported, and does not any more" if heard else "has run for a minute and has reported nothing"
+        since = "has reported, and does not any more" if heard else "has run for two minutes and has reported nothing"
         return (
             f"pod {pod.name} {since}: it cannot trust the certificate of the operator's endpoint: {distrust}. Ask "
             f"whoever runs Tunery to correct it (progress.certificate in the chart's values); {log}. Its result comes "
@@ -217,7 +217,8 @@ def _show_stopping(draft: Draft, pod: PodView) -> None:
         text = f"pod {pod.name} on node {pod.node} was told to end{before}"
         draft.conditions.set(_RUNNING, True, STOPPING, text)
     elif pod.running:
-        text = f"pod {pod.name} on node {pod.node} runs on without its Job; kubectl delete pod {pod.name} would end it"
+        ends = f"kubectl delete pod {pod.name} -n {pod.namespace} would end it"
+        text = f"pod {pod.name} on node {pod.node} runs on without its Job; {ends}"
         draft.conditions.set(_RUNNING, True, _activity(draft, pod), text)
     else:
         draft.conditions.set(_RUNNING, False, STOPPING, f"pod {pod.name} ends")

@@ -109,7 +109,7 @@ def _show_stage(draft: Draft, search: Search) -> None:
         _say(draft, search, None, SEARCH_SUSPENDED, text)
     elif hindrance is not None:
         _say(draft, search, None, hindrance.reason, hindrance.message)
-    elif (queued := _held(search)) is not None:
+    elif (queued := _held(search, draft.snapshot.owner.key.namespace)) is not None:
         _say(draft, search, None, TRIALS_QUEUED, queued)
         obstacle = next((trial.live.obstacle for trial in search.alive if trial.live and trial.live.obstacle), None)
         if obstacle is not None:
@@ -133,12 +133,13 @@ def _say(draft: Draft, search: Search, status: bool | None, reason: str, message
     draft.conditions.set(_SEARCHING, status, reason, message)
 
 
-def _held(search: Search) -> str | None:
+def _held(search: Search, namespace: str) -> str | None:
     held = [trial.row for trial in search.alive if trial.live is not None and trial.live.held]
     if not held:
         return None
     names = ", ".join(row.name for row in held)
-    return f"{names} waits: kubectl describe lorajob {held[0].name} says for what; no other is made before it runs"
+    look = f"kubectl describe lorajob {held[0].name} -n {namespace}"
+    return f"{names} waits: {look} says for what; no other is made before it runs"
 
 
 def _kept(search: Search) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -31,6 +32,7 @@ class JobView:
     """One batch Job."""
 
     name: str
+    namespace: str
     uid: str
     version: str
     owner_uid: str
@@ -82,6 +84,7 @@ def parse_job(body: Mapping[str, Any]) -> JobView:
     last_word = failed or true.get("Complete") or {}
     return JobView(
         name=meta["name"],
+        namespace=sys.intern(meta["namespace"]),
         uid=meta["uid"],
         version=meta.get("resourceVersion", ""),
         owner_uid=controller_of(body).get("uid", ""),

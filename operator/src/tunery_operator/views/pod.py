@@ -21,6 +21,7 @@ class PodView:
     """One pod of a Job."""
 
     name: str
+    namespace: str
     uid: str
     job: str
     """Name of the Job that made it."""
@@ -73,7 +74,7 @@ class PodView:
 def outlives(pod: PodView, where: str = "") -> str:
     """Return what a pod does that nobody has told to end though its Job is gone, in words, and what would end it."""
     does = "runs on without it" if pod.running else "is still there"
-    return f"{does}{where}; kubectl delete pod {pod.name} would end it"
+    return f"{does}{where}; kubectl delete pod {pod.name} -n {pod.namespace} would end it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +103,7 @@ def parse_pod(body: Mapping[str, Any], seen: datetime) -> PodView:
     started, finished = _times(meta, terminated or state.get("running") or {}, seen)
     return PodView(
         name=meta["name"],
+        namespace=sys.intern(meta["namespace"]),
         uid=meta["uid"],
         # Labels outlast the Job: one that is deleted without its pods takes their owner reference along.
         job=controller.get("name") or labels.get(_JOB_NAME_LABEL, ""),

@@ -97,7 +97,7 @@ def _credentials(spec: ServeSpec) -> Credentials:
     if secret is None:
         return ambient()
     needs = S3_KEYS if uri.startswith("s3://") else HUB_KEYS if uri.startswith("hf://") else ()
-    return from_secret(Path(secret.path), secret.name, needs, secret.field)
+    return from_secret(Path(secret.path), secret.name, needs, secret.field, spec.identity.namespace)
 
 
 def _check_weights(folder: Path, names: Iterable[str]) -> None:

@@ -28,8 +28,8 @@ def cache_key(files: Files, options: DataOptions, tokenizer: Tokenizer) -> str:
     """Hex SHA-256 of our version, the content of the files, the tokenizer, its template and the options."""
     names = [[source.name for source in side] for side in (files.train, files.evaluation)]
     # Places are in `names` and the digests: the folder that holds them may change from run to run.
-    # Nor does it matter what the digests have to be.
-    plain = dataclasses.replace(options, evaluation_root=None, sha256=None, evaluation_sha256=None)
+    # Nor does it matter what the digests have to be, and for whom.
+    plain = dataclasses.replace(options, evaluation_root=None, sha256=None, evaluation_sha256=None, sweep=None)
     settings = dataclasses.asdict(dataclasses.replace(plain, columns=dict(options.columns)))
     parts = [
         VERSION,

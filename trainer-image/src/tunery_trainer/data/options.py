@@ -47,6 +47,8 @@ class DataOptions:
     """Digest that the files of the data must have, as `content_digest` counts it; None: any."""
     evaluation_sha256: str | None = None
     """The same of an evaluation set of its own, or of the files of its split."""
+    sweep: str | None = None
+    """The sweep that reads the same data in each trial, for messages."""
 
     @classmethod
     def of(cls, spec: LoRAJobSpec, path: str, evaluation_root: Path | None, evaluation_path: str) -> DataOptions:

@@ -61,13 +61,21 @@ def find_files(root: Path, options: DataOptions) -> Files:
         evaluation = find_sources(root, options.path, options.evaluation_split)
     evaluation_digest = content_digest(evaluation) if evaluation else ""
     files = Files(tuple(train), tuple(evaluation), content_digest(train), evaluation_digest)
-    _compare("spec.dataset", files.sha256, options.sha256)
-    _compare("spec.dataset.evaluation", files.evaluation_sha256, options.evaluation_sha256)
+    _compare("spec.dataset", files.sha256, options.sha256, options.sweep)
+    _compare("spec.dataset.evaluation", files.evaluation_sha256, options.evaluation_sha256, options.sweep)
     return files
 
 
-def _compare(field: str, digest: str, asked: str | None) -> None:
-    """Raise DatasetInvalid where the content is not what the spec asks for."""
+def _compare(field: str, digest: str, asked: str | None, sweep: str | None) -> None:
+    """Raise DatasetInvalid where the content is not what the spec asks for, or what the sweep's trials read."""
+    if asked not in (None, digest) and sweep is not None:
+        template = field.replace("spec", "spec.template", 1)
+        raise TuneryError(
+            FailureReason.DATASET_INVALID,
+            f"{field}: the data has changed: it has the digest {digest}, and the trials of LoRASweep {sweep} read "
+            f"{asked}, as its first trial's preflight found it, or as {template}.sha256 says",
+            "Put back the data that the sweep began with, and retry; other data needs a new sweep.",
+        )
     if asked not in (None, digest):
         raise TuneryError(
             FailureReason.DATASET_INVALID,

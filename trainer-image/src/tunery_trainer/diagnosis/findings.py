@@ -141,8 +141,14 @@ def loss_spikes(settings: RunSettings, episodes: Sequence[Point], *, many: bool)
     return Finding(_F.LOSS_SPIKES, text, (learning_rate(settings, 1 / 2), twice))
 
 
-def no_gradient(settings: RunSettings) -> Finding:
-    """Nothing is trained."""
+def no_gradient(settings: RunSettings, before: Point | None = None) -> Finding:
+    """Nothing is trained; `before` is the last point at which something was."""
+    if before is not None:
+        text = (
+            f"The gradient was {before.gradient:.3g} at step {before.step}, and has been zero since: nothing is "
+            "trained any more, as after steps that are too large. Checkpoints from then on are spoilt."
+        )
+        return Finding(_F.NO_GRADIENT, text, (lower_rate(settings, 1 / 5),))
     text = (
         "The gradient has been zero for three steps: nothing is trained. Either no token of the rows counts in the "
         "loss, or the adapter does not act on the output."

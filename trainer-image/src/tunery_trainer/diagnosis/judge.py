@@ -150,7 +150,9 @@ class Judge:
     def _judge_gradient(self, step: int) -> None:
         settings, history = self._subject.settings, self.history
         stuck = said.unchanged(settings) if stability.unchanged(history) else None
-        self._set(_F.NO_GRADIENT, step, said.no_gradient(settings) if stability.no_gradient(history) else stuck)
+        none = stability.no_gradient(history)
+        told = said.no_gradient(settings, stability.last_gradient(history)) if none else stuck
+        self._set(_F.NO_GRADIENT, step, told)
         wild = stability.gradient_not_finite(history, settings.training.precision)
         gradient = history.points[-1].gradient
         self._set(_F.GRADIENT_NOT_FINITE, step, said.gradient_not_finite(settings, gradient) if wild else None)

@@ -213,6 +213,11 @@ def no_gradient(history: History) -> bool:
     return _all_of_the_last(history, lambda point: point.gradient is not None and point.gradient < GRADIENT_ZERO)
 
 
+def last_gradient(history: History) -> Point | None:
+    """Return the newest point with a gradient above zero; None where there never was one."""
+    return next((point for point in reversed(history.points) if (point.gradient or 0.0) >= GRADIENT_ZERO), None)
+
+
 def unchanged(history: History) -> bool:
     """Tell whether the adapter is still what it was after the last three points, at a gradient and a rate.
 

@@ -33,22 +33,24 @@ class DataRequest:
 
 def request_data(basis: Basis, files: DataFiles) -> DataRequest:
     """Return what preflight and training ask for alike. Raises TuneryError: InvalidSpec, and those of `count_rows`."""
-    rows = _count_rows(basis.spec, files)
+    rows = _count_rows(basis, files)
     # As far as they do not depend on tokens.
     settings = basis.settings(basis.choices(rows)[0], None)
     basis.check_start(settings)
-    return DataRequest(files.train.root, data_options(basis.spec, files, settings), rows)
+    return DataRequest(files.train.root, data_options(basis, files, settings), rows)
 
 
-def _count_rows(spec: LoRAJobSpec, files: DataFiles) -> int:
+def _count_rows(basis: Basis, files: DataFiles) -> int:
+    spec = basis.spec
     depends = spec.method is Method.AUTO and spec.task is TrainingTask.SFT
-    return count_rows(files.train.root, data_options(spec, files, None)) if depends else 0
+    return count_rows(files.train.root, data_options(basis, files, None)) if depends else 0
 
 
-def data_options(spec: LoRAJobSpec, files: DataFiles, resolved: RunSettings | None) -> DataOptions:
+def data_options(basis: Basis, files: DataFiles, resolved: RunSettings | None) -> DataOptions:
     """Return what the data layer is asked for; without `resolved` it fits a scan for formats only."""
-    own = files.evaluation
+    own, spec = files.evaluation, basis.spec
     plain = DataOptions.of(spec, files.train.pattern, own.root if own else None, own.pattern if own else "")
+    plain = dataclasses.replace(plain, sweep=basis.run.sweep)
     if resolved is None:
         return plain
     return dataclasses.replace(

@@ -57,7 +57,6 @@ _USUAL: Final[Mapping[FailureReason, str]] = {
 
 _WORDS: Final = (
     (r"apply the manifest under a new name", "run it again"),
-    (r"as `kubectl create secret generic NAME --from-literal=KEY=VALUE` does", "without what stands around it"),
     (r"name a Secret with HF_TOKEN in secretRef", "set HF_TOKEN in the environment"),
     (
         r"Name a Secret with (AWS_\w+) and (AWS_\w+) in the secretRef .*",

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from tunery_api.fields import same_place
+from tunery_api.findings import Severity
 from tunery_api.manifest import Lineage
 from tunery_api.names import REJECTED_AT, beside
 from tunery_api.reasons import FailureReason
@@ -19,6 +20,7 @@ from tunery_common.errors import TuneryError
 from tunery_common.storage import StorePath
 from tunery_common.storage.published_folder import read_manifest
 from tunery_common.storage.publisher import Target, publish
+from tunery_trainer.diagnosis.advice import Advice
 from tunery_trainer.inputs.workspace import Workspace
 from tunery_trainer.reporting.improvement import shortfall
 from tunery_trainer.reporting.result import result_of
@@ -39,7 +41,7 @@ def with_verdict(lineage: Lineage, asked: str) -> Lineage:
         return lineage.model_copy(update={"rejected": text}) if float(asked) > 0 else lineage
     if after == before:
         text = f"the adapter changes nothing: the evaluation loss is {after:.4f} with it and without it"
-        raise TuneryError(FailureReason.NOT_IMPROVED, text)
+        raise TuneryError(FailureReason.NOT_IMPROVED, text, _hint(lineage))
     rejected = shortfall(before, after, asked, error=lineage.metrics.get("improvementError"))
     return lineage.model_copy(update={"rejected": rejected})
 
@@ -60,12 +62,21 @@ def reject(work: Workspace, folder: Path, lineage: Lineage) -> TuneryError:
         published = publish(folder, _target(work, uri, lineage), lineage)
     except TuneryError as error:
         text = f"{lineage.rejected}; what was trained could not be published at {uri}: {error.message}"
-        return TuneryError(FailureReason.NOT_IMPROVED, text)
+        return TuneryError(FailureReason.NOT_IMPROVED, text, _hint(lineage))
     text = f"{lineage.rejected}{REJECTED_AT}{uri}"
-    failure, result = TuneryError(FailureReason.NOT_IMPROVED, text), result_of(published)
+    failure, result = TuneryError(FailureReason.NOT_IMPROVED, text, _hint(lineage)), result_of(published)
     failure.reached = result.model_copy(update={"adapter": None, "rejected_adapter": result.adapter})
     forget_report(work)
     return failure
+
+
+def _hint(lineage: Lineage) -> str | None:
+    """Return what the run's gravest problem says to change; None: it had none, and the usual advice is right."""
+    problems = (each for each in lineage.findings or () if each.severity == Severity.PROBLEM and each.field)
+    found = next(problems, None)
+    if found is None or found.field is None:
+        return None
+    return f"Try {Advice(found.field, found.suggest)} in a new job, as the finding {found.type} says."
 
 
 def _target(work: Workspace, uri: str, lineage: Lineage) -> Target:

@@ -152,11 +152,24 @@ def _check_mount(place: Location, mount: Path, pattern: str) -> None:
     if scheme == "configmap":
         lacks = f"has no key '{pattern}'; its keys are: {_shown(found)}"
         what = f"the ConfigMap {name} " + (lacks if found else "does not exist in the job's namespace, or is empty")
-        hint = f"Put the data into it, as `kubectl create configmap {name} --from-file=FILE` does, and retry."
+        hint = f"Put the data into it, and retry: `{_into_config_map(place, whole, replaces=not found)}`"
         raise TuneryError(FailureReason.DATASET_NOT_FOUND, f"{place.field}: {what}", hint)
     lacks = f"has nothing at '{pattern}'; there are: {_shown(found)}"
     what = f"the claim {name} " + (lacks if found else "is empty")
     raise TuneryError(FailureReason.DATASET_NOT_FOUND, f"{place.field}: {what}")
+
+
+def _into_config_map(place: Location, key: str, *, replaces: bool) -> str:
+    """Return the command that puts a file into a ConfigMap; what a patch does not name stays.
+
+    An apply on the client's side would write the data into an annotation, too, which holds 256 KiB.
+    """
+    name, where = split_uri(place.uri)[1], f" -n {place.namespace}" if place.namespace else ""
+    file = f"{key}=FILE" if key and "/" not in key else "FILE"
+    made = f"kubectl create configmap {name}{where} --from-file={file} --dry-run=client -o json"
+    if replaces:
+        return f"{made} | kubectl apply{where} --server-side -f -"
+    return f"{made} | kubectl patch configmap {name}{where} --type=merge --patch-file=/dev/stdin"
 
 
 class _Meter:

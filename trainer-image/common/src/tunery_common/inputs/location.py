@@ -27,6 +27,8 @@ class Location:
     """The field that names a data set, for messages."""
     disk: DiskLimit | None = None
     """What the disk that is downloaded to may hold in all, where it is limited."""
+    namespace: str = ""
+    """Of the object that reads it, for hints; empty where there is no cluster."""
     cache: SharedCache | None = None
     """Where base models may lie already."""
 

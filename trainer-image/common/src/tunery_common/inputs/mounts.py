@@ -43,7 +43,7 @@ class Mounts:
             return ambient()
         needed = _NEEDS.get(purpose, ())
         keys = S3_KEYS if uri.startswith("s3://") else HUB_KEYS if uri.startswith("hf://") else needed
-        return from_secret(Path(secret.path), secret.name, keys, secret.field)
+        return from_secret(Path(secret.path), secret.name, keys, secret.field, self.run.identity.namespace)
 
     def location(self, purpose: Purpose, uri: str, revision: str | None = None) -> Location:
         """Return where `uri` lies and what opens it, mounted or not; nothing is contacted yet."""
@@ -55,6 +55,7 @@ class Mounts:
             revision=revision,
             allow_file=self.run.local,
             disk=self.run.disk,
+            namespace=self.run.identity.namespace,
         )
 
     def open(self, purpose: str, uri: str, field: str) -> StorePath:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -60,10 +61,7 @@ _IN_HEADERS: Final = frozenset(
 """What an HTTP client sends as it is, so that it must be ASCII; a client that refuses it would say the value."""
 _WITHOUT_SPACES: Final = _IN_HEADERS | {"AWS_SECRET_ACCESS_KEY", "AWS_REGION", "AWS_DEFAULT_REGION"}
 _CHECKED: Final = _WITHOUT_SPACES | {"MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"}
-_WRITE_AGAIN: Final = (
-    "Write the value again as one line, as `kubectl create secret generic NAME --from-literal=KEY=VALUE` does, and "
-    "retry; one that was wrapped, or pasted with what stood around it, looks like this."
-)
+_WRAPPED: Final = "one that was wrapped, or pasted with what stood around it, looks like this."
 
 
 @dataclass(frozen=True)
@@ -88,11 +86,13 @@ class Credentials:
         return value
 
 
-def from_secret(folder: Path, name: str, needs: Iterable[str] = (), field_path: str = "") -> Credentials:
+def from_secret(
+    folder: Path, name: str, needs: Iterable[str] = (), field_path: str = "", namespace: str = ""
+) -> Credentials:
     """Read the Secret `name`, mounted at `folder` as one file for each key.
 
-    White space around a value is no part of it. Raises SECRET_NOT_FOUND, after `field_path`: naming the Secret and the
-    keys of `needs` that it lacks, or the key whose value has a line break or the like within.
+    White space around a value is no part of it; `namespace` is for hints. Raises SECRET_NOT_FOUND, after `field_path`:
+    naming the Secret and the keys of `needs` that it lacks, or the key whose value has a line break or the like within.
     """
     where = f"{field_path}: " if field_path else ""
     needed = tuple(needs)
@@ -104,12 +104,14 @@ def from_secret(folder: Path, name: str, needs: Iterable[str] = (), field_path: 
     missing = [key for key in needed if not values.get(key)]
     if missing:
         message = f"{where}the Secret {name} lacks the keys {', '.join(missing)} (needed: {', '.join(needed)})"
-        raise TuneryError(FailureReason.SECRET_NOT_FOUND, message)
+        hint = f"Add what it lacks, and retry: {_patch(name, namespace, missing)}"
+        raise TuneryError(FailureReason.SECRET_NOT_FOUND, message, hint)
     for key, value in values.items():
         if key not in _NOT_SECRET:
             register_secret(value)
     for key, value in values.items():
-        _check_characters(key, value, f"{where}the key {key} of the Secret {name}")
+        hint = f"Write the value again as one line, and retry: {_patch(name, namespace, [key])}; {_WRAPPED}"
+        _check_characters(key, value, f"{where}the key {key} of the Secret {name}", hint)
     settings = {key: os.environ[key] for key in _FROM_ENVIRONMENT if os.environ.get(key)}
     if any(key in values for key in ENCRYPTION_KEYS):
         # A bucket is encrypted in one way: that of another, which the platform named, has no part in it.
@@ -126,12 +128,20 @@ def ambient() -> Credentials:
     for key in _SECRET_ENVIRONMENT:
         register_secret(os.environ.get(key, ""))
     for key in _SECRET_ENVIRONMENT:
-        _check_characters(key, os.environ.get(key, ""), f"{key} in the environment")
+        hint = f"Write the value again as one line, and retry; {_WRAPPED}"
+        _check_characters(key, os.environ.get(key, ""), f"{key} in the environment", hint)
     names = (*_FROM_ENVIRONMENT, "HF_TOKEN", "WANDB_API_KEY", "MLFLOW_TRACKING_TOKEN")
     return Credentials("the environment", {key: os.environ[key] for key in names if os.environ.get(key)})
 
 
-def _check_characters(key: str, value: str, what: str) -> None:
+def _patch(name: str, namespace: str, keys: Iterable[str]) -> str:
+    """Return the command that writes keys into a Secret which is there, whatever else it holds."""
+    where = f" -n {namespace}" if namespace else ""
+    patch = json.dumps({"stringData": dict.fromkeys(keys, "VALUE")}, separators=(",", ":"))
+    return f"`kubectl patch secret {name}{where} --type=merge -p '{patch}'`"
+
+
+def _check_characters(key: str, value: str, what: str, hint: str) -> None:
     """Raise SECRET_NOT_FOUND, without the value, if it has a character that no such credential can have."""
     if key not in _CHECKED:
         return
@@ -144,7 +154,7 @@ def _check_characters(key: str, value: str, what: str) -> None:
         found = "a character that is not ASCII"
     if found is not None:
         message = f"{what} has {found} in its value, which no such credential has"
-        raise TuneryError(FailureReason.SECRET_NOT_FOUND, message, _WRITE_AGAIN)
+        raise TuneryError(FailureReason.SECRET_NOT_FOUND, message, hint)
 
 
 def _read_files(folder: Path, name: str, where: str) -> dict[str, str]:

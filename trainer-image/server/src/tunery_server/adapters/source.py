@@ -48,7 +48,7 @@ class Look:
     """Digest of its manifest."""
 
 
-def opener(secret: MountedSecret | None) -> Opener:
+def opener(secret: MountedSecret | None, namespace: str = "") -> Opener:
     """Return what opens an adapter's place; the Secret is read each time, since it may be exchanged."""
     clients = SharedClient()
 
@@ -58,7 +58,7 @@ def opener(secret: MountedSecret | None) -> Opener:
             credentials = ambient()
         else:
             needs = S3_KEYS if item.uri.startswith("s3://") else ()
-            credentials = from_secret(Path(secret.path), secret.name, needs, secret.field)
+            credentials = from_secret(Path(secret.path), secret.name, needs, secret.field, namespace)
         return open_store(item.uri, credentials, field, clients=clients.made_for)
 
     return open_place
