@@ -83,7 +83,8 @@ FINDINGS: Final[dict[FindingType, Definition]] = {
         _PROBLEM,
         "lora.targetModules",
         "the gradient is zero, or the adapter stays what it was: no step changes anything",
-        "look at `status.resolved.targetModules` and at what of the data counts in the loss (`status.dataset`)",
+        "a fifth of the learning rate where there was a gradient before; else look at "
+        "`status.resolved.targetModules` and at what of the data counts in the loss (`status.dataset`)",
     ),
     _F.GRADIENT_NOT_FINITE: Definition(
         _PROBLEM,
