@@ -256,7 +256,7 @@ ROWS_OF: dict[str, Row] = {
         lambda place: place.remove(_uri("models", place.row)),
     ),
     "gated": Row(
-        "ModelGated", "stories/tiny is gated", "Accept the model's terms", again(_accept_terms),
+        "ModelGated", "stories/tiny is gated", "Accept the terms on its page, with the account", again(_accept_terms),
         {"model": {"uri": "hf://stories/tiny", "secretRef": {"name": "gated"}}}, _open_hub,
     ),
     "kind": Row(

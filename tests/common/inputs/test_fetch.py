@@ -167,10 +167,12 @@ def test_gated_model_says_so_and_opens_with_the_token(hub: HubServer, tmp_path: 
     with pytest.raises(TuneryError, match="is gated, and no HF_TOKEN was given") as caught:
         fetch_model(Location("hf://owner/gated", _hub_credentials(hub)), tmp_path, weights=False)
     assert caught.value.reason is FailureReason.MODEL_GATED
+    assert "in a new job" in (caught.value.hint or ""), "the field cannot change"
     wrong = "hf_wrongwrongwrong"
     with pytest.raises(TuneryError, match="the token in the Secret hf has no access") as caught:
         fetch_model(Location("hf://owner/gated", _hub_credentials(hub, HF_TOKEN=wrong)), tmp_path, weights=False)
     assert wrong not in caught.value.message
+    assert caught.value.hint == "Accept the terms on its page, with the account whose token the Secret hf has."
     found = fetch_model(Location("hf://owner/gated", _hub_credentials(hub, HF_TOKEN=TOKEN)), tmp_path, weights=False)
     assert _names(found.folder) == SMALL
 

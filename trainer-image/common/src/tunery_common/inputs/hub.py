@@ -235,7 +235,9 @@ class Hub:
         if isinstance(error, GatedRepoError):
             reason = FailureReason.MODEL_GATED if model else FailureReason.STORAGE_ACCESS_DENIED
             who = f"the token in {self._source} has no access" if self._token else "no HF_TOKEN was given"
-            hint = f"Accept the terms on its page; name a Secret with HF_TOKEN in {self._field}.secretRef."
+            named = f"and name a Secret with HF_TOKEN in {self._field}.secretRef, in a new job"
+            whose = f"with the account whose token {self._source} has" if self._token else named
+            hint = f"Accept the terms on its page, {whose}."
             return TuneryError(reason, f"{self._field}.uri: hf://{name} is gated, and {who}", hint)
         if isinstance(error, RevisionNotFoundError):
             return TuneryError(missing, f"{self._field}.revision: hf://{name} has no revision {revision or 'main'!r}")
