@@ -314,7 +314,7 @@ def new_jobs_wait_for_the_platform(namespace: Namespace, own_operator: Make) -> 
     wrong = [{"key": "pool", "operator": "Exists", "tolerationSeconds": 60}]
     own = {"tolerations": [{"key": "mine", "operator": "Exists"}]}
     settings = {
-        "TUNERY_POD_TEMPLATE": json.dumps({"tolerations": wrong, "labels": {"a" * 64: "x"}}),
+        "TUNERY_POD_TEMPLATE": json.dumps({"tolerations": wrong}),
         "TUNERY_PREFLIGHT_SCHEDULING": json.dumps({"tolerations": wrong}),
         "TUNERY_PROGRESS_URL": "https://elsewhere.svc:8443",
     }
@@ -329,12 +329,12 @@ def new_jobs_wait_for_the_platform(namespace: Namespace, own_operator: Make) -> 
         failure = wait_failure(namespace, name, "CreateRefused")["failure"]
         assert "tolerations[" in failure["message"]
         assert "The manifest does not say this" in failure["hint"]
-        assert "trainer.podLabels" in failure["hint"]
+        assert "trainer.tolerations" in failure["hint"]
     status = eventually(
         "the server waits", lambda: (s := namespace.status("new-d", "adapterservers")).get("failure") and s
     )
     assert (status["failure"]["reason"], status["phase"]) == ("CreateRefused", "Pending")
-    assert "trainer.podLabels" in status["failure"]["hint"]
+    assert "trainer.tolerations" in status["failure"]["hint"]
     assert operator.stop() == 0
     return {"jobs": "new-a-preflight"}
 
