@@ -93,7 +93,7 @@ def test_a_pod_whose_reports_do_not_arrive_is_said_and_reports_once_they_may(
         job = launch("unheard", **blocks)
         wait_for("it to run", lambda: job.condition("Running").get("status") == "True", 90)
         reported = lambda status: job.condition("ProgressReported").get("status") == status  # noqa: E731
-        wait_for("nothing heard", lambda: reported("False"), 60 + TOLD_SECONDS)
+        wait_for("nothing heard", lambda: reported("False"), 120 + TOLD_SECONDS)
         said = job.condition("ProgressReported")["message"]
         assert f"allow TCP {REPORTS_PORT} from it to Service tunery.{OPERATORS}" in said
         found = kubectl.get("service", "tunery", OPERATORS)

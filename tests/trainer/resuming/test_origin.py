@@ -82,6 +82,8 @@ SPECS: dict[str, dict[str, Any]] = {
 }
 FREE = {
     *("model.servedName", "model.secretRef", "dataset.maxInvalidRows", "dataset.secretRef"),
+    # What they pin is compared itself.
+    *("dataset.sha256", "dataset.evaluation.sha256"),
     *("lora.dropout", "promptTuning.initText", "quantization.computeType"),
     *("training.epochs", "training.maxSteps", "training.learningRate", "training.scaleLearningRateWithRank"),
     *("training.scheduler", "training.warmup", "training.weightDecay", "training.maxGradNorm", "training.precision"),
