@@ -89,7 +89,7 @@ def test_a_pod_whose_reports_do_not_arrive_is_said_and_reports_once_they_may(
     kubectl.apply(*policy)
     try:
         time.sleep(5)  # until the API server has compiled it
-        blocks = LONG | {"training": LONG["training"] | {"maxSteps": 4000}}
+        blocks = LONG | {"training": LONG["training"] | {"maxSteps": 30000}}
         job = launch("unheard", **blocks)
         wait_for("it to run", lambda: job.condition("Running").get("status") == "True", 90)
         reported = lambda status: job.condition("ProgressReported").get("status") == status  # noqa: E731
@@ -102,9 +102,6 @@ def test_a_pod_whose_reports_do_not_arrive_is_said_and_reports_once_they_may(
             wait_for("its reports", lambda: reported("True"), TOLD_SECONDS)
             assert job.status["progress"]["step"] > 0
             assert job.status["phase"] == "Training"
-        job.kubectl.run("wait", "lorajob", job.name, "-n", namespace, "--for=condition=Finished", "--timeout=400s",
-                        timeout=420)  # fmt: skip
-        assert job.status["phase"] == "Succeeded", "its result comes without reports, too"
     finally:
         for made in policy:
             kubectl.delete(made["kind"].lower(), namespace)
