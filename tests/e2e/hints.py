@@ -143,8 +143,10 @@ def _other_model(place: Place) -> None:
 def _open_hub(place: Place) -> None:
     """Start a hub whose only model is gated, and name it and an account's token in the row's Secret."""
     bucket, prefix = split_uri(TINY)
-    read = lambda key: place.s3.get_object(Bucket=bucket, Key=f"{prefix}/{key}")["Body"].read()  # noqa: E731
-    files = {key: read(key) for key in list_keys(place.s3, TINY)}
+    files = {
+        key: place.s3.get_object(Bucket=bucket, Key=f"{prefix}/{key}")["Body"].read()
+        for key in list_keys(place.s3, TINY)
+    }
     hub = HubServer({"models/stories/tiny": files}, gated={"models/stories/tiny"}, host=place.endpoint[0])
     place.hubs.append(place.ways.enter_context(hub))
     place.apply(

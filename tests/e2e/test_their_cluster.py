@@ -92,19 +92,22 @@ def test_a_pod_whose_reports_do_not_arrive_is_said_and_reports_once_they_may(
         blocks = LONG | {"training": LONG["training"] | {"maxSteps": 30000}}
         job = launch("unheard", **blocks)
         wait_for("it to run", lambda: job.condition("Running").get("status") == "True", 90)
-        reported = lambda status: job.condition("ProgressReported").get("status") == status  # noqa: E731
-        wait_for("nothing heard", lambda: reported("False"), 120 + TOLD_SECONDS)
+        wait_for("nothing heard", lambda: _reported(job) == "False", 120 + TOLD_SECONDS)
         said = job.condition("ProgressReported")["message"]
         assert f"allow TCP {REPORTS_PORT} from it to Service tunery.{OPERATORS}" in said
         found = kubectl.get("service", "tunery", OPERATORS)
         assert found is not None
         with way((node, REPORTS_PORT), (found["spec"]["clusterIP"], REPORTS_PORT)):
-            wait_for("its reports", lambda: reported("True"), TOLD_SECONDS)
+            wait_for("its reports", lambda: _reported(job) == "True", TOLD_SECONDS)
             assert job.status["progress"]["step"] > 0
             assert job.status["phase"] == "Training"
     finally:
         for made in policy:
             kubectl.delete(made["kind"].lower(), namespace)
+
+
+def _reported(job: Job) -> str | None:
+    return job.condition("ProgressReported").get("status")
 
 
 def test_a_wait_ends_either_way(launch: Launch, kubectl: Kubectl, namespace: str) -> None:
