@@ -22,7 +22,8 @@ from tunery_trainer.model.quantization import DTYPES, bitsandbytes_config
 from tunery_trainer.settings.auto_method import method_choices
 from tunery_trainer.settings.resolve import resolve
 from tunery_trainer.settings.types import DeviceFacts, DeviceKind, RunSettings
-from tunery_trainer.training.trl_trainer import AdapterTrainer, LoopParts, LoopSettings
+from tunery_trainer.training.trl_config import LoopSettings
+from tunery_trainer.training.trl_trainer import AdapterTrainer, LoopParts
 
 from cluster import dataset, model
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import torch
 
-from tunery_trainer.training.trl_trainer import trained_state
+from tunery_trainer.training.weights import trained_state
 
 from gpu.runs import (
     Run,

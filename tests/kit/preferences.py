@@ -19,7 +19,8 @@ from tunery_trainer.losses.objectives import Compared, objective_of
 from tunery_trainer.model.load import load_base, load_tokenizer
 from tunery_trainer.settings.types import RunSettings
 from tunery_trainer.training.reference_scores import Scoring, TaskRows, task_rows
-from tunery_trainer.training.trl_trainer import AdapterTrainer, LoopParts, LoopSettings
+from tunery_trainer.training.trl_config import LoopSettings
+from tunery_trainer.training.trl_trainer import AdapterTrainer, LoopParts
 
 from kit.tiny_models import VOCABULARY
 from kit.training import resolved_for, start_for

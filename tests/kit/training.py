@@ -17,7 +17,8 @@ from tunery_trainer.model.load import load_base, load_tokenizer, model_facts
 from tunery_trainer.settings.auto_method import method_choices
 from tunery_trainer.settings.resolve import resolve
 from tunery_trainer.settings.types import DeviceFacts, DeviceKind, RunSettings
-from tunery_trainer.training.trl_trainer import AdapterTrainer, LoopParts, LoopSettings
+from tunery_trainer.training.trl_config import LoopSettings
+from tunery_trainer.training.trl_trainer import AdapterTrainer, LoopParts
 
 from kit.tiny_models import VOCABULARY
 

@@ -19,7 +19,8 @@ from tunery_trainer.losses.answers import sequences_per_row
 from tunery_trainer.losses.evaluation import Pass
 from tunery_trainer.losses.objectives import Compared, objective_of
 from tunery_trainer.training.reference_scores import Scoring, TaskRows, task_rows
-from tunery_trainer.training.trl_trainer import AdapterTrainer, LoopParts, LoopSettings
+from tunery_trainer.training.trl_config import LoopSettings
+from tunery_trainer.training.trl_trainer import AdapterTrainer, LoopParts
 
 from gpu.models import load
 from gpu.runs import Run, losses, peak, random_examples, scratch, shaped

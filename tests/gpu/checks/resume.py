@@ -11,7 +11,7 @@ import torch
 
 from tunery_api.training import CheckpointSpec
 from tunery_trainer.training.callbacks import CheckpointCallback
-from tunery_trainer.training.trl_trainer import trained_state
+from tunery_trainer.training.weights import trained_state
 
 from gpu.models import write_model
 from gpu.runs import Run, adapted, difference, packed_rows, prepare, random_examples, scratch, trainer_for

@@ -22,7 +22,7 @@ from tunery_trainer.adapter.methods import METHODS
 from tunery_trainer.adapter.methods.base import MethodContext
 from tunery_trainer.losses.lm_head import autocast
 from tunery_trainer.model.quantization import bitsandbytes_config
-from tunery_trainer.training.trl_trainer import LoopSettings, sft_config
+from tunery_trainer.training.trl_config import LoopSettings, sft_config
 
 from gpu.models import random_model
 from gpu.runs import Pace, Run, adapted, batch_on, packed_rows, random_examples, scratch, shaped, trainer_for

@@ -14,7 +14,7 @@ from tunery_trainer.adapter.attach import training_hooks
 from tunery_trainer.adapter.rebuild import first_delta, rebuilt, recipe_of
 from tunery_trainer.adapter.save import published_rank, save_published
 from tunery_trainer.model.load import meta_model
-from tunery_trainer.training.trl_trainer import trained_state
+from tunery_trainer.training.weights import trained_state
 
 from kit.models_of_today import write_mixture
 from kit.training import train

@@ -17,7 +17,8 @@ from tunery_trainer.settings.auto_method import method_choices
 from tunery_trainer.settings.loop import Chosen
 from tunery_trainer.settings.resolve import resolve
 from tunery_trainer.settings.sizing import ENOUGH_STEPS, MOST_EPOCHS, DataFacts, sequences_to_pack, size
-from tunery_trainer.training.trl_trainer import AdapterTrainer, LoopParts, LoopSettings
+from tunery_trainer.training.trl_config import LoopSettings
+from tunery_trainer.training.trl_trainer import AdapterTrainer, LoopParts
 
 from kit.training import CPU, resolved_for, spec_of, start_for, token_rows
 

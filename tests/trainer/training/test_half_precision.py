@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 from tunery_trainer.adapter.attach import attach, training_hooks
 from tunery_trainer.losses.evaluation import held_out_loss
 from tunery_trainer.model.load import load_base, load_tokenizer
-from tunery_trainer.training.trl_trainer import AdapterTrainer, LoopParts, LoopSettings
+from tunery_trainer.training.trl_config import LoopSettings
+from tunery_trainer.training.trl_trainer import AdapterTrainer, LoopParts
 
 from kit.tiny_models import VOCABULARY
 from kit.training import resolved_for, start_for, token_rows

@@ -11,7 +11,8 @@ from datasets import Dataset
 
 from tunery_trainer.adapter.attach import attach, training_hooks
 from tunery_trainer.model.load import load_base, load_tokenizer
-from tunery_trainer.training.trl_trainer import AdapterTrainer, LoopParts, LoopSettings
+from tunery_trainer.training.trl_config import LoopSettings
+from tunery_trainer.training.trl_trainer import AdapterTrainer, LoopParts
 
 from kit.training import resolved_for, start_for, token_rows
 

@@ -23,7 +23,7 @@ from tunery_trainer.training import reference_scores
 from tunery_trainer.training.recovery import train_to_the_end
 from tunery_trainer.training.reference_scores import Scoring, as_before, task_rows
 from tunery_trainer.training.row_order import reached
-from tunery_trainer.training.trl_trainer import trained_state
+from tunery_trainer.training.weights import trained_state
 
 from kit.long import long_but
 from kit.models_of_today import write_mixture

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Final, TypeVar
 
 import torch
@@ -17,10 +18,11 @@ import torch
 from tunery_trainer.diagnosis.paired import RowLosses
 from tunery_trainer.losses.answers import Rows, content, width
 from tunery_trainer.losses.lm_head import autocast, head
-from tunery_trainer.losses.objectives import Batch, Collate, Compared, Objective, Sft, Tally
+from tunery_trainer.losses.objectives import IDLE, Batch, Collate, Compared, Objective, Sft, Tally
 from tunery_trainer.model.attention import computes_by_example
 from tunery_trainer.model.collator import Collator
 from tunery_trainer.process.device import out_of_memory
+from tunery_trainer.process.team import ALONE, Team
 
 DEFAULT_TOKENS: Final = 8192
 """Tokens of a forward pass, unless one row is longer."""
@@ -54,6 +56,8 @@ class Pass:
     """What the model computes in, as in training."""
     tokens: int = DEFAULT_TOKENS
     """The most of a forward pass, which takes less memory than a training step of as many."""
+    team: Team = ALONE
+    """Who takes the passes together; each of them knows of all rows in the end."""
 
 
 def held_out_loss(
@@ -82,20 +86,30 @@ def measure(
     """
     tally, order, counts, losses = Tally(), [], [], []
     with head(model), evaluating(model, how.dtype):
-        passes = _Passes(model, rows, objective.collator(_collator(model, how), source or rows), how.tokens)
+        passes = _Passes(model, rows, objective.collator(_collator(model, how), source or rows), how)
         here = passes.settle(objective)
         for chosen, (count, outcome) in passes.each(lambda batch: (here.counts(batch), here.outcome(model, batch))):
             order += chosen
             counts.append(count)
             losses.append(outcome.losses.double())
             tally.add(outcome)
-    found = _row_losses(order, torch.cat(losses).cpu(), torch.cat(counts).cpu().double()) if order else _NO_ROWS
+    mine = (order, torch.cat(losses).cpu(), torch.cat(counts).cpu().double()) if order else None
+    parts = [part for part in how.team.gather(mine) if part]
+    found = _row_losses(*_joined(parts)) if parts else _NO_ROWS
     once = found.merged([content(rows[index]) for index in range(len(rows))])
     without = sum(not math.isfinite(each) for each in found.sums)
-    return Measured({"loss": once.loss, **tally.rewards()}, once, without)
+    return Measured({"loss": once.loss, **tally.rewards(how.team)}, once, without)
 
 
 _NO_ROWS: Final = RowLosses((), ())
+
+_Losses = tuple[list[int], torch.Tensor, torch.Tensor]
+"""The numbers of rows, and of each its losses and what they are the mean over, (rows, parts), float64."""
+
+
+def _joined(parts: list[_Losses]) -> _Losses:
+    orders, losses, counts = zip(*parts, strict=True)
+    return list(chain(*orders)), torch.cat(losses), torch.cat(counts)
 
 
 def _row_losses(order: list[int], losses: torch.Tensor, counts: torch.Tensor) -> RowLosses:
@@ -116,10 +130,10 @@ def scored(
 ) -> Iterator[tuple[list[int], torch.Tensor]]:
     """Yield the numbers of a batch's rows, and what `objective.scores` tells of each: (rows, 2), float32, on the CPU.
 
-    In the same batches as `measure`, so that the model that is scored is exactly at the start of the objective.
+    Of the share of this process; in the same batches as `measure`, so that the model that is scored is exactly at the start of the objective.
     """
     with head(model), evaluating(model, how.dtype):
-        passes = _Passes(model, rows, objective.collator(_collator(model, how), source or rows), how.tokens)
+        passes = _Passes(model, rows, objective.collator(_collator(model, how), source or rows), how)
         for chosen, scores in passes.each(lambda batch: objective.scores(model, batch).cpu()):
             yield chosen, scores.view(2, -1).T
 
@@ -147,42 +161,64 @@ def _device(model: torch.nn.Module) -> torch.device:
 class _Passes:
     """Rows in batches of similar length, of at most so many tokens each, padding included."""
 
-    def __init__(self, model: torch.nn.Module, rows: Rows, collate: Collate, tokens: int) -> None:
+    def __init__(self, model: torch.nn.Module, rows: Rows, collate: Collate, how: Pass) -> None:
         self._model = model
         self._rows = rows
         self._collate = collate
-        self._tokens = tokens
+        self._tokens = how.tokens
+        self._team = how.team
         self._widths = [width(rows[index]) for index in range(len(rows))]
 
     def settle(self, objective: Objective) -> Objective:
-        """Return the objective for an evaluation of these rows; passes are smaller from then on where they must be."""
+        """Return the objective for an evaluation of these rows; passes are smaller from then on where they must be.
+
+        In all processes alike, or they would cut the rows in different places.
+        """
         while True:
+            totals, fits = None, True
             try:
-                return objective.at(self._model, (self._batch(chosen) for chosen in self._cut()))
+                totals = objective.totals(self._model, (self._batch(*share) for share in self._shares()))
             except (RuntimeError, MemoryError) as error:
                 if self._tokens <= max(self._widths) or not out_of_memory(error):
                     raise
+                fits = False
+            if not self._team.any(not fits)[0]:
+                return objective.at(None if totals is None else self._team.add(totals))
             _let_go(_device(self._model))
             self._tokens //= 2
 
     def each(self, compute: Callable[[dict[str, Any]], T]) -> Iterator[tuple[list[int], T]]:
         """Yield the numbers of a batch's rows and what `compute` makes of the batch."""
-        pending = deque(self._cut())
+        pending = deque(self._shares())
         while pending:
-            chosen = pending.popleft()
+            chosen, counts = pending.popleft()
             try:
-                found = compute(self._batch(chosen))
+                found = compute(self._batch(chosen, counts))
             except (RuntimeError, MemoryError) as error:
-                if len(chosen) == 1 or not out_of_memory(error):
+                if len(chosen) == 1 or self._team.sharded or not out_of_memory(error):
                     raise
             else:
-                yield chosen, found
+                if counts:
+                    yield chosen, found
                 continue
             _let_go(_device(self._model))
-            pending = deque(half for batch in (chosen, *pending) for half in _halves(batch))
+            pending = deque(
+                (half, True) for batch in (chosen, *(each for each, _ in pending)) for half in _halves(batch)
+            )
 
-    def _batch(self, chosen: list[int]) -> dict[str, Any]:
-        return _on(_device(self._model), self._collate([self._rows[index] for index in chosen]))
+    def _shares(self) -> list[tuple[list[int], bool]]:
+        """Return the numbers of the rows of each batch of this process, and whether it counts.
+
+        Where every pass is a collective, one that does not count fills up what others have more.
+        """
+        batches = list(self._cut())
+        mine = [(batch, True) for batch in self._team.share(batches)]
+        most = -(-len(batches) // self._team.world)
+        return mine + [(batches[0], False)] * (most - len(mine)) if self._team.sharded else mine
+
+    def _batch(self, chosen: list[int], counts: bool) -> dict[str, Any]:
+        batch = _on(_device(self._model), self._collate([self._rows[index] for index in chosen]))
+        return batch if counts else {**batch, IDLE: True}
 
     def _cut(self) -> Iterator[list[int]]:
         """Yield the numbers of each batch's rows."""

@@ -17,13 +17,21 @@ from tunery_trainer.data.mask import IGNORED
 from tunery_trainer.losses.answers import AnswerCollator, PairCollator, Rows
 from tunery_trainer.losses.lm_head import log_probabilities
 from tunery_trainer.model.collator import Collator
+from tunery_trainer.process.team import ALONE, Team
 from tunery_trainer.settings.types import PreferenceSettings, RunSettings
 
 Batch = Mapping[str, Any]
 Collate = Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]
 
-_OWN_COLUMNS: Final = ("row", "reference", "desirable", "mismatched")
+IDLE: Final = "idle"
+"""In a batch that is there only so that all processes take as many: nothing of it counts."""
+_OWN_COLUMNS: Final = ("row", "reference", "desirable", "mismatched", IDLE)
 """What of a batch the model is not shown."""
+
+
+def is_idle(batch: Batch) -> bool:
+    """Tell whether nothing of a batch counts."""
+    return IDLE in batch
 
 
 @dataclass(frozen=True)
@@ -68,8 +76,12 @@ class Objective(Protocol):
         """Return what of each row each part is the mean over, (rows, parts)."""
         ...
 
-    def at(self, model: torch.nn.Module, batches: Iterable[Batch]) -> Objective:
-        """Return the objective for an optimizer step over `batches`, or for an evaluation; without gradients."""
+    def totals(self, model: torch.nn.Module, batches: Iterable[Batch]) -> torch.Tensor | None:
+        """Return what is to be added up over all batches before any of them has a loss; None where nothing is."""
+        ...
+
+    def at(self, totals: torch.Tensor | None) -> Objective:
+        """Return the objective for an optimizer step, or an evaluation, of these `totals`."""
         ...
 
     def outcome(self, model: torch.nn.Module, batch: Batch) -> Outcome:
@@ -100,7 +112,10 @@ class Sft:
         """Return the number of labels."""
         return _labels(batch).sum(1)[:, None]
 
-    def at(self, model: torch.nn.Module, batches: Iterable[Batch]) -> Sft:
+    def totals(self, model: torch.nn.Module, batches: Iterable[Batch]) -> None:
+        """Return None."""
+
+    def at(self, totals: torch.Tensor | None) -> Sft:
         """Return itself."""
         return self
 
@@ -132,7 +147,10 @@ class Dpo(_Pairs):
         """Return 1 for each pair."""
         return _ones(batch, len(batch["labels"]) // 2)
 
-    def at(self, model: torch.nn.Module, batches: Iterable[Batch]) -> Dpo:
+    def totals(self, model: torch.nn.Module, batches: Iterable[Batch]) -> None:
+        """Return None."""
+
+    def at(self, totals: torch.Tensor | None) -> Dpo:
         """Return itself."""
         return self
 
@@ -174,7 +192,10 @@ class Orpo(_Pairs):
         tokens = batch["attention_mask"][:pairs, 1:].sum(1)
         return torch.stack([tokens, torch.ones_like(tokens)], 1)
 
-    def at(self, model: torch.nn.Module, batches: Iterable[Batch]) -> Orpo:
+    def totals(self, model: torch.nn.Module, batches: Iterable[Batch]) -> None:
+        """Return None."""
+
+    def at(self, totals: torch.Tensor | None) -> Orpo:
         """Return itself."""
         return self
 
@@ -228,10 +249,18 @@ class Kto:
         return _ones(batch, len(batch["labels"]))
 
     @torch.no_grad()
-    def at(self, model: torch.nn.Module, batches: Iterable[Batch]) -> Kto:
-        """Return it at the reference point of `batches`."""
-        parts = [_scores(model, b["mismatched"]) - b["reference"][len(b["labels"]) :] for b in batches]
-        return replace(self, point=torch.cat(parts).mean().clamp(min=0))
+    def totals(self, model: torch.nn.Module, batches: Iterable[Batch]) -> torch.Tensor:
+        """Return the sum of how far the model is from the reference on the other answers, and their number, (2,)."""
+        found = torch.zeros(2, device=next(model.parameters()).device)
+        for batch in batches:
+            far = _scores(model, batch["mismatched"]) - batch["reference"][len(batch["labels"]) :]
+            if not is_idle(batch):
+                found += torch.stack([far.sum(), torch.full_like(far.sum(), len(far))])
+        return found
+
+    def at(self, totals: torch.Tensor | None) -> Kto:
+        """Return it at the reference point of these totals."""
+        return self if totals is None else replace(self, point=(totals[0] / totals[1]).clamp(min=0))
 
     def scores(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         """Return the log-probabilities of the rows' own answers, then of the others, (2 * rows,), float32."""
@@ -275,14 +304,19 @@ class Tally:
         if outcome.rewards:
             self._rewards.append(outcome.rewards)
 
-    def rewards(self) -> dict[str, float]:
+    def rewards(self, team: Team = ALONE) -> dict[str, float]:
         """Return `reward_accuracy`, the share that is right, and `reward_margin`, how far the mean rewards are apart.
 
-        A margin is left out where all answers are of one kind; both where the task has no rewards.
+        Of what all processes of `team` have counted. A margin is left out where all answers are of one kind; both where
+        the task has no rewards.
         """
-        if not self._rewards:
+        mine = [
+            torch.cat([getattr(r, n) for r in self._rewards]).cpu() for n in ("good", "bad", "right") if self._rewards
+        ]
+        parts = [part for part in team.gather(mine) if part]
+        if not parts:
             return {}
-        good, bad, right = (torch.cat([getattr(r, n) for r in self._rewards]) for n in ("good", "bad", "right"))
+        good, bad, right = map(torch.cat, zip(*parts, strict=True))
         found = {"reward_accuracy": right.float().mean().item()}
         if len(good) and len(bad):
             found["reward_margin"] = (good.double().mean() - bad.double().mean()).item()

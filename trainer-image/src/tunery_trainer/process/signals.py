@@ -87,11 +87,15 @@ class StopSignal:
             self.leave()
         if not self._graceful:
             self._end()
+        self.hear()
+        sys.stderr.write("Told to stop: finishing this step and saving a checkpoint.\n")
+
+    def hear(self) -> None:
+        """Take that somebody else was told to stop who trains with this process, as if it had been told so itself."""
         self.requested = True
         self._watchdog = threading.Timer(self._grace_seconds, self._end)
         self._watchdog.daemon = True
         self._watchdog.start()
-        sys.stderr.write("Told to stop: finishing this step and saving a checkpoint.\n")
 
     def _end(self) -> None:
         with suppress(Exception):

@@ -12,6 +12,7 @@ from tunery_api.manifest import Lineage
 from tunery_trainer.data.prepare import PreparedData
 from tunery_trainer.plan.training_plan import TrainingPlan
 from tunery_trainer.process.signals import StopSignal
+from tunery_trainer.process.team import ALONE, Team
 from tunery_trainer.reporting.kept_curves import KeptCurves
 from tunery_trainer.reporting.progress import ProgressReporter
 from tunery_trainer.reporting.trackers import Tracker
@@ -46,6 +47,8 @@ class Assignment:
     observers: Observers
     describe: Callable[[Trained], Lineage]
     """Says where a result would come from, of one that is not finished, too: each checkpoint can be published."""
+    team: Team = ALONE
+    """Who trains this together; each process has the same assignment, but its own folder and observers."""
 
     @property
     def settings(self) -> RunSettings:

@@ -11,7 +11,8 @@ import torch
 from transformers import TrainerCallback
 
 from tunery_trainer.adapter.methods.base import Hooks
-from tunery_trainer.training.trl_trainer import put_state, trained_state
+from tunery_trainer.process.team import ALONE, Team
+from tunery_trainer.training.weights import put_state, trained_state
 
 BEST_FILE: Final = "best.pt"
 
@@ -31,7 +32,8 @@ class BestAdapter(TrainerCallback):  # type: ignore[misc]  # transformers is not
     Add it before the callback that hands checkpoints on.
     """
 
-    def __init__(self, model: torch.nn.Module, hooks: Hooks | None) -> None:
+    def __init__(self, model: torch.nn.Module, hooks: Hooks | None, team: Team = ALONE) -> None:
+        self._team = team
         self._model = model
         self._hooks = hooks
         self._state: dict[str, torch.Tensor] = {}
@@ -54,8 +56,8 @@ class BestAdapter(TrainerCallback):  # type: ignore[misc]  # transformers is not
             self._hooks_state = copy.deepcopy(self._hooks.state()) if self._hooks else {}
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Put the best weights into the checkpoint."""
-        if self._state:
+        """Put the best weights into the checkpoint, which the leader of a team writes."""
+        if self._state and self._team.leader:
             kept = {"loss": self.loss, "step": self.step, "state": self._state, "hooks": self._hooks_state}
             torch.save(kept, Path(args.output_dir) / f"checkpoint-{state.global_step}" / BEST_FILE)
 

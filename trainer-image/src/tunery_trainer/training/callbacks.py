@@ -17,6 +17,7 @@ from tunery_api.reasons import FailureReason
 from tunery_api.training import CheckpointSpec
 from tunery_common.errors import TuneryError
 from tunery_trainer.process.signals import StopSignal
+from tunery_trainer.process.team import ALONE, Team
 from tunery_trainer.reporting.curve_file import TIME, TOKENS_PER_SECOND
 from tunery_trainer.reporting.kept_curves import KeptCurves
 from tunery_trainer.reporting.progress import ProgressReporter
@@ -159,8 +160,11 @@ class EvaluationCallback(TrainerCallback):  # type: ignore[misc]
 class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
     """Asks for a checkpoint every so many steps or minutes and at the end, and hands each on once it is written."""
 
-    def __init__(self, spec: CheckpointSpec, written: Callable[[Path, TrainerState, bool], None]) -> None:
-        """`written` takes the folder, the state, and whether training is over."""
+    def __init__(
+        self, spec: CheckpointSpec, written: Callable[[Path, TrainerState, bool], None], team: Team = ALONE
+    ) -> None:
+        """`written` takes the folder, the state, and whether training is over; only the leader of `team` calls it."""
+        self._team = team
         self._every_steps = spec.every_steps
         minutes = spec.every_minutes or (None if spec.every_steps else DEFAULT_CHECKPOINT_MINUTES)
         self._every_seconds = minutes * 60 if minutes else None
@@ -172,7 +176,10 @@ class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
         """Set should_save where a checkpoint is due."""
         self._over = state.global_step >= state.max_steps
         due = self._every_steps is not None and state.global_step % self._every_steps == 0
-        due = due or (self._every_seconds is not None and time.monotonic() - self._last >= self._every_seconds)
+        if self._every_seconds is not None:
+            # By one clock: those of several processes differ.
+            late = self._team.leader and time.monotonic() - self._last >= self._every_seconds
+            due = self._team.any(late)[0] or due
         if due or self._over:
             control.should_save = True
 
@@ -184,20 +191,31 @@ class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Hand the folder on."""
         self._last = time.monotonic()
-        self._written(Path(args.output_dir) / f"checkpoint-{state.global_step}", state, self._over)
+        if self._team.leader:
+            self._written(Path(args.output_dir) / f"checkpoint-{state.global_step}", state, self._over)
 
 
 class StopCallback(TrainerCallback):  # type: ignore[misc]
-    """Ends training after the step during which the process was told to stop, with a checkpoint."""
+    """Ends training after the step during which the process, or another of its team, was told to stop, with a
+    checkpoint."""
 
-    def __init__(self, stop: StopSignal) -> None:
+    def __init__(self, stop: StopSignal, team: Team = ALONE) -> None:
         self._stop = stop
+        self._team = team
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Save and stop, and put off an evaluation that is due, if told to stop."""
-        if self._stop.requested:
+        if told_to_stop(self._stop, self._team):
             control.should_evaluate = False
             control.should_save = control.should_training_stop = True
+
+
+def told_to_stop(stop: StopSignal, team: Team) -> bool:
+    """Tell whether any process of the team was told to stop; from then on all of them have been."""
+    told = team.any(stop.requested)[0]
+    if told and not stop.requested:
+        stop.hear()
+    return told
 
 
 class PatienceCallback(TrainerCallback):  # type: ignore[misc]

@@ -16,11 +16,13 @@ from transformers import PreTrainedTokenizerBase
 from tunery_api.findings import TOLD_BY_TRAINING, CheckResult, CheckStatus, FindingStatus
 from tunery_api.methods import PROMPT_LEARNING
 from tunery_api.preference import PREFERENCE_TASKS
+from tunery_api.training import DiagnosisAction
 from tunery_trainer.data.mask import IGNORED
 from tunery_trainer.diagnosis.checks import Ends, Measured, measured_checks
 from tunery_trainer.diagnosis.judge import Judge, Subject
 from tunery_trainer.diagnosis.paired import Difference
 from tunery_trainer.plan.training_plan import TrainingPlan
+from tunery_trainer.process.team import ALONE, Team
 from tunery_trainer.reporting.progress import ProgressReporter, say
 from tunery_trainer.resuming.resume import Resumed
 from tunery_trainer.training.diagnosing import DiagnosisCallback, Watched
@@ -39,6 +41,7 @@ class Run:
     plan: TrainingPlan
     ground: Ground
     resumed: Resumed | None
+    team: Team = ALONE
 
     @property
     def before(self) -> float:
@@ -115,7 +118,8 @@ def diagnose(run: Run, model: PeftModel, trainer: AdapterTrainer, reporter: Prog
         trainer=trainer,
         evaluations=run.ground.evaluations,
         tell=reporter.findings,
-        action=plan.basis.spec.diagnosis.action,
+        # Speed and memory differ from process to process, and with them what is found.
+        action=plan.basis.spec.diagnosis.action if run.team.leader else DiagnosisAction.WARN,
         on_gpu=plan.basis.on_gpu,
         memory_limit=plan.basis.device.memory_bytes,
     )

@@ -25,7 +25,7 @@ from tunery_trainer.training.no_loss import no_loss
 from tunery_trainer.training.recovery import with_split
 from tunery_trainer.training.reference_scores import Scoring, TaskRows, task_rows
 from tunery_trainer.training.row_order import reached
-from tunery_trainer.training.trl_trainer import trained_state
+from tunery_trainer.training.weights import trained_state
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,7 @@ def pass_of(job: Assignment, split: PassSplit | None = None) -> Pass:
         int(job.plan.basis.tokenizer.pad_token_id),
         dtype_of(training.precision),
         training.batch_size * training.max_length * sequences_per_row(job.settings.task),
+        job.team,
     )
 
 

@@ -16,7 +16,7 @@ from tunery_trainer.model.finite import not_finite, not_finite_base
 from tunery_trainer.resuming.resume import Resumed
 from tunery_trainer.settings.types import RunSettings
 from tunery_trainer.training.assignment import Assignment
-from tunery_trainer.training.trl_trainer import WEIGHTS_FILE
+from tunery_trainer.training.weights import WEIGHTS_FILE
 
 _NARROW_FIRST: Final = (Precision.FLOAT16, Precision.BFLOAT16, Precision.FLOAT32)
 _OTHER_BASE: Final = "the base computes none of such rows: name another in spec.model.uri, or leave those rows out"

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,7 +27,7 @@ from tunery_trainer.losses.evaluation import Measured, Pass, measure, scored
 from tunery_trainer.losses.objectives import Batch, Compared, Objective
 from tunery_trainer.reporting.progress import say
 from tunery_trainer.settings.types import RunSettings
-from tunery_trainer.training.trl_trainer import put_state
+from tunery_trainer.training.weights import put_state
 
 REFERENCE_FILE: Final = "reference.safetensors"
 _START: Final = "start."
@@ -88,7 +89,9 @@ class TaskRows:
 
         Raises ValueError where that cannot be done any more; see as_before.
         """
-        numbers = self.missing("train", torch.cat([batch["row"] for batch in batches]).tolist())
+        mine = self.missing("train", torch.cat([batch["row"] for batch in batches]).tolist())
+        # Dealt out anew: another process may have none left.
+        numbers = sorted({number for part in scoring.how.team.gather(mine) for number in part})
         if numbers:
             with as_before(model, self.start):
                 for _ in self._score("train", numbers, model, scoring):
@@ -96,12 +99,16 @@ class TaskRows:
         return [{**batch, "reference": self._of(batch["row"])} for batch in batches]
 
     def _score(self, side: str, numbers: list[int], model: torch.nn.Module, scoring: Scoring) -> Iterator[int]:
-        """Score these rows, and yield of how many it was as they become known."""
+        """Score these rows, each process its share, and yield of how many it was as they become known."""
+        if not numbers:
+            return
         rows, source = (self.train, self.train) if side == "train" else (self.evaluation, self.others)
-        found = scored(model, rows.select(numbers), scoring.objective, scoring.how, source) if numbers else ()
-        for chosen, scores in found:
-            self.scores[side][[numbers[place] for place in chosen]] = scores
-            yield len(chosen)
+        team, own = scoring.how.team, []
+        for chosen, scores in scored(model, rows.select(numbers), scoring.objective, scoring.how, source):
+            own.append(([numbers[place] for place in chosen], scores))
+            yield len(chosen) * team.world
+        for places, scores in chain(*team.gather(own)):
+            self.scores[side][places] = scores
 
     def _of(self, numbers: torch.Tensor) -> torch.Tensor:
         return self.scores["train"][numbers.cpu()].T.flatten().to(numbers.device)

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from accelerate.data_loader import SeedableRandomSampler
 from datasets import Dataset
+from torch.utils.data import Sampler
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
+from tunery_trainer.process.team import Team
 from tunery_trainer.settings.types import TrainingSettings
 
 
@@ -48,3 +50,40 @@ class ByLength(LengthGroupedSampler):  # type: ignore[misc]  # transformers is n
         """Yield the indices of the rows."""
         self.generator.manual_seed(self._seed + self._epoch)
         return iter(list(super().__iter__()))
+
+
+class Share(Sampler[int]):
+    """The rows of one process of a team: every `world`th forward pass of the order that one process alone would take.
+
+    So an optimizer step has the same rows whatever the number of devices. Where the passes of an epoch cannot be dealt
+    out evenly, the last ones get a row more that nobody counts: `idles` tells so.
+    """
+
+    def __init__(self, order: Any, batch_size: int, team: Team) -> None:
+        self._order = order
+        self._batch_size = batch_size
+        self._team = team
+        passes = -(-len(order) // batch_size)
+        self._passes = -(-passes // team.world)
+        mine = len(range(team.rank, passes, team.world))
+        self.idles = mine < self._passes
+        """Whether the last pass of an epoch is one that nobody counts."""
+        ends_short = mine > 0 and (passes - 1) % team.world == team.rank
+        rest = len(order) - (passes - 1) * batch_size
+        self._rows = mine * batch_size - (batch_size - rest if ends_short else 0) + self.idles
+
+    def __len__(self) -> int:
+        """Return the rows of this process in an epoch."""
+        return self._rows
+
+    def set_epoch(self, epoch: int) -> None:
+        """Take the order of this pass over the data; accelerate calls it."""
+        self._order.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[int]:
+        """Yield the indices of the rows."""
+        rows, size, team = list(self._order), self._batch_size, self._team
+        for first in range(team.rank * size, len(rows), team.world * size):
+            yield from rows[first : first + size]
+        if self.idles:
+            yield rows[0]

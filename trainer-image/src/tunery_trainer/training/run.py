@@ -44,6 +44,7 @@ from tunery_trainer.training.callbacks import (
     ProgressCallback,
     StopCallback,
     TrackingCallback,
+    told_to_stop,
 )
 from tunery_trainer.training.diagnosed import Diagnosis, Run, diagnose
 from tunery_trainer.training.ground import Ground, ground_of, held_out, measured, pass_of, tell
@@ -51,14 +52,10 @@ from tunery_trainer.training.no_loss import check_start, looking_at_the_base
 from tunery_trainer.training.recovery import train_to_the_end, with_split
 from tunery_trainer.training.reference_scores import Scoring, TaskRows, without_dropout
 from tunery_trainer.training.trained import Trained
-from tunery_trainer.training.trl_trainer import (
-    AdapterTrainer,
-    Compare,
-    LoopParts,
-    LoopSettings,
-    load_trained,
-)
+from tunery_trainer.training.trl_config import LoopSettings
+from tunery_trainer.training.trl_trainer import AdapterTrainer, Compare, LoopParts
 from tunery_trainer.training.unfinished import keep_draft, measured_at
+from tunery_trainer.training.weights import load_trained
 
 _STOP_SECONDS: Final = 80.0
 """How long the last checkpoint may take to upload after a SIGTERM."""
@@ -107,6 +104,7 @@ def _train_on(job: Assignment) -> Trained:
     model, ground = _adapt(job, base)
     job.observers.reporter.metrics({"base_eval_loss": ground.before["loss"]})
     job.observers.curves.begin(ground.before["loss"])
+    job.team.share_from_leader(parameter.data for parameter in model.parameters() if parameter.requires_grad)
     loop = _loop(job, model, ground)
     remembered = _memory(job, ground)
     _add_callbacks(job, loop, remembered)
@@ -204,10 +202,11 @@ def _loop(job: Assignment, model: PeftModel, ground: Ground) -> _Loop:
         hooks=training_hooks(model, job.settings),
         objective=objective_of(job.settings),
         compared=_compared(job, model, ground.rows),
+        team=job.team,
     )
     trainer = AdapterTrainer(model, settings, parts)
     trainer.split = split
-    run = Run(plan, ground, resumed)
+    run = Run(plan, ground, resumed, job.team)
     diagnosis = diagnose(run, model, trainer, job.observers.reporter)
     return _Loop(trainer, model, ground, _best(job, model), diagnosis)
 
@@ -224,7 +223,7 @@ def _best(job: Assignment, model: PeftModel) -> BestAdapter | None:
     """Return what keeps the best weights where they are published, with what a checkpoint knows of them."""
     if job.settings.evaluation.publish is PublishedWeights.LAST:
         return None
-    best = BestAdapter(model, training_hooks(model, job.settings))
+    best = BestAdapter(model, training_hooks(model, job.settings), job.team)
     if job.resumed:
         best.load(job.resumed.folder, job.resumed.step)
     return best
@@ -241,8 +240,8 @@ def _add_callbacks(job: Assignment, loop: _Loop, remembered: Callable[[], Memo])
         trainer.add_callback(PatienceCallback(patience, best.since if best else 0))
     if best:
         trainer.add_callback(best)
-    trainer.add_callback(CheckpointCallback(spec.checkpoint, _writer(job, loop, remembered)))
-    trainer.add_callback(StopCallback(job.observers.stop))
+    trainer.add_callback(CheckpointCallback(spec.checkpoint, _writer(job, loop, remembered), job.team))
+    trainer.add_callback(StopCallback(job.observers.stop, job.team))
 
 
 def _writer(job: Assignment, loop: _Loop, remembered: Callable[[], Memo]) -> Callable[[Path, Any, bool], None]:
@@ -278,8 +277,11 @@ def _train(job: Assignment, trainer: AdapterTrainer) -> _Course:
     parameters = {"method": job.settings.method.value, **hyperparameters(job.settings)}
     with observers.stop.graceful(), observers.trackers(parameters) as opened:
         trainer.add_callback(TrackingCallback(opened))
+        if not job.team.leader:
+            # Each process draws its own dropout.
+            torch.manual_seed(job.settings.training.seed + job.team.rank)
         train_to_the_end(trainer, resumed.folder if resumed else None, job.settings.method)
-        if observers.stop.requested:
+        if told_to_stop(observers.stop, job.team):
             stored = observers.uploader.close(_STOP_SECONDS) if observers.uploader else False
             say("Stopped; the checkpoint is stored." if stored else "Stopped without a checkpoint.")
             raise StopRequested(_newest_checkpoint(job))

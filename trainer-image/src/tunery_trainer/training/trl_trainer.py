@@ -7,60 +7,38 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 from transformers.integrations.neftune import deactivate_neftune
-from trl import SFTConfig, SFTTrainer
+from trl import SFTTrainer
 
-from tunery_api.training import Optimizer, Precision, Scheduler
+from tunery_api.training import Precision
 from tunery_trainer.adapter.methods.base import Hooks
 from tunery_trainer.losses.lm_head import add_head, autocast
-from tunery_trainer.losses.objectives import Batch, Objective, Sft, Tally
+from tunery_trainer.losses.objectives import IDLE, Batch, Objective, Sft, Tally, is_idle
 from tunery_trainer.model.attention import computes_by_example
 from tunery_trainer.model.collator import Collator
 from tunery_trainer.model.quantization import dtype_of
+from tunery_trainer.process.team import ALONE, Team
 from tunery_trainer.resuming.memo import PassSplit
 from tunery_trainer.settings.types import TrainingSettings
 from tunery_trainer.training.callbacks import EvaluationCallback
-from tunery_trainer.training.row_order import order_of
+from tunery_trainer.training.row_order import Share, order_of
+from tunery_trainer.training.shared_steps import SharedSteps
+from tunery_trainer.training.trl_config import LoopSettings, sft_config
+from tunery_trainer.training.weights import WEIGHTS_FILE, load_trained, trained_state
 
-_SCHEDULERS: Final = {
-    Scheduler.COSINE: "cosine",
-    Scheduler.LINEAR: "linear",
-    Scheduler.CONSTANT: "constant_with_warmup",
-    Scheduler.POLYNOMIAL: "polynomial",
-    Scheduler.INVERSE_SQRT: "inverse_sqrt",
-}
-_OPTIMIZERS: Final = {
-    Optimizer.ADAMW: "adamw_torch",
-    Optimizer.ADAMW_8BIT: "adamw_bnb_8bit",
-    Optimizer.PAGED_ADAMW_32BIT: "paged_adamw_32bit",
-    Optimizer.PAGED_ADAMW_8BIT: "paged_adamw_8bit",
-}
-WEIGHTS_FILE: Final = "trainable.safetensors"
-"""The adapter in a checkpoint: every parameter that is not the base's, under its full name, in its own type."""
+_RANDOM_FILE: Final = "rng_state.pth"
+"""transformers' name for it in a checkpoint of one process; the leader's."""
 
 Compare = Callable[[list[Batch], PassSplit | None], list[Batch]]
 """Adds `reference` to the batches of an optimizer step, in passes as small as memory has made those of training."""
-_LOGGED_POINTS: Final = 1000
-"""Points of a loss curve that are enough for a picture, and do not swell the checkpoints of a long run."""
-
-
-@dataclass(frozen=True)
-class LoopSettings:
-    """The resolved training settings, and what the run itself adds to them."""
-
-    training: TrainingSettings
-    total_steps: int
-    keep_checkpoints: int
-    on_gpu: bool
-    evaluated_after: frozenset[int] = frozenset()
-    """The steps after which the held-out rows are measured while training."""
 
 
 @dataclass(frozen=True)
@@ -78,67 +56,7 @@ class LoopParts:
     objective: Objective = field(default_factory=Sft)
     compared: Compare | None = None
     """None: the objective has no reference."""
-
-
-def sft_config(loop: LoopSettings, folder: Path) -> SFTConfig:
-    """Return TRL's configuration with every field that matters set, whatever TRL's defaults are this month."""
-    training = loop.training
-    return SFTConfig(
-        output_dir=str(folder),
-        num_train_epochs=training.epochs or 1.0,
-        max_steps=training.max_steps or -1,
-        learning_rate=training.learning_rate,
-        lr_scheduler_type=_SCHEDULERS[training.scheduler],
-        warmup_steps=training.warmup if training.warmup < 1 else int(training.warmup),
-        per_device_train_batch_size=training.batch_size,
-        per_device_eval_batch_size=training.batch_size,
-        gradient_accumulation_steps=training.gradient_accumulation,
-        train_sampling_strategy="group_by_length" if training.group_by_length else "random",
-        optim=_optimizer(training),
-        weight_decay=training.weight_decay,
-        max_grad_norm=training.max_grad_norm,
-        bf16=training.precision is Precision.BFLOAT16,
-        fp16=training.precision is Precision.FLOAT16,
-        use_cpu=not loop.on_gpu,
-        gradient_checkpointing=training.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False} if training.gradient_checkpointing else None,
-        neftune_noise_alpha=training.neftune_noise_alpha,
-        seed=training.seed,
-        data_seed=training.seed,
-        logging_strategy="steps",
-        logging_steps=max(1, loop.total_steps // _LOGGED_POINTS),
-        logging_nan_inf_filter=False,
-        # EvaluationCallback asks for evaluations.
-        eval_strategy="no",
-        prediction_loss_only=True,
-        save_strategy="no",
-        # Those of preference tasks are not the model's arguments: the objective knows them.
-        remove_unused_columns=False,
-        save_total_limit=loop.keep_checkpoints,
-        enable_jit_checkpoint=False,
-        dataloader_pin_memory=loop.on_gpu,
-        dataset_kwargs={"skip_prepare_dataset": True},
-        max_length=None,
-        packing=False,
-        padding_free=False,
-        completion_only_loss=False,
-        assistant_only_loss=False,
-        pad_to_multiple_of=None,
-        loss_type="nll",
-        # Balances a mixture's routers, which are frozen; and fails where a configuration has no `num_experts`.
-        router_aux_loss_coef=0.0,
-        torch_compile=False,
-        report_to=[],
-        disable_tqdm=True,
-        push_to_hub=False,
-    )
-
-
-def _optimizer(training: TrainingSettings) -> str:
-    """Return transformers' name; one kernel for all parameters, but where a gradient scaler must see skipped steps."""
-    if training.optimizer is Optimizer.ADAMW and training.precision is not Precision.FLOAT16:
-        return "adamw_torch_fused"
-    return _OPTIMIZERS[training.optimizer]
+    team: Team = ALONE
 
 
 class AdapterTrainer(SFTTrainer):  # type: ignore[misc]  # TRL is not typed for us
@@ -156,6 +74,8 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]  # TRL is not typed for 
         self._objective = self._at = parts.objective
         self._compared = parts.compared
         self._tally = Tally()
+        self._team = parts.team
+        self._steps = SharedSteps(parts.team, lambda: filter(_is_trained, model.parameters()))
         self._precision = loop.training.precision
         self.tokens_seen = 0
         self.settings = loop.training
@@ -164,12 +84,14 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]  # TRL is not typed for 
         """What memory has made of the passes; None: they are as planned."""
         self.in_pass = False
         """A forward or backward pass is under way, or was cut off."""
+        self._idles = False
+        self._passes = 0
         self.lr_scheduler: Any
         self.optimizer: Any
         collate = Collator(int(parts.tokenizer.pad_token_id), by_example=computes_by_example(model))
         super().__init__(
             model=model,
-            args=sft_config(loop, parts.folder),
+            args=sft_config(loop, parts.folder, parts.team),
             train_dataset=parts.rows,
             processing_class=parts.tokenizer,
             data_collator=parts.objective.collator(collate, parts.rows),
@@ -198,44 +120,65 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]  # TRL is not typed for 
 
         Without what TRL's computes beside it for its log: entropy and accuracy of each token.
         """
+        idle = inputs.pop(IDLE, False)
         outcome = self._at.outcome(model, inputs)
         counts = self._at.counts(inputs).sum(0) if num_items_in_batch is None else num_items_in_batch
         loss = (outcome.sums / counts.clamp(min=1)).sum()
-        if outcome.rewards:
-            self._tally.add(outcome)
+        if idle:
+            return 0 * loss
+        self._tally.add(outcome)
         extra = self._hooks.extra_loss(self.model) if self._hooks and self.model.training else None
         if extra is None:
             return loss
         # With num_items_in_batch the Trainer leaves the mean over accumulated batches to the loss.
-        return loss + extra / (self.current_gradient_accumulation_steps if num_items_in_batch is not None else 1)
+        return loss + extra / (self._passes if num_items_in_batch is not None else 1)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Batch], torch.Tensor | None]:
         """Return the batches of an optimizer step, and what its loss is the mean over, however they are split."""
         began = time.monotonic()
         batches, _ = super().get_batch_samples(*args, **kwargs)
         self.waited += time.monotonic() - began
-        masks = [batch["attention_mask"] for batch in batches if "attention_mask" in batch]
-        self.padding = sum((mask.numel() - mask.sum() for mask in masks), start=0)
         if not batches:
             return batches, None
+        if self._idles and self.accelerator.gradient_state.end_of_dataloader:
+            batches[-1] = {**batches[-1], IDLE: True}
+        counted = [batch for batch in batches if not is_idle(batch)]
+        self._count(counted)
         self.in_pass = True
         if self._compared:
             batches = self._compared(batches, self.split)
+        taken = batches if self._team.sharded else batches[: len(counted)]
         with autocast(self.args.device, dtype_of(self._precision)):
-            self._at = self._objective.at(self.model, batches)
+            self._at = self._objective.at(self._steps.together(lambda: self._objective.totals(self.model, taken)))
         self.in_pass = False
-        counts = [self._objective.counts(batch).sum(0) for batch in batches]
-        return batches, torch.stack(counts).sum(0).to(self.args.device)
+        counts = torch.stack([self._objective.counts(batch).sum(0) for batch in batches])
+        counts[len(counted) :] = 0
+        return batches, self._team.add(counts.sum(0).to(self.args.device))
+
+    def _count(self, batches: list[Batch]) -> None:
+        """Note what an optimizer step is of, all processes together: passes, tokens, and how many of them are padding."""
+        self._steps.begin()
+        tokens = sum(batch["input_ids"].numel() for batch in batches)
+        self._passes, tokens = self._team.add(torch.tensor([len(batches), tokens])).tolist()
+        self.tokens_seen += tokens
+        masks = [batch["attention_mask"] for batch in batches if "attention_mask" in batch]
+        padding = sum((mask.numel() - mask.sum() for mask in masks), start=torch.zeros((), device=self.args.device))
+        self.padding = self._team.add(padding)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, beside the training loss, what the model has preferred in training since the last time."""
         if "loss" in logs:
-            logs |= self._tally.rewards()
+            logs |= self._tally.rewards(self._team)
             self._tally = Tally()
         super().log(logs, start_time)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        return order_of(self.train_dataset, self.settings)
+        order = order_of(self.train_dataset, self.settings)
+        if self._team.alone:
+            return order
+        share = Share(order, self.settings.batch_size, self._team)
+        self._idles = share.idles
+        return share
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """Make the schedule such that the rate is above 0 at every step: transformers' begins and ends with 0 rates.
@@ -248,23 +191,27 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]  # TRL is not typed for 
         return self.lr_scheduler
 
     def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Count the tokens, and do one forward and backward pass."""
-        self.tokens_seen += inputs["input_ids"].numel()
+        """Do one forward and backward pass; after the last one of a step its gradient is that of all processes."""
         self.in_pass = True
-        loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
+        loss = self._steps.take(
+            inputs, lambda: super(AdapterTrainer, self).training_step(model, inputs, *args, **kwargs)
+        )
+        if self.accelerator.sync_gradients:
+            loss = loss + self._steps.end()
         self.in_pass = False
         return loss
 
     def save_now(self) -> Path:
         """Write a checkpoint of the last finished optimizer step, hand it on, and return its folder.
 
-        Of a step that was cut off nothing stays: weights and moments change at its end only.
+        Of a step that was cut off nothing stays: weights and moments change at its end only. Each process of a team has
+        one of its own then.
         """
         self.model.zero_grad(set_to_none=True)
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         # Files that are there may be linked by an upload: they are replaced, not written over.
         shutil.rmtree(folder, ignore_errors=True)
-        self._save_checkpoint(self.model, None)
+        self._write_checkpoint()
         self.callback_handler.on_save(self.args, self.state, self.control)
         return folder
 
@@ -286,7 +233,7 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]  # TRL is not typed for 
         if self.neftune_noise_alpha is not None:
             deactivate_neftune(self.model, self.neftune_hook_handle, self.accelerator)
         self._train_batch_size = self.args.per_device_train_batch_size = training.batch_size
-        self.args.gradient_accumulation_steps = training.gradient_accumulation
+        self.args.gradient_accumulation_steps = training.gradient_accumulation // self._team.world
         if training.gradient_checkpointing and not self.args.activation_checkpointing:
             self.args.activation_checkpointing = self.args.gradient_checkpointing = True
             self.args.activation_checkpointing_kwargs = {"use_reentrant": False}
@@ -314,8 +261,37 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]  # TRL is not typed for 
             torch.save(self._hooks.state(), folder / "hooks.pt")
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        self._write_checkpoint(elsewhere=not self._team.leader)
+
+    def _write_checkpoint(self, *, elsewhere: bool = False) -> None:
+        """Write one for all processes: they differ in their random numbers alone. `elsewhere`: another one does it."""
+        states = self._team.gather(self._random_numbers())
+        if elsewhere:
+            return
         # Bypass TRL, which would write a model card into every checkpoint.
-        super(SFTTrainer, self)._save_checkpoint(model, trial)
+        super(SFTTrainer, self)._save_checkpoint(self.model, None)
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        for rank, state in enumerate(states[1:], 1):
+            (folder / _random_file(rank)).write_bytes(state)
+
+    def _random_numbers(self) -> bytes:
+        """Return where this process is in its random numbers, as transformers writes it."""
+        if self._team.leader:
+            return b""
+        with TemporaryDirectory() as folder:
+            self._save_rng_state(folder)
+            return (Path(folder) / _RANDOM_FILE).read_bytes()
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Go on in this process's own random numbers; of a run with fewer processes it has none, and goes on in its own."""
+        if checkpoint is None or self._team.leader:
+            super()._load_rng_state(checkpoint)
+            return
+        stored = Path(checkpoint) / _random_file(self._team.rank)
+        if stored.exists():
+            with TemporaryDirectory() as folder:
+                shutil.copy(stored, Path(folder) / _RANDOM_FILE)
+                super()._load_rng_state(folder)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Take the moments and the step of a checkpoint, and keep the rates and the decay of this run.
@@ -338,6 +314,15 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]  # TRL is not typed for 
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         load_trained(self.model, Path(resume_from_checkpoint), self._hooks)
+
+
+def _random_file(rank: int) -> str:
+    """Return the name of another process's file: transformers' own for those of several processes."""
+    return f"rng_state_{rank}.pth"
+
+
+def _is_trained(parameter: torch.nn.Parameter) -> bool:
+    return parameter.requires_grad
 
 
 def _shifted(rate: Callable[[int], float]) -> Callable[[int], float]:
@@ -368,30 +353,3 @@ class _HooksCallback(TrainerCallback):  # type: ignore[misc]
     def on_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Run between the optimizer's step and the clearing of the gradients."""
         self._after_step(model, state.global_step + 1)
-
-
-def trained_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Return every parameter that training changes or that a method steers (AdaLoRA's rank counts), by full name."""
-    return {
-        name: parameter.detach().to("cpu").contiguous().clone()
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad or "ranknum" in name
-    }
-
-
-def put_state(model: torch.nn.Module, state: dict[str, torch.Tensor]) -> None:
-    """Put back what `trained_state` returned; raises KeyError when it is of another adapter."""
-    parameters = dict(model.named_parameters())
-    for name, saved in state.items():
-        parameter = parameters[name]
-        parameter.data = saved.to(parameter.device, copy=True)
-
-
-def load_trained(model: torch.nn.Module, checkpoint: Path, hooks: Hooks | None) -> None:
-    """Put the weights of a checkpoint back, in the type they were trained in, so that a resume is exact.
-
-    Raises KeyError when the checkpoint is of another adapter.
-    """
-    put_state(model, load_file(checkpoint / WEIGHTS_FILE))
-    if hooks and (checkpoint / "hooks.pt").exists():
-        hooks.load_state(torch.load(checkpoint / "hooks.pt", weights_only=True, map_location="cpu"))

@@ -20,7 +20,7 @@ from tunery_trainer.model.load import load_tokenizer, meta_model
 from tunery_trainer.resuming.draft import Draft
 from tunery_trainer.training.best_weights import read_best
 from tunery_trainer.training.trained import Trained, save_tokenizer
-from tunery_trainer.training.trl_trainer import WEIGHTS_FILE
+from tunery_trainer.training.weights import WEIGHTS_FILE
 
 _FIRST_FILE: Final = "first_delta.safetensors"
 

@@ -1,0 +1,63 @@
+"""Several processes that train together, forked from this one: the imports are paid once."""
+
+from __future__ import annotations
+
+import io
+import multiprocessing
+import os
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+import torch.distributed as dist
+
+from tunery_trainer.process.team import Team
+
+_SECONDS: Final = 120.0
+
+
+def together(world: int, folder: Path, work: Callable[[Team, Path], Any], *, sharded: bool = False) -> list[Any]:
+    """Return what `work` returns in each of so many processes; each has a folder of its own.
+
+    Raises AssertionError with the first process's trace where one fails, or none answers.
+    """
+    context = multiprocessing.get_context("fork")
+    answers: Any = context.Queue()
+    store = folder / f"store-{os.urandom(4).hex()}"
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+
+    def run(rank: int) -> None:
+        try:
+            own = folder / f"rank-{rank}"
+            own.mkdir(parents=True, exist_ok=True)
+            dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
+            answers.put((rank, _packed(work(Team(rank, world, sharded), own)), None))
+        except BaseException:
+            answers.put((rank, None, traceback.format_exc()))
+            answers.close()
+            answers.join_thread()
+            os._exit(1)
+
+    processes = [context.Process(target=run, args=(rank,)) for rank in range(world)]
+    for each in processes:
+        each.start()
+    try:
+        found = sorted((answers.get(timeout=_SECONDS) for _ in processes), key=lambda answer: answer[0])
+    finally:
+        torch.set_num_threads(threads)
+        for each in processes:
+            each.join(5)
+            each.kill()
+    failed = [trace for _, _, trace in found if trace]
+    assert not failed, "\n".join(failed)
+    return [torch.load(io.BytesIO(answer), weights_only=False) for _, answer, _ in found]
+
+
+def _packed(answer: Any) -> bytes:
+    """Return it as bytes: a tensor that a queue hands on lies in memory of the process that ends."""
+    buffer = io.BytesIO()
+    torch.save(answer, buffer)
+    return buffer.getvalue()

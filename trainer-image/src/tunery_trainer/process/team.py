@@ -1,0 +1,111 @@
+"""The processes that train one adapter together, one for each device, and what they do with one voice.
+
+Each of them runs the same loop on its share of the rows. What has an effect outside, as a checkpoint or a report, the
+leader alone does; whatever decides how the loop goes on is agreed on first, or the processes would wait for each other
+in different places.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    import torch
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Team:
+    """One process's place among those that train together; by default it is alone.
+
+    Every method but `share` is a collective: all processes have to call it, in the same order.
+    """
+
+    rank: int = 0
+    """0 to world - 1, unique in the job."""
+    world: int = 1
+    """How many processes there are, one for each device."""
+    sharded: bool = False
+    """The base's weights are spread over the devices of a node: every forward pass is a collective, too."""
+
+    @property
+    def alone(self) -> bool:
+        """Whether this process trains by itself."""
+        return self.world == 1
+
+    @property
+    def leader(self) -> bool:
+        """Whether this process speaks for all: it writes, uploads and reports."""
+        return self.rank == 0
+
+    def share(self, items: Sequence[T]) -> list[T]:
+        """Return what of `items` this process does; those of all make the whole, none twice."""
+        return list(items[self.rank :: self.world])
+
+    def any(self, *flags: bool) -> list[bool]:
+        """Return of each flag whether it is set in any process."""
+        if self.alone:
+            return list(flags)
+        import torch
+        import torch.distributed as dist
+
+        # On the CPU: a flag on the GPU would have the processor wait for all that the GPU has to do still.
+        found = torch.tensor(flags, dtype=torch.int32)
+        dist.all_reduce(found, op=dist.ReduceOp.MAX)
+        return [bool(flag) for flag in found.tolist()]
+
+    def gather(self, mine: T) -> list[T]:
+        """Return what each process has, in the order of their ranks."""
+        if self.alone:
+            return [mine]
+        import torch.distributed as dist
+
+        found: list[T] = [mine] * self.world
+        dist.all_gather_object(found, mine)
+        return found
+
+    def add(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Make `tensor` the sum of those of all processes, in place, and return it."""
+        if not self.alone:
+            import torch.distributed as dist
+
+            dist.all_reduce(tensor)
+        return tensor
+
+    def add_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        """Make each gradient the sum of those of all processes: one message for all parameters of a type.
+
+        A gradient that no process has stays None.
+        """
+        if self.alone:
+            return
+        import torch
+
+        kinds: dict[tuple[torch.dtype, torch.device], list[torch.nn.Parameter]] = {}
+        for parameter in parameters:
+            kinds.setdefault((parameter.dtype, parameter.device), []).append(parameter)
+        for alike in kinds.values():
+            had = torch.tensor([float(each.grad is not None) for each in alike])
+            parts = [torch.zeros_like(each) if each.grad is None else each.grad for each in alike]
+            flat = torch.cat([had.to(parts[0]), *(part.flatten() for part in parts)])
+            self.add(flat)
+            present = flat[: len(alike)].tolist()
+            summed = flat[len(alike) :].split([part.numel() for part in parts])
+            for each, some, gradient in zip(alike, present, summed, strict=True):
+                each.grad = gradient.view_as(each) if some else None
+
+    def share_from_leader(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Give each tensor the values that it has in the leader, in place."""
+        if self.alone:
+            return
+        import torch.distributed as dist
+
+        for tensor in tensors:
+            dist.broadcast(tensor, src=0)
+
+
+ALONE = Team()
+"""One process, as on one device."""
