@@ -13,7 +13,7 @@ from typing import Any, Final
 import torch
 import torch.distributed as dist
 
-from tunery_trainer.process.team import Team
+from tunery_trainer.team.team import Team
 
 _SECONDS: Final = 120.0
 

@@ -283,6 +283,8 @@ class ExitCode(IntEnum):
     """Of `check` alone: rows cannot be used (sysexits' EX_DATAERR)."""
     RETRYABLE = 75
     """May heal by itself: worth a retry (sysexits' EX_TEMPFAIL)."""
+    PEER_LOST = 76
+    """Another process of those that train together is gone, and says why itself (sysexits' EX_PROTOCOL)."""
     KILLED = 137
     """SIGKILL, often the kernel's for too much memory; OOMKilled beside it says so."""
     TERMINATED = 143

@@ -12,7 +12,7 @@ from datasets import Dataset
 
 from tunery_trainer.adapter.attach import attach, training_hooks
 from tunery_trainer.model.load import load_base, load_tokenizer
-from tunery_trainer.process.team import ALONE, Team
+from tunery_trainer.team.team import ALONE, Team
 from tunery_trainer.training.trl_config import LoopSettings
 from tunery_trainer.training.trl_trainer import AdapterTrainer, LoopParts
 from tunery_trainer.training.weights import trained_state

@@ -30,7 +30,7 @@ from tunery_trainer.process.environment import outlive_readers
 from tunery_trainer.process.failures import explain, explain_here, show, to_failure
 from tunery_trainer.process.signals import GOES_ON, SWEEP_GOES_ON, StopRequested, StopSignal
 from tunery_trainer.process.trial_words import is_trial, tell_sweep, with_sweep
-from tunery_trainer.tasks import answer, check, run_task, search
+from tunery_trainer.tasks import answer, check, follow, run_task, search
 from tunery_trainer.tasks.question import Asked, Question
 
 _SPECS: Final = ("loraJob", "adapterMerge")
@@ -59,6 +59,8 @@ def _run(arguments: Sequence[str], stop: StopSignal) -> int:
         return _estimate(options)
     if options.command == "check":
         return _check(options)
+    if options.command == "follow":
+        return follow(options.path, options.folder, stop)
     return _run_container(Task(options.command), Path(options.path), stop)
 
 

@@ -55,6 +55,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
             "check", help="say what is in a data set, or what a LoRASweep would search, without a cluster"
         )
     )
+    follow = commands.add_parser("follow")  # of the trainer itself: a process for each further device
+    follow.add_argument("path", type=Path)
+    follow.add_argument("folder", type=Path)
     first = next(iter(arguments), "").partition("=")[0]
     if first.startswith("-") and first not in ("-h", "--help", "--version"):
         parser.error(f"{first} is no option of {parser.prog}; options of a command come after it")

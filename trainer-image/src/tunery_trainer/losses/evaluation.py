@@ -22,7 +22,7 @@ from tunery_trainer.losses.objectives import IDLE, Batch, Collate, Compared, Obj
 from tunery_trainer.model.attention import computes_by_example
 from tunery_trainer.model.collator import Collator
 from tunery_trainer.process.device import out_of_memory
-from tunery_trainer.process.team import ALONE, Team
+from tunery_trainer.team.team import ALONE, Team
 
 DEFAULT_TOKENS: Final = 8192
 """Tokens of a forward pass, unless one row is longer."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Final
+from typing import Any, Final
 
 from transformers import PreTrainedTokenizerBase
 
@@ -42,6 +42,14 @@ class Basis:
     """What `spec` has from the checkpoint of resumeFrom."""
     config_only: bool = False
     """Whether of the base no more than config.json is there: enough to count, not to train."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what is pickled for another process: what follows from it, a model too, is made anew there.
+
+        The base's digest may still be read by a thread of this one, and only this one tells it.
+        """
+        own = {each.name: getattr(self, each.name) for each in fields(self)}
+        return own | {"base": replace(self.base, files=None)}
 
     @cached_property
     def outline(self) -> Outline:

@@ -56,21 +56,27 @@ _QUOTA_AND_PERIOD: Final = (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_
 _NO_QUOTA: Final = frozenset({"max", "-1"})
 
 
-def prepare_environment(work_dir: Path, gpus: int) -> None:
+VISIBLE_ENV: Final = "TUNERY_VISIBLE_DEVICES"
+"""The GPUs of the container, before each process is shown its own."""
+
+
+def prepare_environment(work_dir: Path, gpus: int, processes: int = 1) -> None:
     """Set the variables of this process; must run before torch and transformers are imported.
 
-    `gpus` is how many GPUs the job asked for: 0 hides all, 1 shows the first (TRL refuses more without a launcher).
+    `gpus` is how many GPUs the job asked for: 0 hides all; of several this process is shown the first, and each of the
+    `processes` that train with it another one. They share the CPUs.
     """
     for variable, folder in _CACHES.items():
         path = work_dir / "cache" / folder
         path.mkdir(parents=True, exist_ok=True)
         os.environ[variable] = str(path)
     be_quiet()
-    threads = str(cpu_limit())
+    threads = str(max(1, cpu_limit() // processes))
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"):
         os.environ.setdefault(variable, threads)
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
-    os.environ["CUDA_VISIBLE_DEVICES"] = visible if gpus else ""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(gpus)))
+    os.environ[VISIBLE_ENV] = visible if gpus else ""
+    os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[0] if gpus else ""
 
 
 def be_quiet() -> None:

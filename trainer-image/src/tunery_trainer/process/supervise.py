@@ -38,7 +38,7 @@ _SIGNALS: Final = 64
 _FORWARDED: Final = (signal.SIGTERM, signal.SIGINT)
 _PR_SET_PDEATHSIG: Final = 1
 _LIBC: Final = ctypes.CDLL(None)
-_SIGNALLED: Final = 128
+SIGNALLED: Final = 128
 """What a shell adds to the signal's number."""
 
 
@@ -64,7 +64,7 @@ def supervise(task: Task, command: Sequence[str]) -> int:
     reader.join()
     silent = termination_file() is not None and not has_spoken()
     if not silent or code in (ExitCode.OK, ExitCode.TERMINATED, -signal.SIGTERM, -signal.SIGKILL):
-        return code if code >= 0 else _SIGNALLED - code
+        return code if code >= 0 else SIGNALLED - code
     return _last_words(task, code, list(said))
 
 
@@ -152,4 +152,4 @@ def dying_with(parent: int) -> None:
     """Do the same for a process that was just forked by `parent`, whatever program follows; end it if that is gone."""
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
-        os._exit(_SIGNALLED + signal.SIGKILL)
+        os._exit(SIGNALLED + signal.SIGKILL)

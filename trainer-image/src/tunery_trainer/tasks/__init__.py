@@ -52,6 +52,13 @@ def check(run: RunSpec, asked: Asked) -> ExitCode:
     return run_check(run, asked)
 
 
+def follow(assignment: Path, folder: Path, stop: StopSignal) -> ExitCode:
+    """Train with the process that leads, and return how that ends."""
+    from tunery_trainer.tasks.following import run_following
+
+    return run_following(assignment, folder, stop)
+
+
 def _result(task: Task, run: RunSpec, stop: StopSignal) -> RunResult:
     if task is Task.TRAIN:
         from tunery_trainer.tasks.train import run_train

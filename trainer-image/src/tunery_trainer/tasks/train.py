@@ -52,7 +52,10 @@ from tunery_trainer.tasks.data_report import (
     write_report,
 )
 from tunery_trainer.tasks.frame import output_target, probe_places, with_progress
+from tunery_trainer.tasks.following import leave
 from tunery_trainer.tasks.rejected import reject, with_verdict
+from tunery_trainer.team.crew import Crew
+from tunery_trainer.team.place import place_of
 
 if TYPE_CHECKING:
     from tunery_trainer.data.prepare import PreparedData
@@ -101,7 +104,8 @@ def _train_and_publish(work: Workspace, stop: StopSignal, reporter: ProgressRepo
         name_report(work, notebook, error, RunResult())
         raise
     with named_curves(work, reporter) as curves:
-        trained = _train_on(work, ready, stop, _Watchers(reporter, curves))
+        with Crew(place_of(work.run), work.folder("crew"), leave) as crew:
+            trained = _train_on(work, ready, _Watchers(stop, reporter, curves), crew)
         curves.log(trained.history)
         lineage = with_verdict(_lineage(work.run, ready, trained), work.lora_job.evaluation.min_improvement)
         reporter.phase(Phase.UPLOADING)
@@ -113,8 +117,9 @@ def _train_and_publish(work: Workspace, stop: StopSignal, reporter: ProgressRepo
 
 
 class _Watchers(NamedTuple):
-    """Who is told how far the run is, and who keeps what it has logged."""
+    """Who may end the run, who is told how far it is, and who keeps what it has logged."""
 
+    stop: StopSignal
     reporter: ProgressReporter
     curves: KeptCurves
 
@@ -171,8 +176,8 @@ def _print(ready: _Ready) -> None:
     print(f"Method     {plan.settings.method}, {plan.steps} steps on the {device}", flush=True)
 
 
-def _train_on(work: Workspace, ready: _Ready, stop: StopSignal, watchers: _Watchers) -> Trained:
-    from tunery_trainer.training.assignment import Assignment, Observers
+def _train_on(work: Workspace, ready: _Ready, watchers: _Watchers, crew: Crew) -> Trained:
+    from tunery_trainer.training.assignment import Assignment, Following, Observers
     from tunery_trainer.training.run import train_on
 
     folder, spec = work.folder(LOCAL_FOLDER), ready.plan.basis.spec
@@ -183,10 +188,17 @@ def _train_on(work: Workspace, ready: _Ready, stop: StopSignal, watchers: _Watch
         fetch_runs(work)
     goes_on_after = resumed.step if resumed else 0
     tracked = Tracked(spec.tracking, work.run.identity, work.credentials, work.result, goes_on_after)
+    team = crew.muster(Following(ready.plan, ready.data, resumed))
     with _uploads(work, spec, watchers.reporter) as uploader:
-        observers = Observers(stop, watchers.reporter, watchers.curves, uploader, partial(trackers, tracked))
+        observers = Observers(watchers.stop, watchers.reporter, watchers.curves, uploader, partial(trackers, tracked))
         describe = partial(_lineage, work.run, ready)
-        return train_on(Assignment(ready.plan, ready.data, folder, resumed, observers, describe))
+        try:
+            return train_on(Assignment(ready.plan, ready.data, folder, resumed, observers, describe, team))
+        except Exception as error:
+            cause = crew.cause_of(error)
+            if cause is error:
+                raise
+            raise cause from error
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from tunery_api.manifest import Lineage
 from tunery_trainer.data.prepare import PreparedData
 from tunery_trainer.plan.training_plan import TrainingPlan
 from tunery_trainer.process.signals import StopSignal
-from tunery_trainer.process.team import ALONE, Team
+from tunery_trainer.team.team import ALONE, Team
 from tunery_trainer.reporting.kept_curves import KeptCurves
 from tunery_trainer.reporting.progress import ProgressReporter
 from tunery_trainer.reporting.trackers import Tracker
@@ -33,6 +33,15 @@ class Observers:
     """None where checkpoints stay on the disk."""
     trackers: Callable[[Mapping[str, Any]], AbstractContextManager[list[Tracker]]]
     """Opens what follows the curves, given the parameters of the run."""
+
+
+@dataclass(frozen=True)
+class Following:
+    """What the other processes of a team are given: the same plan, rows and checkpoint."""
+
+    plan: TrainingPlan
+    data: PreparedData
+    resumed: Resumed | None
 
 
 @dataclass(frozen=True)

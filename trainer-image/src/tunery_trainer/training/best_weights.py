@@ -11,7 +11,7 @@ import torch
 from transformers import TrainerCallback
 
 from tunery_trainer.adapter.methods.base import Hooks
-from tunery_trainer.process.team import ALONE, Team
+from tunery_trainer.team.team import ALONE, Team
 from tunery_trainer.training.weights import put_state, trained_state
 
 BEST_FILE: Final = "best.pt"

@@ -17,7 +17,7 @@ from tunery_api.reasons import FailureReason
 from tunery_api.training import CheckpointSpec
 from tunery_common.errors import TuneryError
 from tunery_trainer.process.signals import StopSignal
-from tunery_trainer.process.team import ALONE, Team
+from tunery_trainer.team.team import ALONE, Team
 from tunery_trainer.reporting.curve_file import TIME, TOKENS_PER_SECOND
 from tunery_trainer.reporting.kept_curves import KeptCurves
 from tunery_trainer.reporting.progress import ProgressReporter

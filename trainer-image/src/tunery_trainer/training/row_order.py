@@ -12,7 +12,7 @@ from datasets import Dataset
 from torch.utils.data import Sampler
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from tunery_trainer.process.team import Team
+from tunery_trainer.team.team import Team
 from tunery_trainer.settings.types import TrainingSettings
 
 

@@ -15,7 +15,7 @@ import torch
 from tunery_common.errors import first_line
 from tunery_trainer.losses.objectives import Batch, is_idle
 from tunery_trainer.process.device import out_of_memory
-from tunery_trainer.process.team import Team
+from tunery_trainer.team.team import Team
 
 T = TypeVar("T")
 

@@ -9,7 +9,7 @@ from typing import Final
 from trl import SFTConfig
 
 from tunery_api.training import Optimizer, Precision, Scheduler
-from tunery_trainer.process.team import ALONE, Team
+from tunery_trainer.team.team import ALONE, Team
 from tunery_trainer.settings.types import TrainingSettings
 
 _SCHEDULERS: Final = {

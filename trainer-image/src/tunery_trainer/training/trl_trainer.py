@@ -25,7 +25,7 @@ from tunery_trainer.losses.objectives import IDLE, Batch, Objective, Sft, Tally,
 from tunery_trainer.model.attention import computes_by_example
 from tunery_trainer.model.collator import Collator
 from tunery_trainer.model.quantization import dtype_of
-from tunery_trainer.process.team import ALONE, Team
+from tunery_trainer.team.team import ALONE, Team
 from tunery_trainer.resuming.memo import PassSplit
 from tunery_trainer.settings.types import TrainingSettings
 from tunery_trainer.training.callbacks import EvaluationCallback

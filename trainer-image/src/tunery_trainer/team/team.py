@@ -7,14 +7,28 @@ in different places.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from datetime import timedelta
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from tunery_trainer.team.place import Place
 
 if TYPE_CHECKING:
     import torch
 
 T = TypeVar("T")
+
+_PATIENCE: Final = timedelta(minutes=30)
+"""How long a process waits for another one in a collective: one may load for longer than the others."""
+_ECHO: Final = re.compile(
+    r"Connection reset by peer|Connection closed by peer|Broken pipe|Timed out waiting|Socket Timeout"
+    r"|failed to recv|Connection was likely closed|remote process exited|process group.*abort",
+    re.IGNORECASE,
+)
+"""What gloo, NCCL and torch's store say where a process is gone; gloo in a plain RuntimeError."""
+_ECHO_TYPES: Final = ("DistBackendError", "DistNetworkError", "DistStoreError")
 
 
 @dataclass(frozen=True)
@@ -109,3 +123,25 @@ class Team:
 
 ALONE = Team()
 """One process, as on one device."""
+
+
+def join(place: Place) -> Team:
+    """Meet the other processes, and return the team; raises torch's errors where one of them does not come."""
+    import torch
+    import torch.distributed as dist
+
+    # Flags go by the CPU, gradients by where they are.
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(
+        backend,
+        init_method=f"tcp://{place.master}:{place.port}",
+        rank=place.rank,
+        world_size=place.world,
+        timeout=_PATIENCE,
+    )
+    return Team(place.rank, place.world)
+
+
+def is_echo(error: BaseException) -> bool:
+    """Tell whether `error` only says that another process is gone."""
+    return type(error).__name__ in _ECHO_TYPES or _ECHO.search(str(error)) is not None

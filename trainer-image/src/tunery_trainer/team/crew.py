@@ -1,0 +1,156 @@
+"""The other processes of a pod that trains on several devices: started, heard, and ended with this one.
+
+They are children of the process that tells the story, one for each further device, and end with it whatever ends it. A
+process that ends before its time is the cause of what all others say next, that somebody is gone: this one is told.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Final, Self
+
+from pydantic import ValidationError
+
+from tunery_api.reasons import ExitCode, FailureReason
+from tunery_api.runspec import Failure
+from tunery_common.errors import TuneryError
+from tunery_trainer.process.supervise import SIGNALLED, dying_with
+from tunery_trainer.team.place import Place
+from tunery_trainer.team.team import Team, is_echo, join
+
+ASSIGNMENT: Final = "assignment.pickle"
+FAILURE: Final = "failure.json"
+"""What a process says of its own end, in its folder."""
+_CAUSE_SECONDS: Final = 5.0
+"""How long the first cause is waited for: the process that it ended is gone a moment before it can be told."""
+
+Leave = Callable[[TuneryError], None]
+
+
+@dataclass(frozen=True)
+class Member:
+    """One of the other processes."""
+
+    rank: int
+    folder: Path
+    process: subprocess.Popen[bytes]
+
+
+class Crew:
+    """The other processes of this pod; none where there is one device.
+
+    A context: at its end they are ended, too.
+    """
+
+    def __init__(self, place: Place, folder: Path, leave: Leave) -> None:
+        """`folder` is for what is handed to them. `leave` ends this process for a failure of another one: it may be
+        deep in a library that waits for that."""
+        self.place = place
+        self._folder = folder
+        self._leave = leave
+        self._members: list[Member] = []
+        self._condition = threading.Condition()
+        self._cause: TuneryError | None = None
+        self._echo = self._over = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._over = True
+        for member in self._members:
+            member.process.kill()
+        for member in self._members:
+            member.process.wait()
+
+    def muster(self, assignment: Any) -> Team:
+        """Start the other processes on what can be pickled of `assignment`, and join them.
+
+        Raises TuneryError where one of them does not come.
+        """
+        if self.place.world == 1:
+            return Team()
+        self._folder.mkdir(parents=True, exist_ok=True)
+        path = self._folder / ASSIGNMENT
+        path.write_bytes(pickle.dumps(assignment))
+        for device in range(1, self.place.devices):
+            self._start(path, device)
+        try:
+            return join(self.place)
+        except Exception as error:  # noqa: BLE001 (whatever it is, another one may have caused it)
+            raise self.cause_of(error) from error
+
+    def cause_of(self, error: BaseException) -> BaseException:
+        """Return why this process cannot go on: the failure of another one, where `error` is but its echo."""
+        if isinstance(error, TuneryError) or self.place.world == 1:
+            return error
+        with self._condition:
+            self._condition.wait_for(lambda: self._cause is not None, _CAUSE_SECONDS)
+            return self._cause or error
+
+    def _start(self, assignment: Path, device: int) -> None:
+        place = self.place.of(device)
+        folder = self._folder / f"rank-{place.rank}"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / FAILURE).unlink(missing_ok=True)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tunery_trainer", "follow", str(assignment), str(folder)],
+            stdout=subprocess.DEVNULL,  # what all of them do this one tells
+            stderr=subprocess.PIPE,
+            env={**os.environ, **place.environment()},
+            preexec_fn=partial(dying_with, os.getpid()),
+        )
+        member = Member(place.rank, folder, process)
+        self._members.append(member)
+        threading.Thread(target=_pass_on, args=(member,), name=f"rank-{place.rank}-log", daemon=True).start()
+        threading.Thread(target=self._wait, args=(member,), name=f"rank-{place.rank}", daemon=True).start()
+
+    def _wait(self, member: Member) -> None:
+        """Wait for the end of a process; one before its time ends this one, too."""
+        code = member.process.wait()
+        if self._over or code in (ExitCode.OK, ExitCode.TERMINATED):
+            return
+        found, echo = read_failure(member.folder, code)
+        with self._condition:
+            if not echo and self._cause is None:
+                self._cause = found.about(f"process {member.rank} of {self.place.world}")
+                self._condition.notify_all()
+        # The collective that this process waits in fails at once on a CPU, and on a GPU perhaps never.
+        time.sleep(_CAUSE_SECONDS)
+        if not self._over:
+            self._leave(self._cause or found)
+
+
+def read_failure(folder: Path, code: int) -> tuple[TuneryError, bool]:
+    """Return why a process has ended with `code`, and whether it only says that another one is gone."""
+    try:
+        failure = Failure.model_validate_json((folder / FAILURE).read_bytes())
+    except (OSError, ValidationError):
+        return _without_words(code), False
+    error = TuneryError(FailureReason(failure.reason), failure.message, failure.hint)
+    return error, code == ExitCode.PEER_LOST
+
+
+def _without_words(code: int) -> TuneryError:
+    if code in (-signal.SIGKILL, SIGNALLED + signal.SIGKILL):
+        text = "the process was killed (SIGKILL), as the kernel does it where memory runs out"
+        return TuneryError(FailureReason.OUT_OF_MEMORY, text)
+    how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    return TuneryError(FailureReason.INTERNAL_ERROR, f"native code failed: the process {how}")
+
+
+def _pass_on(member: Member) -> None:
+    stream: IO[bytes] | None = member.process.stderr
+    for line in stream or ():
+        sys.stderr.write(f"[process {member.rank}] {line.decode(errors='replace')}")

@@ -1,0 +1,87 @@
+"""Where a process stands among those that train together: its node, its device, and where the first one listens."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from tunery_api.runspec import RunSpec
+from tunery_trainer.process.environment import VISIBLE_ENV
+
+PLACE_ENV: Final = "TUNERY_PLACE"
+HERE: Final = "127.0.0.1"
+SIMULATED_ENV: Final = "TUNERY_SIMULATED_DEVICES"
+"""For tests alone: so many processes on the CPU of each node, whatever the manifest asks for."""
+_GPUS: Final = Path("/proc/driver/nvidia/gpus")
+"""Has a folder for each GPU of the machine, in a container too."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A place; by default that of a process which is alone."""
+
+    node: int = 0
+    nodes: int = 1
+    device: int = 0
+    devices: int = 1
+    """Processes of each node, one for each device."""
+    master: str = HERE
+    """The host name of node 0."""
+    port: int = 0
+    """Where the first process listens; 0: there is none to listen to."""
+
+    @property
+    def world(self) -> int:
+        """Processes in all."""
+        return self.nodes * self.devices
+
+    @property
+    def rank(self) -> int:
+        """The number of this process among them."""
+        return self.node * self.devices + self.device
+
+    def of(self, device: int) -> Place:
+        """Return the place of another process of this node."""
+        return replace(self, device=device)
+
+    def environment(self) -> dict[str, str]:
+        """Return the variables of the process that stands here: its place, and its device alone."""
+        visible = os.environ.get(VISIBLE_ENV, "").split(",")
+        own = visible[self.device] if self.device < len(visible) else ""
+        here = {"GLOO_SOCKET_IFNAME": "lo"} if self.nodes == 1 else {}
+        return {PLACE_ENV: json.dumps(asdict(self)), "CUDA_VISIBLE_DEVICES": own, **here}
+
+
+def own_place(variables: Mapping[str, str] = os.environ) -> Place:
+    """Return the place that the process which started this one has given it."""
+    return Place(**json.loads(variables[PLACE_ENV]))
+
+
+def place_of(run: RunSpec, variables: Mapping[str, str] = os.environ) -> Place:
+    """Return the place of the process that trains `run` in this container, or without one on this machine.
+
+    There it is as many GPUs as there are, where that is fewer than the manifest asks for.
+    """
+    devices = _devices(run, variables)
+    return Place(devices=devices, port=_free_port()) if devices > 1 else Place()
+
+
+def _devices(run: RunSpec, variables: Mapping[str, str]) -> int:
+    gpus = run.lora_job.resources.gpus if run.lora_job else 0
+    simulated = variables.get(SIMULATED_ENV)
+    if simulated:
+        return int(simulated)
+    if run.local:
+        gpus = min(gpus, len(list(_GPUS.iterdir())) if _GPUS.is_dir() else 0)
+    return max(1, gpus)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HERE, 0))
+        return int(probe.getsockname()[1])
