@@ -27,6 +27,7 @@ class FailureReason(StrEnum):
     GPU_FAULT = "GPUFault"
     GPU_OUT_OF_MEMORY = "GPUOutOfMemory"
     OUT_OF_MEMORY = "OutOfMemory"
+    PEER_LOST = "PeerLost"
     KILLED = "Killed"
     DISK_FULL = "DiskFull"
     LOSS_DIVERGED = "LossDiverged"
@@ -141,6 +142,11 @@ ADVICE: Final[dict[FailureReason, Advice]] = {
         "Lower training.maxLength, use QLoRA, or take a GPU with more memory, in a new job; training.batchSize is "
         "lowered by itself.",
         mendable=False,
+    ),
+    _R.PEER_LOST: Advice(
+        True,
+        "Look at the pod that is named: why it has ended or could not begin is said there. The next attempt goes on from "
+        "the last checkpoint.",
     ),
     _R.OUT_OF_MEMORY: Advice(
         True,

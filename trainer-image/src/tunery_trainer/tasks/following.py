@@ -6,7 +6,7 @@ import os
 import pickle
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -15,6 +15,7 @@ from tunery_api.reasons import ExitCode
 from tunery_api.runspec import Task
 from tunery_common.errors import TuneryError
 from tunery_common.termination import failed_message, write_termination
+from tunery_trainer.inputs.workspace import Workspace
 from tunery_trainer.process.device import require_gpu
 from tunery_trainer.process.environment import be_quiet, go_offline
 from tunery_trainer.process.failures import explain, show, to_failure
@@ -22,11 +23,15 @@ from tunery_trainer.process.signals import StopRequested, StopSignal
 from tunery_trainer.reporting.kept_curves import KeptCurves
 from tunery_trainer.reporting.progress import ProgressReporter
 from tunery_trainer.reporting.trackers import Tracker
-from tunery_trainer.team.crew import FAILURE
-from tunery_trainer.team.place import own_place
-from tunery_trainer.team.team import is_echo, join
+from tunery_trainer.resuming.checkpoints import CheckpointUploader
+from tunery_trainer.team.causes import Causes
+from tunery_trainer.team.crew import FAILURE, Crew
+from tunery_trainer.team.nodes import Follow, Lead
+from tunery_trainer.team.place import Place, own_place
+from tunery_trainer.team.team import Team, is_echo, join
 
 if TYPE_CHECKING:
+    from tunery_trainer.training.assignment import Following
     from tunery_trainer.training.trained import Trained
 
 
@@ -49,18 +54,95 @@ def run_following(assignment: Path, folder: Path, stop: StopSignal) -> ExitCode:
 
 
 def _follow(assignment: Path, folder: Path, stop: StopSignal) -> None:
+    job: Following = pickle.loads(assignment.read_bytes())  # noqa: S301 (what the leader has just written)
+    if job.plan.basis.on_gpu:
+        require_gpu()
+    _train_along(job, join(own_place()), folder, stop)
+
+
+def _train_along(job: Following, team: Team, folder: Path, stop: StopSignal) -> None:
+    """Train with the others, and tell nobody: the leader does."""
     from tunery_trainer.training.assignment import Assignment, Observers
     from tunery_trainer.training.run import train_on
 
-    job = pickle.loads(assignment.read_bytes())  # noqa: S301 (what the leader has just written)
-    if job.plan.basis.on_gpu:
-        require_gpu()
-    team = join(own_place())
     with Path(os.devnull).open("w", encoding="utf-8") as nobody:
         reporter = ProgressReporter({}, nobody)
         observers = Observers(stop, reporter, KeptCurves(None, folder), None, _nothing)
         train_on(Assignment(job.plan, job.data, folder / "checkpoints", job.resumed, observers, _undescribed, team))
         reporter.close()
+
+
+class Leading:
+    """What the process that tells the story knows of the others."""
+
+    def __init__(self, crew: Crew, lead: Lead | None) -> None:
+        self._crew = crew
+        self._lead = lead
+
+    def begin(self, job: Following, decided: dict[str, Any]) -> Team:
+        """Let all others begin with this one; `decided` is what each node has to have come to alike."""
+        if self._lead:
+            self._lead.begin(decided, step=job.resumed.step if job.resumed else None)
+        return self._crew.muster(job)
+
+    @contextmanager
+    def heard(self, uploader: CheckpointUploader | None) -> Iterator[None]:
+        """Train in the body; what fails there for another process is that one's failure."""
+        if self._lead:
+            self._lead.progressed = lambda: uploader is not None and uploader.last_stored is not None
+        with blamed(self._crew.causes):
+            yield
+
+
+@contextmanager
+def leading(work: Workspace, place: Place) -> Iterator[Leading]:
+    """Lead the other processes of a run for the time of the body; without any where there is one device."""
+    causes = Causes(leave)
+    with ExitStack() as stack:
+        lead = stack.enter_context(Lead(place, work.run.identity.uid, causes)) if place.nodes > 1 else None
+        yield Leading(stack.enter_context(Crew(place, work.folder("crew"), causes)), lead)
+
+
+class Assisting:
+    """What the first process of another node knows of the others."""
+
+    def __init__(self, crew: Crew, node: Follow, folder: Path) -> None:
+        self._crew = crew
+        self._node = node
+        self._folder = folder
+
+    def ready(self, decided: dict[str, Any]) -> int | None:
+        """Wait until all begin; return the step that they go on from."""
+        found: int | None = self._node.ready(decided)["step"]
+        return found
+
+    def follow(self, job: Following, stop: StopSignal) -> None:
+        """Train along, and wait until the adapter is published: until then this node may be needed again."""
+        with blamed(self._crew.causes):
+            team = self._crew.muster(job)
+            _train_along(job, team, self._folder, stop)
+        self._node.wait()
+
+
+@contextmanager
+def following(work: Workspace, place: Place) -> Iterator[Assisting]:
+    """Meet node 0, and lead the other processes of this one for the time of the body."""
+    causes = Causes(leave)
+    folder = work.folder("crew")
+    with Follow(place, work.run.identity.uid, causes) as node, Crew(place, folder, causes) as crew:
+        yield Assisting(crew, node, folder)
+
+
+@contextmanager
+def blamed(causes: Causes) -> Iterator[None]:
+    """Raise what ended the body, or the failure of another process where that is but its echo."""
+    try:
+        yield
+    except Exception as error:
+        cause = causes.of(error)
+        if cause is error:
+            raise
+        raise cause from error
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.manifest import EvaluationRecord, Lineage, SourceRecord
@@ -52,10 +52,9 @@ from tunery_trainer.tasks.data_report import (
     write_report,
 )
 from tunery_trainer.tasks.frame import output_target, probe_places, with_progress
-from tunery_trainer.tasks.following import leave
+from tunery_trainer.tasks.following import Leading, following, leading
 from tunery_trainer.tasks.rejected import reject, with_verdict
-from tunery_trainer.team.crew import Crew
-from tunery_trainer.team.place import place_of
+from tunery_trainer.team.place import Place, place_of
 
 if TYPE_CHECKING:
     from tunery_trainer.data.prepare import PreparedData
@@ -73,14 +72,18 @@ def run_train(run: RunSpec, stop: StopSignal) -> RunResult:
     was published of it as it was stopped gives way.
     Raises TuneryError, and StopRequested after a SIGTERM once the checkpoint is stored.
     """
-    return with_progress(partial(_train, Workspace(run), stop))
+    work, place = Workspace(run), place_of(run)
+    if place.node:
+        return _assist(work, place, stop)
+    return with_progress(partial(_train, work, place, stop))
 
 
-def _train(work: Workspace, stop: StopSignal, reporter: ProgressReporter) -> RunResult:
+def _train(work: Workspace, place: Place, stop: StopSignal, reporter: ProgressReporter) -> RunResult:
     check_secrets(work)
     published = published_before(output_target(work, math.inf))
     if published is None:
-        published = _train_and_publish(work, stop, reporter)
+        with leading(work, place) as crew:
+            published = _train_and_publish(work, crew, stop, reporter)
     else:
         print("This very run has published before: nothing is left to train", flush=True)
     stop.heeded()
@@ -93,7 +96,7 @@ def _train(work: Workspace, stop: StopSignal, reporter: ProgressReporter) -> Run
     return result_of(published, kept)
 
 
-def _train_and_publish(work: Workspace, stop: StopSignal, reporter: ProgressReporter) -> Published:
+def _train_and_publish(work: Workspace, crew: Leading, stop: StopSignal, reporter: ProgressReporter) -> Published:
     probe_places(work)
     reporter.phase(Phase.STARTING)
     notebook = notebook_of(work)
@@ -104,8 +107,7 @@ def _train_and_publish(work: Workspace, stop: StopSignal, reporter: ProgressRepo
         name_report(work, notebook, error, RunResult())
         raise
     with named_curves(work, reporter) as curves:
-        with Crew(place_of(work.run), work.folder("crew"), leave) as crew:
-            trained = _train_on(work, ready, _Watchers(stop, reporter, curves), crew)
+        trained = _train_on(work, ready, _Watchers(stop, reporter, curves), crew)
         curves.log(trained.history)
         lineage = with_verdict(_lineage(work.run, ready, trained), work.lora_job.evaluation.min_improvement)
         reporter.phase(Phase.UPLOADING)
@@ -176,7 +178,7 @@ def _print(ready: _Ready) -> None:
     print(f"Method     {plan.settings.method}, {plan.steps} steps on the {device}", flush=True)
 
 
-def _train_on(work: Workspace, ready: _Ready, watchers: _Watchers, crew: Crew) -> Trained:
+def _train_on(work: Workspace, ready: _Ready, watchers: _Watchers, crew: Leading) -> Trained:
     from tunery_trainer.training.assignment import Assignment, Following, Observers
     from tunery_trainer.training.run import train_on
 
@@ -188,17 +190,35 @@ def _train_on(work: Workspace, ready: _Ready, watchers: _Watchers, crew: Crew) -
         fetch_runs(work)
     goes_on_after = resumed.step if resumed else 0
     tracked = Tracked(spec.tracking, work.run.identity, work.credentials, work.result, goes_on_after)
-    team = crew.muster(Following(ready.plan, ready.data, resumed))
+    team = crew.begin(Following(ready.plan, ready.data, resumed), _decided(ready))
     with _uploads(work, spec, watchers.reporter) as uploader:
         observers = Observers(watchers.stop, watchers.reporter, watchers.curves, uploader, partial(trackers, tracked))
         describe = partial(_lineage, work.run, ready)
-        try:
+        with crew.heard(uploader):
             return train_on(Assignment(ready.plan, ready.data, folder, resumed, observers, describe, team))
-        except Exception as error:
-            cause = crew.cause_of(error)
-            if cause is error:
-                raise
-            raise cause from error
+
+
+def _decided(ready: _Ready) -> dict[str, Any]:
+    """Return what every node has to come to alike, or they would train different things."""
+    return {
+        **ready.plan.origin.model_dump(mode="json"),
+        "rows": ready.data.report.sha256,
+        "versions": library_versions(),
+    }
+
+
+def _assist(work: Workspace, place: Place, stop: StopSignal) -> RunResult:
+    """Train on another node than the first one, which publishes."""
+    from tunery_trainer.training.assignment import Following
+
+    check_secrets(work)
+    reporter = ProgressReporter({})
+    with following(work, place) as crew:
+        ready = _gather(work, Notebook(work.folder("notebook")), reporter)
+        step = crew.ready(_decided(ready))
+        resumed = resume(work, ready.plan.origin, work.folder(LOCAL_FOLDER), step) if step is not None else None
+        crew.follow(Following(ready.plan, ready.data, resumed), stop)
+    return RunResult()
 
 
 @contextmanager

@@ -12,8 +12,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,16 +24,13 @@ from tunery_api.reasons import ExitCode, FailureReason
 from tunery_api.runspec import Failure
 from tunery_common.errors import TuneryError
 from tunery_trainer.process.supervise import SIGNALLED, dying_with
+from tunery_trainer.team.causes import Causes
 from tunery_trainer.team.place import Place
-from tunery_trainer.team.team import Team, is_echo, join
+from tunery_trainer.team.team import Team, join
 
 ASSIGNMENT: Final = "assignment.pickle"
 FAILURE: Final = "failure.json"
 """What a process says of its own end, in its folder."""
-_CAUSE_SECONDS: Final = 5.0
-"""How long the first cause is waited for: the process that it ended is gone a moment before it can be told."""
-
-Leave = Callable[[TuneryError], None]
 
 
 @dataclass(frozen=True)
@@ -53,22 +48,20 @@ class Crew:
     A context: at its end they are ended, too.
     """
 
-    def __init__(self, place: Place, folder: Path, leave: Leave) -> None:
-        """`folder` is for what is handed to them. `leave` ends this process for a failure of another one: it may be
-        deep in a library that waits for that."""
+    def __init__(self, place: Place, folder: Path, causes: Causes) -> None:
+        """`folder` is for what is handed to them."""
         self.place = place
+        self.causes = causes
         self._folder = folder
-        self._leave = leave
         self._members: list[Member] = []
-        self._condition = threading.Condition()
-        self._cause: TuneryError | None = None
-        self._echo = self._over = False
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._over = True
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.causes.over = True
         for member in self._members:
             member.process.kill()
         for member in self._members:
@@ -88,16 +81,8 @@ class Crew:
             self._start(path, device)
         try:
             return join(self.place)
-        except Exception as error:  # noqa: BLE001 (whatever it is, another one may have caused it)
-            raise self.cause_of(error) from error
-
-    def cause_of(self, error: BaseException) -> BaseException:
-        """Return why this process cannot go on: the failure of another one, where `error` is but its echo."""
-        if isinstance(error, TuneryError) or self.place.world == 1:
-            return error
-        with self._condition:
-            self._condition.wait_for(lambda: self._cause is not None, _CAUSE_SECONDS)
-            return self._cause or error
+        except Exception as error:
+            raise self.causes.of(error) from error
 
     def _start(self, assignment: Path, device: int) -> None:
         place = self.place.of(device)
@@ -119,17 +104,13 @@ class Crew:
     def _wait(self, member: Member) -> None:
         """Wait for the end of a process; one before its time ends this one, too."""
         code = member.process.wait()
-        if self._over or code in (ExitCode.OK, ExitCode.TERMINATED):
+        if self.causes.over or code in (ExitCode.OK, ExitCode.TERMINATED):
             return
         found, echo = read_failure(member.folder, code)
-        with self._condition:
-            if not echo and self._cause is None:
-                self._cause = found.about(f"process {member.rank} of {self.place.world}")
-                self._condition.notify_all()
-        # The collective that this process waits in fails at once on a CPU, and on a GPU perhaps never.
-        time.sleep(_CAUSE_SECONDS)
-        if not self._over:
-            self._leave(self._cause or found)
+        error = found.about(f"process {member.rank} of {self.place.world}")
+        if not echo:
+            self.causes.known(error)
+        self.causes.lost(error)
 
 
 def read_failure(folder: Path, code: int) -> tuple[TuneryError, bool]:

@@ -17,6 +17,13 @@ PLACE_ENV: Final = "TUNERY_PLACE"
 HERE: Final = "127.0.0.1"
 SIMULATED_ENV: Final = "TUNERY_SIMULATED_DEVICES"
 """For tests alone: so many processes on the CPU of each node, whatever the manifest asks for."""
+NODES_ENV: Final = "TUNERY_NODES"
+NODE_ENV: Final = "JOB_COMPLETION_INDEX"
+"""The Job controller's own."""
+MASTER_ENV: Final = "TUNERY_MASTER"
+PORT_ENV: Final = "TUNERY_PORT"
+PORT: Final = 29500
+"""Of the collectives, and the next one of the nodes' channel; every pod has its own."""
 _GPUS: Final = Path("/proc/driver/nvidia/gpus")
 """Has a folder for each GPU of the machine, in a container too."""
 
@@ -33,7 +40,9 @@ class Place:
     master: str = HERE
     """The host name of node 0."""
     port: int = 0
-    """Where the first process listens; 0: there is none to listen to."""
+    """Where the first process listens for the collectives; 0: there is none to listen to."""
+    control_port: int = 0
+    """Where node 0 listens for the other nodes."""
 
     @property
     def world(self) -> int:
@@ -67,7 +76,10 @@ def place_of(run: RunSpec, variables: Mapping[str, str] = os.environ) -> Place:
 
     There it is as many GPUs as there are, where that is fewer than the manifest asks for.
     """
-    devices = _devices(run, variables)
+    devices, nodes = _devices(run, variables), int(variables.get(NODES_ENV) or 1)
+    if nodes > 1:
+        port = int(variables.get(PORT_ENV) or PORT)
+        return Place(int(variables[NODE_ENV]), nodes, 0, devices, variables[MASTER_ENV], port, port + 1)
     return Place(devices=devices, port=_free_port()) if devices > 1 else Place()
 
 

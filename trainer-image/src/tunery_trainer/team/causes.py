@@ -1,0 +1,71 @@
+"""Why a run of several processes ends: the first failure that is its process's own, and not the echo of another's."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Final, NoReturn
+
+from tunery_api.reasons import ExitCode, FailureReason
+from tunery_common.errors import TuneryError
+from tunery_trainer.team.team import is_echo
+
+CAUSE_SECONDS: Final = 5.0
+"""How long the cause is waited for: the process that it ended is gone a moment before it can be told."""
+
+Leave = Callable[[TuneryError], NoReturn]
+
+
+class PeerLost(TuneryError):
+    """Another process of the run is gone, and ends this one with it."""
+
+    def __init__(self, message: str, *, counts: bool = False) -> None:
+        """`counts`: nobody else's end counts as an attempt, so this one does."""
+        super().__init__(FailureReason.PEER_LOST, message)
+        self.counts = counts
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """PEER_LOST, which is tried again for ever; RETRYABLE where it counts."""
+        return ExitCode.RETRYABLE if self.counts else ExitCode.PEER_LOST
+
+
+class Causes:
+    """What is heard of other processes' ends, from whatever thread."""
+
+    def __init__(self, leave: Leave) -> None:
+        """`leave` ends this process: it may be deep in a library that waits for one that is gone."""
+        self._leave = leave
+        self._condition = threading.Condition()
+        self._cause: TuneryError | None = None
+        self.over = False
+        """Nobody has to be there any more."""
+
+    def known(self, error: TuneryError) -> None:
+        """Take the failure that another process has by itself; the first one counts."""
+        with self._condition:
+            self._cause = self._cause or error
+            self._condition.notify_all()
+
+    def lost(self, error: TuneryError) -> None:
+        """End this process in a moment, as another one is gone: for the cause, else for `error`.
+
+        A collective on a CPU fails at once, and then the main thread ends it first; one on a GPU may never do so.
+        """
+        if self.over:
+            return
+        time.sleep(CAUSE_SECONDS)
+        with self._condition:
+            if not self.over:
+                self._leave(self._cause or error)
+
+    def of(self, error: BaseException) -> BaseException:
+        """Return why this process cannot go on: what is known of another one, where `error` is but its echo."""
+        if isinstance(error, TuneryError) or not is_echo(error):
+            return error
+        with self._condition:
+            self._condition.wait_for(lambda: self._cause is not None, CAUSE_SECONDS)
+            return self._cause or PeerLost(
+                f"another process is gone, and nothing was heard of it: {error}", counts=True
+            )

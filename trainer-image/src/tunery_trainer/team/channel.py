@@ -1,0 +1,105 @@
+"""Lines of JSON between the first process of node 0 and that of each other node: who is there, and how each ends.
+
+The collectives themselves say too little: on a GPU they may wait for a process that is gone until their time is up, and
+what they say then names nobody. A socket is closed by the kernel, whatever ended its process; a node that lost its power
+is noticed by keepalive.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+Message = dict[str, Any]
+Heard = Callable[["Channel", Message | None], None]
+"""Is told each message, from a thread; None: the other side is gone."""
+
+_LONGEST: Final = 64 * 1024
+"""Bytes of a message."""
+_CONNECT_SECONDS: Final = 5.0
+_IDLE_SECONDS: Final = 10
+"""Of silence, after which keepalive asks whether the other side is there."""
+_INTERVAL_SECONDS: Final = 5
+_TRIES: Final = 3
+
+
+class Channel:
+    """One side of a connection."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._sending = threading.Lock()
+        connection.settimeout(None)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _IDLE_SECONDS)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _INTERVAL_SECONDS)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _TRIES)
+
+    def listen(self, heard: Heard) -> None:
+        """Tell `heard` what comes, in a thread of its own."""
+        threading.Thread(target=self._read, args=(heard,), name="channel", daemon=True).start()
+
+    def send(self, **message: Any) -> bool:
+        """Send a message; return whether the other side was there to take it."""
+        try:
+            with self._sending:
+                self._connection.sendall(json.dumps(message).encode() + b"\n")
+        except OSError:
+            return False
+        return True
+
+    def close(self) -> None:
+        """Let the other side see the end."""
+        try:
+            self._connection.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass
+        self._connection.close()
+
+    def _read(self, heard: Heard) -> None:
+        for message in self._messages():
+            heard(self, message)
+        heard(self, None)
+
+    def _messages(self) -> Iterator[Message]:
+        try:
+            with self._connection.makefile("rb") as lines:
+                while line := lines.readline(_LONGEST):
+                    message = json.loads(line)
+                    if isinstance(message, dict):
+                        yield message
+        except (OSError, ValueError):
+            return
+
+
+def connect(host: str, port: int) -> Channel | None:
+    """Return a channel to `host`; None where nobody answers, or the name is not known yet."""
+    try:
+        return Channel(socket.create_connection((host, port), _CONNECT_SECONDS))
+    except OSError:
+        return None
+
+
+class Listener:
+    """Takes the channels of the other nodes, each in a thread."""
+
+    def __init__(self, port: int, heard: Heard) -> None:
+        self._heard = heard
+        self._socket = socket.create_server(("", port), reuse_port=False)
+        self.port = int(self._socket.getsockname()[1])
+        threading.Thread(target=self._accept, name="listener", daemon=True).start()
+
+    def close(self) -> None:
+        """Take no more."""
+        self._socket.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._socket.accept()
+            except OSError:
+                return
+            Channel(connection).listen(self._heard)

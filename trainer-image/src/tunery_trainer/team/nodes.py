@@ -1,0 +1,195 @@
+"""The nodes of a run: they meet before anything is loaded, begin together, and hear how each of them ends."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Final, Self
+
+from tunery_api.reasons import FailureReason
+from tunery_api.runspec import Failure
+from tunery_common.errors import TuneryError
+from tunery_trainer.process.failures import explain, to_failure
+from tunery_trainer.reporting.progress import say
+from tunery_trainer.team.causes import Causes, PeerLost
+from tunery_trainer.team.channel import Channel, Listener, Message, connect
+from tunery_trainer.team.place import Place
+
+MEET_SECONDS_ENV: Final = "TUNERY_MEET_SECONDS"
+_MEET_SECONDS: Final = 900.0
+"""How long a node waits for the others: it may hold GPUs meanwhile."""
+_AGAIN_SECONDS: Final = 1.0
+
+
+def meet_seconds() -> float:
+    """Return how long a node waits for the others."""
+    return float(os.environ.get(MEET_SECONDS_ENV) or _MEET_SECONDS)
+
+
+def _absent(nodes: list[int], place: Place) -> TuneryError:
+    who = ", ".join(map(str, nodes))
+    text = f"node {who} of {place.nodes} has not come within {meet_seconds() / 60:g} minutes"
+    return PeerLost(text, counts=True)
+
+
+class Lead:
+    """Node 0's side. A context: at its end the others are told."""
+
+    def __init__(self, place: Place, run: str, causes: Causes) -> None:
+        """`run` is the uid of the run: nobody else is let in."""
+        self._place = place
+        self._run = run
+        self._causes = causes
+        self._condition = threading.Condition()
+        self._channels: dict[int, Channel] = {}
+        self._ready: dict[int, Any] = {}
+        self._begun = False
+        self.progressed: Callable[[], bool] = lambda: False
+        """Tells whether this attempt has stored a checkpoint: one that comes further may be tried again for ever."""
+
+    def __enter__(self) -> Self:
+        self._listener = Listener(self._place.control_port, self._heard)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._causes.over = True
+        told = {"done": True} if error is None else {"ended": _told(error)}
+        for channel in list(self._channels.values()):
+            channel.send(**told)
+        self._listener.close()
+
+    def begin(self, decided: Any, **go: Any) -> None:
+        """Let all nodes begin, once each of them is ready.
+
+        `decided` is what all of them have to have come to alike. Raises PeerLost where one does not come in time, and
+        TuneryError(InternalError) where one has come to something else.
+        """
+        others, until = range(1, self._place.nodes), time.monotonic() + meet_seconds()
+        say(f"Nodes      waiting for {len(others)} other nodes")
+        with self._condition:
+            while set(self._ready) != set(others):
+                absent = [node for node in others if node not in self._channels]
+                if absent and time.monotonic() > until:
+                    raise _absent(absent, self._place)
+                self._condition.wait(_AGAIN_SECONDS)
+            for node, found in self._ready.items():
+                if found != decided:
+                    text = f"node {node} has come to something else than node 0: {found}, not {decided}"
+                    raise TuneryError(FailureReason.INTERNAL_ERROR, text)
+            self._begun = True
+            for channel in self._channels.values():
+                channel.send(go=go)
+
+    def _heard(self, channel: Channel, message: Message | None) -> None:
+        """Take what a node says; from a thread."""
+        with self._condition:
+            node = next((number for number, each in self._channels.items() if each is channel), None)
+            if message is None:
+                if node is not None:
+                    del self._channels[node]
+                    self._ready.pop(node, None)
+            elif "hello" in message and message.get("run") == self._run:
+                self._channels[int(message["hello"])] = channel
+            elif node is not None and "ready" in message:
+                self._ready[node] = message["ready"]
+            elif node is not None and "ended" in message:
+                self._take_end(node, message["ended"])
+            self._condition.notify_all()
+            lost = message is None and node is not None and self._begun
+        if lost:
+            text = f"node {node} of {self._place.nodes} is gone"
+            self._causes.lost(PeerLost(text, counts=not self.progressed()))
+
+    def _take_end(self, node: int, ended: dict[str, Any]) -> None:
+        failure = Failure.model_validate(ended)
+        if failure.reason != FailureReason.PEER_LOST:
+            self._causes.known(PeerLost(f"node {node}: {failure.reason}: {failure.message}"))
+
+
+class Follow:
+    """The side of another node. A context: at its end node 0 is told."""
+
+    def __init__(self, place: Place, run: str, causes: Causes) -> None:
+        self._place = place
+        self._run = run
+        self._causes = causes
+        self._condition = threading.Condition()
+        self._channel: Channel | None = None
+        self._decided: Any = None
+        self._go: dict[str, Any] | None = None
+        self._done = False
+
+    def __enter__(self) -> Self:
+        self._meet()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._causes.over = True
+        if error is not None and self._channel is not None:
+            self._channel.send(ended=_told(error))
+        if self._channel is not None:
+            self._channel.close()
+
+    def ready(self, decided: Any) -> dict[str, Any]:
+        """Say that this node could begin, and what it has come to; return what node 0 says as all begin.
+
+        Where node 0 is replaced meanwhile, the new one is told. Raises PeerLost where none comes in time.
+        """
+        self._decided = decided
+        while True:
+            with self._condition:
+                channel = self._channel
+                if channel is not None:
+                    channel.send(ready=decided)
+                    self._condition.wait_for(lambda: self._go is not None or self._channel is None)
+                if self._go is not None:
+                    return self._go
+            self._meet()
+
+    def wait(self) -> None:
+        """Wait until node 0 has published: it may need this node again until then."""
+        with self._condition:
+            self._condition.wait_for(lambda: self._done)
+
+    def _meet(self) -> None:
+        until = time.monotonic() + meet_seconds()
+        while time.monotonic() < until:
+            channel = connect(self._place.master, self._place.control_port)
+            if channel is not None and channel.send(hello=self._place.node, run=self._run):
+                with self._condition:
+                    self._channel = channel
+                channel.listen(self._heard)
+                return
+            time.sleep(_AGAIN_SECONDS)
+        raise _absent([0], self._place)
+
+    def _heard(self, channel: Channel, message: Message | None) -> None:
+        """Take what node 0 says; from a thread."""
+        lost: TuneryError | None = None
+        with self._condition:
+            if message is None:
+                self._channel = None
+                if self._go is not None and not self._done:
+                    lost = PeerLost("node 0 is gone")
+            elif "go" in message:
+                self._go = message["go"]
+            elif "done" in message:
+                self._done = self._causes.over = True
+            elif "ended" in message:
+                failure = Failure.model_validate(message["ended"])
+                lost = PeerLost(f"node 0 has ended: {failure.reason}: {failure.message}")
+                self._causes.known(lost)
+            self._condition.notify_all()
+        if lost is not None:
+            self._causes.lost(lost)
+
+
+def _told(error: BaseException) -> dict[str, Any]:
+    return to_failure(explain(error)).model_dump(mode="json", exclude_none=True)
