@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.manifest import EvaluationRecord, Lineage, SourceRecord
 from tunery_api.preference import TrainingTask
+from tunery_api.reasons import FailureReason
 from tunery_api.runspec import RunResult, RunSpec
 from tunery_api.status import Phase
 from tunery_common.errors import TuneryError
@@ -38,7 +39,7 @@ from tunery_trainer.reporting.trackers import Tracked, trackers
 from tunery_trainer.resuming.checkpoints import CLOSE_SECONDS, CheckpointUploader
 from tunery_trainer.resuming.kept import LOCAL_FOLDER, settle_checkpoints
 from tunery_trainer.resuming.may_resume import check_start
-from tunery_trainer.resuming.resume import resume, with_resumed, with_taken
+from tunery_trainer.resuming.resume import Resumed, resume, with_resumed, with_taken
 from tunery_trainer.settings.types import DeviceKind
 from tunery_trainer.settings.units import human_bytes
 from tunery_trainer.tasks.card import write_card
@@ -216,9 +217,18 @@ def _assist(work: Workspace, place: Place, stop: StopSignal) -> RunResult:
     with following(work, place) as crew:
         ready = _gather(work, Notebook(work.folder("notebook")), reporter)
         step = crew.ready(_decided(ready))
-        resumed = resume(work, ready.plan.origin, work.folder(LOCAL_FOLDER), step) if step is not None else None
+        resumed = _resume_at(work, ready, step) if step is not None else None
         crew.follow(Following(ready.plan, ready.data, resumed), stop)
     return RunResult()
+
+
+def _resume_at(work: Workspace, ready: _Ready, step: int) -> Resumed:
+    """Return the checkpoint that node 0 goes on from."""
+    found = resume(work, ready.plan.origin, work.folder(LOCAL_FOLDER), step)
+    if found is None or found.step != step:
+        text = f"node 0 goes on from the checkpoint of step {step}, and an intact one is not found here"
+        raise TuneryError(FailureReason.STORAGE_UNAVAILABLE, text)
+    return found
 
 
 @contextmanager
