@@ -1,4 +1,4 @@
-"""Several processes that train together, forked from this one: the imports are paid once."""
+"""Several processes that train together: forked from one that has the imports done, and no thread."""
 
 from __future__ import annotations
 
@@ -23,31 +23,18 @@ def together(world: int, folder: Path, work: Callable[[Team, Path], Any], *, sha
 
     Raises AssertionError with the first process's trace where one fails, or none answers.
     """
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["kit.team_runs"])
     answers: Any = context.Queue()
     store = folder / f"store-{os.urandom(4).hex()}"
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-
-    def run(rank: int) -> None:
-        try:
-            own = folder / f"rank-{rank}"
-            own.mkdir(parents=True, exist_ok=True)
-            dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
-            answers.put((rank, _packed(work(Team(rank, world, sharded), own)), None))
-        except BaseException:
-            answers.put((rank, None, traceback.format_exc()))
-            answers.close()
-            answers.join_thread()
-            os._exit(1)
-
-    processes = [context.Process(target=run, args=(rank,)) for rank in range(world)]
+    folder.mkdir(parents=True, exist_ok=True)
+    teams = [Team(rank, world, sharded) for rank in range(world)]
+    processes = [context.Process(target=_run, args=(answers, store, team, folder, work)) for team in teams]
     for each in processes:
         each.start()
     try:
         found = sorted((answers.get(timeout=_SECONDS) for _ in processes), key=lambda answer: answer[0])
     finally:
-        torch.set_num_threads(threads)
         for each in processes:
             each.join(5)
             each.kill()
@@ -61,3 +48,18 @@ def _packed(answer: Any) -> bytes:
     buffer = io.BytesIO()
     torch.save(answer, buffer)
     return buffer.getvalue()
+
+
+def _run(answers: Any, store: Path, team: Team, folder: Path, work: Callable[[Team, Path], Any]) -> None:
+    torch.set_num_threads(1)
+    try:
+        own = folder / f"rank-{team.rank}"
+        own.mkdir(parents=True, exist_ok=True)
+        if not team.alone:
+            dist.init_process_group("gloo", init_method=f"file://{store}", rank=team.rank, world_size=team.world)
+        answers.put((team.rank, _packed(work(team, own)), None))
+    except BaseException:
+        answers.put((team.rank, None, traceback.format_exc()))
+        answers.close()
+        answers.join_thread()
+        os._exit(1)

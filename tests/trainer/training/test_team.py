@@ -2,69 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import pytest
-import torch
-from datasets import Dataset
 
-from tunery_trainer.adapter.attach import attach, training_hooks
-from tunery_trainer.model.load import load_base, load_tokenizer
-from tunery_trainer.team.team import ALONE, Team
-from tunery_trainer.training.trl_config import LoopSettings
-from tunery_trainer.training.trl_trainer import AdapterTrainer, LoopParts
-from tunery_trainer.training.weights import trained_state
-
+from kit.team_runs import METHODS, Trained, train
 from kit.teams import together
-from kit.training import resolved_for, start_for, token_rows
-
-ROWS = 61
-"""In passes of two they cannot be dealt out evenly, and the last one has one row."""
-STEPS = 10
-PASSES = 4
-_DROPOUT = ("LoRA", "QLoRA", "DoRA", "AdaLoRA")
-
-METHODS: dict[str, dict[str, Any]] = {
-    "LoRA": {},
-    "DoRA": {"method": "DoRA"},
-    "AdaLoRA": {"method": "AdaLoRA", "adalora": {"initialRank": 6, "targetRank": 4}},
-    "IA3": {"method": "IA3"},
-    "PromptTuning": {"method": "PromptTuning"},
-    "PrefixTuning": {"method": "PrefixTuning"},
-    "PiSSA": {"lora": {"init": "PiSSA"}},
-    "OLoRA": {"lora": {"init": "OLoRA"}},
-    "EVA": {"lora": {"init": "EVA"}},
-    "saved head": {"lora": {"modulesToSave": ["lm_head"]}},
-    "QLoRA": {"method": "QLoRA"},
-}
-
-
-class Trained(NamedTuple):
-    losses: list[float]
-    norms: list[float]
-    tokens: int
-    state: dict[str, torch.Tensor]
-
-
-def train(llama: Path, folder: Path, blocks: dict[str, Any], team: Team) -> Trained:
-    lora = {"dropout": "0", **blocks.get("lora", {})} if blocks.get("method", "LoRA") in _DROPOUT else {}
-    training = {"maxSteps": STEPS, "batchSize": 2, "packing": False, "gradientAccumulation": PASSES, **blocks.get("training", {})}
-    spec = blocks | {"training": training} | ({"lora": lora} if lora else {})
-    resolved = resolved_for(llama, spec)
-    torch.manual_seed(1)
-    model = attach(load_base(llama, resolved, "cpu"), resolved, start_for(llama, STEPS))
-    ids = token_rows(5, rows=ROWS).tolist()
-    tokenizer = load_tokenizer(llama)
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    parts = LoopParts(Dataset.from_dict({"input_ids": ids, "labels": ids}), tokenizer, folder, None, training_hooks(model, resolved), team=team)
-    loop = LoopSettings(replace(resolved.training, gradient_checkpointing=False), STEPS, 1, on_gpu=False)
-    trainer = AdapterTrainer(model, loop, parts)
-    trainer.train()
-    told = [entry for entry in trainer.state.log_history if "loss" in entry]
-    state = {name: tensor for name, tensor in trained_state(model).items()}
-    return Trained([e["loss"] for e in told], [e["grad_norm"] for e in told], trainer.tokens_seen, state)
 
 
 def apart(one: Trained, other: Trained) -> float:
@@ -73,9 +17,21 @@ def apart(one: Trained, other: Trained) -> float:
 
 @pytest.mark.parametrize("world", [2, 4])
 @pytest.mark.parametrize("method", METHODS)
+def test_a_base_in_parts_trains_the_same(llama: Path, tmp_path: Path, method: str, world: int) -> None:
+    blocks = METHODS[method]
+    [alone] = together(1, tmp_path / "alone", partial(train, llama, blocks))
+    first, *others = together(world, tmp_path / "team", partial(train, llama, blocks), sharded=True)
+    assert first.losses == pytest.approx(alone.losses, abs=2e-6)
+    assert apart(first, alone) < 5e-5
+    for other in others:
+        assert apart(first, other) == 0
+
+
+@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("method", METHODS)
 def test_a_team_trains_what_one_process_trains(llama: Path, tmp_path: Path, method: str, world: int) -> None:
-    [alone] = together(1, tmp_path / "alone", lambda team, folder: train(llama, folder, METHODS[method], ALONE))
-    first, *others = together(world, tmp_path / "team", lambda team, folder: train(llama, folder, METHODS[method], team))
+    [alone] = together(1, tmp_path / "alone", partial(train, llama, METHODS[method]))
+    first, *others = together(world, tmp_path / "team", partial(train, llama, METHODS[method]))
     assert first.losses == pytest.approx(alone.losses, abs=2e-6)
     assert first.norms == pytest.approx(alone.norms, rel=1e-4)
     assert first.tokens == alone.tokens

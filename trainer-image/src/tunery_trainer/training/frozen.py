@@ -8,6 +8,8 @@ from collections.abc import Mapping
 import torch
 from peft import PeftModel
 
+from tunery_trainer.model.sharding import held
+
 
 def fingerprints(model: torch.nn.Module) -> dict[str, str]:
     """Return the SHA-256 of three matrices of the frozen base: of its first, a middle and its last layer, by name."""
@@ -41,5 +43,5 @@ def _is_layer(name: str) -> bool:
 
 
 def _digest(parameter: torch.nn.Parameter) -> str:
-    data = parameter.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8)
+    data = held(parameter.detach()).to("cpu").contiguous().reshape(-1).view(torch.uint8)
     return hashlib.sha256(data.numpy().tobytes()).hexdigest()
