@@ -62,7 +62,7 @@ def train(llama: Path, blocks: dict[str, Any], team: Team, folder: Path) -> Trai
     model = attach(load_base(llama, resolved, "cpu"), resolved, start_for(llama, STEPS))
     team.share_from_leader(p.data for p in model.parameters() if p.requires_grad)
     if team.sharded:
-        shard(model, team.world // 2, 2)
+        shard(model, team.nodes, "cpu")
     ids = token_rows(5, rows=ROWS).tolist()
     tokenizer = load_tokenizer(llama)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token

@@ -28,7 +28,7 @@ def together(world: int, folder: Path, work: Callable[[Team, Path], Any], *, sha
     answers: Any = context.Queue()
     store = folder / f"store-{os.urandom(4).hex()}"
     folder.mkdir(parents=True, exist_ok=True)
-    teams = [Team(rank, world, sharded) for rank in range(world)]
+    teams = [Team(rank, world, max(1, world // 2), sharded) for rank in range(world)]
     processes = [context.Process(target=_run, args=(answers, store, team, folder, work)) for team in teams]
     for each in processes:
         each.start()

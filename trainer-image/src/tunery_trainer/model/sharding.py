@@ -6,9 +6,10 @@ published files are those of one device. The parts of a node's devices make the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import torch
+import torch.distributed as dist
 from peft import PeftModel
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -17,19 +18,35 @@ from transformers import PreTrainedModel
 from tunery_trainer.model.language_part import decoder_layers
 
 
-def shard(model: PeftModel, nodes: int, devices: int) -> None:
-    """Spread the base of `model` over the `devices` of each of `nodes`; every process of the run has to call it.
+def shard(model: PeftModel, nodes: int, device: str) -> None:
+    """Spread the base of `model` over the devices of each of `nodes`, `device` being this process's own.
 
-    The adapter is on it already: what a method computes from whole weights (DoRA, PiSSA, LoftQ) is computed.
+    Every process of the run has to call it. The adapter is on it already: what a method computes from whole weights
+    (DoRA, PiSSA, LoftQ) is computed. It comes from the CPU, where the weights are mapped from their files.
     """
     base: PreTrainedModel = model.get_base_model()
-    device = next(base.parameters()).device.type
-    mesh = init_device_mesh(device, (nodes, devices), mesh_dim_names=("node", "device"))["device"]
+    kind = torch.device(device).type
+    mesh = init_device_mesh(kind, (nodes, dist.get_world_size() // nodes), mesh_dim_names=("node", "device"))["device"]
     own = {parameter for name, parameter in model.named_parameters() if _stays_whole(name, parameter)}
     for modules, again in _groups(base, own):
         fully_shard(modules, mesh=mesh, ignored_params=own, reshard_after_forward=again)
     fully_shard(base, mesh=mesh, ignored_params=own)
+    _bring(model, own, device)
     _settle(model, base)
+
+
+@torch.no_grad()
+def _bring(model: PeftModel, own: set[torch.nn.Parameter], device: str) -> None:
+    """Bring to the device what is not spread: the adapter, buffers, and what a quantised weight is scaled by."""
+    for parameter in own:
+        parameter.data = parameter.data.to(device)
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.to(device))
+    for parameter in model.parameters():
+        state = getattr(parameter, "quant_state", None)
+        if state is not None:
+            state.to(device)
 
 
 def _stays_whole(name: str, parameter: torch.nn.Parameter) -> bool:

@@ -7,6 +7,7 @@ import pickle
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -57,7 +58,7 @@ def _follow(assignment: Path, folder: Path, stop: StopSignal) -> None:
     job: Following = pickle.loads(assignment.read_bytes())  # noqa: S301 (what the leader has just written)
     if job.plan.basis.on_gpu:
         require_gpu()
-    _train_along(job, join(own_place()), folder, stop)
+    _train_along(job, _team_of(job, join(own_place())), folder, stop)
 
 
 def _train_along(job: Following, team: Team, folder: Path, stop: StopSignal) -> None:
@@ -72,6 +73,10 @@ def _train_along(job: Following, team: Team, folder: Path, stop: StopSignal) -> 
         reporter.close()
 
 
+def _team_of(job: Following, team: Team) -> Team:
+    return replace(team, sharded=getattr(job.plan.settings.training, "sharded", False))
+
+
 class Leading:
     """What the process that tells the story knows of the others."""
 
@@ -83,7 +88,7 @@ class Leading:
         """Let all others begin with this one; `decided` is what each node has to have come to alike."""
         if self._lead:
             self._lead.begin(decided, step=job.resumed.step if job.resumed else None)
-        return self._crew.muster(job)
+        return _team_of(job, self._crew.muster(job))
 
     @contextmanager
     def heard(self, uploader: CheckpointUploader | None) -> Iterator[None]:
@@ -119,8 +124,7 @@ class Assisting:
     def follow(self, job: Following, stop: StopSignal) -> None:
         """Train along, and wait until the adapter is published: until then this node may be needed again."""
         with blamed(self._crew.causes):
-            team = self._crew.muster(job)
-            _train_along(job, team, self._folder, stop)
+            _train_along(job, _team_of(job, self._crew.muster(job)), self._folder, stop)
         self._node.wait()
 
 

@@ -42,6 +42,7 @@ class Team:
     """0 to world - 1, unique in the job."""
     world: int = 1
     """How many processes there are, one for each device."""
+    nodes: int = 1
     sharded: bool = False
     """The base's weights are spread over the devices of a node: every forward pass is a collective, too."""
 
@@ -139,7 +140,7 @@ def join(place: Place) -> Team:
         world_size=place.world,
         timeout=_PATIENCE,
     )
-    return Team(place.rank, place.world)
+    return Team(place.rank, place.world, place.nodes)
 
 
 def is_echo(error: BaseException) -> bool:

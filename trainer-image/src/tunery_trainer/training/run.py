@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -18,12 +19,14 @@ from tunery_api.training import PublishedWeights
 from tunery_trainer.adapter.attach import attach, target_modules, trainable_parameters, training_hooks
 from tunery_trainer.adapter.continue_from import attach_published
 from tunery_trainer.adapter.methods.base import Batch, MethodContext
+from tunery_trainer.adapter.methods.lora_init import RELATIVE
 from tunery_trainer.adapter.save import published_rank
 from tunery_trainer.diagnosis.paired import paired
 from tunery_trainer.losses.objectives import Compared, objective_of
 from tunery_trainer.model.collator import Collator
 from tunery_trainer.model.language_part import auto_class
 from tunery_trainer.model.load import load_base, load_config
+from tunery_trainer.model.sharding import shard
 from tunery_trainer.process.device import peak_bytes
 from tunery_trainer.process.signals import StopRequested
 from tunery_trainer.reporting.progress import say
@@ -98,13 +101,13 @@ def train_on(job: Assignment) -> Trained:
 
 def _train_on(job: Assignment) -> Trained:
     say(f"Loading    the base model, {human_bytes(job.plan.basis.base.weight_bytes)} of weights")
-    base = load_base(job.plan.basis.base.folder, job.settings, _device(job))
+    # A base that one GPU does not hold is put on them part by part.
+    base = load_base(job.plan.basis.base.folder, job.settings, "cpu" if job.team.sharded else _device(job))
     if job.settings.preference:
         without_dropout(base)
     model, ground = _adapt(job, base)
     job.observers.reporter.metrics({"base_eval_loss": ground.before["loss"]})
     job.observers.curves.begin(ground.before["loss"])
-    job.team.share_from_leader(parameter.data for parameter in model.parameters() if parameter.requires_grad)
     loop = _loop(job, model, ground)
     remembered = _memory(job, ground)
     _add_callbacks(job, loop, remembered)
@@ -164,11 +167,24 @@ def _adapt(job: Assignment, base: PreTrainedModel) -> tuple[PeftModel, Ground]:
     source = job.plan.basis.start_from
     context = _context(job, overwritten=job.resumed is not None or source is not None)
     if source:
-        model = attach_published(base, job.settings, context, source.folder)
+        model = _alike(job, attach_published(base, job.settings, context, source.folder))
         return model, ground_of(job, model)
+    if job.team.sharded:
+        model = _alike(job, attach(base, job.settings, context))
+        # PiSSA and OLoRA have changed the base; with the adapter on it, it is what it was.
+        with nullcontext() if job.settings.adapter.init in RELATIVE else model.disable_adapter():
+            return model, ground_of(job, model)
     # Measured first: PiSSA and OLoRA change the base when they are put on it.
     ground = ground_of(job, base)
-    return attach(base, job.settings, context), ground
+    return _alike(job, attach(base, job.settings, context)), ground
+
+
+def _alike(job: Assignment, model: PeftModel) -> PeftModel:
+    """Return the model as all processes have it: with the leader's adapter, and of a sharded base its own part."""
+    job.team.share_from_leader(parameter.data for parameter in model.parameters() if parameter.requires_grad)
+    if job.team.sharded:
+        shard(model, job.team.nodes, _device(job))
+    return model
 
 
 def _context(job: Assignment, *, overwritten: bool) -> MethodContext:
