@@ -111,5 +111,5 @@ def trainer_on(
         return rows.compared(batches, model, Scoring(objective, how))
 
     asked = compared if isinstance(objective, Compared) else None
-    parts = LoopParts(rows.train, load_tokenizer(folder), output, held_out, hooks, objective, asked)
+    parts = LoopParts(rows.train, load_tokenizer(folder), output, held_out, hooks, objective, asked, how.team)
     return AdapterTrainer(model, loop, parts)

@@ -9,14 +9,17 @@ from typing import Any, NamedTuple
 import torch
 from datasets import Dataset
 
+from tunery_api.training import CheckpointSpec
 from tunery_trainer.adapter.attach import attach, training_hooks
 from tunery_trainer.model.load import load_base, load_tokenizer
 from tunery_trainer.model.sharding import shard
 from tunery_trainer.team.team import Team
+from tunery_trainer.training.callbacks import CheckpointCallback
 from tunery_trainer.training.trl_config import LoopSettings
 from tunery_trainer.training.trl_trainer import AdapterTrainer, LoopParts
 from tunery_trainer.training.weights import trained_state
 
+from kit.preferences import PASS, begun, prepared, resolved_task, trainer_on
 from kit.training import resolved_for, start_for, token_rows
 
 ROWS = 61
@@ -45,38 +48,78 @@ class Trained(NamedTuple):
     norms: list[float]
     tokens: int
     state: dict[str, torch.Tensor]
+    files: list[str]
+    """What was written into the folder of this process."""
 
 
 def train(llama: Path, blocks: dict[str, Any], team: Team, folder: Path) -> Trained:
+    """Train from the start to the end."""
+    return go_on(llama, blocks, None, team, folder)
+
+
+def go_on(llama: Path, blocks: dict[str, Any], checkpoint: Path | None, team: Team, folder: Path) -> Trained:
+    """Train to the end, with a checkpoint in the middle; from `checkpoint`, if one is given."""
+    trainer = _trainer(llama, blocks, team, folder)
+    spec = CheckpointSpec(every_steps=STEPS // 2)
+    trainer.add_callback(CheckpointCallback(spec, lambda folder, state, over: None, team))
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    return _told(trainer)
+
+
+def _trainer(llama: Path, blocks: dict[str, Any], team: Team, folder: Path) -> AdapterTrainer:
     lora = {"dropout": "0", **blocks.get("lora", {})} if blocks.get("method", "LoRA") in _DROPOUT else {}
-    training = {
-        "maxSteps": STEPS,
-        "batchSize": 2,
-        "packing": False,
-        "gradientAccumulation": PASSES,
-        **blocks.get("training", {}),
-    }
-    spec = blocks | {"training": training} | ({"lora": lora} if lora else {})
+    training = {"maxSteps": STEPS, "batchSize": 2, "packing": False, "gradientAccumulation": PASSES}
+    spec = blocks | {"training": training | blocks.get("training", {})} | ({"lora": lora} if lora else {})
     resolved = resolved_for(llama, spec)
-    torch.manual_seed(1)
     model = attach(load_base(llama, resolved, "cpu"), resolved, start_for(llama, STEPS))
     team.share_from_leader(p.data for p in model.parameters() if p.requires_grad)
     if team.sharded:
         shard(model, team.nodes, "cpu")
     ids = token_rows(5, rows=ROWS).tolist()
+    labels = [row if place % 3 else [-100] * (place % 9) + row[place % 9 :] for place, row in enumerate(ids)]
+    lengths = [16 - place % 7 for place in range(ROWS)]
+    rows = {"input_ids": ids, "labels": labels}
+    rows = {name: [row[:length] for row, length in zip(part, lengths, strict=True)] for name, part in rows.items()}
     tokenizer = load_tokenizer(llama)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    parts = LoopParts(
-        Dataset.from_dict({"input_ids": ids, "labels": ids}),
-        tokenizer,
-        folder,
-        None,
-        training_hooks(model, resolved),
-        team=team,
-    )
-    loop = LoopSettings(replace(resolved.training, gradient_checkpointing=False), STEPS, 1, on_gpu=False)
+    parts = LoopParts(Dataset.from_dict(rows), tokenizer, folder, None, training_hooks(model, resolved), team=team)
+    loop = LoopSettings(replace(resolved.training, gradient_checkpointing=False), STEPS, 2, on_gpu=False)
     trainer = AdapterTrainer(model, loop, parts)
-    trainer.train()
+    torch.manual_seed(resolved.training.seed + team.rank)
+    return trainer
+
+
+def _told(trainer: AdapterTrainer) -> Trained:
     told = [entry for entry in trainer.state.log_history if "loss" in entry]
-    state = {name: tensor for name, tensor in trained_state(model).items()}
-    return Trained([e["loss"] for e in told], [e["grad_norm"] for e in told], trainer.tokens_seen, state)
+    losses, norms = [entry["loss"] for entry in told], [entry["grad_norm"] for entry in told]
+    return Trained(losses, norms, trainer.tokens_seen, trained_state(trainer.model), sorted(_files(trainer)))
+
+
+def _files(trainer: AdapterTrainer) -> list[str]:
+    folder = Path(trainer.args.output_dir)
+    return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+
+
+class Preferred(NamedTuple):
+    log: list[dict[str, float]]
+    """Losses, gradients and rewards of training, then what the held-out rows say."""
+    reference: list[list[float]]
+    state: dict[str, torch.Tensor]
+
+
+def prefer(llama: Path, task: str, team: Team, folder: Path) -> Preferred:
+    """Train on rows of different lengths that cannot be dealt out evenly, and measure."""
+    training = {"maxSteps": 5, "gradientAccumulation": 2, "learningRate": "1e-2"}
+    resolved = resolved_task(llama, task, training=training)
+    how = replace(PASS, team=team)
+    torch.manual_seed(1)
+    begin = begun(llama, resolved, prepared(task, 11), how)
+    trainer = trainer_on(llama, resolved, begin, folder, how)
+    trainer.train()
+    trainer.evaluate()
+    told = ("loss", "grad_norm", "eval_", "reward")
+    log = [
+        {name: value for name, value in entry.items() if name.startswith(told)} for entry in trainer.state.log_history
+    ]
+    scores = begin[1].scores
+    return Preferred(log, [each.flatten().tolist() for each in scores.values()], trained_state(begin[0]))

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from kit.team_runs import METHODS, Trained, train
+from kit.team_runs import METHODS, Preferred, Trained, go_on, prefer, train
 from kit.teams import together
 
 
-def apart(one: Trained, other: Trained) -> float:
+def apart(one: Trained | Preferred, other: Trained | Preferred) -> float:
     return max(float((one.state[name] - tensor).abs().max()) for name, tensor in other.state.items())
 
 
@@ -38,3 +38,48 @@ def test_a_team_trains_what_one_process_trains(llama: Path, tmp_path: Path, meth
     assert apart(first, alone) < 5e-5
     for other in others:
         assert apart(first, other) == 0
+
+
+@pytest.mark.parametrize("task", ["SFT", "DPO", "ORPO", "KTO"])
+def test_a_team_prefers_what_one_process_prefers(llama: Path, tmp_path: Path, task: str) -> None:
+    """The loss of a step is a mean over the rows of all processes, KTO's reference point, too."""
+    [alone] = together(1, tmp_path / "alone", partial(prefer, llama, task))
+    first, other = together(2, tmp_path / "team", partial(prefer, llama, task))
+    assert len(first.log) == len(alone.log) > 5
+    for mine, theirs in zip(first.log, alone.log, strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-4, abs=2e-6)
+    assert first.log == other.log
+    for mine, theirs in zip(first.reference, alone.reference, strict=True):
+        assert mine == pytest.approx(theirs, abs=1e-5, nan_ok=True)
+    assert apart(first, alone) < 5e-5
+    assert apart(first, other) == 0
+
+
+WORLDS = {"1": (1, False), "2": (2, False), "4": (4, False), "2 in parts": (2, True)}
+
+
+@pytest.mark.parametrize("after", WORLDS)
+@pytest.mark.parametrize("before", WORLDS)
+def test_any_team_goes_on_from_the_checkpoint_of_any_other(
+    llama: Path, tmp_path: Path, before: str, after: str
+) -> None:
+    (world, sharded), (other_world, other_sharded) = WORLDS[before], WORLDS[after]
+    first, *others = together(world, tmp_path / "a", partial(train, llama, {}), sharded=sharded)
+    assert not any(each.files for each in others)
+    checkpoint = tmp_path / "a" / "rank-0" / "checkpoint-5"
+    resumed, *_ = together(other_world, tmp_path / "b", partial(go_on, llama, {}, checkpoint), sharded=other_sharded)
+    assert resumed.losses == pytest.approx(first.losses, abs=2e-6)
+    assert apart(first, resumed) < (1e-12 if before == after else 5e-5)
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize("world", [2, 4])
+def test_a_team_of_the_same_size_goes_on_to_the_bit(llama: Path, tmp_path: Path, world: int, *, grouped: bool) -> None:
+    """With dropout, which each process draws for itself, and with rows by their length."""
+    blocks: dict[str, object] = {"lora": {"dropout": "0.1"}, "training": {"groupByLength": grouped}}
+    whole = together(world, tmp_path / "a", partial(train, llama, blocks))
+    checkpoint = tmp_path / "a" / "rank-0" / "checkpoint-5"
+    resumed = together(world, tmp_path / "b", partial(go_on, llama, blocks, checkpoint))
+    for one, other in zip(whole, resumed, strict=True):
+        assert other.losses == one.losses
+        assert apart(one, other) == 0
