@@ -48,29 +48,24 @@ class SharedSteps:
         self._agree()
         return None if found is None else self._team.add(found)
 
-    def take(self, batch: Batch, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
-        """Return the loss of a pass, detached.
+    def take(self, batch: Batch, compute: Callable[[], torch.Tensor]) -> None:
+        """Do a pass.
 
-        A pass that nobody counts is not taken, and none is once memory has run out in this step: that is told at its
-        end, when the others listen. Where the base is sharded each pass is taken, as the others wait in it.
+        One that nobody counts is not done, and none is once memory has run out in this step: that is told at its end,
+        when the others listen. Where the base is sharded each pass is done, as the others wait in it.
         """
-        left_out = not self._team.sharded and (is_idle(batch) or bool(self._cause))
-        loss = None if left_out else self._guarded(compute)
-        taken = torch.zeros((), device=batch["labels"].device) if loss is None else loss
-        self._loss = self._loss + taken
-        return taken
+        if self._team.sharded or not (is_idle(batch) or self._cause):
+            loss = self._guarded(compute)
+            self._loss = self._loss + (0.0 if loss is None else loss)
 
-    def end(self) -> torch.Tensor | float:
-        """Sum the gradients of all processes after the last pass; return what the others add to the step's loss.
+    def end(self, device: torch.device) -> torch.Tensor:
+        """Sum the gradients of all processes after the last pass; return the loss of the step, the same in each.
 
         Raises MemoryError in every process where memory ran out in one of them.
         """
-        if self._team.alone:
-            return 0.0
         self._agree()
         self._team.add_gradients(self._parameters())
-        own = torch.as_tensor(self._loss)
-        return self._team.add(own.clone()) - own
+        return self._team.add(torch.as_tensor(self._loss, device=device).clone())
 
     def _guarded(self, compute: Callable[[], T | None]) -> T | None:
         """Return what `compute` returns; None where memory runs out, once that can be told to the others."""

@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
@@ -191,13 +192,18 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]  # TRL is not typed for 
         return self.lr_scheduler
 
     def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Do one forward and backward pass; after the last one of a step its gradient is that of all processes."""
+        """Do one forward and backward pass; after the last one of a step its gradient is that of all processes.
+
+        Several of them log the loss of a step with its last pass, so that each logs the same.
+        """
         self.in_pass = True
-        loss = self._steps.take(
-            inputs, lambda: super(AdapterTrainer, self).training_step(model, inputs, *args, **kwargs)
-        )
-        if self.accelerator.sync_gradients:
-            loss = loss + self._steps.end()
+        compute = partial(super().training_step, model, inputs, *args, **kwargs)
+        if self._team.alone:
+            loss: torch.Tensor = compute()
+        else:
+            self._steps.take(inputs, compute)
+            last, device = self.accelerator.sync_gradients, self.args.device
+            loss = self._steps.end(device) if last else torch.zeros((), device=device)
         self.in_pass = False
         return loss
 
