@@ -130,7 +130,8 @@ def scored(
 ) -> Iterator[tuple[list[int], torch.Tensor]]:
     """Yield the numbers of a batch's rows, and what `objective.scores` tells of each: (rows, 2), float32, on the CPU.
 
-    Of the share of this process; in the same batches as `measure`, so that the model that is scored is exactly at the start of the objective.
+    Of the share of this process, in the same batches as `measure`, so that the model that is scored is exactly at the
+    start of the objective.
     """
     with head(model), evaluating(model, how.dtype):
         passes = _Passes(model, rows, objective.collator(_collator(model, how), source or rows), how)

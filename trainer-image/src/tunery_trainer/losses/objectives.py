@@ -17,8 +17,8 @@ from tunery_trainer.data.mask import IGNORED
 from tunery_trainer.losses.answers import AnswerCollator, PairCollator, Rows
 from tunery_trainer.losses.lm_head import log_probabilities
 from tunery_trainer.model.collator import Collator
-from tunery_trainer.team.team import ALONE, Team
 from tunery_trainer.settings.types import PreferenceSettings, RunSettings
+from tunery_trainer.team.team import ALONE, Team
 
 Batch = Mapping[str, Any]
 Collate = Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]

@@ -57,8 +57,8 @@ def _stays_whole(name: str, parameter: torch.nn.Parameter) -> bool:
 def _groups(base: PreTrainedModel, own: set[torch.nn.Parameter]) -> Iterable[tuple[list[torch.nn.Module], bool]]:
     """Yield the modules that are gathered together, and whether they are let go between forward and backward pass.
 
-    A layer is. The embedding is, unless the head is tied to it; the head is computed outside of its own forward pass, in
-    tiles, and has to be there from the norm before it on.
+    A layer is. The embedding is, unless the head is tied to it; the head is computed outside of its own forward pass,
+    in tiles, and has to be there from the norm before it on.
     """
     layers, embedding, head = decoder_layers(base), base.get_input_embeddings(), base.get_output_embeddings()
     for layer in layers:

@@ -30,7 +30,8 @@ from tunery_common.termination import (
 from tunery_trainer.process.device import gpu_reason
 from tunery_trainer.process.failures import explain, to_failure
 
-_CHILD: Final = "TUNERY_SUPERVISED"
+CHILD: Final = "TUNERY_SUPERVISED"
+"""Set for a process that ends with the one which has started it."""
 _LINES: Final = 400
 """Lines of stderr that are looked through for the cause: a crash's traces of all threads come after its first line."""
 _SIGNALS: Final = 64
@@ -44,7 +45,7 @@ SIGNALLED: Final = 128
 
 def to_supervise(arguments: Sequence[str]) -> Task | None:
     """Return the operator's task that this process should start a child for; None: do the work here."""
-    if _CHILD in os.environ or not arguments:
+    if CHILD in os.environ or not arguments:
         return None
     return next((task for task in Task if task.value == arguments[0]), None)
 
@@ -84,7 +85,7 @@ def _start(command: Sequence[str]) -> subprocess.Popen[bytes]:
     child = subprocess.Popen(
         list(command),
         stderr=subprocess.PIPE,
-        env={**os.environ, _CHILD: "1"},
+        env={**os.environ, CHILD: "1"},
         start_new_session=True,
     )
     children.append(child)
@@ -144,7 +145,7 @@ def _pass_on(stream: IO[bytes] | None, said: deque[str]) -> None:
 
 def die_with_parent() -> None:
     """Let the kernel end this process where its supervisor is killed: nobody would hear it any more."""
-    if _CHILD in os.environ:
+    if CHILD in os.environ:
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 

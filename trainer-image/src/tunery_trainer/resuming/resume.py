@@ -149,9 +149,10 @@ def record_of(uri: str, step: int, memo: Memo) -> CheckpointRecord:
 def resume(work: Workspace, origin: Origin, folder: Path, only: int | None = None) -> Resumed | None:
     """Download the checkpoint that a run of `origin` goes on from into `folder`; None where it begins anew.
 
-    `only` is the step that another node goes on from. Its own counts first: an attempt that has gone on from another's needs that no more. Raises TuneryError:
-    CheckpointMissing, InvalidSpec where it is of something else than what is trained here, and the storage reasons. The
-    digest of a base that is still being read is not waited for: see `check_weights`.
+    `only` is the step that another node goes on from. Its own counts first: an attempt that has gone on from another's
+    needs that no more. Raises TuneryError: CheckpointMissing, InvalidSpec where it is of something else than what is
+    trained here, and the storage reasons. The digest of a base that is still being read is not waited for: see
+    `check_weights`.
     """
     place = work.checkpoints
     restored = restore(place, folder, only) if place else None

@@ -52,8 +52,8 @@ from tunery_trainer.tasks.data_report import (
     say_where_it_lies,
     write_report,
 )
-from tunery_trainer.tasks.frame import output_target, probe_places, with_progress
 from tunery_trainer.tasks.following import Leading, following, leading
+from tunery_trainer.tasks.frame import output_target, probe_places, with_progress
 from tunery_trainer.tasks.rejected import reject, with_verdict
 from tunery_trainer.team.place import Place, place_of
 

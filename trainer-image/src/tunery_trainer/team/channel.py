@@ -1,8 +1,8 @@
 """Lines of JSON between the first process of node 0 and that of each other node: who is there, and how each ends.
 
-The collectives themselves say too little: on a GPU they may wait for a process that is gone until their time is up, and
-what they say then names nobody. A socket is closed by the kernel, whatever ended its process; a node that lost its power
-is noticed by keepalive.
+The collectives themselves say too little: on a GPU they may wait for a process that is gone until their time is up,
+and what they say then names nobody. A socket is closed by the kernel, whatever ended its process; a node that lost its
+power is noticed by keepalive.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any, Final
 
 Message = dict[str, Any]
@@ -53,10 +54,8 @@ class Channel:
 
     def close(self) -> None:
         """Let the other side see the end."""
-        try:
+        with suppress(OSError):
             self._connection.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass
         self._connection.close()
 
     def _read(self, heard: Heard) -> None:

@@ -13,7 +13,6 @@ import subprocess
 import sys
 import threading
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Final, Self
@@ -23,7 +22,7 @@ from pydantic import ValidationError
 from tunery_api.reasons import ExitCode, FailureReason
 from tunery_api.runspec import Failure
 from tunery_common.errors import TuneryError
-from tunery_trainer.process.supervise import SIGNALLED, dying_with
+from tunery_trainer.process.supervise import CHILD, SIGNALLED
 from tunery_trainer.team.causes import Causes
 from tunery_trainer.team.place import Place
 from tunery_trainer.team.team import Team, join
@@ -93,8 +92,7 @@ class Crew:
             [sys.executable, "-m", "tunery_trainer", "follow", str(assignment), str(folder)],
             stdout=subprocess.DEVNULL,  # what all of them do this one tells
             stderr=subprocess.PIPE,
-            env={**os.environ, **place.environment()},
-            preexec_fn=partial(dying_with, os.getpid()),
+            env={**os.environ, **place.environment(), CHILD: "1"},
         )
         member = Member(place.rank, folder, process)
         self._members.append(member)

@@ -108,7 +108,7 @@ class Team:
             flat = torch.cat([had.to(parts[0]), *(part.flatten() for part in parts)])
             self.add(flat)
             present = flat[: len(alike)].tolist()
-            summed = flat[len(alike) :].split([part.numel() for part in parts])
+            summed = torch.split(flat[len(alike) :], [part.numel() for part in parts])
             for each, some, gradient in zip(alike, present, summed, strict=True):
                 each.grad = gradient.view_as(each) if some else None
 

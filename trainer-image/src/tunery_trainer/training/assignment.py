@@ -12,13 +12,13 @@ from tunery_api.manifest import Lineage
 from tunery_trainer.data.prepare import PreparedData
 from tunery_trainer.plan.training_plan import TrainingPlan
 from tunery_trainer.process.signals import StopSignal
-from tunery_trainer.team.team import ALONE, Team
 from tunery_trainer.reporting.kept_curves import KeptCurves
 from tunery_trainer.reporting.progress import ProgressReporter
 from tunery_trainer.reporting.trackers import Tracker
 from tunery_trainer.resuming.checkpoints import CheckpointUploader
 from tunery_trainer.resuming.resume import Resumed
 from tunery_trainer.settings.types import RunSettings
+from tunery_trainer.team.team import ALONE, Team
 from tunery_trainer.training.trained import Trained
 
 

@@ -17,11 +17,11 @@ from tunery_api.reasons import FailureReason
 from tunery_api.training import CheckpointSpec
 from tunery_common.errors import TuneryError
 from tunery_trainer.process.signals import StopSignal
-from tunery_trainer.team.team import ALONE, Team
 from tunery_trainer.reporting.curve_file import TIME, TOKENS_PER_SECOND
 from tunery_trainer.reporting.kept_curves import KeptCurves
 from tunery_trainer.reporting.progress import ProgressReporter
 from tunery_trainer.reporting.trackers import Tracker
+from tunery_trainer.team.team import ALONE, Team
 
 DEFAULT_CHECKPOINT_MINUTES: Final = 10
 _SPEED_MEMORY: Final = 0.9

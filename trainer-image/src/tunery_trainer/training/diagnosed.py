@@ -22,9 +22,9 @@ from tunery_trainer.diagnosis.checks import Ends, Measured, measured_checks
 from tunery_trainer.diagnosis.judge import Judge, Subject
 from tunery_trainer.diagnosis.paired import Difference
 from tunery_trainer.plan.training_plan import TrainingPlan
-from tunery_trainer.team.team import ALONE, Team
 from tunery_trainer.reporting.progress import ProgressReporter, say
 from tunery_trainer.resuming.resume import Resumed
+from tunery_trainer.team.team import ALONE, Team
 from tunery_trainer.training.diagnosing import DiagnosisCallback, Watched
 from tunery_trainer.training.frozen import changed, fingerprints, strangers
 from tunery_trainer.training.ground import Ground

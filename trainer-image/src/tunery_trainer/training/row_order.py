@@ -12,8 +12,8 @@ from datasets import Dataset
 from torch.utils.data import Sampler
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from tunery_trainer.team.team import Team
 from tunery_trainer.settings.types import TrainingSettings
+from tunery_trainer.team.team import Team
 
 
 def order_of(rows: Dataset, training: TrainingSettings) -> Any:

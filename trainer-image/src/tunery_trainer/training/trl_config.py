@@ -9,8 +9,8 @@ from typing import Final
 from trl import SFTConfig
 
 from tunery_api.training import Optimizer, Precision, Scheduler
-from tunery_trainer.team.team import ALONE, Team
 from tunery_trainer.settings.types import TrainingSettings
+from tunery_trainer.team.team import ALONE, Team
 
 _SCHEDULERS: Final = {
     Scheduler.COSINE: "cosine",

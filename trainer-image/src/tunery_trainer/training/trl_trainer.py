@@ -26,9 +26,9 @@ from tunery_trainer.losses.objectives import IDLE, Batch, Objective, Sft, Tally,
 from tunery_trainer.model.attention import computes_by_example
 from tunery_trainer.model.collator import Collator
 from tunery_trainer.model.quantization import dtype_of
-from tunery_trainer.team.team import ALONE, Team
 from tunery_trainer.resuming.memo import PassSplit
 from tunery_trainer.settings.types import TrainingSettings
+from tunery_trainer.team.team import ALONE, Team
 from tunery_trainer.training.callbacks import EvaluationCallback
 from tunery_trainer.training.row_order import Share, order_of
 from tunery_trainer.training.shared_steps import SharedSteps
@@ -68,6 +68,13 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]  # TRL is not typed for 
     padding: torch.Tensor | int = 0
     """Tokens of the newest step that are padding; on the device, where nobody has asked yet."""
 
+    in_pass = False
+    """A forward or backward pass is under way, or was cut off."""
+    _idles = False
+    """The last pass of an epoch is one that nobody counts."""
+    _passes = 0
+    """Of the newest step, in all processes together."""
+
     def __init__(self, model: torch.nn.Module, loop: LoopSettings, parts: LoopParts) -> None:
         before = {name: parameter.data for name, parameter in model.named_parameters() if parameter.requires_grad}
         self._hooks = parts.hooks
@@ -83,10 +90,6 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]  # TRL is not typed for 
         """As they are now: of smaller passes than at first where memory ran out."""
         self.split: PassSplit | None = None
         """What memory has made of the passes; None: they are as planned."""
-        self.in_pass = False
-        """A forward or backward pass is under way, or was cut off."""
-        self._idles = False
-        self._passes = 0
         self.lr_scheduler: Any
         self.optimizer: Any
         collate = Collator(int(parts.tokenizer.pad_token_id), by_example=computes_by_example(model))
@@ -157,7 +160,7 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]  # TRL is not typed for 
         return batches, self._team.add(counts.sum(0).to(self.args.device))
 
     def _count(self, batches: list[Batch]) -> None:
-        """Note what an optimizer step is of, all processes together: passes, tokens, and how many of them are padding."""
+        """Note what a step is of, all processes together: passes, tokens, and how many of them are padding."""
         self._steps.begin()
         tokens = sum(batch["input_ids"].numel() for batch in batches)
         self._passes, tokens = self._team.add(torch.tensor([len(batches), tokens])).tolist()
@@ -289,7 +292,7 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]  # TRL is not typed for 
             return (Path(folder) / _RANDOM_FILE).read_bytes()
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        """Go on in this process's own random numbers; of a run with fewer processes it has none, and goes on in its own."""
+        """Go on in this process's own random numbers, where a run of as many processes has kept them."""
         if checkpoint is None or self._team.leader:
             super()._load_rng_state(checkpoint)
             return
