@@ -240,7 +240,8 @@ def _run_container(task: Task, path: Path, stop: StopSignal) -> int:
         trust_platform()
         message, code = run_task(task, run, stop), ExitCode.OK
     except StopRequested as stopped:
-        message, code = RunResult(checkpoint=stopped.checkpoint), ExitCode.TERMINATED
+        code = ExitCode.PEER_LOST if stopped.elsewhere else ExitCode.TERMINATED
+        message = RunResult(checkpoint=stopped.checkpoint)
     except (Exception, SystemExit) as error:  # noqa: BLE001 (any failure becomes an exit code and a message)
         message, code = _failed(task, explain(error)), _show(error)
     stop.disarm()

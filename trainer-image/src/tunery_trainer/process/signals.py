@@ -28,9 +28,11 @@ SWEEP_GOES_ON: Final = " The same manifest run again goes on: with the trials th
 class StopRequested(Exception):
     """Training was told to stop; `checkpoint` is the newest complete one, if there is one."""
 
-    def __init__(self, checkpoint: CheckpointStatus | None = None) -> None:
+    def __init__(self, checkpoint: CheckpointStatus | None = None, *, elsewhere: bool = False) -> None:
+        """`elsewhere`: another pod was told to, and this one has ended with it."""
         super().__init__("told to stop")
         self.checkpoint = checkpoint
+        self.elsewhere = elsewhere
 
 
 class StopSignal:
@@ -46,6 +48,8 @@ class StopSignal:
         self._graceful = False
         self._watchdog: threading.Timer | None = None
         self.requested = False
+        self.told = False
+        """This very process was."""
         self.last_word: Callable[[], None] = _nothing
         """Said before the process ends at once."""
         self.successor: Callable[[], None] = _nothing
@@ -87,6 +91,7 @@ class StopSignal:
             self.leave()
         if not self._graceful:
             self._end()
+        self.told = True
         self.hear()
         sys.stderr.write("Told to stop: finishing this step and saving a checkpoint.\n")
 

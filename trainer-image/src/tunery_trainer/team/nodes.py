@@ -13,6 +13,7 @@ from tunery_api.reasons import FailureReason
 from tunery_api.runspec import Failure
 from tunery_common.errors import TuneryError
 from tunery_trainer.process.failures import explain, to_failure
+from tunery_trainer.process.signals import StopRequested
 from tunery_trainer.reporting.progress import say
 from tunery_trainer.team.causes import Causes, PeerLost
 from tunery_trainer.team.channel import Channel, Listener, Message, connect
@@ -58,8 +59,8 @@ class Lead:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._causes.over = True
-        told = {"done": True} if error is None else {"ended": _told(error)}
-        for channel in list(self._channels.values()):
+        told = {"done": True} if error is None else _told(error)
+        for channel in list(self._channels.values()) if told else ():
             channel.send(**told)
         self._listener.close()
 
@@ -133,7 +134,7 @@ class Follow:
     ) -> None:
         self._causes.over = True
         if error is not None and self._channel is not None:
-            self._channel.send(ended=_told(error))
+            self._channel.send(**_told(error))
         if self._channel is not None:
             self._channel.close()
 
@@ -192,4 +193,7 @@ class Follow:
 
 
 def _told(error: BaseException) -> dict[str, Any]:
-    return to_failure(explain(error)).model_dump(mode="json", exclude_none=True)
+    """Return the message that a node ends; a stop all have heard of."""
+    if isinstance(error, StopRequested):
+        return {}
+    return {"ended": to_failure(explain(error)).model_dump(mode="json", exclude_none=True)}

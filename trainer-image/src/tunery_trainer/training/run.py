@@ -300,7 +300,7 @@ def _train(job: Assignment, trainer: AdapterTrainer) -> _Course:
         if told_to_stop(observers.stop, job.team):
             stored = observers.uploader.close(_STOP_SECONDS) if observers.uploader else False
             say("Stopped; the checkpoint is stored." if stored else "Stopped without a checkpoint.")
-            raise StopRequested(_newest_checkpoint(job))
+            raise StopRequested(_newest_checkpoint(job), elsewhere=not observers.stop.told)
     state = trainer.state
     return _Course(list(state.log_history), state.global_step, state.epoch)
 
