@@ -13,8 +13,9 @@ from tunery_api.scrub import shorten
 from tunery_api.status import ResolvedStatus
 from tunery_trainer.data.options import DatasetReport, TokenReport
 from tunery_trainer.data.warnings import warnings_of
+from tunery_trainer.settings.parallelism import parallelism_of
 from tunery_trainer.settings.preference import weights_warning
-from tunery_trainer.settings.types import RunSettings
+from tunery_trainer.settings.types import DeviceFacts, RunSettings
 
 _LIBRARIES: Final = (
     "tunery-trainer",
@@ -83,6 +84,15 @@ def resolved_status(resolved: RunSettings, details: Mapping[str, Any]) -> Resolv
         values=list(resolved.values)[:_MAX_VALUES],
         **known,
     )
+
+
+def devices_status(devices: DeviceFacts, resolved: RunSettings) -> dict[str, Any]:
+    """Return what status.resolved says of how many devices train, by field."""
+    training = resolved.training
+    return {
+        "devices": devices.world,
+        "parallelism": parallelism_of(sharded=training.sharded, devices=devices.world),
+    }
 
 
 def quantization_record(resolved: RunSettings) -> QuantizationRecord | None:

@@ -79,6 +79,11 @@ class Leading:
         self._crew = crew
         self._lead = lead
 
+    @property
+    def place(self) -> Place:
+        """Where this process stands among them."""
+        return self._crew.place
+
     def begin(self, job: Following, decided: dict[str, Any]) -> Team:
         """Let all others begin with this one; `decided` is what each node has to have come to alike."""
         if self._lead:
