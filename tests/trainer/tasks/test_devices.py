@@ -175,7 +175,7 @@ def test_preflight_tells_of_the_devices_that_will_train(run_file: Run, tmp_path:
     assert done.returncode == ExitCode.OK, done.stderr
     told = "Preflight  devices: 8 GPUs on 2 nodes; DDP: each has the whole base. Each GPU has room for the whole base."
     assert told in done.stdout.splitlines()
-    assert "GiB of 24.0 GiB on each device" in done.stdout
+    assert " GiB on each device, of 24.0 GiB\n" in done.stdout
     resolved = json.loads(words.read_text())["resolved"]
     assert (resolved["devices"], resolved["parallelism"], resolved["method"]) == (8, "DDP", Method.LORA)
     values = {value["name"]: value for value in resolved["values"]}

@@ -205,5 +205,5 @@ def _print(run: RunSpec, report: PreflightReport) -> None:
     if memory and memory.estimate_bytes:
         available = f" of {human_bytes(memory.available_bytes)}" if memory.available_bytes else ""
         here = " that this machine has; resources.memory counts in a cluster" if run.local and available else ""
-        each = " on each device" if resolved and (resolved.devices or 1) > 1 else ""
-        print(f"Preflight  memory: about {human_bytes(memory.estimate_bytes)}{available}{each}{here}", flush=True)
+        each = " on each device," if resolved and (resolved.devices or 1) > 1 else ""
+        print(f"Preflight  memory: about {human_bytes(memory.estimate_bytes)}{each}{available}{here}", flush=True)
