@@ -54,8 +54,8 @@ from tunery_trainer.tasks.data_report import (
     write_report,
 )
 from tunery_trainer.tasks.devices import devices_found, place_for
-from tunery_trainer.tasks.frame import output_target, probe_places, with_progress
 from tunery_trainer.tasks.following import Leading, following, leading
+from tunery_trainer.tasks.frame import output_target, probe_places, with_progress
 from tunery_trainer.tasks.rejected import reject, with_verdict
 from tunery_trainer.team.place import Place
 
