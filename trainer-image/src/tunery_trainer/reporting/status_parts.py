@@ -86,10 +86,11 @@ def resolved_status(resolved: RunSettings, details: Mapping[str, Any]) -> Resolv
     )
 
 
-def devices_status(devices: DeviceFacts, resolved: RunSettings) -> dict[str, Any]:
-    """Return what status.resolved says of how many devices train, by field."""
+def devices_status(devices: DeviceFacts, resolved: RunSettings, words: str | None = None) -> dict[str, Any]:
+    """Return what status.resolved says of what trains and of how many do, by field; `words` are of one of them."""
     training = resolved.training
     return {
+        "device": words,
         "devices": devices.world,
         "parallelism": parallelism_of(sharded=training.sharded, devices=devices.world),
     }

@@ -308,8 +308,7 @@ def _lineage(run: RunSpec, ready: _Ready, trained: Trained) -> Lineage:
                 "steps": ready.plan.steps,
                 "target_modules": trained.target_modules,
                 "trainable_parameters": trained.trainable_parameters,
-                "device": device_words(basis.device.kind),
-                **devices_status(basis.device, settings),
+                **devices_status(basis.device, settings, device_words(basis.device.kind)),
             },
         ),
     )
