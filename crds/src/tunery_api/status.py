@@ -189,6 +189,10 @@ class ResolvedStatus(OpenModel):
     device: Annotated[str, Field(max_length=256)] | None = Field(
         None, description="What trains: the GPU with its driver and CUDA, or the CPU; told before anything is loaded."
     )
+    devices: int | None = Field(None, ge=1, description="How many devices train together: gpus x nodes.")
+    parallelism: Annotated[str, Field(max_length=32)] | None = Field(
+        None, description="DDP or FSDP; unset where one device trains."
+    )
     values: list[ResolvedValue] | None = Field(None, max_length=48, description="Each setting and its source.")
     unservable: Text | None = Field(None, description="Why no AdapterServer can serve it; unset: nothing says so.")
 

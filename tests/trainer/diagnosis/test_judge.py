@@ -206,6 +206,24 @@ def test_another_batch_comes_with_the_passes_that_leave_a_step_its_rows() -> Non
     ]
 
 
+def test_what_is_suggested_can_be_shared_by_the_devices() -> None:
+    alone = settings_of(training={"batchSize": 4, "gradientAccumulation": 8})
+    four = replace(alone, training=replace(alone.training, devices=4))
+    (advice,) = said.room_for_larger_batch(four, Memory(30, 100)).advice
+    assert str(advice) == "training.batchSize: 8 (now 4) with training.gradientAccumulation: 4 (now 8)"
+    assert "a step took 8 passes, 2 on each device." in said.room_for_larger_batch(four, Memory(30, 100)).message
+    (advice,) = said.micro_batch_halved(four, 2, "memory ran out").advice
+    assert str(advice) == "training.batchSize: 2 (now 4) with training.gradientAccumulation: 16 (now 8)"
+    *_, fewer = said.too_few_steps(four, 10).advice
+    assert str(fewer) == "training.gradientAccumulation: 4 (now 8)"
+    for passes, found in ((4, False), (8, True)):
+        subject = subject_of(40, training={"batchSize": 2, "gradientAccumulation": passes})
+        training = replace(subject.settings.training, devices=4)
+        judge = Judge(replace(subject, settings=replace(subject.settings, training=training), on_gpu=True))
+        judge.end(Memory(30, 100))
+        assert ("RoomForLargerBatch" in told(judge)) is found, "where each device has one pass, none can be spared"
+
+
 def test_packing_is_suggested_only_where_it_is_allowed() -> None:
     assert [each.field for each in said.waiting_for_data(0.3, packable=False).advice] == ["resources.cpu"]
 

@@ -219,14 +219,15 @@ def test_the_batch_that_a_refusal_names_fits_and_so_does_none(shapes: dict[str, 
 def test_the_length_that_a_refusal_names_fits(shapes: dict[str, Path]) -> None:
     long, data = {"maxLength": 8192}, dataset(4000, length=8192)
     hint = wont_fit(planned(shapes["70B"], 56, data, method="QLoRA", training=long))
-    named = re.search(r"^Set spec\.training\.maxLength to (\d+), or ask for a GPU with (\d+) GiB of memory", hint)
+    gpus = r" or set spec\.resources\.gpus to 2, or ask for a GPU with (\d+) GiB of memory"
+    named = re.search(rf"^Set spec\.training\.maxLength to (\d+){gpus}", hint)
     assert named is not None
     check_memory(planned(shapes["70B"], 56, data, method="QLoRA", training={"maxLength": int(named[1])}))
 
 
 def test_without_a_hope_only_a_larger_gpu_is_named_and_holds_it(shapes: dict[str, Path]) -> None:
     named = re.match(
-        r"Ask for a GPU with (\d+) GiB of memory, in a new job: nothing", wont_fit(planned(shapes["70B"], 24))
+        r"Ask for a GPU with (\d+) GiB of memory, in a new job: nothing", wont_fit(planned(shapes["70B"], 8))
     )
     assert named is not None
     check_memory(planned(shapes["70B"], int(named[1])))

@@ -28,7 +28,7 @@ from tunery_trainer.model.load import model_facts
 from tunery_trainer.plan.training_plan import TrainingPlan, plan_training
 from tunery_trainer.resuming.may_resume import check_base, check_origin, check_own, rows_of, settings_of
 from tunery_trainer.resuming.memo import Base, Origin
-from tunery_trainer.resuming.taken_settings import NOTHING, Taken, manifest_of, with_open_taken
+from tunery_trainer.resuming.taken_settings import NOTHING, Taken, manifest_of, with_device_taken, with_open_taken
 from tunery_trainer.settings.auto_method import method_choices
 from tunery_trainer.settings.loop import Chosen
 from tunery_trainer.settings.resolve import resolve
@@ -88,6 +88,7 @@ FREE = {
     *("training.epochs", "training.maxSteps", "training.learningRate", "training.scaleLearningRateWithRank"),
     *("training.scheduler", "training.warmup", "training.weightDecay", "training.maxGradNorm", "training.precision"),
     *("training.gradientCheckpointing", "training.onOutOfMemory", "training.neftuneNoiseAlpha"),
+    "training.parallelism",
 }
 """Fields of the blocks that may differ; all others must be among what a checkpoint remembers."""
 BLOCKS: dict[str, type[ApiModel]] = {
@@ -189,6 +190,16 @@ def test_a_larger_gpu_does_not_change_what_auto_and_an_open_optimizer_were(shape
     assert plan.settings.training.optimizer is Optimizer.PAGED_ADAMW_8BIT
     training = plan.settings.training
     assert (training.batch_size, training.gradient_accumulation) == (1, 9), "2 rows would do, and are no part of 9"
+
+
+def test_a_retry_on_other_devices_keeps_the_rows_of_a_step(llama: Path) -> None:
+    """As without a cluster, where a machine may have got another GPU."""
+    first = simple(llama, training={"batchSize": 6, "gradientAccumulation": 2})
+    spec, taken = with_device_taken(spec_of({}), origin(first))
+    assert (taken.rows, spec.training.gradient_accumulation) == (12, None)
+    plan = plan_training(basis_of(spec, llama, replace(CPU, devices=3), taken), 500, dataset(500, packed=False))
+    training = plan.settings.training
+    assert (training.batch_size * training.gradient_accumulation, training.gradient_accumulation % 3) == (12, 0)
 
 
 def test_every_field_is_either_the_same_or_may_differ(llama: Path) -> None:

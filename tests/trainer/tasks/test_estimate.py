@@ -165,6 +165,54 @@ def test_no_line_loses_its_end(tmp_path: Path, bare: Path, capsys: pytest.Captur
     assert "…" not in out
 
 
+@pytest.mark.parametrize(
+    ("memory", "parallelism", "said"),
+    [
+        ("80Gi", "Auto", "DDP: each has the whole base. Each GPU has room for the whole base."),
+        ("80Gi", "FSDP", "FSDP: the base is spread over those of a node."),
+        (None, "Auto", "DDP: each has the whole base. The memory of the GPUs is not known."),
+    ],
+)
+def test_several_devices_are_told_and_memory_is_of_each(
+    tmp_path: Path,
+    bare: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    memory: str | None,
+    parallelism: str,
+    said: str,
+) -> None:
+    monkeypatch.setattr(look_ahead, "method_table", lambda *_: iter(()))
+    training = {"gradientAccumulation": 8, "parallelism": parallelism}
+    path = job(tmp_path, resources={"gpus": 4, "nodes": 2}, training=training)
+    arguments = ["estimate", str(path), "--model", str(bare), "--tokens-per-second", "1000"]
+    arguments += ["--gpu-memory", memory] if memory else []
+    assert main(arguments) == ExitCode.OK
+    out = capsys.readouterr().out
+    assert f"Devices   8 GPUs on 2 nodes; {said}\n" in out
+    assert "; 8 passes of all devices make a step\n" in out
+    assert (" of 80.0 GiB of each GPU, 75.2 GiB of them counted on" in out) is (memory is not None)
+    assert main([*arguments, "--json"]) == ExitCode.OK
+    told = json.loads(capsys.readouterr().out)
+    assert (told["devices"], told["nodes"], told["gradientAccumulation"]) == (8, 2, 8)
+    assert told["parallelism"] == said.partition(":")[0]
+    assert told["estimate"]["overheadBytes"] > 2**30, "NCCL's among them"
+
+
+def test_the_time_of_several_devices_is_by_the_tokens_of_all_of_them(
+    case: Case, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(look_ahead, "method_table", lambda *_: iter(()))
+    told = []
+    for resources in ({"gpus": 0}, {"gpus": 0, "nodes": 2}):
+        path = case(resources=resources, training={"gradientAccumulation": 2})
+        assert main(["estimate", str(path), "--tokens-per-second", "100"]) == ExitCode.OK
+        out = capsys.readouterr().out
+        told.append(re.findall(r"^Time      (.*)", out, re.MULTILINE)[0])
+    assert told[1] == f"{told[0]} of all 2 nodes together"
+
+
 def test_what_does_not_fit_is_said(tmp_path: Path, bare: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["estimate", str(job(tmp_path)), "--model", str(bare), "--gpu-memory", "600Mi"]
     assert main(arguments) == ExitCode.OK

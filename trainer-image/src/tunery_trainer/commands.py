@@ -76,12 +76,12 @@ def _add_estimate(commands: Any) -> None:
         metavar="FOLDER",
         help="a copy of the adapter or the checkpoints that continueFrom or resumeFrom names",
     )
-    estimate.add_argument("--gpu-memory", type=_bytes, metavar="24Gi", help="memory of the GPU that it shall train on")
+    estimate.add_argument("--gpu-memory", type=_bytes, metavar="24Gi", help="memory of each GPU that it shall train on")
     estimate.add_argument(
         "--tokens-per-second",
         type=_rate,
         metavar="N",
-        help="as an earlier run's status.progress has it: tells the time",
+        help="as an earlier run's status.progress has it, of all devices together: tells the time",
     )
     estimate.add_argument("--json", action="store_true", help="for programs, in bytes")
 

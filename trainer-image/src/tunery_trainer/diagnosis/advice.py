@@ -145,8 +145,12 @@ def length(settings: RunSettings, factor: float) -> Advice:
 
 
 def batch(settings: RunSettings, rows: int) -> Advice:
-    """Return another number of rows of a pass, with as many passes as leave a step the rows that it has."""
+    """Return another number of rows of a pass, with as many passes as leave a step the rows that it has.
+
+    They have to be shared by all devices that train together.
+    """
     training = settings.training
     passes = max(1, training.batch_size * training.gradient_accumulation // rows)
+    passes = -(-passes // training.devices) * training.devices
     beside = Advice("training.gradientAccumulation", str(passes), str(training.gradient_accumulation))
     return Advice("training.batchSize", str(rows), str(training.batch_size), beside)

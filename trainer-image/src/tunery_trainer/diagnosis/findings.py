@@ -239,7 +239,8 @@ def too_few_steps(settings: RunSettings, steps: int) -> Finding:
         return Finding(_F.TOO_FEW_STEPS, text, (longer,))
     epochs, passes = training.epochs or 1.0, training.gradient_accumulation
     longer = Advice("training.epochs", str(math.ceil(FEW_STEPS * epochs / steps)), f"{epochs:g}")
-    fewer = (Advice("training.gradientAccumulation", "1", str(passes)),) if passes > 1 else ()
+    fewest = training.devices  # one of each
+    fewer = (Advice("training.gradientAccumulation", str(fewest), str(passes)),) if passes > fewest else ()
     return Finding(_F.TOO_FEW_STEPS, text, (longer, *fewer))
 
 
@@ -312,7 +313,8 @@ def room_for_larger_batch(settings: RunSettings, memory: Memory) -> Finding:
     """The GPU could take more rows at once."""
     training = settings.training
     passes = training.gradient_accumulation
-    text = f"{share_text(memory.share)} of the GPU's memory was in use at most, and a step took {passes} passes."
+    each = f", {passes // training.devices} on each device" if training.devices > 1 else ""
+    text = f"{share_text(memory.share)} of the GPU's memory was in use at most, and a step took {passes} passes{each}."
     return Finding(_F.ROOM_FOR_LARGER_BATCH, text, (batch(settings, 2 * training.batch_size),))
 
 

@@ -118,7 +118,8 @@ class Judge:
             self._set(_F.STILL_LEARNING, last, said.still_learning(settings, still) if still else None)
             if levelled is not None and self._could_be_larger:
                 self._set(_F.PLATEAU, last, said.plateau(settings, levelled, self._adapts_all))
-        roomy = memory is not None and speed.has_room(memory, settings.training.gradient_accumulation)
+        passes = settings.training.gradient_accumulation // settings.training.devices
+        roomy = memory is not None and speed.has_room(memory, passes)
         if memory is not None and self._subject.on_gpu and roomy:
             self._set(_F.ROOM_FOR_LARGER_BATCH, last, said.room_for_larger_batch(settings, memory))
 

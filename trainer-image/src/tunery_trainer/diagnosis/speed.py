@@ -138,7 +138,7 @@ def is_tight(memory: Memory) -> bool:
 
 
 def has_room(memory: Memory, accumulation: int) -> bool:
-    """Tell whether a GPU could take twice the rows at once, where a step has them."""
+    """Tell whether a GPU could take twice the rows at once, where its share of a step has them."""
     return 0 < memory.share < ROOM and accumulation > 1
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Final
 
@@ -28,6 +28,10 @@ _SMALL_TENSOR: Final = 4096
 """bitsandbytes keeps the 8-bit optimizers' state of smaller tensors in 32 bits."""
 _CUDA_CONTEXT: Final = 600 * 2**20
 """An allowance for the CUDA context and the kernels of cuBLAS and bitsandbytes; assumed, not measured."""
+_NCCL: Final = 2**30
+"""An allowance for NCCL's buffers and its part of the CUDA context; assumed, not measured."""
+_GATHERED_LAYERS: Final = 2
+"""Layers of a base that is spread which are whole at once: the one that is computed, and the next one on its way."""
 _CPU_PROCESS: Final = 1030 * 2**20
 """The process once torch, transformers, peft and trl are imported, 400 MiB of libraries' files included; measured."""
 _ADAPTER_BYTES: Final = 4
@@ -59,11 +63,18 @@ class MemoryPlan:
     """Whether activations can be recomputed; prefix tuning's cannot."""
     keepable: bool = True
     """Whether it is asked what keeping them all would take."""
+    world: int = 1
+    """Devices that train together."""
+    spread_over: int = 1
+    """Devices that the base is spread over; 1: each has all of it."""
 
 
-def estimate_memory(model: PeftModel, outline: Outline, plan: MemoryPlan) -> MemoryEstimate:
+def estimate_memory(
+    model: PeftModel, outline: Outline, plan: MemoryPlan, alike: MemoryEstimate | None = None
+) -> MemoryEstimate:
     """Return the estimate for `model`, an adapter on `outline.fresh()`: on the meta device, and not quantised.
 
+    `alike` is that of a plan whose passes are the same, which are not counted again then.
     Raises whatever the model's passes raise on meta tensors; a caller treats that as "not known".
     """
     if plan.precision is Precision.FLOAT32:
@@ -71,26 +82,67 @@ def estimate_memory(model: PeftModel, outline: Outline, plan: MemoryPlan) -> Mem
     trained = list(_trained(model, outline))
     number = sum(parameter.numel() * times for parameter, times in trained)
     state = sum(_optimizer_bytes(parameter.numel(), plan) * times for parameter, times in trained)
-    ways = [recompute for recompute, asked in ((True, plan.recomputable), (False, plan.keepable)) if asked] or [False]
-    counted = [_activations(model, outline, plan, recompute=recompute) for recompute in ways]
-    return MemoryEstimate(
-        weights=weights_bytes(outline, plan.quantization, plan.precision),
+    plain, recomputing = (alike.plain, alike.recomputing) if alike else _passes(model, outline, plan)
+    estimate = MemoryEstimate(
+        weights=weights_bytes(outline, plan.quantization, plan.precision, plan.spread_over),
         adapter=number * _ADAPTER_BYTES,
         gradients=number * _ADAPTER_BYTES,
         optimizer=int(state) + (number * _ADALORA_BYTES if _is_adalora(model) else 0),
-        plain=counted[-1],
-        recomputing=counted[0],
+        plain=plain,
+        recomputing=recomputing,
         overhead=_CUDA_CONTEXT if plan.on_gpu else _CPU_PROCESS,
         length=plan.length * plan.sequences,
         batch_size=plan.batch_size,
         gradient_checkpointing=plan.gradient_checkpointing,
         on_gpu=plan.on_gpu,
     )
+    return with_others(estimate) if plan.world > 1 else estimate
 
 
-def weights_bytes(outline: Outline, quantization: QuantizationSettings | None, precision: Precision) -> int:
-    """Return what the frozen base takes, quantised or not."""
-    return int(sum(_stored_bytes(weight, quantization, precision) for weight in outline.weights))
+def with_others(alone: MemoryEstimate) -> MemoryEstimate:
+    """Return the estimate of a device that trains together with others, of what it takes alone.
+
+    What is summed over all devices goes as one message, beside the gradients that it is made of.
+    """
+    overhead = alone.overhead + (_NCCL if alone.on_gpu else 0)
+    return replace(alone, gradients=2 * alone.gradients, overhead=overhead)
+
+
+def _passes(model: PeftModel, outline: Outline, plan: MemoryPlan) -> tuple[Activations, Activations]:
+    """Return what passes hold that keep all activations, and that recompute them; where it is not asked, the other."""
+    ways = [recompute for recompute, asked in ((True, plan.recomputable), (False, plan.keepable)) if asked] or [False]
+    counted = [_activations(model, outline, plan, recompute=recompute) for recompute in ways]
+    return counted[-1], counted[0]
+
+
+def weights_bytes(
+    outline: Outline, quantization: QuantizationSettings | None, precision: Precision, devices: int = 1
+) -> int:
+    """Return what the frozen base takes on a device at most, quantised or not; it is spread over so many `devices`.
+
+    Of a base that is spread each has its part, all constants of quantisation, and what is whole for a while beside the
+    parts: layers in turn, and all that is no layer, as embedding and head.
+    """
+    sizes = [(weight, _stored_bytes(weight, quantization, precision)) for weight in outline.weights]
+    whole = sum(size for _, size in sizes)
+    if devices == 1:
+        return int(whole)
+    layers: dict[str, float] = {}
+    constants = 0.0
+    for weight, size in sizes:
+        own = _constants(weight, quantization)
+        constants += own
+        layer = _layer_of(weight.path, outline.layers)
+        layers[layer] = layers.get(layer, 0.0) + size - own
+    outside = layers.pop("", 0.0)
+    gathered = outside + sum(sorted(layers.values())[-_GATHERED_LAYERS:])
+    return int((whole - constants) / devices + constants + gathered)
+
+
+def _layer_of(path: str, layers: str) -> str:
+    """Return the number of the layer that a parameter is of; empty where it is of none."""
+    head, _, rest = path.partition(f"{layers}.")
+    return "" if head or not rest else rest.partition(".")[0]
 
 
 def trained_number(model: PeftModel, outline: Outline) -> int:
@@ -119,8 +171,16 @@ def _stored_bytes(weight: Weight, quantization: QuantizationSettings | None, pre
         return weight.numel * dtype_of(precision).itemsize
     if quantization.type is QuantizationType.INT8:
         return weight.numel + 4 * weight.shape[0]
-    constants = _ABSMAX_DOUBLE if quantization.double_quant else _ABSMAX_PLAIN
-    return weight.numel * (0.5 + constants)
+    return weight.numel * 0.5 + _constants(weight, quantization)
+
+
+def _constants(weight: Weight, quantization: QuantizationSettings | None) -> float:
+    """Return the bytes of the constants that 4 bits are scaled by, of one frozen parameter."""
+    if quantization is None or not is_quantized(weight.path, weight.linear, quantization):
+        return 0.0
+    if quantization.type is QuantizationType.INT8:
+        return 0.0
+    return weight.numel * (_ABSMAX_DOUBLE if quantization.double_quant else _ABSMAX_PLAIN)
 
 
 def is_quantized(path: str, linear: bool, quantization: QuantizationSettings) -> bool:

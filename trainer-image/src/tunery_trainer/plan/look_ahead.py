@@ -20,7 +20,7 @@ from tunery_trainer.plan.training_plan import TrainingPlan, plan_training
 from tunery_trainer.resuming.here import Start
 from tunery_trainer.resuming.taken_settings import NOTHING
 from tunery_trainer.settings.look import Estimated, TableLine
-from tunery_trainer.settings.types import DeviceFacts, DeviceKind
+from tunery_trainer.settings.types import DeviceFacts
 
 _RUN: Final = RunIdentity(kind="LoRAJob", namespace="local", name="estimate", uid="")
 _MANY: Final = 20_000
@@ -53,8 +53,7 @@ def look_ahead(start: Start, folder: Path, device: DeviceFacts, files: DataFiles
         trained=plan.trainable_parameters,
         left_out=start.left_out,
         memory=plan.memory,
-        available=device.memory_bytes,
-        on_gpu=device.kind is DeviceKind.CUDA,
+        device=device,
         by_default="memory" not in spec.resources.model_fields_set,
         rows=data.rows if files else None,
         capped=plan.row_length == plan.settings.training.max_length,

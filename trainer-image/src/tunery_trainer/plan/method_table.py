@@ -13,7 +13,8 @@ from tunery_trainer.model.memory import weights_bytes
 from tunery_trainer.plan.basis import Basis
 from tunery_trainer.plan.training_plan import TrainingPlan, plan_if_possible
 from tunery_trainer.settings.memory import MemoryEstimate
-from tunery_trainer.settings.types import DeviceFacts, DeviceKind
+from tunery_trainer.settings.parallelism import spread_over
+from tunery_trainer.settings.types import DeviceKind
 
 _MIB: Final = 2**20
 
@@ -81,7 +82,8 @@ def _plan(
     basis: Basis, method: Method, quantization: QuantizationSpec | None, data: DatasetReport
 ) -> TrainingPlan | None:
     spec = basis.spec.model_copy(update={"method": method, "quantization": quantization})
-    other = basis.planned_for(spec, DeviceFacts(DeviceKind.CUDA, None, bfloat16=True))
+    gpus = dataclasses.replace(basis.device, kind=DeviceKind.CUDA, memory_bytes=None, bfloat16=True)
+    other = basis.planned_for(spec, gpus)
     return plan_if_possible(other, method, data)
 
 
@@ -95,7 +97,8 @@ def _in_4_bits(plan: TrainingPlan | None) -> Iterator[TableRow]:
     if plan is None or plan.settings.quantization is None:
         return
     plain = dataclasses.replace(plan.settings.quantization, double_quant=False)
-    weights = weights_bytes(plan.basis.outline, plain, plan.settings.training.precision)
+    devices = spread_over(plan.settings, plan.basis.device)
+    weights = weights_bytes(plan.basis.outline, plain, plan.settings.training.precision, devices)
     for row in _rows(plan, "NF4 double"):
         yield dataclasses.replace(row, quantization="NF4", estimate=dataclasses.replace(row.estimate, weights=weights))
         yield row

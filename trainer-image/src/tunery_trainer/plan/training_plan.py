@@ -15,14 +15,14 @@ from peft import PeftModel
 from tunery_api.findings import CheckStatus
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.methods import LoraInit, Method
-from tunery_api.training import Optimizer, Precision
+from tunery_api.training import Optimizer, Parallelism, Precision
 from tunery_common.errors import TuneryError
 from tunery_trainer.adapter.attach import attach, target_modules
 from tunery_trainer.adapter.methods.lora_init import check_init
 from tunery_trainer.data.options import DataOptions, DatasetReport, TokenReport
 from tunery_trainer.diagnosis.checks import Planned, planned_checks
 from tunery_trainer.losses.answers import sequences_per_row
-from tunery_trainer.model.memory import MemoryPlan, estimate_memory, trained_number
+from tunery_trainer.model.memory import MemoryPlan, estimate_memory, trained_number, weights_bytes, with_others
 from tunery_trainer.model.outline import Outline
 from tunery_trainer.plan.basis import Basis
 from tunery_trainer.resuming.may_resume import base_of, rows_of, settings_of
@@ -31,6 +31,7 @@ from tunery_trainer.resuming.taken_settings import manifest_of
 from tunery_trainer.settings.auto_method import MethodChoice
 from tunery_trainer.settings.loop import DEFAULT_BATCH_SIZE, Chosen
 from tunery_trainer.settings.memory import MemoryEstimate
+from tunery_trainer.settings.parallelism import WHOLE, Spread, no_choice, spread_over, with_reason
 from tunery_trainer.settings.sizing import DataFacts, total_steps
 from tunery_trainer.settings.types import RunSettings
 from tunery_trainer.settings.units import human_bytes
@@ -126,6 +127,15 @@ class TrainingPlan:
         """Return what is trained; waits for the digest of a base in a claim."""
         return self.origin.with_digest(self.basis.base.digest)
 
+    def if_spread(self, devices: int) -> MemoryEstimate | None:
+        """Return what each device takes where the base is spread over so many, of which there may be fewer now."""
+        if self.memory is None:
+            return None
+        precision, outline = self.settings.training.precision, self.basis.outline
+        weights = weights_bytes(outline, self.settings.quantization, precision, devices)
+        spread = dataclasses.replace(self.memory, weights=weights)
+        return spread if self.basis.device.world > 1 else with_others(spread)
+
     def with_settings(self, settings: RunSettings) -> TrainingPlan:
         """Return the plan with other settings of the same steps."""
         return dataclasses.replace(self, settings=settings)
@@ -168,14 +178,28 @@ def _with_numbers(tried: Sequence[TrainingPlan]) -> TrainingPlan:
 def plan_method(basis: Basis, choice: MethodChoice, data: DatasetReport) -> TrainingPlan:
     """Return the plan of one method, with the largest batch and the least recomputing that fit.
 
+    The base is spread over the devices of a node only where it does not fit otherwise: gathering it takes time.
     Raises TuneryError(InvalidSpec) for what the manifest names and the model does not have.
     """
     candidate = _candidate(basis, choice, data)
-    plan = candidate.plan(Optimizer.ADAMW)
-    # On a CPU bitsandbytes' optimizers only cost time.
-    if basis.on_gpu and basis.spec.training.optimizer is None and not plan.fits:
-        return candidate.plan(Optimizer.PAGED_ADAMW_8BIT)
-    return plan
+    plan = candidate.fitting(WHOLE)
+    if basis.spec.training.parallelism is not Parallelism.AUTO or basis.device.world == 1:
+        return plan
+    why = no_choice(basis.device, plan.settings.quantization)
+    if why is None and not plan.fits:
+        return candidate.fitting(Spread(sharded=True, reason=_why_spread(plan)), plan.memory)
+    roomy = "Each GPU has room for the whole base." if plan.memory else "What it takes is not known."
+    return plan.with_settings(with_reason(plan.settings, why or roomy))
+
+
+def _why_spread(plan: TrainingPlan) -> str:
+    """Return why the base of a plan that does not fit with the whole of it is spread: gathering it takes time."""
+    device = plan.basis.device
+    needed, there = plan.memory.total if plan.memory else 0, device.memory_bytes or 0
+    return (
+        f"With the whole base each GPU would need about {human_bytes(needed)} of its {human_bytes(there)}; it is "
+        f"spread over the {device.devices} GPUs of a node."
+    )
 
 
 def plan_if_possible(basis: Basis, method: Method, data: DatasetReport) -> TrainingPlan | None:
@@ -217,11 +241,22 @@ class _Candidate:
         """What the rows are once they are tokenised."""
         return required(self.data)
 
-    def plan(self, optimizer: Optimizer) -> TrainingPlan:
+    def fitting(self, spread: Spread, alike: MemoryEstimate | None = None) -> TrainingPlan:
+        """Return the plan with the base `spread` so or not, unless the manifest says it, and the optimizer that fits.
+
+        The last one that there is where none does. `alike` is the estimate of another one of its plans.
+        """
+        plan = self._plan(Optimizer.ADAMW, spread, alike)
+        # On a CPU bitsandbytes' optimizers only cost time.
+        if self.basis.on_gpu and self.basis.spec.training.optimizer is None and not plan.fits:
+            return self._plan(Optimizer.PAGED_ADAMW_8BIT, spread, plan.memory)
+        return plan
+
+    def _plan(self, optimizer: Optimizer, spread: Spread, alike: MemoryEstimate | None) -> TrainingPlan:
         """Return the plan with `optimizer`, unless the manifest names one, in batches that fit."""
-        chosen = Chosen(self.facts, optimizer=optimizer)
+        chosen = Chosen(self.facts, optimizer=optimizer, spread=spread)
         settings = self.basis.settings(self.choice, chosen)
-        estimate = self._estimate(settings)
+        estimate = self._estimate(settings, alike)
         if estimate is not None and self.basis.device.memory_bytes is not None:
             settings = self.basis.settings(self.choice, _largest(self.basis, settings, estimate, chosen))
             estimate = estimate.of(settings.training.batch_size, settings.training.gradient_checkpointing)
@@ -235,7 +270,7 @@ class _Candidate:
             memory=estimate,
         )
 
-    def _estimate(self, settings: RunSettings) -> MemoryEstimate | None:
+    def _estimate(self, settings: RunSettings, alike: MemoryEstimate | None) -> MemoryEstimate | None:
         training = settings.training
         plan = MemoryPlan(
             batch_size=training.batch_size,
@@ -249,9 +284,11 @@ class _Candidate:
             masked=not (training.packing and self.basis.on_gpu and training.precision is Precision.BFLOAT16),
             recomputable=settings.method is not Method.PREFIX_TUNING,
             keepable=self.basis.device.memory_bytes is not None or not training.gradient_checkpointing,
+            world=training.devices,
+            spread_over=spread_over(settings, self.basis.device),
         )
         try:
-            return estimate_memory(self.model, self.outline, plan)
+            return estimate_memory(self.model, self.outline, plan, alike)
         except Exception as error:  # noqa: BLE001 (an estimate that cannot be made must not refuse a job that would run)
             _log.warning("no memory estimate for this architecture: %s: %s", type(error).__name__, error)
             return None
@@ -263,7 +300,7 @@ def _largest(basis: Basis, resolved: RunSettings, estimate: MemoryEstimate, chos
     A CPU gains nothing from more rows at once than the default. What the manifest asks for is tried as it is.
     """
     training, available = resolved.training, basis.device.memory_bytes or 0
-    rows = training.batch_size * training.gradient_accumulation
+    rows = max(1, training.batch_size * training.gradient_accumulation // training.devices)  # of each of them
     most = rows if basis.on_gpu else min(rows, DEFAULT_BATCH_SIZE)
     wanted = basis.spec.training.batch_size or min(most, math.ceil(_BUSY_TOKENS / estimate.length))
     kept, recomputed = (estimate.of(1, again).largest_batch(available) or 0 for again in (False, True))

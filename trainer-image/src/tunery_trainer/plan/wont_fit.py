@@ -9,11 +9,13 @@ from typing import Any, Final
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.methods import QUANTIZED_TWIN
 from tunery_api.reasons import FailureReason
+from tunery_api.training import Parallelism
 from tunery_api.validation import lorajob_errors
 from tunery_common.errors import TuneryError
 from tunery_trainer.plan.training_plan import TrainingPlan
 from tunery_trainer.resuming.taken_settings import NOTHING
 from tunery_trainer.settings.memory import MemoryEstimate, needed_for, usable
+from tunery_trainer.settings.parallelism import in_8_bits, no_choice
 from tunery_trainer.settings.types import DeviceKind
 from tunery_trainer.settings.units import human_bytes
 
@@ -21,6 +23,8 @@ _SHORTEST: Final = 64
 """Tokens: shorter rows are not worth a suggestion."""
 _HALVINGS: Final = 4
 """Lengths between the shortest and the asked one that are tried: of 64 to 8,192 within a third."""
+_GPUS: Final = (2, 4, 8, 16)
+"""Of a node."""
 _NOTHING_ELSE: Final = f"nothing else was found to fit, rows of {_SHORTEST} tokens neither"
 
 
@@ -30,8 +34,8 @@ def check_memory(plan: TrainingPlan, *, local: bool = False) -> None:
     if estimate is None or devices.memory_bytes is None or plan.fits:
         return
     whose = "this machine" if local else "the container"
-    device = "the GPU" if devices.kind is DeviceKind.CUDA else whose
-    change = _change(plan, estimate, devices.memory_bytes)
+    device = ("each GPU" if devices.world > 1 else "the GPU") if devices.kind is DeviceKind.CUDA else whose
+    change = _change(plan, estimate, local=local)
     raise TuneryError(
         FailureReason.WONT_FIT,
         f"training needs about {human_bytes(estimate.total)}; {device} has {human_bytes(devices.memory_bytes)}, of "
@@ -65,20 +69,29 @@ def _gibibytes(estimate: MemoryEstimate) -> int:
     return -(-needed_for(estimate.total) // 2**30)
 
 
-def _change(plan: TrainingPlan, estimate: MemoryEstimate, available: int) -> str | None:
-    """Return the change to the manifest by which it would fit, as a clause; None where none was found."""
-    largest = estimate.largest_batch(available)
+def _change(plan: TrainingPlan, estimate: MemoryEstimate, *, local: bool) -> str | None:
+    """Return the change to the manifest by which it would fit, as a clause; None where none was found.
+
+    Of this machine, `local`, nothing makes more GPUs.
+    """
+    largest = estimate.largest_batch(plan.basis.device.memory_bytes or 0)
     if largest:
         return f"set spec.training.batchSize to {largest}, or leave it out"
     asked = plan.basis.spec.training
     named = ["gradientCheckpointing"] if asked.gradient_checkpointing is False else []
     named += ["batchSize"] if asked.batch_size is not None else []
+    named += ["parallelism"] if _could_be_spread(plan) else []
     leave = f"leave {' and '.join(f'spec.training.{name}' for name in named)} out" if named else ""
-    spec = _changed(plan.basis.spec, batch_size=None, gradient_checkpointing=asked.gradient_checkpointing or None)
+    spec = _changed(
+        plan.basis.spec,
+        batch_size=None,
+        gradient_checkpointing=asked.gradient_checkpointing or None,
+        parallelism=Parallelism.AUTO if _could_be_spread(plan) else asked.parallelism,
+    )
     freed = plan.of_another(spec, plan.settings.method)
     if leave and _fits(freed):
         return leave
-    others = " or ".join(_others(freed or plan))
+    others = " or ".join([*_others(freed or plan), *([] if local else _more_gpus(freed or plan))])
     if not others:
         return None
     return f"{leave}, and {others}" if leave else others
@@ -100,6 +113,24 @@ def _others(plan: TrainingPlan) -> Iterator[str]:
         yield f"set spec.training.maxLength to {shorter}"
     elif quantised is not None and not _fits(quantised) and (shorter := _shorter(quantised)):
         yield f"take {named} and set spec.training.maxLength to {shorter}"
+
+
+def _could_be_spread(plan: TrainingPlan) -> bool:
+    """Say whether it is the manifest alone that has the whole base in each GPU."""
+    asked, device = plan.basis.spec.training.parallelism, plan.basis.device
+    return asked is Parallelism.DDP and device.world > 1 and no_choice(device, plan.settings.quantization) is None
+
+
+def _more_gpus(plan: TrainingPlan) -> Iterator[str]:
+    """Yield the smallest number of GPUs over which the base of a plan of one row fits, if they can share its steps."""
+    device, spec, shared = plan.basis.device, plan.basis.spec, plan.basis.taken.to_share(plan.basis.spec) or 0
+    if not plan.basis.on_gpu or spec.training.parallelism is Parallelism.DDP or in_8_bits(plan.settings.quantization):
+        return
+    for gpus in _GPUS:
+        estimate = plan.if_spread(gpus) if gpus > device.devices and not shared % (gpus * device.nodes) else None
+        if estimate and device.memory_bytes and estimate.fits(device.memory_bytes):
+            yield f"set spec.resources.gpus to {gpus}"
+            return
 
 
 def _shorter(plan: TrainingPlan) -> int | None:

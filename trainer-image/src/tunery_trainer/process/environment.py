@@ -74,7 +74,8 @@ def prepare_environment(work_dir: Path, gpus: int, processes: int = 1) -> None:
     threads = str(max(1, cpu_limit() // processes))
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"):
         os.environ.setdefault(variable, threads)
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(gpus)))
+    # Of several tasks in one process, as in a run without a cluster, only the first finds what there was to see.
+    visible = os.environ.get(VISIBLE_ENV) or os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(gpus)))
     os.environ[VISIBLE_ENV] = visible if gpus else ""
     os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[0] if gpus else ""
 

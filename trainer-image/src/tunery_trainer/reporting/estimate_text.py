@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from tunery_trainer.settings.look import Estimated
 from tunery_trainer.settings.memory import ALLOCATOR_SLACK, MemoryEstimate, usable
+from tunery_trainer.settings.parallelism import parallelism_of, told_of_devices
 from tunery_trainer.settings.types import SettingSource
 from tunery_trainer.settings.units import human_bytes
 
@@ -26,7 +27,10 @@ _PARTS: Final = {
 
 
 def as_json(found: Estimated, rate: float | None) -> dict[str, Any]:
-    """Return it for programs: the names of status.estimate, and bytes; `rate` in tokens a second, where it is known."""
+    """Return it for programs: the names of status.estimate, and bytes of each device.
+
+    `rate` is in tokens a second of all devices, where it is known.
+    """
     training = found.settings.training
     parts = found.memory.in_parts(found.steps, found.tokens).to_json_dict()
     return {
@@ -40,7 +44,11 @@ def as_json(found: Estimated, rate: float | None) -> dict[str, Any]:
         "trainableParameters": found.trained,
         "leftOut": found.left_out,
         "quantization": found.settings.quantization.type.value if found.settings.quantization else None,
+        "devices": found.device.world,
+        "nodes": found.device.nodes,
+        "parallelism": parallelism_of(sharded=training.sharded, devices=found.device.world),
         "batchSize": training.batch_size,
+        "gradientAccumulation": training.gradient_accumulation,
         "gradientCheckpointing": training.gradient_checkpointing,
         "rowTokens": found.memory.length,
         "rows": found.rows,
@@ -75,24 +83,30 @@ def _head(found: Estimated, rate: float | None) -> Iterable[str]:
     yield from _said("Model", f"{found.model}, {size} parameters, computed in {training.precision}{or_less}")
     yield from _said("Method", f"{settings.method.value}{quantised}. {settings.method_reason}")
     yield from _said("Adapter", _adapter(found))
+    if found.device.world > 1:
+        yield from _said("Devices", told_of_devices(found.settings, found.device))
     if found.left_out:
         yield from _said("Left out", f"{found.left_out}.")
     yield from _said("Batch", _batch(found))
     yield from _said("Data", _data(found))
     seconds = found.seconds(rate)
     if seconds is not None:
-        yield from _said("Time", f"{_duration(seconds)} at {rate:g} tokens a second")
+        together = f" of all {found.device.words} together" if found.device.world > 1 else ""
+        yield from _said("Time", f"{_duration(seconds)} at {rate:g} tokens a second{together}")
     elif rate is not None:
         yield from _said("Time", "not known: the data was not read")
 
 
 def _batch(found: Estimated) -> str:
-    """Return how many rows a pass has, what each is counted with, and why with so many tokens."""
+    """Return how many rows a pass has, what each is counted with, and why so many tokens; how many make a step."""
     training = found.settings.training
     rows = _counted(training.batch_size, "packed sequence" if found.packed else "row")
     why = "as maxLength allows" if found.capped else "as the longest row has"
     kept = "recomputed" if training.gradient_checkpointing else "kept"
-    return f"{rows} of {found.memory.length} tokens, {why}; activations {kept}"
+    shared = ""
+    if found.device.world > 1:
+        shared = f"; {training.gradient_accumulation} passes of all devices make a step"
+    return f"{rows} of {found.memory.length} tokens, {why}; activations {kept}{shared}"
 
 
 def _counted(count: int, what: str) -> str:
@@ -146,7 +160,8 @@ def _parts(found: Estimated) -> Iterable[str]:
     whose = "" if found.on_gpu else "resources.memory: "
     default = " (the default)" if found.by_default and not found.on_gpu else ""
     counted = f"{human_bytes(usable(available))} of them counted on" if available else ""
-    told = f" of {whose}{human_bytes(available)}{default}, {counted}" if available else ""
+    each = f" of each {'GPU' if found.on_gpu else 'node'}" if found.device.world > 1 else ""
+    told = f" of {whose}{human_bytes(available)}{each}{default}, {counted}" if available else ""
     yield f"  {'together':<20}{human_bytes(found.memory.total):>10}{told}"
     yield f"  {'one more row':<20}{human_bytes(parts.row_bytes or 0):>10}"
     if available and not found.memory.fits(available):

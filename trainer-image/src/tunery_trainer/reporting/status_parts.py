@@ -13,8 +13,9 @@ from tunery_api.scrub import shorten
 from tunery_api.status import ResolvedStatus
 from tunery_trainer.data.options import DatasetReport, TokenReport
 from tunery_trainer.data.warnings import warnings_of
+from tunery_trainer.settings.parallelism import parallelism_of
 from tunery_trainer.settings.preference import weights_warning
-from tunery_trainer.settings.types import RunSettings
+from tunery_trainer.settings.types import DeviceFacts, RunSettings
 
 _LIBRARIES: Final = (
     "tunery-trainer",
@@ -83,6 +84,16 @@ def resolved_status(resolved: RunSettings, details: Mapping[str, Any]) -> Resolv
         values=list(resolved.values)[:_MAX_VALUES],
         **known,
     )
+
+
+def devices_status(devices: DeviceFacts, resolved: RunSettings, words: str | None = None) -> dict[str, Any]:
+    """Return what status.resolved says of what trains and of how many do, by field; `words` are of one of them."""
+    training = resolved.training
+    return {
+        "device": words,
+        "devices": devices.world,
+        "parallelism": parallelism_of(sharded=training.sharded, devices=devices.world),
+    }
 
 
 def quantization_record(resolved: RunSettings) -> QuantizationRecord | None:

@@ -58,6 +58,13 @@ class Taken:
     rows: int | None = None
     """Of an optimizer step; None: the data decides."""
 
+    def to_share(self, spec: LoRAJobSpec) -> int | None:
+        """Return what devices have to share evenly: the passes of a step, or its rows; None: it is made so."""
+        training = spec.training
+        if training.gradient_accumulation is not None:
+            return training.gradient_accumulation
+        return self.rows // (training.batch_size or 1) if self.rows else None
+
     def marked(self, resolved: RunSettings) -> RunSettings:
         """Return `resolved` with the checkpoint as the source of these fields."""
         if not self.fields:
@@ -118,11 +125,11 @@ def with_open_taken(spec: LoRAJobSpec, origin: Origin) -> tuple[LoRAJobSpec, Tak
 
 
 def with_device_taken(spec: LoRAJobSpec, origin: Origin) -> tuple[LoRAJobSpec, Taken]:
-    """Return `spec` with what the first attempt of the same job chose for its GPU; a later one may get another GPU."""
+    """Return `spec` with what the first attempt of the same job chose for its devices; a later one may get others."""
     whole, taken = with_open_taken(spec, origin)
     training = spec.training.model_copy(update={"optimizer": whole.training.optimizer})
     chosen = spec.model_copy(update={"method": whole.method, "training": training})
-    return chosen, Taken(taken.fields & _OF_DEVICE)
+    return chosen, Taken(taken.fields & _OF_DEVICE, taken.rows)
 
 
 def _open(spec: LoRAJobSpec, block: str, own: ApiModel, theirs: ApiModel) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tunery_trainer.settings.memory import MemoryEstimate
-from tunery_trainer.settings.types import RunSettings
+from tunery_trainer.settings.types import DeviceFacts, DeviceKind, RunSettings
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,11 @@ class Estimated:
     left_out: str | None
     """What the job goes on from and could not be read, in a sentence; None: it was, or there is nothing such."""
     memory: MemoryEstimate
-    available: int | None
-    """Bytes of the GPU, or of resources.memory; None: not known."""
+    """Of each device."""
     by_default: bool
     """Whether resources.memory is what it is where a manifest does not name it."""
-    on_gpu: bool
+    device: DeviceFacts
+    """All devices that would train it."""
     rows: int | None
     """Of the data set; None where it was not read."""
     capped: bool
@@ -51,6 +51,19 @@ class Estimated:
     tokens: int | None
     table: Sequence[TableLine]
 
+    @property
+    def available(self) -> int | None:
+        """Bytes of each GPU, or of resources.memory; None: not known."""
+        return self.device.memory_bytes
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether it would train on GPUs."""
+        return self.device.kind is DeviceKind.CUDA
+
     def seconds(self, rate: float | None) -> float | None:
-        """Return how long training takes at so many tokens a second; None where that or the tokens are not known."""
+        """Return how long training takes at so many tokens a second of all devices together.
+
+        None where that or the tokens are not known.
+        """
         return None if self.tokens is None or rate is None else self.tokens / rate

@@ -13,6 +13,7 @@ from tunery_api.reasons import FailureReason
 from tunery_api.training import Optimizer, Precision
 from tunery_common.errors import TuneryError
 from tunery_trainer.settings.decisions import Decisions, Fallback, number
+from tunery_trainer.settings.parallelism import WHOLE, Spread, check_passes, check_shared, is_sharded
 from tunery_trainer.settings.preference import PREFERENCE_RATE
 from tunery_trainer.settings.sizing import MOST_ROWS, DataFacts, Sizing, size
 from tunery_trainer.settings.types import DeviceFacts, DeviceKind, ModelFacts, SettingSource, TrainingSettings
@@ -35,6 +36,7 @@ class Chosen:
     """Rows of a forward pass that fit; None: not known."""
     gradient_checkpointing: bool = True
     optimizer: Optimizer = Optimizer.ADAMW
+    spread: Spread = WHOLE
 
 
 class Given(NamedTuple):
@@ -54,7 +56,7 @@ def training_settings(decisions: Decisions, rank: int, given: Given) -> Training
 
     max_length, packing = _max_length(decisions, given.facts), _packing(decisions, given)
     epochs, rows = _length(decisions, chosen.data)
-    batch_size, accumulation = _batch(decisions, rows, chosen.batch_size)
+    batch_size, accumulation = _batch(decisions, _step_rows(given, rows), chosen.batch_size)
     return TrainingSettings(
         epochs=epochs,
         max_steps=block.max_steps,
@@ -84,6 +86,8 @@ def training_settings(decisions: Decisions, rank: int, given: Given) -> Training
         on_out_of_memory=plain("on_out_of_memory"),
         neftune_noise_alpha=number(plain("neftune_noise_alpha")),
         seed=plain("seed"),
+        devices=given.devices.world,
+        sharded=is_sharded(decisions, given.devices, chosen.spread),
     )
 
 
@@ -102,18 +106,63 @@ def _length(decisions: Decisions, data: DataFacts | None) -> tuple[float | None,
     return epochs, sizing.rows
 
 
-def _batch(decisions: Decisions, rows: int, fits: int | None) -> tuple[int, int]:
-    """Return the rows of a forward pass, and how many of them make the `rows` of an optimizer step."""
+class _StepRows(NamedTuple):
+    """The rows of an optimizer step, and how many devices share them."""
+
+    wanted: int
+    devices: int
+    fixed: bool
+    """Whether a checkpoint has steps of so many."""
+
+    @property
+    def shared(self) -> int:
+        """The fewest rows, not below those that are wanted, of which each device has as many."""
+        return _multiple(self.wanted, self.devices)
+
+
+def _step_rows(given: Given, wanted: int) -> _StepRows:
+    data = given.chosen.data
+    return _StepRows(wanted, given.devices.world, fixed=data is not None and data.step_rows is not None)
+
+
+def _batch(decisions: Decisions, rows: _StepRows, fits: int | None) -> tuple[int, int]:
+    """Return the rows of a forward pass, and how many passes of all devices make an optimizer step.
+
+    Where it is left open, a step sees the same rows on any number of devices, as far as these can share them: then
+    steps, schedule and order are the same.
+    """
     block = decisions.spec.training
     accumulation = block.gradient_accumulation
-    most = rows if accumulation is None else max(1, rows // accumulation)
-    largest = min(most, fits or DEFAULT_BATCH_SIZE)
+    each = rows.shared // rows.devices
+    if accumulation is not None:
+        check_passes(accumulation, rows.devices)
+        each = max(1, rows.wanted // accumulation)
+    largest = min(each, fits or DEFAULT_BATCH_SIZE)
     if accumulation is None:  # a checkpoint's steps may be of any number of rows
-        largest = next(size for size in range(largest, 0, -1) if rows % size == 0)
+        largest = next(size for size in range(largest, 0, -1) if each % size == 0)
     batch_size = decisions.pick("training.batchSize", block.batch_size, None, Fallback(largest, SettingSource.RULE))
-    return batch_size, decisions.pick(
-        "training.gradientAccumulation", accumulation, None, Fallback(max(1, rows // batch_size), SettingSource.RULE)
+    passes = max(1, (rows.wanted if block.batch_size else rows.shared) // batch_size)
+    passes = decisions.pick(
+        "training.gradientAccumulation",
+        accumulation,
+        None,
+        Fallback(_multiple(passes, rows.devices), SettingSource.RULE),
     )
+    if rows.devices > 1:
+        if rows.fixed and accumulation is None:
+            check_shared(rows.wanted, block.batch_size or 1, rows.devices)
+        decisions.explain(_why_so_many(batch_size * passes, rows, asked=accumulation is not None))
+    return batch_size, passes
+
+
+def _why_so_many(now: int, rows: _StepRows, *, asked: bool) -> str:
+    more = f" in place of {rows.wanted}, so that each has as many" if not asked and now > rows.wanted else ""
+    return f"The passes of all {rows.devices} devices together: {now} rows a step{more}."
+
+
+def _multiple(count: int, of: int) -> int:
+    """Return the smallest multiple of `of` that is not below `count`."""
+    return -(-count // of) * of
 
 
 def _warmup(decisions: Decisions) -> float:

@@ -58,9 +58,10 @@ class MemoryEstimate:
     """Peak bytes of the device while training, by what they hold."""
 
     weights: int
-    """The frozen base, as it is stored there."""
+    """The frozen base, as it is stored there, or what of one that is spread is there at once."""
     adapter: int
     gradients: int
+    """And the message by which several devices sum them."""
     optimizer: int
     """The optimizer's state, and what AdaLoRA remembers of each weight."""
     plain: Activations

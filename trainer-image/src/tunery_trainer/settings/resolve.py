@@ -28,6 +28,7 @@ from tunery_trainer.settings.decisions import Decisions, Fallback, number
 from tunery_trainer.settings.evaluation import evaluation_settings
 from tunery_trainer.settings.experts import EXPERTS, adapts_experts, check_experts, told_of_experts
 from tunery_trainer.settings.loop import Chosen, Given, training_settings
+from tunery_trainer.settings.parallelism import check_spread
 from tunery_trainer.settings.preference import preference_settings
 from tunery_trainer.settings.presets import rank_reason
 from tunery_trainer.settings.stored_quantization import check_stored
@@ -67,7 +68,7 @@ def resolve(
     decisions.plain(spec.dataset, "dataset", "template")
     adapter = _adapter(decisions, facts)
     training = training_settings(decisions, adapter.rank, Given(facts, devices, chosen or Chosen()))
-    return RunSettings(
+    resolved = RunSettings(
         method=method,
         method_reason=choice.reason,
         adapter=adapter,
@@ -80,6 +81,8 @@ def resolve(
         preference=preference_settings(decisions),
         values=tuple(decisions.values),
     )
+    check_spread(devices, resolved.quantization, sharded=training.sharded)
+    return resolved
 
 
 def _adapter(decisions: Decisions, facts: ModelFacts) -> AdapterSettings:

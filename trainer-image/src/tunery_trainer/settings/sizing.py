@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from tunery_trainer.settings.types import TrainingSettings
@@ -53,7 +53,7 @@ def size(data: DataFacts, epochs: float | None, max_steps: int | None) -> Sizing
     at most MOST_EPOCHS times.
     """
     if data.step_rows is not None:
-        return Sizing(data.step_rows, epochs)
+        return replace(size(replace(data, step_rows=None), epochs, max_steps), rows=data.step_rows)
     if max_steps is not None:
         return Sizing(_largest(lambda rows: max_steps * rows <= MOST_EPOCHS * data.sequences), None)
     if epochs is not None:

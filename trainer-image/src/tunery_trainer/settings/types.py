@@ -61,6 +61,24 @@ class DeviceFacts:
     """Memory of the GPU, or of the container on a CPU; None: not known."""
     bfloat16: bool
     """True where the device multiplies bfloat16 matrices natively."""
+    devices: int = 1
+    """How many of them each node has that train together, in a process each; all alike."""
+    nodes: int = 1
+
+    @property
+    def world(self) -> int:
+        """How many devices train together."""
+        return self.devices * self.nodes
+
+    @property
+    def words(self) -> str:
+        """What trains together, such as `8 GPUs on 2 nodes`: on a CPU each node is one device."""
+        nodes = f"{self.nodes} {'node' if self.nodes == 1 else 'nodes'}"
+        if self.kind is DeviceKind.CPU and self.devices == 1:
+            return nodes
+        what = "GPU" if self.kind is DeviceKind.CUDA else "process"
+        every = f"{self.world} {what}" + ("" if self.world == 1 else "es" if what.endswith("s") else "s")
+        return every if self.nodes == 1 else f"{every} on {nodes}"
 
 
 class SettingSource(StrEnum):
@@ -167,6 +185,10 @@ class TrainingSettings:
     on_out_of_memory: OnOutOfMemory
     neftune_noise_alpha: float | None
     seed: int
+    devices: int = 1
+    """How many train together; `gradient_accumulation` is a multiple, as it counts the passes of all of them."""
+    sharded: bool = False
+    """Whether the base is spread over the devices of each node (FSDP); else each of them has the whole base."""
 
 
 @dataclass(frozen=True)

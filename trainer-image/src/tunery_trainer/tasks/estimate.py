@@ -74,13 +74,14 @@ def _read(question: Question) -> LoRAJobSpec:
 
 
 def _device(question: Question, spec: LoRAJobSpec) -> DeviceFacts:
-    """Return what the job would train on: a GPU of the named memory, or a container's CPUs."""
-    if spec.resources.gpus:
-        return DeviceFacts(DeviceKind.CUDA, question.gpu_memory, bfloat16=True)
+    """Return what the job would train on: GPUs of the named memory, or containers' CPUs."""
+    asked = spec.resources
+    if asked.gpus:
+        return DeviceFacts(DeviceKind.CUDA, question.gpu_memory, bfloat16=True, devices=asked.gpus, nodes=asked.nodes)
     if question.gpu_memory is not None:
         message = "--gpu-memory is of a GPU, and spec.resources.gpus is 0: the job would train on the CPU"
         raise TuneryError(FailureReason.INVALID_SPEC, message, "Leave it out, or set spec.resources.gpus.")
-    return DeviceFacts(DeviceKind.CPU, int(parse_quantity(spec.resources.memory)), bfloat16=False)
+    return DeviceFacts(DeviceKind.CPU, int(parse_quantity(asked.memory)), bfloat16=False, nodes=asked.nodes)
 
 
 def _files_here(spec: LoRAJobSpec) -> DataFiles | None:

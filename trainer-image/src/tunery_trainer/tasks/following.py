@@ -74,7 +74,7 @@ def _train_along(job: Following, team: Team, folder: Path, stop: StopSignal) -> 
 
 
 def _team_of(job: Following, team: Team) -> Team:
-    return replace(team, sharded=getattr(job.plan.settings.training, "sharded", False))
+    return replace(team, sharded=job.plan.settings.training.sharded)
 
 
 class Leading:
@@ -83,6 +83,11 @@ class Leading:
     def __init__(self, crew: Crew, lead: Lead | None) -> None:
         self._crew = crew
         self._lead = lead
+
+    @property
+    def place(self) -> Place:
+        """Where this process stands among them."""
+        return self._crew.place
 
     def begin(self, job: Following, decided: dict[str, Any]) -> Team:
         """Let all others begin with this one; `decided` is what each node has to have come to alike."""

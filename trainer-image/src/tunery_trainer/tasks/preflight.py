@@ -17,17 +17,18 @@ from tunery_trainer.data.notebook import Notebook
 from tunery_trainer.inputs.adapter import StartingAdapter, get_starting_adapter
 from tunery_trainer.inputs.cached_model import cache_model
 from tunery_trainer.inputs.workspace import Workspace, check_secrets, get_data, get_model, model_location
-from tunery_trainer.process.device import expected_device
 from tunery_trainer.process.environment import go_offline
 from tunery_trainer.reporting.downloads import Downloads
-from tunery_trainer.reporting.status_parts import dataset_status, resolved_status
+from tunery_trainer.reporting.status_parts import dataset_status, devices_status, resolved_status
 from tunery_trainer.resuming.may_resume import base_of, check_base, check_origin
 from tunery_trainer.resuming.resume import Peeked, peek, told, with_resumed
 from tunery_trainer.resuming.taken_settings import NOTHING, with_open_taken
+from tunery_trainer.settings.parallelism import told_of_devices
 from tunery_trainer.settings.sizing import FEWEST_STEPS
 from tunery_trainer.settings.stored_quantization import check_types
 from tunery_trainer.settings.units import human_bytes
 from tunery_trainer.tasks.data_report import name_report, notebook_of, told_and_stored
+from tunery_trainer.tasks.devices import devices_expected
 from tunery_trainer.tasks.frame import probe_places, probe_sweep_output, tell_of_loading
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def run_preflight(run: RunSpec) -> PreflightReport:
     except TuneryError as error:
         name_report(work, notebook, error, PreflightReport())
         raise
-    _print(report, local=run.local)
+    _print(run, report)
     return report.model_copy(update={"dataset": told_and_stored(work, notebook, report.dataset)})
 
 
@@ -98,6 +99,8 @@ def _check(work: Workspace, found: _Found, notebook: Notebook) -> PreflightRepor
 
     plan = _plan(work, found, notebook)
     _check_steps(plan)
+    if plan.basis.device.world > 1:
+        _tell(f"devices: {told_of_devices(plan.settings, plan.basis.device)}")
     source = found.source
     if source:
         _tell(f"goes on from {told(source.record)}")
@@ -121,11 +124,11 @@ def _plan(work: Workspace, found: _Found, notebook: Notebook) -> TrainingPlan:
     from tunery_trainer.plan.training_plan import plan_training
 
     spec, taken = work.lora_job, NOTHING
-    device = expected_device(work.run, spec.resources.gpus)
     if found.source:
         origin = found.source.memo.origin
         check_base(origin, base_of(spec.model.uri, found.base))
         spec, taken = with_open_taken(spec, origin)
+    device = devices_expected(work, spec, taken)
     basis = Basis(work.run.identity, spec, found.base, device, found.start_from, taken)
     request = request_data(basis, found.files)
     return plan_training(basis, request.rows, survey(request, basis.tokenizer, work.cache, notebook))
@@ -146,6 +149,7 @@ def _report(found: _Found, plan: TrainingPlan, disk: DiskStatus) -> PreflightRep
                 "revision": found.base.revision,
                 "continued_from": found.start_from.to_status() if found.start_from else None,
                 "steps": plan.steps,
+                **devices_status(plan.basis.device, plan.settings),
             },
         ),
     )
@@ -157,13 +161,20 @@ def _check_steps(plan: TrainingPlan) -> None:
     if plan.steps < FEWEST_STEPS and not asked:
         raise TuneryError(
             FailureReason.DATASET_INVALID,
-            f"the rows make {plan.steps} optimizer steps, one row and {plan.settings.training.epochs:g} passes each; "
-            f"fewer than {FEWEST_STEPS} teach nothing",
-            "Add rows, and retry; or say spec.training.epochs or maxSteps in a new job.",
+            f"the rows make {plan.steps} optimizer steps, {_fewest(plan)} and {plan.settings.training.epochs:g} passes "
+            f"each; fewer than {FEWEST_STEPS} teach nothing",
+            "Add rows, and retry; or say spec.training.epochs or maxSteps in a new job"
+            + (", or take fewer devices there." if plan.basis.device.world > 1 else "."),
         )
 
 
-def _print(report: PreflightReport, *, local: bool) -> None:
+def _fewest(plan: TrainingPlan) -> str:
+    """Return how few rows a step has: at least one of each device."""
+    devices = plan.basis.device.world
+    return "one row" if devices == 1 else f"a row of each of the {devices} devices"
+
+
+def _print(run: RunSpec, report: PreflightReport) -> None:
     """Print the report for people: one line for each thing that was checked."""
     dataset, resolved, memory = report.dataset, report.resolved, report.memory
     if dataset:
@@ -193,5 +204,6 @@ def _print(report: PreflightReport, *, local: bool) -> None:
         print(f"Preflight  method: {resolved.method}{targets}; {resolved.trainable_parameters} parameters trained")
     if memory and memory.estimate_bytes:
         available = f" of {human_bytes(memory.available_bytes)}" if memory.available_bytes else ""
-        here = " that this machine has; resources.memory counts in a cluster" if local and available else ""
-        print(f"Preflight  memory: about {human_bytes(memory.estimate_bytes)}{available}{here}", flush=True)
+        here = " that this machine has; resources.memory counts in a cluster" if run.local and available else ""
+        each = " on each device," if resolved and (resolved.devices or 1) > 1 else ""
+        print(f"Preflight  memory: about {human_bytes(memory.estimate_bytes)}{each}{available}{here}", flush=True)

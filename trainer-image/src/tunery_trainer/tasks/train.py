@@ -21,15 +21,16 @@ from tunery_trainer.data.notebook import Notebook
 from tunery_trainer.diagnosis.answers import answer_metrics, write_answers
 from tunery_trainer.inputs.adapter import get_starting_adapter
 from tunery_trainer.inputs.workspace import Workspace, check_secrets, get_data, get_model
-from tunery_trainer.process.device import actual_device, device_words
+from tunery_trainer.process.device import device_words
 from tunery_trainer.process.environment import go_offline
 from tunery_trainer.process.signals import StopSignal
 from tunery_trainer.reporting.downloads import Downloads
 from tunery_trainer.reporting.kept_curves import KeptCurves
-from tunery_trainer.reporting.progress import ProgressReporter, say
+from tunery_trainer.reporting.progress import ProgressReporter
 from tunery_trainer.reporting.result import result_of
 from tunery_trainer.reporting.status_parts import (
     dataset_status,
+    devices_status,
     hyperparameters,
     library_versions,
     quantization_record,
@@ -40,7 +41,7 @@ from tunery_trainer.resuming.checkpoints import CLOSE_SECONDS, CheckpointUploade
 from tunery_trainer.resuming.kept import LOCAL_FOLDER, settle_checkpoints
 from tunery_trainer.resuming.may_resume import check_start
 from tunery_trainer.resuming.resume import Resumed, resume, with_resumed, with_taken
-from tunery_trainer.settings.types import DeviceKind
+from tunery_trainer.settings.parallelism import parallelism_of
 from tunery_trainer.settings.units import human_bytes
 from tunery_trainer.tasks.card import write_card
 from tunery_trainer.tasks.curves import fetch_runs, named_curves
@@ -52,10 +53,11 @@ from tunery_trainer.tasks.data_report import (
     say_where_it_lies,
     write_report,
 )
+from tunery_trainer.tasks.devices import devices_found, place_for
 from tunery_trainer.tasks.following import Leading, following, leading
 from tunery_trainer.tasks.frame import output_target, probe_places, with_progress
 from tunery_trainer.tasks.rejected import reject, with_verdict
-from tunery_trainer.team.place import Place, place_of
+from tunery_trainer.team.place import Place
 
 if TYPE_CHECKING:
     from tunery_trainer.data.prepare import PreparedData
@@ -73,7 +75,8 @@ def run_train(run: RunSpec, stop: StopSignal) -> RunResult:
     was published of it as it was stopped gives way.
     Raises TuneryError, and StopRequested after a SIGTERM once the checkpoint is stored.
     """
-    work, place = Workspace(run), place_of(run)
+    work = Workspace(run)
+    place = place_for(work)
     if place.node:
         return _assist(work, place, stop)
     return with_progress(partial(_train, work, place, stop))
@@ -102,7 +105,7 @@ def _train_and_publish(work: Workspace, crew: Leading, stop: StopSignal, reporte
     reporter.phase(Phase.STARTING)
     notebook = notebook_of(work)
     try:
-        ready = _gather(work, notebook, reporter)
+        ready = _gather(work, crew.place, notebook, reporter)
         write_report(work, notebook)
     except TuneryError as error:
         name_report(work, notebook, error, RunResult())
@@ -134,12 +137,10 @@ class _Ready(NamedTuple):
     data: PreparedData
 
 
-def _gather(work: Workspace, notebook: Notebook, reporter: ProgressReporter) -> _Ready:
+def _gather(work: Workspace, place: Place, notebook: Notebook, reporter: ProgressReporter) -> _Ready:
     """Bring model and data to the disk, decide every setting, and prepare the rows."""
     spec, taken = with_taken(work)
-    gpus = spec.resources.gpus
-    device = actual_device(work.run, gpus)  # before a download that a pod without a working GPU has no use for
-    _tell_device(device.kind, gpus, reporter)
+    device = devices_found(work, place, reporter)  # before a download that a pod without a working GPU has no use for
     downloads = Downloads(reporter)
     base = get_model(work, weights=True, progress=downloads.of("model"))
     start_from = get_starting_adapter(work, weights=True)
@@ -160,14 +161,6 @@ def _gather(work: Workspace, notebook: Notebook, reporter: ProgressReporter) -> 
     return ready
 
 
-def _tell_device(kind: DeviceKind, gpus: int, reporter: ProgressReporter) -> None:
-    """Say what trains before anything is brought for it."""
-    words = device_words(kind)
-    why = f": spec.resources.gpus is {gpus}, and this machine has no GPU that works"
-    say(f"Device     {words}{why if gpus and kind is DeviceKind.CPU else ''}")
-    reporter.device(words)
-
-
 def _print(ready: _Ready) -> None:
     """Print for who follows the log what is about to be trained, and on what."""
     plan, data = ready
@@ -175,8 +168,10 @@ def _print(ready: _Ready) -> None:
     at = f" at {base.revision}" if base.revision else ""
     print(f"Model      {spec.model.uri}{at}, {human_bytes(base.weight_bytes)} of weights")
     print(f"Data       {spec.dataset.uri}, {len(data.train)} sequences to train on, {len(data.evaluation)} held out")
-    device = "GPU" if plan.basis.on_gpu else "CPU"
-    print(f"Method     {plan.settings.method}, {plan.steps} steps on the {device}", flush=True)
+    devices = plan.basis.device
+    device = devices.words if devices.world > 1 else f"the {'GPU' if plan.basis.on_gpu else 'CPU'}"
+    how = parallelism_of(sharded=plan.settings.training.sharded, devices=devices.world)
+    print(f"Method     {plan.settings.method}, {plan.steps} steps on {device}{f', {how}' if how else ''}", flush=True)
 
 
 def _train_on(work: Workspace, ready: _Ready, watchers: _Watchers, crew: Leading) -> Trained:
@@ -203,6 +198,7 @@ def _decided(ready: _Ready) -> dict[str, Any]:
     """Return what every node has to come to alike, or they would train different things."""
     return {
         **ready.plan.origin.model_dump(mode="json"),
+        "passes": repr(ready.plan.settings.training),  # what follows from the memory of the devices, too
         "rows": ready.data.report.sha256,
         "versions": library_versions(),
     }
@@ -215,7 +211,7 @@ def _assist(work: Workspace, place: Place, stop: StopSignal) -> RunResult:
     check_secrets(work)
     reporter = ProgressReporter({})
     with following(work, place) as crew:
-        ready = _gather(work, Notebook(work.folder("notebook")), reporter)
+        ready = _gather(work, place, Notebook(work.folder("notebook")), reporter)
         step = crew.ready(_decided(ready))
         resumed = _resume_at(work, ready, step) if step is not None else None
         crew.follow(Following(ready.plan, ready.data, resumed), stop)
@@ -312,7 +308,7 @@ def _lineage(run: RunSpec, ready: _Ready, trained: Trained) -> Lineage:
                 "steps": ready.plan.steps,
                 "target_modules": trained.target_modules,
                 "trainable_parameters": trained.trainable_parameters,
-                "device": device_words(basis.device.kind),
+                **devices_status(basis.device, settings, device_words(basis.device.kind)),
             },
         ),
     )

@@ -71,26 +71,44 @@ def own_place(variables: Mapping[str, str] = os.environ) -> Place:
     return Place(**json.loads(variables[PLACE_ENV]))
 
 
-def place_of(run: RunSpec, variables: Mapping[str, str] = os.environ) -> Place:
+def place_of(run: RunSpec, shared: int | None = None, variables: Mapping[str, str] = os.environ) -> Place:
     """Return the place of the process that trains `run` in this container, or without one on this machine.
 
-    There it is as many GPUs as there are, where that is fewer than the manifest asks for.
+    `shared` as for `counts_of`.
     """
-    devices, nodes = _devices(run, variables), int(variables.get(NODES_ENV) or 1)
+    devices, nodes = counts_of(run, shared, variables)
     if nodes > 1:
         port = int(variables.get(PORT_ENV) or PORT)
         return Place(int(variables[NODE_ENV]), nodes, 0, devices, variables[MASTER_ENV], port, port + 1)
     return Place(devices=devices, port=_free_port()) if devices > 1 else Place()
 
 
-def _devices(run: RunSpec, variables: Mapping[str, str]) -> int:
+def counts_of(run: RunSpec, shared: int | None = None, variables: Mapping[str, str] = os.environ) -> tuple[int, int]:
+    """Return how many devices of each node train `run`, and how many nodes.
+
+    In a cluster that is what the manifest asks for. Without one this machine is the only node: it is as many GPUs as
+    are here, at most those that each node was to have, and of them the most that can share `shared` evenly, the passes
+    or rows of an optimizer step; None: any number can.
+    """
+    asked = run.lora_job.resources if run.lora_job else None
+    nodes = int(variables.get(NODES_ENV) or (asked.nodes if asked and not run.local else 1))
+    if not run.local:
+        return _simulated(variables) or max(1, asked.gpus if asked else 0), nodes
+    devices = devices_here(run, variables)
+    return next(count for count in range(devices, 0, -1) if count == 1 or not (shared or 0) % (count * nodes)), nodes
+
+
+def devices_here(run: RunSpec, variables: Mapping[str, str] = os.environ) -> int:
+    """Return how many devices of this machine the manifest asks for, one node's; at least 1."""
     gpus = run.lora_job.resources.gpus if run.lora_job else 0
-    simulated = variables.get(SIMULATED_ENV)
-    if simulated:
-        return int(simulated)
-    if run.local:
-        gpus = min(gpus, len(list(_GPUS.iterdir())) if _GPUS.is_dir() else 0)
-    return max(1, gpus)
+    there = len(list(_GPUS.iterdir())) if _GPUS.is_dir() else 0
+    shown = variables.get(VISIBLE_ENV)
+    visible = len(shown.split(",")) if shown else there
+    return _simulated(variables) or max(1, min(gpus, there, visible))
+
+
+def _simulated(variables: Mapping[str, str]) -> int:
+    return int(variables.get(SIMULATED_ENV) or 0)
 
 
 def _free_port() -> int:

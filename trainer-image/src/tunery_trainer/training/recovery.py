@@ -53,10 +53,13 @@ def smaller(training: TrainingSettings, *, recomputable: bool) -> TrainingSettin
 def with_split(resolved: RunSettings, split: PassSplit | None) -> RunSettings:
     """Return `resolved` with the passes of `split`, each changed value with its reason.
 
-    Unchanged where `split` is None, is of steps of other rows, or takes no less memory than what is resolved already.
+    Unchanged where `split` is None, is of steps of other rows, takes no less memory than what is resolved already, or
+    was made on other devices, and these cannot share its passes.
     """
     training = resolved.training
     if split is None or split.rows != training.batch_size * training.gradient_accumulation:
+        return resolved
+    if split.gradient_accumulation % training.devices:
         return resolved
     recomputes = split.gradient_checkpointing or training.gradient_checkpointing
     if split.batch_size >= training.batch_size and recomputes == training.gradient_checkpointing:
