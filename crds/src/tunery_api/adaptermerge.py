@@ -28,7 +28,7 @@ from tunery_api.inputs import (
 )
 from tunery_api.lifecycle import LifecycleFields
 from tunery_api.methods import ComputeType
-from tunery_api.placement import ResourcesSpec, SchedulingSpec
+from tunery_api.placement import PodResources, SchedulingSpec
 from tunery_api.training import Loss
 
 
@@ -121,7 +121,7 @@ class MergeEvaluationSpec(ApiModel):
     )
 
 
-class MergeResourcesSpec(ResourcesSpec):
+class MergeResourcesSpec(PodResources):
     """The resources of the merging container; requests equal limits."""
 
     gpus: int = Field(0, ge=0, le=1, description="GPUs of the pod: 0, or 1 to merge on a GPU.")

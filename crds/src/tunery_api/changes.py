@@ -72,8 +72,8 @@ def _names(fields: Iterable[FieldInfo]) -> list[str]:
 
 def _resource(kind: KindDefinition, field: str) -> dict[str, str]:
     """Return the rule of one field of `resources`; all of them may come and go with the block."""
-    none, block = "-1" if field == "gpus" else "''", "{at}.spec.resources"
-    value = f"{block}.{field}" if field in ("gpus", "gpuResource") else f"string({block}.{field})"
+    none, block = {"gpus": "-1", "nodes": "1"}.get(field, "''"), "{at}.spec.resources"
+    value = f"{block}.{field}" if field in ("gpus", "nodes", "gpuResource") else f"string({block}.{field})"
     if field == "cpu":
         block, none = "dyn({at}.spec.resources)", "dyn('')"
         value = f"{block}.{field}"

@@ -29,10 +29,10 @@ FOREIGN_ACCELERATORS: Final = (
 for NVIDIA's GPUs, as sharing and virtual GPUs have one."""
 
 
-class ResourcesSpec(ApiModel):
-    """The resources of the training container; requests equal limits."""
+class PodResources(ApiModel):
+    """The resources of the container that does the work; requests equal limits."""
 
-    gpus: int = Field(1, ge=0, le=1, description="GPUs of the pod: 1, or 0 to train on the CPU.")
+    gpus: int = Field(1, ge=0, le=1, description="GPUs of the pod: 1, or 0 to use the CPU.")
     gpu_resource: GpuResource = Field(
         "nvidia.com/gpu", description="Name of the extended resource that NVIDIA GPUs are."
     )
@@ -43,6 +43,26 @@ class ResourcesSpec(ApiModel):
         description="Disk of the container: model, data set, checkpoints. Left out, it is what preflight counts, and "
         "at least the default. May change while no pod runs.",
     )
+
+
+class ResourcesSpec(PodResources):
+    """The resources of each training container; requests equal limits."""
+
+    gpus: int = Field(
+        1, ge=0, le=16, description="GPUs of each pod, on which it trains together: 0 to 16; 0 to train on the CPU."
+    )
+    nodes: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Pods that train one adapter together, each with gpus, cpu, memory and ephemeralStorage of its "
+        "own: 1 to 64. More than one need a network between them, and are best queued (docs/distributed.md).",
+    )
+
+    @property
+    def devices(self) -> int:
+        """How many train together: GPUs, or on the CPU pods."""
+        return max(1, self.gpus) * self.nodes
 
 
 class TolerationOperator(StrEnum):

@@ -63,6 +63,7 @@ REFUSED: Final[Mapping[str, str]] = {
     "training.loss": "other tokens would be measured, and such losses cannot be compared; set it in the template",
     "training.seed": "it draws the held-out rows: losses on others cannot be compared; set it in the template",
     "training.onOutOfMemory": _ALIKE,
+    "training.parallelism": _ALIKE,
     "lora.modulesToSave": _TEXT,
     "lora.rankPattern": _TEXT,
     "lora.alphaPattern": _TEXT,
