@@ -13,9 +13,9 @@ from tunery_api.status import ConditionType
 from tunery_operator.errors import NameTaken, OwnerGone, PredecessorRemains, PreflightsFull, StaleObject
 from tunery_operator.kube import apply
 from tunery_operator.kube.client import Json
-from tunery_operator.kube.rbac import GET_JOB
+from tunery_operator.kube.rbac import GET_JOB, SERVICES
 from tunery_operator.kube.read import read_attempt, read_live
-from tunery_operator.manifests.job import build_job
+from tunery_operator.manifests.job import build_job, build_service
 from tunery_operator.plan.types import JobPlan
 from tunery_operator.reconcile.found_object import FoundObject
 from tunery_operator.reconcile.services import Services
@@ -97,6 +97,9 @@ def _start(services: Services, obj: FoundObject, plan: JobPlan) -> Attempt:
     _wait_for_leftovers(services, plan)
     if "jobName" in obj.status:
         _look_again(services, obj)
+    if plan.nodes > 1:
+        # Before its pods, which ask for its name at once.
+        apply.create_child(services.client, plan.owner, SERVICES, build_service(plan))
     with _preflight_slot(services, plan):
         body = apply.create_job(services.client, plan.owner, build_job(plan))
         services.cache.see_job(body)
