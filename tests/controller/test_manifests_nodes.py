@@ -8,10 +8,11 @@ import re
 from typing import Any
 
 import pytest
+import yaml
 
 from controller.objects import lorajob
 from tunery_api.kinds import Kind
-from tunery_api.names import child_name
+from tunery_api.names import NODES_PORTS, child_name
 from tunery_api.validation import parse_lorajob
 from tunery_operator.manifests.job import build_job, build_service
 from tunery_operator.plan.job import Platform
@@ -20,6 +21,7 @@ from tunery_operator.plan.types import JobPlan, Progress
 from tunery_operator.settings import PodTemplate, Settings
 from tunery_operator.views.owner import Owner, parse_owner
 
+from kit.installation import ROOT
 from kit.kubectl import Kubectl
 
 Json = dict[str, Any]
@@ -169,6 +171,22 @@ def test_what_the_platform_says_of_several_devices_reaches_them_and_no_check(res
         assert {"rdma/hca_shared", "nvidia.com/gpu"}.isdisjoint(container(alone)["resources"]["limits"])
 
 
+def test_the_networkpolicy_of_the_example_is_of_its_pods() -> None:
+    policy, example = yaml.safe_load_all((ROOT / "docs" / "examples" / "two-nodes.yaml").read_text())
+    spec = parse_lorajob(example)
+    labels = build_job(plan_train(spec, owner("two-nodes"), platform(), Known()))["spec"]["template"]["metadata"][
+        "labels"
+    ]
+    (arriving,) = policy["spec"]["ingress"]
+    own = policy["spec"]["podSelector"]
+    assert own["matchLabels"].items() <= labels.items()
+    assert arriving["from"] == policy["spec"]["egress"][0]["to"] == [{"podSelector": own}]
+    (ports,) = arriving["ports"]
+    assert policy["spec"]["egress"][0]["ports"] == [ports]
+    assert ports["port"] <= min(NODES_PORTS) < max(NODES_PORTS) <= ports["endPort"]
+    assert "publish" not in own["matchLabels"].values(), "the pod that publishes meets nobody"
+
+
 NAMES = [
     "x",
     "7b-chat",
@@ -203,6 +221,8 @@ def test_the_api_server_takes_every_name(api_server: Kubectl) -> None:
         for nodes in (2, 64):
             plan = train(owner(name), platform(), gpus=1, nodes=nodes)
             bodies += [build_job(plan), build_service(plan)]
+    policy, _ = yaml.safe_load_all((ROOT / "docs" / "examples" / "two-nodes.yaml").read_text())
+    bodies.append(policy)
     for body in bodies:
         body["metadata"]["namespace"] = "default"
     listed = json.dumps({"apiVersion": "v1", "kind": "List", "items": bodies})

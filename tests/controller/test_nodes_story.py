@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from controller.api import Json, eventually
+from controller.api import Json, Refused, eventually
 from controller.objects import RESULT, Namespace, lorajob
 from tunery_api.names import child_name
 
@@ -113,6 +113,29 @@ def test_suspended_and_resumed_all_of_them(namespace: Namespace) -> None:
     assert (status["attempts"], len(status["attemptHistory"])) == (2, 6)
     namespace.end_pod(pods[0], 0, RESULT)
     namespace.wait_phase("s", "Succeeded")
+
+
+def test_where_they_run_may_change_while_one_of_them_waits_for_a_node(namespace: Namespace) -> None:
+    """Nothing trains that would be lost; once all of them run, the Job stays."""
+    namespace.apply(on_nodes("h"))
+    first = namespace.job("h-train")["metadata"]["uid"]
+    namespace.start_pod(waiting(namespace, "h-train")[1])
+    number_of_pods(namespace, "h", "1/3")
+    namespace.patch_spec("h", scheduling={"nodeSelector": {"pool": "b"}})
+
+    def another() -> Json | None:
+        job = namespace.get("jobs", "h-train")
+        return job if job is not None and job["metadata"]["uid"] != first else None
+
+    second = eventually("another Job", another)
+    assert second["spec"]["template"]["spec"]["nodeSelector"] == {"pool": "b"}
+    assert len(namespace.api.items(namespace.path("services"))) == 1, "the Service is the same"
+    start(namespace, "h-train")
+    number_of_pods(namespace, "h", "3/3")
+    namespace.wait_running("h")
+    with pytest.raises(Refused, match="while a pod runs"):
+        namespace.patch_spec("h", scheduling={"nodeSelector": {"pool": "c"}})
+    assert namespace.job("h-train")["metadata"]["uid"] == second["metadata"]["uid"]
 
 
 def test_a_deadline_ends_all_of_them_and_counts_what_ran_at_a_time_once(namespace: Namespace) -> None:

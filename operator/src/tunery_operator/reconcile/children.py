@@ -50,10 +50,12 @@ def _is_outdated(plan: JobPlan, attempt: Attempt) -> bool:
 
     That is the spec's settings, what the platform says of the pods (what stood in the way may be mended there), and the
     authority by which they know the operator: with an old one they could not report. For the platform's part alone no
-    Job gives up its place in a queue. A pod that has said the last word counts before the Job controller has seen it.
+    Job gives up its place in a queue. A pod that has said the last word counts before the Job controller has seen it;
+    one that waits for another which has no node yet does nothing that would be lost.
     """
     job = attempt.job
-    if any(pod.running or pod.exit_code in _LAST_WORDS for pod in attempt.pods):
+    waits = any(pod.node is None and pod.started_at is None and not pod.finished for pod in attempt.newest)
+    if any((pod.running and not waits) or pod.exit_code in _LAST_WORDS for pod in attempt.pods):
         return False
     platform = job.plan not in (None, plan.digest) or _trusts_another(plan, job)
     return job.settings not in (None, plan.settings) or (platform and not is_queued(job))
