@@ -9,7 +9,7 @@ import pytest
 
 from controller.api import Json, Refused, eventually
 from controller.objects import RESULT, Namespace, lorajob
-from tunery_api.names import child_name
+from tunery_api.names import child_name, nodes_service
 
 INDEX = "batch.kubernetes.io/job-completion-index"
 LOST = {"failure": {"reason": "PeerLost", "message": "node 1 is gone"}}
@@ -75,6 +75,18 @@ def test_the_service_comes_before_the_pods_that_ask_for_it(namespace: Namespace)
     namespace.start_pod(pods[1])
     number_of_pods(namespace, "team.a.v1", "2/2")
     namespace.wait_running("team.a.v1")
+
+
+def test_a_strangers_service_of_that_name_is_told(namespace: Namespace) -> None:
+    namespace.apply(on_nodes("c", preflight="Required"))
+    uid = eventually("the object", lambda: namespace.get("lorajobs", "c"))["metadata"]["uid"]
+    body = {"metadata": {"name": nodes_service(uid)}, "spec": {"ports": [{"port": 80}]}}
+    namespace.api.call("POST", namespace.path("services"), body)
+    namespace.pass_preflight("c")
+    status = namespace.wait_phase("c", "Failed")
+    assert status["failure"]["reason"] == "NameConflict"
+    assert f"Service {nodes_service(uid)}" in status["failure"]["message"]
+    assert namespace.get("jobs", "c-train") is None
 
 
 def test_what_the_user_must_mend_ends_all_of_them_at_once(namespace: Namespace) -> None:
