@@ -147,6 +147,7 @@ NEVER = [
     ({"training": None}, "training cannot be changed; delete"),
     ({"lora": {"rank": 4}}, "lora cannot be changed; delete"),
     ({"resources": {"gpus": 1}}, "resources.gpus cannot be changed; delete"),
+    ({"resources": {"nodes": 2}}, "resources.nodes cannot be changed; delete"),
     ({"resources": {"cpu": "8"}}, "resources.cpu cannot be changed; delete"),
 ]
 AT_REST: list[dict[str, Any]] = [
@@ -155,7 +156,7 @@ AT_REST: list[dict[str, Any]] = [
     {"scheduling": {"nodeSelector": {"pool": "b"}}},
     {"scheduling": None},
     {"resources": {"memory": "48Gi"}},
-    {"resources": {"memory": "48Gi", "ephemeralStorage": "90Gi"}},
+    {"resources": {"memory": "48Gi", "ephemeralStorage": "90Gi", "nodes": 1}},
     {"resources": None},
 ]
 

@@ -63,6 +63,7 @@ FIELDS = [
     ("LoRAJob", "dataset.evaluation.fraction"),
     ("LoRAJob", "evaluation.minImprovement"),
     ("LoRAJob", "resources.cpu"),
+    ("LoRAJob", "resources.nodes"),
     ("LoRAJob", "resources.memory"),
     ("AdapterMerge", "adapters.0.weight"),
     ("AdapterMerge", "density"),

@@ -76,7 +76,10 @@ def test_a_union_is_refused() -> None:
 
 
 COLUMNS = {
-    Kind.LORAJOB: ("Phase, Progress, Reason, Loss, Method, Age", "Model, Task, Eval Loss, ETA, Health, Queue, Adapter"),
+    Kind.LORAJOB: (
+        "Phase, Progress, Reason, Loss, Method, Age",
+        "Model, Task, Eval Loss, ETA, Pods, Health, Queue, Adapter",
+    ),
     Kind.ADAPTERMERGE: ("Phase, Progress, Reason, Method, Into, Deviation, Age", "Queue, Adapter"),
     Kind.ADAPTERSERVER: ("Phase, Ready, Adapters, Reason, Age", "Model, URL"),
     Kind.BATCHINFERENCE: ("Phase, Progress, Reason, Errors, Server, Age", "ETA, Queue, Output"),

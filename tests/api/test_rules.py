@@ -363,6 +363,64 @@ REFUSED_BY_BOTH: list[Any] = [
         "revision is for hf:// models only",
         id="revision-s3",
     ),
+    pytest.param(
+        {"resources": {"gpus": 4, "nodes": 2}, "training": {"gradientAccumulation": 12}},
+        "spec.training.gradientAccumulation: must be a multiple of the 8 devices that share the passes (resources.gpus "
+        "x resources.nodes), is 12: set 8 or 16, or leave it out",
+        "gradientAccumulation must be a multiple of resources.gpus x nodes, with gpus: 0 of nodes",
+        id="passes-of-8-devices",
+    ),
+    pytest.param(
+        {"resources": {"gpus": 0, "nodes": 3}, "training": {"gradientAccumulation": 2}},
+        "spec.training.gradientAccumulation: must be a multiple of the 3 devices that share the passes "
+        "(resources.nodes), is 2: set 3, or leave it out",
+        "gradientAccumulation must be a multiple of resources.gpus x nodes, with gpus: 0 of nodes",
+        id="passes-of-3-nodes-on-the-cpu",
+    ),
+    pytest.param(
+        {"training": {"parallelism": "FSDP"}},
+        "spec.training.parallelism: FSDP shares the base among the GPUs of a pod: set resources.gpus to 2 or more, or "
+        "leave it out",
+        "parallelism FSDP needs gpus: 2 or more",
+        id="fsdp-of-one",
+    ),
+    pytest.param(
+        {"training": {"parallelism": "FSDP"}, "resources": {"gpus": 0, "nodes": 4}},
+        "spec.training.parallelism: FSDP shares the base among the GPUs of a pod: set resources.gpus to 2 or more, or "
+        "leave it out",
+        "parallelism FSDP needs gpus: 2 or more",
+        id="fsdp-on-the-cpu",
+    ),
+    pytest.param(
+        {
+            "method": "QLoRA",
+            "quantization": {"type": "Int8"},
+            "training": {"parallelism": "FSDP"},
+            "resources": {"gpus": 2},
+        },
+        "spec.training.parallelism: FSDP cannot share a base in Int8; use quantization.type NF4 or FP4, or leave "
+        "parallelism out",
+        "FSDP cannot share a base in Int8",
+        id="fsdp-int8",
+    ),
+    pytest.param(
+        {"resources": {"gpus": 17}},
+        "spec.resources.gpus: must be at most 16, is 17",
+        "spec.resources.gpus in body should be less than or equal to 16",
+        id="17-gpus",
+    ),
+    pytest.param(
+        {"resources": {"nodes": 65}},
+        "spec.resources.nodes: must be at most 64, is 65",
+        "spec.resources.nodes in body should be less than or equal to 64",
+        id="65-nodes",
+    ),
+    pytest.param(
+        {"resources": {"nodes": 0}},
+        "spec.resources.nodes: must be at least 1, is 0",
+        "spec.resources.nodes in body should be greater than or equal to 1",
+        id="no-nodes",
+    ),
 ]
 
 REFUSED_IN_PYTHON: list[Any] = [
@@ -444,6 +502,18 @@ MERGES_REFUSED: list[Any] = [
         id="weights-in-part",
     ),
     pytest.param(
+        {"adapters": [ONE], "resources": {"gpus": 2}},
+        "spec.resources.gpus: must be at most 1, is 2",
+        "spec.resources.gpus in body should be less than or equal to 1",
+        id="merge-on-2-gpus",
+    ),
+    pytest.param(
+        {"adapters": [ONE], "resources": {"nodes": 2}},
+        "spec.resources.nodes: unknown field; the fields here are gpus, gpuResource, cpu, memory, ephemeralStorage",
+        "ValidationError(AdapterMerge.spec",
+        id="merge-on-2-nodes",
+    ),
+    pytest.param(
         {"adapters": [{**ONE, "weight": -1000.5}]},
         "spec.adapters[0].weight: must be from -1000 to 1000",
         "weight in body should be greater than or equal to -1000",
@@ -517,6 +587,13 @@ ACCEPTED: list[Any] = [
     pytest.param({"method": "QLoRA", "lora": {"init": "LoftQ"}}, id="QLoRA-LoftQ"),
     pytest.param({"method": "QDoRA", "lora": {"init": "EVA"}}, id="QDoRA-EVA"),
     pytest.param({"lora": {"init": "Gaussian"}}, id="Auto-Gaussian"),
+    pytest.param({"resources": {"gpus": 0}, "training": {"gradientAccumulation": 3}}, id="passes-of-one"),
+    pytest.param({"resources": {"nodes": 2}, "training": {"gradientAccumulation": 6}}, id="passes-of-2-nodes"),
+    pytest.param(
+        {"resources": {"gpus": 16, "nodes": 64}, "training": {"gradientAccumulation": 1024, "parallelism": "FSDP"}},
+        id="passes-of-1024-gpus",
+    ),
+    pytest.param({"resources": {"gpus": 0, "nodes": 4}, "training": {"parallelism": "DDP"}}, id="DDP-on-the-cpu"),
     pytest.param({"method": "AdaLoRA", "lora": {"alpha": 8, "targetModules": ["attention"]}}, id="AdaLoRA-alpha"),
     pytest.param({"method": "AdaLoRA", "adalora": {"targetRank": 2}}, id="AdaLoRA-default-initial"),
     pytest.param({"lora": {"targetModules": ["q_proj", "v_proj"]}}, id="names"),

@@ -242,6 +242,28 @@ REFUSED: list[Any] = [
         id="budget",
     ),
     pytest.param(
+        """
+        parameters:
+        - {path: training.gradientAccumulation, range: {min: 8, max: 32, step: 4}}
+        - {path: training.batchSize, choices: [1, 2]}
+        """,
+        {"resources": {"gpus": 4, "nodes": 2}},
+        [
+            "spec.parameters[0].range: must have a step that is a multiple of the 8 devices of a trial, which share "
+            "the passes: set step: 8, or list choices",
+        ],
+        id="passes of devices, in a range",
+    ),
+    pytest.param(
+        "parameters: [{path: training.gradientAccumulation, choices: [8, 12, 16]}]",
+        {"resources": {"gpus": 4, "nodes": 2}},
+        [
+            "spec.parameters[0].choices[1]: training.gradientAccumulation must be a multiple of the 8 devices that "
+            "share the passes (resources.gpus x resources.nodes), is 12: set 8 or 16, or leave it out",
+        ],
+        id="passes of devices, as choices",
+    ),
+    pytest.param(
         "preset: Guide\npruner: {rungs: ['0.5', '0.2', '1.0'], keep: '1'}", {"evaluation": {"times": 4}},
         [
             "spec.pruner.rungs[1]: must be above the one before it, 0.5",

@@ -25,13 +25,14 @@ VALUES: Json = {
     "trainer.runtimeClassName": "kata",
     "trainer.securityContext": {"runAsUser": None, "runAsGroup": None, "fsGroup": None},
     "trainer.shmSize": "3Gi",
+    "trainer.distributed": {"env": {"NCCL_SOCKET_IFNAME": "eth1"}, "resources": {"rdma/hca_shared": "1"}},
     "preflight.nodeSelector": {"pool": "cpu"},
     "preflight.tolerations": [{"key": "cpu", "operator": "Exists"}],
     "preflight.priorityClassName": "checks",
     "preflight.runtimeClassName": "runc",
     "serving.engine.runAsUser": None,
 }
-WORKS = ("train", "train-full", "merge", "batch")
+WORKS = ("train", "train-full", "train-nodes", "merge", "batch")
 CHECKS = ("preflight", "preflight-full", "report", "publish", "batch-report", "conclude", "sweep-report")
 SERVER = "server"
 

@@ -16,7 +16,7 @@ from tunery_api.runspec import ResolvedAdapter
 from tunery_api.search.space import space_of
 from tunery_api.sweepstatus import TrialState, TrialStatus
 from tunery_api.validation import parse_adaptermerge, parse_batchinference, parse_lorajob, parse_lorasweep
-from tunery_operator.manifests.job import build_job
+from tunery_operator.manifests.job import build_job, build_service
 from tunery_operator.plan.adaptermerge import plan_merge
 from tunery_operator.plan.batchinference import plan_batch
 from tunery_operator.plan.batchinference import plan_report as plan_report_of_batch
@@ -53,6 +53,7 @@ def owner(kind: Kind = Kind.LORAJOB, labels: dict[str, str] | None = None) -> Ow
 def plans(platform: Platform) -> dict[str, JobPlan]:
     """Return a plan of each task, and of what changes a pod most."""
     plain, full = parse_lorajob(lorajob("x")), parse_lorajob(lorajob("x", **FULL))
+    several = parse_lorajob(lorajob("x", **(FULL | {"resources": {"gpus": 8, "nodes": 64}})))
     queued = owner(labels={"kueue.x-k8s.io/queue-name": "q"})
     known = Known(adapter=ResolvedAdapter(uri="s3://a/b"), revision="0123abc")
     batch = parse_batchinference(
@@ -66,6 +67,7 @@ def plans(platform: Platform) -> dict[str, JobPlan]:
         "preflight": plan_preflight(plain, owner(), platform, Known()),
         "train": plan_train(plain, owner(), platform, Known()),
         "train-full": plan_train(full, queued, platform, known),
+        "train-nodes": plan_train(several, queued, platform, known),
         "preflight-full": plan_preflight(full, queued, platform, known),
         "report": plan_report(full, queued, platform, known),
         "publish": plan_publish(full, queued, platform, known, "the loss is low enough"),
@@ -79,7 +81,7 @@ def plans(platform: Platform) -> dict[str, JobPlan]:
 
 CASES = [
     "preflight", "train", "train-full", "preflight-full", "report", "publish", "merge", "batch", "batch-report",
-    "conclude", "sweep-report",
+    "conclude", "sweep-report", "train-nodes",
 ]  # fmt: skip
 
 
@@ -212,6 +214,41 @@ def test_a_twisted_job_is_refused(operator: Kubectl, platform: Platform, twist: 
     told = refusal(operator, job)
     assert told is not None
     assert why in told
+
+
+OF_NODES: list[tuple[str, Twist, str]] = [
+    ("65-pods", lambda j: j["spec"].update(parallelism=65, completions=65), "up to 64"),
+    ("fewer-at-a-time", lambda j: j["spec"].update(parallelism=2), "up to 64"),
+    ("another-name", lambda j: pod(j).update(subdomain="kubernetes"), "up to 64"),
+    ("a-merge", lambda j: j["metadata"]["labels"].update({"tunery.dev/role": "merge"}), "up to 64"),
+    ("another-master", variable("TUNERY_MASTER", value="evil.example.com"), VARIABLES),
+    ("another-number", variable("TUNERY_NODES", value="2"), VARIABLES),
+]
+
+
+@pytest.mark.parametrize(("twist", "why"), [pytest.param(twist, why, id=name) for name, twist, why in OF_NODES])
+def test_a_twisted_job_of_several_nodes_is_refused(
+    operator: Kubectl, platform: Platform, twist: Twist, why: str
+) -> None:
+    job = copy.deepcopy(build_job(plans(platform)["train-nodes"]))
+    twist(job)
+    assert why in (refusal(operator, job) or "")
+
+
+def test_the_service_of_nodes_is_of_its_own_pods(operator: Kubectl, platform: Platform) -> None:
+    built = build_service(plans(platform)["train-nodes"])
+    assert refusal(operator, built) is None
+    twists: list[Twist] = [
+        lambda s: s["spec"].update(selector={"app": "bank"}),
+        lambda s: s["spec"]["selector"].update({"tunery.dev/owner-uid": "another"}),
+        lambda s: s["spec"].update(clusterIP=""),
+        lambda s: s["metadata"].update(name="tunery-webhook"),
+        lambda s: s["metadata"]["ownerReferences"][0].update(kind="LoRASweep"),
+    ]
+    for twist in twists:
+        body = copy.deepcopy(built)
+        twist(body)
+        assert "the Service of the pods of one LoRAJob" in (refusal(operator, body) or "")
 
 
 @pytest.mark.parametrize(

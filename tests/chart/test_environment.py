@@ -63,6 +63,11 @@ def test_the_operator_reads_the_platforms_pod_template(helm: Helm, monkeypatch: 
         "trainer.gpu.runtimeClassName": "nvidia",
         "trainer.securityContext": {"runAsUser": None, "fsGroup": None},
         "trainer.shmSize": "8Gi",
+        "trainer.distributed": {
+            "env": {"NCCL_SOCKET_IFNAME": "eth1"},
+            "annotations": {"k8s.v1.cni.cncf.io/networks": "rdma"},
+            "resources": {"rdma/hca_shared": "1", "hugepages-2Mi": "512Mi"},
+        },
         "preflight.nodeSelector": {"pool": "cpu"},
         "preflight.queueName": "checks",
         "preflight.maxConcurrent": 1_000_000,
@@ -77,6 +82,7 @@ def test_the_operator_reads_the_platforms_pod_template(helm: Helm, monkeypatch: 
     assert [toleration.key for toleration in template.tolerations] == ["ml"]
     assert [toleration.key for toleration in template.gpu.tolerations] == ["nvidia.com/gpu"]
     assert (template.gpu.runtime_class_name, template.runtime_class_name) == ("nvidia", None)
+    assert template.distributed.model_dump() == values["trainer.distributed"]
     ids = template.security
     assert (ids.run_as_user, ids.run_as_group, ids.fs_group) == (None, 65532, None)
     assert settings.inherit_label_prefixes == ["team.example.com/"]
@@ -90,6 +96,7 @@ def test_a_list_or_a_map_that_is_null_is_empty(helm: Helm, monkeypatch: pytest.M
     parts = ("trainer", "trainer.gpu", "preflight")
     names = [f"{part}.{name}" for part in parts for name in placed]
     names += [f"trainer.{name}" for name in ("pullSecrets", "podLabels", "podAnnotations", "env", "inheritLabels")]
+    names += [f"trainer.distributed.{name}" for name in ("env", "annotations", "resources")]
     names += ["gpuMemory", "watchNamespaces", "serving.engine.plugins", "imageRegistry"]
     names += [f"admissionPolicy.{name}" for name in ("deniedNamespaces", "extraRepositories", "extraEnv")]
     rendered = helm.render(values=dict.fromkeys(names))

@@ -67,7 +67,7 @@ def test_what_works_runs_where_trainer_says(pods: dict[str, Json], kind: str) ->
     assert {"key": "ml", "operator": "Exists"} in spec["tolerations"]
     assert (spec["priorityClassName"], spec["runtimeClassName"]) == ("batch", "kata")
     (shm,) = (each["emptyDir"]["sizeLimit"] for each in spec["volumes"] if each["name"] == "shm")
-    assert shm == "3Gi"
+    assert shm == ("11Gi" if kind == "train-nodes" else "3Gi")
 
 
 @pytest.mark.parametrize("kind", CHECKS)

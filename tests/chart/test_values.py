@@ -34,6 +34,7 @@ WRONG: dict[str, Any] = {
     "trainer.podAnnotations": {"example..com/a": "x"},
     "trainer.inheritLabels": ["batch.kubernetes.io/", "job-name", "controller-uid", "kubectl.kubernetes.io/"],
     "trainer.shmSize": "0",
+    "trainer.distributed.resources": {"rdma/hca_shared": "a few"},
     "serving.server.resources.memory": "512m",
     "defaultOutput.uri": "s3:///x",
     "test.outputUri": "s3://adapters/../x",

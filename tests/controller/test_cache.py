@@ -312,6 +312,13 @@ class TestPods:
         cache.see_owner(Kind.LORAJOB, owner(20, "Succeeded"))
         assert cache.owner_of_pod("team", "one-train-p1", "p1") is None
 
+    @pytest.mark.parametrize(("index", "speaks"), [("0", True), ("1", False), ("12", False)])
+    def test_of_pods_that_work_together_the_first_one_speaks(self, cache: Cache, index: str, speaks: bool) -> None:
+        numbered = pod(6, "p2")
+        numbered["metadata"]["annotations"] = {"batch.kubernetes.io/job-completion-index": index}
+        cache.see_pod(numbered)
+        assert cache.owner_of_pod("team", "one-train-p2", "p2") == ((ONE, "u1") if speaks else None)
+
 
 def containers(value: Any, seen: set[int]) -> int:
     """Return the number of entries in everything that an object holds, except for the bounded Tombstones."""

@@ -101,7 +101,7 @@ NOT_ON_IT: dict[str, str] = {
     "Followed against a real API server, with pods that are played": "RequestsFailed ServerUnavailable PlatformChanged",
     "Told by tests with played pods, and by none followed to the end": "ServerAccessDenied FieldContested "
     "BudgetExhausted RetriesExhausted",
-    "It goes on by itself: there is nothing to do": "Killed NodePressure ClusterUnavailable InternalError",
+    "It goes on by itself: there is nothing to do": "Killed PeerLost NodePressure ClusterUnavailable InternalError",
 }
 """The others, and why."""
 

@@ -170,6 +170,11 @@ def test_a_trial_under_way_tells_what_the_row_does_not_hold() -> None:
     assert on_cpu.gpu_seconds(START + timedelta(seconds=30)) == 1210
     assert on_cpu.live is not None
     assert on_cpu.live.stopping
+    # Of a trial on two nodes each pod holds its GPUs, since it started.
+    second = {"uid": "c", "pod": "c", "startTime": "2026-11-27T12:00:20Z", "index": 1, "attempt": 2}
+    both = {**status, "attemptHistory": [*status["attemptHistory"], second]}
+    on_nodes = trial_of(lorajob(0, both, resources={"gpus": 4, "nodes": 2}), read)
+    assert on_nodes.gpu_seconds(START + timedelta(seconds=30)) == 1210 + 4 * (30 + 10)
 
 
 @pytest.mark.parametrize(

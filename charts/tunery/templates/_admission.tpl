@@ -19,6 +19,11 @@ system:serviceaccount:{{ .Release.Namespace }}:{{ include "tunery.serviceAccount
 {{ . }}.metadata.?labels[?'app.kubernetes.io/managed-by'].orValue('') == 'tunery' && {{ . }}.metadata.?labels[?'tunery.dev/role'].orValue('') == 'serve' && size({{ . }}.metadata.?ownerReferences.orValue([])) == 1 && {{ . }}.metadata.ownerReferences.all(o, o.apiVersion.startsWith('tunery.dev/') && o.kind == 'AdapterServer' && o.?controller.orValue(false) && {{ . }}.metadata.name.startsWith(o.name + '-'))
 {{- end -}}
 
+{{/* The same for the Service by which the pods of one LoRAJob find each other: it speaks of these alone. */}}
+{{- define "tunery.isNodesService" -}}
+request.kind.kind == 'Service' && {{ include "tunery.isChild" . }} && {{ . }}.metadata.labels['tunery.dev/role'] == 'train' && {{ . }}.spec.?clusterIP.orValue('') == 'None' && {{ . }}.metadata.ownerReferences.all(o, o.kind == 'LoRAJob' && {{ . }}.metadata.name == 'tunery-' + o.uid.substring(0, 8) && size({{ . }}.spec.?selector.orValue({})) == 3 && {{ . }}.spec.selector[?'tunery.dev/owner-uid'].orValue('') == o.uid && {{ . }}.spec.selector[?'tunery.dev/kind'].orValue('') == 'lorajob' && {{ . }}.spec.selector[?'tunery.dev/role'].orValue('') == 'train')
+{{- end -}}
+
 {{/* CEL: whether the controller of an object is a LoRASweep. Takes the name of the object's variable. */}}
 {{- define "tunery.isTrial" -}}
 {{ . }}.metadata.?ownerReferences.orValue([]).exists(o, o.apiVersion.startsWith('tunery.dev/') && o.kind == 'LoRASweep' && o.?controller.orValue(false))

@@ -91,6 +91,10 @@ security:
   {{ $id }}: {{ get $.Values.trainer.securityContext $id | default nil | toJson }}
   {{- end }}
 gpu: {{- include "tunery.placement" .Values.trainer.gpu | nindent 2 }}
+distributed:
+  {{- range $part := list "env" "annotations" "resources" }}
+  {{ $part }}: {{- toYaml (get ($.Values.trainer.distributed | default dict) $part | default dict) | nindent 4 }}
+  {{- end }}
 {{- end -}}
 
 {{/*

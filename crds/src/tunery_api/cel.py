@@ -42,6 +42,8 @@ class CelRule(NamedTuple):
 _METHOD: Final = "self.?method.orValue('Auto')"
 _TASK: Final = "self.?task.orValue('SFT')"
 _INIT: Final = "self.?lora.?init.orValue('Default')"
+_DEVICES: Final = "(self.?resources.?gpus.orValue(1) > 1 ? self.resources.gpus : 1) * self.?resources.?nodes.orValue(1)"
+_NO_FSDP: Final = "self.?training.?parallelism.orValue('') != 'FSDP'"
 _FORMAT: Final = "self.?dataset.?format.orValue('Auto')"
 _MERGE_METHOD: Final = "self.?method.orValue('Linear')"
 _INTO: Final = "self.?into.orValue('Adapter')"
@@ -104,14 +106,10 @@ def _reads_of_lora(method: Method, message: str) -> CelRule:
     return CelRule(f"{_METHOD} != '{method}' || !has(self.lora) || !({' || '.join(unread)})", message)
 
 
-_PREFERENCE_FIELDS: Final = tuple(str(info.alias) for info in PreferenceSpec.model_fields.values())
-
-
 def _reads_of_preference(task: TrainingTask, message: str) -> CelRule:
     """Return the rule that a setting which the task would not look at is refused."""
-    unread = [
-        _set("preference", PreferenceSpec, name) for name in _PREFERENCE_FIELDS if name not in READ_OF_PREFERENCE[task]
-    ]
+    fields = (str(info.alias) for info in PreferenceSpec.model_fields.values())
+    unread = [_set("preference", PreferenceSpec, name) for name in fields if name not in READ_OF_PREFERENCE[task]]
     return CelRule(f"{_TASK} != '{task}' || !has(self.preference) || !({' || '.join(unread)})", message)
 
 
@@ -172,12 +170,12 @@ CEL_RULES: Final[dict[type[ApiModel], list[CelRule]]] = {
         ),
     ],
     EvaluationSpec: [
-        CelRule("!(has(self.times) && has(self.everySteps))", "everySteps cannot be set together with times"),
+        CelRule("!has(self.times) || !has(self.everySteps)", "everySteps cannot be set together with times")
     ],
     CheckpointSpec: [
         CelRule(
-            "!(has(self.everySteps) && has(self.everyMinutes))", "everyMinutes cannot be set together with everySteps"
-        ),
+            "!has(self.everySteps) || !has(self.everyMinutes)", "everyMinutes cannot be set together with everySteps"
+        )
     ],
     ContinueFrom: _REFERENCE,
     ResumeFrom: [_EXACTLY_ONE],
@@ -238,6 +236,12 @@ CEL_RULES: Final[dict[type[ApiModel], list[CelRule]]] = {
         _reads_of_lora(Method.IA3, "IA3 reads lora.targetModules and modulesToSave only"),
         _reads_of_lora(Method.PROMPT_TUNING, "PromptTuning reads nothing of lora; leave it out"),
         _reads_of_lora(Method.PREFIX_TUNING, "PrefixTuning reads nothing of lora; leave it out"),
+        CelRule(
+            f"self.?training.?gradientAccumulation.orValue(0) % ({_DEVICES}) == 0",
+            "training.gradientAccumulation must be a multiple of resources.gpus x nodes, with gpus: 0 of nodes",
+        ),
+        CelRule(f"{_NO_FSDP} || self.?resources.?gpus.orValue(1) > 1", "parallelism FSDP needs gpus: 2 or more"),
+        CelRule(f"{_NO_FSDP} || self.?quantization.?type.orValue('') != 'Int8'", "FSDP cannot share a base in Int8"),
         CelRule(
             "self.?training.?precision.orValue('') != 'Float16' || self.?resources.?gpus.orValue(1) > 0",
             "training.precision Float16 needs a GPU; with resources.gpus: 0 use Auto, Float32 or BFloat16",
@@ -353,9 +357,7 @@ CEL_RULES: Final[dict[type[ApiModel], list[CelRule]]] = {
             "clients needs apiKeysSecretRef: without keys nobody knows who asks",
         ),
     ],
-    RangeSpec: [
-        CelRule(f"!has(self.log) || !self.log || !{_given('step')}", "step cannot be set together with log"),
-    ],
+    RangeSpec: [CelRule(f"!has(self.log) || !self.log || !{_given('step')}", "step cannot be set together with log")],
     ParameterSpec: [CelRule(f"has(self.range) != {_given('choices')}", "takes exactly one of range and choices")],
     LoRASweepSpec: [
         CelRule(_apart("self.template.model.uri"), _ITS_OWN, once=True),
@@ -373,12 +375,8 @@ CEL_RULES: Final[dict[type[ApiModel], list[CelRule]]] = {
             "budget counts the seconds of GPUs, and template.resources.gpus is 0; use activeDeadlineSeconds instead",
         ),
     ],
-    ClientAccess: [
-        CelRule(_KEY.format("name"), f"name {_NO_KEY}"),
-    ],
-    SecretKeyReference: [
-        CelRule(_KEY.format("key"), f"key {_NO_KEY}"),
-    ],
+    ClientAccess: [CelRule(_KEY.format("name"), f"name {_NO_KEY}")],
+    SecretKeyReference: [CelRule(_KEY.format("key"), f"key {_NO_KEY}")],
     AdapterServerSpec: [
         CelRule(
             "!has(self.aliases) || !has(self.adapters) || "

@@ -105,6 +105,7 @@ _LORAJOB: Final = KindDefinition(
         Column("Task", '.status.resolved.values[?(@.name=="task")].value', priority=1),
         Column("Eval Loss", ".status.metrics.evalLoss", priority=1),
         Column("ETA", ".status.progress.eta", priority=1),
+        Column("Pods", ".status.pods", priority=1),
         Column("Health", '.status.conditions[?(@.type=="Healthy")].reason', priority=1),
         _QUEUE,
         _RESULT,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from enum import StrEnum
 from typing import Annotated, ClassVar
 
@@ -18,6 +19,7 @@ from tunery_api.methods import (
     Preset,
     PromptTuningSpec,
     QuantizationSpec,
+    QuantizationType,
 )
 from tunery_api.placement import ResourcesSpec, SchedulingSpec
 from tunery_api.preference import PreferenceSpec, TrainingTask
@@ -26,6 +28,8 @@ from tunery_api.training import (
     ContinueFrom,
     DiagnosisSpec,
     EvaluationSpec,
+    Parallelism,
+    Precision,
     ResumeFrom,
     TrackingSpec,
     TrainingSpec,
@@ -96,10 +100,33 @@ class TrainingRun(ApiModel):
     continue_from: ContinueFrom | None = Field(None, description="An adapter to train further.")
     tracking: TrackingSpec | None = Field(None, description="Where the curves go.")
     cache: CacheSpec | None = Field(None, description="Where base models and prepared data are kept for the next job.")
-    resources: ResourcesSpec = Field(default_factory=ResourcesSpec, description="Resources of the training pod.")
+    resources: ResourcesSpec = Field(default_factory=ResourcesSpec, description="Resources of each training pod.")
     scheduling: SchedulingSpec = Field(
         default_factory=SchedulingSpec, description="Where the pods run. May change while no pod runs."
     )
+
+    def device_problems(self) -> Iterator[tuple[str, str]]:
+        """Yield what does not go with the devices: the field of `training`, and what is wrong with it."""
+        passes, devices = self.training.gradient_accumulation, self.resources.devices
+        if self.training.precision is Precision.FLOAT16 and self.resources.gpus == 0:
+            yield "precision", "Float16 needs a GPU; with gpus: 0 use Auto, Float32 or BFloat16"
+        if passes is not None and passes % devices:
+            below, above = passes - passes % devices, passes - passes % devices + devices
+            fitting = f"{below} or {above}" if below else str(above)
+            whose = "resources.gpus x resources.nodes" if self.resources.gpus else "resources.nodes"
+            yield (
+                "gradientAccumulation",
+                f"must be a multiple of the {devices} devices that share the passes ({whose}), is {passes}: set "
+                f"{fitting}, or leave it out",
+            )
+        if self.training.parallelism is not Parallelism.FSDP:
+            return
+        if self.resources.gpus < 2:
+            text = "FSDP shares the base among the GPUs of a pod: set resources.gpus to 2 or more, or leave it out"
+            yield "parallelism", text
+        if self.quantization is not None and self.quantization.type is QuantizationType.INT8:
+            text = "FSDP cannot share a base in Int8; use quantization.type NF4 or FP4, or leave parallelism out"
+            yield "parallelism", text
 
 
 class LoRAJobSpec(TrainingRun, LifecycleFields):

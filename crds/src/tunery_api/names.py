@@ -61,6 +61,17 @@ FIELD_MANAGER: Final = "tunery"
 PROGRESS_AUDIENCE: Final = "tunery-progress"
 """Audience of the projected token that pods report progress with; useless against the API server."""
 
+NODES_ENV: Final = "TUNERY_NODES"
+MASTER_ENV: Final = "TUNERY_MASTER"
+"""How many pods train together, and the host name of the first of them; the number of a pod is JOB_COMPLETION_INDEX."""
+NODES_PORTS: Final = (29500, 29501)
+"""At the first pod: where tensors are summed, and where pods tell each other how it goes."""
+TOPOLOGY_ANNOTATIONS: Final = (
+    "kueue.x-k8s.io/podset-required-topology",
+    "kueue.x-k8s.io/podset-preferred-topology",
+    "kueue.x-k8s.io/podset-unconstrained-topology",
+)
+"""How near to each other Kueue is to place the pods: copied from the owner to the pods that train together."""
 CA_BUNDLE_ENV: Final = "TUNERY_CA_BUNDLE"
 """The path of the certificate authorities that the platform has mounted."""
 PROGRESS_URL_ENV: Final = "KUBEFLOW_TRAINER_SERVER_URL"
@@ -142,14 +153,24 @@ def adapter_purpose(index: int) -> str:
     return f"adapter-{index}"
 
 
-def child_name(owner: str, suffix: str) -> str:
-    """Return the deterministic name of a child: `<owner>-<suffix>`, shortened with a hash beyond 63 characters."""
-    name = f"{owner}-{suffix}"
-    if len(name) <= MAX_JOB_NAME:
+def child_name(owner: str, suffix: str, pods: int = 1) -> str:
+    """Return the deterministic name of a child: `<owner>-<suffix>`, shortened with a hash beyond 63 characters.
+
+    Of a Job of several pods the name with a pod's number behind it is that pod's host name: it has no dot, and room for
+    the number.
+    """
+    plain, most = (owner, MAX_JOB_NAME) if pods == 1 else (owner.replace(".", "-"), MAX_JOB_NAME - len(f"-{pods - 1}"))
+    name = f"{plain}-{suffix}"
+    if len(name) <= most and plain == owner:
         return name
     digest = hashlib.sha256(owner.encode()).hexdigest()[:10]
-    head = owner[: MAX_JOB_NAME - len(suffix) - len(digest) - 2].rstrip("-.")
+    head = plain[: most - len(suffix) - len(digest) - 2].rstrip("-.")
     return f"{head}-{digest}-{suffix}"
+
+
+def nodes_service(uid: str) -> str:
+    """Return the name of the Service by which the pods of one object find each other: a host name in itself."""
+    return f"{MANAGED_BY}-{uid[:8]}"
 
 
 def label_value(name: str) -> str:

@@ -55,8 +55,8 @@ class ResourcesSpec(PodResources):
         1,
         ge=1,
         le=64,
-        description="Pods that train one adapter together, each with gpus, cpu, memory and ephemeralStorage of its own: "
-        "1 to 64. More than one need a network between them, and are best queued (docs/distributed.md).",
+        description="Pods that train one adapter together, each with gpus, cpu, memory and ephemeralStorage of its "
+        "own: 1 to 64. More than one need a network between them, and are best queued (docs/distributed.md).",
     )
 
     @property

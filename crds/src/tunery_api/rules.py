@@ -27,7 +27,6 @@ from tunery_api.methods import (
 from tunery_api.names import CHECKPOINTS_PREFIX
 from tunery_api.placement import FOREIGN_ACCELERATORS
 from tunery_api.preference_rules import dataset_of_task, generation, merge_dataset, preference, preference_loop
-from tunery_api.training import Precision
 
 Errors = Iterator[FieldError]
 
@@ -79,10 +78,9 @@ def gradient_checkpointing(spec: LoRAJobSpec) -> Errors:
         )
 
 
-def precision(spec: LoRAJobSpec) -> Errors:
-    """Mixed precision in Float16 exists on GPUs only."""
-    if spec.training.precision is Precision.FLOAT16 and spec.resources.gpus == 0:
-        yield FieldError("spec.training.precision", "Float16 needs a GPU; with gpus: 0 use Auto, Float32 or BFloat16")
+def devices(spec: LoRAJobSpec) -> Errors:
+    """What the devices can compute with, and share."""
+    yield from (FieldError(f"spec.training.{field}", text) for field, text in spec.device_problems())
 
 
 def gpu_resource(spec: LoRAJobSpec | AdapterMergeSpec) -> Errors:
@@ -377,7 +375,7 @@ LORAJOB_RULES: Final[tuple[Callable[[LoRAJobSpec], Errors], ...]] = (
     learning_rate,
     packing,
     gradient_checkpointing,
-    precision,
+    devices,
     gpu_resource,
     evaluations,
     generation,

@@ -133,7 +133,9 @@ class ProgressStatus(OpenModel):
     epoch: Number | None = Field(None, description="Passes over the data done.")
     eta_seconds: int | None = Field(None, ge=0, description="Estimated seconds to the end of training.")
     eta: Annotated[str, Field(max_length=16)] | None = Field(None, description="etaSeconds, for people.")
-    tokens_per_second: Number | None = Field(None, description="Tokens trained on in a second.")
+    tokens_per_second: Number | None = Field(
+        None, description="Tokens trained on in a second, by all devices together."
+    )
     last_update_time: Timestamp | None = Field(None, description="When the pod last reported.")
 
 
@@ -189,9 +191,9 @@ class ResolvedStatus(OpenModel):
     device: Annotated[str, Field(max_length=256)] | None = Field(
         None, description="What trains: the GPU with its driver and CUDA, or the CPU; told before anything is loaded."
     )
-    devices: int | None = Field(None, ge=1, description="How many devices train together: gpus x nodes.")
+    devices: int | None = Field(None, ge=0, description="How many train together: the GPUs, or on the CPU the pods.")
     parallelism: Annotated[str, Field(max_length=32)] | None = Field(
-        None, description="DDP or FSDP; unset where one device trains."
+        None, description="How several devices share the work, DDP or FSDP; why stands among the values."
     )
     values: list[ResolvedValue] | None = Field(None, max_length=48, description="Each setting and its source.")
     unservable: Text | None = Field(None, description="Why no AdapterServer can serve it; unset: nothing says so.")
@@ -226,6 +228,8 @@ class FailureStatus(OpenModel):
 
 ATTEMPTS_KEPT: Final = 20
 """Attempts of which the status tells one by one; its totals count all."""
+GENERATIONS_KEPT: Final = 3
+"""The same of pods that train together: so many times all of them, where these are more."""
 
 
 class AttemptStatus(OpenModel):
@@ -241,6 +245,12 @@ class AttemptStatus(OpenModel):
     )
     seconds: int | None = Field(None, ge=0, description="How long it ran.")
     gpu_seconds: int | None = Field(None, ge=0, description="How long it ran, times its GPUs.")
+    index: int | None = Field(
+        None, ge=0, description="Which of the pods that train together it was, from 0; unset where one trains alone."
+    )
+    attempt: int | None = Field(
+        None, ge=1, description="Which attempt it belonged to, from 1; unset where one pod trains alone."
+    )
 
 
 class InputReference(OpenModel):
@@ -288,19 +298,28 @@ class CommonStatus(OpenModel):
     )
     start_time: Timestamp | None = Field(None, description="When the first pod that does the work started.")
     completion_time: Timestamp | None = Field(None, description="When the job succeeded, failed or was stopped.")
-    attempts: int | None = Field(None, ge=0, description="Pods that were started, ever.")
-    run_seconds: int | None = Field(None, ge=0, description="Seconds that the attempts which have ended ran, in all.")
+    attempts: int | None = Field(
+        None, ge=0, description="How often its pod was started, ever; of several nodes, all pods together count once."
+    )
+    run_seconds: int | None = Field(
+        None, ge=0, description="Seconds that the attempts which have ended ran, in all, however many their pods."
+    )
     gpu_seconds: int | None = Field(
-        None, ge=0, description="Seconds that the attempts which have ended ran, times their GPUs, in all."
+        None, ge=0, description="Seconds that the pods which have ended ran, times their GPUs, in all."
     )
     attempt_history: list[AttemptStatus] | None = Field(
-        None, max_length=ATTEMPTS_KEPT, description=f"The newest {ATTEMPTS_KEPT} attempts, oldest first."
+        None,
+        max_length=64 * GENERATIONS_KEPT,
+        description=f"The pods of the newest attempts, oldest first: {ATTEMPTS_KEPT}, or of several nodes "
+        f"{GENERATIONS_KEPT} times all of them where these are more.",
     )
     input_references: list[InputReference] | None = Field(
         None, max_length=32, description="The LoRAJobs that it uses, as they were when all of them were ready."
     )
     job_name: Annotated[str, Field(max_length=63)] | None = Field(None, description="The Job that does the work.")
-    pod_name: Annotated[str, Field(max_length=253)] | None = Field(None, description="The pod of the newest attempt.")
+    pod_name: Annotated[str, Field(max_length=253)] | None = Field(
+        None, description="The pod of the newest attempt; of several nodes the first one's, which reports."
+    )
     queue: Annotated[str, Field(max_length=63)] | None = Field(None, description="Kueue's queue, where there is one.")
     failure: FailureStatus | None = Field(None, description="Why it failed.")
 
@@ -309,6 +328,9 @@ class LoRAJobStatus(CommonStatus):
     """The status of a LoRAJob."""
 
     adapter: AdapterStatus | None = Field(None, description="The published result.")
+    pods: Annotated[str, Field(max_length=16)] | None = Field(
+        None, description="How many of the pods that train together run, such as 4/4; set with several nodes alone."
+    )
     progress: ProgressStatus | None = Field(None, description="How far training is.")
     metrics: MetricsStatus | None = Field(None, description="The newest metrics.")
     evaluations: list[EvaluationStatus] | None = Field(

@@ -99,6 +99,20 @@ def budget(spec: LoRASweepSpec) -> Errors:
         )
 
 
+def shared_passes(spec: LoRASweepSpec) -> Errors:
+    """Devices share the passes of a step evenly within a range, too: the corners are its ends alone."""
+    devices = spec.template.resources.devices
+    for index, each in enumerate(spec.parameters or ()):
+        if each.path != "training.gradientAccumulation" or each.range is None or devices == 1:
+            continue
+        if each.range.step is None or float(each.range.step) % devices:
+            yield FieldError(
+                f"spec.parameters[{index}].range",
+                f"must have a step that is a multiple of the {devices} devices of a trial, which share the passes: set "
+                f"step: {devices}, or list choices",
+            )
+
+
 def pruner(spec: LoRASweepSpec) -> Errors:
     """Rungs in order, some trials that end and some that go on, and a trial that is measured before its first rung."""
     block = spec.pruner
@@ -323,6 +337,7 @@ LORASWEEP_RULES: Final[tuple[Callable[[LoRASweepSpec], Errors], ...]] = (
     initial,
     warm_start,
     budget,
+    shared_passes,
     pruner,
     final,
     final_run,

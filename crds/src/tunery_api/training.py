@@ -99,14 +99,14 @@ class TrainingSpec(ApiModel):
         ge=1,
         le=1024,
         description="Forward passes before an optimizer step, those of all devices counted together: a multiple of "
-        "resources.gpus x resources.nodes, with gpus: 0 of nodes. Default: as many as make 16 rows an optimizer step, or "
-        "so many fewer that there are 100 steps, and with several devices the next multiple of their number.",
+        "resources.gpus x resources.nodes, with gpus: 0 of nodes. Default: as many as make 16 rows an optimizer step, "
+        "or so many fewer that there are 100 steps; with several devices the next multiple of their number.",
     )
     parallelism: Parallelism = Field(
         Parallelism.AUTO,
         description="How several devices share the work. DDP: each has the whole base model. FSDP: the GPUs of a node "
-        "share it, which is slower and is for what does not fit otherwise. Auto: DDP where the base fits into each GPU, "
-        "else FSDP; status.resolved says which and why.",
+        "share it, which is slower and is for what does not fit otherwise. Auto: DDP where the base fits into each "
+        "GPU, else FSDP; status.resolved says which and why.",
     )
     max_length: int = Field(2048, ge=8, le=1_048_576, description="Tokens of a row; what is longer is cut off.")
     packing: bool | None = Field(

@@ -25,7 +25,7 @@ from tunery_api.kinds import Kind
 from tunery_api.methods import Method
 from tunery_api.reasons import FailureReason
 from tunery_api.status import FINAL_PHASES, ConditionType, Phase
-from tunery_operator.views.attempt import ENDS_WITHOUT_FAULT
+from tunery_operator.views.attempt import ENDS_WITHOUT_FAULT, cause_of
 from tunery_operator.views.clock import parse_time
 
 _LATENCY: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -192,10 +192,22 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any], facts: Facts) -> tup
 
 
 def _ended_attempts(old: Mapping[str, Any], new: Mapping[str, Any], facts: Facts) -> Iterator[Observation]:
-    before = {attempt["uid"] for attempt in old.get("attemptHistory") or () if attempt.get("endTime")}
-    for attempt in new.get("attemptHistory") or ():
-        if attempt.get("endTime") and attempt["uid"] not in before:
-            yield Observation(ATTEMPTS, (facts.kind, facts.namespace, _reason(attempt.get("reason"))))
+    before = _ended(old)
+    for attempt, reason in _ended(new).items():
+        if attempt not in before:
+            yield Observation(ATTEMPTS, (facts.kind, facts.namespace, _reason(reason)))
+
+
+def _ended(status: Mapping[str, Any]) -> dict[Any, str | None]:
+    """Return the reason of each attempt that has ended with all its pods: by the pod, or by the number of several."""
+    pods: dict[Any, list[Mapping[str, Any]]] = {}
+    for entry in status.get("attemptHistory") or ():
+        pods.setdefault(entry.get("attempt", entry["uid"]), []).append(entry)
+    return {
+        attempt: cause_of(entries)
+        for attempt, entries in pods.items()
+        if all(entry.get("endTime") for entry in entries)
+    }
 
 
 def _findings(old: Mapping[str, Any], new: Mapping[str, Any], facts: Facts) -> Iterator[Observation]:

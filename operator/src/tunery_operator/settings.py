@@ -24,6 +24,9 @@ GPU_MEMORY_LABEL: Final = "nvidia.com/gpu.memory"
 """Memory of one of a node's GPUs in MiB, a label of NVIDIA's GPU feature discovery."""
 
 EnvName = Annotated[str, Field(max_length=256, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+ExtendedResource = Annotated[
+    str, Field(max_length=253, pattern=r"^([a-z0-9.-]+/[A-Za-z0-9._-]+|hugepages-[0-9]+[KMG]i)$")
+]
 UserId = Annotated[int, Field(ge=1, le=2**31 - 1)]
 
 
@@ -76,6 +79,16 @@ class CaBundle(_Part):
     )
 
 
+class Distributed(_Part):
+    """What the platform says of pods that train on several devices, on top of what it says of all: its network's."""
+
+    env: dict[EnvName, str] = Field(default_factory=dict)
+    """Variables, such as NCCL_SOCKET_IFNAME."""
+    annotations: dict[LabelKey, str] = Field(default_factory=dict)
+    resources: dict[ExtendedResource, QuantityString] = Field(default_factory=dict)
+    """Extended resources of each pod, such as those of RDMA."""
+
+
 class PodTemplate(Placement):
     """What the platform says of every pod of a job; the manifest's scheduling goes before it."""
 
@@ -89,6 +102,7 @@ class PodTemplate(Placement):
     security: PodSecurity = PodSecurity()
     gpu: Placement = Placement()
     """What is added for pods that ask for a GPU."""
+    distributed: Distributed = Distributed()
 
 
 class Resources(_Part):

@@ -63,6 +63,7 @@ FAULTS: Final[dict[FailureReason, Fault]] = {
             _R.GPU_UNAVAILABLE,
             _R.GPU_FAULT,
             _R.KILLED,
+            _R.PEER_LOST,
             _R.DISK_FULL,
             _R.QUOTA_EXCEEDED,
             _R.CREATE_REFUSED,

@@ -266,7 +266,9 @@ class Cache:
         now = self._now()
         ended = view.finished_at or min(now, view.deleted_at or now)
         seconds = max(0.0, (ended - view.started_at).total_seconds())
-        return LostPod(view.uid, view.name, view.created, seconds, view.started_at, view.node, view.disruption)
+        return LostPod(
+            view.uid, view.name, view.created, seconds, view.started_at, view.node, view.disruption, view.index
+        )
 
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self._clock(), UTC)

@@ -240,15 +240,17 @@ class Children:
                 del family.left[uid]
 
     def owner_of_pod(self, namespace: str, name: str, uid: str) -> tuple[Key, str] | None:
-        """Return the key and uid of the object that a pod works for, or None.
+        """Return the key and uid of the object that a pod works for and speaks for, or None.
 
-        Its Job may be gone: a pod that was told to end tells of the checkpoint that it stores then.
+        Of pods that work together only the first one speaks. Its Job may be gone: a pod that was told to end tells of
+        the checkpoint that it stores then.
         """
         family = self._families.get(self._job_of_pod.get(uid, ""))
         if family is None or family.key is None or {family.namespace, family.key.namespace} != {namespace}:
             return None
         pod = family.pods.get(name)
-        return (family.key, family.owner_uid) if pod is not None and pod.uid == uid else None
+        speaks = pod is not None and pod.uid == uid and not pod.index
+        return (family.key, family.owner_uid) if speaks else None
 
     # The dicts
 

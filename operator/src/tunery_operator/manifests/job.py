@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from tunery_api.names import PLAN_ANNOTATION, SETTINGS_ANNOTATION, container_name
+from tunery_api.names import (
+    KIND_LABEL,
+    NODES_PORTS,
+    OWNER_UID_LABEL,
+    PLAN_ANNOTATION,
+    ROLE_LABEL,
+    SETTINGS_ANNOTATION,
+    container_name,
+)
 from tunery_api.reasons import ExitCode
 from tunery_operator.manifests.metadata import metadata
 from tunery_operator.manifests.pod import build_pod_template
@@ -20,20 +28,40 @@ def build_job(plan: JobPlan) -> dict[str, Any]:
     meta = metadata(plan.owner, plan.name, plan.task.value)
     meta["labels"] |= plan.kueue_labels
     meta["annotations"] = {SETTINGS_ANNOTATION: plan.settings, PLAN_ANNOTATION: plan.digest}
+    container = container_name(plan.owner.key.kind.singular)
+    several, rules = _several(plan, container) if plan.nodes > 1 else ({}, [])
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
         "metadata": meta,
         "spec": {
             "suspend": plan.suspend,
-            "parallelism": 1,
-            "completions": 1,
+            "parallelism": plan.nodes,
+            "completions": plan.nodes,
+            **several,
             "backoffLimit": plan.retries,
             "podReplacementPolicy": "Failed",
-            "podFailurePolicy": {"rules": _failure_rules(container_name(plan.owner.key.kind.singular))},
+            "podFailurePolicy": {"rules": [*_failure_rules(container), *rules]},
             "template": build_pod_template(plan),
         },
     }
+
+
+def _several(plan: JobPlan, container: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return what the Job of pods that work together says beside, and the rule of a pod that another one has left.
+
+    All of them end as one does, and only that one counts. backoffLimitPerIndex has each come back after ten seconds:
+    with backoffLimit alone the Job controller waits for as long as for so many failures in a row. The first pod
+    publishes, and the Job is complete with it.
+    """
+    fields = {
+        "completionMode": "Indexed",
+        "backoffLimitPerIndex": plan.retries,
+        "maxFailedIndexes": 0,
+        "successPolicy": {"rules": [{"succeededIndexes": "0"}]},
+    }
+    peer_lost = {"containerName": container, "operator": "In", "values": [int(ExitCode.PEER_LOST)]}
+    return fields, [{"action": "Ignore", "onExitCodes": peer_lost}]
 
 
 def _failure_rules(container: str) -> list[dict[str, Any]]:
@@ -43,3 +71,17 @@ def _failure_rules(container: str) -> list[dict[str, Any]]:
         {"action": "FailJob", "onExitCodes": user_error},
         {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
     ]
+
+
+def build_service(plan: JobPlan) -> dict[str, Any]:
+    """Return the Service by which the pods of a Job find the first of them, before it is ready, too."""
+    role = plan.task.value
+    own = {KIND_LABEL: plan.owner.key.kind.singular, OWNER_UID_LABEL: plan.owner.uid, ROLE_LABEL: role}
+    names = ("collectives", "channel")
+    ports = [{"name": name, "port": port, "protocol": "TCP"} for name, port in zip(names, NODES_PORTS, strict=True)]
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": metadata(plan.owner, plan.service, role),
+        "spec": {"clusterIP": "None", "publishNotReadyAddresses": True, "selector": own, "ports": ports},
+    }

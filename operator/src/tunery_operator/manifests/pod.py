@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from tunery_api.names import (
+    MASTER_ENV,
+    NODES_ENV,
     OWNER_UID_LABEL,
     PROGRESS_CA_ANNOTATION,
     PROGRESS_CA_ENV,
@@ -68,6 +70,7 @@ def _pod_spec(plan: JobPlan) -> dict[str, Any]:
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": plan.grace_seconds,
         "securityContext": pod_security(plan.pod.security),
+        **({"subdomain": plan.service} if plan.nodes > 1 else {}),
         "containers": [_container(plan)],
         "volumes": build_volumes(plan),
         **pull_secrets(plan.image),
@@ -107,7 +110,7 @@ def _container(plan: JobPlan) -> dict[str, Any]:
         "imagePullPolicy": plan.image.pull_policy,
         "command": ["python", "-m", plan.program, plan.task.value, f"{RUN_DIR}/{RUN_FILE}"],
         "env": env_list(_environment(plan)),
-        "resources": amounts(plan.resources),
+        "resources": amounts(plan.resources, plan.pod.resources),
         "terminationMessagePath": TERMINATION_PATH,
         "terminationMessagePolicy": "File",
         "securityContext": container_security(),
@@ -125,7 +128,14 @@ def _environment(plan: JobPlan) -> dict[str, str]:
     progress = {}
     if plan.progress is not None:
         progress = progress_env(plan.progress, RUN_DIR) | {PROGRESS_EVERY_ENV: str(PROGRESS_EVERY_SECONDS)}
-    return {**ENVIRONMENT, **plan.pod.env, **authorities_env(plan.pod), **progress}
+    return {**ENVIRONMENT, **plan.pod.env, **authorities_env(plan.pod), **progress, **_nodes_env(plan)}
+
+
+def _nodes_env(plan: JobPlan) -> dict[str, str]:
+    """Return by what a pod of several finds the first one; nothing where it works alone."""
+    if plan.nodes == 1:
+        return {}
+    return {NODES_ENV: str(plan.nodes), MASTER_ENV: f"{plan.name}-0.{plan.service}"}
 
 
 def progress_env(progress: Progress, ca_folder: str) -> dict[str, str]:
@@ -137,9 +147,10 @@ def progress_env(progress: Progress, ca_folder: str) -> dict[str, str]:
     }
 
 
-def amounts(resources: Resources) -> dict[str, Any]:
-    """Return what a container asks for: requests equal limits."""
+def amounts(resources: Resources, extended: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Return what a container asks for, the platform's extended resources too: requests equal limits."""
     asked = {
+        **(extended or {}),
         "cpu": resources.cpu,
         "memory": resources.memory,
         "ephemeral-storage": resources.ephemeral_storage,

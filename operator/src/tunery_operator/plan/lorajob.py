@@ -8,14 +8,14 @@ from typing import NamedTuple
 
 from tunery_api.fields import parse_quantity
 from tunery_api.lorajob import LoRAJobSpec
-from tunery_api.names import SWEEP_OUTPUT_ANNOTATION, TRAIN_GRACE_SECONDS, VOLUMES_DIR, trials_uri
+from tunery_api.names import SWEEP_OUTPUT_ANNOTATION, TRAIN_GRACE_SECONDS, VOLUMES_DIR, child_name, trials_uri
 from tunery_api.runspec import CacheMount, Purpose, ResolvedAdapter, Task
 from tunery_api.search.terms import on_inputs
 from tunery_api.sweepstatus import TrialInputs
 from tunery_operator.plan import job
 from tunery_operator.plan.job import Place, Platform
 from tunery_operator.plan.mounts import Access, Opened, adapter_access
-from tunery_operator.plan.placing import work_scheduling
+from tunery_operator.plan.placing import together, work_scheduling
 from tunery_operator.plan.types import JobPlan, VolumeMount
 from tunery_operator.views.owner import Owner
 
@@ -56,7 +56,14 @@ def plan_train(spec: LoRAJobSpec, owner: Owner, platform: Platform, known: Known
         spec = LoRAJobSpec.model_validate(on_inputs(spec.to_json_dict(), known.inputs))
     sized = spec.model_copy(update={"resources": job.with_disk(spec.resources, known.disk_bytes)})
     base = _with_revision(_plan(sized, owner, platform, known, Task.TRAIN), known)
-    return replace(base, grace_seconds=TRAIN_GRACE_SECONDS)
+    nodes = spec.resources.nodes
+    return replace(
+        base,
+        name=child_name(owner.key.name, Task.TRAIN.value, nodes),
+        nodes=nodes,
+        pod=together(base.pod, spec.resources, owner, platform.settings),
+        grace_seconds=TRAIN_GRACE_SECONDS,
+    )
 
 
 def plan_report(spec: LoRAJobSpec, owner: Owner, platform: Platform, known: Known) -> JobPlan:

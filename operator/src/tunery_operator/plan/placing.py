@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any, Final
 
-from tunery_api.names import GROUP
-from tunery_api.placement import SchedulingSpec, Toleration
+from tunery_api.fields import parse_quantity
+from tunery_api.names import GROUP, TOPOLOGY_ANNOTATIONS
+from tunery_api.placement import ResourcesSpec, SchedulingSpec, Toleration
 from tunery_operator.plan.types import PodExtras
 from tunery_operator.settings import Placement, Settings
 from tunery_operator.views.owner import Owner
 
 _OF_OTHERS: Final = (f"{GROUP}/", "batch.kubernetes.io/", "kubectl.kubernetes.io/")
+_SHM_OF_A_GPU: Final = 2**30
 _OF_JOBS: Final = ("job-name", "controller-uid")
 """Labels that Kubernetes gives to the pods of a Job; it refuses a Job whose pods have another value of them."""
 
@@ -72,6 +75,33 @@ def pod_extras(owner: Owner, settings: Settings) -> PodExtras:
         security=template.security,
         ca_bundle=template.ca_bundle,
     )
+
+
+def together(pod: PodExtras, resources: ResourcesSpec, owner: Owner, settings: Settings) -> PodExtras:
+    """Return what pods carry that train on several devices; what they carry as it is, where there is but one.
+
+    Kueue's topology is of several pods. GPUs of one pod hand tensors to each other through /dev/shm.
+    """
+    if resources.devices == 1:
+        return pod
+    platform = settings.pod_template.distributed
+    shm = parse_quantity(pod.shm_size) + resources.gpus * _SHM_OF_A_GPU
+    nearness = TOPOLOGY_ANNOTATIONS if resources.nodes > 1 else ()
+    return replace(
+        pod,
+        annotations={
+            **pod.annotations,
+            **{name: owner.annotations[name] for name in nearness if owner.annotations.get(name)},
+            **platform.annotations,
+        },
+        env={**pod.env, **platform.env},
+        resources=platform.resources,
+        shm_size=_in_gibibytes(int(shm)) if resources.gpus > 1 else pod.shm_size,
+    )
+
+
+def _in_gibibytes(size: int) -> str:
+    return str(size) if size % 2**30 else f"{size // 2**30}Gi"
 
 
 def _inherited(values: Mapping[str, str], prefixes: tuple[str, ...]) -> dict[str, str]:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Protocol
 
 from tunery_api.inputs import OutputSpec
+from tunery_api.names import nodes_service
 from tunery_api.placement import SchedulingSpec
 from tunery_api.runspec import RunSpec, Task
 from tunery_operator.settings import CaBundle, PodSecurity
@@ -141,6 +142,8 @@ class PodExtras:
     annotations: Mapping[str, str] = field(default_factory=dict)
     env: Mapping[str, str] = field(default_factory=dict)
     shm_size: str = "1Gi"
+    resources: Mapping[str, str] = field(default_factory=dict)
+    """Extended resources beside what the manifest asks for."""
     security: PodSecurity = field(default_factory=PodSecurity)
     ca_bundle: CaBundle = field(default_factory=CaBundle)
 
@@ -168,6 +171,13 @@ class JobPlan:
     grace_seconds: int = 30
     program: str = TRAINER
     """The Python package that the container runs."""
+    nodes: int = 1
+    """Pods that work together; more than one are numbered, and find each other by `service`."""
+
+    @property
+    def service(self) -> str:
+        """Name of the Service by which several pods find each other."""
+        return nodes_service(self.owner.uid)
 
     @property
     def digest(self) -> str:
@@ -176,8 +186,11 @@ class JobPlan:
         What the run is to do is no part of it, nor its queue, nor the authority that its reports trust.
         """
         pod = self.pod
+        # Only where there are any: the plans of all others are what they were.
+        more = {"extended": dict(pod.resources)} if pod.resources else {}
         return digest_of(
             {
+                **more,
                 "image": asdict(self.image),
                 "resources": asdict(self.resources),
                 "scheduling": self.scheduling.to_json_dict(),

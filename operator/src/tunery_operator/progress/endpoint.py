@@ -74,7 +74,7 @@ class Endpoint:
         if target is None and self._cache.servers.is_unproven(*claim.pod):
             return _refuse(503, "it is not known yet whose pod this is", retry_after=1)
         if target is None:
-            return _refuse(403, "this pod works for no object that has not ended")
+            return _refuse(403, "this pod works for no object that has not ended, or another pod reports for it")
         try:
             if not await self._reviewer.proves(token.strip(), claim):
                 return _refuse(401, "the token is not valid here")

@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Final
 
 from tunery_api.adaptermerge import AdapterMergeSpec
-from tunery_api.names import child_name
 from tunery_api.runspec import Task
 from tunery_api.validation import parse_adaptermerge
 from tunery_operator.plan.adaptermerge import plan_merge, plan_report
@@ -18,7 +17,6 @@ from tunery_operator.reconcile.gathering import gather_main_job, report_again
 from tunery_operator.reconcile.inputs import Wanted, resolve_inputs
 from tunery_operator.reconcile.services import Services
 from tunery_operator.status.snapshot import Snapshot
-from tunery_operator.views.owner import Key
 
 
 def _gather(services: Services, obj: FoundObject) -> Snapshot:
@@ -44,8 +42,8 @@ def _advance(services: Services, obj: FoundObject, spec: AdapterMergeSpec, snaps
     return replace(snapshot, main=follow(services, obj.owner, main, suspend=spec.suspend))
 
 
-def _children(key: Key) -> tuple[str, ...]:
-    return (child_name(key.name, Task.MERGE.value),)
+def _children(obj: FoundObject) -> tuple[str, ...]:
+    return (obj.job_name(Task.MERGE),)
 
 
 ADAPTERMERGE_STEPS: Final = KindSteps(parse_adaptermerge, _gather, _advance, _children)

@@ -7,7 +7,6 @@ from typing import Final
 
 from tunery_api.batchinference import BatchInferenceSpec
 from tunery_api.errors import near
-from tunery_api.names import child_name
 from tunery_api.runspec import Task
 from tunery_api.serverstatus import ServerCondition, ServerPhase
 from tunery_api.status import ConditionStatus
@@ -59,8 +58,8 @@ def _server(services: Services, obj: FoundObject, key: Key) -> ReadyServer | Unf
     return UnfinishedInput(key.name, state, kind=key.kind)
 
 
-def _children(key: Key) -> tuple[str, ...]:
-    return (child_name(key.name, Task.BATCH.value),)
+def _children(obj: FoundObject) -> tuple[str, ...]:
+    return (obj.job_name(Task.BATCH),)
 
 
 BATCHINFERENCE_STEPS: Final = KindSteps(parse_batchinference, _gather, _advance, _children)

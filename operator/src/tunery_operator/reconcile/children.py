@@ -13,9 +13,9 @@ from tunery_api.status import ConditionType
 from tunery_operator.errors import NameTaken, OwnerGone, PredecessorRemains, PreflightsFull, StaleObject
 from tunery_operator.kube import apply
 from tunery_operator.kube.client import Json
-from tunery_operator.kube.rbac import GET_JOB
+from tunery_operator.kube.rbac import GET_JOB, SERVICES
 from tunery_operator.kube.read import read_attempt, read_live
-from tunery_operator.manifests.job import build_job
+from tunery_operator.manifests.job import build_job, build_service
 from tunery_operator.plan.types import JobPlan
 from tunery_operator.reconcile.found_object import FoundObject
 from tunery_operator.reconcile.services import Services
@@ -50,10 +50,12 @@ def _is_outdated(plan: JobPlan, attempt: Attempt) -> bool:
 
     That is the spec's settings, what the platform says of the pods (what stood in the way may be mended there), and the
     authority by which they know the operator: with an old one they could not report. For the platform's part alone no
-    Job gives up its place in a queue. A pod that has said the last word counts before the Job controller has seen it.
+    Job gives up its place in a queue. A pod that has said the last word counts before the Job controller has seen it;
+    one that waits for another which has no node yet does nothing that would be lost.
     """
     job = attempt.job
-    if any(pod.running or pod.exit_code in _LAST_WORDS for pod in attempt.pods):
+    waits = any(pod.node is None and pod.started_at is None and not pod.finished for pod in attempt.newest)
+    if any((pod.running and not waits) or pod.exit_code in _LAST_WORDS for pod in attempt.pods):
         return False
     platform = job.plan not in (None, plan.digest) or _trusts_another(plan, job)
     return job.settings not in (None, plan.settings) or (platform and not is_queued(job))
@@ -97,6 +99,9 @@ def _start(services: Services, obj: FoundObject, plan: JobPlan) -> Attempt:
     _wait_for_leftovers(services, plan)
     if "jobName" in obj.status:
         _look_again(services, obj)
+    if plan.nodes > 1:
+        # Before its pods, which ask for its name at once.
+        apply.create_child(services.client, plan.owner, SERVICES, build_service(plan))
     with _preflight_slot(services, plan):
         body = apply.create_job(services.client, plan.owner, build_job(plan))
         services.cache.see_job(body)

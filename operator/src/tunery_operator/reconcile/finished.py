@@ -6,7 +6,6 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
-from tunery_api.names import child_name
 from tunery_api.runspec import Task
 from tunery_operator.errors import ApiFailure
 from tunery_operator.kube import apply
@@ -64,7 +63,7 @@ def mark_done(services: Services, owner: Owner, jobs: Iterable[JobView | None]) 
 
 def after_the_end(services: Services, obj: FoundObject) -> Requeue:
     """Do what is left to do for an object that has ended."""
-    names = [child_name(obj.owner.key.name, task.value) for task in Task]
+    names = [obj.job_name(task) for task in Task]
     mark = unanswered(obj.status, obj.retry)
     if mark is not None and refuses_retry(str(obj.status.get("phase")), of_trial=obj.owner.sweep is not None):
         return _refuse_retry(services, obj, mark)

@@ -13,7 +13,8 @@ from typing import Any
 
 from tunery_api.fields import UNOBSERVED
 from tunery_api.kinds import JOB_KINDS, KINDS, Kind
-from tunery_api.names import RETRY_ANNOTATION
+from tunery_api.names import RETRY_ANNOTATION, child_name
+from tunery_api.runspec import Task
 from tunery_api.status import FINAL_PHASES, ConditionStatus, ConditionType
 from tunery_operator.kube.read import read_object
 from tunery_operator.reconcile.services import Services
@@ -82,6 +83,16 @@ class FoundObject:
             return default.gpus, default.gpu_resource
         plain = type(default)()
         return raw.get("gpus", plain.gpus), raw.get("gpuResource", plain.gpu_resource)
+
+    @property
+    def nodes(self) -> int:
+        """How many pods work together."""
+        nodes = (self.spec.get("resources") or {}).get("nodes") if self.owner.key.kind is Kind.LORAJOB else None
+        return 1 if nodes is None else int(nodes)
+
+    def job_name(self, task: Task) -> str:
+        """Return the name of its Job for a task."""
+        return child_name(self.owner.key.name, task.value, self.nodes if task is Task.TRAIN else 1)
 
     @property
     def replicas(self) -> int:

@@ -46,7 +46,7 @@ class KindSteps(Generic[Spec]):
     """Returns what is in the cluster."""
     advance: Callable[[Services, FoundObject, Spec, Snapshot], Snapshot]
     """Makes what comes next, and returns what is in the cluster then."""
-    children: Callable[[Key], tuple[str, ...]]
+    children: Callable[[FoundObject], tuple[str, ...]]
     """The names of the Jobs whose pods must end before a new one is made."""
 
 
@@ -72,12 +72,12 @@ def reconcile_job(services: Services, key: Key, steps: KindSteps[Spec]) -> Reque
         # In a burst, Jobs before words: the next look, which is not fresh any more, tells of this one.
         return Requeue(0.0)
     known = {attempt.job.uid for attempt in (snapshot.preflight, snapshot.main) if attempt is not None}
-    remaining = [pod for name in steps.children(key) for pod in own_leftovers(services, obj.owner, name)]
+    remaining = [pod for name in steps.children(obj) for pod in own_leftovers(services, obj.owner, name)]
     services.cache.mark_fresh(key)
     others = [pod for pod in remaining if pod.job_uid not in known]
     others.extend(_ended_with(gathered, known))
     # After the leftovers: a pod that goes meanwhile is among one of the two.
-    lost = services.cache.lost_named(key.namespace, steps.children(key)[0])
+    lost = services.cache.lost_named(key.namespace, steps.children(obj)[0])
     snapshot = replace(snapshot, lost_pods=lost)
     others.extend(_with_last_words(services, obj, steps, snapshot))
     return report(services, obj, replace(snapshot, leftovers=tuple(others)), retry_in)
@@ -97,7 +97,7 @@ def _with_last_words(
     gone = open_attempts(obj.status) & {lost.uid for lost in snapshot.lost_pods}
     if snapshot.main is not None or not gone:
         return ()
-    work = steps.children(obj.owner.key)[0]
+    work = steps.children(obj)[0]
     return read_ended_pods(services.client, obj.owner.key.namespace, work, gone, services.now())
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from tunery_api.names import KUEUE_LABELS, child_name
+from tunery_api.names import KUEUE_LABELS
 from tunery_api.runspec import Task
 from tunery_operator.kube.read import read_attempt
 from tunery_operator.plan.types import JobPlan
@@ -22,7 +22,7 @@ from tunery_operator.views.attempt import Attempt
 def find_attempt(services: Services, obj: FoundObject, task: Task) -> Attempt | None:
     """Return the owner's Job for a task, with its pods and what the cluster says against them, or None."""
     owner = obj.owner
-    attempt = read_attempt(services.client, services.cache, owner, child_name(owner.key.name, task.value))
+    attempt = read_attempt(services.client, services.cache, owner, obj.job_name(task))
     return with_warnings(services.warnings, services.client, owner.key.namespace, attempt, services.now())
 
 
@@ -33,7 +33,7 @@ def gather_main_job(services: Services, obj: FoundObject, task: Task) -> Snapsho
     return replace(
         first_snapshot(services, obj),
         main=main,
-        lost_pods=services.cache.lost_named(obj.owner.key.namespace, child_name(obj.owner.key.name, task.value)),
+        lost_pods=services.cache.lost_named(obj.owner.key.namespace, obj.job_name(task)),
         queue=main.job.queue if main is not None else obj.owner.labels.get(KUEUE_LABELS[0]) or None,
         report=find_attempt(services, obj, Task.REPORT) if complete else None,
     )

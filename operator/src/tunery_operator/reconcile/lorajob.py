@@ -7,7 +7,6 @@ from typing import Final
 
 from tunery_api.lorajob import LoRAJobSpec, PreflightPolicy
 from tunery_api.methods import Method
-from tunery_api.names import child_name
 from tunery_api.runspec import Task
 from tunery_api.search.terms import inputs_of
 from tunery_api.status import ConditionType
@@ -25,7 +24,6 @@ from tunery_operator.reconcile.services import Services
 from tunery_operator.reconcile.stopping import carry_out
 from tunery_operator.status.snapshot import Snapshot
 from tunery_operator.status.stop import stop_of
-from tunery_operator.views.owner import Key
 
 
 def _gather(services: Services, obj: FoundObject) -> Snapshot:
@@ -34,7 +32,7 @@ def _gather(services: Services, obj: FoundObject) -> Snapshot:
     method = obj.spec.get("method", Method.AUTO.value)
     policy = obj.spec.get("preflight")
     needed = policy != PreflightPolicy.SKIP.value and not obj.holds(ConditionType.PREFLIGHT)
-    train = child_name(obj.owner.key.name, Task.TRAIN.value)
+    train = obj.job_name(Task.TRAIN)
     return replace(
         snapshot,
         # What pods of a Job that is gone have run counts, too; one that goes meanwhile is among one of the two.
@@ -114,8 +112,8 @@ def _known(obj: FoundObject, inputs: Inputs | None) -> Known:
     )
 
 
-def _children(key: Key) -> tuple[str, ...]:
-    return child_name(key.name, Task.TRAIN.value), child_name(key.name, Task.PREFLIGHT.value)
+def _children(obj: FoundObject) -> tuple[str, ...]:
+    return obj.job_name(Task.TRAIN), obj.job_name(Task.PREFLIGHT)
 
 
 LORAJOB_STEPS: Final = KindSteps(parse_lorajob, _gather, _advance, _children)

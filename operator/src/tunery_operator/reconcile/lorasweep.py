@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from tunery_api.kinds import Kind
 from tunery_api.lorasweep import LoRASweepSpec
-from tunery_api.names import SUSPENDED_BY_ANNOTATION, child_name
+from tunery_api.names import SUSPENDED_BY_ANNOTATION
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import Failure, Task
 from tunery_api.search.ask import SuggestionFailed
@@ -345,8 +345,8 @@ def _result(
     )
 
 
-def _jobs(key: Key) -> tuple[str, ...]:
-    return (child_name(key.name, Task.CONCLUDE.value),)
+def _jobs(obj: FoundObject) -> tuple[str, ...]:
+    return (obj.job_name(Task.CONCLUDE),)
 
 
 LORASWEEP_STEPS: Final = KindSteps(parse_lorasweep, _gather, _advance, _jobs)

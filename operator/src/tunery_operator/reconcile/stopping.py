@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from tunery_api.names import child_name
 from tunery_api.runspec import Task
 from tunery_operator.kube import apply
 from tunery_operator.plan.types import JobPlan
@@ -30,7 +29,7 @@ def carry_out(
     if publishing is not None and (is_silent(publishing) or not (stop.publishes or publishing.job.finished)):
         remove(services, owner, publishing.job)
         publishing = None
-    train = child_name(owner.key.name, Task.TRAIN.value)
+    train = obj.job_name(Task.TRAIN)
     if not stop.publishes or own_leftovers(services, owner, train):
         return replace(snapshot, publishing=publishing)
     # A suspension holds what trains, and nothing does any more.
@@ -39,7 +38,7 @@ def carry_out(
 
 def _without_jobs(services: Services, obj: FoundObject, snapshot: Snapshot) -> Snapshot:
     found = {attempt.job.name: attempt.job for attempt in (snapshot.preflight, snapshot.main) if attempt is not None}
-    train = child_name(obj.owner.key.name, Task.TRAIN.value)
+    train = obj.job_name(Task.TRAIN)
     if train not in found and "jobName" in obj.status:
         # One that no watch tells of, such as one whose labels were taken away, would train on.
         unseen = apply.find_job(services.client, obj.owner, train)

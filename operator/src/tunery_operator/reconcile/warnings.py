@@ -87,12 +87,12 @@ def _tells(warning: ClusterWarning, silence: Silence) -> bool:
 
 def silence_of(attempt: Attempt, now: datetime) -> Silence | None:
     """Return what of an attempt should have come up by now and has not."""
-    job, pod = attempt.job, attempt.last
-    if job.finished or job.suspend:
+    if attempt.job.finished or attempt.job.suspend:
         return None
-    if pod is None or pod.finished:
-        return _no_pod(attempt, now)
-    return Silence("Pod", pod.uid, _created(pod, now)) if _hangs(pod, now) else None
+    pod = next((pod for pod in attempt.newest if _hangs(pod, now)), None)
+    if pod is not None:
+        return Silence("Pod", pod.uid, _created(pod, now))
+    return _no_pod(attempt, now) if attempt.missing else None
 
 
 def _hangs(pod: PodView, now: datetime) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -86,9 +87,18 @@ LOST_NODE: Final = frozenset({"DeletionByTaintManager", "DeletionByPodGC"})
 
 def obstacle(attempt: Attempt, now: datetime) -> Failure | None:
     """Return why a Job has no pod at work, or None while nothing stands in its way; it may pass by itself."""
-    pod = attempt.last
-    if pod is None or pod.finished:
-        return _refused_pod(attempt)
+    waiting = [pod for pod in attempt.newest if not pod.running and not pod.finished]
+    found = next((found for pod in waiting if (found := _hindrance(attempt, pod, now)) is not None), None)
+    if found is None and attempt.missing:
+        found = _refused_pod(attempt)
+    if found is None or attempt.job.nodes == 1:
+        return found
+    text = f"{attempt.running} of {attempt.job.nodes} pods run; {found.message}"
+    return failure(found.reason, text, found.hint)
+
+
+def _hindrance(attempt: Attempt, pod: PodView, now: datetime) -> Failure | None:
+    """Return why a pod that has not ended does not run."""
     if is_node_lost(pod, now):
         return lost_node(pod)
     if pod.started_at is not None:
@@ -151,7 +161,8 @@ def lost_node(pod: PodView) -> Failure:
 
 
 def _no_pod_allowed(job: JobView) -> Failure:
-    command = f'kubectl patch job {job.name} -n {job.namespace} --type=merge -p \'{{"spec":{{"parallelism":1}}}}\''
+    spec = f'{{"spec":{{"parallelism":{job.nodes}}}}}'
+    command = f"kubectl patch job {job.name} -n {job.namespace} --type=merge -p '{spec}'"
     text = f"Job {job.name} has parallelism 0, which somebody else has set: it starts no pod"
     return failure(_R.POD_REFUSED, text, f"Undo that: {command}. To stop a job for a while, set spec.suspend.")
 
@@ -169,8 +180,9 @@ def _refused_pod(attempt: Attempt) -> Failure | None:
 
 def _newest(attempt: Attempt, about: str, since: datetime | None = None) -> ClusterWarning | None:
     """Return the newest warning that still holds: what was before the Job's start or its newest pod is over."""
-    pod, job = attempt.last, attempt.job
-    begun = (job.started_at or parse_time(job.created), parse_time(pod.created) if pod is not None else None, since)
+    job = attempt.job
+    made = [parse_time(pod.created) for pod in (attempt.newest if about == "Job" else attempt.newest[:1])]
+    begun = (job.started_at or parse_time(job.created), *made, since)
     earliest = max((time for time in begun if time is not None), default=_EVER)
     warnings = [(parse_time(item.time), item) for item in attempt.warnings if item.about == about]
     dated = [(time, item) for time, item in warnings if time is not None and time >= earliest]
@@ -194,6 +206,8 @@ def _observed(pod: PodView) -> Failure:
         return failure(_R.NODE_LOST, f"node {pod.node} lost track of pod {pod.name}, as after a restart")
     if pod.exit_reason == "OOMKilled":
         return failure(_R.OUT_OF_MEMORY, f"pod {pod.name} was killed for using more memory than its limit")
+    if pod.exit_code == ExitCode.PEER_LOST:
+        return failure(_R.PEER_LOST, f"pod {pod.name} ended, as another pod of its job was gone")
     if pod.exit_code == ExitCode.KILLED and not pod.deleting:
         # Not OutOfMemory: a second one in a row would end the job, and a kill may have any cause.
         text = f"pod {pod.name} was killed (exit 137), and the node does not say that it was for too much memory"
@@ -259,7 +273,8 @@ def job_failure(attempt: Attempt, attempts: int, last_end: str | None = None) ->
     if found.reason == _R.INTERNAL_ERROR and attempts > 1 and reported_failure(pod.termination_message) is None:
         found = failure(_R.RETRIES_EXHAUSTED, found.message)
     found = of_role(found, job.role)
-    counted = f"{found.message} (attempt {attempts})" if attempts > 1 else found.message
+    where = ([f"pod {pod.name}"] if pod.index is not None else []) + ([f"attempt {attempts}"] if attempts > 1 else [])
+    counted = f"{found.message} ({', '.join(where)})" if where else found.message
     return failure(found.reason, counted, found.hint), pod.exit_code
 
 
@@ -274,8 +289,25 @@ def of_role(found: Failure, role: str) -> Failure:
 
 
 def last_failed(attempt: Attempt) -> PodView | None:
-    """Return the newest pod of a Job that has failed."""
+    """Return the newest pod of a Job that has failed; of pods that work together that for which the others ended."""
+    if attempt.job.nodes > 1:
+        return culprit(pod for pod in attempt.ended_together if pod.phase == "Failed")
     return next((pod for pod in reversed(attempt.pods) if pod.phase == "Failed"), None)
+
+
+def culprit(pods: Iterable[PodView]) -> PodView | None:
+    """Return of the pods that ended together the one that the others ended for: the first that says why of itself.
+
+    One that was told to end comes after those, and what is only the echo of another one's end last of all.
+    """
+    return min(pods, key=_guilt, default=None)
+
+
+def _guilt(pod: PodView) -> tuple[int, datetime]:
+    said = reported_failure(pod.termination_message)
+    echo = pod_failure(pod).reason == _R.PEER_LOST
+    rank = (3 if pod.exit_code == ExitCode.PEER_LOST else 2) if echo else int(said is None and pod.deleting)
+    return rank, pod.finished_at or pod.disrupted_at or datetime.max.replace(tzinfo=UTC)
 
 
 def failure_status(found: Failure, exit_code: int | None = None) -> dict[str, Any]:

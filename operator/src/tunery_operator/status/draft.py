@@ -166,6 +166,7 @@ class Draft:
 
     def _complete(self, ended: datetime | None) -> None:
         self.fields.setdefault("completionTime", format_time(ended or self.snapshot.now))
+        self.fields.pop("pods", None)
         if self.snapshot.main is not None or self.conditions.status(ConditionType.RUNNING) is not None:
             self.conditions.set(ConditionType.RUNNING, False, "Ended")
 

@@ -1,31 +1,43 @@
 """The ledger of attempts: every pod that ran, written into the status when it starts and closed when it ends.
 
-An attempt is a pod whose container started. Totals are added up once, as the attempt is closed, and in the same write:
-whoever computes again finds it closed. Restarts of the operator and new Jobs change nothing, since nothing is
-remembered elsewhere.
+An attempt is a pod whose container started; pods that work together are one, each with an entry of its own. Totals are
+added up once, as a pod is closed, and in the same write: whoever computes again finds it closed. Restarts of the
+operator and new Jobs change nothing, since nothing is remembered elsewhere.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from datetime import datetime
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 from tunery_api.names import child_name
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import Task
-from tunery_api.status import ATTEMPTS_KEPT
+from tunery_api.status import ATTEMPTS_KEPT, GENERATIONS_KEPT
 from tunery_operator.status.attempt_endings import Ending, ending_of, ending_of_lost
 from tunery_operator.status.draft import Draft
 from tunery_operator.status.snapshot import Snapshot
-from tunery_operator.views.attempt import EVICTED, PREEMPTED, STOPPED, SUSPENDED, VANISHED
+from tunery_operator.views.attempt import (
+    ECHO,
+    EVICTED,
+    PREEMPTED,
+    STOPPED,
+    SUCCEEDED,
+    SUSPENDED,
+    VANISHED,
+    cause_of,
+)
 from tunery_operator.views.clock import format_time, parse_time
 from tunery_operator.views.pod import LostPod, PodView
 
 Entry = dict[str, Any]
 """One of status.attemptHistory."""
 
+Span = tuple[datetime, datetime]
 _ENDED: Final = "endTime"
+_INDEX: Final = "index"
+_ATTEMPT: Final = "attempt"
 PASSED_OVER: Final = frozenset(
     {SUSPENDED, PREEMPTED, EVICTED, STOPPED, VANISHED, FailureReason.NODE_LOST.value, FailureReason.NODE_PRESSURE.value}
 )
@@ -39,18 +51,42 @@ def keep_ledger(draft: Draft) -> bool:
     seen: dict[str, PodView | LostPod] = {lost.uid: lost for lost in snapshot.lost_pods}
     seen |= {pod.uid: pod for pod in _pods(snapshot)}
     new = _unknown(seen.values(), history, draft)
-    history = sorted([*history, *map(_entry, new)], key=lambda entry: str(entry["startTime"]))
+    attempts = int(draft.fields.get("attempts") or 0)
+    for pod in sorted(new, key=lambda pod: pod.started_at or snapshot.now):
+        attempts, entry = _opened(pod, history, attempts)
+        history.append(entry)
+    history.sort(key=lambda entry: str(entry["startTime"]))
     if not history:
         return False
-    before = int(draft.fields.get("attempts") or 0)
-    draft.put(attempts=before + len(new), podName=history[-1]["pod"])
+    first = [entry["pod"] for entry in history if not entry.get(_INDEX)]
+    draft.put(attempts=attempts, podName=first[-1] if first else history[-1]["pod"])
     draft.fields.setdefault("startTime", history[0]["startTime"])
-    for index, entry in enumerate(history):
+    for place, entry in enumerate(history):
         if _ENDED not in entry:
-            following = parse_time(history[index + 1]["startTime"]) if index + 1 < len(history) else None
-            _close(draft, entry, _ending(draft, entry, following))
-    draft.fields["attemptHistory"] = history[-ATTEMPTS_KEPT:]
+            after = (item for item in history[place + 1 :] if item.get(_INDEX) == entry.get(_INDEX))
+            following = next((parse_time(item["startTime"]) for item in after), None)
+            _close(draft, entry, _ending(draft, entry, following), history)
+    draft.fields["attemptHistory"] = history[-_kept(history) :]
     return False
+
+
+def _kept(history: Iterable[Entry]) -> int:
+    """Return how many pods a history has room for: more of many nodes, so that all that may run are in it."""
+    return max(ATTEMPTS_KEPT, GENERATIONS_KEPT * (1 + max(int(entry.get(_INDEX) or 0) for entry in history)))
+
+
+def _opened(pod: PodView | LostPod, history: Sequence[Entry], attempts: int) -> tuple[int, Entry]:
+    """Return how many attempts there are with this pod, and its entry.
+
+    A pod with a number belongs to the newest attempt, unless that has had one of this number: it is the next one's.
+    """
+    entry = _entry(pod)
+    if pod.index is None:
+        return attempts + 1, entry
+    newest = max((int(item[_ATTEMPT]) for item in history if _ATTEMPT in item), default=0)
+    known = {item.get(_INDEX) for item in history if item.get(_ATTEMPT) == newest}
+    number = newest if newest and pod.index not in known else max(newest, attempts) + 1
+    return max(attempts, number), {**entry, _INDEX: pod.index, _ATTEMPT: number}
 
 
 def close_ledger(draft: Draft, reason: str) -> None:
@@ -58,7 +94,9 @@ def close_ledger(draft: Draft, reason: str) -> None:
     history = [dict(entry) for entry in draft.fields.get("attemptHistory") or ()]
     for entry in history:
         if _ENDED not in entry:
-            _close(draft, entry, Ending(draft.snapshot.now, reason))
+            others = (item for item in history if _ATTEMPT in entry and item.get(_ATTEMPT) == entry[_ATTEMPT])
+            left = reason != SUCCEEDED and cause_of(others) is not None
+            _close(draft, entry, Ending(draft.snapshot.now, ECHO if left else reason), history)
     draft.put(attemptHistory=history or None)
 
 
@@ -82,7 +120,10 @@ def _unknown(pods: Iterable[PodView | LostPod], history: Sequence[Entry], draft:
 
 def _listed_since(status: Mapping[str, Any], history: Sequence[Entry]) -> datetime | None:
     """Return the start of the oldest attempt in the history if older ones were dropped from it, else None."""
-    truncated = int(status.get("attempts") or 0) > len(history)
+    if not history:
+        return None
+    alone = _INDEX not in history[0]
+    truncated = int(status.get("attempts") or 0) > len(history) if alone else len(history) >= _kept(history)
     return parse_time(history[0]["startTime"]) if history and truncated else None
 
 
@@ -107,38 +148,64 @@ def _ending(draft: Draft, entry: Entry, following: datetime | None) -> Ending | 
     return ending_of_lost(started, lost, following, snapshot, draft.conditions)
 
 
-def _close(draft: Draft, entry: Entry, ending: Ending | None) -> None:
+def _close(draft: Draft, entry: Entry, ending: Ending | None, history: Iterable[Entry]) -> None:
+    """Write down the end of a pod; what ran at a time, as pods that work together do, counts once as seconds."""
     if ending is None:
         return
+    others = list(_spans(history)) if _INDEX in entry else []
     started = parse_time(entry["startTime"]) or ending.time
     seconds = max(0, int((ending.time - started).total_seconds()))
     gpu_seconds = seconds * draft.snapshot.gpus
     entry |= {_ENDED: format_time(max(started, ending.time)), "reason": ending.reason, "seconds": seconds}
-    draft.add("runSeconds", seconds)
+    draft.add("runSeconds", int(_alone(started, started + timedelta(seconds=seconds), others)))
     if draft.snapshot.gpus:
         entry["gpuSeconds"] = gpu_seconds
         draft.add("gpuSeconds", gpu_seconds)
 
 
+def _spans(history: Iterable[Entry]) -> Iterator[Span]:
+    """Yield from when until when the pods ran that have ended."""
+    for entry in history:
+        if _ENDED in entry:
+            started = parse_time(entry["startTime"])
+            if started is not None:
+                yield started, started + timedelta(seconds=int(entry.get("seconds") or 0))
+
+
+def _alone(start: datetime, end: datetime, others: Iterable[Span]) -> float:
+    """Return how many seconds of a span none of the others was under way."""
+    seconds = 0.0
+    for begin, stop in sorted(others):
+        if begin >= end:
+            break
+        seconds += max(0.0, (begin - start).total_seconds())
+        start = max(start, stop)
+    return seconds + max(0.0, (end - start).total_seconds())
+
+
 # What the deadline is compared with
 
 
-def run_seconds(status: Mapping[str, Any], pods: Iterable[PodView], now: datetime) -> float:
+def run_seconds(status: Mapping[str, Any], pods: Iterable[PodView | LostPod], now: datetime) -> float:
     """Return how many seconds all attempts ran until now: those that were written down as ended, and the others."""
     history = status.get("attemptHistory") or ()
     known = {entry["uid"] for entry in history if _ENDED in entry}
     opened = {entry["uid"]: parse_time(entry["startTime"]) for entry in history}
     before = _listed_since(status, history)
-    running = sum(
-        max(0.0, (_until(pod, now) - (opened.get(pod.uid) or pod.started_at)).total_seconds())
-        for pod in pods
-        if pod.started_at is not None and pod.uid not in known and (before is None or pod.started_at > before)
-    )
+    ran, running = list(_spans(history)), 0.0
+    for pod in pods:
+        if pod.started_at is None or pod.uid in known or (before is not None and pod.started_at <= before):
+            continue
+        started, until = opened.get(pod.uid) or pod.started_at, _until(pod, now)
+        running += _alone(started, until, ran if pod.index is not None else ())
+        ran.append((started, until))
     return float(status.get("runSeconds") or 0) + running
 
 
-def _until(pod: PodView, now: datetime) -> datetime:
+def _until(pod: PodView | LostPod, now: datetime) -> datetime:
     """Return until when a pod ran or runs; one that outlives its grace period does so on a node that is lost."""
+    if isinstance(pod, LostPod):
+        return (pod.started_at or now) + timedelta(seconds=pod.seconds)
     return pod.finished_at or min(now, pod.deleted_at or now)
 
 
@@ -147,14 +214,10 @@ def deadline_left(snapshot: Snapshot) -> float | None:
     if snapshot.deadline_seconds is None:
         return None
     pods = _pods(snapshot)
-    ran = run_seconds(snapshot.status, pods, snapshot.now) + _seconds_of_lost(snapshot, {pod.uid for pod in pods})
-    return snapshot.deadline_seconds - ran
-
-
-def _seconds_of_lost(snapshot: Snapshot, known: Collection[str]) -> float:
-    """Return how long the pods ran that are gone and whose end is not written down yet."""
-    unwritten = open_attempts(snapshot.status) - set(known)
-    return sum(lost.seconds for lost in snapshot.lost_pods if lost.uid in unwritten)
+    # Those, too, that are gone and whose end is not written down yet.
+    unwritten = open_attempts(snapshot.status) - {pod.uid for pod in pods}
+    lost = [pod for pod in snapshot.lost_pods if pod.uid in unwritten]
+    return snapshot.deadline_seconds - run_seconds(snapshot.status, [*pods, *lost], snapshot.now)
 
 
 def open_attempts(status: Mapping[str, Any]) -> set[str]:
@@ -164,12 +227,22 @@ def open_attempts(status: Mapping[str, Any]) -> set[str]:
 
 def last_end(status: Mapping[str, Any]) -> str | None:
     """Return how the newest attempt ended; None while it has not, or where there was none."""
-    history = status.get("attemptHistory")
-    return history[-1].get("reason") if history else None
+    attempts = list(_attempts(status))
+    newest = attempts[-1] if attempts else []
+    return cause_of(newest) if all(_ENDED in entry for entry in newest) else None
 
 
 def same_end_twice(status: Mapping[str, Any], pods: Iterable[PodView], reason: str) -> bool:
     """Tell whether the two newest attempts of a Job ended for `reason`; suspensions and the like are passed over."""
     uids = {pod.uid for pod in pods}
-    ends = [entry["reason"] for entry in status.get("attemptHistory") or () if entry["uid"] in uids and _ENDED in entry]
-    return [end for end in ends if end not in PASSED_OVER][-2:] == [reason, reason]
+    own = ([entry for entry in entries if entry["uid"] in uids] for entries in _attempts(status))
+    ends = [end for entries in own if (end := cause_of(entries)) is not None]
+    return [end for end in ends if end not in PASSED_OVER and end != ECHO][-2:] == [reason, reason]
+
+
+def _attempts(status: Mapping[str, Any]) -> Iterable[Sequence[Entry]]:
+    """Return the entries of each attempt, the oldest first: of pods that work together several."""
+    found: dict[Any, list[Entry]] = {}
+    for entry in status.get("attemptHistory") or ():
+        found.setdefault(entry.get(_ATTEMPT, entry["uid"]), []).append(entry)
+    return found.values()

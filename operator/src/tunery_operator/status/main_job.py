@@ -11,6 +11,7 @@ from tunery_api.runspec import Failure
 from tunery_api.status import ConditionStatus, ConditionType, Phase
 from tunery_operator.status.attempt_endings import how_it_ended
 from tunery_operator.status.diagnosis import (
+    culprit,
     failure,
     is_node_lost,
     job_failure,
@@ -67,20 +68,30 @@ def check_main_job(draft: Draft) -> bool:
     take_checkpoint(draft, attempt.last)
     hopeless = _hopeless(draft, attempt)
     if hopeless is not None:
-        draft.fail(hopeless, ended=_ended_at(attempt), exit_code=attempt.last.exit_code if attempt.last else None)
+        pod = _ended_pod(attempt)
+        draft.fail(hopeless, ended=_ended_at(attempt), exit_code=pod.exit_code if pod is not None else None)
         return True
     show_pod(draft, attempt)
     return False
 
 
 def _ended_at(attempt: Attempt) -> datetime | None:
-    ended = attempt.last.finished_at if attempt.last is not None else None
-    return ended or attempt.job.ended_at
+    pod = _ended_pod(attempt) or attempt.last
+    return (pod.finished_at if pod is not None else None) or attempt.job.ended_at
+
+
+def _ended_pod(attempt: Attempt) -> PodView | None:
+    """Return the pod that the newest attempt has ended for, if no other follows yet; of one node its newest."""
+    if attempt.job.nodes == 1:
+        pod = attempt.last
+        return pod if pod is not None and (pod.finished or pod.finished_at is not None) else None
+    found = culprit(pod for pod in attempt.ended_together if pod.exit_code != ExitCode.OK and pod.phase != "Succeeded")
+    return found if found in attempt.newest else None
 
 
 def _hopeless(draft: Draft, attempt: Attempt) -> Failure | None:
     """Return why another attempt would only meet the same end at the price of a GPU, or None."""
-    pod = attempt.last
+    pod = _ended_pod(attempt)
     if pod is None or not pod.finished or how_it_ended(pod, draft.snapshot, draft.conditions) in PASSED_OVER:
         return None
     found = pod_failure(pod)
@@ -99,6 +110,7 @@ def _hopeless(draft: Draft, attempt: Attempt) -> Failure | None:
 def show_no_job(draft: Draft) -> None:
     """Say of a Job that is not there that nothing runs; what is left of an earlier one may still end."""
     release_quota(draft)
+    draft.put(pods=None)
     take_progress(draft)
     for pod in draft.snapshot.leftovers:
         take_checkpoint(draft, pod)
@@ -110,21 +122,29 @@ def show_no_job(draft: Draft) -> None:
 
 
 def show_pod(draft: Draft, attempt: Attempt) -> None:
-    """Say of a Job that has not ended what its pod does, or what it waits for."""
+    """Say of a Job that has not ended what its pod does, or its pods together, or what it waits for."""
     pod, job = attempt.last, attempt.job
-    if pod is not None and pod.running:
-        if pod.deleting or is_node_lost(pod, draft.snapshot.now):
-            _show_stopping(draft, pod)
-        else:
-            _show_activity(draft, pod)
+    draft.put(pods=f"{attempt.running}/{job.nodes}" if job.nodes > 1 else None)
+    going = [each for each in attempt.newest if each.running and _goes(draft, each)]
+    if pod is not None and pod.exit_code == ExitCode.OK and job.nodes > 1:
+        # The others are told to end, as the Job is complete with it.
+        _show_ended_pod(draft, pod)
+    elif going:
+        _show_stopping(draft, going[0], f"{len(going)} of {job.nodes} pods were told to end" if going[1:] else "")
+    elif pod is not None and attempt.running == job.nodes:
+        _show_activity(draft, pod, f" (the first of {job.nodes} pods)" if job.nodes > 1 else "")
     elif job.suspend:
         _show_held(draft, attempt)
     else:
         _show_waiting(draft, attempt)
 
 
-def _show_activity(draft: Draft, pod: PodView) -> None:
-    reason, text = _activity(draft, pod), f"pod {pod.name} on node {pod.node}"
+def _goes(draft: Draft, pod: PodView) -> bool:
+    return pod.deleting or is_node_lost(pod, draft.snapshot.now)
+
+
+def _show_activity(draft: Draft, pod: PodView, beside: str = "") -> None:
+    reason, text = _activity(draft, pod), f"pod {pod.name} on node {pod.node}{beside}"
     silent = _show_reporting(draft, pod)
     if silent and reason == POD_STARTED:
         reason = NOT_REPORTING
@@ -207,14 +227,14 @@ def until_silence(snapshot: Snapshot) -> float | None:
     return (max(pod.started_at + REPORT_GRACE, since + BACKOFF_GRACE) - snapshot.now).total_seconds()
 
 
-def _show_stopping(draft: Draft, pod: PodView) -> None:
+def _show_stopping(draft: Draft, pod: PodView, several: str = "") -> None:
     if is_node_lost(pod, draft.snapshot.now):
         found = lost_node(pod)
         draft.show_obstacle(found)
         draft.conditions.set(_RUNNING, None, str(found.reason), found.message)
     elif pod.running and pod.deleting:
         before = SAVES if draft.snapshot.definition.holds("checkpoint") else ""
-        text = f"pod {pod.name} on node {pod.node} was told to end{before}"
+        text = f"{several or f'pod {pod.name} on node {pod.node} was told to end'}{before}"
         draft.conditions.set(_RUNNING, True, STOPPING, text)
     elif pod.running:
         ends = f"kubectl delete pod {pod.name} -n {pod.namespace} would end it"
@@ -226,8 +246,8 @@ def _show_stopping(draft: Draft, pod: PodView) -> None:
 
 def _show_held(draft: Draft, attempt: Attempt) -> None:
     """Say who keeps a Job from running: the user, a queue, or somebody else."""
-    pod, job = attempt.last, attempt.job
-    if pod is not None and not pod.finished:
+    pod, job = next((each for each in attempt.newest if not each.finished), None), attempt.job
+    if pod is not None:
         _show_stopping(draft, pod)
     elif is_queued(job):
         draft.conditions.set(_RUNNING, False, "Queued", f"Job {job.name} waits in queue {job.queue}")
@@ -239,15 +259,17 @@ def _show_held(draft: Draft, attempt: Attempt) -> None:
 
 
 def _show_waiting(draft: Draft, attempt: Attempt) -> None:
-    pod = attempt.last
+    pod, job = _ended_pod(attempt), attempt.job
     found = obstacle(attempt, draft.snapshot.now)
     if found is not None:
         draft.show_obstacle(_with_the_end_before(draft, attempt, found))
         draft.conditions.set(_RUNNING, False, str(found.reason), found.message)
-    elif pod is not None and (pod.finished or pod.finished_at is not None):
+    elif pod is not None:
         _show_ended_pod(draft, pod)
+    elif attempt.running:
+        draft.conditions.set(_RUNNING, False, "Starting", f"{attempt.running} of {job.nodes} pods run")
     else:
-        draft.conditions.set(_RUNNING, False, "Starting", f"Job {attempt.job.name} was created")
+        draft.conditions.set(_RUNNING, False, "Starting", f"Job {job.name} was created")
 
 
 def _with_the_end_before(draft: Draft, attempt: Attempt, found: Failure) -> Failure:
@@ -267,6 +289,7 @@ def _show_ended_pod(draft: Draft, pod: PodView) -> None:
         draft.conditions.set(_RUNNING, False, FINISHING, f"pod {pod.name} has ended well")
         return
     number, found = draft.fields.get("attempts", 1), pod_failure(pod)
+    number = number if pod.index is None else f"{number}, pod {pod.name},"
     if pod.exit_code == ExitCode.USER_ERROR:
         text = f"attempt {number} failed, and is not tried again: {found.reason}: {found.message}"
         _show_last_end(draft, f"{text}; Job {pod.job} ends" if pod.job else text)

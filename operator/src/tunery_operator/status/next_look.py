@@ -72,10 +72,9 @@ def _of_search(snapshot: Snapshot) -> Iterator[float]:
 
 def _does_not_start(attempt: Attempt) -> bool:
     """Tell whether a Job should have a running pod and has none, for a reason that only events can tell."""
-    job, pod = attempt.job, attempt.last
-    if job.suspend or job.finished:
+    if attempt.job.suspend or attempt.job.finished:
         return False
-    return pod is None or pod.finished or (pod.started_at is None and pod.unschedulable is None)
+    return attempt.missing or any(pod.started_at is None and pod.unschedulable is None for pod in attempt.newest)
 
 
 def _since(status: Mapping[str, Any]) -> datetime | None:

@@ -10,8 +10,8 @@ from tunery_operator.views.pod import PodView
 
 
 def succeeded_pod(attempt: Attempt) -> PodView | None:
-    """Return the pod that completed a Job, or None where it is gone."""
-    return next((pod for pod in reversed(attempt.pods) if pod.phase == "Succeeded"), None)
+    """Return the pod that completed a Job, of pods that work together the first, or None where it is gone."""
+    return next((pod for pod in reversed(attempt.pods) if pod.phase == "Succeeded" and not pod.index), None)
 
 
 def result_of(attempt: Attempt) -> RunResult | None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
+from tunery_api.reasons import FailureReason
+from tunery_operator.views.clock import parse_time
 from tunery_operator.views.job import JobView
 from tunery_operator.views.pod import PodView
 
@@ -20,6 +23,25 @@ VANISHED: Final = "Vanished"
 
 ENDS_WITHOUT_FAULT: Final = frozenset({EVICTED, PREEMPTED, SUSPENDED, STOPPED, SUCCEEDED, VANISHED})
 """All of these; any other end is a failure, and its word a FailureReason."""
+
+
+ECHO: Final = FailureReason.PEER_LOST.value
+"""How a pod ended that another one of its attempt has left; that one says why."""
+
+
+def cause_of(entries: Iterable[Mapping[str, Any]]) -> str | None:
+    """Return the reason for which the pods of one attempt have ended, of status.attemptHistory; None: none has.
+
+    That is the first one's that is not the echo of another's; of two in one second a failure.
+    """
+    ended = [entry for entry in entries if entry.get("endTime")]
+    first = min(ended, key=_order, default=None)
+    return None if first is None else str(first.get("reason"))
+
+
+def _order(entry: Mapping[str, Any]) -> tuple[bool, str, bool]:
+    reason = entry.get("reason")
+    return reason == ECHO, str(entry["endTime"]), reason in ENDS_WITHOUT_FAULT
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,5 +65,30 @@ class Attempt:
 
     @property
     def last(self) -> PodView | None:
-        """The newest pod."""
-        return self.pods[-1] if self.pods else None
+        """The newest pod; of pods that work together the newest first one, which reports and publishes for all."""
+        return next((pod for pod in reversed(self.pods) if not pod.index), None)
+
+    @property
+    def newest(self) -> tuple[PodView, ...]:
+        """The newest pod of each node, the first node's first."""
+        found = {pod.index or 0: pod for pod in self.pods}
+        return tuple(found[index] for index in sorted(found))
+
+    @property
+    def running(self) -> int:
+        """How many nodes have a pod that runs."""
+        return sum(pod.running for pod in self.newest)
+
+    @property
+    def missing(self) -> bool:
+        """Tell whether a node has no pod: none was made yet, or its newest has ended."""
+        return sum(not pod.finished for pod in self.newest) < self.job.nodes
+
+    @property
+    def ended_together(self) -> tuple[PodView, ...]:
+        """The pods of the last attempt that have ended: each was there until all of them were."""
+        ended = {pod.index: pod for pod in self.pods if pod.finished or pod.finished_at is not None}
+        begun = max((time for pod in ended.values() if (time := parse_time(pod.created))), default=None)
+        return tuple(
+            pod for pod in ended.values() if begun is None or pod.finished_at is None or pod.finished_at >= begun
+        )

@@ -67,6 +67,8 @@ class JobView:
     """When the Job controller said its last word."""
     done: bool
     """Its verdict was taken over."""
+    nodes: int = 1
+    """Pods that work together, each with a number; 1: it has one, without."""
 
     @property
     def finished(self) -> bool:
@@ -107,6 +109,7 @@ def parse_job(body: Mapping[str, Any]) -> JobView:
         failed_message=failed.get("message") or "" if failed else "",
         ended_at=parse_time(status.get("completionTime")) or parse_time(last_word.get("lastTransitionTime")),
         done=labels.get(DONE_LABEL) == "true",
+        nodes=int(spec.get("completions") or 1) if spec.get("completionMode") == "Indexed" else 1,
     )
 
 

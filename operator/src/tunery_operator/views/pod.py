@@ -13,6 +13,7 @@ from tunery_operator.views.clock import parse_time
 from tunery_operator.views.job import controller_of
 
 _JOB_NAME_LABEL: Final = "batch.kubernetes.io/job-name"
+_INDEX_ANNOTATION: Final = "batch.kubernetes.io/job-completion-index"
 _JOB_UID_LABEL: Final = "batch.kubernetes.io/controller-uid"
 
 
@@ -59,6 +60,8 @@ class PodView:
     """The URL that its container posts progress to; None: it was not asked to."""
     repeats: bool = False
     """It says again what it said where nothing is new; pods of an earlier release do not."""
+    index: int | None = None
+    """Which of the pods that work together it is, from 0, which speaks for all; None: it works alone."""
 
     @property
     def running(self) -> bool:
@@ -89,6 +92,7 @@ class LostPod:
     started_at: datetime | None = None
     node: str | None = None
     disruption: str | None = None
+    index: int | None = None
 
 
 def parse_pod(body: Mapping[str, Any], seen: datetime) -> PodView:
@@ -131,7 +135,14 @@ def parse_pod(body: Mapping[str, Any], seen: datetime) -> PodView:
         termination_message=terminated.get("message") or "",
         reports_to=_reports_to(spec, name),
         repeats=_repeats(spec, name),
+        index=_index(meta),
     )
+
+
+def _index(meta: Mapping[str, Any]) -> int | None:
+    """Return the number that the Job controller gives to each pod of an Indexed Job."""
+    text = (meta.get("annotations") or {}).get(_INDEX_ANNOTATION, "")
+    return int(text) if text.isdecimal() else None
 
 
 def _times(

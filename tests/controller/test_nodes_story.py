@@ -1,0 +1,198 @@
+"""Several nodes on the real Job controller, with our manifests: who is tried again, what counts, and who speaks."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from controller.api import Json, Refused, eventually
+from controller.objects import RESULT, Namespace, lorajob
+from tunery_api.names import child_name, nodes_service
+
+INDEX = "batch.kubernetes.io/job-completion-index"
+LOST = {"failure": {"reason": "PeerLost", "message": "node 1 is gone"}}
+FAULT = {"failure": {"reason": "GPUFault", "message": "an error of its memory"}}
+TOO_LARGE = {"failure": {"reason": "GPUOutOfMemory", "message": "12 GiB were asked for"}}
+
+
+def on_nodes(name: str, nodes: int = 3, **spec: Any) -> Json:
+    return lorajob(name, **{"preflight": "Skip", "resources": {"gpus": 0, "nodes": nodes}, **spec})
+
+
+def waiting(namespace: Namespace, job: str, nodes: int = 3, seconds: float = 20) -> dict[int, str]:
+    """Return the pods that wait to be started by their number, once there is one for each node."""
+
+    def check() -> dict[int, str] | None:
+        pods = [pod for pod in namespace.pods(job) if pod["status"].get("phase") == "Pending"]
+        found = {int(pod["metadata"]["annotations"][INDEX]): pod["metadata"]["name"] for pod in pods}
+        return found if len(found) == nodes else None
+
+    return eventually(f"{nodes} pods of {job}", check, seconds)
+
+
+def start(namespace: Namespace, job: str, nodes: int = 3, seconds: float = 20) -> dict[int, str]:
+    pods = waiting(namespace, job, nodes, seconds)
+    for pod in pods.values():
+        namespace.start_pod(pod)
+    return pods
+
+
+def number_of_pods(namespace: Namespace, name: str, text: str) -> Json:
+    def check() -> Json | None:
+        status = namespace.status(name)
+        return status if status.get("pods") == text else None
+
+    return eventually(f"{name} has {text} pods", check)
+
+
+def failed(namespace: Namespace, job: str) -> int:
+    count: int = namespace.job(job)["status"].get("failed", 0)
+    return count
+
+
+def test_the_service_comes_before_the_pods_that_ask_for_it(namespace: Namespace) -> None:
+    namespace.apply(on_nodes("team.a.v1", 2))
+    name = child_name("team.a.v1", "train", 2)
+    job = namespace.job(name)
+    [service] = namespace.api.items(namespace.path("services"))
+    made, after = (int(each["metadata"]["resourceVersion"]) for each in (service, job))
+    assert made < after
+    pods = waiting(namespace, name, 2)
+    [body, _] = namespace.pods(name)
+    assert body["spec"]["subdomain"] == service["metadata"]["name"]
+    assert service["spec"]["clusterIP"] == "None"
+    assert service["spec"]["selector"].items() <= body["metadata"]["labels"].items()
+    assert [each["kind"] for each in service["metadata"]["ownerReferences"]] == ["LoRAJob"]
+    hosts = {each["spec"]["hostname"] for each in namespace.pods(name)}
+    assert hosts == {f"{name}-0", f"{name}-1"}
+    env = {each["name"]: each.get("value") for each in body["spec"]["containers"][0]["env"]}
+    assert env["TUNERY_MASTER"] == f"{name}-0.{service['metadata']['name']}"
+    namespace.start_pod(pods[0])
+    status = number_of_pods(namespace, "team.a.v1", "1/2")
+    assert (status["phase"], status["jobName"]) == ("Starting", name)
+    namespace.start_pod(pods[1])
+    number_of_pods(namespace, "team.a.v1", "2/2")
+    namespace.wait_running("team.a.v1")
+
+
+def test_a_strangers_service_of_that_name_is_told(namespace: Namespace) -> None:
+    namespace.apply(on_nodes("c", preflight="Required"))
+    uid = eventually("the object", lambda: namespace.get("lorajobs", "c"))["metadata"]["uid"]
+    body = {"metadata": {"name": nodes_service(uid)}, "spec": {"ports": [{"port": 80}]}}
+    namespace.api.call("POST", namespace.path("services"), body)
+    namespace.pass_preflight("c")
+    status = namespace.wait_phase("c", "Failed")
+    assert status["failure"]["reason"] == "NameConflict"
+    assert f"Service {nodes_service(uid)}" in status["failure"]["message"]
+    assert namespace.get("jobs", "c-train") is None
+
+
+def test_what_the_user_must_mend_ends_all_of_them_at_once(namespace: Namespace) -> None:
+    namespace.apply(on_nodes("u"))
+    pods = start(namespace, "u-train")
+    number_of_pods(namespace, "u", "3/3")
+    namespace.end_pod(pods[1], 64, TOO_LARGE)
+    status = namespace.wait_phase("u", "Failed")
+    assert status["failure"]["message"] == f"12 GiB were asked for (pod {pods[1]})"
+    assert (status["failure"]["reason"], status["attempts"]) == ("GPUOutOfMemory", 1)
+    eventually("the others are gone", lambda: len(namespace.pods("u-train")) == 1)
+
+
+def test_the_first_one_ends_well_for_all(namespace: Namespace) -> None:
+    namespace.apply(on_nodes("w"))
+    pods = start(namespace, "w-train")
+    number_of_pods(namespace, "w", "3/3")
+    namespace.end_pod(pods[2], 0)
+    namespace.end_pod(pods[0], 0, RESULT)
+    status = namespace.wait_phase("w", "Succeeded")
+    assert status["adapter"] == RESULT["adapter"]
+    assert (status["attempts"], status["podName"]) == (1, pods[0])
+    assert namespace.get("jobs", "w-report") is None, "its words were heard"
+
+
+def test_suspended_and_resumed_all_of_them(namespace: Namespace) -> None:
+    namespace.apply(on_nodes("s"))
+    start(namespace, "s-train")
+    number_of_pods(namespace, "s", "3/3")
+    namespace.patch_spec("s", suspend=True)
+    status = namespace.wait_phase("s", "Suspended")
+    assert {entry["reason"] for entry in status["attemptHistory"]} == {"Suspended"}
+    namespace.patch_spec("s", suspend=False)
+    pods = start(namespace, "s-train")
+    status = number_of_pods(namespace, "s", "3/3")
+    assert (status["attempts"], len(status["attemptHistory"])) == (2, 6)
+    namespace.end_pod(pods[0], 0, RESULT)
+    namespace.wait_phase("s", "Succeeded")
+
+
+def test_where_they_run_may_change_while_one_of_them_waits_for_a_node(namespace: Namespace) -> None:
+    """Nothing trains that would be lost; once all of them run, the Job stays."""
+    namespace.apply(on_nodes("h"))
+    first = namespace.job("h-train")["metadata"]["uid"]
+    namespace.start_pod(waiting(namespace, "h-train")[1])
+    number_of_pods(namespace, "h", "1/3")
+    namespace.patch_spec("h", scheduling={"nodeSelector": {"pool": "b"}})
+
+    def another() -> Json | None:
+        job = namespace.get("jobs", "h-train")
+        return job if job is not None and job["metadata"]["uid"] != first else None
+
+    second = eventually("another Job", another)
+    assert second["spec"]["template"]["spec"]["nodeSelector"] == {"pool": "b"}
+    assert len(namespace.api.items(namespace.path("services"))) == 1, "the Service is the same"
+    start(namespace, "h-train")
+    number_of_pods(namespace, "h", "3/3")
+    namespace.wait_running("h")
+    with pytest.raises(Refused, match="while a pod runs"):
+        namespace.patch_spec("h", scheduling={"nodeSelector": {"pool": "c"}})
+    assert namespace.job("h-train")["metadata"]["uid"] == second["metadata"]["uid"]
+
+
+def test_a_deadline_ends_all_of_them_and_counts_what_ran_at_a_time_once(namespace: Namespace) -> None:
+    namespace.apply(on_nodes("d", activeDeadlineSeconds=3))
+    begun = time.monotonic()
+    start(namespace, "d-train")
+    status = namespace.wait_phase("d", "Failed")
+    assert time.monotonic() - begun > 2.5, "three pods of a second each are one second"
+    assert status["failure"]["reason"] == "DeadlineExceeded"
+    eventually("no pod is left", lambda: not namespace.api.items(namespace.path("pods")))
+
+
+@pytest.mark.long
+def test_a_pod_that_fails_counts_once_and_all_come_back_after_ten_seconds(namespace: Namespace) -> None:
+    """With backoffLimit alone they would wait 40 s, and the Job would be over with the second attempt."""
+    namespace.apply(on_nodes("f", retries=2))
+    for attempt, most in ((1, 20), (2, 25), (3, 40)):
+        pods = start(namespace, "f-train", seconds=most)
+        status = number_of_pods(namespace, "f", "3/3")
+        assert status["attempts"] == attempt
+        namespace.end_pod(pods[1], 75, FAULT)
+        namespace.end_pod(pods[0], 76, LOST)
+        namespace.end_pod(pods[2], 76)
+        if attempt < 3:
+            text = f"attempt {attempt}, pod {pods[1]}, failed: GPUFault: an error of its memory"
+            eventually("its cause is told", lambda text=text: namespace.condition("f", "Running")["message"] == text)
+    status = namespace.wait_phase("f", "Failed")
+    assert status["failure"]["message"] == f"an error of its memory (pod {pods[1]}, attempt 3)"
+    assert (status["failure"]["reason"], status["attempts"]) == ("GPUFault", 3)
+    assert failed(namespace, "f-train") == 3, "one of three pods each time"
+
+
+@pytest.mark.long
+def test_a_pod_that_is_lost_with_its_node_is_never_counted(namespace: Namespace) -> None:
+    namespace.apply(on_nodes("n", retries=0))
+    for attempt, most in ((1, 20), (2, 25)):
+        pods = start(namespace, "n-train", seconds=most)
+        status = number_of_pods(namespace, "n", "3/3")
+        assert status["attempts"] == attempt
+        namespace.disrupt_pod(pods[1], "DeletionByTaintManager")
+        namespace.end_pod(pods[1], 137)
+        namespace.end_pod(pods[0], 76, LOST)
+        namespace.end_pod(pods[2], 76, LOST)
+    pods = start(namespace, "n-train", seconds=40)
+    assert number_of_pods(namespace, "n", "3/3")["attempts"] == 3
+    assert failed(namespace, "n-train") == 0
+    namespace.end_pod(pods[0], 0, RESULT)
+    assert namespace.wait_phase("n", "Succeeded")["attempts"] == 3

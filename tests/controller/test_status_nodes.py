@@ -1,0 +1,287 @@
+"""Pods that train one adapter together: what the status says of them, and whose end it is that counts."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from typing import Any
+
+import pytest
+
+from controller.objects import RESULT
+from controller.statuskit import (
+    NODE,
+    NOW,
+    TRAINING,
+    again,
+    at,
+    condition,
+    deleting,
+    ended,
+    job,
+    judge,
+    pod,
+    queued_job,
+    running,
+    snapshot,
+)
+from tunery_api.status import ATTEMPTS_KEPT, LoRAJobStatus
+from tunery_operator.kube.merge_patch import merge_patch
+from tunery_operator.metrics import ATTEMPTS, GPU_SECONDS, Facts, changes
+from tunery_operator.status.compute import compute_status
+from tunery_operator.status.ledger import deadline_left, last_end, same_end_twice
+from tunery_operator.status.next_look import next_look
+from tunery_operator.status.snapshot import Snapshot
+from tunery_operator.views.attempt import Attempt, ClusterWarning
+from tunery_operator.views.job import JobView
+from tunery_operator.views.pod import LostPod, PodView
+
+INDEX = "batch.kubernetes.io/job-completion-index"
+FACTS = Facts("LoRAJob", "ns", at(-900), NOW, "nvidia.com/gpu")
+NO_NODE = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
+PLACELESS = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": NO_NODE}
+OUT_OF_MEMORY = {"failure": {"reason": "GPUOutOfMemory", "message": "12 GiB were asked for"}}
+UNREACHABLE = {"failure": {"reason": "StorageUnavailable", "message": "nobody answers"}}
+ECHO = {"failure": {"reason": "PeerLost", "message": "node 2 is gone"}}
+
+
+def nodes(count: int = 4, **more: Any) -> JobView:
+    return dataclasses.replace(more.pop("of", job()), nodes=count, **more)
+
+
+def no(index: int, attempt: int = 1, created: float = -400, **meta: Any) -> dict[str, Any]:
+    """Return what the metadata of a pod says that has a number."""
+    uid = f"a{attempt}-{index}"
+    return {"name": uid, "uid": uid, "annotations": {INDEX: str(index)}, "creationTimestamp": at(created), **meta}
+
+
+def runs(*indexes: int, attempt: int = 1, started: float = -300, created: float = -400, **meta: Any) -> list[PodView]:
+    return [running(started=started, meta=no(index, attempt, created, **meta)) for index in indexes]
+
+
+def told(status: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = next(c for c in status["conditions"] if c["type"] == "Running")
+    return found
+
+
+def test_all_of_them_train() -> None:
+    status = judge(*runs(0, 1, 2, 3), train=nodes(), progress=TRAINING, reporter="a1-0", gpus=8)
+    assert (status["phase"], status["pods"], status["podName"], status["attempts"]) == ("Training", "4/4", "a1-0", 1)
+    assert told(status)["message"].startswith(f"pod a1-0 on node {NODE} (the first of 4 pods)")
+    assert [(item["pod"], item["index"], item["attempt"]) for item in status["attemptHistory"]] == [
+        (f"a1-{index}", index, 1) for index in range(4)
+    ]
+    LoRAJobStatus.model_validate(status)
+
+
+def test_half_of_them_wait_for_a_node() -> None:
+    """What holds GPUs and does not train is said, with what keeps it."""
+    waiting = [pod(meta=no(index), conditions=[PLACELESS]) for index in (1, 3)]
+    seen = snapshot(*runs(0, 2), *waiting, train=nodes())
+    status = compute_status(seen)
+    assert (status["phase"], status["pods"], status["reason"]) == ("Starting", "2/4", "Unschedulable")
+    assert condition(status, "Running") == ("False", "Unschedulable")
+    assert told(status)["message"] == f"2 of 4 pods run; no node fits: {NO_NODE}"
+    assert status["failure"]["message"] == told(status)["message"]
+    later = again(seen, *runs(0, 1, 2, 3), seconds=30)
+    assert "failure" not in compute_status(later)
+    assert compute_status(later)["pods"] == "4/4"
+
+
+def test_some_are_not_made_yet_or_are_refused() -> None:
+    status = judge(*runs(0, 1), train=nodes())
+    assert (status["phase"], status.get("reason"), told(status)["reason"]) == ("Starting", None, "Starting")
+    assert told(status)["message"] == "2 of 4 pods run"
+    quota = ClusterWarning("FailedCreate", "exceeded quota: gpus", at(-5), "Job")
+    seen = snapshot(main=Attempt(nodes(), tuple(runs(0, 1)), (quota,)))
+    status = compute_status(seen)
+    assert status["failure"]["reason"] == "QuotaExceeded"
+    assert told(status)["message"].startswith("2 of 4 pods run; Job x-train cannot create its pod")
+    assert next_look(seen, status) is not None
+    over = ClusterWarning("FailedCreate", "exceeded quota: gpus", at(-401), "Job")
+    assert "failure" not in compute_status(snapshot(main=Attempt(nodes(), tuple(runs(0, 1)), (over,))))
+
+
+def test_the_cause_is_the_pods_own_that_ended_first_and_not_its_echo() -> None:
+    pods = [
+        ended(code=76, meta=no(0), stopped=-58, says=ECHO),
+        ended(code=76, meta=no(1), stopped=-57),
+        ended(code=64, meta=no(2), stopped=-60, says=OUT_OF_MEMORY),
+        ended(code=1, meta=no(3), stopped=-59),
+    ]
+    status = judge(*pods, train=nodes(failed_reason="PodFailurePolicy"), gpus=8)
+    failure = status["failure"]
+    assert (failure["reason"], failure["message"], failure["exitCode"]) == (
+        "GPUOutOfMemory",
+        "12 GiB were asked for (pod a1-2)",
+        64,
+    )
+    assert status["completionTime"] == at(-60)
+    assert [(item["index"], item["reason"]) for item in status["attemptHistory"]] == [
+        (0, "PeerLost"),
+        (1, "PeerLost"),
+        (2, "GPUOutOfMemory"),
+        (3, "InternalError"),
+    ]
+    assert "pods" not in status
+
+
+def test_where_all_are_echoes_the_one_that_counts_is_told() -> None:
+    """A pod is gone with its node: the others say so, and the first one's end, with 75, is what is counted."""
+    says = {"failure": {"reason": "PeerLost", "message": "node 1 did not come within 15 minutes"}}
+    pods = [ended(code=75, meta=no(0), stopped=-50, says=says), ended(code=76, meta=no(1), stopped=-60)]
+    status = judge(*pods, train=nodes(2, failed_reason="BackoffLimitExceeded"))
+    assert status["failure"]["reason"] == "PeerLost"
+    assert status["failure"]["message"] == "node 1 did not come within 15 minutes (pod a1-0)"
+
+
+def test_an_attempt_that_failed_is_told_until_all_are_there_again() -> None:
+    fault = {"failure": {"reason": "GPUFault", "message": "ECC"}}
+    failed = [ended(code=76, meta=no(0), stopped=-30), ended(code=75, meta=no(1), stopped=-31, says=fault)]
+    seen = again(snapshot(*runs(0, 1), train=nodes(2)), *failed)
+    status = compute_status(seen)
+    assert condition(status, "Running") == ("False", "AttemptFailed")
+    assert told(status)["message"] == "attempt 1, pod a1-1, failed: GPUFault: ECC"
+    half = again(seen, *failed, *runs(0, attempt=2, started=0, created=-5), seconds=5)
+    assert told(compute_status(half))["reason"] == "AttemptFailed"
+    both = again(half, *failed, *runs(0, 1, attempt=2, started=0, created=-5), seconds=5)
+    status = compute_status(both)
+    assert (status["attempts"], status["podName"], status["pods"]) == (2, "a2-0", "2/2")
+    assert told(status)["status"] == "True"
+
+
+def test_what_failed_an_attempt_ago_is_not_taken_for_the_newest() -> None:
+    """Node 1 was lost in the second attempt, and nothing is left of its pod but what the first one said."""
+    old = [ended(code=76, meta=no(0), stopped=-200), ended(code=75, meta=no(1), stopped=-201, says=OUT_OF_MEMORY)]
+    new = ended(code=76, meta=no(0, 2, created=-190), started=-180, stopped=-30, says=ECHO)
+    attempt = Attempt(nodes(2, failed_reason="BackoffLimitExceeded"), (*old, new))
+    assert [each.uid for each in attempt.ended_together] == ["a2-0"]
+    assert compute_status(snapshot(main=attempt))["failure"]["reason"] == "PeerLost"
+
+
+def test_a_full_disk_of_any_ends_the_job() -> None:
+    evicted = pod(phase="Failed", reason="Evicted", message="local ephemeral storage limit", meta=no(1))
+    status = judge(*runs(0), dataclasses.replace(evicted, started_at=NOW), train=nodes(2))
+    assert (status["phase"], status["failure"]["reason"]) == ("Failed", "DiskFull")
+    assert "pods" not in status
+
+
+def test_the_memory_of_two_pods_of_one_attempt_is_one_end() -> None:
+    """The second time in a row ends a job: two that are killed together are one time."""
+
+    def killed(index: int, attempt: int, stopped: float) -> PodView:
+        meta = no(index, attempt, created=stopped - 100)
+        return ended(code=137, why="OOMKilled", meta=meta, started=stopped - 90, stopped=stopped)
+
+    first = [killed(0, 1, -300), killed(1, 1, -300)]
+    seen = snapshot(*first, train=nodes(2))
+    status = compute_status(seen)
+    assert condition(status, "Running") == ("False", "AttemptFailed")
+    assert not same_end_twice(status, first, "OutOfMemory")
+    second = [*first, ended(code=76, meta=no(0, 2, created=-120), started=-110, stopped=-20), killed(1, 2, -20)]
+    status = compute_status(again(seen, *second))
+    assert (status["phase"], status["failure"]["reason"]) == ("Failed", "OutOfMemory")
+    assert "second time in a row" in status["failure"]["message"]
+
+
+@pytest.mark.parametrize("ending", [1, 4])
+def test_those_that_were_told_to_end(ending: int) -> None:
+    pods = [*runs(*range(ending), deletionTimestamp=at(60)), *runs(*range(ending, 4))]
+    status = judge(*pods, train=nodes(suspend=True), suspend=True)
+    assert (status["phase"], condition(status, "Running")) == ("Suspending", ("True", "Stopping"))
+    many = f"{ending} of 4 pods were told to end"
+    assert told(status)["message"].startswith(many if ending > 1 else f"pod a1-0 on node {NODE} was told to end")
+
+
+def test_a_node_that_is_lost_is_named_though_the_first_is_well() -> None:
+    status = judge(*runs(0, 1), *runs(2, deletionTimestamp=at(-60)), *runs(3), train=nodes())
+    assert condition(status, "Running") == ("Unknown", "NodeLost")
+    assert "pod a1-2" in status["failure"]["message"]
+
+
+def test_kueue_takes_all_of_them_back() -> None:
+    admitted = nodes(2, of=queued_job(admitted=True))
+    seen = snapshot(*runs(0, 1), train=admitted, progress=TRAINING, reporter="a1-0", gpus=1)
+    held = nodes(2, of=queued_job(suspend=True))
+    ending = again(seen, *runs(0, 1, deletionTimestamp=at(60)), train=held, progress=None)
+    assert compute_status(ending)["phase"] == "Queued"
+    over = [ended(code=143, meta=no(0, **deleting(60))), ended(code=76, meta=no(1, **deleting(60)), says=ECHO)]
+    status = compute_status(again(ending, *over, train=held, seconds=5))
+    assert (status["phase"], status["attempts"], status["pods"]) == ("Queued", 1, "0/2")
+    assert condition(status, "QuotaReserved") == ("False", "Preempted")
+    assert (status["runSeconds"], status["gpuSeconds"]) == (240, 480)
+
+
+def test_the_first_one_speaks_for_all_as_it_succeeds() -> None:
+    """The others may have ended well, too, or are told to end: that says nothing of the result."""
+    first = ended(meta=no(0), says=RESULT, stopped=-2)
+    seen = snapshot(first, *runs(1, deletionTimestamp=at(60)), train=nodes(2), gpus=1)
+    status = compute_status(seen)
+    assert (status["phase"], condition(status, "Running")) == ("Uploading", ("False", "Finishing"))
+    both = again(seen, first, ended(meta=no(1), stopped=-1), train=nodes(2, complete=True))
+    status = compute_status(both)
+    assert (status["phase"], status["completionTime"]) == ("Succeeded", at(-2))
+    assert status["adapter"]["uri"] == RESULT["adapter"]["uri"]
+    assert [item["reason"] for item in status["attemptHistory"]] == ["Succeeded", "Succeeded"]
+    assert (status["runSeconds"], status["gpuSeconds"]) == (299, 298 + 299)
+
+
+# The ledger
+
+
+def test_seconds_are_of_the_attempt_and_gpu_seconds_of_all_its_pods() -> None:
+    """One pod waits a minute for the other; both run for four: five minutes of the job, nine times two of GPUs."""
+    first, second = running(meta=no(0), started=-300), running(meta=no(1), started=-240)
+    seen = snapshot(first, second, train=nodes(2), gpus=2, deadline_seconds=1000)
+    assert deadline_left(seen) == 700
+    over = [ended(code=76, meta=no(0), started=-300, stopped=0), ended(code=75, meta=no(1), started=-240, stopped=0)]
+    status = compute_status(again(seen, *over))
+    assert (status["attempts"], status["runSeconds"], status["gpuSeconds"]) == (1, 300, 2 * 540)
+    assert deadline_left(dataclasses.replace(seen, status=status, main=None)) == 700
+    lost = [
+        LostPod(each.uid, each.name, each.created, 200.0, each.started_at, index=each.index) for each in (first, second)
+    ]
+    gone = dataclasses.replace(seen, status=compute_status(seen), main=None, lost_pods=tuple(lost))
+    assert deadline_left(gone) == 1000 - 260
+
+
+@pytest.mark.parametrize(("count", "seed"), [(2, 0), (5, 1), (40, 2), (64, 3)])
+def test_any_course_of_attempts_adds_up(count: int, seed: int) -> None:
+    """Pods come and end in any order, and histories are cut: attempts, seconds and GPU seconds are exact."""
+    draw = random.Random(seed)
+    pods: list[PodView] = []
+    seen, spent, ran = snapshot(train=nodes(count), gpus=2), 0, 0
+    for attempt in range(1, 9):
+        clock = -5000 + 400 * attempt
+        starts = [clock + draw.randrange(60) for _ in range(count)]
+        stops = [max(starts) + draw.randrange(100, 200) for _ in range(count)]
+        over = [
+            ended(code=76 if index else 75, meta=no(index, attempt, clock), started=starts[index], stopped=stops[index])
+            for index in range(count)
+        ]
+        here = [dataclasses.replace(each, phase="Running", exit_code=None, finished_at=None) for each in over]
+        half = count // 2
+        for step in (here[half:], here, [*over[:half], *here[half:]], over):
+            seen = again(seen, *pods, *step)
+        pods = [*pods, *over][-3 * count :]
+        spent += 2 * sum(stop - start for start, stop in zip(starts, stops, strict=True))
+        ran += max(stops) - min(starts)
+        status = compute_status(seen)
+        assert (status["attempts"], status["runSeconds"], status["gpuSeconds"]) == (attempt, ran, spent)
+        assert len(status["attemptHistory"]) <= max(ATTEMPTS_KEPT, 3 * count)
+        assert merge_patch(status, compute_status(dataclasses.replace(seen, status=status))) == {}
+    LoRAJobStatus.model_validate(status)
+
+
+def test_metrics_count_an_attempt_once_by_its_cause() -> None:
+    echoes = [ended(code=76, meta=no(index), stopped=-60) for index in (0, 1)]
+    steps: list[Snapshot] = [snapshot(*runs(0, 1, 2), train=nodes(3), gpus=1)]
+    steps.append(again(steps[-1], *echoes, *runs(2)))
+    steps.append(again(steps[-1], *echoes, ended(code=75, meta=no(2), stopped=-61, says=UNREACHABLE)))
+    steps.append(again(steps[-1], *runs(0, 1, 2, attempt=2, started=-20, created=-30), seconds=5))
+    statuses = [compute_status(step) for step in steps]
+    seen = [each for old, new in zip([{}, *statuses], statuses, strict=False) for each in changes(old, new, FACTS)]
+    assert [each.labels[2] for each in seen if each.metric is ATTEMPTS] == ["StorageUnavailable"]
+    assert sum(each.value for each in seen if each.metric is GPU_SECONDS) == 240 + 240 + 239
+    assert last_end(statuses[2]) == "StorageUnavailable"
+    assert last_end(statuses[1]) is None
