@@ -21,7 +21,7 @@ from tunery_api.reasons import FailureReason
 from tunery_api.status import ResolvedValue
 from tunery_common.errors import TuneryError, first_line
 from tunery_common.inputs.headers import Tensor
-from tunery_common.inputs.misfit import CHANGED_BASE_INITS, VARIANTS, misfit, untold
+from tunery_common.inputs.misfit import CHANGED_BASE_INITS, VARIANTS, lacking, misfit, other_rank, untold
 from tunery_common.inputs.name_patterns import broken_pattern, slow_pattern
 from tunery_trainer.adapter.attach import attach
 from tunery_trainer.adapter.methods.base import MethodContext
@@ -69,7 +69,7 @@ def settings_from(resolved: RunSettings, model: PreTrainedModel, folder: Path, s
     config = _read_config(folder)
     odd = broken_pattern(config) or slow_pattern(config, (name for name, _ in model.named_modules()))
     if odd is not None:
-        raise _corrupt(f"{CONFIG_FILE}: {odd}")
+        raise _corrupt(f"{CONFIG_FILE}: {odd}", None if served_name else _AS_SAVED)
     _check_kind(resolved, config)
     if served_name is None:
         _check_variant(config)
@@ -116,7 +116,8 @@ def check_fits(
     """Compare the tensors of an adapter made elsewhere with those that its configuration has on `model`.
 
     That may be on the meta device, and bears the adapter afterwards; `resolved` comes from settings_from. Raises
-    TuneryError: BaseMismatch naming the first tensor that does not fit, AdapterCorrupt where some are missing.
+    TuneryError: AdapterCorrupt where a rank is not that of the configuration, or tensors are missing; BaseMismatch
+    naming the first tensor that does not fit.
     """
     leaves = {path for path, module in model.named_modules() if not list(module.children())}
     try:
@@ -124,11 +125,16 @@ def check_fits(
     except ValueError as error:  # PEFT's, where no module of the base bears such a name
         message = f"spec.continueFrom: {CONFIG_FILE} does not fit this base: {first_line(error)}"
         raise TuneryError(FailureReason.BASE_MISMATCH, message, _OTHER_BASE) from error
+    # First what is wrong on whatever base, as for a merge: another base would not mend it.
+    ranks = (other_rank(name, tensor.shape, wanted[name]) for name, tensor in found.items() if name in wanted)
+    odd = next(filter(None, ranks), None)
+    if odd is not None:
+        raise _corrupt(odd, _AS_SAVED)
     for name, tensor in found.items():
         if name not in wanted:
             told = untold(name, leaves)
             if told is not None:
-                raise TuneryError(FailureReason.ADAPTER_CORRUPT, f"spec.continueFrom: {told}", _AS_SAVED)
+                raise _corrupt(told, _AS_SAVED)
             text = f"{name[:300]}: this base with that {CONFIG_FILE} has no such tensor"
         elif tensor.shape != wanted[name]:
             text = misfit(name, tensor.shape, wanted[name])
@@ -137,7 +143,7 @@ def check_fits(
         raise TuneryError(FailureReason.BASE_MISMATCH, f"spec.continueFrom: {text}", _OTHER_BASE)
     missing = sorted(wanted.keys() - found.keys())
     if missing:
-        raise _corrupt(f"{WEIGHTS_FILE} lacks {missing[0]}, and {len(missing) - 1} more")
+        raise _corrupt(lacking(missing), _AS_SAVED)
 
 
 def _own_shapes(adapted: PeftModel, resolved: RunSettings) -> dict[str, tuple[int, ...]]:
@@ -268,7 +274,7 @@ def _with_rank(resolved: RunSettings, adapter: AdapterSettings) -> RunSettings:
 def _agree(resolved: RunSettings, field: str, ours: Any, theirs: Any) -> Any:
     """Return the adapter's value; a manifest that says another one is refused."""
     if theirs is None:
-        raise _corrupt(f"{CONFIG_FILE} does not say what {field} is")
+        raise _corrupt(f"{CONFIG_FILE} does not say what {field} is", _AS_SAVED)
     if _from_manifest(resolved, field) and ours != theirs:
         raise _differs(field, ours, theirs)
     return theirs
@@ -306,5 +312,5 @@ def _differs(field: str, ours: Any, theirs: Any) -> TuneryError:
     return _disagree(field, f"is {ours}, but the adapter of continueFrom has {theirs}; leave it out")
 
 
-def _corrupt(message: str) -> TuneryError:
-    return TuneryError(FailureReason.ADAPTER_CORRUPT, f"spec.continueFrom: {message}")
+def _corrupt(message: str, hint: str | None = None) -> TuneryError:
+    return TuneryError(FailureReason.ADAPTER_CORRUPT, f"spec.continueFrom: {message}", hint)

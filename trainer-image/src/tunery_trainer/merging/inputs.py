@@ -118,7 +118,9 @@ def fetch_adapters(work: Workspace, spec: AdapterMergeSpec, sources: Sequence[Me
     for index, source in enumerate(sources):
         folder = work.folder(f"adapters/{index}")
         record = source.named.bring(folder)
-        adapter = open_adapter(LocalFiles(folder, source.label), float(source.weight))
+        adapter = open_adapter(
+            LocalFiles(folder, source.label), float(source.weight), unverified=source.unverified
+        )
         if source.unverified:
             # The result is for the base as it is called here, and not as somebody else's disk had it.
             adapter = replace(adapter, config={**adapter.config, "base_model_name_or_path": name, "revision": None})
