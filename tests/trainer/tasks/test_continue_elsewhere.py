@@ -211,6 +211,8 @@ def test_what_cannot_be_trained_on_is_told_by_preflight(
     assert error.message.startswith("spec.")
     if reason is R.ADAPTER_CORRUPT:  # there is no manifest whose digests it would have to match
         assert "PEFT's save_pretrained" in error.hint, error.hint
+    elif " is set in its configuration" in error.message:  # which is none of the manifest's fields
+        assert error.hint.startswith("Name another adapter in spec.continueFrom"), error.hint
 
 
 def test_a_prompt_of_another_length_is_no_matter_of_the_base(folder: Path) -> None:

@@ -21,7 +21,7 @@ from tunery_api.reasons import FailureReason
 from tunery_api.status import ResolvedValue
 from tunery_common.errors import TuneryError, first_line
 from tunery_common.inputs.headers import Tensor
-from tunery_common.inputs.misfit import CHANGED_BASE_INITS, VARIANTS, lacking, misfit, other_rank, untold
+from tunery_common.inputs.misfit import CHANGED_BASE_INITS, OTHER_BASE, VARIANTS, lacking, misfit, other_rank, untold
 from tunery_common.inputs.name_patterns import broken_pattern, slow_pattern
 from tunery_trainer.adapter.attach import attach
 from tunery_trainer.adapter.methods.base import MethodContext
@@ -55,7 +55,10 @@ _AS_SAVED: Final = (
     "Put both files there as PEFT's save_pretrained wrote them (with save_embedding_layers=False), and retry; where "
     f"tensors were taken out or added by hand, let {CONFIG_FILE} say so."
 )
-_OTHER_BASE: Final = "Name the base model that it was trained on in spec.model, or another adapter, in a new job."
+_OTHER_ADAPTER: Final = (
+    "Name another adapter in spec.continueFrom, or leave it out to train a new one, in a new job: what is told stands "
+    f"in its own {CONFIG_FILE}."
+)
 
 
 def settings_from(resolved: RunSettings, model: PreTrainedModel, folder: Path, served_name: str | None) -> RunSettings:
@@ -124,7 +127,7 @@ def check_fits(
         wanted = _own_shapes(attach(model, resolved, start), resolved)
     except ValueError as error:  # PEFT's, where no module of the base bears such a name
         message = f"spec.continueFrom: {CONFIG_FILE} does not fit this base: {first_line(error)}"
-        raise TuneryError(FailureReason.BASE_MISMATCH, message, _OTHER_BASE) from error
+        raise TuneryError(FailureReason.BASE_MISMATCH, message, OTHER_BASE) from error
     # First what is wrong on whatever base, as for a merge: another base would not mend it.
     ranks = (other_rank(name, tensor.shape, wanted[name]) for name, tensor in found.items() if name in wanted)
     odd = next(filter(None, ranks), None)
@@ -140,7 +143,7 @@ def check_fits(
             text = misfit(name, tensor.shape, wanted[name])
         else:
             continue
-        raise TuneryError(FailureReason.BASE_MISMATCH, f"spec.continueFrom: {text}", _OTHER_BASE)
+        raise TuneryError(FailureReason.BASE_MISMATCH, f"spec.continueFrom: {text}", OTHER_BASE)
     missing = sorted(wanted.keys() - found.keys())
     if missing:
         raise _corrupt(lacking(missing), _AS_SAVED)
@@ -183,12 +186,15 @@ def _check_variant(config: Mapping[str, Any]) -> None:
             "continueFrom",
             f"init_lora_weights is {init[:64]!r}: the adapter is relative to a changed base; convert it to a plain "
             "LoRA first (path_initial_model_for_weight_conversion of PEFT's save_pretrained)",
+            _OTHER_ADAPTER,
         )
     if config.get("bias") not in (None, "none"):
-        raise _disagree("continueFrom", "bias is set in its configuration, and trained biases are not trained on")
+        message = "bias is set in its configuration, and trained biases are not trained on"
+        raise _disagree("continueFrom", message, _OTHER_ADAPTER)
     for name in _NOT_TRAINED_ON:
         if config.get(name):
-            raise _disagree("continueFrom", f"{name} is set in its configuration, which cannot be trained on")
+            message = f"{name} is set in its configuration, which cannot be trained on"
+            raise _disagree("continueFrom", message, _OTHER_ADAPTER)
 
 
 def _inherit_prompt(resolved: RunSettings, config: Mapping[str, Any]) -> RunSettings:
@@ -304,8 +310,8 @@ def _list(names: Iterable[str]) -> str:
     return ", ".join(sorted(names)) or "none"
 
 
-def _disagree(field: str, message: str) -> TuneryError:
-    return TuneryError(FailureReason.INVALID_SPEC, f"spec.{field}: {message}")
+def _disagree(field: str, message: str, hint: str | None = None) -> TuneryError:
+    return TuneryError(FailureReason.INVALID_SPEC, f"spec.{field}: {message}", hint)
 
 
 def _differs(field: str, ours: Any, theirs: Any) -> TuneryError:

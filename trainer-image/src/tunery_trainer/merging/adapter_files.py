@@ -211,7 +211,9 @@ def _check_shapes(adapter: Adapter, module: Module) -> None:
     a, b = (adapter.tensors[key].shape for key in keys)
     if len(a) != 2 or len(b) != 2:
         raise TuneryError(
-            FailureReason.INVALID_SPEC, f"{adapter.label}: {module.name} is a convolution, which cannot be merged"
+            FailureReason.INVALID_SPEC,
+            f"{adapter.label}: {module.name} is a convolution, which cannot be merged",
+            "Name another adapter in spec.adapters, in a new job.",
         )
     if a[0] != b[1]:
         raise adapter.corrupt(f"{module.name}: lora_A has rank {a[0]}, lora_B has rank {b[1]}")

@@ -16,7 +16,7 @@ from peft.utils.constants import EMBEDDING_LAYER_NAMES, INCLUDE_LINEAR_LAYERS_SH
 from tunery_api.manifest import CONFIG_FILE, WEIGHTS_FILE
 from tunery_api.reasons import FailureReason
 from tunery_common.errors import TuneryError, first_line
-from tunery_common.inputs.misfit import PREFIX, lacking, misfit, no_such_rank, untold
+from tunery_common.inputs.misfit import OTHER_BASE, PREFIX, lacking, misfit, no_such_rank, untold
 from tunery_common.inputs.name_patterns import parents, slow_pattern
 from tunery_trainer.merging.adapter_files import AS_SAVED, Adapter, Module
 from tunery_trainer.merging.base_model import EMBEDDINGS, Checkpoint, tensor_name
@@ -32,7 +32,6 @@ _FIELDS: Final = {
 """Which field of a configuration tells of a part."""
 _ENDS: Final = frozenset({*EMBEDDINGS, *EMBEDDING_LAYER_NAMES, "embed_out"})
 """What embeddings and heads are called, whose weights PEFT saves where it is told to."""
-_OTHER_BASE: Final = "Name the base model that it was trained on in spec.model, or another adapter, in a new job."
 
 
 def check_told(adapter: Adapter) -> None:
@@ -201,4 +200,4 @@ def _refuse(adapter: Adapter, what: str) -> NoReturn:
 
 
 def _mismatch(adapter: Adapter, what: str) -> NoReturn:
-    raise TuneryError(FailureReason.BASE_MISMATCH, f"{adapter.label}: {what}", _OTHER_BASE)
+    raise TuneryError(FailureReason.BASE_MISMATCH, f"{adapter.label}: {what}", OTHER_BASE)

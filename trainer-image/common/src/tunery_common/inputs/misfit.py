@@ -25,13 +25,19 @@ VARIANTS: Final = (
 
 PREFIX: Final = "base_model.model."
 """What PEFT puts before the base model's own names."""
+OTHER_BASE: Final = "Name the base model that it was trained on in spec.model, or another adapter, in a new job."
+"""What to do where an adapter does not fit the base."""
 DIVERGED: Final = (
     "Publish the named adapter again from a run that did not diverge, and retry; or name another in a new job."
 )
 """What to do about a published adapter that holds NaN."""
-DIVERGED_ELSEWHERE: Final = "Put the adapter of a run that did not diverge there, and retry; or name another in a new job."
+DIVERGED_ELSEWHERE: Final = (
+    "Put the adapter of a run that did not diverge there, and retry; or name another in a new job."
+)
 """And about one made elsewhere: to save it once more would not mend it."""
-_FACTOR: Final = re.compile(rf"(?:{re.escape(PREFIX)})?(?P<module>.+)\.lora_(?:embedding_)?(?P<half>[AB])(?:\.weight)?$")
+_FACTOR: Final = re.compile(
+    rf"(?:{re.escape(PREFIX)})?(?P<module>.+)\.lora_(?:embedding_)?(?P<half>[AB])(?:\.weight)?$"
+)
 
 
 def untold(name: str, modules: Collection[str]) -> str | None:
