@@ -8,7 +8,9 @@ from typing import Any, Final
 from tunery_api.reasons import ExitCode, FailureReason, advice_for
 from tunery_api.runspec import Failure, Task
 from tunery_api.scrub import scrub
+from tunery_operator.plan.placing import PlatformSays
 from tunery_operator.status.messages import reported_failure
+from tunery_operator.status.whose import named
 from tunery_operator.views.attempt import Attempt, ClusterWarning
 from tunery_operator.views.clock import parse_time
 from tunery_operator.views.job import JobView
@@ -84,8 +86,16 @@ LOST_NODE: Final = frozenset({"DeletionByTaintManager", "DeletionByPodGC"})
 # A pod that does not run
 
 
-def obstacle(attempt: Attempt, now: datetime) -> Failure | None:
-    """Return why a Job has no pod at work, or None while nothing stands in its way; it may pass by itself."""
+def obstacle(attempt: Attempt, now: datetime, platform: PlatformSays) -> Failure | None:
+    """Return why a Job has no pod at work, or None while nothing stands in its way; it may pass by itself.
+
+    `platform` is what the platform says of its pods.
+    """
+    found, checks = _obstacle(attempt, now), attempt.job.role in _CHECKS
+    return found and named(found, platform.checks if checks else platform.work, checks=checks)
+
+
+def _obstacle(attempt: Attempt, now: datetime) -> Failure | None:
     pod = attempt.last
     if pod is None or pod.finished:
         return _refused_pod(attempt)
