@@ -92,8 +92,35 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- if not (regexMatch "^[a-z]([-a-z0-9]*[a-z0-9])?$" (include "tunery.serviceName" .)) -}}
 {{- fail (printf "fullnameOverride: set it, as %q, which the release's name makes, is no name for a Service: lower-case letters, digits and -, a letter first" (include "tunery.serviceName" .)) -}}
 {{- end -}}
+{{- include "tunery.checkEnv" . -}}
 {{- include "tunery.checkImages" . -}}
 {{- include "tunery.checkGpuMemory" . -}}
+{{- end -}}
+
+{{/* Fails where a variable is named that our programs need as it is: each pod would end without a word, or see no GPU. */}}
+{{- define "tunery.checkEnv" -}}
+{{- range $name := keys (.Values.trainer.env | default dict) | sortAlpha -}}
+{{- $why := "" -}}
+{{- if has $name (list "PATH" "PYTHONPATH" "PYTHONHOME") -}}
+{{- $why = "the image says where its programs are, and pods would not find them" -}}
+{{- else if has $name (list "HOME" "HF_HOME" "HF_HUB_CACHE") -}}
+{{- $why = "pods may write below /work alone, where theirs is" -}}
+{{- else if has $name (list "CUDA_VISIBLE_DEVICES" "NVIDIA_VISIBLE_DEVICES") -}}
+{{- $why = "the GPUs of a pod are those that its node gives it" -}}
+{{- else if has $name (list "RANK" "LOCAL_RANK" "WORLD_SIZE" "JOB_COMPLETION_INDEX") -}}
+{{- $why = "a pod trains alone, and would wait for others" -}}
+{{- else if regexMatch "^(TUNERY_|KUBEFLOW_TRAINER_)" $name -}}
+{{- $why = "the operator sets what begins so" -}}
+{{- end -}}
+{{- if $why -}}
+{{- fail (printf "trainer.env: %s: leave it out: %s" $name $why) -}}
+{{- end -}}
+{{- end -}}
+{{- range .Values.operator.extraEnv -}}
+{{- if has .name (list "PATH" "PYTHONPATH" "PYTHONHOME") -}}
+{{- fail (printf "operator.extraEnv: %s: leave it out: the image says where its programs are" .name) -}}
+{{- end -}}
+{{- end -}}
 {{- end -}}
 
 {{/* Fails where an image's repository has in it what is a value of its own, or is none. */}}
