@@ -108,9 +108,9 @@ def test_what_belongs_elsewhere_is_told_where(helm: Helm, values: dict[str, Any]
 
 NEEDED = {
     **dict.fromkeys(("PATH", "PYTHONPATH", "PYTHONHOME"), "pods would not find them"),
-    **dict.fromkeys(("HOME", "HF_HOME", "HF_HUB_CACHE"), "below /work alone"),
-    **dict.fromkeys(("CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES"), "that its node gives it"),
-    **dict.fromkeys(("RANK", "LOCAL_RANK", "WORLD_SIZE", "JOB_COMPLETION_INDEX"), "a pod trains alone"),
+    "HOME": "below /work alone",
+    "CUDA_VISIBLE_DEVICES": "that its node gives it",
+    **dict.fromkeys(("LOCAL_RANK", "WORLD_SIZE"), "a pod trains alone"),
     **dict.fromkeys(("TUNERY_SUPERVISED", "KUBEFLOW_TRAINER_SERVER_URL"), "the operator sets what begins so"),
 }
 
@@ -124,7 +124,9 @@ def test_a_variable_that_our_programs_need_is_refused_with_the_reason(helm: Helm
 
 @pytest.mark.parametrize("name", ["PATH", "PYTHONPATH", "PYTHONHOME"])
 def test_the_operators_programs_are_found_too(helm: Helm, name: str) -> None:
-    assert f"operator.extraEnv: {name}: leave it out" in told(helm, {"operator.extraEnv": [{"name": name, "value": "x"}]})
+    assert f"operator.extraEnv: {name}: leave it out" in told(
+        helm, {"operator.extraEnv": [{"name": name, "value": "x"}]}
+    )
 
 
 def test_what_kubernetes_takes_is_taken_and_the_operator_reads_it(helm: Helm, monkeypatch: pytest.MonkeyPatch) -> None:

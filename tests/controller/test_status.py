@@ -101,7 +101,11 @@ def test_where_a_pod_has_left_no_word_its_log_is_named(says: str) -> None:
     once, often = failed(1, says=says), failed(1, 1, says=says)
     check = Attempt(job(failed_reason="BackoffLimitExceeded"), (ended(code=1, says=says),))
     checked = nothing(preflight_needed=True, preflight=check)
-    for seen, pod, reason in ((once, "p1", "InternalError"), (often, "p2", "RetriesExhausted"), (checked, "p1", "InternalError")):
+    for seen, pod, reason in (
+        (once, "p1", "InternalError"),
+        (often, "p2", "RetriesExhausted"),
+        (checked, "p1", "InternalError"),
+    ):
         failure = compute_status(seen)["failure"]
         assert failure["reason"] == reason
         assert f"pod {pod} ended with exit code 1 and said nothing" in failure["message"]

@@ -104,9 +104,7 @@ async def test_an_operator_that_takes_no_report_is_not_waited_for(operator: Oper
     assert operator.told == {1.0: False, 2.0: True, 3.0: True, 4.0: True}
 
 
-async def test_each_cause_of_an_outage_is_in_the_log_once(
-    operator: Operator, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_each_cause_of_an_outage_is_in_the_log_once(operator: Operator, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "tunery_server.report")
     untrusted = SSLError("certificate verify failed")
     operator.answers = [ConnectTimeoutError("away"), ConnectTimeoutError("away"), untrusted, untrusted, {}, untrusted]

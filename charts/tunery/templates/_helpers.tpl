@@ -103,11 +103,11 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- $why := "" -}}
 {{- if has $name (list "PATH" "PYTHONPATH" "PYTHONHOME") -}}
 {{- $why = "the image says where its programs are, and pods would not find them" -}}
-{{- else if has $name (list "HOME" "HF_HOME" "HF_HUB_CACHE") -}}
+{{- else if has $name (list "HOME") -}}
 {{- $why = "pods may write below /work alone, where theirs is" -}}
-{{- else if has $name (list "CUDA_VISIBLE_DEVICES" "NVIDIA_VISIBLE_DEVICES") -}}
+{{- else if has $name (list "CUDA_VISIBLE_DEVICES") -}}
 {{- $why = "the GPUs of a pod are those that its node gives it" -}}
-{{- else if has $name (list "RANK" "LOCAL_RANK" "WORLD_SIZE" "JOB_COMPLETION_INDEX") -}}
+{{- else if has $name (list "LOCAL_RANK" "WORLD_SIZE") -}}
 {{- $why = "a pod trains alone, and would wait for others" -}}
 {{- else if regexMatch "^(TUNERY_|KUBEFLOW_TRAINER_)" $name -}}
 {{- $why = "the operator sets what begins so" -}}

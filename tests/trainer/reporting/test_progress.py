@@ -258,7 +258,9 @@ def test_of_one_outage_each_cause_is_told_once(caplog: pytest.LogCaptureFixture)
     untrusted = SSLError("certificate verify failed: self-signed certificate in certificate chain (_ssl.c:1016)")
     for port in range(3):
         outage.failed(Refused(503, retry_after=1.0))
-        outage.failed(ConnectTimeoutError(f"<HTTPSConnection object at 0x7f{port}> timed out (connect timeout={port}.5)"))
+        outage.failed(
+            ConnectTimeoutError(f"<HTTPSConnection object at 0x7f{port}> timed out (connect timeout={port}.5)")
+        )
     for _ in range(3):
         outage.failed(untrusted)
         outage.failed(Refused(403, None))
@@ -267,7 +269,12 @@ def test_of_one_outage_each_cause_is_told_once(caplog: pytest.LogCaptureFixture)
     for said, words, mend in zip(
         caplog.messages,
         ("timed out", "certificate verify failed", "the server answered 403", "the server answered 500"),
-        ("TCP 8443 from this pod", "shows a certificate that this pod trusts", "takes the token", "its own log says more"),
+        (
+            "TCP 8443 from this pod",
+            "shows a certificate that this pod trusts",
+            "takes the token",
+            "its own log says more",
+        ),
         strict=True,
     ):
         assert words in said

@@ -79,6 +79,7 @@ class PlatformSays(NamedTuple):
     """Of pods that check, report or publish."""
 
 
+SAYS_NOTHING: Final = PlatformSays()
 AUTHORITIES: Final = "ca-bundle"
 """The volume of trainer.caBundle; in PlatformSays it stands beside the fields of a pod."""
 

@@ -29,10 +29,10 @@ class Certificate:
         self.load()
 
     def load(self) -> None:
-        """Read it anew: new connections use it, those that stand go on. Raises OSError, and ValueError where it is none.
+        """Read it anew: new connections use it, those that stand go on. Raises OSError, ValueError where it is none.
 
-        Into a new context each time, and nothing changes where that fails. OpenSSL keeps a certificate for each kind of
-        key: one that is RSA now would stand in a living context beside the former of an elliptic curve, which it prefers.
+        Into a new context each time, and nothing changes where that fails. OpenSSL keeps a certificate for each kind
+        of key: one that is RSA now would stand beside the former of an elliptic curve, which it prefers.
         """
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2

@@ -258,8 +258,8 @@ def silent_hint(command: str, then: str = "") -> str:
     """Return where to look where a container has ended without a word; `command` shows its log."""
     return (
         f"It has left no last words; its log may say why: {command} shows it. Mend what that says{then}; where it is "
-        "nothing of yours, and no variable of trainer.env in the chart, it is a defect of Tunery: please report it with "
-        "that log."
+        "nothing of yours, and no variable of trainer.env in the chart, it is a defect of Tunery: please report it "
+        "with that log."
     )
 
 

@@ -1,4 +1,4 @@
-"""Whose it is to mend what keeps a pod from running: where the chart says it and the manifest does not, of the platform."""
+"""Whose it is to mend what keeps a pod from running: the platform's, where its chart alone says it."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _LIMIT: Final = (" usage per ", "limitrange", "LimitRange")
 def named(found: Failure, says: Mapping[str, Value], *, job: bool = True, checks: bool = False) -> Failure:
     """Return a failure with the value of the chart that it comes from, where it is sure to come from one.
 
-    `says` is what the platform says of that pod and the manifest does not; `job`: its image is the platform's; `checks`:
-    its resources are, too.
+    `says` is what the platform says of that pod and the manifest does not; `job`: its image is the platform's;
+    `checks`: its resources are, too.
     """
     hint = _hint(found, says, job=job, checks=checks)
     return found if hint is None else found.model_copy(update={"hint": hint})
@@ -39,8 +39,9 @@ def _hint(found: Failure, says: Mapping[str, Value], *, job: bool, checks: bool)
     if found.reason == _R.IMAGE_PULL_FAILED and job:
         return (
             "The image is the platform's, not the manifest's: see that the nodes can pull it, with the Secrets in this "
-            "namespace that trainer.pullSecrets of the chart names, or ask whoever runs Tunery to correct trainer.image "
-            "(of a BatchInference serving.server.image) in the values of its chart. It goes on by itself then."
+            "namespace that trainer.pullSecrets of the chart names, or ask whoever runs Tunery to correct "
+            "trainer.image (of a BatchInference serving.server.image) in the values of its chart. It "
+            "goes on by itself then."
         )
     bundle = says.get(AUTHORITIES)
     if found.reason == _R.MOUNT_FAILED and bundle is not None and f'"volume-{AUTHORITIES}"' in found.message:
@@ -64,8 +65,9 @@ def _refused(message: str, says: Mapping[str, Value], *, checks: bool) -> str | 
 
 def _of_platform(value: str) -> str:
     return (
-        f"The manifest does not say this, the platform's settings do: ask whoever runs Tunery to correct {value} in the "
-        "values of its chart, or to create or allow in the cluster what its answer names. It goes on by itself then."
+        f"The manifest does not say this, the platform's settings do: ask whoever runs Tunery to correct {value} in "
+        "the values of its chart, or to create or allow in the cluster what its answer names. It goes on by "
+        "itself then."
     )
 
 

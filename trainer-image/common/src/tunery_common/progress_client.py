@@ -115,8 +115,8 @@ class Causes:
 class Outage:
     """Tells in the log that reports cannot be posted to `url`: each cause once, and once when they can again.
 
-    However many fail. What was wrong at first, as an operator that restarts, need not be what lasts. Without a URL there
-    is nothing to tell.
+    However many fail. What was wrong at first, as an operator that restarts, need not be what lasts. Without a URL
+    there is nothing to tell.
     """
 
     def __init__(self, url: str, log: logging.Logger) -> None:
