@@ -187,6 +187,29 @@ def test_what_belongs_elsewhere_is_told_where(helm: Helm, values: dict[str, Any]
     assert complaint in told(helm, values)
 
 
+NEEDED = {
+    **dict.fromkeys(("PATH", "PYTHONPATH", "PYTHONHOME"), "pods would not find them"),
+    "HOME": "below /work alone",
+    "CUDA_VISIBLE_DEVICES": "that its node gives it",
+    **dict.fromkeys(("LOCAL_RANK", "WORLD_SIZE"), "a pod trains alone"),
+    **dict.fromkeys(("TUNERY_SUPERVISED", "KUBEFLOW_TRAINER_SERVER_URL"), "the operator sets what begins so"),
+}
+
+
+@pytest.mark.parametrize(("name", "why"), NEEDED.items(), ids=NEEDED)
+def test_a_variable_that_our_programs_need_is_refused_with_the_reason(helm: Helm, name: str, why: str) -> None:
+    complaint = told(helm, {"trainer.env": {"HTTPS_PROXY": "p", name: "1"}})
+    assert f"trainer.env: {name}: leave it out: " in complaint
+    assert why in complaint
+
+
+@pytest.mark.parametrize("name", ["PATH", "PYTHONPATH", "PYTHONHOME"])
+def test_the_operators_programs_are_found_too(helm: Helm, name: str) -> None:
+    assert f"operator.extraEnv: {name}: leave it out" in told(
+        helm, {"operator.extraEnv": [{"name": name, "value": "x"}]}
+    )
+
+
 def test_what_kubernetes_takes_is_taken_and_the_operator_reads_it(helm: Helm, monkeypatch: pytest.MonkeyPatch) -> None:
     tolerations: list[dict[str, Any]] = [
         {"key": "", "operator": "Exists"},

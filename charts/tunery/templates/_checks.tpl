@@ -1,7 +1,7 @@
 {{/* What the schema cannot say of the values, or not where the fault is; fails with all of it, a line each. */}}
 {{- define "tunery.checkValues" -}}
 {{- $told := list -}}
-{{- range $check := list "Together" "Images" "Names" "Sizes" "Places" -}}
+{{- range $check := list "Together" "Images" "Names" "Env" "Sizes" "Places" -}}
 {{- range $line := splitList "\n" (include (printf "tunery.check%s" $check) $) -}}
 {{- with trim $line }}{{ $told = append $told . }}{{ end -}}
 {{- end -}}
@@ -23,6 +23,33 @@ fullnameOverride: set it, as {{ include "tunery.serviceName" . | quote }}, which
 {{- $served := .Values.watchNamespaces | default list }}
 {{- if and $served .Values.test.namespace (not (has .Values.test.namespace $served)) }}
 test.namespace: {{ quote .Values.test.namespace }} is none of watchNamespaces, and nobody would look at the job there
+{{- end }}
+{{- end }}
+
+{{/* Variables that our programs need as they are: each pod would end without a word, or see no GPU. */}}
+{{- define "tunery.checkEnv" }}
+{{- $programs := list "PATH" "PYTHONPATH" "PYTHONHOME" }}
+{{- range $name := keys (.Values.trainer.env | default dict) | sortAlpha }}
+{{- $why := "" }}
+{{- if has $name $programs }}
+{{- $why = "the image says where its programs are, and pods would not find them" }}
+{{- else if eq $name "HOME" }}
+{{- $why = "pods may write below /work alone, where theirs is" }}
+{{- else if eq $name "CUDA_VISIBLE_DEVICES" }}
+{{- $why = "the GPUs of a pod are those that its node gives it" }}
+{{- else if has $name (list "LOCAL_RANK" "WORLD_SIZE") }}
+{{- $why = "a pod trains alone, and would wait for others" }}
+{{- else if regexMatch "^(TUNERY_|KUBEFLOW_TRAINER_)" $name }}
+{{- $why = "the operator sets what begins so" }}
+{{- end }}
+{{- if $why }}
+trainer.env: {{ $name }}: leave it out: {{ $why }}
+{{- end }}
+{{- end }}
+{{- range .Values.operator.extraEnv }}
+{{- if has .name $programs }}
+operator.extraEnv: {{ .name }}: leave it out: the image says where its programs are
+{{- end }}
 {{- end }}
 {{- end }}
 

@@ -296,7 +296,9 @@ class CommonStatus(OpenModel):
         None, max_length=32, description="The LoRAJobs that it uses, as they were when all of them were ready."
     )
     job_name: Annotated[str, Field(max_length=63)] | None = Field(None, description="The Job that does the work.")
-    pod_name: Annotated[str, Field(max_length=253)] | None = Field(None, description="The pod of the newest attempt.")
+    pod_name: Annotated[str, Field(max_length=253)] | None = Field(
+        None, description="The newest pod, also while it waits."
+    )
     queue: Annotated[str, Field(max_length=63)] | None = Field(None, description="Kueue's queue, where there is one.")
     failure: FailureStatus | None = Field(None, description="Why it failed.")
 

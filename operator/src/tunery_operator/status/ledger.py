@@ -40,10 +40,10 @@ def keep_ledger(draft: Draft) -> bool:
     seen |= {pod.uid: pod for pod in _pods(snapshot)}
     new = _unknown(seen.values(), history, draft)
     history = sorted([*history, *map(_entry, new)], key=lambda entry: str(entry["startTime"]))
+    _name_pod(draft, history[-1] if new else None)
     if not history:
         return False
-    before = int(draft.fields.get("attempts") or 0)
-    draft.put(attempts=before + len(new), podName=history[-1]["pod"])
+    draft.add("attempts", len(new))
     draft.fields.setdefault("startTime", history[0]["startTime"])
     for index, entry in enumerate(history):
         if _ENDED not in entry:
@@ -51,6 +51,15 @@ def keep_ledger(draft: Draft) -> bool:
             _close(draft, entry, _ending(draft, entry, following))
     draft.fields["attemptHistory"] = history[-ATTEMPTS_KEPT:]
     return False
+
+
+def _name_pod(draft: Draft, opened: Entry | None) -> None:
+    """Tell which pod is the newest, also while it waits; of one that is gone already what the ledger has opened."""
+    main = draft.snapshot.main
+    if main is not None and main.last is not None:
+        draft.put(podName=main.last.name)
+    elif opened is not None:
+        draft.put(podName=opened["pod"])
 
 
 def close_ledger(draft: Draft, reason: str) -> None:
