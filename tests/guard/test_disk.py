@@ -64,6 +64,6 @@ def test_the_pages_say_what_it_takes_from_nothing(state: Path) -> None:
     """With tests/.venv, 7 GB, which `make setup` makes before."""
     for page in ("README.md", "docs/quickstart.md"):
         text = " ".join((Path(__file__).parents[2] / page).read_text().split())
-        assert "40 GB of free disk (65 with `demo-serving`)" in text or "40 GB of free disk" in text, page
+        assert "40 GB of free disk (65 with `demo-serving`)" in text, page
     assert disk.lacking(state, engine=False) + 7 == pytest.approx(40, abs=2)
     assert disk.lacking(state, engine=True) + 7 == pytest.approx(65, abs=2)

@@ -49,7 +49,7 @@ def run_estimate(question: Question) -> None:
     with _told_where_slow(of_loading("Estimate")):
         from tunery_trainer.plan.look_ahead import look_ahead
 
-        if device.kind is DeviceKind.CPU and spec.output.uri.startswith("file://"):
+        if device.kind is DeviceKind.CPU and (spec.output.uri or "").startswith("file://"):
             # No cluster takes such an output: of this machine it is known how its CPU computes.
             device = replace(device, bfloat16=cpu_has_bfloat16())
     with _told_where_slow("Estimate   the model is outlined, and the rows of the data that are here are read"):
