@@ -97,14 +97,7 @@ def device_facts(memory_bytes: int | None) -> DeviceFacts:
         real = torch.cuda.get_device_properties(0).total_memory
         bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
         return DeviceFacts(DeviceKind.CUDA, min(memory_bytes or real, real), bfloat16)
-    return DeviceFacts(DeviceKind.CPU, memory_bytes, cpu_has_bfloat16())
-
-
-def cpu_has_bfloat16() -> bool:
-    """Tell whether the CPU of this machine computes in bfloat16."""
-    import torch
-
-    return bool(torch.cpu._is_avx512_bf16_supported())
+    return DeviceFacts(DeviceKind.CPU, memory_bytes, torch.cpu._is_avx512_bf16_supported())
 
 
 def require_gpu() -> None:
