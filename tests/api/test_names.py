@@ -40,7 +40,7 @@ def test_every_reason_has_advice_and_an_exit_code(reason: FailureReason) -> None
 
 
 @pytest.mark.parametrize(
-    ("text", "value"), [("4", 4), ("500m", 0.5), ("24Gi", 24 * 2**30), ("1.5G", 1.5e9), ("2k", 2000)]
+    ("text", "value"), [("4", 4), ("500m", 0.5), ("24Gi", 24 * 2**30), ("1.5G", 1.5e9), ("2k", 2000), ("2Ki", 2048)]
 )
 def test_quantities(text: str, value: float) -> None:
     assert float(parse_quantity(text)) == value

@@ -18,6 +18,30 @@ ONE = {"uri": "s3://adapters/one"}
 
 REFUSED_BY_BOTH: list[Any] = [
     pytest.param(
+        {"resources": {"memory": 24}},
+        "spec.resources.memory: must be at least 64Mi, is 24, which are bytes; did you mean 24Gi?",
+        "memory must be at least 64Mi: write the unit, such as 24Gi",
+        id="memory-without-unit",
+    ),
+    pytest.param(
+        {"resources": {"memory": "512"}},
+        "spec.resources.memory: must be at least 64Mi, is '512', which are bytes; did you mean 512Mi?",
+        "memory must be at least 64Mi: write the unit, such as 24Gi",
+        id="mebibytes-without-unit",
+    ),
+    pytest.param(
+        {"resources": {"memory": "24.5Mi"}},
+        "spec.resources.memory: must be at least 64Mi, is '24.5Mi'; did you mean 24.5Gi?",
+        "memory must be at least 64Mi: write the unit, such as 24Gi",
+        id="memory-of-another-unit",
+    ),
+    pytest.param(
+        {"resources": {"ephemeralStorage": 50}},
+        "spec.resources.ephemeralStorage: must be at least 1Mi, is 50, which are bytes; did you mean 50Gi?",
+        "ephemeralStorage must be at least 1Mi: write the unit, such as 24Gi",
+        id="disk-without-unit",
+    ),
+    pytest.param(
         {"training": {"epochs": "1", "maxSteps": 5}},
         "spec.training.maxSteps: cannot be set together with epochs; keep one of the two",
         "maxSteps cannot be set together with epochs",
@@ -582,6 +606,8 @@ ACCEPTED: list[Any] = [
     for method in ("Auto", "QLoRA", "AdaLoRA", "IA3", "PromptTuning", "PrefixTuning")
     for kind in ("NF4", "FP4", "Int8")
 ] + [
+    pytest.param({"resources": {"memory": "0.0625Gi", "ephemeralStorage": 1048576}}, id="the-smallest-sizes"),
+    pytest.param({"resources": {"memory": 67108864, "ephemeralStorage": "1024Ki"}}, id="the-smallest-sizes-otherwise"),
     pytest.param({"method": "QDoRA", "quantization": {"type": "FP4"}}, id="QDoRA-FP4"),
     pytest.param({"method": "DoRA", "lora": {"init": "PiSSA"}}, id="DoRA-PiSSA"),
     pytest.param({"method": "QLoRA", "lora": {"init": "LoftQ"}}, id="QLoRA-LoftQ"),

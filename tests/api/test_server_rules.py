@@ -73,6 +73,12 @@ REFUSED_BY_BOTH: list[Any] = [
         id="exists-with-values",
     ),
     pytest.param(
+        {"resources": {"memory": "24"}},
+        "spec.resources.memory: must be at least 64Mi, is '24', which are bytes; did you mean 24Gi?",
+        "memory must be at least 64Mi: write the unit, such as 24Gi",
+        id="memory-without-unit",
+    ),
+    pytest.param(
         {"engine": {"maxRank": 24}},
         "spec.engine.maxRank: must be one of 8, 16, 32, 64, 128, 256, 320, 512, is 24",
         "maxRank must be one of 8, 16, 32, 64, 128, 256, 320, 512",

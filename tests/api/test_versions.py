@@ -144,12 +144,26 @@ def test_defaults_never_change_within_a_version() -> None:
 @pytest.mark.parametrize(
     ("lineage", "told"),
     [
-        ({"hyperparameters": {"quantization.type": "NF4", "quantization.doubleQuant": "false"}}, "NF4, false"),
-        ({"hyperparameters": {"quantization.type": "NF4", "training.precision": "BFloat16"}}, "NF4, BFloat16"),
-        ({"hyperparameters": {"quantization.type": "MXFP4", "training.precision": "Float8"}}, "MXFP4, Float8"),
+        (
+            {"hyperparameters": {"quantization.type": "NF4", "quantization.doubleQuant": "false"}},
+            "NF4 without double quantisation",
+        ),
+        (
+            {"hyperparameters": {"quantization.type": "NF4", "training.precision": "BFloat16"}},
+            "NF4, loaded as BFloat16",
+        ),
+        (
+            {"quantization": {"type": "NF4", "doubleQuant": True, "loadedAs": "BFloat16"}},
+            "NF4 with double quantisation, loaded as BFloat16",
+        ),
+        ({"quantization": {"type": "Int8", "doubleQuant": True, "loadedAs": "Float32"}}, "Int8, loaded as Float32"),
+        (
+            {"hyperparameters": {"quantization.type": "MXFP4", "training.precision": "Float8"}},
+            "MXFP4, loaded as Float8",
+        ),
         ({"hyperparameters": {"quantization.type": 4}}, "4"),
         ({"hyperparameters": {"method": "LoRA"}}, "None"),
-        ({"quantization": {"type": "MXFP4", "loadedAs": "Float8", "blocks": 32}}, "MXFP4, Float8"),
+        ({"quantization": {"type": "MXFP4", "loadedAs": "Float8", "blocks": 32}}, "MXFP4, loaded as Float8"),
         ({}, "None"),
     ],
 )

@@ -250,7 +250,9 @@ def test_image_references(helm: Helm, settings: list[str], image: str) -> None:
         pytest.param("trainer.gpu.tolerations[0].operator=Exist", "'/trainer/gpu/tolerations/0/operator'", id="exist"),
         pytest.param("preflight.tolerations[0].keys=gpu", "'/preflight/tolerations/0'.*'keys'", id="toleration"),
         pytest.param("trainer.podLabels.team=a b", "'/trainer/podLabels/team'", id="label-with-a-space"),
-        pytest.param("trainer.podLabels.tunery\\.dev/role=x", "'/trainer/podLabels'", id="label-of-ours"),
+        pytest.param(
+            "trainer.podLabels.tunery\\.dev/role=x", 'trainer.podLabels: "tunery.dev/role"', id="label-of-ours"
+        ),
         pytest.param("operator.workers=null", "'/operator': missing property 'workers'", id="null"),
         pytest.param("serving=null", "missing property 'serving'", id="a-section-of-comments"),
         pytest.param(

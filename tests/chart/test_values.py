@@ -27,11 +27,7 @@ WRONG: dict[str, Any] = {
     **{place: list(TOLERATIONS_THAT_KUBERNETES_REFUSES) for place in PLACES},
     "nameOverride": "Tunery",
     "fullnameOverride": "1.tunery",
-    "operator.podLabels": {"app.kubernetes.io/name": "mine"},
-    "operator.nodeSelector": {f"example.com/{LONG}": "x"},
     "operator.resources.limits": {"memory": "512m"},
-    "trainer.podLabels": {LONG: "x"},
-    "trainer.podAnnotations": {"example..com/a": "x"},
     "trainer.inheritLabels": ["batch.kubernetes.io/", "job-name", "controller-uid", "kubectl.kubernetes.io/"],
     "trainer.shmSize": "0",
     "trainer.distributed.resources": {"rdma/hca_shared": "a few"},
@@ -41,11 +37,95 @@ WRONG: dict[str, Any] = {
     "cache.maxSize": "500m",
     "preflight.resources": {"cpu": "0", "memory": "4000m", "ephemeralStorage": "0Gi"},
     "progress.certificate.days": 0,
-    "progress.certificate.jobLabels": {"tunery.dev/certificate-job": "x"},
     "progress.certificate.certManager": {"enabled": True, "issuerRef": {"name": ""}},
     "admissionPolicy.validationActions": ["Deny", "Warn"],
     "tenantPolicy.outputPrefixes": ["s3://adapters", "s3:///x/", "s3://adapters/../"],
 }  # fmt: skip
+
+
+JOBS_OWN = ("job-name", "controller-uid", *(f"batch.kubernetes.io/{each}" for each in ("job-name", "controller-uid")))
+FURTHER: dict[str, tuple[Any, tuple[str, ...]]] = {
+    "trainer.podLabels": (
+        dict.fromkeys((*JOBS_OWN, "batch.kubernetes.io/job-completion-index", "tunery.dev/x"), "x") | {LONG: "x"},
+        (
+            *(f'trainer.podLabels: "{name}" is a label by which a Job finds its pods: leave' for name in JOBS_OWN),
+            'trainer.podLabels: "batch.kubernetes.io/job-completion-index" is a label by which a Job finds its pods',
+            'trainer.podLabels: "tunery.dev/x" is a label of Tunery\'s own: choose another name',
+            f'trainer.podLabels: "{LONG}" is no name of a label or annotation',
+        ),
+    ),
+    "trainer.nodeSelector": ({"a/b/c": "x"}, ('trainer.nodeSelector: "a/b/c" is no name of a label or annotation',)),
+    "trainer.podAnnotations": ({"example..com/a": "x"}, ('trainer.podAnnotations: "example..com/a" is no name of a',)),
+    "trainer.env": ({"A-B": "x"}, ('trainer.env: "A-B" is no name of a variable: letters, digits and _',)),
+    "operator.podLabels": (
+        {"app.kubernetes.io/name": "mine"}, ('operator.podLabels: "app.kubernetes.io/name" is a label of Tunery',),
+    ),
+    "operator.nodeSelector": ({f"example.com/{LONG}": "x"}, (f'operator.nodeSelector: "example.com/{LONG}" is no',)),
+    "operator.resources.limits": (
+        {"memory": 512, "ephemeral-storage": "64", "a b": 1},
+        (
+            'operator.resources.limits.memory: 512 is 512 bytes, less than 64Mi: write the unit, such as 512Mi',
+            'operator.resources.limits.ephemeral-storage: "64" is 64 bytes, less than 1Mi: write the unit, such as 64G',
+            'operator.resources.limits: "a b" is no name of a resource',
+        ),
+    ),
+    "progress.certificate.jobLabels": (
+        {"tunery.dev/certificate-job": "x", "job-name": "x"},
+        (
+            'progress.certificate.jobLabels: "tunery.dev/certificate-job" is a label of Tunery\'s own',
+            'progress.certificate.jobLabels: "job-name" is a label by which a Job finds its pods',
+        ),
+    ),
+    "metrics.rules.labels": ({"a b": "x"}, ('metrics.rules.labels: "a b" is no name of a label or annotation',)),
+    "gpuMemory": (
+        {"gpu": "80Gi", "nvidia.com/gpu": "80", "b.com/gpu": "80Mi"},
+        (
+            'gpuMemory: "gpu" is no name of a resource, as nvidia.com/gpu, or of a label with its value',
+            'gpuMemory: nvidia.com/gpu: "80" is 80 bytes, less than 1Gi: write the unit, such as 80Gi',
+            'gpuMemory: b.com/gpu: "80Mi" is 83886080 bytes, less than 1Gi: write the unit, such as 80Gi',
+        ),
+    ),
+    "preflight.resources": (
+        {"cpu": "1", "memory": "4", "ephemeralStorage": "20"},
+        (
+            'preflight.resources.memory: "4" is 4 bytes, less than 64Mi: write the unit, such as 4Gi',
+            'preflight.resources.ephemeralStorage: "20" is 20 bytes, less than 1Mi: write the unit, such as 20Gi',
+        ),
+    ),
+    "serving.server.resources": (
+        {"memory": "512", "ephemeralStorage": "1k"},
+        (
+            'serving.server.resources.memory: "512" is 512 bytes, less than 64Mi: write the unit, such as 512Mi',
+            'serving.server.resources.ephemeralStorage: "1k" is 1000 bytes, less than 1Mi: write the unit, such as 1Gi',
+        ),
+    ),
+    "trainer.shmSize": ("1", ('trainer.shmSize: "1" is 1 bytes, less than 1Mi: write the unit, such as 1Gi',)),
+    "cache.maxSize": ("500", ('cache.maxSize: "500" is 500 bytes, less than 1Mi: write the unit, such as 500Mi',)),
+    "admissionPolicy.extraRepositories": (
+        ["mirror.example.com/tunery:v1", "mirror.example.com/tunery/", "https://mirror.example.com/x", "a/B"],
+        (
+            'admissionPolicy.extraRepositories[0]: "mirror.example.com/tunery:v1" has a tag: leave it out',
+            'admissionPolicy.extraRepositories[1]: "mirror.example.com/tunery/" is no repository',
+            'admissionPolicy.extraRepositories[2]: "https://mirror.example.com/x" has a scheme',
+            'admissionPolicy.extraRepositories[3]: "a/B" is no repository: lower-case letters',
+        ),
+    ),
+    "tenantPolicy.outputPrefixes": (
+        ["s3://adapters/{namespace}/", "s3://adapters/{Namespace}/"],
+        ('tenantPolicy.outputPrefixes[1]: "s3://adapters/{Namespace}/" has braces beside {namespace}, which alone',),
+    ),
+    "defaultOutput.uri": (
+        "s3://adapters/{namespace}",
+        ('defaultOutput.uri: "s3://adapters/{namespace}" has braces, and nothing is put in their place here',),
+    ),
+    "test.outputUri": ("s3://adapters/{namespace}", ('test.outputUri: "s3://adapters/{namespace}" has braces',)),
+    "watchNamespaces": (
+        ["team-a", "team-b"],
+        ('test.namespace: "team-c" is none of watchNamespaces, and nobody would look at the job there',),
+    ),
+    "test.namespace": ("team-c", ()),
+}  # fmt: skip
+"""What no schema can say of a value, or says at another value's place."""
 
 
 def unseen(values: dict[str, Any], text: str) -> set[str]:
@@ -53,10 +133,7 @@ def unseen(values: dict[str, Any], text: str) -> set[str]:
     found: set[str] = set()
     for name, value in values.items():
         place = f"at '/{name.replace('.', '/')}"
-        if name in ("trainer.podAnnotations", "operator.nodeSelector"):
-            # Helm is at times wrong about the place of a key: it is the key itself that is told.
-            found |= {f"invalid propertyName '{key}'" for key in value}
-        elif name == "preflight.resources":
+        if name == "preflight.resources":
             found |= {f"{place}/{key}'" for key in value}
         elif isinstance(value, list) and name != "admissionPolicy.validationActions":
             found |= {f"{place}/{index}" for index in range(len(value))}
@@ -73,6 +150,12 @@ def told(helm: Helm, values: dict[str, Any]) -> str:
 
 def test_what_would_fail_late_is_refused_at_once_each_with_its_place(helm: Helm) -> None:
     assert unseen(WRONG, told(helm, WRONG)) == set()
+
+
+def test_what_a_schema_cannot_say_is_told_all_at_once_each_with_what_to_write(helm: Helm) -> None:
+    lines = told(helm, {name: value for name, (value, _) in FURTHER.items()}).splitlines()
+    missing = [each for _, said in FURTHER.values() for each in said if not any(each in line for line in lines)]
+    assert missing == []
 
 
 @pytest.mark.parametrize(
@@ -95,16 +178,37 @@ def test_what_would_fail_late_is_refused_at_once_each_with_its_place(helm: Helm)
         pytest.param(
             {"imageRegistry": "https://registry"}, r'imageRegistry: "https://registry" has a scheme', id="scheme"
         ),
-        pytest.param(
-            {"gpuMemory": {"nvidia.com/gpu": "80"}}, r'nvidia.com/gpu: "80" is 80 bytes, less than 1Gi', id="no-unit"
-        ),
-        pytest.param(
-            {"gpuMemory": {"nvidia.com/gpu": "80Mi"}}, "less than 1Gi: write the unit, such as 80Gi", id="80Mi"
+        *(
+            pytest.param({"imageRegistry": registry}, f'imageRegistry: "{registry}" is no registry', id=registry)
+            for registry in ("registry.example.com/Team", "/x", "host:tag/x", "registry.example.com//x", "x/y:1")
         ),
     ],
 )
 def test_what_belongs_elsewhere_is_told_where(helm: Helm, values: dict[str, Any], complaint: str) -> None:
     assert complaint in told(helm, values)
+
+
+NEEDED = {
+    **dict.fromkeys(("PATH", "PYTHONPATH", "PYTHONHOME"), "pods would not find them"),
+    "HOME": "below /work alone",
+    "CUDA_VISIBLE_DEVICES": "that its node gives it",
+    **dict.fromkeys(("LOCAL_RANK", "WORLD_SIZE"), "a pod trains alone"),
+    **dict.fromkeys(("TUNERY_SUPERVISED", "KUBEFLOW_TRAINER_SERVER_URL"), "the operator sets what begins so"),
+}
+
+
+@pytest.mark.parametrize(("name", "why"), NEEDED.items(), ids=NEEDED)
+def test_a_variable_that_our_programs_need_is_refused_with_the_reason(helm: Helm, name: str, why: str) -> None:
+    complaint = told(helm, {"trainer.env": {"HTTPS_PROXY": "p", name: "1"}})
+    assert f"trainer.env: {name}: leave it out: " in complaint
+    assert why in complaint
+
+
+@pytest.mark.parametrize("name", ["PATH", "PYTHONPATH", "PYTHONHOME"])
+def test_the_operators_programs_are_found_too(helm: Helm, name: str) -> None:
+    assert f"operator.extraEnv: {name}: leave it out" in told(
+        helm, {"operator.extraEnv": [{"name": name, "value": "x"}]}
+    )
 
 
 def test_what_kubernetes_takes_is_taken_and_the_operator_reads_it(helm: Helm, monkeypatch: pytest.MonkeyPatch) -> None:

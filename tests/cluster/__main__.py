@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from cluster import binaries, images
+from cluster import binaries, disk, images
 from cluster.binaries import GoMissing
 from cluster.controlplane import ControlPlane
 from cluster.daemon import DaemonFailed
@@ -33,22 +32,17 @@ ERRORS = (
 )
 
 
-LITTLE_DISK_GB = 15
-"""Of free disk, below which a demo may fill it: with all caches there the images take as much on the node."""
-
-
 def up(options: argparse.Namespace) -> None:
     """start everything, or push changed images to a running cluster"""
-    _warn_of_little_disk(options, f"from nothing it takes 25, 40 with vLLM, {LITTLE_DISK_GB} with all caches there")
+    _warn_of_little_disk(options)
     with Progress() as progress:
         LocalCluster(options.state).up(progress)
     sys.stderr.write('ready: eval "$(make -s cluster-env)"\n')
 
 
-def _warn_of_little_disk(options: argparse.Namespace, takes: str) -> None:
-    free = shutil.disk_usage(options.state if options.state.exists() else Path.home()).free / 1e9
-    if free < LITTLE_DISK_GB:
-        sys.stderr.write(f"{free:.0f} GB of disk are free: {takes}. A node whose disk is full ends its pods.\n")
+def _warn_of_little_disk(options: argparse.Namespace, *, engine: bool = False) -> None:
+    if (text := disk.warning(options.state, engine=engine)) is not None:
+        sys.stderr.write(f"{text}\n")
 
 
 def down(options: argparse.Namespace) -> None:
@@ -87,7 +81,7 @@ def push(options: argparse.Namespace) -> None:
 def engine(options: argparse.Namespace) -> None:
     """bring an engine for AdapterServers to the node: vLLM for CPUs, or the stand-in of the tests"""
     if options.engine == "vllm":
-        _warn_of_little_disk(options, f"building vLLM's image takes {LITTLE_DISK_GB} more")
+        _warn_of_little_disk(options, engine=True)
     with Progress() as progress:
         reference = LocalCluster(options.state).bring_engine(progress, options.engine)
     sys.stdout.write(f'export TUNERY_ENGINE_IMAGE="{reference}"\n')

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from cluster import binaries, cleanup, images, packages, scratchimage, seed
+from cluster import binaries, cleanup, disk, images, packages, scratchimage, seed
 from cluster.containerd import Containerd
 from cluster.controlplane import ControlPlane
 from cluster.daemon import Daemon
@@ -112,6 +112,7 @@ class LocalCluster:
                 reference = images.push_one(image, self.registry, keep=name != "vllm")
             with progress.step("Image on the node (vLLM's takes a minute)"):
                 self.containerd.pull(reference)
+            disk.engine_mark(self.state_dir, name).touch()
         return reference
 
     def environment(self) -> dict[str, str]:

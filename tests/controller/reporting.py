@@ -20,7 +20,7 @@ from tunery_operator.kube.owners import Report
 from tunery_operator.kube.tokens import PodIdentity, TokenReviewer
 from tunery_operator.progress.endpoint import Endpoint
 from tunery_operator.progress.server import Limits, ProgressServer
-from tunery_operator.progress.tls import server_context
+from tunery_operator.progress.tls import Certificate
 from tunery_operator.views.owner import Key
 
 from cluster.certs import Authority
@@ -129,8 +129,8 @@ class Site:
         cache = self.pods if self.cache is None else self.cache
         self.endpoint = Endpoint(reviewer, cache, self.queue, lambda: self.leads)  # type: ignore[arg-type]
         self.server = ProgressServer(self.endpoint.app(), self.limits)
-        self.context = server_context(self.tls)
-        self.port = await self.server.start(0, self.context, "127.0.0.1")
+        self.certificate = Certificate(self.tls)
+        self.port = await self.server.start(0, self.certificate, "127.0.0.1")
         return self
 
     async def __aexit__(self, *_: object) -> None:

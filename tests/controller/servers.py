@@ -87,6 +87,7 @@ def server_pod(name: str, **changes: Any) -> ServerPodView:
     """Return a pod that gets requests."""
     fields: dict[str, Any] = {
         "uid": f"uid-{name}",
+        "namespace": "team",
         "version": "1",
         "replica_set": "support-server-abc",
         "replica_set_uid": "rs",

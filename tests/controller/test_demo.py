@@ -184,6 +184,24 @@ def test_the_demo_ends_with_what_it_has_made_and_names_the_other_demos(
     assert [line for line in tried if "cluster-env" in line and cluster == "existing"] == []
 
 
+def test_what_is_tried_next_can_be_typed_again_and_beside_the_commands_of_the_pages(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A port-forward ends with its replica, and one of the pages may be there already."""
+    serving._farewell("demo", "parcels")
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    [forward] = [line for line in lines if "port-forward" in line]
+    assert forward.startswith("kill $FORWARD 2>/dev/null; kubectl ")
+    [port] = re.findall(r" (\d+):8000 ", forward)
+    assert f" {port}" not in (ROOT / "docs" / "serving.md").read_text()
+    asked = [line for line in lines if line.startswith("curl ")]
+    assert len(asked) == 2
+    assert all(f"http://127.0.0.1:{port}/v1/" in line for line in asked)
+    body = json.loads(asked[1].partition(" -d '")[2].rstrip("'"))
+    assert body["temperature"] == 0
+    assert body["max_tokens"] > 0
+
+
 def test_what_the_demos_name_at_their_end_exists(capsys: pytest.CaptureFixture[str]) -> None:
     first._farewell(Ended(Kubectl({}), lorajob("quickstart"), NAMESPACE), [], 1)
     serving._farewell("demo", "parcels")

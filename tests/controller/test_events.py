@@ -66,11 +66,11 @@ def test_every_object_has_valid_names_for_its_events(name: str) -> None:
 def test_what_was_told_lately_is_not_told_again() -> None:
     now = 0.0
     limit = EventLimit(lambda: now)
-    flips = [event("Training", f"step {step}") if step % 2 else event("Evaluating") for step in range(400)]
+    flips = [event("Training", "pod a on node n") if step % 2 else event("Evaluating") for step in range(400)]
     assert [limit.refused("u", flip) for flip in flips] == [None, None] + ["repeated"] * 398
-    assert limit.refused("other", event("Training")) is None
+    assert limit.refused("other", event("Training", "pod a on node n")) is None
     now = REPEAT_SECONDS
-    assert limit.refused("u", event("Training")) is None
+    assert limit.refused("u", event("Training", "pod a on node n")) is None
 
 
 @pytest.mark.parametrize("reason", ["Retried", "Resumed"])
@@ -80,11 +80,42 @@ def test_after_a_persons_hand_all_is_told_once_more(reason: str) -> None:
     assert [limit.refused("u", event(item)) for item in told] == [None, None, None, "repeated", None]
 
 
-def test_two_failures_of_one_reason_are_two_events() -> None:
+@pytest.mark.parametrize(
+    ("reason", "warning"),
+    [("AttemptFailed", True), ("PodStarted", False), ("NewBest", False), ("AdapterServed", False)],
+)
+def test_two_things_of_one_reason_are_two_events(reason: str, warning: bool) -> None:
+    """An attempt after the first has another pod, a sweep another best trial, a server one more adapter."""
     limit = EventLimit(lambda: 0.0)
-    assert limit.refused("u", event("AttemptFailed", "pod a", warning=True)) is None
-    assert limit.refused("u", event("AttemptFailed", "pod b", warning=True)) is None
-    assert limit.refused("u", event("AttemptFailed", "pod b", warning=True)) == "repeated"
+    assert limit.refused("u", event(reason, "a", warning)) is None
+    assert limit.refused("u", event(reason, "b", warning)) is None
+    assert limit.refused("u", event(reason, "b", warning)) == "repeated"
+
+
+BOTH, PARCELS = ("AdapterServed", "served: quickstart@0e, support-bot@f0"), ("AdapterServed", "served: parcels@4a")
+PARCELS_GONE, BOT_GONE = ("AdapterRemoved", "not served: parcels"), ("AdapterRemoved", "not served: support-bot")
+READY, STOPPED = ("ServerReady", "1/1 replicas answer"), ("Stopped", "spec.replicas is 0")
+FAILED = ("AdapterFailed", "StorageAccessDenied: parcels: no")
+
+
+@pytest.mark.parametrize(
+    "story",
+    [
+        (READY, BOTH, PARCELS, PARCELS_GONE, PARCELS, BOT_GONE, PARCELS_GONE),
+        (READY, STOPPED, READY, STOPPED),
+        (PARCELS, FAILED, PARCELS),
+        (PARCELS, PARCELS_GONE, FAILED, PARCELS_GONE, FAILED),
+    ],
+)
+def test_what_was_undone_meanwhile_is_told_again(story: tuple[tuple[str, str], ...]) -> None:
+    limit = EventLimit(lambda: 0.0)
+    assert [limit.refused("u", event(*told, warning=told is FAILED)) for told in story] == [None] * len(story)
+
+
+def test_an_adapter_that_fails_and_heals_again_and_again_is_told_of_once_and_then_as_it_was_last_served() -> None:
+    limit = EventLimit(lambda: 0.0)
+    story = [event(*FAILED, warning=True), event(*PARCELS)] * 50
+    assert [limit.refused("u", told) for told in story] == [None] * 2 + ["repeated"] * 98
 
 
 def test_one_object_cannot_flood() -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
 import ssl
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from prometheus_client import REGISTRY
 
 from controller.api import Api, Json, eventually
@@ -19,7 +23,7 @@ from controller.objects import lorajob
 from controller.process import OperatorProcess
 from controller.reporting import Pods, Site, certificates
 from tunery_operator.progress.certificate import Files, make
-from tunery_operator.progress.tls import Trust, keep_fresh, load, not_after, read_ca, server_context
+from tunery_operator.progress.tls import Certificate, Trust, keep_fresh, not_after, read_ca
 
 FILES = ("tls.crt", "tls.key", "ca.crt")
 
@@ -45,7 +49,7 @@ async def test_certificate_and_authority_are_rotated_without_a_restart(
     authorities: list[str] = []
     looks: list[float] = []
     async with Site(folder, Pods(set())) as site:
-        task = asyncio.create_task(keep_fresh(site.context, folder, authorities.append, lambda: looks.append(0)))
+        task = asyncio.create_task(keep_fresh(site.certificate, authorities.append, lambda: looks.append(0)))
         before = await peer(site)
         # One file at a time, as a rotation may be seen: key and certificate do not fit each other in between.
         for name in FILES:
@@ -56,6 +60,65 @@ async def test_certificate_and_authority_are_rotated_without_a_restart(
         task.cancel()
     assert authorities == [read_ca(later)]
     assert len(looks) > len(FILES)
+
+
+EC, RSA = ec.generate_private_key(ec.SECP256R1()), rsa.generate_private_key(65537, 2048)
+
+
+def signs_itself(key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey, host: str) -> Files:
+    """Return a certificate of that key, as cert-manager or a company's authority may make one."""
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "theirs")])
+    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+    builder = builder.not_valid_before(NOW - timedelta(hours=1)).not_valid_after(NOW + timedelta(days=30))
+    builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(host)]), critical=False)
+    pem = builder.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM)
+    return Files(pem, pem, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+
+
+@contextlib.asynccontextmanager
+async def connected(site: Site, authority: bytes, *, named: bool) -> AsyncIterator[Callable[[], Awaitable[bytes]]]:
+    """Connect as a client that trusts an authority, with or without SNI; yields what asks over that connection."""
+    context = ssl.create_default_context(cadata=authority.decode())
+    context.check_hostname = named
+    reader, writer = await asyncio.open_connection(
+        "127.0.0.1", site.port, ssl=context, server_hostname=HOST if named else ""
+    )
+
+    async def ask() -> bytes:
+        writer.write(b"POST / HTTP/1.1\r\nHost: tunery\r\nContent-Length: 0\r\n\r\n")
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+        await reader.readexactly(length)
+        return head.split(b"\r\n")[0]
+
+    yield ask
+    writer.close()
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["with-sni", "without-sni"])
+async def test_a_certificate_of_another_kind_of_key_takes_the_place_of_the_one_before(
+    named: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second, third = signs_itself(EC, HOST), signs_itself(RSA, HOST), signs_itself(EC, HOST)
+    write(tmp_path, first)
+    async with Site(tmp_path, Pods(set())) as site, connected(site, first.ca, named=named) as old:
+        trust = Trust(site.certificate, HOST)
+        for files in (second, third):
+            write(tmp_path, files)
+            site.certificate.load()
+            trust.look()
+            assert trust.fault is None
+            async with connected(site, files.ca, named=named) as new:
+                assert await new() == await old() == b"HTTP/1.1 401 Unauthorized"
+        with pytest.raises(ssl.SSLCertVerificationError):
+            await connected(site, first.ca, named=named).__aenter__()
+        # Caught half way: what was served is served on.
+        (tmp_path / "tls.crt").write_bytes(second.certificate)
+        with pytest.raises(ssl.SSLError):
+            site.certificate.load()
+        async with connected(site, third.ca, named=named) as new:
+            assert await new() == b"HTTP/1.1 401 Unauthorized"
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
 
 
 HOST = "tunery.tunery-system.svc"
@@ -78,8 +141,8 @@ def test_what_pods_would_not_trust_is_told_in_the_log_once(
     files: Files, why: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     write(tmp_path, files)
-    context = server_context(tmp_path)
-    trust = Trust(context, tmp_path, HOST)
+    certificate = Certificate(tmp_path)
+    trust = Trust(certificate, HOST)
     caplog.set_level("INFO")
     trust.look()
     trust.look()
@@ -89,7 +152,7 @@ def test_what_pods_would_not_trust_is_told_in_the_log_once(
         assert why in (trust.fault or "")
         assert f"{trust.fault}. They train on" in warned[0]
         write(tmp_path, GOOD)
-        load(context, tmp_path)
+        certificate.load()
         trust.look()
         assert "can trust the progress endpoint's certificate again" in caplog.text
     assert trust.fault is None
@@ -154,7 +217,7 @@ def authority(job: Json) -> str:
 
 def test_the_end_of_both_certificates_is_told(tmp_path: Path) -> None:
     folder = certificates(tmp_path / "tls")
-    server_context(folder)
+    Certificate(folder)
     for label, name in (("serving", "tls.crt"), ("ca", "ca.crt")):
         pem = (folder / name).read_text()
         ends = served(pem).not_valid_after_utc

@@ -110,6 +110,17 @@ def test_what_a_replica_that_is_gone_was_asked_for_stays_known() -> None:
     assert compute(used(EARLY), before).status["adapters"][0]["lastUsedTime"] == "2026-01-02T10:10:00Z"
 
 
+def test_the_first_request_of_ten_minutes_is_told_by_when_it_was_heard_of_and_the_next_ones_are_not() -> None:
+    """A replica tells ten minutes as their beginning, which may lie before the adapter was first served."""
+    noon = NOW.timestamp()
+    before = compute(used(noon), None, 68).status
+    assert before["adapters"][0]["lastUsedTime"] == "2026-01-02T12:01:08Z"
+    for seconds in (73, 599, 640, 7200):
+        assert compute(used(noon), before, seconds).status["adapters"][0]["lastUsedTime"] == "2026-01-02T12:01:08Z"
+    later = compute(used(noon + LAST_USED_SECONDS), before, 604).status
+    assert later["adapters"][0]["lastUsedTime"] == "2026-01-02T12:10:04Z"
+
+
 def test_nothing_was_asked_for_before_the_server_was_made() -> None:
     """What is told to ten minutes begins before a server that was asked within the first of them."""
     found = used(EARLY)

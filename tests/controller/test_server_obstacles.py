@@ -59,6 +59,12 @@ OBSTACLES: list[tuple[ServerPodView, str, str]] = [
 ]
 
 
+@pytest.mark.parametrize("name", ["model", "door", "engine"])
+def test_where_a_container_has_said_nothing_its_log_is_named(name: str) -> None:
+    hint = compute(snapshot(crashed(name), rollout=deployment(1, updated=0))).status["failure"]["hint"]
+    assert f"kubectl logs a -c {name} -n team shows it" in hint
+
+
 @pytest.mark.parametrize(
     ("pod", "reason", "words"), OBSTACLES, ids=[f"{pod.containers}-{r}" for pod, r, _ in OBSTACLES]
 )
@@ -327,6 +333,7 @@ def test_a_pod_of_a_server_is_read_with_its_sidecar() -> None:
     body: dict[str, Any] = {
         "metadata": {
             "name": "p",
+            "namespace": "team",
             "uid": "u",
             "deletionTimestamp": "2026-01-02T12:01:00Z",
             "labels": {"tunery.dev/owner-uid": "o"},

@@ -93,6 +93,36 @@ def test_phase_and_reason(seen: Snapshot, phase: str, reason: str | None) -> Non
     LoRAJobStatus.model_validate(status)
 
 
+LOG = "kubectl logs {} -n ns shows it. Mend what that says, and retry;"
+
+
+@pytest.mark.parametrize("says", ["", "{}"])
+def test_where_a_pod_has_left_no_word_its_log_is_named(says: str) -> None:
+    once, often = failed(1, says=says), failed(1, 1, says=says)
+    check = Attempt(job(failed_reason="BackoffLimitExceeded"), (ended(code=1, says=says),))
+    checked = nothing(preflight_needed=True, preflight=check)
+    for seen, pod, reason in (
+        (once, "p1", "InternalError"),
+        (often, "p2", "RetriesExhausted"),
+        (checked, "p1", "InternalError"),
+    ):
+        failure = compute_status(seen)["failure"]
+        assert failure["reason"] == reason
+        assert f"pod {pod} ended with exit code 1 and said nothing" in failure["message"]
+        assert LOG.format(pod) in failure["hint"]
+        assert "kubectl annotate lorajob x -n ns" in failure["hint"]
+
+
+def test_what_has_left_words_or_no_log_is_not_sent_to_it() -> None:
+    for seen in (failed(1, says="words"), failed(1, 1, says="words")):
+        assert "kubectl logs" not in compute_status(seen)["failure"]["hint"]
+    gone = compute_status(snapshot(train=job(failed_reason="BackoffLimitExceeded")))["failure"]["hint"]
+    assert "where your cluster collects logs" in gone
+    never = dataclasses.replace(ended(code=1), exit_code=None)
+    hint = compute_status(snapshot(never, train=job(failed_reason="BackoffLimitExceeded")))["failure"]["hint"]
+    assert "kubectl describe pod p1 -n ns" in hint
+
+
 def test_a_pod_that_says_it_is_done_makes_no_event_of_success() -> None:
     uploads = compute_status(snapshot(running(), progress=says(Phase.UPLOADING)))
     done = compute_status(snapshot(running(), progress=says(Phase.SUCCEEDED), status=uploads))

@@ -57,6 +57,20 @@ def test_an_attempt_is_opened_with_what_is_known_of_it() -> None:
     assert status["podName"] == "p1"
 
 
+def test_the_newest_pod_is_named_while_it_waits_and_none_before_it_is_there() -> None:
+    first = snapshot(pod())
+    assert compute_status(first)["podName"] == "p1"
+    ends = again(first, ended(code=64), train=job(failed_reason="BackoffLimitExceeded"))
+    retried = reopened(compute_status(ends), "1")
+    assert retried is not None
+    new = again(snapshot(status=retried), train=job(uid="j2"))
+    assert "podName" not in compute_status(dataclasses.replace(new, status=retried))
+    waits = compute_status(again(new, pod("p2"), status=retried, train=job(uid="j2")))
+    assert (waits["podName"], waits["attempts"], len(waits["attemptHistory"])) == ("p2", 1, 1)
+    told = compute_status(again(new, status=waits, train=job(uid="j2")))
+    assert told["podName"] == "p2", "whose pod is gone is told on"
+
+
 def test_an_attempt_is_closed_with_its_containers_own_end() -> None:
     seen = again(snapshot(running(started=-300), gpus=2), ended(code=75, started=-300, stopped=-60))
     status = compute_status(seen)

@@ -11,7 +11,8 @@ from tunery_api.kinds import Kind
 from tunery_api.names import REJECTED_AT
 from tunery_api.reasons import ADVICE, FailureReason
 from tunery_api.runspec import Failure
-from tunery_api.search.decide import Decision
+from tunery_api.search.decide import Decision, Moment, decide
+from tunery_api.search.rows import trial_of
 from tunery_api.search.totals import without_removed
 from tunery_api.status import ConditionType
 from tunery_api.sweepstatus import TrialStatus
@@ -22,9 +23,10 @@ from tunery_operator.status.removed import after_removal
 from tunery_operator.status.search import Search
 from tunery_operator.status.snapshot import Snapshot
 from tunery_operator.status.stopping import check_stop
+from tunery_operator.status.sweep import check_search
 from tunery_operator.views.owner import Key, Owner, parse_owner
 
-from kit.sweeps import sweep
+from kit.sweeps import lorajob, read, sweep
 
 TRIAL = Owner(Key(Kind.LORAJOB, "ns", "s-001"), "uid-1", 1, {}, sweep="s")
 SWEEP = Owner(Key(Kind.LORASWEEP, "ns", "s"), "uid-2", 1, {})
@@ -66,6 +68,43 @@ def test_a_sweep_that_failed_for_its_template_asks_for_a_new_one() -> None:
     assert NEW_SWEEP in hint
     draft.fail_for(FailureReason.BUDGET_EXHAUSTED, "spec.budget ran out")
     assert NEW_SWEEP not in draft.fields["failure"]["hint"]
+
+
+def body(status: dict[str, Any]) -> dict[str, Any]:
+    """Return the LoRAJob of TRIAL with a status."""
+    job = lorajob(1, status)
+    return {**job, "metadata": {**job["metadata"], "name": TRIAL.key.name}}
+
+
+@pytest.mark.parametrize("length", [40, 700, 1500])
+@pytest.mark.parametrize("reason", [*FailureReason])
+def test_a_sweep_passes_on_what_its_trial_has_said(reason: FailureReason, length: int) -> None:
+    hint, message = "Put back the data that the sweep began with, and retry.", ("the data has changed " * 99)[:length]
+    draft = Draft(Snapshot(Kind.LORAJOB, TRIAL, {"curve": "s3://a/curve.jsonl"}, NOW))
+    draft.fail_for(reason, message, hint)
+    assert draft.fields["failure"]["hint"].startswith(hint)
+    ended = trial_of(body(draft.finish() | {"runSeconds": 9}), read)
+    decision = decide(sweep(maxTrials=1, maxFailedTrials=0), [ended], Moment(NOW, NOW))
+    told = Draft(Snapshot(Kind.LORASWEEP, SWEEP, {}, NOW, search=Search(sweep(), (ended,), decision)))
+    assert check_search(told)
+    status = told.finish()
+    assert status["failure"]["hint"].startswith(f"{hint} Once that is done: {RETRY_OF_SWEEP}")
+    whole, said = (
+        message in status["failure"]["message"],
+        {c["type"]: c.get("message", "") for c in status["conditions"]},
+    )
+    assert whole is (length < 1000)
+    assert said["Failed"] == status["failure"]["message"]
+    assert said["Failed"].endswith("…") is not whole
+    if length > 40:
+        assert said["Searching"].endswith(f"(condition Failed has {'all' if whole else 'more'} of it)")
+
+
+@pytest.mark.parametrize("reason", [*FailureReason])
+def test_a_row_has_no_hint_that_its_reason_has(reason: FailureReason) -> None:
+    draft = Draft(Snapshot(Kind.LORAJOB, TRIAL, {}, NOW))
+    draft.fail_for(reason, "m")
+    assert trial_of(body(draft.finish()), read).row.failure is None
 
 
 def test_whose_trial_it_is_stands_in_its_owner_reference() -> None:

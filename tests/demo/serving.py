@@ -18,6 +18,8 @@ import aiohttp
 from tunery_operator.plan.server_names import server_name
 from tunery_trainer.local.as_kubectl import documents_of
 
+from cluster import disk
+from cluster.paths import default_state_dir
 from demo.__main__ import MANIFEST, QUESTIONS, cluster, installed
 from demo.jobs import begin, follow
 from demo.telling import NAMESPACE, Hold, console, ended, going_on, step
@@ -30,6 +32,8 @@ SERVING = ROOT / "docs" / "examples" / "serving-demo.yaml"
 LABEL = "served-by=demo"
 START_SECONDS = 900
 MAX_TOKENS = 24
+PORT = 8010
+"""On this machine, in what is tried next: none that docs/serving.md forwards."""
 
 
 def main() -> int:
@@ -39,11 +43,18 @@ def main() -> int:
 
 def _demo() -> None:
     began = time.monotonic()
+    _warn_of_little_disk()
     environment = cluster()
     engine = engine_settings(environment, "vllm")
     kubectl = installed(environment, ", with an image of vLLM for CPUs as its engine", *engine)
     _serve(kubectl, uri_root(environment), images(environment)["serving.server"])
     console.print(f"\neverything took  {time.monotonic() - began:.0f} s")
+
+
+def _warn_of_little_disk() -> None:
+    """Say it before the first minutes are spent; of the cluster alone, and of the image, it is said again then."""
+    if not is_existing() and (text := disk.warning(default_state_dir(), engine=True)) is not None:
+        console.print(text, style="yellow", markup=False)
 
 
 def _serve(kubectl: Kubectl, root: str, image: str) -> None:
@@ -220,14 +231,17 @@ def forwarded(kubectl: Kubectl, target: str, port: int) -> Iterator[str]:
 
 def _farewell(server: str, adapter: str) -> None:
     key = LABEL.partition("=")[0]
+    asked = [{"role": "user", "content": "Where is parcel 77?"}]
+    question = {"model": adapter, "messages": asked, "temperature": 0, "max_tokens": MAX_TOKENS}
     console.print("\nTry next, and read docs/serving.md:")
     for line in (
         *(() if is_existing() else ('eval "$(make -s cluster-env)"',)),
         f"kubectl -n {NAMESPACE} describe adapterserver {server}",
-        f"kubectl -n {NAMESPACE} port-forward service/{server}-server 8000 &  sleep 3",
-        "curl -s http://127.0.0.1:8000/v1/models",
-        "curl -s http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' -d "
-        f'\'{{"model": "{adapter}", "messages": [{{"role": "user", "content": "Where is parcel 77?"}}]}}\'',
+        f"kill $FORWARD 2>/dev/null; kubectl -n {NAMESPACE} port-forward service/{server}-server {PORT}:8000 "
+        ">/dev/null & FORWARD=$!; sleep 3    # again once its replica was replaced",
+        f"curl -s http://127.0.0.1:{PORT}/v1/models",
+        f"curl -s http://127.0.0.1:{PORT}/v1/chat/completions -H 'Content-Type: application/json' -d "
+        f"'{json.dumps(question)}'",
         f"kubectl -n {NAMESPACE} apply -f docs/examples/batchinference.yaml    # a file of requests",
         f"kubectl -n {NAMESPACE} label lorajob {adapter} {key}-    # answered no more; {LABEL}: again",
         f"kubectl -n {NAMESPACE} delete adapterserver {server}    # gives its memory back",

@@ -28,7 +28,9 @@ TESTS: Final = ROOT / "tests"
 CHART: Final = "charts/tunery"
 KUBE_VERSION: Final = "1.34.0"
 PYTHONS: Final = {"python", "python3", "tests/.venv/bin/python", ".venv/bin/python"}
-_SMALL: Final = "cat cd echo eval export grep base64 openssl date seq sleep tail head ls mkdir rm sort tr cut jq true"
+_SMALL: Final = (
+    "cat cd echo eval export grep base64 openssl date seq sleep tail head ls mkdir rm sort tr cut jq true kill"
+)
 SMALL: Final = frozenset(_SMALL.split())
 """What every shell has, and what does nothing that could be wrong for Tunery."""
 ROUTES: Final = ("/metrics", "/healthz", "/readyz", "/livez", "/v1/models", "/v1/chat/completions", "/v1/completions")

@@ -186,7 +186,18 @@ def test_every_phase_and_condition_of_a_server_is_explained() -> None:
 
 # Words of Kubernetes, which the operator reads, and those of events.
 NO_REASONS = {"diagnosis.py", "obstacles.py", "attempt_endings.py", "events.py", "report_needed.py"}
-NO_REASON = {"True", "False", "Unknown", "Job", "Pod", "Pending", "Retried"}
+NO_REASON = {
+    "True",
+    "False",
+    "Unknown",
+    "Job",
+    "Pod",
+    "Pending",
+    "Retried",
+    "AdapterServed",
+    "AdapterFailed",
+    "ServerReady",
+}
 
 
 def reasons_of_conditions() -> set[str]:

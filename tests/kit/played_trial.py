@@ -34,6 +34,7 @@ KILLED_FOR_MEMORY: Final = 64
 """An alpha."""
 KILLED: Final = 128
 LOST: Final = 256
+LOST_HINT: Final = "Mend the network of the played trial, and retry."
 HANGS: Final = 512
 COUNTER_ENV: Final = "PLAYED_COUNTER"
 """Names the file that holds what the kernel counts."""
@@ -60,15 +61,15 @@ def main(manifest: Path, work: Path) -> int:
     if alpha == HANGS:
         time.sleep(600)
     if alpha == LOST:
-        return _fails(FailureReason.STORAGE_UNAVAILABLE, ExitCode.RETRYABLE)
+        return _fails(FailureReason.STORAGE_UNAVAILABLE, ExitCode.RETRYABLE, LOST_HINT)
     if rate >= DIVERGES:
         return _fails(FailureReason.LOSS_DIVERGED, ExitCode.USER_ERROR)
     tell_sweep(Task.TRAIN, _published(run, loss_of(rate)))
     return ExitCode.OK
 
 
-def _fails(reason: FailureReason, code: ExitCode) -> int:
-    tell_sweep(Task.TRAIN, RunResult(failure=Failure(reason=reason, message=f"played: {reason}")))
+def _fails(reason: FailureReason, code: ExitCode, hint: str | None = None) -> int:
+    tell_sweep(Task.TRAIN, RunResult(failure=Failure(reason=reason, message=f"played: {reason}", hint=hint)))
     return code
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -113,3 +114,13 @@ def test_the_namespace_of_the_examples_is_said_once_at_the_top() -> None:
     assert named == {"team-a"}
     assert "`kubectl config set-context --current --namespace team-a`" in top
     assert re.findall(r"kubectl -n|-n team-a", rest) == []
+
+
+def test_every_question_of_the_pages_is_asked_for_the_likeliest_answer_and_has_an_end() -> None:
+    """A model without sampling defaults, as the demo's, else answers by chance, and on until its length ends."""
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "docs" / "examples").glob("*.yaml")]
+    asked = [body for page in pages for body in re.findall(r"-d '(\{.*\})'", page.read_text())]
+    assert len(asked) >= 3
+    for body in map(json.loads, asked):
+        assert body["temperature"] == 0
+        assert body["max_tokens"] > 0

@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from urllib3.exceptions import ConnectTimeoutError
+from urllib3.exceptions import ConnectTimeoutError, SSLError
 
 from tunery_api.serverstatus import AdapterState
 from tunery_api.serving import Desired, ReplicaReport, ReplicaState, ReportedAdapter
@@ -102,6 +102,22 @@ async def test_an_operator_that_takes_no_report_is_not_waited_for(operator: Oper
     operator.end, operator.up = 4, {1.0, 2.0, 3.0, 4.0}
     await operator.run()
     assert operator.told == {1.0: False, 2.0: True, 3.0: True, 4.0: True}
+
+
+async def test_each_cause_of_an_outage_is_in_the_log_once(operator: Operator, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "tunery_server.report")
+    untrusted = SSLError("certificate verify failed")
+    operator.answers = [ConnectTimeoutError("away"), ConnectTimeoutError("away"), untrusted, untrusted, {}, untrusted]
+    operator.end = 100
+    await operator.run()
+    said = [message.removeprefix("the operator ") for message in caplog.messages]
+    assert said == [
+        "did not take the report: ConnectTimeoutError: away",
+        "did not take the report: SSLError: certificate verify failed",
+        "takes reports again",
+        "did not take the report: SSLError: certificate verify failed",
+        "takes reports again",
+    ]
 
 
 async def test_a_standby_that_asks_to_try_again_says_nothing_of_the_operator_that_acts(operator: Operator) -> None:

@@ -81,58 +81,6 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- default (printf "%s-progress-certificate" (include "tunery.fullname" .)) .Values.progress.certificate.existingSecret -}}
 {{- end -}}
 
-{{/* What the schema cannot say of two values; fails with what to do. */}}
-{{- define "tunery.checkValues" -}}
-{{- if and .Values.preflight.queueName .Values.preflight.queueFromOwner -}}
-{{- fail "preflight.queueName and preflight.queueFromOwner: set one of them, as a Job has one queue" -}}
-{{- end -}}
-{{- if eq (int .Values.progress.port) (int .Values.metrics.port) -}}
-{{- fail (printf "progress.port and metrics.port: both are %d, and must differ" (int .Values.metrics.port)) -}}
-{{- end -}}
-{{- if not (regexMatch "^[a-z]([-a-z0-9]*[a-z0-9])?$" (include "tunery.serviceName" .)) -}}
-{{- fail (printf "fullnameOverride: set it, as %q, which the release's name makes, is no name for a Service: lower-case letters, digits and -, a letter first" (include "tunery.serviceName" .)) -}}
-{{- end -}}
-{{- include "tunery.checkImages" . -}}
-{{- include "tunery.checkGpuMemory" . -}}
-{{- end -}}
-
-{{/* Fails where an image's repository has in it what is a value of its own, or is none. */}}
-{{- define "tunery.checkImages" -}}
-{{- $values := .Values -}}
-{{- if contains "://" ($values.imageRegistry | default "") -}}
-{{- fail (printf "imageRegistry: %q has a scheme: write the host and the path alone, such as registry.example.com/team" $values.imageRegistry) -}}
-{{- end -}}
-{{- $images := dict "operator.image" $values.operator.image "trainer.image" $values.trainer.image -}}
-{{- $_ := set $images "serving.server.image" $values.serving.server.image -}}
-{{- $_ := set $images "serving.engine.image" $values.serving.engine.image -}}
-{{- $part := "[a-z0-9]+((\\.|_|__|-+)[a-z0-9]+)*" -}}
-{{- range $field, $image := $images -}}
-{{- $told := printf "%s.repository: %q" $field $image.repository -}}
-{{- if contains "://" $image.repository -}}
-{{- fail (printf "%s has a scheme: write the host and the path alone" $told) -}}
-{{- else if contains "@" $image.repository -}}
-{{- fail (printf "%s has a digest: put it into %s.digest" $told $field) -}}
-{{- else if regexMatch ":[^/]*$" $image.repository -}}
-{{- fail (printf "%s has a tag: put it into %s.tag" $told $field) -}}
-{{- else if not (regexMatch (printf "^(([A-Za-z0-9.-]+|\\[[0-9a-fA-F:]+\\])(:[0-9]+)?/)?%s(/%s)*$" $part $part) $image.repository) -}}
-{{- fail (printf "%s is no repository: lower-case letters, digits, and . _ - between them, such as registry.example.com/team/name" $told) -}}
-{{- end -}}
-{{- end -}}
-{{- end -}}
-
-{{/* Fails where a GPU would have less than 1Gi, as where the unit was forgotten. */}}
-{{- define "tunery.checkGpuMemory" -}}
-{{- $units := dict "" 1 "m" 0.001 "k" 1e3 "M" 1e6 "G" 1e9 "T" 1e12 "P" 1e15 "E" 1e18 "Ki" 1024 "Mi" 1048576 -}}
-{{- range $name, $quantity := .Values.gpuMemory -}}
-{{- $number := regexFind "^[0-9.]+" $quantity -}}
-{{- $factor := get $units (trimPrefix $number $quantity) -}}
-{{- /* What has another unit is large: Gi and above. */ -}}
-{{- if and $factor (lt (mulf (float64 $number) (float64 $factor)) 1073741824.0) -}}
-{{- fail (printf "gpuMemory: %s: %q is %.0f bytes, less than 1Gi: write the unit, such as 80Gi" $name $quantity (mulf (float64 $number) (float64 $factor))) -}}
-{{- end -}}
-{{- end -}}
-{{- end -}}
-
 {{/* What pods of the release reach where networkPolicy is on: DNS and the API server. */}}
 {{- define "tunery.egress" -}}
 - to:

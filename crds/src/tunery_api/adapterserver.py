@@ -7,7 +7,16 @@ from typing import Annotated, ClassVar, Final
 
 from pydantic import Field
 
-from tunery_api.fields import SERVER_DEFAULT, SOME, ApiModel, BytesString, FractionString, QuantityString, StorageUri
+from tunery_api.fields import (
+    SERVER_DEFAULT,
+    SOME,
+    ApiModel,
+    DiskString,
+    FractionString,
+    MemoryString,
+    QuantityString,
+    StorageUri,
+)
 from tunery_api.inputs import LocalReference, ModelSpec
 from tunery_api.lifecycle import KindSpec
 from tunery_api.placement import GpuResource, LabelKey, LabelValue, SchedulingSpec
@@ -189,8 +198,8 @@ class EngineResources(ApiModel):
         "nvidia.com/gpu", description="Name of the extended resource that the GPUs are; the engine's image must fit it."
     )
     cpu: QuantityString = Field("4", description="CPU of the engine, as in a pod.")
-    memory: BytesString = Field("24Gi", description="Memory of the engine.")
-    ephemeral_storage: BytesString = Field(
+    memory: MemoryString = Field("24Gi", description="Memory of the engine.")
+    ephemeral_storage: DiskString = Field(
         "50Gi", description="Disk of a replica: the base model and the adapters that it has brought."
     )
 

@@ -7,7 +7,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from tunery_api.adapterserver import AdapterName
-from tunery_api.fields import ApiModel, BytesString, DatasetUri, QuantityString
+from tunery_api.fields import ApiModel, DatasetUri, DiskString, MemoryString, QuantityString
 from tunery_api.inputs import LocalReference, OutputSpec, SecretKeyReference
 from tunery_api.lifecycle import LifecycleFields
 from tunery_api.placement import SchedulingSpec
@@ -32,8 +32,8 @@ class BatchResources(ApiModel):
     gpu_resource: ClassVar[str] = ""
 
     cpu: QuantityString = Field("1", description="CPU of the container, as in a pod: 1, 0.5 or 500m.")
-    memory: BytesString = Field("1Gi", description="Memory of the container. May change while no pod runs.")
-    ephemeral_storage: BytesString = Field(
+    memory: MemoryString = Field("1Gi", description="Memory of the container. May change while no pod runs.")
+    ephemeral_storage: DiskString = Field(
         "10Gi", description="Disk of the container: input and answers. May change while no pod runs."
     )
 

@@ -10,7 +10,7 @@ from pydantic_core import core_schema
 
 from tunery_api.cel import CEL_RULES, CelRule
 from tunery_api.changes import change_rules
-from tunery_api.fields import SERVER_DEFAULT, UNOBSERVED, ApiModel
+from tunery_api.fields import LEAST, SERVER_DEFAULT, UNOBSERVED, ApiModel, parse_quantity
 from tunery_api.kinds import KindDefinition
 from tunery_api.names import GROUP, HOST_NAME, LONGEST_HOST_NAME, VERSION
 
@@ -179,6 +179,16 @@ def _beyond_types(properties: Mapping[str, dict[str, Any]]) -> Iterator[CelRule]
         if field.get("x-kubernetes-int-or-string"):
             message = f"{name} must be a whole number of bytes, or one with a unit, such as 24Gi"
             yield CelRule(f"!has(self.{name}) || type(self.{name}) != double", message, once=True)
+            if least := field.pop(LEAST, None):
+                message = f"{name} must be at least {least}: write the unit, such as 24Gi"
+                yield CelRule(_at_least(f"self.{name}", least), message)
+
+
+def _at_least(own: str, least: str) -> str:
+    """Return that a quantity, where it is one, is not less than another."""
+    whole = f"{own} >= {int(parse_quantity(least))}"
+    text = f"!isQuantity({own}) || !quantity({own}).isLessThan(quantity('{least}'))"
+    return f"!has({own}) || (type({own}) == int ? {whole} : type({own}) != string || {text})"
 
 
 def _inlined(node: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict[str, Any]:

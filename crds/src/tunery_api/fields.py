@@ -10,6 +10,7 @@ from decimal import ROUND_CEILING, Decimal
 from typing import Annotated, Any, Final, get_args
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -258,14 +259,27 @@ _MOST_BYTES: Final = 2**63
 """Of a number without quotes: it is one of 64 bits."""
 _BYTES: Final = "a number of bytes above 0, such as 24Gi"
 _BYTES_PATTERN: Final = r"^(0*[1-9][0-9]*(\.[0-9]+)?|0+\.[0-9]*[1-9][0-9]*)(k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$"
-BytesString = Annotated[
-    str,
-    BeforeValidator(_whole_bytes),
-    Field(min_length=1, max_length=32, pattern=_BYTES_PATTERN),
-    WithJsonSchema({"x-kubernetes-int-or-string": True, "pattern": _BYTES_PATTERN, "maxLength": 32, "minimum": 1}),
-]
-"""A quantity of bytes above 0: 24Gi, 25769803776. `100m` would be a tenth of a byte, which Kubernetes takes and nobody
-means."""
+LEAST: Final = "x-tunery-least"
+"""Marks the least of a quantity of bytes, for a rule of the API server."""
+_BYTES_SCHEMA: Final = {"x-kubernetes-int-or-string": True, "pattern": _BYTES_PATTERN, "maxLength": 32, "minimum": 1}
+
+
+def _at_least(least: str) -> AfterValidator:
+    def check(text: str) -> str:
+        if parse_quantity(text) < parse_quantity(least):
+            raise PydanticCustomError("too_few_bytes", "must be at least {least}", {"least": least})
+        return text
+
+    return AfterValidator(check)
+
+
+_Bytes = Annotated[str, BeforeValidator(_whole_bytes), Field(min_length=1, max_length=32, pattern=_BYTES_PATTERN)]
+"""`100m` would be a tenth of a byte, which Kubernetes takes and nobody means."""
+MemoryString = Annotated[_Bytes, _at_least("64Mi"), WithJsonSchema({**_BYTES_SCHEMA, LEAST: "64Mi"})]
+"""A quantity of bytes that a container can begin with: 24Gi, 25769803776. With less, a unit was forgotten: that would
+end much later, on a node that can mount nothing into so little."""
+DiskString = Annotated[_Bytes, _at_least("1Mi"), WithJsonSchema({**_BYTES_SCHEMA, LEAST: "1Mi"})]
+"""A quantity of bytes of a disk."""
 
 ModelUri = Annotated[
     str,
@@ -361,7 +375,7 @@ def parse_quantity(text: str) -> Decimal:
 
     Raises ValueError when `text` is not a quantity.
     """
-    number = text.rstrip("mkMGTPEi")
+    number = text.rstrip("mkKMGTPEi")
     suffix = text[len(number) :]
     if suffix == "m":
         return Decimal(number) / 1000

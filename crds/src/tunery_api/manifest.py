@@ -96,6 +96,10 @@ class StopRecord(_Record):
         return f"stopped after step {self.after_step}{planned}: {self.why}"
 
 
+_FOUR_BITS: Final = ("NF4", "FP4")
+"""What can be quantised twice: its constants, too."""
+
+
 class QuantizationRecord(_Record):
     """How the frozen base was quantised in training, in the API's words or in those of a later version."""
 
@@ -105,9 +109,11 @@ class QuantizationRecord(_Record):
     """The type that the weights were loaded in before they were quantised."""
 
     def __str__(self) -> str:
-        """As people read it, such as NF4, true, BFloat16."""
-        double = None if self.double_quant is None else str(self.double_quant).lower()
-        return ", ".join(part for part in (self.type, double, self.loaded_as) if part)
+        """As people read it, such as NF4 with double quantisation, loaded as BFloat16."""
+        told = self.type
+        if self.double_quant is not None and self.type in _FOUR_BITS:
+            told += " with double quantisation" if self.double_quant else " without double quantisation"
+        return f"{told}, loaded as {self.loaded_as}" if self.loaded_as else told
 
 
 class EvaluationRecord(_Record):

@@ -174,7 +174,7 @@ ADVICE: Final[dict[FailureReason, Advice]] = {
         "continueFrom take a folder as PEFT saves it, too.",
     ),
     _R.ADAPTER_CORRUPT: Advice(
-        False, "Publish the named adapter again: its files do not match the digests of its manifest."
+        False, "Publish the named adapter again: what lies there is damaged, or not what its manifest lists."
     ),
     _R.ADAPTER_UNSUPPORTED: Advice(
         False, "Merge it alone with an AdapterMerge into: Model, and serve that as the model of a server of its own."

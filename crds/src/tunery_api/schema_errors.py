@@ -14,6 +14,8 @@ from pydantic_core import ErrorDetails
 
 from tunery_api.errors import FieldError, near
 
+_FEW: Final = 256
+"""So many GiB and fewer are what people write without a unit."""
 _MAX_SHOWN: Final = 60
 """Characters of a bad value that a message repeats."""
 
@@ -80,6 +82,8 @@ def _message(detail: ErrorDetails, location: list[int | str], model: type[BaseMo
         return "must say why, in a word or a sentence"
     if kind == "string_pattern_mismatch" and location[-1] in ("memory", "ephemeralStorage"):
         return f"must be a number of bytes above 0, such as 24Gi, is {shown(value)}"
+    if kind == "too_few_bytes":
+        return f"must be at least {context.get('least')}, is {shown(value)}{_unit(str(value))}"
     if kind == "string_type":
         return no_string(value, location)
     text = {
@@ -104,6 +108,16 @@ def _message(detail: ErrorDetails, location: list[int | str], model: type[BaseMo
         "too_short": f"must have at least {context.get('min_length')} entries, has {context.get('actual_length')}",
     }.get(kind, f"{detail['msg']}, is {shown(value)}")
     return text + (near(str(value), _enum_values(context)) if kind == "enum" else "")
+
+
+def _unit(quantity: str) -> str:
+    """Return which unit somebody may have meant, behind a quantity of too few bytes."""
+    number = quantity.rstrip("kKMGTi")
+    said = ", which are bytes" if number == quantity else ""
+    unit = "Gi" if float(number) < _FEW else "Mi"
+    return (
+        f"{said}; did you mean {number}{unit}?" if 1 <= float(number) < _FEW**2 else f"{said}; write 24Gi or the like"
+    )
 
 
 def no_string(value: Any, location: Sequence[int | str] = ()) -> str:

@@ -11,6 +11,9 @@ from typing import Final
 MAX_MESSAGE_BYTES: Final = 1024
 """The cap of one message, in UTF-8 bytes: a condition or a termination message stays small."""
 
+CUT: Final = "…"
+"""The end of what was cut."""
+
 REDACTED: Final = "[redacted]"
 
 _MIN_SECRET_LENGTH: Final = 6
@@ -81,10 +84,10 @@ def shorten(text: str, limit: int) -> str:
     encoded = text.encode(errors="replace")
     if len(encoded) <= limit:
         return text
-    cut = encoded[: max(0, limit - len("…".encode()))].decode(errors="ignore")
+    cut = encoded[: max(0, limit - len(CUT.encode()))].decode(errors="ignore")
     whole = re.sub(r"\S+$", "", cut) if not text[len(cut)].isspace() else cut
     # One word longer than half of it all (a URI, text without spaces) is worth more cut than left out.
-    return (whole if len(whole) > len(cut) // 2 else cut).rstrip() + "…"
+    return (whole if len(whole) > len(cut) // 2 else cut).rstrip() + CUT
 
 
 class ScrubbingFormatter(logging.Formatter):

@@ -84,7 +84,9 @@ class ServedAdapterStatus(OpenModel):
     reason: Reason | None = Field(None, description="What stands in the way.")
     message: Text | None = Field(None, description="What stands in the way, in a sentence.")
     hint: Text | None = Field(None, description="What to do, in a sentence.")
-    last_used_time: Timestamp | None = Field(None, description="When it was last asked for, to ten minutes.")
+    last_used_time: Timestamp | None = Field(
+        None, description="When it was last asked for: of each ten minutes by the clock the first request is told."
+    )
     not_served_on: list[NotServedOn] | None = Field(
         None, max_length=NOT_SERVED_SHOWN, description=f"Replicas that do not serve it; the first {NOT_SERVED_SHOWN}."
     )

@@ -318,7 +318,7 @@ class CommonStatus(OpenModel):
     )
     job_name: Annotated[str, Field(max_length=63)] | None = Field(None, description="The Job that does the work.")
     pod_name: Annotated[str, Field(max_length=253)] | None = Field(
-        None, description="The pod of the newest attempt; of several nodes the first one's, which reports."
+        None, description="The newest pod, also while it waits; of several nodes the first one's, which reports."
     )
     queue: Annotated[str, Field(max_length=63)] | None = Field(None, description="Kueue's queue, where there is one.")
     failure: FailureStatus | None = Field(None, description="Why it failed.")

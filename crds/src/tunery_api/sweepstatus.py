@@ -57,6 +57,15 @@ class TrialAdapter(OpenModel):
     manifest_sha256: Annotated[str, Field(max_length=64)] = Field(description="Digest of manifest.json.")
 
 
+class TrialFailure(OpenModel):
+    """What a trial's failure said beyond its row: a sweep that fails for it passes that on."""
+
+    message: Annotated[str, Field(max_length=1024)] | None = Field(None, description="The message, where why is cut.")
+    hint: Annotated[str, Field(max_length=1024)] | None = Field(
+        None, description="What to do, where that is not what it is for every failure of the reason."
+    )
+
+
 class TrialStatus(OpenModel):
     """One trial. A final one never changes, but that its adapter goes when the sweep has published its best."""
 
@@ -88,6 +97,7 @@ class TrialStatus(OpenModel):
     why: Annotated[str, Field(max_length=256)] | None = Field(
         None, description="Why it was ended, or failed, in a sentence."
     )
+    failure: TrialFailure | None = Field(None, description="What its failure said beyond reason and why.")
     adapter: TrialAdapter | None = Field(
         None, description="What it published; once the best of the sweep is published, of those alone that are kept."
     )

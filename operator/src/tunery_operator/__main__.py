@@ -34,7 +34,7 @@ from tunery_operator.plan.job import Platform
 from tunery_operator.plan.types import Progress
 from tunery_operator.progress.endpoint import Endpoint
 from tunery_operator.progress.server import ProgressServer
-from tunery_operator.progress.tls import Trust, keep_fresh, read_ca, server_context
+from tunery_operator.progress.tls import Certificate, Trust, keep_fresh, read_ca
 from tunery_operator.reconcile.kinds import reconcile
 from tunery_operator.reconcile.requeue import Requeue
 from tunery_operator.reconcile.services import Services
@@ -114,11 +114,11 @@ class Operator:
         background = [self._begin(), self._duty.look_again(), self._duty.expire()]
         folder = self._settings.progress_tls_dir
         if folder is not None:
-            context = server_context(folder)
-            await self._progress_server.start(self._settings.progress_port, context)
-            trust = Trust(context, folder, urlsplit(self._settings.progress_url).hostname or "")
+            certificate = Certificate(folder)
+            await self._progress_server.start(self._settings.progress_port, certificate)
+            trust = Trust(certificate, urlsplit(self._settings.progress_url).hostname or "")
             self._services.distrust = lambda: trust.fault
-            background.append(keep_fresh(context, folder, self._services.use_ca, trust.look))
+            background.append(keep_fresh(certificate, self._services.use_ca, trust.look))
         self._tasks = [asyncio.create_task(each) for each in background]
         # After all others: Kopf ends every task that was made after its own, and only at its end.
         self._framework_task = asyncio.create_task(self._framework.run(self._handle_signals), name="kopf")

@@ -205,4 +205,5 @@ def test_an_adapter_for_another_base_is_refused(
     with pytest.raises(TuneryError, match=message) as caught:
         merge(base, adapter, tmp_path / "out")
     assert caught.value.reason == "InvalidSpec"
+    assert caught.value.hint.startswith("Name the base model that it was trained on in spec.model")
     assert list((tmp_path / "out").iterdir()) == []

@@ -131,3 +131,15 @@ def test_everything_is_told_at_once() -> None:
     assert caught.value.reason == "InvalidSpec"
     for part in ("a: a DoRA adapter", "base_model_name_or_path differs", "task_type differs"):
         assert part in caught.value.message
+    # None of it is a field of the manifest.
+    assert caught.value.hint.startswith("Name adapters in spec.adapters that can be merged with one another, in a new")
+
+
+def test_what_the_manifest_says_is_corrected_there() -> None:
+    facts = [fact("a", peft_type="IA3"), fact("b", peft_type="IA3")]
+    with pytest.raises(TuneryError) as caught:
+        check(facts, MergeMethod.TIES, None, ADAPTER)
+    assert caught.value.hint.startswith("Correct the named field")
+    with pytest.raises(TuneryError) as caught:
+        check([*facts, fact("c", peft_type="IA3", bias="all")], MergeMethod.TIES, None, ADAPTER)
+    assert caught.value.hint.startswith("Correct the named fields of the manifest, and name adapters in spec.adapters")

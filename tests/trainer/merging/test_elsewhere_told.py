@@ -32,6 +32,8 @@ TARGETS = ["q_proj", "v_proj", "down_proj"]
 LAST = "base_model.model.model.layers.1.mlp.down_proj"
 QUERY = "base_model.model.model.layers.0.self_attn.q_proj"
 R = FailureReason
+AS_SAVED = "Put both files there as PEFT's save_pretrained wrote them, of one and the same adapter, and retry"
+"""Its hint: there is no manifest whose digests it would have to match."""
 
 
 @pytest.fixture(scope="module")
@@ -159,6 +161,9 @@ NOT_AS_TOLD: dict[str, tuple[str, Change, FailureReason, str]] = {
     "scales beside factors": ("plain", beside(**{f"{QUERY}.ia3_l": (32, 1)}), R.ADAPTER_CORRUPT, "q_proj.ia3_l: "),
     "factors beside scales": ("ia3", beside(**{f"{LAST}.lora_A.weight": (4, 80), f"{LAST}.lora_B.weight": (32, 4)}),
         R.ADAPTER_CORRUPT, "down_proj.lora_A.weight: adapter_config.json says nothing of it (peft_type)"),
+    "another rank": ("plain", said(r=8), R.ADAPTER_CORRUPT, "_proj has rank 4, adapter_config.json says 8"),
+    "other ranks": ("plain", said(rank_pattern={"q_proj": 2}), R.ADAPTER_CORRUPT,
+        "q_proj has rank 4, adapter_config.json says 2"),
     "adalora of another rank": ("adalora", pattern_of(lambda p: {n: [True] * 6 for n in p}), R.ADAPTER_CORRUPT,
         "adapter_config.json says 6"),
     "adalora of fewer modules": ("adalora", pattern_of(lambda p: dict(list(p.items())[1:])), R.ADAPTER_CORRUPT,
@@ -233,6 +238,7 @@ def test_tensors_are_those_of_the_configuration(tmp_path: Path, made: Path, case
     error = refusal(merge_of(tmp_path, one, **into))
     assert (error.reason, words in error.message) == (reason, True), error.message
     assert error.message.startswith(f"spec.adapters[0] ({one.as_uri()}): ")
+    assert reason is not R.ADAPTER_CORRUPT or error.hint.startswith(AS_SAVED), error.hint
 
 
 @pytest.mark.parametrize(
@@ -247,6 +253,23 @@ def test_they_are_those_that_peft_has_of_it_on_the_base(
     error = refusal(merge_of(tmp_path, one, into=into, model={"uri": base.as_uri()}))
     assert (error.reason, words in error.message) == (reason, True), error.message
     assert error.message.startswith(f"spec.adapters[0] ({one.as_uri()}): ")
+    assert reason is not R.ADAPTER_CORRUPT or error.hint.startswith(AS_SAVED), error.hint
+
+
+def test_what_holds_no_number_needs_another_run(tmp_path: Path, made: Path) -> None:
+    """Told once it is read, and saving it once more would not mend it."""
+    one = changed(made, "plain", tmp_path / "one", held(diverged))
+    with pytest.raises(TuneryError) as caught:
+        run_merge(merge_of(tmp_path, one))
+    error = caught.value
+    assert error.reason is R.ADAPTER_CORRUPT
+    assert error.message.startswith(f"spec.adapters[0] ({one.as_uri()}): tensor {QUERY}.lora_A.weight holds NaN")
+    assert error.hint.startswith("Put the adapter of a run that did not diverge there, and retry")
+
+
+def diverged(found: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    found[f"{QUERY}.lora_A.weight"][0, 0] = float("nan")
+    return found
 
 
 @pytest.mark.parametrize("case", list(ODD))

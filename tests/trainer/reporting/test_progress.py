@@ -24,11 +24,12 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from urllib3.exceptions import ConnectTimeoutError, SSLError
 
 from tunery_api.names import PROGRESS_EVERY_ENV
 from tunery_api.runspec import ProgressUpdate
 from tunery_api.status import Phase
-from tunery_common.progress_client import Pace, interval_seconds, retry_after
+from tunery_common.progress_client import Outage, Pace, Refused, interval_seconds, retry_after
 from tunery_trainer import training
 from tunery_trainer.reporting.downloads import Downloads
 from tunery_trainer.reporting.progress import ProgressReporter, Report, say
@@ -249,6 +250,42 @@ def test_an_outage_is_told_once_with_what_to_allow_and_that_it_is_over(
     (said,) = caplog.messages
     assert "Connection refused" in said
     assert "TCP 1 from this pod to 127.0.0.1 is allowed" in said
+
+
+def test_of_one_outage_each_cause_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    outage = Outage("https://tunery.tunery-system.svc:8443/p", logging.getLogger("outage"))
+    untrusted = SSLError("certificate verify failed: self-signed certificate in certificate chain (_ssl.c:1016)")
+    for port in range(3):
+        outage.failed(Refused(503, retry_after=1.0))
+        outage.failed(
+            ConnectTimeoutError(f"<HTTPSConnection object at 0x7f{port}> timed out (connect timeout={port}.5)")
+        )
+    for _ in range(3):
+        outage.failed(untrusted)
+        outage.failed(Refused(403, None))
+        outage.failed(Refused(500, None))
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * 4
+    for said, words, mend in zip(
+        caplog.messages,
+        ("timed out", "certificate verify failed", "the server answered 403", "the server answered 500"),
+        (
+            "TCP 8443 from this pod",
+            "shows a certificate that this pod trusts",
+            "takes the token",
+            "its own log says more",
+        ),
+        strict=True,
+    ):
+        assert words in said
+        assert mend in said
+    outage.over()
+    outage.over()
+    outage.failed(untrusted)
+    assert [record.levelname for record in caplog.records[4:]] == ["INFO", "WARNING"], "a new outage is told anew"
+    for number in range(50):
+        outage.failed(OSError("x" * number))
+    assert len(caplog.records) < 16
 
 
 def test_a_download_is_told_in_the_log_and_to_the_operator(operator: Operator, tmp_path: Path) -> None:

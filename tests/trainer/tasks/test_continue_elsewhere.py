@@ -175,7 +175,12 @@ HALF = "layers.0.self_attn.q_proj.lora_A"
         (said(peft_type="LOHA"), R.INVALID_SPEC, "such an adapter cannot be trained on"),
         (said(target_modules=["nothing"]), R.INVALID_SPEC, "nothing"),
         (said(r="4"), R.ADAPTER_CORRUPT, "adapter_config.json: r: "),
-        (without(HALF), R.ADAPTER_CORRUPT, "lacks base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"),
+        (said(r=8), R.ADAPTER_CORRUPT, "model.layers.0.self_attn.q_proj has rank 4, adapter_config.json says 8"),
+        (said(rank_pattern=RANKS), R.ADAPTER_CORRUPT, "0.self_attn.q_proj has rank 4, adapter_config.json says 2"),
+        (without(HALF, "layers.0.self_attn.q_proj.lora_B"), R.ADAPTER_CORRUPT,
+         "lora_A.weight, and 1 more tensors that adapter_config.json has on this base"),
+        (without(HALF), R.ADAPTER_CORRUPT, "adapter_model.safetensors lacks base_model.model.model.layers.0.self_attn."
+         "q_proj.lora_A.weight, which adapter_config.json has on this base"),
         (without("layers.1."), R.ADAPTER_CORRUPT, "lacks base_model.model.model.layers.1.self_attn.q_proj.lora_A"),
         (said(target_modules=["q_proj"]), R.ADAPTER_CORRUPT, "v_proj.lora_A.weight: adapter_config.json says nothing"),
         (said(exclude_modules=["v_proj"]), R.ADAPTER_CORRUPT, "v_proj.lora_A.weight: adapter_config.json says nothing"),
@@ -192,7 +197,8 @@ HALF = "layers.0.self_attn.q_proj.lora_A"
         (piped, R.INVALID_SPEC, "adapter_config.json is a pipe, a socket or a device, and not a file"),
         (lambda folder: (folder / WEIGHTS).unlink(), R.ADAPTER_MISSING, f"has no {WEIGHTS}"),
     ],
-    ids=["bias", "tokens", "pissa", "dora", "loha", "no module", "rank", "a hole", "a layer less", "untold",
+    ids=["bias", "tokens", "pissa", "dora", "loha", "no module", "rank", "another rank", "other ranks", "a module less",
+         "a hole", "a layer less", "untold",
          "excluded", "one layer", "norm", "head", "magnitudes", "turned", "no alpha", "alpha", "pattern", "megatron",
          "a pipe", "no weights"],
 )  # fmt: skip
@@ -203,6 +209,18 @@ def test_what_cannot_be_trained_on_is_told_by_preflight(
     error = refusal(folder)
     assert (error.reason, words in error.message) == (reason, True), error.message
     assert error.message.startswith("spec.")
+    if reason is R.ADAPTER_CORRUPT:  # there is no manifest whose digests it would have to match
+        assert "PEFT's save_pretrained" in error.hint, error.hint
+    elif " is set in its configuration" in error.message:  # which is none of the manifest's fields
+        assert error.hint.startswith("Name another adapter in spec.continueFrom"), error.hint
+
+
+def test_a_prompt_of_another_length_is_no_matter_of_the_base(folder: Path) -> None:
+    said(num_virtual_tokens=7)(made(folder, PromptTuningConfig(num_virtual_tokens=5, task_type="CAUSAL_LM")))
+    error = refusal(folder, method="PromptTuning")
+    told = "prompt_embeddings has 5 rows, adapter_config.json says 7 (num_virtual_tokens)"
+    assert (error.reason, error.message) == (R.ADAPTER_CORRUPT, f"spec.continueFrom: {told}")
+    assert error.hint.startswith("Put both files there as PEFT's save_pretrained wrote them")
 
 
 @pytest.mark.parametrize("field", ["target_modules", "rank_pattern"])

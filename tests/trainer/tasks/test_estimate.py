@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from tunery_api.reasons import ExitCode
@@ -211,6 +212,19 @@ def test_the_time_of_several_devices_is_by_the_tokens_of_all_of_them(
         out = capsys.readouterr().out
         told.append(re.findall(r"^Time      (.*)", out, re.MULTILINE)[0])
     assert told[1] == f"{told[0]} of all 2 nodes together"
+def test_a_job_of_this_machine_is_counted_as_its_cpu_computes_which_is_what_run_says(
+    case: Case, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(look_ahead, "method_table", lambda *_: iter(()))  # most of the time
+    path = case(training={"maxSteps": 1, "batchSize": 1})
+    for has, precision in ((False, "Float32, or BFloat16 where the CPU has it"), (True, "BFloat16 Method")):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda has=has: has)
+        assert main(["estimate", str(path)]) == ExitCode.OK
+        out = capsys.readouterr().out
+        assert f", computed in {precision}" in " ".join(out.split())
+    [(counted, unit)] = re.findall(r"^  together +([\d.]+) (\w+) of", out, re.MULTILINE)
+    assert main(["run", str(path)]) == ExitCode.OK
+    assert f"memory: about {counted} {unit} of " in "".join(capsys.readouterr())
 
 
 def test_what_does_not_fit_is_said(tmp_path: Path, bare: Path, capsys: pytest.CaptureFixture[str]) -> None:

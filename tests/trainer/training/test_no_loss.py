@@ -137,6 +137,11 @@ def test_an_adapter_that_is_trained_on_is_looked_at_itself(case: Case) -> None:
     assert message.startswith(f"AdapterCorrupt: spec.continueFrom: {name} in adapter_model.safetensors holds NaN")
     assert hint.startswith("Publish the named adapter again from a run that did not diverge, and run it again")
 
+    (out / "manifest.json").unlink()
+    message, hint = failed(later, "work3")
+    assert message.startswith(f"AdapterCorrupt: spec.continueFrom: {name} in adapter_model.safetensors holds NaN")
+    assert hint.startswith("Put the adapter of a run that did not diverge there, and run it again"), "made elsewhere"
+
 
 def test_a_checkpoint_of_a_run_that_had_diverged_is_not_gone_on_from(case: Case) -> None:
     path = case(checkpoint=KEPT, training=EXACT)

@@ -16,7 +16,7 @@ from tunery_api.search.prune import pruned
 from tunery_api.search.rows import SWEEP_FAILED, Trial, stop_text
 from tunery_api.search.terms import was_checked
 from tunery_api.search.totals import best, mean_gpu_seconds, since_improvement
-from tunery_api.sweepstatus import TRIALS_KEPT, EndReason, TrialState
+from tunery_api.sweepstatus import TRIALS_KEPT, EndReason, TrialState, TrialStatus
 
 _MESSAGE = 1024
 _STOPS_ALL = frozenset({EndReason.BUDGET, EndReason.DEADLINE})
@@ -100,15 +100,16 @@ def _failure(spec: LoRASweepSpec, trials: Sequence[Trial], counted: int) -> Fail
     failed = [trial for trial in trials if trial.row.state == TrialState.FAILED and not trial.is_extra]
     for trial in failed:
         if _fault(trial) is Fault.EVERY:
-            text = f"trial {trial.row.number} ({trial.row.name}), as any other would: {trial.row.why}"
-            return _failed(trial.row.reason, text)
+            text = f"trial {trial.row.number} ({trial.row.name}), as any other would: {_said(trial.row)}"
+            return _failed(trial.row.reason, text, trial.row)
     # Whoever lowers maxTrials below what was made wants the best so far: its fifth is not to fail the sweep.
     lowered = spec.max_failed_trials is None and counted > spec.max_trials
     allowed = most_failed(spec)
     if len(failed) > allowed and not lowered:
-        last = failed[-1].row
-        text = f"{len(failed)} trials failed by chance, spec.maxFailedTrials is {allowed}; the last: {last.why}"
-        return _failed(_commonest(failed) or last.reason, text)
+        reason = _commonest(failed)
+        last = [trial.row for trial in failed if trial.row.reason == reason or reason is None][-1]
+        text = f"{len(failed)} trials failed by chance, spec.maxFailedTrials is {allowed}; the last: {_said(last)}"
+        return _failed(reason, text, last)
     return None
 
 
@@ -250,8 +251,8 @@ def _nothing(spec: LoRASweepSpec, trials: Sequence[Trial], end: EndReason) -> Fa
         return _failed(FailureReason.NOT_IMPROVED, f"none of {len(trials)} trials {said}")
     alike = [trial.row for trial in trials if trial.row.reason == reason]
     none = "none has an adapter" if complete else "none is complete"
-    text = f"{len(alike)} of {len(trials)} trials ended as {reason}, and {none}; the last: {alike[-1].why}"
-    return _failed(reason, text)
+    text = f"{len(alike)} of {len(trials)} trials ended as {reason}, and {none}; the last: {_said(alike[-1])}"
+    return _failed(reason, text, alike[-1])
 
 
 def _more(spec: LoRASweepSpec, end: EndReason) -> str:
@@ -269,5 +270,12 @@ def _commonest(trials: Sequence[Trial]) -> str | None:
     return found.most_common(1)[0][0] if found else None
 
 
-def _failed(reason: str | None, text: str) -> Failure:
-    return Failure(reason=reason or FailureReason.INTERNAL_ERROR, message=shorten(text, _MESSAGE))
+def _said(row: TrialStatus) -> str | None:
+    """Return what a trial's failure said, in full where its row has that."""
+    return (row.failure.message if row.failure is not None else None) or row.why
+
+
+def _failed(reason: str | None, text: str, of: TrialStatus | None = None) -> Failure:
+    """Return why a sweep fails; `of` is the trial whose failure it is, which may know best what to do."""
+    hint = of.failure.hint if of is not None and of.failure is not None else None
+    return Failure(reason=reason or FailureReason.INTERNAL_ERROR, message=shorten(text, _MESSAGE), hint=hint)

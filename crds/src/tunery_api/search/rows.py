@@ -11,13 +11,13 @@ from tunery_api.findings import Severity
 from tunery_api.measured import EvaluationStatus, finite
 from tunery_api.names import ORIGIN_ANNOTATION, TRIAL_LABEL
 from tunery_api.placement import ResourcesSpec
-from tunery_api.reasons import FailureReason
+from tunery_api.reasons import FailureReason, advice_for
 from tunery_api.runspec import Failure
 from tunery_api.scrub import shorten
 from tunery_api.search.dimensions import Values
 from tunery_api.search.failures import Fault, fault_of
 from tunery_api.status import ConditionType, Phase
-from tunery_api.sweepstatus import FINAL_TRIAL_STATES, TrialAdapter, TrialState, TrialStatus
+from tunery_api.sweepstatus import FINAL_TRIAL_STATES, TrialAdapter, TrialFailure, TrialState, TrialStatus
 from tunery_api.training import DiagnosisAction
 
 FINAL_ORIGIN: Final = "Final"
@@ -29,6 +29,9 @@ SWEEP_FAILED: Final = "the sweep has failed"
 nothing of its values, and that a retry forgives."""
 BY_HAND: Final = "by hand: "
 """So begins the `why` of a trial that somebody else has stopped."""
+CURVE_AT: Final = " The curve, as it was last stored: "
+OF_TRIAL: Final = "is a trial of LoRASweep"
+"""In a trial's hint, after what is to be done about its failure: what is said of this very trial."""
 _WHY: Final = 256
 _MESSAGE: Final = 1024
 _ORIGIN: Final = 64
@@ -256,8 +259,9 @@ def _failed(child: Body, values: Values, steps: int | None) -> dict[str, Any]:
     status = child["status"]
     failure = status.get("failure") or {}
     reason = str(failure.get("reason") or FailureReason.INTERNAL_ERROR)
-    told = {"reason": reason[:128], "why": shorten(str(failure.get("message") or ""), _WHY) or None}
-    fault = fault_of(reason, values, str(failure.get("message") or ""), ran=bool(status.get("runSeconds")))
+    message = str(failure.get("message") or "")
+    told = {"reason": reason[:128], "why": shorten(message, _WHY) or None, "failure": _beyond(child, reason)}
+    fault = fault_of(reason, values, message, ran=bool(status.get("runSeconds")))
     if reason == FailureReason.NOT_IMPROVED:
         value = _value(status)
         if value is None or (_problem(status) is not None and _ends_itself(child) and not _is_through(status, steps)):
@@ -267,6 +271,19 @@ def _failed(child: Body, values: Values, steps: int | None) -> dict[str, Any]:
     state = TrialState.INFEASIBLE if fault is Fault.PARAMETERS else TrialState.FAILED
     at = _reached(status, steps) if state is TrialState.INFEASIBLE else None
     return {"state": state.value, "at": at, **told}
+
+
+def _beyond(child: Body, reason: str) -> TrialFailure | None:
+    """Return what a failure says that reason and why do not; None where they say all."""
+    failure = child["status"].get("failure") or {}
+    message, hint = str(failure.get("message") or ""), str(failure.get("hint") or "")
+    for on in (CURVE_AT, f" {child['metadata']['name']} {OF_TRIAL} "):
+        hint = hint.partition(on)[0]
+    own = hint if hint != advice_for(reason).hint else ""
+    long = message if len(message.encode()) > _WHY else ""
+    if not own and not long:
+        return None
+    return TrialFailure(message=shorten(long, _MESSAGE) or None, hint=shorten(own, _MESSAGE) or None)
 
 
 def _live(child: Body, row: TrialStatus) -> Live:

@@ -94,7 +94,7 @@ def _removed(row: TrialStatus) -> TrialStatus:
     """Return a row that says nothing of a place where nothing lies."""
     why = None if row.why is None else without_rejected(row.why)
     gone = {"adapter": None} if row.adapter is not None else {}
-    changed = {"why": why} if why != row.why else {}
+    changed = {"why": why, "failure": None} if why != row.why else {}
     return row.model_copy(update={**gone, **changed}) if gone or changed else row
 
 

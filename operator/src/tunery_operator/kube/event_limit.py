@@ -5,10 +5,19 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Mapping, Set
 from typing import Final
 
-from tunery_operator.views.event import RESUMED, RETRIED, Event
+from tunery_operator.views.event import (
+    ADAPTER_FAILED,
+    ADAPTER_REMOVED,
+    ADAPTER_SERVED,
+    RESUMED,
+    RETRIED,
+    SERVER_READY,
+    SERVER_STOPPED,
+    Event,
+)
 
 REPEAT_SECONDS: Final = 600.0
 """The same thing is told again only after so long: until then the first event stands where a reader looks."""
@@ -19,6 +28,13 @@ REFILL_SECONDS: Final = 60.0
 MAX_OBJECTS: Final = 10_000
 _BEGINS_ANEW: Final = frozenset({RETRIED, RESUMED})
 """Events of what a person did; the limit at once holds for these, too."""
+_UNDOES: Final[Mapping[str, Set[str]]] = {
+    ADAPTER_REMOVED: {ADAPTER_SERVED, ADAPTER_FAILED},
+    ADAPTER_SERVED: {ADAPTER_REMOVED},
+    SERVER_STOPPED: {SERVER_READY},
+    SERVER_READY: {SERVER_STOPPED},
+}
+"""What is news again, if it comes again, once this was told."""
 
 
 class _Allowance:
@@ -27,14 +43,25 @@ class _Allowance:
     def __init__(self, now: float) -> None:
         self.tokens = float(BURST)
         self.refilled = now
-        self.told: dict[Hashable, float] = {}
+        self.told: dict[tuple[str, str], tuple[float, bool]] = {}
+        """When each reason and note was told, and whether it was a warning."""
+
+    def begin_anew(self, event: Event) -> None:
+        """Forget of what was told what this event makes news again."""
+        undone = _UNDOES.get(event.reason, frozenset())
+        # What went well before a warning, and does so again, is news: else the warning would be the last word.
+        self.told = {
+            what: known
+            for what, known in self.told.items()
+            if what[0] not in undone and (known[1] or not event.warning)
+        }
 
 
 class EventLimit:
     """Decides about each event before it is queued; safe to share between threads.
 
-    A job that evaluates every 50 steps goes from Training to Evaluating and back hundreds of times. Such a Normal event
-    is known by its reason; a Warning by its words, too, since two failures of one reason are two things to know.
+    A job that evaluates every 50 steps goes from Training to Evaluating and back hundreds of times, in the same words.
+    What is told in other ones is another thing to know; and so is what was undone meanwhile, and has come again.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -50,13 +77,14 @@ class EventLimit:
             if event.reason in _BEGINS_ANEW:
                 # A person wants to see all of it once more.
                 allowance.told.clear()
-            known: Hashable = (event.reason, event.note) if event.warning else event.reason
+            known = event.reason, event.note
             if known in allowance.told:
                 return "repeated"
             if allowance.tokens < 1:
                 return "limit"
             allowance.tokens -= 1
-            allowance.told[known] = now
+            allowance.begin_anew(event)
+            allowance.told[known] = now, event.warning
             return None
 
     def _allowance(self, uid: str, now: float) -> _Allowance:
@@ -67,5 +95,5 @@ class EventLimit:
             self._objects.popitem(last=False)
         allowance.tokens = min(float(BURST), allowance.tokens + (now - allowance.refilled) / REFILL_SECONDS)
         allowance.refilled = now
-        allowance.told = {what: when for what, when in allowance.told.items() if now - when < REPEAT_SECONDS}
+        allowance.told = {what: known for what, known in allowance.told.items() if now - known[0] < REPEAT_SECONDS}
         return allowance

@@ -15,6 +15,7 @@ from tunery_api.names import (
     VOLUMES_DIR,
     WORK_DIR,
 )
+from tunery_operator.plan.placing import AUTHORITIES
 from tunery_operator.plan.types import JobPlan, PodExtras, SecretMount, VolumeMount
 
 CA_FILE: Final = "progress-ca.crt"
@@ -22,7 +23,6 @@ TOKEN_DIR: Final = "/var/run/tunery-progress"
 TOKEN_FILE: Final = "token"
 TOKEN_SECONDS: Final = 3600
 TMP_SIZE: Final = "2Gi"
-_AUTHORITIES: Final = "ca-bundle"
 
 
 class Mounted(NamedTuple):
@@ -103,13 +103,13 @@ def authorities_mounted(pod: PodExtras) -> Iterator[Mounted]:
     bundle = pod.ca_bundle
     if bundle.config_map:
         source = {"name": bundle.config_map, "items": [{"key": bundle.key, "path": bundle.key}]}
-        yield Mounted({"name": f"volume-{_AUTHORITIES}", "configMap": source}, f"{VOLUMES_DIR}/{_AUTHORITIES}")
+        yield Mounted({"name": f"volume-{AUTHORITIES}", "configMap": source}, f"{VOLUMES_DIR}/{AUTHORITIES}")
 
 
 def authorities_env(pod: PodExtras) -> dict[str, str]:
     """Return the variable that tells a program of ours where those authorities are."""
     bundle = pod.ca_bundle
-    return {CA_BUNDLE_ENV: f"{VOLUMES_DIR}/{_AUTHORITIES}/{bundle.key}"} if bundle.config_map else {}
+    return {CA_BUNDLE_ENV: f"{VOLUMES_DIR}/{AUTHORITIES}/{bundle.key}"} if bundle.config_map else {}
 
 
 def token_mounted() -> Mounted:

@@ -20,6 +20,7 @@ from aiohttp import web
 from aiohttp.http import HttpProcessingError
 
 from tunery_operator.metrics import PROGRESS_CONNECTIONS, PROGRESS_REFUSED
+from tunery_operator.progress.tls import Certificate
 
 logger = logging.getLogger(__name__)
 
@@ -61,11 +62,11 @@ class ProgressServer:
         self._gates: set[_Gate] = set()
         self._by_transport: dict[Any, _Gate] = {}
 
-    async def start(self, port: int, context: ssl.SSLContext, host: str | None = None) -> int:
+    async def start(self, port: int, certificate: Certificate, host: str | None = None) -> int:
         """Listen; returns the port, which the system chose where it was 0."""
         await self._runner.setup()
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: _Gate(self, context), host, port, backlog=1024)
+        self._server = await loop.create_server(lambda: _Gate(self, certificate.context), host, port, backlog=1024)
         listening: int = self._server.sockets[0].getsockname()[1]
         return listening
 

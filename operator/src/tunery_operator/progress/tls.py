@@ -20,18 +20,30 @@ _UTC_TIME: Final = 0x17
 _CONTEXT_0: Final = 0xA0
 
 
-def server_context(folder: Path) -> ssl.SSLContext:
-    """Return a context that serves tls.crt with tls.key."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    load(context, folder)
-    return context
+class Certificate:
+    """What the endpoint shows of itself: the certificate in a folder, as it was last read."""
 
+    def __init__(self, folder: Path) -> None:
+        """Read it; raises as `load`."""
+        self.folder = folder
+        self.load()
 
-def load(context: ssl.SSLContext, folder: Path) -> None:
-    """Read the certificate into a context: new connections use it."""
-    context.load_cert_chain(folder / "tls.crt", folder / "tls.key")
-    tell_expiry(folder)
+    def load(self) -> None:
+        """Read it anew: new connections use it, those that stand go on. Raises OSError, ValueError where it is none.
+
+        Into a new context each time, and nothing changes where that fails. OpenSSL keeps a certificate for each kind
+        of key: one that is RSA now would stand beside the former of an elliptic curve, which it prefers.
+        """
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.load_cert_chain(self.folder / "tls.crt", self.folder / "tls.key")
+        self._context = context
+        tell_expiry(self.folder)
+
+    @property
+    def context(self) -> ssl.SSLContext:
+        """What to serve the next connection with; never to be kept."""
+        return self._context
 
 
 def read_ca(folder: Path) -> str:
@@ -45,16 +57,15 @@ class Trust:
     It stops nothing: who runs and cannot report trains on.
     """
 
-    def __init__(self, context: ssl.SSLContext, folder: Path, host: str) -> None:
-        self._context = context
-        self._folder = folder
+    def __init__(self, certificate: Certificate, host: str) -> None:
+        self._certificate = certificate
         self._host = host
         self.fault: str | None = None
         """Why they cannot, in the words of a pod's own TLS; None: they can."""
 
     def look(self) -> None:
         """Find out anew; raises OSError where ca.crt is no certificate of any."""
-        fault = _fault(self._context, self._folder / "ca.crt", self._host)
+        fault = _fault(self._certificate.context, self._certificate.folder / "ca.crt", self._host)
         if fault not in (None, self.fault):
             logger.warning(
                 "pods cannot trust the progress endpoint's certificate: %s. They train on, and nothing is heard of "
@@ -82,14 +93,13 @@ def _fault(context: ssl.SSLContext, ca_file: Path, host: str) -> str | None:
     return None
 
 
-async def keep_fresh(
-    context: ssl.SSLContext, folder: Path, use_ca: Callable[[str], None], look: Callable[[], None]
-) -> None:
+async def keep_fresh(certificate: Certificate, use_ca: Callable[[str], None], look: Callable[[], None]) -> None:
     """Read certificate and authority again whenever a file has changed.
 
     `use_ca` gets a new authority as PEM: run configurations that are written from then on hand it to their pods.
     `look` is called each time: a certificate may also end.
     """
+    folder = certificate.folder
     known, authority = _contents(folder), read_ca(folder)
     while True:
         try:
@@ -101,7 +111,7 @@ async def keep_fresh(
             contents = _contents(folder)
             if contents == known:
                 continue
-            load(context, folder)
+            certificate.load()
             known = contents
             logger.info("the progress endpoint's certificate was rotated")
             if (pem := read_ca(folder)) != authority:

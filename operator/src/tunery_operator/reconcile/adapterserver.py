@@ -15,7 +15,7 @@ from tunery_operator.kube.status import status_change
 from tunery_operator.plan.adapterserver import plan_server
 from tunery_operator.plan.desired import resolve
 from tunery_operator.plan.server_names import server_name
-from tunery_operator.reconcile.found_object import FoundObject, find_object
+from tunery_operator.reconcile.found_object import FoundObject, find_object, said_beside
 from tunery_operator.reconcile.refusals import field_of, refusal_of, rejection
 from tunery_operator.reconcile.requeue import DONE, Requeue, earliest
 from tunery_operator.reconcile.server_children import (
@@ -58,7 +58,11 @@ def _take_step(services: Services, obj: FoundObject) -> tuple[ServerSnapshot, fl
     """
     key = obj.owner.key
     snapshot = ServerSnapshot(
-        obj.owner, replicas=obj.replicas, watching_since=services.acting_since, distrust=services.distrust()
+        obj.owner,
+        replicas=obj.replicas,
+        watching_since=services.acting_since,
+        distrust=services.distrust(),
+        says=said_beside(services, obj).work,
     )
     try:
         for step in (_prove, _judge, _resolve, _make):

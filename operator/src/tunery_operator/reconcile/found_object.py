@@ -17,6 +17,7 @@ from tunery_api.names import RETRY_ANNOTATION, child_name
 from tunery_api.runspec import Task
 from tunery_api.status import FINAL_PHASES, ConditionStatus, ConditionType
 from tunery_operator.kube.read import read_object
+from tunery_operator.plan.placing import PlatformSays, platform_says
 from tunery_operator.reconcile.services import Services
 from tunery_operator.status.snapshot import Snapshot
 from tunery_operator.views.job import ORPHAN, foreign_finalizers
@@ -164,6 +165,11 @@ def kept_by(body: Mapping[str, Any]) -> tuple[str, ...]:
     return foreign_finalizers(body)
 
 
+def said_beside(services: Services, obj: FoundObject) -> PlatformSays:
+    """Return what the platform says of an object's pods beside the object."""
+    return platform_says(obj.spec.get("scheduling") or {}, services.platform.settings, obj.resources[0])
+
+
 def first_snapshot(services: Services, obj: FoundObject) -> Snapshot:
     """Return the snapshot of an object before anything was gathered about its children."""
     owner = obj.owner
@@ -183,6 +189,7 @@ def first_snapshot(services: Services, obj: FoundObject) -> Snapshot:
         kept_by=kept_by(obj.body),
         gpus=gpus,
         gpu_resource=gpu_resource,
+        platform=said_beside(services, obj),
         deadline_seconds=obj.deadline_seconds,
         progress=report.status if report is not None else None,
         reporter=report.pod_uid if report is not None else "",

@@ -7,7 +7,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final
 
-from tunery_api.scrub import scrub, shorten
+from tunery_api.scrub import CUT, scrub, shorten
 from tunery_api.status import ConditionStatus, ConditionType
 from tunery_operator.views.clock import format_time
 
@@ -43,11 +43,12 @@ class Conditions:
         self._by_type[type_.value] = condition
 
     def abridge(self, message: str, told_by: StrEnum) -> None:
-        """Cut a long message short in every condition but the one that tells it whole."""
+        """Cut a long message short in every condition but the one that has the most of it."""
         whole = scrub(message)
         if len(whole.encode()) <= _SHORT:
             return
-        short = f"{shorten(whole, _SHORT)} (condition {told_by} has all of it)"
+        much = "more" if whole.endswith(CUT) else "all"
+        short = f"{shorten(whole, _SHORT)} (condition {told_by} has {much} of it)"
         for type_, condition in self._by_type.items():
             if type_ != told_by.value and condition.get("message") == whole:
                 condition["message"] = short

@@ -9,7 +9,9 @@ from typing import Any, Final
 from tunery_api.reasons import ExitCode, FailureReason, advice_for
 from tunery_api.runspec import Failure, Task
 from tunery_api.scrub import scrub
+from tunery_operator.plan.placing import PlatformSays
 from tunery_operator.status.messages import reported_failure
+from tunery_operator.status.whose import named
 from tunery_operator.views.attempt import Attempt, ClusterWarning
 from tunery_operator.views.clock import parse_time
 from tunery_operator.views.job import JobView
@@ -72,6 +74,12 @@ _LIMITS_HINT: Final = (
     "This pod has what the platform gives to checks, whatever spec.resources is: have preflight.resources of the chart "
     "raised, or put large files into a claim (pvc://), which is read where it lies."
 )
+_NO_WORDS: Final = ("", "{}")
+"""Termination messages that say nothing."""
+_GONE_HINT: Final = (
+    "The log of its pods went with them: where your cluster collects logs, that of the last one says why it failed. "
+    "Mend that, and retry; or raise spec.retries, which may change while no pod runs."
+)
 _START_REASONS: Final = frozenset({"StartError", "ContainerCannotRun"})
 """Why a container ended that never ran."""
 _MOUNT_WARNINGS: Final = frozenset(
@@ -85,8 +93,16 @@ LOST_NODE: Final = frozenset({"DeletionByTaintManager", "DeletionByPodGC"})
 # A pod that does not run
 
 
-def obstacle(attempt: Attempt, now: datetime) -> Failure | None:
-    """Return why a Job has no pod at work, or None while nothing stands in its way; it may pass by itself."""
+def obstacle(attempt: Attempt, now: datetime, platform: PlatformSays) -> Failure | None:
+    """Return why a Job has no pod at work, or None while nothing stands in its way; it may pass by itself.
+
+    `platform` is what the platform says of its pods.
+    """
+    found, checks = _obstacle(attempt, now), attempt.job.role in _CHECKS
+    return found and named(found, platform.checks if checks else platform.work, checks=checks)
+
+
+def _obstacle(attempt: Attempt, now: datetime) -> Failure | None:
     waiting = [pod for pod in attempt.newest if not pod.running and not pod.finished]
     found = next((found for pod in waiting if (found := _hindrance(attempt, pod, now)) is not None), None)
     if found is None and attempt.missing:
@@ -212,7 +228,7 @@ def _observed(pod: PodView) -> Failure:
         # Not OutOfMemory: a second one in a row would end the job, and a kill may have any cause.
         text = f"pod {pod.name} was killed (exit 137), and the node does not say that it was for too much memory"
         return failure(_R.KILLED, text)
-    return failure(_R.INTERNAL_ERROR, _exit_text(pod))
+    return failure(_R.INTERNAL_ERROR, _exit_text(pod), _silent_hint(pod))
 
 
 def _taken_away(pod: PodView) -> Failure | None:
@@ -248,8 +264,26 @@ def _exit_text(pod: PodView) -> str:
     said = pod.termination_message.strip()
     how = "was told to end, and ended" if pod.deleting else "ended"
     return f"pod {pod.name} {how} with exit code {pod.exit_code}" + (
-        f": {said}" if said not in ("", "{}") else " and said nothing"
+        f": {said}" if said not in _NO_WORDS else " and said nothing"
     )
+
+
+def silent_hint(command: str, then: str = "") -> str:
+    """Return where to look where a container has ended without a word; `command` shows its log."""
+    return (
+        f"It has left no last words; its log may say why: {command} shows it. Mend what that says{then}; where it is "
+        "nothing of yours, and no variable of trainer.env in the chart, it is a defect of Tunery: please report it "
+        "with that log."
+    )
+
+
+def _silent_hint(pod: PodView) -> str | None:
+    """Return where to look where a container has left no word; None where it has left one."""
+    if pod.exit_code is None:
+        return f"kubectl describe pod {pod.name} -n {pod.namespace} may say more; mend that, and retry."
+    if pod.termination_message.strip() not in _NO_WORDS:
+        return None
+    return silent_hint(f"kubectl logs {pod.name} -n {pod.namespace}", ", and retry")
 
 
 # A Job that has failed
@@ -268,10 +302,10 @@ def job_failure(attempt: Attempt, attempts: int, last_end: str | None = None) ->
     if pod is None:
         text = f"Job {job.name} failed ({job.failed_reason}: {job.failed_message}) and its pods are gone"
         text = f"{text}; the last attempt's end: {last_end}" if last_end else text
-        return failure(_R.RETRIES_EXHAUSTED, text), None
+        return failure(_R.RETRIES_EXHAUSTED, text, _GONE_HINT), None
     found = pod_failure(pod)
     if found.reason == _R.INTERNAL_ERROR and attempts > 1 and reported_failure(pod.termination_message) is None:
-        found = failure(_R.RETRIES_EXHAUSTED, found.message)
+        found = failure(_R.RETRIES_EXHAUSTED, found.message, found.hint)
     found = of_role(found, job.role)
     where = ([f"pod {pod.name}"] if pod.index is not None else []) + ([f"attempt {attempts}"] if attempts > 1 else [])
     counted = f"{found.message} ({', '.join(where)})" if where else found.message

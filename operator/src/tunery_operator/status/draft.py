@@ -11,6 +11,7 @@ from tunery_api.names import VERSION
 from tunery_api.reasons import FailureReason, advice_for
 from tunery_api.runspec import Failure
 from tunery_api.scrub import MAX_MESSAGE_BYTES, scrub, shorten
+from tunery_api.search.rows import CURVE_AT
 from tunery_api.status import ConditionType, Phase
 from tunery_api.tolerant import without_invalid
 from tunery_operator.status.conditions import Conditions
@@ -21,8 +22,6 @@ from tunery_operator.status.summary import sum_up, word_why
 from tunery_operator.status.trial_hints import new_sweep, of_failed_trial, of_waiting_trial, retry_command
 from tunery_operator.views.clock import format_time
 
-CURVE_AT: Final = "The curve, as it was last stored: "
-"""In a hint, before its place."""
 _NEW_JOB: Final = "in a new job"
 """So ends the hint of whoever knows that no change outside of the spec mends it."""
 _RETRY: Final = "retry"
@@ -110,7 +109,7 @@ class Draft:
     def _curve(self, hint: str) -> str:
         """Return where the curve lies, of a run that could not say it as it ended."""
         uri = self.fields.get("curve")
-        return f" {CURVE_AT}{uri}." if uri and uri not in hint else ""
+        return f"{CURVE_AT}{uri}." if uri and uri not in hint else ""
 
     def _kept(self, failure: Failure, *, mendable: bool) -> str:
         """Return the sentences that what was trained is not lost, where a checkpoint is there and of use."""

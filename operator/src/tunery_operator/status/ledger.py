@@ -56,10 +56,11 @@ def keep_ledger(draft: Draft) -> bool:
         attempts, entry = _opened(pod, history, attempts)
         history.append(entry)
     history.sort(key=lambda entry: str(entry["startTime"]))
+    first = [entry for entry in history if not entry.get(_INDEX)] or history
+    _name_pod(draft, first[-1] if new else None)
     if not history:
         return False
-    first = [entry["pod"] for entry in history if not entry.get(_INDEX)]
-    draft.put(attempts=attempts, podName=first[-1] if first else history[-1]["pod"])
+    draft.put(attempts=attempts)
     draft.fields.setdefault("startTime", history[0]["startTime"])
     for place, entry in enumerate(history):
         if _ENDED not in entry:
@@ -87,6 +88,13 @@ def _opened(pod: PodView | LostPod, history: Sequence[Entry], attempts: int) -> 
     known = {item.get(_INDEX) for item in history if item.get(_ATTEMPT) == newest}
     number = newest if newest and pod.index not in known else max(newest, attempts) + 1
     return max(attempts, number), {**entry, _INDEX: pod.index, _ATTEMPT: number}
+def _name_pod(draft: Draft, opened: Entry | None) -> None:
+    """Tell which pod is the newest, also while it waits; of one that is gone already what the ledger has opened."""
+    main = draft.snapshot.main
+    if main is not None and main.last is not None:
+        draft.put(podName=main.last.name)
+    elif opened is not None:
+        draft.put(podName=opened["pod"])
 
 
 def close_ledger(draft: Draft, reason: str) -> None:

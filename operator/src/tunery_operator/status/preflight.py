@@ -122,7 +122,7 @@ def _seconds(draft: Draft, pod: PodView) -> float:
 
 def _show_progress(draft: Draft, attempt: Attempt) -> None:
     pod, job = attempt.last, attempt.job
-    found = None if job.suspend else obstacle(attempt, draft.snapshot.now)
+    found = None if job.suspend else obstacle(attempt, draft.snapshot.now, draft.snapshot.platform)
     if found is not None:
         draft.show_obstacle(found)
         draft.conditions.set(_PREFLIGHT, None, str(found.reason), found.message)

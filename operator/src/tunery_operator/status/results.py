@@ -159,7 +159,11 @@ def _look_up(draft: Draft, attempt: Attempt) -> None:
     report = draft.snapshot.report
     text = f"Job {attempt.job.name} is complete and what its pod said is gone; the bucket is asked"
     draft.conditions.set(ConditionType.RUNNING, False, RESULT_LOOKUP, text)
-    found = obstacle(report, draft.snapshot.now) if report is not None and not report.job.suspend else None
+    found = (
+        obstacle(report, draft.snapshot.now, draft.snapshot.platform)
+        if report is not None and not report.job.suspend
+        else None
+    )
     if found is not None:
         draft.show_obstacle(found)
 

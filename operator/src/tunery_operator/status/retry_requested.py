@@ -8,7 +8,7 @@ from typing import Any, Final
 from tunery_api.status import ConditionType, Phase
 from tunery_operator.views.owner import retry_mark
 
-_ENDED: Final = ("failure", "reason", "completionTime", "rejectedAdapter")
+_ENDED: Final = ("failure", "reason", "completionTime", "rejectedAdapter", "podName")
 _JUDGED_AGAIN: Final = frozenset(
     type_.value
     for type_ in (ConditionType.FAILED, ConditionType.RUNNING, ConditionType.FINISHED, ConditionType.STALLED)

@@ -12,6 +12,7 @@ from tunery_api.kinds import KINDS, Kind, KindDefinition, Running
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import TrainerStatus
 from tunery_operator.plan.inputs import Input
+from tunery_operator.plan.placing import SAYS_NOTHING, PlatformSays
 from tunery_operator.status.phase import WAITING_FOR_PREDECESSOR
 from tunery_operator.status.search import Search
 from tunery_operator.views.attempt import Attempt
@@ -82,6 +83,8 @@ class Snapshot:
     deadline_seconds: int | None = None
     """How long pods may run in all; None: for ever."""
     gpu_resource: str = ""
+    platform: PlatformSays = SAYS_NOTHING
+    """What of its pods the platform says, and the manifest does not."""
     unplannable: tuple[FieldError, ...] = ()
     """Why an accepted spec cannot be planned with today's rules and settings: told, and waited for."""
     refusal: Refusal | None = None

@@ -104,7 +104,7 @@ def _check_publishing(draft: Draft, stop: Stop) -> None:
 
 
 def _show_publishing(draft: Draft, stop: Stop, attempt: Attempt) -> None:
-    found = obstacle(attempt, draft.snapshot.now) if not attempt.job.suspend else None
+    found = obstacle(attempt, draft.snapshot.now, draft.snapshot.platform) if not attempt.job.suspend else None
     text = f"Job {attempt.job.name} is to {_errand(draft)}"
     if found is None:
         _show(draft, stop, text)

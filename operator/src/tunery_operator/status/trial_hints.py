@@ -7,6 +7,7 @@ from typing import Final
 
 from tunery_api.kinds import Kind
 from tunery_api.names import RETRY_ANNOTATION
+from tunery_api.search.rows import OF_TRIAL
 from tunery_operator.views.owner import Key, Owner
 
 _CHANGES_SPEC: Final = re.compile(r"new job|\b(spec|resources|training|evaluation|dataset|lora)\.[a-z]|\bQLoRA\b")
@@ -26,7 +27,7 @@ def of_waiting_trial(owner: Owner, hint: str) -> str:
     if owner.sweep is None or not _CHANGES_SPEC.search(hint):
         return ""
     return (
-        f" {owner.key.name} is a trial of LoRASweep {owner.sweep}: what is changed in its LoRAJob is for this trial "
+        f" {owner.key.name} {OF_TRIAL} {owner.sweep}: what is changed in its LoRAJob is for this trial "
         f"alone.{new_sweep(owner.sweep, hint)}"
     )
 
@@ -35,7 +36,7 @@ def of_failed_trial(owner: Owner, hint: str, *, mendable: bool) -> str:
     """Return what is to be added to the hint of a trial that has failed."""
     key = Key(Kind.LORASWEEP, owner.key.namespace, owner.sweep or "")
     words = (
-        f" {owner.key.name} is a trial of LoRASweep {key.name}, which counts it as it has ended and goes on without "
+        f" {owner.key.name} {OF_TRIAL} {key.name}, which counts it as it has ended and goes on without "
         f"it: a retry of the trial is not followed.{new_sweep(key.name, hint)}"
     )
     return f"{words} Where LoRASweep {key.name} has failed, retry that. {retry_command(key)}" if mendable else words

@@ -8,7 +8,12 @@ from typing import Final
 RETRIED: Final = "Retried"
 """Reason of the event that a failed object is tried again."""
 ADAPTER_REMOVED: Final = "AdapterRemoved"
-"""Reason of AdapterUploaded=False where a sweep has removed what one of its trials had published."""
+"""Reason of AdapterUploaded=False where a sweep has removed what one of its trials had published; and of the
+event that a server serves an adapter no more."""
+ADAPTER_SERVED: Final = "AdapterServed"
+ADAPTER_FAILED: Final = "AdapterFailed"
+SERVER_READY: Final = "ServerReady"
+SERVER_STOPPED: Final = "Stopped"
 RESUMED: Final = "Resumed"
 """Reason of Suspended=False once spec.suspend is false again."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -71,6 +72,7 @@ class ServerPodView:
     """In the order in which they start."""
     api_keys: str = NO_KEYS
     """The Secret whose API keys it asks for."""
+    namespace: str = ""
 
     @property
     def unstarted(self) -> bool:
@@ -96,6 +98,7 @@ def parse_server_pod(body: Mapping[str, Any]) -> ServerPodView:
     owned = controller.get("kind") == "ReplicaSet"
     return ServerPodView(
         name=meta["name"],
+        namespace=sys.intern(meta["namespace"]),
         uid=meta["uid"],
         version=meta.get("resourceVersion", ""),
         replica_set=controller.get("name", "") if owned else "",

@@ -11,6 +11,7 @@ import io
 import json
 import logging
 import math
+import re
 import socket
 import ssl
 import time
@@ -42,6 +43,10 @@ _ASKS_FOR_PATIENCE: Final = frozenset({429, 503})
 _NOT_LET_IN: Final = frozenset({401, 403})
 _LONGEST_WORDS: Final = 300
 """Bytes of why a report could not be posted."""
+_MOST_CAUSES: Final = 8
+"""That are told of one outage: a log is no place for whatever stands between to say something new each time."""
+_OF_THIS_TRY: Final = re.compile(r"0x[0-9a-fA-F]+|\b\d+(\.\d+)?\b")
+"""What differs from one try to the next, though the cause is the same: an object's address, a port of ours, seconds."""
 
 
 class Refused(Exception):
@@ -83,23 +88,48 @@ class Pace:
         return max(self.interval, min(self.interval * 2.0 ** min(self._failures, 10), self.longest))
 
 
-class Outage:
-    """Tells in the log that reports cannot be posted to `url`: once, however many fail, and once when they can again.
+class Causes:
+    """Why something fails that is tried again and again: each cause is news once, until it works."""
 
-    Without a URL there is nothing to tell.
+    def __init__(self) -> None:
+        self._known: set[tuple[str, int | None, str]] = set()
+
+    def __bool__(self) -> bool:
+        """Tell whether it fails."""
+        return bool(self._known)
+
+    def is_news(self, error: Exception) -> bool:
+        """Take note of a failure, and tell whether none before had its cause."""
+        status = error.status if isinstance(error, Refused) else None
+        cause = (type(error).__name__, status, _OF_THIS_TRY.sub("", str(error)))
+        news = cause not in self._known and len(self._known) < _MOST_CAUSES
+        if news:
+            self._known.add(cause)
+        return news
+
+    def clear(self) -> None:
+        """Take note that it works."""
+        self._known.clear()
+
+
+class Outage:
+    """Tells in the log that reports cannot be posted to `url`: each cause once, and once when they can again.
+
+    However many fail. What was wrong at first, as an operator that restarts, need not be what lasts. Without a URL
+    there is nothing to tell.
     """
 
     def __init__(self, url: str, log: logging.Logger) -> None:
         self._url = url
         self._log = log
-        self._told = False
+        self._causes = Causes()
 
     def failed(self, error: Exception) -> None:
         """Take note that a report was not taken; a server that asks to be left alone for a while is no outage."""
-        if self._told or not self._url or (isinstance(error, Refused) and error.retry_after is not None):
+        patience = isinstance(error, Refused) and error.retry_after is not None
+        if patience or not self._url or not self._causes.is_news(error):
             self._log.debug("progress was not posted: %s", scrub(str(error)))
             return
-        self._told = True
         why = shorten(" ".join(scrub(str(error)).split()) or type(error).__name__, _LONGEST_WORDS)
         self._log.warning(
             "progress cannot be posted to %s: %s. The run goes on, and this log tells how far it is; the status will "
@@ -111,8 +141,8 @@ class Outage:
 
     def over(self) -> None:
         """Take note that a report was taken."""
-        if self._told:
-            self._told = False
+        if self._causes:
+            self._causes.clear()
             self._log.info("progress is posted to %s again", self._url)
 
     def _mended_by(self, error: Exception) -> str:

@@ -13,7 +13,7 @@ from urllib3.exceptions import HTTPError
 
 from tunery_api.names import PROGRESS_CA_ENV, PROGRESS_TOKEN_ENV, PROGRESS_URL_ENV
 from tunery_api.serving import Desired, ReplicaReply, ReplicaReport, ReplicaState, ReportedAdapter
-from tunery_common.progress_client import Pace, ProgressClient, Refused
+from tunery_common.progress_client import Causes, Pace, ProgressClient, Refused
 from tunery_server.threads import in_thread
 
 INTERVAL_SECONDS: Final = 5.0
@@ -63,7 +63,8 @@ class Reporter:
         self._sleep = sleep
         self._clock = clock
         self._pace = Pace(interval=INTERVAL_SECONDS, longest=LONGEST_SECONDS)
-        self._failing = False
+        self._causes = Causes()
+        """Why the operator takes no report."""
         self._away = False
         """The last report failed, and not at somebody who asks to try again soon, as the operator that stands by."""
         self._may_since: float | None = None
@@ -103,17 +104,18 @@ class Reporter:
         try:
             reply = ReplicaReply.model_validate_json(await in_thread(lambda: self._post(body)))
         except Refused as error:
-            self._failed(str(error), error.retry_after)
+            self._failed(error, str(error), error.retry_after)
         except (OSError, HTTPError) as error:
-            self._failed(f"{type(error).__name__}: {error}", None)
+            self._failed(error, f"{type(error).__name__}: {error}", None)
         except ValidationError as error:
-            self._failed(f"the answer cannot be read: {error.error_count()} errors", None)
+            self._failed(error, f"the answer cannot be read: {error.error_count()} errors", None)
         except Exception as error:  # noqa: BLE001 (the operator's faults never disturb serving)
-            self._failed(f"{type(error).__name__}: {error}", None)
+            self._failed(error, f"{type(error).__name__}: {error}", None)
         else:
-            if self._failing:
+            if self._causes:
                 _log.info("the operator takes reports again")
-            self._failing = self._away = False
+            self._causes.clear()
+            self._away = False
             # What was told before requests might come does not take back that they may.
             self._told = self._told or (ready and self._may_since is not None)
             asked = reply.interval_seconds
@@ -121,10 +123,9 @@ class Reporter:
             if reply.desired is not None:
                 self._loader.offer(reply.desired)
 
-    def _failed(self, message: str, retry_after: float | None) -> None:
-        if not self._failing:
+    def _failed(self, error: Exception, message: str, retry_after: float | None) -> None:
+        if self._causes.is_news(error):
             _log.warning("the operator did not take the report: %s", message)
-        self._failing = True
         self._away = retry_after is None or retry_after > WAIT_SECONDS
         self._pace.failed(retry_after)
 
@@ -135,7 +136,7 @@ class Reporter:
             await self._sleep(least)
             waited += least
             self._look(now := self._loader.ready())
-            if not self._failing and (self._loader.state(), now) != (state, ready):
+            if not self._causes and (self._loader.state(), now) != (state, ready):
                 return
 
 

@@ -21,7 +21,7 @@ from tunery_api.reasons import FailureReason
 from tunery_api.status import ResolvedValue
 from tunery_common.errors import TuneryError, first_line
 from tunery_common.inputs.headers import Tensor
-from tunery_common.inputs.misfit import CHANGED_BASE_INITS, VARIANTS, misfit, untold
+from tunery_common.inputs.misfit import CHANGED_BASE_INITS, OTHER_BASE, VARIANTS, lacking, misfit, other_rank, untold
 from tunery_common.inputs.name_patterns import broken_pattern, slow_pattern
 from tunery_trainer.adapter.attach import attach
 from tunery_trainer.adapter.methods.base import MethodContext
@@ -55,7 +55,10 @@ _AS_SAVED: Final = (
     "Put both files there as PEFT's save_pretrained wrote them (with save_embedding_layers=False), and retry; where "
     f"tensors were taken out or added by hand, let {CONFIG_FILE} say so."
 )
-_OTHER_BASE: Final = "Name the base model that it was trained on in spec.model, or another adapter, in a new job."
+_OTHER_ADAPTER: Final = (
+    "Name another adapter in spec.continueFrom, or leave it out to train a new one, in a new job: what is told stands "
+    f"in its own {CONFIG_FILE}."
+)
 
 
 def settings_from(resolved: RunSettings, model: PreTrainedModel, folder: Path, served_name: str | None) -> RunSettings:
@@ -69,7 +72,7 @@ def settings_from(resolved: RunSettings, model: PreTrainedModel, folder: Path, s
     config = _read_config(folder)
     odd = broken_pattern(config) or slow_pattern(config, (name for name, _ in model.named_modules()))
     if odd is not None:
-        raise _corrupt(f"{CONFIG_FILE}: {odd}")
+        raise _corrupt(f"{CONFIG_FILE}: {odd}", None if served_name else _AS_SAVED)
     _check_kind(resolved, config)
     if served_name is None:
         _check_variant(config)
@@ -116,28 +119,34 @@ def check_fits(
     """Compare the tensors of an adapter made elsewhere with those that its configuration has on `model`.
 
     That may be on the meta device, and bears the adapter afterwards; `resolved` comes from settings_from. Raises
-    TuneryError: BaseMismatch naming the first tensor that does not fit, AdapterCorrupt where some are missing.
+    TuneryError: AdapterCorrupt where a rank is not that of the configuration, or tensors are missing; BaseMismatch
+    naming the first tensor that does not fit.
     """
     leaves = {path for path, module in model.named_modules() if not list(module.children())}
     try:
         wanted = _own_shapes(attach(model, resolved, start), resolved)
     except ValueError as error:  # PEFT's, where no module of the base bears such a name
         message = f"spec.continueFrom: {CONFIG_FILE} does not fit this base: {first_line(error)}"
-        raise TuneryError(FailureReason.BASE_MISMATCH, message, _OTHER_BASE) from error
+        raise TuneryError(FailureReason.BASE_MISMATCH, message, OTHER_BASE) from error
+    # First what is wrong on whatever base, as for a merge: another base would not mend it.
+    ranks = (other_rank(name, tensor.shape, wanted[name]) for name, tensor in found.items() if name in wanted)
+    odd = next(filter(None, ranks), None)
+    if odd is not None:
+        raise _corrupt(odd, _AS_SAVED)
     for name, tensor in found.items():
         if name not in wanted:
             told = untold(name, leaves)
             if told is not None:
-                raise TuneryError(FailureReason.ADAPTER_CORRUPT, f"spec.continueFrom: {told}", _AS_SAVED)
+                raise _corrupt(told, _AS_SAVED)
             text = f"{name[:300]}: this base with that {CONFIG_FILE} has no such tensor"
         elif tensor.shape != wanted[name]:
             text = misfit(name, tensor.shape, wanted[name])
         else:
             continue
-        raise TuneryError(FailureReason.BASE_MISMATCH, f"spec.continueFrom: {text}", _OTHER_BASE)
+        raise TuneryError(FailureReason.BASE_MISMATCH, f"spec.continueFrom: {text}", OTHER_BASE)
     missing = sorted(wanted.keys() - found.keys())
     if missing:
-        raise _corrupt(f"{WEIGHTS_FILE} lacks {missing[0]}, and {len(missing) - 1} more")
+        raise _corrupt(lacking(missing), _AS_SAVED)
 
 
 def _own_shapes(adapted: PeftModel, resolved: RunSettings) -> dict[str, tuple[int, ...]]:
@@ -177,12 +186,15 @@ def _check_variant(config: Mapping[str, Any]) -> None:
             "continueFrom",
             f"init_lora_weights is {init[:64]!r}: the adapter is relative to a changed base; convert it to a plain "
             "LoRA first (path_initial_model_for_weight_conversion of PEFT's save_pretrained)",
+            _OTHER_ADAPTER,
         )
     if config.get("bias") not in (None, "none"):
-        raise _disagree("continueFrom", "bias is set in its configuration, and trained biases are not trained on")
+        message = "bias is set in its configuration, and trained biases are not trained on"
+        raise _disagree("continueFrom", message, _OTHER_ADAPTER)
     for name in _NOT_TRAINED_ON:
         if config.get(name):
-            raise _disagree("continueFrom", f"{name} is set in its configuration, which cannot be trained on")
+            message = f"{name} is set in its configuration, which cannot be trained on"
+            raise _disagree("continueFrom", message, _OTHER_ADAPTER)
 
 
 def _inherit_prompt(resolved: RunSettings, config: Mapping[str, Any]) -> RunSettings:
@@ -268,7 +280,7 @@ def _with_rank(resolved: RunSettings, adapter: AdapterSettings) -> RunSettings:
 def _agree(resolved: RunSettings, field: str, ours: Any, theirs: Any) -> Any:
     """Return the adapter's value; a manifest that says another one is refused."""
     if theirs is None:
-        raise _corrupt(f"{CONFIG_FILE} does not say what {field} is")
+        raise _corrupt(f"{CONFIG_FILE} does not say what {field} is", _AS_SAVED)
     if _from_manifest(resolved, field) and ours != theirs:
         raise _differs(field, ours, theirs)
     return theirs
@@ -298,13 +310,13 @@ def _list(names: Iterable[str]) -> str:
     return ", ".join(sorted(names)) or "none"
 
 
-def _disagree(field: str, message: str) -> TuneryError:
-    return TuneryError(FailureReason.INVALID_SPEC, f"spec.{field}: {message}")
+def _disagree(field: str, message: str, hint: str | None = None) -> TuneryError:
+    return TuneryError(FailureReason.INVALID_SPEC, f"spec.{field}: {message}", hint)
 
 
 def _differs(field: str, ours: Any, theirs: Any) -> TuneryError:
     return _disagree(field, f"is {ours}, but the adapter of continueFrom has {theirs}; leave it out")
 
 
-def _corrupt(message: str) -> TuneryError:
-    return TuneryError(FailureReason.ADAPTER_CORRUPT, f"spec.continueFrom: {message}")
+def _corrupt(message: str, hint: str | None = None) -> TuneryError:
+    return TuneryError(FailureReason.ADAPTER_CORRUPT, f"spec.continueFrom: {message}", hint)

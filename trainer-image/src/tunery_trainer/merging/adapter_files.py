@@ -14,7 +14,7 @@ import torch
 from tunery_api.manifest import CONFIG_FILE, WEIGHTS_FILE
 from tunery_api.reasons import FailureReason
 from tunery_common.errors import TuneryError
-from tunery_common.inputs.misfit import PREFIX
+from tunery_common.inputs.misfit import DIVERGED, DIVERGED_ELSEWHERE, PREFIX, no_such_rank
 from tunery_common.inputs.name_patterns import broken_pattern, slow_pattern
 from tunery_trainer.merging.files import CHUNK, Files, read_json
 from tunery_trainer.merging.safetensors_stream import TensorInfo, read_header, read_tensor
@@ -22,6 +22,11 @@ from tunery_trainer.merging.safetensors_stream import TensorInfo, read_header, r
 ADALORA_EPSILON: Final = 1e-5
 """PEFT divides AdaLoRA's scaling by the rank plus this much."""
 
+AS_SAVED: Final = (
+    "Put both files there as PEFT's save_pretrained wrote them, of one and the same adapter, and retry; where tensors "
+    f"were taken out or added by hand, let {CONFIG_FILE} say so."
+)
+"""What to do where the files of an adapter made elsewhere do not go together."""
 _PART: Final = re.compile(
     r"^(?P<module>.+?)\.(?P<part>lora_A|lora_B|lora_E|lora_embedding_A|lora_embedding_B|lora_magnitude_vector|ia3_l"
     r"|token_adapter\.trainable_tokens_delta|trainable_tokens_delta)(?P<leaf>\.weight|\.bias)?$"
@@ -60,6 +65,8 @@ class Adapter:
     """Digest of the weights file."""
     weight: float = 1.0
     """Factor of this adapter's delta."""
+    unverified: bool = False
+    """It was made elsewhere: it has no manifest that it could match, and is mended another way."""
     modules: dict[str, Module] = field(default_factory=dict)
     """By name: what LoRA, AdaLoRA, IA3 or trainable tokens change."""
     full: dict[str, str] = field(default_factory=dict)
@@ -79,12 +86,19 @@ class Adapter:
         """Return a tensor as stored. Raises TuneryError(AdapterCorrupt) where it is not finite."""
         tensor = read_tensor(self.files, self.tensors[key])
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise self.corrupt(f"tensor {key} holds NaN or infinite values")
+            raise self.diverged(key)
         return tensor
 
     def corrupt(self, what: str) -> TuneryError:
         """An error that names this adapter."""
-        return TuneryError(FailureReason.ADAPTER_CORRUPT, f"{self.label}: {what}")
+        hint = AS_SAVED if self.unverified else None
+        return TuneryError(FailureReason.ADAPTER_CORRUPT, f"{self.label}: {what}", hint)
+
+    def diverged(self, key: str) -> TuneryError:
+        """An error that names this adapter and a tensor that holds no numbers."""
+        hint = DIVERGED_ELSEWHERE if self.unverified else DIVERGED
+        message = f"{self.label}: tensor {key} holds NaN or infinite values"
+        return TuneryError(FailureReason.ADAPTER_CORRUPT, message, hint)
 
     def rank(self, module: Module) -> int:
         """The rank of a module, as its factors have it."""
@@ -134,8 +148,8 @@ class Adapter:
         return keys
 
 
-def open_adapter(files: Files, weight: float = 1.0) -> Adapter:
-    """Read the config and the header of an adapter.
+def open_adapter(files: Files, weight: float = 1.0, *, unverified: bool = False) -> Adapter:
+    """Read the config and the header of an adapter, which is `unverified` where it was made elsewhere.
 
     Raises TuneryError: AdapterMissing when a file is missing, AdapterCorrupt when one is cut or unreadable, or
     when the tensors do not fit the config.
@@ -147,7 +161,7 @@ def open_adapter(files: Files, weight: float = 1.0) -> Adapter:
     config = read_json(files, CONFIG_FILE)
     tensors = read_header(files, WEIGHTS_FILE)
     modules, full = _sort_keys(tensors)
-    adapter = Adapter(files, config, tensors, _digest(files, sizes[WEIGHTS_FILE]), weight, modules, full)
+    adapter = Adapter(files, config, tensors, _digest(files, sizes[WEIGHTS_FILE]), weight, unverified, modules, full)
     odd = broken_pattern(config) or slow_pattern(config, modules)
     if odd is not None:
         raise adapter.corrupt(f"{CONFIG_FILE}: {odd}")
@@ -197,11 +211,13 @@ def _check_shapes(adapter: Adapter, module: Module) -> None:
     a, b = (adapter.tensors[key].shape for key in keys)
     if len(a) != 2 or len(b) != 2:
         raise TuneryError(
-            FailureReason.INVALID_SPEC, f"{adapter.label}: {module.name} is a convolution, which cannot be merged"
+            FailureReason.INVALID_SPEC,
+            f"{adapter.label}: {module.name} is a convolution, which cannot be merged",
+            "Name another adapter in spec.adapters, in a new job.",
         )
     if a[0] != b[1]:
         raise adapter.corrupt(f"{module.name}: lora_A has rank {a[0]}, lora_B has rank {b[1]}")
     if adapter.peft_type == "LORA":
         promised = _by_pattern(adapter.config.get("rank_pattern"), module.name, adapter.config.get("r", 8))
         if promised != a[0]:
-            raise adapter.corrupt(f"{module.name} has rank {a[0]}, adapter_config.json says {promised}")
+            raise adapter.corrupt(no_such_rank(module.name, a[0], promised))

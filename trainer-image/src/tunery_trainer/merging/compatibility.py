@@ -22,6 +22,14 @@ FILLED_IN: Final = {"bias": "none"}
 UNMERGEABLE_FIELDS: Final = ("target_parameters", *VARIANTS)
 
 
+_TOGETHER: Final = (
+    "ame adapters in spec.adapters that can be merged with one another, in a new job: what is told of them stands in "
+    "their own adapter_config.json, as each was trained."
+)
+_OF_THE_MANIFEST: Final = ("spec.method:", "spec.rank:", "spec.adapters:")
+"""What problems begin with that the manifest can mend; others begin with an adapter or a field of its own."""
+
+
 @dataclass(frozen=True, slots=True)
 class Facts:
     """What is known of an adapter without its weights."""
@@ -46,7 +54,15 @@ def check(facts: Sequence[Facts], method: MergeMethod, rank: int | None, into: M
     """Raise TuneryError(InvalidSpec) that lists everything that speaks against the merge."""
     problems = find_problems(facts, method, rank, into)
     if problems:
-        raise TuneryError(FailureReason.INVALID_SPEC, "; ".join(problems))
+        raise TuneryError(FailureReason.INVALID_SPEC, "; ".join(problems), _hint(problems))
+
+
+def _hint(problems: Sequence[str]) -> str | None:
+    """Return what to do; None: what an InvalidSpec usually asks for."""
+    own = [problem.startswith(_OF_THE_MANIFEST) for problem in problems]
+    if all(own):
+        return None
+    return f"Correct the named fields of the manifest, and n{_TOGETHER}" if any(own) else f"N{_TOGETHER}"
 
 
 def find_problems(facts: Sequence[Facts], method: MergeMethod, rank: int | None, into: MergeTarget) -> list[str]:
@@ -79,7 +95,7 @@ def check_tensors(adapters: Sequence[Adapter]) -> None:
             problems.append(f"{', '.join(missing)}: has no {name}, which other adapters replace as a whole")
     problems += _shape_problems(adapters)
     if problems:
-        raise TuneryError(FailureReason.INVALID_SPEC, "; ".join(problems))
+        raise TuneryError(FailureReason.INVALID_SPEC, "; ".join(problems), _hint(problems))
 
 
 def _alone(fact: Facts, *, alone: bool, into: MergeTarget) -> list[str]:

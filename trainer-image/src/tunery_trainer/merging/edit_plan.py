@@ -9,7 +9,7 @@ import torch
 
 from tunery_api.reasons import FailureReason
 from tunery_common.errors import TuneryError
-from tunery_common.inputs.misfit import misfit
+from tunery_common.inputs.misfit import OTHER_BASE, misfit
 from tunery_trainer.merging.adapter_files import Adapter, Module
 from tunery_trainer.merging.base_model import Checkpoint, embedding_name, tensor_name
 from tunery_trainer.merging.files import Files
@@ -82,7 +82,7 @@ def check_whole(checkpoint: Checkpoint, adapter: Adapter) -> None:
         if found is not None and (base := checkpoint.tensors[found].shape) != own:
             first, second = (" x ".join(map(str, shape)) for shape in (own, base))
             message = f"{adapter.label}: {key} is {first}, the base's {found} is {second}"
-            raise TuneryError(FailureReason.INVALID_SPEC, message)
+            raise TuneryError(FailureReason.INVALID_SPEC, message, OTHER_BASE)
 
 
 def _edit_module(edits: dict[str, Edit], checkpoint: Checkpoint, adapter: Adapter, module: Module) -> None:
@@ -93,13 +93,16 @@ def _edit_module(edits: dict[str, Edit], checkpoint: Checkpoint, adapter: Adapte
     # A layer of another architecture that lies the other way round is none that the factors were trained on.
     if not straight and not ((module.embedding or checkpoint.conv1d) and fits(shape, outer[::-1])):
         weight_shape = shape[::-1] if checkpoint.conv1d else shape
-        raise TuneryError(FailureReason.INVALID_SPEC, f"{adapter.label}: {_misfit(adapter, module, weight_shape)}")
+        raise TuneryError(
+            FailureReason.INVALID_SPEC, f"{adapter.label}: {_misfit(adapter, module, weight_shape)}", OTHER_BASE
+        )
     edits[weight] = replace(edits[weight], module=module)
     bias = _locate(edits, checkpoint, f"{module.name}.bias")
     if "lora_B.bias" in module.keys and bias is None:
         raise TuneryError(
             FailureReason.INVALID_SPEC,
             f"{adapter.label}: lora_bias cannot be merged into {module.name}, which has no bias in the base model",
+            "Merge it with into: Adapter, or name another adapter, in a new job.",
         )
     scaled = "ia3_l" in module.keys and not is_feedforward(adapter, module)
     if bias is not None and ("lora_B.bias" in module.keys or scaled):
@@ -182,7 +185,7 @@ def _locate(names: Container[str], checkpoint: Checkpoint, name: str) -> str | N
 
 def _required(found: str | None, adapter: Adapter, name: str) -> str:
     if found is None:
-        raise TuneryError(FailureReason.INVALID_SPEC, f"{adapter.label}: the base model has no {name}")
+        raise TuneryError(FailureReason.INVALID_SPEC, f"{adapter.label}: the base model has no {name}", OTHER_BASE)
     return found
 
 

@@ -28,7 +28,7 @@ def write(adapters: Sequence[Adapter], writer: Writer, dtype: torch.dtype) -> No
             for adapter, key, info in zip(adapters, keys, infos, strict=True):
                 rows = read_rows(adapter.files, info, start, stop).float()
                 if not bool(torch.isfinite(rows).all()):
-                    raise adapter.corrupt(f"tensor {key} holds NaN or infinite values")
+                    raise adapter.diverged(key)
                 mean.add_(rows, alpha=adapter.weight / total)
             writer.write(mean.to(dtype))
 

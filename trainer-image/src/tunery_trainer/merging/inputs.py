@@ -18,6 +18,7 @@ from tunery_api.runspec import Purpose
 from tunery_common.errors import TuneryError
 from tunery_common.inputs.fetch import OnBytesOfTotal, fetch_model
 from tunery_common.inputs.hub import RangesRefused, hub_files
+from tunery_common.inputs.misfit import OTHER_BASE
 from tunery_trainer.inputs.named_adapter import NamedAdapter, Wanted, open_named
 from tunery_trainer.inputs.workspace import Workspace
 from tunery_trainer.merging.adapter_files import Adapter, open_adapter
@@ -29,7 +30,6 @@ from tunery_trainer.merging.quantized import Quantization
 from tunery_trainer.model.quantization import dtype_of
 
 _PLAIN_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,255}")
-_OTHER_BASE: Final = "Name the base model that it was trained on in spec.model, or another adapter, in a new job."
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +118,7 @@ def fetch_adapters(work: Workspace, spec: AdapterMergeSpec, sources: Sequence[Me
     for index, source in enumerate(sources):
         folder = work.folder(f"adapters/{index}")
         record = source.named.bring(folder)
-        adapter = open_adapter(LocalFiles(folder, source.label), float(source.weight))
+        adapter = open_adapter(LocalFiles(folder, source.label), float(source.weight), unverified=source.unverified)
         if source.unverified:
             # The result is for the base as it is called here, and not as somebody else's disk had it.
             adapter = replace(adapter, config={**adapter.config, "base_model_name_or_path": name, "revision": None})
@@ -177,7 +177,7 @@ def check_foreign(
         except TuneryError as error:
             if error.reason is not FailureReason.INVALID_SPEC:
                 raise
-            raise TuneryError(FailureReason.BASE_MISMATCH, error.message, _OTHER_BASE) from error
+            raise TuneryError(FailureReason.BASE_MISMATCH, error.message, OTHER_BASE) from error
         check_on_base(checkpoint, adapter)
 
 

@@ -16,9 +16,9 @@ from peft.utils.constants import EMBEDDING_LAYER_NAMES, INCLUDE_LINEAR_LAYERS_SH
 from tunery_api.manifest import CONFIG_FILE, WEIGHTS_FILE
 from tunery_api.reasons import FailureReason
 from tunery_common.errors import TuneryError, first_line
-from tunery_common.inputs.misfit import PREFIX, misfit, untold
+from tunery_common.inputs.misfit import OTHER_BASE, PREFIX, lacking, misfit, no_such_rank, untold
 from tunery_common.inputs.name_patterns import parents, slow_pattern
-from tunery_trainer.merging.adapter_files import Adapter, Module
+from tunery_trainer.merging.adapter_files import AS_SAVED, Adapter, Module
 from tunery_trainer.merging.base_model import EMBEDDINGS, Checkpoint, tensor_name
 from tunery_trainer.merging.full_tensors import TOKENS
 from tunery_trainer.merging.merged_blocks import token_indices
@@ -32,11 +32,6 @@ _FIELDS: Final = {
 """Which field of a configuration tells of a part."""
 _ENDS: Final = frozenset({*EMBEDDINGS, *EMBEDDING_LAYER_NAMES, "embed_out"})
 """What embeddings and heads are called, whose weights PEFT saves where it is told to."""
-_AS_SAVED: Final = (
-    "Put both files there as PEFT's save_pretrained wrote them, of one and the same adapter, and retry; where tensors "
-    f"were taken out or added by hand, let {CONFIG_FILE} say so."
-)
-_OTHER_BASE: Final = "Name the base model that it was trained on in spec.model, or another adapter, in a new job."
 
 
 def check_told(adapter: Adapter) -> None:
@@ -86,8 +81,7 @@ def check_on_base(checkpoint: Checkpoint, adapter: Adapter) -> None:
             _mismatch(adapter, misfit(key, tensor.shape, wanted))
     missing = sorted(saved.shapes.keys() - adapter.tensors.keys())
     if missing:
-        others = f", and {len(missing) - 1} more tensors that" if len(missing) > 1 else ", which"
-        _refuse(adapter, f"{WEIGHTS_FILE} lacks {missing[0]}{others} {CONFIG_FILE} has on this base")
+        _refuse(adapter, lacking(missing))
 
 
 def _saved(checkpoint: Checkpoint, adapter: Adapter) -> Saved | None:
@@ -194,7 +188,7 @@ def _check_ranks(adapter: Adapter) -> None:
     for module in adapter.modules.values():
         rank, promised = adapter.rank(module), left.get(module.name, adapter.config.get("init_r", 12))
         if module.factors and rank != promised:
-            _refuse(adapter, f"{module.name} has rank {rank}, {CONFIG_FILE} says {promised}")
+            _refuse(adapter, no_such_rank(module.name, rank, promised))
 
 
 def _untold(adapter: Adapter, key: str, field: str) -> NoReturn:
@@ -202,8 +196,8 @@ def _untold(adapter: Adapter, key: str, field: str) -> NoReturn:
 
 
 def _refuse(adapter: Adapter, what: str) -> NoReturn:
-    raise TuneryError(FailureReason.ADAPTER_CORRUPT, f"{adapter.label}: {what}", _AS_SAVED)
+    raise TuneryError(FailureReason.ADAPTER_CORRUPT, f"{adapter.label}: {what}", AS_SAVED)
 
 
 def _mismatch(adapter: Adapter, what: str) -> NoReturn:
-    raise TuneryError(FailureReason.BASE_MISMATCH, f"{adapter.label}: {what}", _OTHER_BASE)
+    raise TuneryError(FailureReason.BASE_MISMATCH, f"{adapter.label}: {what}", OTHER_BASE)

@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Iterable
 from typing import Any, Final
 
+from tunery_api.training import Precision
 from tunery_trainer.settings.look import Estimated
 from tunery_trainer.settings.memory import ALLOCATOR_SLACK, MemoryEstimate, usable
 from tunery_trainer.settings.parallelism import parallelism_of, told_of_devices
@@ -79,7 +80,8 @@ def _head(found: Estimated, rate: float | None) -> Iterable[str]:
     size = _parameters(found.parameters)
     asked = any(each.name == "training.precision" and each.source == SettingSource.MANIFEST for each in settings.values)
     # Which CPU it will be is not known: of the two the one that takes more is counted.
-    or_less = "" if found.on_gpu or asked else ", or BFloat16 where the CPU has it"
+    known = found.on_gpu or asked or training.precision is Precision.BFLOAT16
+    or_less = "" if known else ", or BFloat16 where the CPU has it"
     yield from _said("Model", f"{found.model}, {size} parameters, computed in {training.precision}{or_less}")
     yield from _said("Method", f"{settings.method.value}{quantised}. {settings.method_reason}")
     yield from _said("Adapter", _adapter(found))

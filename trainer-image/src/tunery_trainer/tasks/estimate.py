@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +21,7 @@ from tunery_common.inputs.location import DataFiles, Location
 from tunery_common.storage.credentials import ambient
 from tunery_trainer.inputs.local_model import local_model
 from tunery_trainer.local import read_lorajob
+from tunery_trainer.process.device import device_facts
 from tunery_trainer.process.environment import be_quiet, go_offline
 from tunery_trainer.reporting.estimate_text import as_json, as_text
 from tunery_trainer.resuming.here import start_here
@@ -46,6 +48,10 @@ def run_estimate(question: Question) -> None:
     go_offline()
     with _told_where_slow(of_loading("Estimate")):
         from tunery_trainer.plan.look_ahead import look_ahead
+
+        if device.kind is DeviceKind.CPU and (spec.output.uri or "").startswith("file://"):
+            # No cluster takes such an output: of this machine it is known how its CPU computes.
+            device = replace(device, bfloat16=device_facts(None).bfloat16)
     with _told_where_slow("Estimate   the model is outlined, and the rows of the data that are here are read"):
         found = look_ahead(start, folder, device, files)
     if question.machine_readable:

@@ -100,7 +100,7 @@ def _to_its_end(search: Search, lock: int, stop: StopSignal) -> int:
 
 
 def _failed(failure: Failure) -> TuneryError:
-    return TuneryError(FailureReason(failure.reason), failure.message)
+    return TuneryError(FailureReason(failure.reason), failure.message, failure.hint)
 
 
 def _tell(search: Search, row: TrialStatus) -> None:

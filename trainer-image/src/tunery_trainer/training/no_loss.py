@@ -11,6 +11,7 @@ from tunery_api.manifest import WEIGHTS_FILE as ADAPTER_FILE
 from tunery_api.reasons import FailureReason
 from tunery_api.training import Precision
 from tunery_common.errors import TuneryError
+from tunery_common.inputs.misfit import DIVERGED, DIVERGED_ELSEWHERE
 from tunery_trainer.losses.evaluation import Measured
 from tunery_trainer.model.finite import not_finite, not_finite_base
 from tunery_trainer.resuming.resume import Resumed
@@ -47,7 +48,7 @@ def check_start(job: Assignment) -> None:
         raise TuneryError(
             FailureReason.ADAPTER_CORRUPT,
             f"spec.continueFrom: {found}, so that nothing can be learned from there on",
-            "Publish the named adapter again from a run that did not diverge, and retry; or name another in a new job.",
+            DIVERGED_ELSEWHERE if source and source.unverified else DIVERGED,
         )
     if job.resumed:
         _check_checkpoint(job.resumed)

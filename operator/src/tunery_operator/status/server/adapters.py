@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from tunery_api.reasons import FailureReason, advice_for
 from tunery_api.scrub import scrub, shorten
 from tunery_api.serverstatus import NOT_SERVED_SHOWN, AdapterState, NotServedOn, ServedAdapterStatus
-from tunery_api.serving import DesiredAdapter, ReportedAdapter
+from tunery_api.serving import LAST_USED_SECONDS, SILENT_SECONDS, DesiredAdapter, ReportedAdapter
 from tunery_operator.plan.resolution import Kept, Note, Refused, Resolution, Waiting
 from tunery_operator.status.server.hints import hint_of
 from tunery_operator.status.server.replicas import Replica
@@ -55,6 +55,13 @@ class Standing:
         return self.reason is not None or self.state is AdapterState.FAILED
 
 
+class Life(NamedTuple):
+    """When a server was made, before which nobody asked for anything, and now."""
+
+    born: datetime | None
+    now: datetime
+
+
 @dataclass(frozen=True, slots=True)
 class _Wanted:
     """What is known of an adapter apart from the replicas."""
@@ -69,33 +76,36 @@ class _Wanted:
 
 
 def standings(
-    resolution: Resolution | None, replicas: Sequence[Replica], before: Mapping[str, Any], *, stopped: bool, born: str
+    resolution: Resolution | None, replicas: Sequence[Replica], before: Mapping[str, Any], *, stopped: bool, life: Life
 ) -> list[Standing]:
     """Return where each adapter stands, problems first, then by name.
 
     `before` is the status that the API server has: it knows when replicas that are gone were asked for an adapter.
-    `born` is when the server was made: nobody asked for anything before.
     Without a resolution, as for a spec that is not valid, what the replicas have is what is wanted.
     """
     asked = [replica for replica in replicas if replica.ready] or [replica for replica in replicas if replica.runs]
     used = {str(item.get("name")): item.get("lastUsedTime") for item in before.get("adapters") or ()}
     found = [_standing(item, asked, stopped) for item in _wanted(resolution, replicas)]
-    made = parse_time(born)
     for item in found:
-        _date(item, replicas, parse_time(used.get(item.name)), made)
+        _date(item, replicas, parse_time(used.get(item.name)), life)
     return sorted(found, key=_order)
 
 
-def _date(item: Standing, replicas: Sequence[Replica], before: datetime | None, born: datetime | None) -> None:
+def _date(item: Standing, replicas: Sequence[Replica], before: datetime | None, life: Life) -> None:
     """Say when an adapter was last asked for, on whichever replica.
 
-    That is told to ten minutes, as their beginning: which of a young server lies before the server itself.
+    Replicas tell it to ten minutes, as their beginning. Of each ten minutes the first request is told, by when it was
+    heard of; only where that was later than their end, as after a restart of the operator, their beginning is.
     """
+    known = before.timestamp() if before is not None else 0.0
     reported = (replica.adapters[item.name].last_used for replica in replicas if item.name in replica.adapters)
-    newest = max([before.timestamp() if before is not None else 0.0, *(time for time in reported if time)])
-    if newest > 0:
-        used = datetime.fromtimestamp(newest, UTC)
-        item.fields["last_used_time"] = format_time(used if born is None else max(used, born))
+    newest = max(((time or 0.0) for time in reported), default=0.0) // LAST_USED_SECONDS * LAST_USED_SECONDS
+    if newest > known:
+        heard = life.now.timestamp()
+        known = max(newest, heard) if heard - newest < LAST_USED_SECONDS + SILENT_SECONDS else newest
+    if known > 0:
+        used = datetime.fromtimestamp(known, UTC)
+        item.fields["last_used_time"] = format_time(used if life.born is None else max(used, life.born))
 
 
 def _order(item: Standing) -> tuple[int, int, str]:

@@ -19,14 +19,14 @@ from tunery_api.serverstatus import (
 from tunery_operator.plan.server_names import pod_selector, server_url
 from tunery_operator.status.conditions import Conditions
 from tunery_operator.status.server.access import old_rules, with_told
-from tunery_operator.status.server.adapters import Standing, count, shown, standings
+from tunery_operator.status.server.adapters import Life, Standing, count, shown, standings
 from tunery_operator.status.server.conditions import PREDECESSOR, Seen, set_conditions
 from tunery_operator.status.server.events import server_events
 from tunery_operator.status.server.phase import server_phase, set_tools_words
 from tunery_operator.status.server.replicas import Replica, find_replicas, room_in
 from tunery_operator.status.server.snapshot import ServerSnapshot
 from tunery_operator.status.server.verdict import failure_block, hindrance
-from tunery_operator.views.clock import format_time
+from tunery_operator.views.clock import format_time, parse_time
 from tunery_operator.views.event import Event
 
 LIST_BYTES: Final = 160 * 1024
@@ -53,8 +53,8 @@ def compute_server_status(snapshot: ServerSnapshot, before: Mapping[str, Any], n
     A report that says nothing new changes nothing in it.
     """
     replicas = find_replicas(snapshot, before, now)
-    stopped, born = snapshot.replicas == 0, snapshot.owner.created
-    adapters = standings(snapshot.resolution, replicas, before, stopped=stopped, born=born)
+    stopped, life = snapshot.replicas == 0, Life(parse_time(snapshot.owner.created), now)
+    adapters = standings(snapshot.resolution, replicas, before, stopped=stopped, life=life)
     rules = old_rules(snapshot, replicas)
     found = hindrance(snapshot, replicas)
     seen = Seen(snapshot, replicas, adapters, with_told(found, rules), rules)

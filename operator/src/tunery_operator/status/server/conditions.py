@@ -15,9 +15,10 @@ from tunery_operator.status.server.adapters import ANSWERED, Standing, first_pro
 from tunery_operator.status.server.replicas import Replica
 from tunery_operator.status.server.snapshot import ServerSnapshot
 from tunery_operator.status.server.verdict import as_text, astray_text
+from tunery_operator.views.event import SERVER_STOPPED
 
 NOT_REPORTING: Final = "NotReporting"
-STOPPED: Final = "Stopped"
+STOPPED: Final = SERVER_STOPPED
 ROLLING_OUT: Final = "RollingOut"
 WAITING: Final = "WaitingForAdapters"
 PREDECESSOR: Final = "WaitingForPredecessor"

@@ -12,12 +12,7 @@ from tunery_api.serverstatus import AdapterState, ServerCondition
 from tunery_operator.status.server.access import said_besides
 from tunery_operator.status.server.conditions import NOT_REPORTING, STOPPED, names
 from tunery_operator.views.clock import format_time
-from tunery_operator.views.event import Event
-
-SERVER_READY: Final = "ServerReady"
-ADAPTER_SERVED: Final = "AdapterServed"
-ADAPTER_FAILED: Final = "AdapterFailed"
-ADAPTER_REMOVED: Final = "AdapterRemoved"
+from tunery_operator.views.event import ADAPTER_FAILED, ADAPTER_REMOVED, ADAPTER_SERVED, SERVER_READY, Event
 
 _ANSWERED: Final = (AdapterState.SERVED.value, AdapterState.COLD.value)
 

@@ -9,7 +9,7 @@ from typing import Final
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import Failure
 from tunery_operator.plan.server_names import DOOR, ENGINE, MODEL
-from tunery_operator.status.diagnosis import CONFIG_REASONS, IMAGE_REASONS, failure, start_failure
+from tunery_operator.status.diagnosis import CONFIG_REASONS, IMAGE_REASONS, failure, silent_hint, start_failure
 from tunery_operator.status.messages import reported_failure
 from tunery_operator.status.server.hints import REPLACE_IN_PLACE
 from tunery_operator.views.attempt import ClusterWarning
@@ -68,7 +68,7 @@ def _container_obstacle(pod: ServerPodView, container: ContainerView) -> Failure
         return failure(_R.CONTAINER_REFUSED, waits)
     if container.exit_code in (None, 0) or _is_back(container):
         return None
-    return _ended(where, container)
+    return _ended(pod, container)
 
 
 def _is_back(container: ContainerView) -> bool:
@@ -79,8 +79,9 @@ def _is_back(container: ContainerView) -> bool:
     return container.started and container.name != MODEL
 
 
-def _ended(where: str, container: ContainerView) -> Failure:
+def _ended(pod: ServerPodView, container: ContainerView) -> Failure:
     """Return why a container ended that should have gone on, or should have ended well."""
+    where = f"container {container.name} of pod {pod.name}"
     if container.exit_reason == _OOM_KILLED:
         hint = None if container.name != DOOR else "Have serving.server.resources.memory of the chart raised."
         return failure(_R.OUT_OF_MEMORY, f"{where} was killed for using more memory than its limit", hint)
@@ -91,8 +92,16 @@ def _ended(where: str, container: ContainerView) -> Failure:
     if container.exit_code == _KILLED:
         text = f"{where} was killed (exit code 137), and the node does not say that it was for too much memory"
         return failure(_R.KILLED, f"{text}{times}{_last_words(container)}")
-    reason = _R.ENGINE_FAILED if container.name == ENGINE else _R.INTERNAL_ERROR
-    return failure(reason, f"{where} ended with exit code {container.exit_code}{times}{_last_words(container)}")
+    words = _last_words(container)
+    text, command = f"{where} ended with exit code {container.exit_code}{times}{words}", _log_command(pod, container)
+    if container.name == ENGINE:
+        hint = f"Look at its log: {command} shows it. resources, and engine of the server, may be changed."
+        return failure(_R.ENGINE_FAILED, text, hint)
+    return failure(_R.INTERNAL_ERROR, text, None if words else silent_hint(command))
+
+
+def _log_command(pod: ServerPodView, container: ContainerView) -> str:
+    return f"kubectl logs {pod.name} -c {container.name} -n {pod.namespace}"
 
 
 def _last_words(container: ContainerView) -> str:

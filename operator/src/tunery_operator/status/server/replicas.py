@@ -14,6 +14,7 @@ from tunery_operator.status.diagnosis import FRESH, NODE_GRACE
 from tunery_operator.status.server.obstacles import pod_obstacle, wants_room
 from tunery_operator.status.server.remembered import loaded_before, remembered
 from tunery_operator.status.server.snapshot import ServerSnapshot
+from tunery_operator.status.whose import named
 from tunery_operator.views.attempt import ClusterWarning
 from tunery_operator.views.clock import parse_time
 from tunery_operator.views.server_pod import ServerPodView
@@ -92,7 +93,8 @@ def _replica(
         state, loaded = remembered(pod.name, before, snapshot.resolution), loaded_before(pod.name, before)
     awaited = _awaited(pod, snapshot.pods, now)
     warning = _fresh(snapshot.warnings.get(pod.uid, ()), now)
-    obstacle = None if awaited is not None else pod_obstacle(pod, warning, beside_others=others)
+    found = None if awaited is not None else pod_obstacle(pod, warning, beside_others=others)
+    obstacle = found and named(found, snapshot.says, job=False)
     return Replica(
         pod,
         state,

@@ -9,6 +9,7 @@ from datetime import datetime
 from tunery_api.adapterserver import AdapterServerSpec
 from tunery_api.errors import FieldError
 from tunery_api.serving import ReplicaState
+from tunery_operator.plan.placing import Value
 from tunery_operator.plan.resolution import Resolution
 from tunery_operator.status.snapshot import Refusal
 from tunery_operator.views.attempt import ClusterWarning
@@ -55,5 +56,7 @@ class ServerSnapshot:
     """By uid of the pod."""
     warnings: Mapping[str, tuple[ClusterWarning, ...]] = field(default_factory=dict)
     """What the cluster says against pods that do not come up, by their uid, oldest first."""
+    says: Mapping[str, Value] = field(default_factory=dict)
+    """What of its pods the platform says, and the manifest does not."""
     watching_since: datetime | None = None
     """Since when this operator takes reports: none can have come before."""

@@ -17,6 +17,7 @@ from tunery_operator.status.server.hints import hint_for
 from tunery_operator.status.server.obstacles import eviction, refused_pods
 from tunery_operator.status.server.replicas import Replica, obstacles
 from tunery_operator.status.server.snapshot import ServerSnapshot
+from tunery_operator.status.whose import named
 
 _ASTRAY_HINT: Final = (
     "Correct spec.aliases, name that adapter in spec.adapters, or give its object the labels that "
@@ -54,7 +55,7 @@ def _hindrances(snapshot: ServerSnapshot, replicas: Sequence[Replica]) -> Iterat
     if snapshot.refusal is not None:
         yield failure(snapshot.refusal.reason, snapshot.refusal.message, snapshot.refusal.hint)
     if snapshot.deployment is not None and snapshot.deployment.failure is not None:
-        yield refused_pods(snapshot.deployment.failure)
+        yield named(refused_pods(snapshot.deployment.failure), snapshot.says, job=False)
     yield from obstacles(replicas)
     if sum(replica.ready for replica in replicas) < snapshot.replicas:
         yield from filter(None, [eviction(snapshot.pods)])

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 from typing import Final
+
+from tunery_api.manifest import CONFIG_FILE, WEIGHTS_FILE
 
 CHANGED_BASE_INITS: Final = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Initialisations after which an adapter, unless converted, is relative to a base that is not the original."""
@@ -22,6 +25,19 @@ VARIANTS: Final = (
 
 PREFIX: Final = "base_model.model."
 """What PEFT puts before the base model's own names."""
+OTHER_BASE: Final = "Name the base model that it was trained on in spec.model, or another adapter, in a new job."
+"""What to do where an adapter does not fit the base."""
+DIVERGED: Final = (
+    "Publish the named adapter again from a run that did not diverge, and retry; or name another in a new job."
+)
+"""What to do about a published adapter that holds NaN."""
+DIVERGED_ELSEWHERE: Final = (
+    "Put the adapter of a run that did not diverge there, and retry; or name another in a new job."
+)
+"""And about one made elsewhere: to save it once more would not mend it."""
+_FACTOR: Final = re.compile(
+    rf"(?:{re.escape(PREFIX)})?(?P<module>.+)\.lora_(?:embedding_)?(?P<half>[AB])(?:\.weight)?$"
+)
 
 
 def untold(name: str, modules: Collection[str]) -> str | None:
@@ -38,6 +54,34 @@ def untold(name: str, modules: Collection[str]) -> str | None:
 def shape_text(shape: Sequence[int]) -> str:
     """Return a shape as people write it: `16 x 2048`."""
     return " x ".join(map(str, shape)) or "a single number"
+
+
+def lacking(missing: Sequence[str]) -> str:
+    """Return what is wrong where these tensors, one at least, are in a configuration and not in the weights."""
+    others = f", and {len(missing) - 1} more tensors that" if len(missing) > 1 else ", which"
+    return f"{WEIGHTS_FILE} lacks {missing[0]}{others} {CONFIG_FILE} has on this base"
+
+
+def other_rank(name: str, found: Sequence[int], wanted: Sequence[int]) -> str | None:
+    """Return what is wrong where the tensor `name` has not the rank, or of a prompt not the rows, of its configuration.
+
+    `wanted` is its shape by the configuration, on whatever base. None: it has, or is of no rank.
+    """
+    if not len(found) == len(wanted) == 2:
+        return None
+    if name == "prompt_embeddings":
+        rows = f"{name} has {found[0]} rows, {CONFIG_FILE} says {wanted[0]} (num_virtual_tokens)"
+        return rows if found[0] != wanted[0] else None
+    factor = _FACTOR.match(name)
+    if factor is None:
+        return None
+    at = 0 if factor["half"] == "A" else 1
+    return no_such_rank(factor["module"], found[at], wanted[at]) if found[at] != wanted[at] else None
+
+
+def no_such_rank(module: str, found: int, promised: object) -> str:
+    """Return what is wrong with a module of another rank than its configuration says."""
+    return f"{module} has rank {found}, {CONFIG_FILE} says {promised}"
 
 
 def misfit(name: str, found: Sequence[int], wanted: Sequence[int]) -> str:

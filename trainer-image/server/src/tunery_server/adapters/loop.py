@@ -33,6 +33,7 @@ from tunery_server.adapters.poison import Breaker
 from tunery_server.adapters.probe import Probe
 from tunery_server.adapters.refusals import Refusals
 from tunery_server.adapters.residents import Residents
+from tunery_server.adapters.saying import say_failed, say_held, say_over
 from tunery_server.adapters.slot import Slot
 from tunery_server.adapters.source import Known, Opener, opener
 from tunery_server.adapters.telling import ANEW, Teller, standing
@@ -190,8 +191,10 @@ class Loader:
         self._places.judge(self._slots.values())
         for slot in self._slots.values():
             if slot.over is not None:
+                say_over(slot)
                 self._withdraw(slot)
             self._teller.tell(slot)
+        say_held(before.held if before else (), desired.held)
         held = {each.name: each for each in desired.held if each.name not in wanted}
         for name in {each.name for each in before.held} - held.keys() - wanted.keys() if before else ():
             self._routes.drop(name)
@@ -346,7 +349,7 @@ class Loader:
     def _failed(self, slot: Slot, item: object, error: TuneryError) -> None:
         if slot.item is not item:
             return  # of what is not wanted any more
-        _log.warning("%s: %s", slot.item.name, error)
+        say_failed(slot, error)
         slot.failed(error, slot.about, self._ways.clock())
         self._forget_unless_there(slot)
         if slot.settled:

@@ -226,7 +226,10 @@ class Residents:
         except EngineGone as error:
             _log.info("%s is not unloaded: %s", engine_name, error)
         await self._refresh()
-        return engine_name not in self.registered
+        if engine_name in self.registered:
+            return False
+        _log.info("%s is unloaded", engine_name)
+        return True
 
 
 def is_supported(version: str) -> bool:

@@ -112,6 +112,10 @@ class Slot:
     """What it led to is taken from the disk, and its place was not looked at since, or could not be."""
     ready_to_load: bool = False
     """Brought, and waiting for the engine."""
+    began: float = -math.inf
+    """When its task began."""
+    said: str | None = field(default=None, repr=False)
+    """What the log said last of why it is not served."""
     told: tuple[str, ...] | None = field(default=None, repr=False)
     """What the routes were told."""
     _report: tuple[object, ReportedAdapter] | None = field(default=None, repr=False)

@@ -26,6 +26,7 @@ from tunery_server.adapters.fits import Fit, ServedBase, check_fit
 from tunery_server.adapters.places import Places
 from tunery_server.adapters.poison import Breaker
 from tunery_server.adapters.residents import Residents
+from tunery_server.adapters.saying import say_served
 from tunery_server.adapters.slot import LOOK_SECONDS, Served, Slot
 from tunery_server.routes import Routes
 from tunery_server.threads import in_thread
@@ -79,6 +80,7 @@ class Worker:
         Without a pin another manifest than at the last look is no damage: it is what is wanted now. Where it is
         another at every look, that is told as a fault of the storage, or of the way to it.
         """
+        slot.began = self._tools.clock()
         for last in (False, True):
             try:
                 await self._advance(slot)
@@ -250,6 +252,7 @@ class Worker:
         before, slot.served = slot.served, Served(content.sha256, name, fit, content.size)
         slot.kept, slot.ready_to_load, slot.cold = content.sha256, False, None
         tools.routes.serve(item.name, name, content.sha256)
+        say_served(slot, slot.served, tools.clock() - slot.began)
         tools.cache.used(content.sha256)
         self._moved()
         if before is not None and before.engine_name != name:
