@@ -212,6 +212,8 @@ def test_the_time_of_several_devices_is_by_the_tokens_of_all_of_them(
         out = capsys.readouterr().out
         told.append(re.findall(r"^Time      (.*)", out, re.MULTILINE)[0])
     assert told[1] == f"{told[0]} of all 2 nodes together"
+
+
 def test_a_job_of_this_machine_is_counted_as_its_cpu_computes_which_is_what_run_says(
     case: Case, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

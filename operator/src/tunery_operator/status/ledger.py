@@ -88,6 +88,8 @@ def _opened(pod: PodView | LostPod, history: Sequence[Entry], attempts: int) -> 
     known = {item.get(_INDEX) for item in history if item.get(_ATTEMPT) == newest}
     number = newest if newest and pod.index not in known else max(newest, attempts) + 1
     return max(attempts, number), {**entry, _INDEX: pod.index, _ATTEMPT: number}
+
+
 def _name_pod(draft: Draft, opened: Entry | None) -> None:
     """Tell which pod is the newest, also while it waits; of one that is gone already what the ledger has opened."""
     main = draft.snapshot.main
