@@ -20,7 +20,7 @@ from tunery_trainer.resuming.taken_settings import NOTHING, Taken
 from tunery_trainer.settings.types import DeviceFacts, DeviceKind
 from tunery_trainer.tasks import devices
 from tunery_trainer.team import place
-from tunery_trainer.team.place import Place, counts_of, place_of
+from tunery_trainer.crew.place import Place, counts_of, place_of
 
 from kit.story import Case, Run, run_here
 from kit.training import spec_of

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from tunery_api.reasons import ExitCode
-from tunery_trainer.team.nodes import MEET_SECONDS_ENV
-from tunery_trainer.team.place import MASTER_ENV, NODE_ENV, NODES_ENV, PORT_ENV, SIMULATED_ENV
+from tunery_trainer.crew.nodes import MEET_SECONDS_ENV
+from tunery_trainer.crew.place import MASTER_ENV, NODE_ENV, NODES_ENV, PORT_ENV, SIMULATED_ENV
 
 from cluster.s3 import S3Server
 from kit.long import long_but

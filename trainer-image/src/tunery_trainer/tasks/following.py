@@ -16,6 +16,10 @@ from tunery_api.reasons import ExitCode
 from tunery_api.runspec import Task
 from tunery_common.errors import TuneryError
 from tunery_common.termination import failed_message, write_termination
+from tunery_trainer.crew.causes import Causes, is_echo
+from tunery_trainer.crew.crew import FAILURE, Crew
+from tunery_trainer.crew.nodes import Follow, Lead
+from tunery_trainer.crew.place import Place, own_place
 from tunery_trainer.inputs.workspace import Workspace
 from tunery_trainer.process.device import require_gpu
 from tunery_trainer.process.environment import be_quiet, go_offline
@@ -25,13 +29,9 @@ from tunery_trainer.reporting.kept_curves import KeptCurves
 from tunery_trainer.reporting.progress import ProgressReporter
 from tunery_trainer.reporting.trackers import Tracker
 from tunery_trainer.resuming.checkpoints import CheckpointUploader
-from tunery_trainer.team.causes import Causes
-from tunery_trainer.team.crew import FAILURE, Crew
-from tunery_trainer.team.nodes import Follow, Lead
-from tunery_trainer.team.place import Place, own_place
-from tunery_trainer.team.team import Team, is_echo, join
 
 if TYPE_CHECKING:
+    from tunery_trainer.team.team import Team
     from tunery_trainer.training.assignment import Following
     from tunery_trainer.training.trained import Trained
 
@@ -58,7 +58,7 @@ def _follow(assignment: Path, folder: Path, stop: StopSignal) -> None:
     job: Following = pickle.loads(assignment.read_bytes())  # noqa: S301 (what the leader has just written)
     if job.plan.basis.on_gpu:
         require_gpu()
-    _train_along(job, _team_of(job, join(own_place())), folder, stop)
+    _train_along(job, _joined(job, own_place()), folder, stop)
 
 
 def _train_along(job: Following, team: Team, folder: Path, stop: StopSignal) -> None:
@@ -73,8 +73,11 @@ def _train_along(job: Following, team: Team, folder: Path, stop: StopSignal) -> 
         reporter.close()
 
 
-def _team_of(job: Following, team: Team) -> Team:
-    return replace(team, sharded=job.plan.settings.training.sharded)
+def _joined(job: Following, place: Place) -> Team:
+    """Meet the other processes; alone where there are none."""
+    from tunery_trainer.team.team import join
+
+    return replace(join(place), sharded=job.plan.settings.training.sharded)
 
 
 class Leading:
@@ -93,7 +96,9 @@ class Leading:
         """Let all others begin with this one; `decided` is what each node has to have come to alike."""
         if self._lead:
             self._lead.begin(decided, step=job.resumed.step if job.resumed else None)
-        return _team_of(job, self._crew.muster(job))
+        self._crew.start(job)
+        with blamed(self._crew.causes):
+            return _joined(job, self._crew.place)
 
     @contextmanager
     def heard(self, uploader: CheckpointUploader | None) -> Iterator[None]:
@@ -129,7 +134,8 @@ class Assisting:
     def follow(self, job: Following, stop: StopSignal) -> None:
         """Train along, and wait until the adapter is published: until then this node may be needed again."""
         with blamed(self._crew.causes):
-            _train_along(job, _team_of(job, self._crew.muster(job)), self._folder, stop)
+            self._crew.start(job)
+            _train_along(job, _joined(job, self._crew.place), self._folder, stop)
         self._node.wait()
 
 

@@ -17,6 +17,7 @@ from tunery_api.runspec import RunResult, RunSpec
 from tunery_api.status import Phase
 from tunery_common.errors import TuneryError
 from tunery_common.storage.publisher import Published, publish, published_before
+from tunery_trainer.crew.place import Place
 from tunery_trainer.data.notebook import Notebook
 from tunery_trainer.diagnosis.answers import answer_metrics, write_answers
 from tunery_trainer.inputs.adapter import get_starting_adapter
@@ -57,7 +58,6 @@ from tunery_trainer.tasks.devices import devices_found, place_for
 from tunery_trainer.tasks.following import Leading, following, leading
 from tunery_trainer.tasks.frame import output_target, probe_places, with_progress
 from tunery_trainer.tasks.rejected import reject, with_verdict
-from tunery_trainer.team.place import Place
 
 if TYPE_CHECKING:
     from tunery_trainer.data.prepare import PreparedData

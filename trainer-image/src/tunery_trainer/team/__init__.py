@@ -1,1 +1,1 @@
-"""The processes that train one adapter together: what they do with one voice, and how the others are led."""
+"""What the processes that train one adapter together do with one voice."""

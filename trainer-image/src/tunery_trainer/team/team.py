@@ -7,28 +7,20 @@ in different places.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import Final, TypeVar
 
-from tunery_trainer.team.place import Place
+import torch
+import torch.distributed as dist
 
-if TYPE_CHECKING:
-    import torch
+from tunery_trainer.crew.place import Place
 
 T = TypeVar("T")
 
 _PATIENCE: Final = timedelta(minutes=30)
 """How long a process waits for another one in a collective: one may load for longer than the others."""
-_ECHO: Final = re.compile(
-    r"Connection reset by peer|Connection closed by peer|Broken pipe|Timed out waiting|Socket Timeout"
-    r"|failed to recv|Connection was likely closed|remote process exited|process group.*abort",
-    re.IGNORECASE,
-)
-"""What gloo, NCCL and torch's store say where a process is gone; gloo in a plain RuntimeError."""
-_ECHO_TYPES: Final = ("DistBackendError", "DistNetworkError", "DistStoreError")
 
 
 @dataclass(frozen=True)
@@ -64,8 +56,6 @@ class Team:
         """Return of each flag whether it is set in any process."""
         if self.alone:
             return list(flags)
-        import torch
-        import torch.distributed as dist
 
         # On the CPU: a flag on the GPU would have the processor wait for all that the GPU has to do still.
         found = torch.tensor(flags, dtype=torch.int32)
@@ -76,7 +66,6 @@ class Team:
         """Return what each process has, in the order of their ranks."""
         if self.alone:
             return [mine]
-        import torch.distributed as dist
 
         found: list[T] = [mine] * self.world
         dist.all_gather_object(found, mine)
@@ -85,8 +74,6 @@ class Team:
     def add(self, tensor: torch.Tensor) -> torch.Tensor:
         """Make `tensor` the sum of those of all processes, in place, and return it."""
         if not self.alone:
-            import torch.distributed as dist
-
             dist.all_reduce(tensor)
         return tensor
 
@@ -97,7 +84,6 @@ class Team:
         """
         if self.alone:
             return
-        import torch
 
         kinds: dict[tuple[torch.dtype, torch.device], list[torch.nn.Parameter]] = {}
         for parameter in parameters:
@@ -116,7 +102,6 @@ class Team:
         """Give each tensor the values that it has in the leader, in place."""
         if self.alone:
             return
-        import torch.distributed as dist
 
         for tensor in tensors:
             dist.broadcast(tensor, src=0)
@@ -127,9 +112,9 @@ ALONE = Team()
 
 
 def join(place: Place) -> Team:
-    """Meet the other processes, and return the team; raises torch's errors where one of them does not come."""
-    import torch
-    import torch.distributed as dist
+    """Meet the other processes, if there are any; raises torch's errors where one of them does not come."""
+    if place.world == 1:
+        return ALONE
 
     # Flags go by the CPU, gradients by where they are.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
@@ -141,8 +126,3 @@ def join(place: Place) -> Team:
         timeout=_PATIENCE,
     )
     return Team(place.rank, place.world, place.nodes)
-
-
-def is_echo(error: BaseException) -> bool:
-    """Tell whether `error` only says that another process is gone."""
-    return type(error).__name__ in _ECHO_TYPES or _ECHO.search(str(error)) is not None

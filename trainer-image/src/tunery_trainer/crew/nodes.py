@@ -12,12 +12,12 @@ from typing import Any, Final, Self
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import Failure
 from tunery_common.errors import TuneryError
+from tunery_trainer.crew.causes import Causes, PeerLost
+from tunery_trainer.crew.channel import Channel, Listener, Message, connect
+from tunery_trainer.crew.place import Place
 from tunery_trainer.process.failures import explain, to_failure
 from tunery_trainer.process.signals import StopRequested
 from tunery_trainer.reporting.progress import say
-from tunery_trainer.team.causes import Causes, PeerLost
-from tunery_trainer.team.channel import Channel, Listener, Message, connect
-from tunery_trainer.team.place import Place
 
 MEET_SECONDS_ENV: Final = "TUNERY_MEET_SECONDS"
 _MEET_SECONDS: Final = 900.0

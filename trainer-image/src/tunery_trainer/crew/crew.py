@@ -22,10 +22,9 @@ from pydantic import ValidationError
 from tunery_api.reasons import ExitCode, FailureReason
 from tunery_api.runspec import Failure
 from tunery_common.errors import TuneryError
+from tunery_trainer.crew.causes import Causes
+from tunery_trainer.crew.place import Place
 from tunery_trainer.process.supervise import CHILD, SIGNALLED
-from tunery_trainer.team.causes import Causes
-from tunery_trainer.team.place import Place
-from tunery_trainer.team.team import Team, join
 
 ASSIGNMENT: Final = "assignment.pickle"
 FAILURE: Final = "failure.json"
@@ -66,22 +65,15 @@ class Crew:
         for member in self._members:
             member.process.wait()
 
-    def muster(self, assignment: Any) -> Team:
-        """Start the other processes on what can be pickled of `assignment`, and join them.
-
-        Raises TuneryError where one of them does not come.
-        """
-        if self.place.world == 1:
-            return Team()
+    def start(self, assignment: Any) -> None:
+        """Start the other processes of this pod on `assignment`, which can be pickled."""
+        if self.place.devices == 1:
+            return
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / ASSIGNMENT
         path.write_bytes(pickle.dumps(assignment))
         for device in range(1, self.place.devices):
             self._start(path, device)
-        try:
-            return join(self.place)
-        except Exception as error:
-            raise self.causes.of(error) from error
 
     def _start(self, assignment: Path, device: int) -> None:
         place = self.place.of(device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -9,10 +10,17 @@ from typing import Final, NoReturn
 
 from tunery_api.reasons import ExitCode, FailureReason
 from tunery_common.errors import TuneryError
-from tunery_trainer.team.team import is_echo
 
 CAUSE_SECONDS: Final = 5.0
 """How long the cause is waited for: the process that it ended is gone a moment before it can be told."""
+
+_ECHO: Final = re.compile(
+    r"Connection reset by peer|Connection closed by peer|Broken pipe|Timed out waiting|Socket Timeout"
+    r"|failed to recv|Connection was likely closed|remote process exited|process group.*abort",
+    re.IGNORECASE,
+)
+"""What gloo, NCCL and torch's store say where a process is gone; gloo in a plain RuntimeError."""
+_ECHO_TYPES: Final = ("DistBackendError", "DistNetworkError", "DistStoreError")
 
 Leave = Callable[[TuneryError], NoReturn]
 
@@ -69,3 +77,8 @@ class Causes:
             return self._cause or PeerLost(
                 f"another process is gone, and nothing was heard of it: {error}", counts=True
             )
+
+
+def is_echo(error: BaseException) -> bool:
+    """Tell whether `error` only says that another process is gone."""
+    return type(error).__name__ in _ECHO_TYPES or _ECHO.search(str(error)) is not None
