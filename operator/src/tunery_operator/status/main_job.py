@@ -16,7 +16,6 @@ from tunery_operator.status.diagnosis import (
     job_failure,
     last_failed,
     lost_node,
-    obstacle,
     of_role,
     pod_failure,
 )
@@ -240,7 +239,7 @@ def _show_held(draft: Draft, attempt: Attempt) -> None:
 
 def _show_waiting(draft: Draft, attempt: Attempt) -> None:
     pod = attempt.last
-    found = obstacle(attempt, draft.snapshot.now, draft.snapshot.platform)
+    found = draft.obstacle(attempt)
     if found is not None:
         draft.show_obstacle(_with_the_end_before(draft, attempt, found))
         draft.conditions.set(_RUNNING, False, str(found.reason), found.message)
