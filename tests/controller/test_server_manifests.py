@@ -251,7 +251,7 @@ def test_no_secret_is_in_the_engine_and_each_only_where_it_is_needed() -> None:
 
 def test_which_secret_lets_clients_in_is_read_from_a_pod_and_from_a_deployment() -> None:
     for found, secret in ((plan(**SECRETS), "keys"), (plan(), NO_KEYS)):
-        built, meta = build_server(found).deployment, {"name": "p", "uid": "u"}
+        built, meta = build_server(found).deployment, {"name": "p", "namespace": "team-a", "uid": "u"}
         pod = {"metadata": meta, "spec": built["spec"]["template"]["spec"], "status": {}}
         assert parse_server_pod(pod).api_keys == secret
         assert parse_deployment({**built, "metadata": meta}).api_keys == secret

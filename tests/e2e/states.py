@@ -199,12 +199,12 @@ ROWS: dict[str, Row] = {
         _applying(_object("v1", "ConfigMap", MISSING, data={"key": "value"})),
         _with_container("env/-", FROM_CONFIG_MAP),
     ),
-    # The kubelet measures disks every 10 s, once the pod has started and written.
+    # The kubelet measures a pod's volumes once a minute: the run has to go on for longer, on a quiet machine, too.
     "disk": Row(
         "DiskFull",
         "exceeds the limit",
         _more_disk,
-        blocks=LONG | {"resources": resources(cpu="500m", disk="1Mi")},
+        blocks=LONG | {"training": LONG["training"] | {"maxSteps": 1500}, "resources": resources("500m", "1Mi")},
         within=240,
     ),
 }

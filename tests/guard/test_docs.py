@@ -185,7 +185,7 @@ def test_every_phase_and_condition_of_a_server_is_explained() -> None:
 
 
 # Words of Kubernetes, which the operator reads, and those of events.
-NO_REASONS = {"diagnosis.py", "obstacles.py", "attempt_endings.py", "events.py", "report_needed.py"}
+NO_REASONS = {"diagnosis.py", "obstacles.py", "attempt_endings.py", "events.py", "report_needed.py", "whose.py"}
 NO_REASON = {
     "True",
     "False",

@@ -102,6 +102,10 @@ class TrialStatus(OpenModel):
         None, description="What it published; once the best of the sweep is published, of those alone that are kept."
     )
 
+    def without_advice(self) -> TrialStatus:
+        """Return it as it is published: what a failed trial advises is of no use beside what succeeded."""
+        return self.model_copy(update={"failure": None})
+
 
 class TrialCounts(OpenModel):
     """Trials by state."""

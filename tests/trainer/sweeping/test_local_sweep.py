@@ -23,7 +23,7 @@ from tunery_common.storage.published_folder import verify
 from tunery_trainer.sweeping.search import Search
 
 from kit.played_sweep import play
-from kit.played_trial import HANGS, KILLED, KILLED_FOR_MEMORY, LOST, loss_of
+from kit.played_trial import HANGS, KILLED, KILLED_FOR_MEMORY, LOST, LOST_HINT, loss_of
 from kit.story import environment, make_rows, manifest, run_here, write_rows
 
 Rows = list[dict[str, Any]]
@@ -117,10 +117,13 @@ def test_what_a_trial_ends_as_is_its_row_and_the_sweep_goes_on(sweep: Sweep) -> 
     assert "6 trials: 2 complete, 2 infeasible, 2 failed. The best is trial 5" in table
     assert f"Every trial stands in {(path.parent / 'out').as_uri()}/sweep.json" in table
     published = json.loads((path.parent / "out" / "sweep.json").read_text())
-    # What was removed is not named where others read; the rows that a rerun goes on from stay as they were.
-    kept = rows[5]["name"]
+    # What was removed is not named where others read, nor is what failed trials advise; the rows that a rerun goes on
+    # from stay as they were.
+    assert rows[4]["failure"] == {"hint": LOST_HINT}
+    gone = [{"failure"} if row is rows[5] else {"failure", "adapter"} for row in rows]
     assert published["trials"] == [
-        {key: value for key, value in row.items() if key != "adapter" or row["name"] == kept} for row in rows
+        {key: value for key, value in row.items() if key not in left_out}
+        for row, left_out in zip(rows, gone, strict=True)
     ]
     again = run(path)
     assert again.returncode == ExitCode.OK

@@ -134,8 +134,7 @@ def plan_report(spec: LoRASweepSpec, owner: Owner, platform: Platform, found: Fo
 def run_of(spec: LoRASweepSpec, owner: Owner, place: Place, found: Found, space: Space) -> LoRASweepRun:
     """Return what the Job that publishes is told of the sweep."""
     return LoRASweepRun(
-        # What failed trials advise is of no use beside what succeeded.
-        trials=bounded([row.model_copy(update={"failure": None}) for row in found.trials]),
+        trials=bounded([row.without_advice() for row in found.trials]),
         best=found.best,
         trials_uri=trials_uri(place.uri, owner.uid),
         keep_adapters=spec.keep_adapters,

@@ -15,11 +15,12 @@ from tunery_api.search.rows import CURVE_AT
 from tunery_api.status import ConditionType, Phase
 from tunery_api.tolerant import without_invalid
 from tunery_operator.status.conditions import Conditions
-from tunery_operator.status.diagnosis import failure_status
+from tunery_operator.status.diagnosis import failure_status, obstacle
 from tunery_operator.status.phase import phase_of
 from tunery_operator.status.snapshot import Snapshot
 from tunery_operator.status.summary import sum_up, word_why
 from tunery_operator.status.trial_hints import new_sweep, of_failed_trial, of_waiting_trial, retry_command
+from tunery_operator.views.attempt import Attempt
 from tunery_operator.views.clock import format_time
 
 _NEW_JOB: Final = "in a new job"
@@ -105,6 +106,10 @@ class Draft:
         command = self.retry_command()
         more += f" {command}" if mendable and command not in hint else ""
         return more + self._kept(failure, mendable=mendable)
+
+    def obstacle(self, attempt: Attempt) -> Failure | None:
+        """Return why a Job has no pod at work, or None while nothing stands in its way; it may pass by itself."""
+        return obstacle(attempt, self.snapshot.now, self.snapshot.platform)
 
     def _curve(self, hint: str) -> str:
         """Return where the curve lies, of a run that could not say it as it ended."""

@@ -17,7 +17,6 @@ from tunery_operator.status.diagnosis import (
     job_failure,
     last_failed,
     lost_node,
-    obstacle,
     of_role,
     pod_failure,
 )
@@ -260,7 +259,7 @@ def _show_held(draft: Draft, attempt: Attempt) -> None:
 
 def _show_waiting(draft: Draft, attempt: Attempt) -> None:
     pod, job = _ended_pod(attempt), attempt.job
-    found = obstacle(attempt, draft.snapshot.now, draft.snapshot.platform)
+    found = draft.obstacle(attempt)
     if found is not None:
         draft.show_obstacle(_with_the_end_before(draft, attempt, found))
         draft.conditions.set(_RUNNING, False, str(found.reason), found.message)

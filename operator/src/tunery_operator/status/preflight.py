@@ -7,7 +7,7 @@ from typing import Final
 from tunery_api.reasons import ExitCode, FailureReason
 from tunery_api.runspec import PreflightReport
 from tunery_api.status import ConditionType
-from tunery_operator.status.diagnosis import failure, job_failure, obstacle, pod_failure
+from tunery_operator.status.diagnosis import failure, job_failure, pod_failure
 from tunery_operator.status.draft import Draft
 from tunery_operator.status.health import planned, take_diagnosis
 from tunery_operator.status.messages import parse_report
@@ -122,7 +122,7 @@ def _seconds(draft: Draft, pod: PodView) -> float:
 
 def _show_progress(draft: Draft, attempt: Attempt) -> None:
     pod, job = attempt.last, attempt.job
-    found = None if job.suspend else obstacle(attempt, draft.snapshot.now, draft.snapshot.platform)
+    found = None if job.suspend else draft.obstacle(attempt)
     if found is not None:
         draft.show_obstacle(found)
         draft.conditions.set(_PREFLIGHT, None, str(found.reason), found.message)

@@ -10,7 +10,7 @@ from tunery_api.names import trials_uri
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import AnswersReport, RunResult, TrainerStatus
 from tunery_api.status import ConditionType
-from tunery_operator.status.diagnosis import failure, job_failure, obstacle
+from tunery_operator.status.diagnosis import failure, job_failure
 from tunery_operator.status.draft import Draft
 from tunery_operator.status.events import CHECKPOINT_NOT_STORED, RANK_TOO_LOW, REMOVAL_UNKNOWN, TRIALS_LEFT
 from tunery_operator.status.health import take_diagnosis, tell_rejection
@@ -159,11 +159,7 @@ def _look_up(draft: Draft, attempt: Attempt) -> None:
     report = draft.snapshot.report
     text = f"Job {attempt.job.name} is complete and what its pod said is gone; the bucket is asked"
     draft.conditions.set(ConditionType.RUNNING, False, RESULT_LOOKUP, text)
-    found = (
-        obstacle(report, draft.snapshot.now, draft.snapshot.platform)
-        if report is not None and not report.job.suspend
-        else None
-    )
+    found = draft.obstacle(report) if report is not None and not report.job.suspend else None
     if found is not None:
         draft.show_obstacle(found)
 

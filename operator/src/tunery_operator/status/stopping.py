@@ -8,7 +8,7 @@ from typing import Final
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import RunResult
 from tunery_api.status import ConditionType
-from tunery_operator.status.diagnosis import failure, job_failure, obstacle
+from tunery_operator.status.diagnosis import failure, job_failure
 from tunery_operator.status.draft import Draft
 from tunery_operator.status.health import close_checks
 from tunery_operator.status.main_job import show_no_job, show_pod
@@ -104,7 +104,7 @@ def _check_publishing(draft: Draft, stop: Stop) -> None:
 
 
 def _show_publishing(draft: Draft, stop: Stop, attempt: Attempt) -> None:
-    found = obstacle(attempt, draft.snapshot.now, draft.snapshot.platform) if not attempt.job.suspend else None
+    found = draft.obstacle(attempt) if not attempt.job.suspend else None
     text = f"Job {attempt.job.name} is to {_errand(draft)}"
     if found is None:
         _show(draft, stop, text)

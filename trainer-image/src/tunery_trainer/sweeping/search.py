@@ -226,7 +226,7 @@ class Search:
         """Return the RunSpec of the sweep's end: the trial of that number is published."""
         self._weigh()
         sweep = LoRASweepRun(
-            trials=[row.model_copy(update={"failure": None}) for row in self.ledger.trials],
+            trials=[row.without_advice() for row in self.ledger.trials],
             best=number,
             trials_uri=self._trials_uri,
             keep_adapters=self.spec.keep_adapters,
