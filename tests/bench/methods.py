@@ -90,8 +90,8 @@ def run_one(folder: Path, blocks: Json, steps: int) -> Json:
     trained: list[torch.Tensor] = []
     train_on = run.train_on
 
-    def measured(job: Any) -> Any:
-        fitted = train_on(job)
+    def measured(job: Any, *place: Any) -> Any:
+        fitted = train_on(job, *place)
         found["peak_mb"] = round((status_bytes("VmHWM") - before) / 1e6)
         runtime = next(entry["train_runtime"] for entry in fitted.history if "train_runtime" in entry)
         found["step_s"] = round(runtime / steps, 2)

@@ -67,7 +67,7 @@ def ours(model: Any, rows: Dataset, resolved: RunSettings, start: Any) -> tuple[
     if isinstance(objective, Compared):
         (batch,) = there.compared([batch], model, Scoring(objective, Pass(pad_token_id=0)))
     with head(model):
-        here = objective.at(model, [batch])
+        here = objective.at(objective.totals(model, [batch]))
         outcome = here.outcome(model, batch)
         loss = (outcome.sums / here.counts(batch).sum(0)).sum()
         return loss.item(), gradients_of(model, loss)

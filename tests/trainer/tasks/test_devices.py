@@ -14,13 +14,13 @@ from tunery_api.methods import Method
 from tunery_api.reasons import ExitCode
 from tunery_api.runspec import RunIdentity, RunSpec
 from tunery_trainer.inputs.workspace import Workspace
+from tunery_trainer.process import place
 from tunery_trainer.process.environment import VISIBLE_ENV, prepare_environment
+from tunery_trainer.process.place import Place, counts_of, place_of
 from tunery_trainer.reporting.progress import ProgressReporter
 from tunery_trainer.resuming.taken_settings import NOTHING, Taken
 from tunery_trainer.settings.types import DeviceFacts, DeviceKind
 from tunery_trainer.tasks import devices
-from tunery_trainer.team import place
-from tunery_trainer.crew.place import Place, counts_of, place_of
 
 from kit.story import Case, Run, run_here
 from kit.training import spec_of

@@ -16,7 +16,7 @@ import pytest
 
 from tunery_api.reasons import ExitCode
 from tunery_trainer.crew.nodes import MEET_SECONDS_ENV
-from tunery_trainer.crew.place import MASTER_ENV, NODE_ENV, NODES_ENV, PORT_ENV, SIMULATED_ENV
+from tunery_trainer.process.place import MASTER_ENV, NODE_ENV, NODES_ENV, PORT_ENV, SIMULATED_ENV
 
 from cluster.s3 import S3Server
 from kit.long import long_but

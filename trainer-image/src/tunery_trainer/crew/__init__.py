@@ -1,1 +1,1 @@
-"""The other processes of a run on several devices: where each stands, how they are started, met, heard, and ended."""
+"""The other processes of a run on several devices: how they are started, met, heard, and ended."""

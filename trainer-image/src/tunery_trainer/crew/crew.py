@@ -23,7 +23,7 @@ from tunery_api.reasons import ExitCode, FailureReason
 from tunery_api.runspec import Failure
 from tunery_common.errors import TuneryError
 from tunery_trainer.crew.causes import Causes
-from tunery_trainer.crew.place import Place
+from tunery_trainer.process.place import Place
 from tunery_trainer.process.supervise import CHILD, SIGNALLED
 
 ASSIGNMENT: Final = "assignment.pickle"

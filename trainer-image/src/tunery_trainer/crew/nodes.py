@@ -14,8 +14,8 @@ from tunery_api.runspec import Failure
 from tunery_common.errors import TuneryError
 from tunery_trainer.crew.causes import Causes, PeerLost
 from tunery_trainer.crew.channel import Channel, Listener, Message, connect
-from tunery_trainer.crew.place import Place
 from tunery_trainer.process.failures import explain, to_failure
+from tunery_trainer.process.place import Place
 from tunery_trainer.process.signals import StopRequested
 from tunery_trainer.reporting.progress import say
 

@@ -8,6 +8,7 @@ from tunery_api.lorasweep import LoRASweepSpec
 from tunery_api.reasons import ExitCode
 from tunery_api.runspec import PreflightReport, RunResult, RunSpec, Task
 from tunery_trainer.process.environment import prepare_environment
+from tunery_trainer.process.place import counts_of
 from tunery_trainer.process.signals import StopSignal
 from tunery_trainer.tasks.question import Asked, Question
 
@@ -17,7 +18,7 @@ def run_task(task: Task, run: RunSpec, stop: StopSignal) -> PreflightReport | Ru
 
     The heavy libraries are imported here and not before. Raises TuneryError, and StopRequested after a SIGTERM.
     """
-    prepare_environment(Path(run.work_dir), run.lora_job.resources.gpus if run.lora_job else 0)
+    _prepare(run)
     if task is Task.PREFLIGHT:
         from tunery_trainer.tasks.preflight import run_preflight
 
@@ -57,6 +58,11 @@ def follow(assignment: Path, folder: Path, stop: StopSignal) -> ExitCode:
     from tunery_trainer.tasks.following import run_following
 
     return run_following(assignment, folder, stop)
+
+
+def _prepare(run: RunSpec) -> None:
+    processes, _ = counts_of(run)
+    prepare_environment(Path(run.work_dir), run.lora_job.resources.gpus if run.lora_job else 0, processes)
 
 
 def _result(task: Task, run: RunSpec, stop: StopSignal) -> RunResult:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tunery_api.lorajob import LoRAJobSpec
-from tunery_trainer.crew.place import Place, counts_of, devices_here, place_of
 from tunery_trainer.inputs.workspace import Workspace
 from tunery_trainer.process.device import actual_device, device_words, expected_device
+from tunery_trainer.process.place import Place, counts_of, devices_here, place_of
 from tunery_trainer.reporting.progress import ProgressReporter, say
 from tunery_trainer.resuming.resume import with_taken
 from tunery_trainer.resuming.taken_settings import Taken

@@ -7,9 +7,8 @@ import pickle
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from tunery_api.manifest import Lineage
 from tunery_api.reasons import ExitCode
@@ -19,21 +18,25 @@ from tunery_common.termination import failed_message, write_termination
 from tunery_trainer.crew.causes import Causes, is_echo
 from tunery_trainer.crew.crew import FAILURE, Crew
 from tunery_trainer.crew.nodes import Follow, Lead
-from tunery_trainer.crew.place import Place, own_place
 from tunery_trainer.inputs.workspace import Workspace
 from tunery_trainer.process.device import require_gpu
 from tunery_trainer.process.environment import be_quiet, go_offline
 from tunery_trainer.process.failures import explain, show, to_failure
+from tunery_trainer.process.place import Place, own_place
 from tunery_trainer.process.signals import StopRequested, StopSignal
 from tunery_trainer.reporting.kept_curves import KeptCurves
 from tunery_trainer.reporting.progress import ProgressReporter
 from tunery_trainer.reporting.trackers import Tracker
 from tunery_trainer.resuming.checkpoints import CheckpointUploader
+from tunery_trainer.resuming.resume import Resumed
+from tunery_trainer.tasks.ready import Ready
 
-if TYPE_CHECKING:
-    from tunery_trainer.team.team import Team
-    from tunery_trainer.training.assignment import Following
-    from tunery_trainer.training.trained import Trained
+
+class Following(NamedTuple):
+    """What the other processes are given: the same plan, rows and checkpoint."""
+
+    ready: Ready
+    resumed: Resumed | None
 
 
 def run_following(assignment: Path, folder: Path, stop: StopSignal) -> ExitCode:
@@ -56,12 +59,12 @@ def run_following(assignment: Path, folder: Path, stop: StopSignal) -> ExitCode:
 
 def _follow(assignment: Path, folder: Path, stop: StopSignal) -> None:
     job: Following = pickle.loads(assignment.read_bytes())  # noqa: S301 (what the leader has just written)
-    if job.plan.basis.on_gpu:
+    if job.ready.plan.basis.on_gpu:
         require_gpu()
-    _train_along(job, _joined(job, own_place()), folder, stop)
+    _train_along(job, own_place(), folder, stop)
 
 
-def _train_along(job: Following, team: Team, folder: Path, stop: StopSignal) -> None:
+def _train_along(job: Following, place: Place, folder: Path, stop: StopSignal) -> None:
     """Train with the others, and tell nobody: the leader does."""
     from tunery_trainer.training.assignment import Assignment, Observers
     from tunery_trainer.training.run import train_on
@@ -69,15 +72,8 @@ def _train_along(job: Following, team: Team, folder: Path, stop: StopSignal) -> 
     with Path(os.devnull).open("w", encoding="utf-8") as nobody:
         reporter = ProgressReporter({}, nobody)
         observers = Observers(stop, reporter, KeptCurves(None, folder), None, _nothing)
-        train_on(Assignment(job.plan, job.data, folder / "checkpoints", job.resumed, observers, _undescribed, team))
+        train_on(Assignment(*job.ready, folder / "checkpoints", job.resumed, observers, _undescribed), place)
         reporter.close()
-
-
-def _joined(job: Following, place: Place) -> Team:
-    """Meet the other processes; alone where there are none."""
-    from tunery_trainer.team.team import join
-
-    return replace(join(place), sharded=job.plan.settings.training.sharded)
 
 
 class Leading:
@@ -92,13 +88,11 @@ class Leading:
         """Where this process stands among them."""
         return self._crew.place
 
-    def begin(self, job: Following, decided: dict[str, Any]) -> Team:
+    def begin(self, job: Following, decided: dict[str, Any]) -> None:
         """Let all others begin with this one; `decided` is what each node has to have come to alike."""
         if self._lead:
             self._lead.begin(decided, step=job.resumed.step if job.resumed else None)
         self._crew.start(job)
-        with blamed(self._crew.causes):
-            return _joined(job, self._crew.place)
 
     @contextmanager
     def heard(self, uploader: CheckpointUploader | None) -> Iterator[None]:
@@ -135,7 +129,7 @@ class Assisting:
         """Train along, and wait until the adapter is published: until then this node may be needed again."""
         with blamed(self._crew.causes):
             self._crew.start(job)
-            _train_along(job, _joined(job, self._crew.place), self._folder, stop)
+            _train_along(job, self._crew.place, self._folder, stop)
         self._node.wait()
 
 
@@ -165,7 +159,7 @@ def _nothing(_: Mapping[str, Any]) -> Iterator[list[Tracker]]:
     yield []
 
 
-def _undescribed(_: Trained) -> Lineage:
+def _undescribed(_: object) -> Lineage:
     raise TypeError("only the leader publishes")
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.manifest import EvaluationRecord, Lineage, SourceRecord
@@ -17,15 +17,12 @@ from tunery_api.runspec import RunResult, RunSpec
 from tunery_api.status import Phase
 from tunery_common.errors import TuneryError
 from tunery_common.storage.publisher import Published, publish, published_before
-from tunery_trainer.crew.place import Place
 from tunery_trainer.data.notebook import Notebook
 from tunery_trainer.diagnosis.answers import answer_metrics, write_answers
-from tunery_trainer.inputs.adapter import get_starting_adapter
-from tunery_trainer.inputs.workspace import Workspace, check_secrets, get_data, get_model
+from tunery_trainer.inputs.workspace import Workspace, check_secrets
 from tunery_trainer.process.device import device_words
-from tunery_trainer.process.environment import go_offline
+from tunery_trainer.process.place import Place
 from tunery_trainer.process.signals import StopSignal
-from tunery_trainer.reporting.downloads import Downloads
 from tunery_trainer.reporting.kept_curves import KeptCurves
 from tunery_trainer.reporting.progress import ProgressReporter
 from tunery_trainer.reporting.result import result_of
@@ -41,9 +38,7 @@ from tunery_trainer.reporting.trackers import Tracked, trackers
 from tunery_trainer.resuming.checkpoints import CLOSE_SECONDS, CheckpointUploader
 from tunery_trainer.resuming.kept import LOCAL_FOLDER, settle_checkpoints
 from tunery_trainer.resuming.may_resume import check_start
-from tunery_trainer.resuming.resume import Resumed, resume, with_resumed, with_taken
-from tunery_trainer.settings.parallelism import parallelism_of
-from tunery_trainer.settings.units import human_bytes
+from tunery_trainer.resuming.resume import Resumed, resume, with_resumed
 from tunery_trainer.tasks.card import write_card
 from tunery_trainer.tasks.curves import fetch_runs, named_curves
 from tunery_trainer.tasks.data_report import (
@@ -54,14 +49,13 @@ from tunery_trainer.tasks.data_report import (
     say_where_it_lies,
     write_report,
 )
-from tunery_trainer.tasks.devices import devices_found, place_for
-from tunery_trainer.tasks.following import Leading, following, leading
+from tunery_trainer.tasks.devices import place_for
+from tunery_trainer.tasks.following import Following, Leading, following, leading
 from tunery_trainer.tasks.frame import output_target, probe_places, with_progress
+from tunery_trainer.tasks.ready import Ready, decided, gather
 from tunery_trainer.tasks.rejected import reject, with_verdict
 
 if TYPE_CHECKING:
-    from tunery_trainer.data.prepare import PreparedData
-    from tunery_trainer.plan.training_plan import TrainingPlan
     from tunery_trainer.training.trained import Trained
 
 _MOST: Final = 1000
@@ -105,7 +99,7 @@ def _train_and_publish(work: Workspace, crew: Leading, stop: StopSignal, reporte
     reporter.phase(Phase.STARTING)
     notebook = notebook_of(work)
     try:
-        ready = _gather(work, crew.place, notebook, reporter)
+        ready = gather(work, crew.place, notebook, reporter)
         write_report(work, notebook)
     except TuneryError as error:
         name_report(work, notebook, error, RunResult())
@@ -130,52 +124,8 @@ class _Watchers(NamedTuple):
     curves: KeptCurves
 
 
-class _Ready(NamedTuple):
-    """All that training needs, on the disk and decided."""
-
-    plan: TrainingPlan
-    data: PreparedData
-
-
-def _gather(work: Workspace, place: Place, notebook: Notebook, reporter: ProgressReporter) -> _Ready:
-    """Bring model and data to the disk, decide every setting, and prepare the rows."""
-    spec, taken = with_taken(work)
-    device = devices_found(work, place, reporter)  # before a download that a pod without a working GPU has no use for
-    downloads = Downloads(reporter)
-    base = get_model(work, weights=True, progress=downloads.of("model"))
-    start_from = get_starting_adapter(work, weights=True)
-    files = get_data(work, downloads.of("data set"))
-    reporter.downloaded()
-    go_offline()
-    from tunery_trainer.plan.basis import Basis
-    from tunery_trainer.plan.prepared_rows import prepare_rows
-    from tunery_trainer.plan.request import request_data
-    from tunery_trainer.plan.training_plan import plan_training
-
-    basis = Basis(work.run.identity, spec, base, device, start_from, taken)
-    request = request_data(basis, files)
-    print(f"Tokenizing {spec.dataset.uri}", flush=True)
-    data = prepare_rows(request, basis.tokenizer, work.cache, work.folder("prepared"), notebook)
-    ready = _Ready(plan_training(basis, request.rows, data.report), data)
-    _print(ready)
-    return ready
-
-
-def _print(ready: _Ready) -> None:
-    """Print for who follows the log what is about to be trained, and on what."""
-    plan, data = ready
-    spec, base = plan.basis.spec, plan.basis.base
-    at = f" at {base.revision}" if base.revision else ""
-    print(f"Model      {spec.model.uri}{at}, {human_bytes(base.weight_bytes)} of weights")
-    print(f"Data       {spec.dataset.uri}, {len(data.train)} sequences to train on, {len(data.evaluation)} held out")
-    devices = plan.basis.device
-    device = devices.words if devices.world > 1 else f"the {'GPU' if plan.basis.on_gpu else 'CPU'}"
-    how = parallelism_of(sharded=plan.settings.training.sharded, devices=devices.world)
-    print(f"Method     {plan.settings.method}, {plan.steps} steps on {device}{f', {how}' if how else ''}", flush=True)
-
-
-def _train_on(work: Workspace, ready: _Ready, watchers: _Watchers, crew: Leading) -> Trained:
-    from tunery_trainer.training.assignment import Assignment, Following, Observers
+def _train_on(work: Workspace, ready: Ready, watchers: _Watchers, crew: Leading) -> Trained:
+    from tunery_trainer.training.assignment import Assignment, Observers
     from tunery_trainer.training.run import train_on
 
     folder, spec = work.folder(LOCAL_FOLDER), ready.plan.basis.spec
@@ -186,39 +136,27 @@ def _train_on(work: Workspace, ready: _Ready, watchers: _Watchers, crew: Leading
         fetch_runs(work)
     goes_on_after = resumed.step if resumed else 0
     tracked = Tracked(spec.tracking, work.run.identity, work.credentials, work.result, goes_on_after)
-    team = crew.begin(Following(ready.plan, ready.data, resumed), _decided(ready))
+    crew.begin(Following(ready, resumed), decided(ready))
     with _uploads(work, spec, watchers.reporter) as uploader:
         observers = Observers(watchers.stop, watchers.reporter, watchers.curves, uploader, partial(trackers, tracked))
         describe = partial(_lineage, work.run, ready)
         with crew.heard(uploader):
-            return train_on(Assignment(ready.plan, ready.data, folder, resumed, observers, describe, team))
-
-
-def _decided(ready: _Ready) -> dict[str, Any]:
-    """Return what every node has to come to alike, or they would train different things."""
-    return {
-        **ready.plan.origin.model_dump(mode="json"),
-        "passes": repr(ready.plan.settings.training),  # what follows from the memory of the devices, too
-        "rows": ready.data.report.sha256,
-        "versions": library_versions(),
-    }
+            return train_on(Assignment(ready.plan, ready.data, folder, resumed, observers, describe), crew.place)
 
 
 def _assist(work: Workspace, place: Place, stop: StopSignal) -> RunResult:
     """Train on another node than the first one, which publishes."""
-    from tunery_trainer.training.assignment import Following
-
     check_secrets(work)
     reporter = ProgressReporter({})
     with following(work, place) as crew:
-        ready = _gather(work, place, Notebook(work.folder("notebook")), reporter)
-        step = crew.ready(_decided(ready))
+        ready = gather(work, place, Notebook(work.folder("notebook")), reporter)
+        step = crew.ready(decided(ready))
         resumed = _resume_at(work, ready, step) if step is not None else None
-        crew.follow(Following(ready.plan, ready.data, resumed), stop)
+        crew.follow(Following(ready, resumed), stop)
     return RunResult()
 
 
-def _resume_at(work: Workspace, ready: _Ready, step: int) -> Resumed:
+def _resume_at(work: Workspace, ready: Ready, step: int) -> Resumed:
     """Return the checkpoint that node 0 goes on from."""
     found = resume(work, ready.plan.origin, work.folder(LOCAL_FOLDER), step)
     if found is None or found.step != step:
@@ -241,7 +179,7 @@ def _uploads(work: Workspace, spec: LoRAJobSpec, reporter: ProgressReporter) -> 
         uploader.close(CLOSE_SECONDS)
 
 
-def _write_result(work: Workspace, ready: _Ready, trained: Trained, lineage: Lineage) -> Path:
+def _write_result(work: Workspace, ready: Ready, trained: Trained, lineage: Lineage) -> Path:
     """Write everything that is published into one folder: adapter, tokenizer, card and curves."""
     if trained.answers:
         write_answers(trained.answers, work.result)
@@ -271,7 +209,7 @@ def _metrics(trained: Trained, task: TrainingTask) -> dict[str, float]:
     return metrics
 
 
-def _lineage(run: RunSpec, ready: _Ready, trained: Trained) -> Lineage:
+def _lineage(run: RunSpec, ready: Ready, trained: Trained) -> Lineage:
     basis, report, memo = ready.plan.basis, ready.data.report, trained.memo
     spec, base, source = basis.spec, basis.base, basis.start_from
     resumed_from = memo.resumed_from if memo else []

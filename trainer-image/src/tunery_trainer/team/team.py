@@ -15,7 +15,7 @@ from typing import Final, TypeVar
 import torch
 import torch.distributed as dist
 
-from tunery_trainer.crew.place import Place
+from tunery_trainer.process.place import Place
 
 T = TypeVar("T")
 
@@ -111,10 +111,10 @@ ALONE = Team()
 """One process, as on one device."""
 
 
-def join(place: Place) -> Team:
+def join(place: Place, *, sharded: bool) -> Team:
     """Meet the other processes, if there are any; raises torch's errors where one of them does not come."""
     if place.world == 1:
-        return ALONE
+        return Team(sharded=sharded)
 
     # Flags go by the CPU, gradients by where they are.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
@@ -125,4 +125,4 @@ def join(place: Place) -> Team:
         world_size=place.world,
         timeout=_PATIENCE,
     )
-    return Team(place.rank, place.world, place.nodes)
+    return Team(place.rank, place.world, place.nodes, sharded)

@@ -36,15 +36,6 @@ class Observers:
 
 
 @dataclass(frozen=True)
-class Following:
-    """What the other processes of a team are given: the same plan, rows and checkpoint."""
-
-    plan: TrainingPlan
-    data: PreparedData
-    resumed: Resumed | None
-
-
-@dataclass(frozen=True)
 class Assignment:
     """All that training needs: nothing is fetched, and no setting decided, from here on."""
 
@@ -57,7 +48,8 @@ class Assignment:
     describe: Callable[[Trained], Lineage]
     """Says where a result would come from, of one that is not finished, too: each checkpoint can be published."""
     team: Team = ALONE
-    """Who trains this together; each process has the same assignment, but its own folder and observers."""
+    """Who trains this together, once they have met; each process has the same assignment, but its own folder and
+    observers."""
 
     @property
     def settings(self) -> RunSettings:

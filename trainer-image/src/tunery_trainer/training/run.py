@@ -28,6 +28,7 @@ from tunery_trainer.model.language_part import auto_class
 from tunery_trainer.model.load import load_base, load_config
 from tunery_trainer.model.sharding import shard
 from tunery_trainer.process.device import peak_bytes
+from tunery_trainer.process.place import Place
 from tunery_trainer.process.signals import StopRequested
 from tunery_trainer.reporting.progress import say
 from tunery_trainer.reporting.status_parts import hyperparameters
@@ -36,6 +37,7 @@ from tunery_trainer.resuming.memo import Memo
 from tunery_trainer.resuming.resume import Resumed, check_weights
 from tunery_trainer.settings.evaluation import evaluated_after
 from tunery_trainer.settings.units import human_bytes
+from tunery_trainer.team.team import join
 from tunery_trainer.training.answering import interview
 from tunery_trainer.training.assignment import Assignment
 from tunery_trainer.training.best_weights import BestAdapter
@@ -63,6 +65,7 @@ from tunery_trainer.training.weights import load_trained
 _STOP_SECONDS: Final = 80.0
 """How long the last checkpoint may take to upload after a SIGTERM."""
 _EVA_BATCHES: Final = 8
+_ALONE: Final = Place()
 
 
 @dataclass(frozen=True)
@@ -89,11 +92,13 @@ class _Loop:
     diagnosis: Diagnosis
 
 
-def train_on(job: Assignment) -> Trained:
-    """Load, adapt, train and evaluate; goes on from the checkpoint of `job.resumed`.
+def train_on(job: Assignment, place: Place = _ALONE) -> Trained:
+    """Load, adapt, train and evaluate, from `place` among those that train `job` together.
 
-    Raises TuneryError(LossDiverged, GPUOutOfMemory, ...), and StopRequested after a SIGTERM.
+    Goes on from the checkpoint of `job.resumed`. Raises TuneryError(LossDiverged, GPUOutOfMemory, ...), and
+    StopRequested after a SIGTERM.
     """
+    job = replace(job, team=join(place, sharded=job.settings.training.sharded))
     check_start(job)
     with looking_at_the_base(job):
         return _train_on(job)
