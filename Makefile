@@ -82,7 +82,7 @@ test-engine: setup ## What serving relies on, tested on the stand-in and on vLLM
 	cd $(TESTS) && TUNERY_ENGINE=vllm OMP_NUM_THREADS=1 $(PYTHON) -m pytest server/test_contract*.py
 
 # Some twenty minutes more: run them, and test-unit-long, before an issue that touches them is resolved.
-LONG_E2E := e2e/test_kueue.py e2e/test_states.py e2e/test_second_chances.py e2e/test_hints.py e2e/test_helm_test.py \
+LONG_E2E := e2e/test_kueue.py e2e/test_nodes.py e2e/test_states.py e2e/test_second_chances.py e2e/test_hints.py e2e/test_helm_test.py \
 	e2e/test_stopping.py e2e/test_sweep_kills.py e2e/test_methods.py e2e/test_their_cluster.py
 
 .PHONY: test-e2e

@@ -192,15 +192,17 @@ NEEDED = {
     **dict.fromkeys(("PATH", "PYTHONPATH", "PYTHONHOME"), "pods would not find them"),
     "HOME": "below /work alone",
     "CUDA_VISIBLE_DEVICES": "that its node gives it",
-    **dict.fromkeys(("LOCAL_RANK", "WORLD_SIZE"), "a pod trains alone"),
+    **dict.fromkeys(("LOCAL_RANK", "WORLD_SIZE"), "find each other without it"),
     **dict.fromkeys(("TUNERY_SUPERVISED", "KUBEFLOW_TRAINER_SERVER_URL"), "the operator sets what begins so"),
 }
 
 
 @pytest.mark.parametrize(("name", "why"), NEEDED.items(), ids=NEEDED)
 def test_a_variable_that_our_programs_need_is_refused_with_the_reason(helm: Helm, name: str, why: str) -> None:
-    complaint = told(helm, {"trainer.env": {"HTTPS_PROXY": "p", name: "1"}})
-    assert f"trainer.env: {name}: leave it out: " in complaint
+    variables = {"HTTPS_PROXY": "p", name: "1"}
+    complaint = told(helm, {"trainer.env": variables, "trainer.distributed": {"env": variables}})
+    for where in ("trainer.env", "trainer.distributed.env"):
+        assert f"{where}: {name}: leave it out: " in complaint
     assert why in complaint
 
 

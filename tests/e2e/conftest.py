@@ -188,6 +188,10 @@ def checkpointed(job: Job, timeout: float = 240) -> int:
     return wait_for(f"{job.name}: a checkpoint", lambda: job.status.get("checkpoint", {}).get("step"), timeout)
 
 
+INDEX = "batch.kubernetes.io/job-completion-index"
+"""The label of a pod which says its number among those that train together."""
+
+
 def running_pod(job: Job) -> dict[str, Any]:
     """Return the one pod of the job that trains now."""
     (pod,) = [pod for pod in job.pods("train") if pod["status"]["phase"] == "Running"]
@@ -195,8 +199,12 @@ def running_pod(job: Job) -> dict[str, Any]:
 
 
 def resumed(job: Job) -> int:
-    """Return the step of the checkpoint that the pod which succeeded went on from, by its log; 0: from the start."""
-    (done,) = [pod for pod in job.pods("train") if pod["status"]["phase"] == "Succeeded"]
+    """Return the step of the checkpoint that the pod which succeeded went on from, by its log; 0: from the start.
+
+    Of several pods that train together, the first.
+    """
+    first = [pod for pod in job.pods("train") if pod["metadata"]["labels"].get(INDEX, "0") == "0"]
+    (done,) = [pod for pod in first if pod["status"]["phase"] == "Succeeded"]
     log = job.kubectl.run("logs", done["metadata"]["name"], "-n", job.namespace, "-c", "trainer")
     found = re.search(r"Resuming from the checkpoint of step (\d+)", log)
     return int(found[1]) if found else 0

@@ -271,3 +271,36 @@ def test_the_example_is_complete(kubectl: Kubectl, namespace: str) -> None:
         "workloadpriorityclass.kueue.x-k8s.io",
         "lorajob.tunery.dev",
     ]
+
+
+def test_the_pods_that_train_together_start_together_or_wait(
+    kubectl: Kubectl, queued: Launch, queues: Queues, namespace: str
+) -> None:
+    """Both pods or none; suspended and resumed; preempted and resumed."""
+    low, high = f"{namespace}-low", f"{namespace}-high"
+    kubectl.apply(kueue.priority_class(low, 10), kueue.priority_class(high, 1000))
+    resources = {"nodes": 2, "gpus": 0, "cpu": "400m", "memory": "2Gi", "ephemeralStorage": "2Gi"}
+    two: dict[str, Any] = {"resources": resources, "training": LONG["training"] | {"gradientAccumulation": 2}}
+    queues.make("team-a", cpu="700m")  # room for one of the two
+    job = queued("together", "team-a", priority=low, **two)
+    job.wait_phase("Queued", timeout=60)
+    time.sleep(FIGHT_SECONDS)
+    assert job.pods("train") == []
+    queues.make("team-a", cpu=ONE_AT_A_TIME)
+    checkpointed(job)
+    assert job.status["pods"] == "2/2"
+    assert generation(job) <= 1 + RISES_FOR_ONE_THING
+
+    job.patch_spec(suspend=True)
+    job.wait_phase("Suspended", timeout=150)
+    assert [pod for pod in job.pods("train") if pod["status"]["phase"] in {"Pending", "Running"}] == []
+    job.patch_spec(suspend=False)
+    job.wait_phase("Training", timeout=120)
+
+    urgent = queued("urgent", "team-a", priority=high, **SHORT)
+    job.wait_phase("Queued", timeout=150)
+    urgent.wait_phase("Succeeded", timeout=300)
+    status = job.wait_phase("Succeeded", timeout=500)
+    assert resumed(job)
+    assert status["attempts"] == 3, job.story()
+    assert len(job.jobs("train")) == 1

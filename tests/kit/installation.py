@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from kit.kubectl import Kubectl
@@ -12,15 +13,18 @@ NAMESPACE = "tunery-system"
 RELEASE = "tunery"
 
 
-def install(kubectl: Kubectl, images: dict[str, str], *settings: str, keep: bool = False) -> None:
+def install(
+    kubectl: Kubectl, images: dict[str, str], *settings: str, strings: Sequence[str] = (), keep: bool = False
+) -> None:
     """Install or upgrade the chart and wait until the operator is ready.
 
     `images` holds `operator` and `trainer`: repository:tag or repository@digest; `settings` are further `key=value` for
-    --set. Settings of an earlier installation are forgotten, unless they are to be kept.
+    --set, `strings` for --set-string. Settings of an earlier installation are forgotten, unless they are to be kept.
     """
     kubectl.apply(_namespace())
     flags = [part for name, image in images.items() for value in image_values(f"{name}.image", image) for part in value]
     flags += [part for setting in settings for part in ("--set", setting)]
+    flags += [part for string in strings for part in ("--set-string", string)]
     kubectl.program(
         *("helm", "upgrade", "--install", RELEASE, str(CHART), "-n", NAMESPACE),
         *("--wait", "--timeout", "180s"),

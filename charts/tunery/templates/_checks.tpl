@@ -29,7 +29,9 @@ test.namespace: {{ quote .Values.test.namespace }} is none of watchNamespaces, a
 {{/* Variables that our programs need as they are: each pod would end without a word, or see no GPU. */}}
 {{- define "tunery.checkEnv" }}
 {{- $programs := list "PATH" "PYTHONPATH" "PYTHONHOME" }}
-{{- range $name := keys (.Values.trainer.env | default dict) | sortAlpha }}
+{{- $distributed := get (.Values.trainer.distributed | default dict) "env" | default dict }}
+{{- range $where, $variables := dict "trainer.env" (.Values.trainer.env | default dict) "trainer.distributed.env" $distributed }}
+{{- range $name := keys $variables | sortAlpha }}
 {{- $why := "" }}
 {{- if has $name $programs }}
 {{- $why = "the image says where its programs are, and pods would not find them" }}
@@ -38,12 +40,13 @@ test.namespace: {{ quote .Values.test.namespace }} is none of watchNamespaces, a
 {{- else if eq $name "CUDA_VISIBLE_DEVICES" }}
 {{- $why = "the GPUs of a pod are those that its node gives it" }}
 {{- else if has $name (list "LOCAL_RANK" "WORLD_SIZE") }}
-{{- $why = "a pod trains alone, and would wait for others" }}
-{{- else if regexMatch "^(TUNERY_|KUBEFLOW_TRAINER_)" $name }}
+{{- $why = "processes that train together find each other without it, and would wait for others" }}
+{{- else if and (regexMatch "^(TUNERY_|KUBEFLOW_TRAINER_)" $name) (ne $name "TUNERY_SIMULATED_DEVICES") }}
 {{- $why = "the operator sets what begins so" }}
 {{- end }}
 {{- if $why }}
-trainer.env: {{ $name }}: leave it out: {{ $why }}
+{{ $where }}: {{ $name }}: leave it out: {{ $why }}
+{{- end }}
 {{- end }}
 {{- end }}
 {{- range .Values.operator.extraEnv }}

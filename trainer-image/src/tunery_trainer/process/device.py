@@ -14,6 +14,7 @@ from tunery_api.reasons import FailureReason
 from tunery_api.runspec import RunSpec
 from tunery_common.errors import TuneryError, first_line
 from tunery_trainer.process.environment import cpu_limit
+from tunery_trainer.process.place import simulated
 from tunery_trainer.settings.types import DeviceFacts, DeviceKind
 
 _MEMORY: Final = re.compile(
@@ -194,6 +195,6 @@ def actual_device(run: RunSpec, gpus: int) -> DeviceFacts:
     """
     import torch
 
-    if gpus and not run.local:
+    if gpus and not run.local and not simulated():
         require_gpu()
     return device_facts(run.gpu_memory_bytes if torch.cuda.is_available() else run.memory_bytes)

@@ -16,7 +16,7 @@ from tunery_trainer.process.environment import VISIBLE_ENV
 PLACE_ENV: Final = "TUNERY_PLACE"
 HERE: Final = "127.0.0.1"
 SIMULATED_ENV: Final = "TUNERY_SIMULATED_DEVICES"
-"""For tests alone: so many processes on the CPU of each node, whatever the manifest asks for."""
+"""For trials without GPUs: so many processes on the CPU of each pod, whatever the manifest asks for."""
 NODES_ENV: Final = "TUNERY_NODES"
 NODE_ENV: Final = "JOB_COMPLETION_INDEX"
 """The Job controller's own."""
@@ -93,7 +93,7 @@ def counts_of(run: RunSpec, shared: int | None = None, variables: Mapping[str, s
     asked = run.lora_job.resources if run.lora_job else None
     nodes = int(variables.get(NODES_ENV) or (asked.nodes if asked and not run.local else 1))
     if not run.local:
-        return _simulated(variables) or max(1, asked.gpus if asked else 0), nodes
+        return simulated(variables) or max(1, asked.gpus if asked else 0), nodes
     devices = devices_here(run, variables)
     return next(count for count in range(devices, 0, -1) if count == 1 or not (shared or 0) % (count * nodes)), nodes
 
@@ -104,10 +104,11 @@ def devices_here(run: RunSpec, variables: Mapping[str, str] = os.environ) -> int
     there = len(list(_GPUS.iterdir())) if _GPUS.is_dir() else 0
     shown = variables.get(VISIBLE_ENV)
     visible = len(shown.split(",")) if shown else there
-    return _simulated(variables) or max(1, min(gpus, there, visible))
+    return simulated(variables) or max(1, min(gpus, there, visible))
 
 
-def _simulated(variables: Mapping[str, str]) -> int:
+def simulated(variables: Mapping[str, str] = os.environ) -> int:
+    """Return how many processes of a pod train on the CPU as if each had a GPU; 0: there are no simulated devices."""
     return int(variables.get(SIMULATED_ENV) or 0)
 
 
