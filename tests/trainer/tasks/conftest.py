@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,56 +13,15 @@ from cluster.s3 import S3Server
 from kit.ended_sweep import EndedSweep, below
 from kit.explained import Train, explained_runs
 from kit.learned import write_learned_model
-from kit.story import Case, Run, manifest
+from kit.run_files import RunFiles
+from kit.story import Case, Run
 
 
 @pytest.fixture
 def run_file(tmp_path: Path, case: Case, s3_server: S3Server) -> Run:
     """Uploads model and data, mounts a Secret, and writes the operator's run.json."""
     case()
-    client = s3_server.client()
-    for path in (tmp_path / "model").iterdir():
-        client.upload_file(str(path), "models", f"{tmp_path.name}/{path.name}")
-    client.upload_file(str(tmp_path / "data.jsonl"), "datasets", f"{tmp_path.name}/data.jsonl")
-    secret = tmp_path / "secret"
-    secret.mkdir()
-    for name, value in s3_server.environment().items():
-        (secret / name).write_text(value)
-
-    def write(
-        secret_path: Path = secret,
-        bucket: str = "adapters",
-        uid: str = "u-1",
-        name: str = "run.json",
-        own: dict[str, Any] | None = None,
-        **changes: Any,
-    ) -> Path:
-        output = f"s3://{bucket}/{tmp_path.name}/out"
-        spec: dict[str, Any] = manifest(
-            tmp_path,
-            model={"uri": f"s3://models/{tmp_path.name}", "secretRef": {"name": "s3"}},
-            dataset={"uri": f"s3://datasets/{tmp_path.name}/data.jsonl", "secretRef": {"name": "s3"}},
-            output={"uri": output, "secretRef": {"name": "s3"}},
-            **changes,
-        )["spec"]
-        mounted = {
-            purpose: {"name": "s3", "path": str(secret_path), "field": f"spec.{purpose}.secretRef"}
-            for purpose in ("model", "dataset", "output")
-        }
-        content = {
-            "identity": {"kind": "LoRAJob", "namespace": "team", "name": "tiny", "uid": uid},
-            "loraJob": spec,
-            "outputUri": output,
-            "checkpointUri": f"s3://adapters/{tmp_path.name}/checkpoints/{uid}",
-            "secrets": mounted,
-            "memoryBytes": 8 * 2**30,
-            "workDir": str(tmp_path / "work"),
-        }
-        path = tmp_path / name
-        path.write_text(json.dumps(content | (own or {})))
-        return path
-
-    return write
+    return RunFiles(tmp_path, s3_server).write
 
 
 @pytest.fixture(scope="session")
