@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import io
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import torch
 from datasets import Dataset
+from trl import SFTTrainer
 
+from tunery_api.methods import Method
 from tunery_api.training import CheckpointSpec
 from tunery_trainer.adapter.attach import attach, training_hooks
 from tunery_trainer.model.load import load_base, load_tokenizer
 from tunery_trainer.model.sharding import shard
+from tunery_trainer.process.signals import StopSignal
 from tunery_trainer.team.team import Team
-from tunery_trainer.training.callbacks import CheckpointCallback
+from tunery_trainer.training.callbacks import CheckpointCallback, StopCallback
+from tunery_trainer.training.recovery import train_to_the_end
 from tunery_trainer.training.trl_config import LoopSettings
 from tunery_trainer.training.trl_trainer import AdapterTrainer, LoopParts
 from tunery_trainer.training.weights import trained_state
@@ -98,6 +105,56 @@ def _told(trainer: AdapterTrainer) -> Trained:
 def _files(trainer: AdapterTrainer) -> list[str]:
     folder = Path(trainer.args.output_dir)
     return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+
+
+class Shrunk(NamedTuple):
+    trained: Trained
+    passes: tuple[int, int]
+    """Rows of a pass, and passes of a step, at the end."""
+    cause: str
+
+
+def run_out(llama: Path, hungry: int, team: Team, folder: Path) -> Shrunk:
+    """Train; memory runs out in the pass of process `hungry` from the third step on, where it has more than a row."""
+    do_pass = SFTTrainer.training_step
+
+    def training_step(trainer: Any, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        loss = do_pass(trainer, model, inputs, *args, **kwargs)
+        if team.rank == hungry and trainer.state.global_step >= 2 and len(inputs["input_ids"]) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB")
+        return loss
+
+    with patch.object(SFTTrainer, "training_step", training_step), redirect_stdout(io.StringIO()) as out:
+        trainer = _trainer(llama, {}, team, folder)
+        train_to_the_end(trainer, None, Method.LORA)
+    settings = trainer.settings
+    return Shrunk(_told(trainer), (settings.batch_size, settings.gradient_accumulation), out.getvalue())
+
+
+class Stopped(NamedTuple):
+    step: int
+    checkpoints: list[str]
+    """Of this process's folder."""
+    told: bool
+    """Whether this process knows that training was stopped."""
+
+
+def stop(llama: Path, told: int, team: Team, folder: Path) -> Stopped:
+    """Train until process `told` alone is told to stop, in its third step."""
+    trainer, signal = _trainer(llama, {}, team, folder), StopSignal()
+
+    def hear(*_: Any, **__: Any) -> None:
+        signal.requested = signal.requested or (team.rank == told and trainer.state.global_step == 2)
+
+    callback = StopCallback(signal, team)
+    told_at_begin = patch.object(callback, "on_step_begin", hear)
+    trainer.add_callback(callback)
+    trainer.add_callback(CheckpointCallback(CheckpointSpec(every_steps=1000), lambda folder, state, over: None, team))
+    with told_at_begin:
+        trainer.train()
+    return Stopped(
+        trainer.state.global_step, sorted(path.name for path in folder.glob("checkpoint-*")), signal.requested
+    )
 
 
 class Preferred(NamedTuple):

@@ -15,25 +15,32 @@ from tunery_api.reasons import ExitCode
 
 from cluster.s3 import S3Server
 from kit.long import long_but
-from kit.nodes import Node, Nodes, finish
+from kit.nodes import Node, Nodes, finish, logs
 from kit.story import Run
 
 SPEC: dict[str, Any] = {
     "lora": {"dropout": "0.1"},
-    "training": {"gradientAccumulation": 2, "maxSteps": 60, "learningRate": "1e-3"},
+    "training": {"gradientAccumulation": 2, "maxSteps": 150, "learningRate": "1e-3"},
     "checkpoint": {"everySteps": 5},
-    "evaluation": {"everySteps": 20},
+    "evaluation": {"everySteps": 50},
 }
 SECONDS = 120.0
 
 
-def trains(nodes: list[Node]) -> None:
-    """Wait until the run is past its first checkpoints."""
-    until = time.monotonic() + SECONDS
-    while "step 1" not in nodes[0].log.read_text():
-        assert time.monotonic() < until, nodes[0].log.read_text()
-        assert all(node.process.poll() is None for node in nodes), [node.log.read_text() for node in nodes]
+def trains(s3_server: S3Server, folder: Path, nodes: list[Node]) -> None:
+    """Wait until the first node knows that a checkpoint of its own is stored: it has begun to store another one."""
+    until, bucket = time.monotonic() + SECONDS, s3_server.client()
+    while len(steps(bucket, folder)) < 2:
+        assert time.monotonic() < until, logs(nodes)
+        assert all(node.process.poll() is None for node in nodes), logs(nodes)
         time.sleep(0.05)
+
+
+def steps(client: Any, folder: Path) -> set[str]:
+    """Return the folders of the checkpoints."""
+    prefix = f"{folder.name}/checkpoints/u-1/"
+    found = client.list_objects_v2(Bucket="adapters", Prefix=prefix).get("Contents", [])
+    return {item["Key"].removeprefix(prefix).split("/")[0] for item in found}
 
 
 def published(s3_server: S3Server, folder: Path) -> dict[str, str]:
@@ -94,13 +101,13 @@ def test_a_run_that_loses_a_process_goes_on_to_the_same_adapter(
     nodes, devices, disturb, codes = CASES[name]
     cluster = Nodes(tmp_path, run_file, SPEC, nodes=nodes, devices=devices)
     begun = cluster.start()
-    trains(begun)
+    trains(s3_server, tmp_path, begun)
     disturb(begun)
     at = time.monotonic()
-    assert finish(begun, SECONDS) == codes, [node.log.read_text() for node in begun]
+    assert finish(begun, SECONDS) == codes, logs(begun)
     assert time.monotonic() - at < 30
     again = cluster.start()
-    assert finish(again, SECONDS) == [0] * nodes, [node.log.read_text() for node in again]
+    assert finish(again, SECONDS) == [0] * nodes, logs(again)
     assert "Resuming from the checkpoint of step" in again[0].log.read_text()
     found = published(s3_server, tmp_path)
     if (nodes, devices) not in undisturbed:

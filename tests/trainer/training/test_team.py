@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import pytest
 
-from kit.team_runs import METHODS, Preferred, Trained, go_on, prefer, train
+from kit.long import long_but
+from kit.team_runs import METHODS, PASSES, Preferred, Trained, go_on, prefer, run_out, stop, train
 from kit.teams import together
+
+TEAMS = list(product(METHODS, (2, 4)))
 
 
 def apart(one: Trained | Preferred, other: Trained | Preferred) -> float:
     return max(float((one.state[name] - tensor).abs().max()) for name, tensor in other.state.items())
 
 
-@pytest.mark.parametrize("world", [2, 4])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "world"), long_but(TEAMS, "LoRA-2", "QLoRA-2"))
 def test_a_base_in_parts_trains_the_same(llama: Path, tmp_path: Path, method: str, world: int) -> None:
     blocks = METHODS[method]
     [alone] = together(1, tmp_path / "alone", partial(train, llama, blocks))
@@ -27,8 +30,7 @@ def test_a_base_in_parts_trains_the_same(llama: Path, tmp_path: Path, method: st
         assert apart(first, other) == 0
 
 
-@pytest.mark.parametrize("world", [2, 4])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "world"), long_but(TEAMS, "LoRA-2", "AdaLoRA-4"))
 def test_a_team_trains_what_one_process_trains(llama: Path, tmp_path: Path, method: str, world: int) -> None:
     [alone] = together(1, tmp_path / "alone", partial(train, llama, METHODS[method]))
     first, *others = together(world, tmp_path / "team", partial(train, llama, METHODS[method]))
@@ -40,7 +42,7 @@ def test_a_team_trains_what_one_process_trains(llama: Path, tmp_path: Path, meth
         assert apart(first, other) == 0
 
 
-@pytest.mark.parametrize("task", ["SFT", "DPO", "ORPO", "KTO"])
+@pytest.mark.parametrize("task", long_but(["SFT", "DPO", "ORPO", "KTO"], "KTO"))
 def test_a_team_prefers_what_one_process_prefers(llama: Path, tmp_path: Path, task: str) -> None:
     """The loss of a step is a mean over the rows of all processes, KTO's reference point, too."""
     [alone] = together(1, tmp_path / "alone", partial(prefer, llama, task))
@@ -58,8 +60,7 @@ def test_a_team_prefers_what_one_process_prefers(llama: Path, tmp_path: Path, ta
 WORLDS = {"1": (1, False), "2": (2, False), "4": (4, False), "2 in parts": (2, True)}
 
 
-@pytest.mark.parametrize("after", WORLDS)
-@pytest.mark.parametrize("before", WORLDS)
+@pytest.mark.parametrize(("before", "after"), long_but(product(WORLDS, WORLDS), "2-1", "1-2 in parts"))
 def test_any_team_goes_on_from_the_checkpoint_of_any_other(
     llama: Path, tmp_path: Path, before: str, after: str
 ) -> None:
@@ -72,8 +73,7 @@ def test_any_team_goes_on_from_the_checkpoint_of_any_other(
     assert apart(first, resumed) < (1e-12 if before == after else 5e-5)
 
 
-@pytest.mark.parametrize("grouped", [False, True])
-@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize(("world", "grouped"), long_but(product((2, 4), (False, True)), "2-True"))
 def test_a_team_of_the_same_size_goes_on_to_the_bit(llama: Path, tmp_path: Path, world: int, *, grouped: bool) -> None:
     """With dropout, which each process draws for itself, and with rows by their length."""
     blocks: dict[str, object] = {"lora": {"dropout": "0.1"}, "training": {"groupByLength": grouped}}
@@ -83,3 +83,23 @@ def test_a_team_of_the_same_size_goes_on_to_the_bit(llama: Path, tmp_path: Path,
     for one, other in zip(whole, resumed, strict=True):
         assert other.losses == one.losses
         assert apart(one, other) == 0
+
+
+def test_memory_that_runs_out_in_one_process_costs_all_of_them_the_step_and_nothing_else(
+    llama: Path, tmp_path: Path
+) -> None:
+    [alone] = together(1, tmp_path / "alone", partial(train, llama, {}))
+    first, other = together(2, tmp_path / "team", partial(run_out, llama, 1))
+    assert first.passes == other.passes == (1, 2 * PASSES)
+    assert first.cause == other.cause
+    assert "memory ran out with 2 × 4 rows at step 3: going on with 1 × 8 rows (CUDA out of memory" in first.cause
+    assert first.trained.losses[-5:] == pytest.approx(alone.losses[-5:], abs=2e-6)
+    assert apart(first.trained, alone) < 5e-5
+    assert apart(first.trained, other.trained) == 0
+
+
+@pytest.mark.parametrize("told", [0, 1])
+def test_whoever_is_told_to_stop_all_stop_after_the_same_step_with_one_checkpoint(
+    llama: Path, tmp_path: Path, told: int
+) -> None:
+    assert together(2, tmp_path, partial(stop, llama, told)) == [(3, ["checkpoint-3"], True), (3, [], True)]
