@@ -15,6 +15,7 @@ BENCHMARKS: Final = (
     "rendering",
     "memory_estimate",
     "training",
+    "together",
     "evaluation_cost",
     "diagnosis_cost",
     "checkpoint_uploads",

@@ -22,6 +22,7 @@ from tunery_trainer.model.quantization import DTYPES, bitsandbytes_config
 from tunery_trainer.settings.auto_method import method_choices
 from tunery_trainer.settings.resolve import resolve
 from tunery_trainer.settings.types import DeviceFacts, DeviceKind, RunSettings
+from tunery_trainer.team.team import ALONE, Team
 from tunery_trainer.training.trl_config import LoopSettings
 from tunery_trainer.training.trl_trainer import AdapterTrainer, LoopParts
 
@@ -120,12 +121,17 @@ def _result(trainer: Any, clock: Clock, tokens: list[int]) -> Measured:
     return clock.times, tokens, losses
 
 
-def ours(case: Case, folder: Path, steps: int, now: Callable[[], float]) -> Measured:
-    """The product's loop."""
-    rows, clock = packed_rows(case), Clock(now)
-    settings = replace(case.resolved.training, gradient_checkpointing=False)
+def ours(
+    case: Case, folder: Path, steps: int, now: Callable[[], float], among: tuple[Team, int] = (ALONE, 1)
+) -> Measured:
+    """The product's loop, `among` those who train together, and the passes of a step of all of them."""
+    rows, clock, (team, passes) = packed_rows(case), Clock(now), among
+    settings = replace(
+        case.resolved.training, max_steps=steps, gradient_checkpointing=False, gradient_accumulation=passes
+    )
     loop = LoopSettings(settings, steps, keep_checkpoints=1, on_gpu=False)
-    trainer = AdapterTrainer(_adapted(case), loop, LoopParts(rows, load_tokenizer(model.ensure()), folder, None))
+    parts = LoopParts(rows, load_tokenizer(model.ensure()), folder, None, team=team)
+    trainer = AdapterTrainer(_adapted(case), loop, parts)
     trainer.add_callback(clock)
     trainer.train()
     return _result(trainer, clock, [case.length] * steps)
@@ -141,6 +147,7 @@ def _config(case: Case, folder: Path, steps: int, **more: Any) -> SFTConfig:
         max_grad_norm=case.resolved.training.max_grad_norm,
         bf16=case.resolved.training.precision.value == "BFloat16",
         use_cpu=True,
+        ddp_find_unused_parameters=False,  # several processes are faster so
         gradient_checkpointing=False,
         seed=case.resolved.training.seed,
         logging_steps=1,
