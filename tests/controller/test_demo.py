@@ -55,6 +55,20 @@ def test_what_holds_a_job_is_told_once_under_the_table_and_in_the_last_lines_at_
     assert why == f"held by Unschedulable: {failure['message']} {failure['hint']}"
 
 
+def test_servers_that_keep_the_demos_node_busy_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    class Servers:
+        def list(self, kind: str, namespace: str) -> list[dict[str, Any]]:
+            assert (kind, namespace) == ("adapterservers", NAMESPACE)
+            return [{"metadata": {"name": name}} for name in ("demo", "own")]
+
+    full = {"failure": {"reason": "Unschedulable", "message": "0/1 nodes", "hint": "Free one."}}
+    Hold().tell(full, Servers(), "own")  # type: ignore[arg-type]  # all that is asked of kubectl
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "AdapterServer" in line]
+    assert line.strip() == (
+        "AdapterServer demo keeps a part of the node: kubectl -n tunery-demo delete adapterserver demo makes room"
+    )
+
+
 def test_what_holds_an_object_is_told_again_only_where_it_changes(capsys: pytest.CaptureFixture[str]) -> None:
     hold = Hold()
     full = {"failure": {"reason": "Unschedulable", "message": "0/1 nodes [/x]", "hint": "Free one."}}
@@ -116,8 +130,11 @@ def test_a_job_that_has_ended_is_replaced_and_its_end_is_told(
     namespace.end_pod(namespace.run_pod("done-train"), message=RESULT)
     job.wait_phase("Succeeded", timeout=60)
     uid = job.uid
+    api_server.run("label", "lorajob", "done", "-n", namespace.name, "served-by=demo")
     begin(job)
     assert job.uid != uid
+    labels = (api_server.get("lorajob", "done", namespace.name) or {})["metadata"]["labels"]
+    assert labels["served-by"] == "demo", "or a server that serves it would lose it"
     assert "LoRAJob done of an earlier run (Succeeded) is deleted" in capsys.readouterr().out
 
 

@@ -38,6 +38,9 @@ def begin(job: Job) -> None:
         console.print(
             f"  {job.manifest['kind']} {job.name} of an earlier run ({phase}) is deleted, and a new one takes its place"
         )
+        # A server may choose by them what it serves, as that of `make demo-serving` does.
+        metadata = job.manifest["metadata"]
+        metadata["labels"] = {**found["metadata"].get("labels", {}), **metadata.get("labels", {})}
         job.kubectl.delete(job.kind, job.name, job.namespace)
     job.apply()
 
@@ -85,7 +88,7 @@ def follow(job: Job, seconds: float = TIMEOUT_SECONDS, table: Table = TRAINING) 
                 return
             if status.get("phase") in FINAL:
                 raise AssertionError(_why(job, status))
-            hold.tell(status)
+            hold.tell(status, job.kubectl)
             time.sleep(1)
     looks = f"kubectl get {job.kind} {job.name} -n {job.namespace} -w"
     text = f"{job.manifest['kind']} {job.name} has not ended within {seconds:.0f} s"

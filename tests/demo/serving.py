@@ -105,7 +105,7 @@ def _follow_server(kubectl: Kubectl, name: str, wanted: set[str], image: str) ->
         if row != shown:
             console.print("  " + "".join(f"{cell:<14}" for cell in row))
             shown = row
-        hold.tell(status)
+        hold.tell(status, kubectl, name)
         served = {each["name"] for each in status.get("adapters", []) if each["state"] == "Served"}
         return status.get("phase") == "Ready" and wanted <= served and _runs(kubectl, name, image)
 

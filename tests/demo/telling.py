@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 
 from kit.environment import MissingEnvironment, is_existing
-from kit.kubectl import KubectlError
+from kit.kubectl import Kubectl, KubectlError
 
 NAMESPACE = "tunery-demo"
 ERRORS = (MissingEnvironment, KubectlError, AssertionError, TimeoutError, subprocess.CalledProcessError)
@@ -59,8 +59,11 @@ class Hold:
     def __init__(self) -> None:
         self.now: Held | None = None
 
-    def tell(self, status: dict[str, Any]) -> None:
-        """Print what holds the object up, with what to do, unless that was printed."""
+    def tell(self, status: dict[str, Any], kubectl: Kubectl | None = None, server: str = "") -> None:
+        """Print what holds the object up, with what to do, unless that was printed.
+
+        Given `kubectl`, the AdapterServers of the demo that keep their node busy are named, all but `server` itself.
+        """
         before, self.now = self.now, held(status)
         if self.now == before:
             return
@@ -70,6 +73,11 @@ class Hold:
         console.print(f"  held by {self.now.reason}: {self.now.message}", markup=False)
         if self.now.hint:
             console.print(f"    {self.now.hint}", markup=False)
+        if kubectl and self.now.reason == "Unschedulable":
+            for each in kubectl.list("adapterservers", NAMESPACE):
+                if (name := each["metadata"]["name"]) != server:
+                    room = f"kubectl -n {NAMESPACE} delete adapterserver {name}"
+                    console.print(f"    AdapterServer {name} keeps a part of the node: {room} makes room", markup=False)
 
     def with_story(self, story: str, end: str) -> str:
         """Return a story, and below it, where a screen ends, what holds the object up and how the demo ends."""

@@ -149,6 +149,7 @@ def test_trials_are_counted() -> None:
         "failed": 2,
     }
     assert counts_text(TRIALS, 20) == "8/20"
+    assert counts_text(TRIALS, 5) == "8/8", "maxTrials was lowered while trials were under way"
     assert counts_text([*TRIALS, trial(11, origin="Final")], 20) == "8/20"
     assert (counts_text(TRIALS, 20, forgiven=5), counts_text(TRIALS, 20, forgiven=6)) == ("8/20", "7/20")
     given_up = trial(11, S.PRUNED, why="the sweep has failed")

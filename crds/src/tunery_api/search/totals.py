@@ -143,9 +143,12 @@ def counts(trials: Sequence[Trial]) -> TrialCounts:
 
 
 def counts_text(trials: Iterable[Trial], most: int, forgiven: int = 0) -> str:
-    """Return how many of the trials that count have ended, of those in all: `7/20`."""
-    counted = (trial for trial in trials if trial.counts and not trial.is_forgiven(forgiven))
-    return f"{sum(trial.is_final for trial in counted)}/{most}"
+    """Return how many of the trials that count have ended, of those in all: `7/20`.
+
+    Where `most` was lowered, what is under way may come to more than that.
+    """
+    ended = sum(trial.is_final for trial in trials if trial.counts and not trial.is_forgiven(forgiven))
+    return f"{ended}/{max(most, ended)}"
 
 
 def mean_gpu_seconds(trials: Iterable[Trial]) -> float | None:
