@@ -71,7 +71,7 @@ class Lead:
         TuneryError(InternalError) where one has come to something else.
         """
         others, until = range(1, self._place.nodes), time.monotonic() + meet_seconds()
-        say(f"Nodes      waiting for {len(others)} other nodes")
+        say(f"Nodes      waiting for {'the other one' if len(others) == 1 else f'the {len(others)} others'}")
         with self._condition:
             while set(self._ready) != set(others):
                 absent = [node for node in others if node not in self._channels]
