@@ -17,11 +17,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-import torch
 import torch.distributed as dist
 
 from tunery_trainer.crew.causes import is_echo
-from tunery_trainer.process.environment import cpu_limit
+from tunery_trainer.process.environment import VISIBLE_ENV, cpu_limit
 from tunery_trainer.process.failures import explain
 from tunery_trainer.process.place import Place, own_place
 from tunery_trainer.process.supervise import CHILD, die_with_parent
@@ -43,8 +42,8 @@ _KINDS: Final = ("failure", "echo")
 
 
 def devices_of(machine: Machine) -> int:
-    """Return how many devices there are."""
-    return _SIMULATED if machine.dry else torch.cuda.device_count()
+    """Return how many devices there are: a check itself sees the first one only, and is told of several."""
+    return _SIMULATED if machine.dry else len(os.environ.get(VISIBLE_ENV, "").split(","))
 
 
 def together(machine: Machine, devices: int, work: Work, *, sharded: bool = False) -> list[Any]:
@@ -70,17 +69,14 @@ def together(machine: Machine, devices: int, work: Work, *, sharded: bool = Fals
 
 
 def _start(place: Place, job: Path, folder: Path) -> subprocess.Popen[bytes]:
-    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
-    visible = [*shown.split(","), ""] if shown is not None else [str(device) for device in range(place.devices)]
     own = {
-        "CUDA_VISIBLE_DEVICES": visible[min(place.device, len(visible) - 1)],
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(max(1, cpu_limit() // place.devices)),
         "PYTORCH_ALLOC_CONF": "expandable_segments:True",  # as the trainer has it
         CHILD: "1",
     }
     command = [sys.executable, "-m", "gpu.ranks", str(job), str(folder)]
-    # What it prints goes where all goes that is not an answer.
     variables = {**os.environ, **place.environment(), **own}
+    # What it prints goes where all goes that is not an answer.
     return subprocess.Popen(command, stdout=2, env=variables, cwd=ROOT / "tests")
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tunery_trainer.process.environment import VISIBLE_ENV
 from tunery_trainer.team.team import Team
 
 from gpu import running
@@ -164,6 +165,25 @@ def test_what_needs_two_gpus_says_how_many_there_are(tmp_path: Path, monkeypatch
     for case in cases.values():
         outcome = case.run(machine)
         assert (outcome.verdict, outcome.words) == (Verdict.NEEDS_GPU, "needs 2 GPUs, this machine has 1")
+
+
+@pytest.mark.parametrize(
+    ("given", "count", "shown"),
+    [
+        ({}, 1, {}),
+        ({}, 3, {running.FIRST: "0", running.ALL: "0,1,2"}),
+        ({running.FIRST: "5,7"}, 8, {running.FIRST: "5", running.ALL: "5,7"}),
+        ({running.FIRST: "5"}, 8, {}),
+        ({running.FIRST: ""}, 8, {}),
+    ],
+)
+def test_a_check_sees_the_first_of_several_gpus(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, str], count: int, shown: dict[str, str]
+) -> None:
+    """The Trainer would spread a loop of one process over all that it sees."""
+    monkeypatch.setattr(running, "_count", lambda: count)
+    assert running.shown_first(given) == shown
+    assert running.ALL == VISIBLE_ENV
 
 
 @pytest.mark.long

@@ -185,10 +185,11 @@ def _memory(machine: Machine, spread: Spread) -> Outcome:
 
 
 def _taken(machine: Machine, devices: int) -> list[int]:
-    """Return the bytes of each GPU that are taken before: by this process, which has a context on each."""
+    """Return the bytes of each GPU that this process takes, which sees the first one only."""
     if machine.dry:
         return [0] * devices
-    return [total - free for free, total in map(torch.cuda.mem_get_info, range(devices))]
+    free, total = torch.cuda.mem_get_info()
+    return [total - free, *[0] * (devices - 1)]
 
 
 def _measure(run: Run, taken: list[int], machine: Machine, team: Team) -> Figures:
