@@ -85,10 +85,10 @@ def write_model(machine: Machine, shape: str, name: str = "", **changes: Any) ->
     return folder
 
 
-def load(folder: Path, resolved: RunSettings, device: str) -> PreTrainedModel:
+def load(folder: Path, resolved: RunSettings, device: str, trained_on: str | None = None) -> PreTrainedModel:
     """Return what the trainer's `load_base` makes of a folder of `write_model`; the same weights each time."""
     with patch.object(AutoModelForCausalLM, "from_pretrained", _random):
-        return load_base(folder, resolved, device)
+        return load_base(folder, resolved, device, trained_on)
 
 
 def _random(folder: str, *, config: Any, dtype: torch.dtype, device_map: dict[str, str], **options: Any) -> Any:

@@ -31,6 +31,7 @@ CHECKS: Final = {
     "evaluation": Entry("evaluation"),
     "faults": Entry("faults"),
     "resume": Entry("resume"),
+    "together": Entry("together", 540),
     "loading": Entry("loading"),
     "speed": Entry("speed", 240),
     "learning": Entry("learning", 240),

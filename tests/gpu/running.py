@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import queue
@@ -10,6 +11,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -20,6 +22,9 @@ from gpu.verdicts import FINAL, Verdict
 Json = dict[str, Any]
 _DRY_SECONDS: Final = 300.0
 """What one case may take on a slow CPU."""
+FIRST: Final = "CUDA_VISIBLE_DEVICES"
+ALL: Final = "TUNERY_VISIBLE_DEVICES"
+"""The trainer's name for it, which cannot be imported before the checks have their packages."""
 _OVER: Final = "the time of the whole run is over"
 
 
@@ -144,9 +149,9 @@ class _Process:
 
     def _environment(self) -> dict[str, str]:
         places = [*map(str, self._request.packages), os.environ.get("PYTHONPATH", "")]
-        hidden = {"CUDA_VISIBLE_DEVICES": ""} if self._request.dry else {}
+        shown = {FIRST: ""} if self._request.dry else shown_first(os.environ)
         own = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
-        return os.environ | own | hidden | {"PYTHONPATH": os.pathsep.join(filter(None, places))}
+        return os.environ | own | shown | {"PYTHONPATH": os.pathsep.join(filter(None, places))}
 
     def _read(self, process: subprocess.Popen[str], deadline: float | None) -> str:
         """Take in what it says until it ends; returns why it was killed, if it was."""
@@ -189,6 +194,27 @@ class _Process:
         self._report.note(check, case, said)
         words = said.get("words")
         print(f"{check}, {case}: {said['verdict']}{f' ({words})' if words else ''}", flush=True)
+
+
+def shown_first(variables: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables by which a check sees the first of several GPUs, and knows of all: as the trainer's own.
+
+    Libraries would spread a loop over all that they see.
+    """
+    given = variables.get(FIRST)
+    count = len(given.split(",")) if given is not None else _count()
+    if count < 2:
+        return {}
+    every = given or ",".join(map(str, range(count)))
+    return {FIRST: every.split(",")[0], ALL: every}
+
+
+@functools.cache
+def _count() -> int:
+    """Return how many GPUs torch sees here: asked in another process, as this one imports none of it."""
+    command = [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return int(done.stdout) if done.returncode == 0 else 0
 
 
 def _forward(process: subprocess.Popen[str], lines: queue.Queue[str | None]) -> None:

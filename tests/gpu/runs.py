@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import gc
 import itertools
 import math
@@ -32,6 +33,7 @@ from tunery_trainer.model.load import load_tokenizer
 from tunery_trainer.plan.basis import Basis
 from tunery_trainer.plan.training_plan import TrainingPlan, plan_training
 from tunery_trainer.process.device import device_facts
+from tunery_trainer.team.team import ALONE, Team
 from tunery_trainer.training.trl_config import LoopSettings
 from tunery_trainer.training.trl_trainer import AdapterTrainer, LoopParts
 
@@ -77,19 +79,22 @@ class Run:
     tokenizer: Any
 
 
-def prepare(machine: Machine, folder: Path, blocks: dict[str, Any], rows: Dataset) -> Run:
-    """Return the run that a LoRAJob with `blocks` would be on these rows, planned as preflight plans it."""
+def prepare(folder: Path, blocks: dict[str, Any], rows: Dataset, devices: int = 1) -> Run:
+    """Return the run that a LoRAJob with `blocks` would be on these rows, planned as preflight plans it.
+
+    `devices` like the one here are to train together.
+    """
     base = {"model": {"uri": "s3://models/base"}, "dataset": {"uri": "s3://data/rows.jsonl"}}
     spec = LoRAJobSpec.model_validate(base | blocks)
     job = RunIdentity(kind="LoRAJob", namespace="gpu", name="gpu", uid="gpu")
-    basis = Basis(job, spec, FetchedModel(folder, None, 0), device_facts(None))
+    basis = Basis(job, spec, FetchedModel(folder, None, 0), dataclasses.replace(device_facts(None), devices=devices))
     plan = plan_training(basis, len(rows), _report(rows))
     return Run(folder, plan, rows, load_tokenizer(folder))
 
 
-def shaped(machine: Machine, shape: str, blocks: dict[str, Any], rows: Dataset) -> Run:
-    """Return a run of a model of that shape."""
-    return prepare(machine, write_model(machine, shape), blocks, rows)
+def shaped(machine: Machine, shape: str, blocks: dict[str, Any], rows: Dataset, devices: int = 1) -> Run:
+    """Return a run of a model of that shape, as `prepare` does."""
+    return prepare(write_model(machine, shape), blocks, rows, devices)
 
 
 def _report(rows: Dataset) -> DatasetReport:
@@ -125,11 +130,11 @@ def adapted(machine: Machine, run: Run) -> PeftModel:
     return attach(base, run.plan.settings, MethodContext(run.tokenizer, run.plan.steps))
 
 
-def trainer_for(machine: Machine, run: Run, model: PeftModel, folder: Path) -> AdapterTrainer:
-    """Return the loop as the trainer sets it up; checkpoints go to `folder`."""
+def trainer_for(machine: Machine, run: Run, model: PeftModel, folder: Path, team: Team = ALONE) -> AdapterTrainer:
+    """Return the loop as the trainer sets it up in one of `team`; checkpoints go to `folder`."""
     loop = LoopSettings(run.plan.settings.training, run.plan.steps, keep_checkpoints=3, on_gpu=not machine.dry)
     hooks = training_hooks(model, run.plan.settings)
-    return AdapterTrainer(model, loop, LoopParts(run.rows, run.tokenizer, folder, None, hooks))
+    return AdapterTrainer(model, loop, LoopParts(run.rows, run.tokenizer, folder, None, hooks, team=team))
 
 
 def losses(trainer: AdapterTrainer) -> list[float]:
@@ -163,6 +168,24 @@ def clear(machine: Machine) -> None:
 def peak(machine: Machine) -> int | None:
     """Return the most bytes that tensors have taken since `clear`; None on a CPU."""
     return None if machine.dry else torch.cuda.max_memory_allocated()
+
+
+def used(machine: Machine, elsewhere: int = 0) -> dict[str, int]:
+    """Return the peak of what tensors took and of what the allocator held, and what CUDA holds beside.
+
+    `elsewhere` are bytes of this GPU that another process has. Empty on a CPU.
+    """
+    if machine.dry:
+        return {}
+    free, total = torch.cuda.mem_get_info()
+    context = total - free - torch.cuda.memory_reserved() - elsewhere
+    allocated = torch.cuda.max_memory_allocated()
+    return {
+        "allocated_bytes": allocated,
+        "reserved_bytes": torch.cuda.max_memory_reserved(),
+        "context_bytes": context,
+        "used_bytes": allocated + context,
+    }
 
 
 def batch_on(machine: Machine, rows: Sequence[dict[str, Any]], *, by_example: bool) -> dict[str, Any]:

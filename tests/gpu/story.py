@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import json
+import random
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 from unittest.mock import patch
 
 from tunery_trainer.cli import main
 from tunery_trainer.training import run
 
 from gpu.verdicts import Figures
+
+_WORDS: Final = ("red", "blue", "green", "one", "two", "three")
+
+
+def write_rows(path: Path) -> Path:
+    """Write questions whose answers follow from them."""
+    draw = random.Random(7)
+    pairs = [(draw.choice(_WORDS), draw.randint(0, 99)) for _ in range(200)]
+    rows = [{"prompt": f"say {word} {number}", "completion": f"{word} {word} {number}"} for word, number in pairs]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
 
 
 def write_job(folder: Path, model: Path, data: Path, blocks: dict[str, Any]) -> Path:

@@ -10,10 +10,14 @@ from typing import Any
 
 import pytest
 
+from tunery_trainer.process.environment import VISIBLE_ENV
+from tunery_trainer.team.team import Team
+
 from gpu import running
 from gpu.carried import NAMES, install
 from gpu.registry import CHECKS, ROOT, Entry
 from gpu.running import Report, Request, run
+from gpu.verdicts import Machine
 
 Json = dict[str, Any]
 
@@ -65,6 +69,12 @@ def test_every_check_runs_in_tiny_shapes_on_the_cpu(tmp_path: Path, monkeypatch:
     assert {check for check in verdicts if verdicts[check] == {"passed"}} == SAME_ANYWHERE
     environment = {name: said["verdict"] for name, said in report["checks"]["environment"].items()}
     assert environment == {"versions": "passed", "card": "needs a GPU", "head": "needs a GPU"}
+    several = {name: said["verdict"] for name, said in report["checks"]["together"].items()}
+    assert {name for name, verdict in several.items() if verdict == "passed"} == {
+        "a base in parts, 16 bits",
+        "a base in parts, NF4",
+    }
+    assert verdicts["together"] == {"passed", "needs a GPU"}
     assert verdicts["learning"] == {"not given"}
     assert verdicts["merging"] == {"not offered"}
     assert report["dry"] is True
@@ -144,13 +154,59 @@ def test_what_is_carried_is_locked_and_found_by_its_version(tmp_path: Path) -> N
         install(tmp_path / "wheels", tmp_path / "site")
 
 
+def test_what_needs_two_gpus_says_how_many_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gpu.checks import together
+    from gpu.verdicts import Verdict
+
+    monkeypatch.setattr(together, "devices_of", lambda machine: 1)
+    machine = Machine(False, tmp_path)
+    cases = {name: case for name, case in together.CHECK.cases(machine).items() if not name.startswith("a base")}
+    assert len(cases) == 8
+    for case in cases.values():
+        outcome = case.run(machine)
+        assert (outcome.verdict, outcome.words) == (Verdict.NEEDS_GPU, "needs 2 GPUs, this machine has 1")
+
+
+@pytest.mark.parametrize(
+    ("given", "count", "shown"),
+    [
+        ({}, 1, {}),
+        ({}, 3, {running.FIRST: "0", running.ALL: "0,1,2"}),
+        ({running.FIRST: "5,7"}, 8, {running.FIRST: "5", running.ALL: "5,7"}),
+        ({running.FIRST: "5"}, 8, {}),
+        ({running.FIRST: ""}, 8, {}),
+    ],
+)
+def test_a_check_sees_the_first_of_several_gpus(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, str], count: int, shown: dict[str, str]
+) -> None:
+    """The Trainer would spread a loop of one process over all that it sees."""
+    monkeypatch.setattr(running, "_count", lambda: count)
+    assert running.shown_first(given) == shown
+    assert running.ALL == VISIBLE_ENV
+
+
+@pytest.mark.long
+def test_the_process_that_fails_by_itself_is_blamed_and_ends_all(tmp_path: Path) -> None:
+    from gpu.ranks import together
+
+    with pytest.raises(RuntimeError, match="process 1: InternalError: ZeroDivisionError: integer"):
+        together(Machine(True, tmp_path), 2, divided)
+
+
+def divided(_: Machine, team: Team) -> int:
+    """Wait for the other one, which fails."""
+    share = 1 // (1 - team.rank)
+    return sum(team.gather(share))
+
+
 def test_a_kernel_that_lets_examples_read_each_other_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The checks can fail: with attention over the whole row, as a wrong kernel would have it."""
     from tunery_trainer.model import attention
 
     from gpu.checks import attention as attention_check
     from gpu.checks import packing as packing_check
-    from gpu.verdicts import Machine, Verdict
+    from gpu.verdicts import Verdict
 
     by_example = attention._on_cpu
     machine = Machine(True, tmp_path)

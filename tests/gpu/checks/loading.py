@@ -28,7 +28,7 @@ def _load(machine: Machine, quantization: str | None) -> Outcome:
     blocks: dict[str, Any] = {"method": "QLoRA" if quantization else "LoRA", "training": {"precision": "BFloat16"}}
     if quantization:
         blocks["quantization"] = {"type": quantization}
-    run = prepare(machine, folder, blocks, single_rows(random_examples(8, 128)))
+    run = prepare(folder, blocks, single_rows(random_examples(8, 128)))
     with scratch(machine):
         before = _allocated(machine)
         begin = time.perf_counter()

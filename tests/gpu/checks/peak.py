@@ -7,12 +7,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
-import torch
-
 from tunery_trainer.process.device import device_facts
 
-from gpu.runs import Pace, Run, adapted, losses, packed_rows, random_examples, scratch, shaped, trainer_for
-from gpu.verdicts import Case, Check, Machine, Outcome, Verdict, judged
+from gpu.runs import Pace, Run, adapted, losses, packed_rows, random_examples, scratch, shaped, trainer_for, used
+from gpu.verdicts import Case, Check, Figures, Machine, Outcome, Verdict, judged
 
 _STEPS: Final = 3
 _TOO_MUCH: Final = 1.5
@@ -54,7 +52,7 @@ SHAPES: Final = (
 
 def measure(machine: Machine, shape: Shape) -> Outcome:
     """Train a few steps and compare; passed where the estimate holds and is not much too high."""
-    run = _run(machine, shape)
+    run = planned(machine, shape)
     estimate, available = run.plan.memory, device_facts(None).memory_bytes
     if estimate is None:
         return Outcome(Verdict.FAILED, words="there is no estimate")
@@ -71,45 +69,38 @@ def measure(machine: Machine, shape: Shape) -> Outcome:
             "parameters": trainer.model.num_parameters(),
             "losses": losses(trainer),
             "tokens_per_second": pace.tokens_per_second,
-            **_used(machine),
+            **used(machine),
         }
     if machine.dry:
         return Outcome(Verdict.NEEDS_GPU, figures)
-    ratio = figures["estimate_to_used"] = round(estimate.total / figures["used_bytes"], 3)
+    return compared(estimate.total, figures["used_bytes"], figures)
+
+
+def compared(estimate: int, used_bytes: int, figures: Figures) -> Outcome:
+    """Return passed where no more was used than was estimated, and not much less."""
+    ratio = round(estimate / used_bytes, 3)
     wrong = {"more was used than was estimated": ratio < 1, "the estimate is much too high": ratio > _TOO_MUCH}
-    return judged(wrong, **figures)
+    return judged(wrong, **figures, estimate_to_used=ratio)
 
 
-def _run(machine: Machine, shape: Shape) -> Run:
+def planned(machine: Machine, shape: Shape, devices: int = 1, parallelism: str | None = None) -> Run:
+    """Return the run of that shape: each of `devices` does one forward pass in a step."""
     length = 64 if machine.dry else shape.length
-    rows = packed_rows(random_examples(8 * shape.rows * _STEPS, length), length)
+    rows = packed_rows(random_examples(8 * shape.rows * _STEPS * devices, length), length)
     training = {
         "precision": "BFloat16",
         "maxSteps": _STEPS,
         "batchSize": shape.rows,
-        "gradientAccumulation": 1,
+        "gradientAccumulation": devices,
         "maxLength": length,
         "gradientCheckpointing": shape.recompute,
     }
+    if parallelism:
+        training["parallelism"] = parallelism
     blocks: dict[str, Any] = {"method": "QLoRA" if shape.quantization else "LoRA", "training": training}
     if shape.quantization:
         blocks["quantization"] = {"type": shape.quantization}
-    return shaped(machine, shape.model, blocks, rows)
-
-
-def _used(machine: Machine) -> dict[str, int]:
-    """Return the peak of what tensors took and of what the allocator held, and what CUDA holds beside."""
-    if machine.dry:
-        return {}
-    free, total = torch.cuda.mem_get_info()
-    context = total - free - torch.cuda.memory_reserved()
-    allocated = torch.cuda.max_memory_allocated()
-    return {
-        "allocated_bytes": allocated,
-        "reserved_bytes": torch.cuda.max_memory_reserved(),
-        "context_bytes": context,
-        "used_bytes": allocated + context,
-    }
+    return shaped(machine, shape.model, blocks, rows, devices)
 
 
 def _cases(machine: Machine) -> Mapping[str, Case]:

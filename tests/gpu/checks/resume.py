@@ -39,7 +39,7 @@ def _compare(machine: Machine, method: str, quantization: str | None) -> Outcome
     if quantization:
         blocks["quantization"] = {"type": quantization}
     folder = write_model(machine, "1B", "-few-layers", num_hidden_layers=2 if machine.dry else _LAYERS)
-    run = prepare(machine, folder, blocks, packed_rows(random_examples(64, length // 2), length))
+    run = prepare(folder, blocks, packed_rows(random_examples(64, length // 2), length))
     with scratch(machine) as first, scratch(machine) as second:
         whole = _train(machine, run, first, None)
         again = _train(machine, run, second, None)

@@ -13,6 +13,8 @@ from transformers import AutoModelForCausalLM
 
 from tunery_api.reasons import FailureReason
 from tunery_common.errors import TuneryError
+from tunery_trainer.model import load
+from tunery_trainer.model.attention import computes_by_example
 from tunery_trainer.model.load import check_weights, load_base, load_config, load_tokenizer, meta_model, model_facts
 
 from kit.tiny_models import FAMILIES
@@ -54,6 +56,16 @@ def test_what_is_called_packable_gives_the_same_loss_packed(family_folder: Folde
         packed = model(input_ids=rows.reshape(1, 32), **options).logits[0]
     same = bool((single - packed).abs().max() <= 1e-4)
     assert same is model_facts(folder).packable
+
+
+def test_attention_is_tried_where_the_base_will_be_trained(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A base that goes to GPUs in parts is loaded on the CPU, where attention by example always works."""
+    tried = []
+    monkeypatch.setattr(load, "works_on", lambda device, dtype, heads: tried.append(device) or device.type == "cpu")
+    resolved = resolved_for(llama, {"method": "LoRA"})
+    assert computes_by_example(load_base(llama, resolved, "cpu"))
+    assert not computes_by_example(load_base(llama, resolved, "cpu", "cuda:0"))
+    assert tried == [torch.device("cpu"), torch.device("cuda:0")]
 
 
 @pytest.mark.parametrize("quantization", ["NF4", "FP4", "Int8"])

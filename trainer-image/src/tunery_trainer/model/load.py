@@ -204,12 +204,15 @@ def _let_go_of_files(model: PreTrainedModel) -> None:
             tensor.data = tensor.data.clone()
 
 
-def load_base(folder: Path, resolved: RunSettings, device: torch.device | str) -> PreTrainedModel:
+def load_base(
+    folder: Path, resolved: RunSettings, device: torch.device | str, trained_on: torch.device | str | None = None
+) -> PreTrainedModel:
     """Return the frozen base model in `folder` on `device`, quantised as `resolved` says, in the run's precision.
 
-    Raises TuneryError(ModelUnsupported).
+    `trained_on` is the device that it will be brought to; None: it stays. Raises TuneryError(ModelUnsupported).
     """
     place, dtype, quantization = torch.device(device), dtype_of(resolved.training.precision), resolved.quantization
+    computes = torch.device(trained_on or device)
     stored = quantization is not None and quantization.stored
     model = load_frozen(
         folder,
@@ -217,7 +220,7 @@ def load_base(folder: Path, resolved: RunSettings, device: torch.device | str) -
             dtype,
             place,
             bitsandbytes_config(quantization) if quantization and not stored else None,
-            _training_attention(load_config(folder), resolved, place),
+            _training_attention(load_config(folder), resolved, computes),
         ),
     )
     if quantization and stored:

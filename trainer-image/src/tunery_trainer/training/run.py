@@ -107,7 +107,8 @@ def train_on(job: Assignment, place: Place = _ALONE) -> Trained:
 def _train_on(job: Assignment) -> Trained:
     say(f"Loading    the base model, {human_bytes(job.plan.basis.base.weight_bytes)} of weights")
     # A base that one GPU does not hold is put on them part by part.
-    base = load_base(job.plan.basis.base.folder, job.settings, "cpu" if job.team.sharded else _device(job))
+    device = _device(job)
+    base = load_base(job.plan.basis.base.folder, job.settings, "cpu" if job.team.sharded else device, device)
     if job.settings.preference:
         without_dropout(base)
     model, ground = _adapt(job, base)
