@@ -184,6 +184,29 @@ def test_the_memory_of_two_pods_of_one_attempt_is_one_end() -> None:
     assert "second time in a row" in status["failure"]["message"]
 
 
+def test_what_fails_all_of_them_at_once_is_one_failure() -> None:
+    """Storage that answers none of them is tried again as often as where one pod alone asks it."""
+
+    def outage(attempt: int, stopped: float, *codes: int) -> list[PodView]:
+        return [
+            ended(code=code, meta=no(index, attempt, stopped - 90), started=stopped - 80, stopped=stopped, says=says)
+            for index, code in enumerate(codes)
+            for says in [{75: UNREACHABLE, 76: ECHO}.get(code, "")]
+        ]
+
+    train = nodes(3, retries=1)
+    first = outage(1, -300, 75, 75, 75)
+    taken, *echoes = outage(2, -180, 137, 76, 76)
+    lost = [dataclasses.replace(taken, disruption="DeletionByTaintManager"), *echoes]
+    seen = snapshot(*first, *lost, train=train)
+    assert condition(compute_status(seen), "Running") == ("False", "NodeLost")
+    second = [*first, *lost, *outage(3, -20, 76, 75, 75)]
+    status = compute_status(again(seen, *second))
+    assert (status["phase"], status["failure"]["reason"], status["attempts"]) == ("Failed", "StorageUnavailable", 3)
+    assert status["failure"]["message"] == "nobody answers (pod a3-1, attempt 3)"
+    assert (status["failure"]["exitCode"], status["completionTime"]) == (75, at(-20))
+
+
 @pytest.mark.parametrize("ending", [1, 4])
 def test_those_that_were_told_to_end(ending: int) -> None:
     pods = [*runs(*range(ending), deletionTimestamp=at(60)), *runs(*range(ending, 4))]

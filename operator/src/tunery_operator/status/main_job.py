@@ -100,6 +100,8 @@ def _hopeless(draft: Draft, attempt: Attempt) -> Failure | None:
     if found.reason == out_of_memory and same_end_twice(draft.fields, attempt.pods, out_of_memory.value):
         twice = failure(found.reason, f"{found.message}, for the second time in a row")
         return of_role(twice, attempt.job.role)
+    if attempt.job.retries is not None and attempt.failures > attempt.job.retries:
+        return job_failure(attempt, int(draft.fields.get("attempts") or 1))[0]
     return None
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from tunery_api.reasons import FailureReason
+from tunery_api.reasons import ExitCode, FailureReason
 from tunery_operator.views.clock import parse_time
 from tunery_operator.views.job import JobView
 from tunery_operator.views.pod import PodView
@@ -92,3 +92,25 @@ class Attempt:
         return tuple(
             pod for pod in ended.values() if begun is None or pod.finished_at is None or pod.finished_at >= begun
         )
+
+    @property
+    def failures(self) -> int:
+        """How many times pods that work together have failed: once, however many of them did so at a time.
+
+        What the Job controller does not count is none: a disruption, and the end that is only the echo of another's.
+        """
+        failed: list[bool] = []
+        seen: set[int | None] = set()
+        for pod in self.pods:
+            if pod.index in seen or not failed:
+                failed.append(False)
+                seen = set()
+            seen.add(pod.index)
+            failed[-1] |= _counts(pod)
+        return sum(failed)
+
+
+def _counts(pod: PodView) -> bool:
+    """Tell whether the end of a pod is a failure, as the rules of its Job have it."""
+    free = pod.deleting or pod.disruption is not None or pod.exit_code == ExitCode.PEER_LOST
+    return pod.phase == "Failed" and not free
