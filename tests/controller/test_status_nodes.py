@@ -207,6 +207,20 @@ def test_what_fails_all_of_them_at_once_is_one_failure() -> None:
     assert (status["failure"]["exitCode"], status["completionTime"]) == (75, at(-20))
 
 
+def test_one_that_begins_anew_alone_and_one_that_fails_later_are_two_failures() -> None:
+    """Node 1 fails as it prepares, and is there again before the others begin; then node 0 fails."""
+    alone = ended(code=75, meta=no(1, created=-400), started=-390, stopped=-350, says=UNREACHABLE)
+    waited = ended(code=75, meta=no(0, created=-400), started=-390, stopped=-30, says=UNREACHABLE)
+    echo = ended(code=76, meta=no(1, 2, created=-340), started=-330, stopped=-28, says=ECHO)
+    here = Attempt(nodes(2, retries=2), (waited, alone, echo))
+    assert here.failures == 2
+    again_ = runs(0, 1, attempt=3, started=-5, created=-15)
+    assert dataclasses.replace(here, pods=(*here.pods, *again_)).failures == 2
+    ahead = dataclasses.replace(alone, finished_at=NOW)
+    assert Attempt(nodes(2, retries=2), (waited, ahead, echo, *again_)).failures == 2, "its node's clock is ahead"
+    assert Attempt(nodes(2), tuple(runs(0, 1))).failures == 0
+
+
 @pytest.mark.parametrize("ending", [1, 4])
 def test_those_that_were_told_to_end(ending: int) -> None:
     pods = [*runs(*range(ending), deletionTimestamp=at(60)), *runs(*range(ending, 4))]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal
 
 from tunery_api.reasons import ExitCode, FailureReason
@@ -24,6 +26,10 @@ VANISHED: Final = "Vanished"
 ENDS_WITHOUT_FAULT: Final = frozenset({EVICTED, PREEMPTED, SUSPENDED, STOPPED, SUCCEEDED, VANISHED})
 """All of these; any other end is a failure, and its word a FailureReason."""
 
+
+_EVER: Final = datetime.min.replace(tzinfo=UTC)
+_MOMENT: Final = timedelta(seconds=1)
+"""What times of the API server are told apart by."""
 
 ECHO: Final = FailureReason.PEER_LOST.value
 """How a pod ended that another one of its attempt has left; that one says why."""
@@ -95,19 +101,29 @@ class Attempt:
 
     @property
     def failures(self) -> int:
-        """How many times pods that work together have failed: once, however many of them did so at a time.
+        """How many attempts of pods that work together have failed: each once, however many of its pods did.
 
         What the Job controller does not count is none: a disruption, and the end that is only the echo of another's.
+        One that outlived others counts for the attempt that had begun by then.
         """
-        failed: list[bool] = []
+        begun: list[datetime] = []
         seen: set[int | None] = set()
         for pod in self.pods:
-            if pod.index in seen or not failed:
-                failed.append(False)
+            if pod.index in seen or not begun:
+                begun.append(parse_time(pod.created) or _EVER)
                 seen = set()
             seen.add(pod.index)
-            failed[-1] |= _counts(pod)
-        return sum(failed)
+        return len({bisect_right(begun, ended) for ended in self._failed_at()})
+
+    def _failed_at(self) -> Iterator[datetime]:
+        """Yield when pods failed: before the next of the same number was made, whatever their nodes' clocks say."""
+        next_made: dict[int | None, datetime] = {}
+        for pod in reversed(self.pods):
+            made = parse_time(pod.created) or _EVER
+            if _counts(pod):
+                ended, latest = max(made, pod.finished_at or made), next_made.get(pod.index)
+                yield ended if latest is None else max(made, min(ended, latest - _MOMENT))
+            next_made[pod.index] = made
 
 
 def _counts(pod: PodView) -> bool:
