@@ -231,7 +231,7 @@ def test_those_that_were_told_to_end(ending: int) -> None:
 
 
 def test_a_node_that_is_lost_is_named_though_the_first_is_well() -> None:
-    status = judge(*runs(0, 1), *runs(2, deletionTimestamp=at(-60)), *runs(3), train=nodes())
+    status = judge(*runs(0), *runs(1, deletionTimestamp=at(60)), *runs(2, deletionTimestamp=at(-60)), *runs(3), train=nodes())
     assert condition(status, "Running") == ("Unknown", "NodeLost")
     assert "pod a1-2" in status["failure"]["message"]
 
@@ -255,6 +255,8 @@ def test_the_first_one_speaks_for_all_as_it_succeeds() -> None:
     seen = snapshot(first, *runs(1, deletionTimestamp=at(60)), train=nodes(2), gpus=1)
     status = compute_status(seen)
     assert (status["phase"], condition(status, "Running")) == ("Uploading", ("False", "Finishing"))
+    gone = again(seen, first, *runs(1, deletionTimestamp=at(-60)), train=nodes(2))
+    assert condition(compute_status(gone), "Running") == ("Unknown", "NodeLost"), "the Job waits for its last word"
     both = again(seen, first, ended(meta=no(1), stopped=-1), train=nodes(2, complete=True))
     status = compute_status(both)
     assert (status["phase"], status["completionTime"]) == ("Succeeded", at(-2))
