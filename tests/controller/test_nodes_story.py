@@ -89,6 +89,23 @@ def test_a_strangers_service_of_that_name_is_told(namespace: Namespace) -> None:
     assert namespace.get("jobs", "c-train") is None
 
 
+def test_the_service_is_there_again_for_the_next_attempt(namespace: Namespace) -> None:
+    """Somebody has deleted it: the pods that run have met, and the next ones could not."""
+    namespace.apply(on_nodes("v", 2))
+    pods = start(namespace, "v-train", 2)
+    number_of_pods(namespace, "v", "2/2")
+    [service] = namespace.api.items(namespace.path("services"))
+    namespace.api.call("DELETE", namespace.path("services", service["metadata"]["name"]))
+    namespace.end_pod(pods[1], 75, FAULT)
+    namespace.end_pod(pods[0], 76, LOST)
+
+    def another() -> bool:
+        made = namespace.api.items(namespace.path("services"))
+        return [each["spec"]["selector"] for each in made] == [service["spec"]["selector"]]
+
+    eventually("another Service", another)
+
+
 def test_what_the_user_must_mend_ends_all_of_them_at_once(namespace: Namespace) -> None:
     namespace.apply(on_nodes("u"))
     pods = start(namespace, "u-train")
