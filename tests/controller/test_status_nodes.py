@@ -28,6 +28,7 @@ from controller.statuskit import (
 from tunery_api.status import ATTEMPTS_KEPT, LoRAJobStatus
 from tunery_operator.kube.merge_patch import merge_patch
 from tunery_operator.metrics import ATTEMPTS, GPU_SECONDS, Facts, changes
+from tunery_operator.reconcile.warnings import silences_of
 from tunery_operator.status.compute import compute_status
 from tunery_operator.status.ledger import deadline_left, last_end, same_end_twice
 from tunery_operator.status.next_look import next_look
@@ -100,6 +101,19 @@ def test_some_are_not_made_yet_or_are_refused() -> None:
     assert next_look(seen, status) is not None
     over = ClusterWarning("FailedCreate", "exceeded quota: gpus", at(-401), "Job")
     assert "failure" not in compute_status(snapshot(main=Attempt(nodes(), tuple(runs(0, 1)), (over,))))
+
+
+def test_each_is_told_of_what_was_said_of_it_and_of_no_other() -> None:
+    """All of them have a node and no container; the first brings its image, and the last one's volume is not there."""
+    waiting = [pod(meta=no(index, created=-60)) for index in range(3)]
+    refused = ClusterWarning("FailedMount", "no such volume", at(-5), "Pod", "a1-2")
+    quota = ClusterWarning("FailedCreate", "exceeded quota: gpus", at(-5), "Job", "j")
+    assert [each.uid for each in silences_of(Attempt(nodes(), tuple(waiting)), NOW)] == ["a1-0", "a1-1", "a1-2", "j"]
+    status = compute_status(snapshot(main=Attempt(nodes(), tuple(waiting), (quota, refused))))
+    assert status["failure"]["reason"] == "MountFailed"
+    assert "pod a1-2 on node" in status["failure"]["message"]
+    status = compute_status(snapshot(main=Attempt(nodes(), tuple(waiting), (quota,))))
+    assert status["failure"]["reason"] == "QuotaExceeded"
 
 
 def test_the_cause_is_the_pods_own_that_ended_first_and_not_its_echo() -> None:
@@ -231,7 +245,8 @@ def test_those_that_were_told_to_end(ending: int) -> None:
 
 
 def test_a_node_that_is_lost_is_named_though_the_first_is_well() -> None:
-    status = judge(*runs(0), *runs(1, deletionTimestamp=at(60)), *runs(2, deletionTimestamp=at(-60)), *runs(3), train=nodes())
+    ends, outlives = runs(1, deletionTimestamp=at(60)), runs(2, deletionTimestamp=at(-60))
+    status = judge(*runs(0), *ends, *outlives, *runs(3), train=nodes())
     assert condition(status, "Running") == ("Unknown", "NodeLost")
     assert "pod a1-2" in status["failure"]["message"]
 

@@ -59,6 +59,8 @@ class ClusterWarning:
     time: str
     """RFC 3339 in UTC, of its last occurrence."""
     about: Literal["Job", "Pod"]
+    uid: str = ""
+    """Of the Job or pod; empty: of whichever."""
 
 
 @dataclass(frozen=True, slots=True)
