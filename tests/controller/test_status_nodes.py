@@ -299,6 +299,20 @@ def test_seconds_are_of_the_attempt_and_gpu_seconds_of_all_its_pods() -> None:
     assert deadline_left(gone) == 1000 - 260
 
 
+def test_who_starts_after_all_others_have_ended_is_of_the_next_attempt() -> None:
+    """Two of three had started as it was suspended; the third starts first as it goes on."""
+    seen = snapshot(*runs(0, 1), train=nodes(3))
+    over = [ended(code=143, meta=no(index, **deleting(60))) for index in (0, 1)]
+    held = again(seen, *over, train=nodes(3, suspend=True), suspend=True)
+    on = again(held, *runs(2, attempt=2, started=-9, created=-12), train=nodes(3), suspend=False)
+    status = compute_status(again(on, *runs(2, 0, 1, attempt=2, started=-9, created=-12), train=nodes(3)))
+    told_ = [(item["index"], item["attempt"], item.get("reason")) for item in status["attemptHistory"]]
+    assert sorted(told_, key=str) == [
+        (0, 1, "Suspended"), (0, 2, None), (1, 1, "Suspended"), (1, 2, None), (2, 2, None),
+    ]  # fmt: skip
+    assert status["attempts"] == 2
+
+
 @pytest.mark.parametrize(("count", "seed"), [(2, 0), (5, 1), (40, 2), (64, 3)])
 def test_any_course_of_attempts_adds_up(count: int, seed: int) -> None:
     """Pods come and end in any order, and histories are cut: attempts, seconds and GPU seconds are exact."""
