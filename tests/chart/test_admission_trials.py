@@ -29,8 +29,8 @@ QUEUE = "kueue.x-k8s.io/queue-name"
 
 
 def owner(name: str = "support", uid: str = UID) -> Owner:
-    labels = {QUEUE: "q"}
-    metadata = {"namespace": TEAM, "name": name, "uid": uid, "labels": labels}
+    labels, near = {QUEUE: "q"}, {"kueue.x-k8s.io/podset-preferred-topology": "cloud/rack"}
+    metadata = {"namespace": TEAM, "name": name, "uid": uid, "labels": labels, "annotations": near}
     return parse_owner(Kind.LORASWEEP, {"metadata": metadata})
 
 

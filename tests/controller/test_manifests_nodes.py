@@ -109,7 +109,7 @@ def test_the_job_of_several_nodes() -> None:
         "parallelism": 4,
         "completions": 4,
         "completionMode": "Indexed",
-        "backoffLimit": 2,
+        "backoffLimit": 8,
         "backoffLimitPerIndex": 2,
         "maxFailedIndexes": 0,
         "podReplacementPolicy": "Failed",

@@ -181,6 +181,15 @@ def test_what_is_followed_while_a_pod_runs_does_not() -> None:
     assert settings_digest({"suspend": True, "resources": {"cpu": "2"}}) == settings_digest({"resources": {}})
 
 
+def test_where_kueue_is_to_place_several_nodes_a_waiting_job_follows_that() -> None:
+    """It waits in a queue, where it follows no other annotation: for a level that there is not, for ever."""
+    near, spec = {"kueue.x-k8s.io/podset-required-topology": "cloud/rack"}, {"resources": {"nodes": 2}}
+    assert settings_digest(spec, near) != settings_digest(spec)
+    assert settings_digest(spec, near) != settings_digest(spec, {next(iter(near)): "cloud/block"})
+    assert settings_digest(spec, {"team": "a"}) == settings_digest(spec) == settings_digest({})
+    assert settings_digest({}, near) == settings_digest({}), "one pod is near to itself"
+
+
 def test_checkpoints_lie_under_one_prefix_of_the_bucket(namespace: Namespace) -> None:
     created = namespace.apply(lorajob("cp", preflight="Skip"))
     place = f"s3://adapters/tunery-checkpoints/{namespace.name}/cp-{created['metadata']['uid']}"

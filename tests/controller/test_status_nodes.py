@@ -28,6 +28,7 @@ from controller.statuskit import (
 from tunery_api.status import ATTEMPTS_KEPT, LoRAJobStatus
 from tunery_operator.kube.merge_patch import merge_patch
 from tunery_operator.metrics import ATTEMPTS, GPU_SECONDS, Facts, changes
+from tunery_operator.reconcile.warnings import silences_of
 from tunery_operator.status.compute import compute_status
 from tunery_operator.status.ledger import deadline_left, last_end, same_end_twice
 from tunery_operator.status.next_look import next_look
@@ -100,6 +101,19 @@ def test_some_are_not_made_yet_or_are_refused() -> None:
     assert next_look(seen, status) is not None
     over = ClusterWarning("FailedCreate", "exceeded quota: gpus", at(-401), "Job")
     assert "failure" not in compute_status(snapshot(main=Attempt(nodes(), tuple(runs(0, 1)), (over,))))
+
+
+def test_each_is_told_of_what_was_said_of_it_and_of_no_other() -> None:
+    """All of them have a node and no container; the first brings its image, and the last one's volume is not there."""
+    waiting = [pod(meta=no(index, created=-60)) for index in range(3)]
+    refused = ClusterWarning("FailedMount", "no such volume", at(-5), "Pod", "a1-2")
+    quota = ClusterWarning("FailedCreate", "exceeded quota: gpus", at(-5), "Job", "j")
+    assert [each.uid for each in silences_of(Attempt(nodes(), tuple(waiting)), NOW)] == ["a1-0", "a1-1", "a1-2", "j"]
+    status = compute_status(snapshot(main=Attempt(nodes(), tuple(waiting), (quota, refused))))
+    assert status["failure"]["reason"] == "MountFailed"
+    assert "pod a1-2 on node" in status["failure"]["message"]
+    status = compute_status(snapshot(main=Attempt(nodes(), tuple(waiting), (quota,))))
+    assert status["failure"]["reason"] == "QuotaExceeded"
 
 
 def test_the_cause_is_the_pods_own_that_ended_first_and_not_its_echo() -> None:
@@ -184,6 +198,43 @@ def test_the_memory_of_two_pods_of_one_attempt_is_one_end() -> None:
     assert "second time in a row" in status["failure"]["message"]
 
 
+def test_what_fails_all_of_them_at_once_is_one_failure() -> None:
+    """Storage that answers none of them is tried again as often as where one pod alone asks it."""
+
+    def outage(attempt: int, stopped: float, *codes: int) -> list[PodView]:
+        return [
+            ended(code=code, meta=no(index, attempt, stopped - 90), started=stopped - 80, stopped=stopped, says=says)
+            for index, code in enumerate(codes)
+            for says in [{75: UNREACHABLE, 76: ECHO}.get(code, "")]
+        ]
+
+    train = nodes(3, retries=1)
+    first = outage(1, -300, 75, 75, 75)
+    taken, *echoes = outage(2, -180, 137, 76, 76)
+    lost = [dataclasses.replace(taken, disruption="DeletionByTaintManager"), *echoes]
+    seen = snapshot(*first, *lost, train=train)
+    assert condition(compute_status(seen), "Running") == ("False", "NodeLost")
+    second = [*first, *lost, *outage(3, -20, 76, 75, 75)]
+    status = compute_status(again(seen, *second))
+    assert (status["phase"], status["failure"]["reason"], status["attempts"]) == ("Failed", "StorageUnavailable", 3)
+    assert status["failure"]["message"] == "nobody answers (pod a3-1, attempt 3)"
+    assert (status["failure"]["exitCode"], status["completionTime"]) == (75, at(-20))
+
+
+def test_one_that_begins_anew_alone_and_one_that_fails_later_are_two_failures() -> None:
+    """Node 1 fails as it prepares, and is there again before the others begin; then node 0 fails."""
+    alone = ended(code=75, meta=no(1, created=-400), started=-390, stopped=-350, says=UNREACHABLE)
+    waited = ended(code=75, meta=no(0, created=-400), started=-390, stopped=-30, says=UNREACHABLE)
+    echo = ended(code=76, meta=no(1, 2, created=-340), started=-330, stopped=-28, says=ECHO)
+    here = Attempt(nodes(2, retries=2), (waited, alone, echo))
+    assert here.failures == 2
+    again_ = runs(0, 1, attempt=3, started=-5, created=-15)
+    assert dataclasses.replace(here, pods=(*here.pods, *again_)).failures == 2
+    ahead = dataclasses.replace(alone, finished_at=NOW)
+    assert Attempt(nodes(2, retries=2), (waited, ahead, echo, *again_)).failures == 2, "its node's clock is ahead"
+    assert Attempt(nodes(2), tuple(runs(0, 1))).failures == 0
+
+
 @pytest.mark.parametrize("ending", [1, 4])
 def test_those_that_were_told_to_end(ending: int) -> None:
     pods = [*runs(*range(ending), deletionTimestamp=at(60)), *runs(*range(ending, 4))]
@@ -194,7 +245,8 @@ def test_those_that_were_told_to_end(ending: int) -> None:
 
 
 def test_a_node_that_is_lost_is_named_though_the_first_is_well() -> None:
-    status = judge(*runs(0, 1), *runs(2, deletionTimestamp=at(-60)), *runs(3), train=nodes())
+    ends, outlives = runs(1, deletionTimestamp=at(60)), runs(2, deletionTimestamp=at(-60))
+    status = judge(*runs(0), *ends, *outlives, *runs(3), train=nodes())
     assert condition(status, "Running") == ("Unknown", "NodeLost")
     assert "pod a1-2" in status["failure"]["message"]
 
@@ -218,6 +270,8 @@ def test_the_first_one_speaks_for_all_as_it_succeeds() -> None:
     seen = snapshot(first, *runs(1, deletionTimestamp=at(60)), train=nodes(2), gpus=1)
     status = compute_status(seen)
     assert (status["phase"], condition(status, "Running")) == ("Uploading", ("False", "Finishing"))
+    gone = again(seen, first, *runs(1, deletionTimestamp=at(-60)), train=nodes(2))
+    assert condition(compute_status(gone), "Running") == ("Unknown", "NodeLost"), "the Job waits for its last word"
     both = again(seen, first, ended(meta=no(1), stopped=-1), train=nodes(2, complete=True))
     status = compute_status(both)
     assert (status["phase"], status["completionTime"]) == ("Succeeded", at(-2))
@@ -243,6 +297,20 @@ def test_seconds_are_of_the_attempt_and_gpu_seconds_of_all_its_pods() -> None:
     ]
     gone = dataclasses.replace(seen, status=compute_status(seen), main=None, lost_pods=tuple(lost))
     assert deadline_left(gone) == 1000 - 260
+
+
+def test_who_starts_after_all_others_have_ended_is_of_the_next_attempt() -> None:
+    """Two of three had started as it was suspended; the third starts first as it goes on."""
+    seen = snapshot(*runs(0, 1), train=nodes(3))
+    over = [ended(code=143, meta=no(index, **deleting(60))) for index in (0, 1)]
+    held = again(seen, *over, train=nodes(3, suspend=True), suspend=True)
+    on = again(held, *runs(2, attempt=2, started=-9, created=-12), train=nodes(3), suspend=False)
+    status = compute_status(again(on, *runs(2, 0, 1, attempt=2, started=-9, created=-12), train=nodes(3)))
+    told_ = [(item["index"], item["attempt"], item.get("reason")) for item in status["attemptHistory"]]
+    assert sorted(told_, key=str) == [
+        (0, 1, "Suspended"), (0, 2, None), (1, 1, "Suspended"), (1, 2, None), (2, 2, None),
+    ]  # fmt: skip
+    assert status["attempts"] == 2
 
 
 @pytest.mark.parametrize(("count", "seed"), [(2, 0), (5, 1), (40, 2), (64, 3)])

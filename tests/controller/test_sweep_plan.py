@@ -48,6 +48,17 @@ def test_a_trial_publishes_below_the_sweeps_own_uid_with_its_secret() -> None:
     assert body["metadata"]["ownerReferences"][0]["uid"] == "u-1"
 
 
+def test_the_pods_of_a_trial_are_as_near_to_each_other_as_its_sweep_says() -> None:
+    near = {"kueue.x-k8s.io/podset-required-topology": "cloud/rack"}
+    said = {**META, "annotations": {**near, "kueue.x-k8s.io/other": "x", "team": "a"}}
+    whose = parse_owner(Kind.LORASWEEP, {"metadata": said})
+    spec = parse_lorasweep(lorasweep("s"))
+    suggestion = Suggestion(number=3, origin="TPE", values={"training.learningRate": "0.001"})
+    place = output_place(spec.output, whose, PLATFORM.settings)
+    body = build_trial(plan_trial(spec, whose, place, (trial(0),), suggestion))
+    assert body["metadata"]["annotations"] == {"tunery.dev/origin": "TPE", **near}
+
+
 def test_the_run_of_a_trial_names_its_sweep() -> None:
     body = planned(number=7)
     body["metadata"]["uid"] = "u-7"

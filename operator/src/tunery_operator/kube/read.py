@@ -116,4 +116,5 @@ def _warning(event: Mapping[str, Any], about: Literal["Job", "Pod"]) -> ClusterW
         event["metadata"].get("creationTimestamp"),
     )
     time = next((time for time in times if time), "")
-    return ClusterWarning(event.get("reason") or "", event.get("message") or "", time, about)
+    whose = (event.get("involvedObject") or {}).get("uid") or ""
+    return ClusterWarning(event.get("reason") or "", event.get("message") or "", time, about, whose)

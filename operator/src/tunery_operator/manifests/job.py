@@ -38,8 +38,8 @@ def build_job(plan: JobPlan) -> dict[str, Any]:
             "suspend": plan.suspend,
             "parallelism": plan.nodes,
             "completions": plan.nodes,
-            **several,
             "backoffLimit": plan.retries,
+            **several,
             "podReplacementPolicy": "Failed",
             "podFailurePolicy": {"rules": [*_failure_rules(container), *rules]},
             "template": build_pod_template(plan),
@@ -50,12 +50,14 @@ def build_job(plan: JobPlan) -> dict[str, Any]:
 def _several(plan: JobPlan, container: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Return what the Job of pods that work together says beside, and the rule of a pod that another one has left.
 
-    All of them end as one does, and only that one counts. backoffLimitPerIndex has each come back after ten seconds:
-    with backoffLimit alone the Job controller waits for as long as for so many failures in a row. The first pod
-    publishes, and the Job is complete with it.
+    All of them end as one does. backoffLimitPerIndex has each come back after ten seconds: with backoffLimit alone the
+    Job controller waits for as long as for so many failures in a row. Where they fail by themselves and together, as
+    where storage does not answer any of them, each one counts there: no pod may fail more often than the Job, and how
+    often that has failed the operator counts. The first pod publishes, and the Job is complete with it.
     """
     fields = {
         "completionMode": "Indexed",
+        "backoffLimit": plan.retries * plan.nodes,
         "backoffLimitPerIndex": plan.retries,
         "maxFailedIndexes": 0,
         "successPolicy": {"rules": [{"succeededIndexes": "0"}]},

@@ -15,6 +15,7 @@ from tunery_api.names import (
     SUSPENDED_BY_ANNOTATION,
     SWEEP_LABEL,
     SWEEP_OUTPUT_ANNOTATION,
+    TOPOLOGY_ANNOTATIONS,
     TRIAL_LABEL,
     label_value,
 )
@@ -31,7 +32,8 @@ def build_trial(plan: TrialPlan) -> dict[str, Any]:
         TRIAL_LABEL: f"{plan.number:03d}",
         **{name: owner.labels[name] for name in KUEUE_LABELS if owner.labels.get(name)},
     }
-    annotations = {ORIGIN_ANNOTATION: plan.origin}
+    annotations = {name: owner.annotations[name] for name in TOPOLOGY_ANNOTATIONS if owner.annotations.get(name)}
+    annotations[ORIGIN_ANNOTATION] = plan.origin
     if plan.looks_at:
         annotations[SWEEP_OUTPUT_ANNOTATION] = plan.looks_at
     return {

@@ -42,6 +42,9 @@ def ensure_attempt(services: Services, obj: FoundObject, plan: JobPlan, attempt:
     attempt = attempt or _unseen(services, obj, plan)
     if attempt is None:
         return None if plan.suspend else _start(services, obj, plan)
+    if attempt.missing and not (plan.suspend or attempt.job.suspend):
+        # Somebody may have deleted it meanwhile, and the next pods would not find each other.
+        _ensure_service(services, plan)
     return follow(services, plan.owner, attempt, suspend=plan.suspend)
 
 
@@ -99,14 +102,19 @@ def _start(services: Services, obj: FoundObject, plan: JobPlan) -> Attempt:
     _wait_for_leftovers(services, plan)
     if "jobName" in obj.status:
         _look_again(services, obj)
-    if plan.nodes > 1:
-        # Before its pods, which ask for its name at once.
-        apply.create_child(services.client, plan.owner, SERVICES, build_service(plan))
+    # Before its pods, which ask for its name at once.
+    _ensure_service(services, plan)
     with _preflight_slot(services, plan):
         body = apply.create_job(services.client, plan.owner, build_job(plan))
         services.cache.see_job(body)
     # A Job that was there already may be far along, so it is read with its pods.
     return read_attempt(services.client, services.cache, plan.owner, plan.name) or Attempt(parse_job(body))
+
+
+def _ensure_service(services: Services, plan: JobPlan) -> None:
+    """Make the Service by which pods that work together find each other, if it is not there; one alone has none."""
+    if plan.nodes > 1:
+        apply.create_child(services.client, plan.owner, SERVICES, build_service(plan))
 
 
 def _wait_for_leftovers(services: Services, plan: JobPlan) -> None:

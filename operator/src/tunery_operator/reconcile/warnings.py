@@ -24,6 +24,8 @@ POD_SECONDS: Final = 15.0
 LOOK_SECONDS: Final = 9.0
 """Least time between two looks at the same Job or pod; status looks again every 10 s."""
 _KEEP_SECONDS: Final = 60.0
+_MOST_PODS: Final = 4
+"""Of pods that work together, of how many the events are read: each look costs a call for each."""
 _TELLING: Final = {
     "Job": frozenset({"FailedCreate"}),
     "Pod": frozenset(
@@ -85,14 +87,14 @@ def _tells(warning: ClusterWarning, silence: Silence) -> bool:
     )
 
 
-def silence_of(attempt: Attempt, now: datetime) -> Silence | None:
-    """Return what of an attempt should have come up by now and has not."""
+def silences_of(attempt: Attempt, now: datetime) -> list[Silence]:
+    """Return what of an attempt should have come up by now and has not: of pods that work together the first few."""
     if attempt.job.finished or attempt.job.suspend:
-        return None
-    pod = next((pod for pod in attempt.newest if _hangs(pod, now)), None)
-    if pod is not None:
-        return Silence("Pod", pod.uid, _created(pod, now))
-    return _no_pod(attempt, now) if attempt.missing else None
+        return []
+    hang = [pod for pod in attempt.newest if _hangs(pod, now)][:_MOST_PODS]
+    pods = [Silence("Pod", pod.uid, _created(pod, now)) for pod in hang]
+    made = _no_pod(attempt, now) if attempt.missing else None
+    return pods if made is None else [*pods, made]
 
 
 def _hangs(pod: PodView, now: datetime) -> bool:
@@ -126,7 +128,8 @@ def with_warnings(
     warnings: Warnings, client: KubeClient, namespace: str, attempt: Attempt | None, now: datetime
 ) -> Attempt | None:
     """Return the attempt with what the cluster says against it, where it does not come up."""
-    silence = silence_of(attempt, now) if attempt is not None else None
-    if attempt is None or silence is None:
+    silences = silences_of(attempt, now) if attempt is not None else []
+    if attempt is None or not silences:
         return attempt
-    return replace(attempt, warnings=warnings.of(client, namespace, silence))
+    found = [warning for silence in silences for warning in warnings.of(client, namespace, silence)]
+    return replace(attempt, warnings=tuple(found))

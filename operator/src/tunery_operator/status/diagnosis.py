@@ -125,7 +125,7 @@ def _hindrance(attempt: Attempt, pod: PodView, now: datetime) -> Failure | None:
         return failure(_R.CONTAINER_REFUSED, f"{pod.waiting_reason}: {pod.waiting_message or 'no further detail'}")
     if pod.node is None or pod.unschedulable is not None:
         return _unplaced(pod, attempt.job.role, now)
-    found = start_failure(f"pod {pod.name}", pod.node, _newest(attempt, "Pod", now - FRESH))
+    found = start_failure(f"pod {pod.name}", pod.node, _newest(attempt, pod, now - FRESH))
     return found and of_role(found, attempt.job.role)
 
 
@@ -187,22 +187,29 @@ def _refused_pod(attempt: Attempt) -> Failure | None:
     """Return why the Job controller cannot create the next pod, or does not try to."""
     if attempt.job.parallelism == 0:
         return _no_pod_allowed(attempt.job)
-    warning = _newest(attempt, "Job")
+    warning = _newest(attempt)
     if warning is None or warning.reason != "FailedCreate":
         return None
     reason = _R.QUOTA_EXCEEDED if "exceeded quota" in warning.message else _R.POD_REFUSED
     return failure(reason, f"Job {attempt.job.name} cannot create its pod: {warning.message}")
 
 
-def _newest(attempt: Attempt, about: str, since: datetime | None = None) -> ClusterWarning | None:
-    """Return the newest warning that still holds: what was before the Job's start or its newest pod is over."""
-    job = attempt.job
-    made = [parse_time(pod.created) for pod in (attempt.newest if about == "Job" else attempt.newest[:1])]
+def _newest(attempt: Attempt, pod: PodView | None = None, since: datetime | None = None) -> ClusterWarning | None:
+    """Return the newest warning about a pod, or the Job, that still holds.
+
+    What was before the Job's start, before the pod, or of the Job before its newest pods, is over.
+    """
+    job, about = attempt.job, "Pod" if pod is not None else "Job"
+    made = [parse_time(each.created) for each in (attempt.newest if pod is None else (pod,))]
     begun = (job.started_at or parse_time(job.created), *made, since)
     earliest = max((time for time in begun if time is not None), default=_EVER)
-    warnings = [(parse_time(item.time), item) for item in attempt.warnings if item.about == about]
+    warnings = [(parse_time(item.time), item) for item in attempt.warnings if item.about == about and _is_of(item, pod)]
     dated = [(time, item) for time, item in warnings if time is not None and time >= earliest]
     return max(dated, key=lambda entry: entry[0])[1] if dated else None
+
+
+def _is_of(warning: ClusterWarning, pod: PodView | None) -> bool:
+    return pod is None or warning.uid in ("", pod.uid)
 
 
 # A pod that has ended badly

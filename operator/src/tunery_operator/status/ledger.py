@@ -79,14 +79,16 @@ def _kept(history: Iterable[Entry]) -> int:
 def _opened(pod: PodView | LostPod, history: Sequence[Entry], attempts: int) -> tuple[int, Entry]:
     """Return how many attempts there are with this pod, and its entry.
 
-    A pod with a number belongs to the newest attempt, unless that has had one of this number: it is the next one's.
+    A pod with a number belongs to the newest attempt, unless that has had one of this number, or all of its pods have
+    ended: it is the next one's.
     """
     entry = _entry(pod)
     if pod.index is None:
         return attempts + 1, entry
     newest = max((int(item[_ATTEMPT]) for item in history if _ATTEMPT in item), default=0)
-    known = {item.get(_INDEX) for item in history if item.get(_ATTEMPT) == newest}
-    number = newest if newest and pod.index not in known else max(newest, attempts) + 1
+    others = [item for item in history if item.get(_ATTEMPT) == newest]
+    joins = all(item.get(_INDEX) != pod.index for item in others) and any(_ENDED not in item for item in others)
+    number = newest if newest and joins else max(newest, attempts) + 1
     return max(attempts, number), {**entry, _INDEX: pod.index, _ATTEMPT: number}
 
 

@@ -100,6 +100,8 @@ def _hopeless(draft: Draft, attempt: Attempt) -> Failure | None:
     if found.reason == out_of_memory and same_end_twice(draft.fields, attempt.pods, out_of_memory.value):
         twice = failure(found.reason, f"{found.message}, for the second time in a row")
         return of_role(twice, attempt.job.role)
+    if attempt.job.retries is not None and attempt.failures > attempt.job.retries:
+        return job_failure(attempt, int(draft.fields.get("attempts") or 1))[0]
     return None
 
 
@@ -125,11 +127,13 @@ def show_pod(draft: Draft, attempt: Attempt) -> None:
     pod, job = attempt.last, attempt.job
     draft.put(pods=f"{attempt.running}/{job.nodes}" if job.nodes > 1 else None)
     going = [each for each in attempt.newest if each.running and _goes(draft, each)]
-    if pod is not None and pod.exit_code == ExitCode.OK and job.nodes > 1:
-        # The others are told to end, as the Job is complete with it.
+    lost = next((each for each in going if is_node_lost(each, draft.snapshot.now)), None)
+    if pod is not None and pod.exit_code == ExitCode.OK and job.nodes > 1 and lost is None:
+        # The others are told to end, as the Job is complete with it, once all of them have.
         _show_ended_pod(draft, pod)
     elif going:
-        _show_stopping(draft, going[0], f"{len(going)} of {job.nodes} pods were told to end" if going[1:] else "")
+        told = f"{len(going)} of {job.nodes} pods were told to end" if going[1:] else ""
+        _show_stopping(draft, lost or going[0], told)
     elif pod is not None and attempt.running == job.nodes:
         _show_activity(draft, pod, f" (the first of {job.nodes} pods)" if job.nodes > 1 else "")
     elif job.suspend:

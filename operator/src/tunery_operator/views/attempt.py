@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal
 
-from tunery_api.reasons import FailureReason
+from tunery_api.reasons import ExitCode, FailureReason
 from tunery_operator.views.clock import parse_time
 from tunery_operator.views.job import JobView
 from tunery_operator.views.pod import PodView
@@ -24,6 +26,10 @@ VANISHED: Final = "Vanished"
 ENDS_WITHOUT_FAULT: Final = frozenset({EVICTED, PREEMPTED, SUSPENDED, STOPPED, SUCCEEDED, VANISHED})
 """All of these; any other end is a failure, and its word a FailureReason."""
 
+
+_EVER: Final = datetime.min.replace(tzinfo=UTC)
+_MOMENT: Final = timedelta(seconds=1)
+"""What times of the API server are told apart by."""
 
 ECHO: Final = FailureReason.PEER_LOST.value
 """How a pod ended that another one of its attempt has left; that one says why."""
@@ -53,6 +59,8 @@ class ClusterWarning:
     time: str
     """RFC 3339 in UTC, of its last occurrence."""
     about: Literal["Job", "Pod"]
+    uid: str = ""
+    """Of the Job or pod; empty: of whichever."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,3 +100,35 @@ class Attempt:
         return tuple(
             pod for pod in ended.values() if begun is None or pod.finished_at is None or pod.finished_at >= begun
         )
+
+    @property
+    def failures(self) -> int:
+        """How many attempts of pods that work together have failed: each once, however many of its pods did.
+
+        What the Job controller does not count is none: a disruption, and the end that is only the echo of another's.
+        One that outlived others counts for the attempt that had begun by then.
+        """
+        begun: list[datetime] = []
+        seen: set[int | None] = set()
+        for pod in self.pods:
+            if pod.index in seen or not begun:
+                begun.append(parse_time(pod.created) or _EVER)
+                seen = set()
+            seen.add(pod.index)
+        return len({bisect_right(begun, ended) for ended in self._failed_at()})
+
+    def _failed_at(self) -> Iterator[datetime]:
+        """Yield when pods failed: before the next of the same number was made, whatever their nodes' clocks say."""
+        next_made: dict[int | None, datetime] = {}
+        for pod in reversed(self.pods):
+            made = parse_time(pod.created) or _EVER
+            if _counts(pod):
+                ended, latest = max(made, pod.finished_at or made), next_made.get(pod.index)
+                yield ended if latest is None else max(made, min(ended, latest - _MOMENT))
+            next_made[pod.index] = made
+
+
+def _counts(pod: PodView) -> bool:
+    """Tell whether the end of a pod is a failure, as the rules of its Job have it."""
+    free = pod.deleting or pod.disruption is not None or pod.exit_code == ExitCode.PEER_LOST
+    return pod.phase == "Failed" and not free

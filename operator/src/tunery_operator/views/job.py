@@ -69,6 +69,8 @@ class JobView:
     """Its verdict was taken over."""
     nodes: int = 1
     """Pods that work together, each with a number; 1: it has one, without."""
+    retries: int | None = None
+    """How often those that work together may fail and be tried again; None: the Job controller counts it."""
 
     @property
     def finished(self) -> bool:
@@ -110,6 +112,7 @@ def parse_job(body: Mapping[str, Any]) -> JobView:
         ended_at=parse_time(status.get("completionTime")) or parse_time(last_word.get("lastTransitionTime")),
         done=labels.get(DONE_LABEL) == "true",
         nodes=int(spec.get("completions") or 1) if spec.get("completionMode") == "Indexed" else 1,
+        retries=spec.get("backoffLimitPerIndex"),
     )
 
 

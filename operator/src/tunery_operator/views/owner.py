@@ -7,11 +7,12 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Final
 
 from tunery_api.fields import number_text
 from tunery_api.kinds import Kind
-from tunery_api.names import API_VERSION, child_name
+from tunery_api.names import API_VERSION, TOPOLOGY_ANNOTATIONS, child_name
 from tunery_operator.views.job import controller_of
 
 _TRIAL_SUFFIX: Final = re.compile(r"-([0-9]{3,}|final)$")
@@ -58,7 +59,7 @@ def parse_owner(kind: Kind, body: Mapping[str, Any]) -> Owner:
     meta = body["metadata"]
     key = Key(kind, meta["namespace"], meta["name"])
     labels, annotations = meta.get("labels") or {}, meta.get("annotations") or {}
-    settings = settings_digest(body.get("spec") or {})
+    settings = settings_digest(body.get("spec") or {}, annotations)
     created = meta.get("creationTimestamp") or ""
     sweep = _sweep_of(body)
     return Owner(key, meta["uid"], int(meta.get("generation", 1)), labels, annotations, settings, created, sweep)
@@ -74,11 +75,17 @@ def _sweep_of(body: Mapping[str, Any]) -> str | None:
     return sweep if suffix and child_name(sweep, suffix[1]) == name else None
 
 
-def settings_digest(spec: Mapping[str, Any]) -> str:
-    """Return a digest of what a raw spec says in the fields that may change while no pod runs."""
+def settings_digest(spec: Mapping[str, Any], annotations: Mapping[str, str] = MappingProxyType({})) -> str:
+    """Return a digest of what a raw spec says in the fields that may change while no pod runs.
+
+    Of several nodes that is how near they are to each other, too: a Job that waits in a queue for what there is not,
+    has to follow.
+    """
     resources = spec.get("resources") or {}
     quantities = (number_text(resources.get(name)) for name in ("memory", "ephemeralStorage"))
-    fields = [spec.get("retries"), spec.get("scheduling"), *quantities]
+    near = [annotations.get(name) or None for name in TOPOLOGY_ANNOTATIONS]
+    together = near if (resources.get("nodes") or 1) > 1 and any(near) else ()
+    fields = [spec.get("retries"), spec.get("scheduling"), *quantities, *together]
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
 
 
