@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kit.long import long_but
-from kit.team_runs import METHODS, PASSES, Preferred, Trained, go_on, prefer, run_out, stop, train
+from kit.team_runs import METHODS, PASSES, Preferred, Trained, answer, go_on, prefer, run_out, stop, train
 from kit.teams import together
 
 TEAMS = list(product(METHODS, (2, 4)))
@@ -103,3 +103,10 @@ def test_whoever_is_told_to_stop_all_stop_after_the_same_step_with_one_checkpoin
     llama: Path, tmp_path: Path, told: int
 ) -> None:
     assert together(2, tmp_path, partial(stop, llama, told)) == [(3, ["checkpoint-3"], True), (3, [], True)]
+
+
+def test_answers_of_a_base_in_parts_end_together(llama: Path, tmp_path: Path) -> None:
+    """GPUs that differ in the last digit may take another token, and a process that ends first leaves the others."""
+    long, short = together(2, tmp_path, partial(answer, llama, 1), sharded=True)
+    assert short.words < long.words
+    assert short.after == long.after
