@@ -178,6 +178,21 @@ def test_what_ended_a_node_before_all_began_is_not_the_cause_of_a_later_loss(mon
         assert ends.errors[0].message == "node 1 of 2 is gone"
 
 
+def test_a_node_that_comes_as_node_0_publishes_is_not_left_waiting_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    with contextlib.ExitStack() as stack:
+        lead, _, other = stack.enter_context(two_nodes(monkeypatch))
+        node, _ = other()
+        stopped: list[BaseException] = []
+        with node:
+            until(lambda: 1 in lead._channels)
+            waiting = threading.Thread(target=lambda: _take(stopped, lambda: node.ready({})))
+            waiting.start()
+            until(lambda: 1 in lead._ready)
+            stack.close()
+            waiting.join(5)
+    assert [type(error) for error in stopped] == [StopRequested]
+
+
 def test_a_node_that_is_replaced_has_its_time_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first one may have brought a large base for longer than others are waited for."""
     monkeypatch.setenv(nodes.MEET_SECONDS_ENV, "0.5")

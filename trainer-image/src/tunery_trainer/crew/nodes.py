@@ -161,16 +161,19 @@ class Follow:
     def ready(self, decided: Any) -> dict[str, Any]:
         """Say that this node could begin, and what it has come to; return what node 0 says as all begin.
 
-        Where node 0 is replaced meanwhile, the new one is told. Raises PeerLost where none comes in time.
+        Where node 0 is replaced meanwhile, the new one is told. Raises PeerLost where none comes in time, and
+        StopRequested where it has published meanwhile: this node came in place of one that was needed no more.
         """
         while True:
             with self._condition:
                 channel = self._channel
                 if channel is not None:
                     channel.send(ready=decided)
-                    self._condition.wait_for(lambda: self._go is not None or self._channel is None)
+                    self._condition.wait_for(lambda: self._go is not None or self._done or self._channel is None)
                 if self._go is not None:
                     return self._go
+                if self._done:
+                    raise StopRequested(elsewhere=True)
             self._meet()
 
     def wait(self) -> None:
