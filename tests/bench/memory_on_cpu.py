@@ -106,10 +106,10 @@ def _train(manifest: Json, folder: Path) -> Json:
     run = run_spec_of(manifest, folder, folder / "work")
     import tunery_trainer.training.run as training
 
-    def remember(job: Any) -> Any:
+    def remember(job: Any, *place: Any) -> Any:
         plans.append(job.plan)
         watch.part("gather")
-        return trained_on(job)
+        return trained_on(job, *place)
 
     def ended(result: Any) -> None:
         raise _Seen

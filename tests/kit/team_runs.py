@@ -16,6 +16,7 @@ from trl import SFTTrainer
 from tunery_api.methods import Method
 from tunery_api.training import CheckpointSpec
 from tunery_trainer.adapter.attach import attach, training_hooks
+from tunery_trainer.losses.generation import Question, Speaker
 from tunery_trainer.model.load import load_base, load_tokenizer
 from tunery_trainer.model.sharding import shard
 from tunery_trainer.process.signals import StopSignal
@@ -180,3 +181,30 @@ def prefer(llama: Path, task: str, team: Team, folder: Path) -> Preferred:
     ]
     scores = begin[1].scores
     return Preferred(log, [each.flatten().tolist() for each in scores.values()], trained_state(begin[0]))
+
+
+class Answered(NamedTuple):
+    words: int
+    """New tokens of the answer."""
+    after: float
+    """The loss of a pass after it, which is one of all processes."""
+
+
+def answer(llama: Path, short: int, team: Team, folder: Path) -> Answered:
+    """Let the model answer; to process `short` the first token that it says is an end."""
+    trainer = _trainer(llama, {}, team, folder)
+    model, tokenizer = trainer.model, load_tokenizer(llama)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    prompt = [3, 4, 5]
+    with torch.no_grad():
+        first = int(model.eval()(input_ids=torch.tensor([prompt])).logits[0, -1].argmax())
+    if team.rank == short:
+        tokenizer.eos_token_id = first
+    speaker, said = Speaker(tokenizer, 4, together=team.sharded), []
+    with patch.object(Speaker, "text", lambda _, ids: said.append(ids) or ""):
+        speaker.answers(model, [Question(prompt, [])])
+    ids = torch.tensor([prompt])
+    with torch.no_grad():
+        after = float(model(input_ids=ids, labels=ids).loss)
+    pad = int(tokenizer.pad_token_id)
+    return Answered(sum(token != pad for token in said[0]), after)

@@ -12,7 +12,8 @@ import pytest
 
 from tunery_api.methods import Method
 from tunery_api.reasons import ExitCode
-from tunery_api.runspec import RunIdentity, RunSpec
+from tunery_api.runspec import RunIdentity, RunSpec, Task
+from tunery_trainer import tasks
 from tunery_trainer.inputs.workspace import Workspace
 from tunery_trainer.process import place
 from tunery_trainer.process.environment import VISIBLE_ENV, prepare_environment
@@ -109,6 +110,20 @@ def test_the_second_task_of_a_process_still_sees_all_gpus(tmp_path: Path, monkey
                 prepare_environment(tmp_path, 3)
                 seen.append(tuple(devices_shown()))
             assert seen == [(first, all_of_them)] * 2
+
+
+@pytest.mark.parametrize(
+    ("task", "local", "processes"),
+    [(Task.PREFLIGHT, False, 1), (Task.TRAIN, False, 3), (Task.PUBLISH, False, 1), (Task.PREFLIGHT, True, 3)],
+)
+def test_only_processes_that_train_together_share_the_cpus(
+    machine: Path, monkeypatch: pytest.MonkeyPatch, task: Task, *, local: bool, processes: int
+) -> None:
+    """Preflight's pod tokenizes alone; without a cluster training follows in the same process."""
+    shared: list[int] = []
+    monkeypatch.setattr(tasks, "prepare_environment", lambda folder, gpus, count: shared.append(count))
+    tasks._prepare(task, run_of(machine, local=local, resources={"gpus": 3}))
+    assert shared == [processes]
 
 
 def devices_shown() -> list[str]:

@@ -7,15 +7,19 @@ import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tunery_api.reasons import ExitCode
+from tunery_api.reasons import ExitCode, FailureReason
+from tunery_api.training import Precision
 from tunery_common.storage.transfer import hash_file
 from tunery_trainer.model.finite import not_finite
+from tunery_trainer.team.team import Team
+from tunery_trainer.training import no_loss as module
 
 from kit.story import Case, make_rows, run_here, write_rows
 
@@ -48,6 +52,23 @@ def failed(path: Path, work: str = "work") -> tuple[str, str]:
     assert done.returncode == ExitCode.USER_ERROR, done.stderr
     message, hint = done.stderr.strip().splitlines()[-2:]
     return message, hint
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_of_several_processes_the_leader_alone_reads_the_base_and_the_others_wait(
+    monkeypatch: pytest.MonkeyPatch, rank: int
+) -> None:
+    """The first that ended would end all others, in the middle of it."""
+    done: list[str] = []
+    monkeypatch.setattr(module, "not_finite_base", lambda folder: done.append("read"))
+    monkeypatch.setattr(Team, "any", lambda team, *flags: done.append("wait"))
+    training = SimpleNamespace(training=SimpleNamespace(precision=Precision.FLOAT32), quantization=None)
+    plan = SimpleNamespace(basis=SimpleNamespace(base=SimpleNamespace(folder=Path()), start_from=None))
+    data = SimpleNamespace(evaluation=[0])
+    job: Any = SimpleNamespace(team=Team(rank, 2), settings=training, plan=plan, data=data)
+    error = module.no_loss(job, SimpleNamespace(without_loss=1))  # type: ignore[arg-type]
+    assert error.reason is FailureReason.MODEL_UNSUPPORTED
+    assert done == (["read", "wait"] if rank == 0 else ["wait"])
 
 
 @pytest.mark.parametrize(("value", "said"), [(math.nan, "NaN"), (-math.inf, "infinity")])

@@ -6,7 +6,9 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,12 +17,18 @@ import yaml
 from safetensors.torch import load_file
 from trl import SFTTrainer
 
-from tunery_api.reasons import ExitCode
+from tunery_api.methods import Method
+from tunery_api.reasons import ExitCode, FailureReason
+from tunery_common.errors import TuneryError
 from tunery_trainer.local import load_run_spec
 from tunery_trainer.losses import objectives
+from tunery_trainer.losses.evaluation import Pass, _Passes
+from tunery_trainer.team.team import Team
+from tunery_trainer.training.recovery import train_to_the_end
 
 from kit.adapters import distance
 from kit.story import Case, environment, make_rows, newest_log, run_here, write_rows
+from kit.training import resolved_for
 
 EXACT = {
     "batchSize": 4,
@@ -294,3 +302,28 @@ def test_a_process_that_really_has_no_more_memory_goes_on_with_fewer_rows(case: 
     assert done.returncode == ExitCode.OK, done.stderr
     assert "Memory     memory ran out with 128 × 1 rows at step 1: going on with 64 × 2 rows" in done.stdout
     assert (path.parent / "out" / "manifest.json").exists()
+
+
+def test_a_base_in_parts_ends_where_memory_runs_out(llama: Path) -> None:
+    """The others are in that pass still: whoever went on to smaller ones would wait for them, and they for it."""
+
+    def train(**_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB")
+
+    training = replace(resolved_for(llama, {"training": {"batchSize": 4}}).training, devices=2, sharded=True)
+    state = SimpleNamespace(global_step=7)
+    trainer: Any = SimpleNamespace(settings=training, state=state, in_pass=True, train=train)
+    with pytest.raises(TuneryError, match=r"at step 8, 4 × .*, with the base spread over the devices: CUDA") as raised:
+        train_to_the_end(trainer, None, Method.LORA)
+    assert raised.value.reason is FailureReason.OUT_OF_MEMORY
+    with pytest.raises(torch.OutOfMemoryError):
+        _Passes(torch.nn.Linear(1, 1), [{"input_ids": [1, 2]}], list, Pass(0, team=Team(0, 2, sharded=True))).settle(
+            _Hungry()
+        )  # type: ignore[arg-type]
+
+
+class _Hungry:
+    """An objective that takes more memory than there is."""
+
+    def totals(self, *_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from datasets import Dataset
+
+from tunery_trainer.losses.evaluation import Pass
+from tunery_trainer.losses.objectives import Dpo
+from tunery_trainer.team.team import Team
+from tunery_trainer.training import reference_scores, shared_steps
+from tunery_trainer.training.reference_scores import Scoring, TaskRows
+from tunery_trainer.training.shared_steps import SharedSteps
 
 from kit.long import long_but
-from kit.team_runs import METHODS, PASSES, Preferred, Trained, go_on, prefer, run_out, stop, train
+from kit.team_runs import METHODS, PASSES, Preferred, Trained, answer, go_on, prefer, run_out, stop, train
 from kit.teams import together
 
 TEAMS = list(product(METHODS, (2, 4)))
@@ -98,8 +109,47 @@ def test_memory_that_runs_out_in_one_process_costs_all_of_them_the_step_and_noth
     assert apart(first.trained, other.trained) == 0
 
 
+OUT = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB")
+
+
+class Heard(Team):
+    """One of two processes, of which the other is fine."""
+
+    def any(self, *flags: bool) -> list[bool]:
+        return list(flags)
+
+    def gather(self, mine: Any) -> list[Any]:
+        return [mine, ([], "") if isinstance(mine, tuple) else ""]
+
+
+def test_memory_that_runs_out_beside_the_passes_is_told_before_the_others_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A process that went on by itself would meet them in another place, and all would wait for half an hour."""
+
+    def run_out_of_it(*_: object) -> Iterator[Any]:
+        raise OUT
+        yield
+
+    monkeypatch.setattr(shared_steps, "pack", lambda _: next(run_out_of_it()))
+    with pytest.raises(MemoryError, match="Tried to allocate"):
+        SharedSteps(Heard(0, 2), list).end(torch.device("cpu"))
+    monkeypatch.setattr(reference_scores, "scored", run_out_of_it)
+    rows, scoring = Dataset.from_dict({"row": [0]}), Scoring(Dpo(None), Pass(0, team=Heard(0, 2)))  # type: ignore[arg-type]
+    known = TaskRows(rows, rows, rows, {"train": torch.full((1, 2), torch.nan)})
+    with pytest.raises(MemoryError, match="Tried to allocate"):
+        list(known._score("train", [0], torch.nn.Module(), scoring))
+
+
 @pytest.mark.parametrize("told", [0, 1])
 def test_whoever_is_told_to_stop_all_stop_after_the_same_step_with_one_checkpoint(
     llama: Path, tmp_path: Path, told: int
 ) -> None:
     assert together(2, tmp_path, partial(stop, llama, told)) == [(3, ["checkpoint-3"], True), (3, [], True)]
+
+
+def test_answers_of_a_base_in_parts_end_together(llama: Path, tmp_path: Path) -> None:
+    """GPUs that differ in the last digit may take another token, and a process that ends first leaves the others."""
+    long, short = together(2, tmp_path, partial(answer, llama, 1), sharded=True)
+    assert short.words < long.words
+    assert short.after == long.after

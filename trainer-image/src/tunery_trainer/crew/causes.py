@@ -47,8 +47,9 @@ class Causes:
         self._leave = leave
         self._condition = threading.Condition()
         self._cause: TuneryError | None = None
+        self._lost: TuneryError | None = None
         self.over = False
-        """Nobody has to be there any more."""
+        """Nobody has to be there any more; set it by `settle` where another thread may be about to end this process."""
 
     def known(self, error: TuneryError) -> None:
         """Take the failure that another process has by itself; the first one counts."""
@@ -56,29 +57,39 @@ class Causes:
             self._cause = self._cause or error
             self._condition.notify_all()
 
-    def lost(self, error: TuneryError) -> None:
+    def lost(self, error: TuneryError, *, echo: bool = False) -> None:
         """End this process in a moment, as another one is gone: for the cause, else for `error`.
 
-        A collective on a CPU fails at once, and then the main thread ends it first; one on a GPU may never do so.
+        `echo`: that one only says so of a third. A collective on a CPU fails at once, and then the main thread ends
+        this process first; one on a GPU may never do so.
         """
+        with self._condition:
+            self._lost = self._lost or (None if echo else error)
         if self.over:
             return
         time.sleep(CAUSE_SECONDS)
         with self._condition:
             if not self.over:
-                self._leave(self._cause or error)
+                self._leave(self._cause or self._lost or error)
+
+    def settle(self) -> None:
+        """Take that nobody has to be there any more: this process ends by itself, with what it still has to store."""
+        with self._condition:
+            self.over = True
 
     def of(self, error: BaseException) -> BaseException:
         """Return why this process cannot go on: what is known of another one, where `error` is but its echo."""
         if isinstance(error, TuneryError) or not is_echo(error):
             return error
+        self.settle()
         with self._condition:
             self._condition.wait_for(lambda: self._cause is not None, CAUSE_SECONDS)
-            return self._cause or PeerLost(
-                f"another process is gone, and nothing was heard of it: {error}", counts=True
-            )
+            nothing = f"another process is gone, and nothing was heard of it: {error}"
+            return self._cause or self._lost or PeerLost(nothing, counts=True)
 
 
 def is_echo(error: BaseException) -> bool:
     """Tell whether `error` only says that another process is gone."""
+    if isinstance(error, OSError):  # of a file or of storage: those libraries raise none
+        return False
     return type(error).__name__ in _ECHO_TYPES or _ECHO.search(str(error)) is not None

@@ -82,12 +82,20 @@ def connect(host: str, port: int) -> Channel | None:
         return None
 
 
+def _server(port: int) -> socket.socket:
+    """Return a socket that takes IPv6 and IPv4, as far as the pod has them."""
+    if socket.has_dualstack_ipv6():
+        with suppress(OSError):  # IPv6 is there and switched off; a port that is taken is told below
+            return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
+    return socket.create_server(("", port))
+
+
 class Listener:
     """Takes the channels of the other nodes, each in a thread."""
 
     def __init__(self, port: int, heard: Heard) -> None:
         self._heard = heard
-        self._socket = socket.create_server(("", port), reuse_port=False)
+        self._socket = _server(port)
         self.port = int(self._socket.getsockname()[1])
         threading.Thread(target=self._accept, name="listener", daemon=True).start()
 

@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from tunery_api.reasons import ExitCode, FailureReason
 from tunery_api.runspec import Failure
 from tunery_common.errors import TuneryError
-from tunery_trainer.crew.causes import Causes
+from tunery_trainer.crew.causes import Causes, PeerLost
 from tunery_trainer.process.place import Place
 from tunery_trainer.process.supervise import CHILD, SIGNALLED
 
@@ -52,6 +52,7 @@ class Crew:
         self.causes = causes
         self._folder = folder
         self._members: list[Member] = []
+        self._ending = False
 
     def __enter__(self) -> Self:
         return self
@@ -59,7 +60,8 @@ class Crew:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.causes.over = True
+        self._ending = True
+        self.causes.settle()
         for member in self._members:
             member.process.kill()
         for member in self._members:
@@ -69,6 +71,7 @@ class Crew:
         """Start the other processes of this pod on `assignment`, which can be pickled."""
         if self.place.devices == 1:
             return
+        self.place = self.place.begun()
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / ASSIGNMENT
         path.write_bytes(pickle.dumps(assignment))
@@ -84,7 +87,8 @@ class Crew:
             [sys.executable, "-m", "tunery_trainer", "follow", str(assignment), str(folder)],
             stdout=subprocess.DEVNULL,  # what all of them do this one tells
             stderr=subprocess.PIPE,
-            env={**os.environ, **place.environment(), CHILD: "1"},
+            env={**os.environ, **place.environment(), CHILD: str(os.getpid())},
+            start_new_session=True,  # a terminal's Ctrl-C is heard by this one, which tells the others in time
         )
         member = Member(place.rank, folder, process)
         self._members.append(member)
@@ -94,13 +98,13 @@ class Crew:
     def _wait(self, member: Member) -> None:
         """Wait for the end of a process; one before its time ends this one, too."""
         code = member.process.wait()
-        if self.causes.over or code in (ExitCode.OK, ExitCode.TERMINATED):
+        if self._ending or code in (ExitCode.OK, ExitCode.TERMINATED):
             return
         found, echo = read_failure(member.folder, code)
         error = found.about(f"process {member.rank} of {self.place.world}")
         if not echo:
             self.causes.known(error)
-        self.causes.lost(error)
+        self.causes.lost(PeerLost(error.message, counts=True) if echo else error, echo=echo)
 
 
 def read_failure(folder: Path, code: int) -> tuple[TuneryError, bool]:

@@ -23,6 +23,8 @@ MEET_SECONDS_ENV: Final = "TUNERY_MEET_SECONDS"
 _MEET_SECONDS: Final = 900.0
 """How long a node waits for the others: it may hold GPUs meanwhile."""
 _AGAIN_SECONDS: Final = 1.0
+_LAST_SECONDS: Final = 660.0
+"""How long a node that fails stays for node 0 to end: all may fail alike, and node 0 stores its checkpoint then."""
 
 
 def meet_seconds() -> float:
@@ -34,6 +36,18 @@ def _absent(nodes: list[int], place: Place) -> TuneryError:
     who = ", ".join(map(str, nodes))
     text = f"node {who} of {place.nodes} has not come within {meet_seconds() / 60:g} minutes"
     return PeerLost(text, counts=True)
+
+
+def _unlike(node: int, found: Any, decided: dict[str, Any]) -> TuneryError:
+    """Return the failure that a node would train something else, with what differs and nothing beside it."""
+    known = found if isinstance(found, dict) else {}
+    names = [name for name in sorted({*decided, *known}) if known.get(name) != decided.get(name)]
+    told = "; ".join(f"{name}: {known.get(name)}, not {decided.get(name)}" for name in names)
+    return TuneryError(
+        FailureReason.INTERNAL_ERROR,
+        f"node {node} has come to something else than node 0, in {', '.join(names)}: {told}",
+        "Let all pods run on the same GPUs with the same image, or set training.batchSize and gradientAccumulation.",
+    )
 
 
 class Lead:
@@ -58,9 +72,9 @@ class Lead:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._causes.over = True
+        self._causes.settle()
         told = {"done": True} if error is None else _told(error)
-        for channel in list(self._channels.values()) if told else ():
+        for channel in list(self._channels.values()):
             channel.send(**told)
         self._listener.close()
 
@@ -70,18 +84,20 @@ class Lead:
         `decided` is what all of them have to have come to alike. Raises PeerLost where one does not come in time, and
         TuneryError(InternalError) where one has come to something else.
         """
-        others, until = range(1, self._place.nodes), time.monotonic() + meet_seconds()
+        others = range(1, self._place.nodes)
         say(f"Nodes      waiting for {'the other one' if len(others) == 1 else f'the {len(others)} others'}")
         with self._condition:
+            seen = dict.fromkeys(others, time.monotonic())
             while set(self._ready) != set(others):
-                absent = [node for node in others if node not in self._channels]
-                if absent and time.monotonic() > until:
+                now = time.monotonic()
+                seen.update(dict.fromkeys(self._channels, now))  # one that is replaced has its time again
+                absent = [node for node in others if now - seen[node] > meet_seconds()]
+                if absent:
                     raise _absent(absent, self._place)
                 self._condition.wait(_AGAIN_SECONDS)
             for node, found in self._ready.items():
                 if found != decided:
-                    text = f"node {node} has come to something else than node 0: {found}, not {decided}"
-                    raise TuneryError(FailureReason.INTERNAL_ERROR, text)
+                    raise _unlike(node, found, decided)
             self._begun = True
             for channel in self._channels.values():
                 channel.send(go=go)
@@ -98,10 +114,12 @@ class Lead:
                 self._channels[int(message["hello"])] = channel
             elif node is not None and "ready" in message:
                 self._ready[node] = message["ready"]
-            elif node is not None and "ended" in message:
+            elif node is not None and "stopped" in message:
+                del self._channels[node]  # as this one, which stores the checkpoint still
+            elif node is not None and "ended" in message and self._begun:
                 self._take_end(node, message["ended"])
             self._condition.notify_all()
-            lost = message is None and node is not None and self._begun
+            lost = node is not None and self._begun and (message is None or "ended" in message)
         if lost:
             text = f"node {node} of {self._place.nodes} is gone"
             self._causes.lost(PeerLost(text, counts=not self.progressed()))
@@ -121,7 +139,6 @@ class Follow:
         self._causes = causes
         self._condition = threading.Condition()
         self._channel: Channel | None = None
-        self._decided: Any = None
         self._go: dict[str, Any] | None = None
         self._done = False
 
@@ -132,26 +149,31 @@ class Follow:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._causes.over = True
+        self._causes.settle()
         if error is not None and self._channel is not None:
             self._channel.send(**_told(error))
+            if self._go is not None and not isinstance(error, StopRequested | PeerLost):
+                with self._condition:
+                    self._condition.wait_for(lambda: self._channel is None or self._done, _LAST_SECONDS)
         if self._channel is not None:
             self._channel.close()
 
     def ready(self, decided: Any) -> dict[str, Any]:
         """Say that this node could begin, and what it has come to; return what node 0 says as all begin.
 
-        Where node 0 is replaced meanwhile, the new one is told. Raises PeerLost where none comes in time.
+        Where node 0 is replaced meanwhile, the new one is told. Raises PeerLost where none comes in time, and
+        StopRequested where it has published meanwhile: this node came in place of one that was needed no more.
         """
-        self._decided = decided
         while True:
             with self._condition:
                 channel = self._channel
                 if channel is not None:
                     channel.send(ready=decided)
-                    self._condition.wait_for(lambda: self._go is not None or self._channel is None)
+                    self._condition.wait_for(lambda: self._go is not None or self._done or self._channel is None)
                 if self._go is not None:
                     return self._go
+                if self._done:
+                    raise StopRequested(elsewhere=True)
             self._meet()
 
     def wait(self) -> None:
@@ -195,5 +217,5 @@ class Follow:
 def _told(error: BaseException) -> dict[str, Any]:
     """Return the message that a node ends; a stop all have heard of."""
     if isinstance(error, StopRequested):
-        return {}
+        return {"stopped": True}
     return {"ended": to_failure(explain(error)).model_dump(mode="json", exclude_none=True)}

@@ -180,7 +180,7 @@ class _Passes:
             try:
                 totals = objective.totals(self._model, (self._batch(*share) for share in self._shares()))
             except (RuntimeError, MemoryError) as error:
-                if self._tokens <= max(self._widths) or not out_of_memory(error):
+                if self._tokens <= max(self._widths) or self._team.sharded or not out_of_memory(error):
                     raise
                 fits = False
             if not self._team.any(not fits)[0]:

@@ -56,6 +56,8 @@ class Speaker:
     tokenizer: PreTrainedTokenizerBase
     max_new_tokens: int
     dtype: torch.dtype = torch.float32
+    together: bool = False
+    """Every pass is one of several processes: none ends before the others, whatever it has to say."""
 
     def text(self, ids: Sequence[int]) -> str:
         """Return tokens as text, without special ones and white space around."""
@@ -76,7 +78,7 @@ class Speaker:
                 try:
                     texts = self._batch(model, [asked[place].prompt for place in chosen])
                 except (RuntimeError, MemoryError) as error:
-                    if len(chosen) == 1 or not out_of_memory(error):
+                    if len(chosen) == 1 or self.together or not out_of_memory(error):
                         raise
                     batches[:0] = [chosen[: len(chosen) // 2], chosen[len(chosen) // 2 :]]
                     continue
@@ -88,7 +90,9 @@ class Speaker:
         pad = int(self.tokenizer.pad_token_id)
         ids = torch.tensor([[pad] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=device)
         mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
-        said = model.generate(input_ids=ids, attention_mask=mask, generation_config=self._config(model))
+        said = model.generate(
+            input_ids=ids, attention_mask=mask, generation_config=self._config(model), synced_gpus=self.together
+        )
         return [self.text(row[longest:].tolist()) for row in said]
 
     def _config(self, model: Any) -> GenerationConfig:

@@ -40,7 +40,7 @@ class Place:
     master: str = HERE
     """The host name of node 0."""
     port: int = 0
-    """Where the first process listens for the collectives; 0: there is none to listen to."""
+    """Where the first process listens for the collectives; 0: there is none to listen to, or none has begun."""
     control_port: int = 0
     """Where node 0 listens for the other nodes."""
 
@@ -58,12 +58,21 @@ class Place:
         """Return the place of another process of this node."""
         return replace(self, device=device)
 
+    def begun(self) -> Place:
+        """Return the place where the processes of this machine meet now; call it as they are started.
+
+        Until then anybody may take a port that was free. Of one node nothing is heard outside of the machine.
+        """
+        if self.nodes > 1:
+            return self
+        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+        return replace(self, port=_free_port())
+
     def environment(self) -> dict[str, str]:
         """Return the variables of the process that stands here: its place, and its device alone."""
         visible = os.environ.get(VISIBLE_ENV, "").split(",")
         own = visible[self.device] if self.device < len(visible) else ""
-        here = {"GLOO_SOCKET_IFNAME": "lo"} if self.nodes == 1 else {}
-        return {PLACE_ENV: json.dumps(asdict(self)), "CUDA_VISIBLE_DEVICES": own, **here}
+        return {PLACE_ENV: json.dumps(asdict(self)), "CUDA_VISIBLE_DEVICES": own}
 
 
 def own_place(variables: Mapping[str, str] = os.environ) -> Place:
@@ -80,7 +89,7 @@ def place_of(run: RunSpec, shared: int | None = None, variables: Mapping[str, st
     if nodes > 1:
         port = int(variables.get(PORT_ENV) or PORT)
         return Place(int(variables[NODE_ENV]), nodes, 0, devices, variables[MASTER_ENV], port, port + 1)
-    return Place(devices=devices, port=_free_port()) if devices > 1 else Place()
+    return Place(devices=devices)
 
 
 def counts_of(run: RunSpec, shared: int | None = None, variables: Mapping[str, str] = os.environ) -> tuple[int, int]:

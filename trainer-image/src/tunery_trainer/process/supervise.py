@@ -31,7 +31,7 @@ from tunery_trainer.process.device import gpu_reason
 from tunery_trainer.process.failures import explain, to_failure
 
 CHILD: Final = "TUNERY_SUPERVISED"
-"""Set for a process that ends with the one which has started it."""
+"""The id of the process that this one was started by, and ends with."""
 _LINES: Final = 400
 """Lines of stderr that are looked through for the cause: a crash's traces of all threads come after its first line."""
 _SIGNALS: Final = 64
@@ -85,7 +85,7 @@ def _start(command: Sequence[str]) -> subprocess.Popen[bytes]:
     child = subprocess.Popen(
         list(command),
         stderr=subprocess.PIPE,
-        env={**os.environ, CHILD: "1"},
+        env={**os.environ, CHILD: str(os.getpid())},
         start_new_session=True,
     )
     children.append(child)
@@ -146,11 +146,11 @@ def _pass_on(stream: IO[bytes] | None, said: deque[str]) -> None:
 def die_with_parent() -> None:
     """Let the kernel end this process where its supervisor is killed: nobody would hear it any more."""
     if CHILD in os.environ:
-        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        dying_with(int(os.environ[CHILD]))
 
 
 def dying_with(parent: int) -> None:
-    """Do the same for a process that was just forked by `parent`, whatever program follows; end it if that is gone."""
+    """Do the same for a process that was just started by `parent`, whatever program follows; end it if that is gone."""
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(SIGNALLED + signal.SIGKILL)

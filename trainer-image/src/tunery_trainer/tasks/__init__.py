@@ -18,7 +18,7 @@ def run_task(task: Task, run: RunSpec, stop: StopSignal) -> PreflightReport | Ru
 
     The heavy libraries are imported here and not before. Raises TuneryError, and StopRequested after a SIGTERM.
     """
-    _prepare(run)
+    _prepare(task, run)
     if task is Task.PREFLIGHT:
         from tunery_trainer.tasks.preflight import run_preflight
 
@@ -60,8 +60,9 @@ def follow(assignment: Path, folder: Path, stop: StopSignal) -> ExitCode:
     return run_following(assignment, folder, stop)
 
 
-def _prepare(run: RunSpec) -> None:
-    processes, _ = counts_of(run)
+def _prepare(task: Task, run: RunSpec) -> None:
+    # Without a cluster training follows in this very process.
+    processes, _ = counts_of(run) if task is Task.TRAIN or run.local else (1, 1)
     prepare_environment(Path(run.work_dir), run.lora_job.resources.gpus if run.lora_job else 0, processes)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from tunery_api.manifest import Lineage
-from tunery_api.reasons import ExitCode
+from tunery_api.reasons import ExitCode, FailureReason
 from tunery_api.runspec import Task
 from tunery_common.errors import TuneryError
 from tunery_common.termination import failed_message, write_termination
@@ -52,6 +52,8 @@ def run_following(assignment: Path, folder: Path, stop: StopSignal) -> ExitCode:
         return ExitCode.TERMINATED
     except (Exception, SystemExit) as error:  # noqa: BLE001 (any failure becomes an exit code and a message)
         failure = explain(error)
+        if failure.reason is FailureReason.INTERNAL_ERROR and not is_echo(error):
+            show(failure, error)  # the trace, which the leader does not have
         (folder / FAILURE).write_text(to_failure(failure).model_dump_json(exclude_none=True), "utf-8")
         return ExitCode.PEER_LOST if is_echo(error) else failure.exit_code
     return ExitCode.OK
@@ -99,8 +101,12 @@ class Leading:
         """Train in the body; what fails there for another process is that one's failure."""
         if self._lead:
             self._lead.progressed = lambda: uploader is not None and uploader.last_stored is not None
+        if self.place.world == 1:
+            yield
+            return
         with blamed(self._crew.causes):
             yield
+        self._crew.causes.settle()  # what is left this one does alone
 
 
 @contextmanager
@@ -144,11 +150,15 @@ def following(work: Workspace, place: Place) -> Iterator[Assisting]:
 
 @contextmanager
 def blamed(causes: Causes) -> Iterator[None]:
-    """Raise what ended the body, or the failure of another process where that is but its echo."""
+    """Raise what ended the body, or the failure of another process where that is but its echo.
+
+    From then on nobody ends this process: all of them may have come to the same end, and this one stores what it has.
+    """
     try:
         yield
     except Exception as error:
         cause = causes.of(error)
+        causes.settle()
         if cause is error:
             raise
         raise cause from error
@@ -165,7 +175,9 @@ def _undescribed(_: object) -> Lineage:
 
 def leave(error: TuneryError) -> NoReturn:
     """End this process for the failure of another one, without unwinding: it may wait for that for ever."""
-    show(error, error)
-    write_termination(failed_message(Task.TRAIN, to_failure(error)))
-    sys.stdout.flush()
-    os._exit(error.exit_code)
+    try:
+        show(error, error)
+        write_termination(failed_message(Task.TRAIN, to_failure(error)))
+        sys.stdout.flush()
+    finally:
+        os._exit(error.exit_code)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tunery_trainer.data.notebook import Notebook
@@ -57,7 +58,8 @@ def decided(ready: Ready) -> dict[str, Any]:
     """Return what every node has to come to alike, or they would train different things."""
     return {
         **ready.plan.origin.model_dump(mode="json"),
-        "passes": repr(ready.plan.settings.training),  # what follows from the memory of the devices, too
+        # What follows from the memory of the devices, too.
+        **{f"training.{name}": str(value) for name, value in asdict(ready.plan.settings.training).items()},
         "rows": ready.data.report.sha256,
         "versions": library_versions(),
     }

@@ -140,8 +140,8 @@ def _train_on(work: Workspace, ready: Ready, watchers: _Watchers, crew: Leading)
     with _uploads(work, spec, watchers.reporter) as uploader:
         observers = Observers(watchers.stop, watchers.reporter, watchers.curves, uploader, partial(trackers, tracked))
         describe = partial(_lineage, work.run, ready)
-        with crew.heard(uploader):
-            return train_on(Assignment(ready.plan, ready.data, folder, resumed, observers, describe), crew.place)
+        job = Assignment(ready.plan, ready.data, folder, resumed, observers, describe)
+        return train_on(job, crew.place, crew.heard(uploader))
 
 
 def _assist(work: Workspace, place: Place, stop: StopSignal) -> RunResult:

@@ -23,6 +23,23 @@ _PATIENCE: Final = timedelta(minutes=30)
 """How long a process waits for another one in a collective: one may load for longer than the others."""
 
 
+Packed = tuple[list[torch.nn.Parameter], torch.Tensor]
+"""Parameters of a type, and the message of their gradients: which are there, then all of them."""
+
+
+def pack(parameters: Iterable[torch.nn.Parameter]) -> list[Packed]:
+    """Return the gradients of `parameters` as one message for all of a type; takes as much memory again."""
+    kinds: dict[tuple[torch.dtype, torch.device], list[torch.nn.Parameter]] = {}
+    for parameter in parameters:
+        kinds.setdefault((parameter.dtype, parameter.device), []).append(parameter)
+    packed: list[Packed] = []
+    for alike in kinds.values():
+        had = torch.tensor([float(each.grad is not None) for each in alike])
+        parts = [torch.zeros_like(each) if each.grad is None else each.grad for each in alike]
+        packed.append((alike, torch.cat([had.to(parts[0]), *(part.flatten() for part in parts)])))
+    return packed
+
+
 @dataclass(frozen=True)
 class Team:
     """One process's place among those that train together; by default it is alone.
@@ -77,24 +94,12 @@ class Team:
             dist.all_reduce(tensor)
         return tensor
 
-    def add_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-        """Make each gradient the sum of those of all processes: one message for all parameters of a type.
-
-        A gradient that no process has stays None.
-        """
-        if self.alone:
-            return
-
-        kinds: dict[tuple[torch.dtype, torch.device], list[torch.nn.Parameter]] = {}
-        for parameter in parameters:
-            kinds.setdefault((parameter.dtype, parameter.device), []).append(parameter)
-        for alike in kinds.values():
-            had = torch.tensor([float(each.grad is not None) for each in alike])
-            parts = [torch.zeros_like(each) if each.grad is None else each.grad for each in alike]
-            flat = torch.cat([had.to(parts[0]), *(part.flatten() for part in parts)])
-            self.add(flat)
-            present = flat[: len(alike)].tolist()
-            summed = torch.split(flat[len(alike) :], [part.numel() for part in parts])
+    def add_gradients(self, packed: Sequence[Packed]) -> None:
+        """Make each gradient the sum of those of all processes; one that no process has stays None."""
+        for alike, message in packed:
+            self.add(message)
+            present = message[: len(alike)].tolist()
+            summed = torch.split(message[len(alike) :], [each.numel() for each in alike])
             for each, some, gradient in zip(alike, present, summed, strict=True):
                 each.grad = gradient.view_as(each) if some else None
 

@@ -42,4 +42,5 @@ def interview(job: Assignment, rows: Rows) -> Interview | None:
     if wanted is None or not asked:
         return None
     precision = dtype_of(job.settings.training.precision)
-    return Interview(asked, Speaker(job.plan.basis.tokenizer, wanted.max_new_tokens, precision))
+    speaker = Speaker(job.plan.basis.tokenizer, wanted.max_new_tokens, precision, job.team.sharded)
+    return Interview(asked, speaker)

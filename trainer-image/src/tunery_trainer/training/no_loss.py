@@ -86,8 +86,12 @@ def looking_at_the_base(job: Assignment) -> Iterator[None]:
 
 
 def no_loss(job: Assignment, found: Measured) -> TuneryError:
-    """Return the failure that what training starts from has no loss on the held-out rows; reads all of the base."""
-    spoilt = not_finite_base(_base(job))
+    """Return the failure that what training starts from has no loss on the held-out rows; reads all of the base.
+
+    The leader of a team does, and the others wait for it: whoever has ended before would end it, too.
+    """
+    spoilt = not_finite_base(_base(job)) if job.team.leader else None
+    job.team.any(False)
     if spoilt:
         return spoilt
     field, precision = _narrowest(job.settings)

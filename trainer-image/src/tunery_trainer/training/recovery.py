@@ -108,7 +108,10 @@ def train_to_the_end(trainer: AdapterTrainer, checkpoint: Path | None, method: M
 
 
 def _attempt(trainer: AdapterTrainer, checkpoint: Path | None) -> str | None:
-    """Train, and return None; or what was said as memory ran out in a pass, once its tensors are let go."""
+    """Train, and return None; or what was said as memory ran out in a pass, once its tensors are let go.
+
+    Where the base is spread, the other processes are in that pass still, and cannot be met anywhere else: the run ends.
+    """
     # Memory is saved at the cost of time here, and the holes that freed activations leave would take back most of it.
     saving = trainer.settings.gradient_checkpointing and not torch.cuda.is_available()
     try:
@@ -117,7 +120,10 @@ def _attempt(trainer: AdapterTrainer, checkpoint: Path | None) -> str | None:
     except (RuntimeError, MemoryError) as error:
         if not (trainer.in_pass and out_of_memory(error)):
             raise
-        return first_line(error, _MAX_CAUSE)
+        cause = first_line(error, _MAX_CAUSE)
+        if trainer.settings.sharded:
+            raise _in_parts(trainer, cause) from error
+        return cause
     return None
 
 
@@ -131,6 +137,14 @@ def _unwanted(trainer: AdapterTrainer, cause: str) -> TuneryError:
     hint = "Leave out training.onOutOfMemory: Fail, or lower training.batchSize, in a new job"
     stored = ", with spec.resumeFrom to go on from the last finished step." if trainer.state.global_step else "."
     return _ran_out(text, hint + stored)
+
+
+def _in_parts(trainer: AdapterTrainer, cause: str) -> TuneryError:
+    before = trainer.settings
+    text = f" at step {trainer.state.global_step + 1}, {_told(before)}, with the base spread over the devices: {cause}"
+    rows = f"Set training.batchSize below {before.batch_size}" if before.batch_size > 1 else "Lower training.maxLength"
+    stored = ", with spec.resumeFrom to go on from the newest checkpoint." if trainer.state.global_step else "."
+    return _ran_out(text, f"{rows}, or take GPUs with more memory (spec.scheduling), in a new job{stored}")
 
 
 def _nothing_helps(trainer: AdapterTrainer, method: Method, cause: str) -> TuneryError:

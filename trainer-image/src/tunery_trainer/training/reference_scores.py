@@ -20,16 +20,20 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from tunery_api.preference import TrainingTask
+from tunery_common.errors import first_line
 from tunery_trainer.adapter.methods.lora_init import FIRST_A, lora_layers
 from tunery_trainer.data.prepare import PreparedData
 from tunery_trainer.losses.answers import partners, stranger
 from tunery_trainer.losses.evaluation import Measured, Pass, measure, scored
 from tunery_trainer.losses.objectives import Batch, Compared, Objective
+from tunery_trainer.process.device import out_of_memory
 from tunery_trainer.reporting.progress import say
 from tunery_trainer.settings.types import RunSettings
 from tunery_trainer.training.weights import put_state
 
 REFERENCE_FILE: Final = "reference.safetensors"
+_CAUSE: Final = 200
+"""Bytes of what an allocator says that the others are told."""
 _START: Final = "start."
 """Before the names of the adapter's parameters in that file."""
 
@@ -99,15 +103,26 @@ class TaskRows:
         return [{**batch, "reference": self._of(batch["row"])} for batch in batches]
 
     def _score(self, side: str, numbers: list[int], model: torch.nn.Module, scoring: Scoring) -> Iterator[int]:
-        """Score these rows, each process its share, and yield of how many it was as they become known."""
+        """Score these rows, each process its share, and yield of how many it was as they become known.
+
+        Raises MemoryError in every process where memory ran out in one of them.
+        """
         if not numbers:
             return
         rows, source = (self.train, self.train) if side == "train" else (self.evaluation, self.others)
-        team, own = scoring.how.team, []
-        for chosen, scores in scored(model, rows.select(numbers), scoring.objective, scoring.how, source):
-            own.append(([numbers[place] for place in chosen], scores))
-            yield len(chosen) * team.world
-        for places, scores in chain(*team.gather(own)):
+        team, own, cause = scoring.how.team, [], ""
+        try:
+            for chosen, scores in scored(model, rows.select(numbers), scoring.objective, scoring.how, source):
+                own.append(([numbers[place] for place in chosen], scores))
+                yield len(chosen) * team.world
+        except (RuntimeError, MemoryError) as error:
+            if team.alone or team.sharded or not out_of_memory(error):
+                raise
+            cause = first_line(error, _CAUSE)  # the others wait for what this one has
+        parts = team.gather((own, cause))
+        if causes := [each for _, each in parts if each]:
+            raise MemoryError(causes[0])
+        for places, scores in chain(*(each for each, _ in parts)):
             self.scores[side][places] = scores
 
     def _of(self, numbers: torch.Tensor) -> torch.Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -66,6 +66,7 @@ _STOP_SECONDS: Final = 80.0
 """How long the last checkpoint may take to upload after a SIGTERM."""
 _EVA_BATCHES: Final = 8
 _ALONE: Final = Place()
+_NOBODY_ELSE: Final = nullcontext()
 
 
 @dataclass(frozen=True)
@@ -92,15 +93,16 @@ class _Loop:
     diagnosis: Diagnosis
 
 
-def train_on(job: Assignment, place: Place = _ALONE) -> Trained:
+def train_on(job: Assignment, place: Place = _ALONE, together: AbstractContextManager[None] = _NOBODY_ELSE) -> Trained:
     """Load, adapt, train and evaluate, from `place` among those that train `job` together.
 
+    In the body of `together` the others are needed; why a loss diverged is looked for after it, by the first of them.
     Goes on from the checkpoint of `job.resumed`. Raises TuneryError(LossDiverged, GPUOutOfMemory, ...), and
     StopRequested after a SIGTERM.
     """
-    job = replace(job, team=join(place, sharded=job.settings.training.sharded))
-    check_start(job)
-    with looking_at_the_base(job):
+    with looking_at_the_base(job) if place.rank == 0 else nullcontext(), together:
+        job = replace(job, team=join(place, sharded=job.settings.training.sharded))
+        check_start(job)
         return _train_on(job)
 
 

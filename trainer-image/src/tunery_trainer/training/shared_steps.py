@@ -15,7 +15,7 @@ import torch
 from tunery_common.errors import first_line
 from tunery_trainer.losses.objectives import Batch, is_idle
 from tunery_trainer.process.device import out_of_memory
-from tunery_trainer.team.team import Team
+from tunery_trainer.team.team import Team, pack
 
 T = TypeVar("T")
 
@@ -63,8 +63,9 @@ class SharedSteps:
 
         Raises MemoryError in every process where memory ran out in one of them.
         """
+        packed = self._guarded(lambda: pack(self._parameters()))  # the others wait in none of it yet
         self._agree()
-        self._team.add_gradients(self._parameters())
+        self._team.add_gradients(packed or ())
         return self._team.add(torch.as_tensor(self._loss, device=device).clone())
 
     def _guarded(self, compute: Callable[[], T | None]) -> T | None:

@@ -1,0 +1,291 @@
+"""What the processes of a run hear of each other: who ends whom, with which words, and what is stored before."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tunery_api.reasons import ExitCode, FailureReason
+from tunery_common.errors import TuneryError
+from tunery_trainer.crew import causes as module
+from tunery_trainer.crew import nodes
+from tunery_trainer.crew.causes import Causes, PeerLost, is_echo
+from tunery_trainer.crew.channel import Listener, connect
+from tunery_trainer.crew.crew import FAILURE, Crew
+from tunery_trainer.crew.nodes import Follow, Lead
+from tunery_trainer.process.place import Place
+from tunery_trainer.process.signals import StopRequested, StopSignal
+from tunery_trainer.tasks.following import Leading, blamed, run_following
+
+DIVERGED = TuneryError(FailureReason.LOSS_DIVERGED, "the training loss became nan at step 3")
+ECHO = RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:4711")
+MOMENT = 0.3
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CAUSE_SECONDS", MOMENT)
+    monkeypatch.setattr(nodes, "_AGAIN_SECONDS", 0.02)
+
+
+class Ends:
+    """Takes down what would end the process."""
+
+    def __init__(self) -> None:
+        self.errors: list[TuneryError] = []
+        self.left: Callable[[], object] = lambda: None
+        self.causes = Causes(self._leave)  # type: ignore[arg-type]  # in a test it returns
+
+    def _leave(self, error: TuneryError) -> None:
+        self.errors.append(error)
+        self.left()
+
+
+@contextlib.contextmanager
+def two_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Lead, Ends, Callable[[], tuple[Follow, Ends]]]]:
+    """Node 0 of two, and what makes node 1."""
+    port = free_port()
+    lead, ends = Lead(Place(0, 2, control_port=port), "u-1", Ends().causes), Ends()
+    lead._causes = ends.causes
+
+    def other() -> tuple[Follow, Ends]:
+        own = Ends()
+        return Follow(Place(1, 2, control_port=port), "u-1", own.causes), own
+
+    with lead:
+        yield lead, ends, other
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def begin(lead: Lead, node: Follow) -> None:
+    """Let both begin."""
+    assert node._channel is not None
+    node._channel.send(ready={"seed": "1"})
+    lead.begin({"seed": "1"}, step=None)
+    until(lambda: node._go is not None)
+
+
+@contextlib.contextmanager
+def ending(node: Follow, error: Exception) -> Iterator[None]:
+    """Let a node meet node 0, and end with `error` after the body."""
+    with contextlib.suppress(type(error)), node:
+        yield
+        raise error
+
+
+def until(true: Callable[[], bool]) -> None:
+    end = time.monotonic() + 5
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_who_fails_like_all_others_is_not_ended_by_the_first_of_them(tmp_path: Path) -> None:
+    """A loss that is no number is met by all processes at once; this one stores its checkpoint and its curve then."""
+    ends = Ends()
+    with pytest.raises(TuneryError) as raised, blamed(ends.causes):
+        raise DIVERGED
+    ends.causes.known(DIVERGED.about("process 1 of 2"))
+    ends.causes.lost(DIVERGED.about("process 1 of 2"))
+    assert raised.value is DIVERGED
+    assert ends.errors == []
+
+
+def test_a_process_that_ends_after_training_disturbs_nobody(tmp_path: Path) -> None:
+    ends = Ends()
+    with Leading(Crew(Place(devices=2), tmp_path, ends.causes), None).heard(None):
+        pass
+    ends.causes.lost(PeerLost("node 1 of 2 is gone"))
+    assert ends.errors == []
+
+
+def test_an_echo_is_told_as_what_is_known_of_who_is_gone() -> None:
+    ends, lost = Ends(), PeerLost("node 1 of 2 is gone")
+    ends.causes.known(DIVERGED)
+    with pytest.raises(TuneryError, match="became nan"), blamed(ends.causes):
+        raise ECHO
+    ends = Ends()
+    ends.causes.lost(TuneryError(FailureReason.INTERNAL_ERROR, "process 1: closed by peer"), echo=True)
+    ends.causes.lost(lost)
+    assert ends.errors[-1] is lost
+    with pytest.raises(PeerLost) as raised, blamed(ends.causes):
+        raise ECHO
+    assert raised.value is lost
+    assert raised.value.exit_code is ExitCode.PEER_LOST
+
+
+def test_a_run_of_one_process_has_no_peers_to_blame(tmp_path: Path) -> None:
+    """A mounted claim says the same words as a socket."""
+    broken = ConnectionResetError(104, "Connection reset by peer")
+    with pytest.raises(ConnectionResetError), Leading(Crew(Place(), tmp_path, Ends().causes), None).heard(None):
+        raise broken
+    assert not is_echo(broken)
+    assert is_echo(ECHO)
+
+
+def test_a_node_that_was_told_to_stop_is_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Node 0 stores the last checkpoint meanwhile, which may take longer than a cause is waited for."""
+    with two_nodes(monkeypatch) as (lead, ends, other):
+        node, _ = other()
+        with ending(node, StopRequested()):
+            begin(lead, node)
+        time.sleep(2 * MOMENT)
+        assert ends.errors == []
+        assert lead._channels == {}
+
+
+def test_a_node_that_fails_stays_until_node_0_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the user must mend ends the whole Job: node 0, which may have failed alike, would be ended as it stores."""
+    with two_nodes(monkeypatch) as (lead, ends, other):
+        node, _ = other()
+        ends.left = lambda: [each.close() for each in list(lead._channels.values())]
+        began = time.monotonic()
+        with ending(node, DIVERGED):
+            begin(lead, node)
+        stayed = time.monotonic() - began
+    assert MOMENT <= stayed < 5
+    assert [str(error) for error in ends.errors[:1]] == [f"PeerLost: node 1: LossDiverged: {DIVERGED.message}"]
+    assert ends.errors[0].exit_code is ExitCode.PEER_LOST
+
+
+def test_what_ended_a_node_before_all_began_is_not_the_cause_of_a_later_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    with two_nodes(monkeypatch) as (lead, ends, other):
+        first, _ = other()
+        with ending(first, TuneryError(FailureReason.STORAGE_UNAVAILABLE, "S3 did not answer")):
+            until(lambda: 1 in lead._channels)
+        until(lambda: 1 not in lead._channels)
+        second, _ = other()
+        with second:
+            begin(lead, second)
+            assert second._channel is not None
+            second._channel.close()
+            until(lambda: bool(ends.errors))
+        assert ends.errors[0].message == "node 1 of 2 is gone"
+
+
+def test_a_node_that_comes_as_node_0_publishes_is_not_left_waiting_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    with contextlib.ExitStack() as stack:
+        lead, _, other = stack.enter_context(two_nodes(monkeypatch))
+        node, _ = other()
+        stopped: list[BaseException] = []
+        with node:
+            until(lambda: 1 in lead._channels)
+            waiting = threading.Thread(target=lambda: _take(stopped, lambda: node.ready({})))
+            waiting.start()
+            until(lambda: 1 in lead._ready)
+            stack.close()
+            waiting.join(5)
+    assert [type(error) for error in stopped] == [StopRequested]
+
+
+def test_a_node_that_is_replaced_has_its_time_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first one may have brought a large base for longer than others are waited for."""
+    monkeypatch.setenv(nodes.MEET_SECONDS_ENV, "0.5")
+    with two_nodes(monkeypatch) as (lead, _, other):
+        first, _ = other()
+        lost: list[BaseException] = []
+        with first:
+            until(lambda: 1 in lead._channels)
+            waiting = threading.Thread(target=lambda: _take(lost, lambda: lead.begin({"seed": "1"}, step=None)))
+            waiting.start()
+            time.sleep(0.8)
+        time.sleep(0.2)
+        assert lost == []
+        second, _ = other()
+        with second:
+            assert second._channel is not None
+            second._channel.send(ready={"seed": "1"})
+            waiting.join(5)
+    assert lost == []
+
+
+def _take(errors: list[BaseException], work: Callable[[], Any]) -> None:
+    try:
+        work()
+    except BaseException as error:  # noqa: BLE001 (the test looks at it)
+        errors.append(error)
+
+
+def test_only_what_differs_between_nodes_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    with two_nodes(monkeypatch) as (lead, _, other):
+        node, _ = other()
+        with node:
+            assert node._channel is not None
+            node._channel.send(ready={"seed": "1", "training.batch_size": "2", "rows": "ab"})
+            with pytest.raises(TuneryError) as raised:
+                lead.begin({"seed": "1", "training.batch_size": "4", "rows": "ab"}, step=None)
+    said = "node 1 has come to something else than node 0, in training.batch_size: training.batch_size: 2, not 4"
+    assert raised.value.message == said
+    assert "the same GPUs" in raised.value.hint
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_node_0_is_met_by_ipv4_and_by_ipv6(host: str) -> None:
+    listener = Listener(0, lambda channel, message: None)
+    try:
+        found = connect(host, listener.port)
+        assert found is not None
+        found.close()
+    finally:
+        listener.close()
+
+
+def test_the_trace_of_a_defect_in_another_process_is_in_the_log(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "assignment").write_bytes(b"no pickle")
+    assert run_following(tmp_path / "assignment", tmp_path, StopSignal()) is ExitCode.BUG
+    assert '"InternalError"' in (tmp_path / FAILURE).read_text()
+    assert "Traceback (most recent call last)" in capsys.readouterr().err
+
+
+def test_a_process_whose_parent_is_gone_before_it_has_begun_ends(tmp_path: Path) -> None:
+    """It would wait for half an hour for somebody who listens no more."""
+    code = "from tunery_trainer.process.supervise import die_with_parent; die_with_parent(); print('lives')"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "TUNERY_SUPERVISED": str(os.getppid())},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (137, "")
+
+
+def test_another_process_hears_no_terminal_and_is_named_where_it_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a Ctrl-C it hears from the leader, wherever it is: one that ended by itself would be a lost peer."""
+    started: list[dict[str, Any]] = []
+
+    def start(*_: Any, **options: Any) -> subprocess.Popen[bytes]:
+        started.append(options)
+        return real(["sleep", "60"], **{name: options[name] for name in ("start_new_session", "stderr")})
+
+    real = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", start)
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "")
+    with Crew(Place(devices=2), tmp_path, Ends().causes) as crew:
+        crew.start({})
+        assert os.getsid(crew._members[0].process.pid) != os.getsid(0)
+        assert crew.place.port
+        assert os.environ["GLOO_SOCKET_IFNAME"] == started[0]["env"]["GLOO_SOCKET_IFNAME"] == "lo"
+        assert f'"port": {crew.place.port}' in started[0]["env"]["TUNERY_PLACE"]
+        crew._members[0].process.kill()
+        with pytest.raises(TuneryError, match="process 1 of 2: the process was killed"), blamed(crew.causes):
+            raise ECHO
