@@ -127,7 +127,8 @@ def test_what_waits_says_that_a_change_is_for_it_alone() -> None:
     draft = Draft(Snapshot(Kind.LORAJOB, TRIAL, {}, NOW))
     draft.show_obstacle(Failure(reason=FailureReason.UNSCHEDULABLE, message="no node"))
     hint = draft.fields["failure"]["hint"]
-    assert hint.startswith(ADVICE[R.UNSCHEDULABLE].hint), "its own LoRAJob may change as it waits"
+    own = ADVICE[R.UNSCHEDULABLE].hint.replace("new job", "new sweep")
+    assert hint.startswith(own), "its own LoRAJob may change as it waits"
     assert "s-001 is a trial of LoRASweep s: what is changed in its LoRAJob is for this trial alone" in hint
     assert FINAL in hint
     waiting = Draft(Snapshot(Kind.LORASWEEP, SWEEP, {}, NOW, search=Search(sweep(), (), Decision())))

@@ -101,7 +101,7 @@ def of_sweep(reason: str, hint: str | None, searched: Iterable[str] = ()) -> str
     usual = advice_for(reason).hint
     if reason == _R.BUDGET_EXHAUSTED:
         return hint or usual
-    if hint is None or _renamed(hint) == _renamed(usual):
+    if hint is None or renamed(hint) == renamed(usual):
         said = {each.value: text for each, text in _USUAL.items()}.get(reason) or _said(usual)
     else:
         said = hint if hint in _USUAL.values() else _said(hint)
@@ -116,7 +116,7 @@ def learns(hint: str) -> bool:
 
 
 def _said(hint: str) -> str:
-    told = in_template(_LATER.sub("", _renamed(hint)))
+    told = in_template(_LATER.sub("", renamed(hint)))
     return "".join(map(_sentence, _SENTENCE.findall(told)))
 
 
@@ -135,5 +135,6 @@ def _clause(text: str, *, asked: bool) -> str:
     return f"{bare}{'' if asked else f' in a {NEW_SWEEP}'}{text[len(said) :]}"
 
 
-def _renamed(hint: str) -> str:
+def renamed(hint: str) -> str:
+    """Return a hint of a job that belongs to a sweep: another job is another sweep."""
     return re.sub(r"\bnew job(s?)\b", rf"{NEW_SWEEP}\1", hint)

@@ -11,6 +11,7 @@ from tunery_api.names import VERSION
 from tunery_api.reasons import FailureReason, advice_for
 from tunery_api.runspec import Failure
 from tunery_api.scrub import scrub
+from tunery_api.search.advice import renamed
 from tunery_api.search.rows import CURVE_AT
 from tunery_api.status import ConditionType, Phase
 from tunery_api.tolerant import without_invalid
@@ -181,7 +182,8 @@ class Draft:
         shown = failure_status(failure)
         if self.snapshot.search is not None:
             shown["hint"] = hint_of_sweep(failure, self.snapshot.search)
-        shown["hint"] = joined(shown["hint"], of_waiting_trial(self.snapshot.owner, shown["hint"]))
+        owner, hint = self.snapshot.owner, shown["hint"]
+        shown["hint"] = joined(renamed(hint) if owner.sweep is not None else hint, of_waiting_trial(owner, hint))
         self.fields["failure"] = shown
 
     def _complete(self, ended: datetime | None) -> None:
