@@ -59,6 +59,11 @@ OWN = [
     ("Raise spec.activeDeadlineSeconds above 9 s by what is still needed.", False),
     ("Try training.learningRate: 6e-4 (now 2e-4) in a new job; with diagnosis.action: Warn training goes on.", False),
     ("Raise spec.training.maxLength in a new job.", False),
+    ("Free a node. What the manifest itself asks for may change as it waits.", False),
+    (
+        "It tolerates what preflight.tolerations of the chart and spec.scheduling.tolerations say: both may change as it waits.",
+        False,
+    ),
     ("Mend that, and retry; or raise spec.retries, which may change while no pod runs.", True),
     ("Add rows, and retry; or say spec.training.epochs or maxSteps in a new job.", True),
     ("Put model.safetensors there from where the model comes, and retry.", True),
@@ -110,7 +115,9 @@ def test_what_a_sweep_is_told_of_its_trial_can_be_done_to_the_sweep(reason: str,
     assert "spec.template.model.uri: nothing is there" in of_sweep["message"]
     for text in (said, of_trial["hint"]):
         assert "new job" not in text
-        assert not re.search(r"\bmay change\b(?! as it waits, for it alone)", text), "a template may not"
+        assert not re.search(
+            r"\bmay change\b(?! as it waits, (?:for it alone|the template's in a new sweep only))", text
+        ), "a template may not"
         assert not re.search(r"\w\.md \w|\.jsonl \w", text), "an address does not run into a sentence"
     assert (RETRY_OF_SWEEP in said) is again
     assert again or "retry" not in said

@@ -122,7 +122,7 @@ def _said(hint: str) -> str:
 
 def _sentence(text: str) -> str:
     """Return a sentence of a hint: where it has a field of the template changed, no retry comes to that."""
-    if "spec.template." in text:
+    if "spec.template." in text or "manifest" in text:
         text = re.sub(f"both {_MAY}", f"the chart's may change as it waits, the template's in a {NEW_SWEEP} only", text)
         text = re.sub(f"(?<!chart's ){_MAY}", f"can change in a {NEW_SWEEP} only", text)
     parts, asked = _CLAUSE.findall(text), NEW_SWEEP in text
