@@ -61,7 +61,8 @@ OWN = [
     ("Raise spec.training.maxLength in a new job.", False),
     ("Free a node. What the manifest itself asks for may change as it waits.", False),
     (
-        "It tolerates what preflight.tolerations of the chart and spec.scheduling.tolerations say: both may change as it waits.",
+        "It tolerates what preflight.tolerations of the chart and spec.scheduling.tolerations say: both may change "
+        "as it waits.",
         False,
     ),
     ("Mend that, and retry; or raise spec.retries, which may change while no pod runs.", True),
@@ -121,6 +122,8 @@ def test_what_a_sweep_is_told_of_its_trial_can_be_done_to_the_sweep(reason: str,
         assert not re.search(r"\w\.md \w|\.jsonl \w", text), "an address does not run into a sentence"
     assert (RETRY_OF_SWEEP in said) is again
     assert again or "retry" not in said
+    first = re.search(r"(Once (?:that is done|it is mended without that)): kubectl", said)
+    assert not again or (first is not None and ("without" in first[1]) is (FINAL in said)), "which of two ways it is"
     assert (FINAL in said) is ("new sweep" in said)
     assert again or FINAL in said
     assert WARM not in said, "no trial has been measured"

@@ -112,9 +112,10 @@ class Draft:
             return of_failed_trial(owner, hint, mendable=mendable)
         search = self.snapshot.search
         trials = search if failure.reason != FailureReason.BUDGET_EXHAUSTED else None
-        more = of_failed_sweep(owner.key.name, hint, trials) if trials is not None else ""
+        if trials is not None:
+            return of_failed_sweep(owner.key, hint, trials, mendable=mendable)
         command = self.retry_command()
-        more += f" {command}" if mendable and command not in hint else ""
+        more = f" {command}" if mendable and command not in hint else ""
         return more + self._kept(failure, mendable=mendable)
 
     def _of_trials(self, failure: Failure) -> str | None:

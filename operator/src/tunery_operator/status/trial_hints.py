@@ -18,10 +18,10 @@ _CHANGES_SPEC: Final = re.compile(r"new job|\b(spec|resources|training|evaluatio
 """In a hint that has somebody change a spec, or write another."""
 
 
-def retry_command(key: Key) -> str:
+def retry_command(key: Key, when: str = "Once that is done") -> str:
     """Return what has a failed object tried again, in words."""
     return (
-        f"Once that is done: kubectl annotate {key.kind.value.lower()} {key.name} -n {key.namespace} --overwrite "
+        f"{when}: kubectl annotate {key.kind.value.lower()} {key.name} -n {key.namespace} --overwrite "
         f'{RETRY_ANNOTATION}="$(date +%s)"'
     )
 
@@ -49,15 +49,17 @@ def of_failed_trial(owner: Owner, hint: str, *, mendable: bool) -> str:
         f" {owner.key.name} {OF_TRIAL} {key.name}, which counts it as it has ended and goes on without "
         f"it: a retry of the trial is not followed.{_final(key.name) if NEW_SWEEP in hint else ''}"
     )
-    return f"{words} Where LoRASweep {key.name} has failed, retry that. {retry_command(key)}" if mendable else words
+    when = f"Where LoRASweep {key.name} has failed, retry that once it is mended outside of the template"
+    return f"{words} {retry_command(key, when)}" if mendable else words
 
 
-def of_failed_sweep(name: str, hint: str, search: Search) -> str:
-    """Return what is to be added to the hint of a sweep that has failed for its trials."""
+def of_failed_sweep(key: Key, hint: str, search: Search, *, mendable: bool) -> str:
+    """Return what is to be added to the hint of a sweep that has failed for its trials: how to go on, and where."""
     if NEW_SWEEP not in hint:
-        return ""
+        return f" {retry_command(key)}" if mendable else ""
     measured = any(trial.row.value is not None for trial in search.trials)
-    return _final(name, warm=measured and learns(hint))
+    final = _final(key.name, warm=measured and learns(hint))
+    return f"{final} {retry_command(key, 'Once it is mended without that')}" if mendable else final
 
 
 def hint_of_sweep(failure: Failure, search: Search | None) -> str:
