@@ -14,6 +14,7 @@ from tunery_api.errors import FieldError
 from tunery_api.reasons import FailureReason
 from tunery_api.serving import Desired
 from tunery_operator.plan.resolution import Kept, Note, Refused, Resolution, Skipped, Waiting
+from tunery_operator.status.server.compute import Outcome
 from tunery_operator.views.server_pod import ContainerView
 
 
@@ -253,6 +254,29 @@ def test_new_content_under_the_same_name_is_an_event() -> None:
     outcome = compute(found, first, 10)
     assert [event.note for event in outcome.events] == [f"served on every ready replica: bot@{'0' * 12}"]
     assert outcome.status["lastChangeTime"] != first["lastChangeTime"]
+
+
+def test_an_adapter_that_is_mended_is_an_event_and_so_is_another_cause_of_the_same_reason() -> None:
+    def seen(before: Outcome, **fields: Any) -> Outcome:
+        each = reported("bot", **fields)
+        return compute(replace(HEALTHY, reports={"uid-a": heard(each), "uid-b": heard(each)}), before.status, 10)
+
+    broken = {"reason": "AdapterCorrupt", "wanted_sha256": "0" * 64}
+    outcome, story = compute(HEALTHY), []
+    for fields in ({**broken, "message": "x differs"}, {**broken, "message": "y differs"}, {}, {}, broken):
+        outcome = seen(outcome, **fields)
+        story += [(event.reason, event.note, event.warning) for event in outcome.events]
+    assert story == [
+        ("AdapterFailed", "AdapterCorrupt: bot: x differs", True),
+        ("AdapterFailed", "AdapterCorrupt: bot: y differs", True),
+        ("AdapterServed", f"served on every ready replica: bot@{digest('bot')[:12]}", False),
+        ("AdapterFailed", "AdapterCorrupt: bot: AdapterCorrupt", True),
+    ]
+    away = {"reason": "StorageUnavailable", "wanted_sha256": "0" * 64}
+    first = seen(outcome, **away, message="no answer in 5 s")
+    assert told(seen(first, **away, message="no answer in 9 s")) == [], (
+        "what may pass by itself has other words each time"
+    )
 
 
 # The spec

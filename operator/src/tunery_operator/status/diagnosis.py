@@ -66,8 +66,12 @@ _CONCLUDE_HINT: Final = (
 )
 _CONCLUDE_DISK_HINT: Final = (
     "This pod, which publishes the sweep's best adapter, has the disk of a trial, "
-    "spec.template.resources.ephemeralStorage, and can be given more in a new job of a new sweep only. The trials' "
+    "spec.template.resources.ephemeralStorage, and can be given more in a new sweep only. The trials' "
     "adapters stay where they are: status.best names the best one's LoRAJob, and status.adapter of that its place."
+)
+_CONCLUDE_RETRIES_HINT: Final = (
+    "Mend what its last attempt has said, in its log, and retry. This pod publishes the sweep's best adapter: the "
+    "trials' adapters stay where they are until then."
 )
 _LIMITS_HINT: Final = (
     "This pod has what the platform gives to checks, whatever spec.resources is: have preflight.resources of the chart "
@@ -288,7 +292,7 @@ def job_failure(attempt: Attempt, attempts: int, last_end: str | None = None) ->
     if pod is None:
         text = f"Job {job.name} failed ({job.failed_reason}: {job.failed_message}) and its pods are gone"
         text = f"{text}; the last attempt's end: {last_end}" if last_end else text
-        return failure(_R.RETRIES_EXHAUSTED, text, _GONE_HINT), None
+        return of_role(failure(_R.RETRIES_EXHAUSTED, text, _GONE_HINT), job.role), None
     found = pod_failure(pod)
     if found.reason == _R.INTERNAL_ERROR and attempts > 1 and reported_failure(pod.termination_message) is None:
         found = failure(_R.RETRIES_EXHAUSTED, found.message, found.hint)
@@ -299,6 +303,8 @@ def job_failure(attempt: Attempt, attempts: int, last_end: str | None = None) ->
 
 def of_role(found: Failure, role: str) -> Failure:
     """Return a failure of a Job of that role, with the hint of whose limits it ran into: not always the spec's."""
+    if role == Task.CONCLUDE and found.reason == _R.RETRIES_EXHAUSTED and found.hint in (None, _GONE_HINT):
+        return failure(found.reason, found.message, _CONCLUDE_RETRIES_HINT)
     if role not in _CHECKS or found.reason not in _LIMITS:
         return found
     hint = _LIMITS_HINT
