@@ -316,6 +316,37 @@ def test_what_is_not_tried_again_keeps_its_phase_until_its_job_has_ended(phase: 
     assert (failed["phase"], condition(failed, "Running")) == ("Failed", ("False", "Ended"))
 
 
+OOM = ended("p2", 137, started=-50, stopped=-5, why="OOMKilled")
+
+
+@pytest.mark.parametrize(
+    ("pods", "retries", "last"),
+    [
+        # A container ends a moment before its pod does, and the pod before its Job.
+        ((ended(code=137, why="OOMKilled"), dataclasses.replace(OOM, phase="Running")), 6, True),
+        ((ended(code=75), dataclasses.replace(OOM, phase="Running")), 6, False),
+        ((ended(code=75),), 0, True),
+        ((dataclasses.replace(ended(code=75), phase="Running"),), 0, True),
+        ((ended(code=137), OOM), 1, True),
+        ((ended(code=137), OOM), 2, False),
+        ((ended(code=143, disruption="EvictionByEvictionAPI", meta=deleting(60)), OOM), 1, False),
+        ((ended(code=75), ended("p2", 143, meta=deleting(60), disruption="EvictionByEvictionAPI")), 0, False),
+    ],
+)
+def test_an_attempt_that_no_other_follows_is_no_failed_attempt(
+    pods: tuple[PodView, ...], retries: int, last: bool
+) -> None:
+    before = snapshot(*pods[:-1], running("p2"), progress=TrainerStatus(phase=Phase.TRAINING), train=job(retries=retries))
+    ends = again(before, *pods, train=job(retries=retries))
+    told = [event.reason for event in transitions(ends.status, compute_status(ends))]
+    assert ("AttemptFailed" in told or "Evicted" in told) is not last
+    assert ("and is not tried again" in condition_text(compute_status(ends))) is last
+
+
+def condition_text(status: dict[str, Any]) -> str:
+    return str(next(each["message"] for each in status["conditions"] if each["type"] == "Running"))
+
+
 @pytest.mark.parametrize(
     ("end", "reason", "says"),
     [

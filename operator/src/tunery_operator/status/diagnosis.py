@@ -8,7 +8,7 @@ from typing import Any, Final
 from tunery_api.reasons import ExitCode, FailureReason, advice_for
 from tunery_api.runspec import Failure, Task
 from tunery_api.scrub import scrub
-from tunery_operator.plan.placing import PlatformSays
+from tunery_operator.plan.platform_says import SAYS_NOTHING, PlatformSays
 from tunery_operator.status.messages import reported_failure
 from tunery_operator.status.whose import named
 from tunery_operator.views.attempt import Attempt, ClusterWarning
@@ -97,8 +97,13 @@ def obstacle(attempt: Attempt, now: datetime, platform: PlatformSays) -> Failure
 
     `platform` is what the platform says of its pods.
     """
-    found, checks = _obstacle(attempt, now), attempt.job.role in _CHECKS
-    return found and named(found, platform.checks if checks else platform.work, checks=checks)
+    found = _obstacle(attempt, now)
+    return found and _named(found, attempt.job.role, platform)
+
+
+def _named(found: Failure, role: str, platform: PlatformSays, *, ended: bool = False) -> Failure:
+    checks = role in _CHECKS
+    return named(found, platform.checks if checks else platform.work, checks=checks, ended=ended)
 
 
 def _obstacle(attempt: Attempt, now: datetime) -> Failure | None:
@@ -257,9 +262,10 @@ def _exit_text(pod: PodView) -> str:
 def silent_hint(command: str, then: str = "") -> str:
     """Return where to look where a container has ended without a word; `command` shows its log."""
     return (
-        f"It has left no last words; its log may say why: {command} shows it. Mend what that says{then}; where it is "
-        "nothing of yours, and no variable of trainer.env in the chart, it is a defect of Tunery: please report it "
-        "with that log."
+        f"It has left no last words; its log may say why: {command} shows it. Mend what that says{then}; where a module "
+        "of Tunery is not found, the image in the chart is another one (trainer.image; of servers and batches "
+        "serving.server.image); where it is nothing of yours, and no variable of trainer.env in the chart, it is a "
+        "defect of Tunery: please report it with that log."
     )
 
 
@@ -275,10 +281,13 @@ def _silent_hint(pod: PodView) -> str | None:
 # A Job that has failed
 
 
-def job_failure(attempt: Attempt, attempts: int, last_end: str | None = None) -> tuple[Failure, int | None]:
+def job_failure(
+    attempt: Attempt, attempts: int, platform: PlatformSays, last_end: str | None = None
+) -> tuple[Failure, int | None]:
     """Return why a Job has failed, and the exit code of its last container where there is one.
 
-    `last_end` is what the ledger says of the last attempt: all that is known of a pod that is gone.
+    `platform` is what the platform says of its pods, `last_end` what the ledger says of the last attempt: all that is
+    known of a pod that is gone.
     """
     job, pod = attempt.job, last_failed(attempt) or attempt.last
     if job.failed_reason == "DeadlineExceeded":
@@ -292,7 +301,7 @@ def job_failure(attempt: Attempt, attempts: int, last_end: str | None = None) ->
     found = pod_failure(pod)
     if found.reason == _R.INTERNAL_ERROR and attempts > 1 and reported_failure(pod.termination_message) is None:
         found = failure(_R.RETRIES_EXHAUSTED, found.message, found.hint)
-    found = of_role(found, job.role)
+    found = _named(of_role(found, job.role), job.role, platform, ended=True)
     counted = f"{found.message} (attempt {attempts})" if attempts > 1 else found.message
     return failure(found.reason, counted, found.hint), pod.exit_code
 

@@ -94,7 +94,7 @@ def _replica(
     awaited = _awaited(pod, snapshot.pods, now)
     warning = _fresh(snapshot.warnings.get(pod.uid, ()), now)
     found = None if awaited is not None else pod_obstacle(pod, warning, beside_others=others)
-    obstacle = found and named(found, snapshot.says, job=False)
+    obstacle = found and named(found, snapshot.says)
     return Replica(
         pod,
         state,
