@@ -27,6 +27,7 @@ from controller.statuskit import (
     snapshot,
 )
 from tunery_api.kinds import Kind
+from tunery_api.reasons import FailureReason, advice_for
 from tunery_api.runspec import TrainerStatus
 from tunery_api.search.decide import Decision
 from tunery_api.status import LoRAJobStatus, Phase
@@ -314,6 +315,24 @@ def test_what_is_not_tried_again_keeps_its_phase_until_its_job_has_ended(phase: 
         assert transitions(ends.status, status) == ()
     failed = judge(end, train=job(failed_reason="PodFailurePolicy"), status=status)
     assert (failed["phase"], condition(failed, "Running")) == ("Failed", ("False", "Ended"))
+
+
+@pytest.mark.parametrize("role", ["train", "preflight"])
+@pytest.mark.parametrize("meta", [{}, deleting(60)], ids=["from-within", "deleted"])
+def test_who_was_told_to_end_before_it_could_speak_was_ended_by_somebody(role: str, meta: dict[str, Any]) -> None:
+    over = job(failed_reason="BackoffLimitExceeded", labels={"tunery.dev/role": role})
+    found = judge(ended(code=143, meta=meta), train=over)["failure"]
+    assert (found["reason"], found["exitCode"]) == ("Killed", 143)
+    assert "sent SIGTERM" in found["message"]
+    assert "Somebody has ended it" in found["hint"]
+    assert "preflight.resources" not in found["hint"]
+    assert "kubectl annotate lorajob" in found["hint"]
+
+
+@pytest.mark.parametrize("reason", [*FailureReason])
+def test_what_has_failed_is_told_of_no_next_attempt(reason: FailureReason) -> None:
+    hint = advice_for(reason).hint
+    assert "next attempt" not in hint
 
 
 OOM = ended("p2", 137, started=-50, stopped=-5, why="OOMKilled")

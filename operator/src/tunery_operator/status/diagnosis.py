@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -78,6 +79,12 @@ _NO_WORDS: Final = ("", "{}")
 _GONE_HINT: Final = (
     "The log of its pods went with them: where your cluster collects logs, that of the last one says why it failed. "
     "Mend that, and retry; or raise spec.retries, which may change while no pod runs."
+)
+_TERMINATED: Final = 128 + signal.SIGTERM
+"""The exit code of whoever was told to end before it listened for that."""
+_ENDED_HINT: Final = (
+    "Somebody has ended it, by deleting its pod or from its node, before it could say anything; it is no fault of the "
+    "job's. Look who does so (kubectl get events), and retry."
 )
 _START_REASONS: Final = frozenset({"StartError", "ContainerCannotRun"})
 """Why a container ended that never ran."""
@@ -219,6 +226,8 @@ def _observed(pod: PodView) -> Failure:
         # Not OutOfMemory: a second one in a row would end the job, and a kill may have any cause.
         text = f"pod {pod.name} was killed (exit 137), and the node does not say that it was for too much memory"
         return failure(_R.KILLED, text)
+    if pod.exit_code == _TERMINATED and pod.termination_message.strip() in _NO_WORDS:
+        return failure(_R.KILLED, f"{_exit_text(pod)}: that is the end of a process that was sent SIGTERM", _ENDED_HINT)
     return failure(_R.INTERNAL_ERROR, _exit_text(pod), _silent_hint(pod))
 
 
@@ -308,7 +317,7 @@ def job_failure(
 
 def of_role(found: Failure, role: str) -> Failure:
     """Return a failure of a Job of that role, with the hint of whose limits it ran into: not always the spec's."""
-    if role not in _CHECKS or found.reason not in _LIMITS:
+    if role not in _CHECKS or found.reason not in _LIMITS or found.hint == _ENDED_HINT:
         return found
     hint = _LIMITS_HINT
     if role == Task.CONCLUDE:
