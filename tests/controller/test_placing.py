@@ -69,15 +69,23 @@ def test_what_the_platform_says_beside_the_manifest_is_known_with_the_charts_val
         "cache": Value("cache.claimName", "models"),
         "image": Value("trainer.image", "example/trainer:1"),
     }
-    assert says.work == {
-        "priorityClassName": Value("trainer.priorityClassName", "low"),
-        "runtimeClassName": Value("trainer.gpu.runtimeClassName", "nvidia"),
-        "nodeSelector": Value("trainer.gpu.nodeSelector or trainer.nodeSelector", "gpu=h100, pool=cheap, zone=a"),
-    } | shared
-    assert says.checks == {
-        "runtimeClassName": Value("preflight.runtimeClassName", "gvisor"),
-        "nodeSelector": Value("preflight.nodeSelector", "pool=cpu"),
-    } | shared
+    assert (
+        says.work
+        == {
+            "priorityClassName": Value("trainer.priorityClassName", "low"),
+            "runtimeClassName": Value("trainer.gpu.runtimeClassName", "nvidia"),
+            "nodeSelector": Value("trainer.gpu.nodeSelector or trainer.nodeSelector", "gpu=h100, pool=cheap, zone=a"),
+        }
+        | shared
+    )
+    assert (
+        says.checks
+        == {
+            "runtimeClassName": Value("preflight.runtimeClassName", "gvisor"),
+            "nodeSelector": Value("preflight.nodeSelector", "pool=cpu"),
+        }
+        | shared
+    )
     own = {"nodeSelector": {"pool": "fast", "zone": "b"}, "priorityClassName": "high", "runtimeClassName": None}
     said = platform_says(Kind.LORAJOB, {"scheduling": own}, platform, gpus=0)
     nodes = {"own-nodes": Value("spec.scheduling.nodeSelector", "pool=fast, zone=b")}

@@ -37,6 +37,7 @@ from tunery_operator.status.events import transitions
 from tunery_operator.status.search import Search
 from tunery_operator.views.attempt import Attempt, ClusterWarning
 from tunery_operator.views.owner import Key
+from tunery_operator.views.pod import PodView
 
 from kit.sweeps import sweep
 
@@ -355,7 +356,9 @@ OOM = ended("p2", 137, started=-50, stopped=-5, why="OOMKilled")
 def test_an_attempt_that_no_other_follows_is_no_failed_attempt(
     pods: tuple[PodView, ...], retries: int, last: bool
 ) -> None:
-    before = snapshot(*pods[:-1], running("p2"), progress=TrainerStatus(phase=Phase.TRAINING), train=job(retries=retries))
+    before = snapshot(
+        *pods[:-1], running("p2"), progress=TrainerStatus(phase=Phase.TRAINING), train=job(retries=retries)
+    )
     ends = again(before, *pods, train=job(retries=retries))
     told = [event.reason for event in transitions(ends.status, compute_status(ends))]
     assert ("AttemptFailed" in told or "Evicted" in told) is not last

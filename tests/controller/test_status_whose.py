@@ -112,7 +112,10 @@ OF_CHART = "{}.nodeSelector of the chart asks for pool={}, which the manifest ca
             {**TYPO, "affinity": AFFINE},
             "train",
             True,
-            ("(spec.scheduling.nodeSelector and spec.scheduling.affinity, which", "spec.scheduling.tolerations may change"),
+            (
+                "(spec.scheduling.nodeSelector and spec.scheduling.affinity, which",
+                "spec.scheduling.tolerations may change",
+            ),
             (),
         ),
         # What a check needs of nodes the platform alone says; what it tolerates, both.
@@ -148,7 +151,9 @@ def test_a_claim_that_is_not_bound_may_be_the_manifests() -> None:
 )
 def test_an_attempt_that_ended_for_the_image_names_it_too(message: str, reason: str) -> None:
     end = ended(code=128 if message else 1, why="StartError" if message else "Error", says=message)
-    platform = platform_says(Kind.BATCHINFERENCE, {}, Settings(trainer_image="i", serving=Serving(server_image="s:1")), 0)
+    platform = platform_says(
+        Kind.BATCHINFERENCE, {}, Settings(trainer_image="i", serving=Serving(server_image="s:1")), 0
+    )
     found = judge(end, train=job(failed_reason="BackoffLimitExceeded"), platform=platform)["failure"]
     assert found["reason"] == reason
     assert "serving.server.image" in found["hint"]
@@ -171,8 +176,14 @@ def test_a_server_is_told_whose_value_it_is_too() -> None:
     for found, value in (
         (server(rollout=refused, says=says), "correct trainer.runtimeClassName in the values of its chart"),
         (server(waits, rollout=deployment(1, updated=0), says=says), "trainer.nodeSelector of the chart asks for that"),
-        (limited("maximum memory usage per Container is 256Mi, but limit is 512Mi", says), "serving.server.resources in"),
-        (limited("[maximum cpu usage per Pod is 2, but limit is 5]", says), "door has 1, 512Mi, 1Gi by serving.server."),
+        (
+            limited("maximum memory usage per Container is 256Mi, but limit is 512Mi", says),
+            "serving.server.resources in",
+        ),
+        (
+            limited("[maximum cpu usage per Pod is 2, but limit is 5]", says),
+            "door has 1, 512Mi, 1Gi by serving.server.",
+        ),
         (unpulled("door", says), "correct serving.server.image in"),
         (unpulled("model", says), "correct serving.server.image in"),
         (unpulled("engine", says), "correct serving.engine.image in"),
@@ -180,7 +191,9 @@ def test_a_server_is_told_whose_value_it_is_too() -> None:
         hint: Any = compute(found).status["failure"]["hint"]
         assert value in hint
         assert value not in compute(replace(found, says={})).status["failure"]["hint"]
-    own = platform_says(Kind.ADAPTERSERVER, {"engine": {"image": "mine:1"}, "resources": {"memory": "24Gi"}}, settings, 1)
+    own = platform_says(
+        Kind.ADAPTERSERVER, {"engine": {"image": "mine:1"}, "resources": {"memory": "24Gi"}}, settings, 1
+    )
     for found in (
         unpulled("engine", own.work),
         limited("maximum memory usage per Container is 16Gi, but limit is 24Gi", own.work),

@@ -57,7 +57,10 @@ def platform_says(kind: Kind, spec: Mapping[str, Any], settings: Settings, gpus:
     layers = [("trainer.gpu", template.gpu)] if gpus else []
     shared = _shared(kind, spec, settings)
     return PlatformSays(
-        _beside(scheduling, [*layers, ("trainer", template)]) | shared | _nodes(scheduling) | _of_server(kind, spec, settings),
+        _beside(scheduling, [*layers, ("trainer", template)])
+        | shared
+        | _nodes(scheduling)
+        | _of_server(kind, spec, settings),
         _beside({}, [("preflight", settings.preflight_scheduling)]) | shared,
     )
 

@@ -106,9 +106,9 @@ class Certificate:
         )
         logger.log(
             logging.ERROR if self._loaded is None else logging.WARNING,
-            "%s: %s: %s. Mend that (progress.certificate in the chart's values says whose it is; one that the chart has "
-            "made is made anew as docs/operations.md says, at Upgrade); it is read again within two minutes, without a "
-            "restart",
+            "%s: %s: %s. Mend that (progress.certificate in the chart's values says whose it is; one that the chart "
+            "has made is made anew as docs/operations.md says, at Upgrade); it is read again within two minutes, "
+            "without a restart",
             so,
             self._secret,
             fault,

@@ -9,7 +9,7 @@ from typing import Any, Final
 from tunery_api.reasons import ExitCode, FailureReason, advice_for
 from tunery_api.runspec import Failure, Task
 from tunery_api.scrub import scrub
-from tunery_operator.plan.platform_says import SAYS_NOTHING, PlatformSays
+from tunery_operator.plan.platform_says import PlatformSays
 from tunery_operator.status.messages import reported_failure
 from tunery_operator.status.whose import named
 from tunery_operator.views.attempt import Attempt, ClusterWarning
@@ -271,10 +271,10 @@ def _exit_text(pod: PodView) -> str:
 def silent_hint(command: str, then: str = "") -> str:
     """Return where to look where a container has ended without a word; `command` shows its log."""
     return (
-        f"It has left no last words; its log may say why: {command} shows it. Mend what that says{then}; where a module "
-        "of Tunery is not found, the image in the chart is another one (trainer.image; of servers and batches "
-        "serving.server.image); where it is nothing of yours, and no variable of trainer.env in the chart, it is a "
-        "defect of Tunery: please report it with that log."
+        f"It has left no last words; its log may say why: {command} shows it. Mend what that says{then}. Where it says "
+        "that a module of Tunery is not found, have the image in the chart corrected (trainer.image; of servers and "
+        "batches serving.server.image). Where it is nothing of yours, and no variable of trainer.env in the chart, it "
+        "is a defect of Tunery: please report it with that log."
     )
 
 

@@ -185,7 +185,7 @@ def same_end_twice(status: Mapping[str, Any], pods: Iterable[PodView], reason: s
 
 
 def ends_its_job(draft: Draft, attempt: Attempt, pod: PodView) -> bool:
-    """Tell whether no attempt follows one whose container has failed, though its Job has not ended yet: some seconds."""
+    """Tell whether no attempt follows one whose container has failed, though its Job ends some seconds later only."""
     if pod.exit_code == ExitCode.USER_ERROR:
         return True
     retries = attempt.job.retries

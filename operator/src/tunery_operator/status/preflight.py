@@ -9,8 +9,8 @@ from tunery_api.runspec import PreflightReport
 from tunery_api.status import ConditionType
 from tunery_operator.status.diagnosis import failure, job_failure, pod_failure
 from tunery_operator.status.draft import Draft
-from tunery_operator.status.ledger import ends_its_job
 from tunery_operator.status.health import planned, take_diagnosis
+from tunery_operator.status.ledger import ends_its_job
 from tunery_operator.status.messages import parse_report
 from tunery_operator.status.queueing import check_queue, is_queued
 from tunery_operator.status.report_needed import succeeded_pod

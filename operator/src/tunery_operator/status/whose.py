@@ -117,7 +117,7 @@ def _amounts(texts: Iterable[str]) -> set[Decimal]:
 
 
 def _of_image(found: Failure, says: Mapping[str, Value]) -> str | None:
-    """Return what to do about an image that is the platform's; None where the manifest names it, or it is not at fault."""
+    """Return what to do about an image that is the platform's; None where it is the manifest's, or not at fault."""
     of_engine = found.message.startswith(f"container {ENGINE} of ")
     image = says.get(ENGINE_IMAGE if of_engine else IMAGE)
     if image is None:
@@ -162,7 +162,9 @@ def _no_such_node(message: str, says: Mapping[str, Value], *, checks: bool) -> s
     if selector is None or _SELECTED not in message:
         return None
     more = "preflight.tolerations of the chart and " if checks else ""
-    taint = f" Where a taint keeps nodes away, {more}spec.scheduling.tolerations may change." if _TAINTED in message else ""
+    taint = (
+        f" Where a taint keeps nodes away, {more}spec.scheduling.tolerations may change." if _TAINTED in message else ""
+    )
     if own is None:
         return (
             f"Free or add a node that has {selector.content} and offers what is asked for: it goes on by itself. "
@@ -170,8 +172,8 @@ def _no_such_node(message: str, says: Mapping[str, Value], *, checks: bool) -> s
             f"runs Tunery where no node is to have it.{taint} What the manifest itself asks for may change as it waits."
         )
     return (
-        f"Free or add a node that has {own.content} and {selector.content}, and offers what is asked for: it goes on by "
-        f"itself. The manifest asks for {own.content} ({own.name}, which may change as it waits); {selector.name} of the "
-        f"chart asks for {selector.content}, which the manifest cannot take away: ask whoever runs Tunery where no node "
-        f"is to have it.{taint}"
+        f"Free or add a node that has {own.content} and {selector.content}, and offers what is asked for: it goes on "
+        f"by itself. The manifest asks for {own.content} ({own.name}, which may change as it waits); {selector.name} "
+        f"of the chart asks for {selector.content}, which the manifest cannot take away: ask whoever runs Tunery where "
+        f"no node is to have it.{taint}"
     )
