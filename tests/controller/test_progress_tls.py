@@ -133,6 +133,7 @@ GOOD, OTHER = make(HOST, 3650, NOW), make(HOST, 3650, NOW)
         pytest.param(make("other.svc", 3650, NOW), f"certificate is not valid for '{HOST}'", id="host"),
         pytest.param(GOOD._replace(ca=OTHER.ca), "certificate", id="authority"),
         pytest.param(GOOD._replace(ca=OTHER.ca + GOOD.ca), None, id="one-of-two-authorities"),
+        pytest.param(GOOD._replace(ca="# für Pods\n".encode() + GOOD.ca), None, id="in-any-alphabet"),
         pytest.param(make(HOST, 7, NOW - timedelta(days=8)), "certificate has expired", id="over"),
         pytest.param(make(HOST, 0, NOW), "certificate has expired", id="no-days"),
     ],
@@ -142,6 +143,7 @@ def test_what_pods_would_not_trust_is_told_in_the_log_once(
 ) -> None:
     write(tmp_path, files)
     certificate = Certificate(tmp_path)
+    assert certificate.authority.isascii(), "pods read no other"
     trust = Trust(certificate, HOST)
     caplog.set_level("INFO")
     trust.look()

@@ -143,12 +143,12 @@ def _read(folder: Path) -> _Loaded:
         if reason in _NO_PAIR:
             raise UnusableCertificate("tls.key is not the key of tls.crt") from error
         raise UnusableCertificate(f"tls.crt and tls.key cannot be used: {error}") from error
-    return _Loaded(context, authority, ends)
+    return _Loaded(context, _for_pods(authority), ends)
 
 
 def _text(folder: Path, name: str) -> str:
     try:
-        return (folder / name).read_text()
+        return (folder / name).read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise UnusableCertificate(f"{name} is missing") from error
     except (OSError, ValueError) as error:
@@ -165,7 +165,7 @@ def _end(name: str, pem: str) -> datetime:
 def _trusting(pem: str) -> ssl.SSLContext:
     """Return what a pod verifies with that trusts this authority alone; raises UnusableCertificate where it is none.
 
-    What stands between its certificates may be in any alphabet, which OpenSSL takes of a file only.
+    Of its text only the certificates count, as for OpenSSL where it reads a file.
     """
     found = "\n".join(_CERTIFICATE.findall(pem))
     if found:
@@ -174,12 +174,17 @@ def _trusting(pem: str) -> ssl.SSLContext:
     raise UnusableCertificate("ca.crt holds no whole certificate in PEM")
 
 
+def _for_pods(pem: str) -> str:
+    """Return an authority as pods read it, who know ASCII only: as it is, or without what stands between."""
+    return pem if pem.isascii() else "\n".join([*_CERTIFICATE.findall(pem), ""])
+
+
 def _authority_in(folder: Path) -> str:
     """Return the authority of a folder of which another file is not good; empty where it is not good either."""
     with contextlib.suppress(UnusableCertificate):
         pem = _text(folder, "ca.crt")
         _trusting(pem)
-        return pem
+        return _for_pods(pem)
     return ""
 
 
