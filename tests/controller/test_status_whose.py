@@ -65,7 +65,7 @@ def refused_by(message: str, role: str) -> Attempt:
         ("ImagePullBackOff", "correct trainer.image in"),
         (NO_MODULE, "correct trainer.image in"),
         (NO_CLAIM, "PersistentVolumeClaim models in this namespace: cache.claimName of the chart"),
-        (UNBOUND, "why a claim is not bound (kubectl get pvc): models. Of models: cache.claimName of the chart"),
+        (UNBOUND, "why a claim of this namespace is not bound: models. Of models: cache.claimName of the chart"),
     ],
 )
 def test_what_keeps_a_pod_away_and_the_manifest_does_not_say_names_the_charts_value(

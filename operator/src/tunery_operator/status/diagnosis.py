@@ -84,7 +84,7 @@ _TERMINATED: Final = 128 + signal.SIGTERM
 """The exit code of whoever was told to end before it listened for that."""
 _ENDED_HINT: Final = (
     "Somebody has ended it, by deleting its pod or from its node, before it could say anything; it is no fault of the "
-    "job's. Look who does so (kubectl get events), and retry."
+    "job's. Look who does so (the events of its pod may tell), and retry."
 )
 _START_REASONS: Final = frozenset({"StartError", "ContainerCannotRun"})
 """Why a container ended that never ran."""

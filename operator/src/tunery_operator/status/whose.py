@@ -151,7 +151,7 @@ def _no_claim(message: str, says: Mapping[str, Value]) -> str | None:
         return None
     others = f", or {own.content}, which the manifest names" if own is not None else ""
     return (
-        f"Look why a claim is not bound (kubectl get pvc): {cache.content}{others}. Of {cache.content}: {whose}; where "
+        f"See why a claim of this namespace is not bound: {cache.content}{others}. Of {cache.content}: {whose}; where "
         f"there is to be none, ask whoever runs Tunery.{_GOES_ON}"
     )
 
