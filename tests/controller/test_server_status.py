@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -245,6 +246,20 @@ def test_many_adapters_make_one_event() -> None:
     broken = [reported(name, "Failed", reason="AdapterCorrupt", message="differs") for name in names]
     failed = compute(replace(found, reports={"uid-a": heard(*broken)}), added.status)
     assert told(failed) == [("AdapterFailed", True)]
+
+
+@pytest.mark.parametrize("ready", [True, False])
+def test_what_an_earlier_operator_told_of_an_adapter_is_not_told_again(ready: bool) -> None:
+    said = heard(reported("bad", "Failed", reason="AdapterCorrupt", message="differs"), reported("bot"))
+    found = snapshot(server_pod("a", ready=ready), served=resolution("bad", "bot"), reports={"a": said})
+    first = compute(found)
+    assert ("AdapterFailed", True) in told(first)
+    restarted = replace(found, watching_since=NOW + timedelta(seconds=60))
+    silent = compute(replace(restarted, reports={}), first.status, 61)
+    later = replace(said, at=NOW + timedelta(seconds=65))
+    assert told(silent) == told(compute(replace(restarted, reports={"uid-a": later}), silent.status, 65)) == []
+    (entry,) = (item for item in silent.status["adapters"] if item["name"] == "bad")
+    assert (entry["state"], entry["message"]) == ("Failed", "differs")
 
 
 def test_new_content_under_the_same_name_is_an_event() -> None:

@@ -162,6 +162,8 @@ class Settings(BaseSettings):
     progress_port: int = Field(8443, ge=0, le=65535)
     progress_tls_dir: Path | None = None
     """Folder with tls.crt, tls.key and ca.crt; None: no progress endpoint."""
+    progress_tls_secret: str = ""
+    """Name of the Secret that the folder is made of, for what the log says of it."""
     progress_write_seconds: float = Field(5.0, ge=1)
     """Least seconds between two writes of the progress of one object."""
     metrics_port: int = Field(8080, ge=0, le=65535)

@@ -12,13 +12,13 @@ from datetime import datetime
 from typing import Any, Final
 
 from tunery_api.names import child_name
-from tunery_api.reasons import FailureReason
+from tunery_api.reasons import ExitCode, FailureReason
 from tunery_api.runspec import Task
 from tunery_api.status import ATTEMPTS_KEPT
-from tunery_operator.status.attempt_endings import Ending, ending_of, ending_of_lost
+from tunery_operator.status.attempt_endings import Ending, ending_of, ending_of_lost, how_it_ended
 from tunery_operator.status.draft import Draft
 from tunery_operator.status.snapshot import Snapshot
-from tunery_operator.views.attempt import EVICTED, PREEMPTED, STOPPED, SUSPENDED, VANISHED
+from tunery_operator.views.attempt import EVICTED, PREEMPTED, STOPPED, SUSPENDED, VANISHED, Attempt
 from tunery_operator.views.clock import format_time, parse_time
 from tunery_operator.views.pod import LostPod, PodView
 
@@ -182,3 +182,13 @@ def same_end_twice(status: Mapping[str, Any], pods: Iterable[PodView], reason: s
     uids = {pod.uid for pod in pods}
     ends = [entry["reason"] for entry in status.get("attemptHistory") or () if entry["uid"] in uids and _ENDED in entry]
     return [end for end in ends if end not in PASSED_OVER][-2:] == [reason, reason]
+
+
+def ends_its_job(draft: Draft, attempt: Attempt, pod: PodView) -> bool:
+    """Tell whether no attempt follows one whose container has failed, though its Job ends some seconds later only."""
+    if pod.exit_code == ExitCode.USER_ERROR:
+        return True
+    retries = attempt.job.retries
+    failed = [each for each in attempt.pods if each.phase == "Failed" or each.exit_code not in (None, 0)]
+    counted = [each for each in failed if how_it_ended(each, draft.snapshot, draft.conditions) not in PASSED_OVER]
+    return pod in counted and retries is not None and len(counted) > retries

@@ -59,6 +59,8 @@ class JobView:
     """Pods that have not ended, as the Job controller counts them."""
     succeeded: int
     failed: int
+    retries: int | None
+    """How many pods may fail, and another follows: its backoffLimit; None: it does not say."""
     complete: bool
     failed_reason: str | None
     """The reason of the Failed condition; None while there is none."""
@@ -102,6 +104,7 @@ def parse_job(body: Mapping[str, Any]) -> JobView:
         active=int(status.get("active") or 0),
         succeeded=int(status.get("succeeded") or 0),
         failed=int(status.get("failed") or 0),
+        retries=spec.get("backoffLimit"),
         complete="Complete" in true,
         failed_reason=failed.get("reason") or "Unknown" if failed else None,
         failed_message=failed.get("message") or "" if failed else "",
