@@ -65,7 +65,9 @@ def without_scale(config: Mapping[str, Any]) -> str | None:
     alphas |= {f"alpha_pattern.{name[:100]}": value for name, value in (patterns or {}).items()}
     for field, alpha in alphas.items():
         if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha < math.inf:
-            return f"{field}: is {str(alpha)[:32]}, and must be above 0: all that the adapter changes is multiplied by it"
+            return (
+                f"{field}: is {str(alpha)[:32]}, and must be above 0: all that the adapter changes is multiplied by it"
+            )
     return None
 
 
