@@ -8,7 +8,6 @@ from tunery_api.reasons import ExitCode
 
 from kit.story import Case, manifest, run_trainer
 
-
 OF_OTHERS = {
     **dict.fromkeys(("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "MPI_LOCALNRANKS"), "2"),
     **dict.fromkeys(("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"), "true"),

@@ -177,7 +177,7 @@ HALF = "layers.0.self_attn.q_proj.lora_A"
         (said(trainable_token_indices=[1]), R.INVALID_SPEC, "trainable_token_indices is set"),
         (said(init_lora_weights="pissa_niter_4"), R.INVALID_SPEC, "relative to a changed base"),
         (said(use_dora=True), R.INVALID_SPEC, "is LoRA, but the adapter of continueFrom is DoRA; use method: DoRA or"),
-        (said(peft_type="LOHA"), R.INVALID_SPEC, "the adapter of continueFrom is LOHA; such an adapter cannot be trained on"),
+        (said(peft_type="LOHA"), R.INVALID_SPEC, "continueFrom is LOHA; such an adapter cannot be trained on"),
         (said(target_modules=["nothing"]), R.INVALID_SPEC, "nothing"),
         (said(r="4"), R.ADAPTER_CORRUPT, "adapter_config.json: r: "),
         (said(r=8), R.ADAPTER_CORRUPT, "model.layers.0.self_attn.q_proj has rank 4, adapter_config.json says 8"),
@@ -207,7 +207,8 @@ HALF = "layers.0.self_attn.q_proj.lora_A"
     ],
     ids=["bias", "tokens", "pissa", "dora", "loha", "no module", "rank", "another rank", "other ranks", "a module less",
          "a hole", "a layer less", "untold",
-         "excluded", "one layer", "norm", "head", "magnitudes", "turned", "no alpha", "alpha 0", "below 0", "of q_proj", "alpha", "pattern", "megatron",
+         "excluded", "one layer", "norm", "head", "magnitudes", "turned", "no alpha", "alpha 0", "below 0", "of q_proj",
+         "alpha", "pattern", "megatron",
          "a pipe", "no weights"],
 )  # fmt: skip
 def test_what_cannot_be_trained_on_is_told_by_preflight(

@@ -36,11 +36,11 @@ class _Lora(LoraSpec):
     """
 
     rank: int | None = None
-    alpha: int | float | None = None
+    alpha: int | float | None = None  # type: ignore[assignment]  # wider than what a manifest may say
     target_modules: list[str] | None = None
     modules_to_save: list[str] | None = None
     rank_pattern: dict[str, int] | None = None
-    alpha_pattern: dict[str, int | float] | None = None
+    alpha_pattern: dict[str, int | float] | None = None  # type: ignore[assignment]
 
 
 _BLOCKS: Final[dict[str, type[ApiModel]]] = {

@@ -53,7 +53,7 @@ def untold(name: str, modules: Collection[str]) -> str | None:
 
 
 def without_scale(config: Mapping[str, Any]) -> str | None:
-    """Return what is wrong where alpha, of LoRA or of one of its modules, is not above 0: `lora_alpha: is 0, …`; or None.
+    """Return what is wrong where alpha, of LoRA or of one of its modules, is not above 0: `lora_alpha: …`; or None.
 
     PEFT takes any number. With 0 nothing of the adapter counts, and nothing would be learned; with less than 0 it does
     the opposite of what it was trained to.

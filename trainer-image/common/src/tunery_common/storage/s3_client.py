@@ -93,13 +93,13 @@ def make_client(credentials: Credentials, field: str, patience: Patience | None 
 
 def _session(credentials: Credentials) -> boto3.Session:
     """Return a session; raises BotoCoreError where a profile is not there, or AWS's own files are broken."""
-    profile = {"profile": (None, [], None, None)} if credentials.folder is not None else None
+    none: dict[str, Any] = {"profile": (None, [], None, None)}  # and no variable that names one
     session = boto3.Session(
         aws_access_key_id=credentials.get("AWS_ACCESS_KEY_ID"),
         aws_secret_access_key=credentials.get("AWS_SECRET_ACCESS_KEY"),
         aws_session_token=credentials.get("AWS_SESSION_TOKEN"),
         # Of a Secret all is known: a profile that AWS_PROFILE names has no part in it.
-        botocore_session=botocore.session.Session(session_vars=profile) if profile else None,
+        botocore_session=None if credentials.folder is None else botocore.session.Session(session_vars=none),
     )
     _remember(session)
     return session
