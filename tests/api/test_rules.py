@@ -20,25 +20,44 @@ REFUSED_BY_BOTH: list[Any] = [
     pytest.param(
         {"resources": {"memory": 24}},
         "spec.resources.memory: must be at least 64Mi, is 24, which are bytes; did you mean 24Gi?",
-        "memory must be at least 64Mi: write the unit, such as 24Gi",
+        "memory must be at least 64Mi, and without a unit it is bytes",
         id="memory-without-unit",
     ),
     pytest.param(
         {"resources": {"memory": "512"}},
         "spec.resources.memory: must be at least 64Mi, is '512', which are bytes; did you mean 512Mi?",
-        "memory must be at least 64Mi: write the unit, such as 24Gi",
+        "memory must be at least 64Mi, and without a unit it is bytes",
         id="mebibytes-without-unit",
     ),
     pytest.param(
         {"resources": {"memory": "24.5Mi"}},
         "spec.resources.memory: must be at least 64Mi, is '24.5Mi'; did you mean 24.5Gi?",
-        "memory must be at least 64Mi: write the unit, such as 24Gi",
+        "memory must be at least 64Mi, and without a unit it is bytes",
         id="memory-of-another-unit",
+    ),
+    pytest.param(
+        {"resources": {"memory": "0.00000000001Ei"}},
+        "spec.resources.memory: must be at least 64Mi, is '0.00000000001Ei'; write 24Gi or the like",
+        "memory must be at least 64Mi, and without a unit it is bytes",
+        id="memory-of-a-tiny-number",
+    ),
+    *(
+        pytest.param(
+            {"resources": {"cpu": cpu}},
+            f"spec.resources.cpu: must be an amount of CPU of at most 1000, such as 4, 0.5 or 500m, is {told}",
+            "resources.cpu",
+            id=f"cpu-of-{cpu}",
+        )
+        for cpu, told in (
+            ("4Gi", "'4Gi', which is one of memory"),
+            ("2000", "'2000'; did you mean 2000m?"),
+            (1500, "1500; did you mean 1500m?"),
+        )
     ),
     pytest.param(
         {"resources": {"ephemeralStorage": 50}},
         "spec.resources.ephemeralStorage: must be at least 1Mi, is 50, which are bytes; did you mean 50Gi?",
-        "ephemeralStorage must be at least 1Mi: write the unit, such as 24Gi",
+        "ephemeralStorage must be at least 1Mi, and without a unit it is bytes",
         id="disk-without-unit",
     ),
     pytest.param(

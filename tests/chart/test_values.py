@@ -35,6 +35,7 @@ WRONG: dict[str, Any] = {
     "defaultOutput.uri": "s3:///x",
     "test.outputUri": "s3://adapters/../x",
     "cache.maxSize": "500m",
+    "serving.server.resources.cpu": "4Gi",
     "preflight.resources": {"cpu": "0", "memory": "4000m", "ephemeralStorage": "0Gi"},
     "progress.certificate.days": 0,
     "progress.certificate.certManager": {"enabled": True, "issuerRef": {"name": ""}},
@@ -62,9 +63,10 @@ FURTHER: dict[str, tuple[Any, tuple[str, ...]]] = {
     ),
     "operator.nodeSelector": ({f"example.com/{LONG}": "x"}, (f'operator.nodeSelector: "example.com/{LONG}" is no',)),
     "operator.resources.limits": (
-        {"memory": 512, "ephemeral-storage": "64", "a b": 1},
+        {"cpu": "2Gi", "memory": 512, "ephemeral-storage": "64", "a b": 1},
         (
             'operator.resources.limits.memory: 512 is 512 bytes, less than 64Mi: write the unit, such as 512Mi',
+            'operator.resources.limits.cpu: "2Gi" is an amount of memory: write one of CPU, such as 4, 0.5 or 500m',
             'operator.resources.limits.ephemeral-storage: "64" is 64 bytes, less than 1Mi: write the unit, such as 64G',
             'operator.resources.limits: "a b" is no name of a resource',
         ),
@@ -78,25 +80,29 @@ FURTHER: dict[str, tuple[Any, tuple[str, ...]]] = {
     ),
     "metrics.rules.labels": ({"a b": "x"}, ('metrics.rules.labels: "a b" is no name of a label or annotation',)),
     "gpuMemory": (
-        {"gpu": "80Gi", "nvidia.com/gpu": "80", "b.com/gpu": "80Mi"},
+        {"gpu": "80Gi", "nvidia.com/gpu": "80", "b.com/gpu": "900Mi", "c.com/gpu": "900", "d.com/gpu": "0"},
         (
             'gpuMemory: "gpu" is no name of a resource, as nvidia.com/gpu, or of a label with its value',
             'gpuMemory: nvidia.com/gpu: "80" is 80 bytes, less than 1Gi: write the unit, such as 80Gi',
-            'gpuMemory: b.com/gpu: "80Mi" is 83886080 bytes, less than 1Gi: write the unit, such as 80Gi',
+            'gpuMemory: b.com/gpu: "900Mi" is 943718400 bytes, less than 1Gi: write at least 1Gi',
+            'gpuMemory: c.com/gpu: "900" is 900 bytes, less than 1Gi: write at least 1Gi',
+            'gpuMemory: d.com/gpu: "0" is 0 bytes, less than 1Gi: write at least 1Gi',
         ),
     ),
     "preflight.resources": (
-        {"cpu": "1", "memory": "4", "ephemeralStorage": "20"},
+        {"cpu": "2000", "memory": "4", "ephemeralStorage": "20"},
         (
+            'preflight.resources.cpu: "2000" are more CPUs than 256: write the unit, such as 2000m, or fewer',
             'preflight.resources.memory: "4" is 4 bytes, less than 64Mi: write the unit, such as 4Gi',
             'preflight.resources.ephemeralStorage: "20" is 20 bytes, less than 1Mi: write the unit, such as 20Gi',
         ),
     ),
     "serving.server.resources": (
-        {"memory": "512", "ephemeralStorage": "1k"},
+        {"cpu": "500", "memory": "67108863", "ephemeralStorage": "1k"},
         (
-            'serving.server.resources.memory: "512" is 512 bytes, less than 64Mi: write the unit, such as 512Mi',
-            'serving.server.resources.ephemeralStorage: "1k" is 1000 bytes, less than 1Mi: write the unit, such as 1Gi',
+            'serving.server.resources.cpu: "500" are more CPUs than 256: write the unit, such as 500m, or fewer',
+            'serving.server.resources.memory: "67108863" is 67108863 bytes, less than 64Mi: write at least 64Mi',
+            'serving.server.resources.ephemeralStorage: "1k" is 1000 bytes, less than 1Mi: write at least 1Mi',
         ),
     ),
     "trainer.shmSize": ("1", ('trainer.shmSize: "1" is 1 bytes, less than 1Mi: write the unit, such as 1Gi',)),
@@ -191,19 +197,26 @@ def test_what_belongs_elsewhere_is_told_where(helm: Helm, values: dict[str, Any]
 NEEDED = {
     **dict.fromkeys(("PATH", "PYTHONPATH", "PYTHONHOME"), "pods would not find them"),
     "HOME": "below /work alone",
-    "CUDA_VISIBLE_DEVICES": "that its node gives it",
+    **dict.fromkeys(("CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES"), "that its node gives it"),
+    **dict.fromkeys(("AWS_PROFILE", "AWS_DEFAULT_PROFILE"), "pods have no profiles: a Secret"),
+    "PYTHONWARNINGS": "the first warning of a library would end each pod",
+    **dict.fromkeys(
+        ("HF_TOKEN", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "WANDB_API_KEY", "X_PASSWORD"),
+        "put a credential into the Secret that a manifest's secretRef names",
+    ),
     **dict.fromkeys(("LOCAL_RANK", "WORLD_SIZE"), "find each other without it"),
     **dict.fromkeys(("TUNERY_SUPERVISED", "KUBEFLOW_TRAINER_SERVER_URL"), "the operator sets what begins so"),
 }
 
 
-@pytest.mark.parametrize(("name", "why"), NEEDED.items(), ids=NEEDED)
-def test_a_variable_that_our_programs_need_is_refused_with_the_reason(helm: Helm, name: str, why: str) -> None:
-    variables = {"HTTPS_PROXY": "p", name: "1"}
+def test_variables_that_our_programs_need_are_refused_each_with_the_reason(helm: Helm) -> None:
+    variables = {"HTTPS_PROXY": "p", **dict.fromkeys(NEEDED, "error")}
     complaint = told(helm, {"trainer.env": variables, "trainer.distributed": {"env": variables}})
     for where in ("trainer.env", "trainer.distributed.env"):
-        assert f"{where}: {name}: leave it out: " in complaint
-    assert why in complaint
+        said = [line for line in complaint.splitlines() if f"{where}: " in line and ": leave it out: " in line]
+        lines = {line.split(": ")[1]: line for line in said}
+        assert {name for name, why in NEEDED.items() if why not in lines.get(name, "")} == set()
+        assert set(lines) == set(NEEDED)
 
 
 @pytest.mark.parametrize("name", ["PATH", "PYTHONPATH", "PYTHONHOME"])
@@ -211,6 +224,15 @@ def test_the_operators_programs_are_found_too(helm: Helm, name: str) -> None:
     assert f"operator.extraEnv: {name}: leave it out" in told(
         helm, {"operator.extraEnv": [{"name": name, "value": "x"}]}
     )
+
+
+TAKEN = (
+    "AWS_REGION",
+    "HF_HUB_DISABLE_IMPLICIT_TOKEN",
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "HF_TOKEN_PATH",
+    "PYTHONWARNINGS",
+)
 
 
 def test_what_kubernetes_takes_is_taken_and_the_operator_reads_it(helm: Helm, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,7 +249,8 @@ def test_what_kubernetes_takes_is_taken_and_the_operator_reads_it(helm: Helm, mo
         "gpuMemory": {"nvidia.com/gpu": "40960Mi", "example.com/gpu": "1.5Gi", "other.com/gpu": "85899345920"},
         "defaultOutput.uri": "s3://My_Bucket/a..b/",
         "preflight.resources": {"cpu": "500m", "memory": "1Gi", "ephemeralStorage": "0.5Gi"},
-        "operator.resources.requests": {"memory": 268435456, "example.com/thing": 1},
+        "operator.resources.requests": {"cpu": 1, "memory": 268435456, "example.com/thing": 1},
+        "trainer.env": dict.fromkeys(TAKEN, "1"),
         "admissionPolicy.validationActions": ["Audit", "Deny"],
         "trainer.inheritLabels": ["job-names", "app.kubernetes.io/part-of"],
         "tenantPolicy.outputPrefixes": ["s3://adapters/{namespace}/", "s3://{namespace}-adapters/"],

@@ -14,7 +14,7 @@ from controller.api import eventually
 from tunery_api.kinds import Kind
 from tunery_operator.errors import ApiFailure
 from tunery_operator.kube.event_body import build_event
-from tunery_operator.kube.event_limit import BURST, REFILL_SECONDS, REPEAT_SECONDS, EventLimit
+from tunery_operator.kube.event_limit import BURST, REFILL_SECONDS, REPEAT_SECONDS, TIMES, EventLimit
 from tunery_operator.kube.events import IN_FLIGHT, EventPoster
 from tunery_operator.views.event import Event
 from tunery_operator.views.owner import Key, Owner
@@ -103,7 +103,7 @@ FAILED = ("AdapterFailed", "StorageAccessDenied: parcels: no")
     [
         (READY, BOTH, PARCELS, PARCELS_GONE, PARCELS, BOT_GONE, PARCELS_GONE),
         (READY, STOPPED, READY, STOPPED),
-        (PARCELS, FAILED, PARCELS),
+        (PARCELS, FAILED, PARCELS, FAILED, PARCELS, FAILED, PARCELS),
         (PARCELS, PARCELS_GONE, FAILED, PARCELS_GONE, FAILED),
     ],
 )
@@ -112,10 +112,23 @@ def test_what_was_undone_meanwhile_is_told_again(story: tuple[tuple[str, str], .
     assert [limit.refused("u", event(*told, warning=told is FAILED)) for told in story] == [None] * len(story)
 
 
-def test_an_adapter_that_fails_and_heals_again_and_again_is_told_of_once_and_then_as_it_was_last_served() -> None:
-    limit = EventLimit(lambda: 0.0)
-    story = [event(*FAILED, warning=True), event(*PARCELS)] * 50
-    assert [limit.refused("u", told) for told in story] == [None] * 2 + ["repeated"] * 98
+def test_an_adapter_that_fails_and_heals_again_and_again_is_told_of_a_few_times_with_how_often_it_was() -> None:
+    now = 0.0
+    limit = EventLimit(lambda: now)
+    failed, served = event(FAILED[0], FAILED[1] * 50, warning=True), event(*PARCELS)
+    notes = []
+    for told in (failed, served) * 50:
+        if limit.refused("u", told) is None:
+            notes.append(limit.counted("u", told).note)
+    assert len(notes) == 2 * TIMES
+    assert notes[:2] == [failed.note, served.note]
+    assert notes[3] == f"{served.note} (2 times in 10 minutes)"
+    assert notes[-1] == f"{served.note} (5 times in 10 minutes; it is not told again before they are over)"
+    built = build_event(owner("s"), event(FAILED[0], notes[-2], warning=True), NOW, "host")["message"]
+    assert built.endswith("(5 times in 10 minutes; it is not told again before they are over)"), "however long it is"
+    now = REPEAT_SECONDS
+    assert limit.refused("u", failed) is None
+    assert limit.counted("u", failed) == failed
 
 
 def test_one_object_cannot_flood() -> None:

@@ -7,7 +7,8 @@ from typing import Any
 from tunery_api.kinds import Kind
 from tunery_api.placement import SchedulingSpec, Toleration
 from tunery_operator.plan.job import checkpoint_place
-from tunery_operator.plan.placing import Value, check_scheduling, platform_says, pod_extras, work_scheduling
+from tunery_operator.plan.placing import check_scheduling, pod_extras, work_scheduling
+from tunery_operator.plan.platform_says import Value, platform_says
 from tunery_operator.settings import CaBundle, Placement, PodTemplate, Settings
 from tunery_operator.views.owner import Key, Owner
 
@@ -61,23 +62,38 @@ def test_what_the_platform_says_beside_the_manifest_is_known_with_the_charts_val
         ca_bundle=CaBundle(config_map="corp"),
     )
     check = Placement(node_selector={"pool": "cpu"}, runtime_class_name="gvisor")
-    says = platform_says({}, settings(pod_template=template, preflight_scheduling=check), gpus=1)
-    assert says.work == {
-        "priorityClassName": Value("trainer.priorityClassName", "low"),
-        "runtimeClassName": Value("trainer.gpu.runtimeClassName", "nvidia"),
-        "nodeSelector": Value("trainer.gpu.nodeSelector or trainer.nodeSelector", "gpu=h100, pool=cheap, zone=a"),
+    platform = settings(pod_template=template, preflight_scheduling=check, cache_claim="models")
+    says = platform_says(Kind.LORAJOB, {}, platform, gpus=1)
+    shared = {
         "ca-bundle": Value("trainer.caBundle", "corp"),
+        "cache": Value("cache.claimName", "models"),
+        "image": Value("trainer.image", "example/trainer:1"),
     }
-    assert says.checks == {
-        "runtimeClassName": Value("preflight.runtimeClassName", "gvisor"),
-        "nodeSelector": Value("preflight.nodeSelector", "pool=cpu"),
-        "ca-bundle": Value("trainer.caBundle", "corp"),
-    }
+    assert (
+        says.work
+        == {
+            "priorityClassName": Value("trainer.priorityClassName", "low"),
+            "runtimeClassName": Value("trainer.gpu.runtimeClassName", "nvidia"),
+            "nodeSelector": Value("trainer.gpu.nodeSelector or trainer.nodeSelector", "gpu=h100, pool=cheap, zone=a"),
+        }
+        | shared
+    )
+    assert (
+        says.checks
+        == {
+            "runtimeClassName": Value("preflight.runtimeClassName", "gvisor"),
+            "nodeSelector": Value("preflight.nodeSelector", "pool=cpu"),
+        }
+        | shared
+    )
     own = {"nodeSelector": {"pool": "fast", "zone": "b"}, "priorityClassName": "high", "runtimeClassName": None}
-    said = platform_says(own, settings(pod_template=template, preflight_scheduling=check), gpus=0)
-    assert said.work.keys() == {"runtimeClassName", "ca-bundle"}, "of the nodes the manifest says all"
+    said = platform_says(Kind.LORAJOB, {"scheduling": own}, platform, gpus=0)
+    nodes = {"own-nodes": Value("spec.scheduling.nodeSelector", "pool=fast, zone=b")}
+    runtime = {"runtimeClassName": Value("trainer.runtimeClassName", "kata")}
+    assert said.work == runtime | nodes | shared, "of the nodes the manifest says all"
     assert said.checks == says.checks, "checks take nothing of it"
-    assert platform_says({}, settings(), gpus=1) == ({}, {})
+    cached = platform_says(Kind.LORAJOB, {"cache": {"claimName": "mine"}}, platform, gpus=0)
+    assert "cache" not in cached.work.keys() | platform_says(Kind.ADAPTERMERGE, {}, platform, gpus=0).work.keys()
 
 
 def test_where_the_platform_says_nothing_the_manifest_stays_as_it_is() -> None:

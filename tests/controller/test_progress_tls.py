@@ -14,7 +14,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, NoEncryption, PrivateFormat
 from prometheus_client import REGISTRY
 
 from controller.api import Api, Json, eventually
@@ -23,7 +23,7 @@ from controller.objects import lorajob
 from controller.process import OperatorProcess
 from controller.reporting import Pods, Site, certificates
 from tunery_operator.progress.certificate import Files, make
-from tunery_operator.progress.tls import Certificate, Trust, keep_fresh, not_after, read_ca
+from tunery_operator.progress.tls import Certificate, Trust, UnusableCertificate, keep_fresh, not_after
 
 FILES = ("tls.crt", "tls.key", "ca.crt")
 
@@ -58,7 +58,7 @@ async def test_certificate_and_authority_are_rotated_without_a_restart(
         assert not task.done()
         assert await peer(site) != before
         task.cancel()
-    assert authorities == [read_ca(later)]
+    assert authorities == [(later / "ca.crt").read_text()]
     assert len(looks) > len(FILES)
 
 
@@ -114,7 +114,7 @@ async def test_a_certificate_of_another_kind_of_key_takes_the_place_of_the_one_b
             await connected(site, first.ca, named=named).__aenter__()
         # Caught half way: what was served is served on.
         (tmp_path / "tls.crt").write_bytes(second.certificate)
-        with pytest.raises(ssl.SSLError):
+        with pytest.raises(UnusableCertificate):
             site.certificate.load()
         async with connected(site, third.ca, named=named) as new:
             assert await new() == b"HTTP/1.1 401 Unauthorized"
@@ -133,6 +133,7 @@ GOOD, OTHER = make(HOST, 3650, NOW), make(HOST, 3650, NOW)
         pytest.param(make("other.svc", 3650, NOW), f"certificate is not valid for '{HOST}'", id="host"),
         pytest.param(GOOD._replace(ca=OTHER.ca), "certificate", id="authority"),
         pytest.param(GOOD._replace(ca=OTHER.ca + GOOD.ca), None, id="one-of-two-authorities"),
+        pytest.param(GOOD._replace(ca="# für Pods\n".encode() + GOOD.ca), None, id="in-any-alphabet"),
         pytest.param(make(HOST, 7, NOW - timedelta(days=8)), "certificate has expired", id="over"),
         pytest.param(make(HOST, 0, NOW), "certificate has expired", id="no-days"),
     ],
@@ -142,6 +143,7 @@ def test_what_pods_would_not_trust_is_told_in_the_log_once(
 ) -> None:
     write(tmp_path, files)
     certificate = Certificate(tmp_path)
+    assert certificate.authority.isascii(), "pods read no other"
     trust = Trust(certificate, HOST)
     caplog.set_level("INFO")
     trust.look()
@@ -158,6 +160,89 @@ def test_what_pods_would_not_trust_is_told_in_the_log_once(
     assert trust.fault is None
 
 
+LOCKED = EC.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"secret"))
+SMALL = signs_itself(rsa.generate_private_key(65537, 1024), HOST)
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["rotated", "at-the-start"])
+@pytest.mark.parametrize(
+    ("files", "why"),
+    [
+        pytest.param({"tls.crt": GOOD.certificate[:300]}, "tls.crt holds no whole certificate in PEM", id="cut"),
+        pytest.param({"tls.crt": None}, "tls.crt is missing", id="no-certificate"),
+        pytest.param({"tls.key": OTHER.key}, "tls.key is not the key of tls.crt", id="key-of-another"),
+        pytest.param({"tls.key": signs_itself(RSA, HOST).key}, "tls.key is not the key of tls.crt", id="other-kind"),
+        pytest.param({"tls.key": b"hello"}, "tls.key holds no private key in PEM", id="no-key"),
+        pytest.param({"tls.key": GOOD.key[:100]}, "tls.crt and tls.key cannot be used: ", id="key-cut"),
+        pytest.param({"tls.key": LOCKED}, "tls.key is encrypted", id="key-locked"),
+        pytest.param({"tls.crt": SMALL.certificate, "tls.key": SMALL.key}, "ee key too small", id="key-small"),
+        pytest.param({"ca.crt": b"hello"}, "ca.crt holds no whole certificate in PEM", id="no-authority"),
+        pytest.param({"ca.crt": None}, "ca.crt is missing", id="authority-missing"),
+        pytest.param({"ca.crt": b"\xff\xfe"}, "ca.crt cannot be read", id="no-text"),
+    ],
+)
+def test_what_cannot_be_served_is_told_once_with_its_secret_and_stops_nothing(
+    files: dict[str, bytes | None], why: str, before: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(tmp_path, OTHER if before else GOOD)
+    certificate = Certificate(tmp_path, "corp") if before else None
+    old = certificate and certificate.context
+    write(tmp_path, GOOD)
+    for name, text in files.items():
+        (tmp_path / name).unlink() if text is None else (tmp_path / name).write_bytes(text)
+    certificate = certificate or Certificate(tmp_path, "corp")
+    trust = Trust(certificate, HOST)
+    for _ in range(3):
+        assert certificate.renew() is False
+        trust.look()
+    # All or nothing: neither half of a pair, nor its authority alone.
+    assert certificate.context is old
+    assert certificate.authority == ((OTHER.ca if before else b"" if "ca.crt" in files else GOOD.ca).decode())
+    assert why in (certificate.fault or "")
+    assert trust.fault == (None if before else certificate.fault)
+    [told] = [record for record in caplog.records if record.levelname != "INFO"]
+    assert told.levelname == ("WARNING" if before else "ERROR")
+    assert f"Secret corp: {certificate.fault}. Mend that" in told.getMessage()
+    assert ("the one before is served on" if before else "takes no reports") in told.getMessage()
+    write(tmp_path, GOOD)
+    assert certificate.renew() is True
+    trust.look()
+    assert (trust.fault, certificate.authority) == (None, GOOD.ca.decode())
+
+
+def test_what_stays_unusable_is_told_again_after_an_hour_or_with_another_content(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, GOOD._replace(key=OTHER.key))
+    certificate = Certificate(tmp_path)
+    (tmp_path / "tls.key").write_bytes(b"hello")
+    certificate.renew()
+    certificate.renew()
+    assert len(caplog.records) == 2
+    monkeypatch.setattr("tunery_operator.progress.tls.TELL_AGAIN_SECONDS", 0.0)
+    certificate.renew()
+    assert len(caplog.records) == 3
+
+
+async def test_nobody_is_served_until_there_is_a_certificate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tunery_operator.progress.tls.CHECK_SECONDS", 0.05)
+    write(tmp_path, signs_itself(EC, HOST)._replace(ca=b"none"))
+    authorities: list[str] = []
+    async with Site(tmp_path, Pods(set())) as site:
+        task = asyncio.create_task(keep_fresh(site.certificate, authorities.append, lambda: None))
+        reader, writer = await asyncio.open_connection("127.0.0.1", site.port)
+        with contextlib.suppress(ConnectionError):
+            assert await reader.read() == b""
+        writer.close()
+        files = signs_itself(RSA, HOST)
+        write(tmp_path, files)
+        await asyncio.sleep(0.3)
+        async with connected(site, files.ca, named=True) as ask:
+            assert await ask() == b"HTTP/1.1 401 Unauthorized"
+        task.cancel()
+    assert authorities == [files.ca.decode()]
+
+
 def write(folder: Path, files: Files) -> None:
     """Lay a certificate into a folder as the Secret does."""
     for name, pem in zip(("ca.crt", "tls.crt", "tls.key"), files, strict=True):
@@ -169,7 +254,10 @@ def test_a_job_that_runs_no_pod_gets_the_new_authority(
 ) -> None:
     folder, namespace = tmp_path / "tls", make_namespace(api)
     shutil.copytree(progress_tls, folder)
-    operator = own_operator(TUNERY_PROGRESS_TLS_DIR=str(folder)).start()
+    served = (folder / "tls.crt").read_text()
+    (folder / "tls.crt").write_text(served[:300])
+    # It starts, is ready and works without a certificate that it could serve, and says what to mend.
+    operator = own_operator(TUNERY_PROGRESS_TLS_DIR=str(folder), TUNERY_PROGRESS_TLS_SECRET="corp").start()
     for name in ("held", "works"):
         namespace.apply(lorajob(name, preflight="Skip"))
     queued = lorajob("queued", preflight="Skip")
@@ -181,8 +269,14 @@ def test_a_job_that_runs_no_pod_gets_the_new_authority(
     namespace.wait_phase("held", "Suspended")
     pod = namespace.run_pod("works-train", node="one")
     namespace.wait_running("works")
+    assert operator.metric('tunery_certificate_expiry_timestamp_seconds{certificate="serving"}') == 0
+    told = [line for line in operator.log.read_text().splitlines() if " ERROR " in line]
+    assert len(told) == 1
+    assert "takes no reports" in told[0]
+    assert "Secret corp: tls.crt holds no whole certificate in PEM. Mend that" in told[0]
     operator.stop()
-    old = read_ca(folder)
+    (folder / "tls.crt").write_text(served)
+    old = (folder / "ca.crt").read_text()
     (folder / "ca.crt").write_text(f"{old}{old}")
     operator.start()
     namespace.patch_spec("held", suspend=False)

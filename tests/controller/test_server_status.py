@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from tunery_api.errors import FieldError
 from tunery_api.reasons import FailureReason
 from tunery_api.serving import Desired
 from tunery_operator.plan.resolution import Kept, Note, Refused, Resolution, Skipped, Waiting
+from tunery_operator.status.server.compute import Outcome
 from tunery_operator.views.server_pod import ContainerView
 
 
@@ -246,6 +248,20 @@ def test_many_adapters_make_one_event() -> None:
     assert told(failed) == [("AdapterFailed", True)]
 
 
+@pytest.mark.parametrize("ready", [True, False])
+def test_what_an_earlier_operator_told_of_an_adapter_is_not_told_again(ready: bool) -> None:
+    said = heard(reported("bad", "Failed", reason="AdapterCorrupt", message="differs"), reported("bot"))
+    found = snapshot(server_pod("a", ready=ready), served=resolution("bad", "bot"), reports={"a": said})
+    first = compute(found)
+    assert ("AdapterFailed", True) in told(first)
+    restarted = replace(found, watching_since=NOW + timedelta(seconds=60))
+    silent = compute(replace(restarted, reports={}), first.status, 61)
+    later = replace(said, at=NOW + timedelta(seconds=65))
+    assert told(silent) == told(compute(replace(restarted, reports={"uid-a": later}), silent.status, 65)) == []
+    (entry,) = (item for item in silent.status["adapters"] if item["name"] == "bad")
+    assert (entry["state"], entry["message"]) == ("Failed", "differs")
+
+
 def test_new_content_under_the_same_name_is_an_event() -> None:
     first = compute(HEALTHY).status
     other = reported("bot", manifest_sha256="0" * 64)
@@ -253,6 +269,29 @@ def test_new_content_under_the_same_name_is_an_event() -> None:
     outcome = compute(found, first, 10)
     assert [event.note for event in outcome.events] == [f"served on every ready replica: bot@{'0' * 12}"]
     assert outcome.status["lastChangeTime"] != first["lastChangeTime"]
+
+
+def test_an_adapter_that_is_mended_is_an_event_and_so_is_another_cause_of_the_same_reason() -> None:
+    def seen(before: Outcome, **fields: Any) -> Outcome:
+        each = reported("bot", **fields)
+        return compute(replace(HEALTHY, reports={"uid-a": heard(each), "uid-b": heard(each)}), before.status, 10)
+
+    broken = {"reason": "AdapterCorrupt", "wanted_sha256": "0" * 64}
+    outcome, story = compute(HEALTHY), []
+    for fields in ({**broken, "message": "x differs"}, {**broken, "message": "y differs"}, {}, {}, broken):
+        outcome = seen(outcome, **fields)
+        story += [(event.reason, event.note, event.warning) for event in outcome.events]
+    assert story == [
+        ("AdapterFailed", "AdapterCorrupt: bot: x differs", True),
+        ("AdapterFailed", "AdapterCorrupt: bot: y differs", True),
+        ("AdapterServed", f"served on every ready replica: bot@{digest('bot')[:12]}", False),
+        ("AdapterFailed", "AdapterCorrupt: bot: AdapterCorrupt", True),
+    ]
+    away = {"reason": "StorageUnavailable", "wanted_sha256": "0" * 64}
+    first = seen(outcome, **away, message="no answer in 5 s")
+    assert told(seen(first, **away, message="no answer in 9 s")) == [], (
+        "what may pass by itself has other words each time"
+    )
 
 
 # The spec

@@ -93,7 +93,7 @@ def test_phase_and_reason(seen: Snapshot, phase: str, reason: str | None) -> Non
     LoRAJobStatus.model_validate(status)
 
 
-LOG = "kubectl logs {} -n ns shows it. Mend what that says, and retry;"
+LOG = "kubectl logs {} -n ns shows it. Mend what that says, and retry."
 
 
 @pytest.mark.parametrize("says", ["", "{}"])

@@ -27,6 +27,7 @@ from controller.statuskit import (
     snapshot,
 )
 from tunery_api.kinds import Kind
+from tunery_api.reasons import FailureReason, advice_for
 from tunery_api.runspec import TrainerStatus
 from tunery_api.search.decide import Decision
 from tunery_api.status import LoRAJobStatus, Phase
@@ -36,6 +37,7 @@ from tunery_operator.status.events import transitions
 from tunery_operator.status.search import Search
 from tunery_operator.views.attempt import Attempt, ClusterWarning
 from tunery_operator.views.owner import Key
+from tunery_operator.views.pod import PodView
 
 from kit.sweeps import sweep
 
@@ -314,6 +316,57 @@ def test_what_is_not_tried_again_keeps_its_phase_until_its_job_has_ended(phase: 
         assert transitions(ends.status, status) == ()
     failed = judge(end, train=job(failed_reason="PodFailurePolicy"), status=status)
     assert (failed["phase"], condition(failed, "Running")) == ("Failed", ("False", "Ended"))
+
+
+@pytest.mark.parametrize("role", ["train", "preflight"])
+@pytest.mark.parametrize("meta", [{}, deleting(60)], ids=["from-within", "deleted"])
+def test_who_was_told_to_end_before_it_could_speak_was_ended_by_somebody(role: str, meta: dict[str, Any]) -> None:
+    over = job(failed_reason="BackoffLimitExceeded", labels={"tunery.dev/role": role})
+    found = judge(ended(code=143, meta=meta), train=over)["failure"]
+    assert (found["reason"], found["exitCode"]) == ("Killed", 143)
+    assert "sent SIGTERM" in found["message"]
+    assert "Somebody has ended it" in found["hint"]
+    assert "preflight.resources" not in found["hint"]
+    assert "kubectl annotate lorajob" in found["hint"]
+
+
+@pytest.mark.parametrize("reason", [*FailureReason])
+def test_what_has_failed_is_told_of_no_next_attempt(reason: FailureReason) -> None:
+    hint = advice_for(reason).hint
+    assert "next attempt" not in hint
+
+
+OOM = ended("p2", 137, started=-50, stopped=-5, why="OOMKilled")
+
+
+@pytest.mark.parametrize(
+    ("pods", "retries", "last"),
+    [
+        # A container ends a moment before its pod does, and the pod before its Job.
+        ((ended(code=137, why="OOMKilled"), dataclasses.replace(OOM, phase="Running")), 6, True),
+        ((ended(code=75), dataclasses.replace(OOM, phase="Running")), 6, False),
+        ((ended(code=75),), 0, True),
+        ((dataclasses.replace(ended(code=75), phase="Running"),), 0, True),
+        ((ended(code=137), OOM), 1, True),
+        ((ended(code=137), OOM), 2, False),
+        ((ended(code=143, disruption="EvictionByEvictionAPI", meta=deleting(60)), OOM), 1, False),
+        ((ended(code=75), ended("p2", 143, meta=deleting(60), disruption="EvictionByEvictionAPI")), 0, False),
+    ],
+)
+def test_an_attempt_that_no_other_follows_is_no_failed_attempt(
+    pods: tuple[PodView, ...], retries: int, last: bool
+) -> None:
+    before = snapshot(
+        *pods[:-1], running("p2"), progress=TrainerStatus(phase=Phase.TRAINING), train=job(retries=retries)
+    )
+    ends = again(before, *pods, train=job(retries=retries))
+    told = [event.reason for event in transitions(ends.status, compute_status(ends))]
+    assert ("AttemptFailed" in told or "Evicted" in told) is not last
+    assert ("and is not tried again" in condition_text(compute_status(ends))) is last
+
+
+def condition_text(status: dict[str, Any]) -> str:
+    return str(next(each["message"] for each in status["conditions"] if each["type"] == "Running"))
 
 
 @pytest.mark.parametrize(

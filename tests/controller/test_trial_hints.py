@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from functools import cache
 from typing import Any
 
 import pytest
+import yaml
 
 from controller.statuskit import NOW
 from tunery_api.kinds import Kind
@@ -12,7 +15,7 @@ from tunery_api.names import REJECTED_AT
 from tunery_api.reasons import ADVICE, FailureReason
 from tunery_api.runspec import Failure
 from tunery_api.search.decide import Decision, Moment, decide
-from tunery_api.search.rows import trial_of
+from tunery_api.search.rows import Trial, trial_of
 from tunery_api.search.totals import without_removed
 from tunery_api.status import ConditionType
 from tunery_api.sweepstatus import TrialStatus
@@ -27,47 +30,149 @@ from tunery_operator.status.sweep import check_search
 from tunery_operator.views.owner import Key, Owner, parse_owner
 
 from kit.sweeps import lorajob, read, sweep
+from projects import ROOT
 
 TRIAL = Owner(Key(Kind.LORAJOB, "ns", "s-001"), "uid-1", 1, {}, sweep="s")
 SWEEP = Owner(Key(Kind.LORASWEEP, "ns", "s"), "uid-2", 1, {})
-NEW_SWEEP = "needs a new sweep, which learns from this one by warmStartFrom: [{name: s}]"
+FINAL = "Template and output of LoRASweep s are final: apply the changed manifest under another name"
+WARM = "with warmStartFrom: [{name: s}], which learns from its trials"
 RETRY_OF_SWEEP = "kubectl annotate lorasweep s -n ns --overwrite tunery.dev/retry="
+R = FailureReason
+NEVER = {
+    *(R.RANK_TOO_HIGH, R.TOO_MANY_ADAPTERS, R.ENGINE_REFUSED, R.ENGINE_FAILED, R.ENGINE_UNSUPPORTED, R.PROBE_FAILED),
+    *(R.INPUT_INVALID, R.REQUESTS_FAILED, R.SERVER_UNAVAILABLE, R.SERVER_ACCESS_DENIED),
+    *(R.CHECKPOINT_MISSING, R.BUDGET_EXHAUSTED),
+}
+"""Reasons that no trial ends with: of servers and batches, of what a template cannot say, and of the sweep itself."""
+OF_TEMPLATE = {
+    *(R.INVALID_SPEC, R.MODEL_UNSUPPORTED, R.ADAPTER_UNSUPPORTED, R.BASE_MISMATCH, R.DEADLINE_EXCEEDED),
+    *(R.WONT_FIT, R.GPU_OUT_OF_MEMORY, R.OUT_OF_MEMORY, R.DISK_FULL, R.LOSS_DIVERGED, R.NOT_IMPROVED),
+}
+"""Reasons that only another template mends, by their usual hints."""
+OWN = [
+    ("Raise spec.resources.memory to 2Gi, and retry; or lower spec.training.batchSize, in a new job.", False),
+    ("Raise spec.resources.memory to 2Gi, and retry.", False),
+    (
+        "Set spec.resources.ephemeralStorage to 9Gi or more, which may change while no pod runs; left out, it follows.",
+        False,
+    ),
+    ("Raise spec.activeDeadlineSeconds above 9 s by what is still needed.", False),
+    ("Try training.learningRate: 6e-4 (now 2e-4) in a new job; with diagnosis.action: Warn training goes on.", False),
+    ("Raise spec.training.maxLength in a new job.", False),
+    ("Free a node. What the manifest itself asks for may change as it waits.", False),
+    (
+        "It tolerates what preflight.tolerations of the chart and spec.scheduling.tolerations say: both may change "
+        "as it waits.",
+        False,
+    ),
+    ("Mend that, and retry; or raise spec.retries, which may change while no pod runs.", True),
+    ("Add rows, and retry; or say spec.training.epochs or maxSteps in a new job.", True),
+    ("Put model.safetensors there from where the model comes, and retry.", True),
+    ("Put the data that is meant there and retry; or say that sha256, if this is the one, in a new job.", True),
+    ("Mend the rows, and retry. The data report: s3://a/retry/data-report.md", True),
+]
+"""Hints of trainer and operator that know more than a reason's, and whether the sweep may be tried again."""
 
 
-def failed(reason: FailureReason, **status: object) -> str:
-    draft = Draft(Snapshot(Kind.LORAJOB, TRIAL, status, NOW))
-    draft.fail_for(reason, "m")
-    return str(draft.fields["failure"]["hint"])
+@cache
+def crd() -> Any:
+    """Return the schema of a LoRASweep, as the API server has it."""
+    (version,) = yaml.safe_load((ROOT / "crds" / "lorasweeps.tunery.dev.yaml").read_text())["spec"]["versions"]
+    return version["schema"]["openAPIV3Schema"]
 
 
-@pytest.mark.parametrize("reason", [*FailureReason])
-def test_no_hint_of_a_failed_trial_leads_away_from_its_sweep(reason: FailureReason) -> None:
-    hint = failed(reason, checkpoint={"step": 5, "uri": "s3://a/tunery-checkpoints/x"})
-    assert hint.startswith(ADVICE[reason].hint)
-    assert "a retry of the trial is not followed" in hint
-    assert "annotate lorajob" not in hint
-    assert "resumeFrom.loraJobRef" not in hint, "once its sweep has published, its checkpoints are gone"
-    assert RETRY_OF_SWEEP in hint or not ADVICE[reason].mendable or "new job" in ADVICE[reason].hint
-    assert "new job" not in ADVICE[reason].hint or NEW_SWEEP in hint
+def is_field(path: str) -> bool:
+    """Tell whether a LoRASweep has that field."""
+    node = crd()
+    for name in path.split("."):
+        node = node.get("properties", {}).get(name, {})
+    return bool(node)
+
+
+def ended(reason: str, message: str, hint: str | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the status of a trial that failed so, and that of its sweep, which has no other."""
+    draft = Draft(Snapshot(Kind.LORAJOB, TRIAL, {"curve": "s3://a/curve.jsonl"}, NOW))
+    draft.fail_for(R(reason), message, hint)
+    of_trial = draft.finish()
+    row = trial_of(body(of_trial | {"runSeconds": 9}), read)
+    decision = decide(sweep(maxTrials=1, maxFailedTrials=0), [row], Moment(NOW, NOW))
+    told = Draft(Snapshot(Kind.LORASWEEP, SWEEP, {}, NOW, search=Search(sweep(), (row,), decision)))
+    assert check_search(told)
+    return of_trial, told.finish()
+
+
+@pytest.mark.parametrize(
+    ("reason", "hint", "again"),
+    [
+        *((reason, None, reason not in OF_TEMPLATE) for reason in FailureReason if reason not in NEVER),
+        *(("WontFit", *own) for own in OWN),
+    ],
+)
+def test_what_a_sweep_is_told_of_its_trial_can_be_done_to_the_sweep(reason: str, hint: str | None, again: bool) -> None:
+    of_trial, of_sweep = (each["failure"] for each in ended(reason, "spec.model.uri: nothing is there", hint))
+    said = of_sweep["hint"]
+    for path in re.findall(r"(?<![\w./])spec\.[\w.]*\w", f"{said} {of_sweep['message']} {of_trial['hint']}"):
+        assert is_field(path), f"{path} is no field of a LoRASweep"
+    assert "spec.template.model.uri: nothing is there" in of_sweep["message"]
+    for text in (said, of_trial["hint"]):
+        assert "new job" not in text
+        assert not re.search(
+            r"\bmay change\b(?! as it waits, (?:for it alone|the template's in a new sweep only))", text
+        ), "a template may not"
+        assert not re.search(r"\w\.md \w|\.jsonl \w", text), "an address does not run into a sentence"
+    assert (RETRY_OF_SWEEP in said) is again
+    assert again or "retry" not in said
+    first = re.search(r"(Once (?:that is done|it is mended without that)): kubectl", said)
+    assert not again or (first is not None and ("without" in first[1]) is (FINAL in said)), "which of two ways it is"
+    assert (FINAL in said) is ("new sweep" in said)
+    assert again or FINAL in said
+    assert WARM not in said, "no trial has been measured"
+    assert "a retry of the trial is not followed" in of_trial["hint"]
+    assert "annotate lorajob" not in of_trial["hint"]
+    assert "resumeFrom.loraJobRef" not in of_trial["hint"], "once its sweep has published, its checkpoints are gone"
+    assert (RETRY_OF_SWEEP in of_trial["hint"]) is again
 
 
 def test_what_waits_says_that_a_change_is_for_it_alone() -> None:
     draft = Draft(Snapshot(Kind.LORAJOB, TRIAL, {}, NOW))
     draft.show_obstacle(Failure(reason=FailureReason.UNSCHEDULABLE, message="no node"))
     hint = draft.fields["failure"]["hint"]
+    own = ADVICE[R.UNSCHEDULABLE].hint.replace("new job", "new sweep")
+    assert hint.startswith(own), "its own LoRAJob may change as it waits"
     assert "s-001 is a trial of LoRASweep s: what is changed in its LoRAJob is for this trial alone" in hint
-    assert NEW_SWEEP in hint
+    assert FINAL in hint
+    waiting = Draft(Snapshot(Kind.LORASWEEP, SWEEP, {}, NOW, search=Search(sweep(), (), Decision())))
+    waiting.show_obstacle(Failure(reason=R.UNSCHEDULABLE, message="s-001: no node", hint=hint))
+    said = waiting.fields["failure"]["hint"]
+    assert "spec.template.scheduling or spec.template.resources for all trials need a new sweep" in said
+    assert "s-001" not in said
     draft.show_obstacle(Failure(reason=FailureReason.CLUSTER_UNAVAILABLE, message="away"))
     assert draft.fields["failure"]["hint"] == ADVICE[FailureReason.CLUSTER_UNAVAILABLE].hint
 
 
-def test_a_sweep_that_failed_for_its_template_asks_for_a_new_one() -> None:
-    draft = Draft(Snapshot(Kind.LORASWEEP, SWEEP, {}, NOW, search=Search(sweep(), (), Decision())))
-    draft.fail_for(FailureReason.DISK_FULL, "trial 0")
+@pytest.mark.parametrize(
+    ("reason", "measured", "warm", "says"),
+    [
+        (R.DISK_FULL, True, True, "Raise spec.template.resources.ephemeralStorage in a new sweep."),
+        (R.DISK_FULL, False, False, "in a new sweep"),
+        (R.LOSS_DIVERGED, True, True, "Lower training.learningRate in spec.parameters or raise spec.template.training"),
+        (R.WONT_FIT, True, False, "spec.template.training.maxLength"),
+        (R.MODEL_UNSUPPORTED, True, False, "Use a causal language model"),
+    ],
+)
+def test_a_new_sweep_learns_from_this_one_where_losses_can_be_compared(
+    reason: FailureReason, measured: bool, warm: bool, says: str
+) -> None:
+    row = TrialStatus(number=0, name="s-000", state="Complete", value="1.5" if measured else None)
+    spec = sweep(parameters=[{"path": "training.learningRate", "range": {"min": "1e-5", "max": "1e-3"}}])
+    draft = Draft(Snapshot(Kind.LORASWEEP, SWEEP, {}, NOW, search=Search(spec, (Trial(row),), Decision())))
+    draft.fail_for(reason, "trial 0")
     hint = draft.fields["failure"]["hint"]
-    assert NEW_SWEEP in hint
+    assert (WARM in hint) is warm
+    assert says in hint
     draft.fail_for(FailureReason.BUDGET_EXHAUSTED, "spec.budget ran out")
-    assert NEW_SWEEP not in draft.fields["failure"]["hint"]
+    assert draft.fields["failure"]["hint"].startswith(ADVICE[R.BUDGET_EXHAUSTED].hint)
+    assert FINAL not in draft.fields["failure"]["hint"]
 
 
 def body(status: dict[str, Any]) -> dict[str, Any]:

@@ -34,7 +34,7 @@ KILLED_FOR_MEMORY: Final = 64
 """An alpha."""
 KILLED: Final = 128
 LOST: Final = 256
-LOST_HINT: Final = "Mend the network of the played trial, and retry."
+LOST_HINT: Final = "Mend the network of the played trial, and retry; or lower training.batchSize in a new job."
 HANGS: Final = 512
 COUNTER_ENV: Final = "PLAYED_COUNTER"
 """Names the file that holds what the kernel counts."""

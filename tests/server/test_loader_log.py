@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tunery_api.serving import DesiredAdapter
+
 from .loader_kit import Table, adapter_files, ask
 
 TIME = re.compile(r"\d+\.\d s")
@@ -89,3 +91,53 @@ async def test_a_storage_that_is_away_is_a_line_not_one_for_each_try(
     bot = table.publish("bot")[:12]
     await table.go(steps=3, seconds=60)
     assert lines(caplog) == [f"INFO bot@{bot} is served: rank 4, N s"]
+
+
+async def test_what_breaks_and_is_mended_again_and_again_is_told_each_time_but_is_no_flood(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO)
+    now = 0.0
+    monkeypatch.setattr("tunery_server.adapters.saying.time.monotonic", lambda: now)
+    table = Table(tmp_path)
+    good = table.publish("bot")[:12]
+
+    async def said(*wanted: DesiredAdapter) -> list[str]:
+        table.want(*wanted)
+        await table.go(steps=5, seconds=0.1)
+        return lines(caplog)
+
+    assert await said(table.item("bot")) == [f"INFO bot@{good} is served: rank 4, N s"]
+    told = []
+    for _ in range(8):
+        told.append((await said(table.item("bot", place="away")), await said(table.item("bot"))))
+    mended = [f"INFO bot@{good} is served as before: nothing stands in its way any more"]
+    [warning] = told[0][0]
+    assert warning.startswith(f"WARNING bot@{good} is served on, not bot: AdapterMissing: ")
+    assert told[:4] == [([warning], mended)] * 4
+    assert told[4] == ([f"{warning} (5 such lines in 10 minutes: no other of it in these)"], mended)
+    assert told[5:] == [([], [])] * 3
+    now = 601.0
+    assert await said(table.item("bot", place="away")) == [f"{warning} (3 such lines were left out before it)"]
+
+
+async def test_what_is_taken_away_while_the_engine_loads_it_is_told_of_before_it_is_unloaded(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO)
+    table = Table(tmp_path)
+    tone = table.publish("tone")[:12]
+    load = table.engine.load
+
+    async def meanwhile(engine_name: str, path: str) -> None:
+        await load(engine_name, path)
+        table.want()
+        await table.loader.step()
+
+    monkeypatch.setattr(table.engine, "load", meanwhile)
+    table.want(table.item("tone"))
+    await table.go(steps=5)
+    assert lines(caplog) == [
+        f"INFO tone@{tone} was loaded and is not served: it is not wanted any more",
+        f"INFO tone@{tone} is unloaded",
+    ]

@@ -31,16 +31,22 @@ test.namespace: {{ quote .Values.test.namespace }} is none of watchNamespaces, a
 {{- $programs := list "PATH" "PYTHONPATH" "PYTHONHOME" }}
 {{- $distributed := get (.Values.trainer.distributed | default dict) "env" | default dict }}
 {{- range $where, $variables := dict "trainer.env" (.Values.trainer.env | default dict) "trainer.distributed.env" $distributed }}
-{{- range $name := keys $variables | sortAlpha }}
+{{- range $name, $value := $variables }}
 {{- $why := "" }}
 {{- if has $name $programs }}
 {{- $why = "the image says where its programs are, and pods would not find them" }}
 {{- else if eq $name "HOME" }}
 {{- $why = "pods may write below /work alone, where theirs is" }}
-{{- else if eq $name "CUDA_VISIBLE_DEVICES" }}
+{{- else if has $name (list "CUDA_VISIBLE_DEVICES" "NVIDIA_VISIBLE_DEVICES") }}
 {{- $why = "the GPUs of a pod are those that its node gives it" }}
 {{- else if has $name (list "LOCAL_RANK" "WORLD_SIZE") }}
 {{- $why = "processes that train together find each other without it, and would wait for others" }}
+{{- else if has $name (list "AWS_PROFILE" "AWS_DEFAULT_PROFILE") }}
+{{- $why = "pods have no profiles: a Secret that a manifest names, or the pod's own identity, opens a bucket" }}
+{{- else if and (eq $name "PYTHONWARNINGS") (regexMatch "(^|,)\\s*e" $value) }}
+{{- $why = "the first warning of a library would end each pod" }}
+{{- else if and (regexMatch "(^|_)(TOKEN|PASSWORD|PASSWD|SECRET|API_KEY|ACCESS_KEY|ACCESS_KEY_ID|SECRET_KEY)$" $name) (ne $name "HF_HUB_DISABLE_IMPLICIT_TOKEN") }}
+{{- $why = "who may look at a pod may read it: put a credential into the Secret that a manifest's secretRef names" }}
 {{- else if and (regexMatch "^(TUNERY_|KUBEFLOW_TRAINER_)" $name) (ne $name "TUNERY_SIMULATED_DEVICES") }}
 {{- $why = "the operator sets what begins so" }}
 {{- end }}
@@ -140,9 +146,21 @@ gpuMemory: {{ quote $name }} is no name of a resource, as nvidia.com/gpu, or of 
 {{/* Sizes that are too small for what they are of, as where the unit was forgotten. */}}
 {{- define "tunery.checkSizes" }}
 {{- $sizes := dict "trainer.shmSize" (list .Values.trainer.shmSize "1Mi") "cache.maxSize" (list .Values.cache.maxSize "1Mi") }}
+{{- $cpus := dict }}
 {{- range $field, $resources := dict "preflight.resources" .Values.preflight.resources "serving.server.resources" .Values.serving.server.resources "operator.resources.requests" .Values.operator.resources.requests "operator.resources.limits" .Values.operator.resources.limits }}
 {{- range $name, $least := dict "memory" "64Mi" "ephemeralStorage" "1Mi" "ephemeral-storage" "1Mi" }}
 {{- $_ := set $sizes (printf "%s.%s" $field $name) (list (get $resources $name) $least) }}
+{{- end }}
+{{- $_ := set $cpus (printf "%s.cpu" $field) (get $resources "cpu") }}
+{{- end }}
+{{- range $field, $cpu := $cpus }}
+{{- with $cpu }}
+{{- $text := kindIs "string" . | ternary (toString .) (printf "%g" (float64 .)) }}
+{{- if regexMatch "[kKMGTPE]i?$" $text }}
+{{ $field }}: {{ quote $text }} is an amount of memory: write one of CPU, such as 4, 0.5 or 500m
+{{- else if gt (include "tunery.bytes" . | float64) 256.0 }}
+{{ $field }}: {{ quote $text }} are more CPUs than 256: write the unit, such as {{ trimSuffix "m" $text }}m, or fewer
+{{- end }}
 {{- end }}
 {{- end }}
 {{- range $name, $quantity := .Values.gpuMemory }}
@@ -153,8 +171,11 @@ gpuMemory: {{ quote $name }} is no name of a resource, as nvidia.com/gpu, or of 
 {{- if $quantity }}
 {{- $bytes := include "tunery.bytes" $quantity | float64 }}
 {{- if lt $bytes (include "tunery.bytes" (last $said) | float64) }}
+{{- $least := last $said }}
 {{- $number := kindIs "string" $quantity | ternary (regexFind "^[0-9.]+" (toString $quantity)) (printf "%.0f" (float64 $quantity)) }}
-{{ $field }}: {{ kindIs "string" $quantity | ternary (quote $quantity) $number }} is {{ printf "%.0f" $bytes }} bytes, less than {{ last $said }}: write the unit, such as {{ $number }}{{ lt (float64 $number) 256.0 | ternary "Gi" "Mi" }}
+{{- $meant := printf "%s%s" $number (lt (float64 $number) 256.0 | ternary "Gi" "Mi") }}
+{{- $forgotten := and (eq $number (toString $quantity | trimSuffix ".0")) (lt (float64 $number) 1048576.0) (ge (include "tunery.bytes" $meant | float64) (include "tunery.bytes" $least | float64)) }}
+{{ $field }}: {{ kindIs "string" $quantity | ternary (quote $quantity) $number }} is {{ printf "%.0f" $bytes }} bytes, less than {{ $least }}: {{ $forgotten | ternary (printf "write the unit, such as %s" $meant) (printf "write at least %s" $least) }}
 {{- end }}
 {{- end }}
 {{- end }}

@@ -44,6 +44,8 @@
   value: {{ .Values.progress.port | quote }}
 - name: TUNERY_PROGRESS_TLS_DIR
   value: /etc/tunery/progress-tls
+- name: TUNERY_PROGRESS_TLS_SECRET
+  value: {{ include "tunery.tlsSecretName" . | quote }}
 - name: TUNERY_PROGRESS_WRITE_SECONDS
   value: {{ .Values.progress.writeSeconds | quote }}
 - name: TUNERY_METRICS_PORT

@@ -11,10 +11,10 @@ from tunery_api.fields import (
     SERVER_DEFAULT,
     SOME,
     ApiModel,
+    CpuString,
     DiskString,
     FractionString,
     MemoryString,
-    QuantityString,
     StorageUri,
 )
 from tunery_api.inputs import LocalReference, ModelSpec
@@ -197,7 +197,7 @@ class EngineResources(ApiModel):
     gpu_resource: GpuResource = Field(
         "nvidia.com/gpu", description="Name of the extended resource that the GPUs are; the engine's image must fit it."
     )
-    cpu: QuantityString = Field("4", description="CPU of the engine, as in a pod.")
+    cpu: CpuString = Field("4", description="CPU of the engine, as in a pod.")
     memory: MemoryString = Field("24Gi", description="Memory of the engine.")
     ephemeral_storage: DiskString = Field(
         "50Gi", description="Disk of a replica: the base model and the adapters that it has brought."

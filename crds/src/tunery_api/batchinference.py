@@ -7,7 +7,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from tunery_api.adapterserver import AdapterName
-from tunery_api.fields import ApiModel, DatasetUri, DiskString, MemoryString, QuantityString
+from tunery_api.fields import ApiModel, CpuString, DatasetUri, DiskString, MemoryString
 from tunery_api.inputs import LocalReference, OutputSpec, SecretKeyReference
 from tunery_api.lifecycle import LifecycleFields
 from tunery_api.placement import SchedulingSpec
@@ -31,7 +31,7 @@ class BatchResources(ApiModel):
     gpus: ClassVar[int] = 0
     gpu_resource: ClassVar[str] = ""
 
-    cpu: QuantityString = Field("1", description="CPU of the container, as in a pod: 1, 0.5 or 500m.")
+    cpu: CpuString = Field("1", description="CPU of the container, as in a pod: 1, 0.5 or 500m.")
     memory: MemoryString = Field("1Gi", description="Memory of the container. May change while no pod runs.")
     ephemeral_storage: DiskString = Field(
         "10Gi", description="Disk of the container: input and answers. May change while no pod runs."

@@ -211,6 +211,17 @@ QuantityString = Annotated[
 """A Kubernetes quantity: 4, 500m, 24Gi. Without quotes it is rounded up to a billionth, as Kubernetes does, and has at
 most 32 digits."""
 
+CpuString = Annotated[
+    str,
+    Number(
+        "an amount of CPU of at most 1000, such as 4, 0.5 or 500m",
+        r"^0*(1000(\.0+)?|[0-9]{1,3}(\.[0-9]+)?|(1000000(\.0+)?|[0-9]{1,6}(\.[0-9]+)?)m)$",
+        (("minimum", 0), ("maximum", 1000)),
+        finest=Decimal("1e-9"),
+    ),
+]
+"""A quantity of CPU: no node has more, and none counts them in bytes."""
+
 ABOVE_0: Final[JsonDict] = {
     "pattern": r"^([0-9]*[1-9][0-9]*(\.[0-9]+)?|[0-9]+\.[0-9]*[1-9][0-9]*)([eE][-+]?[0-9]{1,2})?$",
     "exclusiveMinimum": True,

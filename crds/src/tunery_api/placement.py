@@ -8,7 +8,7 @@ from typing import Annotated, Final
 from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
-from tunery_api.fields import ApiModel, DiskString, MemoryString, ObjectName, QuantityString
+from tunery_api.fields import ApiModel, CpuString, DiskString, MemoryString, ObjectName
 
 _KEY: Final = r"([a-z0-9.-]+/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
 LabelKey = Annotated[str, Field(min_length=1, max_length=317, pattern=f"^{_KEY}$")]
@@ -36,7 +36,7 @@ class PodResources(ApiModel):
     gpu_resource: GpuResource = Field(
         "nvidia.com/gpu", description="Name of the extended resource that NVIDIA GPUs are."
     )
-    cpu: QuantityString = Field("4", description="CPU of the container, as in a pod: 4, 0.5 or 500m.")
+    cpu: CpuString = Field("4", description="CPU of the container, as in a pod: 4, 0.5 or 500m.")
     memory: MemoryString = Field("24Gi", description="Memory of the container. May change while no pod runs.")
     ephemeral_storage: DiskString = Field(
         "50Gi",

@@ -134,8 +134,8 @@ ADVICE: Final[dict[FailureReason, Advice]] = {
     ),
     _R.GPU_FAULT: Advice(
         True,
-        "Nothing to do if the next attempt goes well; else keep the job off the node with spec.scheduling, which may "
-        "change while no pod runs, and have its GPU looked at.",
+        "Keep the job off the node with spec.scheduling, which may change while no pod runs, and have its GPU looked "
+        "at. If it came once only, a retry alone may go well.",
     ),
     _R.GPU_OUT_OF_MEMORY: Advice(
         False,
@@ -154,8 +154,8 @@ ADVICE: Final[dict[FailureReason, Advice]] = {
     ),
     _R.KILLED: Advice(
         True,
-        "Nothing to do if the next attempt goes well; else look at what ends processes on the node, and raise "
-        "spec.resources.memory, which may change while no pod runs: not every kill for memory is told as one.",
+        "Look at what ends processes on the node, and raise spec.resources.memory, which may change while no pod runs: "
+        "not every kill for memory is told as one. If it came once only, a retry alone may go well.",
     ),
     _R.DISK_FULL: Advice(False, "Raise spec.resources.ephemeralStorage, which may change while no pod runs."),
     _R.LOSS_DIVERGED: Advice(
@@ -250,9 +250,9 @@ ADVICE: Final[dict[FailureReason, Advice]] = {
         True, "Find what else changes the named field of the Job, a policy or a controller, and exempt Tunery's Jobs."
     ),
     _R.NODE_PRESSURE: Advice(
-        True, "Nothing to do if the next attempt goes well; else look at what else uses up the node that is named."
+        True, "Look at what else uses up the node that is named. If it came once only, a retry alone may go well."
     ),
-    _R.NODE_LOST: Advice(True, "Nothing to do if the job goes on by itself; else look at the node."),
+    _R.NODE_LOST: Advice(True, "Look at the node; once it is back, or another one is there, a retry goes well."),
     _R.DEADLINE_EXCEEDED: Advice(False, "Raise spec.activeDeadlineSeconds by what is still needed."),
     _R.RETRIES_EXHAUSTED: Advice(
         False,

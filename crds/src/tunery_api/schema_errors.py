@@ -82,6 +82,8 @@ def _message(detail: ErrorDetails, location: list[int | str], model: type[BaseMo
         return "must say why, in a word or a sentence"
     if kind == "string_pattern_mismatch" and location[-1] in ("memory", "ephemeralStorage"):
         return f"must be a number of bytes above 0, such as 24Gi, is {shown(value)}"
+    if kind == "number" and location[-1] == "cpu":
+        return f"must be {context.get('wanted')}, is {shown(value)}{_cpu(str(value))}"
     if kind == "too_few_bytes":
         return f"must be at least {context.get('least')}, is {shown(value)}{_unit(str(value))}"
     if kind == "string_type":
@@ -112,12 +114,19 @@ def _message(detail: ErrorDetails, location: list[int | str], model: type[BaseMo
 
 def _unit(quantity: str) -> str:
     """Return which unit somebody may have meant, behind a quantity of too few bytes."""
-    number = quantity.rstrip("kKMGTi")
+    number = quantity.rstrip("kKMGTPEi")
     said = ", which are bytes" if number == quantity else ""
     unit = "Gi" if float(number) < _FEW else "Mi"
     return (
         f"{said}; did you mean {number}{unit}?" if 1 <= float(number) < _FEW**2 else f"{said}; write 24Gi or the like"
     )
+
+
+def _cpu(quantity: str) -> str:
+    """Return what somebody may have meant, behind a quantity that no CPU has."""
+    if re.fullmatch(r"[0-9]{4,6}", quantity):
+        return f"; did you mean {quantity}m?"
+    return ", which is one of memory" if re.fullmatch(r"[0-9.]+[KMGTPE]i?", quantity) else ""
 
 
 def no_string(value: Any, location: Sequence[int | str] = ()) -> str:

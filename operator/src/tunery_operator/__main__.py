@@ -34,7 +34,7 @@ from tunery_operator.plan.job import Platform
 from tunery_operator.plan.types import Progress
 from tunery_operator.progress.endpoint import Endpoint
 from tunery_operator.progress.server import ProgressServer
-from tunery_operator.progress.tls import Certificate, Trust, keep_fresh, read_ca
+from tunery_operator.progress.tls import Certificate, Trust, keep_fresh
 from tunery_operator.reconcile.kinds import reconcile
 from tunery_operator.reconcile.requeue import Requeue
 from tunery_operator.reconcile.services import Services
@@ -82,7 +82,10 @@ class Operator:
         self._cache = cache = Cache(settings.default_ttl_seconds)
         client = load_client(connection)
         self._events = EventPoster(client)
-        self._services = Services(client, cache, Platform(settings, _progress(settings)), self._events)
+        folder, secret = settings.progress_tls_dir, settings.progress_tls_secret
+        self._certificate = Certificate(folder, secret) if folder is not None else None
+        platform = Platform(settings, _progress(settings, self._certificate))
+        self._services = Services(client, cache, platform, self._events)
         self._queue = WorkQueue(self._reconcile, settings.workers, cache.is_of_sweep)
         self._services.is_pressed = self._queue.is_pressed
         self._duty = duty = Duty(cache, self._queue)
@@ -112,9 +115,8 @@ class Operator:
         self._health_server = await self._serve_health()
         self._watches.start()
         background = [self._begin(), self._duty.look_again(), self._duty.expire()]
-        folder = self._settings.progress_tls_dir
-        if folder is not None:
-            certificate = Certificate(folder)
+        certificate = self._certificate
+        if certificate is not None:
             await self._progress_server.start(self._settings.progress_port, certificate)
             trust = Trust(certificate, urlsplit(self._settings.progress_url).hostname or "")
             self._services.distrust = lambda: trust.fault
@@ -205,11 +207,11 @@ async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _progress(settings: Settings) -> Progress | None:
+def _progress(settings: Settings, certificate: Certificate | None) -> Progress | None:
     """Return how pods report, or None where the platform gave no endpoint."""
-    if settings.progress_tls_dir is None or not settings.progress_url:
+    if certificate is None or not settings.progress_url:
         return None
-    return Progress(settings.progress_url, read_ca(settings.progress_tls_dir))
+    return Progress(settings.progress_url, certificate.authority)
 
 
 def _election(settings: Settings, connection: Connection) -> LeaderElection | None:

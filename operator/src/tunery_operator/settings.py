@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic.alias_generators import to_camel
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
-from tunery_api.fields import ObjectName, QuantityString, parse_quantity
+from tunery_api.fields import CpuString, ObjectName, QuantityString, parse_quantity
 from tunery_api.names import GROUP, MANAGED_BY_LABEL
 from tunery_api.placement import LabelKey, LabelValue, Toleration
 
@@ -108,7 +108,7 @@ class PodTemplate(Placement):
 class Resources(_Part):
     """What a container asks for; requests equal limits."""
 
-    cpu: QuantityString = "1"
+    cpu: CpuString = "1"
     memory: QuantityString = "512Mi"
     ephemeral_storage: QuantityString = "1Gi"
 
@@ -161,7 +161,7 @@ class Settings(BaseSettings):
     """The claim that caches base models and prepared data, by its name in each job's namespace; empty: none."""
     cache_max_size: QuantityString | Literal[""] = ""
     """What a cache may hold; empty: what its claim has."""
-    preflight_cpu: QuantityString = "1"
+    preflight_cpu: CpuString = "1"
     preflight_memory: QuantityString = "4Gi"
     preflight_ephemeral_storage: QuantityString = "20Gi"
     preflight_scheduling: Placement = Placement()
@@ -176,6 +176,8 @@ class Settings(BaseSettings):
     progress_port: int = Field(8443, ge=0, le=65535)
     progress_tls_dir: Path | None = None
     """Folder with tls.crt, tls.key and ca.crt; None: no progress endpoint."""
+    progress_tls_secret: str = ""
+    """Name of the Secret that the folder is made of, for what the log says of it."""
     progress_write_seconds: float = Field(5.0, ge=1)
     """Least seconds between two writes of the progress of one object."""
     metrics_port: int = Field(8080, ge=0, le=65535)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,7 @@ def test_a_word_that_means_the_same_modules_agrees(llama: Path, tmp_path: Path) 
         pytest.param(
             {"method": "DoRA"},
             SERVED,
-            "spec.method: is DoRA, but the adapter of continueFrom is LORA; use method: LoRA or QLoRA",
+            "spec.method: is DoRA, but the adapter of continueFrom is LoRA; use method: LoRA or QLoRA",
             id="method",
         ),
     ],
@@ -136,3 +137,5 @@ def test_weights_of_another_shape_are_corrupt(llama: Path, tmp_path: Path) -> No
     with pytest.raises(TuneryError) as caught:
         attach_published(load_base(llama, resolved, "cpu"), resolved, start_for(llama), tmp_path)
     assert caught.value.reason is FailureReason.ADAPTER_CORRUPT
+    words = r"spec\.continueFrom: \S+ has rank 4, adapter_config\.json says 5"
+    assert re.fullmatch(words, caught.value.message), "in the words of a merge, and not in those of torch"

@@ -8,6 +8,13 @@ from tunery_api.reasons import ExitCode
 
 from kit.story import Case, manifest, run_trainer
 
+OF_OTHERS = {
+    **dict.fromkeys(("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "MPI_LOCALNRANKS"), "2"),
+    **dict.fromkeys(("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"), "true"),
+    "AWS_PROFILE": "of-no-file",
+}
+"""Variables of a launcher, or of a user's shell, that are none of a run's business."""
+
 
 def test_a_pods_log_follows_the_run(case: Case) -> None:
     folder = case().parent
@@ -22,7 +29,8 @@ def test_a_pods_log_follows_the_run(case: Case) -> None:
         "local": True,
     }
     (folder / "run.json").write_text(json.dumps(content))
-    done = run_trainer("train", folder / "run.json", KUBEFLOW_TRAINER_SERVER_URL="https://127.0.0.1:1/progress")
+    variables = {**OF_OTHERS, "KUBEFLOW_TRAINER_SERVER_URL": "https://127.0.0.1:1/progress"}
+    done = run_trainer("train", folder / "run.json", **variables)
     assert done.returncode == ExitCode.OK, done.stderr
     lines = done.stdout.splitlines()
     # Two phases within a second of each other are one line: the newer.

@@ -164,6 +164,18 @@ def test_a_job_that_says_nothing_is_resolved_to_what_the_other_was(llama: Path, 
     assert "checkpoint" in again.method_reason
 
 
+def test_what_an_adapter_made_elsewhere_is_like_may_be_what_no_manifest_can_say(llama: Path) -> None:
+    """PEFT has no bounds; scaling is alpha / rank, exactly as it was."""
+    plan = simple(llama, **SPECS["LoRA"])
+    names = [f"model.layers.{layer}.self_attn.q_proj" for layer in range(100)]
+    theirs = {"rank": 2048, "alpha": 8.5, "target_modules": tuple(names), "modules_to_save": tuple(names[:20])}
+    patterns = {"rank_pattern": dict.fromkeys(names, 2048), "alpha_pattern": dict.fromkeys(names, 0.1)}
+    plan = replace(plan, settings=replace(plan.settings, adapter=replace(plan.settings.adapter, **theirs, **patterns)))
+    stored = Origin.model_validate_json(origin(plan).model_dump_json(by_alias=True))
+    spec, taken = with_open_taken(spec_of({"resumeFrom": {"uri": "s3://b/c"}}), stored)
+    assert settings(llama, spec, taken).adapter == plan.settings.adapter
+
+
 def test_what_the_manifest_says_stays_and_counts_with_its_preset(llama: Path) -> None:
     theirs = origin(simple(llama, **SPECS["LoRA"]))
     said = {"lora": {"rank": 16}, "training": {"epochs": "2", "seed": 5, "batchSize": 2}}

@@ -268,7 +268,8 @@ def test_too_many_failures_by_chance_end_it_until_it_is_run_again(sweep: Sweep) 
     assert done.returncode == ExitCode.RETRYABLE
     reason, hint = done.stderr.splitlines()[-2:]
     assert reason.startswith("StorageUnavailable: 2 trials failed by chance, spec.maxFailedTrials is 1")
-    assert hint.endswith("Mend the network of the played trial, and run it again."), "as its trial says it"
+    said = "Mend the network of the played trial, and run it again; or lower spec.template.training.batchSize in the"
+    assert hint.endswith(f"{said} manifest."), "as its trial says it, of the fields that the sweep has"
     assert run(path).returncode == ExitCode.OK
     assert best_of(path) == 2
 

@@ -16,8 +16,10 @@ from tunery_trainer.cli import main
 from tunery_trainer.inputs.adapter import get_starting_adapter
 from tunery_trainer.inputs.workspace import Workspace
 from tunery_trainer.local import load_run_spec
+from tunery_trainer.tasks.merge import run_merge
 from tunery_trainer.tasks.preflight import run_preflight
 
+from kit.merge_runs import merge_of
 from kit.peft_reader import held_out_rows, plain_peft, single_row_loss
 from kit.story import make_rows, manifest, run_here, write_manifest, write_rows
 
@@ -122,6 +124,29 @@ def test_preflight_reads_all_of_the_adapter(folder: Path) -> None:
     with pytest.raises(TuneryError, match=r"spec\.continueFrom: .*adapter_model\.safetensors") as caught:
         get_starting_adapter(work, weights=False)
     assert caught.value.reason is FailureReason.ADAPTER_CORRUPT
+
+
+@pytest.mark.parametrize("missing", ["adapter_model.safetensors", "adapter_config.json"])
+def test_a_manifest_that_lists_no_adapter_is_told_at_both_doors_in_the_same_words(
+    folder: Path, tmp_path: Path, missing: str
+) -> None:
+    path = folder / "out" / "manifest.json"
+    manifest_here = json.loads(path.read_text())
+    del manifest_here["files"][missing]
+    path.write_text(json.dumps(manifest_here))
+    later = {"continueFrom": {"uri": "file://out"}, "output": {"uri": "file://out2"}, "training": GENTLE, "lora": None}
+    told = []
+    for kind, run in (
+        ("spec.continueFrom", lambda: run_preflight(load_run_spec(write_manifest(folder, manifest(folder, **later)),
+                                                                  folder / "work2", None))),
+        ("spec.adapters[0]", lambda: run_merge(merge_of(tmp_path, folder / "out"))),
+    ):  # fmt: skip
+        with pytest.raises(TuneryError) as caught:
+            run()
+        told.append((caught.value.reason, caught.value.message.removeprefix(f"{kind}: "), caught.value.hint))
+    message = f"{(folder / 'out').as_uri()}: manifest.json does not list {missing}, so it vouches for no adapter"
+    assert told[0] == told[1]
+    assert told[0][:2] == (FailureReason.ADAPTER_MISSING, message)
 
 
 def test_with_other_rows_it_is_another_run(folder: Path) -> None:

@@ -75,7 +75,9 @@ def pin_of(folder: Path) -> str:
 
 
 def test_a_plain_adapter_is_trained_on_and_told(folder: Path) -> None:
+    """Its alpha, which PEFT has as any number, stays what it was."""
     adapter = made(folder)
+    said(lora_alpha=8.5, alpha_pattern={"q_proj": 4.25, "v_proj": 8192.0})(adapter)
     done = run_here("run", job(folder, evaluation={"minImprovement": "-9"}), "--work-dir", folder / "work")
     assert done.returncode == 0, done.stderr
     lineage = json.loads((folder / "out" / "manifest.json").read_text())["lineage"]
@@ -86,6 +88,9 @@ def test_a_plain_adapter_is_trained_on_and_told(folder: Path) -> None:
         "uri": adapter.as_uri(), "sha256": pin_of(adapter), "origin": "Unverified"
     }  # fmt: skip
     assert lineage["rank"] == 4
+    assert lineage["hyperparameters"]["lora.alpha"] == "8.5"
+    config = json.loads((folder / "out" / CONFIG).read_text())
+    assert (config["lora_alpha"], config["alpha_pattern"]) == (8.5, {"q_proj": 4.25, "v_proj": 8192})
     assert "made elsewhere, unverified origin" in (folder / "out" / "README.md").read_text()
     before, after = load_file(adapter / WEIGHTS), load_file(folder / "out" / WEIGHTS)
     assert before.keys() == after.keys()
@@ -171,8 +176,8 @@ HALF = "layers.0.self_attn.q_proj.lora_A"
         (said(bias="all"), R.INVALID_SPEC, "bias is set"),
         (said(trainable_token_indices=[1]), R.INVALID_SPEC, "trainable_token_indices is set"),
         (said(init_lora_weights="pissa_niter_4"), R.INVALID_SPEC, "relative to a changed base"),
-        (said(use_dora=True), R.INVALID_SPEC, "use method: DoRA or QDoRA"),
-        (said(peft_type="LOHA"), R.INVALID_SPEC, "such an adapter cannot be trained on"),
+        (said(use_dora=True), R.INVALID_SPEC, "is LoRA, but the adapter of continueFrom is DoRA; use method: DoRA or"),
+        (said(peft_type="LOHA"), R.INVALID_SPEC, "continueFrom is LOHA; such an adapter cannot be trained on"),
         (said(target_modules=["nothing"]), R.INVALID_SPEC, "nothing"),
         (said(r="4"), R.ADAPTER_CORRUPT, "adapter_config.json: r: "),
         (said(r=8), R.ADAPTER_CORRUPT, "model.layers.0.self_attn.q_proj has rank 4, adapter_config.json says 8"),
@@ -191,6 +196,9 @@ HALF = "layers.0.self_attn.q_proj.lora_A"
          "q_proj.lora_magnitude_vector: adapter_config.json says nothing of it"),
         (held(turned), R.BASE_MISMATCH, "v_proj.lora_A.weight is "),
         (said(lora_alpha=None), R.ADAPTER_CORRUPT, "adapter_config.json: lora_alpha: "),
+        (said(lora_alpha=0), R.ADAPTER_CORRUPT, "adapter_config.json: lora_alpha: is 0, and must be above 0"),
+        (said(lora_alpha=-16.0), R.ADAPTER_CORRUPT, "adapter_config.json: lora_alpha: is -16.0, and must be above 0"),
+        (said(alpha_pattern={"q_proj": 0}), R.ADAPTER_CORRUPT, "adapter_config.json: alpha_pattern.q_proj: is 0, and"),
         (said(lora_alpha="16"), R.ADAPTER_CORRUPT, "adapter_config.json: lora_alpha: "),
         (said(target_modules="(("), R.ADAPTER_CORRUPT, "target_modules: '((' is no regular expression"),
         (said(megatron_config={"a": 1}), R.INVALID_SPEC, "megatron_config is set"),
@@ -199,7 +207,8 @@ HALF = "layers.0.self_attn.q_proj.lora_A"
     ],
     ids=["bias", "tokens", "pissa", "dora", "loha", "no module", "rank", "another rank", "other ranks", "a module less",
          "a hole", "a layer less", "untold",
-         "excluded", "one layer", "norm", "head", "magnitudes", "turned", "no alpha", "alpha", "pattern", "megatron",
+         "excluded", "one layer", "norm", "head", "magnitudes", "turned", "no alpha", "alpha 0", "below 0", "of q_proj",
+         "alpha", "pattern", "megatron",
          "a pipe", "no weights"],
 )  # fmt: skip
 def test_what_cannot_be_trained_on_is_told_by_preflight(

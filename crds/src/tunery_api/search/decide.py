@@ -11,6 +11,7 @@ from tunery_api.lorasweep import MAX_TRIALS, LoRASweepSpec
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import Failure
 from tunery_api.scrub import shorten
+from tunery_api.search.advice import in_template
 from tunery_api.search.failures import Fault, fault_of
 from tunery_api.search.prune import pruned
 from tunery_api.search.rows import SWEEP_FAILED, Trial, stop_text
@@ -278,4 +279,5 @@ def _said(row: TrialStatus) -> str | None:
 def _failed(reason: str | None, text: str, of: TrialStatus | None = None) -> Failure:
     """Return why a sweep fails; `of` is the trial whose failure it is, which may know best what to do."""
     hint = of.failure.hint if of is not None and of.failure is not None else None
-    return Failure(reason=reason or FailureReason.INTERNAL_ERROR, message=shorten(text, _MESSAGE), hint=hint)
+    told = text if of is None else in_template(text)
+    return Failure(reason=reason or FailureReason.INTERNAL_ERROR, message=shorten(told, _MESSAGE), hint=hint)

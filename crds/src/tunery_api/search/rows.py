@@ -14,6 +14,7 @@ from tunery_api.placement import ResourcesSpec
 from tunery_api.reasons import FailureReason, advice_for
 from tunery_api.runspec import Failure
 from tunery_api.scrub import shorten
+from tunery_api.search.advice import of_sweep
 from tunery_api.search.dimensions import Values
 from tunery_api.search.failures import Fault, fault_of
 from tunery_api.status import ConditionType, Phase
@@ -279,7 +280,7 @@ def _beyond(child: Body, reason: str) -> TrialFailure | None:
     message, hint = str(failure.get("message") or ""), str(failure.get("hint") or "")
     for on in (CURVE_AT, f" {child['metadata']['name']} {OF_TRIAL} "):
         hint = hint.partition(on)[0]
-    own = hint if hint != advice_for(reason).hint else ""
+    own = hint if hint not in (advice_for(reason).hint, of_sweep(reason, None)) else ""
     long = message if len(message.encode()) > _WHY else ""
     if not own and not long:
         return None

@@ -6,8 +6,10 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Set
+from dataclasses import replace
 from typing import Final
 
+from tunery_operator.kube.event_body import MAX_NOTE
 from tunery_operator.views.event import (
     ADAPTER_FAILED,
     ADAPTER_REMOVED,
@@ -21,6 +23,8 @@ from tunery_operator.views.event import (
 
 REPEAT_SECONDS: Final = 600.0
 """The same thing is told again only after so long: until then the first event stands where a reader looks."""
+TIMES: Final = 5
+"""How often the same thing is told in that time where it is undone and comes again: an adapter that flaps."""
 BURST: Final = 25
 """Events about one object that may come at once."""
 REFILL_SECONDS: Final = 60.0
@@ -30,7 +34,7 @@ _BEGINS_ANEW: Final = frozenset({RETRIED, RESUMED})
 """Events of what a person did; the limit at once holds for these, too."""
 _UNDOES: Final[Mapping[str, Set[str]]] = {
     ADAPTER_REMOVED: {ADAPTER_SERVED, ADAPTER_FAILED},
-    ADAPTER_SERVED: {ADAPTER_REMOVED},
+    ADAPTER_SERVED: {ADAPTER_REMOVED, ADAPTER_FAILED},
     SERVER_STOPPED: {SERVER_READY},
     SERVER_READY: {SERVER_STOPPED},
 }
@@ -45,6 +49,8 @@ class _Allowance:
         self.refilled = now
         self.told: dict[tuple[str, str], tuple[float, bool]] = {}
         """When each reason and note was told, and whether it was a warning."""
+        self.times: dict[tuple[str, str], list[float]] = {}
+        """When each was told, also what was undone since."""
 
     def begin_anew(self, event: Event) -> None:
         """Forget of what was told what this event makes news again."""
@@ -61,7 +67,8 @@ class EventLimit:
     """Decides about each event before it is queued; safe to share between threads.
 
     A job that evaluates every 50 steps goes from Training to Evaluating and back hundreds of times, in the same words.
-    What is told in other ones is another thing to know; and so is what was undone meanwhile, and has come again.
+    What is told in other ones is another thing to know; and so is what was undone meanwhile, and has come again, a few
+    times: what comes and goes all the time is told with how often it did.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -77,15 +84,28 @@ class EventLimit:
             if event.reason in _BEGINS_ANEW:
                 # A person wants to see all of it once more.
                 allowance.told.clear()
+                allowance.times.clear()
             known = event.reason, event.note
-            if known in allowance.told:
+            if known in allowance.told or len(allowance.times.get(known, ())) >= TIMES:
                 return "repeated"
             if allowance.tokens < 1:
                 return "limit"
             allowance.tokens -= 1
             allowance.begin_anew(event)
             allowance.told[known] = now, event.warning
+            allowance.times.setdefault(known, []).append(now)
             return None
+
+    def counted(self, uid: str, event: Event) -> Event:
+        """Return an event that is not refused, with how often it was told lately where that was more than once."""
+        with self._lock:
+            allowance = self._objects.get(uid)
+            times = len(allowance.times.get((event.reason, event.note), ())) if allowance is not None else 0
+        if times < 2:
+            return event
+        last = "; it is not told again before they are over" if times == TIMES else ""
+        more = f" ({times} times in {REPEAT_SECONDS / 60:.0f} minutes{last})"
+        return replace(event, note=event.note[: MAX_NOTE - len(more)] + more)
 
     def _allowance(self, uid: str, now: float) -> _Allowance:
         """Return an object's allowance as it is now; the objects that were quiet for longest are forgotten first."""
@@ -96,4 +116,6 @@ class EventLimit:
         allowance.tokens = min(float(BURST), allowance.tokens + (now - allowance.refilled) / REFILL_SECONDS)
         allowance.refilled = now
         allowance.told = {what: known for what, known in allowance.told.items() if now - known[0] < REPEAT_SECONDS}
+        recent = ((what, [at for at in times if now - at < REPEAT_SECONDS]) for what, times in allowance.times.items())
+        allowance.times = {what: times for what, times in recent if times}
         return allowance

@@ -50,7 +50,8 @@ class EventPoster:
                 EVENTS_DROPPED.labels(refused).inc()
                 continue
             try:
-                self._waiting.put_nowait(build_event(owner, event, datetime.now(UTC), self._instance))
+                told = self._limit.counted(owner.uid, event)
+                self._waiting.put_nowait(build_event(owner, told, datetime.now(UTC), self._instance))
             except queue.Full:
                 EVENTS_DROPPED.labels("full").inc()
                 logger.debug("too many events wait: %s of %s is not posted", event.reason, owner.key)

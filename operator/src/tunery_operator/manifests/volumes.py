@@ -15,7 +15,7 @@ from tunery_api.names import (
     VOLUMES_DIR,
     WORK_DIR,
 )
-from tunery_operator.plan.placing import AUTHORITIES
+from tunery_operator.plan.platform_says import AUTHORITIES
 from tunery_operator.plan.types import JobPlan, PodExtras, SecretMount, VolumeMount
 
 CA_FILE: Final = "progress-ca.crt"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from tunery_api.fields import parse_quantity
 from tunery_api.names import GROUP, TOPOLOGY_ANNOTATIONS
@@ -62,60 +62,6 @@ def _tolerations(layers: tuple[SchedulingSpec | Placement, ...]) -> Iterator[Tol
 
 def _first(layers: tuple[SchedulingSpec | Placement, ...], field: str) -> str | None:
     return next((value for layer in layers if (value := getattr(layer, field)) is not None), None)
-
-
-class Value(NamedTuple):
-    """A value of the chart."""
-
-    name: str
-    """As values.yaml has it; several are joined by " or "."""
-    content: str
-    """What it says, in words."""
-
-
-class PlatformSays(NamedTuple):
-    """What of a pod the platform says and the manifest does not: the chart's values, by the field of the pod."""
-
-    work: Mapping[str, Value] = {}
-    """Of pods that train, merge, ask or serve."""
-    checks: Mapping[str, Value] = {}
-    """Of pods that check, report or publish."""
-
-
-SAYS_NOTHING: Final = PlatformSays()
-AUTHORITIES: Final = "ca-bundle"
-"""The volume of trainer.caBundle; in PlatformSays it stands beside the fields of a pod."""
-
-
-def platform_says(scheduling: Mapping[str, Any], settings: Settings, gpus: int) -> PlatformSays:
-    """Return what the platform says beside the scheduling of an object, which may be of any version."""
-    template = settings.pod_template
-    layers = [("trainer.gpu", template.gpu)] if gpus else []
-    bundle = template.ca_bundle.config_map
-    shared = {AUTHORITIES: Value("trainer.caBundle", bundle)} if bundle else {}
-    return PlatformSays(
-        _beside(scheduling, [*layers, ("trainer", template)]) | shared,
-        _beside({}, [("preflight", settings.preflight_scheduling)]) | shared,
-    )
-
-
-def _beside(own: Mapping[str, Any], layers: list[tuple[str, Placement]]) -> dict[str, Value]:
-    found: dict[str, Value] = {}
-    for field in ("priority_class_name", "runtime_class_name"):
-        name = SchedulingSpec.model_fields[field].alias or field
-        said = [(place, value) for place, layer in layers if (value := getattr(layer, field)) is not None]
-        if said and own.get(name) is None:
-            found[name] = Value(f"{said[0][0]}.{name}", said[0][1])
-    taken = set(own.get("nodeSelector") or ())
-    for place, layer in layers:
-        new = {label: value for label, value in layer.node_selector.items() if label not in taken}
-        if new:
-            before = found.get("nodeSelector")
-            words = ", ".join(f"{label}={value}" for label, value in new.items())
-            both = Value(f"{before.name} or {place}.nodeSelector", f"{before.content}, {words}") if before else None
-            found["nodeSelector"] = both or Value(f"{place}.nodeSelector", words)
-            taken |= new.keys()
-    return found
 
 
 def pod_extras(owner: Owner, settings: Settings) -> PodExtras:

@@ -114,10 +114,11 @@ class Resources:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How the pod reaches the operator; `ca_pem` is the certificate authority that it trusts for that."""
+    """How the pod reaches the operator, and the certificate authority that it trusts for that."""
 
     url: str
     ca_pem: str
+    """Empty: not known, as the Secret of the certificate is not good."""
 
     @property
     def authority(self) -> str:

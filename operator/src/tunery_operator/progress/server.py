@@ -63,7 +63,10 @@ class ProgressServer:
         self._by_transport: dict[Any, _Gate] = {}
 
     async def start(self, port: int, certificate: Certificate, host: str | None = None) -> int:
-        """Listen; returns the port, which the system chose where it was 0."""
+        """Listen; returns the port, which the system chose where it was 0.
+
+        As long as there is no certificate to serve, connections end at once, as with nobody there.
+        """
         await self._runner.setup()
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(lambda: _Gate(self, certificate.context), host, port, backlog=1024)
@@ -185,7 +188,7 @@ class _Tls(sslproto.SSLProtocol):
 class _Gate(asyncio.Protocol):
     """One connection: the plain one is made first; once TLS stands it is made again, and its bytes go to aiohttp."""
 
-    def __init__(self, server: ProgressServer, context: ssl.SSLContext) -> None:
+    def __init__(self, server: ProgressServer, context: ssl.SSLContext | None) -> None:
         self._server = server
         self._context = context
         self._raw: asyncio.Transport | None = None
@@ -208,8 +211,12 @@ class _Gate(asyncio.Protocol):
         self._deadline(self._server.limits.head)
 
     def _admit(self, transport: asyncio.Transport) -> None:
-        """Start TLS on a connection; it ends at once where there are too many."""
+        """Start TLS on a connection; it ends at once where there are too many, or is no certificate yet."""
         self._raw = transport
+        if self._context is None:
+            PROGRESS_REFUSED.labels("tls").inc()
+            transport.abort()
+            return
         self.address = str((transport.get_extra_info("peername") or ("",))[0])
         refused = self._server.enter(self)
         if refused is not None:

@@ -65,7 +65,9 @@ def _is_outdated(plan: JobPlan, attempt: Attempt) -> bool:
 
 
 def _trusts_another(plan: JobPlan, job: JobView) -> bool:
-    return plan.progress is not None and job.authority not in (None, plan.progress.authority)
+    """Tell whether a Job's pods trust another authority than today's; one that nobody knows replaces none."""
+    progress = plan.progress
+    return progress is not None and progress.ca_pem != "" and job.authority not in (None, progress.authority)
 
 
 def remove(services: Services, owner: Owner, job: JobView) -> None:

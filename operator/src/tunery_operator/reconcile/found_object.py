@@ -17,7 +17,7 @@ from tunery_api.names import RETRY_ANNOTATION, child_name
 from tunery_api.runspec import Task
 from tunery_api.status import FINAL_PHASES, ConditionStatus, ConditionType
 from tunery_operator.kube.read import read_object
-from tunery_operator.plan.placing import PlatformSays, platform_says
+from tunery_operator.plan.platform_says import PlatformSays, platform_says
 from tunery_operator.reconcile.services import Services
 from tunery_operator.status.snapshot import Snapshot
 from tunery_operator.views.job import ORPHAN, foreign_finalizers
@@ -167,7 +167,7 @@ def kept_by(body: Mapping[str, Any]) -> tuple[str, ...]:
 
 def said_beside(services: Services, obj: FoundObject) -> PlatformSays:
     """Return what the platform says of an object's pods beside the object."""
-    return platform_says(obj.spec.get("scheduling") or {}, services.platform.settings, obj.resources[0])
+    return platform_says(obj.owner.key.kind, obj.spec, services.platform.settings, obj.resources[0])
 
 
 def first_snapshot(services: Services, obj: FoundObject) -> Snapshot:

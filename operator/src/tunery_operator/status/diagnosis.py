@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -9,7 +10,7 @@ from typing import Any, Final
 from tunery_api.reasons import ExitCode, FailureReason, advice_for
 from tunery_api.runspec import Failure, Task
 from tunery_api.scrub import scrub
-from tunery_operator.plan.placing import PlatformSays
+from tunery_operator.plan.platform_says import PlatformSays
 from tunery_operator.status.messages import reported_failure
 from tunery_operator.status.whose import named
 from tunery_operator.views.attempt import Attempt, ClusterWarning
@@ -67,8 +68,12 @@ _CONCLUDE_HINT: Final = (
 )
 _CONCLUDE_DISK_HINT: Final = (
     "This pod, which publishes the sweep's best adapter, has the disk of a trial, "
-    "spec.template.resources.ephemeralStorage, and can be given more in a new job of a new sweep only. The trials' "
+    "spec.template.resources.ephemeralStorage, and can be given more in a new sweep only. The trials' "
     "adapters stay where they are: status.best names the best one's LoRAJob, and status.adapter of that its place."
+)
+_CONCLUDE_RETRIES_HINT: Final = (
+    "Mend what its last attempt has said, in its log, and retry. This pod publishes the sweep's best adapter: the "
+    "trials' adapters stay where they are until then."
 )
 _LIMITS_HINT: Final = (
     "This pod has what the platform gives to checks, whatever spec.resources is: have preflight.resources of the chart "
@@ -79,6 +84,12 @@ _NO_WORDS: Final = ("", "{}")
 _GONE_HINT: Final = (
     "The log of its pods went with them: where your cluster collects logs, that of the last one says why it failed. "
     "Mend that, and retry; or raise spec.retries, which may change while no pod runs."
+)
+_TERMINATED: Final = 128 + signal.SIGTERM
+"""The exit code of whoever was told to end before it listened for that."""
+_ENDED_HINT: Final = (
+    "Somebody has ended it, by deleting its pod or from its node, before it could say anything; it is no fault of the "
+    "job's. Look who does so (the events of its pod may tell), and retry."
 )
 _START_REASONS: Final = frozenset({"StartError", "ContainerCannotRun"})
 """Why a container ended that never ran."""
@@ -98,8 +109,13 @@ def obstacle(attempt: Attempt, now: datetime, platform: PlatformSays) -> Failure
 
     `platform` is what the platform says of its pods.
     """
-    found, checks = _obstacle(attempt, now), attempt.job.role in _CHECKS
-    return found and named(found, platform.checks if checks else platform.work, checks=checks)
+    found = _obstacle(attempt, now)
+    return found and _named(found, attempt.job.role, platform)
+
+
+def _named(found: Failure, role: str, platform: PlatformSays, *, ended: bool = False) -> Failure:
+    checks = role in _CHECKS
+    return named(found, platform.checks if checks else platform.work, checks=checks, ended=ended)
 
 
 def _obstacle(attempt: Attempt, now: datetime) -> Failure | None:
@@ -235,6 +251,8 @@ def _observed(pod: PodView) -> Failure:
         # Not OutOfMemory: a second one in a row would end the job, and a kill may have any cause.
         text = f"pod {pod.name} was killed (exit 137), and the node does not say that it was for too much memory"
         return failure(_R.KILLED, text)
+    if pod.exit_code == _TERMINATED and pod.termination_message.strip() in _NO_WORDS:
+        return failure(_R.KILLED, f"{_exit_text(pod)}: that is the end of a process that was sent SIGTERM", _ENDED_HINT)
     return failure(_R.INTERNAL_ERROR, _exit_text(pod), _silent_hint(pod))
 
 
@@ -278,9 +296,10 @@ def _exit_text(pod: PodView) -> str:
 def silent_hint(command: str, then: str = "") -> str:
     """Return where to look where a container has ended without a word; `command` shows its log."""
     return (
-        f"It has left no last words; its log may say why: {command} shows it. Mend what that says{then}; where it is "
-        "nothing of yours, and no variable of trainer.env in the chart, it is a defect of Tunery: please report it "
-        "with that log."
+        f"It has left no last words; its log may say why: {command} shows it. Mend what that says{then}. Where it says "
+        "that a module of Tunery is not found, have the image in the chart corrected (trainer.image; of servers and "
+        "batches serving.server.image). Where it is nothing of yours, and no variable of trainer.env in the chart, it "
+        "is a defect of Tunery: please report it with that log."
     )
 
 
@@ -296,10 +315,13 @@ def _silent_hint(pod: PodView) -> str | None:
 # A Job that has failed
 
 
-def job_failure(attempt: Attempt, attempts: int, last_end: str | None = None) -> tuple[Failure, int | None]:
+def job_failure(
+    attempt: Attempt, attempts: int, platform: PlatformSays, last_end: str | None = None
+) -> tuple[Failure, int | None]:
     """Return why a Job has failed, and the exit code of its last container where there is one.
 
-    `last_end` is what the ledger says of the last attempt: all that is known of a pod that is gone.
+    `platform` is what the platform says of its pods, `last_end` what the ledger says of the last attempt: all that is
+    known of a pod that is gone.
     """
     job, pod = attempt.job, last_failed(attempt) or attempt.last
     if job.failed_reason == "DeadlineExceeded":
@@ -309,11 +331,11 @@ def job_failure(attempt: Attempt, attempts: int, last_end: str | None = None) ->
     if pod is None:
         text = f"Job {job.name} failed ({job.failed_reason}: {job.failed_message}) and its pods are gone"
         text = f"{text}; the last attempt's end: {last_end}" if last_end else text
-        return failure(_R.RETRIES_EXHAUSTED, text, _GONE_HINT), None
+        return of_role(failure(_R.RETRIES_EXHAUSTED, text, _GONE_HINT), job.role), None
     found = pod_failure(pod)
     if found.reason == _R.INTERNAL_ERROR and attempts > 1 and reported_failure(pod.termination_message) is None:
         found = failure(_R.RETRIES_EXHAUSTED, found.message, found.hint)
-    found = of_role(found, job.role)
+    found = _named(of_role(found, job.role), job.role, platform, ended=True)
     where = ([f"pod {pod.name}"] if pod.index is not None else []) + ([f"attempt {attempts}"] if attempts > 1 else [])
     counted = f"{found.message} ({', '.join(where)})" if where else found.message
     return failure(found.reason, counted, found.hint), pod.exit_code
@@ -321,7 +343,9 @@ def job_failure(attempt: Attempt, attempts: int, last_end: str | None = None) ->
 
 def of_role(found: Failure, role: str) -> Failure:
     """Return a failure of a Job of that role, with the hint of whose limits it ran into: not always the spec's."""
-    if role not in _CHECKS or found.reason not in _LIMITS:
+    if role == Task.CONCLUDE and found.reason == _R.RETRIES_EXHAUSTED and found.hint in (None, _GONE_HINT):
+        return failure(found.reason, found.message, _CONCLUDE_RETRIES_HINT)
+    if role not in _CHECKS or found.reason not in _LIMITS or found.hint == _ENDED_HINT:
         return found
     hint = _LIMITS_HINT
     if role == Task.CONCLUDE:

@@ -10,7 +10,8 @@ from tunery_api.findings import FindingType
 from tunery_api.names import VERSION
 from tunery_api.reasons import FailureReason, advice_for
 from tunery_api.runspec import Failure
-from tunery_api.scrub import MAX_MESSAGE_BYTES, scrub, shorten
+from tunery_api.scrub import scrub
+from tunery_api.search.advice import renamed
 from tunery_api.search.rows import CURVE_AT
 from tunery_api.status import ConditionType, Phase
 from tunery_api.tolerant import without_invalid
@@ -19,11 +20,18 @@ from tunery_operator.status.diagnosis import failure_status, obstacle
 from tunery_operator.status.phase import phase_of
 from tunery_operator.status.snapshot import Snapshot
 from tunery_operator.status.summary import sum_up, word_why
-from tunery_operator.status.trial_hints import new_sweep, of_failed_trial, of_waiting_trial, retry_command
+from tunery_operator.status.trial_hints import (
+    hint_of_sweep,
+    joined,
+    of_failed_sweep,
+    of_failed_trial,
+    of_waiting_trial,
+    retry_command,
+)
 from tunery_operator.views.attempt import Attempt
 from tunery_operator.views.clock import format_time
 
-_NEW_JOB: Final = "in a new job"
+_NEW_JOB: Final = re.compile(r"\bin a new (?:job|sweep)\b")
 """So ends the hint of whoever knows that no change outside of the spec mends it."""
 _RETRY: Final = "retry"
 _PLACE: Final = re.compile(r"\S+://\S+")
@@ -50,10 +58,10 @@ _FORECAST: Final = frozenset({"eta", "etaSeconds"})
 """Of status.progress, what holds only while a pod works."""
 
 
-def _mendable(failure: Failure) -> bool:
-    """Tell whether the job can be tried again: as the failure's own hint says it, else as its reason does."""
-    hint = _PLACE.sub("", failure.hint or "")
-    return _RETRY in hint or (_NEW_JOB not in hint and advice_for(failure.reason).mendable)
+def _mendable(reason: str, hint: str | None) -> bool:
+    """Tell whether the object can be tried again: as the hint says that is better than the reason's, else as that."""
+    hint = _PLACE.sub("", hint or "")
+    return _RETRY in hint or (not _NEW_JOB.search(hint) and advice_for(reason).mendable)
 
 
 class Draft:
@@ -85,11 +93,12 @@ class Draft:
 
     def fail(self, failure: Failure, *, ended: datetime | None = None, exit_code: int | None = None) -> None:
         """End the object as failed; `ended` is when that came about, if not now."""
-        shown = failure_status(failure, exit_code)
-        mendable = _mendable(failure)
+        own = self._of_trials(failure)
+        shown = failure_status(failure, exit_code) | ({"hint": own} if own is not None else {})
+        mendable = _mendable(failure.reason, own or failure.hint)
         more = self._curve(shown["hint"]) + self._what_works(failure, shown["hint"], mendable=mendable)
         # What a person is to copy is whole, however long the sentences before it are.
-        shown["hint"] = shorten(scrub(shown["hint"]), MAX_MESSAGE_BYTES - len(more.encode())) + more
+        shown["hint"] = joined(scrub(shown["hint"]), more)
         self.fields["failure"] = shown
         self.conditions.set(ConditionType.FAILED, True, shown["reason"], shown["message"])
         self.conditions.set(ConditionType.SUCCEEDED, False, shown["reason"], shown["message"])
@@ -101,11 +110,19 @@ class Draft:
         owner = self.snapshot.owner
         if owner.sweep is not None:
             return of_failed_trial(owner, hint, mendable=mendable)
-        searched = self.snapshot.search is not None and failure.reason != FailureReason.BUDGET_EXHAUSTED
-        more = new_sweep(owner.key.name, hint) if searched else ""
+        search = self.snapshot.search
+        trials = search if failure.reason != FailureReason.BUDGET_EXHAUSTED else None
+        if trials is not None:
+            return of_failed_sweep(owner.key, hint, trials, mendable=mendable)
         command = self.retry_command()
-        more += f" {command}" if mendable and command not in hint else ""
+        more = f" {command}" if mendable and command not in hint else ""
         return more + self._kept(failure, mendable=mendable)
+
+    def _of_trials(self, failure: Failure) -> str | None:
+        """Return the hint of a sweep or of one of its trials, in the words of the sweep; None: of neither."""
+        if self.snapshot.owner.sweep is None and self.snapshot.search is None:
+            return None
+        return hint_of_sweep(failure, self.snapshot.search)
 
     def obstacle(self, attempt: Attempt) -> Failure | None:
         """Return why a Job has no pod at work, or None while nothing stands in its way; it may pass by itself."""
@@ -164,8 +181,10 @@ class Draft:
     def show_obstacle(self, failure: Failure) -> None:
         """Show what stands in the way now; it is gone from the status as soon as it no longer does."""
         shown = failure_status(failure)
-        more = of_waiting_trial(self.snapshot.owner, shown["hint"])
-        shown["hint"] = shorten(shown["hint"], MAX_MESSAGE_BYTES - len(more.encode())) + more
+        if self.snapshot.search is not None:
+            shown["hint"] = hint_of_sweep(failure, self.snapshot.search)
+        owner, hint = self.snapshot.owner, shown["hint"]
+        shown["hint"] = joined(renamed(hint) if owner.sweep is not None else hint, of_waiting_trial(owner, hint))
         self.fields["failure"] = shown
 
     def _complete(self, ended: datetime | None) -> None:

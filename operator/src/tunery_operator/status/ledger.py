@@ -12,10 +12,10 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 
 from tunery_api.names import child_name
-from tunery_api.reasons import FailureReason
+from tunery_api.reasons import ExitCode, FailureReason
 from tunery_api.runspec import Task
 from tunery_api.status import ATTEMPTS_KEPT, GENERATIONS_KEPT
-from tunery_operator.status.attempt_endings import Ending, ending_of, ending_of_lost
+from tunery_operator.status.attempt_endings import Ending, ending_of, ending_of_lost, how_it_ended
 from tunery_operator.status.draft import Draft
 from tunery_operator.status.snapshot import Snapshot
 from tunery_operator.views.attempt import (
@@ -26,6 +26,7 @@ from tunery_operator.views.attempt import (
     SUCCEEDED,
     SUSPENDED,
     VANISHED,
+    Attempt,
     cause_of,
 )
 from tunery_operator.views.clock import format_time, parse_time
@@ -258,3 +259,15 @@ def _attempts(status: Mapping[str, Any]) -> Iterable[Sequence[Entry]]:
     for entry in status.get("attemptHistory") or ():
         found.setdefault(entry.get(_ATTEMPT, entry["uid"]), []).append(entry)
     return found.values()
+
+
+def ends_its_job(draft: Draft, attempt: Attempt, pod: PodView) -> bool:
+    """Tell whether no attempt follows one whose container has failed, though its Job ends some seconds later only."""
+    if pod.exit_code == ExitCode.USER_ERROR:
+        return True
+    retries = attempt.job.retries
+    if attempt.job.nodes > 1:
+        return attempt.failed_too_often
+    failed = [each for each in attempt.pods if each.phase == "Failed" or each.exit_code not in (None, 0)]
+    counted = [each for each in failed if how_it_ended(each, draft.snapshot, draft.conditions) not in PASSED_OVER]
+    return pod in counted and retries is not None and len(counted) > retries

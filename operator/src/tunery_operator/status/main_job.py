@@ -21,7 +21,7 @@ from tunery_operator.status.diagnosis import (
     pod_failure,
 )
 from tunery_operator.status.draft import Draft
-from tunery_operator.status.ledger import PASSED_OVER, last_end, same_end_twice
+from tunery_operator.status.ledger import PASSED_OVER, ends_its_job, last_end, same_end_twice
 from tunery_operator.status.phase import AT_WORK, FINISHING, HELD, NOT_REPORTING, OUT_OF_TIME, POD_STARTED, STOPPING
 from tunery_operator.status.queueing import check_queue, is_queued, release_quota
 from tunery_operator.status.reported_progress import is_downloading
@@ -61,7 +61,8 @@ def check_main_job(draft: Draft) -> bool:
         return True
     if job.failed_reason is not None:
         take_last_words(draft, attempt)
-        found, exit_code = job_failure(attempt, int(draft.fields.get("attempts") or 1), last_end(draft.fields))
+        attempts, platform = int(draft.fields.get("attempts") or 1), draft.snapshot.platform
+        found, exit_code = job_failure(attempt, attempts, platform, last_end(draft.fields))
         draft.fail(found, ended=_ended_at(attempt), exit_code=exit_code)
         return True
     take_checkpoint(draft, attempt.last)
@@ -91,7 +92,12 @@ def _ended_pod(attempt: Attempt) -> PodView | None:
 def _hopeless(draft: Draft, attempt: Attempt) -> Failure | None:
     """Return why another attempt would only meet the same end at the price of a GPU, or None."""
     pod = _ended_pod(attempt)
-    if pod is None or not pod.finished or how_it_ended(pod, draft.snapshot, draft.conditions) in PASSED_OVER:
+    return _met_again(draft, attempt, pod) if pod is not None and pod.finished else None
+
+
+def _met_again(draft: Draft, attempt: Attempt, pod: PodView) -> Failure | None:
+    """Return the end of a pod's container that another attempt would meet again, or None."""
+    if how_it_ended(pod, draft.snapshot, draft.conditions) in PASSED_OVER:
         return None
     found = pod_failure(pod)
     if found.reason == _HOPELESS:
@@ -100,8 +106,8 @@ def _hopeless(draft: Draft, attempt: Attempt) -> Failure | None:
     if found.reason == out_of_memory and same_end_twice(draft.fields, attempt.pods, out_of_memory.value):
         twice = failure(found.reason, f"{found.message}, for the second time in a row")
         return of_role(twice, attempt.job.role)
-    if attempt.job.retries is not None and attempt.failures > attempt.job.retries:
-        return job_failure(attempt, int(draft.fields.get("attempts") or 1))[0]
+    if attempt.job.nodes > 1 and attempt.failed_too_often:
+        return job_failure(attempt, int(draft.fields.get("attempts") or 1), draft.snapshot.platform)[0]
     return None
 
 
@@ -130,7 +136,7 @@ def show_pod(draft: Draft, attempt: Attempt) -> None:
     lost = next((each for each in going if is_node_lost(each, draft.snapshot.now)), None)
     if pod is not None and pod.exit_code == ExitCode.OK and job.nodes > 1 and lost is None:
         # The others are told to end, as the Job is complete with it, once all of them have.
-        _show_ended_pod(draft, pod)
+        _show_ended_pod(draft, attempt, pod)
     elif going:
         told = f"{len(going)} of {job.nodes} pods were told to end" if going[1:] else ""
         _show_stopping(draft, lost or going[0], told)
@@ -268,7 +274,7 @@ def _show_waiting(draft: Draft, attempt: Attempt) -> None:
         draft.show_obstacle(_with_the_end_before(draft, attempt, found))
         draft.conditions.set(_RUNNING, False, str(found.reason), found.message)
     elif pod is not None:
-        _show_ended_pod(draft, pod)
+        _show_ended_pod(draft, attempt, pod)
     elif attempt.running:
         draft.conditions.set(_RUNNING, False, "Starting", f"{attempt.running} of {job.nodes} pods run")
     else:
@@ -286,14 +292,14 @@ def _with_the_end_before(draft: Draft, attempt: Attempt, found: Failure) -> Fail
     )
 
 
-def _show_ended_pod(draft: Draft, pod: PodView) -> None:
+def _show_ended_pod(draft: Draft, attempt: Attempt, pod: PodView) -> None:
     # The container ends a moment before its pod does.
     if pod.phase == "Succeeded" or pod.exit_code == 0:
         draft.conditions.set(_RUNNING, False, FINISHING, f"pod {pod.name} has ended well")
         return
     number, found = draft.fields.get("attempts", 1), pod_failure(pod)
     number = number if pod.index is None else f"{number}, pod {pod.name},"
-    if pod.exit_code == ExitCode.USER_ERROR:
+    if ends_its_job(draft, attempt, pod) or _met_again(draft, attempt, pod) is not None:
         text = f"attempt {number} failed, and is not tried again: {found.reason}: {found.message}"
         _show_last_end(draft, f"{text}; Job {pod.job} ends" if pod.job else text)
         return

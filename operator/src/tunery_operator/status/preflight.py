@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Final
 
-from tunery_api.reasons import ExitCode, FailureReason
+from tunery_api.reasons import FailureReason
 from tunery_api.runspec import PreflightReport
 from tunery_api.status import ConditionType
 from tunery_operator.status.diagnosis import failure, job_failure, pod_failure
 from tunery_operator.status.draft import Draft
 from tunery_operator.status.health import planned, take_diagnosis
+from tunery_operator.status.ledger import ends_its_job
 from tunery_operator.status.messages import parse_report
 from tunery_operator.status.queueing import check_queue, is_queued
 from tunery_operator.status.report_needed import succeeded_pod
@@ -58,7 +59,7 @@ def _judge(draft: Draft) -> bool:
     if attempt.job.complete:
         return _check_report(draft, attempt)
     if attempt.job.failed_reason is not None:
-        found, exit_code = job_failure(attempt, max(1, len(attempt.pods)))
+        found, exit_code = job_failure(attempt, max(1, len(attempt.pods)), draft.snapshot.platform)
         report = parse_report(attempt.last.termination_message) if attempt.last is not None else None
         if report is not None:
             _take_over(draft, report)
@@ -129,21 +130,21 @@ def _show_progress(draft: Draft, attempt: Attempt) -> None:
     elif pod is not None and pod.running:
         draft.conditions.set(_PREFLIGHT, None, _AT_WORK, f"pod {pod.name} checks data, model and output")
     elif pod is not None and (pod.finished or pod.finished_at is not None):
-        _show_ended_pod(draft, pod, len(attempt.pods))
+        _show_ended_pod(draft, attempt, pod)
     elif is_queued(job):
         draft.conditions.set(_PREFLIGHT, None, "PreflightQueued", f"Job {job.name} waits in queue {job.queue}")
     else:
         draft.conditions.set(_PREFLIGHT, None, "PreflightStarting", f"Job {job.name} was created")
 
 
-def _show_ended_pod(draft: Draft, pod: PodView, attempts: int) -> None:
+def _show_ended_pod(draft: Draft, attempt: Attempt, pod: PodView) -> None:
     """Say how a pod ended whose Job has not: some seconds later, unless another attempt follows."""
     if pod.phase == "Succeeded" or pod.exit_code == 0:
         draft.conditions.set(_PREFLIGHT, None, _AT_WORK, f"pod {pod.name} has ended well")
         return
     found = pod_failure(pod)
-    last = pod.exit_code == ExitCode.USER_ERROR
-    text = f"attempt {attempts} of preflight failed{', and is not tried again' if last else ''}"
+    last = ends_its_job(draft, attempt, pod)
+    text = f"attempt {len(attempt.pods)} of preflight failed{', and is not tried again' if last else ''}"
     draft.conditions.set(
         _PREFLIGHT, None, _AT_WORK if last else "AttemptFailed", f"{text}: {found.reason}: {found.message}"
     )

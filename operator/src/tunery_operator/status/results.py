@@ -169,7 +169,7 @@ def _fail_without_result(draft: Draft, attempt: Attempt) -> None:
     reason: str = FailureReason.ADAPTER_MISSING
     text = f"Job {name} is complete and what its pod said is gone; nothing of it is published at the output"
     if report is not None and report.job.failed_reason is not None:
-        found, _ = job_failure(report, max(1, len(report.pods)))
+        found, _ = job_failure(report, max(1, len(report.pods)), draft.snapshot.platform)
         reason, text = found.reason, f"Job {name} is complete, but its result cannot be found: {found.message}"
     hint = "Look at the output's place: what was published there was removed or replaced; a retry publishes it again."
     draft.fail(failure(reason, text, hint), ended=attempt.job.ended_at)

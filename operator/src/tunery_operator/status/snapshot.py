@@ -12,7 +12,7 @@ from tunery_api.kinds import KINDS, Kind, KindDefinition, Running
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import TrainerStatus
 from tunery_operator.plan.inputs import Input
-from tunery_operator.plan.placing import SAYS_NOTHING, PlatformSays
+from tunery_operator.plan.platform_says import SAYS_NOTHING, PlatformSays
 from tunery_operator.status.phase import WAITING_FOR_PREDECESSOR
 from tunery_operator.status.search import Search
 from tunery_operator.views.attempt import Attempt

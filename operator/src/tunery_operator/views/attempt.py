@@ -117,6 +117,11 @@ class Attempt:
             seen.add(pod.index)
         return len({bisect_right(begun, ended) for ended in self._failed_at()})
 
+    @property
+    def failed_too_often(self) -> bool:
+        """Tell whether pods that work together have failed as attempts more often than they are tried again."""
+        return self.job.retries is not None and self.failures > self.job.retries
+
     def _failed_at(self) -> Iterator[datetime]:
         """Yield when pods failed: before the next of the same number was made, whatever their nodes' clocks say."""
         next_made: dict[int | None, datetime] = {}

@@ -59,6 +59,9 @@ class JobView:
     """Pods that have not ended, as the Job controller counts them."""
     succeeded: int
     failed: int
+    retries: int | None
+    """How many attempts may fail, and another follows; None: it does not say. The Job controller ends a Job of one pod
+    by it; of several, where it counts pods, the operator does."""
     complete: bool
     failed_reason: str | None
     """The reason of the Failed condition; None while there is none."""
@@ -69,8 +72,6 @@ class JobView:
     """Its verdict was taken over."""
     nodes: int = 1
     """Pods that work together, each with a number; 1: it has one, without."""
-    retries: int | None = None
-    """How often those that work together may fail and be tried again; None: the Job controller counts it."""
 
     @property
     def finished(self) -> bool:
@@ -106,13 +107,13 @@ def parse_job(body: Mapping[str, Any]) -> JobView:
         active=int(status.get("active") or 0),
         succeeded=int(status.get("succeeded") or 0),
         failed=int(status.get("failed") or 0),
+        retries=spec.get("backoffLimitPerIndex", spec.get("backoffLimit")),
         complete="Complete" in true,
         failed_reason=failed.get("reason") or "Unknown" if failed else None,
         failed_message=failed.get("message") or "" if failed else "",
         ended_at=parse_time(status.get("completionTime")) or parse_time(last_word.get("lastTransitionTime")),
         done=labels.get(DONE_LABEL) == "true",
         nodes=int(spec.get("completions") or 1) if spec.get("completionMode") == "Indexed" else 1,
-        retries=spec.get("backoffLimitPerIndex"),
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
 
+import torch
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.tuners_utils import check_target_module_exists
 from safetensors import SafetensorError
@@ -48,6 +49,8 @@ _KINDS: Final = {
     Method.IA3: ("IA3", False),
 }
 """PEFT's type, and whether it is DoRA; AdaLoRA cannot be continued."""
+_NAMES: Final = {"ADALORA": Method.ADALORA.value}
+"""What the API calls PEFT's types of the others."""
 _NOT_TRAINED_ON: Final = ("lora_bias", "trainable_token_indices", *VARIANTS)
 """Fields of a configuration that would be lost as the adapter is trained on."""
 _NARROWED: Final = ("exclude_modules", "layers_to_transform", "layers_pattern")
@@ -101,9 +104,10 @@ def attach_published(model: PreTrainedModel, resolved: RunSettings, start: Metho
     adapted = attach(model, resolved, start)
     try:
         weights = load_file(folder / WEIGHTS_FILE)
+        _check_shapes(weights, _own_shapes(adapted, resolved))
         result = set_peft_model_state_dict(adapted, weights)
     except (OSError, SafetensorError, RuntimeError, KeyError) as error:
-        raise _corrupt(f"{WEIGHTS_FILE} does not fit {CONFIG_FILE}: {error}") from error
+        raise _corrupt(f"{WEIGHTS_FILE} does not fit {CONFIG_FILE}: {first_line(error)}") from error
     # PEFT loads a prompt by its own way, and then calls it unexpected.
     prompt = resolved.method in PROMPT_LEARNING and set(weights) == {"prompt_embeddings"}
     own = {name for name, parameter in adapted.named_parameters() if parameter.requires_grad}
@@ -149,6 +153,13 @@ def check_fits(
         raise _corrupt(lacking(missing), _AS_SAVED)
 
 
+def _check_shapes(weights: Mapping[str, torch.Tensor], wanted: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise AdapterCorrupt naming the first tensor that has not the shape of its configuration, as a merge does."""
+    for name, tensor in weights.items():
+        if name in wanted and tuple(tensor.shape) != wanted[name]:
+            raise _corrupt(other_rank(name, tensor.shape, wanted[name]) or misfit(name, tensor.shape, wanted[name]))
+
+
 def _own_shapes(adapted: PeftModel, resolved: RunSettings) -> dict[str, tuple[int, ...]]:
     """Return the shapes of what PEFT saves of an adapter, by the names that it saves them under."""
     if resolved.method in PROMPT_LEARNING:
@@ -175,7 +186,8 @@ def _check_kind(resolved: RunSettings, config: Mapping[str, Any]) -> None:
         return
     fitting = [method.value for method, kind in _KINDS.items() if kind == found]
     advice = f"use method: {' or '.join(fitting)}" if fitting else "such an adapter cannot be trained on"
-    raise _disagree("method", f"is {resolved.method}, but the adapter of continueFrom is {found[0]}; {advice}")
+    theirs = fitting[0] if fitting else _NAMES.get(str(found[0]), found[0])
+    raise _disagree("method", f"is {resolved.method}, but the adapter of continueFrom is {theirs}; {advice}")
 
 
 def _check_variant(config: Mapping[str, Any]) -> None:
@@ -254,10 +266,10 @@ def _inherit_numbers(resolved: RunSettings, adapter: AdapterSettings, config: Ma
     return replace(
         adapter,
         rank=_agree(resolved, "lora.rank", adapter.rank, config.get("r", LoraConfig.r)),
-        alpha=_agree(resolved, "lora.alpha", adapter.alpha, config.get("lora_alpha", LoraConfig.lora_alpha)),
+        alpha=_number(_agree(resolved, "lora.alpha", adapter.alpha, config.get("lora_alpha", LoraConfig.lora_alpha))),
         use_rslora=_agree(resolved, "lora.useRslora", adapter.use_rslora, bool(config.get("use_rslora"))),
         rank_pattern=config.get("rank_pattern") or {},
-        alpha_pattern=config.get("alpha_pattern") or {},
+        alpha_pattern={name: _number(alpha) for name, alpha in (config.get("alpha_pattern") or {}).items()},
     )
 
 
@@ -284,6 +296,11 @@ def _agree(resolved: RunSettings, field: str, ours: Any, theirs: Any) -> Any:
     if _from_manifest(resolved, field) and ours != theirs:
         raise _differs(field, ours, theirs)
     return theirs
+
+
+def _number(alpha: float) -> float:
+    """Return a whole number as one, as a manifest and a checkpoint have it; 8.5 stays 8.5."""
+    return int(alpha) if alpha == int(alpha) else alpha
 
 
 def _from_manifest(resolved: RunSettings, field: str) -> bool:

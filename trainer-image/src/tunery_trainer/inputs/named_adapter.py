@@ -19,6 +19,7 @@ from tunery_common.errors import TuneryError
 from tunery_common.inputs.fetch import check_disk, open_hub
 from tunery_common.inputs.headers import Tensor
 from tunery_common.inputs.location import Location
+from tunery_common.inputs.misfit import without_scale
 from tunery_common.storage import LocalStore, ObjectMissing, StorePath
 from tunery_common.storage.base import check_key
 from tunery_common.storage.published_folder import (
@@ -34,6 +35,14 @@ from tunery_trainer.inputs.plain_folder import parse_config, read_config, read_h
 from tunery_trainer.inputs.workspace import Workspace
 
 _MOVED: Final = "Put back what was there and retry; or retry as it is: then what is there now is taken."
+_PUBLISH: Final = (
+    "Have the job that made it publish it again, and retry; or remove manifest.json, and the adapter is taken as one "
+    "made elsewhere; or name another, in a new job."
+)
+_SCALE: Final = (
+    "Save it with the alpha that it was trained with, by PEFT's save_pretrained, put that there, and retry; or name "
+    "another adapter, in a new job."
+)
 Files = dict[str, FileRecord]
 
 
@@ -200,9 +209,13 @@ def _open(work: Workspace, wanted: Wanted) -> NamedAdapter:
     expected = wanted.resolved.manifest_sha256
     published = read_manifest(place.at, expected) if expected else find_manifest(place.at)
     if published is not None:
-        return NamedAdapter(wanted, place, *_config_of(place.at, wanted.field), published)
+        content, config = _config_of(place.at, wanted.field)
+        _check_listed(place.at, published)
+        _check_scale(place.at, config)
+        return NamedAdapter(wanted, place, content, config, published)
     content = read_config(place.at)
     config, tensors = parse_config(place.at, content), read_header(place.at)
+    _check_scale(place.at, config)
     if place.copy is None:
         entry = place.at.store.head(place.at.key(WEIGHTS_FILE))
         _check_disk(work, wanted, entry.size if entry else 0)
@@ -221,6 +234,22 @@ def _config_of(place: StorePath, field: str) -> tuple[bytes, dict[str, Any]]:
     if not isinstance(config, dict):
         raise TuneryError(FailureReason.ADAPTER_CORRUPT, f"{field}: {CONFIG_FILE} is not a JSON object")
     return content, config
+
+
+def _check_listed(place: StorePath, published: PublishedManifest) -> None:
+    """Raise AdapterMissing where a manifest vouches for no adapter: only what it lists is brought."""
+    missing = next((name for name in (CONFIG_FILE, WEIGHTS_FILE) if name not in published.manifest.files), None)
+    if missing is not None:
+        message = f"{place.uri}: {MANIFEST_NAME} does not list {missing}, so it vouches for no adapter"
+        raise TuneryError(FailureReason.ADAPTER_MISSING, message, _PUBLISH)
+
+
+def _check_scale(place: StorePath, config: Mapping[str, Any]) -> None:
+    """Raise AdapterCorrupt where alpha leaves nothing of the adapter, or turns it round."""
+    odd = without_scale(config)
+    if odd is not None:
+        message = f"{place.uri}: {CONFIG_FILE}: {odd}"
+        raise TuneryError(FailureReason.ADAPTER_CORRUPT, message, _SCALE)
 
 
 def _place_of(work: Workspace, wanted: Wanted) -> _Place:

@@ -49,6 +49,9 @@ _ALWAYS: Final = {
     "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING": "false",
 }
 
+_OF_LAUNCHERS: Final = ("ACCELERATE_", "OMPI_COMM_WORLD_", "PMI_", "MV2_COMM_WORLD_", "MPI_LOCAL")
+"""What begins so is for processes that train together, as `mpirun`, `srun` and `accelerate launch` set it."""
+
 _MAX_LINE: Final = 16 * 1024
 """Bytes of one log record, its trace included."""
 _QUOTA_AND_PERIOD: Final = (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"))
@@ -71,6 +74,8 @@ def prepare_environment(work_dir: Path, gpus: int, processes: int = 1) -> None:
         path.mkdir(parents=True, exist_ok=True)
         os.environ[variable] = str(path)
     be_quiet()
+    for variable in [name for name in os.environ if name.startswith(_OF_LAUNCHERS)]:
+        del os.environ[variable]  # the libraries would take this process for one of several, and wait for the others
     threads = str(max(1, cpu_limit() // processes))
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"):
         os.environ.setdefault(variable, threads)

@@ -27,8 +27,24 @@ if TYPE_CHECKING:
 
 ROWS: Final = "training.batchSize × gradientAccumulation"
 """The rows of an optimizer step, which a checkpoint fixes; how they are split into passes it does not."""
+
+
+class _Lora(LoraSpec):
+    """What a run had, which may be of an adapter made elsewhere: without the bounds of a manifest.
+
+    PEFT takes an alpha that is no whole number, and it is kept exactly as it was: scaling is alpha / rank.
+    """
+
+    rank: int | None = None
+    alpha: int | float | None = None  # type: ignore[assignment]  # wider than what a manifest may say
+    target_modules: list[str] | None = None
+    modules_to_save: list[str] | None = None
+    rank_pattern: dict[str, int] | None = None
+    alpha_pattern: dict[str, int | float] | None = None  # type: ignore[assignment]
+
+
 _BLOCKS: Final[dict[str, type[ApiModel]]] = {
-    "lora": LoraSpec,
+    "lora": _Lora,
     "adalora": AdaLoraSpec,
     "promptTuning": PromptTuningSpec,
     "prefixTuning": PrefixTuningSpec,

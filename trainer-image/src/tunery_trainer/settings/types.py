@@ -104,7 +104,8 @@ class AdapterSettings:
 
     rank: int
     """0 for IA3, prompt and prefix tuning; AdaLoRA's average at the end."""
-    alpha: int
+    alpha: float
+    """A whole number, but where an adapter made elsewhere is trained on."""
     dropout: float
     target_modules: tuple[str, ...] | None
     """Names, or one word; None: IA3's own choice, or a method without target modules."""
@@ -112,7 +113,7 @@ class AdapterSettings:
     init: LoraInit = LoraInit.DEFAULT
     modules_to_save: tuple[str, ...] = ()
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
-    alpha_pattern: Mapping[str, int] = field(default_factory=dict)
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

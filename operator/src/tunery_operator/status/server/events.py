@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
+from tunery_api.reasons import advice_for
 from tunery_api.scrub import scrub
 from tunery_api.serverstatus import AdapterState, ServerCondition
 from tunery_operator.status.server.access import said_besides
@@ -35,7 +36,7 @@ def _of_adapters(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Tol
     # Of a list that is cut nobody can say what is new in it, and what has left it.
     whole_before, whole_after = _is_whole(old, before), _is_whole(new, after)
     known = [name for name in after if whole_before or name in before]
-    served = [name for name in known if _serves(after[name]) and _version(after[name]) != _version(before.get(name))]
+    served = [name for name in known if _is_news(before.get(name), after[name])]
     if served:
         yield ADAPTER_SERVED, f"served on every ready replica: {names([_titled(after[n]) for n in served])}", False
     yield from _failures(before, after, known)
@@ -47,11 +48,11 @@ def _of_adapters(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Tol
 
 
 def _failures(before: Entries, after: Entries, known: Sequence[str]) -> Iterator[Told]:
-    """Yield one event for each reason that adapters have now and had not before."""
+    """Yield one event for each reason that adapters have now and had not before, or of another cause."""
     by_reason: dict[str, list[str]] = defaultdict(list)
     for name in known:
         reason = _trouble(after[name])
-        if reason is not None and reason != _trouble(before.get(name, {})):
+        if reason is not None and _cause(after[name]) != _cause(before.get(name, {})):
             by_reason[reason].append(name)
     for reason, affected in sorted(by_reason.items()):
         first = after[affected[0]]
@@ -103,6 +104,20 @@ def _version(entry: Mapping[str, Any] | None) -> Any:
 def _trouble(entry: Mapping[str, Any]) -> str | None:
     reason: str | None = entry.get("reason")
     return reason
+
+
+def _cause(entry: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return what stands in an adapter's way: of what may pass by itself the reason alone, as its words change."""
+    reason = _trouble(entry)
+    return (reason,) if reason is None or advice_for(reason).retryable else (reason, entry.get("message"))
+
+
+def _is_news(before: Mapping[str, Any] | None, after: Mapping[str, Any]) -> bool:
+    """Tell whether a version is served now that was not before, or that nothing stands in the way of any more."""
+    if not _serves(after):
+        return False
+    mended = _trouble(before or {}) is not None and _trouble(after) is None and not after.get("wantedSha256")
+    return mended or _version(after) != _version(before)
 
 
 def _titled(entry: Mapping[str, Any]) -> str:

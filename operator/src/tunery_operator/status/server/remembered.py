@@ -12,11 +12,17 @@ from tunery_api.serving import ReplicaState, ReportedAdapter
 from tunery_operator.plan.resolution import Resolution
 
 
-def remembered(pod: str, before: Mapping[str, Any], resolution: Resolution | None) -> ReplicaState | None:
-    """Return what the status says of a replica; None where it does not know it."""
+def remembered(
+    pod: str, before: Mapping[str, Any], resolution: Resolution | None, *, ready: bool
+) -> ReplicaState | None:
+    """Return what the status says of a replica; None where it does not know it.
+
+    Of one that gets no requests only what it could not load: else that would be told again as it reports.
+    """
     entry = _entry(pod, before)
-    if not entry.get("ready") or entry.get("served") is None:
-        return None
+    if not ready or not entry.get("ready") or entry.get("served") is None:
+        failed = [item for item in _adapters(pod, before, resolution) if item.state is AdapterState.FAILED]
+        return ReplicaState(engine_ready=False, adapters=failed) if entry and failed else None
     return ReplicaState(
         engine_ready=bool(entry.get("ready")),
         engine_version=entry.get("engineVersion"),

@@ -89,12 +89,13 @@ def _replica(
     left = (last + SILENCE - now).total_seconds()
     silent = pod.ready and left < 0
     state, loaded = heard.state if heard is not None else None, None
-    if state is None and pod.ready and not silent:
-        state, loaded = remembered(pod.name, before, snapshot.resolution), loaded_before(pod.name, before)
+    if state is None and not silent:
+        state = remembered(pod.name, before, snapshot.resolution, ready=pod.ready)
+        loaded = loaded_before(pod.name, before)
     awaited = _awaited(pod, snapshot.pods, now)
     warning = _fresh(snapshot.warnings.get(pod.uid, ()), now)
     found = None if awaited is not None else pod_obstacle(pod, warning, beside_others=others)
-    obstacle = found and named(found, snapshot.says, job=False)
+    obstacle = found and named(found, snapshot.says)
     return Replica(
         pod,
         state,

@@ -9,7 +9,7 @@ from datetime import datetime
 from tunery_api.adapterserver import AdapterServerSpec
 from tunery_api.errors import FieldError
 from tunery_api.serving import ReplicaState
-from tunery_operator.plan.placing import Value
+from tunery_operator.plan.platform_says import Value
 from tunery_operator.plan.resolution import Resolution
 from tunery_operator.status.snapshot import Refusal
 from tunery_operator.views.attempt import ClusterWarning

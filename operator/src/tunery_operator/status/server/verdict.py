@@ -55,7 +55,7 @@ def _hindrances(snapshot: ServerSnapshot, replicas: Sequence[Replica]) -> Iterat
     if snapshot.refusal is not None:
         yield failure(snapshot.refusal.reason, snapshot.refusal.message, snapshot.refusal.hint)
     if snapshot.deployment is not None and snapshot.deployment.failure is not None:
-        yield named(refused_pods(snapshot.deployment.failure), snapshot.says, job=False)
+        yield named(refused_pods(snapshot.deployment.failure), snapshot.says)
     yield from obstacles(replicas)
     if sum(replica.ready for replica in replicas) < snapshot.replicas:
         yield from filter(None, [eviction(snapshot.pods)])

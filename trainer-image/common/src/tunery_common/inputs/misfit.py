@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Collection, Sequence
-from typing import Final
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Final
 
 from tunery_api.manifest import CONFIG_FILE, WEIGHTS_FILE
 
@@ -49,6 +50,25 @@ def untold(name: str, modules: Collection[str]) -> str | None:
     if not any(".".join(parts[:length]) in modules for length in range(1, len(parts))):
         return None
     return f"{name[:300]}: adapter_config.json says nothing of it on this module of the base"
+
+
+def without_scale(config: Mapping[str, Any]) -> str | None:
+    """Return what is wrong where alpha, of LoRA or of one of its modules, is not above 0: `lora_alpha: …`; or None.
+
+    PEFT takes any number. With 0 nothing of the adapter counts, and nothing would be learned; with less than 0 it does
+    the opposite of what it was trained to.
+    """
+    if config.get("peft_type") != "LORA":  # AdaLoRA's is its rank where it is not above 0
+        return None
+    patterns = config.get("alpha_pattern")
+    alphas = {"lora_alpha": config.get("lora_alpha", 8)}
+    alphas |= {f"alpha_pattern.{name[:100]}": value for name, value in (patterns or {}).items()}
+    for field, alpha in alphas.items():
+        if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha < math.inf:
+            return (
+                f"{field}: is {str(alpha)[:32]}, and must be above 0: all that the adapter changes is multiplied by it"
+            )
+    return None
 
 
 def shape_text(shape: Sequence[int]) -> str:

@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 import boto3
+import botocore.session
 from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from botocore.credentials import RefreshableCredentials
+from botocore.exceptions import BotoCoreError
 
 from tunery_api.reasons import FailureReason
 from tunery_api.scrub import register_secret
-from tunery_common.errors import TuneryError
+from tunery_common.errors import TuneryError, first_line
 from tunery_common.storage.asker import check_waited_for
 from tunery_common.storage.bodies import refuse_cut
 from tunery_common.storage.credentials import Credentials
@@ -31,6 +33,10 @@ _PART_BYTES: Final = 16 << 20
 _WRITES: Final = ("PutObject", "CreateMultipartUpload", "CopyObject")
 """What begins an object; the parts of an upload are encrypted as that was told to be."""
 _MAX_PARTS: Final = 9_000
+_CONFIGURATION: Final = (
+    "Say in AWS_PROFILE a profile that is there (aws configure list-profiles shows them), and mend AWS's own files "
+    "where they are broken; or leave AWS_PROFILE and AWS_CONFIG_FILE out of the environment."
+)
 
 
 @dataclass(frozen=True)
@@ -68,16 +74,14 @@ def make_client(credentials: Credentials, field: str, patience: Patience | None 
         max_pool_connections=32,
         tcp_keepalive=True,
     )
-    session = boto3.Session(
-        aws_access_key_id=credentials.get("AWS_ACCESS_KEY_ID"),
-        aws_secret_access_key=credentials.get("AWS_SECRET_ACCESS_KEY"),
-        aws_session_token=credentials.get("AWS_SESSION_TOKEN"),
-        region_name=credentials.get("AWS_REGION") or credentials.get("AWS_DEFAULT_REGION") or "us-east-1",
-    )
-    _remember(session)
     encryption = encryption_of(credentials, field)
     try:
-        client = session.client("s3", endpoint_url=endpoint, config=config, verify=credentials.ca_bundle)
+        session = _session(credentials)
+        region = _region(credentials, session, endpoint)
+        client = session.client("s3", region, endpoint_url=endpoint, config=config, verify=credentials.ca_bundle)
+    except BotoCoreError as error:
+        message = f"{field}: no AWS credentials were found in {credentials.source}: {first_line(error)}"
+        raise TuneryError(FailureReason.STORAGE_ACCESS_DENIED, message, _CONFIGURATION) from error
     except ValueError as error:
         message = f"{field}: AWS_ENDPOINT_URL in {credentials.source} is not a URL"
         raise TuneryError(FailureReason.INVALID_SPEC, message) from error
@@ -85,6 +89,26 @@ def make_client(credentials: Credentials, field: str, patience: Patience | None 
     for operation in _WRITES if encryption else ():
         client.meta.events.register(f"provide-client-params.s3.{operation}", functools.partial(_ask_for, encryption))
     return client
+
+
+def _session(credentials: Credentials) -> boto3.Session:
+    """Return a session; raises BotoCoreError where a profile is not there, or AWS's own files are broken."""
+    none: dict[str, Any] = {"profile": (None, [], None, None)}  # and no variable that names one
+    session = boto3.Session(
+        aws_access_key_id=credentials.get("AWS_ACCESS_KEY_ID"),
+        aws_secret_access_key=credentials.get("AWS_SECRET_ACCESS_KEY"),
+        aws_session_token=credentials.get("AWS_SESSION_TOKEN"),
+        # Of a Secret all is known: a profile that AWS_PROFILE names has no part in it.
+        botocore_session=None if credentials.folder is None else botocore.session.Session(session_vars=none),
+    )
+    _remember(session)
+    return session
+
+
+def _region(credentials: Credentials, session: boto3.Session, endpoint: str | None) -> str:
+    """Return the region that is said, else the profile's, which is one of AWS and of no other server."""
+    said = credentials.get("AWS_REGION") or credentials.get("AWS_DEFAULT_REGION")
+    return said or (None if endpoint else session.region_name) or "us-east-1"
 
 
 def _ask_for(encryption: Mapping[str, str | bool], params: dict[str, Any], **_: object) -> None:

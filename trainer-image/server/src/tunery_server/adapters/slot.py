@@ -116,6 +116,12 @@ class Slot:
     """When its task began."""
     said: str | None = field(default=None, repr=False)
     """What the log said last of why it is not served."""
+    warned: list[float] = field(default_factory=list, repr=False)
+    """When the log said such a thing lately."""
+    aloud: bool = field(default=False, repr=False)
+    """Whether it has said what it said last, and not left it out as it had said enough."""
+    left_out: int = field(default=0, repr=False)
+    """Lines that were left out since."""
     told: tuple[str, ...] | None = field(default=None, repr=False)
     """What the routes were told."""
     _report: tuple[object, ReportedAdapter] | None = field(default=None, repr=False)

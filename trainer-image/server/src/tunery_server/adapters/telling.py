@@ -8,6 +8,7 @@ from typing import Final
 from tunery_api.reasons import FailureReason
 from tunery_api.serving import OLDEST_ENGINE
 from tunery_server.adapters.residents import Residents
+from tunery_server.adapters.saying import say_mended
 from tunery_server.adapters.slot import Slot
 from tunery_server.adapters.waking import LOADING
 from tunery_server.routes import Routes
@@ -24,7 +25,11 @@ class Teller:
         self._clock = clock
 
     def tell(self, slot: Slot) -> None:
-        """Say that a slot is loaded for whoever asks, or why it is not; what is said already is not said again."""
+        """Say that a slot is loaded for whoever asks, or why it is not; what is said already is not said again.
+
+        Of one that is served the log is told where nothing stands in its way any more.
+        """
+        say_mended(slot)
         name, cold = slot.item.name, slot.cold
         if slot.served is not None:
             slot.told = None

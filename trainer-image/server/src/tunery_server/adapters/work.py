@@ -26,7 +26,7 @@ from tunery_server.adapters.fits import Fit, ServedBase, check_fit
 from tunery_server.adapters.places import Places
 from tunery_server.adapters.poison import Breaker
 from tunery_server.adapters.residents import Residents
-from tunery_server.adapters.saying import say_served
+from tunery_server.adapters.saying import say_served, say_stranger
 from tunery_server.adapters.slot import LOOK_SECONDS, Served, Slot
 from tunery_server.routes import Routes
 from tunery_server.threads import in_thread
@@ -248,7 +248,8 @@ class Worker:
                 raise Later
             await tools.residents.ensure(name, content)
         if not self._current(slot):
-            raise Later  # a stranger now
+            say_stranger(name)
+            raise Later
         before, slot.served = slot.served, Served(content.sha256, name, fit, content.size)
         slot.kept, slot.ready_to_load, slot.cold = content.sha256, False, None
         tools.routes.serve(item.name, name, content.sha256)
