@@ -145,8 +145,8 @@ ADVICE: Final[dict[FailureReason, Advice]] = {
     ),
     _R.PEER_LOST: Advice(
         True,
-        "Look at the pod that is named: why it has ended or could not begin is said there. The next attempt goes on "
-        "from the last checkpoint.",
+        "Look at the pod that is named: why it has ended or could not begin is said there, and at what stands between "
+        "the pods of the job: they reach each other by TCP.",
     ),
     _R.OUT_OF_MEMORY: Advice(
         True,
