@@ -219,6 +219,14 @@ def test_variables_that_our_programs_need_are_refused_each_with_the_reason(helm:
         assert set(lines) == set(NEEDED)
 
 
+def test_gpus_are_what_a_manifest_asks_for(helm: Helm) -> None:
+    asked = {"rdma/hca_shared": "1", "nvidia.com/gpu": "2", "nvidia.com/mig-1g.5gb": "1"}
+    complaint = told(helm, {"trainer.distributed": {"resources": asked}})
+    for name in list(asked)[1:]:
+        assert f"trainer.distributed.resources: {name}: leave it out: resources.gpus of a manifest" in complaint
+    assert "rdma" not in complaint
+
+
 @pytest.mark.parametrize("name", ["PATH", "PYTHONPATH", "PYTHONHOME"])
 def test_the_operators_programs_are_found_too(helm: Helm, name: str) -> None:
     assert f"operator.extraEnv: {name}: leave it out" in told(

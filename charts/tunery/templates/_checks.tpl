@@ -55,6 +55,11 @@ test.namespace: {{ quote .Values.test.namespace }} is none of watchNamespaces, a
 {{- end }}
 {{- end }}
 {{- end }}
+{{- range $name := keys (get (.Values.trainer.distributed | default dict) "resources" | default dict) | sortAlpha }}
+{{- if regexMatch "/(gpu|mig-.*|.*\\.shared)$" $name }}
+trainer.distributed.resources: {{ $name }}: leave it out: resources.gpus of a manifest says how many GPUs a pod has
+{{- end }}
+{{- end }}
 {{- range .Values.operator.extraEnv }}
 {{- if has .name $programs }}
 operator.extraEnv: {{ .name }}: leave it out: the image says where its programs are

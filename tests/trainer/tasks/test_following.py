@@ -114,6 +114,14 @@ def test_a_process_that_ends_after_training_disturbs_nobody(tmp_path: Path) -> N
     assert ends.errors == []
 
 
+def test_a_checkpoint_on_its_way_is_stored_before_a_process_that_hangs_is_ended() -> None:
+    ends, told = Ends(), []
+    ends.causes.store = lambda: told.append("stored")
+    ends.left = lambda: told.append("ended")
+    ends.causes.lost(DIVERGED)
+    assert told == ["stored", "ended"]
+
+
 def test_an_echo_is_told_as_what_is_known_of_who_is_gone() -> None:
     ends, lost = Ends(), PeerLost("node 1 of 2 is gone")
     ends.causes.known(DIVERGED)

@@ -34,9 +34,9 @@ from tunery_operator.views.clock import format_time
 _NEW_JOB: Final = re.compile(r"\bin a new (?:job|sweep)\b")
 """So ends the hint of whoever knows that no change outside of the spec mends it."""
 _RETRY: Final = "retry"
+"""Stands in the hint of whoever knows that one does, whatever else may be done in a new job."""
 _PLACE: Final = re.compile(r"\S+://\S+")
 """Where something lies: what a job is called says nothing of whether it can be tried again."""
-"""Stands in the hint of whoever knows that one does, whatever else may be done in a new job."""
 
 _GOES_ON: Final = frozenset(
     {

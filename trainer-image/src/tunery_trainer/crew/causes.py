@@ -48,6 +48,8 @@ class Causes:
         self._condition = threading.Condition()
         self._cause: TuneryError | None = None
         self._lost: TuneryError | None = None
+        self.store: Callable[[], object] = lambda: None
+        """Stores what is on its way, before this process is ended; it takes its time, and then gives up."""
         self.over = False
         """Nobody has to be there any more; set it by `settle` where another thread may be about to end this process."""
 
@@ -70,6 +72,7 @@ class Causes:
         time.sleep(CAUSE_SECONDS)
         with self._condition:
             if not self.over:
+                self.store()
                 self._leave(self._cause or self._lost or error)
 
     def settle(self) -> None:

@@ -7,6 +7,7 @@ import pickle
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -27,7 +28,7 @@ from tunery_trainer.process.signals import StopRequested, StopSignal
 from tunery_trainer.reporting.kept_curves import KeptCurves
 from tunery_trainer.reporting.progress import ProgressReporter
 from tunery_trainer.reporting.trackers import Tracker
-from tunery_trainer.resuming.checkpoints import CheckpointUploader
+from tunery_trainer.resuming.checkpoints import CLOSE_SECONDS, CheckpointUploader
 from tunery_trainer.resuming.resume import Resumed
 from tunery_trainer.tasks.ready import Ready
 
@@ -104,6 +105,8 @@ class Leading:
         if self.place.world == 1:
             yield
             return
+        if uploader is not None:
+            self._crew.causes.store = partial(uploader.close, CLOSE_SECONDS)
         with blamed(self._crew.causes):
             yield
         self._crew.causes.settle()  # what is left this one does alone

@@ -19,8 +19,9 @@ from tunery_trainer.process.place import Place
 
 T = TypeVar("T")
 
-_PATIENCE: Final = timedelta(minutes=30)
-"""How long a process waits for another one in a collective: one may load for longer than the others."""
+_PATIENCE: Final = timedelta(hours=2)
+"""How long a process waits for another one in a collective: one may load, quantise or read a base for longer than the
+others. One that is gone is told of by its parent or its connection, in seconds (crew)."""
 
 
 Packed = tuple[list[torch.nn.Parameter], torch.Tensor]
