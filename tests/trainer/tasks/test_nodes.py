@@ -90,7 +90,7 @@ def undisturbed() -> dict[tuple[int, int], dict[str, str]]:
     return {}
 
 
-@pytest.mark.parametrize("name", long_but(CASES, "the other node is killed", "one of two devices is killed"))
+@pytest.mark.parametrize("name", long_but(CASES, "the other node is killed"))
 def test_a_run_that_loses_a_process_goes_on_to_the_same_adapter(
     name: str,
     tmp_path: Path,
