@@ -25,7 +25,7 @@ from tunery_common.errors import TuneryError
 from tunery_common.storage.authorities import trust_platform
 from tunery_common.termination import failed_message, write_termination
 from tunery_trainer import STOPPED_RUN_ENV
-from tunery_trainer.commands import OTHER_IMAGE, parse, version
+from tunery_trainer.commands import FOLLOW, OTHER_IMAGE, parse, version
 from tunery_trainer.process.environment import outlive_readers
 from tunery_trainer.process.failures import explain, explain_here, show, to_failure
 from tunery_trainer.process.signals import GOES_ON, SWEEP_GOES_ON, StopRequested, StopSignal
@@ -59,7 +59,7 @@ def _run(arguments: Sequence[str], stop: StopSignal) -> int:
         return _estimate(options)
     if options.command == "check":
         return _check(options)
-    if options.command == "follow":
+    if options.command == FOLLOW:
         return follow(options.path, options.folder, stop)
     return _run_container(Task(options.command), Path(options.path), stop)
 

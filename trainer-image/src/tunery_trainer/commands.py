@@ -19,6 +19,8 @@ from tunery_common.errors import TuneryError
 
 OTHER_IMAGE: Final = "the trainer image of the operator's version (trainer.image of the chart)."
 """What to use for what is not known here."""
+FOLLOW: Final = "follow"
+"""The trainer's own: what it starts its other processes with. Nobody is told of it."""
 _LEAST_MEMORY: Final = 2**20
 _INVALID_CHOICE: Final = re.compile(r"argument COMMAND: invalid choice: '(?P<word>.*)' \(choose from (?P<known>.*)\)")
 """What argparse says of a command that it does not know."""
@@ -55,7 +57,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
             "check", help="say what is in a data set, or what a LoRASweep would search, without a cluster"
         )
     )
-    follow = commands.add_parser("follow")  # of the trainer itself: a process for each further device
+    follow = commands.add_parser(FOLLOW)
     follow.add_argument("path", type=Path)
     follow.add_argument("folder", type=Path)
     first = next(iter(arguments), "").partition("=")[0]
@@ -136,7 +138,7 @@ class _Parser(argparse.ArgumentParser):
         choice = _INVALID_CHOICE.match(message)
         hint = " ".join(self.format_usage().split())
         if choice is not None:
-            known = re.findall(r"[\w-]+", choice["known"])
+            known = [word for word in re.findall(r"[\w-]+", choice["known"]) if word != FOLLOW]
             close = near(choice["word"], known)
             message = f"there is no command {choice['word']}{close}"
             hint = f"The commands are {', '.join(known)}; {self.prog} --help tells of each."

@@ -43,6 +43,8 @@ _USUAL: Final[Mapping[FailureReason, str]] = {
     _R.OUT_OF_MEMORY: "End what else takes memory on this machine, lower training.maxLength or training.batchSize, or "
     f"use method: QLoRA, {_AGAIN}.",
     _R.KILLED: "Look for what ends processes on this machine, and run it again: it goes on from the newest checkpoint.",
+    _R.PEER_LOST: "Look at what was printed of the process that is named, and run it again: it goes on from the newest "
+    "checkpoint.",
     _R.DISK_FULL: f"Free some of the disk, or name a folder on another with --work-dir, {_AGAIN}.",
     _R.LOSS_DIVERGED: "Lower training.learningRate or raise training.warmup in the manifest, look at the data, "
     f"{_AGAIN}.",
