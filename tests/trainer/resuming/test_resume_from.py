@@ -145,7 +145,7 @@ def test_steps_and_passes_are_those_that_were_taken_not_those_that_were_logged(
     case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each of 3 passes over 108 rows takes 6 steps of 16 rows and one of 12; logged are the steps 5, 10, 15 and 20."""
-    monkeypatch.setattr("tunery_trainer.training.trl_trainer._LOGGED_POINTS", 4)
+    monkeypatch.setattr("tunery_trainer.training.trl_config._LOGGED_POINTS", 4)
     asked = EXACT | {"maxSteps": None, "epochs": "3", "batchSize": 16}
     place, _ = first(case, training=asked)
     assert json.loads((place.parents[2] / "out-a" / "manifest.json").read_text())["lineage"]["epochs"] == 3.0
