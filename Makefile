@@ -111,8 +111,9 @@ bench: setup ## Measure what docs/benchmarks.md reports (at first 5 GB of packag
 	cd $(TESTS) && $(PYTHON) -m bench
 
 .PHONY: kills
-kills: setup ## Training runs killed at random instants behind a bad network, to the weights of one left alone
+kills: setup ## Training runs killed at random instants, behind a bad network and on several devices, to the weights of one left alone
 	cd $(TESTS) && $(PYTHON) -m kills
+	cd $(TESTS) && $(PYTHON) -m kills.together
 
 .PHONY: soak
 soak: setup ## Thirty minutes of LoRAJobs coming and going with faults, on KWOK nodes
