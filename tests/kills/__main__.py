@@ -20,6 +20,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -198,6 +200,18 @@ def one_run(bench: Bench, name: str, signals: list[signal.Signals]) -> list[str]
     return toll.doubts() + ([] if same else ["not the weights or evaluations of the run that was left alone"])
 
 
+@contextmanager
+def storage() -> Iterator[tuple[S3Server, Path]]:
+    """A real S3 server, and a folder, for the time of the body."""
+    with tempfile.TemporaryDirectory() as place:
+        server = S3Server(Path(place) / "s3")
+        server.start()
+        try:
+            yield server, Path(place)
+        finally:
+            server.stop()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=30)
@@ -214,16 +228,11 @@ def main() -> None:
     print("| run | SIGKILL | SIGTERM | resumed | failed attempts | cut connections | largest difference |")
     print("|---|---|---|---|---|---|---|", flush=True)
     wrong: list[str] = []
-    with tempfile.TemporaryDirectory() as place:
-        server = S3Server(Path(place) / "s3")
-        server.start()
-        try:
-            for index, name in enumerate(CASES):
-                if name in options.runs:
-                    bench = Bench(server, Path(place), options.rate, options.cut, options.seed + index)
-                    wrong += [f"{name}: {each}" for each in one_run(bench, name, signals[index :: len(CASES)])]
-        finally:
-            server.stop()
+    with storage() as (server, place):
+        for index, name in enumerate(CASES):
+            if name in options.runs:
+                bench = Bench(server, place, options.rate, options.cut, options.seed + index)
+                wrong += [f"{name}: {each}" for each in one_run(bench, name, signals[index :: len(CASES)])]
     if wrong:
         raise SystemExit("\n".join(wrong))
 

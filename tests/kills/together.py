@@ -16,7 +16,6 @@ import random
 import signal
 import statistics
 import sys
-import tempfile
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -26,7 +25,7 @@ from typing import Any, Final
 from tunery_api.reasons import ExitCode
 
 from cluster.s3 import S3Server
-from kills.__main__ import difference, evaluations, published
+from kills.__main__ import difference, evaluations, published, storage
 from kit.nodes import Node, Nodes, finish, logs
 from kit.run_files import RunFiles
 from kit.story import make_rows, write_rows
@@ -137,16 +136,10 @@ def main() -> None:
     print("| run | SIGKILL | SIGTERM | resumed | seconds until all have ended, median | most | largest difference |")
     print("|---|---|---|---|---|---|---|", flush=True)
     wrong: list[str] = []
-    with tempfile.TemporaryDirectory() as place:
-        server = S3Server(Path(place) / "s3")
-        server.start()
-        try:
-            for index, layout in enumerate(options.runs):
-                share = signals[index :: len(options.runs)]
-                found = one_run(server, Path(place), layout, share, options.seed + index)
-                wrong += [f"{layout}: {each}" for each in found]
-        finally:
-            server.stop()
+    with storage() as (server, place):
+        for index, layout in enumerate(options.runs):
+            share = signals[index :: len(options.runs)]
+            wrong += [f"{layout}: {each}" for each in one_run(server, place, layout, share, options.seed + index)]
     if wrong:
         raise SystemExit("\n".join(wrong))
 

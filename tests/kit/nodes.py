@@ -10,8 +10,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tunery_api.names import MASTER_ENV, NODES_ENV
 from tunery_trainer.crew.nodes import MEET_SECONDS_ENV
-from tunery_trainer.process.place import MASTER_ENV, NODE_ENV, NODES_ENV, PORT_ENV, SIMULATED_ENV
+from tunery_trainer.process.place import NODE_ENV, PORT_ENV, SIMULATED_ENV
 
 from kit.story import Run, command, environment
 

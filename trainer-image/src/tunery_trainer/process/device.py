@@ -24,6 +24,8 @@ _MEMORY: Final = re.compile(
     r"|Error out of memory at line \d+ in file|CUBLAS ERROR: Status 3\b",  # bitsandbytes, before it exits
     re.IGNORECASE,
 )
+MAX_CAUSE: Final = 200
+"""Bytes of what an allocator says that a message repeats."""
 _UNAVAILABLE: Final = re.compile(
     r"NVIDIA driver on your system|Found no NVIDIA driver|No CUDA GPUs are available"
     r"|no kernel image is available|driver version is insufficient"

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from tunery_api.names import MASTER_ENV, NODES_ENV, NODES_PORTS
 from tunery_api.runspec import RunSpec
 from tunery_trainer.process.environment import VISIBLE_ENV
 
@@ -17,12 +18,10 @@ PLACE_ENV: Final = "TUNERY_PLACE"
 HERE: Final = "127.0.0.1"
 SIMULATED_ENV: Final = "TUNERY_SIMULATED_DEVICES"
 """For trials without GPUs: so many processes on the CPU of each pod, whatever the manifest asks for."""
-NODES_ENV: Final = "TUNERY_NODES"
 NODE_ENV: Final = "JOB_COMPLETION_INDEX"
 """The Job controller's own."""
-MASTER_ENV: Final = "TUNERY_MASTER"
 PORT_ENV: Final = "TUNERY_PORT"
-PORT: Final = 29500
+PORT: Final = NODES_PORTS[0]
 """Of the collectives, and the next one of the nodes' channel; every pod has its own."""
 _GPUS: Final = Path("/proc/driver/nvidia/gpus")
 """Has a folder for each GPU of the machine, in a container too."""

@@ -16,7 +16,7 @@ from tunery_api.scrub import shorten
 from tunery_api.status import ResolvedValue
 from tunery_api.training import OnOutOfMemory
 from tunery_common.errors import TuneryError, first_line
-from tunery_trainer.process.device import out_of_memory
+from tunery_trainer.process.device import MAX_CAUSE, out_of_memory
 from tunery_trainer.process.memory import nothing_hoarded
 from tunery_trainer.reporting.progress import say
 from tunery_trainer.resuming.memo import PassSplit
@@ -26,8 +26,6 @@ from tunery_trainer.settings.types import RunSettings, SettingSource, TrainingSe
 if TYPE_CHECKING:
     from tunery_trainer.training.trl_trainer import AdapterTrainer
 
-_MAX_CAUSE: Final = 200
-"""Bytes of what the allocator says that a message repeats."""
 _FIELDS: Final = {
     "training.batchSize": "batch_size",
     "training.gradientAccumulation": "gradient_accumulation",
@@ -120,7 +118,7 @@ def _attempt(trainer: AdapterTrainer, checkpoint: Path | None) -> str | None:
     except (RuntimeError, MemoryError) as error:
         if not (trainer.in_pass and out_of_memory(error)):
             raise
-        cause = first_line(error, _MAX_CAUSE)
+        cause = first_line(error, MAX_CAUSE)
         if trainer.settings.sharded:
             raise _in_parts(trainer, cause) from error
         return cause

@@ -26,14 +26,12 @@ from tunery_trainer.data.prepare import PreparedData
 from tunery_trainer.losses.answers import partners, stranger
 from tunery_trainer.losses.evaluation import Measured, Pass, measure, scored
 from tunery_trainer.losses.objectives import Batch, Compared, Objective
-from tunery_trainer.process.device import out_of_memory
+from tunery_trainer.process.device import MAX_CAUSE, out_of_memory
 from tunery_trainer.reporting.progress import say
 from tunery_trainer.settings.types import RunSettings
 from tunery_trainer.training.weights import put_state
 
 REFERENCE_FILE: Final = "reference.safetensors"
-_CAUSE: Final = 200
-"""Bytes of what an allocator says that the others are told."""
 _START: Final = "start."
 """Before the names of the adapter's parameters in that file."""
 
@@ -118,7 +116,7 @@ class TaskRows:
         except (RuntimeError, MemoryError) as error:
             if team.alone or team.sharded or not out_of_memory(error):
                 raise
-            cause = first_line(error, _CAUSE)  # the others wait for what this one has
+            cause = first_line(error, MAX_CAUSE)  # the others wait for what this one has
         parts = team.gather((own, cause))
         if causes := [each for _, each in parts if each]:
             raise MemoryError(causes[0])

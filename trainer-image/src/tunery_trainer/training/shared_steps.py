@@ -8,19 +8,16 @@ where, stands here (decision 89).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Final, TypeVar
+from typing import TypeVar
 
 import torch
 
 from tunery_common.errors import first_line
 from tunery_trainer.losses.objectives import Batch, is_idle
-from tunery_trainer.process.device import out_of_memory
+from tunery_trainer.process.device import MAX_CAUSE, out_of_memory
 from tunery_trainer.team.team import Team, pack
 
 T = TypeVar("T")
-
-_CAUSE: Final = 200
-"""Bytes of what an allocator says that the others are told."""
 
 
 class SharedSteps:
@@ -77,7 +74,7 @@ class SharedSteps:
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
-            self._cause = first_line(error, _CAUSE)
+            self._cause = first_line(error, MAX_CAUSE)
         return None
 
     def _agree(self) -> None:
