@@ -171,6 +171,32 @@ def test_a_refusal_names_the_fewest_gpus_that_the_base_can_be_spread_over(
     assert "resources.gpus" not in wont_fit(refused, local=True), "of this machine's GPUs nothing makes more"
 
 
+def test_a_base_that_is_quantised_before_it_is_spread_has_to_fit_into_the_container(deep: Path) -> None:
+    """Each process makes all of it there: the hint names what is enough, and where nothing is spread it is not asked."""
+    whole, spread = (memory_of(deep, 4, each, "QLoRA").total for each in ("DDP", "FSDP"))
+    tight = replace(GPU, devices=4, memory_bytes=needed_for((whole + spread) // 2))
+    roomy = replace(tight, memory_bytes=needed_for(whole))
+
+    def plan(device: DeviceFacts, memory: str) -> TrainingPlan:
+        asked = {"precision": "BFloat16", "packing": False, **ONE_ROW}
+        spec = spec_of({"method": "QLoRA", "training": asked, "resources": {"gpus": 4, "memory": memory}})
+        return plan_training(basis_of(spec, deep, device), 20_000, dataset(4000, packed=False, length=64))
+
+    small = plan(tight, "8Gi")
+    assert (small.settings.training.sharded, small.fits) == (True, True)
+    weights = 4 * weights_bytes(outline(deep), small.settings.quantization, Precision.BFLOAT16)
+    assert small.container_bytes is not None
+    assert small.container_bytes > weights
+    hint = wont_fit(small)
+    named = re.fullmatch(r"Raise spec\.resources\.memory to (\d+)Gi, and retry\.", hint)
+    assert named, hint
+    check_memory(plan(tight, f"{named[1]}Gi"))
+    check_memory(small, local=True)
+    whole_base = plan(roomy, "8Gi")
+    assert whole_base.container_bytes is None
+    check_memory(whole_base)
+
+
 def test_who_asks_for_the_whole_base_is_told_to_leave_that_out(deep: Path) -> None:
     whole, spread = (memory_of(deep, 4, each).total for each in ("DDP", "FSDP"))
     device = replace(GPU, devices=4, memory_bytes=needed_for((whole + spread) // 2))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -229,17 +230,17 @@ def _take(errors: list[BaseException], work: Callable[[], Any]) -> None:
         errors.append(error)
 
 
-def test_only_what_differs_between_nodes_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("name", "hint"), [("training.batch_size", "the same GPUs"), ("base", "retry")])
+def test_only_what_differs_between_nodes_is_told(name: str, hint: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with two_nodes(monkeypatch) as (lead, _, other):
         node, _ = other()
         with node:
             assert node._channel is not None
-            node._channel.send(ready={"seed": "1", "training.batch_size": "2", "rows": "ab"})
+            node._channel.send(ready={"seed": "1", name: "2", "rows": "ab"})
             with pytest.raises(TuneryError) as raised:
-                lead.begin({"seed": "1", "training.batch_size": "4", "rows": "ab"}, step=None)
-    said = "node 1 has come to something else than node 0, in training.batch_size: training.batch_size: 2, not 4"
-    assert raised.value.message == said
-    assert "the same GPUs" in raised.value.hint
+                lead.begin({"seed": "1", name: "4", "rows": "ab"}, step=None)
+    assert raised.value.message == f"node 1 has come to something else than node 0, in {name}: {name}: 2, not 4"
+    assert hint in raised.value.hint
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
@@ -275,15 +276,19 @@ def test_a_process_whose_parent_is_gone_before_it_has_begun_ends(tmp_path: Path)
     assert (done.returncode, done.stdout) == (137, "")
 
 
-def test_another_process_hears_no_terminal_and_is_named_where_it_is_killed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("sent", "words"), [(signal.SIGKILL, "the process was killed"), (signal.SIGTERM, "somebody told the process to end")]
+)
+def test_another_process_hears_no_terminal_and_is_named_where_it_is_ended_alone(
+    sent: signal.Signals, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a Ctrl-C it hears from the leader, wherever it is: one that ended by itself would be a lost peer."""
     started: list[dict[str, Any]] = []
 
     def start(*_: Any, **options: Any) -> subprocess.Popen[bytes]:
         started.append(options)
-        return real(["sleep", "60"], **{name: options[name] for name in ("start_new_session", "stderr")})
+        waits = ["bash", "-c", "trap 'exit 143' TERM; read -t 60 < <(:;sleep 60)"]
+        return real(waits, **{name: options[name] for name in ("start_new_session", "stderr")})
 
     real = subprocess.Popen
     monkeypatch.setattr(subprocess, "Popen", start)
@@ -294,6 +299,7 @@ def test_another_process_hears_no_terminal_and_is_named_where_it_is_killed(
         assert crew.place.port
         assert os.environ["GLOO_SOCKET_IFNAME"] == started[0]["env"]["GLOO_SOCKET_IFNAME"] == "lo"
         assert f'"port": {crew.place.port}' in started[0]["env"]["TUNERY_PLACE"]
-        crew._members[0].process.kill()
-        with pytest.raises(TuneryError, match="process 1 of 2: the process was killed"), blamed(crew.causes):
+        crew._members[0].process.send_signal(sent)
+        with pytest.raises(TuneryError, match=f"process 1 of 2: {words}") as raised, blamed(crew.causes):
             raise ECHO
+        assert raised.value.exit_code is ExitCode.RETRYABLE

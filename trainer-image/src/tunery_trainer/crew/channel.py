@@ -25,6 +25,9 @@ _IDLE_SECONDS: Final = 10
 """Of silence, after which keepalive asks whether the other side is there."""
 _INTERVAL_SECONDS: Final = 5
 _TRIES: Final = 3
+_UNHEARD_SECONDS: Final = _IDLE_SECONDS + _TRIES * _INTERVAL_SECONDS
+"""How long what was sent may stay unanswered: until it is answered keepalive asks nothing, and a kernel sends again for
+a quarter of an hour."""
 
 
 class Channel:
@@ -38,6 +41,7 @@ class Channel:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _IDLE_SECONDS)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _INTERVAL_SECONDS)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _TRIES)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNHEARD_SECONDS * 1000)
 
     def listen(self, heard: Heard) -> None:
         """Tell `heard` what comes, in a thread of its own."""

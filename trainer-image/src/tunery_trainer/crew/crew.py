@@ -98,13 +98,15 @@ class Crew:
     def _wait(self, member: Member) -> None:
         """Wait for the end of a process; one before its time ends this one, too."""
         code = member.process.wait()
-        if self._ending or code in (ExitCode.OK, ExitCode.TERMINATED):
+        if self._ending or code == ExitCode.OK:
             return
         found, echo = read_failure(member.folder, code)
         error = found.about(f"process {member.rank} of {self.place.world}")
+        if error.reason is FailureReason.PEER_LOST:
+            error = PeerLost(error.message, counts=True)
         if not echo:
             self.causes.known(error)
-        self.causes.lost(PeerLost(error.message, counts=True) if echo else error, echo=echo)
+        self.causes.lost(error, echo=echo)
 
 
 def read_failure(folder: Path, code: int) -> tuple[TuneryError, bool]:
@@ -118,6 +120,8 @@ def read_failure(folder: Path, code: int) -> tuple[TuneryError, bool]:
 
 
 def _without_words(code: int) -> TuneryError:
+    if code == ExitCode.TERMINATED:
+        return PeerLost("somebody told the process to end (SIGTERM), and none of the others", counts=True)
     if code in (-signal.SIGKILL, SIGNALLED + signal.SIGKILL):
         text = "the process was killed (SIGKILL), as the kernel does it where memory runs out"
         return TuneryError(FailureReason.OUT_OF_MEMORY, text)

@@ -22,6 +22,11 @@ from tunery_trainer.reporting.progress import say
 MEET_SECONDS_ENV: Final = "TUNERY_MEET_SECONDS"
 _MEET_SECONDS: Final = 900.0
 """How long a node waits for the others: it may hold GPUs meanwhile."""
+_INPUTS: Final = {"base", "rows"}
+_CHANGED: Final = "The model or the data was changed while the pods read it: let it lie as it is now, and retry."
+_OTHER_DEVICES: Final = (
+    "Let all pods run on the same GPUs with the same image, or set training.batchSize and gradientAccumulation."
+)
 _AGAIN_SECONDS: Final = 1.0
 _LAST_SECONDS: Final = 660.0
 """How long a node that fails stays for node 0 to end: all may fail alike, and node 0 stores its checkpoint then."""
@@ -43,10 +48,11 @@ def _unlike(node: int, found: Any, decided: dict[str, Any]) -> TuneryError:
     known = found if isinstance(found, dict) else {}
     names = [name for name in sorted({*decided, *known}) if known.get(name) != decided.get(name)]
     told = "; ".join(f"{name}: {known.get(name)}, not {decided.get(name)}" for name in names)
+    changed = _INPUTS & {*names}
     return TuneryError(
         FailureReason.INTERNAL_ERROR,
         f"node {node} has come to something else than node 0, in {', '.join(names)}: {told}",
-        "Let all pods run on the same GPUs with the same image, or set training.batchSize and gradientAccumulation.",
+        _CHANGED if changed else _OTHER_DEVICES,
     )
 
 

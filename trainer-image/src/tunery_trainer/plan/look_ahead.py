@@ -60,6 +60,7 @@ def look_ahead(start: Start, folder: Path, device: DeviceFacts, files: DataFiles
         packed=plan.packed,
         steps=plan.steps if files or spec.training.max_steps else None,
         tokens=plan.tokens,
+        container=plan.container_bytes,
         table=_table(plan),
     )
 

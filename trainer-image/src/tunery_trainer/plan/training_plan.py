@@ -38,6 +38,8 @@ from tunery_trainer.settings.units import human_bytes
 
 _BUSY_TOKENS: Final = 4096
 """Tokens of a forward pass that keep a GPU busy: where fewer fit, activations are recomputed. Assumed, not measured."""
+_PROCESS_BYTES: Final = 2 * 2**30
+"""What a process takes of its container's memory beside weights: torch and CUDA's libraries. Assumed, not measured."""
 
 _log = logging.getLogger(__name__)
 
@@ -86,6 +88,18 @@ class TrainingPlan:
         """Whether the estimate stays within the device's memory; True where one of the two is not known."""
         available = self.basis.device.memory_bytes
         return self.memory is None or available is None or self.memory.fits(available)
+
+    @property
+    def container_bytes(self) -> int | None:
+        """Bytes of a container's own memory where a quantised base is spread: each process makes all of it there first.
+
+        None for any other base: one in 16 bits is mapped from its files, a whole one is made on the GPU.
+        """
+        settings = self.settings
+        if not settings.training.sharded or settings.quantization is None:
+            return None
+        whole = weights_bytes(self.basis.outline, settings.quantization, settings.training.precision)
+        return self.basis.device.devices * (whole + _PROCESS_BYTES)
 
     @property
     def row_length(self) -> int:

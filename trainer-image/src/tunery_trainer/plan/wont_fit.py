@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import Any, Final
 
+from tunery_api.fields import parse_quantity
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.methods import QUANTIZED_TWIN
 from tunery_api.reasons import FailureReason
@@ -31,7 +32,11 @@ _NOTHING_ELSE: Final = f"nothing else was found to fit, rows of {_SHORTEST} toke
 def check_memory(plan: TrainingPlan, *, local: bool = False) -> None:
     """Raise TuneryError(WontFit) where a plan takes more than its device has, with what would fit."""
     estimate, devices = plan.memory, plan.basis.device
-    if estimate is None or devices.memory_bytes is None or plan.fits:
+    if estimate is None or devices.memory_bytes is None:
+        return
+    if plan.fits:
+        if not local:
+            _check_container(plan)
         return
     whose = "this machine" if local else "the container"
     device = ("each GPU" if devices.world > 1 else "the GPU") if devices.kind is DeviceKind.CUDA else whose
@@ -41,6 +46,20 @@ def check_memory(plan: TrainingPlan, *, local: bool = False) -> None:
         f"training needs about {human_bytes(estimate.total)}; {device} has {human_bytes(devices.memory_bytes)}, of "
         f"which {human_bytes(usable(devices.memory_bytes))} are counted on",
         _said_here(plan, estimate, change) if local else _said_in_a_cluster(plan, estimate, change),
+    )
+
+
+def _check_container(plan: TrainingPlan) -> None:
+    """Raise TuneryError(WontFit) where a base is quantised before it is spread, and the container cannot hold that."""
+    gpus, asked = plan.basis.device.devices, parse_quantity(plan.basis.spec.resources.memory)
+    needed = plan.container_bytes
+    if needed is None or needed <= asked:
+        return
+    raise TuneryError(
+        FailureReason.WONT_FIT,
+        f"each of {gpus} processes quantises the base before it is spread over the GPUs, which takes about "
+        f"{human_bytes(needed)} of the container's memory; it has {human_bytes(int(asked))}",
+        f"Raise spec.resources.memory to {-(-needed // 2**30)}Gi, and retry.",
     )
 
 

@@ -54,6 +54,7 @@ def as_json(found: Estimated, rate: float | None) -> dict[str, Any]:
         "rowTokens": found.memory.length,
         "rows": found.rows,
         "seconds": found.seconds(rate),
+        "containerBytes": found.container,
         "memory": found.memory.to_status(found.available).to_json_dict(),
         "estimate": parts,
         "maxLength": training.max_length,
@@ -87,6 +88,9 @@ def _head(found: Estimated, rate: float | None) -> Iterable[str]:
     yield from _said("Adapter", _adapter(found))
     if found.device.world > 1:
         yield from _said("Devices", told_of_devices(found.settings, found.device))
+    if found.container is not None:
+        made = "before the base is spread each process quantises it there"
+        yield from _said("Container", f"about {human_bytes(found.container)} of resources.memory: {made}")
     if found.left_out:
         yield from _said("Left out", f"{found.left_out}.")
     yield from _said("Batch", _batch(found))

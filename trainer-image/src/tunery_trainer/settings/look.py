@@ -49,6 +49,8 @@ class Estimated:
     steps: int | None
     """None where they depend on data that was not read."""
     tokens: int | None
+    container: int | None
+    """Bytes of the container's own memory, where a quantised base is spread; None: no more than any run takes."""
     table: Sequence[TableLine]
 
     @property

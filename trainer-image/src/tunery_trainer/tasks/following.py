@@ -43,14 +43,14 @@ class Following(NamedTuple):
 def run_following(assignment: Path, folder: Path, stop: StopSignal) -> ExitCode:
     """Train with the others on what the leader has pickled; whatever fails is told in `folder`.
 
-    Nothing of it is published: the leader has the same weights.
+    Nothing of it is published: the leader has the same weights. A stop that all have agreed on is no failure.
     """
     be_quiet()
     go_offline()
     try:
         _follow(assignment, folder, stop)
     except StopRequested:
-        return ExitCode.TERMINATED
+        return ExitCode.OK  # TERMINATED says that this process alone was told to end, while it could not tell the others
     except (Exception, SystemExit) as error:  # noqa: BLE001 (any failure becomes an exit code and a message)
         failure = explain(error)
         if failure.reason is FailureReason.INTERNAL_ERROR and not is_echo(error):

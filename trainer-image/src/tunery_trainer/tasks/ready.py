@@ -56,11 +56,14 @@ def gather(work: Workspace, place: Place, notebook: Notebook, reporter: Progress
 
 def decided(ready: Ready) -> dict[str, Any]:
     """Return what every node has to come to alike, or they would train different things."""
+    files = ready.plan.basis.base.files
     return {
         **ready.plan.origin.model_dump(mode="json"),
         # What follows from the memory of the devices, too.
         **{f"training.{name}": str(value) for name, value in asdict(ready.plan.settings.training).items()},
         "rows": ready.data.report.sha256,
+        # Of a hub the commit says it; a claim is one volume, and its digest takes its time.
+        "base": files.digest_if_known() if files else None,
         "versions": library_versions(),
     }
 

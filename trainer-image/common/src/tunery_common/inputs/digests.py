@@ -70,6 +70,10 @@ class FolderDigest:
         threading.Thread(target=_take, args=(new._found, book, sorted(names)), daemon=True, name="digests").start()
         return new
 
+    def digest_if_known(self) -> str | None:
+        """Return the digest in hex, or None where it is being read."""
+        return self.wait() if self.known else None
+
     def wait(self) -> str:
         """Return the digest in hex.
 
