@@ -5,7 +5,7 @@
 Each variant in processes of its own, in turn, `--rounds` times: ours on two processes, TRL's SFTTrainer under torchrun
 on two, and ours on one, whose step has the same two rows. Tokens of all processes per second of the clock: leave the
 machine alone meanwhile. Prints a table in Markdown, ratios within a round; ends with an error where ours is slower than
-0.95 of TRL's, or losses in float32 differ by 1e-4.
+0.95 of TRL's, or losses in float32 differ.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ Json = dict[str, Any]
 WORLD: Final = 2
 VARIANTS: Final = ("ours on two", "TRL on two", "ours on one")
 GOAL: Final = 0.95
-TOLERANCE: Final = 1e-4
+TOLERANCES: Final = (1e-5, 1e-3)
+"""Of the losses in float32: after one update, which only the same gradients make; and to the end. AdamW's first steps
+go by the sign of a gradient, whose last digits differ where sums have another order, and more from step to step."""
 _ANSWER: Final = "answer: "
 
 
@@ -69,13 +71,14 @@ def _tell(case: tuple[int, str, str], rounds: list[dict[str, Json]]) -> bool:
     ours, trl, one = ([found[name]["speed"] for found in rounds] for name in VARIANTS)
     beside, gain = (statistics.median(a / b for a, b in zip(ours, other, strict=True)) for other in (trl, one))
     mine, theirs = (rounds[0][name]["losses"] for name in VARIANTS[:2])
-    apart = max(abs(a - b) for a, b in zip(mine, theirs, strict=True))
+    apart = [abs(a - b) for a, b in zip(mine, theirs, strict=True)]
     losses = f"{mine[-1]:.4f}, {theirs[-1]:.4f}"
     print(
         f"| {' | '.join(map(str, case))} | {statistics.median(ours):.0f} | {beside:.2f} × | {gain:.2f} × | {losses} |"
     )
     sys.stdout.flush()
-    return beside < GOAL or (case[2] == "Float32" and apart > TOLERANCE)
+    differ = any(each > limit for each, limit in zip((apart[1], max(apart)), TOLERANCES, strict=True))
+    return beside < GOAL or (case[2] == "Float32" and differ)
 
 
 def _round(length: int, method: str, precision: str, steps: int) -> dict[str, Json]:

@@ -172,7 +172,7 @@ def test_a_refusal_names_the_fewest_gpus_that_the_base_can_be_spread_over(
 
 
 def test_a_base_that_is_quantised_before_it_is_spread_has_to_fit_into_the_container(deep: Path) -> None:
-    """Each process makes all of it there: the hint names what is enough, and where nothing is spread it is not asked."""
+    """Each process makes all of it there: the hint names what is enough; where nothing is spread none is asked for."""
     whole, spread = (memory_of(deep, 4, each, "QLoRA").total for each in ("DDP", "FSDP"))
     tight = replace(GPU, devices=4, memory_bytes=needed_for((whole + spread) // 2))
     roomy = replace(tight, memory_bytes=needed_for(whole))

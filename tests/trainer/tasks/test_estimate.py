@@ -201,6 +201,27 @@ def test_several_devices_are_told_and_memory_is_of_each(
     assert told["estimate"]["overheadBytes"] > 2**30, "NCCL's among them"
 
 
+@pytest.mark.parametrize(("method", "takes"), [("QLoRA", True), ("LoRA", False)])
+def test_a_quantised_base_that_is_spread_takes_memory_of_the_container(
+    tmp_path: Path,
+    bare: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    method: str,
+    takes: bool,
+) -> None:
+    monkeypatch.setattr(look_ahead, "method_table", lambda *_: iter(()))
+    path = job(
+        tmp_path, resources={"gpus": 2}, method=method, training={"parallelism": "FSDP", "gradientAccumulation": 2}
+    )
+    arguments = ["estimate", str(path), "--model", str(bare), "--gpu-memory", "80Gi"]
+    assert main(arguments) == ExitCode.OK
+    assert ("GiB of resources.memory: before the base is spread" in capsys.readouterr().out) is takes
+    assert main([*arguments, "--json"]) == ExitCode.OK
+    assert (json.loads(capsys.readouterr().out)["containerBytes"] is not None) is takes
+
+
 def test_the_time_of_several_devices_is_by_the_tokens_of_all_of_them(
     case: Case, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -277,18 +276,20 @@ def test_a_process_whose_parent_is_gone_before_it_has_begun_ends(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("sent", "words"), [(signal.SIGKILL, "the process was killed"), (signal.SIGTERM, "somebody told the process to end")]
+    ("ends", "words"),
+    [("kill -KILL $$", "the process was killed"), ("exit 143", "somebody told the process to end")],
 )
 def test_another_process_hears_no_terminal_and_is_named_where_it_is_ended_alone(
-    sent: signal.Signals, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ends: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a Ctrl-C it hears from the leader, wherever it is: one that ended by itself would be a lost peer."""
     started: list[dict[str, Any]] = []
 
     def start(*_: Any, **options: Any) -> subprocess.Popen[bytes]:
         started.append(options)
-        waits = ["bash", "-c", "trap 'exit 143' TERM; read -t 60 < <(:;sleep 60)"]
-        return real(waits, **{name: options[name] for name in ("start_new_session", "stderr")})
+        return real(
+            ["bash", "-c", f"sleep 0.5; {ends}"], **{name: options[name] for name in ("start_new_session", "stderr")}
+        )
 
     real = subprocess.Popen
     monkeypatch.setattr(subprocess, "Popen", start)
@@ -299,7 +300,6 @@ def test_another_process_hears_no_terminal_and_is_named_where_it_is_ended_alone(
         assert crew.place.port
         assert os.environ["GLOO_SOCKET_IFNAME"] == started[0]["env"]["GLOO_SOCKET_IFNAME"] == "lo"
         assert f'"port": {crew.place.port}' in started[0]["env"]["TUNERY_PLACE"]
-        crew._members[0].process.send_signal(sent)
         with pytest.raises(TuneryError, match=f"process 1 of 2: {words}") as raised, blamed(crew.causes):
             raise ECHO
         assert raised.value.exit_code is ExitCode.RETRYABLE

@@ -50,7 +50,9 @@ def run_following(assignment: Path, folder: Path, stop: StopSignal) -> ExitCode:
     try:
         _follow(assignment, folder, stop)
     except StopRequested:
-        return ExitCode.OK  # TERMINATED says that this process alone was told to end, while it could not tell the others
+        return (
+            ExitCode.OK
+        )  # TERMINATED says that this process alone was told to end, while it could not tell the others
     except (Exception, SystemExit) as error:  # noqa: BLE001 (any failure becomes an exit code and a message)
         failure = explain(error)
         if failure.reason is FailureReason.INTERNAL_ERROR and not is_echo(error):
