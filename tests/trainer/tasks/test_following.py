@@ -287,9 +287,8 @@ def test_another_process_hears_no_terminal_and_is_named_where_it_is_ended_alone(
 
     def start(*_: Any, **options: Any) -> subprocess.Popen[bytes]:
         started.append(options)
-        return real(
-            ["bash", "-c", f"sleep 0.5; {ends}"], **{name: options[name] for name in ("start_new_session", "stderr")}
-        )
+        ended, kept = ["bash", "-c", f"read; {ends}"], ("start_new_session", "stderr")
+        return real(ended, stdin=subprocess.PIPE, **{name: options[name] for name in kept})
 
     real = subprocess.Popen
     monkeypatch.setattr(subprocess, "Popen", start)
@@ -300,6 +299,9 @@ def test_another_process_hears_no_terminal_and_is_named_where_it_is_ended_alone(
         assert crew.place.port
         assert os.environ["GLOO_SOCKET_IFNAME"] == started[0]["env"]["GLOO_SOCKET_IFNAME"] == "lo"
         assert f'"port": {crew.place.port}' in started[0]["env"]["TUNERY_PLACE"]
+        told = crew._members[0].process.stdin
+        assert told is not None
+        told.close()
         with pytest.raises(TuneryError, match=f"process 1 of 2: {words}") as raised, blamed(crew.causes):
             raise ECHO
         assert raised.value.exit_code is ExitCode.RETRYABLE
