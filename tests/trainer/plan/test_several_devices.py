@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from transformers import LlamaConfig
 from trainer.plan.test_planning import basis_of, dataset, wont_fit
 from tunery_api.methods import Method
 from tunery_api.training import Precision
+from tunery_common.inputs.digests import FolderDigest
 from tunery_trainer.model.load import load_tokenizer
 from tunery_trainer.model.memory import weights_bytes
 from tunery_trainer.model.outline import Outline, outline
@@ -22,6 +24,7 @@ from tunery_trainer.plan.training_plan import TrainingPlan, plan_training
 from tunery_trainer.plan.wont_fit import check_memory
 from tunery_trainer.settings.memory import MemoryEstimate, needed_for
 from tunery_trainer.settings.types import DeviceFacts, DeviceKind
+from tunery_trainer.tasks.ready import Ready, decided
 
 from kit.training import spec_of
 
@@ -195,6 +198,21 @@ def test_a_base_that_is_quantised_before_it_is_spread_has_to_fit_into_the_contai
     whole_base = plan(roomy, "8Gi")
     assert whole_base.container_bytes is None
     check_memory(whole_base)
+
+
+def test_what_nodes_have_to_come_to_alike_has_the_base_in_it(deep: Path) -> None:
+    """Of a bucket, where it may be replaced between two downloads; of a claim it is read while training goes on."""
+    plan = planned(deep, GPU, **ONE_ROW)
+    data: Any = SimpleNamespace(report=SimpleNamespace(sha256="d"))
+
+    def found(base: FolderDigest | None) -> dict[str, Any]:
+        basis = replace(plan.basis, base=replace(plan.basis.base, files=base))
+        return decided(Ready(replace(plan, basis=basis), data))
+
+    one, same, other = (found(FolderDigest({"model.safetensors": name})) for name in "aab")
+    assert one == same != other
+    assert {name for name in one if one[name] != other[name]} == {"base"}
+    assert found(FolderDigest.begin(deep, ["config.json"])) == found(None)
 
 
 def test_who_asks_for_the_whole_base_is_told_to_leave_that_out(deep: Path) -> None:
