@@ -3,9 +3,10 @@
     python -m kills.together [--signals 20] [--seed 1] [--runs "two nodes" "two devices" "two of two"]
 
 One run of each layout is left to its end; another one gets its share of the signals (SIGKILL and SIGTERM in turn), each
-to any of its processes, and is started again as a Job would start it, on fresh disks. It ends with an error unless what
-is published is equal bit for bit, is published once, and every process has ended within the seconds that the docs
-promise. Prints a table in Markdown: counts, the seconds from a signal until all processes have ended, the difference.
+to any of its processes, and is started again as a Job would start it, on fresh disks: a node alone where the others
+still wait for it. It ends with an error unless what is published is equal bit for bit, is published once, and every
+process has ended within the seconds that the docs promise. Prints a table in Markdown: counts, the seconds from a
+signal until all processes have ended, the difference.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ LAYOUTS: Final = {"two nodes": (2, 1), "two devices": (1, 2), "two of two": (2, 
 """Nodes, and the processes of each."""
 ENDED_WITHIN: Final = 30.0
 """Seconds after a SIGKILL or SIGTERM of one process, in which all have to have ended."""
+_TRAINS: Final = "Loading    the base model"
+"""What a node prints once all have begun."""
 _LONGEST: Final = 600.0
 _STEPS_A_SIGNAL: Final = 150
 _INSTANT: Final = (0.0, 20.0)
@@ -53,6 +56,8 @@ class Toll:
     kills: int = 0
     terms: int = 0
     resumed: int = 0
+    replaced: int = 0
+    """Nodes that ended while the others waited for them."""
     seconds: list[float] = field(default_factory=list)
     """From each signal until every process had ended."""
     codes: list[list[int]] = field(default_factory=list)
@@ -73,16 +78,20 @@ def disturbed(cluster: Nodes, signals: list[signal.Signals], draw: random.Random
     toll, waiting = Toll(), list(signals)
     while True:
         begun = cluster.start()
-        if waiting and reached(begun, starting=len(waiting) % 5 == 0, instant=draw.uniform(*_INSTANT)):
-            sent, victim = waiting.pop(), draw.choice([rank for node in begun for rank in node.ranks()])
-            at = time.monotonic()
-            with suppress(ProcessLookupError):
-                os.kill(victim, sent)
+        while waiting and reached(begun, starting=len(waiting) % 5 == 0, instant=draw.uniform(*_INSTANT)):
+            sent, at = waiting.pop(), time.monotonic()
             toll.kills += sent is signal.SIGKILL
             toll.terms += sent is signal.SIGTERM
+            hit = strike(begun, sent, draw)
+            if is_waited_for(begun, hit):
+                print(f"  {sent.name}: [{hit.process.returncode}], the others wait for it", file=sys.stderr, flush=True)
+                toll.replaced += 1
+                cluster.again(begun, hit)
+                continue
             codes = finish(begun, _LONGEST)
             toll.seconds.append(time.monotonic() - at)
             print(f"  {sent.name}: {codes} after {toll.seconds[-1]:.1f} s", file=sys.stderr, flush=True)
+            break
         else:
             codes = finish(begun, _LONGEST)
         toll.codes.append(codes)
@@ -92,6 +101,20 @@ def disturbed(cluster: Nodes, signals: list[signal.Signals], draw: random.Random
         if set(codes) & {ExitCode.USER_ERROR, ExitCode.OK} or set(codes) == {ExitCode.PEER_LOST}:
             # No retry, another node's success without the first one's, or an end that nobody would count.
             raise SystemExit(f"exit codes {codes}:\n{logs(begun)[-4000:]}")
+
+
+def strike(begun: list[Node], sent: signal.Signals, draw: random.Random) -> Node:
+    """Send a signal to any of the processes that train, and return its node."""
+    victim, hit = draw.choice([(rank, node) for node in begun for rank in node.ranks()])
+    with suppress(ProcessLookupError):
+        os.kill(victim, sent)
+    return hit
+
+
+def is_waited_for(begun: list[Node], hit: Node) -> bool:
+    """Tell, once a node has ended, whether that was before all had begun: the others wait, and the Job replaces it."""
+    hit.process.wait(ENDED_WITHIN)
+    return len(begun) > 1 and not any(_TRAINS in node.log.read_text() for node in begun)
 
 
 def reached(begun: list[Node], *, starting: bool, instant: float) -> bool:
@@ -117,7 +140,7 @@ def one_run(server: S3Server, place: Path, layout: str, signals: list[signal.Sig
     found = [published(server, f"{run}-{name}/out", place / f"found-{run}-{name}") for run in ("alone", "killed")]
     apart, slowest = difference(*found), max(toll.seconds, default=0.0)
     middle = statistics.median(toll.seconds or [0.0])
-    counts = f"{toll.kills} | {toll.terms} | {toll.resumed} | {middle:.1f} | {slowest:.1f}"
+    counts = f"{toll.kills} | {toll.terms} | {toll.resumed} | {toll.replaced} | {middle:.1f} | {slowest:.1f}"
     print(f"| {layout} | {counts} | {apart:g} |", flush=True)
     wrong = [] if apart == 0.0 and evaluations(found[0]) == evaluations(found[1]) else ["other weights or evaluations"]
     late = [f"a process was there {slowest:.0f} s after a signal"] if slowest > ENDED_WITHIN else []
@@ -133,8 +156,8 @@ def main() -> None:
     options = parser.parse_args()
     signals = [signal.SIGKILL if number % 2 else signal.SIGTERM for number in range(options.signals)]
     random.Random(options.seed).shuffle(signals)
-    print("| run | SIGKILL | SIGTERM | resumed | seconds until all have ended, median | most | largest difference |")
-    print("|---|---|---|---|---|---|---|", flush=True)
+    print("| run | SIGKILL | SIGTERM | resumed | replaced | seconds until all have ended, median | most | difference |")
+    print("|---|---|---|---|---|---|---|---|", flush=True)
     wrong: list[str] = []
     with storage() as (server, place):
         for index, layout in enumerate(options.runs):

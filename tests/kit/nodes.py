@@ -50,16 +50,26 @@ class Nodes:
         self._nodes = nodes
         self._devices = devices
         self._attempt = 0
+        self._started = 0
+        self._port = 0
+        self._uid = ""
         self.meet_seconds = 60
 
     def start(self, uid: str = "u-1") -> list[Node]:
         """Start one attempt."""
         self._attempt += 1
-        port = _free_port()
-        return [self._node(uid, number, port) for number in range(self._nodes)]
+        self._port, self._uid = _free_port(), uid
+        return [self._node(number) for number in range(self._nodes)]
 
-    def _node(self, uid: str, number: int, port: int) -> Node:
-        name = f"{uid}-{self._attempt}-{number}"
+    def again(self, nodes: list[Node], ended: Node) -> None:
+        """Start one of them again, as the Job does where a pod has ended while the others wait for it."""
+        number = nodes.index(ended)
+        nodes[number] = self._node(number)
+
+    def _node(self, number: int) -> Node:
+        self._started += 1
+        uid = self._uid
+        name = f"{uid}-{self._attempt}-{number}-{self._started}"
         work = self._folder / f"work-{name}"
         path = self._run_file(uid=uid, name=f"run-{name}.json", own={"workDir": str(work)}, **self._spec)
         words, log = self._folder / f"words-{name}", self._folder / f"log-{name}"
@@ -68,7 +78,7 @@ class Nodes:
             NODES_ENV: str(self._nodes),
             NODE_ENV: str(number),
             MASTER_ENV: "127.0.0.1",
-            PORT_ENV: str(port),
+            PORT_ENV: str(self._port),
             MEET_SECONDS_ENV: str(self.meet_seconds),
         }
         variables = {
