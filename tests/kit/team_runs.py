@@ -158,6 +158,11 @@ def stop(llama: Path, told: int, team: Team, folder: Path) -> Stopped:
     )
 
 
+def is_told_here(team: Team, folder: Path) -> bool:
+    """Return what a process hears of its node where the last of all was told something."""
+    return team.any_here(team.rank == team.world - 1)
+
+
 class Preferred(NamedTuple):
     log: list[dict[str, float]]
     """Losses, gradients and rewards of training, then what the held-out rows say."""

@@ -80,6 +80,12 @@ class Team:
         dist.all_reduce(found, op=dist.ReduceOp.MAX)
         return [bool(flag) for flag in found.tolist()]
 
+    def any_here(self, flag: bool) -> bool:
+        """Return whether a flag is set in any process of this one's node."""
+        found, size = self.gather(flag), self.world // self.nodes
+        first = self.rank - self.rank % size
+        return any(found[first : first + size])
+
     def gather(self, mine: T) -> list[T]:
         """Return what each process has, in the order of their ranks."""
         if self.alone:

@@ -306,9 +306,10 @@ def _train(job: Assignment, trainer: AdapterTrainer) -> _Course:
             torch.manual_seed(job.settings.training.seed + job.team.rank)
         train_to_the_end(trainer, resumed.folder if resumed else None, job.settings.method)
         if told_to_stop(observers.stop, job.team):
+            elsewhere = not job.team.any_here(observers.stop.told)
             stored = observers.uploader.close(_STOP_SECONDS) if observers.uploader else False
             say("Stopped; the checkpoint is stored." if stored else "Stopped without a checkpoint.")
-            raise StopRequested(_newest_checkpoint(job), elsewhere=not observers.stop.told)
+            raise StopRequested(_newest_checkpoint(job), elsewhere=elsewhere)
     state = trainer.state
     return _Course(list(state.log_history), state.global_step, state.epoch)
 
