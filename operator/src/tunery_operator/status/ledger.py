@@ -56,7 +56,7 @@ def keep_ledger(draft: Draft) -> bool:
     for pod in sorted(new, key=lambda pod: pod.started_at or snapshot.now):
         attempts, entry = _opened(pod, history, attempts)
         history.append(entry)
-    history.sort(key=lambda entry: str(entry["startTime"]))
+    history.sort(key=lambda entry: (str(entry["startTime"]), int(entry.get(_INDEX) or 0)))
     first = [entry for entry in history if not entry.get(_INDEX)] or history
     _name_pod(draft, first[-1] if new else None)
     if not history:

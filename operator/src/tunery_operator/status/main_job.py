@@ -278,7 +278,8 @@ def _show_waiting(draft: Draft, attempt: Attempt) -> None:
     elif attempt.running:
         draft.conditions.set(_RUNNING, False, "Starting", f"{attempt.running} of {job.nodes} pods run")
     else:
-        draft.conditions.set(_RUNNING, False, "Starting", f"Job {job.name} was created")
+        pods = "pods" if job.nodes > 1 else "pod"
+        draft.conditions.set(_RUNNING, False, "Starting", f"Job {job.name} waits for its {pods} to start")
 
 
 def _with_the_end_before(draft: Draft, attempt: Attempt, found: Failure) -> Failure:

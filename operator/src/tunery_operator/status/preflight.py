@@ -134,7 +134,7 @@ def _show_progress(draft: Draft, attempt: Attempt) -> None:
     elif is_queued(job):
         draft.conditions.set(_PREFLIGHT, None, "PreflightQueued", f"Job {job.name} waits in queue {job.queue}")
     else:
-        draft.conditions.set(_PREFLIGHT, None, "PreflightStarting", f"Job {job.name} was created")
+        draft.conditions.set(_PREFLIGHT, None, "PreflightStarting", f"Job {job.name} waits for its pod to start")
 
 
 def _show_ended_pod(draft: Draft, attempt: Attempt, pod: PodView) -> None:
