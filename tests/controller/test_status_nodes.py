@@ -66,7 +66,7 @@ def told(status: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_all_of_them_train() -> None:
-    status = judge(*runs(0, 1, 2, 3), train=nodes(), progress=TRAINING, reporter="a1-0", gpus=8)
+    status = judge(*runs(3, 1, 2, 0), train=nodes(), progress=TRAINING, reporter="a1-0", gpus=8)
     assert (status["phase"], status["pods"], status["podName"], status["attempts"]) == ("Training", "4/4", "a1-0", 1)
     assert told(status)["message"].startswith(f"pod a1-0 on node {NODE} (the first of 4 pods)")
     assert [(item["pod"], item["index"], item["attempt"]) for item in status["attemptHistory"]] == [
