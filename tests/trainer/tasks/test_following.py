@@ -18,7 +18,7 @@ import pytest
 from tunery_api.reasons import ExitCode, FailureReason
 from tunery_common.errors import TuneryError
 from tunery_trainer.crew import causes as module
-from tunery_trainer.crew import nodes
+from tunery_trainer.crew import channel, nodes
 from tunery_trainer.crew.causes import Causes, PeerLost, is_echo
 from tunery_trainer.crew.channel import Listener, connect
 from tunery_trainer.crew.crew import FAILURE, Crew
@@ -144,6 +144,10 @@ def test_a_run_of_one_process_has_no_peers_to_blame(tmp_path: Path) -> None:
         raise broken
     assert not is_echo(broken)
     assert is_echo(ECHO)
+    mesh = (
+        "Gloo connectFullMesh failed with [gloo/transport/tcp/pair.cc:152] timed out connecting: SO_ERROR: Connection"
+    )
+    assert is_echo(RuntimeError(mesh))
 
 
 def test_a_node_that_was_told_to_stop_is_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,17 +233,58 @@ def _take(errors: list[BaseException], work: Callable[[], Any]) -> None:
         errors.append(error)
 
 
-@pytest.mark.parametrize(("name", "hint"), [("training.batch_size", "the same GPUs"), ("base", "retry")])
-def test_only_what_differs_between_nodes_is_told(name: str, hint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("found", "said", "hint"),
+    [
+        ({"size": "2"}, "node 1 has come to something else than node 0: size: 2, not 4", "the same GPUs"),
+        (
+            {"settings": {"rank": 8, "data (SHA-256)": "b"}},
+            "node 1 has come to something else than node 0: settings.data (SHA-256): b, not a",
+            "the same GPUs",
+        ),
+        (
+            {"rows": "b", "settings": {"rank": 8, "data (SHA-256)": "b"}},
+            "node 1 has read other data than node 0",
+            "retry",
+        ),
+        ({"base": "b"}, "node 1 has read another model than node 0", "retry"),
+    ],
+)
+def test_only_what_differs_between_nodes_is_told_and_the_next_attempt_may_mend_it(
+    found: dict[str, Any], said: str, hint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = {"seed": "1", "size": "4", "rows": "a", "base": "a", "settings": {"rank": 8, "data (SHA-256)": "a"}}
     with two_nodes(monkeypatch) as (lead, _, other):
         node, _ = other()
         with node:
             assert node._channel is not None
-            node._channel.send(ready={"seed": "1", name: "2", "rows": "ab"})
-            with pytest.raises(TuneryError) as raised:
-                lead.begin({"seed": "1", name: "4", "rows": "ab"}, step=None)
-    assert raised.value.message == f"node 1 has come to something else than node 0, in {name}: {name}: 2, not 4"
+            node._channel.send(ready=ours | found)
+            with pytest.raises(PeerLost) as raised:
+                lead.begin(ours, step=None)
+    assert (raised.value.message, raised.value.exit_code) == (said, ExitCode.RETRYABLE)
     assert hint in raised.value.hint
+
+
+@pytest.mark.parametrize(
+    ("closed", "said"), [(0, "node 1 does not reach node 0 on TCP "), (1, "node 0 does not reach node 1 on TCP ")]
+)
+def test_what_lets_only_the_named_ports_through_is_told_before_anything_is_downloaded(
+    closed: int, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Collectives choose their ports: they would wait for each other, for minutes or for ever."""
+    with two_nodes(monkeypatch) as (lead, ends, other):
+        node, _ = other()
+        free = lead._free if closed == 0 else Listener(0, lambda channel, message: None)
+        free.close()
+        monkeypatch.setattr(channel, "_CONNECT_SECONDS", 0.1)
+        if closed == 1:
+            monkeypatch.setattr(nodes, "Listener", lambda *_: free)
+        with node:
+            until(lambda: bool(ends.errors))
+    (error,) = ends.errors
+    assert error.message.startswith(said)
+    assert "let all TCP ports through" in error.message
+    assert error.exit_code is ExitCode.RETRYABLE
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])

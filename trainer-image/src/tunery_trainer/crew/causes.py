@@ -16,7 +16,8 @@ CAUSE_SECONDS: Final = 5.0
 
 _ECHO: Final = re.compile(
     r"Connection reset by peer|Connection closed by peer|Broken pipe|Timed out waiting|Socket Timeout"
-    r"|failed to recv|Connection was likely closed|remote process exited|process group.*abort",
+    r"|failed to recv|Connection was likely closed|remote process exited|process group.*abort"
+    r"|connectFullMesh failed|timed out connecting",
     re.IGNORECASE,
 )
 """What gloo, NCCL and torch's store say where a process is gone; gloo in a plain RuntimeError."""
@@ -28,9 +29,9 @@ Leave = Callable[[TuneryError], NoReturn]
 class PeerLost(TuneryError):
     """Another process of the run is gone, and ends this one with it."""
 
-    def __init__(self, message: str, *, counts: bool = False) -> None:
+    def __init__(self, message: str, hint: str | None = None, *, counts: bool = False) -> None:
         """`counts`: nobody else's end counts as an attempt, so this one does."""
-        super().__init__(FailureReason.PEER_LOST, message)
+        super().__init__(FailureReason.PEER_LOST, message, hint)
         self.counts = counts
 
     @property

@@ -43,6 +43,11 @@ class Channel:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _TRIES)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNHEARD_SECONDS * 1000)
 
+    @property
+    def other(self) -> str:
+        """The address of the other side."""
+        return str(self._connection.getpeername()[0])
+
     def listen(self, heard: Heard) -> None:
         """Tell `heard` what comes, in a thread of its own."""
         threading.Thread(target=self._read, args=(heard,), name="channel", daemon=True).start()
@@ -86,6 +91,16 @@ def connect(host: str, port: int) -> Channel | None:
         return None
 
 
+def reaches(host: str, port: int) -> bool:
+    """Tell whether `host` can be reached on this port, where somebody listens."""
+    for _ in range(_TRIES):
+        channel = connect(host, port)
+        if channel is not None:
+            channel.close()
+            return True
+    return False
+
+
 def _server(port: int) -> socket.socket:
     """Return a socket that takes IPv6 and IPv4, as far as the pod has them."""
     if socket.has_dualstack_ipv6():
@@ -105,6 +120,8 @@ class Listener:
 
     def close(self) -> None:
         """Take no more."""
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)  # a thread that waits in accept would take one more
         self._socket.close()
 
     def _accept(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -13,7 +13,7 @@ from tunery_api.reasons import FailureReason
 from tunery_api.runspec import Failure
 from tunery_common.errors import TuneryError
 from tunery_trainer.crew.causes import Causes, PeerLost
-from tunery_trainer.crew.channel import Channel, Listener, Message, connect
+from tunery_trainer.crew.channel import Channel, Listener, Message, connect, reaches
 from tunery_trainer.process.failures import explain, to_failure
 from tunery_trainer.process.place import Place
 from tunery_trainer.process.signals import StopRequested
@@ -22,8 +22,8 @@ from tunery_trainer.reporting.progress import say
 MEET_SECONDS_ENV: Final = "TUNERY_MEET_SECONDS"
 _MEET_SECONDS: Final = 900.0
 """How long a node waits for the others: it may hold GPUs meanwhile."""
-_INPUTS: Final = {"base", "rows"}
-_CHANGED: Final = "The model or the data was changed while the pods read it: let it lie as it is now, and retry."
+_INPUTS: Final = {"base": "another model", "rows": "other data"}
+_CHANGED: Final = "It was changed while the pods read it: let it lie as it is now, and retry."
 _OTHER_DEVICES: Final = (
     "Let all pods run on the same GPUs with the same image, or set training.batchSize and gradientAccumulation."
 )
@@ -43,17 +43,30 @@ def _absent(nodes: list[int], place: Place) -> TuneryError:
     return PeerLost(text, counts=True)
 
 
+def _cut_off(what: str) -> TuneryError:
+    text = f"{what}, which listens there: what stands between the pods has to let all TCP ports through"
+    return PeerLost(text, counts=True)
+
+
 def _unlike(node: int, found: Any, decided: dict[str, Any]) -> TuneryError:
     """Return the failure that a node would train something else, with what differs and nothing beside it."""
+    apart = dict(_apart(found, decided))
+    changed = [words for name, words in _INPUTS.items() if name in apart]
+    if changed:  # whatever else differs follows from that
+        return PeerLost(f"node {node} has read {' and '.join(changed)} than node 0", _CHANGED, counts=True)
+    told = "; ".join(f"{name}: {theirs}, not {ours}" for name, (theirs, ours) in sorted(apart.items()))
+    return PeerLost(f"node {node} has come to something else than node 0: {told}", _OTHER_DEVICES, counts=True)
+
+
+def _apart(found: Any, decided: dict[str, Any]) -> Iterator[tuple[str, tuple[Any, Any]]]:
+    """Yield the names of what differs, with what was found and what has to be; of parts in parts the innermost."""
     known = found if isinstance(found, dict) else {}
-    names = [name for name in sorted({*decided, *known}) if known.get(name) != decided.get(name)]
-    told = "; ".join(f"{name}: {known.get(name)}, not {decided.get(name)}" for name in names)
-    changed = _INPUTS & {*names}
-    return TuneryError(
-        FailureReason.INTERNAL_ERROR,
-        f"node {node} has come to something else than node 0, in {', '.join(names)}: {told}",
-        _CHANGED if changed else _OTHER_DEVICES,
-    )
+    for name in {*decided, *known}:
+        theirs, ours = known.get(name), decided.get(name)
+        if isinstance(ours, dict):
+            yield from ((f"{name}.{inner}", both) for inner, both in _apart(theirs, ours))
+        elif theirs != ours:
+            yield name, (theirs, ours)
 
 
 class Lead:
@@ -66,6 +79,7 @@ class Lead:
         self._causes = causes
         self._condition = threading.Condition()
         self._channels: dict[int, Channel] = {}
+        self._reached: set[int] = set()
         self._ready: dict[int, Any] = {}
         self._begun = False
         self.progressed: Callable[[], bool] = lambda: False
@@ -73,6 +87,7 @@ class Lead:
 
     def __enter__(self) -> Self:
         self._listener = Listener(self._place.control_port, self._heard)
+        self._free = Listener(0, lambda channel, message: None)
         return self
 
     def __exit__(
@@ -83,6 +98,7 @@ class Lead:
         for channel in list(self._channels.values()):
             channel.send(**told)
         self._listener.close()
+        self._free.close()
 
     def begin(self, decided: Any, **go: Any) -> None:
         """Let all nodes begin, once each of them is ready.
@@ -94,7 +110,7 @@ class Lead:
         say(f"Nodes      waiting for {'the other one' if len(others) == 1 else f'the {len(others)} others'}")
         with self._condition:
             seen = dict.fromkeys(others, time.monotonic())
-            while set(self._ready) != set(others):
+            while self._reached & set(self._ready) != set(others):
                 now = time.monotonic()
                 seen.update(dict.fromkeys(self._channels, now))  # one that is replaced has its time again
                 absent = [node for node in others if now - seen[node] > meet_seconds()]
@@ -107,17 +123,23 @@ class Lead:
             self._begun = True
             for channel in self._channels.values():
                 channel.send(go=go)
+        say(f"Nodes      all {self._place.nodes} begin")
 
     def _heard(self, channel: Channel, message: Message | None) -> None:
         """Take what a node says; from a thread."""
+        if message is not None and "hello" in message and message.get("run") == self._run:
+            self._try_ports(channel, int(message["hello"]), int(message["free"]))
         with self._condition:
             node = next((number for number, each in self._channels.items() if each is channel), None)
             if message is None:
                 if node is not None:
                     del self._channels[node]
                     self._ready.pop(node, None)
+                    self._reached.discard(node)
             elif "hello" in message and message.get("run") == self._run:
                 self._channels[int(message["hello"])] = channel
+            elif node is not None and "reached" in message:
+                self._reached.add(node)
             elif node is not None and "ready" in message:
                 self._ready[node] = message["ready"]
             elif node is not None and "stopped" in message:
@@ -129,6 +151,18 @@ class Lead:
         if lost:
             text = f"node {node} of {self._place.nodes} is gone"
             self._causes.lost(PeerLost(text, counts=not self.progressed()))
+        if node is not None and message is not None and message.get("reached") is False:
+            self._causes.lost(_cut_off(f"node {node} does not reach node 0 on TCP {self._free.port}"))
+
+    def _try_ports(self, channel: Channel, node: int, free: int) -> None:
+        """Try a port of the node's that the system has chosen, as collectives do, and let it try one of this one's.
+
+        What lets through the ports that have a name and no others is told before anything is downloaded: in a
+        collective it would be a silence.
+        """
+        if not reaches(channel.other, free):
+            self._causes.lost(_cut_off(f"node 0 does not reach node {node} on TCP {free}"))
+        channel.send(free=self._free.port)
 
     def _take_end(self, node: int, ended: dict[str, Any]) -> None:
         failure = Failure.model_validate(ended)
@@ -149,6 +183,7 @@ class Follow:
         self._done = False
 
     def __enter__(self) -> Self:
+        self._free = Listener(0, lambda channel, message: None)
         self._meet()
         return self
 
@@ -163,6 +198,7 @@ class Follow:
                     self._condition.wait_for(lambda: self._channel is None or self._done, _LAST_SECONDS)
         if self._channel is not None:
             self._channel.close()
+        self._free.close()
 
     def ready(self, decided: Any) -> dict[str, Any]:
         """Say that this node could begin, and what it has come to; return what node 0 says as all begin.
@@ -191,7 +227,7 @@ class Follow:
         until = time.monotonic() + meet_seconds()
         while time.monotonic() < until:
             channel = connect(self._place.master, self._place.control_port)
-            if channel is not None and channel.send(hello=self._place.node, run=self._run):
+            if channel is not None and channel.send(hello=self._place.node, run=self._run, free=self._free.port):
                 with self._condition:
                     self._channel = channel
                 channel.listen(self._heard)
@@ -202,6 +238,8 @@ class Follow:
     def _heard(self, channel: Channel, message: Message | None) -> None:
         """Take what node 0 says; from a thread."""
         lost: TuneryError | None = None
+        if message is not None and "free" in message:
+            channel.send(reached=reaches(self._place.master, int(message["free"])))
         with self._condition:
             if message is None:
                 self._channel = None
