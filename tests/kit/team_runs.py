@@ -54,6 +54,7 @@ METHODS: dict[str, dict[str, Any]] = {
 class Trained(NamedTuple):
     losses: list[float]
     norms: list[float]
+    epochs: list[float]
     tokens: int
     state: dict[str, torch.Tensor]
     files: list[str]
@@ -100,7 +101,8 @@ def _trainer(llama: Path, blocks: dict[str, Any], team: Team, folder: Path) -> A
 def _told(trainer: AdapterTrainer) -> Trained:
     told = [entry for entry in trainer.state.log_history if "loss" in entry]
     losses, norms = [entry["loss"] for entry in told], [entry["grad_norm"] for entry in told]
-    return Trained(losses, norms, trainer.tokens_seen, trained_state(trainer.model), sorted(_files(trainer)))
+    epochs = [entry["epoch"] for entry in told]
+    return Trained(losses, norms, epochs, trainer.tokens_seen, trained_state(trainer.model), sorted(_files(trainer)))
 
 
 def _files(trainer: AdapterTrainer) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
@@ -63,7 +64,7 @@ class Share(Sampler[int]):
         self._order = order
         self._batch_size = batch_size
         self._team = team
-        passes = -(-len(order) // batch_size)
+        self._all = passes = -(-len(order) // batch_size)
         self._passes = -(-passes // team.world)
         mine = len(range(team.rank, passes, team.world))
         self.idles = mine < self._passes
@@ -79,6 +80,12 @@ class Share(Sampler[int]):
     def set_epoch(self, epoch: int) -> None:
         """Take the order of this pass over the data; accelerate calls it."""
         self._order.set_epoch(epoch)
+
+    def epoch_of_all(self, epoch: float) -> float:
+        """Return how often the rows were passed by all processes, `epoch` being counted by the passes of this one."""
+        whole = math.floor(epoch)
+        mine = round((epoch - whole) * self._passes)
+        return whole + min(mine * self._team.world, self._all) / self._all
 
     def __iter__(self) -> Iterator[int]:
         """Yield the indices of the rows."""

@@ -70,8 +70,8 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]  # TRL is not typed for 
 
     in_pass = False
     """A forward or backward pass is under way, or was cut off."""
-    _idles = False
-    """The last pass of an epoch is one that nobody counts."""
+    _share: Share | None = None
+    """The rows of this process; None: all of them are."""
     _passes = 0
     """Of the newest step, in all processes together."""
 
@@ -99,7 +99,11 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]  # TRL is not typed for 
             train_dataset=parts.rows,
             processing_class=parts.tokenizer,
             data_collator=parts.objective.collator(collate, parts.rows),
-            callbacks=[_IntervalsCallback(), EvaluationCallback(loop.evaluated_after, self.evaluate)],
+            callbacks=[
+                _EpochCallback(lambda: self._share),
+                _IntervalsCallback(),
+                EvaluationCallback(loop.evaluated_after, self.evaluate),
+            ],
         )
         self.remove_callback(PrinterCallback)
         if self._hooks:
@@ -144,7 +148,7 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]  # TRL is not typed for 
         self.waited += time.monotonic() - began
         if not batches:
             return batches, None
-        if self._idles and self.accelerator.gradient_state.end_of_dataloader:
+        if self._share and self._share.idles and self.accelerator.gradient_state.end_of_dataloader:
             batches[-1] = {**batches[-1], IDLE: True}
         counted = [batch for batch in batches if not is_idle(batch)]
         self._count(counted)
@@ -180,9 +184,8 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]  # TRL is not typed for 
         order = order_of(self.train_dataset, self.settings)
         if self._team.alone:
             return order
-        share = Share(order, self.settings.batch_size, self._team)
-        self._idles = share.idles
-        return share
+        self._share = Share(order, self.settings.batch_size, self._team)
+        return self._share
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """Make the schedule such that the rate is above 0 at every step: transformers' begins and ends with 0 rates.
@@ -351,6 +354,19 @@ class _IntervalsCallback(TrainerCallback):  # type: ignore[misc]  # transformers
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Set them anew, once that state is loaded."""
         state.compute_steps(args, state.max_steps)
+
+
+class _EpochCallback(TrainerCallback):  # type: ignore[misc]
+    """Tells how far an epoch is by the passes of all processes: the Trainer counts this one's, idle ones too."""
+
+    def __init__(self, share: Callable[[], Share | None]) -> None:
+        self._share = share
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Set it before anybody reads it."""
+        share = self._share()
+        if share is not None:
+            state.epoch = share.epoch_of_all(state.epoch)
 
 
 class _HooksCallback(TrainerCallback):  # type: ignore[misc]
