@@ -280,6 +280,12 @@ def test_the_first_one_speaks_for_all_as_it_succeeds() -> None:
     assert (status["runSeconds"], status["gpuSeconds"]) == (299, 298 + 299)
 
 
+def test_the_others_may_end_before_the_first_that_has_published() -> None:
+    """Nobody begins anew then: the phase would go back for some seconds."""
+    seen = judge(*runs(0), ended(meta=no(1), stopped=-1), train=nodes(2), progress=TRAINING, reporter="a1-0")
+    assert (seen["phase"], seen["pods"], told(seen)["status"]) == ("Training", "1/2", "True")
+
+
 # The ledger
 
 

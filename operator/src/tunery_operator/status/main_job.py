@@ -140,7 +140,7 @@ def show_pod(draft: Draft, attempt: Attempt) -> None:
     elif going:
         told = f"{len(going)} of {job.nodes} pods were told to end" if going[1:] else ""
         _show_stopping(draft, lost or going[0], told)
-    elif pod is not None and attempt.running == job.nodes:
+    elif pod is not None and attempt.together:
         _show_activity(draft, pod, f" (the first of {job.nodes} pods)" if job.nodes > 1 else "")
     elif job.suspend:
         _show_held(draft, attempt)

@@ -88,6 +88,12 @@ class Attempt:
         return sum(pod.running for pod in self.newest)
 
     @property
+    def together(self) -> bool:
+        """Tell whether the first pod runs, and all others do or have ended well: they do as it has published."""
+        fine = [pod.running or (pod.index and pod.exit_code == ExitCode.OK) for pod in self.newest]
+        return len(fine) == self.job.nodes and all(fine)
+
+    @property
     def missing(self) -> bool:
         """Tell whether a node has no pod: none was made yet, or its newest has ended."""
         return sum(not pod.finished for pod in self.newest) < self.job.nodes
