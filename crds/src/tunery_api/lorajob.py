@@ -132,7 +132,7 @@ class TrainingRun(ApiModel):
 _PASSES: Final = "self.?training.?gradientAccumulation.orValue(0)"
 _DEVICES: Final = "(self.?resources.?gpus.orValue(1) > 1 ? self.resources.gpus : 1) * self.?resources.?nodes.orValue(1)"
 PASSES_ARE_SHARED: Final = f"{_PASSES} < 1 || {_DEVICES} < 1 || {_PASSES} % ({_DEVICES}) == 0"
-"""What `device_problems` asks of gradientAccumulation, in CEL. Of numbers below 1, which the schema refuses, nothing."""
+"""What `device_problems` asks of gradientAccumulation, in CEL; nothing of numbers below 1, which the schema refuses."""
 _BELOW: Final = f"{_PASSES} - {_PASSES} % ({_DEVICES})"
 SAID_OF_PASSES: Final = (
     "'training.gradientAccumulation must be a multiple of the %d devices that share the passes (%sresources.nodes), "
