@@ -104,6 +104,22 @@ def test_what_is_refused_at_the_door(api_server: Kubectl, namespace: str, blocks
 
 
 @pytest.mark.parametrize(
+    ("gpus", "nodes", "passes", "field"),
+    [(1, 0, 3, "resources.nodes"), (0, -2, 3, "resources.nodes"), (-1, 1, 3, "resources.gpus")]
+    + [(2, 1, passes, "training.gradientAccumulation") for passes in (0, -3)],
+)
+def test_a_number_that_is_too_small_is_refused_by_its_field_alone(
+    api_server: Kubectl, namespace: str, *, gpus: int, nodes: int, passes: int, field: str
+) -> None:
+    blocks = {"resources": {"gpus": gpus, "nodes": nodes}, "training": {"gradientAccumulation": passes}}
+    with pytest.raises(KubectlError) as caught:
+        api_server.apply(lorajob("refused", **blocks), namespace=namespace)
+    told = str(caught.value)
+    assert told.count("Invalid value") == 1, told
+    assert f"spec.{field}: Invalid value: " in told
+
+
+@pytest.mark.parametrize(
     ("blocks", "taken"),
     [
         pytest.param({"retries": 5.0, "suspend": None, "method": None, "lora": {"rank": None}}, True, id="null"),

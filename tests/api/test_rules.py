@@ -410,14 +410,16 @@ REFUSED_BY_BOTH: list[Any] = [
         {"resources": {"gpus": 4, "nodes": 2}, "training": {"gradientAccumulation": 12}},
         "spec.training.gradientAccumulation: must be a multiple of the 8 devices that share the passes (resources.gpus "
         "x resources.nodes), is 12: set 8 or 16, or leave it out",
-        "gradientAccumulation must be a multiple of resources.gpus x nodes, with gpus: 0 of nodes",
+        "training.gradientAccumulation must be a multiple of the 8 devices that share the passes (resources.gpus x "
+        "resources.nodes), is 12: set 8 or 16, or leave it out",
         id="passes-of-8-devices",
     ),
     pytest.param(
         {"resources": {"gpus": 0, "nodes": 3}, "training": {"gradientAccumulation": 2}},
         "spec.training.gradientAccumulation: must be a multiple of the 3 devices that share the passes "
         "(resources.nodes), is 2: set 3, or leave it out",
-        "gradientAccumulation must be a multiple of resources.gpus x nodes, with gpus: 0 of nodes",
+        "training.gradientAccumulation must be a multiple of the 3 devices that share the passes (resources.nodes), is "
+        "2: set 3, or leave it out",
         id="passes-of-3-nodes-on-the-cpu",
     ),
     pytest.param(

@@ -22,7 +22,7 @@ from tunery_api.adapterserver import (
 )
 from tunery_api.fields import ApiModel, is_number
 from tunery_api.inputs import FORMATS_OF_TASK, DatasetEvaluation, DatasetSpec, ModelSpec, OutputSpec, SecretKeyReference
-from tunery_api.lorajob import LoRAJobSpec
+from tunery_api.lorajob import PASSES_ARE_SHARED, SAID_OF_PASSES, LoRAJobSpec
 from tunery_api.lorasweep import LoRASweepSpec, ParameterSpec, RangeSpec
 from tunery_api.methods import READ_OF_LORA, AdaLoraSpec, LoraSpec, Method
 from tunery_api.placement import FOREIGN_ACCELERATORS, NO_KEY, NO_SECONDS, NO_VALUE, ResourcesSpec, Toleration
@@ -37,12 +37,13 @@ class CelRule(NamedTuple):
     message: str
     once: bool = False
     """Asked only as a block comes to be: one that is older than the rule is to be written all the same."""
+    said: str = ""
+    """In CEL, the message with the numbers of what was written; `message` is for the reference, and where it fails."""
 
 
 _METHOD: Final = "self.?method.orValue('Auto')"
 _TASK: Final = "self.?task.orValue('SFT')"
 _INIT: Final = "self.?lora.?init.orValue('Default')"
-_DEVICES: Final = "(self.?resources.?gpus.orValue(1) > 1 ? self.resources.gpus : 1) * self.?resources.?nodes.orValue(1)"
 _NO_FSDP: Final = "self.?training.?parallelism.orValue('') != 'FSDP'"
 _FORMAT: Final = "self.?dataset.?format.orValue('Auto')"
 _MERGE_METHOD: Final = "self.?method.orValue('Linear')"
@@ -237,8 +238,10 @@ CEL_RULES: Final[dict[type[ApiModel], list[CelRule]]] = {
         _reads_of_lora(Method.PROMPT_TUNING, "PromptTuning reads nothing of lora; leave it out"),
         _reads_of_lora(Method.PREFIX_TUNING, "PrefixTuning reads nothing of lora; leave it out"),
         CelRule(
-            f"self.?training.?gradientAccumulation.orValue(0) % ({_DEVICES}) == 0",
-            "training.gradientAccumulation must be a multiple of resources.gpus x nodes, with gpus: 0 of nodes",
+            PASSES_ARE_SHARED,
+            "training.gradientAccumulation must be a multiple of the devices that share the passes: resources.gpus x "
+            "resources.nodes, or resources.nodes where gpus is 0",
+            said=SAID_OF_PASSES,
         ),
         CelRule(f"{_NO_FSDP} || self.?resources.?gpus.orValue(1) > 1", "parallelism FSDP needs gpus: 2 or more"),
         CelRule(f"{_NO_FSDP} || self.?quantization.?type.orValue('') != 'Int8'", "FSDP cannot share a base in Int8"),

@@ -122,9 +122,10 @@ class _WithRules(GenerateJsonSchema):
 
 
 def _rule(rule: CelRule) -> dict[str, Any]:
+    said = {"message": rule.message} | ({"messageExpression": rule.said} if rule.said else {})
     if rule.once:
-        return {"rule": f"oldSelf.hasValue() || {rule.rule}", "message": rule.message, "optionalOldSelf": True}
-    return {"rule": rule.rule, "message": rule.message}
+        return {"rule": f"oldSelf.hasValue() || {rule.rule}", **said, "optionalOldSelf": True}
+    return {"rule": rule.rule, **said}
 
 
 def structural_schema(model: type[ApiModel]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from enum import StrEnum
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Final
 
 from pydantic import Field
 
@@ -127,6 +127,20 @@ class TrainingRun(ApiModel):
         if self.quantization is not None and self.quantization.type is QuantizationType.INT8:
             text = "FSDP cannot share a base in Int8; use quantization.type NF4 or FP4, or leave parallelism out"
             yield "parallelism", text
+
+
+_PASSES: Final = "self.?training.?gradientAccumulation.orValue(0)"
+_DEVICES: Final = "(self.?resources.?gpus.orValue(1) > 1 ? self.resources.gpus : 1) * self.?resources.?nodes.orValue(1)"
+PASSES_ARE_SHARED: Final = f"{_PASSES} < 1 || {_DEVICES} < 1 || {_PASSES} % ({_DEVICES}) == 0"
+"""What `device_problems` asks of gradientAccumulation, in CEL; nothing of numbers below 1, which the schema refuses."""
+_BELOW: Final = f"{_PASSES} - {_PASSES} % ({_DEVICES})"
+SAID_OF_PASSES: Final = (
+    "'training.gradientAccumulation must be a multiple of the %d devices that share the passes (%sresources.nodes), "
+    f"is %d: set %s%d, or leave it out'.format([{_DEVICES}, "
+    f"self.?resources.?gpus.orValue(1) > 0 ? 'resources.gpus x ' : '', {_PASSES}, "
+    f"{_PASSES} > {_DEVICES} ? '%d or '.format([{_BELOW}]) : '', {_BELOW} + {_DEVICES}])"
+)
+"""What it says of it, with its numbers; of a sum of strings the API server would not know the cost."""
 
 
 class LoRAJobSpec(TrainingRun, LifecycleFields):

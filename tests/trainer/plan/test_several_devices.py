@@ -9,9 +9,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from transformers import LlamaConfig
+from transformers import LlamaConfig, Qwen2Config
 
-from trainer.plan.test_planning import basis_of, dataset, wont_fit
+from trainer.plan.test_planning import SHAPES, basis_of, dataset, wont_fit
 from tunery_api.methods import Method
 from tunery_api.training import Precision
 from tunery_common.inputs.digests import FolderDigest
@@ -26,11 +26,21 @@ from tunery_trainer.settings.memory import MemoryEstimate, needed_for
 from tunery_trainer.settings.types import DeviceFacts, DeviceKind
 from tunery_trainer.tasks.ready import Ready, decided
 
+from kit.shown import ROOT
 from kit.training import spec_of
 
 GPU = DeviceFacts(DeviceKind.CUDA, None, bfloat16=True)
 ONE_ROW: dict[str, Any] = {"batchSize": 1, "gradientCheckpointing": True, "optimizer": "AdamW"}
 LAYERS = 16
+QWEN_32B: dict[str, Any] = {
+    "vocab_size": 152_064,
+    "hidden_size": 5120,
+    "intermediate_size": 27_648,
+    "num_hidden_layers": 64,
+    "num_attention_heads": 40,
+    "num_key_value_heads": 8,
+}
+"""Of Qwen2.5-32B's config.json."""
 
 
 @pytest.fixture(scope="module")
@@ -180,24 +190,26 @@ def test_a_base_that_is_quantised_before_it_is_spread_has_to_fit_into_the_contai
     tight = replace(GPU, devices=4, memory_bytes=needed_for((whole + spread) // 2))
     roomy = replace(tight, memory_bytes=needed_for(whole))
 
-    def plan(device: DeviceFacts, memory: str) -> TrainingPlan:
-        asked = {"precision": "BFloat16", "packing": False, **ONE_ROW}
+    def plan(device: DeviceFacts, memory: str, **training: Any) -> TrainingPlan:
+        asked = {"precision": "BFloat16", "packing": False, **ONE_ROW, **training}
         spec = spec_of({"method": "QLoRA", "training": asked, "resources": {"gpus": 4, "memory": memory}})
         return plan_training(basis_of(spec, deep, device), 20_000, dataset(4000, packed=False, length=64))
 
     small = plan(tight, "8Gi")
     assert (small.settings.training.sharded, small.fits) == (True, True)
     weights = 4 * weights_bytes(outline(deep), small.settings.quantization, Precision.BFLOAT16)
-    assert small.container_bytes is not None
-    assert small.container_bytes > weights
+    assert small.container is not None
+    assert small.container.needed > weights
     hint = wont_fit(small)
     named = re.fullmatch(r"Raise spec\.resources\.memory to (\d+)Gi, and retry\.", hint)
     assert named, hint
     check_memory(plan(tight, f"{named[1]}Gi"))
     check_memory(small, local=True)
     whole_base = plan(roomy, "8Gi")
-    assert whole_base.container_bytes is None
+    assert whole_base.container is None
     check_memory(whole_base)
+    asked = plan(replace(tight, memory_bytes=None), "8Gi", parallelism="FSDP")
+    assert wont_fit(asked) == hint, "what the GPUs have is another question"
 
 
 def test_what_nodes_have_to_come_to_alike_has_the_base_in_it(deep: Path) -> None:
@@ -230,7 +242,10 @@ def test_the_table_of_methods_is_of_the_devices_of_the_job(deep: Path, monkeypat
         spec = spec_of(
             {"training": {"precision": "BFloat16", "parallelism": parallelism, "gradientCheckpointing": True}}
         )
-        table = method_table.method_table(basis_of(spec, deep, replace(GPU, devices=4)), dataset(4000, length=64))
+        basis = basis_of(spec, deep, replace(GPU, devices=4))
+        table = list(method_table.method_table(basis, dataset(4000, length=64)))
+        whole = {row.quantization for row in table if row.spread is None}
+        assert whole == ({"Int8"} if parallelism == "Auto" else {row.quantization for row in table})
         rows.append({row.quantization: row.estimate for row in table})
     each, spread = rows
     assert each[""].overhead > 2**30, "NCCL's among them"
@@ -238,3 +253,41 @@ def test_the_table_of_methods_is_of_the_devices_of_the_job(deep: Path, monkeypat
     for name in ("", "NF4", "NF4 double"):
         assert spread[name].weights < each[name].weights
     assert spread["NF4"].weights > spread["NF4 double"].weights
+
+
+def test_the_table_of_distributed_md_is_what_is_computed(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "distributed.md").read_text()
+    shown = re.findall(r"^\| (\d+B) \| (\d+) \| (\d+) \| (\d+) / (\d+) \| (\d+) / (\d+) \|$", page, re.MULTILINE)
+    configs = {"8B": LlamaConfig(**SHAPES["8B"]), "32B": Qwen2Config(**QWEN_32B), "70B": LlamaConfig(**SHAPES["70B"])}
+    assert [name for name, *_ in shown] == list(configs)
+    for name, *cells in shown:
+        folder = tmp_path / name
+        configs[name].tie_word_embeddings = False
+        configs[name].save_pretrained(folder)
+        computed: list[list[int]] = []
+        for method in ("LoRA", "QLoRA"):
+            asked = {"precision": "BFloat16", "packing": False, **ONE_ROW, "optimizer": "AdamW8bit", "maxLength": 2048}
+            spec = spec_of({"method": method, "lora": {"rank": 16}, "training": asked})
+            basis = replace(basis_of(spec, folder, replace(GPU, devices=2)), config_only=True)
+            plan = plan_training(basis, 20_000, dataset(4000, packed=False, length=2048))
+            each = (plan.memory, plan.if_spread(2), plan.if_spread(8))
+            computed.append([-(-found.total // 2**30) for found in each if found])
+        plain, quantised = computed
+        assert [int(cell) for cell in cells] == [plain[0], quantised[0], *plain[1:], *quantised[1:]], name
+
+
+def test_the_table_of_methods_spreads_the_base_where_auto_does(deep: Path) -> None:
+    """Of each kind of GPU it says what a plan for that says: whether the base is spread, and whether a row fits."""
+    device = replace(GPU, devices=4)
+    basis = basis_of(spec_of({"training": {"precision": "BFloat16", "packing": False, **ONE_ROW}}), deep, device)
+    row = next(iter(method_table.method_table(basis, dataset(4000, packed=False, length=64))))
+    assert (row.method, row.quantization) == (Method.LORA, "")
+    assert row.spread is not None
+    whole, spread = row.estimate.total, row.spread.total
+    told = {}
+    for name, size in {"none": spread * 9 // 10, "spread": (whole + spread) // 2, "whole": whole}.items():
+        gpu = method_table.GpuClass(name, needed_for(size))
+        plan = planned(deep, replace(device, memory_bytes=gpu.memory_bytes), **ONE_ROW)
+        told[name] = (row.largest_batch(gpu) is not None, row.is_spread(gpu))
+        assert told[name] == (plan.fits, plan.fits and plan.settings.training.sharded)
+    assert told == {"none": (False, False), "spread": (True, True), "whole": (True, False)}

@@ -12,10 +12,13 @@ import pytest
 import torch
 import yaml
 
+from tunery_api.methods import Method
 from tunery_api.reasons import ExitCode
 from tunery_trainer.cli import main
-from tunery_trainer.plan import look_ahead
+from tunery_trainer.plan import look_ahead, method_table
 from tunery_trainer.plan.method_table import GPU_CLASSES
+from tunery_trainer.reporting.estimate_text import as_json
+from tunery_trainer.settings.look import Estimated
 from tunery_trainer.tasks import estimate
 
 from kit.published_memory import read
@@ -201,7 +204,14 @@ def test_several_devices_are_told_and_memory_is_of_each(
     assert told["estimate"]["overheadBytes"] > 2**30, "NCCL's among them"
 
 
-@pytest.mark.parametrize(("method", "takes"), [("QLoRA", True), ("LoRA", False)])
+@pytest.mark.parametrize(
+    ("method", "memory", "said", "changes"),
+    [
+        ("QLoRA", None, ", which is 24.0 GiB (the default): before the base is spread", []),
+        ("QLoRA", "4Gi", "there. It does not fit: raise spec.resources.memory to 5Gi.", ["5Gi"]),
+        ("LoRA", "4Gi", None, []),
+    ],
+)
 def test_a_quantised_base_that_is_spread_takes_memory_of_the_container(
     tmp_path: Path,
     bare: Path,
@@ -209,17 +219,65 @@ def test_a_quantised_base_that_is_spread_takes_memory_of_the_container(
     monkeypatch: pytest.MonkeyPatch,
     *,
     method: str,
-    takes: bool,
+    memory: str | None,
+    said: str | None,
+    changes: list[str],
 ) -> None:
     monkeypatch.setattr(look_ahead, "method_table", lambda *_: iter(()))
+    resources = {"gpus": 2} | ({"memory": memory} if memory else {})
     path = job(
-        tmp_path, resources={"gpus": 2}, method=method, training={"parallelism": "FSDP", "gradientAccumulation": 2}
+        tmp_path, resources=resources, method=method, training={"parallelism": "FSDP", "gradientAccumulation": 2}
     )
     arguments = ["estimate", str(path), "--model", str(bare), "--gpu-memory", "80Gi"]
     assert main(arguments) == ExitCode.OK
-    assert ("GiB of resources.memory: before the base is spread" in capsys.readouterr().out) is takes
+    out = " ".join(capsys.readouterr().out.split())
+    assert said in out if said else "Container" not in out
     assert main([*arguments, "--json"]) == ExitCode.OK
-    assert (json.loads(capsys.readouterr().out)["containerBytes"] is not None) is takes
+    told = json.loads(capsys.readouterr().out)
+    assert (told["containerBytes"] is not None, told["containerAvailableBytes"] is not None) == (bool(said),) * 2
+    assert (told["fits"], told["changes"]) == (
+        not changes,
+        [f"raise spec.resources.memory to {enough}" for enough in changes],
+    )
+
+
+def test_the_whole_base_that_a_manifest_asks_for_is_told_to_be_what_does_not_fit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the shape of Llama 3.1 8B: spread over 4 GPUs it fits."""
+    monkeypatch.setattr(method_table, "_METHODS", (Method.LORA,))
+    folder = tmp_path / "llama"
+    folder.mkdir()
+    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"} | read("models")["Llama-3.1-8B"]
+    (folder / "config.json").write_text(json.dumps(config))
+    plain, looked = look_ahead.look_ahead, list[Estimated]()
+
+    def kept(*args: Any) -> Estimated:
+        looked.append(plain(*args))
+        return looked[-1]
+
+    monkeypatch.setattr(look_ahead, "look_ahead", kept)
+    told = {}
+    for asked in ("DDP", "Auto"):
+        training = {"gradientAccumulation": 4, "parallelism": asked, "optimizer": "AdamW", "batchSize": None}
+        path = job(tmp_path, method="LoRA", resources={"gpus": 4}, training=training)
+        assert main(["estimate", str(path), "--model", str(folder), "--gpu-memory", "16Gi"]) == ExitCode.OK
+        lines = capsys.readouterr().out.splitlines()
+        assert max(map(len, lines)) <= 120
+        refused = "It does not fit: not even one row does; leave spec.training.parallelism out." in lines
+        assert refused is ("Each GPU has the whole base." in lines) is (asked == "DDP")
+        assert any(
+            line.startswith("* with the base spread over the 4 GPUs of a node (FSDP), as ") for line in lines
+        ) is (asked == "Auto")
+        (row,) = (line for line in lines if re.match("LoRA +16 bits", line))
+        told[asked] = row.split()[5:]
+        found = as_json(looked[-1], None)
+        assert (found["fits"], found["parallelism"]) == (asked == "Auto", "DDP" if asked == "DDP" else "FSDP")
+        assert found["changes"] == ([] if asked == "Auto" else ["leave spec.training.parallelism out"])
+        assert found["table"][0]["spreadOn"] == ([] if asked == "DDP" else ["T4 16"])
+    assert told["DDP"][0] == "-"
+    assert re.fullmatch(r"\d+\*", told["Auto"][0])
+    assert told["Auto"][1:] == told["DDP"][1:]
 
 
 def test_the_time_of_several_devices_is_by_the_tokens_of_all_of_them(
@@ -250,7 +308,10 @@ def test_a_job_of_this_machine_is_counted_as_its_cpu_computes_which_is_what_run_
     assert f"memory: about {counted} {unit} of " in "".join(capsys.readouterr())
 
 
-def test_what_does_not_fit_is_said(tmp_path: Path, bare: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_does_not_fit_is_said(
+    tmp_path: Path, bare: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(look_ahead, "method_table", lambda *_: iter(()))
     arguments = ["estimate", str(job(tmp_path)), "--model", str(bare), "--gpu-memory", "600Mi"]
     assert main(arguments) == ExitCode.OK
     assert "It does not fit: not even one row does." in capsys.readouterr().out

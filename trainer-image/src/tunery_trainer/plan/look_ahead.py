@@ -17,6 +17,7 @@ from tunery_trainer.plan.method_table import GPU_CLASSES, method_table
 from tunery_trainer.plan.prepared_rows import survey
 from tunery_trainer.plan.request import request_data
 from tunery_trainer.plan.training_plan import TrainingPlan, plan_training
+from tunery_trainer.plan.wont_fit import change_that_fits
 from tunery_trainer.resuming.here import Start
 from tunery_trainer.resuming.taken_settings import NOTHING
 from tunery_trainer.settings.look import Estimated, TableLine
@@ -60,7 +61,8 @@ def look_ahead(start: Start, folder: Path, device: DeviceFacts, files: DataFiles
         packed=plan.packed,
         steps=plan.steps if files or spec.training.max_steps else None,
         tokens=plan.tokens,
-        container=plan.container_bytes,
+        container=plan.container,
+        change=None if plan.fits else change_that_fits(plan),
         table=_table(plan),
     )
 
@@ -87,6 +89,7 @@ def _table(plan: TrainingPlan) -> list[TableLine]:
             quantization=row.quantization,
             total_bytes=row.estimate.total,
             largest={gpu.name: row.largest_batch(gpu) for gpu in GPU_CLASSES},
+            spread=frozenset(gpu.name for gpu in GPU_CLASSES if row.is_spread(gpu)),
         )
         for row in rows
         if basis.taken is NOTHING or row.method is plan.settings.method

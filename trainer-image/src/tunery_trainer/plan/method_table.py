@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import Final
 
 from tunery_api.methods import QUANTIZED_TWIN, Method, QuantizationSpec, QuantizationType
+from tunery_api.training import Parallelism
 from tunery_trainer.data.options import DatasetReport
 from tunery_trainer.model.memory import weights_bytes
 from tunery_trainer.plan.basis import Basis
 from tunery_trainer.plan.training_plan import TrainingPlan, plan_if_possible
 from tunery_trainer.settings.memory import MemoryEstimate
-from tunery_trainer.settings.parallelism import spread_over
+from tunery_trainer.settings.parallelism import no_choice, spread_over
 from tunery_trainer.settings.types import DeviceKind
 
 _MIB: Final = 2**20
@@ -55,10 +56,19 @@ class TableRow:
     """As people say it; empty: none."""
     estimate: MemoryEstimate
     """Of one row of maxLength, its activations recomputed where the method can."""
+    spread: MemoryEstimate | None = None
+    """The same with the base spread over the GPUs of a node; None where that is not left to Auto, or cannot be."""
 
     def largest_batch(self, gpu: GpuClass) -> int | None:
         """Return the largest batch that fits; None where not even one row does."""
-        return self.estimate.largest_batch(gpu.memory_bytes)
+        return self._of(gpu).largest_batch(gpu.memory_bytes)
+
+    def is_spread(self, gpu: GpuClass) -> bool:
+        """Say whether it fits only as Auto has it then, with the base spread."""
+        return self._of(gpu) is self.spread and self.largest_batch(gpu) is not None
+
+    def _of(self, gpu: GpuClass) -> MemoryEstimate:
+        return self.estimate if self.spread is None or self.estimate.fits(gpu.memory_bytes) else self.spread
 
 
 def method_table(basis: Basis, data: DatasetReport) -> Iterator[TableRow]:
@@ -88,8 +98,29 @@ def _plan(
 
 
 def _rows(plan: TrainingPlan | None, quantization: str) -> Iterator[TableRow]:
-    if plan is not None and plan.memory is not None:
-        yield TableRow(plan.settings.method, quantization, plan.memory.of(1, gradient_checkpointing=True))
+    if plan is None or plan.memory is None:
+        return
+    device = plan.basis.device
+    yield TableRow(
+        plan.settings.method,
+        quantization,
+        _of_one_row(plan, plan.memory, spread_over(plan.settings, device)),
+        _of_one_row(plan, plan.memory, device.devices) if _left_to_memory(plan) else None,
+    )
+
+
+def _of_one_row(plan: TrainingPlan, memory: MemoryEstimate, devices: int) -> MemoryEstimate:
+    """Return what one row takes of each device, with the base spread over so many."""
+    training, outline = plan.settings.training, plan.basis.outline
+    weights = weights_bytes(outline, plan.settings.quantization, training.precision, devices)
+    return dataclasses.replace(memory.of(1, gradient_checkpointing=True), weights=weights)
+
+
+def _left_to_memory(plan: TrainingPlan) -> bool:
+    """Say whether the memory of a GPU decides if the base is spread, as `plan_method` has it."""
+    known = dataclasses.replace(plan.basis.device, memory_bytes=GPU_CLASSES[0].memory_bytes)
+    asked = plan.basis.spec.training.parallelism
+    return asked is Parallelism.AUTO and no_choice(known, plan.settings.quantization) is None
 
 
 def _in_4_bits(plan: TrainingPlan | None) -> Iterator[TableRow]:
@@ -97,8 +128,5 @@ def _in_4_bits(plan: TrainingPlan | None) -> Iterator[TableRow]:
     if plan is None or plan.settings.quantization is None:
         return
     plain = dataclasses.replace(plan.settings.quantization, double_quant=False)
-    devices = spread_over(plan.settings, plan.basis.device)
-    weights = weights_bytes(plan.basis.outline, plain, plan.settings.training.precision, devices)
-    for row in _rows(plan, "NF4 double"):
-        yield dataclasses.replace(row, quantization="NF4", estimate=dataclasses.replace(row.estimate, weights=weights))
-        yield row
+    yield from _rows(plan.with_settings(dataclasses.replace(plan.settings, quantization=plain)), "NF4")
+    yield from _rows(plan, "NF4 double")

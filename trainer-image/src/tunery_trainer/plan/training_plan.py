@@ -12,6 +12,7 @@ from typing import Final
 
 from peft import PeftModel
 
+from tunery_api.fields import parse_quantity
 from tunery_api.findings import CheckStatus
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.methods import LoraInit, Method
@@ -30,7 +31,7 @@ from tunery_trainer.resuming.memo import Origin
 from tunery_trainer.resuming.taken_settings import manifest_of
 from tunery_trainer.settings.auto_method import MethodChoice
 from tunery_trainer.settings.loop import DEFAULT_BATCH_SIZE, Chosen
-from tunery_trainer.settings.memory import MemoryEstimate
+from tunery_trainer.settings.memory import ContainerMemory, MemoryEstimate
 from tunery_trainer.settings.parallelism import WHOLE, Spread, no_choice, spread_over, with_reason
 from tunery_trainer.settings.sizing import DataFacts, total_steps
 from tunery_trainer.settings.types import RunSettings
@@ -90,8 +91,8 @@ class TrainingPlan:
         return self.memory is None or available is None or self.memory.fits(available)
 
     @property
-    def container_bytes(self) -> int | None:
-        """Bytes of a container's own memory where a quantised base is spread: each process makes all of it there first.
+    def container(self) -> ContainerMemory | None:
+        """The container's own memory where a quantised base is spread, and what it has to hold.
 
         None for any other base: one in 16 bits is mapped from its files, a whole one is made on the GPU.
         """
@@ -99,7 +100,8 @@ class TrainingPlan:
         if not settings.training.sharded or settings.quantization is None:
             return None
         whole = weights_bytes(self.basis.outline, settings.quantization, settings.training.precision)
-        return self.basis.device.devices * (whole + _PROCESS_BYTES)
+        needed = self.basis.device.devices * (whole + _PROCESS_BYTES)
+        return ContainerMemory(needed, int(parse_quantity(self.basis.spec.resources.memory)))
 
     @property
     def row_length(self) -> int:

@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator
 from typing import Any, Final
 
-from tunery_api.fields import parse_quantity
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.methods import QUANTIZED_TWIN
 from tunery_api.reasons import FailureReason
@@ -32,15 +31,13 @@ _NOTHING_ELSE: Final = f"nothing else was found to fit, rows of {_SHORTEST} toke
 def check_memory(plan: TrainingPlan, *, local: bool = False) -> None:
     """Raise TuneryError(WontFit) where a plan takes more than its device has, with what would fit."""
     estimate, devices = plan.memory, plan.basis.device
-    if estimate is None or devices.memory_bytes is None:
-        return
-    if plan.fits:
-        if not local:
-            _check_container(plan)
+    if plan.fits and not local:
+        _check_container(plan)
+    if plan.fits or estimate is None or devices.memory_bytes is None:
         return
     whose = "this machine" if local else "the container"
     device = ("each GPU" if devices.world > 1 else "the GPU") if devices.kind is DeviceKind.CUDA else whose
-    change = _change(plan, estimate, local=local)
+    change = change_that_fits(plan, local=local)
     raise TuneryError(
         FailureReason.WONT_FIT,
         f"training needs about {human_bytes(estimate.total)}; {device} has {human_bytes(devices.memory_bytes)}, of "
@@ -51,15 +48,14 @@ def check_memory(plan: TrainingPlan, *, local: bool = False) -> None:
 
 def _check_container(plan: TrainingPlan) -> None:
     """Raise TuneryError(WontFit) where a base is quantised before it is spread, and the container cannot hold that."""
-    gpus, asked = plan.basis.device.devices, parse_quantity(plan.basis.spec.resources.memory)
-    needed = plan.container_bytes
-    if needed is None or needed <= asked:
+    container = plan.container
+    if container is None or container.fits:
         return
     raise TuneryError(
         FailureReason.WONT_FIT,
-        f"each of {gpus} processes quantises the base before it is spread over the GPUs, which takes about "
-        f"{human_bytes(needed)} of the container's memory; it has {human_bytes(int(asked))}",
-        f"Raise spec.resources.memory to {-(-needed // 2**30)}Gi, and retry.",
+        f"each of {plan.basis.device.devices} processes quantises the base before it is spread over the GPUs, which "
+        f"takes about {human_bytes(container.needed)} of the container's memory; it has {human_bytes(container.asked)}",
+        f"{_sentence(container.enough)}, and retry.",
     )
 
 
@@ -71,7 +67,7 @@ def _said_in_a_cluster(plan: TrainingPlan, estimate: MemoryEstimate, change: str
         return f"Raise spec.resources.memory to {enough}Gi, and retry{other}."
     if change is None:
         return f"Ask for a GPU with {enough} GiB of memory, in a new job: {_NOTHING_ELSE}."
-    return f"{change[0].upper()}{change[1:]}, or ask for a GPU with {enough} GiB of memory, in a new job."
+    return f"{_sentence(change)}, or ask for a GPU with {enough} GiB of memory, in a new job."
 
 
 def _said_here(plan: TrainingPlan, estimate: MemoryEstimate, change: str | None) -> str:
@@ -80,7 +76,12 @@ def _said_here(plan: TrainingPlan, estimate: MemoryEstimate, change: str | None)
     other = f"a GPU with {enough} GiB of memory" if plan.basis.on_gpu else f"a machine with {enough} GiB of memory"
     if change is None:
         return f"Take {other}: {_NOTHING_ELSE}."
-    return f"{change[0].upper()}{change[1:]}, in a new job; or take {other}."
+    return f"{_sentence(change)}, in a new job; or take {other}."
+
+
+def _sentence(clause: str) -> str:
+    """Return a clause with the capital letter of a sentence."""
+    return clause[0].upper() + clause[1:]
 
 
 def _gibibytes(estimate: MemoryEstimate) -> int:
@@ -88,12 +89,12 @@ def _gibibytes(estimate: MemoryEstimate) -> int:
     return -(-needed_for(estimate.total) // 2**30)
 
 
-def _change(plan: TrainingPlan, estimate: MemoryEstimate, *, local: bool) -> str | None:
-    """Return the change to the manifest by which it would fit, as a clause; None where none was found.
+def change_that_fits(plan: TrainingPlan, *, local: bool = False) -> str | None:
+    """Return the change to the manifest by which a plan would fit that does not, as a clause; None: none was found.
 
     Of this machine, `local`, nothing makes more GPUs.
     """
-    largest = estimate.largest_batch(plan.basis.device.memory_bytes or 0)
+    largest = plan.memory.largest_batch(plan.basis.device.memory_bytes or 0) if plan.memory else None
     if largest:
         return f"set spec.training.batchSize to {largest}, or leave it out"
     asked = plan.basis.spec.training

@@ -8,8 +8,8 @@ from typing import Any, Final
 
 from tunery_api.training import Precision
 from tunery_trainer.settings.look import Estimated
-from tunery_trainer.settings.memory import ALLOCATOR_SLACK, MemoryEstimate, usable
-from tunery_trainer.settings.parallelism import parallelism_of, told_of_devices
+from tunery_trainer.settings.memory import ALLOCATOR_SLACK, ContainerMemory, MemoryEstimate, usable
+from tunery_trainer.settings.parallelism import PARALLELISM, parallelism_of, told_of_devices
 from tunery_trainer.settings.types import SettingSource
 from tunery_trainer.settings.units import human_bytes
 
@@ -54,7 +54,10 @@ def as_json(found: Estimated, rate: float | None) -> dict[str, Any]:
         "rowTokens": found.memory.length,
         "rows": found.rows,
         "seconds": found.seconds(rate),
-        "containerBytes": found.container,
+        "containerBytes": found.container.needed if found.container else None,
+        "containerAvailableBytes": found.container.asked if found.container else None,
+        "fits": found.fits,
+        "changes": list(found.changes),
         "memory": found.memory.to_status(found.available).to_json_dict(),
         "estimate": parts,
         "maxLength": training.max_length,
@@ -64,6 +67,7 @@ def as_json(found: Estimated, rate: float | None) -> dict[str, Any]:
                 "quantization": line.quantization or None,
                 "totalBytes": line.total_bytes,
                 "largestBatch": dict(line.largest),
+                "spreadOn": [name for name in line.largest if name in line.spread],
             }
             for line in found.table
         ],
@@ -79,9 +83,8 @@ def _head(found: Estimated, rate: float | None) -> Iterable[str]:
     settings, training = found.settings, found.settings.training
     quantised = f" on {settings.quantization.type.value}" if settings.quantization else ""
     size = _parameters(found.parameters)
-    asked = any(each.name == "training.precision" and each.source == SettingSource.MANIFEST for each in settings.values)
     # Which CPU it will be is not known: of the two the one that takes more is counted.
-    known = found.on_gpu or asked or training.precision is Precision.BFLOAT16
+    known = found.on_gpu or _asked(found, "training.precision") or training.precision is Precision.BFLOAT16
     or_less = "" if known else ", or BFloat16 where the CPU has it"
     yield from _said("Model", f"{found.model}, {size} parameters, computed in {training.precision}{or_less}")
     yield from _said("Method", f"{settings.method.value}{quantised}. {settings.method_reason}")
@@ -89,8 +92,7 @@ def _head(found: Estimated, rate: float | None) -> Iterable[str]:
     if found.device.world > 1:
         yield from _said("Devices", told_of_devices(found.settings, found.device))
     if found.container is not None:
-        made = "before the base is spread each process quantises it there"
-        yield from _said("Container", f"about {human_bytes(found.container)} of resources.memory: {made}")
+        yield from _said("Container", _container(found, found.container))
     if found.left_out:
         yield from _said("Left out", f"{found.left_out}.")
     yield from _said("Batch", _batch(found))
@@ -101,6 +103,21 @@ def _head(found: Estimated, rate: float | None) -> Iterable[str]:
         yield from _said("Time", f"{_duration(seconds)} at {rate:g} tokens a second{together}")
     elif rate is not None:
         yield from _said("Time", "not known: the data was not read")
+
+
+def _asked(found: Estimated, name: str) -> bool:
+    """Say whether it is the manifest that sets a setting."""
+    return any(each.name == name and each.source == SettingSource.MANIFEST for each in found.settings.values)
+
+
+def _container(found: Estimated, container: ContainerMemory) -> str:
+    """Return what the container's own memory is for, and whether it is enough."""
+    default = " (the default)" if found.by_default else ""
+    there = (
+        f"about {human_bytes(container.needed)} of resources.memory, which is {human_bytes(container.asked)}{default}"
+    )
+    fits = "" if container.fits else f". It does not fit: {container.enough}."
+    return f"{there}: before the base is spread each process quantises it there{fits}"
 
 
 def _batch(found: Estimated) -> str:
@@ -171,13 +188,16 @@ def _parts(found: Estimated) -> Iterable[str]:
     yield f"  {'together':<20}{human_bytes(found.memory.total):>10}{told}"
     yield f"  {'one more row':<20}{human_bytes(parts.row_bytes or 0):>10}"
     if available and not found.memory.fits(available):
-        yield f"It does not fit: {_what_fits(found.memory, available)}."
+        what = _what_fits(found.memory, available, found.change)
+        yield from textwrap.wrap(f"It does not fit: {what}.", _WIDTH, break_on_hyphens=False)
 
 
-def _what_fits(memory: MemoryEstimate, available: int) -> str:
+def _what_fits(memory: MemoryEstimate, available: int, change: str | None) -> str:
     largest = memory.largest_batch(available)
     if largest:
         return f"training.batchSize {largest} does"
+    if change:
+        return f"not even one row does; {change}"
     shorter = int(memory.length * memory.share_of_length(available))
     return "not even one row does" + (f", but one of {shorter} tokens would" if shorter else "")
 
@@ -189,10 +209,19 @@ def _table(found: Estimated) -> Iterable[str]:
     for part, first in enumerate((("method", "base", "one row"), ("", "", ""))):
         yield _line(*first, [name.split()[part] for name in names])
     for line in found.table:
-        cells = ["-" if size is None else str(size) for size in line.largest.values()]
+        cells = [_cell(size, spread=name in line.spread) for name, size in line.largest.items()]
         yield _line(line.method, line.quantization or "16 bits", human_bytes(line.total_bytes), cells)
+    gpus = f"the {found.device.devices} GPUs of a node"
+    if any(line.spread for line in found.table):
+        yield f"* with the base spread over {gpus} (FSDP), as the whole of it does not fit; one row is with the whole."
+    elif found.on_gpu and found.device.devices > 1 and _asked(found, PARALLELISM):
+        yield f"The base is spread over {gpus}." if found.settings.training.sharded else "Each GPU has the whole base."
     yield f"Activations are recomputed, {ALLOCATOR_SLACK:.0%} are slack of the allocator. FP4 takes what NF4 takes."
     yield "Where training.optimizer is open it is AdamW here; a job that would not fit so takes PagedAdamW8bit."
+
+
+def _cell(size: int | None, *, spread: bool) -> str:
+    return "-" if size is None else f"{size}*" if spread else str(size)
 
 
 def _line(method: str, base: str, total: str, cells: Iterable[str]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from tunery_trainer.settings.memory import MemoryEstimate
+from tunery_trainer.settings.memory import ContainerMemory, MemoryEstimate
 from tunery_trainer.settings.types import DeviceFacts, DeviceKind, RunSettings
 
 
@@ -16,9 +16,11 @@ class TableLine:
     method: str
     quantization: str
     total_bytes: int
-    """Of one row."""
+    """Of one row, with the whole base in each device, unless the manifest asks for FSDP."""
     largest: Mapping[str, int | None]
     """By kind of GPU the largest batch that fits; None: not even one row."""
+    spread: frozenset[str] = frozenset()
+    """Kinds of GPU that hold it only where the base is spread over those of a node, as Auto does."""
 
 
 @dataclass(frozen=True)
@@ -49,14 +51,28 @@ class Estimated:
     steps: int | None
     """None where they depend on data that was not read."""
     tokens: int | None
-    container: int | None
-    """Bytes of the container's own memory, where a quantised base is spread; None: no more than any run takes."""
+    container: ContainerMemory | None
+    """The container's own, where a quantised base is spread there; None: it holds no more than of any run."""
+    change: str | None
+    """The change to the manifest by which a job would fit that does not, as a clause; None: none needed, or known."""
     table: Sequence[TableLine]
 
     @property
     def available(self) -> int | None:
         """Bytes of each GPU, or of resources.memory; None: not known."""
         return self.device.memory_bytes
+
+    @property
+    def fits(self) -> bool:
+        """Whether it fits into the memory of the devices, where that is known, and of their container."""
+        known = self.available is not None
+        return not (known and not self.memory.fits(self.available or 0)) and (not self.container or self.container.fits)
+
+    @property
+    def changes(self) -> Sequence[str]:
+        """The changes to the manifest by which a job would fit that does not, as clauses: each has to be made."""
+        container = [self.container.enough] if self.container and not self.container.fits else []
+        return [*([self.change] if self.change else []), *container]
 
     @property
     def on_gpu(self) -> bool:

@@ -154,6 +154,26 @@ class MemoryEstimate:
         return self.overhead + int(self._tensors(batch) * (1 + lost))
 
 
+@dataclass(frozen=True)
+class ContainerMemory:
+    """A container's own memory, where a quantised base is spread: each process makes all of it there first."""
+
+    needed: int
+    """Bytes, of all processes together."""
+    asked: int
+    """Bytes of spec.resources.memory."""
+
+    @property
+    def fits(self) -> bool:
+        """Whether it is enough: nothing of it is left free, as what is needed is there for a while only."""
+        return self.needed <= self.asked
+
+    @property
+    def enough(self) -> str:
+        """The change to the manifest by which it would fit, as a clause."""
+        return f"raise spec.resources.memory to {-(-self.needed // 2**30)}Gi"
+
+
 def usable(available: int) -> int:
     """Return how much of a device's memory an estimate may take."""
     return int(available * (1 - SAFETY))
