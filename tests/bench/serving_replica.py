@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -23,6 +22,7 @@ from tunery_api.runspec import MountedSecret, RunIdentity
 from tunery_api.serving import Desired, DesiredAdapter, ServeSpec, engine_name
 from tunery_operator.plan import engine as plan
 
+from cluster.ports import free_port
 from cluster.s3 import S3Server
 from kit.engine_process import FIX, EngineProcess, Kind
 
@@ -172,9 +172,7 @@ def s3_server(folder: Path) -> Iterator[S3Server]:
 @asynccontextmanager
 async def started_door(folder: Path, engine_socket: str, **more: Any) -> AsyncIterator[DoorProcess]:
     """Start the door's process as a pod does, and wait until it is ready."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     write_desired(folder, Desired(revision=1))
     paths = {"model_dir": str(folder / "model"), "adapters_dir": str(folder / "adapters")}
     spec = ServeSpec(

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import socket
 import statistics
 import subprocess
 import sys
@@ -21,6 +20,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any, Final
+
+from cluster.ports import free_port
 
 Json = dict[str, Any]
 
@@ -88,9 +89,7 @@ def _round(length: int, method: str, precision: str, steps: int) -> dict[str, Js
 
 def _answer(variant: str, module: list[str]) -> Json:
     """Return what the first process of a variant says."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    port = str(free_port())
     alone = [sys.executable, "-m", *module]
     commands = [[*alone, "--port", port, "--rank", str(rank)] for rank in range(WORLD if "two" in variant else 1)]
     if variant.startswith("TRL"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import os
-import socket
 import subprocess
 import sys
 import urllib.request
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .rendering import NAMESPACE, Rendered
+from cluster.ports import free_ports
 from kit.accounts import kubeconfig_of
 from kit.kubectl import Kubectl, wait_for
 
@@ -96,7 +96,8 @@ def running_operator(
     assert secret is not None
     for name, value in secret["data"].items():
         (folder / name).write_bytes(base64.b64decode(value))
-    progress, metrics = free_port(), free_port()
+    ports = free_ports({"progress": 0, "metrics": 0})
+    progress, metrics = ports["progress"], ports["metrics"]
     environment = rendered.env() | {
         "TUNERY_PROGRESS_TLS_DIR": str(folder),
         "TUNERY_PROGRESS_PORT": str(progress),
@@ -116,11 +117,3 @@ def running_operator(
     finally:
         process.terminate()
         process.wait(timeout=20)
-
-
-def free_port() -> int:
-    """Return a port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port

@@ -44,6 +44,11 @@ def free_ports(wanted: Mapping[str, int]) -> dict[str, int]:
             listener.close()
 
 
+def free_port() -> int:
+    """Return any port that is free; that it and its neighbours stay so is likely."""
+    return free_ports({"it": 0})["it"]
+
+
 def kept_ports(file: Path, wanted: Mapping[str, int]) -> dict[str, int]:
     """Return the ports written in `file`, which free ports fill the first time."""
     if file.exists():

@@ -23,7 +23,7 @@ from controller.faults_stream import Stream, StreamEnds
 
 from cluster.certs import Authority, Pair
 from cluster.kubeconfig import write_kubeconfig
-from cluster.ports import free_ports
+from cluster.ports import free_port
 
 _HOP = frozenset({"connection", "transfer-encoding", "content-length", "host", "keep-alive"})
 _POLL = 0.02
@@ -50,7 +50,7 @@ class FaultProxy:
         self._server = config["clusters"][0]["cluster"]["server"]
         self._client = Pair(Path(user["client-certificate"]), Path(user["client-key"]))
         self._authority = authority
-        self._port = free_ports({"proxy": 0})["proxy"]
+        self._port = free_port()
         self._rules: list[Rule] = []
         self._streams: set[Stream] = set()
         self._loop = asyncio.new_event_loop()

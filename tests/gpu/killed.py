@@ -29,24 +29,26 @@ _RESUMING: Final = "Resuming from the checkpoint of step "
 
 @dataclass(frozen=True)
 class Attempt:
-    """One try of a run, in a session of its own."""
+    """One try of a run."""
 
     process: subprocess.Popen[bytes]
-    """The one that leads."""
+    """The one that leads, in a session of its own."""
     log: Path
+    work: Path
+    """Its folder, which those that follow are told."""
 
     def others(self) -> list[int]:
-        """Return the ids of the processes that follow."""
-        return [process for process in _session(self.process.pid) if _follows(process)]
+        """Return the ids of the processes that follow; each has a session of its own, and may have lost its parent."""
+        return [process for process in _processes() if _follows(process, self.work)]
 
-    def alive(self) -> bool:
-        """Tell whether any of them has not ended."""
+    def left(self) -> list[int]:
+        """Return the ids of all that have not ended."""
         self.process.poll()
-        return bool(_session(self.process.pid))
+        return [*_session(self.process.pid), *self.others()]
 
     def end(self) -> None:
         """Kill whatever is left."""
-        for process in _session(self.process.pid):
+        for process in self.left():
             with suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
         self.process.wait()
@@ -57,16 +59,16 @@ def kill_and_retry(machine: Machine, job: Path, *, leader: bool) -> Figures:
 
     Return the exit codes of both, the seconds until all processes had ended, and what the second one said it does.
     """
-    first = _start(machine, job, "first")
+    first = start(machine, job, "first")
     try:
         _await_checkpoint(first, job.parent)
         others = first.others()
         victim = first.process.pid if leader else others[0]
         begin = time.monotonic()
         os.kill(victim, signal.SIGKILL)
-        while first.alive() and time.monotonic() < begin + _GIVEN_UP:
+        while (left := first.left()) and time.monotonic() < begin + _GIVEN_UP:
             time.sleep(0.05)
-        seconds, left = time.monotonic() - begin, _session(first.process.pid)
+        seconds = time.monotonic() - begin
     finally:
         first.end()
     found: Figures = {"others": len(others), "exit_code": first.process.returncode, "left": len(left)}
@@ -76,7 +78,7 @@ def kill_and_retry(machine: Machine, job: Path, *, leader: bool) -> Figures:
 
 def _again(machine: Machine, job: Path) -> Figures:
     begin = time.monotonic()
-    second = _start(machine, job, "second")
+    second = start(machine, job, "second")
     try:
         code = second.process.wait(_LONGEST)
     finally:
@@ -116,16 +118,16 @@ def complaints(found: Figures, *, leader: bool, steps: int, code: int) -> dict[s
     }
 
 
-def _start(machine: Machine, job: Path, name: str) -> Attempt:
-    # It ends with this process, whatever ends that.
-    own = {CHILD: "1"} | ({SIMULATED_ENV: "2"} if machine.dry else {})
-    log = job.parent / f"{name}.log"
-    command = [sys.executable, "-m", "tunery_trainer", "run", str(job), "--work-dir", str(job.parent / "work")]
+def start(machine: Machine, job: Path, name: str) -> Attempt:
+    """Start the job on two devices; it ends with this process, whatever ends that."""
+    own = {CHILD: str(os.getpid())} | ({SIMULATED_ENV: "2"} if machine.dry else {})
+    log, work = job.parent / f"{name}.log", job.parent / "work"
+    command = [sys.executable, "-m", "tunery_trainer", "run", str(job), "--work-dir", str(work)]
     with log.open("wb") as out:
         process = subprocess.Popen(
             command, stdout=out, stderr=subprocess.STDOUT, env={**os.environ, **own}, start_new_session=True
         )
-    return Attempt(process, log)
+    return Attempt(process, log, work)
 
 
 def _await_checkpoint(attempt: Attempt, folder: Path) -> None:
@@ -150,16 +152,20 @@ def _last_words(log: Path) -> str:
 def _session(leader: int) -> list[int]:
     """Return the processes of a session that have not ended."""
     found: list[int] = []
-    for folder in Path("/proc").glob("[0-9]*"):
+    for process in _processes():
         with suppress(OSError):
             # Name, state, parent, group, session: the name may have spaces and brackets.
-            state, _, _, session = (folder / "stat").read_text().rpartition(") ")[2].split()[:4]
+            state, _, _, session = Path(f"/proc/{process}/stat").read_text().rpartition(") ")[2].split()[:4]
             if int(session) == leader and state != "Z":
-                found.append(int(folder.name))
+                found.append(process)
     return found
 
 
-def _follows(process: int) -> bool:
+def _processes() -> list[int]:
+    return [int(folder.name) for folder in Path("/proc").glob("[0-9]*")]
+
+
+def _follows(process: int, work: Path) -> bool:
     with suppress(OSError):
-        return "\0follow\0" in Path(f"/proc/{process}/cmdline").read_text()
+        return f"\0follow\0{work}/" in Path(f"/proc/{process}/cmdline").read_text(errors="replace")
     return False

@@ -26,7 +26,7 @@ from tunery_trainer.process.place import Place, own_place
 from tunery_trainer.process.supervise import CHILD, die_with_parent
 from tunery_trainer.team.team import Team, join
 
-from cluster.ports import free_ports
+from cluster.ports import free_port
 from gpu.registry import ROOT
 from gpu.verdicts import Machine
 
@@ -55,8 +55,8 @@ def together(machine: Machine, devices: int, work: Work, *, sharded: bool = Fals
     folder.mkdir()
     job = folder / "job.pickle"
     job.write_bytes(pickle.dumps((machine, work, sharded)))
-    place = Place(devices=devices, port=free_ports({"ranks": 0})["ranks"]) if devices > 1 else Place()
-    processes = [_start(place.of(device), job, folder) for device in range(devices)]
+    place = Place(devices=devices, port=free_port()) if devices > 1 else Place()
+    processes = [start(place.of(device), job, folder) for device in range(devices)]
     try:
         failed = _wait(processes)
     finally:
@@ -68,11 +68,12 @@ def together(machine: Machine, devices: int, work: Work, *, sharded: bool = Fals
     return [pickle.loads(_answer(folder, rank).read_bytes()) for rank in range(devices)]
 
 
-def _start(place: Place, job: Path, folder: Path) -> subprocess.Popen[bytes]:
+def start(place: Place, job: Path, folder: Path) -> subprocess.Popen[bytes]:
+    """Start the process of a place on what is pickled in `job`; it answers in `folder`, and ends with this one."""
     own = {
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(max(1, cpu_limit() // place.devices)),
         "PYTORCH_ALLOC_CONF": "expandable_segments:True",  # as the trainer has it
-        CHILD: "1",
+        CHILD: str(os.getpid()),
     }
     command = [sys.executable, "-m", "gpu.ranks", str(job), str(folder)]
     variables = {**os.environ, **place.environment(), **own}

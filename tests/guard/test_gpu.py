@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tunery_api.reasons import ExitCode
 from tunery_trainer.process.environment import VISIBLE_ENV
 from tunery_trainer.team.team import Team
 
@@ -184,6 +185,31 @@ def test_a_check_sees_the_first_of_several_gpus(
     monkeypatch.setattr(running, "_count", lambda: count)
     assert running.shown_first(given) == shown
     assert running.ALL == VISIBLE_ENV
+
+
+def test_what_a_check_starts_lives_and_is_found(tmp_path: Path) -> None:
+    """The trainer ends a process whose parent is another one than it is told; who follows has a session of its own."""
+    from tunery_trainer.crew.causes import Causes
+    from tunery_trainer.crew.crew import Crew
+    from tunery_trainer.process.place import Place
+    from tunery_trainer.tasks.following import leave
+
+    from gpu import killed, ranks
+
+    run = killed.start(Machine(True, tmp_path), tmp_path / "none.yaml", "first")
+    alone = ranks.start(Place(), tmp_path / "none.pickle", tmp_path)
+    try:
+        with Crew(Place(devices=2), run.work / "crew", Causes(leave)) as crew:
+            crew.start(None)
+            assert len(run.others()) == 1
+        assert run.process.wait(60) == ExitCode.USER_ERROR, run.log.read_text()
+        assert run.left() == []
+        assert alone.wait(60) == 1
+    finally:
+        run.end()
+        alone.kill()
+        alone.wait()
+    assert "none.pickle" in (tmp_path / "failure-0").read_text()
 
 
 @pytest.mark.long

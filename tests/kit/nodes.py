@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +13,7 @@ from tunery_api.names import MASTER_ENV, NODES_ENV
 from tunery_trainer.crew.nodes import MEET_SECONDS_ENV
 from tunery_trainer.process.place import NODE_ENV, PORT_ENV, SIMULATED_ENV
 
+from cluster.ports import free_port
 from kit.story import Run, command, environment
 
 
@@ -58,7 +58,7 @@ class Nodes:
     def start(self, uid: str = "u-1") -> list[Node]:
         """Start one attempt."""
         self._attempt += 1
-        self._port, self._uid = _free_port(), uid
+        self._port, self._uid = free_port(), uid
         return [self._node(number) for number in range(self._nodes)]
 
     def again(self, nodes: list[Node], ended: Node) -> None:
@@ -106,13 +106,6 @@ def finish(nodes: list[Node], seconds: float) -> list[int]:
 def logs(nodes: list[Node]) -> str:
     """Return what all of them have printed."""
     return "\n".join(node.log.read_text() for node in nodes)
-
-
-def _free_port() -> int:
-    """Return a port that is free, and whose neighbour is, most likely."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1]) % 20000 + 20000
 
 
 def _children(process: int) -> list[int]:

@@ -6,6 +6,7 @@ import io
 from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
@@ -21,8 +22,9 @@ from tunery_trainer.model.load import load_base, load_tokenizer
 from tunery_trainer.model.sharding import shard
 from tunery_trainer.process.signals import StopSignal
 from tunery_trainer.team.team import Team
-from tunery_trainer.training.callbacks import CheckpointCallback, StopCallback
+from tunery_trainer.training.callbacks import CheckpointCallback, StopCallback, told_to_stop
 from tunery_trainer.training.recovery import train_to_the_end
+from tunery_trainer.training.run import last_stored
 from tunery_trainer.training.trl_config import LoopSettings
 from tunery_trainer.training.trl_trainer import AdapterTrainer, LoopParts
 from tunery_trainer.training.weights import trained_state
@@ -160,9 +162,22 @@ def stop(llama: Path, told: int, team: Team, folder: Path) -> Stopped:
     )
 
 
-def is_told_here(team: Team, folder: Path) -> bool:
-    """Return what a process hears of its node where the last of all was told something."""
-    return team.any_here(team.rank == team.world - 1)
+class Heard(NamedTuple):
+    here: bool
+    """Whether a process of this one's node was told."""
+    said: str
+    stopped: str
+    """What is said of the checkpoint."""
+
+
+def hear(told: list[int], stores: bool, team: Team, folder: Path) -> Heard:
+    """Return what a process hears and says where those of `told` were told to stop; `stores`: one of them can store."""
+    signal = StopSignal()
+    signal.told = signal.requested = team.rank in told
+    with redirect_stdout(io.StringIO()) as out:
+        told_to_stop(signal, team)
+    uploader: Any = SimpleNamespace(close=lambda seconds: True) if stores and team.leader else None
+    return Heard(team.node in team.nodes_with(signal.told), out.getvalue(), last_stored(uploader, team))
 
 
 class Preferred(NamedTuple):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -24,6 +23,8 @@ from tunery_api.names import PROGRESS_URL_ENV
 from tunery_api.runspec import MountedSecret, RunIdentity
 from tunery_api.serving import ClientRules, Desired, HeldAdapter, ReplicaReply, ReplicaReport, ReplicaState, ServeSpec
 from tunery_server.process import close_door
+
+from cluster.ports import free_port
 
 KEY = {"Authorization": "Bearer key-of-alice"}
 SLOWLY = [event(chunk(str(number))) for number in range(20)]
@@ -55,9 +56,7 @@ class Server:
 @asynccontextmanager
 async def started(folder: Path, engine: FakeEngine, keys: MountedSecret, *, told: bool = True) -> AsyncIterator[Server]:
     """Start the process as a pod does; `told`: there is a list of what is to be served."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     if told:
         (folder / "adapters.json").write_text(Desired(revision=1).model_dump_json(by_alias=True))
     spec = ServeSpec(

@@ -26,6 +26,7 @@ from tunery_common.storage.credentials import Credentials
 from tunery_trainer.process.trial_words import SWEEP_ENV, TRIAL_ENV
 from tunery_trainer.reporting.trackers import Tracked, trackers
 
+from cluster.ports import free_port
 from kit.story import Case, run_here
 
 SHORT = {"maxSteps": 4}
@@ -109,9 +110,7 @@ class MlflowServer(NamedTuple):
 @pytest.fixture(scope="module")
 def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
     """An MLflow server on a database of its own; it takes many seconds to start."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     url, store = f"http://127.0.0.1:{port}", tmp_path_factory.mktemp("mlflow")
     options = ["--backend-store-uri", f"sqlite:///{store}/runs.db", "--artifacts-destination", str(store)]
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]

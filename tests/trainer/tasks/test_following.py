@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -26,6 +25,8 @@ from tunery_trainer.crew.nodes import Follow, Lead
 from tunery_trainer.process.place import Place
 from tunery_trainer.process.signals import StopRequested, StopSignal
 from tunery_trainer.tasks.following import Leading, blamed, run_following
+
+from cluster.ports import free_port
 
 DIVERGED = TuneryError(FailureReason.LOSS_DIVERGED, "the training loss became nan at step 3")
 ECHO = RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:4711")
@@ -64,12 +65,6 @@ def two_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Lead, Ends, Cal
 
     with lead:
         yield lead, ends, other
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def begin(lead: Lead, node: Follow) -> None:

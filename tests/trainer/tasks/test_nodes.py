@@ -106,6 +106,7 @@ def test_a_run_that_loses_a_process_goes_on_to_the_same_adapter(
     at = time.monotonic()
     assert finish(begun, SECONDS) == codes, logs(begun)
     assert time.monotonic() - at < 30
+    tells_who_was_told(begun, codes)
     again = cluster.start()
     assert finish(again, SECONDS) == [0] * nodes, logs(again)
     assert "Resuming from the checkpoint of step" in again[0].log.read_text()
@@ -115,6 +116,17 @@ def test_a_run_that_loses_a_process_goes_on_to_the_same_adapter(
         assert finish(cluster.start("u-2"), SECONDS) == [0] * nodes
         undisturbed[nodes, devices] = published(s3_server, tmp_path)
     assert found == undisturbed[nodes, devices]
+
+
+def tells_who_was_told(nodes: list[Node], codes: list[int]) -> None:
+    """Check what the logs of a run say that ended as one node was told to."""
+    if sorted(codes) != sorted([LOST, TOLD]):
+        return
+    first, second = said = [node.log.read_text() for node in nodes]
+    assert f"\nTold to stop: node {codes.index(TOLD)} was told to.\n" in said[codes.index(LOST)]
+    assert "\nTold to stop: finishing this step and saving a checkpoint.\n" in said[codes.index(TOLD)]
+    assert "\nStopped; the checkpoint is stored.\n" in first
+    assert "\nStopped; node 0 stores the checkpoint.\n" in second
 
 
 def test_a_node_that_never_comes_is_named(tmp_path: Path, run_file: Run) -> None:

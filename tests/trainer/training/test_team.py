@@ -20,7 +20,7 @@ from tunery_trainer.training.reference_scores import Scoring, TaskRows
 from tunery_trainer.training.shared_steps import SharedSteps
 
 from kit.long import long_but
-from kit.team_runs import METHODS, PASSES, Preferred, Trained, answer, go_on, is_told_here, prefer, run_out, stop, train
+from kit.team_runs import METHODS, PASSES, Preferred, Trained, answer, go_on, hear, prefer, run_out, stop, train
 from kit.teams import together
 
 TEAMS = list(product(METHODS, (2, 4)))
@@ -150,7 +150,11 @@ def test_whoever_is_told_to_stop_all_stop_after_the_same_step_with_one_checkpoin
 
 def test_a_stop_is_of_the_node_of_which_a_process_was_told(tmp_path: Path) -> None:
     """Its pod ends as one that was told to, though its first process was not; the other node's as one that lost it."""
-    assert together(4, tmp_path, is_told_here) == [False, False, True, True]
+    heard, why = "; node 0 stores the checkpoint.", "Told to stop: node 1 was told to.\n"
+    lost = [(False, why, "; the checkpoint is stored."), (False, why, heard)]
+    assert together(4, tmp_path, partial(hear, [3], True)) == [*lost, *[(True, "", heard)] * 2]
+    nowhere = (True, "", " without a checkpoint.")
+    assert together(4, tmp_path / "all", partial(hear, [1, 2], False)) == [nowhere] * 4
 
 
 def test_answers_of_a_base_in_parts_end_together(llama: Path, tmp_path: Path) -> None:

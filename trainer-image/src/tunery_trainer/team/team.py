@@ -45,7 +45,7 @@ def pack(parameters: Iterable[torch.nn.Parameter]) -> list[Packed]:
 class Team:
     """One process's place among those that train together; by default it is alone.
 
-    Every method but `share` is a collective: all processes have to call it, in the same order.
+    Every method but `share` is a collective: all processes have to call it, in the same order. The properties are not.
     """
 
     rank: int = 0
@@ -66,6 +66,15 @@ class Team:
         """Whether this process speaks for all: it writes, uploads and reports."""
         return self.rank == 0
 
+    @property
+    def node(self) -> int:
+        """The number of this process's node."""
+        return self.rank // self._size
+
+    @property
+    def _size(self) -> int:
+        return self.world // self.nodes
+
     def share(self, items: Sequence[T]) -> list[T]:
         """Return what of `items` this process does; those of all make the whole, none twice."""
         return list(items[self.rank :: self.world])
@@ -80,11 +89,9 @@ class Team:
         dist.all_reduce(found, op=dist.ReduceOp.MAX)
         return [bool(flag) for flag in found.tolist()]
 
-    def any_here(self, flag: bool) -> bool:
-        """Return whether a flag is set in any process of this one's node."""
-        found, size = self.gather(flag), self.world // self.nodes
-        first = self.rank - self.rank % size
-        return any(found[first : first + size])
+    def nodes_with(self, flag: bool) -> list[int]:
+        """Return the nodes of which a flag is set in any process, the lowest first."""
+        return sorted({rank // self._size for rank, found in enumerate(self.gather(flag)) if found})
 
     def gather(self, mine: T) -> list[T]:
         """Return what each process has, in the order of their ranks."""

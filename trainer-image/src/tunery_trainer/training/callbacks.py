@@ -19,7 +19,7 @@ from tunery_common.errors import TuneryError
 from tunery_trainer.process.signals import StopSignal
 from tunery_trainer.reporting.curve_file import TIME, TOKENS_PER_SECOND
 from tunery_trainer.reporting.kept_curves import KeptCurves
-from tunery_trainer.reporting.progress import ProgressReporter
+from tunery_trainer.reporting.progress import ProgressReporter, say
 from tunery_trainer.reporting.trackers import Tracker
 from tunery_trainer.team.team import ALONE, Team
 
@@ -211,11 +211,20 @@ class StopCallback(TrainerCallback):  # type: ignore[misc]
 
 
 def told_to_stop(stop: StopSignal, team: Team) -> bool:
-    """Tell whether any process of the team was told to stop; from then on all of them have been."""
-    told = team.any(stop.requested)[0]
-    if told and not stop.requested:
+    """Tell whether any process of the team was told to stop; from then on all of them have been.
+
+    On a node of which none was, the log says which other one was.
+    """
+    if not team.any(stop.requested)[0]:
+        return False
+
+    nodes = team.nodes_with(stop.told)
+    if not stop.requested:
         stop.hear()
-    return told
+        if nodes and team.node not in nodes:
+            who = ", ".join(f"node {node}" for node in nodes)
+            say(f"Told to stop: {who} {'was' if len(nodes) == 1 else 'were'} told to.")
+    return True
 
 
 class PatienceCallback(TrainerCallback):  # type: ignore[misc]

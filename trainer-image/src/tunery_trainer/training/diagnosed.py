@@ -84,7 +84,7 @@ class Diagnosis:
         done = measured_checks(self.run.plan.checklist(self.run.held_out), found)
         self.reporter.checks(done)
         for check in done:
-            if check.name in TOLD_BY_TRAINING and check.result == CheckResult.WARNING:
+            if self.run.team.leader and check.name in TOLD_BY_TRAINING and check.result == CheckResult.WARNING:
                 say(f"Check      {check.name}: {check.message}")
         return done
 
@@ -118,6 +118,7 @@ def diagnose(run: Run, model: PeftModel, trainer: AdapterTrainer, reporter: Prog
         trainer=trainer,
         evaluations=run.ground.evaluations,
         tell=reporter.findings,
+        aloud=run.team.leader,
         # Speed and memory differ from process to process, and with them what is found.
         action=plan.basis.spec.diagnosis.action if run.team.leader else DiagnosisAction.WARN,
         on_gpu=plan.basis.on_gpu,

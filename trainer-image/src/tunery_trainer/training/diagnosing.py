@@ -38,6 +38,8 @@ class Watched:
     evaluations: Evaluations
     """Those of the run, which grow as it goes."""
     tell: Callable[[list[FindingStatus]], None]
+    aloud: bool
+    """Whether what is found goes to the log: of several processes the first one's alone."""
     action: DiagnosisAction
     on_gpu: bool
     memory_limit: int | None = None
@@ -192,7 +194,7 @@ class DiagnosisCallback(TrainerCallback):  # type: ignore[misc]  # transformers 
         if found == self._told and self._printed:
             return
         for each in found:
-            if each.type not in self._printed:
+            if self._watched.aloud and each.type not in self._printed:
                 say(f"Finding    {each.severity} {each.type} at step {each.step}: {each.message}")
         self._printed = {each.type for each in found} | {""}
         self._told = found

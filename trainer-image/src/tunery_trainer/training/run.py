@@ -32,12 +32,12 @@ from tunery_trainer.process.place import Place
 from tunery_trainer.process.signals import StopRequested
 from tunery_trainer.reporting.progress import say
 from tunery_trainer.reporting.status_parts import hyperparameters
-from tunery_trainer.resuming.checkpoints import CLOSE_SECONDS, step_place
+from tunery_trainer.resuming.checkpoints import CLOSE_SECONDS, CheckpointUploader, step_place
 from tunery_trainer.resuming.memo import Memo
 from tunery_trainer.resuming.resume import Resumed, check_weights
 from tunery_trainer.settings.evaluation import evaluated_after
 from tunery_trainer.settings.units import human_bytes
-from tunery_trainer.team.team import join
+from tunery_trainer.team.team import Team, join
 from tunery_trainer.training.answering import interview
 from tunery_trainer.training.assignment import Assignment
 from tunery_trainer.training.best_weights import BestAdapter
@@ -306,12 +306,22 @@ def _train(job: Assignment, trainer: AdapterTrainer) -> _Course:
             torch.manual_seed(job.settings.training.seed + job.team.rank)
         train_to_the_end(trainer, resumed.folder if resumed else None, job.settings.method)
         if told_to_stop(observers.stop, job.team):
-            elsewhere = not job.team.any_here(observers.stop.told)
-            stored = observers.uploader.close(_STOP_SECONDS) if observers.uploader else False
-            say("Stopped; the checkpoint is stored." if stored else "Stopped without a checkpoint.")
+            elsewhere = job.team.node not in job.team.nodes_with(observers.stop.told)
+            say(f"Stopped{last_stored(observers.uploader, job.team)}")
             raise StopRequested(_newest_checkpoint(job), elsewhere=elsewhere)
     state = trainer.state
     return _Course(list(state.log_history), state.global_step, state.epoch)
+
+
+def last_stored(uploader: CheckpointUploader | None, team: Team) -> str:
+    """Wait until this process has stored the last checkpoint; return what a sentence about a stop says of it.
+
+    A collective of `team`, of which only the leader has an `uploader`, if anybody.
+    """
+    if team.any(uploader is not None)[0] and not team.leader:
+        return "; node 0 stores the checkpoint."
+    stored = uploader is not None and uploader.close(_STOP_SECONDS)
+    return "; the checkpoint is stored." if stored else " without a checkpoint."
 
 
 def _evaluated(job: Assignment, loop: _Loop, course: _Course) -> Trained:
