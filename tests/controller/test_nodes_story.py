@@ -106,6 +106,43 @@ def test_the_service_is_there_again_for_the_next_attempt(namespace: Namespace) -
     eventually("another Service", another)
 
 
+def test_the_service_is_there_again_for_those_that_run_and_have_not_met(namespace: Namespace) -> None:
+    """By a look that comes by itself: nothing happens to the pods, which wait for each other's names."""
+    namespace.apply(on_nodes("vv", 2))
+    start(namespace, "vv-train", 2)
+    assert number_of_pods(namespace, "vv", "2/2")["phase"] == "Starting"
+    [service] = namespace.api.items(namespace.path("services"))
+    namespace.api.call("DELETE", namespace.path("services", service["metadata"]["name"]))
+    eventually("another Service", lambda: namespace.api.items(namespace.path("services")), 30)
+
+
+def test_the_pod_that_was_deleted_is_named(namespace: Namespace) -> None:
+    """Each deletion counts; what is left of the attempt before is an echo, and what is not there is in the ledger."""
+    namespace.apply(on_nodes("del", 2, retries=0))
+    pods = start(namespace, "del-train", 2)
+    number_of_pods(namespace, "del", "2/2")
+    namespace.delete_pod(pods[1])
+    status = namespace.wait_phase("del", "Failed")
+    words = f"pod {pods[1]} was told to end by somebody who deleted it, and no retry is left"
+    assert status["failure"]["message"] == words
+    assert [item["reason"] for item in status["attemptHistory"]] == ["PeerLost", "Stopped"]
+
+
+@pytest.mark.long
+def test_the_pod_that_was_deleted_in_the_last_attempt_is_named(namespace: Namespace) -> None:
+    namespace.apply(on_nodes("twice", 2, retries=1))
+    first = start(namespace, "twice-train", 2)
+    number_of_pods(namespace, "twice", "2/2")
+    namespace.delete_pod(first[1])
+    namespace.end_pod(first[0], 76, LOST)
+    second = start(namespace, "twice-train", 2, seconds=40)
+    number_of_pods(namespace, "twice", "2/2")
+    namespace.delete_pod(second[1])
+    status = namespace.wait_phase("twice", "Failed")
+    words = f"pod {second[1]} was told to end by somebody who deleted it (attempt 2), and no retry is left"
+    assert status["failure"]["message"] == words
+
+
 def test_what_the_user_must_mend_ends_all_of_them_at_once(namespace: Namespace) -> None:
     namespace.apply(on_nodes("u"))
     pods = start(namespace, "u-train")

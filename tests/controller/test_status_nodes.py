@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from controller.objects import RESULT
 from controller.statuskit import (
     NODE,
     NOW,
+    OWNER,
     TRAINING,
     again,
     at,
@@ -25,7 +27,9 @@ from controller.statuskit import (
     running,
     snapshot,
 )
-from tunery_api.status import ATTEMPTS_KEPT, LoRAJobStatus
+from tunery_api.names import nodes_service
+from tunery_api.runspec import TrainerStatus
+from tunery_api.status import ATTEMPTS_KEPT, LoRAJobStatus, Phase
 from tunery_operator.kube.merge_patch import merge_patch
 from tunery_operator.metrics import ATTEMPTS, GPU_SECONDS, Facts, changes
 from tunery_operator.reconcile.warnings import silences_of
@@ -171,6 +175,88 @@ def test_what_failed_an_attempt_ago_is_not_taken_for_the_newest() -> None:
     attempt = Attempt(nodes(2, failed_reason="BackoffLimitExceeded"), (*old, new))
     assert [each.uid for each in attempt.ended_together] == ["a2-0"]
     assert compute_status(snapshot(main=attempt))["failure"]["reason"] == "PeerLost"
+
+
+def gone(index: int, attempt: int, started: float, seconds: float, **more: Any) -> LostPod:
+    uid = f"a{attempt}-{index}"
+    return LostPod(uid, uid, at(started - 10), seconds, NOW + timedelta(seconds=started), NODE, index=index, **more)
+
+
+def deleted_twice(code: int | None = None) -> Snapshot:
+    """Return two attempts of which pod 1 was deleted: pod 0 of the first ended by itself, the other with its Job."""
+    train = nodes(2, retries=1)
+    seen = snapshot(*runs(0, 1), train=train)
+    echo = ended(code=76, meta=no(0), stopped=-200)
+    seen = again(seen, echo, train=train, lost_pods=(gone(1, 1, -300, 98),))
+    both = runs(0, 1, attempt=2, started=-180, created=-190)
+    seen = again(seen, echo, *both, train=train)
+    lost = (gone(1, 1, -300, 98), gone(0, 2, -180, 151, exit_code=code), gone(1, 2, -180, 150))
+    return again(seen, echo, train=dataclasses.replace(train, failed_reason="FailedIndexes"), lost_pods=lost)
+
+
+@pytest.mark.parametrize("code", [None, 76])
+def test_the_pod_that_was_deleted_is_named_and_not_what_is_left_of_the_attempt_before(code: int | None) -> None:
+    status = compute_status(deleted_twice(code))
+    told_ = [(item["pod"], item["reason"]) for item in status["attemptHistory"]]
+    assert told_ == [("a1-0", "PeerLost"), ("a1-1", "Stopped"), ("a2-0", "PeerLost"), ("a2-1", "Stopped")]
+    failure = status["failure"]
+    assert failure["reason"] == "RetriesExhausted"
+    words = "pod a2-1 was told to end by somebody who deleted it (attempt 2), and no retry is left"
+    assert failure["message"] == words
+    assert "counts as a retry" in failure["hint"]
+    assert "log" not in failure["hint"].replace("audit log", "")
+    assert "exitCode" not in failure
+    assert status["completionTime"] == at(-30)
+
+
+def test_one_deletion_without_a_retry_names_the_pod_though_none_is_left() -> None:
+    seen = snapshot(*runs(0, 1), train=nodes(2, retries=0))
+    lost = (gone(0, 1, -300, 101), gone(1, 1, -300, 100))
+    status = compute_status(again(seen, train=nodes(2, failed_reason="FailedIndexes"), lost_pods=lost))
+    words = "pod a1-1 was told to end by somebody who deleted it, and no retry is left"
+    assert status["failure"]["message"] == words
+    alone = snapshot(running("p1"), train=job())
+    once = LostPod("p1", "p1", at(-310), 100.0, NOW - timedelta(seconds=300), NODE)
+    status = compute_status(again(alone, train=job(failed_reason="BackoffLimitExceeded"), lost_pods=(once,)))
+    assert status["failure"]["message"] == words.replace("a1-1", "p1")
+
+
+def test_what_a_pod_says_of_itself_comes_before_one_that_was_deleted() -> None:
+    """Node 0 has failed by itself, and the Job controller has taken the other away: nobody deleted it."""
+    seen = snapshot(*runs(0, 1), train=nodes(2))
+    own = ended(code=75, meta=no(0), stopped=-200, says=UNREACHABLE)
+    for seconds in (101, 90):
+        train = nodes(2, failed_reason="FailedIndexes")
+        status = compute_status(again(seen, own, train=train, lost_pods=(gone(1, 1, -300, seconds),)))
+        assert status["failure"]["message"] == "nobody answers (pod a1-0)"
+
+
+def test_a_deleted_pod_is_told_as_that_while_the_next_ones_are_made() -> None:
+    seen = snapshot(*runs(0, 1), train=nodes(2))
+    echo = ended(code=76, meta=no(0), stopped=-200)
+    status = compute_status(again(seen, echo, lost_pods=(gone(1, 1, -300, 98),)))
+    assert condition(status, "Running") == ("False", "Stopped")
+    assert told(status)["message"] == "attempt 1, pod a1-1, was ended: Stopped; the next one goes on"
+
+
+def test_what_all_of_them_wait_for_once_they_run() -> None:
+    """They have not begun: a look that comes by itself finds whether their Service is there, and says what may be."""
+    seen = snapshot(
+        *runs(0, 1, started=-60), train=nodes(2), reporter="a1-0", progress=TrainerStatus(phase=Phase.STARTING)
+    )
+    status = compute_status(seen)
+    assert (status["phase"], told(status)["reason"]) == ("Starting", "PodStarted")
+    words = f"pod a1-0 on node {NODE} (the first of 2 pods) starts: it loads what it needs, and then begins with the"
+    assert told(status)["message"] == f"{words} others"
+    assert (next_look(seen, status) or 99) <= 30
+    late = again(seen, *runs(0, 1, started=-60), seconds=61, heard_at=NOW + timedelta(seconds=61))
+    message = told(compute_status(late))["message"]
+    assert message.startswith(f"{words} others. All of them have run for 2 minutes")
+    assert f"Service {nodes_service(OWNER.uid)}" in message
+    assert "TCP 29500, 29501 and further ports" in message
+    trains = again(late, *runs(0, 1, started=-60), progress=TRAINING)
+    assert told(compute_status(trains))["message"] == f"pod a1-0 on node {NODE} (the first of 2 pods)"
+    assert (next_look(trains, compute_status(trains)) or 99) > 30
 
 
 def test_a_full_disk_of_any_ends_the_job() -> None:

@@ -267,7 +267,15 @@ class Cache:
         ended = view.finished_at or min(now, view.deleted_at or now)
         seconds = max(0.0, (ended - view.started_at).total_seconds())
         return LostPod(
-            view.uid, view.name, view.created, seconds, view.started_at, view.node, view.disruption, view.index
+            view.uid,
+            view.name,
+            view.created,
+            seconds,
+            view.started_at,
+            view.node,
+            view.disruption,
+            view.index,
+            view.exit_code,
         )
 
     def _now(self) -> datetime:

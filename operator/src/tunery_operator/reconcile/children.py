@@ -9,7 +9,7 @@ from typing import Final
 
 from tunery_api.reasons import ExitCode
 from tunery_api.runspec import Task
-from tunery_api.status import ConditionType
+from tunery_api.status import ConditionType, Phase
 from tunery_operator.errors import NameTaken, OwnerGone, PredecessorRemains, PreflightsFull, StaleObject
 from tunery_operator.kube import apply
 from tunery_operator.kube.client import Json
@@ -42,10 +42,15 @@ def ensure_attempt(services: Services, obj: FoundObject, plan: JobPlan, attempt:
     attempt = attempt or _unseen(services, obj, plan)
     if attempt is None:
         return None if plan.suspend else _start(services, obj, plan)
-    if attempt.missing and not (plan.suspend or attempt.job.suspend):
-        # Somebody may have deleted it meanwhile, and the next pods would not find each other.
+    if (attempt.missing or _may_meet_yet(obj)) and not (plan.suspend or attempt.job.suspend):
+        # Somebody may have deleted it meanwhile, and the pods would not find each other.
         _ensure_service(services, plan)
     return follow(services, plan.owner, attempt, suspend=plan.suspend)
+
+
+def _may_meet_yet(obj: FoundObject) -> bool:
+    """Tell whether pods that work together may still look for each other: one that trains has met the others."""
+    return obj.status.get("phase") == Phase.STARTING.value
 
 
 def _is_outdated(plan: JobPlan, attempt: Attempt) -> bool:

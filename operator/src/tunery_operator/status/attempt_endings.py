@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 
-from tunery_api.reasons import FailureReason
+from tunery_api.reasons import ExitCode, FailureReason
+from tunery_api.runspec import Failure
 from tunery_api.status import ConditionType
 from tunery_operator.status.conditions import Conditions
-from tunery_operator.status.diagnosis import LOST_NODE, pod_failure
+from tunery_operator.status.diagnosis import GONE_HINT, LOST_NODE, failure, of_role, pod_failure
 from tunery_operator.status.messages import reported_failure
 from tunery_operator.status.snapshot import Snapshot
-from tunery_operator.views.attempt import EVICTED, PREEMPTED, STOPPED, SUCCEEDED, SUSPENDED, VANISHED
+from tunery_operator.views.attempt import ECHO, EVICTED, PREEMPTED, STOPPED, SUCCEEDED, SUSPENDED, VANISHED
 from tunery_operator.views.clock import parse_time
+from tunery_operator.views.job import JobView
 from tunery_operator.views.pod import LostPod, PodView
 
 _DISRUPTIONS: Final = {
@@ -23,6 +25,13 @@ _DISRUPTIONS: Final = {
     "EvictionByEvictionAPI": EVICTED,
 }
 """Reasons of DisruptionTarget that are no failure of anything."""
+_DELETED_HINT: Final = (
+    "Somebody has deleted the pod, with kubectl delete pod or a controller that does the same; it is no fault of the "
+    "job's. The API server's audit log tells who, where it is kept. Each deletion counts as a retry: to let the job "
+    "stop for a while set spec.suspend, and to empty a node use kubectl drain, which does not count. Then retry: it "
+    "goes on from its newest checkpoint; where that may happen again, raise spec.retries, which may change while no "
+    "pod runs."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +60,8 @@ def ending_of_lost(
     The best evidence of when: what was seen as it went; the pod's last report; then what came after it.
     """
     if lost is not None and lost.started_at is not None:
-        reason = _DISRUPTIONS.get(lost.disruption or "") or _who_stopped(snapshot, conditions) or STOPPED
+        stopped = _DISRUPTIONS.get(lost.disruption or "") or _who_stopped(snapshot, conditions)
+        reason = stopped or (ECHO if lost.exit_code == ExitCode.PEER_LOST else STOPPED)
         if lost.disruption in LOST_NODE:
             reason = FailureReason.NODE_LOST.value
         return Ending(max(started, _end_of(lost, lost.started_at)), reason)
@@ -83,7 +93,7 @@ def how_it_ended(pod: PodView, snapshot: Snapshot, conditions: Conditions) -> st
         if pod.disruption in _DISRUPTIONS:
             return _DISRUPTIONS[pod.disruption]
         if pod.deleting and pod.disruption is None and pod.exit_reason != "OOMKilled":
-            return _who_stopped(snapshot, conditions) or STOPPED
+            return _who_stopped(snapshot, conditions) or (ECHO if pod.exit_code == ExitCode.PEER_LOST else STOPPED)
     return str(pod_failure(pod).reason)
 
 
@@ -95,3 +105,15 @@ def _who_stopped(snapshot: Snapshot, conditions: Conditions) -> str | None:
     if conditions.reason(ConditionType.QUOTA_RESERVED) == PREEMPTED:
         return PREEMPTED
     return PREEMPTED if job is not None and job.suspend and job.queue is not None else None
+
+
+def failure_of_gone(job: JobView, entry: Mapping[str, Any], attempts: int) -> Failure:
+    """Return why a Job has failed whose last attempt ended for a pod that is gone, by its entry in the ledger."""
+    pod, reason = entry["pod"], str(entry["reason"])
+    if reason == STOPPED:
+        where, hint = f" (attempt {attempts})" if attempts > 1 else "", _DELETED_HINT
+        text = f"pod {pod} was told to end by somebody who deleted it{where}, and no retry is left"
+    else:
+        hint, text = GONE_HINT, f"Job {job.name} failed ({job.failed_reason}: {job.failed_message}) and pod {pod}"
+        text = f"{text} is gone; the last attempt's end: {reason}"
+    return of_role(failure(FailureReason.RETRIES_EXHAUSTED, text, hint), job.role)

@@ -81,7 +81,7 @@ _LIMITS_HINT: Final = (
 )
 _NO_WORDS: Final = ("", "{}")
 """Termination messages that say nothing."""
-_GONE_HINT: Final = (
+GONE_HINT: Final = (
     "The log of its pods went with them: where your cluster collects logs, that of the last one says why it failed. "
     "Mend that, and retry; or raise spec.retries, which may change while no pod runs."
 )
@@ -331,7 +331,7 @@ def job_failure(
     if pod is None:
         text = f"Job {job.name} failed ({job.failed_reason}: {job.failed_message}) and its pods are gone"
         text = f"{text}; the last attempt's end: {last_end}" if last_end else text
-        return of_role(failure(_R.RETRIES_EXHAUSTED, text, _GONE_HINT), job.role), None
+        return of_role(failure(_R.RETRIES_EXHAUSTED, text, GONE_HINT), job.role), None
     found = pod_failure(pod)
     if found.reason == _R.INTERNAL_ERROR and attempts > 1 and reported_failure(pod.termination_message) is None:
         found = failure(_R.RETRIES_EXHAUSTED, found.message, found.hint)
@@ -343,7 +343,7 @@ def job_failure(
 
 def of_role(found: Failure, role: str) -> Failure:
     """Return a failure of a Job of that role, with the hint of whose limits it ran into: not always the spec's."""
-    if role == Task.CONCLUDE and found.reason == _R.RETRIES_EXHAUSTED and found.hint in (None, _GONE_HINT):
+    if role == Task.CONCLUDE and found.reason == _R.RETRIES_EXHAUSTED and found.hint in (None, GONE_HINT):
         return failure(found.reason, found.message, _CONCLUDE_RETRIES_HINT)
     if role not in _CHECKS or found.reason not in _LIMITS or found.hint == _ENDED_HINT:
         return found
@@ -368,9 +368,14 @@ def culprit(pods: Iterable[PodView]) -> PodView | None:
     return min(pods, key=_guilt, default=None)
 
 
+def is_echo(pod: PodView) -> bool:
+    """Tell whether a pod that has ended says no more than that another one is gone."""
+    return pod_failure(pod).reason == _R.PEER_LOST
+
+
 def _guilt(pod: PodView) -> tuple[int, datetime]:
     said = reported_failure(pod.termination_message)
-    echo = pod_failure(pod).reason == _R.PEER_LOST
+    echo = is_echo(pod)
     rank = (3 if pod.exit_code == ExitCode.PEER_LOST else 2) if echo else int(said is None and pod.deleting)
     return rank, pod.finished_at or pod.disrupted_at or datetime.max.replace(tzinfo=UTC)
 

@@ -16,6 +16,7 @@ from tunery_api.reasons import ExitCode, FailureReason
 from tunery_api.runspec import Task
 from tunery_api.status import ATTEMPTS_KEPT, GENERATIONS_KEPT
 from tunery_operator.status.attempt_endings import Ending, ending_of, ending_of_lost, how_it_ended
+from tunery_operator.status.diagnosis import is_echo
 from tunery_operator.status.draft import Draft
 from tunery_operator.status.snapshot import Snapshot
 from tunery_operator.views.attempt import (
@@ -28,6 +29,7 @@ from tunery_operator.views.attempt import (
     VANISHED,
     Attempt,
     cause_of,
+    first_ended,
 )
 from tunery_operator.views.clock import format_time, parse_time
 from tunery_operator.views.pod import LostPod, PodView
@@ -63,11 +65,8 @@ def keep_ledger(draft: Draft) -> bool:
         return False
     draft.put(attempts=attempts)
     draft.fields.setdefault("startTime", history[0]["startTime"])
-    for place, entry in enumerate(history):
-        if _ENDED not in entry:
-            after = (item for item in history[place + 1 :] if item.get(_INDEX) == entry.get(_INDEX))
-            following = next((parse_time(item["startTime"]) for item in after), None)
-            _close(draft, entry, _ending(draft, entry, following), history)
+    for entry, ending in _endings(draft, history):
+        _close(draft, entry, _or_echo(draft, entry, ending, history), history)
     draft.fields["attemptHistory"] = history[-_kept(history) :]
     return False
 
@@ -161,10 +160,34 @@ def _ending(draft: Draft, entry: Entry, following: datetime | None) -> Ending | 
     return ending_of_lost(started, lost, following, snapshot, draft.conditions)
 
 
-def _close(draft: Draft, entry: Entry, ending: Ending | None, history: Iterable[Entry]) -> None:
+def _endings(draft: Draft, history: Sequence[Entry]) -> list[tuple[Entry, Ending]]:
+    """Return the entries to be closed with how their pods ended, in the order in which they did."""
+    found = []
+    for place, entry in enumerate(history):
+        if _ENDED not in entry:
+            after = (item for item in history[place + 1 :] if item.get(_INDEX) == entry.get(_INDEX))
+            following = next((parse_time(item["startTime"]) for item in after), None)
+            ending = _ending(draft, entry, following)
+            found += [(entry, ending)] if ending is not None else []
+    return sorted(found, key=lambda each: each[1].time)
+
+
+def _or_echo(draft: Draft, entry: Entry, ending: Ending, history: Iterable[Entry]) -> Ending:
+    """Return the end of a pod; of one that was told to end after another of its attempt had ended, that it is its echo.
+
+    The Job controller deletes the others once it has given up, as nobody else who shows here does. Where the Job is
+    gone or held, all of its pods were told to end.
+    """
+    main = draft.snapshot.main
+    if ending.reason != STOPPED or _ATTEMPT not in entry or main is None or entry["startTime"] < main.job.created:
+        return ending
+    others = [item for item in history if item.get(_ATTEMPT) == entry[_ATTEMPT] and _ENDED in item]
+    before = any(item["reason"] != SUCCEEDED and item[_ENDED] <= format_time(ending.time) for item in others)
+    return Ending(ending.time, ECHO) if before else ending
+
+
+def _close(draft: Draft, entry: Entry, ending: Ending, history: Iterable[Entry]) -> None:
     """Write down the end of a pod; what ran at a time, as pods that work together do, counts once as seconds."""
-    if ending is None:
-        return
     others = list(_spans(history)) if _INDEX in entry else []
     started = parse_time(entry["startTime"]) or ending.time
     seconds = max(0, int((ending.time - started).total_seconds()))
@@ -243,6 +266,25 @@ def last_end(status: Mapping[str, Any]) -> str | None:
     attempts = list(_attempts(status))
     newest = attempts[-1] if attempts else []
     return cause_of(newest) if all(_ENDED in entry for entry in newest) else None
+
+
+def gone_cause(status: Mapping[str, Any], attempt: Attempt) -> Mapping[str, Any] | None:
+    """Return the entry of the pod for which the last attempt of a Job ended, where that pod is gone.
+
+    None: it has not ended, or a pod that is still there says more of it than that another one is gone.
+    """
+    newest = list(_attempts(status))[-1:]
+    entries = newest[0] if newest else []
+    cause = first_ended(entries) if all(_ENDED in entry for entry in entries) else None
+    if cause is None or cause["startTime"] < attempt.job.created or cause["uid"] in {pod.uid for pod in attempt.pods}:
+        return None
+    begun = parse_time(cause["startTime"])
+    there = [pod for pod in attempt.pods if begun is None or _last_known(pod, begun) > begun]
+    return None if any(cause["reason"] == ECHO or (pod.finished and not is_echo(pod)) for pod in there) else cause
+
+
+def _last_known(pod: PodView, default: datetime) -> datetime:
+    return pod.finished_at or parse_time(pod.created) or default
 
 
 def same_end_twice(status: Mapping[str, Any], pods: Iterable[PodView], reason: str) -> bool:

@@ -6,10 +6,11 @@ from datetime import datetime, timedelta
 from typing import Final
 from urllib.parse import urlsplit
 
+from tunery_api.names import NODES_PORTS, nodes_service
 from tunery_api.reasons import ExitCode, FailureReason
 from tunery_api.runspec import Failure
 from tunery_api.status import ConditionStatus, ConditionType, Phase
-from tunery_operator.status.attempt_endings import how_it_ended
+from tunery_operator.status.attempt_endings import failure_of_gone, how_it_ended
 from tunery_operator.status.diagnosis import (
     culprit,
     failure,
@@ -21,7 +22,7 @@ from tunery_operator.status.diagnosis import (
     pod_failure,
 )
 from tunery_operator.status.draft import Draft
-from tunery_operator.status.ledger import PASSED_OVER, ends_its_job, last_end, same_end_twice
+from tunery_operator.status.ledger import PASSED_OVER, ends_its_job, gone_cause, last_end, same_end_twice
 from tunery_operator.status.phase import AT_WORK, FINISHING, HELD, NOT_REPORTING, OUT_OF_TIME, POD_STARTED, STOPPING
 from tunery_operator.status.queueing import check_queue, is_queued, release_quota
 from tunery_operator.status.reported_progress import is_downloading
@@ -42,6 +43,8 @@ BACKOFF_GRACE: Final = timedelta(seconds=75)
 """The same, from when an operator takes over: a pod that nobody has answered for long tries again once a minute."""
 SILENCE_GRACE: Final = timedelta(minutes=2)
 """The same, from its last report: it repeats that every PROGRESS_EVERY_SECONDS, whatever it computes."""
+MEETING_GRACE: Final = timedelta(minutes=2)
+"""In which pods that work together begin, once all run; a large model, or one that is downloaded, takes longer."""
 _HOPELESS: Final = FailureReason.DISK_FULL
 """Kubernetes cannot be told to end a Job for it: the same limit is met again."""
 
@@ -61,21 +64,31 @@ def check_main_job(draft: Draft) -> bool:
         return True
     if job.failed_reason is not None:
         take_last_words(draft, attempt)
-        attempts, platform = int(draft.fields.get("attempts") or 1), draft.snapshot.platform
-        found, exit_code = job_failure(attempt, attempts, platform, last_end(draft.fields))
-        draft.fail(found, ended=_ended_at(attempt), exit_code=exit_code)
+        found, exit_code = _failed(draft, attempt)
+        draft.fail(found, ended=_ended_at(draft, attempt), exit_code=exit_code)
         return True
     take_checkpoint(draft, attempt.last)
     hopeless = _hopeless(draft, attempt)
     if hopeless is not None:
         pod = _ended_pod(attempt)
-        draft.fail(hopeless, ended=_ended_at(attempt), exit_code=pod.exit_code if pod is not None else None)
+        draft.fail(hopeless, ended=_ended_at(draft, attempt), exit_code=pod.exit_code if pod is not None else None)
         return True
     show_pod(draft, attempt)
     return False
 
 
-def _ended_at(attempt: Attempt) -> datetime | None:
+def _failed(draft: Draft, attempt: Attempt) -> tuple[Failure, int | None]:
+    """Return why a Job has failed, and its last exit code: the ledger knows of a pod that is gone."""
+    attempts, gone = int(draft.fields.get("attempts") or 1), gone_cause(draft.fields, attempt)
+    if gone is not None and attempt.job.failed_reason != "DeadlineExceeded":
+        return failure_of_gone(attempt.job, gone, attempts), None
+    return job_failure(attempt, attempts, draft.snapshot.platform, last_end(draft.fields))
+
+
+def _ended_at(draft: Draft, attempt: Attempt) -> datetime | None:
+    gone = gone_cause(draft.fields, attempt)
+    if gone is not None:
+        return parse_time(gone["endTime"])
     pod = _ended_pod(attempt) or attempt.last
     return (pod.finished_at if pod is not None else None) or attempt.job.ended_at
 
@@ -107,7 +120,7 @@ def _met_again(draft: Draft, attempt: Attempt, pod: PodView) -> Failure | None:
         twice = failure(found.reason, f"{found.message}, for the second time in a row")
         return of_role(twice, attempt.job.role)
     if attempt.job.nodes > 1 and attempt.failed_too_often:
-        return job_failure(attempt, int(draft.fields.get("attempts") or 1), draft.snapshot.platform)[0]
+        return _failed(draft, attempt)[0]
     return None
 
 
@@ -141,7 +154,7 @@ def show_pod(draft: Draft, attempt: Attempt) -> None:
         told = f"{len(going)} of {job.nodes} pods were told to end" if going[1:] else ""
         _show_stopping(draft, lost or going[0], told)
     elif pod is not None and attempt.together:
-        _show_activity(draft, pod, f" (the first of {job.nodes} pods)" if job.nodes > 1 else "")
+        _show_activity(draft, pod, attempt)
     elif job.suspend:
         _show_held(draft, attempt)
     else:
@@ -152,7 +165,9 @@ def _goes(draft: Draft, pod: PodView) -> bool:
     return pod.deleting or is_node_lost(pod, draft.snapshot.now)
 
 
-def _show_activity(draft: Draft, pod: PodView, beside: str = "") -> None:
+def _show_activity(draft: Draft, pod: PodView, attempt: Attempt) -> None:
+    nodes = attempt.job.nodes
+    beside = f" (the first of {nodes} pods)" if nodes > 1 else ""
     reason, text = _activity(draft, pod), f"pod {pod.name} on node {pod.node}{beside}"
     silent = _show_reporting(draft, pod)
     if silent and reason == POD_STARTED:
@@ -162,7 +177,24 @@ def _show_activity(draft: Draft, pod: PodView, beside: str = "") -> None:
     report = draft.snapshot.progress
     if report is not None and draft.snapshot.reporter == pod.uid and report.doing:
         text = f"{text} {'is ' if is_downloading(report) else ''}{report.doing}"
+    elif reason == POD_STARTED and nodes > 1:
+        text = f"{text} starts: it loads what it needs, and then begins with the others"
+    if reason in (POD_STARTED, NOT_REPORTING) and nodes > 1:
+        text = f"{text}{_meets_nobody(draft, attempt)}"
     draft.conditions.set(_RUNNING, True, reason, text)
+
+
+def _meets_nobody(draft: Draft, attempt: Attempt) -> str:
+    """Return what may keep pods from each other, as the end of a sentence, once they should have begun together."""
+    last = max((pod.started_at for pod in attempt.newest if pod.started_at is not None), default=None)
+    if last is None or draft.snapshot.now < last + MEETING_GRACE:
+        return ""
+    ports = ", ".join(map(str, NODES_PORTS))
+    return (
+        f". All of them have run for {MEETING_GRACE.seconds // 60} minutes: where their logs say nothing new, they may "
+        f"not reach each other. Let each resolve the names of Service {nodes_service(draft.snapshot.owner.uid)}, and "
+        f"allow TCP {ports} and further ports between them (docs/operations.md#several-nodes)"
+    )
 
 
 def _show_reporting(draft: Draft, pod: PodView) -> bool:
@@ -268,11 +300,15 @@ def _show_held(draft: Draft, attempt: Attempt) -> None:
 
 
 def _show_waiting(draft: Draft, attempt: Attempt) -> None:
-    pod, job = _ended_pod(attempt), attempt.job
+    pod, job, gone = _ended_pod(attempt), attempt.job, gone_cause(draft.fields, attempt)
     found = draft.obstacle(attempt)
     if found is not None:
         draft.show_obstacle(_with_the_end_before(draft, attempt, found))
         draft.conditions.set(_RUNNING, False, str(found.reason), found.message)
+    elif gone is not None and job.nodes > 1 and gone["reason"] in PASSED_OVER:
+        number, why = draft.fields.get("attempts", 1), gone["reason"]
+        text = f"attempt {number}, pod {gone['pod']}, was ended: {why}; the next one goes on"
+        draft.conditions.set(_RUNNING, False, why, text)
     elif pod is not None:
         _show_ended_pod(draft, attempt, pod)
     elif attempt.running:
@@ -284,7 +320,7 @@ def _show_waiting(draft: Draft, attempt: Attempt) -> None:
 
 def _with_the_end_before(draft: Draft, attempt: Attempt, found: Failure) -> Failure:
     """Return what stands in the way, and how the attempt before it failed: only an event would tell it, for an hour."""
-    ended = last_failed(attempt)
+    ended = last_failed(attempt) if gone_cause(draft.fields, attempt) is None else None
     if ended is None or how_it_ended(ended, draft.snapshot, draft.conditions) in PASSED_OVER:
         return found
     before = pod_failure(ended)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any, Final
 
-from tunery_api.status import FINAL_PHASES, ConditionType
+from tunery_api.status import FINAL_PHASES, ConditionType, Phase
 from tunery_operator.status.diagnosis import NODE_GRACE
 from tunery_operator.status.ledger import deadline_left
 from tunery_operator.status.main_job import until_silence
@@ -19,6 +19,8 @@ MAX_SECONDS: Final = 60.0
 """Between two looks at what the cluster says of a pod that does not start, or of a Job that it refuses: the longer
 that lasts, the more seldom, since a thousand jobs may wait for the same thing."""
 _SHARE: Final = 6
+MEETING_SECONDS: Final = 20.0
+"""Between two looks at pods that run and have not met yet: the Service that they look for may be gone."""
 _STAGES: Final = frozenset({ConditionType.RUNNING.value, ConditionType.PREFLIGHT.value, ConditionType.SEARCHING.value})
 
 
@@ -52,6 +54,8 @@ def _looks(snapshot: Snapshot, status: Mapping[str, Any]) -> Iterator[float]:
         if _does_not_start(attempt):
             started = attempt.job.started_at or parse_time(attempt.job.created)
             yield _pause(snapshot.now, started)
+    if status.get("phase") == Phase.STARTING.value and snapshot.main is not None and snapshot.main.meeting:
+        yield MEETING_SECONDS
     if snapshot.refusal is not None or snapshot.waiting_for is not None:
         yield _pause(snapshot.now, _since(status))
 

@@ -35,13 +35,17 @@ ECHO: Final = FailureReason.PEER_LOST.value
 """How a pod ended that another one of its attempt has left; that one says why."""
 
 
-def cause_of(entries: Iterable[Mapping[str, Any]]) -> str | None:
-    """Return the reason for which the pods of one attempt have ended, of status.attemptHistory; None: none has.
+def first_ended(entries: Iterable[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """Return of the pods of one attempt, as status.attemptHistory has them, that which the others ended for.
 
-    That is the first one's that is not the echo of another's; of two in one second a failure.
+    That is the first one that is not the echo of another's end; of two in one second a failure. None: none has ended.
     """
-    ended = [entry for entry in entries if entry.get("endTime")]
-    first = min(ended, key=_order, default=None)
+    return min((entry for entry in entries if entry.get("endTime")), key=_order, default=None)
+
+
+def cause_of(entries: Iterable[Mapping[str, Any]]) -> str | None:
+    """Return the reason for which the pods of one attempt have ended, of status.attemptHistory; None: none has."""
+    first = first_ended(entries)
     return None if first is None else str(first.get("reason"))
 
 
@@ -92,6 +96,11 @@ class Attempt:
         """Tell whether the first pod runs, and all others do or have ended well: they do as it has published."""
         fine = [pod.running or (pod.index and pod.exit_code == ExitCode.OK) for pod in self.newest]
         return len(fine) == self.job.nodes and all(fine)
+
+    @property
+    def meeting(self) -> bool:
+        """Tell whether several pods work together and all of them run: they have met, or are to."""
+        return self.job.nodes > 1 and self.running == self.job.nodes
 
     @property
     def missing(self) -> bool:

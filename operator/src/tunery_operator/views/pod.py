@@ -93,6 +93,7 @@ class LostPod:
     node: str | None = None
     disruption: str | None = None
     index: int | None = None
+    exit_code: int | None = None
 
 
 def parse_pod(body: Mapping[str, Any], seen: datetime) -> PodView:
