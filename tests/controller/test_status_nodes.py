@@ -221,6 +221,15 @@ def test_one_deletion_without_a_retry_names_the_pod_though_none_is_left() -> Non
     assert status["failure"]["message"] == words.replace("a1-1", "p1")
 
 
+def test_of_two_that_went_in_one_second_the_one_that_was_seen_to_go_first_is_named() -> None:
+    """The API server's times are whole seconds; the Job controller takes the other away at once."""
+    seen, train = snapshot(*runs(0, 1), train=nodes(2)), nodes(2, failed_reason="FailedIndexes")
+    lost = tuple(gone(index, 1, -300, 100) for index in (1, 0))
+    status = compute_status(again(seen, train=train, lost_pods=lost))
+    assert [item["reason"] for item in status["attemptHistory"]] == ["PeerLost", "Stopped"]
+    assert status["failure"]["message"].startswith("pod a1-1 was told to end")
+
+
 def test_what_a_pod_says_of_itself_comes_before_one_that_was_deleted() -> None:
     """Node 0 has failed by itself, and the Job controller has taken the other away: nobody deleted it."""
     seen = snapshot(*runs(0, 1), train=nodes(2))

@@ -161,15 +161,18 @@ def _ending(draft: Draft, entry: Entry, following: datetime | None) -> Ending | 
 
 
 def _endings(draft: Draft, history: Sequence[Entry]) -> list[tuple[Entry, Ending]]:
-    """Return the entries to be closed with how their pods ended, in the order in which they did."""
-    found = []
+    """Return the entries to be closed with how their pods ended, in the order in which they did.
+
+    The API server's times are whole seconds: within one the order counts in which the pods were seen to go.
+    """
+    found, gone = [], {lost.uid: place for place, lost in enumerate(draft.snapshot.lost_pods)}
     for place, entry in enumerate(history):
         if _ENDED not in entry:
             after = (item for item in history[place + 1 :] if item.get(_INDEX) == entry.get(_INDEX))
             following = next((parse_time(item["startTime"]) for item in after), None)
             ending = _ending(draft, entry, following)
             found += [(entry, ending)] if ending is not None else []
-    return sorted(found, key=lambda each: each[1].time)
+    return sorted(found, key=lambda each: (each[1].time, gone.get(each[0]["uid"], len(gone))))
 
 
 def _or_echo(draft: Draft, entry: Entry, ending: Ending, history: Iterable[Entry]) -> Ending:
