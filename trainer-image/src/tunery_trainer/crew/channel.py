@@ -44,9 +44,9 @@ class Channel:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNHEARD_SECONDS * 1000)
 
     @property
-    def other(self) -> str:
-        """The address of the other side."""
-        return str(self._connection.getpeername()[0])
+    def address(self) -> str:
+        """The address of this side, as it knows itself: collectives tell the others this one, whatever lies between."""
+        return str(self._connection.getsockname()[0])
 
     def listen(self, heard: Heard) -> None:
         """Tell `heard` what comes, in a thread of its own."""

@@ -128,7 +128,7 @@ class Lead:
     def _heard(self, channel: Channel, message: Message | None) -> None:
         """Take what a node says; from a thread."""
         if message is not None and "hello" in message and message.get("run") == self._run:
-            self._try_ports(channel, int(message["hello"]), int(message["free"]))
+            self._try_ports(channel, int(message["hello"]), *message["free"])
         with self._condition:
             node = next((number for number, each in self._channels.items() if each is channel), None)
             if message is None:
@@ -154,13 +154,13 @@ class Lead:
         if node is not None and message is not None and message.get("reached") is False:
             self._causes.lost(_cut_off(f"node {node} does not reach node 0 on TCP {self._free.port}"))
 
-    def _try_ports(self, channel: Channel, node: int, free: int) -> None:
+    def _try_ports(self, channel: Channel, node: int, host: str, free: int) -> None:
         """Try a port of the node's that the system has chosen, as collectives do, and let it try one of this one's.
 
         What lets through the ports that have a name and no others is told before anything is downloaded: in a
         collective it would be a silence.
         """
-        if not reaches(channel.other, free):
+        if not reaches(host, free):
             self._causes.lost(_cut_off(f"node 0 does not reach node {node} on TCP {free}"))
         channel.send(free=self._free.port)
 
@@ -227,7 +227,9 @@ class Follow:
         until = time.monotonic() + meet_seconds()
         while time.monotonic() < until:
             channel = connect(self._place.master, self._place.control_port)
-            if channel is not None and channel.send(hello=self._place.node, run=self._run, free=self._free.port):
+            if channel is not None and channel.send(
+                hello=self._place.node, run=self._run, free=[channel.address, self._free.port]
+            ):
                 with self._condition:
                     self._channel = channel
                 channel.listen(self._heard)
