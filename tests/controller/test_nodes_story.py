@@ -39,6 +39,14 @@ def start(namespace: Namespace, job: str, nodes: int = 3, seconds: float = 20) -
     return pods
 
 
+def delete_on_its_node(namespace: Namespace, pods: dict[int, str], number: int) -> None:
+    """Delete one of the pods that run, as a user does, and let its kubelet end it: without a node nobody would."""
+    for pod in pods.values():
+        namespace.bind(pod, f"node-of-{pod}")
+    namespace.delete_pod(pods[number])
+    namespace.stop_pod(pods[number])
+
+
 def number_of_pods(namespace: Namespace, name: str, text: str) -> Json:
     def check() -> Json | None:
         status = namespace.status(name)
@@ -121,7 +129,8 @@ def test_the_pod_that_was_deleted_is_named(namespace: Namespace) -> None:
     namespace.apply(on_nodes("del", 2, retries=0))
     pods = start(namespace, "del-train", 2)
     number_of_pods(namespace, "del", "2/2")
-    namespace.delete_pod(pods[1])
+    delete_on_its_node(namespace, pods, 1)
+    namespace.end_pod(pods[0], 76, LOST)
     status = namespace.wait_phase("del", "Failed")
     words = f"pod {pods[1]} was told to end by somebody who deleted it, and no retry is left"
     assert status["failure"]["message"] == words
@@ -133,11 +142,12 @@ def test_the_pod_that_was_deleted_in_the_last_attempt_is_named(namespace: Namesp
     namespace.apply(on_nodes("twice", 2, retries=1))
     first = start(namespace, "twice-train", 2)
     number_of_pods(namespace, "twice", "2/2")
-    namespace.delete_pod(first[1])
+    delete_on_its_node(namespace, first, 1)
     namespace.end_pod(first[0], 76, LOST)
     second = start(namespace, "twice-train", 2, seconds=40)
     number_of_pods(namespace, "twice", "2/2")
-    namespace.delete_pod(second[1])
+    delete_on_its_node(namespace, second, 1)
+    namespace.end_pod(second[0], 76, LOST)
     status = namespace.wait_phase("twice", "Failed")
     words = f"pod {second[1]} was told to end by somebody who deleted it (attempt 2), and no retry is left"
     assert status["failure"]["message"] == words
