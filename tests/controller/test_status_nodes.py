@@ -375,6 +375,23 @@ def test_the_first_one_speaks_for_all_as_it_succeeds() -> None:
     assert (status["runSeconds"], status["gpuSeconds"]) == (299, 298 + 299)
 
 
+def test_a_run_whose_last_reports_did_not_arrive_is_shown_to_its_end() -> None:
+    report = TRAINING.model_copy(update={"step": 11, "total_steps": 60, "progress_percentage": 18, "epoch": "0.4"})
+    seen = snapshot(running("p1"), train=job(), progress=report, reporter="p1")
+    told_ = again(seen, ended("p1", says=RESULT | {"steps": 60}), train=job(complete=True))
+    status = compute_status(told_)
+    assert status["phase"] == "Succeeded"
+    assert {
+        name: status["progress"].get(name) for name in ("step", "totalSteps", "percent", "percentText", "epoch")
+    } == {
+        "step": 60,
+        "totalSteps": 60,
+        "percent": 100,
+        "percentText": "100%",
+        "epoch": None,
+    }
+
+
 def test_the_others_may_end_before_the_first_that_has_published() -> None:
     """Nobody begins anew then: the phase would go back for some seconds."""
     seen = judge(*runs(0), ended(meta=no(1), stopped=-1), train=nodes(2), progress=TRAINING, reporter="a1-0")

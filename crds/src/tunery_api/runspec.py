@@ -246,6 +246,8 @@ class RunResult(OpenModel):
     """Beside NotImproved: published like `adapter`, at another place, and marked as rejected."""
     stopped_after_step: int | None = None
     """Beside `adapter`, where it is of a run that was stopped: how many steps that took; None: it came to its end."""
+    steps: int | None = None
+    """Optimizer steps that were taken."""
     metrics: MetricsStatus | None = None
     evaluations: list[EvaluationStatus] | None = Field(None, max_length=EVALUATIONS_KEPT)
     dataset: DatasetStatus | None = None

@@ -200,6 +200,8 @@ def take_result(draft: Draft, result: RunResult) -> None:
         tell_rejection(draft)
     if holds("evaluations") and result.evaluations:
         draft.put(evaluations=[each.to_json_dict() for each in result.evaluations])
+    if result.steps and holds("progress"):
+        _take_steps(draft, result.steps)
     if holds("inputs"):
         _take_merge(draft, result)
     if result.answers is not None:
@@ -207,6 +209,16 @@ def take_result(draft: Draft, result: RunResult) -> None:
     if result.not_removed:
         draft.conditions.set(ConditionType.TRIALS_REMOVED, False, TRIALS_LEFT, result.not_removed)
     _check_evaluation(draft, result)
+
+
+def _take_steps(draft: Draft, steps: int) -> None:
+    """Show how far a run came whose last reports did not arrive."""
+    shown = draft.fields.get("progress") or {}
+    if int(shown.get("step") or 0) >= steps:
+        return
+    total = shown.get("totalSteps") or (draft.fields.get("resolved") or {}).get("steps") or steps
+    left = {name: value for name, value in shown.items() if name not in ("eta", "etaSeconds", "epoch")}
+    draft.put(progress={**left, **steps_fields(steps, total), "totalSteps": total})
 
 
 def _take_merge(draft: Draft, result: RunResult) -> None:

@@ -211,6 +211,13 @@ def _adapter(record: MergeInputRecord) -> str:
     return f"`{record.uri}`{commit}" + (f" ({said})" if said else "")
 
 
+def _device(lineage: Lineage) -> str | None:
+    """Return what it was trained on, and how many of that; None: not known."""
+    resolved = lineage.resolved
+    device, count = (resolved.device if resolved else None) or lineage.device, resolved.devices if resolved else None
+    return f"{count} of {device}, {resolved.parallelism}" if resolved and device and (count or 1) > 1 else device
+
+
 def _peak(lineage: Lineage) -> str | None:
     """Return the most memory of the process; what is judged of a container's leaves out what the kernel can drop."""
     if not lineage.peak_bytes:
@@ -231,7 +238,7 @@ def _origin_rows(lineage: Lineage) -> list[tuple[str, ...]]:
         ("Continued from", _adapter(lineage.continued_from) if lineage.continued_from else None),
         *(("Resumed from", f"`{each.uri}`") for each in lineage.resumed_from),
         ("Seed", lineage.seed),
-        ("Device", (lineage.resolved.device if lineage.resolved else None) or lineage.device),
+        ("Device", _device(lineage)),
         ("Peak memory", _peak(lineage)),
         ("Image", f"`{lineage.image}`" if lineage.image else None),
         ("Libraries", versions),

@@ -31,6 +31,7 @@ def result_of(published: Published, checkpoint: CheckpointStatus | None = None) 
             served_name=lineage.served_name,
             rank=lineage.rank,
         ),
+        steps=lineage.steps,
         metrics=None if merged and "evalLoss" not in metrics else _metrics(metrics),
         evaluations=_evaluations(lineage),
         dataset=_dataset(published),
