@@ -179,6 +179,14 @@ def test_card_says_how_long_it_was_trained_and_which_step_it_is_of() -> None:
     assert "| Steps | 40 of 40, 0.25 epochs |" in model_card(run(), whole, "s3://a/b")
 
 
+def test_card_says_how_many_devices_have_trained_it() -> None:
+    found = ResolvedStatus(device="NVIDIA H100", devices=8, parallelism="FSDP")
+    made = Lineage(served_name="m", resolved=found)
+    assert "| Device | 8 of NVIDIA H100, FSDP |" in model_card(run(), made, "s3://a/b")
+    alone = made.model_copy(update={"resolved": ResolvedStatus(device="NVIDIA H100", devices=1)})
+    assert "| Device | NVIDIA H100 |" in model_card(run(), alone, "s3://a/b")
+
+
 def test_card_promises_no_vllm_where_experts_are_adapted() -> None:
     for told, served in (("29 of 30 billion parameters: adapted, never quantised", False), ("…: not adapted, …", True)):
         card = model_card(run(), Lineage(served_name="m", method="LoRA", hyperparameters={"experts": told}), "s3://a/b")
