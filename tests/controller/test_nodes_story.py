@@ -39,20 +39,28 @@ def start(namespace: Namespace, job: str, nodes: int = 3, seconds: float = 20) -
     return pods
 
 
-def delete_on_its_node(namespace: Namespace, pods: dict[int, str], number: int) -> None:
-    """Delete one of the pods that run, as a user does, and let its kubelet end it: without a node nobody would."""
-    for pod in pods.values():
-        namespace.bind(pod, f"node-of-{pod}")
-    namespace.delete_pod(pods[number])
-    namespace.stop_pod(pods[number])
-
-
 def number_of_pods(namespace: Namespace, name: str, text: str) -> Json:
     def check() -> Json | None:
         status = namespace.status(name)
         return status if status.get("pods") == text else None
 
     return eventually(f"{name} has {text} pods", check)
+
+
+def lose_one(namespace: Namespace, name: str, seconds: float = 20) -> str:
+    """Let two pods run, delete the second as a user does, and let the first end as its echo; return who was deleted.
+
+    Both are on nodes, or nobody would end the one that is deleted.
+    """
+    pods = start(namespace, f"{name}-train", 2, seconds)
+    first, second = pods[0], pods[1]
+    number_of_pods(namespace, name, "2/2")
+    for pod in (first, second):
+        namespace.bind(pod, f"node-of-{pod}")
+    namespace.delete_pod(second)
+    namespace.stop_pod(second)
+    namespace.end_pod(first, 76, LOST)
+    return second
 
 
 def failed(namespace: Namespace, job: str) -> int:
@@ -127,12 +135,9 @@ def test_the_service_is_there_again_for_those_that_run_and_have_not_met(namespac
 def test_the_pod_that_was_deleted_is_named(namespace: Namespace) -> None:
     """Each deletion counts; what is left of the attempt before is an echo, and what is not there is in the ledger."""
     namespace.apply(on_nodes("del", 2, retries=0))
-    pods = start(namespace, "del-train", 2)
-    number_of_pods(namespace, "del", "2/2")
-    delete_on_its_node(namespace, pods, 1)
-    namespace.end_pod(pods[0], 76, LOST)
+    deleted = lose_one(namespace, "del")
     status = namespace.wait_phase("del", "Failed")
-    words = f"pod {pods[1]} was told to end by somebody who deleted it, and no retry is left"
+    words = f"pod {deleted} was told to end by somebody who deleted it, and no retry is left"
     assert status["failure"]["message"] == words
     assert [item["reason"] for item in status["attemptHistory"]] == ["PeerLost", "Stopped"]
 
@@ -140,16 +145,10 @@ def test_the_pod_that_was_deleted_is_named(namespace: Namespace) -> None:
 @pytest.mark.long
 def test_the_pod_that_was_deleted_in_the_last_attempt_is_named(namespace: Namespace) -> None:
     namespace.apply(on_nodes("twice", 2, retries=1))
-    first = start(namespace, "twice-train", 2)
-    number_of_pods(namespace, "twice", "2/2")
-    delete_on_its_node(namespace, first, 1)
-    namespace.end_pod(first[0], 76, LOST)
-    second = start(namespace, "twice-train", 2, seconds=40)
-    number_of_pods(namespace, "twice", "2/2")
-    delete_on_its_node(namespace, second, 1)
-    namespace.end_pod(second[0], 76, LOST)
+    lose_one(namespace, "twice")
+    deleted = lose_one(namespace, "twice", seconds=40)
     status = namespace.wait_phase("twice", "Failed")
-    words = f"pod {second[1]} was told to end by somebody who deleted it (attempt 2), and no retry is left"
+    words = f"pod {deleted} was told to end by somebody who deleted it (attempt 2), and no retry is left"
     assert status["failure"]["message"] == words
 
 

@@ -121,7 +121,8 @@ def read_failure(folder: Path, code: int) -> tuple[TuneryError, bool]:
 
 def _without_words(code: int) -> TuneryError:
     if code == ExitCode.TERMINATED:
-        return PeerLost("somebody told the process to end (SIGTERM), and none of the others", counts=True)
+        text = "somebody told the process to end (SIGTERM), and none of the others"
+        return TuneryError(FailureReason.PEER_LOST, text)
     if code in (-signal.SIGKILL, SIGNALLED + signal.SIGKILL):
         text = "the process was killed (SIGKILL), as the kernel does it where memory runs out"
         return TuneryError(FailureReason.OUT_OF_MEMORY, text)

@@ -127,7 +127,7 @@ class Lead:
 
     def _heard(self, channel: Channel, message: Message | None) -> None:
         """Take what a node says; from a thread."""
-        if message is not None and "hello" in message and message.get("run") == self._run:
+        if message is not None and self._greets(message):
             self._try_ports(channel, int(message["hello"]), *message["free"])
         with self._condition:
             node = next((number for number, each in self._channels.items() if each is channel), None)
@@ -136,7 +136,7 @@ class Lead:
                     del self._channels[node]
                     self._ready.pop(node, None)
                     self._reached.discard(node)
-            elif "hello" in message and message.get("run") == self._run:
+            elif self._greets(message):
                 self._channels[int(message["hello"])] = channel
             elif node is not None and "reached" in message:
                 self._reached.add(node)
@@ -153,6 +153,10 @@ class Lead:
             self._causes.lost(PeerLost(text, counts=not self.progressed()))
         if node is not None and message is not None and message.get("reached") is False:
             self._causes.lost(_cut_off(f"node {node} does not reach node 0 on TCP {self._free.port}"))
+
+    def _greets(self, message: Message) -> bool:
+        """Tell whether a node of this very run says who it is."""
+        return "hello" in message and message.get("run") == self._run
 
     def _try_ports(self, channel: Channel, node: int, host: str, free: int) -> None:
         """Try a port of the node's that the system has chosen, as collectives do, and let it try one of this one's.

@@ -50,9 +50,8 @@ def run_following(assignment: Path, folder: Path, stop: StopSignal) -> ExitCode:
     try:
         _follow(assignment, folder, stop)
     except StopRequested:
-        return (
-            ExitCode.OK
-        )  # TERMINATED says that this process alone was told to end, while it could not tell the others
+        # TERMINATED says that this process alone was told to end, while it could not tell the others.
+        return ExitCode.OK
     except (Exception, SystemExit) as error:  # noqa: BLE001 (any failure becomes an exit code and a message)
         failure = explain(error)
         if failure.reason is FailureReason.INTERNAL_ERROR and not is_echo(error):

@@ -356,7 +356,7 @@ class _IntervalsCallback(TrainerCallback):  # type: ignore[misc]  # transformers
         state.compute_steps(args, state.max_steps)
 
 
-class _EpochCallback(TrainerCallback):  # type: ignore[misc]
+class _EpochCallback(TrainerCallback):  # type: ignore[misc]  # transformers is not typed for us
     """Tells how far an epoch is by the passes of all processes: the Trainer counts this one's, idle ones too."""
 
     def __init__(self, share: Callable[[], Share | None]) -> None:
