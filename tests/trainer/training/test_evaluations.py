@@ -19,6 +19,7 @@ from tunery_api.reasons import ExitCode
 from tunery_trainer.diagnosis.answers import Answer, answer_metrics
 from tunery_trainer.diagnosis.evaluations import EVALUATIONS_FILE
 from tunery_trainer.diagnosis.paired import RowLosses, paired
+from tunery_trainer.process.signals import StopSignal
 from tunery_trainer.training.callbacks import EvaluationCallback, StopCallback
 
 from kit.peft_reader import held_out_rows, plain_base, plain_peft, single_row_loss
@@ -177,7 +178,9 @@ def test_a_stop_puts_off_an_evaluation_and_a_resume_asks_for_it() -> None:
     state = TrainerState(global_step=5, log_history=[{"step": 5, "loss": 1.0}])
     callback.on_step_end(arguments, state, control)
     assert control.should_evaluate
-    StopCallback(type("Stop", (), {"requested": True})()).on_step_end(arguments, state, control)  # type: ignore[arg-type]
+    stop = StopSignal()
+    stop.requested = stop.told = True
+    StopCallback(stop).on_step_end(arguments, state, control)
     assert not control.should_evaluate
     callback.on_train_begin(arguments, state, control)
     assert asked == ["evaluated"]

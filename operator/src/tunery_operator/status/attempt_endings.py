@@ -26,11 +26,10 @@ _DISRUPTIONS: Final = {
 }
 """Reasons of DisruptionTarget that are no failure of anything."""
 _DELETED_HINT: Final = (
-    "Somebody has deleted the pod, with kubectl delete pod or a controller that does the same; it is no fault of the "
-    "job's. The API server's audit log tells who, where it is kept. Each deletion counts as a retry: to let the job "
-    "stop for a while set spec.suspend, and to empty a node use kubectl drain, which does not count. Then retry: it "
-    "goes on from its newest checkpoint; where that may happen again, raise spec.retries, which may change while no "
-    "pod runs."
+    "Somebody, or a controller, has deleted the pod; it is no fault of the job's. The API server's audit log tells "
+    "who, where it is kept. Each deletion counts as a retry: to let the job stop for a while set spec.suspend, and to "
+    "empty a node use kubectl drain, which does not count. Then retry: it goes on from its newest checkpoint; where "
+    "that may happen again, raise spec.retries, which may change while no pod runs."
 )
 
 
