@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tunery_api import generate
 from tunery_api.crd import custom_resource_definition
 from tunery_api.fields import ApiModel
 from tunery_api.kinds import KINDS, Kind, KindDefinition
@@ -94,3 +96,14 @@ def test_columns_are_the_documented_ones(kind: Kind) -> None:
     always, wide = COLUMNS[kind]
     assert ", ".join(column["name"] for column in columns if not column.get("priority")) == always
     assert ", ".join(column["name"] for column in columns if column.get("priority")) == wide
+
+
+def test_asking_for_help_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for arguments, code in ((["--help"], 0), ([], 2), (["--chek", "."], 2)):
+        with pytest.raises(SystemExit) as ended:
+            generate.main(arguments)
+        assert ended.value.code == code
+    assert list(tmp_path.iterdir()) == []
+    assert generate.main(["--check", "."]) == 1
+    assert generate.main(["."]) == generate.main(["--check", "."]) == 0

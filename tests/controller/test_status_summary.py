@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import timedelta
+from itertools import pairwise
 from typing import Any
 from unittest.mock import ANY
 
@@ -22,7 +23,20 @@ from controller.standings import (
     as_object,
     of,
 )
-from controller.statuskit import NOW, OWNER, TRAINING, again, at, condition, deleting, ended, judge, running, snapshot
+from controller.statuskit import (
+    NOW,
+    OWNER,
+    TRAINING,
+    again,
+    at,
+    condition,
+    deleting,
+    ended,
+    job,
+    judge,
+    running,
+    snapshot,
+)
 from tunery_api.kinds import KINDS, Kind
 from tunery_api.runspec import TrainerStatus
 from tunery_api.serverstatus import ServerCondition
@@ -221,6 +235,17 @@ def test_a_pod_that_does_not_report_is_told_in_time_by_a_warning_that_says_what_
     heard = compute_status(again(late, running(), progress=TRAINING, reporter="p1", seconds=5))
     assert "NotReporting" not in str(heard)
     assert [event.reason for event in transitions(after, heard)] == ["Training"]
+
+
+def test_a_stop_is_one_event_and_its_end_another() -> None:
+    """That it was asked for, and that the pod was told, are seen one after the other."""
+    at_work = snapshot(running())
+    asked = again(at_work, running(), suspend=True)
+    saves = again(asked, running(meta=deleting(60)), suspend=True, seconds=1)
+    over = again(saves, ended(code=143), suspend=True, train=job(suspend=True, suspended_by_us=True), seconds=9)
+    stages = [compute_status(each) for each in (at_work, asked, saves, over)]
+    told = [[event.reason for event in transitions(*pair)] for pair in pairwise(stages)]
+    assert told == [["Stopping"], [], ["Suspended"]]
 
 
 def test_a_pod_that_reports_no_more_is_told_in_time_with_where_to_look() -> None:

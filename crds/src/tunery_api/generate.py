@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 from typing import Any
@@ -38,19 +39,27 @@ class _NoAliases(yaml.SafeDumper):
 
 
 def main(arguments: list[str]) -> int:
-    """Write the files below ROOT, or with --check say which differ; return the exit code."""
-    check = "--check" in arguments
-    root = Path(next((argument for argument in arguments if not argument.startswith("--")), "."))
+    """Write the files below ROOT, or with --check say which differ; return the exit code.
+
+    Raises:
+        SystemExit: 0 after --help, 2 for arguments that it does not know.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m tunery_api.generate", description="Write what follows from the API."
+    )
+    parser.add_argument("root", type=Path, metavar="ROOT", help="the repository's root")
+    parser.add_argument("--check", action="store_true", help="write nothing, and say what is out of date")
+    wanted = parser.parse_args(arguments)
     stale = []
     for name, content in generated_files().items():
-        path = root / name
+        path = wanted.root / name
         if path.exists() and path.read_text() == content:
             continue
         stale.append(name)
-        if not check:
+        if not wanted.check:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(content)
-    if check and stale:
+    if wanted.check and stale:
         print(f"out of date: {', '.join(stale)}; run `make generate` and commit the result", file=sys.stderr)
         return 1
     return 0

@@ -10,7 +10,7 @@ from tunery_api.names import RETRY_ANNOTATION
 from tunery_api.reasons import FailureReason
 from tunery_api.status import FINAL_PHASES, ConditionType, Phase
 from tunery_api.sweepstatus import TrialState
-from tunery_operator.status.phase import NOT_REPORTING
+from tunery_operator.status.phase import NOT_REPORTING, STOPPING
 from tunery_operator.views.event import RETRIED, Event
 
 DATASET_WARNING: Final = "DatasetWarning"
@@ -139,8 +139,12 @@ def _why_refused(status: Mapping[str, Any], of_trial: bool) -> str:
 
 
 def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    before = {c["type"]: (c["status"], c["reason"]) for c in old.get("conditions") or ()}
+    before = {c["type"]: (c["status"], c["reason"]) for c in old.get("conditions") or () if c["type"] not in _DERIVED}
+    stops = any(reason == STOPPING for _, reason in before.values())
     for condition in new.get("conditions") or ():
         told = condition["status"], condition["reason"]
-        if condition["type"] not in _DERIVED and before.get(condition["type"]) != told:
+        if condition["type"] in _DERIVED or before.get(condition["type"]) == told:
+            continue
+        # Who asked for the stop and what the pod does of it is one piece of news; the condition tells the rest.
+        if not (stops and condition["reason"] == STOPPING):
             yield condition
