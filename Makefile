@@ -50,8 +50,11 @@ format: setup ## Format the code
 	@$(RUFF) check --fix-only --quiet $(SOURCES)
 	@$(RUFF) format $(SOURCES)
 
+# Of tests/guard what reads words and takes seconds; the rest are unit tests.
+WORDS := hints docs decisions repository imports projects map images
+
 .PHONY: verify
-verify: setup ## Lint, types, layers, locks and generated files
+verify: setup ## Lint, types, layers, locks, generated files and what texts promise
 	$(RUFF) format --check $(SOURCES)
 	$(RUFF) check $(SOURCES)
 	$(VENV)/bin/mypy $(PACKAGES:%=-p %)
@@ -60,6 +63,7 @@ verify: setup ## Lint, types, layers, locks and generated files
 	$(VENV)/bin/lint-imports --no-cache
 	cd $(TESTS) && $(PYTHON) -m rooms --check
 	$(PYTHON) -m tunery_api.generate --check $(ROOT)
+	cd $(TESTS) && $(PYTHON) -m pytest -q $(WORDS:%=guard/test_%.py)
 	@for project in $(PROJECTS); do (cd $$project && $(UV) lock --check --quiet) || { echo "$$project/uv.lock is out of date: run 'uv lock' there"; exit 1; }; done
 
 .PHONY: test-unit
