@@ -3,8 +3,9 @@
     python -m bench.memory_on_cpu [--cases QLoRA-BFloat16-2x256 LoRA-Float32-4x256-again ...] | grep case
 
 Prints one JSON line for each case: bytes of the process at the peak of each part of the run (`resident` with mapped
-files, `own` without), and the parts of the estimate. `again` recomputes activations. Set OMP_NUM_THREADS=1: each case
-is a copy of this process, and threads do not survive that. Of libraries' files a copy shows few pages as its own.
+files, `own` without), and the parts of the estimate. `again` recomputes activations; `varied` trains longer, on rows of
+many lengths. Set OMP_NUM_THREADS=1: each case is a copy of this process, and threads do not survive that. Of libraries'
+files a copy shows few pages as its own.
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ Json = dict[str, Any]
 
 METHODS: Final = ("LoRA", "QLoRA")
 PRECISIONS: Final = ("Float32", "BFloat16")
-SHAPES: Final = ("1x256", "4x256", "2x512", "4x512", "1x1024", "2x256-again", "4x512-again")
+SHAPES: Final = ("1x256", "4x256", "2x512", "4x512", "1x1024", "2x256-again", "4x512-again", "1x128-varied")
 ALL: Final = tuple(f"{method}-{kind}-{shape}" for shape in SHAPES for method in METHODS for kind in PRECISIONS)
 STEPS: Final = 2
+VARIED_STEPS: Final = 60
 _EVERY_SECONDS: Final = 0.005
 
 
@@ -67,20 +69,24 @@ def _run(case: str) -> None:
 
 
 def _manifest(case: str, model: Path, folder: Path) -> Json:
-    method, precision, shape, *again = case.split("-")
+    method, precision, shape, *options = case.split("-")
     rows, length = shape.split("x")
+    steps = VARIED_STEPS if "varied" in options else STEPS
     draw = random.Random(0)
     words = ("parcel", "truck", "street", "door", "night", "river", "stone", "music", "window", "garden")
-    texts = [" ".join(draw.choices(words, k=int(length) + 64)) for _ in range(5 * int(rows) + 4)]
+    least = 8 if "varied" in options else int(length) + 64
+    texts = [
+        " ".join(draw.choices(words, k=draw.randint(least, int(length) + 64))) for _ in range(5 * steps * int(rows))
+    ]
     (folder / "rows.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     training = {
-        "maxSteps": STEPS,
+        "maxSteps": steps,
         "batchSize": int(rows),
         "gradientAccumulation": 1,
         "maxLength": int(length),
         "packing": False,
         "precision": precision,
-        "gradientCheckpointing": bool(again),
+        "gradientCheckpointing": "again" in options,
     }
     return {
         "apiVersion": "tunery.dev/v1alpha1",
@@ -138,8 +144,8 @@ def _train(manifest: Json, folder: Path) -> Json:
     }
 
 
-class _Seen(Exception):
-    """Training has ended: what comes after it takes less."""
+class _Seen(BaseException):
+    """Training has ended: what comes after it takes less. No Exception, which the program would take for a defect."""
 
 
 class _Watch:

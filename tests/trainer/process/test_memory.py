@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -63,3 +65,29 @@ def test_the_limit_that_is_kept_goes_before_the_one_that_was_asked_for(tmp_path:
 def test_a_process_that_is_not_counted_is_not_guessed(tmp_path: Path) -> None:
     assert container_memory(5000, tmp_path, tmp_path / "statm") is None
     assert container_memory(5000, tmp_path, statm(tmp_path, "hardly any\n")) is None
+
+
+MANY_LENGTHS = """
+import sys
+from pathlib import Path
+from tunery_trainer.process.environment import prepare_environment
+prepare_environment(Path(sys.argv[1]), 0)
+import torch
+weights = [torch.randn(64, width, dtype=torch.bfloat16) for width in (64, 72, 80, 88)]
+def held(rows):
+    for length in rows:
+        for weight in weights:
+            torch.ones(length, 64, dtype=torch.bfloat16) @ weight
+    (line,) = (line for line in open("/proc/self/status") if line.startswith("RssAnon"))
+    return int(line.split()[1]) / 1024
+before = held([1000])
+print(held(range(1, 301)) - before)
+"""
+
+
+def test_rows_of_ever_new_lengths_take_no_more_memory(tmp_path: Path) -> None:
+    """oneDNN's kernels of 1,200 products in BFloat16 came to 650 MiB."""
+    done = subprocess.run(
+        [sys.executable, "-c", MANY_LENGTHS, str(tmp_path)], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert float(done.stdout) < 100

@@ -52,6 +52,10 @@ _ALWAYS: Final = {
 _OF_LAUNCHERS: Final = ("ACCELERATE_", "OMPI_COMM_WORLD_", "PMI_", "MV2_COMM_WORLD_", "MPI_LOCAL")
 """What begins so is for processes that train together, as `mpirun`, `srun` and `accelerate launch` set it."""
 
+_KERNELS: Final = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32", "LRU_CACHE_CAPACITY": "32"}
+"""How many kernels oneDNN keeps on a CPU, and torch beside it. Each shape of a product in BFloat16 has one of half a
+MiB, and they would keep 1,024: where rows have many lengths memory grew with every step, beyond what was estimated."""
+
 _MAX_LINE: Final = 16 * 1024
 """Bytes of one log record, its trace included."""
 _QUOTA_AND_PERIOD: Final = (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"))
@@ -79,6 +83,8 @@ def prepare_environment(work_dir: Path, gpus: int, processes: int = 1) -> None:
     threads = str(max(1, cpu_limit() // processes))
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"):
         os.environ.setdefault(variable, threads)
+    for variable, kernels in _KERNELS.items():
+        os.environ.setdefault(variable, kernels)
     # Of several tasks in one process, as in a run without a cluster, only the first finds what there was to see.
     visible = os.environ.get(VISIBLE_ENV) or os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(gpus)))
     os.environ[VISIBLE_ENV] = visible if gpus else ""
