@@ -213,6 +213,23 @@ def test_where_they_run_may_change_while_one_of_them_waits_for_a_node(namespace:
     assert namespace.job("h-train")["metadata"]["uid"] == second["metadata"]["uid"]
 
 
+def test_a_namespace_that_is_deleted_is_not_held_up_by_its_pods(namespace: Namespace) -> None:
+    """Kubernetes deletes pods first there, and a Job of several nodes keeps each until it has a successor."""
+    namespace.apply(on_nodes("n"))
+    for pod in waiting(namespace, "n-train").values():
+        namespace.bind(pod, "n1")
+    pods = start(namespace, "n-train")
+    number_of_pods(namespace, "n", "3/3")
+    namespace.api.delete(f"/api/v1/namespaces/{namespace.name}")
+    for pod in pods.values():
+        namespace.delete_pod(pod)
+    for pod in pods.values():
+        namespace.stop_pod(pod)
+    eventually("no pod is left", lambda: not namespace.api.items(namespace.path("pods")))
+    assert namespace.get("jobs", "n-train") is None
+    assert namespace.get("lorajobs", "n") is not None, "nobody deletes it here, as the pods are what is waited for"
+
+
 def test_a_deadline_ends_all_of_them_and_counts_what_ran_at_a_time_once(namespace: Namespace) -> None:
     namespace.apply(on_nodes("d", activeDeadlineSeconds=3))
     start(namespace, "d-train")

@@ -43,8 +43,7 @@ def ensure_attempt(services: Services, obj: FoundObject, plan: JobPlan, attempt:
     if attempt is None:
         return None if plan.suspend else _start(services, obj, plan)
     if (attempt.missing or _may_meet_yet(obj)) and not (plan.suspend or attempt.job.suspend):
-        # Somebody may have deleted it meanwhile, and the pods would not find each other.
-        _ensure_service(services, plan)
+        _keep_service(services, plan, attempt.job)
     return follow(services, plan.owner, attempt, suspend=plan.suspend)
 
 
@@ -122,6 +121,20 @@ def _ensure_service(services: Services, plan: JobPlan) -> None:
     """Make the Service by which pods that work together find each other, if it is not there; one alone has none."""
     if plan.nodes > 1:
         apply.create_child(services.client, plan.owner, SERVICES, build_service(plan))
+
+
+def _keep_service(services: Services, plan: JobPlan, job: JobView) -> None:
+    """Make that Service again: somebody may have deleted it meanwhile, and the pods would not find each other.
+
+    A namespace that is being deleted takes none, and no Job of several nodes lets go of its pods there: it keeps each
+    that has ended until another one has its place, and the namespace controller waits for the pods before it deletes
+    the Job. So the Job goes here. Raises OwnerGone then.
+    """
+    try:
+        _ensure_service(services, plan)
+    except OwnerGone:
+        remove(services, plan.owner, job)
+        raise
 
 
 def _wait_for_leftovers(services: Services, plan: JobPlan) -> None:
