@@ -28,6 +28,9 @@ _WARNINGS: Final = frozenset(
 """What a reader should see, though nothing has failed for good."""
 _DERIVED: Final = frozenset({ConditionType.FINISHED, ConditionType.RECONCILING, ConditionType.STALLED})
 """Conditions that only say again what others say."""
+_ENDS: Final = frozenset({ConditionType.SUCCEEDED, ConditionType.FAILED, ConditionType.STOPPED})
+_OUTCOMES: Final = frozenset({ConditionType.ADAPTER_UPLOADED, ConditionType.OUTPUT_UPLOADED, ConditionType.EVALUATED})
+"""Conditions that, once True, tell what came of an object."""
 _FAILURES: Final = frozenset(reason.value for reason in FailureReason)
 _QUIET: Final = frozenset(
     {
@@ -73,8 +76,16 @@ def transitions(old: Mapping[str, Any], new: Mapping[str, Any], *, of_trial: boo
             note = condition.get("message") or reason
             first = events.setdefault(reason, Event(reason, note, warning, condition["lastTransitionTime"]))
             # Of several conditions one tells it whole.
-            events[reason] = replace(first, note=max(first.note, note, key=len))
+            note, ends = max(first.note, note, key=len), first.ends or _tells_the_end(condition, new)
+            events[reason] = replace(first, note=note, ends=ends)
     return tuple(events.values())
+
+
+def _tells_the_end(condition: Mapping[str, Any], status: Mapping[str, Any]) -> bool:
+    """Tell whether a condition says how its object ended: also the verdict on its health, in the write that ends it."""
+    if condition["type"] == ConditionType.HEALTHY:
+        return status.get("phase") in FINAL_PHASES
+    return condition["status"] == "True" and condition["type"] in _ENDS | _OUTCOMES
 
 
 def _of_trials(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Event]:
