@@ -242,7 +242,8 @@ def test_a_pod_that_fails_counts_once_and_all_come_back_after_ten_seconds(namesp
         else:
             namespace.end_pod(pods[2], 76)
         if attempt < 3:
-            text = f"attempt {attempt}, pod {pods[1]}, failed: GPUFault: an error of its memory"
+            used = f"({attempt} of 2 retries used)"
+            text = f"attempt {attempt}, pod {pods[1]}, failed {used}: GPUFault: an error of its memory"
             eventually("its cause is told", lambda text=text: namespace.condition("f", "Running")["message"] == text)
     status = namespace.wait_phase("f", "Failed")
     assert status["failure"]["message"] == f"an error of its memory (pod {pods[1]}, attempt 3)"

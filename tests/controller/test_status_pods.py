@@ -365,6 +365,29 @@ def test_an_attempt_that_no_other_follows_is_no_failed_attempt(
     assert ("and is not tried again" in condition_text(compute_status(ends))) is last
 
 
+@pytest.mark.parametrize(
+    ("pods", "train", "used"),
+    [
+        ((ended(code=75),), {"retries": 3}, 1),
+        ((ended(code=75),), {"retries": 3, "failed": 1}, 1),
+        ((ended(code=137), ended("p2", 75, started=-50, stopped=-5)), {"retries": 3, "failed": 1}, 2),
+        # An eviction is no failure.
+        ((ended(code=143, disruption="EvictionByEvictionAPI"), ended("p2", 75, started=-50)), {"retries": 3}, 1),
+        # What was deleted counts, as often as the Job controller finds; so may what is gone.
+        ((ended(code=143, meta=deleting(60)), ended("p2", 75, started=-50)), {"retries": 3}, None),
+        ((ended(code=75),), {"retries": 3, "failed": 2}, None),
+        ((ended(code=75),), {}, None),
+    ],
+)
+def test_how_many_retries_are_used_is_told_where_that_is_sure(
+    pods: tuple[PodView, ...], train: dict[str, Any], used: int | None
+) -> None:
+    status = judge(*pods, train=job(**train))
+    assert condition(status, "Running") == ("False", "AttemptFailed")
+    much = f" ({used} of 3 retries used)" if used is not None else ""
+    assert condition_text(status).startswith(f"attempt {len(pods)} failed{much}: ")
+
+
 def condition_text(status: dict[str, Any]) -> str:
     return str(next(each["message"] for each in status["conditions"] if each["type"] == "Running"))
 
