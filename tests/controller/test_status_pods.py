@@ -29,6 +29,7 @@ from controller.statuskit import (
 from tunery_api.kinds import Kind
 from tunery_api.reasons import FailureReason, advice_for
 from tunery_api.runspec import TrainerStatus
+from tunery_api.search.advice import of_sweep
 from tunery_api.search.decide import Decision
 from tunery_api.status import LoRAJobStatus, Phase
 from tunery_operator.kube.merge_patch import merge_patch
@@ -288,6 +289,37 @@ def test_nothing_is_written_when_nothing_changes(seen: dict[str, Any]) -> None:
     first = snapshot(*changes.pop("pods", ()), **changes)
     status = compute_status(first)
     assert merge_patch(status, compute_status(dataclasses.replace(first, status=status))) == {}
+
+
+FEWER = "Where no node has 4 GPUs, fewer on more nodes may fit: lower resources.gpus and raise resources.nodes in a new job."
+ON_CPU = "Where the cluster has no GPU that works, resources.gpus: 0 in a new job computes on the CPU."
+
+
+@pytest.mark.parametrize(
+    ("gpus", "short", "kind", "more"),
+    [
+        (1, "nvidia.com/gpu", Kind.LORAJOB, f" {ON_CPU}"),
+        (4, "nvidia.com/gpu", Kind.LORAJOB, f" {FEWER} {ON_CPU}"),
+        (4, "nvidia.com/gpu", Kind.ADAPTERMERGE, f" {ON_CPU}"),
+        (4, "cpu", Kind.LORAJOB, ""),
+        (4, "nvidia.com/gpu.shared", Kind.LORAJOB, ""),
+        (0, "nvidia.com/gpu", Kind.LORAJOB, ""),
+    ],
+)
+def test_where_gpus_are_short_the_hint_has_what_fits_without_them(gpus: int, short: str, kind: Kind, more: str) -> None:
+    waits = pod(conditions=[unschedulable(f"0/3 nodes are available: 3 Insufficient {short}.")])
+    seen = dataclasses.replace(snapshot(waits, gpus=gpus, gpu_resource="nvidia.com/gpu"), kind=kind)
+    assert compute_status(seen)["failure"]["hint"] == f"{advice_for(FailureReason.UNSCHEDULABLE).hint}{more}"
+
+
+def test_a_gpu_that_does_not_work_has_the_cpu_in_its_hint_and_a_retry() -> None:
+    says = {"failure": {"reason": "GPUUnavailable", "message": "no driver"}}
+    hint = judge(ended(code=64, says=says), train=job(failed_reason="PodFailurePolicy"), gpus=1)["failure"]["hint"]
+    assert ON_CPU in hint
+    assert "tunery.dev/retry" in hint
+    of_sweep_ = of_sweep("GPUUnavailable", None)
+    assert "spec.template.resources.gpus: 0" in of_sweep_
+    assert of_sweep_.count("in a new sweep") == 2
 
 
 def test_a_lost_node_tells_what_frees_the_next_attempt() -> None:
