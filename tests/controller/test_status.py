@@ -308,7 +308,10 @@ def test_events_tell_each_transition_once() -> None:
         ("Succeeded", True),
     ]
     assert transitions(after, after) == ()
-    failed_ = judge(ended(code=64, says={"failure": {"reason": "ModelGated", "message": "no"}}), train=job(failed_reason="PodFailurePolicy"))
+    failed_ = judge(
+        ended(code=64, says={"failure": {"reason": "ModelGated", "message": "no"}}),
+        train=job(failed_reason="PodFailurePolicy"),
+    )
     assert [(event.reason, event.ends) for event in transitions(before, failed_)] == [("ModelGated", True)]
     assert not any(event.ends for event in transitions({}, judge(running())))
 

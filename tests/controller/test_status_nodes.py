@@ -189,7 +189,9 @@ EVICTION = {"code": 143, "disruption": "EvictionByEvictionAPI"}
         ),
     ],
 )
-def test_how_an_attempt_ended_is_told_once_though_another_pod_still_waits(end: Any, note: tuple[str, str, bool]) -> None:
+def test_how_an_attempt_ended_is_told_once_though_another_pod_still_waits(
+    end: Any, note: tuple[str, str, bool]
+) -> None:
     """The second has no node all along: what keeps it is told before and after, and stands in the condition."""
     train, waits = nodes(2, retries=3), pod(meta=no(1), conditions=[PLACELESS])
     alone = snapshot(*runs(0), waits, train=train)

@@ -291,7 +291,8 @@ def test_nothing_is_written_when_nothing_changes(seen: dict[str, Any]) -> None:
     assert merge_patch(status, compute_status(dataclasses.replace(first, status=status))) == {}
 
 
-FEWER = "Where no node has 4 GPUs, fewer on more nodes may fit: lower resources.gpus and raise resources.nodes in a new job."
+FEWER = "Where no node has 4 GPUs, fewer on more nodes may fit: "
+FEWER += "lower resources.gpus and raise resources.nodes in a new job."
 ON_CPU = "Where the cluster has no GPU that works, resources.gpus: 0 in a new job computes on the CPU."
 
 

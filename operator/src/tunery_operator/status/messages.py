@@ -1,4 +1,4 @@
-"""What containers said in their termination messages, of an older or newer trainer, too; and what is said of attempts."""
+"""What containers said in their termination messages, of an older or a newer trainer, too; and words for attempts."""
 
 from __future__ import annotations
 
