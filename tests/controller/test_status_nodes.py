@@ -203,6 +203,17 @@ def test_how_an_attempt_ended_is_told_once_though_another_pod_still_waits(
     assert transitions(later.status, compute_status(later)) == ()
 
 
+def test_what_was_told_of_an_attempt_is_not_told_again_once_nothing_keeps_the_next_one() -> None:
+    train, lost = nodes(2, retries=3), (gone(0, 1, -300, 100, disruption="EvictionByEvictionAPI"),)
+    alone = snapshot(*runs(0), pod(meta=no(1), conditions=[PLACELESS]), train=train)
+    over = again(alone, pod(meta=no(1), conditions=[PLACELESS]), train=train, lost_pods=lost)
+    assert [each.reason for each in transitions(over.status, compute_status(over))] == ["Evicted"]
+    placed = again(over, pod(meta=no(1)), pod(meta=no(0, attempt=2, created=-20)), train=train, seconds=3600)
+    status = compute_status(placed)
+    assert condition(status, "Running") == ("False", "Evicted")
+    assert transitions(placed.status, status) == ()
+
+
 def test_a_pod_that_ends_with_another_is_no_second_stop() -> None:
     """Pod 1 was deleted without a retry left: the Job controller ends pod 0, which nobody else told to."""
     train = nodes(2, retries=0)

@@ -408,6 +408,7 @@ def test_an_attempt_that_no_other_follows_is_no_failed_attempt(
         ((ended(code=143, disruption="EvictionByEvictionAPI"), ended("p2", 75, started=-50)), {"retries": 3}, 1),
         # What was deleted counts, as often as the Job controller finds; so may what is gone.
         ((ended(code=143, meta=deleting(60)), ended("p2", 75, started=-50)), {"retries": 3}, None),
+        ((ended(code=75, says=UNREACHABLE, meta=deleting(60)),), {"retries": 3}, None),
         ((ended(code=75),), {"retries": 3, "failed": 2}, None),
         ((ended(code=75),), {}, None),
     ],

@@ -183,14 +183,17 @@ def _why_refused(status: Mapping[str, Any], of_trial: bool) -> str:
 def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     before = {c["type"]: (c["status"], c["reason"]) for c in old.get("conditions") or () if c["type"] not in _DERIVED}
     stops = any(reason == STOPPING for _, reason in before.values())
-    # The Job controller ends the others of an attempt one of whose pods has ended: nobody else is told to end.
-    newest = {entry["uid"] for entry in _newest_attempt(new)}
-    echoes = any(entry.get("endTime") and entry["uid"] in newest for entry in _newest_attempt(old))
+    newest, ended = {entry["uid"] for entry in _newest_attempt(new)}, _newest_attempt(old)
+    # What has ended was told of as it did; and the Job controller ends the other pods of its attempt, nobody else.
+    over = [entry["uid"] in newest for entry in ended if entry.get("endTime")]
+    told_before = {STOPPING} if any(over) else set()
+    if old.get("failure") and over and len(over) == len(ended) and all(over):
+        told_before |= {_ATTEMPT_FAILED, *_TAKEN_AWAY}
     for condition in new.get("conditions") or ():
         told = condition["status"], condition["reason"]
         if condition["type"] in _DERIVED or before.get(condition["type"]) == told:
             continue
-        if echoes and condition["type"] == ConditionType.RUNNING and condition["reason"] == STOPPING:
+        if condition["type"] == ConditionType.RUNNING and condition["reason"] in told_before:
             continue
         # Who asked for the stop and what the pod does of it is one piece of news; the condition tells the rest.
         if not (stops and condition["reason"] == STOPPING):

@@ -329,14 +329,16 @@ def retries_used(status: Mapping[str, Any], attempt: Attempt) -> int | None:
     """
     job, history = attempt.job, status.get("attemptHistory") or ()
     before, there = _listed_since(status, history), {pod.uid for pod in attempt.pods}
-    created = parse_time(job.created)
+    created, charged = parse_time(job.created), [pod for pod in attempt.pods if pod.disruption is None]
     if job.retries is None or (before is not None and created is not None and before > created):
         return None
     for entry in history:
         end = entry.get("reason", SUCCEEDED) if entry["startTime"] >= job.created else SUCCEEDED
         if end in _NOT_FOR_SURE or (end not in PASSED_OVER | {SUCCEEDED, ECHO} and entry["uid"] not in there):
             return None
+    if any(pod.finished and pod.deleting and pod.exit_code != ExitCode.PEER_LOST for pod in charged):
+        return None
     if job.nodes > 1:
         return attempt.failures
-    failed = sum((pod.exit_code or pod.phase == "Failed") and pod.disruption is None for pod in attempt.pods)
+    failed = sum(bool(pod.exit_code) or pod.phase == "Failed" for pod in charged)
     return failed if failed >= job.failed else None
