@@ -88,16 +88,20 @@ def test_the_service_comes_before_the_pods_that_ask_for_it(namespace: Namespace)
     namespace.start_pod(pods[0])
     status = number_of_pods(namespace, "team.a.v1", "1/2")
     assert (status["phase"], status["jobName"]) == ("Starting", name)
-    # No node is there for the second; that the first is evicted meanwhile is told all the same.
-    eventually("Unschedulable", lambda: namespace.status("team.a.v1").get("reason") == "Unschedulable")
-    namespace.bind(pods[0], "node-1")
-    namespace.delete_pod(pods[0])
-    namespace.disrupt_pod(pods[0], "EvictionByEvictionAPI")
-    namespace.stop_pod(pods[0])
-    eventually("Evicted", lambda: "Evicted" in namespace.reasons_told("team.a.v1"))
-    start(namespace, name, 2)
+    namespace.start_pod(pods[1])
     number_of_pods(namespace, "team.a.v1", "2/2")
     namespace.wait_running("team.a.v1")
+
+
+def test_an_eviction_is_told_while_no_node_is_there_for_the_other_pod(namespace: Namespace) -> None:
+    namespace.apply(on_nodes("e", 2))
+    namespace.start_pod(waiting(namespace, "e-train", 2)[0])
+    first = str(number_of_pods(namespace, "e", "1/2")["podName"])
+    eventually("the other waits", lambda: namespace.status("e").get("reason") == "Unschedulable")
+    namespace.disrupt_pod(first, "EvictionByEvictionAPI")
+    namespace.end_pod(first, 143)
+    eventually("the eviction is told", lambda: "Evicted" in namespace.reasons_told("e"))
+    assert namespace.status("e")["reason"] == "Unschedulable"
 
 
 def test_a_strangers_service_of_that_name_is_told(namespace: Namespace) -> None:
