@@ -14,7 +14,7 @@ from controller.api import eventually
 from tunery_api.kinds import Kind
 from tunery_operator.errors import ApiFailure
 from tunery_operator.kube.event_body import build_event
-from tunery_operator.kube.event_limit import BURST, REFILL_SECONDS, REPEAT_SECONDS, TIMES, EventLimit
+from tunery_operator.kube.event_limit import BURST, REFILL_SECONDS, REPEAT_SECONDS, RESERVE, TIMES, EventLimit
 from tunery_operator.kube.events import IN_FLIGHT, EventPoster
 from tunery_operator.views.event import Event
 from tunery_operator.views.owner import Key, Owner
@@ -27,8 +27,8 @@ def owner(name: str = "a") -> Owner:
     return Owner(Key(Kind.LORAJOB, "ns", name), f"uid-{name}", 1, {})
 
 
-def event(reason: str, note: str = "text", warning: bool = False) -> Event:
-    return Event(reason, note, warning, "2026-01-31T12:00:00Z")
+def event(reason: str, note: str = "text", warning: bool = False, ends: bool = False) -> Event:
+    return Event(reason, note, warning, "2026-01-31T12:00:00Z", ends)
 
 
 class Server:
@@ -138,6 +138,22 @@ def test_one_object_cannot_flood() -> None:
     assert answers == [None] * BURST + ["limit"] * 5
     now = REFILL_SECONDS
     assert limit.refused("u", event("AttemptFailed", "later", warning=True)) is None
+
+
+def test_how_an_object_ended_is_told_however_much_was_before_and_cannot_flood_either() -> None:
+    now = 0.0
+    limit = EventLimit(lambda: now)
+    before = [limit.refused("u", event("AttemptFailed", f"pod {index}", warning=True)) for index in range(BURST + 1)]
+    assert before[-1] == "limit"
+    told = ("AdapterUploaded", "Evaluated", "Bored", "Succeeded")
+    assert [limit.refused("u", event(reason, ends=True)) for reason in told] == [None] * len(told)
+    assert limit.refused("u", event("Retried")) == "limit"
+    more = [limit.refused("u", event("Failed", f"{index}", ends=True)) for index in range(RESERVE)]
+    assert more == [None] * (RESERVE - len(told)) + ["limit"] * len(told)
+    now = REFILL_SECONDS
+    assert limit.refused("u", event("Training")) == "limit", "what was told of the end is made up for first"
+    now = REFILL_SECONDS * (RESERVE + 1)
+    assert limit.refused("u", event("Training")) is None
 
 
 def test_few_are_in_flight_and_all_are_posted_before_the_operator_stops() -> None:

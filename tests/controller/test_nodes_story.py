@@ -93,6 +93,17 @@ def test_the_service_comes_before_the_pods_that_ask_for_it(namespace: Namespace)
     namespace.wait_running("team.a.v1")
 
 
+def test_an_eviction_is_told_while_no_node_is_there_for_the_other_pod(namespace: Namespace) -> None:
+    namespace.apply(on_nodes("e", 2))
+    namespace.start_pod(waiting(namespace, "e-train", 2)[0])
+    first = str(number_of_pods(namespace, "e", "1/2")["podName"])
+    eventually("the other waits", lambda: namespace.status("e").get("reason") == "Unschedulable")
+    namespace.disrupt_pod(first, "EvictionByEvictionAPI")
+    namespace.end_pod(first, 143)
+    eventually("the eviction is told", lambda: "Evicted" in namespace.reasons_told("e"))
+    assert namespace.status("e")["reason"] == "Unschedulable"
+
+
 def test_a_strangers_service_of_that_name_is_told(namespace: Namespace) -> None:
     namespace.apply(on_nodes("c", preflight="Required"))
     uid = eventually("the object", lambda: namespace.get("lorajobs", "c"))["metadata"]["uid"]
@@ -259,7 +270,8 @@ def test_a_pod_that_fails_counts_once_and_all_come_back_after_ten_seconds(namesp
         else:
             namespace.end_pod(pods[2], 76)
         if attempt < 3:
-            text = f"attempt {attempt}, pod {pods[1]}, failed: GPUFault: an error of its memory"
+            used = f"({attempt} of 2 retries used)"
+            text = f"attempt {attempt}, pod {pods[1]}, failed {used}: GPUFault: an error of its memory"
             eventually("its cause is told", lambda text=text: namespace.condition("f", "Running")["message"] == text)
     status = namespace.wait_phase("f", "Failed")
     assert status["failure"]["message"] == f"an error of its memory (pod {pods[1]}, attempt 3)"

@@ -301,8 +301,19 @@ def test_a_credential_in_a_message_is_taken_out() -> None:
 def test_events_tell_each_transition_once() -> None:
     before = judge()
     after = judge(ended(says=RESULT), train=DONE, status=before)
-    assert [event.reason for event in transitions(before, after)] == ["Evaluated", "AdapterUploaded", "Succeeded"]
+    told = transitions(before, after)
+    assert [(event.reason, event.ends) for event in told] == [
+        ("Evaluated", True),
+        ("AdapterUploaded", True),
+        ("Succeeded", True),
+    ]
     assert transitions(after, after) == ()
+    failed_ = judge(
+        ended(code=64, says={"failure": {"reason": "ModelGated", "message": "no"}}),
+        train=job(failed_reason="PodFailurePolicy"),
+    )
+    assert [(event.reason, event.ends) for event in transitions(before, failed_)] == [("ModelGated", True)]
+    assert not any(event.ends for event in transitions({}, judge(running())))
 
 
 def test_what_preflight_warns_of_in_the_data_is_a_warning_once() -> None:

@@ -34,6 +34,7 @@ from tunery_operator.kube.merge_patch import merge_patch
 from tunery_operator.metrics import ATTEMPTS, GPU_SECONDS, Facts, changes
 from tunery_operator.reconcile.warnings import silences_of
 from tunery_operator.status.compute import compute_status
+from tunery_operator.status.events import transitions
 from tunery_operator.status.ledger import deadline_left, last_end, same_end_twice
 from tunery_operator.status.next_look import next_look
 from tunery_operator.status.snapshot import Snapshot
@@ -160,12 +161,71 @@ def test_an_attempt_that_failed_is_told_until_all_are_there_again() -> None:
     status = compute_status(seen)
     assert condition(status, "Running") == ("False", "AttemptFailed")
     assert told(status)["message"] == "attempt 1, pod a1-1, failed: GPUFault: ECC"
+    counted = dataclasses.replace(seen, main=Attempt(nodes(2, retries=3), tuple(failed)))
+    words = "attempt 1, pod a1-1, failed (1 of 3 retries used): GPUFault: ECC"
+    assert told(compute_status(counted))["message"] == words
     half = again(seen, *failed, *runs(0, attempt=2, started=0, created=-5), seconds=5)
     assert told(compute_status(half))["reason"] == "AttemptFailed"
     both = again(half, *failed, *runs(0, 1, attempt=2, started=0, created=-5), seconds=5)
     status = compute_status(both)
     assert (status["attempts"], status["podName"], status["pods"]) == (2, "a2-0", "2/2")
     assert told(status)["status"] == "True"
+
+
+EVICTION = {"code": 143, "disruption": "EvictionByEvictionAPI"}
+
+
+@pytest.mark.parametrize(
+    ("end", "note"),
+    [
+        (EVICTION, ("Evicted", "attempt 1, pod a1-0, was ended: Evicted; the next one goes on", False)),
+        (
+            {"code": 75, "says": UNREACHABLE},
+            (
+                "AttemptFailed",
+                "attempt 1, pod a1-0, failed (1 of 3 retries used): StorageUnavailable: nobody answers",
+                True,
+            ),
+        ),
+    ],
+)
+def test_how_an_attempt_ended_is_told_once_though_another_pod_still_waits(
+    end: Any, note: tuple[str, str, bool]
+) -> None:
+    """The second has no node all along: what keeps it is told before and after, and stands in the condition."""
+    train, waits = nodes(2, retries=3), pod(meta=no(1), conditions=[PLACELESS])
+    alone = snapshot(*runs(0), waits, train=train)
+    over = again(alone, ended(meta=no(0), stopped=-30, **end), waits, train=train)
+    told_ = [(each.reason, each.note, each.warning) for each in transitions(over.status, compute_status(over))]
+    assert told_ == [note]
+    next_ = pod(meta=no(0, attempt=2, created=-20))
+    later = again(over, ended(meta=no(0), stopped=-30, **end), waits, next_, train=train)
+    assert transitions(later.status, compute_status(later)) == ()
+
+
+def test_what_was_told_of_an_attempt_is_not_told_again_once_nothing_keeps_the_next_one() -> None:
+    train, lost = nodes(2, retries=3), (gone(0, 1, -300, 100, disruption="EvictionByEvictionAPI"),)
+    alone = snapshot(*runs(0), pod(meta=no(1), conditions=[PLACELESS]), train=train)
+    over = again(alone, pod(meta=no(1), conditions=[PLACELESS]), train=train, lost_pods=lost)
+    assert [each.reason for each in transitions(over.status, compute_status(over))] == ["Evicted"]
+    placed = again(over, pod(meta=no(1)), pod(meta=no(0, attempt=2, created=-20)), train=train, seconds=3600)
+    status = compute_status(placed)
+    assert condition(status, "Running") == ("False", "Evicted")
+    assert transitions(placed.status, status) == ()
+
+
+def test_a_pod_that_ends_with_another_is_no_second_stop() -> None:
+    """Pod 1 was deleted without a retry left: the Job controller ends pod 0, which nobody else told to."""
+    train = nodes(2, retries=0)
+    seen = snapshot(*runs(0, 1), train=train)
+    first = again(seen, *runs(0), *runs(1, deletionTimestamp=at(60)), train=train)
+    assert [each.reason for each in transitions(first.status, compute_status(first))] == ["Stopping"]
+    gone_ = again(first, *runs(0), train=train, lost_pods=(gone(1, 1, -300, 100),))
+    both = again(gone_, *runs(0, deletionTimestamp=at(60)), train=train)
+    assert [each.reason for each in transitions(both.status, compute_status(both))] == []
+    anew = again(both, *runs(0, 1, attempt=2, started=0, created=-5), seconds=5, train=train)
+    stops = again(anew, *runs(0, 1, attempt=2, started=0, created=-5, deletionTimestamp=at(60)), train=train)
+    assert [each.reason for each in transitions(stops.status, compute_status(stops))] == ["Stopping"]
 
 
 def test_what_failed_an_attempt_ago_is_not_taken_for_the_newest() -> None:

@@ -29,6 +29,7 @@ from controller.statuskit import (
 from tunery_api.kinds import Kind
 from tunery_api.reasons import FailureReason, advice_for
 from tunery_api.runspec import TrainerStatus
+from tunery_api.search.advice import of_sweep
 from tunery_api.search.decide import Decision
 from tunery_api.status import LoRAJobStatus, Phase
 from tunery_operator.kube.merge_patch import merge_patch
@@ -290,6 +291,38 @@ def test_nothing_is_written_when_nothing_changes(seen: dict[str, Any]) -> None:
     assert merge_patch(status, compute_status(dataclasses.replace(first, status=status))) == {}
 
 
+FEWER = "Where no node has 4 GPUs, fewer on more nodes may fit: "
+FEWER += "lower resources.gpus and raise resources.nodes in a new job."
+ON_CPU = "Where the cluster has no GPU that works, resources.gpus: 0 in a new job computes on the CPU."
+
+
+@pytest.mark.parametrize(
+    ("gpus", "short", "kind", "more"),
+    [
+        (1, "nvidia.com/gpu", Kind.LORAJOB, f" {ON_CPU}"),
+        (4, "nvidia.com/gpu", Kind.LORAJOB, f" {FEWER} {ON_CPU}"),
+        (4, "nvidia.com/gpu", Kind.ADAPTERMERGE, f" {ON_CPU}"),
+        (4, "cpu", Kind.LORAJOB, ""),
+        (4, "nvidia.com/gpu.shared", Kind.LORAJOB, ""),
+        (0, "nvidia.com/gpu", Kind.LORAJOB, ""),
+    ],
+)
+def test_where_gpus_are_short_the_hint_has_what_fits_without_them(gpus: int, short: str, kind: Kind, more: str) -> None:
+    waits = pod(conditions=[unschedulable(f"0/3 nodes are available: 3 Insufficient {short}.")])
+    seen = dataclasses.replace(snapshot(waits, gpus=gpus, gpu_resource="nvidia.com/gpu"), kind=kind)
+    assert compute_status(seen)["failure"]["hint"] == f"{advice_for(FailureReason.UNSCHEDULABLE).hint}{more}"
+
+
+def test_a_gpu_that_does_not_work_has_the_cpu_in_its_hint_and_a_retry() -> None:
+    says = {"failure": {"reason": "GPUUnavailable", "message": "no driver"}}
+    hint = judge(ended(code=64, says=says), train=job(failed_reason="PodFailurePolicy"), gpus=1)["failure"]["hint"]
+    assert ON_CPU in hint
+    assert "tunery.dev/retry" in hint
+    of_sweep_ = of_sweep("GPUUnavailable", None)
+    assert "spec.template.resources.gpus: 0" in of_sweep_
+    assert of_sweep_.count("in a new sweep") == 2
+
+
 def test_a_lost_node_tells_what_frees_the_next_attempt() -> None:
     hint = judge(running(meta=deleting(-16)))["failure"]["hint"]
     assert f"kubectl delete node {NODE}" in hint
@@ -363,6 +396,30 @@ def test_an_attempt_that_no_other_follows_is_no_failed_attempt(
     told = [event.reason for event in transitions(ends.status, compute_status(ends))]
     assert ("AttemptFailed" in told or "Evicted" in told) is not last
     assert ("and is not tried again" in condition_text(compute_status(ends))) is last
+
+
+@pytest.mark.parametrize(
+    ("pods", "train", "used"),
+    [
+        ((ended(code=75),), {"retries": 3}, 1),
+        ((ended(code=75),), {"retries": 3, "failed": 1}, 1),
+        ((ended(code=137), ended("p2", 75, started=-50, stopped=-5)), {"retries": 3, "failed": 1}, 2),
+        # An eviction is no failure.
+        ((ended(code=143, disruption="EvictionByEvictionAPI"), ended("p2", 75, started=-50)), {"retries": 3}, 1),
+        # What was deleted counts, as often as the Job controller finds; so may what is gone.
+        ((ended(code=143, meta=deleting(60)), ended("p2", 75, started=-50)), {"retries": 3}, None),
+        ((ended(code=75, says=UNREACHABLE, meta=deleting(60)),), {"retries": 3}, None),
+        ((ended(code=75),), {"retries": 3, "failed": 2}, None),
+        ((ended(code=75),), {}, None),
+    ],
+)
+def test_how_many_retries_are_used_is_told_where_that_is_sure(
+    pods: tuple[PodView, ...], train: dict[str, Any], used: int | None
+) -> None:
+    status = judge(*pods, train=job(**train))
+    assert condition(status, "Running") == ("False", "AttemptFailed")
+    much = f" ({used} of 3 retries used)" if used is not None else ""
+    assert condition_text(status).startswith(f"attempt {len(pods)} failed{much}: ")
 
 
 def condition_text(status: dict[str, Any]) -> str:

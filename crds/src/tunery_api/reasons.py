@@ -76,6 +76,7 @@ class Advice(NamedTuple):
 
 
 _R = FailureReason
+NO_GPU: Final = "Where the cluster has no GPU that works, resources.gpus: 0 in a new job computes on the CPU."
 
 ADVICE: Final[dict[FailureReason, Advice]] = {
     _R.INVALID_SPEC: Advice(False, "Correct the named field and apply the manifest under a new name.", mendable=False),
@@ -130,7 +131,8 @@ ADVICE: Final[dict[FailureReason, Advice]] = {
     _R.GPU_UNAVAILABLE: Advice(
         False,
         "Have the node's GPU looked at: driver, container toolkit, device plugin. spec.scheduling, which may change "
-        "while no pod runs, keeps the job off that node, or names the RuntimeClass that GPUs need (runtimeClassName).",
+        "while no pod runs, keeps the job off that node, or names the RuntimeClass that GPUs need (runtimeClassName). "
+        f"{NO_GPU}",
     ),
     _R.GPU_FAULT: Advice(
         True,

@@ -24,7 +24,8 @@ _USUAL: Final[Mapping[FailureReason, str]] = {
     f"spec.template.scheduling or {_RESOURCES} for all trials need a new sweep.",
     _R.GPU_UNAVAILABLE: "Have the node's GPU looked at (driver, container toolkit, device plugin), and retry. "
     "spec.template.scheduling keeps trials off that node, or names the RuntimeClass that GPUs need "
-    "(runtimeClassName), in a new sweep.",
+    f"(runtimeClassName), in a new sweep. Where the cluster has no GPU that works, {_RESOURCES}.gpus: 0 in a new sweep "
+    "computes on the CPU.",
     _R.GPU_FAULT: "Have the GPU of that node looked at, or keep pods off it (kubectl cordon), and retry; "
     "spec.template.scheduling keeps trials off it in a new sweep.",
     _R.OUT_OF_MEMORY: f"Raise {_RESOURCES}.memory in a new sweep; the container was killed for using more.",

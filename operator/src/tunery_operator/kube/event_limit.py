@@ -27,6 +27,8 @@ TIMES: Final = 5
 """How often the same thing is told in that time where it is undone and comes again: an adapter that flaps."""
 BURST: Final = 25
 """Events about one object that may come at once."""
+RESERVE: Final = 5
+"""How many more those may be that tell how it ended, as people and programs wait for these; made up for later."""
 REFILL_SECONDS: Final = 60.0
 """Time after which one more may come."""
 MAX_OBJECTS: Final = 10_000
@@ -88,7 +90,7 @@ class EventLimit:
             known = event.reason, event.note
             if known in allowance.told or len(allowance.times.get(known, ())) >= TIMES:
                 return "repeated"
-            if allowance.tokens < 1:
+            if allowance.tokens < (1 - RESERVE if event.ends else 1):
                 return "limit"
             allowance.tokens -= 1
             allowance.begin_anew(event)

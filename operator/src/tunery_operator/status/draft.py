@@ -7,8 +7,9 @@ from datetime import datetime
 from typing import Any, Final
 
 from tunery_api.findings import FindingType
+from tunery_api.kinds import Kind
 from tunery_api.names import VERSION
-from tunery_api.reasons import FailureReason, advice_for
+from tunery_api.reasons import NO_GPU, FailureReason, advice_for
 from tunery_api.runspec import Failure
 from tunery_api.scrub import scrub
 from tunery_api.search.advice import renamed
@@ -52,6 +53,10 @@ _SPOILT: Final = frozenset(
 )
 """Found of weights that nothing is worth going on from, whatever the failure is called."""
 
+_FEWER_GPUS: Final = (
+    "Where no node has {} GPUs, fewer on more nodes may fit: lower resources.gpus and raise resources.nodes in a new "
+    "job."
+)
 _ENDS: Final = (ConditionType.SUCCEEDED, ConditionType.FAILED, ConditionType.STOPPED)
 
 _FORECAST: Final = frozenset({"eta", "etaSeconds"})
@@ -126,7 +131,18 @@ class Draft:
 
     def obstacle(self, attempt: Attempt) -> Failure | None:
         """Return why a Job has no pod at work, or None while nothing stands in its way; it may pass by itself."""
-        return obstacle(attempt, self.snapshot.now, self.snapshot.platform)
+        found = obstacle(attempt, self.snapshot.now, self.snapshot.platform)
+        return found and self._without_gpus(found)
+
+    def _without_gpus(self, found: Failure) -> Failure:
+        """Return why a pod has no node, where GPUs are short with what fits without them; the GPUs are of each pod."""
+        gpus, short = self.snapshot.gpus, rf"\bInsufficient {re.escape(self.snapshot.gpu_resource)}(?![\w./-]*\w)"
+        unplaced = found.reason == FailureReason.UNSCHEDULABLE and found.hint is None
+        if not unplaced or not gpus or not re.search(short, found.message):
+            return found
+        several = gpus > 1 and self.snapshot.kind is Kind.LORAJOB
+        fewer = f" {_FEWER_GPUS.format(gpus)}" if several else ""
+        return found.model_copy(update={"hint": f"{advice_for(found.reason).hint}{fewer} {NO_GPU}"})
 
     def _curve(self, hint: str) -> str:
         """Return where the curve lies, of a run that could not say it as it ended."""

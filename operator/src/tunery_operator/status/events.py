@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -10,7 +10,9 @@ from tunery_api.names import RETRY_ANNOTATION
 from tunery_api.reasons import FailureReason
 from tunery_api.status import FINAL_PHASES, ConditionType, Phase
 from tunery_api.sweepstatus import TrialState
+from tunery_operator.status.messages import THE_ONE_BEFORE, attempt_words, was_ended
 from tunery_operator.status.phase import NOT_REPORTING, STOPPING
+from tunery_operator.views.attempt import EVICTED, PREEMPTED, VANISHED, first_ended
 from tunery_operator.views.event import RETRIED, Event
 
 DATASET_WARNING: Final = "DatasetWarning"
@@ -22,12 +24,20 @@ NEW_BEST: Final = "NewBest"
 TRIAL_FAILED: Final = "TrialFailed"
 HEALTHY: Final = "Healthy"
 RETRY_REFUSED: Final = "RetryRefused"
+_ATTEMPT_FAILED: Final = "AttemptFailed"
 _WARNINGS: Final = frozenset(
-    {"AttemptFailed", CHECKPOINT_NOT_STORED, NOT_REPORTING, RANK_TOO_LOW, TRIALS_LEFT, REMOVAL_UNKNOWN}
+    {_ATTEMPT_FAILED, CHECKPOINT_NOT_STORED, NOT_REPORTING, RANK_TOO_LOW, TRIALS_LEFT, REMOVAL_UNKNOWN}
 )
 """What a reader should see, though nothing has failed for good."""
 _DERIVED: Final = frozenset({ConditionType.FINISHED, ConditionType.RECONCILING, ConditionType.STALLED})
 """Conditions that only say again what others say."""
+_ENDS: Final = frozenset({ConditionType.SUCCEEDED, ConditionType.FAILED, ConditionType.STOPPED})
+_OUTCOMES: Final = frozenset({ConditionType.ADAPTER_UPLOADED, ConditionType.OUTPUT_UPLOADED, ConditionType.EVALUATED})
+"""Conditions that, once True, tell what came of an object."""
+_TAKEN_AWAY: Final = frozenset(
+    {EVICTED, PREEMPTED, VANISHED, FailureReason.NODE_LOST.value, FailureReason.NODE_PRESSURE.value}
+)
+"""Ends of an attempt that an event tells, though it is none of its faults."""
 _FAILURES: Final = frozenset(reason.value for reason in FailureReason)
 _QUIET: Final = frozenset(
     {
@@ -64,7 +74,7 @@ def transitions(old: Mapping[str, Any], new: Mapping[str, Any], *, of_trial: boo
         events[RETRIED] = Event(RETRIED, text, False, str(new["observedRetry"]))
     if _is_refused(old, new):
         events[RETRY_REFUSED] = Event(RETRY_REFUSED, _why_refused(new, of_trial), True, str(new["observedRetry"]))
-    events.update({event.reason: event for event in _of_trials(old, new)})
+    events.update({event.reason: event for event in (*_of_trials(old, new), *_of_attempt(old, new))})
     for condition in _changed(old, new):
         reason = condition["reason"]
         if reason not in _QUIET:
@@ -73,8 +83,40 @@ def transitions(old: Mapping[str, Any], new: Mapping[str, Any], *, of_trial: boo
             note = condition.get("message") or reason
             first = events.setdefault(reason, Event(reason, note, warning, condition["lastTransitionTime"]))
             # Of several conditions one tells it whole.
-            events[reason] = replace(first, note=max(first.note, note, key=len))
+            note, ends = max(first.note, note, key=len), first.ends or _tells_the_end(condition, new)
+            events[reason] = replace(first, note=note, ends=ends)
     return tuple(events.values())
+
+
+def _of_attempt(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Event]:
+    """Yield how the newest attempt has ended where Running tells another thing: that something keeps the next one."""
+    entries, failure = _newest_attempt(new), new.get("failure") or {}
+    ended = first_ended(entries)
+    is_news = ended is not None and all(entry.get("endTime") for entry in entries) and entries != _newest_attempt(old)
+    if ended is None or not is_news or not failure or new.get("phase") in FINAL_PHASES:
+        return
+    pod = ended["pod"] if "index" in ended else None
+    called, time = attempt_words(ended.get("attempt") or new["attempts"], pod), str(ended["endTime"])
+    _, before, how = str(failure.get("message")).partition(THE_ONE_BEFORE)
+    reason = str(ended["reason"])
+    if reason in _TAKEN_AWAY:
+        yield Event(reason, was_ended(called, reason), reason in _FAILURES, time)
+    elif before:
+        yield Event(_ATTEMPT_FAILED, f"{called} failed{how}", True, time)
+
+
+def _newest_attempt(status: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """Return the entries of the newest attempt: of pods that work together one each."""
+    history = status.get("attemptHistory") or ()
+    number = history[-1].get("attempt") if history else None
+    return [each for each in history if each.get("attempt") == number] if number is not None else history[-1:]
+
+
+def _tells_the_end(condition: Mapping[str, Any], status: Mapping[str, Any]) -> bool:
+    """Tell whether a condition says how its object ended: also the verdict on its health, in the write that ends it."""
+    if condition["type"] == ConditionType.HEALTHY:
+        return status.get("phase") in FINAL_PHASES
+    return condition["status"] == "True" and condition["type"] in _ENDS | _OUTCOMES
 
 
 def _of_trials(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Event]:
@@ -141,9 +183,17 @@ def _why_refused(status: Mapping[str, Any], of_trial: bool) -> str:
 def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     before = {c["type"]: (c["status"], c["reason"]) for c in old.get("conditions") or () if c["type"] not in _DERIVED}
     stops = any(reason == STOPPING for _, reason in before.values())
+    newest, ended = {entry["uid"] for entry in _newest_attempt(new)}, _newest_attempt(old)
+    # What has ended was told of as it did; and the Job controller ends the other pods of its attempt, nobody else.
+    over = [entry["uid"] in newest for entry in ended if entry.get("endTime")]
+    told_before = {STOPPING} if any(over) else set()
+    if old.get("failure") and over and len(over) == len(ended) and all(over):
+        told_before |= {_ATTEMPT_FAILED, *_TAKEN_AWAY}
     for condition in new.get("conditions") or ():
         told = condition["status"], condition["reason"]
         if condition["type"] in _DERIVED or before.get(condition["type"]) == told:
+            continue
+        if condition["type"] == ConditionType.RUNNING and condition["reason"] in told_before:
             continue
         # Who asked for the stop and what the pod does of it is one piece of news; the condition tells the rest.
         if not (stops and condition["reason"] == STOPPING):

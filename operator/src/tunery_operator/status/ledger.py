@@ -21,6 +21,7 @@ from tunery_operator.status.draft import Draft
 from tunery_operator.status.snapshot import Snapshot
 from tunery_operator.views.attempt import (
     ECHO,
+    ENDS_WITHOUT_FAULT,
     EVICTED,
     PREEMPTED,
     STOPPED,
@@ -36,6 +37,9 @@ from tunery_operator.views.pod import LostPod, PodView
 
 Entry = dict[str, Any]
 """One of status.attemptHistory."""
+
+_NOT_FOR_SURE: Final = ENDS_WITHOUT_FAULT - {EVICTED, SUCCEEDED}
+"""Ends of which only the Job controller knows whether they count as a retry."""
 
 Span = tuple[datetime, datetime]
 _ENDED: Final = "endTime"
@@ -316,3 +320,25 @@ def ends_its_job(draft: Draft, attempt: Attempt, pod: PodView) -> bool:
     failed = [each for each in attempt.pods if each.phase == "Failed" or each.exit_code not in (None, 0)]
     counted = [each for each in failed if how_it_ended(each, draft.snapshot, draft.conditions) not in PASSED_OVER]
     return pod in counted and retries is not None and len(counted) > retries
+
+
+def retries_used(status: Mapping[str, Any], attempt: Attempt) -> int | None:
+    """Return how many of its Job's retries the attempts that have failed use up; None: that is not known for sure.
+
+    The Job controller counts, too, who was deleted or suspended, in ways of its own; nobody else knows how often.
+    """
+    job, history = attempt.job, status.get("attemptHistory") or ()
+    before, there = _listed_since(status, history), {pod.uid for pod in attempt.pods}
+    created, charged = parse_time(job.created), [pod for pod in attempt.pods if pod.disruption is None]
+    if job.retries is None or (before is not None and created is not None and before > created):
+        return None
+    for entry in history:
+        end = entry.get("reason", SUCCEEDED) if entry["startTime"] >= job.created else SUCCEEDED
+        if end in _NOT_FOR_SURE or (end not in PASSED_OVER | {SUCCEEDED, ECHO} and entry["uid"] not in there):
+            return None
+    if any(pod.finished and pod.deleting and pod.exit_code != ExitCode.PEER_LOST for pod in charged):
+        return None
+    if job.nodes > 1:
+        return attempt.failures
+    failed = sum(bool(pod.exit_code) or pod.phase == "Failed" for pod in charged)
+    return failed if failed >= job.failed else None

@@ -22,7 +22,15 @@ from tunery_operator.status.diagnosis import (
     pod_failure,
 )
 from tunery_operator.status.draft import Draft
-from tunery_operator.status.ledger import PASSED_OVER, ends_its_job, gone_cause, last_end, same_end_twice
+from tunery_operator.status.ledger import (
+    PASSED_OVER,
+    ends_its_job,
+    gone_cause,
+    last_end,
+    retries_used,
+    same_end_twice,
+)
+from tunery_operator.status.messages import THE_ONE_BEFORE, attempt_words, was_ended
 from tunery_operator.status.phase import AT_WORK, FINISHING, HELD, NOT_REPORTING, OUT_OF_TIME, POD_STARTED, STOPPING
 from tunery_operator.status.queueing import check_queue, is_queued, release_quota
 from tunery_operator.status.reported_progress import is_downloading
@@ -306,9 +314,8 @@ def _show_waiting(draft: Draft, attempt: Attempt) -> None:
         draft.show_obstacle(_with_the_end_before(draft, attempt, found))
         draft.conditions.set(_RUNNING, False, str(found.reason), found.message)
     elif gone is not None and job.nodes > 1 and gone["reason"] in PASSED_OVER:
-        number, why = draft.fields.get("attempts", 1), gone["reason"]
-        text = f"attempt {number}, pod {gone['pod']}, was ended: {why}; the next one goes on"
-        draft.conditions.set(_RUNNING, False, why, text)
+        called = attempt_words(draft.fields.get("attempts", 1), gone["pod"])
+        draft.conditions.set(_RUNNING, False, gone["reason"], was_ended(called, gone["reason"]))
     elif pod is not None:
         _show_ended_pod(draft, attempt, pod)
     elif attempt.running:
@@ -323,10 +330,15 @@ def _with_the_end_before(draft: Draft, attempt: Attempt, found: Failure) -> Fail
     ended = last_failed(attempt) if gone_cause(draft.fields, attempt) is None else None
     if ended is None or how_it_ended(ended, draft.snapshot, draft.conditions) in PASSED_OVER:
         return found
-    before = pod_failure(ended)
-    return failure(
-        found.reason, f"{found.message}; the attempt before failed: {before.reason}: {before.message}", found.hint
-    )
+    before, used = pod_failure(ended), _used(draft, attempt)
+    text = f"{found.message}{THE_ONE_BEFORE}{used}: {before.reason}: {before.message}"
+    return failure(found.reason, text, found.hint)
+
+
+def _used(draft: Draft, attempt: Attempt) -> str:
+    """Return how many retries are used up, as it stands behind "failed"; empty where nobody knows for sure."""
+    used = retries_used(draft.fields, attempt)
+    return f" ({used} of {attempt.job.retries} retries used)" if used is not None else ""
 
 
 def _show_ended_pod(draft: Draft, attempt: Attempt, pod: PodView) -> None:
@@ -334,17 +346,17 @@ def _show_ended_pod(draft: Draft, attempt: Attempt, pod: PodView) -> None:
     if pod.phase == "Succeeded" or pod.exit_code == 0:
         draft.conditions.set(_RUNNING, False, FINISHING, f"pod {pod.name} has ended well")
         return
-    number, found = draft.fields.get("attempts", 1), pod_failure(pod)
-    number = number if pod.index is None else f"{number}, pod {pod.name},"
+    found = pod_failure(pod)
+    called = attempt_words(draft.fields.get("attempts", 1), None if pod.index is None else pod.name)
     if ends_its_job(draft, attempt, pod) or _met_again(draft, attempt, pod) is not None:
-        text = f"attempt {number} failed, and is not tried again: {found.reason}: {found.message}"
+        text = f"{called} failed, and is not tried again: {found.reason}: {found.message}"
         _show_last_end(draft, f"{text}; Job {pod.job} ends" if pod.job else text)
         return
     how = how_it_ended(pod, draft.snapshot, draft.conditions)
     if how in PASSED_OVER:
-        draft.conditions.set(_RUNNING, False, how, f"attempt {number} was ended: {how}; the next one goes on")
+        draft.conditions.set(_RUNNING, False, how, was_ended(called, how))
         return
-    text = f"attempt {number} failed: {found.reason}: {found.message}"
+    text = f"{called} failed{_used(draft, attempt)}: {found.reason}: {found.message}"
     draft.conditions.set(_RUNNING, False, "AttemptFailed", text)
 
 

@@ -1,4 +1,4 @@
-"""What containers said in their termination messages; the trainer may be of an older or a newer version."""
+"""What containers said in their termination messages, of an older or a newer trainer, too; and words for attempts."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Final
 from tunery_api.runspec import Failure, PreflightReport, RunResult
 from tunery_api.tolerant import read
 
+THE_ONE_BEFORE: Final = "; the attempt before failed"
+"""After what stands in an object's way, before how the attempt before it failed."""
 _FINDINGS: Final = ("failure", "dataset", "memory", "resolved")
 
 
@@ -27,3 +29,13 @@ def reported_failure(message: str) -> Failure | None:
     """Return why a container says that it failed, or None where it says nothing of the kind."""
     answer = parse_result(message)
     return answer.failure if answer is not None else None
+
+
+def attempt_words(number: int, pod: str | None) -> str:
+    """Return how an attempt that has ended is called: with its pod where that was not alone."""
+    return f"attempt {number}" if pod is None else f"attempt {number}, pod {pod},"
+
+
+def was_ended(attempt: str, why: str) -> str:
+    """Return what is said of an attempt that was ended for what is no fault of it; `attempt`: how it is called."""
+    return f"{attempt} was ended: {why}; the next one goes on"

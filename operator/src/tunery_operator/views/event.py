@@ -27,3 +27,5 @@ class Event:
     warning: bool
     time: str
     """When that came about, or what stands for it: part of the event's name, so that it is posted once."""
+    ends: bool = False
+    """It tells how the object ended, or what came of it: told also where much was told before."""
