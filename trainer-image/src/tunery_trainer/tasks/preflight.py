@@ -26,7 +26,7 @@ from tunery_trainer.resuming.taken_settings import NOTHING, with_open_taken
 from tunery_trainer.settings.parallelism import told_of_devices
 from tunery_trainer.settings.sizing import FEWEST_STEPS
 from tunery_trainer.settings.stored_quantization import check_types
-from tunery_trainer.settings.units import human_bytes
+from tunery_trainer.settings.units import compared
 from tunery_trainer.tasks.data_report import name_report, notebook_of, told_and_stored
 from tunery_trainer.tasks.devices import devices_expected
 from tunery_trainer.tasks.frame import probe_places, probe_sweep_output, tell_of_loading
@@ -203,7 +203,8 @@ def _print(run: RunSpec, report: PreflightReport) -> None:
         targets = f" on {', '.join(resolved.target_modules)}" if resolved.target_modules else ""
         print(f"Preflight  method: {resolved.method}{targets}; {resolved.trainable_parameters} parameters trained")
     if memory and memory.estimate_bytes:
-        available = f" of {human_bytes(memory.available_bytes)}" if memory.available_bytes else ""
+        needed, *there = compared(*filter(None, (memory.estimate_bytes, memory.available_bytes)))
+        available = f" of {there[0]}" if there else ""
         here = " that this machine has; resources.memory counts in a cluster" if run.local and available else ""
         each = " on each device," if resolved and (resolved.devices or 1) > 1 else ""
-        print(f"Preflight  memory: about {human_bytes(memory.estimate_bytes)}{each}{available}{here}", flush=True)
+        print(f"Preflight  memory: about {needed}{each}{available}{here}", flush=True)
