@@ -6,6 +6,7 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from tunery_trainer.process import place
 from tunery_trainer.process.environment import VISIBLE_ENV, prepare_environment
 from tunery_trainer.process.place import SIMULATED_ENV, Place, counts_of, place_of
 from tunery_trainer.reporting.progress import ProgressReporter
+from tunery_trainer.resuming import resume
 from tunery_trainer.resuming.taken_settings import NOTHING, Taken
 from tunery_trainer.settings.types import DeviceFacts, DeviceKind
 from tunery_trainer.tasks import devices
@@ -225,6 +227,20 @@ def test_preflight_tells_of_the_devices_that_will_train(run_file: Run, tmp_path:
     passes = values["training.gradientAccumulation"]
     assert int(passes["value"]) % 8 == 0
     assert passes["reason"].startswith("The passes of all 8 devices together: ")
+
+
+def test_without_a_cluster_preflight_counts_the_devices_that_its_own_checkpoint_lets_train(
+    run_file: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training follows in the same process, and goes on from there: 3 processes cannot share 4 passes."""
+    monkeypatch.setattr(resume, "_own_memo", lambda _: SimpleNamespace(origin=None))
+    monkeypatch.setattr(resume, "with_device_taken", lambda spec, _: (spec, Taken(rows=16)))
+    path = run_file(own={"local": True}, resources={"gpus": 2}, training={"gradientAccumulation": None})
+    done = run_here("preflight", path, TUNERY_SIMULATED_DEVICES="3")
+    assert done.returncode == ExitCode.OK, done.stderr
+    assert "Preflight  devices: 2 processes" in done.stdout
+    monkeypatch.setenv(SIMULATED_ENV, "3")
+    assert devices.place_for(Workspace(RunSpec.model_validate_json(path.read_text()))).world == 2
 
 
 def test_a_run_of_several_nodes_is_trained_here_on_one(case: Case) -> None:

@@ -21,7 +21,7 @@ from tunery_trainer.process.environment import go_offline
 from tunery_trainer.reporting.downloads import Downloads
 from tunery_trainer.reporting.status_parts import dataset_status, devices_status, resolved_status
 from tunery_trainer.resuming.may_resume import base_of, check_base, check_origin
-from tunery_trainer.resuming.resume import Peeked, peek, told, with_resumed
+from tunery_trainer.resuming.resume import Peeked, peek, told, with_resumed, with_taken
 from tunery_trainer.resuming.taken_settings import NOTHING, with_open_taken
 from tunery_trainer.settings.parallelism import told_of_devices
 from tunery_trainer.settings.sizing import FEWEST_STEPS
@@ -128,6 +128,8 @@ def _plan(work: Workspace, found: _Found, notebook: Notebook) -> TrainingPlan:
         origin = found.source.memo.origin
         check_base(origin, base_of(spec.model.uri, found.base))
         spec, taken = with_open_taken(spec, origin)
+    if work.run.local:
+        spec, taken = with_taken(work)  # training follows here, and may go on from a checkpoint of its own
     device = devices_expected(work, spec, taken)
     basis = Basis(work.run.identity, spec, found.base, device, found.start_from, taken)
     request = request_data(basis, found.files)
