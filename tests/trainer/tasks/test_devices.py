@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -249,6 +250,9 @@ def test_a_run_of_several_nodes_is_trained_here_on_one(case: Case) -> None:
     done = run_here("run", path)
     assert done.returncode == ExitCode.OK, done.stderr
     assert "Devices    spec.resources.nodes is 2: without a cluster all is trained here, on one node" in done.stdout
+    assert re.search(
+        r"^Memory     about [\d.,]+ [MG]iB of [\d.,]+ [MG]iB; activations kept$", done.stdout, re.MULTILINE
+    )
     made = json.loads((path.parent / "out" / "manifest.json").read_text())
     assert made["lineage"]["hyperparameters"]["training.gradientAccumulation"] == "2"
     assert made["lineage"]["resolved"]["devices"] == 1
