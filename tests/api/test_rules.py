@@ -425,15 +425,17 @@ REFUSED_BY_BOTH: list[Any] = [
     pytest.param(
         {"training": {"parallelism": "FSDP"}},
         "spec.training.parallelism: FSDP shares the base among the GPUs of a pod: set resources.gpus to 2 or more, or "
-        "leave it out",
-        "parallelism FSDP needs gpus: 2 or more",
+        "leave training.parallelism out",
+        "training.parallelism: FSDP shares the base among the GPUs of a pod: set resources.gpus to 2 or more, or "
+        "leave training.parallelism out",
         id="fsdp-of-one",
     ),
     pytest.param(
         {"training": {"parallelism": "FSDP"}, "resources": {"gpus": 0, "nodes": 4}},
         "spec.training.parallelism: FSDP shares the base among the GPUs of a pod: set resources.gpus to 2 or more, or "
-        "leave it out",
-        "parallelism FSDP needs gpus: 2 or more",
+        "leave training.parallelism out",
+        "training.parallelism: FSDP shares the base among the GPUs of a pod: set resources.gpus to 2 or more, or "
+        "leave training.parallelism out",
         id="fsdp-on-the-cpu",
     ),
     pytest.param(
@@ -444,8 +446,9 @@ REFUSED_BY_BOTH: list[Any] = [
             "resources": {"gpus": 2},
         },
         "spec.training.parallelism: FSDP cannot share a base in Int8; use quantization.type NF4 or FP4, or leave "
-        "parallelism out",
-        "FSDP cannot share a base in Int8",
+        "training.parallelism out",
+        "training.parallelism: FSDP cannot share a base in Int8; use quantization.type NF4 or FP4, or leave "
+        "training.parallelism out",
         id="fsdp-int8",
     ),
     pytest.param(

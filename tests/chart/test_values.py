@@ -219,6 +219,15 @@ def test_variables_that_our_programs_need_are_refused_each_with_the_reason(helm:
         assert set(lines) == set(NEEDED)
 
 
+def test_simulated_devices_are_a_number_that_the_trainer_takes(helm: Helm) -> None:
+    for number in ("two", "2.5", "-1", "0x2", "17", "1000", " 2"):
+        complaint = told(helm, {"trainer.env": {"TUNERY_SIMULATED_DEVICES": number}})
+        said = "trainer.env: TUNERY_SIMULATED_DEVICES: must be a whole number from 1 to 16, or 0 for none, is "
+        assert f'{said}"{number}"' in complaint
+    for number in ("", "0", "1", "16"):
+        helm.render(values={"trainer.env": {"TUNERY_SIMULATED_DEVICES": number}})
+
+
 def test_gpus_are_what_a_manifest_asks_for(helm: Helm) -> None:
     asked = {"rdma/hca_shared": "1", "nvidia.com/gpu": "2", "nvidia.com/mig-1g.5gb": "1"}
     complaint = told(helm, {"trainer.distributed": {"resources": asked}})

@@ -52,6 +52,8 @@ test.namespace: {{ quote .Values.test.namespace }} is none of watchNamespaces, a
 {{- end }}
 {{- if $why }}
 {{ $where }}: {{ $name }}: leave it out: {{ $why }}
+{{- else if and (eq $name "TUNERY_SIMULATED_DEVICES") (not (regexMatch "^(|[0-9]|1[0-6])$" $value)) }}
+{{ $where }}: {{ $name }}: must be a whole number from 1 to 16, or 0 for none, is {{ $value | quote }}
 {{- end }}
 {{- end }}
 {{- end }}

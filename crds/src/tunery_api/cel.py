@@ -22,7 +22,7 @@ from tunery_api.adapterserver import (
 )
 from tunery_api.fields import ApiModel, is_number
 from tunery_api.inputs import FORMATS_OF_TASK, DatasetEvaluation, DatasetSpec, ModelSpec, OutputSpec, SecretKeyReference
-from tunery_api.lorajob import PASSES_ARE_SHARED, SAID_OF_PASSES, LoRAJobSpec
+from tunery_api.lorajob import FSDP_BITS, FSDP_GPUS, PASSES_ARE_SHARED, SAID_OF_PASSES, LoRAJobSpec
 from tunery_api.lorasweep import LoRASweepSpec, ParameterSpec, RangeSpec
 from tunery_api.methods import READ_OF_LORA, AdaLoraSpec, LoraSpec, Method
 from tunery_api.placement import FOREIGN_ACCELERATORS, NO_KEY, NO_SECONDS, NO_VALUE, ResourcesSpec, Toleration
@@ -243,8 +243,8 @@ CEL_RULES: Final[dict[type[ApiModel], list[CelRule]]] = {
             "resources.nodes, or resources.nodes where gpus is 0",
             said=SAID_OF_PASSES,
         ),
-        CelRule(f"{_NO_FSDP} || self.?resources.?gpus.orValue(1) > 1", "parallelism FSDP needs gpus: 2 or more"),
-        CelRule(f"{_NO_FSDP} || self.?quantization.?type.orValue('') != 'Int8'", "FSDP cannot share a base in Int8"),
+        CelRule(f"{_NO_FSDP} || self.?resources.?gpus.orValue(1) > 1", f"training.parallelism: {FSDP_GPUS}"),
+        CelRule(f"{_NO_FSDP} || self.?quantization.?type.orValue('') != 'Int8'", f"training.parallelism: {FSDP_BITS}"),
         CelRule(
             "self.?training.?precision.orValue('') != 'Float16' || self.?resources.?gpus.orValue(1) > 0",
             "training.precision Float16 needs a GPU; with resources.gpus: 0 use Auto, Float32 or BFloat16",

@@ -122,13 +122,17 @@ class TrainingRun(ApiModel):
         if self.training.parallelism is not Parallelism.FSDP:
             return
         if self.resources.gpus < 2:
-            text = "FSDP shares the base among the GPUs of a pod: set resources.gpus to 2 or more, or leave it out"
-            yield "parallelism", text
+            yield "parallelism", FSDP_GPUS
         if self.quantization is not None and self.quantization.type is QuantizationType.INT8:
-            text = "FSDP cannot share a base in Int8; use quantization.type NF4 or FP4, or leave parallelism out"
-            yield "parallelism", text
+            yield "parallelism", FSDP_BITS
 
 
+FSDP_GPUS: Final = (
+    "FSDP shares the base among the GPUs of a pod: set resources.gpus to 2 or more, or leave training.parallelism out"
+)
+FSDP_BITS: Final = (
+    "FSDP cannot share a base in Int8; use quantization.type NF4 or FP4, or leave training.parallelism out"
+)
 _PASSES: Final = "self.?training.?gradientAccumulation.orValue(0)"
 _DEVICES: Final = "(self.?resources.?gpus.orValue(1) > 1 ? self.resources.gpus : 1) * self.?resources.?nodes.orValue(1)"
 PASSES_ARE_SHARED: Final = f"{_PASSES} < 1 || {_DEVICES} < 1 || {_PASSES} % ({_DEVICES}) == 0"

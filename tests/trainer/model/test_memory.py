@@ -20,7 +20,7 @@ from tunery_trainer.model.memory import MemoryPlan, estimate_memory, trained_num
 from tunery_trainer.model.outline import outline
 from tunery_trainer.settings.memory import SAFETY, Activations, Bent, Line, MemoryEstimate
 from tunery_trainer.settings.types import QuantizationSettings
-from tunery_trainer.settings.units import human_bytes
+from tunery_trainer.settings.units import compared, human_bytes
 
 from kit.training import resolved_for, start_for
 
@@ -231,3 +231,16 @@ def test_a_shorter_row_fits_where_a_long_one_does_not() -> None:
 
 def test_bytes_for_people() -> None:
     assert [human_bytes(count) for count in (0, 900, 1536, 3 * 2**30)] == ["0 B", "900 B", "1.5 KiB", "3.0 GiB"]
+
+
+def test_amounts_that_are_compared_read_apart_where_they_differ() -> None:
+    mib = 2**20
+    for counts, said in (
+        ((3072 * mib, 2048 * mib), ["3.0 GiB", "2.0 GiB"]),
+        ((2048 * mib, 2048 * mib), ["2.0 GiB", "2.0 GiB"]),
+        ((1989 * mib, 1925 * mib), ["1,989 MiB", "1,925 MiB"]),
+        ((1975 * mib, 2048 * mib, 1925 * mib), ["1,975 MiB", "2,048 MiB", "1,925 MiB"]),
+        ((2048 * mib + 1, 2048 * mib), ["2,147,483,649 B", "2,147,483,648 B"]),
+        ((900, 1536), ["900 B", "1.5 KiB"]),
+    ):
+        assert compared(*counts) == said

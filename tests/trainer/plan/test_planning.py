@@ -25,6 +25,7 @@ from tunery_trainer.plan.training_plan import TrainingPlan, plan_training
 from tunery_trainer.plan.wont_fit import check_memory
 from tunery_trainer.process.failures import explain_here
 from tunery_trainer.resuming.taken_settings import NOTHING, Taken
+from tunery_trainer.settings.memory import needed_for
 from tunery_trainer.settings.types import DeviceFacts, DeviceKind
 
 from kit.training import spec_of
@@ -253,6 +254,17 @@ def test_on_a_cpu_more_memory_by_a_retry_comes_first_and_no_gpu_is_spoken_of(sha
     assert named is not None, hint
     check_memory(on_cpu(shapes["small"], int(named[1]), training=KEPT))
     check_memory(on_cpu(shapes["small"], 4, training={"gradientAccumulation": 1, "maxLength": 2048}))
+
+
+def test_what_a_refusal_compares_reads_apart(shapes: dict[str, Path]) -> None:
+    """A job may take little more than is counted on: 1.9 GiB of 1.9 GiB says nothing."""
+    most = on_cpu(shapes["small"], 4, training=KEPT).memory
+    assert most is not None
+    tight = on_cpu(shapes["small"], needed_for(most.total - 2**20) / GIB, training=KEPT)
+    with pytest.raises(TuneryError) as refused:
+        check_memory(tight)
+    numbers = re.findall(r"([\d,.]+) (?:MiB|GiB)", refused.value.message)
+    assert len(set(numbers)) == len(numbers) == 3, refused.value.message
 
 
 def test_nothing_is_named_that_would_not_fit_either(shapes: dict[str, Path]) -> None:

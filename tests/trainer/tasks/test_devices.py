@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from tunery_api.methods import Method
-from tunery_api.reasons import ExitCode
+from tunery_api.reasons import ExitCode, FailureReason
 from tunery_api.runspec import RunIdentity, RunSpec, Task
+from tunery_common.errors import TuneryError
 from tunery_trainer import tasks
 from tunery_trainer.inputs.workspace import Workspace
 from tunery_trainer.process import place
 from tunery_trainer.process.environment import VISIBLE_ENV, prepare_environment
-from tunery_trainer.process.place import Place, counts_of, place_of
+from tunery_trainer.process.place import SIMULATED_ENV, Place, counts_of, place_of
 from tunery_trainer.reporting.progress import ProgressReporter
+from tunery_trainer.resuming import resume
 from tunery_trainer.resuming.taken_settings import NOTHING, Taken
 from tunery_trainer.settings.types import DeviceFacts, DeviceKind
 from tunery_trainer.tasks import devices
@@ -27,6 +31,7 @@ from kit.story import Case, Run, run_here
 from kit.training import spec_of
 
 GPU = DeviceFacts(DeviceKind.CUDA, 80 * 2**30, bfloat16=True)
+BAD_NUMBERS = ("two", "2.5", "-1", "0x2", "1000", "17", "1_0", "+2", " 2", "²")
 CPU = DeviceFacts(DeviceKind.CPU, None, bfloat16=False)
 
 
@@ -85,6 +90,32 @@ def test_without_a_cluster_as_many_gpus_train_as_are_here_and_can_share_a_step(
     run = run_of(machine, resources={"gpus": asked, "nodes": 4})
     assert counts_of(run, shared, variables) == (used, 1), "whatever nodes there were to be"
     assert place_of(run, shared, variables).world == used
+
+
+@pytest.mark.parametrize(
+    ("said", "devices"), [("", 0), ("0", 0), ("1", 1), ("16", 16), *((bad, None) for bad in BAD_NUMBERS)]
+)
+def test_simulated_devices_are_a_number_that_a_manifest_may_ask_for(
+    machine: Path, said: str, devices: int | None
+) -> None:
+    variables = {SIMULATED_ENV: said}
+    if devices is not None:
+        assert place.simulated(variables) == devices
+        assert counts_of(run_of(machine), None, variables) == (devices or 1, 1)
+        return
+    for local in (True, False):
+        with pytest.raises(TuneryError) as refused:
+            counts_of(run_of(machine, local=local), None, variables)
+        assert refused.value.reason is FailureReason.INVALID_SPEC
+        assert refused.value.message == f"TUNERY_SIMULATED_DEVICES must be a whole number from 1 to 16, is {said!r}"
+        assert refused.value.hint == "Set the variable to such a number, or to 0 or nothing for no simulated devices."
+
+
+def test_a_wrong_number_of_simulated_devices_is_no_defect(case: Case) -> None:
+    done = run_here("run", case(), TUNERY_SIMULATED_DEVICES="two")
+    assert done.returncode != ExitCode.OK
+    assert "InvalidSpec: TUNERY_SIMULATED_DEVICES must be a whole number from 1 to 16, is 'two'" in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
 
 
 def test_what_is_to_be_shared_the_manifest_says_or_a_checkpoint() -> None:
@@ -199,12 +230,29 @@ def test_preflight_tells_of_the_devices_that_will_train(run_file: Run, tmp_path:
     assert passes["reason"].startswith("The passes of all 8 devices together: ")
 
 
+def test_without_a_cluster_preflight_counts_the_devices_that_its_own_checkpoint_lets_train(
+    run_file: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training follows in the same process, and goes on from there: 3 processes cannot share 4 passes."""
+    monkeypatch.setattr(resume, "_own_memo", lambda _: SimpleNamespace(origin=None))
+    monkeypatch.setattr(resume, "with_device_taken", lambda spec, _: (spec, Taken(rows=16)))
+    path = run_file(own={"local": True}, resources={"gpus": 2}, training={"gradientAccumulation": None})
+    done = run_here("preflight", path, TUNERY_SIMULATED_DEVICES="3")
+    assert done.returncode == ExitCode.OK, done.stderr
+    assert "Preflight  devices: 2 processes" in done.stdout
+    monkeypatch.setenv(SIMULATED_ENV, "3")
+    assert devices.place_for(Workspace(RunSpec.model_validate_json(path.read_text()))).world == 2
+
+
 def test_a_run_of_several_nodes_is_trained_here_on_one(case: Case) -> None:
     """By its own passes: the result is that of the nodes."""
     path = case(resources={"gpus": 0, "nodes": 2}, training={"maxSteps": 2, "gradientAccumulation": 2})
     done = run_here("run", path)
     assert done.returncode == ExitCode.OK, done.stderr
     assert "Devices    spec.resources.nodes is 2: without a cluster all is trained here, on one node" in done.stdout
+    assert re.search(
+        r"^Memory     about [\d.,]+ [MG]iB of [\d.,]+ [MG]iB; activations kept$", done.stdout, re.MULTILINE
+    )
     made = json.loads((path.parent / "out" / "manifest.json").read_text())
     assert made["lineage"]["hyperparameters"]["training.gradientAccumulation"] == "2"
     assert made["lineage"]["resolved"]["devices"] == 1

@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 
+from tunery_api.fields import parse_quantity
 from tunery_api.methods import Method
 from tunery_api.reasons import ExitCode
 from tunery_trainer.cli import main
@@ -23,7 +24,7 @@ from tunery_trainer.tasks import estimate
 
 from kit.published_memory import read
 from kit.shown import ROOT, blocks
-from kit.story import Case, make_rows, manifest, write_manifest, write_rows
+from kit.story import Case, Run, make_rows, manifest, run_here, write_manifest, write_rows
 
 PARTS = ("weights", "adapter", "gradients", "optimizer", "activations", "workspace", "overhead", "slack")
 
@@ -315,6 +316,33 @@ def test_what_does_not_fit_is_said(
     arguments = ["estimate", str(job(tmp_path)), "--model", str(bare), "--gpu-memory", "600Mi"]
     assert main(arguments) == ExitCode.OK
     assert "It does not fit: not even one row does." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("memory", ["1Gi", "1100Mi"])
+def test_without_a_gpu_estimate_and_preflight_say_the_same_change_more_memory_first(
+    case: Case, run_file: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, memory: str
+) -> None:
+    """Of two nodes with too little memory each, for a single row or for so many."""
+    monkeypatch.setattr(look_ahead, "method_table", lambda *_: iter(()))
+    blocks: dict[str, Any] = {
+        "resources": {"gpus": 0, "nodes": 2, "memory": memory},
+        "training": {"batchSize": 64, "gradientAccumulation": 2, "precision": "Float32"},
+    }
+    own = {"memoryBytes": int(parse_quantity(memory))}
+    refused = run_here("preflight", run_file(own=own, **blocks))
+    assert refused.returncode != ExitCode.OK
+    said = re.search(r"Raise (spec\.resources\.memory to \d+Gi), and retry(; or .*, in a new job)?\.", refused.stderr)
+    assert said, refused.stderr
+    change = f"raise {said[1]}{(said[2] or '').removesuffix(', in a new job')}"
+    arguments = ["estimate", str(case(**blocks))]
+    assert main(arguments) == ExitCode.OK
+    shown = " ".join(capsys.readouterr().out.split())
+    one_row = "" if "batchSize" in change else "not even one row does; "
+    assert bool(one_row) is (memory == "1Gi")
+    assert f"It does not fit: {one_row}{change}." in shown
+    assert main([*arguments, "--json"]) == ExitCode.OK
+    told = json.loads(capsys.readouterr().out)
+    assert (told["fits"], told["changes"]) == (False, [change])
 
 
 def test_auto_says_what_it_takes_and_why(tmp_path: Path, bare: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,7 @@ from tunery_common.errors import TuneryError
 from tunery_common.inputs.location import DataFiles
 from tunery_trainer.inputs.workspace import Workspace
 from tunery_trainer.plan.training_plan import TrainingPlan
-from tunery_trainer.settings.units import human_bytes
+from tunery_trainer.settings.units import compared, human_bytes
 
 _PREPARED_BYTES: Final = 16
 """Of each token while rows are prepared: its id and label as int32, in the flat files and in the Arrow file."""
@@ -80,11 +80,12 @@ def check_disk(work: Workspace, use: DiskUse) -> None:
     if asked is None or use.total <= asked:
         return
     needed = f"{-(-use.total // 2**30)}Gi"
+    takes, there = compared(use.total, asked)
     raise TuneryError(
         FailureReason.WONT_FIT,
-        f"spec.resources.ephemeralStorage: training needs about {human_bytes(use.total)} of disk (model "
+        f"spec.resources.ephemeralStorage: training needs about {takes} of disk (model "
         f"{human_bytes(use.model)}, data {human_bytes(use.data)}, checkpoints {human_bytes(use.checkpoints)}, and a "
-        f"tenth), it is {human_bytes(asked)}",
+        f"tenth), it is {there}",
         f"Set spec.resources.ephemeralStorage to {needed} or more, which may change while no pod runs; left out, it "
         "follows the model and the data.",
     )

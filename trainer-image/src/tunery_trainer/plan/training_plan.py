@@ -35,7 +35,7 @@ from tunery_trainer.settings.memory import ContainerMemory, MemoryEstimate
 from tunery_trainer.settings.parallelism import WHOLE, Spread, no_choice, spread_over, with_reason
 from tunery_trainer.settings.sizing import DataFacts, total_steps
 from tunery_trainer.settings.types import RunSettings
-from tunery_trainer.settings.units import human_bytes
+from tunery_trainer.settings.units import compared
 
 _BUSY_TOKENS: Final = 4096
 """Tokens of a forward pass that keep a GPU busy: where fewer fit, activations are recomputed. Assumed, not measured."""
@@ -181,13 +181,10 @@ def _with_numbers(tried: Sequence[TrainingPlan]) -> TrainingPlan:
     available = plan.basis.device.memory_bytes
     if plan.basis.spec.method is not Method.AUTO or plan.memory is None or available is None:
         return plan
-    others = "".join(
-        f"; {each.settings.method} would take {human_bytes(each.memory.total)}" for each in tried[:-1] if each.memory
-    )
-    reason = (
-        f"{plan.settings.method_reason} It takes about {human_bytes(plan.memory.total)} of {human_bytes(available)}"
-        f"{others}."
-    )
+    counted = [(each.settings.method, each.memory.total) for each in tried[:-1] if each.memory]
+    taken, there, *others = compared(plan.memory.total, available, *(total for _, total in counted))
+    would = "".join(f"; {method} would take {total}" for (method, _), total in zip(counted, others, strict=True))
+    reason = f"{plan.settings.method_reason} It takes about {taken} of {there}{would}."
     return plan.with_settings(dataclasses.replace(plan.settings, method_reason=reason))
 
 
@@ -211,9 +208,9 @@ def plan_method(basis: Basis, choice: MethodChoice, data: DatasetReport) -> Trai
 def _why_spread(plan: TrainingPlan) -> str:
     """Return why the base of a plan that does not fit with the whole of it is spread: gathering it takes time."""
     device = plan.basis.device
-    needed, there = plan.memory.total if plan.memory else 0, device.memory_bytes or 0
+    needed, there = compared(plan.memory.total if plan.memory else 0, device.memory_bytes or 0)
     return (
-        f"With the whole base each GPU would need about {human_bytes(needed)} of its {human_bytes(there)}; it is "
+        f"With the whole base each GPU would need about {needed} of its {there}; it is "
         f"spread over the {device.devices} GPUs of a node."
     )
 

@@ -17,7 +17,7 @@ from tunery_trainer.resuming.taken_settings import NOTHING
 from tunery_trainer.settings.memory import MemoryEstimate, needed_for, usable
 from tunery_trainer.settings.parallelism import in_8_bits, no_choice
 from tunery_trainer.settings.types import DeviceKind
-from tunery_trainer.settings.units import human_bytes
+from tunery_trainer.settings.units import compared
 
 _SHORTEST: Final = 64
 """Tokens: shorter rows are not worth a suggestion."""
@@ -37,11 +37,11 @@ def check_memory(plan: TrainingPlan, *, local: bool = False) -> None:
         return
     whose = "this machine" if local else "the container"
     device = ("each GPU" if devices.world > 1 else "the GPU") if devices.kind is DeviceKind.CUDA else whose
-    change = change_that_fits(plan, local=local)
+    change = _change_that_fits(plan, local=local)
+    needed, there, counted = compared(estimate.total, devices.memory_bytes, usable(devices.memory_bytes))
     raise TuneryError(
         FailureReason.WONT_FIT,
-        f"training needs about {human_bytes(estimate.total)}; {device} has {human_bytes(devices.memory_bytes)}, of "
-        f"which {human_bytes(usable(devices.memory_bytes))} are counted on",
+        f"training needs about {needed}; {device} has {there}, of which {counted} are counted on",
         _said_here(plan, estimate, change) if local else _said_in_a_cluster(plan, estimate, change),
     )
 
@@ -51,20 +51,21 @@ def _check_container(plan: TrainingPlan) -> None:
     container = plan.container
     if container is None or container.fits:
         return
+    needed, asked = compared(container.needed, container.asked)
     raise TuneryError(
         FailureReason.WONT_FIT,
         f"each of {plan.basis.device.devices} processes quantises the base before it is spread over the GPUs, which "
-        f"takes about {human_bytes(container.needed)} of the container's memory; it has {human_bytes(container.asked)}",
+        f"takes about {needed} of the container's memory; it has {asked}",
         f"{_sentence(container.enough)}, and retry.",
     )
 
 
 def _said_in_a_cluster(plan: TrainingPlan, estimate: MemoryEstimate, change: str | None) -> str:
     """Return the hint: a container's memory may grow by a retry, another GPU or setting is another job."""
-    enough = _gibibytes(estimate)
     if not plan.basis.on_gpu:
         other = f"; or {change}, in a new job" if change else ""
-        return f"Raise spec.resources.memory to {enough}Gi, and retry{other}."
+        return f"{_sentence(_more_memory(estimate))}, and retry{other}."
+    enough = _gibibytes(estimate)
     if change is None:
         return f"Ask for a GPU with {enough} GiB of memory, in a new job: {_NOTHING_ELSE}."
     return f"{_sentence(change)}, or ask for a GPU with {enough} GiB of memory, in a new job."
@@ -89,11 +90,24 @@ def _gibibytes(estimate: MemoryEstimate) -> int:
     return -(-needed_for(estimate.total) // 2**30)
 
 
-def change_that_fits(plan: TrainingPlan, *, local: bool = False) -> str | None:
-    """Return the change to the manifest by which a plan would fit that does not, as a clause; None: none was found.
+def _more_memory(estimate: MemoryEstimate) -> str:
+    """Return how a container without a GPU would have enough, as a clause."""
+    return f"raise spec.resources.memory to {_gibibytes(estimate)}Gi"
 
-    Of this machine, `local`, nothing makes more GPUs.
+
+def change_that_fits(plan: TrainingPlan) -> str | None:
+    """Return the change to the manifest by which a plan would fit in a cluster, as a clause; None: none was found.
+
+    Without a GPU more memory comes first, as it does where preflight refuses such a plan.
     """
+    other = _change_that_fits(plan, local=False)
+    if plan.basis.on_gpu or plan.memory is None:
+        return other
+    return "; or ".join([_more_memory(plan.memory), *([other] if other else [])])
+
+
+def _change_that_fits(plan: TrainingPlan, *, local: bool) -> str | None:
+    """Return a change that takes no other device, as a clause; of this machine, `local`, nothing makes more GPUs."""
     largest = plan.memory.largest_batch(plan.basis.device.memory_bytes or 0) if plan.memory else None
     if largest:
         return f"set spec.training.batchSize to {largest}, or leave it out"

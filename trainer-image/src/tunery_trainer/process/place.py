@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Final
 
 from tunery_api.names import MASTER_ENV, NODES_ENV, NODES_PORTS
+from tunery_api.reasons import FailureReason
 from tunery_api.runspec import RunSpec
+from tunery_common.errors import TuneryError
 from tunery_trainer.process.environment import VISIBLE_ENV
 
 PLACE_ENV: Final = "TUNERY_PLACE"
@@ -23,6 +25,9 @@ NODE_ENV: Final = "JOB_COMPLETION_INDEX"
 PORT_ENV: Final = "TUNERY_PORT"
 PORT: Final = NODES_PORTS[0]
 """Of the collectives, and the next one of the nodes' channel; every pod has its own."""
+_MOST: Final = 16
+"""Of simulated devices: as many GPUs as a manifest may ask for."""
+_NUMBERS: Final = frozenset(map(str, range(_MOST + 1)))
 _GPUS: Final = Path("/proc/driver/nvidia/gpus")
 """Has a folder for each GPU of the machine, in a container too."""
 
@@ -116,8 +121,18 @@ def devices_here(run: RunSpec, variables: Mapping[str, str] = os.environ) -> int
 
 
 def simulated(variables: Mapping[str, str] = os.environ) -> int:
-    """Return how many processes of a pod train on the CPU as if each had a GPU; 0: there are no simulated devices."""
-    return int(variables.get(SIMULATED_ENV) or 0)
+    """Return how many processes of a pod train on the CPU as if each had a GPU; 0: there are no simulated devices.
+
+    Raises TuneryError(InvalidSpec) for what is no such number.
+    """
+    said = variables.get(SIMULATED_ENV) or "0"
+    if said not in _NUMBERS:
+        raise TuneryError(
+            FailureReason.INVALID_SPEC,
+            f"{SIMULATED_ENV} must be a whole number from 1 to {_MOST}, is {said!r}",
+            "Set the variable to such a number, or to 0 or nothing for no simulated devices.",
+        )
+    return int(said)
 
 
 def _free_port() -> int:

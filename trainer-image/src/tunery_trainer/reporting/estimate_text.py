@@ -11,7 +11,7 @@ from tunery_trainer.settings.look import Estimated
 from tunery_trainer.settings.memory import ALLOCATOR_SLACK, ContainerMemory, MemoryEstimate, usable
 from tunery_trainer.settings.parallelism import PARALLELISM, parallelism_of, told_of_devices
 from tunery_trainer.settings.types import SettingSource
-from tunery_trainer.settings.units import human_bytes
+from tunery_trainer.settings.units import compared, human_bytes
 
 _WIDTH: Final = 120
 _MINUTE, _HOUR = 60, 3600
@@ -113,9 +113,8 @@ def _asked(found: Estimated, name: str) -> bool:
 def _container(found: Estimated, container: ContainerMemory) -> str:
     """Return what the container's own memory is for, and whether it is enough."""
     default = " (the default)" if found.by_default else ""
-    there = (
-        f"about {human_bytes(container.needed)} of resources.memory, which is {human_bytes(container.asked)}{default}"
-    )
+    needed, asked = compared(container.needed, container.asked)
+    there = f"about {needed} of resources.memory, which is {asked}{default}"
     fits = "" if container.fits else f". It does not fit: {container.enough}."
     return f"{there}: before the base is spread each process quantises it there{fits}"
 
@@ -182,10 +181,10 @@ def _parts(found: Estimated) -> Iterable[str]:
     available = found.available
     whose = "" if found.on_gpu else "resources.memory: "
     default = " (the default)" if found.by_default and not found.on_gpu else ""
-    counted = f"{human_bytes(usable(available))} of them counted on" if available else ""
+    total, *there = compared(found.memory.total, *((available, usable(available)) if available else ()))
     each = f" of each {'GPU' if found.on_gpu else 'node'}" if found.device.world > 1 else ""
-    told = f" of {whose}{human_bytes(available)}{each}{default}, {counted}" if available else ""
-    yield f"  {'together':<20}{human_bytes(found.memory.total):>10}{told}"
+    told = f" of {whose}{there[0]}{each}{default}, {there[1]} of them counted on" if there else ""
+    yield f"  {'together':<20}{total:>10}{told}"
     yield f"  {'one more row':<20}{human_bytes(parts.row_bytes or 0):>10}"
     if available and not found.memory.fits(available):
         what = _what_fits(found.memory, available, found.change)
@@ -194,10 +193,8 @@ def _parts(found: Estimated) -> Iterable[str]:
 
 def _what_fits(memory: MemoryEstimate, available: int, change: str | None) -> str:
     largest = memory.largest_batch(available)
-    if largest:
-        return f"training.batchSize {largest} does"
     if change:
-        return f"not even one row does; {change}"
+        return change if largest else f"not even one row does; {change}"
     shorter = int(memory.length * memory.share_of_length(available))
     return "not even one row does" + (f", but one of {shorter} tokens would" if shorter else "")
 

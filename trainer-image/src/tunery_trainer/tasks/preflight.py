@@ -21,12 +21,12 @@ from tunery_trainer.process.environment import go_offline
 from tunery_trainer.reporting.downloads import Downloads
 from tunery_trainer.reporting.status_parts import dataset_status, devices_status, resolved_status
 from tunery_trainer.resuming.may_resume import base_of, check_base, check_origin
-from tunery_trainer.resuming.resume import Peeked, peek, told, with_resumed
+from tunery_trainer.resuming.resume import Peeked, peek, told, with_resumed, with_taken
 from tunery_trainer.resuming.taken_settings import NOTHING, with_open_taken
 from tunery_trainer.settings.parallelism import told_of_devices
 from tunery_trainer.settings.sizing import FEWEST_STEPS
 from tunery_trainer.settings.stored_quantization import check_types
-from tunery_trainer.settings.units import human_bytes
+from tunery_trainer.settings.units import compared
 from tunery_trainer.tasks.data_report import name_report, notebook_of, told_and_stored
 from tunery_trainer.tasks.devices import devices_expected
 from tunery_trainer.tasks.frame import probe_places, probe_sweep_output, tell_of_loading
@@ -128,6 +128,8 @@ def _plan(work: Workspace, found: _Found, notebook: Notebook) -> TrainingPlan:
         origin = found.source.memo.origin
         check_base(origin, base_of(spec.model.uri, found.base))
         spec, taken = with_open_taken(spec, origin)
+    if work.run.local:
+        spec, taken = with_taken(work)  # training follows here, and may go on from a checkpoint of its own
     device = devices_expected(work, spec, taken)
     basis = Basis(work.run.identity, spec, found.base, device, found.start_from, taken)
     request = request_data(basis, found.files)
@@ -203,7 +205,8 @@ def _print(run: RunSpec, report: PreflightReport) -> None:
         targets = f" on {', '.join(resolved.target_modules)}" if resolved.target_modules else ""
         print(f"Preflight  method: {resolved.method}{targets}; {resolved.trainable_parameters} parameters trained")
     if memory and memory.estimate_bytes:
-        available = f" of {human_bytes(memory.available_bytes)}" if memory.available_bytes else ""
+        needed, *there = compared(*filter(None, (memory.estimate_bytes, memory.available_bytes)))
+        available = f" of {there[0]}" if there else ""
         here = " that this machine has; resources.memory counts in a cluster" if run.local and available else ""
         each = " on each device," if resolved and (resolved.devices or 1) > 1 else ""
-        print(f"Preflight  memory: about {human_bytes(memory.estimate_bytes)}{each}{available}{here}", flush=True)
+        print(f"Preflight  memory: about {needed}{each}{available}{here}", flush=True)

@@ -15,7 +15,7 @@ from tunery_trainer.reporting.progress import ProgressReporter
 from tunery_trainer.reporting.status_parts import library_versions
 from tunery_trainer.resuming.resume import with_taken
 from tunery_trainer.settings.parallelism import parallelism_of
-from tunery_trainer.settings.units import human_bytes
+from tunery_trainer.settings.units import compared, human_bytes
 from tunery_trainer.tasks.devices import devices_found
 
 if TYPE_CHECKING:
@@ -79,3 +79,7 @@ def _print(ready: Ready) -> None:
     device = devices.words if devices.world > 1 else f"the {'GPU' if plan.basis.on_gpu else 'CPU'}"
     how = parallelism_of(sharded=plan.settings.training.sharded, devices=devices.world)
     print(f"Method     {plan.settings.method}, {plan.steps} steps on {device}{f', {how}' if how else ''}", flush=True)
+    if plan.memory and devices.memory_bytes:  # which may be another than preflight has counted with
+        needed, there = compared(plan.memory.total, devices.memory_bytes)
+        activations = "recomputed" if plan.settings.training.gradient_checkpointing else "kept"
+        print(f"Memory     about {needed} of {there}; activations {activations}", flush=True)
