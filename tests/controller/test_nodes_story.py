@@ -47,20 +47,28 @@ def number_of_pods(namespace: Namespace, name: str, text: str) -> Json:
     return eventually(f"{name} has {text} pods", check)
 
 
-def lose_one(namespace: Namespace, name: str, seconds: float = 20) -> str:
-    """Let two pods run, delete the second as a user does, and let the first end as its echo; return who was deleted.
+def lose_one(namespace: Namespace, name: str, which: int, seconds: float = 20) -> str:
+    """Let two pods run, delete one as a user does, and let the other end as its echo; return who was deleted.
 
-    Both are on nodes, or nobody would end the one that is deleted.
+    Both are on nodes, or nobody would end the one that is deleted. The first stores its checkpoint, and ends last.
     """
     pods = start(namespace, f"{name}-train", 2, seconds)
-    first, second = pods[0], pods[1]
+    deleted, other = pods[which], pods[1 - which]
     number_of_pods(namespace, name, "2/2")
-    for pod in (first, second):
+    for pod in (deleted, other):
         namespace.bind(pod, f"node-of-{pod}")
-    namespace.delete_pod(second)
-    namespace.stop_pod(second)
-    namespace.end_pod(first, 76, LOST)
-    return second
+    namespace.delete_pod(deleted)
+    if which:
+        namespace.stop_pod(deleted)
+    namespace.end_pod(other, 76, LOST)
+    if not which:
+        eventually("its echo is told", lambda: reasons_of(namespace.status(name)) == [None, "PeerLost"])
+        namespace.stop_pod(deleted)
+    return deleted
+
+
+def reasons_of(status: Json) -> list[str | None]:
+    return [item.get("reason") for item in status["attemptHistory"]]
 
 
 def failed(namespace: Namespace, job: str) -> int:
@@ -135,18 +143,18 @@ def test_the_service_is_there_again_for_those_that_run_and_have_not_met(namespac
 def test_the_pod_that_was_deleted_is_named(namespace: Namespace) -> None:
     """Each deletion counts; what is left of the attempt before is an echo, and what is not there is in the ledger."""
     namespace.apply(on_nodes("del", 2, retries=0))
-    deleted = lose_one(namespace, "del")
+    deleted = lose_one(namespace, "del", 0)
     status = namespace.wait_phase("del", "Failed")
     words = f"pod {deleted} was told to end by somebody who deleted it, and no retry is left"
     assert status["failure"]["message"] == words
-    assert [item["reason"] for item in status["attemptHistory"]] == ["PeerLost", "Stopped"]
+    assert reasons_of(status) == ["Stopped", "PeerLost"]
 
 
 @pytest.mark.long
 def test_the_pod_that_was_deleted_in_the_last_attempt_is_named(namespace: Namespace) -> None:
     namespace.apply(on_nodes("twice", 2, retries=1))
-    lose_one(namespace, "twice")
-    deleted = lose_one(namespace, "twice", seconds=40)
+    lose_one(namespace, "twice", 1)
+    deleted = lose_one(namespace, "twice", 1, seconds=40)
     status = namespace.wait_phase("twice", "Failed")
     words = f"pod {deleted} was told to end by somebody who deleted it (attempt 2), and no retry is left"
     assert status["failure"]["message"] == words

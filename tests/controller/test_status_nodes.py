@@ -209,6 +209,42 @@ def test_the_pod_that_was_deleted_is_named_and_not_what_is_left_of_the_attempt_b
     assert status["completionTime"] == at(-30)
 
 
+@pytest.mark.parametrize(
+    ("which", "code", "says", "reasons", "words"),
+    [
+        (0, 76, ECHO, ["Stopped", "PeerLost"], "pod a1-0 was told to end by somebody who deleted it, and no retry"),
+        (1, 76, ECHO, ["PeerLost", "Stopped"], "pod a1-1 was told to end by somebody who deleted it, and no retry"),
+        (0, 75, ECHO, ["PeerLost", "PeerLost"], "node 2 is gone (pod a1-1)"),
+        (0, 75, UNREACHABLE, ["PeerLost", "StorageUnavailable"], "nobody answers (pod a1-1)"),
+        (0, 137, "", ["PeerLost", "Killed"], "pod a1-1 was killed (exit 137)"),
+    ],
+)
+def test_a_deleted_pod_that_ends_after_its_own_echo_is_the_cause(
+    which: int, code: int, says: Any, reasons: list[str], words: str
+) -> None:
+    """Pod 0 stores its checkpoint before it ends, and is gone then; the other has ended at once, with 76.
+
+    Where that one failed by itself, the Job controller has deleted pod 0.
+    """
+    other, train = 1 - which, nodes(2, retries=0)
+    seen = snapshot(*runs(0, 1), train=train)
+    first = ended(code=code, meta=no(other), stopped=-9, says=says)
+    ends = runs(which, **deleting(100))
+    seen = again(seen, *sorted((first, *ends), key=lambda pod: pod.index or 0))
+    lost = (gone(which, 1, -300, 296),)
+    steps = [seen, again(seen, first, lost_pods=lost)]
+    steps.append(again(steps[-1], first, train=dataclasses.replace(train, failed_reason="FailedIndexes")))
+    at_once = again(seen, first, train=dataclasses.replace(train, failed_reason="FailedIndexes"), lost_pods=lost)
+    down = dataclasses.replace(at_once, status=compute_status(snapshot(*runs(0, 1), train=train)))
+    for last in (steps[-1], at_once, down):
+        status = compute_status(last)
+        assert [item["reason"] for item in status["attemptHistory"]] == reasons
+        assert status["failure"]["message"].startswith(words)
+        counted = changes(seen.status, status, FACTS)
+        cause = next(reason for reason in [*reasons, "PeerLost"] if reason != "PeerLost" or set(reasons) == {"PeerLost"})
+        assert [each.labels[2] for each in counted if each.metric is ATTEMPTS] == [cause]
+
+
 def test_one_deletion_without_a_retry_names_the_pod_though_none_is_left() -> None:
     seen = snapshot(*runs(0, 1), train=nodes(2, retries=0))
     lost = (gone(0, 1, -300, 101), gone(1, 1, -300, 100))

@@ -176,17 +176,27 @@ def _endings(draft: Draft, history: Sequence[Entry]) -> list[tuple[Entry, Ending
 
 
 def _or_echo(draft: Draft, entry: Entry, ending: Ending, history: Iterable[Entry]) -> Ending:
-    """Return the end of a pod; of one that was told to end after another of its attempt had ended, that it is its echo.
+    """Return the end of a pod; of one that was told to end after another of its attempt had failed, that it is its echo.
 
-    The Job controller deletes the others once it has given up, as nobody else who shows here does. Where the Job is
+    The Job controller deletes the others once it has given up, as nobody else who shows here does; it does not for one
+    that is an echo itself, such as of this very pod, which may end last as it stores its checkpoint. Where the Job is
     gone or held, all of its pods were told to end.
     """
     main = draft.snapshot.main
     if ending.reason != STOPPED or _ATTEMPT not in entry or main is None or entry["startTime"] < main.job.created:
         return ending
     others = [item for item in history if item.get(_ATTEMPT) == entry[_ATTEMPT] and _ENDED in item]
-    before = any(item["reason"] != SUCCEEDED and item[_ENDED] <= format_time(ending.time) for item in others)
-    return Ending(ending.time, ECHO) if before else ending
+    before = [item for item in others if item["reason"] != SUCCEEDED and item[_ENDED] <= format_time(ending.time)]
+    return ending if all(_only_echoes(draft.snapshot, item) for item in before) else Ending(ending.time, ECHO)
+
+
+def _only_echoes(snapshot: Snapshot, entry: Entry) -> bool:
+    """Tell whether a pod's end was no more than the echo of another's: one that said so with another exit code counts.
+
+    That is one that has not met the others, which the Job controller counts.
+    """
+    code = next((pod.exit_code for pod in _pods(snapshot) if pod.uid == entry["uid"]), None)
+    return entry["reason"] == ECHO and code in (None, ExitCode.PEER_LOST)
 
 
 def _close(draft: Draft, entry: Entry, ending: Ending, history: Iterable[Entry]) -> None:
