@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from controller.api import Json, Refused, eventually
 from controller.objects import RESULT, Namespace, lorajob
+from controller.poster import Poster
+from controller.process import OperatorProcess
 from tunery_api.names import child_name, nodes_service
 
 INDEX = "batch.kubernetes.io/job-completion-index"
@@ -181,6 +185,32 @@ def test_the_first_one_ends_well_for_all(namespace: Namespace) -> None:
     assert status["adapter"] == RESULT["adapter"]
     assert (status["attempts"], status["podName"]) == (1, pods[0])
     assert namespace.get("jobs", "w-report") is None, "its words were heard"
+
+
+@pytest.mark.parametrize("retries", [0, 2])
+def test_while_the_first_one_publishes_another_ones_end_is_nobodys(
+    namespace: Namespace, operator: OperatorProcess, progress_tls: Path, retries: int
+) -> None:
+    """Training has ended, and the first does the rest alone: neither the operator nor the Job controller ends it."""
+    name = f"pub{retries}"
+    namespace.apply(on_nodes(name, 2, retries=retries))
+    pods = start(namespace, f"{name}-train", 2)
+    number_of_pods(namespace, name, "2/2")
+    poster = Poster(namespace, operator, progress_tls, pods[0])
+    assert poster.post(poster.token(), {"trainerStatus": {"phase": "Uploading"}}) == 200
+    namespace.wait_phase(name, "Uploading")
+    namespace.end_pod(pods[1], 137)
+    status = number_of_pods(namespace, name, "1/2")
+    if retries:
+        waiting(namespace, f"{name}-train", 1)
+    time.sleep(1)
+    status = namespace.status(name)
+    assert (status["phase"], status.get("failure"), status["attempts"]) == ("Uploading", None, 1)
+    assert len(namespace.pods(f"{name}-train")) == 2 + bool(retries)
+    namespace.end_pod(pods[0], 0, RESULT)
+    status = namespace.wait_phase(name, "Succeeded")
+    assert (status["adapter"], status["attempts"]) == (RESULT["adapter"], 1)
+    assert reasons_of(status) == ["Succeeded", "Killed"]
 
 
 def test_suspended_and_resumed_all_of_them(namespace: Namespace) -> None:

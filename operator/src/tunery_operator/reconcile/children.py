@@ -20,6 +20,8 @@ from tunery_operator.plan.types import JobPlan
 from tunery_operator.reconcile.found_object import FoundObject
 from tunery_operator.reconcile.services import Services
 from tunery_operator.status.queueing import is_queued
+from tunery_operator.status.reported_progress import publishes_alone
+from tunery_operator.status.snapshot import Snapshot
 from tunery_operator.views.attempt import Attempt
 from tunery_operator.views.job import JobView, parse_job
 from tunery_operator.views.owner import Owner
@@ -188,6 +190,24 @@ def follow(services: Services, owner: Owner, attempt: Attempt, *, suspend: bool)
         remove(services, owner, job)
         return None
     return attempt if job.suspend else _suspend(services, owner, attempt)
+
+
+def spare_the_first(services: Services, snapshot: Snapshot) -> Snapshot:
+    """Keep the Job controller from ending a Job of several pods for another one while the first publishes alone.
+
+    Once that has ended badly another attempt needs all of them, and what was said before holds. Raises ApiFailure.
+    """
+    attempt = snapshot.main
+    pod = attempt.last if attempt is not None else None
+    if attempt is None or pod is None or attempt.job.finished or attempt.job.failed_indexes_allowed is None:
+        return snapshot
+    alone = publishes_alone(snapshot, attempt)
+    count = attempt.job.nodes if alone else 0
+    if count == attempt.job.failed_indexes_allowed or not (alone or pod.exit_code not in (None, ExitCode.OK)):
+        return snapshot
+    namespace = snapshot.owner.key.namespace
+    body = apply.allow_failed_indexes(services.client, namespace, attempt.job, count)
+    return replace(snapshot, main=_seen(services, attempt, body))
 
 
 def _suspend(services: Services, owner: Owner, attempt: Attempt) -> Attempt:

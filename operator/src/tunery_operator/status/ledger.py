@@ -18,6 +18,7 @@ from tunery_api.status import ATTEMPTS_KEPT, GENERATIONS_KEPT
 from tunery_operator.status.attempt_endings import Ending, ending_of, ending_of_lost, how_it_ended
 from tunery_operator.status.diagnosis import is_echo
 from tunery_operator.status.draft import Draft
+from tunery_operator.status.reported_progress import first_has_ended_well, publishes_alone
 from tunery_operator.status.snapshot import Snapshot
 from tunery_operator.views.attempt import (
     ECHO,
@@ -56,8 +57,9 @@ def keep_ledger(draft: Draft) -> bool:
     new = _unknown(seen.values(), history, draft)
     attempts = int(draft.fields.get("attempts") or 0)
     for pod in sorted(new, key=lambda pod: pod.started_at or snapshot.now):
-        attempts, entry = _opened(pod, history, attempts)
-        history.append(entry)
+        if not _waits_for_nothing(snapshot, pod, history):
+            attempts, entry = _opened(pod, history, attempts, over=first_has_ended_well(snapshot.main))
+            history.append(entry)
     history.sort(key=lambda entry: (str(entry["startTime"]), int(entry.get(_INDEX) or 0)))
     first = [entry for entry in history if not entry.get(_INDEX)] or history
     _name_pod(draft, first[-1] if new else None)
@@ -76,11 +78,20 @@ def _kept(history: Iterable[Entry]) -> int:
     return max(ATTEMPTS_KEPT, GENERATIONS_KEPT * (1 + max(int(entry.get(_INDEX) or 0) for entry in history)))
 
 
-def _opened(pod: PodView | LostPod, history: Sequence[Entry], attempts: int) -> tuple[int, Entry]:
+def _waits_for_nothing(snapshot: Snapshot, pod: PodView | LostPod, history: Sequence[Entry]) -> bool:
+    """Tell whether a pod was made anew beside the first, which publishes: it is of the next attempt, if one follows."""
+    newest = max((int(item[_ATTEMPT]) for item in history if _ATTEMPT in item), default=0)
+    had = any(item.get(_ATTEMPT) == newest and item.get(_INDEX) == pod.index for item in history)
+    return bool(pod.index) and had and publishes_alone(snapshot, snapshot.main)
+
+
+def _opened(
+    pod: PodView | LostPod, history: Sequence[Entry], attempts: int, *, over: bool = False
+) -> tuple[int, Entry]:
     """Return how many attempts there are with this pod, and its entry.
 
     A pod with a number belongs to the newest attempt, unless that has had one of this number, or all of its pods have
-    ended: it is the next one's.
+    ended: it is the next one's. Where it is all `over`, no other follows.
     """
     entry = _entry(pod)
     if pod.index is None:
@@ -88,7 +99,7 @@ def _opened(pod: PodView | LostPod, history: Sequence[Entry], attempts: int) -> 
     newest = max((int(item[_ATTEMPT]) for item in history if _ATTEMPT in item), default=0)
     others = [item for item in history if item.get(_ATTEMPT) == newest]
     joins = all(item.get(_INDEX) != pod.index for item in others) and any(_ENDED not in item for item in others)
-    number = newest if newest and joins else max(newest, attempts) + 1
+    number = newest if newest and (joins or over) else max(newest, attempts) + 1
     return max(attempts, number), {**entry, _INDEX: pod.index, _ATTEMPT: number}
 
 

@@ -25,7 +25,7 @@ from tunery_operator.status.draft import Draft
 from tunery_operator.status.ledger import PASSED_OVER, ends_its_job, gone_cause, last_end, same_end_twice
 from tunery_operator.status.phase import AT_WORK, FINISHING, HELD, NOT_REPORTING, OUT_OF_TIME, POD_STARTED, STOPPING
 from tunery_operator.status.queueing import check_queue, is_queued, release_quota
-from tunery_operator.status.reported_progress import is_downloading
+from tunery_operator.status.reported_progress import first_has_ended_well, is_downloading, publishes_alone
 from tunery_operator.status.results import check_result, take_checkpoint, take_last_words, take_progress
 from tunery_operator.status.snapshot import Snapshot
 from tunery_operator.views.attempt import Attempt
@@ -59,7 +59,7 @@ def check_main_job(draft: Draft) -> bool:
     draft.put(jobName=job.name, queue=job.queue)
     check_queue(draft, job)
     take_progress(draft)
-    if job.complete:
+    if job.complete or (job.failed_reason is not None and first_has_ended_well(attempt)):
         check_result(draft, attempt)
         return True
     if job.failed_reason is not None:
@@ -104,6 +104,8 @@ def _ended_pod(attempt: Attempt) -> PodView | None:
 
 def _hopeless(draft: Draft, attempt: Attempt) -> Failure | None:
     """Return why another attempt would only meet the same end at the price of a GPU, or None."""
+    if publishes_alone(draft.snapshot, attempt) or first_has_ended_well(attempt):
+        return None
     pod = _ended_pod(attempt)
     return _met_again(draft, attempt, pod) if pod is not None and pod.finished else None
 
@@ -147,7 +149,9 @@ def show_pod(draft: Draft, attempt: Attempt) -> None:
     draft.put(pods=f"{attempt.running}/{job.nodes}" if job.nodes > 1 else None)
     going = [each for each in attempt.newest if each.running and _goes(draft, each)]
     lost = next((each for each in going if is_node_lost(each, draft.snapshot.now)), None)
-    if pod is not None and pod.exit_code == ExitCode.OK and job.nodes > 1 and lost is None:
+    if pod is not None and publishes_alone(draft.snapshot, attempt):
+        _show_activity(draft, pod, attempt)
+    elif pod is not None and first_has_ended_well(attempt) and lost is None:
         # The others are told to end, as the Job is complete with it, once all of them have.
         _show_ended_pod(draft, attempt, pod)
     elif going:
