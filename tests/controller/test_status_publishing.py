@@ -80,7 +80,11 @@ def test_what_ran_beside_it_is_counted_once_it_is_over() -> None:
     train = nodes(2, complete=True)
     late = ended(code=143, meta=no(1, 2, -50), started=-40, stopped=-10)
     status = compute_status(again(seen, ended(meta=no(0), says=RESULT, stopped=-20), killed(), late, train=train))
-    assert [(item["pod"], item["attempt"]) for item in status["attemptHistory"]] == [("a1-0", 1), ("a1-1", 1), ("a2-1", 1)]
+    assert [(item["pod"], item["attempt"]) for item in status["attemptHistory"]] == [
+        ("a1-0", 1),
+        ("a1-1", 1),
+        ("a2-1", 1),
+    ]
     assert (status["runSeconds"], status["gpuSeconds"]) == (290, 280 + 240 + 30)
 
 

@@ -187,7 +187,7 @@ def _endings(draft: Draft, history: Sequence[Entry]) -> list[tuple[Entry, Ending
 
 
 def _or_echo(draft: Draft, entry: Entry, ending: Ending, history: Iterable[Entry]) -> Ending:
-    """Return the end of a pod; of one that was told to end after another of its attempt had failed, that it is its echo.
+    """Return the end of a pod; of one that was told to end once another of its attempt had failed, that it is its echo.
 
     The Job controller deletes the others once it has given up, as nobody else who shows here does; it does not for one
     that is an echo itself, such as of this very pod, which may end last as it stores its checkpoint. Where the Job is

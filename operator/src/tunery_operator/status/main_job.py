@@ -12,6 +12,7 @@ from tunery_api.runspec import Failure
 from tunery_api.status import ConditionStatus, ConditionType, Phase
 from tunery_operator.status.attempt_endings import failure_of_gone, how_it_ended
 from tunery_operator.status.diagnosis import (
+    GONE_HINT,
     culprit,
     failure,
     is_node_lost,
@@ -45,6 +46,7 @@ SILENCE_GRACE: Final = timedelta(minutes=2)
 """The same, from its last report: it repeats that every PROGRESS_EVERY_SECONDS, whatever it computes."""
 MEETING_GRACE: Final = timedelta(minutes=2)
 """In which pods that work together begin, once all run; a large model, or one that is downloaded, takes longer."""
+_LOGS: Final = "kubectl logs"
 _HOPELESS: Final = FailureReason.DISK_FULL
 """Kubernetes cannot be told to end a Job for it: the same limit is met again."""
 
@@ -122,7 +124,9 @@ def _met_again(draft: Draft, attempt: Attempt, pod: PodView) -> Failure | None:
         twice = failure(found.reason, f"{found.message}, for the second time in a row")
         return of_role(twice, attempt.job.role)
     if attempt.job.nodes > 1 and attempt.failed_too_often:
-        return _failed(draft, attempt)[0]
+        found = _failed(draft, attempt)[0]
+        # The Job is deleted for it, and the log with its pods.
+        return failure(found.reason, found.message, GONE_HINT) if _LOGS in (found.hint or "") else found
     return None
 
 
