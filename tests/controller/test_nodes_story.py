@@ -187,7 +187,7 @@ def test_the_first_one_ends_well_for_all(namespace: Namespace) -> None:
     assert namespace.get("jobs", "w-report") is None, "its words were heard"
 
 
-@pytest.mark.parametrize("retries", [0, 2])
+@pytest.mark.parametrize("retries", [0, pytest.param(2, marks=pytest.mark.long)])
 def test_while_the_first_one_publishes_another_ones_end_is_nobodys(
     namespace: Namespace, operator: OperatorProcess, progress_tls: Path, retries: int
 ) -> None:
@@ -203,6 +203,9 @@ def test_while_the_first_one_publishes_another_ones_end_is_nobodys(
     status = number_of_pods(namespace, name, "1/2")
     if retries:
         waiting(namespace, f"{name}-train", 1)
+    allowed = eventually("the Job may lack one", lambda: namespace.job(f"{name}-train")["spec"]["maxFailedIndexes"])
+    assert allowed == 2
+    # So long the Job controller takes to end it where it may not.
     time.sleep(1)
     status = namespace.status(name)
     assert (status["phase"], status.get("failure"), status["attempts"]) == ("Uploading", None, 1)
@@ -211,6 +214,24 @@ def test_while_the_first_one_publishes_another_ones_end_is_nobodys(
     status = namespace.wait_phase(name, "Succeeded")
     assert (status["adapter"], status["attempts"]) == (RESULT["adapter"], 1)
     assert reasons_of(status) == ["Succeeded", "Killed"]
+
+
+def test_where_publishing_fails_all_of_them_are_needed_again(
+    namespace: Namespace, operator: OperatorProcess, progress_tls: Path
+) -> None:
+    namespace.apply(on_nodes("bad", 2, retries=1))
+    pods = start(namespace, "bad-train", 2)
+    number_of_pods(namespace, "bad", "2/2")
+    poster = Poster(namespace, operator, progress_tls, pods[0])
+    assert poster.post(poster.token(), {"trainerStatus": {"phase": "Uploading"}}) == 200
+
+    def allowed() -> int:
+        return int(namespace.job("bad-train")["spec"]["maxFailedIndexes"])
+
+    eventually("the Job may lack one", lambda: allowed() == 2)
+    namespace.end_pod(pods[0], 75, FAULT)
+    eventually("the Job may lack none", lambda: allowed() == 0)
+    eventually("that is told", lambda: namespace.condition("bad", "Running")["reason"] == "AttemptFailed")
 
 
 def test_suspended_and_resumed_all_of_them(namespace: Namespace) -> None:

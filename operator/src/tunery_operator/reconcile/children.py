@@ -195,18 +195,19 @@ def follow(services: Services, owner: Owner, attempt: Attempt, *, suspend: bool)
 def spare_the_first(services: Services, snapshot: Snapshot) -> Snapshot:
     """Keep the Job controller from ending a Job of several pods for another one while the first publishes alone.
 
-    Once that has ended badly another attempt needs all of them, and what was said before holds. Raises ApiFailure.
+    Where it does not any more and has not ended well, another attempt needs all of them, and what was said before
+    holds. Raises ApiFailure.
     """
     attempt = snapshot.main
     pod = attempt.last if attempt is not None else None
     if attempt is None or pod is None or attempt.job.finished or attempt.job.failed_indexes_allowed is None:
         return snapshot
-    alone = publishes_alone(snapshot, attempt)
-    count = attempt.job.nodes if alone else 0
-    if count == attempt.job.failed_indexes_allowed or not (alone or pod.exit_code not in (None, ExitCode.OK)):
+    job, alone = attempt.job, publishes_alone(snapshot, attempt)
+    ends = pod.exit_code == ExitCode.OK or pod.deleting or pod.unanswered or job.suspend
+    count = job.nodes if alone else 0
+    if count == job.failed_indexes_allowed or (ends and not alone):
         return snapshot
-    namespace = snapshot.owner.key.namespace
-    body = apply.allow_failed_indexes(services.client, namespace, attempt.job, count)
+    body = apply.allow_failed_indexes(services.client, snapshot.owner.key.namespace, job, count)
     return replace(snapshot, main=_seen(services, attempt, body))
 
 

@@ -75,7 +75,8 @@ def _advance(services: Services, obj: FoundObject, spec: LoRAJobSpec, snapshot: 
         return inputs.shown_in(snapshot)
     if inputs.ready is None and snapshot.main is not None:
         # The Job that is there has all it needs, even if its input was deleted before it was written down.
-        return replace(snapshot, main=follow(services, obj.owner, snapshot.main, suspend=spec.suspend))
+        followed = follow(services, obj.owner, snapshot.main, suspend=spec.suspend)
+        return spare_the_first(services, replace(snapshot, main=followed))
     plan = plan_train(spec, obj.owner, services.platform, _known(obj, inputs))
     shown = replace(inputs.shown_in(snapshot), main=ensure_attempt(services, obj, plan, snapshot.main))
     return spare_the_first(services, shown)

@@ -67,10 +67,9 @@ def publishes_alone(snapshot: Snapshot, attempt: Attempt | None) -> bool:
         return False
     if snapshot.progress is not None and snapshot.reporter == pod.uid:
         return snapshot.progress.phase in (Phase.UPLOADING, Phase.SUCCEEDED)
-    conditions = snapshot.status.get("conditions") or ()
-    told = next((item for item in conditions if item.get("type") == ConditionType.RUNNING), {})
-    said = (told.get("status"), told.get("reason")) == ("True", Phase.UPLOADING.value)
-    return said and snapshot.status.get("podName") == pod.name
+    said = {"type": ConditionType.RUNNING.value, "status": "True", "reason": Phase.UPLOADING.value}.items()
+    told = any(said <= item.items() for item in snapshot.status.get("conditions") or ())
+    return told and snapshot.status.get("podName") == pod.name
 
 
 def first_has_ended_well(attempt: Attempt | None) -> bool:
