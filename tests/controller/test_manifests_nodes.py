@@ -109,7 +109,7 @@ def test_the_job_of_several_nodes() -> None:
         "parallelism": 4,
         "completions": 4,
         "completionMode": "Indexed",
-        "backoffLimit": 8,
+        "backoffLimit": 12,
         "backoffLimitPerIndex": 2,
         "maxFailedIndexes": 0,
         "podReplacementPolicy": "Failed",

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from controller.api import Json, Refused, eventually
 from controller.objects import RESULT, Namespace, lorajob
+from controller.poster import Poster
+from controller.process import OperatorProcess
 from tunery_api.names import child_name, nodes_service
 
 INDEX = "batch.kubernetes.io/job-completion-index"
@@ -47,20 +51,28 @@ def number_of_pods(namespace: Namespace, name: str, text: str) -> Json:
     return eventually(f"{name} has {text} pods", check)
 
 
-def lose_one(namespace: Namespace, name: str, seconds: float = 20) -> str:
-    """Let two pods run, delete the second as a user does, and let the first end as its echo; return who was deleted.
+def lose_one(namespace: Namespace, name: str, which: int, seconds: float = 20) -> str:
+    """Let two pods run, delete one as a user does, and let the other end as its echo; return who was deleted.
 
-    Both are on nodes, or nobody would end the one that is deleted.
+    Both are on nodes, or nobody would end the one that is deleted. The first stores its checkpoint, and ends last.
     """
     pods = start(namespace, f"{name}-train", 2, seconds)
-    first, second = pods[0], pods[1]
+    deleted, other = pods[which], pods[1 - which]
     number_of_pods(namespace, name, "2/2")
-    for pod in (first, second):
+    for pod in (deleted, other):
         namespace.bind(pod, f"node-of-{pod}")
-    namespace.delete_pod(second)
-    namespace.stop_pod(second)
-    namespace.end_pod(first, 76, LOST)
-    return second
+    namespace.delete_pod(deleted)
+    if which:
+        namespace.stop_pod(deleted)
+    namespace.end_pod(other, 76, LOST)
+    if not which:
+        eventually("its echo is told", lambda: reasons_of(namespace.status(name)) == [None, "PeerLost"])
+        namespace.stop_pod(deleted)
+    return deleted
+
+
+def reasons_of(status: Json) -> list[str | None]:
+    return [item.get("reason") for item in status["attemptHistory"]]
 
 
 def failed(namespace: Namespace, job: str) -> int:
@@ -146,18 +158,18 @@ def test_the_service_is_there_again_for_those_that_run_and_have_not_met(namespac
 def test_the_pod_that_was_deleted_is_named(namespace: Namespace) -> None:
     """Each deletion counts; what is left of the attempt before is an echo, and what is not there is in the ledger."""
     namespace.apply(on_nodes("del", 2, retries=0))
-    deleted = lose_one(namespace, "del")
+    deleted = lose_one(namespace, "del", 0)
     status = namespace.wait_phase("del", "Failed")
     words = f"pod {deleted} was told to end by somebody who deleted it, and no retry is left"
     assert status["failure"]["message"] == words
-    assert [item["reason"] for item in status["attemptHistory"]] == ["PeerLost", "Stopped"]
+    assert reasons_of(status) == ["Stopped", "PeerLost"]
 
 
 @pytest.mark.long
 def test_the_pod_that_was_deleted_in_the_last_attempt_is_named(namespace: Namespace) -> None:
     namespace.apply(on_nodes("twice", 2, retries=1))
-    lose_one(namespace, "twice")
-    deleted = lose_one(namespace, "twice", seconds=40)
+    lose_one(namespace, "twice", 1)
+    deleted = lose_one(namespace, "twice", 1, seconds=40)
     status = namespace.wait_phase("twice", "Failed")
     words = f"pod {deleted} was told to end by somebody who deleted it (attempt 2), and no retry is left"
     assert status["failure"]["message"] == words
@@ -184,6 +196,53 @@ def test_the_first_one_ends_well_for_all(namespace: Namespace) -> None:
     assert status["adapter"] == RESULT["adapter"]
     assert (status["attempts"], status["podName"]) == (1, pods[0])
     assert namespace.get("jobs", "w-report") is None, "its words were heard"
+
+
+@pytest.mark.parametrize("retries", [0, pytest.param(2, marks=pytest.mark.long)])
+def test_while_the_first_one_publishes_another_ones_end_is_nobodys(
+    namespace: Namespace, operator: OperatorProcess, progress_tls: Path, retries: int
+) -> None:
+    """Training has ended, and the first does the rest alone: neither the operator nor the Job controller ends it."""
+    name = f"pub{retries}"
+    namespace.apply(on_nodes(name, 2, retries=retries))
+    pods = start(namespace, f"{name}-train", 2)
+    number_of_pods(namespace, name, "2/2")
+    poster = Poster(namespace, operator, progress_tls, pods[0])
+    assert poster.post(poster.token(), {"trainerStatus": {"phase": "Uploading"}}) == 200
+    namespace.wait_phase(name, "Uploading")
+    namespace.end_pod(pods[1], 137)
+    status = number_of_pods(namespace, name, "1/2")
+    if retries:
+        waiting(namespace, f"{name}-train", 1)
+    allowed = eventually("the Job may lack one", lambda: namespace.job(f"{name}-train")["spec"]["maxFailedIndexes"])
+    assert allowed == 2
+    # So long the Job controller takes to end it where it may not.
+    time.sleep(1)
+    status = namespace.status(name)
+    assert (status["phase"], status.get("failure"), status["attempts"]) == ("Uploading", None, 1)
+    assert len(namespace.pods(f"{name}-train")) == 2 + bool(retries)
+    namespace.end_pod(pods[0], 0, RESULT)
+    status = namespace.wait_phase(name, "Succeeded")
+    assert (status["adapter"], status["attempts"]) == (RESULT["adapter"], 1)
+    assert reasons_of(status) == ["Succeeded", "Killed"]
+
+
+def test_where_publishing_fails_all_of_them_are_needed_again(
+    namespace: Namespace, operator: OperatorProcess, progress_tls: Path
+) -> None:
+    namespace.apply(on_nodes("bad", 2, retries=1))
+    pods = start(namespace, "bad-train", 2)
+    number_of_pods(namespace, "bad", "2/2")
+    poster = Poster(namespace, operator, progress_tls, pods[0])
+    assert poster.post(poster.token(), {"trainerStatus": {"phase": "Uploading"}}) == 200
+
+    def allowed() -> int:
+        return int(namespace.job("bad-train")["spec"]["maxFailedIndexes"])
+
+    eventually("the Job may lack one", lambda: allowed() == 2)
+    namespace.end_pod(pods[0], 75, FAULT)
+    eventually("the Job may lack none", lambda: allowed() == 0)
+    eventually("that is told", lambda: namespace.condition("bad", "Running")["reason"] == "AttemptFailed")
 
 
 def test_suspended_and_resumed_all_of_them(namespace: Namespace) -> None:

@@ -269,6 +269,44 @@ def test_the_pod_that_was_deleted_is_named_and_not_what_is_left_of_the_attempt_b
     assert status["completionTime"] == at(-30)
 
 
+@pytest.mark.parametrize(
+    ("which", "code", "says", "reasons", "words"),
+    [
+        (0, 76, ECHO, ["Stopped", "PeerLost"], "pod a1-0 was told to end by somebody who deleted it, and no retry"),
+        (1, 76, ECHO, ["PeerLost", "Stopped"], "pod a1-1 was told to end by somebody who deleted it, and no retry"),
+        (0, 75, ECHO, ["PeerLost", "PeerLost"], "node 2 is gone (pod a1-1)"),
+        (0, 75, UNREACHABLE, ["PeerLost", "StorageUnavailable"], "nobody answers (pod a1-1)"),
+        (0, 137, "", ["PeerLost", "Killed"], "pod a1-1 was killed (exit 137)"),
+    ],
+)
+def test_a_deleted_pod_that_ends_after_its_own_echo_is_the_cause(
+    which: int, code: int, says: Any, reasons: list[str], words: str
+) -> None:
+    """Pod 0 stores its checkpoint before it ends, and is gone then; the other has ended at once, with 76.
+
+    Where that one failed by itself, the Job controller has deleted pod 0.
+    """
+    other, train = 1 - which, nodes(2, retries=0)
+    seen = snapshot(*runs(0, 1), train=train)
+    first = ended(code=code, meta=no(other), stopped=-9, says=says)
+    ends = runs(which, **deleting(100))
+    seen = again(seen, *sorted((first, *ends), key=lambda pod: pod.index or 0))
+    lost = (gone(which, 1, -300, 296),)
+    steps = [seen, again(seen, first, lost_pods=lost)]
+    steps.append(again(steps[-1], first, train=dataclasses.replace(train, failed_reason="FailedIndexes")))
+    at_once = again(seen, first, train=dataclasses.replace(train, failed_reason="FailedIndexes"), lost_pods=lost)
+    down = dataclasses.replace(at_once, status=compute_status(snapshot(*runs(0, 1), train=train)))
+    for last in (steps[-1], at_once, down):
+        status = compute_status(last)
+        assert [item["reason"] for item in status["attemptHistory"]] == reasons
+        assert status["failure"]["message"].startswith(words)
+        counted = changes(seen.status, status, FACTS)
+        cause = next(
+            reason for reason in [*reasons, "PeerLost"] if reason != "PeerLost" or set(reasons) == {"PeerLost"}
+        )
+        assert [each.labels[2] for each in counted if each.metric is ATTEMPTS] == [cause]
+
+
 def test_one_deletion_without_a_retry_names_the_pod_though_none_is_left() -> None:
     seen = snapshot(*runs(0, 1), train=nodes(2, retries=0))
     lost = (gone(0, 1, -300, 101), gone(1, 1, -300, 100))
@@ -306,6 +344,25 @@ def test_a_deleted_pod_is_told_as_that_while_the_next_ones_are_made() -> None:
     status = compute_status(again(seen, echo, lost_pods=(gone(1, 1, -300, 98),)))
     assert condition(status, "Running") == ("False", "Stopped")
     assert told(status)["message"] == "attempt 1, pod a1-1, was ended: Stopped; the next one goes on"
+
+
+@pytest.mark.parametrize("closed", [True, False])
+@pytest.mark.parametrize("there", [True, False])
+def test_a_drain_that_takes_what_is_left_of_an_echo_is_told_as_of_the_pod_it_began_with(
+    there: bool, closed: bool
+) -> None:
+    """Pod 0 is evicted, and the other ends with 76; once it has, the budget lets kubectl drain take that away, too."""
+    evicted = "EvictionByEvictionAPI"
+    seen = snapshot(*runs(0, 1), train=nodes(2))
+    if closed:
+        seen = again(seen, *runs(0, **deleting(100)), ended(code=76, meta=no(1), stopped=-9))
+    left = [ended(code=76, meta=no(1), stopped=-9, disruption=evicted)] if there else []
+    lost = [gone(0, 1, -300, 296, disruption=evicted)]
+    lost += [] if there else [gone(1, 1, -300, 291, disruption=evicted, exit_code=76)]
+    status = compute_status(again(seen, *left, lost_pods=tuple(lost)))
+    assert [item["reason"] for item in status["attemptHistory"]] == ["Evicted", "PeerLost"]
+    assert condition(status, "Running") == ("False", "Evicted")
+    assert told(status)["message"] == "attempt 1, pod a1-0, was ended: Evicted; the next one goes on"
 
 
 def test_what_all_of_them_wait_for_once_they_run() -> None:
@@ -374,6 +431,15 @@ def test_what_fails_all_of_them_at_once_is_one_failure() -> None:
     assert (status["phase"], status["failure"]["reason"], status["attempts"]) == ("Failed", "StorageUnavailable", 3)
     assert status["failure"]["message"] == "nobody answers (pod a3-1, attempt 3)"
     assert (status["failure"]["exitCode"], status["completionTime"]) == (75, at(-20))
+
+
+@pytest.mark.parametrize(("code", "says"), [(1, ""), (75, ECHO), (137, ""), (75, UNREACHABLE)])
+def test_the_hint_sends_nobody_to_pods_that_are_deleted_with_their_job(code: int, says: Any) -> None:
+    pods = [ended(code=76, meta=no(0), stopped=-50, says=ECHO), ended(code=code, meta=no(1), stopped=-60, says=says)]
+    failure = judge(*pods, train=nodes(2, retries=0))["failure"]
+    for word in ("kubectl logs", "pod that is named", "said there"):
+        assert word not in failure["hint"]
+    assert ("status.attemptHistory" in failure["hint"]) == (failure["reason"] == "PeerLost")
 
 
 def test_one_that_begins_anew_alone_and_one_that_fails_later_are_two_failures() -> None:

@@ -147,8 +147,9 @@ ADVICE: Final[dict[FailureReason, Advice]] = {
     ),
     _R.PEER_LOST: Advice(
         True,
-        "Look at the pod that is named: why it has ended or could not begin is said there, and at what stands between "
-        "the pods of the job: they reach each other by TCP.",
+        "Look at what stands between the pods of the job, which reach each other by TCP: node N is the pod of that "
+        "index in status.attemptHistory, which has its machine, too; where two nodes are named, look at both. Once the "
+        "job has failed its pods may be gone: their logs are where your cluster collects logs.",
     ),
     _R.OUT_OF_MEMORY: Advice(
         True,

@@ -116,6 +116,11 @@ def resume_job(client: KubeClient, namespace: str, job: JobView) -> Json | None:
     return _patch_job(client, namespace, job, {SUSPENDED_BY_ANNOTATION: None}, spec)
 
 
+def allow_failed_indexes(client: KubeClient, namespace: str, job: JobView, count: int) -> Json | None:
+    """Let so many numbers of this very Job fail for good before it has; None where it is gone."""
+    return _patch(client, namespace, job.name, {"metadata": {"uid": job.uid}, "spec": {"maxFailedIndexes": count}})
+
+
 def mark_job_done(client: KubeClient, namespace: str, job: JobView) -> None:
     """Label this very Job as judged, so that nobody watches it any more; it is no error when it is gone."""
     meta = {"uid": job.uid, "labels": {DONE_LABEL: "true"}}

@@ -53,11 +53,12 @@ def _several(plan: JobPlan, container: str) -> tuple[dict[str, Any], list[dict[s
     All of them end as one does. backoffLimitPerIndex has each come back after ten seconds: with backoffLimit alone the
     Job controller waits for as long as for so many failures in a row. Where they fail by themselves and together, as
     where storage does not answer any of them, each one counts there: no pod may fail more often than the Job, and how
-    often that has failed the operator counts. The first pod publishes, and the Job is complete with it.
+    often that has failed the operator counts. The first pod publishes, and the Job is complete with it: while it does,
+    maxFailedIndexes is raised (reconcile.children), and backoffLimit is too high to end the Job.
     """
     fields = {
         "completionMode": "Indexed",
-        "backoffLimit": plan.retries * plan.nodes,
+        "backoffLimit": (plan.retries + 1) * plan.nodes,
         "backoffLimitPerIndex": plan.retries,
         "maxFailedIndexes": 0,
         "successPolicy": {"rules": [{"succeededIndexes": "0"}]},

@@ -20,6 +20,8 @@ from tunery_operator.plan.types import JobPlan
 from tunery_operator.reconcile.found_object import FoundObject
 from tunery_operator.reconcile.services import Services
 from tunery_operator.status.queueing import is_queued
+from tunery_operator.status.reported_progress import publishes_alone
+from tunery_operator.status.snapshot import Snapshot
 from tunery_operator.views.attempt import Attempt
 from tunery_operator.views.job import JobView, parse_job
 from tunery_operator.views.owner import Owner
@@ -201,6 +203,25 @@ def follow(services: Services, owner: Owner, attempt: Attempt, *, suspend: bool)
         remove(services, owner, job)
         return None
     return attempt if job.suspend else _suspend(services, owner, attempt)
+
+
+def spare_the_first(services: Services, snapshot: Snapshot) -> Snapshot:
+    """Keep the Job controller from ending a Job of several pods for another one while the first publishes alone.
+
+    Where it does not any more and has not ended well, another attempt needs all of them, and what was said before
+    holds. Raises ApiFailure.
+    """
+    attempt = snapshot.main
+    pod = attempt.last if attempt is not None else None
+    if attempt is None or pod is None or attempt.job.finished or attempt.job.failed_indexes_allowed is None:
+        return snapshot
+    job, alone = attempt.job, publishes_alone(snapshot, attempt)
+    ends = pod.exit_code == ExitCode.OK or pod.deleting or pod.unanswered or job.suspend
+    count = job.nodes if alone else 0
+    if count == job.failed_indexes_allowed or (ends and not alone):
+        return snapshot
+    body = apply.allow_failed_indexes(services.client, snapshot.owner.key.namespace, job, count)
+    return replace(snapshot, main=_seen(services, attempt, body))
 
 
 def _suspend(services: Services, owner: Owner, attempt: Attempt) -> Attempt:

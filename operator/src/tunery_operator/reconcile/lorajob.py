@@ -15,7 +15,7 @@ from tunery_operator.plan.inputs import as_checked
 from tunery_operator.plan.job import output_place
 from tunery_operator.plan.lorajob import Known, plan_preflight, plan_publish, plan_report, plan_train
 from tunery_operator.plan.types import JobPlan
-from tunery_operator.reconcile.children import ensure_attempt, follow, own_leftovers, remove
+from tunery_operator.reconcile.children import ensure_attempt, follow, own_leftovers, remove, spare_the_first
 from tunery_operator.reconcile.found_object import FoundObject
 from tunery_operator.reconcile.frame import KindSteps
 from tunery_operator.reconcile.gathering import find_attempt, gather_main_job, is_overdue, is_silent, report_again
@@ -75,9 +75,11 @@ def _advance(services: Services, obj: FoundObject, spec: LoRAJobSpec, snapshot: 
         return inputs.shown_in(snapshot)
     if inputs.ready is None and snapshot.main is not None:
         # The Job that is there has all it needs, even if its input was deleted before it was written down.
-        return replace(snapshot, main=follow(services, obj.owner, snapshot.main, suspend=spec.suspend))
+        followed = follow(services, obj.owner, snapshot.main, suspend=spec.suspend)
+        return spare_the_first(services, replace(snapshot, main=followed))
     plan = plan_train(spec, obj.owner, services.platform, _known(obj, inputs))
-    return replace(inputs.shown_in(snapshot), main=ensure_attempt(services, obj, plan, snapshot.main))
+    shown = replace(inputs.shown_in(snapshot), main=ensure_attempt(services, obj, plan, snapshot.main))
+    return spare_the_first(services, shown)
 
 
 def _check(services: Services, obj: FoundObject, spec: LoRAJobSpec, snapshot: Snapshot) -> Snapshot:

@@ -59,9 +59,10 @@ def ending_of_lost(
     The best evidence of when: what was seen as it went; the pod's last report; then what came after it.
     """
     if lost is not None and lost.started_at is not None:
-        stopped = _DISRUPTIONS.get(lost.disruption or "") or _who_stopped(snapshot, conditions)
-        reason = stopped or (ECHO if lost.exit_code == ExitCode.PEER_LOST else STOPPED)
-        if lost.disruption in LOST_NODE:
+        echo = lost.exit_code == ExitCode.PEER_LOST
+        disrupted = None if echo else _DISRUPTIONS.get(lost.disruption or "")
+        reason = disrupted or _who_stopped(snapshot, conditions) or (ECHO if echo else STOPPED)
+        if lost.disruption in LOST_NODE and not echo:
             reason = FailureReason.NODE_LOST.value
         return Ending(max(started, _end_of(lost, lost.started_at)), reason)
     job = snapshot.main.job if snapshot.main is not None else None
@@ -89,10 +90,12 @@ def how_it_ended(pod: PodView, snapshot: Snapshot, conditions: Conditions) -> st
     if pod.exit_code == 0 or pod.phase == "Succeeded":
         return SUCCEEDED
     if reported_failure(pod.termination_message) is None:
-        if pod.disruption in _DISRUPTIONS:
+        # What has ended as an echo may be taken away after its end: that disrupts nothing.
+        echo = pod.exit_code == ExitCode.PEER_LOST
+        if pod.disruption in _DISRUPTIONS and not echo:
             return _DISRUPTIONS[pod.disruption]
-        if pod.deleting and pod.disruption is None and pod.exit_reason != "OOMKilled":
-            return _who_stopped(snapshot, conditions) or (ECHO if pod.exit_code == ExitCode.PEER_LOST else STOPPED)
+        if pod.deleting and (pod.disruption is None or echo) and pod.exit_reason != "OOMKilled":
+            return _who_stopped(snapshot, conditions) or (ECHO if echo else STOPPED)
     return str(pod_failure(pod).reason)
 
 

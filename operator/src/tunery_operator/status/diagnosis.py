@@ -238,6 +238,8 @@ def pod_failure(pod: PodView) -> Failure:
 
 
 def _observed(pod: PodView) -> Failure:
+    if pod.exit_code == ExitCode.PEER_LOST:
+        return failure(_R.PEER_LOST, f"pod {pod.name} ended, as another pod of its job was gone")
     found = _taken_away(pod) or _never_ran(pod)
     if found is not None:
         return found
@@ -245,8 +247,6 @@ def _observed(pod: PodView) -> Failure:
         return failure(_R.NODE_LOST, f"node {pod.node} lost track of pod {pod.name}, as after a restart")
     if pod.exit_reason == "OOMKilled":
         return failure(_R.OUT_OF_MEMORY, f"pod {pod.name} was killed for using more memory than its limit")
-    if pod.exit_code == ExitCode.PEER_LOST:
-        return failure(_R.PEER_LOST, f"pod {pod.name} ended, as another pod of its job was gone")
     if pod.exit_code == ExitCode.KILLED and not pod.deleting:
         # Not OutOfMemory: a second one in a row would end the job, and a kill may have any cause.
         text = f"pod {pod.name} was killed (exit 137), and the node does not say that it was for too much memory"

@@ -18,6 +18,7 @@ from tunery_api.status import ATTEMPTS_KEPT, GENERATIONS_KEPT
 from tunery_operator.status.attempt_endings import Ending, ending_of, ending_of_lost, how_it_ended
 from tunery_operator.status.diagnosis import is_echo
 from tunery_operator.status.draft import Draft
+from tunery_operator.status.reported_progress import first_has_ended_well, publishes_alone
 from tunery_operator.status.snapshot import Snapshot
 from tunery_operator.views.attempt import (
     ECHO,
@@ -60,8 +61,9 @@ def keep_ledger(draft: Draft) -> bool:
     new = _unknown(seen.values(), history, draft)
     attempts = int(draft.fields.get("attempts") or 0)
     for pod in sorted(new, key=lambda pod: pod.started_at or snapshot.now):
-        attempts, entry = _opened(pod, history, attempts)
-        history.append(entry)
+        if not _waits_for_nothing(snapshot, pod, history):
+            attempts, entry = _opened(pod, history, attempts, over=first_has_ended_well(snapshot.main))
+            history.append(entry)
     history.sort(key=lambda entry: (str(entry["startTime"]), int(entry.get(_INDEX) or 0)))
     first = [entry for entry in history if not entry.get(_INDEX)] or history
     _name_pod(draft, first[-1] if new else None)
@@ -80,11 +82,20 @@ def _kept(history: Iterable[Entry]) -> int:
     return max(ATTEMPTS_KEPT, GENERATIONS_KEPT * (1 + max(int(entry.get(_INDEX) or 0) for entry in history)))
 
 
-def _opened(pod: PodView | LostPod, history: Sequence[Entry], attempts: int) -> tuple[int, Entry]:
+def _waits_for_nothing(snapshot: Snapshot, pod: PodView | LostPod, history: Sequence[Entry]) -> bool:
+    """Tell whether a pod was made anew beside the first, which publishes: it is of the next attempt, if one follows."""
+    newest = max((int(item[_ATTEMPT]) for item in history if _ATTEMPT in item), default=0)
+    had = any(item.get(_ATTEMPT) == newest and item.get(_INDEX) == pod.index for item in history)
+    return bool(pod.index) and had and publishes_alone(snapshot, snapshot.main)
+
+
+def _opened(
+    pod: PodView | LostPod, history: Sequence[Entry], attempts: int, *, over: bool = False
+) -> tuple[int, Entry]:
     """Return how many attempts there are with this pod, and its entry.
 
     A pod with a number belongs to the newest attempt, unless that has had one of this number, or all of its pods have
-    ended: it is the next one's.
+    ended: it is the next one's. Where it is all `over`, no other follows.
     """
     entry = _entry(pod)
     if pod.index is None:
@@ -92,7 +103,7 @@ def _opened(pod: PodView | LostPod, history: Sequence[Entry], attempts: int) -> 
     newest = max((int(item[_ATTEMPT]) for item in history if _ATTEMPT in item), default=0)
     others = [item for item in history if item.get(_ATTEMPT) == newest]
     joins = all(item.get(_INDEX) != pod.index for item in others) and any(_ENDED not in item for item in others)
-    number = newest if newest and joins else max(newest, attempts) + 1
+    number = newest if newest and (joins or over) else max(newest, attempts) + 1
     return max(attempts, number), {**entry, _INDEX: pod.index, _ATTEMPT: number}
 
 
@@ -180,17 +191,27 @@ def _endings(draft: Draft, history: Sequence[Entry]) -> list[tuple[Entry, Ending
 
 
 def _or_echo(draft: Draft, entry: Entry, ending: Ending, history: Iterable[Entry]) -> Ending:
-    """Return the end of a pod; of one that was told to end after another of its attempt had ended, that it is its echo.
+    """Return the end of a pod; of one that was told to end once another of its attempt had failed, that it is its echo.
 
-    The Job controller deletes the others once it has given up, as nobody else who shows here does. Where the Job is
+    The Job controller deletes the others once it has given up, as nobody else who shows here does; it does not for one
+    that is an echo itself, such as of this very pod, which may end last as it stores its checkpoint. Where the Job is
     gone or held, all of its pods were told to end.
     """
     main = draft.snapshot.main
     if ending.reason != STOPPED or _ATTEMPT not in entry or main is None or entry["startTime"] < main.job.created:
         return ending
     others = [item for item in history if item.get(_ATTEMPT) == entry[_ATTEMPT] and _ENDED in item]
-    before = any(item["reason"] != SUCCEEDED and item[_ENDED] <= format_time(ending.time) for item in others)
-    return Ending(ending.time, ECHO) if before else ending
+    before = [item for item in others if item["reason"] != SUCCEEDED and item[_ENDED] <= format_time(ending.time)]
+    return ending if all(_only_echoes(draft.snapshot, item) for item in before) else Ending(ending.time, ECHO)
+
+
+def _only_echoes(snapshot: Snapshot, entry: Entry) -> bool:
+    """Tell whether a pod's end was no more than the echo of another's: one that said so with another exit code counts.
+
+    That is one that has not met the others, which the Job controller counts.
+    """
+    code = next((pod.exit_code for pod in _pods(snapshot) if pod.uid == entry["uid"]), None)
+    return entry["reason"] == ECHO and code in (None, ExitCode.PEER_LOST)
 
 
 def _close(draft: Draft, entry: Entry, ending: Ending, history: Iterable[Entry]) -> None:

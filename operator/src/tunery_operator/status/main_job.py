@@ -12,6 +12,7 @@ from tunery_api.runspec import Failure
 from tunery_api.status import ConditionStatus, ConditionType, Phase
 from tunery_operator.status.attempt_endings import failure_of_gone, how_it_ended
 from tunery_operator.status.diagnosis import (
+    GONE_HINT,
     culprit,
     failure,
     is_node_lost,
@@ -33,7 +34,7 @@ from tunery_operator.status.ledger import (
 from tunery_operator.status.messages import THE_ONE_BEFORE, attempt_words, was_ended
 from tunery_operator.status.phase import AT_WORK, FINISHING, HELD, NOT_REPORTING, OUT_OF_TIME, POD_STARTED, STOPPING
 from tunery_operator.status.queueing import check_queue, is_queued, release_quota
-from tunery_operator.status.reported_progress import is_downloading
+from tunery_operator.status.reported_progress import first_has_ended_well, is_downloading, publishes_alone
 from tunery_operator.status.results import check_result, take_checkpoint, take_last_words, take_progress
 from tunery_operator.status.snapshot import Snapshot
 from tunery_operator.views.attempt import Attempt
@@ -53,6 +54,7 @@ SILENCE_GRACE: Final = timedelta(minutes=2)
 """The same, from its last report: it repeats that every PROGRESS_EVERY_SECONDS, whatever it computes."""
 MEETING_GRACE: Final = timedelta(minutes=2)
 """In which pods that work together begin, once all run; a large model, or one that is downloaded, takes longer."""
+_LOGS: Final = "kubectl logs"
 _HOPELESS: Final = FailureReason.DISK_FULL
 """Kubernetes cannot be told to end a Job for it: the same limit is met again."""
 
@@ -67,7 +69,7 @@ def check_main_job(draft: Draft) -> bool:
     draft.put(jobName=job.name, queue=job.queue)
     check_queue(draft, job)
     take_progress(draft)
-    if job.complete:
+    if job.complete or (job.failed_reason is not None and first_has_ended_well(attempt)):
         check_result(draft, attempt)
         return True
     if job.failed_reason is not None:
@@ -112,6 +114,8 @@ def _ended_pod(attempt: Attempt) -> PodView | None:
 
 def _hopeless(draft: Draft, attempt: Attempt) -> Failure | None:
     """Return why another attempt would only meet the same end at the price of a GPU, or None."""
+    if publishes_alone(draft.snapshot, attempt) or first_has_ended_well(attempt):
+        return None
     pod = _ended_pod(attempt)
     return _met_again(draft, attempt, pod) if pod is not None and pod.finished else None
 
@@ -128,7 +132,9 @@ def _met_again(draft: Draft, attempt: Attempt, pod: PodView) -> Failure | None:
         twice = failure(found.reason, f"{found.message}, for the second time in a row")
         return of_role(twice, attempt.job.role)
     if attempt.job.nodes > 1 and attempt.failed_too_often:
-        return _failed(draft, attempt)[0]
+        found = _failed(draft, attempt)[0]
+        # The Job is deleted for it, and the log with its pods.
+        return failure(found.reason, found.message, GONE_HINT) if _LOGS in (found.hint or "") else found
     return None
 
 
@@ -155,7 +161,9 @@ def show_pod(draft: Draft, attempt: Attempt) -> None:
     draft.put(pods=f"{attempt.running}/{job.nodes}" if job.nodes > 1 else None)
     going = [each for each in attempt.newest if each.running and _goes(draft, each)]
     lost = next((each for each in going if is_node_lost(each, draft.snapshot.now)), None)
-    if pod is not None and pod.exit_code == ExitCode.OK and job.nodes > 1 and lost is None:
+    if pod is not None and publishes_alone(draft.snapshot, attempt):
+        _show_activity(draft, pod, attempt)
+    elif pod is not None and first_has_ended_well(attempt) and lost is None:
         # The others are told to end, as the Job is complete with it, once all of them have.
         _show_ended_pod(draft, attempt, pod)
     elif going:

@@ -8,8 +8,11 @@ from typing import Any, Final
 
 from tunery_api.measured import number_text
 from tunery_api.names import METRICS
+from tunery_api.reasons import ExitCode
 from tunery_api.runspec import DOWNLOADING, TrainerStatus
-from tunery_api.status import Phase
+from tunery_api.status import ConditionType, Phase
+from tunery_operator.status.snapshot import Snapshot
+from tunery_operator.views.attempt import Attempt
 from tunery_operator.views.clock import format_duration
 
 _METRICS: Final = {
@@ -50,6 +53,29 @@ def progress_fields(report: TrainerStatus) -> dict[str, Any]:
 def is_downloading(report: TrainerStatus) -> bool:
     """Tell whether the pod brings base model, adapter or data to its disk; one that says what it is at does not."""
     return report.doing == DOWNLOADING and report.phase in (None, Phase.STARTING, Phase.DOWNLOADING)
+
+
+def publishes_alone(snapshot: Snapshot, attempt: Attempt | None) -> bool:
+    """Tell whether training has ended and the first of several pods does the rest, which needs no other one.
+
+    It says so itself, or had said so before the operator's restart.
+    """
+    pod = attempt.last if attempt is not None else None
+    if attempt is None or attempt.job.nodes == 1 or attempt.job.suspend:
+        return False
+    if pod is None or not pod.running or pod.deleting or pod.unanswered:
+        return False
+    if snapshot.progress is not None and snapshot.reporter == pod.uid:
+        return snapshot.progress.phase in (Phase.UPLOADING, Phase.SUCCEEDED)
+    said = {"type": ConditionType.RUNNING.value, "status": "True", "reason": Phase.UPLOADING.value}.items()
+    told = any(said <= item.items() for item in snapshot.status.get("conditions") or ())
+    return told and snapshot.status.get("podName") == pod.name
+
+
+def first_has_ended_well(attempt: Attempt | None) -> bool:
+    """Tell whether the first of several pods has published, whatever became of another one meanwhile."""
+    pod = attempt.last if attempt is not None and attempt.job.nodes > 1 else None
+    return pod is not None and pod.exit_code == ExitCode.OK
 
 
 def steps_fields(step: int, total: int) -> dict[str, Any]:

@@ -38,7 +38,8 @@ ECHO: Final = FailureReason.PEER_LOST.value
 def first_ended(entries: Iterable[Mapping[str, Any]]) -> Mapping[str, Any] | None:
     """Return of the pods of one attempt, as status.attemptHistory has them, that which the others ended for.
 
-    That is the first one that is not the echo of another's end; of two in one second a failure. None: none has ended.
+    That is the first one that is not the echo of another's end; of two in one second a failure. Where the first pod has
+    published, it is that one: what became of the others meanwhile is nobody's. None: none has ended.
     """
     return min((entry for entry in entries if entry.get("endTime")), key=_order, default=None)
 
@@ -49,9 +50,10 @@ def cause_of(entries: Iterable[Mapping[str, Any]]) -> str | None:
     return None if first is None else str(first.get("reason"))
 
 
-def _order(entry: Mapping[str, Any]) -> tuple[bool, str, bool]:
+def _order(entry: Mapping[str, Any]) -> tuple[bool, bool, str, bool]:
     reason = entry.get("reason")
-    return reason == ECHO, str(entry["endTime"]), reason in ENDS_WITHOUT_FAULT
+    published = reason == SUCCEEDED and not entry.get("index")
+    return not published, reason == ECHO, str(entry["endTime"]), reason in ENDS_WITHOUT_FAULT
 
 
 @dataclass(frozen=True, slots=True)

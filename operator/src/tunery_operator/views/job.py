@@ -72,6 +72,8 @@ class JobView:
     """Its verdict was taken over."""
     nodes: int = 1
     """Pods that work together, each with a number; 1: it has one, without."""
+    failed_indexes_allowed: int | None = None
+    """How many of the numbers may have failed for good before the Job controller ends it; None: it says nothing."""
 
     @property
     def finished(self) -> bool:
@@ -114,6 +116,7 @@ def parse_job(body: Mapping[str, Any]) -> JobView:
         ended_at=parse_time(status.get("completionTime")) or parse_time(last_word.get("lastTransitionTime")),
         done=labels.get(DONE_LABEL) == "true",
         nodes=int(spec.get("completions") or 1) if spec.get("completionMode") == "Indexed" else 1,
+        failed_indexes_allowed=spec.get("maxFailedIndexes"),
     )
 
 
