@@ -27,3 +27,9 @@ def reported_failure(message: str) -> Failure | None:
     """Return why a container says that it failed, or None where it says nothing of the kind."""
     answer = parse_result(message)
     return answer.failure if answer is not None else None
+
+
+def told(message: str) -> str:
+    """Return what a container was at as a signal ended it; empty where it says nothing of the kind."""
+    answer = parse_result(message)
+    return (answer.told if answer is not None else None) or ""
