@@ -15,6 +15,7 @@ from typing import Final, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed import TCPStore  # type: ignore[attr-defined]  # by a star
 
 from tunery_trainer.process.place import Place
 
@@ -162,7 +163,7 @@ def join(place: Place, *, sharded: bool) -> Team:
 
     # Flags go by the CPU, gradients by where they are.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    store = dist.TCPStore(place.master, place.port, place.world, is_master=place.rank == 0, timeout=_MEETING)
+    store = TCPStore(place.master, place.port, place.world, is_master=place.rank == 0, timeout=_MEETING)
     dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.world, timeout=_MEETING)
     # A GPU's are connected when first they sum, after each has loaded its base.
     store.set_timeout(_LOADING)
