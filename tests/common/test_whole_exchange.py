@@ -91,3 +91,10 @@ def test_more_than_is_looked_at_is_not_waited_for() -> None:
         client = ProgressClient(f"http://127.0.0.1:{listener.getsockname()[1]}", "", "")
         assert [client.exchange(b"{}", 20), client.exchange(b"{}", 20)] == [b"7" * 20, b"7" * 20]
         assert len(served) == 2
+
+
+def test_a_connection_that_took_all_of_the_time_leaves_a_second_for_the_answer() -> None:
+    time_left = progress_client.WholeTimeout(total=0.01).clone()
+    time_left.start_connect()
+    time.sleep(0.02)
+    assert time_left.read_timeout == 1

@@ -353,9 +353,16 @@ def test_what_is_not_tried_again_keeps_its_phase_until_its_job_has_ended(phase: 
 
 @pytest.mark.parametrize("role", ["train", "preflight"])
 @pytest.mark.parametrize("meta", [{}, deleting(60)], ids=["from-within", "deleted"])
-def test_who_was_told_to_end_before_it_could_speak_was_ended_by_somebody(role: str, meta: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [("", "143 and said nothing: "), ('{"told": "node 0 was publishing"}', "143: node 0 was publish")],
+)
+def test_who_was_told_to_end_and_says_no_failure_was_ended_by_somebody(
+    role: str, meta: dict[str, Any], message: str, words: str
+) -> None:
     over = job(failed_reason="BackoffLimitExceeded", labels={"tunery.dev/role": role})
-    found = judge(ended(code=143, meta=meta), train=over)["failure"]
+    found = judge(ended(code=143, meta=meta, says=message), train=over)["failure"]
+    assert words in found["message"]
     assert (found["reason"], found["exitCode"]) == ("Killed", 143)
     assert "sent SIGTERM" in found["message"]
     assert "Somebody has ended it" in found["hint"]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import time
 from contextlib import redirect_stdout
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -21,6 +23,7 @@ from tunery_trainer.losses.generation import Question, Speaker
 from tunery_trainer.model.load import load_base, load_tokenizer
 from tunery_trainer.model.sharding import shard
 from tunery_trainer.process.signals import StopSignal
+from tunery_trainer.team import team as team_module
 from tunery_trainer.team.team import Team
 from tunery_trainer.training.callbacks import CheckpointCallback, StopCallback, told_to_stop
 from tunery_trainer.training.recovery import train_to_the_end
@@ -230,3 +233,22 @@ def answer(llama: Path, short: int, team: Team, folder: Path) -> Answered:
         after = float(model(input_ids=ids, labels=ids).loss)
     pad = int(tokenizer.pad_token_id)
     return Answered(sum(token != pad for token in said[0]), after)
+
+
+def lag(team: Team, folder: Path) -> str:
+    """Let the leader take longer than the others wait for it: for the first checkpoint, and for the second one.
+
+    Return what ended the process.
+    """
+    args: Any = SimpleNamespace(output_dir=str(folder))
+    state: Any = SimpleNamespace(global_step=1)
+    callback = CheckpointCallback(CheckpointSpec(), lambda *_: time.sleep(0.9), team)
+    with patch.object(team_module, "STEPPING", timedelta(seconds=0.3)):
+        team.hurry()
+        for _ in range(2):
+            callback.on_save(args, state, Any)
+    try:
+        team.any(False)
+    except RuntimeError as error:
+        return str(error)
+    return "the others were waited for"

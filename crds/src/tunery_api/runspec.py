@@ -238,6 +238,8 @@ class RunResult(OpenModel):
     """
 
     failure: Failure | None = None
+    told: str | None = None
+    """What it was at as a signal ended it, which is no failure of its own."""
     adapter: AdapterStatus | None = None
     output: OutputStatus | None = None
     """Published answers of a batch, as `adapter` is."""

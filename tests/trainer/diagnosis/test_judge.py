@@ -133,7 +133,7 @@ def told(judge: Judge) -> dict[str, FindingStatus]:
         (said.waiting_for_data(0.3, packable=True), "WaitingForData", "resources.cpu", None, "30 % of the time"),
         (said.much_padding(SETTINGS, 0.6, packable=True), "MuchPadding", "training.packing", "true", "60 %"),
         (said.much_padding(SETTINGS, 0.6, packable=False), "MuchPadding", "training.groupByLength", "true", "60 %"),
-        (said.slowing_down(1.8), "SlowingDown", None, None, "1.8 times as long"),
+        (said.slowing_down(1.8), "SlowingDown", None, None, "and at its GPU if it has one"),
     ],
 )  # fmt: skip
 def test_a_finding_says_what_was_seen_with_its_numbers_and_what_to_try(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,7 +26,8 @@ from tunery_trainer.crew.crew import FAILURE, Crew
 from tunery_trainer.crew.nodes import Follow, Lead
 from tunery_trainer.process.place import Place
 from tunery_trainer.process.signals import StopRequested, StopSignal
-from tunery_trainer.tasks.following import Leading, blamed, run_following
+from tunery_trainer.tasks import following
+from tunery_trainer.tasks.following import Assisting, Following, Leading, blamed, run_following
 
 from cluster.ports import free_port
 
@@ -53,10 +56,12 @@ class Ends:
 
 
 @contextlib.contextmanager
-def two_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Lead, Ends, Callable[[], tuple[Follow, Ends]]]]:
+def two_nodes(
+    monkeypatch: pytest.MonkeyPatch, collectives: int = 0
+) -> Iterator[tuple[Lead, Ends, Callable[[], tuple[Follow, Ends]]]]:
     """Node 0 of two, and what makes node 1."""
     port = free_port()
-    lead, ends = Lead(Place(0, 2, control_port=port), "u-1", Ends().causes), Ends()
+    lead, ends = Lead(Place(0, 2, port=collectives, control_port=port), "u-1", Ends().causes), Ends()
     lead._causes = ends.causes
 
     def other() -> tuple[Follow, Ends]:
@@ -130,6 +135,31 @@ def test_an_echo_is_told_as_what_is_known_of_who_is_gone() -> None:
         raise ECHO
     assert raised.value is lost
     assert raised.value.exit_code is ExitCode.PEER_LOST
+
+
+def test_a_sum_that_does_not_come_is_told_as_that_though_another_node_has_ended_for_it() -> None:
+    """It waits for no sum that it could still have, and whoever gives up first is missed by the others."""
+    ends = Ends()
+    ends.causes.lost(PeerLost("node 1 of 2 is gone"))
+    late = "[gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 1800000ms for recv operation to complete"
+    with pytest.raises(PeerLost, match="has not come for 30 minutes") as raised, blamed(ends.causes):
+        raise RuntimeError(late)
+    assert raised.value.exit_code is ExitCode.RETRYABLE
+
+
+def test_a_node_that_is_told_to_end_while_node_0_publishes_says_what_it_was_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is at once, with exit code 143 and no failure: who ended it the operator sees."""
+    said, stop = tmp_path / "said", StopSignal()
+    monkeypatch.setenv("TUNERY_TERMINATION_PATH", str(said))
+    monkeypatch.setattr(following, "_train_along", lambda *_: None)
+    ended: list[int] = []
+    monkeypatch.setattr("os._exit", ended.append)
+    node: Any = SimpleNamespace(wait=stop.leave)
+    Assisting(Crew(Place(0, 2), tmp_path, Ends().causes), node, tmp_path).follow(Following(Any, None), stop)
+    assert json.loads(said.read_text()) == {"told": "training had ended, and node 0 was publishing the adapter"}
+    assert ended == [ExitCode.TERMINATED]
 
 
 def test_a_run_of_one_process_has_no_peers_to_blame(tmp_path: Path) -> None:
@@ -261,23 +291,30 @@ def test_only_what_differs_between_nodes_is_told_and_the_next_attempt_may_mend_i
 
 
 @pytest.mark.parametrize(
-    ("closed", "said"), [(0, "node 1 does not reach node 0 on TCP "), (1, "node 0 does not reach node 1 on TCP ")]
+    ("closed", "said"),
+    [
+        ("free port of node 0", "node 1 does not reach node 0 on TCP "),
+        ("port of the collectives", "node 1 does not reach node 0 on TCP {port},"),
+        ("free port of node 1", "node 0 does not reach node 1 on TCP "),
+    ],
 )
-def test_what_lets_only_the_named_ports_through_is_told_before_anything_is_downloaded(
-    closed: int, said: str, monkeypatch: pytest.MonkeyPatch
+def test_a_port_that_is_not_let_through_is_told_before_anything_is_downloaded(
+    closed: str, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Collectives choose their ports: they would wait for each other, for minutes or for ever."""
-    with two_nodes(monkeypatch) as (lead, ends, other):
+    """In the collectives the nodes would wait for each other, for minutes or for hours."""
+    port = free_port()
+    with two_nodes(monkeypatch, port) as (lead, ends, other):
         node, _ = other()
-        free = lead._free if closed == 0 else Listener(0, lambda channel, message: None)
+        tried = {"free port of node 0": 0, "port of the collectives": 1}
+        free = lead._tried[tried[closed]] if closed in tried else Listener(0, lambda channel, message: None)
         free.close()
         monkeypatch.setattr(channel, "_CONNECT_SECONDS", 0.1)
-        if closed == 1:
+        if closed not in tried:
             monkeypatch.setattr(nodes, "Listener", lambda *_: free)
         with node:
             until(lambda: bool(ends.errors))
     (error,) = ends.errors
-    assert error.message.startswith(said)
+    assert error.message.startswith(said.format(port=port))
     assert "let all TCP ports through" in error.message
     assert error.exit_code is ExitCode.RETRYABLE
 

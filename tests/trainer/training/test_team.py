@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
+from datetime import timedelta
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -10,17 +12,21 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from datasets import Dataset
 
+from tunery_trainer.crew.causes import is_echo
 from tunery_trainer.losses.evaluation import Pass
 from tunery_trainer.losses.objectives import Dpo
-from tunery_trainer.team.team import Team
+from tunery_trainer.process.place import Place
+from tunery_trainer.team import team as team_module
+from tunery_trainer.team.team import Team, join
 from tunery_trainer.training import reference_scores, shared_steps
 from tunery_trainer.training.reference_scores import Scoring, TaskRows
 from tunery_trainer.training.shared_steps import SharedSteps
 
 from kit.long import long_but
-from kit.team_runs import METHODS, PASSES, Preferred, Trained, answer, go_on, hear, prefer, run_out, stop, train
+from kit.team_runs import METHODS, PASSES, Preferred, Trained, answer, go_on, hear, lag, prefer, run_out, stop, train
 from kit.teams import together
 
 TEAMS = list(product(METHODS, (2, 4)))
@@ -155,6 +161,28 @@ def test_a_stop_is_of_the_node_of_which_a_process_was_told(tmp_path: Path) -> No
     assert together(4, tmp_path, partial(hear, [3], True)) == [*lost, *[(True, "", heard)] * 2]
     nowhere = (True, "", " without a checkpoint.")
     assert together(4, tmp_path / "all", partial(hear, [1, 2], False)) == [nowhere] * 4
+
+
+def test_a_process_waits_half_an_hour_for_others_and_longer_for_the_first_checkpoint(tmp_path: Path) -> None:
+    """With it comes the digest of a base in a claim, which may still be read; a network that is cut is no digest."""
+    assert timedelta(minutes=10) < team_module.STEPPING < timedelta(hours=1)
+    first, other = together(2, tmp_path, lag)
+    assert "Timed out waiting 300ms for " in other
+    assert "Connection closed by peer" in first
+    assert is_echo(RuntimeError(other))
+
+
+def test_a_process_that_cannot_meet_the_others_waits_for_minutes_and_not_for_hours(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The port may have been cut off since it was tried."""
+    assert timedelta(minutes=15) >= team_module._MEETING
+    monkeypatch.setattr(team_module, "_MEETING", timedelta(seconds=0.5))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    with pytest.raises(dist.DistNetworkError, match=f"127.0.0.1, {port}") as raised:
+        join(Place(1, 2, port=port), sharded=False)
+    assert is_echo(raised.value)
 
 
 def test_answers_of_a_base_in_parts_end_together(llama: Path, tmp_path: Path) -> None:

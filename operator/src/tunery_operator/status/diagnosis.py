@@ -11,7 +11,7 @@ from tunery_api.reasons import ExitCode, FailureReason, advice_for
 from tunery_api.runspec import Failure, Task
 from tunery_api.scrub import scrub
 from tunery_operator.plan.platform_says import PlatformSays
-from tunery_operator.status.messages import reported_failure
+from tunery_operator.status.messages import reported_failure, told
 from tunery_operator.status.whose import named
 from tunery_operator.views.attempt import Attempt, ClusterWarning
 from tunery_operator.views.clock import parse_time
@@ -88,8 +88,8 @@ GONE_HINT: Final = (
 _TERMINATED: Final = 128 + signal.SIGTERM
 """The exit code of whoever was told to end before it listened for that."""
 _ENDED_HINT: Final = (
-    "Somebody has ended it, by deleting its pod or from its node, before it could say anything; it is no fault of the "
-    "job's. Look who does so (the events of its pod may tell), and retry."
+    "Somebody has ended it, by deleting its pod or from its node; it is no fault of the job's. Look who does so (the "
+    "events of its pod may tell), and retry."
 )
 _START_REASONS: Final = frozenset({"StartError", "ContainerCannotRun"})
 """Why a container ended that never ran."""
@@ -251,7 +251,7 @@ def _observed(pod: PodView) -> Failure:
         # Not OutOfMemory: a second one in a row would end the job, and a kill may have any cause.
         text = f"pod {pod.name} was killed (exit 137), and the node does not say that it was for too much memory"
         return failure(_R.KILLED, text)
-    if pod.exit_code == _TERMINATED and pod.termination_message.strip() in _NO_WORDS:
+    if pod.exit_code == _TERMINATED and (told(pod.termination_message) or pod.termination_message.strip() in _NO_WORDS):
         return failure(_R.KILLED, f"{_exit_text(pod)}: that is the end of a process that was sent SIGTERM", _ENDED_HINT)
     return failure(_R.INTERNAL_ERROR, _exit_text(pod), _silent_hint(pod))
 
@@ -286,7 +286,7 @@ def _never_ran(pod: PodView) -> Failure | None:
 def _exit_text(pod: PodView) -> str:
     if pod.exit_code is None:
         return f"pod {pod.name} failed before its container started: no reason given"
-    said = pod.termination_message.strip()
+    said = told(pod.termination_message) or pod.termination_message.strip()
     how = "was told to end, and ended" if pod.deleting else "ended"
     return f"pod {pod.name} {how} with exit code {pod.exit_code}" + (
         f": {said}" if said not in _NO_WORDS else " and said nothing"

@@ -39,3 +39,9 @@ def attempt_words(number: int, pod: str | None) -> str:
 def was_ended(attempt: str, why: str) -> str:
     """Return what is said of an attempt that was ended for what is no fault of it; `attempt`: how it is called."""
     return f"{attempt} was ended: {why}; the next one goes on"
+
+
+def told(message: str) -> str:
+    """Return what a container was at as a signal ended it; empty where it says nothing of the kind."""
+    answer = parse_result(message)
+    return (answer.told if answer is not None else None) or ""

@@ -33,8 +33,27 @@ _INTERVALS: Final = (1, 300)
 """What a server may ask for; anything else is not heeded."""
 _LONGEST_BACKOFF_SECONDS: Final = 60.0
 _LONGEST_RETRY_AFTER_SECONDS: Final = 300.0
-_TIMEOUT: Final = urllib3.Timeout(total=4.0)
-"""For a whole exchange: whatever answers, and however slowly, nobody waits for it for longer."""
+_ANSWER_SECONDS: Final = 1.0
+
+
+class WholeTimeout(urllib3.Timeout):
+    """For a whole exchange, of which the answer has a second at least, however long it took to connect.
+
+    None at all would fail with "read timeout=0", which tells nobody what took so long.
+    """
+
+    @property
+    def read_timeout(self) -> float:
+        """Seconds that are left for the answer."""
+        return max(_ANSWER_SECONDS, float(super().read_timeout or 0))
+
+    def clone(self) -> WholeTimeout:
+        """Return one whose clock has not begun."""
+        return WholeTimeout(total=self.total)
+
+
+_TIMEOUT: Final = WholeTimeout(total=4.0)
+"""Whatever answers, and however slowly, nobody waits for it for more than a second longer."""
 _SHORTEST: Final = 0.001
 """Seconds; 0 would have a socket wait for nothing at all."""
 _MAX_ANSWER: Final = 64 * 1024

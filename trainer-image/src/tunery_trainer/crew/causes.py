@@ -21,6 +21,8 @@ _ECHO: Final = re.compile(
     re.IGNORECASE,
 )
 """What gloo, NCCL and torch's store say where a process is gone; gloo in a plain RuntimeError."""
+_SILENCE: Final = re.compile(r"Timed out waiting (\d+)ms for (?:recv|send)")
+"""What gloo says where nobody is gone, and what another process has to send does not come."""
 _ECHO_TYPES: Final = ("DistBackendError", "DistNetworkError", "DistStoreError")
 
 Leave = Callable[[TuneryError], NoReturn]
@@ -88,8 +90,21 @@ class Causes:
         self.settle()
         with self._condition:
             self._condition.wait_for(lambda: self._cause is not None, CAUSE_SECONDS)
-            nothing = f"another process is gone, and nothing was heard of it: {error}"
-            return self._cause or self._lost or PeerLost(nothing, counts=True)
+            return self._cause or _silence(error) or self._lost or PeerLost(_nothing_heard(error), counts=True)
+
+
+def _silence(error: BaseException) -> PeerLost | None:
+    """Return the failure that the others are there, and what they compute does not come; None for any other echo."""
+    found = _SILENCE.search(str(error))
+    if found is None:
+        return None
+    text = f"what all processes sum has not come for {int(found[1]) / 60_000:g} minutes, though each of them is there"
+    what = "one of them hangs, or what stands between the pods lets some TCP ports through no more"
+    return PeerLost(f"{text}: {what}", counts=True)
+
+
+def _nothing_heard(error: BaseException) -> str:
+    return f"another process is gone or cannot be reached, and nothing was heard of it: {error}"
 
 
 def is_echo(error: BaseException) -> bool:

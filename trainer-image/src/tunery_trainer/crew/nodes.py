@@ -87,7 +87,8 @@ class Lead:
 
     def __enter__(self) -> Self:
         self._listener = Listener(self._place.control_port, self._heard)
-        self._free = Listener(0, lambda channel, message: None)
+        # The port of the collectives is nobody's until all begin: it is tried as the free one is.
+        self._tried = [Listener(port, lambda channel, message: None) for port in (0, self._place.port)]
         return self
 
     def __exit__(
@@ -97,8 +98,8 @@ class Lead:
         told = {"done": True} if error is None else _told(error)
         for channel in list(self._channels.values()):
             channel.send(**told)
-        self._listener.close()
-        self._free.close()
+        for listener in (self._listener, *self._tried):
+            listener.close()
 
     def begin(self, decided: Any, **go: Any) -> None:
         """Let all nodes begin, once each of them is ready.
@@ -121,6 +122,8 @@ class Lead:
                 if found != decided:
                     raise _unlike(node, found, decided)
             self._begun = True
+            for listener in self._tried:  # the collectives listen there now
+                listener.close()
             for channel in self._channels.values():
                 channel.send(go=go)
         say(f"Nodes      all {self._place.nodes} begin")
@@ -151,22 +154,22 @@ class Lead:
         if lost:
             text = f"node {node} of {self._place.nodes} is gone"
             self._causes.lost(PeerLost(text, counts=not self.progressed()))
-        if node is not None and message is not None and message.get("reached") is False:
-            self._causes.lost(_cut_off(f"node {node} does not reach node 0 on TCP {self._free.port}"))
+        if node is not None and message is not None and "unreached" in message:
+            self._causes.lost(_cut_off(f"node {node} does not reach node 0 on TCP {message['unreached']}"))
 
     def _greets(self, message: Message) -> bool:
         """Tell whether a node of this very run says who it is."""
         return "hello" in message and message.get("run") == self._run
 
     def _try_ports(self, channel: Channel, node: int, host: str, free: int) -> None:
-        """Try a port of the node's that the system has chosen, as collectives do, and let it try one of this one's.
+        """Try a port of the node's that the system has chosen, as collectives do, and let it try this one's.
 
         What lets through the ports that have a name and no others is told before anything is downloaded: in a
         collective it would be a silence.
         """
         if not reaches(host, free):
             self._causes.lost(_cut_off(f"node 0 does not reach node {node} on TCP {free}"))
-        channel.send(free=self._free.port)
+        channel.send(ports=[listener.port for listener in self._tried])
 
     def _take_end(self, node: int, ended: dict[str, Any]) -> None:
         failure = Failure.model_validate(ended)
@@ -244,8 +247,9 @@ class Follow:
     def _heard(self, channel: Channel, message: Message | None) -> None:
         """Take what node 0 says; from a thread."""
         lost: TuneryError | None = None
-        if message is not None and "free" in message:
-            channel.send(reached=reaches(self._place.master, int(message["free"])))
+        if message is not None and "ports" in message:
+            closed = [port for port in message["ports"] if not reaches(self._place.master, int(port))]
+            channel.send(**({"unreached": closed[0]} if closed else {"reached": True}))
         with self._condition:
             if message is None:
                 self._channel = None

@@ -336,6 +336,7 @@ def much_padding(settings: RunSettings, share: float, *, packable: bool) -> Find
 def slowing_down(times: float) -> Finding:
     """Steps take longer."""
     text = (
-        f"A step took up to {times:.2g} times as long as at first, with as many tokens: look at the node and its GPU."
+        f"A step took up to {times:.2g} times as long as at first, with as many tokens: look at the node, and at its "
+        "GPU if it has one."
     )
     return Finding(_F.SLOWING_DOWN, text)

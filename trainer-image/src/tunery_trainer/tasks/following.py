@@ -9,11 +9,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, Final, NamedTuple, NoReturn
 
 from tunery_api.manifest import Lineage
 from tunery_api.reasons import ExitCode, FailureReason
-from tunery_api.runspec import Task
+from tunery_api.runspec import RunResult, Task
 from tunery_common.errors import TuneryError
 from tunery_common.termination import failed_message, write_termination
 from tunery_trainer.crew.causes import Causes, is_echo
@@ -31,6 +31,8 @@ from tunery_trainer.reporting.trackers import Tracker
 from tunery_trainer.resuming.checkpoints import CLOSE_SECONDS, CheckpointUploader
 from tunery_trainer.resuming.resume import Resumed
 from tunery_trainer.tasks.ready import Ready
+
+_TRAINED: Final = "training had ended, and node 0 was publishing the adapter"
 
 
 class Following(NamedTuple):
@@ -140,6 +142,7 @@ class Assisting:
         with blamed(self._crew.causes):
             self._crew.start(job)
             _train_along(job, self._crew.place, self._folder, stop)
+        stop.last_word = partial(write_termination, RunResult(told=_TRAINED))
         self._node.wait()
 
 

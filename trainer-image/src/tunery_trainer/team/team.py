@@ -7,21 +7,30 @@ in different places.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed import TCPStore  # type: ignore[attr-defined]  # by a star
 
 from tunery_trainer.process.place import Place
 
 T = TypeVar("T")
 
-_PATIENCE: Final = timedelta(hours=2)
+_MEETING: Final = timedelta(minutes=15)
+"""How long a process waits for the others to come, and to be connected: all of them were there just before (crew)."""
+_LOADING: Final = timedelta(hours=2)
 """How long a process waits for another one in a collective: one may load, quantise or read a base for longer than the
 others. One that is gone is told of by its parent or its connection, in seconds (crew)."""
+STEPPING: Final = timedelta(minutes=30)
+"""The same once they train, where all of them have as much to do: then nothing is wrong but what lies between them.
+
+What one does for all takes 10 minutes at most: the last checkpoint's upload. What may take longer is done `patiently`.
+"""
 
 
 Packed = tuple[list[torch.nn.Parameter], torch.Tensor]
@@ -45,7 +54,8 @@ def pack(parameters: Iterable[torch.nn.Parameter]) -> list[Packed]:
 class Team:
     """One process's place among those that train together; by default it is alone.
 
-    Every method but `share` is a collective: all processes have to call it, in the same order. The properties are not.
+    Every method but `share` and `hurry` is a collective: all processes have to call it, in the same order. The
+    properties are not.
     """
 
     rank: int = 0
@@ -117,6 +127,22 @@ class Team:
             for each, some, gradient in zip(alike, present, summed, strict=True):
                 each.grad = gradient.view_as(each) if some else None
 
+    def hurry(self) -> None:
+        """Wait no longer than STEPPING for another process from here on. No collective."""
+        self._wait_for(STEPPING)
+
+    @contextmanager
+    def patiently(self) -> Iterator[None]:
+        """Wait at the end of the body for a process that has far more to do in it than the others."""
+        self._wait_for(_LOADING)
+        yield
+        self.any(False)
+        self._wait_for(STEPPING)
+
+    def _wait_for(self, patience: timedelta) -> None:
+        if not self.alone:
+            dist.set_timeout(patience)
+
     def share_from_leader(self, tensors: Iterable[torch.Tensor]) -> None:
         """Give each tensor the values that it has in the leader, in place."""
         if self.alone:
@@ -137,11 +163,9 @@ def join(place: Place, *, sharded: bool) -> Team:
 
     # Flags go by the CPU, gradients by where they are.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(
-        backend,
-        init_method=f"tcp://{place.master}:{place.port}",
-        rank=place.rank,
-        world_size=place.world,
-        timeout=_PATIENCE,
-    )
+    store = TCPStore(place.master, place.port, place.world, is_master=place.rank == 0, timeout=_MEETING)
+    dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.world, timeout=_MEETING)
+    # A GPU's are connected when first they sum, after each has loaded its base.
+    store.set_timeout(_LOADING)
+    dist.set_timeout(_LOADING)
     return Team(place.rank, place.world, place.nodes, sharded)

@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -171,6 +172,7 @@ class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
         self._written = written
         self._last = time.monotonic()
         self._over = False
+        self._first = True
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Set should_save where a checkpoint is due."""
@@ -191,6 +193,12 @@ class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Hand the folder on."""
         self._last = time.monotonic()
+        # The first one waits for the digest of the base, which may still be read from a claim.
+        with self._team.patiently() if self._first else nullcontext():
+            self._hand_on(args, state)
+        self._first = False
+
+    def _hand_on(self, args: TrainingArguments, state: TrainerState) -> None:
         if self._team.leader:
             self._written(Path(args.output_dir) / f"checkpoint-{state.global_step}", state, self._over)
 

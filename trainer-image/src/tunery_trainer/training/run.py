@@ -298,6 +298,7 @@ def _train(job: Assignment, trainer: AdapterTrainer) -> _Course:
     """Train to the end; after a SIGTERM store the checkpoint and raise StopRequested."""
     observers, resumed = job.observers, job.resumed
     observers.reporter.phase(Phase.TRAINING)
+    job.team.hurry()
     parameters = {"method": job.settings.method.value, **hyperparameters(job.settings)}
     with observers.stop.graceful(), observers.trackers(parameters) as opened:
         trainer.add_callback(TrackingCallback(opened))
