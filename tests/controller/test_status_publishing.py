@@ -60,9 +60,13 @@ def test_whatever_becomes_of_another_one_it_uploads(others: list[PodView], pods:
     both = again(seen, ended(meta=no(0), says=RESULT, stopped=0), *others)
     assert compute_status(both)["phase"] == "Uploading"
     # Of two numbers one has failed for good and one has succeeded: that the Job controller calls failed.
-    for end in ({"complete": True}, {"failed_reason": "FailedIndexes"}):
-        train = dataclasses.replace(publishing(retries).main.job, **end)  # type: ignore[union-attr, arg-type]
-        over = again(both, *(both.main.pods if both.main else ()), train=train)
+    main = publishing(retries).main
+    assert main is not None
+    for job in (
+        dataclasses.replace(main.job, complete=True),
+        dataclasses.replace(main.job, failed_reason="FailedIndexes"),
+    ):
+        over = again(both, *(both.main.pods if both.main else ()), train=job)
         status = compute_status(over)
         assert (status["phase"], status["attempts"], status["adapter"]) == ("Succeeded", 1, RESULT["adapter"])
         assert last_end(status) == "Succeeded"

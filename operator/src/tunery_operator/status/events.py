@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
@@ -10,6 +10,7 @@ from tunery_api.names import RETRY_ANNOTATION
 from tunery_api.reasons import FailureReason
 from tunery_api.status import FINAL_PHASES, ConditionType, Phase
 from tunery_api.sweepstatus import TrialState
+from tunery_operator.status.ledger import newest_attempt
 from tunery_operator.status.messages import THE_ONE_BEFORE, attempt_words, was_ended
 from tunery_operator.status.phase import NOT_REPORTING, STOPPING
 from tunery_operator.views.attempt import EVICTED, PREEMPTED, VANISHED, first_ended
@@ -90,9 +91,9 @@ def transitions(old: Mapping[str, Any], new: Mapping[str, Any], *, of_trial: boo
 
 def _of_attempt(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Event]:
     """Yield how the newest attempt has ended where Running tells another thing: that something keeps the next one."""
-    entries, failure = _newest_attempt(new), new.get("failure") or {}
+    entries, failure = newest_attempt(new), new.get("failure") or {}
     ended = first_ended(entries)
-    is_news = ended is not None and all(entry.get("endTime") for entry in entries) and entries != _newest_attempt(old)
+    is_news = ended is not None and all(entry.get("endTime") for entry in entries) and entries != newest_attempt(old)
     if ended is None or not is_news or not failure or new.get("phase") in FINAL_PHASES:
         return
     pod = ended["pod"] if "index" in ended else None
@@ -103,13 +104,6 @@ def _of_attempt(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Even
         yield Event(reason, was_ended(called, reason), reason in _FAILURES, time)
     elif before:
         yield Event(_ATTEMPT_FAILED, f"{called} failed{how}", True, time)
-
-
-def _newest_attempt(status: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    """Return the entries of the newest attempt: of pods that work together one each."""
-    history = status.get("attemptHistory") or ()
-    number = history[-1].get("attempt") if history else None
-    return [each for each in history if each.get("attempt") == number] if number is not None else history[-1:]
 
 
 def _tells_the_end(condition: Mapping[str, Any], status: Mapping[str, Any]) -> bool:
@@ -183,7 +177,7 @@ def _why_refused(status: Mapping[str, Any], of_trial: bool) -> str:
 def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     before = {c["type"]: (c["status"], c["reason"]) for c in old.get("conditions") or () if c["type"] not in _DERIVED}
     stops = any(reason == STOPPING for _, reason in before.values())
-    newest, ended = {entry["uid"] for entry in _newest_attempt(new)}, _newest_attempt(old)
+    newest, ended = {entry["uid"] for entry in newest_attempt(new)}, newest_attempt(old)
     # What has ended was told of as it did; and the Job controller ends the other pods of its attempt, nobody else.
     over = [entry["uid"] in newest for entry in ended if entry.get("endTime")]
     told_before = {STOPPING} if any(over) else set()

@@ -291,8 +291,7 @@ def open_attempts(status: Mapping[str, Any]) -> set[str]:
 
 def last_end(status: Mapping[str, Any]) -> str | None:
     """Return how the newest attempt ended; None while it has not, or where there was none."""
-    attempts = list(_attempts(status))
-    newest = attempts[-1] if attempts else []
+    newest = newest_attempt(status)
     return cause_of(newest) if all(_ENDED in entry for entry in newest) else None
 
 
@@ -301,8 +300,7 @@ def gone_cause(status: Mapping[str, Any], attempt: Attempt) -> Mapping[str, Any]
 
     None: it has not ended, or a pod that is still there says more of it than that another one is gone.
     """
-    newest = list(_attempts(status))[-1:]
-    entries = newest[0] if newest else []
+    entries = newest_attempt(status)
     cause = first_ended(entries) if all(_ENDED in entry for entry in entries) else None
     if cause is None or cause["startTime"] < attempt.job.created or cause["uid"] in {pod.uid for pod in attempt.pods}:
         return None
@@ -321,6 +319,12 @@ def same_end_twice(status: Mapping[str, Any], pods: Iterable[PodView], reason: s
     own = ([entry for entry in entries if entry["uid"] in uids] for entries in _attempts(status))
     ends = [end for entries in own if (end := cause_of(entries)) is not None]
     return [end for end in ends if end not in PASSED_OVER and end != ECHO][-2:] == [reason, reason]
+
+
+def newest_attempt(status: Mapping[str, Any]) -> Sequence[Entry]:
+    """Return the entries of the newest attempt: of pods that work together one each; none where there was none."""
+    attempts = list(_attempts(status))
+    return attempts[-1] if attempts else []
 
 
 def _attempts(status: Mapping[str, Any]) -> Iterable[Sequence[Entry]]:

@@ -164,8 +164,8 @@ class Lead:
     def _try_ports(self, channel: Channel, node: int, host: str, free: int) -> None:
         """Try a port of the node's that the system has chosen, as collectives do, and let it try this one's.
 
-        What lets through the ports that have a name and no others is told before anything is downloaded: in a
-        collective it would be a silence.
+        What lets through the ports that have a name and no others is told as the nodes begin: in a collective it
+        would be a silence.
         """
         if not reaches(host, free):
             self._causes.lost(_cut_off(f"node 0 does not reach node {node} on TCP {free}"))
