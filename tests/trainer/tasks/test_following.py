@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -21,7 +22,7 @@ from tunery_common.errors import TuneryError
 from tunery_trainer.crew import causes as module
 from tunery_trainer.crew import channel, nodes
 from tunery_trainer.crew.causes import Causes, PeerLost, is_echo
-from tunery_trainer.crew.channel import Listener, connect
+from tunery_trainer.crew.channel import Listener, answer, connect, reaches
 from tunery_trainer.crew.crew import FAILURE, Crew
 from tunery_trainer.crew.nodes import Follow, Lead
 from tunery_trainer.process.place import Place
@@ -306,7 +307,7 @@ def test_a_port_that_is_not_let_through_is_told_before_anything_is_downloaded(
     with two_nodes(monkeypatch, port) as (lead, ends, other):
         node, _ = other()
         tried = {"free port of node 0": 0, "port of the collectives": 1}
-        free = lead._tried[tried[closed]] if closed in tried else Listener(0, lambda channel, message: None)
+        free = lead._tried[tried[closed]] if closed in tried else Listener(0, answer)
         free.close()
         monkeypatch.setattr(channel, "_CONNECT_SECONDS", 0.1)
         if closed not in tried:
@@ -317,6 +318,18 @@ def test_a_port_that_is_not_let_through_is_told_before_anything_is_downloaded(
     assert error.message.startswith(said.format(port=port))
     assert "let all TCP ports through" in error.message
     assert error.exit_code is ExitCode.RETRYABLE
+
+
+def test_a_port_that_is_taken_by_what_carries_nothing_is_not_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by a mesh's sidecar: torch's store would wait for its answer for ever."""
+    monkeypatch.setattr(channel, "_CONNECT_SECONDS", 0.05)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        assert not reaches("127.0.0.1", silent.getsockname()[1])
+    listener = Listener(0, answer)
+    try:
+        assert reaches("127.0.0.1", listener.port)
+    finally:
+        listener.close()
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])

@@ -61,6 +61,11 @@ class Channel:
             return False
         return True
 
+    def ask(self) -> bool:
+        """Tell whether the other side answers, within seconds."""
+        self._connection.settimeout(_CONNECT_SECONDS)
+        return self.send(here="?") and next(self._messages(), None) is not None
+
     def close(self) -> None:
         """Let the other side see the end."""
         with suppress(OSError):
@@ -92,13 +97,27 @@ def connect(host: str, port: int) -> Channel | None:
 
 
 def reaches(host: str, port: int) -> bool:
-    """Tell whether `host` can be reached on this port, where somebody listens."""
-    for _ in range(_TRIES):
-        channel = connect(host, port)
-        if channel is not None:
-            channel.close()
-            return True
-    return False
+    """Tell whether `host` can be reached on this port, where a Listener answers.
+
+    A connection is not enough: what stands between may take it, as a mesh's sidecar does, and carry nothing.
+    """
+    return any(_answers(host, port) for _ in range(_TRIES))
+
+
+def _answers(host: str, port: int) -> bool:
+    channel = connect(host, port)
+    if channel is None:
+        return False
+    try:
+        return channel.ask()
+    finally:
+        channel.close()
+
+
+def answer(channel: Channel, message: Message | None) -> None:
+    """Be what a Listener does for `reaches`."""
+    if message is not None:
+        channel.send(here=True)
 
 
 def _server(port: int) -> socket.socket:

@@ -13,7 +13,7 @@ from tunery_api.reasons import FailureReason
 from tunery_api.runspec import Failure
 from tunery_common.errors import TuneryError
 from tunery_trainer.crew.causes import Causes, PeerLost
-from tunery_trainer.crew.channel import Channel, Listener, Message, connect, reaches
+from tunery_trainer.crew.channel import Channel, Listener, Message, answer, connect, reaches
 from tunery_trainer.process.failures import explain, to_failure
 from tunery_trainer.process.place import Place
 from tunery_trainer.process.signals import StopRequested
@@ -88,7 +88,7 @@ class Lead:
     def __enter__(self) -> Self:
         self._listener = Listener(self._place.control_port, self._heard)
         # The port of the collectives is nobody's until all begin: it is tried as the free one is.
-        self._tried = [Listener(port, lambda channel, message: None) for port in (0, self._place.port)]
+        self._tried = [Listener(port, answer) for port in (0, self._place.port)]
         return self
 
     def __exit__(
@@ -190,7 +190,7 @@ class Follow:
         self._done = False
 
     def __enter__(self) -> Self:
-        self._free = Listener(0, lambda channel, message: None)
+        self._free = Listener(0, answer)
         self._meet()
         return self
 
