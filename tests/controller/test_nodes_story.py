@@ -71,6 +71,21 @@ def lose_one(namespace: Namespace, name: str, which: int, seconds: float = 20) -
     return deleted
 
 
+def publish(namespace: Namespace, operator: OperatorProcess, progress_tls: Path, name: str) -> list[str]:
+    """Start both pods of a job and let the first say that it publishes; return their names."""
+    pods = start(namespace, f"{name}-train", 2)
+    number_of_pods(namespace, name, "2/2")
+    poster = Poster(namespace, operator, progress_tls, pods[0])
+    assert poster.post(poster.token(), {"trainerStatus": {"phase": "Uploading"}}) == 200
+    namespace.wait_phase(name, "Uploading")
+    eventually("the Job may lack one", lambda: allowed(namespace, name) == 2)
+    return pods
+
+
+def allowed(namespace: Namespace, name: str) -> int:
+    return int(namespace.job(f"{name}-train")["spec"]["maxFailedIndexes"])
+
+
 def reasons_of(status: Json) -> list[str | None]:
     return [item.get("reason") for item in status["attemptHistory"]]
 
@@ -205,17 +220,11 @@ def test_while_the_first_one_publishes_another_ones_end_is_nobodys(
     """Training has ended, and the first does the rest alone: neither the operator nor the Job controller ends it."""
     name = f"pub{retries}"
     namespace.apply(on_nodes(name, 2, retries=retries))
-    pods = start(namespace, f"{name}-train", 2)
-    number_of_pods(namespace, name, "2/2")
-    poster = Poster(namespace, operator, progress_tls, pods[0])
-    assert poster.post(poster.token(), {"trainerStatus": {"phase": "Uploading"}}) == 200
-    namespace.wait_phase(name, "Uploading")
+    pods = publish(namespace, operator, progress_tls, name)
     namespace.end_pod(pods[1], 137)
     status = number_of_pods(namespace, name, "1/2")
     if retries:
         waiting(namespace, f"{name}-train", 1)
-    allowed = eventually("the Job may lack one", lambda: namespace.job(f"{name}-train")["spec"]["maxFailedIndexes"])
-    assert allowed == 2
     # So long the Job controller takes to end it where it may not.
     time.sleep(1)
     status = namespace.status(name)
@@ -224,25 +233,42 @@ def test_while_the_first_one_publishes_another_ones_end_is_nobodys(
     namespace.end_pod(pods[0], 0, RESULT)
     status = namespace.wait_phase(name, "Succeeded")
     assert (status["adapter"], status["attempts"]) == (RESULT["adapter"], 1)
-    assert reasons_of(status) == ["Succeeded", "Killed"]
+    assert reasons_of(status) == ["Succeeded", "NotNeeded"]
 
 
 def test_where_publishing_fails_all_of_them_are_needed_again(
     namespace: Namespace, operator: OperatorProcess, progress_tls: Path
 ) -> None:
     namespace.apply(on_nodes("bad", 2, retries=1))
-    pods = start(namespace, "bad-train", 2)
-    number_of_pods(namespace, "bad", "2/2")
-    poster = Poster(namespace, operator, progress_tls, pods[0])
-    assert poster.post(poster.token(), {"trainerStatus": {"phase": "Uploading"}}) == 200
-
-    def allowed() -> int:
-        return int(namespace.job("bad-train")["spec"]["maxFailedIndexes"])
-
-    eventually("the Job may lack one", lambda: allowed() == 2)
+    pods = publish(namespace, operator, progress_tls, "bad")
     namespace.end_pod(pods[0], 75, FAULT)
-    eventually("the Job may lack none", lambda: allowed() == 0)
+    eventually("the Job may lack none", lambda: allowed(namespace, "bad") == 0)
     eventually("that is told", lambda: namespace.condition("bad", "Running")["reason"] == "AttemptFailed")
+
+
+@pytest.mark.parametrize("how", ["evicted", "suspended"])
+def test_where_the_first_one_is_taken_away_after_another_had_ended_all_of_them_begin_anew(
+    namespace: Namespace, operator: OperatorProcess, progress_tls: Path, how: str
+) -> None:
+    """Its number has failed for good, as no retry is left, and the Job controller makes no pod for it any more."""
+    namespace.apply(on_nodes(how, 2, retries=0))
+    pods = publish(namespace, operator, progress_tls, how)
+    namespace.end_pod(pods[1], 137)
+    number_of_pods(namespace, how, "1/2")
+    eventually("its number has failed", lambda: namespace.job(f"{how}-train")["status"].get("failedIndexes") == "1")
+    if how == "evicted":
+        namespace.disrupt_pod(pods[0], "EvictionByEvictionAPI")
+        namespace.end_pod(pods[0], 143)
+    else:
+        namespace.patch_spec(how, suspend=True)
+        namespace.stop_pod(pods[0])
+        namespace.wait_phase(how, "Suspended")
+        namespace.patch_spec(how, suspend=False)
+    pods = start(namespace, f"{how}-train", 2)
+    status = number_of_pods(namespace, how, "2/2")
+    assert (status["attempts"], reasons_of(status)) == (2, [how.capitalize(), "NotNeeded", None, None])
+    namespace.end_pod(pods[0], 0, RESULT)
+    namespace.wait_phase(how, "Succeeded")
 
 
 def test_suspended_and_resumed_all_of_them(namespace: Namespace) -> None:

@@ -95,9 +95,8 @@ def test_what_ran_beside_it_is_counted_once_it_is_over() -> None:
 @pytest.mark.parametrize(
     ("first", "retries", "phase", "reason"),
     [
-        (ended(code=75, meta=no(0), stopped=-5, says=UNREACHABLE), 0, "Failed", "Killed"),
+        (ended(code=75, meta=no(0), stopped=-5, says=UNREACHABLE), 0, "Failed", "StorageUnavailable"),
         (ended(code=75, meta=no(0), stopped=-5, says=UNREACHABLE), 3, "Starting", "AttemptFailed"),
-        (ended(code=64, meta=no(0), stopped=-5, says=UNREACHABLE), 3, "Starting", "AttemptFailed"),
     ],
 )
 def test_where_it_ends_badly_all_of_them_begin_anew(first: PodView, retries: int, phase: str, reason: str) -> None:
@@ -112,12 +111,26 @@ def test_where_it_ends_badly_all_of_them_begin_anew(first: PodView, retries: int
     assert (status["phase"], status["attempts"]) == ("Starting", 2)
 
 
+def test_the_attempt_ended_as_the_first_one_did_however_another_had_ended_before() -> None:
+    """A drain of its node counts for nothing, and the user is told of the drain."""
+    seen = again(publishing(), *runs(0), killed())
+    evicted = {"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI"}
+    first = ended(code=143, meta=no(0, **deleting(60)), stopped=-5, conditions=[evicted])
+    status = compute_status(again(seen, first, killed()))
+    assert [(item["pod"], item["reason"]) for item in status["attemptHistory"]] == [
+        ("a1-0", "Evicted"),
+        ("a1-1", "NotNeeded"),
+    ]
+    assert (last_end(status), "failure" in status) == ("Evicted", False)
+    assert condition(status, "Running") == ("False", "Evicted")
+
+
 def test_it_publishes_alone_only_while_it_says_so_and_may() -> None:
     """One that trains needs the others; one that is told to end, is held or does not answer publishes nothing."""
     trains = judge(*runs(0), killed(), train=nodes(2, retries=0), progress=UPLOADING, reporter="a0-0")
     assert (trains["phase"], trains["failure"]["reason"]) == ("Failed", "Killed"), "an earlier pod said that"
     ends = runs(0, **deleting(60))
     status = compute_status(again(publishing(), *ends, killed(), seconds=1))
-    assert status["phase"] == "Failed"
+    assert (status["phase"], condition(status, "Running")) == ("Starting", ("True", "Stopping"))
     held = compute_status(again(publishing(3), *ends, killed(), train=nodes(2, suspend=True), suspend=True))
     assert held["phase"] == "Suspending"

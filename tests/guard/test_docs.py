@@ -184,7 +184,7 @@ def test_every_phase_and_condition_of_a_server_is_explained() -> None:
     assert [phase.value for phase in ServerPhase if not re.search(rf"\b{phase.value}\b", section)] == []
 
 
-# Words of Kubernetes, which the operator reads, and those of events.
+# Words of Kubernetes, which the operator reads, those of events, and one of attemptHistory alone.
 NO_REASONS = {"diagnosis.py", "obstacles.py", "attempt_endings.py", "events.py", "report_needed.py", "whose.py"}
 NO_REASON = {
     "True",
@@ -194,6 +194,7 @@ NO_REASON = {
     "Pod",
     "Pending",
     "Retried",
+    "NotNeeded",
     "AdapterServed",
     "AdapterFailed",
     "ServerReady",

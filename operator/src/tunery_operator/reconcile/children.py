@@ -20,7 +20,7 @@ from tunery_operator.plan.types import JobPlan
 from tunery_operator.reconcile.found_object import FoundObject
 from tunery_operator.reconcile.services import Services
 from tunery_operator.status.queueing import is_queued
-from tunery_operator.status.reported_progress import publishes_alone
+from tunery_operator.status.reported_progress import first_has_ended_well, publishes_alone
 from tunery_operator.status.snapshot import Snapshot
 from tunery_operator.views.attempt import Attempt
 from tunery_operator.views.job import JobView, parse_job
@@ -205,6 +205,33 @@ def follow(services: Services, owner: Owner, attempt: Attempt, *, suspend: bool)
     return attempt if job.suspend else _suspend(services, owner, attempt)
 
 
+def begin_anew(services: Services, snapshot: Snapshot) -> Snapshot:
+    """Delete a Job of several pods that has lost one for good while the first published, where that did not end well.
+
+    Nobody needed that one then, and its end is no fault; the next attempt does, and this Job makes none any more. What
+    is suspended is deleted once it is resumed. Raises ApiFailure.
+    """
+    attempt = snapshot.main
+    if attempt is None or attempt.job.finished or not attempt.job.lacks_another or snapshot.suspend:
+        return snapshot
+    if publishes_alone(snapshot, attempt) or first_has_ended_well(attempt) or not _needs_all(attempt):
+        return snapshot
+    remove(services, snapshot.owner, attempt.job)
+    return replace(snapshot, main=None)
+
+
+def _needs_all(attempt: Attempt) -> bool:
+    """Tell whether the first of several pods was taken away, or is there again.
+
+    One that failed by itself, or was deleted, the Job controller counts first, and may end the Job for it.
+    """
+    first = attempt.last
+    if attempt.job.suspend or (first is not None and first.disruption is not None):
+        return True
+    begins = first is not None and not first.deleting and not first.finished
+    return begins and not any(attempt.is_not_needed(pod.index, pod.finished_at) for pod in attempt.pods if pod.finished)
+
+
 def spare_the_first(services: Services, snapshot: Snapshot) -> Snapshot:
     """Keep the Job controller from ending a Job of several pods for another one while the first publishes alone.
 
@@ -216,7 +243,7 @@ def spare_the_first(services: Services, snapshot: Snapshot) -> Snapshot:
     if attempt is None or pod is None or attempt.job.finished or attempt.job.failed_indexes_allowed is None:
         return snapshot
     job, alone = attempt.job, publishes_alone(snapshot, attempt)
-    ends = pod.exit_code == ExitCode.OK or pod.deleting or pod.unanswered or job.suspend
+    ends = pod.exit_code == ExitCode.OK or pod.deleting or pod.unanswered or job.suspend or job.lacks_another
     count = job.nodes if alone else 0
     if count == job.failed_indexes_allowed or (ends and not alone):
         return snapshot

@@ -15,7 +15,14 @@ from tunery_operator.plan.inputs import as_checked
 from tunery_operator.plan.job import output_place
 from tunery_operator.plan.lorajob import Known, plan_preflight, plan_publish, plan_report, plan_train
 from tunery_operator.plan.types import JobPlan
-from tunery_operator.reconcile.children import ensure_attempt, follow, own_leftovers, remove, spare_the_first
+from tunery_operator.reconcile.children import (
+    begin_anew,
+    ensure_attempt,
+    follow,
+    own_leftovers,
+    remove,
+    spare_the_first,
+)
 from tunery_operator.reconcile.found_object import FoundObject
 from tunery_operator.reconcile.frame import KindSteps
 from tunery_operator.reconcile.gathering import find_attempt, gather_main_job, is_overdue, is_silent, report_again
@@ -78,6 +85,7 @@ def _advance(services: Services, obj: FoundObject, spec: LoRAJobSpec, snapshot: 
         followed = follow(services, obj.owner, snapshot.main, suspend=spec.suspend)
         return spare_the_first(services, replace(snapshot, main=followed))
     plan = plan_train(spec, obj.owner, services.platform, _known(obj, inputs))
+    snapshot = begin_anew(services, snapshot)
     shown = replace(inputs.shown_in(snapshot), main=ensure_attempt(services, obj, plan, snapshot.main))
     return spare_the_first(services, shown)
 

@@ -13,7 +13,7 @@ from tunery_api.sweepstatus import TrialState
 from tunery_operator.status.ledger import newest_attempt
 from tunery_operator.status.messages import THE_ONE_BEFORE, attempt_words, was_ended
 from tunery_operator.status.phase import NOT_REPORTING, STOPPING
-from tunery_operator.views.attempt import EVICTED, PREEMPTED, VANISHED, first_ended
+from tunery_operator.views.attempt import EVICTED, NOT_NEEDED, PREEMPTED, VANISHED, first_ended
 from tunery_operator.views.event import RETRIED, Event
 
 DATASET_WARNING: Final = "DatasetWarning"
@@ -179,7 +179,7 @@ def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Mapping
     stops = any(reason == STOPPING for _, reason in before.values())
     newest, ended = {entry["uid"] for entry in newest_attempt(new)}, newest_attempt(old)
     # What has ended was told of as it did; and the Job controller ends the other pods of its attempt, nobody else.
-    over = [entry["uid"] in newest for entry in ended if entry.get("endTime")]
+    over = [entry["uid"] in newest for entry in ended if entry.get("endTime") and entry.get("reason") != NOT_NEEDED]
     told_before = {STOPPING} if any(over) else set()
     if old.get("failure") and over and len(over) == len(ended) and all(over):
         told_before |= {_ATTEMPT_FAILED, *_TAKEN_AWAY}

@@ -24,6 +24,7 @@ from tunery_operator.views.attempt import (
     ECHO,
     ENDS_WITHOUT_FAULT,
     EVICTED,
+    NOT_NEEDED,
     PREEMPTED,
     STOPPED,
     SUCCEEDED,
@@ -39,7 +40,7 @@ from tunery_operator.views.pod import LostPod, PodView
 Entry = dict[str, Any]
 """One of status.attemptHistory."""
 
-_NOT_FOR_SURE: Final = ENDS_WITHOUT_FAULT - {EVICTED, SUCCEEDED}
+_NOT_FOR_SURE: Final = ENDS_WITHOUT_FAULT - {EVICTED, SUCCEEDED, NOT_NEEDED}
 """Ends of which only the Job controller knows whether they count as a retry."""
 
 Span = tuple[datetime, datetime]
@@ -193,15 +194,22 @@ def _endings(draft: Draft, history: Sequence[Entry]) -> list[tuple[Entry, Ending
 def _or_echo(draft: Draft, entry: Entry, ending: Ending, history: Iterable[Entry]) -> Ending:
     """Return the end of a pod; of one that was told to end once another of its attempt had failed, that it is its echo.
 
+    And of one that ends while the first one publishes, that nobody needed it.
+
     The Job controller deletes the others once it has given up, as nobody else who shows here does; it does not for one
     that is an echo itself, such as of this very pod, which may end last as it stores its checkpoint. Where the Job is
     gone or held, all of its pods were told to end.
     """
     main = draft.snapshot.main
-    if ending.reason != STOPPED or _ATTEMPT not in entry or main is None or entry["startTime"] < main.job.created:
+    if _ATTEMPT not in entry or main is None or entry["startTime"] < main.job.created:
+        return ending
+    if ending.reason != SUCCEEDED and main.is_not_needed(entry.get(_INDEX), ending.time):
+        return Ending(ending.time, NOT_NEEDED)
+    if ending.reason != STOPPED:
         return ending
     others = [item for item in history if item.get(_ATTEMPT) == entry[_ATTEMPT] and _ENDED in item]
-    before = [item for item in others if item["reason"] != SUCCEEDED and item[_ENDED] <= format_time(ending.time)]
+    failed = [item for item in others if item["reason"] not in (SUCCEEDED, NOT_NEEDED)]
+    before = [item for item in failed if item[_ENDED] <= format_time(ending.time)]
     return ending if all(_only_echoes(draft.snapshot, item) for item in before) else Ending(ending.time, ECHO)
 
 
@@ -359,7 +367,8 @@ def retries_used(status: Mapping[str, Any], attempt: Attempt) -> int | None:
         return None
     for entry in history:
         end = entry.get("reason", SUCCEEDED) if entry["startTime"] >= job.created else SUCCEEDED
-        if end in _NOT_FOR_SURE or (end not in PASSED_OVER | {SUCCEEDED, ECHO} and entry["uid"] not in there):
+        told = end in PASSED_OVER | {SUCCEEDED, NOT_NEEDED, ECHO}
+        if end in _NOT_FOR_SURE or not (told or entry["uid"] in there):
             return None
     if any(pod.finished and pod.deleting and pod.exit_code != ExitCode.PEER_LOST for pod in charged):
         return None

@@ -22,8 +22,10 @@ STOPPED: Final = "Stopped"
 SUCCEEDED: Final = "Succeeded"
 VANISHED: Final = "Vanished"
 """Gone while nobody looked."""
+NOT_NEEDED: Final = "NotNeeded"
+"""However it ended: the first of several pods published by then, which needs no other one."""
 
-ENDS_WITHOUT_FAULT: Final = frozenset({EVICTED, PREEMPTED, SUSPENDED, STOPPED, SUCCEEDED, VANISHED})
+ENDS_WITHOUT_FAULT: Final = frozenset({EVICTED, PREEMPTED, SUSPENDED, STOPPED, SUCCEEDED, VANISHED, NOT_NEEDED})
 """All of these; any other end is a failure, and its word a FailureReason."""
 
 
@@ -39,7 +41,7 @@ def first_ended(entries: Iterable[Mapping[str, Any]]) -> Mapping[str, Any] | Non
     """Return of the pods of one attempt, as status.attemptHistory has them, that which the others ended for.
 
     That is the first one that is not the echo of another's end; of two in one second a failure. Where the first pod has
-    published, it is that one: what became of the others meanwhile is nobody's. None: none has ended.
+    published, it is that one: what became of the others meanwhile is nobody's, however it ends. None: none has ended.
     """
     return min((entry for entry in entries if entry.get("endTime")), key=_order, default=None)
 
@@ -50,10 +52,11 @@ def cause_of(entries: Iterable[Mapping[str, Any]]) -> str | None:
     return None if first is None else str(first.get("reason"))
 
 
-def _order(entry: Mapping[str, Any]) -> tuple[bool, bool, str, bool]:
+def _order(entry: Mapping[str, Any]) -> tuple[bool, bool, bool, str, bool]:
     reason = entry.get("reason")
     published = reason == SUCCEEDED and not entry.get("index")
-    return not published, reason == ECHO, str(entry["endTime"]), reason in ENDS_WITHOUT_FAULT
+    time, faultless = str(entry["endTime"]), reason in ENDS_WITHOUT_FAULT
+    return not published, reason == NOT_NEEDED, reason == ECHO, time, faultless
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,12 +114,19 @@ class Attempt:
 
     @property
     def ended_together(self) -> tuple[PodView, ...]:
-        """The pods of the last attempt that have ended: each was there until all of them were."""
-        ended = {pod.index: pod for pod in self.pods if pod.finished or pod.finished_at is not None}
+        """The pods of the last attempt that have ended and were needed: each was there until all of them were."""
+        pods = [pod for pod in self.pods if not self.is_not_needed(pod.index, pod.finished_at)]
+        ended = {pod.index: pod for pod in pods if pod.finished or pod.finished_at is not None}
         begun = max((time for pod in ended.values() if (time := parse_time(pod.created))), default=None)
         return tuple(
             pod for pod in ended.values() if begun is None or pod.finished_at is None or pod.finished_at >= begun
         )
+
+    def is_not_needed(self, index: int | None, ended_at: datetime | None) -> bool:
+        """Tell whether a pod that has ended did so while the first one published, which the Job was told of."""
+        begun = parse_time(self.last.created) if self.last is not None else None
+        alone = bool(index and self.job.failed_indexes_allowed)
+        return alone and (ended_at is None or begun is None or ended_at >= begun)
 
     @property
     def failures(self) -> int:
@@ -144,7 +154,7 @@ class Attempt:
         next_made: dict[int | None, datetime] = {}
         for pod in reversed(self.pods):
             made = parse_time(pod.created) or _EVER
-            if _counts(pod):
+            if _counts(pod) and not self.is_not_needed(pod.index, pod.finished_at):
                 ended, latest = max(made, pod.finished_at or made), next_made.get(pod.index)
                 yield ended if latest is None else max(made, min(ended, latest - _MOMENT))
             next_made[pod.index] = made

@@ -74,6 +74,8 @@ class JobView:
     """Pods that work together, each with a number; 1: it has one, without."""
     failed_indexes_allowed: int | None = None
     """How many of the numbers may have failed for good before the Job controller ends it; None: it says nothing."""
+    lacks_another: bool = False
+    """A number other than 0 has failed for good: no pod is made for it any more."""
 
     @property
     def finished(self) -> bool:
@@ -117,6 +119,7 @@ def parse_job(body: Mapping[str, Any]) -> JobView:
         done=labels.get(DONE_LABEL) == "true",
         nodes=int(spec.get("completions") or 1) if spec.get("completionMode") == "Indexed" else 1,
         failed_indexes_allowed=spec.get("maxFailedIndexes"),
+        lacks_another=(status.get("failedIndexes") or "0") != "0",
     )
 
 
