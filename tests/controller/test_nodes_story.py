@@ -71,7 +71,7 @@ def lose_one(namespace: Namespace, name: str, which: int, seconds: float = 20) -
     return deleted
 
 
-def publish(namespace: Namespace, operator: OperatorProcess, progress_tls: Path, name: str) -> list[str]:
+def publish(namespace: Namespace, operator: OperatorProcess, progress_tls: Path, name: str) -> dict[int, str]:
     """Start both pods of a job and let the first say that it publishes; return their names."""
     pods = start(namespace, f"{name}-train", 2)
     number_of_pods(namespace, name, "2/2")
@@ -201,6 +201,24 @@ def test_what_the_user_must_mend_ends_all_of_them_at_once(namespace: Namespace) 
     eventually("the others are gone", lambda: len(namespace.pods("u-train")) == 1)
 
 
+def test_one_that_only_just_begins_as_its_job_ends_is_no_other_attempt(namespace: Namespace) -> None:
+    """The first one may hold what the other waits for, and set it free as it ends; nobody has deleted that."""
+    namespace.apply(on_nodes("begins", 2))
+    first, late = waiting(namespace, "begins-train", 2).values()
+    namespace.start_pod(first)
+    number_of_pods(namespace, "begins", "1/2")
+    namespace.bind(late, f"node-of-{late}")
+    namespace.end_pod(first, 64, TOO_LARGE)
+    eventually("it is told to end", lambda: "deletionTimestamp" in namespace.get("pods", late)["metadata"])
+    namespace.start_pod(late)
+    eventually("both are counted", lambda: len(namespace.status("begins")["attemptHistory"]) == 2)
+    assert "is not tried again: GPUOutOfMemory" in namespace.condition("begins", "Running")["message"]
+    namespace.stop_pod(late)
+    status = namespace.wait_phase("begins", "Failed")
+    assert status["failure"]["message"] == f"12 GiB were asked for (pod {first})"
+    assert (status["attempts"], reasons_of(status)) == (1, ["GPUOutOfMemory", "PeerLost"])
+
+
 def test_the_first_one_ends_well_for_all(namespace: Namespace) -> None:
     namespace.apply(on_nodes("w"))
     pods = start(namespace, "w-train")
@@ -242,31 +260,37 @@ def test_where_publishing_fails_all_of_them_are_needed_again(
     namespace.apply(on_nodes("bad", 2, retries=1))
     pods = publish(namespace, operator, progress_tls, "bad")
     namespace.end_pod(pods[0], 75, FAULT)
-    eventually("the Job may lack none", lambda: allowed(namespace, "bad") == 0)
     eventually("that is told", lambda: namespace.condition("bad", "Running")["reason"] == "AttemptFailed")
+    eventually("the Job may lack none", lambda: allowed(namespace, "bad") == 0)
 
 
-@pytest.mark.parametrize("how", ["evicted", "suspended"])
+@pytest.mark.parametrize(
+    ("how", "retries"), [("evicted", 0), ("suspended", 0), pytest.param("evicted", 2, marks=pytest.mark.long)]
+)
 def test_where_the_first_one_is_taken_away_after_another_had_ended_all_of_them_begin_anew(
-    namespace: Namespace, operator: OperatorProcess, progress_tls: Path, how: str
+    namespace: Namespace, operator: OperatorProcess, progress_tls: Path, how: str, retries: int
 ) -> None:
-    """Its number has failed for good, as no retry is left, and the Job controller makes no pod for it any more."""
-    namespace.apply(on_nodes(how, 2, retries=0))
+    """Where no retry is left its number has failed for good, and the Job controller makes no pod for it any more."""
+    namespace.apply(on_nodes(how, 2, retries=retries))
     pods = publish(namespace, operator, progress_tls, how)
     namespace.end_pod(pods[1], 137)
     number_of_pods(namespace, how, "1/2")
-    eventually("its number has failed", lambda: namespace.job(f"{how}-train")["status"].get("failedIndexes") == "1")
+    if not retries:
+        eventually("its number has failed", lambda: namespace.job(f"{how}-train")["status"].get("failedIndexes") == "1")
     if how == "evicted":
         namespace.disrupt_pod(pods[0], "EvictionByEvictionAPI")
         namespace.end_pod(pods[0], 143)
     else:
+        namespace.bind(pods[0], "one-of-its-own")
         namespace.patch_spec(how, suspend=True)
+        namespace.wait_phase(how, "Suspending")
         namespace.stop_pod(pods[0])
         namespace.wait_phase(how, "Suspended")
         namespace.patch_spec(how, suspend=False)
     pods = start(namespace, f"{how}-train", 2)
     status = number_of_pods(namespace, how, "2/2")
     assert (status["attempts"], reasons_of(status)) == (2, [how.capitalize(), "NotNeeded", None, None])
+    assert "AttemptFailed" not in namespace.reasons_told(how)
     namespace.end_pod(pods[0], 0, RESULT)
     namespace.wait_phase(how, "Succeeded")
 

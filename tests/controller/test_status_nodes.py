@@ -365,6 +365,58 @@ def test_a_drain_that_takes_what_is_left_of_an_echo_is_told_as_of_the_pod_it_beg
     assert told(status)["message"] == "attempt 1, pod a1-0, was ended: Evicted; the next one goes on"
 
 
+STARTS = TrainerStatus(phase=Phase.STARTING)
+
+
+def test_who_waited_for_another_one_is_of_the_attempt_that_begins_with_its_successor() -> None:
+    """Pod 1 is evicted before they have met; later somebody deletes the first one, and nothing else is its end's cause.
+
+    One that has trained ends for it, if late: it stays in its own.
+    """
+    taken = ended(code=143, meta=no(1, **deleting(60)), stopped=-200, disruption="EvictionByEvictionAPI")
+    anew = runs(1, attempt=2, started=-100, created=-190)
+    seen = snapshot(*runs(0, 1), train=nodes(2, retries=0), progress=STARTS, reporter="a1-0")
+    begun = again(again(seen, *runs(0), taken), *runs(0), taken, *anew)
+    entries = [(item["pod"], item["attempt"], item.get("reason")) for item in compute_status(begun)["attemptHistory"]]
+    assert entries == [("a1-0", 2, None), ("a1-1", 1, "Evicted"), ("a2-1", 2, None)]
+    echo = ended(code=76, meta=no(1, 2, created=-190), started=-100, stopped=-40)
+    train = nodes(2, retries=0, failed_reason="FailedIndexes")
+    status = compute_status(again(begun, taken, echo, train=train, lost_pods=(gone(0, 1, -300, 250),)))
+    assert status["failure"]["message"].startswith("pod a1-0 was told to end by somebody who deleted it")
+    assert [item["reason"] for item in status["attemptHistory"]] == ["Stopped", "Evicted", "PeerLost"]
+    trained = again(again(seen, *runs(0), taken, progress=TRAINING), *runs(0), taken, *anew)
+    assert [item["attempt"] for item in compute_status(trained)["attemptHistory"]] == [1, 1, 2]
+
+
+def test_an_attempt_is_counted_by_its_own_end_where_one_that_waited_went_on() -> None:
+    """The first could not meet the other, which waited for the next one and was with it to its end."""
+    seen = snapshot(*runs(0, 1), train=nodes(2, retries=1), progress=STARTS, reporter="a1-0")
+    unmet = ended(code=75, meta=no(0), stopped=-200, says=ECHO)
+    seen = again(again(seen, unmet, *runs(1)), unmet, *runs(0, attempt=2, started=-180, created=-190), *runs(1))
+    over = [ended(meta=no(0, 2), says=RESULT, stopped=-5), ended(meta=no(1), stopped=-4)]
+    status = compute_status(again(seen, unmet, *over, train=nodes(2, retries=1, complete=True)))
+    counted = changes(seen.status, status, FACTS)
+    assert [each.labels[2] for each in counted if each.metric is ATTEMPTS] == ["PeerLost", "Succeeded"]
+
+
+def test_an_echo_is_no_news_once_the_successor_of_its_cause_runs() -> None:
+    """Pod 0 stored its checkpoint for longer, and its own successor comes later."""
+    taken = ended(code=143, meta=no(1, **deleting(60)), stopped=-200, disruption="EvictionByEvictionAPI")
+    seen = snapshot(*runs(0, 1), train=nodes(2), progress=TRAINING, reporter="a1-0")
+    echo = ended(code=76, meta=no(0), stopped=-190)
+    seen = again(seen, echo, taken)
+    assert condition(compute_status(seen), "Running") == ("False", "Evicted")
+    status = compute_status(again(seen, echo, taken, *runs(1, attempt=2, started=-100, created=-180)))
+    assert (told(status)["reason"], told(status)["message"]) == ("Starting", "1 of 2 pods run")
+
+
+def test_a_retry_is_used_up_as_soon_as_the_container_has_ended() -> None:
+    """Its pod is Failed a moment later, and nobody tells the number again."""
+    killed = dataclasses.replace(ended(code=137, meta=no(1), stopped=-10), phase="Running")
+    status = judge(ended(code=76, meta=no(0), stopped=-5), killed, train=nodes(2, retries=3))
+    assert "failed (1 of 3 retries used): Killed" in told(status)["message"]
+
+
 def test_what_all_of_them_wait_for_once_they_run() -> None:
     """They have not begun: a look that comes by itself finds whether their Service is there, and says what may be."""
     seen = snapshot(

@@ -23,6 +23,7 @@ from tunery_operator.status.queueing import is_queued
 from tunery_operator.status.reported_progress import first_has_ended_well, publishes_alone
 from tunery_operator.status.snapshot import Snapshot
 from tunery_operator.views.attempt import Attempt
+from tunery_operator.views.clock import parse_time
 from tunery_operator.views.job import JobView, parse_job
 from tunery_operator.views.owner import Owner
 from tunery_operator.views.pod import PodView, outlives
@@ -212,7 +213,9 @@ def begin_anew(services: Services, snapshot: Snapshot) -> Snapshot:
     is suspended is deleted once it is resumed. Raises ApiFailure.
     """
     attempt = snapshot.main
-    if attempt is None or attempt.job.finished or not attempt.job.lacks_another or snapshot.suspend:
+    if attempt is None or attempt.job.finished or snapshot.suspend:
+        return snapshot
+    if not attempt.job.lacks_another or attempt.job.lacks_first:
         return snapshot
     if publishes_alone(snapshot, attempt) or first_has_ended_well(attempt) or not _needs_all(attempt):
         return snapshot
@@ -228,24 +231,26 @@ def _needs_all(attempt: Attempt) -> bool:
     first = attempt.last
     if attempt.job.suspend or (first is not None and first.disruption is not None):
         return True
-    begins = first is not None and not first.deleting and not first.finished
-    return begins and not any(attempt.is_not_needed(pod.index, pod.finished_at) for pod in attempt.pods if pod.finished)
+    ended = [pod.finished_at for pod in attempt.pods if pod.index and pod.finished]
+    begun = parse_time(first.created) if first is not None and not first.deleting and not first.finished else None
+    return begun is not None and all(time is None or time < begun for time in ended)
 
 
 def spare_the_first(services: Services, snapshot: Snapshot) -> Snapshot:
     """Keep the Job controller from ending a Job of several pods for another one while the first publishes alone.
 
-    Where it does not any more and has not ended well, another attempt needs all of them, and what was said before
-    holds. Raises ApiFailure.
+    Once another one begins in its place, which needs all of them, or none does any more, what was said before holds.
+    Raises ApiFailure.
     """
     attempt = snapshot.main
     pod = attempt.last if attempt is not None else None
     if attempt is None or pod is None or attempt.job.finished or attempt.job.failed_indexes_allowed is None:
         return snapshot
     job, alone = attempt.job, publishes_alone(snapshot, attempt)
-    ends = pod.exit_code == ExitCode.OK or pod.deleting or pod.unanswered or job.suspend or job.lacks_another
+    waits = pod.finished or pod.deleting or pod.unanswered or job.suspend or job.lacks_another
+    over = job.lacks_first and pod.exit_code != ExitCode.OK
     count = job.nodes if alone else 0
-    if count == job.failed_indexes_allowed or (ends and not alone):
+    if count == job.failed_indexes_allowed or (waits and not alone and not over):
         return snapshot
     body = apply.allow_failed_indexes(services.client, snapshot.owner.key.namespace, job, count)
     return replace(snapshot, main=_seen(services, attempt, body))

@@ -18,7 +18,7 @@ from tunery_api.status import ATTEMPTS_KEPT, GENERATIONS_KEPT
 from tunery_operator.status.attempt_endings import Ending, ending_of, ending_of_lost, how_it_ended
 from tunery_operator.status.diagnosis import is_echo
 from tunery_operator.status.draft import Draft
-from tunery_operator.status.reported_progress import first_has_ended_well, publishes_alone
+from tunery_operator.status.reported_progress import first_has_ended_well, may_have_begun, publishes_alone
 from tunery_operator.status.snapshot import Snapshot
 from tunery_operator.views.attempt import (
     ECHO,
@@ -63,7 +63,9 @@ def keep_ledger(draft: Draft) -> bool:
     attempts = int(draft.fields.get("attempts") or 0)
     for pod in sorted(new, key=lambda pod: pod.started_at or snapshot.now):
         if not _waits_for_nothing(snapshot, pod, history):
-            attempts, entry = _opened(pod, history, attempts, over=first_has_ended_well(snapshot.main))
+            attempts, entry = _opened(pod, history, attempts, snapshot.main)
+            if _ATTEMPT in entry and not may_have_begun(snapshot):
+                _take_along(entry, history)
             history.append(entry)
     history.sort(key=lambda entry: (str(entry["startTime"]), int(entry.get(_INDEX) or 0)))
     first = [entry for entry in history if not entry.get(_INDEX)] or history
@@ -90,22 +92,37 @@ def _waits_for_nothing(snapshot: Snapshot, pod: PodView | LostPod, history: Sequ
     return bool(pod.index) and had and publishes_alone(snapshot, snapshot.main)
 
 
-def _opened(
-    pod: PodView | LostPod, history: Sequence[Entry], attempts: int, *, over: bool = False
-) -> tuple[int, Entry]:
+def _opened(pod: PodView | LostPod, history: Sequence[Entry], attempts: int, main: Attempt | None) -> tuple[int, Entry]:
     """Return how many attempts there are with this pod, and its entry.
 
     A pod with a number belongs to the newest attempt, unless that has had one of this number, or all of its pods have
-    ended: it is the next one's. Where it is all `over`, no other follows.
+    ended: it is the next one's. No other follows where the first one has published, nor where another one has ended so
+    that its Job does: this one had been made before.
     """
     entry = _entry(pod)
     if pod.index is None:
         return attempts + 1, entry
     newest = max((int(item[_ATTEMPT]) for item in history if _ATTEMPT in item), default=0)
     others = [item for item in history if item.get(_ATTEMPT) == newest]
-    joins = all(item.get(_INDEX) != pod.index for item in others) and any(_ENDED not in item for item in others)
-    number = newest if newest and (joins or over) else max(newest, attempts) + 1
+    goes_on = any(_ENDED not in item for item in others)
+    joins = all(item.get(_INDEX) != pod.index for item in others) and (goes_on or _is_ending(main))
+    number = newest if newest and (joins or first_has_ended_well(main)) else max(newest, attempts) + 1
     return max(attempts, number), {**entry, _INDEX: pod.index, _ATTEMPT: number}
+
+
+def _take_along(opened: Entry, history: Iterable[Entry]) -> None:
+    """Let those belong to the attempt that a pod opens that waited for it, when the one before it had ended."""
+    for entry in history:
+        if entry.get(_ATTEMPT) == opened[_ATTEMPT] - 1 and _ENDED not in entry:
+            entry[_ATTEMPT] = opened[_ATTEMPT]
+
+
+def _is_ending(main: Attempt | None) -> bool:
+    """Tell whether a Job of several pods ends for one that has: the Job controller tells the others to, and then it."""
+    if main is None:
+        return False
+    ends = main.job.failed_reason is not None or main.failed_too_often
+    return ends or any(pod.exit_code == ExitCode.USER_ERROR for pod in main.pods)
 
 
 def _name_pod(draft: Draft, opened: Entry | None) -> None:
@@ -203,7 +220,7 @@ def _or_echo(draft: Draft, entry: Entry, ending: Ending, history: Iterable[Entry
     main = draft.snapshot.main
     if _ATTEMPT not in entry or main is None or entry["startTime"] < main.job.created:
         return ending
-    if ending.reason != SUCCEEDED and main.is_not_needed(entry.get(_INDEX), ending.time):
+    if ending.reason != SUCCEEDED and main.is_not_needed(entry["uid"], entry.get(_INDEX), ending.time):
         return Ending(ending.time, NOT_NEEDED)
     if ending.reason != STOPPED:
         return ending
@@ -313,7 +330,9 @@ def gone_cause(status: Mapping[str, Any], attempt: Attempt) -> Mapping[str, Any]
     if cause is None or cause["startTime"] < attempt.job.created or cause["uid"] in {pod.uid for pod in attempt.pods}:
         return None
     begun = parse_time(cause["startTime"])
-    there = [pod for pod in attempt.pods if begun is None or _last_known(pod, begun) > begun]
+    earlier = {entry["uid"] for entry in status.get("attemptHistory") or ()} - {entry["uid"] for entry in entries}
+    its = [pod for pod in attempt.pods if pod.uid not in earlier]
+    there = [pod for pod in its if begun is None or _last_known(pod, begun) > begun]
     return None if any(cause["reason"] == ECHO or (pod.finished and not is_echo(pod)) for pod in there) else cause
 
 
@@ -339,7 +358,8 @@ def _attempts(status: Mapping[str, Any]) -> Iterable[Sequence[Entry]]:
     """Return the entries of each attempt, the oldest first: of pods that work together several."""
     found: dict[Any, list[Entry]] = {}
     for entry in status.get("attemptHistory") or ():
-        found.setdefault(entry.get(_ATTEMPT, entry["uid"]), []).append(entry)
+        name = entry.get(_ATTEMPT, entry["uid"])
+        found[name] = [*found.pop(name, ()), entry]  # in the order of the last that began: one may have waited for it
     return found.values()
 
 

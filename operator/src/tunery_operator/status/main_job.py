@@ -161,11 +161,15 @@ def show_pod(draft: Draft, attempt: Attempt) -> None:
     draft.put(pods=f"{attempt.running}/{job.nodes}" if job.nodes > 1 else None)
     going = [each for each in attempt.newest if each.running and _goes(draft, each)]
     lost = next((each for each in going if is_node_lost(each, draft.snapshot.now)), None)
+    over = next((each for each in attempt.newest if each.exit_code == ExitCode.USER_ERROR), None)
     if pod is not None and publishes_alone(draft.snapshot, attempt):
         _show_activity(draft, pod, attempt)
     elif pod is not None and first_has_ended_well(attempt) and lost is None:
         # The others are told to end, as the Job is complete with it, once all of them have.
         _show_ended_pod(draft, attempt, pod)
+    elif going and over is not None and lost is None:
+        # The others are told to end for it, and one that has only just begun takes its time.
+        _show_ended_pod(draft, attempt, over)
     elif going:
         told = f"{len(going)} of {job.nodes} pods were told to end" if going[1:] else ""
         _show_stopping(draft, lost or going[0], told)
@@ -324,7 +328,7 @@ def _show_waiting(draft: Draft, attempt: Attempt) -> None:
     elif gone is not None and job.nodes > 1 and gone["reason"] in PASSED_OVER:
         called = attempt_words(draft.fields.get("attempts", 1), gone["pod"])
         draft.conditions.set(_RUNNING, False, gone["reason"], was_ended(called, gone["reason"]))
-    elif pod is not None:
+    elif pod is not None and not (attempt.running and pod.exit_code == ExitCode.PEER_LOST):
         _show_ended_pod(draft, attempt, pod)
     elif attempt.running:
         draft.conditions.set(_RUNNING, False, "Starting", f"{attempt.running} of {job.nodes} pods run")

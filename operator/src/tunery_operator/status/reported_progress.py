@@ -55,6 +55,12 @@ def is_downloading(report: TrainerStatus) -> bool:
     return report.doing == DOWNLOADING and report.phase in (None, Phase.STARTING, Phase.DOWNLOADING)
 
 
+def may_have_begun(snapshot: Snapshot) -> bool:
+    """Tell whether pods that work together have begun, as far as the first of them says; where it is silent, True."""
+    report = snapshot.progress
+    return report is None or report.phase not in (None, Phase.STARTING, Phase.DOWNLOADING)
+
+
 def publishes_alone(snapshot: Snapshot, attempt: Attempt | None) -> bool:
     """Tell whether training has ended and the first of several pods does the rest, which needs no other one.
 

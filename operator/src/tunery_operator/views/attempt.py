@@ -46,6 +46,12 @@ def first_ended(entries: Iterable[Mapping[str, Any]]) -> Mapping[str, Any] | Non
     return min((entry for entry in entries if entry.get("endTime")), key=_order, default=None)
 
 
+def not_needed(status: Mapping[str, Any]) -> frozenset[str]:
+    """Return the uids of the pods that ended when nobody needed them any more, as status.attemptHistory has them."""
+    history = status.get("attemptHistory") or ()
+    return frozenset(str(entry["uid"]) for entry in history if entry.get("reason") == NOT_NEEDED)
+
+
 def cause_of(entries: Iterable[Mapping[str, Any]]) -> str | None:
     """Return the reason for which the pods of one attempt have ended, of status.attemptHistory; None: none has."""
     first = first_ended(entries)
@@ -79,6 +85,8 @@ class Attempt:
     job: JobView
     pods: tuple[PodView, ...] = ()
     warnings: tuple[ClusterWarning, ...] = ()
+    not_needed: frozenset[str] = frozenset()
+    """The uids of pods of which status.attemptHistory says so."""
 
     @property
     def last(self) -> PodView | None:
@@ -115,18 +123,18 @@ class Attempt:
     @property
     def ended_together(self) -> tuple[PodView, ...]:
         """The pods of the last attempt that have ended and were needed: each was there until all of them were."""
-        pods = [pod for pod in self.pods if not self.is_not_needed(pod.index, pod.finished_at)]
+        pods = [pod for pod in self.pods if not self.is_not_needed(pod.uid, pod.index, pod.finished_at)]
         ended = {pod.index: pod for pod in pods if pod.finished or pod.finished_at is not None}
         begun = max((time for pod in ended.values() if (time := parse_time(pod.created))), default=None)
         return tuple(
             pod for pod in ended.values() if begun is None or pod.finished_at is None or pod.finished_at >= begun
         )
 
-    def is_not_needed(self, index: int | None, ended_at: datetime | None) -> bool:
+    def is_not_needed(self, uid: str, index: int | None, ended_at: datetime | None) -> bool:
         """Tell whether a pod that has ended did so while the first one published, which the Job was told of."""
         begun = parse_time(self.last.created) if self.last is not None else None
         alone = bool(index and self.job.failed_indexes_allowed)
-        return alone and (ended_at is None or begun is None or ended_at >= begun)
+        return uid in self.not_needed or (alone and (ended_at is None or begun is None or ended_at >= begun))
 
     @property
     def failures(self) -> int:
@@ -154,7 +162,7 @@ class Attempt:
         next_made: dict[int | None, datetime] = {}
         for pod in reversed(self.pods):
             made = parse_time(pod.created) or _EVER
-            if _counts(pod) and not self.is_not_needed(pod.index, pod.finished_at):
+            if _counts(pod) and not self.is_not_needed(pod.uid, pod.index, pod.finished_at):
                 ended, latest = max(made, pod.finished_at or made), next_made.get(pod.index)
                 yield ended if latest is None else max(made, min(ended, latest - _MOMENT))
             next_made[pod.index] = made
@@ -163,4 +171,5 @@ class Attempt:
 def _counts(pod: PodView) -> bool:
     """Tell whether the end of a pod is a failure, as the rules of its Job have it."""
     free = pod.deleting or pod.disruption is not None or pod.exit_code == ExitCode.PEER_LOST
-    return pod.phase == "Failed" and not free
+    # A container ends a moment before its pod does.
+    return (pod.phase == "Failed" or pod.exit_code not in (None, ExitCode.OK)) and not free

@@ -74,13 +74,23 @@ class JobView:
     """Pods that work together, each with a number; 1: it has one, without."""
     failed_indexes_allowed: int | None = None
     """How many of the numbers may have failed for good before the Job controller ends it; None: it says nothing."""
-    lacks_another: bool = False
-    """A number other than 0 has failed for good: no pod is made for it any more."""
+    failed_indexes: str = ""
+    """The numbers that have failed for good, such as "1,3-5": no pod is made for them any more."""
 
     @property
     def finished(self) -> bool:
         """Tell whether the Job controller has said its last word."""
         return self.complete or self.failed_reason is not None
+
+    @property
+    def lacks_first(self) -> bool:
+        """Tell whether number 0 has failed for good."""
+        return self.failed_indexes.replace("-", ",").split(",")[0] == "0"
+
+    @property
+    def lacks_another(self) -> bool:
+        """Tell whether a number other than 0 has failed for good."""
+        return self.failed_indexes not in ("", "0")
 
 
 def parse_job(body: Mapping[str, Any]) -> JobView:
@@ -119,7 +129,7 @@ def parse_job(body: Mapping[str, Any]) -> JobView:
         done=labels.get(DONE_LABEL) == "true",
         nodes=int(spec.get("completions") or 1) if spec.get("completionMode") == "Indexed" else 1,
         failed_indexes_allowed=spec.get("maxFailedIndexes"),
-        lacks_another=(status.get("failedIndexes") or "0") != "0",
+        failed_indexes=status.get("failedIndexes") or "",
     )
 
 

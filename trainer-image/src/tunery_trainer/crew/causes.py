@@ -17,12 +17,14 @@ CAUSE_SECONDS: Final = 5.0
 _ECHO: Final = re.compile(
     r"Connection reset by peer|Connection closed by peer|Broken pipe|Timed out waiting|Socket Timeout"
     r"|failed to recv|Connection was likely closed|remote process exited|process group.*abort"
-    r"|connectFullMesh failed|timed out connecting",
+    r"|connectFullMesh failed|timed out connecting|gloo/transport/tcp.*(?:error|timed out)",
     re.IGNORECASE,
 )
 """What gloo, NCCL and torch's store say where a process is gone; gloo in a plain RuntimeError."""
 _SILENCE: Final = re.compile(r"Timed out waiting (\d+)ms for (?:recv|send)")
 """What gloo says where nobody is gone, and what another process has to send does not come."""
+_UNANSWERED: Final = re.compile(r"gloo/transport/tcp.*Connection timed out", re.DOTALL)
+"""What it says where the kernel gives up first: what was sent is not acknowledged (net.ipv4.tcp_retries2)."""
 _ECHO_TYPES: Final = ("DistBackendError", "DistNetworkError", "DistStoreError")
 
 Leave = Callable[[TuneryError], NoReturn]
@@ -96,9 +98,13 @@ class Causes:
 def _silence(error: BaseException) -> PeerLost | None:
     """Return the failure that the others are there, and what they compute does not come; None for any other echo."""
     found = _SILENCE.search(str(error))
-    if found is None:
+    if found is not None:
+        text = f"what all processes sum has not come for {int(found[1]) / 60_000:g} minutes"
+    elif _UNANSWERED.search(str(error)) is not None:
+        text = "what was sent to another process was not taken until the kernel gave up, after a quarter of an hour"
+    else:
         return None
-    text = f"what all processes sum has not come for {int(found[1]) / 60_000:g} minutes, though each of them is there"
+    text = f"{text}, though each of them is there"
     what = "one of them hangs, or what stands between the pods lets some TCP ports through no more"
     return PeerLost(f"{text}: {what}", counts=True)
 
