@@ -423,6 +423,14 @@ REFUSED_BY_BOTH: list[Any] = [
         id="passes-of-3-nodes-on-the-cpu",
     ),
     pytest.param(
+        {"resources": {"gpus": 1, "nodes": 3}, "training": {"gradientAccumulation": 1024}},
+        "spec.training.gradientAccumulation: must be a multiple of the 3 devices that share the passes "
+        "(resources.gpus x resources.nodes), is 1024: set 1023, or leave it out",
+        "training.gradientAccumulation must be a multiple of the 3 devices that share the passes (resources.gpus x "
+        "resources.nodes), is 1024: set 1023, or leave it out",
+        id="passes-at-the-most",
+    ),
+    pytest.param(
         {"training": {"parallelism": "FSDP"}},
         "spec.training.parallelism: FSDP shares the base among the GPUs of a pod: set resources.gpus to 2 or more, or "
         "leave training.parallelism out",
