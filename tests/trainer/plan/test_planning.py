@@ -235,9 +235,7 @@ def test_without_a_hope_only_a_larger_gpu_is_named_and_holds_it(shapes: dict[str
     check_memory(planned(shapes["70B"], int(named[1])))
 
 
-def on_cpu(
-    folder: Path, gibibytes: float, *, length: int = 400, processes: int = 1, **blocks: Any
-) -> TrainingPlan:
+def on_cpu(folder: Path, gibibytes: float, *, length: int = 400, processes: int = 1, **blocks: Any) -> TrainingPlan:
     """Return the plan of a job without a GPU, of 60 rows that are packed; all its processes share the memory."""
     device = DeviceFacts(DeviceKind.CPU, int(gibibytes * GIB), bfloat16=False).together(processes, 1)
     spec = spec_of({"method": "LoRA", "resources": {"gpus": 0}, **blocks})

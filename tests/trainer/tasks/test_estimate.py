@@ -323,7 +323,9 @@ def test_simulated_devices_are_processes_that_share_the_memory_as_run_says(
     assert "Devices 2 processes; DDP: each has the whole base. On CPUs each process has" in " ".join(shown.split())
     assert "They are simulated (TUNERY_SIMULATED_DEVICES)." in " ".join(shown.split())
     [counted] = re.findall(r"^  of 2 processes +([\d.]+ \w+) of resources\.memory: 24\.0 GiB", shown, re.MULTILINE)
-    done = run_here("preflight", run_file(own={"local": True, "memoryBytes": 24 * 2**30}, **blocks), TUNERY_SIMULATED_DEVICES="3")
+    done = run_here(
+        "preflight", run_file(own={"local": True, "memoryBytes": 24 * 2**30}, **blocks), TUNERY_SIMULATED_DEVICES="3"
+    )
     assert f"Preflight  memory: about {counted} for 2 processes, of 24.0 GiB that this machine has;" in done.stdout
     assert main(["estimate", str(path), "--json"]) == ExitCode.OK
     told = json.loads(capsys.readouterr().out)

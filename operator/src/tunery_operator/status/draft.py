@@ -106,7 +106,11 @@ class Draft:
         own = self._of_trials(failure)
         shown = failure_status(failure, exit_code) | ({"hint": own} if own is not None else {})
         mendable = _mendable(failure.reason, own or failure.hint)
-        more = self._of_gpus(shown["hint"]) + self._curve(shown["hint"]) + self._what_works(failure, shown["hint"], mendable=mendable)
+        more = (
+            self._of_gpus(shown["hint"])
+            + self._curve(shown["hint"])
+            + self._what_works(failure, shown["hint"], mendable=mendable)
+        )
         # What a person is to copy is whole, however long the sentences before it are.
         shown["hint"] = joined(scrub(shown["hint"]), more)
         self.fields["failure"] = shown

@@ -76,7 +76,7 @@ class DeviceFacts:
         return self.devices if self.kind is DeviceKind.CPU else 1
 
     def together(self, devices: int, nodes: int) -> DeviceFacts:
-        """Return the facts of one of so many devices, each as this one; processes on a CPU have its memory in shares."""
+        """Return the facts of one of so many alike; processes on a CPU have a share of its memory each."""
         facts = replace(self, devices=devices, nodes=nodes)
         memory = self.memory_bytes
         return replace(facts, memory_bytes=memory // facts.sharing if memory is not None else None)
