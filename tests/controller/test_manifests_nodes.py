@@ -171,12 +171,12 @@ def test_what_the_platform_says_of_several_devices_reaches_them_and_no_check(res
         assert {"rdma/hca_shared", "nvidia.com/gpu"}.isdisjoint(container(alone)["resources"]["limits"])
 
 
-def test_the_networkpolicy_of_the_example_is_of_its_pods() -> None:
-    policy, example = yaml.safe_load_all((ROOT / "docs" / "examples" / "two-nodes.yaml").read_text())
+@pytest.mark.parametrize(("name", "storage"), [("two-nodes", 443), ("two-nodes-cpu", 8333)])
+def test_the_networkpolicy_of_the_example_is_of_its_pods(name: str, storage: int) -> None:
+    policy, example = yaml.safe_load_all((ROOT / "docs" / "examples" / f"{name}.yaml").read_text())
     spec = parse_lorajob(example)
-    labels = build_job(plan_train(spec, owner("two-nodes"), platform(), Known()))["spec"]["template"]["metadata"][
-        "labels"
-    ]
+    labels = build_job(plan_train(spec, owner(name), platform(), Known()))["spec"]["template"]["metadata"]["labels"]
+    assert policy["spec"]["egress"][-1] == {"ports": [{"port": storage}]}
     (arriving,) = policy["spec"]["ingress"]
     own = policy["spec"]["podSelector"]
     assert own["matchLabels"].items() <= labels.items()

@@ -33,6 +33,7 @@ from tunery_api.search.advice import of_sweep
 from tunery_api.search.decide import Decision
 from tunery_api.status import LoRAJobStatus, Phase
 from tunery_operator.kube.merge_patch import merge_patch
+from tunery_operator.reconcile.found_object import FoundObject
 from tunery_operator.status.compute import compute_status
 from tunery_operator.status.events import transitions
 from tunery_operator.status.search import Search
@@ -291,8 +292,10 @@ def test_nothing_is_written_when_nothing_changes(seen: dict[str, Any]) -> None:
     assert merge_patch(status, compute_status(dataclasses.replace(first, status=status))) == {}
 
 
-FEWER = "Where no node has 4 GPUs, fewer on more nodes may fit: "
-FEWER += "lower resources.gpus and raise resources.nodes in a new job."
+FEWER = "on one node. Where no node has as many free, fewer on more nodes may fit: lower resources.gpus and raise "
+FEWER += "resources.nodes in a new job. Fewer in all train the same, only longer."
+NO_FSDP = "With fewer than 2 GPUs in a pod, leave training.parallelism out, too."
+NO_FLOAT16 = "With resources.gpus: 0, leave training.precision out, too."
 ON_CPU = "Where the cluster has no GPU that works, resources.gpus: 0 in a new job computes on the CPU."
 
 
@@ -300,7 +303,7 @@ ON_CPU = "Where the cluster has no GPU that works, resources.gpus: 0 in a new jo
     ("gpus", "short", "kind", "more"),
     [
         (1, "nvidia.com/gpu", Kind.LORAJOB, f" {ON_CPU}"),
-        (4, "nvidia.com/gpu", Kind.LORAJOB, f" {FEWER} {ON_CPU}"),
+        (4, "nvidia.com/gpu", Kind.LORAJOB, f" It wants 4 GPUs {FEWER} {ON_CPU}"),
         (4, "nvidia.com/gpu", Kind.ADAPTERMERGE, f" {ON_CPU}"),
         (4, "cpu", Kind.LORAJOB, ""),
         (4, "nvidia.com/gpu.shared", Kind.LORAJOB, ""),
@@ -313,11 +316,31 @@ def test_where_gpus_are_short_the_hint_has_what_fits_without_them(gpus: int, sho
     assert compute_status(seen)["failure"]["hint"] == f"{advice_for(FailureReason.UNSCHEDULABLE).hint}{more}"
 
 
+def test_the_hint_for_gpus_that_are_short_has_what_the_api_takes_with_fewer_of_them() -> None:
+    waits = pod(conditions=[unschedulable("0/1 nodes are available: 1 Insufficient nvidia.com/gpu.")])
+    seen = snapshot(pod("x-0", state={"running": {}}), waits, train=job(nodes=2), gpus=2, gpu_resource="nvidia.com/gpu")
+    hint = compute_status(dataclasses.replace(seen, of_gpus=("parallelism", "precision")))["failure"]["hint"]
+    wanted = f"It wants 4 GPUs in all, the 2 of each pod {FEWER}"
+    assert hint.endswith(f" {wanted} {ON_CPU} {NO_FSDP} {NO_FLOAT16}")
+
+
+@pytest.mark.parametrize("where", ["training", "template"])
+def test_what_goes_with_gpus_alone_is_read_from_the_manifest(where: str) -> None:
+    training = {"parallelism": "FSDP", "precision": "Float16"}
+    spec = {"training": training} if where == "training" else {"template": {"training": training}}
+    assert FoundObject(OWNER, {"spec": spec}).of_gpus == ("parallelism", "precision")
+    training.update(parallelism="DDP", precision="Auto")
+    assert FoundObject(OWNER, {"spec": spec}).of_gpus == FoundObject(OWNER, {"spec": {}}).of_gpus == ()
+
+
 def test_a_gpu_that_does_not_work_has_the_cpu_in_its_hint_and_a_retry() -> None:
     says = {"failure": {"reason": "GPUUnavailable", "message": "no driver"}}
     hint = judge(ended(code=64, says=says), train=job(failed_reason="PodFailurePolicy"), gpus=1)["failure"]["hint"]
     assert ON_CPU in hint
+    assert NO_FSDP not in hint
     assert "tunery.dev/retry" in hint
+    broken = {"train": job(failed_reason="PodFailurePolicy"), "gpus": 2, "of_gpus": ("parallelism",)}
+    assert f"{ON_CPU} {NO_FSDP} " in judge(ended(code=64, says=says), **broken)["failure"]["hint"]
     of_sweep_ = of_sweep("GPUUnavailable", None)
     assert "spec.template.resources.gpus: 0" in of_sweep_
     assert of_sweep_.count("in a new sweep") == 2

@@ -181,15 +181,15 @@ def _beyond_types(properties: Mapping[str, dict[str, Any]]) -> Iterator[CelRule]
             message = f"{name} must be a whole number of bytes, or one with a unit, such as 24Gi"
             yield CelRule(f"!has(self.{name}) || type(self.{name}) != double", message, once=True)
             if least := field.pop(LEAST, None):
-                message = f"{name} must be at least {least}, and without a unit it is bytes: write 24Gi or the like"
+                message = f"{name} must be a quantity such as 24Gi, at least {least}; without a unit it is bytes"
                 yield CelRule(_at_least(f"self.{name}", least), message)
 
 
 def _at_least(own: str, least: str) -> str:
-    """Return that a quantity, where it is one, is not less than another."""
+    """Return that a text is a quantity, which the schema's pattern says in no words, and not less than another."""
     whole = f"{own} >= {int(parse_quantity(least))}"
-    text = f"!isQuantity({own}) || !quantity({own}).isLessThan(quantity('{least}'))"
-    return f"!has({own}) || (type({own}) == int ? {whole} : type({own}) != string || {text})"
+    text = f"isQuantity({own}) && !quantity({own}).isLessThan(quantity('{least}'))"
+    return f"!has({own}) || (type({own}) == int ? {whole} : type({own}) != string || ({text}))"
 
 
 def _inlined(node: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict[str, Any]:

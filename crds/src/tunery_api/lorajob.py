@@ -24,6 +24,7 @@ from tunery_api.methods import (
 from tunery_api.placement import ResourcesSpec, SchedulingSpec
 from tunery_api.preference import PreferenceSpec, TrainingTask
 from tunery_api.training import (
+    MOST_PASSES,
     CheckpointSpec,
     ContinueFrom,
     DiagnosisSpec,
@@ -33,6 +34,7 @@ from tunery_api.training import (
     ResumeFrom,
     TrackingSpec,
     TrainingSpec,
+    passes_near,
 )
 
 
@@ -111,13 +113,11 @@ class TrainingRun(ApiModel):
         if self.training.precision is Precision.FLOAT16 and self.resources.gpus == 0:
             yield "precision", "Float16 needs a GPU; with gpus: 0 use Auto, Float32 or BFloat16"
         if passes is not None and passes % devices:
-            below, above = passes - passes % devices, passes - passes % devices + devices
-            fitting = f"{below} or {above}" if below else str(above)
             whose = "resources.gpus x resources.nodes" if self.resources.gpus else "resources.nodes"
             yield (
                 "gradientAccumulation",
                 f"must be a multiple of the {devices} devices that share the passes ({whose}), is {passes}: set "
-                f"{fitting}, or leave it out",
+                f"{passes_near(passes, devices)}, or leave it out",
             )
         if self.training.parallelism is not Parallelism.FSDP:
             return
@@ -138,11 +138,13 @@ _DEVICES: Final = "(self.?resources.?gpus.orValue(1) > 1 ? self.resources.gpus :
 PASSES_ARE_SHARED: Final = f"{_PASSES} < 1 || {_DEVICES} < 1 || {_PASSES} % ({_DEVICES}) == 0"
 """What `device_problems` asks of gradientAccumulation, in CEL; nothing of numbers below 1, which the schema refuses."""
 _BELOW: Final = f"{_PASSES} - {_PASSES} % ({_DEVICES})"
+_ABOVE: Final = f"{_BELOW} + {_DEVICES}"
 SAID_OF_PASSES: Final = (
     "'training.gradientAccumulation must be a multiple of the %d devices that share the passes (%sresources.nodes), "
     f"is %d: set %s%d, or leave it out'.format([{_DEVICES}, "
     f"self.?resources.?gpus.orValue(1) > 0 ? 'resources.gpus x ' : '', {_PASSES}, "
-    f"{_PASSES} > {_DEVICES} ? '%d or '.format([{_BELOW}]) : '', {_BELOW} + {_DEVICES}])"
+    f"{_PASSES} > {_DEVICES} && {_ABOVE} <= {MOST_PASSES} ? '%d or '.format([{_BELOW}]) : '', "
+    f"{_ABOVE} <= {MOST_PASSES} ? {_ABOVE} : {_BELOW}])"
 )
 """What it says of it, with its numbers; of a sum of strings the API server would not know the cost."""
 

@@ -187,8 +187,10 @@ class MemoryStatus(OpenModel):
     peak_bytes: int | None = Field(
         None,
         ge=0,
-        description="The most that the newest attempt held: of a GPU what torch's allocator reserved, on a CPU the "
-        "memory of the process.",
+        description="The most that the newest attempt held, its first process where several train: of a GPU what "
+        "torch's allocator reserved, on a CPU all that was resident of the process. That counts pages of files, such "
+        "as libraries and weights, which the kernel drops where it must, or counts for another pod: it may be above "
+        "resources.memory.",
     )
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Final
 
 from pydantic import Field
 
 from tunery_api.fields import ABOVE_0, GAIN, ApiModel, DecimalString, SignedDecimalString, StorageUri
 from tunery_api.inputs import AdapterReference, LocalReference
+
+MOST_PASSES: Final = 1024
+"""Of all devices, before an optimizer step."""
 
 
 class Scheduler(StrEnum):
@@ -97,7 +100,7 @@ class TrainingSpec(ApiModel):
     gradient_accumulation: int | None = Field(
         None,
         ge=1,
-        le=1024,
+        le=MOST_PASSES,
         description="Forward passes before an optimizer step, those of all devices counted together: a multiple of "
         "resources.gpus x resources.nodes, with gpus: 0 of nodes. Default: as many as make 16 rows an optimizer step, "
         "or so many fewer that there are 100 steps; with several devices the next multiple of their number.",
@@ -284,3 +287,9 @@ class TrackingSpec(ApiModel):
         None, description="Report to an MLflow server; a sweep's trials have the tag tunery.sweep, its name."
     )
     tensorboard: bool = Field(False, description="Publish TensorBoard files beside the adapter, under runs/.")
+
+
+def passes_near(passes: int, devices: int) -> str:
+    """Return the numbers of passes beside `passes` that `devices` can share evenly, those that the schema allows."""
+    below = passes - passes % devices
+    return " or ".join(str(each) for each in (below, below + devices) if 0 < each <= MOST_PASSES)

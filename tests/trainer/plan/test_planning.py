@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -234,26 +235,31 @@ def test_without_a_hope_only_a_larger_gpu_is_named_and_holds_it(shapes: dict[str
     check_memory(planned(shapes["70B"], int(named[1])))
 
 
-def on_cpu(folder: Path, gibibytes: float, *, length: int = 400, **blocks: Any) -> TrainingPlan:
-    """Return the plan of a job without a GPU, of 60 rows that are packed."""
-    device = DeviceFacts(DeviceKind.CPU, int(gibibytes * GIB), bfloat16=False)
+def on_cpu(folder: Path, gibibytes: float, *, length: int = 400, processes: int = 1, **blocks: Any) -> TrainingPlan:
+    """Return the plan of a job without a GPU, of 60 rows that are packed; all its processes share the memory."""
+    device = DeviceFacts(DeviceKind.CPU, int(gibibytes * GIB), bfloat16=False).together(processes, 1)
     spec = spec_of({"method": "LoRA", "resources": {"gpus": 0}, **blocks})
     return plan_training(basis_of(spec, folder, device), 60, dataset(60, length=length))
 
 
-KEPT: dict[str, Any] = {"batchSize": 32, "gradientAccumulation": 1, "maxLength": 2048, "gradientCheckpointing": False}
+KEPT: dict[str, Any] = {"batchSize": 32, "gradientAccumulation": 2, "maxLength": 2048, "gradientCheckpointing": False}
 
 
-def test_on_a_cpu_more_memory_by_a_retry_comes_first_and_no_gpu_is_spoken_of(shapes: dict[str, Path]) -> None:
-    hint = wont_fit(on_cpu(shapes["small"], 4, training=KEPT))
+@pytest.mark.parametrize("processes", [1, 2])
+def test_on_a_cpu_more_memory_by_a_retry_comes_first_and_no_gpu_is_spoken_of(
+    shapes: dict[str, Path], processes: int
+) -> None:
+    small = partial(on_cpu, shapes["small"], processes=processes)
+    hint = wont_fit(small(4 * processes, training=KEPT))
     named = re.match(
         r"Raise spec\.resources\.memory to (\d+)Gi, and retry; or leave spec\.training\.gradientCheckpointing and "
         r"spec\.training\.batchSize out, in a new job\.$",
         hint,
     )
     assert named is not None, hint
-    check_memory(on_cpu(shapes["small"], int(named[1]), training=KEPT))
-    check_memory(on_cpu(shapes["small"], 4, training={"gradientAccumulation": 1, "maxLength": 2048}))
+    check_memory(small(int(named[1]), training=KEPT))
+    wont_fit(small(int(named[1]) - 1, training=KEPT))
+    check_memory(small(4 * processes, training={"gradientAccumulation": 2, "maxLength": 2048}))
 
 
 def test_what_a_refusal_compares_reads_apart(shapes: dict[str, Path]) -> None:

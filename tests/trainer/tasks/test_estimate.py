@@ -18,6 +18,7 @@ from tunery_api.reasons import ExitCode
 from tunery_trainer.cli import main
 from tunery_trainer.plan import look_ahead, method_table
 from tunery_trainer.plan.method_table import GPU_CLASSES
+from tunery_trainer.process.place import SIMULATED_ENV
 from tunery_trainer.reporting.estimate_text import as_json
 from tunery_trainer.settings.look import Estimated
 from tunery_trainer.tasks import estimate
@@ -307,6 +308,31 @@ def test_a_job_of_this_machine_is_counted_as_its_cpu_computes_which_is_what_run_
     [(counted, unit)] = re.findall(r"^  together +([\d.]+) (\w+) of", out, re.MULTILINE)
     assert main(["run", str(path)]) == ExitCode.OK
     assert f"memory: about {counted} {unit} of " in "".join(capsys.readouterr())
+
+
+def test_simulated_devices_are_processes_that_share_the_memory_as_run_says(
+    case: Case, run_file: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three are there, of which two can share four passes."""
+    monkeypatch.setattr(look_ahead, "method_table", lambda *_: iter(()))
+    blocks: dict[str, Any] = {"resources": {"gpus": 2, "nodes": 2}, "training": {"gradientAccumulation": 4}}
+    monkeypatch.setenv(SIMULATED_ENV, "3")
+    path = case(**blocks)
+    assert main(["estimate", str(path)]) == ExitCode.OK
+    shown = capsys.readouterr().out
+    assert "Devices 2 processes; DDP: each has the whole base. On CPUs each process has" in " ".join(shown.split())
+    assert "They are simulated (TUNERY_SIMULATED_DEVICES)." in " ".join(shown.split())
+    [counted] = re.findall(r"^  of 2 processes +([\d.]+ \w+) of resources\.memory: 24\.0 GiB", shown, re.MULTILINE)
+    done = run_here(
+        "preflight", run_file(own={"local": True, "memoryBytes": 24 * 2**30}, **blocks), TUNERY_SIMULATED_DEVICES="3"
+    )
+    assert f"Preflight  memory: about {counted} for 2 processes, of 24.0 GiB that this machine has;" in done.stdout
+    assert main(["estimate", str(path), "--json"]) == ExitCode.OK
+    told = json.loads(capsys.readouterr().out)
+    assert (told["devices"], told["nodes"], told["gradientCheckpointing"]) == (2, 1, False)
+    assert told["memory"]["availableBytes"] == 12 * 2**30, "of each process"
+    assert main(["estimate", str(path), "--gpu-memory", "24Gi"]) == ExitCode.USER_ERROR
+    assert "TUNERY_SIMULATED_DEVICES is 3: the job would train on the CPU" in capsys.readouterr().err
 
 
 def test_what_does_not_fit_is_said(

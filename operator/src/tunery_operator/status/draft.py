@@ -12,7 +12,7 @@ from tunery_api.names import VERSION
 from tunery_api.reasons import NO_GPU, FailureReason, advice_for
 from tunery_api.runspec import Failure
 from tunery_api.scrub import scrub
-from tunery_api.search.advice import renamed
+from tunery_api.search.advice import in_template, renamed
 from tunery_api.search.rows import CURVE_AT
 from tunery_api.status import ConditionType, Phase
 from tunery_api.tolerant import without_invalid
@@ -54,9 +54,14 @@ _SPOILT: Final = frozenset(
 """Found of weights that nothing is worth going on from, whatever the failure is called."""
 
 _FEWER_GPUS: Final = (
-    "Where no node has {} GPUs, fewer on more nodes may fit: lower resources.gpus and raise resources.nodes in a new "
-    "job."
+    "Where no node has as many free, fewer on more nodes may fit: lower resources.gpus and raise resources.nodes in a "
+    "new job. Fewer in all train the same, only longer."
 )
+_OF_GPUS: Final = {
+    "parallelism": " With fewer than 2 GPUs in a pod, leave training.parallelism out, too.",
+    "precision": " With resources.gpus: 0, leave training.precision out, too.",
+}
+"""What a hint says on top where it offers to do with fewer GPUs than a field of `training` goes with."""
 _ENDS: Final = (ConditionType.SUCCEEDED, ConditionType.FAILED, ConditionType.STOPPED)
 
 _FORECAST: Final = frozenset({"eta", "etaSeconds"})
@@ -101,7 +106,11 @@ class Draft:
         own = self._of_trials(failure)
         shown = failure_status(failure, exit_code) | ({"hint": own} if own is not None else {})
         mendable = _mendable(failure.reason, own or failure.hint)
-        more = self._curve(shown["hint"]) + self._what_works(failure, shown["hint"], mendable=mendable)
+        more = (
+            self._of_gpus(shown["hint"])
+            + self._curve(shown["hint"])
+            + self._what_works(failure, shown["hint"], mendable=mendable)
+        )
         # What a person is to copy is whole, however long the sentences before it are.
         shown["hint"] = joined(scrub(shown["hint"]), more)
         self.fields["failure"] = shown
@@ -125,24 +134,38 @@ class Draft:
 
     def _of_trials(self, failure: Failure) -> str | None:
         """Return the hint of a sweep or of one of its trials, in the words of the sweep; None: of neither."""
-        if self.snapshot.owner.sweep is None and self.snapshot.search is None:
+        if not self._about_template:
             return None
         return hint_of_sweep(failure, self.snapshot.search)
 
     def obstacle(self, attempt: Attempt) -> Failure | None:
         """Return why a Job has no pod at work, or None while nothing stands in its way; it may pass by itself."""
         found = obstacle(attempt, self.snapshot.now, self.snapshot.platform)
-        return found and self._without_gpus(found)
+        return found and self._without_gpus(found, attempt.job.nodes)
 
-    def _without_gpus(self, found: Failure) -> Failure:
+    def _without_gpus(self, found: Failure, nodes: int) -> Failure:
         """Return why a pod has no node, where GPUs are short with what fits without them; the GPUs are of each pod."""
         gpus, short = self.snapshot.gpus, rf"\bInsufficient {re.escape(self.snapshot.gpu_resource)}(?![\w./-]*\w)"
         unplaced = found.reason == FailureReason.UNSCHEDULABLE and found.hint is None
         if not unplaced or not gpus or not re.search(short, found.message):
             return found
         several = gpus > 1 and self.snapshot.kind is Kind.LORAJOB
-        fewer = f" {_FEWER_GPUS.format(gpus)}" if several else ""
-        return found.model_copy(update={"hint": f"{advice_for(found.reason).hint}{fewer} {NO_GPU}"})
+        all_ = f"{gpus * nodes} GPUs in all, the {gpus} of each pod" if nodes > 1 else f"{gpus} GPUs"
+        fewer = f" It wants {all_} on one node. {_FEWER_GPUS}" if several else ""
+        hint = f"{advice_for(found.reason).hint}{fewer} {NO_GPU}"
+        return found.model_copy(update={"hint": hint + self._of_gpus(hint)})
+
+    def _of_gpus(self, hint: str) -> str:
+        """Return what else is to change where a hint has somebody set resources.gpus to 0, or to fewer."""
+        if "resources.gpus: 0" not in hint:
+            return ""
+        more = "".join(_OF_GPUS[field] for field in self.snapshot.of_gpus)
+        return in_template(more) if self._about_template else more
+
+    @property
+    def _about_template(self) -> bool:
+        """Tell whether the fields that a failure's hint names are those of a sweep's template."""
+        return self.snapshot.owner.sweep is not None or self.snapshot.search is not None
 
     def _curve(self, hint: str) -> str:
         """Return where the curve lies, of a run that could not say it as it ended."""

@@ -47,6 +47,8 @@ class Snapshot:
     kept_by: tuple[str, ...] = ()
     """The finalizers of others that keep the object though it was deleted."""
     gpus: int = 0
+    of_gpus: tuple[str, ...] = ()
+    """The fields of the manifest's `training` that are set to what goes with GPUs alone."""
     queue: str | None = None
     method: str | None = None
     """The method that the manifest names; None: left to preflight."""

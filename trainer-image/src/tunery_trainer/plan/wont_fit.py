@@ -38,10 +38,12 @@ def check_memory(plan: TrainingPlan, *, local: bool = False) -> None:
     whose = "this machine" if local else "the container"
     device = ("each GPU" if devices.world > 1 else "the GPU") if devices.kind is DeviceKind.CUDA else whose
     change = _change_that_fits(plan, local=local)
-    needed, there, counted = compared(estimate.total, devices.memory_bytes, usable(devices.memory_bytes))
+    amounts = (estimate.total, devices.memory_bytes, usable(devices.memory_bytes))
+    needed, there, counted = compared(*(amount * devices.sharing for amount in amounts))
+    processes = f" for {devices.sharing} processes" if devices.sharing > 1 else ""
     raise TuneryError(
         FailureReason.WONT_FIT,
-        f"training needs about {needed}; {device} has {there}, of which {counted} are counted on",
+        f"training needs about {needed}{processes}; {device} has {there}, of which {counted} are counted on",
         _said_here(plan, estimate, change) if local else _said_in_a_cluster(plan, estimate, change),
     )
 
@@ -64,8 +66,8 @@ def _said_in_a_cluster(plan: TrainingPlan, estimate: MemoryEstimate, change: str
     """Return the hint: a container's memory may grow by a retry, another GPU or setting is another job."""
     if not plan.basis.on_gpu:
         other = f"; or {change}, in a new job" if change else ""
-        return f"{_sentence(_more_memory(estimate))}, and retry{other}."
-    enough = _gibibytes(estimate)
+        return f"{_sentence(_more_memory(plan, estimate))}, and retry{other}."
+    enough = _gibibytes(plan, estimate)
     if change is None:
         return f"Ask for a GPU with {enough} GiB of memory, in a new job: {_NOTHING_ELSE}."
     return f"{_sentence(change)}, or ask for a GPU with {enough} GiB of memory, in a new job."
@@ -73,7 +75,7 @@ def _said_in_a_cluster(plan: TrainingPlan, estimate: MemoryEstimate, change: str
 
 def _said_here(plan: TrainingPlan, estimate: MemoryEstimate, change: str | None) -> str:
     """Return the hint where there is no cluster: of this machine's memory nothing in a manifest makes more."""
-    enough = _gibibytes(estimate)
+    enough = _gibibytes(plan, estimate)
     other = f"a GPU with {enough} GiB of memory" if plan.basis.on_gpu else f"a machine with {enough} GiB of memory"
     if change is None:
         return f"Take {other}: {_NOTHING_ELSE}."
@@ -85,14 +87,14 @@ def _sentence(clause: str) -> str:
     return clause[0].upper() + clause[1:]
 
 
-def _gibibytes(estimate: MemoryEstimate) -> int:
-    """Return how many GiB would be enough."""
-    return -(-needed_for(estimate.total) // 2**30)
+def _gibibytes(plan: TrainingPlan, estimate: MemoryEstimate) -> int:
+    """Return how many GiB would be enough: of each GPU, or of what processes on a CPU share."""
+    return -(-needed_for(estimate.total) * plan.basis.device.sharing // 2**30)
 
 
-def _more_memory(estimate: MemoryEstimate) -> str:
+def _more_memory(plan: TrainingPlan, estimate: MemoryEstimate) -> str:
     """Return how a container without a GPU would have enough, as a clause."""
-    return f"raise spec.resources.memory to {_gibibytes(estimate)}Gi"
+    return f"raise spec.resources.memory to {_gibibytes(plan, estimate)}Gi"
 
 
 def change_that_fits(plan: TrainingPlan) -> str | None:
@@ -103,7 +105,7 @@ def change_that_fits(plan: TrainingPlan) -> str | None:
     other = _change_that_fits(plan, local=False)
     if plan.basis.on_gpu or plan.memory is None:
         return other
-    return "; or ".join([_more_memory(plan.memory), *([other] if other else [])])
+    return "; or ".join([_more_memory(plan, plan.memory), *([other] if other else [])])
 
 
 def _change_that_fits(plan: TrainingPlan, *, local: bool) -> str | None:

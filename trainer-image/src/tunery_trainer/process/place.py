@@ -108,7 +108,12 @@ def counts_of(run: RunSpec, shared: int | None = None, variables: Mapping[str, s
     if not run.local:
         return simulated(variables) or max(1, asked.gpus if asked else 0), nodes
     devices = devices_here(run, variables)
-    return next(count for count in range(devices, 0, -1) if count == 1 or not (shared or 0) % (count * nodes)), nodes
+    return most_that_share(devices, nodes, shared), nodes
+
+
+def most_that_share(devices: int, nodes: int, shared: int | None) -> int:
+    """Return the most of `devices` of each node that can share `shared` evenly, at least 1; None: any number can."""
+    return next(count for count in range(devices, 0, -1) if count == 1 or not (shared or 0) % (count * nodes))
 
 
 def devices_here(run: RunSpec, variables: Mapping[str, str] = os.environ) -> int:

@@ -90,7 +90,9 @@ def _head(found: Estimated, rate: float | None) -> Iterable[str]:
     yield from _said("Method", f"{settings.method.value}{quantised}. {settings.method_reason}")
     yield from _said("Adapter", _adapter(found))
     if found.device.world > 1:
-        yield from _said("Devices", told_of_devices(found.settings, found.device))
+        # No node gives several processes its CPU otherwise.
+        simulated = " They are simulated (TUNERY_SIMULATED_DEVICES)." if found.device.sharing > 1 else ""
+        yield from _said("Devices", f"{told_of_devices(found.settings, found.device)}{simulated}")
     if found.container is not None:
         yield from _said("Container", _container(found, found.container))
     if found.left_out:
@@ -181,10 +183,14 @@ def _parts(found: Estimated) -> Iterable[str]:
     available = found.available
     whose = "" if found.on_gpu else "resources.memory: "
     default = " (the default)" if found.by_default and not found.on_gpu else ""
-    total, *there = compared(found.memory.total, *((available, usable(available)) if available else ()))
-    each = f" of each {'GPU' if found.on_gpu else 'node'}" if found.device.world > 1 else ""
+    sharing = found.device.sharing
+    amounts = [each * sharing for each in (found.memory.total, *((available, usable(available)) if available else ()))]
+    total, *there = compared(*amounts)
+    each = f" of each {'GPU' if found.on_gpu else 'node'}" if found.device.world > sharing else ""
     told = f" of {whose}{there[0]}{each}{default}, {there[1]} of them counted on" if there else ""
-    yield f"  {'together':<20}{total:>10}{told}"
+    if sharing > 1:
+        yield f"  {'together':<20}{human_bytes(found.memory.total):>10} of each process"
+    yield f"  {f'of {sharing} processes' if sharing > 1 else 'together':<20}{total:>10}{told}"
     yield f"  {'one more row':<20}{human_bytes(parts.row_bytes or 0):>10}"
     if available and not found.memory.fits(available):
         what = _what_fits(found.memory, available, found.change)

@@ -7,7 +7,7 @@ from typing import Final
 
 from tunery_api.methods import QuantizationType
 from tunery_api.reasons import FailureReason
-from tunery_api.training import Parallelism
+from tunery_api.training import Parallelism, passes_near
 from tunery_common.errors import TuneryError
 from tunery_trainer.settings.decisions import Decisions
 from tunery_trainer.settings.types import DeviceFacts, DeviceKind, QuantizationSettings, RunSettings, SettingSource
@@ -108,7 +108,7 @@ def check_passes(passes: int, devices: int) -> None:
             FailureReason.INVALID_SPEC,
             f"spec.training.gradientAccumulation: must be a multiple of the {devices} devices that share the passes, "
             f"is {passes}",
-            f"Set {_nearest(passes, devices)}, or leave it out, in a new job.",
+            f"Set {passes_near(passes, devices)}, or leave it out, in a new job.",
         )
 
 
@@ -122,8 +122,3 @@ def check_shared(rows: int, batch_size: int, devices: int) -> None:
             f"that it goes on from{passes}",
             "Go on with a number of devices that divides them, in a new job.",
         )
-
-
-def _nearest(passes: int, devices: int) -> str:
-    below = passes - passes % devices
-    return f"{below} or {below + devices}" if below else str(devices)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from tunery_api.methods import ComputeType, LoraInit, Method, QuantizationType
@@ -58,7 +58,7 @@ class DeviceFacts:
 
     kind: DeviceKind
     memory_bytes: int | None
-    """Memory of the GPU, or of the container on a CPU; None: not known."""
+    """Memory of the GPU, or on a CPU the process's share of the container's; None: not known."""
     bfloat16: bool
     """True where the device multiplies bfloat16 matrices natively."""
     devices: int = 1
@@ -69,6 +69,17 @@ class DeviceFacts:
     def world(self) -> int:
         """How many devices train together."""
         return self.devices * self.nodes
+
+    @property
+    def sharing(self) -> int:
+        """How many of them share the memory of their node: processes on its CPU; a GPU has its own."""
+        return self.devices if self.kind is DeviceKind.CPU else 1
+
+    def together(self, devices: int, nodes: int) -> DeviceFacts:
+        """Return the facts of one of so many alike; processes on a CPU have a share of its memory each."""
+        facts = replace(self, devices=devices, nodes=nodes)
+        memory = self.memory_bytes
+        return replace(facts, memory_bytes=memory // facts.sharing if memory is not None else None)
 
     @property
     def words(self) -> str:

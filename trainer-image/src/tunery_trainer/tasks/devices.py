@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_trainer.inputs.workspace import Workspace
 from tunery_trainer.process.device import actual_device, device_words, expected_device
@@ -29,7 +27,7 @@ def place_for(work: Workspace) -> Place:
 def devices_expected(work: Workspace, spec: LoRAJobSpec, taken: Taken) -> DeviceFacts:
     """Return what preflight expects training to run on; raises TuneryError(GPUUnavailable)."""
     devices, nodes = counts_of(work.run, taken.to_share(spec))
-    return replace(expected_device(work.run, spec.resources.gpus), devices=devices, nodes=nodes)
+    return expected_device(work.run, spec.resources.gpus).together(devices, nodes)
 
 
 def devices_found(work: Workspace, place: Place, reporter: ProgressReporter) -> DeviceFacts:
@@ -38,7 +36,7 @@ def devices_found(work: Workspace, place: Place, reporter: ProgressReporter) -> 
     Raises TuneryError(GPUUnavailable) where a pod has no working GPU.
     """
     gpus = work.lora_job.resources.gpus
-    facts = replace(actual_device(work.run, gpus), devices=place.devices, nodes=place.nodes)
+    facts = actual_device(work.run, gpus).together(place.devices, place.nodes)
     words = device_words(facts.kind)
     why = f": spec.resources.gpus is {gpus}, and this machine has no GPU that works"
     say(f"Device     {words}{why if gpus and facts.kind is DeviceKind.CPU else ''}")

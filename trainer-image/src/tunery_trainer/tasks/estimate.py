@@ -23,8 +23,9 @@ from tunery_trainer.inputs.local_model import local_model
 from tunery_trainer.local import read_lorajob
 from tunery_trainer.process.device import device_facts
 from tunery_trainer.process.environment import be_quiet, go_offline
+from tunery_trainer.process.place import SIMULATED_ENV, most_that_share, simulated
 from tunery_trainer.reporting.estimate_text import as_json, as_text
-from tunery_trainer.resuming.here import start_here
+from tunery_trainer.resuming.here import Start, start_here
 from tunery_trainer.settings.types import DeviceFacts, DeviceKind
 from tunery_trainer.tasks.frame import of_loading
 from tunery_trainer.tasks.question import Question
@@ -40,17 +41,18 @@ def run_estimate(question: Question) -> None:
     would.
     """
     spec = _read(question)
-    device = _device(question, spec)
+    processes = _simulated(question, spec)
     folder = local_model(spec.model.uri, spec.model.revision, question.model)
     start = start_here(spec, question.start)
+    device = _device(question, start, processes)
     files = _files_here(spec)
     be_quiet()
     go_offline()
     with _told_where_slow(of_loading("Estimate")):
         from tunery_trainer.plan.look_ahead import look_ahead
 
-        if device.kind is DeviceKind.CPU and (spec.output.uri or "").startswith("file://"):
-            # No cluster takes such an output: of this machine it is known how its CPU computes.
+        if device.kind is DeviceKind.CPU and _is_here(spec):
+            # Of this machine it is known how its CPU computes.
             device = replace(device, bfloat16=device_facts(None).bfloat16)
     with _told_where_slow("Estimate   the model is outlined, and the rows of the data that are here are read"):
         found = look_ahead(start, folder, device, files)
@@ -79,15 +81,35 @@ def _read(question: Question) -> LoRAJobSpec:
         raise TuneryError(FailureReason.INVALID_SPEC, str(error), "Correct it, and ask again.") from error
 
 
-def _device(question: Question, spec: LoRAJobSpec) -> DeviceFacts:
-    """Return what the job would train on: GPUs of the named memory, or containers' CPUs."""
-    asked = spec.resources
-    if asked.gpus:
-        return DeviceFacts(DeviceKind.CUDA, question.gpu_memory, bfloat16=True, devices=asked.gpus, nodes=asked.nodes)
-    if question.gpu_memory is not None:
-        message = "--gpu-memory is of a GPU, and spec.resources.gpus is 0: the job would train on the CPU"
-        raise TuneryError(FailureReason.INVALID_SPEC, message, "Leave it out, or set spec.resources.gpus.")
-    return DeviceFacts(DeviceKind.CPU, int(parse_quantity(asked.memory)), bfloat16=False, nodes=asked.nodes)
+def _simulated(question: Question, spec: LoRAJobSpec) -> int:
+    """Return how many processes train on the CPU in place of GPUs, 0 for none.
+
+    Raises TuneryError(InvalidSpec) for a number that is none, and for a GPU's memory where none would be used.
+    """
+    processes = simulated()
+    if question.gpu_memory is not None and (processes or not spec.resources.gpus):
+        why, instead = (SIMULATED_ENV, "unset that") if processes else ("spec.resources.gpus", "set that")
+        message = f"--gpu-memory is of a GPU, and {why} is {processes}: the job would train on the CPU"
+        raise TuneryError(FailureReason.INVALID_SPEC, message, f"Leave it out, or {instead}.")
+    return processes
+
+
+def _device(question: Question, start: Start, processes: int) -> DeviceFacts:
+    """Return what the job would train on: GPUs of the named memory, or containers' CPUs, simulated devices too."""
+    spec, asked = start.spec, start.spec.resources
+    if asked.gpus and not processes:
+        return DeviceFacts(DeviceKind.CUDA, question.gpu_memory, bfloat16=True).together(asked.gpus, asked.nodes)
+    nodes = asked.nodes
+    if processes and _is_here(spec):  # as `run` does
+        nodes = 1
+        processes = most_that_share(processes, nodes, start.taken.to_share(spec))
+    facts = DeviceFacts(DeviceKind.CPU, int(parse_quantity(asked.memory)), bfloat16=False)
+    return facts.together(max(1, processes), nodes)
+
+
+def _is_here(spec: LoRAJobSpec) -> bool:
+    """Say whether the job is one of this machine: no cluster takes an output in its files."""
+    return (spec.output.uri or "").startswith("file://")
 
 
 def _files_here(spec: LoRAJobSpec) -> DataFiles | None:

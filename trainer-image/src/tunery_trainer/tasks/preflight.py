@@ -26,6 +26,7 @@ from tunery_trainer.resuming.taken_settings import NOTHING, with_open_taken
 from tunery_trainer.settings.parallelism import told_of_devices
 from tunery_trainer.settings.sizing import FEWEST_STEPS
 from tunery_trainer.settings.stored_quantization import check_types
+from tunery_trainer.settings.types import DeviceFacts
 from tunery_trainer.settings.units import compared
 from tunery_trainer.tasks.data_report import name_report, notebook_of, told_and_stored
 from tunery_trainer.tasks.devices import devices_expected
@@ -65,11 +66,11 @@ def run_preflight(run: RunSpec) -> PreflightReport:
         tell_of_loading("Preflight")
     notebook = notebook_of(work)
     try:
-        report = _check(work, found, notebook)
+        report, devices = _check(work, found, notebook)
     except TuneryError as error:
         name_report(work, notebook, error, PreflightReport())
         raise
-    _print(run, report)
+    _print(run, report, devices)
     return report.model_copy(update={"dataset": told_and_stored(work, notebook, report.dataset)})
 
 
@@ -93,7 +94,8 @@ def _tell(text: str) -> None:
     print(f"{_BEFORE}{text}", flush=True)
 
 
-def _check(work: Workspace, found: _Found, notebook: Notebook) -> PreflightReport:
+def _check(work: Workspace, found: _Found, notebook: Notebook) -> tuple[PreflightReport, DeviceFacts]:
+    """Return what is reported, and the devices that it is of."""
     from tunery_trainer.plan.disk import check_disk, disk_status, estimate_disk
     from tunery_trainer.plan.wont_fit import check_memory
 
@@ -113,7 +115,7 @@ def _check(work: Workspace, found: _Found, notebook: Notebook) -> PreflightRepor
     except TuneryError as error:
         error.reached = report  # what would fit is told by the method, and by what it takes
         raise
-    return report
+    return report, plan.basis.device
 
 
 def _plan(work: Workspace, found: _Found, notebook: Notebook) -> TrainingPlan:
@@ -176,7 +178,7 @@ def _fewest(plan: TrainingPlan) -> str:
     return "one row" if devices == 1 else f"a row of each of the {devices} devices"
 
 
-def _print(run: RunSpec, report: PreflightReport) -> None:
+def _print(run: RunSpec, report: PreflightReport, devices: DeviceFacts) -> None:
     """Print the report for people: one line for each thing that was checked."""
     dataset, resolved, memory = report.dataset, report.resolved, report.memory
     if dataset:
@@ -205,8 +207,9 @@ def _print(run: RunSpec, report: PreflightReport) -> None:
         targets = f" on {', '.join(resolved.target_modules)}" if resolved.target_modules else ""
         print(f"Preflight  method: {resolved.method}{targets}; {resolved.trainable_parameters} parameters trained")
     if memory and memory.estimate_bytes:
-        needed, *there = compared(*filter(None, (memory.estimate_bytes, memory.available_bytes)))
+        of_all = (each * devices.sharing for each in (memory.estimate_bytes, memory.available_bytes) if each)
+        needed, *there = compared(*of_all)
         available = f" of {there[0]}" if there else ""
         here = " that this machine has; resources.memory counts in a cluster" if run.local and available else ""
-        each = " on each device," if resolved and (resolved.devices or 1) > 1 else ""
-        print(f"Preflight  memory: about {needed}{each}{available}{here}", flush=True)
+        of = f" for {devices.sharing} processes," if devices.sharing > 1 else " on each device,"
+        print(f"Preflight  memory: about {needed}{of if devices.world > 1 else ''}{available}{here}", flush=True)

@@ -80,6 +80,7 @@ def _print(ready: Ready) -> None:
     how = parallelism_of(sharded=plan.settings.training.sharded, devices=devices.world)
     print(f"Method     {plan.settings.method}, {plan.steps} steps on {device}{f', {how}' if how else ''}", flush=True)
     if plan.memory and devices.memory_bytes:  # which may be another than preflight has counted with
-        needed, there = compared(plan.memory.total, devices.memory_bytes)
+        needed, there = compared(plan.memory.total * devices.sharing, devices.memory_bytes * devices.sharing)
         activations = "recomputed" if plan.settings.training.gradient_checkpointing else "kept"
-        print(f"Memory     about {needed} of {there}; activations {activations}", flush=True)
+        processes = f" for {devices.sharing} processes," if devices.sharing > 1 else ""
+        print(f"Memory     about {needed}{processes} of {there}; activations {activations}", flush=True)
