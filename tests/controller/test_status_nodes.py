@@ -368,14 +368,17 @@ def test_a_drain_that_takes_what_is_left_of_an_echo_is_told_as_of_the_pod_it_beg
 STARTS = TrainerStatus(phase=Phase.STARTING)
 
 
-def test_who_waited_for_another_one_is_of_the_attempt_that_begins_with_its_successor() -> None:
+@pytest.mark.parametrize(
+    "said", [{}, {"progress": STARTS, "reporter": "a1-0"}, {"progress": TRAINING, "reporter": "a0-0"}]
+)
+def test_who_waited_for_another_one_is_of_the_attempt_that_begins_with_its_successor(said: dict[str, Any]) -> None:
     """Pod 1 is evicted before they have met; later somebody deletes the first one, and nothing else is its end's cause.
 
     One that has trained ends for it, if late: it stays in its own.
     """
     taken = ended(code=143, meta=no(1, **deleting(60)), stopped=-200, disruption="EvictionByEvictionAPI")
     anew = runs(1, attempt=2, started=-100, created=-190)
-    seen = snapshot(*runs(0, 1), train=nodes(2, retries=0), progress=STARTS, reporter="a1-0")
+    seen = snapshot(*runs(0, 1), train=nodes(2, retries=0), **said)
     begun = again(again(seen, *runs(0), taken), *runs(0), taken, *anew)
     entries = [(item["pod"], item["attempt"], item.get("reason")) for item in compute_status(begun)["attemptHistory"]]
     assert entries == [("a1-0", 2, None), ("a1-1", 1, "Evicted"), ("a2-1", 2, None)]
@@ -384,7 +387,7 @@ def test_who_waited_for_another_one_is_of_the_attempt_that_begins_with_its_succe
     status = compute_status(again(begun, taken, echo, train=train, lost_pods=(gone(0, 1, -300, 250),)))
     assert status["failure"]["message"].startswith("pod a1-0 was told to end by somebody who deleted it")
     assert [item["reason"] for item in status["attemptHistory"]] == ["Stopped", "Evicted", "PeerLost"]
-    trained = again(again(seen, *runs(0), taken, progress=TRAINING), *runs(0), taken, *anew)
+    trained = again(again(seen, *runs(0), taken, progress=TRAINING, reporter="a1-0"), *runs(0), taken, *anew)
     assert [item["attempt"] for item in compute_status(trained)["attemptHistory"]] == [1, 1, 2]
 
 

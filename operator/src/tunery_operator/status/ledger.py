@@ -18,7 +18,7 @@ from tunery_api.status import ATTEMPTS_KEPT, GENERATIONS_KEPT
 from tunery_operator.status.attempt_endings import Ending, ending_of, ending_of_lost, how_it_ended
 from tunery_operator.status.diagnosis import is_echo
 from tunery_operator.status.draft import Draft
-from tunery_operator.status.reported_progress import first_has_ended_well, may_have_begun, publishes_alone
+from tunery_operator.status.reported_progress import first_has_ended_well, has_begun, publishes_alone
 from tunery_operator.status.snapshot import Snapshot
 from tunery_operator.views.attempt import (
     ECHO,
@@ -64,7 +64,7 @@ def keep_ledger(draft: Draft) -> bool:
     for pod in sorted(new, key=lambda pod: pod.started_at or snapshot.now):
         if not _waits_for_nothing(snapshot, pod, history):
             attempts, entry = _opened(pod, history, attempts, snapshot.main)
-            if _ATTEMPT in entry and not may_have_begun(snapshot):
+            if _ATTEMPT in entry and not has_begun(snapshot):
                 _take_along(entry, history)
             history.append(entry)
     history.sort(key=lambda entry: (str(entry["startTime"]), int(entry.get(_INDEX) or 0)))

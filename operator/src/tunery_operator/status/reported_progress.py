@@ -55,10 +55,12 @@ def is_downloading(report: TrainerStatus) -> bool:
     return report.doing == DOWNLOADING and report.phase in (None, Phase.STARTING, Phase.DOWNLOADING)
 
 
-def may_have_begun(snapshot: Snapshot) -> bool:
-    """Tell whether pods that work together have begun, as far as the first of them says; where it is silent, True."""
-    report = snapshot.progress
-    return report is None or report.phase not in (None, Phase.STARTING, Phase.DOWNLOADING)
+def has_begun(snapshot: Snapshot) -> bool:
+    """Tell whether pods that work together have begun: the first of them says so, having said before that it starts."""
+    first, report = snapshot.main.last if snapshot.main is not None else None, snapshot.progress
+    if first is None or report is None or snapshot.reporter != first.uid:
+        return False
+    return report.phase not in (None, Phase.STARTING, Phase.DOWNLOADING)
 
 
 def publishes_alone(snapshot: Snapshot, attempt: Attempt | None) -> bool:

@@ -101,7 +101,7 @@ def _silence(error: BaseException) -> PeerLost | None:
     if found is not None:
         text = f"what all processes sum has not come for {int(found[1]) / 60_000:g} minutes"
     elif _UNANSWERED.search(str(error)) is not None:
-        text = "what was sent to another process was not taken until the kernel gave up, after a quarter of an hour"
+        text = "what was sent to another process was not taken until the kernel gave up, as it does after 15 minutes"
     else:
         return None
     text = f"{text}, though each of them is there"
