@@ -65,7 +65,7 @@ def keep_ledger(draft: Draft) -> bool:
         if not _waits_for_nothing(snapshot, pod, history):
             attempts, entry = _opened(pod, history, attempts, snapshot.main)
             if _ATTEMPT in entry and not has_begun(snapshot):
-                _take_along(entry, history)
+                _take_along(entry, history, {pod.uid for pod in _pods(snapshot) if pod.running and not pod.deleting})
             history.append(entry)
     history.sort(key=lambda entry: (str(entry["startTime"]), int(entry.get(_INDEX) or 0)))
     first = [entry for entry in history if not entry.get(_INDEX)] or history
@@ -110,10 +110,10 @@ def _opened(pod: PodView | LostPod, history: Sequence[Entry], attempts: int, mai
     return max(attempts, number), {**entry, _INDEX: pod.index, _ATTEMPT: number}
 
 
-def _take_along(opened: Entry, history: Iterable[Entry]) -> None:
+def _take_along(opened: Entry, history: Iterable[Entry], running: set[str]) -> None:
     """Let those belong to the attempt that a pod opens that waited for it, when the one before it had ended."""
     for entry in history:
-        if entry.get(_ATTEMPT) == opened[_ATTEMPT] - 1 and _ENDED not in entry:
+        if entry.get(_ATTEMPT) == opened[_ATTEMPT] - 1 and entry["uid"] in running:
             entry[_ATTEMPT] = opened[_ATTEMPT]
 
 
