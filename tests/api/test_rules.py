@@ -20,31 +20,31 @@ REFUSED_BY_BOTH: list[Any] = [
     pytest.param(
         {"resources": {"memory": 24}},
         "spec.resources.memory: must be at least 64Mi, is 24, which are bytes; did you mean 24Gi?",
-        "memory must be a quantity such as 24Gi, at least 64Mi; without a unit it is bytes",
+        "memory must be at least 64Mi, a quantity such as 24Gi; without a unit it is bytes",
         id="memory-without-unit",
     ),
     pytest.param(
         {"resources": {"memory": "512"}},
         "spec.resources.memory: must be at least 64Mi, is '512', which are bytes; did you mean 512Mi?",
-        "memory must be a quantity such as 24Gi, at least 64Mi; without a unit it is bytes",
+        "memory must be at least 64Mi, a quantity such as 24Gi; without a unit it is bytes",
         id="mebibytes-without-unit",
     ),
     pytest.param(
         {"resources": {"memory": "24.5Mi"}},
         "spec.resources.memory: must be at least 64Mi, is '24.5Mi'; did you mean 24.5Gi?",
-        "memory must be a quantity such as 24Gi, at least 64Mi; without a unit it is bytes",
+        "memory must be at least 64Mi, a quantity such as 24Gi; without a unit it is bytes",
         id="memory-of-another-unit",
     ),
     pytest.param(
         {"resources": {"memory": "3GB"}},
         "spec.resources.memory: must be a number of bytes above 0, such as 24Gi, is '3GB'",
-        "memory must be a quantity such as 24Gi, at least 64Mi; without a unit it is bytes",
+        "memory must be at least 64Mi, a quantity such as 24Gi; without a unit it is bytes",
         id="memory-of-no-unit",
     ),
     pytest.param(
         {"resources": {"memory": "0.00000000001Ei"}},
         "spec.resources.memory: must be at least 64Mi, is '0.00000000001Ei'; write 24Gi or the like",
-        "memory must be a quantity such as 24Gi, at least 64Mi; without a unit it is bytes",
+        "memory must be at least 64Mi, a quantity such as 24Gi; without a unit it is bytes",
         id="memory-of-a-tiny-number",
     ),
     *(
@@ -63,7 +63,7 @@ REFUSED_BY_BOTH: list[Any] = [
     pytest.param(
         {"resources": {"ephemeralStorage": 50}},
         "spec.resources.ephemeralStorage: must be at least 1Mi, is 50, which are bytes; did you mean 50Gi?",
-        "ephemeralStorage must be a quantity such as 24Gi, at least 1Mi; without a unit it is bytes",
+        "ephemeralStorage must be at least 1Mi, a quantity such as 24Gi; without a unit it is bytes",
         id="disk-without-unit",
     ),
     pytest.param(

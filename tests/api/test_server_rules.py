@@ -75,7 +75,7 @@ REFUSED_BY_BOTH: list[Any] = [
     pytest.param(
         {"resources": {"memory": "24"}},
         "spec.resources.memory: must be at least 64Mi, is '24', which are bytes; did you mean 24Gi?",
-        "memory must be a quantity such as 24Gi, at least 64Mi; without a unit it is bytes",
+        "memory must be at least 64Mi, a quantity such as 24Gi; without a unit it is bytes",
         id="memory-without-unit",
     ),
     pytest.param(

@@ -181,7 +181,7 @@ def _beyond_types(properties: Mapping[str, dict[str, Any]]) -> Iterator[CelRule]
             message = f"{name} must be a whole number of bytes, or one with a unit, such as 24Gi"
             yield CelRule(f"!has(self.{name}) || type(self.{name}) != double", message, once=True)
             if least := field.pop(LEAST, None):
-                message = f"{name} must be a quantity such as 24Gi, at least {least}; without a unit it is bytes"
+                message = f"{name} must be at least {least}, a quantity such as 24Gi; without a unit it is bytes"
                 yield CelRule(_at_least(f"self.{name}", least), message)
 
 
