@@ -27,6 +27,9 @@ _METRICS: Final = {
 
 _COUNTERS: Final = {"current_step": "step", "total_steps": "totalSteps"}
 
+_BEFORE_ALL_BEGIN: Final = (None, Phase.STARTING, Phase.DOWNLOADING)
+"""What a pod reports until it has all it needs, and the others are there."""
+
 
 def progress_fields(report: TrainerStatus) -> dict[str, Any]:
     """Return `status.progress` for a report; what a plain transformers image says is understood, too."""
@@ -52,7 +55,7 @@ def progress_fields(report: TrainerStatus) -> dict[str, Any]:
 
 def is_downloading(report: TrainerStatus) -> bool:
     """Tell whether the pod brings base model, adapter or data to its disk; one that says what it is at does not."""
-    return report.doing == DOWNLOADING and report.phase in (None, Phase.STARTING, Phase.DOWNLOADING)
+    return report.doing == DOWNLOADING and report.phase in _BEFORE_ALL_BEGIN
 
 
 def has_begun(snapshot: Snapshot) -> bool:
@@ -60,7 +63,7 @@ def has_begun(snapshot: Snapshot) -> bool:
     first, report = snapshot.main.last if snapshot.main is not None else None, snapshot.progress
     if first is None or report is None or snapshot.reporter != first.uid:
         return False
-    return report.phase not in (None, Phase.STARTING, Phase.DOWNLOADING)
+    return report.phase not in _BEFORE_ALL_BEGIN
 
 
 def publishes_alone(snapshot: Snapshot, attempt: Attempt | None) -> bool:
