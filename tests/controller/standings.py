@@ -128,7 +128,11 @@ STANDINGS: dict[str, Standing] = {
         none(preflight_needed=True, preflight=CHECKED, preflight_only=True), "Succeeded", "PreflightOnly", *FINE
     ),
     "a merge": Standing(
-        of(Kind.ADAPTERMERGE, running(), progress=TrainerStatus()), "Merging", None, *WORKS, Kind.ADAPTERMERGE
+        of(Kind.ADAPTERMERGE, running(), progress=TrainerStatus(phase=Phase.MERGING)),
+        "Merging",
+        None,
+        *WORKS,
+        Kind.ADAPTERMERGE,
     ),
     "a merge that brings its base": Standing(
         of(Kind.ADAPTERMERGE, running(), progress=DOWNLOADS), "Downloading", None, *WORKS, Kind.ADAPTERMERGE

@@ -295,6 +295,24 @@ def test_where_the_first_one_is_taken_away_after_another_had_ended_all_of_them_b
     namespace.wait_phase(how, "Succeeded")
 
 
+def test_the_first_one_was_deleted_as_it_published_while_no_operator_was_there(
+    namespace: Namespace, operator: OperatorProcess, progress_tls: Path
+) -> None:
+    """Its number has failed for good, and the Job may lack one until the operator says otherwise."""
+    namespace.apply(on_nodes("gone", 2, retries=0))
+    pods = publish(namespace, operator, progress_tls, "gone")
+    namespace.bind(pods[0], "one-of-its-own")
+    operator.kill()
+    namespace.delete_pod(pods[0])
+    namespace.stop_pod(pods[0])
+    namespace.end_pod(pods[1], 76, LOST)
+    eventually("its number has failed", lambda: namespace.job("gone-train")["status"].get("failedIndexes") == "0")
+    operator.start()
+    failure = namespace.wait_phase("gone", "Failed")["failure"]
+    assert failure["reason"] == "RetriesExhausted"
+    assert f"pod {pods[0]} is gone" in failure["message"], "nobody has seen how"
+
+
 def test_suspended_and_resumed_all_of_them(namespace: Namespace) -> None:
     namespace.apply(on_nodes("s"))
     start(namespace, "s-train")

@@ -511,6 +511,39 @@ def test_one_that_begins_anew_alone_and_one_that_fails_later_are_two_failures() 
     assert Attempt(nodes(2), tuple(runs(0, 1))).failures == 0
 
 
+def test_one_that_stores_its_checkpoint_until_another_one_is_there_again_fails_once_with_it() -> None:
+    """Ten seconds after one was killed the next of its number is made; the other one may take longer to end."""
+    seen = snapshot(*runs(0, 1), train=nodes(2, retries=1), progress=TRAINING, reporter="a1-0")
+    killed = ended(code=137, meta=no(1), stopped=-60)
+    seen = again(seen, *runs(0), killed)
+    assert "(1 of 1 retries used)" in told(compute_status(seen))["message"]
+    anew = runs(1, attempt=2, started=-45, created=-50)
+    seen = again(seen, *runs(0), killed, *anew)
+    status = compute_status(seen)
+    assert (status["phase"], status["pods"], status["attempts"]) == ("Starting", "2/2", 2)
+    assert told(status)["message"] == "2 of 2 pods run, and a1-0, of the attempt before, ends"
+    outlived = ended(code=75, meta=no(0), stopped=-40, says=ECHO)
+    seen = again(seen, outlived, killed, *anew)
+    assert seen.main is not None
+    status = compute_status(seen)
+    assert (status["phase"], status["attempts"]) == ("Starting", 2)
+    assert told(status)["message"] == "1 of 2 pods run"
+    seen = again(seen, outlived, killed, *anew, *runs(0, attempt=2, started=-20, created=-30), reporter="a2-0")
+    assert (compute_status(seen)["phase"], compute_status(seen)["attempts"]) == ("Training", 2)
+    twice = again(seen, outlived, killed, *anew, ended(code=137, meta=no(0, 2, created=-30), started=-20, stopped=0))
+    assert (compute_status(twice)["phase"], compute_status(twice)["failure"]["reason"]) == ("Failed", "Killed")
+
+
+@pytest.mark.parametrize("doing", [None, "waiting for storage"])
+def test_one_that_has_only_said_that_it_is_there_trains_not(doing: str | None) -> None:
+    """It repeats its report every so often, also where it has nothing to say yet, as while storage does not answer."""
+    said = TrainerStatus(doing=doing, last_updated_time=at(-1))
+    status = judge(*runs(0, 1), train=nodes(2), progress=said, reporter="a1-0")
+    assert (status["phase"], told(status)["reason"]) == ("Starting", "PodStarted")
+    alone = judge(running(), progress=said, reporter="p1")
+    assert (alone["phase"], told(alone)["reason"]) == ("Starting", "PodStarted")
+
+
 @pytest.mark.parametrize("ending", [1, 4])
 def test_those_that_were_told_to_end(ending: int) -> None:
     pods = [*runs(*range(ending), deletionTimestamp=at(60)), *runs(*range(ending, 4))]

@@ -92,6 +92,23 @@ def test_what_ran_beside_it_is_counted_once_it_is_over() -> None:
     assert (status["runSeconds"], status["gpuSeconds"]) == (290, 280 + 240 + 30)
 
 
+@pytest.mark.parametrize("takes", ["drained", "out of time"])
+def test_what_came_beside_it_is_of_no_attempt_of_its_own(takes: str) -> None:
+    """The first one is taken away, and its Job goes before another first pod is made: one attempt ran."""
+    beside = runs(1, attempt=2, started=-40, created=-50)
+    seen = again(publishing(), *runs(0), killed(), *beside)
+    evicted = {"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI"}
+    first = ended(code=143, meta=no(0, **deleting(60)), stopped=-5, conditions=[evicted])
+    seen = again(seen, *([first] if takes == "drained" else runs(0)), killed(), *beside)
+    status = compute_status(dataclasses.replace(seen, main=None, leftovers=(first, killed(), *beside)))
+    assert {item["attempt"] for item in status["attemptHistory"]} == {1}
+    assert (status["attempts"], len(status["attemptHistory"])) == (1, 3)
+    # Another first pod is made after all: what waits for it is of its attempt.
+    anew = again(seen, first, killed(), *beside, *runs(0, attempt=2, started=0, created=-1), progress=None, reporter="")
+    history = compute_status(anew)["attemptHistory"]
+    assert [(item["pod"], item["attempt"]) for item in history if item["attempt"] == 2] == [("a2-1", 2), ("a2-0", 2)]
+
+
 @pytest.mark.parametrize(
     ("first", "retries", "phase", "reason"),
     [

@@ -244,11 +244,13 @@ def spare_the_first(services: Services, snapshot: Snapshot) -> Snapshot:
     """
     attempt = snapshot.main
     pod = attempt.last if attempt is not None else None
-    if attempt is None or pod is None or attempt.job.finished or attempt.job.failed_indexes_allowed is None:
+    if attempt is None or attempt.job.finished or attempt.job.failed_indexes_allowed is None:
         return snapshot
     job, alone = attempt.job, publishes_alone(snapshot, attempt)
-    waits = pod.finished or pod.deleting or pod.unanswered or job.suspend or job.lacks_another
-    over = job.lacks_first and pod.exit_code != ExitCode.OK
+    # One that was deleted is gone before a Job counts it, or before an operator that begins has seen it.
+    gone = pod is None or pod.finished or pod.deleting or pod.unanswered
+    waits = gone or job.suspend or job.lacks_another
+    over = job.lacks_first and (pod is None or pod.exit_code != ExitCode.OK)
     count = job.nodes if alone else 0
     if count == job.failed_indexes_allowed or (waits and not alone and not over):
         return snapshot

@@ -25,7 +25,7 @@ from tunery_operator.status.still_there import still_there
 from tunery_operator.status.stop import stop_of
 from tunery_operator.status.stopping import check_stop
 from tunery_operator.status.sweep import check_search, tell_removed
-from tunery_operator.views.attempt import not_needed
+from tunery_operator.views.attempt import attempt_numbers, not_needed
 from tunery_operator.views.event import RESUMED
 from tunery_operator.views.owner import retry_mark
 
@@ -36,7 +36,8 @@ Check = Callable[[Draft], bool]
 def compute_status(snapshot: Snapshot) -> dict[str, Any]:
     """Return the status that an object should have now."""
     if snapshot.main is not None:
-        snapshot = replace(snapshot, main=replace(snapshot.main, not_needed=not_needed(snapshot.status)))
+        known = {"not_needed": not_needed(snapshot.status), "numbers": attempt_numbers(snapshot.status)}
+        snapshot = replace(snapshot, main=replace(snapshot.main, **known))
     draft = Draft(snapshot)
     for check in CHECKS:
         if check(draft):

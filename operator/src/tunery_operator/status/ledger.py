@@ -7,7 +7,7 @@ operator and new Jobs change nothing, since nothing is remembered elsewhere.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final
 
@@ -20,6 +20,7 @@ from tunery_operator.status.diagnosis import is_echo
 from tunery_operator.status.draft import Draft
 from tunery_operator.status.reported_progress import first_has_ended_well, has_begun, publishes_alone
 from tunery_operator.status.snapshot import Snapshot
+from tunery_operator.status.spans import alone, spans
 from tunery_operator.views.attempt import (
     ECHO,
     ENDS_WITHOUT_FAULT,
@@ -31,6 +32,7 @@ from tunery_operator.views.attempt import (
     SUSPENDED,
     VANISHED,
     Attempt,
+    attempt_numbers,
     cause_of,
     first_ended,
 )
@@ -43,7 +45,6 @@ Entry = dict[str, Any]
 _NOT_FOR_SURE: Final = ENDS_WITHOUT_FAULT - {EVICTED, SUCCEEDED, NOT_NEEDED}
 """Ends of which only the Job controller knows whether they count as a retry."""
 
-Span = tuple[datetime, datetime]
 _ENDED: Final = "endTime"
 _INDEX: Final = "index"
 _ATTEMPT: Final = "attempt"
@@ -97,7 +98,7 @@ def _opened(pod: PodView | LostPod, history: Sequence[Entry], attempts: int, mai
 
     A pod with a number belongs to the newest attempt, unless that has had one of this number, or all of its pods have
     ended: it is the next one's. No other follows where the first one has published, nor where another one has ended so
-    that its Job does: this one had been made before.
+    that its Job does: this one had been made before; nor did one begin while the first published, and needed it not.
     """
     entry = _entry(pod)
     if pod.index is None:
@@ -106,8 +107,17 @@ def _opened(pod: PodView | LostPod, history: Sequence[Entry], attempts: int, mai
     others = [item for item in history if item.get(_ATTEMPT) == newest]
     goes_on = any(_ENDED not in item for item in others)
     joins = all(item.get(_INDEX) != pod.index for item in others) and (goes_on or _is_ending(main))
-    number = newest if newest and (joins or first_has_ended_well(main)) else max(newest, attempts) + 1
+    joins = joins or first_has_ended_well(main) or _came_beside(entry["startTime"], pod.index, others)
+    number = newest if newest and joins else max(newest, attempts) + 1
     return max(attempts, number), {**entry, _INDEX: pod.index, _ATTEMPT: number}
+
+
+def _came_beside(started: str, index: int, attempt: Sequence[Entry]) -> bool:
+    """Tell whether a pod began in place of one that nobody needed, while the first one of the attempt published."""
+    before = [item["reason"] for item in attempt if item.get(_INDEX) == index and _ENDED in item]
+    first = next((item for item in attempt if not item.get(_INDEX)), None)
+    runs = first is not None and first.get(_ENDED, started) >= started
+    return bool(runs and before) and set(before) == {NOT_NEEDED}
 
 
 def _take_along(opened: Entry, history: Iterable[Entry], running: set[str]) -> None:
@@ -241,35 +251,15 @@ def _only_echoes(snapshot: Snapshot, entry: Entry) -> bool:
 
 def _close(draft: Draft, entry: Entry, ending: Ending, history: Iterable[Entry]) -> None:
     """Write down the end of a pod; what ran at a time, as pods that work together do, counts once as seconds."""
-    others = list(_spans(history)) if _INDEX in entry else []
+    others = list(spans(history)) if _INDEX in entry else []
     started = parse_time(entry["startTime"]) or ending.time
     seconds = max(0, int((ending.time - started).total_seconds()))
     gpu_seconds = seconds * draft.snapshot.gpus
     entry |= {_ENDED: format_time(max(started, ending.time)), "reason": ending.reason, "seconds": seconds}
-    draft.add("runSeconds", int(_alone(started, started + timedelta(seconds=seconds), others)))
+    draft.add("runSeconds", int(alone(started, started + timedelta(seconds=seconds), others)))
     if draft.snapshot.gpus:
         entry["gpuSeconds"] = gpu_seconds
         draft.add("gpuSeconds", gpu_seconds)
-
-
-def _spans(history: Iterable[Entry]) -> Iterator[Span]:
-    """Yield from when until when the pods ran that have ended."""
-    for entry in history:
-        if _ENDED in entry:
-            started = parse_time(entry["startTime"])
-            if started is not None:
-                yield started, started + timedelta(seconds=int(entry.get("seconds") or 0))
-
-
-def _alone(start: datetime, end: datetime, others: Iterable[Span]) -> float:
-    """Return how many seconds of a span none of the others was under way."""
-    seconds = 0.0
-    for begin, stop in sorted(others):
-        if begin >= end:
-            break
-        seconds += max(0.0, (begin - start).total_seconds())
-        start = max(start, stop)
-    return seconds + max(0.0, (end - start).total_seconds())
 
 
 # What the deadline is compared with
@@ -281,12 +271,12 @@ def run_seconds(status: Mapping[str, Any], pods: Iterable[PodView | LostPod], no
     known = {entry["uid"] for entry in history if _ENDED in entry}
     opened = {entry["uid"]: parse_time(entry["startTime"]) for entry in history}
     before = _listed_since(status, history)
-    ran, running = list(_spans(history)), 0.0
+    ran, running = list(spans(history)), 0.0
     for pod in pods:
         if pod.started_at is None or pod.uid in known or (before is not None and pod.started_at <= before):
             continue
         started, until = opened.get(pod.uid) or pod.started_at, _until(pod, now)
-        running += _alone(started, until, ran if pod.index is not None else ())
+        running += alone(started, until, ran if pod.index is not None else ())
         ran.append((started, until))
     return float(status.get("runSeconds") or 0) + running
 
@@ -331,6 +321,8 @@ def gone_cause(status: Mapping[str, Any], attempt: Attempt) -> Mapping[str, Any]
         return None
     begun = parse_time(cause["startTime"])
     earlier = {entry["uid"] for entry in status.get("attemptHistory") or ()} - {entry["uid"] for entry in entries}
+    # The Job controller has told those to end of which the ledger says so, whatever they made of it.
+    earlier |= {entry["uid"] for entry in entries if entry["reason"] == ECHO} if cause["reason"] != ECHO else set()
     its = [pod for pod in attempt.pods if pod.uid not in earlier]
     there = [pod for pod in its if begun is None or _last_known(pod, begun) > begun]
     return None if any(cause["reason"] == ECHO or (pod.finished and not is_echo(pod)) for pod in there) else cause
@@ -361,6 +353,12 @@ def _attempts(status: Mapping[str, Any]) -> Iterable[Sequence[Entry]]:
         name = entry.get(_ATTEMPT, entry["uid"])
         found[name] = [*found.pop(name, ()), entry]  # in the order of the last that began: one may have waited for it
     return found.values()
+
+
+def of_one_attempt(status: Mapping[str, Any], attempt: Attempt) -> bool:
+    """Tell whether a Job's newest pods are of one attempt: an older one may still store what it has, and end then."""
+    numbers = attempt_numbers(status)
+    return len({numbers[pod.uid] for pod in attempt.newest if pod.uid in numbers}) < 2
 
 
 def ends_its_job(draft: Draft, attempt: Attempt, pod: PodView) -> bool:

@@ -28,16 +28,17 @@ from tunery_operator.status.ledger import (
     ends_its_job,
     gone_cause,
     last_end,
+    of_one_attempt,
     retries_used,
     same_end_twice,
 )
 from tunery_operator.status.messages import THE_ONE_BEFORE, attempt_words, was_ended
 from tunery_operator.status.phase import AT_WORK, FINISHING, HELD, NOT_REPORTING, OUT_OF_TIME, POD_STARTED, STOPPING
 from tunery_operator.status.queueing import check_queue, is_queued, release_quota
-from tunery_operator.status.reported_progress import first_has_ended_well, is_downloading, publishes_alone
+from tunery_operator.status.reported_progress import first_has_ended_well, is_downloading, only_starts, publishes_alone
 from tunery_operator.status.results import check_result, take_checkpoint, take_last_words, take_progress
 from tunery_operator.status.snapshot import Snapshot
-from tunery_operator.views.attempt import Attempt
+from tunery_operator.views.attempt import Attempt, attempt_numbers
 from tunery_operator.views.clock import parse_time
 from tunery_operator.views.pod import PodView
 
@@ -159,8 +160,9 @@ def show_pod(draft: Draft, attempt: Attempt) -> None:
     """Say of a Job that has not ended what its pod does, or its pods together, or what it waits for."""
     pod, job = attempt.last, attempt.job
     draft.put(pods=f"{attempt.running}/{job.nodes}" if job.nodes > 1 else None)
-    going = [each for each in attempt.newest if each.running and _goes(draft, each)]
-    lost = next((each for each in going if is_node_lost(each, draft.snapshot.now)), None)
+    now = draft.snapshot.now
+    going = [each for each in attempt.newest if each.running and (each.deleting or is_node_lost(each, now))]
+    lost = next((each for each in going if is_node_lost(each, now)), None)
     over = next((each for each in attempt.newest if each.exit_code == ExitCode.USER_ERROR), None)
     if pod is not None and publishes_alone(draft.snapshot, attempt):
         _show_activity(draft, pod, attempt)
@@ -173,16 +175,12 @@ def show_pod(draft: Draft, attempt: Attempt) -> None:
     elif going:
         told = f"{len(going)} of {job.nodes} pods were told to end" if going[1:] else ""
         _show_stopping(draft, lost or going[0], told)
-    elif pod is not None and attempt.together:
+    elif pod is not None and attempt.together and of_one_attempt(draft.fields, attempt):
         _show_activity(draft, pod, attempt)
     elif job.suspend:
         _show_held(draft, attempt)
     else:
         _show_waiting(draft, attempt)
-
-
-def _goes(draft: Draft, pod: PodView) -> bool:
-    return pod.deleting or is_node_lost(pod, draft.snapshot.now)
 
 
 def _show_activity(draft: Draft, pod: PodView, attempt: Attempt) -> None:
@@ -326,12 +324,13 @@ def _show_waiting(draft: Draft, attempt: Attempt) -> None:
         draft.show_obstacle(_with_the_end_before(draft, attempt, found))
         draft.conditions.set(_RUNNING, False, str(found.reason), found.message)
     elif gone is not None and job.nodes > 1 and gone["reason"] in PASSED_OVER:
-        called = attempt_words(draft.fields.get("attempts", 1), gone["pod"])
-        draft.conditions.set(_RUNNING, False, gone["reason"], was_ended(called, gone["reason"]))
+        called, goes_on = attempt_words(gone["attempt"], gone["pod"]), not (job.lacks_first or job.lacks_another)
+        draft.conditions.set(_RUNNING, False, gone["reason"], was_ended(called, gone["reason"], goes_on=goes_on))
     elif pod is not None and not (attempt.running and pod.exit_code == ExitCode.PEER_LOST):
         _show_ended_pod(draft, attempt, pod)
     elif attempt.running:
-        draft.conditions.set(_RUNNING, False, "Starting", f"{attempt.running} of {job.nodes} pods run")
+        ends = f", and {attempt.last.name}, of the attempt before, ends" if attempt.together and attempt.last else ""
+        draft.conditions.set(_RUNNING, False, "Starting", f"{attempt.running} of {job.nodes} pods run{ends}")
     else:
         pods = "pods" if job.nodes > 1 else "pod"
         draft.conditions.set(_RUNNING, False, "Starting", f"Job {job.name} waits for its {pods} to start")
@@ -359,7 +358,8 @@ def _show_ended_pod(draft: Draft, attempt: Attempt, pod: PodView) -> None:
         draft.conditions.set(_RUNNING, False, FINISHING, f"pod {pod.name} has ended well")
         return
     found = pod_failure(pod)
-    called = attempt_words(draft.fields.get("attempts", 1), None if pod.index is None else pod.name)
+    number = attempt_numbers(draft.fields).get(pod.uid, draft.fields.get("attempts", 1))
+    called = attempt_words(number, None if pod.index is None else pod.name)
     if ends_its_job(draft, attempt, pod) or _met_again(draft, attempt, pod) is not None:
         text = f"{called} failed, and is not tried again: {found.reason}: {found.message}"
         _show_last_end(draft, f"{text}; Job {pod.job} ends" if pod.job else text)
@@ -390,7 +390,7 @@ def _activity(draft: Draft, pod: PodView) -> str:
         return known if told and known and known not in _TOLD_TO_END else POD_STARTED
     if is_downloading(report):
         return Phase.DOWNLOADING.value
-    if report.phase is Phase.STARTING:
+    if only_starts(report):
         return POD_STARTED
     if report.phase is Phase.SUCCEEDED:
         # What the trainer calls done is done only when its Job says so, too, and the bucket was read again.

@@ -36,9 +36,9 @@ def attempt_words(number: int, pod: str | None) -> str:
     return f"attempt {number}" if pod is None else f"attempt {number}, pod {pod},"
 
 
-def was_ended(attempt: str, why: str) -> str:
+def was_ended(attempt: str, why: str, *, goes_on: bool = True) -> str:
     """Return what is said of an attempt that was ended for what is no fault of it; `attempt`: how it is called."""
-    return f"{attempt} was ended: {why}; the next one goes on"
+    return f"{attempt} was ended: {why}; {'the next one goes on' if goes_on else 'no retry is left'}"
 
 
 def told(message: str) -> str:

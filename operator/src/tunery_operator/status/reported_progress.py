@@ -58,6 +58,12 @@ def is_downloading(report: TrainerStatus) -> bool:
     return report.doing == DOWNLOADING and report.phase in _BEFORE_ALL_BEGIN
 
 
+def only_starts(report: TrainerStatus) -> bool:
+    """Tell whether the pod does not work yet; a plain transformers image names no phase, and has steps to tell of."""
+    works = report.step is not None or report.progress_percentage is not None or bool(report.metrics)
+    return report.phase is Phase.STARTING or (report.phase is None and not works)
+
+
 def has_begun(snapshot: Snapshot) -> bool:
     """Tell whether pods that work together have begun: the first of them says so, having said before that it starts."""
     first, report = snapshot.main.last if snapshot.main is not None else None, snapshot.progress

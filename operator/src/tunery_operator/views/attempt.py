@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal
 
@@ -52,6 +52,12 @@ def not_needed(status: Mapping[str, Any]) -> frozenset[str]:
     return frozenset(str(entry["uid"]) for entry in history if entry.get("reason") == NOT_NEEDED)
 
 
+def attempt_numbers(status: Mapping[str, Any]) -> dict[str, int]:
+    """Return to which attempt pods that work together belong, by their uids, as status.attemptHistory has it."""
+    history = status.get("attemptHistory") or ()
+    return {str(entry["uid"]): int(entry["attempt"]) for entry in history if "attempt" in entry}
+
+
 def cause_of(entries: Iterable[Mapping[str, Any]]) -> str | None:
     """Return the reason for which the pods of one attempt have ended, of status.attemptHistory; None: none has."""
     first = first_ended(entries)
@@ -87,6 +93,8 @@ class Attempt:
     warnings: tuple[ClusterWarning, ...] = ()
     not_needed: frozenset[str] = frozenset()
     """The uids of pods of which status.attemptHistory says so."""
+    numbers: Mapping[str, int] = field(default_factory=dict)
+    """To which attempt pods belong, by their uids, as status.attemptHistory has it."""
 
     @property
     def last(self) -> PodView | None:
@@ -141,30 +149,35 @@ class Attempt:
         """How many attempts of pods that work together have failed: each once, however many of its pods did.
 
         What the Job controller does not count is none: a disruption, and the end that is only the echo of another's.
-        One that outlived others counts for the attempt that had begun by then.
+        One that outlived others, as it stored its checkpoint or had not begun, counts for the attempt that
+        status.attemptHistory has it in; while that does not know it, for the one that had begun by then.
         """
         begun: list[datetime] = []
+        known: dict[int, int] = {}
         seen: set[int | None] = set()
         for pod in self.pods:
             if pod.index in seen or not begun:
                 begun.append(parse_time(pod.created) or _EVER)
                 seen = set()
             seen.add(pod.index)
-        return len({bisect_right(begun, ended) for ended in self._failed_at()})
+            if pod.uid in self.numbers:
+                known[len(begun)] = self.numbers[pod.uid]
+        failed = ((pod, bisect_right(begun, ended)) for pod, ended in self._failed())
+        return len({self.numbers.get(pod.uid, known.get(place, -place)) for pod, place in failed})
 
     @property
     def failed_too_often(self) -> bool:
         """Tell whether pods that work together have failed as attempts more often than they are tried again."""
         return self.job.retries is not None and self.failures > self.job.retries
 
-    def _failed_at(self) -> Iterator[datetime]:
-        """Yield when pods failed: before the next of the same number was made, whatever their nodes' clocks say."""
+    def _failed(self) -> Iterator[tuple[PodView, datetime]]:
+        """Yield the pods that failed, and when: before the next of its number was made, whatever nodes' clocks say."""
         next_made: dict[int | None, datetime] = {}
         for pod in reversed(self.pods):
             made = parse_time(pod.created) or _EVER
             if _counts(pod) and not self.is_not_needed(pod.uid, pod.index, pod.finished_at):
                 ended, latest = max(made, pod.finished_at or made), next_made.get(pod.index)
-                yield ended if latest is None else max(made, min(ended, latest - _MOMENT))
+                yield pod, (ended if latest is None else max(made, min(ended, latest - _MOMENT)))
             next_made[pod.index] = made
 
 
