@@ -328,6 +328,23 @@ def test_of_two_that_went_in_one_second_the_one_that_was_seen_to_go_first_is_nam
     assert status["failure"]["message"].startswith("pod a1-1 was told to end")
 
 
+@pytest.mark.parametrize(
+    ("failed_indexes", "ends"), [("1", "; no retry is left"), ("", ", which counts as a retry; the next one goes on")]
+)
+def test_while_the_job_controller_ends_the_others_the_one_that_was_deleted_is_named(
+    failed_indexes: str, ends: str
+) -> None:
+    train = nodes(2, retries=0, failed_indexes=failed_indexes)
+    seen = again(snapshot(*runs(0, 1), train=nodes(2, retries=0)), *runs(0), lost_pods=(gone(1, 1, -300, 297),))
+    told_too = ended(code=143, meta=no(0, **deleting(3)), stopped=-1)
+    over = again(seen, told_too, train=train)
+    status = compute_status(over)
+    assert [item["reason"] for item in status["attemptHistory"]] == ["PeerLost", "Stopped"]
+    words = f"attempt 1, pod a1-1, was ended: Stopped{ends}"
+    assert told(status)["message"] == words
+    assert [event.note for event in transitions(over.status, status) if event.reason == "Stopped"] == [words]
+
+
 def test_what_a_pod_says_of_itself_comes_before_one_that_was_deleted() -> None:
     """Node 0 has failed by itself, and the Job controller has taken the other away: nobody deleted it."""
     seen = snapshot(*runs(0, 1), train=nodes(2))
@@ -343,7 +360,10 @@ def test_a_deleted_pod_is_told_as_that_while_the_next_ones_are_made() -> None:
     echo = ended(code=76, meta=no(0), stopped=-200)
     status = compute_status(again(seen, echo, lost_pods=(gone(1, 1, -300, 98),)))
     assert condition(status, "Running") == ("False", "Stopped")
-    assert told(status)["message"] == "attempt 1, pod a1-1, was ended: Stopped; the next one goes on"
+    assert (
+        told(status)["message"]
+        == "attempt 1, pod a1-1, was ended: Stopped, which counts as a retry; the next one goes on"
+    )
 
 
 @pytest.mark.parametrize("closed", [True, False])

@@ -27,6 +27,7 @@ from tunery_api.validation import (
     parse_lorasweep,
 )
 from tunery_operator.status.events import CHECKPOINT_NOT_STORED, RANK_TOO_LOW, REMOVAL_UNKNOWN, TRIALS_LEFT
+from tunery_operator.views.attempt import STOPPED
 
 from demo.serving import LABEL
 from kit.environment import engine_settings
@@ -219,7 +220,7 @@ def test_every_reason_of_a_condition_is_explained_with_its_condition() -> None:
     rows = table("Reasons of conditions")
     ends = {reason.value for reason in EndReason}
     assert (
-        set(rows) - {CHECKPOINT_NOT_STORED, RANK_TOO_LOW, TRIALS_LEFT, REMOVAL_UNKNOWN}
+        set(rows) - {CHECKPOINT_NOT_STORED, RANK_TOO_LOW, TRIALS_LEFT, REMOVAL_UNKNOWN, STOPPED}
         == reasons_of_conditions() | ends
     )
     known = {each.value for kind in (ConditionType, ServerCondition) for each in kind}

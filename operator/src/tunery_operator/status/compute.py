@@ -36,8 +36,8 @@ Check = Callable[[Draft], bool]
 def compute_status(snapshot: Snapshot) -> dict[str, Any]:
     """Return the status that an object should have now."""
     if snapshot.main is not None:
-        known = {"not_needed": not_needed(snapshot.status), "numbers": attempt_numbers(snapshot.status)}
-        snapshot = replace(snapshot, main=replace(snapshot.main, **known))
+        ended, numbers = not_needed(snapshot.status), attempt_numbers(snapshot.status)
+        snapshot = replace(snapshot, main=replace(snapshot.main, not_needed=ended, numbers=numbers))
     draft = Draft(snapshot)
     for check in CHECKS:
         if check(draft):

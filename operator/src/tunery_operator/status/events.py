@@ -11,7 +11,7 @@ from tunery_api.reasons import FailureReason
 from tunery_api.status import FINAL_PHASES, ConditionType, Phase
 from tunery_api.sweepstatus import TrialState
 from tunery_operator.status.ledger import newest_attempt
-from tunery_operator.status.messages import THE_ONE_BEFORE, attempt_words, was_ended
+from tunery_operator.status.messages import THE_ONE_BEFORE, WAS_ENDED, attempt_words, was_ended
 from tunery_operator.status.phase import NOT_REPORTING, STOPPING
 from tunery_operator.views.attempt import EVICTED, NOT_NEEDED, PREEMPTED, VANISHED, first_ended
 from tunery_operator.views.event import RETRIED, Event
@@ -78,7 +78,7 @@ def transitions(old: Mapping[str, Any], new: Mapping[str, Any], *, of_trial: boo
     events.update({event.reason: event for event in (*_of_trials(old, new), *_of_attempt(old, new))})
     for condition in _changed(old, new):
         reason = condition["reason"]
-        if reason not in _QUIET:
+        if reason not in _QUIET or WAS_ENDED in (condition.get("message") or ""):
             # What a later version of the trainer finds has a word that is not known here.
             warning = reason in _FAILURES or reason in _WARNINGS or condition["type"] == ConditionType.HEALTHY
             note = condition.get("message") or reason

@@ -9,6 +9,8 @@ from tunery_api.tolerant import read
 
 THE_ONE_BEFORE: Final = "; the attempt before failed"
 """After what stands in an object's way, before how the attempt before it failed."""
+WAS_ENDED: Final = " was ended: "
+"""Between what an attempt is called and why it was ended, where that is no fault of it."""
 _FINDINGS: Final = ("failure", "dataset", "memory", "resolved")
 
 
@@ -36,9 +38,13 @@ def attempt_words(number: int, pod: str | None) -> str:
     return f"attempt {number}" if pod is None else f"attempt {number}, pod {pod},"
 
 
-def was_ended(attempt: str, why: str, *, goes_on: bool = True) -> str:
-    """Return what is said of an attempt that was ended for what is no fault of it; `attempt`: how it is called."""
-    return f"{attempt} was ended: {why}; {'the next one goes on' if goes_on else 'no retry is left'}"
+def was_ended(attempt: str, why: str, *, counts: bool = False, goes_on: bool = True) -> str:
+    """Return what is said of an attempt that was ended for what is no fault of it; `attempt`: how it is called.
+
+    `counts`: it uses up a retry.
+    """
+    counted = ", which counts as a retry" if counts and goes_on else ""
+    return f"{attempt}{WAS_ENDED}{why}{counted}; {'the next one goes on' if goes_on else 'no retry is left'}"
 
 
 def told(message: str) -> str:
