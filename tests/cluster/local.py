@@ -119,6 +119,8 @@ class LocalCluster:
         """Return the variables for kubectl, helm, AWS tools, the demo and the tests."""
         if not self.is_running():
             raise NotRunning("the local cluster does not run: make cluster-up")
+        if not self._images_file.exists():
+            raise NotRunning("the local cluster still starts: its images are not there yet; try again once they are")
         pushed = json.loads(self._images_file.read_text())
         return {
             "KUBECONFIG": str(self.control_plane.kubeconfig),
