@@ -222,7 +222,7 @@ def test_a_server_is_waited_for(inputs: UnfinishedInput | ReadyServer, phase: st
     [
         (Phase.STARTING, "Starting", "PodStarted"),
         (Phase.ANSWERING, "Answering", "Answering"),
-        (None, "Answering", "Answering"),
+        (None, "Starting", "PodStarted"),
         (Phase.UPLOADING, "Uploading", "Uploading"),
         (Phase.SUCCEEDED, "Uploading", "Uploading"),
     ],
