@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -137,3 +138,23 @@ def test_a_node_that_never_comes_is_named(tmp_path: Path, run_file: Run) -> None
     failure = first.said()["failure"]
     assert failure["reason"] == "PeerLost"
     assert failure["message"] == "node 1 of 2 has not come within 0.1 minutes"
+
+
+@pytest.mark.parametrize("beyond", [0, 1])
+def test_a_port_of_node_0_that_is_taken_is_told_with_what_to_do(beyond: int, tmp_path: Path, run_file: Run) -> None:
+    cluster = Nodes(tmp_path, run_file, SPEC, nodes=2, devices=1)
+    cluster.meet_seconds = 5
+    taken: list[socket.socket] = []
+    try:
+        first, second = cluster.start(taken=lambda port: taken.append(socket.create_server(("", port + beyond))))
+        port = taken[0].getsockname()[1]
+        assert first.process.wait(60) == ExitCode.RETRYABLE, first.log.read_text()
+        second.process.kill()
+    finally:
+        for each in taken:
+            each.close()
+    failure = first.said()["failure"]
+    assert failure["reason"] == "PeerLost"
+    assert failure["message"] == f"node 0 cannot listen on TCP {port}: another process does"
+    assert "sidecar" in failure["hint"]
+    assert "hostNetwork" in failure["hint"]

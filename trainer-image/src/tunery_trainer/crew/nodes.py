@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import time
@@ -13,7 +14,7 @@ from tunery_api.reasons import FailureReason
 from tunery_api.runspec import Failure
 from tunery_common.errors import TuneryError
 from tunery_trainer.crew.causes import Causes, PeerLost
-from tunery_trainer.crew.channel import Channel, Listener, Message, answer, connect, reaches
+from tunery_trainer.crew.channel import Channel, Heard, Listener, Message, answer, connect, reaches
 from tunery_trainer.process.failures import explain, to_failure
 from tunery_trainer.process.place import Place
 from tunery_trainer.process.signals import StopRequested
@@ -26,6 +27,10 @@ _INPUTS: Final = {"base": "another model", "rows": "other data"}
 _CHANGED: Final = "It was changed while the pods read it: let it lie as it is now, and retry."
 _OTHER_DEVICES: Final = (
     "Let all pods run on the same GPUs with the same image, or set training.batchSize and gradientAccumulation."
+)
+_TAKEN: Final = (
+    "Take the port from what listens there: a sidecar of the pod; or, where the pod has its machine's network "
+    "(hostNetwork), anything on that machine, as another run. The pods of such a job need a network of their own."
 )
 _AGAIN_SECONDS: Final = 1.0
 _LAST_SECONDS: Final = 660.0
@@ -41,6 +46,16 @@ def _absent(nodes: list[int], place: Place) -> TuneryError:
     who = ", ".join(map(str, nodes))
     text = f"node {who} of {place.nodes} has not come within {meet_seconds() / 60:g} minutes"
     return PeerLost(text, counts=True)
+
+
+def _listen(port: int, heard: Heard) -> Listener:
+    """Return what listens on a port of node 0; raises PeerLost where that is taken: nobody could reach this one."""
+    try:
+        return Listener(port, heard)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        raise PeerLost(f"node 0 cannot listen on TCP {port}: another process does", _TAKEN, counts=True) from error
 
 
 def _cut_off(what: str) -> TuneryError:
@@ -86,9 +101,9 @@ class Lead:
         """Tells whether this attempt has stored a checkpoint: one that comes further may be tried again for ever."""
 
     def __enter__(self) -> Self:
-        self._listener = Listener(self._place.control_port, self._heard)
         # The port of the collectives is nobody's until all begin: it is tried as the free one is.
-        self._tried = [Listener(port, answer) for port in (0, self._place.port)]
+        self._tried = [_listen(port, answer) for port in (0, self._place.port)]
+        self._listener = _listen(self._place.control_port, self._heard)
         return self
 
     def __exit__(
