@@ -7,12 +7,15 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tunery_api.reasons import ExitCode
+from tunery_trainer.crew.causes import CAUSE_SECONDS
 
 from cluster.s3 import S3Server
 from kit.long import long_but
@@ -127,6 +130,42 @@ def tells_who_was_told(nodes: list[Node], codes: list[int]) -> None:
     assert "\nTold to stop: finishing this step and saving a checkpoint.\n" in said[codes.index(TOLD)]
     assert "\nStopped; the checkpoint is stored.\n" in first
     assert "\nStopped; node 0 stores the checkpoint.\n" in second
+
+
+@contextmanager
+def held(server: S3Server) -> Iterator[None]:
+    """Let the storage take its time for what the body does."""
+    pid = server.daemon.pid()
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+@pytest.mark.long
+def test_the_successor_of_a_drained_node_waits_for_that_of_node_0_which_stores_its_checkpoint(
+    tmp_path: Path, run_file: Run, s3_server: S3Server
+) -> None:
+    """Nothing of it counts as a retry: a drained node costs none, and node 0 ends for that one alone."""
+    cluster = Nodes(tmp_path, run_file, SPEC, nodes=2, devices=1)
+    nodes = cluster.start()
+    trains(s3_server, tmp_path, nodes)
+    with held(s3_server):
+        other_told(nodes)
+        assert nodes[1].process.wait(SECONDS) == TOLD
+        cluster.again(nodes, nodes[1])
+        until = time.monotonic() + SECONDS / 2
+        while "has begun without this one" not in nodes[1].log.read_text():
+            assert time.monotonic() < until, logs(nodes)
+            time.sleep(0.1)
+        time.sleep(CAUSE_SECONDS + 1)
+        assert [node.process.poll() for node in nodes] == [None, None], logs(nodes)
+    assert nodes[0].process.wait(SECONDS) == LOST, logs(nodes)
+    cluster.again(nodes, nodes[0])
+    assert finish(nodes, SECONDS) == [0, 0], logs(nodes)
+    assert "Resuming from the checkpoint of step" in nodes[0].log.read_text()
 
 
 def test_a_node_that_never_comes_is_named(tmp_path: Path, run_file: Run) -> None:
