@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,10 +56,12 @@ class Nodes:
         self._uid = ""
         self.meet_seconds = 60
 
-    def start(self, uid: str = "u-1") -> list[Node]:
-        """Start one attempt."""
+    def start(self, uid: str = "u-1", *, taken: Callable[[int], object] | None = None) -> list[Node]:
+        """Start one attempt; `taken` may take its ports before, of which it is told the first."""
         self._attempt += 1
         self._port, self._uid = free_port(), uid
+        if taken is not None:
+            taken(self._port)
         return [self._node(number) for number in range(self._nodes)]
 
     def again(self, nodes: list[Node], ended: Node) -> None:

@@ -21,16 +21,17 @@ from tunery_api.reasons import ExitCode, FailureReason
 from tunery_common.errors import TuneryError
 from tunery_trainer.crew import causes as module
 from tunery_trainer.crew import channel, nodes
-from tunery_trainer.crew.causes import Causes, PeerLost, is_echo
+from tunery_trainer.crew.causes import PeerLost, is_echo
 from tunery_trainer.crew.channel import Listener, answer, connect, reaches
 from tunery_trainer.crew.crew import FAILURE, Crew
-from tunery_trainer.crew.nodes import Follow, Lead
+from tunery_trainer.crew.nodes import Follow
 from tunery_trainer.process.place import Place
 from tunery_trainer.process.signals import StopRequested, StopSignal
 from tunery_trainer.tasks import following
 from tunery_trainer.tasks.following import Assisting, Following, Leading, blamed, run_following
 
 from cluster.ports import free_port
+from kit.two_nodes import Ends, begin, two_nodes, until
 
 DIVERGED = TuneryError(FailureReason.LOSS_DIVERGED, "the training loss became nan at step 3")
 ECHO = RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:4711")
@@ -43,57 +44,12 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nodes, "_AGAIN_SECONDS", 0.02)
 
 
-class Ends:
-    """Takes down what would end the process."""
-
-    def __init__(self) -> None:
-        self.errors: list[TuneryError] = []
-        self.left: Callable[[], object] = lambda: None
-        self.causes = Causes(self._leave)  # type: ignore[arg-type]  # in a test it returns
-
-    def _leave(self, error: TuneryError) -> None:
-        self.errors.append(error)
-        self.left()
-
-
-@contextlib.contextmanager
-def two_nodes(
-    monkeypatch: pytest.MonkeyPatch, collectives: int = 0
-) -> Iterator[tuple[Lead, Ends, Callable[[], tuple[Follow, Ends]]]]:
-    """Node 0 of two, and what makes node 1."""
-    port = free_port()
-    lead, ends = Lead(Place(0, 2, port=collectives, control_port=port), "u-1", Ends().causes), Ends()
-    lead._causes = ends.causes
-
-    def other() -> tuple[Follow, Ends]:
-        own = Ends()
-        return Follow(Place(1, 2, control_port=port), "u-1", own.causes), own
-
-    with lead:
-        yield lead, ends, other
-
-
-def begin(lead: Lead, node: Follow) -> None:
-    """Let both begin."""
-    assert node._channel is not None
-    node._channel.send(ready={"seed": "1"})
-    lead.begin({"seed": "1"}, step=None)
-    until(lambda: node._go is not None)
-
-
 @contextlib.contextmanager
 def ending(node: Follow, error: Exception) -> Iterator[None]:
     """Let a node meet node 0, and end with `error` after the body."""
     with contextlib.suppress(type(error)), node:
         yield
         raise error
-
-
-def until(true: Callable[[], bool]) -> None:
-    end = time.monotonic() + 5
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def test_who_fails_like_all_others_is_not_ended_by_the_first_of_them(tmp_path: Path) -> None:
@@ -184,7 +140,7 @@ def test_a_run_of_one_process_has_no_peers_to_blame(tmp_path: Path) -> None:
 
 def test_a_node_that_was_told_to_stop_is_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Node 0 stores the last checkpoint meanwhile, which may take longer than a cause is waited for."""
-    with two_nodes(monkeypatch) as (lead, ends, other):
+    with two_nodes() as (lead, ends, other):
         node, _ = other()
         with ending(node, StopRequested()):
             begin(lead, node)
@@ -195,7 +151,7 @@ def test_a_node_that_was_told_to_stop_is_not_missed(monkeypatch: pytest.MonkeyPa
 
 def test_a_node_that_fails_stays_until_node_0_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the user must mend ends the whole Job: node 0, which may have failed alike, would be ended as it stores."""
-    with two_nodes(monkeypatch) as (lead, ends, other):
+    with two_nodes() as (lead, ends, other):
         node, _ = other()
         ends.left = lambda: [each.close() for each in list(lead._channels.values())]
         began = time.monotonic()
@@ -208,7 +164,7 @@ def test_a_node_that_fails_stays_until_node_0_has_ended(monkeypatch: pytest.Monk
 
 
 def test_what_ended_a_node_before_all_began_is_not_the_cause_of_a_later_loss(monkeypatch: pytest.MonkeyPatch) -> None:
-    with two_nodes(monkeypatch) as (lead, ends, other):
+    with two_nodes() as (lead, ends, other):
         first, _ = other()
         with ending(first, TuneryError(FailureReason.STORAGE_UNAVAILABLE, "S3 did not answer")):
             until(lambda: 1 in lead._channels)
@@ -224,7 +180,7 @@ def test_what_ended_a_node_before_all_began_is_not_the_cause_of_a_later_loss(mon
 
 def test_a_node_that_comes_as_node_0_publishes_is_not_left_waiting_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     with contextlib.ExitStack() as stack:
-        lead, _, other = stack.enter_context(two_nodes(monkeypatch))
+        lead, _, other = stack.enter_context(two_nodes())
         node, _ = other()
         stopped: list[BaseException] = []
         with node:
@@ -240,7 +196,7 @@ def test_a_node_that_comes_as_node_0_publishes_is_not_left_waiting_for_it(monkey
 def test_a_node_that_is_replaced_has_its_time_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first one may have brought a large base for longer than others are waited for."""
     monkeypatch.setenv(nodes.MEET_SECONDS_ENV, "0.5")
-    with two_nodes(monkeypatch) as (lead, _, other):
+    with two_nodes() as (lead, _, other):
         first, _ = other()
         lost: list[BaseException] = []
         with first:
@@ -286,7 +242,7 @@ def test_only_what_differs_between_nodes_is_told_and_the_next_attempt_may_mend_i
     found: dict[str, Any], said: str, hint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours = {"seed": "1", "size": "4", "rows": "a", "base": "a", "settings": {"rank": 8, "data (SHA-256)": "a"}}
-    with two_nodes(monkeypatch) as (lead, _, other):
+    with two_nodes() as (lead, _, other):
         node, _ = other()
         with node:
             assert node._channel is not None
@@ -310,7 +266,7 @@ def test_a_port_that_is_not_let_through_is_told_before_anything_is_downloaded(
 ) -> None:
     """In the collectives the nodes would wait for each other, for minutes or for hours."""
     port = free_port()
-    with two_nodes(monkeypatch, port) as (lead, ends, other):
+    with two_nodes(port) as (lead, ends, other):
         node, _ = other()
         tried = {"free port of node 0": 0, "port of the collectives": 1}
         free = lead._tried[tried[closed]] if closed in tried else Listener(0, answer)

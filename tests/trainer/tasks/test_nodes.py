@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tunery_api.reasons import ExitCode
+from tunery_trainer.crew.causes import CAUSE_SECONDS
 
 from cluster.s3 import S3Server
 from kit.long import long_but
@@ -128,6 +132,42 @@ def tells_who_was_told(nodes: list[Node], codes: list[int]) -> None:
     assert "\nStopped; node 0 stores the checkpoint.\n" in second
 
 
+@contextmanager
+def held(server: S3Server) -> Iterator[None]:
+    """Let the storage take its time for what the body does."""
+    pid = server.daemon.pid()
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+@pytest.mark.long
+def test_the_successor_of_a_drained_node_waits_for_that_of_node_0_which_stores_its_checkpoint(
+    tmp_path: Path, run_file: Run, s3_server: S3Server
+) -> None:
+    """Nothing of it counts as a retry: a drained node costs none, and node 0 ends for that one alone."""
+    cluster = Nodes(tmp_path, run_file, SPEC, nodes=2, devices=1)
+    nodes = cluster.start()
+    trains(s3_server, tmp_path, nodes)
+    with held(s3_server):
+        other_told(nodes)
+        assert nodes[1].process.wait(SECONDS) == TOLD
+        cluster.again(nodes, nodes[1])
+        until = time.monotonic() + SECONDS / 2
+        while "has begun without this one" not in nodes[1].log.read_text():
+            assert time.monotonic() < until, logs(nodes)
+            time.sleep(0.1)
+        time.sleep(CAUSE_SECONDS + 1)
+        assert [node.process.poll() for node in nodes] == [None, None], logs(nodes)
+    assert nodes[0].process.wait(SECONDS) == LOST, logs(nodes)
+    cluster.again(nodes, nodes[0])
+    assert finish(nodes, SECONDS) == [0, 0], logs(nodes)
+    assert "Resuming from the checkpoint of step" in nodes[0].log.read_text()
+
+
 def test_a_node_that_never_comes_is_named(tmp_path: Path, run_file: Run) -> None:
     cluster = Nodes(tmp_path, run_file, SPEC, nodes=2, devices=1)
     cluster.meet_seconds = 6
@@ -137,3 +177,23 @@ def test_a_node_that_never_comes_is_named(tmp_path: Path, run_file: Run) -> None
     failure = first.said()["failure"]
     assert failure["reason"] == "PeerLost"
     assert failure["message"] == "node 1 of 2 has not come within 0.1 minutes"
+
+
+@pytest.mark.parametrize("beyond", [0, 1])
+def test_a_port_of_node_0_that_is_taken_is_told_with_what_to_do(beyond: int, tmp_path: Path, run_file: Run) -> None:
+    cluster = Nodes(tmp_path, run_file, SPEC, nodes=2, devices=1)
+    cluster.meet_seconds = 5
+    taken: list[socket.socket] = []
+    try:
+        first, second = cluster.start(taken=lambda port: taken.append(socket.create_server(("", port + beyond))))
+        port = taken[0].getsockname()[1]
+        assert first.process.wait(60) == ExitCode.RETRYABLE, first.log.read_text()
+        second.process.kill()
+    finally:
+        for each in taken:
+            each.close()
+    failure = first.said()["failure"]
+    assert failure["reason"] == "PeerLost"
+    assert failure["message"] == f"node 0 cannot listen on TCP {port}: another process does"
+    assert "sidecar" in failure["hint"]
+    assert "hostNetwork" in failure["hint"]

@@ -8,6 +8,7 @@ power is noticed by keepalive.
 from __future__ import annotations
 
 import json
+import select
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -65,6 +66,14 @@ class Channel:
         """Tell whether the other side answers, within seconds."""
         self._connection.settimeout(_CONNECT_SECONDS)
         return self.send(here="?") and next(self._messages(), None) is not None
+
+    def closes(self, seconds: float) -> bool:
+        """Tell whether the other side is gone, or goes within `seconds`; False where it says something."""
+        try:
+            readable, _, _ = select.select([self._connection], [], [], seconds)
+            return bool(readable) and not self._connection.recv(1, socket.MSG_PEEK)
+        except (OSError, ValueError):  # closed on this side
+            return True
 
     def close(self) -> None:
         """Let the other side see the end."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import time
@@ -13,7 +14,7 @@ from tunery_api.reasons import FailureReason
 from tunery_api.runspec import Failure
 from tunery_common.errors import TuneryError
 from tunery_trainer.crew.causes import Causes, PeerLost
-from tunery_trainer.crew.channel import Channel, Listener, Message, answer, connect, reaches
+from tunery_trainer.crew.channel import Channel, Heard, Listener, Message, answer, connect, reaches
 from tunery_trainer.process.failures import explain, to_failure
 from tunery_trainer.process.place import Place
 from tunery_trainer.process.signals import StopRequested
@@ -27,7 +28,13 @@ _CHANGED: Final = "It was changed while the pods read it: let it lie as it is no
 _OTHER_DEVICES: Final = (
     "Let all pods run on the same GPUs with the same image, or set training.batchSize and gradientAccumulation."
 )
+_TAKEN: Final = (
+    "Take the port from what listens there: a sidecar of the pod; or, where the pod has its machine's network "
+    "(hostNetwork), anything on that machine, as another run. The pods of such a job need a network of their own."
+)
 _AGAIN_SECONDS: Final = 1.0
+_ANSWER_SECONDS: Final = 60.0
+"""How long an answer of node 0 is waited for on one connection: it tries a port for half a minute before."""
 _LAST_SECONDS: Final = 660.0
 """How long a node that fails stays for node 0 to end: all may fail alike, and node 0 stores its checkpoint then."""
 
@@ -37,10 +44,21 @@ def meet_seconds() -> float:
     return float(os.environ.get(MEET_SECONDS_ENV) or _MEET_SECONDS)
 
 
-def _absent(nodes: list[int], place: Place) -> TuneryError:
+def _absent(nodes: list[int], place: Place, seen: str = "") -> TuneryError:
+    """Return the failure that nodes do not come; `seen` is what was found in their place."""
     who = ", ".join(map(str, nodes))
-    text = f"node {who} of {place.nodes} has not come within {meet_seconds() / 60:g} minutes"
+    text = f"node {who} of {place.nodes} has not come within {meet_seconds() / 60:g} minutes{seen}"
     return PeerLost(text, counts=True)
+
+
+def _listen(port: int, heard: Heard) -> Listener:
+    """Return what listens on a port of node 0; raises PeerLost where that is taken: nobody could reach this one."""
+    try:
+        return Listener(port, heard)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        raise PeerLost(f"node 0 cannot listen on TCP {port}: another process does", _TAKEN, counts=True) from error
 
 
 def _cut_off(what: str) -> TuneryError:
@@ -81,23 +99,31 @@ class Lead:
         self._channels: dict[int, Channel] = {}
         self._reached: set[int] = set()
         self._ready: dict[int, Any] = {}
+        self._waiting: set[Channel] = set()
+        """Of nodes that came once all had begun: they are of the next attempt, or nobody's."""
         self._begun = False
+        self._last: Message | None = None
+        """What the others are told at the end."""
         self.progressed: Callable[[], bool] = lambda: False
         """Tells whether this attempt has stored a checkpoint: one that comes further may be tried again for ever."""
 
     def __enter__(self) -> Self:
-        self._listener = Listener(self._place.control_port, self._heard)
         # The port of the collectives is nobody's until all begin: it is tried as the free one is.
-        self._tried = [Listener(port, answer) for port in (0, self._place.port)]
+        self._tried = [_listen(port, answer) for port in (0, self._place.port)]
+        self._listener = _listen(self._place.control_port, self._heard)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._causes.settle()
-        told = {"done": True} if error is None else _told(error)
-        for channel in list(self._channels.values()):
-            channel.send(**told)
+        with self._condition:
+            self._last = {"done": True} if error is None else _told(error)
+            others, waiting = list(self._channels.values()), list(self._waiting)
+        for channel in others:
+            channel.send(**self._last)
+        for channel in waiting:
+            self._send_away(channel)
         for listener in (self._listener, *self._tried):
             listener.close()
 
@@ -131,16 +157,14 @@ class Lead:
     def _heard(self, channel: Channel, message: Message | None) -> None:
         """Take what a node says; from a thread."""
         if message is not None and self._greets(message):
-            self._try_ports(channel, int(message["hello"]), *message["free"])
+            self._greeted(channel, int(message["hello"]), *message["free"])
+            return
         with self._condition:
             node = next((number for number, each in self._channels.items() if each is channel), None)
             if message is None:
+                self._waiting.discard(channel)
                 if node is not None:
-                    del self._channels[node]
-                    self._ready.pop(node, None)
-                    self._reached.discard(node)
-            elif self._greets(message):
-                self._channels[int(message["hello"])] = channel
+                    self._forget(node)
             elif node is not None and "reached" in message:
                 self._reached.add(node)
             elif node is not None and "ready" in message:
@@ -161,13 +185,46 @@ class Lead:
         """Tell whether a node of this very run says who it is."""
         return "hello" in message and message.get("run") == self._run
 
+    def _greeted(self, channel: Channel, node: int, host: str, free: int) -> None:
+        """Let a node in that is there before all begin; a later one waits for what becomes of this attempt.
+
+        That attempt is not its own: where it ends badly the node is of the next one, and must not end with this one,
+        which may store a checkpoint for minutes still and listens nowhere else any more.
+        """
+        with self._condition:
+            if admitted := not self._begun and self._last is None:
+                self._forget(node)  # what another one has said in its place
+                self._channels[node] = channel
+            elif self._last is None:
+                self._waiting.add(channel)
+            ended = self._last is not None
+            self._condition.notify_all()
+        if admitted:
+            self._try_ports(channel, node, host, free)
+        elif ended:
+            self._send_away(channel)
+        else:
+            channel.send(later=True)
+
+    def _send_away(self, channel: Channel) -> None:
+        """Tell a node that was not let in that it is not needed, or let it look for the next node 0."""
+        if self._last == {"done": True}:
+            channel.send(done=True)
+        else:
+            channel.close()
+
+    def _forget(self, node: int) -> None:
+        self._channels.pop(node, None)
+        self._ready.pop(node, None)
+        self._reached.discard(node)
+
     def _try_ports(self, channel: Channel, node: int, host: str, free: int) -> None:
         """Try a port of the node's that the system has chosen, as collectives do, and let it try this one's.
 
         What lets through the ports that have a name and no others is told as the nodes begin: in a collective it
-        would be a silence.
+        would be a silence. A node that is gone meanwhile has been cut off by nobody.
         """
-        if not reaches(host, free):
+        if not reaches(host, free) and not channel.closes(_AGAIN_SECONDS):
             self._causes.lost(_cut_off(f"node 0 does not reach node {node} on TCP {free}"))
         channel.send(ports=[listener.port for listener in self._tried])
 
@@ -186,6 +243,8 @@ class Follow:
         self._causes = causes
         self._condition = threading.Condition()
         self._channel: Channel | None = None
+        self._admitted = self._later = False
+        """What node 0 has answered on this channel."""
         self._go: dict[str, Any] | None = None
         self._done = False
 
@@ -231,30 +290,64 @@ class Follow:
             self._condition.wait_for(lambda: self._done)
 
     def _meet(self) -> None:
+        """Look for a node 0 that lets this one in; its name is resolved anew each time, as it may be another pod's.
+
+        One that is past its beginning is waited for as long as it is there, as it may publish, and then the next one as
+        usual. What takes the connection and does not answer as node 0 does is nobody. Raises as `ready` does.
+        """
         until = time.monotonic() + meet_seconds()
-        while time.monotonic() < until:
+        seen = ""
+        while (left := until - time.monotonic()) > 0:
             channel = connect(self._place.master, self._place.control_port)
-            if channel is not None and channel.send(
-                hello=self._place.node, run=self._run, free=[channel.address, self._free.port]
-            ):
-                with self._condition:
-                    self._channel = channel
-                channel.listen(self._heard)
-                return
+            seen = "" if channel is None else f": what listens on its TCP {self._place.control_port} does not answer"
+            if channel is not None:
+                self._greet(channel, left)
+                if self._done:
+                    raise StopRequested(elsewhere=True)
+                if self._admitted:
+                    return
+                if self._later:
+                    until = time.monotonic() + meet_seconds()
             time.sleep(_AGAIN_SECONDS)
-        raise _absent([0], self._place)
+        raise _absent([0], self._place, seen)
+
+    def _greet(self, channel: Channel, left: float) -> None:
+        """Say who this is, and wait until it is known what that comes to; `left` are the seconds for an answer."""
+        with self._condition:
+            self._channel, self._admitted, self._later = channel, False, False
+        channel.listen(self._heard)
+        channel.send(hello=self._place.node, run=self._run, free=[channel.address, self._free.port])
+        with self._condition:
+            self._condition.wait_for(
+                lambda: self._admitted or self._later or self._done or self._channel is None,
+                min(_ANSWER_SECONDS, left),
+            )
+            if self._later:
+                say("Nodes      the first one has begun without this one: waiting for what becomes of it")
+                self._condition.wait_for(lambda: self._done or self._channel is None)
+            if self._admitted or self._done:
+                return
+            self._channel = None
+        channel.close()
 
     def _heard(self, channel: Channel, message: Message | None) -> None:
         """Take what node 0 says; from a thread."""
         lost: TuneryError | None = None
         if message is not None and "ports" in message:
+            with self._condition:  # trying them takes a minute where nothing answers
+                self._admitted = self._admitted or channel is self._channel
+                self._condition.notify_all()
             closed = [port for port in message["ports"] if not reaches(self._place.master, int(port))]
             channel.send(**({"unreached": closed[0]} if closed else {"reached": True}))
         with self._condition:
+            if channel is not self._channel:  # it was given up
+                return
             if message is None:
                 self._channel = None
                 if self._go is not None and not self._done:
                     lost = PeerLost("node 0 is gone")
+            elif "later" in message:
+                self._later = True
             elif "go" in message:
                 self._go = message["go"]
             elif "done" in message:
