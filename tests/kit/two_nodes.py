@@ -31,8 +31,8 @@ class Ends:
 def two_nodes(collectives: int = 0) -> Iterator[tuple[Lead, Ends, Callable[[], tuple[Follow, Ends]]]]:
     """Node 0 of two, and what makes node 1."""
     port = free_port()
-    lead, ends = Lead(Place(0, 2, port=collectives, control_port=port), "u-1", Ends().causes), Ends()
-    lead._causes = ends.causes
+    ends = Ends()
+    lead = Lead(Place(0, 2, port=collectives, control_port=port), "u-1", ends.causes)
 
     def other() -> tuple[Follow, Ends]:
         own = Ends()

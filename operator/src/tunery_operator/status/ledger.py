@@ -114,10 +114,10 @@ def _opened(pod: PodView | LostPod, history: Sequence[Entry], attempts: int, mai
 
 def _came_beside(started: str, index: int, attempt: Sequence[Entry]) -> bool:
     """Tell whether a pod began in place of one that nobody needed, while the first one of the attempt published."""
-    before = [item["reason"] for item in attempt if item.get(_INDEX) == index and _ENDED in item]
+    before = {item["reason"] for item in attempt if item.get(_INDEX) == index and _ENDED in item}
     first = next((item for item in attempt if not item.get(_INDEX)), None)
     runs = first is not None and first.get(_ENDED, started) >= started
-    return bool(runs and before) and set(before) == {NOT_NEEDED}
+    return runs and before == {NOT_NEEDED}
 
 
 def _take_along(opened: Entry, history: Iterable[Entry], running: set[str]) -> None:
@@ -320,10 +320,11 @@ def gone_cause(status: Mapping[str, Any], attempt: Attempt) -> Mapping[str, Any]
     if cause is None or cause["startTime"] < attempt.job.created or cause["uid"] in {pod.uid for pod in attempt.pods}:
         return None
     begun = parse_time(cause["startTime"])
-    earlier = {entry["uid"] for entry in status.get("attemptHistory") or ()} - {entry["uid"] for entry in entries}
-    # The Job controller has told those to end of which the ledger says so, whatever they made of it.
-    earlier |= {entry["uid"] for entry in entries if entry["reason"] == ECHO} if cause["reason"] != ECHO else set()
-    its = [pod for pod in attempt.pods if pod.uid not in earlier]
+    if cause["reason"] != ECHO:
+        # The Job controller has told those to end of which the ledger says so, whatever they made of it.
+        entries = [entry for entry in entries if entry["reason"] != ECHO]
+    others = {entry["uid"] for entry in status.get("attemptHistory") or ()} - {entry["uid"] for entry in entries}
+    its = [pod for pod in attempt.pods if pod.uid not in others]
     there = [pod for pod in its if begun is None or _last_known(pod, begun) > begun]
     return None if any(cause["reason"] == ECHO or (pod.finished and not is_echo(pod)) for pod in there) else cause
 

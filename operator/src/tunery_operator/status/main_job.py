@@ -38,7 +38,7 @@ from tunery_operator.status.queueing import check_queue, is_queued, release_quot
 from tunery_operator.status.reported_progress import first_has_ended_well, is_downloading, only_starts, publishes_alone
 from tunery_operator.status.results import check_result, take_checkpoint, take_last_words, take_progress
 from tunery_operator.status.snapshot import Snapshot
-from tunery_operator.views.attempt import STOPPED, Attempt, attempt_numbers
+from tunery_operator.views.attempt import Attempt, attempt_numbers
 from tunery_operator.views.clock import parse_time
 from tunery_operator.views.pod import PodView
 
@@ -325,8 +325,7 @@ def _show_waiting(draft: Draft, attempt: Attempt) -> None:
         draft.conditions.set(_RUNNING, False, str(found.reason), found.message)
     elif gone is not None and job.nodes > 1 and gone["reason"] in PASSED_OVER:
         called, goes_on = attempt_words(gone["attempt"], gone["pod"]), not (job.lacks_first or job.lacks_another)
-        text = was_ended(called, gone["reason"], counts=gone["reason"] == STOPPED, goes_on=goes_on)
-        draft.conditions.set(_RUNNING, False, gone["reason"], text)
+        draft.conditions.set(_RUNNING, False, gone["reason"], was_ended(called, gone["reason"], goes_on=goes_on))
     elif pod is not None and not (attempt.running and pod.exit_code == ExitCode.PEER_LOST):
         _show_ended_pod(draft, attempt, pod)
     elif attempt.running:
@@ -367,7 +366,7 @@ def _show_ended_pod(draft: Draft, attempt: Attempt, pod: PodView) -> None:
         return
     how = how_it_ended(pod, draft.snapshot, draft.conditions)
     if how in PASSED_OVER:
-        draft.conditions.set(_RUNNING, False, how, was_ended(called, how, counts=how == STOPPED))
+        draft.conditions.set(_RUNNING, False, how, was_ended(called, how))
         return
     text = f"{called} failed{_used(draft, attempt)}: {found.reason}: {found.message}"
     draft.conditions.set(_RUNNING, False, "AttemptFailed", text)

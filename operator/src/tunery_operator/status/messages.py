@@ -6,6 +6,7 @@ from typing import Final
 
 from tunery_api.runspec import Failure, PreflightReport, RunResult
 from tunery_api.tolerant import read
+from tunery_operator.views.attempt import STOPPED
 
 THE_ONE_BEFORE: Final = "; the attempt before failed"
 """After what stands in an object's way, before how the attempt before it failed."""
@@ -38,12 +39,10 @@ def attempt_words(number: int, pod: str | None) -> str:
     return f"attempt {number}" if pod is None else f"attempt {number}, pod {pod},"
 
 
-def was_ended(attempt: str, why: str, *, counts: bool = False, goes_on: bool = True) -> str:
-    """Return what is said of an attempt that was ended for what is no fault of it; `attempt`: how it is called.
-
-    `counts`: it uses up a retry.
-    """
-    counted = ", which counts as a retry" if counts and goes_on else ""
+def was_ended(attempt: str, why: str, *, goes_on: bool = True) -> str:
+    """Return what is said of an attempt that was ended for what is no fault of it; `attempt`: how it is called."""
+    # Of these ends the Job controller counts the deletion alone.
+    counted = ", which counts as a retry" if why == STOPPED and goes_on else ""
     return f"{attempt}{WAS_ENDED}{why}{counted}; {'the next one goes on' if goes_on else 'no retry is left'}"
 
 
