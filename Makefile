@@ -103,11 +103,15 @@ test-serving: cluster-up ## End-to-end tests of serving, on vLLM for CPUs instea
 	cd $(TESTS) && TUNERY_ENGINE=vllm $(PYTHON) -m pytest e2e/test_serving.py e2e/test_serving_truth.py
 
 .PHONY: test
-test: setup ## Everything: verify, unit tests, end-to-end tests
+test: setup ## Verify, unit tests, end-to-end tests; without the long ones: test-unit-long, test-e2e-long
+	@echo "make test, 1 of 3: verify, while the cluster's programs are built beside it (minutes)"
 	@# A group of its own, so that the compilers end with it where verify fails, or somebody stops.
 	@setsid $(SHELL) -c "$(CLUSTER_CLI) binaries" & built=$$!; trap 'kill -- -$$built 2>/dev/null || true' EXIT; $(MAKE) verify; wait $$built
+	@echo "make test, 2 of 3: tests without a node (most of the time; each part is printed as it ends)"
 	@$(MAKE) test-unit
+	@echo "make test, 3 of 3: the local cluster with the images, and end-to-end tests (some ten minutes)"
 	@$(MAKE) test-e2e
+	@echo "make test: all of it has passed; make cluster-down ends the cluster, make test-e2e-long has the other end-to-end tests"
 
 .PHONY: bench
 bench: setup ## Measure what docs/benchmarks.md reports (at first 5 GB of packages, for vLLM)

@@ -14,6 +14,7 @@ from controller.conftest import make_namespace
 from controller.objects import Namespace, adapterserver, lorajob
 from controller.process import OperatorProcess
 from controller.test_kueue import hold, queued
+from controller.test_nodes_story import on_nodes, waiting
 
 from kit.kubectl import Kubectl, wait_for
 from kit.shown import PROMPT, ROOT, Block, blocks
@@ -51,6 +52,11 @@ def no_kueue(namespace: Namespace) -> None:
     namespace.apply(queued(JOB))
 
 
+def room_for_one_of_two(namespace: Namespace) -> None:
+    namespace.apply(on_nodes(JOB, 2))
+    namespace.start_pod(waiting(namespace, f"{JOB}-train", 2)[0])
+
+
 def no_adapter(namespace: Namespace) -> None:
     namespace.apply(adapterserver(SERVER, adapters=[{"name": JOB, "loraJobRef": {"name": JOB}}]))
 
@@ -62,6 +68,7 @@ SYMPTOMS: list[Callable[[Namespace], None]] = [
     no_room_in_the_queue,
     no_kueue,
     no_node,
+    room_for_one_of_two,
     no_adapter,
 ]
 """In the order in which the page shows them."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,9 +21,9 @@ import sys
 from parts.__main__ import Run
 from parts.plan import Part, Queue
 import parts.__main__ as program
-program.sys.executable = sys.argv[1]
-plan = lambda: [Part(name, (name,), name.startswith("c")) for name in sys.argv[2:] if name[0] != "-"]
-sys.exit(program.main([word for word in sys.argv[2:] if word[0] == "-"], plan))
+program.sys.executable, program.QUIET_SECONDS = sys.argv[1], float(sys.argv[2])
+plan = lambda: [Part(name, (name,), name.startswith("c")) for name in sys.argv[3:] if name[0] != "-"]
+sys.exit(program.main([word for word in sys.argv[3:] if word[0] == "-"], plan))
 """
 
 
@@ -65,13 +66,16 @@ def test_who_watches_the_clock_goes_first_and_then_helps() -> None:
     ]
 
 
-def start(tmp_path: Path, script: str, *names: str) -> subprocess.Popen[str]:
-    """Start `python -m parts` with other parts, each of which is given to a script in place of pytest."""
+def start(tmp_path: Path, script: str, *names: str, quiet: float = 120) -> subprocess.Popen[str]:
+    """Start `python -m parts` with other parts, each of which is given to a script in place of pytest.
+
+    After `quiet` seconds without a word it says what runs.
+    """
     player = tmp_path / "player"
     player.write_text(f"#!{sys.executable}\n{script}")
     player.chmod(0o755)
     return subprocess.Popen(
-        [sys.executable, "-c", RUN, str(player), *names],
+        [sys.executable, "-c", RUN, str(player), str(quiet), *names],
         cwd=TESTS,
         text=True,
         stdout=subprocess.PIPE,
@@ -90,6 +94,27 @@ def test_a_failure_is_told_and_the_others_run(tmp_path: Path) -> None:
     assert set(errors.removeprefix("failed: ").strip().split(", ")) == {"w-bad", "c-bad"}
     assert f"w-good {os.nice(0)} 1\nw-good: exit status 0" in output
     assert "c-good 19 1\nc-good: exit status 0" in output
+
+
+def test_all_together_are_summed_up(tmp_path: Path) -> None:
+    script = (
+        "import sys\n"
+        "print('== 3 passed in words, which pytest did not count ==')\n"
+        "print('=== 2 failed, 5 passed, 1 skipped, 7 deselected in 61.20s (0:01:01) ===')\n"
+        "sys.exit(1)\n"
+    )
+    output, _ = start(tmp_path, script, "w", "c").communicate(timeout=60)
+    lines = [line.partition("] ")[2] for line in output.splitlines() if line.startswith("[")]
+    assert sorted(lines[:2]) in ([f"part 1 of 2: {one} ...", f"part 2 of 2: {two} ..."] for one, two in ("wc", "cw"))
+    assert re.fullmatch(r"2 of 2 parts in \d+ s: 4 failed, 10 passed, 2 skipped", lines[-1])
+
+
+def test_what_takes_long_is_told_meanwhile(tmp_path: Path) -> None:
+    process = start(tmp_path, "import time\ntime.sleep(1)\n", "w", "c", quiet=0.3)
+    output, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (0, "")
+    assert re.search(r"\] 0 of 2 parts have ended; running: (w for \d s; c|c for \d s; w) for \d s\n", output)
+    assert re.search(r"\] 2 of 2 parts in \d+ s: no test\n$", output)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

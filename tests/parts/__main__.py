@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
 import tomllib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
@@ -27,6 +29,10 @@ NO_TESTS: Final = 5
 """pytest's exit status where it was given none: not every part has long ones."""
 END_SECONDS: Final = 60.0
 """How long the tests have to end their servers."""
+QUIET_SECONDS: Final = 120.0
+"""After so long without a word it is told what still runs."""
+TOLD: Final = ("failed", "error", "errors", "passed", "skipped", "xfailed", "xpassed")
+"""What pytest counts in the last line of a part, and is added up in that of all; what was deselected is nobody's."""
 
 
 class Run:
@@ -36,8 +42,11 @@ class Run:
         self._queue = queue
         self._command = command
         self._lock = threading.Lock()
-        self._running: dict[Part, subprocess.Popen[str]] = {}
+        self._running: dict[Part, tuple[subprocess.Popen[str], float]] = {}
         self._stopped = False
+        self._began = self._said = time.monotonic()
+        self._parts, self._started, self._ended = len(queue), 0, 0
+        self._counts: Counter[str] = Counter()
         self.failed: list[str] = []
 
     def work(self, *, computes: bool) -> None:
@@ -50,7 +59,7 @@ class Run:
         self._queue.close()
         with self._lock:
             self._stopped = True
-            running = list(self._running.values())
+            running = [process for process, _ in self._running.values()]
         for process in running:
             process.send_signal(signal.SIGINT)  # pytest ends its fixtures' servers
         end = time.monotonic() + END_SECONDS
@@ -60,13 +69,29 @@ class Run:
             if process.poll() is None:
                 process.kill()
 
+    def tell(self) -> None:
+        """Say what runs, where nothing was said for long."""
+        now = time.monotonic()
+        with self._lock:
+            if now < self._said + QUIET_SECONDS or not self._running:
+                return
+            running = "; ".join(f"{part.name} for {now - began:.0f} s" for part, (_, began) in self._running.items())
+            self._say(f"{self._ended} of {self._parts} parts have ended; running: {running}")
+
+    def sum_up(self) -> None:
+        """Say what all parts together have come to."""
+        counts = ", ".join(f"{self._counts[word]} {word}" for word in TOLD if self._counts[word])
+        seconds = time.monotonic() - self._began
+        self._say(f"{self._ended} of {self._parts} parts in {seconds:.0f} s: {counts or 'no test'}")
+
     def _run(self, part: Part) -> None:
         began = time.monotonic()
         with self._lock:
             if self._stopped:
                 return
-            self._say(f"{part.name} ...")
-            process = self._running[part] = subprocess.Popen(
+            self._started += 1
+            self._say(f"part {self._started} of {self._parts}: {part.name} ...")
+            process = subprocess.Popen(
                 [*(["nice", "-n", "19"] if part.computes else []), *self._command, *part.arguments],
                 cwd=TESTS,
                 stdout=subprocess.PIPE,
@@ -76,16 +101,25 @@ class Run:
                 env={**os.environ, "OMP_NUM_THREADS": "1"},
                 start_new_session=True,
             )
+            self._running[part] = process, began
         output = process.communicate()[0]
         with self._lock:
             del self._running[part]
+            self._ended += 1
+            self._counts += counted(output)
             if process.returncode not in (0, NO_TESTS):
                 self.failed.append(part.name)
             self._say(f"{output}{part.name}: exit status {process.returncode}, {time.monotonic() - began:.0f} s")
 
-    @staticmethod
-    def _say(text: str) -> None:
+    def _say(self, text: str) -> None:
+        self._said = time.monotonic()
         print(f"[{time.strftime('%H:%M:%S')}] {text}" if "\n" not in text else text, flush=True)
+
+
+def counted(output: str) -> Counter[str]:
+    """Return how many tests pytest says have passed, failed and so on: the last line of what it has printed."""
+    last = next(reversed(re.findall(r"^.*\b\d+ \w+.* in \d.*$", output, re.MULTILINE)), "")
+    return Counter({word: int(number) for number, word in re.findall(r"(\d+) (\w+)", last) if word in TOLD})
 
 
 def folders() -> list[str]:
@@ -118,9 +152,11 @@ def main(arguments: Sequence[str], plan: Callable[[], list[Part]] = lambda: part
         if told:
             run.stop()
             break
+        run.tell()
         time.sleep(0.2)
     for thread in threads:
         thread.join()
+    run.sum_up()
     if run.failed:
         print(f"failed: {', '.join(run.failed)}", file=sys.stderr)
     return 130 if told else int(bool(run.failed))

@@ -79,6 +79,10 @@ class Queue:
         self._waiting = list(waiting)
         self._lock = threading.Lock()
 
+    def __len__(self) -> int:
+        """Return how many wait."""
+        return len(self._waiting)
+
     def take(self, *, computes: bool) -> Part | None:
         """Return the next part for one of the two kinds of runners, None where there is nothing for it any more."""
         with self._lock:
