@@ -554,6 +554,22 @@ def test_one_that_stores_its_checkpoint_until_another_one_is_there_again_fails_o
     assert (compute_status(twice)["phase"], compute_status(twice)["failure"]["reason"]) == ("Failed", "Killed")
 
 
+def test_one_that_outlived_its_attempt_and_ends_the_job_is_told_with_its_own() -> None:
+    """Another one was evicted before the first checkpoint, and the next of its number was there as this one ended."""
+    train = nodes(2, retries=0)
+    seen = snapshot(*runs(0, 1), train=train, progress=TRAINING, reporter="a1-0")
+    evicted = ended(code=137, meta=no(1), stopped=-60, disruption="EvictionByEvictionAPI")
+    seen = again(seen, *runs(0), evicted)
+    anew = runs(1, attempt=2, started=-45, created=-50)
+    seen = again(seen, *runs(0), evicted, *anew)
+    failed = dataclasses.replace(train, failed_reason="FailedIndexes")
+    outlived = ended(code=75, meta=no(0), stopped=-40, says=ECHO)
+    seen = again(seen, outlived, *anew, train=failed)
+    status = compute_status(seen)
+    assert (status["phase"], status["attempts"]) == ("Failed", 2)
+    assert status["failure"]["message"] == "node 2 is gone (pod a1-0, attempt 1)"
+
+
 @pytest.mark.parametrize("doing", [None, "waiting for storage"])
 def test_one_that_has_only_said_that_it_is_there_trains_not(doing: str | None) -> None:
     """It repeats its report every so often, also where it has nothing to say yet, as while storage does not answer."""

@@ -56,7 +56,8 @@ class ResourcesSpec(PodResources):
         ge=1,
         le=64,
         description="Pods that train one adapter together, each with gpus, cpu, memory and ephemeralStorage of its "
-        "own: 1 to 64. More than one need a network between them, and are best queued (docs/distributed.md).",
+        "own: 1 to 64. More than one need a network between them, and are best queued (docs/distributed.md). What "
+        "may change while no pod runs may, with several, change until all of them run.",
     )
 
     @property

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import hashlib
 import json
 import math
@@ -17,7 +19,7 @@ import pytest
 from tunery_api.manifest import Manifest, StopRecord
 from tunery_api.reasons import FailureReason
 from tunery_common.errors import TuneryError
-from tunery_common.storage import Store, StorePath, open_store
+from tunery_common.storage import ObjectExists, Store, StorePath, open_store
 from tunery_common.storage.published_folder import download_published, read_manifest, verify
 from tunery_common.storage.publisher import CLAIM_NAME, Published, Publisher, Target, probe, publish, published_before
 
@@ -231,9 +233,67 @@ def test_read_back_finds_what_was_damaged_on_the_way(store: Store, tmp_path: Pat
                 store.put_bytes("p/adapter_model.safetensors", b"y" * 200_000)
             return store.put_bytes(key, data, if_none_match=if_none_match)
 
-    with pytest.raises(TuneryError, match=r"adapter_model\.safetensors does not match") as caught:
+    with pytest.raises(TuneryError, match=r"adapter_model\.safetensors does not match.* a moment ago") as caught:
         publish(folder, Target(StorePath(Damaging(), "p"), run()), lineage())  # type: ignore[arg-type]
-    assert caught.value.reason is FailureReason.ADAPTER_CORRUPT
+    assert caught.value.reason is FailureReason.STORAGE_UNAVAILABLE, "another attempt is worth it"
+    publish(folder, Target(StorePath(store, "p"), run()), lineage())
+    assert len(verify(StorePath(store, "p")).manifest.files) == 2
+
+
+class Late:
+    """A store in which a manifest that an earlier attempt had sent comes in, the given number of times.
+
+    Its process is gone, and the network or a proxy has its PUT still.
+    """
+
+    def __init__(self, store: Store, *, comes: int, before: bool) -> None:
+        self._store = store
+        self._comes = comes
+        self._before = before
+        self._late = json.dumps(json.loads(store.read_bytes("p/manifest.json")) | {"created": "2026-11-29T00:00:00Z"})
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._store, name)
+
+    def put_bytes(self, key: str, data: bytes, *, if_none_match: bool = False) -> object:
+        if key.endswith("manifest.json") and self._before:
+            self._come(if_none_match=False)
+        done = self._store.put_bytes(key, data, if_none_match=if_none_match)
+        if key.endswith("manifest.json") and not self._before:
+            self._come(if_none_match=if_none_match)
+        return done
+
+    def _come(self, *, if_none_match: bool) -> None:
+        self._comes -= 1
+        if self._comes >= 0:
+            with contextlib.suppress(ObjectExists):
+                self._store.put_bytes("p/manifest.json", self._late.encode(), if_none_match=if_none_match)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("before", [True, False])
+def test_a_manifest_that_comes_in_late_replaces_no_newer_one_of_its_run(
+    store: Store, tmp_path: Path, overwrite: bool, before: bool
+) -> None:
+    folder, target = make_folder(tmp_path / "out"), Target(StorePath(store, "p"), run(), overwrite=overwrite)
+    publish(folder, target, lineage())
+    late = Late(store, comes=1, before=before)
+    store.delete("p/manifest.json")
+    store.put_bytes("p/adapter_config.json", b"of the earlier attempt, too")
+    done = publish(folder, dataclasses.replace(target, place=StorePath(late, "p")), lineage())  # type: ignore[arg-type]
+    assert verify(StorePath(store, "p")).sha256 == done.manifest_sha256
+    assert not store.list(f"p/{CLAIM_NAME}")
+
+
+def test_where_it_comes_in_again_and_again_another_attempt_is_worth_it(store: Store, tmp_path: Path) -> None:
+    folder, target = make_folder(tmp_path / "out"), Target(StorePath(store, "p"), run())
+    publish(folder, target, lineage())
+    late = Late(store, comes=2, before=True)
+    store.delete("p/manifest.json")
+    with pytest.raises(TuneryError, match=r"manifest\.json is not this run's, though it was written") as caught:
+        publish(folder, dataclasses.replace(target, place=StorePath(late, "p")), lineage())  # type: ignore[arg-type]
+    assert caught.value.reason is FailureReason.STORAGE_UNAVAILABLE
+    assert publish(folder, target, lineage()).manifest.run == run()
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,69 @@ def catches(pid: int, wanted: signal.Signals) -> bool:
     return bool(caught >> (wanted - 1) & 1)
 
 
+TOGETHER = """
+import os, signal, sys, time
+from tunery_trainer.process.signals import StopSignal
+stop = StopSignal(grace_seconds=1.5)
+stop.install()
+with stop.graceful():
+    stop.hear()
+    time.sleep(1)
+    if "told" in sys.argv:
+        os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(1)
+    print("stored", stop.told)
+    if "again" in sys.argv:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(30)
+stop.disarm()
+"""
+
+
+@pytest.mark.parametrize(
+    ("does", "said", "code"),
+    [(("told",), "stored True\n", 0), (("told", "again"), "stored True\n", ExitCode.TERMINATED), ((), "", 143)],
+    ids=["has-its-own-time", "told-twice", "hangs"],
+)
+def test_one_that_stores_as_another_was_told_is_told_for_the_first_time_itself(
+    does: tuple[str, ...], said: str, code: int
+) -> None:
+    """Its checkpoint was lost where the Job was suspended while it stored that for a pod that was evicted."""
+    done = subprocess.run([sys.executable, "-u", "-c", TOGETHER, *does], capture_output=True, text=True, timeout=20)
+    assert (done.stdout, done.returncode) == (said, code), done.stderr
+
+
+FAILS = """
+import os, signal, sys
+from tunery_trainer.process.signals import StopSignal
+stop = StopSignal()
+stop.install()
+try:
+    with stop.graceful():
+        raise ConnectionError("another process is gone")
+except ConnectionError:
+    for number in range(1 + ("again" in sys.argv)):
+        os.kill(os.getpid(), signal.SIGTERM)
+    print("stored", stop.requested)
+if "done" in sys.argv:
+    stop.heeded()
+    os.kill(os.getpid(), signal.SIGTERM)
+    print("goes on")
+sys.exit(76)
+"""
+
+
+@pytest.mark.parametrize(
+    ("does", "said", "code"),
+    [((), "stored True\n", 76), (("again",), "", 143), (("done",), "stored True\n", 143)],
+    ids=["told-once", "told-again", "done"],
+)
+def test_what_fails_stores_what_it_has_before_a_signal_ends_it(does: tuple[str, ...], said: str, code: int) -> None:
+    """Its Job is deleted while the last checkpoint is on its way, as another pod was killed and no retry is left."""
+    done = subprocess.run([sys.executable, "-u", "-c", FAILS, *does], capture_output=True, text=True, timeout=20)
+    assert (done.stdout, done.returncode) == (said, code), done.stderr
+
+
 SUCCEEDED = """
 import os, signal, sys, time
 from tunery_trainer.process.signals import StopSignal

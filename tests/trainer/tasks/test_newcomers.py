@@ -185,3 +185,20 @@ def test_what_takes_a_connection_and_is_silent_is_waited_for_no_longer_than_nobo
     ):
         meet(silent.getsockname()[1])
     assert 0.5 < time.monotonic() - began < 2
+
+
+@pytest.mark.parametrize("stores", [True, False])
+def test_whether_a_lost_node_counts_is_asked_once_the_checkpoint_is_stored(stores: bool) -> None:
+    """The first one may be on its way as the connection breaks: what is stored is no step for nothing."""
+    with two_nodes() as (lead, ends, other):
+        node, _ = other()
+        stored: list[bool] = []
+        lead.progressed = lambda: any(stored)
+        ends.causes.store = lambda: stored.append(stores)
+        with node:
+            begin(lead, node)
+            assert node._channel is not None
+            node._channel.close()
+            until(lambda: bool(ends.errors))
+    assert [error.message for error in ends.errors] == ["node 1 of 2 is gone"]
+    assert ends.errors[0].exit_code is (ExitCode.PEER_LOST if stores else ExitCode.RETRYABLE)

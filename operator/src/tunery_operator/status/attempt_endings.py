@@ -113,7 +113,7 @@ def failure_of_gone(job: JobView, entry: Mapping[str, Any], attempts: int) -> Fa
     """Return why a Job has failed whose last attempt ended for a pod that is gone, by its entry in the ledger."""
     pod, reason = entry["pod"], str(entry["reason"])
     if reason == STOPPED:
-        where, hint = f" (attempt {attempts})" if attempts > 1 else "", _DELETED_HINT
+        where, hint = f" (attempt {entry.get('attempt', attempts)})" if attempts > 1 else "", _DELETED_HINT
         text = f"pod {pod} was told to end by somebody who deleted it{where}, and no retry is left"
     else:
         hint, text = GONE_HINT, f"Job {job.name} failed ({job.failed_reason}: {job.failed_message}) and pod {pod}"

@@ -336,7 +336,8 @@ def job_failure(
     if found.reason == _R.INTERNAL_ERROR and attempts > 1 and reported_failure(pod.termination_message) is None:
         found = failure(_R.RETRIES_EXHAUSTED, found.message, found.hint)
     found = _named(of_role(found, job.role), job.role, platform, ended=True)
-    where = ([f"pod {pod.name}"] if pod.index is not None else []) + ([f"attempt {attempts}"] if attempts > 1 else [])
+    its = attempt.numbers.get(pod.uid, attempts)  # a later one may have begun while this pod stored its checkpoint
+    where = ([f"pod {pod.name}"] if pod.index is not None else []) + ([f"attempt {its}"] if attempts > 1 else [])
     counted = f"{found.message} ({', '.join(where)})" if where else found.message
     return failure(found.reason, counted, found.hint), pod.exit_code
 

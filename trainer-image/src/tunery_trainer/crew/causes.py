@@ -33,15 +33,16 @@ Leave = Callable[[TuneryError], NoReturn]
 class PeerLost(TuneryError):
     """Another process of the run is gone, and ends this one with it."""
 
-    def __init__(self, message: str, hint: str | None = None, *, counts: bool = False) -> None:
-        """`counts`: nobody else's end counts as an attempt, so this one does."""
+    def __init__(self, message: str, hint: str | None = None, *, counts: bool | Callable[[], bool] = False) -> None:
+        """`counts`: nobody else's end counts as an attempt, so this one does; asked last of all where that may change."""
         super().__init__(FailureReason.PEER_LOST, message, hint)
-        self.counts = counts
+        self._counts = counts
 
     @property
     def exit_code(self) -> ExitCode:
         """PEER_LOST, which is tried again for ever; RETRYABLE where it counts."""
-        return ExitCode.RETRYABLE if self.counts else ExitCode.PEER_LOST
+        counts = self._counts() if callable(self._counts) else self._counts
+        return ExitCode.RETRYABLE if counts else ExitCode.PEER_LOST
 
 
 class Causes:

@@ -177,7 +177,8 @@ class Lead:
             lost = node is not None and self._begun and (message is None or "ended" in message)
         if lost:
             text = f"node {node} of {self._place.nodes} is gone"
-            self._causes.lost(PeerLost(text, counts=not self.progressed()))
+            # The checkpoint that is on its way is stored before this one ends, and is asked for after that.
+            self._causes.lost(PeerLost(text, counts=lambda: not self.progressed()))
         if node is not None and message is not None and "unreached" in message:
             self._causes.lost(_cut_off(f"node {node} does not reach node 0 on TCP {message['unreached']}"))
 

@@ -40,7 +40,8 @@ class StopSignal:
 
     Outside of `graceful()` the process exits at once with 143: nothing that it holds is worth saving, though
     `successor` may have something to do. Inside, the first signal sets `requested`; a second one ends the process at
-    once, whatever it is doing, and GRACE_SECONDS end it as a signal outside does.
+    once, whatever it is doing, and GRACE_SECONDS end it as a signal outside does. That another process was told, which
+    sets `requested` too, is no signal of its own.
     """
 
     def __init__(self, grace_seconds: float = GRACE_SECONDS) -> None:
@@ -74,20 +75,26 @@ class StopSignal:
         """
         if self._watchdog is not None:
             self._watchdog.cancel()
-        self.requested = False
+        self.requested = self._graceful = False
         self.successor = _nothing
 
     @contextmanager
     def graceful(self) -> Iterator[None]:
-        """Let a signal only ask for a stop: the body looks at `requested` after each step."""
+        """Let a signal only ask for a stop: the body looks at `requested` after each step.
+
+        Where the body fails that stays so: what it has is stored still, and then the process ends by itself.
+        """
         self._graceful = True
-        try:
-            yield
-        finally:
-            self._graceful = False
+        yield
+        self._graceful = False
+
+    def obey(self) -> None:
+        """End the process if it was told to while it could not be."""
+        if self.requested:
+            self._end()
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
-        if self.requested:
+        if self.requested and self.told:
             self.leave()
         if not self._graceful:
             self._end()
@@ -98,6 +105,8 @@ class StopSignal:
     def hear(self) -> None:
         """Take that somebody else was told to stop who trains with this process, as if it had been told so itself."""
         self.requested = True
+        if self._watchdog is not None:  # this process is told, too, and has all of its own time from then on
+            self._watchdog.cancel()
         self._watchdog = threading.Timer(self._grace_seconds, self._end)
         self._watchdog.daemon = True
         self._watchdog.start()

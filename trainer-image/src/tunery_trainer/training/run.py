@@ -127,7 +127,9 @@ def _train_on(job: Assignment) -> Trained:
         course = _train(job, loop.trainer)
     if job.observers.uploader:
         # Before the evaluation, which a SIGTERM ends at once.
-        job.observers.uploader.close(CLOSE_SECONDS)
+        with job.observers.stop.graceful():
+            job.observers.uploader.close(CLOSE_SECONDS)
+        job.observers.stop.obey()
     trained = _evaluated(_with_split(job, loop), loop, course)
     return replace(trained, memo=remembered()) if job.resumed else trained
 

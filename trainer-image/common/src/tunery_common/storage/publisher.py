@@ -31,6 +31,8 @@ CLAIM_EXPIRES_SECONDS: Final = 3600
 _IDENTITY: Final = ("uid", "kind", "namespace", "name")
 _PICKLES: Final = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"})
 
+_ALONE: Final = "See that nothing else writes where spec.output.uri says."
+
 _log = logging.getLogger(__name__)
 
 
@@ -260,21 +262,51 @@ class Publisher:
         self._store.put_bytes(self._target.key(CLAIM_NAME), _claim_bytes(self._target))
 
     def _put_manifest(self, data: bytes) -> None:
+        """Write the manifest where none is, also to overwrite: what comes in late after this one replaces it not."""
+        if self._put_new_manifest(data):
+            return
+        existing = _existing(self._target)
+        if existing is not None and not self._may_replace(existing.manifest):
+            raise _taken(self._target, existing.manifest)
+        self._renew_claim()
+        self._store.delete(self._target.key(MANIFEST_NAME))
+        if not self._put_new_manifest(data):
+            raise _changed(f"{self._manifest_uri} is not this run's")
+
+    def _put_new_manifest(self, data: bytes) -> bool:
+        """Tell whether the manifest lies there now: an answer may have been lost, and the write finds itself then."""
         key = self._target.key(MANIFEST_NAME)
         try:
-            put = self._store.put_bytes(key, data, if_none_match=not self._target.overwrite)
-            self._atomic = self._atomic and put.atomic
-        except ObjectExists as error:
-            # A PUT that was answered but whose answer got lost is sent again, and then finds itself.
-            if self._store.read_bytes(key) != data:
-                raise _taken(self._target, read_manifest(self._target.place).manifest) from error
+            put = self._store.put_bytes(key, data, if_none_match=True)
+        except ObjectExists:
+            return self._store.read_bytes(key) == data
+        self._atomic = self._atomic and put.atomic
+        return True
+
+    @property
+    def _manifest_uri(self) -> str:
+        return self._store.uri(self._target.key(MANIFEST_NAME))
+
+    def _may_replace(self, manifest: Manifest) -> bool:
+        """Tell whether a manifest gives way that was written since the old one went: where it is this very run's.
+
+        What an earlier attempt had sent may come in late, long after its process was killed.
+        """
+        return self._target.overwrite or manifest.run.uid == self._target.run.uid
 
     def _read_back(self, manifest: Manifest, data: bytes) -> Published:
         found = read_manifest(self._target.place)
         if found.sha256 != hashlib.sha256(data).hexdigest():
-            raise _taken(self._target, found.manifest)
+            if found.manifest.run.uid != self._target.run.uid:
+                raise _taken(self._target, found.manifest)
+            raise _changed(f"{self._manifest_uri} is of an earlier attempt of this very run")
         for name, record in manifest.files.items():
-            verify_file(self._store, self._target.key(name), record)
+            try:
+                verify_file(self._store, self._target.key(name), record)
+            except TuneryError as error:
+                if error.reason is FailureReason.ADAPTER_CORRUPT:
+                    raise _changed(error.message) from error
+                raise
         return Published(self._target.uri, found.sha256, manifest.size_bytes, manifest, self._atomic)
 
 
@@ -351,6 +383,12 @@ def _taken(target: Target, manifest: Manifest) -> TuneryError:
     run = manifest.run
     message = f"spec.output.uri: {target.uri} already holds the result of {run.kind} {run.namespace}/{run.name}"
     return TuneryError(FailureReason.OUTPUT_EXISTS, f"{message} (uid {run.uid}, {manifest.created})")
+
+
+def _changed(what: str) -> TuneryError:
+    """Return the failure that what was just written is not what lies there: worth another attempt."""
+    message = f"{what}, though it was written a moment ago: it was changed meanwhile, or a write before it came in late"
+    return TuneryError(FailureReason.STORAGE_UNAVAILABLE, message, _ALONE)
 
 
 def _being_written(target: Target, claim: Claim) -> TuneryError:
