@@ -295,6 +295,26 @@ def test_where_the_first_one_is_taken_away_after_another_had_ended_all_of_them_b
     namespace.wait_phase(how, "Succeeded")
 
 
+def test_where_the_first_one_is_taken_away_after_the_others_had_ended_well_all_of_them_begin_anew(
+    namespace: Namespace, operator: OperatorProcess, progress_tls: Path
+) -> None:
+    """They end as it has published. Were that taken away before the next first one looks, it would wait for nobody."""
+    namespace.apply(on_nodes("well", 2, retries=1))
+    pods = publish(namespace, operator, progress_tls, "well")
+    before = namespace.job("well-train")["metadata"]["uid"]
+    namespace.end_pod(pods[1], 0)
+    eventually("it has ended well", lambda: namespace.job("well-train")["status"].get("completedIndexes") == "1")
+    time.sleep(1)
+    assert namespace.job("well-train")["metadata"]["uid"] == before, "the first one publishes still"
+    namespace.disrupt_pod(pods[0], "EvictionByEvictionAPI")
+    namespace.end_pod(pods[0], 143)
+    pods = start(namespace, "well-train", 2)
+    status = number_of_pods(namespace, "well", "2/2")
+    assert (status["attempts"], reasons_of(status)) == (2, ["Evicted", "Succeeded", None, None])
+    namespace.end_pod(pods[0], 0, RESULT)
+    namespace.wait_phase("well", "Succeeded")
+
+
 def test_the_first_one_was_deleted_as_it_published_while_no_operator_was_there(
     namespace: Namespace, operator: OperatorProcess, progress_tls: Path
 ) -> None:

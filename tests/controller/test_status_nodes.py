@@ -554,6 +554,19 @@ def test_one_that_stores_its_checkpoint_until_another_one_is_there_again_fails_o
     assert (compute_status(twice)["phase"], compute_status(twice)["failure"]["reason"]) == ("Failed", "Killed")
 
 
+def test_the_next_first_one_is_not_of_the_attempt_before_whose_other_one_has_ended_well() -> None:
+    seen = snapshot(*runs(0, 1), train=nodes(2), progress=TRAINING, reporter="a1-0")
+    before = (
+        ended(code=143, meta=no(0), stopped=-50, disruption="EvictionByEvictionAPI"),
+        ended(meta=no(1), stopped=-60),
+    )
+    seen = again(seen, *before)
+    seen = again(seen, *before, *runs(0, attempt=2, started=-20, created=-30), reporter=None, progress=None)
+    status = compute_status(seen)
+    assert (status["attempts"], condition(status, "Running")) == (2, ("True", "PodStarted"))
+    assert told(status)["message"].startswith(f"pod a2-0 on node {NODE} (the first of 2 pods) starts")
+
+
 def test_one_that_outlived_its_attempt_and_ends_the_job_is_told_with_its_own() -> None:
     """Another one was evicted before the first checkpoint, and the next of its number was there as this one ended."""
     train = nodes(2, retries=0)

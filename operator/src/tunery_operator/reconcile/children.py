@@ -207,15 +207,15 @@ def follow(services: Services, owner: Owner, attempt: Attempt, *, suspend: bool)
 
 
 def begin_anew(services: Services, snapshot: Snapshot) -> Snapshot:
-    """Delete a Job of several pods that has lost one for good while the first published, where that did not end well.
+    """Delete a Job of several pods of which one has ended for good while the first published, where that did not end well.
 
-    Nobody needed that one then, and its end is no fault; the next attempt does, and this Job makes none any more. What
-    is suspended is deleted once it is resumed. Raises ApiFailure.
+    Nobody needed that one then, and its end is no fault, or it has ended well; the next attempt needs it, and this Job
+    makes none any more. What is suspended is deleted once it is resumed. Raises ApiFailure.
     """
     attempt = snapshot.main
     if attempt is None or attempt.job.finished or snapshot.suspend:
         return snapshot
-    if not attempt.job.lacks_another or attempt.job.lacks_first:
+    if not attempt.job.makes_no_other or attempt.job.lacks_first:
         return snapshot
     if publishes_alone(snapshot, attempt) or first_has_ended_well(attempt) or not _needs_all(attempt):
         return snapshot

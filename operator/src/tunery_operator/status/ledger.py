@@ -357,9 +357,9 @@ def _attempts(status: Mapping[str, Any]) -> Iterable[Sequence[Entry]]:
 
 
 def of_one_attempt(status: Mapping[str, Any], attempt: Attempt) -> bool:
-    """Tell whether a Job's newest pods are of one attempt: an older one may still store what it has, and end then."""
+    """Tell whether the pods of a Job that run are of one attempt: an older one may still store what it has, and end."""
     numbers = attempt_numbers(status)
-    return len({numbers[pod.uid] for pod in attempt.newest if pod.uid in numbers}) < 2
+    return len({numbers[pod.uid] for pod in attempt.newest if pod.running and pod.uid in numbers}) < 2
 
 
 def ends_its_job(draft: Draft, attempt: Attempt, pod: PodView) -> bool:

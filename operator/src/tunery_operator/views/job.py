@@ -76,6 +76,8 @@ class JobView:
     """How many of the numbers may have failed for good before the Job controller ends it; None: it says nothing."""
     failed_indexes: str = ""
     """The numbers that have failed for good, such as "1,3-5": no pod is made for them any more."""
+    completed_indexes: str = ""
+    """The numbers of which a pod has ended well, likewise."""
 
     @property
     def finished(self) -> bool:
@@ -91,6 +93,11 @@ class JobView:
     def lacks_another(self) -> bool:
         """Tell whether a number other than 0 has failed for good."""
         return self.failed_indexes not in ("", "0")
+
+    @property
+    def makes_no_other(self) -> bool:
+        """Tell whether no pod is made any more for a number other than 0, however its last one has ended."""
+        return self.lacks_another or self.completed_indexes not in ("", "0")
 
 
 def parse_job(body: Mapping[str, Any]) -> JobView:
@@ -130,6 +137,7 @@ def parse_job(body: Mapping[str, Any]) -> JobView:
         nodes=int(spec.get("completions") or 1) if spec.get("completionMode") == "Indexed" else 1,
         failed_indexes_allowed=spec.get("maxFailedIndexes"),
         failed_indexes=status.get("failedIndexes") or "",
+        completed_indexes=status.get("completedIndexes") or "",
     )
 
 
