@@ -177,3 +177,20 @@ def test_what_takes_the_place_of_a_process_does_so_once_and_not_where_it_was_tol
 ) -> None:
     done = subprocess.run([sys.executable, "-c", SUCCEEDED, *does], capture_output=True, text=True, timeout=20)
     assert (done.stdout, done.returncode) == (("the successor\n", 0) if succeeds else ("", ExitCode.TERMINATED))
+
+
+HUNG = """
+import runpy, sys, time
+from concurrent.futures import ThreadPoolExecutor
+from tunery_trainer import cli
+pool = ThreadPoolExecutor()
+cli.main = lambda arguments: pool.submit(time.sleep, 60) and 143
+sys.argv = ["tunery_trainer", "check", "nothing"]
+runpy.run_module("tunery_trainer", run_name="__main__")
+"""
+
+
+def test_a_thread_that_hangs_keeps_no_process_that_has_done_its_work() -> None:
+    """Such as one of boto3's, in an upload that was given up: the pod was killed once its grace period was over."""
+    done = subprocess.run([sys.executable, "-c", HUNG], capture_output=True, text=True, timeout=40)
+    assert done.returncode == ExitCode.TERMINATED, done.stderr

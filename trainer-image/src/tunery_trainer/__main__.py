@@ -7,9 +7,14 @@ import faulthandler
 import os
 import signal
 import sys
+import threading
 from contextlib import suppress
+from typing import Final
 
 from tunery_trainer import STOPPED_RUN_ENV
+
+_LAST_SECONDS: Final = 10.0
+"""How long threads of libraries have to end, once all is done: one may hang in an upload that was given up."""
 
 
 def _end(*_: object) -> None:
@@ -50,4 +55,7 @@ if __name__ == "__main__":
     code = main(sys.argv[1:])
     StopSignal().disarm()  # what is done is done, however long the end takes
     ended.append(code)
+    last = threading.Timer(_LAST_SECONDS, _leave, (ended,))
+    last.daemon = True
+    last.start()
     sys.exit(code)

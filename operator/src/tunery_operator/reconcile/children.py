@@ -207,7 +207,7 @@ def follow(services: Services, owner: Owner, attempt: Attempt, *, suspend: bool)
 
 
 def begin_anew(services: Services, snapshot: Snapshot) -> Snapshot:
-    """Delete a Job of several pods of which one has ended for good while the first published, where that did not end well.
+    """Delete a Job of several pods of which one has ended for good while the first published, and that ended badly.
 
     Nobody needed that one then, and its end is no fault, or it has ended well; the next attempt needs it, and this Job
     makes none any more. What is suspended is deleted once it is resumed. Raises ApiFailure.

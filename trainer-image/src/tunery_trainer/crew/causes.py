@@ -34,7 +34,7 @@ class PeerLost(TuneryError):
     """Another process of the run is gone, and ends this one with it."""
 
     def __init__(self, message: str, hint: str | None = None, *, counts: bool | Callable[[], bool] = False) -> None:
-        """`counts`: nobody else's end counts as an attempt, so this one does; asked last of all where that may change."""
+        """`counts`: nobody else's end counts as an attempt, so this one does; asked at the end where it may change."""
         super().__init__(FailureReason.PEER_LOST, message, hint)
         self._counts = counts
 
