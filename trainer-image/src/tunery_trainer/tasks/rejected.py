@@ -19,12 +19,13 @@ from tunery_api.runspec import Purpose, RunSpec
 from tunery_common.errors import TuneryError
 from tunery_common.storage import StorePath
 from tunery_common.storage.published_folder import read_manifest
-from tunery_common.storage.publisher import Target, publish
+from tunery_common.storage.publisher import Target
 from tunery_trainer.diagnosis.advice import Advice
 from tunery_trainer.inputs.workspace import Workspace
 from tunery_trainer.reporting.improvement import shortfall
 from tunery_trainer.reporting.result import result_of
 from tunery_trainer.tasks.data_report import forget_report
+from tunery_trainer.tasks.patience import publish_patiently
 
 _WORD: Final = "rejected"
 
@@ -59,7 +60,7 @@ def reject(work: Workspace, folder: Path, lineage: Lineage) -> TuneryError:
     """
     uri = rejected_uri(work.run)
     try:
-        published = publish(folder, _target(work, uri, lineage), lineage)
+        published = publish_patiently(folder, _target(work, uri, lineage), lineage)
     except TuneryError as error:
         text = f"{lineage.rejected}; what was trained could not be published at {uri}: {error.message}"
         return TuneryError(FailureReason.NOT_IMPROVED, text, _hint(lineage))

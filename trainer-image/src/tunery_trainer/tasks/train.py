@@ -16,7 +16,7 @@ from tunery_api.reasons import FailureReason
 from tunery_api.runspec import RunResult, RunSpec
 from tunery_api.status import Phase
 from tunery_common.errors import TuneryError
-from tunery_common.storage.publisher import Published, publish, published_before
+from tunery_common.storage.publisher import Published, published_before
 from tunery_trainer.data.notebook import Notebook
 from tunery_trainer.diagnosis.answers import answer_metrics, write_answers
 from tunery_trainer.inputs.workspace import Workspace, check_secrets
@@ -52,6 +52,7 @@ from tunery_trainer.tasks.data_report import (
 from tunery_trainer.tasks.devices import place_for
 from tunery_trainer.tasks.following import Following, Leading, following, leading
 from tunery_trainer.tasks.frame import output_target, probe_places, with_progress
+from tunery_trainer.tasks.patience import publish_patiently
 from tunery_trainer.tasks.ready import Ready, decided, gather
 from tunery_trainer.tasks.rejected import reject, with_verdict
 
@@ -112,7 +113,7 @@ def _train_and_publish(work: Workspace, crew: Leading, stop: StopSignal, reporte
         folder = _write_result(work, ready, trained, lineage)
         add_report(work, folder)
         if not lineage.rejected:
-            return publish(folder, output_target(work, math.inf), lineage)
+            return publish_patiently(folder, output_target(work, math.inf), lineage)
     raise reject(work, folder, lineage)
 
 

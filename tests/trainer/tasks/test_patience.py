@@ -1,0 +1,73 @@
+"""A storage that does not answer as a run publishes costs minutes, and not what was trained."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from tunery_api.reasons import FailureReason
+from tunery_common.errors import TuneryError
+from tunery_common.storage import Store, StorePath
+from tunery_common.storage.published_folder import verify
+from tunery_common.storage.publisher import Target
+from tunery_trainer.tasks import patience
+
+from kit.results import lineage, make_folder, run
+
+AGAIN = 0.05
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patience, "_AGAIN_SECONDS", AGAIN)
+
+
+class Silent:
+    """A store that refuses uploads for a while: a server that is told to do so, in place of one that is down."""
+
+    def __init__(self, store: Store, seconds: float, reason: FailureReason) -> None:
+        self._store = store
+        self._until = time.monotonic() + seconds
+        self._reason = reason
+        self.asked = 0
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._store, name)
+
+    def upload_file(self, *arguments: object) -> object:
+        self.asked += 1
+        if time.monotonic() < self._until:
+            raise TuneryError(self._reason, "503")
+        return self._store.upload_file(*arguments)  # type: ignore[arg-type]
+
+
+def test_it_is_published_once_storage_answers(store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    silent = Silent(store, 10 * AGAIN, FailureReason.STORAGE_UNAVAILABLE)
+    target = Target(StorePath(silent, "p"), run())  # type: ignore[arg-type]
+    done = patience.publish_patiently(make_folder(tmp_path / "out"), target, lineage())
+    assert silent.asked > 3
+    assert verify(StorePath(store, "p")).sha256 == done.manifest_sha256
+    assert "Publishing fails, and is tried again in 0.05 s: 503" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("reason", [FailureReason.STORAGE_ACCESS_DENIED, FailureReason.OUTPUT_EXISTS])
+def test_what_the_user_must_mend_is_told_at_once(store: Store, tmp_path: Path, reason: FailureReason) -> None:
+    silent = Silent(store, 60, reason)
+    target = Target(StorePath(silent, "p"), run())  # type: ignore[arg-type]
+    with pytest.raises(TuneryError) as caught:
+        patience.publish_patiently(make_folder(tmp_path / "out"), target, lineage())
+    assert (caught.value.reason, silent.asked) == (reason, 1)
+
+
+def test_it_ends(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patience, "PATIENCE_SECONDS", 6 * AGAIN)
+    silent = Silent(store, 60, FailureReason.STORAGE_UNAVAILABLE)
+    target = Target(StorePath(silent, "p"), run())  # type: ignore[arg-type]
+    began = time.monotonic()
+    with pytest.raises(TuneryError) as caught:
+        patience.publish_patiently(make_folder(tmp_path / "out"), target, lineage())
+    assert caught.value.reason is FailureReason.STORAGE_UNAVAILABLE
+    assert 2 <= silent.asked <= 7
+    assert time.monotonic() - began < 5
