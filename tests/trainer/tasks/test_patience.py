@@ -43,27 +43,29 @@ class Silent:
         return self._store.upload_file(*arguments)  # type: ignore[arg-type]
 
 
-def test_it_is_published_once_storage_answers(store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    silent = Silent(store, 10 * AGAIN, FailureReason.STORAGE_UNAVAILABLE)
+def test_it_is_published_once_storage_answers(
+    s3_store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    silent = Silent(s3_store, 10 * AGAIN, FailureReason.STORAGE_UNAVAILABLE)
     target = Target(StorePath(silent, "p"), run())  # type: ignore[arg-type]
     done = patience.publish_patiently(make_folder(tmp_path / "out"), target, lineage())
     assert silent.asked > 3
-    assert verify(StorePath(store, "p")).sha256 == done.manifest_sha256
+    assert verify(StorePath(s3_store, "p")).sha256 == done.manifest_sha256
     assert "Publishing fails, and is tried again in 0.05 s: 503" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("reason", [FailureReason.STORAGE_ACCESS_DENIED, FailureReason.OUTPUT_EXISTS])
-def test_what_the_user_must_mend_is_told_at_once(store: Store, tmp_path: Path, reason: FailureReason) -> None:
-    silent = Silent(store, 60, reason)
+def test_what_the_user_must_mend_is_told_at_once(s3_store: Store, tmp_path: Path, reason: FailureReason) -> None:
+    silent = Silent(s3_store, 60, reason)
     target = Target(StorePath(silent, "p"), run())  # type: ignore[arg-type]
     with pytest.raises(TuneryError) as caught:
         patience.publish_patiently(make_folder(tmp_path / "out"), target, lineage())
     assert (caught.value.reason, silent.asked) == (reason, 1)
 
 
-def test_it_ends(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_ends(s3_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patience, "PATIENCE_SECONDS", 6 * AGAIN)
-    silent = Silent(store, 60, FailureReason.STORAGE_UNAVAILABLE)
+    silent = Silent(s3_store, 60, FailureReason.STORAGE_UNAVAILABLE)
     target = Target(StorePath(silent, "p"), run())  # type: ignore[arg-type]
     began = time.monotonic()
     with pytest.raises(TuneryError) as caught:
@@ -71,3 +73,11 @@ def test_it_ends(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert caught.value.reason is FailureReason.STORAGE_UNAVAILABLE
     assert 2 <= silent.asked <= 7
     assert time.monotonic() - began < 5
+
+
+def test_a_folder_that_refuses_is_told_at_once(local_store: Store, tmp_path: Path) -> None:
+    silent = Silent(local_store, 60, FailureReason.STORAGE_UNAVAILABLE)
+    target = Target(StorePath(silent, "p"), run())  # type: ignore[arg-type]
+    with pytest.raises(TuneryError):
+        patience.publish_patiently(make_folder(tmp_path / "out"), target, lineage())
+    assert silent.asked == 1

@@ -21,9 +21,9 @@ def publish_patiently(folder: Path, target: Target, lineage: Lineage) -> Publish
     """Publish a folder; where storage does not answer, again for PATIENCE_SECONDS, and then raise as `publish` does.
 
     What another attempt would have to train again is here, and a GPU that waits costs less. A signal ends the process
-    meanwhile, as always while it publishes.
+    meanwhile, as always while it publishes. A volume or a disk that refuses does so the next time, too.
     """
-    end = time.monotonic() + PATIENCE_SECONDS
+    end = time.monotonic() + (PATIENCE_SECONDS if target.uri.startswith("s3://") else 0)
     while True:
         try:
             return publish(folder, target, lineage)

@@ -271,7 +271,7 @@ class Publisher:
         self._renew_claim()
         self._store.delete(self._target.key(MANIFEST_NAME))
         if not self._put_new_manifest(data):
-            raise _changed(f"{self._manifest_uri} is not this run's")
+            raise _changed(f"{self._target.uri}/{MANIFEST_NAME} is not this run's")
 
     def _put_new_manifest(self, data: bytes) -> bool:
         """Tell whether the manifest lies there now: an answer may have been lost, and the write finds itself then."""
@@ -282,10 +282,6 @@ class Publisher:
             return self._store.read_bytes(key) == data
         self._atomic = self._atomic and put.atomic
         return True
-
-    @property
-    def _manifest_uri(self) -> str:
-        return self._store.uri(self._target.key(MANIFEST_NAME))
 
     def _may_replace(self, manifest: Manifest) -> bool:
         """Tell whether a manifest gives way that was written since the old one went: where it is this very run's.
@@ -299,7 +295,7 @@ class Publisher:
         if found.sha256 != hashlib.sha256(data).hexdigest():
             if found.manifest.run.uid != self._target.run.uid:
                 raise _taken(self._target, found.manifest)
-            raise _changed(f"{self._manifest_uri} is of an earlier attempt of this very run")
+            raise _changed(f"{self._target.uri}/{MANIFEST_NAME} is of an earlier attempt of this very run")
         for name, record in manifest.files.items():
             try:
                 verify_file(self._store, self._target.key(name), record)
