@@ -50,8 +50,8 @@ format: setup ## Format the code
 	@$(RUFF) check --fix-only --quiet $(SOURCES)
 	@$(RUFF) format $(SOURCES)
 
-# Of tests/guard what reads words and takes seconds; the rest are unit tests.
-WORDS := hints docs decisions repository imports projects map images
+# Of tests/guard what reads files and takes seconds; the rest are unit tests.
+WORDS := hints docs decisions repository imports projects map images signatures
 
 .PHONY: verify
 verify: setup ## Lint, types, layers, locks, generated files and what texts promise

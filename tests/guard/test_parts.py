@@ -100,10 +100,12 @@ def test_all_together_are_summed_up(tmp_path: Path) -> None:
     script = (
         "import sys\n"
         "print('== 3 passed in words, which pytest did not count ==')\n"
+        "print('FAILED', sys.argv[-1], '- it did not work')\n"
         "print('=== 2 failed, 5 passed, 1 skipped, 7 deselected in 61.20s (0:01:01) ===')\n"
         "sys.exit(1)\n"
     )
-    output, _ = start(tmp_path, script, "w", "c").communicate(timeout=60)
+    output, errors = start(tmp_path, script, "w", "c").communicate(timeout=60)
+    assert sorted(errors.splitlines()[:2]) == ["FAILED c - it did not work", "FAILED w - it did not work"]
     lines = [line.partition("] ")[2] for line in output.splitlines() if line.startswith("[")]
     assert sorted(lines[:2]) in ([f"part 1 of 2: {one} ...", f"part 2 of 2: {two} ..."] for one, two in ("wc", "cw"))
     assert re.fullmatch(r"2 of 2 parts in \d+ s: 4 failed, 10 passed, 2 skipped", lines[-1])

@@ -48,6 +48,8 @@ class Run:
         self._parts, self._started, self._ended = len(queue), 0, 0
         self._counts: Counter[str] = Counter()
         self.failed: list[str] = []
+        self.failures: list[str] = []
+        """What pytest says of each test that has failed: it may stand far above the end."""
 
     def work(self, *, computes: bool) -> None:
         """Run one part after the other, as long as there are any."""
@@ -109,6 +111,7 @@ class Run:
             self._counts += counted(output)
             if process.returncode not in (0, NO_TESTS):
                 self.failed.append(part.name)
+                self.failures += re.findall(r"^(?:FAILED|ERROR) .+$", output, re.MULTILINE)
             self._say(f"{output}{part.name}: exit status {process.returncode}, {time.monotonic() - began:.0f} s")
 
     def _say(self, text: str) -> None:
@@ -158,7 +161,7 @@ def main(arguments: Sequence[str], plan: Callable[[], list[Part]] = lambda: part
         thread.join()
     run.sum_up()
     if run.failed:
-        print(f"failed: {', '.join(run.failed)}", file=sys.stderr)
+        print(*run.failures, f"failed: {', '.join(run.failed)}", sep="\n", file=sys.stderr)
     return 130 if told else int(bool(run.failed))
 
 
