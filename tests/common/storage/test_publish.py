@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -263,6 +264,11 @@ class Late:
             self._come(if_none_match=if_none_match)
         return done
 
+    @property
+    def place(self) -> StorePath:
+        """A place in it; what it does not do itself its store does."""
+        return StorePath(cast("Store", self), "p")
+
     def _come(self, *, if_none_match: bool) -> None:
         self._comes -= 1
         if self._comes >= 0:
@@ -280,7 +286,7 @@ def test_a_manifest_that_comes_in_late_replaces_no_newer_one_of_its_run(
     late = Late(store, comes=1, before=before)
     store.delete("p/manifest.json")
     store.put_bytes("p/adapter_config.json", b"of the earlier attempt, too")
-    done = publish(folder, dataclasses.replace(target, place=StorePath(late, "p")), lineage())  # type: ignore[arg-type]
+    done = publish(folder, dataclasses.replace(target, place=late.place), lineage())
     assert verify(StorePath(store, "p")).sha256 == done.manifest_sha256
     assert not store.list(f"p/{CLAIM_NAME}")
 
@@ -291,7 +297,7 @@ def test_where_it_comes_in_again_and_again_another_attempt_is_worth_it(store: St
     late = Late(store, comes=2, before=True)
     store.delete("p/manifest.json")
     with pytest.raises(TuneryError, match=r"manifest\.json is not this run's, though it was written") as caught:
-        publish(folder, dataclasses.replace(target, place=StorePath(late, "p")), lineage())  # type: ignore[arg-type]
+        publish(folder, dataclasses.replace(target, place=late.place), lineage())
     assert caught.value.reason is FailureReason.STORAGE_UNAVAILABLE
     assert publish(folder, target, lineage()).manifest.run == run()
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from tunery_api.reasons import FailureReason
 from tunery_common.errors import TuneryError
-from tunery_common.storage import Store, StorePath
+from tunery_common.storage import OnBytes, Store, StorePath
 from tunery_common.storage.published_folder import verify
 from tunery_common.storage.publisher import Target
 from tunery_trainer.tasks import patience
@@ -36,19 +37,23 @@ class Silent:
     def __getattr__(self, name: str) -> object:
         return getattr(self._store, name)
 
-    def upload_file(self, *arguments: object) -> object:
+    def upload_file(self, path: Path, key: str, progress: OnBytes | None = None) -> str:
         self.asked += 1
         if time.monotonic() < self._until:
             raise TuneryError(self._reason, "503")
-        return self._store.upload_file(*arguments)  # type: ignore[arg-type]
+        return self._store.upload_file(path, key, progress)
+
+    @property
+    def target(self) -> Target:
+        """A place in it; what it does not do itself its store does."""
+        return Target(StorePath(cast("Store", self), "p"), run())
 
 
 def test_it_is_published_once_storage_answers(
     s3_store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     silent = Silent(s3_store, 10 * AGAIN, FailureReason.STORAGE_UNAVAILABLE)
-    target = Target(StorePath(silent, "p"), run())  # type: ignore[arg-type]
-    done = patience.publish_patiently(make_folder(tmp_path / "out"), target, lineage())
+    done = patience.publish_patiently(make_folder(tmp_path / "out"), silent.target, lineage())
     assert silent.asked > 3
     assert verify(StorePath(s3_store, "p")).sha256 == done.manifest_sha256
     assert "Publishing fails, and is tried again in 0.05 s: 503" in capsys.readouterr().out
@@ -57,19 +62,17 @@ def test_it_is_published_once_storage_answers(
 @pytest.mark.parametrize("reason", [FailureReason.STORAGE_ACCESS_DENIED, FailureReason.OUTPUT_EXISTS])
 def test_what_the_user_must_mend_is_told_at_once(s3_store: Store, tmp_path: Path, reason: FailureReason) -> None:
     silent = Silent(s3_store, 60, reason)
-    target = Target(StorePath(silent, "p"), run())  # type: ignore[arg-type]
     with pytest.raises(TuneryError) as caught:
-        patience.publish_patiently(make_folder(tmp_path / "out"), target, lineage())
+        patience.publish_patiently(make_folder(tmp_path / "out"), silent.target, lineage())
     assert (caught.value.reason, silent.asked) == (reason, 1)
 
 
 def test_it_ends(s3_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patience, "PATIENCE_SECONDS", 6 * AGAIN)
     silent = Silent(s3_store, 60, FailureReason.STORAGE_UNAVAILABLE)
-    target = Target(StorePath(silent, "p"), run())  # type: ignore[arg-type]
     began = time.monotonic()
     with pytest.raises(TuneryError) as caught:
-        patience.publish_patiently(make_folder(tmp_path / "out"), target, lineage())
+        patience.publish_patiently(make_folder(tmp_path / "out"), silent.target, lineage())
     assert caught.value.reason is FailureReason.STORAGE_UNAVAILABLE
     assert 2 <= silent.asked <= 7
     assert time.monotonic() - began < 5
@@ -77,7 +80,6 @@ def test_it_ends(s3_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_a_folder_that_refuses_is_told_at_once(local_store: Store, tmp_path: Path) -> None:
     silent = Silent(local_store, 60, FailureReason.STORAGE_UNAVAILABLE)
-    target = Target(StorePath(silent, "p"), run())  # type: ignore[arg-type]
     with pytest.raises(TuneryError):
-        patience.publish_patiently(make_folder(tmp_path / "out"), target, lineage())
+        patience.publish_patiently(make_folder(tmp_path / "out"), silent.target, lineage())
     assert silent.asked == 1
