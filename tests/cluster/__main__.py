@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from cluster import binaries, disk, images
+from cluster import binaries, disk, images, packages
 from cluster.binaries import GoMissing
 from cluster.controlplane import ControlPlane
 from cluster.daemon import DaemonFailed
@@ -67,6 +67,8 @@ def status(options: argparse.Namespace) -> None:
 def build_images(_: argparse.Namespace) -> None:
     """build the images"""
     with Progress() as progress:
+        with progress.step("Debian packages"):
+            packages.ensure()
         for image in images.IMAGES:
             with progress.step(f"Image {image.repository}"), images.snapshot(image) as taken:
                 images.build(taken)

@@ -14,6 +14,9 @@ from transformers import PreTrainedTokenizerBase
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+from tunery_trainer.model import memory
+
+from kit.counted_once import Count, counted_once
 from kit.story import Case, Write, make_rows, manifest, write_manifest, write_rows
 from kit.tiny_models import CHATML, build_tokenizer, write_chat_model, write_family
 
@@ -25,6 +28,19 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def count() -> Count:
+    """What counts a pass of an estimate, each once a session."""
+    return counted_once(memory.count)
+
+
+@pytest.fixture(autouse=True)
+def estimates(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, count: Count) -> None:
+    """Whoever does not test estimates themselves has each counted once."""
+    if not request.path.is_relative_to(Path(__file__).parent / "model"):
+        monkeypatch.setattr(memory, "count", count)
 
 
 @pytest.fixture(scope="session")

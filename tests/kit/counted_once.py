@@ -1,0 +1,57 @@
+"""Counting what a pass holds, once for each model and pass: most of a test session's estimates ask the same again.
+
+The same tiny models are planned for in hundreds of tests, by every method, and a pass on the meta device takes a tenth
+of a second. What is given back was counted by the product's own `count` in this process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import fields
+from typing import Any, Final
+
+from torch import nn
+
+from tunery_trainer.model.live_bytes import Counted, Pass
+
+Count = Callable[[Any, nn.ModuleList, Pass], Counted]
+
+_PLACES: Final = ("_name_or_path", "base_model_name_or_path")
+"""Where a model lies, which each test has a folder of its own for."""
+
+
+def counted_once(count: Count) -> Count:
+    """Return `count`, which remembers; what raises is asked again."""
+    known: dict[Hashable, Counted] = {}
+
+    def counting(model: Any, layers: nn.ModuleList, how: Pass) -> Counted:
+        key = question(model, layers, how)
+        if key not in known:
+            known[key] = count(model, layers, how)
+        return known[key]
+
+    return counting
+
+
+def question(model: Any, layers: nn.ModuleList, how: Pass) -> Hashable:
+    """Return all that a count depends on: modules, parameters, configurations, the pass, and how weights are stored."""
+    stored = how.quantized or {}
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    return (
+        repr(model),
+        tuple((name, each.shape, each.dtype, each.requires_grad, stored.get(id(each))) for name, each in tensors),
+        tuple(module.training for module in model.modules()),
+        tuple(path_of(model, layer) for layer in layers),
+        _text(model.config.to_dict()),
+        *(_text(config.to_dict()) for config in model.peft_config.values()),
+        tuple(getattr(how, field.name) for field in fields(how) if field.name != "quantized"),
+    )
+
+
+def path_of(model: nn.Module, layer: nn.Module) -> str:
+    """Return the path of a layer."""
+    return next(path for path, module in model.named_modules() if module is layer)
+
+
+def _text(config: dict[str, Any]) -> str:
+    return repr({name: value for name, value in config.items() if name not in _PLACES})
