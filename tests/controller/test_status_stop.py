@@ -199,6 +199,25 @@ def test_how_far_it_came_is_one_step_wherever_it_is_told() -> None:
     assert "stopped after step 40" in next(c["message"] for c in status["conditions"] if c["type"] == "Stopped")
 
 
+@pytest.mark.parametrize(
+    ("evaluations", "said"),
+    [
+        ([(20, "1.4"), (30, "1.6")], "stopped after step 40, evaluation loss 1.4 of the weights of step 20, published"),
+        ([(20, "1.4"), (40, "1.4")], "stopped after step 40, evaluation loss 1.4, published"),
+        ([], "stopped after step 40, evaluation loss 1.4, published"),
+    ],
+)
+def test_the_step_of_the_weights_is_told_where_it_is_not_the_last(
+    evaluations: list[tuple[int, str]], said: str
+) -> None:
+    measured = {
+        "metrics": {"evalLoss": "1.4"},
+        "evaluations": [{"step": step, "loss": loss} for step, loss in evaluations],
+    }
+    publisher = Attempt(publish_job(complete=True), (ended(says={**PUBLISHED, **measured}, started=100, stopped=200),))
+    assert said in messages(compute_status(dataclasses.replace(left(), publishing=publisher)))["Stopped"]
+
+
 def test_checks_that_waited_for_training_wait_no_more() -> None:
     status = judge(main=None, stop="enough", status={"checks": CHECKS})
     assert status["stopped"] == {"reason": "StopRequested"}

@@ -90,7 +90,8 @@ def told(judge: Judge) -> dict[str, FindingStatus]:
         ),
         (
             said.overfitting(SETTINGS, Overfit(300, 1.412, 1.41, Difference(-0.001, 0.01), 0.41), 320),
-            "Overfitting", "evaluation.earlyStoppingPatience", "2", "gained nothing since (1.41)",
+            "Overfitting", "evaluation.earlyStoppingPatience", "2",
+            "until step 300 only (1.412): what it gained since (now 1.41) may be chance",
         ),
         (said.too_few_steps(SETTINGS, 10), "TooFewSteps", "training.epochs", "8", "10 optimizer steps"),
         (

@@ -158,6 +158,19 @@ def meet(port: int) -> None:
         node.ready({})
 
 
+def test_where_node_0_is_looked_for_is_told_once_and_not_at_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A port that swallows what is sent: the log of this pod would stay empty for a quarter of an hour."""
+    monkeypatch.setenv(nodes.MEET_SECONDS_ENV, "0.6")
+    monkeypatch.setattr(nodes, "_TOLD_SECONDS", 0.2)
+    port = free_port()
+    with pytest.raises(PeerLost, match="has not come"):
+        meet(port)
+    (said,) = capsys.readouterr().out.splitlines()
+    assert said.startswith(f"Nodes      looking for node 0 at {Place(1, 2).master}, TCP {port}, ")
+
+
 @pytest.mark.parametrize("says", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n", b'{"here": true}\n'])
 def test_what_is_not_node_0_is_asked_now_and_then_and_no_longer_than_nobody(
     says: bytes, monkeypatch: pytest.MonkeyPatch

@@ -342,7 +342,7 @@ def _with_the_end_before(draft: Draft, attempt: Attempt, found: Failure) -> Fail
     if ended is None or how_it_ended(ended, draft.snapshot, draft.conditions) in PASSED_OVER:
         return found
     before, used = pod_failure(ended), _used(draft, attempt)
-    text = f"{found.message}{THE_ONE_BEFORE}{used}: {before.reason}: {before.message}"
+    text = f"{found.message.removesuffix('.')}{THE_ONE_BEFORE}{used}: {before.reason}: {before.message}"
     return failure(found.reason, text, found.hint)
 
 

@@ -154,7 +154,10 @@ def _show_last_step(draft: Draft, step: int) -> None:
 def _after(result: RunResult) -> str:
     loss = result.metrics.eval_loss if result.metrics is not None else None
     measured = f"evaluation loss {loss}" if loss is not None else "evaluation loss not measured"
-    return f"stopped after step {result.stopped_after_step}, {measured}"
+    of = next((each.step for each in reversed(result.evaluations or []) if each.loss == loss), None)
+    # The weights that were measured best are published, not the last ones.
+    older = f" of the weights of step {of}" if loss is not None and of not in (None, result.stopped_after_step) else ""
+    return f"stopped after step {result.stopped_after_step}, {measured}{older}"
 
 
 def _check_unpublished(draft: Draft, stop: Stop, attempt: Attempt) -> None:

@@ -33,6 +33,8 @@ _TAKEN: Final = (
     "(hostNetwork), anything on that machine, as another run. The pods of such a job need a network of their own."
 )
 _AGAIN_SECONDS: Final = 1.0
+_TOLD_SECONDS: Final = 10.0
+"""After so long without node 0 it is told where it is looked for: its pod may have to wait for a node."""
 _ANSWER_SECONDS: Final = 60.0
 """How long an answer of node 0 is waited for on one connection: it tries a port for half a minute before."""
 _LAST_SECONDS: Final = 660.0
@@ -296,9 +298,13 @@ class Follow:
         One that is past its beginning is waited for as long as it is there, as it may publish, and then the next one as
         usual. What takes the connection and does not answer as node 0 does is nobody. Raises as `ready` does.
         """
-        until = time.monotonic() + meet_seconds()
-        seen = ""
+        since = time.monotonic()
+        until, seen, told = since + meet_seconds(), "", False
         while (left := until - time.monotonic()) > 0:
+            if not told and time.monotonic() > since + _TOLD_SECONDS:
+                where = f"{self._place.master}, TCP {self._place.control_port}"
+                say(f"Nodes      looking for node 0 at {where}, {left:.0f} s more")
+                told = True
             channel = connect(self._place.master, self._place.control_port)
             seen = "" if channel is None else f": what listens on its TCP {self._place.control_port} does not answer"
             if channel is not None:

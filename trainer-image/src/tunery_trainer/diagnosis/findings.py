@@ -214,13 +214,15 @@ def plateau(settings: RunSettings, gained: float, largest: bool) -> Finding:
 def overfitting(settings: RunSettings, found: Overfit, steps: int) -> Finding:
     """It learns by heart."""
     if found.rise.value > 0:
-        since = f"has risen by {_rise(found.rise, found.best)} since"
+        since = (
+            f"was best at step {found.since} ({found.best:.4g}) and has risen by {_rise(found.rise, found.best)} since"
+        )
     else:
-        since = f"has gained nothing since ({found.now:.4g})"
-    text = (
-        f"The held-out loss was best at step {found.since} ({found.best:.4g}) and {since}, while the training loss "
-        f"fell by {share_text(found.fell)}."
-    )
+        since = (
+            f"has surely fallen until step {found.since} only ({found.best:.4g}): what it gained since "
+            f"(now {found.now:.4g}) may be chance"
+        )
+    text = f"The held-out loss {since}, while the training loss fell by {share_text(found.fell)}."
     shorter = length(settings, found.since / max(1, steps))
     same = shorter.suggest == shorter.now
     stop = Advice("evaluation.earlyStoppingPatience", "2")
