@@ -87,14 +87,14 @@ test-engine: setup ## What serving relies on, tested on the stand-in and on vLLM
 
 # Some twenty minutes more: run them, and test-unit-long, before an issue that touches them is resolved.
 LONG_E2E := e2e/test_kueue.py e2e/test_nodes.py e2e/test_states.py e2e/test_second_chances.py e2e/test_hints.py e2e/test_helm_test.py \
-	e2e/test_stopping.py e2e/test_sweep_kills.py e2e/test_methods.py e2e/test_their_cluster.py
+	e2e/test_stopping.py e2e/test_sweep_kills.py e2e/test_methods.py e2e/test_their_cluster.py e2e/test_preferences.py
 
 .PHONY: test-e2e
 test-e2e: cluster-up ## End-to-end tests on the local cluster, with the real images
 	cd $(TESTS) && $(PYTHON) -m pytest e2e -m "not long" $(LONG_E2E:%=--ignore=%)
 
 .PHONY: test-e2e-long
-test-e2e-long: setup ## End-to-end: beside a real Kueue, obstacles, hints, a platform's demands, second chances, helm test, stops, kills, methods, servers
+test-e2e-long: setup ## End-to-end: beside a real Kueue, obstacles, hints, a platform's demands, second chances, helm test, stops, kills, methods, preferences, servers
 	@($(CLUSTER_CLI) neighbours) & built=$$!; ($(CLUSTER_CLI) up); wait $$built
 	cd $(TESTS) && $(PYTHON) -m pytest $(LONG_E2E) e2e/test_serving.py e2e/test_serving_truth.py e2e/test_batches.py
 
