@@ -31,16 +31,16 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def count() -> Count:
+def remembering() -> Count:
     """What counts a pass of an estimate, each once a session."""
     return counted_once(memory.count)
 
 
 @pytest.fixture(autouse=True)
-def estimates(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, count: Count) -> None:
+def estimates(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, remembering: Count) -> None:
     """Whoever does not test estimates themselves has each counted once."""
     if not request.path.is_relative_to(Path(__file__).parent / "model"):
-        monkeypatch.setattr(memory, "count", count)
+        monkeypatch.setattr(memory, "count", remembering)
 
 
 @pytest.fixture(scope="session")

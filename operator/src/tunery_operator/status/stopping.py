@@ -156,7 +156,7 @@ def _after(result: RunResult) -> str:
     measured = f"evaluation loss {loss}" if loss is not None else "evaluation loss not measured"
     of = next((each.step for each in reversed(result.evaluations or []) if each.loss == loss), None)
     # The weights that were measured best are published, not the last ones.
-    older = f" of the weights of step {of}" if loss is not None and of not in (None, result.stopped_after_step) else ""
+    older = f" of the weights of step {of}" if of not in (None, result.stopped_after_step) else ""
     return f"stopped after step {result.stopped_after_step}, {measured}{older}"
 
 
