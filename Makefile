@@ -108,9 +108,10 @@ test: setup ## Verify, unit tests, end-to-end tests; without the long ones: test
 	@# A group of its own, so that the compilers end with it where verify fails, or somebody stops.
 	@setsid $(SHELL) -c "$(CLUSTER_CLI) binaries" & built=$$!; trap 'kill -- -$$built 2>/dev/null || true' EXIT; $(MAKE) verify; wait $$built
 	@echo "make test, 2 of 3: tests without a node (most of the time; each part is printed as it ends), while images are built"
-	@# They mostly wait for packages. The cluster tells how that ends: it builds again what is not there.
-	@setsid $(SHELL) -c "nice -n 19 $(CLUSTER_CLI) images" >/dev/null 2>&1 & built=$$!; \
-		trap 'kill -- -$$built 2>/dev/null || true' EXIT; $(MAKE) test-unit && { wait $$built || true; }
+	@# They mostly wait for packages. What keeps them from being built the cluster says once more.
+	@told=$$(mktemp); setsid nice -n 19 $(SHELL) -c "$(CLUSTER_CLI) images" >$$told 2>&1 & built=$$!; \
+		trap 'kill -- -$$built 2>/dev/null || true; rm -f $$told' EXIT; \
+		$(MAKE) test-unit && { wait $$built || { echo "make test: no images were built beside the tests:"; cat $$told; }; }
 	@echo "make test, 3 of 3: the local cluster with the images, and end-to-end tests (some ten minutes)"
 	@$(MAKE) test-e2e
 	@echo "make test: all of it has passed; make cluster-down ends the cluster, make test-e2e-long has the other end-to-end tests"
