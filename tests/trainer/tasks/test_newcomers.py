@@ -162,7 +162,7 @@ def test_where_node_0_is_looked_for_is_told_once_and_not_at_once(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A port that swallows what is sent: the log of this pod would stay empty for a quarter of an hour."""
-    monkeypatch.setenv(nodes.MEET_SECONDS_ENV, "0.6")
+    monkeypatch.setenv(nodes.MEET_SECONDS_ENV, "3")
     monkeypatch.setattr(nodes, "_TOLD_SECONDS", 0.2)
     port = free_port()
     with pytest.raises(PeerLost, match="has not come"):
