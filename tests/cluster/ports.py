@@ -49,6 +49,17 @@ def free_port() -> int:
     return free_ports({"it": 0})["it"]
 
 
+def free_pair() -> int:
+    """Return a port that is free as the next one is."""
+    while True:
+        port = free_port()
+        try:
+            _bound(port + 1).close()
+        except OSError:
+            continue
+        return port
+
+
 def kept_ports(file: Path, wanted: Mapping[str, int]) -> dict[str, int]:
     """Return the ports written in `file`, which free ports fill the first time."""
     if file.exists():

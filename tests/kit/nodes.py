@@ -14,7 +14,7 @@ from tunery_api.names import MASTER_ENV, NODES_ENV
 from tunery_trainer.crew.nodes import MEET_SECONDS_ENV
 from tunery_trainer.process.place import NODE_ENV, PORT_ENV, SIMULATED_ENV
 
-from cluster.ports import free_port
+from cluster.ports import free_pair
 from kit.story import Run, command, environment
 
 
@@ -59,7 +59,7 @@ class Nodes:
     def start(self, uid: str = "u-1", *, taken: Callable[[int], object] | None = None) -> list[Node]:
         """Start one attempt; `taken` may take its ports before, of which it is told the first."""
         self._attempt += 1
-        self._port, self._uid = free_port(), uid
+        self._port, self._uid = free_pair(), uid
         if taken is not None:
             taken(self._port)
         return [self._node(number) for number in range(self._nodes)]

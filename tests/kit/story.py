@@ -95,7 +95,7 @@ def run_trainer(*arguments: str | Path, **extra: str) -> subprocess.CompletedPro
 def run_here(*arguments: str | Path, **extra: str) -> subprocess.CompletedProcess[str]:
     """Do the same as run_trainer in this process, which has the libraries imported already."""
     out, err = io.StringIO(), io.StringIO()
-    before, handler = dict(os.environ), signal.getsignal(signal.SIGTERM)
+    before, handlers = dict(os.environ), {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
     os.environ.update(environment(**extra))
     try:
         with redirect_stdout(out), redirect_stderr(err):
@@ -103,7 +103,8 @@ def run_here(*arguments: str | Path, **extra: str) -> subprocess.CompletedProces
     finally:
         os.environ.clear()
         os.environ.update(before)
-        signal.signal(signal.SIGTERM, handler)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     return subprocess.CompletedProcess(list(arguments), code, out.getvalue(), err.getvalue())
 
 

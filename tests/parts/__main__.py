@@ -84,7 +84,8 @@ class Run:
         """Say what all parts together have come to."""
         counts = ", ".join(f"{self._counts[word]} {word}" for word in TOLD if self._counts[word])
         seconds = time.monotonic() - self._began
-        self._say(f"{self._ended} of {self._parts} parts in {seconds:.0f} s: {counts or 'no test'}")
+        stopped = ", stopped" if self._stopped else ""
+        self._say(f"{self._ended} of {self._parts} parts in {seconds:.0f} s{stopped}: {counts or 'no test'}")
 
     def _run(self, part: Part) -> None:
         began = time.monotonic()
