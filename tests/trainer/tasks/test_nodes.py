@@ -24,9 +24,9 @@ from kit.story import Run
 
 SPEC: dict[str, Any] = {
     "lora": {"dropout": "0.1"},
-    "training": {"gradientAccumulation": 4, "maxSteps": 100, "learningRate": "1e-3"},
+    "training": {"gradientAccumulation": 4, "maxSteps": 60, "learningRate": "1e-3"},
     "checkpoint": {"everySteps": 5},
-    "evaluation": {"everySteps": 50},
+    "evaluation": {"everySteps": 20},
 }
 SECONDS = 300.0
 """Nothing hangs. On two cores that other tests keep busy a run took more than two minutes."""
