@@ -35,22 +35,17 @@ def counted_once(count: Count) -> Count:
 
 def question(model: Any, layers: nn.ModuleList, how: Pass) -> Hashable:
     """Return all that a count depends on: modules, parameters, configurations, the pass, and how weights are stored."""
-    stored = how.quantized or {}
+    stored, decoder = how.quantized or {}, {id(layer) for layer in layers}
     tensors = [*model.named_parameters(), *model.named_buffers()]
     return (
         repr(model),
         tuple((name, each.shape, each.dtype, each.requires_grad, stored.get(id(each))) for name, each in tensors),
         tuple(module.training for module in model.modules()),
-        tuple(path_of(model, layer) for layer in layers),
+        tuple(path for path, module in model.named_modules() if id(module) in decoder),
         _text(model.config.to_dict()),
         *(_text(config.to_dict()) for config in model.peft_config.values()),
         tuple(getattr(how, field.name) for field in fields(how) if field.name != "quantized"),
     )
-
-
-def path_of(model: nn.Module, layer: nn.Module) -> str:
-    """Return the path of a layer."""
-    return next(path for path, module in model.named_modules() if module is layer)
 
 
 def _text(config: dict[str, Any]) -> str:

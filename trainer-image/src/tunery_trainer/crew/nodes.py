@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import threading
 import time
@@ -298,13 +299,13 @@ class Follow:
         One that is past its beginning is waited for as long as it is there, as it may publish, and then the next one as
         usual. What takes the connection and does not answer as node 0 does is nobody. Raises as `ready` does.
         """
-        since = time.monotonic()
-        until, seen, told = since + meet_seconds(), "", False
+        now = time.monotonic()
+        until, tell, seen = now + meet_seconds(), now + _TOLD_SECONDS, ""
         while (left := until - time.monotonic()) > 0:
-            if not told and time.monotonic() > since + _TOLD_SECONDS:
+            if time.monotonic() > tell:
                 where = f"{self._place.master}, TCP {self._place.control_port}"
                 say(f"Nodes      looking for node 0 at {where}, {left:.0f} s more")
-                told = True
+                tell = math.inf
             channel = connect(self._place.master, self._place.control_port)
             seen = "" if channel is None else f": what listens on its TCP {self._place.control_port} does not answer"
             if channel is not None:
