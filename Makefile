@@ -10,13 +10,13 @@ VENV   := $(TESTS)/.venv
 PYTHON := $(VENV)/bin/python
 RUFF   := $(VENV)/bin/ruff
 # What is locked on its own, and the packages of it: those of tests/projects.py, with which a test compares them.
-PROJECTS := crds operator trainer-image/common trainer-image trainer-image/server tests tests/engine
+PROJECTS := crds operator trainer-image/common trainer-image trainer-image/server tests tests/tools/engine
 PACKAGES := tunery_api tunery_operator tunery_common tunery_trainer tunery_server
 SOURCES := crds operator trainer-image tests
 UV_VERSION := 0.13.9
 # uv of the machine, else one of its own in the user's cache folder.
 UV := $(or $(shell command -v uv),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/tunery/uv-$(UV_VERSION)/bin/uv)
-CLUSTER_CLI := cd $(TESTS) && $(PYTHON) -m cluster
+CLUSTER_CLI := cd $(TESTS) && $(PYTHON) -m tools.cluster
 
 export PYTHONDONTWRITEBYTECODE := 1
 # Threads that wait for each other sleep, as in the trainer (environment.py): tests run side by side.
@@ -41,9 +41,8 @@ $(STAMP): | $(UV)
 setup: $(STAMP) ## Make the developers' environment, tests/.venv
 
 .PHONY: generate
-generate: setup ## Write the CRDs, docs/api.md and docs/files.md from the sources
+generate: setup ## Write the CRDs and docs/api.md from the sources
 	@$(PYTHON) -m tunery_api.generate $(ROOT)
-	@cd $(TESTS) && $(PYTHON) -m rooms --write
 
 .PHONY: format
 format: setup ## Format the code
@@ -58,10 +57,9 @@ verify: setup ## Lint, types, layers, locks, generated files and what texts prom
 	$(RUFF) format --check $(SOURCES)
 	$(RUFF) check $(SOURCES)
 	$(VENV)/bin/mypy $(PACKAGES:%=-p %)
-	$(VENV)/bin/mypy tests/cluster tests/gpu tests/parts tests/release tests/rooms
+	$(VENV)/bin/mypy tests/tools/cluster tests/gpu tests/tools/release
 	$(VENV)/bin/mypy --config-file .mypy-tests.ini tests
 	$(VENV)/bin/lint-imports --no-cache
-	cd $(TESTS) && $(PYTHON) -m rooms --check
 	$(PYTHON) -m tunery_api.generate --check $(ROOT)
 	cd $(TESTS) && $(PYTHON) -m pytest -q $(WORDS:%=guard/test_%.py)
 	@for project in $(PROJECTS); do (cd $$project && $(UV) lock --check --quiet) || { echo "$$project/uv.lock is out of date: run 'uv lock' there"; exit 1; }; done
@@ -82,7 +80,7 @@ coverage: setup ## The tests without a node once more, with coverage, which must
 
 .PHONY: test-engine
 test-engine: setup ## What serving relies on, tested on the stand-in and on vLLM (at first 5 GB of packages)
-	@cd $(TESTS)/engine && $(UV) sync --frozen --quiet
+	@cd $(TESTS)/tools/engine && $(UV) sync --frozen --quiet
 	cd $(TESTS) && TUNERY_ENGINE=vllm OMP_NUM_THREADS=1 $(PYTHON) -m pytest server/test_contract*.py
 
 # Some twenty minutes more: run them, and test-unit-long, before an issue that touches them is resolved.
@@ -118,17 +116,17 @@ test: setup ## Verify, unit tests, end-to-end tests; without the long ones: test
 
 .PHONY: bench
 bench: setup ## Measure what docs/benchmarks.md reports (at first 5 GB of packages, for vLLM)
-	@cd $(TESTS)/engine && $(UV) sync --frozen --quiet
+	@cd $(TESTS)/tools/engine && $(UV) sync --frozen --quiet
 	cd $(TESTS) && $(PYTHON) -m bench
 
 .PHONY: kills
 kills: setup ## Training runs killed at random instants, behind a bad network and on several devices, to the weights of one left alone
-	cd $(TESTS) && $(PYTHON) -m kills
-	cd $(TESTS) && $(PYTHON) -m kills.together
+	cd $(TESTS) && $(PYTHON) -m chaos.kills
+	cd $(TESTS) && $(PYTHON) -m chaos.kills.together
 
 .PHONY: soak
 soak: setup ## Thirty minutes of LoRAJobs coming and going with faults, on KWOK nodes
-	cd $(TESTS) && $(PYTHON) -m soak
+	cd $(TESTS) && $(PYTHON) -m chaos.soak
 
 GPU_OUT ?= $(ROOT)/.gpu/out
 GPU_WHEELS ?= $(ROOT)/.gpu/wheels
@@ -143,17 +141,17 @@ gpu-wheels: ## Collect what a bare GPU machine lacks, for python3 -m gpu --wheel
 
 .PHONY: demo
 demo: setup ## From nothing to a fine-tuned adapter in S3, on the local cluster or CLUSTER=existing
-	cd $(TESTS) && $(PYTHON) -m demo
+	cd $(TESTS) && $(PYTHON) -m tools.demo
 
 .PHONY: demo-serving
 demo-serving: setup ## The demo's adapter and a second one, served side by side by vLLM on the CPU (an image of 5 GB)
-	cd $(TESTS) && $(PYTHON) -m demo.serving
+	cd $(TESTS) && $(PYTHON) -m tools.demo.serving
 
 TRIALS ?= 6
 
 .PHONY: demo-sweep
 demo-sweep: setup ## LoRAJobs search for settings, the guide's three first, and the best is published; TRIALS=6
-	cd $(TESTS) && $(PYTHON) -m demo.sweep --trials $(TRIALS)
+	cd $(TESTS) && $(PYTHON) -m tools.demo.sweep --trials $(TRIALS)
 
 .PHONY: cluster-up
 cluster-up: setup ## Start the local Kubernetes, S3 server and registry; build and push the images
@@ -185,4 +183,4 @@ RELEASE_CHECK ?= $(MAKE) generate && $(MAKE) verify
 .PHONY: release
 release: | $(UV) ## Commit and tag a release, push nothing: make release VERSION=0.2.0
 	@test -n "$(VERSION)" || { echo "say which: make release VERSION=0.2.0" >&2; exit 2; }
-	@cd $(TESTS) && UV="$(UV)" python3 -m release "$(VERSION)" --check '$(RELEASE_CHECK)'
+	@cd $(TESTS) && UV="$(UV)" python3 -m tools.release "$(VERSION)" --check '$(RELEASE_CHECK)'

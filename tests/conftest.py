@@ -14,11 +14,11 @@ from hypothesis import settings
 from tunery_api import scrub
 from tunery_common.storage import LocalStore, Store, open_store
 
-from cluster.controlplane import ControlPlane
-from cluster.s3 import S3Server
 from kit.installation import ROOT
 from kit.kubectl import Kubectl
 from kit.s3 import credentials
+from tools.cluster.controlplane import ControlPlane
+from tools.cluster.s3 import S3Server
 
 # A test is no stopwatch: beside other work any example may take longer than Hypothesis's 200 ms.
 settings.register_profile("unhurried", deadline=None)

@@ -32,9 +32,9 @@ from tunery_trainer.cli import main as trainer
 from tunery_trainer.resuming.checkpoints import CheckpointUploader
 from tunery_trainer.training.trl_trainer import AdapterTrainer
 
-from cluster.s3 import S3Server
-from kills.bad_network import BadNetwork
+from chaos.kills.bad_network import BadNetwork
 from kit.story import write_rows
+from tools.cluster.s3 import S3Server
 
 VOCABULARY: Final = 8000
 RANK: Final = 8

@@ -27,7 +27,7 @@ from tunery_trainer.data.options import DataOptions
 from tunery_trainer.data.prepare import PreparedData, prepare
 
 from bench.sentences import sentences
-from cluster.model import ensure as ensure_model
+from tools.cluster.model import ensure as ensure_model
 
 MAX_LENGTH: Final = 2048
 OPTIONS: Final = DataOptions(max_length=MAX_LENGTH)

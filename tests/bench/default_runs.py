@@ -24,7 +24,7 @@ from typing import Any, Final
 
 import torch
 
-from cluster import model
+from tools.cluster import model
 
 GOAL: Final = 0.10
 _PACKAGES: Final = ("pandas", "sklearn", "sympy")

@@ -33,7 +33,7 @@ from tunery_common.storage import Store, open_store
 from tunery_common.storage.credentials import Credentials
 from tunery_trainer.inputs.cached_model import cache_model
 
-from cluster.s3 import S3Server
+from tools.cluster.s3 import S3Server
 
 ROUNDS = 3
 SLICE = 1 << 18

@@ -7,8 +7,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from cluster.paths import cache_dir
 from kit.installation import ROOT
+from tools.cluster.paths import cache_dir
 
 
 def uv() -> str:

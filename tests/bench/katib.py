@@ -19,10 +19,10 @@ from tunery_api.search.dimensions import Categorical, Dimension, Values, plain
 from tunery_api.search.space import space_of
 
 from bench.environments import uv
-from cluster.binaries import GoMissing, go
-from cluster.paths import cache_dir
 from kit.landscapes import Landscape
 from kit.sweeps import sweep
+from tools.cluster.binaries import GoMissing, go
+from tools.cluster.paths import cache_dir
 
 MODULE: Final = "github.com/kubeflow/katib@v0.19.0"
 _REQUIREMENTS: Final = "cmd/suggestion/optuna/v1beta1/requirements.txt"

@@ -21,7 +21,7 @@ import numpy as np
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from bench.sentences import sentences
-from cluster.model import ensure as ensure_model
+from tools.cluster.model import ensure as ensure_model
 
 MODES: Final = ("packed", "plain", "cached")
 """Packed and not, as a scan; and packed into the namespace's cache, as preflight does it where there is one."""

@@ -60,7 +60,7 @@ def main() -> None:
 
 def _run(case: str) -> None:
     """Train the case as a pod would, and print what it took."""
-    from cluster.model import ensure
+    from tools.cluster.model import ensure
 
     with tempfile.TemporaryDirectory() as folder:
         manifest = _manifest(case, ensure(), Path(folder))

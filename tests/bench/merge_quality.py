@@ -22,7 +22,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, Final
 
-from cluster import model
+from tools.cluster import model
 
 Json = dict[str, Any]
 

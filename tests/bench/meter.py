@@ -15,7 +15,7 @@ from pathlib import Path
 import aiohttp
 import yaml
 
-from controller.api import Json
+from kit.operator.api import Json
 
 CONNECTIONS = 32
 METADATA_ONLY = {"Accept": "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"}

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from bench.merging import status_bytes
-from cluster import dataset, model
+from tools.cluster import dataset, model
 
 Json = dict[str, Any]
 

@@ -24,17 +24,16 @@ from typing import Any
 
 import aiohttp
 
-from controller.api import Api, Json
-from controller.objects import lorajob
-from controller.process import OperatorProcess
-
 from bench.environments import operators_python
 from bench.meter import CONNECTIONS, Meter, cpu_seconds, memory_mb, percentiles
 from bench.population import add_finished, for_each, start_pods
-from cluster.controlplane import ControlPlane
 from kit.accounts import kubeconfig_of
 from kit.installation import ROOT
 from kit.kubectl import Kubectl
+from kit.operator.api import Api, Json
+from kit.operator.objects import lorajob
+from kit.operator.process import OperatorProcess
+from tools.cluster.controlplane import ControlPlane
 
 SETTLE_SECONDS = 15.0
 SUSPENDED = 20

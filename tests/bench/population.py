@@ -7,9 +7,6 @@ import json
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final
 
-from controller.api import Json
-from controller.kubelet import timestamp
-from controller.objects import RESULT, lorajob
 from tunery_api.kinds import Kind
 from tunery_api.validation import parse_lorajob
 from tunery_operator.manifests.job import build_job
@@ -20,6 +17,9 @@ from tunery_operator.settings import Settings
 from tunery_operator.views.owner import parse_owner
 
 from bench.meter import CONNECTIONS, Meter
+from kit.operator.api import Json
+from kit.operator.kubelet import timestamp
+from kit.operator.objects import RESULT, lorajob
 
 TIME: Final = "2026-01-31T12:00:00Z"
 PLATFORM: Final = Platform(

@@ -23,9 +23,8 @@ from typing import Any
 
 import aiohttp
 
-from controller.reporting import Pods, Site, certificates, pod, token
-
 from bench.meter import cpu_seconds, memory_mb, percentiles
+from kit.operator.reporting import Pods, Site, certificates, pod, token
 
 REPORT = {
     "trainerStatus": {

@@ -16,7 +16,7 @@ from tunery_api.training import Loss
 from tunery_trainer.data.render import Renderer
 from tunery_trainer.data.rows import Example, RowPlace
 
-from cluster.model import ensure as ensure_model
+from tools.cluster.model import ensure as ensure_model
 
 TURNS: Final = (1, 3, 10, 30)
 SECONDS: Final = 2.0

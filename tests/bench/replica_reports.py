@@ -19,8 +19,6 @@ from typing import Any, Final
 
 import aiohttp
 
-from controller.reporting import Pods, Site, token
-from controller.server_bodies import replica, see_replicas
 from tunery_api.serving import ReplicaState, ReportedAdapter
 from tunery_operator.dispatch.queue import WorkQueue
 from tunery_operator.kube.cache import Cache
@@ -29,6 +27,8 @@ from tunery_server.report import body_of
 
 from bench.meter import cpu_seconds, memory_mb, percentiles
 from bench.progress import ADDRESSES, beside, open_session
+from kit.operator.reporting import Pods, Site, token
+from kit.operator.server_bodies import replica, see_replicas
 
 SPREAD_SECONDS: Final = 10.0
 """Over which the first reports are spread."""

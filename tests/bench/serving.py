@@ -5,8 +5,8 @@
 `speed`: the same requests of two adapters, half each, to (a) the door before vLLM, (b) vLLM's own socket, (c) PEFT that
 makes an adapter active for each request, (d) PEFT with one batch of rows of both; and whether the answers are equal.
 `door`: what the door itself costs. `served`: from an entry in the list to the first answer. `cold`: an adapter that is
-loaded, while others are loaded beside it. `updates`: an adapter exchanged under traffic. Needs tests/engine/.venv
-(`cd tests/engine && uv sync --frozen`). Prints one JSON object for each part as soon as it is measured.
+loaded, while others are loaded beside it. `updates`: an adapter exchanged under traffic. Needs tests/tools/engine/.venv
+(`cd tests/tools/engine && uv sync --frozen`). Prints one JSON object for each part as soon as it is measured.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from bench import serving_cold, serving_door, serving_updates
 from bench.sentences import sentences
 from bench.serving_peft import Peft, Row, running
 from bench.serving_replica import BASE, Replica, ask, replica, tokens_of
-from cluster.model import ensure
 from kit.engine_process import VLLM
 from kit.tiny_models import write_chat_model
+from tools.cluster.model import ensure
 
 PARTS: Final = ("door", "speed", "served", "cold", "updates")
 ADAPTERS: Final = ("support", "tone")
@@ -219,7 +219,7 @@ def main() -> None:
             show("door", asyncio.run(serving_door.measure(folder, options.repeats)))
         if set(options.parts) - {"door"}:
             if not VLLM.exists():
-                raise SystemExit(f"{VLLM} does not exist: run `uv sync --frozen` in tests/engine")
+                raise SystemExit(f"{VLLM} does not exist: run `uv sync --frozen` in tests/tools/engine")
             asyncio.run(with_engine(Path(name), options))
 
 

@@ -16,10 +16,9 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from server.door_kit import CHAT, FakeEngine, chunk, event, stream
-
 from bench.meter import memory_mb
 from bench.serving_replica import BASE, DoorProcess, new_client, started_door
+from kit.server.gateway import CHAT, FakeEngine, chunk, event, stream
 
 STREAMS: Final = {1: 1600, 16: 400, 64: 200}
 """How many at once, and the tokens of each."""

@@ -22,9 +22,9 @@ from tunery_api.runspec import MountedSecret, RunIdentity
 from tunery_api.serving import Desired, DesiredAdapter, ServeSpec, engine_name
 from tunery_operator.plan import engine as plan
 
-from cluster.ports import free_port
-from cluster.s3 import S3Server
 from kit.engine_process import FIX, EngineProcess, Kind
+from tools.cluster.ports import free_port
+from tools.cluster.s3 import S3Server
 
 SPEC: Final = AdapterServerSpec.model_validate(
     {

@@ -23,12 +23,12 @@ from pathlib import Path
 
 import aiohttp
 
-from server.loader_kit import BASE, Table, adapter_files, behind_a_door
 from tunery_server.adapters.loop import Loader
 from tunery_server.engine import Engine
 from tunery_server.routes import Routes
 
 from kit.engine_process import EngineProcess, Kind
+from kit.server.loader import BASE, Table, adapter_files, behind_a_door
 
 COUNT, ASKED, ROOM, AT_ONCE, IN_A_BLOCK = 2_000, 200, 8, 2, 60
 

@@ -16,14 +16,14 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 import tunery_operator.__main__ as operator
-from controller.api import Json
-from controller.objects import lorajob
 from tunery_api.kinds import Kind
 from tunery_api.names import SWEEP_LABEL, TRIAL_LABEL
 from tunery_operator.kube.cache import Cache
 
 from bench.meter import memory_mb
 from bench.population import TIME, finished_status
+from kit.operator.api import Json
+from kit.operator.objects import lorajob
 from kit.sweeps import curves, sweep, trial
 
 TRIALS: Final = 20

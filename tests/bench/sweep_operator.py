@@ -20,18 +20,18 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, Final
 
-from controller.api import Api, Json
-from controller.objects import lorasweep
-from controller.players import Kubelets
-from controller.process import OperatorProcess
-from controller.sweeps import Trials
 from tunery_operator.__main__ import TRIM_AGAIN_SECONDS
 
 from bench.environments import operators_python
 from bench.meter import Meter, cpu_seconds, memory_mb, percentiles
 from bench.operator_latency import SETTLE_SECONDS, Found, Load, account, bare_job, skipped, with_crds
 from bench.population import for_each
-from cluster.controlplane import ControlPlane
+from kit.operator.api import Api, Json
+from kit.operator.objects import lorasweep
+from kit.operator.players import Kubelets
+from kit.operator.process import OperatorProcess
+from kit.operator.sweeps import Trials
+from tools.cluster.controlplane import ControlPlane
 
 NAMESPACES: Final = ("bench", "sweeps")
 SWEEPS: Final = "/apis/tunery.dev/v1alpha1/namespaces/sweeps/lorasweeps"

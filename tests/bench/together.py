@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-from cluster.ports import free_port
+from tools.cluster.ports import free_port
 
 Json = dict[str, Any]
 

@@ -26,7 +26,7 @@ from tunery_trainer.team.team import ALONE, Team
 from tunery_trainer.training.trl_config import LoopSettings
 from tunery_trainer.training.trl_trainer import AdapterTrainer, LoopParts
 
-from cluster import dataset, model
+from tools.cluster import dataset, model
 
 RATE: Final = 1e-4
 MEAN_EXAMPLE: Final = 256

@@ -7,15 +7,15 @@ from collections.abc import Iterator
 
 import pytest
 
-from controller.objects import lorajob
 from tunery_operator.plan.job import Platform
 
-from .installing import first_install, kubeconfig_of_the_service_account
-from .policies import platform_of, refusal
-from .rendering import Helm, Rendered
-from cluster import binaries
-from cluster.controlplane import ControlPlane
+from kit.chart.installing import first_install, kubeconfig_of_the_service_account
+from kit.chart.policies import platform_of, refusal
+from kit.chart.rendering import Helm, Rendered
 from kit.kubectl import Kubectl, wait_for
+from kit.operator.objects import lorajob
+from tools.cluster import binaries
+from tools.cluster.controlplane import ControlPlane
 
 
 @pytest.fixture(scope="session")

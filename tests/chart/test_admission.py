@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import yaml
 
-from controller.objects import adaptermerge, batchinference, lorajob, lorasweep
 from tunery_api.kinds import Kind
 from tunery_api.runspec import ResolvedAdapter
 from tunery_api.search.space import space_of
@@ -28,10 +27,11 @@ from tunery_operator.plan.lorasweep import plan_report as plan_report_of_sweep
 from tunery_operator.plan.types import JobPlan
 from tunery_operator.views.owner import Owner, parse_owner
 
-from .installing import TEAM
-from .policies import refusal
-from .rendering import Helm
+from kit.chart.installing import TEAM
+from kit.chart.policies import refusal
+from kit.chart.rendering import Helm
 from kit.kubectl import Kubectl, KubectlError
+from kit.operator.objects import adaptermerge, batchinference, lorajob, lorasweep
 
 Json = dict[str, Any]
 Twist = Callable[[Json], object]

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from controller.servers import server_spec, wanted
 from tunery_api.kinds import Kind
 from tunery_api.serving import Desired
 from tunery_operator.manifests.server import build_desired, build_server
@@ -17,10 +16,11 @@ from tunery_operator.plan.adapterserver import ServerPlan, plan_server
 from tunery_operator.plan.job import Platform
 from tunery_operator.views.owner import Owner, parse_owner
 
-from .installing import TEAM
-from .policies import platform_of, refusal
-from .rendering import Helm
+from kit.chart.installing import TEAM
+from kit.chart.policies import platform_of, refusal
+from kit.chart.rendering import Helm
 from kit.kubectl import Kubectl, KubectlError
+from kit.operator.servers import server_spec, wanted
 
 Json = dict[str, Any]
 Twist = Callable[[Json], object]

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from controller.objects import lorajob, lorasweep
 from tunery_api.kinds import Kind
 from tunery_api.search.protocol import Suggestion
 from tunery_api.search.rows import FINAL_ORIGIN
@@ -18,9 +17,10 @@ from tunery_operator.plan.job import Platform, output_place
 from tunery_operator.plan.lorasweep import plan_trial
 from tunery_operator.views.owner import Owner, parse_owner
 
-from .installing import TEAM
-from .policies import refusal
+from kit.chart.installing import TEAM
+from kit.chart.policies import refusal
 from kit.kubectl import Kubectl, KubectlError
+from kit.operator.objects import lorajob, lorasweep
 
 Json = dict[str, Any]
 Twist = Callable[[Json], object]

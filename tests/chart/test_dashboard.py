@@ -11,6 +11,7 @@ import promql_parser as promql
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from chart.test_admission_servers import plan
 from tunery_operator.manifests.server_pod import build_server_pod
 from tunery_operator.plan.job import Platform
 from tunery_server.door.connections import Room
@@ -18,9 +19,8 @@ from tunery_server.door.metrics import Metrics
 from tunery_server.door.usage import Usage
 from tunery_server.routes import Routes
 
-from .rendering import CHART, NAMESPACE, Helm, HelmError, Rendered
-from .test_admission_servers import plan
 from kit import engine_protocol
+from kit.chart.rendering import CHART, NAMESPACE, Helm, HelmError, Rendered
 
 Json = dict[str, Any]
 DASHBOARD: Json = json.loads((CHART / "dashboards" / "serving.json").read_text())

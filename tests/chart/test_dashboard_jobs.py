@@ -9,11 +9,11 @@ import promql_parser as promql
 import pytest
 from prometheus_client.metrics import MetricWrapperBase
 
+from chart.test_dashboard import Json, grouped, selectors
+from chart.test_render import names_of_metrics
 from tunery_operator import metrics
 
-from .rendering import CHART, Helm
-from .test_dashboard import Json, grouped, selectors
-from .test_render import names_of_metrics
+from kit.chart.rendering import CHART, Helm
 
 DASHBOARD: Json = json.loads((CHART / "dashboards" / "jobs.json").read_text())
 VARIABLES = {"$__rate_interval": "5m", "$__range": "6h", "$namespace": ".*"}

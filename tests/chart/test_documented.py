@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from .rendering import CHART, KUBE_VERSION, Helm, Rendered
-from cluster.images import IMAGES
+from kit.chart.rendering import CHART, KUBE_VERSION, Helm, Rendered
 from kit.environment import NEEDED
+from tools.cluster.images import IMAGES
 
 VALUES: dict[str, Any] = yaml.safe_load((CHART / "values.yaml").read_text())
 DOCS = CHART.parents[1] / "docs"

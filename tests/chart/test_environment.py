@@ -6,7 +6,7 @@ import pytest
 
 from tunery_operator.settings import InvalidSettings, Settings, read_settings
 
-from .rendering import Helm, Rendered
+from kit.chart.rendering import Helm, Rendered
 
 
 def test_env_variables_are_the_fields_of_settings(rendered: Rendered) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from . import everything
-from .everything import CHECKS, SERVER, VALUES, WORKS, Json, containers
-from .policies import platform_of
-from .rendering import Helm, Rendered
+from kit.chart import everything
+from kit.chart.everything import CHECKS, SERVER, VALUES, WORKS, Json, containers
+from kit.chart.policies import platform_of
+from kit.chart.rendering import Helm, Rendered
 
 
 @pytest.fixture(scope="module")

@@ -13,19 +13,19 @@ from typing import Any
 
 import pytest
 
+from chart import test_admission as jobs
+from chart import test_admission_servers as servers
+from chart.conftest import kubectl_for
 from tunery_operator.manifests.job import build_job
 
-from . import everything
-from . import test_admission as jobs
-from . import test_admission_servers as servers
-from .conftest import kubectl_for
-from .installing import CRDS, TEAM, kubeconfig_of_the_service_account
-from .policies import platform_of, refusal
-from .rendering import CHART, KUBE_VERSION, NAMESPACE, Helm, Rendered
-from .running import CERTIFICATE, Operator, make_certificate, running_operator
-from cluster.controlplane import ControlPlane
 from kit.accounts import kubeconfig_of
+from kit.chart import everything
+from kit.chart.installing import CRDS, TEAM, kubeconfig_of_the_service_account
+from kit.chart.policies import platform_of, refusal
+from kit.chart.rendering import CHART, KUBE_VERSION, NAMESPACE, Helm, Rendered
+from kit.chart.running import CERTIFICATE, Operator, make_certificate, running_operator
 from kit.kubectl import Kubectl, KubectlError, wait_for
+from tools.cluster.controlplane import ControlPlane
 
 TEMPLATE = ("template", "tunery", str(CHART), "-n", NAMESPACE, "--kube-version", KUBE_VERSION, "--skip-tests")
 HOST = f"tunery.{NAMESPACE}.svc"

@@ -6,12 +6,12 @@ import json
 
 import pytest
 
+from chart.test_roles import named, rights, used
 from tunery_operator.kube.rbac import TEST_PERMISSIONS
 from tunery_operator.progress.installation import NAME, Asked, _asked
 
-from . import everything
-from .rendering import NAMESPACE, Helm, HelmError, Rendered
-from .test_roles import named, rights, used
+from kit.chart import everything
+from kit.chart.rendering import NAMESPACE, Helm, HelmError, Rendered
 from kit.kubectl import Kubectl
 
 BUCKET = ("test.outputUri=s3://bucket/sample", "test.outputSecret=s3")

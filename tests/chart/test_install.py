@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
-from .installing import CRDS, OPERATOR, TEAM, can, helm_install
-from .rendering import CHART, NAMESPACE
-from .running import CERTIFICATE, make_certificate
+from kit.chart.installing import CRDS, OPERATOR, TEAM, can, helm_install
+from kit.chart.rendering import CHART, NAMESPACE
+from kit.chart.running import CERTIFICATE, make_certificate
 from kit.examples import EXAMPLES, bundle, documents
 from kit.kubectl import Kubectl, wait_for
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from controller.objects import adaptermerge, batchinference, lorajob, lorasweep
+from chart.conftest import kubectl_for
+from chart.test_helm_test import arguments, hooks
 from tunery_api.inputs import OutputSpec
 from tunery_api.kinds import Kind
 from tunery_api.search.protocol import Suggestion
@@ -20,15 +21,14 @@ from tunery_operator.plan.lorasweep import plan_trial
 from tunery_operator.progress.installation import job_of
 from tunery_operator.views.owner import parse_owner
 
-from .conftest import kubectl_for
-from .installing import OPERATOR, TEAM, can, first_install, kubeconfig_of_the_service_account
-from .policies import platform_of, refusal
-from .rendering import CHART, KUBE_VERSION, NAMESPACE, Helm, Rendered
-from .running import OURS, Operator, Release, running_operator
-from .test_helm_test import arguments, hooks
-from cluster.controlplane import ControlPlane
+from kit.chart.installing import OPERATOR, TEAM, can, first_install, kubeconfig_of_the_service_account
+from kit.chart.policies import platform_of, refusal
+from kit.chart.rendering import CHART, KUBE_VERSION, NAMESPACE, Helm, Rendered
+from kit.chart.running import OURS, Operator, Release, running_operator
 from kit.jobs import Job
 from kit.kubectl import Kubectl, KubectlError, wait_for
+from kit.operator.objects import adaptermerge, batchinference, lorajob, lorasweep
+from tools.cluster.controlplane import ControlPlane
 
 OTHER = "team-b"
 UID = "12345678-0000-0000-0000-000000000000"

@@ -11,13 +11,12 @@ from collections.abc import Iterator
 import pytest
 import yaml
 
-from controller.objects import lorasweep
-
-from .installing import TEAM
-from .rendering import CHART, VERSION, Rendered
-from .running import Operator, running_operator
+from kit.chart.installing import TEAM
+from kit.chart.rendering import CHART, VERSION, Rendered
+from kit.chart.running import Operator, running_operator
 from kit.jobs import Job
 from kit.kubectl import Kubectl, wait_for
+from kit.operator.objects import lorasweep
 
 
 @pytest.fixture(scope="module")

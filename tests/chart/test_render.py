@@ -16,7 +16,7 @@ from tunery_api.kinds import Kind
 from tunery_operator import metrics
 from tunery_operator.reconcile.sampler import AT_A_TIME
 
-from .rendering import CHART, KUBE_VERSION, NAMESPACE, VERSION, Helm, HelmError, Rendered
+from kit.chart.rendering import CHART, KUBE_VERSION, NAMESPACE, VERSION, Helm, HelmError, Rendered
 
 
 def test_the_pod_complies_with_the_restricted_standard(rendered: Rendered) -> None:

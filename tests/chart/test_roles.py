@@ -15,7 +15,7 @@ from tunery_operator.kube.rbac import (
     Call,
 )
 
-from .rendering import NAMESPACE, Helm, Rendered
+from kit.chart.rendering import NAMESPACE, Helm, Rendered
 
 
 def rights(role: dict[str, Any]) -> set[tuple[str, str, str]]:

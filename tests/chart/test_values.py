@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import yaml
 
-from .rendering import CHART, Helm, HelmError, Rendered
-from .test_environment import read_settings_of
+from chart.test_environment import read_settings_of
+
+from kit.chart.rendering import CHART, Helm, HelmError, Rendered
 
 PLACES = ("trainer.tolerations", "trainer.gpu.tolerations", "preflight.tolerations", "operator.tolerations")
 LONG = "a" * 64

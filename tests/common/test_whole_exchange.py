@@ -14,8 +14,8 @@ import urllib3
 from tunery_common import progress_client
 from tunery_common.progress_client import ProgressClient
 
-from cluster.certs import Authority
 from kit.dripping import DRIPS, dripping
+from tools.cluster.certs import Authority
 
 SECONDS = 0.2
 

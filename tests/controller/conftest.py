@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from controller.api import Api, Json
-from controller.objects import Namespace
-from controller.players import Kubelets
-from controller.process import OperatorProcess
-from controller.sweeps import Trials
 from tunery_operator.kube.rbac import OWN_NAMESPACE_PERMISSIONS, PERMISSIONS, Call
 
-from cluster.controlplane import ControlPlane
+from kit.operator.api import Api, Json
+from kit.operator.objects import Namespace
+from kit.operator.players import Kubelets
+from kit.operator.process import OperatorProcess
+from kit.operator.sweeps import Trials
+from tools.cluster.controlplane import ControlPlane
 
 USER = "test-operator"
 LEASE_NAMESPACE = "tunery-system"

@@ -6,8 +6,6 @@ from typing import Any
 
 import pytest
 
-from controller.objects import batchinference
-from controller.statuskit import NOW, condition, ended, job, running
 from tunery_api.batchstatus import BatchInferenceStatus
 from tunery_api.errors import InvalidSpec
 from tunery_api.kinds import ADAPTER_KINDS, JOB_KINDS, Kind
@@ -28,6 +26,9 @@ from tunery_operator.status.snapshot import Snapshot
 from tunery_operator.views.attempt import Attempt
 from tunery_operator.views.owner import Key, Owner, parse_owner
 from tunery_operator.views.pod import PodView
+
+from kit.operator.objects import batchinference
+from kit.operator.statuskit import NOW, condition, ended, job, running
 
 Json = dict[str, Any]
 SERVING = Serving(server_image="example/server:1", server_pull_policy="Always")

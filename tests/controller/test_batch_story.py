@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from controller.api import Json, eventually
-from controller.live_server import SERVERS
-from controller.objects import Namespace, adapterserver, batchinference
-from controller.poster import Poster
-from controller.process import OperatorProcess
-from controller.runs import run_of
+from kit.operator.api import Json, eventually
+from kit.operator.live_server import SERVERS
+from kit.operator.objects import Namespace, adapterserver, batchinference
+from kit.operator.poster import Poster
+from kit.operator.process import OperatorProcess
+from kit.operator.runs import run_of
 
 BATCHES = "batchinferences"
 COUNTS: Json = {

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from controller.api import Json
 from tunery_api.kinds import Kind
 from tunery_api.names import DONE_LABEL, OWNER_UID_LABEL, ROLE_LABEL
 from tunery_api.runspec import TrainerStatus
@@ -19,6 +18,8 @@ from tunery_operator.kube.cache import GOING_SECONDS, Cache
 from tunery_operator.kube.owners import Report
 from tunery_operator.kube.versions import REMEMBERED
 from tunery_operator.views.owner import Key
+
+from kit.operator.api import Json
 
 ONE = Key(Kind.LORAJOB, "team", "one")
 MERGE = Key(Kind.ADAPTERMERGE, "team", "both")

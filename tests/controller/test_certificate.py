@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from controller.reporting import Pods, Site
 from tunery_operator.kube.rbac import CERTIFICATE_PERMISSIONS, OPERATOR_PERMISSIONS
 from tunery_operator.progress.certificate import Files, Unusable, check, main, make
+
+from kit.operator.reporting import Pods, Site
 
 HOST = "tunery.tunery-system.svc"
 NOW = datetime.now(UTC)

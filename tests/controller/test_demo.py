@@ -12,16 +12,16 @@ from typing import Any
 
 import pytest
 
-from controller.objects import RESULT, Namespace, adapterserver, lorajob
 from tunery_trainer.local.as_kubectl import documents_of
 
-from demo import __main__ as first
-from demo import serving
-from demo.jobs import begin, follow
-from demo.telling import NAMESPACE, Hold, Interrupted
 from kit.jobs import Job
 from kit.kubectl import Kubectl
-from projects import ROOT
+from kit.operator.objects import RESULT, Namespace, adapterserver, lorajob
+from kit.projects import ROOT
+from tools.demo import __main__ as first
+from tools.demo import serving
+from tools.demo.jobs import begin, follow
+from tools.demo.telling import NAMESPACE, Hold, Interrupted
 
 FOLLOW = """
 import json, os, sys

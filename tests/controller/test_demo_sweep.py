@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from demo.sweep import QUIET_SECONDS, Told, check_found
+from tools.demo.sweep import QUIET_SECONDS, Told, check_found
 
 GUIDE = {"number": 0, "name": "support-000", "origin": "DomainAdaptation", "state": "Complete", "value": "1.6"}
 PROPOSED = {"number": 3, "name": "support-003", "origin": "TPE", "state": "Complete", "value": "1.5"}

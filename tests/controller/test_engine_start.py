@@ -15,14 +15,14 @@ from pathlib import Path
 
 import pytest
 
-from controller.servers import owner, server_spec
 from tunery_api.serving import ENGINE_SOCKET
 from tunery_operator.manifests.server import build_server
 from tunery_operator.plan.adapterserver import plan_server
 from tunery_operator.plan.job import Platform
 from tunery_operator.settings import Serving, Settings
 
-from cluster.waiting import wait_until
+from kit.operator.servers import owner, server_spec
+from tools.cluster.waiting import wait_until
 
 ENGINE = """\
 import os, signal, socket, sys, time

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from controller.api import eventually
 from tunery_api.kinds import Kind
 from tunery_operator.errors import ApiFailure
 from tunery_operator.kube.event_body import build_event
@@ -18,6 +17,8 @@ from tunery_operator.kube.event_limit import BURST, REFILL_SECONDS, REPEAT_SECON
 from tunery_operator.kube.events import IN_FLIGHT, EventPoster
 from tunery_operator.views.event import Event
 from tunery_operator.views.owner import Key, Owner
+
+from kit.operator.api import eventually
 
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
 SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")

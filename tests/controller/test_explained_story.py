@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from controller.api import Json, eventually
-from controller.objects import REPORT, RESULT, Namespace, lorajob
-from controller.poster import Poster
-from controller.process import OperatorProcess
 from tunery_api.findings import MAX_FINDINGS, FindingType
+
+from kit.operator.api import Json, eventually
+from kit.operator.objects import REPORT, RESULT, Namespace, lorajob
+from kit.operator.poster import Poster
+from kit.operator.process import OperatorProcess
 
 GIB = 2**30
 PARTS = {"weightsBytes": 3 * GIB, "activationsBytes": GIB, "rowBytes": GIB // 4, "steps": 100, "tokens": 51_200}

@@ -10,13 +10,13 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from controller.adversity import MADE, Adversity, adversity, begin, phases, verdict, wait_end, with_secret
-from controller.api import Api
 from controller.conftest import Stage, make_namespace
-from controller.faults import ERRORS, REQUEST_FAULTS, Answer, Fault, Hang, Rule
-from controller.objects import Namespace, lorajob
 
-from cluster.controlplane import ControlPlane
+from kit.operator.adversity import MADE, Adversity, adversity, begin, phases, verdict, wait_end, with_secret
+from kit.operator.api import Api
+from kit.operator.faults import ERRORS, REQUEST_FAULTS, Answer, Fault, Hang, Rule
+from kit.operator.objects import Namespace, lorajob
+from tools.cluster.controlplane import ControlPlane
 
 EVERY = os.environ.get("TUNERY_TEST_EVERY_FAULT") == "1"
 """Each fault at each single call; else each fault once at each kind of call that decides something."""

@@ -8,10 +8,11 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from controller.adversity import MADE, Adversity, adversity, begin, phases, verdict, wait_end, with_secret
-from controller.api import Api, Json, eventually
 from controller.conftest import Stage, make_namespace
-from controller.faults import (
+
+from kit.operator.adversity import MADE, Adversity, adversity, begin, phases, verdict, wait_end, with_secret
+from kit.operator.api import Api, Json, eventually
+from kit.operator.faults import (
     ERRORS,
     REQUEST_FAULTS,
     Answer,
@@ -24,10 +25,9 @@ from controller.faults import (
     Hold,
     Swap,
 )
-from controller.objects import Namespace, lorajob
-from controller.players import ends_well
-
-from cluster.controlplane import ControlPlane
+from kit.operator.objects import Namespace, lorajob
+from kit.operator.players import ends_well
+from tools.cluster.controlplane import ControlPlane
 
 EVERY = os.environ.get("TUNERY_TEST_EVERY_FAULT") == "1"
 WATCHED = ("lorajobs", "adaptermerges", "jobs", "pods")

@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 import yaml
 
-from controller.objects import UNSEEN, Namespace, adaptermerge, batchinference, lorajob, lorasweep
-from controller.standings import DIVERGED, STANDINGS, as_object
 from tunery_api.kinds import Kind
 from tunery_api.status import FINAL_PHASES
 
-from cluster import binaries
-from cluster.shell import run
 from kit.installation import ROOT
 from kit.kubectl import Kubectl
+from kit.operator.objects import UNSEEN, Namespace, adaptermerge, batchinference, lorajob, lorasweep
+from kit.operator.standings import DIVERGED, STANDINGS, as_object
+from tools.cluster import binaries
+from tools.cluster.shell import run
 
 Json = dict[str, Any]
 CHECKS = yaml.safe_load((ROOT / "docs" / "gitops" / "argocd-cm.yaml").read_text())["data"]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 
-from controller.api import eventually
-from controller.objects import Namespace, lorajob
+from kit.operator.api import eventually
+from kit.operator.objects import Namespace, lorajob
 
 
 def test_a_job_that_is_applied_again_has_no_part_in_its_predecessors_pods(namespace: Namespace) -> None:

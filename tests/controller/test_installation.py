@@ -12,9 +12,6 @@ import pytest
 from kubernetes.client.configuration import Configuration
 from kubernetes.config import load_kube_config
 
-from controller.api import eventually
-from controller.objects import Namespace
-from controller.reporting import Pods, Site
 from tunery_operator.kube.client import KubeClient
 from tunery_operator.kube.connection import Connection
 from tunery_operator.kube.rbac import TEST_PERMISSIONS
@@ -31,7 +28,10 @@ from tunery_operator.progress.installation import (
     job_of,
 )
 
-from cluster.controlplane import ControlPlane
+from kit.operator.api import eventually
+from kit.operator.objects import Namespace
+from kit.operator.reporting import Pods, Site
+from tools.cluster.controlplane import ControlPlane
 
 Json = dict[str, Any]
 SECRET_MISSING = {"failure": {"reason": "SecretNotFound", "message": f"the Secret {MISSING} does not exist"}}

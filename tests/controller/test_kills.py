@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from controller.adversity import MADE, Adversity, adversity, begin, wait_end
-from controller.api import Api, Json, eventually
 from controller.conftest import Stage, make_namespace
-from controller.killing import Case, Run, Write, assert_struck, finish, killed_at, writes_of
-from controller.objects import REPORT, Namespace, lorajob
-from controller.players import ends_well
 
-from cluster.controlplane import ControlPlane
+from kit.operator.adversity import MADE, Adversity, adversity, begin, wait_end
+from kit.operator.api import Api, Json, eventually
+from kit.operator.killing import Case, Run, Write, assert_struck, finish, killed_at, writes_of
+from kit.operator.objects import REPORT, Namespace, lorajob
+from kit.operator.players import ends_well
+from tools.cluster.controlplane import ControlPlane
 
 EVERY = os.environ.get("TUNERY_TEST_EVERY_FAULT") == "1"
 STORY_SECONDS = 400.0

@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from controller.api import Api, Json, eventually
 from controller.conftest import make_namespace
-from controller.objects import Namespace, lorajob
-from controller.process import OperatorProcess
+
+from kit.operator.api import Api, Json, eventually
+from kit.operator.objects import Namespace, lorajob
+from kit.operator.process import OperatorProcess
 
 QUEUE = "kueue.x-k8s.io/queue-name"
 BY_US = "tunery.dev/suspended-by"

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from controller.api import Json, eventually
-from controller.objects import RESULT, Namespace, lorajob
-from controller.poster import Poster
-from controller.process import OperatorProcess
+from kit.operator.api import Json, eventually
+from kit.operator.objects import RESULT, Namespace, lorajob
+from kit.operator.poster import Poster
+from kit.operator.process import OperatorProcess
 
 CHECKPOINT: Json = {"uri": "s3://adapters/tunery-checkpoints/x/step-000019", "step": 19}
 REPORT: Json = {

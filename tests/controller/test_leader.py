@@ -13,14 +13,14 @@ import pytest
 from kubernetes.client.configuration import Configuration
 from kubernetes.config import load_kube_config
 
-from controller.api import Api
 from tunery_operator.errors import ApiFailure
 from tunery_operator.kube.client import KubeClient, load_client
 from tunery_operator.kube.connection import Connection
 from tunery_operator.kube.rbac import Call
 from tunery_operator.leader import LeaderElection, Timing
 
-from cluster.controlplane import ControlPlane
+from kit.operator.api import Api
+from tools.cluster.controlplane import ControlPlane
 
 LEASES = "/apis/coordination.k8s.io/v1/namespaces/default/leases"
 QUICK = Timing(lease=3.0, renew=2.0, retry=0.3)

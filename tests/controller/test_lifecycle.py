@@ -7,10 +7,11 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from controller.api import Api, Json, eventually
 from controller.conftest import make_namespace
-from controller.objects import RESULT, Namespace, lorajob
-from controller.process import OperatorProcess
+
+from kit.operator.api import Api, Json, eventually
+from kit.operator.objects import RESULT, Namespace, lorajob
+from kit.operator.process import OperatorProcess
 
 
 def test_suspended_from_the_start_has_no_pod(namespace: Namespace) -> None:

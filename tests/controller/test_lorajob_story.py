@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from controller.api import Refused, eventually
-from controller.objects import REPORT, RESULT, Namespace, lorajob
-from controller.runs import run_of
+from kit.operator.api import Refused, eventually
+from kit.operator.objects import REPORT, RESULT, Namespace, lorajob
+from kit.operator.runs import run_of
 
 
 def test_preflight_then_training_then_succeeded(namespace: Namespace) -> None:

@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 
-from controller.objects import adaptermerge, lorajob
-from controller.runs import files_in
 from tunery_api.errors import InvalidSpec
 from tunery_api.kinds import Kind
 from tunery_api.runspec import CacheMount, DiskLimit
@@ -30,6 +28,9 @@ from tunery_operator.plan.lorajob import Known, plan_preflight, plan_report, pla
 from tunery_operator.plan.types import JobPlan, Progress
 from tunery_operator.settings import Placement, PodTemplate, Settings
 from tunery_operator.views.owner import Owner, parse_owner
+
+from kit.operator.objects import adaptermerge, lorajob
+from kit.operator.runs import files_in
 
 SETTINGS = Settings(trainer_image="example/trainer:1", gpu_memory={"nvidia.com/gpu": "80Gi"})
 PLATFORM = Platform(SETTINGS, Progress("https://tunery:8443", "PEM"))

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import yaml
 
-from controller.objects import lorajob
 from tunery_api.kinds import Kind
 from tunery_api.names import NODES_PORTS, child_name
 from tunery_api.validation import parse_lorajob
@@ -23,6 +22,7 @@ from tunery_operator.views.owner import Owner, parse_owner
 
 from kit.installation import ROOT
 from kit.kubectl import Kubectl
+from kit.operator.objects import lorajob
 
 Json = dict[str, Any]
 UID = "4f8b1c2d-0000-4000-8000-000000000000"

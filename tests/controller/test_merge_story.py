@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 
-from controller.api import Json
-from controller.objects import RESULT, Namespace, adaptermerge, lorajob
-from controller.runs import run_of
+from kit.operator.api import Json
+from kit.operator.objects import RESULT, Namespace, adaptermerge, lorajob
+from kit.operator.runs import run_of
 
 MERGED: Json = {
     "adapter": {"uri": "s3://adapters/m", "manifestSha256": "cd" * 32, "sizeBytes": 5},

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from controller.api import Json, Refused, eventually
-from controller.objects import RESULT, Namespace, lorajob
-from controller.poster import Poster
-from controller.process import OperatorProcess
 from tunery_api.names import child_name, nodes_service
+
+from kit.operator.api import Json, Refused, eventually
+from kit.operator.objects import RESULT, Namespace, lorajob
+from kit.operator.poster import Poster
+from kit.operator.process import OperatorProcess
 
 INDEX = "batch.kubernetes.io/job-completion-index"
 LOST = {"failure": {"reason": "PeerLost", "message": "node 1 is gone"}}

@@ -7,7 +7,6 @@ from typing import Any, cast
 
 import pytest
 
-from controller.objects import lorasweep
 from tunery_api.kinds import Kind
 from tunery_api.sweepstatus import TrialState, TrialStatus
 from tunery_api.validation import parse_lorasweep
@@ -17,6 +16,8 @@ from tunery_operator.reconcile.found_object import FoundObject
 from tunery_operator.reconcile.own_trials import OwnTrials, not_at_rest, own_trials
 from tunery_operator.reconcile.services import Services
 from tunery_operator.views.owner import parse_owner
+
+from kit.operator.objects import lorasweep
 
 Json = dict[str, Any]
 SWEEP = lorasweep("s", final={"training": {"epochs": "3"}})

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from controller.api import Json, Refused, eventually
-from controller.objects import REPORT, Namespace, adaptermerge, lorajob
-from controller.runs import run_of
+from kit.operator.api import Json, Refused, eventually
+from kit.operator.objects import REPORT, Namespace, adaptermerge, lorajob
+from kit.operator.runs import run_of
 
 ONLY: Json = {"preflight": "Only"}
 PLACE = "s3://adapters/tunery-reports/ns/a-1/data-report.md"

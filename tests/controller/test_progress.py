@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from controller.api import eventually
-from controller.objects import Namespace, lorajob
-from controller.poster import REPORT, Poster
-from controller.process import OperatorProcess
+from kit.operator.api import eventually
+from kit.operator.objects import Namespace, lorajob
+from kit.operator.poster import REPORT, Poster
+from kit.operator.process import OperatorProcess
 
 
 @pytest.fixture

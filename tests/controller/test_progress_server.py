@@ -14,8 +14,6 @@ from typing import Any
 import aiohttp
 import pytest
 
-from controller.reporting import Pods, Reviews, Site, certificates, pod, token
-from controller.server_bodies import replica, see_replicas
 from tunery_api.kinds import Kind
 from tunery_api.measured import EvaluationStatus
 from tunery_api.runspec import ProgressMetric, TrainerStatus
@@ -27,6 +25,9 @@ from tunery_operator.progress.pace import MIN_SECONDS, Pace
 from tunery_operator.progress.plausible import MAX_SECONDS, MAX_WHOLE, sane
 from tunery_operator.progress.server import Limits
 from tunery_operator.views.owner import Key
+
+from kit.operator.reporting import Pods, Reviews, Site, certificates, pod, token
+from kit.operator.server_bodies import replica, see_replicas
 
 REPORT = {"trainerStatus": {"progressPercentage": 1, "step": 1}}
 QUICK = Limits(handshake=0.5, head=0.5, request=2.0, idle=1.0)

@@ -17,13 +17,14 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, NoEncryption, PrivateFormat
 from prometheus_client import REGISTRY
 
-from controller.api import Api, Json, eventually
 from controller.conftest import make_namespace
-from controller.objects import lorajob
-from controller.process import OperatorProcess
-from controller.reporting import Pods, Site, certificates
 from tunery_operator.progress.certificate import Files, make
 from tunery_operator.progress.tls import Certificate, Trust, UnusableCertificate, keep_fresh, not_after
+
+from kit.operator.api import Api, Json, eventually
+from kit.operator.objects import lorajob
+from kit.operator.process import OperatorProcess
+from kit.operator.reporting import Pods, Site, certificates
 
 FILES = ("tls.crt", "tls.key", "ca.crt")
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from controller.api import Json
-from controller.objects import adaptermerge, lorajob
 from tunery_api.kinds import Kind
 from tunery_operator.kube.cache import Cache
 from tunery_operator.kube.client import KubeClient
 from tunery_operator.kube.read import read_live
 from tunery_operator.views.owner import Key
+
+from kit.operator.api import Json
+from kit.operator.objects import adaptermerge, lorajob
 
 KEY = Key(Kind.LORAJOB, "n", "a")
 WAITER = Key(Kind.ADAPTERMERGE, "n", "m")

@@ -7,8 +7,6 @@ from typing import Any, cast
 
 import pytest
 
-from controller.objects import Namespace, lorajob
-from controller.runs import run_of
 from tunery_api.kinds import Kind
 from tunery_operator.errors import ApiFailure, FieldContested, Rejected, StaleObject
 from tunery_operator.kube import apply
@@ -18,6 +16,9 @@ from tunery_operator.reconcile.found_object import FoundObject
 from tunery_operator.reconcile.pace import MAX_RETRY_SECONDS, QUARREL_PAUSE, Quarrels, Retries
 from tunery_operator.reconcile.refusals import field_of, refusal_of, rejection
 from tunery_operator.views.owner import Key, Owner, settings_digest
+
+from kit.operator.objects import Namespace, lorajob
+from kit.operator.runs import run_of
 
 
 @pytest.mark.parametrize(

@@ -9,14 +9,15 @@ from typing import Any, cast
 
 import pytest
 
-from controller.objects import lorasweep
-from controller.statuskit import NOW
 from tunery_api.kinds import Kind
 from tunery_operator.errors import ApiFailure
 from tunery_operator.reconcile.found_object import FoundObject
 from tunery_operator.reconcile.removed_trials import tell_trials
 from tunery_operator.reconcile.services import Services
 from tunery_operator.views.owner import parse_owner
+
+from kit.operator.objects import lorasweep
+from kit.operator.statuskit import NOW
 
 Json = dict[str, Any]
 ADAPTER = {"uri": "s3://adapters/s-trials/uid/000", "manifestSha256": "ab" * 32}

@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from controller.api import Api, eventually
 from controller.conftest import make_namespace
-from controller.objects import RESULT, Namespace, adaptermerge, lorajob
-from controller.process import OperatorProcess
-from controller.runs import run_of
+
+from kit.operator.api import Api, eventually
+from kit.operator.objects import RESULT, Namespace, adaptermerge, lorajob
+from kit.operator.process import OperatorProcess
+from kit.operator.runs import run_of
 
 Make = Callable[..., OperatorProcess]
 DIVERGED = {"failure": {"reason": "LossDiverged", "message": "loss is NaN at step 7"}}

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from controller.api import Api, eventually
 from controller.conftest import make_namespace
-from controller.objects import lorasweep
-from controller.players import Kubelets
-from controller.process import OperatorProcess
-from controller.sweeps import Trials
+
+from kit.operator.api import Api, eventually
+from kit.operator.objects import lorasweep
+from kit.operator.players import Kubelets
+from kit.operator.process import OperatorProcess
+from kit.operator.sweeps import Trials
 
 HANGS = "import pathlib, time\npathlib.Path({!r}).touch()\ntime.sleep(1000)\n"
 

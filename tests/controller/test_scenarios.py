@@ -8,11 +8,12 @@ from collections.abc import Callable
 
 import pytest
 
-from controller.api import Api, Json, eventually
 from controller.conftest import USER, make_namespace, rules
-from controller.objects import REPORT, RESULT, Namespace, adaptermerge, adapterserver, lorajob, lorasweep
-from controller.process import OperatorProcess
 from tunery_operator.kube.rbac import PATCH_JOB, PERMISSIONS
+
+from kit.operator.api import Api, Json, eventually
+from kit.operator.objects import REPORT, RESULT, Namespace, adaptermerge, adapterserver, lorajob, lorasweep
+from kit.operator.process import OperatorProcess
 
 Make = Callable[..., OperatorProcess]
 SAYS_SO = 40.0

@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 
-from controller.servers import deployment, heard, offer, offers, reported, server_pod, server_spec
-from controller.serverstatuskit import compute, condition, snapshot, told
 from tunery_api.errors import FieldError
 from tunery_api.serving import NO_KEYS, ClientRules, Desired
 from tunery_operator.plan.clients import MAX_BEFORE, NOBODY_KNOWS, Mounts, NoModel
@@ -16,6 +14,9 @@ from tunery_operator.plan.desired import resolve
 from tunery_operator.plan.resolution import Resolution
 from tunery_operator.status.server.snapshot import ServerSnapshot
 from tunery_operator.views.server_pod import ContainerView, ServerPodView
+
+from kit.operator.servers import deployment, heard, offer, offers, reported, server_pod, server_spec
+from kit.operator.serverstatuskit import compute, condition, snapshot, told
 
 KEYS = {"apiKeysSecretRef": {"name": "keys"}}
 NAMED = [{"name": "bot", "uri": "s3://adapters/bot"}]

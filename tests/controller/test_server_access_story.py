@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from controller.api import eventually
-from controller.live_server import SERVERS, Server
-from controller.objects import Namespace, adapterserver
-from controller.process import OperatorProcess
+from kit.operator.api import eventually
+from kit.operator.live_server import SERVERS, Server
+from kit.operator.objects import Namespace, adapterserver
+from kit.operator.process import OperatorProcess
 
 KEYS = {"apiKeysSecretRef": {"name": "keys"}}
 WRONG = {"reason": "SecretNotFound", "message": "spec.access.clients names wbe, which is no key of Secret keys"}

@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 
-from controller.api import Json
-from controller.server_bodies import deployment, pod, server
 from tunery_api.kinds import Kind
 from tunery_api.names import DONE_LABEL, KIND_LABEL, OWNER_UID_LABEL
 from tunery_api.serverstatus import AdapterState
@@ -18,6 +16,9 @@ from tunery_api.serving import SILENT_SECONDS, Desired, ReplicaState, ReportedAd
 from tunery_operator.kube.cache import Cache
 from tunery_operator.kube.rollouts import FOREIGN, ReplicaSet
 from tunery_operator.views.owner import Key
+
+from kit.operator.api import Json
+from kit.operator.server_bodies import deployment, pod, server
 
 SERVER = Key(Kind.ADAPTERSERVER, "team", "support")
 JOB = Key(Kind.LORAJOB, "team", "bot")

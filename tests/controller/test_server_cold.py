@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from controller.servers import NOW, digest, heard, reported, server_pod
-from controller.serverstatuskit import compute, condition, resolution, snapshot, told
 from tunery_api.serving import LAST_USED_SECONDS
 from tunery_operator.plan.resolution import Astray, Waiting
 from tunery_operator.status.server.snapshot import ServerSnapshot
+
+from kit.operator.servers import NOW, digest, heard, reported, server_pod
+from kit.operator.serverstatuskit import compute, condition, resolution, snapshot, told
 
 
 def cold(name: str, **changes: Any) -> Any:

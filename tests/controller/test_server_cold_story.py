@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from controller.api import eventually
-from controller.live_server import SERVERS, Server, served
-from controller.objects import Namespace, adapterserver, lorajob
-from controller.process import OperatorProcess
+from kit.operator.api import eventually
+from kit.operator.live_server import SERVERS, Server, served
+from kit.operator.objects import Namespace, adapterserver, lorajob
+from kit.operator.process import OperatorProcess
 
 NAMED = [
     {"name": "bot", "uri": "s3://adapters/bot", "keepLoaded": True},

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controller.servers import offer, offers, server_spec
 from tunery_api.adapterserver import AdapterSelector
 from tunery_api.kinds import Kind
 from tunery_api.serving import NO_KEYS, Desired, DesiredAdapter, HeldAdapter
@@ -18,6 +17,8 @@ from tunery_operator.plan.desired import resolve
 from tunery_operator.plan.resolution import Resolution
 from tunery_operator.plan.selecting import selects
 from tunery_operator.views.offer import Offer, parse_offer
+
+from kit.operator.servers import offer, offers, server_spec
 
 TEAM = {"adapterSelector": {"matchLabels": {"team": "support"}}}
 REF = {"name": "bot", "loraJobRef": {"name": "bot"}}

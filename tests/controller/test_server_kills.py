@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from controller.adversity import Adversity, adversity
-from controller.api import Api, eventually
 from controller.conftest import Stage, make_namespace
-from controller.killing import Case, Run, Write, assert_struck, finish, killed_at, writes_of
-from controller.live_server import SERVERS, Server, served
-from controller.objects import Namespace, adapterserver, lorajob
-from controller.players import Witness
 
-from cluster.controlplane import ControlPlane
+from kit.operator.adversity import Adversity, adversity
+from kit.operator.api import Api, eventually
+from kit.operator.killing import Case, Run, Write, assert_struck, finish, killed_at, writes_of
+from kit.operator.live_server import SERVERS, Server, served
+from kit.operator.objects import Namespace, adapterserver, lorajob
+from kit.operator.players import Witness
+from tools.cluster.controlplane import ControlPlane
 
 EVERY = os.environ.get("TUNERY_TEST_EVERY_FAULT") == "1"
 STORY_SECONDS = 400.0

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from controller.servers import owner, server_spec, wanted
 from tunery_api.errors import InvalidSpec
 from tunery_api.serving import NO_KEYS, Desired, ServeSpec
 from tunery_operator.manifests.server import build_desired, build_server, read_desired
@@ -18,6 +17,8 @@ from tunery_operator.plan.types import Progress
 from tunery_operator.settings import PodTemplate, Serving, Settings
 from tunery_operator.views.deployment import parse_deployment
 from tunery_operator.views.server_pod import parse_server_pod
+
+from kit.operator.servers import owner, server_spec, wanted
 
 SERVING = Serving(server_image="example/server:1", engine_image="example/engine:1")
 SETTINGS = Settings(trainer_image="example/trainer:1", trainer_pull_secrets=["registry"], serving=SERVING)

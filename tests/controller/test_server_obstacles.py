@@ -9,14 +9,15 @@ from typing import Any
 
 import pytest
 
-from controller.servers import NOW, deployment, heard, reported, server_pod
-from controller.serverstatuskit import compute, condition, snapshot, told
 from tunery_api.reasons import FailureReason
 from tunery_operator.reconcile.warnings import Warnings, said_of_servers
 from tunery_operator.status.snapshot import Refusal
 from tunery_operator.views.attempt import ClusterWarning
 from tunery_operator.views.deployment import parse_deployment
 from tunery_operator.views.server_pod import ContainerView, ServerPodView, parse_server_pod
+
+from kit.operator.servers import NOW, deployment, heard, reported, server_pod
+from kit.operator.serverstatuskit import compute, condition, snapshot, told
 
 
 def starting(**changes: Any) -> ServerPodView:

@@ -9,14 +9,15 @@ from typing import Any
 
 import pytest
 
-from controller.servers import NOW, deployment, digest, heard, reported, server_pod, wanted
-from controller.serverstatuskit import HEALTHY, compute, condition, resolution, snapshot, told
 from tunery_api.errors import FieldError
 from tunery_api.reasons import FailureReason
 from tunery_api.serving import Desired
 from tunery_operator.plan.resolution import Kept, Note, Refused, Resolution, Skipped, Waiting
 from tunery_operator.status.server.compute import Outcome
 from tunery_operator.views.server_pod import ContainerView
+
+from kit.operator.servers import NOW, deployment, digest, heard, reported, server_pod, wanted
+from kit.operator.serverstatuskit import HEALTHY, compute, condition, resolution, snapshot, told
 
 
 def test_a_server_that_serves_all() -> None:

@@ -7,14 +7,15 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from controller.servers import NOW, deployment, digest, heard, reported, server_pod, wanted
-from controller.serverstatuskit import compute, snapshot
 from tunery_api.errors import FieldError
 from tunery_api.reasons import FailureReason
 from tunery_api.serving import Desired, ReportedAdapter
 from tunery_operator.plan.resolution import Kept, Refused, Resolution, Skipped, Waiting
 from tunery_operator.status.server.snapshot import Heard, ServerSnapshot
 from tunery_operator.views.server_pod import ContainerView, ServerPodView
+
+from kit.operator.servers import NOW, deployment, digest, heard, reported, server_pod, wanted
+from kit.operator.serverstatuskit import compute, snapshot
 
 NAMES = st.sampled_from(["a", "b", "c", "d"])
 REASONS = st.sampled_from([None, "AdapterCorrupt", "StorageUnavailable", "OfALaterVersion"])

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from controller.api import Json, Refused, eventually
-from controller.live_server import CHILDREN, SERVERS, Server, served
-from controller.objects import RESULT, Namespace, adapterserver, lorajob
-from controller.process import OperatorProcess
+from kit.operator.api import Json, Refused, eventually
+from kit.operator.live_server import CHILDREN, SERVERS, Server, served
+from kit.operator.objects import RESULT, Namespace, adapterserver, lorajob
+from kit.operator.process import OperatorProcess
 
 LABELS = {"team": "support"}
 SELECTOR = {"matchLabels": LABELS}

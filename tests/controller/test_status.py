@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 
-from controller.objects import REPORT, RESULT
-from controller.statuskit import NOW, condition, ended, job, judge, running, snapshot
 from tunery_api.errors import FieldError
 from tunery_api.kinds import Kind
 from tunery_api.reasons import advice_for
@@ -27,6 +25,9 @@ from tunery_operator.status.snapshot import Snapshot
 from tunery_operator.views.attempt import Attempt
 from tunery_operator.views.clock import format_duration
 from tunery_operator.views.owner import Key, Owner
+
+from kit.operator.objects import REPORT, RESULT
+from kit.operator.statuskit import NOW, condition, ended, job, judge, running, snapshot
 
 DONE = job(complete=True)
 

@@ -7,15 +7,16 @@ from typing import Any
 
 import pytest
 
-from controller.objects import RESULT
-from controller.standings import DONE, FAILED
-from controller.statuskit import NOW, TRAINING, again, ended, judge, pod, running, snapshot
 from tunery_api.runspec import TrainerStatus
 from tunery_api.status import LoRAJobStatus
 from tunery_operator.progress.plausible import sane
 from tunery_operator.status.compute import compute_status
 from tunery_operator.status.removed import after_removal
 from tunery_operator.status.retry_requested import reopened
+
+from kit.operator.objects import RESULT
+from kit.operator.standings import DONE, FAILED
+from kit.operator.statuskit import NOW, TRAINING, again, ended, judge, pod, running, snapshot
 
 CURVE = "s3://b/tunery-reports/ns/x-uid-1/curve.jsonl"
 NAMED = f"The curve, as it was last stored: {CURVE}."

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from controller.statuskit import NOW, TRAINING, again, condition, ended, job, judge, running, snapshot
 from tunery_api.findings import CheckStatus, FindingStatus
 from tunery_api.runspec import TrainerStatus
 from tunery_operator.metrics import Facts, changes
@@ -14,6 +13,8 @@ from tunery_operator.progress.plausible import MAX_WHOLE, sane
 from tunery_operator.status.compute import compute_status
 from tunery_operator.status.events import transitions
 from tunery_operator.views.attempt import Attempt
+
+from kit.operator.statuskit import NOW, TRAINING, again, condition, ended, job, judge, running, snapshot
 
 SLOW = FindingStatus(
     type="LearningRateTooLow",

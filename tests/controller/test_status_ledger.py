@@ -10,8 +10,18 @@ from typing import Any
 
 import pytest
 
-from controller.objects import RESULT
-from controller.statuskit import (
+from tunery_api.runspec import TrainerStatus
+from tunery_api.status import ATTEMPTS_KEPT, LoRAJobStatus
+from tunery_operator.kube.merge_patch import merge_patch
+from tunery_operator.status.compute import compute_status
+from tunery_operator.status.ledger import deadline_left, run_seconds
+from tunery_operator.status.next_look import next_look
+from tunery_operator.status.retry_requested import reopened
+from tunery_operator.status.snapshot import Snapshot
+from tunery_operator.views.pod import LostPod, PodView
+
+from kit.operator.objects import RESULT
+from kit.operator.statuskit import (
     NODE,
     NOW,
     again,
@@ -26,15 +36,6 @@ from controller.statuskit import (
     running,
     snapshot,
 )
-from tunery_api.runspec import TrainerStatus
-from tunery_api.status import ATTEMPTS_KEPT, LoRAJobStatus
-from tunery_operator.kube.merge_patch import merge_patch
-from tunery_operator.status.compute import compute_status
-from tunery_operator.status.ledger import deadline_left, run_seconds
-from tunery_operator.status.next_look import next_look
-from tunery_operator.status.retry_requested import reopened
-from tunery_operator.status.snapshot import Snapshot
-from tunery_operator.views.pod import LostPod, PodView
 
 GONE: tuple[PodView, ...] = ()
 

@@ -9,8 +9,23 @@ from typing import Any
 
 import pytest
 
-from controller.objects import RESULT
-from controller.statuskit import (
+from tunery_api.names import nodes_service
+from tunery_api.runspec import TrainerStatus
+from tunery_api.status import ATTEMPTS_KEPT, LoRAJobStatus, Phase
+from tunery_operator.kube.merge_patch import merge_patch
+from tunery_operator.metrics import ATTEMPTS, GPU_SECONDS, Facts, changes
+from tunery_operator.reconcile.warnings import silences_of
+from tunery_operator.status.compute import compute_status
+from tunery_operator.status.events import transitions
+from tunery_operator.status.ledger import deadline_left, last_end, same_end_twice
+from tunery_operator.status.next_look import next_look
+from tunery_operator.status.snapshot import Snapshot
+from tunery_operator.views.attempt import Attempt, ClusterWarning
+from tunery_operator.views.job import JobView
+from tunery_operator.views.pod import LostPod, PodView
+
+from kit.operator.objects import RESULT
+from kit.operator.statuskit import (
     NODE,
     NOW,
     OWNER,
@@ -27,20 +42,6 @@ from controller.statuskit import (
     running,
     snapshot,
 )
-from tunery_api.names import nodes_service
-from tunery_api.runspec import TrainerStatus
-from tunery_api.status import ATTEMPTS_KEPT, LoRAJobStatus, Phase
-from tunery_operator.kube.merge_patch import merge_patch
-from tunery_operator.metrics import ATTEMPTS, GPU_SECONDS, Facts, changes
-from tunery_operator.reconcile.warnings import silences_of
-from tunery_operator.status.compute import compute_status
-from tunery_operator.status.events import transitions
-from tunery_operator.status.ledger import deadline_left, last_end, same_end_twice
-from tunery_operator.status.next_look import next_look
-from tunery_operator.status.snapshot import Snapshot
-from tunery_operator.views.attempt import Attempt, ClusterWarning
-from tunery_operator.views.job import JobView
-from tunery_operator.views.pod import LostPod, PodView
 
 INDEX = "batch.kubernetes.io/job-completion-index"
 FACTS = Facts("LoRAJob", "ns", at(-900), NOW, "nvidia.com/gpu")

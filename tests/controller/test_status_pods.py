@@ -8,8 +8,23 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from controller.objects import RESULT
-from controller.statuskit import (
+from tunery_api.kinds import Kind
+from tunery_api.reasons import FailureReason, advice_for
+from tunery_api.runspec import TrainerStatus
+from tunery_api.search.advice import of_sweep
+from tunery_api.search.decide import Decision
+from tunery_api.status import LoRAJobStatus, Phase
+from tunery_operator.kube.merge_patch import merge_patch
+from tunery_operator.reconcile.found_object import FoundObject
+from tunery_operator.status.compute import compute_status
+from tunery_operator.status.events import transitions
+from tunery_operator.status.search import Search
+from tunery_operator.views.attempt import Attempt, ClusterWarning
+from tunery_operator.views.owner import Key
+from tunery_operator.views.pod import PodView
+
+from kit.operator.objects import RESULT
+from kit.operator.statuskit import (
     NODE,
     NOW,
     OWNER,
@@ -26,21 +41,6 @@ from controller.statuskit import (
     running,
     snapshot,
 )
-from tunery_api.kinds import Kind
-from tunery_api.reasons import FailureReason, advice_for
-from tunery_api.runspec import TrainerStatus
-from tunery_api.search.advice import of_sweep
-from tunery_api.search.decide import Decision
-from tunery_api.status import LoRAJobStatus, Phase
-from tunery_operator.kube.merge_patch import merge_patch
-from tunery_operator.reconcile.found_object import FoundObject
-from tunery_operator.status.compute import compute_status
-from tunery_operator.status.events import transitions
-from tunery_operator.status.search import Search
-from tunery_operator.views.attempt import Attempt, ClusterWarning
-from tunery_operator.views.owner import Key
-from tunery_operator.views.pod import PodView
-
 from kit.sweeps import sweep
 
 UNREACHABLE = {"failure": {"reason": "StorageUnavailable", "message": "nobody answers"}}

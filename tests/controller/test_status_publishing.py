@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 
-from controller.objects import RESULT
-from controller.statuskit import again, at, condition, deleting, ended, judge, pod, snapshot
 from controller.test_status_nodes import FACTS, PLACELESS, UNREACHABLE, no, nodes, runs, told
 from tunery_api.runspec import TrainerStatus
 from tunery_api.status import Phase
@@ -17,6 +15,9 @@ from tunery_operator.status.compute import compute_status
 from tunery_operator.status.ledger import deadline_left, last_end
 from tunery_operator.status.snapshot import Snapshot
 from tunery_operator.views.pod import PodView
+
+from kit.operator.objects import RESULT
+from kit.operator.statuskit import again, at, condition, deleting, ended, judge, pod, snapshot
 
 UPLOADING = TrainerStatus(progress_percentage=100, phase=Phase.UPLOADING)
 

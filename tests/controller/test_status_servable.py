@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 
-from controller.statuskit import NOW, ended, job, judge, running
 from tunery_api.kinds import Kind
 from tunery_operator.status.compute import compute_status
 from tunery_operator.status.snapshot import Snapshot
 from tunery_operator.views.attempt import Attempt
 from tunery_operator.views.owner import Key, Owner
+
+from kit.operator.statuskit import NOW, ended, job, judge, running
 
 
 @pytest.mark.parametrize(

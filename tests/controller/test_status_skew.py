@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from controller.objects import RESULT
-from controller.statuskit import at, condition, ended, job, judge, running
 from tunery_api.runspec import ProgressMetric, TrainerStatus
 from tunery_api.status import LoRAJobStatus
 from tunery_operator.status.messages import parse_report, parse_result
+
+from kit.operator.objects import RESULT
+from kit.operator.statuskit import at, condition, ended, job, judge, running
 
 DONE = job(complete=True)
 

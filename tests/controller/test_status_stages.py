@@ -8,8 +8,21 @@ from typing import Any
 
 import pytest
 
-from controller.objects import REPORT, RESULT
-from controller.statuskit import (
+from tunery_api.errors import FieldError
+from tunery_api.reasons import ADVICE, FailureReason
+from tunery_api.runspec import TrainerStatus
+from tunery_api.status import CheckpointStatus, LoRAJobStatus
+from tunery_operator.plan.inputs import UnfinishedInput
+from tunery_operator.reconcile.gathering import is_silent
+from tunery_operator.status.compute import compute_status
+from tunery_operator.status.events import transitions
+from tunery_operator.status.next_look import MAX_SECONDS, MIN_SECONDS, next_look
+from tunery_operator.status.report_needed import needs_report
+from tunery_operator.status.snapshot import Refusal
+from tunery_operator.views.attempt import Attempt
+
+from kit.operator.objects import REPORT, RESULT
+from kit.operator.statuskit import (
     NOW,
     OWNER,
     TRAINING,
@@ -25,18 +38,6 @@ from controller.statuskit import (
     running,
     snapshot,
 )
-from tunery_api.errors import FieldError
-from tunery_api.reasons import ADVICE, FailureReason
-from tunery_api.runspec import TrainerStatus
-from tunery_api.status import CheckpointStatus, LoRAJobStatus
-from tunery_operator.plan.inputs import UnfinishedInput
-from tunery_operator.reconcile.gathering import is_silent
-from tunery_operator.status.compute import compute_status
-from tunery_operator.status.events import transitions
-from tunery_operator.status.next_look import MAX_SECONDS, MIN_SECONDS, next_look
-from tunery_operator.status.report_needed import needs_report
-from tunery_operator.status.snapshot import Refusal
-from tunery_operator.views.attempt import Attempt
 
 STOPPING = ("False", "Stopping")
 SUSPENDED = ("True", "Suspended")

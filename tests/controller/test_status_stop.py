@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from controller.statuskit import NOW, again, at, condition, deleting, ended, job, judge, pod, running, snapshot
 from tunery_api.findings import NOT_TOLD, TRAINING_TELLS
 from tunery_api.reasons import FailureReason
 from tunery_operator.status.compute import compute_status
@@ -17,6 +16,8 @@ from tunery_operator.status.snapshot import Refusal, Snapshot
 from tunery_operator.status.stop import stop_of
 from tunery_operator.views.attempt import Attempt, ClusterWarning
 from tunery_operator.views.job import JobView
+
+from kit.operator.statuskit import NOW, again, at, condition, deleting, ended, job, judge, pod, running, snapshot
 
 ADAPTER = {"uri": "s3://adapters/x", "manifestSha256": "ab" * 32, "sizeBytes": 12}
 PUBLISHED = {"adapter": ADAPTER, "stoppedAfterStep": 40}

@@ -10,8 +10,20 @@ from unittest.mock import ANY
 
 import pytest
 
-from controller.objects import RESULT
-from controller.standings import (
+from tunery_api.kinds import KINDS, Kind
+from tunery_api.runspec import TrainerStatus
+from tunery_api.serverstatus import ServerCondition
+from tunery_api.status import CONDITIONS_KEPT, FINAL_PHASES, ConditionType, Phase
+from tunery_operator.kube.cache import Cache
+from tunery_operator.status.compute import compute_status
+from tunery_operator.status.events import transitions
+from tunery_operator.status.next_look import next_look
+from tunery_operator.status.retry_requested import reopened
+from tunery_operator.status.snapshot import Snapshot
+from tunery_operator.status.summary import settled, under_way_again
+
+from kit.operator.objects import RESULT
+from kit.operator.standings import (
     CHECKED,
     DIVERGED,
     DONE,
@@ -23,7 +35,7 @@ from controller.standings import (
     as_object,
     of,
 )
-from controller.statuskit import (
+from kit.operator.statuskit import (
     NOW,
     OWNER,
     TRAINING,
@@ -37,17 +49,6 @@ from controller.statuskit import (
     running,
     snapshot,
 )
-from tunery_api.kinds import KINDS, Kind
-from tunery_api.runspec import TrainerStatus
-from tunery_api.serverstatus import ServerCondition
-from tunery_api.status import CONDITIONS_KEPT, FINAL_PHASES, ConditionType, Phase
-from tunery_operator.kube.cache import Cache
-from tunery_operator.status.compute import compute_status
-from tunery_operator.status.events import transitions
-from tunery_operator.status.next_look import next_look
-from tunery_operator.status.retry_requested import reopened
-from tunery_operator.status.snapshot import Snapshot
-from tunery_operator.status.summary import settled, under_way_again
 
 REPORTED = "ProgressReported"
 SILENT = ("False", "NotReporting")

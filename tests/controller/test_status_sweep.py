@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 
-from controller.statuskit import NOW, at, ended, job
-from controller.statuskit import running as at_work
 from tunery_api.kinds import Kind
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import Failure
@@ -25,6 +23,8 @@ from tunery_operator.status.snapshot import Refusal, Snapshot
 from tunery_operator.views.attempt import Attempt
 from tunery_operator.views.owner import Key, Owner
 
+from kit.operator.statuskit import NOW, at, ended, job
+from kit.operator.statuskit import running as at_work
 from kit.sweeps import running, sweep, trial
 
 OWNER = Owner(Key(Kind.LORASWEEP, "ns", "support"), "uid-1", 3, {})

@@ -7,10 +7,6 @@ from typing import Any
 
 import pytest
 
-from controller.servers import deployment, server_pod
-from controller.serverstatuskit import compute
-from controller.serverstatuskit import snapshot as server
-from controller.statuskit import at, ended, job, judge, pod
 from tunery_api.kinds import Kind
 from tunery_api.reasons import advice_for
 from tunery_operator.plan.platform_says import platform_says
@@ -18,6 +14,11 @@ from tunery_operator.settings import CaBundle, Placement, PodTemplate, Serving, 
 from tunery_operator.status.server.snapshot import ServerSnapshot
 from tunery_operator.views.attempt import Attempt, ClusterWarning
 from tunery_operator.views.server_pod import ContainerView
+
+from kit.operator.servers import deployment, server_pod
+from kit.operator.serverstatuskit import compute
+from kit.operator.serverstatuskit import snapshot as server
+from kit.operator.statuskit import at, ended, job, judge, pod
 
 PLACED = PodTemplate(
     node_selector={"pool": "ml"},

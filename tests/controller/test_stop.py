@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 
-from controller.api import Api, Json, Refused, eventually
 from controller.conftest import make_namespace
-from controller.objects import RESULT, Namespace, adaptermerge, lorajob
-from controller.process import OperatorProcess
-from controller.runs import run_of
 from controller.test_kueue import QUEUE, hold, queued
+
+from kit.operator.api import Api, Json, Refused, eventually
+from kit.operator.objects import RESULT, Namespace, adaptermerge, lorajob
+from kit.operator.process import OperatorProcess
+from kit.operator.runs import run_of
 
 KEPT: Json = RESULT | {
     "stoppedAfterStep": 40,

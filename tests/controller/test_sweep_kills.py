@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from controller.api import Api, Json
 from controller.conftest import make_namespace
-from controller.kubelet import GROUP
-from controller.objects import Namespace, lorasweep
-from controller.players import Kubelets, Witness
-from controller.process import OperatorProcess
-from controller.sweeps import Trials
+
+from kit.operator.api import Api, Json
+from kit.operator.kubelet import GROUP
+from kit.operator.objects import Namespace, lorasweep
+from kit.operator.players import Kubelets, Witness
+from kit.operator.process import OperatorProcess
+from kit.operator.sweeps import Trials
 
 KILLS = 10
 FINAL = {"Complete", "Pruned", "Infeasible", "Failed", "Deleted"}

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from controller.objects import lorasweep
 from tunery_api.kinds import Kind
 from tunery_api.measured import EvaluationStatus
 from tunery_api.runspec import Task
@@ -23,6 +22,7 @@ from tunery_operator.plan.lorasweep import MOST_BYTES, Found, bounded, plan_conc
 from tunery_operator.settings import Settings
 from tunery_operator.views.owner import Owner, parse_owner
 
+from kit.operator.objects import lorasweep
 from kit.sweeps import trial
 
 PLATFORM = Platform(Settings(trainer_image="example/trainer:1"))

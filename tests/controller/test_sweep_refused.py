@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from controller.api import Json, Refused, eventually
 from controller.conftest import USER
-from controller.objects import Namespace, lorasweep
-from controller.sweeps import Trials, failed
+
+from kit.operator.api import Json, Refused, eventually
+from kit.operator.objects import Namespace, lorasweep
+from kit.operator.sweeps import Trials, failed
 
 SWEEPS = "lorasweeps"
 ADMISSION = "/apis/admissionregistration.k8s.io/v1"

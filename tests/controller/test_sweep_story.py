@@ -6,14 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from controller.api import Json, eventually
-from controller.objects import Namespace, lorajob, lorasweep
-from controller.players import ROLE_LABEL
-from controller.poster import Poster
-from controller.process import OperatorProcess
-from controller.runs import run_of
-from controller.sweeps import STEPS, Trials, course, failed, loss_of
 from controller.test_kueue import QUEUE, admit, hold
+
+from kit.operator.api import Json, eventually
+from kit.operator.objects import Namespace, lorajob, lorasweep
+from kit.operator.players import ROLE_LABEL
+from kit.operator.poster import Poster
+from kit.operator.process import OperatorProcess
+from kit.operator.runs import run_of
+from kit.operator.sweeps import STEPS, Trials, course, failed, loss_of
 
 SWEEPS = "lorasweeps"
 NO_PRUNER = {"type": "None"}

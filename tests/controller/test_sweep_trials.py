@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from controller.api import Json, eventually
-from controller.objects import Namespace, lorajob, lorasweep
-from controller.sweeps import Trials, failed
+from kit.operator.api import Json, eventually
+from kit.operator.objects import Namespace, lorajob, lorasweep
+from kit.operator.sweeps import Trials, failed
 
 SWEEPS = "lorasweeps"
 

@@ -9,18 +9,19 @@ from typing import cast
 
 import pytest
 
-from controller.api import Api, Json, eventually
 from controller.conftest import make_namespace
-from controller.objects import Namespace, lorasweep
-from controller.players import Kubelets
-from controller.process import OperatorProcess
-from controller.sweeps import Trials
 from controller.test_own_trials import SWEEP, child
 from tunery_api.kinds import Kind
 from tunery_operator.reconcile.found_object import FoundObject
 from tunery_operator.reconcile.inputs import is_awaited
 from tunery_operator.reconcile.services import Services
 from tunery_operator.views.owner import Key, parse_owner
+
+from kit.operator.api import Api, Json, eventually
+from kit.operator.objects import Namespace, lorasweep
+from kit.operator.players import Kubelets
+from kit.operator.process import OperatorProcess
+from kit.operator.sweeps import Trials
 
 SWEEPS = "lorasweeps"
 KEY = Key(Kind.LORASWEEP, "ns", "s")

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import yaml
 
-from controller.statuskit import NOW
 from tunery_api.kinds import Kind
 from tunery_api.names import REJECTED_AT
 from tunery_api.reasons import ADVICE, FailureReason
@@ -29,8 +28,9 @@ from tunery_operator.status.stopping import check_stop
 from tunery_operator.status.sweep import check_search
 from tunery_operator.views.owner import Key, Owner, parse_owner
 
+from kit.operator.statuskit import NOW
+from kit.projects import ROOT
 from kit.sweeps import lorajob, read, sweep
-from projects import ROOT
 
 TRIAL = Owner(Key(Kind.LORAJOB, "ns", "s-001"), "uid-1", 1, {}, sweep="s")
 SWEEP = Owner(Key(Kind.LORASWEEP, "ns", "s"), "uid-2", 1, {})

@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from controller.api import Api, Json
 from controller.conftest import make_namespace
-from controller.objects import Namespace, adapterserver, lorajob
-from controller.process import OperatorProcess
 from controller.test_kueue import hold, queued
 from controller.test_nodes_story import on_nodes, waiting
 
 from kit.kubectl import Kubectl, wait_for
+from kit.operator.api import Api, Json
+from kit.operator.objects import Namespace, adapterserver, lorajob
+from kit.operator.process import OperatorProcess
 from kit.shown import PROMPT, ROOT, Block, blocks
 
 PAGE = ROOT / "docs" / "troubleshooting.md"

@@ -15,7 +15,6 @@ from aiohttp.test_utils import TestClient, TestServer
 from kubernetes.client.configuration import Configuration
 from prometheus_client import REGISTRY
 
-from controller.fakeapi import FakeApi, Script, begin, error_event, line, refuses, sends, serving
 from tunery_api.kinds import Kind
 from tunery_operator.health import build_app
 from tunery_operator.kube.cache import Cache
@@ -31,6 +30,7 @@ from tunery_operator.watch.transport import Patience, Wire
 from tunery_operator.watch.watches import Watches
 
 from kit.dripping import dripping
+from kit.operator.fakeapi import FakeApi, Script, begin, error_event, line, refuses, sends, serving
 
 QUICK = Patience(connect=1.0, answer=0.5, inactivity=0.5)
 

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from controller.api import Api, Json, eventually
 from controller.conftest import make_namespace, rules
-from controller.objects import UNSEEN, lorajob
-from controller.process import OperatorProcess
 
-from cluster.controlplane import ControlPlane
+from kit.operator.api import Api, Json, eventually
+from kit.operator.objects import UNSEEN, lorajob
+from kit.operator.process import OperatorProcess
+from tools.cluster.controlplane import ControlPlane
 
 Make = Callable[..., OperatorProcess]
 RBAC = "/apis/rbac.authorization.k8s.io/v1"

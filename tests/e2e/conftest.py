@@ -11,16 +11,16 @@ from typing import Any
 
 import pytest
 
-from cluster.tiny import make_tiny_model
 from kit import held_out
 from kit.environment import cluster_environment, engine_settings, images
 from kit.installation import install
 from kit.jobs import Job
 from kit.kubectl import Kubectl, wait_for
-from kit.operator import OperatorRecord
+from kit.operator.pods import OperatorRecord
 from kit.published import list_keys, s3_client, split_uri
 from kit.tenant import create_tenant
 from kit.tiny_models import write_chat_model
+from tools.cluster.tiny import make_tiny_model
 
 TINY = "s3://models/tiny"
 ROWS = "s3://datasets/e2e/rows.jsonl"

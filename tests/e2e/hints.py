@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-from .conftest import ROWS, TINY, chat, lorajob, report_place
+from e2e.conftest import ROWS, TINY, chat, lorajob, report_place
+
 from kit.forwarding import way
 from kit.hub_server import HubServer
 from kit.jobs import Job

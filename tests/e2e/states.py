@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .conftest import LONG, chat, lorajob
+from e2e.conftest import LONG, chat, lorajob
+
 from kit.jobs import Job
 from kit.kubectl import Kubectl
 from kit.policies import changing_pods, refusing_jobs

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from .conftest import SERVED_BASE, Train
+from e2e.conftest import SERVED_BASE, Train
+
 from kit.jobs import Job
 from kit.kubectl import Kubectl, wait_for
 from kit.processes import kill

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import urllib3
 
-from cluster.registry import KEPT, Registry
+from tools.cluster.registry import KEPT, Registry
 
 CONFIG = b"{}"
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from .conftest import REPORT_FILES, ROWS, Launch, report_place
+from e2e.conftest import REPORT_FILES, ROWS, Launch, report_place
+
 from kit.jobs import Job
 from kit.kubectl import Kubectl
 from kit.published import list_keys

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from .conftest import REPORT_FILES, Launch, plain_peft_loss
+from e2e.conftest import REPORT_FILES, Launch, plain_peft_loss
+
 from kit.installation import ROOT
 from kit.jobs import Job
 from kit.kubectl import Kubectl, wait_for

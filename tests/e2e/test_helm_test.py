@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from .conftest import SETTINGS
+from e2e.conftest import SETTINGS
+
 from kit.environment import images
 from kit.installation import NAMESPACE, RELEASE, install
 from kit.kubectl import Kubectl, KubectlError

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from .hints import NAMESPACE, ROWS_OF, Place
+from e2e.hints import NAMESPACE, ROWS_OF, Place
+
 from kit.jobs import Job
 from kit.kubectl import Kubectl
 from kit.tenant import create_tenant

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .conftest import Launch
+from e2e.conftest import Launch
+
 from kit.kubectl import Kubectl, wait_for
 
 SCRIPT = Path(__file__).with_name("in_image.py")

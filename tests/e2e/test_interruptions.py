@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from .conftest import CHECKPOINTS, LONG, Launch, checkpointed, resumed, running_pod
+from e2e.conftest import CHECKPOINTS, LONG, Launch, checkpointed, resumed, running_pod
+
 from kit.installation import NAMESPACE
 from kit.jobs import Job
 from kit.kubectl import Kubectl, wait_for
-from kit.operator import OperatorRecord, leader, operator_pods, wait_for_leader
+from kit.operator.pods import OperatorRecord, leader, operator_pods, wait_for_leader
 from kit.processes import kill
 from kit.published import list_keys
 

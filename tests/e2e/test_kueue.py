@@ -8,17 +8,18 @@ from typing import Any
 
 import pytest
 
-from .conftest import LONG, SETTINGS, Launch, checkpointed, lorajob, resumed
-from .test_sweep import lorasweep
-from cluster import binaries, scratchimage
-from cluster.local import LocalCluster
-from cluster.paths import default_state_dir
+from e2e.conftest import LONG, SETTINGS, Launch, checkpointed, lorajob, resumed
+from e2e.test_sweep import lorasweep
+
 from kit import kueue
 from kit.environment import images, is_existing
 from kit.installation import ROOT, install
 from kit.jobs import Job
 from kit.kubectl import Kubectl, wait_for
 from kit.published import list_keys
+from tools.cluster import binaries, scratchimage
+from tools.cluster.local import LocalCluster
+from tools.cluster.paths import default_state_dir
 
 ONE_AT_A_TIME = "1"
 """Cores of a quota in which one job of 800m fits."""

@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .conftest import adaptermerge, lorajob
+from e2e.conftest import adaptermerge, lorajob
+
 from kit.jobs import Job
 from kit.kubectl import Kubectl
 from kit.published import download, list_keys

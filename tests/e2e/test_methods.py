@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from .conftest import Launch
+from e2e.conftest import Launch
+
 from kit.published import download
 
 METHODS: dict[str, tuple[dict[str, Any], str]] = {

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from .conftest import CHECKPOINTS, INDEX, LONG, SETTINGS, Launch, checkpointed, resumed
+from e2e.conftest import CHECKPOINTS, INDEX, LONG, SETTINGS, Launch, checkpointed, resumed
+
 from kit.environment import images, is_existing
 from kit.installation import install
 from kit.jobs import Job

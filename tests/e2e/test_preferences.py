@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from .conftest import PAIRS, RATINGS, Launch, resumed
+from e2e.conftest import PAIRS, RATINGS, Launch, resumed
+
 from kit.published import download
 
 SECRET = {"name": "s3"}

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from .conftest import REPORT_FILES, ROWS, TINY, Launch, lorajob, report_place
+from e2e.conftest import REPORT_FILES, ROWS, TINY, Launch, lorajob, report_place
+
 from kit.jobs import Job
 from kit.kubectl import Kubectl, KubectlError, wait_for
 from kit.published import list_keys, split_uri

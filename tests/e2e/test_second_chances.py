@@ -6,7 +6,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from .conftest import LONG, ROWS, Launch
+from e2e.conftest import LONG, ROWS, Launch
+
 from kit.jobs import Job
 from kit.kubectl import Kubectl, KubectlError, wait_for
 from kit.tenant import s3_secret

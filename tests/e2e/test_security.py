@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 
-from .conftest import SETTINGS, Launch
+from e2e.conftest import SETTINGS, Launch
+
 from kit.environment import images
 from kit.installation import NAMESPACE, install, uninstall
 from kit.kubectl import Kubectl, KubectlError, wait_for
-from kit.operator import operator_pods
+from kit.operator.pods import operator_pods
 from kit.processes import environment_of, pod_processes
 from kit.tenant import s3_secret
 

@@ -18,10 +18,11 @@ from typing import Any
 
 import pytest
 
-from .conftest import ENGINE, SERVED_BASE, Train
+from e2e.conftest import ENGINE, SERVED_BASE, Train
+
 from kit.jobs import Job
 from kit.kubectl import Kubectl, wait_for
-from kit.operator import OperatorRecord, operator_pods
+from kit.operator.pods import OperatorRecord, operator_pods
 from kit.processes import PROC, kill, pod_processes
 from kit.published import download, list_keys, split_uri
 from kit.serving import CHOSEN, Server, storage_standing_still, traffic

@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
-from .conftest import SERVED_BASE, Train
+from e2e.conftest import SERVED_BASE, Train
+
 from kit.kubectl import Kubectl, wait_for
-from kit.operator import OperatorRecord, leader, operator_pods
+from kit.operator.pods import OperatorRecord, leader, operator_pods
 from kit.processes import kill
 from kit.serving import Server, Traffic, storage_standing_still, traffic
 from kit.truth import DOOR, LATE_SECONDS, SILENT_SECONDS, Truth, watched

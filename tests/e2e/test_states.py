@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from .conftest import LONG, Launch, chat, checkpointed, resumed, running_pod
-from .states import ROWS, Place
+from e2e.conftest import LONG, Launch, chat, checkpointed, resumed, running_pod
+from e2e.states import ROWS, Place
+
 from kit.environment import images
 from kit.jobs import Job
 from kit.kubectl import Kubectl, wait_for

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .conftest import CHECKPOINTS, LONG, REPORT_FILES, ROWS, Launch, checkpointed, plain_peft_loss
+from e2e.conftest import CHECKPOINTS, LONG, REPORT_FILES, ROWS, Launch, checkpointed, plain_peft_loss
+
 from kit.jobs import Job
 from kit.kubectl import Kubectl
 from kit.published import download, list_keys

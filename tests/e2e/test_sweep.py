@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from .conftest import lorajob, plain_peft_loss
+from e2e.conftest import lorajob, plain_peft_loss
+
 from kit.jobs import Job
 from kit.kubectl import Kubectl, wait_for
 from kit.published import download, list_keys

@@ -15,16 +15,17 @@ from typing import Any
 
 import pytest
 
-from .conftest import ROWS, TINY, plain_peft_loss
-from .test_sweep import lorasweep
-from cluster import seed
-from demo.sweep import on_cpus
+from e2e.conftest import ROWS, TINY, plain_peft_loss
+from e2e.test_sweep import lorasweep
+
 from kit.installation import NAMESPACE
 from kit.jobs import FINAL, Job
 from kit.kubectl import Kubectl, wait_for
-from kit.operator import OperatorRecord, operator_pods, wait_for_leader
+from kit.operator.pods import OperatorRecord, operator_pods, wait_for_leader
 from kit.processes import kill
 from kit.published import download, split_uri
+from tools.cluster import seed
+from tools.demo.sweep import on_cpus
 
 KILLS = 10
 HELD = "s3://datasets/e2e/chatterbot-held.jsonl"

@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from .conftest import LONG, SETTINGS, Launch, lorajob
-from cluster.certs import Authority
+from e2e.conftest import LONG, SETTINGS, Launch, lorajob
+
 from kit.environment import images
 from kit.forwarding import proxy, way
 from kit.installation import NAMESPACE as OPERATORS
@@ -23,6 +23,7 @@ from kit.jobs import Job
 from kit.kubectl import Kubectl, wait_for
 from kit.policies import changing_pods, giving_ids
 from kit.tenant import create_tenant, s3_secret
+from tools.cluster.certs import Authority
 
 pytestmark = pytest.mark.long
 

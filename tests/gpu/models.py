@@ -18,8 +18,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from tunery_trainer.model.load import load_base
 from tunery_trainer.settings.types import RunSettings
 
-from cluster.tiny import make_tokenizer
 from gpu.verdicts import Machine
+from tools.cluster.tiny import make_tokenizer
 
 NO_TENSORS: Final = len(b"{}").to_bytes(8, "little") + b"{}"
 """A safetensors file with a header, and nothing else."""

@@ -26,9 +26,9 @@ from tunery_trainer.process.place import Place, own_place
 from tunery_trainer.process.supervise import CHILD, die_with_parent
 from tunery_trainer.team.team import Team, join
 
-from cluster.ports import free_port
 from gpu.registry import ROOT
 from gpu.verdicts import Machine
+from tools.cluster.ports import free_port
 
 Work = Callable[[Machine, Team], Any]
 """What each process does; can be pickled, as can what it returns."""

@@ -20,9 +20,9 @@ import pytest
 from tunery_common.errors import TuneryError
 from tunery_trainer.commands import parse
 
-from . import kubectl_words
-from cluster import binaries
+from kit.docs import kubectl_words
 from kit.shown import PAGES, ROOT, SHELLS, SUBSTITUTED, Block, Command, blocks, commands, inline
+from tools.cluster import binaries
 
 TESTS: Final = ROOT / "tests"
 CHART: Final = "charts/tunery"
@@ -287,7 +287,7 @@ def test_every_command_is_run_by_a_test_or_checked_or_says_what_it_needs(
         ("make demo CLOSTER=existing", "CLOSTER"),
         ("python -m tunery_trainer check a.jsonl --modl b", "--modl is no option"),
         ("python -m tunery_trainer estimate a.yaml [--model FOLDER]", ""),
-        ("python -m demo.questions", "no module demo.questions"),
+        ("python -m tools.demo.questions", "no module demo.questions"),
         ("curl -s localhost:8080/statistics", "neither operator nor server"),
         ("oc new-project team-a", "nothing checks `oc`"),
         ("cat > a.yaml <<YAML\nkubectl: none\nYAML\nkubectl apply -f docs/examples/no.yaml", "no.yaml is no file"),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster import disk
+from tools.cluster import disk
 
 Usage = namedtuple("Usage", "total used free")
 ENGINE = "registry/docker/registry/v2/repositories/tunery-engine"
@@ -21,7 +21,7 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def told(state: Path, monkeypatch: pytest.MonkeyPatch, free: float, engine: bool) -> str | None:
-    monkeypatch.setattr("cluster.disk.shutil.disk_usage", lambda _: Usage(0, 0, int(free * 1e9)))
+    monkeypatch.setattr("tools.cluster.disk.shutil.disk_usage", lambda _: Usage(0, 0, int(free * 1e9)))
     return disk.warning(state, engine=engine)
 
 

@@ -29,8 +29,8 @@ from tunery_api.validation import (
 from tunery_operator.status.events import CHECKPOINT_NOT_STORED, RANK_TOO_LOW, REMOVAL_UNKNOWN, TRIALS_LEFT
 from tunery_operator.views.attempt import STOPPED
 
-from demo.serving import LABEL
 from kit.environment import engine_settings
+from tools.demo.serving import LABEL
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -102,10 +102,10 @@ def test_the_program_that_asks_both_models_says_which_folder_is_none(tmp_path: P
         (("nowhere", str(tmp_path)), "model: nowhere has no config.json"),
         ((str(tmp_path), str(tmp_path)), f"adapter: {tmp_path} has no adapter_config.json"),
     ):
-        command = [sys.executable, "-m", "demo.answers", *folders, "Why?"]
+        command = [sys.executable, "-m", "tools.demo.answers", *folders, "Why?"]
         done = subprocess.run(command, cwd=ROOT / "tests", capture_output=True, text=True, check=False)
         assert done.returncode == 2
-        assert done.stderr.splitlines()[-1] == f"python -m demo.answers: error: {problem}"
+        assert done.stderr.splitlines()[-1] == f"python -m tools.demo.answers: error: {problem}"
 
 
 @pytest.mark.parametrize("page", DOCS, ids=lambda page: str(page.relative_to(ROOT)))

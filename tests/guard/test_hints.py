@@ -11,7 +11,7 @@ import pytest
 
 from tunery_api.reasons import FailureReason
 
-from projects import PROJECTS
+from kit.projects import PROJECTS
 
 FIXED = re.compile(r"spec\.(model|dataset|output|training|lora|evaluation|method|preset|quantization|adapters)\b")
 

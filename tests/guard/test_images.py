@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from cluster.images import IMAGES, Image
-from projects import ROOT
+from kit.projects import ROOT
+from tools.cluster.images import IMAGES, Image
 
 
 @pytest.mark.parametrize("image", IMAGES, ids=lambda image: image.name)

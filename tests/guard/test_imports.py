@@ -1,4 +1,4 @@
-"""What import-linter and rooms cannot see: imports by name, and which libraries the API takes along."""
+"""What import-linter cannot see: imports by name, and which libraries the API takes along."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from projects import PROJECTS, ROOT
+from kit.projects import PROJECTS, ROOT
 
 API = ROOT / "crds" / "src" / "tunery_api"
 PACKAGES = tuple(project.source for project in PROJECTS)

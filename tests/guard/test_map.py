@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from projects import PROJECTS, ROOT
+from kit.projects import PROJECTS, ROOT
 
 PAGE = (ROOT / "docs" / "architecture.md").read_text()
 PACKAGES = {project.heading: project.source for project in PROJECTS}

@@ -10,13 +10,13 @@ import time
 
 import pytest
 
-from cluster.progress import Progress
-from demo import jobs, serving, sweep
-from projects import ROOT
+from kit.projects import ROOT
+from tools.cluster.progress import Progress
+from tools.demo import jobs, serving, sweep
 
 SLOW = """
 import sys, time
-from cluster import __main__ as cluster
+from tools.cluster import __main__ as cluster
 cluster.COMMANDS["env"] = lambda _: (print("begun"), time.sleep(60))
 sys.argv[1:] = ["env"]
 sys.exit(cluster.main())
@@ -63,7 +63,7 @@ def test_a_command_of_the_cluster_that_ctrl_c_ends_prints_no_traceback() -> None
     assert (process.returncode, told) == (130, "")
 
 
-@pytest.mark.parametrize("demo", ["demo", "demo.serving", "demo.sweep"])
+@pytest.mark.parametrize("demo", ["tools.demo", "tools.demo.serving", "tools.demo.sweep"])
 def test_a_demo_on_a_cluster_of_yours_names_in_a_line_what_it_lacks(demo: str) -> None:
     environment = {"PATH": "/usr/bin:/bin", "CLUSTER": "existing"}
     command = [sys.executable, "-m", demo]

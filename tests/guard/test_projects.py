@@ -7,12 +7,12 @@ import re
 import tomllib
 from pathlib import Path
 
-from projects import PROJECTS, ROOT
+from kit.projects import PROJECTS, ROOT
 
 FOLDERS = {project.folder for project in PROJECTS}
 PACKAGES = {project.package for project in PROJECTS}
 NAMES = {project.package.replace("_", "-") for project in PROJECTS}
-OTHERS = {"tests", "tests/engine"}
+OTHERS = {"tests", "tests/tools/engine"}
 """Projects that are no part of the product."""
 TESTS = tomllib.loads((ROOT / "tests" / "pyproject.toml").read_text())
 

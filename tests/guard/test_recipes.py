@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pytest
 
-from projects import PROJECTS, ROOT
+from kit.projects import PROJECTS, ROOT
 
 PAGE = ROOT / "docs" / "contributing.md"
 CODE = tuple(project.source for project in PROJECTS)

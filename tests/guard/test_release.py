@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from projects import PROJECTS, ROOT
+from kit.projects import PROJECTS, ROOT
 
 FOLDERS = tuple(project.folder for project in PROJECTS)
 NAMES = {project.package.replace("_", "-") for project in PROJECTS}

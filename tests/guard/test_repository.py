@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from projects import PROJECTS, ROOT
+from kit.projects import PROJECTS, ROOT
 
 TOP_LEVEL = {"crds", "operator", "trainer-image", "charts", "tests", "docs", "Makefile", "README.md", "LICENSE"}
 # Locks name where packages come from; this file names what it looks for.

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 import pytest
 
-from projects import PROJECTS, ROOT
+from kit.projects import PROJECTS, ROOT
 
 PACKAGES = tuple(project.source for project in PROJECTS)
 LINES_OF_A_FUNCTION = 40

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from soak.truth import Children, children_by_owner, complaints
+from chaos.soak.truth import Children, children_by_owner, complaints
 
 Json = dict[str, Any]
 

@@ -1,4 +1,4 @@
-"""Engines as processes on a Unix socket: the stand-in, the faulty one, and vLLM from tests/engine/.venv."""
+"""Engines as processes on a Unix socket: the stand-in, the faulty one, and vLLM from tests/tools/engine/.venv."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from typing import Any
 
 import aiohttp
 
-from cluster.waiting import wait_until
 from kit.installation import ROOT
+from tools.cluster.waiting import wait_until
 
 VLLM = ROOT / "tests" / "engine" / ".venv" / "bin" / "vllm"
 FIX = "tunery_cpu_fix"

@@ -50,7 +50,7 @@ def cluster_environment() -> dict[str, str]:
             )
         return dict(os.environ)
     done = subprocess.run(
-        [sys.executable, "-m", "cluster", "env"], cwd=TESTS, check=True, capture_output=True, text=True
+        [sys.executable, "-m", "tools.cluster", "env"], cwd=TESTS, check=True, capture_output=True, text=True
     )
     return {**os.environ, **parse_exports(done.stdout)}
 
@@ -76,7 +76,7 @@ def images(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def engine_settings(environment: Mapping[str, str], engine: str) -> list[str]:
-    """Return the chart's settings for an engine on CPUs: `vllm` or `stand-in`, of tests/cluster/images.py.
+    """Return the chart's settings for an engine on CPUs: `vllm` or `stand-in`, of tests/tools/cluster/images.py.
 
     In a cluster of the user's TUNERY_ENGINE_IMAGE names the image; raises MissingEnvironment where nothing does.
     """
@@ -84,7 +84,7 @@ def engine_settings(environment: Mapping[str, str], engine: str) -> list[str]:
     if image is None and is_existing():
         raise MissingEnvironment("CLUSTER=existing needs TUNERY_ENGINE_IMAGE, an image of vLLM that its nodes can run")
     if image is None:
-        command = [sys.executable, "-m", "cluster", "engine", engine]
+        command = [sys.executable, "-m", "tools.cluster", "engine", engine]
         done = subprocess.run(command, cwd=TESTS, check=True, stdout=subprocess.PIPE, text=True)
         image = parse_exports(done.stdout)["TUNERY_ENGINE_IMAGE"]
     repository, _, tag = image.rpartition(":")

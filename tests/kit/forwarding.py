@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 
-from cluster.certs import Pair
+from tools.cluster.certs import Pair
 
 Address = tuple[str, int]
 Handle = Callable[[socket.socket], None]

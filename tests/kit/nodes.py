@@ -14,8 +14,8 @@ from tunery_api.names import MASTER_ENV, NODES_ENV
 from tunery_trainer.crew.nodes import MEET_SECONDS_ENV
 from tunery_trainer.process.place import NODE_ENV, PORT_ENV, SIMULATED_ENV
 
-from cluster.ports import free_pair
 from kit.story import Run, command, environment
+from tools.cluster.ports import free_pair
 
 
 class Node(NamedTuple):

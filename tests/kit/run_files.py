@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from cluster.s3 import S3Server
 from kit.story import manifest
+from tools.cluster.s3 import S3Server
 
 
 class RunFiles:

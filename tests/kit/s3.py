@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tunery_common.storage.credentials import Credentials
 
-from cluster.s3 import Identity, S3Server
+from tools.cluster.s3 import Identity, S3Server
 
 
 def credentials(server: S3Server, who: Identity | None = None, **more: str) -> Credentials:

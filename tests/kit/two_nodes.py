@@ -11,7 +11,7 @@ from tunery_trainer.crew.causes import Causes
 from tunery_trainer.crew.nodes import Follow, Lead
 from tunery_trainer.process.place import Place
 
-from cluster.ports import free_port
+from tools.cluster.ports import free_port
 
 
 class Ends:

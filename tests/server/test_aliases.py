@@ -14,8 +14,8 @@ from tunery_api.adapterserver import Alias, AliasTarget
 from tunery_api.serving import engine_name
 from tunery_server.routes import NotServed, Routes, UnknownModel
 
-from .door_kit import BASE, BOT, SHA, Site, open_site, write_keys
-from .loader_kit import Table, adapter_files
+from kit.server.gateway import BASE, BOT, SHA, Site, open_site, write_keys
+from kit.server.loader import Table, adapter_files
 
 TONE_SHA = "7" * 64
 TONE = engine_name("tone", TONE_SHA)

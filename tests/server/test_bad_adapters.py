@@ -19,7 +19,8 @@ from tunery_server.adapters.loop import Loader, Ways
 from tunery_server.engine import Engine
 from tunery_server.routes import Routes
 
-from .loader_kit import (
+from kit.engine_process import EngineProcess, Kind
+from kit.server.loader import (
     BASE,
     WIDTH,
     Clock,
@@ -32,7 +33,6 @@ from .loader_kit import (
     open_file,
     safetensors,
 )
-from kit.engine_process import EngineProcess, Kind
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 ROW = "base_model.model.model.layers.0"

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from server.batch_kit import TONE_SHA, jsonl, request, table
-from server.door_kit import BASE, SHA, write_keys
 from tunery_api.reasons import FailureReason
 from tunery_common.errors import TuneryError
 
-from cluster.s3 import S3Server
+from kit.server.batch import TONE_SHA, jsonl, request, table
+from kit.server.gateway import BASE, SHA, write_keys
+from tools.cluster.s3 import S3Server
 
 
 async def test_a_file_of_several_adapters_is_answered_line_by_line(

@@ -16,8 +16,6 @@ from typing import Any
 import pytest
 import zstandard
 
-from server.batch_kit import HURRIED, TONE, TONE_SHA, Table, jsonl, request, table
-from server.door_kit import BASE
 from server.test_batch_ends import operator
 from tunery_api.reasons import ExitCode, FailureReason
 from tunery_api.runspec import RunResult, TrainerStatus
@@ -29,6 +27,9 @@ from tunery_server.batch.keeping import PartSize
 from tunery_server.batch.lines import InputLines, Line, LinesAgain, Place
 from tunery_server.batch.requests import Request, parse
 from tunery_server.batch.server import Absent, Server
+
+from kit.server.batch import HURRIED, TONE, TONE_SHA, Table, jsonl, request, table
+from kit.server.gateway import BASE
 
 PATIENT = replace(HURRIED, outage=60.0)
 

@@ -18,15 +18,15 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from server.batch_kit import HURRIED, TONE, TONE_SHA, Table, jsonl, request, table
-from server.door_kit import BASE
 from tunery_api.reasons import ExitCode, FailureReason
 from tunery_api.runspec import ProgressUpdate, TrainerStatus
 from tunery_api.status import Phase
 from tunery_server.batch import progress
 from tunery_server.batch.keeping import PartSize
 
-from cluster.s3 import S3Server
+from kit.server.batch import HURRIED, TONE, TONE_SHA, Table, jsonl, request, table
+from kit.server.gateway import BASE
+from tools.cluster.s3 import S3Server
 
 LINES, PART, CONCURRENCY = 400, 10, 4
 KILLS = 12
@@ -241,7 +241,7 @@ async def test_another_input_uses_no_part_of_the_first(tmp_path: Path) -> None:
 @pytest.mark.long
 def test_two_hundred_thousand_lines_take_little_memory(tmp_path: Path) -> None:
     """Of a pod that is given 1 GiB; 60 MiB are the interpreter and its libraries, 64 at most answers to be stored."""
-    command = [sys.executable, "-m", "server.batch_memory", str(tmp_path), "200000"]
+    command = [sys.executable, "-m", "kit.server.batch_memory", str(tmp_path), "200000"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     took = json.loads(done.stdout)
     assert (took["whole"], took["lines"]) == (True, 200_000)

@@ -15,7 +15,6 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from server.batch_kit import HURRIED
 from tunery_api.reasons import ExitCode, FailureReason
 from tunery_api.runspec import RunResult, Task
 from tunery_common.errors import TuneryError
@@ -24,6 +23,8 @@ from tunery_server.batch import program
 from tunery_server.batch.lines import Line
 from tunery_server.batch.requests import Request
 from tunery_server.batch.server import Access, Server, Stopped
+
+from kit.server.batch import HURRIED
 
 RUN = {
     "identity": {"kind": "BatchInference", "namespace": "team", "name": "nightly", "uid": "u-1"},

@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 
-from server.batch_kit import HURRIED, Table, jsonl, request, table
-from server.door_kit import write_keys
 from tunery_api.names import PROGRESS_URL_ENV
 from tunery_api.reasons import FailureReason
 from tunery_common.errors import TuneryError
@@ -19,6 +17,9 @@ from tunery_server.batch.check import Problems, check
 from tunery_server.batch.lines import MAX_LINE, InputLines
 from tunery_server.batch.requests import BadLine, parse
 from tunery_server.door.dying import DIED, ENDS
+
+from kit.server.batch import HURRIED, Table, jsonl, request, table
+from kit.server.gateway import write_keys
 
 
 def line(**more: Any) -> bytes:

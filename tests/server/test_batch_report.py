@@ -7,12 +7,12 @@ import os
 import sys
 from pathlib import Path
 
-from server.batch_kit import Table, jsonl, request, table
 from tunery_api.reasons import ExitCode, FailureReason
 from tunery_api.runspec import RunResult, Task
 from tunery_common.termination import TERMINATION_PATH_ENV
 
-from cluster.s3 import S3Server
+from kit.server.batch import Table, jsonl, request, table
+from tools.cluster.s3 import S3Server
 
 
 async def report(here: Table, uri: str) -> tuple[int, RunResult]:

@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 import zstandard
 
-from server.batch_kit import Table, jsonl, request, table
 from tunery_api.reasons import ExitCode, FailureReason
 from tunery_api.scrub import scrub
 from tunery_common.errors import TuneryError
@@ -27,6 +26,8 @@ from tunery_server.batch.check import MOST_MODELS, MOST_PROBLEMS
 from tunery_server.batch.keeping import STOPPED_SECONDS
 from tunery_server.batch.parts import Mark, Parts
 from tunery_server.batch.stopping import StopSignal
+
+from kit.server.batch import Table, jsonl, request, table
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from tunery_api.adapterserver import Alias, AliasTarget
 from tunery_api.runspec import MountedSecret
 from tunery_api.serving import NO_KEYS, ClientRules
 
-from .loader_kit import BASE, Table
+from kit.server.loader import BASE, Table
 
 OWN = {"web": ["prod"]}
 """What the spec says as this replica is made, beside the Secret `keys`."""

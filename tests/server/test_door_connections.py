@@ -17,7 +17,7 @@ from aiohttp.web_protocol import RequestHandler
 
 from tunery_server.door.connections import BACKLOG, MOST, Limits, Room
 
-from .door_kit import CHAT, Site, open_site, write_keys
+from kit.server.gateway import CHAT, Site, open_site, write_keys
 
 GET = b"GET /v1/models HTTP/1.1\r\nHost: door\r\n\r\n"
 HALF = b"POST " + CHAT.encode() + b" HTTP/1.1\r\nHost: door\r\nX-One: "

@@ -10,14 +10,14 @@ from pathlib import Path
 
 from aiohttp import web
 
-from server.door_kit import open_site
 from tunery_api.adapterserver import DEFAULT_IN_BATCH, DEFAULT_LOADED
 from tunery_api.reasons import FailureReason
 from tunery_operator.plan.desired import ADAPTER_WAITING
 from tunery_operator.status.server.hints import hint_of
 from tunery_server.door.clients import CLIENTS_HINT
 
-from projects import ROOT
+from kit.projects import ROOT
+from kit.server.gateway import open_site
 
 PAGE = (ROOT / "docs" / "serving.md").read_text()
 SERVER = ROOT / "trainer-image" / "server" / "src" / "tunery_server"

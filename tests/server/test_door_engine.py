@@ -16,7 +16,6 @@ from typing import Any, cast
 import pytest
 from aiohttp import web
 
-from server.door_kit import BASE, BOT, FakeEngine, Handler, Site, event, open_site, write_keys
 from tunery_api.scrub import register_secret
 from tunery_server.__main__ import Replica
 from tunery_server.adapters.loop import Loader
@@ -24,6 +23,8 @@ from tunery_server.door import engine_metrics, proxy
 from tunery_server.door.app import HEALTH_AGE
 from tunery_server.door.auth import ApiKeys
 from tunery_server.door.engine_metrics import public
+
+from kit.server.gateway import BASE, BOT, FakeEngine, Handler, Site, event, open_site, write_keys
 
 
 def answering(status: int, body: Any, headers: Mapping[str, str] | None = None) -> Handler:

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from server.door_kit import BASE, open_site, write_keys
 from tunery_api.runspec import MountedSecret
 from tunery_api.scrub import scrub
 from tunery_api.serving import NO_KEYS
 from tunery_server.door.auth import LOOK_SECONDS, MAX_KEY, READ_SECONDS, ApiKeys
 from tunery_server.door.clients import unknown_clients
 from tunery_server.door.errors import Refusal
+
+from kit.server.gateway import BASE, open_site, write_keys
 
 
 def bearer(key: str) -> dict[str, str]:

@@ -11,7 +11,7 @@ import pytest
 
 from tunery_server.door.body import MAX_BODY
 
-from .door_kit import CHAT, Site, open_site
+from kit.server.gateway import CHAT, Site, open_site
 
 MARK = b"echoed0client0bytes"
 HEAD = b"GET /v1/models HTTP/1.1\r\nHost: door\r\n"

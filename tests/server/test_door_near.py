@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from server.door_kit import BASE, Answer, open_site, write_keys
 from server.test_aliases import TONE, TONE_SHA, alias, bearer
 from tunery_server.door.near import LEAST_REST, LONGEST, REST, Near
+
+from kit.server.gateway import BASE, Answer, open_site, write_keys
 
 PLAIN = "There is no such model; GET /v1/models lists those that can be asked."
 THOUSANDS = [f"support-bot-{number:04}" for number in range(4096)]

@@ -16,7 +16,6 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from server.door_kit import BASE, CHAT, FakeEngine, chunk, event, open_site, stream, write_keys
 from tunery_api.adapterserver import Alias, AliasTarget
 from tunery_api.inputs import ModelSpec
 from tunery_api.names import PROGRESS_URL_ENV
@@ -24,7 +23,8 @@ from tunery_api.runspec import MountedSecret, RunIdentity
 from tunery_api.serving import ClientRules, Desired, HeldAdapter, ReplicaReply, ReplicaReport, ReplicaState, ServeSpec
 from tunery_server.process import close_door
 
-from cluster.ports import free_port
+from kit.server.gateway import BASE, CHAT, FakeEngine, chunk, event, open_site, stream, write_keys
+from tools.cluster.ports import free_port
 
 KEY = {"Authorization": "Bearer key-of-alice"}
 SLOWLY = [event(chunk(str(number))) for number in range(20)]

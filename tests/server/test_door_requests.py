@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from server.door_kit import BASE, BOT, CHAT, SHA, FakeEngine, open_site
 from tunery_server.door.body import MAX_BODY, MAX_VALUES
 from tunery_server.routes import NotServed, Routes, UnknownModel
+
+from kit.server.gateway import BASE, BOT, CHAT, SHA, FakeEngine, open_site
 
 BOMBS = {
     "no JSON": b"{",

@@ -15,8 +15,9 @@ from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.door_kit import BOT, CHAT, USAGE, USAGE_CHUNK, Site, chunk, event, open_site, stream
 from tunery_server.door.usage import MAX_EVENT, Usage, UsageReader, usage_in
+
+from kit.server.gateway import BOT, CHAT, USAGE, USAGE_CHUNK, Site, chunk, event, open_site, stream
 
 DONE = b"data: [DONE]\n\n"
 TEXT = [event(chunk(text)) for text in ("one", 'says "usage": {"prompt_tokens": 9}', "é\u2028")]

@@ -16,7 +16,7 @@ from tunery_common.errors import TuneryError
 from tunery_server.adapters import finite
 from tunery_server.adapters.finite import check_finite, none_in
 
-from .loader_kit import BASE, Table, adapter_files, lora_shapes, safetensors
+from kit.server.loader import BASE, Table, adapter_files, lora_shapes, safetensors
 
 LARGEST = {"F32": 3.4028234663852886e38, "F16": 65504.0, "BF16": 3.3895313892515355e38, "F64": 1.7976931348623157e308}
 FORMATS = {"F64": (8, 0x7F, 0xF0), "F32": (4, 0x7F, 0x80), "BF16": (2, 0x7F, 0x80), "F16": (2, 0x7C, 0)}

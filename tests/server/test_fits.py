@@ -23,8 +23,8 @@ from tunery_common.inputs.headers import BadHeader, read_header
 from tunery_server.adapters.base import RECORD, BaseModel, read_base
 from tunery_server.adapters.fits import Fit, ServedBase, check_fit
 
-from .loader_kit import adapter_files, base_shapes, lora_shapes, safetensors
 from kit.adapters import trained_adapter
+from kit.server.loader import adapter_files, base_shapes, lora_shapes, safetensors
 from kit.tiny_models import Tiny, save_tiny, write_family
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"

@@ -22,7 +22,7 @@ from tunery_server.adapters.slot import LOOK_SECONDS, Slot
 from tunery_server.adapters.source import Known
 from tunery_server.routes import NotServed
 
-from .loader_kit import Table, adapter_files, open_file
+from kit.server.loader import Table, adapter_files, open_file
 
 WEIGHTS = "adapter_model.safetensors"
 

@@ -18,7 +18,7 @@ from tunery_server.adapters import turns
 from tunery_server.adapters.cache import AdapterCache, OverLimit, wanted_bytes
 from tunery_server.adapters.turns import Heard
 
-from .loader_kit import Table, adapter_files, manifest_of
+from kit.server.loader import Table, adapter_files, manifest_of
 
 SIZE = sum(map(len, adapter_files().values()))
 

@@ -14,7 +14,7 @@ from tunery_api.serving import DesiredAdapter, HeldAdapter
 from tunery_server.adapters import waking
 from tunery_server.routes import NotServed
 
-from .loader_kit import Table, adapter_files, ask, lora_shapes, safetensors
+from kit.server.loader import Table, adapter_files, ask, lora_shapes, safetensors
 
 WEIGHTS = "adapter_model.safetensors"
 

@@ -10,8 +10,8 @@ import pytest
 from tunery_common.storage import s3_client
 from tunery_server.adapters.slot import LOOK_SECONDS
 
-from .loader_kit import Table, adapter_files
-from .store_kit import hanging_store
+from kit.server.loader import Table, adapter_files
+from kit.server.stores import hanging_store
 
 WEIGHTS = "adapter_model.safetensors"
 

@@ -14,7 +14,7 @@ from tunery_api.runspec import DiskLimit
 from tunery_api.serving import DesiredAdapter
 from tunery_common.storage import StorePath
 
-from .loader_kit import Table, adapter_files, ask, open_file, write_base
+from kit.server.loader import Table, adapter_files, ask, open_file, write_base
 
 SIZE = sum(map(len, adapter_files().values()))
 FIELD = "spec.resources.ephemeralStorage"

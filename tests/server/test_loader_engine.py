@@ -18,9 +18,9 @@ from tunery_server.adapters.residents import is_supported
 from tunery_server.engine import Engine, EngineGone, EngineRefusal
 from tunery_server.routes import Routes
 
-from .loader_kit import BASE, Table, adapter_files, publish
-from cluster.s3 import S3Server
 from kit.engine_process import EngineProcess, Kind
+from kit.server.loader import BASE, Table, adapter_files, publish
+from tools.cluster.s3 import S3Server
 
 
 @pytest.fixture

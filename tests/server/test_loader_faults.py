@@ -19,7 +19,7 @@ from tunery_common.storage import Entry, OnBytes, Store, StorePath
 from tunery_server.adapters.slot import LOOK_SECONDS
 from tunery_server.adapters.source import opener
 
-from .loader_kit import BASE, Table, adapter_files, lora_shapes, open_file, safetensors
+from kit.server.loader import BASE, Table, adapter_files, lora_shapes, open_file, safetensors
 
 WEIGHTS = "adapter_model.safetensors"
 

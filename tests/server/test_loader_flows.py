@@ -13,7 +13,7 @@ from tunery_api.serving import Desired, DesiredAdapter
 from tunery_common.errors import TuneryError
 from tunery_common.storage import StorePath
 
-from .loader_kit import BASE, Table, adapter_files, open_file
+from kit.server.loader import BASE, Table, adapter_files, open_file
 
 
 @pytest.fixture

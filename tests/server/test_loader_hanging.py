@@ -19,8 +19,8 @@ from tunery_common.storage import s3_client, transfer
 from tunery_server.adapters import turns
 from tunery_server.adapters.turns import Heard, Turns
 
-from .loader_kit import Table, adapter_files, ask
-from .store_kit import HangingStore, hanging_store
+from kit.server.loader import Table, adapter_files, ask
+from kit.server.stores import HangingStore, hanging_store
 
 SIZE = sum(map(len, adapter_files().values()))
 BAD = [f"b{number:02d}" for number in range(20)]

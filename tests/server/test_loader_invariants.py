@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from tunery_server.routes import Asleep, NotServed, UnknownModel
 
-from .loader_kit import BASE, Files, Table, adapter_files, check_folder
+from kit.server.loader import BASE, Files, Table, adapter_files, check_folder
 
 NAMES = ("a", "b", "c", "d")
 FILLS = st.integers(1, 6)

@@ -10,7 +10,7 @@ import pytest
 
 from tunery_api.serving import DesiredAdapter
 
-from .loader_kit import Table, adapter_files, ask
+from kit.server.loader import Table, adapter_files, ask
 
 TIME = re.compile(r"\d+\.\d s")
 

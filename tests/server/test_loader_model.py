@@ -14,8 +14,8 @@ from tunery_api.serving import ServeSpec
 from tunery_server.adapters.base import read_base
 from tunery_server.fetch_model import main
 
-from .loader_kit import WHO, write_base
-from cluster.s3 import S3Server
+from kit.server.loader import WHO, write_base
+from tools.cluster.s3 import S3Server
 
 
 def spec_of(tmp_path: Path, uri: str, **more: Any) -> ServeSpec:

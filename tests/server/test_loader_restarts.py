@@ -22,8 +22,8 @@ from tunery_server.adapters.loop import Loader, Ways
 from tunery_server.engine import Engine
 from tunery_server.routes import Routes
 
-from .loader_kit import BASE, Table, adapter_files, check_folder, open_file
 from kit.engine_process import EngineProcess, Kind
+from kit.server.loader import BASE, Table, adapter_files, check_folder, open_file
 
 WEIGHTS = "adapter_model.safetensors"
 

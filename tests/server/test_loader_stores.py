@@ -17,7 +17,7 @@ from tunery_common.storage import StorePath
 from tunery_server.adapters import source, turns, waking
 from tunery_server.adapters.turns import GivenUp, Heard, Turns
 
-from .loader_kit import Table, adapter_files, ask, open_file
+from kit.server.loader import Table, adapter_files, ask, open_file
 
 SIZE = sum(map(len, adapter_files().values()))
 

@@ -13,7 +13,7 @@ from aiohttp import web
 
 from tunery_server.engine import Engine, EngineGone, EngineRefusal
 
-from .loader_kit import BASE, Table, adapter_files, open_file
+from kit.server.loader import BASE, Table, adapter_files, open_file
 
 NUMBERS = [-1.0, -2.0]
 

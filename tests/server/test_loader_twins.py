@@ -14,7 +14,7 @@ from tunery_api.serving import DesiredAdapter
 from tunery_common.storage import OnBytes, Store, StorePath
 from tunery_server.adapters import disk_room, turns
 
-from .loader_kit import Table, adapter_files, ask, open_file, write_base
+from kit.server.loader import Table, adapter_files, ask, open_file, write_base
 
 SIZE = sum(map(len, adapter_files().values()))
 WEIGHTS = "adapter_model.safetensors"

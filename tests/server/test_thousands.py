@@ -22,8 +22,8 @@ from tunery_server.engine import Engine
 from tunery_server.report import MAX_REPORT, body_of
 from tunery_server.routes import Routes
 
-from .loader_kit import BASE, Table, adapter_files, behind_a_door, open_file
 from kit.engine_process import EngineProcess, Kind
+from kit.server.loader import BASE, Table, adapter_files, behind_a_door, open_file
 
 COUNT, ASKED, ROOM, REQUESTS, AT_ONCE = 2_000, 200, 8, 1_000, 6
 SIZE = sum(map(len, adapter_files(lora_alpha=1000).values()))

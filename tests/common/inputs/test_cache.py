@@ -26,9 +26,9 @@ from tunery_common.storage import Store
 from tunery_common.storage.s3 import S3Store
 from tunery_trainer.inputs.cached_model import cache_model
 
-from cluster.s3 import S3Server
 from kit.hub_server import HubServer
 from kit.s3 import credentials
+from tools.cluster.s3 import S3Server
 
 ONE, TWO, THREE = "1" * 32, "2" * 32, "3" * 32
 HOUR = 3600

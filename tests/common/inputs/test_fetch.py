@@ -17,9 +17,9 @@ from tunery_common.storage import Store, transfer
 from tunery_common.storage.credentials import Credentials
 from tunery_trainer.data.sources import find_sources
 
-from cluster.s3 import S3Server
 from kit.hub_server import COMMIT, TOKEN, HubServer
 from kit.s3 import credentials
+from tools.cluster.s3 import S3Server
 
 MODEL = {
     "config.json": b'{"model_type": "llama"}',

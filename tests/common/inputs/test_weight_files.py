@@ -17,9 +17,9 @@ from tunery_common.inputs.location import Location
 from tunery_common.inputs.weight_files import INDEX, SINGLE, check_weight_files, files_before_download, local_files
 from tunery_trainer.model.load import load_config, load_tokenizer
 
-from cluster.s3 import S3Server
 from kit.s3 import credentials
 from kit.tiny_models import Tiny, save_tiny
+from tools.cluster.s3 import S3Server
 
 POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'a' * 64}\nsize 364560\n".encode()
 Damage = Callable[[bytes], bytes]

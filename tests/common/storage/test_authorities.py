@@ -24,7 +24,7 @@ from tunery_common.termination import TERMINATION_PATH_ENV
 from tunery_server import __main__ as server_program
 from tunery_trainer import cli as trainer_cli
 
-from cluster.certs import Authority
+from tools.cluster.certs import Authority
 
 
 class Handler(http.server.BaseHTTPRequestHandler):

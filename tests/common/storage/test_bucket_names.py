@@ -8,8 +8,8 @@ from tunery_api.reasons import ExitCode, FailureReason
 from tunery_common.errors import TuneryError
 from tunery_common.storage import open_store
 
-from cluster.s3 import S3Server
 from kit.s3 import credentials
+from tools.cluster.s3 import S3Server
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from tunery_common.errors import TuneryError
 from tunery_common.storage import Entry, LocalStore, Store, local, transfer
 from tunery_common.storage.base import ObjectReplaced
 
-from cluster.s3 import S3Server
+from tools.cluster.s3 import S3Server
 
 PART = 1 << 20
 SIZE = 9 * PART + 12_345

@@ -21,9 +21,9 @@ from tunery_common.storage.publisher import Target, probe, publish
 from tunery_common.storage.s3 import S3Store
 from tunery_common.storage.transfer import hash_file
 
-from cluster.s3 import S3Server
 from kit.results import lineage, make_folder, run
 from kit.s3 import credentials
+from tools.cluster.s3 import S3Server
 
 FIELD = "spec.output.uri"
 KEY = "arn:aws:kms:eu-central-1:111122223333:key/0d9c0e5c"

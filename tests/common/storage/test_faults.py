@@ -27,9 +27,9 @@ from tunery_common.storage.publisher import Target, probe, publish
 from tunery_trainer.process.failures import explain, explain_here
 from tunery_trainer.process.hints_here import said_here
 
-from cluster.s3 import S3Server
 from kit.results import lineage, make_folder, run
 from kit.s3 import credentials
+from tools.cluster.s3 import S3Server
 
 
 def _open(s3_server: S3Server, uri: str, **values: str) -> tuple[Store, str]:

@@ -24,9 +24,9 @@ from tunery_common.storage import ObjectExists, Store, StorePath, open_store
 from tunery_common.storage.published_folder import download_published, read_manifest, verify
 from tunery_common.storage.publisher import CLAIM_NAME, Published, Publisher, Target, probe, publish, published_before
 
-from cluster.s3 import S3Server
 from kit.results import lineage, make_folder, run
 from kit.s3 import credentials
+from tools.cluster.s3 import S3Server
 
 
 def test_published_folder_is_whole_and_says_how_it_came_to_be(store: Store, tmp_path: Path) -> None:

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, Final
 
-from cluster.tiny import make_tiny_model
 from gpu.runs import scratch
 from gpu.story import complaints, tell, write_job, write_rows
 from gpu.verdicts import Case, Check, Machine, Outcome, judged
+from tools.cluster.tiny import make_tiny_model
 
 
 def _run(machine: Machine, blocks: dict[str, Any]) -> Outcome:

@@ -25,7 +25,6 @@ from tunery_trainer.process.device import device_facts
 from tunery_trainer.team.team import Team
 from tunery_trainer.training.weights import trained_state
 
-from cluster.tiny import make_tiny_model
 from gpu import killed
 from gpu.checks.peak import Shape, compared, planned
 from gpu.models import load, write_model
@@ -47,6 +46,7 @@ from gpu.runs import (
 )
 from gpu.story import write_job, write_rows
 from gpu.verdicts import Case, Check, Figures, Machine, Outcome, Verdict, judged
+from tools.cluster.tiny import make_tiny_model
 
 _STEPS: Final = 4
 _LAYERS: Final = 4
@@ -284,7 +284,7 @@ def _cases(machine: Machine) -> Mapping[str, Case]:
         for name, kind in kinds.items()
     }
     found["another process is killed"] = _on_two(partial(_killed, leader=False))
-    if not machine.dry:  # over gloo `python -m kills.together` does it
+    if not machine.dry:  # over gloo `python -m chaos.kills.together` does it
         found["the leading process is killed"] = _on_two(partial(_killed, leader=True))
     spreads = _SPREADS[3:4] if machine.dry else _SPREADS
     found |= {f"memory, {each[0].name}, {each[1]}": _on_two(partial(_memory, spread=each)) for each in spreads}

@@ -15,6 +15,7 @@ from tokenizers import processors
 from transformers import PreTrainedTokenizerBase
 from trl import DPOTrainer, KTOTrainer
 
+from trainer.data.test_templates import TEMPLATES, TOOL, called, tokenizer_of
 from tunery_api.inputs import DatasetFormat, DatasetTemplate
 from tunery_api.preference import TrainingTask
 from tunery_api.reasons import FailureReason
@@ -38,7 +39,6 @@ from tunery_trainer.settings.auto_method import method_choices
 from tunery_trainer.settings.resolve import resolve
 from tunery_trainer.settings.types import ModelFacts
 
-from .test_templates import TEMPLATES, TOOL, called, tokenizer_of
 from kit.story import Write
 from kit.tiny_models import CHATML, build_tokenizer
 from kit.training import CPU, spec_of

@@ -14,8 +14,8 @@ from tunery_api.reasons import ExitCode
 from tunery_api.runspec import Failure, PreflightReport
 from tunery_common.storage import credentials
 
-from cluster.s3 import S3Server
 from kit.story import manifest, run_here
+from tools.cluster.s3 import S3Server
 
 FIRST, SECOND = "FwoGZXIvYXdzEXAMPLE/+token", "rest-of-the-TOKEN=="
 S3_VALUES = {

@@ -25,13 +25,13 @@ from tunery_common.storage.publisher import CLAIM_NAME, Target, publish
 from tunery_trainer.inputs.plain_folder import CONVERT
 from tunery_trainer.tasks.merge import run_merge
 
-from cluster.s3 import S3Server
 from kit.adapters import deltas64, logits, relative, trained_adapter
 from kit.hub_server import COMMIT, TOKEN, HubServer
 from kit.installation import ROOT
 from kit.merge_runs import CONFIG, WEIGHTS, merge_of, refusal, said, written
 from kit.s3 import credentials
 from kit.tiny_models import Tiny, save_tiny
+from tools.cluster.s3 import S3Server
 
 TARGETS = ["q_proj", "v_proj", "down_proj"]
 R = FailureReason

@@ -19,10 +19,10 @@ from tunery_trainer.merging import run
 from tunery_trainer.reporting.progress import ProgressReporter
 from tunery_trainer.tasks.merge import run_merge
 
-from cluster.s3 import S3Server
 from kit.adapters import logits, trained_adapter
 from kit.s3 import credentials
 from kit.tiny_models import Tiny, save_tiny
+from tools.cluster.s3 import S3Server
 
 
 @pytest.mark.parametrize("small", [0, run.SMALL_MODEL], ids=["streamed", "compared by logits"])

@@ -25,8 +25,8 @@ from tunery_trainer.settings.auto_method import method_choices
 from tunery_trainer.settings.resolve import resolve
 from tunery_trainer.settings.types import DeviceFacts, DeviceKind
 
+from kit.projects import ROOT
 from kit.story import manifest, run_here
-from projects import ROOT
 
 MEMORY, UNAVAILABLE, FAULT, BUG = (
     FailureReason.GPU_OUT_OF_MEMORY,

@@ -12,7 +12,7 @@ from tunery_api.reasons import ADVICE, FailureReason
 from tunery_common.errors import TuneryError
 from tunery_trainer.process.failures import explain_here
 
-from projects import PROJECTS
+from kit.projects import PROJECTS
 
 IN_THE_TRAINER = [project.source for project in PROJECTS if project.package in ("tunery_common", "tunery_trainer")]
 FILES = sorted(path for source in IN_THE_TRAINER for path in source.rglob("*.py") if path.name != "hints_here.py")

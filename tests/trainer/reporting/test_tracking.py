@@ -26,8 +26,8 @@ from tunery_common.storage.credentials import Credentials
 from tunery_trainer.process.trial_words import SWEEP_ENV, TRIAL_ENV
 from tunery_trainer.reporting.trackers import Tracked, trackers
 
-from cluster.ports import free_port
 from kit.story import Case, run_here
+from tools.cluster.ports import free_port
 
 SHORT = {"maxSteps": 4}
 

@@ -9,12 +9,12 @@ import pytest
 from tunery_common.storage import open_store
 from tunery_common.storage.credentials import ambient
 
-from cluster.s3 import S3Server
 from kit.ended_sweep import EndedSweep, below
 from kit.explained import Train, explained_runs
 from kit.learned import write_learned_model
 from kit.run_files import RunFiles
 from kit.story import Case, Run
+from tools.cluster.s3 import S3Server
 
 
 @pytest.fixture

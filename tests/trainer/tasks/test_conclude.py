@@ -26,13 +26,13 @@ from tunery_common.storage.publisher import Target, publish
 from tunery_trainer.tasks.conclude import run_conclude
 from tunery_trainer.tasks.report import run_report
 
-from cluster.s3 import S3Server
 from kit.adapters import logits, logits_of
 from kit.ended_sweep import BEST, CHECKPOINTS, FILES, LEFT, NEIGHBOURS, PICTURES, REPORTS, UID, EndedSweep, below, stays
 from kit.peft_reader import plain_peft
 from kit.results import lineage
 from kit.s3 import credentials
 from kit.story import environment, run_here
+from tools.cluster.s3 import S3Server
 
 CORRUPT = f"out-trials/{UID}/002/adapter_model.safetensors"
 LIGHT = """

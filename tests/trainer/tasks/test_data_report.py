@@ -12,8 +12,8 @@ from tunery_api.manifest import Manifest
 from tunery_api.reasons import ExitCode
 from tunery_api.runspec import PreflightReport, RunResult
 
-from cluster.s3 import S3Server
 from kit.story import Case, Run, make_rows, manifest, run_here, write_rows
+from tools.cluster.s3 import S3Server
 
 NAMES = ["data-report.json", "data-report.md"]
 

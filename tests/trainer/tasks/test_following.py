@@ -30,8 +30,8 @@ from tunery_trainer.process.signals import StopRequested, StopSignal
 from tunery_trainer.tasks import following
 from tunery_trainer.tasks.following import Assisting, Following, Leading, blamed, run_following
 
-from cluster.ports import free_port
 from kit.two_nodes import Ends, begin, two_nodes, until
+from tools.cluster.ports import free_port
 
 DIVERGED = TuneryError(FailureReason.LOSS_DIVERGED, "the training loss became nan at step 3")
 ECHO = RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:4711")

@@ -13,9 +13,9 @@ from tunery_api.runspec import PreflightReport, RunResult, RunSpec
 from tunery_trainer.inputs.workspace import Workspace
 from tunery_trainer.tasks.rejected import reject, rejected_uri
 
-from cluster.s3 import S3Server
 from kit.s3 import keys_below
 from kit.story import Run, run_here
+from tools.cluster.s3 import S3Server
 
 STEADY = {"maxSteps": 20, "learningRate": "1e-2", "batchSize": 4, "gradientAccumulation": 1, "maxLength": 128}
 

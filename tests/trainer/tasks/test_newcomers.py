@@ -18,8 +18,8 @@ from tunery_trainer.crew.nodes import Follow, Lead
 from tunery_trainer.process.place import Place
 from tunery_trainer.process.signals import StopRequested
 
-from cluster.ports import free_port
 from kit.two_nodes import Ends, begin, two_nodes, until
+from tools.cluster.ports import free_port
 
 MOMENT = 0.3
 AGAIN = 0.05

@@ -17,10 +17,10 @@ import pytest
 from tunery_api.reasons import ExitCode
 from tunery_trainer.crew.causes import CAUSE_SECONDS
 
-from cluster.s3 import S3Server
 from kit.long import long_but
 from kit.nodes import Node, Nodes, finish, logs
 from kit.story import Run
+from tools.cluster.s3 import S3Server
 
 SPEC: dict[str, Any] = {
     "lora": {"dropout": "0.1"},

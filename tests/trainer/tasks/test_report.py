@@ -16,9 +16,9 @@ import pytest
 from tunery_api.reasons import ExitCode, FailureReason
 from tunery_api.runspec import PreflightReport, RunResult
 
-from cluster.s3 import S3Server
 from kit.s3 import credentials, keys_below
 from kit.story import Run, command, environment, run_here, run_trainer
+from tools.cluster.s3 import S3Server
 
 LIGHT = """
 import sys

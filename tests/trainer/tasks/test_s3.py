@@ -16,9 +16,9 @@ from tunery_common.inputs.fetch import fetch_model
 from tunery_common.inputs.location import Location
 from tunery_common.storage.credentials import Credentials
 
-from cluster.s3 import S3Server
 from kit.s3 import keys_below
 from kit.story import Run, make_rows, run_here, run_trainer, write_rows
+from tools.cluster.s3 import S3Server
 
 PLATFORMS_DISK = "the platform's preflight.resources.ephemeralStorage"
 

@@ -29,11 +29,11 @@ from tunery_common.storage import open_store
 from tunery_common.storage.published_folder import verify
 from tunery_common.storage.transfer import hash_file
 
-from cluster.s3 import S3Server
 from kit.long import long_but
 from kit.peft_reader import held_out_rows, plain_peft, single_row_loss
 from kit.s3 import keys_below
 from kit.story import Case, Run, command, environment, run_here, start
+from tools.cluster.s3 import S3Server
 
 LONG: dict[str, Any] = {"training": {"maxSteps": 2000, "warmup": "0"}}
 STEPS = 40

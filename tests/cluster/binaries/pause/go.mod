@@ -1,3 +1,0 @@
-module tunery.dev/tests/cluster/pause
-
-go 1.24

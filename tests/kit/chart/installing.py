@@ -1,0 +1,54 @@
+"""The chart installed as a platform team does it, in a namespace that enforces restricted Pod Security."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tunery_api.kinds import Kind
+from tunery_api.names import GROUP
+
+from kit.accounts import kubeconfig_of
+from kit.chart.rendering import CHART, NAMESPACE
+from kit.kubectl import Kubectl
+
+CRDS = tuple(f"{kind.plural}.{GROUP}" for kind in Kind)
+TEAM = "team-a"
+OPERATOR = f"system:serviceaccount:{NAMESPACE}:tunery"
+
+
+def helm_install(kubectl: Kubectl, *settings: str) -> str:
+    """Install or upgrade the chart; return what Helm printed."""
+    flags = [part for setting in settings for part in ("--set", setting)]
+    return kubectl.program("helm", "upgrade", "--install", "tunery", str(CHART), "-n", NAMESPACE, *flags)
+
+
+def first_install(kubectl: Kubectl, *settings: str) -> str:
+    """Make the namespaces of the release and of a team, and install the chart; return what Helm printed."""
+    enforce = {"pod-security.kubernetes.io/enforce": "restricted"}
+    for name in (NAMESPACE, TEAM):
+        kubectl.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": enforce}})
+    printed = helm_install(kubectl, *settings)
+    kubectl.run("wait", "--for=condition=Established", *(f"crd/{name}" for name in CRDS), "--timeout=30s")
+    return printed
+
+
+def can(kubectl: Kubectl, who: str, verb: str, what: str, namespace: str = TEAM) -> bool:
+    """Ask the API server whether `who` may; `what` is resource, resource.group or resource.group/subresource."""
+    resource, _, subresource = what.partition("/")
+    resource, _, group = resource.partition(".")
+    attributes = {
+        "verb": verb, "resource": resource, "group": group, "subresource": subresource, "namespace": namespace,
+    }  # fmt: skip
+    review = {
+        "apiVersion": "authorization.k8s.io/v1",
+        "kind": "SubjectAccessReview",
+        "spec": {"user": who, "groups": ["system:authenticated"], "resourceAttributes": attributes},
+    }
+    answer = kubectl.run("create", "-f", "-", "-o", "json", stdin=json.dumps(review))
+    return bool(json.loads(answer)["status"]["allowed"])
+
+
+def kubeconfig_of_the_service_account(kubectl: Kubectl, folder: Path) -> Path:
+    """Write a kubeconfig with the operator's own token."""
+    return kubeconfig_of(kubectl, NAMESPACE, "tunery", folder)

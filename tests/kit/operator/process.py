@@ -1,0 +1,164 @@
+"""The operator as a process of its own, to be killed and started again."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kit.operator.api import eventually
+from tools.cluster.ports import kept_ports
+
+_BAD_LINE = re.compile(r"^(?:\S+ (?:ERROR|CRITICAL) |Traceback \(most recent call last\)).*", re.MULTILINE)
+
+
+def election(namespace: str, pod: str, lease: str = "tunery-operator") -> dict[str, str]:
+    """Return the settings of one of several replicas that elect their leader by a Lease."""
+    return {"TUNERY_LEASE_NAME": lease, "TUNERY_LEASE_NAMESPACE": namespace, "TUNERY_POD_NAME": pod}
+
+
+@dataclass
+class OperatorProcess:
+    """`python -m tunery_operator` with a kubeconfig; its log lies in `folder`.
+
+    Two with different folders and settings from `election` are two replicas of one operator.
+    """
+
+    folder: Path
+    kubeconfig: Path
+    tls: Path | None = None
+    settings: dict[str, str] = field(default_factory=dict)
+    python: Path = Path(sys.executable)
+    process: subprocess.Popen[bytes] | None = None
+
+    def __post_init__(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.ports = kept_ports(self.folder / "ports.json", {"metrics": 0, "progress": 0})
+
+    @property
+    def log(self) -> Path:
+        """What the process wrote, over all its lives."""
+        return self.folder / "operator.log"
+
+    @property
+    def pid(self) -> int:
+        """The process id of the running operator."""
+        assert self.process is not None
+        return self.process.pid
+
+    @property
+    def metrics_url(self) -> str:
+        return f"http://127.0.0.1:{self.ports['metrics']}"
+
+    @property
+    def progress_url(self) -> str:
+        return f"https://127.0.0.1:{self.ports['progress']}"
+
+    def start(self, *, wait: bool = True) -> OperatorProcess:
+        """Start it, and return when each watch has listed its objects; `wait=False`: at once."""
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("TUNERY_")}
+        environment = kept | {
+            "KUBECONFIG": str(self.kubeconfig),
+            "TUNERY_TRAINER_IMAGE": "example/trainer:1",
+            "TUNERY_SERVING": '{"serverImage": "example/server:1", "engineImage": "example/engine:1"}',
+            "TUNERY_METRICS_PORT": str(self.ports["metrics"]),
+            **self._progress(),
+            **self.settings,
+        }
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [str(self.python), "-m", "tunery_operator"], env=environment, stdout=log, stderr=log
+            )
+        if wait:
+            eventually("the operator is ready", self.is_ready, timeout=60)
+        return self
+
+    def _progress(self) -> dict[str, str]:
+        if self.tls is None:
+            return {}
+        return {
+            "TUNERY_PROGRESS_TLS_DIR": str(self.tls),
+            "TUNERY_PROGRESS_URL": self.progress_url,
+            "TUNERY_PROGRESS_PORT": str(self.ports["progress"]),
+        }
+
+    def is_ready(self) -> bool:
+        """Tell whether /readyz says so; fails where the process has ended."""
+        self.assert_alive()
+        return self.probe("readyz") == 200
+
+    def probe(self, name: str) -> int:
+        """Return the HTTP status of /readyz or /healthz; 0 where nothing answers."""
+        return self._fetch(name)[0]
+
+    def metrics(self) -> str:
+        """Return what Prometheus would read."""
+        return self._fetch("metrics")[1]
+
+    def metric(self, sample: str) -> float | None:
+        """Return the value of a sample such as `tunery_queue_depth`, or None where there is none."""
+        lines = (line.rpartition(" ") for line in self.metrics().splitlines())
+        return next((float(value) for name, _, value in lines if name == sample), None)
+
+    def _fetch(self, path: str) -> tuple[int, str]:
+        try:
+            with urllib.request.urlopen(f"{self.metrics_url}/{path}", timeout=5) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+        except OSError:
+            return 0, ""
+
+    def assert_alive(self) -> None:
+        """Fail where the process has ended by itself."""
+        assert self.process is not None
+        assert self.process.poll() is None, f"the operator ended: {self.log.read_text()[-2000:]}"
+
+    def assert_clean_log(self) -> None:
+        """Fail where the log has a line of level ERROR or a traceback."""
+        text = self.log.read_text()
+        found = _BAD_LINE.search(text)
+        assert found is None, text[found.start() : found.start() + 3000]
+
+    def kill(self) -> None:
+        """kill -9."""
+        self._end(signal.SIGKILL)
+
+    def kill_now(self) -> None:
+        """kill -9 from any thread, at once; `start` may follow after `reap`."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGKILL)
+
+    def pause(self) -> None:
+        """Let it stand still, as on a node that is overloaded or cut off."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it go on after `pause`."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGCONT)
+
+    def stop(self) -> int:
+        """SIGTERM; returns the exit code."""
+        return self._end(signal.SIGTERM)
+
+    def reap(self) -> bool:
+        """Tell whether the process has ended, and let `start` begin a new one then."""
+        if self.process is not None and self.process.poll() is not None:
+            self.process = None
+        return self.process is None
+
+    def _end(self, number: signal.Signals) -> int:
+        if self.process is None:
+            return 0
+        self.process.send_signal(number)
+        code = self.process.wait(timeout=20)
+        self.process = None
+        return code

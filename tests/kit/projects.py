@@ -1,0 +1,31 @@
+"""The projects that make up the product, each with its package: who walks over all of them takes them from here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final, NamedTuple
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+
+
+class Project(NamedTuple):
+    """A folder with a pyproject.toml and a lock of its own."""
+
+    folder: str
+    package: str
+    heading: str
+    """The section of docs/architecture.md in which its map stands."""
+
+    @property
+    def source(self) -> Path:
+        """The folder of its package."""
+        return ROOT / self.folder / "src" / self.package
+
+
+PROJECTS: Final = (
+    Project("crds", "tunery_api", "The API"),
+    Project("operator", "tunery_operator", "The operator"),
+    Project("trainer-image/common", "tunery_common", "What programs share"),
+    Project("trainer-image", "tunery_trainer", "The trainer"),
+    Project("trainer-image/server", "tunery_server", "The server"),
+)

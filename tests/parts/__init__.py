@@ -1,1 +1,0 @@
-"""The tests without a node, in parts that run side by side."""

@@ -1,0 +1,139 @@
+"""The Go programs of the cluster, built once for each state of their modules."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+from tools.cluster.paths import PACKAGE, cache_dir
+from tools.cluster.shell import run
+
+MODULES = PACKAGE / "binaries"
+KUBERNETES_NAMES = (
+    "etcd",
+    "kube-apiserver",
+    "kube-controller-manager",
+    "kube-scheduler",
+    "kubelet",
+    "kube-proxy",
+    "coredns",
+    "kubectl",
+)
+BUILD_TIMEOUT = 3600
+BUILD_ENVIRONMENT = {"CGO_ENABLED": "0", "GOGC": "400"}
+"""Static programs, and a compiler that collects garbage less often: a quarter less CPU time for Kubernetes."""
+BUILD_FLAGS = ("-trimpath", "-buildvcs=false", "-gcflags=all=-dwarf=false")
+
+
+class GoMissing(Exception):
+    """There is no Go toolchain to build the cluster's binaries with."""
+
+
+def kubernetes() -> Path:
+    """Return a folder with every Kubernetes program, etcd and coredns; the first build takes some minutes."""
+    folder = _built("kubernetes", flags=_version_flags())
+    for name in KUBERNETES_NAMES:
+        link = folder / name
+        if not link.is_symlink():
+            link.symlink_to("kubernetes")
+    return folder
+
+
+def helm() -> Path:
+    """Return a folder with helm, built from the module of Kubernetes, so that their libraries are compiled once."""
+    flags = f"-X helm.sh/helm/v3/internal/version.version={_required_version('kubernetes', 'helm.sh/helm/v3')}"
+    return _built("helm", "kubernetes", "helm.sh/helm/v3/cmd/helm", flags)
+
+
+def pause() -> Path:
+    """Return a folder with the pause program, which holds the namespaces of a pod."""
+    return _built("pause")
+
+
+def kueue() -> Path:
+    """Return a folder with Kueue's controller."""
+    return _built("kueue", package="sigs.k8s.io/kueue/cmd/kueue")
+
+
+def kueue_chart() -> Path:
+    """Return the folder of Kueue's own Helm chart, of the version that is built here."""
+    return _source("kueue", "sigs.k8s.io/kueue") / "charts" / "kueue"
+
+
+def kwok() -> Path:
+    """Return a folder with KWOK, which simulates the kubelets of nodes that do not exist."""
+    return _built("kwok", package="sigs.k8s.io/kwok/cmd/kwok")
+
+
+def kstatus() -> Path:
+    """Return a folder with a program that prints how kstatus, and so Flux, reads objects."""
+    return _built("kstatus")
+
+
+def argolua() -> Path:
+    """Return a folder with a program that runs a health check of Argo CD in its Lua interpreter."""
+    return _built("argolua")
+
+
+def _source(name: str, module: str) -> Path:
+    """Return where Go keeps the source of a module that the program `name` is built from."""
+    told = run([go(), "mod", "download", "-json", module], cwd=MODULES / name, timeout=BUILD_TIMEOUT)
+    return Path(json.loads(told)["Dir"])
+
+
+def _built(name: str, module: str | None = None, package: str = ".", flags: str = "") -> Path:
+    """Return a folder with the program `name`, built from `package` of one of the modules here, its own by default."""
+    source = MODULES / (module or name)
+    folder = cache_dir() / "bin" / f"{name}-{_digest(source, flags)}"
+    folder.mkdir(parents=True, exist_ok=True)
+    # Two test sessions may need the same build at once; the second waits for the first.
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        binary = folder / name
+        if not binary.exists():
+            partial = folder / f".{name}.partial"
+            command = ["nice", go(), "build", *BUILD_FLAGS, f"-ldflags=-s -w {flags}".strip()]
+            run([*command, "-o", partial, package], cwd=source, env=BUILD_ENVIRONMENT, timeout=BUILD_TIMEOUT)
+            partial.rename(binary)
+    return folder
+
+
+def go() -> str:
+    """Return Go's own program. Raises GoMissing."""
+    usual = Path("/usr/local/go/bin/go")  # where the toolchain's own installer puts it, often not on PATH
+    found = shutil.which("go") or (str(usual) if usual.exists() else None)
+    if found is None:
+        raise GoMissing("the local cluster is built from source: install Go 1.26 or newer (https://go.dev/dl)")
+    return found
+
+
+def _digest(module: Path, flags: str) -> str:
+    digest = hashlib.sha256(f"{os.uname().machine} {BUILD_FLAGS} {BUILD_ENVIRONMENT} {flags}".encode())
+    for file in sorted(module.iterdir()):
+        digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def _required_version(module: str, requirement: str) -> str:
+    text = (MODULES / module / "go.mod").read_text()
+    found = re.search(rf"^(?:require)?\s+{re.escape(requirement)} (v\S+)", text, re.MULTILINE)
+    if found is None:
+        raise LookupError(f"{requirement} is not required by {module}/go.mod")
+    return found.group(1)
+
+
+def kubernetes_version() -> str:
+    """Return the version of Kubernetes that the cluster runs, such as v1.34.4."""
+    return _required_version("kubernetes", "k8s.io/kubernetes")
+
+
+def _version_flags() -> str:
+    version = kubernetes_version()
+    major, minor = version.removeprefix("v").split(".")[:2]
+    variables = {"gitVersion": version, "gitMajor": major, "gitMinor": minor}
+    return " ".join(f"-X k8s.io/component-base/version.{name}={value}" for name, value in variables.items())

@@ -1,0 +1,3 @@
+module tunery.dev/tests/tools/cluster/pause
+
+go 1.24

@@ -1,0 +1,98 @@
+"""Building and pushing images without a container engine."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from tools.cluster.paths import cache_dir
+from tools.cluster.shell import run, succeeds
+
+BUILD_TIMEOUT = 3600
+# buildah lowers its own limits to this before a RUN, and may not be allowed to raise them again.
+HIGHEST_LIMIT = 32768
+# What tells pip and uv where packages come from; passed to the builds as a secret, never kept in an image.
+INDEX_VARIABLES = (
+    *("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_TRUSTED_HOST"),
+    *("UV_INDEX_URL", "UV_DEFAULT_INDEX", "UV_INDEX", "UV_EXTRA_INDEX_URL"),
+    *("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy"),
+)
+CERTIFICATE_VARIABLES = ("SSL_CERT_FILE", "PIP_CERT", "REQUESTS_CA_BUNDLE")
+UV_CACHE_IN_BUILD = "/run/uv-cache"
+CERTIFICATES_IN_BUILD = "/run/secrets/ca.pem"
+
+
+def _buildah() -> list[str]:
+    storage = cache_dir() / "buildah"
+    flags = ["--storage-driver", "overlay", "--root", str(storage / "root"), "--runroot", str(storage / "run")]
+    return ["nice", "buildah", *flags]
+
+
+def has(image: str) -> bool:
+    """Tell whether the image is in the local storage."""
+    return succeeds([*_buildah(), "inspect", "--type", "image", image])
+
+
+def build(image: str, dockerfile: Path, context: Path, arguments: Mapping[str, str]) -> None:
+    """Build an image with the layers of earlier builds as a cache."""
+    command = [*_buildah(), "bud", "--layers", "--isolation", "chroot", "--network", "host", *_ulimits()]
+    command += [*_secrets(), *_uv_cache(), "--tag", image, "--file", str(dockerfile)]
+    for name, value in arguments.items():
+        command += ["--build-arg", f"{name}={value}"]
+    run([*command, context], timeout=BUILD_TIMEOUT)
+
+
+def names(repository: str) -> list[str]:
+    """Return the names, with their tags, of the images of a repository in the local storage."""
+    listed = run([*_buildah(), "images", "--format", "{{.Name}}:{{.Tag}}"])
+    return [name for name in listed.splitlines() if name.startswith(f"{repository}:")]
+
+
+def remove(images: Iterable[str]) -> None:
+    """Remove images from the local storage, except one that a build uses just now."""
+    for image in images:
+        succeeds([*_buildah(), "rmi", image])
+
+
+def push(image: str, destination: str, *, insecure: bool = False) -> None:
+    """Push an image to `host/repository:tag`; `insecure` for a registry without TLS."""
+    flags = ["--tls-verify=false"] if insecure else []
+    run([*_buildah(), "push", "--quiet", *flags, image, f"docker://{destination}"], timeout=BUILD_TIMEOUT)
+
+
+def _ulimits() -> list[str]:
+    """Return the present limits: buildah's defaults are higher than some machines allow."""
+    limits = {"nofile": resource.RLIMIT_NOFILE, "nproc": resource.RLIMIT_NPROC}
+    flags = []
+    for name, number in limits.items():
+        hard = resource.getrlimit(number)[1]
+        if hard != resource.RLIM_INFINITY:
+            limit = min(hard, HIGHEST_LIMIT)
+            flags += ["--ulimit", f"{name}={limit}:{limit}"]
+    return flags
+
+
+def _secrets() -> list[str]:
+    """Return flags that give RUN steps this machine's package index and its certificate authorities."""
+    lines = [f"{name}='{os.environ[name]}'" for name in INDEX_VARIABLES if name in os.environ]
+    lines.append(f"UV_CACHE_DIR={UV_CACHE_IN_BUILD}")
+    certificates = next((os.environ[name] for name in CERTIFICATE_VARIABLES if os.environ.get(name)), None)
+    flags = []
+    if certificates and Path(certificates).is_file():
+        lines += [f"{name}={CERTIFICATES_IN_BUILD}" for name in CERTIFICATE_VARIABLES]
+        flags += ["--secret", f"id=ca.pem,src={certificates}"]
+    file = cache_dir() / "build.env"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.touch(mode=0o600)
+    file.write_text("\n".join(lines) + "\n")
+    return [*flags, "--secret", f"id=build.env,src={file}"]
+
+
+def _uv_cache() -> list[str]:
+    """Return flags that let the build read wheels which this machine has downloaded before."""
+    shared = run(["uv", "cache", "dir"]).strip() if shutil.which("uv") else cache_dir() / "uv"
+    Path(shared).mkdir(parents=True, exist_ok=True)
+    return ["--volume", f"{shared}:{UV_CACHE_IN_BUILD}"]

@@ -1,0 +1,175 @@
+"""The product's images, tagged by their content."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tools.cluster import baseimage, buildah
+from tools.cluster.paths import REPOSITORY
+from tools.cluster.registry import Registry
+from tools.cluster.shell import run, succeeds
+
+
+@dataclass(frozen=True)
+class Image:
+    """One image of the product, the folder of its Dockerfile, what its base has beside Python, what it shares."""
+
+    name: str
+    folder: str
+    packages: tuple[str, ...] = ()
+    shared: tuple[str, ...] = ("crds",)
+    """The projects that it installs beside its own."""
+    on: tuple[Image, ...] = ()
+    """The images that it is built from, in place of a base of Debian and Python: the first is what it stands on."""
+    files: tuple[str, ...] = ()
+    """What its Dockerfile reads, where its folder is no project."""
+
+    @property
+    def repository(self) -> str:
+        return f"tunery-{self.name}"
+
+    def copied(self) -> list[str]:
+        """Return the files and folders, from the root of the repository, that the Dockerfile reads."""
+        if self.files:
+            return [f"{self.folder}/Dockerfile", *self.files]
+        own = [f"{self.folder}/{name}" for name in ("Dockerfile", "pyproject.toml", "uv.lock", "src")]
+        others = (f"{project}/{name}" for project in self.shared for name in ("pyproject.toml", "src"))
+        return [*own, *others]
+
+
+# The Dockerfile installs what its base lacks, which no base image of ours leaves it: a build needs no network for that.
+COMMON = "trainer-image/common"
+COMPILER = ("gcc", "libc6-dev", "python3-dev")
+TRAINER = Image("trainer", "trainer-image", COMPILER, ("crds", COMMON))
+SERVER = Image("server", "trainer-image/server", shared=("crds", COMMON))
+IMAGES = (Image("operator", "operator"), TRAINER, SERVER)
+STAND_IN_FILES = ("__init__.py", "engine.py", "engine_model.py", "engine_protocol.py")
+# None of the product's: each is made only where somebody asks for it. vLLM's has 5 GB.
+ENGINES = {
+    "vllm": Image("engine", "tests/tools/engine", ("libnuma1",), shared=()),
+    "stand-in": Image(
+        "stand-in",
+        "tests/tools/standin",
+        on=(TRAINER, SERVER),
+        files=tuple(f"tests/kit/{name}" for name in STAND_IN_FILES),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A copy of what goes into an image: somebody may edit the sources while it is built."""
+
+    image: Image
+    context: Path
+
+    @property
+    def dockerfile(self) -> Path:
+        return self.context / self.image.folder / "Dockerfile"
+
+    def tag(self) -> str:
+        """Return a digest of every file, behind a letter: YAML and Helm take a tag that is all digits for a number."""
+        digest = hashlib.sha256()
+        for image in self.image.on:
+            with snapshot(image) as below:
+                digest.update(below.tag().encode())
+        for file in sorted(file for file in self.context.rglob("*") if file.is_file()):
+            digest.update(str(file.relative_to(self.context)).encode() + b"\0" + file.read_bytes())
+        return f"c{digest.hexdigest()[:12]}"
+
+
+@contextmanager
+def snapshot(image: Image) -> Iterator[Snapshot]:
+    """Copy the sources of an image for the time of a build."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name in image.copied():
+            source, target = REPOSITORY / name, Path(folder, name)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if source.is_dir():
+                shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+            else:
+                shutil.copy2(source, target)
+        yield Snapshot(image, Path(folder))
+
+
+def build(taken: Snapshot) -> str:
+    """Build an image unless the local storage has it, and return its local name; it takes the place of older ones."""
+    local = f"localhost/{taken.image.repository}"
+    name = f"{local}:{taken.tag()}"
+    if not buildah.has(name):
+        buildah.build(name, taken.dockerfile, taken.context, _bases_of(taken.image))
+        # Each has a layer of its own; the lower ones are shared, and stay.
+        buildah.remove(set(buildah.names(local)) - {name})
+    return name
+
+
+def _bases_of(image: Image) -> dict[str, str]:
+    """Return the build arguments that name what an image is built from, made if need be."""
+    if not image.on:
+        return {"BASE_IMAGE": baseimage.ensure(image.packages)}
+    names = []
+    for below in image.on:
+        with snapshot(below) as taken:
+            names.append(build(taken))
+    return {"BASE_IMAGE": names[0]} | {
+        f"{below.name.upper()}_IMAGE": name for below, name in zip(image.on, names, strict=True)
+    }
+
+
+def build_and_push(registry: Registry) -> dict[str, str]:
+    """Bring what the cluster's registry lacks into it, and return the reference of each image."""
+    return {image.name: push_one(image, registry) for image in IMAGES}
+
+
+def push_one(image: Image, registry: Registry, *, keep: bool = True) -> str:
+    """Bring one image into the cluster's registry, unless it is there, and return its reference.
+
+    `keep=False` for a large one that seldom changes: the local storage need not have it a second time.
+    """
+    with snapshot(image) as taken:
+        reference = f"{registry.host}/{image.repository}:{taken.tag()}"
+        if not registry.has(image.repository, taken.tag()):
+            name = build(taken)
+            buildah.push(name, reference, insecure=True)
+            if not keep:
+                buildah.remove([name])
+    return reference
+
+
+def push_elsewhere(prefix: str) -> dict[str, str]:
+    """Build the images, push them under `prefix`, and return their references.
+
+    The base image is the Dockerfile's, from its registry, unless the variable BASE_IMAGE names another.
+    """
+    arguments = {"BASE_IMAGE": os.environ["BASE_IMAGE"]} if os.environ.get("BASE_IMAGE") else {}
+    with_docker = succeeds(["docker", "info"]) and succeeds(["docker", "buildx", "version"])
+    pushed = {}
+    for image in IMAGES:
+        with snapshot(image) as taken:
+            reference = f"{prefix.rstrip('/')}/{image.repository}:{taken.tag()}"
+            if with_docker:
+                flags = [f"--build-arg={name}={value}" for name, value in arguments.items()]
+                command: list[str | Path] = [
+                    "docker",
+                    "build",
+                    *flags,
+                    "--file",
+                    taken.dockerfile,
+                    "--tag",
+                    reference,
+                    taken.context,
+                ]
+                run(command, env={"DOCKER_BUILDKIT": "1"}, timeout=3600)
+                run(["docker", "push", "--quiet", reference], timeout=3600)
+            else:
+                buildah.build(reference, taken.dockerfile, taken.context, arguments)
+                buildah.push(reference, reference, insecure=prefix.startswith("localhost"))
+        pushed[image.name] = reference
+    return pushed
