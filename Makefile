@@ -9,7 +9,7 @@ TESTS  := $(ROOT)/tests
 VENV   := $(TESTS)/.venv
 PYTHON := $(VENV)/bin/python
 RUFF   := $(VENV)/bin/ruff
-# What is locked on its own, and the packages of it: those of tests/projects.py, with which a test compares them.
+# What is locked on its own, and the packages of it: those of tests/kit/projects.py, with which a test compares them.
 PROJECTS := crds operator trainer-image/common trainer-image trainer-image/server tests tests/tools/engine
 PACKAGES := tunery_api tunery_operator tunery_common tunery_trainer tunery_server
 SOURCES := crds operator trainer-image tests
@@ -49,7 +49,7 @@ format: setup ## Format the code
 	@$(RUFF) check --fix-only --quiet $(SOURCES)
 	@$(RUFF) format $(SOURCES)
 
-# Of tests/guard what reads files and takes seconds; the rest are unit tests.
+# Of tests/*/repository what reads files and takes seconds; the rest are unit tests.
 WORDS := hints docs decisions repository imports projects map images signatures
 
 .PHONY: verify
@@ -61,7 +61,7 @@ verify: setup ## Lint, types, layers, locks, generated files and what texts prom
 	$(VENV)/bin/mypy --config-file .mypy-tests.ini tests
 	$(VENV)/bin/lint-imports --no-cache
 	$(PYTHON) -m tunery_api.generate --check $(ROOT)
-	cd $(TESTS) && $(PYTHON) -m pytest -q $(WORDS:%=guard/test_%.py)
+	cd $(TESTS) && $(PYTHON) -m pytest -q $(WORDS:%=unit/repository/test_%.py)
 	@for project in $(PROJECTS); do (cd $$project && $(UV) lock --check --quiet) || { echo "$$project/uv.lock is out of date: run 'uv lock' there"; exit 1; }; done
 
 .PHONY: test-unit

@@ -1,7 +1,7 @@
 """AdapterServer on a real node: from LoRAJobs to answers, and whatever happens to it on the way.
 
 The engine is the one that TUNERY_ENGINE names: `stand-in` (transformers and PEFT behind vLLM's API, in `make test`) or
-`vllm` (`make test-serving`). What is the same in both is told by tests/server/test_contract.py.
+`vllm` (`make test-serving`). What is the same in both is told by tests/integration/server/engine/test_contract.py.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from tunery_trainer.settings.types import ModelFacts, RunSettings
 from kit.training import CPU, spec_of
 
 SMALL: Final = ModelFacts("LlamaForCausalLM", 10_000_000, 2, 64, 128, 4096, tied_embeddings=True, packable=True)
-GRID: Final = Path(__file__).resolve().parents[1] / "trainer" / "diagnosis" / "grid.jsonl.gz"
+GRID: Final = Path(__file__).resolve().parents[1] / "data" / "diagnosis" / "grid.jsonl.gz"
 """468 trainings of a tiny model: 13 rates from 1e-4 to 1e-1, ranks 4, 16, 64, alphas 8 to 64, three choices of target
 modules. Of each the held-out loss before (base) and at 8 steps (evals), loss and gradient norm of each of its 60 steps
 (hist)."""

@@ -2,7 +2,7 @@
 
 `python -m kit.engine --uds engine.sock --model /model --served-model-name org/base --max-loras 2 …` in the folder
 tests, with the arguments of `vllm serve`. Its answers are PEFT's; what it does otherwise than vLLM is said, case by
-case, in tests/server/test_contract.py, which holds both to one contract.
+case, in tests/integration/server/engine/test_contract.py, which holds both to one contract.
 """
 
 from __future__ import annotations

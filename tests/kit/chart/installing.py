@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 from tunery_api.kinds import Kind
@@ -11,6 +12,8 @@ from tunery_api.names import GROUP
 from kit.accounts import kubeconfig_of
 from kit.chart.rendering import CHART, NAMESPACE
 from kit.kubectl import Kubectl
+from tools.cluster import binaries
+from tools.cluster.controlplane import ControlPlane
 
 CRDS = tuple(f"{kind.plural}.{GROUP}" for kind in Kind)
 TEAM = "team-a"
@@ -52,3 +55,9 @@ def can(kubectl: Kubectl, who: str, verb: str, what: str, namespace: str = TEAM)
 def kubeconfig_of_the_service_account(kubectl: Kubectl, folder: Path) -> Path:
     """Write a kubeconfig with the operator's own token."""
     return kubeconfig_of(kubectl, NAMESPACE, "tunery", folder)
+
+
+def kubectl_for(plane: ControlPlane) -> Kubectl:
+    """Return kubectl and helm against a control plane, as its administrator."""
+    path = os.pathsep.join([str(plane.bin), str(binaries.helm()), os.environ["PATH"]])
+    return Kubectl(os.environ | {"KUBECONFIG": str(plane.kubeconfig), "PATH": path})

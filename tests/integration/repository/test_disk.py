@@ -1,0 +1,69 @@
+"""What the demos say of the disk before they begin: only where it is too small for what is not there yet."""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+
+from tools.cluster import disk
+
+Usage = namedtuple("Usage", "total used free")
+ENGINE = "registry/docker/registry/v2/repositories/tunery-engine"
+
+
+@pytest.fixture
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The place of a cluster's state, which is not there, beside an empty cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "state" / "cluster"
+
+
+def told(state: Path, monkeypatch: pytest.MonkeyPatch, free: float, engine: bool) -> str | None:
+    monkeypatch.setattr("tools.cluster.disk.shutil.disk_usage", lambda _: Usage(0, 0, int(free * 1e9)))
+    return disk.warning(state, engine=engine)
+
+
+def have(state: Path, *names: str) -> None:
+    for name in names:
+        (state.parents[1] / "tunery" / name).mkdir(parents=True, exist_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("there", "cluster", "engine", "needed"),
+    [
+        ((), (), False, 34),
+        ((), (), True, 57),
+        (("buildah", "registry", "bin"), (), False, 15),
+        (("buildah", "registry", "bin"), ("containerd",), False, 3),
+        (("buildah", "registry", "bin"), ("containerd",), True, 26),
+        (("buildah", ENGINE, "bin"), ("containerd",), True, 12),
+        (("buildah", ENGINE, "bin"), ("containerd", "engine-vllm"), True, 3),
+    ],
+)
+def test_what_is_there_counts(
+    state: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    there: tuple[str, ...],
+    cluster: tuple[str, ...],
+    engine: bool,
+    needed: int,
+) -> None:
+    have(state, *there)
+    for name in cluster:
+        (state / name).mkdir(parents=True)
+    assert told(state, monkeypatch, needed, engine) is None
+    text = told(state, monkeypatch, needed - 0.6, engine)
+    assert text is not None
+    assert text.startswith(f"{needed - 1} GB of disk are free, and some {needed} more are about to be written")
+    assert str(state) in text
+
+
+def test_the_pages_say_what_it_takes_from_nothing(state: Path) -> None:
+    """With tests/.venv, 7 GB, which `make setup` makes before."""
+    for page in ("README.md", "docs/quickstart.md"):
+        text = " ".join((Path(__file__).parents[3] / page).read_text().split())
+        assert "40 GB of free disk (65 with `demo-serving`)" in text, page
+    assert disk.lacking(state, engine=False) + 7 == pytest.approx(40, abs=2)
+    assert disk.lacking(state, engine=True) + 7 == pytest.approx(65, abs=2)

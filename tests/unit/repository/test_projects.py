@@ -1,0 +1,60 @@
+"""What lists the projects in a form of its own, such as the Makefile, lists those of tests/kit/projects.py."""
+
+from __future__ import annotations
+
+import configparser
+import re
+import tomllib
+from pathlib import Path
+
+from kit.projects import PROJECTS, ROOT
+
+FOLDERS = {project.folder for project in PROJECTS}
+PACKAGES = {project.package for project in PROJECTS}
+NAMES = {project.package.replace("_", "-") for project in PROJECTS}
+OTHERS = {"tests", "tests/tools/engine"}
+"""Projects that are no part of the product."""
+TESTS = tomllib.loads((ROOT / "tests" / "pyproject.toml").read_text())
+
+
+def variable(name: str) -> set[str]:
+    """Return the words of a variable of the Makefile."""
+    found = re.search(rf"^{name} := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert found is not None, name
+    return set(found[1].split())
+
+
+def test_every_project_is_listed() -> None:
+    found = {path.parent for depth in ("*", "*/*") for path in ROOT.glob(f"{depth}/pyproject.toml")}
+    assert {folder.relative_to(ROOT).as_posix() for folder in found} == FOLDERS | OTHERS
+
+
+def test_a_project_is_named_as_its_package() -> None:
+    for project in PROJECTS:
+        written = tomllib.loads((ROOT / project.folder / "pyproject.toml").read_text())
+        assert written["project"]["name"] == project.package.replace("_", "-")
+        assert written["tool"]["uv"]["build-backend"]["module-name"] == project.package
+        assert (project.source / "__init__.py").is_file()
+
+
+def test_the_makefile_locks_every_project_and_checks_the_types_of_every_package() -> None:
+    assert variable("PROJECTS") == FOLDERS | OTHERS
+    assert variable("PACKAGES") == PACKAGES
+    assert all(any(Path(folder).is_relative_to(source) for source in variable("SOURCES")) for folder in FOLDERS)
+
+
+def test_the_tests_install_and_cover_every_project() -> None:
+    sources = TESTS["tool"]["uv"]["sources"]
+    assert {name: source["path"] for name, source in sources.items()} == {
+        project.package.replace("_", "-"): f"../{project.folder}" for project in PROJECTS
+    }
+    assert {re.split(r"[\[>]", name)[0] for name in TESTS["project"]["dependencies"]} >= NAMES
+    assert set(TESTS["tool"]["coverage"]["run"]["source_pkgs"]) == PACKAGES
+
+
+def test_linters_know_every_package() -> None:
+    contracts = configparser.ConfigParser()
+    contracts.read(ROOT / ".importlinter")
+    assert set(contracts["importlinter"]["root_packages"].split()) == PACKAGES
+    ruff = tomllib.loads((ROOT / ".ruff.toml").read_text())
+    assert set(ruff["lint"]["isort"]["known-first-party"]) == PACKAGES

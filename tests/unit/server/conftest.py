@@ -1,0 +1,3 @@
+"""The fixtures of the server's tests."""
+
+from kit.fixtures.server import base, engine, kind, new_engine, shelf
