@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,16 +16,23 @@ from tunery_common.storage import LocalStore, Store, open_store
 from kit.installation import ROOT
 from kit.kubectl import Kubectl
 from kit.s3 import credentials
+from kit.slow import (
+    pytest_addoption,
+    pytest_collection_modifyitems,
+    pytest_runtest_call,
+    pytest_runtest_setup,
+    pytest_sessionstart,
+)
 from tools.cluster.controlplane import ControlPlane
+from tools.cluster.daemon import end_on_sigterm
 from tools.cluster.s3 import S3Server
 
 # A test is no stopwatch: beside other work any example may take longer than Hypothesis's 200 ms.
 settings.register_profile("unhurried", deadline=None)
 settings.load_profile("unhurried")
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    # A shell has its jobs in the background ignore Ctrl-C, and so would every program that a test sends one to.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# pytest ends its fixtures at Ctrl-C, not at SIGTERM.
+end_on_sigterm()
 
 
 @pytest.fixture(autouse=True)
@@ -38,15 +44,11 @@ def own_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
     """etcd, API server, controller-manager and scheduler, with both CRDs established; no node."""
-    plane = ControlPlane(tmp_path_factory.mktemp("control-plane"))
-    plane.start()
-    try:
+    with ControlPlane(tmp_path_factory.mktemp("control-plane")).temporary() as plane:
         kubectl = api_kubectl(plane)
         kubectl.run("apply", "--server-side", "-f", str(ROOT / "crds"))
         kubectl.run("wait", "--for=condition=Established", "crd", "--all", "--timeout=30s")
         yield plane
-    finally:
-        plane.remove()
 
 
 def api_kubectl(plane: ControlPlane) -> Kubectl:
@@ -64,12 +66,8 @@ def api_server(control_plane: ControlPlane) -> Kubectl:
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """An S3 server with the buckets models, datasets and adapters."""
-    server = S3Server(tmp_path_factory.mktemp("s3"))
-    server.start()
-    try:
+    with S3Server(tmp_path_factory.mktemp("s3")).temporary() as server:
         yield server
-    finally:
-        server.remove()
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from kit.processes import kill
 from kit.published import download, list_keys
 from kit.serving import Server
 
-pytestmark = [pytest.mark.long, pytest.mark.usefixtures("engine", "base")]
+pytestmark = pytest.mark.usefixtures("engine", "base")
 NAMESPACE = "e2e-batches"
 INPUT = f"s3://datasets/{NAMESPACE}/prompts.jsonl"
 LINES = 400
@@ -81,6 +81,7 @@ def text_of(rows: list[dict[str, Any]]) -> str:
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
+@pytest.mark.slow
 def test_every_line_is_answered_once_by_the_version_that_the_manifest_names(
     server: Server, kubectl: Kubectl, s3: Any, tmp_path: Path
 ) -> None:
@@ -126,6 +127,7 @@ def test_a_bad_line_is_named_before_the_first_request(server: Server, kubectl: K
     assert job.wait_phase("Succeeded", timeout=180)["answered"] == 20
 
 
+@pytest.mark.slow
 def test_a_batch_waits_for_its_server(server: Server, kubectl: Kubectl) -> None:
     job = Job(kubectl, batch("early", serverRef={"name": "later"}), NAMESPACE).apply()
     job.wait_phase("Waiting", timeout=60)

@@ -14,7 +14,7 @@ from kit.kubectl import Kubectl, KubectlError
 from kit.published import list_keys
 from kit.tenant import SECRET
 
-pytestmark = pytest.mark.long
+pytestmark = pytest.mark.slow
 
 
 def helm_test(kubectl: Kubectl) -> str:

@@ -17,7 +17,7 @@ from kit.tenant import create_tenant
 
 TOLD_SECONDS = 900
 """All rows are under way at once on two cores."""
-pytestmark = pytest.mark.timeout(2400)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 """The first test waits for all that the others look at."""
 
 

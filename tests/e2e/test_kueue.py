@@ -21,6 +21,8 @@ from tools.cluster import binaries, scratchimage
 from tools.cluster.local import LocalCluster
 from tools.cluster.paths import default_state_dir
 
+pytestmark = pytest.mark.slow
+
 ONE_AT_A_TIME = "1"
 """Cores of a quota in which one job of 800m fits."""
 PREFLIGHT_CORES = "200m"

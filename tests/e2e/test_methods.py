@@ -12,6 +12,8 @@ from e2e.conftest import Launch
 
 from kit.published import download
 
+pytestmark = pytest.mark.slow
+
 METHODS: dict[str, tuple[dict[str, Any], str]] = {
     "qlora": ({"method": "QLoRA"}, "LORA"),
     "adalora": ({"method": "AdaLoRA", "adalora": {"initialRank": 6, "targetRank": 4}}, "LORA"),  # as it is served

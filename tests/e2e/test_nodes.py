@@ -17,6 +17,8 @@ from kit.jobs import Job
 from kit.kubectl import Kubectl, wait_for
 from kit.published import download, list_keys
 
+pytestmark = pytest.mark.slow
+
 ALONE: dict[str, Any] = {
     **LONG,
     # Of all processes together, and the same rows in each step whatever their number. Dropout draws other masks.

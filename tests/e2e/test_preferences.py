@@ -5,9 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from e2e.conftest import PAIRS, RATINGS, Launch, resumed
 
 from kit.published import download
+
+pytestmark = pytest.mark.slow
 
 SECRET = {"name": "s3"}
 SETTINGS: dict[str, Any] = {

@@ -12,6 +12,8 @@ from kit.jobs import Job
 from kit.kubectl import Kubectl, KubectlError, wait_for
 from kit.tenant import s3_secret
 
+pytestmark = pytest.mark.slow
+
 LATER = {"name": "later"}
 NOWHERE = {"nodeSelector": {"example.com/kind": "nowhere"}}
 DEADLINE = 25

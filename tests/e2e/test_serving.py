@@ -125,7 +125,7 @@ def test_a_label_is_enough_to_be_answered_and_to_be_answered_no_more(server: Ser
     wait_for("its entry to go", lambda: not server.adapter("labelled"), 30)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_an_update_is_atomic_and_nobody_sees_an_error(server: Server, train: Train) -> None:
     old = version(server, train_known(server, "first"))
     with traffic(server, "first", "served") as seen, watched(server) as truth:
@@ -151,7 +151,7 @@ def served_digest(server: Server) -> str:
 TWICE = {"maxSteps": 24, "learningRate": "2e-2", "batchSize": 2, "gradientAccumulation": 1, "maxLength": 128}
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_what_must_not_be_served_is_refused_with_its_reason_and_others_are_answered(
     server: Server, train: Train, s3: Any
 ) -> None:
@@ -250,7 +250,7 @@ def sockets_of(pod: dict[str, Any]) -> set[int]:
 LOOPBACK = {"0100007F", "00000000000000000000000001000000"}
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_an_engine_that_is_killed_serves_the_same_again(server: Server) -> None:
     (pod,) = server.pods("serve")
     first = version(server, train_known(server, "first"))
@@ -273,7 +273,7 @@ ENGINE_PROCESS = "engine.sock"
 """A word of the command lines of the engine, whichever it is, and of the shell before it: they end together."""
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_door_that_is_killed_takes_over_what_the_engine_holds(server: Server) -> None:
     (pod,) = server.pods("serve")
     first = version(server, train_known(server, "first"))
@@ -290,7 +290,7 @@ def test_a_door_that_is_killed_takes_over_what_the_engine_holds(server: Server) 
     assert max(truth.longest.values(), default=0.0) < SILENT_SECONDS + LATE_SECONDS, truth.longest
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_without_storage_what_is_loaded_is_answered(server: Server, environment: dict[str, str]) -> None:
     """S3 stands still, as seen by the replica: its requests hang. What is new waits and says so; it is served after."""
     with storage_standing_still(environment):
@@ -307,7 +307,7 @@ def test_without_storage_what_is_loaded_is_answered(server: Server, environment:
 LATE = f"s3://adapters/{NAMESPACE}/late"
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_pods_start_and_serve_without_an_operator(server: Server, kubectl: Kubectl, operator: OperatorRecord) -> None:
     """The operator is scaled to nothing; a pod is deleted; the new one reads what to serve from its ConfigMap."""
     del operator
@@ -326,7 +326,7 @@ def test_pods_start_and_serve_without_an_operator(server: Server, kubectl: Kubec
     server.wait_state("first", "Served", timeout=60)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_only_who_has_a_key_is_answered(server: Server, kubectl: Kubectl) -> None:
     """Keys come and go without a restart; a new pod is made once, as the Secret is named."""
     secret = {

@@ -22,7 +22,7 @@ from kit.processes import kill
 from kit.serving import Server, Traffic, storage_standing_still, traffic
 from kit.truth import DOOR, LATE_SECONDS, SILENT_SECONDS, Truth, watched
 
-pytestmark = [pytest.mark.long, pytest.mark.usefixtures("engine", "base")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("engine", "base")]
 NAMESPACE = "e2e-truth"
 LABEL = {"team": "truth"}
 ALIAS = "bot:prod"

@@ -19,6 +19,8 @@ from kit.kubectl import Kubectl, wait_for
 from kit.policies import changing_pods
 from kit.tenant import create_tenant
 
+pytestmark = pytest.mark.slow
+
 CURED_SECONDS = 150
 """The Job controller waits longer and longer before it tries a refused pod again."""
 SUCCEEDED_SECONDS = 600

@@ -6,11 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from e2e.conftest import CHECKPOINTS, LONG, REPORT_FILES, ROWS, Launch, checkpointed, plain_peft_loss
 
 from kit.jobs import Job
 from kit.kubectl import Kubectl
 from kit.published import download, list_keys
+
+pytestmark = pytest.mark.slow
 
 WHY = "the loss is low enough"
 STEPS = 100_000

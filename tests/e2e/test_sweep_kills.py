@@ -27,6 +27,8 @@ from kit.published import download, split_uri
 from tools.cluster import seed
 from tools.demo.sweep import on_cpus
 
+pytestmark = pytest.mark.slow
+
 KILLS = 10
 HELD = "s3://datasets/e2e/chatterbot-held.jsonl"
 HELD_ROWS = 60

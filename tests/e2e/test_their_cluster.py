@@ -25,7 +25,7 @@ from kit.policies import changing_pods, giving_ids
 from kit.tenant import create_tenant, s3_secret
 from tools.cluster.certs import Authority
 
-pytestmark = pytest.mark.long
+pytestmark = pytest.mark.slow
 
 FIRST_ID = 1000670000
 TAINT = "example.com/pool"

@@ -261,7 +261,7 @@ def test_two_releases_share_no_name_that_is_of_the_whole_cluster(helm: Helm) -> 
     assert {kind for kind, _ in second} == {kind for kind, _ in first} - {"CustomResourceDefinition"}
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_two_releases_serve_their_own_teams_side_by_side(served: Kubectl, helm: Helm, tmp_path: Path) -> None:
     """Each has names, rights, policies, a Lease and a certificate of its own; the CRDs are the first one's."""
     second = Release("second-tunery", "second-system")

@@ -85,7 +85,7 @@ def settle() -> None:
     time.sleep(SETTLE_SECONDS)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_each_fault_of_a_watch_and_of_a_list_is_survived(world: Adversity) -> None:
     for faults in rounds([with_secret(fault) for fault in REQUEST_FAULTS]):
         settle()
@@ -102,7 +102,7 @@ def test_each_fault_of_a_watch_and_of_a_list_is_survived(world: Adversity) -> No
     world.assert_sound()
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_each_fault_of_what_a_watch_says_is_survived(world: Adversity) -> None:
     for faults in rounds([with_secret(fault) for fault in STREAM_FAULTS]):
         settle()

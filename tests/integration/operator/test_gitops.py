@@ -58,7 +58,7 @@ def test_argo_cd_says_why(health_check: list[str | Path]) -> None:
     assert failed[0]["message"] == "Failed: LossDiverged: loss is NaN at step 7"
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_kstatus_reads_where_an_object_stands() -> None:
     """Long for its first build, some twenty seconds of a core."""
     program: list[str | Path] = [binaries.kstatus() / "kstatus"]

@@ -104,7 +104,7 @@ def _end(api: Api, pod: Json) -> tuple[int, object] | None:
     return (1, REPORT) if owner == "fail" else None
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_killed_at_each_write_nothing_happens_twice_and_nothing_is_lost(world: Adversity) -> None:
     runs = [Run(story, made, world.namespace()) for story, made in STORIES]
     finish(world, runs)

@@ -181,7 +181,7 @@ def test_the_pod_that_was_deleted_is_named(namespace: Namespace) -> None:
     assert reasons_of(status) == ["Stopped", "PeerLost"]
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_the_pod_that_was_deleted_in_the_last_attempt_is_named(namespace: Namespace) -> None:
     namespace.apply(on_nodes("twice", 2, retries=1))
     lose_one(namespace, "twice", 1)
@@ -232,7 +232,7 @@ def test_the_first_one_ends_well_for_all(namespace: Namespace) -> None:
     assert namespace.get("jobs", "w-report") is None, "its words were heard"
 
 
-@pytest.mark.parametrize("retries", [0, pytest.param(2, marks=pytest.mark.long)])
+@pytest.mark.parametrize("retries", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_while_the_first_one_publishes_another_ones_end_is_nobodys(
     namespace: Namespace, operator: OperatorProcess, progress_tls: Path, retries: int
 ) -> None:
@@ -266,7 +266,7 @@ def test_where_publishing_fails_all_of_them_are_needed_again(
 
 
 @pytest.mark.parametrize(
-    ("how", "retries"), [("evicted", 0), ("suspended", 0), pytest.param("evicted", 2, marks=pytest.mark.long)]
+    ("how", "retries"), [("evicted", 0), ("suspended", 0), pytest.param("evicted", 2, marks=pytest.mark.slow)]
 )
 def test_where_the_first_one_is_taken_away_after_another_had_ended_all_of_them_begin_anew(
     namespace: Namespace, operator: OperatorProcess, progress_tls: Path, how: str, retries: int
@@ -400,7 +400,7 @@ def test_a_deadline_ends_all_of_them_and_counts_what_ran_at_a_time_once(namespac
     eventually("no pod is left", lambda: not namespace.api.items(namespace.path("pods")))
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_pod_that_fails_counts_once_and_all_come_back_after_ten_seconds(namespace: Namespace) -> None:
     """With backoffLimit alone they would wait 40 s, and the Job would be over with the second attempt.
 
@@ -427,7 +427,7 @@ def test_a_pod_that_fails_counts_once_and_all_come_back_after_ten_seconds(namesp
     eventually("all of them are ended", lambda: not namespace.api.items(namespace.path("pods")))
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_pod_that_is_lost_with_its_node_is_never_counted(namespace: Namespace) -> None:
     namespace.apply(on_nodes("n", retries=0))
     for attempt, most in ((1, 20), (2, 25)):

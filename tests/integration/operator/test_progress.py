@@ -48,7 +48,7 @@ def test_a_report_becomes_status(namespace: Namespace, pod: Poster) -> None:
     assert "NotReporting" not in namespace.reasons_told("c")
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_pod_that_is_silent_for_two_minutes_is_told_until_it_reports(namespace: Namespace, pod: Poster) -> None:
     """Long for the minutes."""
     started = time.monotonic()

@@ -338,7 +338,7 @@ def test_a_stopped_job_stays_so_and_expires(namespace: Namespace) -> None:
     eventually("it has expired", lambda: namespace.get("lorajobs", "x") is None)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_killed_at_any_time_it_is_published_once(
     api: Api, operator: OperatorProcess, operator_kubeconfig: Path, tmp_path: Path
 ) -> None:

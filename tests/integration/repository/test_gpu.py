@@ -58,7 +58,7 @@ def command(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(line, cwd=ROOT / "tests", capture_output=True, text=True, timeout=600)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_every_check_runs_in_tiny_shapes_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     done = command(tmp_path, "--dry")
@@ -212,7 +212,7 @@ def test_what_a_check_starts_lives_and_is_found(tmp_path: Path) -> None:
     assert "none.pickle" in (tmp_path / "failure-0").read_text()
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_the_process_that_fails_by_itself_is_blamed_and_ends_all(tmp_path: Path) -> None:
     from gpu.ranks import together
 

@@ -132,7 +132,7 @@ def test_a_release_is_checked_by_what_is_generated_and_by_verify(copy: Path) -> 
     assert re.search(r"-m release .*--check '\S*make generate && \S*make verify'", planned.stdout)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_where_the_tag_fails_there_is_no_commit(copy: Path, release: Release) -> None:
     git(copy, "config", "tag.gpgSign", "true")
     git(copy, "config", "gpg.program", "false")
@@ -142,20 +142,20 @@ def test_where_the_tag_fails_there_is_no_commit(copy: Path, release: Release) ->
     assert as_it_was(copy)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_what_a_check_has_left_goes_too(copy: Path, release: Release) -> None:
     assert release("0.2.0", "touch crds/left.txt; false").returncode != 0
     assert as_it_was(copy)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_release_that_is_ended_leaves_nothing(copy: Path, release: Release) -> None:
     """By SIGTERM, in the middle of the check."""
     assert release("0.2.0", "kill -TERM $$PPID; sleep 5").returncode != 0
     assert as_it_was(copy)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_candidates_tag_is_no_release(copy: Path, release: Release) -> None:
     git(copy, "tag", "v0.2.0-rc1")
     assert release("0.2.0").returncode == 0
@@ -169,7 +169,7 @@ def test_without_a_branch_there_is_no_release(copy: Path, release: Release) -> N
     assert as_it_was(copy)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_hook_that_refuses_without_a_word_is_told_of(copy: Path, release: Release) -> None:
     hook = copy / ".git" / "hooks" / "pre-commit"
     hook.parent.mkdir(exist_ok=True)

@@ -8,10 +8,11 @@ import json
 import os
 import re
 import shutil
+import sys
 from pathlib import Path
 
 from tools.cluster.paths import PACKAGE, cache_dir
-from tools.cluster.shell import run
+from tools.cluster.shell import CommandFailed, run
 
 MODULES = PACKAGE / "binaries"
 KUBERNETES_NAMES = (
@@ -108,7 +109,9 @@ def go() -> str:
     usual = Path("/usr/local/go/bin/go")  # where the toolchain's own installer puts it, often not on PATH
     found = shutil.which("go") or (str(usual) if usual.exists() else None)
     if found is None:
-        raise GoMissing("the local cluster is built from source: install Go 1.26 or newer (https://go.dev/dl)")
+        raise GoMissing(
+            "Go is missing. Fix: install Go 1.26 or newer; the tests build a Kubernetes API server from source."
+        )
     return found
 
 
@@ -137,3 +140,20 @@ def _version_flags() -> str:
     major, minor = version.removeprefix("v").split(".")[:2]
     variables = {"gitVersion": version, "gitMajor": major, "gitMinor": minor}
     return " ".join(f"-X k8s.io/component-base/version.{name}={value}" for name, value in variables.items())
+
+
+def main() -> int:
+    """Build Kubernetes and Helm, or with --check only look for Go; return the exit code."""
+    try:
+        go()
+        if "--check" not in sys.argv:
+            kubernetes()
+            helm()
+    except (GoMissing, CommandFailed) as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

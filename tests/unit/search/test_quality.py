@@ -60,7 +60,7 @@ def lowest(sampler: SamplerType, seed: int) -> float:
     return min(value for value in came if value is not None)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_at_thirty_trials_tpe_leaves_less_to_the_best_than_chance_does() -> None:
     """Both begin with the same eight by chance. Of 120 seeds 0.0148 and 0.0286 was left, and 79 were better.
 

@@ -13,7 +13,7 @@ TESTS = Path(__file__).resolve().parents[3]
 
 
 @pytest.mark.parametrize("sweeps", [0, 50])
-@pytest.mark.long
+@pytest.mark.slow
 def test_sweeps_that_have_ended_take_little_memory_and_no_optuna(sweeps: int) -> None:
     command = [sys.executable, "-m", "bench.sweep_memory", "--here", str(sweeps)]
     done = subprocess.run(command, cwd=TESTS, capture_output=True, text=True, check=True)

@@ -238,7 +238,7 @@ async def test_another_input_uses_no_part_of_the_first(tmp_path: Path) -> None:
         assert here.parts == []
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_two_hundred_thousand_lines_take_little_memory(tmp_path: Path) -> None:
     """Of a pod that is given 1 GiB; 60 MiB are the interpreter and its libraries, 64 at most answers to be stored."""
     command = [sys.executable, "-m", "kit.server.batch_memory", str(tmp_path), "200000"]

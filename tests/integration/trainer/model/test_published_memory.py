@@ -69,7 +69,7 @@ PAGES_OF_LIBRARIES = 407 * 2**20
 """As docs/estimate.md has them: the benchmark's process is a copy, and shares them."""
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_what_a_cpu_takes_for_rows_of_many_lengths_is_met() -> None:
     """The benchmark itself, so that it goes on running. The base stays in its file, whose pages are not its own."""
     command = [sys.executable, "-m", "bench.memory_on_cpu", "--cases", "LoRA-BFloat16-1x128-varied"]

@@ -18,7 +18,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tunery_api.reasons import ExitCode
 
-from kit.long import long_but
 from kit.story import Case, read_curve, run_here, start
 
 LONG = {"maxSteps": 80, "learningRate": "1e-3"}
@@ -82,7 +81,8 @@ def test_sigterm_is_answered_while_libraries_are_imported(case: Case) -> None:
     assert time.monotonic() - begin < 10
 
 
-@pytest.mark.parametrize("method", long_but(["LoRA", "QLoRA", "AdaLoRA"], "LoRA", "AdaLoRA"))
+@pytest.mark.slow(fast=["LoRA", "AdaLoRA"])
+@pytest.mark.parametrize("method", ["LoRA", "QLoRA", "AdaLoRA"])
 def test_a_resume_is_exact(case: Case, method: str) -> None:
     """20 straight steps end in the very weights of 10 steps, a resume, and 10 more."""
     path = case(method=method, lora=None, checkpoint={"everySteps": 10, "keep": 2} | KEPT, evaluation={"everySteps": 6})

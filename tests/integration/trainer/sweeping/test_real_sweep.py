@@ -65,7 +65,7 @@ def killed_in_training(path: Path) -> Path:
     return max(work.glob("sweep-*/*.log"))
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_it_finds_better_settings_than_the_guide_and_goes_on_after_it_was_killed(case: Case) -> None:
     path = write_sweep(case().parent)
     log = killed_in_training(path)

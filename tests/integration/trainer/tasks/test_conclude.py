@@ -229,9 +229,9 @@ def test_nothing_is_removed_where_the_best_is_not_whole(
 @pytest.mark.parametrize(
     "refused",
     [
-        pytest.param(("out-trials",), marks=pytest.mark.long),
-        pytest.param(("tunery-checkpoints",), marks=pytest.mark.long),
-        pytest.param(("tunery-reports",), marks=pytest.mark.long),
+        pytest.param(("out-trials",), marks=pytest.mark.slow),
+        pytest.param(("tunery-checkpoints",), marks=pytest.mark.slow),
+        pytest.param(("tunery-reports",), marks=pytest.mark.slow),
         ("out-trials", "tunery-checkpoints", "tunery-reports"),
     ],
     ids=" and ".join,

@@ -17,7 +17,6 @@ import pytest
 from tunery_api.reasons import ExitCode
 from tunery_trainer.crew.causes import CAUSE_SECONDS
 
-from kit.long import long_but
 from kit.nodes import Node, Nodes, finish, logs
 from kit.story import Run
 from tools.cluster.s3 import S3Server
@@ -94,7 +93,8 @@ def undisturbed() -> dict[tuple[int, int], str]:
     return {}
 
 
-@pytest.mark.parametrize("name", long_but(CASES, "the other node is killed"))
+@pytest.mark.slow(fast=["the other node is killed"])
+@pytest.mark.parametrize("name", CASES)
 def test_a_run_that_loses_a_process_goes_on_to_the_same_adapter(
     name: str,
     tmp_path: Path,
@@ -145,7 +145,7 @@ def held(server: S3Server) -> Iterator[None]:
         os.kill(pid, signal.SIGCONT)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_the_successor_of_a_drained_node_waits_for_that_of_node_0_which_stores_its_checkpoint(
     tmp_path: Path, run_file: Run, s3_server: S3Server
 ) -> None:

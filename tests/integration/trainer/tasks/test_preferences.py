@@ -22,7 +22,6 @@ from tunery_common.inputs.location import DataFiles, FetchedDataset
 from tunery_trainer.local import load_run_spec
 from tunery_trainer.plan.disk import estimate_disk
 
-from kit.long import long_but
 from kit.peft_reader import held_out_rows, plain_peft
 from kit.story import WORDS, Case, newest_log, run_here, start, write_rows
 
@@ -114,7 +113,8 @@ def log_ratio(model: Any, ids: list[int], labels: list[int]) -> float:
         return now - log_probability()
 
 
-@pytest.mark.parametrize("task", long_but(["DPO", "ORPO", "KTO"], "DPO"))
+@pytest.mark.slow(fast=["DPO"])
+@pytest.mark.parametrize("task", ["DPO", "ORPO", "KTO"])
 def test_a_resume_is_exact(case: Case, task: str) -> None:
     """20 straight steps end in the weights of 10 steps, a resume, and 10 more; the reference is not asked again.
 

@@ -29,7 +29,6 @@ from tunery_common.storage import open_store
 from tunery_common.storage.published_folder import verify
 from tunery_common.storage.transfer import hash_file
 
-from kit.long import long_but
 from kit.peft_reader import held_out_rows, plain_peft, single_row_loss
 from kit.s3 import keys_below
 from kit.story import Case, Run, command, environment, run_here, start
@@ -101,7 +100,8 @@ def published(place: Path) -> Lineage:
     return verify(open_store(place.as_uri(), None, "")).manifest.lineage
 
 
-@pytest.mark.parametrize(("changes", "quantization"), long_but(METHODS, "LoRA", "AdaLoRA"))
+@pytest.mark.slow(fast=["LoRA", "AdaLoRA"])
+@pytest.mark.parametrize(("changes", "quantization"), METHODS)
 def test_what_was_measured_best_loads_in_plain_peft(case: Case, changes: dict[str, Any], quantization: str) -> None:
     path = case(**LONG, **KEPT, **changes, onStop="Publish")
     done = stop_here(path)
@@ -191,7 +191,7 @@ def test_as_a_run_goes_on_what_is_stored_is_published(killed_once: Path) -> None
     assert (stopped.after_step, stopped.of_steps) == (step, 60)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_while_the_result_is_written_what_is_stored_is_published(killed_once: Path) -> None:
     running = start(killed_once)
     written = killed_once.parent / "work" / "result" / "adapter_model.safetensors"

@@ -14,7 +14,6 @@ from transformers import BitsAndBytesConfig
 
 from tunery_api.reasons import ExitCode
 
-from kit.long import long_but
 from kit.peft_reader import held_out_rows, plain_peft, single_row_loss
 from kit.story import Case, read_curve, run_here
 
@@ -46,9 +45,8 @@ COMBINATIONS = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("changes", "quantization"), long_but(COMBINATIONS, "LoRA", "QLoRA", "AdaLoRA", "PrefixTuning")
-)
+@pytest.mark.slow(fast=["LoRA", "QLoRA", "AdaLoRA", "PrefixTuning"])
+@pytest.mark.parametrize(("changes", "quantization"), COMBINATIONS)
 def test_every_method_learns_and_loads_in_plain_peft(case: Case, changes: dict[str, Any], quantization: str) -> None:
     path = case(**changes)
     metrics = train(path)["lineage"]["metrics"]

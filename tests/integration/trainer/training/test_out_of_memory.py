@@ -110,11 +110,11 @@ def again(path: Path) -> None:
     [
         pytest.param({}, 2, 7, (2, 4), id="in-the-middle"),
         pytest.param({}, 1, 0, (1, 8), id="at-once-and-twice"),
-        pytest.param({"method": "AdaLoRA"}, 2, 7, (2, 4), id="AdaLoRA", marks=pytest.mark.long),
-        pytest.param({"method": "QLoRA"}, 2, 7, (2, 4), id="QLoRA", marks=pytest.mark.long),
-        pytest.param({"training": EXACT | {"optimizer": "AdamW8bit"}}, 2, 7, (2, 4), id="8bit", marks=pytest.mark.long),
+        pytest.param({"method": "AdaLoRA"}, 2, 7, (2, 4), id="AdaLoRA", marks=pytest.mark.slow),
+        pytest.param({"method": "QLoRA"}, 2, 7, (2, 4), id="QLoRA", marks=pytest.mark.slow),
+        pytest.param({"training": EXACT | {"optimizer": "AdamW8bit"}}, 2, 7, (2, 4), id="8bit", marks=pytest.mark.slow),
         pytest.param(
-            {"training": EXACT | {"groupByLength": True}}, 2, 16, (2, 4), id="by-length", marks=pytest.mark.long
+            {"training": EXACT | {"groupByLength": True}}, 2, 16, (2, 4), id="by-length", marks=pytest.mark.slow
         ),
         pytest.param({"training": EXACT | {"maxSteps": 28}}, 3, 16, (2, 4), id="second-pass-after-a-short-step"),
     ],
@@ -283,7 +283,7 @@ sys.exit(main(sys.argv[2:]))
 """
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_process_that_really_has_no_more_memory_goes_on_with_fewer_rows(case: Case) -> None:
     """Nothing is simulated: the activations of 128 rows alone take more than the system gives."""
     asked = {"batchSize": 128, "gradientAccumulation": 1, "maxSteps": 1, "packing": True, "maxLength": 512}

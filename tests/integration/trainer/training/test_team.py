@@ -25,7 +25,6 @@ from tunery_trainer.training import reference_scores, shared_steps
 from tunery_trainer.training.reference_scores import Scoring, TaskRows
 from tunery_trainer.training.shared_steps import SharedSteps
 
-from kit.long import long_but
 from kit.team_runs import METHODS, PASSES, Preferred, Trained, answer, go_on, hear, lag, prefer, run_out, stop, train
 from kit.teams import together
 
@@ -36,7 +35,8 @@ def apart(one: Trained | Preferred, other: Trained | Preferred) -> float:
     return max(float((one.state[name] - tensor).abs().max()) for name, tensor in other.state.items())
 
 
-@pytest.mark.parametrize(("method", "world"), long_but(TEAMS, "LoRA-2", "QLoRA-2"))
+@pytest.mark.slow(fast=["LoRA-2", "QLoRA-2"])
+@pytest.mark.parametrize(("method", "world"), TEAMS)
 def test_a_base_in_parts_trains_the_same(llama: Path, tmp_path: Path, method: str, world: int) -> None:
     blocks = METHODS[method]
     [alone] = together(1, tmp_path / "alone", partial(train, llama, blocks))
@@ -47,7 +47,8 @@ def test_a_base_in_parts_trains_the_same(llama: Path, tmp_path: Path, method: st
         assert apart(first, other) == 0
 
 
-@pytest.mark.parametrize(("method", "world"), long_but(TEAMS, "LoRA-2", "AdaLoRA-4"))
+@pytest.mark.slow(fast=["LoRA-2", "AdaLoRA-4"])
+@pytest.mark.parametrize(("method", "world"), TEAMS)
 def test_a_team_trains_what_one_process_trains(llama: Path, tmp_path: Path, method: str, world: int) -> None:
     [alone] = together(1, tmp_path / "alone", partial(train, llama, METHODS[method]))
     first, *others = together(world, tmp_path / "team", partial(train, llama, METHODS[method]))
@@ -59,7 +60,8 @@ def test_a_team_trains_what_one_process_trains(llama: Path, tmp_path: Path, meth
         assert apart(first, other) == 0
 
 
-@pytest.mark.parametrize("task", long_but(["SFT", "DPO", "ORPO", "KTO"], "KTO"))
+@pytest.mark.slow(fast=["KTO"])
+@pytest.mark.parametrize("task", ["SFT", "DPO", "ORPO", "KTO"])
 def test_a_team_prefers_what_one_process_prefers(llama: Path, tmp_path: Path, task: str) -> None:
     """The loss of a step is a mean over the rows of all processes, KTO's reference point, too."""
     [alone] = together(1, tmp_path / "alone", partial(prefer, llama, task))
@@ -77,7 +79,8 @@ def test_a_team_prefers_what_one_process_prefers(llama: Path, tmp_path: Path, ta
 WORLDS = {"1": (1, False), "2": (2, False), "4": (4, False), "2 in parts": (2, True)}
 
 
-@pytest.mark.parametrize(("before", "after"), long_but(product(WORLDS, WORLDS), "2-1", "1-2 in parts"))
+@pytest.mark.slow(fast=["2-1", "1-2 in parts"])
+@pytest.mark.parametrize(("before", "after"), product(WORLDS, WORLDS))
 def test_any_team_goes_on_from_the_checkpoint_of_any_other(
     llama: Path, tmp_path: Path, before: str, after: str
 ) -> None:
@@ -90,7 +93,8 @@ def test_any_team_goes_on_from_the_checkpoint_of_any_other(
     assert apart(first, resumed) < (1e-12 if before == after else 5e-5)
 
 
-@pytest.mark.parametrize(("world", "grouped"), long_but(product((2, 4), (False, True)), "2-True"))
+@pytest.mark.slow(fast=["2-True"])
+@pytest.mark.parametrize(("world", "grouped"), product((2, 4), (False, True)))
 def test_a_team_of_the_same_size_goes_on_to_the_bit(llama: Path, tmp_path: Path, world: int, *, grouped: bool) -> None:
     """With dropout, which each process draws for itself, and with rows by their length."""
     blocks: dict[str, object] = {"lora": {"dropout": "0.1"}, "training": {"groupByLength": grouped}}

@@ -22,7 +22,6 @@ from tunery_trainer.adapter.methods.lora_init import leading_directions, lora_la
 from tunery_trainer.adapter.save import published_rank, save_published
 from tunery_trainer.model.load import load_base, load_tokenizer, meta_model
 
-from kit.long import long_but
 from kit.training import logits_of, resolved_for, start_for, train
 
 TOLERANCE = 3e-5
@@ -63,9 +62,8 @@ SETTINGS = [
 ]
 
 
-@pytest.mark.parametrize(
-    "blocks", METHODS + long_but(QUANTISED, "QLoRA-FP4", "AdaLoRA-Int8") + STARTS[:4] + long_but(STARTS[4:]) + SETTINGS
-)
+@pytest.mark.slow(fast=[*(str(case.id) for case in METHODS + STARTS[:4] + SETTINGS), "QLoRA-FP4", "AdaLoRA-Int8"])
+@pytest.mark.parametrize("blocks", METHODS + QUANTISED + STARTS + SETTINGS)
 def test_it_trains_and_what_is_published_is_the_same(llama: Path, tmp_path: Path, blocks: dict[str, Any]) -> None:
     run = train(llama, blocks)
     assert run.losses[-1] < run.losses[0]

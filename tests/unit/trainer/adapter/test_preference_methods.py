@@ -12,7 +12,6 @@ import torch
 
 from tunery_trainer.losses.objectives import objective_of
 
-from kit.long import long_but
 from kit.preferences import Pass, begun, prepared, resolved_task, trainer_on
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -51,7 +50,8 @@ IN_SHORT = (
 )
 
 
-@pytest.mark.parametrize(("name", "task", "precision"), long_but(CASES, *IN_SHORT))
+@pytest.mark.slow(fast=IN_SHORT)
+@pytest.mark.parametrize(("name", "task", "precision"), CASES)
 def test_every_method_learns_what_is_preferred(
     llama: Path, tmp_path: Path, name: str, task: str, precision: str
 ) -> None:

@@ -95,7 +95,7 @@ def test_on_a_cpu_the_tile_of_logits_is_worked_on_in_copies(tiny_model: Path) ->
     assert cpu.plain.kept == gpu.plain.kept
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_tile_that_is_not_full_is_counted_as_it_is(tiny_model: Path) -> None:
     """It grows with the rows until it is full: a chord from one row to sixteen would lie below what four take."""
     plan = replace(PLAN, on_gpu=False, length=256)
@@ -139,7 +139,7 @@ METHODS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize(
     ("method", "kind"),
     [
-        pytest.param(method, kind, marks=() if method == "LoRA" or kind == "alike" else pytest.mark.long)
+        pytest.param(method, kind, marks=() if method == "LoRA" or kind == "alike" else pytest.mark.slow)
         for kind, method in product(DEEP, METHODS)
     ],
 )

@@ -25,7 +25,6 @@ from tunery_trainer.model.outline import outline
 from tunery_trainer.model.targets import expert_names, linear_layers, lora_targets
 from tunery_trainer.settings.memory import MemoryEstimate
 
-from kit.long import long_but
 from kit.models_of_today import MIXTURES, write_mixture
 from kit.training import logits_of, loop, resolved_for, start_for, train
 
@@ -209,7 +208,8 @@ def estimate_of(folder: Path, blocks: dict[str, Any]) -> MemoryEstimate:
     return estimate_memory(attach(shape.fresh(), resolved, start_for(folder)).train(), shape, plan)
 
 
-@pytest.mark.parametrize("kind", long_but(MIXTURES, "qwen3_moe", "gpt_oss"))
+@pytest.mark.slow(fast=["qwen3_moe", "gpt_oss"])
+@pytest.mark.parametrize("kind", MIXTURES)
 def test_the_estimate_counts_experts_unquantised_and_once_more_with_the_adapter(folder_of: Folder, kind: str) -> None:
     facts = model_facts(folder_of(kind))
     quantised, plain = (estimate_of(folder_of(kind), {"method": method}) for method in ("QLoRA", "LoRA"))

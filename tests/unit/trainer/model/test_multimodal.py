@@ -24,7 +24,6 @@ from tunery_trainer.model.memory import MemoryPlan, estimate_memory, trained_num
 from tunery_trainer.model.outline import outline
 from tunery_trainer.model.targets import check_modules_to_save, linear_layers, resolve_targets
 
-from kit.long import long_but
 from kit.models_of_today import MULTIMODAL, TEXT_CLASSES, write_multimodal
 from kit.training import logits_of, loop, resolved_for, start_for, token_rows, train
 
@@ -48,7 +47,8 @@ def test_what_is_allowed_is_what_is_tested() -> None:
     assert MULTIMODAL.keys() >= TEXT_OF_IMAGE_TEXT
 
 
-@pytest.mark.parametrize("kind", long_but(MULTIMODAL, "gemma3", "gemma4", "qwen2_5_vl"))
+@pytest.mark.slow(fast=["gemma3", "gemma4", "qwen2_5_vl"])
+@pytest.mark.parametrize("kind", MULTIMODAL)
 def test_no_tower_is_adapted_and_plain_peft_loads_it(folder_of: Folder, tmp_path: Path, kind: str) -> None:
     folder = folder_of(kind)
     model, before, after = loop(folder, tmp_path / "loop", {"method": "LoRA"})
@@ -82,7 +82,8 @@ def test_where_there_is_a_class_for_text_alone_it_is_taken(folder_of: Folder, tm
 
 
 @pytest.mark.parametrize("blocks", [{"method": "AdaLoRA"}, {"method": "QLoRA"}, {"method": "IA3"}, {"method": "DoRA"}])
-@pytest.mark.parametrize("kind", long_but(["gemma3", "mistral3", "qwen2_5_vl"], "gemma3"))
+@pytest.mark.slow(fast=["gemma3-*"])
+@pytest.mark.parametrize("kind", ["gemma3", "mistral3", "qwen2_5_vl"])
 def test_other_methods_work_there(folder_of: Folder, tmp_path: Path, kind: str, blocks: dict[str, Any]) -> None:
     model, before, after = loop(folder_of(kind), tmp_path / "loop", blocks)
     assert after < before

@@ -84,9 +84,9 @@ def test_a_base_that_holds_no_number_is_named(case: Case, value: float, said: st
     "changes",
     [
         {"task": "DPO"},
-        pytest.param({"method": "QLoRA"}, marks=pytest.mark.long),
-        pytest.param({"task": "KTO"}, marks=pytest.mark.long),
-        pytest.param({"lora": {"init": "PiSSA"}}, marks=pytest.mark.long),
+        pytest.param({"method": "QLoRA"}, marks=pytest.mark.slow),
+        pytest.param({"task": "KTO"}, marks=pytest.mark.slow),
+        pytest.param({"lora": {"init": "PiSSA"}}, marks=pytest.mark.slow),
     ],
 )
 def test_whatever_is_trained_on_it(case: Case, changes: dict[str, Any]) -> None:

@@ -25,7 +25,6 @@ from tunery_trainer.training.reference_scores import Scoring, as_before, task_ro
 from tunery_trainer.training.row_order import reached
 from tunery_trainer.training.weights import trained_state
 
-from kit.long import long_but
 from kit.models_of_today import write_mixture
 from kit.preferences import PASS, begun, moved, prepared, resolved_task, rows_of, trainer_on
 from kit.tiny_models import write_family
@@ -215,7 +214,8 @@ def test_the_order_is_that_of_transformers_own_sampler(llama: Path, tmp_path: Pa
     assert len({str(orders[0][part : part + 10]) for part in (0, 10, 20)}) == 3
 
 
-@pytest.mark.parametrize("precision", long_but(["Float32", "BFloat16"], "Float32"))
+@pytest.mark.slow(fast=["*-Float32"])
+@pytest.mark.parametrize("precision", ["Float32", "BFloat16"])
 @pytest.mark.parametrize(
     ("task", "method"),
     [("DPO", "LoRA"), ("KTO", "LoRA"), ("DPO", "QDoRA"), ("DPO", "AdaLoRA"), ("KTO", "IA3"), ("KTO", "PromptTuning")],
