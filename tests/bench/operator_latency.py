@@ -233,17 +233,12 @@ def parse_options() -> argparse.Namespace:
 def main() -> int:
     """Measure, and print what was found."""
     options = parse_options()
-    with tempfile.TemporaryDirectory() as folder:
-        plane = ControlPlane(Path(folder) / "plane")
-        plane.start()
-        try:
-            kubectl = with_crds(plane)
-            found: dict[str, Any] = {"load_before": os.getloadavg()[0], "connections": CONNECTIONS}
-            found |= asyncio.run(measure(plane, account(kubectl, Path(folder)), Path(folder), options))
-            found["load_after"] = os.getloadavg()[0]
-            json.dump(found, sys.stdout, indent=1)
-        finally:
-            plane.remove()
+    with tempfile.TemporaryDirectory() as folder, ControlPlane(Path(folder) / "plane").temporary() as plane:
+        kubectl = with_crds(plane)
+        found: dict[str, Any] = {"load_before": os.getloadavg()[0], "connections": CONNECTIONS}
+        found |= asyncio.run(measure(plane, account(kubectl, Path(folder)), Path(folder), options))
+        found["load_after"] = os.getloadavg()[0]
+        json.dump(found, sys.stdout, indent=1)
     return 0
 
 

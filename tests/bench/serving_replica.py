@@ -161,12 +161,8 @@ async def replica(folder: Path, model: Path) -> AsyncIterator[Replica]:
 @contextmanager
 def s3_server(folder: Path) -> Iterator[S3Server]:
     """Run an S3 server with a bucket for adapters."""
-    server = S3Server(folder, buckets=("adapters",))
-    server.start()
-    try:
+    with S3Server(folder, buckets=("adapters",)).temporary() as server:
         yield server
-    finally:
-        server.remove()
 
 
 @asynccontextmanager

@@ -20,11 +20,13 @@ from gpu.carried import install
 from gpu.registry import CHECKS
 from gpu.running import Report, Request, run
 from gpu.verdicts import Verdict
+from tools.cluster.daemon import end_on_sigterm
 
 
 def main(arguments: list[str]) -> int:
     """Run the checks; return 1 where a case has failed."""
     options = _parser().parse_args(arguments)
+    end_on_sigterm()
     options.out.mkdir(parents=True, exist_ok=True)
     report = Report(options.out / "gpu.json", options.earlier, dry=options.dry)
     with tempfile.TemporaryDirectory() as site:

@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from gpu.registry import CHECKS, ROOT
 from gpu.verdicts import FINAL, Verdict
+from tools.cluster.daemon import ENDS_WITH_PARENT
 
 Json = dict[str, Any]
 _DRY_SECONDS: Final = 300.0
@@ -130,7 +131,7 @@ class _Process:
         asked: Json = {name: path and str(path.resolve()) for name, path in given.items()}
         asked |= {"dry": self._request.dry, "checks": checks}
         with (self._request.out / "log.txt").open("ab") as log:
-            command = [sys.executable, "-m", "gpu.one", json.dumps(asked)]
+            command = [*ENDS_WITH_PARENT, sys.executable, "-m", "gpu.one", json.dumps(asked)]
             process = subprocess.Popen(
                 command, stdout=subprocess.PIPE, stderr=log, cwd=ROOT / "tests", env=self._environment(), text=True
             )
@@ -165,6 +166,9 @@ class _Process:
         except queue.Empty:
             process.kill()
             return _OVER if _over(deadline) else "it took too long"
+        except KeyboardInterrupt:
+            process.kill()
+            raise
         finally:
             process.wait()
         return ""

@@ -19,9 +19,10 @@ from typing import Any
 import aiohttp
 
 from kit.installation import ROOT
+from tools.cluster.daemon import ENDS_WITH_PARENT
 from tools.cluster.waiting import wait_until
 
-VLLM = ROOT / "tests" / "engine" / ".venv" / "bin" / "vllm"
+VLLM = ROOT / "tests" / "tools" / "engine" / ".venv" / "bin" / "vllm"
 FIX = "tunery_cpu_fix"
 VLLM_ENVIRONMENT = {
     "VLLM_PLUGINS": FIX,
@@ -76,10 +77,10 @@ class EngineProcess:
         return file.read_text(errors="replace") if file.exists() else ""
 
     def launch(self) -> None:
-        """Start the process and return at once."""
+        """Start the process and return at once; it ends with the thread that starts it."""
         own = VLLM_ENVIRONMENT if self.kind == Kind.VLLM else {"PYTHONPATH": str(ROOT / "tests")}
         switches = {"HF_HUB_OFFLINE": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1", **own, **self.more}
-        command = [*COMMANDS[self.kind], *self.options, "--uds", self.socket]
+        command = [*ENDS_WITH_PARENT, *COMMANDS[self.kind], *self.options, "--uds", self.socket]
         with (self.folder / "engine.log").open("ab") as log:
             self.process = subprocess.Popen(
                 [str(word) for word in command], env=os.environ | switches, stdout=log, stderr=log,

@@ -15,6 +15,7 @@ from tunery_trainer.crew.nodes import MEET_SECONDS_ENV
 from tunery_trainer.process.place import NODE_ENV, PORT_ENV, SIMULATED_ENV
 
 from kit.story import Run, command, environment
+from tools.cluster.daemon import ENDS_WITH_PARENT
 from tools.cluster.ports import free_pair
 
 
@@ -92,7 +93,10 @@ class Nodes:
         }
         with log.open("wb") as out:
             process = subprocess.Popen(
-                command("train", path), env=environment(**variables), stdout=out, stderr=subprocess.STDOUT
+                [*ENDS_WITH_PARENT, *command("train", path)],
+                env=environment(**variables),
+                stdout=out,
+                stderr=subprocess.STDOUT,
             )
         return Node(process, log, words)
 

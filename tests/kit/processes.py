@@ -1,4 +1,4 @@
-"""The processes of a pod, seen and killed from the node that this machine is."""
+"""Processes of this machine: those of a pod, to be killed, and those with a variable in their environment."""
 
 from __future__ import annotations
 
@@ -32,6 +32,12 @@ def kill(pod: dict[str, Any], command: str) -> None:
 def environment_of(pid: int) -> bytes:
     """Return the environment that a process was started with."""
     return _read(PROC / str(pid) / "environ")
+
+
+def with_environment(variable: str) -> dict[int, str]:
+    """Return the command lines of the processes that were started with a variable, such as `TMPDIR=/tmp/a`, by pid."""
+    found = [folder for folder in PROC.glob("[0-9]*") if variable.encode() in _read(folder / "environ").split(b"\0")]
+    return {int(folder.name): _read(folder / "cmdline").replace(b"\0", b" ").decode() for folder in found}
 
 
 def _read(path: Path) -> bytes:

@@ -35,6 +35,7 @@ from bench.meter import cpu_seconds
 from chaos.kills.bad_network import BadNetwork
 from kit.story import command, environment, make_rows, manifest, write_rows
 from kit.tiny_models import write_chat_model
+from tools.cluster.daemon import ENDS_WITH_PARENT
 from tools.cluster.s3 import S3Server
 
 BUCKET: Final = "adapters"
@@ -94,7 +95,7 @@ def write_case(folder: Path, changes: dict[str, Any], output: str) -> Path:
 def attempt(path: Path, variables: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
     """Start a run, or start it again."""
     with log.open("ab") as out:
-        words = command("run", path, "--work-dir", path.parent / "work")
+        words = [*ENDS_WITH_PARENT, *command("run", path, "--work-dir", path.parent / "work")]
         return subprocess.Popen(words, env=environment(**variables), stdout=out, stderr=subprocess.STDOUT)
 
 
@@ -203,13 +204,8 @@ def one_run(bench: Bench, name: str, signals: list[signal.Signals]) -> list[str]
 @contextmanager
 def storage() -> Iterator[tuple[S3Server, Path]]:
     """A real S3 server, and a folder, for the time of the body."""
-    with tempfile.TemporaryDirectory() as place:
-        server = S3Server(Path(place) / "s3")
-        server.start()
-        try:
-            yield server, Path(place)
-        finally:
-            server.stop()
+    with tempfile.TemporaryDirectory() as place, S3Server(Path(place) / "s3").temporary() as server:
+        yield server, Path(place)
 
 
 def main() -> None:

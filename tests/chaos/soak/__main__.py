@@ -52,12 +52,11 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="tunery-soak-") as folder:
-        plane = ControlPlane(Path(folder) / "control-plane")
-        try:
-            result = Soak(plane, Path(folder), options).run()
-        finally:
-            plane.remove()
+    with (
+        tempfile.TemporaryDirectory(prefix="tunery-soak-") as folder,
+        ControlPlane(Path(folder) / "control-plane").temporary() as plane,
+    ):
+        result = Soak(plane, Path(folder), options).run()
     print(json.dumps(result, indent=1))
     return 1 if result["violations"] else 0
 
@@ -66,7 +65,6 @@ class Soak:
     """One run: everything that takes part, and the clock."""
 
     def __init__(self, plane: ControlPlane, folder: Path, options: argparse.Namespace) -> None:
-        plane.start()
         environment = os.environ | {
             "KUBECONFIG": str(plane.kubeconfig),
             "PATH": f"{plane.kubectl.parent}:{os.environ['PATH']}",

@@ -37,7 +37,7 @@ class Kubelets:
         self._api = api
         self._kubeconfig = kubeconfig
         self._folder = folder
-        self._daemon = Daemon("kwok", folder)
+        self._daemon = Daemon("kwok", folder, ends_with_parent=True)
 
     def start(self, nodes: int = 10) -> None:
         """Start KWOK, and make the nodes."""

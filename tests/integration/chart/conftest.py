@@ -31,10 +31,8 @@ def rendered(helm: Helm) -> Rendered:
 @pytest.fixture(scope="module")
 def kubectl(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kubectl]:
     """kubectl and helm against a control plane of this module's own: what the chart installs is cluster-wide."""
-    plane = ControlPlane(tmp_path_factory.mktemp("chart-controlplane"))
-    plane.start()
-    yield kubectl_for(plane)
-    plane.remove()
+    with ControlPlane(tmp_path_factory.mktemp("chart-controlplane")).temporary() as plane:
+        yield kubectl_for(plane)
 
 
 @pytest.fixture(scope="module")

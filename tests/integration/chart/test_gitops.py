@@ -38,17 +38,13 @@ def template(helm: Helm, *settings: str) -> str:
 @pytest.fixture(scope="module")
 def applied(helm: Helm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kubectl]:
     """A cluster to which the chart came as text."""
-    plane = ControlPlane(tmp_path_factory.mktemp("gitops"))
-    plane.start()
-    kubectl = kubectl_for(plane)
-    try:
+    with ControlPlane(tmp_path_factory.mktemp("gitops")).temporary() as plane:
+        kubectl = kubectl_for(plane)
         enforce = {"pod-security.kubernetes.io/enforce": "restricted"}
         for name in (NAMESPACE, TEAM):
             kubectl.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": enforce}})
         apply(kubectl, template(helm))
         yield kubectl
-    finally:
-        plane.remove()
 
 
 def apply(kubectl: Kubectl, text: str) -> None:

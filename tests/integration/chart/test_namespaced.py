@@ -36,10 +36,8 @@ UID = "12345678-0000-0000-0000-000000000000"
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kubectl]:
     """A cluster on which the chart serves one of two teams; what tenants may name is limited, too."""
-    plane = ControlPlane(tmp_path_factory.mktemp("namespaced"))
-    plane.start()
-    kubectl = kubectl_for(plane)
-    try:
+    with ControlPlane(tmp_path_factory.mktemp("namespaced")).temporary() as plane:
+        kubectl = kubectl_for(plane)
         kubectl.run("create", "namespace", OTHER)
         first_install(
             kubectl,
@@ -49,8 +47,6 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kubectl]:
             r"tenantPolicy.outputPrefixes={s3://adapters/\{namespace\}/}",
         )
         yield kubectl
-    finally:
-        plane.remove()
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from typing import NamedTuple
 from kit.accounts import kubeconfig_of
 from kit.chart.rendering import NAMESPACE, Rendered
 from kit.kubectl import Kubectl, wait_for
+from tools.cluster.daemon import ENDS_WITH_PARENT
 from tools.cluster.ports import free_ports
 
 
@@ -107,7 +108,7 @@ def running_operator(
         "PATH": os.environ["PATH"],
         "HOME": str(folder),
     }
-    command = [sys.executable, "-m", "tunery_operator"]
+    command = [*ENDS_WITH_PARENT, sys.executable, "-m", "tunery_operator"]
     with (folder / "log").open("w") as output:
         process = subprocess.Popen(command, env=environment, cwd=folder, stderr=output)
     running = Operator(folder, process, progress, metrics)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kit.operator.api import eventually
+from tools.cluster.daemon import ENDS_WITH_PARENT
 from tools.cluster.ports import kept_ports
 
 _BAD_LINE = re.compile(r"^(?:\S+ (?:ERROR|CRITICAL) |Traceback \(most recent call last\)).*", re.MULTILINE)
@@ -61,7 +62,10 @@ class OperatorProcess:
         return f"https://127.0.0.1:{self.ports['progress']}"
 
     def start(self, *, wait: bool = True) -> OperatorProcess:
-        """Start it, and return when each watch has listed its objects; `wait=False`: at once."""
+        """Start it, and return when each watch has listed its objects; `wait=False`: at once.
+
+        It ends with the thread that starts it.
+        """
         kept = {name: value for name, value in os.environ.items() if not name.startswith("TUNERY_")}
         environment = kept | {
             "KUBECONFIG": str(self.kubeconfig),
@@ -73,7 +77,10 @@ class OperatorProcess:
         }
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [str(self.python), "-m", "tunery_operator"], env=environment, stdout=log, stderr=log
+                [*ENDS_WITH_PARENT, str(self.python), "-m", "tunery_operator"],
+                env=environment,
+                stdout=log,
+                stderr=log,
             )
         if wait:
             eventually("the operator is ready", self.is_ready, timeout=60)

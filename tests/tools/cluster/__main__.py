@@ -10,7 +10,7 @@ from pathlib import Path
 from tools.cluster import binaries, disk, images, packages
 from tools.cluster.binaries import GoMissing
 from tools.cluster.controlplane import ControlPlane
-from tools.cluster.daemon import DaemonFailed
+from tools.cluster.daemon import DaemonFailed, end_on_sigterm
 from tools.cluster.local import LocalCluster, NotRunning
 from tools.cluster.machine import NoAddress
 from tools.cluster.packages import PackagesMissing
@@ -140,6 +140,7 @@ def main() -> int:
         if name == "push":
             one.add_argument("registry", help="such as registry.example.com/tunery")
     options = parser.parse_args()
+    end_on_sigterm()
     try:
         options.command(options)
     except ERRORS as error:

@@ -6,13 +6,15 @@ import contextlib
 import shutil
 import ssl
 import urllib.request
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Self
 
 from tools.cluster import binaries
 from tools.cluster.certs import Authority, Pair
-from tools.cluster.daemon import Daemon
+from tools.cluster.daemon import Daemon, end_on_sigterm
 from tools.cluster.kubeconfig import write_kubeconfig
 from tools.cluster.ports import kept_ports
 
@@ -32,6 +34,7 @@ class ControlPlane:
 
     state_dir: Path
     address: str = "127.0.0.1"
+    ends_with_parent: bool = False
 
     @property
     def kubeconfig(self) -> Path:
@@ -61,7 +64,7 @@ class ControlPlane:
         return kept_ports(self.state_dir / "controlplane-ports.json", WANTED_PORTS)
 
     def is_running(self) -> bool:
-        return all(Daemon(name, self.state_dir).is_running() for name in NAMES)
+        return all(self._daemon(name).is_running() for name in NAMES)
 
     def start(self) -> None:
         """Start what does not run, and return when the API is ready and the controllers are at work."""
@@ -77,22 +80,36 @@ class ControlPlane:
     def stop(self) -> None:
         """Stop everything; the state stays."""
         for name in reversed(NAMES):
-            Daemon(name, self.state_dir).stop()
+            self._daemon(name).stop()
 
     def remove(self) -> None:
         """Stop everything and remove the state."""
         self.stop()
         shutil.rmtree(self.state_dir, ignore_errors=True)
 
+    @contextlib.contextmanager
+    def temporary(self) -> Iterator[Self]:
+        """Start it for a block, then remove it; however this process ends, no program of it stays."""
+        plane = replace(self, ends_with_parent=True)
+        end_on_sigterm()
+        try:
+            plane.start()
+            yield plane
+        finally:
+            plane.remove()
+
     def client_kubeconfig(self, name: str, user: str, group: str | None = None) -> Path:
         """Return a kubeconfig for a component or a test user, authenticated by certificate."""
         pair = self.authority.issue(name, user, group)
         return write_kubeconfig(self.state_dir / "kubeconfigs" / name, self.server, self.authority, pair)
 
+    def _daemon(self, name: str) -> Daemon:
+        return Daemon(name, self.state_dir, self.ends_with_parent)
+
     def _start_etcd(self) -> None:
         url, peer = (f"https://127.0.0.1:{self.ports[name]}" for name in ("etcd", "etcd-peer"))
         pair, ca = self.authority.issue("etcd", "etcd", hosts=["127.0.0.1"]), self.authority.pair.cert
-        daemon = Daemon("etcd", self.state_dir)
+        daemon = self._daemon("etcd")
         daemon.start(
             [
                 self.bin / "etcd",
@@ -113,7 +130,7 @@ class ControlPlane:
         serving = self.authority.issue("kube-apiserver", "kube-apiserver", hosts=hosts)
         client = self.authority.issue("apiserver-client", "tunery-apiserver", "system:masters")
         ca, key = self.authority.pair.cert, self.authority.signing_key("service-account")
-        daemon = Daemon("kube-apiserver", self.state_dir)
+        daemon = self._daemon("kube-apiserver")
         daemon.start(
             [
                 self.bin / "kube-apiserver",
@@ -166,7 +183,7 @@ class ControlPlane:
 
     def _start_controllers(self) -> None:
         ca, key = self.authority.pair, self.authority.signing_key("service-account")
-        manager, scheduler = (Daemon(name, self.state_dir) for name in NAMES[2:])
+        manager, scheduler = (self._daemon(name) for name in NAMES[2:])
         manager.start(
             [
                 self.bin / manager.name,

@@ -1,4 +1,8 @@
-"""Long-running programs: each in a session of its own, known by a pid file, ended by pid."""
+"""Long-running programs: each in a session of its own, known by a pid file, ended by pid.
+
+Servers of a test, a benchmark or a soak end with the process that starts them: ENDS_WITH_PARENT and end_on_sigterm.
+Those of `make cluster-up` and `make demo` keep running until `make cluster-down`.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +14,22 @@ import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from tools.cluster.waiting import WaitedTooLong, wait_until
 
 LOG_TAIL_LINES = 25
+ENDS_WITH_PARENT: Final = ("setpriv", "--pdeathsig", "KILL", "--")
+"""Put before a command: Linux sends the program SIGKILL when the thread that started it ends, for whatever reason."""
+
+
+def end_on_sigterm() -> None:
+    """Make SIGTERM raise KeyboardInterrupt, as Ctrl-C does: `with` and `finally` end what they started.
+
+    A shell lets its background jobs ignore Ctrl-C; this undoes it. Call it in the main thread.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
 
 
 class DaemonFailed(Exception):
@@ -26,6 +42,7 @@ class Daemon:
 
     name: str
     state_dir: Path
+    ends_with_parent: bool = False
 
     @property
     def pid_file(self) -> Path:
@@ -36,14 +53,14 @@ class Daemon:
         return self.state_dir / "log" / f"{self.name}.log"
 
     def start(self, command: Sequence[str | Path], env: Mapping[str, str] | None = None) -> None:
-        """Start the program, unless it runs; it outlives this process."""
+        """Start the program, unless it runs; it outlives this process, unless `ends_with_parent`."""
         if self.is_running():
             return
         for file in (self.pid_file, self.log_file):
             file.parent.mkdir(parents=True, exist_ok=True)
         with self.log_file.open("ab") as log:
             process = subprocess.Popen(
-                [str(word) for word in command],
+                [*(ENDS_WITH_PARENT if self.ends_with_parent else ()), *(str(word) for word in command)],
                 env={**os.environ, **(env or {})},
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -8,17 +8,17 @@ import json
 import secrets
 import shutil
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from tools.cluster.daemon import Daemon
+from tools.cluster.daemon import Daemon, end_on_sigterm
 from tools.cluster.ports import kept_ports
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ class S3Server:
     address: str = "127.0.0.1"
     wanted_port: int = 0
     buckets: Sequence[str] = BUCKETS
+    ends_with_parent: bool = False
 
     @property
     def endpoint_url(self) -> str:
@@ -92,7 +93,7 @@ class S3Server:
 
     @property
     def daemon(self) -> Daemon:
-        return Daemon("s3", self.state_dir)
+        return Daemon("s3", self.state_dir, self.ends_with_parent)
 
     def environment(self) -> dict[str, str]:
         """Return the variables that boto3 and the AWS tools read."""
@@ -126,6 +127,17 @@ class S3Server:
         """Stop the server and remove its state."""
         self.stop()
         shutil.rmtree(self.state_dir, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def temporary(self) -> Iterator[Self]:
+        """Start it for a block, then remove it; however this process ends, the server does not stay."""
+        server = replace(self, ends_with_parent=True)
+        end_on_sigterm()
+        try:
+            server.start()
+            yield server
+        finally:
+            server.remove()
 
     def client(self, identity: Identity | None = None) -> S3Client:
         """Return a boto3 client, for the administrator by default."""

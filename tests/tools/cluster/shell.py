@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from tools.cluster.daemon import ENDS_WITH_PARENT
 
 
 class CommandFailed(Exception):
@@ -20,11 +23,16 @@ def run(
     stdin: str | None = None,
     timeout: float = 600,
 ) -> str:
-    """Run a program and return its standard output; `env` is added to this process's environment."""
+    """Run a program and return its standard output; `env` is added to this process's environment.
+
+    The program ends when this process does.
+    """
     words = [str(word) for word in command]
+    if shutil.which(words[0]) is None:
+        raise CommandFailed(f"{words[0]}: not found on this machine")
     try:
         done = subprocess.run(
-            words,
+            [*ENDS_WITH_PARENT, *words],
             env={**os.environ, **(env or {})},
             cwd=cwd,
             input=stdin,
@@ -34,8 +42,6 @@ def run(
             timeout=timeout,
             check=False,
         )
-    except FileNotFoundError as error:
-        raise CommandFailed(f"{words[0]}: not found on this machine") from error
     except subprocess.TimeoutExpired as error:
         raise CommandFailed(f"{' '.join(words)}: not done after {timeout:.0f} s") from error
     if done.returncode:

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from kit.environment import MissingEnvironment, is_existing
 from kit.kubectl import Kubectl, KubectlError
+from tools.cluster.daemon import end_on_sigterm
 
 NAMESPACE = "tunery-demo"
 ERRORS = (MissingEnvironment, KubectlError, AssertionError, TimeoutError, subprocess.CalledProcessError)
@@ -85,7 +86,7 @@ class Hold:
 
 
 class Interrupted(Exception):
-    """Ctrl-C, while these objects were at work in the cluster, such as lorajob/quickstart; they go on."""
+    """Ctrl-C or SIGTERM, while these objects were at work in the cluster, such as lorajob/quickstart; they go on."""
 
     def __init__(self, *objects: str) -> None:
         super().__init__()
@@ -115,6 +116,7 @@ def going_on(name: str) -> Iterator[None]:
 
 def ended(steps: Callable[[], None]) -> int:
     """Run a demo and return its exit code; what ended it early is told without a traceback."""
+    end_on_sigterm()
     try:
         steps()
     except ERRORS as error:
