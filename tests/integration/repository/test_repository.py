@@ -53,10 +53,11 @@ def folders(path: Path) -> set[str]:
     return {child.name for child in path.iterdir() if child.is_dir() and any(child.glob("*.py"))}
 
 
-@pytest.mark.parametrize("package", ["tunery_common", "tunery_trainer"])
-def test_tests_stand_where_their_subject_stands(package: str) -> None:
+@pytest.mark.parametrize("kind", ["unit", "integration"])
+@pytest.mark.parametrize("package", ["tunery_common", "tunery_server", "tunery_trainer"])
+def test_folders_of_tests_are_named_as_those_of_the_package(kind: str, package: str) -> None:
     (source,) = (project.source for project in PROJECTS if project.package == package)
-    assert folders(ROOT / "tests" / package.removeprefix("tunery_")) <= folders(source)
+    assert folders(ROOT / "tests" / kind / package.removeprefix("tunery_")) <= folders(source) | {"engine"}
 
 
 def test_no_file_names_a_registry_host() -> None:

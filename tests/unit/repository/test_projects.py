@@ -25,7 +25,7 @@ def variable(name: str) -> set[str]:
 
 
 def test_every_project_is_listed() -> None:
-    found = {path.parent for depth in ("*", "*/*") for path in ROOT.glob(f"{depth}/pyproject.toml")}
+    found = {path.parent for depth in ("*", "*/*", "tests/*/*") for path in ROOT.glob(f"{depth}/pyproject.toml")}
     assert {folder.relative_to(ROOT).as_posix() for folder in found} == FOLDERS | OTHERS
 
 
