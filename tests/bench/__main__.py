@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 from pathlib import Path
@@ -9,35 +10,26 @@ from typing import Final
 
 BENCHMARKS: Final = (
     "startup",
-    "downloads",
     "data_prep",
-    "large_data",
-    "rendering",
     "memory_estimate",
     "training",
-    "together",
-    "evaluation_cost",
-    "diagnosis_cost",
-    "checkpoint_uploads",
     "default_runs",
     "merging",
     "merge_quality",
     "operator_latency",
-    "progress",
-    "replica_reports",
     "methods",
     "sweep",
     "sweep_memory",
-    "sweep_operator",
     "serving",
-    "serving_thousands",
 )
 
 
-def main(chosen: list[str]) -> int:
+def main() -> int:
     """Run the benchmarks that are named, or all; return how many failed."""
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"default: all of {', '.join(BENCHMARKS)}")
     failed = 0
-    for name in chosen or BENCHMARKS:
+    for name in parser.parse_args().names or BENCHMARKS:
         print(f"== {name}", flush=True)
         tests = Path(__file__).resolve().parents[1]
         failed += subprocess.run([sys.executable, "-m", f"bench.{name}"], check=False, cwd=tests).returncode != 0
@@ -45,4 +37,4 @@ def main(chosen: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -1,12 +1,10 @@
 """An AdapterServer beside what one would do without it, on one machine and in the same rounds.
 
-    python -m bench.serving [--rounds 3] [--tokens 64] [--updates 10] [--requests 2000] [--tiny] [--parts speed,...]
+    python -m bench.serving [--rounds 3] [--tokens 64] [--tiny]
 
-`speed`: the same requests of two adapters, half each, to (a) the door before vLLM, (b) vLLM's own socket, (c) PEFT that
-makes an adapter active for each request, (d) PEFT with one batch of rows of both; and whether the answers are equal.
-`door`: what the door itself costs. `served`: from an entry in the list to the first answer. `cold`: an adapter that is
-loaded, while others are loaded beside it. `updates`: an adapter exchanged under traffic. Needs tests/tools/engine/.venv
-(`cd tests/tools/engine && uv sync --frozen`). Prints one JSON object for each part as soon as it is measured.
+The same requests of two adapters, half each, to (a) the gateway before vLLM, (b) vLLM's own socket, (c) PEFT that makes
+an adapter active for each request, (d) PEFT with one batch of rows of both; and whether the answers are equal. Needs
+tests/tools/engine/.venv (`cd tests/tools/engine && uv sync --frozen`). Prints one JSON object.
 """
 
 from __future__ import annotations
@@ -26,7 +24,6 @@ import aiohttp
 
 from tunery_api.serving import engine_name
 
-from bench import serving_cold, serving_door, serving_updates
 from bench.sentences import sentences
 from bench.serving_peft import Peft, Row, running
 from bench.serving_replica import BASE, Replica, ask, replica, tokens_of
@@ -34,7 +31,6 @@ from kit.engine_process import VLLM
 from kit.tiny_models import write_chat_model
 from tools.cluster.model import ensure
 
-PARTS: Final = ("door", "speed", "served", "cold", "updates")
 ADAPTERS: Final = ("support", "tone")
 ROWS_EACH: Final = 8
 LONGEST: Final = 48
@@ -181,23 +177,10 @@ async def with_engine(folder: Path, options: argparse.Namespace) -> None:
             for adapter in site.wanted.values():
                 await site.served(adapter)
             await site.ask(ADAPTERS[0], "Hello", 8)
-            parts = {
-                "speed": speed,
-                "served": serving_updates.time_to_served,
-                "cold": serving_cold.measure,
-                "updates": serving_updates.measure,
-            }
-            for part in options.parts:
-                if part in parts:
-                    show(part, await parts[part](site, peft, options))
+            print(json.dumps(await speed(site, peft, options), indent=1), flush=True)
         except BaseException:
             print(site.door.log.read_text()[-3000:], site.engine.log[-3000:], sep="\n")
             raise
-
-
-def show(part: str, found: dict[str, Any]) -> None:
-    """Print what was found."""
-    print(json.dumps({part: found}, indent=1), flush=True)
 
 
 def main() -> None:
@@ -205,22 +188,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=64)
-    parser.add_argument("--repeats", type=int, default=5, help="of `door` and `served`")
-    parser.add_argument("--updates", type=int, default=10)
-    parser.add_argument("--requests", type=int, default=2000, help="of `updates`")
-    parser.add_argument("--tiny", action="store_true", help="a tiny random base, of which thousands are answered soon")
-    parser.add_argument("--parts", type=lambda text: text.split(","), default=PARTS, help=",".join(PARTS))
+    parser.add_argument("--tiny", action="store_true", help="a tiny random base, to try this program")
     options = parser.parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"
+    if not VLLM.exists():
+        raise SystemExit(f"{VLLM} does not exist. Fix: run `uv sync --frozen` in tests/tools/engine.")
     with tempfile.TemporaryDirectory() as name:
-        if "door" in options.parts:
-            folder = Path(name, "fake")
-            folder.mkdir()
-            show("door", asyncio.run(serving_door.measure(folder, options.repeats)))
-        if set(options.parts) - {"door"}:
-            if not VLLM.exists():
-                raise SystemExit(f"{VLLM} does not exist: run `uv sync --frozen` in tests/tools/engine")
-            asyncio.run(with_engine(Path(name), options))
+        asyncio.run(with_engine(Path(name), options))
 
 
 if __name__ == "__main__":

@@ -18,10 +18,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
+from tools.cluster.daemon import ENDS_WITH_PARENT
+
 RANK: Final = 16
 LAYERS: Final = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 STRENGTH: Final = 0.04
-"""Of B: answers differ from the base's, and are still sentences."""
+"""Deviation of B: answers differ from the base's, and are still sentences."""
 Row = tuple[str, str]
 """An adapter's name and a prompt."""
 
@@ -43,11 +45,8 @@ class Models:
         self.config = config
         self.model: Any = get_peft_model(base, config, adapter_name="draft").eval()
 
-    def make(self, folder: str, seed: int, name: str, strength: float = STRENGTH) -> int:
-        """Write an adapter of random factors that was trained on `name`; return the bytes of its weights.
-
-        `strength` is the deviation of B.
-        """
+    def make(self, folder: str, seed: int, name: str) -> None:
+        """Write an adapter of random factors that was trained on `name`."""
         torch = self.torch
         torch.manual_seed(seed)
         with torch.no_grad():
@@ -55,17 +54,14 @@ class Models:
                 if "lora_A.draft" in key:
                     values.normal_(0, values.shape[1] ** -0.5)
                 elif "lora_B.draft" in key:
-                    values.normal_(0, strength)
+                    values.normal_(0, STRENGTH)
         self.model.peft_config["draft"].base_model_name_or_path = name
         self.model.save_pretrained(folder, selected_adapters=["draft"])
         for file in Path(folder, "draft").iterdir():
             file.rename(Path(folder, file.name))
-        return Path(folder, "adapter_model.safetensors").stat().st_size
 
     def add(self, name: str, folder: str) -> None:
-        """Hold the adapter of a folder under a name, in place of one that had it."""
-        if name in self.model.peft_config:
-            self.model.delete_adapter(name)
+        """Load the adapter of a folder under a name."""
         self.model.load_adapter(folder, adapter_name=name)
         self.model.eval()
 
@@ -74,28 +70,12 @@ class Models:
         answers = []
         for name, prompt in rows:
             self.model.set_adapter(name)
-            answers += self._generate([prompt], tokens)[0]
+            answers += self._generate([prompt], tokens)
         return answers
 
     def mixed(self, rows: list[Row], tokens: int) -> list[list[int]]:
         """Return the same, from one batch."""
-        return self._generate([prompt for _, prompt in rows], tokens, adapter_names=[name for name, _ in rows])[0]
-
-    def sure(self, rows: list[Row], tokens: int) -> list[tuple[list[int], float]]:
-        """Return the tokens for each prompt, and by how much the likeliest were ahead of the second where it is least.
-
-        The base answers under the name "".
-        """
-        answers = []
-        for name, prompt in rows:
-            if name:
-                self.model.set_adapter(name)
-                found, ahead = self._generate([prompt], tokens)
-            else:
-                with self.model.disable_adapter():
-                    found, ahead = self._generate([prompt], tokens)
-            answers.append((found[0], ahead))
-        return answers
+        return self._generate([prompt for _, prompt in rows], tokens, adapter_names=[name for name, _ in rows])
 
     def behind(self, rows: list[Row], answers: list[list[int]]) -> list[float]:
         """Return how far the logits of given answers are at most behind those of the likeliest tokens, by row."""
@@ -109,19 +89,14 @@ class Models:
             furthest.append(float((logits.max(-1).values - chosen).max()))
         return furthest
 
-    def beginning(self, text: str, tokens: int) -> str:
-        """Return the text of the first tokens."""
-        return str(self.tokenizer.decode(self.tokenizer(text).input_ids[:tokens]))
-
-    def _generate(self, prompts: list[str], tokens: int, **more: Any) -> tuple[list[list[int]], float]:
+    def _generate(self, prompts: list[str], tokens: int, **more: Any) -> list[list[int]]:
         given = self.tokenizer(prompts, return_tensors="pt", padding=True)
         with self.torch.inference_mode():
             made = self.model.generate(
-                **given, max_new_tokens=tokens, do_sample=False, pad_token_id=self.tokenizer.pad_token_id,
-                output_logits=True, return_dict_in_generate=True, **more,
-            )  # fmt: skip
-        best = self.torch.stack(made.logits).topk(2).values
-        return made.sequences[:, given.input_ids.shape[1] :].tolist(), float((best[..., 0] - best[..., 1]).min())
+                **given, max_new_tokens=tokens, do_sample=False, pad_token_id=self.tokenizer.pad_token_id, **more
+            )
+        found: list[list[int]] = made[:, given.input_ids.shape[1] :].tolist()
+        return found
 
 
 class Peft:
@@ -146,7 +121,7 @@ class Peft:
 async def running(model: Path) -> AsyncIterator[Peft]:
     """Start the process, and end it."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "bench.serving_peft", str(model)),
+        *(*ENDS_WITH_PARENT, sys.executable, "-m", "bench.serving_peft", str(model)),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         limit=1 << 26,

@@ -6,7 +6,6 @@ import asyncio
 import hashlib
 import os
 import sys
-import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from tunery_api.serving import Desired, DesiredAdapter, ServeSpec, engine_name
 from tunery_operator.plan import engine as plan
 
 from kit.engine_process import FIX, EngineProcess, Kind
+from tools.cluster.daemon import ENDS_WITH_PARENT
 from tools.cluster.ports import free_port
 from tools.cluster.s3 import S3Server
 
@@ -92,11 +92,6 @@ class Replica:
         self.wanted |= {each.name: each for each in adapters}
         self._write()
 
-    def want_no(self, name: str) -> None:
-        """Have a name served no longer."""
-        del self.wanted[name]
-        self._write()
-
     def _write(self) -> None:
         self.revision += 1
         write_desired(self.folder, Desired(revision=self.revision, adapters=list(self.wanted.values())))
@@ -105,13 +100,12 @@ class Replica:
         """Return the door's answer, its status among it."""
         return await ask(self.client, self.door.url, model, prompt, max_tokens=tokens, **more)
 
-    async def served(self, adapter: DesiredAdapter) -> float:
-        """Return the time at which the first answer of this version was there."""
+    async def served(self, adapter: DesiredAdapter) -> None:
+        """Wait for the first answer of this version."""
         wanted = engine_name(adapter.name, str(adapter.manifest_sha256))
         async with asyncio.timeout(SERVED_SECONDS):
             while (await self.ask(adapter.name, "Hello", 1)).get("model") != wanted:
                 await asyncio.sleep(0.02)
-        return time.perf_counter()
 
     def engine_cpu(self) -> float:
         """Return the seconds of CPU that the engine's processes have used."""
@@ -186,7 +180,9 @@ async def started_door(folder: Path, engine_socket: str, **more: Any) -> AsyncIt
     (folder / "serve.json").write_text(spec.model_dump_json(by_alias=True))
     with (folder / "door.log").open("wb") as log:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "tunery_server", "door", str(folder / "serve.json")), stderr=log, env=os.environ
+            *(*ENDS_WITH_PARENT, sys.executable, "-m", "tunery_server", "door", str(folder / "serve.json")),
+            stderr=log,
+            env=os.environ,
         )
     try:
         door = DoorProcess(process, f"http://127.0.0.1:{port}", folder / "door.log")
