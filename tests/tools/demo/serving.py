@@ -24,7 +24,8 @@ from kit.jobs import Job
 from kit.kubectl import Kubectl, KubectlError, wait_for
 from tools.cluster import disk
 from tools.cluster.paths import default_state_dir
-from tools.demo.__main__ import MANIFEST, QUESTIONS, cluster, installed
+from tools.demo.__main__ import MANIFEST, cluster, installed
+from tools.demo.answers import QUESTIONS
 from tools.demo.jobs import begin, follow
 from tools.demo.telling import NAMESPACE, Hold, console, ended, going_on, step
 
@@ -131,7 +132,9 @@ def _row(status: dict[str, Any]) -> tuple[str, ...]:
 
 def _reason(status: dict[str, Any]) -> str:
     """Return what the server waits for or what stands in its way, in a word."""
-    progressing = next((each for each in status.get("conditions", []) if each["type"] == "Progressing"), {})
+    progressing: dict[str, Any] = next(
+        (each for each in status.get("conditions", []) if each["type"] == "Progressing"), {}
+    )
     return str((status.get("failure") or {}).get("reason") or progressing.get("reason", ""))
 
 
