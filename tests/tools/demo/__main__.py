@@ -23,12 +23,11 @@ from kit.kubectl import Kubectl
 from kit.published import download, list_keys, s3_client, split_uri
 from kit.tenant import create_tenant
 from tools.cluster import seed
-from tools.demo.answers import print_answers
+from tools.demo.answers import QUESTIONS, print_answers
 from tools.demo.jobs import begin, follow
 from tools.demo.telling import NAMESPACE, console, ended, step
 
 MANIFEST = ROOT / "docs" / "examples" / "quickstart.yaml"
-QUESTIONS = ["Are you a robot?", "Do you like movies?"]
 
 
 def main() -> int:

@@ -9,6 +9,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+QUESTIONS = ["Are you a robot?", "Do you like movies?"]
+"""What the demos ask both models."""
 MAX_NEW_TOKENS = 32
 
 
