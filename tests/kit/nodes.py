@@ -7,13 +7,17 @@ import os
 import subprocess
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from tunery_api.names import MASTER_ENV, NODES_ENV
+from tunery_trainer.commands import FOLLOW
 from tunery_trainer.crew.nodes import MEET_SECONDS_ENV
 from tunery_trainer.process.place import NODE_ENV, PORT_ENV, SIMULATED_ENV
+from tunery_trainer.process.supervise import dying_with
 
+from kit.fork_server import SERVER, Process, trainer_server
 from kit.story import Run, command, environment
 from tools.cluster.daemon import ENDS_WITH_PARENT
 from tools.cluster.ports import free_pair
@@ -22,7 +26,7 @@ from tools.cluster.ports import free_pair
 class Node(NamedTuple):
     """One container of a run."""
 
-    process: subprocess.Popen[bytes]
+    process: Process | subprocess.Popen[bytes]
     log: Path
     words: Path
 
@@ -36,7 +40,7 @@ class Node(NamedTuple):
 
         Empty before it has begun: the container's first process is the parent that writes the last words.
         """
-        story = _children(self.process.pid)[:1]
+        story = [child for child in _children(self.process.pid) if _name(child) != SERVER][:1]
         followers = [child for each in story for child in _children(each) if _follows(child)]
         return story + followers
 
@@ -44,8 +48,14 @@ class Node(NamedTuple):
 class Nodes:
     """Starts the containers of a run."""
 
-    def __init__(self, folder: Path, run_file: Run, spec: dict[str, Any], *, nodes: int, devices: int) -> None:
-        """`spec` has the blocks of the LoRAJob, `devices` is how many processes train in each container."""
+    def __init__(
+        self, folder: Path, run_file: Run, spec: dict[str, Any], *, nodes: int, devices: int, cold: bool = False
+    ) -> None:
+        """`spec` has the blocks of the LoRAJob, `devices` is how many processes train in each container.
+
+        `cold`: each process imports its libraries itself.
+        """
+        self._cold = cold
         self._folder = folder
         self._run_file = run_file
         self._spec = spec
@@ -92,13 +102,15 @@ class Nodes:
             "GLOO_SOCKET_IFNAME": "lo",
         }
         with log.open("wb") as out:
-            process = subprocess.Popen(
-                [*ENDS_WITH_PARENT, *command("train", path)],
-                env=environment(**variables),
-                stdout=out,
-                stderr=subprocess.STDOUT,
-            )
+            process = self._popen(command("train", path), environment(**variables), out)
         return Node(process, log, words)
+
+    def _popen(self, line: list[str], variables: dict[str, str], out: IO[bytes]) -> Process | subprocess.Popen[bytes]:
+        streams: dict[str, Any] = {"stdout": out, "stderr": subprocess.STDOUT}
+        if self._cold:
+            return subprocess.Popen([*ENDS_WITH_PARENT, *line], env=variables, **streams)
+        ends_with_parent = partial(dying_with, os.getpid())
+        return trainer_server().popen(line, env=variables, preexec_fn=ends_with_parent, **streams)
 
 
 def finish(nodes: list[Node], seconds: float) -> list[int]:
@@ -126,5 +138,11 @@ def _children(process: int) -> list[int]:
 
 def _follows(process: int) -> bool:
     with suppress(OSError):
-        return "\0follow\0" in Path(f"/proc/{process}/cmdline").read_text()
+        return _name(process) == FOLLOW or f"\0{FOLLOW}\0" in Path(f"/proc/{process}/cmdline").read_text()
     return False
+
+
+def _name(process: int) -> str:
+    with suppress(OSError):
+        return Path(f"/proc/{process}/comm").read_text().strip()
+    return ""

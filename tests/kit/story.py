@@ -16,6 +16,8 @@ from typing import Any
 
 from tunery_trainer.cli import main
 
+from kit.fork_server import Process, trainer_server
+
 Case = Callable[..., Path]
 """Writes a manifest with the given changes beside model and data, and gives its path back."""
 Run = Callable[..., Path]
@@ -87,9 +89,7 @@ def environment(**extra: str) -> dict[str, str]:
 
 def run_trainer(*arguments: str | Path, **extra: str) -> subprocess.CompletedProcess[str]:
     """Run the trainer to its end and return its exit code and output."""
-    return subprocess.run(
-        command(*arguments), env=environment(**extra), capture_output=True, text=True, timeout=300, check=False
-    )
+    return trainer_server().run(command(*arguments), env=environment(**extra), text=True, timeout=300)
 
 
 def run_here(*arguments: str | Path, **extra: str) -> subprocess.CompletedProcess[str]:
@@ -108,9 +108,9 @@ def run_here(*arguments: str | Path, **extra: str) -> subprocess.CompletedProces
     return subprocess.CompletedProcess(list(arguments), code, out.getvalue(), err.getvalue())
 
 
-def start(path: Path) -> subprocess.Popen[str]:
+def start(path: Path) -> Process:
     """Start a run and leave it alone."""
-    return subprocess.Popen(
+    return trainer_server().popen(
         command("run", path, "--work-dir", path.parent / "work"),
         env=environment(),
         stdout=subprocess.PIPE,

@@ -70,7 +70,7 @@ def cluster_of(folder: Path, server: S3Server, layout: str, steps: int) -> Nodes
     write_rows(folder / "data.jsonl", make_rows(160))
     nodes, devices = LAYOUTS[layout]
     spec = _SPEC | {"training": _SPEC["training"] | {"maxSteps": steps}}
-    return Nodes(folder, RunFiles(folder, server).write, spec, nodes=nodes, devices=devices)
+    return Nodes(folder, RunFiles(folder, server).write, spec, nodes=nodes, devices=devices, cold=True)
 
 
 def disturbed(cluster: Nodes, signals: list[signal.Signals], draw: random.Random) -> Toll:

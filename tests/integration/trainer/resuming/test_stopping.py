@@ -18,13 +18,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tunery_api.reasons import ExitCode
 
-from kit.story import Case, read_curve, run_here, start
+from kit.fork_server import Process
+from kit.story import Case, command, environment, read_curve, run_here, start
 
 LONG = {"maxSteps": 80, "learningRate": "1e-3"}
 KEPT = {"keepAfterSuccess": True}
 
 
-def wait_for(path: Path, pattern: str, process: subprocess.Popen[str]) -> None:
+def wait_for(path: Path, pattern: str, process: Process) -> None:
     """Wait until a file that matches is below `path`."""
     deadline = time.monotonic() + 240
     while not _is_there(path, pattern):
@@ -72,7 +73,9 @@ def test_a_stopped_run_resumes(case: Case, sign: signal.Signals, code: int) -> N
 
 
 def test_sigterm_is_answered_while_libraries_are_imported(case: Case) -> None:
-    process = start(case())
+    process = subprocess.Popen(
+        command("run", case()), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     time.sleep(1.5)
     begin = time.monotonic()
     process.send_signal(signal.SIGTERM)
