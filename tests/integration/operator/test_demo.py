@@ -25,8 +25,8 @@ from tools.demo.telling import NAMESPACE, Hold, Interrupted
 
 FOLLOW = """
 import json, os, sys
-from demo.jobs import follow
-from demo.telling import ended
+from tools.demo.jobs import follow
+from tools.demo.telling import ended
 from kit.jobs import Job
 from kit.kubectl import Kubectl
 sys.exit(ended(lambda: follow(Job(Kubectl(os.environ), json.loads(sys.argv[1]), sys.argv[2]))))
@@ -138,7 +138,10 @@ def test_a_job_that_has_ended_is_replaced_and_its_end_is_told(
     assert "LoRAJob done of an earlier run (Succeeded) is deleted" in capsys.readouterr().out
 
 
-def test_ctrl_c_says_in_a_line_what_goes_on_and_how_to_stop_it(api_server: Kubectl, namespace: Namespace) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
+def test_ctrl_c_says_in_a_line_what_goes_on_and_how_to_stop_it(
+    number: signal.Signals, api_server: Kubectl, namespace: Namespace
+) -> None:
     job = waiting_job(api_server, namespace, "left")
     command = [sys.executable, "-uc", FOLLOW, json.dumps(job.manifest), namespace.name]
     process = subprocess.Popen(
@@ -153,7 +156,7 @@ def test_ctrl_c_says_in_a_line_what_goes_on_and_how_to_stop_it(api_server: Kubec
     assert process.stdout is not None
     while "held by Unschedulable" not in process.stdout.readline():
         assert process.poll() is None
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does it: kubectl gets it, too
+    os.killpg(process.pid, number)  # as a terminal and timeout do it: kubectl gets it, too
     out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (130, "")
     assert out.splitlines()[-1].startswith("Interrupted: lorajob/left and the local cluster go on; to stop it: ")
