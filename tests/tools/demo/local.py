@@ -193,6 +193,7 @@ def _install_trainer(uv: Path, installed: Path, step: Step) -> None:
 
     if _run(command, {"UV_PROJECT_ENVIRONMENT": str(VENV)}, read):
         raise not_installed(lines)
+    step.note = ""
     installed.touch()
 
 
@@ -212,7 +213,7 @@ class Downloads:
 
     def __str__(self) -> str:
         done = sum(size for name, size in self._sizes.items() if name in self._ended)
-        return f"{done / 1024:.1f} of {sum(self._sizes.values()) / 1024:.1f} GiB downloaded" if self._sizes else ""
+        return f"{done:,.0f} of {sum(self._sizes.values()):,.0f} MiB downloaded" if self._sizes else ""
 
 
 def _run(command: list[str], environment: dict[str, str], read: Callable[[str], None]) -> int:
@@ -232,8 +233,9 @@ def _run(command: list[str], environment: dict[str, str], read: Callable[[str], 
 
 
 def not_installed(lines: list[str]) -> TryError:
-    """Return the error of pip or uv, whose last line has the cause."""
-    why = next((line.strip() for line in reversed(lines) if line.strip()), "no reason was given")
+    """Return the error of pip or uv, whose last line has the cause; make adds one of its own."""
+    told = [line.strip() for line in lines if line.strip() and not line.startswith("make")]
+    why = told[-1] if told else "no reason was given"
     why = re.sub(r"^\W*(cause|caused by|error):\s*", "", why, flags=re.IGNORECASE).rstrip(".")
     return TryError(
         f"the packages could not be installed: {why[:200]}. Fix: check the network, its proxy and package index."

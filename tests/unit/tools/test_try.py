@@ -65,7 +65,10 @@ def test_a_missing_venv_module_is_one_sentence(monkeypatch: pytest.MonkeyPatch, 
         ([], "no reason was given"),
         (["error: Failed to fetch: `torch`\n", "  Caused by: dns error.\n", "\n"], "dns error"),
         (["  × Failed to download `torch`\n", "  ╰─▶ cause: Connection refused\n"], "Connection refused"),
-        (["ERROR: No matching distribution found for uv\n"], "No matching distribution found for uv"),
+        (
+            ["ERROR: No matching distribution found for uv\n", "make: *** [Makefile:38: uv] Error 1\n"],
+            "No matching distribution found for uv",
+        ),
     ],
     ids=["silent", "caused-by", "arrow", "pip"],
 )
@@ -83,7 +86,7 @@ def test_downloads_are_counted_in_the_lines_of_uv() -> None:
         " Downloaded numpy",
     ):
         downloads.read(line)
-    assert str(downloads) == "0.5 of 1.5 GiB downloaded"
+    assert str(downloads) == "512 of 1,536 MiB downloaded"
 
 
 def test_another_lock_makes_the_environment_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
