@@ -67,8 +67,9 @@ def status(options: argparse.Namespace) -> None:
 def build_images(_: argparse.Namespace) -> None:
     """build the images"""
     with Progress() as progress:
-        with progress.step("Debian packages"):
-            packages.ensure()
+        if missing := packages.missing():
+            with progress.step("Debian packages"):
+                packages.install(missing)
         for image in images.IMAGES:
             with progress.step(f"Image {image.repository}"), images.snapshot(image) as taken:
                 images.build(taken)

@@ -1,49 +1,52 @@
-"""Debian base images with Python, made by debootstrap where no registry offers one."""
+"""The Debian base image with Python on which the product's images are built where no registry offers one."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import platform
-import shutil
 import tempfile
 from pathlib import Path
+from typing import Final
 
 from tools.cluster import buildah
 from tools.cluster.paths import cache_dir
 from tools.cluster.shell import run
 
-PACKAGES = ("python3", "python3-venv", "ca-certificates")
-UNUSED = ("var/cache/apt", "var/lib/apt/lists", "usr/share/doc", "usr/share/man", "usr/share/locale")
-# Raised when the way the images are made changes.
-RECIPE = 1
-DOCKERFILE = "FROM scratch\nADD rootfs.tar /\nENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\n"
+PACKAGES: Final = (
+    *("python3", "python3-venv", "ca-certificates"),
+    *("gcc", "libc6-dev", "libpython3-dev"),  # Triton compiles against Python.h
+    "libnuma1",  # vLLM
+)
+UNUSED: Final = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*")
+DOCKERFILE: Final = (
+    "FROM scratch\nADD rootfs.tar /\nENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\n"
+)
 
 
 class NoMirror(Exception):
     """The machine's apt sources name no mirror of its own release."""
 
 
-def ensure(more: tuple[str, ...] = ()) -> str:
-    """Return the name of the base image with `more` packages in the local storage, made the first time."""
+def ensure() -> str:
+    """Return the name of the base image in the local storage, made the first time."""
     release = platform.freedesktop_os_release()["VERSION_CODENAME"]
-    image = f"localhost/tunery-base:{'-'.join((release, *more, str(RECIPE)))}"
+    recipe = hashlib.sha256(json.dumps([PACKAGES, UNUSED, DOCKERFILE]).encode()).hexdigest()[:8]
+    image = f"localhost/tunery-base:{release}-{recipe}"
     if not buildah.has(image):
-        _build(image, release, (*PACKAGES, *more))
+        _build(image, release)
     return image
 
 
-def _build(image: str, release: str, packages: tuple[str, ...]) -> None:
-    parent = cache_dir() / "base"
-    parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=parent) as folder:
-        root, context = Path(folder, "rootfs"), Path(folder, "context")
-        context.mkdir()
-        include = f"--include={','.join(packages)}"
-        run(["nice", "debootstrap", "--variant=minbase", include, release, root, _mirror(release)], timeout=1200)
-        for path in UNUSED:
-            shutil.rmtree(root / path, ignore_errors=True)
-        run(["tar", "--numeric-owner", "-C", root, "-cf", context / "rootfs.tar", "."])
-        (context / "Dockerfile").write_text(DOCKERFILE)
-        buildah.build(image, context / "Dockerfile", context, {})
+def _build(image: str, release: str) -> None:
+    cache_dir().mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache_dir()) as folder:
+        command = ["nice", "mmdebstrap", "--quiet", "--variant=essential", f"--include={','.join(PACKAGES)}"]
+        command += [f"--dpkgopt=path-exclude={path}" for path in UNUSED]
+        run([*command, release, f"{folder}/rootfs.tar", _mirror(release)], timeout=1200)
+        dockerfile = Path(folder, "Dockerfile")
+        dockerfile.write_text(DOCKERFILE)
+        buildah.build(image, dockerfile, Path(folder), {})
 
 
 def _mirror(release: str) -> str:

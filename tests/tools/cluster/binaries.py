@@ -98,7 +98,8 @@ def _built(name: str, module: str | None = None, package: str = ".", flags: str 
         binary = folder / name
         if not binary.exists():
             partial = folder / f".{name}.partial"
-            command = ["nice", go(), "build", *BUILD_FLAGS, f"-ldflags=-s -w {flags}".strip()]
+            # The images, built at the same time, are one long chain of steps: they go first.
+            command = ["nice", "-n", "15", go(), "build", *BUILD_FLAGS, f"-ldflags=-s -w {flags}".strip()]
             run([*command, "-o", partial, package], cwd=source, env=BUILD_ENVIRONMENT, timeout=BUILD_TIMEOUT)
             partial.rename(binary)
     return folder

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import resource
-import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -21,7 +20,6 @@ INDEX_VARIABLES = (
     *("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy"),
 )
 CERTIFICATE_VARIABLES = ("SSL_CERT_FILE", "PIP_CERT", "REQUESTS_CA_BUNDLE")
-UV_CACHE_IN_BUILD = "/run/uv-cache"
 CERTIFICATES_IN_BUILD = "/run/secrets/ca.pem"
 
 
@@ -39,7 +37,7 @@ def has(image: str) -> bool:
 def build(image: str, dockerfile: Path, context: Path, arguments: Mapping[str, str]) -> None:
     """Build an image with the layers of earlier builds as a cache."""
     command = [*_buildah(), "bud", "--layers", "--isolation", "chroot", "--network", "host", *_ulimits()]
-    command += [*_secrets(), *_uv_cache(), "--tag", image, "--file", str(dockerfile)]
+    command += [*_secrets(), "--tag", image, "--file", str(dockerfile)]
     for name, value in arguments.items():
         command += ["--build-arg", f"{name}={value}"]
     run([*command, context], timeout=BUILD_TIMEOUT)
@@ -57,9 +55,9 @@ def remove(images: Iterable[str]) -> None:
         succeeds([*_buildah(), "rmi", image])
 
 
-def push(image: str, destination: str, *, insecure: bool = False) -> None:
-    """Push an image to `host/repository:tag`; `insecure` for a registry without TLS."""
-    flags = ["--tls-verify=false"] if insecure else []
+def push(image: str, destination: str, *, local: bool = False) -> None:
+    """Push an image to `host/repository:tag`; `local` for a registry on this machine: without TLS, packed fast."""
+    flags = ["--tls-verify=false", "--compression-format=zstd", "--compression-level=1"] if local else []
     run([*_buildah(), "push", "--quiet", *flags, image, f"docker://{destination}"], timeout=BUILD_TIMEOUT)
 
 
@@ -76,11 +74,12 @@ def _ulimits() -> list[str]:
 
 
 def _secrets() -> list[str]:
-    """Return flags that give RUN steps this machine's package index and its certificate authorities."""
+    """Return flags that give RUN steps this machine's package index, its certificate authorities and its uv."""
     lines = [f"{name}='{os.environ[name]}'" for name in INDEX_VARIABLES if name in os.environ]
-    lines.append(f"UV_CACHE_DIR={UV_CACHE_IN_BUILD}")
+    mounted = {name: (path, f"/run/{name}") for name, path in _uv().items()}
+    lines += [f"{name}={inside}" for name, (_, inside) in mounted.items()]
     certificates = next((os.environ[name] for name in CERTIFICATE_VARIABLES if os.environ.get(name)), None)
-    flags = []
+    flags = [f"--volume={path}:{inside}" for path, inside in mounted.values()]
     if certificates and Path(certificates).is_file():
         lines += [f"{name}={CERTIFICATES_IN_BUILD}" for name in CERTIFICATE_VARIABLES]
         flags += ["--secret", f"id=ca.pem,src={certificates}"]
@@ -91,8 +90,12 @@ def _secrets() -> list[str]:
     return [*flags, "--secret", f"id=build.env,src={file}"]
 
 
-def _uv_cache() -> list[str]:
-    """Return flags that let the build read wheels which this machine has downloaded before."""
-    shared = run(["uv", "cache", "dir"]).strip() if shutil.which("uv") else cache_dir() / "uv"
-    Path(shared).mkdir(parents=True, exist_ok=True)
-    return ["--volume", f"{shared}:{UV_CACHE_IN_BUILD}"]
+def _uv() -> dict[str, Path]:
+    """Return what builds use of this machine's uv, by the variable that names it there.
+
+    `make setup` has filled the cache, and has installed uv where the machine has none of its own.
+    """
+    cache = Path(os.environ.get("UV_CACHE_DIR") or cache_dir().parent / "uv")
+    cache.mkdir(parents=True, exist_ok=True)
+    program = next(cache_dir().glob("uv-*/bin/uv"), None)
+    return {"UV_CACHE_DIR": cache} | ({"UV": program} if program else {})

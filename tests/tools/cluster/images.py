@@ -19,11 +19,10 @@ from tools.cluster.shell import run, succeeds
 
 @dataclass(frozen=True)
 class Image:
-    """One image of the product, the folder of its Dockerfile, what its base has beside Python, what it shares."""
+    """One image of the product, the folder of its Dockerfile, what it shares."""
 
     name: str
     folder: str
-    packages: tuple[str, ...] = ()
     shared: tuple[str, ...] = ("crds",)
     """The projects that it installs beside its own."""
     on: tuple[Image, ...] = ()
@@ -44,16 +43,14 @@ class Image:
         return [*own, *others]
 
 
-# The Dockerfile installs what its base lacks, which no base image of ours leaves it: a build needs no network for that.
 COMMON = "trainer-image/common"
-COMPILER = ("gcc", "libc6-dev", "python3-dev")
-TRAINER = Image("trainer", "trainer-image", COMPILER, ("crds", COMMON))
-SERVER = Image("server", "trainer-image/server", shared=("crds", COMMON))
+TRAINER = Image("trainer", "trainer-image", ("crds", COMMON))
+SERVER = Image("server", "trainer-image/server", ("crds", COMMON))
 IMAGES = (Image("operator", "operator"), TRAINER, SERVER)
 STAND_IN_FILES = ("__init__.py", "engine.py", "engine_model.py", "engine_protocol.py")
 # None of the product's: each is made only where somebody asks for it. vLLM's has 5 GB.
 ENGINES = {
-    "vllm": Image("engine", "tests/tools/engine", ("libnuma1",), shared=()),
+    "vllm": Image("engine", "tests/tools/engine", shared=()),
     "stand-in": Image(
         "stand-in",
         "tests/tools/standin",
@@ -113,7 +110,7 @@ def build(taken: Snapshot) -> str:
 def _bases_of(image: Image) -> dict[str, str]:
     """Return the build arguments that name what an image is built from, made if need be."""
     if not image.on:
-        return {"BASE_IMAGE": baseimage.ensure(image.packages)}
+        return {"BASE_IMAGE": baseimage.ensure()}
     names = []
     for below in image.on:
         with snapshot(below) as taken:
@@ -121,11 +118,6 @@ def _bases_of(image: Image) -> dict[str, str]:
     return {"BASE_IMAGE": names[0]} | {
         f"{below.name.upper()}_IMAGE": name for below, name in zip(image.on, names, strict=True)
     }
-
-
-def build_and_push(registry: Registry) -> dict[str, str]:
-    """Bring what the cluster's registry lacks into it, and return the reference of each image."""
-    return {image.name: push_one(image, registry) for image in IMAGES}
 
 
 def push_one(image: Image, registry: Registry, *, keep: bool = True) -> str:
@@ -137,7 +129,7 @@ def push_one(image: Image, registry: Registry, *, keep: bool = True) -> str:
         reference = f"{registry.host}/{image.repository}:{taken.tag()}"
         if not registry.has(image.repository, taken.tag()):
             name = build(taken)
-            buildah.push(name, reference, insecure=True)
+            buildah.push(name, reference, local=True)
             if not keep:
                 buildah.remove([name])
     return reference
@@ -170,6 +162,6 @@ def push_elsewhere(prefix: str) -> dict[str, str]:
                 run(["docker", "push", "--quiet", reference], timeout=3600)
             else:
                 buildah.build(reference, taken.dockerfile, taken.context, arguments)
-                buildah.push(reference, reference, insecure=prefix.startswith("localhost"))
+                buildah.push(reference, reference, local=prefix.startswith("localhost"))
         pushed[image.name] = reference
     return pushed

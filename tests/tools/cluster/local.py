@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from tools.cluster import binaries, cleanup, disk, images, packages, scratchimage, seed
@@ -86,15 +86,13 @@ class LocalCluster:
         with self._lock():
             if self.is_running():
                 self._bring_images(progress)
-                self._pull_images(progress)
                 return
-            with progress.step("Debian packages"):
-                packages.ensure()
-            # A cluster that lost a part has lost its word: it is made anew, which takes seconds.
+            missing = packages.missing()
+            # A cluster that lost a part is not repaired: a new one takes seconds.
             with progress.step("Removing what an earlier cluster left"):
                 cleanup.clean(self.state_dir)
                 self.state_dir.mkdir(parents=True)
-            self._start(progress)
+            self._start(progress, missing)
 
     def down(self, progress: Progress) -> None:
         """End the cluster and remove everything but the caches."""
@@ -131,21 +129,23 @@ class LocalCluster:
             "TUNERY_SERVER_IMAGE": pushed["server"],
         }
 
-    def _start(self, progress: Progress) -> None:
+    def _start(self, progress: Progress, missing: list[str]) -> None:
         """Start everything side by side; each part waits for what it needs."""
         with ThreadPoolExecutor(max_workers=8) as pool:
-            registry = pool.submit(self._start_registry, progress)
+            registry = pool.submit(self._start_registry, progress, missing)
             runtime = pool.submit(_after, [registry], lambda: self._start_runtime(progress))
-            pushed = pool.submit(_after, [registry], lambda: self._bring_images(progress))
             work = [
                 pool.submit(self._start_kubernetes, progress, runtime),
                 pool.submit(self._seed, progress),
-                pool.submit(_after, [runtime, pushed], lambda: self._pull_images(progress)),
+                pool.submit(_after, [registry], lambda: self._bring_images(progress, [runtime])),
             ]
-            for done in as_completed([registry, runtime, pushed, *work]):
+            for done in as_completed([registry, runtime, *work]):
                 done.result()
 
-    def _start_registry(self, progress: Progress) -> None:
+    def _start_registry(self, progress: Progress, missing: list[str]) -> None:
+        if missing:
+            with progress.step("Debian packages"):
+                packages.install(missing)
         with progress.step("Registry"):
             self.registry.start()
 
@@ -172,17 +172,22 @@ class LocalCluster:
         with progress.step("Model and data set"):
             seed.upload(self.s3.client())
 
-    def _bring_images(self, progress: Progress) -> None:
-        pushed = {}
-        for image in images.IMAGES:
-            with progress.step(f"Image {image.repository}"):
-                pushed[image.name] = images.push_one(image, self.registry)
+    def _bring_images(self, progress: Progress, runtime: Iterable[Future[None]] = ()) -> None:
+        """Build and push each image; the node pulls it while the next one is built."""
+        pushed, pulls = {}, []
+        with ThreadPoolExecutor(max_workers=1) as node:
+            for image in images.IMAGES:
+                with progress.step(f"Image {image.repository}"):
+                    pushed[image.name] = images.push_one(image, self.registry)
+                pull = partial(self._pull, progress, pushed[image.name])
+                pulls.append(node.submit(_after, runtime, pull))
+            for done in pulls:
+                done.result()
         self._images_file.write_text(json.dumps(pushed))
 
-    def _pull_images(self, progress: Progress) -> None:
-        with progress.step("Images on the node (some 3 GB, a minute or two)"):
-            for reference in json.loads(self._images_file.read_text()).values():
-                self.containerd.pull(reference)
+    def _pull(self, progress: Progress, reference: str) -> None:
+        with progress.step(f"Image on the node: {reference.rpartition('/')[2].partition(':')[0]}"):
+            self.containerd.pull(reference)
 
     def _delete_pods(self) -> None:
         """End the pods in order while there is a kubelet: their mounts go with them."""

@@ -14,7 +14,7 @@ PROGRAMS = {
     "docker-registry": "docker-registry",
     "iptables-save": "iptables",
     "conntrack": "conntrack",
-    "debootstrap": "debootstrap",
+    "mmdebstrap": "mmdebstrap",
     "buildah": "buildah",
     "ip": "iproute2",
     "mount": "mount",
@@ -28,23 +28,20 @@ class PackagesMissing(Exception):
 
 
 def missing() -> list[str]:
-    """Return the packages whose programs are not on this machine."""
+    """Return the packages to install; raise PackagesMissing where this process cannot install any."""
+    if os.geteuid() != 0:
+        raise PackagesMissing("the local cluster runs containers and must be started as root (sudo make cluster-up)")
     path = f"{os.environ.get('PATH', '')}:{SYSTEM_PATH}"
     packages = [package for program, package in PROGRAMS.items() if not shutil.which(program, path=path)]
     if not os.path.exists(f"{CNI_PLUGINS}/bridge"):
         packages.append("containernetworking-plugins")
+    if packages and not shutil.which("apt-get"):
+        raise PackagesMissing(f"install these packages: {' '.join(packages)}")
     return packages
 
 
-def ensure() -> None:
-    """Install what is missing, as root on Debian or Ubuntu; raise PackagesMissing elsewhere."""
-    needed = missing()
-    if os.geteuid() != 0:
-        raise PackagesMissing("the local cluster runs containers and must be started as root (sudo make cluster-up)")
-    if not needed:
-        return
-    if not shutil.which("apt-get"):
-        raise PackagesMissing(f"install these packages: {' '.join(needed)}")
+def install(packages: list[str]) -> None:
+    """Install packages of Debian or Ubuntu."""
     quiet = {"DEBIAN_FRONTEND": "noninteractive"}
     run(["apt-get", "-q", "update"], env=quiet)
-    run(["apt-get", "-q", "install", "-y", "--no-install-recommends", *needed], env=quiet, timeout=900)
+    run(["apt-get", "-q", "install", "-y", "--no-install-recommends", *packages], env=quiet, timeout=900)

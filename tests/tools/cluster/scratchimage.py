@@ -42,5 +42,5 @@ def ensure(program: Program, registry: Registry) -> str:
             dockerfile = Path(context, "Dockerfile")
             dockerfile.write_text(DOCKERFILE.format(name=program.name, path=program.path, user=program.user))
             buildah.build(local, dockerfile, Path(context), {})
-        buildah.push(local, reference, insecure=True)
+        buildah.push(local, reference, local=True)
     return reference
