@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -38,7 +37,6 @@ _INTERVAL: Final = b'{"intervalSeconds": 1}'
 
 def run(folder: Path = FOLDER, manifest: Path = MANIFEST) -> None:
     """Prepare model and data, run the manifest, and compare both models; everything is written to `folder`."""
-    began = time.monotonic()
     with Step(f"Prepare the model {model.NAME} and the data (half a minute the first time)"):
         prepare(folder, manifest)
     with Step(f"Fine-tune it: docs/examples/{manifest.name} with file:// in place of s3://") as step:
@@ -50,11 +48,13 @@ def run(folder: Path = FOLDER, manifest: Path = MANIFEST) -> None:
     print()
     print(loss_line(folder))
     print(f"adapter          {shown(folder / _ADAPTER)}, a PEFT folder with a model card")
-    print(f"job took         {time.monotonic() - began:.0f} s")
     print("\nNext:")
-    print(f"  cat {shown(folder)}/lorajob.yaml     # the LoRAJob that ran; {LOG} beside it is its log")
-    print("  make demo                # the same LoRAJob on a Kubernetes cluster, which it starts on this machine")
-    print(f"  kubectl apply -f docs/examples/{manifest.name}    # on your cluster with Tunery, with your s3:// URIs")
+    for command, text in (
+        (f"cat {shown(folder)}/lorajob.yaml", f"# the LoRAJob that ran; its log is {shown(folder / LOG)}"),
+        ("make demo", "# the same LoRAJob on a local Kubernetes cluster"),
+        (f"kubectl apply -f docs/examples/{manifest.name}", "# on a cluster with Tunery, with your s3:// URIs"),
+    ):
+        print(f"  {command:<48} {text}")
 
 
 def shown(path: Path) -> str:

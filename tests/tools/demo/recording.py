@@ -14,7 +14,9 @@ from rich.console import Console
 from rich.terminal_theme import MONOKAI
 from rich.text import Text
 
-COLUMNS: Final = 100
+from tools.cluster.paths import REPOSITORY as ROOT
+
+COLUMNS: Final = 110
 _REPLACED: Final = re.compile(r"[^\n]*\r\x1b\[K")
 """What a live line shows before it is written again."""
 _FONT_FACE: Final = re.compile(r"@font-face \{.*?\}", re.DOTALL)
@@ -44,8 +46,10 @@ def to_svg(command: list[str], text: str) -> str:
 
 
 def main(target: str, *command: str) -> None:
-    """Write the recording of a command to a file."""
-    Path(target).write_text(to_svg(list(command), record(list(command))))
+    """Write the recording of a command, which runs in the repository's root, to a file."""
+    path = Path(target).resolve()
+    os.chdir(ROOT)
+    path.write_text(to_svg(list(command), record(list(command))))
 
 
 if __name__ == "__main__":
