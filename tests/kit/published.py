@@ -43,7 +43,7 @@ def download(client: Any, uri: str, folder: Path) -> dict[str, Any]:
     Raises AssertionError when a file's size or SHA-256 is not what the manifest says.
     """
     bucket, prefix = split_uri(uri)
-    manifest: dict[str, Any] = json.loads(_read(client, bucket, f"{prefix}/manifest.json"))
+    manifest = read_manifest(client, uri)
     for name, entry in manifest["files"].items():
         content = _read(client, bucket, f"{prefix}/{name}")
         found = (len(content), hashlib.sha256(content).hexdigest())
@@ -51,6 +51,13 @@ def download(client: Any, uri: str, folder: Path) -> dict[str, Any]:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
+    return manifest
+
+
+def read_manifest(client: Any, uri: str) -> dict[str, Any]:
+    """Return the manifest of a published result."""
+    bucket, prefix = split_uri(uri)
+    manifest: dict[str, Any] = json.loads(_read(client, bucket, f"{prefix}/manifest.json"))
     return manifest
 
 
