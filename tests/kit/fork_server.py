@@ -34,17 +34,36 @@ from pathlib import Path
 from types import ModuleType
 from typing import IO, Any, Final
 
+from tools.cluster.daemon import ENDS_WITH_PARENT
+
 _MESSAGE: Final = 1 << 20
 """Bytes of a request at most."""
 _FILES: Final = 16
 """Descriptors of a request at most."""
 SERVER: Final = "fork-server"
 """The name of such a process; that of another one is its first argument."""
+_PR_SET_PDEATHSIG: Final = 1
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _LIBC: Final = ctypes.CDLL(None)
 _DIRECT: Final = subprocess.Popen
 _SERVE: Final = "import sys; from kit.fork_server import serve; serve(int(sys.argv[1]), sys.argv[2:])"
+_OPERATOR: Final = (
+    "dispatch.queue",
+    "framework.handlers",
+    "health",
+    "kube.events",
+    "kube.tokens",
+    "leader",
+    "logs",
+    "progress.endpoint",
+    "progress.server",
+    "reconcile.kinds",
+    "watch.watches",
+)
 _TESTS: Final = Path(__file__).parents[1]
+
+_RELOADED: Final = {"kubernetes.config.kube_config"}
+"""Modules that read a variable at import which each process has of its own: KUBECONFIG."""
 
 Stream = int | IO[Any] | None
 
@@ -146,14 +165,17 @@ class ForkServer:
         pass_fds: Sequence[int] = (),
         **options: Any,
     ) -> Process:
-        """Start `[sys.executable, "-m" or "-c", ...]`; parameters as for `subprocess.Popen`.
+        """Start `[sys.executable, "-m" or "-c", ...]`, with ENDS_WITH_PARENT before it or without.
 
-        Of the others, `options` may have env, cwd, start_new_session and preexec_fn, a function that can be pickled.
+        Parameters as for `subprocess.Popen`, of which `options` may have env, cwd, start_new_session and preexec_fn, a
+        function that can be pickled.
         """
         out, for_out = _stream(stdout, 1, text)
         errors, for_errors = _stream(stderr, 2, text)
         given = [_stream(stdin, 0, text)[1], for_out, for_out if stderr == subprocess.STDOUT else for_errors]
         request = {"env": dict(os.environ), "cwd": str(Path.cwd()), **_without_none(options), "args": list(args)}
+        if tuple(args[: len(ENDS_WITH_PARENT)]) == ENDS_WITH_PARENT:
+            request |= {"args": list(args[len(ENDS_WITH_PARENT) :]), "ends_with_parent": True}
         try:
             pid = self._fork(pickle.dumps(request), [*given, *pass_fds])
         finally:
@@ -176,6 +198,10 @@ class ForkServer:
         if check:
             done.check_returncode()
         return done
+
+    def popen_class(self) -> type[subprocess.Popen[Any]]:
+        """Return a class to put in place of `subprocess.Popen`: what is `python -m` is a fork, all else as always."""
+        return type("Popen", (_Popen,), {"server": self})
 
     def _fork(self, request: bytes, files: Sequence[int]) -> int:
         """Return the id of a new child: the server's grandchild, which is this process's from its parent's end on."""
@@ -225,7 +251,7 @@ def _without_none(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class _Popen(subprocess.Popen[Any]):
-    """Popen of a process that has a fork server: what is `python -m` is a fork, all else a process as always."""
+    """What `ForkServer.popen_class` returns."""
 
     server: ForkServer
 
@@ -289,8 +315,7 @@ def _next_request(connection: socket.socket) -> tuple[dict[str, Any], list[int]]
         return _next_request(its)
     its.close()
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    _Popen.server = ForkServer(ours)
-    subprocess.Popen = _Popen  # type: ignore[misc]
+    subprocess.Popen = ForkServer(ours).popen_class()  # type: ignore[misc]
     return pickle.loads(request), files
 
 
@@ -322,6 +347,8 @@ def _fork_orphan() -> int:
 
 def _run(request: dict[str, Any], files: list[int]) -> None:
     """Become the process that was asked for, and run its program as the interpreter does."""
+    if request.get("ends_with_parent"):
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if request.get("start_new_session"):
         os.setsid()
     for number, file in enumerate(files[:3]):
@@ -333,6 +360,8 @@ def _run(request: dict[str, Any], files: list[int]) -> None:
         before()
     os.environ.clear()
     os.environ.update(request["env"])
+    for name in sys.modules.keys() & _RELOADED:
+        importlib.reload(sys.modules[name])
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed()  # as a new process has it; Python's own generator does so itself
     _, how, what, *arguments = request["args"]
@@ -354,3 +383,9 @@ def trainer_server() -> ForkServer:
     server = ForkServer.start(["kit.trainer_imports"], {**os.environ, **variables})
     weakref.finalize(server, folder.cleanup)
     return server
+
+
+@functools.cache
+def operator_server() -> ForkServer:
+    """Return this process's server of operators; the first call starts it."""
+    return ForkServer.start([f"tunery_operator.{name}" for name in _OPERATOR], os.environ)

@@ -7,15 +7,13 @@ import os
 import subprocess
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from tunery_api.names import MASTER_ENV, NODES_ENV
 from tunery_trainer.commands import FOLLOW
 from tunery_trainer.crew.nodes import MEET_SECONDS_ENV
 from tunery_trainer.process.place import NODE_ENV, PORT_ENV, SIMULATED_ENV
-from tunery_trainer.process.supervise import dying_with
 
 from kit.fork_server import SERVER, Process, trainer_server
 from kit.story import Run, command, environment
@@ -102,15 +100,14 @@ class Nodes:
             "GLOO_SOCKET_IFNAME": "lo",
         }
         with log.open("wb") as out:
-            process = self._popen(command("train", path), environment(**variables), out)
+            popen = subprocess.Popen if self._cold else trainer_server().popen
+            process = popen(
+                [*ENDS_WITH_PARENT, *command("train", path)],
+                env=environment(**variables),
+                stdout=out,
+                stderr=subprocess.STDOUT,
+            )
         return Node(process, log, words)
-
-    def _popen(self, line: list[str], variables: dict[str, str], out: IO[bytes]) -> Process | subprocess.Popen[bytes]:
-        streams: dict[str, Any] = {"stdout": out, "stderr": subprocess.STDOUT}
-        if self._cold:
-            return subprocess.Popen([*ENDS_WITH_PARENT, *line], env=variables, **streams)
-        ends_with_parent = partial(dying_with, os.getpid())
-        return trainer_server().popen(line, env=variables, preexec_fn=ends_with_parent, **streams)
 
 
 def finish(nodes: list[Node], seconds: float) -> list[int]:

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from kit.fork_server import operator_server
 from kit.operator.api import Api, Json, eventually
 from kit.operator.objects import RESULT, Namespace, lorajob
 from kit.operator.process import OperatorProcess
@@ -171,7 +172,7 @@ def test_killed_at_any_time_nothing_happens_twice_and_nothing_is_lost(
 ) -> None:
     assert operator.stop() == 0
     namespace, chance = make_namespace(api), random.Random(7)
-    own = OperatorProcess(tmp_path / "killed", operator_kubeconfig)
+    own = OperatorProcess(tmp_path / "killed", operator_kubeconfig, popen=operator_server().popen)
     try:
         own.start()
         names = [f"k{index}" for index in range(8)]

@@ -13,6 +13,7 @@ import pytest
 
 from integration.operator.test_kueue import QUEUE, hold, queued
 
+from kit.fork_server import operator_server
 from kit.operator.api import Api, Json, Refused, eventually
 from kit.operator.objects import RESULT, Namespace, adaptermerge, lorajob
 from kit.operator.process import OperatorProcess
@@ -344,7 +345,7 @@ def test_killed_at_any_time_it_is_published_once(
 ) -> None:
     assert operator.stop() == 0
     namespace, chance = make_namespace(api), random.Random(57)
-    own = OperatorProcess(tmp_path / "killed", operator_kubeconfig)
+    own = OperatorProcess(tmp_path / "killed", operator_kubeconfig, popen=operator_server().popen)
 
     def kill() -> None:
         time.sleep(chance.uniform(0.0, 0.15))

@@ -9,9 +9,11 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kit.fork_server import Process
 from kit.operator.api import eventually
 from tools.cluster.daemon import ENDS_WITH_PARENT
 from tools.cluster.ports import kept_ports
@@ -36,7 +38,9 @@ class OperatorProcess:
     tls: Path | None = None
     settings: dict[str, str] = field(default_factory=dict)
     python: Path = Path(sys.executable)
-    process: subprocess.Popen[bytes] | None = None
+    process: Process | subprocess.Popen[bytes] | None = None
+    popen: Callable[..., Process | subprocess.Popen[bytes]] = subprocess.Popen
+    """Or that of a fork server, which has the operator's imports done."""
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -76,7 +80,7 @@ class OperatorProcess:
             **self.settings,
         }
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
+            self.process = self.popen(
                 [*ENDS_WITH_PARENT, str(self.python), "-m", "tunery_operator"],
                 env=environment,
                 stdout=log,

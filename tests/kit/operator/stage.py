@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tunery_operator.kube.rbac import PERMISSIONS, Call
 
+from kit.fork_server import operator_server
 from kit.operator.api import Api, Json
 from kit.operator.objects import Namespace
 from kit.operator.process import OperatorProcess
@@ -51,7 +52,7 @@ class Stage:
     def share(self) -> OperatorProcess:
         """Return the shared operator, and start it where it does not run."""
         if self.shared is None:
-            self.shared = OperatorProcess(self._folder / "shared", self.kubeconfig, self._tls)
+            self.shared = self._process(self._folder / "shared", self.kubeconfig)
         if self.shared.process is None:
             self.shared.start()
         return self.shared
@@ -59,7 +60,10 @@ class Stage:
     def make(self, kubeconfig: Path | None = None, **settings: str) -> OperatorProcess:
         """Return an operator of one test, not started yet."""
         folder = self._folder / f"own-{next(self._numbers)}"
-        return OperatorProcess(folder, kubeconfig or self.kubeconfig, self._tls, settings)
+        return self._process(folder, kubeconfig or self.kubeconfig, settings)
+
+    def _process(self, folder: Path, kubeconfig: Path, settings: dict[str, str] | None = None) -> OperatorProcess:
+        return OperatorProcess(folder, kubeconfig, self._tls, settings or {}, popen=operator_server().popen)
 
     def clear(self) -> None:
         """Stop the shared operator: who needs it starts it again."""

@@ -29,6 +29,7 @@ from tunery_trainer.local import load_run_spec
 from tunery_trainer.tasks.frame import refuse_own_input
 
 from kit.adapters import deltas64, logits, relative, trained_adapter
+from kit.fork_server import trainer_server
 from kit.tiny_models import Tiny, save_tiny
 
 
@@ -80,7 +81,7 @@ def command(path: Path) -> list[str]:
 
 def run(path: Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    return subprocess.run(command(path), capture_output=True, text=True, env=environment, timeout=300)
+    return trainer_server().run(command(path), text=True, env=environment, timeout=300)
 
 
 def succeed(path: Path) -> Manifest:
@@ -255,9 +256,8 @@ def test_a_report_says_what_the_merge_said(base: Path, inputs: list[Path], tmp_p
     said = []
     for task in ("merge", "report", "merge"):
         message = tmp_path / task
-        done = subprocess.run(
+        done = trainer_server().run(
             [sys.executable, "-m", "tunery_trainer", task, str(tmp_path / "run.json")],
-            capture_output=True,
             text=True,
             env={**os.environ, "HF_HUB_OFFLINE": "1", "TUNERY_TERMINATION_PATH": str(message)},
             timeout=300,

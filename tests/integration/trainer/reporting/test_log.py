@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import subprocess
+from typing import Any
+
+import pytest
 
 from tunery_api.reasons import ExitCode
 
+from kit.fork_server import trainer_server
 from kit.story import Case, command, environment, manifest
 
 OF_OTHERS = {
@@ -17,7 +21,9 @@ OF_OTHERS = {
 """Variables of a launcher, or of a user's shell, that are none of a run's business."""
 
 
-def test_a_pods_log_follows_the_run(case: Case) -> None:
+@pytest.mark.slow(fast=["forked"])
+@pytest.mark.parametrize("start", ["forked", "cold"])
+def test_a_pods_log_follows_the_run(case: Case, start: str) -> None:
     folder = case().parent
     uris = {name: {"uri": f"file://{folder}/{file}"} for name, file in (("model", "model"), ("dataset", "data.jsonl"))}
     # Long enough that the loop says something of its own: what follows within a second takes a line's place.
@@ -31,10 +37,9 @@ def test_a_pods_log_follows_the_run(case: Case) -> None:
     }
     (folder / "run.json").write_text(json.dumps(content))
     variables = {**OF_OTHERS, "KUBEFLOW_TRAINER_SERVER_URL": "https://127.0.0.1:1/progress"}
-    # A cold start: libraries read these as they are imported.
-    done = subprocess.run(
-        command("train", folder / "run.json"), env=environment(**variables), capture_output=True, text=True, timeout=300
-    )
+    line = command("train", folder / "run.json")
+    run: Any = subprocess.run if start == "cold" else trainer_server().run
+    done = run(line, env=environment(**variables), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert done.returncode == ExitCode.OK, done.stderr
     lines = done.stdout.splitlines()
     # Two phases within a second of each other are one line: the newer.

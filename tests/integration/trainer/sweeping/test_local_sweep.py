@@ -22,6 +22,7 @@ from tunery_common.storage import open_store
 from tunery_common.storage.published_folder import verify
 from tunery_trainer.sweeping.search import Search
 
+from kit.fork_server import trainer_server
 from kit.played_sweep import play
 from kit.played_trial import HANGS, KILLED, KILLED_FOR_MEMORY, LOST, LOST_HINT, loss_of
 from kit.story import environment, make_rows, manifest, run_here, write_rows
@@ -45,6 +46,7 @@ RANKS = [
 def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sweep:
     """Writes the manifest of a sweep whose trials are played, and gives its path back."""
     play(monkeypatch, tmp_path)
+    monkeypatch.setattr(subprocess, "Popen", trainer_server().popen_class())
     (tmp_path / "model").mkdir()
     write_rows(tmp_path / "data.jsonl", make_rows())
 
@@ -162,7 +164,7 @@ def test_killed_at_any_moment_it_goes_on_with_the_same_rows(sweep: Sweep) -> Non
     command = [sys.executable, "-m", "kit.played_sweep", "run", str(path), "--work-dir", str(path.parent / "work")]
     before: Rows = []
     for moment in MOMENTS:
-        process = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        process = trainer_server().popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         while process.poll() is None and not any(path.parent.glob(moment)):
             time.sleep(0.005)
         process.kill()
@@ -324,7 +326,7 @@ def test_what_lies_at_the_output_is_found_before_the_first_trial(sweep: Sweep) -
 def test_two_at_once_do_not_share_trials(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
     path = sweep((1e-3, HANGS))
     command = [sys.executable, "-m", "kit.played_sweep", "run", str(path), "--work-dir", str(path.parent / "work")]
-    with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True) as first:
+    with trainer_server().popen(command, env=environment(), stdout=subprocess.PIPE, text=True) as first:
         while not any((path.parent / "work").glob("sweep-*/000.json")):
             time.sleep(0.05)
         monkeypatch.setattr("tunery_trainer.sweeping.ledger._WAIT_SECONDS", 0.2)
@@ -338,7 +340,7 @@ def test_sweeps_in_one_work_folder_leave_each_others_trials_alone(sweep: Sweep) 
     path = sweep((1e-3, HANGS))
     work = path.parent / "work"
     command = [sys.executable, "-m", "kit.played_sweep", "run", str(path), "--work-dir", str(work)]
-    with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True) as first:
+    with trainer_server().popen(command, env=environment(), stdout=subprocess.PIPE, text=True) as first:
         try:
             while not any(work.glob("sweep-*/000.json")):
                 time.sleep(0.05)

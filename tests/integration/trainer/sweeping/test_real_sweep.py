@@ -18,6 +18,7 @@ import pytest
 from tunery_api.methods import Preset
 from tunery_api.reasons import ExitCode
 
+from kit.fork_server import trainer_server
 from kit.peft_reader import held_out_rows, plain_peft, single_row_loss
 from kit.story import Case, command, environment, manifest, run_here
 
@@ -54,7 +55,8 @@ def killed_in_training(path: Path) -> Path:
     """Start a sweep, kill it as a trial trains that is not the first, and return that one's log."""
     work = path.parent / "work"
     words = command("run", path, "--work-dir", work)
-    with subprocess.Popen(words, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    null = subprocess.DEVNULL
+    with trainer_server().popen(words, env=environment(), stdout=null, stderr=null) as process:
         while process.poll() is None:
             # Checkpoints of a trial that has ended are gone.
             if any(work.glob("sweep-*/001.log")) and any(

@@ -16,6 +16,7 @@ import pytest
 from tunery_api.reasons import ExitCode, FailureReason
 from tunery_api.runspec import PreflightReport, RunResult
 
+from kit.fork_server import trainer_server
 from kit.s3 import credentials, keys_below
 from kit.story import Run, command, environment, run_here, run_trainer
 from tools.cluster.s3 import S3Server
@@ -118,7 +119,7 @@ def test_sigterm_writes_a_checkpoint_and_says_so(
     """As when the Job is deleted: the pod has 120 s, and no checkpoint was due yet."""
     training = {"maxSteps": 100_000, "learningRate": "1e-4"}
     path = run_file(training=training, checkpoint={"everySteps": 100_000})
-    process = subprocess.Popen(
+    process = trainer_server().popen(
         command("train", path),
         env=environment(TUNERY_TERMINATION_PATH=str(message)),
         stdout=subprocess.PIPE,

@@ -29,6 +29,7 @@ from tunery_common.storage import open_store
 from tunery_common.storage.published_folder import verify
 from tunery_common.storage.transfer import hash_file
 
+from kit.fork_server import trainer_server
 from kit.peft_reader import held_out_rows, plain_peft, single_row_loss
 from kit.s3 import keys_below
 from kit.story import Case, Run, command, environment, run_here, start
@@ -336,7 +337,7 @@ def test_it_is_published_once_however_often_it_is_killed(
     # Of the base only what says how it is built: its weights are never read.
     client.put_object(Bucket="models", Key=f"{tmp_path.name}/model.safetensors", Body=b"not a tensor")
     for _ in range(2):
-        publishing = subprocess.Popen(command("publish", path), env=environment())
+        publishing = trainer_server().popen(command("publish", path), env=environment())
         while not keys_below(s3_server, out):
             assert publishing.poll() is None
             time.sleep(0.005)
