@@ -13,13 +13,14 @@ import yaml
 from tunery_api.errors import InvalidSpec
 from tunery_api.validation import parse_lorajob
 
+from kit.api_server import ApiServer
 from kit.examples import EXAMPLES, bundle, documents
-from kit.kubectl import Kubectl, KubectlError
+from kit.kubectl import KubectlError
 from kit.shown import PAGES, blocks
 
 
 @pytest.fixture(scope="module")
-def namespace(api_server: Kubectl) -> Iterator[str]:
+def namespace(api_server: ApiServer) -> Iterator[str]:
     api_server.run("create", "namespace", "crd")
     yield "crd"
     api_server.delete("namespace", "crd", wait=False)
@@ -31,7 +32,7 @@ def lorajob(name: str, **blocks: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_every_example_is_accepted_strictly(api_server: Kubectl, namespace: str, path: Any) -> None:
+def test_every_example_is_accepted_strictly(api_server: ApiServer, namespace: str, path: Any) -> None:
     told = api_server.run("apply", "--dry-run=server", "-n", namespace, "-f", "-", stdin=bundle(path))
     assert told.count("created") == len(documents(path)) > 0
 
@@ -46,7 +47,7 @@ def shown_objects() -> list[dict[str, Any]]:
 OWN = (".k8s.io/v1", "tunery.dev/v1alpha1")
 
 
-def test_every_object_in_the_text_of_the_docs_is_accepted_strictly(api_server: Kubectl, namespace: str) -> None:
+def test_every_object_in_the_text_of_the_docs_is_accepted_strictly(api_server: ApiServer, namespace: str) -> None:
     objects = shown_objects()
     kinds = {each["kind"] for each in objects}
     assert kinds >= {"LoRAJob", "AdapterServer", "NetworkPolicy", "PersistentVolumeClaim", "ResourceQuota", "Role"}
@@ -97,7 +98,7 @@ def test_every_object_in_the_text_of_the_docs_is_accepted_strictly(api_server: K
         ),
     ],
 )
-def test_what_is_refused_at_the_door(api_server: Kubectl, namespace: str, blocks: dict[str, Any], said: str) -> None:
+def test_what_is_refused_at_the_door(api_server: ApiServer, namespace: str, blocks: dict[str, Any], said: str) -> None:
     with pytest.raises(KubectlError) as caught:
         api_server.apply(lorajob("refused", **blocks), namespace=namespace)
     assert said in str(caught.value)
@@ -109,7 +110,7 @@ def test_what_is_refused_at_the_door(api_server: Kubectl, namespace: str, blocks
     + [(2, 1, passes, "training.gradientAccumulation") for passes in (0, -3)],
 )
 def test_a_number_that_is_too_small_is_refused_by_its_field_alone(
-    api_server: Kubectl, namespace: str, *, gpus: int, nodes: int, passes: int, field: str
+    api_server: ApiServer, namespace: str, *, gpus: int, nodes: int, passes: int, field: str
 ) -> None:
     blocks = {"resources": {"gpus": gpus, "nodes": nodes}, "training": {"gradientAccumulation": passes}}
     with pytest.raises(KubectlError) as caught:
@@ -137,7 +138,7 @@ def test_a_number_that_is_too_small_is_refused_by_its_field_alone(
     ],
 )
 def test_the_parser_takes_what_the_server_takes(
-    api_server: Kubectl, namespace: str, blocks: dict[str, Any], taken: bool
+    api_server: ApiServer, namespace: str, blocks: dict[str, Any], taken: bool
 ) -> None:
     manifest = lorajob("types", **blocks)
     with contextlib.nullcontext() if taken else pytest.raises(KubectlError):
@@ -148,7 +149,7 @@ def test_the_parser_takes_what_the_server_takes(
 
 @pytest.mark.parametrize("nothing", [{"lora": None}, {"suspend": None}, {"lora": {"rank": None}}], ids=str)
 def test_a_null_is_refused_where_manifests_are_applied_on_the_server(
-    api_server: Kubectl, namespace: str, nothing: dict[str, Any]
+    api_server: ApiServer, namespace: str, nothing: dict[str, Any]
 ) -> None:
     """As docs/api.md says, to those who use Flux or Argo CD's ServerSideApply."""
     text = json.dumps(lorajob("nothing", **nothing))
@@ -177,7 +178,7 @@ AT_REST: list[dict[str, Any]] = [
 ]
 
 
-def test_what_training_depends_on_is_immutable(api_server: Kubectl, namespace: str) -> None:
+def test_what_training_depends_on_is_immutable(api_server: ApiServer, namespace: str) -> None:
     api_server.apply(lorajob("fixed", training={"seed": 1}), namespace=namespace)
     for patch, said in NEVER:
         with pytest.raises(KubectlError, match=said):
@@ -190,7 +191,7 @@ def test_what_training_depends_on_is_immutable(api_server: Kubectl, namespace: s
 
 @pytest.mark.parametrize("running", ["False", "Unknown", None])
 def test_what_the_next_pod_is_made_from_may_change_while_none_runs(
-    api_server: Kubectl, namespace: str, running: str | None
+    api_server: ApiServer, namespace: str, running: str | None
 ) -> None:
     name = f"rests-{str(running).lower()}"
     api_server.apply(lorajob(name, scheduling={"nodeSelector": {"pool": "a"}}), namespace=namespace)
@@ -200,7 +201,7 @@ def test_what_the_next_pod_is_made_from_may_change_while_none_runs(
         _patch(api_server, namespace, name, patch)
 
 
-def test_and_not_while_one_runs(api_server: Kubectl, namespace: str) -> None:
+def test_and_not_while_one_runs(api_server: ApiServer, namespace: str) -> None:
     api_server.apply(
         lorajob("runs", scheduling={"nodeSelector": {"pool": "a"}}, resources={"cpu": "2"}), namespace=namespace
     )
@@ -213,7 +214,7 @@ def test_and_not_while_one_runs(api_server: Kubectl, namespace: str) -> None:
     _patch(api_server, namespace, "runs", {"resources": {"memory": "48Gi"}, "suspend": False})
 
 
-def test_quotes_of_a_quantity_are_no_change(api_server: Kubectl, namespace: str) -> None:
+def test_quotes_of_a_quantity_are_no_change(api_server: ApiServer, namespace: str) -> None:
     api_server.apply(lorajob("quoted", resources={"cpu": "2", "memory": "8589934592"}), namespace=namespace)
     _set_running(api_server, namespace, "quoted", "True")
     _patch(api_server, namespace, "quoted", {"resources": {"cpu": 2, "memory": 8589934592}})
@@ -226,14 +227,14 @@ def test_quotes_of_a_quantity_are_no_change(api_server: Kubectl, namespace: str)
             _patch(api_server, namespace, "quoted", {"resources": {"memory": number}})
 
 
-def test_quotes_of_another_number_are_and_the_refusal_says_so(api_server: Kubectl, namespace: str) -> None:
+def test_quotes_of_another_number_are_and_the_refusal_says_so(api_server: ApiServer, namespace: str) -> None:
     api_server.apply(lorajob("rated", training={"learningRate": 0.0002}), namespace=namespace)
     _patch(api_server, namespace, "rated", {"training": {"learningRate": 2e-4}})
     with pytest.raises(KubectlError, match=r"training cannot be changed.*\(quotes around a number count\)"):
         _patch(api_server, namespace, "rated", {"training": {"learningRate": "0.0002"}})
 
 
-def test_a_stop_is_final(api_server: Kubectl, namespace: str) -> None:
+def test_a_stop_is_final(api_server: ApiServer, namespace: str) -> None:
     api_server.apply(lorajob("stops"), namespace=namespace)
     _set_running(api_server, namespace, "stops", "True")
     for wrong in ("", " \n", "x" * 257):
@@ -250,7 +251,7 @@ def test_a_stop_is_final(api_server: Kubectl, namespace: str) -> None:
     api_server.apply(lorajob("stopped-before", stop="only to be looked at"), namespace=namespace)
 
 
-def test_a_status_of_a_later_version_is_stored(api_server: Kubectl, namespace: str) -> None:
+def test_a_status_of_a_later_version_is_stored(api_server: ApiServer, namespace: str) -> None:
     api_server.apply(lorajob("later"), namespace=namespace)
     _set_running(api_server, namespace, "later", "True", kind="Contemplated", phase="Contemplating", reason="Deep")
     stored = api_server.get("lorajob", "later", namespace)
@@ -258,7 +259,7 @@ def test_a_status_of_a_later_version_is_stored(api_server: Kubectl, namespace: s
     assert stored["status"]["phase"] == "Contemplating"
 
 
-def test_objects_are_selected_by_phase(api_server: Kubectl, namespace: str) -> None:
+def test_objects_are_selected_by_phase(api_server: ApiServer, namespace: str) -> None:
     for name, phase in (("selected", "Training"), ("other", "Queued")):
         api_server.apply(lorajob(name), namespace=namespace)
         _set_running(api_server, namespace, name, "False", phase=phase)
@@ -269,7 +270,7 @@ def test_objects_are_selected_by_phase(api_server: Kubectl, namespace: str) -> N
 
 
 def _set_running(
-    kubectl: Kubectl,
+    kubectl: ApiServer,
     namespace: str,
     name: str,
     status: str,
@@ -278,15 +279,14 @@ def _set_running(
     reason: str = "X",
 ) -> None:
     condition = {"type": kind, "status": status, "reason": reason, "lastTransitionTime": "2026-01-31T12:00:00Z"}
-    patch = json.dumps({"status": {"phase": phase, "conditions": [condition]}})
-    kubectl.run("patch", "lorajob", name, "-n", namespace, "--subresource=status", "--type=merge", "-p", patch)
+    kubectl.patch("LoRAJob", name, {"status": {"phase": phase, "conditions": [condition]}}, namespace, status=True)
 
 
-def _patch(kubectl: Kubectl, namespace: str, name: str, spec: dict[str, Any]) -> None:
-    kubectl.run("patch", "lorajob", name, "-n", namespace, "--type=merge", "-p", json.dumps({"spec": spec}))
+def _patch(kubectl: ApiServer, namespace: str, name: str, spec: dict[str, Any]) -> None:
+    kubectl.patch("LoRAJob", name, {"spec": spec}, namespace)
 
 
-def test_explain_reads_well(api_server: Kubectl) -> None:
+def test_explain_reads_well(api_server: ApiServer) -> None:
     text = api_server.run("explain", "lorajob.spec")
     merging = api_server.run("explain", "adaptermerge.spec.resources.gpus")
     assert "0, or 1 to merge on a GPU. Default: 0." in " ".join(merging.split())
@@ -294,7 +294,7 @@ def test_explain_reads_well(api_server: Kubectl) -> None:
         assert field in text
 
 
-def test_defaults_stay_open_but_for_the_columns(api_server: Kubectl, namespace: str) -> None:
+def test_defaults_stay_open_but_for_the_columns(api_server: ApiServer, namespace: str) -> None:
     api_server.apply(lorajob("open"), namespace=namespace)
     stored = api_server.get("lorajob", "open", namespace)
     assert stored is not None

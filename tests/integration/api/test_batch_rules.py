@@ -12,7 +12,8 @@ import pytest
 from tunery_api.errors import InvalidSpec
 from tunery_api.validation import parse_batchinference
 
-from kit.kubectl import Kubectl, KubectlError
+from kit.api_server import ApiServer
+from kit.kubectl import KubectlError
 
 BASE: dict[str, Any] = {"serverRef": {"name": "support"}, "input": {"uri": "s3://data/in.jsonl"}}
 
@@ -77,7 +78,7 @@ def test_what_works_is_accepted(blocks: dict[str, Any]) -> None:
 
 
 @pytest.fixture(scope="module")
-def namespace(api_server: Kubectl) -> Iterator[str]:
+def namespace(api_server: ApiServer) -> Iterator[str]:
     api_server.run("create", "namespace", "batches")
     yield "batches"
     api_server.delete("namespace", "batches", wait=False)
@@ -90,19 +91,19 @@ def manifest(name: str, **blocks: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("blocks", "message"), REFUSED_BY_THE_SCHEMA)
 def test_the_api_server_refuses_it_too(
-    api_server: Kubectl, namespace: str, blocks: dict[str, Any], message: str
+    api_server: ApiServer, namespace: str, blocks: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(KubectlError, match=message):
         api_server.apply(manifest("refused", **blocks), namespace=namespace)
 
 
-def test_the_api_server_accepts_what_works(api_server: Kubectl, namespace: str) -> None:
+def test_the_api_server_accepts_what_works(api_server: ApiServer, namespace: str) -> None:
     for number, blocks in enumerate(ACCEPTED):
         api_server.apply(manifest(f"accepted-{number}", **blocks), namespace=namespace)
 
 
-def patched(kubectl: Kubectl, namespace: str, spec: dict[str, Any]) -> None:
-    kubectl.run("patch", "bi", "changes", "-n", namespace, "--type=merge", "-p", json.dumps({"spec": spec}))
+def patched(kubectl: ApiServer, namespace: str, spec: dict[str, Any]) -> None:
+    kubectl.patch("BatchInference", "changes", {"spec": spec}, namespace)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +119,7 @@ def patched(kubectl: Kubectl, namespace: str, spec: dict[str, Any]) -> None:
         ({"maxErrors": 7}, "maxErrors cannot be changed"),
     ],
 )
-def test_what_may_change(api_server: Kubectl, namespace: str, change: dict[str, Any], refused: str | None) -> None:
+def test_what_may_change(api_server: ApiServer, namespace: str, change: dict[str, Any], refused: str | None) -> None:
     api_server.apply(manifest("changes"), namespace=namespace)
     if refused is None:
         patched(api_server, namespace, change)
@@ -127,7 +128,7 @@ def test_what_may_change(api_server: Kubectl, namespace: str, change: dict[str, 
         patched(api_server, namespace, change)
 
 
-def test_the_columns_show_how_far_it_is(api_server: Kubectl, namespace: str) -> None:
+def test_the_columns_show_how_far_it_is(api_server: ApiServer, namespace: str) -> None:
     api_server.apply(manifest("columns"), namespace=namespace)
     status = {"phase": "Answering", "errors": 3, "progress": {"percent": 42, "percentText": "42%", "eta": "3m"}}
     body = json.dumps({"status": status})

@@ -11,7 +11,8 @@ import pytest
 from tunery_api.errors import InvalidSpec
 from tunery_api.validation import parse_adapterserver
 
-from kit.kubectl import Kubectl, KubectlError
+from kit.api_server import ApiServer
+from kit.kubectl import KubectlError
 
 BASE = {"model": {"uri": "s3://models/tiny"}}
 ONE = {"name": "one", "uri": "s3://adapters/one"}
@@ -205,7 +206,7 @@ def test_what_works_is_accepted(blocks: dict[str, Any]) -> None:
 
 
 @pytest.fixture(scope="module")
-def namespace(api_server: Kubectl) -> Iterator[str]:
+def namespace(api_server: ApiServer) -> Iterator[str]:
     api_server.run("create", "namespace", "servers")
     yield "servers"
     api_server.delete("namespace", "servers", wait=False)
@@ -216,7 +217,7 @@ def manifest(name: str, **blocks: Any) -> dict[str, Any]:
     return {"apiVersion": "tunery.dev/v1alpha1", "kind": "AdapterServer", "metadata": {"name": name}, "spec": spec}
 
 
-def refusal(kubectl: Kubectl, namespace: str, body: dict[str, Any]) -> str:
+def refusal(kubectl: ApiServer, namespace: str, body: dict[str, Any]) -> str:
     with pytest.raises(KubectlError) as caught:
         kubectl.apply(body, namespace=namespace)
     return str(caught.value)
@@ -224,12 +225,12 @@ def refusal(kubectl: Kubectl, namespace: str, body: dict[str, Any]) -> str:
 
 @pytest.mark.parametrize(("blocks", "message", "server"), REFUSED_BY_BOTH)
 def test_the_api_server_refuses_it_too(
-    api_server: Kubectl, namespace: str, blocks: dict[str, Any], message: str, server: str
+    api_server: ApiServer, namespace: str, blocks: dict[str, Any], message: str, server: str
 ) -> None:
     assert server in refusal(api_server, namespace, manifest("refused", **blocks))
 
 
-def test_the_api_server_refuses_flags_and_accepts_what_works(api_server: Kubectl, namespace: str) -> None:
+def test_the_api_server_refuses_flags_and_accepts_what_works(api_server: ApiServer, namespace: str) -> None:
     for argument in (*FORBIDDEN, PATH):
         told = refusal(api_server, namespace, manifest("refused", engine={"args": [argument]}))
         assert "args takes --flag or --flag=value" in told
@@ -238,16 +239,16 @@ def test_the_api_server_refuses_flags_and_accepts_what_works(api_server: Kubectl
 
 
 @pytest.mark.parametrize("name", ["a.b", "1st", "n" * 49])
-def test_a_name_that_can_be_no_host_name_is_refused(api_server: Kubectl, namespace: str, name: str) -> None:
+def test_a_name_that_can_be_no_host_name_is_refused(api_server: ApiServer, namespace: str, name: str) -> None:
     assert "the name becomes part of a host name" in refusal(api_server, namespace, manifest(name))
     api_server.apply(manifest("n" * 48), namespace=namespace)
 
 
-def patched(kubectl: Kubectl, namespace: str, name: str, spec: dict[str, Any]) -> None:
-    kubectl.run("patch", "adapterserver", name, "-n", namespace, "--type=merge", "-p", json.dumps({"spec": spec}))
+def patched(kubectl: ApiServer, namespace: str, name: str, spec: dict[str, Any]) -> None:
+    kubectl.patch("AdapterServer", name, {"spec": spec}, namespace)
 
 
-def test_all_but_the_model_may_change(api_server: Kubectl, namespace: str) -> None:
+def test_all_but_the_model_may_change(api_server: ApiServer, namespace: str) -> None:
     api_server.apply(manifest("changes"), namespace=namespace)
     for change in [*ACCEPTED, {"resources": {"gpus": 0}}, {"access": {"apiKeysSecretRef": {"name": "k"}}}]:
         patched(api_server, namespace, "changes", change)
@@ -256,7 +257,7 @@ def test_all_but_the_model_may_change(api_server: Kubectl, namespace: str) -> No
             patched(api_server, namespace, "changes", {"model": model})
 
 
-def test_a_server_is_scaled_by_its_own_subresource(api_server: Kubectl, namespace: str) -> None:
+def test_a_server_is_scaled_by_its_own_subresource(api_server: ApiServer, namespace: str) -> None:
     api_server.apply(manifest("scales"), namespace=namespace)
     stored = api_server.get("adapterserver", "scales", namespace)
     assert stored is not None
@@ -277,7 +278,7 @@ def test_a_server_is_scaled_by_its_own_subresource(api_server: Kubectl, namespac
     assert listed.split() == ["adapterserver.tunery.dev/scales"]
 
 
-def test_the_columns_show_what_is_served(api_server: Kubectl, namespace: str) -> None:
+def test_the_columns_show_what_is_served(api_server: ApiServer, namespace: str) -> None:
     api_server.apply(manifest("columns"), namespace=namespace)
     status = {
         "phase": "Degraded",

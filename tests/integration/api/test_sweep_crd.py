@@ -14,7 +14,8 @@ from tunery_api.kinds import KINDS, Kind
 from tunery_api.lorasweep import LoRASweepSpec
 from tunery_api.sweepstatus import LoRASweepStatus
 
-from kit.kubectl import Kubectl, KubectlError, wait_for
+from kit.api_server import ApiServer
+from kit.kubectl import KubectlError, wait_for
 
 KIND = "lorasweeps.tunery.dev"
 OLD_GROUP = "sweeps.tunery.test"
@@ -23,7 +24,7 @@ TEMPLATE: dict[str, Any] = {"model": {"uri": "s3://models/m"}, "dataset": {"uri"
 
 
 @pytest.fixture(scope="module")
-def namespace(api_server: Kubectl) -> Iterator[str]:
+def namespace(api_server: ApiServer) -> Iterator[str]:
     api_server.run("create", "namespace", "sweeps")
     yield "sweeps"
     api_server.delete("namespace", "sweeps", wait=False)
@@ -84,7 +85,7 @@ def ranged(**given: Any) -> dict[str, Any]:
         ),
     ],
 )
-def test_the_api_server_refuses_it(api_server: Kubectl, namespace: str, spec: dict[str, Any], said: str) -> None:
+def test_the_api_server_refuses_it(api_server: ApiServer, namespace: str, spec: dict[str, Any], said: str) -> None:
     with pytest.raises(KubectlError) as caught:
         api_server.apply(sweep("refused", spec), namespace=namespace)
     assert said in str(caught.value)
@@ -120,7 +121,7 @@ def test_the_api_server_refuses_it(api_server: Kubectl, namespace: str, spec: di
     ],
 )
 def test_the_api_server_accepts_it(
-    api_server: Kubectl, namespace: str, spec: dict[str, Any], request: pytest.FixtureRequest
+    api_server: ApiServer, namespace: str, spec: dict[str, Any], request: pytest.FixtureRequest
 ) -> None:
     name = request.node.callspec.id.lower()
     api_server.apply(sweep(name, spec), namespace=namespace)
@@ -170,7 +171,7 @@ def test_every_field_is_tried() -> None:
 
 
 @pytest.mark.parametrize("field", CHANGES)
-def test_what_may_change(api_server: Kubectl, namespace: str, field: str) -> None:
+def test_what_may_change(api_server: ApiServer, namespace: str, field: str) -> None:
     body = sweep("changes", {"preset": "Guide", "parameters": [RANK], "parallelTrials": 4})
     api_server.apply(body, namespace=namespace)
     change = json.dumps({"spec": {field: CHANGES[field]}})
@@ -208,7 +209,7 @@ REFUSED_TODAY: dict[str, Any] = {
 }
 
 
-def test_a_sweep_that_is_older_than_the_rules_can_be_written(api_server: Kubectl, namespace: str) -> None:
+def test_a_sweep_that_is_older_than_the_rules_can_be_written(api_server: ApiServer, namespace: str) -> None:
     def of(name: str) -> dict[str, Any]:
         body = sweep(name, {"preset": "Guide", "warmStartFrom": [{"name": name}]})
         body["spec"] |= REFUSED_TODAY if name == "old" else {}
