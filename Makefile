@@ -69,7 +69,7 @@ verify: setup ## Check format, lint, types, layers, locks and generated files
 	@for project in $(PROJECTS); do (cd $$project && $(UV) lock --check --quiet) || { echo "$$project/uv.lock is out of date: run 'uv lock' there"; exit 1; }; done
 
 .PHONY: try
-try: | $(UV) ## Fine-tune a small model on this machine, without a cluster (four minutes)
+try: ## Fine-tune a small model on this machine, without a cluster (four minutes)
 	@cd $(TESTS) && UV="$(UV)" python3 -m tools.demo.local
 
 .PHONY: demo
