@@ -103,7 +103,7 @@ class Process:
         pool = ThreadPoolExecutor(2)
         try:
             streams = (self.stdout, self.stderr)
-            told = [pool.submit(stream.read) if stream else None for stream in streams]
+            told = [pool.submit(each.read) if each and not each.closed else None for each in streams]
             found = [each and each.result(None if end is None else end - time.monotonic()) for each in told]
         except TimeoutError as error:
             raise subprocess.TimeoutExpired(self.args, timeout or 0.0) from error
@@ -366,7 +366,8 @@ def _run(request: dict[str, Any], files: list[int]) -> None:
         sys.modules["numpy"].random.seed()  # as a new process has it; Python's own generator does so itself
     _, how, what, *arguments = request["args"]
     _rename(next(iter(arguments), what))
-    sys.path[0] = request["cwd"] if how == "-m" else ""
+    more = request["env"].get("PYTHONPATH", "").split(os.pathsep)
+    sys.path[:1] = [request["cwd"] if how == "-m" else "", *(each for each in more if each and each not in sys.path)]
     sys.argv = [how, *arguments]
     if how == "-m":
         runpy.run_module(what, run_name="__main__", alter_sys=True)

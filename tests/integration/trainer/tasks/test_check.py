@@ -17,7 +17,6 @@ import yaml
 
 from tunery_api.reasons import ExitCode
 
-from kit.fork_server import trainer_server
 from kit.story import Case, Write, command, environment, make_rows, run_here, run_trainer, write_rows
 
 
@@ -30,7 +29,7 @@ def test_good_rows_alone(write: Write) -> None:
 
 def test_who_reads_the_first_lines_sees_no_trace(write: Write) -> None:
     rows: list[Any] = [{"prompt": f"{n}"} for n in range(5000)]
-    checking = trainer_server().popen(
+    checking = subprocess.Popen(
         command("check", write("data.jsonl", rows)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()
     )
     assert checking.stdout is not None
