@@ -13,8 +13,9 @@ RESERVE_GB: Final = 3
 """What a demo's buckets, logs and data take."""
 # Measured after both demos, and rounded up. The trainer's image has 6.6 GB, 3.3 packed, vLLM's 5.5 and 2.9: each lies
 # packed in the registry and on the node, unpacked on the node, and the trainer's in buildah's storage, too.
-_PACKAGES_AND_BUILDS: Final = 14
-"""What uv keeps of the images' packages, 6, and buildah of the images, 8."""
+_BUILDS: Final = 14
+"""What buildah keeps, 8, and part of the 18 more that it needs while it commits the trainer's image: the node is empty
+then."""
 _REGISTRY: Final = 4
 _PROGRAMS: Final = 1
 _NODE: Final = 12
@@ -30,7 +31,7 @@ def lacking(state: Path, *, engine: bool) -> int:
 
 def _parts(state: Path, engine: bool) -> Iterator[tuple[Path, int]]:
     cache = cache_dir()
-    yield cache / "buildah", _PACKAGES_AND_BUILDS
+    yield cache / "buildah", _BUILDS
     yield cache / "registry", _REGISTRY
     yield cache / "bin", _PROGRAMS
     yield state / "containerd", _NODE
