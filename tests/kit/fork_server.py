@@ -44,6 +44,8 @@ SERVER: Final = "fork-server"
 """The name of such a process; that of another one is its first argument."""
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_CHILD_SUBREAPER: Final = 36
+_SUBREAPER_LOCK: Final = threading.Lock()
+"""Held while this process is a subreaper: one for all servers, else another thread would end that too early."""
 _LIBC: Final = ctypes.CDLL(None)
 _DIRECT: Final = subprocess.Popen
 _SERVE: Final = "import sys; from kit.fork_server import serve; serve(int(sys.argv[1]), sys.argv[2:])"
@@ -140,7 +142,6 @@ class ForkServer:
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
-        self._lock = threading.Lock()
 
     @classmethod
     def start(cls, preload: Sequence[str], environment: Mapping[str, str]) -> ForkServer:
@@ -205,7 +206,7 @@ class ForkServer:
 
     def _fork(self, request: bytes, files: Sequence[int]) -> int:
         """Return the id of a new child: the server's grandchild, which is this process's from its parent's end on."""
-        with self._lock:
+        with _SUBREAPER_LOCK:
             _LIBC.prctl(_PR_SET_CHILD_SUBREAPER, 1)
             try:
                 socket.send_fds(self._connection, [request], files)

@@ -38,6 +38,7 @@ def kubelet(
 ) -> Iterator[ProcessKubelet]:
     """The node; pods have their folders in a new one."""
     kubeconfig = control_plane.client_kubeconfig("processes", USER, GROUP)
+    trainer_server()  # before threads ask for it at once, which would start several
     with ProcessKubelet(kubeconfig, tmp_path_factory.mktemp("pods"), popen) as kubelet:
         yield kubelet
     api.delete(f"/api/v1/nodes/{NODE}")
