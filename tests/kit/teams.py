@@ -1,11 +1,12 @@
-"""Several processes that train together: forked from one that has the imports done, and no thread."""
+"""Several processes that train together: forks of one that has the imports done."""
 
 from __future__ import annotations
 
-import io
-import multiprocessing
 import os
-import traceback
+import pickle
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -15,51 +16,55 @@ import torch.distributed as dist
 
 from tunery_trainer.team.team import Team
 
+from kit.fork_server import Process, trainer_server
+
 _SECONDS: Final = 120.0
+_TESTS: Final = Path(__file__).parents[1]
+
+Work = Callable[[Team, Path], Any]
 
 
-def together(world: int, folder: Path, work: Callable[[Team, Path], Any], *, sharded: bool = False) -> list[Any]:
+def together(world: int, folder: Path, work: Work, *, sharded: bool = False) -> list[Any]:
     """Return what `work` returns in each of so many processes; each has a folder of its own.
 
-    Raises AssertionError with the first process's trace where one fails, or none answers.
+    Raises AssertionError with the output of the first process that fails, or that does not end in time.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["kit.team_runs"])
-    answers: Any = context.Queue()
-    store = folder / f"store-{os.urandom(4).hex()}"
     folder.mkdir(parents=True, exist_ok=True)
+    store = folder / f"store-{os.urandom(4).hex()}"
     teams = [Team(rank, world, max(1, world // 2), sharded) for rank in range(world)]
-    processes = [context.Process(target=_run, args=(answers, store, team, folder, work)) for team in teams]
-    for each in processes:
-        each.start()
+    members = [_start(folder / f"member-{team.rank}", (store, team, work)) for team in teams]
     try:
-        found = sorted((answers.get(timeout=_SECONDS) for _ in processes), key=lambda answer: answer[0])
+        end = time.monotonic() + _SECONDS
+        while any(each.poll() is None for each in members) and not any(each.poll() for each in members):
+            assert time.monotonic() < end, "processes have not ended in time"
+            time.sleep(0.02)
     finally:
-        for each in processes:
-            each.join(5)
+        failed = [rank for rank, each in enumerate(members) if each.poll()]
+        for each in members:
             each.kill()
-    failed = [trace for _, _, trace in found if trace]
-    assert not failed, "\n".join(failed)
-    return [torch.load(io.BytesIO(answer), weights_only=False) for _, answer, _ in found]
+            each.wait()
+    assert not failed, (folder / f"member-{failed[0]}" / "log").read_text()
+    return [torch.load(folder / f"member-{rank}" / "answer", weights_only=False) for rank in range(world)]
 
 
-def _packed(answer: Any) -> bytes:
-    """Return it as bytes: a tensor that a queue hands on lies in memory of the process that ends."""
-    buffer = io.BytesIO()
-    torch.save(answer, buffer)
-    return buffer.getvalue()
+def _start(folder: Path, task: tuple[Path, Team, Work]) -> Process:
+    folder.mkdir(exist_ok=True)
+    (folder / "task").write_bytes(pickle.dumps(task))
+    command = [sys.executable, "-m", "kit.teams", str(folder)]
+    with (folder / "log").open("wb") as log:
+        return trainer_server().popen(command, cwd=_TESTS, stdout=log, stderr=subprocess.STDOUT)
 
 
-def _run(answers: Any, store: Path, team: Team, folder: Path, work: Callable[[Team, Path], Any]) -> None:
+def _work(folder: Path) -> None:
+    """Do the task of a member, and store its answer."""
     torch.set_num_threads(1)
-    try:
-        own = folder / f"rank-{team.rank}"
-        own.mkdir(parents=True, exist_ok=True)
-        if not team.alone:
-            dist.init_process_group("gloo", init_method=f"file://{store}", rank=team.rank, world_size=team.world)
-        answers.put((team.rank, _packed(work(team, own)), None))
-    except BaseException:  # noqa: BLE001 (whatever it is, the test is told)
-        answers.put((team.rank, None, traceback.format_exc()))
-        answers.close()
-        answers.join_thread()
-        os._exit(1)
+    store, team, work = pickle.loads((folder / "task").read_bytes())
+    own = folder.parent / f"rank-{team.rank}"
+    own.mkdir(parents=True, exist_ok=True)
+    if not team.alone:
+        dist.init_process_group("gloo", init_method=f"file://{store}", rank=team.rank, world_size=team.world)
+    torch.save(work(team, own), folder / "answer")
+
+
+if __name__ == "__main__":
+    _work(Path(sys.argv[1]))
