@@ -47,6 +47,44 @@ def ends_well(pod: Json) -> tuple[int, Any]:
     return 0, WORDS[pod["metadata"]["labels"][ROLE_LABEL]]
 
 
+class Pods(threading.Thread):
+    """The pods of ours that have not ended, as a watch reports them."""
+
+    def __init__(self, api: Api) -> None:
+        super().__init__(name="pods", daemon=True)
+        self._api = api
+        self._answer: urllib3.BaseHTTPResponse | None = None
+        self._found: dict[str, Json] = {}
+        self._stop_now = threading.Event()
+
+    def now(self) -> list[Json]:
+        """Return them, as far as is known."""
+        return list(self._found.values())
+
+    def run(self) -> None:
+        while not self._stop_now.wait(0.05):
+            # A loaded API server ends a watch at times; the next one begins with all pods.
+            with suppress(urllib3.exceptions.HTTPError, AttributeError, KeyError, ValueError):
+                self._answer = self._api.stream(f"/api/v1/pods?watch=1&{_MANAGED}&{_UNFINISHED}&timeoutSeconds=3600")
+                self._found.clear()
+                for lines in self._answer:
+                    for line in lines.splitlines():
+                        self._note(json.loads(line))
+
+    def _note(self, event: Json) -> None:
+        uid = event["object"]["metadata"]["uid"]
+        if event["type"] == "DELETED":  # or has ended
+            self._found.pop(uid, None)
+        else:
+            self._found[uid] = event["object"]
+
+    def stop(self) -> None:
+        """Watch no more."""
+        self._stop_now.set()
+        if self._answer is not None:
+            self._answer.shutdown()
+
+
 class Kubelets(threading.Thread):
     """Starts every pod of ours, and ends it as `end` says, a little later; a server's works on."""
 
@@ -55,38 +93,44 @@ class Kubelets(threading.Thread):
         self._api = api
         self._end = end
         self._seconds = seconds
+        self._pods = Pods(api)
+        self._done: set[tuple[str, str]] = set()
+        """By uid of a pod and its phase, what was done: the watch may report it later."""
         self._stop_now = threading.Event()
 
     def run(self) -> None:
+        self._pods.start()
         while not self._stop_now.wait(self._seconds):
-            # A loaded API server refuses a call at times; the next round makes it good.
-            with suppress(Refused, urllib3.exceptions.HTTPError):
-                for pod in self._api.items(f"/api/v1/pods?{_MANAGED}&{_UNFINISHED}"):
-                    self._act_on(pod)
+            for pod in self._pods.now():
+                self._act_on(pod)
+        self._pods.stop()
 
     def _act_on(self, pod: Json) -> None:
-        # A pod may go at any time.
-        with suppress(Refused):
+        # A pod may go at any time, and a loaded API server refuses a call: the next round makes it good.
+        with suppress(Refused, urllib3.exceptions.HTTPError):
             self._act(pod)
 
     def _act(self, pod: Json) -> None:
         meta = pod["metadata"]
         kubelet = Kubelet(self._api, meta["namespace"])
-        role = meta["labels"].get(ROLE_LABEL)
-        if "deletionTimestamp" in meta:
+        role, phase = meta["labels"].get(ROLE_LABEL), pod["status"].get("phase", "")
+        if "deletionTimestamp" in meta or (meta["uid"], phase) in self._done:
             return
         if role == "serve":
-            if pod["status"].get("phase") == "Pending":
+            if phase == "Pending":
                 kubelet.serve_pod(meta["name"])
+                self._done.add((meta["uid"], phase))
             return
         if role not in WORDS:
             return  # another test's, which is no pod of an operator
-        if pod["status"].get("phase") == "Pending":
+        if phase == "Pending":
             kubelet.start_pod(meta["name"])
+            self._done.add((meta["uid"], phase))
             return
         end = self._end(pod)
         if end is not None:
             kubelet.end_pod(meta["name"], end[0], end[1])
+            self._done.add((meta["uid"], phase))
 
     def stop(self) -> None:
         """Act no more."""
