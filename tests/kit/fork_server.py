@@ -187,7 +187,7 @@ class ForkServer:
     def run(
         self, args: Sequence[str], *, check: bool = False, timeout: float | None = None, **options: Any
     ) -> subprocess.CompletedProcess[Any]:
-        """Do what `subprocess.run` does; both streams are captured where no other place is given for them."""
+        """Do what `subprocess.run` does; capture stdout and stderr unless `options` redirect them."""
         streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         with self.popen(args, **{**streams, **options}) as process:
             try:
@@ -284,7 +284,7 @@ def serve(number: int, preload: Sequence[str]) -> None:
 
 
 def _leave(ended: list[int]) -> None:
-    """End the process: it would take the libraries apart, which no program does that imports few of them."""
+    """End the process without unloading the libraries: most programs never imported them."""
     for code in ended:
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError, ValueError):
