@@ -4,6 +4,7 @@
 
     @pytest.mark.slow                       every case of a test is slow
     @pytest.mark.slow(fast=["LoRA", "K*"])  every case is slow but those whose id matches a pattern
+    @pytest.mark.slow(only=["EVA"])         only the cases whose id matches are slow
 
 A fast test without a node that takes longer than MAX_CPU_SECONDS or MAX_SECONDS fails.
 """
@@ -32,7 +33,7 @@ _BEGAN: Final = pytest.StashKey[float]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add --slow-seconds."""
-    parser.addoption("--slow-seconds", type=float, help="shuffle the tests, and skip those not begun after so long")
+    parser.addoption("--slow-seconds", type=float, help="shuffle the files, and skip tests not begun after so long")
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
@@ -50,7 +51,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark each test with its folder (integration, e2e), and take `slow` from the cases that its marker calls fast."""
     if config.getoption("--slow-seconds") is not None:
-        random.Random(time.strftime("%Y-%m-%d")).shuffle(items)
+        files = sorted({item.path for item in items})
+        random.Random(time.strftime("%Y-%m-%d")).shuffle(files)
+        items.sort(key=lambda item: files.index(item.path))
     for item in items:
         kind = item.nodeid.partition("/")[0]
         if kind in ("integration", "e2e"):
@@ -61,7 +64,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def _is_fast(item: pytest.Item, mark: pytest.Mark) -> bool:
     case: Any = getattr(item, "callspec", None)
-    return case is not None and any(fnmatchcase(case.id, pattern) for pattern in mark.kwargs.get("fast", ()))
+    if case is None or not mark.kwargs:
+        return False
+    ((keyword, patterns),) = mark.kwargs.items()
+    return any(fnmatchcase(case.id, pattern) for pattern in patterns) is {"fast": True, "only": False}[keyword]
 
 
 @pytest.hookimpl(wrapper=True)

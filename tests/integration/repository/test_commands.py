@@ -148,6 +148,10 @@ def python_problems(command: Command) -> Iterator[str]:
     if module == "tunery_trainer":
         yield from trainer_problems(arguments)
         return
+    if module == "pytest":
+        folders = [word for word in arguments if "/" in word]
+        yield from (f"there is no tests/{word}" for word in folders if not (TESTS / word).exists())
+        return
     path = module.replace(".", "/")
     sources = [
         ROOT / f"{top}/{path}"
@@ -287,7 +291,8 @@ def test_every_command_is_run_by_a_test_or_checked_or_says_what_it_needs(
         ("make demo CLOSTER=existing", "CLOSTER"),
         ("python -m tunery_trainer check a.jsonl --modl b", "--modl is no option"),
         ("python -m tunery_trainer estimate a.yaml [--model FOLDER]", ""),
-        ("python -m tools.demo.questions", "no module demo.questions"),
+        ("python -m tools.demo.questions", "no module tools.demo.questions"),
+        ("python -m pytest unit/nowhere -q", "no tests/unit/nowhere"),
         ("curl -s localhost:8080/statistics", "neither operator nor server"),
         ("oc new-project team-a", "nothing checks `oc`"),
         ("cat > a.yaml <<YAML\nkubectl: none\nYAML\nkubectl apply -f docs/examples/no.yaml", "no.yaml is no file"),
@@ -312,6 +317,6 @@ def test_a_block_is_told_with_its_page_and_line_and_a_comment_says_who_runs_it_o
     told = [told for block in shown.blocks for told in of_block(block, shown)]
     assert [line.split(" ")[0] for line in told] == [f"page.md:{line}:" for line in (4, 15, 19, 24, 29)]
     for line, said in zip(
-        told, ("<!-- needs", "no command gets", "```sh", "no test guard", "does not read page.md"), strict=True
+        told, ("<!-- needs", "no command gets", "```sh", "no test integration", "does not read page.md"), strict=True
     ):
         assert said in line

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 
 from kit.projects import PROJECTS, ROOT
 
@@ -17,6 +18,7 @@ LONG_FUNCTIONS: dict[str, int] = {"tunery_trainer.training.trl_config.sft_config
 LONG_FILES: dict[str, int] = {}
 
 
+@cache
 def sources() -> dict[str, ast.Module]:
     """Return every module of the packages, by its dotted name."""
     found = {}

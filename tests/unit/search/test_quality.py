@@ -74,6 +74,7 @@ def test_at_thirty_trials_tpe_leaves_less_to_the_best_than_chance_does() -> None
     assert better >= 22, (better, middle, usual)
 
 
+@pytest.mark.slow
 def test_told_what_cannot_work_a_sampler_wastes_fewer_trials() -> None:
     """Of the last 30 of 40, over 12 sweeps: told as behind all others, and told as if nothing were known."""
     wasted = {

@@ -64,6 +64,7 @@ async def until_answered(here: Table, count: int) -> None:
             await asyncio.sleep(0.02)
 
 
+@pytest.mark.slow(fast=["20"])
 @pytest.mark.parametrize("every", [4, 20])
 async def test_however_many_lines_are_late_all_others_are_answered_and_who_watches_is_told(
     every: int, tmp_path: Path
@@ -199,6 +200,7 @@ async def ask_line(waiting: aside.Aside, line: Line) -> Answer | None:
     return await waiting.ask(line, parse(line.raw, None))
 
 
+@pytest.mark.slow
 async def test_killed_while_lines_wait_a_batch_goes_on_where_it_was(tmp_path: Path) -> None:
     chance = random.Random(3)
     async with table(tmp_path) as here:

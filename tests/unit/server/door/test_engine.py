@@ -301,6 +301,7 @@ def test_two_versions_of_one_adapter_are_one_series() -> None:
     assert public("\n".join([*lines, 'vllm:y{m="a@b"} 1'])) == 'vllm:x{model_name="bot",le="1"} 5\nvllm:y{m="a@b"} 1\n'
 
 
+@pytest.mark.slow
 async def test_tokens_are_counted_for_who_asked_over_many_mixed_requests(tmp_path: Path) -> None:
     keys = {"alice": "key-of-alice", "bob": "key-of-bob"}
     told: Counter[tuple[str, str, str]] = Counter()

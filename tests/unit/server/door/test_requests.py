@@ -173,6 +173,7 @@ async def test_unknown_models_get_one_text_and_leave_nothing_behind(tmp_path: Pa
         assert await site.metric('tunery_adapter_requests_total{adapter="",client="",code="404"}') == len(models)
 
 
+@pytest.mark.slow
 async def test_a_storm_of_unknown_models_takes_no_memory(tmp_path: Path) -> None:
     async with open_site(tmp_path) as site:
         for number in range(200):

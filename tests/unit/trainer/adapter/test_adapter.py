@@ -62,7 +62,7 @@ SETTINGS = [
 ]
 
 
-@pytest.mark.slow(fast=[*(str(case.id) for case in METHODS + STARTS[:4] + SETTINGS), "QLoRA-FP4", "AdaLoRA-Int8"])
+@pytest.mark.slow(fast=[*(str(case.id) for case in METHODS + STARTS[:3] + SETTINGS), "QLoRA-FP4", "AdaLoRA-Int8"])
 @pytest.mark.parametrize("blocks", METHODS + QUANTISED + STARTS + SETTINGS)
 def test_it_trains_and_what_is_published_is_the_same(llama: Path, tmp_path: Path, blocks: dict[str, Any]) -> None:
     run = train(llama, blocks)
@@ -115,6 +115,7 @@ def test_the_adapter_alone_is_trained_in_float32(llama: Path, blocks: dict[str, 
     assert next(iter(model.get_base_model().model.norm.parameters())).dtype is torch.bfloat16
 
 
+@pytest.mark.slow(only=["LoRA-EVA"])
 @pytest.mark.parametrize("blocks", [*METHODS, *ONE_EVA])
 def test_the_same_seed_gives_the_same_start(llama: Path, blocks: dict[str, Any]) -> None:
     starts = []
@@ -129,6 +130,7 @@ def test_the_same_seed_gives_the_same_start(llama: Path, blocks: dict[str, Any])
         assert any(not torch.equal(starts[0][name], starts[2][name]) for name in starts[0])
 
 
+@pytest.mark.slow(only=["LoRA-EVA"])
 @pytest.mark.parametrize("blocks", [p for p in METHODS if p.id in {"LoRA", "DoRA", "AdaLoRA", "IA3"}] + ONE_EVA)
 def test_a_fresh_adapter_changes_nothing(llama: Path, blocks: dict[str, Any]) -> None:
     resolved = resolved_for(llama, blocks)

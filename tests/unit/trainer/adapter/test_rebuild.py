@@ -38,6 +38,7 @@ METHODS = [
 ]
 
 
+@pytest.mark.slow(only=["EVA"])
 @pytest.mark.parametrize(("family", "blocks"), METHODS)
 def test_the_same_bytes(
     family_folder: Callable[[str], Path], tmp_path: Path, family: str, blocks: dict[str, Any]

@@ -224,6 +224,7 @@ def test_rows_that_are_cut_and_left_out_are_named(write: Write) -> None:
     assert [place.line for place in notes.cut][-2:] == [5, 6]
 
 
+@pytest.mark.slow
 def test_long_texts_are_shown_by_their_ends(tokenizer: PreTrainedTokenizerBase) -> None:
     ids = np.array(tokenizer("a" * 9000)["input_ids"], np.int32)
     shown = stretches_of(tokenizer.backend_tokenizer, Encoded(ids, ids, len(ids), 1))

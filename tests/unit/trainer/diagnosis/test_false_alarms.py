@@ -35,6 +35,7 @@ def types(judge: Judge) -> set[str]:
     return {finding.type for finding in judge.findings}
 
 
+@pytest.mark.slow
 def test_noise_is_no_rise_and_hardly_ever_a_spike() -> None:
     draw = random.Random(1)
     seen = [

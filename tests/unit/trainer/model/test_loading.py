@@ -96,6 +96,7 @@ def test_what_the_loader_raises_is_what_it_says(folder: Path, error: BaseExcepti
         assert failure(folder).reason is reason
 
 
+@pytest.mark.slow(only=["error3-ModelUnsupported"])
 @pytest.mark.parametrize(
     ("error", "reason"),
     [

@@ -136,13 +136,8 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize(
-    ("method", "kind"),
-    [
-        pytest.param(method, kind, marks=() if method == "LoRA" or kind == "alike" else pytest.mark.slow)
-        for kind, method in product(DEEP, METHODS)
-    ],
-)
+@pytest.mark.slow(fast=["alike-LoRA", "alike-IA3", "alike-PromptTuning", "alike-PrefixTuning"])
+@pytest.mark.parametrize(("kind", "method"), list(product(DEEP, METHODS)))
 def test_a_few_layers_tell_what_all_of_them_take(tmp_path: Path, llama: Path, kind: str, method: str) -> None:
     config = DEEP[kind]
     for name, value in SMALL.items():

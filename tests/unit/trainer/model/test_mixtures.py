@@ -208,7 +208,7 @@ def estimate_of(folder: Path, blocks: dict[str, Any]) -> MemoryEstimate:
     return estimate_memory(attach(shape.fresh(), resolved, start_for(folder)).train(), shape, plan)
 
 
-@pytest.mark.slow(fast=["qwen3_moe", "gpt_oss"])
+@pytest.mark.slow(fast=["qwen3_moe"])
 @pytest.mark.parametrize("kind", MIXTURES)
 def test_the_estimate_counts_experts_unquantised_and_once_more_with_the_adapter(folder_of: Folder, kind: str) -> None:
     facts = model_facts(folder_of(kind))

@@ -47,7 +47,7 @@ def test_what_is_allowed_is_what_is_tested() -> None:
     assert MULTIMODAL.keys() >= TEXT_OF_IMAGE_TEXT
 
 
-@pytest.mark.slow(fast=["gemma3", "gemma4", "qwen2_5_vl"])
+@pytest.mark.slow(fast=["gemma3", "gemma4"])
 @pytest.mark.parametrize("kind", MULTIMODAL)
 def test_no_tower_is_adapted_and_plain_peft_loads_it(folder_of: Folder, tmp_path: Path, kind: str) -> None:
     folder = folder_of(kind)

@@ -101,6 +101,7 @@ def planned(folder: Path, gibibytes: float | None, data: DatasetReport | None = 
     return plan_training(basis, 20_000, data or dataset(4000))
 
 
+@pytest.mark.slow(only=["8B-12-QLoRA", "14B-24-QLoRA", "70B-48-QLoRA"])
 @pytest.mark.parametrize(
     ("shape", "gibibytes", "method"),
     [
@@ -138,6 +139,7 @@ def test_what_the_manifest_says_of_batch_and_recomputing_stays(shapes: dict[str,
     assert (training.batch_size, training.gradient_accumulation, training.gradient_checkpointing) == (3, 5, True)
 
 
+@pytest.mark.slow
 def test_a_batch_that_the_manifest_names_is_recomputed_where_it_would_not_fit_otherwise(
     shapes: dict[str, Path],
 ) -> None:
@@ -153,6 +155,7 @@ def test_a_batch_that_the_manifest_names_is_recomputed_where_it_would_not_fit_ot
         assert (plan.settings.training.batch_size, plan.fits) == (8, True), memory / GIB
 
 
+@pytest.mark.slow
 def test_one_long_row_among_many_is_counted(shapes: dict[str, Path]) -> None:
     """Some step trains on it, however few such rows there are."""
     few_long = dataset(4000, packed=False, length=1900)
@@ -218,6 +221,7 @@ def test_the_batch_that_a_refusal_names_fits_and_so_does_none(shapes: dict[str, 
     assert (value.source, int(value.value)) == ("Rule", left_out.settings.training.batch_size)
 
 
+@pytest.mark.slow
 def test_the_length_that_a_refusal_names_fits(shapes: dict[str, Path]) -> None:
     long, data = {"maxLength": 8192}, dataset(4000, length=8192)
     hint = wont_fit(planned(shapes["70B"], 56, data, method="QLoRA", training=long))
@@ -278,6 +282,7 @@ def test_nothing_is_named_that_would_not_fit_either(shapes: dict[str, Path]) -> 
     assert not quantised.fits, "which is why QLoRA is not in the hint above"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gibibytes", [2.8, 3.6])
 def test_each_change_that_is_named_fits(shapes: dict[str, Path], gibibytes: float) -> None:
     hint = wont_fit(on_cpu(shapes["small"], gibibytes, training={"maxLength": 8192, "batchSize": 2}))
@@ -290,6 +295,7 @@ def test_each_change_that_is_named_fits(shapes: dict[str, Path], gibibytes: floa
         check_memory(on_cpu(shapes["small"], gibibytes, method="LoRA" if length else "QLoRA", training=training))
 
 
+@pytest.mark.slow
 def test_on_this_machine_it_is_the_machine_that_has_too_little(shapes: dict[str, Path]) -> None:
     hint = wont_fit(on_cpu(shapes["small"], 4, training=KEPT), local=True)
     said = explain_here(TuneryError(FailureReason.WONT_FIT, "it failed", hint)).hint
@@ -308,6 +314,7 @@ def test_auto_names_what_the_others_would_have_taken(shapes: dict[str, Path]) ->
     assert re.search(r"It takes about [\d.]+ GiB of 16\.0 GiB; LoRA would take [\d.]+ GiB\.$", reason)
 
 
+@pytest.mark.slow
 def test_a_manifest_that_names_single_layers_gets_all_of_them(shapes: dict[str, Path]) -> None:
     lora = {"targetModules": ["model.layers.5.self_attn.q_proj", "model.layers.30.self_attn.q_proj"], "rank": 8}
     plan = planned(shapes["8B"], 80, method="LoRA", lora=lora)
@@ -331,6 +338,7 @@ def test_small_data_is_not_packed_and_has_small_steps(shapes: dict[str, Path]) -
     assert (training.packing, training.epochs, plan.steps) == (False, 3.0, 144)
 
 
+@pytest.mark.slow(fast=["OLoRA-LoRA"])
 @pytest.mark.parametrize(("init", "method"), [("PiSSA", "LoRA"), ("OLoRA", "LoRA"), ("LoftQ", "QLoRA")])
 def test_a_rank_above_a_weights_directions_is_refused_where_the_start_needs_them(
     tmp_path: Path, llama: Path, init: str, method: str

@@ -255,6 +255,7 @@ def test_the_table_of_methods_is_of_the_devices_of_the_job(deep: Path, monkeypat
     assert spread["NF4"].weights > spread["NF4 double"].weights
 
 
+@pytest.mark.slow
 def test_the_table_of_distributed_md_is_what_is_computed(tmp_path: Path) -> None:
     page = (ROOT / "docs" / "distributed.md").read_text()
     shown = re.findall(r"^\| (\d+B) \| (\d+) \| (\d+) \| (\d+) / (\d+) \| (\d+) / (\d+) \|$", page, re.MULTILINE)

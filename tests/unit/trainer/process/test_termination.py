@@ -16,7 +16,7 @@ from tunery_api.scrub import register_secret
 from tunery_api.status import AdapterStatus, CheckpointStatus, MergeInputStatus, ResolvedStatus, ResolvedValue
 from tunery_common.termination import failed_message, termination_bytes, write_termination
 
-DATA = Path(__file__).resolve().parents[4] / "data" / "words"
+DATA = Path(__file__).resolve().parents[3] / "data" / "words"
 
 
 def _large_result() -> RunResult:

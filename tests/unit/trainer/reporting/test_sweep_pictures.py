@@ -122,6 +122,7 @@ def test_every_text_of_every_picture_can_be_read(
         assert_readable(boxes)
 
 
+@pytest.mark.slow
 def test_what_matters_is_drawn_from_20_complete_trials_on(tmp_path: Path) -> None:
     complete = [row for row in trials(80, SPACE).trials if row.state == "Complete"]
     best = min(complete[: IMPORTANCE_FROM - 1], key=lambda row: float(row.value or "inf")).number

@@ -190,6 +190,7 @@ def test_what_the_manifest_says_stays_and_counts_with_its_preset(llama: Path) ->
         assert with_open_taken(spec_of(other), theirs) == (spec_of(other), NOTHING), "refused by name"
 
 
+@pytest.mark.slow
 def test_a_larger_gpu_does_not_change_what_auto_and_an_open_optimizer_were(shapes: dict[str, Path]) -> None:
     small = planned(shapes["8B"], 12, training={"batchSize": 3, "gradientAccumulation": 3})
     assert small.settings.method is Method.QLORA

@@ -74,6 +74,7 @@ def losses(folder: Path) -> list[tuple[int, float]]:
     return [(entry["step"], entry["loss"]) for entry in history(newest) if "loss" in entry]
 
 
+@pytest.mark.slow(fast=["LoRA"])
 @pytest.mark.parametrize(
     "changes",
     [
@@ -98,6 +99,7 @@ def test_it_ends_where_the_other_would_have(case: Case, changes: dict[str, Any])
     assert content(place) == before, "the other's checkpoints are read and never changed"
 
 
+@pytest.mark.slow
 def test_a_look_beforehand_counts_what_the_checkpoint_has(case: Case, capsys: pytest.CaptureFixture[str]) -> None:
     """What the manifest leaves open is the checkpoint's: rank, targets, steps."""
     place, _ = first(case, lora={"rank": 4, "targetModules": ["attention"]})
@@ -112,6 +114,7 @@ def test_a_look_beforehand_counts_what_the_checkpoint_has(case: Case, capsys: py
     assert json.loads(capsys.readouterr().out)["rank"] == 4
 
 
+@pytest.mark.slow
 def test_passes_may_be_smaller(case: Case) -> None:
     lora = {"rank": 8, "dropout": "0"}
     place, straight = first(case, lora=lora)
@@ -120,6 +123,7 @@ def test_passes_may_be_smaller(case: Case) -> None:
     assert distance(straight, weights) < 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["AdamW", "PagedAdamW8bit"])
 def test_another_learning_rate_counts_from_the_checkpoint_on(case: Case, optimizer: str) -> None:
     asked = EXACT | {"optimizer": optimizer}
@@ -132,6 +136,7 @@ def test_another_learning_rate_counts_from_the_checkpoint_on(case: Case, optimiz
     assert distance(straight, weights) > 1e-3
 
 
+@pytest.mark.slow
 def test_a_job_that_has_succeeded_may_be_made_longer(case: Case) -> None:
     place, _ = first(case)
     path = later(case, place, training=EXACT | {"maxSteps": 30}, checkpoint=KEPT)
@@ -141,6 +146,7 @@ def test_a_job_that_has_succeeded_may_be_made_longer(case: Case) -> None:
     assert [step for step, _ in losses(path.parent / "work-b")] == list(range(1, 31))
 
 
+@pytest.mark.slow
 def test_steps_and_passes_are_those_that_were_taken_not_those_that_were_logged(
     case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -156,6 +162,7 @@ def test_steps_and_passes_are_those_that_were_taken_not_those_that_were_logged(
     assert (lineage["steps"], lineage["step"], lineage["epochs"]) == (21, 21, 3.0)
 
 
+@pytest.mark.slow
 def test_a_rejected_job_is_published_without_training_again(case: Case) -> None:
     wanted = {"output": {"uri": "file://out-a"}, "training": EXACT, "checkpoint": {"everySteps": 5}}
     path = case(evaluation={"minImprovement": "0.99"}, **wanted)
@@ -167,6 +174,7 @@ def test_a_rejected_job_is_published_without_training_again(case: Case) -> None:
     assert distance(load_file(path.parent / "out-a-rejected" / "adapter_model.safetensors"), weights) == 0.0
 
 
+@pytest.mark.slow
 def test_its_own_checkpoint_comes_first_and_remembers_where_it_began(case: Case) -> None:
     place, straight = first(case)
     path = later(case, place / "step-000010", checkpoint=KEPT)
@@ -242,6 +250,7 @@ def tampered(folder: Path, *, other: bool) -> None:
     weights.write_bytes(bytes(content))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("other", [False, True])
 def test_the_weights_of_the_base_are_compared_while_it_trains(
     case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: bool
@@ -272,6 +281,7 @@ def test_the_weights_of_the_base_are_compared_while_it_trains(
     assert not list((tmp_path / "work-b").glob("checkpoints/*/*/complete.json"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["rows", "held out", "base"])
 def test_a_retry_does_not_go_on_with_what_was_put_in_the_place_of_its_inputs(
     case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
@@ -297,6 +307,7 @@ def test_a_retry_does_not_go_on_with_what_was_put_in_the_place_of_its_inputs(
     assert ", and this job began " in done.stderr
 
 
+@pytest.mark.slow
 def test_a_retry_on_another_gpu_keeps_the_method_that_was_chosen(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     path = case(method="Auto", checkpoint=KEPT, training=EXACT)
     assert run_here("run", path, "--work-dir", path.parent / "work").returncode == ExitCode.OK
@@ -313,6 +324,7 @@ def test_a_retry_on_another_gpu_keeps_the_method_that_was_chosen(case: Case, mon
     assert (resolved["method"], resolved["methodReason"]) == ("LoRA", "The checkpoint that it goes on from has it.")
 
 
+@pytest.mark.slow
 def test_a_job_that_says_no_more_than_where_it_goes_on_ends_where_the_other_would_have(case: Case) -> None:
     asked = {"lora": {"rank": 4, "alpha": 12, "targetModules": ["q_proj", "o_proj"]}}
     place, straight = first(case, **asked, training=EXACT | {"scheduler": "Linear", "seed": 7, "batchSize": 2})

@@ -74,6 +74,7 @@ def pin_of(folder: Path) -> str:
     return listing_digest((name, hash_file(folder / name)) for name in (CONFIG, WEIGHTS))
 
 
+@pytest.mark.slow
 def test_a_plain_adapter_is_trained_on_and_told(folder: Path) -> None:
     """Its alpha, which PEFT has as any number, stays what it was."""
     adapter = made(folder)

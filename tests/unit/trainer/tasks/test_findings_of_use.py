@@ -60,6 +60,7 @@ def padded(count: int = 160) -> Rows:
     return [row | (long if place % 8 == 0 else {}) for place, row in enumerate(make_rows(count))]
 
 
+@pytest.mark.slow
 def test_padding_and_waiting(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows come as slowly as a step takes: no disk can be made as slow as that. With packing padding is gone."""
     plain, last = Collator.__call__, [time.monotonic()]
@@ -80,6 +81,7 @@ def test_padding_and_waiting(train: Train, monkeypatch: pytest.MonkeyPatch) -> N
     assert packed.checks["Padding"].result == "Passed"
 
 
+@pytest.mark.slow
 def test_a_gpu_that_is_half_empty_and_slows_down(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     """A card that is not here, with 30 % of its memory in use, which is throttled after 26 steps."""
     for module, name in ((diagnosed, "Subject"), (diagnosed, "Watched")):

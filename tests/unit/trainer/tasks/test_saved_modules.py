@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from tunery_api.reasons import ExitCode
 
 from kit.story import Case, manifest, run_here, write_manifest
@@ -12,6 +14,7 @@ SAVED: dict[str, Any] = {"rank": 4, "modulesToSave": ["lm_head"]}
 HALF = {"precision": "BFloat16"}
 
 
+@pytest.mark.slow
 def test_an_adapter_with_saved_modules_is_trained_on(case: Case) -> None:
     path = case(lora=SAVED, training=HALF)
     folder = path.parent

@@ -148,6 +148,7 @@ def spoil(file: Path, book: Path, records: Callable[[Any], dict[str, Any]]) -> s
     return name
 
 
+@pytest.mark.slow
 def test_an_adapter_that_is_trained_on_is_looked_at_itself(case: Case) -> None:
     path = case()
     assert run_here("run", path, "--work-dir", path.parent / "work").returncode == ExitCode.OK
@@ -164,6 +165,7 @@ def test_an_adapter_that_is_trained_on_is_looked_at_itself(case: Case) -> None:
     assert hint.startswith("Put the adapter of a run that did not diverge there, and run it again"), "made elsewhere"
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_a_run_that_had_diverged_is_not_gone_on_from(case: Case) -> None:
     path = case(checkpoint=KEPT, training=EXACT)
     assert run_here("run", path, "--work-dir", path.parent / "work").returncode == ExitCode.OK

@@ -60,6 +60,7 @@ def same_state(one: dict[str, Any], other: dict[str, Any]) -> bool:
     )
 
 
+@pytest.mark.slow(only=["LoRA EVA"])
 @pytest.mark.parametrize("name", METHODS)
 def test_with_the_adapter_off_the_base_is_there_bit_for_bit(llama: Path, tmp_path: Path, name: str) -> None:
     resolved = resolved_task(llama, "DPO", method=name.split()[0], **{"training": EXACT} | METHODS[name])
@@ -99,6 +100,7 @@ def test_it_is_behind_saved_modules_that_are_tied(tmp_path: Path, saved: str) ->
         assert torch.equal(logits_of(trainer.model), before)
 
 
+@pytest.mark.slow(only=["LoRA EVA"])
 @pytest.mark.parametrize("name", METHODS)
 def test_what_a_step_asks_is_what_the_base_says(llama: Path, tmp_path: Path, name: str) -> None:
     """Through the head of the loop, after steps, and bit for bit: both score the same rows in the same batches."""
@@ -161,6 +163,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Scored:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["DPO", "KTO"])
 @pytest.mark.parametrize("by_length", [False, True])
 def test_each_row_is_asked_once_and_only_when_a_step_takes_it(
@@ -180,6 +183,7 @@ def test_each_row_is_asked_once_and_only_when_a_step_takes_it(
     assert sorted(row for part in asked for row in part) == list(range(10))
 
 
+@pytest.mark.slow(fast=["False"])
 @pytest.mark.parametrize("by_length", [False, True])
 def test_the_order_is_known_before_training(
     llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, by_length: bool
@@ -214,7 +218,7 @@ def test_the_order_is_that_of_transformers_own_sampler(llama: Path, tmp_path: Pa
     assert len({str(orders[0][part : part + 10]) for part in (0, 10, 20)}) == 3
 
 
-@pytest.mark.slow(fast=["*-Float32"])
+@pytest.mark.slow(fast=["KTO-PromptTuning-Float32", "DPO-LoRA-Float32"])
 @pytest.mark.parametrize("precision", ["Float32", "BFloat16"])
 @pytest.mark.parametrize(
     ("task", "method"),
@@ -269,6 +273,7 @@ def test_where_memory_runs_out_in_scoring_it_goes_in_halves(
     assert rows.missing("train") == []
 
 
+@pytest.mark.slow
 def test_one_row_that_cannot_be_scored_ends_the_job_as_one_that_cannot_be_trained_on(
     llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -279,6 +284,7 @@ def test_one_row_that_cannot_be_scored_ends_the_job_as_one_that_cannot_be_traine
         train_to_the_end(trainer, None, Method.LORA)
 
 
+@pytest.mark.slow
 def test_a_step_that_memory_cut_off_does_not_ask_again(
     llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: Scored
 ) -> None:
