@@ -107,6 +107,7 @@ def answers(operator: Operator, authority: Path) -> int:
     return status
 
 
+@pytest.mark.slow
 def test_a_pod_that_trusts_the_authority_reports_on_over_an_upgrade(
     applied: Kubectl, helm: Helm, tmp_path: Path
 ) -> None:
@@ -150,6 +151,7 @@ def empty(kubectl: Kubectl) -> None:
     kubectl.run("patch", "secret", CERTIFICATE, "-n", NAMESPACE, "--type=merge", "-p", '{"data": null}')
 
 
+@pytest.mark.slow
 def test_the_policies_take_every_pod_of_a_platform_that_says_all_it_can(
     applied: Kubectl, helm: Helm, tmp_path: Path
 ) -> None:
@@ -170,6 +172,7 @@ def test_the_policies_take_every_pod_of_a_platform_that_says_all_it_can(
     assert "mounts its run" in (refusal(own, foreign) or "")
 
 
+@pytest.mark.slow
 def test_what_replaces_all_that_is_rendered_leaves_the_certificate(
     applied: Kubectl, helm: Helm, tmp_path: Path
 ) -> None:

@@ -76,6 +76,7 @@ def test_the_operator_may(installed: Kubectl, verb: str, what: str) -> None:
     assert can(installed, OPERATOR, verb, what)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("role", "allowed", "refused"),
     [
@@ -106,6 +107,7 @@ def data_of(kubectl: Kubectl, secret: str = CERTIFICATE) -> dict[str, str] | Non
     return None if found is None else found.get("data") or {}
 
 
+@pytest.mark.slow
 def test_an_upgrade_keeps_the_certificate(installed: Kubectl, tmp_path: Path) -> None:
     """By whatever way Helm has of it: `--force`, which is Flux's force: true, puts what is rendered in place of all."""
     assert "was made: there was none" in make_certificate(installed, tmp_path)
@@ -126,6 +128,7 @@ def test_an_upgrade_keeps_the_certificate(installed: Kubectl, tmp_path: Path) ->
     assert "is kept" in make_certificate(installed, tmp_path)
 
 
+@pytest.mark.slow
 def test_the_certificate_is_made_anew_as_operations_says(installed: Kubectl, tmp_path: Path) -> None:
     page = (CHART.parents[1] / "docs" / "operations.md").read_text()
     commands = [
@@ -160,6 +163,7 @@ def old_secret(kubectl: Kubectl, data: dict[str, str], owned: dict[str, str]) ->
     kubectl.apply({"apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/tls", "metadata": meta, "data": data})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("owned", "after"),
     [pytest.param(OWNED, False, id="the-releases"), pytest.param({}, True, id="made-by-hand")],

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tunery_api.findings import MAX_FINDINGS, FindingType
 
 from kit.operator.api import Json, eventually
@@ -31,6 +33,7 @@ def told(namespace: Namespace, name: str) -> list[str]:
     return [each["type"] for each in namespace.status(name).get("findings") or []]
 
 
+@pytest.mark.slow
 def test_what_is_estimated_measured_and_found_reaches_the_status_and_a_new_attempt_begins_anew(
     namespace: Namespace, operator: OperatorProcess, progress_tls: Path
 ) -> None:

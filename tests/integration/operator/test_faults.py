@@ -81,6 +81,7 @@ def cases(kinds: Kinds) -> list[Case]:
     return found
 
 
+@pytest.mark.slow
 def test_each_fault_at_each_call_is_survived(world: Adversity) -> None:
     kinds = record(world)
     assert kinds.keys() >= DECISIVE
@@ -134,6 +135,7 @@ def _missed(tried: list[Tried]) -> list[Case]:
     return [case for what, case in missed.items() if what not in met and case.resource != _EVENTS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("verb", "resource"), [("create", "jobs"), ("patch", "lorajobs/status")])
 def test_a_refusal_that_lasts_makes_no_busy_loop_and_passes(world: Adversity, verb: str, resource: str) -> None:
     lasting = [error for error in ERRORS if error.status not in (404, 409, 410, 413, 422)]
@@ -171,6 +173,7 @@ def test_a_wrong_404_leaves_nobody_waiting_for_ever(world: Adversity) -> None:
     world.assert_sound()
 
 
+@pytest.mark.slow
 def test_in_a_burst_jobs_are_made_before_they_are_told_of(world: Adversity) -> None:
     namespace = world.namespace()
     names = [f"b{index:02d}" for index in range(40)]
@@ -188,6 +191,7 @@ def test_in_a_burst_jobs_are_made_before_they_are_told_of(world: Adversity) -> N
     world.assert_sound()
 
 
+@pytest.mark.slow
 def test_calls_that_hang_end_by_themselves_and_hold_nobody_up(world: Adversity) -> None:
     hanging = []
     for verb, resource in (("create", "jobs"), ("patch", "lorajobs/status")):

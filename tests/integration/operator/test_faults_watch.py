@@ -115,6 +115,7 @@ def test_each_fault_of_what_a_watch_says_is_survived(world: Adversity) -> None:
     world.assert_sound()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", LASTING_STREAM_FAULTS, ids=repr)
 def test_watches_that_stammer_mix_up_or_lag_change_nothing(world: Adversity, fault: Fault) -> None:
     settle()
@@ -185,6 +186,7 @@ def test_late_events_of_a_finished_object_start_nothing(world: Adversity) -> Non
     world.assert_sound()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("status", [403, 500, 429])
 def test_the_probes_tell_a_watch_that_is_refused_and_that_it_is_over(world: Adversity, status: int) -> None:
     since = time.monotonic()
@@ -223,7 +225,7 @@ def test_nothing_is_begun_before_everything_was_listed(world: Adversity) -> None
     world.assert_sound()
 
 
-@pytest.mark.skipif(not EVERY, reason="takes some minutes: TUNERY_TEST_EVERY_FAULT=1 runs it")
+@pytest.mark.slow
 def test_a_watch_that_falls_silent_is_opened_anew(world: Adversity) -> None:
     namespace = world.namespace()
     world.proxy.silence("lorajobs")

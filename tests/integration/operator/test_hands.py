@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 
+import pytest
+
 from kit.operator.api import eventually
 from kit.operator.objects import Namespace, lorajob
 
@@ -112,6 +114,7 @@ def test_a_job_that_may_have_no_pods_is_told(namespace: Namespace) -> None:
     assert "failure" not in namespace.wait_phase("none", "Succeeded", timeout=40)
 
 
+@pytest.mark.slow
 def test_a_scheduler_that_does_not_exist_is_told_and_may_be_corrected(namespace: Namespace) -> None:
     namespace.apply(lorajob("sch", preflight="Skip", scheduling={"schedulerName": "nosuch"}))
     failure = namespace.wait_failure("sch", "Unschedulable")["failure"]

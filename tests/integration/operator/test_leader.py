@@ -148,6 +148,7 @@ async def test_the_clock_of_the_record_does_not_count(client: KubeClient, api: A
     await replica.stop()
 
 
+@pytest.mark.slow(fast=["claim1"])
 @pytest.mark.parametrize("claim", [{"leaseDurationSeconds": 86_400}, {"leaseTransitions": 2**31 - 1}])
 async def test_a_record_that_was_forged_locks_nobody_out(
     client: KubeClient, api: Api, lease: str, claim: dict[str, int]

@@ -7,6 +7,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
 from kit.fork_server import operator_server
 from kit.operator.api import Api, Json, eventually
 from kit.operator.objects import RESULT, Namespace, lorajob
@@ -167,6 +169,7 @@ def test_a_broken_object_does_not_slow_the_others(namespace: Namespace) -> None:
     eventually("its own Job", lambda: _uid(namespace, "broken-train") not in (None, first), timeout=60)
 
 
+@pytest.mark.slow
 def test_killed_at_any_time_nothing_happens_twice_and_nothing_is_lost(
     api: Api, operator: OperatorProcess, operator_kubeconfig: Path, tmp_path: Path
 ) -> None:

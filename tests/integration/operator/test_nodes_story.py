@@ -161,6 +161,7 @@ def test_the_service_is_there_again_for_the_next_attempt(namespace: Namespace) -
     eventually("another Service", another)
 
 
+@pytest.mark.slow
 def test_the_service_is_there_again_for_those_that_run_and_have_not_met(namespace: Namespace) -> None:
     """By a look that comes by itself: nothing happens to the pods, which wait for each other's names."""
     namespace.apply(on_nodes("vv", 2))
@@ -255,6 +256,7 @@ def test_while_the_first_one_publishes_another_ones_end_is_nobodys(
     assert reasons_of(status) == ["Succeeded", "NotNeeded"]
 
 
+@pytest.mark.slow
 def test_where_publishing_fails_all_of_them_are_needed_again(
     namespace: Namespace, operator: OperatorProcess, progress_tls: Path
 ) -> None:

@@ -67,6 +67,7 @@ def test_an_admission_policy_is_told_in_its_own_words(namespace: Namespace, pref
 # Refused by the cluster (M2)
 
 
+@pytest.mark.slow
 def test_a_quota_on_pods_is_told_though_only_an_event_of_the_job_says_so(namespace: Namespace) -> None:
     namespace.limit(pods="0")
     namespace.apply(lorajob("p", preflight="Skip"))
@@ -78,6 +79,7 @@ def test_a_quota_on_pods_is_told_though_only_an_event_of_the_job_says_so(namespa
     ends_well(namespace, "p")
 
 
+@pytest.mark.slow
 def test_a_missing_service_account_is_told(namespace: Namespace) -> None:
     namespace.apply(lorajob("s", preflight="Skip", scheduling={"serviceAccountName": "nobody"}))
     status = wait_failure(namespace, "s", "PodRefused")
@@ -87,6 +89,7 @@ def test_a_missing_service_account_is_told(namespace: Namespace) -> None:
 # Nodes and what runs on them (M4, M6, M7)
 
 
+@pytest.mark.slow
 def test_a_lost_node_is_no_training(namespace: Namespace) -> None:
     namespace.apply(lorajob("n", preflight="Skip"))
     pod = namespace.run_pod("n-train", node="gone")
@@ -246,6 +249,7 @@ def test_a_reason_that_nobody_knows_yet_is_passed_on(namespace: Namespace) -> No
     assert failure["message"].startswith("the moon was too bright")
 
 
+@pytest.mark.slow
 def test_a_suspension_that_is_refused_is_told_and_carried_out_once_it_may(api: Api, own_operator: Make) -> None:
     own_operator().start()
     namespace = make_namespace(api)

@@ -73,6 +73,7 @@ def states(namespace: Namespace) -> list[str]:
     return [row["state"] for row in rows]
 
 
+@pytest.mark.slow
 def test_trials_live_as_long_as_their_sweep_whatever_the_default(
     api: Api, operator: OperatorProcess, trials: Trials
 ) -> None:

@@ -112,6 +112,7 @@ class Shown:
         return as_shown(self.output).fullmatch(" ".join(self.printed.split())) is not None
 
 
+@pytest.mark.slow
 def test_each_symptom_prints_what_the_page_shows(
     api: Api, operator: OperatorProcess, api_server: Kubectl, node: None
 ) -> None:

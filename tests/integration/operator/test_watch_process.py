@@ -85,6 +85,7 @@ def test_only_the_namespaces_that_are_named(api: Api, own_operator: Make, user: 
     operator.assert_clean_log()
 
 
+@pytest.mark.slow
 def test_it_stops_at_once_and_cleanly_while_much_happens(api: Api, own_operator: Make) -> None:
     operator, namespace = own_operator().start(), make_namespace(api)
     for index in range(30):

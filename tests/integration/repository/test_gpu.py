@@ -226,6 +226,7 @@ def divided(_: Machine, team: Team) -> int:
     return sum(team.gather(share))
 
 
+@pytest.mark.slow
 def test_a_kernel_that_lets_examples_read_each_other_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The checks can fail: with attention over the whole row, as a wrong kernel would have it."""
     from tunery_trainer.model import attention

@@ -59,6 +59,7 @@ def as_it_was(copy: Path) -> bool:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_release_is_a_commit_and_a_tag_with_one_version_everywhere(copy: Path, release: Release) -> None:
     seen = 'grep -q "^version = .0.2.0" crds/pyproject.toml'
     done = release("0.2.0", check=seen)
@@ -118,6 +119,7 @@ def test_a_tree_with_changes_is_refused(copy: Path, release: Release) -> None:
     assert (copy / "docs" / "forgotten.md").exists()
 
 
+@pytest.mark.slow
 def test_where_the_check_fails_nothing_is_left(copy: Path, release: Release) -> None:
     done = release("0.2.0", check="echo half > docs/api.md; false")
     assert done.returncode != 0

@@ -57,6 +57,7 @@ def run(asked: str, **environment: str) -> bytes:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_the_same_question_has_the_same_answer_whatever_the_process_and_the_order_of_things() -> None:
     asked = question()
     mixed = asked.model_dump(mode="json", by_alias=True)

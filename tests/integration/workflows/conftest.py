@@ -32,7 +32,7 @@ def popen(command: list[str], **options: Any) -> Process:
     return process
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def kubelet(
     control_plane: ControlPlane, api: Api, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ProcessKubelet]:
@@ -44,7 +44,7 @@ def kubelet(
     api.delete(f"/api/v1/nodes/{NODE}")
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def operator(stage: Stage) -> Iterator[OperatorProcess]:
     """The operator, whose platform puts all pods on the node; its log must be clean at the end."""
     stage.clear()
@@ -61,7 +61,7 @@ def operator(stage: Stage) -> Iterator[OperatorProcess]:
     operator.assert_clean_log()
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def model(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The base model in its bucket, and beside it rows, also with a bad line 17; returns its folder."""
     folder = write_chat_model(tmp_path_factory.mktemp("workflows") / "model", num_hidden_layers=1)

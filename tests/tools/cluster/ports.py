@@ -1,12 +1,17 @@
-"""Free ports, so that several clusters run side by side."""
+"""Free ports, so that several clusters and test processes run side by side."""
 
 from __future__ import annotations
 
 import json
+import os
 import random
 import socket
 from collections.abc import Mapping
 from pathlib import Path
+
+_CHANCE = random.SystemRandom()
+"""Tests seed Python's own generator, which would give each process the same ports."""
+_given: set[int] = set()
 
 
 def _bound(port: int) -> socket.socket:
@@ -21,12 +26,19 @@ def _bound(port: int) -> socket.socket:
 
 
 def _any() -> socket.socket:
-    """Return a free port below NodePorts and those of outgoing connections: it must still be free later."""
+    """Return a free port below NodePorts and those of outgoing connections.
+
+    It must still be free later: each worker of pytest-xdist has a range of its own, and no port is given out twice.
+    """
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw9").removeprefix("gw")) % 10
     while True:
-        try:
-            return _bound(random.randint(20_000, 29_999))
-        except OSError:
-            continue
+        port = 20_000 + 1_000 * worker + _CHANCE.randrange(1_000)
+        if port not in _given:
+            _given.add(port)
+            try:
+                return _bound(port)
+            except OSError:
+                continue
 
 
 def free_ports(wanted: Mapping[str, int]) -> dict[str, int]:

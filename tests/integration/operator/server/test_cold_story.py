@@ -55,6 +55,7 @@ def test_replicas_are_told_of_aliases_clients_and_of_what_is_not_there_yet(
     assert server.child("deployments")["spec"]["template"] == template
 
 
+@pytest.mark.slow
 def test_cold_adapters_are_served_and_requests_alone_write_nothing(server: Server, namespace: Namespace) -> None:
     [pod] = server.start()
     now = time.time() // 600 * 600 + 1

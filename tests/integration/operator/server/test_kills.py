@@ -52,6 +52,7 @@ def from_apply_to_a_change(namespace: Namespace) -> None:
     assert {plural: len(names) for plural, names in server.children().items()} == CHILDREN
 
 
+@pytest.mark.slow
 def test_killed_at_each_write_the_same_children_are_there_in_the_end(api: Api, world: Adversity) -> None:
     deployments = Witness(api, "/apis/apps/v1/deployments")
     deployments.start()

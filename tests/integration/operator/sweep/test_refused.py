@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from kit.operator.api import Json, Refused, eventually
 from kit.operator.objects import Namespace, lorasweep
 from kit.operator.stage import USER
@@ -72,6 +74,7 @@ def test_where_one_cannot_be_stopped_the_others_are(namespace: Namespace, trials
     assert states(namespace) == ["Pruned", "Pruned", "Failed"]
 
 
+@pytest.mark.slow
 def test_a_retry_while_one_cannot_be_stopped_is_answered_once_it_was(namespace: Namespace, trials: Trials) -> None:
     trials.held |= {"s-000", "s-001", "s-002"}
     trials.ends["train"] = lambda run: failed("SecretNotFound", "the Secret s3 is missing")

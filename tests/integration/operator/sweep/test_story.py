@@ -335,6 +335,7 @@ def test_the_best_settings_are_trained_once_more(namespace: Namespace, trials: T
     assert spec["preflight"] == "Required", "with more epochs the data are others"
 
 
+@pytest.mark.slow
 def test_when_its_time_is_over_the_best_so_far_is_published(namespace: Namespace, trials: Trials) -> None:
     trials.held.add("s-001")
     namespace.apply(lorasweep("s", maxTrials=3, parallelTrials=2, activeDeadlineSeconds=15))
@@ -389,6 +390,7 @@ def test_deleted_it_takes_its_trials_along(namespace: Namespace, trials: Trials)
     eventually("no trial is left", lambda: not jobs(namespace), 40)
 
 
+@pytest.mark.slow
 def test_a_warm_start_learns_from_an_earlier_sweep(namespace: Namespace, trials: Trials) -> None:
     namespace.apply(lorasweep("s", maxTrials=6, parallelTrials=3, pruner=NO_PRUNER))
     ended(namespace)

@@ -147,6 +147,7 @@ async def test_a_version_that_had_not_answered_its_probe_is_not_taken_over(table
     assert table.engine.did("probe").count(name) == 1
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_step_of_a_load_leaves_nothing_that_is_trusted_unseen(tmp_path: Path) -> None:
     table = Table(tmp_path)
     engine = EngineProcess(Kind.FAULTY, tmp_path, ["--served-model-name", BASE]).start()

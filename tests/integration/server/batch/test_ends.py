@@ -47,6 +47,7 @@ def without_names(output: bytes) -> list[object]:
     return lines
 
 
+@pytest.mark.slow
 async def test_killed_at_any_instant_it_goes_on_where_it_was(tmp_path: Path, s3_server: S3Server, bucket: str) -> None:
     chance = random.Random(7)
     async with table(tmp_path, s3_server, bucket) as here:
@@ -206,6 +207,7 @@ async def test_after_a_kill_who_watches_is_told_what_was_kept_before_the_first_l
     assert first.answers.answered == kept >= 20
 
 
+@pytest.mark.slow
 async def test_who_watches_is_told_how_far_it_is(tmp_path: Path) -> None:
     told: list[TrainerStatus] = []
     async with operator(told) as variables, table(tmp_path) as here:

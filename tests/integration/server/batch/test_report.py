@@ -7,6 +7,8 @@ import os
 import sys
 from pathlib import Path
 
+import pytest
+
 from tunery_api.reasons import ExitCode, FailureReason
 from tunery_api.runspec import RunResult, Task
 from tunery_common.termination import TERMINATION_PATH_ENV
@@ -35,6 +37,7 @@ async def test_it_says_what_the_batch_itself_said(tmp_path: Path, s3_server: S3S
         assert here.oracle.asked.total() == asked, "nobody is asked anything"
 
 
+@pytest.mark.slow
 async def test_where_nothing_of_this_very_batch_is_there_it_says_so(
     tmp_path: Path, s3_server: S3Server, bucket: str
 ) -> None:

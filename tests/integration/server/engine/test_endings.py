@@ -7,6 +7,8 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from kit.engine_adapters import BASE, MAX_HELD, Shelf
 from kit.engine_contract import (
     CLOSE,
@@ -22,6 +24,7 @@ from kit.engine_process import START_SECONDS, EngineProcess, Kind
 New = Callable[..., EngineProcess]
 
 
+@pytest.mark.slow
 async def test_terminated_it_answers_what_is_in_flight_and_its_socket_stays_in_the_way(
     new_engine: New, base: Path, kind: Kind
 ) -> None:
@@ -46,6 +49,7 @@ async def test_terminated_it_answers_what_is_in_flight_and_its_socket_stays_in_t
     assert engine.socket.exists()
 
 
+@pytest.mark.slow
 async def test_files_that_go_while_an_adapter_is_registered_end_the_engine(new_engine: New, shelf: Shelf) -> None:
     """It was dropped for others and is read again: every request of this moment is lost with it.
 

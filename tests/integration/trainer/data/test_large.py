@@ -180,6 +180,7 @@ def counted(rows: int, folder: Path) -> int:
         tracemalloc.stop()
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # So little that 20,000 rows are far beyond it.
     monkeypatch.setattr(spill, "HELD_BYTES", 1 << 12)

@@ -137,6 +137,7 @@ def told_slower(draw: random.Random, spread: float, times: float = 1.0, steps: i
     )
 
 
+@pytest.mark.slow
 def test_steps_that_differ_by_chance_are_not_called_slower() -> None:
     """Spreads as on a node with noisy neighbours: of 600 runs none; of those that take twice as long, most are."""
     draw = random.Random(11)

@@ -176,6 +176,7 @@ def weights_after(llama: Path, folder: Path, task: str, split: tuple[int, int]) 
     return {name: p.data.clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
 
 
+@pytest.mark.slow(fast=["SFT"])
 @pytest.mark.parametrize("task", ["SFT", "DPO", "ORPO", "KTO"])
 def test_a_step_is_the_same_however_its_rows_are_split(llama: Path, tmp_path: Path, task: str) -> None:
     """Answers differ in length: a mean of means, or over tokens instead of pairs, would not be the same."""

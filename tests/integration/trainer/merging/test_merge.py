@@ -235,6 +235,7 @@ def test_a_damaged_adapter_is_refused_by_name(tmp_path: Path, inputs: list[Path]
     refuse(manifest(tmp_path, inputs), 64, "AdapterCorrupt", "spec.adapters[1]")
 
 
+@pytest.mark.slow
 def test_killed_at_any_instant_and_run_again(tmp_path: Path, inputs: list[Path]) -> None:
     path = manifest(tmp_path, inputs, into="Model", adapters=[{"uri": inputs[0].as_uri()}])
     seen = set()

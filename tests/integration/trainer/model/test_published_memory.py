@@ -93,6 +93,7 @@ def test_the_rows_kept_back_are_those_of_the_rule() -> None:
     assert not is_held_out(figures["workloadFrom"])
 
 
+@pytest.mark.slow
 def test_the_guides_table_is_met_but_for_what_it_rounds() -> None:
     found = list(table_of_the_guide())
     assert statistics.median(errors(found)) <= 0.1

@@ -85,6 +85,7 @@ print(held(range(1, 301)) - before)
 """
 
 
+@pytest.mark.slow
 def test_rows_of_ever_new_lengths_take_no_more_memory(tmp_path: Path) -> None:
     """oneDNN's kernels of 1,200 products in BFloat16 came to 650 MiB."""
     done = subprocess.run(

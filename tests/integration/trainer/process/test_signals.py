@@ -190,6 +190,7 @@ runpy.run_module("tunery_trainer", run_name="__main__")
 """
 
 
+@pytest.mark.slow
 def test_a_thread_that_hangs_keeps_no_process_that_has_done_its_work() -> None:
     """Such as one of boto3's, in an upload that was given up: the pod was killed once its grace period was over."""
     done = subprocess.run([sys.executable, "-c", HUNG], capture_output=True, text=True, timeout=40)

@@ -50,6 +50,7 @@ def end(folder: Path, child: str, task: str = "TRAIN") -> tuple[int, dict[str, A
     return process.returncode, json.loads(last.read_text()) if last.exists() and last.stat().st_size else {}, errors
 
 
+@pytest.mark.slow
 def test_bitsandbytes_own_exit_is_told_with_its_reason(tmp_path: Path) -> None:
     code, said, errors = end(tmp_path, BITSANDBYTES)
     assert said["failure"]["reason"] == "GPUUnavailable"

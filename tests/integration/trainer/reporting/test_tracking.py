@@ -58,12 +58,14 @@ def wandb_file(path: Path) -> bytes:
     return file.read_bytes()
 
 
+@pytest.mark.slow
 def test_wandb_writes_offline_without_a_key(case: Case) -> None:
     path = case(training=SHORT, tracking={"wandb": {"project": "stories"}})
     train(path)
     assert b"grad_norm" in wandb_file(path)
 
 
+@pytest.mark.slow
 def test_wandb_groups_the_trials_of_a_sweep(case: Case) -> None:
     path = case(training=SHORT, tracking={"wandb": {"project": "stories"}})
     train(path, sweep="the-search")
@@ -81,6 +83,7 @@ def busy_machine() -> Iterator[None]:
         each.wait()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("busy_machine")
 def test_every_offline_run_of_wandb_is_whole_when_it_is_published(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -161,6 +164,7 @@ def test_mlflow_marks_the_trials_of_a_sweep(case: Case, mlflow_server: MlflowSer
     assert run.info.run_name == "tiny"
 
 
+@pytest.mark.slow
 def test_a_server_that_goes_down_meanwhile_costs_the_rest_of_the_curves_only(
     case: Case, mlflow_server: MlflowServer, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -183,6 +187,7 @@ def test_a_server_that_goes_down_meanwhile_costs_the_rest_of_the_curves_only(
     assert (path.parent / "out" / "manifest.json").exists()
 
 
+@pytest.mark.slow
 def test_a_server_that_never_answers_is_given_up(case: Case, caplog: pytest.LogCaptureFixture) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"

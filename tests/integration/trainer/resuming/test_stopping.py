@@ -48,6 +48,7 @@ def finish(path: Path) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sign", "code"), [(signal.SIGTERM, ExitCode.TERMINATED), (signal.SIGKILL, -signal.SIGKILL)], ids=["term", "kill"]
 )
@@ -84,7 +85,7 @@ def test_sigterm_is_answered_while_libraries_are_imported(case: Case) -> None:
     assert time.monotonic() - begin < 10
 
 
-@pytest.mark.slow(fast=["LoRA", "AdaLoRA"])
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["LoRA", "QLoRA", "AdaLoRA"])
 def test_a_resume_is_exact(case: Case, method: str) -> None:
     """20 straight steps end in the very weights of 10 steps, a resume, and 10 more."""
@@ -104,6 +105,7 @@ def test_a_resume_is_exact(case: Case, method: str) -> None:
     assert [(each["step"], each.get("loss")) for each in again] == [(each["step"], each.get("loss")) for each in curve]
 
 
+@pytest.mark.slow
 def test_a_half_written_checkpoint_is_never_resumed_from(case: Case) -> None:
     path = case(checkpoint=KEPT)
     finish(path)

@@ -166,6 +166,7 @@ def test_other_columns_and_a_csv(tmp_path: Path) -> None:
     assert done.returncode == ExitCode.OK, done.stderr
 
 
+@pytest.mark.slow
 def test_a_link_of_the_hubs_cache_is_read_by_its_name_in_check_estimate_and_run_alike(case: Case) -> None:
     path = case(dataset={"uri": "file://snapshots/x/train.jsonl"}, preflight="Only")
     for folder in ("snapshots/x", "blobs"):

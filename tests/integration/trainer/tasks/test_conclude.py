@@ -141,6 +141,7 @@ def test_plain_peft_loads_what_is_published(sweep: EndedSweep, tmp_path: Path) -
     assert not torch.equal(adapted, logits(sweep.base))
 
 
+@pytest.mark.slow
 def test_a_container_concludes_in_s3_and_a_report_says_the_same(
     in_bucket: EndedSweep, secret: Path, tmp_path: Path
 ) -> None:
@@ -162,6 +163,7 @@ def test_a_container_concludes_in_s3_and_a_report_says_the_same(
     assert not {*LEFT, *CHECKPOINTS, *REPORTS} & keys
 
 
+@pytest.mark.slow
 def test_checkpoints_of_a_kept_trial_stay_as_its_template_asks(
     in_bucket: EndedSweep, secret: Path, tmp_path: Path
 ) -> None:
@@ -226,12 +228,13 @@ def test_nothing_is_removed_where_the_best_is_not_whole(
     assert {key for key in sweep.stored() if not key.startswith("work/")} == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "refused",
     [
-        pytest.param(("out-trials",), marks=pytest.mark.slow),
-        pytest.param(("tunery-checkpoints",), marks=pytest.mark.slow),
-        pytest.param(("tunery-reports",), marks=pytest.mark.slow),
+        ("out-trials",),
+        ("tunery-checkpoints",),
+        ("tunery-reports",),
         ("out-trials", "tunery-checkpoints", "tunery-reports"),
     ],
     ids=" and ".join,

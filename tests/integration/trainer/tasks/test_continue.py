@@ -73,6 +73,7 @@ def test_training_goes_on_where_it_ended(folder: Path) -> None:
     assert single_row_loss(model, held_out_rows(folder, "work2")) == pytest.approx(metrics["evalLoss"], rel=0.01)
 
 
+@pytest.mark.slow
 def test_preflight_and_a_look_beforehand_count_the_adapter_that_is_trained_on(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -149,6 +150,7 @@ def test_a_manifest_that_lists_no_adapter_is_told_at_both_doors_in_the_same_word
     assert told[0][:2] == (FailureReason.ADAPTER_MISSING, message)
 
 
+@pytest.mark.slow
 def test_with_other_rows_it_is_another_run(folder: Path) -> None:
     """A laptop's run is known by its manifest and data: after a change the old adapter is not called its result."""
     path = write_manifest(folder, manifest(folder, output={"uri": "file://out3"}, training=GENTLE))

@@ -49,6 +49,7 @@ def place_of(folder: Path) -> dict[str, str]:
     return {"reportUri": f"s3://adapters/tunery-reports/{folder.name}/tiny-u-1"}
 
 
+@pytest.mark.slow
 def test_from_refused_to_published(run_file: Run, tmp_path: Path, s3_server: S3Server) -> None:
     """The place is named, overwritten by the next attempt, and empty once the same lies beside the adapter."""
     run, words, prefix = run_file(own=place_of(tmp_path)), tmp_path / "words", f"tunery-reports/{tmp_path.name}/"
@@ -135,6 +136,7 @@ def test_preflight_only_trains_nothing(case: Case) -> None:
     assert "Training" not in done.stdout
 
 
+@pytest.mark.slow
 def test_after_success_the_report_lies_beside_the_adapter_alone(case: Case) -> None:
     path = case()
     done = run_here("run", path, "--work-dir", path.parent / "work")

@@ -51,6 +51,7 @@ def job(folder: Path, **changes: Any) -> Path:
     return write_manifest(folder, manifest(folder, **spec | changes))
 
 
+@pytest.mark.slow
 def test_a_job_of_a_cluster_is_told_in_parts_and_in_a_table(
     tmp_path: Path, bare: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -99,6 +100,7 @@ def test_for_programs_the_parts_make_the_total(case: Case, capsys: pytest.Captur
     assert all(set(row["largestBatch"]) == {gpu.name for gpu in GPU_CLASSES} for row in told["table"])
 
 
+@pytest.mark.slow(fast=["False-rows"])
 @pytest.mark.parametrize(("packing", "unit"), [(True, "packed sequences"), (False, "rows")])
 def test_tokens_are_those_of_the_rows_to_train_on_by_what_is_laid_in_a_batch(
     case: Case, capsys: pytest.CaptureFixture[str], packing: bool, unit: str
@@ -119,6 +121,7 @@ def test_tokens_are_those_of_the_rows_to_train_on_by_what_is_laid_in_a_batch(
     assert told["fraction"] == pytest.approx(told["own"], rel=0.1), "of 20 steps of 4, whatever is held out"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("training", "batch"),
     [
@@ -344,6 +347,7 @@ def test_what_does_not_fit_is_said(
     assert "It does not fit: not even one row does." in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("memory", ["1Gi", "1100Mi"])
 def test_without_a_gpu_estimate_and_preflight_say_the_same_change_more_memory_first(
     case: Case, run_file: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, memory: str

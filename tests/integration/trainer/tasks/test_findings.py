@@ -19,6 +19,7 @@ from kit.explained import Train, is_better, said, swapped, tossed, unlike
 from kit.story import make_rows
 
 
+@pytest.mark.slow
 def test_a_rate_that_is_too_high_is_told_at_the_first_evaluation_and_the_highest_usual_one_is_better(
     train: Train,
 ) -> None:
@@ -65,6 +66,7 @@ def test_a_gradient_that_is_no_number_is_told_before_the_run_fails(train: Train,
     assert ("by diagnosis.action" in done.words.failure.message) == (action == "Stop")
 
 
+@pytest.mark.slow
 def test_a_rate_that_is_too_low_is_told_after_half_of_the_run_and_ten_times_it_is_better(train: Train) -> None:
     done = train(swapped(), training={"learningRate": "1e-6"})
     assert said(done.findings["LearningRateTooLow"]) == ("Warning", 15, "training.learningRate", "1e-5")
@@ -73,6 +75,7 @@ def test_a_rate_that_is_too_low_is_told_after_half_of_the_run_and_ten_times_it_i
     assert is_better(higher, done)
 
 
+@pytest.mark.slow
 def test_a_run_that_ended_too_early_is_told_and_three_times_the_rate_is_better(train: Train) -> None:
     done = train(swapped(), evaluation={"everySteps": 4}, training={"learningRate": "2e-4"})
     assert said(done.findings["StillLearning"]) == ("Info", 24, "training.learningRate", "6e-4")
@@ -84,6 +87,7 @@ def test_a_run_that_ended_too_early_is_told_and_three_times_the_rate_is_better(t
     assert is_better(longer, done)
 
 
+@pytest.mark.slow
 def test_what_is_learned_by_heart_is_told_and_a_shorter_run_is_better(train: Train) -> None:
     """At this rate it is so in Float32 and BFloat16, and with other seeds: CPUs differ in what they compute in."""
     blocks: dict[str, Any] = {
@@ -101,6 +105,7 @@ def test_what_is_learned_by_heart_is_told_and_a_shorter_run_is_better(train: Tra
     assert is_better(train(unlike(48), "shorter", **blocks, training=shorter), done)
 
 
+@pytest.mark.slow
 def test_a_run_that_has_levelled_off_without_learning_by_heart_is_told(train: Train) -> None:
     blocks = {
         "dataset": {"uri": "file://data.jsonl", "evaluation": {"fraction": "0.05"}},
@@ -157,6 +162,7 @@ def test_steps_that_are_lost_in_rounding_are_told_after_three_of_them(train: Tra
     assert "stopped at step 3" in done.words.failure.message
 
 
+@pytest.mark.slow
 def test_rows_with_random_answers_are_spikes_and_their_steps_are_named(train: Train) -> None:
     rows, draw = make_rows(200), random.Random(1)
     for place in range(10, 200, 50):
@@ -177,6 +183,7 @@ def test_a_diagnosis_that_fails_does_not_end_the_run(
     assert (done.words.adapter is not None, done.words.findings) == (True, None)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_says_what_a_straight_one_says(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     blocks: dict[str, Any] = {"training": {"learningRate": "1e-6"}, "checkpoint": {"everySteps": 6}}
     straight = train(swapped(), **blocks)

@@ -29,6 +29,7 @@ def said(task: str, path: Path, code: ExitCode) -> str:
     return message.read_text()
 
 
+@pytest.mark.slow
 def test_another_object_publishes_what_the_first_was_refused_for(
     run_file: Run, tmp_path: Path, s3_server: S3Server
 ) -> None:

@@ -51,6 +51,7 @@ def in_four_bits(folder: Path, tokenizer: Any) -> Any:
     return AutoModelForCausalLM
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("write", "method"),
     [(mistral3, "LoRA"), (qwen3_moe, "LoRA"), (in_four_bits, "QLoRA")],

@@ -93,7 +93,7 @@ def undisturbed() -> dict[tuple[int, int], str]:
     return {}
 
 
-@pytest.mark.slow(fast=["the other node is killed"])
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_a_run_that_loses_a_process_goes_on_to_the_same_adapter(
     name: str,

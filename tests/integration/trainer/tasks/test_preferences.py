@@ -64,6 +64,7 @@ def lineage(path: Path, out: str = "out") -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow(fast=["ORPO"])
 @pytest.mark.parametrize("task", ["DPO", "ORPO", "KTO"])
 def test_what_is_preferred_is_learned_and_told(case: Case, task: str) -> None:
     faster = {**QUICK, "learningRate": "3e-2"} if task == "ORPO" else QUICK  # the prompt's likelihood comes first
@@ -86,6 +87,7 @@ def test_what_is_preferred_is_learned_and_told(case: Case, task: str) -> None:
     assert [event.step for event in events.Scalars("train/reward_accuracy")] == list(range(1, 31))
 
 
+@pytest.mark.slow
 def test_anyone_can_repeat_the_numbers_with_plain_peft(case: Case) -> None:
     path = job(case, "DPO", preference={"beta": "0.2"}, training={**QUICK, "maxSteps": 6})
     run(path)
@@ -113,7 +115,7 @@ def log_ratio(model: Any, ids: list[int], labels: list[int]) -> float:
         return now - log_probability()
 
 
-@pytest.mark.slow(fast=["DPO"])
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["DPO", "ORPO", "KTO"])
 def test_a_resume_is_exact(case: Case, task: str) -> None:
     """20 straight steps end in the weights of 10 steps, a resume, and 10 more; the reference is not asked again.
@@ -154,6 +156,7 @@ def logged(path: Path) -> list[tuple[int, float, float]]:
     return found
 
 
+@pytest.mark.slow
 def test_a_published_adapter_is_its_own_reference(case: Case) -> None:
     """SFT, then DPO on it: what was learned first is where preferring begins, not the base."""
     first = case()
@@ -168,6 +171,7 @@ def test_a_published_adapter_is_its_own_reference(case: Case) -> None:
     assert metrics["evalRewardAccuracy"] >= 0.875, "seven of the eight that are held out"
 
 
+@pytest.mark.slow
 def test_a_published_adapter_stays_the_reference_wherever_training_goes_on(case: Case) -> None:
     """Straight, after a resume, and in another job by resumeFrom, which does not have the adapter any more."""
     run(case())
@@ -196,6 +200,7 @@ def test_a_published_adapter_stays_the_reference_wherever_training_goes_on(case:
         assert max(float((straight[name] - found[name]).abs().max()) for name in straight) == 0.0
 
 
+@pytest.mark.slow
 def test_a_stop_in_the_first_steps_keeps_what_was_scored(case: Case) -> None:
     """Of many rows: a step needs no more than its own."""
     path = job(case, "DPO", training={**QUICK, "maxSteps": 400}, checkpoint={"everySteps": 1000})
@@ -228,6 +233,7 @@ def test_the_disk_has_room_for_it(case: Case) -> None:
     assert 16 * checkpoints(task="DPO", **later) == 20 * checkpoints(task="DPO")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by_length", [False, True])
 def test_where_the_adapter_changes_the_base_the_rows_that_steps_take_are_scored_before(
     case: Case, *, by_length: bool
@@ -249,6 +255,7 @@ def test_where_the_adapter_changes_the_base_the_rows_that_steps_take_are_scored_
     assert "Reference" not in run(path)
 
 
+@pytest.mark.slow
 def test_the_base_models_own_dropout_is_off(case: Case) -> None:
     """With it the first step, at which nothing is preferred yet, would not be at ln 2."""
     path = job(case, "DPO", training={**QUICK, "maxSteps": 10}, checkpoint={"keepAfterSuccess": True})
@@ -262,6 +269,7 @@ def test_the_base_models_own_dropout_is_off(case: Case) -> None:
     assert newest_log(path)[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_training_stops_at_the_best_loss_of_the_pairs(case: Case) -> None:
     wild = {"maxSteps": 60, "learningRate": "3e-1", "scheduler": "Constant", "precision": "Float32"}
     early = {"everySteps": 3, "earlyStoppingPatience": 2, "minImprovement": "-1000"}
@@ -280,6 +288,7 @@ def test_too_little_is_not_published(case: Case) -> None:
     assert not (path.parent / "out" / "manifest.json").exists()
 
 
+@pytest.mark.slow
 def test_a_row_at_a_time_is_enough_for_kto(case: Case) -> None:
     """TRL asks for two in a forward pass: its reference point is that of the pass, ours that of the step."""
     path = job(case, "KTO", training={**QUICK, "batchSize": 1, "gradientAccumulation": 4})

@@ -36,6 +36,7 @@ def manifest_of(folder: Path) -> Manifest:
     return verify(open_store(folder.as_uri(), None, "")).manifest
 
 
+@pytest.mark.slow
 def test_a_rejected_adapter_is_published_beside_the_output(case: Case) -> None:
     path = case(evaluation=TOO_MUCH)
     place = path.parent / "out-rejected"
@@ -50,6 +51,7 @@ def test_a_rejected_adapter_is_published_beside_the_output(case: Case) -> None:
     assert loss == pytest.approx(found.lineage.metrics["evalLoss"], rel=0.01)
 
 
+@pytest.mark.slow
 def test_its_last_words_say_where_it_lies(case: Case, tmp_path: Path) -> None:
     """As the operator hears it: beside the failure, and not as the adapter."""
     path = case(evaluation=TOO_MUCH)
@@ -70,6 +72,7 @@ def test_its_last_words_say_where_it_lies(case: Case, tmp_path: Path) -> None:
     assert said.checkpoint.step == 20
 
 
+@pytest.mark.slow
 def test_a_later_rejected_adapter_takes_the_place_of_an_earlier_one(case: Case) -> None:
     rejected(case(evaluation=TOO_MUCH))
     path = case(evaluation=TOO_MUCH, training={"seed": 1})
@@ -79,6 +82,7 @@ def test_a_later_rejected_adapter_takes_the_place_of_an_earlier_one(case: Case) 
     assert "is published as rejected" in rejected(path), "the same job says it again"
 
 
+@pytest.mark.slow
 def test_a_result_never_gives_way_to_a_rejected_adapter(case: Case) -> None:
     place = case().parent / "out-rejected"
     done = run_here("run", case(output={"uri": place.as_uri()}))
@@ -89,6 +93,7 @@ def test_a_result_never_gives_way_to_a_rejected_adapter(case: Case) -> None:
     assert manifest_of(place) == result
 
 
+@pytest.mark.slow
 def test_a_rejected_adapter_can_be_trained_on_and_stays(case: Case) -> None:
     path = case(evaluation=TOO_MUCH)
     rejected(path)
@@ -98,6 +103,7 @@ def test_a_rejected_adapter_can_be_trained_on_and_stays(case: Case) -> None:
     assert manifest_of(path.parent / "out-rejected") == before
 
 
+@pytest.mark.slow
 def test_a_place_that_may_not_be_written_is_told(case: Case) -> None:
     path = case(evaluation=TOO_MUCH)
     (path.parent / "out-rejected").write_text("a file where a folder would be")

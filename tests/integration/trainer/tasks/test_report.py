@@ -50,6 +50,7 @@ def say(task: str, path: Path, message: Path) -> tuple[int, RunResult]:
     return done.returncode, RunResult.model_validate_json(message.read_bytes())
 
 
+@pytest.mark.slow
 def test_a_report_says_what_the_run_said(run_file: Run, tmp_path: Path, message: Path, s3_server: S3Server) -> None:
     path = run_file(checkpoint={"keepAfterSuccess": True})
     code, trained = say("train", path, message)
@@ -92,6 +93,7 @@ def reason(result: RunResult) -> FailureReason | str | None:
     return result.failure.reason if result.failure else None
 
 
+@pytest.mark.slow
 def test_the_rerun_of_a_published_run_removes_its_checkpoints(
     run_file: Run, tmp_path: Path, message: Path, s3_server: S3Server
 ) -> None:
@@ -113,6 +115,7 @@ def test_the_rerun_of_a_published_run_removes_its_checkpoints(
     assert not keys_below(s3_server, f"{tmp_path.name}/checkpoints/")
 
 
+@pytest.mark.slow
 def test_sigterm_writes_a_checkpoint_and_says_so(
     run_file: Run, tmp_path: Path, message: Path, s3_server: S3Server
 ) -> None:

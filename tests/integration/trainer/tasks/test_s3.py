@@ -23,6 +23,7 @@ from tools.cluster.s3 import S3Server
 PLATFORMS_DISK = "the platform's preflight.resources.ephemeralStorage"
 
 
+@pytest.mark.slow
 def test_preflight_then_train(run_file: Run, tmp_path: Path, s3_server: S3Server) -> None:
     path, message = run_file(), tmp_path / "termination"
     message.touch()
@@ -59,6 +60,7 @@ def _preflight(path: Path, message: Path) -> PreflightReport:
     return PreflightReport.model_validate_json(message.read_text())
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_too_small_is_refused_before_a_gpu_is_asked_for(run_file: Run, tmp_path: Path) -> None:
     left_open = _preflight(run_file(name="open.json"), tmp_path / "termination")
     assert left_open.failure is None
@@ -78,6 +80,7 @@ def test_a_disk_that_is_too_small_is_refused_before_a_gpu_is_asked_for(run_file:
     assert "Set spec.resources.ephemeralStorage to 1Gi or more, which may change" in (failure.hint or "")
 
 
+@pytest.mark.slow
 def test_a_refusal_for_want_of_memory_keeps_the_numbers_and_the_method(run_file: Run, tmp_path: Path) -> None:
     path = run_file(method="Auto", resources={"gpus": 1}, own={"gpuMemoryBytes": 100 * 2**20})
     refused = _preflight(path, tmp_path / "termination")
@@ -161,6 +164,7 @@ def claim(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
     subprocess.run(["umount", "-l", str(read_only)], check=True)
 
 
+@pytest.mark.slow
 def test_preflight_fills_the_cache_and_training_begins_with_it(
     run_file: Run, tmp_path: Path, s3_server: S3Server, claim: tuple[Path, Path]
 ) -> None:

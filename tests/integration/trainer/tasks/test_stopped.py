@@ -101,7 +101,7 @@ def published(place: Path) -> Lineage:
     return verify(open_store(place.as_uri(), None, "")).manifest.lineage
 
 
-@pytest.mark.slow(fast=["LoRA", "AdaLoRA"])
+@pytest.mark.slow
 @pytest.mark.parametrize(("changes", "quantization"), METHODS)
 def test_what_was_measured_best_loads_in_plain_peft(case: Case, changes: dict[str, Any], quantization: str) -> None:
     path = case(**LONG, **KEPT, **changes, onStop="Publish")
@@ -126,6 +126,7 @@ def test_what_was_measured_best_loads_in_plain_peft(case: Case, changes: dict[st
     assert (path.parent / "out" / "training_curves.png").exists()
 
 
+@pytest.mark.slow
 def test_the_same_manifest_goes_on_and_replaces_it(case: Case) -> None:
     path = case(training={"maxSteps": 200}, evaluation={"everySteps": 1000}, onStop="Publish")
     said = stop_here(path).stdout
@@ -148,6 +149,7 @@ def test_the_same_manifest_goes_on_and_replaces_it(case: Case) -> None:
     assert "has published before" in run_here("run", path, "--work-dir", path.parent / "work").stdout
 
 
+@pytest.mark.slow
 def test_by_the_keyboard_and_only_where_it_is_asked_for(case: Case) -> None:
     path = case(**LONG)
     running = start(path)
@@ -177,6 +179,7 @@ def killed_once(case: Case) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_as_a_run_goes_on_what_is_stored_is_published(killed_once: Path) -> None:
     step = newest_step(killed_once)
     running = start(killed_once)
@@ -220,6 +223,7 @@ def test_where_nothing_is_stored_it_is_said_that_nothing_is_published(case: Case
     assert not (path.parent / "out").exists()
 
 
+@pytest.mark.slow
 def test_whoever_reads_along_may_end_first(case: Case) -> None:
     """A terminal's Ctrl-C reaches all of a pipe, and `tee` is gone before the run has stored its checkpoint."""
     path = case(**LONG, onStop="Publish")
@@ -233,6 +237,7 @@ def test_whoever_reads_along_may_end_first(case: Case) -> None:
     assert published(path.parent / "out").stopped is not None
 
 
+@pytest.mark.slow
 def test_two_signals_close_together_are_one(killed_once: Path) -> None:
     running = start(killed_once)
     assert running.stdout is not None
@@ -255,6 +260,7 @@ def test_what_is_published_is_not_said_to_be_nothing(case: Case) -> None:
     assert "Nothing is published" not in said
 
 
+@pytest.mark.slow
 def test_weights_that_are_no_numbers_are_not_published(killed_once: Path) -> None:
     for marker in (killed_once.parent / "work").glob("checkpoints/*/step-*/complete.json"):
         file = marker.parent / "trainable.safetensors"
@@ -272,6 +278,7 @@ def test_weights_that_are_no_numbers_are_not_published(killed_once: Path) -> Non
     assert not (killed_once.parent / "out").exists()
 
 
+@pytest.mark.slow
 def test_worse_than_asked_for_is_rejected(case: Case) -> None:
     path = case(**LONG, evaluation={"everySteps": 5, "minImprovement": "0.99"}, onStop="Publish")
     done = stop_here(path)
@@ -329,6 +336,7 @@ def say(path: Path, words: Path, task: str = "publish") -> tuple[int, RunResult]
     return done.returncode, RunResult.model_validate_json(words.read_bytes())
 
 
+@pytest.mark.slow
 def test_it_is_published_once_however_often_it_is_killed(
     stopped_run: Callable[..., Path], tmp_path: Path, s3_server: S3Server
 ) -> None:
@@ -371,6 +379,7 @@ def test_a_run_without_a_checkpoint_has_nothing_to_publish(run_file: Run, tmp_pa
     assert "there is nothing to publish: the run has stored no checkpoint at s3://" in said.failure.message
 
 
+@pytest.mark.slow
 def test_what_was_not_measured_is_no_improvement_where_one_is_asked_for(
     stopped_run: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -384,6 +393,7 @@ def test_what_was_not_measured_is_no_improvement_where_one_is_asked_for(
     assert said.adapter is None
 
 
+@pytest.mark.slow
 def test_its_checklist_is_posted_with_each_checkpoint(
     stopped_run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -407,6 +417,7 @@ def test_its_checklist_is_posted_with_each_checkpoint(
     assert not [each for each in posts[-1]["checks"] if each.get("message") == TRAINING_TELLS]
 
 
+@pytest.mark.slow
 def test_a_finished_result_is_said_again_and_not_replaced(run_file: Run, tmp_path: Path) -> None:
     """As where the stop came while the pod had just published."""
     code, trained = say(run_file(), tmp_path / "words", "train")
@@ -417,6 +428,7 @@ def test_a_finished_result_is_said_again_and_not_replaced(run_file: Run, tmp_pat
     assert said.stopped_after_step is None
 
 
+@pytest.mark.slow
 def test_a_report_that_is_gone_keeps_nothing_from_being_published(
     stopped_run: Callable[..., Path], tmp_path: Path, s3_server: S3Server
 ) -> None:
@@ -429,6 +441,7 @@ def test_a_report_that_is_gone_keeps_nothing_from_being_published(
     assert said.dataset.report is None
 
 
+@pytest.mark.slow
 def test_another_base_is_refused(stopped_run: Callable[..., Path], tmp_path: Path, s3_server: S3Server) -> None:
     path = stopped_run()
     client, key = s3_server.client(), f"{tmp_path.name}/config.json"
@@ -440,6 +453,7 @@ def test_another_base_is_refused(stopped_run: Callable[..., Path], tmp_path: Pat
     assert not keys_below(s3_server, f"{tmp_path.name}/out/")
 
 
+@pytest.mark.slow
 def test_the_newest_weights_are_those_of_the_checkpoint(
     stopped_run: Callable[..., Path], tmp_path: Path, s3_server: S3Server
 ) -> None:

@@ -43,6 +43,7 @@ def evaluations(path: Path) -> list[dict[str, Any]]:
     return [entry for entry in newest_log(path) if "eval_loss" in entry]
 
 
+@pytest.mark.slow
 def test_the_best_weights_are_published_also_after_a_rerun(case: Case) -> None:
     path = case(
         training=WILD,
@@ -68,6 +69,7 @@ def test_the_best_weights_are_published_also_after_a_rerun(case: Case) -> None:
     assert all((before[name] == after[name]).all() for name in before)
 
 
+@pytest.mark.slow
 def test_adalora_publishes_the_weights_and_the_ranks_of_its_best_step(case: Case) -> None:
     """Between the best step and the last one its ranks were pruned further."""
     asked = {"initialRank": 8, "targetRank": 2, "warmupSteps": 1, "finalSteps": 5, "updateEverySteps": 1}

@@ -53,6 +53,7 @@ def test_a_run_is_evaluated_without_being_asked(case: Case) -> None:
     assert told["metrics"]["evalLoss"] == pytest.approx(min(each["loss"] for each in told["evaluations"]), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_line_of_the_log_has_what_was_measured_after_its_step(case: Case) -> None:
     path = case(evaluation={"everySteps": 5}, checkpoint=KEPT | {"everySteps": 20})
     done = run_here("run", path, "--work-dir", path.parent / "work")
@@ -96,6 +97,7 @@ def test_the_improvement_and_its_error_are_those_of_the_rows_in_plain_peft(case:
     assert change_text(-metrics["improvement"], metrics["improvementError"]) in card
 
 
+@pytest.mark.slow
 def test_copies_of_one_row_tell_no_more_than_it_does_also_after_a_resume(case: Case) -> None:
     dataset = {"uri": "file://data.jsonl", "evaluation": {"uri": "file://held.jsonl"}}
     path = case(dataset=dataset, training=WILD, evaluation={"everySteps": 20, "minImprovement": "-10"}, checkpoint=KEPT)
@@ -111,6 +113,7 @@ def test_copies_of_one_row_tell_no_more_than_it_does_also_after_a_resume(case: C
             shutil.rmtree(next((path.parent / "work" / "checkpoints").glob(f"*/step-{step}")))
 
 
+@pytest.mark.slow
 def test_the_best_weights_are_published_or_the_last_where_they_are_asked_for(case: Case) -> None:
     asked, wild = {"everySteps": 6, "minImprovement": "-10"}, WILD | {"maxSteps": 60}
     best = case(training=wild, evaluation=asked)
@@ -129,6 +132,7 @@ def test_the_best_weights_are_published_or_the_last_where_they_are_asked_for(cas
     assert any(not torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_has_the_evaluations_of_a_straight_one(case: Case) -> None:
     path = case(training=WILD, evaluation={"everySteps": 4, "minImprovement": "-10"}, checkpoint=KEPT)
     straight, whole = run(path), weights(path)
@@ -141,6 +145,7 @@ def test_an_interrupted_run_has_the_evaluations_of_a_straight_one(case: Case) ->
     assert all(torch.equal(whole[name], again[name]) for name in whole)
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_a_stop_put_off_is_made_up_for(case: Case) -> None:
     """The step is over and its checkpoint stored; without the evaluation its weights could never be the best."""
     path = case(training=WILD, evaluation={"everySteps": 10, "minImprovement": "-10"}, checkpoint=KEPT)
@@ -194,6 +199,7 @@ def test_a_stop_puts_off_an_evaluation_and_a_resume_asks_for_it() -> None:
 ANSWERED = {"generation": {"rows": 6, "maxNewTokens": 16}, "times": 2}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["LoRA", "QLoRA", "PromptTuning"])
 def test_held_out_rows_are_answered_before_and_after(case: Case, method: str) -> None:
     """As plain transformers and PEFT answer them with what is published."""
@@ -225,6 +231,7 @@ def said(model: Any, folder: Path, prompt: str) -> str:
     return str(tokenizer.decode(ids[0, asked["input_ids"].shape[1] :], skip_special_tokens=True)).strip()
 
 
+@pytest.mark.slow
 def test_a_resumed_run_knows_what_was_said_before_training(case: Case) -> None:
     path = case(evaluation=ANSWERED, checkpoint=KEPT)
     run(path)
@@ -235,6 +242,7 @@ def test_a_resumed_run_knows_what_was_said_before_training(case: Case) -> None:
     assert (path.parent / "out" / "answers.jsonl").read_text() == straight
 
 
+@pytest.mark.slow
 def test_without_being_asked_nothing_is_answered(case: Case) -> None:
     path = case()
     assert "rougeL" not in run(path)["metrics"]

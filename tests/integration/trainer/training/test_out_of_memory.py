@@ -105,17 +105,16 @@ def again(path: Path) -> None:
         shutil.rmtree(path.parent / name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "fits", "step", "split"),
     [
         pytest.param({}, 2, 7, (2, 4), id="in-the-middle"),
         pytest.param({}, 1, 0, (1, 8), id="at-once-and-twice"),
-        pytest.param({"method": "AdaLoRA"}, 2, 7, (2, 4), id="AdaLoRA", marks=pytest.mark.slow),
-        pytest.param({"method": "QLoRA"}, 2, 7, (2, 4), id="QLoRA", marks=pytest.mark.slow),
-        pytest.param({"training": EXACT | {"optimizer": "AdamW8bit"}}, 2, 7, (2, 4), id="8bit", marks=pytest.mark.slow),
-        pytest.param(
-            {"training": EXACT | {"groupByLength": True}}, 2, 16, (2, 4), id="by-length", marks=pytest.mark.slow
-        ),
+        pytest.param({"method": "AdaLoRA"}, 2, 7, (2, 4), id="AdaLoRA"),
+        pytest.param({"method": "QLoRA"}, 2, 7, (2, 4), id="QLoRA"),
+        pytest.param({"training": EXACT | {"optimizer": "AdamW8bit"}}, 2, 7, (2, 4), id="8bit"),
+        pytest.param({"training": EXACT | {"groupByLength": True}}, 2, 16, (2, 4), id="by-length"),
         pytest.param({"training": EXACT | {"maxSteps": 28}}, 3, 16, (2, 4), id="second-pass-after-a-short-step"),
     ],
 )
@@ -140,6 +139,7 @@ def test_the_steps_stay_the_same(
     assert f"going on with {split[0]} × {split[1]} rows" in printed
 
 
+@pytest.mark.slow
 def test_activations_are_recomputed_where_one_row_does_not_fit(case: Case, memory: Memory) -> None:
     asked = EXACT | {"gradientCheckpointing": False, "neftuneNoiseAlpha": "5"}
     path = case(lora=QUIET, training=asked)
@@ -150,6 +150,7 @@ def test_activations_are_recomputed_where_one_row_does_not_fit(case: Case, memor
     assert settings["training.batchSize"]["value"] == "1"
 
 
+@pytest.mark.slow
 def test_noise_is_not_added_twice_after_memory_ran_out(case: Case, memory: Memory) -> None:
     """At a rate that moves nothing, the training loss of a step tells how much noise its embeddings had."""
     asked = EXACT | {"neftuneNoiseAlpha": "40", "learningRate": "1e-6"}
@@ -182,6 +183,7 @@ def test_a_new_pod_does_not_try_the_large_pass_again(case: Case, memory: Memory)
     assert distance(first, second) == 0.0
 
 
+@pytest.mark.slow
 def test_one_row_that_does_not_fit_ends_the_job_with_what_was_trained(case: Case, memory: Memory) -> None:
     path = case(lora=QUIET, training=EXACT, checkpoint={"everySteps": 100})
     memory.rows, memory.step = 0, 7
@@ -196,6 +198,7 @@ def test_one_row_that_does_not_fit_ends_the_job_with_what_was_trained(case: Case
     assert json.loads((stored / "tunery.json").read_text())["split"]["batchSize"] == 1
 
 
+@pytest.mark.slow
 def test_without_a_cluster_nothing_is_said_of_a_container(case: Case, memory: Memory) -> None:
     path = case(lora=QUIET, training=EXACT)
     memory.rows, memory.step = 0, 0
@@ -207,6 +210,7 @@ def test_without_a_cluster_nothing_is_said_of_a_container(case: Case, memory: Me
     assert not any(word in message + hint for word in ("container", "resources", "pod"))
 
 
+@pytest.mark.slow
 def test_a_job_that_wants_to_fail_does_so_and_keeps_what_was_trained(case: Case, memory: Memory) -> None:
     """And its hint, followed to the letter, ends well."""
     asked = EXACT | {"onOutOfMemory": "Fail"}
@@ -245,6 +249,7 @@ def test_an_error_outside_of_a_pass_is_not_mended(case: Case, monkeypatch: pytes
     assert "going on with" not in done.stdout
 
 
+@pytest.mark.slow
 def test_the_evaluation_goes_in_halves(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     path = case(training={"batchSize": 8, "maxLength": 512, "packing": False})
     _, plain, _ = train(path)
