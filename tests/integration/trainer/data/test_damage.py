@@ -226,8 +226,18 @@ def test_blank_lines_before_the_names_of_columns_are_passed_over(tmp_path: Path)
 @pytest.mark.parametrize(
     ("name", "content", "said", "better"),
     [
-        ("a.jsonl", gzip.compress(LINES.encode()), "is compressed (.gz), and its name does not say so", "a.jsonl.gz"),
-        ("a.csv", gzip.compress(CSV.encode()), "is compressed (.gz), and its name does not say so", "a.csv.gz"),
+        (
+            "a.jsonl",
+            gzip.compress(LINES.encode(), mtime=0),
+            "is compressed (.gz), and its name does not say so",
+            "a.jsonl.gz",
+        ),
+        (
+            "a.csv",
+            gzip.compress(CSV.encode(), mtime=0),
+            "is compressed (.gz), and its name does not say so",
+            "a.csv.gz",
+        ),
         ("a.json", zstandard.compress(LINES.encode()), "is compressed (.zst), and its name does not", "a.json.zst"),
         ("a.jsonl.gz", LINES.encode(), "the file is not compressed as .gz says", "a.jsonl"),
         ("a.jsonl.zst", LINES.encode(), "the file is not compressed as .zst says", "a.jsonl"),
