@@ -184,6 +184,7 @@ def test_the_certificate_of_an_older_chart_is_taken_over_and_its_secret_goes_the
     installed.run("delete", "secret", OLD, "-n", NAMESPACE, "--ignore-not-found")
 
 
+@pytest.mark.slow
 def test_an_uninstall_keeps_the_jobs_of_users_and_an_install_takes_them_back(
     installed: Kubectl, tmp_path: Path
 ) -> None:

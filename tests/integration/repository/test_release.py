@@ -78,6 +78,7 @@ def test_a_release_is_a_commit_and_a_tag_with_one_version_everywhere(copy: Path,
         assert command in done.stdout
 
 
+@pytest.mark.slow
 def test_the_changelogs_unreleased_section_is_dated_and_a_new_one_opened(copy: Path, release: Release) -> None:
     before = (copy / "docs" / "changelog.md").read_text()
     assert release("0.1.0").returncode == 0, "the version that the code has was never released"

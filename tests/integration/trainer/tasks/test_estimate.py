@@ -87,6 +87,7 @@ def test_first_job_md_shows_what_is_said_of_its_job(
     assert len(lines) == 7
 
 
+@pytest.mark.slow
 def test_for_programs_the_parts_make_the_total(case: Case, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["estimate", str(case(method="QLoRA")), "--json", "--tokens-per-second", "10"]) == ExitCode.OK
     told = json.loads(capsys.readouterr().out)

@@ -168,6 +168,7 @@ def mean_loss(path: Path) -> float:
     return sum(losses[2:]) / len(losses[2:])
 
 
+@pytest.mark.slow
 def test_a_new_pod_does_not_try_the_large_pass_again(case: Case, memory: Memory) -> None:
     path = case(lora=QUIET, training=EXACT, checkpoint={"everySteps": 10, "keepAfterSuccess": True})
     memory.rows, memory.step = 2, 7

@@ -212,6 +212,7 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+@pytest.mark.slow
 def test_what_must_be_the_same_is_refused_by_name_before_training(case: Case) -> None:
     place, _ = first(case)
     for name, (changes, message) in REFUSALS.items():

@@ -34,6 +34,7 @@ def test_too_short_too_few_too_tight(train: Train, monkeypatch: pytest.MonkeyPat
     assert set(results.values()) == {"Warning"}
 
 
+@pytest.mark.slow
 def test_a_batch_that_does_not_fit_is_told_with_the_one_that_does(
     train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
