@@ -69,11 +69,11 @@ verify: setup ## Check format, lint, types, layers, locks and generated files
 	@for project in $(PROJECTS); do (cd $$project && $(UV) lock --check --quiet) || { echo "$$project/uv.lock is out of date: run 'uv lock' there"; exit 1; }; done
 
 .PHONY: try
-try: ## Fine-tune a small model on this machine, without a cluster (four minutes)
+try: ## Fine-tune a small model on this machine, without a cluster
 	@cd $(TESTS) && UV="$(UV)" python3 -m tools.demo.local
 
 .PHONY: demo
-demo: setup ## The same job on a local Kubernetes with S3 (twelve minutes; CLUSTER=existing takes yours)
+demo: setup ## The same job on a local Kubernetes with S3 (CLUSTER=existing takes yours)
 	@cd $(TESTS) && $(PYTHON) -m tools.demo
 
 .PHONY: demo-serving
@@ -87,7 +87,7 @@ demo-sweep: setup ## Search for settings with LoRAJobs and publish the best adap
 	@cd $(TESTS) && $(PYTHON) -m tools.demo.sweep --trials $(TRIALS)
 
 .PHONY: test
-test: ## Verify and run the fast tests: no node, no root, fifteen minutes from nothing
+test: ## Verify and run the fast tests, without a node and without root
 	@cd $(TESTS) && python3 -m tools.cluster.binaries --check
 	@$(BUILD_GO); $(MAKE) verify; $(PYTEST) $(PARALLEL) -m "not slow" unit integration; wait $$built
 
