@@ -178,7 +178,7 @@ def install_uv(uv: Path) -> None:
 
 
 def _install_trainer(uv: Path, installed: Path, step: Step) -> None:
-    """Make the environment anew: one that a killed uv left looks complete to uv."""
+    """Rebuild the environment: one that a killed uv left looks complete to uv."""
     shutil.rmtree(VENV, ignore_errors=True)
     # Triton compiles for GPUs.
     command = [str(uv), "sync", "--frozen", "--no-dev", "--group", "try", "--no-install-package", "triton"]

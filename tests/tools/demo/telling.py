@@ -86,7 +86,7 @@ class Hold:
 
 
 class Interrupted(Exception):
-    """Ctrl-C or SIGTERM, while these objects were at work in the cluster, such as lorajob/quickstart; they go on."""
+    """Ctrl-C or SIGTERM while these objects, such as lorajob/quickstart, ran in the cluster; they continue."""
 
     def __init__(self, *objects: str) -> None:
         super().__init__()
