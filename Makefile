@@ -25,7 +25,6 @@ PARALLEL := -n $(WORKERS) --dist loadfile
 BUILD_GO := setsid nice $(SHELL) -c "cd $(TESTS) && exec python3 -m tools.cluster.binaries" & built=$$!; \
 	trap 'kill -- -$$built 2>/dev/null || true' EXIT
 
-export PYTHONDONTWRITEBYTECODE := 1
 # Threads that wait for each other sleep, as in the trainer (environment.py): tests run side by side.
 export OMP_WAIT_POLICY := PASSIVE
 

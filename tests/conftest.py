@@ -25,14 +25,28 @@ from kit.slow import (
 )
 from tools.cluster.controlplane import ControlPlane
 from tools.cluster.daemon import end_on_sigterm
+from tools.cluster.paths import cache_dir
 from tools.cluster.s3 import S3Server
 
 # A test is no stopwatch: beside other work any example may take longer than Hypothesis's 200 ms.
 settings.register_profile("unhurried", deadline=None)
 settings.load_profile("unhurried")
 
+# Read before the trainer sets its own XDG_CACHE_HOME: what is built would be built again.
+cache_dir()
+
 # pytest ends its fixtures at Ctrl-C, not at SIGTERM.
 end_on_sigterm()
+
+
+@pytest.fixture(autouse=True)
+def own_environment() -> Iterator[None]:
+    """Variables that a test sets are of that test only: the trainer sets those of its libraries' caches."""
+    before = dict(os.environ)
+    yield
+    if os.environ != before:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 @pytest.fixture(autouse=True)

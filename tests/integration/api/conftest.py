@@ -6,11 +6,9 @@ import pytest
 
 from kit.api_server import ApiServer
 from kit.kubectl import Kubectl
-from kit.operator.api import Api
-from tools.cluster.controlplane import ControlPlane
 
 
 @pytest.fixture(scope="session")
-def api_server(api_server: Kubectl, control_plane: ControlPlane) -> ApiServer:
-    """kubectl, which applies and patches by calls."""
-    return ApiServer(api_server.environment, Api(control_plane.kubeconfig))
+def api_server(api_server: Kubectl) -> ApiServer:
+    """kubectl, whose methods are calls to the API server."""
+    return ApiServer(api_server.environment)

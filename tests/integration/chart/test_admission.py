@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -27,10 +26,11 @@ from tunery_operator.plan.lorasweep import plan_report as plan_report_of_sweep
 from tunery_operator.plan.types import JobPlan
 from tunery_operator.views.owner import Owner, parse_owner
 
+from kit.api_server import ApiServer
 from kit.chart.installing import TEAM
-from kit.chart.policies import refusal
+from kit.chart.policies import patch_refusal, refusal
 from kit.chart.rendering import Helm
-from kit.kubectl import Kubectl, KubectlError
+from kit.kubectl import KubectlError
 from kit.operator.objects import adaptermerge, batchinference, lorajob, lorasweep
 
 Json = dict[str, Any]
@@ -86,7 +86,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_what_the_operator_builds_passes(operator: Kubectl, platform: Platform, case: str) -> None:
+def test_what_the_operator_builds_passes(operator: ApiServer, platform: Platform, case: str) -> None:
     assert refusal(operator, build_job(plans(platform)[case])) is None
 
 
@@ -208,7 +208,7 @@ TWISTS: list[tuple[str, Twist, str]] = [
 
 
 @pytest.mark.parametrize(("twist", "why"), [pytest.param(twist, why, id=name) for name, twist, why in TWISTS])
-def test_a_twisted_job_is_refused(operator: Kubectl, platform: Platform, twist: Twist, why: str) -> None:
+def test_a_twisted_job_is_refused(operator: ApiServer, platform: Platform, twist: Twist, why: str) -> None:
     job = copy.deepcopy(build_job(plans(platform)["train-full"]))
     twist(job)
     told = refusal(operator, job)
@@ -228,14 +228,14 @@ OF_NODES: list[tuple[str, Twist, str]] = [
 
 @pytest.mark.parametrize(("twist", "why"), [pytest.param(twist, why, id=name) for name, twist, why in OF_NODES])
 def test_a_twisted_job_of_several_nodes_is_refused(
-    operator: Kubectl, platform: Platform, twist: Twist, why: str
+    operator: ApiServer, platform: Platform, twist: Twist, why: str
 ) -> None:
     job = copy.deepcopy(build_job(plans(platform)["train-nodes"]))
     twist(job)
     assert why in (refusal(operator, job) or "")
 
 
-def test_the_service_of_nodes_is_of_its_own_pods(operator: Kubectl, platform: Platform) -> None:
+def test_the_service_of_nodes_is_of_its_own_pods(operator: ApiServer, platform: Platform) -> None:
     built = build_service(plans(platform)["train-nodes"])
     assert refusal(operator, built) is None
     twists: list[Twist] = [
@@ -256,7 +256,7 @@ def test_the_service_of_nodes_is_of_its_own_pods(operator: Kubectl, platform: Pl
     [("batch", "train", "of a batch the server's"), ("train", "batch", "of a batch the server's")],
 )
 def test_no_kind_runs_the_program_of_another(
-    operator: Kubectl, platform: Platform, case: str, other: str, why: str
+    operator: ApiServer, platform: Platform, case: str, other: str, why: str
 ) -> None:
     found = plans(platform)
     job, foreign = build_job(found[case]), build_job(found[other])
@@ -267,7 +267,7 @@ def test_no_kind_runs_the_program_of_another(
     assert COMMAND in (refusal(operator, job) or "")
 
 
-def test_a_key_of_a_secret_is_mounted_under_its_own_name_or_not_at_all(operator: Kubectl, platform: Platform) -> None:
+def test_a_key_of_a_secret_is_mounted_under_its_own_name_or_not_at_all(operator: ApiServer, platform: Platform) -> None:
     job = build_job(plans(platform)["batch"])
     volume(job, "secret-api-key", secret=RENAMED)
     assert MOUNTS in (refusal(operator, job) or "")
@@ -275,30 +275,21 @@ def test_a_key_of_a_secret_is_mounted_under_its_own_name_or_not_at_all(operator:
 
 @pytest.mark.parametrize("namespace", ["kube-system", "kube-public", "kube-node-lease"])
 def test_nothing_is_created_in_the_namespaces_of_the_system(
-    operator: Kubectl, platform: Platform, namespace: str
+    operator: ApiServer, platform: Platform, namespace: str
 ) -> None:
     body = build_job(plans(platform)["train"])
     body["metadata"]["namespace"] = namespace
     assert "admissionPolicy.deniedNamespaces" in (refusal(operator, body) or "")
 
 
-def test_others_create_jobs_as_ever(installed: Kubectl, operator: Kubectl) -> None:
+def test_others_create_jobs_as_ever(installed: ApiServer, operator: ApiServer) -> None:
     del operator
     told = installed.run("create", "job", "other", "--image=busybox:1", "-n", "kube-system", "--dry-run=server")
     assert "created" in told
 
 
-def patched(kubectl: Kubectl, name: str, patch: Json) -> str | None:
-    """Patch a Job as a dry run; return why that is refused, or None."""
-    try:
-        kubectl.run("patch", "job", name, "-n", TEAM, "--type=merge", "--dry-run=server", "-p", json.dumps(patch))
-    except KubectlError as error:
-        return str(error)
-    return None
-
-
 @pytest.fixture(scope="module")
-def job(installed: Kubectl, operator: Kubectl, platform: Platform) -> str:
+def job(installed: ApiServer, operator: ApiServer, platform: Platform) -> str:
     """A Job of an object that is there, created by the operator."""
     installed.apply(lorajob("real"), namespace=TEAM)
     body = installed.get("lorajob", "real", TEAM)
@@ -306,7 +297,7 @@ def job(installed: Kubectl, operator: Kubectl, platform: Platform) -> str:
     plan = plan_train(parse_lorajob(body), parse_owner(Kind.LORAJOB, body), platform, Known())
     built = build_job(plan)
     built["spec"]["suspend"] = True
-    operator.run("create", "-n", TEAM, "-f", "-", stdin=json.dumps(built))
+    operator.create(built, TEAM)
     return plan.name
 
 
@@ -318,8 +309,8 @@ def job(installed: Kubectl, operator: Kubectl, platform: Platform) -> str:
         pytest.param({"metadata": {"annotations": {"tunery.dev/suspended-by": "spec"}}}, id="annotation"),
     ],
 )
-def test_the_operator_changes_its_jobs(operator: Kubectl, job: str, patch: Json) -> None:
-    assert patched(operator, job, patch) is None
+def test_the_operator_changes_its_jobs(operator: ApiServer, job: str, patch: Json) -> None:
+    assert patch_refusal(operator, "job", job, patch) is None
 
 
 @pytest.mark.parametrize(
@@ -330,22 +321,22 @@ def test_the_operator_changes_its_jobs(operator: Kubectl, job: str, patch: Json)
         pytest.param({"metadata": {"ownerReferences": None}}, id="owner"),
     ],
 )
-def test_the_operator_changes_no_pod_and_no_owner(operator: Kubectl, job: str, patch: Json) -> None:
-    assert "changes nothing of a Job's pods" in (patched(operator, job, patch) or "")
+def test_the_operator_changes_no_pod_and_no_owner(operator: ApiServer, job: str, patch: Json) -> None:
+    assert "changes nothing of a Job's pods" in (patch_refusal(operator, "job", job, patch) or "")
 
 
-def test_the_operator_lets_other_peoples_jobs_alone(installed: Kubectl, operator: Kubectl) -> None:
+def test_the_operator_lets_other_peoples_jobs_alone(installed: ApiServer, operator: ApiServer) -> None:
     foreign = yaml.safe_load(
         installed.run("create", "job", "foreign", "--image=busybox:1", "--dry-run=client", "-o", "yaml")
     )
     foreign["spec"]["suspend"] = True
     installed.apply(foreign, namespace=TEAM)
-    assert "only Jobs of its own" in (patched(operator, "foreign", {"spec": {"suspend": False}}) or "")
+    assert "only Jobs of its own" in (patch_refusal(operator, "job", "foreign", {"spec": {"suspend": False}}) or "")
     with pytest.raises(KubectlError, match="only Jobs of its own"):
         operator.delete("job", "foreign", TEAM, wait=False)
 
 
-def test_the_operator_deletes_its_jobs(installed: Kubectl, operator: Kubectl, job: str) -> None:
+def test_the_operator_deletes_its_jobs(installed: ApiServer, operator: ApiServer, job: str) -> None:
     operator.run("delete", "job", job, "-n", TEAM, "--dry-run=server")
     assert installed.get("job", job, TEAM) is not None
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -16,10 +15,10 @@ from tunery_operator.plan.adapterserver import ServerPlan, plan_server
 from tunery_operator.plan.job import Platform
 from tunery_operator.views.owner import Owner, parse_owner
 
+from kit.api_server import ApiServer
 from kit.chart.installing import TEAM
-from kit.chart.policies import platform_of, refusal
+from kit.chart.policies import patch_refusal, platform_of, refusal
 from kit.chart.rendering import Helm
-from kit.kubectl import Kubectl, KubectlError
 from kit.operator.servers import server_spec, wanted
 
 Json = dict[str, Any]
@@ -52,7 +51,7 @@ def children(found: ServerPlan) -> dict[str, Json]:
 
 @pytest.mark.parametrize("spec", [{}, FULL], ids=["plain", "full"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_the_operator_builds_passes(operator: Kubectl, platform: Platform, kind: str, spec: Json) -> None:
+def test_what_the_operator_builds_passes(operator: ApiServer, platform: Platform, kind: str, spec: Json) -> None:
     assert refusal(operator, children(plan(platform, **spec))[kind]) is None
 
 
@@ -120,7 +119,7 @@ TWISTS: list[tuple[str, Twist, str]] = [
 
 
 @pytest.mark.parametrize(("twist", "why"), [pytest.param(twist, why, id=name) for name, twist, why in TWISTS])
-def test_a_twisted_deployment_is_refused(operator: Kubectl, platform: Platform, twist: Twist, why: str) -> None:
+def test_a_twisted_deployment_is_refused(operator: ApiServer, platform: Platform, twist: Twist, why: str) -> None:
     body = copy.deepcopy(children(plan(platform, **FULL))["Deployment"])
     twist(body)
     told = refusal(operator, body)
@@ -141,7 +140,7 @@ def test_a_twisted_deployment_is_refused(operator: Kubectl, platform: Platform, 
     ],
 )
 def test_what_speaks_of_others_is_refused(
-    operator: Kubectl, platform: Platform, kind: str, twist: Twist, why: str
+    operator: ApiServer, platform: Platform, kind: str, twist: Twist, why: str
 ) -> None:
     body = copy.deepcopy(children(plan(platform))[kind])
     twist(body)
@@ -149,7 +148,7 @@ def test_what_speaks_of_others_is_refused(
 
 
 def test_a_pod_of_a_server_is_taken_where_restricted_pod_security_is_enforced(
-    installed: Kubectl, platform: Platform
+    installed: ApiServer, platform: Platform
 ) -> None:
     body = children(plan(platform, adapterSecretRef={"name": "s3"}))["Deployment"]
     whole = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, "spec": pod(body)}
@@ -159,17 +158,8 @@ def test_a_pod_of_a_server_is_taken_where_restricted_pod_security_is_enforced(
     assert "violates PodSecurity" in (refusal(installed, whole) or "")
 
 
-def patched(kubectl: Kubectl, what: str, name: str, patch: Json) -> str | None:
-    """Patch an object as a dry run; return why that is refused, or None."""
-    try:
-        kubectl.run("patch", what, name, "-n", TEAM, "--type=merge", "--dry-run=server", "-p", json.dumps(patch))
-    except KubectlError as error:
-        return str(error)
-    return None
-
-
 def test_the_operator_changes_what_is_its_own_and_nothing_else(
-    installed: Kubectl, operator: Kubectl, platform: Platform
+    installed: ApiServer, operator: ApiServer, platform: Platform
 ) -> None:
     built = children(plan(platform))
     for kind in ("Desired", "Deployment"):
@@ -178,16 +168,16 @@ def test_the_operator_changes_what_is_its_own_and_nothing_else(
         # Their owner is not there, and the garbage collector may come before the last line.
         body["metadata"]["finalizers"] = ["example.com/kept"]
         installed.apply(body, namespace=TEAM)
-    assert patched(operator, "configmap", "x-adapters", {"data": {"adapters.json": "{}"}}) is None
-    assert patched(operator, "deployment", "x-server", {"spec": {"replicas": 3}}) is None
-    stolen = patched(operator, "configmap", "x-adapters", {"metadata": {"labels": {"tunery.dev/owner": "y"}}})
+    assert patch_refusal(operator, "configmap", "x-adapters", {"data": {"adapters.json": "{}"}}) is None
+    assert patch_refusal(operator, "deployment", "x-server", {"spec": {"replicas": 3}}) is None
+    stolen = patch_refusal(operator, "configmap", "x-adapters", {"metadata": {"labels": {"tunery.dev/owner": "y"}}})
     assert "never changes whose something is" in (stolen or "")
     installed.apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "theirs"}}, namespace=TEAM)
     ours = {
         "labels": built["Desired"]["metadata"]["labels"],
         "ownerReferences": built["Desired"]["metadata"]["ownerReferences"],
     }
-    taken = patched(operator, "configmap", "theirs", {"metadata": ours, "data": {"a": "b"}})
+    taken = patch_refusal(operator, "configmap", "theirs", {"metadata": ours, "data": {"a": "b"}})
     assert taken is not None
     assert "denied" in taken
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -17,9 +16,9 @@ from tunery_operator.plan.job import Platform, output_place
 from tunery_operator.plan.lorasweep import plan_trial
 from tunery_operator.views.owner import Owner, parse_owner
 
+from kit.api_server import ApiServer
 from kit.chart.installing import TEAM
-from kit.chart.policies import refusal
-from kit.kubectl import Kubectl, KubectlError
+from kit.chart.policies import patch_refusal, refusal
 from kit.operator.objects import lorajob, lorasweep
 
 Json = dict[str, Any]
@@ -56,13 +55,15 @@ NAMES = {
 
 @pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
 @pytest.mark.parametrize(("number", "origin"), [(0, "Initial"), (127, "TPE"), (256, FINAL_ORIGIN)])
-def test_a_trial_of_any_name_passes(operator: Kubectl, platform: Platform, name: str, number: int, origin: str) -> None:
+def test_a_trial_of_any_name_passes(
+    operator: ApiServer, platform: Platform, name: str, number: int, origin: str
+) -> None:
     body = trial(platform, owner(name), number, origin, final={"training": {"epochs": "3"}})
     assert refusal(operator, body) is None
 
 
 @pytest.mark.parametrize("uri", ["s3://bucket", "s3://bucket/", "s3://bucket/a/b", "s3://bucket/a/b/"])
-def test_wherever_its_sweep_publishes(operator: Kubectl, platform: Platform, uri: str) -> None:
+def test_wherever_its_sweep_publishes(operator: ApiServer, platform: Platform, uri: str) -> None:
     assert refusal(operator, trial(platform, output={"uri": uri})) is None
 
 
@@ -109,7 +110,7 @@ TWISTS: list[tuple[str, Twist, str]] = [
 
 
 @pytest.mark.parametrize(("twist", "why"), [pytest.param(twist, why, id=name) for name, twist, why in TWISTS])
-def test_a_twisted_trial_is_refused(operator: Kubectl, platform: Platform, twist: Twist, why: str) -> None:
+def test_a_twisted_trial_is_refused(operator: ApiServer, platform: Platform, twist: Twist, why: str) -> None:
     body = trial(platform)
     twist(body)
     assert why in (refusal(operator, body) or "")
@@ -126,37 +127,28 @@ def test_a_twisted_trial_is_refused(operator: Kubectl, platform: Platform, twist
         pytest.param("a" * 58 + "-004", id="cut-without-a-hash"),
     ],
 )
-def test_a_long_name_is_cut_in_one_way_only(operator: Kubectl, platform: Platform, name: str) -> None:
+def test_a_long_name_is_cut_in_one_way_only(operator: ApiServer, platform: Platform, name: str) -> None:
     body = trial(platform, owner("a" * 60))
     assert len(body["metadata"]["name"]) == 63
     body["metadata"]["name"] = name
     assert NAMED in (refusal(operator, body) or "")
 
 
-def test_what_others_add_to_a_trial_is_let_be(operator: Kubectl, platform: Platform) -> None:
+def test_what_others_add_to_a_trial_is_let_be(operator: ApiServer, platform: Platform) -> None:
     body = trial(platform)
     body["metadata"]["labels"]["cost-center"] = "42"
     body["metadata"]["annotations"]["example.com/seen"] = "yes"
     assert refusal(operator, body) is None
 
 
-def patched(kubectl: Kubectl, name: str, patch: Json) -> str | None:
-    """Patch a LoRAJob as a dry run; return why that is refused, or None."""
-    try:
-        kubectl.run("patch", "lorajob", name, "-n", TEAM, "--type=merge", "--dry-run=server", "-p", json.dumps(patch))
-    except KubectlError as error:
-        return str(error)
-    return None
-
-
 @pytest.fixture(scope="module")
-def made(installed: Kubectl, operator: Kubectl, platform: Platform) -> str:
+def made(installed: ApiServer, operator: ApiServer, platform: Platform) -> str:
     """A trial of a sweep that is there, created by the operator."""
     installed.apply(lorasweep("real"), namespace=TEAM)
     body = installed.get("lorasweep", "real", TEAM)
     assert body is not None
     built = trial(platform, owner("real", body["metadata"]["uid"]))
-    operator.run("create", "-n", TEAM, "-f", "-", stdin=json.dumps(built))
+    operator.create(built, TEAM)
     return str(built["metadata"]["name"])
 
 
@@ -169,8 +161,8 @@ def made(installed: Kubectl, operator: Kubectl, platform: Platform) -> str:
         pytest.param({"metadata": {"labels": {"cost-center": "42"}}}, id="label-of-others"),
     ],
 )
-def test_the_operator_stops_and_suspends_its_trials(operator: Kubectl, made: str, patch: Json) -> None:
-    assert patched(operator, made, patch) is None
+def test_the_operator_stops_and_suspends_its_trials(operator: ApiServer, made: str, patch: Json) -> None:
+    assert patch_refusal(operator, "lorajob", made, patch) is None
 
 
 MADE = "neither whose trial it is nor how it was made"
@@ -194,35 +186,40 @@ ONLY = "changes spec.stop and spec.suspend, and nothing else"
         pytest.param({"spec": {"stop": "enough", "ttlSecondsAfterFinished": 0}}, ONLY, id="more-beside-stop"),
     ],
 )
-def test_the_operator_changes_nothing_else_of_its_trials(operator: Kubectl, made: str, patch: Json, why: str) -> None:
-    assert why in (patched(operator, made, patch) or "")
+def test_the_operator_changes_nothing_else_of_its_trials(operator: ApiServer, made: str, patch: Json, why: str) -> None:
+    assert why in (patch_refusal(operator, "lorajob", made, patch) or "")
 
 
-def test_the_operator_lets_the_lorajobs_of_people_alone(installed: Kubectl, operator: Kubectl, made: str) -> None:
+def test_the_operator_lets_the_lorajobs_of_people_alone(installed: ApiServer, operator: ApiServer, made: str) -> None:
     installed.apply(lorajob("theirs"), namespace=TEAM)
-    assert "only LoRAJobs that are trials" in (patched(operator, "theirs", stop_change("no")) or "")
+    assert "only LoRAJobs that are trials" in (patch_refusal(operator, "lorajob", "theirs", stop_change("no")) or "")
     body = installed.get("lorajob", made, TEAM)
     assert body is not None
     taken = {"metadata": {"ownerReferences": body["metadata"]["ownerReferences"], "labels": body["metadata"]["labels"]}}
-    assert "only LoRAJobs that are trials" in (patched(operator, "theirs", taken) or "")
+    assert "only LoRAJobs that are trials" in (patch_refusal(operator, "lorajob", "theirs", taken) or "")
 
 
-def test_a_trial_whose_owner_was_taken_away_is_taken_back(installed: Kubectl, operator: Kubectl, made: str) -> None:
+def test_a_trial_whose_owner_was_taken_away_is_taken_back(installed: ApiServer, operator: ApiServer, made: str) -> None:
     body = installed.get("lorajob", made, TEAM)
     assert body is not None
-    references = body["metadata"]["ownerReferences"]
-    none = json.dumps({"metadata": {"ownerReferences": None}})
-    installed.run("patch", "lorajob", made, "-n", TEAM, "--type=merge", "-p", none)
-    back: Json = {"metadata": {"ownerReferences": references}}
-    assert patched(operator, made, back) is None
-    assert NOT_OURS in (patched(operator, made, stop_change("no")) or ""), "as long as it belongs to nobody"
-    assert ONLY in (patched(operator, made, {**back, "spec": {"retries": 9}}) or "")
-    assert NAMED in (patched(operator, made, {"metadata": {"ownerReferences": [{**references[0], "name": "r"}]}}) or "")
-    assert PLACE in (patched(operator, made, {"metadata": {"ownerReferences": [{**references[0], "uid": UID}]}}) or "")
-    installed.run("patch", "lorajob", made, "-n", TEAM, "--type=merge", "-p", json.dumps(back))
+    (reference,) = body["metadata"]["ownerReferences"]
+    installed.patch("lorajob", made, {"metadata": {"ownerReferences": None}}, TEAM)
+
+    def refused(patch: Json) -> str:
+        return patch_refusal(operator, "lorajob", made, patch) or ""
+
+    def owned(**change: str) -> Json:
+        return {"metadata": {"ownerReferences": [{**reference, **change}]}}
+
+    assert refused(owned()) == ""
+    assert NOT_OURS in refused(stop_change("no")), "as long as it belongs to nobody"
+    assert ONLY in refused({**owned(), "spec": {"retries": 9}})
+    assert NAMED in refused(owned(name="r"))
+    assert PLACE in refused(owned(uid=UID))
+    installed.patch("lorajob", made, owned(), TEAM)
 
 
-def test_people_make_and_change_lorajobs_as_ever(installed: Kubectl, operator: Kubectl, made: str) -> None:
+def test_people_make_and_change_lorajobs_as_ever(installed: ApiServer, operator: ApiServer, made: str) -> None:
     del operator
     assert refusal(installed, lorajob("mine")) is None
-    assert patched(installed, made, {"spec": {"retries": 9}}) is None
+    assert patch_refusal(installed, "lorajob", made, {"spec": {"retries": 9}}) is None

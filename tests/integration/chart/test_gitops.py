@@ -18,6 +18,7 @@ from integration.chart import test_admission_servers as servers
 from tunery_operator.manifests.job import build_job
 
 from kit.accounts import kubeconfig_of
+from kit.api_server import ApiServer
 from kit.chart import everything
 from kit.chart.installing import CRDS, TEAM, kubeconfig_of_the_service_account, kubectl_for
 from kit.chart.policies import platform_of, refusal
@@ -36,7 +37,7 @@ def template(helm: Helm, *settings: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def applied(helm: Helm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kubectl]:
+def applied(helm: Helm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
     """A cluster to which the chart came as text."""
     with ControlPlane(tmp_path_factory.mktemp("gitops")).temporary() as plane:
         kubectl = kubectl_for(plane)
@@ -47,7 +48,7 @@ def applied(helm: Helm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ku
         yield kubectl
 
 
-def apply(kubectl: Kubectl, text: str) -> None:
+def apply(kubectl: ApiServer, text: str) -> None:
     kubectl.run("apply", "--server-side", "--field-manager=gitops", "-f", "-", stdin=text)
     kubectl.run("wait", "--for=condition=Established", *(f"crd/{name}" for name in CRDS), "--timeout=30s")
 
@@ -60,7 +61,7 @@ def test_rendered_twice_it_is_the_same_to_the_byte(helm: Helm, settings: list[st
 
 
 def test_what_fills_the_certificate_is_no_drift_and_a_sync_leaves_it(
-    applied: Kubectl, helm: Helm, tmp_path: Path
+    applied: ApiServer, helm: Helm, tmp_path: Path
 ) -> None:
     assert "was made: there was none" in make_certificate(applied, tmp_path)
     made = applied.get("secret", CERTIFICATE, NAMESPACE)
@@ -78,7 +79,7 @@ def test_what_fills_the_certificate_is_no_drift_and_a_sync_leaves_it(
 
 
 def test_the_account_of_the_certificate_makes_the_secret_of_that_name_and_of_two_runs_one(
-    applied: Kubectl, tmp_path: Path
+    applied: ApiServer, tmp_path: Path
 ) -> None:
     make_certificate(applied, tmp_path)
     account = kubeconfig_of(applied, NAMESPACE, "tunery-certificate", tmp_path)
@@ -109,7 +110,7 @@ def answers(operator: Operator, authority: Path) -> int:
 
 @pytest.mark.slow
 def test_a_pod_that_trusts_the_authority_reports_on_over_an_upgrade(
-    applied: Kubectl, helm: Helm, tmp_path: Path
+    applied: ApiServer, helm: Helm, tmp_path: Path
 ) -> None:
     authority, before, later = tmp_path / "ca.crt", tmp_path / "before", tmp_path / "later"
     before.mkdir()
@@ -126,13 +127,13 @@ def test_a_pod_that_trusts_the_authority_reports_on_over_an_upgrade(
         assert answers(operator, authority) == 401
 
 
-def prune_jobs(kubectl: Kubectl) -> None:
+def prune_jobs(kubectl: ApiServer) -> None:
     """Delete what may be no longer rendered, as such tools do."""
     for job in kubectl.list("jobs", NAMESPACE):
         kubectl.delete("job", job["metadata"]["name"], NAMESPACE)
 
 
-def test_the_certificate_of_an_older_chart_is_taken_over(applied: Kubectl, tmp_path: Path) -> None:
+def test_the_certificate_of_an_older_chart_is_taken_over(applied: ApiServer, tmp_path: Path) -> None:
     """So that pods which run over the upgrade go on reporting; not where somebody has emptied what there was since."""
     kept = applied.get("secret", CERTIFICATE, NAMESPACE)
     assert kept is not None
@@ -146,17 +147,17 @@ def test_the_certificate_of_an_older_chart_is_taken_over(applied: Kubectl, tmp_p
     assert (applied.get("secret", CERTIFICATE, NAMESPACE) or {})["data"] != kept["data"]
 
 
-def empty(kubectl: Kubectl) -> None:
+def empty(kubectl: ApiServer) -> None:
     """Take all data out of the certificate's Secret."""
     kubectl.run("patch", "secret", CERTIFICATE, "-n", NAMESPACE, "--type=merge", "-p", '{"data": null}')
 
 
 @pytest.mark.slow
 def test_the_policies_take_every_pod_of_a_platform_that_says_all_it_can(
-    applied: Kubectl, helm: Helm, tmp_path: Path
+    applied: ApiServer, helm: Helm, tmp_path: Path
 ) -> None:
     """Authorities, proxies, labels and no ids: of all that the operator builds then, the API server refuses nothing."""
-    own = Kubectl(applied.environment | {"KUBECONFIG": str(kubeconfig_of_the_service_account(applied, tmp_path))})
+    own = applied.using(kubeconfig_of_the_service_account(applied, tmp_path))
     flags = [part for key, value in everything.VALUES.items() for part in ("--set-json", f"{key}={json.dumps(value)}")]
     text = helm.run(*TEMPLATE, *flags)
     assert text == helm.run(*TEMPLATE, *flags)
@@ -174,7 +175,7 @@ def test_the_policies_take_every_pod_of_a_platform_that_says_all_it_can(
 
 @pytest.mark.slow
 def test_what_replaces_all_that_is_rendered_leaves_the_certificate(
-    applied: Kubectl, helm: Helm, tmp_path: Path
+    applied: ApiServer, helm: Helm, tmp_path: Path
 ) -> None:
     """Argo CD's Replace=true, and whoever deletes it all and makes it again."""
     before = (applied.get("secret", CERTIFICATE, NAMESPACE) or {})["data"]

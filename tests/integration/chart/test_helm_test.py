@@ -10,9 +10,9 @@ from integration.chart.test_roles import named, rights, used
 from tunery_operator.kube.rbac import TEST_PERMISSIONS
 from tunery_operator.progress.installation import NAME, Asked, _asked
 
+from kit.api_server import ApiServer
 from kit.chart import everything
 from kit.chart.rendering import NAMESPACE, Helm, HelmError, Rendered
-from kit.kubectl import Kubectl
 
 BUCKET = ("test.outputUri=s3://bucket/sample", "test.outputSecret=s3")
 
@@ -83,7 +83,7 @@ def test_a_place_that_is_no_bucket_is_refused(helm: Helm) -> None:
         helm.render("test.outputUri=http://bucket")
 
 
-def test_restricted_pod_security_takes_its_pods(installed: Kubectl, helm: Helm) -> None:
+def test_restricted_pod_security_takes_its_pods(installed: ApiServer, helm: Helm) -> None:
     rendered = hooks(helm.render(*BUCKET, tests=True))
     installed.apply(*rendered.of("ServiceAccount"))
     for pod in rendered.of("Pod"):

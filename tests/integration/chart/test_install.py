@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import yaml
 
+from kit.api_server import ApiServer
 from kit.chart.installing import CRDS, OPERATOR, TEAM, can, helm_install
 from kit.chart.rendering import CHART, NAMESPACE
 from kit.chart.running import CERTIFICATE, make_certificate
 from kit.examples import EXAMPLES, bundle, documents
-from kit.kubectl import Kubectl, wait_for
+from kit.kubectl import wait_for
 
 
 def test_the_notes_name_the_next_commands(notes: str) -> None:
@@ -24,7 +25,7 @@ def test_the_notes_name_the_next_commands(notes: str) -> None:
     assert "kubectl apply -f lorajob.yaml" in notes
 
 
-def test_restricted_pod_security_admits_the_operator(installed: Kubectl) -> None:
+def test_restricted_pod_security_admits_the_operator(installed: ApiServer) -> None:
     selector = "app.kubernetes.io/name=tunery,app.kubernetes.io/component=operator"
     pods = wait_for("both replicas", lambda: two(installed.list("pods", NAMESPACE, selector)), timeout=30)
     assert {pod["spec"]["serviceAccountName"] for pod in pods} == {"tunery"}
@@ -35,13 +36,13 @@ def two(pods: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_the_api_server_takes_the_example(installed: Kubectl, path: Path) -> None:
+def test_the_api_server_takes_the_example(installed: ApiServer, path: Path) -> None:
     dry = ("--dry-run=server", "--validate=strict")
     told = installed.run("apply", "-n", TEAM, *dry, "-f", "-", stdin=bundle(path))
     assert told.count("(server dry run)") == len(documents(path)) > 0
 
 
-def test_explain_reads_well(installed: Kubectl) -> None:
+def test_explain_reads_well(installed: ApiServer) -> None:
     told = installed.run("explain", "lorajob.spec.lora.rank")
     assert "Rank of the decomposition" in told
 
@@ -58,7 +59,7 @@ def test_explain_reads_well(installed: Kubectl) -> None:
         ("create", "adaptermerges.tunery.dev"), ("update", "clusterroles.rbac.authorization.k8s.io"), ("*", "*"),
     ],
 )  # fmt: skip
-def test_the_operator_may_not(installed: Kubectl, verb: str, what: str) -> None:
+def test_the_operator_may_not(installed: ApiServer, verb: str, what: str) -> None:
     assert not can(installed, OPERATOR, verb, what)
 
 
@@ -72,7 +73,7 @@ def test_the_operator_may_not(installed: Kubectl, verb: str, what: str) -> None:
         ("delete", "lorasweeps.tunery.dev"),
     ],
 )  # fmt: skip
-def test_the_operator_may(installed: Kubectl, verb: str, what: str) -> None:
+def test_the_operator_may(installed: ApiServer, verb: str, what: str) -> None:
     assert can(installed, OPERATOR, verb, what)
 
 
@@ -86,7 +87,7 @@ def test_the_operator_may(installed: Kubectl, verb: str, what: str) -> None:
     ],
 )
 def test_roles_of_people_speak_for_our_kinds(
-    installed: Kubectl, role: str, allowed: list[str], refused: list[str]
+    installed: ApiServer, role: str, allowed: list[str], refused: list[str]
 ) -> None:
     user = f"{role}-user"
     wait_for(
@@ -101,14 +102,14 @@ def test_roles_of_people_speak_for_our_kinds(
         assert not can(installed, user, "get", kind, namespace="default")
 
 
-def data_of(kubectl: Kubectl, secret: str = CERTIFICATE) -> dict[str, str] | None:
+def data_of(kubectl: ApiServer, secret: str = CERTIFICATE) -> dict[str, str] | None:
     """Return what a Secret of the release's namespace holds; None where there is none."""
     found = kubectl.get("secret", secret, NAMESPACE)
     return None if found is None else found.get("data") or {}
 
 
 @pytest.mark.slow
-def test_an_upgrade_keeps_the_certificate(installed: Kubectl, tmp_path: Path) -> None:
+def test_an_upgrade_keeps_the_certificate(installed: ApiServer, tmp_path: Path) -> None:
     """By whatever way Helm has of it: `--force`, which is Flux's force: true, puts what is rendered in place of all."""
     assert "was made: there was none" in make_certificate(installed, tmp_path)
     before = data_of(installed)
@@ -129,7 +130,7 @@ def test_an_upgrade_keeps_the_certificate(installed: Kubectl, tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_the_certificate_is_made_anew_as_operations_says(installed: Kubectl, tmp_path: Path) -> None:
+def test_the_certificate_is_made_anew_as_operations_says(installed: ApiServer, tmp_path: Path) -> None:
     page = (CHART.parents[1] / "docs" / "operations.md").read_text()
     commands = [
         shlex.split(command, comments=True)
@@ -155,7 +156,7 @@ OWNED = {"meta.helm.sh/release-name": "tunery", "meta.helm.sh/release-namespace"
 OLD = "tunery-progress-tls"
 
 
-def old_secret(kubectl: Kubectl, data: dict[str, str], owned: dict[str, str]) -> None:
+def old_secret(kubectl: ApiServer, data: dict[str, str], owned: dict[str, str]) -> None:
     """Make the Secret of charts up to 0.1.0, or, where no release owns it, one by hand of that name."""
     kubectl.run("delete", "secret", OLD, "-n", NAMESPACE, "--ignore-not-found")
     meta = {"name": OLD, "namespace": NAMESPACE, "annotations": owned}
@@ -169,7 +170,7 @@ def old_secret(kubectl: Kubectl, data: dict[str, str], owned: dict[str, str]) ->
     [pytest.param(OWNED, False, id="the-releases"), pytest.param({}, True, id="made-by-hand")],
 )
 def test_the_certificate_of_an_older_chart_is_taken_over_and_its_secret_goes_then(
-    installed: Kubectl, tmp_path: Path, owned: dict[str, str], after: bool
+    installed: ApiServer, tmp_path: Path, owned: dict[str, str], after: bool
 ) -> None:
     """Helm would delete what is no longer rendered before the Job has read it; what is not Helm's it must not touch."""
     data = data_of(installed) or {}
@@ -186,7 +187,7 @@ def test_the_certificate_of_an_older_chart_is_taken_over_and_its_secret_goes_the
 
 @pytest.mark.slow
 def test_an_uninstall_keeps_the_jobs_of_users_and_an_install_takes_them_back(
-    installed: Kubectl, tmp_path: Path
+    installed: ApiServer, tmp_path: Path
 ) -> None:
     """Pods that run over both go on reporting: the certificate is kept, too."""
     certificate = data_of(installed)
@@ -203,7 +204,7 @@ def test_an_uninstall_keeps_the_jobs_of_users_and_an_install_takes_them_back(
     installed.run("delete", "lorajob", "lora", "-n", TEAM, "--timeout=20s")
 
 
-def test_crds_that_are_not_kept_go_with_the_release(installed: Kubectl) -> None:
+def test_crds_that_are_not_kept_go_with_the_release(installed: ApiServer) -> None:
     helm_install(installed, "crds.keep=false")
     installed.program("helm", "uninstall", "tunery", "-n", NAMESPACE, "--wait")
     wait_for("the CRDs to go", lambda: all(installed.get("crd", name) is None for name in CRDS), timeout=30)

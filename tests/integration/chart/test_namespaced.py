@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -20,12 +19,13 @@ from tunery_operator.plan.lorasweep import plan_trial
 from tunery_operator.progress.installation import job_of
 from tunery_operator.views.owner import parse_owner
 
+from kit.api_server import ApiServer
 from kit.chart.installing import OPERATOR, TEAM, can, first_install, kubeconfig_of_the_service_account, kubectl_for
 from kit.chart.policies import platform_of, refusal
 from kit.chart.rendering import CHART, KUBE_VERSION, NAMESPACE, Helm, Rendered
 from kit.chart.running import OURS, Operator, Release, running_operator
 from kit.jobs import Job
-from kit.kubectl import Kubectl, KubectlError, wait_for
+from kit.kubectl import KubectlError, wait_for
 from kit.operator.objects import adaptermerge, batchinference, lorajob, lorasweep
 from tools.cluster.controlplane import ControlPlane
 
@@ -34,7 +34,7 @@ UID = "12345678-0000-0000-0000-000000000000"
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kubectl]:
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
     """A cluster on which the chart serves one of two teams; what tenants may name is limited, too."""
     with ControlPlane(tmp_path_factory.mktemp("namespaced")).temporary() as plane:
         kubectl = kubectl_for(plane)
@@ -50,7 +50,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kubectl]:
 
 
 @pytest.fixture(scope="module")
-def operator(served: Kubectl, helm: Helm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
+def operator(served: ApiServer, helm: Helm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
     rendered = helm.render(f"watchNamespaces={{{TEAM}}}")
     with running_operator(served, rendered, tmp_path_factory.mktemp("operator")) as running:
         yield running
@@ -63,23 +63,23 @@ def operator(served: Kubectl, helm: Helm, tmp_path_factory: pytest.TempPathFacto
         ("list", "events"), ("patch", "lorajobs.tunery.dev/status"),
     ],
 )  # fmt: skip
-def test_the_operator_has_its_rights_where_it_serves_and_nowhere_else(served: Kubectl, verb: str, what: str) -> None:
+def test_the_operator_has_its_rights_where_it_serves_and_nowhere_else(served: ApiServer, verb: str, what: str) -> None:
     assert can(served, OPERATOR, verb, what, TEAM)
     assert not can(served, OPERATOR, verb, what, OTHER)
     assert not can(served, OPERATOR, verb, what, "kube-system")
     assert not can(served, OPERATOR, verb, what, "")
 
 
-def test_it_reviews_tokens_and_holds_its_lease(served: Kubectl, tmp_path: Path) -> None:
+def test_it_reviews_tokens_and_holds_its_lease(served: ApiServer, tmp_path: Path) -> None:
     assert can(served, OPERATOR, "create", "tokenreviews.authentication.k8s.io", "")
-    own = Kubectl(served.environment | {"KUBECONFIG": str(kubeconfig_of_the_service_account(served, tmp_path))})
+    own = served.using(kubeconfig_of_the_service_account(served, tmp_path))
     lease = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": "tunery"}, "spec": {}}
-    own.run("create", "--dry-run=server", "-n", NAMESPACE, "-f", "-", stdin=json.dumps(lease))
+    own.create(lease, NAMESPACE, dry_run=True)
     with pytest.raises(KubectlError, match="forbidden"):
         own.run("get", "lease", "other", "-n", NAMESPACE)
 
 
-def test_the_operator_works_in_the_namespaces_that_it_serves(served: Kubectl, operator: Operator) -> None:
+def test_the_operator_works_in_the_namespaces_that_it_serves(served: ApiServer, operator: Operator) -> None:
     jobs = {
         team: Job(served, lorajob("x", output={"uri": f"s3://adapters/{team}/x"}), team).apply()
         for team in (OTHER, TEAM)
@@ -91,7 +91,7 @@ def test_the_operator_works_in_the_namespaces_that_it_serves(served: Kubectl, op
     assert "forbidden" not in operator.log().lower()
 
 
-def applied(kubectl: Kubectl, **spec: object) -> str | None:
+def applied(kubectl: ApiServer, **spec: object) -> str | None:
     """Apply a LoRAJob as a dry run; return why it is refused, or None."""
     return refusal(kubectl, lorajob("y", **{"output": {"uri": f"s3://adapters/{TEAM}/y"}, **spec}))
 
@@ -105,7 +105,7 @@ def applied(kubectl: Kubectl, **spec: object) -> str | None:
         pytest.param({"scheduling": {"priorityClassName": "system-node-critical"}}, "priorityClassName", id="priority"),
     ],
 )
-def test_tenants_name_what_the_platform_allows(served: Kubectl, spec: dict[str, object], field: str) -> None:
+def test_tenants_name_what_the_platform_allows(served: ApiServer, spec: dict[str, object], field: str) -> None:
     wait_for("the policy", lambda: applied(served, output={"uri": "s3://elsewhere/y"}), timeout=60)
     assert field in (applied(served, **spec) or "")
 
@@ -118,18 +118,18 @@ def test_tenants_name_what_the_platform_allows(served: Kubectl, spec: dict[str, 
         pytest.param({"scheduling": {"serviceAccountName": "trainer", "priorityClassName": "batch"}}, id="allowed"),
     ],
 )
-def test_and_nothing_else_is_refused(served: Kubectl, spec: dict[str, object]) -> None:
+def test_and_nothing_else_is_refused(served: ApiServer, spec: dict[str, object]) -> None:
     assert applied(served, **spec) is None
 
 
-def test_where_another_release_may_serve_nothing_is_judged(served: Kubectl) -> None:
+def test_where_another_release_may_serve_nothing_is_judged(served: ApiServer) -> None:
     """Its operator makes the trials of its sweeps there, and its own policy says where they may go."""
     wait_for("the policy", lambda: applied(served, output={"uri": "s3://elsewhere/y"}), timeout=60)
     foreign = lorajob("y", output={"uri": "s3://elsewhere/y"})
     assert refusal(served, foreign | {"metadata": {"name": "y", "namespace": OTHER}}) is None
 
 
-def searched(kubectl: Kubectl, uri: str | None, **scheduling: str) -> str | None:
+def searched(kubectl: ApiServer, uri: str | None, **scheduling: str) -> str | None:
     """Apply a LoRASweep as a dry run; return why it is refused, or None."""
     sweep = lorasweep("y", output={"uri": uri} if uri is not None else {})
     sweep["spec"]["template"]["scheduling"] = scheduling
@@ -164,7 +164,7 @@ LEADS_OUT = "uri has a part . or .."
     ],
 )
 def test_what_is_published_lies_in_a_folder_below_what_the_platform_allows(
-    served: Kubectl, uri: str | None, why: str | None
+    served: ApiServer, uri: str | None, why: str | None
 ) -> None:
     wait_for("the policy", lambda: applied(served, output={"uri": "s3://elsewhere/y"}), timeout=60)
     for kind, made in PUBLISHING.items():
@@ -172,25 +172,25 @@ def test_what_is_published_lies_in_a_folder_below_what_the_platform_allows(
         assert told is None if why is None else why in (told or ""), kind
 
 
-def test_the_job_of_helm_test_is_taken_from_its_account_and_from_no_other(served: Kubectl, helm: Helm) -> None:
+def test_the_job_of_helm_test_is_taken_from_its_account_and_from_no_other(served: ApiServer, helm: Helm) -> None:
     """It names a bucket that there is not, or the platform's own for this: neither is a place of the tenants."""
     rendered = hooks(helm.render(f"watchNamespaces={{{TEAM}}}", tests=True))
     served.apply(*rendered.of("Role"), *rendered.of("RoleBinding"))
     wait_for("the policy", lambda: applied(served, output={"uri": "s3://elsewhere/y"}), timeout=60)
     asked = arguments(rendered)
     account = f"system:serviceaccount:{NAMESPACE}:{rendered.one('Pod')['spec']['serviceAccountName']}"
-    own, others = ("--as", account), ()
+
     for told in (asked, asked._replace(output_uri="s3://my-bucket/helm-test", account="elsewhere")):
         job = job_of(told)
-        assert refusal(served, job, *own) is None
-        assert "tunery-tenants" in (refusal(served, job, *others) or "")
+        assert refusal(served, job, account) is None
+        assert "tunery-tenants" in (refusal(served, job) or "")
         other = job | {"metadata": {"name": "other", "namespace": TEAM}}
-        assert "tunery-tenants" in (refusal(served, other, *own) or "")
+        assert "tunery-tenants" in (refusal(served, other, account) or "")
     may = {verb: can(served, account, verb, "lorajobs.tunery.dev", TEAM) for verb in ("get", "delete", "patch")}
     assert may == {"get": False, "delete": False, "patch": False}, "of all of them; its own it may, by name"
 
 
-def test_the_trials_of_a_sweep_run_as_the_platform_allows_it(served: Kubectl) -> None:
+def test_the_trials_of_a_sweep_run_as_the_platform_allows_it(served: ApiServer) -> None:
     wait_for("the policy", lambda: applied(served, output={"uri": "s3://elsewhere/y"}), timeout=60)
     place = f"s3://adapters/{TEAM}/y"
     assert searched(served, place, serviceAccountName="trainer") is None
@@ -200,9 +200,9 @@ def test_the_trials_of_a_sweep_run_as_the_platform_allows_it(served: Kubectl) ->
     assert "spec.template.scheduling.priorityClassName: the priority classes of the system" in (told or "")
 
 
-def test_a_trial_lies_where_its_sweep_was_taken(served: Kubectl, helm: Helm, tmp_path: Path) -> None:
+def test_a_trial_lies_where_its_sweep_was_taken(served: ApiServer, helm: Helm, tmp_path: Path) -> None:
     """The platform's default output may be none of the places that tenants may name."""
-    own = Kubectl(served.environment | {"KUBECONFIG": str(kubeconfig_of_the_service_account(served, tmp_path))})
+    own = served.using(kubeconfig_of_the_service_account(served, tmp_path))
     of = parse_owner(Kind.LORASWEEP, {"metadata": {"namespace": TEAM, "name": "y", "uid": UID}})
     platform = platform_of(helm.render("defaultOutput.uri=s3://elsewhere/default"))
     body = build_trial(
@@ -220,7 +220,7 @@ def test_a_trial_lies_where_its_sweep_was_taken(served: Kubectl, helm: Helm, tmp
 
 
 def test_the_stand_by_goes_on_when_the_leader_stops(
-    served: Kubectl, operator: Operator, helm: Helm, tmp_path: Path
+    served: ApiServer, operator: Operator, helm: Helm, tmp_path: Path
 ) -> None:
     wait_for("the first to lead", operator.leads, timeout=30)
     rendered = helm.render(f"watchNamespaces={{{TEAM}}}")
@@ -258,7 +258,7 @@ def test_two_releases_share_no_name_that_is_of_the_whole_cluster(helm: Helm) -> 
 
 
 @pytest.mark.slow
-def test_two_releases_serve_their_own_teams_side_by_side(served: Kubectl, helm: Helm, tmp_path: Path) -> None:
+def test_two_releases_serve_their_own_teams_side_by_side(served: ApiServer, helm: Helm, tmp_path: Path) -> None:
     """Each has names, rights, policies, a Lease and a certificate of its own; the CRDs are the first one's."""
     second = Release("second-tunery", "second-system")
     enforce = {"pod-security.kubernetes.io/enforce": "restricted"}

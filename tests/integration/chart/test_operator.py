@@ -11,23 +11,24 @@ from collections.abc import Iterator
 import pytest
 import yaml
 
+from kit.api_server import ApiServer
 from kit.chart.installing import TEAM
 from kit.chart.rendering import CHART, VERSION, Rendered
 from kit.chart.running import Operator, running_operator
 from kit.jobs import Job
-from kit.kubectl import Kubectl, wait_for
+from kit.kubectl import wait_for
 from kit.operator.objects import lorasweep
 
 
 @pytest.fixture(scope="module")
-def operator(installed: Kubectl, rendered: Rendered, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
+def operator(installed: ApiServer, rendered: Rendered, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
     """Run the operator until the module ends; it leads."""
     with running_operator(installed, rendered, tmp_path_factory.mktemp("operator")) as running:
         wait_for("the operator to lead", running.leads, timeout=30)
         yield running
 
 
-def test_a_job_gets_its_preflight(installed: Kubectl, operator: Operator) -> None:
+def test_a_job_gets_its_preflight(installed: ApiServer, operator: Operator) -> None:
     manifest = yaml.safe_load((CHART.parents[1] / "docs" / "examples" / "lora.yaml").read_text())
     job = Job(installed, manifest, TEAM).apply()
     (preflight,) = wait_for("the preflight Job", lambda: job.jobs("preflight"), timeout=30)
@@ -40,7 +41,7 @@ def test_a_job_gets_its_preflight(installed: Kubectl, operator: Operator) -> Non
     assert "forbidden" not in operator.log().lower()
 
 
-def test_a_sweep_gets_its_trial_and_suspends_it(installed: Kubectl, operator: Operator) -> None:
+def test_a_sweep_gets_its_trial_and_suspends_it(installed: ApiServer, operator: Operator) -> None:
     installed.apply(lorasweep("support"), namespace=TEAM)
     trial = wait_for("the first trial", lambda: installed.get("lorajob", "support-000", TEAM), timeout=60)
     uid = (installed.get("lorasweep", "support", TEAM) or {})["metadata"]["uid"]
@@ -56,18 +57,18 @@ def test_a_sweep_gets_its_trial_and_suspends_it(installed: Kubectl, operator: Op
     assert "forbidden" not in operator.log().lower()
 
 
-def suspend(kubectl: Kubectl, name: str, suspended: bool) -> None:
+def suspend(kubectl: ApiServer, name: str, suspended: bool) -> None:
     """Suspend a LoRASweep, or let it go on."""
     patch = json.dumps({"spec": {"suspend": suspended}})
     kubectl.run("patch", "lorasweep", name, "-n", TEAM, "--type=merge", "-p", patch)
 
 
-def suspends(kubectl: Kubectl, name: str) -> bool:
+def suspends(kubectl: ApiServer, name: str) -> bool:
     """Tell whether a LoRAJob is to be suspended."""
     return bool((kubectl.get("lorajob", name, TEAM) or {"spec": {}})["spec"].get("suspend"))
 
 
-def test_its_events_are_taken(installed: Kubectl, operator: Operator) -> None:
+def test_its_events_are_taken(installed: ApiServer, operator: Operator) -> None:
     manifest = yaml.safe_load((CHART.parents[1] / "docs" / "examples" / "qlora.yaml").read_text())
     job = Job(installed, manifest, TEAM).apply()
     wait_for("an event", lambda: {event["reason"] for event in job.events()}, timeout=30)

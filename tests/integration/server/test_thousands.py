@@ -122,6 +122,7 @@ async def all_asked(url: str, models: list[str]) -> list[tuple[int, str, float]]
         return await asyncio.gather(*(one(client, model) for model in models))
 
 
+@pytest.mark.slow
 async def test_two_thousand_adapters_with_room_for_eight(faulty: EngineProcess, tmp_path: Path) -> None:
     model = sum(path.stat().st_size for path in Table(tmp_path / "x").root.joinpath("model").iterdir())
     disk = DiskLimit(bytes=model + FOLDERS * SIZE, field="spec.resources.ephemeralStorage")
@@ -151,7 +152,7 @@ async def test_two_thousand_adapters_with_room_for_eight(faulty: EngineProcess, 
         assert len(folders) <= FOLDERS
         assert counted.count["download"] < 2 * (ROOM + REQUESTS), "some were here still"
         again = [seconds for _, _, seconds in await all_asked(url, ["a8"] * 200)]
-        assert statistics.median(again) < 3 * statistics.median(warm) + 0.01
+        assert statistics.median(again) < 3 * statistics.median(warm) + 0.05
         assert max(await passes(loader)) < 0.05
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from tunery_api.kinds import Kind
 from tunery_api.names import GROUP
 
 from kit.accounts import kubeconfig_of
+from kit.api_server import ApiServer
 from kit.chart.rendering import CHART, NAMESPACE
 from kit.kubectl import Kubectl
 from tools.cluster import binaries
@@ -36,7 +36,7 @@ def first_install(kubectl: Kubectl, *settings: str) -> str:
     return printed
 
 
-def can(kubectl: Kubectl, who: str, verb: str, what: str, namespace: str = TEAM) -> bool:
+def can(api: ApiServer, who: str, verb: str, what: str, namespace: str = TEAM) -> bool:
     """Ask the API server whether `who` may; `what` is resource, resource.group or resource.group/subresource."""
     resource, _, subresource = what.partition("/")
     resource, _, group = resource.partition(".")
@@ -48,8 +48,7 @@ def can(kubectl: Kubectl, who: str, verb: str, what: str, namespace: str = TEAM)
         "kind": "SubjectAccessReview",
         "spec": {"user": who, "groups": ["system:authenticated"], "resourceAttributes": attributes},
     }
-    answer = kubectl.run("create", "-f", "-", "-o", "json", stdin=json.dumps(review))
-    return bool(json.loads(answer)["status"]["allowed"])
+    return bool(api.create(review)["status"]["allowed"])
 
 
 def kubeconfig_of_the_service_account(kubectl: Kubectl, folder: Path) -> Path:
@@ -57,7 +56,7 @@ def kubeconfig_of_the_service_account(kubectl: Kubectl, folder: Path) -> Path:
     return kubeconfig_of(kubectl, NAMESPACE, "tunery", folder)
 
 
-def kubectl_for(plane: ControlPlane) -> Kubectl:
+def kubectl_for(plane: ControlPlane) -> ApiServer:
     """Return kubectl and helm against a control plane, as its administrator."""
     path = os.pathsep.join([str(plane.bin), str(binaries.helm()), os.environ["PATH"]])
-    return Kubectl(os.environ | {"KUBECONFIG": str(plane.kubeconfig), "PATH": path})
+    return ApiServer(os.environ | {"KUBECONFIG": str(plane.kubeconfig), "PATH": path})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
@@ -11,9 +10,10 @@ from tunery_operator.plan.job import Platform
 from tunery_operator.plan.types import Progress
 from tunery_operator.settings import Settings
 
+from kit.api_server import ApiServer
 from kit.chart.installing import TEAM
 from kit.chart.rendering import Rendered
-from kit.kubectl import Kubectl, KubectlError
+from kit.kubectl import KubectlError
 
 
 def platform_of(rendered: Rendered) -> Platform:
@@ -25,11 +25,19 @@ def platform_of(rendered: Rendered) -> Platform:
     return Platform(settings, Progress(settings.progress_url, "PEM"))
 
 
-def refusal(kubectl: Kubectl, body: dict[str, Any], *flags: str) -> str | None:
-    """Send an object as a dry run, as kubectl does with flags; return why it is refused, or None where it is not."""
-    namespace = body["metadata"].get("namespace", TEAM)
+def refusal(api: ApiServer, body: dict[str, Any], user: str = "") -> str | None:
+    """Send an object as a dry run, as `user` where one is given; return why it is refused, or None."""
     try:
-        kubectl.run("create", "--dry-run=server", "-n", namespace, "-f", "-", *flags, stdin=json.dumps(body))
+        api.create(body, TEAM, dry_run=True, user=user)
+    except KubectlError as error:
+        return str(error)
+    return None
+
+
+def patch_refusal(api: ApiServer, kind: str, name: str, patch: dict[str, Any]) -> str | None:
+    """Patch an object as a dry run; return why that is refused, or None."""
+    try:
+        api.patch(kind, name, patch, TEAM, dry_run=True)
     except KubectlError as error:
         return str(error)
     return None

@@ -30,17 +30,19 @@ class Api:
         config = yaml.safe_load(kubeconfig.read_text())
         cluster, user = config["clusters"][0]["cluster"], config["users"][0]["user"]
         self.server: str = cluster["server"]
+        self._headers = {"Authorization": f"Bearer {user['token']}"} if "token" in user else {}
         self._pool = urllib3.PoolManager(
             ca_certs=cluster["certificate-authority"],
-            cert_file=user["client-certificate"],
-            key_file=user["client-key"],
+            cert_file=user.get("client-certificate"),
+            key_file=user.get("client-key"),
             maxsize=16,
         )
 
-    def call(self, method: str, path: str, body: Any = None, content: str = "application/json") -> Json:
+    def call(self, method: str, path: str, body: Any = None, content: str = "application/json", **headers: str) -> Json:
         """Return the JSON answer; raises Refused."""
         data = None if body is None else json.dumps(body).encode()
-        answer = self._pool.request(method, self.server + path, body=data, headers={"Content-Type": content})
+        headers = self._headers | {"Content-Type": content} | headers
+        answer = self._pool.request(method, self.server + path, body=data, headers=headers)
         parsed: Json = json.loads(answer.data) if answer.data else {}
         if answer.status >= 400:
             raise Refused(answer.status, parsed.get("message", ""))
@@ -48,14 +50,13 @@ class Api:
 
     def columns(self, path: str) -> Json:
         """Return what kubectl get shows of an object, by the name of the column."""
-        accept = {"Accept": "application/json;as=Table;v=v1;g=meta.k8s.io"}
-        table = json.loads(self._pool.request("GET", self.server + path, headers=accept).data)
+        table = self.call("GET", path, Accept="application/json;as=Table;v=v1;g=meta.k8s.io")
         names = [column["name"] for column in table["columnDefinitions"]]
         return dict(zip(names, table["rows"][0]["cells"], strict=True))
 
     def stream(self, path: str) -> urllib3.BaseHTTPResponse:
         """Return an answer whose body comes line by line: a watch."""
-        return self._pool.request("GET", self.server + path, preload_content=False)
+        return self._pool.request("GET", self.server + path, headers=self._headers, preload_content=False)
 
     def get(self, path: str) -> Json | None:
         """Return an object, or None where there is none."""

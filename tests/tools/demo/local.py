@@ -130,8 +130,7 @@ def _install() -> None:
     # Ctrl-C waits until Python has started again.
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     python = str(VENV / "bin" / "python")
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    os.execve(python, [python, "-m", "tools.demo.local_job"], environment)
+    os.execv(python, [python, "-m", "tools.demo.local_job"])
 
 
 def check_python(version: tuple[int, int]) -> None:

@@ -44,7 +44,6 @@ def test_a_pods_log_follows_the_run(case: Case, start: str) -> None:
     lines = done.stdout.splitlines()
     # Two phases within a second of each other are one line: the newer.
     expected = [
-        "Starting",
         "Device     CPU (",
         f"Tokenizing {uris['dataset']['uri']}",
         f"Model      {uris['model']['uri']}, ",
@@ -56,8 +55,10 @@ def test_a_pods_log_follows_the_run(case: Case, start: str) -> None:
         f"Published {spec['output']['uri']}",
     ]
     found = [next((index for index, line in enumerate(lines) if line.startswith(start)), -1) for start in expected]
+    assert -1 not in found, done.stdout
     assert found == sorted(found), done.stdout
-    assert found[0] == 0, done.stdout
+    # Another thread writes it, on a busy machine after the first lines.
+    assert "Starting" in lines, done.stdout
     assert "  loss " in lines[found[-2]]
     said = [
         line for line in done.stderr.splitlines() if not line.startswith("WARNING tunery_trainer.reporting.progress: ")

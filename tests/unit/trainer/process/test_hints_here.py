@@ -48,10 +48,10 @@ def test_a_usual_hint_asks_for_nothing_that_only_a_cluster_has(reason: FailureRe
     assert followed.hint == f"{failure.hint} The data report: file:///x"
 
 
-@pytest.mark.parametrize("piece", sorted(set(pieces())))
-def test_no_other_hint_asks_for_another_job(piece: str) -> None:
-    found = explain_here(TuneryError(FailureReason.INVALID_SPEC, "it failed", piece)).hint
-    assert not re.search(r"new (job|merge|name)|retry|kubectl", found), found
+def test_no_other_hint_asks_for_another_job() -> None:
+    told = [explain_here(TuneryError(FailureReason.INVALID_SPEC, "it failed", piece)).hint for piece in set(pieces())]
+    assert told
+    assert [hint for hint in told if re.search(r"new (job|merge|name)|retry|kubectl", hint)] == []
 
 
 def test_an_own_hint_stays_what_it_is_but_for_its_words() -> None:
