@@ -9,9 +9,8 @@ TESTS  := $(ROOT)/tests
 VENV   := $(TESTS)/.venv
 PYTHON := $(VENV)/bin/python
 RUFF   := $(VENV)/bin/ruff
-# Each has a lock of its own. PROJECTS and PACKAGES are those of tests/kit/projects.py, which a test compares.
+# Each has a lock of its own. PROJECTS are those of tests/kit/projects.py, which a test compares.
 PROJECTS := crds operator trainer-image/common trainer-image trainer-image/server tests tests/tools/engine
-PACKAGES := tunery_api tunery_operator tunery_common tunery_trainer tunery_server
 SOURCES := crds operator trainer-image tests
 UV_VERSION := 0.13.9
 # uv of the machine, else one of its own in the user's cache folder.
@@ -20,7 +19,7 @@ CLUSTER := cd $(TESTS) && $(PYTHON) -m tools.cluster
 # One worker more than cores: some tests wait for other processes. Each worker computes with one thread.
 WORKERS ?= $(shell expr $$(nproc) + 1)
 PYTEST := cd $(TESTS) && OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q
-PARALLEL := -n $(WORKERS) --dist loadfile
+PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 # Go's compilers run beside everything else, and end with the recipe.
 BUILD_GO := setsid nice $(SHELL) -c "cd $(TESTS) && exec python3 -m tools.cluster.binaries" & built=$$!; \
 	trap 'kill -- -$$built 2>/dev/null || true' EXIT
@@ -60,9 +59,7 @@ format: setup ## Format the code
 verify: setup ## Check format, lint, types, layers, locks and generated files
 	$(RUFF) format --check --quiet $(SOURCES)
 	$(RUFF) check --quiet $(SOURCES)
-	$(VENV)/bin/mypy $(PACKAGES:%=-p %)
-	$(VENV)/bin/mypy tests/tools/cluster tests/tools/demo tests/tools/release tests/gpu
-	$(VENV)/bin/mypy --config-file .mypy-tests.ini tests
+	$(VENV)/bin/mypy $(addsuffix /src,$(filter-out tests%,$(PROJECTS))) tests
 	$(VENV)/bin/lint-imports --no-cache
 	$(PYTHON) -m tunery_api.generate --check $(ROOT)
 	@for project in $(PROJECTS); do (cd $$project && $(UV) lock --check --quiet) || { echo "$$project/uv.lock is out of date: run 'uv lock' there"; exit 1; }; done

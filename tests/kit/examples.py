@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,3 @@ EXAMPLES = sorted((ROOT / "docs" / "examples").glob("*.yaml"))
 def documents(path: Path) -> list[dict[str, Any]]:
     """Return the objects of Tunery in one file."""
     return [document for document in documents_of(path.read_text()) if document["apiVersion"] == API_VERSION]
-
-
-def bundle(path: Path) -> str:
-    """Return them for `kubectl apply -f -`, each number as kubectl reads it from the file."""
-    return json.dumps({"apiVersion": "v1", "kind": "List", "items": documents(path)})

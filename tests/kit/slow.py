@@ -50,10 +50,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark each test with its folder (integration, e2e), and take `slow` from the cases that its marker calls fast."""
-    if config.getoption("--slow-seconds") is not None:
+    """Mark each test with its folder (integration, e2e), and take `slow` from the cases that its marker calls fast.
+
+    Shuffle the files for several processes, so that tests that wait run beside tests that compute.
+    """
+    limited = config.getoption("--slow-seconds") is not None
+    if limited or hasattr(config, "workerinput"):
         files = sorted({item.path for item in items})
-        random.Random(time.strftime("%Y-%m-%d")).shuffle(files)
+        random.Random(time.strftime("%Y-%m-%d") if limited else 0).shuffle(files)
         items.sort(key=lambda item: files.index(item.path))
     for item in items:
         kind = item.nodeid.partition("/")[0]

@@ -14,7 +14,6 @@ from kit.api_server import ApiServer
 from kit.chart.installing import CRDS, OPERATOR, TEAM, can, helm_install
 from kit.chart.rendering import CHART, NAMESPACE
 from kit.chart.running import CERTIFICATE, make_certificate
-from kit.examples import EXAMPLES, bundle, documents
 from kit.kubectl import wait_for
 
 
@@ -33,13 +32,6 @@ def test_restricted_pod_security_admits_the_operator(installed: ApiServer) -> No
 
 def two(pods: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
     return pods if len(pods) == 2 else None
-
-
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_the_api_server_takes_the_example(installed: ApiServer, path: Path) -> None:
-    dry = ("--dry-run=server", "--validate=strict")
-    told = installed.run("apply", "-n", TEAM, *dry, "-f", "-", stdin=bundle(path))
-    assert told.count("(server dry run)") == len(documents(path)) > 0
 
 
 def test_explain_reads_well(installed: ApiServer) -> None:
@@ -204,6 +196,7 @@ def test_an_uninstall_keeps_the_jobs_of_users_and_an_install_takes_them_back(
     installed.run("delete", "lorajob", "lora", "-n", TEAM, "--timeout=20s")
 
 
+@pytest.mark.slow
 def test_crds_that_are_not_kept_go_with_the_release(installed: ApiServer) -> None:
     helm_install(installed, "crds.keep=false")
     installed.program("helm", "uninstall", "tunery", "-n", NAMESPACE, "--wait")

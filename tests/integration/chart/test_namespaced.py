@@ -219,6 +219,7 @@ def test_a_trial_lies_where_its_sweep_was_taken(served: ApiServer, helm: Helm, t
     assert "the platform allows" in (refusal(served, body) or "")
 
 
+@pytest.mark.slow
 def test_the_stand_by_goes_on_when_the_leader_stops(
     served: ApiServer, operator: Operator, helm: Helm, tmp_path: Path
 ) -> None:

@@ -220,6 +220,7 @@ def test_variables_that_our_programs_need_are_refused_each_with_the_reason(helm:
         assert set(lines) == set(NEEDED)
 
 
+@pytest.mark.slow
 def test_simulated_devices_are_a_number_that_the_trainer_takes(helm: Helm) -> None:
     for number in ("two", "2.5", "-1", "0x2", "17", "1000", " 2"):
         complaint = told(helm, {"trainer.env": {"TUNERY_SIMULATED_DEVICES": number}})

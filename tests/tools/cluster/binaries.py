@@ -11,7 +11,8 @@ import shutil
 import sys
 from pathlib import Path
 
-from tools.cluster.paths import PACKAGE, cache_dir
+from tools.cluster import disk
+from tools.cluster.paths import PACKAGE, REPOSITORY, cache_dir
 from tools.cluster.shell import CommandFailed, run
 
 MODULES = PACKAGE / "binaries"
@@ -26,6 +27,9 @@ KUBERNETES_NAMES = (
     "kubectl",
 )
 BUILD_TIMEOUT = 3600
+_DISK_GB = 12
+"""8 for the packages and Kubernetes, with the caches of uv and Go, and a reserve for the tests."""
+_DISK_AGAIN_GB = 3
 BUILD_ENVIRONMENT = {"CGO_ENABLED": "0", "GOGC": "400"}
 """Static programs, and a compiler that collects garbage less often: a quarter less CPU time for Kubernetes."""
 BUILD_FLAGS = ("-trimpath", "-buildvcs=false", "-gcflags=all=-dwarf=false")
@@ -151,13 +155,16 @@ def _version_flags() -> str:
 
 
 def main() -> int:
-    """Build Kubernetes and Helm, or with --check only look for Go; return the exit code."""
+    """Build Kubernetes and Helm, or with --check only look for Go and room on the disk; return the exit code."""
     try:
         go()
-        if "--check" not in sys.argv:
+        if "--check" in sys.argv:
+            whole = (REPOSITORY / "tests" / ".venv").exists() and any(cache_dir().glob("bin/kubernetes-*/kubernetes"))
+            disk.require(_DISK_AGAIN_GB if whole else _DISK_GB, (REPOSITORY, cache_dir()))
+        else:
             kubernetes()
             helm()
-    except (GoMissing, CommandFailed) as error:
+    except (GoMissing, CommandFailed, disk.NoRoom) as error:
         sys.stderr.write(f"{error}\n")
         return 1
     return 0

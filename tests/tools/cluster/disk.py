@@ -1,9 +1,9 @@
-"""Whether the disk has room for what a demo is about to build and start: told before it begins, never refused."""
+"""Whether the disk has room for what is about to be built: a demo is warned, `make test` and `make try` end."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -22,6 +22,19 @@ _NODE: Final = 12
 _VLLM_BUILD: Final = 14
 """uv 5, the registry 3, and buildah's storage 6 until the image is pushed."""
 _VLLM_ON_NODE: Final = 9
+
+
+class NoRoom(Exception):
+    """A sentence on how much disk is missing."""
+
+
+def require(needed: int, folders: Iterable[Path]) -> None:
+    """Raise NoRoom if the disk of a folder has less than `needed` GB free."""
+    for folder in folders:
+        there = next(each for each in (folder, *folder.parents) if each.exists())
+        free = shutil.disk_usage(there).free / 1e9
+        if free < needed:
+            raise NoRoom(f"{needed} GB of free disk are needed, and {there} has {free:.1f} GB. Fix: free some space.")
 
 
 def lacking(state: Path, *, engine: bool) -> int:

@@ -16,10 +16,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Final
+
+from tools.cluster import disk
 
 ROOT: Final = Path(__file__).resolve().parents[3]
 FOLDER: Final = ROOT / "try"
@@ -102,7 +104,7 @@ def ended(steps: Steps) -> int:
             signal.signal(number, _interrupt)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         steps()
-    except (TryError, OSError) as error:
+    except (TryError, disk.NoRoom, OSError) as error:
         print(f"make try: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -122,7 +124,7 @@ def _install() -> None:
     uv = Path(os.environ.get("UV") or shutil.which("uv") or "uv")
     installed = stamp()
     check_python(sys.version_info[:2])
-    check_disk(_DISK_AGAIN_GB if installed.exists() else _DISK_GB, (ROOT, _cache()))
+    disk.require(_DISK_AGAIN_GB if installed.exists() else _DISK_GB, (ROOT, _cache()))
     if not installed.exists():
         with Step(f"Install the trainer into {VENV.relative_to(ROOT)}: 3 GB of packages, the first time only") as step:
             install_uv(uv)
@@ -141,15 +143,6 @@ def check_python(version: tuple[int, int]) -> None:
             f"python3 is Python {'.'.join(map(str, version))}, and the trainer needs 3.11, 3.12 or 3.13. "
             "Fix: install one of them and put it first in PATH as python3."
         )
-
-
-def check_disk(needed: int, folders: Iterable[Path]) -> None:
-    """Raise TryError if the disk of a folder has less than `needed` GB free."""
-    for folder in folders:
-        there = next(each for each in (folder, *folder.parents) if each.exists())
-        free = shutil.disk_usage(there).free / 1e9
-        if free < needed:
-            raise TryError(f"{needed} GB of free disk are needed, and {there} has {free:.1f} GB. Fix: free some space.")
 
 
 def stamp() -> Path:

@@ -15,6 +15,7 @@ import pytest
 from tunery_api.runspec import ProgressMetric, TrainerStatus
 from tunery_api.status import Phase
 
+from tools.cluster import disk
 from tools.demo import local
 from tools.demo.local_job import progress_text
 
@@ -47,10 +48,10 @@ def test_another_python_is_one_sentence(version: tuple[int, int]) -> None:
 
 def test_little_disk_is_one_sentence_that_names_the_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(20 * 10**9, 14 * 10**9, 6 * 10**9))
-    local.check_disk(6, [tmp_path])
+    disk.require(6, [tmp_path])
     needed = re.escape(f"10 GB of free disk are needed, and {tmp_path} has 6.0 GB. Fix: ")
-    with pytest.raises(local.TryError, match=f"^{needed}"):
-        local.check_disk(10, [tmp_path / "not" / "there"])
+    with pytest.raises(disk.NoRoom, match=f"^{needed}"):
+        disk.require(10, [tmp_path / "not" / "there"])
 
 
 def test_a_missing_venv_module_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

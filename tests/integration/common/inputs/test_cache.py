@@ -293,6 +293,7 @@ def _refusing(number: int) -> Callable[..., int]:
     return refuse
 
 
+@pytest.mark.slow(fast=["quota", "read-only"])
 @pytest.mark.parametrize("why", ["full", "read-only", "quota", "broken"])
 def test_a_cache_that_cannot_take_it_is_no_failure(
     s3_server: S3Server,

@@ -41,6 +41,7 @@ def test_list_is_a_folder_not_a_string_prefix(store: Store) -> None:
     assert store.list("nothing/here") == []
 
 
+@pytest.mark.slow(fast=["local"])
 def test_list_goes_on_after_a_thousand(store: Store) -> None:
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda i: store.put_bytes(f"many/{i:04}", b""), range(1005)))

@@ -21,7 +21,7 @@ OF_OTHERS = {
 """Variables of a launcher, or of a user's shell, that are none of a run's business."""
 
 
-@pytest.mark.slow(fast=["forked"])
+@pytest.mark.slow
 @pytest.mark.parametrize("start", ["forked", "cold"])
 def test_a_pods_log_follows_the_run(case: Case, start: str) -> None:
     folder = case().parent

@@ -133,6 +133,7 @@ def test_what_a_trial_ends_as_is_its_row_and_the_sweep_goes_on(sweep: Sweep) -> 
     assert known(path) == rows
 
 
+@pytest.mark.slow
 def test_one_work_folder_leaves_what_the_same_sweep_has_published_from_another(sweep: Sweep) -> None:
     path = sweep((1e-4, 8), (1e-3, KILLED), (5e-4, 8), (1e-3, 8), maxTrials=2, maxFailedTrials=0)
     assert run(path).returncode == ExitCode.RETRYABLE, "one trial, and one that failed"

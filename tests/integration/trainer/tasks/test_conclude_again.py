@@ -68,6 +68,7 @@ STEPS = {
 }
 
 
+@pytest.mark.slow(fast=["before the manifest", "before the claim"])
 @pytest.mark.parametrize("step", STEPS)
 def test_one_that_was_killed_is_run_again_and_publishes_once(
     sweep: EndedSweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str

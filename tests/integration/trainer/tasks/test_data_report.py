@@ -172,6 +172,7 @@ def test_rows_that_are_bad_when_training_reads_them(case: Case) -> None:
     assert (said.dataset.report or "").endswith("/own-place/data-report.md")
 
 
+@pytest.mark.slow(fast=["True-False-True"])
 @pytest.mark.parametrize(("local", "asked", "shown"), [(False, False, False), (False, True, True), (True, False, True)])
 def test_rows_stand_in_the_log_only_where_that_is_asked_for(
     run_file: Run, tmp_path: Path, local: bool, asked: bool, shown: bool

@@ -101,7 +101,7 @@ def test_for_programs_the_parts_make_the_total(case: Case, capsys: pytest.Captur
     assert all(set(row["largestBatch"]) == {gpu.name for gpu in GPU_CLASSES} for row in told["table"])
 
 
-@pytest.mark.slow(fast=["False-rows"])
+@pytest.mark.slow
 @pytest.mark.parametrize(("packing", "unit"), [(True, "packed sequences"), (False, "rows")])
 def test_tokens_are_those_of_the_rows_to_train_on_by_what_is_laid_in_a_batch(
     case: Case, capsys: pytest.CaptureFixture[str], packing: bool, unit: str
@@ -165,6 +165,7 @@ def test_the_memory_that_the_manifest_leaves_open_is_told_as_the_default(
     assert f" of resources.memory: {said}" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_no_line_loses_its_end(tmp_path: Path, bare: Path, capsys: pytest.CaptureFixture[str]) -> None:
     uri = "s3://models/" + "a-long-folder/" * 6 + "base"
     path = job(tmp_path, model={"uri": uri, "secretRef": {"name": "s3"}}, resources={"gpus": 0})
@@ -247,6 +248,7 @@ def test_a_quantised_base_that_is_spread_takes_memory_of_the_container(
     )
 
 
+@pytest.mark.slow
 def test_the_whole_base_that_a_manifest_asks_for_is_told_to_be_what_does_not_fit(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -250,6 +250,7 @@ def test_two_signals_close_together_are_one(killed_once: Path) -> None:
     assert published(killed_once.parent / "out").stopped is not None
 
 
+@pytest.mark.slow
 def test_what_is_published_is_not_said_to_be_nothing(case: Case) -> None:
     running = start(case(onStop="Publish"))
     assert running.stdout is not None

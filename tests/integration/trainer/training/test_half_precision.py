@@ -79,7 +79,7 @@ def trained(llama: Path, folder: Path, name: str, steps: int, **training: Any) -
     return model, unmoved, losses
 
 
-@pytest.mark.slow(only=["LoRA EVA"])
+@pytest.mark.slow(fast=["LoRA", "QLoRA"])
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_learns_in_bfloat16(llama: Path, tmp_path: Path, name: str) -> None:
     model, _, losses = trained(llama, tmp_path, name, steps=16, learningRate="1e-2")

@@ -231,6 +231,7 @@ def test_a_job_that_wants_to_fail_does_so_and_keeps_what_was_trained(case: Case,
     assert "going on with 2 × 4 rows" in done.stdout
 
 
+@pytest.mark.slow
 def test_the_most_memory_that_was_held_is_told(case: Case) -> None:
     path = case(training=EXACT)
     train(path)

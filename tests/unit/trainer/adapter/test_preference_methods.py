@@ -39,18 +39,8 @@ CASES += [
     for task in ("ORPO", "KTO")
 ]
 
-IN_SHORT = (
-    "LoRA-DPO-Float32",
-    "QLoRA-DPO-BFloat16",
-    "AdaLoRA-DPO-Float32",
-    "PrefixTuning-DPO-BFloat16",
-    "IA3-ORPO-BFloat16",
-    "PromptTuning-KTO-BFloat16",
-    "LoRA-KTO-BFloat16",
-)
 
-
-@pytest.mark.slow(fast=IN_SHORT)
+@pytest.mark.slow(fast=["LoRA-DPO-Float32", "QLoRA-DPO-BFloat16", "PromptTuning-KTO-BFloat16"])
 @pytest.mark.parametrize(("name", "task", "precision"), CASES)
 def test_every_method_learns_what_is_preferred(
     llama: Path, tmp_path: Path, name: str, task: str, precision: str

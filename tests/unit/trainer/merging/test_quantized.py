@@ -55,6 +55,7 @@ def sizes(kind: Tiny) -> dict[str, Any]:
     return {"n_embd": 128} if kind == Tiny.GPT2 else {"hidden_size": 128, "intermediate_size": 256}
 
 
+@pytest.mark.slow(fast=["NF4-llama-*"])
 @pytest.mark.parametrize("dora", [False, True], ids=["qlora", "qdora"])
 @pytest.mark.parametrize("kind", list(Tiny))
 @pytest.mark.parametrize("case", list(CASES))

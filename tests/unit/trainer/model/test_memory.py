@@ -136,7 +136,7 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.slow(fast=["alike-LoRA", "alike-IA3", "alike-PromptTuning", "alike-PrefixTuning"])
+@pytest.mark.slow(fast=["alike-LoRA"])
 @pytest.mark.parametrize(("kind", "method"), list(product(DEEP, METHODS)))
 def test_a_few_layers_tell_what_all_of_them_take(tmp_path: Path, llama: Path, kind: str, method: str) -> None:
     config = DEEP[kind]

@@ -79,6 +79,7 @@ def test_it_loads_on_the_model_as_users_load_it(folder_of: Folder, tmp_path: Pat
     assert (logits_of(PeftModel.from_pretrained(plain, str(tmp_path))) - run.logits()).abs().max() <= 1e-5
 
 
+@pytest.mark.slow(fast=["*mixtral*", "*gpt_oss*"])
 @pytest.mark.parametrize("kind", ["qwen3_moe", "mixtral", "deepseek_v3", "llama4_text"])
 @pytest.mark.parametrize("method", ["QLoRA", "DoRA", "QDoRA", "AdaLoRA", "IA3", "PromptTuning"])
 def test_every_method_works(folder_of: Folder, tmp_path: Path, kind: str, method: str) -> None:
@@ -123,6 +124,7 @@ def test_experts_alone_can_be_adapted(folder_of: Folder, tmp_path: Path) -> None
 PATTERN = {"experts.down_proj": 2}
 
 
+@pytest.mark.slow(fast=["qwen3_moe-True"])
 @pytest.mark.parametrize("recompute", [True, False])
 @pytest.mark.parametrize("kind", ["qwen3_moe", "gpt_oss", "llama4_text"])
 def test_the_loop_trains_them_in_16_bits(folder_of: Folder, tmp_path: Path, kind: str, recompute: bool) -> None:

@@ -101,7 +101,7 @@ def planned(folder: Path, gibibytes: float | None, data: DatasetReport | None = 
     return plan_training(basis, 20_000, data or dataset(4000))
 
 
-@pytest.mark.slow(only=["8B-12-QLoRA", "14B-24-QLoRA", "70B-48-QLoRA"])
+@pytest.mark.slow(fast=["14B-40-LoRA", "8B-*"])
 @pytest.mark.parametrize(
     ("shape", "gibibytes", "method"),
     [

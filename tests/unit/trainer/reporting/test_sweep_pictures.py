@@ -105,6 +105,7 @@ def assert_readable(boxes: Drawn) -> None:
         assert min(across, upright) < 1, f"{one.get_text()!r} and {other.get_text()!r} lie on each other"
 
 
+@pytest.mark.slow(fast=["some", "one rate"])
 @pytest.mark.parametrize(
     ("count", "space"),
     [(1, SPACE), (2, [RATE]), (12, SPACE), (40, SPACE), (60, CHOICES), (128, WIDE), (257, SPACE), (5, [])],

@@ -49,6 +49,7 @@ def first_loss(llama: Path, folder: Path, accumulation: int, *, hooked: bool) ->
     return trainer.state.log_history[0]["loss"], term.item()
 
 
+@pytest.mark.slow(fast=["1"])
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_the_optimised_loss_holds_the_orthogonality_term_once(llama: Path, tmp_path: Path, accumulation: int) -> None:
     with_term, term = first_loss(llama, tmp_path, accumulation, hooked=True)

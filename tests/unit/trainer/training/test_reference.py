@@ -60,7 +60,7 @@ def same_state(one: dict[str, Any], other: dict[str, Any]) -> bool:
     )
 
 
-@pytest.mark.slow(only=["LoRA EVA"])
+@pytest.mark.slow(fast=["LoRA", "QLoRA"])
 @pytest.mark.parametrize("name", METHODS)
 def test_with_the_adapter_off_the_base_is_there_bit_for_bit(llama: Path, tmp_path: Path, name: str) -> None:
     resolved = resolved_task(llama, "DPO", method=name.split()[0], **{"training": EXACT} | METHODS[name])
@@ -100,7 +100,7 @@ def test_it_is_behind_saved_modules_that_are_tied(tmp_path: Path, saved: str) ->
         assert torch.equal(logits_of(trainer.model), before)
 
 
-@pytest.mark.slow(only=["LoRA EVA"])
+@pytest.mark.slow(fast=["LoRA", "QLoRA"])
 @pytest.mark.parametrize("name", METHODS)
 def test_what_a_step_asks_is_what_the_base_says(llama: Path, tmp_path: Path, name: str) -> None:
     """Through the head of the loop, after steps, and bit for bit: both score the same rows in the same batches."""
@@ -130,6 +130,7 @@ def test_where_the_adapter_changes_the_base_it_is_not_asked_for(llama: Path, ini
         pass
 
 
+@pytest.mark.slow(fast=["LoRA", "IA3"])
 @pytest.mark.parametrize("name", ["LoRA", "LoRA saved modules", "DoRA", "QLoRA", "IA3", "PromptTuning", "PrefixTuning"])
 def test_a_continued_adapter_is_there_as_it_was_bit_for_bit(llama: Path, tmp_path: Path, name: str) -> None:
     resolved = resolved_task(llama, "DPO", method=name.split()[0], **{"training": EXACT} | METHODS[name])

@@ -126,7 +126,7 @@ def require_gpu() -> None:
 
 def triton_compiles() -> bool:
     """Tell whether Triton finds the compiler that it needs for its driver stub at the first kernel."""
-    from triton.runtime.build import _find_compiler  # type: ignore[import-untyped]
+    from triton.runtime.build import _find_compiler
 
     try:
         return bool(_find_compiler("c"))
