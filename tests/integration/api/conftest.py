@@ -6,6 +6,13 @@ import pytest
 
 from kit.api_server import ApiServer
 from kit.kubectl import Kubectl
+from kit.operator.stage import Stage
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_operator(stage: Stage) -> None:
+    """What these tests write is left as it is."""
+    stage.clear()
 
 
 @pytest.fixture(scope="session")

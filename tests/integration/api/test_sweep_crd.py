@@ -209,6 +209,7 @@ REFUSED_TODAY: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 def test_a_sweep_that_is_older_than_the_rules_can_be_written(api_server: ApiServer, namespace: str) -> None:
     def of(name: str) -> dict[str, Any]:
         body = sweep(name, {"preset": "Guide", "warmStartFrom": [{"name": name}]})

@@ -78,6 +78,7 @@ def test_what_fills_the_certificate_is_no_drift_and_a_sync_leaves_it(
     assert "is kept" in make_certificate(applied, tmp_path)
 
 
+@pytest.mark.slow
 def test_the_account_of_the_certificate_makes_the_secret_of_that_name_and_of_two_runs_one(
     applied: ApiServer, tmp_path: Path
 ) -> None:
@@ -133,6 +134,7 @@ def prune_jobs(kubectl: ApiServer) -> None:
         kubectl.delete("job", job["metadata"]["name"], NAMESPACE)
 
 
+@pytest.mark.slow
 def test_the_certificate_of_an_older_chart_is_taken_over(applied: ApiServer, tmp_path: Path) -> None:
     """So that pods which run over the upgrade go on reporting; not where somebody has emptied what there was since."""
     kept = applied.get("secret", CERTIFICATE, NAMESPACE)

@@ -40,6 +40,7 @@ def test_without_a_bucket_it_is_one_pod_that_asks_what_is_installed(helm: Helm) 
     assert [item["key"] for item in pod["volumes"][0]["secret"]["items"]] == ["ca.crt"]
 
 
+@pytest.mark.slow
 def test_its_account_may_read_our_kinds_and_run_one_job(helm: Helm) -> None:
     rendered = hooks(helm.render("watchNamespaces={team-a,team-b}", tests=True))
     role, binding = rendered.one("Role"), rendered.one("RoleBinding")

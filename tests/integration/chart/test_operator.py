@@ -41,6 +41,7 @@ def test_a_job_gets_its_preflight(installed: ApiServer, operator: Operator) -> N
     assert "forbidden" not in operator.log().lower()
 
 
+@pytest.mark.slow
 def test_a_sweep_gets_its_trial_and_suspends_it(installed: ApiServer, operator: Operator) -> None:
     installed.apply(lorasweep("support"), namespace=TEAM)
     trial = wait_for("the first trial", lambda: installed.get("lorajob", "support-000", TEAM), timeout=60)

@@ -293,6 +293,7 @@ def test_the_network_policy_lets_in_what_the_service_offers(helm: Helm) -> None:
     assert [port["port"] for rule in policy["egress"] for port in rule["ports"]] == [53, 53, 443, 6443]
 
 
+@pytest.mark.slow
 def test_prometheus_scrapes_every_replica(helm: Helm) -> None:
     rendered = helm.render("metrics.serviceMonitor.enabled=true", "metrics.serviceMonitor.labels.release=prom")
     monitor, service = rendered.one("ServiceMonitor"), rendered.one("Service")

@@ -37,9 +37,11 @@ def own_operator(stage: Stage) -> Iterator[Callable[..., OperatorProcess]]:
 
 
 @pytest.fixture
-def namespace(api: Api, operator: OperatorProcess) -> Namespace:
-    """A namespace of this test, served by the running operator."""
-    return make_namespace(api)
+def namespace(api: Api, operator: OperatorProcess) -> Iterator[Namespace]:
+    """A namespace of this test, served by the running operator; its objects do not burden later tests."""
+    namespace = make_namespace(api)
+    yield namespace
+    api.delete(f"/api/v1/namespaces/{namespace.name}")
 
 
 @pytest.fixture

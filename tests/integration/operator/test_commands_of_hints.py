@@ -34,6 +34,7 @@ def follow(kubectl: Kubectl, command: str, folder: Path) -> None:
     assert done.returncode == 0, f"{command}: {done.stderr}"
 
 
+@pytest.mark.slow
 def test_data_is_put_into_a_config_map_beside_what_it_holds(api_server: Kubectl, tmp_path: Path) -> None:
     """The rows are more than an annotation holds, which a plain apply would write them into."""
     mount = tmp_path / "mount"

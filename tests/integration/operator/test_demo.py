@@ -41,6 +41,7 @@ def waiting_job(kubectl: Kubectl, namespace: Namespace, name: str, **spec: Any) 
     return job
 
 
+@pytest.mark.slow
 def test_what_holds_a_job_is_told_once_under_the_table_and_in_the_last_lines_at_a_timeout(
     api_server: Kubectl, namespace: Namespace, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -83,6 +84,7 @@ def test_what_holds_an_object_is_told_again_only_where_it_changes(capsys: pytest
     ]
 
 
+@pytest.mark.slow
 def test_what_holds_a_server_is_told_under_its_table_and_in_the_last_lines(
     api_server: Kubectl, namespace: Namespace, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -105,6 +107,7 @@ def test_kubectl_finds_what_the_demo_has_applied_unchanged(api_server: Kubectl, 
     assert told.strip().endswith("unchanged")
 
 
+@pytest.mark.slow
 def test_a_job_that_still_waits_is_joined_by_the_next_demo_and_one_of_another_spec_is_said_to_be_replaced(
     api_server: Kubectl, namespace: Namespace, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -122,6 +125,7 @@ def test_a_job_that_still_waits_is_joined_by_the_next_demo_and_one_of_another_sp
     assert "LoRAJob again of an earlier run (Preflight) is deleted" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_job_that_has_ended_is_replaced_and_its_end_is_told(
     api_server: Kubectl, namespace: Namespace, capsys: pytest.CaptureFixture[str]
 ) -> None:

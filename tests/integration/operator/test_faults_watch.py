@@ -155,6 +155,7 @@ def test_what_is_deleted_in_a_gap_is_gone(world: Adversity) -> None:
     world.assert_sound()
 
 
+@pytest.mark.slow
 def test_an_object_that_another_asked_for_first_is_not_overlooked(world: Adversity) -> None:
     namespace = world.namespace()
     hold = world.proxy.add(Hold(), "watch", "lorajobs", times=None)
@@ -164,6 +165,7 @@ def test_an_object_that_another_asked_for_first_is_not_overlooked(world: Adversi
     ended_well(world, namespace, hold.fault)
 
 
+@pytest.mark.slow
 def test_late_events_of_a_finished_object_start_nothing(world: Adversity) -> None:
     namespace = world.namespace()
     hold = world.proxy.add(Hold(), "watch", "lorajobs", times=None)
@@ -208,6 +210,7 @@ def test_the_probes_tell_a_watch_that_is_refused_and_that_it_is_over(world: Adve
     world.assert_sound()
 
 
+@pytest.mark.slow
 def test_nothing_is_begun_before_everything_was_listed(world: Adversity) -> None:
     namespace = world.namespace()
     world.operator.kill()

@@ -97,6 +97,7 @@ def test_a_job_on_its_way_is_never_taken_for_done(
     assert changes == ["Progressing", "Degraded", "Progressing", "Healthy"]
 
 
+@pytest.mark.slow
 def test_who_waits_for_an_object_that_has_ended_is_told(
     namespace: Namespace, api_server: Kubectl, health_check: list[str | Path]
 ) -> None:

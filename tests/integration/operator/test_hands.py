@@ -30,6 +30,7 @@ def test_a_job_that_is_applied_again_has_no_part_in_its_predecessors_pods(namesp
     assert status["startTime"] >= created["metadata"]["creationTimestamp"]
 
 
+@pytest.mark.slow
 def test_a_pod_of_preflight_is_no_attempt_at_training(namespace: Namespace) -> None:
     namespace.apply(lorajob("pf"))
     pod = namespace.run_pod("pf-preflight", node="one")

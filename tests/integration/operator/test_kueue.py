@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+import pytest
+
 from kit.operator.api import Api, Json, eventually
 from kit.operator.objects import Namespace, lorajob
 from kit.operator.process import OperatorProcess
@@ -158,6 +160,7 @@ def test_a_quarrel_is_given_up_and_told(namespace: Namespace) -> None:
     assert namespace.status("f")["phase"] != "Failed"
 
 
+@pytest.mark.slow
 def test_preflights_have_a_queue_of_their_own(api: Api, own_operator: Make) -> None:
     own_operator(TUNERY_PREFLIGHT_QUEUE="checks").start()
     namespace = make_namespace(api)
@@ -178,6 +181,7 @@ def test_preflights_take_their_owners_queue_where_the_platform_says_so(api: Api,
     assert namespace.job("a-preflight")["metadata"]["labels"][QUEUE] == "team-a"
 
 
+@pytest.mark.slow
 def test_preflights_are_bounded_and_waiting_is_told(api: Api, own_operator: Make) -> None:
     # The preflights that other tests have left count, too.
     jobs = api.items("/apis/batch/v1/jobs?labelSelector=tunery.dev/role%3Dpreflight,!tunery.dev/done")

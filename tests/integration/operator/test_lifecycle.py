@@ -56,6 +56,7 @@ def test_a_job_that_runs_too_long_says_so(namespace: Namespace) -> None:
     assert namespace.wait_phase("late", "Failed")["failure"]["reason"] == "DeadlineExceeded"
 
 
+@pytest.mark.slow
 def test_ttl_deletes_the_object_itself(namespace: Namespace) -> None:
     namespace.apply(lorajob("ttl", preflight="Skip", ttlSecondsAfterFinished=3))
     namespace.finish("ttl")

@@ -267,6 +267,7 @@ def test_where_publishing_fails_all_of_them_are_needed_again(
     eventually("the Job may lack none", lambda: allowed(namespace, "bad") == 0)
 
 
+@pytest.mark.slow(only=["suspended-0"])
 @pytest.mark.parametrize(
     ("how", "retries"), [("evicted", 0), ("suspended", 0), pytest.param("evicted", 2, marks=pytest.mark.slow)]
 )
@@ -298,6 +299,7 @@ def test_where_the_first_one_is_taken_away_after_another_had_ended_all_of_them_b
     namespace.wait_phase(how, "Succeeded")
 
 
+@pytest.mark.slow
 def test_where_the_first_one_is_taken_away_after_the_others_had_ended_well_all_of_them_begin_anew(
     namespace: Namespace, operator: OperatorProcess, progress_tls: Path
 ) -> None:
@@ -318,6 +320,7 @@ def test_where_the_first_one_is_taken_away_after_the_others_had_ended_well_all_o
     namespace.wait_phase("well", "Succeeded")
 
 
+@pytest.mark.slow
 def test_the_first_one_was_deleted_as_it_published_while_no_operator_was_there(
     namespace: Namespace, operator: OperatorProcess, progress_tls: Path
 ) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+import pytest
+
 from kit.operator.api import Api, eventually
 from kit.operator.objects import RESULT, Namespace, adaptermerge, lorajob
 from kit.operator.process import OperatorProcess
@@ -53,6 +55,7 @@ def test_the_same_value_tries_once_only(namespace: Namespace) -> None:
     assert namespace.status("b")["phase"] == "Failed"
 
 
+@pytest.mark.slow
 def test_a_failed_preflight_is_done_again(namespace: Namespace) -> None:
     namespace.apply(lorajob("p"))
     words = {"failure": {"reason": "DatasetInvalid", "message": "line 17: no completion"}}

@@ -50,6 +50,7 @@ def test_a_quota_on_jobs_is_told_and_goes_away(namespace: Namespace) -> None:
     ends_well(namespace, "q")
 
 
+@pytest.mark.slow(only=["Required"])
 @pytest.mark.parametrize("preflight", ["Skip", "Required"])
 def test_an_admission_policy_is_told_in_its_own_words(namespace: Namespace, preflight: str) -> None:
     namespace.deny("batch", "jobs", "no jobs of this team on Fridays")
@@ -275,6 +276,7 @@ def test_a_suspension_that_is_refused_is_told_and_carried_out_once_it_may(api: A
 # Judged once (B4)
 
 
+@pytest.mark.slow
 def test_a_setting_lost_in_an_upgrade_fails_no_job_that_runs(api: Api, own_operator: Make) -> None:
     namespace = make_namespace(api)
     before = own_operator(TUNERY_DEFAULT_OUTPUT_URI="s3://adapters/all").start()
@@ -344,6 +346,7 @@ def new_jobs_wait_for_the_platform(namespace: Namespace, own_operator: Make) -> 
     return {"jobs": "new-a-preflight"}
 
 
+@pytest.mark.slow
 def test_what_the_platform_mends_reaches_the_jobs_that_wait(api: Api, own_operator: Make) -> None:
     namespace, before = make_namespace(api), own_operator().start()
     for name in ("waits", "works", "queued"):

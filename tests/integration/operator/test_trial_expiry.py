@@ -86,6 +86,7 @@ def test_trials_live_as_long_as_their_sweep_whatever_the_default(
     eventually("they go with it", lambda: not api.items(namespace.path("lorajobs")), 60)
 
 
+@pytest.mark.slow
 def test_an_outage_that_is_longer_than_their_time_to_live_costs_no_trial(
     api: Api, operator: OperatorProcess, trials: Trials
 ) -> None:

@@ -93,6 +93,7 @@ def unruly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Request:
     return Request(tmp_path, ("unruly",), dry=True, packages=(tmp_path / "packages",))
 
 
+@pytest.mark.slow
 def test_a_case_that_takes_the_process_with_it_costs_no_other(unruly: Request) -> None:
     run(unruly, Report(unruly.out / "gpu.json", None, dry=True))
     cases = report_of(unruly.out)["checks"]["unruly"]
@@ -187,6 +188,7 @@ def test_a_check_sees_the_first_of_several_gpus(
     assert running.ALL == VISIBLE_ENV
 
 
+@pytest.mark.slow
 def test_what_a_check_starts_lives_and_is_found(tmp_path: Path) -> None:
     """The trainer ends a process whose parent is another one than it is told; who follows has a session of its own."""
     from tunery_trainer.crew.causes import Causes

@@ -108,6 +108,7 @@ def test_it_is_small_and_quick() -> None:
     assert len(Answer.model_validate_json(done.stdout).suggestions) == 4
 
 
+@pytest.mark.slow
 def test_who_asks_does_not_load_optuna() -> None:
     program = (
         "import sys, tunery_operator.__main__, tunery_api.search.ask, tunery_api.search.decide, "
@@ -117,6 +118,7 @@ def test_who_asks_does_not_load_optuna() -> None:
     assert done.stdout == "[]\n"
 
 
+@pytest.mark.slow
 def test_no_credential_of_this_process_reaches_it(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, Any] = {}
 

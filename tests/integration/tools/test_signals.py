@@ -70,6 +70,7 @@ def assert_nothing_stays(process: subprocess.Popen[str], number: signal.Signals,
     wait_until(lambda: not found(folder), f"no process stays: {found(folder)}", 30)
 
 
+@pytest.mark.slow
 @each_signal
 def test_a_temporary_server_ends_with_its_program(number: signal.Signals, tmp_path: Path) -> None:
     with started(("-c", TEMPORARY), tmp_path) as process:
@@ -80,6 +81,7 @@ def test_a_temporary_server_ends_with_its_program(number: signal.Signals, tmp_pa
         assert number == signal.SIGKILL or not list(tmp_path.iterdir()), "its state is removed"
 
 
+@pytest.mark.slow
 def test_a_server_of_the_cluster_outlives_its_starter(tmp_path: Path) -> None:
     state = tmp_path / "state"
     with started(("-c", LASTING, str(state)), tmp_path) as process:

@@ -98,6 +98,7 @@ def test_columns_are_the_documented_ones(kind: Kind) -> None:
     assert ", ".join(column["name"] for column in columns if column.get("priority")) == wide
 
 
+@pytest.mark.slow
 def test_asking_for_help_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for arguments, code in ((["--help"], 0), ([], 2), (["--chek", "."], 2)):

@@ -180,7 +180,7 @@ def simulated(spec: PrunerSpec, chosen: Sequence[Curve]) -> tuple[int, float]:
     return taken, min(ends)
 
 
-@pytest.mark.slow(fast=["20-0.7"])
+@pytest.mark.slow
 @pytest.mark.parametrize(("trials", "most"), [(20, 0.70), (40, 0.63)])
 def test_halving_takes_two_thirds_of_the_steps_and_here_never_loses_the_best(trials: int, most: float) -> None:
     """Of other 300 sweeps of 20 four lost it, to one that is worse by a tenth at most (bench/sweep.py)."""

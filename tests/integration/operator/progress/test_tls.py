@@ -250,6 +250,7 @@ def write(folder: Path, files: Files) -> None:
         (folder / name).write_bytes(pem)
 
 
+@pytest.mark.slow
 def test_a_job_that_runs_no_pod_gets_the_new_authority(
     api: Api, own_operator: Callable[..., OperatorProcess], progress_tls: Path, tmp_path: Path
 ) -> None:

@@ -83,6 +83,7 @@ def _chosen(writes: list[tuple[Write, int]]) -> list[Case]:
     ]
 
 
+@pytest.mark.slow
 def test_a_start_of_the_operator_writes_nothing(world: Adversity, progress_tls: Path) -> None:
     namespace = world.namespace()
     eventually("the namespace's ServiceAccount", lambda: namespace.get("serviceaccounts", "default"))

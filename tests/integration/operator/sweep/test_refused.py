@@ -59,6 +59,7 @@ def searching(namespace: Namespace) -> str:
     return str(namespace.condition("s", "Searching", SWEEPS).get("message"))
 
 
+@pytest.mark.slow
 def test_where_one_cannot_be_stopped_the_others_are(namespace: Namespace, trials: Trials) -> None:
     trials.held |= {"s-000", "s-001", "s-002"}
     trials.ends["train"] = lambda run: failed("SecretNotFound", "the Secret s3 is missing")
@@ -108,6 +109,7 @@ def test_where_one_cannot_be_suspended_the_others_are_and_the_sweep_does_not_res
     namespace.wait_phase("s", "Suspended", SWEEPS, timeout=60)
 
 
+@pytest.mark.slow
 def test_where_one_cannot_be_taken_back_it_counts_and_the_search_goes_on(namespace: Namespace, trials: Trials) -> None:
     trials.held |= {"s-000", "s-001", "s-002"}
     begin(namespace, maxTrials=4)
@@ -122,6 +124,7 @@ def test_where_one_cannot_be_taken_back_it_counts_and_the_search_goes_on(namespa
     thaw(namespace)
 
 
+@pytest.mark.slow
 def test_a_trial_that_has_ended_is_told_where_nothing_can_be_published(namespace: Namespace, trials: Trials) -> None:
     trials.held.add("s-001")
     namespace.apply(lorasweep("s", maxTrials=2, parallelTrials=2))

@@ -143,6 +143,7 @@ def test_one_goes_ahead_and_only_the_first_is_checked(namespace: Namespace, tria
     assert (first["spec"]["onStop"], first["spec"]["diagnosis"]["action"]) == ("Discard", "Stop")
 
 
+@pytest.mark.slow
 def test_rows_tell_of_what_runs_while_no_other_trial_may_be_made(namespace: Namespace, trials: Trials) -> None:
     trials.held.add("*")
     trials.ends["preflight"] = lambda run: None
@@ -233,6 +234,7 @@ def test_where_a_name_is_taken_what_runs_ends_before_the_sweep_has_failed(namesp
     assert "stop" not in jobs(namespace)["s-002"]["spec"]
 
 
+@pytest.mark.slow
 def test_a_deleted_trial_is_a_row_and_its_number_is_not_used_again(namespace: Namespace, trials: Trials) -> None:
     trials.held.add("s-001")
     namespace.apply(lorasweep("s", maxTrials=3, parallelTrials=2))
@@ -247,6 +249,7 @@ def test_a_deleted_trial_is_a_row_and_its_number_is_not_used_again(namespace: Na
     assert status["trials"][1]["why"] == "its LoRAJob was deleted before its end"
 
 
+@pytest.mark.slow
 def test_suspended_its_trials_rest_and_go_on_with_it(namespace: Namespace, trials: Trials) -> None:
     trials.held.add("*")
     namespace.apply(lorasweep("s", maxTrials=3, parallelTrials=2))
@@ -264,6 +267,7 @@ def test_suspended_its_trials_rest_and_go_on_with_it(namespace: Namespace, trial
     assert ended(namespace)["counts"]["complete"] == 3
 
 
+@pytest.mark.slow
 def test_more_trials_may_be_asked_for_while_it_runs(namespace: Namespace, trials: Trials) -> None:
     trials.held.add("s-001")
     namespace.apply(lorasweep("s", maxTrials=2, parallelTrials=1))
@@ -274,6 +278,7 @@ def test_more_trials_may_be_asked_for_while_it_runs(namespace: Namespace, trials
     assert ended(namespace)["counts"]["complete"] == 4
 
 
+@pytest.mark.slow
 def test_where_fewer_may_run_at_a_time_those_that_run_come_to_their_ends(namespace: Namespace, trials: Trials) -> None:
     trials.held.update(f"s-{number:03d}" for number in range(4))
     namespace.apply(lorasweep("s", maxTrials=4, parallelTrials=3))
@@ -290,6 +295,7 @@ def test_where_fewer_may_run_at_a_time_those_that_run_come_to_their_ends(namespa
     assert ended(namespace)["counts"]["complete"] == 4
 
 
+@pytest.mark.slow
 def test_while_one_waits_in_a_queue_no_other_is_made(namespace: Namespace, trials: Trials) -> None:
     trials.held.add("*")
     body = lorasweep("s", maxTrials=3, parallelTrials=2)
@@ -307,6 +313,7 @@ def test_while_one_waits_in_a_queue_no_other_is_made(namespace: Namespace, trial
     assert ended(namespace)["counts"]["complete"] == 3
 
 
+@pytest.mark.slow
 def test_a_space_of_three_points_ends_with_the_third(namespace: Namespace, trials: Trials) -> None:
     three = {"path": "training.learningRate", "choices": ["1e-4", "1e-3", "1e-2"]}
     namespace.apply(lorasweep("s", maxTrials=9, parallelTrials=1, parameters=[three]))
@@ -324,6 +331,7 @@ def test_a_trial_stopped_by_hand_is_pruned_by_hand(namespace: Namespace, trials:
     assert status["trials"][1]["why"] == "by hand: it looks odd"
 
 
+@pytest.mark.slow
 def test_the_best_settings_are_trained_once_more(namespace: Namespace, trials: Trials) -> None:
     namespace.apply(lorasweep("s", maxTrials=2, final={"training": {"epochs": "3"}}))
     status = ended(namespace)
@@ -345,6 +353,7 @@ def test_when_its_time_is_over_the_best_so_far_is_published(namespace: Namespace
     assert status["trials"][1]["why"] == "the time of the sweep is over"
 
 
+@pytest.mark.slow
 def test_when_its_budget_is_spent_the_best_so_far_is_published(namespace: Namespace, trials: Trials) -> None:
     trials.held.add("s-001")
     body = lorasweep("s", maxTrials=3, parallelTrials=2, budget={"gpuSeconds": 10})
@@ -357,6 +366,7 @@ def test_when_its_budget_is_spent_the_best_so_far_is_published(namespace: Namesp
     assert 10 <= status["gpuSeconds"] <= 10 + GRACE_SECONDS
 
 
+@pytest.mark.slow
 def test_where_the_best_cannot_be_published_the_sweep_fails_and_a_retry_publishes_it(
     namespace: Namespace, trials: Trials
 ) -> None:
@@ -374,6 +384,7 @@ def test_where_the_best_cannot_be_published_the_sweep_fails_and_a_retry_publishe
     assert [row["number"] for row in status["trials"] if "adapter" in row] == [status["best"]["trial"]]
 
 
+@pytest.mark.slow
 def test_its_time_to_live_is_its_trials_too(namespace: Namespace, trials: Trials) -> None:
     namespace.apply(lorasweep("s", maxTrials=2, ttlSecondsAfterFinished=6))
     ended(namespace)

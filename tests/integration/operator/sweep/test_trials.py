@@ -61,6 +61,7 @@ def test_who_forges_a_trial_is_named_and_not_counted(namespace: Namespace, trial
     assert states(namespace) == ["Complete", "Complete"]
 
 
+@pytest.mark.slow
 def test_a_deleted_trial_that_is_kept_is_waited_for_aloud(namespace: Namespace, trials: Trials) -> None:
     trials.held.add("s-000")
     namespace.apply(lorasweep("s", maxTrials=2, parallelTrials=1))
@@ -74,6 +75,7 @@ def test_a_deleted_trial_that_is_kept_is_waited_for_aloud(namespace: Namespace, 
     assert states(namespace)[0] == "Deleted"
 
 
+@pytest.mark.slow
 def test_a_retry_of_a_trial_is_answered_and_not_followed(namespace: Namespace, trials: Trials) -> None:
     trials.ends["train"] = lambda run: failed("SecretNotFound", "the Secret s3 is missing")
     namespace.apply(lorasweep("s", maxTrials=1, parallelTrials=1))
@@ -92,6 +94,7 @@ def test_a_retry_of_a_trial_is_answered_and_not_followed(namespace: Namespace, t
     assert states(namespace) == ["Failed", "Complete"]
 
 
+@pytest.mark.slow
 def test_once_the_best_is_published_the_others_name_nothing_that_is_gone(namespace: Namespace, trials: Trials) -> None:
     namespace.apply(lorasweep("s", maxTrials=3, keepAdapters=2))
     status = namespace.wait_phase("s", "Succeeded", SWEEPS, timeout=40)
@@ -161,6 +164,7 @@ def test_who_forges_the_next_trial_is_named_and_takes_no_place(namespace: Namesp
     assert states(namespace) == ["Complete"]
 
 
+@pytest.mark.slow
 def test_a_complete_trial_without_an_owner_is_told_that_its_adapter_is_gone(
     namespace: Namespace, trials: Trials
 ) -> None:
@@ -188,6 +192,7 @@ def test_a_retry_of_a_stopped_trial_is_answered_too(namespace: Namespace, trials
     assert namespace.status("s-000")["phase"] == "Stopped"
 
 
+@pytest.mark.slow
 def test_who_began_from_a_trial_that_is_removed_since_is_told_so_at_its_retry(
     namespace: Namespace, trials: Trials
 ) -> None:
@@ -209,6 +214,7 @@ def test_who_began_from_a_trial_that_is_removed_since_is_told_so_at_its_retry(
     assert namespace.status(f"from-{gone}")["attempts"] == 1
 
 
+@pytest.mark.slow
 def test_a_retry_makes_others_for_those_that_ended_as_another_had_failed(namespace: Namespace, trials: Trials) -> None:
     trials.held |= {"s-001", "s-002"}
     namespace.apply(lorasweep("s", maxTrials=3, parallelTrials=3))

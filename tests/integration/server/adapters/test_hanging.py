@@ -87,6 +87,7 @@ def downloading() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name.startswith(("download", "blocking"))]
 
 
+@pytest.mark.slow
 async def test_nobody_leaves_a_small_disk_for_weights_that_stop_halfway_and_their_room_is_anothers(
     tmp_path: Path, store: HangingStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -114,6 +115,7 @@ async def test_nobody_leaves_a_small_disk_for_weights_that_stop_halfway_and_thei
     await table.loader.settle()
 
 
+@pytest.mark.slow(only=["half"])
 @pytest.mark.parametrize("mode", ["half", "trickle"])
 async def test_bodies_that_hang_hold_up_no_other_bucket_and_their_threads_end(
     tmp_path: Path, store: HangingStore, monkeypatch: pytest.MonkeyPatch, mode: str
@@ -134,6 +136,7 @@ async def test_bodies_that_hang_hold_up_no_other_bucket_and_their_threads_end(
     transfer._streams.cache_clear()
 
 
+@pytest.mark.slow
 async def test_a_slow_disk_is_not_taken_for_a_silent_storage(
     tmp_path: Path, store: HangingStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,6 +161,7 @@ async def test_a_slow_disk_is_not_taken_for_a_silent_storage(
     assert len(waited) >= 6, "each file's mark, its end, and its name"
 
 
+@pytest.mark.slow
 async def test_a_question_that_was_given_up_is_not_read_on(
     store: HangingStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

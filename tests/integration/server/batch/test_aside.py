@@ -64,7 +64,7 @@ async def until_answered(here: Table, count: int) -> None:
             await asyncio.sleep(0.02)
 
 
-@pytest.mark.slow(fast=["20"])
+@pytest.mark.slow
 @pytest.mark.parametrize("every", [4, 20])
 async def test_however_many_lines_are_late_all_others_are_answered_and_who_watches_is_told(
     every: int, tmp_path: Path
@@ -88,6 +88,7 @@ async def test_however_many_lines_are_late_all_others_are_answered_and_who_watch
     assert [status.doing for status in told if status.doing and "tone" not in status.doing] == []
 
 
+@pytest.mark.slow
 async def test_a_batch_of_which_all_lines_are_late_waits_and_asks_one_of_them_now_and_then(
     tmp_path: Path, asked: Counter[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -99,6 +99,7 @@ async def test_a_line_whose_model_is_not_served_holds_back_no_answer_that_a_kill
         assert set(here.oracle.asked.values()) == {1}
 
 
+@pytest.mark.slow
 async def test_answers_that_another_batch_keeps_from_being_published_are_counted(tmp_path: Path) -> None:
     async with table(tmp_path) as here:
         uri = here.put(jsonl(request(number) for number in range(40)))
@@ -133,6 +134,7 @@ async def test_told_to_stop_it_keeps_what_is_answered_and_asks_nothing_twice(tmp
         assert len(here.lines()) == 200
 
 
+@pytest.mark.slow
 async def test_an_answer_that_does_not_come_is_not_waited_for_at_a_stop(tmp_path: Path) -> None:
     async with table(tmp_path) as here:
         uri = here.put(jsonl(request(number) for number in range(20)))
@@ -173,6 +175,7 @@ async def operator(told: list[TrainerStatus]) -> AsyncIterator[dict[str, str]]:
         await runner.cleanup()
 
 
+@pytest.mark.slow
 async def test_a_model_that_the_server_lacks_is_told_while_it_is_waited_for(tmp_path: Path) -> None:
     told: list[TrainerStatus] = []
     lines = [request(0), request(1, model="nobody"), request(2, model="nor-this")]
@@ -187,6 +190,7 @@ async def test_a_model_that_the_server_lacks_is_told_while_it_is_waited_for(tmp_
     assert words in program.log
 
 
+@pytest.mark.slow
 async def test_after_a_kill_who_watches_is_told_what_was_kept_before_the_first_line_is_asked(tmp_path: Path) -> None:
     told: list[TrainerStatus] = []
     async with operator(told) as variables, table(tmp_path) as here:
@@ -226,6 +230,7 @@ async def test_who_watches_is_told_how_far_it_is(tmp_path: Path) -> None:
     assert progress.line(answering[0]).startswith(f"{answering[0].step} of 100 lines (")
 
 
+@pytest.mark.slow
 async def test_another_input_uses_no_part_of_the_first(tmp_path: Path) -> None:
     async with table(tmp_path) as here:
         here.oracle.broken = {str(request(39)["body"]["messages"])}

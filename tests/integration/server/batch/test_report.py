@@ -27,6 +27,7 @@ async def report(here: Table, uri: str) -> tuple[int, RunResult]:
     return await process.wait(), RunResult.model_validate_json(words.read_bytes())
 
 
+@pytest.mark.slow
 async def test_it_says_what_the_batch_itself_said(tmp_path: Path, s3_server: S3Server, bucket: str) -> None:
     async with table(tmp_path, s3_server, bucket) as here:
         uri = here.put(jsonl(request(number) for number in range(30)))

@@ -149,6 +149,7 @@ TOO_MANY = {
 }
 
 
+@pytest.mark.slow(only=["one name"])
 @pytest.mark.parametrize(("same", "most"), TOO_MANY.values(), ids=list(TOO_MANY))
 async def test_of_a_small_file_of_millions_of_bad_lines_so_many_are_told_at_once(
     same: bytes, most: int, tmp_path: Path

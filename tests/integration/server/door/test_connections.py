@@ -254,6 +254,7 @@ async def answers_with(site: Site, size: int) -> None:
     site.engine.handler = big
 
 
+@pytest.mark.slow
 async def test_who_reads_nothing_and_has_no_key_makes_way_for_who_has_one(tmp_path: Path) -> None:
     limits = Limits(connections=8, per_address=6, kept=0, head=HOUR, unread=HOUR)
     async with open_site(tmp_path, write_keys(tmp_path / "k", team=KEY), limits=limits) as site, busy(site) as told:

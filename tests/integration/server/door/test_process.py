@@ -214,6 +214,7 @@ async def test_an_answer_that_never_ends_is_waited_for_no_longer_than_the_pod_ha
         assert site.routes.in_flight() == 0
 
 
+@pytest.mark.slow
 async def test_a_serve_json_that_cannot_be_read_is_told(tmp_path: Path) -> None:
     (tmp_path / "serve.json").write_text("{}")
     for path in ("serve.json", "nothing.json"):
@@ -229,6 +230,7 @@ async def test_a_serve_json_that_cannot_be_read_is_told(tmp_path: Path) -> None:
 # Rules of clients
 
 
+@pytest.mark.slow
 async def test_the_door_of_a_pod_of_before_refuses_what_it_refused(tmp_path: Path) -> None:
     """The whole program, between a Secret that it mounts and a list that is written for another."""
     engine = FakeEngine(str(tmp_path / "engine.sock"))

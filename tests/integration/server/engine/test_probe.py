@@ -88,6 +88,7 @@ def offered(table: Table, name: str, folder: Path) -> DesiredAdapter:
     return table.item(name, table.publish(name, files))
 
 
+@pytest.mark.slow
 async def test_of_a_hundred_good_adapters_none_is_refused_and_each_costs_one_request_of_eight_tokens(
     client: Counted, base: Path, shelf: Shelf, tmp_path: Path
 ) -> None:

@@ -80,6 +80,7 @@ def whole_draw(digests: Sequence[bytes], fraction: float, seed: int, labels: Seq
     return [ordinal for ordinal, each in enumerate(digests) if each in chosen]
 
 
+@pytest.mark.slow
 @given(
     st.lists(st.integers(0, 40), min_size=2, max_size=300).filter(lambda rows: len(set(rows)) > 1),
     st.sampled_from([0.01, 0.05, 0.3, 0.9]),

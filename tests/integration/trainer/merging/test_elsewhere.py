@@ -257,6 +257,7 @@ def test_what_is_no_adapter_is_told(
     assert error.message.startswith("spec.adapters[0]")
 
 
+@pytest.mark.slow
 def test_the_hint_for_a_pickle_makes_safetensors_of_it(tmp_path: Path, one: Path) -> None:
     before = load_file(one / WEIGHTS)
     pickled(one)

@@ -25,6 +25,7 @@ from kit.tiny_models import Tiny, save_tiny
 from tools.cluster.s3 import S3Server
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("small", [0, run.SMALL_MODEL], ids=["streamed", "compared by logits"])
 def test_into_a_model_in_s3(
     tmp_path: Path,

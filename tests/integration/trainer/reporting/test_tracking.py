@@ -40,6 +40,7 @@ def train(path: Path, sweep: str | None = None) -> None:
     assert "not tracked" not in done.stderr
 
 
+@pytest.mark.slow
 def test_tensorboard_files_are_published(case: Case) -> None:
     path = case(training=SHORT, evaluation={"everySteps": 2}, tracking={"tensorboard": True})
     train(path)
@@ -143,6 +144,7 @@ def wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
     raise AssertionError(log.read_text())
 
 
+@pytest.mark.slow
 def test_mlflow_gets_every_step_and_the_settings(case: Case, mlflow_server: MlflowServer) -> None:
     train(case(training=SHORT, tracking={"mlflow": {"uri": mlflow_server.url, "experiment": "stories"}}))
     client = MlflowClient(tracking_uri=mlflow_server.url)
@@ -155,6 +157,7 @@ def test_mlflow_gets_every_step_and_the_settings(case: Case, mlflow_server: Mlfl
     assert [metric.step for metric in client.get_metric_history(run.info.run_id, "loss")] == [1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_mlflow_marks_the_trials_of_a_sweep(case: Case, mlflow_server: MlflowServer) -> None:
     train(case(training=SHORT, tracking={"mlflow": {"uri": mlflow_server.url, "experiment": "a"}}), sweep="the-search")
     client = MlflowClient(tracking_uri=mlflow_server.url)
@@ -200,6 +203,7 @@ def test_a_server_that_never_answers_is_given_up(case: Case, caplog: pytest.LogC
     assert time.monotonic() - before < 100
 
 
+@pytest.mark.slow
 def test_a_server_that_is_down_costs_the_curves_only(case: Case) -> None:
     path = case(training=SHORT, tracking={"mlflow": {"uri": "http://127.0.0.1:9", "experiment": "stories"}})
     done = run_here("run", path, "--work-dir", path.parent / "work", MLFLOW_HTTP_REQUEST_MAX_RETRIES="0")

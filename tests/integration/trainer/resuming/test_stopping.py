@@ -128,6 +128,7 @@ def test_a_finished_run_that_was_not_published_is_not_trained_again(case: Case) 
     assert json.loads((path.parent / "out" / "manifest.json").read_text())["lineage"]["metrics"]["loss"] > 0
 
 
+@pytest.mark.slow
 def test_checkpoints_go_once_the_adapter_is_published(case: Case) -> None:
     path = case()
     finish(path)

@@ -89,6 +89,7 @@ def best_of(path: Path) -> int:
     return record.trial
 
 
+@pytest.mark.slow
 def test_what_a_trial_ends_as_is_its_row_and_the_sweep_goes_on(sweep: Sweep) -> None:
     path = sweep((1e-4, 8), (1e-3, KILLED_FOR_MEMORY), (5e-2, 8), (1e-3, KILLED), (1e-3, LOST), (5e-4, 8))
     done = run(path)

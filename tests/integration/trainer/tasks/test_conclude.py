@@ -373,6 +373,7 @@ def test_a_place_that_is_written_in_another_way_is_the_same(sweep: EndedSweep, t
     stays(sweep.stored(), 2)
 
 
+@pytest.mark.slow
 def test_it_takes_little_memory_and_no_library_of_tensors(sweep: EndedSweep, tmp_path: Path) -> None:
     path = tmp_path / "run.json"
     path.write_text(sweep.run(tmp_path / "work").model_dump_json(by_alias=True, exclude_none=True))

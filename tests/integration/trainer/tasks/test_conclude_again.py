@@ -68,7 +68,7 @@ STEPS = {
 }
 
 
-@pytest.mark.slow(fast=["before the manifest", "before the claim"])
+@pytest.mark.slow(fast=["before the manifest"])
 @pytest.mark.parametrize("step", STEPS)
 def test_one_that_was_killed_is_run_again_and_publishes_once(
     sweep: EndedSweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
@@ -103,6 +103,7 @@ def test_one_that_was_killed_is_run_again_and_publishes_once(
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("value", "best"), [("1.1", 7), ("1.5", BEST)], ids=["better", "worse"])
 def test_a_sweep_that_went_on_after_it_had_published_replaces_that(
     sweep: EndedSweep, tmp_path: Path, value: str, best: int
@@ -146,6 +147,7 @@ def test_a_tolerance_that_chooses_what_an_earlier_end_removed_is_told(sweep: End
     verify(sweep.place.below("out"), first.adapter.manifest_sha256)
 
 
+@pytest.mark.slow
 def test_a_container_that_is_killed_among_the_losers_is_run_again(sweep: EndedSweep, tmp_path: Path) -> None:
     path = tmp_path / "run.json"
     path.write_text(sweep.run(tmp_path / "work").model_dump_json(by_alias=True, exclude_none=True))

@@ -103,6 +103,7 @@ def test_a_refusal_after_the_rows_were_read_has_one_too(case: Case) -> None:
     assert "Invalid rows                    | 0 |" in text
 
 
+@pytest.mark.slow
 def test_a_place_that_cannot_be_written_hides_nothing(run_file: Run, tmp_path: Path, s3_server: S3Server) -> None:
     run = run_file(own={"reportUri": "file:///proc/nobody/can/write/here"})
     put(s3_server, write_rows(tmp_path / "data.jsonl", bad_rows()))
@@ -118,6 +119,7 @@ def test_a_place_that_cannot_be_written_hides_nothing(run_file: Run, tmp_path: P
     assert preflight(run, tmp_path / "words").failure is None
 
 
+@pytest.mark.slow
 def test_without_a_place_nothing_is_stored(run_file: Run, tmp_path: Path, s3_server: S3Server) -> None:
     """As an operator of the version before asks for it."""
     put(s3_server, write_rows(tmp_path / "data.jsonl", bad_rows()))

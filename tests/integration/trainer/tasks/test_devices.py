@@ -212,6 +212,7 @@ def test_the_place_of_a_run_without_a_cluster_follows_its_own_checkpoint(
     assert devices.place_for(Workspace(cluster)).world == 3, "whose manifest stays as it is"
 
 
+@pytest.mark.slow
 def test_preflight_tells_of_the_devices_that_will_train(run_file: Run, tmp_path: Path) -> None:
     asked = {"gpus": 4, "nodes": 2}
     training = {"maxSteps": 10, "gradientAccumulation": None, "batchSize": None}
@@ -230,6 +231,7 @@ def test_preflight_tells_of_the_devices_that_will_train(run_file: Run, tmp_path:
     assert passes["reason"].startswith("The passes of all 8 devices together: ")
 
 
+@pytest.mark.slow
 def test_without_a_cluster_preflight_counts_the_devices_that_its_own_checkpoint_lets_train(
     run_file: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -244,6 +246,7 @@ def test_without_a_cluster_preflight_counts_the_devices_that_its_own_checkpoint_
     assert devices.place_for(Workspace(RunSpec.model_validate_json(path.read_text()))).world == 2
 
 
+@pytest.mark.slow
 def test_a_run_of_several_nodes_is_trained_here_on_one(case: Case) -> None:
     """By its own passes: the result is that of the nodes."""
     path = case(resources={"gpus": 0, "nodes": 2}, training={"maxSteps": 2, "gradientAccumulation": 2})

@@ -67,6 +67,7 @@ def test_a_job_of_a_cluster_is_told_in_parts_and_in_a_table(
     assert all(row[-1].isdigit() for row in rows), "a tiny model fits everywhere"
 
 
+@pytest.mark.slow
 def test_first_job_md_shows_what_is_said_of_its_job(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -145,6 +146,7 @@ def test_the_tokens_that_a_row_is_counted_with_are_explained(
     assert "longest" not in batch or int(counted[1]) == lengths["longest"]
 
 
+@pytest.mark.slow(only=["1-???d.?+ hours"])
 @pytest.mark.parametrize(
     ("rate", "said"), [("1", r"[\d.]+ hours"), ("100", r"[\d.]+ minutes"), ("1000", r"\d+ seconds")]
 )
@@ -156,6 +158,7 @@ def test_time_is_told_in_the_unit_that_says_something(
     assert re.search(rf"^Time      {said} at {rate} tokens a second", capsys.readouterr().out, re.MULTILINE)
 
 
+@pytest.mark.slow(only=["None-24.0 GiB (the default), "])
 @pytest.mark.parametrize(("memory", "said"), [(None, "24.0 GiB (the default), "), ("6Gi", "6.0 GiB, ")])
 def test_the_memory_that_the_manifest_leaves_open_is_told_as_the_default(
     case: Case, capsys: pytest.CaptureFixture[str], memory: str | None, said: str
@@ -301,6 +304,7 @@ def test_the_time_of_several_devices_is_by_the_tokens_of_all_of_them(
     assert told[1] == f"{told[0]} of all 2 nodes together"
 
 
+@pytest.mark.slow
 def test_a_job_of_this_machine_is_counted_as_its_cpu_computes_which_is_what_run_says(
     case: Case, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -378,6 +382,7 @@ def test_without_a_gpu_estimate_and_preflight_say_the_same_change_more_memory_fi
     assert (told["fits"], told["changes"]) == (False, [change])
 
 
+@pytest.mark.slow
 def test_auto_says_what_it_takes_and_why(tmp_path: Path, bare: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = job(tmp_path, method="Auto", lora={"rank": 8})
     assert main(["estimate", str(path), "--model", str(bare), "--gpu-memory", "16Gi"]) == ExitCode.OK
@@ -420,6 +425,7 @@ def test_a_file_that_is_not_there_and_a_merge_are_refused(tmp_path: Path, capsys
     assert "kind: must be LoRAJob, is AdapterMerge" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_what_takes_longer_than_a_moment_is_told_on_stderr(
     case: Case, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

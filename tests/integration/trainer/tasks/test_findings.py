@@ -37,6 +37,7 @@ def test_a_rate_that_is_too_high_is_told_at_the_first_evaluation_and_the_highest
     assert is_better(lower, done)
 
 
+@pytest.mark.slow
 def test_a_few_held_out_rows_tell_a_rate_that_ruins_the_model_as_early(train: Train) -> None:
     """Below 8 rows nothing is known of chance, and the training loss alone takes until step 24 to be sure."""
     held_out = {"uri": "file://data.jsonl", "evaluation": {"fraction": "0.05"}}
@@ -47,6 +48,7 @@ def test_a_few_held_out_rows_tell_a_rate_that_ruins_the_model_as_early(train: Tr
     assert " times the base model's " in (done.findings["WorseThanBase"].message or "")
 
 
+@pytest.mark.slow
 def test_a_problem_ends_a_run_that_is_to_stop(train: Train) -> None:
     done = train(make_rows(160), diagnosis={"action": "Stop"}, training={"learningRate": "0.1"})
     assert done.words.failure is not None
@@ -57,6 +59,7 @@ def test_a_problem_ends_a_run_that_is_to_stop(train: Train) -> None:
     assert not (done.folder / "out" / "manifest.json").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("action", ["Warn", "Stop"])
 def test_a_gradient_that_is_no_number_is_told_before_the_run_fails(train: Train, action: str) -> None:
     done = train(make_rows(160), diagnosis={"action": action}, training={"learningRate": "1e30"})
@@ -136,6 +139,7 @@ def deaf(learned: Path, tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_an_adapter_where_nothing_acts_has_no_gradient(train: Train, deaf: Path) -> None:
     asked = {"lora": {"targetModules": ["q_proj", "k_proj"]}, "diagnosis": {"action": "Stop"}}
     done = train(swapped(), model=deaf, **asked)
@@ -144,6 +148,7 @@ def test_an_adapter_where_nothing_acts_has_no_gradient(train: Train, deaf: Path)
     assert done.words.failure.reason == "NotImproved"
 
 
+@pytest.mark.slow
 def test_a_gradient_that_vanishes_after_steps_that_are_too_large_is_the_rates(train: Train) -> None:
     asked = {"training": {"learningRate": "1e6", "maxSteps": 12}, "evaluation": {"minImprovement": "0.01"}}
     done = train(make_rows(60), **asked)
@@ -155,6 +160,7 @@ def test_a_gradient_that_vanishes_after_steps_that_are_too_large_is_the_rates(tr
     assert (done.words.failure.hint or "").startswith("Try training.learningRate: 5e-4 in a new job")
 
 
+@pytest.mark.slow
 def test_steps_that_are_lost_in_rounding_are_told_after_three_of_them(train: Train) -> None:
     done = train(swapped(), diagnosis={"action": "Stop"}, training={"learningRate": "1e-60"})
     assert said(done.findings["NoGradient"]) == ("Problem", 3, "training.learningRate", "1e-4")
@@ -173,6 +179,7 @@ def test_rows_with_random_answers_are_spikes_and_their_steps_are_named(train: Tr
     assert "look at the rows around there" in (spikes.message or "")
 
 
+@pytest.mark.slow
 def test_a_diagnosis_that_fails_does_not_end_the_run(
     train: Train, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

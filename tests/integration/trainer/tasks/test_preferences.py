@@ -280,6 +280,7 @@ def test_training_stops_at_the_best_loss_of_the_pairs(case: Case) -> None:
     assert lineage(path)["metrics"]["evalLoss"] == pytest.approx(min(losses), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_too_little_is_not_published(case: Case) -> None:
     path = job(case, "DPO", training={**QUICK, "maxSteps": 2}, evaluation={"minImprovement": "0.99"})
     done = run_here("run", path, "--work-dir", path.parent / "work")

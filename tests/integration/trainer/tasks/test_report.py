@@ -156,6 +156,7 @@ def imports_torch(supervisor: int) -> bool:
     return False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["preflight", "train"])
 def test_sigterm_before_there_is_anything_to_save(run_file: Run, message: Path, task: str) -> None:
     process = subprocess.Popen(

@@ -97,6 +97,7 @@ def test_a_refusal_for_want_of_memory_keeps_the_numbers_and_the_method(run_file:
     assert refused.dataset.rows == 120
 
 
+@pytest.mark.slow
 def test_where_nobody_has_told_a_gpus_memory_preflight_says_so(run_file: Run, tmp_path: Path) -> None:
     checks = _preflight(run_file(resources={"gpus": 1}), tmp_path / "termination").checks
     said = next(each.message or "" for each in checks or [] if each.name == CheckName.BATCH_FITS)
@@ -107,6 +108,7 @@ def test_where_nobody_has_told_a_gpus_memory_preflight_says_so(run_file: Run, tm
     assert next(each.message for each in told or [] if each.name == CheckName.BATCH_FITS) in (None, TRAINING_TELLS)
 
 
+@pytest.mark.slow
 def test_a_base_in_a_bucket_that_is_a_pointer_is_told_before_a_gpu_is_asked_for(
     run_file: Run, tmp_path: Path, s3_server: S3Server
 ) -> None:
@@ -122,6 +124,7 @@ def test_a_base_in_a_bucket_that_is_a_pointer_is_told_before_a_gpu_is_asked_for(
     assert _preflight(path, tmp_path / "termination").failure is None, "as the hint says"
 
 
+@pytest.mark.slow
 def test_a_base_in_a_claim_takes_no_disk(run_file: Run, tmp_path: Path) -> None:
     fetched = _preflight(run_file(), tmp_path / "termination").disk
     content = json.loads(run_file().read_text())
@@ -191,6 +194,7 @@ def _credentials(server: S3Server) -> Credentials:
     return Credentials("the Secret s3", server.environment())
 
 
+@pytest.mark.slow
 def test_a_cache_that_nobody_can_use_changes_nothing(run_file: Run, tmp_path: Path, claim: tuple[Path, Path]) -> None:
     _, read_only = claim
     report = _preflight(run_file(own={"cache": {"path": str(read_only)}}), tmp_path / "termination")

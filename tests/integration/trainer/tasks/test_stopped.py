@@ -372,6 +372,7 @@ def test_it_is_published_once_however_often_it_is_killed(
     assert say(path, tmp_path / "words", "report")[1].stopped_after_step == said.stopped_after_step
 
 
+@pytest.mark.slow
 def test_a_run_without_a_checkpoint_has_nothing_to_publish(run_file: Run, tmp_path: Path) -> None:
     code, said = say(run_file(), tmp_path / "words")
     assert code == ExitCode.USER_ERROR

@@ -45,7 +45,7 @@ COMBINATIONS = [
 ]
 
 
-@pytest.mark.slow(fast=["LoRA", "QLoRA", "PrefixTuning"])
+@pytest.mark.slow(fast=["LoRA", "QLoRA"])
 @pytest.mark.parametrize(("changes", "quantization"), COMBINATIONS)
 def test_every_method_learns_and_loads_in_plain_peft(case: Case, changes: dict[str, Any], quantization: str) -> None:
     path = case(**changes)
@@ -55,6 +55,7 @@ def test_every_method_learns_and_loads_in_plain_peft(case: Case, changes: dict[s
     assert single_row_loss(model, held_out_rows(path.parent)) == pytest.approx(metrics["evalLoss"], rel=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="of a machine without a GPU")
 def test_a_gpu_that_a_laptop_has_not_is_told_in_a_line_of_its_own_and_the_card_loads(
     case: Case, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
@@ -78,6 +79,7 @@ def test_a_gpu_that_a_laptop_has_not_is_told_in_a_line_of_its_own_and_the_card_l
     assert found["model"].peft_config["default"].r == 8
 
 
+@pytest.mark.slow
 def test_a_method_that_adapts_no_modules_is_told_without_a_word_for_them(case: Case) -> None:
     done = run_here("run", case(method="PromptTuning", lora=None, training={"maxSteps": 1}))
     line = next(line for line in done.stdout.splitlines() if line.startswith("Preflight  method: "))
@@ -120,6 +122,7 @@ def test_a_second_run_does_not_replace_the_result(case: Case) -> None:
     assert json.loads((path.parent / "out" / "manifest.json").read_text()) == first
 
 
+@pytest.mark.slow
 def test_loss_that_is_not_a_number(case: Case) -> None:
     training = {"learningRate": "1e30", "maxGradNorm": "0", "optimizer": "AdamW"}
     path = case(training=training, tracking={"tensorboard": True})

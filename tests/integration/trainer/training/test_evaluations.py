@@ -43,6 +43,7 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
     return found
 
 
+@pytest.mark.slow
 def test_a_run_is_evaluated_without_being_asked(case: Case) -> None:
     """108 rows to train on and 12 held out, 20 steps of 4: 0.2 times 0.74 passes for each ninth."""
     told = run(case(training={"precision": "Float32"}, dataset={"uri": "file://data.jsonl"}))

@@ -79,7 +79,7 @@ def trained(llama: Path, folder: Path, name: str, steps: int, **training: Any) -
     return model, unmoved, losses
 
 
-@pytest.mark.slow(fast=["LoRA", "QLoRA"])
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_learns_in_bfloat16(llama: Path, tmp_path: Path, name: str) -> None:
     model, _, losses = trained(llama, tmp_path, name, steps=16, learningRate="1e-2")
@@ -88,6 +88,7 @@ def test_every_method_learns_in_bfloat16(llama: Path, tmp_path: Path, name: str)
     assert losses[1] < losses[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["IA3 4 bits", "QLoRA"])
 def test_the_last_steps_still_move_the_adapter(llama: Path, tmp_path: Path, name: str) -> None:
     """In bfloat16 all of IA3's numbers stood still from half-time on: 1.0 moves by 0.0078 or not at all."""

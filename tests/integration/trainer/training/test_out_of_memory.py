@@ -241,6 +241,7 @@ def test_the_most_memory_that_was_held_is_told(case: Case) -> None:
     assert "| Peak memory | " in (path.parent / "out" / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_an_error_outside_of_a_pass_is_not_mended(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")

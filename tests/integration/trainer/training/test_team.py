@@ -60,7 +60,7 @@ def test_a_team_trains_what_one_process_trains(llama: Path, tmp_path: Path, meth
         assert apart(first, other) == 0
 
 
-@pytest.mark.slow(fast=["KTO"])
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["SFT", "DPO", "ORPO", "KTO"])
 def test_a_team_prefers_what_one_process_prefers(llama: Path, tmp_path: Path, task: str) -> None:
     """The loss of a step is a mean over the rows of all processes, KTO's reference point, too."""
@@ -106,6 +106,7 @@ def test_a_team_of_the_same_size_goes_on_to_the_bit(llama: Path, tmp_path: Path,
         assert apart(one, other) == 0
 
 
+@pytest.mark.slow
 def test_memory_that_runs_out_in_one_process_costs_all_of_them_the_step_and_nothing_else(
     llama: Path, tmp_path: Path
 ) -> None:
@@ -151,6 +152,7 @@ def test_memory_that_runs_out_beside_the_passes_is_told_before_the_others_wait(
         list(known._score("train", [0], torch.nn.Module(), scoring))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("told", [0, 1])
 def test_whoever_is_told_to_stop_all_stop_after_the_same_step_with_one_checkpoint(
     llama: Path, tmp_path: Path, told: int
@@ -158,6 +160,7 @@ def test_whoever_is_told_to_stop_all_stop_after_the_same_step_with_one_checkpoin
     assert together(2, tmp_path, partial(stop, llama, told)) == [(3, ["checkpoint-3"], True), (3, [], True)]
 
 
+@pytest.mark.slow
 def test_a_stop_is_of_the_node_of_which_a_process_was_told(tmp_path: Path) -> None:
     """Its pod ends as one that was told to, though its first process was not; the other node's as one that lost it."""
     heard, why = "; node 0 stores the checkpoint.", "Told to stop: node 1 was told to.\n"
@@ -189,6 +192,7 @@ def test_a_process_that_cannot_meet_the_others_waits_for_minutes_and_not_for_hou
     assert is_echo(raised.value)
 
 
+@pytest.mark.slow
 def test_answers_of_a_base_in_parts_end_together(llama: Path, tmp_path: Path) -> None:
     """GPUs that differ in the last digit may take another token, and a process that ends first leaves the others."""
     long, short = together(2, tmp_path, partial(answer, llama, 1), sharded=True)

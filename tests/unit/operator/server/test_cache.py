@@ -131,6 +131,7 @@ class TestOffers:
         assert SERVER not in cache.see_owner(Kind.LORAJOB, foreign)
         assert cache.servers.offers(SERVER) == {}
 
+    @pytest.mark.slow
     def test_ten_thousand_that_have_ended_cost_little(self, cache: Cache) -> None:
         def seen(index: int) -> Json:
             body = job(index + 1, "Succeeded", f"job-{index:05}", team=f"team-{index % 50}", app="x")

@@ -160,6 +160,7 @@ async def test_an_input_that_is_not_there_is_told(uri: str, text: str, tmp_path:
         assert "dataset" not in error.hint
 
 
+@pytest.mark.slow
 async def test_unknown_models_are_told_before_the_first_line_and_one_that_loads_is_waited_for(tmp_path: Path) -> None:
     lines = [
         request(0),
@@ -278,6 +279,7 @@ async def test_a_model_that_stays_away_fails_its_lines_and_not_the_others(tmp_pa
         assert here.lines("errors.jsonl")[0]["error"]["code"] == "AdapterCorrupt"
 
 
+@pytest.mark.slow
 async def test_a_server_that_restarts_fails_no_line_and_one_that_stays_away_the_attempt(tmp_path: Path) -> None:
     async with table(tmp_path) as here:
         here.oracle.seconds = 0.05
@@ -314,6 +316,7 @@ async def test_a_key_that_can_be_none_is_refused_before_the_server_is_asked(tmp_
         assert "two words" not in f"{error.message} {error.hint}"
 
 
+@pytest.mark.slow
 async def test_an_operator_that_takes_no_reports_disturbs_no_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

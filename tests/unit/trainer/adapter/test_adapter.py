@@ -82,6 +82,7 @@ def test_it_trains_and_what_is_published_is_the_same(llama: Path, tmp_path: Path
     assert torch.equal(run.logits(), trained)
 
 
+@pytest.mark.slow(only=["QLoRA-bloom"])
 @pytest.mark.parametrize("family", ["gpt2", "falcon", "bloom", "qwen3", "gemma", "phi", "mistral"])
 @pytest.mark.parametrize("method", ["QLoRA", "DoRA", "AdaLoRA", "IA3", "PrefixTuning", "PromptTuning"])
 def test_every_method_on_every_family(family_folder: Any, tmp_path: Path, family: str, method: str) -> None:
@@ -172,6 +173,7 @@ def test_no_start_is_computed_that_a_checkpoint_replaces(llama: Path) -> None:
         assert all(not layer.lora_B["default"].weight.any() for _, layer in lora_layers(model))
 
 
+@pytest.mark.slow
 def test_eva_starts_from_the_data(llama: Path) -> None:
     resolved = resolved_for(llama, {"method": "LoRA", "lora": {"init": "EVA", "rank": 4}})
     model = attach(load_base(llama, resolved, "cpu"), resolved, start_for(llama))

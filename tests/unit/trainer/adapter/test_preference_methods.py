@@ -40,7 +40,7 @@ CASES += [
 ]
 
 
-@pytest.mark.slow(fast=["LoRA-DPO-Float32", "QLoRA-DPO-BFloat16", "PromptTuning-KTO-BFloat16"])
+@pytest.mark.slow(fast=["LoRA-DPO-Float32"])
 @pytest.mark.parametrize(("name", "task", "precision"), CASES)
 def test_every_method_learns_what_is_preferred(
     llama: Path, tmp_path: Path, name: str, task: str, precision: str

@@ -56,6 +56,7 @@ def test_the_best_quarter_of_the_real_runs_raises_nothing_above_info(runs: list[
     assert [finding.type for finding in told] == [FindingType.STILL_LEARNING] * 2
 
 
+@pytest.mark.slow
 def test_no_real_run_has_a_spike_and_only_one_of_the_worst_has_risen(runs: list[dict[str, Any]]) -> None:
     """Its held-out loss was 2.90 at step 8 and 3.32 from step 15 on, above the base's 3.07."""
     told = [types(ended(run)) for run in runs]

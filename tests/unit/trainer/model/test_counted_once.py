@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
@@ -48,6 +49,7 @@ def adapter(folder: Path, **options: Any) -> tuple[PeftModel, torch.nn.ModuleLis
     return model, layers_of(model, found)
 
 
+@pytest.mark.slow
 def test_what_is_remembered_is_what_is_counted(tiny_model: Path, tmp_path: Path) -> None:
     counting = Counting()
     remembering = counted_once(counting)

@@ -82,6 +82,7 @@ def test_a_mask_is_kept_and_keys_are_repeated(tiny_model: Path) -> None:
     assert layers * (mask + repeated) <= more <= layers * (mask + repeated) + 64 * 64
 
 
+@pytest.mark.slow
 def test_int8_keeps_the_input_of_every_layer_and_4_bits_do_not(tiny_model: Path) -> None:
     plain, eight, four = (estimate(tiny_model, replace(PLAN, quantization=kind)) for kind in (None, INT8, NF4))
     assert eight.plain.kept.per_row > plain.plain.kept.per_row

@@ -124,7 +124,7 @@ def test_experts_alone_can_be_adapted(folder_of: Folder, tmp_path: Path) -> None
 PATTERN = {"experts.down_proj": 2}
 
 
-@pytest.mark.slow(fast=["qwen3_moe-True"])
+@pytest.mark.slow
 @pytest.mark.parametrize("recompute", [True, False])
 @pytest.mark.parametrize("kind", ["qwen3_moe", "gpt_oss", "llama4_text"])
 def test_the_loop_trains_them_in_16_bits(folder_of: Folder, tmp_path: Path, kind: str, recompute: bool) -> None:
@@ -210,7 +210,7 @@ def estimate_of(folder: Path, blocks: dict[str, Any]) -> MemoryEstimate:
     return estimate_memory(attach(shape.fresh(), resolved, start_for(folder)).train(), shape, plan)
 
 
-@pytest.mark.slow(fast=["qwen3_moe"])
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", MIXTURES)
 def test_the_estimate_counts_experts_unquantised_and_once_more_with_the_adapter(folder_of: Folder, kind: str) -> None:
     facts = model_facts(folder_of(kind))

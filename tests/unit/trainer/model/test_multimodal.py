@@ -47,7 +47,7 @@ def test_what_is_allowed_is_what_is_tested() -> None:
     assert MULTIMODAL.keys() >= TEXT_OF_IMAGE_TEXT
 
 
-@pytest.mark.slow(fast=["gemma3", "gemma4"])
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", MULTIMODAL)
 def test_no_tower_is_adapted_and_plain_peft_loads_it(folder_of: Folder, tmp_path: Path, kind: str) -> None:
     folder = folder_of(kind)
@@ -67,6 +67,7 @@ def test_no_tower_is_adapted_and_plain_peft_loads_it(folder_of: Folder, tmp_path
     assert (loaded - unadapted).abs().max() > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", TEXT_CLASSES)
 def test_where_there_is_a_class_for_text_alone_it_is_taken(folder_of: Folder, tmp_path: Path, kind: str) -> None:
     folder = folder_of(kind)
@@ -101,7 +102,7 @@ def test_virtual_tokens_work_there(folder_of: Folder, tmp_path: Path, kind: str,
     assert (logits_of(published) - run.logits()).abs().max() <= 1e-5
 
 
-@pytest.mark.slow(fast=["gemma4", "qwen3_vl"])
+@pytest.mark.slow(fast=["gemma4"])
 @pytest.mark.parametrize("kind", MULTIMODAL)
 def test_the_estimate_finds_the_language_models_layers(folder_of: Folder, kind: str) -> None:
     model = meta_model(folder_of(kind))

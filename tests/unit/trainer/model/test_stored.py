@@ -166,6 +166,7 @@ def test_what_it_cannot_do_is_refused(folder_of: Folder, kind: str, blocks: dict
     assert caught.value.message.startswith(said)
 
 
+@pytest.mark.slow(only=["skipped"])
 @pytest.mark.parametrize("kind", STORED)
 def test_the_estimate_counts_what_is_stored(folder_of: Folder, kind: str) -> None:
     folder = folder_of(kind)

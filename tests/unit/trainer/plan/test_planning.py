@@ -101,7 +101,7 @@ def planned(folder: Path, gibibytes: float | None, data: DatasetReport | None = 
     return plan_training(basis, 20_000, data or dataset(4000))
 
 
-@pytest.mark.slow(fast=["14B-40-LoRA", "8B-*"])
+@pytest.mark.slow(fast=["14B-40-LoRA", "8B-16-QLoRA", "8B-24-LoRA", "8B-80-LoRA"])
 @pytest.mark.parametrize(
     ("shape", "gibibytes", "method"),
     [
@@ -169,6 +169,7 @@ def test_one_long_row_among_many_is_counted(shapes: dict[str, Path]) -> None:
     assert cut.row_length == 512
 
 
+@pytest.mark.slow
 def test_the_optimizers_state_is_in_8_bits_only_where_nothing_else_fits(shapes: dict[str, Path]) -> None:
     saved = {"lora": {"modulesToSave": ["embed_tokens", "lm_head"]}, "method": "LoRA"}
     roomy, tight = planned(shapes["8B"], 80, **saved), planned(shapes["8B"], 34, **saved)
@@ -194,6 +195,7 @@ def test_without_a_known_memory_it_is_careful(shapes: dict[str, Path]) -> None:
     assert plan.settings.training.batch_size == 4
 
 
+@pytest.mark.slow
 def test_what_cannot_fit_is_planned_and_does_not_fit(shapes: dict[str, Path]) -> None:
     plan = planned(shapes["70B"], 24)
     assert plan.settings.method is Method.QLORA
@@ -231,6 +233,7 @@ def test_the_length_that_a_refusal_names_fits(shapes: dict[str, Path]) -> None:
     check_memory(planned(shapes["70B"], 56, data, method="QLoRA", training={"maxLength": int(named[1])}))
 
 
+@pytest.mark.slow
 def test_without_a_hope_only_a_larger_gpu_is_named_and_holds_it(shapes: dict[str, Path]) -> None:
     named = re.match(
         r"Ask for a GPU with (\d+) GiB of memory, in a new job: nothing", wont_fit(planned(shapes["70B"], 8))
@@ -249,6 +252,7 @@ def on_cpu(folder: Path, gibibytes: float, *, length: int = 400, processes: int 
 KEPT: dict[str, Any] = {"batchSize": 32, "gradientAccumulation": 2, "maxLength": 2048, "gradientCheckpointing": False}
 
 
+@pytest.mark.slow(only=["1"])
 @pytest.mark.parametrize("processes", [1, 2])
 def test_on_a_cpu_more_memory_by_a_retry_comes_first_and_no_gpu_is_spoken_of(
     shapes: dict[str, Path], processes: int
@@ -321,6 +325,7 @@ def test_a_manifest_that_names_single_layers_gets_all_of_them(shapes: dict[str, 
     assert plan.trainable_parameters == 2 * 8 * (4096 + 4096)
 
 
+@pytest.mark.slow(only=["DPO-2"])
 @pytest.mark.parametrize(("task", "sequences"), [("SFT", 1), ("KTO", 1), ("DPO", 2), ("ORPO", 2)])
 def test_a_pair_counts_twice_in_the_estimate(shapes: dict[str, Path], task: str, sequences: int) -> None:
     asked: dict[str, Any] = {"batchSize": 2, "gradientCheckpointing": True}
@@ -332,13 +337,14 @@ def test_a_pair_counts_twice_in_the_estimate(shapes: dict[str, Path], task: str,
     assert plan.memory.recomputing.kept.per_row == pytest.approx(sequences * single.memory.recomputing.kept.per_row)
 
 
+@pytest.mark.slow
 def test_small_data_is_not_packed_and_has_small_steps(shapes: dict[str, Path]) -> None:
     plan = planned(shapes["8B"], 80, dataset(190, packed=False), method="LoRA")
     training = plan.settings.training
     assert (training.packing, training.epochs, plan.steps) == (False, 3.0, 144)
 
 
-@pytest.mark.slow(fast=["OLoRA-LoRA"])
+@pytest.mark.slow
 @pytest.mark.parametrize(("init", "method"), [("PiSSA", "LoRA"), ("OLoRA", "LoRA"), ("LoftQ", "QLoRA")])
 def test_a_rank_above_a_weights_directions_is_refused_where_the_start_needs_them(
     tmp_path: Path, llama: Path, init: str, method: str

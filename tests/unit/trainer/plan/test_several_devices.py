@@ -103,6 +103,7 @@ def test_of_a_base_in_4_bits_the_constants_stay_whole(deep: Path) -> None:
         assert found == pytest.approx((whole - constants) / devices + spread[-1], abs=2)
 
 
+@pytest.mark.slow
 def test_several_devices_take_a_message_of_the_gradients_and_nccl_more(deep: Path) -> None:
     alone, two = memory_of(deep, 1), memory_of(deep, 2)
     assert (two.weights, two.adapter, two.optimizer) == (alone.weights, alone.adapter, alone.optimizer)
@@ -158,6 +159,7 @@ def test_where_nothing_can_be_spread_each_device_has_the_whole_base(
     assert told.startswith(reason)
 
 
+@pytest.mark.slow
 def test_a_base_in_8_bits_is_whole_however_little_memory_there_is(deep: Path) -> None:
     spec = spec_of({"method": "QLoRA", "quantization": {"type": "Int8"}, "training": {"precision": "BFloat16"}})
     device = replace(GPU, memory_bytes=2**29, devices=8)
@@ -165,6 +167,7 @@ def test_a_base_in_8_bits_is_whole_however_little_memory_there_is(deep: Path) ->
     assert (plan.fits, reason_of(plan)) == (False, ("DDP", "A base in 8 bits cannot be spread."))
 
 
+@pytest.mark.slow
 def test_a_refusal_names_the_fewest_gpus_that_the_base_can_be_spread_over(
     deep: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -235,6 +238,7 @@ def test_who_asks_for_the_whole_base_is_told_to_leave_that_out(deep: Path) -> No
     check_memory(planned(deep, device, optimizer="AdamW"))
 
 
+@pytest.mark.slow
 def test_the_table_of_methods_is_of_the_devices_of_the_job(deep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(method_table, "_METHODS", (Method.LORA,))
     rows = []

@@ -160,6 +160,7 @@ def test_posts_the_protocol_and_its_extension(operator: Operator, tmp_path: Path
     assert "checkpointError" not in last
 
 
+@pytest.mark.slow
 def test_a_reference_that_is_scored_before_the_steps_is_progress(operator: Operator, tmp_path: Path) -> None:
     token, out = tmp_path / "token", io.StringIO()
     token.write_text("t")
@@ -179,6 +180,7 @@ def test_a_reference_that_is_scored_before_the_steps_is_progress(operator: Opera
     assert out.getvalue().splitlines() == ["Evaluating  0 %"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("url", [None, "https://127.0.0.1:1/gone"], ids=["taken", "gone"])
 def test_the_log_of_the_pod_is_told_too_but_not_every_step(operator: Operator, tmp_path: Path, url: str | None) -> None:
     token, out = tmp_path / "token", io.StringIO()
@@ -395,6 +397,7 @@ def test_what_goes_on_beside_the_progress_prints_in_one_piece() -> None:
         assert not re.search(r"\bprint\(", path.read_text()), f"{path.name}: `say` writes a line in one piece"
 
 
+@pytest.mark.slow
 def test_what_was_measured_after_another_step_is_told_with_its_step() -> None:
     out = io.StringIO()
     reporter = ProgressReporter({}, out)
@@ -433,6 +436,7 @@ def test_one_connection_carries_all_reports(operator: Operator, tmp_path: Path) 
     assert min(gaps) >= 1.0, "the operator answers 429 to what comes faster than one a second"
 
 
+@pytest.mark.slow
 def test_what_was_told_is_repeated_while_nothing_is_new_and_not_printed_again(
     operator: Operator, tmp_path: Path
 ) -> None:
@@ -503,6 +507,7 @@ def test_the_last_report_is_made_even_if_the_standby_has_it_first(operator: Oper
     assert len(operator.posts) == 2
 
 
+@pytest.mark.slow
 def test_a_server_that_says_nothing_ends_no_run(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"https://127.0.0.1:{silent.getsockname()[1]}/x"
@@ -565,6 +570,7 @@ def test_retry_after(header: str | None, seconds: float | None) -> None:
     assert retry_after(header) == seconds
 
 
+@pytest.mark.slow
 def test_the_interval_that_the_server_asks_for_is_kept(operator: Operator, tmp_path: Path) -> None:
     (tmp_path / "token").write_text("t")
     operator.body = b'{"intervalSeconds": 1}'

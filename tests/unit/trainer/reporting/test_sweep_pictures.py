@@ -140,6 +140,7 @@ def labels(boxes: Drawn) -> set[str]:
     return {text.get_text() for text in boxes}
 
 
+@pytest.mark.slow
 def test_rates_stand_on_an_axis_of_factors(tmp_path: Path, drawn: list[Drawn]) -> None:
     draw_sweep(trials(40, [RATE]), tmp_path)
     assert {"0.0001", "0.001", "0.01"} <= labels(drawn[1])

@@ -227,6 +227,7 @@ def test_what_must_be_the_same_is_refused_by_name_before_training(case: Case) ->
     assert "spec.training.maxLength: is 64" in said, "all differences together"
 
 
+@pytest.mark.slow
 def test_other_data_and_another_base_are_refused(case: Case, tmp_path: Path) -> None:
     place, _ = first(case)
     write_rows(tmp_path / "data.jsonl", make_rows(121))

@@ -20,6 +20,7 @@ from kit.explained import Rows, Train, said, swapped
 from kit.story import make_rows
 
 
+@pytest.mark.slow
 def test_too_short_too_few_too_tight(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(diagnosing, "container_memory", lambda asked: MemoryUse(95, 100))
     done = train(

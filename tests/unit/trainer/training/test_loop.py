@@ -49,7 +49,7 @@ def first_loss(llama: Path, folder: Path, accumulation: int, *, hooked: bool) ->
     return trainer.state.log_history[0]["loss"], term.item()
 
 
-@pytest.mark.slow(fast=["1"])
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_the_optimised_loss_holds_the_orthogonality_term_once(llama: Path, tmp_path: Path, accumulation: int) -> None:
     with_term, term = first_loss(llama, tmp_path, accumulation, hooked=True)
@@ -67,6 +67,7 @@ def resumable(llama: Path, folder: Path, steps: int, **changes: Any) -> AdapterT
     return AdapterTrainer(model, replace(loop, **changes), parts(llama, folder))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_does_not_say_when_to_log(llama: Path, tmp_path: Path) -> None:
     """transformers takes its state whole from the checkpoint, with the other job's intervals."""
     source = resumable(llama, tmp_path, 2)

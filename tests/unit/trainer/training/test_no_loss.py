@@ -71,6 +71,7 @@ def test_of_several_processes_the_leader_alone_reads_the_base_and_the_others_wai
     assert done == (["read", "wait"] if rank == 0 else ["wait"])
 
 
+@pytest.mark.slow(only=["nan-NaN"])
 @pytest.mark.parametrize(("value", "said"), [(math.nan, "NaN"), (-math.inf, "infinity")])
 def test_a_base_that_holds_no_number_is_named(case: Case, value: float, said: str) -> None:
     path = case()
@@ -80,6 +81,7 @@ def test_a_base_that_holds_no_number_is_named(case: Case, value: float, said: st
     assert hint.startswith("Fetch model.safetensors again from where the model comes, put it in place of this one, and")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
