@@ -108,6 +108,7 @@ def test_a_list_or_a_map_that_is_null_is_empty(helm: Helm, monkeypatch: pytest.M
     assert "null" not in str([policy["spec"].get("matchConditions") for policy in policies])
 
 
+@pytest.mark.slow
 def test_the_operator_reads_what_the_platform_says_of_servers(helm: Helm, monkeypatch: pytest.MonkeyPatch) -> None:
     values = {
         "serving.server.image.tag": "v2",

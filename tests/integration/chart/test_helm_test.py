@@ -84,6 +84,7 @@ def test_a_place_that_is_no_bucket_is_refused(helm: Helm) -> None:
         helm.render("test.outputUri=http://bucket")
 
 
+@pytest.mark.slow
 def test_restricted_pod_security_takes_its_pods(installed: ApiServer, helm: Helm) -> None:
     rendered = hooks(helm.render(*BUCKET, tests=True))
     installed.apply(*rendered.of("ServiceAccount"))

@@ -243,6 +243,7 @@ CLUSTER_WIDE = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_two_releases_share_no_name_that_is_of_the_whole_cluster(helm: Helm) -> None:
     names = []
     for release, team in (("first", TEAM), ("second", OTHER)):

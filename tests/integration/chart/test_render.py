@@ -34,6 +34,7 @@ def test_the_pod_complies_with_the_restricted_standard(rendered: Rendered) -> No
     }
 
 
+@pytest.mark.slow
 def test_the_ids_can_be_left_to_openshift_and_variables_be_added(helm: Helm) -> None:
     context = "operator.podSecurityContext"
     pod = helm.render(
@@ -149,6 +150,7 @@ def test_the_job_of_the_certificate_runs_as_the_operator_does(helm: Helm) -> Non
     assert not selector.items() <= template["metadata"]["labels"].items()
 
 
+@pytest.mark.slow
 def test_another_image_is_another_job_and_no_name_is_too_long(helm: Helm) -> None:
     name = "n" * 50
     rendered = helm.render(f"fullnameOverride={name}")
@@ -274,6 +276,7 @@ def test_values_of_the_first_release_are_still_taken(helm: Helm) -> None:
     assert Rendered.parse(text).one("Deployment")["spec"]["replicas"] == 2
 
 
+@pytest.mark.slow
 def test_the_network_policy_lets_in_what_the_service_offers(helm: Helm) -> None:
     assert helm.render().of("NetworkPolicy") == []
     prometheus = [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}]
@@ -305,6 +308,7 @@ def test_prometheus_scrapes_every_replica(helm: Helm) -> None:
     assert endpoint["honorLabels"] is True
 
 
+@pytest.mark.slow
 def test_alerts_speak_of_metrics_that_there_are(helm: Helm) -> None:
     page = (CHART.parents[1] / "docs" / "operations.md").read_text()
     base = "https://docs.example.com/operations"

@@ -153,6 +153,7 @@ def test_a_suspended_batch_has_no_pod_and_waits_for_a_server_that_has_gone_meanw
     namespace.wait_phase("b", "Succeeded", BATCHES)
 
 
+@pytest.mark.slow
 def test_a_batch_expires_and_its_deadline_and_queue_hold_as_a_jobs_do(namespace: Namespace, serve: Serve) -> None:
     serve()
     queued = batchinference("q", activeDeadlineSeconds=2)

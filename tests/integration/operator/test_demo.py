@@ -142,6 +142,7 @@ def test_a_job_that_has_ended_is_replaced_and_its_end_is_told(
     assert "LoRAJob done of an earlier run (Succeeded) is deleted" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
 def test_ctrl_c_says_in_a_line_what_goes_on_and_how_to_stop_it(
     number: signal.Signals, api_server: Kubectl, namespace: Namespace

@@ -69,6 +69,7 @@ def test_kstatus_reads_where_an_object_stands() -> None:
     assert verdicts(program, [gone]) == ["Terminating"]
 
 
+@pytest.mark.slow
 def test_a_job_on_its_way_is_never_taken_for_done(
     namespace: Namespace, api_server: Kubectl, health_check: list[str | Path]
 ) -> None:

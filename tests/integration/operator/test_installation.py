@@ -98,6 +98,7 @@ def uid(namespace: Namespace) -> str | None:
     return found and found["metadata"]["uid"]
 
 
+@pytest.mark.slow
 def test_a_job_that_nobody_acts_on_is_told_with_what_its_status_says(namespace: Namespace, client: KubeClient) -> None:
     namespace.limit(pods="0")
     with pytest.raises(Broken, match=f"{NAME} has not ended within 3 s: .*describe lorajob {NAME}"):

@@ -138,6 +138,7 @@ def test_a_suspension_that_is_not_ours_is_left_alone(namespace: Namespace) -> No
     assert namespace.job("s-train")["spec"]["suspend"] is True
 
 
+@pytest.mark.slow
 def test_a_quarrel_is_given_up_and_told(namespace: Namespace) -> None:
     namespace.apply(lorajob("f", preflight="Skip"))
     namespace.run_pod("f-train")

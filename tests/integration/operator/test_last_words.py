@@ -80,6 +80,7 @@ def test_a_deadline_reads_the_last_words_of_a_pod_that_could_not_post(trainer: T
     assert_kept(trainer.namespace, "mute")
 
 
+@pytest.mark.slow
 def test_a_deadline_that_is_raised_while_the_pod_ends_lets_the_job_go_on(trainer: Trainer) -> None:
     pod = trainer.stop("on", activeDeadlineSeconds=2)
     trainer.namespace.patch_spec("on", activeDeadlineSeconds=3600)
@@ -111,6 +112,7 @@ def test_what_it_posted_as_it_ended_stays_in_the_checklist(trainer: Trainer) -> 
     assert trainer.namespace.wait_phase("told", "Stopped")["checks"] == REPORT["trainerStatus"]["checks"]
 
 
+@pytest.mark.slow
 def test_nobody_is_told_to_delete_a_pod_that_stores_its_checkpoint(trainer: Trainer) -> None:
     names = ["s0", "s1", "s2"]
     pods = [trainer.stop(name).name for name in names]

@@ -74,6 +74,7 @@ def test_a_ttl_that_is_set_after_the_end_counts(namespace: Namespace) -> None:
     eventually("the LoRAJob is gone", lambda: namespace.get("lorajobs", "late-ttl") is None)
 
 
+@pytest.mark.slow
 def test_deleting_the_object_removes_its_children(namespace: Namespace) -> None:
     namespace.apply(lorajob("del", preflight="Skip"))
     namespace.run_pod("del-train")
@@ -99,6 +100,7 @@ def test_a_strangers_job_is_a_conflict_and_stays_untouched(namespace: Namespace)
     assert after["spec"] == created["spec"]
 
 
+@pytest.mark.slow
 def test_a_predecessors_job_is_waited_for(namespace: Namespace) -> None:
     namespace.apply(lorajob("pre", preflight="Skip"))
     first = namespace.job("pre-train")

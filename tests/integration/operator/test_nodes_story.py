@@ -267,7 +267,7 @@ def test_where_publishing_fails_all_of_them_are_needed_again(
     eventually("the Job may lack none", lambda: allowed(namespace, "bad") == 0)
 
 
-@pytest.mark.slow(only=["suspended-0"])
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "retries"), [("evicted", 0), ("suspended", 0), pytest.param("evicted", 2, marks=pytest.mark.slow)]
 )

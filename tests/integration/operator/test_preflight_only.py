@@ -48,6 +48,7 @@ def test_a_dry_run_succeeds_with_its_checks_and_trains_nothing(namespace: Namesp
     )
 
 
+@pytest.mark.slow
 def test_its_end_is_told_once(namespace: Namespace) -> None:
     namespace.apply(lorajob("told", **ONLY))
     namespace.pass_preflight("told")

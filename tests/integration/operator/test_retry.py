@@ -164,6 +164,7 @@ def test_a_time_to_live_waits_for_who_waits(namespace: Namespace) -> None:
     eventually("a is gone", lambda: namespace.get("lorajobs", "a") is None, 60)
 
 
+@pytest.mark.slow
 def test_another_try_takes_the_adapter_that_was_published_since(namespace: Namespace) -> None:
     """The hint of AdapterCorrupt is to publish again: what was written down of the first adapter must not stand."""
     _merge_what_is_corrupt(namespace, "the manifest was replaced")

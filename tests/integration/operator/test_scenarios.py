@@ -50,7 +50,7 @@ def test_a_quota_on_jobs_is_told_and_goes_away(namespace: Namespace) -> None:
     ends_well(namespace, "q")
 
 
-@pytest.mark.slow(only=["Required"])
+@pytest.mark.slow
 @pytest.mark.parametrize("preflight", ["Skip", "Required"])
 def test_an_admission_policy_is_told_in_its_own_words(namespace: Namespace, preflight: str) -> None:
     namespace.deny("batch", "jobs", "no jobs of this team on Fridays")
@@ -180,6 +180,7 @@ def test_a_result_whose_pod_is_gone_is_asked_for_again(api: Api, own_operator: M
     operator.assert_clean_log()
 
 
+@pytest.mark.slow
 def test_a_preflight_report_that_is_lost_is_made_again(api: Api, own_operator: Make) -> None:
     namespace, operator = make_namespace(api), own_operator().start()
     namespace.apply(lorajob("f"))

@@ -63,6 +63,7 @@ def test_a_command_of_the_cluster_that_ctrl_c_ends_prints_no_traceback() -> None
     assert (process.returncode, told) == (130, "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("demo", ["tools.demo", "tools.demo.serving", "tools.demo.sweep"])
 def test_a_demo_on_a_cluster_of_yours_names_in_a_line_what_it_lacks(demo: str) -> None:
     environment = {"PATH": "/usr/bin:/bin", "CLUSTER": "existing"}

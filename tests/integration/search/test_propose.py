@@ -91,7 +91,7 @@ def test_all_four_methods_are_tried_each_with_its_own_settings_alone() -> None:
         assert ("promptTuning.virtualTokens" in each.values) == (each.values["method"] == "PromptTuning")
 
 
-@pytest.mark.slow(only=["TPE"])
+@pytest.mark.slow(fast=["Grid"])
 @pytest.mark.parametrize("sampler", ["TPE", "Random", "Grid"])
 def test_a_space_of_sixty_points_is_exhausted_and_then_ends(sampler: str) -> None:
     trials: tuple[ToldTrial, ...] = ()

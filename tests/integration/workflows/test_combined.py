@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from kit.operator.objects import adaptermerge, lorasweep
 from kit.published import download, read_manifest
 from kit.workflows import RESOURCES, Tenant, assert_adapts, training
@@ -27,6 +29,7 @@ def test_a_merge_waits_for_its_lorajobs_and_publishes(
     assert [len(tenant.processes(role)) for role in ("train", "merge")] == [2, 1]
 
 
+@pytest.mark.slow
 def test_a_sweep_of_three_trials_publishes_the_best(
     tenant: Tenant, model: Path, s3_server: S3Server, tmp_path: Path
 ) -> None:

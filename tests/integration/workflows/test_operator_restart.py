@@ -9,6 +9,7 @@ from kit.workflows import Tenant
 def test_a_run_that_ends_while_no_operator_runs_is_published_once(tenant: Tenant, operator: OperatorProcess) -> None:
     tenant.apply(tenant.lorajob("steady"))
     tenant.wait_running("steady")
+    tenant.wait_event("steady", "PodStarted")
     operator.kill()
     (pod,) = tenant.processes("train")
     pod.join(120)

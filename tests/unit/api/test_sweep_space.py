@@ -64,6 +64,7 @@ SWEEP = spec_of(EVERY_TYPE)
 SPACE = space_of(SWEEP)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=300)
 @given(points(SPACE))
 def test_values_of_every_type_come_back_from_the_spec_of_their_trial(values: dict[str, str]) -> None:

@@ -450,6 +450,7 @@ def test_a_sweep_is_never_stuck(spec: Any, trials: list[Trial]) -> None:
     assert set(decision.create).isdisjoint(each.row.number for each in trials)
 
 
+@pytest.mark.slow
 @given(SPECS, st.lists(ONES, max_size=30), st.data())
 def test_whoever_slept_through_events_comes_to_the_same_end(spec: Any, fates: list[Any], data: st.DataObject) -> None:
     """The fate of a trial is its number's: a sweep that is looked at at any moments ends with the same trials."""

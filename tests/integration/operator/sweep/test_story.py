@@ -322,6 +322,7 @@ def test_a_space_of_three_points_ends_with_the_third(namespace: Namespace, trial
     assert status["best"]["parameters"] == {"training.learningRate": "0.001"}
 
 
+@pytest.mark.slow
 def test_a_trial_stopped_by_hand_is_pruned_by_hand(namespace: Namespace, trials: Trials) -> None:
     trials.held.add("s-001")
     namespace.apply(lorasweep("s", maxTrials=2, parallelTrials=2))

@@ -128,6 +128,7 @@ def config_map(namespace: Namespace) -> Json:
     return {"apiVersion": "v1", "kind": "ConfigMap", "name": "c", "uid": uid}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["alone", "not controlled", "of another"])
 def test_a_trial_is_counted_whatever_is_done_to_whose_it_is(namespace: Namespace, trials: Trials, how: str) -> None:
     trials.held.add("*")

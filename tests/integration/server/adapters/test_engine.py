@@ -191,6 +191,7 @@ class Replica:
         return DesiredAdapter(name=name, uri=f"s3://adapters/served/{name}", manifest_sha256=sha)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [Kind.STAND_IN], indirect=True)
 async def test_from_a_bucket_to_answers_that_are_the_adapters(
     base: Path, shelf: object, engine: EngineProcess, s3_server: S3Server, tmp_path: Path

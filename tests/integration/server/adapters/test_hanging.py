@@ -218,6 +218,7 @@ async def test_a_long_line_at_a_store_that_answers_is_waited_for(monkeypatch: py
     assert answers == [False] * 8
 
 
+@pytest.mark.slow
 def test_a_process_ends_while_bodies_hang(store: HangingStore) -> None:
     store.publish("bad", "b", adapter_files())
     store.modes["bad"] = "half"

@@ -43,6 +43,7 @@ def upload(server: S3Server, folder: Path, prefix: str) -> None:
         server.client().put_object(Bucket="models", Key=f"{prefix}/{path.name}", Body=path.read_bytes())
 
 
+@pytest.mark.slow
 def test_a_model_in_a_bucket_lies_in_the_folder_under_its_own_names(
     tmp_path: Path, s3_server: S3Server, said: Path
 ) -> None:

@@ -110,6 +110,7 @@ async def test_a_batch_of_which_all_lines_are_late_waits_and_asks_one_of_them_no
         assert here.oracle.most == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packed", ["jsonl", "jsonl.gz", "jsonl.zst"])
 async def test_models_that_come_and_go_lose_and_double_nothing(
     packed: str, tmp_path: Path, asked: Counter[str], monkeypatch: pytest.MonkeyPatch
@@ -279,6 +280,7 @@ async def until_waiting(here: Table, count: int) -> None:
             await asyncio.sleep(0.1)
 
 
+@pytest.mark.slow
 async def test_a_model_that_is_given_up_makes_errors_of_its_lines_and_a_retry_asks_them_alone(tmp_path: Path) -> None:
     async with table(tmp_path) as here:
         here.site.routes.hold("tone", "AdapterMissing", "it has no manifest")

@@ -81,6 +81,7 @@ async def test_killed_at_any_instant_it_goes_on_where_it_was(tmp_path: Path, s3_
         assert program.words.answers.answered == LINES
 
 
+@pytest.mark.slow
 async def test_a_line_whose_model_is_not_served_holds_back_no_answer_that_a_kill_would_lose(tmp_path: Path) -> None:
     async with table(tmp_path) as here:
         here.site.routes.hold("tone", "AdapterCorrupt", "its digest differs")
@@ -147,6 +148,7 @@ async def test_an_answer_that_does_not_come_is_not_waited_for_at_a_stop(tmp_path
         assert here.oracle.asked.total() == 4
 
 
+@pytest.mark.slow
 async def test_the_last_words_of_a_failure_name_the_reason_and_end_with_its_code(tmp_path: Path) -> None:
     async with table(tmp_path) as here:
         program = await here.start(here.put(b"{}"))

@@ -149,7 +149,7 @@ TOO_MANY = {
 }
 
 
-@pytest.mark.slow(only=["one name"])
+@pytest.mark.slow
 @pytest.mark.parametrize(("same", "most"), TOO_MANY.values(), ids=list(TOO_MANY))
 async def test_of_a_small_file_of_millions_of_bad_lines_so_many_are_told_at_once(
     same: bytes, most: int, tmp_path: Path
@@ -268,6 +268,7 @@ async def test_more_models_than_any_server_has_are_refused(tmp_path: Path) -> No
         assert not here.oracle.asked
 
 
+@pytest.mark.slow
 async def test_told_twice_to_stop_it_ends_at_once(tmp_path: Path) -> None:
     async with table(tmp_path) as here:
         here.oracle.seconds = 60

@@ -272,6 +272,7 @@ async def test_who_reads_nothing_and_has_no_key_makes_way_for_who_has_one(tmp_pa
             one.close()
 
 
+@pytest.mark.slow
 async def test_an_answer_that_nobody_takes_ends_and_one_that_is_read_slowly_does_not(tmp_path: Path) -> None:
     async with open_site(tmp_path, limits=Limits(unread=1.0)) as site:
         await answers_with(site, BIG)

@@ -83,6 +83,7 @@ async def started(folder: Path, engine: FakeEngine, keys: MountedSecret, *, told
         await process.wait()
 
 
+@pytest.mark.slow
 async def test_a_process_answers_ends_what_it_has_begun_and_says_no_key(tmp_path: Path) -> None:
     engine = FakeEngine(str(tmp_path / "engine.sock"))
     keys = write_keys(tmp_path / "keys", alice="key-of-alice")
@@ -133,6 +134,7 @@ async def operator(take: Take, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
     await runner.cleanup()
 
 
+@pytest.mark.slow
 async def test_a_process_reports_and_takes_what_it_is_answered_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,6 +162,7 @@ async def test_a_process_reports_and_takes_what_it_is_answered_with(
     assert (told[0].revision, told[0].engine_ready) == (0, False)
 
 
+@pytest.mark.slow
 async def test_a_process_is_ready_once_the_operator_has_heard_that_requests_may_come(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -248,6 +251,7 @@ async def test_the_door_of_a_pod_of_before_refuses_what_it_refused(tmp_path: Pat
     await engine.stop()
 
 
+@pytest.mark.slow
 async def test_before_it_has_read_who_may_ask_for_what_a_door_answers_nobody(tmp_path: Path) -> None:
     """As where a door follows one that was killed: its engine answers, and a limited key is to get no moment of all."""
     engine = FakeEngine(str(tmp_path / "engine.sock"))

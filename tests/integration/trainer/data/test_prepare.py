@@ -110,6 +110,7 @@ def test_rows_that_the_template_refuses_count_as_bad(write: Write) -> None:
 LENGTHS = st.lists(st.integers(0, 60), min_size=2, max_size=40)
 
 
+@pytest.mark.slow
 @given(LENGTHS, st.integers(16, 80))
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_token_is_lost(

@@ -90,6 +90,7 @@ def turns(seconds: Iterable[float]) -> list[bool]:
     return said[1:]
 
 
+@pytest.mark.slow
 def test_a_busy_machine_does_not_make_it_come_and_go() -> None:
     """Another job slows 25 steps of every 100 down, on top of the noise; and a run that slowed down stays so."""
     draw = random.Random(5)

@@ -358,6 +358,7 @@ def test_an_adapter_in_a_claim_is_read_where_it_lies(tmp_path: Path, made: list[
     assert published(tmp_path).lineage.inputs[0].uri == "pvc://claim/in-4"
 
 
+@pytest.mark.slow
 def test_an_adapter_in_s3_is_merged_and_refused(
     tmp_path: Path, made: list[Path], base: Path, s3_server: S3Server, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -90,6 +90,7 @@ def all_rows(folder: Path) -> Any:
     return concatenate_datasets([held, type(held).from_file(str(train))])
 
 
+@pytest.mark.slow
 def test_every_loss_is_what_plain_peft_measures(tmp_path: Path, inputs: list[Path]) -> None:
     found = merged(merge_file(tmp_path, inputs))
     lineage, rows = found.lineage, all_rows(tmp_path)

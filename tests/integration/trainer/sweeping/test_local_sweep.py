@@ -218,6 +218,7 @@ def test_ctrl_c_ends_the_trial_and_says_how_to_go_on(sweep: Sweep) -> None:
     assert left["underWaySeconds"] > 0
 
 
+@pytest.mark.slow
 def test_the_time_of_a_sweep_ends_the_trial_that_runs_and_publishes_the_best_so_far(
     sweep: Sweep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -232,6 +233,7 @@ def test_the_time_of_a_sweep_ends_the_trial_that_runs_and_publishes_the_best_so_
     assert best_of(path) == 0
 
 
+@pytest.mark.slow
 def test_the_best_settings_are_trained_once_more_and_take_part(sweep: Sweep) -> None:
     path = sweep((1e-4, 8), (1e-3, 8), final={"training": {"maxSteps": 40}}, stopAfterTrialsWithoutImprovement=1)
     assert run(path).returncode == ExitCode.OK
@@ -266,6 +268,7 @@ def test_a_trial_that_is_refused_is_told_and_the_best_of_the_others_is_published
     assert best_of(path) == 1
 
 
+@pytest.mark.slow
 def test_too_many_failures_by_chance_end_it_until_it_is_run_again(sweep: Sweep) -> None:
     path = sweep((1e-4, LOST), (1e-3, LOST), (1e-3, 8), (5e-4, 8), maxTrials=2, maxFailedTrials=1)
     done = run(path)
@@ -278,6 +281,7 @@ def test_too_many_failures_by_chance_end_it_until_it_is_run_again(sweep: Sweep) 
     assert best_of(path) == 2
 
 
+@pytest.mark.slow
 def test_more_trials_may_be_asked_for_and_the_others_are_known(sweep: Sweep) -> None:
     path = sweep((1e-4, 8), (1e-3, KILLED), (5e-4, 8), (2e-4, 8), maxTrials=2, maxFailedTrials=0)
     assert run(path).returncode == ExitCode.RETRYABLE

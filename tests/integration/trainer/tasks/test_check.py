@@ -27,6 +27,7 @@ def test_good_rows_alone(write: Write) -> None:
     assert "Tokens" not in done.stdout
 
 
+@pytest.mark.slow
 def test_who_reads_the_first_lines_sees_no_trace(write: Write) -> None:
     rows: list[Any] = [{"prompt": f"{n}"} for n in range(5000)]
     checking = subprocess.Popen(
@@ -39,6 +40,7 @@ def test_who_reads_the_first_lines_sees_no_trace(write: Write) -> None:
     assert (checking.returncode, said) == (128 + signal.SIGPIPE, b"")
 
 
+@pytest.mark.slow
 def test_it_needs_no_library_of_tensors(write: Write) -> None:
     path = write("data.jsonl", make_rows())
     code = f"import sys; from tunery_trainer.cli import main; main(['check', {str(path)!r}]); print(*sys.modules)"

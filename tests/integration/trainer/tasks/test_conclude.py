@@ -134,6 +134,7 @@ def test_the_card_is_the_trials_with_how_it_was_found(sweep: EndedSweep, tmp_pat
         assert f"]({name})" in search
 
 
+@pytest.mark.slow
 def test_plain_peft_loads_what_is_published(sweep: EndedSweep, tmp_path: Path) -> None:
     run_conclude(sweep.run(tmp_path / "work"))
     adapted = logits_of(plain_peft(tmp_path))

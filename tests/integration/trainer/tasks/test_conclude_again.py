@@ -127,6 +127,7 @@ def test_a_sweep_that_went_on_after_it_had_published_replaces_that(
     assert run_conclude(sweep.run(tmp_path / "third", best=best)) == result
 
 
+@pytest.mark.slow
 def test_a_tolerance_that_chooses_what_an_earlier_end_removed_is_told(sweep: EndedSweep, tmp_path: Path) -> None:
     """Trial 4 was the smallest of those near the best; beside a better one it is not near any more, and 0 is gone."""
     first = run_conclude(sweep.run(tmp_path / "first", best=4))

@@ -99,6 +99,7 @@ def test_a_plain_adapter_is_trained_on_and_told(folder: Path) -> None:
     assert 0 < moved < 0.01, "it goes on from its weights, in small steps"
 
 
+@pytest.mark.slow(fast=["one layer", "prefix", "prompt"])
 @pytest.mark.parametrize(
     ("config", "changes"),
     [
@@ -171,6 +172,7 @@ def piped(folder: Path) -> None:
 HALF = "layers.0.self_attn.q_proj.lora_A"
 
 
+@pytest.mark.slow(only=["a module less"])
 @pytest.mark.parametrize(
     ("change", "reason", "words"),
     [
@@ -247,6 +249,7 @@ def test_a_pattern_without_an_end_on_the_bases_names_is_told(
     assert "takes too long on the names of modules" in error.message
 
 
+@pytest.mark.slow
 def test_what_peft_fills_in_may_be_left_out(folder: Path) -> None:
     said(r=..., lora_alpha=..., bias=..., rank_pattern=..., use_rslora=...)(made(folder, eight()))
     resolved = checked(folder).resolved
@@ -259,6 +262,7 @@ def eight() -> LoraConfig:
     return LoraConfig(target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
 
 
+@pytest.mark.slow
 def test_nothing_else_is_trained_on_than_was_checked(folder: Path) -> None:
     """Neither what was put there since, nor what is not what the manifest asks for."""
     adapter = made(folder)

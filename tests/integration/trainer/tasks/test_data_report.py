@@ -90,6 +90,7 @@ def test_from_refused_to_published(run_file: Run, tmp_path: Path, s3_server: S3S
     assert set(NAMES) <= set(files), "with their digests, like every file of a result"
 
 
+@pytest.mark.slow
 def test_a_refusal_after_the_rows_were_read_has_one_too(case: Case) -> None:
     """Here for too few steps: no row is bad, and what is known of them is not lost."""
     path = case(training=None)
@@ -128,6 +129,7 @@ def test_without_a_place_nothing_is_stored(run_file: Run, tmp_path: Path, s3_ser
     assert "data report" not in (said.failure.hint or "")
 
 
+@pytest.mark.slow
 def test_preflight_only_trains_nothing(case: Case) -> None:
     path = case(preflight="Only")
     done = run_here("run", path, "--work-dir", path.parent / "work")
@@ -174,7 +176,7 @@ def test_rows_that_are_bad_when_training_reads_them(case: Case) -> None:
     assert (said.dataset.report or "").endswith("/own-place/data-report.md")
 
 
-@pytest.mark.slow(fast=["True-False-True"])
+@pytest.mark.slow
 @pytest.mark.parametrize(("local", "asked", "shown"), [(False, False, False), (False, True, True), (True, False, True)])
 def test_rows_stand_in_the_log_only_where_that_is_asked_for(
     run_file: Run, tmp_path: Path, local: bool, asked: bool, shown: bool

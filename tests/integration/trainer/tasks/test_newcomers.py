@@ -158,6 +158,7 @@ def meet(port: int) -> None:
         node.ready({})
 
 
+@pytest.mark.slow
 def test_where_node_0_is_looked_for_is_told_once_and_not_at_once(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

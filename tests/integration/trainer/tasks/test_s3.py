@@ -139,6 +139,7 @@ def test_a_base_in_a_claim_takes_no_disk(run_file: Run, tmp_path: Path) -> None:
     assert (fetched.estimate_bytes or 0) - (in_claim.estimate_bytes or 0) == pytest.approx(1.1 * weights, abs=2)
 
 
+@pytest.mark.slow
 def test_data_beyond_preflights_own_disk_is_refused_before_it_is_downloaded(
     run_file: Run, tmp_path: Path, s3_server: S3Server
 ) -> None:

@@ -97,6 +97,7 @@ def test_the_last_steps_still_move_the_adapter(llama: Path, tmp_path: Path, name
     assert max(late) < 0.1
 
 
+@pytest.mark.slow
 def test_the_loss_after_training_is_that_of_plain_transformers(llama: Path, tmp_path: Path) -> None:
     """Before training, in training and after it: one arithmetic, in autocast and through the head in tiles."""
     model, _, losses = trained(llama, tmp_path, "LoRA", steps=6, learningRate="5e-3")

@@ -144,6 +144,7 @@ async def test_there_is_a_cap_on_all_connections(tls: Path) -> None:
         assert (await report(at, token(pod()))).status == 200
 
 
+@pytest.mark.slow
 async def test_a_connection_is_kept_alive_and_ends_when_idle(tls: Path) -> None:
     async with site(tls, Limits(idle=3.0), pods=20) as at, aiohttp.ClientSession() as session:
         for index in range(20):
@@ -191,6 +192,7 @@ async def test_many_reports_with_one_new_token_cost_one_review(tls: Path) -> Non
         assert at.reviews.count == 1
 
 
+@pytest.mark.slow
 async def test_an_api_server_that_hangs_costs_a_report_and_nothing_else(
     tls: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

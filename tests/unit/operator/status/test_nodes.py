@@ -695,6 +695,7 @@ def test_who_starts_after_all_others_have_ended_is_of_the_next_attempt() -> None
     assert status["attempts"] == 2
 
 
+@pytest.mark.slow(only=["64-3"])
 @pytest.mark.parametrize(("count", "seed"), [(2, 0), (5, 1), (40, 2), (64, 3)])
 def test_any_course_of_attempts_adds_up(count: int, seed: int) -> None:
     """Pods come and end in any order, and histories are cut: attempts, seconds and GPU seconds are exact."""

@@ -194,6 +194,7 @@ def test_a_pod_that_was_told_of_no_operator_reports_to_none() -> None:
     assert poster({"KUBEFLOW_TRAINER_SERVER_URL": "https://operator"}) is not None
 
 
+@pytest.mark.slow
 def test_a_report_of_thousands_of_failures_stays_within_its_limit_and_says_each_reason() -> None:
     failed = [
         ReportedAdapter(

@@ -127,6 +127,7 @@ async def asked_meanwhile(table: Table, gate: Gate, seconds: float) -> list[str]
         await table.loader.settle()
 
 
+@pytest.mark.slow
 async def test_both_names_wait_for_one_download_however_long_it_takes(
     gate: Gate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

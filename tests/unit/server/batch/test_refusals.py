@@ -267,6 +267,7 @@ async def test_an_engine_that_is_being_stopped_is_waited_for_and_one_that_dies_o
         assert len(here.oracle.trouble) == 2 * HURRIED.failures
 
 
+@pytest.mark.slow
 async def test_a_model_that_stays_away_fails_its_lines_and_not_the_others(tmp_path: Path) -> None:
     async with table(tmp_path) as here:
         here.oracle.seconds = 0.05

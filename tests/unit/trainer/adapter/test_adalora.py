@@ -102,6 +102,7 @@ def test_gradients_that_overflowed_weigh_nothing(llama: Path) -> None:
         assert all(bool(torch.isfinite(tensor).all()) for tensor in remembered[name].values())
 
 
+@pytest.mark.slow
 def test_a_resume_prunes_as_one_run_would(llama: Path) -> None:
     whole = train(llama, SPEC, steps=20, learning_rate=0.0)
     first = train(llama, SPEC, steps=20, learning_rate=0.0)

@@ -87,6 +87,7 @@ def by_characters(tokenizer: PreTrainedTokenizerBase, text: str, spans: Spans, s
     return token_stretches(encoding, spans)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", [plain, as_qwen, as_llama, with_start])
 @settings(max_examples=150)
 @given(drawn=spanned(), special=st.booleans())

@@ -80,6 +80,7 @@ def test_useless_runs_are_found_at_their_first_evaluation_or_their_second(runs: 
     assert sorted(first) == [8] * 50 + [15]
 
 
+@pytest.mark.slow
 def test_without_errors_of_rows_none_of_the_real_runs_is_called_worse_than_the_base(runs: list[dict[str, Any]]) -> None:
     """As with fewer than 8 held-out rows: the worst evaluation of the 468 was at 2.2 times the base's loss."""
 

@@ -78,6 +78,7 @@ def test_bit_equal_to_peft(tmp_path: Path, method: str, kind: Tiny, dtype: torch
     assert differing(ours, base) != []
 
 
+@pytest.mark.slow(only=["gpt2"])
 @pytest.mark.parametrize("kind", list(Tiny))
 def test_bit_equal_over_many_blocks(tmp_path: Path, kind: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(merged_blocks, "BLOCK_ELEMENTS", 1)

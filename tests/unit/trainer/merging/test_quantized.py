@@ -84,6 +84,7 @@ def test_bfloat16_stays_within_a_hundredth(tmp_path: Path) -> None:
     assert relative(logits(merged), logits(base, adapter, **quantized)) <= 0.01
 
 
+@pytest.mark.slow(only=["FP4-gpt2"])
 @pytest.mark.parametrize("kind", [Tiny.LLAMA_TIED, Tiny.GPT2])
 @pytest.mark.parametrize("case", [*CASES, "Int8"])
 def test_weights_equal_what_the_quantised_base_holds(tmp_path: Path, case: str, kind: Tiny) -> None:

@@ -52,6 +52,7 @@ def test_weights_and_moments_are_counted_exactly(tiny_model: Path) -> None:
     assert in_32_bits.weights == 2 * found.weights
 
 
+@pytest.mark.slow
 def test_an_embedding_that_is_the_head_too_is_not_quantised(tmp_path: Path, tiny_model: Path) -> None:
     """As bitsandbytes has it: Llama 3.2, Gemma and SmolLM2 tie them."""
     config = json.loads((tiny_model / "config.json").read_text())
@@ -64,6 +65,7 @@ def test_an_embedding_that_is_the_head_too_is_not_quantised(tmp_path: Path, tiny
     assert sizes[False] - sizes[True] == 2 * config["vocab_size"] * config["hidden_size"]
 
 
+@pytest.mark.slow
 def test_activations_grow_with_length_and_shrink_with_checkpointing(tiny_model: Path) -> None:
     plan = replace(PLAN, masked=False)  # a mask is square
     short, long = estimate(tiny_model, plan), estimate(tiny_model, replace(plan, length=128))
@@ -74,6 +76,7 @@ def test_activations_grow_with_length_and_shrink_with_checkpointing(tiny_model: 
     assert short.of(2, gradient_checkpointing=True) == saving
 
 
+@pytest.mark.slow
 def test_a_mask_is_kept_and_keys_are_repeated(tiny_model: Path) -> None:
     with_mask, without = (estimate(tiny_model, replace(PLAN, masked=masked)) for masked in (True, False))
     layers, heads, key_heads, width = 2, 4, 2, 16
@@ -90,6 +93,7 @@ def test_int8_keeps_the_input_of_every_layer_and_4_bits_do_not(tiny_model: Path)
     assert four.weights < eight.weights < plain.weights
 
 
+@pytest.mark.slow
 def test_on_a_cpu_the_tile_of_logits_is_worked_on_in_copies(tiny_model: Path) -> None:
     gpu, cpu = (estimate(tiny_model, replace(PLAN, on_gpu=on_gpu, batch_size=16)) for on_gpu in (True, False))
     assert cpu.plain.peak.per_row > gpu.plain.peak.per_row
@@ -109,6 +113,7 @@ def test_a_tile_that_is_not_full_is_counted_as_it_is(tiny_model: Path) -> None:
         assert by_rows == pytest.approx(exact, rel=0.03)
 
 
+@pytest.mark.slow
 def test_a_pair_takes_two_sequences(tiny_model: Path) -> None:
     single, pair = estimate(tiny_model, PLAN), estimate(tiny_model, replace(PLAN, sequences=2))
     both = estimate(tiny_model, replace(PLAN, batch_size=4))

@@ -83,7 +83,7 @@ def test_where_there_is_a_class_for_text_alone_it_is_taken(folder_of: Folder, tm
 
 
 @pytest.mark.parametrize("blocks", [{"method": "AdaLoRA"}, {"method": "QLoRA"}, {"method": "IA3"}, {"method": "DoRA"}])
-@pytest.mark.slow(fast=["gemma3-blocks0"])
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["gemma3", "mistral3", "qwen2_5_vl"])
 def test_other_methods_work_there(folder_of: Folder, tmp_path: Path, kind: str, blocks: dict[str, Any]) -> None:
     model, before, after = loop(folder_of(kind), tmp_path / "loop", blocks)
@@ -102,7 +102,7 @@ def test_virtual_tokens_work_there(folder_of: Folder, tmp_path: Path, kind: str,
     assert (logits_of(published) - run.logits()).abs().max() <= 1e-5
 
 
-@pytest.mark.slow(fast=["gemma4"])
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", MULTIMODAL)
 def test_the_estimate_finds_the_language_models_layers(folder_of: Folder, kind: str) -> None:
     model = meta_model(folder_of(kind))

@@ -98,6 +98,7 @@ def test_it_is_loaded_as_it_is_stored(folder_of: Folder, kind: str, precision: s
     assert (found - expected).norm() / expected.norm() < 0.05
 
 
+@pytest.mark.slow(only=["NF4-QDoRA"])
 @pytest.mark.parametrize("method", ["QLoRA", "QDoRA", "AdaLoRA", "IA3", "PromptTuning", "PrefixTuning"])
 @pytest.mark.parametrize("kind", ["NF4", "Int8"])
 def test_it_trains_and_plain_peft_loads_what_is_published_on_it(
@@ -166,7 +167,7 @@ def test_what_it_cannot_do_is_refused(folder_of: Folder, kind: str, blocks: dict
     assert caught.value.message.startswith(said)
 
 
-@pytest.mark.slow(only=["skipped"])
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", STORED)
 def test_the_estimate_counts_what_is_stored(folder_of: Folder, kind: str) -> None:
     folder = folder_of(kind)

@@ -101,7 +101,7 @@ def planned(folder: Path, gibibytes: float | None, data: DatasetReport | None = 
     return plan_training(basis, 20_000, data or dataset(4000))
 
 
-@pytest.mark.slow(fast=["14B-40-LoRA", "8B-16-QLoRA", "8B-24-LoRA", "8B-80-LoRA"])
+@pytest.mark.slow(fast=["14B-40-LoRA", "8B-24-LoRA", "8B-80-LoRA"])
 @pytest.mark.parametrize(
     ("shape", "gibibytes", "method"),
     [
@@ -181,6 +181,7 @@ def test_the_optimizers_state_is_in_8_bits_only_where_nothing_else_fits(shapes: 
     assert not asked.fits
 
 
+@pytest.mark.slow
 def test_a_cpu_never_gets_bitsandbytes_optimizer(shapes: dict[str, Path]) -> None:
     device = DeviceFacts(DeviceKind.CPU, 8 * GIB, bfloat16=True)
     plan = plan_training(basis_of(spec_of({"method": "LoRA"}), shapes["8B"], device), 20_000, dataset(4000))
@@ -211,6 +212,7 @@ def wont_fit(plan: TrainingPlan, *, local: bool = False) -> str:
     return refused.value.hint or ""
 
 
+@pytest.mark.slow(only=["asked0"])
 @pytest.mark.parametrize("asked", [{}, {"gradientCheckpointing": False}])
 def test_the_batch_that_a_refusal_names_fits_and_so_does_none(shapes: dict[str, Path], asked: dict[str, Any]) -> None:
     hint = wont_fit(planned(shapes["8B"], 48, method="LoRA", training={"batchSize": 256} | asked))
@@ -252,7 +254,7 @@ def on_cpu(folder: Path, gibibytes: float, *, length: int = 400, processes: int 
 KEPT: dict[str, Any] = {"batchSize": 32, "gradientAccumulation": 2, "maxLength": 2048, "gradientCheckpointing": False}
 
 
-@pytest.mark.slow(only=["1"])
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_on_a_cpu_more_memory_by_a_retry_comes_first_and_no_gpu_is_spoken_of(
     shapes: dict[str, Path], processes: int
@@ -281,6 +283,7 @@ def test_what_a_refusal_compares_reads_apart(shapes: dict[str, Path]) -> None:
     assert len(set(numbers)) == len(numbers) == 3, refused.value.message
 
 
+@pytest.mark.slow
 def test_nothing_is_named_that_would_not_fit_either(shapes: dict[str, Path]) -> None:
     quantised = on_cpu(shapes["small"], 4, training={**KEPT, "batchSize": None}, method="QLoRA")
     assert not quantised.fits, "which is why QLoRA is not in the hint above"
@@ -325,7 +328,7 @@ def test_a_manifest_that_names_single_layers_gets_all_of_them(shapes: dict[str, 
     assert plan.trainable_parameters == 2 * 8 * (4096 + 4096)
 
 
-@pytest.mark.slow(only=["DPO-2"])
+@pytest.mark.slow(fast=["KTO-1", "SFT-1"])
 @pytest.mark.parametrize(("task", "sequences"), [("SFT", 1), ("KTO", 1), ("DPO", 2), ("ORPO", 2)])
 def test_a_pair_counts_twice_in_the_estimate(shapes: dict[str, Path], task: str, sequences: int) -> None:
     asked: dict[str, Any] = {"batchSize": 2, "gradientCheckpointing": True}

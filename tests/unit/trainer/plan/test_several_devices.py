@@ -114,6 +114,7 @@ def test_several_devices_take_a_message_of_the_gradients_and_nccl_more(deep: Pat
     assert (more.overhead, more.gradients) == (first.overhead, 2 * first.gradients), "NCCL is of GPUs"
 
 
+@pytest.mark.slow
 def test_the_base_is_spread_only_where_the_whole_of_it_does_not_fit(deep: Path) -> None:
     whole, spread = (memory_of(deep, 4, each).total for each in ("DDP", "FSDP"))
     assert spread < whole
@@ -137,6 +138,7 @@ def test_the_base_is_spread_only_where_the_whole_of_it_does_not_fit(deep: Path) 
     assert (none.settings.training.sharded, none.fits) == (True, False)
 
 
+@pytest.mark.slow(only=["device2-LoRA-On CPUs each process has the whole base."])
 @pytest.mark.parametrize(
     ("device", "method", "reason"),
     [
@@ -187,6 +189,7 @@ def test_a_refusal_names_the_fewest_gpus_that_the_base_can_be_spread_over(
     assert "resources.gpus" not in wont_fit(refused, local=True), "of this machine's GPUs nothing makes more"
 
 
+@pytest.mark.slow
 def test_a_base_that_is_quantised_before_it_is_spread_has_to_fit_into_the_container(deep: Path) -> None:
     """Each process makes all of it there: the hint names what is enough; where nothing is spread none is asked for."""
     whole, spread = (memory_of(deep, 4, each, "QLoRA").total for each in ("DDP", "FSDP"))

@@ -417,6 +417,7 @@ def test_what_was_measured_after_another_step_is_told_with_its_step() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_one_connection_carries_all_reports(operator: Operator, tmp_path: Path) -> None:
     (tmp_path / "token").write_text("t")
     reporter = ProgressReporter(operator.environment(tmp_path / "token"))

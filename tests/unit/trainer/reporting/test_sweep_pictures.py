@@ -105,7 +105,7 @@ def assert_readable(boxes: Drawn) -> None:
         assert min(across, upright) < 1, f"{one.get_text()!r} and {other.get_text()!r} lie on each other"
 
 
-@pytest.mark.slow(fast=["some", "one rate"])
+@pytest.mark.slow(fast=["one rate"])
 @pytest.mark.parametrize(
     ("count", "space"),
     [(1, SPACE), (2, [RATE]), (12, SPACE), (40, SPACE), (60, CHOICES), (128, WIDE), (257, SPACE), (5, [])],
@@ -148,6 +148,7 @@ def test_rates_stand_on_an_axis_of_factors(tmp_path: Path, drawn: list[Drawn]) -
     assert "0.0001" not in labels(drawn[4])
 
 
+@pytest.mark.slow
 def test_odd_numbers_in_rows_are_no_obstacle(tmp_path: Path, drawn: list[Drawn]) -> None:
     run = trials(30, SPACE)
     odd = {"value": "inf", "base_value": "NaN", "parameters": {"training.learningRate": "much"}, "steps": None}

@@ -83,7 +83,7 @@ def test_what_the_manifest_leaves_open_makes_up_the_step(
     assert (found.batch_size, found.gradient_accumulation) == (batch, accumulation)
 
 
-@pytest.mark.slow(fast=["Cosine-*"])
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [1, 3, 12])
 @pytest.mark.parametrize("scheduler", Scheduler)
 def test_the_rate_is_above_0_at_every_step(llama: Path, tmp_path: Path, steps: int, scheduler: Scheduler) -> None:

@@ -56,6 +56,7 @@ def test_whoever_has_published_there_the_trial_is_refused(case: Case, who: str) 
     assert {entry.name for entry in place.iterdir()} == there
 
 
+@pytest.mark.slow
 def test_a_free_place_is_left_as_it_is(case: Case) -> None:
     path = case()
     place = path.parent / "swept"

@@ -71,7 +71,7 @@ def test_of_several_processes_the_leader_alone_reads_the_base_and_the_others_wai
     assert done == (["read", "wait"] if rank == 0 else ["wait"])
 
 
-@pytest.mark.slow(only=["nan-NaN"])
+@pytest.mark.slow
 @pytest.mark.parametrize(("value", "said"), [(math.nan, "NaN"), (-math.inf, "infinity")])
 def test_a_base_that_holds_no_number_is_named(case: Case, value: float, said: str) -> None:
     path = case()
@@ -114,6 +114,7 @@ def test_what_only_a_row_of_training_meets_is_found_in_the_base_too(case: Case) 
     assert message.startswith("ModelUnsupported: spec.model.uri: model.embed_tokens.weight in model.safetensors holds ")
 
 
+@pytest.mark.slow(fast=["changes1-BFloat16-Set spec.training.precision to Float32 in the manifest"])
 @pytest.mark.parametrize(
     ("changes", "precision", "hint"),
     [
