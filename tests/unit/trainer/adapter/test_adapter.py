@@ -82,7 +82,7 @@ def test_it_trains_and_what_is_published_is_the_same(llama: Path, tmp_path: Path
     assert torch.equal(run.logits(), trained)
 
 
-@pytest.mark.slow(fast=["*-llama", "LoRA-*"])
+@pytest.mark.slow(fast=["*-qwen3", "QLoRA-gpt2"])
 @pytest.mark.parametrize("family", ["gpt2", "falcon", "bloom", "qwen3", "gemma", "phi", "mistral"])
 @pytest.mark.parametrize("method", ["QLoRA", "DoRA", "AdaLoRA", "IA3", "PrefixTuning", "PromptTuning"])
 def test_every_method_on_every_family(family_folder: Any, tmp_path: Path, family: str, method: str) -> None:
