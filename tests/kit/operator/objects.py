@@ -167,7 +167,7 @@ class Namespace(Kubelet):
             running = [c["status"] for c in status.get("conditions", []) if c["type"] == "Running"]
             return status if running == ["True"] else None
 
-        return eventually(f"{name} has a running pod", check)
+        return eventually(f"{name} has a running pod", check, 60)
 
     def job(self, name: str) -> Json:
         """Return a Job once it is there."""
