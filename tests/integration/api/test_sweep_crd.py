@@ -170,7 +170,6 @@ def test_every_field_is_tried() -> None:
     assert CHANGES.keys() == {field.alias for field in LoRASweepSpec.model_fields.values()}
 
 
-@pytest.mark.slow(only=["preset"])
 @pytest.mark.parametrize("field", CHANGES)
 def test_what_may_change(api_server: ApiServer, namespace: str, field: str) -> None:
     body = sweep("changes", {"preset": "Guide", "parameters": [RANK], "parallelTrials": 4})

@@ -61,7 +61,6 @@ def blocks_of_values(name: str) -> list[str]:
     return [block for block in found if "apiVersion:" not in block and "  scheduling:" not in block]
 
 
-@pytest.mark.slow(only=["block2", "defaultTtlSecondsAfterFinished: null?n"])
 @pytest.mark.parametrize(
     "block", [block for name in ("install.md", "platforms.md") for block in blocks_of_values(name)]
 )

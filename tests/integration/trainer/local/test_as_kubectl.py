@@ -120,7 +120,6 @@ def test_a_number_is_one_for_every_command(tmp_path: Path, capsys: pytest.Captur
     assert "spec.parameters[0].range.max: must be above min, 0.0001, is 1e-5" in capsys.readouterr().err
 
 
-@pytest.mark.slow(only=["run"])
 @pytest.mark.parametrize("command", ["check", "run"])
 def test_a_whole_number_with_an_exponent_is_taken_by_every_command(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str

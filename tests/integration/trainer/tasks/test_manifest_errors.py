@@ -29,7 +29,6 @@ print(json.dumps([code, sorted(set(sys.modules) & set(HEAVY))]))
 """.replace("HEAVY", repr(HEAVY))
 
 
-@pytest.mark.slow(only=["rank-0"])
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -99,7 +98,6 @@ def test_an_empty_uri_is_called_empty_and_a_cluster_is_told_of_no_files() -> Non
         assert str(refused.value) == f"spec.output.uri: {said}"
 
 
-@pytest.mark.slow(only=["yaml"])
 @pytest.mark.parametrize(
     ("content", "message"),
     [

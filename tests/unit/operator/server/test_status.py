@@ -349,7 +349,6 @@ def test_the_longest_names_fit() -> None:
     assert all(len(event.note.encode()) <= 1024 for event in outcome.events)
 
 
-@pytest.mark.slow(only=["Failed"])
 @pytest.mark.parametrize("state", ["Served", "Failed"])
 def test_a_status_of_four_thousand_adapters_fits(state: str) -> None:
     names = [f"{number:04}-{'n' * 120}" for number in range(4000)]

@@ -212,7 +212,6 @@ def wont_fit(plan: TrainingPlan, *, local: bool = False) -> str:
     return refused.value.hint or ""
 
 
-@pytest.mark.slow(only=["asked0"])
 @pytest.mark.parametrize("asked", [{}, {"gradientCheckpointing": False}])
 def test_the_batch_that_a_refusal_names_fits_and_so_does_none(shapes: dict[str, Path], asked: dict[str, Any]) -> None:
     hint = wont_fit(planned(shapes["8B"], 48, method="LoRA", training={"batchSize": 256} | asked))
