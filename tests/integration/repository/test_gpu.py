@@ -55,7 +55,7 @@ def report_of(folder: Path) -> Json:
 
 def command(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     line = [sys.executable, "-m", "gpu", "--out", str(folder), *options]
-    return subprocess.run(line, cwd=ROOT / "tests", capture_output=True, text=True, timeout=600)
+    return subprocess.run(line, cwd=ROOT / "tests", capture_output=True, text=True, timeout=1800)
 
 
 @pytest.mark.slow
