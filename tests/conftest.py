@@ -32,7 +32,7 @@ from tools.cluster.s3 import S3Server
 settings.register_profile("unhurried", deadline=None)
 settings.load_profile("unhurried")
 
-# Read before the trainer sets its own XDG_CACHE_HOME: what is built would be built again.
+# Cached before a test sets XDG_CACHE_HOME, as the trainer does: Kubernetes would be built a second time.
 cache_dir()
 
 # pytest ends its fixtures at Ctrl-C, not at SIGTERM.

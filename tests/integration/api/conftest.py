@@ -11,7 +11,7 @@ from kit.operator.stage import Stage
 
 @pytest.fixture(autouse=True, scope="module")
 def no_operator(stage: Stage) -> None:
-    """What these tests write is left as it is."""
+    """Stop the shared operator, which would reconcile the objects of these tests."""
     stage.clear()
 
 

@@ -212,7 +212,7 @@ def test_a_trial_whose_owner_was_taken_away_is_taken_back(installed: ApiServer, 
         return {"metadata": {"ownerReferences": [{**reference, **change}]}}
 
     assert refused(owned()) == ""
-    assert NOT_OURS in refused(stop_change("no")), "as long as it belongs to nobody"
+    assert NOT_OURS in refused(stop_change("no")), "while it has no owner"
     assert ONLY in refused({**owned(), "spec": {"retries": 9}})
     assert NAMED in refused(owned(name="r"))
     assert PLACE in refused(owned(uid=UID))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections import namedtuple
 from pathlib import Path
 
 import pytest
 
 from kit.projects import ROOT
-from tools.cluster import disk
+from tools.cluster import binaries, disk
 
 Usage = namedtuple("Usage", "total used free")
 ENGINE = "registry/docker/registry/v2/repositories/tunery-engine"
@@ -70,3 +71,16 @@ def test_the_pages_say_what_it_takes_from_nothing(state: Path) -> None:
         assert needed in " ".join((ROOT / page).read_text().split()), page
     assert disk.lacking(state, engine=False) + 7 == pytest.approx(40, abs=2)
     assert disk.lacking(state, engine=True) + 7 == pytest.approx(65, abs=2)
+
+
+@pytest.mark.parametrize(("free", "code"), [(6, 1), (13, 0)])
+def test_make_test_ends_with_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], free: int, code: int
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["binaries", "--check"])
+    monkeypatch.setattr("tools.cluster.disk.shutil.disk_usage", lambda _: Usage(0, 0, free * 10**9))
+    monkeypatch.setattr(binaries, "_DISK_AGAIN_GB", binaries._DISK_GB)
+    assert binaries.main() == code
+    said = capsys.readouterr().err
+    assert said.startswith("12 GB of free disk are needed, and ") is bool(code)
+    assert said.count("\n") == code

@@ -104,16 +104,11 @@ def _built(name: str, module: str | None = None, package: str = ".", flags: str 
             partial = folder / f".{name}.partial"
             # The images, built at the same time, are one long chain of steps: they go first.
             command = ["nice", "-n", "15", go(), "build", *BUILD_FLAGS, f"-ldflags=-s -w {flags}".strip()]
-            run(
-                [*command, "-o", partial, package], cwd=source, env=BUILD_ENVIRONMENT | _caches(), timeout=BUILD_TIMEOUT
-            )
+            # Go compiles into the same cache folder, also where a test has set another XDG_CACHE_HOME.
+            environment = BUILD_ENVIRONMENT | {"XDG_CACHE_HOME": str(cache_dir().parent)}
+            run([*command, "-o", partial, package], cwd=source, env=environment, timeout=BUILD_TIMEOUT)
             partial.rename(binary)
     return folder
-
-
-def _caches() -> dict[str, str]:
-    """Return where Go keeps what it compiles: beside what is built, whatever the trainer sets in this process."""
-    return {"XDG_CACHE_HOME": str(cache_dir().parent)}
 
 
 def go() -> str:

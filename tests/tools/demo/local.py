@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import Final
 
 from tools.cluster import disk
+from tools.cluster.paths import cache_dir
 
 ROOT: Final = Path(__file__).resolve().parents[3]
 FOLDER: Final = ROOT / "try"
@@ -124,7 +125,7 @@ def _install() -> None:
     uv = Path(os.environ.get("UV") or shutil.which("uv") or "uv")
     installed = stamp()
     check_python(sys.version_info[:2])
-    disk.require(_DISK_AGAIN_GB if installed.exists() else _DISK_GB, (ROOT, _cache()))
+    disk.require(_DISK_AGAIN_GB if installed.exists() else _DISK_GB, (ROOT, cache_dir()))
     if not installed.exists():
         with Step(f"Install the trainer into {VENV.relative_to(ROOT)}: 3 GB of packages, the first time only") as step:
             install_uv(uv)
@@ -151,10 +152,6 @@ def stamp() -> Path:
     for file in LOCKED:
         digest.update((ROOT / file).read_bytes())
     return VENV / f".complete-{digest.hexdigest()[:12]}"
-
-
-def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 
 
 def install_uv(uv: Path) -> None:
