@@ -6,7 +6,6 @@ import hashlib
 import json
 from pathlib import Path
 
-import pytest
 import urllib3
 
 from tools.cluster.registry import KEPT, Registry
@@ -16,9 +15,8 @@ MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 NONE = urllib3.Retry(0)
 
 
-def test_of_each_name_the_latest_images_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    registry = Registry(tmp_path / "state", "127.0.0.1")
+def test_of_each_name_the_latest_images_are_kept(tmp_path: Path) -> None:
+    registry = Registry(tmp_path / "state", "127.0.0.1", tmp_path / "blobs")
     registry.start()
     try:
         layers = [push(registry, "one", number) for number in range(KEPT + 2)] + [push(registry, "other", 0)]
@@ -28,9 +26,7 @@ def test_of_each_name_the_latest_images_are_kept(tmp_path: Path, monkeypatch: py
         registry.start()
         assert [registry.has("one", str(number)) for number in range(KEPT + 2)] == [False] * 2 + [True] * KEPT
         assert registry.has("other", "0")
-        blobs = {
-            path.parent.name for path in tmp_path.glob("cache/tunery/registry/docker/registry/v2/blobs/*/*/*/data")
-        }
+        blobs = {path.parent.name for path in tmp_path.glob("blobs/docker/registry/v2/blobs/*/*/*/data")}
         assert [layer in blobs for layer in layers] == [False, False, *[True] * (KEPT + 1)]
     finally:
         registry.stop()

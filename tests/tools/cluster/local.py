@@ -18,6 +18,7 @@ from tools.cluster.daemon import Daemon
 from tools.cluster.dns import Dns
 from tools.cluster.machine import node_address
 from tools.cluster.node import Node
+from tools.cluster.paths import cache_dir
 from tools.cluster.progress import Progress
 from tools.cluster.registry import Registry
 from tools.cluster.s3 import S3Server
@@ -50,7 +51,7 @@ class LocalCluster:
 
     @cached_property
     def registry(self) -> Registry:
-        return Registry(self.state_dir, self.address)
+        return Registry(self.state_dir, self.address, cache_dir() / "registry")
 
     @property
     def _images_file(self) -> Path:

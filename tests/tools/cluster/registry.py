@@ -12,7 +12,6 @@ from pathlib import Path
 import yaml
 
 from tools.cluster.daemon import Daemon
-from tools.cluster.paths import cache_dir
 from tools.cluster.ports import is_listening, kept_ports
 from tools.cluster.shell import run
 
@@ -28,6 +27,7 @@ class Registry:
 
     state_dir: Path
     address: str
+    storage: Path
 
     @cached_property
     def host(self) -> str:
@@ -45,7 +45,7 @@ class Registry:
         config = {
             "version": 0.1,
             "log": {"level": "warn", "accesslog": {"disabled": True}},
-            "storage": {"filesystem": {"rootdirectory": str(cache_dir() / "registry")}, "delete": {"enabled": True}},
+            "storage": {"filesystem": {"rootdirectory": str(self.storage)}, "delete": {"enabled": True}},
             "http": {"addr": f"0.0.0.0:{port}"},
         }
         file = self.state_dir / "registry.yaml"
@@ -62,7 +62,7 @@ class Registry:
     def _forget_old(self, config: Path) -> None:
         """Remove the images that later ones of the same name have replaced, with what only they needed."""
         old = []
-        for tags in cache_dir().glob("registry/docker/registry/v2/repositories/*/_manifests/tags"):
+        for tags in self.storage.glob("docker/registry/v2/repositories/*/_manifests/tags"):
             old += sorted(tags.iterdir(), key=lambda tag: (tag / "current" / "link").stat().st_mtime)[:-KEPT]
         for tag in old:
             shutil.rmtree(tag)
