@@ -102,6 +102,7 @@ def test_a_misspelt_server_is_told_with_what_was_meant_until_one_of_that_name_an
     assert namespace.condition("b", "InputsReady", BATCHES)["message"].startswith("AdapterServer suport is ")
 
 
+@pytest.mark.slow
 def test_what_a_lost_pod_has_published_is_said_again_by_the_small_image(namespace: Namespace, serve: Serve) -> None:
     serve()
     namespace.apply(batchinference("b"))
@@ -116,6 +117,7 @@ def test_what_a_lost_pod_has_published_is_said_again_by_the_small_image(namespac
     assert namespace.wait_phase("b", "Succeeded", BATCHES)["answered"] == 199
 
 
+@pytest.mark.slow
 def test_a_batch_that_failed_is_tried_again_on_request(namespace: Namespace, serve: Serve) -> None:
     serve()
     namespace.apply(batchinference("b"))
@@ -137,6 +139,7 @@ def test_a_batch_that_failed_is_tried_again_on_request(namespace: Namespace, ser
     assert namespace.wait_phase("b", "Succeeded", BATCHES)["attempts"] == 2
 
 
+@pytest.mark.slow
 def test_a_suspended_batch_has_no_pod_and_waits_for_a_server_that_has_gone_meanwhile(
     namespace: Namespace, serve: Serve
 ) -> None:

@@ -10,6 +10,7 @@ from kit.operator.api import eventually
 from kit.operator.objects import Namespace, lorajob
 
 
+@pytest.mark.slow
 def test_a_job_that_is_applied_again_has_no_part_in_its_predecessors_pods(namespace: Namespace) -> None:
     namespace.apply(lorajob("re", preflight="Skip", activeDeadlineSeconds=60))
     old = namespace.run_pod("re-train", node="one")
@@ -100,6 +101,7 @@ def test_a_pod_that_outlives_its_job_is_followed_to_its_end(namespace: Namespace
     assert namespace.wait_phase("left", "Succeeded", timeout=40)["attempts"] == 2
 
 
+@pytest.mark.slow
 def test_a_job_that_may_have_no_pods_is_told(namespace: Namespace) -> None:
     namespace.apply(lorajob("none", preflight="Skip", retries=3))
     pod = namespace.run_pod("none-train", node="one")
@@ -127,6 +129,7 @@ def test_a_scheduler_that_does_not_exist_is_told_and_may_be_corrected(namespace:
     assert "failure" not in namespace.wait_phase("sch", "Succeeded", timeout=40)
 
 
+@pytest.mark.slow
 def test_a_placement_that_the_server_refuses_is_corrected_in_place(namespace: Namespace) -> None:
     term = {"matchExpressions": [{"key": "pool", "operator": "In"}]}
     required = {"nodeSelectorTerms": [term]}
@@ -177,6 +180,7 @@ def test_a_job_that_was_deleted_and_is_kept_by_somebody_is_stopped(namespace: Na
     eventually("its Job is gone", lambda: namespace.get("jobs", "kept-train") is None, 60)
 
 
+@pytest.mark.slow
 def test_a_job_that_waits_for_a_kept_job_says_who_keeps_it(namespace: Namespace) -> None:
     namespace.apply(lorajob("held", preflight="Skip"))
     namespace.job("held-train")

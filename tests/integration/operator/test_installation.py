@@ -72,6 +72,7 @@ def test_a_preflight_that_fails_otherwise_is_told_in_its_own_words(namespace: Na
             told.result()
 
 
+@pytest.mark.slow
 def test_with_a_bucket_the_job_trains_to_its_end_and_an_earlier_one_is_replaced(
     namespace: Namespace, client: KubeClient
 ) -> None:

@@ -125,6 +125,7 @@ def test_our_own_suspension_is_marked_and_undone(namespace: Namespace) -> None:
     assert generation(namespace, "o-train") - before <= 2
 
 
+@pytest.mark.slow
 def test_a_suspension_that_is_not_ours_is_left_alone(namespace: Namespace) -> None:
     namespace.apply(lorajob("s", preflight="Skip"))
     namespace.job("s-train")

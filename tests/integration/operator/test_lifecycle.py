@@ -153,6 +153,7 @@ def test_kueue_holds_the_train_job(namespace: Namespace) -> None:
     assert namespace.condition("k", "QuotaReserved")["status"] == "True"
 
 
+@pytest.mark.slow
 def test_a_broken_object_does_not_slow_the_others(namespace: Namespace) -> None:
     # Its Job can never be made: a predecessor's stands in the way, held by a finalizer.
     namespace.apply(lorajob("broken", preflight="Skip"))

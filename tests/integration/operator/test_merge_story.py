@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 
+import pytest
+
 from kit.operator.api import Json
 from kit.operator.objects import RESULT, Namespace, adaptermerge, lorajob
 from kit.operator.runs import run_of
@@ -71,6 +73,7 @@ def test_continue_from_waits_for_the_lorajob(namespace: Namespace) -> None:
     assert run_of(namespace, "next-preflight")["adapters"][0]["uri"] == "s3://adapters/x"
 
 
+@pytest.mark.slow
 def test_resume_from_waits_for_the_end_of_the_lorajob(namespace: Namespace) -> None:
     namespace.apply(lorajob("later", resumeFrom={"loraJobRef": {"name": "late"}}))
     namespace.wait_phase("later", "Waiting")
@@ -97,6 +100,7 @@ def test_resume_from_waits_for_the_end_of_the_lorajob(namespace: Namespace) -> N
     assert run_of(namespace, "later-train")["resumeUri"] == place
 
 
+@pytest.mark.slow
 def test_resume_from_a_lorajob_whose_checkpoints_are_gone_fails(namespace: Namespace) -> None:
     namespace.apply(lorajob("good", preflight="Skip"))
     namespace.finish("good")
@@ -121,6 +125,7 @@ def _step(place: str, step: int) -> Json:
     return {"uri": f"{place}/step-{step:06}", "step": step}
 
 
+@pytest.mark.slow
 def test_an_input_that_is_deleted_later_does_not_stop_the_merge(namespace: Namespace) -> None:
     namespace.apply(lorajob("in", preflight="Skip"))
     namespace.finish("in")

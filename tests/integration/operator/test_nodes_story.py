@@ -203,6 +203,7 @@ def test_what_the_user_must_mend_ends_all_of_them_at_once(namespace: Namespace) 
     eventually("the others are gone", lambda: len(namespace.pods("u-train")) == 1)
 
 
+@pytest.mark.slow
 def test_one_that_only_just_begins_as_its_job_ends_is_no_other_attempt(namespace: Namespace) -> None:
     """The first one may hold what the other waits for, and set it free as it ends; nobody has deleted that."""
     namespace.apply(on_nodes("begins", 2))
@@ -221,6 +222,7 @@ def test_one_that_only_just_begins_as_its_job_ends_is_no_other_attempt(namespace
     assert (status["attempts"], reasons_of(status)) == (1, ["GPUOutOfMemory", "PeerLost"])
 
 
+@pytest.mark.slow
 def test_the_first_one_ends_well_for_all(namespace: Namespace) -> None:
     namespace.apply(on_nodes("w"))
     pods = start(namespace, "w-train")
@@ -339,6 +341,7 @@ def test_the_first_one_was_deleted_as_it_published_while_no_operator_was_there(
     assert f"pod {pods[0]} is gone" in failure["message"], "nobody has seen how"
 
 
+@pytest.mark.slow
 def test_suspended_and_resumed_all_of_them(namespace: Namespace) -> None:
     namespace.apply(on_nodes("s"))
     start(namespace, "s-train")
@@ -377,6 +380,7 @@ def test_where_they_run_may_change_while_one_of_them_waits_for_a_node(namespace:
     assert namespace.job("h-train")["metadata"]["uid"] == second["metadata"]["uid"]
 
 
+@pytest.mark.slow
 def test_a_namespace_that_is_deleted_is_not_held_up_by_its_pods(namespace: Namespace) -> None:
     """Kubernetes deletes pods first there, and a Job of several nodes keeps each until it has a successor."""
     namespace.apply(on_nodes("n"))
@@ -394,6 +398,7 @@ def test_a_namespace_that_is_deleted_is_not_held_up_by_its_pods(namespace: Names
     assert namespace.get("lorajobs", "n") is not None, "nobody deletes it here, as the pods are what is waited for"
 
 
+@pytest.mark.slow
 def test_a_deadline_ends_all_of_them_and_counts_what_ran_at_a_time_once(namespace: Namespace) -> None:
     namespace.apply(on_nodes("d", activeDeadlineSeconds=3))
     start(namespace, "d-train")

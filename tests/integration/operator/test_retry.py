@@ -76,6 +76,7 @@ def test_a_failed_preflight_is_done_again(namespace: Namespace) -> None:
     assert "Retried" in namespace.reasons_told("p")
 
 
+@pytest.mark.slow
 def test_a_raised_deadline_lets_a_late_job_go_on(namespace: Namespace) -> None:
     namespace.apply(lorajob("d", preflight="Skip", activeDeadlineSeconds=2))
     namespace.run_pod("d-train")
@@ -87,6 +88,7 @@ def test_a_raised_deadline_lets_a_late_job_go_on(namespace: Namespace) -> None:
     namespace.wait_phase("d", "Succeeded")
 
 
+@pytest.mark.slow
 def test_a_retry_asked_for_while_the_operator_is_away(api: Api, own_operator: Make) -> None:
     operator = own_operator().start()
     namespace = make_namespace(api)
@@ -100,6 +102,7 @@ def test_a_retry_asked_for_while_the_operator_is_away(api: Api, own_operator: Ma
     namespace.wait_phase("w", "Succeeded")
 
 
+@pytest.mark.slow
 def test_memory_raised_while_no_node_fits_makes_the_job_anew(namespace: Namespace) -> None:
     namespace.apply(lorajob("m", preflight="Skip", resources={"gpus": 0, "memory": "900Gi"}))
     namespace.wait_reason("m", "Unschedulable")
@@ -138,6 +141,7 @@ def test_a_marked_job_is_never_made_again(api: Api, own_operator: Make) -> None:
     assert len(api.items(namespace.path("pods"))) == 1
 
 
+@pytest.mark.slow
 def test_an_input_is_written_down_and_outlives_its_lorajob(namespace: Namespace) -> None:
     created = namespace.apply(lorajob("one", preflight="Skip"))
     namespace.finish("one")
@@ -155,6 +159,7 @@ def test_an_input_is_written_down_and_outlives_its_lorajob(namespace: Namespace)
     assert run["secrets"]["adapter-0"]["name"] == "s3"
 
 
+@pytest.mark.slow
 def test_a_time_to_live_waits_for_who_waits(namespace: Namespace) -> None:
     # It names both before either is there, and writes down each as it becomes ready.
     namespace.apply(adaptermerge("m", [{"loraJobRef": {"name": name}} for name in ("a", "b")], suspend=True))
@@ -179,6 +184,7 @@ def test_another_try_takes_the_adapter_that_was_published_since(namespace: Names
     assert namespace.status("m", "adaptermerges")["inputReferences"][0]["uid"] == again["metadata"]["uid"]
 
 
+@pytest.mark.slow
 def test_another_try_does_not_wait_for_a_lorajob_that_is_gone(namespace: Namespace) -> None:
     _merge_what_is_corrupt(namespace, "a file is damaged")
     namespace.annotate("m", "adaptermerges", retry="1")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from kit.operator.api import Api, eventually
 from kit.operator.objects import lorasweep
 from kit.operator.players import Kubelets
@@ -15,6 +17,7 @@ from kit.operator.sweeps import Trials
 HANGS = "import pathlib, time\npathlib.Path({!r}).touch()\ntime.sleep(1000)\n"
 
 
+@pytest.mark.slow
 def test_a_sampler_that_hangs_holds_up_neither_what_is_known_nor_the_operators_end(
     api: Api, own_operator: Callable[..., OperatorProcess], tmp_path: Path
 ) -> None:

@@ -203,6 +203,7 @@ def test_a_preflight_report_that_is_lost_is_made_again(api: Api, own_operator: M
 # The ledger (M9)
 
 
+@pytest.mark.slow
 def test_seconds_and_attempts_are_exact_across_restarts(api: Api, own_operator: Make) -> None:
     namespace, operator = make_namespace(api), own_operator().start()
     namespace.apply(lorajob("l", preflight="Skip", resources={"gpus": 1}))
@@ -234,6 +235,7 @@ def test_seconds_and_attempts_are_exact_across_restarts(api: Api, own_operator: 
 # Another version's words (M10)
 
 
+@pytest.mark.slow
 def test_a_newer_image_may_say_more(namespace: Namespace) -> None:
     namespace.apply(lorajob("v"))
     namespace.end_pod(namespace.run_pod("v-preflight"), message=REPORT | {"novelty": {"a": 1}})
@@ -389,6 +391,7 @@ def test_what_the_platform_mends_reaches_the_jobs_that_wait(api: Api, own_operat
 # Inputs that come and go (M17)
 
 
+@pytest.mark.slow
 def test_an_input_that_expires_does_not_stop_who_waits_for_another(namespace: Namespace) -> None:
     references = [{"loraJobRef": {"name": name}} for name in ("one", "two")]
     namespace.apply(lorajob("one", preflight="Skip"))

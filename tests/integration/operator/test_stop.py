@@ -141,6 +141,7 @@ def test_what_a_queue_had_let_in_is_not_started_again(namespace: Namespace) -> N
     assert jobs(namespace) == ["k-publish"]
 
 
+@pytest.mark.slow
 def test_a_suspended_job_is_published_from_the_checkpoint_it_had(namespace: Namespace) -> None:
     pod = train(namespace, "s")
     namespace.patch_spec("s", suspend=True)
@@ -204,6 +205,7 @@ def test_a_pod_that_had_published_it_all_has_succeeded(namespace: Namespace) -> 
     assert namespace.condition("f", "Stopped") == {}
 
 
+@pytest.mark.slow
 def test_a_deadline_with_publish_is_a_stop(namespace: Namespace) -> None:
     pod = train(namespace, "t", activeDeadlineSeconds=2, onStop="Publish")
     namespace.wait_phase("t", "Stopping")
@@ -219,6 +221,7 @@ def test_a_deadline_with_publish_is_a_stop(namespace: Namespace) -> None:
     assert jobs(namespace) == ["t-publish"]
 
 
+@pytest.mark.slow
 def test_a_deadline_without_a_checkpoint_fails_and_can_be_raised(namespace: Namespace) -> None:
     pod = train(namespace, "n", activeDeadlineSeconds=2, onStop="Publish")
     namespace.wait_phase("n", "Stopping")
@@ -243,6 +246,7 @@ def test_a_deadline_fails_as_ever_where_nothing_is_said(namespace: Namespace) ->
     assert jobs(namespace) == []
 
 
+@pytest.mark.slow
 def test_what_is_not_better_is_told_and_lies_beside_the_output(namespace: Namespace) -> None:
     pod = train(namespace, "r")
     namespace.patch_spec("r", stop="it does not learn")
@@ -257,6 +261,7 @@ def test_what_is_not_better_is_told_and_lies_beside_the_output(namespace: Namesp
     assert message == "it does not learn; stopped after step 4; the evaluation loss went from 2.5 to 2.6"
 
 
+@pytest.mark.slow
 def test_what_cannot_be_published_fails_and_is_tried_again(namespace: Namespace) -> None:
     pod = train(namespace, "m")
     namespace.patch_spec("m", stop="enough")
@@ -273,6 +278,7 @@ def test_what_cannot_be_published_fails_and_is_tried_again(namespace: Namespace)
     assert jobs(namespace) == ["m-publish"], "nothing has trained again"
 
 
+@pytest.mark.slow
 def test_a_job_that_has_failed_is_saved_by_a_stop_and_a_retry(namespace: Namespace) -> None:
     pod = train(namespace, "g", retries=0)
     words = {"failure": {"reason": "GPUOutOfMemory", "message": "at step 41"}, "checkpoint": KEPT["checkpoint"]}
@@ -284,6 +290,7 @@ def test_a_job_that_has_failed_is_saved_by_a_stop_and_a_retry(namespace: Namespa
     assert namespace.wait_phase("g", "Stopped")["adapter"] == RESULT["adapter"]
 
 
+@pytest.mark.slow
 def test_a_word_that_is_lost_is_asked_for_again(namespace: Namespace) -> None:
     pod = train(namespace, "o")
     namespace.patch_spec("o", stop="enough")
@@ -306,6 +313,7 @@ def test_a_word_that_is_lost_is_asked_for_again(namespace: Namespace) -> None:
     namespace.wait_phase("o", "Stopped")
 
 
+@pytest.mark.slow
 def test_what_waits_for_it_takes_its_adapter_or_is_told(namespace: Namespace) -> None:
     for name in ("kept", "bare"):
         pod = train(namespace, name, onStop="Publish" if name == "kept" else "Discard")

@@ -265,6 +265,7 @@ def test_a_file_that_is_not_what_the_hub_says_is_not_cached(root: Path) -> None:
     assert len(list((root / "models").iterdir())) == 1
 
 
+@pytest.mark.slow
 def test_an_interrupted_filling_goes_on(
     s3_server: S3Server,
     bucket: str,

@@ -139,6 +139,7 @@ WAYS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_whatever_begins_an_object_asks_for_its_encryption(
     recorder: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str

@@ -204,6 +204,7 @@ publish(Path(sys.argv[2]), Target(output, run()), lineage(), stop)
 """
 
 
+@pytest.mark.slow(only=["1", "3"])
 @pytest.mark.parametrize("after", [1, 2, 3])
 def test_killed_upload_leaves_no_manifest_and_a_retry_succeeds(
     s3_server: S3Server, bucket: str, s3_store: Store, tmp_path: Path, after: int
@@ -354,6 +355,7 @@ def test_probe_leaves_nothing_behind(store: Store) -> None:
     assert store.list("p") == []
 
 
+@pytest.mark.slow
 def test_probe_with_read_only_credentials_names_action_and_place(s3_server: S3Server, bucket: str) -> None:
     store, prefix = open_store(f"s3://{bucket}/out", credentials(s3_server, s3_server.reader), "spec.output.uri")
     with pytest.raises(TuneryError) as caught:

@@ -25,6 +25,7 @@ def server(namespace: Namespace, operator: OperatorProcess, progress_tls: Path) 
     return Server(namespace, operator, progress_tls)
 
 
+@pytest.mark.slow
 def test_rules_that_bind_nobody_are_told_mended_without_new_pods_and_replaced_only_by_new_ones(
     server: Server, namespace: Namespace
 ) -> None:
@@ -60,6 +61,7 @@ def test_rules_that_bind_nobody_are_told_mended_without_new_pods_and_replaced_on
     assert words not in namespace.condition("support", "Progressing", SERVERS).get("message", "")
 
 
+@pytest.mark.slow
 def test_while_a_rollout_does_not_get_on_its_old_pods_are_told_the_list_of_their_own_secret(
     server: Server, namespace: Namespace
 ) -> None:

@@ -195,6 +195,7 @@ def test_a_spec_that_is_wrong_leaves_its_children_alone_until_it_is_mended(
     eventually("it is well", lambda: server.status["phase"] != "Invalid")
 
 
+@pytest.mark.slow
 def test_the_clusters_no_is_told_and_passes(make: Callable[..., Server], namespace: Namespace) -> None:
     namespace.deny("", "services", "no Services here")
     server = make()

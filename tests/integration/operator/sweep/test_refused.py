@@ -92,6 +92,7 @@ def test_a_retry_while_one_cannot_be_stopped_is_answered_once_it_was(namespace: 
     assert states(namespace) == ["Pruned", "Pruned", "Failed", "Complete", "Complete", "Complete"]
 
 
+@pytest.mark.slow
 def test_where_one_cannot_be_suspended_the_others_are_and_the_sweep_does_not_rest(
     namespace: Namespace, trials: Trials
 ) -> None:
@@ -143,6 +144,7 @@ def test_a_trial_that_has_ended_is_told_where_nothing_can_be_published(namespace
     assert (status["best"]["trial"], status["counts"]["complete"]) == (best["number"], 2)
 
 
+@pytest.mark.slow
 def test_a_trial_that_has_ended_is_told_where_the_job_that_publishes_is_somebody_elses(
     namespace: Namespace, trials: Trials
 ) -> None:

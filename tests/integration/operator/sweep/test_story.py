@@ -57,6 +57,7 @@ READ: Json = {
 READ["resolved"]["continuedFrom"]["revision"] = "4567def"
 
 
+@pytest.mark.slow
 def test_every_trial_reads_what_the_first_one_has_read(namespace: Namespace, trials: Trials) -> None:
     """Also the first: between its preflight and its training the data may change as well."""
     trials.ends["preflight"] = lambda _: (0, READ)
@@ -121,6 +122,7 @@ def test_the_best_of_nine_trials_is_published(namespace: Namespace, trials: Tria
     assert best["adapter"]["uri"] == f"s3://adapters/s-trials/{uid}/{best['number']:03d}"
 
 
+@pytest.mark.slow
 def test_one_goes_ahead_and_only_the_first_is_checked(namespace: Namespace, trials: Trials) -> None:
     trials.held.add("*")
     body = lorasweep("s", maxTrials=9, parallelTrials=3)
@@ -161,6 +163,7 @@ def test_rows_tell_of_what_runs_while_no_other_trial_may_be_made(namespace: Name
     assert [row["state"] for row in ended(namespace)["trials"]] == ["Complete", "Complete"]
 
 
+@pytest.mark.slow
 def test_a_missing_secret_costs_one_trial_and_a_retry_goes_on(namespace: Namespace, trials: Trials) -> None:
     trials.ends["preflight"] = lambda run: failed("SecretNotFound", "the Secret s3 is missing")
     namespace.apply(lorasweep("s"))
@@ -181,6 +184,7 @@ def test_a_missing_secret_costs_one_trial_and_a_retry_goes_on(namespace: Namespa
     assert status["countsText"] == "4/4"
 
 
+@pytest.mark.slow
 def test_what_is_in_the_worse_half_is_stopped_for_good(
     namespace: Namespace, trials: Trials, operator: OperatorProcess, progress_tls: Path
 ) -> None:
@@ -223,6 +227,7 @@ def test_a_strangers_job_of_a_trials_name_is_left_alone(namespace: Namespace, tr
     assert "stop" not in jobs(namespace)["s-000"]["spec"]
 
 
+@pytest.mark.slow
 def test_where_a_name_is_taken_what_runs_ends_before_the_sweep_has_failed(namespace: Namespace, trials: Trials) -> None:
     trials.held.add("s-001")
     namespace.apply(lorajob("s-002", suspend=True))

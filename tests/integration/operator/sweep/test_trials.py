@@ -32,6 +32,7 @@ def searching(namespace: Namespace) -> str:
     return str(namespace.condition("s", "Searching", SWEEPS).get("message"))
 
 
+@pytest.mark.slow
 def test_a_trial_whose_owner_is_taken_away_is_taken_back(namespace: Namespace, trials: Trials) -> None:
     trials.held.add("*")
     namespace.apply(lorasweep("s", maxTrials=2, parallelTrials=1))
@@ -149,6 +150,7 @@ def test_a_trial_is_counted_whatever_is_done_to_whose_it_is(namespace: Namespace
     assert namespace.condition(gone, "AdapterUploaded")["reason"] == "AdapterRemoved"
 
 
+@pytest.mark.slow
 def test_who_forges_the_next_trial_is_named_and_takes_no_place(namespace: Namespace, trials: Trials) -> None:
     trials.held.add("*")
     namespace.apply(lorasweep("s", maxTrials=3, parallelTrials=1))
@@ -181,6 +183,7 @@ def test_a_complete_trial_without_an_owner_is_told_that_its_adapter_is_gone(
     assert "adapter" not in namespace.status(worse)
 
 
+@pytest.mark.slow
 def test_a_retry_of_a_stopped_trial_is_answered_too(namespace: Namespace, trials: Trials) -> None:
     trials.held.add("*")
     namespace.apply(lorasweep("s", maxTrials=2, parallelTrials=2))

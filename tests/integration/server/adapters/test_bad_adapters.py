@@ -218,6 +218,7 @@ async def until_told(loader: Loader, states: dict[str, str]) -> None:
         assert found == states
 
 
+@pytest.mark.slow
 async def test_every_kind_of_bad_adapter_is_told_at_once_beside_one_that_is_asked_all_the_while(
     faulty: EngineProcess, tmp_path: Path
 ) -> None:

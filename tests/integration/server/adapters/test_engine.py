@@ -116,6 +116,7 @@ async def until(loader: Loader, done: Callable[[], bool], seconds: float = 20) -
         await asyncio.wait([running])
 
 
+@pytest.mark.slow
 async def test_a_real_engine_that_dies_of_an_adapter_comes_back_without_it(
     faulty: EngineProcess, client: Engine, tmp_path: Path
 ) -> None:

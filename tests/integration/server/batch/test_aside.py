@@ -245,6 +245,7 @@ async def test_what_waited_is_stored_by_the_clock_also_where_others_of_its_part_
         assert set(here.oracle.asked.values()) == {1}
 
 
+@pytest.mark.slow
 async def test_lines_of_a_part_that_is_gone_are_asked_again_at_once_also_while_others_wait(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

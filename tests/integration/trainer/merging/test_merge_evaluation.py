@@ -117,6 +117,7 @@ def test_every_loss_is_what_plain_peft_measures(tmp_path: Path, inputs: list[Pat
     assert said.dataset.rows == 24
 
 
+@pytest.mark.slow
 def test_into_the_model_is_measured_too(tmp_path: Path, inputs: list[Path]) -> None:
     lineage = merged(merge_file(tmp_path, inputs, into="Model", model={"uri": "file://model"})).lineage
     (tmp_path / "model").rename(tmp_path / "base")

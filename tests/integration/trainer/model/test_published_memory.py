@@ -53,6 +53,7 @@ def on_a_cpu() -> list[Compared]:
     return list(measured_on_a_cpu())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("held_out", [True, False])
 def test_what_a_cpu_took_is_met(on_a_cpu: list[Compared], held_out: bool) -> None:
     found = errors(row for row in on_a_cpu if row.held_out is held_out)

@@ -115,6 +115,7 @@ def test_a_half_written_checkpoint_is_never_resumed_from(case: Case) -> None:
     assert "Resuming from the checkpoint of step 15" in finish(path)
 
 
+@pytest.mark.slow
 def test_a_finished_run_that_was_not_published_is_not_trained_again(case: Case) -> None:
     path = case(checkpoint=KEPT)
     finish(path)

@@ -161,6 +161,7 @@ MOMENTS = (
 """What is written after each other."""
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_it_goes_on_with_the_same_rows(sweep: Sweep) -> None:
     path = sweep((1e-4, 8), maxTrials=3, parameters=[RATE_OK, ALPHA_OK])
     command = [sys.executable, "-m", "kit.played_sweep", "run", str(path), "--work-dir", str(path.parent / "work")]

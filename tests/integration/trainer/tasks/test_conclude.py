@@ -177,6 +177,7 @@ def test_checkpoints_of_a_kept_trial_stay_as_its_template_asks(
     }
 
 
+@pytest.mark.slow(only=["3", "20"])
 @pytest.mark.parametrize("keep", [1, 3, 20])
 def test_as_many_adapters_stay_as_were_asked_for(sweep: EndedSweep, tmp_path: Path, keep: int) -> None:
     run_conclude(sweep.run(tmp_path / "work", keepAdapters=keep))

@@ -99,7 +99,7 @@ def test_a_plain_adapter_is_trained_on_and_told(folder: Path) -> None:
     assert 0 < moved < 0.01, "it goes on from its weights, in small steps"
 
 
-@pytest.mark.slow(fast=["one layer", "prefix", "prompt"])
+@pytest.mark.slow(fast=["prefix", "prompt"])
 @pytest.mark.parametrize(
     ("config", "changes"),
     [

@@ -169,6 +169,7 @@ def test_the_successor_of_a_drained_node_waits_for_that_of_node_0_which_stores_i
     assert "Resuming from the checkpoint of step" in nodes[0].log.read_text()
 
 
+@pytest.mark.slow
 def test_a_node_that_never_comes_is_named(tmp_path: Path, run_file: Run) -> None:
     cluster = Nodes(tmp_path, run_file, SPEC, nodes=2, devices=1)
     cluster.meet_seconds = 6

@@ -45,7 +45,7 @@ COMBINATIONS = [
 ]
 
 
-@pytest.mark.slow(fast=["LoRA", "QLoRA"])
+@pytest.mark.slow(fast=["LoRA"])
 @pytest.mark.parametrize(("changes", "quantization"), COMBINATIONS)
 def test_every_method_learns_and_loads_in_plain_peft(case: Case, changes: dict[str, Any], quantization: str) -> None:
     path = case(**changes)
