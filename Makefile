@@ -16,8 +16,8 @@ UV_VERSION := 0.13.9
 # uv of the machine, else one of its own in the user's cache folder.
 UV := $(or $(shell command -v uv),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/tunery/uv-$(UV_VERSION)/bin/uv)
 CLUSTER := cd $(TESTS) && $(PYTHON) -m tools.cluster
-# Two workers more than cores: some tests wait for other processes. Each worker computes with one thread.
-WORKERS ?= $(shell expr $$(nproc) + 2)
+# One worker more than cores: some tests wait for other processes. Each worker computes with one thread.
+WORKERS ?= $(shell expr $$(nproc) + 1)
 PYTEST := cd $(TESTS) && OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q
 PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 # Go's compilers run beside everything else, and end with the recipe.

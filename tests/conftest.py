@@ -46,7 +46,6 @@ def pytest_collection() -> Generator[None, Any, Any]:
     """Collect without the garbage collector: it takes a sixth of the time, and what is imported stays."""
     gc.disable()
     result = yield
-    gc.freeze()
     gc.enable()
     return result
 

@@ -148,10 +148,10 @@ def _publish_instead(run: RunSpec, manifest: str, environment: dict[str, str], s
         stop.disarm()  # until the new process takes them over: it was told already
     work, uid = Path(run.work_dir), run.identity.uid
     if not any(work.glob(f"checkpoints/{uid}/step-*/complete.json")):
-        sys.stderr.write("Nothing is published: no checkpoint is stored yet.\n")
+        os.write(2, b"Nothing is published: no checkpoint is stored yet.\n")
         return
-    with suppress(Exception):  # the signal may have come in the middle of a write
-        sys.stderr.write("Told to stop: publishing what the newest checkpoint holds.\n")
+    with suppress(Exception):  # the signal may have come in the middle of a write, which sys.stderr refuses
+        os.write(2, b"Told to stop: publishing what the newest checkpoint holds.\n")
         sys.stdout.flush()
     path = work / "stopped.json"
     path.write_text(run.model_dump_json(by_alias=True, exclude_none=True), "utf-8")

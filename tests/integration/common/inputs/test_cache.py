@@ -26,6 +26,7 @@ from tunery_common.storage import Store
 from tunery_common.storage.s3 import S3Store
 from tunery_trainer.inputs.cached_model import cache_model
 
+from kit import mounts
 from kit.hub_server import HubServer
 from kit.s3 import credentials
 from tools.cluster.s3 import S3Server
@@ -187,12 +188,8 @@ def test_names_that_are_not_ours_lead_nowhere(root: Path, tmp_path: Path) -> Non
 @pytest.fixture
 def read_only(root: Path) -> Iterator[Path]:
     """The claim as a training pod sees it."""
-    mount = root.with_name("mount")
-    mount.mkdir()
-    subprocess.run(["mount", "--bind", str(root), str(mount)], check=True)
-    subprocess.run(["mount", "-o", "remount,bind,ro", str(mount)], check=True)
-    yield mount
-    subprocess.run(["umount", "-l", str(mount)], check=True)
+    with mounts.read_only(root, root.with_name("mount")) as mount:
+        yield mount
 
 
 @pytest.fixture

@@ -17,6 +17,8 @@ from tunery_common.errors import TuneryError
 from tunery_common.inputs import digests
 from tunery_common.inputs.digests import BOOK, FolderDigest
 
+from kit import mounts
+
 FILES = {"config.json": b"{}", "model.safetensors": b"w" * 1000}
 
 
@@ -103,10 +105,8 @@ def test_a_book_that_is_none_is_passed_over(folder: Path, text: str) -> None:
 
 @pytest.fixture
 def read_only(folder: Path) -> Iterator[Path]:
-    subprocess.run(["mount", "--bind", str(folder), str(folder)], check=True)
-    subprocess.run(["mount", "-o", "remount,bind,ro", str(folder)], check=True)
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    with mounts.read_only(folder, folder):
+        yield folder
 
 
 def test_a_claim_that_is_mounted_read_only_is_no_error(read_only: Path) -> None:

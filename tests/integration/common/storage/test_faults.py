@@ -27,6 +27,7 @@ from tunery_common.storage.publisher import Target, probe, publish
 from tunery_trainer.process.failures import explain, explain_here
 from tunery_trainer.process.hints_here import said_here
 
+from kit import mounts
 from kit.results import lineage, make_folder, run
 from kit.s3 import credentials
 from tools.cluster.s3 import S3Server
@@ -136,13 +137,8 @@ def test_uris_that_are_no_storage(uri: str) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True)
-    assert mounted.returncode == 0, mounted.stderr
-    yield folder
-    # The trace of an error may still hold a file open.
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+    with mounts.small_disk(tmp_path / "small") as folder:
+        yield folder
 
 
 def test_full_disk_while_downloading(store: Store, small_disk: Path) -> None:
@@ -206,7 +202,7 @@ def test_folder_that_may_not_be_written(tmp_path: Path) -> None:
     folder = tmp_path / "readonly"
     folder.mkdir(mode=0o555)
     program = (
-        "import os, pathlib, sys; os.setuid(65534)\n"
+        "import os, pathlib, sys; os.geteuid() or os.setuid(65534)\n"
         "from tunery_common.storage import LocalStore\n"
         "from tunery_common.errors import TuneryError\n"
         "try: LocalStore(pathlib.Path('.'), 'file:///out', 'spec.output.uri').put_bytes('x', b'')\n"

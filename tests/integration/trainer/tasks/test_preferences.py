@@ -219,14 +219,14 @@ def test_a_stop_in_the_first_steps_keeps_what_was_scored(case: Case) -> None:
     assert known(path, step) == 4 * step
 
 
-def test_the_disk_has_room_for_it(case: Case) -> None:
+def test_the_disk_has_room_for_it(case: Case, tmp_path: Path) -> None:
     def checkpoints(**changes: Any) -> int:
-        spec = load_run_spec(job(case, **changes), Path("/work"), None).lora_job
+        spec = load_run_spec(job(case, **changes), tmp_path, None).lora_job
         model: Any = SimpleNamespace(folder=Path("/models"), weight_bytes=0)
         basis, report = SimpleNamespace(spec=spec, base=model), SimpleNamespace(tokens=None, rows=9, evaluation_rows=0)
         plan: Any = SimpleNamespace(basis=basis, data=report, trainable_parameters=1000)
         files = DataFiles(FetchedDataset(Path("/data"), ""))
-        return estimate_disk(Path("/work"), plan, files).checkpoints
+        return estimate_disk(tmp_path, plan, files).checkpoints
 
     later = {"continueFrom": {"uri": "file://first"}}
     assert checkpoints(task="DPO") == checkpoints(task="SFT", **later) == checkpoints(task="ORPO", **later)

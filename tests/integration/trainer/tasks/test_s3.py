@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from tunery_common.inputs.fetch import fetch_model
 from tunery_common.inputs.location import Location
 from tunery_common.storage.credentials import Credentials
 
+from kit import mounts
 from kit.s3 import keys_below
 from kit.story import Run, make_rows, run_here, run_trainer, write_rows
 from tools.cluster.s3 import S3Server
@@ -159,13 +159,10 @@ def test_data_beyond_preflights_own_disk_is_refused_before_it_is_downloaded(
 @pytest.fixture
 def claim(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
     """A claim as preflight and as training mount it."""
-    writable, read_only = tmp_path / "claim", tmp_path / "read-only"
-    for folder in (writable, read_only):
-        folder.mkdir()
-    subprocess.run(["mount", "--bind", str(writable), str(read_only)], check=True)
-    subprocess.run(["mount", "-o", "remount,bind,ro", str(read_only)], check=True)
-    yield writable, read_only
-    subprocess.run(["umount", "-l", str(read_only)], check=True)
+    writable = tmp_path / "claim"
+    writable.mkdir()
+    with mounts.read_only(writable, tmp_path / "read-only") as read_only:
+        yield writable, read_only
 
 
 @pytest.mark.slow

@@ -118,9 +118,9 @@ class StopSignal:
 
     def leave(self) -> None:
         """End the process with 143 at once, without unwinding: an import may be half done, a library may be hung."""
-        said = partial(sys.stderr.write, f"Told to stop: ending at once.{self.hint}\n")
+        said = partial(os.write, 2, f"Told to stop: ending at once.{self.hint}\n".encode())
         for word in (self.last_word, said, sys.stdout.flush, sys.stderr.flush):
-            with suppress(Exception):  # the signal may have come in the middle of a write
+            with suppress(Exception):  # the signal may have come in the middle of a write, which sys.stderr refuses
                 word()
         os._exit(ExitCode.TERMINATED)
 
