@@ -69,8 +69,8 @@ try: ## Fine-tune a small model on this machine, without a cluster
 	@cd $(TESTS) && UV="$(UV)" python3 -m tools.demo.local
 
 .PHONY: demo
-demo: setup ## The same job on a local Kubernetes with S3 (CLUSTER=existing takes yours)
-	@cd $(TESTS) && $(PYTHON) -m tools.demo
+demo: ## The same job on a local Kubernetes with S3 (CLUSTER=existing takes yours)
+	@$(if $(filter existing,$(CLUSTER)),,$(BUILD_GO);) $(MAKE) setup; cd $(TESTS) && $(PYTHON) -m tools.demo
 
 .PHONY: demo-serving
 demo-serving: setup ## Serve the demo's adapter and a second one with vLLM on the CPU
