@@ -55,10 +55,10 @@ def assert_measured(status: dict[str, Any]) -> None:
     summed = sum(parts.values()) - parts.get("rowBytes", 0)
     memory = status["memory"]
     assert summed == pytest.approx(memory["estimateBytes"], rel=0.01)
-    assert status["estimate"]["steps"] == status["progress"]["totalSteps"] == 13
+    assert status["estimate"]["steps"] == status["progress"]["totalSteps"] == 20
     assert memory["estimateBytes"] / 3 < memory["peakBytes"] < memory["availableBytes"]
-    evaluations = status["evaluations"]  # thirteen steps are few: while it trains, measuring would take too much time
-    assert evaluations[-1]["step"] == 13
+    evaluations = status["evaluations"]  # twenty steps are few: while it trains, measuring would take too much time
+    assert evaluations[-1]["step"] == 20
     assert status["metrics"]["evalLoss"] in [each["loss"] for each in evaluations]
     assert "±" in next(c["message"] for c in status["conditions"] if c["type"] == "Evaluated")
     assert {check["result"] for check in status["checks"]} <= {"Passed", "Warning", "Skipped"}

@@ -83,7 +83,7 @@ ADVICE: Final[dict[FailureReason, Advice]] = {
     _R.SECRET_NOT_FOUND: Advice(
         False,
         "Create the Secret with the named keys in the namespace of the job; a store that is not AWS's own needs "
-        "AWS_ENDPOINT_URL in it, too.",
+        "AWS_ENDPOINT_URL in it, too. If the manifest names the wrong Secret, delete the job and apply it corrected.",
     ),
     _R.MODEL_NOT_FOUND: Advice(
         False, "Put the model there; another spec.model.uri or spec.model.revision needs a new job."
@@ -110,7 +110,9 @@ ADVICE: Final[dict[FailureReason, Advice]] = {
         False, "Correct the keys in the named Secret, or give them the right to read and write the named place."
     ),
     _R.STORAGE_NOT_FOUND: Advice(
-        False, "Create the bucket, or correct the endpoint in the Secret; another bucket needs a new job."
+        False,
+        "Create the bucket, or correct the endpoint in the Secret. If the manifest names the wrong bucket, delete the "
+        "job and apply it corrected.",
     ),
     _R.STORAGE_UNAVAILABLE: Advice(True, "Check that the storage endpoint is up and reachable from the namespace."),
     _R.OUTPUT_EXISTS: Advice(

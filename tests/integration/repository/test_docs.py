@@ -267,10 +267,10 @@ def test_the_quickstart_says_how_much_cpu_the_demos_need() -> None:
     served = cpus(server["spec"]["resources"]["cpu"]) + cpus(door)
     both = served + cpus(second["spec"]["resources"]["cpu"]) + operator
     text = " ".join((ROOT / "docs" / "quickstart.md").read_text().split())
-    assert f"{max(preflight, training) + operator:g} CPUs free: {training:g} for the job ({preflight:g} for its" in text
+    assert f"needs {max(preflight, training) + operator:g} free CPUs ({training:g} for the job" in text
     assert f"and {operator:g} for the operator's two replicas" in text
-    assert f"`make demo-serving` takes {both:g} CPUs" in text
-    assert f"keeps {served:g} CPUs until it is deleted" in text
+    assert f"`make demo-serving` needs {both:g} CPUs" in text
+    assert f"keeps {served:g} CPUs until you delete it" in text
 
 
 def test_the_label_that_the_serving_demo_serves_by_is_one_everywhere() -> None:

@@ -49,6 +49,8 @@ def run(folder: Path = FOLDER, manifest: Path = MANIFEST) -> None:
     print(loss_line(folder))
     print(f"adapter          {shown(folder / _ADAPTER)}, a PEFT folder with a model card")
     print("\nNext:")
+    ask = f"(cd tests; ../{shown(folder)}/.venv/bin/python -m tools.demo.answers ../{shown(folder / _MODEL)}"
+    print(f'  {ask} \\\n    ../{shown(folder / _ADAPTER)} "Are you a person?")   # a question of yours')
     for command, text in (
         (f"cat {shown(folder)}/lorajob.yaml", f"# the LoRAJob that ran; its log is {shown(folder / LOG)}"),
         ("make demo", "# the same LoRAJob on a local Kubernetes cluster"),
@@ -73,7 +75,9 @@ def prepare(folder: Path, manifest: Path) -> None:
     except CommandFailed as error:
         raise TryError(f"the model could not be converted: {error}") from error
     dataset.write_messages(folder / "datasets" / "chatterbot.jsonl")
-    (folder / "lorajob.yaml").write_text(manifest.read_text().replace("s3://", "file://"))
+    (folder / "lorajob.yaml").write_text(
+        manifest.read_text().replace("s3://", "file://").replace(", secretRef: {name: s3}", "")
+    )
 
 
 def train(folder: Path, step: Step) -> None:

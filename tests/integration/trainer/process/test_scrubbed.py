@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-
-import pytest
+from pathlib import Path
 
 from kit.story import environment
 
@@ -47,14 +46,17 @@ die()
 """
 
 
-def test_stderr_is_scrubbed(tmp_path_factory: pytest.TempPathFactory) -> None:
-    work = tmp_path_factory.mktemp("work")
+def test_stderr_is_scrubbed(tmp_path: Path) -> None:
+    program = tmp_path / "say.py"
+    program.write_text(SAY)
     done = subprocess.run(
-        [sys.executable, "-c", SAY, str(work)], env=environment(), capture_output=True, text=True, check=True
+        [sys.executable, program, tmp_path / "work"], env=environment(), capture_output=True, text=True, check=True
     )
     assert "s3cr3t" not in done.stderr
     assert "hunter22" not in done.stderr
-    assert done.stderr.count("refused [redacted] at https://[redacted]@store/x") == 4
+    assert done.stderr.count("refused [redacted] at https://[redacted]@store/x") == 6, (
+        "two of them lines of the program"
+    )
     assert done.stderr.splitlines()[-2].startswith("InternalError: RuntimeError: refused [redacted]")
 
 

@@ -134,6 +134,12 @@ def test_the_entry_of_the_card_is_one_that_a_server_takes() -> None:
     assert (adapter.name, adapter.uri) == ("support-bot", "s3://adapters/bot")
 
 
+def test_a_folder_of_this_machine_is_uploaded_before_a_server_takes_it() -> None:
+    card = model_card(run(), lineage(), "file:///out/bot")
+    assert "serves it from S3: upload the folder first." in card
+    assert "uri:" not in card
+
+
 def test_card_says_where_a_base_lies_that_no_hub_has() -> None:
     base = SourceRecord(uri="s3://models/SmolLM2-135M-Instruct", digest="b" * 64)
     made = lineage().model_copy(update={"model": base, "served_name": "SmolLM2-135M-Instruct"})

@@ -299,16 +299,23 @@ tokenizer = AutoTokenizer.from_pretrained({json.dumps(place)})
     named = f" --served-model-name {base}" if place != base else ""
     return f"""{peft}
 
-An AdapterServer for {base} with `engine.maxRank` of at least {allowed} serves it with this entry of `spec.adapters`:
-
-```yaml
-- {{name: {name}, uri: {json.dumps(uri)}}}
-```
+An AdapterServer for {base} with `engine.maxRank` of at least {allowed} serves it {_entry(name, uri)}
 
 So does vLLM alone, from the copy:
 
 ```sh
 vllm serve {place}{named} --enable-lora{rank} --lora-modules {name}={folder}
+```"""
+
+
+def _entry(name: str, uri: str) -> str:
+    """Return the entry of an AdapterServer, which reads S3 only."""
+    if not uri.startswith("s3://"):
+        return "from S3: upload the folder first."
+    return f"""with this entry of `spec.adapters`:
+
+```yaml
+- {{name: {name}, uri: {json.dumps(uri)}}}
 ```"""
 
 
