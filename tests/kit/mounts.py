@@ -28,10 +28,12 @@ def small_disk(at: Path) -> Iterator[Path]:
 
 @contextmanager
 def _mounted(at: Path, *what: str) -> Iterator[None]:
-    if os.geteuid() != 0:
+    if os.geteuid() != 0:  # CI runs these tests as root
         pytest.skip("only root may mount a file system")
     at.mkdir(exist_ok=True)
     subprocess.run(["mount", *what, at], check=True)
-    yield
-    # The trace of an error may still hold a file open.
-    subprocess.run(["umount", "--lazy", at], check=True)
+    try:
+        yield
+    finally:
+        # The trace of an error may still hold a file open.
+        subprocess.run(["umount", "--lazy", at], check=True)

@@ -309,7 +309,7 @@ vllm serve {place}{named} --enable-lora{rank} --lora-modules {name}={folder}
 
 
 def _entry(name: str, uri: str) -> str:
-    """Return the entry of an AdapterServer, which reads S3 only."""
+    """Return how an AdapterServer gets the adapter: it reads S3 only."""
     if not uri.startswith("s3://"):
         return "from S3: upload the folder first."
     return f"""with this entry of `spec.adapters`:
