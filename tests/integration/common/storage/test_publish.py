@@ -21,8 +21,9 @@ from tunery_api.manifest import Manifest, StopRecord
 from tunery_api.reasons import FailureReason
 from tunery_common.errors import TuneryError
 from tunery_common.storage import ObjectExists, Store, StorePath, open_store
+from tunery_common.storage.claims import CLAIM_NAME, claim_bytes
 from tunery_common.storage.published_folder import download_published, read_manifest, verify
-from tunery_common.storage.publisher import CLAIM_NAME, Published, Publisher, Target, probe, publish, published_before
+from tunery_common.storage.publisher import Published, Publisher, Target, probe, publish, published_before
 
 from kit.results import lineage, make_folder, run
 from kit.s3 import credentials
@@ -179,9 +180,35 @@ def test_who_lost_its_claim_writes_no_more(store: Store, tmp_path: Path) -> None
     with pytest.raises(TuneryError, match=r"another run \(LoRAJob team-a/support-bot, uid uid-2\) is publishing"):
         old.add(folder / "adapter_config.json", "adapter_config.json")
     other = Target(StorePath(store, "p"), run("uid-3").model_copy(update={"name": "other"}))
-    with pytest.raises(TuneryError, match=r"ends at 20\d\d-.*removing that object ends it now") as caught:
+    with pytest.raises(TuneryError, match=r"ends at 20\d\d-.*removing all files there frees the place now") as caught:
         probe(other)
     assert caught.value.reason is FailureReason.OUTPUT_EXISTS
+
+
+def test_a_run_whose_claim_was_removed_writes_over_nothing(store: Store, tmp_path: Path) -> None:
+    """It hung while it sent a file: meanwhile the place was emptied, and another run published there."""
+    target = Target(StorePath(store, "p"), run("uid-1"))
+    late = Publisher(target)
+    assert late.start() is None
+    late.add(make_folder(tmp_path / "1", "1") / "adapter_config.json", "adapter_config.json")
+    other: list[Published] = []
+
+    def others_publish(_: int) -> None:
+        if not other:
+            for name in ("adapter_config.json", CLAIM_NAME):
+                store.delete(f"p/{name}")
+            place = StorePath(store, "p")
+            other.append(publish(make_folder(tmp_path / "2", "2"), Target(place, run("uid-2", "other")), lineage()))
+
+    with pytest.raises(TuneryError, match=r"adapter_model\.safetensors was written by another") as caught:
+        late.add(tmp_path / "1" / "adapter_model.safetensors", "adapter_model.safetensors", others_publish)
+    assert caught.value.reason is FailureReason.STORAGE_UNAVAILABLE, "another attempt finds out whose it is"
+    for act in (lambda: late.add(tmp_path / "1" / "adapter_config.json", "b.json"), lambda: late.finish(lineage())):
+        with pytest.raises(TuneryError, match=r"tunery-claim\.json is gone"):
+            act()
+    assert verify(StorePath(store, "p")).sha256 == other[0].manifest_sha256
+    with pytest.raises(TuneryError, match="already holds the result"):
+        publish(tmp_path / "1", target, lineage())
 
 
 KILLED = """
@@ -277,6 +304,12 @@ class Late:
                 self._store.put_bytes("p/manifest.json", self._late.encode(), if_none_match=if_none_match)
 
 
+def unfinished(store: Store) -> None:
+    """Make of a result what an attempt leaves that died before its manifest."""
+    store.delete("p/manifest.json")
+    store.put_bytes(f"p/{CLAIM_NAME}", claim_bytes(run()))
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("before", [True, False])
 def test_a_manifest_that_comes_in_late_replaces_no_newer_one_of_its_run(
@@ -285,7 +318,7 @@ def test_a_manifest_that_comes_in_late_replaces_no_newer_one_of_its_run(
     folder, target = make_folder(tmp_path / "out"), Target(StorePath(store, "p"), run(), overwrite=overwrite)
     publish(folder, target, lineage())
     late = Late(store, comes=1, before=before)
-    store.delete("p/manifest.json")
+    unfinished(store)
     store.put_bytes("p/adapter_config.json", b"of the earlier attempt, too")
     done = publish(folder, dataclasses.replace(target, place=late.place), lineage())
     assert verify(StorePath(store, "p")).sha256 == done.manifest_sha256
@@ -296,7 +329,7 @@ def test_where_it_comes_in_again_and_again_another_attempt_is_worth_it(store: St
     folder, target = make_folder(tmp_path / "out"), Target(StorePath(store, "p"), run())
     publish(folder, target, lineage())
     late = Late(store, comes=2, before=True)
-    store.delete("p/manifest.json")
+    unfinished(store)
     with pytest.raises(TuneryError, match=r"manifest\.json is not this run's, though it was written") as caught:
         publish(folder, dataclasses.replace(target, place=late.place), lineage())
     assert caught.value.reason is FailureReason.STORAGE_UNAVAILABLE
@@ -374,3 +407,21 @@ def test_foreign_manifest_is_not_overwritten_unasked(store: Store, tmp_path: Pat
     assert caught.value.reason is FailureReason.OUTPUT_EXISTS
     publish(make_folder(tmp_path / "out"), Target(StorePath(store, "p"), run(), overwrite=True), lineage())
     verify(StorePath(store, "p"))
+
+
+def test_files_of_others_are_not_overwritten_unasked(store: Store, tmp_path: Path) -> None:
+    """An adapter made elsewhere has no manifest.json; a folder below the place is no part of it."""
+    folder, target = make_folder(tmp_path / "out"), Target(StorePath(store, "p"), run())
+    store.put_bytes("p/elsewhere/adapter_config.json", b"{}")
+    store.put_bytes("p/.tunery-probe-1", b"of a preflight that was killed")
+    probe(target)
+    store.put_bytes("p/adapter_config.json", b"{}")
+    for act in (lambda: probe(target), lambda: publish(folder, target, lineage())):
+        with pytest.raises(
+            TuneryError, match=r"holds files that Tunery did not publish: adapter_config\.json$"
+        ) as caught:
+            act()
+        assert caught.value.reason is FailureReason.OUTPUT_EXISTS
+    assert store.read_bytes("p/adapter_config.json") == b"{}"
+    publish(folder, dataclasses.replace(target, overwrite=True), lineage())
+    assert store.head("p/elsewhere/adapter_config.json")

@@ -70,6 +70,10 @@ def test_upload_and_download_keep_the_bytes(store: Store, tmp_path: Path, size: 
     sent: list[int] = []
     assert store.upload_file(source, "x/y", sent.append) == digest
     assert sum(sent) == size
+    with pytest.raises(ObjectExists):
+        store.upload_file(source, "x/y", if_none_match=True)
+    store.delete("x/y")
+    assert store.upload_file(source, "x/y", if_none_match=True) == digest
     received: list[int] = []
     target = tmp_path / "deep/er/target"
     assert store.download("x/y", target, received.append) == digest

@@ -20,8 +20,9 @@ from tunery_api.manifest import FileRecord, Lineage, Manifest, SourceRecord
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import DiskLimit, ResolvedAdapter, RunIdentity, RunResult
 from tunery_common.storage import LocalStore, StorePath, open_store
+from tunery_common.storage.claims import CLAIM_NAME
 from tunery_common.storage.published_folder import verify
-from tunery_common.storage.publisher import CLAIM_NAME, Target, publish
+from tunery_common.storage.publisher import Target, publish
 from tunery_trainer.inputs.plain_folder import CONVERT
 from tunery_trainer.tasks.merge import run_merge
 
@@ -102,6 +103,14 @@ def test_plain_adapters_become_one_that_says_where_it_is_from(tmp_path: Path, ma
 def test_a_plain_adapter_goes_into_its_base(tmp_path: Path, one: Path, base: Path) -> None:
     run_merge(merge_of(tmp_path, one, into="Model", model={"uri": base.as_uri()}))
     assert float((logits(tmp_path / "out") - logits(base, one)).abs().max()) <= 1e-5
+
+
+@pytest.mark.parametrize("into", ["Adapter", "Model"])
+def test_a_base_with_an_adapter_beside_it_is_refused(tmp_path: Path, one: Path, base: Path, into: str) -> None:
+    both = shutil.copytree(one, shutil.copytree(base, tmp_path / "base"), dirs_exist_ok=True)
+    error = refusal(merge_of(tmp_path, one, into=into, model={"uri": both.as_uri()}))
+    assert error.reason is R.MODEL_UNSUPPORTED
+    assert f"spec.model.uri: {both.as_uri()} holds an adapter beside the model" in error.message
 
 
 def test_a_plain_adapter_goes_with_one_of_ours(tmp_path: Path, made: list[Path], base: Path) -> None:

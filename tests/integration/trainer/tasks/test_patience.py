@@ -48,11 +48,11 @@ class Silent:
     def __getattr__(self, name: str) -> object:
         return getattr(self._store, name)
 
-    def upload_file(self, path: Path, key: str, progress: OnBytes | None = None) -> str:
+    def upload_file(self, path: Path, key: str, progress: OnBytes | None = None, *, if_none_match: bool = False) -> str:
         self.asked += 1
         if self.asked <= self._times:
             raise TuneryError(self._reason, "503")
-        return self._store.upload_file(path, key, progress)
+        return self._store.upload_file(path, key, progress, if_none_match=if_none_match)
 
     @property
     def target(self) -> Target:

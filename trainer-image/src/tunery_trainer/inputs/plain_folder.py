@@ -15,7 +15,7 @@ from tunery_common.errors import TuneryError
 from tunery_common.inputs.headers import ADAPTER_HEADER, BadHeader, Tensor, header_of
 from tunery_common.inputs.name_patterns import broken_pattern
 from tunery_common.storage import ObjectMissing, StorePath
-from tunery_common.storage.publisher import CLAIM_NAME
+from tunery_common.storage.claims import CLAIM_NAME
 
 PICKLED: Final = "adapter_model.bin"
 LARGEST_CONFIG: Final = 16_000_000

@@ -41,7 +41,7 @@ class ObjectMissing(TuneryError):
 
 
 class ObjectExists(TuneryError):
-    """`put_bytes(..., if_none_match=True)` found an object with this key."""
+    """A write with `if_none_match=True` found an object with this key."""
 
     def __init__(self, uri: str) -> None:
         super().__init__(FailureReason.OUTPUT_EXISTS, f"{uri} exists already")
@@ -105,8 +105,11 @@ class Store(Source, Protocol):
         """
         ...
 
-    def upload_file(self, path: Path, key: str, progress: OnBytes | None = None) -> str:
-        """Store the file `path` and return the SHA-256 of the bytes sent; it is read once."""
+    def upload_file(self, path: Path, key: str, progress: OnBytes | None = None, *, if_none_match: bool = False) -> str:
+        """Store the file `path` and return the SHA-256 of the bytes sent; it is read once.
+
+        With `if_none_match` an object that exists is not replaced: ObjectExists.
+        """
         ...
 
     def put_bytes(self, key: str, data: bytes, *, if_none_match: bool = False) -> PutResult:

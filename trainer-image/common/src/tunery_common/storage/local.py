@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import stat
 import time
 import uuid
@@ -83,7 +84,7 @@ class LocalStore:
     def download(self, key: str, path: Path, progress: OnBytes | None = None) -> str:
         return transfer.download(self, key, path, progress)
 
-    def upload_file(self, path: Path, key: str, progress: OnBytes | None = None) -> str:
+    def upload_file(self, path: Path, key: str, progress: OnBytes | None = None, *, if_none_match: bool = False) -> str:
         sha = hashlib.sha256()
 
         def chunks() -> Iterator[bytes]:
@@ -94,7 +95,7 @@ class LocalStore:
                     if progress is not None:
                         progress(len(chunk))
 
-        self._write(key, chunks(), exclusive=False)
+        self._write(key, chunks(), exclusive=if_none_match)
         return sha.hexdigest()
 
     def put_bytes(self, key: str, data: bytes, *, if_none_match: bool = False) -> PutResult:
@@ -184,8 +185,8 @@ class LocalStore:
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
         except FileExistsError as error:
             raise ObjectExists(self.uri(path.relative_to(self._root).as_posix())) from error
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(temporary.read_bytes())
+        with os.fdopen(descriptor, "wb") as file, temporary.open("rb") as source:
+            shutil.copyfileobj(source, file, CHUNK_BYTES)
             file.flush()
             os.fsync(file.fileno())
 

@@ -1,15 +1,13 @@
 """Publish a result: claim the place, upload, manifest.json last, read everything back.
 
-A reader never sees a manifest beside files of another run: one run at a time holds the claim of a prefix, the manifest
-is written with `If-None-Match: *` after the last file, and an old manifest goes just before the first file is replaced.
+A reader never sees a manifest beside files of another run: one run at a time holds the claim of a prefix, every file
+is written with `If-None-Match: *`, the manifest last, and an old manifest goes just before the first file is replaced.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
-import time
 import uuid
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,15 +18,14 @@ from tunery_api.manifest import MANIFEST_NAME, FileRecord, Lineage, Manifest, Sw
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import RunIdentity
 from tunery_common.errors import TuneryError
-from tunery_common.storage import ObjectExists, ObjectMissing, OnBytes, Store, StorePath
+from tunery_common.storage import ObjectExists, OnBytes, Store, StorePath
+from tunery_common.storage.claims import CLAIM_NAME, Claim, claim_bytes, read_claim
 from tunery_common.storage.cleanup import remove_stale_uploads
 from tunery_common.storage.published_folder import PublishedManifest, read_manifest, verify, verify_file
 
-CLAIM_NAME: Final = ".tunery-claim.json"
-"""Says who is uploading; removed once the manifest was read back."""
-CLAIM_EXPIRES_SECONDS: Final = 3600
-"""A claim that was not renewed (every uploaded file renews it) for so long belongs to a run that died."""
-_IDENTITY: Final = ("uid", "kind", "namespace", "name")
+_OWN_PREFIX: Final = ".tunery-"
+_LOOKED_AT: Final = 1000
+"""Objects of a place that are looked at for files of others: one page of a listing."""
 _PICKLES: Final = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"})
 
 _ALONE: Final = "See that nothing else writes where spec.output.uri says."
@@ -58,24 +55,6 @@ class Target:
 
     def key(self, name: str) -> str:
         return self.place.key(name)
-
-
-@dataclass(frozen=True)
-class Claim:
-    """Who writes to a place, as its claim says; older claims tell no more than the uid."""
-
-    uid: str
-    owner: tuple[str, ...]
-    """Kind, namespace and name."""
-    expires: float
-    """In seconds since 1970, unless it is renewed."""
-
-    def yields_to(self, run: RunIdentity) -> bool:
-        """Tell whether that run may take the claim: its own, or that of an earlier object of its very name.
-
-        No pod of such an object is left: the operator waits for them. If one were, its next write would fail.
-        """
-        return self.uid == run.uid or self.owner == (run.kind, run.namespace, run.name)
 
 
 @dataclass(frozen=True)
@@ -139,8 +118,8 @@ def published_before(target: Target) -> Published | None:
 def _give_back(target: Target) -> None:
     """Remove the claim of this run, or of nobody living; the result is there, so that a failure is a warning."""
     try:
-        claim = _claim_of(target)
-        if claim is None or claim.uid == target.run.uid:
+        claim = read_claim(target.place)
+        if claim is None or claim.expired or claim.uid == target.run.uid:
             target.store.delete(target.key(CLAIM_NAME))
     except TuneryError as error:
         _log.warning("the claim beside the result stays: %s", error.message)
@@ -196,6 +175,7 @@ class Publisher:
                 return done
         elif existing is not None and not self._target.overwrite:
             raise _taken(self._target, existing.manifest)
+        _refuse_other_files(self._target, existing)
         self._claim()
         # With overwrite, also one that cannot be read.
         self._replaces = existing is not None or self._target.overwrite
@@ -207,15 +187,22 @@ class Publisher:
         if name in (MANIFEST_NAME, CLAIM_NAME):
             raise TuneryError(FailureReason.INTERNAL_ERROR, f"{name} cannot be the name of a published file")
         self._withdraw_old()
-        digest = self._store.upload_file(path, self._target.key(name), progress)
+        self._renew_claim()
+        key = self._target.key(name)
+        if self._store.head(key) is not None:  # of a run that died, or to be overwritten
+            self._store.delete(key)
+        try:
+            digest = self._store.upload_file(path, key, progress, if_none_match=True)
+        except ObjectExists as error:
+            raise _changed(f"{self._store.uri(key)} was written by another") from error
         record = FileRecord(sha256=digest, size=path.stat().st_size)
         self._files[name] = record
-        self._renew_claim()
         return record
 
     def finish(self, lineage: Lineage) -> Published:
         """Write the manifest, read it and every file back, and only then say that the result is published."""
         self._withdraw_old()
+        self._renew_claim()
         for name in sorted(self._stale - set(self._files)):
             self._store.delete(self._target.key(name))
         manifest = Manifest(
@@ -224,11 +211,10 @@ class Publisher:
             files=dict(sorted(self._files.items())),
             lineage=lineage,
         )
-        self._renew_claim()
         data = manifest.to_json()
         self._put_manifest(data)
         published = self._read_back(manifest, data)
-        self._store.delete(self._target.key(CLAIM_NAME))
+        _give_back(self._target)
         return published
 
     def give_back(self) -> None:
@@ -244,22 +230,24 @@ class Publisher:
 
     def _claim(self) -> None:
         try:
-            put = self._store.put_bytes(self._target.key(CLAIM_NAME), _claim_bytes(self._target), if_none_match=True)
+            put = self._store.put_bytes(self._target.key(CLAIM_NAME), claim_bytes(self._target.run), if_none_match=True)
             self._atomic = put.atomic
         except ObjectExists as error:
             _heed_claim(self._target, error)
-            self._store.put_bytes(self._target.key(CLAIM_NAME), _claim_bytes(self._target))
+            self._store.put_bytes(self._target.key(CLAIM_NAME), claim_bytes(self._target.run))
         existing = _existing(self._target)
         if existing is not None and existing.manifest.run.uid != self._target.run.uid and not self._target.overwrite:
             self._store.delete(self._target.key(CLAIM_NAME))
             raise _taken(self._target, existing.manifest)
 
     def _renew_claim(self) -> None:
-        """Another run may have taken an expired claim, or overwritten it: then this one must not write any more."""
-        claim = _claim_of(self._target)
-        if claim is not None and claim.uid != self._target.run.uid:
+        """Another run may have taken the claim, and may have published since: then this one writes no more."""
+        claim = read_claim(self._target.place)
+        if claim is None:
+            raise _changed(f"{self._target.uri}/{CLAIM_NAME} is gone")
+        if claim.uid != self._target.run.uid:
             raise _being_written(self._target, claim)
-        self._store.put_bytes(self._target.key(CLAIM_NAME), _claim_bytes(self._target))
+        self._store.put_bytes(self._target.key(CLAIM_NAME), claim_bytes(self._target.run))
 
     def _put_manifest(self, data: bytes) -> None:
         """Write the manifest where none is, also to overwrite: what comes in late after this one replaces it not."""
@@ -316,6 +304,7 @@ def probe(target: Target) -> ProbeResult:
     if existing is not None and existing.manifest.run.uid != target.run.uid and not target.overwrite:
         raise _taken(target, existing.manifest)
     _heed_claim(target)
+    _refuse_other_files(target, existing)
     key, data = target.key(f".tunery-probe-{uuid.uuid4().hex[:12]}"), uuid.uuid4().bytes
     conditional = target.store.put_bytes(key, data, if_none_match=True).atomic
     try:
@@ -352,25 +341,20 @@ def _existing(target: Target) -> PublishedManifest | None:
         raise
 
 
-def _claim_bytes(target: Target) -> bytes:
-    identity = {name: getattr(target.run, name) for name in _IDENTITY}
-    return json.dumps({**identity, "renewed": time.time()}).encode()
-
-
-def _claim_of(target: Target) -> Claim | None:
-    """Return the claim of the place, or None if nobody living has one."""
-    try:
-        said = json.loads(target.store.read_bytes(target.key(CLAIM_NAME)))
-        uid, *owner = (str(said.get(name, "")) for name in _IDENTITY)
-        claim = Claim(uid, tuple(owner), float(said["renewed"]) + CLAIM_EXPIRES_SECONDS)
-    except (ObjectMissing, ValueError, KeyError, TypeError, AttributeError):
-        return None
-    return claim if claim.uid and time.time() < claim.expires else None
+def _refuse_other_files(target: Target, existing: PublishedManifest | None) -> None:
+    """Raise OUTPUT_EXISTS where files lie directly at the place that no manifest and no claim says are of a run."""
+    if existing is not None or target.overwrite or target.store.head(target.key(CLAIM_NAME)) is not None:
+        return
+    names = [target.place.relative(entry) for entry in target.store.list(target.place.prefix, _LOOKED_AT)]
+    found = [name for name in names if "/" not in name and not name.startswith(_OWN_PREFIX)]
+    if found:
+        message = f"spec.output.uri: {target.uri} holds files that Tunery did not publish: {', '.join(found[:3])}"
+        raise TuneryError(FailureReason.OUTPUT_EXISTS, message + (", …" if len(found) > 3 else ""))
 
 
 def _heed_claim(target: Target, cause: Exception | None = None) -> None:
     """Raise OUTPUT_EXISTS where another run holds the claim and neither yields it nor is to be overwritten."""
-    claim = _claim_of(target)
+    claim = read_claim(target.place)
     if claim is not None and not claim.yields_to(target.run) and not target.overwrite:
         raise _being_written(target, claim) from cause
 
@@ -388,11 +372,9 @@ def _changed(what: str) -> TuneryError:
 
 
 def _being_written(target: Target, claim: Claim) -> TuneryError:
-    kind, namespace, name = claim.owner
-    who = f"{kind} {namespace}/{name}, uid {claim.uid}" if name else f"uid {claim.uid}"
     ends = datetime.fromtimestamp(claim.expires, UTC).isoformat(timespec="seconds")
     message = (
-        f"spec.output.uri: another run ({who}) is publishing to {target.uri}; if it died, its claim {CLAIM_NAME} there "
-        f"ends at {ends}, and removing that object ends it now"
+        f"spec.output.uri: another run ({claim}) is publishing to {target.uri}; if it died, its claim {CLAIM_NAME} "
+        f"there ends at {ends}, and removing all files there frees the place now"
     )
     return TuneryError(FailureReason.OUTPUT_EXISTS, message)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, BinaryIO, Final, cast
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, Final, cast
 
 from botocore.exceptions import BotoCoreError, ClientError
 from urllib3.exceptions import HTTPError
@@ -120,7 +120,10 @@ class S3Store:
     def download(self, key: str, path: Path, progress: OnBytes | None = None) -> str:
         return transfer.download(self, key, path, progress)
 
-    def upload_file(self, path: Path, key: str, progress: OnBytes | None = None) -> str:
+    def upload_file(self, path: Path, key: str, progress: OnBytes | None = None, *, if_none_match: bool = False) -> str:
+        return (self._upload_if_absent if if_none_match else self._upload)(path, key, progress)
+
+    def _upload(self, path: Path, key: str, progress: OnBytes | None) -> str:
         size = path.stat().st_size
         with path.open("rb") as file, self._errors("s3:PutObject", key):
             reader = _HashingReader(file, progress)
@@ -130,6 +133,19 @@ class S3Store:
             message = f"{path} changed while it was uploaded: {reader.count:,} bytes sent, it had {size:,}"
             raise TuneryError(FailureReason.INTERNAL_ERROR, message)
         return reader.hexdigest()
+
+    def _upload_if_absent(self, path: Path, key: str, progress: OnBytes | None) -> str:
+        try:
+            with _if_none_match(self._client, self._bucket, key):
+                return self._upload(path, key, progress)
+        except TuneryError as error:
+            if error.__cause__ is not None and s3_errors.is_precondition_failed(error.__cause__):
+                raise ObjectExists(self.uri(key)) from error
+            if error.__cause__ is None or not s3_errors.is_unconditional_server(error.__cause__):
+                raise
+        if self.head(key) is not None:
+            raise ObjectExists(self.uri(key))
+        return self._upload(path, key, progress)
 
     def put_bytes(self, key: str, data: bytes, *, if_none_match: bool = False) -> PutResult:
         if if_none_match:
@@ -210,6 +226,24 @@ class S3Store:
             if s3_errors.is_no_key(error) and key:
                 raise ObjectMissing(self.uri(key)) from error
             raise self._translated(error, action, key) from error
+
+
+@contextmanager
+def _if_none_match(client: S3Client, bucket: str, key: str) -> Iterator[None]:
+    """Have uploads to `key` refused where it exists; boto3's own transfers have no argument for it."""
+
+    def add(params: dict[str, Any], **_: object) -> None:
+        if (params["Bucket"], params["Key"]) == (bucket, key):
+            params["IfNoneMatch"] = "*"
+
+    events = [f"provide-client-params.s3.{name}" for name in ("PutObject", "CompleteMultipartUpload")]
+    for event in events:
+        client.meta.events.register(event, add)
+    try:
+        yield
+    finally:
+        for event in events:
+            client.meta.events.unregister(event, add)
 
 
 def _bare(etag: str) -> str:
