@@ -38,7 +38,7 @@ def _kind(kind: KindDefinition) -> str:
         parts += [f"### {kind.kind} {part}", "", "| field | type | description |", "|---|---|---|"]
         parts += _rows(schema["properties"][part], part)
         parts += [""]
-        rules = list(_rules(schema["properties"][part]))
+        rules = dict.fromkeys(_rules(schema["properties"][part]))
         parts += ["Rules:", "", *(f"- {rule}" for rule in rules), ""] if rules else []
     return "\n".join(parts)
 

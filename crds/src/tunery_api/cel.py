@@ -21,7 +21,7 @@ from tunery_api.adapterserver import (
     RolloutSpec,
 )
 from tunery_api.fields import ApiModel, is_number
-from tunery_api.inputs import FORMATS_OF_TASK, DatasetEvaluation, DatasetSpec, ModelSpec, OutputSpec, SecretKeyReference
+from tunery_api.inputs import FORMATS_OF_TASK, DatasetEvaluation, DatasetSpec, ModelSpec, SecretKeyReference
 from tunery_api.lorajob import FSDP_BITS, FSDP_GPUS, PASSES_ARE_SHARED, SAID_OF_PASSES, LoRAJobSpec
 from tunery_api.lorasweep import LoRASweepSpec, ParameterSpec, RangeSpec
 from tunery_api.methods import READ_OF_LORA, AdaLoraSpec, LoraSpec, Method
@@ -69,7 +69,7 @@ _ITS_OWN: Final = "output.uri is no place of its own beside the model's, which s
 
 
 def _place(uri: str) -> str:
-    """Return a URI without the slashes at its end, as in fields.same_place: two that differ in these are one place."""
+    """Return a URI without the slashes at its end: texts of one place differ in nothing else, as PLAIN_PATH says."""
     return f"{uri}.find('^.*[^/]')"
 
 
@@ -125,7 +125,6 @@ def _goes_with(block: str, method: str) -> CelRule:
 
 CEL_RULES: Final[dict[type[ApiModel], list[CelRule]]] = {
     ModelSpec: [CelRule("!has(self.revision) || self.uri.startsWith('hf://')", "revision is for hf:// models only")],
-    OutputSpec: [CelRule("!has(self.uri) || !self.uri.matches('/[.][.]?(/|$)')", "uri has a part . or ..", once=True)],
     DatasetSpec: [
         CelRule(
             "self.?template.orValue('Chat') != 'Plain' || !(self.?format.orValue('Auto') in ['Messages', 'ShareGPT'])",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from pydantic.fields import FieldInfo
@@ -32,15 +32,13 @@ def change_rules(kind: KindDefinition, schema: Mapping[str, Any]) -> list[dict[s
         if name == "resources":
             rules += [_resource(kind, field) for field in _names(_block(spec, name).model_fields.values())]
             continue
-        field = schema["properties"][name]
-        same = _same(name, hidden=_is_hidden(field))
+        same = _same(name, hidden=_is_hidden(schema["properties"][name]))
         if name in spec.MUTABLE_AT_REST:
             rules.append(_rule(f".spec.{name}", f"{same} || {_AT_REST}", _wait(name)))
         elif name in spec.SET_ONCE:
             rules.append(_rule(f".spec.{name}", f"!has(oldSelf.spec.{name}) || {same}", _stays(kind, name)))
         else:
-            counts = " (quotes around a number count)" if any(map(_is_hidden, _within(field))) else ""
-            rules.append(_rule(f".spec.{name}", same, _never(kind, name) + counts))
+            rules.append(_rule(f".spec.{name}", same, _never(kind, name)))
     return rules
 
 
@@ -50,14 +48,6 @@ def _is_hidden(schema: Mapping[str, Any]) -> bool:
     if inner:
         return _is_hidden(inner)
     return "type" not in schema and "x-kubernetes-int-or-string" not in schema
-
-
-def _within(schema: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """Yield a schema and all that stands in it."""
-    yield schema
-    for inner in (*schema.get("properties", {}).values(), schema.get("items"), schema.get("additionalProperties")):
-        if inner:
-            yield from _within(inner)
 
 
 def _block(spec: type[ApiModel], name: str) -> type[ApiModel]:

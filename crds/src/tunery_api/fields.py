@@ -7,6 +7,7 @@ import math
 import re
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal
+from posixpath import normpath
 from typing import Annotated, Any, Final, get_args
 
 from pydantic import (
@@ -292,66 +293,71 @@ end much later, on a node that can mount nothing into so little."""
 DiskString = Annotated[_Bytes, _at_least("1Mi"), WithJsonSchema({**_BYTES_SCHEMA, LEAST: "1Mi"})]
 """A quantity of bytes of a disk."""
 
+_BAD_PATH: Final = "://(.*/)?([.]{0,2}/|[.][.]?$)"
+"""Matches a URI whose path has an empty part, "." or "..", and so is another text for the place of a plain one. One
+slash at the end is none."""
+PLAIN_PATH: Final = 'must be like s3://bucket/folder, with no empty part, "." or ".." in the path'
+
+
+def _check_path(uri: str) -> str:
+    # Without a cluster, file:// may be relative; same_place compares it as it is resolved.
+    if not uri.startswith("file://") and re.search(_BAD_PATH, uri):
+        raise PydanticCustomError("uri_path", PLAIN_PATH)
+    return uri
+
+
+def _uri(pattern: str) -> Any:
+    """Return the constraints of a URI in Python."""
+    return Field(min_length=6, max_length=1024, pattern=pattern)
+
+
+def _uri_schema(pattern: str) -> WithJsonSchema:
+    """Return what the API server is told of a URI: file:// is for runs without a cluster and not in the CRD."""
+    rule = {"rule": f"!self.matches('{_BAD_PATH}')", "message": f"uri {PLAIN_PATH}"}
+    schema = {"type": "string", "minLength": 6, "maxLength": 1024, "pattern": pattern}
+    return WithJsonSchema({**schema, "x-kubernetes-validations": [rule]})
+
+
 ModelUri = Annotated[
     str,
-    Field(min_length=6, max_length=1024, pattern=rf"^((hf|s3|file)://[^\s?#]+|pvc://{_NAME}(/[^\s?#]*)?)$"),
-    WithJsonSchema(
-        {
-            "type": "string",
-            "minLength": 6,
-            "maxLength": 1024,
-            "pattern": rf"^((hf|s3)://[^\s?#]+|pvc://{_NAME}(/[^\s?#]*)?)$",
-        }
-    ),
+    _uri(rf"^((hf|s3|file)://[^\s?#]+|pvc://{_NAME}(/[^\s?#]*)?)$"),
+    AfterValidator(_check_path),
+    _uri_schema(rf"^((hf|s3)://[^\s?#]+|pvc://{_NAME}(/[^\s?#]*)?)$"),
 ]
-"""Where a model lies; file:// is for runs without a cluster and not in the CRD."""
+"""Where a model lies."""
 
 DatasetUri = Annotated[
     str,
-    Field(min_length=6, max_length=1024, pattern=rf"^((hf|s3|file)://[^\s#]+|(pvc|configmap)://{_NAME}(/[^\s#]*)?)$"),
-    WithJsonSchema(
-        {
-            "type": "string",
-            "minLength": 6,
-            "maxLength": 1024,
-            "pattern": rf"^((hf|s3)://[^\s#]+|(pvc|configmap)://{_NAME}(/[^\s#]*)?)$",
-        }
-    ),
+    _uri(rf"^((hf|s3|file)://[^\s#]+|(pvc|configmap)://{_NAME}(/[^\s#]*)?)$"),
+    AfterValidator(_check_path),
+    _uri_schema(rf"^((hf|s3)://[^\s#]+|(pvc|configmap)://{_NAME}(/[^\s#]*)?)$"),
 ]
 """Where a data set lies: a file, a folder or a glob."""
 
 AdapterUri = Annotated[
     str,
-    Field(min_length=6, max_length=1024, pattern=rf"^((hf|s3|file)://[^\s?#*]+|pvc://{_NAME}(/[^\s?#*]*)?)$"),
-    WithJsonSchema(
-        {
-            "type": "string",
-            "minLength": 6,
-            "maxLength": 1024,
-            "pattern": rf"^((hf|s3)://[^\s?#*]+|pvc://{_NAME}(/[^\s?#*]*)?)$",
-        }
-    ),
+    _uri(rf"^((hf|s3|file)://[^\s?#*]+|pvc://{_NAME}(/[^\s?#*]*)?)$"),
+    AfterValidator(_check_path),
+    _uri_schema(rf"^((hf|s3)://[^\s?#*]+|pvc://{_NAME}(/[^\s?#*]*)?)$"),
 ]
 """Where an adapter lies: the folder of its two files; hf://owner/name, or a folder in it."""
 
 StorageUri = Annotated[
-    str,
-    Field(min_length=6, max_length=1024, pattern=r"^(s3|file)://[^\s?#*]+$"),
-    WithJsonSchema({"type": "string", "minLength": 6, "maxLength": 1024, "pattern": r"^s3://[^\s?#*]+$"}),
+    str, _uri(r"^(s3|file)://[^\s?#*]+$"), AfterValidator(_check_path), _uri_schema(r"^s3://[^\s?#*]+$")
 ]
 """A place that can be written: a bucket and a prefix."""
 
 
 def same_place(one: str, other: str | None) -> bool:
-    """Tell whether two URIs name one place."""
-    return other is not None and one.rstrip("/") == other.rstrip("/")
+    """Return whether two URIs name one place, however many slashes or dots they have."""
+    return other is not None and normpath(one) == normpath(other)
 
 
 def overlap(one: str, other: str | None) -> bool:
-    """Tell whether of two URIs one is the other's place, or lies within it."""
+    """Return whether of two URIs one is the other's place, or lies within it."""
     if other is None:
         return False
-    first, second = (f"{uri.rstrip('/')}/" for uri in (one, other))
+    first, second = (f"{normpath(uri)}/" for uri in (one, other))
     return first.startswith(second) or second.startswith(first)
 
 
@@ -367,14 +373,6 @@ def bucket_problem(bucket: str) -> str | None:
     if _BUCKET.fullmatch(bucket):
         return None
     return "holds credentials, which belong into the Secret of secretRef" if "@" in bucket else "names no bucket"
-
-
-def s3_problem(rest: str, written: bool) -> str | None:
-    """Return what is wrong with a URI of S3 behind its scheme, None where nothing is; `written`: of an output."""
-    bucket, _, key = rest.partition("/")
-    if written and any(part in (".", "..") for part in key.split("/")):
-        return "has a part . or .., which leads out of its folder"
-    return bucket_problem(bucket)
 
 
 _SUFFIX = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "P": 10**15, "E": 10**18}

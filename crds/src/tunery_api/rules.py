@@ -8,7 +8,7 @@ from typing import Final
 
 from tunery_api.adaptermerge import ELECTING, LARGEST_WEIGHT, AdapterMergeSpec, MergeMethod, MergeTarget
 from tunery_api.errors import FieldError
-from tunery_api.fields import alias_of, overlap, s3_problem, same_place
+from tunery_api.fields import alias_of, bucket_problem, overlap, same_place
 from tunery_api.inputs import DatasetFormat, DatasetTemplate, ModelSpec
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.methods import (
@@ -284,7 +284,7 @@ def merge_places(spec: AdapterMergeSpec) -> Errors:
 
 def _bucket(path: str, uri: str | None) -> Errors:
     scheme, _, rest = (uri or "").partition("://")
-    problem = s3_problem(rest, path == "spec.output.uri") if scheme == "s3" else None
+    problem = bucket_problem(rest.partition("/")[0]) if scheme == "s3" else None
     if problem is not None:
         yield FieldError(path, f"{problem}; write s3://bucket/prefix")
 

@@ -73,8 +73,7 @@ def test_every_object_in_the_text_of_the_docs_is_accepted_strictly(api_server: A
         pytest.param({"method": "IA3", "lora": {"alpha": 8}}, "IA3 reads", id="ia3-alpha"),
         pytest.param({"method": "PromptTuning", "lora": {"dropout": "0.1"}}, "reads nothing of lora", id="prompt-lora"),
         pytest.param({"method": "PrefixTuning", "lora": {"rank": 8}}, "reads nothing of lora", id="prefix-lora"),
-        pytest.param({"output": {"uri": "s3://b/team-a/../x"}}, "uri has a part . or ..", id="output-leads-out"),
-        pytest.param({"output": {"uri": "s3://b/x/."}}, "uri has a part . or ..", id="output-with-a-dot"),
+        pytest.param({"output": {"uri": "s3://b//x"}}, "uri must be like s3://bucket/folder, with no", id="slashes"),
         pytest.param({"resources": {"gpuResource": "amd.com/gpu"}}, "must be NVIDIA GPUs", id="foreign-gpu"),
         pytest.param(
             {"training": {"precision": "Float16"}, "resources": {"gpus": 0}}, "Float16 needs a GPU", id="float16-cpu"
@@ -227,10 +226,10 @@ def test_quotes_of_a_quantity_are_no_change(api_server: ApiServer, namespace: st
             _patch(api_server, namespace, "quoted", {"resources": {"memory": number}})
 
 
-def test_quotes_of_another_number_are_and_the_refusal_says_so(api_server: ApiServer, namespace: str) -> None:
+def test_quotes_of_another_number_are(api_server: ApiServer, namespace: str) -> None:
     api_server.apply(lorajob("rated", training={"learningRate": 0.0002}), namespace=namespace)
     _patch(api_server, namespace, "rated", {"training": {"learningRate": 2e-4}})
-    with pytest.raises(KubectlError, match=r"training cannot be changed.*\(quotes around a number count\)"):
+    with pytest.raises(KubectlError, match="training cannot be changed; delete"):
         _patch(api_server, namespace, "rated", {"training": {"learningRate": "0.0002"}})
 
 

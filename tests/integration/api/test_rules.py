@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tunery_api.errors import InvalidSpec
+from tunery_api.fields import PLAIN_PATH
 from tunery_api.validation import parse_adaptermerge, parse_lorajob, parse_lorasweep
 
 from kit.api_server import ApiServer
@@ -383,6 +384,12 @@ REFUSED_BY_BOTH: list[Any] = [
         id="onto-the-model",
     ),
     pytest.param(
+        {"output": {"uri": "s3://models//SmolLM2"}},
+        f"spec.output.uri: {PLAIN_PATH}, is 's3://models//SmolLM2'",
+        f"uri {PLAIN_PATH}",
+        id="onto-the-model-in-other-words",
+    ),
+    pytest.param(
         {"resumeFrom": {}},
         "spec.resumeFrom: takes exactly one of loraJobRef and uri",
         "takes exactly one of loraJobRef and uri",
@@ -551,6 +558,12 @@ MERGES_REFUSED: list[Any] = [
         "spec.output.uri: is the adapter of spec.adapters[1], which stays: choose another",
         "output.uri is one of the adapters",
         id="onto-its-input",
+    ),
+    pytest.param(
+        {"adapters": [ONE, {"uri": "s3://adapters//two"}], "output": {"uri": "s3://adapters/two"}},
+        f"spec.adapters[1].uri: {PLAIN_PATH}, is 's3://adapters//two'",
+        f"uri {PLAIN_PATH}",
+        id="onto-its-input-in-other-words",
     ),
     pytest.param(
         {"adapters": [{**ONE, "loraJobRef": {"name": "x"}}]},

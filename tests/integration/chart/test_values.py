@@ -33,15 +33,15 @@ WRONG: dict[str, Any] = {
     "trainer.shmSize": "0",
     "trainer.distributed.resources": {"rdma/hca_shared": "a few"},
     "serving.server.resources.memory": "512m",
-    "defaultOutput.uri": "s3:///x",
-    "test.outputUri": "s3://adapters/../x",
+    "defaultOutput.uri": "s3://adapters/../x",
+    "test.outputUri": "s3://adapters//x",
     "cache.maxSize": "500m",
     "serving.server.resources.cpu": "4Gi",
     "preflight.resources": {"cpu": "0", "memory": "4000m", "ephemeralStorage": "0Gi"},
     "progress.certificate.days": 0,
     "progress.certificate.certManager": {"enabled": True, "issuerRef": {"name": ""}},
     "admissionPolicy.validationActions": ["Deny", "Warn"],
-    "tenantPolicy.outputPrefixes": ["s3://adapters", "s3:///x/", "s3://adapters/../"],
+    "tenantPolicy.outputPrefixes": ["s3://adapters", "s3:///x/", "s3://adapters/../", "s3://adapters//x/"],
 }  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tunery_api.errors import InvalidSpec
+from tunery_api.fields import PLAIN_PATH
 from tunery_api.validation import parse_adaptermerge, parse_lorajob
 
 MODEL = {"uri": "s3://models/SmolLM2"}
@@ -107,13 +108,12 @@ def errors_of(obj: Any, **options: Any) -> list[str]:
         ),
         pytest.param(
             {"output": {"uri": "s3://adapters/team-a/../team-b/x"}},
-            "spec.output.uri: has a part . or .., which leads out of its folder; write s3://bucket/prefix",
+            f"spec.output.uri: {PLAIN_PATH}, is 's3://adapters/team-a/../team-b/x'",
             id="output-that-leads-out-of-its-folder",
         ),
+        pytest.param({"output": {"uri": "s3:///x"}}, f"spec.output.uri: {PLAIN_PATH}, is 's3:///x'", id="no-bucket"),
         pytest.param(
-            {"output": {"uri": "s3:///x"}},
-            "spec.output.uri: names no bucket; write s3://bucket/prefix",
-            id="no-bucket",
+            {"dataset": {"uri": "hf://a//b"}}, f"spec.dataset.uri: {PLAIN_PATH}, is 'hf://a//b'", id="two-slashes"
         ),
         pytest.param(
             {"lora": {"targetModules": ["q proj"]}},
@@ -144,6 +144,13 @@ def test_all_errors_come_together() -> None:
 def test_file_uris_are_for_runs_without_a_cluster() -> None:
     files = lorajob(model={"uri": "file:///m"}, dataset={"uri": "file://d.jsonl"})
     assert parse_lorajob(files | {"metadata": {"name": "a"}}, local=True).model.uri == "file:///m"
+
+
+@pytest.mark.parametrize("uri", ["file:////m", "file:///m/", "file:///a/../m", "file:///./m/adapter"])
+def test_without_a_cluster_nothing_is_published_into_the_model_however_it_is_written(uri: str) -> None:
+    onto = lorajob(model={"uri": "file:///m"}, output={"uri": uri}) | {"metadata": {"name": "a"}}
+    (error,) = errors_of(onto, local=True)
+    assert error.startswith("spec.output.uri: is no place of its own beside the model's, file:///m")
 
 
 DNS = "must be a DNS name"

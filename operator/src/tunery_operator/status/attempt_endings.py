@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -52,16 +52,23 @@ def ending_of(pod: PodView, snapshot: Snapshot, conditions: Conditions) -> Endin
 
 
 def ending_of_lost(
-    started: datetime, lost: LostPod | None, following: datetime | None, snapshot: Snapshot, conditions: Conditions
+    entry: Mapping[str, Any],
+    lost: LostPod | None,
+    following: datetime | None,
+    snapshot: Snapshot,
+    conditions: Conditions,
 ) -> Ending:
     """Return how a pod ended that is gone; `following` is when the next attempt started.
 
     The best evidence of when: what was seen as it went; the pod's last report; then what came after it.
     """
+    started, stopped = parse_time(entry["startTime"]), _why_stopped(entry["uid"], snapshot, conditions)
+    if started is None:
+        return Ending(snapshot.now, "Unknown")
     if lost is not None and lost.started_at is not None:
         echo = lost.exit_code == ExitCode.PEER_LOST
         disrupted = None if echo else _DISRUPTIONS.get(lost.disruption or "")
-        reason = disrupted or _who_stopped(snapshot, conditions) or (ECHO if echo else STOPPED)
+        reason = disrupted or stopped or (ECHO if echo else STOPPED)
         if lost.disruption in LOST_NODE and not echo:
             reason = FailureReason.NODE_LOST.value
         return Ending(max(started, _end_of(lost, lost.started_at)), reason)
@@ -69,7 +76,7 @@ def ending_of_lost(
     found = _first_since(started, snapshot, (following, job.ended_at if job is not None else None))
     # While no operator was at work nobody knows what ran: such seconds are not charged.
     unseen = max(started, min(snapshot.now, snapshot.watched_before or snapshot.now))
-    return Ending(found or unseen, _who_stopped(snapshot, conditions) or VANISHED)
+    return Ending(found or unseen, stopped or VANISHED)
 
 
 def _end_of(lost: LostPod, started: datetime) -> datetime:
@@ -95,12 +102,35 @@ def how_it_ended(pod: PodView, snapshot: Snapshot, conditions: Conditions) -> st
         if pod.disruption in _DISRUPTIONS and not echo:
             return _DISRUPTIONS[pod.disruption]
         if pod.deleting and (pod.disruption is None or echo) and pod.exit_reason != "OOMKilled":
-            return _who_stopped(snapshot, conditions) or (ECHO if echo else STOPPED)
+            return _why_stopped(pod.uid, snapshot, conditions) or (ECHO if echo else STOPPED)
     return str(pod_failure(pod).reason)
 
 
+def record_stop(
+    history: Iterable[dict[str, Any]], pods: Iterable[PodView], snapshot: Snapshot, conditions: Conditions
+) -> None:
+    """Write into each open entry why its pod was told to end; that may be undone before the pod has ended."""
+    held = snapshot.main is None or snapshot.main.job.suspend
+    reason = _who_stopped(snapshot, conditions) if held else None
+    spared = {pod.uid for pod in pods if not pod.deleting}
+    for entry in history:
+        if "endTime" in entry:
+            continue
+        if reason is not None:
+            entry.setdefault("reason", reason)
+        elif entry["uid"] in spared:
+            entry.pop("reason", None)
+
+
+def _why_stopped(uid: str, snapshot: Snapshot, conditions: Conditions) -> str | None:
+    """Return why a pod was told to end: what the ledger recorded then, else what stops the pods of the object now."""
+    history = snapshot.status.get("attemptHistory") or ()
+    recorded = next((entry.get("reason") for entry in history if entry["uid"] == uid), None)
+    return recorded if recorded in (SUSPENDED, PREEMPTED) else _who_stopped(snapshot, conditions)
+
+
 def _who_stopped(snapshot: Snapshot, conditions: Conditions) -> str | None:
-    """Return why pods of an object were told to end, as far as it shows."""
+    """Return what stops the pods of an object now: spec.suspend or the queue; None: neither."""
     job = snapshot.main.job if snapshot.main is not None else None
     if snapshot.suspend or (job is not None and job.suspended_by_us):
         return SUSPENDED

@@ -15,7 +15,7 @@ from tunery_api.names import child_name
 from tunery_api.reasons import ExitCode, FailureReason
 from tunery_api.runspec import Task
 from tunery_api.status import ATTEMPTS_KEPT, GENERATIONS_KEPT
-from tunery_operator.status.attempt_endings import Ending, ending_of, ending_of_lost, how_it_ended
+from tunery_operator.status.attempt_endings import Ending, ending_of, ending_of_lost, how_it_ended, record_stop
 from tunery_operator.status.diagnosis import is_echo
 from tunery_operator.status.draft import Draft
 from tunery_operator.status.reported_progress import first_has_ended_well, has_begun, publishes_alone
@@ -75,6 +75,7 @@ def keep_ledger(draft: Draft) -> bool:
         return False
     draft.put(attempts=attempts)
     draft.fields.setdefault("startTime", history[0]["startTime"])
+    record_stop(history, _pods(snapshot), snapshot, draft.conditions)
     for entry, ending in _endings(draft, history):
         _close(draft, entry, _or_echo(draft, entry, ending, history), history)
     draft.fields["attemptHistory"] = history[-_kept(history) :]
@@ -196,11 +197,8 @@ def _ending(draft: Draft, entry: Entry, following: datetime | None) -> Ending | 
     pod = next((pod for pod in _pods(snapshot) if pod.uid == entry["uid"]), None)
     if pod is not None:
         return ending_of(pod, snapshot, draft.conditions)
-    started = parse_time(entry["startTime"])
-    if started is None:
-        return Ending(snapshot.now, "Unknown")
     lost = next((lost for lost in snapshot.lost_pods if lost.uid == entry["uid"]), None)
-    return ending_of_lost(started, lost, following, snapshot, draft.conditions)
+    return ending_of_lost(entry, lost, following, snapshot, draft.conditions)
 
 
 def _endings(draft: Draft, history: Sequence[Entry]) -> list[tuple[Entry, Ending]]:

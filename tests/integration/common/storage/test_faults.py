@@ -118,6 +118,7 @@ def test_link_local_endpoints_are_refused(s3_server: S3Server, endpoint: str) ->
     [
         ({"AWS_ENDPOINT_URL": "ftp://host"}, "is not an http"),
         ({"AWS_ENDPOINT_URL": "minio:9000"}, "is not an http"),
+        ({"AWS_ENDPOINT_URL": "http://host/?x=1"}, "has a query"),
         ({"AWS_S3_ADDRESSING_STYLE": "paths"}, "must be auto, virtual or path"),
         ({"AWS_ENDPOINT_URL": "http://host:70000"}, "is not a URL"),
     ],
@@ -128,7 +129,7 @@ def test_settings_that_cannot_be(s3_server: S3Server, values: dict[str, str], sa
     assert caught.value.reason is FailureReason.INVALID_SPEC
 
 
-@pytest.mark.parametrize("uri", ["gs://b/x", "s3:///x", "file:///", "s3://b/../x", "pvc://claim/x"])
+@pytest.mark.parametrize("uri", ["gs://b/x", "s3:///x", "s3://b//x", "file:///", "file:////x", "s3://b/../x", "pvc://claim/x"])
 def test_uris_that_are_no_storage(uri: str) -> None:
     with pytest.raises(TuneryError, match=r"spec\.output\.uri") as caught:
         open_store(uri, Credentials("x"), "spec.output.uri")

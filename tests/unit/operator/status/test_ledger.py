@@ -149,6 +149,49 @@ def test_a_pod_that_is_gone_is_closed_by_the_best_evidence(seen: dict[str, Any],
     assert ends(status) == [end]
 
 
+HELD: dict[str, Any] = {"pods": (running(),), "suspend": True, "train": job(suspend=True, suspended_by_us=True)}
+ON: dict[str, Any] = {"pods": (running(meta=deleting(60)),), "suspend": False, "train": job()}
+LEFT: dict[str, Any] = {"pods": (), "main": None, "leftovers": (running(meta=deleting(60)),)}
+KILLED = ended(code=143, meta=deleting(60))
+LOST = LostPod("p1", "p1", at(-300), 240.0, NOW, NODE)
+STOPS: dict[str, tuple[tuple[dict[str, Any], ...], str]] = {
+    "it is there": ((HELD, ON, ON | {"pods": (KILLED,)}), "Suspended"),
+    "it was seen to go": ((HELD, ON, ON | {"pods": (), "lost_pods": (LOST,)}), "Suspended"),
+    "it is gone": ((HELD, ON, ON | {"pods": ()}), "Suspended"),
+    "its Job is gone": (
+        (LEFT | {"suspend": True}, LEFT | {"suspend": False}, LEFT | {"leftovers": (KILLED,)}),
+        "Suspended",
+    ),
+    "it fails before": ((HELD, ON, ON | {"pods": (ended(code=1),)}), "InternalError"),
+    "its queue held it": (
+        ({"pods": ON["pods"], "train": queued_job(suspend=True)}, ON, ON | {"pods": (KILLED,)}),
+        "Preempted",
+    ),
+}
+
+
+def after(seen: Snapshot, *changes: dict[str, Any]) -> Snapshot:
+    """Return the last of several snapshots that follow each other; `pods` are those of the Job."""
+    for each in changes:
+        seen = again(seen, *each["pods"], **{name: value for name, value in each.items() if name != "pods"})
+    return seen
+
+
+@pytest.mark.parametrize(("changes", "reason"), STOPS.values(), ids=STOPS.keys())
+def test_a_stop_that_is_taken_back_is_still_why_the_pod_ended(changes: tuple[dict[str, Any], ...], reason: str) -> None:
+    seen = after(snapshot(running()), *changes)
+    for status in (compute_status(seen), compute_status(after(seen, changes[-1]))):
+        assert [item["reason"] for item in status["attemptHistory"]] == [reason]
+        assert "counts as a retry" not in str(status["conditions"])
+
+
+def test_a_pod_that_a_stop_did_not_reach_ends_for_what_ends_it_later() -> None:
+    spared = after(snapshot(running()), HELD, ON | {"pods": (running(),)})
+    status = compute_status(spared)
+    assert "reason" not in status["attemptHistory"][0]
+    assert [reason for reason, _ in ends(compute_status(again(spared, KILLED)))] == ["Stopped"]
+
+
 def test_a_pod_that_is_there_is_charged_whoever_watched_before() -> None:
     """Its container tells no end, as after a lost node: what the Lease said of an earlier operator is no evidence."""
     dead = pod("p1", {"running": {"startedAt": at(-300)}}, phase="Failed")

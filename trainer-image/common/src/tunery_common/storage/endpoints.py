@@ -15,6 +15,8 @@ def check_endpoint(endpoint: str, what: str) -> None:
     parts = urlsplit(endpoint)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise TuneryError(FailureReason.INVALID_SPEC, f"{what} is not an http(s) URL")
+    if parts.query or parts.fragment:
+        raise TuneryError(FailureReason.INVALID_SPEC, f"{what} has a query or a fragment; leave it out")
     try:
         port = parts.port
     except ValueError as error:
