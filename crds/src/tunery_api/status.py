@@ -242,8 +242,7 @@ class AttemptStatus(OpenModel):
     end_time: Timestamp | None = Field(None, description="When its container ended, as far as anything tells.")
     reason: Reason | None = Field(
         None,
-        description="How it ended: Succeeded, Suspended, Preempted, Evicted, a failure reason, … Before endTime is "
-        "set: why it was told to end.",
+        description="How it ended: Succeeded, Suspended, a failure reason, …; before endTime, why it is stopped.",
     )
     seconds: int | None = Field(None, ge=0, description="How long it ran.")
     gpu_seconds: int | None = Field(None, ge=0, description="How long it ran, times its GPUs.")

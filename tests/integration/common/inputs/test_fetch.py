@@ -56,6 +56,7 @@ def hub() -> Iterator[HubServer]:
         "models/owner/model": {**MODEL, **NOT_WANTED},
         "models/owner/gated": MODEL,
         "models/owner/pickled": {"config.json": b"{}", "pytorch_model.bin": b"p"},
+        "models/owner/both": {**MODEL, "adapter_config.json": b"{}"},
         "datasets/owner/data": {"data/train-0.jsonl": b'{"text": "a"}\n', "data/test-0.jsonl": b"{}", "README.md": b""},
     }
     with HubServer(repos, gated={"models/owner/gated"}) as server:
@@ -184,8 +185,9 @@ def test_gated_model_says_so_and_opens_with_the_token(hub: HubServer, tmp_path: 
         ("hf://owner/model", "v9", FailureReason.MODEL_NOT_FOUND, r"spec\.model\.revision.*'v9'"),
         ("hf://owner/a/b", None, FailureReason.MODEL_NOT_FOUND, r"hf://owner/a/b"),
         ("hf://owner/pickled", None, FailureReason.MODEL_UNSUPPORTED, "no safetensors files.*pickles"),
+        ("hf://owner/both", None, FailureReason.MODEL_UNSUPPORTED, "holds an adapter beside the model"),
     ],
-    ids=["unknown", "revision", "bad-name", "pickled"],
+    ids=["unknown", "revision", "bad-name", "pickled", "model-and-adapter"],
 )
 def test_hub_refusals(
     hub: HubServer, tmp_path: Path, uri: str, revision: str | None, reason: FailureReason, says: str

@@ -129,7 +129,9 @@ def test_settings_that_cannot_be(s3_server: S3Server, values: dict[str, str], sa
     assert caught.value.reason is FailureReason.INVALID_SPEC
 
 
-@pytest.mark.parametrize("uri", ["gs://b/x", "s3:///x", "s3://b//x", "file:///", "file:////x", "s3://b/../x", "pvc://claim/x"])
+@pytest.mark.parametrize(
+    "uri", ["gs://b/x", "s3:///x", "s3://b//x", "file:///", "file:////x", "s3://b/../x", "pvc://claim/x"]
+)
 def test_uris_that_are_no_storage(uri: str) -> None:
     with pytest.raises(TuneryError, match=r"spec\.output\.uri") as caught:
         open_store(uri, Credentials("x"), "spec.output.uri")

@@ -93,6 +93,11 @@ def test_a_model_in_a_claim_is_used_where_it_lies(tmp_path: Path, said: Path) ->
         (lambda folder: (folder / "config.json").unlink(), "ModelUnsupported", "has no config.json"),
         (lambda folder: (folder / "model.safetensors").unlink(), "ModelUnsupported", "no safetensors files"),
         (
+            lambda folder: (folder / "adapter_config.json").write_text("{}"),
+            "ModelUnsupported",
+            "holds an adapter beside the model",
+        ),
+        (
             lambda folder: (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-9]),
             "ModelUnsupported",
             "spec.model.uri: model.safetensors is cut off",

@@ -10,11 +10,13 @@ import pytest
 
 from tunery_api.reasons import FailureReason
 from tunery_common.errors import TuneryError
+from tunery_common.inputs import name_patterns
+from tunery_trainer.adapter.attach import attach
 from tunery_trainer.model.load import load_base, meta_model
 from tunery_trainer.model.targets import check_modules_to_save, check_patterns, ia3_targets, resolve_targets
 
 from kit.tiny_models import FAMILIES
-from kit.training import resolved_for
+from kit.training import resolved_for, start_for
 
 Folder = Callable[[str], Path]
 
@@ -113,13 +115,30 @@ def test_a_name_that_matches_nothing_is_refused_with_those_that_exist(llama: Pat
     ("pattern", "said"),
     [
         pytest.param("up_proj", "matches no target module; they are k_proj, q_proj", id="not-a-target"),
-        pytest.param("q_(proj", "is not a regular expression", id="not-a-regex"),
+        pytest.param("q_(proj", "is no regular expression", id="not-a-regex"),
+        pytest.param("q_proj{99999999999}", "is no regular expression", id="too-large-a-repeat"),
     ],
 )
 def test_a_pattern_must_match_a_target(llama: Path, pattern: str, said: str) -> None:
     with pytest.raises(TuneryError, match=said) as caught:
         check_patterns(meta_model(llama), ["q_proj", "k_proj"], ["layers.0.self_attn.q_proj", pattern], "spec.x")
     assert caught.value.message.startswith("spec.x: ")
+
+
+@pytest.mark.parametrize("field", ["rankPattern", "alphaPattern"])
+@pytest.mark.parametrize("method", ["LoRA", "DoRA"])
+def test_a_pattern_that_takes_too_long_is_refused_before_peft_matches_it(
+    llama: Path, monkeypatch: pytest.MonkeyPatch, method: str, field: str
+) -> None:
+    monkeypatch.setattr(name_patterns, "SECONDS", 0.5)
+    slow = r"(\w+\.?)+!"
+    resolved = resolved_for(llama, {"method": method, "lora": {field: {"q_proj": 4, slow: 4}}})
+    with pytest.raises(TuneryError) as caught:
+        attach(meta_model(llama), resolved, start_for(llama))
+    assert caught.value.reason is FailureReason.INVALID_SPEC
+    assert caught.value.message == (
+        f"spec.lora.{field}: {slow!r} takes too long on the names of modules; write it without repeats within repeats"
+    )
 
 
 def test_modules_to_save_must_exist(llama: Path) -> None:

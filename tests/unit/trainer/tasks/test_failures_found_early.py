@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from peft import LoraConfig
 
 from tunery_api.reasons import ExitCode
 from tunery_api.runspec import PreflightReport
 
+from kit.adapters import trained_adapter
 from kit.story import Case, make_rows, manifest, run_here, write_rows
 
 
@@ -130,6 +132,19 @@ def test_an_index_of_weights_that_leads_nowhere(case: Case, index: str) -> None:
     (path.parent / "model" / "model.safetensors.index.json").write_text(index)
     said = "ModelUnsupported: spec.model.uri: its weights cannot be loaded: model.safetensors.index.json "
     assert refused(path).startswith(said)
+
+
+def test_an_adapter_beside_the_model(case: Case) -> None:
+    """transformers would load it with the model; once it is moved away, as the hint says, the model is trained."""
+    path = case()
+    source = (path.parent / "model").resolve()
+    (path.parent / "model").unlink()
+    shutil.copytree(source, path.parent / "model")
+    trained_adapter(source, LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM"), path.parent / "model", seed=3)
+    assert re.match("ModelUnsupported: spec.model.uri: file://.* holds an adapter beside the model", refused(path))
+    (path.parent / "model" / "adapter_config.json").unlink()
+    done = run_here("run", path, "--work-dir", path.parent / "again")
+    assert done.returncode == ExitCode.OK, done.stderr
 
 
 def test_adalora_without_room_for_pruning(case: Case) -> None:

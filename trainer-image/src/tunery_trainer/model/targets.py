@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from tunery_api.methods import TARGET_WORDS
 from tunery_api.reasons import FailureReason
 from tunery_common.errors import TuneryError
+from tunery_common.inputs.name_patterns import unusable_key
 from tunery_trainer.model.language_part import language_prefix
 from tunery_trainer.settings.experts import EXPERT_WORDS
 
@@ -149,21 +150,17 @@ def check_modules_to_save(model: PreTrainedModel, names: Iterable[str]) -> None:
 
 
 def check_patterns(model: PreTrainedModel, targets: Iterable[str], patterns: Iterable[str], field: str) -> None:
-    """Check that each key of rankPattern or alphaPattern matches a target module, read as PEFT reads it.
+    """Check that PEFT can match each key of rankPattern or alphaPattern, and that it matches a target module.
 
     Raises TuneryError(InvalidSpec).
     """
-    endings = list(targets)
-    layers = (*linear_layers(model), *expert_parameters(model))
-    paths = [path for path in layers if any(ends_with(path, name) for name in endings)]
-    for pattern in patterns:
-        try:
-            compiled = re.compile(rf"(.*\.)?({pattern})$")
-        except re.error as error:
-            raise TuneryError(
-                FailureReason.INVALID_SPEC, f"{field}: {pattern!r} is not a regular expression: {error}"
-            ) from error
-        if not any(compiled.match(path) for path in paths):
+    endings, keys, experts = list(targets), list(patterns), expert_parameters(model)
+    unusable = unusable_key(field, keys, (*(path for path, _ in model.named_modules()), *experts))
+    if unusable is not None:
+        raise TuneryError(FailureReason.INVALID_SPEC, unusable)
+    paths = [path for path in (*linear_layers(model), *experts) if any(ends_with(path, name) for name in endings)]
+    for pattern in keys:
+        if not any(re.match(rf"(.*\.)?({pattern})$", path) for path in paths):
             raise TuneryError(
                 FailureReason.INVALID_SPEC,
                 f"{field}: {pattern!r} matches no target module; they are {', '.join(_short(paths))}",

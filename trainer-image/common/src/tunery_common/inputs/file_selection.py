@@ -12,7 +12,18 @@ from tunery_api.reasons import FailureReason
 from tunery_common.errors import TuneryError
 
 _MODEL_FILES: Final = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken")
-_NOT_MODEL_FILES: Final = (".*", "consolidated*", "README*", "LICENSE*", "USE_POLICY*", "requirements*")
+_ADAPTER: Final = "adapter_config.json"
+"""transformers loads the adapter that this file describes onto the model in the same folder."""
+_NOT_MODEL_FILES: Final = (
+    ".*",
+    "consolidated*",
+    _ADAPTER,
+    "adapter_model*",
+    "README*",
+    "LICENSE*",
+    "USE_POLICY*",
+    "requirements*",
+)
 """`consolidated*.safetensors` is the same weights again, in their maker's own layout."""
 _TEMPLATE_FOLDER: Final = "additional_chat_templates"
 _DATA_FILES: Final = re.compile(r"\.(jsonl|json|csv)(\.(gz|zst))?$|\.parquet$", re.IGNORECASE)
@@ -23,12 +34,14 @@ def model_files(names: Iterable[str], uri: str, *, weights: bool) -> list[str]:
     """Return the names that make up a model: safetensors, config, tokenizer and chat template; no pickles, no code.
 
     Without `weights` the safetensors files are left out, but must exist. Raises MODEL_NOT_FOUND if there is nothing,
-    MODEL_UNSUPPORTED if config.json or the safetensors files are missing.
+    MODEL_UNSUPPORTED if config.json or the safetensors files are missing, or there is an adapter.
     """
     listed = sorted(names)
     found = [name for name in listed if is_model_file(name)]
     if not listed:
         raise TuneryError(FailureReason.MODEL_NOT_FOUND, f"spec.model.uri: there is nothing at {uri}")
+    if _ADAPTER in listed:
+        raise _holds_adapter(found, uri)
     if "config.json" not in found:
         reason = FailureReason.MODEL_UNSUPPORTED
         shown = ", ".join(listed[:8]) + (", …" if len(listed) > 8 else "")
@@ -38,6 +51,23 @@ def model_files(names: Iterable[str], uri: str, *, weights: bool) -> list[str]:
         message = f"spec.model.uri: {uri} has no safetensors files{pickled}"
         raise TuneryError(FailureReason.MODEL_UNSUPPORTED, message)
     return [name for name in found if weights or not name.endswith(".safetensors")]
+
+
+def _holds_adapter(found: list[str], uri: str) -> TuneryError:
+    """Return the failure for a folder that holds an adapter, beside a model or alone."""
+    if "config.json" in found and any(name.endswith(".safetensors") for name in found):
+        message = f"holds an adapter beside the model: {_ADAPTER}, which transformers would load with the model"
+        hint = (
+            f"Remove {_ADAPTER} from the model's folder, and retry. If you cannot, name a copy of the model without it "
+            "in a new job."
+        )
+    else:
+        message = f"holds an adapter ({_ADAPTER}), and no model in safetensors format"
+        hint = (
+            "Name the base model that the adapter was trained on, in a new job. To train the adapter further, name it "
+            "in spec.continueFrom."
+        )
+    return TuneryError(FailureReason.MODEL_UNSUPPORTED, f"spec.model.uri: {uri} {message}", hint)
 
 
 def split_pattern(path: str) -> tuple[str, str]:

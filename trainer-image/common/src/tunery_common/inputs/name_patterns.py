@@ -1,4 +1,4 @@
-"""The regular expressions in an adapter's configuration: whether they are some, and come to an end on modules' names.
+"""The regular expressions that PEFT is given: whether they are some, and come to an end on modules' names.
 
 Python's `re` cannot be given a limit, and PEFT matches them with nothing else: they are tried beforehand in a process
 that can be ended.
@@ -10,7 +10,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -39,12 +39,7 @@ class _Pattern(NamedTuple):
 
 def broken_pattern(config: Mapping[str, Any]) -> str | None:
     """Return what is no regular expression where PEFT reads one, `field: 'pattern' is no …`, or None."""
-    for pattern in _patterns(config):
-        try:
-            re.compile(pattern.form)
-        except (re.error, RecursionError, OverflowError) as error:
-            return f"{pattern.label} is no regular expression: {error}"
-    return None
+    return _broken(_patterns(config))
 
 
 def slow_pattern(config: Mapping[str, Any], names: Iterable[str]) -> str | None:
@@ -52,7 +47,25 @@ def slow_pattern(config: Mapping[str, Any], names: Iterable[str]) -> str | None:
 
     `config` is one in which `broken_pattern` finds nothing.
     """
-    patterns = list(_patterns(config))
+    return _slow(list(_patterns(config)), names)
+
+
+def unusable_key(field: str, keys: Iterable[str], names: Iterable[str]) -> str | None:
+    """Return which key of a rank or alpha pattern is no regular expression or takes too long, as those two do."""
+    patterns = list(_keys(field, keys))
+    return _broken(patterns) or _slow(patterns, names)
+
+
+def _broken(patterns: Iterable[_Pattern]) -> str | None:
+    for pattern in patterns:
+        try:
+            re.compile(pattern.form)
+        except (re.error, RecursionError, OverflowError) as error:
+            return f"{pattern.label} is no regular expression: {error}"
+    return None
+
+
+def _slow(patterns: Sequence[_Pattern], names: Iterable[str]) -> str | None:
     if len(patterns) <= _FEW and all(_NAME.fullmatch(pattern.said) for pattern in patterns):
         return None
     asked = {"patterns": [(pattern.way, pattern.form) for pattern in patterns], "names": list(names)}
@@ -88,8 +101,12 @@ def _patterns(config: Mapping[str, Any]) -> Iterator[_Pattern]:
     for said in _listed(config.get("layers_pattern")):
         yield _Pattern("layers_pattern", said, "match", rf"(?:^|.*?\.){said}\.(?P<idx>\d+)\.")
     for field in ("rank_pattern", "alpha_pattern"):
-        for said in config.get(field) or ():
-            yield _Pattern(field, str(said), "match", rf"(.*\.)?({said})$")
+        yield from _keys(field, config.get(field) or ())
+
+
+def _keys(field: str, keys: Iterable[Any]) -> Iterator[_Pattern]:
+    for said in keys:
+        yield _Pattern(field, str(said), "match", rf"(.*\.)?({said})$")
 
 
 def _listed(value: Any) -> list[str]:
