@@ -60,6 +60,7 @@ def test_rendered_twice_it_is_the_same_to_the_byte(helm: Helm, settings: list[st
     assert template(helm, *settings) == template(helm, *settings)
 
 
+@pytest.mark.slow
 def test_what_fills_the_certificate_is_no_drift_and_a_sync_leaves_it(
     applied: ApiServer, helm: Helm, tmp_path: Path
 ) -> None:

@@ -28,6 +28,7 @@ def operator(installed: ApiServer, rendered: Rendered, tmp_path_factory: pytest.
         yield running
 
 
+@pytest.mark.slow
 def test_a_job_gets_its_preflight(installed: ApiServer, operator: Operator) -> None:
     manifest = yaml.safe_load((CHART.parents[1] / "docs" / "examples" / "lora.yaml").read_text())
     job = Job(installed, manifest, TEAM).apply()
@@ -69,6 +70,7 @@ def suspends(kubectl: ApiServer, name: str) -> bool:
     return bool((kubectl.get("lorajob", name, TEAM) or {"spec": {}})["spec"].get("suspend"))
 
 
+@pytest.mark.slow
 def test_its_events_are_taken(installed: ApiServer, operator: Operator) -> None:
     manifest = yaml.safe_load((CHART.parents[1] / "docs" / "examples" / "qlora.yaml").read_text())
     job = Job(installed, manifest, TEAM).apply()
@@ -77,6 +79,7 @@ def test_its_events_are_taken(installed: ApiServer, operator: Operator) -> None:
     assert "forbidden" not in operator.log().lower()
 
 
+@pytest.mark.slow
 def test_pods_can_verify_the_progress_endpoint_and_a_stranger_is_refused(operator: Operator) -> None:
     context = ssl.create_default_context(cafile=str(operator.folder / "ca.crt"))
     # What Python 3.13 asks of a certificate by default.

@@ -12,7 +12,7 @@ import pytest
 
 from tunery_api.reasons import FailureReason
 from tunery_common.errors import TuneryError
-from tunery_common.storage import ObjectExists, ObjectMissing, Store
+from tunery_common.storage import ObjectExists, ObjectMissing, Store, s3_client
 from tunery_common.storage.base import ObjectReplaced
 
 
@@ -62,8 +62,11 @@ def test_missing_key(store: Store, tmp_path: Path, read: Callable[[Store, Path],
         read(store, tmp_path / "x")
 
 
-@pytest.mark.parametrize("size", [0, 1, 3 << 20, 70 << 20], ids=["empty", "byte", "put", "multipart"])
-def test_upload_and_download_keep_the_bytes(store: Store, tmp_path: Path, size: int) -> None:
+@pytest.mark.parametrize("size", [0, 1, 3 << 20, 40 << 20], ids=["empty", "byte", "put", "multipart"])
+def test_upload_and_download_keep_the_bytes(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    monkeypatch.setattr(s3_client, "MULTIPART_THRESHOLD", 5 << 20)
     source = tmp_path / "source"
     source.write_bytes(random.Random(1).randbytes(size))
     digest = hashlib.sha256(source.read_bytes()).hexdigest()

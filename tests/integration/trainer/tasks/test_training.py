@@ -87,6 +87,7 @@ def test_a_method_that_adapts_no_modules_is_told_without_a_word_for_them(case: C
     assert line.endswith(" parameters trained")
 
 
+@pytest.mark.slow
 def test_published_folder_is_whole(case: Case) -> None:
     path = case(tracking={"tensorboard": True}, evaluation={"everySteps": 5})
     manifest = train(path)
@@ -111,6 +112,7 @@ def test_published_folder_is_whole(case: Case) -> None:
     assert not any(name.endswith((".bin", ".pt", ".pth")) for name in there)
 
 
+@pytest.mark.slow
 def test_a_second_run_does_not_replace_the_result(case: Case) -> None:
     path = case()
     first = train(path)

@@ -196,6 +196,10 @@ def test_what_is_brought_twice_stays_the_first(tmp_path: Path, needs: Needs) -> 
     made = cache.folder(sha).stat().st_ino
     put(cache, "1")
     assert cache.folder(sha).stat().st_ino == made
+    assert cache.glance(sha) == cache.find(sha)
+    again = cache_of(tmp_path, needs, 1 << 30)  # has not read its files yet
+    put(again, "1")
+    assert again.find(sha)
 
 
 def test_a_version_that_has_come_is_counted_once(tmp_path: Path, needs: Needs) -> None:

@@ -127,9 +127,11 @@ async def test_an_engine_that_does_not_say_what_it_holds_is_not_used_until_it_do
     table.want(table.item("bot", table.publish("bot")))
     await table.go()
     assert not table.loader.state().engine_ready
+    assert table.loader.state().engine_version is None
     fails = False
     await table.go()
     assert table.told("bot").state == "Served"
+    assert table.loader.state().engine_version == await table.engine.version()
     fails = True
     await table.go(seconds=10)
     assert table.answers("bot") == ("EngineFailed" if isinstance(error, EngineGone) else table.engine.held.popitem()[0])

@@ -6,12 +6,15 @@ import shutil
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
 from tunery_api.reasons import FailureReason
 from tunery_common.errors import TuneryError
 from tunery_common.storage import OnBytes, Store, StorePath
+from tunery_trainer.inputs.workspace import Workspace
 from tunery_trainer.resuming.checkpoints import (
     CheckpointUploader,
     complete_checkpoints,
@@ -20,6 +23,9 @@ from tunery_trainer.resuming.checkpoints import (
     remove_checkpoints,
     restore,
 )
+from tunery_trainer.resuming.kept import settle_checkpoints
+
+from kit.training import spec_of
 
 
 def _checkpoint(folder: Path, step: int) -> Path:
@@ -104,11 +110,12 @@ def test_nothing_stored_is_no_error(store: Store, tmp_path: Path) -> None:
 
 def test_older_ones_are_pruned_and_the_newest_kept(store: Store, tmp_path: Path) -> None:
     store.put_bytes("ck/step-000050/adapter_model.safetensors", b"half-written")
-    store.put_bytes("ck/notes.txt", b"not ours")
+    for other in ("notes.txt", "notes/readme.txt"):
+        store.put_bytes(f"ck/{other}", b"not ours")
     _store_steps(store, tmp_path, 100, 200, 300)
     assert [checkpoint.step for checkpoint in complete_checkpoints(StorePath(store, "ck"))] == [300, 200]
     folders = {entry.key.split("/")[1] for entry in store.list("ck")}
-    assert folders == {"step-000200", "step-000300", "notes.txt"}
+    assert folders == {"step-000200", "step-000300", "notes.txt", "notes"}
 
 
 def test_half_written_one_is_ignored(store: Store, tmp_path: Path) -> None:
@@ -251,6 +258,19 @@ def test_an_upload_that_was_given_up_never_becomes_complete(local_store: Store, 
     gate.open.set()
     uploader._thread.join(30)
     assert local_store.list("ck") == [], "nor is any of its files left"
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_after_a_success_they_stay_only_where_they_are_to_be_kept(
+    local_store: Store, tmp_path: Path, keep: bool
+) -> None:
+    _store_steps(local_store, tmp_path, 100, 200)
+    run = SimpleNamespace(lora_job=spec_of({"checkpoint": {"keepAfterSuccess": keep}}))
+    place = StorePath(local_store, "ck")
+    work = SimpleNamespace(run=run, checkpoints=place, folder=lambda name: tmp_path / name)
+    kept = settle_checkpoints(cast("Workspace", work))
+    assert (kept.step if kept else None) == (200 if keep else None)
+    assert [each.step for each in complete_checkpoints(place)] == ([200, 100] if keep else [])
 
 
 def test_probe_leaves_nothing(store: Store) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -23,10 +24,13 @@ from tunery_api.preference import PreferenceSpec
 from tunery_api.runspec import RunIdentity
 from tunery_api.training import Optimizer, TrainingSpec
 from tunery_common.errors import TuneryError
+from tunery_trainer.inputs.workspace import Workspace
 from tunery_trainer.model.load import model_facts
 from tunery_trainer.plan.training_plan import TrainingPlan, plan_training
+from tunery_trainer.resuming import resume
 from tunery_trainer.resuming.may_resume import check_base, check_origin, check_own, rows_of, settings_of
-from tunery_trainer.resuming.memo import Base, Origin
+from tunery_trainer.resuming.memo import Base, Memo, Origin
+from tunery_trainer.resuming.resume import Resumed, with_taken
 from tunery_trainer.resuming.taken_settings import NOTHING, Taken, manifest_of, with_device_taken, with_open_taken
 from tunery_trainer.settings.auto_method import method_choices
 from tunery_trainer.settings.loop import Chosen
@@ -290,3 +294,43 @@ def test_own_checkpoints_are_of_the_rows_that_are_there(llama: Path) -> None:
 def test_the_default_fraction_may_be_spelt_out(evaluation: dict[str, str] | None) -> None:
     spec = spec_of({"dataset": {"uri": "s3://data/rows.jsonl", "evaluation": evaluation}})
     assert rows_of(spec, REPORT) == rows_of(spec_of({}), REPORT)
+
+
+@pytest.mark.parametrize("evaluation", [{"uri": "s3://data/held-out.jsonl"}, {"split": "test"}])
+def test_rows_that_are_held_out_by_name_have_no_fraction(evaluation: dict[str, str]) -> None:
+    spec = spec_of({"dataset": {"uri": "s3://data/rows.jsonl", "evaluation": evaluation}})
+    assert rows_of(spec, REPORT)["dataset.evaluation.fraction"] is None
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("PromptTuning", {"promptTuning.virtualTokens"}),
+        ("PrefixTuning", {"prefixTuning.virtualTokens", "prefixTuning.projection"}),
+    ],
+)
+def test_the_settings_of_a_prompt_method_are_its_own(llama: Path, name: str, fields: set[str]) -> None:
+    assert {field for field in told_of(simple(llama, **SPECS[name])) if "Tuning." in field} == fields
+
+
+@pytest.mark.parametrize(
+    ("own", "ended_early", "steps", "finished"),
+    [(False, False, 300, True), (False, False, 301, False), (True, True, 301, True), (False, True, 301, False)],
+)
+def test_a_checkpoint_at_the_last_step_is_finished(own: bool, ended_early: bool, steps: int, finished: bool) -> None:
+    memo = cast("Memo", SimpleNamespace(finished=ended_early))
+    assert Resumed(300, Path("checkpoint-300"), memo, own).is_finished(steps) is finished
+
+
+def test_unset_fields_come_from_resume_from_until_the_job_has_a_checkpoint(
+    llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = spec_of({"resumeFrom": {"uri": "s3://b/c"}})
+    work = cast("Workspace", SimpleNamespace(lora_job=spec, run=SimpleNamespace(resume_uri="s3://b/c")))
+    theirs, own = (origin(simple(llama, method=name)) for name in ("DoRA", "IA3"))
+    monkeypatch.setattr(resume, "peek", lambda _: SimpleNamespace(memo=SimpleNamespace(origin=theirs)))
+    monkeypatch.setattr(resume, "_own_memo", lambda _: None)
+    assert with_taken(work)[0].method is Method.DORA
+    monkeypatch.setattr(resume, "_own_memo", lambda _: SimpleNamespace(origin=own))
+    monkeypatch.setattr(resume, "peek", lambda _: pytest.fail("the other job's checkpoints were read"))
+    assert with_taken(work)[0].method is Method.IA3

@@ -134,6 +134,7 @@ def test_an_index_of_weights_that_leads_nowhere(case: Case, index: str) -> None:
     assert refused(path).startswith(said)
 
 
+@pytest.mark.slow
 def test_an_adapter_beside_the_model(case: Case) -> None:
     """transformers would load it with the model; once it is moved away, as the hint says, the model is trained."""
     path = case()
