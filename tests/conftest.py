@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from hypothesis import settings
+from xdist.scheduler import LoadFileScheduling  # type: ignore[import-untyped]
 
 from tunery_api import scrub
 from tunery_common.storage import LocalStore, Store, open_store
@@ -55,6 +56,20 @@ def pytest_collection() -> Generator[None, Any, Any]:
     gc.set_threshold(50_000, 20, 100)
     gc.enable()
     return result
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling:
+    """Give each file to one worker, and all files of a folder that share an installation."""
+    return FilesAndFolders(config, log)
+
+
+class FilesAndFolders(LoadFileScheduling):  # type: ignore[misc]
+    """Schedules by file, and by folder where the files share what takes long to start."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        shared = "integration/chart/admission/"
+        return shared if nodeid.startswith(shared) else nodeid.split("::")[0]
 
 
 @pytest.fixture(autouse=True)

@@ -170,18 +170,23 @@ def test_every_field_is_tried() -> None:
     assert CHANGES.keys() == {field.alias for field in LoRASweepSpec.model_fields.values()}
 
 
-@pytest.mark.parametrize("field", CHANGES)
-def test_what_may_change(api_server: ApiServer, namespace: str, field: str) -> None:
+@pytest.fixture(scope="module")
+def changes(api_server: ApiServer, namespace: str) -> str:
+    """A sweep in which each field is changed, and nothing of it kept."""
     body = sweep("changes", {"preset": "Guide", "parameters": [RANK], "parallelTrials": 4})
-    api_server.apply(body, namespace=namespace)
-    change = json.dumps({"spec": {field: CHANGES[field]}})
-    # Nothing is kept of it: each field is changed in the same sweep.
-    patch = ("patch", KIND, "changes", "-n", namespace, "--dry-run=server", "--type=merge", "-p", change)
+    api_server.create(body, namespace)
+    return "changes"
+
+
+@pytest.mark.parametrize("field", CHANGES)
+def test_what_may_change(api_server: ApiServer, namespace: str, changes: str, field: str) -> None:
+    change = {"spec": {field: CHANGES[field]}}
     if field in MUTABLE:
-        assert "patched" in api_server.run(*patch)
+        patched = api_server.patch(KIND, changes, change, namespace, dry_run=True)
+        assert patched["spec"].get(field) == CHANGES[field]
         return
     with pytest.raises(KubectlError, match=f"{field} cannot be changed"):
-        api_server.run(*patch)
+        api_server.patch(KIND, changes, change, namespace, dry_run=True)
 
 
 def old_kind(*, rule: bool) -> dict[str, Any]:

@@ -10,8 +10,8 @@ import pytest
 from tunery_operator.plan.job import Platform
 
 from kit.api_server import ApiServer
-from kit.chart.installing import first_install, kubeconfig_of_the_service_account, kubectl_for
-from kit.chart.policies import platform_of, refusal
+from kit.chart.installing import first_install, kubectl_for
+from kit.chart.policies import operator_of, platform_of
 from kit.chart.rendering import Helm, Rendered
 from kit.kubectl import wait_for
 from kit.operator.objects import lorajob
@@ -51,16 +51,7 @@ def installed(kubectl: ApiServer, notes: str) -> ApiServer:
 @pytest.fixture(scope="module")
 def operator(installed: ApiServer, tmp_path_factory: pytest.TempPathFactory) -> ApiServer:
     """kubectl with the operator's own token, once the policies are in force."""
-    path = kubeconfig_of_the_service_account(installed, tmp_path_factory.mktemp("operator"))
-    api = installed.using(path)
-    # What the operator has the right to create, so that only a policy can refuse it.
-    pod = {"spec": {"restartPolicy": "Never", "containers": [{"name": "c", "image": "i"}]}}
-    job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "foreign"}, "spec": {"template": pod}}
-    config = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "foreign"}}
-    foreign_job = lorajob("foreign")
-    for foreign in (job, config, foreign_job):
-        wait_for("the policies", lambda body=foreign: refusal(api, body) is not None, timeout=60)
-    return api
+    return operator_of(installed, tmp_path_factory.mktemp("operator"))
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from integration.chart.test_helm_test import arguments, hooks
+from integration.chart.admission.test_helm_test import arguments, hooks
 from tunery_api.inputs import OutputSpec
 from tunery_api.kinds import Kind
 from tunery_api.search.protocol import Suggestion

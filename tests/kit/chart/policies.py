@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,9 +12,10 @@ from tunery_operator.plan.types import Progress
 from tunery_operator.settings import Settings
 
 from kit.api_server import ApiServer
-from kit.chart.installing import TEAM
+from kit.chart.installing import TEAM, kubeconfig_of_the_service_account
 from kit.chart.rendering import Rendered
-from kit.kubectl import KubectlError
+from kit.kubectl import KubectlError, wait_for
+from kit.operator.objects import lorajob
 
 
 def platform_of(rendered: Rendered) -> Platform:
@@ -41,3 +43,16 @@ def patch_refusal(api: ApiServer, kind: str, name: str, patch: dict[str, Any]) -
     except KubectlError as error:
         return str(error)
     return None
+
+
+def operator_of(installed: ApiServer, folder: Path) -> ApiServer:
+    """Return the API server with the operator's own token, once the policies are in force."""
+    api = installed.using(kubeconfig_of_the_service_account(installed, folder))
+    # What the operator has the right to create, so that only a policy can refuse it.
+    pod = {"spec": {"restartPolicy": "Never", "containers": [{"name": "c", "image": "i"}]}}
+    job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "foreign"}, "spec": {"template": pod}}
+    config = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "foreign"}}
+    foreign_job = lorajob("foreign")
+    for foreign in (job, config, foreign_job):
+        wait_for("the policies", lambda body=foreign: refusal(api, body) is not None, timeout=60)
+    return api

@@ -116,7 +116,7 @@ def test_the_adapter_alone_is_trained_in_float32(llama: Path, blocks: dict[str, 
     assert next(iter(model.get_base_model().model.norm.parameters())).dtype is torch.bfloat16
 
 
-@pytest.mark.slow(only=["LoRA-EVA"])
+@pytest.mark.slow(only=["LoRA-EVA", "DoRA*", "QDoRA*", "QLoRA-*"])
 @pytest.mark.parametrize("blocks", [*METHODS, *ONE_EVA])
 def test_the_same_seed_gives_the_same_start(llama: Path, blocks: dict[str, Any]) -> None:
     starts = []

@@ -37,7 +37,7 @@ from tunery_trainer.reporting.status_parts import dataset_status
 from tunery_trainer.settings.auto_method import method_choices
 from tunery_trainer.settings.resolve import resolve
 from tunery_trainer.settings.types import ModelFacts
-from unit.trainer.data.test_templates import TEMPLATES, TOOL, called, tokenizer_of
+from unit.trainer.data.test_templates import COMMON, TEMPLATES, TOOL, called, tokenizer_of
 
 from kit.story import Write
 from kit.tiny_models import CHATML, build_tokenizer
@@ -658,6 +658,7 @@ def test_chats_are_tokenised_as_trl_does(write: Write, tokenizer: PreTrainedToke
     assert ours(prepared(write, made, DPO, tokenizer), after=1) == expected
 
 
+@pytest.mark.slow(fast=[stem.removesuffix("-*") for stem in COMMON])
 @pytest.mark.parametrize("path", [path for path in TEMPLATES if path.stem not in OF_IMAGES], ids=lambda path: path.stem)
 def test_every_template_gives_what_trl_makes_of_it(path: Path) -> None:
     tokenizer = tokenizer_of(path)

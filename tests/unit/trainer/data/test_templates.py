@@ -22,6 +22,8 @@ _TRL = importlib.util.find_spec("trl")
 assert _TRL is not None
 assert _TRL.origin is not None
 TEMPLATES = sorted((Path(_TRL.origin).parent / "chat_templates").glob("*.jinja"))
+_STEMS = ("cohere", "deepseekv3", "gemma3", "glm4moe", "gptoss", "llama3_1", "phi3", "qwen2_5", "qwen3")
+COMMON = [f"{stem}-*" for stem in _STEMS]
 MARK = re.compile(r"<\|[^|<>\s]+\|>|<｜[^｜]+｜>|<\|[a-z_]+>|<[a-z_]+\|>|</?[a-z_]+>")
 
 Messages = tuple[dict[str, Any], ...]
@@ -176,6 +178,7 @@ def check_prompts(tokenizer: PreTrainedTokenizerBase, row: Example, found: Rende
         assert closed.rstrip() in ends, index
 
 
+@pytest.mark.slow(fast=COMMON)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
 def test_every_turn_is_learned_as_it_is_asked_for_or_the_row_is_refused(path: Path, shape: str) -> None:
@@ -192,6 +195,7 @@ def test_every_turn_is_learned_as_it_is_asked_for_or_the_row_is_refused(path: Pa
     check_prompts(tokenizer, row, found)
 
 
+@pytest.mark.slow(fast=COMMON)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
 def test_the_second_row_of_a_shape_is_rendered_as_the_first_would_be(

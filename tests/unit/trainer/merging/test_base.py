@@ -66,6 +66,7 @@ BIT_EQUAL: dict[str, Callable[[Tiny], Any]] = {
 }
 
 
+@pytest.mark.slow(fast=["lora-*", "*-float32"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("kind", list(Tiny))
 @pytest.mark.parametrize("method", list(BIT_EQUAL))

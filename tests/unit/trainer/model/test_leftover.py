@@ -47,6 +47,7 @@ def one_more_layer(folder: Path) -> Weights:
     return {f"{name[1]}2{name[2]}": tensor.clone() for name, tensor in found if name}
 
 
+@pytest.mark.slow(only=["aya_vision", "gemma4", "glm4v", "internvl", "llava*", "mistral3", "qwen2_*vl", "qwen3_vl_moe"])
 @pytest.mark.parametrize("kind", WRITERS)
 def test_every_family_loads_without_a_word_and_a_layer_too_many_is_refused(
     tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
