@@ -43,10 +43,10 @@ def lines(count: int) -> list[Line]:
 
 @settings(max_examples=40)
 @given(
-    count=st.integers(1, 60),
-    ends=st.lists(st.tuples(st.integers(0, 90), st.sets(st.integers(0, 59))), max_size=4),
+    count=st.integers(1, 25),
+    ends=st.lists(st.tuples(st.integers(0, 40), st.sets(st.integers(0, 24))), max_size=4),
     size=st.integers(1, 9),
-    late=st.sets(st.integers(0, 59), max_size=6),
+    late=st.sets(st.integers(0, 24), max_size=6),
 )
 def test_attempts_that_end_anywhere_leave_each_line_once(
     count: int,
