@@ -19,6 +19,7 @@ from tunery_common.storage import LocalStore, Store, open_store
 from kit.installation import ROOT
 from kit.kubectl import Kubectl
 from kit.s3 import credentials
+from kit.scheduling import scope_of
 from kit.slow import (
     pytest_addoption,
     pytest_collection_modifyitems,
@@ -60,16 +61,16 @@ def pytest_collection() -> Generator[None, Any, Any]:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling:
-    """Give each file to one worker, and all files of a folder that share an installation."""
-    return FilesAndFolders(config, log)
+    """Give each file to one worker, and fast files that share servers together: slow ones would take it too long."""
+    fast = config.getoption("markexpr") == "not slow"
+    return (SharedServers if fast else LoadFileScheduling)(config, log)
 
 
-class FilesAndFolders(LoadFileScheduling):  # type: ignore[misc]
-    """Schedules by file, and by folder where the files share what takes long to start."""
+class SharedServers(LoadFileScheduling):  # type: ignore[misc]
+    """Schedules files, and those that share servers together."""
 
     def _split_scope(self, nodeid: str) -> str:
-        shared = "integration/chart/admission/"
-        return shared if nodeid.startswith(shared) else nodeid.split("::")[0]
+        return scope_of(nodeid)
 
 
 @pytest.fixture(autouse=True)

@@ -21,6 +21,8 @@ from typing import Any, Final
 
 import pytest
 
+from kit.scheduling import SHARING, scope_of
+
 MAX_CPU_SECONDS: Final = 8.0
 """Of a fast test and the processes that it has waited for; the time of its fixtures is not counted."""
 MAX_SECONDS: Final = 60.0
@@ -52,13 +54,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark each test with its folder (integration, e2e), and take `slow` from the cases that its marker calls fast.
 
-    Shuffle the files for several processes, so that tests that wait run beside tests that compute.
+    Shuffle the files for several processes, so that tests that wait run beside tests that compute; those that share
+    servers come first, as one process runs them.
     """
     limited = config.getoption("--slow-seconds") is not None
     if limited or hasattr(config, "workerinput"):
         files = sorted({item.path for item in items})
         random.Random(time.strftime("%Y-%m-%d") if limited else 0).shuffle(files)
-        items.sort(key=lambda item: files.index(item.path))
+        items.sort(key=lambda item: (scope_of(item.nodeid) not in SHARING, files.index(item.path)))
     for item in items:
         kind = item.nodeid.partition("/")[0]
         if kind in ("integration", "e2e"):
