@@ -292,6 +292,11 @@ def test_bad_row_in_a_messages_file(write: Write, row: dict[str, Any], said: str
             {"conversations": [{"from": "bing", "value": "x"}]}, "conversations[0].from: must be one of", id="from"
         ),
         pytest.param({"conversations": [{"from": "human"}]}, "conversations[0].value: is missing", id="value"),
+        pytest.param(
+            {"conversations": [{"from": "system", "value": ""}, {"from": "human", "value": " "}]},
+            "conversations[1].value: must not be empty",
+            id="only-a-system-turn-may-be-empty",
+        ),
         pytest.param({"text": " \n"}, "text: must not be empty", id="blank-text"),
         pytest.param({"question": "x"}, "is in no known format; columns: question", id="no-format"),
     ],
