@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from hypothesis import settings
-from xdist.scheduler import LoadFileScheduling  # type: ignore[import-untyped]
+from xdist.scheduler import LoadFileScheduling  # type: ignore[import-untyped]  # xdist has no types
 
 from tunery_api import scrub
 from tunery_common.storage import LocalStore, Store, open_store
@@ -66,7 +66,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileSche
     return (SharedServers if fast else LoadFileScheduling)(config, log)
 
 
-class SharedServers(LoadFileScheduling):  # type: ignore[misc]
+class SharedServers(LoadFileScheduling):  # type: ignore[misc]  # a base without types
     """Schedules files, and those that share servers together."""
 
     def _split_scope(self, nodeid: str) -> str:

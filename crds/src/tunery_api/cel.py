@@ -69,7 +69,7 @@ _ITS_OWN: Final = "output.uri is no place of its own beside the model's, which s
 
 
 def _place(uri: str) -> str:
-    """Return a URI without the slashes at its end: texts of one place differ in nothing else, as PLAIN_PATH says."""
+    """Return a URI without the slashes at its end: PLAIN_PATH rules out all other spellings."""
     return f"{uri}.find('^.*[^/]')"
 
 

@@ -294,8 +294,8 @@ DiskString = Annotated[_Bytes, _at_least("1Mi"), WithJsonSchema({**_BYTES_SCHEMA
 """A quantity of bytes of a disk."""
 
 _BAD_PATH: Final = "://(.*/)?([.]{0,2}/|[.][.]?$)"
-"""Matches a URI whose path has an empty part, "." or "..", and so is another text for the place of a plain one. One
-slash at the end is none."""
+"""Matches a URI whose path has an empty part, "." or "..": another spelling of a plain URI. One slash at the end is
+allowed."""
 PLAIN_PATH: Final = 'must be like s3://bucket/folder, with no empty part, "." or ".." in the path'
 
 
@@ -312,7 +312,7 @@ def _uri(pattern: str) -> Any:
 
 
 def _uri_schema(pattern: str) -> WithJsonSchema:
-    """Return what the API server is told of a URI: file:// is for runs without a cluster and not in the CRD."""
+    """Return the JSON schema of a URI; file:// is for runs without a cluster, and not in the CRD."""
     rule = {"rule": f"!self.matches('{_BAD_PATH}')", "message": f"uri {PLAIN_PATH}"}
     schema = {"type": "string", "minLength": 6, "maxLength": 1024, "pattern": pattern}
     return WithJsonSchema({**schema, "x-kubernetes-validations": [rule]})

@@ -109,7 +109,7 @@ def how_it_ended(pod: PodView, snapshot: Snapshot, conditions: Conditions) -> st
 def record_stop(
     history: Iterable[dict[str, Any]], pods: Iterable[PodView], snapshot: Snapshot, conditions: Conditions
 ) -> None:
-    """Write into each open entry why its pod was told to end; that may be undone before the pod has ended."""
+    """Record in each open attempt why its pod is being stopped: the cause may be gone before the pod has ended."""
     held = snapshot.main is None or snapshot.main.job.suspend
     reason = _who_stopped(snapshot, conditions) if held else None
     spared = {pod.uid for pod in pods if not pod.deleting}
@@ -123,7 +123,7 @@ def record_stop(
 
 
 def _why_stopped(uid: str, snapshot: Snapshot, conditions: Conditions) -> str | None:
-    """Return why a pod was told to end: what the ledger recorded then, else what stops the pods of the object now."""
+    """Return why a pod was stopped: the recorded reason, else what stops the pods of the object now."""
     history = snapshot.status.get("attemptHistory") or ()
     recorded = next((entry.get("reason") for entry in history if entry["uid"] == uid), None)
     return recorded if recorded in (SUSPENDED, PREEMPTED) else _who_stopped(snapshot, conditions)

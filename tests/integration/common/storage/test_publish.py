@@ -202,7 +202,7 @@ def test_a_run_whose_claim_was_removed_writes_over_nothing(store: Store, tmp_pat
 
     with pytest.raises(TuneryError, match=r"adapter_model\.safetensors was written by another") as caught:
         late.add(tmp_path / "1" / "adapter_model.safetensors", "adapter_model.safetensors", others_publish)
-    assert caught.value.reason is FailureReason.STORAGE_UNAVAILABLE, "another attempt finds out whose it is"
+    assert caught.value.reason is FailureReason.STORAGE_UNAVAILABLE, "the next attempt reports the owner"
     for act in (lambda: late.add(tmp_path / "1" / "adapter_config.json", "b.json"), lambda: late.finish(lineage())):
         with pytest.raises(TuneryError, match=r"tunery-claim\.json is gone"):
             act()

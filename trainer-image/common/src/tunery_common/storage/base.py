@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from tunery_api.reasons import FailureReason
 from tunery_common.errors import TuneryError
+
+OWN_PREFIX: Final = ".tunery-"
+"""Begins the names of Tunery's own files next to a result: its claim, probes and unfinished writes."""
 
 OnBytes = Callable[[int], None]
 """Called with the number of bytes that moved since the last call."""

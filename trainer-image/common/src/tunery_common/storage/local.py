@@ -17,6 +17,7 @@ from tunery_api.reasons import FailureReason
 from tunery_common.errors import TuneryError
 from tunery_common.storage import transfer
 from tunery_common.storage.base import (
+    OWN_PREFIX,
     Entry,
     ObjectExists,
     ObjectMissing,
@@ -27,7 +28,6 @@ from tunery_common.storage.base import (
 )
 from tunery_common.storage.transfer import CHUNK_BYTES, disk_errors, sync_folder
 
-_TEMPORARY: Final = ".tunery-"
 _OUTPUT_FULL: Final = "Free some of the disk there and retry, or name another spec.output.uri in a new job."
 """What to do where the disk of the result is full, which is none of the pod's own."""
 
@@ -50,7 +50,7 @@ class LocalStore:
             for parent, _, names in os.walk(folder, onerror=_raise_unless_missing):
                 for name in names:
                     entry = self._entry(Path(parent, name))
-                    if entry is not None and not name.startswith(_TEMPORARY):
+                    if entry is not None and not name.startswith(OWN_PREFIX):
                         found.append(entry)
         return sorted(found, key=lambda entry: entry.key)
 
@@ -113,7 +113,7 @@ class LocalStore:
         folder = self.path(prefix.strip("/")) if prefix.strip("/") else self._root
         removed = 0
         with self._errors("delete", prefix):
-            for leftover in folder.rglob(f"{_TEMPORARY}*"):
+            for leftover in folder.rglob(f"{OWN_PREFIX}*"):
                 if leftover.is_file() and leftover.stat().st_mtime < limit:
                     leftover.unlink(missing_ok=True)
                     removed += 1
@@ -156,7 +156,7 @@ class LocalStore:
         hint = _OUTPUT_FULL if self._field == "spec.output.uri" else None
         with self._errors("write", key), disk_errors(path, hint):
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}.tmp")
+            temporary = path.with_name(f"{OWN_PREFIX}{uuid.uuid4().hex}.tmp")
             try:
                 with temporary.open("xb") as file:
                     for chunk in chunks:

@@ -19,13 +19,13 @@ from tunery_api.reasons import FailureReason
 from tunery_api.runspec import RunIdentity
 from tunery_common.errors import TuneryError
 from tunery_common.storage import ObjectExists, OnBytes, Store, StorePath
+from tunery_common.storage.base import OWN_PREFIX
 from tunery_common.storage.claims import CLAIM_NAME, Claim, claim_bytes, read_claim
 from tunery_common.storage.cleanup import remove_stale_uploads
 from tunery_common.storage.published_folder import PublishedManifest, read_manifest, verify, verify_file
 
-_OWN_PREFIX: Final = ".tunery-"
-_LOOKED_AT: Final = 1000
-"""Objects of a place that are looked at for files of others: one page of a listing."""
+_LIST_LIMIT: Final = 1000
+"""Objects that are listed to find files of others: one page."""
 _PICKLES: Final = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"})
 
 _ALONE: Final = "See that nothing else writes where spec.output.uri says."
@@ -173,9 +173,7 @@ class Publisher:
             done = published_before(self._target)
             if done is not None:
                 return done
-        elif existing is not None and not self._target.overwrite:
-            raise _taken(self._target, existing.manifest)
-        _refuse_other_files(self._target, existing)
+        _check_free(self._target, existing)
         self._claim()
         # With overwrite, also one that cannot be read.
         self._replaces = existing is not None or self._target.overwrite
@@ -235,10 +233,12 @@ class Publisher:
         except ObjectExists as error:
             _heed_claim(self._target, error)
             self._store.put_bytes(self._target.key(CLAIM_NAME), claim_bytes(self._target.run))
-        existing = _existing(self._target)
-        if existing is not None and existing.manifest.run.uid != self._target.run.uid and not self._target.overwrite:
-            self._store.delete(self._target.key(CLAIM_NAME))
-            raise _taken(self._target, existing.manifest)
+        try:
+            _check_free(self._target, _existing(self._target))
+        except TuneryError as error:
+            if error.reason is FailureReason.OUTPUT_EXISTS:
+                self._store.delete(self._target.key(CLAIM_NAME))
+            raise
 
     def _renew_claim(self) -> None:
         """Another run may have taken the claim, and may have published since: then this one writes no more."""
@@ -301,11 +301,9 @@ def probe(target: Target) -> ProbeResult:
     storage reasons, naming the right that is missing.
     """
     existing = _existing(target)
-    if existing is not None and existing.manifest.run.uid != target.run.uid and not target.overwrite:
-        raise _taken(target, existing.manifest)
+    _check_free(target, existing)
     _heed_claim(target)
-    _refuse_other_files(target, existing)
-    key, data = target.key(f".tunery-probe-{uuid.uuid4().hex[:12]}"), uuid.uuid4().bytes
+    key, data = target.key(f"{OWN_PREFIX}probe-{uuid.uuid4().hex[:12]}"), uuid.uuid4().bytes
     conditional = target.store.put_bytes(key, data, if_none_match=True).atomic
     try:
         if target.store.read_bytes(key) != data:
@@ -341,12 +339,18 @@ def _existing(target: Target) -> PublishedManifest | None:
         raise
 
 
-def _refuse_other_files(target: Target, existing: PublishedManifest | None) -> None:
-    """Raise OUTPUT_EXISTS where files lie directly at the place that no manifest and no claim says are of a run."""
-    if existing is not None or target.overwrite or target.store.head(target.key(CLAIM_NAME)) is not None:
+def _check_free(target: Target, existing: PublishedManifest | None) -> None:
+    """Raise OUTPUT_EXISTS for another run's result, or files of neither a result nor a claim, unless overwritten."""
+    if target.overwrite:
         return
-    names = [target.place.relative(entry) for entry in target.store.list(target.place.prefix, _LOOKED_AT)]
-    found = [name for name in names if "/" not in name and not name.startswith(_OWN_PREFIX)]
+    if existing is not None:
+        if existing.manifest.run.uid != target.run.uid:
+            raise _taken(target, existing.manifest)
+        return
+    if target.store.head(target.key(CLAIM_NAME)) is not None:
+        return
+    names = [target.place.relative(entry) for entry in target.store.list(target.place.prefix, _LIST_LIMIT)]
+    found = [name for name in names if "/" not in name and not name.startswith(OWN_PREFIX)]
     if found:
         message = f"spec.output.uri: {target.uri} holds files that Tunery did not publish: {', '.join(found[:3])}"
         raise TuneryError(FailureReason.OUTPUT_EXISTS, message + (", …" if len(found) > 3 else ""))
