@@ -11,7 +11,7 @@ import promql_parser as promql
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from integration.chart.admission.test_admission_servers import plan
+from integration.chart.installed.test_admission_servers import plan
 from tunery_operator.manifests.server_pod import build_server_pod
 from tunery_operator.plan.job import Platform
 from tunery_server.door.connections import Room

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from integration.chart.admission import test_admission as jobs
-from integration.chart.admission import test_admission_servers as servers
+from integration.chart.installed import test_admission as jobs
+from integration.chart.installed import test_admission_servers as servers
 from tunery_operator.manifests.job import build_job
 
 from kit.accounts import kubeconfig_of

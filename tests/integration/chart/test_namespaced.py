@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from integration.chart.admission.test_helm_test import arguments, hooks
+from integration.chart.installed.test_helm_test import arguments, hooks
 from tunery_api.inputs import OutputSpec
 from tunery_api.kinds import Kind
 from tunery_api.search.protocol import Suggestion
@@ -20,14 +20,15 @@ from tunery_operator.progress.installation import job_of
 from tunery_operator.views.owner import parse_owner
 
 from kit.api_server import ApiServer
-from kit.chart.installing import OPERATOR, TEAM, can, first_install, kubeconfig_of_the_service_account, kubectl_for
+from kit.chart.installing import OPERATOR, TEAM, can, installation, kubeconfig_of_the_service_account
 from kit.chart.policies import platform_of, refusal
 from kit.chart.rendering import CHART, KUBE_VERSION, NAMESPACE, Helm, Rendered
 from kit.chart.running import OURS, Operator, Release, running_operator
 from kit.jobs import Job
 from kit.kubectl import KubectlError, wait_for
 from kit.operator.objects import adaptermerge, batchinference, lorajob, lorasweep
-from tools.cluster.controlplane import ControlPlane
+
+pytestmark = pytest.mark.slow
 
 OTHER = "team-b"
 UID = "12345678-0000-0000-0000-000000000000"
@@ -36,16 +37,14 @@ UID = "12345678-0000-0000-0000-000000000000"
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
     """A cluster on which the chart serves one of two teams; what tenants may name is limited, too."""
-    with ControlPlane(tmp_path_factory.mktemp("namespaced")).temporary() as plane:
-        kubectl = kubectl_for(plane)
+    policy = (
+        "tenantPolicy.enabled=true",
+        "tenantPolicy.serviceAccounts={trainer}",
+        r"tenantPolicy.outputPrefixes={s3://adapters/\{namespace\}/}",
+    )
+    folder = tmp_path_factory.mktemp("namespaced")
+    with installation(folder, f"watchNamespaces={{{TEAM}}}", *policy) as kubectl:
         kubectl.run("create", "namespace", OTHER)
-        first_install(
-            kubectl,
-            f"watchNamespaces={{{TEAM}}}",
-            "tenantPolicy.enabled=true",
-            "tenantPolicy.serviceAccounts={trainer}",
-            r"tenantPolicy.outputPrefixes={s3://adapters/\{namespace\}/}",
-        )
         yield kubectl
 
 
@@ -219,7 +218,6 @@ def test_a_trial_lies_where_its_sweep_was_taken(served: ApiServer, helm: Helm, t
     assert "the platform allows" in (refusal(served, body) or "")
 
 
-@pytest.mark.slow
 def test_the_stand_by_goes_on_when_the_leader_stops(
     served: ApiServer, operator: Operator, helm: Helm, tmp_path: Path
 ) -> None:
@@ -243,7 +241,6 @@ CLUSTER_WIDE = {
 }  # fmt: skip
 
 
-@pytest.mark.slow
 def test_two_releases_share_no_name_that_is_of_the_whole_cluster(helm: Helm) -> None:
     names = []
     for release, team in (("first", TEAM), ("second", OTHER)):
@@ -259,7 +256,6 @@ def test_two_releases_share_no_name_that_is_of_the_whole_cluster(helm: Helm) -> 
     assert {kind for kind, _ in second} == {kind for kind, _ in first} - {"CustomResourceDefinition"}
 
 
-@pytest.mark.slow
 def test_two_releases_serve_their_own_teams_side_by_side(served: ApiServer, helm: Helm, tmp_path: Path) -> None:
     """Each has names, rights, policies, a Lease and a certificate of its own; the CRDs are the first one's."""
     second = Release("second-tunery", "second-system")

@@ -186,7 +186,7 @@ def test_the_crds_are_the_generated_ones(helm: Helm, keep: bool) -> None:
     sources = sorted((CHART.parents[1] / "crds").glob("*.yaml"))
     assert len(sources) == len(Kind)
     for path in sources:
-        source = yaml.safe_load(path.read_text())
+        source = yaml.load(path.read_text(), yaml.CSafeLoader)
         crd = rendered[source["metadata"]["name"]]
         assert _with_floats(crd["spec"]) == _with_floats(source["spec"])
         policy = crd["metadata"].get("annotations", {}).get("helm.sh/resource-policy")

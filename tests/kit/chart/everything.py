@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from integration.chart.admission import test_admission as jobs
-from integration.chart.admission import test_admission_servers as servers
+from integration.chart.installed import test_admission as jobs
+from integration.chart.installed import test_admission_servers as servers
 from tunery_operator.manifests.job import build_job
 from tunery_operator.plan.job import Platform
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tunery_api.kinds import Kind
@@ -20,20 +22,28 @@ TEAM = "team-a"
 OPERATOR = f"system:serviceaccount:{NAMESPACE}:tunery"
 
 
-def helm_install(kubectl: Kubectl, *settings: str) -> str:
-    """Install or upgrade the chart; return what Helm printed."""
+@contextmanager
+def installation(folder: Path, *settings: str) -> Iterator[ApiServer]:
+    """Run a control plane in `folder` with the chart and the namespace of a team; give kubectl as administrator."""
+    with ControlPlane(folder).temporary() as plane:
+        kubectl = kubectl_for(plane)
+        _first_install(kubectl, *settings)
+        yield kubectl
+
+
+def helm_install(kubectl: Kubectl, *settings: str) -> None:
+    """Install or upgrade the chart."""
     flags = [part for setting in settings for part in ("--set", setting)]
-    return kubectl.program("helm", "upgrade", "--install", "tunery", str(CHART), "-n", NAMESPACE, *flags)
+    kubectl.program("helm", "upgrade", "--install", "tunery", str(CHART), "-n", NAMESPACE, *flags)
 
 
-def first_install(kubectl: Kubectl, *settings: str) -> str:
-    """Make the namespaces of the release and of a team, and install the chart; return what Helm printed."""
+def _first_install(kubectl: Kubectl, *settings: str) -> None:
+    """Make the namespaces of the release and of a team, and install the chart."""
     enforce = {"pod-security.kubernetes.io/enforce": "restricted"}
     for name in (NAMESPACE, TEAM):
         kubectl.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": enforce}})
-    printed = helm_install(kubectl, *settings)
+    helm_install(kubectl, *settings)
     kubectl.run("wait", "--for=condition=Established", *(f"crd/{name}" for name in CRDS), "--timeout=30s")
-    return printed
 
 
 def can(api: ApiServer, who: str, verb: str, what: str, namespace: str = TEAM) -> bool:

@@ -1,4 +1,4 @@
-"""One installation of the chart with its defaults for all files of this folder: they change nothing of it."""
+"""One installation of the chart with its defaults for all files of this folder, which do not change it."""
 
 from __future__ import annotations
 
@@ -7,16 +7,13 @@ from collections.abc import Iterator
 import pytest
 
 from kit.api_server import ApiServer
-from kit.chart.installing import first_install, kubectl_for
+from kit.chart.installing import installation
 from kit.chart.policies import operator_of
-from tools.cluster.controlplane import ControlPlane
 
 
 @pytest.fixture(scope="session")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
-    with ControlPlane(tmp_path_factory.mktemp("chart-controlplane")).temporary() as plane:
-        kubectl = kubectl_for(plane)
-        first_install(kubectl, "defaultOutput.secretName=bucket-key")
+    with installation(tmp_path_factory.mktemp("chart-controlplane"), "defaultOutput.secretName=bucket-key") as kubectl:
         yield kubectl
 
 
