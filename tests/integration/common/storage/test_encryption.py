@@ -16,8 +16,9 @@ from tunery_common.errors import TuneryError
 from tunery_common.storage import StorePath, open_store, s3_client, s3_errors
 from tunery_common.storage import credentials as credentials_module
 from tunery_common.storage.credentials import Credentials
+from tunery_common.storage.probe import probe
 from tunery_common.storage.published_folder import verify
-from tunery_common.storage.publisher import Target, probe, publish
+from tunery_common.storage.publisher import Target, publish
 from tunery_common.storage.s3 import S3Store
 from tunery_common.storage.transfer import hash_file
 

@@ -23,7 +23,8 @@ from tunery_common.storage import LocalStore, Store, StorePath, open_store, s3_c
 from tunery_common.storage import credentials as credentials_module
 from tunery_common.storage.cleanup import remove_stale_uploads
 from tunery_common.storage.credentials import Credentials
-from tunery_common.storage.publisher import Target, probe, publish
+from tunery_common.storage.probe import probe
+from tunery_common.storage.publisher import Target, publish
 from tunery_trainer.process.failures import explain, explain_here
 from tunery_trainer.process.hints_here import said_here
 

@@ -22,8 +22,9 @@ from tunery_api.reasons import FailureReason
 from tunery_common.errors import TuneryError
 from tunery_common.storage import ObjectExists, Store, StorePath, open_store
 from tunery_common.storage.claims import CLAIM_NAME, claim_bytes
+from tunery_common.storage.probe import probe
 from tunery_common.storage.published_folder import download_published, read_manifest, verify
-from tunery_common.storage.publisher import Published, Publisher, Target, probe, publish, published_before
+from tunery_common.storage.publisher import Published, Publisher, Target, publish, published_before
 
 from kit.results import lineage, make_folder, run
 from kit.s3 import credentials
@@ -304,10 +305,80 @@ class Late:
                 self._store.put_bytes("p/manifest.json", self._late.encode(), if_none_match=if_none_match)
 
 
+def names(store: Store) -> list[str]:
+    return [entry.key.removeprefix("p/") for entry in store.list("p")]
+
+
+def refused(store: Store, uid: str = "uid-2") -> None:
+    target = Target(StorePath(store, "p"), run(uid))
+    for act in (lambda: probe(target), lambda: Publisher(target).start()):
+        with pytest.raises(TuneryError, match="holds files that Tunery did not publish") as caught:
+            act()
+        assert caught.value.reason is FailureReason.OUTPUT_EXISTS
+
+
+def test_files_of_others_are_found_behind_however_many_nested_ones(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tunery_common.storage.publisher._LIST_LIMIT", 2)
+    for name in ("2024/1", "2024/2", "2024/3", "adapter_model.safetensors"):
+        store.put_bytes(f"p/{name}", b"precious")
+    refused(store)
+    store.delete("p/adapter_model.safetensors")
+    Publisher(Target(StorePath(store, "p"), run())).start()
+
+
+def test_a_claim_frees_no_files_that_it_does_not_name(store: Store, tmp_path: Path) -> None:
+    store.put_bytes("p/adapter_model.safetensors", b"precious")
+    dead = {"uid": "dead", "renewed": time.time() - 7200, "files": ["adapter_config.json"]}
+    store.put_bytes(f"p/{CLAIM_NAME}", json.dumps(dead).encode())
+    refused(store)
+    store.delete("p/adapter_model.safetensors")
+    publisher = Publisher(Target(StorePath(store, "p"), run()))
+    publisher.start()
+    folder = make_folder(tmp_path / "out")
+    store.put_bytes("p/adapter_model.safetensors", b"precious")  # since the look at the start
+    with pytest.raises(TuneryError, match=r"did not publish: adapter_model\.safetensors"):
+        publisher.add(folder / "adapter_model.safetensors", "adapter_model.safetensors")
+    assert store.read_bytes("p/adapter_model.safetensors") == b"precious"
+
+
+@pytest.mark.parametrize("uid", ["uid-2", "uid-3"], ids=["the same run", "another run"])
+def test_a_killed_overwrite_leaves_nothing_of_the_old_result(store: Store, tmp_path: Path, uid: str) -> None:
+    old = make_folder(tmp_path / "1", "1", extra=("curve.jsonl",))
+    publish(old, Target(StorePath(store, "p"), run("uid-1")), lineage())
+    killed = Publisher(Target(StorePath(store, "p"), run("uid-2"), overwrite=True))
+    killed.start()
+    new = make_folder(tmp_path / "2", "2", extra=("half.json",))
+    killed.add(new / "half.json", "half.json")
+    assert "manifest.json" not in names(store)
+    publish(make_folder(tmp_path / "3", "3"), Target(StorePath(store, "p"), run(uid), overwrite=True), lineage())
+    assert names(store) == ["adapter_config.json", "adapter_model.safetensors", "manifest.json"]
+
+
+def test_what_a_failed_run_has_written_is_given_back(store: Store, tmp_path: Path) -> None:
+    folder, target = make_folder(tmp_path / "out"), Target(StorePath(store, "p"), run())
+    failed = Publisher(target)
+    failed.give_back()
+    failed.start()
+    failed.add(folder / "adapter_config.json", "adapter_config.json")
+    failed.give_back()
+    assert store.list("p") == []
+    done = publish(folder, target, lineage())
+    overwrites = Publisher(Target(StorePath(store, "p"), run("uid-2"), overwrite=True))
+    overwrites.start()
+    overwrites.give_back()
+    assert verify(StorePath(store, "p")).sha256 == done.manifest_sha256
+    overwrites.start()
+    store.put_bytes(f"p/{CLAIM_NAME}", claim_bytes(run("uid-3")))
+    overwrites.give_back()
+    assert store.head(f"p/{CLAIM_NAME}") is not None, "another run has taken it"
+
+
 def unfinished(store: Store) -> None:
     """Make of a result what an attempt leaves that died before its manifest."""
     store.delete("p/manifest.json")
-    store.put_bytes(f"p/{CLAIM_NAME}", claim_bytes(run()))
+    store.put_bytes(f"p/{CLAIM_NAME}", claim_bytes(run(), (entry.key.removeprefix("p/") for entry in store.list("p"))))
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

@@ -17,7 +17,6 @@ from tunery_api.manifest import Lineage, SourceRecord
 from tunery_api.methods import ComputeType
 from tunery_api.runspec import RunSpec
 from tunery_api.status import Phase
-from tunery_common.errors import TuneryError
 from tunery_common.storage.publisher import Publisher
 from tunery_trainer.inputs.workspace import Workspace
 from tunery_trainer.merging.adapter_files import Adapter, open_adapter
@@ -154,11 +153,7 @@ def _measure(job: MergeInputs, result: Adapter) -> Losses | None:
 
     job.reporter.phase(Phase.EVALUATING)
     losses = measure(job.yardstick, job.adapters, result)
-    try:
-        check_improvement(job.spec.evaluation, losses)
-    except TuneryError:
-        job.publisher.give_back()
-        raise
+    check_improvement(job.spec.evaluation, losses)
     job.reporter.phase(Phase.MERGING)
     return losses
 

@@ -14,8 +14,9 @@ from tunery_api.runspec import LoRASweepRun, Purpose, RunResult, RunSpec
 from tunery_api.status import Phase
 from tunery_api.sweepstatus import TrialAdapter, TrialStatus
 from tunery_common.errors import TuneryError
+from tunery_common.storage.probe import probe
 from tunery_common.storage.published_folder import PublishedManifest, download_published, read_manifest
-from tunery_common.storage.publisher import Published, Target, probe, publish, published_before
+from tunery_common.storage.publisher import Published, Target, publish, published_before
 from tunery_trainer.diagnosis.answers import read_answers
 from tunery_trainer.inputs.workspace import Workspace
 from tunery_trainer.reporting.curves import FILE_NAME, TITLE

@@ -11,7 +11,8 @@ from tunery_api.reasons import FailureReason
 from tunery_api.runspec import Purpose, RunIdentity, RunResult, RunSpec
 from tunery_api.status import Phase
 from tunery_common.errors import TuneryError
-from tunery_common.storage.publisher import Target, probe
+from tunery_common.storage.probe import probe
+from tunery_common.storage.publisher import Target
 from tunery_trainer.inputs.workspace import Workspace
 from tunery_trainer.reporting.progress import ProgressReporter
 from tunery_trainer.resuming.checkpoints import probe_checkpoints

@@ -13,7 +13,8 @@ from tunery_api.reasons import FailureReason
 from tunery_api.runspec import RunResult, RunSpec
 from tunery_api.status import Phase, VerificationStatus
 from tunery_common.errors import TuneryError
-from tunery_common.storage.publisher import Published, Publisher, Target, probe, published_before
+from tunery_common.storage.probe import probe
+from tunery_common.storage.publisher import Published, Publisher, Target, published_before
 from tunery_trainer.inputs.workspace import Workspace
 from tunery_trainer.process.device import actual_device, device_words
 from tunery_trainer.reporting.model_card import CARD_FILE, model_card
@@ -54,6 +55,17 @@ def _merge_and_publish(
 ) -> Published:
     refuse_own_input(work.run)
     probe(target)
+    publisher = Publisher(target)
+    try:
+        return _publish_merge(work, spec, publisher, reporter)
+    except BaseException:
+        publisher.give_back()
+        raise
+
+
+def _publish_merge(
+    work: Workspace, spec: AdapterMergeSpec, publisher: Publisher, reporter: ProgressReporter
+) -> Published:
     reporter.phase(Phase.STARTING)
     device = _device(work.run, spec)  # before a download: a GPU that was asked for has to work
     if spec.evaluation is not None:
@@ -61,7 +73,7 @@ def _merge_and_publish(
         reporter.device(device_words(device.kind))
     from tunery_trainer.merging.run import gather, merge  # torch comes with them: 1.3 s
 
-    job = gather(work, spec, Publisher(target), reporter)
+    job = gather(work, spec, publisher, reporter)
     reporter.phase(Phase.MERGING)
     merged = merge(job)
     lineage = _lineage(job, merged)
@@ -69,8 +81,8 @@ def _merge_and_publish(
     (merged.folder / CARD_FILE).write_text(card, "utf-8")
     reporter.phase(Phase.UPLOADING)
     for path in sorted(merged.folder.iterdir()):
-        job.publisher.add(path, path.name)
-    return job.publisher.finish(lineage)
+        publisher.add(path, path.name)
+    return publisher.finish(lineage)
 
 
 def _device(run: RunSpec, spec: AdapterMergeSpec) -> DeviceFacts:

@@ -20,7 +20,8 @@ from tunery_api.search.rows import FINAL_ORIGIN
 from tunery_api.search.totals import best
 from tunery_api.sweepstatus import TrialState, TrialStatus
 from tunery_common.errors import TuneryError
-from tunery_common.storage.publisher import Published, Target, probe, published_before
+from tunery_common.storage.probe import probe
+from tunery_common.storage.publisher import Published, Target, published_before
 from tunery_trainer.inputs.workspace import Workspace
 from tunery_trainer.process.hints_here import said_here
 from tunery_trainer.process.signals import StopRequested, StopSignal

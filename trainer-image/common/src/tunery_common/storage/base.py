@@ -85,10 +85,11 @@ class Store(Source, Protocol):
     STORAGE_UNAVAILABLE, DISK_FULL, and ObjectMissing where it reads a key that does not exist.
     """
 
-    def list(self, prefix: str, most: int | None = None) -> list[Entry]:
+    def list(self, prefix: str, most: int | None = None, *, nested: bool = True) -> list[Entry]:
         """Return all objects below the folder `prefix` (not `prefix` itself, nor its siblings), sorted by key.
 
-        With `most` not many more than so many are asked for: a bucket may hold millions.
+        With `most` not many more than so many are asked for: a bucket may hold millions. Without `nested` those in
+        folders below it are left out.
         """
         ...
 

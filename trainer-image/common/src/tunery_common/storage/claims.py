@@ -1,9 +1,10 @@
-"""The claim of a place: which run publishes there."""
+"""The claim of a place: which run publishes there, and which files are its own."""
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -26,6 +27,8 @@ class Claim:
     """Kind, namespace and name."""
     expires: float
     """In seconds since 1970, unless it is renewed."""
+    files: frozenset[str]
+    """Names of the files that the run writes or replaces. Other files there belong to others."""
 
     @property
     def expired(self) -> bool:
@@ -43,10 +46,10 @@ class Claim:
         return f"{kind} {namespace}/{name}, uid {self.uid}" if name else f"uid {self.uid}"
 
 
-def claim_bytes(run: RunIdentity) -> bytes:
-    """Return the claim of that run, renewed now."""
+def claim_bytes(run: RunIdentity, files: Iterable[str] = ()) -> bytes:
+    """Return the claim of that run on those files, renewed now."""
     identity = {name: getattr(run, name) for name in _IDENTITY}
-    return json.dumps({**identity, "renewed": time.time()}).encode()
+    return json.dumps({**identity, "renewed": time.time(), "files": sorted(files)}).encode()
 
 
 def read_claim(place: StorePath) -> Claim | None:
@@ -54,7 +57,8 @@ def read_claim(place: StorePath) -> Claim | None:
     try:
         found = json.loads(place.read_bytes(CLAIM_NAME))
         uid, *owner = (str(found.get(name, "")) for name in _IDENTITY)
-        claim = Claim(uid, tuple(owner), float(found["renewed"]) + CLAIM_EXPIRES_SECONDS)
+        expires, files = float(found["renewed"]) + CLAIM_EXPIRES_SECONDS, frozenset(map(str, found.get("files", ())))
+        claim = Claim(uid, tuple(owner), expires, files)
     except (ObjectMissing, ValueError, KeyError, TypeError, AttributeError):
         return None
     return claim if claim.uid else None

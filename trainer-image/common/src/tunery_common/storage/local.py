@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -43,11 +44,12 @@ class LocalStore:
     def uri(self, key: str = "") -> str:
         return f"{self._base_uri}/{key}" if key else self._base_uri
 
-    def list(self, prefix: str, most: int | None = None) -> list[Entry]:
+    def list(self, prefix: str, most: int | None = None, *, nested: bool = True) -> list[Entry]:
         folder = self.path(prefix.strip("/")) if prefix.strip("/") else self._root
         found: list[Entry] = []
         with self._errors("read", prefix):
-            for parent, _, names in os.walk(folder, onerror=_raise_unless_missing):
+            walk = os.walk(folder, onerror=_raise_unless_missing)
+            for parent, _, names in walk if nested else islice(walk, 1):
                 for name in names:
                     entry = self._entry(Path(parent, name))
                     if entry is not None and not name.startswith(OWN_PREFIX):

@@ -2,13 +2,14 @@
 
 A reader never sees a manifest beside files of another run: one run at a time holds the claim of a prefix, every file
 is written with `If-None-Match: *`, the manifest last, and an old manifest goes just before the first file is replaced.
+The claim names each file before it is written: the files of a killed run are known, and other files belong to others.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,7 +26,7 @@ from tunery_common.storage.cleanup import remove_stale_uploads
 from tunery_common.storage.published_folder import PublishedManifest, read_manifest, verify, verify_file
 
 _LIST_LIMIT: Final = 1000
-"""Objects that are listed to find files of others: one page."""
+"""Objects that are listed to find files of others, beside those of a claim."""
 _PICKLES: Final = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"})
 
 _ALONE: Final = "See that nothing else writes where spec.output.uri says."
@@ -67,14 +68,6 @@ class Published:
     manifest: Manifest
     atomic: bool = True
     """False where the server has no conditional writes, so that two runs could in theory both have won."""
-
-
-@dataclass(frozen=True)
-class ProbeResult:
-    """What a write probe found out about the place."""
-
-    conditional_writes: bool
-    """Whether the server refuses to replace an object when it is told `If-None-Match: *`."""
 
 
 def published_by(target: Target) -> Published:
@@ -160,7 +153,11 @@ class Publisher:
         self._target = target
         self._store = target.store
         self._files: dict[str, FileRecord] = {}
-        self._stale: set[str] = set()
+        self._claimed = False
+        self._published: frozenset[str] = frozenset()
+        """Files of the manifest that is there."""
+        self._stale: frozenset[str] = frozenset()
+        """These, and those of a run that died: `finish` removes what is not written again."""
         self._replaces = False
         """Whether an old manifest is still to go."""
         self._atomic = True
@@ -168,16 +165,15 @@ class Publisher:
     def start(self) -> Published | None:
         """Claim the place. Returns the result if this very run published it already; then nothing is left to do."""
         remove_stale_uploads(self._target.place)
-        existing = _existing(self._target)
+        existing = find_published(self._target)
         if existing is not None and existing.manifest.run.uid == self._target.run.uid:
             done = published_before(self._target)
             if done is not None:
                 return done
-        _check_free(self._target, existing)
-        self._claim()
+        check_free(self._target, existing)
         # With overwrite, also one that cannot be read.
         self._replaces = existing is not None or self._target.overwrite
-        self._stale = set(existing.manifest.files) if existing is not None else set()
+        self._claim(frozenset(existing.manifest.files) if existing is not None else frozenset())
         return None
 
     def add(self, path: Path, name: str, progress: OnBytes | None = None) -> FileRecord:
@@ -185,9 +181,11 @@ class Publisher:
         if name in (MANIFEST_NAME, CLAIM_NAME):
             raise TuneryError(FailureReason.INTERNAL_ERROR, f"{name} cannot be the name of a published file")
         self._withdraw_old()
-        self._renew_claim()
+        self._renew_claim(name)
         key = self._target.key(name)
-        if self._store.head(key) is not None:  # of a run that died, or to be overwritten
+        if self._store.head(key) is not None:
+            if not self._target.overwrite and name not in self._stale | set(self._files):
+                raise _foreign(self._target, [name])
             self._store.delete(key)
         try:
             digest = self._store.upload_file(path, key, progress, if_none_match=True)
@@ -210,50 +208,65 @@ class Publisher:
             lineage=lineage,
         )
         data = manifest.to_json()
+        self._claimed = False  # with its manifest it is a result, which `give_back` leaves
         self._put_manifest(data)
         published = self._read_back(manifest, data)
         _give_back(self._target)
         return published
 
     def give_back(self) -> None:
-        """Remove the claim, before any file was added: the result is not worth publishing, and another may be."""
-        self._store.delete(self._target.key(CLAIM_NAME))
+        """Remove what a run that fails before its manifest has written, and its claim; errors are warnings."""
+        try:
+            claim = read_claim(self._target.place) if self._claimed else None
+            if claim is not None and claim.uid == self._target.run.uid:
+                for name in sorted((self._stale | set(self._files)) - self._published):
+                    self._store.delete(self._target.key(name))
+                self._store.delete(self._target.key(CLAIM_NAME))
+        except TuneryError as error:
+            _log.warning("the claim stays for an hour: %s", error.message)
 
     def _withdraw_old(self) -> None:
         """Remove the manifest of what is replaced, as late as may be: a run that ends before takes nothing away."""
         if self._replaces:
             self._renew_claim()
             self._store.delete(self._target.key(MANIFEST_NAME))
-            self._replaces = False
+            self._replaces, self._published = False, frozenset()
 
-    def _claim(self) -> None:
+    def _claim(self, published: frozenset[str]) -> None:
+        """Take the claim; `published` are the files of the manifest that is there."""
+        key, before = self._target.key(CLAIM_NAME), heed_claim(self._target)
+        self._published = published
+        self._stale = published | before.files if before is not None else published
         try:
-            put = self._store.put_bytes(self._target.key(CLAIM_NAME), claim_bytes(self._target.run), if_none_match=True)
-            self._atomic = put.atomic
+            self._atomic = self._store.put_bytes(key, self._claim_bytes(), if_none_match=True).atomic
         except ObjectExists as error:
-            _heed_claim(self._target, error)
-            self._store.put_bytes(self._target.key(CLAIM_NAME), claim_bytes(self._target.run))
+            heed_claim(self._target, error)
+            self._store.put_bytes(key, self._claim_bytes())
+        self._claimed = True
         try:
-            _check_free(self._target, _existing(self._target))
+            check_free(self._target, find_published(self._target))
         except TuneryError as error:
             if error.reason is FailureReason.OUTPUT_EXISTS:
-                self._store.delete(self._target.key(CLAIM_NAME))
+                self.give_back()
             raise
 
-    def _renew_claim(self) -> None:
+    def _claim_bytes(self, *adding: str) -> bytes:
+        return claim_bytes(self._target.run, self._stale | set(self._files) | set(adding))
+
+    def _renew_claim(self, *adding: str) -> None:
         """Another run may have taken the claim, and may have published since: then this one writes no more."""
         claim = read_claim(self._target.place)
         if claim is None:
             raise _changed(f"{self._target.uri}/{CLAIM_NAME} is gone")
         if claim.uid != self._target.run.uid:
             raise _being_written(self._target, claim)
-        self._store.put_bytes(self._target.key(CLAIM_NAME), claim_bytes(self._target.run))
+        self._store.put_bytes(self._target.key(CLAIM_NAME), self._claim_bytes(*adding))
 
     def _put_manifest(self, data: bytes) -> None:
         """Write the manifest where none is, also to overwrite: what comes in late after this one replaces it not."""
         if self._put_new_manifest(data):
             return
-        existing = _existing(self._target)
+        existing = find_published(self._target)
         if existing is not None and not self._may_replace(existing.manifest):
             raise _taken(self._target, existing.manifest)
         self._renew_claim()
@@ -294,37 +307,7 @@ class Publisher:
         return Published(self._target.uri, found.sha256, manifest.size_bytes, manifest, self._atomic)
 
 
-def probe(target: Target) -> ProbeResult:
-    """Preflight's check that `publish` will work: write, read back and delete a small object below the prefix.
-
-    Raises OUTPUT_EXISTS if another run's result is there (or being written) and `overwrite` is not set, and the
-    storage reasons, naming the right that is missing.
-    """
-    existing = _existing(target)
-    _check_free(target, existing)
-    _heed_claim(target)
-    key, data = target.key(f"{OWN_PREFIX}probe-{uuid.uuid4().hex[:12]}"), uuid.uuid4().bytes
-    conditional = target.store.put_bytes(key, data, if_none_match=True).atomic
-    try:
-        if target.store.read_bytes(key) != data:
-            message = f"{target.store.uri(key)} does not hold what was just written to it"
-            raise TuneryError(FailureReason.STORAGE_UNAVAILABLE, message)
-        conditional = conditional and _refuses_second_write(target.store, key)
-    finally:
-        target.store.delete(key)
-    return ProbeResult(conditional_writes=conditional)
-
-
-def _refuses_second_write(store: Store, key: str) -> bool:
-    """Some servers take `If-None-Match` and do not heed it."""
-    try:
-        store.put_bytes(key, b"", if_none_match=True)
-    except ObjectExists:
-        return True
-    return False
-
-
-def _existing(target: Target) -> PublishedManifest | None:
+def find_published(target: Target) -> PublishedManifest | None:
     """Return the manifest at the place, or None. One that cannot be read counts as another's, unless overwritten."""
     try:
         return read_manifest(target.place)
@@ -339,28 +322,33 @@ def _existing(target: Target) -> PublishedManifest | None:
         raise
 
 
-def _check_free(target: Target, existing: PublishedManifest | None) -> None:
-    """Raise OUTPUT_EXISTS for another run's result, or files of neither a result nor a claim, unless overwritten."""
+def check_free(target: Target, existing: PublishedManifest | None) -> None:
+    """Raise OUTPUT_EXISTS for another run's result, or files that no claim names, unless overwritten."""
     if target.overwrite:
         return
     if existing is not None:
         if existing.manifest.run.uid != target.run.uid:
             raise _taken(target, existing.manifest)
         return
-    if target.store.head(target.key(CLAIM_NAME)) is not None:
-        return
-    names = [target.place.relative(entry) for entry in target.store.list(target.place.prefix, _LIST_LIMIT)]
-    found = [name for name in names if "/" not in name and not name.startswith(OWN_PREFIX)]
-    if found:
-        message = f"spec.output.uri: {target.uri} holds files that Tunery did not publish: {', '.join(found[:3])}"
-        raise TuneryError(FailureReason.OUTPUT_EXISTS, message + (", …" if len(found) > 3 else ""))
+    claim = read_claim(target.place)
+    own = claim.files if claim is not None else frozenset()
+    entries = target.store.list(target.place.prefix, _LIST_LIMIT + len(own), nested=False)
+    names = (target.place.relative(entry) for entry in entries)
+    if found := [name for name in names if name not in own and not name.startswith(OWN_PREFIX)]:
+        raise _foreign(target, found)
 
 
-def _heed_claim(target: Target, cause: Exception | None = None) -> None:
-    """Raise OUTPUT_EXISTS where another run holds the claim and neither yields it nor is to be overwritten."""
+def _foreign(target: Target, names: Sequence[str]) -> TuneryError:
+    message = f"spec.output.uri: {target.uri} holds files that Tunery did not publish: {', '.join(names[:3])}"
+    return TuneryError(FailureReason.OUTPUT_EXISTS, message + (", …" if len(names) > 3 else ""))
+
+
+def heed_claim(target: Target, cause: Exception | None = None) -> Claim | None:
+    """Return the claim that is there; raise OUTPUT_EXISTS if it neither yields nor is to be overwritten."""
     claim = read_claim(target.place)
     if claim is not None and not claim.yields_to(target.run) and not target.overwrite:
         raise _being_written(target, claim) from cause
+    return claim
 
 
 def _taken(target: Target, manifest: Manifest) -> TuneryError:

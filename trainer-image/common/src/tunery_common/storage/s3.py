@@ -50,10 +50,11 @@ class S3Store:
     def uri(self, key: str = "") -> str:
         return f"s3://{self._bucket}/{key}" if key else f"s3://{self._bucket}"
 
-    def list(self, prefix: str, most: int | None = None) -> list[Entry]:
+    def list(self, prefix: str, most: int | None = None, *, nested: bool = True) -> list[Entry]:
         folder = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
         with self._errors("s3:ListBucket", folder):
-            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=folder)
+            paginator, delimiter = self._client.get_paginator("list_objects_v2"), "" if nested else "/"
+            pages = paginator.paginate(Bucket=self._bucket, Prefix=folder, Delimiter=delimiter)
             found = list(islice((item for page in pages for item in page.get("Contents", [])), most))
         entries = [Entry(item["Key"], item["Size"], item.get("ETag", "")) for item in found]
         # Consoles and some servers mark "folders" with empty objects whose key ends in a slash.
