@@ -50,10 +50,10 @@ def test_what_holds_a_job_is_told_once_under_the_table_and_in_the_last_lines_at_
         follow(job, seconds=4)
     failure = job.failure
     told = capsys.readouterr().out.splitlines()
-    assert told[-2:] == [f"  held by Unschedulable: {failure['message']}", f"    {failure['hint']}"]
+    assert told[-2:] == [f"  waiting: Unschedulable: {failure['message']}", f"    {failure['hint']}"]
     *_, why, last = str(caught.value).splitlines()
     assert "it goes on, and the same command looks on again" in last
-    assert why == f"held by Unschedulable: {failure['message']} {failure['hint']}"
+    assert why == f"waiting: Unschedulable: {failure['message']} {failure['hint']}"
 
 
 def test_servers_that_keep_the_demos_node_busy_are_named(capsys: pytest.CaptureFixture[str]) -> None:
@@ -77,10 +77,10 @@ def test_what_holds_an_object_is_told_again_only_where_it_changes(capsys: pytest
     for status in ({}, full, full, {"conditions": [condition]}, {"conditions": [condition]}, {}, {}):
         hold.tell(status)
     assert capsys.readouterr().out.splitlines() == [
-        "  held by Unschedulable: 0/1 nodes [/x]",
+        "  waiting: Unschedulable: 0/1 nodes [/x]",
         "    Free one.",
-        "  held by WaitingForPredecessor: waits for p",
-        "  held no more",
+        "  waiting: WaitingForPredecessor: waits for p",
+        "  no longer waiting",
     ]
 
 
@@ -94,9 +94,9 @@ def test_what_holds_a_server_is_told_under_its_table_and_in_the_last_lines(
     monkeypatch.setattr(serving, "START_SECONDS", 3)
     with pytest.raises(TimeoutError) as caught:
         serving._follow_server(api_server, "full", set(), "tunery-server:any")
-    assert capsys.readouterr().out.count("  held by Unschedulable: ") == 1
+    assert capsys.readouterr().out.count("  waiting: Unschedulable: ") == 1
     *_, why, last = str(caught.value).splitlines()
-    assert why.startswith("held by Unschedulable: ")
+    assert why.startswith("waiting: Unschedulable: ")
     assert last.endswith("; it goes on")
 
 
@@ -159,7 +159,7 @@ def test_ctrl_c_says_in_a_line_what_goes_on_and_how_to_stop_it(
         start_new_session=True,
     )
     assert process.stdout is not None
-    while "held by Unschedulable" not in process.stdout.readline():
+    while "waiting: Unschedulable" not in process.stdout.readline():
         assert process.poll() is None
     os.killpg(process.pid, number)  # as a terminal and timeout do it: kubectl gets it, too
     out, err = process.communicate(timeout=60)
@@ -204,6 +204,7 @@ def test_the_demo_ends_with_what_it_has_made_and_names_the_other_demos(
     assert [line.split("#")[0].strip() for line in tried if line.startswith("  make ")] == [
         "make demo-serving",
         "make demo-sweep",
+        *["make cluster-down"] * (cluster == "local"),
     ]
     assert any(f"kubectl describe lorajob quickstart -n {NAMESPACE}" in line for line in tried)
     assert [line for line in tried if "cluster-env" in line and cluster == "existing"] == []

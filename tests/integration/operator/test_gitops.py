@@ -47,12 +47,14 @@ def test_every_kind_has_its_health_check() -> None:
     assert len(set(CHECKS.values())) == 1
 
 
+@pytest.mark.slow
 def test_argo_cd_reads_where_an_object_stands(health_check: list[str | Path]) -> None:
     found = verdicts(health_check, [as_object(each) for each in STANDINGS.values()])
     assert dict(zip(STANDINGS, found, strict=True)) == {name: each.argo for name, each in STANDINGS.items()}
     assert verdicts(health_check, [*unseen(), {"metadata": {"generation": 1}}]) == ["Progressing"] * 3
 
 
+@pytest.mark.slow
 def test_argo_cd_says_why(health_check: list[str | Path]) -> None:
     failed = json.loads(run(health_check, stdin=json.dumps([as_object(STANDINGS["has failed"])])))
     assert failed[0]["message"] == "Failed: LossDiverged: loss is NaN at step 7"

@@ -22,7 +22,7 @@ def test_interrupted_runs_resume_exactly_and_stopped_ones_publish_their_best(
         tenant.apply(tenant.lorajob(name, training=endless, evaluation=EVERY, checkpoint=EVERY))
     killed_at = kill(tenant, "killed")
     suspended_at = suspend(tenant, "suspended")
-    tenant.wait_checkpoint("steady", after=max(killed_at, suspended_at) + 100)
+    tenant.wait_checkpoint("steady", after=max(killed_at, suspended_at) + 60)
     tenant.patch_spec("steady", stop=WHY)
     for name, step in (("suspended", suspended_at), ("killed", killed_at)):
         tenant.wait_checkpoint(name, after=step + 20)

@@ -395,7 +395,7 @@ def test_a_long_message_stands_whole_in_one_condition_and_in_the_event() -> None
     assert [event.note for event in transitions(before, status) if event.reason == "DatasetInvalid"] == [message]
 
 
-RETRY = 'Once that is done: kubectl annotate lorajob x -n ns --overwrite tunery.dev/retry="$(date +%s)"'
+RETRY = 'To retry: kubectl annotate lorajob x -n ns --overwrite tunery.dev/retry="$(date +%s)"'
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ def load_connection() -> Connection:
     """Return the connection of the pod that the process runs in, else that of the current kubeconfig."""
     configuration = Configuration()
     try:
-        load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+        load_incluster_config(client_configuration=configuration)
     except ConfigException:
-        load_kube_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+        load_kube_config(client_configuration=configuration)
     return Connection(configuration)

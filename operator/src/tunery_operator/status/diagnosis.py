@@ -50,9 +50,9 @@ _TOLERATED: Final = {
 """How the sentence on a pod's tolerations ends; by the task of the Jobs that do not ask for what the spec says."""
 _ROOM_HINTS: Final = {
     task.value: (
-        f"Free or add a node: the job goes on by itself. This is the {task.value} pod, which asks for what the "
-        "platform says (preflight.resources of the chart: 1 CPU and 4Gi where nobody changed it), whatever the "
-        f"manifest's resources are, and tolerates what preflight.tolerations of the chart{tolerated}"
+        f"Wait until other pods end, or add a node: the job then continues. This is the {task.value} pod: it asks "
+        "for preflight.resources of the chart (default: 1 CPU and 4Gi), not for the manifest's resources. It "
+        f"tolerates what preflight.tolerations of the chart{tolerated}"
     )
     for task, tolerated in _TOLERATED.items()
 }

@@ -18,7 +18,7 @@ _CHANGES_SPEC: Final = re.compile(r"new job|\b(spec|resources|training|evaluatio
 """In a hint that has somebody change a spec, or write another."""
 
 
-def retry_command(key: Key, when: str = "Once that is done") -> str:
+def retry_command(key: Key, when: str = "To retry") -> str:
     """Return what has a failed object tried again, in words."""
     return (
         f"{when}: kubectl annotate {key.kind.value.lower()} {key.name} -n {key.namespace} --overwrite "

@@ -50,9 +50,9 @@ def flaky(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
         check(key)
         return plain_file(store, path, key, *values, **more)
 
-    def list_(store: LocalStore, prefix: str, *values: Any) -> Any:
+    def list_(store: LocalStore, prefix: str, *values: Any, **options: Any) -> Any:
         check(f"list {prefix}")
-        return plain_list(store, prefix, *values)
+        return plain_list(store, prefix, *values, **options)
 
     monkeypatch.setattr(LocalStore, "put_bytes", put_bytes)
     monkeypatch.setattr(LocalStore, "upload_file", upload_file)

@@ -344,8 +344,8 @@ def test_what_is_less_than_it_could_be_is_said(write: Write) -> None:
         "the chat template leaves the reasoning of 2 of 14 answers out, so the model does not learn to reason from "
         "them",
         "1 rows are left out: spec.training.maxLength leaves nothing of any answer",
-        f"{tokens.lost_tokens} tokens are cut off, of {tokens.truncated_percent:.4g} % of the examples: they lie "
-        "beyond spec.training.maxLength",
+        f"{tokens.truncated_percent:.4g} % of the examples are longer than spec.training.maxLength: "
+        f"{tokens.lost_tokens} of their tokens are not trained",
         "1 of 2 rows of spec.dataset.evaluation are training rows, too: its loss is lower than that of new rows",
     ]
 

@@ -62,6 +62,7 @@ def test_what_a_cpu_took_is_met(on_a_cpu: list[Compared], held_out: bool) -> Non
     assert max(found) <= 0.09
 
 
+@pytest.mark.slow
 def test_nothing_is_said_to_fit_a_container_that_did_not(on_a_cpu: list[Compared]) -> None:
     assert [row.name for row in on_a_cpu if row.false_fit] == []
 
@@ -81,6 +82,7 @@ def test_what_a_cpu_takes_for_rows_of_many_lengths_is_met() -> None:
     assert told["estimate"] == pytest.approx(taken, rel=0.09)
 
 
+@pytest.mark.slow
 def test_where_activations_are_recomputed_a_cpu_takes_what_is_counted(on_a_cpu: list[Compared]) -> None:
     found = [row for row in on_a_cpu if row.name.endswith("again")]
     assert len(found) == 3

@@ -199,9 +199,7 @@ def test_where_people_have_ended_all_trials_it_says_how_it_goes_on() -> None:
     gone = [trial(0, TrialState.DELETED), trial(1, TrialState.PRUNED, why="by hand: enough")]
     decision = decide(sweep(maxTrials=2), gone, Moment(NOW, NOW))
     hint = told(*gone, decision=decision)["failure"]["hint"]
-    assert hint.startswith(
-        "Raise maxTrials of the sweep above 2, as such trials count, then retry it. Once that is done: "
-    )
+    assert hint.startswith("Raise maxTrials of the sweep above 2, as such trials count, then retry it. To retry: ")
     assert "kubectl annotate lorasweep support" in hint
     assert "new sweep" not in hint
 

@@ -36,6 +36,6 @@ def _of_tokens(tokens: TokenReport, rows: DatasetFormat) -> Iterator[str]:
         yield f"{tokens.unlearnable_rows} rows are left out: spec.training.maxLength leaves {left}"
     if tokens.lost_tokens:
         yield (
-            f"{tokens.lost_tokens} tokens are cut off, of {tokens.truncated_percent:.4g} % of the examples: they lie "
-            "beyond spec.training.maxLength"
+            f"{tokens.truncated_percent:.4g} % of the examples are longer than spec.training.maxLength: "
+            f"{tokens.lost_tokens} of their tokens are not trained"
         )

@@ -104,8 +104,14 @@ def pass_of(job: Assignment, split: PassSplit | None = None) -> Pass:
 def held_out(job: Assignment, model: PeftModel, ground: Ground) -> Callable[[int], dict[str, float]]:
     """Return what measures the held-out rows after so many steps, and remembers and tells it."""
 
+    reporter = job.observers.reporter
+
     def measure(step: int) -> dict[str, float]:
-        found = ground.rows.measure(model, objective_of(job.settings), pass_of(job))
+        reporter.phase(Phase.EVALUATING)
+        try:
+            found = ground.rows.measure(model, objective_of(job.settings), pass_of(job))
+        finally:
+            reporter.phase(Phase.TRAINING)  # training continues, with smaller micro-batches if memory ran out
         ground.take(step, found)
         tell(job, ground.evaluations)
         return found.metrics

@@ -137,6 +137,9 @@ class Progress:
     def _speed(self, done: int, tokens: int) -> tuple[float, float]:
         """Return lines and tokens a second, of the last minutes."""
         now = time.monotonic()
+        if self._samples and (done < self._samples[-1][1] or tokens < self._samples[-1][2]):
+            # Lines of a part that was lost are asked again.
+            self._samples.clear()
         self._samples.append((now, done, tokens))
         while len(self._samples) > 2 and now - self._samples[0][0] > _WINDOW_SECONDS:
             self._samples.popleft()

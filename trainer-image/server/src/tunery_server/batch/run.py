@@ -18,7 +18,8 @@ from tunery_common.errors import TuneryError, first_line
 from tunery_common.inputs.mounts import Mounts
 from tunery_common.storage import StorePath, open_store
 from tunery_common.storage.credentials import ambient
-from tunery_common.storage.publisher import Published, Target, probe, published_before, published_by
+from tunery_common.storage.probe import probe
+from tunery_common.storage.publisher import Published, Target, published_before, published_by
 from tunery_server.batch.answers import Answer
 from tunery_server.batch.aside import TOLD_SECONDS, Aside
 from tunery_server.batch.asking import Conveyor, Source
