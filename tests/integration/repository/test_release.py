@@ -91,6 +91,7 @@ def test_the_changelogs_unreleased_section_is_dated_and_a_new_one_opened(copy: P
     assert git(copy, "status", "--porcelain") == ""
 
 
+@pytest.mark.slow(fast=["v0.2.0"])
 @pytest.mark.parametrize("version", ["1", "0.2", "v0.2.0", "0.2.0-rc1", "0.02.0", "latest"])
 def test_what_is_no_version_is_refused(copy: Path, release: Release, version: str) -> None:
     done = release(version)

@@ -11,6 +11,7 @@ from tools.cluster import binaries, disk, images, packages
 from tools.cluster.binaries import GoMissing
 from tools.cluster.controlplane import ControlPlane
 from tools.cluster.daemon import DaemonFailed, end_on_sigterm
+from tools.cluster.disk import NoRoom
 from tools.cluster.local import LocalCluster, NotRunning
 from tools.cluster.machine import NoAddress
 from tools.cluster.packages import PackagesMissing
@@ -25,6 +26,7 @@ ERRORS = (
     DaemonFailed,
     GoMissing,
     NoAddress,
+    NoRoom,
     NotRunning,
     PackagesMissing,
     WaitedTooLong,
@@ -34,15 +36,10 @@ ERRORS = (
 
 def up(options: argparse.Namespace) -> None:
     """start everything, or push changed images to a running cluster"""
-    _warn_of_little_disk(options)
+    disk.check(disk.DEMO, options.state)
     with Progress() as progress:
         LocalCluster(options.state).up(progress)
     sys.stderr.write('ready: eval "$(make -s cluster-env)"\n')
-
-
-def _warn_of_little_disk(options: argparse.Namespace, *, engine: bool = False) -> None:
-    if (text := disk.warning(options.state, engine=engine)) is not None:
-        sys.stderr.write(f"{text}\n")
 
 
 def down(options: argparse.Namespace) -> None:
@@ -84,7 +81,7 @@ def push(options: argparse.Namespace) -> None:
 def engine(options: argparse.Namespace) -> None:
     """bring an engine for AdapterServers to the node: vLLM for CPUs, or the stand-in of the tests"""
     if options.engine == "vllm":
-        _warn_of_little_disk(options, engine=True)
+        disk.check(disk.SERVING, options.state)
     with Progress() as progress:
         reference = LocalCluster(options.state).bring_engine(progress, options.engine)
     sys.stdout.write(f'export TUNERY_ENGINE_IMAGE="{reference}"\n')

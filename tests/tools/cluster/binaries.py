@@ -11,8 +11,8 @@ import shutil
 import sys
 from pathlib import Path
 
-from tools.cluster import disk
-from tools.cluster.paths import PACKAGE, REPOSITORY, cache_dir
+from tools.cluster import disk, packages
+from tools.cluster.paths import PACKAGE, cache_dir, default_state_dir
 from tools.cluster.shell import CommandFailed, run
 
 MODULES = PACKAGE / "binaries"
@@ -27,12 +27,10 @@ KUBERNETES_NAMES = (
     "kubectl",
 )
 BUILD_TIMEOUT = 3600
-_DISK_GB = 12
-"""8 for the packages and Kubernetes, with the caches of uv and Go, and a reserve for the tests."""
-_DISK_AGAIN_GB = 3
 BUILD_ENVIRONMENT = {"CGO_ENABLED": "0", "GOGC": "400"}
-"""Static programs, and a compiler that collects garbage less often: a quarter less CPU time for Kubernetes."""
-BUILD_FLAGS = ("-trimpath", "-buildvcs=false", "-gcflags=all=-dwarf=false")
+"""Static programs, and a compiler that collects garbage less often."""
+BUILD_FLAGS = ("-trimpath", "-buildvcs=false", "-gcflags=all=-dwarf=false -l")
+"""No debugging data and no inlining. With GOGC, Kubernetes takes half the CPU time to build."""
 
 
 class GoMissing(Exception):
@@ -102,7 +100,7 @@ def _built(name: str, module: str | None = None, package: str = ".", flags: str 
         binary = folder / name
         if not binary.exists():
             partial = folder / f".{name}.partial"
-            # The images, built at the same time, are one long chain of steps: they go first.
+            # The images, which `make demo` builds at the same time, are one long chain of steps: they go first.
             command = ["nice", "-n", "15", go(), "build", *BUILD_FLAGS, f"-ldflags=-s -w {flags}".strip()]
             # Go compiles into the same cache folder, also where a test has set another XDG_CACHE_HOME.
             environment = BUILD_ENVIRONMENT | {"XDG_CACHE_HOME": str(cache_dir().parent)}
@@ -150,16 +148,18 @@ def _version_flags() -> str:
 
 
 def main() -> int:
-    """Build Kubernetes and Helm, or with --check only look for Go and room on the disk; return the exit code."""
+    """Build Kubernetes and Helm; with the name of a target, only look whether the machine can build it."""
     try:
         go()
-        if "--check" in sys.argv:
-            whole = (REPOSITORY / "tests" / ".venv").exists() and any(cache_dir().glob("bin/kubernetes-*/kubernetes"))
-            disk.require(_DISK_AGAIN_GB if whole else _DISK_GB, (REPOSITORY, cache_dir()))
+        if sys.argv[1:]:
+            (goal,) = sys.argv[1:]
+            if goal != disk.TEST:
+                packages.missing()
+            disk.check(goal, default_state_dir())
         else:
             kubernetes()
             helm()
-    except (GoMissing, CommandFailed, disk.NoRoom) as error:
+    except (GoMissing, CommandFailed, disk.NoRoom, packages.PackagesMissing) as error:
         sys.stderr.write(f"{error}\n")
         return 1
     return 0

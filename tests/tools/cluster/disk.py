@@ -1,23 +1,32 @@
-"""Whether the disk has room for what is about to be built: a demo is warned, `make test` and `make try` end."""
+"""Whether the disk has room for what a target of make is about to write: without it the target ends at once."""
 
 from __future__ import annotations
 
+import os
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
-from tools.cluster.paths import cache_dir
+from tools.cluster.paths import REPOSITORY, cache_dir
 
-RESERVE_GB: Final = 3
-"""What a demo's buckets, logs and data take."""
+TEST: Final = "test"
+DEMO: Final = "demo"
+SERVING: Final = "demo-serving"
+GOALS: Final = (TEST, DEMO, SERVING)
+"""Targets of make, each of which writes what the one before it writes, and more."""
+_RESERVE_GB: Final = 3
+"""What buckets, logs and data take."""
+_ENVIRONMENT: Final = 7
+"""tests/.venv and the cache of uv, which share their files."""
+_PROGRAMS: Final = 2
 # Measured after both demos, and rounded up. The trainer's image has 6.6 GB, 3.3 packed, vLLM's 5.5 and 2.9: each lies
 # packed in the registry and on the node, unpacked on the node, and the trainer's in buildah's storage, too.
 _BUILDS: Final = 14
 """What buildah keeps, 8, and part of the 18 more that it needs while it commits the trainer's image: the node is empty
 then."""
 _REGISTRY: Final = 4
-_PROGRAMS: Final = 1
 _NODE: Final = 12
 _VLLM_BUILD: Final = 14
 """uv 5, the registry 3, and buildah's storage 6 until the image is pushed."""
@@ -31,26 +40,22 @@ class NoRoom(Exception):
 def require(needed: int, folders: Iterable[Path]) -> None:
     """Raise NoRoom if the disk of a folder has less than `needed` GB free."""
     for folder in folders:
-        there = next(each for each in (folder, *folder.parents) if each.exists())
+        there = _existing(folder)
         free = shutil.disk_usage(there).free / 1e9
         if free < needed:
             raise NoRoom(f"{needed} GB of free disk are needed, and {there} has {free:.1f} GB. Fix: free some space.")
 
 
-def lacking(state: Path, *, engine: bool) -> int:
-    """Return how many GB are still to be written: by what is not there yet of cache and cluster; an estimate."""
-    return RESERVE_GB + sum(size for path, size in _parts(state, engine) if not path.exists())
-
-
-def _parts(state: Path, engine: bool) -> Iterator[tuple[Path, int]]:
-    cache = cache_dir()
-    yield cache / "buildah", _BUILDS
-    yield cache / "registry", _REGISTRY
-    yield cache / "bin", _PROGRAMS
-    yield state / "containerd", _NODE
-    if engine:
-        yield cache / "registry/docker/registry/v2/repositories/tunery-engine", _VLLM_BUILD
-        yield engine_mark(state, "vllm"), _VLLM_ON_NODE
+def check(goal: str, state: Path) -> None:
+    """Raise NoRoom if a disk has less free than a goal still writes to it; `state` is the cluster's state folder."""
+    needed: Counter[int] = Counter()
+    folders: dict[int, Path] = {}
+    for path, size in _missing(goal, state):
+        disk = os.stat(_existing(path)).st_dev
+        needed[disk] += size
+        folders.setdefault(disk, path)
+    for disk, size in needed.items():
+        require(size, [folders[disk]])
 
 
 def engine_mark(state: Path, name: str) -> Path:
@@ -58,13 +63,24 @@ def engine_mark(state: Path, name: str) -> Path:
     return state / f"engine-{name}"
 
 
-def warning(state: Path, *, engine: bool = False) -> str | None:
-    """Return a sentence where less is free than is still to be written; None where there is enough."""
-    folder = next(each for each in (state, *state.parents) if each.exists())
-    free, needed = shutil.disk_usage(folder).free / 1e9, lacking(state, engine=engine)
-    if free >= needed:
-        return None
-    return (
-        f"{free:.0f} GB of disk are free, and some {needed} more are about to be written (what is there of "
-        f"{cache_dir()} and {state} is counted): a node whose disk is full ends its pods. It goes on; Ctrl-C stops it."
-    )
+def _missing(goal: str, state: Path) -> Iterator[tuple[Path, int]]:
+    """Yield what is not there yet of cache and cluster, with its GB, and the reserve."""
+    yield cache_dir(), _RESERVE_GB
+    for path, size, first in _parts(state):
+        if GOALS.index(first) <= GOALS.index(goal) and not path.exists():
+            yield path, size
+
+
+def _parts(state: Path) -> Iterator[tuple[Path, int, str]]:
+    cache = cache_dir()
+    yield REPOSITORY / "tests" / ".venv", _ENVIRONMENT, TEST
+    yield cache / "bin", _PROGRAMS, TEST
+    yield cache / "buildah", _BUILDS, DEMO
+    yield cache / "registry", _REGISTRY, DEMO
+    yield state / "containerd", _NODE, DEMO
+    yield cache / "registry/docker/registry/v2/repositories/tunery-engine", _VLLM_BUILD, SERVING
+    yield engine_mark(state, "vllm"), _VLLM_ON_NODE, SERVING
+
+
+def _existing(path: Path) -> Path:
+    return next(each for each in (path, *path.parents) if each.exists())

@@ -46,7 +46,8 @@ class Image:
 COMMON = "trainer-image/common"
 TRAINER = Image("trainer", "trainer-image", ("crds", COMMON))
 SERVER = Image("server", "trainer-image/server", ("crds", COMMON))
-IMAGES = (Image("operator", "operator"), TRAINER, SERVER)
+IMAGES = (TRAINER, Image("operator", "operator"), SERVER)
+"""The trainer first: the node unpacks it while the others are built."""
 STAND_IN_FILES = ("__init__.py", "engine.py", "engine_model.py", "engine_protocol.py")
 # None of the product's: each is made only where somebody asks for it. vLLM's has 5 GB.
 ENGINES = {

@@ -30,7 +30,7 @@ class PackagesMissing(Exception):
 def missing() -> list[str]:
     """Return the packages to install; raise PackagesMissing where this process cannot install any."""
     if os.geteuid() != 0:
-        raise PackagesMissing("the local cluster runs containers and must be started as root (sudo make cluster-up)")
+        raise PackagesMissing("The local cluster runs containers. Fix: run make as root (sudo -i opens a shell).")
     path = f"{os.environ.get('PATH', '')}:{SYSTEM_PATH}"
     packages = [package for program, package in PROGRAMS.items() if not shutil.which(program, path=path)]
     if not os.path.exists(f"{CNI_PLUGINS}/bridge"):

@@ -121,7 +121,9 @@ class S3Server:
         self.daemon.stop(timeout=STOP_SECONDS)
         for port in self.ports.values():
             for socket in SOCKETS.glob(f"seaweedfs-*-{port}.sock"):
-                socket.unlink(missing_ok=True)
+                # A server of another user that was killed may have left one.
+                with contextlib.suppress(PermissionError):
+                    socket.unlink(missing_ok=True)
 
     def remove(self) -> None:
         """Stop the server and remove its state."""
