@@ -48,12 +48,13 @@ end_on_sigterm()
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, Any, Any]:
-    """Collect without the garbage collector: it takes a sixth of the time, and what is imported stays.
+    """Collect the tests with the garbage collector off, and exclude what is imported from later collections.
 
-    A full collection takes half a second afterwards; they are made rarer.
+    A full collection, which accelerate starts after each training, would take half a second.
     """
     gc.disable()
     result = yield
+    gc.freeze()
     gc.set_threshold(50_000, 20, 100)
     gc.enable()
     return result

@@ -216,7 +216,7 @@ class ProcessKubelet(threading.Thread):
             with suppress(Refused, urllib3.exceptions.HTTPError):
                 self._renew_lease()
                 for type_, pod in watch(self._api, "/api/v1/pods", _SELECTOR, _HEARTBEAT_SECONDS):
-                    self._handle(type_, pod)
+                    self._handle_event(type_, pod)
 
     def find(self, namespace: str, name: str) -> PodProcess:
         """Return a pod by its name."""
@@ -230,7 +230,7 @@ class ProcessKubelet(threading.Thread):
         """Return the pods there ever were in a namespace, oldest first."""
         return [each for each in list(self._pods.values()) if each.pod["metadata"]["namespace"] == namespace]
 
-    def _handle(self, type_: str, pod: Json) -> None:
+    def _handle_event(self, type_: str, pod: Json) -> None:
         uid = pod["metadata"]["uid"]
         if self._stopped.is_set():
             return

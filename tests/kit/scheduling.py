@@ -11,7 +11,7 @@ SHARING: Final = {
         "integration/workflows/",
         "integration/trainer/sweeping/test_local_sweep.py",
     ),
-    "installation": ("integration/chart/admission/",),
+    "installation": ("integration/chart/installed/",),
 }
 """The beginnings of their names, by what they share."""
 

@@ -23,7 +23,7 @@ import pytest
 
 from kit.scheduling import SHARING, scope_of
 
-MAX_CPU_SECONDS: Final = 8.0
+MAX_CPU_SECONDS: Final = 12.0
 """Of a fast test and the processes that it has waited for; the time of its fixtures is not counted."""
 MAX_SECONDS: Final = 60.0
 """Of a fast test on the clock, which a busy machine makes longer."""

@@ -129,6 +129,9 @@ def _farewell(job: Job, told: list[dict[str, str]], seconds: float) -> None:
     console.print("  make demo-sweep      # six LoRAJobs search for better settings", markup=False)
     console.print("  kubectl explain lorajob.spec.lora", markup=False)
     console.print(f"  kubectl -n {NAMESPACE} {third}", markup=False)
+    console.print("  docs/quickstart.md   # a job with your own data", markup=False)
+    if not is_existing():
+        console.print("  make cluster-down    # remove the cluster", markup=False)
 
 
 if __name__ == "__main__":

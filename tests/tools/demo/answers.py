@@ -11,7 +11,7 @@ from typing import Any
 
 QUESTIONS = ["Are you a robot?", "Do you like movies?"]
 """What the demos ask both models."""
-MAX_NEW_TOKENS = 32
+MAX_NEW_TOKENS = 24
 
 
 def answers(model_folder: Path, adapter_folder: Path, questions: list[str]) -> list[dict[str, str]]:

@@ -22,8 +22,6 @@ from kit.environment import engine_settings, images, is_existing, uri_root
 from kit.installation import ROOT
 from kit.jobs import Job
 from kit.kubectl import Kubectl, KubectlError, wait_for
-from tools.cluster import disk
-from tools.cluster.paths import default_state_dir
 from tools.demo.__main__ import MANIFEST, cluster, installed
 from tools.demo.answers import QUESTIONS
 from tools.demo.jobs import begin, follow
@@ -44,18 +42,11 @@ def main() -> int:
 
 def _demo() -> None:
     began = time.monotonic()
-    _warn_of_little_disk()
     environment = cluster()
     engine = engine_settings(environment, "vllm")
     kubectl = installed(environment, ", with an image of vLLM for CPUs as its engine", *engine)
     _serve(kubectl, uri_root(environment), images(environment)["serving.server"])
     console.print(f"\neverything took  {time.monotonic() - began:.0f} s")
-
-
-def _warn_of_little_disk() -> None:
-    """Say it before the first minutes are spent; of the cluster alone, and of the image, it is said again then."""
-    if not is_existing() and (text := disk.warning(default_state_dir(), engine=True)) is not None:
-        console.print(text, style="yellow", markup=False)
 
 
 def _serve(kubectl: Kubectl, root: str, image: str) -> None:

@@ -41,7 +41,7 @@ class Held(NamedTuple):
     hint: str = ""
 
     def __str__(self) -> str:
-        return " ".join(f"held by {self.reason}: {self.message}\n{self.hint}".split())
+        return " ".join(f"waiting: {self.reason}: {self.message}\n{self.hint}".split())
 
 
 def held(status: dict[str, Any]) -> Held | None:
@@ -69,9 +69,9 @@ class Hold:
         if self.now == before:
             return
         if self.now is None:
-            console.print("  held no more")
+            console.print("  no longer waiting")
             return
-        console.print(f"  held by {self.now.reason}: {self.now.message}", markup=False)
+        console.print(f"  waiting: {self.now.reason}: {self.now.message}", markup=False)
         if self.now.hint:
             console.print(f"    {self.now.hint}", markup=False)
         if kubectl and self.now.reason == "Unschedulable":
