@@ -13,7 +13,7 @@ from tools.cluster import binaries
 
 @pytest.fixture(scope="session")
 def helm() -> Helm:
-    return Helm(str(binaries.helm() / "helm"))
+    return Helm(str(binaries.kubernetes() / "helm"))
 
 
 @pytest.fixture(scope="session")

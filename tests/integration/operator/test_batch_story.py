@@ -167,4 +167,4 @@ def test_a_batch_expires_and_its_deadline_and_queue_hold_as_a_jobs_do(namespace:
     assert namespace.wait_phase("q", "Failed", BATCHES)["failure"]["reason"] == "DeadlineExceeded"
     namespace.apply(batchinference("t", ttlSecondsAfterFinished=0))
     namespace.end_pod(namespace.run_pod("t-batch"), message=ANSWERED)
-    eventually("it is deleted", lambda: namespace.get(BATCHES, "t") is None, 45)
+    eventually("it is deleted", lambda: namespace.get(BATCHES, "t") is None)

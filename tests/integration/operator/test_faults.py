@@ -157,7 +157,7 @@ def test_a_refusal_that_lasts_makes_no_busy_loop_and_passes(world: Adversity, ve
     for _, rule in rules:
         rule.lift()
     for namespace, _ in rules:
-        status = namespace.wait_phase("a", "Succeeded", timeout=60)
+        status = namespace.wait_phase("a", "Succeeded")
         assert "failure" not in status
         assert world.jobs.made(namespace.name) == {"a-train": 1}
     world.assert_sound()
@@ -201,7 +201,7 @@ def test_calls_that_hang_end_by_themselves_and_hold_nobody_up(world: Adversity) 
         hanging.append(namespace)
     other = world.namespace()
     other.apply(lorajob("a", preflight="Skip"))
-    other.wait_phase("a", "Succeeded", timeout=20)
+    other.wait_phase("a", "Succeeded")
     for namespace in hanging:
         namespace.wait_phase("a", "Succeeded", timeout=90)
         assert world.jobs.made(namespace.name) == {"a-train": 1}

@@ -16,7 +16,7 @@ def test_a_job_that_is_applied_again_has_no_part_in_its_predecessors_pods(namesp
     old = namespace.run_pod("re-train", node="one")
     namespace.wait_running("re")
     namespace.delete("lorajobs", "re")
-    eventually("the old pod ends", lambda: "deletionTimestamp" in (namespace.get("pods", old) or {})["metadata"], 60)
+    eventually("the old pod ends", lambda: "deletionTimestamp" in (namespace.get("pods", old) or {})["metadata"])
     created = namespace.apply(lorajob("re", preflight="Skip", activeDeadlineSeconds=60))
     status = namespace.wait_reason("re", "WaitingForPredecessor")
     assert "attemptHistory" not in status
@@ -26,7 +26,7 @@ def test_a_job_that_is_applied_again_has_no_part_in_its_predecessors_pods(namesp
     assert old in str(status["conditions"])
     namespace.stop_pod(old, seconds=1)
     namespace.finish("re")
-    status = namespace.wait_phase("re", "Succeeded", timeout=60)
+    status = namespace.wait_phase("re", "Succeeded")
     assert status["attempts"] == 1
     assert status["startTime"] >= created["metadata"]["creationTimestamp"]
 
@@ -37,12 +37,12 @@ def test_a_pod_of_preflight_is_no_attempt_at_training(namespace: Namespace) -> N
     pod = namespace.run_pod("pf-preflight", node="one")
     eventually("it is seen", lambda: namespace.condition("pf", "Preflight").get("reason") == "PreflightRunning")
     namespace.delete("jobs", "pf-preflight")
-    eventually("the pod ends", lambda: "deletionTimestamp" in (namespace.get("pods", pod) or {})["metadata"], 60)
+    eventually("the pod ends", lambda: "deletionTimestamp" in (namespace.get("pods", pod) or {})["metadata"])
     namespace.wait_reason("pf", "WaitingForPredecessor")
     namespace.stop_pod(pod, seconds=1)
     namespace.pass_preflight("pf")
     namespace.finish("pf")
-    status = namespace.wait_phase("pf", "Succeeded", timeout=60)
+    status = namespace.wait_phase("pf", "Succeeded")
     assert status["attempts"] == 1
 
 
@@ -52,7 +52,7 @@ def test_an_end_that_somebody_else_wrote_stops_the_job(namespace: Namespace) -> 
     namespace.wait_running("forged")
     path = namespace.path("lorajobs", "forged") + "/status"
     namespace.api.patch(path, {"status": {"phase": "Succeeded"}})
-    eventually("the Job is gone", lambda: namespace.get("jobs", "forged-train") is None, 40)
+    eventually("the Job is gone", lambda: namespace.get("jobs", "forged-train") is None)
 
 
 def test_a_job_without_its_labels_is_suspended_all_the_same(namespace: Namespace) -> None:
@@ -63,7 +63,7 @@ def test_a_job_without_its_labels_is_suspended_all_the_same(namespace: Namespace
     namespace.api.patch(namespace.path("jobs", "bare-train"), {"metadata": {"labels": labels}})
     assert namespace.wait_running("bare")["attempts"] == 1
     namespace.patch_spec("bare", suspend=True)
-    eventually("the Job is suspended", lambda: namespace.job("bare-train")["spec"]["suspend"], 20)
+    eventually("the Job is suspended", lambda: namespace.job("bare-train")["spec"]["suspend"])
     namespace.stop_pod(pod, seconds=1)
     status = namespace.wait_phase("bare", "Suspended")
     assert status["attempts"] == 1
@@ -107,14 +107,14 @@ def test_a_job_that_may_have_no_pods_is_told(namespace: Namespace) -> None:
     pod = namespace.run_pod("none-train", node="one")
     namespace.wait_running("none")
     namespace.api.patch(namespace.path("jobs", "none-train"), {"spec": {"parallelism": 0}})
-    eventually("the pod ends", lambda: "deletionTimestamp" in (namespace.get("pods", pod) or {})["metadata"], 20)
+    eventually("the pod ends", lambda: "deletionTimestamp" in (namespace.get("pods", pod) or {})["metadata"])
     namespace.stop_pod(pod, seconds=1)
     failure = namespace.wait_failure("none", "PodRefused")["failure"]
     assert "parallelism 0" in failure["message"]
     assert f"kubectl patch job none-train -n {namespace.name} " in failure["hint"]
     namespace.api.patch(namespace.path("jobs", "none-train"), {"spec": {"parallelism": 1}})
     namespace.finish("none")
-    assert "failure" not in namespace.wait_phase("none", "Succeeded", timeout=40)
+    assert "failure" not in namespace.wait_phase("none", "Succeeded")
 
 
 @pytest.mark.slow
@@ -126,7 +126,7 @@ def test_a_scheduler_that_does_not_exist_is_told_and_may_be_corrected(namespace:
     namespace.patch_spec("sch", scheduling=None)
     eventually("a Job of the default scheduler", lambda: "nosuch" not in str(namespace.job("sch-train")["spec"]))
     namespace.finish("sch")
-    assert "failure" not in namespace.wait_phase("sch", "Succeeded", timeout=40)
+    assert "failure" not in namespace.wait_phase("sch", "Succeeded")
 
 
 @pytest.mark.slow
@@ -142,7 +142,7 @@ def test_a_placement_that_the_server_refuses_is_corrected_in_place(namespace: Na
     namespace.patch_spec("tol", scheduling=None)
     namespace.annotate("tol", retry="1")
     namespace.finish("tol")
-    assert "failure" not in namespace.wait_phase("tol", "Succeeded", timeout=40)
+    assert "failure" not in namespace.wait_phase("tol", "Succeeded")
 
 
 def test_a_job_cannot_wait_for_itself(namespace: Namespace) -> None:
@@ -170,14 +170,14 @@ def test_a_job_that_was_deleted_and_is_kept_by_somebody_is_stopped(namespace: Na
     pod = namespace.run_pod("kept-train", node="one")
     namespace.wait_running("kept")
     namespace.delete("lorajobs", "kept")
-    eventually("the Job is suspended", lambda: namespace.job("kept-train")["spec"].get("suspend"), 20)
+    eventually("the Job is suspended", lambda: namespace.job("kept-train")["spec"].get("suspend"))
     namespace.stop_pod(pod, seconds=1)
     status = namespace.wait_phase("kept", "Suspended")
     assert "example.com/backup" in namespace.condition("kept", "Suspended")["message"]
     assert status["attemptHistory"][0]["reason"] == "Suspended"
     namespace.api.patch(namespace.path("lorajobs", "kept"), {"metadata": {"finalizers": None}})
     eventually("it is gone", lambda: namespace.get("lorajobs", "kept") is None)
-    eventually("its Job is gone", lambda: namespace.get("jobs", "kept-train") is None, 60)
+    eventually("its Job is gone", lambda: namespace.get("jobs", "kept-train") is None)
 
 
 @pytest.mark.slow
@@ -187,16 +187,16 @@ def test_a_job_that_waits_for_a_kept_job_says_who_keeps_it(namespace: Namespace)
     path = namespace.path("jobs", "held-train")
     namespace.api.patch(path, {"metadata": {"finalizers": ["example.com/audit"]}})
     namespace.delete("lorajobs", "held")
-    eventually("the Job is told to go", lambda: "deletionTimestamp" in namespace.job("held-train")["metadata"], 60)
+    eventually("the Job is told to go", lambda: "deletionTimestamp" in namespace.job("held-train")["metadata"])
     namespace.apply(lorajob("held", preflight="Skip"))
-    running = eventually("it waits for the pod", lambda: _waits_for(namespace, "held-train-"), 40)
+    running = eventually("it waits for the pod", lambda: _waits_for(namespace, "held-train-"))
     pod = running.split("kubectl delete pod ")[1].split()[0]
     namespace.delete("pods", pod)
     says = "waits for Job held-train of an earlier object of that name to go; the finalizer example.com/audit keeps it"
-    eventually("it says who keeps it", lambda: _waits_for(namespace, says), 60)
+    eventually("it says who keeps it", lambda: _waits_for(namespace, says))
     namespace.api.patch(path, {"metadata": {"finalizers": None}})
     namespace.finish("held")
-    namespace.wait_phase("held", "Succeeded", timeout=60)
+    namespace.wait_phase("held", "Succeeded")
 
 
 def _waits_for(namespace: Namespace, words: str) -> str | None:

@@ -60,7 +60,7 @@ def test_without_a_bucket_the_preflight_has_to_say_so(namespace: Namespace, clie
         told = pool.submit(check_job, client, asked(namespace.name))
         namespace.end_pod(namespace.run_pod(f"{NAME}-preflight"), 64, message=SECRET_MISSING)
         assert "there is no bucket" in told.result()
-    eventually("the job is removed", lambda: namespace.get("lorajobs", NAME) is None, 60)
+    eventually("the job is removed", lambda: namespace.get("lorajobs", NAME) is None)
 
 
 def test_a_preflight_that_fails_otherwise_is_told_in_its_own_words(namespace: Namespace, client: KubeClient) -> None:
@@ -80,7 +80,7 @@ def test_with_a_bucket_the_job_trains_to_its_end_and_an_earlier_one_is_replaced(
     before = namespace.apply(job_of(ask))["metadata"]["uid"]
     with ThreadPoolExecutor(1) as pool:
         told = pool.submit(check_job, client, ask)
-        eventually("the new job", lambda: uid(namespace) not in (None, before), 60)
+        eventually("the new job", lambda: uid(namespace) not in (None, before))
         preflight = f"{NAME}-preflight"
         eventually("its own preflight", lambda: of(namespace, preflight) == uid(namespace))
         namespace.pass_preflight(NAME)

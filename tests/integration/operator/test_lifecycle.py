@@ -63,7 +63,7 @@ def test_ttl_deletes_the_object_itself(namespace: Namespace) -> None:
     namespace.wait_phase("ttl", "Succeeded")
     eventually("the LoRAJob is gone", lambda: namespace.get("lorajobs", "ttl") is None)
     # A fresh garbage collector looks for new kinds every 30 seconds only.
-    eventually("its Job is gone", lambda: namespace.get("jobs", "ttl-train") is None, timeout=60)
+    eventually("its Job is gone", lambda: namespace.get("jobs", "ttl-train") is None)
 
 
 def test_a_ttl_that_is_set_after_the_end_counts(namespace: Namespace) -> None:
@@ -79,7 +79,7 @@ def test_deleting_the_object_removes_its_children(namespace: Namespace) -> None:
     namespace.apply(lorajob("del", preflight="Skip"))
     namespace.run_pod("del-train")
     namespace.api.delete(namespace.path("lorajobs", "del"))
-    eventually("the Job is gone", lambda: namespace.get("jobs", "del-train") is None, timeout=60)
+    eventually("the Job is gone", lambda: namespace.get("jobs", "del-train") is None)
     eventually("the pods are gone", lambda: not namespace.api.items(namespace.path("pods")))
 
 
@@ -115,7 +115,7 @@ def test_a_predecessors_job_is_waited_for(namespace: Namespace) -> None:
     namespace.api.patch(namespace.path("jobs", "pre-train"), {"metadata": {"finalizers": None}})
 
     old = first["metadata"]["uid"]
-    eventually("a Job of its own", lambda: _uid(namespace, "pre-train") not in (None, old), timeout=60)
+    eventually("a Job of its own", lambda: _uid(namespace, "pre-train") not in (None, old))
     namespace.finish("pre")
     namespace.wait_phase("pre", "Succeeded")
 
@@ -170,7 +170,7 @@ def test_a_broken_object_does_not_slow_the_others(namespace: Namespace) -> None:
     assert time.monotonic() - started < 5
     assert "jobName" not in namespace.status("broken")
     namespace.api.patch(namespace.path("jobs", "broken-train"), {"metadata": {"finalizers": None}})
-    eventually("its own Job", lambda: _uid(namespace, "broken-train") not in (None, first), timeout=60)
+    eventually("its own Job", lambda: _uid(namespace, "broken-train") not in (None, first))
 
 
 @pytest.mark.slow

@@ -169,7 +169,7 @@ def test_the_service_is_there_again_for_those_that_run_and_have_not_met(namespac
     assert number_of_pods(namespace, "vv", "2/2")["phase"] == "Starting"
     [service] = namespace.api.items(namespace.path("services"))
     namespace.api.call("DELETE", namespace.path("services", service["metadata"]["name"]))
-    eventually("another Service", lambda: namespace.api.items(namespace.path("services")), 30)
+    eventually("another Service", lambda: namespace.api.items(namespace.path("services")))
 
 
 def test_the_pod_that_was_deleted_is_named(namespace: Namespace) -> None:

@@ -166,7 +166,7 @@ def test_a_time_to_live_waits_for_who_waits(namespace: Namespace) -> None:
     namespace.apply(lorajob("a", preflight="Skip", ttlSecondsAfterFinished=0))
     namespace.finish("a")
     eventually("the reference", lambda: namespace.status("m", "adaptermerges").get("inputReferences"))
-    eventually("a is gone", lambda: namespace.get("lorajobs", "a") is None, 60)
+    eventually("a is gone", lambda: namespace.get("lorajobs", "a") is None)
 
 
 @pytest.mark.slow
@@ -174,10 +174,10 @@ def test_another_try_takes_the_adapter_that_was_published_since(namespace: Names
     """The hint of AdapterCorrupt is to publish again: what was written down of the first adapter must not stand."""
     _merge_what_is_corrupt(namespace, "the manifest was replaced")
     # The garbage collector takes its time, and the new Job waits for it.
-    eventually("the old Job is gone", lambda: namespace.get("jobs", "src-train") is None, 60)
+    eventually("the old Job is gone", lambda: namespace.get("jobs", "src-train") is None)
     again = namespace.apply(lorajob("src", preflight="Skip"))
     namespace.finish("src", {"adapter": {**RESULT["adapter"], "manifestSha256": "ef" * 32}})
-    namespace.wait_phase("src", "Succeeded", timeout=60)
+    namespace.wait_phase("src", "Succeeded")
     namespace.annotate("m", "adaptermerges", retry="1")
     namespace.run_pod("m-merge")
     assert run_of(namespace, "m-merge")["adapters"][0]["manifestSha256"] == "ef" * 32

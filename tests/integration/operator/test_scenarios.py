@@ -32,7 +32,7 @@ def wait_failure(namespace: Namespace, name: str, reason: str) -> Json:
 def ends_well(namespace: Namespace, name: str) -> Json:
     """Let the train Job run to its end, and return the status of a success."""
     namespace.finish(name)
-    status = namespace.wait_phase(name, "Succeeded", timeout=40)
+    status = namespace.wait_phase(name, "Succeeded")
     assert "failure" not in status
     return status
 
@@ -46,7 +46,7 @@ def test_a_quota_on_jobs_is_told_and_goes_away(namespace: Namespace) -> None:
     status = wait_failure(namespace, "q", "QuotaExceeded")
     assert "exceeded quota: limit" in status["failure"]["message"]
     namespace.unlimit()
-    eventually("the Job", lambda: namespace.get("jobs", "q-train"), 60)
+    eventually("the Job", lambda: namespace.get("jobs", "q-train"))
     ends_well(namespace, "q")
 
 
@@ -59,9 +59,9 @@ def test_an_admission_policy_is_told_in_its_own_words(namespace: Namespace, pref
     assert "no jobs of this team on Fridays" in status["failure"]["message"]
     namespace.allow()
     if preflight == "Required":
-        eventually("the preflight Job", lambda: namespace.get("jobs", "a-preflight"), 60)
+        eventually("the preflight Job", lambda: namespace.get("jobs", "a-preflight"))
         namespace.pass_preflight("a")
-    eventually("the Job", lambda: namespace.get("jobs", "a-train"), 60)
+    eventually("the Job", lambda: namespace.get("jobs", "a-train"))
     ends_well(namespace, "a")
 
 
@@ -272,7 +272,7 @@ def test_a_suspension_that_is_refused_is_told_and_carried_out_once_it_may(api: A
         assert namespace.condition("a", "Suspended")["reason"] == "CreateRefused"
     finally:
         api.patch(role, {"rules": rules(PERMISSIONS)})
-    eventually("the Job is suspended", lambda: namespace.job("a-train")["spec"]["suspend"], 40)
+    eventually("the Job is suspended", lambda: namespace.job("a-train")["spec"]["suspend"])
     assert "failure" not in namespace.wait_phase("a", "Suspended")
 
 
@@ -371,7 +371,7 @@ def test_what_the_platform_mends_reaches_the_jobs_that_wait(api: Api, own_operat
     }
     after = own_operator(**placed).start()
     for kind, name in newer.items():
-        eventually(f"{kind} {name}", lambda kind=kind, name=name: namespace.get(kind, name), 60)
+        eventually(f"{kind} {name}", lambda kind=kind, name=name: namespace.get(kind, name))
     for name in ("waits-train", "checked-preflight"):
         eventually(f"{name} is another", lambda name=name: namespace.job(name)["metadata"]["uid"] != first[name])
         assert tolerations[0] in namespace.job(name)["spec"]["template"]["spec"]["tolerations"]

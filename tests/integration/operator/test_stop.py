@@ -379,7 +379,7 @@ def test_killed_at_any_time_it_is_published_once(
             publish(namespace, name)
             kill()
         for name in names:
-            status = namespace.wait_phase(name, "Stopped", timeout=40)
+            status = namespace.wait_phase(name, "Stopped")
             assert status["attempts"] == 1
             assert status["adapter"] == RESULT["adapter"]
         assert Counter(jobs(namespace)) == Counter(f"{name}-publish" for name in names)

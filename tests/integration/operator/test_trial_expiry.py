@@ -83,7 +83,7 @@ def test_trials_live_as_long_as_their_sweep_whatever_the_default(
     assert states(namespace) == ["Complete"] * 12
     assert len(api.items(namespace.path("lorajobs"))) == 12
     namespace.patch_spec("s", SWEEPS, ttlSecondsAfterFinished=0)
-    eventually("they go with it", lambda: not api.items(namespace.path("lorajobs")), 60)
+    eventually("they go with it", lambda: not api.items(namespace.path("lorajobs")))
 
 
 @pytest.mark.slow
@@ -93,7 +93,7 @@ def test_an_outage_that_is_longer_than_their_time_to_live_costs_no_trial(
     namespace = make_namespace(api)
     trials.held.add("*")
     namespace.apply(lorasweep("s", maxTrials=4, parallelTrials=4, **REST))
-    eventually("all run", lambda: states(namespace) == ["Running"] * 4, 40)
+    eventually("all run", lambda: states(namespace) == ["Running"] * 4)
     operator.kill()
     trials.held.clear()
     time.sleep(3)

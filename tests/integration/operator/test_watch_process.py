@@ -62,10 +62,10 @@ def test_without_the_right_to_list_it_is_alive_and_says_why_it_is_not_ready(
     granted = [rule for rule in rules() if rule["resources"] != ["jobs"]]
     grant(api, name, granted)
     operator = own_operator(kubeconfig).start(wait=False)
-    eventually("it is told, and that the others are well", lambda: readyz(operator).startswith("jobs: 403"), 60)
+    eventually("it is told, and that the others are well", lambda: readyz(operator).startswith("jobs: 403"))
     assert operator.probe("healthz") == 200
     api.patch(f"{RBAC}/clusterroles/{name}", {"rules": rules()})
-    eventually("ready", operator.is_ready, timeout=60)
+    eventually("ready", operator.is_ready)
     assert (operator.metric('tunery_watch_errors_total{code="403",resource="jobs"}') or 0) > 0
     operator.assert_clean_log()
 

@@ -81,7 +81,7 @@ def helm_flags(verb: str) -> set[str]:
 
 @cache
 def helm() -> str:
-    return str(binaries.helm() / "helm")
+    return str(binaries.kubernetes() / "helm")
 
 
 def helm_problems(command: Command, files: Files) -> Iterator[str]:

@@ -14,7 +14,6 @@ from kit.accounts import kubeconfig_of
 from kit.api_server import ApiServer
 from kit.chart.rendering import CHART, NAMESPACE
 from kit.kubectl import Kubectl
-from tools.cluster import binaries
 from tools.cluster.controlplane import ControlPlane
 
 CRDS = tuple(f"{kind.plural}.{GROUP}" for kind in Kind)
@@ -68,5 +67,5 @@ def kubeconfig_of_the_service_account(kubectl: Kubectl, folder: Path) -> Path:
 
 def kubectl_for(plane: ControlPlane) -> ApiServer:
     """Return kubectl and helm against a control plane, as its administrator."""
-    path = os.pathsep.join([str(plane.bin), str(binaries.helm()), os.environ["PATH"]])
+    path = os.pathsep.join([str(plane.bin), os.environ["PATH"]])
     return ApiServer(os.environ | {"KUBECONFIG": str(plane.kubeconfig), "PATH": path})

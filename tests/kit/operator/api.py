@@ -13,6 +13,8 @@ import yaml
 
 T = TypeVar("T")
 Json = dict[str, Any]
+LIMIT_SECONDS = 60.0
+"""How long tests wait for the operator, on a machine that trains beside them."""
 
 
 class Refused(Exception):
@@ -81,7 +83,7 @@ class Api:
         self.call("DELETE", path, {"kind": "DeleteOptions", "apiVersion": "v1", "propagationPolicy": "Background"})
 
 
-def eventually(what: str, check: Callable[[], T | None], timeout: float = 20.0) -> T:
+def eventually(what: str, check: Callable[[], T | None], timeout: float = LIMIT_SECONDS) -> T:
     """Return the first true answer of `check`, which is asked more and more slowly; fails naming `what`."""
     start = time.monotonic()
     while True:

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from kit.operator.api import Json, Refused, eventually
+from kit.operator.api import LIMIT_SECONDS, Json, Refused, eventually
 from kit.operator.kubelet import Kubelet
 
 _ADMISSION = "/apis/admissionregistration.k8s.io/v1"
@@ -126,7 +126,7 @@ class Namespace(Kubelet):
         full = {f"tunery.dev/{key}": value for key, value in annotations.items()}
         self.api.patch(self.path(plural, name), {"metadata": {"annotations": full}})
 
-    def wait_phase(self, name: str, phase: str, plural: str = "lorajobs", timeout: float = 20.0) -> Json:
+    def wait_phase(self, name: str, phase: str, plural: str = "lorajobs", timeout: float = LIMIT_SECONDS) -> Json:
         """Return the status once it has this phase."""
 
         def check() -> Json | None:
@@ -138,7 +138,7 @@ class Namespace(Kubelet):
         except AssertionError as error:
             raise AssertionError(f"{error}; it is {json.dumps(self.status(name, plural), indent=1)}") from error
 
-    def wait_reason(self, name: str, reason: str, plural: str = "lorajobs", timeout: float = 40.0) -> Json:
+    def wait_reason(self, name: str, reason: str, plural: str = "lorajobs", timeout: float = LIMIT_SECONDS) -> Json:
         """Return the status once a condition gives this reason."""
 
         def check() -> Json | None:
@@ -150,7 +150,7 @@ class Namespace(Kubelet):
         except AssertionError as error:
             raise AssertionError(f"{error}; it is {json.dumps(self.status(name, plural), indent=1)}") from error
 
-    def wait_failure(self, name: str, reason: str, timeout: float = 40.0) -> Json:
+    def wait_failure(self, name: str, reason: str, timeout: float = LIMIT_SECONDS) -> Json:
         """Return the status of a LoRAJob once `failure.reason` is this, whether it has failed for good or not."""
 
         def check() -> Json | None:
@@ -167,7 +167,7 @@ class Namespace(Kubelet):
             running = [c["status"] for c in status.get("conditions", []) if c["type"] == "Running"]
             return status if running == ["True"] else None
 
-        return eventually(f"{name} has a running pod", check, 60)
+        return eventually(f"{name} has a running pod", check)
 
     def job(self, name: str) -> Json:
         """Return a Job once it is there."""

@@ -87,7 +87,7 @@ class OperatorProcess:
                 stderr=log,
             )
         if wait:
-            eventually("the operator is ready", self.is_ready, timeout=60)
+            eventually("the operator is ready", self.is_ready)
         return self
 
     def _progress(self) -> dict[str, str]:

@@ -90,7 +90,6 @@ def engine(options: argparse.Namespace) -> None:
 def build_binaries(_: argparse.Namespace) -> None:
     """build Kubernetes and Helm, which takes minutes the first time"""
     binaries.kubernetes()
-    binaries.helm()
 
 
 def build_neighbours(_: argparse.Namespace) -> None:

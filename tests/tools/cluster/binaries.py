@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from tools.cluster import disk, packages
@@ -27,10 +28,11 @@ KUBERNETES_NAMES = (
     "kubectl",
 )
 BUILD_TIMEOUT = 3600
-BUILD_ENVIRONMENT = {"CGO_ENABLED": "0", "GOGC": "400"}
-"""Static programs, and a compiler that collects garbage less often."""
+BUILD_ENVIRONMENT = {"CGO_ENABLED": "0", "GOGC": "off", "GOMEMLIMIT": "1536MiB"}
+"""Static programs, and compilers that collect garbage only near a limit."""
 BUILD_FLAGS = ("-trimpath", "-buildvcs=false", "-gcflags=all=-dwarf=false -l")
-"""No debugging data and no inlining. With GOGC, Kubernetes takes half the CPU time to build."""
+"""No debugging data and no inlining."""
+HELM_PACKAGE = "helm.sh/helm/v3/cmd/helm"
 
 
 class GoMissing(Exception):
@@ -38,19 +40,13 @@ class GoMissing(Exception):
 
 
 def kubernetes() -> Path:
-    """Return a folder with every Kubernetes program, etcd and coredns; the first build takes some minutes."""
-    folder = _built("kubernetes", flags=_version_flags())
+    """Return a folder with every Kubernetes program, etcd, coredns and helm; the first build takes some minutes."""
+    folder = _built("kubernetes", ".", HELM_PACKAGE, flags=_version_flags())
     for name in KUBERNETES_NAMES:
         link = folder / name
         if not link.is_symlink():
             link.symlink_to("kubernetes")
     return folder
-
-
-def helm() -> Path:
-    """Return a folder with helm, built from the module of Kubernetes, so that their libraries are compiled once."""
-    flags = f"-X helm.sh/helm/v3/internal/version.version={_required_version('kubernetes', 'helm.sh/helm/v3')}"
-    return _built("helm", "kubernetes", "helm.sh/helm/v3/cmd/helm", flags)
 
 
 def pause() -> Path:
@@ -60,7 +56,7 @@ def pause() -> Path:
 
 def kueue() -> Path:
     """Return a folder with Kueue's controller."""
-    return _built("kueue", package="sigs.k8s.io/kueue/cmd/kueue")
+    return _built("kueue", "sigs.k8s.io/kueue/cmd/kueue")
 
 
 def kueue_chart() -> Path:
@@ -70,7 +66,7 @@ def kueue_chart() -> Path:
 
 def kwok() -> Path:
     """Return a folder with KWOK, which simulates the kubelets of nodes that do not exist."""
-    return _built("kwok", package="sigs.k8s.io/kwok/cmd/kwok")
+    return _built("kwok", "sigs.k8s.io/kwok/cmd/kwok")
 
 
 def kstatus() -> Path:
@@ -89,23 +85,24 @@ def _source(name: str, module: str) -> Path:
     return Path(json.loads(told)["Dir"])
 
 
-def _built(name: str, module: str | None = None, package: str = ".", flags: str = "") -> Path:
-    """Return a folder with the program `name`, built from `package` of one of the modules here, its own by default."""
-    source = MODULES / (module or name)
+def _built(name: str, *packages: str, flags: str = "") -> Path:
+    """Return a folder with the programs of packages of the module `name` here, by default its own one."""
+    source = MODULES / name
     folder = cache_dir() / "bin" / f"{name}-{_digest(source, flags)}"
     folder.mkdir(parents=True, exist_ok=True)
     # Two test sessions may need the same build at once; the second waits for the first.
     with (folder / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        binary = folder / name
-        if not binary.exists():
-            partial = folder / f".{name}.partial"
-            # The images, which `make demo` builds at the same time, are one long chain of steps: they go first.
-            command = ["nice", "-n", "15", go(), "build", *BUILD_FLAGS, f"-ldflags=-s -w {flags}".strip()]
+        if not (folder / name).exists():
+            partial = folder / ".partial"
+            partial.mkdir(exist_ok=True)
+            command = [go(), "build", *BUILD_FLAGS, f"-ldflags=-s -w {flags}".strip(), "-o", partial]
             # Go compiles into the same cache folder, also where a test has set another XDG_CACHE_HOME.
             environment = BUILD_ENVIRONMENT | {"XDG_CACHE_HOME": str(cache_dir().parent)}
-            run([*command, "-o", partial, package], cwd=source, env=environment, timeout=BUILD_TIMEOUT)
-            partial.rename(binary)
+            run([*command, *(packages or ["."])], cwd=source, env=environment, timeout=BUILD_TIMEOUT)
+            # The program that was asked for comes last: with it the folder is whole.
+            for program in sorted(partial.iterdir(), key=lambda each: each.name == name):
+                program.rename(folder / program.name)
     return folder
 
 
@@ -144,7 +141,17 @@ def _version_flags() -> str:
     version = kubernetes_version()
     major, minor = version.removeprefix("v").split(".")[:2]
     variables = {"gitVersion": version, "gitMajor": major, "gitMinor": minor}
-    return " ".join(f"-X k8s.io/component-base/version.{name}={value}" for name, value in variables.items())
+    values = {f"k8s.io/component-base/version.{name}": value for name, value in variables.items()}
+    values["helm.sh/helm/v3/internal/version.version"] = _required_version("kubernetes", "helm.sh/helm/v3")
+    return " ".join(f"-X {name}={value}" for name, value in values.items())
+
+
+def _yield_cpu() -> None:
+    """Let everything else go first: Linux weighs sessions against each other, and processes of one session by `nice`."""
+    os.nice(15)
+    with suppress(OSError):
+        if os.getsid(0) == os.getpid():
+            Path("/proc/self/autogroup").write_text("15")
 
 
 def main() -> int:
@@ -157,8 +164,8 @@ def main() -> int:
                 packages.missing()
             disk.check(goal, default_state_dir())
         else:
+            _yield_cpu()
             kubernetes()
-            helm()
     except (GoMissing, CommandFailed, disk.NoRoom, packages.PackagesMissing) as error:
         sys.stderr.write(f"{error}\n")
         return 1

@@ -118,7 +118,7 @@ def test_a_job_that_expires_at_once_is_taken_over_before_it_goes(
     namespace.apply(lorajob("bot", preflight="Skip", ttlSecondsAfterFinished=0))
     namespace.finish("bot")
     server.wait_desired("bot")
-    eventually("it is gone", lambda: namespace.get("lorajobs", "bot") is None, 45)
+    eventually("it is gone", lambda: namespace.get("lorajobs", "bot") is None)
     assert [item["name"] for item in server.desired()["adapters"]] == ["bot"]
 
 
@@ -145,7 +145,7 @@ def test_a_change_rolls_out_and_replicas_alone_make_no_new_pods(
     assert second["metadata"]["uid"] == first["metadata"]["uid"]
     assert second["spec"]["template"]["spec"]["nodeSelector"] == {"a": "b"}
     assert len(server.children()["configmaps"]) == 3, "the old pods read their own serve.json"
-    eventually("the new pods are ready", lambda: _rolled_out(server), 40)
+    eventually("the new pods are ready", lambda: _rolled_out(server))
     eventually("it is told", lambda: namespace.condition("support", "Progressing", SERVERS)["reason"] == "RolledOut")
     namespace.patch_spec("support", SERVERS, scheduling=None)
     eventually(
@@ -176,7 +176,7 @@ def test_a_strangers_deployment_is_left_alone(make: Callable[..., Server], names
     assert "Deployment support-server exists" in server.status["failure"]["message"]
     assert server.child("deployments")["spec"] == strange["spec"]
     namespace.delete("deployments", "support-server")
-    eventually("its own one", lambda: server.child("deployments")["metadata"].get("ownerReferences"), 45)
+    eventually("its own one", lambda: server.child("deployments")["metadata"].get("ownerReferences"))
     eventually("nothing is in the way", lambda: server.status.get("failure", {}).get("reason") != "NameConflict")
 
 
@@ -203,7 +203,7 @@ def test_the_clusters_no_is_told_and_passes(make: Callable[..., Server], namespa
     assert "no Services here" in server.status["failure"]["message"]
     namespace.allow()
     server.child("services")
-    eventually("it passes", lambda: server.status.get("failure", {}).get("reason") != "CreateRefused", 45)
+    eventually("it passes", lambda: server.status.get("failure", {}).get("reason") != "CreateRefused")
 
 
 class TestReports:

@@ -52,7 +52,7 @@ def states(namespace: Namespace) -> list[str]:
 
 def begin(namespace: Namespace, **spec: object) -> None:
     namespace.apply(lorasweep("s", **(REST | spec)))
-    eventually("three run", lambda: states(namespace) == ["Running"] * 3, 40)
+    eventually("three run", lambda: states(namespace) == ["Running"] * 3)
 
 
 def searching(namespace: Namespace) -> str:
@@ -71,7 +71,7 @@ def test_where_one_cannot_be_stopped_the_others_are(namespace: Namespace, trials
     assert FROZEN in searching(namespace)
     assert "stop" not in (namespace.get("lorajobs", "s-000") or {})["spec"]
     thaw(namespace)
-    namespace.wait_phase("s", "Failed", SWEEPS, timeout=60)
+    namespace.wait_phase("s", "Failed", SWEEPS)
     assert states(namespace) == ["Pruned", "Pruned", "Failed"]
 
 
@@ -82,7 +82,7 @@ def test_a_retry_while_one_cannot_be_stopped_is_answered_once_it_was(namespace: 
     begin(namespace)
     freeze(namespace, "s-000")
     trials.held.discard("s-002")
-    eventually("it waits for one", lambda: "waits for s-000 to end" in searching(namespace), 40)
+    eventually("it waits for one", lambda: "waits for s-000 to end" in searching(namespace))
     assert namespace.status("s", SWEEPS)["phase"] == "Searching"
     del trials.ends["train"]
     namespace.annotate("s", SWEEPS, retry="1")
@@ -107,7 +107,7 @@ def test_where_one_cannot_be_suspended_the_others_are_and_the_sweep_does_not_res
     assert "trial s-000 is not suspended yet" in namespace.condition("s", "Suspended", SWEEPS)["message"]
     assert FROZEN in searching(namespace)
     thaw(namespace)
-    namespace.wait_phase("s", "Suspended", SWEEPS, timeout=60)
+    namespace.wait_phase("s", "Suspended", SWEEPS)
 
 
 @pytest.mark.slow
@@ -118,9 +118,9 @@ def test_where_one_cannot_be_taken_back_it_counts_and_the_search_goes_on(namespa
     namespace.api.patch(namespace.path("lorajobs", "s-000"), {"metadata": {"ownerReferences": None}})
     eventually("it is told", lambda: FROZEN in searching(namespace))
     trials.held.discard("s-001")
-    eventually("it goes on", lambda: states(namespace) == ["Running", "Complete", "Running", "Complete"], 60)
+    eventually("it goes on", lambda: states(namespace) == ["Running", "Complete", "Running", "Complete"])
     trials.held.clear()
-    namespace.wait_phase("s", "Succeeded", SWEEPS, timeout=60)
+    namespace.wait_phase("s", "Succeeded", SWEEPS)
     assert states(namespace) == ["Complete"] * 4
     thaw(namespace)
 
@@ -129,7 +129,7 @@ def test_where_one_cannot_be_taken_back_it_counts_and_the_search_goes_on(namespa
 def test_a_trial_that_has_ended_is_told_where_nothing_can_be_published(namespace: Namespace, trials: Trials) -> None:
     trials.held.add("s-001")
     namespace.apply(lorasweep("s", maxTrials=2, parallelTrials=2))
-    eventually("one runs on", lambda: states(namespace) == ["Complete", "Running"], 40)
+    eventually("one runs on", lambda: states(namespace) == ["Complete", "Running"])
     namespace.deny("batch", "jobs", "no Jobs today")
     trials.held.clear()
     namespace.wait_reason("s", "CreateRefused", SWEEPS)
@@ -139,7 +139,7 @@ def test_a_trial_that_has_ended_is_told_where_nothing_can_be_published(namespace
     assert namespace.status("s", SWEEPS)["countsText"] == "2/2"
     namespace.delete("lorajobs", "s-001")
     namespace.allow()
-    status = namespace.wait_phase("s", "Succeeded", SWEEPS, timeout=60)
+    status = namespace.wait_phase("s", "Succeeded", SWEEPS)
     best = min(status["trials"], key=lambda row: float(row["value"]))
     assert (status["best"]["trial"], status["counts"]["complete"]) == (best["number"], 2)
 

@@ -23,7 +23,7 @@ GRACE_SECONDS = 10
 
 
 def ended(namespace: Namespace, name: str = "s", phase: str = "Succeeded") -> Json:
-    return namespace.wait_phase(name, phase, SWEEPS, timeout=40)
+    return namespace.wait_phase(name, phase, SWEEPS)
 
 
 def rows(namespace: Namespace, name: str = "s") -> list[Json]:
@@ -43,7 +43,7 @@ def wait_rows(namespace: Namespace, *states: str) -> list[Json]:
         return found if tuple(row["state"] for row in found) == states else None
 
     try:
-        return eventually(f"trials are {states}", check, 20)
+        return eventually(f"trials are {states}", check)
     except AssertionError as error:
         told = [(row["state"], row.get("why")) for row in rows(namespace)]
         raise AssertionError(f"{error}: {told}, {namespace.status('s', SWEEPS).get('conditions')}") from error
@@ -396,7 +396,7 @@ def test_its_time_to_live_is_its_trials_too(namespace: Namespace, trials: Trials
     ended(namespace)
     assert sorted(jobs(namespace)) == ["s-000", "s-001"]
     eventually("it is deleted", lambda: namespace.get(SWEEPS, "s") is None)
-    eventually("no trial is left", lambda: not jobs(namespace), 40)
+    eventually("no trial is left", lambda: not jobs(namespace))
 
 
 def test_deleted_it_takes_its_trials_along(namespace: Namespace, trials: Trials) -> None:
@@ -404,7 +404,7 @@ def test_deleted_it_takes_its_trials_along(namespace: Namespace, trials: Trials)
     namespace.apply(lorasweep("s", maxTrials=3, parallelTrials=2))
     wait_rows(namespace, "Running", "Running")
     namespace.delete(SWEEPS, "s")
-    eventually("no trial is left", lambda: not jobs(namespace), 40)
+    eventually("no trial is left", lambda: not jobs(namespace))
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ def states(namespace: Namespace) -> list[str]:
 
 
 def wait_states(namespace: Namespace, *wanted: str) -> None:
-    eventually(f"trials are {wanted}", lambda: states(namespace) == list(wanted), 30)
+    eventually(f"trials are {wanted}", lambda: states(namespace) == list(wanted))
 
 
 def change(namespace: Namespace, name: str, **metadata: object) -> None:
@@ -44,7 +44,7 @@ def test_a_trial_whose_owner_is_taken_away_is_taken_back(namespace: Namespace, t
         20,
     )
     trials.held.clear()
-    namespace.wait_phase("s", "Succeeded", SWEEPS, timeout=40)
+    namespace.wait_phase("s", "Succeeded", SWEEPS)
     assert states(namespace) == ["Complete", "Complete"]
 
 
@@ -56,9 +56,9 @@ def test_who_forges_a_trial_is_named_and_not_counted(namespace: Namespace, trial
         body = lorajob(name, suspend=True)
         body["metadata"] |= {"labels": {"tunery.dev/trial": number}, "ownerReferences": [reference(namespace)]}
         namespace.apply(body)
-    eventually("they are named", lambda: "though owned by it: forged, twin" in searching(namespace), 20)
+    eventually("they are named", lambda: "though owned by it: forged, twin" in searching(namespace))
     trials.held.clear()
-    namespace.wait_phase("s", "Succeeded", SWEEPS, timeout=40)
+    namespace.wait_phase("s", "Succeeded", SWEEPS)
     assert states(namespace) == ["Complete", "Complete"]
 
 
@@ -72,7 +72,7 @@ def test_a_deleted_trial_that_is_kept_is_waited_for_aloud(namespace: Namespace, 
     namespace.wait_reason("s", "TrialKept", SWEEPS)
     assert "s-000, which was deleted and is kept by the finalizer example.org/keep" in searching(namespace)
     change(namespace, "s-000", finalizers=None)
-    namespace.wait_phase("s", "Succeeded", SWEEPS, timeout=40)
+    namespace.wait_phase("s", "Succeeded", SWEEPS)
     assert states(namespace)[0] == "Deleted"
 
 
@@ -80,25 +80,25 @@ def test_a_deleted_trial_that_is_kept_is_waited_for_aloud(namespace: Namespace, 
 def test_a_retry_of_a_trial_is_answered_and_not_followed(namespace: Namespace, trials: Trials) -> None:
     trials.ends["train"] = lambda run: failed("SecretNotFound", "the Secret s3 is missing")
     namespace.apply(lorasweep("s", maxTrials=1, parallelTrials=1))
-    namespace.wait_phase("s", "Failed", SWEEPS, timeout=40)
+    namespace.wait_phase("s", "Failed", SWEEPS)
     hint = namespace.status("s-000")["failure"]["hint"]
     assert "s-000 is a trial of LoRASweep s" in hint
     assert f"kubectl annotate lorasweep s -n {namespace.name}" in hint
     assert "annotate lorajob" not in hint
     del trials.ends["train"]
     namespace.annotate("s-000", retry="1")
-    eventually("it is answered", lambda: namespace.status("s-000").get("observedRetry") == "1", 20)
-    eventually("it is told", lambda: "RetryRefused" in namespace.reasons_told("s-000"), 20)
+    eventually("it is answered", lambda: namespace.status("s-000").get("observedRetry") == "1")
+    eventually("it is told", lambda: "RetryRefused" in namespace.reasons_told("s-000"))
     assert namespace.status("s-000")["phase"] == "Failed"
     namespace.annotate("s", SWEEPS, retry="1")
-    namespace.wait_phase("s", "Succeeded", SWEEPS, timeout=40)
+    namespace.wait_phase("s", "Succeeded", SWEEPS)
     assert states(namespace) == ["Failed", "Complete"]
 
 
 @pytest.mark.slow
 def test_once_the_best_is_published_the_others_name_nothing_that_is_gone(namespace: Namespace, trials: Trials) -> None:
     namespace.apply(lorasweep("s", maxTrials=3, keepAdapters=2))
-    status = namespace.wait_phase("s", "Succeeded", SWEEPS, timeout=40)
+    status = namespace.wait_phase("s", "Succeeded", SWEEPS)
     (gone,) = [row["name"] for row in status["trials"] if "adapter" not in row]
     for row in status["trials"]:
         one = namespace.status(row["name"])
@@ -140,11 +140,11 @@ def test_a_trial_is_counted_whatever_is_done_to_whose_it_is(namespace: Namespace
     else:
         ours = {**reference(namespace), "controller": False}
         change(namespace, "s-000", ownerReferences=[ours if how == "not controlled" else config_map(namespace)])
-    eventually("it is named", lambda: "neither stopped nor suspended" in searching(namespace), 20)
+    eventually("it is named", lambda: "neither stopped nor suspended" in searching(namespace))
     assert "s-000" in searching(namespace)
     assert states(namespace) == ["Running", "Running"]
     trials.held.clear()
-    namespace.wait_phase("s", "Succeeded", SWEEPS, timeout=40)
+    namespace.wait_phase("s", "Succeeded", SWEEPS)
     assert states(namespace) == ["Complete", "Complete"]
     gone = next(row["name"] for row in namespace.status("s", SWEEPS)["trials"] if "adapter" not in row)
     assert namespace.condition(gone, "AdapterUploaded")["reason"] == "AdapterRemoved"
@@ -159,10 +159,10 @@ def test_who_forges_the_next_trial_is_named_and_takes_no_place(namespace: Namesp
         body = lorajob(f"s-{number}", suspend=True)
         body["metadata"] |= {"ownerReferences": [reference(namespace)], "labels": {"tunery.dev/trial": number}}
         namespace.apply(body)
-    eventually("they are named", lambda: "though owned by it: s-001, s-017" in searching(namespace), 20)
+    eventually("they are named", lambda: "though owned by it: s-001, s-017" in searching(namespace))
     assert states(namespace) == ["Running"]
     trials.held.clear()
-    status = namespace.wait_phase("s", "Failed", SWEEPS, timeout=40)
+    status = namespace.wait_phase("s", "Failed", SWEEPS)
     assert status["failure"]["reason"] == "NameConflict"
     assert states(namespace) == ["Complete"]
 
@@ -178,7 +178,7 @@ def test_a_complete_trial_without_an_owner_is_told_that_its_adapter_is_gone(
     worse = rows[1]["name"]
     change(namespace, worse, ownerReferences=None)
     trials.held.clear()
-    namespace.wait_phase("s", "Succeeded", SWEEPS, timeout=40)
+    namespace.wait_phase("s", "Succeeded", SWEEPS)
     assert namespace.condition(worse, "AdapterUploaded")["reason"] == "AdapterRemoved"
     assert "adapter" not in namespace.status(worse)
 
@@ -191,8 +191,8 @@ def test_a_retry_of_a_stopped_trial_is_answered_too(namespace: Namespace, trials
     namespace.patch_spec("s-000", stop="enough")
     wait_states(namespace, "Pruned", "Running")
     namespace.annotate("s-000", retry="1")
-    eventually("it is answered", lambda: namespace.status("s-000").get("observedRetry") == "1", 20)
-    eventually("it is told", lambda: "RetryRefused" in namespace.reasons_told("s-000"), 20)
+    eventually("it is answered", lambda: namespace.status("s-000").get("observedRetry") == "1")
+    eventually("it is told", lambda: "RetryRefused" in namespace.reasons_told("s-000"))
     assert namespace.status("s-000")["phase"] == "Stopped"
 
 
@@ -207,14 +207,14 @@ def test_who_began_from_a_trial_that_is_removed_since_is_told_so_at_its_retry(
         namespace.apply(lorajob(f"from-{name}", preflight="Skip", continueFrom={"loraJobRef": {"name": name}}))
         namespace.wait_running(f"from-{name}")
     trials.held.discard("s-002")
-    status = namespace.wait_phase("s", "Succeeded", SWEEPS, timeout=40)
+    status = namespace.wait_phase("s", "Succeeded", SWEEPS)
     gone = next(row["name"] for row in status["trials"] if "adapter" not in row and row["name"] != "s-002")
     trials.ends["train"] = lambda _: failed("AdapterMissing", "nothing lies there")
     trials.held.clear()
     assert namespace.wait_phase(f"from-{gone}", "Failed")["failure"]["reason"] == "AdapterMissing"
     namespace.annotate(f"from-{gone}", retry="1")
     told = f"LoRAJob {gone}, which this waits for, was a trial of LoRASweep s, which has removed its adapter"
-    eventually("it is told", lambda: told in namespace.status(f"from-{gone}").get("failure", {}).get("message", ""), 30)
+    eventually("it is told", lambda: told in namespace.status(f"from-{gone}").get("failure", {}).get("message", ""))
     assert namespace.status(f"from-{gone}")["attempts"] == 1
 
 
@@ -225,11 +225,11 @@ def test_a_retry_makes_others_for_those_that_ended_as_another_had_failed(namespa
     wait_states(namespace, "Complete", "Running", "Running")
     trials.ends["train"] = lambda _: failed("SecretNotFound", "the Secret s3 is missing")
     trials.held.discard("s-001")
-    namespace.wait_phase("s", "Failed", SWEEPS, timeout=40)
+    namespace.wait_phase("s", "Failed", SWEEPS)
     assert states(namespace) == ["Complete", "Failed", "Pruned"]
     del trials.ends["train"]
     trials.held.clear()
     namespace.annotate("s", SWEEPS, retry="1")
-    status = namespace.wait_phase("s", "Succeeded", SWEEPS, timeout=40)
+    status = namespace.wait_phase("s", "Succeeded", SWEEPS)
     assert states(namespace) == ["Complete", "Failed", "Pruned", "Complete", "Complete"]
     assert status["countsText"] == "3/3"
