@@ -37,7 +37,7 @@ def waiting_job(kubectl: Kubectl, namespace: Namespace, name: str, **spec: Any) 
     """Return a job, applied as the demo does it, that the scheduler has found no node for: there is none."""
     job = Job(kubectl, lorajob(name, **spec), namespace.name)
     begin(job)
-    job.wait_failure("Unschedulable")
+    job.wait_failure("Unschedulable", 60)
     return job
 
 
@@ -89,7 +89,7 @@ def test_what_holds_a_server_is_told_under_its_table_and_in_the_last_lines(
     api_server: Kubectl, namespace: Namespace, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     namespace.apply(adapterserver("full"))
-    Job(api_server, adapterserver("full"), namespace.name).wait_failure("Unschedulable")
+    Job(api_server, adapterserver("full"), namespace.name).wait_failure("Unschedulable", 60)
     monkeypatch.setattr(serving, "NAMESPACE", namespace.name)
     monkeypatch.setattr(serving, "START_SECONDS", 3)
     with pytest.raises(TimeoutError) as caught:

@@ -96,7 +96,7 @@ def _built(name: str, *packages: str, flags: str = "") -> Path:
         if not (folder / name).exists():
             partial = folder / ".partial"
             partial.mkdir(exist_ok=True)
-            command = [go(), "build", *BUILD_FLAGS, f"-ldflags=-s -w {flags}".strip(), "-o", partial]
+            command = [go(), "build", *BUILD_FLAGS, f"-ldflags=-s -w {flags}".strip(), "-o", str(partial)]
             # Go compiles into the same cache folder, also where a test has set another XDG_CACHE_HOME.
             environment = BUILD_ENVIRONMENT | {"XDG_CACHE_HOME": str(cache_dir().parent)}
             run([*command, *(packages or ["."])], cwd=source, env=environment, timeout=BUILD_TIMEOUT)
@@ -147,7 +147,7 @@ def _version_flags() -> str:
 
 
 def _yield_cpu() -> None:
-    """Let everything else go first: Linux weighs sessions against each other, and processes of one session by `nice`."""
+    """Let all else go first: Linux weighs sessions against each other, and by `nice` the processes of a session."""
     os.nice(15)
     with suppress(OSError):
         if os.getsid(0) == os.getpid():

@@ -123,7 +123,7 @@ class LocalCluster:
         pushed = json.loads(self._images_file.read_text())
         return {
             "KUBECONFIG": str(self.control_plane.kubeconfig),
-            "PATH": f"{binaries.kubernetes()}:{binaries.helm()}:$PATH",
+            "PATH": f"{binaries.kubernetes()}:$PATH",
             **self.s3.environment(),
             "TUNERY_OPERATOR_IMAGE": pushed["operator"],
             "TUNERY_TRAINER_IMAGE": pushed["trainer"],
@@ -158,7 +158,6 @@ class LocalCluster:
     def _start_kubernetes(self, progress: Progress, runtime: Future[None]) -> None:
         with progress.step("Building Kubernetes and Helm (minutes the first time)"):
             binaries.kubernetes()
-            binaries.helm()
         with progress.step("Control plane"):
             self.control_plane.start()
         runtime.result()

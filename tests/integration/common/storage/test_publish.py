@@ -9,7 +9,6 @@ import json
 import math
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -105,18 +104,6 @@ def test_rerun_of_the_same_run_is_a_success(store: Store, tmp_path: Path) -> Non
     assert probe(target).conditional_writes
 
 
-@pytest.mark.parametrize(("whose", "left"), [("uid-1", False), ("uid-2", True)], ids=["its-own", "another-run's"])
-def test_a_claim_that_could_not_be_given_back_goes_with_the_rerun(
-    store: Store, tmp_path: Path, whose: str, left: bool
-) -> None:
-    """The network broke right after the manifest: the rerun finds its result, and nothing else stays beside it."""
-    target = Target(StorePath(store, "p"), run())
-    done = publish(make_folder(tmp_path / "a"), target, lineage())
-    store.put_bytes(f"p/{CLAIM_NAME}", json.dumps({"uid": whose, "renewed": time.time() - 60}).encode())
-    assert published_before(target) == done
-    assert (store.head(f"p/{CLAIM_NAME}") is not None) is left
-
-
 def test_what_was_published_of_a_stop_gives_way_to_the_run_that_goes_on(store: Store, tmp_path: Path) -> None:
     place = StorePath(store, "a/bot")
     record = StopRecord(after_step=40, of_steps=100, why="enough")
@@ -147,69 +134,10 @@ def test_rerun_repairs_its_own_damaged_result(store: Store, tmp_path: Path) -> N
     assert verify(StorePath(store, "p")).sha256 == done.manifest_sha256
 
 
-def test_claim_of_a_living_run_is_heeded_and_of_a_dead_one_taken(store: Store, tmp_path: Path) -> None:
-    folder, target = make_folder(tmp_path / "1"), Target(StorePath(store, "p"), run("uid-1"))
-    store.put_bytes(f"p/{CLAIM_NAME}", json.dumps({"uid": "other", "renewed": time.time() - 60}).encode())
-    for act in (lambda: publish(folder, target, lineage()), lambda: probe(target)):
-        with pytest.raises(TuneryError, match=r"another run .uid other. is publishing") as caught:
-            act()
-        assert caught.value.reason is FailureReason.OUTPUT_EXISTS
-    store.put_bytes(f"p/{CLAIM_NAME}", json.dumps({"uid": "other", "renewed": time.time() - 7200}).encode())
-    assert publish(folder, target, lineage()).manifest.run.uid == "uid-1"
-
-
 def test_a_run_that_ends_before_its_first_file_takes_nothing_away(store: Store, tmp_path: Path) -> None:
     first = publish(make_folder(tmp_path / "1", "1"), Target(StorePath(store, "p"), run("uid-1")), lineage())
     assert Publisher(Target(StorePath(store, "p"), run("uid-2"), overwrite=True)).start() is None
     assert verify(StorePath(store, "p")).sha256 == first.manifest_sha256
-
-
-def test_the_claim_of_an_earlier_object_of_the_same_name_is_taken(store: Store, tmp_path: Path) -> None:
-    """Deleted while it published, and applied again: nobody publishes there any more."""
-    old = Publisher(Target(StorePath(store, "p"), run("uid-1")))
-    assert old.start() is None
-    folder, target = make_folder(tmp_path / "1"), Target(StorePath(store, "p"), run("uid-2"))
-    probe(target)
-    assert publish(folder, target, lineage()).manifest.run.uid == "uid-2"
-
-
-def test_who_lost_its_claim_writes_no_more(store: Store, tmp_path: Path) -> None:
-    folder = make_folder(tmp_path / "1")
-    old, new = (Publisher(Target(StorePath(store, "p"), run(uid))) for uid in ("uid-1", "uid-2"))
-    assert old.start() is None
-    assert new.start() is None
-    with pytest.raises(TuneryError, match=r"another run \(LoRAJob team-a/support-bot, uid uid-2\) is publishing"):
-        old.add(folder / "adapter_config.json", "adapter_config.json")
-    other = Target(StorePath(store, "p"), run("uid-3").model_copy(update={"name": "other"}))
-    with pytest.raises(TuneryError, match=r"ends at 20\d\d-.*removing all files there frees the place now") as caught:
-        probe(other)
-    assert caught.value.reason is FailureReason.OUTPUT_EXISTS
-
-
-def test_a_run_whose_claim_was_removed_writes_over_nothing(store: Store, tmp_path: Path) -> None:
-    """It hung while it sent a file: meanwhile the place was emptied, and another run published there."""
-    target = Target(StorePath(store, "p"), run("uid-1"))
-    late = Publisher(target)
-    assert late.start() is None
-    late.add(make_folder(tmp_path / "1", "1") / "adapter_config.json", "adapter_config.json")
-    other: list[Published] = []
-
-    def others_publish(_: int) -> None:
-        if not other:
-            for name in ("adapter_config.json", CLAIM_NAME):
-                store.delete(f"p/{name}")
-            place = StorePath(store, "p")
-            other.append(publish(make_folder(tmp_path / "2", "2"), Target(place, run("uid-2", "other")), lineage()))
-
-    with pytest.raises(TuneryError, match=r"adapter_model\.safetensors was written by another") as caught:
-        late.add(tmp_path / "1" / "adapter_model.safetensors", "adapter_model.safetensors", others_publish)
-    assert caught.value.reason is FailureReason.STORAGE_UNAVAILABLE, "the next attempt reports the owner"
-    for act in (lambda: late.add(tmp_path / "1" / "adapter_config.json", "b.json"), lambda: late.finish(lineage())):
-        with pytest.raises(TuneryError, match=r"tunery-claim\.json is gone"):
-            act()
-    assert verify(StorePath(store, "p")).sha256 == other[0].manifest_sha256
-    with pytest.raises(TuneryError, match="already holds the result"):
-        publish(tmp_path / "1", target, lineage())
 
 
 KILLED = """
@@ -303,76 +231,6 @@ class Late:
         if self._comes >= 0:
             with contextlib.suppress(ObjectExists):
                 self._store.put_bytes("p/manifest.json", self._late.encode(), if_none_match=if_none_match)
-
-
-def names(store: Store) -> list[str]:
-    return [entry.key.removeprefix("p/") for entry in store.list("p")]
-
-
-def refused(store: Store, uid: str = "uid-2") -> None:
-    target = Target(StorePath(store, "p"), run(uid))
-    for act in (lambda: probe(target), lambda: Publisher(target).start()):
-        with pytest.raises(TuneryError, match="holds files that Tunery did not publish") as caught:
-            act()
-        assert caught.value.reason is FailureReason.OUTPUT_EXISTS
-
-
-def test_files_of_others_are_found_behind_however_many_nested_ones(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("tunery_common.storage.publisher._LIST_LIMIT", 2)
-    for name in ("2024/1", "2024/2", "2024/3", "adapter_model.safetensors"):
-        store.put_bytes(f"p/{name}", b"precious")
-    refused(store)
-    store.delete("p/adapter_model.safetensors")
-    Publisher(Target(StorePath(store, "p"), run())).start()
-
-
-def test_a_claim_frees_no_files_that_it_does_not_name(store: Store, tmp_path: Path) -> None:
-    store.put_bytes("p/adapter_model.safetensors", b"precious")
-    dead = {"uid": "dead", "renewed": time.time() - 7200, "files": ["adapter_config.json"]}
-    store.put_bytes(f"p/{CLAIM_NAME}", json.dumps(dead).encode())
-    refused(store)
-    store.delete("p/adapter_model.safetensors")
-    publisher = Publisher(Target(StorePath(store, "p"), run()))
-    publisher.start()
-    folder = make_folder(tmp_path / "out")
-    store.put_bytes("p/adapter_model.safetensors", b"precious")  # since the look at the start
-    with pytest.raises(TuneryError, match=r"did not publish: adapter_model\.safetensors"):
-        publisher.add(folder / "adapter_model.safetensors", "adapter_model.safetensors")
-    assert store.read_bytes("p/adapter_model.safetensors") == b"precious"
-
-
-@pytest.mark.parametrize("uid", ["uid-2", "uid-3"], ids=["the same run", "another run"])
-def test_a_killed_overwrite_leaves_nothing_of_the_old_result(store: Store, tmp_path: Path, uid: str) -> None:
-    old = make_folder(tmp_path / "1", "1", extra=("curve.jsonl",))
-    publish(old, Target(StorePath(store, "p"), run("uid-1")), lineage())
-    killed = Publisher(Target(StorePath(store, "p"), run("uid-2"), overwrite=True))
-    killed.start()
-    new = make_folder(tmp_path / "2", "2", extra=("half.json",))
-    killed.add(new / "half.json", "half.json")
-    assert "manifest.json" not in names(store)
-    publish(make_folder(tmp_path / "3", "3"), Target(StorePath(store, "p"), run(uid), overwrite=True), lineage())
-    assert names(store) == ["adapter_config.json", "adapter_model.safetensors", "manifest.json"]
-
-
-def test_what_a_failed_run_has_written_is_given_back(store: Store, tmp_path: Path) -> None:
-    folder, target = make_folder(tmp_path / "out"), Target(StorePath(store, "p"), run())
-    failed = Publisher(target)
-    failed.give_back()
-    failed.start()
-    failed.add(folder / "adapter_config.json", "adapter_config.json")
-    failed.give_back()
-    assert store.list("p") == []
-    done = publish(folder, target, lineage())
-    overwrites = Publisher(Target(StorePath(store, "p"), run("uid-2"), overwrite=True))
-    overwrites.start()
-    overwrites.give_back()
-    assert verify(StorePath(store, "p")).sha256 == done.manifest_sha256
-    overwrites.start()
-    store.put_bytes(f"p/{CLAIM_NAME}", claim_bytes(run("uid-3")))
-    overwrites.give_back()
-    assert store.head(f"p/{CLAIM_NAME}") is not None, "another run has taken it"
 
 
 def unfinished(store: Store) -> None:
@@ -478,21 +336,3 @@ def test_foreign_manifest_is_not_overwritten_unasked(store: Store, tmp_path: Pat
     assert caught.value.reason is FailureReason.OUTPUT_EXISTS
     publish(make_folder(tmp_path / "out"), Target(StorePath(store, "p"), run(), overwrite=True), lineage())
     verify(StorePath(store, "p"))
-
-
-def test_files_of_others_are_not_overwritten_unasked(store: Store, tmp_path: Path) -> None:
-    """An adapter made elsewhere has no manifest.json; a folder below the place is no part of it."""
-    folder, target = make_folder(tmp_path / "out"), Target(StorePath(store, "p"), run())
-    store.put_bytes("p/elsewhere/adapter_config.json", b"{}")
-    store.put_bytes("p/.tunery-probe-1", b"of a preflight that was killed")
-    probe(target)
-    store.put_bytes("p/adapter_config.json", b"{}")
-    for act in (lambda: probe(target), lambda: publish(folder, target, lineage())):
-        with pytest.raises(
-            TuneryError, match=r"holds files that Tunery did not publish: adapter_config\.json$"
-        ) as caught:
-            act()
-        assert caught.value.reason is FailureReason.OUTPUT_EXISTS
-    assert store.read_bytes("p/adapter_config.json") == b"{}"
-    publish(folder, dataclasses.replace(target, overwrite=True), lineage())
-    assert store.head("p/elsewhere/adapter_config.json")

@@ -55,12 +55,8 @@ def _merge_and_publish(
 ) -> Published:
     refuse_own_input(work.run)
     probe(target)
-    publisher = Publisher(target)
-    try:
+    with Publisher(target) as publisher:
         return _publish_merge(work, spec, publisher, reporter)
-    except BaseException:
-        publisher.give_back()
-        raise
 
 
 def _publish_merge(

@@ -163,9 +163,13 @@ def join_key(*parts: str) -> str:
     return "/".join(part.strip("/") for part in parts if part.strip("/"))
 
 
+def is_plain_path(key: str) -> bool:
+    """Tell whether `key` is a relative path that cannot lead out of its folder."""
+    return "\\" not in key and "\0" not in key and not any(part in ("", ".", "..") for part in key.split("/"))
+
+
 def check_key(key: str, uri: str) -> str:
     """Return `key` if it is a plain relative path; raise INVALID_SPEC if it could lead out of its folder."""
-    parts = key.split("/")
-    if key.startswith("/") or "\\" in key or "\0" in key or any(part in ("", ".", "..") for part in parts):
+    if not is_plain_path(key):
         raise TuneryError(FailureReason.INVALID_SPEC, f"{uri}: the key {key!r} is not a plain relative path")
     return key

@@ -2,33 +2,51 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Final
+from typing import Annotated, Final
 
+from pydantic import AfterValidator, Field
+
+from tunery_api.manifest import MANIFEST_NAME
 from tunery_api.runspec import RunIdentity
-from tunery_common.storage.base import ObjectMissing, StorePath
+from tunery_common.errors import TuneryError
+from tunery_common.storage.base import ObjectMissing, StorePath, is_plain_path
 
 CLAIM_NAME: Final = ".tunery-claim.json"
 """Removed once the manifest was read back."""
 CLAIM_EXPIRES_SECONDS: Final = 3600
 """A claim that was not renewed (every uploaded file renews it) for so long belongs to a run that died."""
-_IDENTITY: Final = ("uid", "kind", "namespace", "name")
+_IDENTITY: Final = {"uid", "kind", "namespace", "name"}
+
+_log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Claim:
-    """Who writes to a place, as its claim says; older claims have no more than the uid."""
+def _file_name(name: str) -> str:
+    if name in (MANIFEST_NAME, CLAIM_NAME) or not is_plain_path(name):
+        raise ValueError(f"{name!r} cannot be the name of a published file")
+    return name
 
-    uid: str
-    owner: tuple[str, ...]
-    """Kind, namespace and name."""
-    expires: float
-    """In seconds since 1970, unless it is renewed."""
-    files: frozenset[str]
+
+def _past(seconds: float) -> float:
+    if not 0 <= seconds <= time.time() + CLAIM_EXPIRES_SECONDS:
+        raise ValueError(f"{seconds} is not a time in the past")
+    return seconds
+
+
+class Claim(RunIdentity):
+    """Which run writes to a place."""
+
+    renewed: Annotated[float, AfterValidator(_past)]
+    """In seconds since 1970; 0 where the run has failed."""
+    files: frozenset[Annotated[str, AfterValidator(_file_name)]] = Field(frozenset(), max_length=100_000)
     """Names of the files that the run writes or replaces. Other files there belong to others."""
+
+    @property
+    def expires(self) -> float:
+        """In seconds since 1970, unless it is renewed."""
+        return self.renewed + CLAIM_EXPIRES_SECONDS
 
     @property
     def expired(self) -> bool:
@@ -39,26 +57,51 @@ class Claim:
 
         No pod of such an object is left: the operator waits for them. If one were, its next write would fail.
         """
-        return self.expired or self.uid == run.uid or self.owner == (run.kind, run.namespace, run.name)
+        own = (self.kind, self.namespace, self.name) == (run.kind, run.namespace, run.name)
+        return self.expired or self.uid == run.uid or own
 
     def __str__(self) -> str:
-        kind, namespace, name = self.owner
-        return f"{kind} {namespace}/{name}, uid {self.uid}" if name else f"uid {self.uid}"
+        return f"{self.kind} {self.namespace}/{self.name}, uid {self.uid}"
 
 
-def claim_bytes(run: RunIdentity, files: Iterable[str] = ()) -> bytes:
-    """Return the claim of that run on those files, renewed now."""
-    identity = {name: getattr(run, name) for name in _IDENTITY}
-    return json.dumps({**identity, "renewed": time.time(), "files": sorted(files)}).encode()
+def claim_bytes(run: RunIdentity, files: Iterable[str] = (), renewed: float | None = None) -> bytes:
+    """Return the claim of that run on those files, renewed now or at that time."""
+    at = time.time() if renewed is None else renewed
+    claim = Claim(**run.model_dump(include=_IDENTITY), renewed=at, files=frozenset(files))
+    return claim.model_dump_json(include=_IDENTITY | {"renewed", "files"}).encode()
 
 
 def read_claim(place: StorePath) -> Claim | None:
-    """Return the claim of the place; None where there is none that can be read."""
+    """Return the claim of the place; None where there is none, or one that Tunery has not written."""
     try:
-        found = json.loads(place.read_bytes(CLAIM_NAME))
-        uid, *owner = (str(found.get(name, "")) for name in _IDENTITY)
-        expires, files = float(found["renewed"]) + CLAIM_EXPIRES_SECONDS, frozenset(map(str, found.get("files", ())))
-        claim = Claim(uid, tuple(owner), expires, files)
-    except (ObjectMissing, ValueError, KeyError, TypeError, AttributeError):
+        return Claim.model_validate_json(place.read_bytes(CLAIM_NAME))
+    except (ObjectMissing, ValueError):
         return None
-    return claim if claim.uid else None
+
+
+def remove_claim(place: StorePath, run: RunIdentity) -> None:
+    """Remove the claim of that run, or of nobody living; the result is there, so that a failure is a warning."""
+    try:
+        claim = read_claim(place)
+        if claim is None or claim.expired or claim.uid == run.uid:
+            place.store.delete(place.key(CLAIM_NAME))
+    except TuneryError as error:
+        _log.warning("the claim beside the result stays: %s", error.message)
+
+
+def release_claim(place: StorePath, run: RunIdentity, published: frozenset[str]) -> None:
+    """Let others publish where that run has failed; errors are warnings.
+
+    The claim has expired then, and names what the run has left; `published` are the files of an older result.
+    """
+    key = place.key(CLAIM_NAME)
+    try:
+        claim = read_claim(place)
+        if claim is None or claim.uid != run.uid:
+            return
+        if left := claim.files - published:
+            place.store.put_bytes(key, claim_bytes(run, left, renewed=0))
+        else:
+            place.store.delete(key)
+    except TuneryError as error:
+        _log.warning("the claim stays for an hour: %s", error.message)

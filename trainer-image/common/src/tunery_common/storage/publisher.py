@@ -13,15 +13,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 from tunery_api.manifest import MANIFEST_NAME, FileRecord, Lineage, Manifest, SweepRecord
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import RunIdentity
 from tunery_common.errors import TuneryError
 from tunery_common.storage import ObjectExists, OnBytes, Store, StorePath
-from tunery_common.storage.base import OWN_PREFIX
-from tunery_common.storage.claims import CLAIM_NAME, Claim, claim_bytes, read_claim
+from tunery_common.storage.base import OWN_PREFIX, PutResult
+from tunery_common.storage.claims import CLAIM_NAME, Claim, claim_bytes, read_claim, release_claim, remove_claim
 from tunery_common.storage.cleanup import remove_stale_uploads
 from tunery_common.storage.published_folder import PublishedManifest, read_manifest, verify, verify_file
 
@@ -104,18 +104,8 @@ def published_before(target: Target) -> Published | None:
         return None
     if target.sweep and lineage.sweep != target.sweep:
         return None
-    _give_back(target)
+    remove_claim(target.place, target.run)
     return found
-
-
-def _give_back(target: Target) -> None:
-    """Remove the claim of this run, or of nobody living; the result is there, so that a failure is a warning."""
-    try:
-        claim = read_claim(target.place)
-        if claim is None or claim.expired or claim.uid == target.run.uid:
-            target.store.delete(target.key(CLAIM_NAME))
-    except TuneryError as error:
-        _log.warning("the claim beside the result stays: %s", error.message)
 
 
 def publish(folder: Path, target: Target, lineage: Lineage, progress: OnBytes | None = None) -> Published:
@@ -124,13 +114,13 @@ def publish(folder: Path, target: Target, lineage: Lineage, progress: OnBytes | 
     A rerun by the same run after a crash is a success. Pickles are left out. Raises OUTPUT_EXISTS if another run's
     result is there (or being written) and `overwrite` is not set, and the storage reasons.
     """
-    publisher = Publisher(target)
-    done = publisher.start()
-    if done is not None:
-        return done
-    for path in publishable(folder):
-        publisher.add(path, path.relative_to(folder).as_posix(), progress)
-    return publisher.finish(lineage)
+    with Publisher(target) as publisher:
+        done = publisher.start()
+        if done is not None:
+            return done
+        for path in publishable(folder):
+            publisher.add(path, path.relative_to(folder).as_posix(), progress)
+        return publisher.finish(lineage)
 
 
 def publishable(folder: Path) -> list[Path]:
@@ -147,13 +137,15 @@ def publishable(folder: Path) -> list[Path]:
 
 
 class Publisher:
-    """`publish` in steps, for results that are made file by file: `start`, `add` for each file, `finish`."""
+    """`publish` in steps, for results that are made file by file: `start`, `add` for each file, `finish`.
+
+    As a context manager it releases the claim where something is raised.
+    """
 
     def __init__(self, target: Target) -> None:
         self._target = target
         self._store = target.store
         self._files: dict[str, FileRecord] = {}
-        self._claimed = False
         self._published: frozenset[str] = frozenset()
         """Files of the manifest that is there."""
         self._stale: frozenset[str] = frozenset()
@@ -161,6 +153,13 @@ class Publisher:
         self._replaces = False
         """Whether an old manifest is still to go."""
         self._atomic = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, failed: type[BaseException] | None, *_: object) -> None:
+        if failed:
+            release_claim(self._target.place, self._target.run, self._published)
 
     def start(self) -> Published | None:
         """Claim the place. Returns the result if this very run published it already; then nothing is left to do."""
@@ -181,16 +180,18 @@ class Publisher:
         if name in (MANIFEST_NAME, CLAIM_NAME):
             raise TuneryError(FailureReason.INTERNAL_ERROR, f"{name} cannot be the name of a published file")
         self._withdraw_old()
-        self._renew_claim(name)
+        self._check_claim()
         key = self._target.key(name)
-        if self._store.head(key) is not None:
-            if not self._target.overwrite and name not in self._stale | set(self._files):
-                raise _foreign(self._target, [name])
+        exists = self._store.head(key) is not None
+        if exists and not self._may_write(name):
+            raise _foreign(self._target, [name])
+        self._put_claim(name)
+        if exists:
             self._store.delete(key)
         try:
             digest = self._store.upload_file(path, key, progress, if_none_match=True)
         except ObjectExists as error:
-            raise _changed(f"{self._store.uri(key)} was written by another") from error
+            digest = self._written_meanwhile(path, name, error)
         record = FileRecord(sha256=digest, size=path.stat().st_size)
         self._files[name] = record
         return record
@@ -208,22 +209,10 @@ class Publisher:
             lineage=lineage,
         )
         data = manifest.to_json()
-        self._claimed = False  # with its manifest it is a result, which `give_back` leaves
         self._put_manifest(data)
         published = self._read_back(manifest, data)
-        _give_back(self._target)
+        remove_claim(self._target.place, self._target.run)
         return published
-
-    def give_back(self) -> None:
-        """Remove what a run that fails before its manifest has written, and its claim; errors are warnings."""
-        try:
-            claim = read_claim(self._target.place) if self._claimed else None
-            if claim is not None and claim.uid == self._target.run.uid:
-                for name in sorted((self._stale | set(self._files)) - self._published):
-                    self._store.delete(self._target.key(name))
-                self._store.delete(self._target.key(CLAIM_NAME))
-        except TuneryError as error:
-            _log.warning("the claim stays for an hour: %s", error.message)
 
     def _withdraw_old(self) -> None:
         """Remove the manifest of what is replaced, as late as may be: a run that ends before takes nothing away."""
@@ -234,33 +223,53 @@ class Publisher:
 
     def _claim(self, published: frozenset[str]) -> None:
         """Take the claim; `published` are the files of the manifest that is there."""
-        key, before = self._target.key(CLAIM_NAME), heed_claim(self._target)
+        before = heed_claim(self._target)
         self._published = published
         self._stale = published | before.files if before is not None else published
         try:
-            self._atomic = self._store.put_bytes(key, self._claim_bytes(), if_none_match=True).atomic
+            self._atomic = self._put_claim(if_none_match=True).atomic
         except ObjectExists as error:
             heed_claim(self._target, error)
-            self._store.put_bytes(key, self._claim_bytes())
-        self._claimed = True
-        try:
-            check_free(self._target, find_published(self._target))
-        except TuneryError as error:
-            if error.reason is FailureReason.OUTPUT_EXISTS:
-                self.give_back()
-            raise
+            self._put_claim()
+        check_free(self._target, find_published(self._target))
 
-    def _claim_bytes(self, *adding: str) -> bytes:
-        return claim_bytes(self._target.run, self._stale | set(self._files) | set(adding))
+    def _put_claim(self, *adding: str, if_none_match: bool = False) -> PutResult:
+        claim = claim_bytes(self._target.run, self._stale | set(self._files) | set(adding))
+        return self._store.put_bytes(self._target.key(CLAIM_NAME), claim, if_none_match=if_none_match)
 
-    def _renew_claim(self, *adding: str) -> None:
+    def _check_claim(self) -> None:
         """Another run may have taken the claim, and may have published since: then this one writes no more."""
         claim = read_claim(self._target.place)
         if claim is None:
             raise _changed(f"{self._target.uri}/{CLAIM_NAME} is gone")
         if claim.uid != self._target.run.uid:
             raise _being_written(self._target, claim)
-        self._store.put_bytes(self._target.key(CLAIM_NAME), self._claim_bytes(*adding))
+
+    def _renew_claim(self) -> None:
+        self._check_claim()
+        self._put_claim()
+
+    def _may_write(self, name: str) -> bool:
+        """Tell whether a file of that name may be replaced."""
+        return self._target.overwrite or name in self._stale or name in self._files
+
+    def _written_meanwhile(self, path: Path, name: str, error: ObjectExists) -> str:
+        """Return the digest of `path` if its bytes lie there: an answer may have been lost. Raises why not."""
+        key = self._target.key(name)
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        try:
+            verify_file(self._store, key, FileRecord(sha256=digest, size=path.stat().st_size))
+        except TuneryError as differs:
+            if differs.reason is not FailureReason.ADAPTER_CORRUPT:
+                raise
+        else:
+            return digest
+        claim = read_claim(self._target.place)
+        if self._may_write(name) or claim is None or claim.uid != self._target.run.uid:
+            raise _changed(f"{self._store.uri(key)} was written by another") from error
+        self._put_claim()  # it does not name that file any more, and so no run replaces it
+        raise _foreign(self._target, [name]) from error
 
     def _put_manifest(self, data: bytes) -> None:
         """Write the manifest where none is, also to overwrite: what comes in late after this one replaces it not."""

@@ -48,14 +48,14 @@ def publish(ended: Ended, target: Target, folder: Path) -> Published:
     """Put the answers together below `folder` and publish them; raises what Publisher raises."""
     output, errors = folder / OUTPUT_FILE, folder / ERRORS_FILE
     _put_together(ended, output, errors)
-    publisher = Publisher(target)
-    done = publisher.start()
-    if done is not None:
-        return done
-    publisher.add(output, OUTPUT_FILE)
-    if ended.tally.errors:
-        publisher.add(errors, ERRORS_FILE)
-    return publisher.finish(_lineage(ended))
+    with Publisher(target) as publisher:
+        done = publisher.start()
+        if done is not None:
+            return done
+        publisher.add(output, OUTPUT_FILE)
+        if ended.tally.errors:
+            publisher.add(errors, ERRORS_FILE)
+        return publisher.finish(_lineage(ended))
 
 
 def result_of(published: Published) -> RunResult:

@@ -1,0 +1,267 @@
+"""One run at a time publishes to a place, and files of others stay."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tunery_api.reasons import FailureReason
+from tunery_common.errors import TuneryError
+from tunery_common.storage import Store, StorePath
+from tunery_common.storage.claims import CLAIM_NAME, claim_bytes, read_claim
+from tunery_common.storage.probe import probe
+from tunery_common.storage.published_folder import verify
+from tunery_common.storage.publisher import Published, Publisher, Target, publish, published_before
+
+from kit.results import lineage, make_folder, run
+
+
+@pytest.mark.parametrize(("whose", "left"), [("uid-1", False), ("uid-2", True)], ids=["its-own", "another-run's"])
+def test_a_claim_that_could_not_be_given_back_goes_with_the_rerun(
+    store: Store, tmp_path: Path, whose: str, left: bool
+) -> None:
+    """The network broke right after the manifest: the rerun finds its result, and nothing else stays beside it."""
+    target = Target(StorePath(store, "p"), run())
+    done = publish(make_folder(tmp_path / "a"), target, lineage())
+    store.put_bytes(f"p/{CLAIM_NAME}", claim_bytes(run(whose), renewed=time.time() - 60))
+    assert published_before(target) == done
+    assert (store.head(f"p/{CLAIM_NAME}") is not None) is left
+
+
+def test_claim_of_a_living_run_is_heeded_and_of_a_dead_one_taken(store: Store, tmp_path: Path) -> None:
+    folder, target = make_folder(tmp_path / "1"), Target(StorePath(store, "p"), run("uid-1"))
+    store.put_bytes(f"p/{CLAIM_NAME}", claim_bytes(run("uid-2", "other"), renewed=time.time() - 60))
+    for act in (lambda: publish(folder, target, lineage()), lambda: probe(target)):
+        with pytest.raises(
+            TuneryError, match=r"another run \(LoRAJob team-a/other, uid uid-2\) is publishing"
+        ) as caught:
+            act()
+        assert caught.value.reason is FailureReason.OUTPUT_EXISTS
+    store.put_bytes(f"p/{CLAIM_NAME}", claim_bytes(run("uid-2", "other"), renewed=time.time() - 7200))
+    assert publish(folder, target, lineage()).manifest.run.uid == "uid-1"
+
+
+def test_the_claim_of_an_earlier_object_of_the_same_name_is_taken(store: Store, tmp_path: Path) -> None:
+    """Deleted while it published, and applied again: nobody publishes there any more."""
+    old = Publisher(Target(StorePath(store, "p"), run("uid-1")))
+    assert old.start() is None
+    folder, target = make_folder(tmp_path / "1"), Target(StorePath(store, "p"), run("uid-2"))
+    probe(target)
+    assert publish(folder, target, lineage()).manifest.run.uid == "uid-2"
+
+
+def test_who_lost_its_claim_writes_no_more(store: Store, tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "1")
+    old, new = (Publisher(Target(StorePath(store, "p"), run(uid))) for uid in ("uid-1", "uid-2"))
+    assert old.start() is None
+    assert new.start() is None
+    with pytest.raises(TuneryError, match=r"another run \(LoRAJob team-a/support-bot, uid uid-2\) is publishing"):
+        old.add(folder / "adapter_config.json", "adapter_config.json")
+    other = Target(StorePath(store, "p"), run("uid-3").model_copy(update={"name": "other"}))
+    with pytest.raises(TuneryError, match=r"ends at 20\d\d-.*removing all files there frees the place now") as caught:
+        probe(other)
+    assert caught.value.reason is FailureReason.OUTPUT_EXISTS
+
+
+def test_a_run_whose_claim_was_removed_writes_over_nothing(store: Store, tmp_path: Path) -> None:
+    """It hung while it sent a file: meanwhile the place was emptied, and another run published there."""
+    target = Target(StorePath(store, "p"), run("uid-1"))
+    late = Publisher(target)
+    assert late.start() is None
+    late.add(make_folder(tmp_path / "1", "1") / "adapter_config.json", "adapter_config.json")
+    other: list[Published] = []
+
+    def others_publish(_: int) -> None:
+        if not other:
+            for name in ("adapter_config.json", CLAIM_NAME):
+                store.delete(f"p/{name}")
+            place = StorePath(store, "p")
+            other.append(publish(make_folder(tmp_path / "2", "2"), Target(place, run("uid-2", "other")), lineage()))
+
+    with pytest.raises(TuneryError, match=r"adapter_model\.safetensors was written by another") as caught:
+        late.add(tmp_path / "1" / "adapter_model.safetensors", "adapter_model.safetensors", others_publish)
+    assert caught.value.reason is FailureReason.STORAGE_UNAVAILABLE, "the next attempt reports the owner"
+    for act in (lambda: late.add(tmp_path / "1" / "adapter_config.json", "b.json"), lambda: late.finish(lineage())):
+        with pytest.raises(TuneryError, match=r"tunery-claim\.json is gone"):
+            act()
+    assert verify(StorePath(store, "p")).sha256 == other[0].manifest_sha256
+    with pytest.raises(TuneryError, match="already holds the result"):
+        publish(tmp_path / "1", target, lineage())
+
+
+def names(store: Store) -> list[str]:
+    """Return the names of the files at `p`, without the claim, which folders hide anyway."""
+    return [name for entry in store.list("p") if (name := entry.key.removeprefix("p/")) != CLAIM_NAME]
+
+
+def claimed(store: Store) -> frozenset[str] | None:
+    """Return the names of the files in the claim at `p`; None where there is none."""
+    claim = read_claim(StorePath(store, "p"))
+    return claim.files if claim is not None else None
+
+
+def refused(store: Store, uid: str = "uid-2") -> None:
+    target = Target(StorePath(store, "p"), run(uid))
+    for act in (lambda: probe(target), lambda: Publisher(target).start()):
+        with pytest.raises(TuneryError, match="holds files that Tunery did not publish") as caught:
+            act()
+        assert caught.value.reason is FailureReason.OUTPUT_EXISTS
+
+
+def test_files_of_others_are_found_behind_however_many_nested_ones(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tunery_common.storage.publisher._LIST_LIMIT", 2)
+    for name in ("2024/1", "2024/2", "2024/3", "adapter_model.safetensors"):
+        store.put_bytes(f"p/{name}", b"precious")
+    refused(store)
+    store.delete("p/adapter_model.safetensors")
+    Publisher(Target(StorePath(store, "p"), run())).start()
+
+
+def test_a_claim_frees_no_files_that_it_does_not_name(store: Store, tmp_path: Path) -> None:
+    store.put_bytes("p/adapter_model.safetensors", b"precious")
+    dead = claim_bytes(run("dead"), ["adapter_config.json"], renewed=0)
+    store.put_bytes(f"p/{CLAIM_NAME}", dead)
+    refused(store)
+    store.delete("p/adapter_model.safetensors")
+    publisher = Publisher(Target(StorePath(store, "p"), run()))
+    publisher.start()
+    folder = make_folder(tmp_path / "out")
+    store.put_bytes("p/adapter_model.safetensors", b"precious")  # since the look at the start
+    with pytest.raises(TuneryError, match=r"did not publish: adapter_model\.safetensors"):
+        publisher.add(folder / "adapter_model.safetensors", "adapter_model.safetensors")
+    assert store.read_bytes("p/adapter_model.safetensors") == b"precious"
+
+
+@pytest.mark.parametrize("uid", ["uid-2", "uid-3"], ids=["the same run", "another run"])
+def test_a_killed_overwrite_leaves_nothing_of_the_old_result(store: Store, tmp_path: Path, uid: str) -> None:
+    old = make_folder(tmp_path / "1", "1", extra=("curve.jsonl",))
+    publish(old, Target(StorePath(store, "p"), run("uid-1")), lineage())
+    killed = Publisher(Target(StorePath(store, "p"), run("uid-2"), overwrite=True))
+    killed.start()
+    new = make_folder(tmp_path / "2", "2", extra=("half.json",))
+    killed.add(new / "half.json", "half.json")
+    assert "manifest.json" not in names(store)
+    publish(make_folder(tmp_path / "3", "3"), Target(StorePath(store, "p"), run(uid), overwrite=True), lineage())
+    assert names(store) == ["adapter_config.json", "adapter_model.safetensors", "manifest.json"]
+
+
+def fail(publisher: Publisher, folder: Path, *names: str, before_end: Callable[[], object] = lambda: None) -> None:
+    def begin() -> None:
+        with publisher:
+            publisher.start()
+            for name in names:
+                publisher.add(folder / name, name)
+            before_end()
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        begin()
+
+
+def test_a_failed_run_deletes_no_file_and_another_may_replace_its_own(store: Store, tmp_path: Path) -> None:
+    folder, other = make_folder(tmp_path / "out"), Target(StorePath(store, "p"), run("uid-2", "other"))
+    fail(Publisher(Target(StorePath(store, "p"), run())), folder, "adapter_config.json")
+    assert names(store) == ["adapter_config.json"]
+    store.put_bytes("p/adapter_model.safetensors", b"precious")
+    refused(store)
+    store.delete("p/adapter_model.safetensors")
+    done = publish(folder, other, lineage())
+    assert names(store) == ["adapter_config.json", "adapter_model.safetensors", "manifest.json"]
+    fail(Publisher(Target(StorePath(store, "p"), run(), overwrite=True)), folder)
+    assert verify(StorePath(store, "p")).sha256 == done.manifest_sha256
+    assert claimed(store) is None
+
+
+def test_a_failed_run_leaves_the_claim_and_the_files_of_who_took_over(store: Store, tmp_path: Path) -> None:
+    folder, place = make_folder(tmp_path / "out"), StorePath(store, "p")
+    taken = claim_bytes(run("uid-2"), ["adapter_config.json"])
+    failed = Publisher(Target(place, run()))
+    fail(failed, folder, "adapter_config.json", before_end=lambda: store.put_bytes(f"p/{CLAIM_NAME}", taken))
+    assert store.read_bytes(f"p/{CLAIM_NAME}") == taken
+    assert names(store) == ["adapter_config.json"]
+
+
+def test_a_file_that_another_writes_during_the_upload_stays(store: Store, tmp_path: Path) -> None:
+    folder, target = make_folder(tmp_path / "out"), Target(StorePath(store, "p"), run())
+    name = "adapter_model.safetensors"
+
+    def write(sent: int) -> None:
+        if sent > 1000:  # of that file, not of adapter_config.json
+            store.put_bytes(f"p/{name}", b"precious")
+
+    for progress in (write, None):
+        with pytest.raises(TuneryError, match=rf"did not publish: {re.escape(name)}$") as caught:
+            publish(folder, target, lineage(), progress)
+        assert caught.value.reason is FailureReason.OUTPUT_EXISTS
+        assert store.read_bytes(f"p/{name}") == b"precious"
+    assert names(store) == ["adapter_config.json", name]
+    assert claimed(store) == {"adapter_config.json"}
+
+
+def test_an_upload_whose_answer_was_lost_is_found_whole(store: Store, tmp_path: Path) -> None:
+    """A retry of the same request finds the file of the first one."""
+    folder, target = make_folder(tmp_path / "out"), Target(StorePath(store, "p"), run())
+    content = (folder / "adapter_model.safetensors").read_bytes()
+
+    def write(sent: int) -> None:
+        if sent > 1000:
+            store.put_bytes("p/adapter_model.safetensors", content)
+
+    done = publish(folder, target, lineage(), write)
+    assert verify(StorePath(store, "p")).sha256 == done.manifest_sha256
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"renewed": 1e300},
+        {"renewed": math.nan},
+        {"renewed": -1},
+        {"files": ["../../x"]},
+        {"files": ["/etc/x"]},
+        {"files": ["manifest.json"]},
+        {"files": 5},
+        {"uid": None},
+    ],
+    ids=str,
+)
+def test_a_claim_that_no_run_can_have_written_is_ignored(
+    store: Store, tmp_path: Path, changes: dict[str, object]
+) -> None:
+    store.put_bytes("x", b"precious")
+    claim = json.loads(claim_bytes(run("uid-2", "other"))) | changes
+    store.put_bytes(f"a/p/{CLAIM_NAME}", json.dumps(claim).encode())
+    publish(make_folder(tmp_path / "out"), Target(StorePath(store, "a/p"), run()), lineage())
+    assert [entry.key for entry in store.list("a/p")] == [
+        "a/p/adapter_config.json",
+        "a/p/adapter_model.safetensors",
+        "a/p/manifest.json",
+    ]
+    assert store.read_bytes("x") == b"precious"
+
+
+def test_files_of_others_are_not_overwritten_unasked(store: Store, tmp_path: Path) -> None:
+    """An adapter made elsewhere has no manifest.json; a folder below the place is no part of it."""
+    folder, target = make_folder(tmp_path / "out"), Target(StorePath(store, "p"), run())
+    store.put_bytes("p/elsewhere/adapter_config.json", b"{}")
+    store.put_bytes("p/.tunery-probe-1", b"of a preflight that was killed")
+    probe(target)
+    store.put_bytes("p/adapter_config.json", b"{}")
+    for act in (lambda: probe(target), lambda: publish(folder, target, lineage())):
+        with pytest.raises(
+            TuneryError, match=r"holds files that Tunery did not publish: adapter_config\.json$"
+        ) as caught:
+            act()
+        assert caught.value.reason is FailureReason.OUTPUT_EXISTS
+    assert store.read_bytes("p/adapter_config.json") == b"{}"
+    publish(folder, dataclasses.replace(target, overwrite=True), lineage())
+    assert store.head("p/elsewhere/adapter_config.json")
