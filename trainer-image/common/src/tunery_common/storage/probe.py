@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from tunery_api.reasons import FailureReason
 from tunery_common.errors import TuneryError
 from tunery_common.storage.base import OWN_PREFIX, ObjectExists, Store
-from tunery_common.storage.publisher import Target, check_free, find_published, heed_claim
+from tunery_common.storage.publisher import Target, check_claimable, check_free, find_published
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ def probe(target: Target) -> ProbeResult:
     storage reasons, naming the right that is missing.
     """
     check_free(target, find_published(target))
-    heed_claim(target)
+    check_claimable(target)
     key, data = target.key(f"{OWN_PREFIX}probe-{uuid.uuid4().hex[:12]}"), uuid.uuid4().bytes
     conditional = target.store.put_bytes(key, data, if_none_match=True).atomic
     try:

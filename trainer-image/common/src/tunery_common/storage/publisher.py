@@ -170,7 +170,7 @@ class Publisher:
             if done is not None:
                 return done
         check_free(self._target, existing)
-        # With overwrite, also one that cannot be read.
+        # With overwrite, also a manifest that cannot be read.
         self._replaces = existing is not None or self._target.overwrite
         self._claim(frozenset(existing.manifest.files) if existing is not None else frozenset())
         return None
@@ -179,7 +179,7 @@ class Publisher:
         """Upload one file as `name`, relative to the prefix, and return its record."""
         if name in (MANIFEST_NAME, CLAIM_NAME):
             raise TuneryError(FailureReason.INTERNAL_ERROR, f"{name} cannot be the name of a published file")
-        self._withdraw_old()
+        self._delete_old_manifest()
         self._check_claim()
         key = self._target.key(name)
         exists = self._store.head(key) is not None
@@ -198,7 +198,7 @@ class Publisher:
 
     def finish(self, lineage: Lineage) -> Published:
         """Write the manifest, read it and every file back, and only then say that the result is published."""
-        self._withdraw_old()
+        self._delete_old_manifest()
         self._renew_claim()
         for name in sorted(self._stale - set(self._files)):
             self._store.delete(self._target.key(name))
@@ -214,7 +214,7 @@ class Publisher:
         remove_claim(self._target.place, self._target.run)
         return published
 
-    def _withdraw_old(self) -> None:
+    def _delete_old_manifest(self) -> None:
         """Remove the manifest of what is replaced, as late as may be: a run that ends before takes nothing away."""
         if self._replaces:
             self._renew_claim()
@@ -223,13 +223,13 @@ class Publisher:
 
     def _claim(self, published: frozenset[str]) -> None:
         """Take the claim; `published` are the files of the manifest that is there."""
-        before = heed_claim(self._target)
+        before = check_claimable(self._target)
         self._published = published
         self._stale = published | before.files if before is not None else published
         try:
             self._atomic = self._put_claim(if_none_match=True).atomic
         except ObjectExists as error:
-            heed_claim(self._target, error)
+            check_claimable(self._target, error)
             self._put_claim()
         check_free(self._target, find_published(self._target))
 
@@ -352,7 +352,7 @@ def _foreign(target: Target, names: Sequence[str]) -> TuneryError:
     return TuneryError(FailureReason.OUTPUT_EXISTS, message + (", …" if len(names) > 3 else ""))
 
 
-def heed_claim(target: Target, cause: Exception | None = None) -> Claim | None:
+def check_claimable(target: Target, cause: Exception | None = None) -> Claim | None:
     """Return the claim that is there; raise OUTPUT_EXISTS if it neither yields nor is to be overwritten."""
     claim = read_claim(target.place)
     if claim is not None and not claim.yields_to(target.run) and not target.overwrite:
