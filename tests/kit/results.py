@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
-from tunery_api.manifest import Lineage, SourceRecord
+from tunery_api.manifest import FileRecord, Lineage, SourceRecord
 from tunery_api.runspec import RunIdentity
+from tunery_common.storage.claims import claim_bytes
 
 
 def run(uid: str = "uid-1", name: str = "support-bot") -> RunIdentity:
     return RunIdentity(kind="LoRAJob", namespace="team-a", name=name, uid=uid)
+
+
+def claim(of: RunIdentity, files: dict[str, bytes] | None = None, renewed: float | None = None) -> bytes:
+    """Return the claim of an attempt of a run on files of these contents."""
+    records = {
+        name: FileRecord(sha256=hashlib.sha256(content).hexdigest(), size=len(content))
+        for name, content in (files or {}).items()
+    }
+    return claim_bytes(of, f"an attempt of {of.uid}", records, renewed)
 
 
 def lineage() -> Lineage:

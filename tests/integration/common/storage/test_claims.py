@@ -5,22 +5,25 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import re
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from tunery_api.reasons import FailureReason
 from tunery_common.errors import TuneryError
 from tunery_common.storage import Store, StorePath
-from tunery_common.storage.claims import CLAIM_NAME, claim_bytes, read_claim
+from tunery_common.storage.claims import CLAIM_NAME, read_claim
+from tunery_common.storage.local import LocalStore
 from tunery_common.storage.probe import probe
 from tunery_common.storage.published_folder import verify
 from tunery_common.storage.publisher import Published, Publisher, Target, publish, published_before
 
-from kit.results import lineage, make_folder, run
+from kit.results import claim, lineage, make_folder, run
 
 
 @pytest.mark.parametrize(("whose", "left"), [("uid-1", False), ("uid-2", True)], ids=["its-own", "another-run's"])
@@ -30,21 +33,21 @@ def test_a_claim_that_could_not_be_given_back_goes_with_the_rerun(
     """The network broke right after the manifest: the rerun finds its result, and nothing else stays beside it."""
     target = Target(StorePath(store, "p"), run())
     done = publish(make_folder(tmp_path / "a"), target, lineage())
-    store.put_bytes(f"p/{CLAIM_NAME}", claim_bytes(run(whose), renewed=time.time() - 60))
+    store.put_bytes(f"p/{CLAIM_NAME}", claim(run(whose), renewed=time.time() - 60))
     assert published_before(target) == done
     assert (store.head(f"p/{CLAIM_NAME}") is not None) is left
 
 
 def test_claim_of_a_living_run_is_heeded_and_of_a_dead_one_taken(store: Store, tmp_path: Path) -> None:
     folder, target = make_folder(tmp_path / "1"), Target(StorePath(store, "p"), run("uid-1"))
-    store.put_bytes(f"p/{CLAIM_NAME}", claim_bytes(run("uid-2", "other"), renewed=time.time() - 60))
+    store.put_bytes(f"p/{CLAIM_NAME}", claim(run("uid-2", "other"), renewed=time.time() - 60))
     for act in (lambda: publish(folder, target, lineage()), lambda: probe(target)):
         with pytest.raises(
             TuneryError, match=r"another run \(LoRAJob team-a/other, uid uid-2\) is publishing"
         ) as caught:
             act()
         assert caught.value.reason is FailureReason.OUTPUT_EXISTS
-    store.put_bytes(f"p/{CLAIM_NAME}", claim_bytes(run("uid-2", "other"), renewed=time.time() - 7200))
+    store.put_bytes(f"p/{CLAIM_NAME}", claim(run("uid-2", "other"), renewed=time.time() - 7200))
     assert publish(folder, target, lineage()).manifest.run.uid == "uid-1"
 
 
@@ -96,15 +99,19 @@ def test_a_run_whose_claim_was_removed_writes_over_nothing(store: Store, tmp_pat
         publish(tmp_path / "1", target, lineage())
 
 
+RECORD = {"sha256": "0" * 64, "size": 1}
+NAME = "adapter_model.safetensors"
+
+
 def names(store: Store) -> list[str]:
     """Return the names of the files at `p`, without the claim, which folders hide anyway."""
     return [name for entry in store.list("p") if (name := entry.key.removeprefix("p/")) != CLAIM_NAME]
 
 
-def claimed(store: Store) -> frozenset[str] | None:
+def claimed(store: Store) -> set[str] | None:
     """Return the names of the files in the claim at `p`; None where there is none."""
-    claim = read_claim(StorePath(store, "p"))
-    return claim.files if claim is not None else None
+    found = read_claim(StorePath(store, "p"))
+    return set(found.files) if found is not None else None
 
 
 def refused(store: Store, uid: str = "uid-2") -> None:
@@ -128,7 +135,7 @@ def test_files_of_others_are_found_behind_however_many_nested_ones(
 
 def test_a_claim_frees_no_files_that_it_does_not_name(store: Store, tmp_path: Path) -> None:
     store.put_bytes("p/adapter_model.safetensors", b"precious")
-    dead = claim_bytes(run("dead"), ["adapter_config.json"], renewed=0)
+    dead = claim(run("dead"), {"adapter_config.json": b"{}"}, renewed=0)
     store.put_bytes(f"p/{CLAIM_NAME}", dead)
     refused(store)
     store.delete("p/adapter_model.safetensors")
@@ -183,7 +190,7 @@ def test_a_failed_run_deletes_no_file_and_another_may_replace_its_own(store: Sto
 
 def test_a_failed_run_leaves_the_claim_and_the_files_of_who_took_over(store: Store, tmp_path: Path) -> None:
     folder, place = make_folder(tmp_path / "out"), StorePath(store, "p")
-    taken = claim_bytes(run("uid-2"), ["adapter_config.json"])
+    taken = claim(run("uid-2"), {"adapter_config.json": b"{}"})
     failed = Publisher(Target(place, run()))
     fail(failed, folder, "adapter_config.json", before_end=lambda: store.put_bytes(f"p/{CLAIM_NAME}", taken))
     assert store.read_bytes(f"p/{CLAIM_NAME}") == taken
@@ -207,6 +214,111 @@ def test_a_file_that_another_writes_during_the_upload_stays(store: Store, tmp_pa
     assert claimed(store) == {"adapter_config.json"}
 
 
+@pytest.mark.parametrize("uid", ["uid-1", "uid-2"], ids=["the same run", "another run"])
+@pytest.mark.parametrize("content", [b"precious", b"x" * 199_999 + b"y"], ids=["another size", "the same size"])
+def test_a_file_of_a_claimed_name_with_another_content_stays(
+    store: Store, tmp_path: Path, uid: str, content: bytes
+) -> None:
+    """A run named the file and was killed before it was stored; then somebody put one of that name there."""
+    folder, place = make_folder(tmp_path / "out"), StorePath(store, "p")
+    names_it = claim(run(), {NAME: (folder / NAME).read_bytes()}, renewed=0)
+    store.put_bytes(f"p/{CLAIM_NAME}", names_it)
+    store.put_bytes(f"p/{NAME}", content)
+    with pytest.raises(TuneryError, match=rf"did not publish: {re.escape(NAME)}$") as caught:
+        publish(folder, Target(place, run(uid)), lineage())
+    assert caught.value.reason is FailureReason.OUTPUT_EXISTS
+    assert store.read_bytes(f"p/{NAME}") == content
+    done = publish(folder, Target(place, run(uid), overwrite=True), lineage())
+    assert verify(place).sha256 == done.manifest_sha256
+
+
+def test_a_file_that_comes_while_a_second_attempt_uploads_stays(store: Store, tmp_path: Path) -> None:
+    folder, target = make_folder(tmp_path / "out"), Target(StorePath(store, "p"), run())
+    killed = Publisher(target)
+    killed.start()
+    killed.add(folder / NAME, NAME)
+
+    def write(sent: int) -> None:
+        if sent > 1000:
+            store.put_bytes(f"p/{NAME}", b"precious")
+
+    for progress in (write, None):
+        with pytest.raises(TuneryError, match=rf"did not publish: {re.escape(NAME)}$"):
+            publish(folder, target, lineage(), progress)
+        assert store.read_bytes(f"p/{NAME}") == b"precious"
+
+
+class Paused:
+    """A store in which somebody acts just after a file was looked at."""
+
+    def __init__(self, store: Store, name: str, act: Callable[[], object]) -> None:
+        self._store = store
+        self._key = f"p/{name}"
+        self._act: Callable[[], object] | None = act
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._store, name)
+
+    def head(self, key: str) -> object:
+        found = self._store.head(key)
+        if key == self._key and self._act is not None:
+            act, self._act = self._act, None
+            act()
+        return found
+
+    @property
+    def place(self) -> StorePath:
+        return StorePath(cast("Store", self), "p")
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_run_that_hung_leaves_what_another_has_published_meanwhile(
+    store: Store, tmp_path: Path, overwrite: bool
+) -> None:
+    folder, other = make_folder(tmp_path / "1", "1"), make_folder(tmp_path / "2", "2")
+    killed = Publisher(Target(StorePath(store, "p"), run()))
+    killed.start()
+    killed.add(folder / NAME, NAME)
+    done: list[Published] = []
+
+    def others_publish() -> None:
+        target = Target(StorePath(store, "p"), run("uid-2", "other"), overwrite=True)
+        done.append(publish(other, target, lineage()))
+
+    hung = Target(Paused(store, NAME, others_publish).place, run(), overwrite=overwrite)
+    with pytest.raises(TuneryError, match=r"tunery-claim\.json is gone|was written by another run"):
+        publish(folder, hung, lineage())
+    assert verify(StorePath(store, "p")).sha256 == done[0].manifest_sha256
+
+
+def test_an_earlier_attempt_that_lives_on_writes_no_more(store: Store, tmp_path: Path) -> None:
+    """The pod of an unreachable node was deleted by force, and its process publishes on."""
+    folder, target = make_folder(tmp_path / "out"), Target(StorePath(store, "p"), run())
+    lives_on, now = Publisher(target), Publisher(target)
+    lives_on.start()
+    lives_on.add(folder / "adapter_config.json", "adapter_config.json")
+    now.start()
+    for act in (lambda: lives_on.add(folder / NAME, NAME), lambda: lives_on.finish(lineage())):
+        with pytest.raises(TuneryError, match="is of another attempt of this run") as caught:
+            act()
+        assert caught.value.reason is FailureReason.STORAGE_UNAVAILABLE
+    for path in sorted(folder.iterdir()):
+        now.add(path, path.name)
+    done = now.finish(lineage())
+    assert verify(StorePath(store, "p")).sha256 == done.manifest_sha256
+
+
+def test_a_claim_of_two_days_ago_is_no_litter(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path / "out", "file:///out", "spec.output.uri")
+    folder, target = make_folder(tmp_path / "in"), Target(StorePath(store, "p"), run())
+    killed = Publisher(target)
+    killed.start()
+    killed.add(folder / NAME, NAME)
+    for name in (CLAIM_NAME, NAME):
+        os.utime(tmp_path / "out" / "p" / name, (1, 1))
+    assert publish(folder, target, lineage()).manifest.run == run()
+
+
 def test_an_upload_whose_answer_was_lost_is_found_whole(store: Store, tmp_path: Path) -> None:
     """A retry of the same request finds the file of the first one."""
     folder, target = make_folder(tmp_path / "out"), Target(StorePath(store, "p"), run())
@@ -226,10 +338,11 @@ def test_an_upload_whose_answer_was_lost_is_found_whole(store: Store, tmp_path: 
         {"renewed": 1e300},
         {"renewed": math.nan},
         {"renewed": -1},
-        {"files": ["../../x"]},
-        {"files": ["/etc/x"]},
-        {"files": ["manifest.json"]},
-        {"files": 5},
+        {"files": {"../../x": RECORD}},
+        {"files": {"/etc/x": RECORD}},
+        {"files": {"manifest.json": RECORD}},
+        {"files": {"x": {}}},
+        {"files": ["x"]},
         {"uid": None},
     ],
     ids=str,
@@ -238,8 +351,8 @@ def test_a_claim_that_no_run_can_have_written_is_ignored(
     store: Store, tmp_path: Path, changes: dict[str, object]
 ) -> None:
     store.put_bytes("x", b"precious")
-    claim = json.loads(claim_bytes(run("uid-2", "other"))) | changes
-    store.put_bytes(f"a/p/{CLAIM_NAME}", json.dumps(claim).encode())
+    made_up = json.loads(claim(run("uid-2", "other"))) | changes
+    store.put_bytes(f"a/p/{CLAIM_NAME}", json.dumps(made_up).encode())
     publish(make_folder(tmp_path / "out"), Target(StorePath(store, "a/p"), run()), lineage())
     assert [entry.key for entry in store.list("a/p")] == [
         "a/p/adapter_config.json",

@@ -20,12 +20,12 @@ from tunery_api.manifest import Manifest, StopRecord
 from tunery_api.reasons import FailureReason
 from tunery_common.errors import TuneryError
 from tunery_common.storage import ObjectExists, Store, StorePath, open_store
-from tunery_common.storage.claims import CLAIM_NAME, claim_bytes
+from tunery_common.storage.claims import CLAIM_NAME
 from tunery_common.storage.probe import probe
 from tunery_common.storage.published_folder import download_published, read_manifest, verify
 from tunery_common.storage.publisher import Published, Publisher, Target, publish, published_before
 
-from kit.results import lineage, make_folder, run
+from kit.results import claim, lineage, make_folder, run
 from kit.s3 import credentials
 from tools.cluster.s3 import S3Server
 
@@ -145,7 +145,7 @@ import os, sys
 from pathlib import Path
 from tunery_common.storage.publisher import Target, publish
 from tunery_common.storage import open_store
-from kit.results import lineage, run
+from kit.results import claim, lineage, run
 from tunery_common.storage.credentials import Credentials
 import json
 values = json.load(sys.stdin)
@@ -194,7 +194,10 @@ def test_read_back_finds_what_was_damaged_on_the_way(store: Store, tmp_path: Pat
     with pytest.raises(TuneryError, match=r"adapter_model\.safetensors does not match.* a moment ago") as caught:
         publish(folder, Target(StorePath(Damaging(), "p"), run()), lineage())  # type: ignore[arg-type]
     assert caught.value.reason is FailureReason.STORAGE_UNAVAILABLE, "another attempt is worth it"
-    publish(folder, Target(StorePath(store, "p"), run()), lineage())
+    target = Target(StorePath(store, "p"), run())
+    with pytest.raises(TuneryError, match=r"did not publish: adapter_model\.safetensors"):
+        publish(folder, target, lineage())  # it may as well be somebody's
+    publish(folder, dataclasses.replace(target, overwrite=True), lineage())
     assert len(verify(StorePath(store, "p")).manifest.files) == 2
 
 
@@ -236,7 +239,8 @@ class Late:
 def unfinished(store: Store) -> None:
     """Make of a result what an attempt leaves that died before its manifest."""
     store.delete("p/manifest.json")
-    store.put_bytes(f"p/{CLAIM_NAME}", claim_bytes(run(), (entry.key.removeprefix("p/") for entry in store.list("p"))))
+    files = {entry.key.removeprefix("p/"): store.read_bytes(entry.key) for entry in store.list("p")}
+    store.put_bytes(f"p/{CLAIM_NAME}", claim(run(), files))
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -247,8 +251,8 @@ def test_a_manifest_that_comes_in_late_replaces_no_newer_one_of_its_run(
     folder, target = make_folder(tmp_path / "out"), Target(StorePath(store, "p"), run(), overwrite=overwrite)
     publish(folder, target, lineage())
     late = Late(store, comes=1, before=before)
-    unfinished(store)
     store.put_bytes("p/adapter_config.json", b"of the earlier attempt, too")
+    unfinished(store)
     done = publish(folder, dataclasses.replace(target, place=late.place), lineage())
     assert verify(StorePath(store, "p")).sha256 == done.manifest_sha256
     assert not store.list(f"p/{CLAIM_NAME}")

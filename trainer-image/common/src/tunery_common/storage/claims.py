@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Mapping
 from typing import Annotated, Final
 
 from pydantic import AfterValidator, Field
 
-from tunery_api.manifest import MANIFEST_NAME
+from tunery_api.manifest import MANIFEST_NAME, FileRecord
 from tunery_api.runspec import RunIdentity
 from tunery_common.errors import TuneryError
 from tunery_common.storage.base import ObjectMissing, StorePath, is_plain_path
@@ -38,10 +38,12 @@ def _past(seconds: float) -> float:
 class Claim(RunIdentity):
     """Which run writes to a place."""
 
+    attempt: str = Field(min_length=1)
+    """Of the publisher: one attempt of a run may hang on while the next one publishes."""
     renewed: Annotated[float, AfterValidator(_past)]
     """In seconds since 1970; 0 where the run has failed."""
-    files: frozenset[Annotated[str, AfterValidator(_file_name)]] = Field(frozenset(), max_length=100_000)
-    """Names of the files that the run writes or replaces. Other files there belong to others."""
+    files: dict[Annotated[str, AfterValidator(_file_name)], FileRecord] = Field(max_length=100_000)
+    """What the run writes or replaces. Files of other names or contents belong to others."""
 
     @property
     def expires(self) -> float:
@@ -64,11 +66,14 @@ class Claim(RunIdentity):
         return f"{self.kind} {self.namespace}/{self.name}, uid {self.uid}"
 
 
-def claim_bytes(run: RunIdentity, files: Iterable[str] = (), renewed: float | None = None) -> bytes:
-    """Return the claim of that run on those files, renewed now or at that time."""
+def claim_bytes(
+    run: RunIdentity, attempt: str, files: Mapping[str, FileRecord] | None = None, renewed: float | None = None
+) -> bytes:
+    """Return the claim of an attempt of that run on those files, renewed now or at that time."""
     at = time.time() if renewed is None else renewed
-    claim = Claim(**run.model_dump(include=_IDENTITY), renewed=at, files=frozenset(files))
-    return claim.model_dump_json(include=_IDENTITY | {"renewed", "files"}).encode()
+    identity = run.model_dump(include=_IDENTITY)
+    claim = Claim(**identity, attempt=attempt, renewed=at, files=dict(files or {}))
+    return claim.model_dump_json(include=_IDENTITY | {"attempt", "renewed", "files"}).encode()
 
 
 def read_claim(place: StorePath) -> Claim | None:
@@ -89,18 +94,18 @@ def remove_claim(place: StorePath, run: RunIdentity) -> None:
         _log.warning("the claim beside the result stays: %s", error.message)
 
 
-def release_claim(place: StorePath, run: RunIdentity, published: frozenset[str]) -> None:
-    """Let others publish where that run has failed; errors are warnings.
+def release_claim(place: StorePath, attempt: str, published: Collection[str]) -> None:
+    """Let others publish where that attempt has failed; errors are warnings.
 
-    The claim has expired then, and names what the run has left; `published` are the files of an older result.
+    The claim has expired then, and tells what the run has left; `published` are the names of an older result's files.
     """
     key = place.key(CLAIM_NAME)
     try:
         claim = read_claim(place)
-        if claim is None or claim.uid != run.uid:
+        if claim is None or claim.attempt != attempt:
             return
-        if left := claim.files - published:
-            place.store.put_bytes(key, claim_bytes(run, left, renewed=0))
+        if left := {name: record for name, record in claim.files.items() if name not in published}:
+            place.store.put_bytes(key, claim_bytes(claim, attempt, left, renewed=0))
         else:
             place.store.delete(key)
     except TuneryError as error:

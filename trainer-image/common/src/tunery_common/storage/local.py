@@ -115,7 +115,7 @@ class LocalStore:
         folder = self.path(prefix.strip("/")) if prefix.strip("/") else self._root
         removed = 0
         with self._errors("delete", prefix):
-            for leftover in folder.rglob(f"{OWN_PREFIX}*"):
+            for leftover in folder.rglob(f"{OWN_PREFIX}*.tmp"):
                 if leftover.is_file() and leftover.stat().st_mtime < limit:
                     leftover.unlink(missing_ok=True)
                     removed += 1

@@ -2,13 +2,15 @@
 
 A reader never sees a manifest beside files of another run: one run at a time holds the claim of a prefix, every file
 is written with `If-None-Match: *`, the manifest last, and an old manifest goes just before the first file is replaced.
-The claim names each file before it is written: the files of a killed run are known, and other files belong to others.
+The claim has the digest of each file before it is written: what a killed run has left is known by its content, and any
+other file belongs to others.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -145,10 +147,11 @@ class Publisher:
     def __init__(self, target: Target) -> None:
         self._target = target
         self._store = target.store
+        self._attempt = uuid.uuid4().hex
         self._files: dict[str, FileRecord] = {}
-        self._published: frozenset[str] = frozenset()
+        self._published: dict[str, FileRecord] = {}
         """Files of the manifest that is there."""
-        self._stale: frozenset[str] = frozenset()
+        self._stale: dict[str, FileRecord] = {}
         """These, and those of a run that died: `finish` removes what is not written again."""
         self._replaces = False
         """Whether an old manifest is still to go."""
@@ -159,7 +162,7 @@ class Publisher:
 
     def __exit__(self, failed: type[BaseException] | None, *_: object) -> None:
         if failed:
-            release_claim(self._target.place, self._target.run, self._published)
+            release_claim(self._target.place, self._attempt, self._published)
 
     def start(self) -> Published | None:
         """Claim the place. Returns the result if this very run published it already; then nothing is left to do."""
@@ -172,36 +175,37 @@ class Publisher:
         check_free(self._target, existing)
         # With overwrite, also a manifest that cannot be read.
         self._replaces = existing is not None or self._target.overwrite
-        self._claim(frozenset(existing.manifest.files) if existing is not None else frozenset())
+        self._claim(existing.manifest.files if existing is not None else {})
         return None
 
     def add(self, path: Path, name: str, progress: OnBytes | None = None) -> FileRecord:
         """Upload one file as `name`, relative to the prefix, and return its record."""
         if name in (MANIFEST_NAME, CLAIM_NAME):
             raise TuneryError(FailureReason.INTERNAL_ERROR, f"{name} cannot be the name of a published file")
-        self._delete_old_manifest()
-        self._check_claim()
-        key = self._target.key(name)
-        exists = self._store.head(key) is not None
-        if exists and not self._may_write(name):
-            raise _foreign(self._target, [name])
-        self._put_claim(name)
-        if exists:
-            self._store.delete(key)
-        try:
-            digest = self._store.upload_file(path, key, progress, if_none_match=True)
-        except ObjectExists as error:
-            digest = self._written_meanwhile(path, name, error)
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
         record = FileRecord(sha256=digest, size=path.stat().st_size)
+        self._delete_old_manifest()
+        self._make_room(name)
+        self._put_claim({name: record})
+        key = self._target.key(name)
+        try:
+            sent = self._store.upload_file(path, key, progress, if_none_match=True)
+        except ObjectExists as error:
+            self._check_written_meanwhile(name, record, error)
+        else:
+            if sent != record.sha256:
+                raise TuneryError(FailureReason.INTERNAL_ERROR, f"{path} changed while it was uploaded")
         self._files[name] = record
         return record
 
     def finish(self, lineage: Lineage) -> Published:
         """Write the manifest, read it and every file back, and only then say that the result is published."""
         self._delete_old_manifest()
-        self._renew_claim()
-        for name in sorted(self._stale - set(self._files)):
-            self._store.delete(self._target.key(name))
+        for name in sorted(set(self._stale) - set(self._files)):
+            self._make_room(name)
+        self._check_place()
+        self._put_claim()
         manifest = Manifest(
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             run=self._target.run,
@@ -217,15 +221,15 @@ class Publisher:
     def _delete_old_manifest(self) -> None:
         """Remove the manifest of what is replaced, as late as may be: a run that ends before takes nothing away."""
         if self._replaces:
-            self._renew_claim()
+            self._check_claim()
             self._store.delete(self._target.key(MANIFEST_NAME))
-            self._replaces, self._published = False, frozenset()
+            self._replaces, self._published = False, {}
 
-    def _claim(self, published: frozenset[str]) -> None:
+    def _claim(self, published: dict[str, FileRecord]) -> None:
         """Take the claim; `published` are the files of the manifest that is there."""
         before = check_claimable(self._target)
         self._published = published
-        self._stale = published | before.files if before is not None else published
+        self._stale = {**published, **before.files} if before is not None else dict(published)
         try:
             self._atomic = self._put_claim(if_none_match=True).atomic
         except ObjectExists as error:
@@ -233,8 +237,9 @@ class Publisher:
             self._put_claim()
         check_free(self._target, find_published(self._target))
 
-    def _put_claim(self, *adding: str, if_none_match: bool = False) -> PutResult:
-        claim = claim_bytes(self._target.run, self._stale | set(self._files) | set(adding))
+    def _put_claim(self, adding: dict[str, FileRecord] | None = None, *, if_none_match: bool = False) -> PutResult:
+        files = {**self._stale, **self._files, **(adding or {})}
+        claim = claim_bytes(self._target.run, self._attempt, files)
         return self._store.put_bytes(self._target.key(CLAIM_NAME), claim, if_none_match=if_none_match)
 
     def _check_claim(self) -> None:
@@ -244,31 +249,50 @@ class Publisher:
             raise _changed(f"{self._target.uri}/{CLAIM_NAME} is gone")
         if claim.uid != self._target.run.uid:
             raise _being_written(self._target, claim)
+        if claim.attempt != self._attempt:
+            raise _changed(f"{self._target.uri}/{CLAIM_NAME} is of another attempt of this run")
 
-    def _renew_claim(self) -> None:
+    def _check_place(self) -> None:
+        """As `_check_claim`, once the old manifest is deleted: a manifest there is another run's."""
         self._check_claim()
-        self._put_claim()
+        if self._store.head(self._target.key(MANIFEST_NAME)) is not None:
+            raise _changed(f"{self._target.uri}/{MANIFEST_NAME} was written by another run")
 
-    def _may_write(self, name: str) -> bool:
-        """Tell whether a file of that name may be replaced."""
-        return self._target.overwrite or name in self._stale or name in self._files
-
-    def _written_meanwhile(self, path: Path, name: str, error: ObjectExists) -> str:
-        """Return the digest of `path` if its bytes lie there: an answer may have been lost. Raises why not."""
+    def _make_room(self, name: str) -> None:
+        """Delete the file of that name, if there is one; raise OUTPUT_EXISTS if it belongs to others."""
         key = self._target.key(name)
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        exists = self._store.head(key) is not None
+        own = not exists or self._target.overwrite or self._is_own(name)
+        self._check_place()  # right before: files of a run that has published meanwhile are not deleted
+        if not own:
+            raise _foreign(self._target, [name])
+        if exists:
+            self._store.delete(key)
+        self._stale.pop(name, None)
+        self._files.pop(name, None)
+
+    def _is_own(self, name: str) -> bool:
+        """Tell whether the file of that name is what this run, or one that died, has written there."""
+        record = self._files.get(name) or self._stale.get(name)
+        return record is not None and self._holds(name, record)
+
+    def _holds(self, name: str, record: FileRecord) -> bool:
         try:
-            verify_file(self._store, key, FileRecord(sha256=digest, size=path.stat().st_size))
-        except TuneryError as differs:
-            if differs.reason is not FailureReason.ADAPTER_CORRUPT:
-                raise
-        else:
-            return digest
+            verify_file(self._store, self._target.key(name), record)
+        except TuneryError as error:
+            if error.reason is FailureReason.ADAPTER_CORRUPT:
+                return False
+            raise
+        return True
+
+    def _check_written_meanwhile(self, name: str, record: FileRecord, error: ObjectExists) -> None:
+        """Raise unless the file that is there is the one that was sent: an answer may have been lost."""
+        if self._holds(name, record):
+            return
         claim = read_claim(self._target.place)
-        if self._may_write(name) or claim is None or claim.uid != self._target.run.uid:
-            raise _changed(f"{self._store.uri(key)} was written by another") from error
-        self._put_claim()  # it does not name that file any more, and so no run replaces it
+        if self._target.overwrite or claim is None or claim.attempt != self._attempt:
+            raise _changed(f"{self._target.uri}/{name} was written by another") from error
+        self._put_claim()  # it does not name that file any more
         raise _foreign(self._target, [name]) from error
 
     def _put_manifest(self, data: bytes) -> None:
@@ -276,9 +300,10 @@ class Publisher:
         if self._put_new_manifest(data):
             return
         existing = find_published(self._target)
-        if existing is not None and not self._may_replace(existing.manifest):
-            raise _taken(self._target, existing.manifest)
-        self._renew_claim()
+        if existing is not None and existing.manifest.run.uid != self._target.run.uid:
+            raise _changed(f"{self._target.uri}/{MANIFEST_NAME} was written by another run")
+        # What an earlier attempt of this very run had sent may come in late, long after its process was killed.
+        self._check_claim()
         self._store.delete(self._target.key(MANIFEST_NAME))
         if not self._put_new_manifest(data):
             raise _changed(f"{self._target.uri}/{MANIFEST_NAME} is not this run's")
@@ -292,13 +317,6 @@ class Publisher:
             return self._store.read_bytes(key) == data
         self._atomic = self._atomic and put.atomic
         return True
-
-    def _may_replace(self, manifest: Manifest) -> bool:
-        """Tell whether a manifest gives way that was written since the old one went: where it is this very run's.
-
-        What an earlier attempt had sent may come in late, long after its process was killed.
-        """
-        return self._target.overwrite or manifest.run.uid == self._target.run.uid
 
     def _read_back(self, manifest: Manifest, data: bytes) -> Published:
         found = read_manifest(self._target.place)
@@ -340,10 +358,11 @@ def check_free(target: Target, existing: PublishedManifest | None) -> None:
             raise _taken(target, existing.manifest)
         return
     claim = read_claim(target.place)
-    own = claim.files if claim is not None else frozenset()
+    own = {name: record.size for name, record in claim.files.items()} if claim is not None else {}
     entries = target.store.list(target.place.prefix, _LIST_LIMIT + len(own), nested=False)
-    names = (target.place.relative(entry) for entry in entries)
-    if found := [name for name in names if name not in own and not name.startswith(OWN_PREFIX)]:
+    sizes = {target.place.relative(entry): entry.size for entry in entries}
+    # Contents are compared when they are replaced.
+    if found := [name for name, size in sizes.items() if own.get(name) != size and not name.startswith(OWN_PREFIX)]:
         raise _foreign(target, found)
 
 
