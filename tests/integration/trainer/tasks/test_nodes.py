@@ -18,6 +18,7 @@ from tunery_api.reasons import ExitCode
 from tunery_trainer.crew.causes import CAUSE_SECONDS
 
 from kit.nodes import Node, Nodes, finish, logs
+from kit.s3 import keys_below
 from kit.story import Run
 from tools.cluster.s3 import S3Server
 
@@ -116,7 +117,8 @@ def test_a_run_that_loses_a_process_goes_on_to_the_same_adapter(
     assert "Resuming from the checkpoint of step" in again[0].log.read_text()
     found = published(s3_server, tmp_path)
     if (nodes, devices) not in undisturbed:
-        s3_server.client().delete_object(Bucket="adapters", Key=f"{tmp_path.name}/out/manifest.json")
+        for key in keys_below(s3_server, f"{tmp_path.name}/out/"):
+            s3_server.client().delete_object(Bucket="adapters", Key=key)
         assert finish(cluster.start("u-2"), SECONDS) == [0] * nodes
         undisturbed[nodes, devices] = published(s3_server, tmp_path)
     assert found == undisturbed[nodes, devices]
