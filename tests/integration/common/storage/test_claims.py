@@ -15,6 +15,7 @@ from typing import cast
 import pytest
 
 from tunery_api.reasons import FailureReason
+from tunery_api.runspec import RunIdentity
 from tunery_common.errors import TuneryError
 from tunery_common.storage import Store, StorePath
 from tunery_common.storage.claims import CLAIM_NAME, read_claim
@@ -114,8 +115,8 @@ def claimed(store: Store) -> set[str] | None:
     return set(found.files) if found is not None else None
 
 
-def refused(store: Store, uid: str = "uid-2") -> None:
-    target = Target(StorePath(store, "p"), run(uid))
+def refused(store: Store, by: RunIdentity | None = None) -> None:
+    target = Target(StorePath(store, "p"), by or run("uid-2"))
     for act in (lambda: probe(target), lambda: Publisher(target).start()):
         with pytest.raises(TuneryError, match="holds files that Tunery did not publish") as caught:
             act()
@@ -159,6 +160,17 @@ def test_a_killed_overwrite_leaves_nothing_of_the_old_result(store: Store, tmp_p
     assert "manifest.json" not in names(store)
     publish(make_folder(tmp_path / "3", "3"), Target(StorePath(store, "p"), run(uid), overwrite=True), lineage())
     assert names(store) == ["adapter_config.json", "adapter_model.safetensors", "manifest.json"]
+
+
+def test_files_of_a_result_that_was_not_yet_replaced_stay_its_own(store: Store, tmp_path: Path) -> None:
+    """The run that would have replaced it was killed, and the manifest was removed by hand."""
+    place = StorePath(store, "p")
+    publish(make_folder(tmp_path / "1", "1"), Target(place, run()), lineage())
+    killed = Publisher(Target(place, run("uid-2", "other"), overwrite=True))
+    killed.start()
+    store.delete("p/manifest.json")
+    for by in (run("uid-3"), run("uid-4", "other")):
+        refused(store, by)
 
 
 def fail(publisher: Publisher, folder: Path, *names: str, before_end: Callable[[], object] = lambda: None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Final
 
 from pydantic import AfterValidator, Field
@@ -94,18 +94,15 @@ def remove_claim(place: StorePath, run: RunIdentity) -> None:
         _log.warning("the claim beside the result stays: %s", error.message)
 
 
-def release_claim(place: StorePath, attempt: str, published: Collection[str]) -> None:
-    """Let others publish where that attempt has failed; errors are warnings.
-
-    The claim has expired then, and tells what the run has left; `published` are the names of an older result's files.
-    """
+def release_claim(place: StorePath, attempt: str) -> None:
+    """Let others publish where that attempt has failed, and tell them what it has left; errors are warnings."""
     key = place.key(CLAIM_NAME)
     try:
         claim = read_claim(place)
         if claim is None or claim.attempt != attempt:
             return
-        if left := {name: record for name, record in claim.files.items() if name not in published}:
-            place.store.put_bytes(key, claim_bytes(claim, attempt, left, renewed=0))
+        if claim.files:
+            place.store.put_bytes(key, claim_bytes(claim, attempt, claim.files, renewed=0))
         else:
             place.store.delete(key)
     except TuneryError as error:

@@ -149,10 +149,10 @@ class Publisher:
         self._store = target.store
         self._attempt = uuid.uuid4().hex
         self._files: dict[str, FileRecord] = {}
-        self._published: dict[str, FileRecord] = {}
-        """Files of the manifest that is there."""
+        self._old: PublishedManifest | None = None
+        """What is there."""
         self._stale: dict[str, FileRecord] = {}
-        """These, and those of a run that died: `finish` removes what is not written again."""
+        """Of a run that died, and of the manifest once it is deleted: `finish` removes what is not written again."""
         self._replaces = False
         """Whether an old manifest is still to go."""
         self._atomic = True
@@ -162,7 +162,7 @@ class Publisher:
 
     def __exit__(self, failed: type[BaseException] | None, *_: object) -> None:
         if failed:
-            release_claim(self._target.place, self._attempt, self._published)
+            release_claim(self._target.place, self._attempt)
 
     def start(self) -> Published | None:
         """Claim the place. Returns the result if this very run published it already; then nothing is left to do."""
@@ -175,7 +175,8 @@ class Publisher:
         check_free(self._target, existing)
         # With overwrite, also a manifest that cannot be read.
         self._replaces = existing is not None or self._target.overwrite
-        self._claim(existing.manifest.files if existing is not None else {})
+        self._old = existing
+        self._claim()
         return None
 
     def add(self, path: Path, name: str, progress: OnBytes | None = None) -> FileRecord:
@@ -190,12 +191,9 @@ class Publisher:
         self._put_claim({name: record})
         key = self._target.key(name)
         try:
-            sent = self._store.upload_file(path, key, progress, if_none_match=True)
+            self._store.upload_file(path, key, progress, if_none_match=True)
         except ObjectExists as error:
             self._check_written_meanwhile(name, record, error)
-        else:
-            if sent != record.sha256:
-                raise TuneryError(FailureReason.INTERNAL_ERROR, f"{path} changed while it was uploaded")
         self._files[name] = record
         return record
 
@@ -222,14 +220,17 @@ class Publisher:
         """Remove the manifest of what is replaced, as late as may be: a run that ends before takes nothing away."""
         if self._replaces:
             self._check_claim()
+            self._stale |= self._old.manifest.files if self._old is not None else {}
+            self._put_claim()
+            found = find_published(self._target)
+            if found is not None and (self._old is None or found.sha256 != self._old.sha256):
+                raise _changed(f"{self._target.uri}/{MANIFEST_NAME} was written by another run")
             self._store.delete(self._target.key(MANIFEST_NAME))
-            self._replaces, self._published = False, {}
+            self._replaces = False
 
-    def _claim(self, published: dict[str, FileRecord]) -> None:
-        """Take the claim; `published` are the files of the manifest that is there."""
+    def _claim(self) -> None:
         before = check_claimable(self._target)
-        self._published = published
-        self._stale = {**published, **before.files} if before is not None else dict(published)
+        self._stale = dict(before.files) if before is not None else {}
         try:
             self._atomic = self._put_claim(if_none_match=True).atomic
         except ObjectExists as error:
@@ -350,7 +351,7 @@ def find_published(target: Target) -> PublishedManifest | None:
 
 
 def check_free(target: Target, existing: PublishedManifest | None) -> None:
-    """Raise OUTPUT_EXISTS for another run's result, or files that no claim names, unless overwritten."""
+    """Raise OUTPUT_EXISTS, unless overwritten, for another run's result or files that no claim has by name and size."""
     if target.overwrite:
         return
     if existing is not None:
@@ -361,7 +362,6 @@ def check_free(target: Target, existing: PublishedManifest | None) -> None:
     own = {name: record.size for name, record in claim.files.items()} if claim is not None else {}
     entries = target.store.list(target.place.prefix, _LIST_LIMIT + len(own), nested=False)
     sizes = {target.place.relative(entry): entry.size for entry in entries}
-    # Contents are compared when they are replaced.
     if found := [name for name, size in sizes.items() if own.get(name) != size and not name.startswith(OWN_PREFIX)]:
         raise _foreign(target, found)
 
