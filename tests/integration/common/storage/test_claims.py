@@ -173,6 +173,21 @@ def test_files_of_a_result_that_was_not_yet_replaced_stay_its_own(store: Store, 
         refused(store, by)
 
 
+def test_leftovers_are_replaced_though_an_older_manifest_of_the_run_came_in_late(store: Store, tmp_path: Path) -> None:
+    place = StorePath(store, "p")
+    first, second = (make_folder(tmp_path / each, each) for each in ("1", "2"))
+    publish(first, Target(place, run()), lineage())
+    late = store.read_bytes("p/manifest.json")
+    for entry in store.list("p"):
+        store.delete(entry.key)
+    killed = Publisher(Target(place, run()))
+    killed.start()
+    killed.add(second / NAME, NAME)
+    store.put_bytes("p/manifest.json", late)
+    done = publish(second, Target(place, run()), lineage())
+    assert verify(place).sha256 == done.manifest_sha256
+
+
 def fail(publisher: Publisher, folder: Path, *names: str, before_end: Callable[[], object] = lambda: None) -> None:
     def begin() -> None:
         with publisher:

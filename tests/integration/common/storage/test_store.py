@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import random
+import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import pytest
 
@@ -14,6 +18,7 @@ from tunery_api.reasons import FailureReason
 from tunery_common.errors import TuneryError
 from tunery_common.storage import ObjectExists, ObjectMissing, Store, s3_client
 from tunery_common.storage.base import ObjectReplaced
+from tunery_common.storage.local import LocalStore
 
 
 def test_put_head_read_delete(store: Store) -> None:
@@ -116,3 +121,41 @@ def test_keys_that_lead_out_are_refused(store: Store, key: str) -> None:
     with pytest.raises(TuneryError) as caught:
         store.put_bytes(key, b"x")
     assert caught.value.reason is FailureReason.INVALID_SPEC
+
+
+def test_a_folder_that_another_run_removes_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trials of one sweep write below one folder, and each removes what it leaves empty."""
+    store = LocalStore(tmp_path, tmp_path.as_uri(), "spec.output.uri")
+    mkdir, removed = Path.mkdir, []
+
+    def make(path: Path, *args: Any, **kwargs: Any) -> None:
+        mkdir(path, *args, **kwargs)
+        if path.name == "b" and not removed:
+            path.rmdir()
+            removed.append(path)
+
+    monkeypatch.setattr(Path, "mkdir", make)
+    store.put_bytes("sweep/b/x", b"1")
+    assert removed
+    assert store.read_bytes("sweep/b/x") == b"1"
+
+
+def test_without_hard_links_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = LocalStore(tmp_path, tmp_path.as_uri(), "spec.output.uri")
+
+    def link(*_: object) -> None:
+        raise PermissionError
+
+    def copy(_: BinaryIO, target: BinaryIO, __: int) -> None:
+        target.write(b"ha")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "link", link)
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "copyfileobj", copy)
+        with pytest.raises(TuneryError) as caught:
+            store.put_bytes("x", b"half", if_none_match=True)
+    assert caught.value.reason is FailureReason.DISK_FULL
+    assert list(tmp_path.iterdir()) == []
+    store.put_bytes("x", b"whole", if_none_match=True)
+    assert store.read_bytes("x") == b"whole"

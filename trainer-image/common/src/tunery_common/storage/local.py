@@ -32,6 +32,8 @@ from tunery_common.storage.transfer import CHUNK_BYTES, disk_errors, sync_folder
 _OUTPUT_FULL: Final = "Free some of the disk there and retry, or name another spec.output.uri in a new job."
 """What to do where the disk of the result is full, which is none of the pod's own."""
 
+_CREATE_ATTEMPTS: Final = 10
+
 
 class LocalStore:
     """Everything below `root`; `base_uri` is how the user named `root`, `field` the manifest field that did."""
@@ -157,10 +159,9 @@ class LocalStore:
         path = self.path(key)
         hint = _OUTPUT_FULL if self._field == "spec.output.uri" else None
         with self._errors("write", key), disk_errors(path, hint):
-            path.parent.mkdir(parents=True, exist_ok=True)
             temporary = path.with_name(f"{OWN_PREFIX}{uuid.uuid4().hex}.tmp")
             try:
-                with temporary.open("xb") as file:
+                with _create(temporary) as file:
                     for chunk in chunks:
                         file.write(chunk)
                     file.flush()
@@ -187,10 +188,14 @@ class LocalStore:
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
         except FileExistsError as error:
             raise ObjectExists(self.uri(path.relative_to(self._root).as_posix())) from error
-        with os.fdopen(descriptor, "wb") as file, temporary.open("rb") as source:
-            shutil.copyfileobj(source, file, CHUNK_BYTES)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with os.fdopen(descriptor, "wb") as file, temporary.open("rb") as source:
+                shutil.copyfileobj(source, file, CHUNK_BYTES)
+                file.flush()
+                os.fsync(file.fileno())
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
 
     def _remove_empty_parents(self, path: Path) -> None:
         """Folders exist only because files do, as in S3."""
@@ -214,6 +219,18 @@ class LocalStore:
         except OSError as error:
             message = f"{self._field}: cannot {action} {self.uri(key)}: {error.strerror}"
             raise TuneryError(FailureReason.STORAGE_UNAVAILABLE, message) from error
+
+
+def _create(path: Path) -> BinaryIO:
+    """Create a file and its folders, again where another run has just removed an empty folder."""
+    for attempt in range(_CREATE_ATTEMPTS):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return path.open("xb")
+        except (FileNotFoundError, FileExistsError):
+            if attempt == _CREATE_ATTEMPTS - 1:
+                raise
+    raise RuntimeError("unreachable: the last attempt returns or raises")
 
 
 def _open_at_once(path: str, flags: int) -> int:

@@ -220,7 +220,7 @@ class Publisher:
         """Remove the manifest of what is replaced, as late as may be: a run that ends before takes nothing away."""
         if self._replaces:
             self._check_claim()
-            self._stale |= self._old.manifest.files if self._old is not None else {}
+            self._stale = {**(self._old.manifest.files if self._old is not None else {}), **self._stale}
             self._put_claim()
             found = find_published(self._target)
             if found is not None and (self._old is None or found.sha256 != self._old.sha256):
@@ -229,12 +229,11 @@ class Publisher:
             self._replaces = False
 
     def _claim(self) -> None:
-        before = check_claimable(self._target)
-        self._stale = dict(before.files) if before is not None else {}
         try:
             self._atomic = self._put_claim(if_none_match=True).atomic
         except ObjectExists as error:
-            check_claimable(self._target, error)
+            before = check_claimable(self._target, error)
+            self._stale = dict(before.files) if before is not None else {}
             self._put_claim()
         check_free(self._target, find_published(self._target))
 
