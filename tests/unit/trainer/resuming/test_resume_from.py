@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from tunery_api.reasons import ExitCode
 from tunery_common.inputs.digests import BOOK
 from tunery_common.storage.transfer import hash_file
 from tunery_trainer.cli import main
+from tunery_trainer.resuming.checkpoints import CheckpointUploader
 from tunery_trainer.settings.auto_method import MethodChoice, method_choices
 from tunery_trainer.training.trl_trainer import AdapterTrainer
 
@@ -28,6 +30,20 @@ from kit.story import Case, make_rows, run_here, write_manifest, write_rows
 KEPT = {"everySteps": 5, "keep": 4, "keepAfterSuccess": True}
 EXACT = {"precision": "Float32", "packing": False}
 Weights = dict[str, torch.Tensor]
+
+
+@pytest.fixture(autouse=True)
+def every_checkpoint_is_stored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait for each one: on a busy machine, a newer one is stored in the place of one that waits."""
+    submit = CheckpointUploader.submit
+
+    def submit_and_wait(uploader: CheckpointUploader, folder: Path, step: int) -> None:
+        submit(uploader, folder, step)
+        end = time.monotonic() + 30
+        while uploader.last_stored != step and uploader.error is None and time.monotonic() < end:
+            time.sleep(0.005)
+
+    monkeypatch.setattr(CheckpointUploader, "submit", submit_and_wait)
 
 
 def train(path: Path, name: str) -> tuple[Weights, dict[str, Any], str]:
