@@ -165,7 +165,7 @@ def test_ctrl_c_says_in_a_line_what_goes_on_and_how_to_stop_it(
     out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (130, "")
     assert out.splitlines()[-1].startswith("Interrupted: lorajob/left and the local cluster go on; to stop it: ")
-    assert job.uid, "it goes on"
+    assert job.uid, "it continues"
 
 
 def test_what_ctrl_c_says_names_every_object_that_goes_on_and_nothing_that_is_not_there(

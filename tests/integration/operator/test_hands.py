@@ -187,7 +187,7 @@ def test_a_job_that_waits_for_a_kept_job_says_who_keeps_it(namespace: Namespace)
     path = namespace.path("jobs", "held-train")
     namespace.api.patch(path, {"metadata": {"finalizers": ["example.com/audit"]}})
     namespace.delete("lorajobs", "held")
-    eventually("the Job is told to go", lambda: "deletionTimestamp" in namespace.job("held-train")["metadata"])
+    eventually("the Job is being deleted", lambda: "deletionTimestamp" in namespace.job("held-train")["metadata"])
     namespace.apply(lorajob("held", preflight="Skip"))
     running = eventually("it waits for the pod", lambda: _waits_for(namespace, "held-train-"))
     pod = running.split("kubectl delete pod ")[1].split()[0]

@@ -152,7 +152,7 @@ def test_a_quarrel_is_given_up_and_told(namespace: Namespace) -> None:
             admit(namespace, "f-train")
         return namespace.status("f").get("failure", {}).get("reason") == "FieldContested"
 
-    eventually("the quarrel is told", undo)
+    eventually("the conflict is reported", undo)
     for _ in range(5):
         touch(namespace, "f")
         time.sleep(0.2)

@@ -212,7 +212,7 @@ def test_one_that_only_just_begins_as_its_job_ends_is_no_other_attempt(namespace
     number_of_pods(namespace, "begins", "1/2")
     namespace.bind(late, f"node-of-{late}")
     namespace.end_pod(first, 64, TOO_LARGE)
-    eventually("it is told to end", lambda: "deletionTimestamp" in namespace.get("pods", late)["metadata"])
+    eventually("it is being deleted", lambda: "deletionTimestamp" in namespace.get("pods", late)["metadata"])
     namespace.start_pod(late)
     eventually("both are counted", lambda: len(namespace.status("begins")["attemptHistory"]) == 2)
     assert "is not tried again: GPUOutOfMemory" in namespace.condition("begins", "Running")["message"]

@@ -330,7 +330,7 @@ def new_jobs_wait_for_the_platform(namespace: Namespace, own_operator: Make) -> 
     }
     # A certificate of another host is no reason not to be ready.
     operator = own_operator(**settings).start()
-    eventually("it is told", lambda: "certificate is not valid for 'elsewhere.svc'" in operator.log.read_text())
+    eventually("it is reported", lambda: "certificate is not valid for 'elsewhere.svc'" in operator.log.read_text())
     namespace.apply(lorajob("new-a"))
     namespace.apply(lorajob("new-b", preflight="Skip", scheduling=own))
     namespace.apply(lorasweep("new-s", maxTrials=1, parallelTrials=1))

@@ -62,7 +62,7 @@ def test_without_the_right_to_list_it_is_alive_and_says_why_it_is_not_ready(
     granted = [rule for rule in rules() if rule["resources"] != ["jobs"]]
     grant(api, name, granted)
     operator = own_operator(kubeconfig).start(wait=False)
-    eventually("it is told, and that the others are well", lambda: readyz(operator).startswith("jobs: 403"))
+    eventually("only its watch is reported as failed", lambda: readyz(operator).startswith("jobs: 403"))
     assert operator.probe("healthz") == 200
     api.patch(f"{RBAC}/clusterroles/{name}", {"rules": rules()})
     eventually("ready", operator.is_ready)

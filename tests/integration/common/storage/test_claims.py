@@ -53,7 +53,7 @@ def test_claim_of_a_living_run_is_heeded_and_of_a_dead_one_taken(store: Store, t
 
 
 def test_the_claim_of_an_earlier_object_of_the_same_name_is_taken(store: Store, tmp_path: Path) -> None:
-    """Deleted while it published, and applied again: nobody publishes there any more."""
+    """The object was deleted during the upload and applied again; its earlier pod has ended."""
     old = Publisher(Target(StorePath(store, "p"), run("uid-1")))
     assert old.start() is None
     folder, target = make_folder(tmp_path / "1"), Target(StorePath(store, "p"), run("uid-2"))
@@ -246,7 +246,7 @@ def test_a_file_that_another_writes_during_the_upload_stays(store: Store, tmp_pa
 def test_a_file_of_a_claimed_name_with_another_content_stays(
     store: Store, tmp_path: Path, uid: str, content: bytes
 ) -> None:
-    """A run named the file and was killed before it was stored; then somebody put one of that name there."""
+    """A run was killed after its claim had the file and before the upload; then another program wrote that file."""
     folder, place = make_folder(tmp_path / "out"), StorePath(store, "p")
     names_it = claim(run(), {NAME: (folder / NAME).read_bytes()}, renewed=0)
     store.put_bytes(f"p/{CLAIM_NAME}", names_it)
@@ -276,7 +276,7 @@ def test_a_file_that_comes_while_a_second_attempt_uploads_stays(store: Store, tm
 
 
 class Paused:
-    """A store in which somebody acts just after a file was looked at."""
+    """A store that calls a function once, just after the HEAD request of a file."""
 
     def __init__(self, store: Store, name: str, act: Callable[[], object]) -> None:
         self._store = store

@@ -196,7 +196,7 @@ def test_read_back_finds_what_was_damaged_on_the_way(store: Store, tmp_path: Pat
     assert caught.value.reason is FailureReason.STORAGE_UNAVAILABLE, "another attempt is worth it"
     target = Target(StorePath(store, "p"), run())
     with pytest.raises(TuneryError, match=r"did not publish: adapter_model\.safetensors"):
-        publish(folder, target, lineage())  # it may as well be somebody's
+        publish(folder, target, lineage())  # another program may have written it
     publish(folder, dataclasses.replace(target, overwrite=True), lineage())
     assert len(verify(StorePath(store, "p")).manifest.files) == 2
 

@@ -291,7 +291,7 @@ def test_a_job_that_runs_no_pod_gets_the_new_authority(
         assert uid(namespace.job(f"{name}-train")) == uid(before[name])
     # The Job goes in the very look that sees its pod's end: the ledger has that end all the same.
     namespace.patch_spec("works", suspend=True)
-    eventually("it is told to end", lambda: "deletionTimestamp" in (namespace.get("pods", pod) or {})["metadata"])
+    eventually("it is being deleted", lambda: "deletionTimestamp" in (namespace.get("pods", pod) or {})["metadata"])
     saved = {"uri": "s3://adapters/c/step-000013", "step": 13}
     namespace.end_pod(pod, 143, message={"checkpoint": saved}, seconds=1)
     status = namespace.wait_phase("works", "Suspended")

@@ -40,7 +40,7 @@ def test_rules_that_bind_nobody_are_told_mended_without_new_pods_and_replaced_on
     eventually("replicas are told", lambda: "web" in server.desired()["clients"])
     server.report(pod, apiKeys="keys")
     reason = "AdapterMissing"
-    eventually("it is told", lambda: (server.status.get("failure") or {}).get("reason") == reason)
+    eventually("it is reported", lambda: (server.status.get("failure") or {}).get("reason") == reason)
     assert server.status["failure"]["message"].endswith("; did you mean tiny?")
     namespace.patch_spec("support", SERVERS, access={"clients": [{"name": "web", "models": ["tiny"]}]})
     assert "failure" not in namespace.wait_phase("support", "Ready", SERVERS)

@@ -50,7 +50,7 @@ def test_replicas_are_told_of_aliases_clients_and_of_what_is_not_there_yet(
     assert (answer["aliases"], answer["revision"]) == (flipped, desired["revision"] + 1)
     namespace.apply(lorajob("late", preflight="Skip"))
     namespace.run_pod("late-train")
-    eventually("it is told", lambda: "does not exist" not in server.desired()["held"][0]["message"])
+    eventually("it is reported", lambda: "does not exist" not in server.desired()["held"][0]["message"])
     assert server.report(pod)["desired"]["held"][0]["message"].startswith("LoRAJob late is ")
     assert server.child("deployments")["spec"]["template"] == template
 

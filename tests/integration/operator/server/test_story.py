@@ -83,7 +83,7 @@ def test_from_apply_to_adapters_that_come_and_go(make: Callable[..., Server], na
     label(namespace, "bot", team=None)
     server.wait_desired()
     assert server.report(pod, served("bot"))["desired"].get("adapters", []) == []
-    eventually("it is told", lambda: server.status["adaptersText"] == "0/0")
+    eventually("it is reported", lambda: server.status["adaptersText"] == "0/0")
     label(namespace, "bot", team="support")
     server.wait_desired("bot")
     namespace.delete("lorajobs", "bot")
@@ -146,7 +146,9 @@ def test_a_change_rolls_out_and_replicas_alone_make_no_new_pods(
     assert second["spec"]["template"]["spec"]["nodeSelector"] == {"a": "b"}
     assert len(server.children()["configmaps"]) == 3, "the old pods read their own serve.json"
     eventually("the new pods are ready", lambda: _rolled_out(server))
-    eventually("it is told", lambda: namespace.condition("support", "Progressing", SERVERS)["reason"] == "RolledOut")
+    eventually(
+        "it is reported", lambda: namespace.condition("support", "Progressing", SERVERS)["reason"] == "RolledOut"
+    )
     namespace.patch_spec("support", SERVERS, scheduling=None)
     eventually(
         "what was said no more is gone",
@@ -172,7 +174,7 @@ def test_a_strangers_deployment_is_left_alone(make: Callable[..., Server], names
     body = {"metadata": {"name": "support-server"}, "spec": {**spec, "replicas": 0}}
     strange = namespace.api.call("POST", namespace.path("deployments"), body)
     server = make()
-    eventually("it is told", lambda: server.status.get("failure", {}).get("reason") == "NameConflict")
+    eventually("it is reported", lambda: server.status.get("failure", {}).get("reason") == "NameConflict")
     assert "Deployment support-server exists" in server.status["failure"]["message"]
     assert server.child("deployments")["spec"] == strange["spec"]
     namespace.delete("deployments", "support-server")
@@ -199,7 +201,7 @@ def test_a_spec_that_is_wrong_leaves_its_children_alone_until_it_is_mended(
 def test_the_clusters_no_is_told_and_passes(make: Callable[..., Server], namespace: Namespace) -> None:
     namespace.deny("", "services", "no Services here")
     server = make()
-    eventually("it is told", lambda: server.status.get("failure", {}).get("reason") == "CreateRefused")
+    eventually("it is reported", lambda: server.status.get("failure", {}).get("reason") == "CreateRefused")
     assert "no Services here" in server.status["failure"]["message"]
     namespace.allow()
     server.child("services")

@@ -116,9 +116,9 @@ def test_where_one_cannot_be_taken_back_it_counts_and_the_search_goes_on(namespa
     begin(namespace, maxTrials=4)
     freeze(namespace, "s-000")
     namespace.api.patch(namespace.path("lorajobs", "s-000"), {"metadata": {"ownerReferences": None}})
-    eventually("it is told", lambda: FROZEN in searching(namespace))
+    eventually("it is reported", lambda: FROZEN in searching(namespace))
     trials.held.discard("s-001")
-    eventually("it goes on", lambda: states(namespace) == ["Running", "Complete", "Running", "Complete"])
+    eventually("it continues", lambda: states(namespace) == ["Running", "Complete", "Running", "Complete"])
     trials.held.clear()
     namespace.wait_phase("s", "Succeeded", SWEEPS)
     assert states(namespace) == ["Complete"] * 4

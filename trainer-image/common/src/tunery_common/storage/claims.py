@@ -85,7 +85,7 @@ def read_claim(place: StorePath) -> Claim | None:
 
 
 def remove_claim(place: StorePath, run: RunIdentity) -> None:
-    """Remove the claim of that run, or of nobody living; the result is there, so that a failure is a warning."""
+    """Remove the claim of that run, or an expired one; the result is published, so errors are warnings."""
     try:
         claim = read_claim(place)
         if claim is None or claim.expired or claim.uid == run.uid:

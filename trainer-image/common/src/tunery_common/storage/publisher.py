@@ -26,6 +26,7 @@ from tunery_common.storage.base import OWN_PREFIX, PutResult
 from tunery_common.storage.claims import CLAIM_NAME, Claim, claim_bytes, read_claim, release_claim, remove_claim
 from tunery_common.storage.cleanup import remove_stale_uploads
 from tunery_common.storage.published_folder import PublishedManifest, read_manifest, verify, verify_file
+from tunery_common.storage.transfer import hash_file
 
 _LIST_LIMIT: Final = 1000
 """Objects that are listed to find files of others, beside those of a claim."""
@@ -183,9 +184,7 @@ class Publisher:
         """Upload one file as `name`, relative to the prefix, and return its record."""
         if name in (MANIFEST_NAME, CLAIM_NAME):
             raise TuneryError(FailureReason.INTERNAL_ERROR, f"{name} cannot be the name of a published file")
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        record = FileRecord(sha256=digest, size=path.stat().st_size)
+        record = FileRecord(sha256=hash_file(path), size=path.stat().st_size)
         self._delete_old_manifest()
         self._make_room(name)
         self._put_claim({name: record})
