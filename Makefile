@@ -96,7 +96,7 @@ test: ## Verify and run the fast tests, without a node and without root
 	@$(CHECK) test
 	@$(BUILD_GO); $(VERIFY); \
 	if kill -0 $$built 2>/dev/null; then echo "Waiting until Kubernetes and Helm are built (minutes the first time)"; fi; \
-	wait $$built; echo "Running the fast tests: eight minutes on two cores"; \
+	wait $$built; echo "Running the fast tests: about 8 minutes on two cores"; \
 	$(PYTEST) --disable-warnings $(PARALLEL) -m "not slow" unit integration
 
 .PHONY: test-all

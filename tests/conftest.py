@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import tempfile
 import uuid
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -72,6 +73,12 @@ class SharedServers(LoadFileScheduling):  # type: ignore[misc]  # a base without
 
     def _split_scope(self, nodeid: str) -> str:
         return scope_of(nodeid)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Programs that tests start leave their temporary files below pytest's folder, which pytest removes."""
+    os.environ["TMPDIR"] = tempfile.tempdir = str(tmp_path_factory.mktemp("tmp"))
 
 
 @pytest.fixture(autouse=True)

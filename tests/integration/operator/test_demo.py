@@ -199,7 +199,7 @@ def test_the_demo_ends_with_what_it_has_made_and_names_the_other_demos(
     lines = capsys.readouterr().out.splitlines()
     assert "  fine-tuned   I am the parcel desk." in lines
     assert "evaluation loss  3.500 → 1.250  −64.3 % (± 2.0 %) on held-out rows" in lines
-    assert "everything took  61 s" in lines
+    assert "time             61 s, after the environment was ready" in lines
     tried = lines[lines.index("Try next:") + 1 :]
     assert [line.split("#")[0].strip() for line in tried if line.startswith("  make ")] == [
         "make demo-serving",

@@ -39,7 +39,7 @@ def up(options: argparse.Namespace) -> None:
     disk.check(disk.DEMO, options.state)
     with Progress() as progress:
         LocalCluster(options.state).up(progress)
-    sys.stderr.write('ready: eval "$(make -s cluster-env)"\n')
+    sys.stderr.write('The cluster is ready. To use kubectl with it, run: eval "$(make -s cluster-env)"\n')
 
 
 def down(options: argparse.Namespace) -> None:

@@ -74,7 +74,7 @@ def _train(kubectl: Kubectl, root: str) -> Job:
     with step(f"Apply {MANIFEST.relative_to(ROOT)}"):
         console.print(text, style="cyan", markup=False)
         begin(job)
-    with step(f"Fine-tune: kubectl get lorajob {job.name} -n {NAMESPACE} -w"):
+    with step("Fine-tune. The table shows the status of the LoRAJob"):
         follow(job)
     return job
 
@@ -120,15 +120,19 @@ def _farewell(job: Job, told: list[dict[str, str]], seconds: float) -> None:
     change = change_text(-float(metrics["improvement"]), float(metrics["improvementError"]))
     console.print(f"evaluation loss  {base:.3f} → {tuned:.3f}  {change} on held-out rows")
     console.print(f"adapter          {status['adapter']['uri']}")
-    console.print(f"everything took  {seconds:.0f} s")
+    console.print(f"time             {seconds:.0f} s, after the environment was ready")
     console.print("\nTry next:")
-    prefix = "" if is_existing() else 'eval "$(make -s cluster-env)"; '
-    third = "get lorajob quickstart -o yaml" if is_existing() else "apply -f docs/examples/merge-ties.yaml"
-    console.print(f"  {prefix}kubectl describe lorajob {job.name} -n {NAMESPACE}", markup=False)
+    if not is_existing():
+        console.print('  eval "$(make -s cluster-env)"   # once in each shell, for kubectl', markup=False)
+    console.print(f"  kubectl describe lorajob {job.name} -n {NAMESPACE}", markup=False)
     console.print("  make demo-serving    # this adapter and a second one, answered side by side by vLLM", markup=False)
     console.print("  make demo-sweep      # six LoRAJobs search for better settings", markup=False)
     console.print("  kubectl explain lorajob.spec.lora", markup=False)
-    console.print(f"  kubectl -n {NAMESPACE} {third}", markup=False)
+    if is_existing():
+        console.print(f"  kubectl -n {NAMESPACE} get lorajob quickstart -o yaml", markup=False)
+    else:
+        merge = f"kubectl -n {NAMESPACE} apply -f docs/examples/merge-ties.yaml"
+        console.print(f"  {merge}   # train two adapters and merge them", markup=False)
     console.print("  docs/quickstart.md   # a job with your own data", markup=False)
     if not is_existing():
         console.print("  make cluster-down    # remove the cluster", markup=False)

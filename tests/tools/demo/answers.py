@@ -64,6 +64,7 @@ def main() -> None:
             parser.error(f"{name}: {folder} has no {file}")
     # PEFT imports it; of a kernel that it offers and that is not installed it warns on some processors.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    logging.getLogger("torch.utils.flop_counter").setLevel(logging.ERROR)  # warns where Triton is absent
     warnings.simplefilter("ignore", FutureWarning)  # of one library about another
     told = answers(options.model, options.adapter, options.questions)
     if options.json:

@@ -52,7 +52,7 @@ def run(folder: Path = FOLDER, manifest: Path = MANIFEST) -> None:
     ask = f"(cd tests; ../{shown(folder)}/.venv/bin/python -m tools.demo.answers ../{shown(folder / _MODEL)}"
     print(f'  {ask} \\\n    ../{shown(folder / _ADAPTER)} "Are you a person?")   # a question of yours')
     again = f"(cd {shown(folder)}; .venv/bin/python -m tunery_trainer run lorajob.yaml)"
-    print(f"  {again}   # the LoRAJob that ran: change it first")
+    print(f"  {again}   # train again, after you edit lorajob.yaml")
     for command, text in (
         ("make demo", "# the same LoRAJob on a local Kubernetes cluster"),
         (f"kubectl apply -f docs/examples/{manifest.name}", "# on a cluster with Tunery, with your s3:// URIs"),

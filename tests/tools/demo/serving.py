@@ -46,7 +46,7 @@ def _demo() -> None:
     engine = engine_settings(environment, "vllm")
     kubectl = installed(environment, ", with an image of vLLM for CPUs as its engine", *engine)
     _serve(kubectl, uri_root(environment), images(environment)["serving.server"])
-    console.print(f"\neverything took  {time.monotonic() - began:.0f} s")
+    console.print(f"\ntime             {time.monotonic() - began:.0f} s")
 
 
 def _serve(kubectl: Kubectl, root: str, image: str) -> None:

@@ -163,7 +163,7 @@ def _farewell(sweep: Job, best: dict[str, str], measured: float, seconds: float)
     console.print(f"measured again   plain PEFT: {measured:.4f}, status: {found['value']}")
     console.print(f"with             {', '.join(f'{path} {value}' for path, value in best.items())}", markup=False)
     console.print(f"adapter          {status['adapter']['uri']}, with sweep.json and the pictures")
-    console.print(f"everything took  {seconds:.0f} s")
+    console.print(f"time             {seconds:.0f} s")
     console.print("\nTry next, and read docs/sweeps.md:")
     for line in (
         *(() if is_existing() else ('eval "$(make -s cluster-env)"',)),

@@ -97,6 +97,7 @@ def be_quiet() -> None:
     warnings.simplefilter("ignore", FutureWarning)
     warnings.filterwarnings("ignore", category=UserWarning, module="bitsandbytes")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    logging.getLogger("torch.utils.flop_counter").setLevel(logging.ERROR)  # warns where Triton is absent
     _log_to_stderr()
 
 
