@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from tunery_api.search.dimensions import Categorical, Dimension, Values, plain
-from tunery_api.search.space import space_of
+from tunery_search.dimensions import Categorical, Dimension, Values, plain
+from tunery_search.space import space_of
 
 from bench.environments import uv
 from kit.landscapes import Landscape

@@ -22,9 +22,9 @@ from typing import Any, Final, NamedTuple
 import optuna
 
 from tunery_api.lorasweep import MAX_TRIALS
-from tunery_api.search.dimensions import Values
-from tunery_api.search.lattice import key
-from tunery_api.search.rows import Trial
+from tunery_search.dimensions import Values
+from tunery_search.lattice import key
+from tunery_search.trials import Trial
 
 from bench.katib import Experiment, Failed, Katib, NoKatib, started
 from bench.simulated import SECONDS, ends, simulated, steps

@@ -9,8 +9,8 @@ from functools import cache
 from typing import Any, Final
 
 from tunery_api.methods import Preset
-from tunery_api.search.dimensions import Values
-from tunery_api.search.space import Start, space_of, starts
+from tunery_search.dimensions import Values
+from tunery_search.space import Start, space_of, starts
 
 from kit.sweeps import Setting, sweep, table
 

@@ -1,4 +1,4 @@
-"""The projects that make up the product, each with its package: who walks over all of them takes them from here."""
+"""The packages of the product, each with the folder of its project."""
 
 from __future__ import annotations
 
@@ -24,8 +24,16 @@ class Project(NamedTuple):
 
 PROJECTS: Final = (
     Project("crds", "tunery_api", "The API"),
+    Project("crds", "tunery_search", "The search"),
     Project("operator", "tunery_operator", "The operator"),
     Project("trainer-image/common", "tunery_common", "What programs share"),
     Project("trainer-image", "tunery_trainer", "The trainer"),
     Project("trainer-image/server", "tunery_server", "The server"),
 )
+
+FOLDERS: Final = tuple(dict.fromkeys(project.folder for project in PROJECTS))
+"""The folder of crds has two packages."""
+NAMES: Final = tuple(
+    package.replace("_", "-") for package in (project.package for project in PROJECTS) if package != "tunery_search"
+)
+"""The names of the distributions, in the order of FOLDERS."""

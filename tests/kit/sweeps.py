@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 from tunery_api.lorasweep import LoRASweepSpec
 from tunery_api.measured import EvaluationStatus
-from tunery_api.search.decide import Moment
-from tunery_api.search.rows import Live, Trial
 from tunery_api.sweepstatus import FINAL_TRIAL_STATES, EndReason, TrialAdapter, TrialState, TrialStatus
+from tunery_search.decision import Moment
+from tunery_search.trials import Live, Trial
 
 START = datetime(2026, 11, 27, 12, 0, tzinfo=UTC)
 STEPS = 80

@@ -16,12 +16,10 @@ from tunery_api.batchinference import BatchInferenceSpec
 from tunery_api.errors import FieldError, InvalidSpec
 from tunery_api.fields import ApiModel
 from tunery_api.lorajob import LoRAJobSpec
-from tunery_api.lorasweep import LoRASweepSpec
 from tunery_api.names import API_VERSION
 from tunery_api.rules import ADAPTERMERGE_RULES, LORAJOB_RULES
 from tunery_api.schema_errors import as_stored, field_error, object_errors, shown
 from tunery_api.server_rules import ADAPTERSERVER_RULES, BATCHINFERENCE_RULES
-from tunery_api.sweep_rules import LORASWEEP_RULES, warm_start_of_another
 from tunery_api.walk import fields
 
 Spec = TypeVar("Spec", bound=ApiModel)
@@ -34,7 +32,7 @@ def parse_lorajob(obj: Any, *, local: bool = False) -> LoRAJobSpec:
     `local` allows file:// URIs, for runs without a cluster.
     Raises InvalidSpec with every error, for any object whatsoever.
     """
-    return _parse(obj, LoRAJobSpec, LORAJOB_RULES, local)
+    return parse_spec(obj, LoRAJobSpec, LORAJOB_RULES, local)
 
 
 def lorajob_errors(spec: LoRAJobSpec) -> list[FieldError]:
@@ -44,29 +42,21 @@ def lorajob_errors(spec: LoRAJobSpec) -> list[FieldError]:
 
 def parse_adaptermerge(obj: Any, *, local: bool = False) -> AdapterMergeSpec:
     """Return the spec of an AdapterMerge object; see parse_lorajob."""
-    return _parse(obj, AdapterMergeSpec, ADAPTERMERGE_RULES, local)
+    return parse_spec(obj, AdapterMergeSpec, ADAPTERMERGE_RULES, local)
 
 
 def parse_adapterserver(obj: Any, *, local: bool = False) -> AdapterServerSpec:
     """Return the spec of an AdapterServer object; see parse_lorajob."""
-    return _parse(obj, AdapterServerSpec, ADAPTERSERVER_RULES, local)
+    return parse_spec(obj, AdapterServerSpec, ADAPTERSERVER_RULES, local)
 
 
 def parse_batchinference(obj: Any, *, local: bool = False) -> BatchInferenceSpec:
     """Return the spec of a BatchInference object; see parse_lorajob."""
-    return _parse(obj, BatchInferenceSpec, BATCHINFERENCE_RULES, local)
+    return parse_spec(obj, BatchInferenceSpec, BATCHINFERENCE_RULES, local)
 
 
-def parse_lorasweep(obj: Any, *, local: bool = False) -> LoRASweepSpec:
-    """Return the spec of a LoRASweep object, each corner of whose space is the spec of a LoRAJob; see parse_lorajob."""
-
-    def warm_start(spec: LoRASweepSpec) -> Iterable[FieldError]:
-        return warm_start_of_another(spec, _name(obj))
-
-    return _parse(obj, LoRASweepSpec, (*LORASWEEP_RULES, warm_start), local)
-
-
-def _parse(obj: Any, model: type[Spec], rules: Iterable[Rule[Spec]], local: bool) -> Spec:
+def parse_spec(obj: Any, model: type[Spec], rules: Iterable[Rule[Spec]], local: bool) -> Spec:
+    """Return the spec of an object of class `model`, which satisfies `rules`; see parse_lorajob."""
     if not isinstance(obj, Mapping):
         raise InvalidSpec([FieldError("manifest", "must be a mapping with apiVersion, kind, metadata and spec")])
     if "spec" not in obj:
@@ -90,12 +80,6 @@ def _parse(obj: Any, model: type[Spec], rules: Iterable[Rule[Spec]], local: bool
     if problems:
         raise InvalidSpec(problems)
     return spec
-
-
-def _name(obj: Mapping[str, Any]) -> str:
-    """Return the name of an object, "" where it has none."""
-    metadata = obj.get("metadata")
-    return str(metadata.get("name", "")) if isinstance(metadata, Mapping) else ""
 
 
 def _check_version(obj: Mapping[str, Any]) -> None:

@@ -10,13 +10,8 @@ from typing import Any
 import pytest
 
 from tunery_api.errors import InvalidSpec
-from tunery_api.validation import (
-    parse_adaptermerge,
-    parse_adapterserver,
-    parse_batchinference,
-    parse_lorajob,
-    parse_lorasweep,
-)
+from tunery_api.validation import parse_adaptermerge, parse_adapterserver, parse_batchinference, parse_lorajob
+from tunery_search.validation import parse_lorasweep
 from tunery_trainer.local.as_kubectl import documents_of
 
 from kit.kubectl import Kubectl

@@ -10,7 +10,8 @@ import pytest
 
 from tunery_api.errors import InvalidSpec
 from tunery_api.fields import PLAIN_PATH
-from tunery_api.validation import parse_adaptermerge, parse_lorajob, parse_lorasweep
+from tunery_api.validation import parse_adaptermerge, parse_lorajob
+from tunery_search.validation import parse_lorasweep
 
 from kit.api_server import ApiServer
 from kit.kubectl import KubectlError

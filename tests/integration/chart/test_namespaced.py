@@ -11,13 +11,13 @@ import pytest
 from integration.chart.installed.test_helm_test import arguments, hooks
 from tunery_api.inputs import OutputSpec
 from tunery_api.kinds import Kind
-from tunery_api.search.protocol import Suggestion
-from tunery_api.validation import parse_lorasweep
 from tunery_operator.manifests.trial import build_trial
 from tunery_operator.plan.job import output_place
 from tunery_operator.plan.lorasweep import plan_trial
 from tunery_operator.progress.installation import job_of
 from tunery_operator.views.owner import parse_owner
+from tunery_search.protocol import Suggestion
+from tunery_search.validation import parse_lorasweep
 
 from kit.api_server import ApiServer
 from kit.chart.installing import OPERATOR, TEAM, can, installation, kubeconfig_of_the_service_account

@@ -19,15 +19,10 @@ from tunery_api.reasons import ADVICE, ExitCode, FailureReason
 from tunery_api.serverstatus import ServerCondition, ServerPhase
 from tunery_api.status import ConditionType, Phase
 from tunery_api.sweepstatus import EndReason
-from tunery_api.validation import (
-    parse_adaptermerge,
-    parse_adapterserver,
-    parse_batchinference,
-    parse_lorajob,
-    parse_lorasweep,
-)
+from tunery_api.validation import parse_adaptermerge, parse_adapterserver, parse_batchinference, parse_lorajob
 from tunery_operator.status.events import CHECKPOINT_NOT_STORED, RANK_TOO_LOW, REMOVAL_UNKNOWN, TRIALS_LEFT
 from tunery_operator.views.attempt import STOPPED
+from tunery_search.validation import parse_lorasweep
 
 from kit.environment import engine_settings
 from tools.demo.serving import LABEL

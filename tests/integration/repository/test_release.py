@@ -13,10 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from kit.projects import PROJECTS, ROOT
+from kit.projects import FOLDERS, NAMES, ROOT
 
-FOLDERS = tuple(project.folder for project in PROJECTS)
-NAMES = {project.package.replace("_", "-") for project in PROJECTS}
 Release = Callable[..., subprocess.CompletedProcess[str]]
 
 

@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tunery_api.lorasweep import SamplerType
-from tunery_api.search import ask as asking
-from tunery_api.search.ask import SuggestionFailed, needs_optuna, suggestions
-from tunery_api.search.dimensions import Categorical, Condition, Dimension, Numeric
-from tunery_api.search.grid import grid, point, size
-from tunery_api.search.lattice import has, in_order, is_point, key
-from tunery_api.search.protocol import Ask, Fixed, ToldState, ToldTrial
-from tunery_api.search.suggest import answer
+from tunery_search import sampler as asking
+from tunery_search.dimensions import Categorical, Condition, Dimension, Numeric
+from tunery_search.grid import grid, point, size
+from tunery_search.lattice import has, in_order, is_point, key
+from tunery_search.optuna_sampler import answer
+from tunery_search.protocol import Ask, Fixed, ToldState, ToldTrial
+from tunery_search.sampler import SuggestionFailed, needs_optuna, suggestions
 
 RATE = Numeric("training.learningRate", 1e-5, 1e-2, log=True)
 RANK = Categorical("lora.rank", ("4", "8", "16", "32", "64"))

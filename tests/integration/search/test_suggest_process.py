@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from tunery_api.lorasweep import SamplerType
-from tunery_api.search import ask as asking
-from tunery_api.search.ask import Processes, SuggestionFailed, suggestions
-from tunery_api.search.dimensions import Categorical, Condition, Dimension, Numeric
-from tunery_api.search.protocol import Answer, Ask, ToldState, ToldTrial
+from tunery_search import sampler as asking
+from tunery_search.dimensions import Categorical, Condition, Dimension, Numeric
+from tunery_search.protocol import Answer, Ask, ToldState, ToldTrial
+from tunery_search.sampler import Processes, SuggestionFailed, suggestions
 
 LORA = Condition("method", ("LoRA", "DoRA"))
 SPACE: tuple[Dimension, ...] = (
@@ -51,7 +51,7 @@ def question(**fields: Any) -> Ask:
 
 
 def run(asked: str, **environment: str) -> bytes:
-    command = [sys.executable, "-m", "tunery_api.search.suggest"]
+    command = [sys.executable, "-m", "tunery_search.optuna_sampler"]
     done = subprocess.run(command, input=asked.encode(), capture_output=True, env={**os.environ, **environment})
     assert done.returncode == 0, done.stderr.decode()
     return done.stdout
@@ -86,7 +86,7 @@ def test_it_is_small_and_quick() -> None:
     program = (
         "import resource, runpy, sys\n"
         "for name in ('sklearn', 'scipy', 'pandas', 'plotly', 'torch'):\n    sys.modules[name] = None\n"
-        "try:\n    runpy.run_module('tunery_api.search.suggest', run_name='__main__')\n"
+        "try:\n    runpy.run_module('tunery_search.optuna_sampler', run_name='__main__')\n"
         "except SystemExit:\n    pass\n"
         "own = resource.getrusage(resource.RUSAGE_SELF)\n"
         "high = next(line for line in open('/proc/self/status') if line.startswith('VmHWM'))\n"
@@ -111,8 +111,8 @@ def test_it_is_small_and_quick() -> None:
 @pytest.mark.slow
 def test_who_asks_does_not_load_optuna() -> None:
     program = (
-        "import sys, tunery_operator.__main__, tunery_api.search.ask, tunery_api.search.decide, "
-        "tunery_api.search.telling\nprint(sorted({'optuna', 'numpy'} & set(sys.modules)))"
+        "import sys, tunery_operator.__main__, tunery_search.sampler, tunery_search.decision, "
+        "tunery_search.history\nprint(sorted({'optuna', 'numpy'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

@@ -9,7 +9,6 @@ from tunery_api.errors import FieldError
 from tunery_api.kinds import Kind
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import TrainerStatus
-from tunery_api.search.decide import Decision
 from tunery_api.status import Phase
 from tunery_operator.plan.inputs import UnfinishedInput
 from tunery_operator.status.compute import compute_status
@@ -17,6 +16,7 @@ from tunery_operator.status.phase import WAITING_FOR_SLOT
 from tunery_operator.status.search import SAMPLER_BUSY, Hindrance, Search
 from tunery_operator.status.snapshot import Refusal
 from tunery_operator.views.attempt import Attempt
+from tunery_search.decision import Decision
 
 from kit.operator.objects import REPORT, RESULT
 from kit.operator.servers import deployment, heard, reported, server_pod

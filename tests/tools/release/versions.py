@@ -7,9 +7,8 @@ from datetime import date
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from kit.projects import PROJECTS
+from kit.projects import FOLDERS
 
-FOLDERS: Final = tuple(project.folder for project in PROJECTS)
 LOCKED: Final = (*FOLDERS, "tests")
 """The projects whose locks name a version of ours."""
 CHART: Final = "charts/tunery/Chart.yaml"

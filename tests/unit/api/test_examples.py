@@ -11,13 +11,8 @@ import yaml
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.methods import Method, Preset
 from tunery_api.preference import TrainingTask
-from tunery_api.validation import (
-    parse_adaptermerge,
-    parse_adapterserver,
-    parse_batchinference,
-    parse_lorajob,
-    parse_lorasweep,
-)
+from tunery_api.validation import parse_adaptermerge, parse_adapterserver, parse_batchinference, parse_lorajob
+from tunery_search.validation import parse_lorasweep
 
 from kit.examples import EXAMPLES, documents
 from kit.installation import ROOT

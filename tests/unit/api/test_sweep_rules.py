@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from tunery_api.errors import FieldError, InvalidSpec
 from tunery_api.names import API_VERSION
-from tunery_api.search.paths import TYPES
-from tunery_api.validation import parse_lorasweep
+from tunery_search.paths import TYPES
+from tunery_search.validation import parse_lorasweep
 
 TEMPLATE: dict[str, Any] = {"model": {"uri": "s3://models/m"}, "dataset": {"uri": "s3://data/rows.jsonl"}}
 RANKS = "{path: lora.rank, choices: ['4', '8']}"

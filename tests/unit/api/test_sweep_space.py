@@ -14,11 +14,12 @@ from tunery_api.errors import InvalidSpec
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.lorasweep import LoRASweepSpec, TrialTemplate
 from tunery_api.presets import PRESETS
-from tunery_api.search.dimensions import Categorical, Dimension, Numeric
-from tunery_api.search.lattice import exists
-from tunery_api.search.paths import REFUSED, TYPES, FieldType, path_problem
-from tunery_api.search.space import Space, final_spec, read_values, space_of, starts, trial_spec
-from tunery_api.validation import parse_lorajob, parse_lorasweep
+from tunery_api.validation import parse_lorajob
+from tunery_search.dimensions import Categorical, Dimension, Numeric
+from tunery_search.lattice import exists
+from tunery_search.paths import REFUSED, TYPES, FieldType, path_problem
+from tunery_search.space import Space, final_spec, read_values, space_of, starts, trial_spec
+from tunery_search.validation import parse_lorasweep
 
 TEMPLATE: dict[str, Any] = {"model": {"uri": "s3://models/m"}, "dataset": {"uri": "s3://data/rows.jsonl"}}
 EVERY_TYPE: list[dict[str, Any]] = [

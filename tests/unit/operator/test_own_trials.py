@@ -9,13 +9,13 @@ import pytest
 
 from tunery_api.kinds import Kind
 from tunery_api.sweepstatus import TrialState, TrialStatus
-from tunery_api.validation import parse_lorasweep
 from tunery_operator.errors import ApiFailure, StaleObject
 from tunery_operator.kube.client import HttpError
 from tunery_operator.reconcile.found_object import FoundObject
 from tunery_operator.reconcile.own_trials import OwnTrials, not_at_rest, own_trials
 from tunery_operator.reconcile.services import Services
 from tunery_operator.views.owner import parse_owner
+from tunery_search.validation import parse_lorasweep
 
 from kit.operator.objects import lorasweep
 

@@ -12,12 +12,12 @@ import pytest
 from prometheus_client import REGISTRY
 
 from tunery_api.lorasweep import SamplerType
-from tunery_api.search.ask import SuggestionFailed
-from tunery_api.search.dimensions import Numeric
-from tunery_api.search.protocol import Answer, Ask, ToldState, ToldTrial
 from tunery_operator.errors import SamplerBusy
 from tunery_operator.reconcile.sampler import AT_A_TIME, LARGE, Sampler
 from tunery_operator.reconcile.turns import LONGEST_SECONDS, Turns
+from tunery_search.dimensions import Numeric
+from tunery_search.protocol import Answer, Ask, ToldState, ToldTrial
+from tunery_search.sampler import SuggestionFailed
 
 RATE = Numeric("training.learningRate", 1e-5, 1e-2, log=True)
 

@@ -13,9 +13,6 @@ from tunery_api.kinds import Kind
 from tunery_api.names import REJECTED_AT
 from tunery_api.reasons import ADVICE, FailureReason
 from tunery_api.runspec import Failure
-from tunery_api.search.decide import Decision, Moment, decide
-from tunery_api.search.rows import Trial, trial_of
-from tunery_api.search.totals import without_removed
 from tunery_api.status import ConditionType
 from tunery_api.sweepstatus import TrialStatus
 from tunery_operator.plan.lorasweep import trial_name
@@ -27,6 +24,9 @@ from tunery_operator.status.snapshot import Snapshot
 from tunery_operator.status.stopping import check_stop
 from tunery_operator.status.sweep import check_search
 from tunery_operator.views.owner import Key, Owner, parse_owner
+from tunery_search.decision import Decision, Moment, decide
+from tunery_search.summary import without_removed
+from tunery_search.trials import Trial, trial_of
 
 from kit.operator.statuskit import NOW
 from kit.projects import ROOT

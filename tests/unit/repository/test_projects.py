@@ -7,11 +7,9 @@ import re
 import tomllib
 from pathlib import Path
 
-from kit.projects import PROJECTS, ROOT
+from kit.projects import FOLDERS, NAMES, PROJECTS, ROOT
 
-FOLDERS = {project.folder for project in PROJECTS}
 PACKAGES = {project.package for project in PROJECTS}
-NAMES = {project.package.replace("_", "-") for project in PROJECTS}
 OTHERS = {"tests", "tests/tools/engine"}
 """Projects that are no part of the product."""
 TESTS = tomllib.loads((ROOT / "tests" / "pyproject.toml").read_text())
@@ -26,19 +24,20 @@ def variable(name: str) -> set[str]:
 
 def test_every_project_is_listed() -> None:
     found = {path.parent for depth in ("*", "*/*", "tests/*/*") for path in ROOT.glob(f"{depth}/pyproject.toml")}
-    assert {folder.relative_to(ROOT).as_posix() for folder in found} == FOLDERS | OTHERS
+    assert {folder.relative_to(ROOT).as_posix() for folder in found} == {*FOLDERS} | OTHERS
 
 
 def test_a_project_is_named_as_its_package() -> None:
-    for project in PROJECTS:
-        written = tomllib.loads((ROOT / project.folder / "pyproject.toml").read_text())
-        assert written["project"]["name"] == project.package.replace("_", "-")
-        assert written["tool"]["uv"]["build-backend"]["module-name"] == project.package
-        assert (project.source / "__init__.py").is_file()
+    for folder, name in zip(FOLDERS, NAMES, strict=True):
+        packages = [project.package for project in PROJECTS if project.folder == folder]
+        written = tomllib.loads((ROOT / folder / "pyproject.toml").read_text())
+        assert written["project"]["name"] == name == packages[0].replace("_", "-")
+        assert written["tool"]["uv"]["build-backend"]["module-name"] in (packages, packages[0])
+        assert all((ROOT / folder / "src" / package / "__init__.py").is_file() for package in packages)
 
 
 def test_the_makefile_locks_every_project_and_mypy_finds_every_package() -> None:
-    assert variable("PROJECTS") == FOLDERS | OTHERS
+    assert variable("PROJECTS") == {*FOLDERS} | OTHERS
     mypy = configparser.RawConfigParser()
     mypy.read(ROOT / ".mypy.ini")
     assert all(f"/{project.folder}/src:" in mypy["mypy"]["mypy_path"] for project in PROJECTS)
@@ -48,9 +47,9 @@ def test_the_makefile_locks_every_project_and_mypy_finds_every_package() -> None
 def test_the_tests_install_and_cover_every_project() -> None:
     sources = TESTS["tool"]["uv"]["sources"]
     assert {name: source["path"] for name, source in sources.items()} == {
-        project.package.replace("_", "-"): f"../{project.folder}" for project in PROJECTS
+        name: f"../{folder}" for name, folder in zip(NAMES, FOLDERS, strict=True)
     }
-    assert {re.split(r"[\[>]", name)[0] for name in TESTS["project"]["dependencies"]} >= NAMES
+    assert {re.split(r"[\[>]", name)[0] for name in TESTS["project"]["dependencies"]} >= {*NAMES}
     assert set(TESTS["tool"]["coverage"]["run"]["source_pkgs"]) == PACKAGES
 
 

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tunery_api.reasons import FailureReason
-from tunery_api.search.decide import Decision, Moment, decide, most_failed
-from tunery_api.search.failures import FAULTS, Fault
-from tunery_api.search.rows import Live, Trial, trial_of
 from tunery_api.sweepstatus import TRIALS_KEPT, EndReason, TrialState
+from tunery_search.decision import Decision, Moment, decide, most_failed
+from tunery_search.faults import FAULTS, Fault
+from tunery_search.trials import Live, Trial, trial_of
 
 from kit.sweeps import START, lorajob, moment, read, running, sweep, trial
 

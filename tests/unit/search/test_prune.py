@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tunery_api.lorasweep import PrunerSpec
-from tunery_api.search.prune import at_rung, pruned
-from tunery_api.search.rows import Trial
 from tunery_api.sweepstatus import TrialState
+from tunery_search.pruning import at_rung, pruned
+from tunery_search.trials import Trial
 
 from kit.landscapes import TOO_HIGH
 from kit.sweeps import Curve, curves, running, trial

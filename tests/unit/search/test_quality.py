@@ -10,10 +10,10 @@ from typing import Final
 import pytest
 
 from tunery_api.lorasweep import SamplerType
-from tunery_api.search.dimensions import Categorical, Dimension, Numeric
-from tunery_api.search.protocol import Ask, ToldState, ToldTrial
-from tunery_api.search.space import space_of
-from tunery_api.search.suggest import answer
+from tunery_search.dimensions import Categorical, Dimension, Numeric
+from tunery_search.optuna_sampler import answer
+from tunery_search.protocol import Ask, ToldState, ToldTrial
+from tunery_search.space import space_of
 
 from bench.simulated import ends, simulated, steps
 from kit.landscapes import function, smooth, trainings

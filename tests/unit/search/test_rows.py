@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from tunery_api.names import ORIGIN_ANNOTATION, TRIAL_LABEL
 from tunery_api.reasons import FailureReason
-from tunery_api.search.failures import FAULTS, Fault, fault_of
-from tunery_api.search.rows import STOPPED_BY_SWEEP, Trial, merge, number_of, stop_text, trial_of
 from tunery_api.status import FINAL_PHASES, Phase
 from tunery_api.sweepstatus import TrialStatus
+from tunery_search.faults import FAULTS, Fault, fault_of
+from tunery_search.trials import STOPPED_BY_SWEEP, Trial, merge, number_of, stop_text, trial_of
 
 from kit.sweeps import START, lorajob, read
 

@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 
 from tunery_api.lorajob import PreflightPolicy
-from tunery_api.search.decide import Decision, Moment, decide
-from tunery_api.search.dimensions import Categorical, Dimension, Numeric
-from tunery_api.search.protocol import Fixed
-from tunery_api.search.rows import Trial, merge
-from tunery_api.search.suggest import answer
-from tunery_api.search.telling import question
-from tunery_api.search.terms import on_terms, preflight_of
-from tunery_api.search.totals import best, convergence, gpu_seconds_saved
 from tunery_api.sweepstatus import EndReason, TrialStatus
+from tunery_search.decision import Decision, Moment, decide
+from tunery_search.dimensions import Categorical, Dimension, Numeric
+from tunery_search.history import question
+from tunery_search.optuna_sampler import answer
+from tunery_search.protocol import Fixed
+from tunery_search.summary import best, convergence, gpu_seconds_saved
+from tunery_search.trial_spec import on_terms, preflight_of
+from tunery_search.trials import Trial, merge
 
 from kit.sweeps import START, STEPS, sweep
 

@@ -8,13 +8,13 @@ import pytest
 
 from tunery_api.lorajob import PreflightPolicy
 from tunery_api.lorasweep import PrunerSpec, PrunerType, SweepPreflight
-from tunery_api.search.dimensions import Numeric
-from tunery_api.search.protocol import Fixed, Suggestion, ToldState
-from tunery_api.search.rows import Live, Trial
-from tunery_api.search.space import space_of
-from tunery_api.search.telling import final_suggestion, question, question_of, told, with_earlier
-from tunery_api.search.terms import on_terms, preflight_of
-from tunery_api.search.totals import (
+from tunery_api.sweepstatus import TrialState
+from tunery_api.validation import parse_lorajob
+from tunery_search.dimensions import Numeric
+from tunery_search.history import final_suggestion, question, question_of, told, with_earlier
+from tunery_search.protocol import Fixed, Suggestion, ToldState
+from tunery_search.space import space_of
+from tunery_search.summary import (
     best,
     best_trial,
     convergence,
@@ -25,8 +25,8 @@ from tunery_api.search.totals import (
     importance_shown,
     since_improvement,
 )
-from tunery_api.sweepstatus import TrialState
-from tunery_api.validation import parse_lorajob
+from tunery_search.trial_spec import on_terms, preflight_of
+from tunery_search.trials import Live, Trial
 
 from kit.sweeps import running, sweep, trial
 

@@ -10,7 +10,6 @@ from tunery_api.fields import parse_quantity
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.names import SWEEP_OUTPUT_ANNOTATION, TRAIN_GRACE_SECONDS, VOLUMES_DIR, child_name, trials_uri
 from tunery_api.runspec import CacheMount, Purpose, ResolvedAdapter, Task
-from tunery_api.search.terms import on_inputs
 from tunery_api.sweepstatus import TrialInputs
 from tunery_operator.plan import job
 from tunery_operator.plan.job import Place, Platform
@@ -18,6 +17,7 @@ from tunery_operator.plan.mounts import Access, Opened, adapter_access
 from tunery_operator.plan.placing import together, work_scheduling
 from tunery_operator.plan.types import JobPlan, VolumeMount
 from tunery_operator.views.owner import Owner
+from tunery_search.trial_spec import on_inputs
 
 
 class Known(NamedTuple):

@@ -17,17 +17,17 @@ from tunery_api.names import child_name, trials_uri
 from tunery_api.placement import ResourcesSpec, SchedulingSpec
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import DiskLimit, LoRASweepRun, Purpose, Task
-from tunery_api.search.protocol import Suggestion
-from tunery_api.search.rows import FINAL_ORIGIN, Trial
-from tunery_api.search.space import Space, final_spec, trial_spec
-from tunery_api.search.terms import on_inputs, on_terms, preflight_of, was_checked
-from tunery_api.search.words import searched
 from tunery_api.sweepstatus import ParameterImportance, TrialInputs, TrialStatus
 from tunery_operator.plan import job
 from tunery_operator.plan.job import Place, Platform
 from tunery_operator.plan.mounts import Access
 from tunery_operator.plan.types import JobPlan
 from tunery_operator.views.owner import Owner
+from tunery_search.describe import searched
+from tunery_search.protocol import Suggestion
+from tunery_search.space import Space, final_spec, trial_spec
+from tunery_search.trial_spec import on_inputs, on_terms, preflight_of, was_checked
+from tunery_search.trials import FINAL_ORIGIN, Trial
 
 MOST_BYTES: Final = 220_000
 """Of the rows in run.json."""

@@ -8,7 +8,6 @@ from typing import Final
 from tunery_api.lorajob import LoRAJobSpec, PreflightPolicy
 from tunery_api.methods import Method
 from tunery_api.runspec import Task
-from tunery_api.search.terms import inputs_of
 from tunery_api.status import ConditionType
 from tunery_api.validation import parse_lorajob
 from tunery_operator.plan.inputs import as_checked
@@ -31,6 +30,7 @@ from tunery_operator.reconcile.services import Services
 from tunery_operator.reconcile.stopping import carry_out
 from tunery_operator.status.snapshot import Snapshot
 from tunery_operator.status.stop import stop_of
+from tunery_search.trial_spec import inputs_of
 
 
 def _gather(services: Services, obj: FoundObject) -> Snapshot:

@@ -11,14 +11,6 @@ from tunery_api.lorasweep import LoRASweepSpec
 from tunery_api.names import SUSPENDED_BY_ANNOTATION
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import Failure, Task
-from tunery_api.search.ask import SuggestionFailed
-from tunery_api.search.decide import Decision, Moment, decide, given_up
-from tunery_api.search.protocol import IMPORTANCE_FROM, Answer, Suggestion
-from tunery_api.search.rows import Trial, merge
-from tunery_api.search.space import Space, read_values, space_of
-from tunery_api.search.telling import final_suggestion, question_of, with_earlier
-from tunery_api.search.terms import inputs_of
-from tunery_api.search.totals import gpu_seconds_saved, importance_shown
 from tunery_api.status import FINAL_PHASES
 from tunery_api.sweepstatus import (
     FINAL_TRIAL_STATES,
@@ -29,7 +21,6 @@ from tunery_api.sweepstatus import (
     TrialStatus,
 )
 from tunery_api.tolerant import without_invalid
-from tunery_api.validation import parse_lorasweep
 from tunery_operator.errors import ApiFailure, NameTaken, Rejected, SamplerBusy
 from tunery_operator.kube import apply
 from tunery_operator.kube.client import Json
@@ -49,6 +40,15 @@ from tunery_operator.status.search import SAMPLER_BUSY, SUGGESTION_FAILED, Hindr
 from tunery_operator.status.snapshot import Snapshot
 from tunery_operator.views.clock import parse_time
 from tunery_operator.views.owner import Key
+from tunery_search.decision import Decision, Moment, decide, given_up
+from tunery_search.history import final_suggestion, question_of, with_earlier
+from tunery_search.protocol import IMPORTANCE_FROM, Answer, Suggestion
+from tunery_search.sampler import SuggestionFailed
+from tunery_search.space import Space, read_values, space_of
+from tunery_search.summary import gpu_seconds_saved, importance_shown
+from tunery_search.trial_spec import inputs_of
+from tunery_search.trials import Trial, merge
+from tunery_search.validation import parse_lorasweep
 
 FAILED_SECONDS: Final = 30.0
 """Time until a sampler that failed is asked again."""

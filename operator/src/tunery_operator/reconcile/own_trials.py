@@ -10,7 +10,6 @@ from typing import Final
 from tunery_api.kinds import Kind
 from tunery_api.lorasweep import MAX_PARALLEL_TRIALS, LoRASweepSpec
 from tunery_api.names import MANAGED_BY, MANAGED_BY_LABEL, ORIGIN_ANNOTATION, SWEEP_LABEL, TRIAL_LABEL, label_value
-from tunery_api.search.rows import number_of
 from tunery_api.status import FINAL_PHASES, Phase
 from tunery_api.sweepstatus import FINAL_TRIAL_STATES, TrialStatus
 from tunery_operator.errors import ApiFailure, Rejected, StaleObject
@@ -22,6 +21,7 @@ from tunery_operator.plan.lorasweep import trial_name
 from tunery_operator.reconcile.found_object import FoundObject
 from tunery_operator.reconcile.services import Services
 from tunery_operator.views.owner import Key, Owner
+from tunery_search.trials import number_of
 
 logger: Final = logging.getLogger(__name__)
 

@@ -8,11 +8,11 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Final
 
-from tunery_api.search.ask import Processes, SuggestionFailed, needs_optuna, suggestions
-from tunery_api.search.protocol import Answer, Ask
 from tunery_operator import metrics
 from tunery_operator.errors import OperatorEnds
 from tunery_operator.reconcile.turns import Turns
+from tunery_search.protocol import Answer, Ask
+from tunery_search.sampler import Processes, SuggestionFailed, needs_optuna, suggestions
 
 AT_A_TIME: Final = 2
 """A burst of sweeps would start one for each thread that reconciles."""

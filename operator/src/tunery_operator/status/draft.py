@@ -12,8 +12,6 @@ from tunery_api.names import VERSION
 from tunery_api.reasons import NO_GPU, FailureReason, advice_for
 from tunery_api.runspec import Failure
 from tunery_api.scrub import scrub
-from tunery_api.search.advice import in_template, renamed
-from tunery_api.search.rows import CURVE_AT
 from tunery_api.status import ConditionType, Phase
 from tunery_api.tolerant import without_invalid
 from tunery_operator.status.conditions import Conditions
@@ -31,6 +29,8 @@ from tunery_operator.status.trial_hints import (
 )
 from tunery_operator.views.attempt import Attempt
 from tunery_operator.views.clock import format_time
+from tunery_search.advice import in_template, renamed
+from tunery_search.trials import CURVE_AT
 
 _NEW_JOB: Final = re.compile(r"\bin a new (?:job|sweep)\b")
 """So ends the hint of whoever knows that no change outside of the spec mends it."""

@@ -8,10 +8,10 @@ from datetime import datetime
 from typing import Final
 
 from tunery_api.lorasweep import LoRASweepSpec
-from tunery_api.search.decide import Decision
-from tunery_api.search.rows import Trial
 from tunery_api.sweepstatus import TrialInputs
 from tunery_operator.views.job import foreign_finalizers
+from tunery_search.decision import Decision
+from tunery_search.trials import Trial
 
 SUGGESTION_FAILED: Final = "SuggestionFailed"
 TRIALS_QUEUED: Final = "TrialsQueued"

@@ -5,13 +5,13 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Final
 
-from tunery_api.search import totals
-from tunery_api.search.rows import Trial
-from tunery_api.search.words import points_tried
 from tunery_api.status import ConditionType
 from tunery_api.sweepstatus import EndReason
 from tunery_operator.status.draft import Draft
 from tunery_operator.status.search import SEARCH_SUSPENDED, TRIAL_KEPT, TRIALS_QUEUED, Search
+from tunery_search import summary
+from tunery_search.describe import points_tried
+from tunery_search.trials import Trial
 
 _SEARCHING: Final = ConditionType.SEARCHING
 _NAMED: Final = 3
@@ -55,29 +55,29 @@ def tell_removed(draft: Draft) -> None:
     if search is None or search.decision.conclude is None or not draft.conditions.is_true(ConditionType.SUCCEEDED):
         return
     rows = [trial.row for trial in search.trials]
-    told = totals.without_removed(rows, search.decision.conclude, search.spec.keep_adapters)
+    told = summary.without_removed(rows, search.decision.conclude, search.spec.keep_adapters)
     draft.put(trials=[row.to_json_dict() for row in told])
 
 
 def _show_trials(draft: Draft, search: Search) -> None:
     spec, trials = search.spec, search.trials
-    best = totals.best(trials, float(spec.objective.tolerance))
-    convergence = totals.convergence(trials)
+    best = summary.best(trials, float(spec.objective.tolerance))
+    convergence = summary.convergence(trials)
     end = EndReason.SPACE_EXHAUSTED if search.exhausted else search.decision.end_reason
     draft.put(
         trials=[trial.row.to_json_dict() for trial in trials] or None,
-        counts=totals.counts(trials).to_json_dict(),
-        countsText=totals.counts_text(trials, spec.max_trials, int(draft.fields.get("forgiven") or 0)),
-        best=totals.best_trial(best).to_json_dict() if best is not None else None,
+        counts=summary.counts(trials).to_json_dict(),
+        countsText=summary.counts_text(trials, spec.max_trials, int(draft.fields.get("forgiven") or 0)),
+        best=summary.best_trial(best).to_json_dict() if best is not None else None,
         convergence=[each.to_json_dict() for each in convergence] or None,
-        trialsSinceImprovement=totals.since_improvement(trials),
-        gpuSeconds=totals.gpu_seconds(trials),
-        gpuSecondsSaved=totals.gpu_seconds_saved(trials),
+        trialsSinceImprovement=summary.since_improvement(trials),
+        gpuSeconds=summary.gpu_seconds(trials),
+        gpuSecondsSaved=summary.gpu_seconds_saved(trials),
         trialInputs=search.inputs.to_json_dict() if search.inputs is not None else None,
         endReason=end.value if end is not None else None,
     )
     if search.importance is not None:
-        shown = totals.importance_shown(search.importance)
+        shown = summary.importance_shown(search.importance)
         draft.put(importance=[each.to_json_dict() for each in shown] if shown else None)
     started = _started(trials)
     if started is not None:

@@ -9,10 +9,10 @@ from tunery_api.kinds import Kind
 from tunery_api.names import RETRY_ANNOTATION
 from tunery_api.runspec import Failure
 from tunery_api.scrub import MAX_MESSAGE_BYTES, shorten
-from tunery_api.search.advice import NEW_SWEEP, learns, of_sweep
-from tunery_api.search.rows import OF_TRIAL
 from tunery_operator.status.search import Search
 from tunery_operator.views.owner import Key, Owner
+from tunery_search.advice import NEW_SWEEP, learns, of_sweep
+from tunery_search.trials import OF_TRIAL
 
 _CHANGES_SPEC: Final = re.compile(r"new job|\b(spec|resources|training|evaluation|dataset|lora)\.[a-z]|\bQLoRA\b")
 """In a hint that has somebody change a spec, or write another."""

@@ -11,9 +11,8 @@ import yaml
 
 from tunery_api.kinds import Kind
 from tunery_api.runspec import ResolvedAdapter
-from tunery_api.search.space import space_of
 from tunery_api.sweepstatus import TrialState, TrialStatus
-from tunery_api.validation import parse_adaptermerge, parse_batchinference, parse_lorajob, parse_lorasweep
+from tunery_api.validation import parse_adaptermerge, parse_batchinference, parse_lorajob
 from tunery_operator.manifests.job import build_job, build_service
 from tunery_operator.plan.adaptermerge import plan_merge
 from tunery_operator.plan.batchinference import plan_batch
@@ -25,6 +24,8 @@ from tunery_operator.plan.lorasweep import Found, plan_conclude
 from tunery_operator.plan.lorasweep import plan_report as plan_report_of_sweep
 from tunery_operator.plan.types import JobPlan
 from tunery_operator.views.owner import Owner, parse_owner
+from tunery_search.space import space_of
+from tunery_search.validation import parse_lorasweep
 
 from kit.api_server import ApiServer
 from kit.chart.installing import TEAM

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from tunery_api.kinds import Kind
-from tunery_api.search.protocol import Suggestion
-from tunery_api.search.rows import FINAL_ORIGIN
-from tunery_api.validation import parse_lorasweep
 from tunery_operator.manifests.trial import build_trial, hold_change, stop_change
 from tunery_operator.plan.job import Platform, output_place
 from tunery_operator.plan.lorasweep import plan_trial
 from tunery_operator.views.owner import Owner, parse_owner
+from tunery_search.protocol import Suggestion
+from tunery_search.trials import FINAL_ORIGIN
+from tunery_search.validation import parse_lorasweep
 
 from kit.api_server import ApiServer
 from kit.chart.installing import TEAM

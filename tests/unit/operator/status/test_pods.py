@@ -11,8 +11,6 @@ import pytest
 from tunery_api.kinds import Kind
 from tunery_api.reasons import FailureReason, advice_for
 from tunery_api.runspec import TrainerStatus
-from tunery_api.search.advice import of_sweep
-from tunery_api.search.decide import Decision
 from tunery_api.status import LoRAJobStatus, Phase
 from tunery_operator.kube.merge_patch import merge_patch
 from tunery_operator.reconcile.found_object import FoundObject
@@ -22,6 +20,8 @@ from tunery_operator.status.search import Search
 from tunery_operator.views.attempt import Attempt, ClusterWarning
 from tunery_operator.views.owner import Key
 from tunery_operator.views.pod import PodView
+from tunery_search.advice import of_sweep
+from tunery_search.decision import Decision
 
 from kit.operator.objects import RESULT
 from kit.operator.statuskit import (

@@ -11,8 +11,6 @@ import pytest
 from tunery_api.kinds import Kind
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import Failure
-from tunery_api.search.decide import Decision, Moment, decide
-from tunery_api.search.rows import Live, Trial
 from tunery_api.sweepstatus import EndReason, LoRASweepStatus, TrialState
 from tunery_operator.status.compute import compute_status
 from tunery_operator.status.events import transitions
@@ -22,6 +20,8 @@ from tunery_operator.status.search import SUGGESTION_FAILED, Hindrance, Search
 from tunery_operator.status.snapshot import Refusal, Snapshot
 from tunery_operator.views.attempt import Attempt
 from tunery_operator.views.owner import Key, Owner
+from tunery_search.decision import Decision, Moment, decide
+from tunery_search.trials import Live, Trial
 
 from kit.operator.statuskit import NOW, at, ended, job
 from kit.operator.statuskit import running as at_work

@@ -10,17 +10,17 @@ import pytest
 from tunery_api.kinds import Kind
 from tunery_api.measured import EvaluationStatus
 from tunery_api.runspec import Task
-from tunery_api.search.protocol import Suggestion
-from tunery_api.search.rows import Trial
-from tunery_api.search.space import space_of
 from tunery_api.sweepstatus import TrialState, TrialStatus
-from tunery_api.validation import parse_lorasweep
 from tunery_operator.manifests.job import build_job
 from tunery_operator.manifests.trial import build_trial
 from tunery_operator.plan.job import Platform, identity, output_place
 from tunery_operator.plan.lorasweep import MOST_BYTES, Found, bounded, plan_conclude, plan_report, plan_trial
 from tunery_operator.settings import Settings
 from tunery_operator.views.owner import Owner, parse_owner
+from tunery_search.protocol import Suggestion
+from tunery_search.space import space_of
+from tunery_search.trials import Trial
+from tunery_search.validation import parse_lorasweep
 
 from kit.operator.objects import lorasweep
 from kit.sweeps import trial

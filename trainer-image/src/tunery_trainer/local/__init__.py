@@ -26,14 +26,15 @@ from tunery_api.manifest import CONFIG_FILE, MANIFEST_NAME, WEIGHTS_FILE
 from tunery_api.names import API_VERSION, beside
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import ResolvedAdapter, RunIdentity, RunSpec
-from tunery_api.search.corners import first_point
-from tunery_api.search.space import space_of, trial_spec
-from tunery_api.validation import parse_adaptermerge, parse_lorajob, parse_lorasweep
+from tunery_api.validation import parse_adaptermerge, parse_lorajob
 from tunery_api.walk import fields, with_fields
 from tunery_common.errors import DISK_FULL, TuneryError
 from tunery_common.inputs.file_selection import data_files, split_pattern
 from tunery_common.storage.links import said_of_dead
 from tunery_common.storage.transfer import hash_file
+from tunery_search.corners import first_point
+from tunery_search.space import space_of, trial_spec
+from tunery_search.validation import parse_lorasweep
 from tunery_trainer.local.documents import is_object, name_of, read_documents, select
 
 Spec = TypeVar("Spec", LoRAJobSpec, AdapterMergeSpec, LoRAJobSpec | AdapterMergeSpec, LoRASweepSpec)

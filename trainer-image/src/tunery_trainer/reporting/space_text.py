@@ -7,9 +7,9 @@ from typing import Final
 
 from tunery_api.lorasweep import LoRASweepSpec
 from tunery_api.methods import Preset
-from tunery_api.search.corners import corner_count
-from tunery_api.search.space import space_of, starts
-from tunery_api.search.words import points_tried, searched
+from tunery_search.corners import corner_count
+from tunery_search.describe import points_tried, searched
+from tunery_search.space import space_of, starts
 
 _GUIDES: Final = frozenset(preset.value for preset in Preset)
 """Names of the guide's configurations, as origins of trials."""

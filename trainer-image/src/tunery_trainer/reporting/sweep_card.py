@@ -8,8 +8,8 @@ from typing import Any, Final
 
 from tunery_api.measured import number_text
 from tunery_api.runspec import LoRASweepRun, RunSpec
-from tunery_api.search.totals import without_removed
 from tunery_api.sweepstatus import TrialState, TrialStatus
+from tunery_search.summary import without_removed
 from tunery_trainer.reporting.markdown import literal, section, table
 from tunery_trainer.reporting.sweep_rows import base_loss, of_state, ranked
 

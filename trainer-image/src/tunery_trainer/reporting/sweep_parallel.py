@@ -17,8 +17,8 @@ from matplotlib.ticker import MaxNLocator
 
 from tunery_api.measured import finite
 from tunery_api.runspec import LoRASweepRun, SearchedParameter
-from tunery_api.search.dimensions import plain
 from tunery_api.sweepstatus import TrialState, TrialStatus
+from tunery_search.dimensions import plain
 from tunery_trainer.reporting.curves import GRID, TEXT
 from tunery_trainer.reporting.sweep_rows import loss_of, of_state, ranked, worth_seeing
 

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from tunery_api.measured import finite
 from tunery_api.runspec import LoRASweepRun
-from tunery_api.search import totals
 from tunery_api.sweepstatus import TrialState, TrialStatus
+from tunery_search import summary
 
 
 def ranked(sweep: LoRASweepRun) -> list[TrialStatus]:
     """Return the complete trials: the one that the sweep says is the best, then the others by their loss."""
-    return totals.ranked(sweep.trials, sweep.best)
+    return summary.ranked(sweep.trials, sweep.best)
 
 
 def kept(sweep: LoRASweepRun) -> list[TrialStatus]:
     """Return the trials whose own adapters stay: as many as were asked for of those that have one, the best first."""
-    return totals.kept(sweep.trials, sweep.best, sweep.keep_adapters)
+    return summary.kept(sweep.trials, sweep.best, sweep.keep_adapters)
 
 
 def of_state(sweep: LoRASweepRun, *states: TrialState) -> list[TrialStatus]:

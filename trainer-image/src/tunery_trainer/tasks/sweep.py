@@ -15,13 +15,13 @@ from tunery_api.lorajob import PreflightPolicy
 from tunery_api.lorasweep import LoRASweepSpec
 from tunery_api.reasons import ADVICE, FailureReason
 from tunery_api.runspec import Failure, RunResult, RunSpec
-from tunery_api.search.advice import in_sweep
-from tunery_api.search.rows import FINAL_ORIGIN
-from tunery_api.search.totals import best
 from tunery_api.sweepstatus import TrialState, TrialStatus
 from tunery_common.errors import TuneryError
 from tunery_common.storage.probe import probe
 from tunery_common.storage.publisher import Published, Target, published_before
+from tunery_search.advice import in_sweep
+from tunery_search.summary import best
+from tunery_search.trials import FINAL_ORIGIN
 from tunery_trainer.inputs.workspace import Workspace
 from tunery_trainer.process.hints_here import said_here
 from tunery_trainer.process.signals import StopRequested, StopSignal

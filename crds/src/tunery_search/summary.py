@@ -9,7 +9,6 @@ from typing import Final
 from tunery_api.lorasweep import MAX_PARAMETERS
 from tunery_api.measured import change_text, finite
 from tunery_api.names import without_rejected
-from tunery_api.search.rows import Trial
 from tunery_api.sweepstatus import (
     BestTrial,
     Improvement,
@@ -18,6 +17,7 @@ from tunery_api.sweepstatus import (
     TrialState,
     TrialStatus,
 )
+from tunery_search.trials import Trial
 
 _S = TrialState
 _SHOWN: Final = 16

@@ -11,13 +11,13 @@ from tunery_api.lorasweep import MAX_TRIALS, LoRASweepSpec
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import Failure
 from tunery_api.scrub import shorten
-from tunery_api.search.advice import in_template
-from tunery_api.search.failures import Fault, fault_of
-from tunery_api.search.prune import pruned
-from tunery_api.search.rows import SWEEP_FAILED, Trial, stop_text
-from tunery_api.search.terms import was_checked
-from tunery_api.search.totals import best, mean_gpu_seconds, since_improvement
 from tunery_api.sweepstatus import TRIALS_KEPT, EndReason, TrialState, TrialStatus
+from tunery_search.advice import in_template
+from tunery_search.faults import Fault, fault_of
+from tunery_search.pruning import pruned
+from tunery_search.summary import best, mean_gpu_seconds, since_improvement
+from tunery_search.trial_spec import was_checked
+from tunery_search.trials import SWEEP_FAILED, Trial, stop_text
 
 _MESSAGE = 1024
 _STOPS_ALL = frozenset({EndReason.BUDGET, EndReason.DEADLINE})

@@ -15,7 +15,7 @@ from typing import Final
 from tunery_api.lorasweep import PrunerSpec, PrunerType
 from tunery_api.measured import EVALUATIONS_KEPT, share_text
 from tunery_api.methods import Preset
-from tunery_api.search.rows import FINAL_ORIGIN, Course, Trial
+from tunery_search.trials import FINAL_ORIGIN, Course, Trial
 
 NEVER_COMPARED: Final = frozenset({FINAL_ORIGIN, *(preset.value for preset in Preset)})
 """Origins of trials that run to their ends, so that the comparison with the guide's configurations is whole."""

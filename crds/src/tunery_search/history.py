@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from tunery_api.lorasweep import LoRASweepSpec
-from tunery_api.search.dimensions import Dimension
-from tunery_api.search.lattice import is_point
-from tunery_api.search.protocol import Ask, Fixed, Suggestion, ToldState, ToldTrial
-from tunery_api.search.rows import FINAL_ORIGIN, Trial
-from tunery_api.search.space import Space, starts
-from tunery_api.search.totals import best
 from tunery_api.sweepstatus import TrialState, TrialStatus
+from tunery_search.dimensions import Dimension
+from tunery_search.lattice import is_point
+from tunery_search.protocol import Ask, Fixed, Suggestion, ToldState, ToldTrial
+from tunery_search.space import Space, starts
+from tunery_search.summary import best
+from tunery_search.trials import FINAL_ORIGIN, Trial
 
 
 def question_of(

@@ -6,7 +6,7 @@ from enum import StrEnum
 from typing import Final
 
 from tunery_api.reasons import FailureReason
-from tunery_api.search.dimensions import Values
+from tunery_search.dimensions import Values
 
 _R = FailureReason
 

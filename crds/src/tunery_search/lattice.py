@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
-from tunery_api.search.dimensions import Categorical, Dimension, Numeric, Values, plain
+from tunery_search.dimensions import Categorical, Dimension, Numeric, Values, plain
 
 Space = Sequence[Dimension]
 

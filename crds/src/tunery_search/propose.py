@@ -14,10 +14,10 @@ from itertools import islice
 from typing import Final
 
 from tunery_api.lorasweep import SamplerType
-from tunery_api.search.dimensions import Categorical, Dimension, plain
-from tunery_api.search.grid import grid
-from tunery_api.search.lattice import exists, has, in_order, is_point, key, last_step, spacing
-from tunery_api.search.protocol import Ask, Suggestion, ToldState, ToldTrial
+from tunery_search.dimensions import Categorical, Dimension, plain
+from tunery_search.grid import grid
+from tunery_search.lattice import exists, has, in_order, is_point, key, last_step, spacing
+from tunery_search.protocol import Ask, Suggestion, ToldState, ToldTrial
 
 SALTS: Final = 20
 """Proposals for one number, until one of them is new."""

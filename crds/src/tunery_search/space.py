@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from tunery_api.lorasweep import LoRASweepSpec, ParameterSpec, RangeSpec, WhenSpec
-from tunery_api.search.dimensions import Categorical, Condition, Dimension, Numeric, Values, plain
-from tunery_api.search.guide import guide_dimensions, guide_points
-from tunery_api.search.paths import TYPES, FieldType, canonical, read, written
-from tunery_api.search.points import part_of_point, point
+from tunery_search.dimensions import Categorical, Condition, Dimension, Numeric, Values, plain
+from tunery_search.guide import guide_dimensions, guide_points
+from tunery_search.paths import TYPES, FieldType, canonical, read, written
+from tunery_search.points import part_of_point, point
 
 INITIAL: Final = "Initial"
 """The origin of a trial that the manifest itself asks for."""

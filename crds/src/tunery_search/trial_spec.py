@@ -9,10 +9,10 @@ from typing import Any, Final
 from tunery_api.lorajob import OnStop, PreflightPolicy
 from tunery_api.lorasweep import PrunerSpec, PrunerType, SweepPreflight
 from tunery_api.measured import EVALUATIONS_KEPT
-from tunery_api.search.dimensions import Values
-from tunery_api.search.rows import Body, Trial, is_checked
 from tunery_api.sweepstatus import TrialInputs, TrialState
 from tunery_api.training import DiagnosisAction
+from tunery_search.dimensions import Values
+from tunery_search.trials import Body, Trial, is_checked
 
 HARMLESS: Final = frozenset(
     {

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from tunery_api.fields import ApiModel
 from tunery_api.lorasweep import SamplerType
-from tunery_api.search.dimensions import Categorical, Numeric
+from tunery_search.dimensions import Categorical, Numeric
 
 IMPORTANCE_FROM: Final = 20
 """Complete trials from which on importances are told: on fewer one without any effect looks like one that matters."""

@@ -7,9 +7,9 @@ from typing import Final
 
 from tunery_api.lorasweep import LoRASweepSpec, SamplerType
 from tunery_api.runspec import SearchedParameter
-from tunery_api.search import grid
-from tunery_api.search.dimensions import Categorical, Condition, Dimension, Numeric, plain
-from tunery_api.search.space import space_of
+from tunery_search import grid
+from tunery_search.dimensions import Categorical, Condition, Dimension, Numeric, plain
+from tunery_search.space import space_of
 
 MOST_COUNTED: Final = 1000
 """Points of a grid that are counted: who looks at a sweep does so again and again."""

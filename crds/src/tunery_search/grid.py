@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import islice
 
-from tunery_api.search.dimensions import Dimension
-from tunery_api.search.lattice import Space, exists, in_order, texts
+from tunery_search.dimensions import Dimension
+from tunery_search.lattice import Space, exists, in_order, texts
 
 
 def grid(space: Space) -> Iterator[dict[str, str]]:

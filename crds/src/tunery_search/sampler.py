@@ -12,11 +12,11 @@ from typing import Final
 from pydantic import ValidationError
 
 from tunery_api.lorasweep import SamplerType
-from tunery_api.search.propose import learnt_from, proposed, random_draw
-from tunery_api.search.protocol import IMPORTANCE_FROM, Answer, Ask, ToldState
+from tunery_search.propose import learnt_from, proposed, random_draw
+from tunery_search.protocol import IMPORTANCE_FROM, Answer, Ask, ToldState
 
 TIMEOUT_SECONDS: Final = 60.0
-_PROGRAM: Final = "tunery_api.search.suggest"
+_PROGRAM: Final = "tunery_search.optuna_sampler"
 _SINGLE: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 _KEPT: Final = ("HOME", "LD_LIBRARY_PATH", "PATH", "TMPDIR")
 """What a Python may need to start."""

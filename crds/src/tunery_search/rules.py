@@ -16,13 +16,13 @@ from tunery_api.lorasweep import LoRASweepSpec, PrunerType, SamplerType, SweepPr
 from tunery_api.preference import TrainingTask
 from tunery_api.rules import LORAJOB_RULES
 from tunery_api.schema_errors import field_error
-from tunery_api.search.corners import TOGETHER, Blame, blames
-from tunery_api.search.dimensions import Categorical, Dimension, Numeric, Values
-from tunery_api.search.parameters import Parameters, checked
-from tunery_api.search.paths import REFUSED, TYPES, FieldType, written
-from tunery_api.search.points import ends, misfits
-from tunery_api.search.prune import MOST_EVALUATIONS
-from tunery_api.search.space import final_spec, trial_spec
+from tunery_search.corners import TOGETHER, Blame, blames
+from tunery_search.dimensions import Categorical, Dimension, Numeric, Values
+from tunery_search.parameters import Parameters, checked
+from tunery_search.paths import REFUSED, TYPES, FieldType, written
+from tunery_search.points import ends, misfits
+from tunery_search.pruning import MOST_EVALUATIONS
+from tunery_search.space import final_spec, trial_spec
 
 Errors = Iterator[FieldError]
 _MEASURED_ALIKE: Final = frozenset({"maxLength", "loss", "seed"})

@@ -8,9 +8,9 @@ from typing import Final
 from tunery_api.lorasweep import TrialTemplate
 from tunery_api.methods import LORA_FAMILY, RANK_GUIDELINES, Method
 from tunery_api.presets import LORA_LEARNING_RATES, PRESETS, PresetValues, method_rate, usual_span
-from tunery_api.search.dimensions import Categorical, Condition, Dimension, Numeric, plain
-from tunery_api.search.paths import read
-from tunery_api.search.points import part_of_point
+from tunery_search.dimensions import Categorical, Condition, Dimension, Numeric, plain
+from tunery_search.paths import read
+from tunery_search.points import part_of_point
 
 _LORA: Final = frozenset({*LORA_FAMILY, Method.AUTO})
 """Methods that the guide's tuner is for; Auto is one of the family but for a handful of rows."""

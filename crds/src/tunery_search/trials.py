@@ -14,12 +14,12 @@ from tunery_api.placement import ResourcesSpec
 from tunery_api.reasons import FailureReason, advice_for
 from tunery_api.runspec import Failure
 from tunery_api.scrub import shorten
-from tunery_api.search.advice import of_sweep
-from tunery_api.search.dimensions import Values
-from tunery_api.search.failures import Fault, fault_of
 from tunery_api.status import ConditionType, Phase
 from tunery_api.sweepstatus import FINAL_TRIAL_STATES, TrialAdapter, TrialFailure, TrialState, TrialStatus
 from tunery_api.training import DiagnosisAction
+from tunery_search.advice import of_sweep
+from tunery_search.dimensions import Values
+from tunery_search.faults import Fault, fault_of
 
 FINAL_ORIGIN: Final = "Final"
 """Origin of the best settings trained once more."""

@@ -11,7 +11,7 @@ from typing import Any, Final, Union, get_args, get_origin, get_type_hints
 from tunery_api.errors import near
 from tunery_api.fields import DecimalString, FractionString
 from tunery_api.lorasweep import TrialTemplate
-from tunery_api.search.dimensions import DECIMALS, plain
+from tunery_search.dimensions import DECIMALS, plain
 
 _LORA: Final = ("rank", "alpha", "dropout", "targetModules", "useRslora", "init")
 _TRAINING: Final = (

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 
 from tunery_api.errors import FieldError, near
-from tunery_api.search.dimensions import Categorical, Dimension, plain
-from tunery_api.search.lattice import has, is_point
-from tunery_api.search.paths import canonical
+from tunery_search.dimensions import Categorical, Dimension, plain
+from tunery_search.lattice import has, is_point
+from tunery_search.paths import canonical
 
 
 def ends(dimension: Dimension) -> tuple[str, ...]:

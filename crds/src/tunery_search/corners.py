@@ -9,10 +9,10 @@ from functools import cached_property, partial
 from typing import Final
 
 from tunery_api.errors import FieldError
-from tunery_api.search.dimensions import Categorical, Dimension, Values
-from tunery_api.search.lattice import exists, parents_first
-from tunery_api.search.paths import TYPES, FieldType
-from tunery_api.search.points import ends
+from tunery_search.dimensions import Categorical, Dimension, Values
+from tunery_search.lattice import exists, parents_first
+from tunery_search.paths import TYPES, FieldType
+from tunery_search.points import ends
 
 COMBINATIONS: Final = 64
 _APART: Final = 0.618

@@ -1,4 +1,4 @@
-"""`python -m tunery_api.search.suggest`: the program that asks Optuna; one Ask as JSON in, one Answer out.
+"""`python -m tunery_search.optuna_sampler`: the program that asks Optuna; one Ask as JSON in, one Answer out.
 
 A program, and nothing to import: Optuna takes 33 MB and half a second of import, which then are given back.
 """
@@ -21,10 +21,10 @@ from optuna.samplers import TPESampler
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from tunery_api.lorasweep import SamplerType
-from tunery_api.search.dimensions import Categorical, Dimension
-from tunery_api.search.lattice import exists, in_order, is_point
-from tunery_api.search.propose import Draw, fixed_value, learnt_from, proposed, random_draw
-from tunery_api.search.protocol import IMPORTANCE_FROM, Answer, Ask, ToldState, ToldTrial
+from tunery_search.dimensions import Categorical, Dimension
+from tunery_search.lattice import exists, in_order, is_point
+from tunery_search.propose import Draw, fixed_value, learnt_from, proposed, random_draw
+from tunery_search.protocol import IMPORTANCE_FROM, Answer, Ask, ToldState, ToldTrial
 
 _STATES: Final = {
     ToldState.COMPLETE: TrialState.COMPLETE,
