@@ -50,17 +50,17 @@ _LIBC: Final = ctypes.CDLL(None)
 _DIRECT: Final = subprocess.Popen
 _SERVE: Final = "import sys; from kit.fork_server import serve; serve(int(sys.argv[1]), sys.argv[2:])"
 _OPERATOR: Final = (
-    "dispatch.queue",
-    "framework.handlers",
     "health",
     "kube.events",
     "kube.tokens",
-    "leader",
     "logs",
     "progress.endpoint",
     "progress.server",
     "reconcile.kinds",
-    "watch.watches",
+    "runtime.kopf_source",
+    "runtime.leader_gate",
+    "runtime.leaderelection",
+    "runtime.watches",
 )
 _TESTS: Final = Path(__file__).parents[1]
 

@@ -17,17 +17,12 @@ import urllib3
 from aiohttp import web
 from prometheus_client import REGISTRY
 
-from tunery_operator.dispatch.duty import Duty
-from tunery_operator.dispatch.queue import WorkQueue
-from tunery_operator.framework.feed import Feed
-from tunery_operator.framework.handlers import Framework
 from tunery_operator.health import build_app
 from tunery_operator.kube.cache import Cache
 from tunery_operator.kube.client import load_client
 from tunery_operator.kube.connection import Connection, load_connection
 from tunery_operator.kube.events import EventPoster
 from tunery_operator.kube.tokens import TokenReviewer
-from tunery_operator.leader import LeaderElection
 from tunery_operator.logs import configure_logging
 from tunery_operator.metrics import LEADER, State, StateCollector
 from tunery_operator.plan.job import Platform
@@ -36,11 +31,14 @@ from tunery_operator.progress.endpoint import Endpoint
 from tunery_operator.progress.server import ProgressServer
 from tunery_operator.progress.tls import Certificate, Trust, keep_fresh
 from tunery_operator.reconcile.kinds import reconcile
-from tunery_operator.reconcile.requeue import Requeue
 from tunery_operator.reconcile.services import Services
+from tunery_operator.runtime.kopf_source import Feed, Framework
+from tunery_operator.runtime.leader_gate import Duty
+from tunery_operator.runtime.leaderelection import LeaderElection
+from tunery_operator.runtime.watches import build_watches
+from tunery_operator.runtime.workqueue import Requeue, WorkQueue
 from tunery_operator.settings import InvalidSettings, Settings, read_settings
 from tunery_operator.views.owner import Key
-from tunery_operator.watch.watches import build_watches
 
 STOP_SECONDS: Final = 5.0
 TRIM_SECONDS: Final = 5.0

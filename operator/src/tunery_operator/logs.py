@@ -42,7 +42,7 @@ def about(kind: str, namespace: str, name: str, request: str) -> Iterator[None]:
 
 
 class TextFormatter(ScrubbingFormatter):
-    """`2026-01-31T12:00:00Z INFO tunery_operator.leader: message`; the messages themselves name their object."""
+    """`2026-01-31T12:00:00Z INFO tunery_operator.logs: message`; the messages themselves name their object."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s", MAX_LINE)

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from tunery_api.kinds import Kind
-from tunery_operator.dispatch.queue import Lane
 from tunery_operator.kube.cache import Cache
 from tunery_operator.kube.owners import Report
 from tunery_operator.kube.tokens import PodIdentity, TokenReviewer
 from tunery_operator.progress.endpoint import Endpoint
 from tunery_operator.progress.server import Limits, ProgressServer
 from tunery_operator.progress.tls import Certificate
+from tunery_operator.runtime.priority_queue import Lane
 from tunery_operator.views.owner import Key
 
 from tools.cluster.certs import Authority

@@ -8,9 +8,8 @@ import logging
 from typing import Any
 
 from tunery_api.kinds import Kind
-from tunery_operator.dispatch.queue import WorkQueue
 from tunery_operator.logs import JsonFormatter, TextFormatter, about, new_request
-from tunery_operator.reconcile.requeue import DONE, Requeue
+from tunery_operator.runtime.workqueue import DONE, Requeue, WorkQueue
 from tunery_operator.views.owner import Key
 
 

@@ -14,7 +14,6 @@ from pydantic import ValidationError
 
 from tunery_api.kinds import JOB_KINDS
 from tunery_api.runspec import ProgressUpdate
-from tunery_operator.dispatch.queue import Lane, WorkQueue
 from tunery_operator.errors import ApiFailure
 from tunery_operator.kube.cache import Cache
 from tunery_operator.kube.owners import Report
@@ -23,6 +22,8 @@ from tunery_operator.metrics import PROGRESS_POSTS
 from tunery_operator.progress.pace import Pace
 from tunery_operator.progress.plausible import sane
 from tunery_operator.progress.replicas import MAX_REPORT, Replicas
+from tunery_operator.runtime.priority_queue import Lane
+from tunery_operator.runtime.workqueue import WorkQueue
 from tunery_operator.views.owner import Key
 
 logger = logging.getLogger(__name__)

@@ -19,9 +19,10 @@ from tunery_api.serving import (
     ReplicaState,
     ReportedAdapter,
 )
-from tunery_operator.dispatch.queue import Lane, WorkQueue
 from tunery_operator.kube.cache import Cache
 from tunery_operator.progress.plausible import MAX_WHOLE
+from tunery_operator.runtime.priority_queue import Lane
+from tunery_operator.runtime.workqueue import WorkQueue
 from tunery_operator.views.owner import Key
 
 MAX_REPORT: Final = 1536 * 1024

@@ -17,7 +17,6 @@ from tunery_operator.plan.desired import resolve
 from tunery_operator.plan.server_names import server_name
 from tunery_operator.reconcile.found_object import FoundObject, find_object, said_beside
 from tunery_operator.reconcile.refusals import field_of, refusal_of, rejection
-from tunery_operator.reconcile.requeue import DONE, Requeue, earliest
 from tunery_operator.reconcile.server_children import (
     LOOK_SECONDS,
     ensure_children,
@@ -30,6 +29,7 @@ from tunery_operator.reconcile.server_children import (
 from tunery_operator.reconcile.services import Services
 from tunery_operator.reconcile.warnings import said_of_servers
 from tunery_operator.reconcile.writing import seconds_to_wait, write_down
+from tunery_operator.runtime.workqueue import DONE, Requeue, earliest
 from tunery_operator.status.server.compute import compute_server_status
 from tunery_operator.status.server.snapshot import Heard, ServerSnapshot
 from tunery_operator.status.snapshot import Refusal

@@ -13,9 +13,9 @@ from tunery_operator.kube.status import status_change
 from tunery_operator.reconcile.children import remove
 from tunery_operator.reconcile.found_object import FoundObject
 from tunery_operator.reconcile.inputs import is_awaited, look_inputs_up_again
-from tunery_operator.reconcile.requeue import DONE, Requeue
 from tunery_operator.reconcile.services import Services
 from tunery_operator.reconcile.writing import write
+from tunery_operator.runtime.workqueue import DONE, Requeue
 from tunery_operator.status.retry_requested import refuses_retry, reopened, unanswered
 from tunery_operator.status.snapshot import Snapshot
 from tunery_operator.status.summary import settled, under_way_again

@@ -24,8 +24,8 @@ from tunery_operator.reconcile.finished import after_the_end
 from tunery_operator.reconcile.found_object import FoundObject, find_object
 from tunery_operator.reconcile.refusals import field_of, refusal_of, rejection
 from tunery_operator.reconcile.report import report
-from tunery_operator.reconcile.requeue import DONE, Requeue
 from tunery_operator.reconcile.services import Services
+from tunery_operator.runtime.workqueue import DONE, Requeue
 from tunery_operator.status.ledger import open_attempts
 from tunery_operator.status.phase import WAITING_FOR_SLOT
 from tunery_operator.status.snapshot import Refusal, Snapshot

@@ -17,8 +17,8 @@ from tunery_operator.reconcile.batchinference import BATCHINFERENCE_STEPS
 from tunery_operator.reconcile.frame import reconcile_job
 from tunery_operator.reconcile.lorajob import LORAJOB_STEPS
 from tunery_operator.reconcile.lorasweep import LORASWEEP_STEPS
-from tunery_operator.reconcile.requeue import Requeue
 from tunery_operator.reconcile.services import Services
+from tunery_operator.runtime.workqueue import Requeue
 from tunery_operator.views.owner import Key
 
 RECONCILERS: Final[Mapping[Kind, Callable[[Services, Key], Requeue]]] = {

@@ -13,9 +13,9 @@ from tunery_operator.kube.status import status_change
 from tunery_operator.reconcile.finished import jobs_of, mark_done, seconds_to_live, stop_jobs
 from tunery_operator.reconcile.found_object import FoundObject
 from tunery_operator.reconcile.removed_trials import tell_trials
-from tunery_operator.reconcile.requeue import Requeue, earliest
 from tunery_operator.reconcile.services import Services
 from tunery_operator.reconcile.writing import seconds_to_wait, write
+from tunery_operator.runtime.workqueue import Requeue, earliest
 from tunery_operator.status.compute import compute_status
 from tunery_operator.status.next_look import next_look
 from tunery_operator.status.retry_requested import reopened

@@ -18,12 +18,12 @@ from tunery_api.kinds import Kind
 from tunery_api.measured import EvaluationStatus
 from tunery_api.runspec import ProgressMetric, TrainerStatus
 from tunery_api.status import CheckpointStatus
-from tunery_operator.dispatch.queue import Lane
 from tunery_operator.kube.cache import Cache
 from tunery_operator.kube.tokens import read_claim
 from tunery_operator.progress.pace import MIN_SECONDS, Pace
 from tunery_operator.progress.plausible import MAX_SECONDS, MAX_WHOLE, sane
 from tunery_operator.progress.server import Limits
+from tunery_operator.runtime.priority_queue import Lane
 from tunery_operator.views.owner import Key
 
 from kit.operator.reporting import Pods, Reviews, Site, certificates, pod, token

@@ -10,10 +10,9 @@ from collections.abc import Callable
 import pytest
 
 from tunery_api.kinds import Kind
-from tunery_operator.dispatch.lanes import AGED_SECONDS, Lanes
-from tunery_operator.dispatch.queue import MAX_REFUSAL_BACKOFF, Lane, WorkQueue, delay
 from tunery_operator.errors import ApiFailure, OperatorError, OwnerGone, StaleObject
-from tunery_operator.reconcile.requeue import DONE, Requeue
+from tunery_operator.runtime.priority_queue import AGED_SECONDS, Lane, Lanes
+from tunery_operator.runtime.workqueue import DONE, MAX_REFUSAL_BACKOFF, Requeue, WorkQueue, delay
 from tunery_operator.views.owner import Key
 
 A, B, C = (Key(Kind.LORAJOB, "ns", name) for name in "abc")

@@ -6,8 +6,9 @@ import asyncio
 from collections.abc import Iterable
 from typing import Final
 
-from tunery_operator.dispatch.queue import Lane, WorkQueue
 from tunery_operator.kube.cache import Cache
+from tunery_operator.runtime.priority_queue import Lane
+from tunery_operator.runtime.workqueue import WorkQueue
 from tunery_operator.views.owner import Key
 
 ROUND_SECONDS: Final = 600.0

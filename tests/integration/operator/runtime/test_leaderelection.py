@@ -17,7 +17,7 @@ from tunery_operator.errors import ApiFailure
 from tunery_operator.kube.client import KubeClient, load_client
 from tunery_operator.kube.connection import Connection
 from tunery_operator.kube.rbac import Call
-from tunery_operator.leader import LeaderElection, Timing
+from tunery_operator.runtime.leaderelection import LeaderElection, Timing
 
 from kit.operator.api import Api
 from tools.cluster.controlplane import ControlPlane

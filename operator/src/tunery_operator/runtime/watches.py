@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Final
 
 from tunery_api.kinds import Kind
+from tunery_api.names import DONE_LABEL, GROUP, KIND_LABEL, MANAGED_BY, MANAGED_BY_LABEL, VERSION
 from tunery_operator.kube.cache import Cache
 from tunery_operator.kube.connection import Connection
-from tunery_operator.watch.reflector import Reflector, Sink
-from tunery_operator.watch.reflector_state import Standing
-from tunery_operator.watch.sinks import DeploymentSink, JobSink, OwnerSink, PodSink, Tell
-from tunery_operator.watch.target import Target, deployments, jobs, namespaces_to_watch, owners, pods
-from tunery_operator.watch.transport import Patience, Wire
+from tunery_operator.runtime.event_handlers import DeploymentSink, JobSink, OwnerSink, PodSink, Tell
+from tunery_operator.runtime.list_watch import Patience, Target, Wire
+from tunery_operator.runtime.reflector import Reflector, Sink, Standing
 
 logger = logging.getLogger(__name__)
 
@@ -91,3 +91,33 @@ def build_watches(
         found.append(reflector(deployments(namespace), DeploymentSink(namespace, cache, tell_child)))
         found.append(reflector(pods(namespace), PodSink(namespace, cache, tell_child)))
     return Watches(found)
+
+
+_OURS: Final = f"{MANAGED_BY_LABEL}={MANAGED_BY}"
+
+
+def owners(kind: Kind, namespace: str | None) -> Target:
+    """Return all objects of one of our kinds: of those that have ended a few words are kept."""
+    return Target(kind.plural, f"/apis/{GROUP}/{VERSION}", namespace)
+
+
+def jobs(namespace: str | None) -> Target:
+    """Return our Jobs whose verdict has not been taken over."""
+    return Target("jobs", "/apis/batch/v1", namespace, (("labelSelector", f"{_OURS},!{DONE_LABEL}"),))
+
+
+def deployments(namespace: str | None) -> Target:
+    """Return the Deployments of servers."""
+    ours = f"{_OURS},{KIND_LABEL}={Kind.ADAPTERSERVER.singular}"
+    return Target("deployments", "/apis/apps/v1", namespace, (("labelSelector", ours),))
+
+
+def pods(namespace: str | None) -> Target:
+    """Return the pods of our Jobs and servers that have not ended."""
+    unfinished = "status.phase!=Succeeded,status.phase!=Failed"
+    return Target("pods", "/api/v1", namespace, (("labelSelector", _OURS), ("fieldSelector", unfinished)))
+
+
+def namespaces_to_watch(chosen: Iterable[str]) -> list[str | None]:
+    """Return the namespaces that are watched each for itself; [None]: all of them at once."""
+    return list(dict.fromkeys(chosen)) or [None]

@@ -19,15 +19,12 @@ from tunery_api.kinds import Kind
 from tunery_operator.health import build_app
 from tunery_operator.kube.cache import Cache
 from tunery_operator.kube.connection import Connection
+from tunery_operator.runtime import reflector as reflector_module
+from tunery_operator.runtime.event_handlers import OwnerSink
+from tunery_operator.runtime.list_watch import Patience, WatchFailure, Wire
+from tunery_operator.runtime.reflector import MAX_SILENCE, Reflector, Standing
+from tunery_operator.runtime.watches import Watches, jobs, namespaces_to_watch, owners, pods
 from tunery_operator.views.owner import Key
-from tunery_operator.watch import reflector as reflector_module
-from tunery_operator.watch.failure import WatchFailure
-from tunery_operator.watch.reflector import Reflector
-from tunery_operator.watch.reflector_state import MAX_SILENCE, Standing
-from tunery_operator.watch.sinks import OwnerSink
-from tunery_operator.watch.target import jobs, namespaces_to_watch, owners, pods
-from tunery_operator.watch.transport import Patience, Wire
-from tunery_operator.watch.watches import Watches
 
 from kit.dripping import dripping
 from kit.operator.fakeapi import FakeApi, Script, begin, error_event, line, refuses, sends, serving
@@ -343,7 +340,7 @@ async def test_retry_after_is_heeded() -> None:
 async def test_pauses_grow_and_the_trouble_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
     api = FakeApi()
     api.lists.extend([refuses(403)] * 4)
-    with caplog.at_level(logging.INFO, "tunery_operator.watch"):
+    with caplog.at_level(logging.INFO, "tunery_operator.runtime"):
         async with staged(api) as stage:
             await stage.until("told", lambda: stage.standing.trouble and "403" in stage.standing.trouble)
             assert "lorajobs: 403 no 403 for 0 s" in (stage.standing.trouble or "")

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import pytest
 
 from tunery_api.kinds import Kind
-from tunery_operator.dispatch import duty as duty_module
-from tunery_operator.dispatch.duty import Duty
-from tunery_operator.dispatch.queue import WorkQueue
-from tunery_operator.framework.feed import Feed
-from tunery_operator.framework.handlers import Framework
 from tunery_operator.kube.cache import Cache
-from tunery_operator.reconcile.requeue import DONE, Requeue
+from tunery_operator.runtime import leader_gate as duty_module
+from tunery_operator.runtime.leader_gate import Duty
+from tunery_operator.runtime.workqueue import DONE, Requeue, WorkQueue
 from tunery_operator.views.owner import Key
 from unit.operator.test_cache import NOON, job, owner
 
@@ -106,44 +101,3 @@ async def test_expired_objects_are_looked_at(monkeypatch: pytest.MonkeyPatch) ->
     stage.duty.start()
     await stage.until("one")
     expire.cancel()
-
-
-@asynccontextmanager
-async def dispatching(changed: list[Key]) -> AsyncIterator[Feed]:
-    """Kopf itself, on a feed."""
-    feed, started = Feed(), asyncio.Event()
-    framework = Framework(feed, changed.append)
-    task = asyncio.create_task(framework.run(started.set))
-    await started.wait()
-    try:
-        yield feed
-    finally:
-        framework.stop()
-        await asyncio.wait_for(task, 20)
-
-
-async def test_kopf_calls_the_handlers_for_what_the_feed_tells(caplog: pytest.LogCaptureFixture) -> None:
-    """Everything that feed.py says of Kopf's insides: another version of it that needs more fails here."""
-    changed: list[Key] = []
-    merge = Key(Kind.ADAPTERMERGE, "team", "both")
-    async with dispatching(changed) as feed:
-        feed.tell([key("one"), merge, key("one")])
-        for _ in range(1000):
-            if len(changed) >= 2:
-                break
-            await asyncio.sleep(0.01)
-        assert sorted(changed) == [merge, key("one")], "told twice before Kopf has read it: once"
-        feed.tell([key(f"n{index}") for index in range(300)])
-        for _ in range(1000):
-            if len(changed) >= 302:
-                break
-            await asyncio.sleep(0.01)
-        assert changed[2:] == [key(f"n{index}") for index in range(300)], "in the order in which they were told"
-    assert [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")] == []
-
-
-async def test_the_feed_knows_what_kopf_may_ask() -> None:
-    with pytest.raises(LookupError, match="has its version changed"):
-        await Feed().request("get", "http://feed.invalid/apis/apps/v1/deployments")
-    with pytest.raises(LookupError, match="PATCH"):
-        await Feed().request("PATCH", "http://feed.invalid/apis/tunery.dev/v1alpha1/lorajobs")

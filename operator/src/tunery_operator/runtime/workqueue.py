@@ -8,16 +8,14 @@ import random
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Final
 
-from tunery_operator.dispatch.lanes import Lane, Lanes
 from tunery_operator.errors import ApiFailure, OperatorEnds, OperatorError, OwnerGone, StaleObject
 from tunery_operator.logs import about, new_request
 from tunery_operator.metrics import QUEUE_WAIT, RECONCILE_CONFLICTS, RECONCILE_ERRORS, RECONCILE_SECONDS
-from tunery_operator.reconcile.requeue import Requeue
+from tunery_operator.runtime.priority_queue import Lane, Lanes
 from tunery_operator.views.owner import Key
-
-__all__ = ["Lane", "WorkQueue"]
 
 logger = logging.getLogger(__name__)
 
@@ -32,12 +30,27 @@ GONE_SECONDS: Final = 5.0
 """Time after which it is looked again whether an object is gone that the API server said was gone."""
 MAX_QUICK_RETRIES: Final = 30
 """After so many errors that asked for a quick retry, the backoff decides."""
-
-
 ASIDE_SHARE: Final = 4
 """One in so many workers looks at keys of sweeps, so that fifty sweeps at once leave the others to LoRAJobs."""
 LEAST_ASIDE: Final = 3
 """Workers for them nevertheless, of more than so many: two of these may wait for a sampler's process."""
+
+
+@dataclass(frozen=True, slots=True)
+class Requeue:
+    """Nothing, or another look after so many seconds; and the objects that waited for what was written."""
+
+    after: float | None = None
+    wake: frozenset[Key] = frozenset()
+
+
+DONE: Final = Requeue()
+
+
+def earliest(*times: float | None) -> float | None:
+    """Return the least of some numbers of seconds, leaving out what is None."""
+    return min((time for time in times if time is not None), default=None)
+
 
 Reconcile = Callable[[Key], Requeue]
 
