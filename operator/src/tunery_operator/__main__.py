@@ -85,10 +85,10 @@ class Operator:
         platform = Platform(settings, _progress(settings, self._certificate))
         self._services = Services(client, cache, platform, self._events)
         self._queue = WorkQueue(self._reconcile, settings.workers, cache.is_of_sweep)
-        self._services.is_pressed = self._queue.is_pressed
+        self._services.has_backlog = self._queue.has_backlog
         self._duty = duty = Duty(cache, self._queue)
         self._feed = feed = Feed()
-        self._framework = Framework(feed, duty.add_changed)
+        self._framework = Framework(feed, duty.add)
         self._watches = build_watches(connection, cache, settings.watch_namespaces, self._tell_framework, duty.add)
         self._election = _election(settings, connection)
         endpoint = Endpoint(TokenReviewer(client), cache, self._queue, acts=self._acts)
@@ -180,7 +180,7 @@ class Operator:
             return False
         stopping.cancel()
         error = None if self._framework_task.cancelled() else self._framework_task.exception()
-        logger.error("the framework has ended: a defect of the operator", exc_info=error)
+        logger.error("Bug in Tunery, a task ended: task=kopf", exc_info=error)
         return True
 
     async def stop(self) -> None:

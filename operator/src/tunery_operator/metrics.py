@@ -58,7 +58,10 @@ SUGGEST_SECONDS: Final = Histogram(
 )
 SUGGEST_ERRORS: Final = Counter("tunery_suggest_errors", "Samplers that could not say which trials to make.")
 QUEUE_WAIT: Final = Histogram(
-    "tunery_work_queue_wait_seconds", "Time that a key waited for its reconcile, by lane.", ["lane"], buckets=_LATENCY
+    "tunery_work_queue_wait_seconds",
+    "Time that a key waited for its reconcile, by priority.",
+    ["priority"],
+    buckets=_LATENCY,
 )
 EVENTS_DROPPED: Final = Counter("tunery_events_dropped", "Events that were not posted, by cause.", ["cause"])
 PROGRESS_POSTS: Final = Counter("tunery_progress_posts", "Progress reports, by HTTP status.", ["code"])
@@ -309,7 +312,7 @@ class State:
     watch_ages: Callable[[], Mapping[str, float]]
     """Seconds since the last sign of each watch, by resource."""
     queue_depth: Callable[[], Mapping[str, int]]
-    """Keys that wait, by lane."""
+    """Keys that wait, by priority."""
     queue_oldest: Callable[[], float]
     """Seconds that the oldest of them has waited."""
 
@@ -330,9 +333,9 @@ class StateCollector(Collector):
         for resource, age in self._state.watch_ages().items():
             ages.add_metric([resource], age)
         yield ages
-        depth = GaugeMetricFamily("tunery_work_queue_depth", "Keys that wait for their reconcile.", labels=["lane"])
-        for lane, count in self._state.queue_depth().items():
-            depth.add_metric([lane], count)
+        depth = GaugeMetricFamily("tunery_work_queue_depth", "Keys that wait for their reconcile.", labels=["priority"])
+        for priority, count in self._state.queue_depth().items():
+            depth.add_metric([priority], count)
         yield depth
         yield GaugeMetricFamily(
             "tunery_work_queue_oldest_seconds", "Seconds that the oldest key has waited.", self._state.queue_oldest()

@@ -200,7 +200,7 @@ def test_killed_at_any_time_nothing_happens_twice_and_nothing_is_lost(
         assert jobs == Counter([f"{name}-{task}" for name in names for task in ("preflight", "train")])
         pods = [pod["metadata"]["labels"]["job-name"] for pod in api.items(namespace.path("pods"))]
         assert sorted(pods) == sorted(jobs)
-        assert "a defect of the operator" not in own.log.read_text()
+        assert "Bug in Tunery" not in own.log.read_text()
     finally:
         own.kill()
         operator.start()

@@ -13,8 +13,9 @@ from tunery_operator.kube import apply
 from tunery_operator.kube.client import HttpError, KubeClient
 from tunery_operator.kube.rbac import JOBS, LORAJOBS
 from tunery_operator.reconcile.found_object import FoundObject
-from tunery_operator.reconcile.pace import MAX_RETRY_SECONDS, QUARREL_PAUSE, Quarrels, Retries
+from tunery_operator.reconcile.pace import QUARREL_PAUSE, Quarrels, Retries
 from tunery_operator.reconcile.refusals import field_of, refusal_of, rejection
+from tunery_operator.runtime.workqueue import MAX_BACKOFF
 from tunery_operator.views.owner import Key, Owner, settings_digest
 
 from kit.operator.objects import Namespace, lorajob
@@ -136,8 +137,8 @@ def test_retries_get_rarer_and_never_rarer_than_half_a_minute() -> None:
     retries, key = Retries(), Key(Kind.LORAJOB, "n", "a")
     waits = [retries.next(key) for _ in range(12)]
     assert waits[0] <= 1
-    assert max(waits) <= MAX_RETRY_SECONDS
-    assert min(waits[-4:]) >= 0.7 * MAX_RETRY_SECONDS
+    assert max(waits) <= MAX_BACKOFF
+    assert min(waits[-4:]) >= 0.5 * MAX_BACKOFF
     retries.reset(key)
     assert retries.next(key) <= 1
 

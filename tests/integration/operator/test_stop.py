@@ -383,7 +383,7 @@ def test_killed_at_any_time_it_is_published_once(
             assert status["attempts"] == 1
             assert status["adapter"] == RESULT["adapter"]
         assert Counter(jobs(namespace)) == Counter(f"{name}-publish" for name in names)
-        assert "a defect of the operator" not in own.log.read_text()
+        assert "Bug in Tunery" not in own.log.read_text()
     finally:
         own.kill()
         operator.start()

@@ -20,7 +20,7 @@ from tunery_operator.kube.tokens import PodIdentity, TokenReviewer
 from tunery_operator.progress.endpoint import Endpoint
 from tunery_operator.progress.server import Limits, ProgressServer
 from tunery_operator.progress.tls import Certificate
-from tunery_operator.runtime.priority_queue import Lane
+from tunery_operator.runtime.priority_queue import Priority
 from tunery_operator.views.owner import Key
 
 from tools.cluster.certs import Authority
@@ -90,13 +90,13 @@ class Pods:
 class Queue:
     """The work queue, as far as the endpoint uses it."""
 
-    lanes: list[Lane] = field(default_factory=list)
+    priorities: list[Priority] = field(default_factory=list)
 
-    def add(self, keys: Iterable[Key], *, lane: Lane) -> None:
-        self.lanes += [lane for _ in keys]
+    def add(self, keys: Iterable[Key], priority: Priority) -> None:
+        self.priorities += [priority for _ in keys]
 
-    def add_after(self, _key: Key, _seconds: float, *, lane: Lane) -> None:
-        self.lanes.append(lane)
+    def add_after(self, _key: Key, _seconds: float) -> None:
+        self.priorities.append(Priority.LOW)
 
 
 def certificates(folder: Path) -> Path:

@@ -124,7 +124,7 @@ def test_what_is_exposed_is_what_prometheus_expects() -> None:
     state = State(
         objects=lambda: {("LoRAJob", "team", "Training"): 2},
         watch_ages=lambda: {"pods": 1.5},
-        queue_depth=lambda: {"fresh": 0},
+        queue_depth=lambda: {"high": 0},
         queue_oldest=lambda: 0.0,
     )
     collector = StateCollector(state)
@@ -133,6 +133,7 @@ def test_what_is_exposed_is_what_prometheus_expects() -> None:
         body, content_type = expose("text/plain")
         assert content_type.startswith("text/plain; version=")
         assert b'tunery_objects{kind="LoRAJob",namespace="team",phase="Training"} 2.0' in body
+        assert b'tunery_work_queue_depth{priority="high"} 0.0' in body
         assert b'tunery_info{version="' in body
         assert b"tunery_reconcile_duration_seconds" in body
         _, open_metrics = expose("application/openmetrics-text; version=1.0.0")

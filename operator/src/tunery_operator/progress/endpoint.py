@@ -22,7 +22,7 @@ from tunery_operator.metrics import PROGRESS_POSTS
 from tunery_operator.progress.pace import Pace
 from tunery_operator.progress.plausible import sane
 from tunery_operator.progress.replicas import MAX_REPORT, Replicas
-from tunery_operator.runtime.priority_queue import Lane
+from tunery_operator.runtime.priority_queue import Priority
 from tunery_operator.runtime.workqueue import WorkQueue
 from tunery_operator.views.owner import Key
 
@@ -108,7 +108,7 @@ class Endpoint:
     def _accept(self, key: Key, uid: str, report: Report) -> None:
         before = self._cache.progress(key, uid)
         self._cache.set_progress(key, uid, report if before is None else _with_known(before, report))
-        self._queue.add([key], lane=Lane.LOW)
+        self._queue.add([key], Priority.LOW)
 
 
 def _with_known(before: Report, report: Report) -> Report:

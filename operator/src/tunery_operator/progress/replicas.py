@@ -21,7 +21,6 @@ from tunery_api.serving import (
 )
 from tunery_operator.kube.cache import Cache
 from tunery_operator.progress.plausible import MAX_WHOLE
-from tunery_operator.runtime.priority_queue import Lane
 from tunery_operator.runtime.workqueue import WorkQueue
 from tunery_operator.views.owner import Key
 
@@ -56,7 +55,7 @@ class Replicas:
         if state is None:
             state = _sane(ReplicaReport.model_validate_json(body).replica_status, time.time())
         if self._servers.hear(key, uid, pod_uid, state, digest):
-            self._queue.add_after(key, self._delay(key, state), lane=Lane.LOW)
+            self._queue.add_after(key, self._delay(key, state))
         reply = ReplicaReply(desired=self._news(key, state), interval_seconds=self._interval())
         text = reply.model_dump_json(by_alias=True, exclude_none=True)
         return web.json_response(text=text)

@@ -25,6 +25,7 @@ from tunery_operator.reconcile.found_object import FoundObject, find_object
 from tunery_operator.reconcile.refusals import field_of, refusal_of, rejection
 from tunery_operator.reconcile.report import report
 from tunery_operator.reconcile.services import Services
+from tunery_operator.runtime.priority_queue import Priority
 from tunery_operator.runtime.workqueue import DONE, Requeue
 from tunery_operator.status.ledger import open_attempts
 from tunery_operator.status.phase import WAITING_FOR_SLOT
@@ -68,9 +69,9 @@ def reconcile_job(services: Services, key: Key, steps: KindSteps[Spec]) -> Reque
         return DONE if obj is None else after_the_end(services, obj)
     gathered = steps.gather(services, obj)
     snapshot, retry_in = _take_step(services, obj, steps, gathered)
-    if retry_in is None and _is_begun(obj, gathered, snapshot) and services.is_pressed():
-        # In a burst, Jobs before words: the next look, which is not fresh any more, tells of this one.
-        return Requeue(0.0)
+    if retry_in is None and _is_begun(obj, gathered, snapshot) and services.has_backlog():
+        # In a burst, Jobs are created before statuses are written: the next reconcile writes this one.
+        return Requeue(0.0, priority=Priority.LOW)
     known = {attempt.job.uid for attempt in (snapshot.preflight, snapshot.main) if attempt is not None}
     remaining = [pod for name in steps.children(obj) for pod in own_leftovers(services, obj.owner, name)]
     services.cache.mark_fresh(key)

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import random
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
 from tunery_operator.errors import FieldContested
+from tunery_operator.runtime.workqueue import backoff
 from tunery_operator.views.owner import Key
-
-MAX_RETRY_SECONDS: Final = 30.0
-FIRST_RETRY_SECONDS: Final = 0.5
-_MAX_DOUBLINGS: Final = 8
 
 QUARREL_WINDOW: Final = 60.0
 QUARREL_CHANGES: Final = 4
@@ -33,8 +29,7 @@ class Retries:
         """Return the seconds until the next try, about twice as many as the last time."""
         with self._lock:
             failures = self._failures[key] = self._failures.get(key, 0) + 1
-        longest = min(MAX_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2.0 ** min(failures, _MAX_DOUBLINGS))
-        return longest * random.uniform(0.7, 1.0)  # noqa: S311 - it spreads load, it guards nothing
+        return backoff(failures)
 
     def reset(self, key: Key) -> None:
         """Nothing stands in its way any more."""

@@ -41,8 +41,8 @@ class Services:
     """Since when this operator takes reports; None: it does not."""
     distrust: Callable[[], str | None] = lambda: None
     """Returns why pods cannot trust the certificate of the progress endpoint; None: they can."""
-    is_pressed: Callable[[], bool] = lambda: False
-    """Tells whether objects wait for their first look: making their Jobs goes before telling of others."""
+    has_backlog: Callable[[], bool] = lambda: False
+    """Returns whether high-priority keys wait: their Jobs are created before the statuses of others are written."""
     preflights: threading.Lock = field(default_factory=threading.Lock)
     """Held while preflights are counted and one is made, where their number is bounded."""
 

@@ -116,4 +116,4 @@ def _defects_told(resource: str, body: Json) -> Iterator[None]:
         yield
     except Exception:
         meta = body.get("metadata") or {}
-        logger.exception("%s %s/%s: a defect of the operator", resource, meta.get("namespace"), meta.get("name"))
+        logger.exception("Bug in Tunery: resource=%s object=%s/%s", resource, meta.get("namespace"), meta.get("name"))

@@ -140,7 +140,7 @@ class Answer:
         self.close()
 
 
-OnChange = Callable[[Key], None]
+OnChange = Callable[[Iterable[Key]], None]
 _YEAR: Final = 365 * 86_400.0
 
 
@@ -187,7 +187,7 @@ def _registry(feed: Feed, on_change: OnChange) -> kopf.OperatorRegistry:
 
 def _handler(kind: Kind, on_change: OnChange) -> Any:
     async def changed(namespace: str, name: str, **_: Any) -> None:
-        on_change(Key(kind, namespace, name))
+        on_change([Key(kind, namespace, name)])
 
     return changed
 

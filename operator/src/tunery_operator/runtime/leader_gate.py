@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from tunery_operator.kube.cache import Cache
-from tunery_operator.runtime.priority_queue import Lane
+from tunery_operator.runtime.priority_queue import Priority
 from tunery_operator.runtime.workqueue import WorkQueue
 from tunery_operator.views.owner import Key
 
@@ -34,8 +34,8 @@ class Duty:
         """Act: begin with what nobody has looked at yet."""
         self.on = True
         for key in self._cache.unfinished():
-            self._queue.add([key], lane=self._lane(key, Lane.LOW))
-        self._queue.add(self._cache.unmarked(), lane=Lane.LOW)
+            self._queue.add([key], Priority.HIGH if self._is_unobserved(key) else Priority.LOW)
+        self._queue.add(self._cache.unmarked(), Priority.LOW)
         self._queue.open()
 
     async def stop(self) -> None:
@@ -43,22 +43,18 @@ class Duty:
         self.on = False
         await self._queue.close(STOP_SECONDS)
 
-    def add(self, keys: Iterable[Key], lane: Lane = Lane.NORMAL) -> None:
-        """Have objects looked at."""
+    def add(self, keys: Iterable[Key], priority: Priority = Priority.HIGH) -> None:
+        """Reconcile these objects, if this replica leads."""
         if self.on:
-            self._queue.add(keys, lane=lane)
+            self._queue.add(keys, priority)
 
-    def add_changed(self, key: Key) -> None:
-        """Have an object looked at that has changed itself: a person may be waiting for the answer."""
-        self.add([key], self._lane(key, Lane.NORMAL))
-
-    def _lane(self, key: Key, otherwise: Lane) -> Lane:
-        """Return the lane of an object: it goes first as long as its manifest is newer than its status."""
+    def _is_unobserved(self, key: Key) -> bool:
+        """Tell whether the manifest of an object is newer than its status."""
         body = self._cache.body(key)
         if body is None:
-            return otherwise
+            return False
         observed = (body.get("status") or {}).get("observedGeneration")
-        return otherwise if observed == body["metadata"].get("generation", 1) else Lane.FRESH
+        return bool(observed != body["metadata"].get("generation", 1))
 
     async def look_again(self) -> None:
         """Look at each object that has not ended once a round, spread over it, from memory, after everything else.
@@ -70,7 +66,7 @@ class Duty:
             keys = self._cache.unfinished()
             for key in keys:
                 await asyncio.sleep(ROUND_SECONDS / len(keys))
-                self.add([key], Lane.LOW)
+                self.add([key], Priority.LOW)
             if not keys:
                 await asyncio.sleep(ROUND_SECONDS)
 
@@ -79,4 +75,4 @@ class Duty:
         while True:
             await asyncio.sleep(EXPIRY_SECONDS)
             if self.on:
-                self.add(self._cache.take_expired(), Lane.LOW)
+                self.add(self._cache.take_expired(), Priority.LOW)

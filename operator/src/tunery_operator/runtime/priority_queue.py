@@ -1,4 +1,4 @@
-"""Who is next: four lanes of keys, and in each of them the namespaces take turns."""
+"""Provide the order of the work queue: two priorities, and round-robin by namespace within each."""
 
 from __future__ import annotations
 
@@ -9,42 +9,31 @@ from typing import Final
 
 from tunery_operator.views.owner import Key
 
-FRESH_IN_A_ROW: Final = 9
-"""Where both wait, so many fresh keys go before one that was looked at before."""
-OTHERS_BEFORE_LOW: Final = 9
+MOST_HIGH_IN_A_ROW: Final = 9
 AGED_SECONDS: Final = 10.0
-"""A key of the low lane that has waited for so long goes after at most OTHERS_BEFORE_LOW others."""
+"""A low-priority key that waited this long goes next, after at most MOST_HIGH_IN_A_ROW high-priority keys."""
 
 
-class Lane(Enum):
-    """How urgent a look at an object is; earlier members are more urgent."""
+class Priority(Enum):
+    """The priority of a key in the work queue."""
 
-    FRESH = "fresh"
-    """A person or a program wants something new of it."""
-    NORMAL = "normal"
-    """Something of it has changed in the cluster."""
-    ASIDE = "aside"
-    """It is of a sweep, itself or a trial: there may be hundreds of them for each job that somebody waits for."""
+    HIGH = "high"
+    """The object or a child of it changed, or its manifest is newer than its status."""
     LOW = "low"
-    """Nobody waits for it: progress, time that has passed, a look to make sure."""
-
-    @property
-    def urgency(self) -> int:
-        """A smaller number is more urgent."""
-        return _URGENCY[self]
+    """Time has passed, a pod reported progress, or the object is a sweep or a trial."""
 
 
-_URGENCY: Final = {lane: index for index, lane in enumerate(Lane)}
-
-
-class _Turns:
-    """Keys with the time since when they wait; one of each namespace in turn, so that no tenant holds another's up."""
+class _RoundRobin:
+    """Keys and the times since they wait, one of each namespace in turn, so that no tenant delays another."""
 
     def __init__(self) -> None:
         self._namespaces: dict[str, dict[Key, float]] = {}
         self.count = 0
 
-    def put(self, key: Key, since: float) -> None:
+    def __contains__(self, key: Key) -> bool:
+        return key in self._namespaces.get(key.namespace, ())
+
+    def add(self, key: Key, since: float) -> None:
         self._namespaces.setdefault(key.namespace, {})[key] = since
         self.count += 1
 
@@ -57,7 +46,7 @@ class _Turns:
         return since
 
     def pop(self) -> tuple[Key, float]:
-        """Return the oldest key of the namespace whose turn it is; that namespace is then the last."""
+        """Return the oldest key of the first namespace, which then becomes the last."""
         namespace, keys = next(iter(self._namespaces.items()))
         key = next(iter(keys))
         since = self.remove(key)
@@ -66,83 +55,49 @@ class _Turns:
         return key, since
 
     def oldest(self) -> float | None:
-        """Return since when the oldest key waits, None where none does."""
         return min((next(iter(keys.values())) for keys in self._namespaces.values()), default=None)
 
 
-class Lanes:
-    """All keys that wait, each once, in the most urgent lane that it was ever put in."""
+class PriorityQueue:
+    """The waiting keys, each once, at the highest priority that it was added with."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._turns = {lane: _Turns() for lane in Lane}
-        self._lane_of: dict[Key, Lane] = {}
-        self._fresh_in_a_row = 0
-        self._since_low = 0
-        self._was_aside = False
-        """Whether of what is known an aside key went last."""
+        self._high, self._low = _RoundRobin(), _RoundRobin()
+        self._high_in_a_row = 0
 
     def __len__(self) -> int:
-        return len(self._lane_of)
+        return self._high.count + self._low.count
 
-    def put(self, key: Key, lane: Lane) -> None:
-        """Let a key wait; one that waits already keeps its time, and moves up where `lane` is more urgent."""
-        present = self._lane_of.get(key)
-        if present is not None and present.urgency <= lane.urgency:
+    def add(self, key: Key, priority: Priority) -> None:
+        """Add a key; one that already waits keeps its time, and may only move up."""
+        if key in self._high or (key in self._low and priority is Priority.LOW):
             return
-        since = self._clock() if present is None else self._turns[present].remove(key)
-        self._lane_of[key] = lane
-        self._turns[lane].put(key, since)
+        since = self._low.remove(key) if key in self._low else self._clock()
+        (self._high if priority is Priority.HIGH else self._low).add(key, since)
 
-    def has(self, *, aside: bool) -> bool:
-        """Tell whether a key waits for its turn; `aside`: whether keys of that lane have one."""
-        return len(self) > (0 if aside else self._turns[Lane.ASIDE].count)
+    def pop(self) -> tuple[Key, Priority, float]:
+        """Return the next key, its priority, and the time since it waits. Raises StopIteration if none waits."""
+        if self._high.count and not self._is_low_due():
+            self._high_in_a_row += 1
+            key, since = self._high.pop()
+            return key, Priority.HIGH, since
+        self._high_in_a_row = 0
+        key, since = self._low.pop()
+        return key, Priority.LOW, since
 
-    def pop(self, *, aside: bool = True) -> tuple[Key, Lane, float]:
-        """Return the key whose turn it is, its lane, and since when it waited; there must be one, see `has`."""
-        lane = self._next_lane(aside)
-        self._fresh_in_a_row = self._fresh_in_a_row + 1 if lane is Lane.FRESH else 0
-        self._since_low = 0 if lane is Lane.LOW else self._since_low + 1
-        self._was_aside = lane is Lane.ASIDE or (self._was_aside and lane is not Lane.NORMAL)
-        key, since = self._turns[lane].pop()
-        del self._lane_of[key]
-        return key, lane, since
-
-    def _next_lane(self, aside: bool) -> Lane:
-        fresh, known = self._turns[Lane.FRESH].count, self._known(aside)
-        if (not fresh and known is None) or self._low_is_due():
-            return Lane.LOW
-        if known is not None and (not fresh or self._fresh_in_a_row >= FRESH_IN_A_ROW):
-            return known
-        return Lane.FRESH
-
-    def _known(self, aside: bool) -> Lane | None:
-        """Return the lane behind the fresh one whose oldest key has waited longer, None where none waits there.
-
-        Hundreds of aside keys may all have waited longer: behind one of them goes a normal one.
-        """
-        if self._was_aside and self._turns[Lane.NORMAL].count:
-            return Lane.NORMAL
-        lanes = (Lane.NORMAL, Lane.ASIDE) if aside else (Lane.NORMAL,)
-        since = {lane: oldest for lane in lanes if (oldest := self._turns[lane].oldest()) is not None}
-        return min(since, key=lambda lane: since[lane], default=None)
-
-    def _low_is_due(self) -> bool:
-        if self._since_low < OTHERS_BEFORE_LOW:
-            return False
-        oldest = self._turns[Lane.LOW].oldest()
+    def _is_low_due(self) -> bool:
+        oldest = self._low.oldest() if self._high_in_a_row >= MOST_HIGH_IN_A_ROW else None
         return oldest is not None and self._clock() - oldest >= AGED_SECONDS
 
-    def depths(self) -> dict[str, int]:
-        """Return how many keys wait, by lane."""
-        return {lane.value: turns.count for lane, turns in self._turns.items()}
+    def has_high(self) -> bool:
+        """Tell whether a high-priority key waits."""
+        return self._high.count > 0
 
-    @property
-    def fresh(self) -> int:
-        """The number of keys that wait in the most urgent lane."""
-        return self._turns[Lane.FRESH].count
+    def depths(self) -> dict[str, int]:
+        """Return the number of waiting keys by priority."""
+        return {Priority.HIGH.value: self._high.count, Priority.LOW.value: self._low.count}
 
     def oldest(self) -> float | None:
-        """Return since when the oldest key waits, None where none does."""
-        times = [since for turns in self._turns.values() if (since := turns.oldest()) is not None]
-        return min(times, default=None)
+        """Return the time since the oldest key waits, None if none waits."""
+        return min((time for each in (self._high, self._low) if (time := each.oldest()) is not None), default=None)

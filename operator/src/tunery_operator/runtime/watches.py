@@ -69,7 +69,7 @@ class Watches:
 
 def _tell_defect(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and task.exception() is not None:
-        logger.error("%s has ended: a defect of the operator", task.get_name(), exc_info=task.exception())
+        logger.error('Bug in Tunery, a task ended: task="%s"', task.get_name(), exc_info=task.exception())
 
 
 def build_watches(

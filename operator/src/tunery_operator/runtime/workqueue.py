@@ -1,4 +1,8 @@
-"""The work queue: one reconcile per object at a time, a global limit, fair lanes, backoff with jitter."""
+"""Provide the work queue: one reconcile per object at a time, two priorities, exponential backoff with jitter.
+
+A reconcile of a sweep may wait for a sampler process. The sampler runs two at a time and refuses others at once, so
+sweeps never hold more than two workers for long.
+"""
 
 from __future__ import annotations
 
@@ -14,41 +18,38 @@ from typing import Final
 from tunery_operator.errors import ApiFailure, OperatorEnds, OperatorError, OwnerGone, StaleObject
 from tunery_operator.logs import about, new_request
 from tunery_operator.metrics import QUEUE_WAIT, RECONCILE_CONFLICTS, RECONCILE_ERRORS, RECONCILE_SECONDS
-from tunery_operator.runtime.priority_queue import Lane, Lanes
+from tunery_operator.runtime.priority_queue import Priority, PriorityQueue
 from tunery_operator.views.owner import Key
 
 logger = logging.getLogger(__name__)
 
 FIRST_BACKOFF: Final = 0.5
-MAX_BACKOFF: Final = 300.0
-MAX_REFUSAL_BACKOFF: Final = 30.0
-"""Backoff where the API server is away, overloaded or refuses: once that is over, nobody should wait for minutes more.
-
-Only what is wrong with the operator itself is tried more seldom.
-"""
+MAX_BACKOFF: Final = 30.0
+"""The longest pause while the API server is away, overloaded, or rejects a request: an end of that is soon noticed."""
+MAX_BUG_BACKOFF: Final = 300.0
 GONE_SECONDS: Final = 5.0
-"""Time after which it is looked again whether an object is gone that the API server said was gone."""
+"""Seconds after which an object is read again that the API server reported as gone: one wrong 404 must not hide it."""
 MAX_QUICK_RETRIES: Final = 30
-"""After so many errors that asked for a quick retry, the backoff decides."""
-ASIDE_SHARE: Final = 4
-"""One in so many workers looks at keys of sweeps, so that fifty sweeps at once leave the others to LoRAJobs."""
-LEAST_ASIDE: Final = 3
-"""Workers for them nevertheless, of more than so many: two of these may wait for a sampler's process."""
+"""After so many errors in a row, the backoff overrides the delay that the error asks for."""
 
 
 @dataclass(frozen=True, slots=True)
 class Requeue:
-    """Nothing, or another look after so many seconds; and the objects that waited for what was written."""
+    """The result of a reconcile: when to reconcile the object again, and which others now."""
 
     after: float | None = None
+    """Seconds; 0: at once, at the priority it had. None: not before something happens."""
     wake: frozenset[Key] = frozenset()
+    """The objects that waited for what was written."""
+    priority: Priority | None = None
+    """Of another reconcile at once; None: as before."""
 
 
 DONE: Final = Requeue()
 
 
 def earliest(*times: float | None) -> float | None:
-    """Return the least of some numbers of seconds, leaving out what is None."""
+    """Return the least of some numbers of seconds, ignoring None."""
     return min((time for time in times if time is not None), default=None)
 
 
@@ -56,24 +57,24 @@ Reconcile = Callable[[Key], Requeue]
 
 
 class WorkQueue:
-    """Keys that wait for their reconcile; all methods but `is_pressed` belong to the event loop's thread."""
+    """The keys that wait for a reconcile. All methods but `has_backlog` belong to the event loop's thread.
 
-    def __init__(self, reconcile: Reconcile, workers: int, is_aside: Callable[[Key], bool] = lambda key: False) -> None:
+    Keys for which `is_low` is true never have high priority.
+    """
+
+    def __init__(self, reconcile: Reconcile, workers: int, is_low: Callable[[Key], bool] = lambda key: False) -> None:
         self._reconcile = reconcile
         self._workers = workers
-        self._is_aside = is_aside
-        # One of a few is left to the others; a single one takes turns.
-        self._most_aside = max(1, min(workers - 1, max(LEAST_ASIDE, workers // ASIDE_SHARE)))
-        self._running_aside: set[Key] = set()
+        self._is_low = is_low
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="reconcile")
-        self._waiting = Lanes()
+        self._waiting = PriorityQueue()
         self._running: dict[Key, asyncio.Task[None]] = {}
-        self._dirty: dict[Key, Lane] = {}
-        """Keys that were added again while their reconcile ran."""
+        self._dirty: dict[Key, Priority] = {}
+        """Keys that were added while their reconcile ran."""
         self._timers: dict[Key, asyncio.TimerHandle] = {}
         self._failures: dict[Key, int] = {}
         self._opened: float | None = None
-        """Since when the queue is open; None: it is closed."""
+        """The time since when the queue is open; None: it is closed."""
 
     @property
     def depth(self) -> int:
@@ -81,12 +82,12 @@ class WorkQueue:
         return len(self._waiting) + len(self._dirty)
 
     def depths(self) -> dict[str, int]:
-        """Return how many keys wait, by lane."""
+        """Return the number of waiting keys by priority."""
         return self._waiting.depths()
 
-    def is_pressed(self) -> bool:
-        """Tell whether fresh keys wait; also other threads may ask."""
-        return self._waiting.fresh > 0
+    def has_backlog(self) -> bool:
+        """Tell whether high-priority keys wait; safe for threads."""
+        return self._waiting.has_high()
 
     @property
     def oldest_age(self) -> float:
@@ -97,22 +98,22 @@ class WorkQueue:
         return time.monotonic() - max(oldest, self._opened)
 
     def open(self) -> None:
-        """Start to work, for the first time or again: what was added before has waited for this."""
+        """Start to reconcile, for the first time or again, beginning with the keys added before."""
         self._opened = time.monotonic()
         self._start()
 
-    def add(self, keys: Iterable[Key], *, lane: Lane = Lane.NORMAL) -> None:
-        """Reconcile these keys as soon as it is their turn."""
+    def add(self, keys: Iterable[Key], priority: Priority = Priority.HIGH) -> None:
+        """Reconcile these keys as soon as a worker is free."""
         for key in keys:
-            own = Lane.ASIDE if self._is_aside(key) else lane
-            if key in self._running:
-                self._dirty[key] = min(own, self._dirty.get(key, own), key=lambda each: each.urgency)
-            else:
-                self._waiting.put(key, own)
+            own = Priority.LOW if self._is_low(key) else priority
+            if key not in self._running:
+                self._waiting.add(key, own)
+            elif self._dirty.get(key) is not Priority.HIGH:
+                self._dirty[key] = own
         self._start()
 
-    def add_after(self, key: Key, seconds: float, *, lane: Lane = Lane.LOW) -> None:
-        """Reconcile a key in so many seconds, or earlier if it was to be looked at earlier."""
+    def add_after(self, key: Key, seconds: float, priority: Priority = Priority.LOW) -> None:
+        """Reconcile a key in so many seconds, or at the time set before if that is earlier."""
         loop = asyncio.get_running_loop()
         timer = self._timers.get(key)
         when = loop.time() + max(0.0, seconds)
@@ -120,72 +121,65 @@ class WorkQueue:
             return
         if timer is not None:
             timer.cancel()
-        self._timers[key] = loop.call_at(when, self._fire, key, lane)
+        self._timers[key] = loop.call_at(when, self._fire, key, priority)
 
-    def _fire(self, key: Key, lane: Lane) -> None:
+    def _fire(self, key: Key, priority: Priority) -> None:
         self._timers.pop(key, None)
-        self.add([key], lane=lane)
+        self.add([key], priority)
 
     def _start(self) -> None:
-        while self._opened is not None and len(self._running) < self._workers:
-            aside = len(self._running_aside) < self._most_aside
-            if not self._waiting.has(aside=aside):
-                return
-            key, lane, since = self._waiting.pop(aside=aside)
-            if lane is Lane.ASIDE:
-                self._running_aside.add(key)
-            QUEUE_WAIT.labels(lane.value).observe(time.monotonic() - max(since, self._opened))
-            self._running[key] = asyncio.create_task(self._process(key))
+        while self._opened is not None and self._waiting and len(self._running) < self._workers:
+            key, priority, since = self._waiting.pop()
+            QUEUE_WAIT.labels(priority.value).observe(time.monotonic() - max(since, self._opened))
+            self._running[key] = asyncio.create_task(self._process(key, priority))
 
-    async def _process(self, key: Key) -> None:
+    async def _process(self, key: Key, priority: Priority) -> None:
         loop, request = asyncio.get_running_loop(), new_request()
         try:
             with RECONCILE_SECONDS.labels(key.kind.value).time():
-                requeue = await loop.run_in_executor(self._pool, self._look, key, request)
+                requeue = await loop.run_in_executor(self._pool, self._run, key, request)
             self._failures.pop(key, None)
-            self._follow(key, requeue)
+            self._follow(key, requeue, priority)
         except OwnerGone as gone:
-            logger.debug("%s: %s", key, gone)
+            logger.debug('Object is gone: object="%s" reason="%s"', key, gone)
             self._failures.pop(key, None)
-            # One wrong 404 must not leave an object alone for ever; what is gone costs one look.
-            self.add_after(key, GONE_SECONDS, lane=Lane.LOW)
+            self.add_after(key, GONE_SECONDS)
         except OperatorEnds as end:
-            logger.debug("%s: %s", key, end)
+            logger.debug('Reconcile ended by the shutdown: object="%s" reason="%s"', key, end)
         except Exception as error:  # noqa: BLE001 - one broken object must not stop the others
             with about(key.kind.value, key.namespace, key.name, request):
-                self._retry(key, error)
+                self._retry(key, error, priority)
         finally:
             del self._running[key]
-            self._running_aside.discard(key)
-            lane = self._dirty.pop(key, None)
-            if lane is not None:
-                self._waiting.put(key, lane)
+            again = self._dirty.pop(key, None)
+            if again is not None:
+                self._waiting.add(key, again)
             self._start()
 
-    def _look(self, key: Key, request: str) -> Requeue:
-        """Reconcile one key, in a worker's thread; what is logged there tells for which object it was."""
+    def _run(self, key: Key, request: str) -> Requeue:
+        """Reconcile one key in a worker's thread; its log lines name the object."""
         with about(key.kind.value, key.namespace, key.name, request):
             return self._reconcile(key)
 
-    def _follow(self, key: Key, requeue: Requeue) -> None:
+    def _follow(self, key: Key, requeue: Requeue, priority: Priority) -> None:
         self.add(requeue.wake)
         if requeue.after is not None and requeue.after <= 0:
-            self.add([key])
+            self.add([key], requeue.priority or priority)
         elif requeue.after is not None:
             self.add_after(key, requeue.after)
 
-    def _retry(self, key: Key, error: Exception) -> None:
+    def _retry(self, key: Key, error: Exception, priority: Priority) -> None:
         failures = self._failures[key] = self._failures.get(key, 0) + 1
         if isinstance(error, StaleObject):
             RECONCILE_CONFLICTS.labels(key.kind.value).inc()
-            logger.debug("%s: %s", key, error)
+            logger.debug('Conflict: object="%s" error="%s"', key, error)
         else:
             RECONCILE_ERRORS.labels(key.kind.value).inc()
-            _tell(key, error, failures)
-        self.add_after(key, delay(error, failures), lane=Lane.NORMAL)
+            _log(key, error, failures)
+        self.add_after(key, delay(error, failures), priority)
 
     async def close(self, seconds: float) -> None:
-        """Start nothing more until the queue is opened again, and wait at most so many seconds for what runs."""
+        """Start no reconcile until the queue is opened again; wait at most so many seconds for those that run."""
         self._opened = None
         if self._running:
             await asyncio.wait(list(self._running.values()), timeout=seconds)
@@ -194,23 +188,27 @@ class WorkQueue:
 def delay(error: Exception, failures: int) -> float:
     """Return the seconds until the next try after so many failures in a row."""
     asked = error.retry_after if isinstance(error, OperatorError) else None
-    longest = MAX_REFUSAL_BACKOFF if isinstance(error, ApiFailure) else MAX_BACKOFF
-    backoff = min(longest, FIRST_BACKOFF * 2.0 ** min(failures, 16)) * _jitter(0.5, 1.0)
+    pause = backoff(failures, MAX_BACKOFF if isinstance(error, OperatorError) else MAX_BUG_BACKOFF)
     if asked is None or failures > MAX_QUICK_RETRIES:
-        return backoff
-    # What a server that is overloaded asks for is the least; the others know better than the backoff.
-    return max(asked * _jitter(1.0, 1.2), backoff) if isinstance(error, ApiFailure) else asked
+        return pause
+    # An overloaded API server states the least pause; other errors know the right one.
+    return max(asked * _jitter(1.0, 1.2), pause) if isinstance(error, ApiFailure) else asked
+
+
+def backoff(failures: int, longest: float = MAX_BACKOFF) -> float:
+    """Return the seconds until the next try: 0.5 to 1 after the first failure, then twice as long each time."""
+    return min(longest, FIRST_BACKOFF * 2.0 ** min(failures, 16)) * _jitter(0.5, 1.0)
 
 
 def _jitter(low: float, high: float) -> float:
     return random.uniform(low, high)  # noqa: S311 - it spreads load, it guards nothing
 
 
-def _tell(key: Key, error: Exception, failures: int) -> None:
-    """Log the first failure in a row, the second, the fourth, the eighth …: an outage must not fill the log."""
+def _log(key: Key, error: Exception, failures: int) -> None:
+    """Log the first, second, fourth, eighth … failure in a row, so that an outage does not fill the log."""
     if failures & (failures - 1):
         return
     if isinstance(error, OperatorError):
-        logger.warning("%s: %s (failure %d in a row)", key, error, failures)
+        logger.warning('Reconcile failed: object="%s" failures=%d error="%s"', key, failures, error)
     else:
-        logger.error("%s: a defect of the operator (failure %d in a row)", key, failures, exc_info=error)
+        logger.error('Bug in Tunery: object="%s" failures=%d', key, failures, exc_info=error)

@@ -23,7 +23,7 @@ from tunery_operator.kube.tokens import read_claim
 from tunery_operator.progress.pace import MIN_SECONDS, Pace
 from tunery_operator.progress.plausible import MAX_SECONDS, MAX_WHOLE, sane
 from tunery_operator.progress.server import Limits
-from tunery_operator.runtime.priority_queue import Lane
+from tunery_operator.runtime.priority_queue import Priority
 from tunery_operator.views.owner import Key
 
 from kit.operator.reporting import Pods, Reviews, Site, certificates, pod, token
@@ -90,7 +90,7 @@ async def test_a_good_report_names_the_interval(tls: Path) -> None:
     async with site(tls) as at:
         answer = await report(at, token(pod()))
         assert (answer.status, answer.body) == (200, {"message": "ok", "intervalSeconds": 3})
-        assert at.queue.lanes == [Lane.LOW]
+        assert at.queue.priorities == [Priority.LOW]
 
 
 async def test_half_a_head_ends_at_its_deadline_and_holds_nobody_up(tls: Path) -> None:

@@ -21,7 +21,7 @@ def key(name: str) -> Key:
 async def dispatching(changed: list[Key]) -> AsyncIterator[Feed]:
     """Kopf itself, on a feed."""
     feed, started = Feed(), asyncio.Event()
-    framework = Framework(feed, changed.append)
+    framework = Framework(feed, changed.extend)
     task = asyncio.create_task(framework.run(started.set))
     await started.wait()
     try:

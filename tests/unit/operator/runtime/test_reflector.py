@@ -357,7 +357,7 @@ async def test_an_object_that_is_not_understood_stops_nobody(caplog: pytest.LogC
     async with staged(api) as stage:
         await stage.until("the other is known", lambda: "fine" in stage.names)
         await stage.until_watching()
-        assert "lorajobs team/broken: a defect of the operator" in caplog.text
+        assert "Bug in Tunery: resource=lorajobs object=team/broken" in caplog.text
 
 
 # Probes
@@ -443,7 +443,7 @@ async def test_a_reflector_that_ended_is_told(caplog: pytest.LogCaptureFixture) 
     await asyncio.sleep(0.05)
     async with probing(watches) as probe:
         assert await probe("healthz") == (503, "watch lorajobs has ended")
-    assert "a defect of the operator" in caplog.text
+    assert "Bug in Tunery" in caplog.text
 
 
 async def test_metrics_are_served() -> None:
