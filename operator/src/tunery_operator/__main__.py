@@ -32,8 +32,8 @@ from tunery_operator.progress.server import ProgressServer
 from tunery_operator.progress.tls import Certificate, Trust, keep_fresh
 from tunery_operator.reconcile.kinds import reconcile
 from tunery_operator.reconcile.services import Services
-from tunery_operator.runtime.kopf_source import Feed, Framework
-from tunery_operator.runtime.leader_gate import Duty
+from tunery_operator.runtime.kopf_source import KopfDispatcher, KopfEventSource
+from tunery_operator.runtime.leader_gate import LeaderGate
 from tunery_operator.runtime.leaderelection import LeaderElection
 from tunery_operator.runtime.watches import build_watches
 from tunery_operator.runtime.workqueue import Requeue, WorkQueue
@@ -86,10 +86,10 @@ class Operator:
         self._services = Services(client, cache, platform, self._events)
         self._queue = WorkQueue(self._reconcile, settings.workers, cache.is_of_sweep)
         self._services.has_backlog = self._queue.has_backlog
-        self._duty = duty = Duty(cache, self._queue)
-        self._feed = feed = Feed()
-        self._framework = Framework(feed, duty.add)
-        self._watches = build_watches(connection, cache, settings.watch_namespaces, self._tell_framework, duty.add)
+        self._gate = gate = LeaderGate(cache, self._queue)
+        self._kopf_source = source = KopfEventSource()
+        self._kopf = KopfDispatcher(source, gate.add)
+        self._watches = build_watches(connection, cache, settings.watch_namespaces, self._notify_kopf, gate.add)
         self._election = _election(settings, connection)
         endpoint = Endpoint(TokenReviewer(client), cache, self._queue, acts=self._acts)
         self._progress_server = ProgressServer(endpoint.app())
@@ -100,19 +100,19 @@ class Operator:
     def _reconcile(self, key: Key) -> Requeue:
         return reconcile(self._services, key)
 
-    def _tell_framework(self, keys: Iterable[Key]) -> None:
-        if self._duty.on:
-            self._feed.tell(keys)
+    def _notify_kopf(self, keys: Iterable[Key]) -> None:
+        if self._gate.on:
+            self._kopf_source.add(keys)
 
     def _acts(self) -> bool:
-        return self._duty.on and (self._election is None or self._election.is_leader)
+        return self._gate.on and (self._election is None or self._election.is_leader)
 
     async def start(self) -> None:
         """Start everything; what needs to know the cluster waits for that by itself."""
         self._handle_signals()
         self._health_server = await self._serve_health()
         self._watches.start()
-        background = [self._begin(), self._duty.look_again(), self._duty.expire()]
+        background = [self._begin(), self._gate.resync(), self._gate.expire()]
         certificate = self._certificate
         if certificate is not None:
             await self._progress_server.start(self._settings.progress_port, certificate)
@@ -121,12 +121,12 @@ class Operator:
             background.append(keep_fresh(certificate, self._services.use_ca, trust.look))
         self._tasks = [asyncio.create_task(each) for each in background]
         # After all others: Kopf ends every task that was made after its own, and only at its end.
-        self._framework_task = asyncio.create_task(self._framework.run(self._handle_signals), name="kopf")
+        self._kopf_task = asyncio.create_task(self._kopf.run(self._handle_signals), name="kopf")
 
     async def _serve_health(self) -> web.AppRunner:
         state = State(
             # Of the leader alone: a sum over the replicas would count each object as often as there are replicas.
-            objects=lambda: self._cache.phases() if self._duty.on else {},
+            objects=lambda: self._cache.phases() if self._gate.on else {},
             watch_ages=self._watches.ages,
             queue_depth=self._queue.depths,
             queue_oldest=lambda: self._queue.oldest_age,
@@ -160,10 +160,10 @@ class Operator:
 
     def _act(self) -> None:
         self._services.acting_since = self._services.now()
-        self._duty.start()
+        self._gate.start()
 
     async def _lead_no_more(self) -> None:
-        await self._duty.stop()
+        await self._gate.stop()
         self._progress_server.close_connections()
 
     def _handle_signals(self) -> None:
@@ -175,11 +175,11 @@ class Operator:
     async def until_stopped(self) -> bool:
         """Return when a signal came; True where a part that never ends has ended all the same."""
         stopping = asyncio.create_task(self._stopping.wait())
-        await asyncio.wait([stopping, self._framework_task], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([stopping, self._kopf_task], return_when=asyncio.FIRST_COMPLETED)
         if self._stopping.is_set():
             return False
         stopping.cancel()
-        error = None if self._framework_task.cancelled() else self._framework_task.exception()
+        error = None if self._kopf_task.cancelled() else self._kopf_task.exception()
         logger.error("Bug in Tunery, a task ended: task=kopf", exc_info=error)
         return True
 
@@ -188,14 +188,14 @@ class Operator:
         # Before what runs is waited for: the interpreter does not end before every worker's thread has.
         self._services.sampler.close()
         await _cancel([task for task in (self._election_task,) if task is not None])
-        await self._duty.stop()
+        await self._gate.stop()
         await _cancel(self._tasks)
         await asyncio.to_thread(self._events.close, STOP_SECONDS)
         await self._progress_server.stop()
         await self._health_server.cleanup()
         # Kopf waits some seconds for every task that is younger than its own: by now there is none.
-        self._framework.stop()
-        await asyncio.gather(self._framework_task, return_exceptions=True)
+        self._kopf.stop()
+        await asyncio.gather(self._kopf_task, return_exceptions=True)
         await self._watches.stop()
 
 

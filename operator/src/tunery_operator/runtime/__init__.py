@@ -1,6 +1,6 @@
-"""Watching: one reflector for each resource keeps the cache equal to the cluster, whatever happens on the way.
+"""Provide what decides when an object is reconciled.
 
-Wire ──► Reflector ──► sink ──► Cache
-(HTTP)   list, watch,    │
-         own policy      └──► keys: of children to the queue, of our own objects to Kopf through Feed
+ListWatchClient ──► Reflector ──► event handler ──► Cache
+(HTTP)              list, watch         └──► keys ──► LeaderGate ──► WorkQueue ──► reconcile
+                                                      (keys of our own objects through Kopf)
 """

@@ -14,103 +14,103 @@ from tunery_operator.views.owner import Key
 logger = logging.getLogger(__name__)
 
 Json = dict[str, Any]
-Tell = Callable[[Iterable[Key]], None]
+Enqueue = Callable[[Iterable[Key]], None]
 """Takes keys of objects that are to be looked at."""
 
 
-class OwnerSink:
+class OwnerEventHandler:
     """Takes the objects of one of our kinds."""
 
-    def __init__(self, kind: Kind, namespace: str | None, cache: Cache, tell: Tell) -> None:
+    def __init__(self, kind: Kind, namespace: str | None, cache: Cache, enqueue: Enqueue) -> None:
         self._kind, self._namespace = kind, namespace
-        self._cache, self._tell = cache, tell
+        self._cache, self._enqueue = cache, enqueue
 
-    def see(self, body: Json) -> None:
+    def on_update(self, body: Json) -> None:
         """Take note of an object."""
-        with _defects_told(self._kind.plural, body):
-            self._tell(self._cache.see_owner(self._kind, body))
+        with _log_bugs(self._kind.plural, body):
+            self._enqueue(self._cache.see_owner(self._kind, body))
 
-    def gone(self, body: Json) -> None:
+    def on_delete(self, body: Json) -> None:
         """Take note of a deletion."""
-        with _defects_told(self._kind.plural, body):
+        with _log_bugs(self._kind.plural, body):
             meta = body["metadata"]
             key = Key(self._kind, meta["namespace"], meta["name"])
-            self._tell(self._cache.forget_owner(key, meta["uid"]))
+            self._enqueue(self._cache.forget_owner(key, meta["uid"]))
 
-    def retain(self, uids: set[str], version: str) -> None:
+    def on_list(self, uids: set[str], version: str) -> None:
         """Take note of all that there was at a version."""
-        self._tell(self._cache.retain_owners(self._kind, self._namespace, uids, version))
+        self._enqueue(self._cache.retain_owners(self._kind, self._namespace, uids, version))
 
 
-class JobSink:
+class JobEventHandler:
     """Takes our Jobs."""
 
-    def __init__(self, namespace: str | None, cache: Cache, tell: Tell) -> None:
+    def __init__(self, namespace: str | None, cache: Cache, enqueue: Enqueue) -> None:
         self._namespace = namespace
-        self._cache, self._tell = cache, tell
+        self._cache, self._enqueue = cache, enqueue
 
-    def see(self, body: Json) -> None:
+    def on_update(self, body: Json) -> None:
         """Take note of a Job."""
-        with _defects_told("jobs", body):
-            self._tell(self._cache.see_job(body))
+        with _log_bugs("jobs", body):
+            self._enqueue(self._cache.see_job(body))
 
-    def gone(self, body: Json) -> None:
+    def on_delete(self, body: Json) -> None:
         """Take note that a Job was deleted, or marked as done."""
-        with _defects_told("jobs", body):
+        with _log_bugs("jobs", body):
             meta = body["metadata"]
-            self._tell(self._cache.forget_job(meta["namespace"], meta["name"], meta["uid"]))
+            self._enqueue(self._cache.forget_job(meta["namespace"], meta["name"], meta["uid"]))
 
-    def retain(self, uids: set[str], version: str) -> None:
+    def on_list(self, uids: set[str], version: str) -> None:
         """Take note of all that there was at a version."""
-        self._tell(self._cache.retain_jobs(self._namespace, uids, version))
+        self._enqueue(self._cache.retain_jobs(self._namespace, uids, version))
 
 
-class DeploymentSink:
+class DeploymentEventHandler:
     """Takes the Deployments of servers."""
 
-    def __init__(self, namespace: str | None, cache: Cache, tell: Tell) -> None:
+    def __init__(self, namespace: str | None, cache: Cache, enqueue: Enqueue) -> None:
         self._namespace = namespace
-        self._servers, self._tell = cache.servers, tell
+        self._servers, self._enqueue = cache.servers, enqueue
 
-    def see(self, body: Json) -> None:
+    def on_update(self, body: Json) -> None:
         """Take note of a Deployment."""
-        with _defects_told("deployments", body):
-            self._tell(self._servers.see_deployment(body))
+        with _log_bugs("deployments", body):
+            self._enqueue(self._servers.see_deployment(body))
 
-    def gone(self, body: Json) -> None:
+    def on_delete(self, body: Json) -> None:
         """Take note that a Deployment was deleted, or is not labelled as ours any more."""
-        with _defects_told("deployments", body):
-            self._tell(self._servers.forget_deployment(body))
+        with _log_bugs("deployments", body):
+            self._enqueue(self._servers.forget_deployment(body))
 
-    def retain(self, uids: set[str], version: str) -> None:
+    def on_list(self, uids: set[str], version: str) -> None:
         """Take note of all that there was at a version."""
-        self._tell(self._servers.retain_deployments(self._namespace, uids, version))
+        self._enqueue(self._servers.retain_deployments(self._namespace, uids, version))
 
 
-class PodSink:
+class PodEventHandler:
     """Takes the pods of our Jobs and servers."""
 
-    def __init__(self, namespace: str | None, cache: Cache, tell: Tell) -> None:
+    def __init__(self, namespace: str | None, cache: Cache, enqueue: Enqueue) -> None:
         self._namespace = namespace
-        self._cache, self._tell = cache, tell
+        self._cache, self._enqueue = cache, enqueue
 
-    def see(self, body: Json) -> None:
+    def on_update(self, body: Json) -> None:
         """Take note of a pod."""
-        with _defects_told("pods", body):
-            self._tell(self._cache.see_pod(body))
+        with _log_bugs("pods", body):
+            self._enqueue(self._cache.see_pod(body))
 
-    def gone(self, body: Json) -> None:
+    def on_delete(self, body: Json) -> None:
         """Take note that a pod has ended, or was deleted."""
-        with _defects_told("pods", body):
-            self._tell(self._cache.forget_pod(body))
+        with _log_bugs("pods", body):
+            self._enqueue(self._cache.forget_pod(body))
 
-    def retain(self, uids: set[str], version: str) -> None:
+    def on_list(self, uids: set[str], version: str) -> None:
         """Take note of all that there was at a version."""
-        self._tell(self._cache.retain_pods(self._namespace, uids, version))
+        self._enqueue(self._cache.retain_pods(self._namespace, uids, version))
 
 
 @contextmanager
-def _defects_told(resource: str, body: Json) -> Iterator[None]:
+def _log_bugs(resource: str, body: Json) -> Iterator[None]:
     """One object that is not understood must not stop the others."""
     try:
         yield

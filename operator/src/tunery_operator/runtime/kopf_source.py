@@ -31,7 +31,7 @@ from tunery_api.kinds import Kind
 from tunery_api.names import API_VERSION, GROUP, VERSION
 from tunery_operator.views.owner import Key
 
-SERVER: Final = "http://feed.invalid"
+SERVER: Final = "http://kopf-source.invalid"
 """No name that could be resolved: nothing may leave the process on this way."""
 _BATCH: Final = 100
 """Events that Kopf is given at once; between two batches everything else has its turn."""
@@ -51,7 +51,7 @@ _DISCOVERY: Final[dict[str, dict[str, Any]]] = {
 }
 
 
-class Feed:
+class KopfEventSource:
     """Tells Kopf which objects to look at; all methods belong to the event loop's thread."""
 
     def __init__(self) -> None:
@@ -60,23 +60,23 @@ class Feed:
         self.headers: dict[str, str] = {"User-Agent": "kopf"}
         self.closed = False
 
-    def tell(self, keys: Iterable[Key]) -> None:
+    def add(self, keys: Iterable[Key]) -> None:
         """Let Kopf's handlers be called for these objects."""
         for key in keys:
             self._by_kind[key.kind].put(key)
 
-    async def request(self, method: str, url: str, **_: Any) -> Answer:
+    async def request(self, method: str, url: str, **_: Any) -> _Response:
         """Answer as an API server does. Raises LookupError for what Kopf is not expected to ask."""
         parts = urlsplit(url)
         known = _DISCOVERY.get(parts.path)
         if method.lower() == "get" and known is not None:
-            return Answer(known)
+            return _Response(known)
         stream = self._streams.get(parts.path)
         if method.lower() != "get" or stream is None:
             raise LookupError(f"Kopf asks for {method} {parts.path}: has its version changed?")
         if "watch=true" in parts.query.split("&"):
-            return Answer({}, stream)
-        return Answer({"metadata": {"resourceVersion": "0"}, "items": []})
+            return _Response({}, stream)
+        return _Response({"metadata": {"resourceVersion": "0"}, "items": []})
 
     async def close(self) -> None:
         """Take note that Kopf has ended. Streams never end: Kopf would ask for the next at once, and again."""
@@ -113,7 +113,7 @@ def _line(key: Key) -> bytes:
     return json.dumps({"type": "MODIFIED", "object": item}).encode() + b"\n"
 
 
-class Answer:
+class _Response:
     """An answer of status 200."""
 
     status: Final = 200
@@ -144,11 +144,11 @@ OnChange = Callable[[Iterable[Key]], None]
 _YEAR: Final = 365 * 86_400.0
 
 
-class Framework:
-    """Kopf, on a feed instead of a cluster."""
+class KopfDispatcher:
+    """Kopf, on a source instead of a cluster."""
 
-    def __init__(self, feed: Feed, on_change: OnChange) -> None:
-        self._registry = _registry(feed, on_change)
+    def __init__(self, source: KopfEventSource, on_change: OnChange) -> None:
+        self._registry = _registry(source, on_change)
         self._stop = asyncio.Event()
 
     async def run(self, on_started: Callable[[], None]) -> None:
@@ -168,7 +168,7 @@ class Framework:
         self._stop.set()
 
 
-def _registry(feed: Feed, on_change: OnChange) -> kopf.OperatorRegistry:
+def _registry(source: KopfEventSource, on_change: OnChange) -> kopf.OperatorRegistry:
     registry = kopf.OperatorRegistry()
     for kind in Kind:
         watch = kopf.on.event(GROUP, VERSION, kind.plural, registry=registry, id=kind.plural)
@@ -180,7 +180,7 @@ def _registry(feed: Feed, on_change: OnChange) -> kopf.OperatorRegistry:
 
     @kopf.on.login(registry=registry)
     async def login(**_: Any) -> kopf.AiohttpSession:
-        return kopf.AiohttpSession(server=SERVER, aiohttp_session=cast(aiohttp.ClientSession, feed))
+        return kopf.AiohttpSession(server=SERVER, aiohttp_session=cast(aiohttp.ClientSession, source))
 
     return registry
 
@@ -200,7 +200,7 @@ def _configure(settings: kopf.OperatorSettings) -> None:
     settings.persistence.diffbase_storage = _NoDiffs()
     # A worker for each object only waits for the next event: let it go at once.
     settings.queueing.idle_timeout = 0.2
-    # The feed is silent where nothing happens, and that is well.
+    # The source is silent where nothing happens, and that is well.
     settings.watching.inactivity_timeout = _YEAR
 
 

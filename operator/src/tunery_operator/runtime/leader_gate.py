@@ -18,7 +18,7 @@ STOP_SECONDS: Final = 3.0
 """Time for what runs when the replica is to act no more; shorter than what a Lease still holds then."""
 
 
-class Duty:
+class LeaderGate:
     """Stands before the queue: keys that come while the replica does not act are dropped, not kept.
 
     When it begins to act it looks at everything that has not ended, so nothing is missed; and what others finished or
@@ -49,14 +49,14 @@ class Duty:
             self._queue.add(keys, priority)
 
     def _is_unobserved(self, key: Key) -> bool:
-        """Tell whether the manifest of an object is newer than its status."""
+        """Return whether the manifest of an object is newer than its status."""
         body = self._cache.body(key)
         if body is None:
             return False
         observed = (body.get("status") or {}).get("observedGeneration")
         return bool(observed != body["metadata"].get("generation", 1))
 
-    async def look_again(self) -> None:
+    async def resync(self) -> None:
         """Look at each object that has not ended once a round, spread over it, from memory, after everything else.
 
         What time alone changes is looked at when its time comes, and what a watch missed its next list tells. This is

@@ -88,7 +88,7 @@ class LeaderElection:
 
     @property
     def is_leader(self) -> bool:
-        """Tell whether this replica may act: it holds the Lease, and renewed it lately enough."""
+        """Return whether this replica may act: it holds the Lease, and renewed it lately enough."""
         return self._leads and time.monotonic() - self._renewed < self._timing.renew
 
     async def run(self) -> None:

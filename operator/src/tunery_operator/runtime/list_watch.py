@@ -42,17 +42,17 @@ class WatchFailure(Exception):
 
     @property
     def needs_list(self) -> bool:
-        """Tell whether going on from the last version cannot help: everything is to be listed anew."""
+        """Return whether going on from the last version cannot help: everything is to be listed anew."""
         return self.code in (GONE, "404", DISORDER, UNREADABLE)
 
     @property
     def doubts_version(self) -> bool:
-        """Tell whether the reason may lie in the version that was asked for."""
+        """Return whether the reason may lie in the version that was asked for."""
         return self.code.isdigit() and self.code not in ("401", "429", "503")
 
     @property
     def is_usual(self) -> bool:
-        """Tell whether it happens in a cluster that is well: it is no trouble if the next try works."""
+        """Return whether it happens in a cluster that is well: it is no trouble if the next try works."""
         return self.code in (GONE, CUT, SILENT, DISORDER)
 
 
@@ -64,7 +64,7 @@ def refusal(status: dict[str, Any], code: int | None = None, retry_after: float 
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class WatchSpec:
     """One resource, in one namespace or in all."""
 
     resource: str
@@ -91,7 +91,7 @@ _MAX_REFUSAL: Final = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class Timeouts:
     """How long to wait, in seconds."""
 
     connect: float = 10.0
@@ -103,12 +103,12 @@ class Patience:
     """Between two lines of a watch: bookmarks come once a minute."""
 
 
-class Wire:
+class ListWatchClient:
     """One reflector's connection; credentials are read anew for each request, certificates after each failure."""
 
-    def __init__(self, connection: Connection, patience: Patience) -> None:
+    def __init__(self, connection: Connection, timeouts: Timeouts) -> None:
         self._connection = connection
-        self._patience = patience
+        self._timeouts = timeouts
         self._session: aiohttp.ClientSession | None = None
 
     async def close(self) -> None:
@@ -117,11 +117,11 @@ class Wire:
         if session is not None:
             await session.close()
 
-    async def page(self, target: Target, query: Mapping[str, str]) -> Json:
+    async def page(self, spec: WatchSpec, query: Mapping[str, str]) -> Json:
         """Return one page of a list. Raises WatchFailure."""
-        async with self._answer("list", target, query, self._patience.answer) as answer:
+        async with self._answer("list", spec, query, self._timeouts.answer) as answer:
             try:
-                async with asyncio.timeout(self._patience.page):
+                async with asyncio.timeout(self._timeouts.page):
                     body = orjson.loads(await answer.read())
                 if not isinstance(body.get("metadata"), dict):
                     raise WatchFailure(UNREADABLE, "this is no list")
@@ -131,39 +131,39 @@ class Wire:
             return page
 
     @asynccontextmanager
-    async def watch(self, target: Target, query: Mapping[str, str]) -> AsyncIterator[AsyncIterator[Json]]:
+    async def watch(self, spec: WatchSpec, query: Mapping[str, str]) -> AsyncIterator[AsyncIterator[Json]]:
         """Open a watch, and give its events until the API server ends it. Raises WatchFailure."""
-        async with self._answer("watch", target, query, self._patience.inactivity) as answer:
-            yield _events(answer.content, self._patience.inactivity)
+        async with self._answer("watch", spec, query, self._timeouts.inactivity) as answer:
+            yield _events(answer.content, self._timeouts.inactivity)
 
     @asynccontextmanager
     async def _answer(
-        self, verb: str, target: Target, query: Mapping[str, str], silence: float
+        self, verb: str, spec: WatchSpec, query: Mapping[str, str], silence: float
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         code = "0"
-        timeout = aiohttp.ClientTimeout(sock_connect=self._patience.connect, sock_read=silence)
+        timeout = aiohttp.ClientTimeout(sock_connect=self._timeouts.connect, sock_read=silence)
         with _told(silence):
             try:
-                async with asyncio.timeout(self._patience.answer):
-                    answer = await self._open(target, query, timeout)
+                async with asyncio.timeout(self._timeouts.answer):
+                    answer = await self._open(spec, query, timeout)
                 code = str(answer.status)
             finally:
-                API_REQUESTS.labels(verb, target.resource, code).inc()
+                API_REQUESTS.labels(verb, spec.resource, code).inc()
             async with answer:
                 if answer.status != 200:
                     raise await _refused(answer)
                 yield answer
 
     async def _open(
-        self, target: Target, query: Mapping[str, str], timeout: aiohttp.ClientTimeout
+        self, spec: WatchSpec, query: Mapping[str, str], timeout: aiohttp.ClientTimeout
     ) -> aiohttp.ClientResponse:
         if self._session is None:
             context = self._connection.ssl_context()
             connector = aiohttp.TCPConnector(limit=0, ssl=True if context is None else context)
             self._session = aiohttp.ClientSession(connector=connector)
         return await self._session.get(
-            self._connection.host + target.path,
-            params={**dict(target.selectors), **query},
+            self._connection.host + spec.path,
+            params={**dict(spec.selectors), **query},
             headers={**self._connection.headers(), "Accept": "application/json"},
             proxy=self._connection.proxy,
             timeout=timeout,
@@ -173,7 +173,7 @@ class Wire:
 
 @contextmanager
 def _told(silence: float) -> Iterator[None]:
-    """Tell every fault of the connection as a WatchFailure."""
+    """Raise every fault of the connection as a WatchFailure."""
     try:
         yield
     except aiohttp.SocketTimeoutError as error:

@@ -91,7 +91,7 @@ class PriorityQueue:
         return oldest is not None and self._clock() - oldest >= AGED_SECONDS
 
     def has_high(self) -> bool:
-        """Tell whether a high-priority key waits."""
+        """Return whether a high-priority key waits."""
         return self._high.count > 0
 
     def depths(self) -> dict[str, int]:

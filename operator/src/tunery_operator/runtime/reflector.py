@@ -11,7 +11,15 @@ from typing import Any, Final, Protocol
 
 from tunery_operator.kube.versions import later
 from tunery_operator.metrics import WATCH_ERRORS, WATCH_RELISTS
-from tunery_operator.runtime.list_watch import CUT, DISORDER, UNREADABLE, Target, WatchFailure, Wire, refusal
+from tunery_operator.runtime.list_watch import (
+    CUT,
+    DISORDER,
+    UNREADABLE,
+    ListWatchClient,
+    WatchFailure,
+    WatchSpec,
+    refusal,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -19,11 +27,11 @@ MAX_SILENCE: Final = 180.0
 """Seconds without a sign of life from an open watch, after which the process is better started anew."""
 
 
-class Standing:
+class ReflectorHealth:
     """Written by one reflector, read by whoever asks; all in the event loop's thread."""
 
-    def __init__(self, target: Target, clock: Callable[[], float] = time.monotonic) -> None:
-        self.target = target
+    def __init__(self, spec: WatchSpec, clock: Callable[[], float] = time.monotonic) -> None:
+        self.spec = spec
         self.synced = False
         """A complete list has been applied to the cache, once at least."""
         self._clock = clock
@@ -43,17 +51,17 @@ class Standing:
     def defect(self) -> str | None:
         """What only a new process can mend; an API server that is away or refuses is nothing of the kind."""
         if self.astray:
-            return f"{self.target}: the cluster is older than what is known of it"
+            return f"{self.spec}: the cluster is older than what is known of it"
         if self._open and self.age > MAX_SILENCE:
-            return f"{self.target}: an open watch has been silent for {self.age:.0f} s"
+            return f"{self.spec}: an open watch has been silent for {self.age:.0f} s"
         return None
 
     @property
     def trouble(self) -> str | None:
         """What keeps the cache from being up to date, such as `jobs: 403 … for 42 s`; None: nothing."""
         if self._failure is not None:
-            return f"{self.target}: {self._failure} for {self._clock() - self._failing_since:.0f} s"
-        return None if self.synced else f"{self.target}: not listed yet"
+            return f"{self.spec}: {self._failure} for {self._clock() - self._failing_since:.0f} s"
+        return None if self.synced else f"{self.spec}: not listed yet"
 
     def opens(self) -> None:
         """Take note that a watch is asked for."""
@@ -63,7 +71,7 @@ class Standing:
         """Take note of a sign of life: what failed before works again."""
         self._sign = self._clock()
         if self._failure is not None:
-            logger.info("%s: works again after %.0f s", self.target, self._sign - self._failing_since)
+            logger.info("%s: works again after %.0f s", self.spec, self._sign - self._failing_since)
             self._failure = None
 
     def ended(self) -> None:
@@ -73,8 +81,8 @@ class Standing:
     def counts(self, failure: WatchFailure) -> None:
         """Count a failure that is no state yet: the next try may work."""
         self.ended()
-        WATCH_ERRORS.labels(self.target.resource, failure.code).inc()
-        logger.debug("%s: %s", self.target, failure)
+        WATCH_ERRORS.labels(self.spec.resource, failure.code).inc()
+        logger.debug("%s: %s", self.spec, failure)
 
     def fails(self, failure: WatchFailure) -> None:
         """Count a failure, and tell it once for each change of state."""
@@ -82,13 +90,13 @@ class Standing:
         if self._failure is None:
             self._failing_since = self._clock()
         if self._failure is None or self._failure.code != failure.code:
-            logger.warning("%s: cannot be watched: %s", self.target, failure)
+            logger.warning("%s: cannot be watched: %s", self.spec, failure)
         self._failure = failure
 
     def lists(self) -> None:
         """Count a list after the first."""
         if self.synced:
-            WATCH_RELISTS.labels(self.target.resource).inc()
+            WATCH_RELISTS.labels(self.spec.resource).inc()
 
 
 PAGE: Final = 250
@@ -109,27 +117,27 @@ MAX_REFUSALS: Final = 3
 Json = dict[str, Any]
 
 
-class Sink(Protocol):
+class EventHandler(Protocol):
     """Where a reflector tells what it sees. Objects may come again, and late."""
 
-    def see(self, body: Json) -> None:
-        """Take note of an object; it is the sink's from now on."""
+    def on_update(self, body: Json) -> None:
+        """Take note of an object; it is the handler's from now on."""
 
-    def gone(self, body: Json) -> None:
+    def on_delete(self, body: Json) -> None:
         """Take note that an object is not among the watched any more; `body` is its state before that."""
 
-    def retain(self, uids: set[str], version: str) -> None:
+    def on_list(self, uids: set[str], version: str) -> None:
         """Take note of all that there was at a version: what is older and not among them is gone."""
 
 
 class Reflector:
     """One resource. `run` never ends by itself: every failure is told, counted and survived."""
 
-    def __init__(self, wire: Wire, sink: Sink, standing: Standing) -> None:
-        self.standing = standing
-        self._wire = wire
-        self._sink = sink
-        self._target = standing.target
+    def __init__(self, client: ListWatchClient, handler: EventHandler, health: ReflectorHealth) -> None:
+        self.health = health
+        self._client = client
+        self._handler = handler
+        self._spec = health.spec
         self._version: str | None = None
         """Where the next watch goes on; None: with a list."""
         self._newest = ""
@@ -148,23 +156,23 @@ class Reflector:
                 except WatchFailure as failure:
                     await self._survive(failure)
         finally:
-            await self._wire.close()
+            await self._client.close()
 
     async def _once(self) -> None:
         self._heard = False
         if self._version is None:
             await self._list()
         await self._watch(self._version or "")
-        self.standing.ended()
+        self.health.ended()
 
     async def _list(self) -> None:
         """Hand on every object page by page, then tell what is not there any more."""
-        self.standing.lists()
+        self.health.lists()
         # Without a resourceVersion the answer is the newest state, and one state over all pages.
         query, uids, version = {"limit": str(PAGE)}, set[str](), ""
         while True:
-            page = await self._wire.page(self._target, query)
-            self.standing.alive()
+            page = await self._client.page(self._spec, query)
+            self.health.alive()
             meta = page["metadata"]
             version = version or self._begin(str(meta.get("resourceVersion") or ""))
             await self._hand_on(page, uids)
@@ -172,20 +180,20 @@ class Reflector:
                 break
             query["continue"] = meta["continue"]
             del page
-        self._sink.retain(uids, version)
+        self._handler.on_list(uids, version)
         self._version = self._newest = version
-        self.standing.synced = True
+        self.health.synced = True
 
     def _begin(self, version: str) -> str:
         """Look at the version of a list: it cannot be older than what was seen before."""
         if self._newest and later(self._newest, version):
-            self.standing.astray = True
+            self.health.astray = True
         return version
 
     async def _hand_on(self, page: Json, uids: set[str]) -> None:
         for index, body in enumerate(_taken(page.get("items") or [])):
             uids.add(body["metadata"]["uid"])
-            self._sink.see(body)
+            self._handler.on_update(body)
             if index % BREATH == BREATH - 1:
                 await asyncio.sleep(0)
 
@@ -196,16 +204,16 @@ class Reflector:
             "resourceVersion": version,
             "timeoutSeconds": str(random.randint(*WATCH_SECONDS)),  # noqa: S311 - spreads load
         }
-        self.standing.opens()
-        async with self._wire.watch(self._target, query) as events:
+        self.health.opens()
+        async with self._client.watch(self._spec, query) as events:
             loop = asyncio.get_running_loop()
-            began, works = loop.time(), loop.call_later(WORKS_SECONDS, self.standing.alive)
+            began, works = loop.time(), loop.call_later(WORKS_SECONDS, self.health.alive)
             try:
                 async for event in events:
                     if event["type"] == "ERROR":
                         raise refusal(event["object"])
                     self._heard = True
-                    self.standing.alive()
+                    self.health.alive()
                     self._take(event["type"], event["object"])
             finally:
                 works.cancel()
@@ -225,22 +233,22 @@ class Reflector:
         if self._version and later(self._version, version):
             raise WatchFailure(DISORDER, f"version {version} came after {self._version}")
         if kind in ("ADDED", "MODIFIED"):
-            self._sink.see(_stripped(body))
+            self._handler.on_update(_stripped(body))
         elif kind == "DELETED":
-            self._sink.gone(body)
+            self._handler.on_delete(body)
         self._version = self._newest = version
 
     async def _survive(self, failure: WatchFailure) -> None:
-        """Tell a failure, and wait before the next try."""
+        """Report a failure, and wait before the next try."""
         self._failures += 1
         if failure.is_usual and self._failures == 1:
-            self.standing.counts(failure)
+            self.health.counts(failure)
         else:
-            self.standing.fails(failure)
+            self.health.fails(failure)
         if failure.needs_list or (failure.doubts_version and self._failures >= MAX_REFUSALS):
             self._version = None
         # What rotates credentials or the server's certificate needs no more than a new connection.
-        await self._wire.close()
+        await self._client.close()
         await asyncio.sleep(self._pause(failure))
 
     def _pause(self, failure: WatchFailure) -> float:

@@ -11,9 +11,15 @@ from tunery_api.kinds import Kind
 from tunery_api.names import DONE_LABEL, GROUP, KIND_LABEL, MANAGED_BY, MANAGED_BY_LABEL, VERSION
 from tunery_operator.kube.cache import Cache
 from tunery_operator.kube.connection import Connection
-from tunery_operator.runtime.event_handlers import DeploymentSink, JobSink, OwnerSink, PodSink, Tell
-from tunery_operator.runtime.list_watch import Patience, Target, Wire
-from tunery_operator.runtime.reflector import Reflector, Sink, Standing
+from tunery_operator.runtime.event_handlers import (
+    DeploymentEventHandler,
+    Enqueue,
+    JobEventHandler,
+    OwnerEventHandler,
+    PodEventHandler,
+)
+from tunery_operator.runtime.list_watch import ListWatchClient, Timeouts, WatchSpec
+from tunery_operator.runtime.reflector import EventHandler, Reflector, ReflectorHealth
 
 logger = logging.getLogger(__name__)
 
@@ -30,8 +36,8 @@ class Watches:
     def start(self) -> None:
         """Begin to list and watch."""
         for reflector in self._reflectors:
-            task = asyncio.create_task(reflector.run(), name=f"watch {reflector.standing.target}")
-            task.add_done_callback(_tell_defect)
+            task = asyncio.create_task(reflector.run(), name=f"watch {reflector.health.spec}")
+            task.add_done_callback(_log_bug)
             self._tasks.append(task)
 
     async def stop(self) -> None:
@@ -42,80 +48,80 @@ class Watches:
 
     async def synced(self) -> None:
         """Return when every resource has been listed and the cache holds it."""
-        while not all(standing.synced for standing in self._standings):
+        while not all(health.synced for health in self._healths):
             await asyncio.sleep(SYNC_CHECK_SECONDS)
 
     @property
-    def _standings(self) -> list[Standing]:
-        return [reflector.standing for reflector in self._reflectors]
+    def _healths(self) -> list[ReflectorHealth]:
+        return [reflector.health for reflector in self._reflectors]
 
     def troubles(self) -> list[str]:
         """Return what keeps the cache from being up to date; none: the operator is ready."""
-        return [standing.trouble for standing in self._standings if standing.trouble is not None]
+        return [health.trouble for health in self._healths if health.trouble is not None]
 
     def defects(self) -> list[str]:
         """Return what only a new process can mend."""
         ended = [f"{task.get_name()} has ended" for task in self._tasks if task.done()]
-        return ended + [standing.defect for standing in self._standings if standing.defect is not None]
+        return ended + [health.defect for health in self._healths if health.defect is not None]
 
     def ages(self) -> dict[str, float]:
         """Return the seconds since the last sign of life, by resource: of the namespace where it is longest ago."""
         found: dict[str, float] = {}
-        for standing in self._standings:
-            resource = standing.target.resource
-            found[resource] = max(standing.age, found.get(resource, 0.0))
+        for health in self._healths:
+            resource = health.spec.resource
+            found[resource] = max(health.age, found.get(resource, 0.0))
         return found
 
 
-def _tell_defect(task: asyncio.Task[None]) -> None:
+def _log_bug(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and task.exception() is not None:
         logger.error('Bug in Tunery, a task ended: task="%s"', task.get_name(), exc_info=task.exception())
 
 
 def build_watches(
-    connection: Connection, cache: Cache, namespaces: Sequence[str], tell_owner: Tell, tell_child: Tell
+    connection: Connection, cache: Cache, namespaces: Sequence[str], enqueue_owner: Enqueue, enqueue_child: Enqueue
 ) -> Watches:
     """Return the watches of all namespaces, or of those that are named.
 
-    `tell_owner` takes the keys that a change of one of our objects concerns, `tell_child` those of a child's.
+    `enqueue_owner` takes the keys that a change of one of our objects concerns, `enqueue_child` those of a child's.
     """
 
-    def reflector(target: Target, sink: Sink) -> Reflector:
-        return Reflector(Wire(connection, Patience()), sink, Standing(target))
+    def reflector(spec: WatchSpec, handler: EventHandler) -> Reflector:
+        return Reflector(ListWatchClient(connection, Timeouts()), handler, ReflectorHealth(spec))
 
     found = []
     for namespace in namespaces_to_watch(namespaces):
         for kind in Kind:
-            found.append(reflector(owners(kind, namespace), OwnerSink(kind, namespace, cache, tell_owner)))
-        found.append(reflector(jobs(namespace), JobSink(namespace, cache, tell_child)))
-        found.append(reflector(deployments(namespace), DeploymentSink(namespace, cache, tell_child)))
-        found.append(reflector(pods(namespace), PodSink(namespace, cache, tell_child)))
+            found.append(reflector(owners(kind, namespace), OwnerEventHandler(kind, namespace, cache, enqueue_owner)))
+        found.append(reflector(jobs(namespace), JobEventHandler(namespace, cache, enqueue_child)))
+        found.append(reflector(deployments(namespace), DeploymentEventHandler(namespace, cache, enqueue_child)))
+        found.append(reflector(pods(namespace), PodEventHandler(namespace, cache, enqueue_child)))
     return Watches(found)
 
 
 _OURS: Final = f"{MANAGED_BY_LABEL}={MANAGED_BY}"
 
 
-def owners(kind: Kind, namespace: str | None) -> Target:
+def owners(kind: Kind, namespace: str | None) -> WatchSpec:
     """Return all objects of one of our kinds: of those that have ended a few words are kept."""
-    return Target(kind.plural, f"/apis/{GROUP}/{VERSION}", namespace)
+    return WatchSpec(kind.plural, f"/apis/{GROUP}/{VERSION}", namespace)
 
 
-def jobs(namespace: str | None) -> Target:
+def jobs(namespace: str | None) -> WatchSpec:
     """Return our Jobs whose verdict has not been taken over."""
-    return Target("jobs", "/apis/batch/v1", namespace, (("labelSelector", f"{_OURS},!{DONE_LABEL}"),))
+    return WatchSpec("jobs", "/apis/batch/v1", namespace, (("labelSelector", f"{_OURS},!{DONE_LABEL}"),))
 
 
-def deployments(namespace: str | None) -> Target:
+def deployments(namespace: str | None) -> WatchSpec:
     """Return the Deployments of servers."""
     ours = f"{_OURS},{KIND_LABEL}={Kind.ADAPTERSERVER.singular}"
-    return Target("deployments", "/apis/apps/v1", namespace, (("labelSelector", ours),))
+    return WatchSpec("deployments", "/apis/apps/v1", namespace, (("labelSelector", ours),))
 
 
-def pods(namespace: str | None) -> Target:
+def pods(namespace: str | None) -> WatchSpec:
     """Return the pods of our Jobs and servers that have not ended."""
     unfinished = "status.phase!=Succeeded,status.phase!=Failed"
-    return Target("pods", "/api/v1", namespace, (("labelSelector", _OURS), ("fieldSelector", unfinished)))
+    return WatchSpec("pods", "/api/v1", namespace, (("labelSelector", _OURS), ("fieldSelector", unfinished)))
 
 
 def namespaces_to_watch(chosen: Iterable[str]) -> list[str | None]:

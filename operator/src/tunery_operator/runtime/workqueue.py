@@ -86,7 +86,7 @@ class WorkQueue:
         return self._waiting.depths()
 
     def has_backlog(self) -> bool:
-        """Tell whether high-priority keys wait; safe for threads."""
+        """Return whether high-priority keys wait; safe for threads."""
         return self._waiting.has_high()
 
     @property

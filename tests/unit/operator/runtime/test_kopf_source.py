@@ -1,4 +1,4 @@
-"""Kopf runs on the feed, and calls a handler for each object that the feed tells."""
+"""Kopf runs on our event source, and calls a handler for each object that was added."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from tunery_api.kinds import Kind
-from tunery_operator.runtime.kopf_source import Feed, Framework
+from tunery_operator.runtime.kopf_source import KopfDispatcher, KopfEventSource
 from tunery_operator.views.owner import Key
 
 
@@ -18,31 +18,31 @@ def key(name: str) -> Key:
 
 
 @asynccontextmanager
-async def dispatching(changed: list[Key]) -> AsyncIterator[Feed]:
-    """Kopf itself, on a feed."""
-    feed, started = Feed(), asyncio.Event()
-    framework = Framework(feed, changed.extend)
-    task = asyncio.create_task(framework.run(started.set))
+async def dispatching(changed: list[Key]) -> AsyncIterator[KopfEventSource]:
+    """Kopf itself, on a source."""
+    source, started = KopfEventSource(), asyncio.Event()
+    dispatcher = KopfDispatcher(source, changed.extend)
+    task = asyncio.create_task(dispatcher.run(started.set))
     await started.wait()
     try:
-        yield feed
+        yield source
     finally:
-        framework.stop()
+        dispatcher.stop()
         await asyncio.wait_for(task, 20)
 
 
-async def test_kopf_calls_the_handlers_for_what_the_feed_tells(caplog: pytest.LogCaptureFixture) -> None:
-    """Everything that feed.py says of Kopf's insides: another version of it that needs more fails here."""
+async def test_kopf_calls_the_handlers_for_what_the_source_has(caplog: pytest.LogCaptureFixture) -> None:
+    """Everything that kopf_source.py says of Kopf's insides: another version of it that needs more fails here."""
     changed: list[Key] = []
     merge = Key(Kind.ADAPTERMERGE, "team", "both")
-    async with dispatching(changed) as feed:
-        feed.tell([key("one"), merge, key("one")])
+    async with dispatching(changed) as source:
+        source.add([key("one"), merge, key("one")])
         for _ in range(1000):
             if len(changed) >= 2:
                 break
             await asyncio.sleep(0.01)
         assert sorted(changed) == [merge, key("one")], "told twice before Kopf has read it: once"
-        feed.tell([key(f"n{index}") for index in range(300)])
+        source.add([key(f"n{index}") for index in range(300)])
         for _ in range(1000):
             if len(changed) >= 302:
                 break
@@ -51,8 +51,8 @@ async def test_kopf_calls_the_handlers_for_what_the_feed_tells(caplog: pytest.Lo
     assert [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")] == []
 
 
-async def test_the_feed_knows_what_kopf_may_ask() -> None:
+async def test_the_source_knows_what_kopf_may_ask() -> None:
     with pytest.raises(LookupError, match="has its version changed"):
-        await Feed().request("get", "http://feed.invalid/apis/apps/v1/deployments")
+        await KopfEventSource().request("get", "http://kopf-source.invalid/apis/apps/v1/deployments")
     with pytest.raises(LookupError, match="PATCH"):
-        await Feed().request("PATCH", "http://feed.invalid/apis/tunery.dev/v1alpha1/lorajobs")
+        await KopfEventSource().request("PATCH", "http://kopf-source.invalid/apis/tunery.dev/v1alpha1/lorajobs")

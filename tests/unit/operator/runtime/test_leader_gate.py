@@ -8,8 +8,8 @@ import pytest
 
 from tunery_api.kinds import Kind
 from tunery_operator.kube.cache import Cache
-from tunery_operator.runtime import leader_gate as duty_module
-from tunery_operator.runtime.leader_gate import Duty
+from tunery_operator.runtime import leader_gate
+from tunery_operator.runtime.leader_gate import LeaderGate
 from tunery_operator.runtime.workqueue import DONE, Requeue, WorkQueue
 from tunery_operator.views.owner import Key
 from unit.operator.test_cache import NOON, job, owner
@@ -23,7 +23,7 @@ class Stage:
     def __init__(self, ttl: int | None = None) -> None:
         self.looked: list[str] = []
         self.cache = Cache(ttl, clock=lambda: NOON)
-        self.duty = Duty(self.cache, WorkQueue(self._look, 1))
+        self.gate = LeaderGate(self.cache, WorkQueue(self._look, 1))
 
     def _look(self, each: Key) -> Requeue:
         self.looked.append(each.name)
@@ -41,11 +41,11 @@ async def test_a_stand_by_looks_at_nothing_and_then_at_everything() -> None:
     stage = Stage()
     for index in range(3):
         stage.cache.see_owner(Kind.LORAJOB, owner(index + 1, "Training", f"n{index}", f"u{index}"))
-    stage.duty.add([key("n0")])
+    stage.gate.add([key("n0")])
     stage.cache.see_owner(Kind.LORAJOB, owner(10, "Succeeded", "n0", "u0"))
     await asyncio.sleep(0.05)
     assert stage.looked == []
-    stage.duty.start()
+    stage.gate.start()
     await stage.until("n1", "n2")
 
 
@@ -55,7 +55,7 @@ async def test_what_nobody_has_looked_at_goes_first() -> None:
     old["status"]["observedGeneration"] = 1
     stage.cache.see_owner(Kind.LORAJOB, old)
     stage.cache.see_owner(Kind.LORAJOB, owner(2, None, "new", "u2"))
-    stage.duty.start()
+    stage.gate.start()
     await stage.until("new", "old")
 
 
@@ -63,41 +63,41 @@ async def test_a_job_that_nobody_marked_as_done_is_not_forgotten() -> None:
     stage = Stage()
     stage.cache.see_owner(Kind.LORAJOB, owner(1, "Succeeded"))
     stage.cache.see_job(job(2, conditions=[{"type": "Complete", "status": "True"}]))
-    stage.duty.start()
+    stage.gate.start()
     await stage.until("one")
 
 
 async def test_nothing_is_done_after_the_lead_is_lost() -> None:
     stage = Stage()
     stage.cache.see_owner(Kind.LORAJOB, owner(1, "Training"))
-    stage.duty.start()
+    stage.gate.start()
     await stage.until("one")
-    await stage.duty.stop()
-    stage.duty.add([key("one")])
+    await stage.gate.stop()
+    stage.gate.add([key("one")])
     await asyncio.sleep(0.05)
     assert stage.looked == ["one"]
-    stage.duty.start()
+    stage.gate.start()
     await stage.until("one", "one")
 
 
 async def test_every_object_is_looked_at_once_a_round(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(duty_module, "ROUND_SECONDS", 0.2)
+    monkeypatch.setattr(leader_gate, "ROUND_SECONDS", 0.2)
     stage = Stage()
     for index in range(2):
         stage.cache.see_owner(Kind.LORAJOB, owner(index + 1, "Training", f"n{index}", f"u{index}"))
-    stage.duty.start()
-    rounds = asyncio.create_task(stage.duty.look_again())
+    stage.gate.start()
+    rounds = asyncio.create_task(stage.gate.resync())
     await stage.until("n0", "n1", "n0", "n1")
     rounds.cancel()
 
 
 async def test_expired_objects_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(duty_module, "EXPIRY_SECONDS", 0.01)
+    monkeypatch.setattr(leader_gate, "EXPIRY_SECONDS", 0.01)
     stage = Stage(ttl=0)
     stage.cache.see_owner(Kind.LORAJOB, owner(1, "Succeeded"))
-    expire = asyncio.create_task(stage.duty.expire())
+    expire = asyncio.create_task(stage.gate.expire())
     await asyncio.sleep(0.05)
     assert stage.looked == []
-    stage.duty.start()
+    stage.gate.start()
     await stage.until("one")
     expire.cancel()

@@ -20,23 +20,23 @@ from tunery_operator.health import build_app
 from tunery_operator.kube.cache import Cache
 from tunery_operator.kube.connection import Connection
 from tunery_operator.runtime import reflector as reflector_module
-from tunery_operator.runtime.event_handlers import OwnerSink
-from tunery_operator.runtime.list_watch import Patience, WatchFailure, Wire
-from tunery_operator.runtime.reflector import MAX_SILENCE, Reflector, Standing
+from tunery_operator.runtime.event_handlers import OwnerEventHandler
+from tunery_operator.runtime.list_watch import ListWatchClient, Timeouts, WatchFailure
+from tunery_operator.runtime.reflector import MAX_SILENCE, Reflector, ReflectorHealth
 from tunery_operator.runtime.watches import Watches, jobs, namespaces_to_watch, owners, pods
 from tunery_operator.views.owner import Key
 
 from kit.dripping import dripping
 from kit.operator.fakeapi import FakeApi, Script, begin, error_event, line, refuses, sends, serving
 
-QUICK = Patience(connect=1.0, answer=0.5, inactivity=0.5)
+QUICK = Timeouts(connect=1.0, answer=0.5, inactivity=0.5)
 
 
 class Stage:
     """One reflector of LoRAJobs on a fake API server."""
 
-    def __init__(self, api: FakeApi, cache: Cache, standing: Standing, watches: Watches) -> None:
-        self.api, self.cache, self.standing, self.watches = api, cache, standing, watches
+    def __init__(self, api: FakeApi, cache: Cache, health: ReflectorHealth, watches: Watches) -> None:
+        self.api, self.cache, self.health, self.watches = api, cache, health, watches
         self.told: list[Key] = []
 
     @property
@@ -47,7 +47,7 @@ class Stage:
     async def until(self, what: str, check: Callable[[], Any], seconds: float = 30.0) -> None:
         end = time.monotonic() + seconds
         while not check():
-            assert time.monotonic() < end, f"{what}: not within {seconds} s; {self.standing.trouble}"
+            assert time.monotonic() < end, f"{what}: not within {seconds} s; {self.health.trouble}"
             await asyncio.sleep(0.01)
 
     async def until_equal(self) -> None:
@@ -55,18 +55,20 @@ class Stage:
         await self.until("the cache equals the cluster", lambda: self.names == set(self.api.objects))
 
     async def until_watching(self) -> None:
-        await self.until("synced and well", lambda: self.standing.synced and self.standing.trouble is None)
+        await self.until("synced and well", lambda: self.health.synced and self.health.trouble is None)
         await self.until("a watch is open", lambda: self.api.watched > 0)
 
 
 @asynccontextmanager
-async def staged(api: FakeApi, patience: Patience = QUICK, **options: Any) -> AsyncIterator[Stage]:
+async def staged(api: FakeApi, timeouts: Timeouts = QUICK, **options: Any) -> AsyncIterator[Stage]:
     async with serving(api, **options) as connection:
-        cache, standing = Cache(), Standing(owners(Kind.LORAJOB, None))
+        cache, health = Cache(), ReflectorHealth(owners(Kind.LORAJOB, None))
         told: list[Key] = []
-        reflector = Reflector(Wire(connection, patience), OwnerSink(Kind.LORAJOB, None, cache, told.extend), standing)
+        reflector = Reflector(
+            ListWatchClient(connection, timeouts), OwnerEventHandler(Kind.LORAJOB, None, cache, told.extend), health
+        )
         watches = Watches([reflector])
-        stage = Stage(api, cache, standing, watches)
+        stage = Stage(api, cache, health, watches)
         stage.told = told
         watches.start()
         try:
@@ -82,17 +84,17 @@ def errors(code: str) -> float:
 @pytest.mark.parametrize("drip", ["body", "chunks"])
 async def test_what_drips_is_given_up(drip: str) -> None:
     """Something comes all the time, and never a list, nor a line: a cache would stand still for ever, and look well."""
-    configuration, target = Configuration(), owners(Kind.LORAJOB, None)
+    configuration, spec = Configuration(), owners(Kind.LORAJOB, None)
     with dripping(drip) as configuration.host:
-        wire = Wire(Connection(configuration), Patience(answer=1.0, page=0.3, inactivity=0.3))
+        client = ListWatchClient(Connection(configuration), Timeouts(answer=1.0, page=0.3, inactivity=0.3))
         began = time.monotonic()
         with pytest.raises(WatchFailure) as listed:
-            await wire.page(target, {})
+            await client.page(spec, {})
         with pytest.raises(WatchFailure) as watched:
-            async with wire.watch(target, {"watch": "1"}) as events:
+            async with client.watch(spec, {"watch": "1"}) as events:
                 await anext(events)
         assert time.monotonic() - began < 3
-        await wire.close()
+        await client.close()
     assert str(listed.value).endswith("no answer in time")
     assert str(watched.value).endswith("no whole line came for 0 s")
 
@@ -139,14 +141,14 @@ async def test_watches_on_from_the_list() -> None:
 async def test_one_bookmark_is_a_sign_of_life() -> None:
     """B1: the liveness probe watched a signal that a watch never gives, and ended the process every four minutes."""
     api = FakeApi()
-    async with staged(api, Patience()) as stage:
+    async with staged(api, Timeouts()) as stage:
         await stage.until_watching()
         await asyncio.sleep(1.2)
-        before = stage.standing.age
+        before = stage.health.age
         assert before >= 0.1
         api.version += 5
         api.bookmark()
-        await stage.until("a sign of life", lambda: stage.standing.age < before)
+        await stage.until("a sign of life", lambda: stage.health.age < before)
 
 
 async def test_the_next_watch_goes_on_from_the_last_bookmark() -> None:
@@ -188,7 +190,7 @@ async def test_deleted_in_a_gap() -> None:
         return response
 
     api.watches.append(gap)
-    async with staged(api, Patience()) as stage:
+    async with staged(api, Timeouts()) as stage:
         await stage.until_equal()
         watching.set()
         await stage.until("the gap is told", lambda: stage.names == {"stays", "new"})
@@ -281,7 +283,7 @@ async def test_every_fault_is_survived(where: str, fault: str) -> None:
         await stage.until("the fault has struck", lambda: errors(code) > before)
         api.put("new")
         await stage.until_equal()
-        await stage.until("well again", lambda: stage.standing.trouble is None)
+        await stage.until("well again", lambda: stage.health.trouble is None)
         assert stage.watches.defects() == []
 
 
@@ -292,24 +294,26 @@ async def test_every_wrong_event_is_survived(fault: str) -> None:
     api.put("old")
     api.watches.append(script)
     # Patient: on a busy machine the event may come after half a second, and silence would be the fault that struck.
-    async with staged(api, Patience()) as stage:
+    async with staged(api, Timeouts()) as stage:
         await stage.until("the fault has struck", lambda: errors(code) > before)
         api.put("new")
         await stage.until_equal()
-        await stage.until("well again", lambda: stage.standing.trouble is None)
+        await stage.until("well again", lambda: stage.health.trouble is None)
 
 
 async def test_no_server_at_all() -> None:
     api = FakeApi()
     async with serving(api) as connection:
         pass
-    standing = Standing(owners(Kind.LORAJOB, None))
-    reflector = Reflector(Wire(connection, QUICK), OwnerSink(Kind.LORAJOB, None, Cache(), lambda _: None), standing)
+    health = ReflectorHealth(owners(Kind.LORAJOB, None))
+    reflector = Reflector(
+        ListWatchClient(connection, QUICK), OwnerEventHandler(Kind.LORAJOB, None, Cache(), lambda _: None), health
+    )
     watches = Watches([reflector])
     watches.start()
     try:
         await asyncio.sleep(0.5)
-        assert "unreachable" in (standing.trouble or "")
+        assert "unreachable" in (health.trouble or "")
         assert watches.defects() == [], "another process would not reach it either"
     finally:
         await watches.stop()
@@ -322,7 +326,7 @@ async def test_a_rotated_token_is_read_anew() -> None:
     async with staged(api, token=lambda: current["token"]) as stage:
         await stage.until_watching()
         api.tokens = {"Bearer two"}
-        await stage.until("refused", lambda: "401" in (stage.standing.trouble or ""))
+        await stage.until("refused", lambda: "401" in (stage.health.trouble or ""))
         current["token"] = "Bearer two"
         api.put("new")
         await stage.until_equal()
@@ -342,8 +346,8 @@ async def test_pauses_grow_and_the_trouble_is_told_once(caplog: pytest.LogCaptur
     api.lists.extend([refuses(403)] * 4)
     with caplog.at_level(logging.INFO, "tunery_operator.runtime"):
         async with staged(api) as stage:
-            await stage.until("told", lambda: stage.standing.trouble and "403" in stage.standing.trouble)
-            assert "lorajobs: 403 no 403 for 0 s" in (stage.standing.trouble or "")
+            await stage.until("told", lambda: stage.health.trouble and "403" in stage.health.trouble)
+            assert "lorajobs: 403 no 403 for 0 s" in (stage.health.trouble or "")
             await stage.until_watching()
             await stage.until("told", lambda: "works again" in caplog.text)
     lines = [(record.levelname, record.getMessage()) for record in caplog.records]
@@ -380,14 +384,14 @@ async def test_what_the_api_server_refuses_makes_unready_and_ends_nothing(status
     api = FakeApi()
     api.lists.extend([refuses(status)] * 100)
     async with staged(api) as stage, probing(stage.watches) as probe:
-        await stage.until("told", lambda: str(status) in (stage.standing.trouble or ""))
+        await stage.until("told", lambda: str(status) in (stage.health.trouble or ""))
         code, text = await probe("readyz")
         assert code == 503
         assert f"lorajobs: {status} no {status} for" in text
         assert await probe("healthz") == (200, "ok")
         api.lists.clear()
         stage.watches._reflectors[0]._failures = 0
-        await stage.until("ready again", lambda: stage.standing.trouble is None, seconds=20)
+        await stage.until("ready again", lambda: stage.health.trouble is None, seconds=20)
         assert await probe("readyz") == (200, "ok")
 
 
@@ -401,7 +405,7 @@ async def test_unready_before_the_list_is_in_the_cache() -> None:
         return await api.list(request)
 
     api.lists.append(slow)
-    async with staged(api, Patience()) as stage, probing(stage.watches) as probe:
+    async with staged(api, Timeouts()) as stage, probing(stage.watches) as probe:
         assert await probe("readyz") == (503, "lorajobs: not listed yet")
         listing.set()
         await stage.watches.synced()
@@ -414,21 +418,21 @@ async def test_a_watch_that_is_silent_is_opened_anew_before_anyone_notices() -> 
     async with staged(api, QUICK) as stage:
         await stage.until("opened anew", lambda: api.watched >= 2)
         assert errors("silent") > before
-        assert stage.standing.trouble is None
+        assert stage.health.trouble is None
         assert api.listed == 1
 
 
 async def test_only_what_a_new_process_mends_ends_this_one() -> None:
     now = [0.0]
-    standing = Standing(owners(Kind.LORAJOB, None), lambda: now[0])
-    assert standing.defect is None
-    standing.opens()
+    health = ReflectorHealth(owners(Kind.LORAJOB, None), lambda: now[0])
+    assert health.defect is None
+    health.opens()
     now[0] = MAX_SILENCE - 1
-    assert standing.defect is None
+    assert health.defect is None
     now[0] = MAX_SILENCE + 1
-    assert standing.defect is not None
-    standing.alive()
-    assert standing.defect is None
+    assert health.defect is not None
+    health.alive()
+    assert health.defect is None
 
 
 async def test_a_reflector_that_ended_is_told(caplog: pytest.LogCaptureFixture) -> None:
@@ -436,9 +440,9 @@ async def test_a_reflector_that_ended_is_told(caplog: pytest.LogCaptureFixture) 
         async def run(self) -> None:
             raise RuntimeError("a defect")
 
-    wire: Any = None
-    sink: Any = None
-    watches = Watches([Broken(wire, sink, Standing(owners(Kind.LORAJOB, None)))])
+    client: Any = None
+    handler: Any = None
+    watches = Watches([Broken(client, handler, ReflectorHealth(owners(Kind.LORAJOB, None)))])
     watches.start()
     await asyncio.sleep(0.05)
     async with probing(watches) as probe:
