@@ -51,8 +51,8 @@ class StaleObject(OperatorError):
     retry_after = 0.0
 
 
-class OperatorEnds(OperatorError):
-    """The process is about to end: what is left of a look is for whoever comes after it."""
+class ShuttingDown(OperatorError):
+    """The operator shuts down: the next leader finishes this reconcile."""
 
 
 class OwnerGone(OperatorError):

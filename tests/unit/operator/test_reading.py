@@ -77,11 +77,11 @@ def test_who_waited_for_what_a_live_read_tells_is_reconciled_once() -> None:
     """The watch brings no news of it any more: without this the merge would wait for the next slow round."""
     cache, done = waited_for(), body("one", "3") | {"status": {"phase": "Succeeded"}}
     assert read_live(cast("KubeClient", Present(done)), cache, KEY) == done
-    assert cache.take_owed() == {WAITER}
-    assert cache.take_owed() == frozenset()
+    assert cache.drain_keys() == {WAITER}
+    assert cache.drain_keys() == frozenset()
 
 
 def test_who_waited_for_one_that_is_gone_is_reconciled_too() -> None:
     cache = waited_for()
     assert read_live(client(cache, None), cache, KEY) is None
-    assert cache.take_owed() == {WAITER}
+    assert cache.drain_keys() == {WAITER}

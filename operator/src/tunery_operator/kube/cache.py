@@ -39,7 +39,7 @@ class Cache:
         self._clock = clock
         self.servers = ServerCache(self._lock, self._owners, clock)
         """What only concerns AdapterServers."""
-        self._owed: set[Key] = set()
+        self._deferred: set[Key] = set()
 
     # Objects of ours
 
@@ -56,16 +56,16 @@ class Cache:
         with self._lock:
             return self._owners.forget(key, uid)
 
-    def owe(self, keys: Iterable[Key]) -> None:
-        """Keep the keys that somebody has to reconcile for what a read has told, until `take_owed`."""
+    def defer_keys(self, keys: Iterable[Key]) -> None:
+        """Keep the keys to reconcile because of what a read returned, until `drain_keys`."""
         with self._lock:
-            self._owed.update(keys)
+            self._deferred.update(keys)
 
-    def take_owed(self) -> frozenset[Key]:
-        """Return the keys of `owe`, once."""
+    def drain_keys(self) -> frozenset[Key]:
+        """Return the keys of `defer_keys`, each once."""
         with self._lock:
-            owed, self._owed = frozenset(self._owed), set()
-            return owed
+            keys, self._deferred = frozenset(self._deferred), set()
+            return keys
 
     def retain_owners(self, kind: Kind, namespace: str | None, uids: Collection[str], version: str) -> set[Key]:
         """Forget what a complete list of that version, of one namespace or of all, did not have; as `forget_owner`."""

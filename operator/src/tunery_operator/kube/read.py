@@ -31,10 +31,10 @@ def read_live(client: KubeClient, cache: Cache, key: Key) -> Json | None:
     live = client.get(get_owner(key.kind.plural), key.namespace, key.name)
     if live is not None:
         # The watch will tell no news of it any more: who waited for what it says now is woken from here.
-        cache.owe(cache.see_owner(key.kind, live) - {key})
+        cache.defer_keys(cache.see_owner(key.kind, live) - {key})
     elif known is not None:
         # Only what was known before: another of that name may have been seen since the answer was given.
-        cache.owe(cache.forget_owner(key, known["metadata"]["uid"]))
+        cache.defer_keys(cache.forget_owner(key, known["metadata"]["uid"]))
     return live
 
 

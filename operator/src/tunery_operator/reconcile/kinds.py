@@ -33,5 +33,5 @@ RECONCILERS: Final[Mapping[Kind, Callable[[Services, Key], Requeue]]] = {
 def reconcile(services: Services, key: Key) -> Requeue:
     """Bring one object a step further; gives the same answer however often it is asked."""
     requeue = RECONCILERS[key.kind](services, key)
-    owed = services.cache.take_owed()
-    return replace(requeue, wake=requeue.wake | owed) if owed else requeue
+    keys = services.cache.drain_keys()
+    return replace(requeue, wake=requeue.wake | keys) if keys else requeue

@@ -89,7 +89,7 @@ class _Sweep:
         """Return the sweep with the LoRAJob of a trial as it is now."""
         # The watch will tell no news of it any more: the trial is to be reconciled from here.
         cache = self.services.cache
-        cache.owe(cache.see_owner(Kind.LORAJOB, body) - {self.obj.owner.key})
+        cache.defer_keys(cache.see_owner(Kind.LORAJOB, body) - {self.obj.owner.key})
         children = {**self.own.children, number: numbered(body, number)}
         return replace(self, own=replace(self.own, children=children))
 

@@ -171,7 +171,7 @@ def _taken_back(services: Services, obj: FoundObject, found: OwnTrials, number: 
             logger.info("%s, a trial of %s, has no owner any more: it is taken back", key, owner.key)
             change = {"metadata": {"ownerReferences": [owner_reference(owner)]}}
             body = apply.patch_child(services.client, LORAJOBS, body, change)
-            services.cache.owe(services.cache.see_owner(Kind.LORAJOB, body) - {owner.key})
+            services.cache.defer_keys(services.cache.see_owner(Kind.LORAJOB, body) - {owner.key})
             return body
     except (ApiFailure, Rejected) as error:
         found.refused += (error,)

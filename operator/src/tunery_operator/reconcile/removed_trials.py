@@ -93,4 +93,4 @@ def _write(services: Services, obj: FoundObject, body: Json, remains: bool | Non
     trial = parse_owner(Kind.LORAJOB, body)
     written = write_status(services.client, trial, body["metadata"]["resourceVersion"], change)
     # Servers may have been offered what is gone; the sweep itself is at it.
-    services.cache.owe(services.cache.see_owner(Kind.LORAJOB, written) - {obj.owner.key})
+    services.cache.defer_keys(services.cache.see_owner(Kind.LORAJOB, written) - {obj.owner.key})

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Final
 
 from tunery_operator import metrics
-from tunery_operator.errors import OperatorEnds
+from tunery_operator.errors import ShuttingDown
 from tunery_operator.reconcile.turns import Turns
 from tunery_search.protocol import Answer, Ask
 from tunery_search.sampler import Processes, SuggestionFailed, needs_optuna, suggestions
@@ -33,7 +33,7 @@ class Sampler:
         """Return what to try next; at once where that takes no process.
 
         `who` is the uid of the sweep that asks, which keeps its place in line by it.
-        Raises SamplerBusy where it is not its turn, OperatorEnds after `close`, SuggestionFailed.
+        Raises SamplerBusy where it is not its turn, ShuttingDown after `close`, SuggestionFailed.
         """
         with ExitStack() as held:
             if needs_optuna(ask):
@@ -43,7 +43,7 @@ class Sampler:
                 return self._ask(ask)
             except SuggestionFailed as error:
                 if self._processes.closed:
-                    raise OperatorEnds("the operator ends before the sampler has answered") from error
+                    raise ShuttingDown("the operator shuts down before the sampler has answered") from error
                 metrics.SUGGEST_ERRORS.inc()
                 raise
             finally:

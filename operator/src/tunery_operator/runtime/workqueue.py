@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
 
-from tunery_operator.errors import ApiFailure, OperatorEnds, OperatorError, OwnerGone, StaleObject
+from tunery_operator.errors import ApiFailure, OperatorError, OwnerGone, ShuttingDown, StaleObject
 from tunery_operator.logs import about, new_request
 from tunery_operator.metrics import QUEUE_WAIT, RECONCILE_CONFLICTS, RECONCILE_ERRORS, RECONCILE_SECONDS
 from tunery_operator.runtime.priority_queue import Priority, PriorityQueue
@@ -144,8 +144,8 @@ class WorkQueue:
             logger.debug('Object is gone: object="%s" reason="%s"', key, gone)
             self._failures.pop(key, None)
             self.add_after(key, GONE_SECONDS)
-        except OperatorEnds as end:
-            logger.debug('Reconcile ended by the shutdown: object="%s" reason="%s"', key, end)
+        except ShuttingDown as error:
+            logger.debug('Reconcile ended by the shutdown: object="%s" reason="%s"', key, error)
         except Exception as error:  # noqa: BLE001 - one broken object must not stop the others
             with about(key.kind.value, key.namespace, key.name, request):
                 self._retry(key, error, priority)
