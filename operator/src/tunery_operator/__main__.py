@@ -64,11 +64,11 @@ def main() -> int:
 async def _run(settings: Settings) -> int:
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(4, thread_name_prefix="io"))
     operator = Operator(settings, load_connection())
-    logger.info("Tunery operator starts with %s", settings.trainer_image)
+    logger.info("Operator starts: image=%s", settings.trainer_image)
     await operator.start()
     ended_by_itself = await operator.until_stopped()
     await operator.stop()
-    logger.info("Tunery operator has stopped")
+    logger.info("Operator stopped")
     return 1 if ended_by_itself else 0
 
 
@@ -140,7 +140,7 @@ class Operator:
     async def _begin(self) -> None:
         """Act, or stand for election, once the cluster is known: a child that was not seen yet says nothing."""
         await self._watches.synced()
-        logger.info("the cluster is known: %d objects have not ended", len(self._cache.unfinished()))
+        logger.info("Cache is synced: activeObjects=%d", len(self._cache.unfinished()))
         if self._election is None:
             LEADER.set(1)
             self._act()

@@ -1,4 +1,4 @@
-"""From reflectors to the cache, and from there to whoever acts on a key."""
+"""Provide event handlers: they update the cache with what a reflector reports, and enqueue the keys concerned."""
 
 from __future__ import annotations
 
@@ -15,103 +15,103 @@ logger = logging.getLogger(__name__)
 
 Json = dict[str, Any]
 Enqueue = Callable[[Iterable[Key]], None]
-"""Takes keys of objects that are to be looked at."""
+"""Takes the keys of objects to reconcile."""
 
 
 class OwnerEventHandler:
-    """Takes the objects of one of our kinds."""
+    """Handles the objects of one of our kinds."""
 
     def __init__(self, kind: Kind, namespace: str | None, cache: Cache, enqueue: Enqueue) -> None:
         self._kind, self._namespace = kind, namespace
         self._cache, self._enqueue = cache, enqueue
 
     def on_update(self, body: Json) -> None:
-        """Take note of an object."""
+        """Add or update an object."""
         with _log_bugs(self._kind.plural, body):
             self._enqueue(self._cache.see_owner(self._kind, body))
 
     def on_delete(self, body: Json) -> None:
-        """Take note of a deletion."""
+        """Remove a deleted object."""
         with _log_bugs(self._kind.plural, body):
             meta = body["metadata"]
             key = Key(self._kind, meta["namespace"], meta["name"])
             self._enqueue(self._cache.forget_owner(key, meta["uid"]))
 
     def on_list(self, uids: set[str], version: str) -> None:
-        """Take note of all that there was at a version."""
+        """Remove objects that a complete list of that version does not have."""
         self._enqueue(self._cache.retain_owners(self._kind, self._namespace, uids, version))
 
 
 class JobEventHandler:
-    """Takes our Jobs."""
+    """Handles our Jobs."""
 
     def __init__(self, namespace: str | None, cache: Cache, enqueue: Enqueue) -> None:
         self._namespace = namespace
         self._cache, self._enqueue = cache, enqueue
 
     def on_update(self, body: Json) -> None:
-        """Take note of a Job."""
+        """Add or update a Job."""
         with _log_bugs("jobs", body):
             self._enqueue(self._cache.see_job(body))
 
     def on_delete(self, body: Json) -> None:
-        """Take note that a Job was deleted, or marked as done."""
+        """Remove a Job that was deleted, or marked as done."""
         with _log_bugs("jobs", body):
             meta = body["metadata"]
             self._enqueue(self._cache.forget_job(meta["namespace"], meta["name"], meta["uid"]))
 
     def on_list(self, uids: set[str], version: str) -> None:
-        """Take note of all that there was at a version."""
+        """Remove objects that a complete list of that version does not have."""
         self._enqueue(self._cache.retain_jobs(self._namespace, uids, version))
 
 
 class DeploymentEventHandler:
-    """Takes the Deployments of servers."""
+    """Handles the Deployments of servers."""
 
     def __init__(self, namespace: str | None, cache: Cache, enqueue: Enqueue) -> None:
         self._namespace = namespace
         self._servers, self._enqueue = cache.servers, enqueue
 
     def on_update(self, body: Json) -> None:
-        """Take note of a Deployment."""
+        """Add or update a Deployment."""
         with _log_bugs("deployments", body):
             self._enqueue(self._servers.see_deployment(body))
 
     def on_delete(self, body: Json) -> None:
-        """Take note that a Deployment was deleted, or is not labelled as ours any more."""
+        """Remove a Deployment that was deleted, or no longer has our label."""
         with _log_bugs("deployments", body):
             self._enqueue(self._servers.forget_deployment(body))
 
     def on_list(self, uids: set[str], version: str) -> None:
-        """Take note of all that there was at a version."""
+        """Remove objects that a complete list of that version does not have."""
         self._enqueue(self._servers.retain_deployments(self._namespace, uids, version))
 
 
 class PodEventHandler:
-    """Takes the pods of our Jobs and servers."""
+    """Handles the pods of our Jobs and servers."""
 
     def __init__(self, namespace: str | None, cache: Cache, enqueue: Enqueue) -> None:
         self._namespace = namespace
         self._cache, self._enqueue = cache, enqueue
 
     def on_update(self, body: Json) -> None:
-        """Take note of a pod."""
+        """Add or update a pod."""
         with _log_bugs("pods", body):
             self._enqueue(self._cache.see_pod(body))
 
     def on_delete(self, body: Json) -> None:
-        """Take note that a pod has ended, or was deleted."""
+        """Remove a pod that has ended, or was deleted."""
         with _log_bugs("pods", body):
             self._enqueue(self._cache.forget_pod(body))
 
     def on_list(self, uids: set[str], version: str) -> None:
-        """Take note of all that there was at a version."""
+        """Remove objects that a complete list of that version does not have."""
         self._enqueue(self._cache.retain_pods(self._namespace, uids, version))
 
 
 @contextmanager
 def _log_bugs(resource: str, body: Json) -> Iterator[None]:
-    """One object that is not understood must not stop the others."""
+    """Log an exception: one unreadable object must not stop the others."""
     try:
         yield
     except Exception:

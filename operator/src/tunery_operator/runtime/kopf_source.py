@@ -1,16 +1,19 @@
-"""The API server that Kopf talks to: inside this process, it never fails, and it tells only which objects to look at.
+"""Provide the events that Kopf dispatches, and Kopf itself. Only this module imports Kopf.
 
-Kopf dispatches to its handlers what it sees on its own watches. Those watches end the process on an error, tell nothing
-of what was deleted in a gap, and read all objects at once. So reflectors watch the cluster, and Kopf watches this: it
-discovers our kinds (and namespaces, without which it does not begin), lists nothing, and then reads one endless
-stream of events for each kind, written here. All that Kopf 1.45 needs of its connection is in this file:
+Kopf is the framework that users of this project asked for: it calls a handler for each of our objects that changed.
+Kopf's own watches do not suit a long-lived operator (decisions 19 and 20). They end the process on an error, miss what
+was deleted in a gap, and read a resource in one list. So reflectors watch the cluster and keep the cache. Kopf watches
+a small API server inside this process, which names each changed object. Jobs, pods, and Deployments bypass Kopf.
 
-- `kopf.AiohttpSession` takes a session, of which it uses `headers`, `closed`, `request()` and `close()`;
-- of an answer it uses `status`, `json()`, `content.iter_chunked()`, `close()`, `closed`, and `async with`;
-- an event has a type, and an object with apiVersion, kind, name and namespace. It has no uid: Kopf keeps a record of
-  each uid it has ever seen and drops it at the object's deletion, which is not told here. Without one, all share one.
+Kopf discovers our kinds, and namespaces, without which it does not start. It lists nothing, and reads one endless
+stream of events per kind. All that Kopf 1.45 needs of its connection is in this file:
 
-An event says "look at this one", nothing else: many for one object that Kopf has not read yet are one.
+- `kopf.AiohttpSession` uses `headers`, `closed`, `request()`, and `close()` of a session.
+- Of a response it uses `status`, `json()`, `content.iter_chunked()`, `close()`, `closed`, and `async with`.
+- An event has a type, and an object with apiVersion, kind, name, and namespace. It has no uid: Kopf keeps a record of
+  each uid until the object's deletion, which it never sees here. Objects without a uid share one record.
+
+An event only names an object. Events for an object that Kopf has not read yet are one event.
 """
 
 from __future__ import annotations
@@ -32,9 +35,9 @@ from tunery_api.names import API_VERSION, GROUP, VERSION
 from tunery_operator.views.owner import Key
 
 SERVER: Final = "http://kopf-source.invalid"
-"""No name that could be resolved: nothing may leave the process on this way."""
+"""A name that no resolver knows, so that no request leaves the process."""
 _BATCH: Final = 100
-"""Events that Kopf is given at once; between two batches everything else has its turn."""
+"""Events in one chunk; between two chunks the event loop runs other tasks."""
 
 
 def _resource(name: str, kind: str) -> dict[str, Any]:
@@ -52,7 +55,7 @@ _DISCOVERY: Final[dict[str, dict[str, Any]]] = {
 
 
 class KopfEventSource:
-    """Tells Kopf which objects to look at; all methods belong to the event loop's thread."""
+    """The API server that Kopf watches; all methods belong to the event loop's thread."""
 
     def __init__(self) -> None:
         self._streams = {f"/apis/{API_VERSION}/{kind.plural}": _Stream(kind) for kind in Kind}
@@ -61,12 +64,12 @@ class KopfEventSource:
         self.closed = False
 
     def add(self, keys: Iterable[Key]) -> None:
-        """Let Kopf's handlers be called for these objects."""
+        """Have Kopf call its handlers for these objects."""
         for key in keys:
             self._by_kind[key.kind].put(key)
 
     async def request(self, method: str, url: str, **_: Any) -> _Response:
-        """Answer as an API server does. Raises LookupError for what Kopf is not expected to ask."""
+        """Return what an API server returns. Raises LookupError for a request that Kopf is not expected to make."""
         parts = urlsplit(url)
         known = _DISCOVERY.get(parts.path)
         if method.lower() == "get" and known is not None:
@@ -79,7 +82,7 @@ class KopfEventSource:
         return _Response({"metadata": {"resourceVersion": "0"}, "items": []})
 
     async def close(self) -> None:
-        """Take note that Kopf has ended. Streams never end: Kopf would ask for the next at once, and again."""
+        """Note that Kopf has ended. Streams never end: Kopf would open the next one at once."""
         self.closed = True
 
 
@@ -96,7 +99,7 @@ class _Stream:
         self._changed.set()
 
     async def iter_chunked(self, _: int) -> AsyncIterator[bytes]:
-        """Yield lines of JSON, an event each, for ever."""
+        """Yield lines of JSON, one event each, without end."""
         while True:
             await self._changed.wait()
             self._changed.clear()
@@ -114,7 +117,7 @@ def _line(key: Key) -> bytes:
 
 
 class _Response:
-    """An answer of status 200."""
+    """A response with status 200."""
 
     status: Final = 200
 
@@ -124,11 +127,11 @@ class _Response:
         self.closed = False
 
     async def json(self) -> dict[str, Any]:
-        """Return the body; it is not to be changed by who reads it."""
+        """Return the body, which callers must not change."""
         return self._body
 
     def close(self) -> None:
-        """Take note that nobody reads on."""
+        """Note that Kopf stops reading."""
         self.closed = True
 
     async def __aenter__(self) -> Self:
@@ -145,7 +148,7 @@ _YEAR: Final = 365 * 86_400.0
 
 
 class KopfDispatcher:
-    """Kopf, on a source instead of a cluster."""
+    """Kopf, which watches the event source instead of a cluster."""
 
     def __init__(self, source: KopfEventSource, on_change: OnChange) -> None:
         self._registry = _registry(source, on_change)
@@ -154,9 +157,9 @@ class KopfDispatcher:
     async def run(self, on_started: Callable[[], None]) -> None:
         """Dispatch changes to the handlers until stopped.
 
-        `on_started` is called once Kopf has set its handlers of signals, so that others can be set instead.
+        Calls `on_started` once Kopf has set its signal handlers, so that the caller can replace them.
         """
-        # Kopf tells each of its steps; what goes wrong it tells as WARNING or ERROR.
+        # Kopf logs each step as INFO, and what fails as WARNING or ERROR.
         logging.getLogger("kopf").setLevel(logging.WARNING)
         others = asyncio.all_tasks()
         tasks = await kopf.spawn_tasks(registry=self._registry, clusterwide=True, stop_flag=self._stop)
@@ -198,9 +201,9 @@ def _configure(settings: kopf.OperatorSettings) -> None:
     settings.posting.enabled = False
     settings.scanning.disabled = True
     settings.persistence.diffbase_storage = _NoDiffs()
-    # A worker for each object only waits for the next event: let it go at once.
+    # A worker per object only waits for the next event: end it soon.
     settings.queueing.idle_timeout = 0.2
-    # The source is silent where nothing happens, and that is well.
+    # The source is silent while nothing changes.
     settings.watching.inactivity_timeout = _YEAR
 
 

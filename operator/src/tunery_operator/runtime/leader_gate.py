@@ -1,4 +1,4 @@
-"""Whether this replica acts: a stand-by keeps its cache warm and looks at nothing."""
+"""Provide the gate before the work queue: only the leader reconciles; a standby replica keeps its cache current."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ from tunery_operator.runtime.workqueue import WorkQueue
 from tunery_operator.views.owner import Key
 
 ROUND_SECONDS: Final = 600.0
-"""In this time each object that has not ended is looked at once, whatever happens or does not."""
+"""The period of the resync: each object that has not ended is reconciled once in it."""
 EXPIRY_SECONDS: Final = 1.0
 STOP_SECONDS: Final = 3.0
-"""Time for what runs when the replica is to act no more; shorter than what a Lease still holds then."""
+"""Time for running reconciles once leadership is lost; shorter than the Lease is still valid then."""
 
 
 class LeaderGate:
-    """Stands before the queue: keys that come while the replica does not act are dropped, not kept.
+    """Passes keys to the queue while this replica leads, and drops them otherwise.
 
-    When it begins to act it looks at everything that has not ended, so nothing is missed; and what others finished or
-    deleted while it stood by costs it nothing.
+    A new leader reconciles every object that has not ended, so no dropped key is missed.
     """
 
     def __init__(self, cache: Cache, queue: WorkQueue) -> None:
@@ -31,7 +30,7 @@ class LeaderGate:
         self.on = False
 
     def start(self) -> None:
-        """Act: begin with what nobody has looked at yet."""
+        """Start to reconcile, objects whose manifest is newer than their status first."""
         self.on = True
         for key in self._cache.unfinished():
             self._queue.add([key], Priority.HIGH if self._is_unobserved(key) else Priority.LOW)
@@ -39,7 +38,7 @@ class LeaderGate:
         self._queue.open()
 
     async def stop(self) -> None:
-        """Act no more; returns when what ran has ended, or has had its time."""
+        """Stop; returns when running reconciles have ended, or after STOP_SECONDS."""
         self.on = False
         await self._queue.close(STOP_SECONDS)
 
@@ -57,10 +56,9 @@ class LeaderGate:
         return bool(observed != body["metadata"].get("generation", 1))
 
     async def resync(self) -> None:
-        """Look at each object that has not ended once a round, spread over it, from memory, after everything else.
+        """Reconcile each object that has not ended once in ROUND_SECONDS, spread evenly, from the cache.
 
-        What time alone changes is looked at when its time comes, and what a watch missed its next list tells. This is
-        for whatever neither covers.
+        Timers cover what time alone changes, and lists what a watch missed. This covers the rest.
         """
         while True:
             keys = self._cache.unfinished()
@@ -71,7 +69,7 @@ class LeaderGate:
                 await asyncio.sleep(ROUND_SECONDS)
 
     async def expire(self) -> None:
-        """Have finished objects looked at when their time to live is over."""
+        """Reconcile finished objects when their time to live is over."""
         while True:
             await asyncio.sleep(EXPIRY_SECONDS)
             if self.on:

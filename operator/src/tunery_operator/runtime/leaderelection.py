@@ -1,9 +1,9 @@
-"""Which of several replicas acts: the one that holds a Lease, by the rules of client-go's leader election.
+"""Provide leader election by client-go's rules: the replica that holds the Lease acts.
 
-Nobody compares clocks: a replica notes by its own clock when it last saw the record change, and takes it over once it
-has not changed for as long as the record says. The holder stops acting when it could not renew for RENEW_DEADLINE,
-which is shorter, so that at most one acts; and should two do so for a moment all the same (a process that was stopped
-and woken), every write of ours carries uid and resourceVersion, and names of children are deterministic.
+Replicas do not compare clocks. A replica notes by its own clock when it last saw the record change, and takes the Lease
+once the record has not changed for its duration. A holder that cannot renew for `Timing.renew` seconds, which is
+shorter, stops acting, so at most one replica acts. If two act for a moment (a process that was stopped and continued),
+uid and resourceVersion in every write, and deterministic names of children, prevent damage.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class LeaderElection:
             await asyncio.sleep(self._timing.retry * (1 + JITTER * random.random()))  # noqa: S311 - spreads load
         self._leads = True
         LEADER.set(1)
-        logger.info("this replica leads: %s", self.identity)
+        logger.info("Became leader: identity=%s", self.identity)
         await self.on_started()
 
     async def _hold_lead(self) -> None:
@@ -132,7 +132,7 @@ class LeaderElection:
     async def _step_down(self, why: str) -> None:
         self._leads = False
         LEADER.set(0)
-        logger.info("this replica leads no more: %s", why)
+        logger.info('Lost leadership: lease=%s reason="%s"', self._name, why)
         await self.on_lost()
 
     async def _try(self) -> bool:
@@ -141,7 +141,7 @@ class LeaderElection:
         try:
             held = await asyncio.get_running_loop().run_in_executor(self._pool, self._acquire_or_renew)
         except ApiFailure as error:
-            logger.warning("Lease %s/%s: %s", self._namespace, self._name, error)
+            logger.warning('Lease request failed: lease=%s/%s error="%s"', self._namespace, self._name, error)
             return False
         if held:
             # Counted from before the call: the record was written no earlier.
@@ -202,9 +202,9 @@ class LeaderElection:
         try:
             async with asyncio.timeout(self._timing.retry):
                 await asyncio.get_running_loop().run_in_executor(self._pool, self._give_up)
-            logger.info("the Lease was released")
+            logger.info("Released the Lease: lease=%s", self._name)
         except (ApiFailure, TimeoutError) as error:
-            logger.warning("the Lease was not released, the next replica takes it when it is over: %s", error)
+            logger.warning('The Lease was not released and will expire: lease=%s error="%s"', self._name, error)
 
     def _give_up(self) -> None:
         lease = self._client.get(GET_LEASE, self._namespace, self._name)

@@ -1,4 +1,4 @@
-"""The way to the API server for lists and watches: HTTP in, parsed JSON out, every fault a WatchFailure."""
+"""Provide lists and watches of the API server over HTTP: parsed JSON, and every fault as a WatchFailure."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from tunery_operator.kube.connection import Connection
 from tunery_operator.metrics import API_REQUESTS
 
 GONE: Final = "410"
-"""The API server does not know the version any more that the watch, or the list, was to go on from."""
+"""The API server no longer has the version that the watch or list continues from."""
 CUT: Final = "cut"
-"""The connection ended in the middle of something."""
+"""The connection ended within a response."""
 SILENT: Final = "silent"
 """The connection is open, and nothing comes, not even a bookmark."""
 UNREACHABLE: Final = "unreachable"
@@ -29,7 +29,7 @@ UNREADABLE: Final = "unreadable"
 
 
 class WatchFailure(Exception):
-    """A list or watch that did not work; `code` is the HTTP status, or one of the words above."""
+    """A list or watch that failed; `code` is the HTTP status, or one of the constants above."""
 
     def __init__(self, code: str, message: str, retry_after: float | None = None) -> None:
         self.code = code
@@ -42,22 +42,22 @@ class WatchFailure(Exception):
 
     @property
     def needs_list(self) -> bool:
-        """Return whether going on from the last version cannot help: everything is to be listed anew."""
+        """Return whether only a new list helps, not a watch from the last version."""
         return self.code in (GONE, "404", DISORDER, UNREADABLE)
 
     @property
     def doubts_version(self) -> bool:
-        """Return whether the reason may lie in the version that was asked for."""
+        """Return whether the requested version may be the cause."""
         return self.code.isdigit() and self.code not in ("401", "429", "503")
 
     @property
     def is_usual(self) -> bool:
-        """Return whether it happens in a cluster that is well: it is no trouble if the next try works."""
+        """Return whether it also happens in a healthy cluster, where the next try works."""
         return self.code in (GONE, CUT, SILENT, DISORDER)
 
 
 def refusal(status: dict[str, Any], code: int | None = None, retry_after: float | None = None) -> WatchFailure:
-    """Return the failure that a Status object of the API server tells of."""
+    """Return the failure that a Status object of the API server describes."""
     number = code if code is not None else int(status.get("code") or 500)
     message = str(status.get("message") or status.get("reason") or "")
     return WatchFailure(str(number), message[:500], retry_after)
@@ -104,7 +104,7 @@ class Timeouts:
 
 
 class ListWatchClient:
-    """One reflector's connection; credentials are read anew for each request, certificates after each failure."""
+    """One reflector's connection. It reads credentials for each request, and certificates after each failure."""
 
     def __init__(self, connection: Connection, timeouts: Timeouts) -> None:
         self._connection = connection

@@ -1,4 +1,4 @@
-"""Keeps what is known of one resource equal to the cluster: list, then watch, for as long as the process lives."""
+"""Provide the reflector, which keeps the cache of one resource equal to the cluster: list, then watch."""
 
 from __future__ import annotations
 
@@ -23,21 +23,37 @@ from tunery_operator.runtime.list_watch import (
 
 logger = logging.getLogger(__name__)
 
+PAGE: Final = 250
+"""Objects in a page of a list, which bounds the memory for unparsed objects."""
+BREATH: Final = 50
+"""Objects after which the event loop runs other tasks."""
+FIRST_PAUSE: Final = 0.2
+MAX_PAUSE: Final = 15.0
+WATCH_SECONDS: Final = (300, 600)
+"""Bounds of a watch's duration: random, so that not all watches end at once."""
+WORKS_SECONDS: Final = 1.0
+"""A watch that was open this long works, even if it sent nothing."""
+STEADY_SECONDS: Final = 5.0
+"""A watch that was open this long resets the backoff."""
+MAX_REFUSALS: Final = 3
+"""After so many rejections in a row, the reflector lists again instead of watching from its version."""
 MAX_SILENCE: Final = 180.0
-"""Seconds without a sign of life from an open watch, after which the process is better started anew."""
+"""Seconds without any line from an open watch, after which the liveness probe fails."""
+
+Json = dict[str, Any]
 
 
 class ReflectorHealth:
-    """Written by one reflector, read by whoever asks; all in the event loop's thread."""
+    """The state of one reflector, for probes, metrics, and the log; all in the event loop's thread."""
 
     def __init__(self, spec: WatchSpec, clock: Callable[[], float] = time.monotonic) -> None:
         self.spec = spec
         self.synced = False
-        """A complete list has been applied to the cache, once at least."""
+        """At least one complete list was applied to the cache."""
         self._clock = clock
         self._sign = clock()
         self.astray = False
-        """The cluster went back in time: its etcd was restored from a backup, and nothing known can be compared."""
+        """The cluster is older than the cache: its etcd was restored from a backup."""
         self._open = False
         self._failure: WatchFailure | None = None
         self._failing_since = 0.0
@@ -49,7 +65,7 @@ class ReflectorHealth:
 
     @property
     def defect(self) -> str | None:
-        """What only a new process can mend; an API server that is away or refuses is nothing of the kind."""
+        """What only a restart fixes; not an API server that is away or rejects requests."""
         if self.astray:
             return f"{self.spec}: the cluster is older than what is known of it"
         if self._open and self.age > MAX_SILENCE:
@@ -58,7 +74,7 @@ class ReflectorHealth:
 
     @property
     def trouble(self) -> str | None:
-        """What keeps the cache from being up to date, such as `jobs: 403 … for 42 s`; None: nothing."""
+        """Why the cache is not current, such as `jobs: 403 … for 42 s`; None: it is."""
         if self._failure is not None:
             return f"{self.spec}: {self._failure} for {self._clock() - self._failing_since:.0f} s"
         return None if self.synced else f"{self.spec}: not listed yet"
@@ -71,7 +87,7 @@ class ReflectorHealth:
         """Take note of a sign of life: what failed before works again."""
         self._sign = self._clock()
         if self._failure is not None:
-            logger.info("%s: works again after %.0f s", self.spec, self._sign - self._failing_since)
+            logger.info('Watch works again: resource="%s" seconds=%.0f', self.spec, self._sign - self._failing_since)
             self._failure = None
 
     def ended(self) -> None:
@@ -82,7 +98,7 @@ class ReflectorHealth:
         """Count a failure that is no state yet: the next try may work."""
         self.ended()
         WATCH_ERRORS.labels(self.spec.resource, failure.code).inc()
-        logger.debug("%s: %s", self.spec, failure)
+        logger.debug('Watch failed: resource="%s" error="%s"', self.spec, failure)
 
     def fails(self, failure: WatchFailure) -> None:
         """Count a failure, and tell it once for each change of state."""
@@ -90,7 +106,7 @@ class ReflectorHealth:
         if self._failure is None:
             self._failing_since = self._clock()
         if self._failure is None or self._failure.code != failure.code:
-            logger.warning("%s: cannot be watched: %s", self.spec, failure)
+            logger.warning('Watch failed: resource="%s" error="%s"', self.spec, failure)
         self._failure = failure
 
     def lists(self) -> None:
@@ -99,39 +115,21 @@ class ReflectorHealth:
             WATCH_RELISTS.labels(self.spec.resource).inc()
 
 
-PAGE: Final = 250
-"""Objects in a page of a list: at most so many are in memory as they came."""
-BREATH: Final = 50
-"""Objects after which the event loop may do something else."""
-FIRST_PAUSE: Final = 0.2
-MAX_PAUSE: Final = 15.0
-WATCH_SECONDS: Final = (300, 600)
-"""How long the API server lets a watch live: spread, so that not all of them end at once."""
-WORKS_SECONDS: Final = 1.0
-"""A watch that was open for so long works, even if it had nothing to tell."""
-STEADY_SECONDS: Final = 5.0
-"""A watch that lived so long proves that the failures before are over, and lets the pauses begin anew."""
-MAX_REFUSALS: Final = 3
-"""After so many refusals in a row the version is not trusted any more, and everything is listed anew."""
-
-Json = dict[str, Any]
-
-
 class EventHandler(Protocol):
-    """Where a reflector tells what it sees. Objects may come again, and late."""
+    """Receives what a reflector sees. Objects may come repeatedly and late."""
 
     def on_update(self, body: Json) -> None:
-        """Take note of an object; it is the handler's from now on."""
+        """Add or update an object, which the handler may keep."""
 
     def on_delete(self, body: Json) -> None:
-        """Take note that an object is not among the watched any more; `body` is its state before that."""
+        """Remove an object that was deleted, or is no longer selected; `body` is its last state."""
 
     def on_list(self, uids: set[str], version: str) -> None:
-        """Take note of all that there was at a version: what is older and not among them is gone."""
+        """Remove every object older than `version` that a complete list of that version does not have."""
 
 
 class Reflector:
-    """One resource. `run` never ends by itself: every failure is told, counted and survived."""
+    """Keeps one resource in the cache. `run` survives every failure, counts it, and reports it to `health`."""
 
     def __init__(self, client: ListWatchClient, handler: EventHandler, health: ReflectorHealth) -> None:
         self.health = health
@@ -139,13 +137,13 @@ class Reflector:
         self._handler = handler
         self._spec = health.spec
         self._version: str | None = None
-        """Where the next watch goes on; None: with a list."""
+        """The version that the next watch continues from; None: list first."""
         self._newest = ""
-        """The newest version that was ever seen."""
+        """The latest version ever seen."""
         self._failures = 0
         """In a row; the pause before the next try grows with them."""
         self._heard = False
-        """The watch that failed had told something before."""
+        """The current watch has sent an event."""
 
     async def run(self) -> None:
         """List and watch until cancelled."""
@@ -166,7 +164,7 @@ class Reflector:
         self.health.ended()
 
     async def _list(self) -> None:
-        """Hand on every object page by page, then tell what is not there any more."""
+        """Pass on every object page by page, then what no longer exists."""
         self.health.lists()
         # Without a resourceVersion the answer is the newest state, and one state over all pages.
         query, uids, version = {"limit": str(PAGE)}, set[str](), ""
@@ -185,7 +183,7 @@ class Reflector:
         self.health.synced = True
 
     def _begin(self, version: str) -> str:
-        """Look at the version of a list: it cannot be older than what was seen before."""
+        """Check the version of a list, which cannot be older than any seen before."""
         if self._newest and later(self._newest, version):
             self.health.astray = True
         return version

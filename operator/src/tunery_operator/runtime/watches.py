@@ -1,4 +1,4 @@
-"""All reflectors of this process: started and stopped together, asked by probes and metrics."""
+"""Provide all reflectors of this process: what they watch, their start and stop, their health."""
 
 from __future__ import annotations
 
