@@ -65,12 +65,13 @@ format: setup ## Format the code
 	@$(RUFF) format $(SOURCES)
 
 .PHONY: verify
-verify: setup ## Check format, lint, types, layers, locks and generated files
+verify: setup ## Check format, lint, types, layers, prose, locks and generated files
 	$(RUFF) format --check --quiet $(SOURCES)
 	$(RUFF) check --quiet $(SOURCES)
 	$(VENV)/bin/mypy $(addsuffix /src,$(filter-out tests%,$(PROJECTS))) tests
 	$(VENV)/bin/lint-imports --no-logo --no-cache > $(VENV)/.imports || { cat $(VENV)/.imports; exit 1; }
 	$(PYTHON) -m tunery_api.generate --check $(ROOT)
+	cd $(TESTS) && $(PYTHON) -m tools.prose
 	@for project in $(PROJECTS); do (cd $$project && $(UV) lock --check --quiet) || { echo "$$project/uv.lock is out of date: run 'uv lock' there"; exit 1; }; done
 
 .PHONY: try
