@@ -21,7 +21,7 @@ from tunery_operator.health import build_app
 from tunery_operator.kube.cache import Cache
 from tunery_operator.kube.client import load_client
 from tunery_operator.kube.connection import Connection, load_connection
-from tunery_operator.kube.events import EventPoster
+from tunery_operator.kube.events import EventRecorder
 from tunery_operator.kube.tokens import TokenReviewer
 from tunery_operator.logs import configure_logging
 from tunery_operator.metrics import LEADER, State, StateCollector
@@ -79,7 +79,7 @@ class Operator:
         self._settings = settings
         self._cache = cache = Cache(settings.default_ttl_seconds)
         client = load_client(connection)
-        self._events = EventPoster(client)
+        self._events = EventRecorder(client)
         folder, secret = settings.progress_tls_dir, settings.progress_tls_secret
         self._certificate = Certificate(folder, secret) if folder is not None else None
         platform = Platform(settings, _progress(settings, self._certificate))

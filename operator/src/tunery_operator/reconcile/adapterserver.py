@@ -157,5 +157,5 @@ def _report(services: Services, obj: FoundObject, snapshot: ServerSnapshot, retr
     if not change or wait > 0:
         return Requeue(earliest(later, wait if change else None))
     woken = write_down(services, obj, change)
-    services.events.post(obj.owner, outcome.events)
+    services.events.record(obj.owner, outcome.events)
     return Requeue(later, woken)

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 
 from tunery_operator.kube.cache import Cache
 from tunery_operator.kube.client import KubeClient
-from tunery_operator.kube.events import EventPoster
+from tunery_operator.kube.events import EventRecorder
 from tunery_operator.plan.job import Platform
 from tunery_operator.reconcile.pace import Quarrels, Retries
 from tunery_operator.reconcile.sampler import Sampler
@@ -28,7 +28,7 @@ class Services:
     client: KubeClient
     cache: Cache
     platform: Platform
-    events: EventPoster
+    events: EventRecorder
     now: Callable[[], datetime] = field(default=_utc_now)
     monotonic: Callable[[], float] = field(default=time.monotonic)
     retries: Retries = field(default_factory=Retries)

@@ -20,7 +20,7 @@ def write(services: Services, obj: FoundObject, status: Mapping[str, Any], chang
     Raises StaleObject, OwnerGone, ApiFailure.
     """
     woken = write_down(services, obj, change)
-    services.events.post(obj.owner, transitions(obj.status, status, of_trial=obj.owner.sweep is not None))
+    services.events.record(obj.owner, transitions(obj.status, status, of_trial=obj.owner.sweep is not None))
     metrics.observe(obj.status, status, _facts(services, obj))
     return woken
 
