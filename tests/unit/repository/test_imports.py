@@ -16,7 +16,7 @@ PACKAGES = tuple(project.source for project in PROJECTS)
 BY_NAME = {"import_module", "__import__", "spec_from_file_location"}
 FACE = "tunery_api/__init__.py"
 """Loads each name of the API when it is asked for."""
-API_LIBRARIES = {"optuna", "pydantic", "pydantic_core", "yaml"}
+API_LIBRARIES = {"pydantic", "pydantic_core", "yaml"}
 
 
 def imports_by_name(tree: ast.AST) -> Iterator[str]:
