@@ -15,7 +15,8 @@ from typing import Final
 
 from tunery_api.manifest import EvaluationRecord
 from tunery_api.reasons import ExitCode, FailureReason
-from tunery_api.runspec import Failure, PreflightReport, RunResult, RunSpec, Task
+from tunery_api.failures import Failure
+from tunery_api.runspec import PreflightReport, RunResult, RunSpec, Task
 from tunery_api.status import ResolvedStatus
 from tunery_common.storage import open_store
 from tunery_common.storage.credentials import ambient

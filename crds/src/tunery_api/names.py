@@ -113,8 +113,6 @@ TRAIN_GRACE_SECONDS: Final = 120
 BATCH_GRACE_SECONDS: Final = 60
 """The same of a pod that asks: enough for the answers that are under way, and to store them."""
 
-REJECTED_AT: Final = "; what was trained is published as rejected at "
-"""In a failure's message, before the place of what did not come up to what was asked."""
 
 HOST_NAME: Final = "^[a-z]([-a-z0-9]*[a-z0-9])?$"
 LONGEST_HOST_NAME: Final = 48
@@ -179,9 +177,3 @@ def label_value(name: str) -> str:
         return name
     digest = hashlib.sha256(name.encode()).hexdigest()[:10]
     return f"{name[: MAX_JOB_NAME - len(digest) - 1].rstrip('-.')}-{digest}"
-
-
-def without_rejected(message: str) -> str:
-    """Return a failure's message as it is once what was rejected is removed."""
-    before, named, _ = message.partition(REJECTED_AT)
-    return f"{before}; what was trained was rejected, and is removed" if named else message

@@ -11,6 +11,7 @@ from tunery_api.adaptermerge import AdapterMergeSpec
 from tunery_api.batchinference import BatchInferenceSpec
 from tunery_api.batchstatus import MODELS_SHOWN, AnsweredBy, OutputStatus
 from tunery_api.estimate import EstimateStatus
+from tunery_api.failures import Failure
 from tunery_api.fields import OpenModel, Text
 from tunery_api.findings import MAX_CHECKS, MAX_FINDINGS, CheckStatus, FindingStatus
 from tunery_api.lorajob import LoRAJobSpec
@@ -23,13 +24,11 @@ from tunery_api.measured import (
     MetricsStatus,
 )
 from tunery_api.names import WORK_DIR
-from tunery_api.reasons import FailureReason
 from tunery_api.status import (
     AdapterStatus,
     CheckpointStatus,
     MergeInputStatus,
     Phase,
-    Reason,
     ResolvedStatus,
     VerificationStatus,
 )
@@ -197,15 +196,6 @@ class RunSpec(OpenModel):
     """Why the run was stopped, for the task that publishes what it had."""
     local: bool = False
     """True for `python -m tunery_trainer run`: file:// URIs are allowed, secrets come from the environment."""
-
-
-class Failure(OpenModel):
-    """Why a container ended badly."""
-
-    reason: Annotated[FailureReason | Reason, Field(union_mode="left_to_right")]
-    """One of ours; a text is a reason that a later version of the trainer has."""
-    message: Annotated[str, Field(max_length=1024)]
-    hint: Annotated[str, Field(max_length=1024)] | None = None
 
 
 class AnswersReport(OpenModel):

@@ -10,7 +10,8 @@ from pydantic import Field
 from tunery_api.fields import OpenModel, Text
 from tunery_api.lorasweep import LARGEST_SPACE, MAX_TRIALS
 from tunery_api.measured import EVALUATIONS_KEPT, EvaluationStatus, Number
-from tunery_api.status import AdapterStatus, CommonStatus
+from tunery_api.remedies import MAX_REMEDIES
+from tunery_api.status import AdapterStatus, CommonStatus, RemedyStatus
 
 TRIALS_KEPT: Final = 2 * MAX_TRIALS + 1
 """Rows of a status: as many again may not fit into memory, which do not count, and one may be the final one."""
@@ -58,11 +59,11 @@ class TrialAdapter(OpenModel):
 
 
 class TrialFailure(OpenModel):
-    """What a trial's failure said beyond its row: a sweep that fails for it passes that on."""
+    """What a trial's failure has beyond its row: a sweep that fails for it passes that on."""
 
     message: Annotated[str, Field(max_length=1024)] | None = Field(None, description="The message, where why is cut.")
-    hint: Annotated[str, Field(max_length=1024)] | None = Field(
-        None, description="What to do, where that is not what it is for every failure of the reason."
+    remedies: list[RemedyStatus] | None = Field(
+        None, max_length=MAX_REMEDIES, description="The ways to fix it. Unset: the usual ones of the reason."
     )
 
 

@@ -1,4 +1,4 @@
-"""Why an adapter cannot be served, in the same words whether the operator or a replica finds it."""
+"""State why an AdapterServer cannot serve an adapter, for the operator and for a replica."""
 
 from __future__ import annotations
 
@@ -6,23 +6,25 @@ from typing import Final, NamedTuple
 
 from tunery_api.adapterserver import ENGINE_RANKS
 from tunery_api.methods import Method
-from tunery_api.reasons import ADVICE, FailureReason
+from tunery_api.reasons import FailureReason
+from tunery_api.remedies import INTO_MODEL, Remedy, edit, retry
 
 
 class Unservable(NamedTuple):
-    """Why an adapter cannot be served, and what to do."""
+    """Why an adapter cannot be served, and the remedy."""
 
     reason: FailureReason
     message: str
-    hint: str
+    remedy: Remedy
 
 
-_FEWER_KEPT: Final = "Raise engine.maxLoadedAdapters of the server, or take keepLoaded from some of its adapters."
-INTO_MODEL: Final = ADVICE[FailureReason.ADAPTER_UNSUPPORTED].hint
-LINEAR: Final = "An AdapterMerge of it alone with method: Linear gives a LoRA, which is served."
-PEFT_ONLY: Final = "Prompt and prefix tuning are answered by PEFT only; train a LoRA to have it served."
-"""What to do with an adapter that is merged, converted, or read by PEFT alone."""
-_HINTS: Final = {
+_FEWER_KEPT: Final = edit(
+    "Raise engine.maxLoadedAdapters of the server, or remove keepLoaded from some of its adapters",
+    "engine.maxLoadedAdapters",
+)
+LINEAR: Final = retry("Convert it to a LoRA with an AdapterMerge of it alone and method: Linear, and serve that")
+PEFT_ONLY: Final = retry("Train a LoRA instead: only PEFT runs prompt and prefix tuning")
+_REMEDIES: Final = {
     Method.DORA.value: INTO_MODEL,
     Method.QDORA.value: INTO_MODEL,
     Method.IA3.value: INTO_MODEL,
@@ -34,12 +36,12 @@ _HINTS: Final = {
 
 def method_problem(method: str | None) -> Unservable | None:
     """Return why what a method trains cannot be served; None where it can, or where nothing is known of the method."""
-    if method not in _HINTS:
+    if method not in _REMEDIES:
         return None
     return Unservable(
         FailureReason.ADAPTER_UNSUPPORTED,
         f"its method is {method}; only LoRA is served",
-        _HINTS[method],
+        _REMEDIES[method],
     )
 
 
@@ -57,7 +59,9 @@ def rank_problem(rank: int | None, max_rank: int, slot_bytes: int | None = None)
         return Unservable(FailureReason.RANK_TOO_HIGH, text, INTO_MODEL)
     memory = f"then takes {slot_bytes * enough / 2**20:,.0f} MiB" if slot_bytes else "takes more memory"
     raised = f"Raise engine.maxRank to {enough} (replicas are replaced one by one, and each slot {memory})"
-    return Unservable(FailureReason.RANK_TOO_HIGH, message, f"{raised}, or make an adapter of a lower rank.")
+    return Unservable(
+        FailureReason.RANK_TOO_HIGH, message, edit(f"{raised}, or train an adapter of a lower rank", "engine.maxRank")
+    )
 
 
 def base_problem(served_name: str | None, base: str) -> Unservable | None:
@@ -67,8 +71,10 @@ def base_problem(served_name: str | None, base: str) -> Unservable | None:
     return Unservable(
         FailureReason.BASE_MISMATCH,
         f"it was trained on {served_name}, and the model of this server is {base}",
-        f"Serve it from an AdapterServer of {served_name}; if that is this very model under another name, make the "
-        "server anew with that name as spec.model.servedName.",
+        retry(
+            f"Serve it from an AdapterServer of {served_name}; if {base} is the same model, recreate this server with "
+            f"model.servedName: {served_name}"
+        ),
     )
 
 

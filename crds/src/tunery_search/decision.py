@@ -7,14 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
+from tunery_api.failures import Failure
 from tunery_api.lorasweep import MAX_TRIALS, LoRASweepSpec
 from tunery_api.reasons import FailureReason
-from tunery_api.runspec import Failure
+from tunery_api.remedies import Remedy, edit, recreate
 from tunery_api.scrub import shorten
 from tunery_api.sweepstatus import TRIALS_KEPT, EndReason, TrialState, TrialStatus
-from tunery_search.advice import in_template
 from tunery_search.faults import Fault, fault_of
 from tunery_search.pruning import pruned
+from tunery_search.remedies import of_sweep
 from tunery_search.summary import best, mean_gpu_seconds, since_improvement
 from tunery_search.trial_spec import was_checked
 from tunery_search.trials import SWEEP_FAILED, Trial, stop_text
@@ -102,7 +103,7 @@ def _failure(spec: LoRASweepSpec, trials: Sequence[Trial], counted: int) -> Fail
     for trial in failed:
         if _fault(trial) is Fault.EVERY:
             text = f"trial {trial.row.number} ({trial.row.name}), as any other would: {_said(trial.row)}"
-            return _failed(trial.row.reason, text, trial.row)
+            return _failed(spec, trial.row.reason, text, trial.row)
     # Whoever lowers maxTrials below what was made wants the best so far: its fifth is not to fail the sweep.
     lowered = spec.max_failed_trials is None and counted > spec.max_trials
     allowed = most_failed(spec)
@@ -110,7 +111,7 @@ def _failure(spec: LoRASweepSpec, trials: Sequence[Trial], counted: int) -> Fail
         reason = _commonest(failed)
         last = [trial.row for trial in failed if trial.row.reason == reason or reason is None][-1]
         text = f"{len(failed)} trials failed by chance, spec.maxFailedTrials is {allowed}; the last: {_said(last)}"
-        return _failed(reason, text, last)
+        return _failed(spec, reason, text, last)
     return None
 
 
@@ -242,27 +243,27 @@ def _nothing(spec: LoRASweepSpec, trials: Sequence[Trial], end: EndReason) -> Fa
     """Return why there is no adapter to publish."""
     if end in _STOPS_ALL:
         limit = "spec.budget" if end is EndReason.BUDGET else "spec.activeDeadlineSeconds"
-        return _failed(FailureReason.BUDGET_EXHAUSTED, f"{limit} ran out before any trial had published an adapter")
+        return _failed(
+            spec, FailureReason.BUDGET_EXHAUSTED, f"{limit} ran out before any trial had published an adapter"
+        )
     if trials and all(trial.is_taken_away for trial in trials):
         text = f"all {len(trials)} trials were deleted, or stopped by hand"
-        return Failure(reason=FailureReason.NOT_IMPROVED, message=text, hint=_more(spec, end))
+        return Failure(reason=FailureReason.NOT_IMPROVED, message=text, remedies=[_more(spec, end)])
     reason, complete = _commonest(trials), any(trial.row.state == TrialState.COMPLETE for trial in trials)
     if reason is None:
         said = "has an adapter" if complete else "came to its end"
-        return _failed(FailureReason.NOT_IMPROVED, f"none of {len(trials)} trials {said}")
+        return _failed(spec, FailureReason.NOT_IMPROVED, f"none of {len(trials)} trials {said}")
     alike = [trial.row for trial in trials if trial.row.reason == reason]
     none = "none has an adapter" if complete else "none is complete"
     text = f"{len(alike)} of {len(trials)} trials ended as {reason}, and {none}; the last: {_said(alike[-1])}"
-    return _failed(reason, text, alike[-1])
+    return _failed(spec, reason, text, alike[-1])
 
 
-def _more(spec: LoRASweepSpec, end: EndReason) -> str:
-    """Return what is to be done for trials in place of those that people have ended."""
-    if end is EndReason.SPACE_EXHAUSTED:
-        return "No point of the space is left: search it again in a new sweep."
-    if spec.max_trials >= MAX_TRIALS:
-        return "There may be no more trials: search again in a new sweep."
-    return f"Raise maxTrials of the sweep above {spec.max_trials}, as such trials count, then retry it."
+def _more(spec: LoRASweepSpec, end: EndReason) -> Remedy:
+    """Return how to get more trials where people have ended those that there were."""
+    if end is EndReason.SPACE_EXHAUSTED or spec.max_trials >= MAX_TRIALS:
+        return recreate("Search again")
+    return edit(f"Raise maxTrials above {spec.max_trials}, as deleted and stopped trials count", "maxTrials")
 
 
 def _commonest(trials: Sequence[Trial]) -> str | None:
@@ -276,8 +277,8 @@ def _said(row: TrialStatus) -> str | None:
     return (row.failure.message if row.failure is not None else None) or row.why
 
 
-def _failed(reason: str | None, text: str, of: TrialStatus | None = None) -> Failure:
-    """Return why a sweep fails; `of` is the trial whose failure it is, which may know best what to do."""
-    hint = of.failure.hint if of is not None and of.failure is not None else None
-    told = text if of is None else in_template(text)
-    return Failure(reason=reason or FailureReason.INTERNAL_ERROR, message=shorten(told, _MESSAGE), hint=hint)
+def _failed(spec: LoRASweepSpec, reason: str | None, text: str, row: TrialStatus | None = None) -> Failure:
+    """Return why a sweep fails; `row` is the trial whose failure it is, and whose remedies hold for the sweep."""
+    reason = reason or FailureReason.INTERNAL_ERROR
+    remedies = of_sweep(reason, row, [each.path for each in spec.parameters or ()])
+    return Failure(reason=reason, message=shorten(text, _MESSAGE), remedies=remedies)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from enum import StrEnum
 from typing import Final
 
@@ -98,19 +99,19 @@ FAULTS: Final[dict[FailureReason, Fault]] = {
 _OF_THE_MODEL: Final = frozenset({_R.INVALID_SPEC, _R.MODEL_UNSUPPORTED})
 """What was parsed before, and the model or the data refuse all the same."""
 _METHODS: Final = ("method", "lora.targetModules", "lora.init", "quantization.")
-"""Parameters that a model may refuse, whether its message names them or not."""
+"""Parameters that a model may refuse, whether its failure names them or not."""
 
 
-def fault_of(reason: str, values: Values, message: str = "", *, ran: bool) -> Fault:
+def fault_of(reason: str, values: Values, fields: Collection[str] = (), *, ran: bool) -> Fault:
     """Return whose fault a failure is; of a reason that a later version may have added: of chance.
 
-    `values` are the trial's, `message` its failure's; `ran` tells whether it had trained before.
+    `values` are the trial's, `fields` the paths that its failure names; `ran` tells whether it had trained before.
     """
     try:
         known = FailureReason(reason)
     except ValueError:
         return Fault.CHANCE
-    if known in _OF_THE_MODEL and any(path.startswith(_METHODS) or path in message for path in values):
+    if known in _OF_THE_MODEL and any(path.startswith(_METHODS) or path in fields for path in values):
         return Fault.PARAMETERS
     if known is _R.ADAPTER_MISSING and ran:
         # Not that of continueFrom: what it published itself cannot be found.

@@ -8,7 +8,6 @@ from typing import Final
 
 from tunery_api.lorasweep import MAX_PARAMETERS
 from tunery_api.measured import change_text, finite
-from tunery_api.names import without_rejected
 from tunery_api.sweepstatus import (
     BestTrial,
     Improvement,
@@ -91,11 +90,8 @@ def without_removed(rows: Iterable[TrialStatus], chosen: int, most: int) -> list
 
 
 def _removed(row: TrialStatus) -> TrialStatus:
-    """Return a row that says nothing of a place where nothing lies."""
-    why = None if row.why is None else without_rejected(row.why)
-    gone = {"adapter": None} if row.adapter is not None else {}
-    changed = {"why": why, "failure": None} if why != row.why else {}
-    return row.model_copy(update={**gone, **changed}) if gone or changed else row
+    """Return a row without the location of an adapter that was removed."""
+    return row.model_copy(update={"adapter": None}) if row.adapter is not None else row
 
 
 def best_trial(row: TrialStatus) -> BestTrial:

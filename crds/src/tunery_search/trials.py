@@ -7,19 +7,22 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from pydantic import ValidationError
+
+from tunery_api.failures import Failure
 from tunery_api.findings import Severity
 from tunery_api.measured import EvaluationStatus, finite
 from tunery_api.names import ORIGIN_ANNOTATION, TRIAL_LABEL
 from tunery_api.placement import ResourcesSpec
-from tunery_api.reasons import FailureReason, advice_for
-from tunery_api.runspec import Failure
+from tunery_api.reasons import FailureReason
+from tunery_api.remedies import MAX_REMEDIES
 from tunery_api.scrub import shorten
-from tunery_api.status import ConditionType, Phase
+from tunery_api.status import ConditionType, Phase, RemedyStatus
 from tunery_api.sweepstatus import FINAL_TRIAL_STATES, TrialAdapter, TrialFailure, TrialState, TrialStatus
 from tunery_api.training import DiagnosisAction
-from tunery_search.advice import of_sweep
 from tunery_search.dimensions import Values
 from tunery_search.faults import Fault, fault_of
+from tunery_search.remedies import to_remedies
 
 FINAL_ORIGIN: Final = "Final"
 """Origin of the best settings trained once more."""
@@ -30,9 +33,6 @@ SWEEP_FAILED: Final = "the sweep has failed"
 nothing of its values, and that a retry forgives."""
 BY_HAND: Final = "by hand: "
 """So begins the `why` of a trial that somebody else has stopped."""
-CURVE_AT: Final = " The curve, as it was last stored: "
-OF_TRIAL: Final = "is a trial of LoRASweep"
-"""In a trial's hint, after what is to be done about its failure: what is said of this very trial."""
 _WHY: Final = 256
 _MESSAGE: Final = 1024
 _ORIGIN: Final = 64
@@ -62,8 +62,8 @@ class Live:
     """Its trainer acts on that."""
     held: bool = False
     """It waits for quota, for a node, or for somebody to mend something."""
-    obstacle: Failure | None = None
-    """What stands in its way, as its status says it."""
+    blocker: Failure | None = None
+    """What blocks it, as its status has it."""
     checked: bool = False
     """Its preflight has passed."""
     stopping: bool = False
@@ -261,8 +261,9 @@ def _failed(child: Body, values: Values, steps: int | None) -> dict[str, Any]:
     failure = status.get("failure") or {}
     reason = str(failure.get("reason") or FailureReason.INTERNAL_ERROR)
     message = str(failure.get("message") or "")
-    told = {"reason": reason[:128], "why": shorten(message, _WHY) or None, "failure": _beyond(child, reason)}
-    fault = fault_of(reason, values, message, ran=bool(status.get("runSeconds")))
+    told = {"reason": reason[:128], "why": shorten(message, _WHY) or None, "failure": _details(failure)}
+    fields = {path for each in _remedies(failure) or () for path in each.fields or ()}
+    fault = fault_of(reason, values, fields, ran=bool(status.get("runSeconds")))
     if reason == FailureReason.NOT_IMPROVED:
         value = _value(status)
         if value is None or (_problem(status) is not None and _ends_itself(child) and not _is_through(status, steps)):
@@ -274,29 +275,33 @@ def _failed(child: Body, values: Values, steps: int | None) -> dict[str, Any]:
     return {"state": state.value, "at": at, **told}
 
 
-def _beyond(child: Body, reason: str) -> TrialFailure | None:
-    """Return what a failure says that reason and why do not; None where they say all."""
-    failure = child["status"].get("failure") or {}
-    message, hint = str(failure.get("message") or ""), str(failure.get("hint") or "")
-    for on in (CURVE_AT, f" {child['metadata']['name']} {OF_TRIAL} "):
-        hint = hint.partition(on)[0]
-    own = hint if hint not in (advice_for(reason).hint, of_sweep(reason, None)) else ""
-    long = message if len(message.encode()) > _WHY else ""
-    if not own and not long:
+def _details(failure: Mapping[str, Any]) -> TrialFailure | None:
+    """Return what a failure has that reason and why do not; None where they have all."""
+    message = str(failure.get("message") or "")
+    long = shorten(message, _MESSAGE) if len(message.encode()) > _WHY else None
+    remedies = _remedies(failure)
+    return TrialFailure(message=long, remedies=remedies) if long or remedies else None
+
+
+def _remedies(failure: Mapping[str, Any]) -> list[RemedyStatus] | None:
+    """Return the remedies of a LoRAJob's failure; None where they are the usual ones of its reason."""
+    try:
+        found = [RemedyStatus.model_validate(each) for each in failure.get("remedies") or ()]
+    except ValidationError:
         return None
-    return TrialFailure(message=shorten(long, _MESSAGE) or None, hint=shorten(own, _MESSAGE) or None)
+    return found[:MAX_REMEDIES] or None
 
 
 def _live(child: Body, row: TrialStatus) -> Live:
     spec, status = child["spec"], child.get("status") or {}
     gpus = (spec.get("resources") or {}).get("gpus")
-    obstacle = _obstacle(row.name, status)
+    blocker = _blocker(row.name, status)
     return Live(
         course=_course(_evaluations(status), row.steps),
         problem=_problem(status),
         ends_itself=_ends_itself(child),
-        held=status.get("phase") in (Phase.QUEUED, Phase.WAITING) or obstacle is not None,
-        obstacle=obstacle,
+        held=status.get("phase") in (Phase.QUEUED, Phase.WAITING) or blocker is not None,
+        blocker=blocker,
         checked=is_checked(status),
         stopping=spec.get("stop") is not None,
         since=tuple(_open_attempts(status)),
@@ -309,13 +314,13 @@ def _finalizers(metadata: Mapping[str, Any]) -> tuple[str, ...] | None:
     return tuple(metadata.get("finalizers") or ()) if "deletionTimestamp" in metadata else None
 
 
-def _obstacle(name: str, status: Mapping[str, Any]) -> Failure | None:
-    told = status.get("failure")
-    if not told:
+def _blocker(name: str, status: Mapping[str, Any]) -> Failure | None:
+    failure = status.get("failure")
+    if not failure:
         return None
-    reason = str(told.get("reason") or FailureReason.INTERNAL_ERROR)
-    message = shorten(f"{name}: {told.get('message') or reason}", _MESSAGE)
-    return Failure(reason=reason, message=message, hint=shorten(str(told.get("hint") or ""), _MESSAGE) or None)
+    reason = str(failure.get("reason") or FailureReason.INTERNAL_ERROR)
+    message = shorten(f"{name}: {failure.get('message') or reason}", _MESSAGE)
+    return Failure(reason=reason, message=message, remedies=to_remedies(_remedies(failure)))
 
 
 def _ends_itself(child: Body) -> bool:

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from tunery_api.fields import parse_quantity
 from tunery_api.names import child_name, label_value
-from tunery_api.reasons import ADVICE, ExitCode, FailureReason, exit_code_for
+from tunery_api.reasons import RETRYABLE, ExitCode, FailureReason, exit_code_for
+from tunery_api.remedies import REMEDIES, Action
 
 OWNERS = st.from_regex(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?", fullmatch=True)
 
@@ -33,9 +34,13 @@ def test_label_values_fit(owner: str) -> None:
 
 
 @pytest.mark.parametrize("reason", FailureReason)
-def test_every_reason_has_advice_and_an_exit_code(reason: FailureReason) -> None:
-    assert ADVICE[reason].hint.endswith(".")
-    expected = {True: {ExitCode.RETRYABLE, ExitCode.BUG}, False: {ExitCode.USER_ERROR}}[ADVICE[reason].retryable]
+def test_every_reason_has_remedies_and_an_exit_code(reason: FailureReason) -> None:
+    assert 1 <= len(REMEDIES[reason]) <= 3
+    for remedy in REMEDIES[reason]:
+        assert remedy.text[0].isupper() and not remedy.text.endswith("."), remedy.text
+        assert remedy.action in Action
+        assert not {"spec.", "retry", "new job"} & set(remedy.text.split()), "the consequence is rendered at the edge"
+    expected = {True: {ExitCode.RETRYABLE, ExitCode.BUG}, False: {ExitCode.USER_ERROR}}[reason in RETRYABLE]
     assert exit_code_for(reason) in expected
 
 

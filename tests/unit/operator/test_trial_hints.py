@@ -12,7 +12,7 @@ import yaml
 from tunery_api.kinds import Kind
 from tunery_api.names import REJECTED_AT
 from tunery_api.reasons import ADVICE, FailureReason
-from tunery_api.runspec import Failure
+from tunery_api.failures import Failure
 from tunery_api.status import ConditionType
 from tunery_api.sweepstatus import TrialStatus
 from tunery_operator.plan.lorasweep import trial_name

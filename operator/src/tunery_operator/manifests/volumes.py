@@ -15,7 +15,6 @@ from tunery_api.names import (
     VOLUMES_DIR,
     WORK_DIR,
 )
-from tunery_operator.plan.platform_says import AUTHORITIES
 from tunery_operator.plan.types import JobPlan, PodExtras, SecretMount, VolumeMount
 
 CA_FILE: Final = "progress-ca.crt"
@@ -23,6 +22,9 @@ TOKEN_DIR: Final = "/var/run/tunery-progress"
 TOKEN_FILE: Final = "token"
 TOKEN_SECONDS: Final = 3600
 TMP_SIZE: Final = "2Gi"
+
+_CA_BUNDLE: Final = "ca-bundle"
+"""The volume of trainer.caBundle."""
 
 
 class Mounted(NamedTuple):
@@ -103,13 +105,13 @@ def authorities_mounted(pod: PodExtras) -> Iterator[Mounted]:
     bundle = pod.ca_bundle
     if bundle.config_map:
         source = {"name": bundle.config_map, "items": [{"key": bundle.key, "path": bundle.key}]}
-        yield Mounted({"name": f"volume-{AUTHORITIES}", "configMap": source}, f"{VOLUMES_DIR}/{AUTHORITIES}")
+        yield Mounted({"name": f"volume-{_CA_BUNDLE}", "configMap": source}, f"{VOLUMES_DIR}/{_CA_BUNDLE}")
 
 
 def authorities_env(pod: PodExtras) -> dict[str, str]:
     """Return the variable that tells a program of ours where those authorities are."""
     bundle = pod.ca_bundle
-    return {CA_BUNDLE_ENV: f"{VOLUMES_DIR}/{AUTHORITIES}/{bundle.key}"} if bundle.config_map else {}
+    return {CA_BUNDLE_ENV: f"{VOLUMES_DIR}/{_CA_BUNDLE}/{bundle.key}"} if bundle.config_map else {}
 
 
 def token_mounted() -> Mounted:

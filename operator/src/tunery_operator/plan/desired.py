@@ -11,7 +11,8 @@ from tunery_api.errors import near
 from tunery_api.fields import OpenModel
 from tunery_api.kinds import Kind
 from tunery_api.methods import QUANTIZED
-from tunery_api.reasons import ADVICE, FailureReason
+from tunery_api.reasons import FailureReason
+from tunery_api.remedies import edit, remedies_for, retry
 from tunery_api.scrub import scrub, shorten
 from tunery_api.serving import ClientRules, Desired, DesiredAdapter, HeldAdapter
 from tunery_api.status import FINAL_PHASES, Phase
@@ -19,7 +20,7 @@ from tunery_api.unservable import Unservable, base_problem, method_problem, none
 from tunery_operator.plan.clients import NOBODY_KNOWS, Mounts, api_keys, no_models, rules_of_before
 from tunery_operator.plan.resolution import Astray, Kept, Note, Refused, Resolution, Skipped, Waiting
 from tunery_operator.plan.selecting import selects
-from tunery_operator.views.offer import Offer, removed_hint, removed_words
+from tunery_operator.views.offer import Offer, removed_remedy, removed_words
 
 LONGEST_NAME: Final = 128
 """Of an adapter, as spec.adapters says it, too."""
@@ -231,17 +232,17 @@ class _Work:
         words = offer.source.replace("/", " ")
         if offer.kind is Kind.ADAPTERMERGE and offer.into != "Adapter":
             text = f"{words} makes a whole model (into: {offer.into}), not an adapter"
-            hint = "Serve it as spec.model of an AdapterServer of its own, or merge into: Adapter under another name."
-            return Unservable(FailureReason.ADAPTER_UNSUPPORTED, text, hint)
+            remedy = retry("Serve it as the model of its own AdapterServer, or merge again with into: Adapter")
+            return Unservable(FailureReason.ADAPTER_UNSUPPORTED, text, remedy)
         if offer.phase not in FINAL_PHASES or (offer.uri is not None and offer.phase != Phase.FAILED.value):
             return None
         if offer.removed_by is not None:
-            text, hint = removed_words(offer.removed_by), f"{removed_hint(offer.removed_by)}; and name that here."
-            return Unservable(FailureReason.ADAPTER_MISSING, f"{words} {text}", hint)
+            text = f"{words} {removed_words(offer.removed_by)}"
+            return Unservable(FailureReason.ADAPTER_MISSING, text, edit(removed_remedy(offer.removed_by)))
         how = {Phase.FAILED.value: "has failed", Phase.STOPPED.value: "was stopped and has published no adapter"}
         does = how.get(offer.phase, "has succeeded and published no adapter")
-        hint = f"Bring {words} to its success, as its status says, or name another one."
-        return Unservable(FailureReason.ADAPTER_MISSING, f"{words} {does}", hint)
+        remedy = retry(f"Fix {words} as its status says, or name another one")
+        return Unservable(FailureReason.ADAPTER_MISSING, f"{words} {does}", remedy)
 
     # What the selector finds
 
@@ -354,4 +355,4 @@ def _by_right(work: _Work) -> Iterable[DesiredAdapter]:
 
 def _too_large() -> Unservable:
     text = f"the list of what the server serves is full: {MAX_ADAPTERS:,} adapters or {MAX_BYTES // 1024} KiB"
-    return Unservable(FailureReason.TOO_MANY_ADAPTERS, text, ADVICE[FailureReason.TOO_MANY_ADAPTERS].hint)
+    return Unservable(FailureReason.TOO_MANY_ADAPTERS, text, remedies_for(FailureReason.TOO_MANY_ADAPTERS)[0])

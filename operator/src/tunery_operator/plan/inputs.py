@@ -9,9 +9,10 @@ from typing import Any, Final
 from tunery_api.inputs import LocalReference
 from tunery_api.kinds import Kind
 from tunery_api.lorajob import PreflightPolicy
+from tunery_api.remedies import Remedy, recreate, retry
 from tunery_api.runspec import ResolvedAdapter
 from tunery_api.status import FINAL_PHASES, ConditionType
-from tunery_operator.views.offer import removed_by, removed_hint, removed_words
+from tunery_operator.views.offer import removed_by, removed_remedy, removed_words
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,7 @@ class FailedInput:
     name: str
     how: str
     """How it ended, as what comes after its name."""
-    hint: str
+    remedy: Remedy
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,23 +95,20 @@ def lorajob_input(name: str, body: Mapping[str, Any] | None, default_secret: str
     if body is None:
         return UnfinishedInput(name, "does not exist yet", exists=False)
     if _trains_nothing(body):
-        hint = "Train it in a LoRAJob of another name, without that field, and name that one here, in a new job."
-        return FailedInput(name, _NOTHING, hint)
+        return FailedInput(name, _NOTHING, recreate("Name a LoRAJob that trains"))
     status = body.get("status") or {}
     adapter = status.get("adapter")
     sweep = removed_by(body)
     if sweep is not None:
-        return FailedInput(name, removed_words(sweep), f"{removed_hint(sweep)}; and name that here, in a new job.")
+        return FailedInput(name, removed_words(sweep), recreate(removed_remedy(sweep)))
     if status.get("phase") in ("Succeeded", "Stopped") and adapter:
         return _ready(name, body, adapter, default_secret)
     if status.get("phase") == "Failed":
         reason = (status.get("failure") or {}).get("reason", "Failed")
-        return FailedInput(name, f"failed: {reason}", f"Bring LoRAJob {name} to its success, as it says.")
+        return FailedInput(name, f"failed: {reason}", retry(f"Fix LoRAJob {name} as its status says"))
     if status.get("phase") == "Stopped":
-        hint = (
-            "Name another LoRAJob, in a new job; a stopped one is final. Its checkpoints, if any, go on by resumeFrom."
-        )
-        return FailedInput(name, "was stopped and has published no adapter", hint)
+        remedy = recreate("Name another LoRAJob, or continue from the checkpoints of this one with resumeFrom")
+        return FailedInput(name, "was stopped and has published no adapter", remedy)
     return UnfinishedInput(name, f"is {status.get('phase', 'Pending')}")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from tunery_api.reasons import FailureReason
+from tunery_api.remedies import Remedy
 from tunery_api.serving import Desired
 from tunery_operator.plan.clients import NoModel
 
@@ -26,7 +27,7 @@ class Refused(NamedTuple):
     source: str
     reason: FailureReason
     message: str
-    hint: str
+    remedy: Remedy
     uri: str | None = None
     manifest_sha256: str | None = None
     rank: int | None = None

@@ -7,6 +7,7 @@ from typing import Final
 
 from tunery_api.adapterserver import AdapterServerSpec
 from tunery_api.errors import FieldError, InvalidSpec
+from tunery_api.failures import Failure
 from tunery_api.reasons import FailureReason
 from tunery_api.serving import Desired
 from tunery_api.validation import parse_adapterserver
@@ -15,8 +16,8 @@ from tunery_operator.kube.status import status_change
 from tunery_operator.plan.adapterserver import plan_server
 from tunery_operator.plan.desired import resolve
 from tunery_operator.plan.server_names import server_name
-from tunery_operator.reconcile.found_object import FoundObject, find_object, said_beside
-from tunery_operator.reconcile.refusals import field_of, refusal_of, rejection
+from tunery_operator.reconcile.found_object import FoundObject, chart_values, find_object
+from tunery_operator.reconcile.rejections import ambiguous_rejection, field_of, rejection_of
 from tunery_operator.reconcile.server_children import (
     LOOK_SECONDS,
     ensure_children,
@@ -32,7 +33,6 @@ from tunery_operator.reconcile.writing import seconds_to_wait, write_down
 from tunery_operator.runtime.workqueue import DONE, Requeue, earliest
 from tunery_operator.status.server.compute import compute_server_status
 from tunery_operator.status.server.snapshot import Heard, ServerSnapshot
-from tunery_operator.status.snapshot import Refusal
 from tunery_operator.views.owner import Key
 
 _FREQUENT: Final = frozenset({"adapters", "adapterCounts", "adaptersText", "replicaStatuses", "lastChangeTime"})
@@ -62,7 +62,7 @@ def _take_step(services: Services, obj: FoundObject) -> tuple[ServerSnapshot, fl
         replicas=obj.replicas,
         watching_since=services.acting_since,
         distrust=services.distrust(),
-        says=said_beside(services, obj).work,
+        platform=chart_values(services, obj),
     )
     try:
         for step in (_prove, _judge, _resolve, _make):
@@ -122,14 +122,14 @@ def _rejected(obj: FoundObject, snapshot: ServerSnapshot, error: Rejected) -> Se
     field = field_of(obj, error)
     if field is not None:
         return replace(snapshot, errors=(FieldError(field, str(error)),))
-    return replace(snapshot, refusal=rejection(obj, error))
+    return replace(snapshot, rejection=ambiguous_rejection(obj, snapshot.platform, error))
 
 
 def _hampered(snapshot: ServerSnapshot, error: OperatorError) -> ServerSnapshot:
     if isinstance(error, ApiFailure):
-        return replace(snapshot, refusal=refusal_of(error))
+        return replace(snapshot, rejection=rejection_of(error))
     if isinstance(error, FieldContested):
-        return replace(snapshot, refusal=Refusal(FailureReason.FIELD_CONTESTED, str(error)))
+        return replace(snapshot, rejection=Failure(reason=FailureReason.FIELD_CONTESTED, message=str(error)))
     if isinstance(error, NameTaken):
         return replace(snapshot, conflict=str(error))
     return replace(snapshot, waiting_for=str(error))

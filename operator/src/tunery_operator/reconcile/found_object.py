@@ -9,22 +9,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any
 
 from tunery_api.fields import UNOBSERVED
 from tunery_api.kinds import JOB_KINDS, KINDS, Kind
 from tunery_api.names import RETRY_ANNOTATION, child_name
 from tunery_api.runspec import Task
 from tunery_api.status import FINAL_PHASES, ConditionStatus, ConditionType
-from tunery_api.training import Parallelism, Precision
 from tunery_operator.kube.read import read_object
-from tunery_operator.plan.platform_says import PlatformSays, platform_says
+from tunery_operator.plan.platform_values import PlatformValues, platform_values
 from tunery_operator.reconcile.services import Services
 from tunery_operator.status.snapshot import Snapshot
 from tunery_operator.views.job import ORPHAN, foreign_finalizers
 from tunery_operator.views.owner import Key, Owner, parse_owner
-
-_OF_GPUS: Final = {"parallelism": Parallelism.FSDP.value, "precision": Precision.FLOAT16.value}
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +84,6 @@ class FoundObject:
             return default.gpus, default.gpu_resource
         plain = type(default)()
         return raw.get("gpus", plain.gpus), raw.get("gpuResource", plain.gpu_resource)
-
-    @property
-    def of_gpus(self) -> tuple[str, ...]:
-        """The fields of `training` that say what goes with GPUs alone: FSDP with two of a pod, Float16 with one."""
-        training = (self.spec.get("template") or self.spec).get("training") or {}
-        return tuple(field for field, value in _OF_GPUS.items() if training.get(field) == value)
 
     @property
     def nodes(self) -> int:
@@ -174,9 +165,9 @@ def kept_by(body: Mapping[str, Any]) -> tuple[str, ...]:
     return foreign_finalizers(body)
 
 
-def said_beside(services: Services, obj: FoundObject) -> PlatformSays:
-    """Return what the platform says of an object's pods beside the object."""
-    return platform_says(obj.owner.key.kind, obj.spec, services.platform.settings, obj.resources[0])
+def chart_values(services: Services, obj: FoundObject) -> PlatformValues:
+    """Return the values of the chart that the pods of an object use."""
+    return platform_values(obj.owner.key.kind, obj.spec, services.platform.settings, obj.resources[0])
 
 
 def first_snapshot(services: Services, obj: FoundObject) -> Snapshot:
@@ -197,9 +188,8 @@ def first_snapshot(services: Services, obj: FoundObject) -> Snapshot:
         on_stop=obj.on_stop,
         kept_by=kept_by(obj.body),
         gpus=gpus,
-        of_gpus=obj.of_gpus,
         gpu_resource=gpu_resource,
-        platform=said_beside(services, obj),
+        platform=chart_values(services, obj),
         deadline_seconds=obj.deadline_seconds,
         progress=report.status if report is not None else None,
         reporter=report.pod_uid if report is not None else "",

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 from tunery_api.errors import FieldError, InvalidSpec
+from tunery_api.failures import Failure
 from tunery_api.lifecycle import KindSpec
 from tunery_api.reasons import FailureReason
 from tunery_operator.errors import (
@@ -22,14 +23,14 @@ from tunery_operator.kube.read import read_ended_pods
 from tunery_operator.reconcile.children import follow, own_leftovers
 from tunery_operator.reconcile.finished import after_the_end
 from tunery_operator.reconcile.found_object import FoundObject, find_object
-from tunery_operator.reconcile.refusals import field_of, refusal_of, rejection
+from tunery_operator.reconcile.rejections import ambiguous_rejection, field_of, rejection_of
 from tunery_operator.reconcile.report import report
 from tunery_operator.reconcile.services import Services
 from tunery_operator.runtime.priority_queue import Priority
 from tunery_operator.runtime.workqueue import DONE, Requeue
 from tunery_operator.status.ledger import open_attempts
 from tunery_operator.status.phase import WAITING_FOR_SLOT
-from tunery_operator.status.snapshot import Refusal, Snapshot
+from tunery_operator.status.snapshot import Snapshot
 from tunery_operator.views.attempt import Attempt
 from tunery_operator.views.owner import Key
 from tunery_operator.views.pod import PodView
@@ -117,7 +118,7 @@ def _take_step(
         stepped = _step(services, obj, steps, snapshot)
     except Halfway as cut:
         wait = services.retries.next(key)
-        return replace(cut.seen, refusal=refusal_of(cut.cause)), max(wait, cut.retry_after or 0.0)
+        return replace(cut.seen, rejection=rejection_of(cut.cause)), max(wait, cut.retry_after or 0.0)
     except (ApiFailure, FieldContested, PredecessorRemains, PreflightsFull) as error:
         wait = services.retries.next(key)
         return _hampered(snapshot, error), max(wait, error.retry_after or 0.0)
@@ -129,9 +130,9 @@ def _take_step(
 
 def _hampered(snapshot: Snapshot, error: OperatorError) -> Snapshot:
     if isinstance(error, ApiFailure):
-        return replace(snapshot, refusal=refusal_of(error))
+        return replace(snapshot, rejection=rejection_of(error))
     if isinstance(error, FieldContested):
-        return replace(snapshot, refusal=Refusal(FailureReason.FIELD_CONTESTED, str(error)))
+        return replace(snapshot, rejection=Failure(reason=FailureReason.FIELD_CONTESTED, message=str(error)))
     if isinstance(error, PreflightsFull):
         return replace(snapshot, waiting_for=str(error), waiting_reason=WAITING_FOR_SLOT)
     return replace(snapshot, waiting_for=str(error))
@@ -153,7 +154,7 @@ def _step(services: Services, obj: FoundObject, steps: KindSteps[Spec], snapshot
         field = None if accepted else field_of(obj, error)
         if field is not None:
             return replace(snapshot, errors=(FieldError(field, str(error)),))
-        return replace(snapshot, refusal=rejection(obj, error))
+        return replace(snapshot, rejection=ambiguous_rejection(obj, snapshot.platform, error))
 
 
 def _follow_only(services: Services, snapshot: Snapshot) -> Snapshot:

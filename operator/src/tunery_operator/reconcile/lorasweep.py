@@ -6,11 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from tunery_api.failures import Failure
 from tunery_api.kinds import Kind
 from tunery_api.lorasweep import LoRASweepSpec
 from tunery_api.names import SUSPENDED_BY_ANNOTATION
 from tunery_api.reasons import FailureReason
-from tunery_api.runspec import Failure, Task
+from tunery_api.runspec import Task
 from tunery_api.status import FINAL_PHASES
 from tunery_api.sweepstatus import (
     FINAL_TRIAL_STATES,
@@ -34,7 +35,7 @@ from tunery_operator.reconcile.found_object import FoundObject
 from tunery_operator.reconcile.frame import Halfway, KindSteps
 from tunery_operator.reconcile.gathering import gather_main_job, report_again
 from tunery_operator.reconcile.own_trials import OwnTrials, is_made_for, not_at_rest, numbered, own_trials
-from tunery_operator.reconcile.refusals import refusal_of
+from tunery_operator.reconcile.rejections import rejection_of
 from tunery_operator.reconcile.services import Services
 from tunery_operator.status.search import SAMPLER_BUSY, SUGGESTION_FAILED, Hindrance, Search
 from tunery_operator.status.snapshot import Snapshot
@@ -151,7 +152,7 @@ def _halfway(sweep: _Sweep, snapshot: Snapshot) -> Exception:
     error, search = sweep.refused[0], snapshot.search
     if search is None or (isinstance(error, Rejected) and not sweep.obj.accepted()):
         return error
-    found = refusal_of(error)
+    found = rejection_of(error)
     hindrance = Hindrance(str(found.reason), found.message, FAILED_SECONDS)
     return Halfway(replace(snapshot, search=replace(search, hindrance=hindrance)), error)
 

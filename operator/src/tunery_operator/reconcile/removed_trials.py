@@ -10,6 +10,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any, Final
 
+from tunery_api.failures import Subject
 from tunery_api.kinds import Kind
 from tunery_api.status import FINAL_PHASES, ConditionStatus, ConditionType, Phase
 from tunery_api.sweepstatus import TrialState
@@ -86,11 +87,13 @@ def _is_that(body: Json, row: Mapping[str, Any]) -> bool:
 
 def _write(services: Services, obj: FoundObject, body: Json, remains: bool | None) -> None:
     keep = int(obj.spec.get("keepAdapters") or 1)
-    after = after_removal(body["status"], obj.owner.key.name, keep, services.now(), remains=remains)
+    trial = parse_owner(Kind.LORAJOB, body)
+    key = trial.key
+    subject = Subject(key.kind.value, key.name, key.namespace, obj.owner.key.name)
+    after = after_removal(body["status"], subject, keep, services.now(), remains=remains)
     change = status_change(body, after)
     if not change:
         return
-    trial = parse_owner(Kind.LORAJOB, body)
     written = write_status(services.client, trial, body["metadata"]["resourceVersion"], change)
     # Servers may have been offered what is gone; the sweep itself is at it.
     services.cache.defer_keys(services.cache.see_owner(Kind.LORAJOB, written) - {obj.owner.key})

@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
+from tunery_api.failures import Failure
 from tunery_api.reasons import ExitCode, FailureReason
-from tunery_api.runspec import Failure
+from tunery_api.remedies import edit, retry
 from tunery_api.status import ConditionType
 from tunery_operator.status.conditions import Conditions
-from tunery_operator.status.diagnosis import GONE_HINT, LOST_NODE, failure, of_role, pod_failure
+from tunery_operator.status.diagnosis import GONE, LOST_NODE, failure, of_role, pod_failure
 from tunery_operator.status.messages import reported_failure
 from tunery_operator.status.snapshot import Snapshot
-from tunery_operator.views.attempt import ECHO, EVICTED, PREEMPTED, STOPPED, SUCCEEDED, SUSPENDED, VANISHED
+from tunery_operator.views.attempt import ECHO, EVICTED, POD_DELETED, PREEMPTED, SUCCEEDED, SUSPENDED, VANISHED
 from tunery_operator.views.clock import parse_time
 from tunery_operator.views.job import JobView
 from tunery_operator.views.pod import LostPod, PodView
@@ -25,11 +26,9 @@ _DISRUPTIONS: Final = {
     "EvictionByEvictionAPI": EVICTED,
 }
 """Reasons of DisruptionTarget that are no failure of anything."""
-_DELETED_HINT: Final = (
-    "Somebody, or a controller, has deleted the pod; it is no fault of the job's. The API server's audit log tells "
-    "who, where it is kept. Each deletion counts as a retry: to let the job stop for a while set spec.suspend, and to "
-    "empty a node use kubectl drain, which does not count. Then retry: it goes on from its newest checkpoint; where "
-    "that may happen again, raise spec.retries, which may change while no pod runs."
+_DELETED: Final = (
+    retry("Find what deletes its pods; use spec.suspend to pause a job, and kubectl drain to empty a node"),
+    edit("Raise retries, as each deletion counts as a retry", "retries"),
 )
 
 
@@ -68,7 +67,7 @@ def ending_of_lost(
     if lost is not None and lost.started_at is not None:
         echo = lost.exit_code == ExitCode.PEER_LOST
         disrupted = None if echo else _DISRUPTIONS.get(lost.disruption or "")
-        reason = disrupted or stopped or (ECHO if echo else STOPPED)
+        reason = disrupted or stopped or (ECHO if echo else POD_DELETED)
         if lost.disruption in LOST_NODE and not echo:
             reason = FailureReason.NODE_LOST.value
         return Ending(max(started, _end_of(lost, lost.started_at)), reason)
@@ -102,7 +101,7 @@ def how_it_ended(pod: PodView, snapshot: Snapshot, conditions: Conditions) -> st
         if pod.disruption in _DISRUPTIONS and not echo:
             return _DISRUPTIONS[pod.disruption]
         if pod.deleting and (pod.disruption is None or echo) and pod.exit_reason != "OOMKilled":
-            return _why_stopped(pod.uid, snapshot, conditions) or (ECHO if echo else STOPPED)
+            return _why_stopped(pod.uid, snapshot, conditions) or (ECHO if echo else POD_DELETED)
     return str(pod_failure(pod).reason)
 
 
@@ -142,10 +141,10 @@ def _who_stopped(snapshot: Snapshot, conditions: Conditions) -> str | None:
 def failure_of_gone(job: JobView, entry: Mapping[str, Any], attempts: int) -> Failure:
     """Return why a Job has failed whose last attempt ended for a pod that is gone, by its entry in the ledger."""
     pod, reason = entry["pod"], str(entry["reason"])
-    if reason == STOPPED:
-        where, hint = f" (attempt {entry.get('attempt', attempts)})" if attempts > 1 else "", _DELETED_HINT
-        text = f"pod {pod} was told to end by somebody who deleted it{where}, and no retry is left"
+    if reason == POD_DELETED:
+        where = f" (attempt {entry.get('attempt', attempts)})" if attempts > 1 else ""
+        remedies, text = _DELETED, f"pod {pod} was deleted by another client{where}, and no retry is left"
     else:
-        hint, text = GONE_HINT, f"Job {job.name} failed ({job.failed_reason}: {job.failed_message}) and pod {pod}"
+        remedies, text = GONE, f"Job {job.name} failed ({job.failed_reason}: {job.failed_message}) and pod {pod}"
         text = f"{text} is gone; the last attempt's end: {reason}"
-    return of_role(failure(FailureReason.RETRIES_EXHAUSTED, text, hint), job.role)
+    return of_role(failure(FailureReason.RETRIES_EXHAUSTED, text, *remedies), job.role)

@@ -8,15 +8,16 @@ from typing import Any, Final
 
 from tunery_api.kinds import Kind
 from tunery_api.reasons import FailureReason
+from tunery_api.remedies import MAX_REMEDY_FIELDS, Remedy, edit, recreate, retry
 from tunery_api.serverstatus import ServerPhase
 from tunery_api.status import ConditionType
 from tunery_operator.plan.inputs import FailedInput, NoCheckpoint, UnfinishedInput
+from tunery_operator.status.blocker import set_blocked
 from tunery_operator.status.deadline import check_deadline
 from tunery_operator.status.diagnosis import failure
 from tunery_operator.status.draft import Draft
 from tunery_operator.status.ledger import close_ledger, keep_ledger
 from tunery_operator.status.main_job import check_main_job
-from tunery_operator.status.obstacle import show_hindrance
 from tunery_operator.status.phase import STOPPING
 from tunery_operator.status.preflight import check_preflight
 from tunery_operator.status.servable import tell_unservable
@@ -50,23 +51,22 @@ def compute_status(snapshot: Snapshot) -> dict[str, Any]:
         if not draft.conditions.is_true(ConditionType.STOPPED):
             draft.conditions.drop(ConditionType.STOPPED)
     else:
-        show_hindrance(draft)
+        set_blocked(draft)
     tell_unservable(draft)
     return draft.finish()
 
 
-_NO_SERVER_HINT: Final = (
-    "Create that AdapterServer: the batch goes on by itself once it answers. If another is meant, name it in "
-    "spec.serverRef of a new BatchInference, and delete this one."
+_NO_SERVER: Final = (
+    retry("Create that AdapterServer"),
+    recreate("Name another AdapterServer in serverRef", "serverRef"),
 )
-_SERVER_HINTS: Final = {
-    UnfinishedInput.of_server(ServerPhase.STOPPED): "Give it a replica: kubectl scale adapterserver {name} -n "
-    "{namespace} --replicas=1. The batch goes on by itself once it answers; where Git has the server, set "
-    "spec.replicas there.",
-    UnfinishedInput.of_server(ServerPhase.INVALID): "See what is wrong with its spec: kubectl describe adapterserver "
-    "{name} -n {namespace}. The batch goes on by itself once that is corrected and it answers.",
+_SERVER_REMEDIES: Final = {
+    UnfinishedInput.of_server(ServerPhase.STOPPED): "Scale it up: kubectl scale adapterserver {name} -n {namespace} "
+    "--replicas=1",
+    UnfinishedInput.of_server(ServerPhase.INVALID): "Correct its spec: kubectl describe adapterserver {name} -n "
+    "{namespace} shows the error",
 }
-"""By the state of a server that answers nobody before somebody does something."""
+"""By the state of a server that only a person can change."""
 SCHEDULING: Final = "spec.scheduling"
 """A field that may be corrected in place."""
 
@@ -80,10 +80,9 @@ def _check_spec(draft: Draft) -> bool:
         draft.conditions.set(ConditionType.VALIDATED, False, FailureReason.INVALID_SPEC.value, text)
         of_trial = draft.snapshot.owner.sweep is not None
         in_place = not of_trial and all(error.path.startswith(SCHEDULING) for error in errors)
-        hint = (
-            f"Correct {SCHEDULING}, which may change while no pod runs. {draft.retry_command()}" if in_place else None
-        )
-        draft.fail_for(FailureReason.INVALID_SPEC, text, hint)
+        fields = [error.path.removeprefix("spec.") for error in errors][:MAX_REMEDY_FIELDS]
+        remedy = edit if in_place else recreate
+        draft.fail_for(FailureReason.INVALID_SPEC, text, remedy(f"Correct {', '.join(fields)}", *fields))
         return True
     draft.conditions.set(ConditionType.VALIDATED, True, "SpecValid")
     if draft.snapshot.main is None:
@@ -115,7 +114,7 @@ def _check_inputs(draft: Draft) -> bool:
     if failed is not None:
         text = f"LoRAJob {failed.name}, which this waits for, {failed.how}"
         draft.conditions.set(ConditionType.INPUTS_READY, False, FailureReason.ADAPTER_MISSING.value, text)
-        draft.fail_for(FailureReason.ADAPTER_MISSING, text, failed.hint)
+        draft.fail_for(FailureReason.ADAPTER_MISSING, text, failed.remedy)
         return True
     bare = next((item for item in inputs if isinstance(item, NoCheckpoint)), None)
     if bare is not None:
@@ -129,24 +128,26 @@ def _check_inputs(draft: Draft) -> bool:
         reason = "WaitingForInputs" if all(item.exists for item in waiting) else "InputMissing"
         text = "; ".join(f"{item.kind.value} {item.name} {item.state}" for item in waiting)
         draft.conditions.set(ConditionType.INPUTS_READY, False, reason, text)
-        hint = next((hint for item in waiting if (hint := _server_hint(draft, item)) is not None), None)
-        if hint is not None:
+        remedies = next((found for item in waiting if (found := _server_remedies(draft, item))), ())
+        if remedies:
             # Beside the condition, so that a misspelt name is seen in a list: a server is seldom made after its batch.
-            draft.show_obstacle(failure(FailureReason.SERVER_UNAVAILABLE, text, hint))
+            draft.show_blocker(failure(FailureReason.SERVER_UNAVAILABLE, text, *remedies))
         return True
     if inputs or draft.conditions.is_false(ConditionType.INPUTS_READY):
         draft.conditions.set(ConditionType.INPUTS_READY, True, "InputsReady")
     return False
 
 
-def _server_hint(draft: Draft, item: UnfinishedInput) -> str | None:
-    """Return what somebody has to do before a server answers; None where waiting is enough, or it is none."""
+def _server_remedies(draft: Draft, item: UnfinishedInput) -> tuple[Remedy, ...]:
+    """Return what a person has to do before a server answers; nothing where waiting is enough, or it is no server."""
     if item.kind is not Kind.ADAPTERSERVER:
-        return None
+        return ()
     if not item.exists:
-        return _NO_SERVER_HINT
-    hint = _SERVER_HINTS.get(item.state)
-    return hint.format(name=item.name, namespace=draft.snapshot.owner.key.namespace) if hint is not None else None
+        return _NO_SERVER
+    text = _SERVER_REMEDIES.get(item.state)
+    if text is None:
+        return ()
+    return (retry(text.format(name=item.name, namespace=draft.snapshot.owner.key.namespace)),)
 
 
 def _check_suspension(draft: Draft) -> bool:

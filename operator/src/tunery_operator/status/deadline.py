@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tunery_api.reasons import FailureReason
+from tunery_api.remedies import edit
 from tunery_api.status import ConditionType
 from tunery_operator.status.diagnosis import failure, is_node_lost
 from tunery_operator.status.draft import Draft
@@ -28,8 +29,8 @@ def check_deadline(draft: Draft) -> bool:
         return True
     ran = int(limit - left)
     text = f"pods ran for {ran} s in all, and spec.activeDeadlineSeconds is {limit}; waiting is not counted"
-    hint = f"Raise spec.activeDeadlineSeconds above {ran} s by what is still needed."
-    draft.fail(failure(FailureReason.DEADLINE_EXCEEDED, text, hint))
+    remedy = edit(f"Raise activeDeadlineSeconds above {ran} by the time that is still needed", "activeDeadlineSeconds")
+    draft.fail(failure(FailureReason.DEADLINE_EXCEEDED, text, remedy))
     return True
 
 

@@ -7,12 +7,13 @@ from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-from tunery_api.reasons import ExitCode, FailureReason, advice_for
-from tunery_api.runspec import Failure, Task
+from tunery_api.failures import Failure, Subject, render_hint
+from tunery_api.reasons import ExitCode, FailureReason
+from tunery_api.remedies import MAX_REMEDY, Remedy, edit, recreate, retry
+from tunery_api.runspec import Task
 from tunery_api.scrub import scrub
-from tunery_operator.plan.platform_says import PlatformSays
+from tunery_operator.plan.platform_values import PlatformValues, with_platform_values
 from tunery_operator.status.messages import reported_failure, told
-from tunery_operator.status.whose import named
 from tunery_operator.views.attempt import Attempt, ClusterWarning
 from tunery_operator.views.clock import parse_time
 from tunery_operator.views.job import JobView
@@ -23,11 +24,12 @@ NODE_GRACE: Final = timedelta(seconds=15)
 
 SCHEDULER_GRACE: Final = timedelta(seconds=20)
 """Time in which a scheduler says something of a pod, if there is one of that name."""
-_SCHEDULER_HINT: Final = (
-    "Name a scheduler that runs in the cluster in spec.scheduling.schedulerName, or leave it out; it may change as long"
-    " as no pod runs. If it is right, look whether that scheduler works."
+_SCHEDULER: Final = (
+    edit("Name a scheduler of the cluster in scheduling.schedulerName, or omit it", "scheduling.schedulerName"),
+    retry("Check that this scheduler works"),
 )
-_CLAIM_HINT: Final = "Create or bind the claim that the message names; the job goes on by itself."
+_CHECKS_SCHEDULER: Final = (retry("Check that the cluster's default scheduler works"),)
+_CLAIM: Final = (retry("Create or bind the PersistentVolumeClaim that the message names"),)
 
 FRESH: Final = timedelta(minutes=3)
 """The kubelet says a mount that fails again at least every two minutes: an older warning is over."""
@@ -38,59 +40,27 @@ IMAGE_REASONS: Final = frozenset(
     {"ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable"}
 )
 CONFIG_REASONS: Final = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
-_OF_ITS_KIND: Final = " and spec.scheduling.tolerations say: both may change as it waits."
-_TOLERATED: Final = {
-    Task.PREFLIGHT: _OF_ITS_KIND,
-    Task.PUBLISH: _OF_ITS_KIND,
-    Task.REPORT: " and the scheduling.tolerations of its manifest say: the chart's may change as it waits, and so may "
-    "the manifest's, except in the template of a LoRASweep.",
-    Task.CONCLUDE: " and the template of its sweep say: the chart's may change as it waits. Its disk is as large as a "
-    "trial's.",
-}
-"""How the sentence on a pod's tolerations ends; by the task of the Jobs that do not ask for what the spec says."""
-_ROOM_HINTS: Final = {
-    task.value: (
-        f"Wait until other pods end, or add a node: the job then continues. This is the {task.value} pod: it asks "
-        "for preflight.resources of the chart (default: 1 CPU and 4Gi), not for the manifest's resources. It "
-        f"tolerates what preflight.tolerations of the chart{tolerated}"
-    )
-    for task, tolerated in _TOLERATED.items()
-}
-"""By the Job's role, where it does not ask for what the spec says."""
+_CHECKS: Final = frozenset(map(str, (Task.PREFLIGHT, Task.PUBLISH, Task.REPORT, Task.CONCLUDE)))
+"""Roles of the Jobs whose resources come from preflight.resources of the chart."""
+_CHECKS_ROOM: Final = (retry("Wait until other pods end, or add a node with room for this pod"),)
 _LIMITS: Final = frozenset({_R.OUT_OF_MEMORY, _R.KILLED, _R.DISK_FULL})
-_CHECKS: Final = frozenset(task.value for task in _TOLERATED)
-_CHECKS_SCHEDULER_HINT: Final = (
-    "This pod names no scheduler, whatever the manifest says: look whether the cluster's own works."
+_CHECKS_LIMITS: Final = (
+    retry("Ask a cluster admin to raise preflight.resources of Tunery's chart"),
+    recreate("Store large files in a PersistentVolumeClaim (pvc://), which is read in place"),
 )
-_CONCLUDE_HINT: Final = (
-    "This pod, which publishes the sweep's best adapter, has what the platform gives to checks, whatever the template "
-    "says: have preflight.resources of the chart raised. The trials' adapters stay where they are until then."
-)
-_CONCLUDE_DISK_HINT: Final = (
-    "This pod, which publishes the sweep's best adapter, has the disk of a trial, "
-    "spec.template.resources.ephemeralStorage, and can be given more in a new sweep only. The trials' "
-    "adapters stay where they are: status.best names the best one's LoRAJob, and status.adapter of that its place."
-)
-_CONCLUDE_RETRIES_HINT: Final = (
-    "Mend what its last attempt has said, in its log, and retry. This pod publishes the sweep's best adapter: the "
-    "trials' adapters stay where they are until then."
-)
-_LIMITS_HINT: Final = (
-    "This pod has what the platform gives to checks, whatever spec.resources is: have preflight.resources of the chart "
-    "raised, or put large files into a claim (pvc://), which is read where it lies."
-)
+_CONCLUDE_LIMITS: Final = (retry("Ask a cluster admin to raise preflight.resources of Tunery's chart"),)
+_CONCLUDE_DISK: Final = (recreate("Raise resources.ephemeralStorage", "resources.ephemeralStorage"),)
+_CONCLUDE_RETRIES: Final = (retry("Fix what the log of its last attempt names; the adapters of the trials stay"),)
 _NO_WORDS: Final = ("", "{}")
 """Termination messages that say nothing."""
-GONE_HINT: Final = (
-    "The log of its pods went with them: where your cluster collects logs, that of the last one says why it failed. "
-    "Mend that, and retry; or raise spec.retries, which may change while no pod runs."
+GONE: Final = (
+    retry("Find the pod's log where your cluster collects logs, and fix what it names"),
+    edit("Raise retries", "retries"),
 )
+"""The remedies where the pods are gone with their logs."""
 _TERMINATED: Final = 128 + signal.SIGTERM
 """The exit code of whoever was told to end before it listened for that."""
-_ENDED_HINT: Final = (
-    "Somebody has ended it, by deleting its pod or from its node; it is no fault of the job's. Look who does so (the "
-    "events of its pod may tell), and retry."
-)
+_ENDED: Final = (retry("Find what deletes or ends this pod; its events may show it"),)
 _START_REASONS: Final = frozenset({"StartError", "ContainerCannotRun"})
 """Why a container ended that never ran."""
 _MOUNT_WARNINGS: Final = frozenset(
@@ -104,32 +74,28 @@ LOST_NODE: Final = frozenset({"DeletionByTaintManager", "DeletionByPodGC"})
 # A pod that does not run
 
 
-def obstacle(attempt: Attempt, now: datetime, platform: PlatformSays) -> Failure | None:
-    """Return why a Job has no pod at work, or None while nothing stands in its way; it may pass by itself.
-
-    `platform` is what the platform says of its pods.
-    """
-    found = _obstacle(attempt, now)
-    return found and _named(found, attempt.job.role, platform)
+def find_blocker(attempt: Attempt, now: datetime, platform: PlatformValues) -> Failure | None:
+    """Return what blocks a Job that has no running pod; None where nothing does."""
+    found = _blocker(attempt, now)
+    return found and _with_values(found, attempt.job.role, platform)
 
 
-def _named(found: Failure, role: str, platform: PlatformSays, *, ended: bool = False) -> Failure:
-    checks = role in _CHECKS
-    return named(found, platform.checks if checks else platform.work, checks=checks, ended=ended)
+def _with_values(found: Failure, role: str, platform: PlatformValues) -> Failure:
+    return with_platform_values(found, platform.checks if role in _CHECKS else platform.work)
 
 
-def _obstacle(attempt: Attempt, now: datetime) -> Failure | None:
+def _blocker(attempt: Attempt, now: datetime) -> Failure | None:
     waiting = [pod for pod in attempt.newest if not pod.running and not pod.finished]
-    found = next((found for pod in waiting if (found := _hindrance(attempt, pod, now)) is not None), None)
+    found = next((found for pod in waiting if (found := _pod_blocker(attempt, pod, now)) is not None), None)
     if found is None and attempt.missing:
         found = _refused_pod(attempt)
     if found is None or attempt.job.nodes == 1:
         return found
     text = f"{attempt.running} of {attempt.job.nodes} pods run; {found.message}"
-    return failure(found.reason, text, found.hint)
+    return found.model_copy(update={"message": scrub(text)})
 
 
-def _hindrance(attempt: Attempt, pod: PodView, now: datetime) -> Failure | None:
+def _pod_blocker(attempt: Attempt, pod: PodView, now: datetime) -> Failure | None:
     """Return why a pod that has not ended does not run."""
     if is_node_lost(pod, now):
         return lost_node(pod)
@@ -157,13 +123,14 @@ def start_failure(pod: str, node: str, warning: ClusterWarning | None) -> Failur
 def _unplaced(pod: PodView, role: str, now: datetime) -> Failure | None:
     """Return why a pod has no node yet; None for the first moments."""
     if pod.unschedulable is not None:
-        hint = _CLAIM_HINT if "persistentvolumeclaim" in pod.unschedulable.lower() else _ROOM_HINTS.get(role)
-        return failure(_R.UNSCHEDULABLE, f"no node fits: {pod.unschedulable}", hint)
+        room = _CHECKS_ROOM if role in _CHECKS else ()
+        remedies: tuple[Remedy, ...] = _CLAIM if "persistentvolumeclaim" in pod.unschedulable.lower() else room
+        return failure(_R.UNSCHEDULABLE, f"no node fits: {pod.unschedulable}", *remedies)
     created = parse_time(pod.created)
     if created is None or now - created < SCHEDULER_GRACE:
         return None
-    hint = _CHECKS_SCHEDULER_HINT if role in _CHECKS else _SCHEDULER_HINT
-    return failure(_R.UNSCHEDULABLE, f"scheduler {pod.scheduler} has not looked at pod {pod.name}", hint)
+    scheduler = _CHECKS_SCHEDULER if role in _CHECKS else _SCHEDULER
+    return failure(_R.UNSCHEDULABLE, f"scheduler {pod.scheduler} ignores pod {pod.name}", *scheduler)
 
 
 def is_node_lost(pod: PodView, now: datetime) -> bool:
@@ -182,21 +149,20 @@ def _says_lost(pod: PodView) -> bool:
 
 def lost_node(pod: PodView) -> Failure:
     """Return the failure of a pod whose node does not answer, and what frees the next attempt."""
-    hint = (
-        "Kubernetes starts no other pod until this one is gone. Look at the node: where kubectl get node "
-        f"{pod.node} says Ready, its kubelet cannot end the container, and its log says why. If the machine is off "
-        f"for good, delete its Node (kubectl delete node {pod.node}), or taint it (kubectl taint nodes {pod.node} "
-        "node.kubernetes.io/out-of-service=nodeshutdown:NoExecute); if it comes back, nothing is to be done."
+    remedy = retry(
+        f"Check node {pod.node}. If it is off for good, run kubectl delete node {pod.node}, or kubectl taint nodes "
+        f"{pod.node} node.kubernetes.io/out-of-service=nodeshutdown:NoExecute"
     )
-    why = "does not answer" if _says_lost(pod) else "has not ended it long after it was told to, and may not answer"
-    return failure(_R.NODE_LOST, f"pod {pod.name} cannot be ended: node {pod.node} {why}", hint)
+    why = "does not answer" if _says_lost(pod) else "has not ended it after its grace period"
+    text = f"pod {pod.name} cannot be ended, and blocks its successor: node {pod.node} {why}"
+    return failure(_R.NODE_LOST, text, remedy)
 
 
 def _no_pod_allowed(job: JobView) -> Failure:
     spec = f'{{"spec":{{"parallelism":{job.nodes}}}}}'
     command = f"kubectl patch job {job.name} -n {job.namespace} --type=merge -p '{spec}'"
-    text = f"Job {job.name} has parallelism 0, which somebody else has set: it starts no pod"
-    return failure(_R.POD_REFUSED, text, f"Undo that: {command}. To stop a job for a while, set spec.suspend.")
+    text = f"Job {job.name} has parallelism 0, which another client has set: it starts no pod"
+    return failure(_R.POD_REFUSED, text, retry(f"Run {command}"))
 
 
 def _refused_pod(attempt: Attempt) -> Failure | None:
@@ -234,7 +200,14 @@ def _is_of(warning: ClusterWarning, pod: PodView | None) -> bool:
 def pod_failure(pod: PodView) -> Failure:
     """Return why a pod failed: what the container said, else what Kubernetes says."""
     said = reported_failure(pod.termination_message)
-    return failure(said.reason, said.message, said.hint) if said is not None else _observed(pod)
+    return _scrubbed(said) if said is not None else _observed(pod)
+
+
+def _scrubbed(said: Failure) -> Failure:
+    """Return what a container reports, without credentials: the image may be any."""
+    remedies = [each.model_copy(update={"text": scrub(each.text, MAX_REMEDY)}) for each in said.remedies]
+    facts = {key: scrub(value) for key, value in said.facts.items()}
+    return said.model_copy(update={"message": scrub(said.message), "remedies": remedies, "facts": facts})
 
 
 def _observed(pod: PodView) -> Failure:
@@ -252,8 +225,8 @@ def _observed(pod: PodView) -> Failure:
         text = f"pod {pod.name} was killed (exit 137), and the node does not say that it was for too much memory"
         return failure(_R.KILLED, text)
     if pod.exit_code == _TERMINATED and (told(pod.termination_message) or pod.termination_message.strip() in _NO_WORDS):
-        return failure(_R.KILLED, f"{_exit_text(pod)}: that is the end of a process that was sent SIGTERM", _ENDED_HINT)
-    return failure(_R.INTERNAL_ERROR, _exit_text(pod), _silent_hint(pod))
+        return failure(_R.KILLED, f"{_exit_text(pod)}: its process was sent SIGTERM", *_ENDED)
+    return failure(_R.INTERNAL_ERROR, _exit_text(pod), *_silent(pod))
 
 
 def _taken_away(pod: PodView) -> Failure | None:
@@ -293,65 +266,65 @@ def _exit_text(pod: PodView) -> str:
     )
 
 
-def silent_hint(command: str, then: str = "") -> str:
-    """Return where to look where a container has ended without a word; `command` shows its log."""
+def without_message(command: str) -> tuple[Remedy, ...]:
+    """Return the remedies for a container that ended without a message; `command` shows its log."""
     return (
-        f"It has left no last words; its log may say why: {command} shows it. Mend what that says{then}. Where it says "
-        "that a module of Tunery is not found, have the image in the chart corrected (trainer.image; of servers and "
-        "batches serving.server.image). Where it is nothing of yours, and no variable of trainer.env in the chart, it "
-        "is a defect of Tunery: please report it with that log."
+        retry(f"Read its log ({command}), and fix what it names"),
+        retry("If the log shows no cause of yours, report it as a bug in Tunery"),
     )
 
 
-def _silent_hint(pod: PodView) -> str | None:
-    """Return where to look where a container has left no word; None where it has left one."""
+def _silent(pod: PodView) -> tuple[Remedy, ...]:
+    """Return the remedies where a container has left no message; none where it has left one."""
     if pod.exit_code is None:
-        return f"kubectl describe pod {pod.name} -n {pod.namespace} may say more; mend that, and retry."
+        return (retry(f"Fix what kubectl describe pod {pod.name} -n {pod.namespace} shows"),)
     if pod.termination_message.strip() not in _NO_WORDS:
-        return None
-    return silent_hint(f"kubectl logs {pod.name} -n {pod.namespace}", ", and retry")
+        return ()
+    return without_message(f"kubectl logs {pod.name} -n {pod.namespace}")
 
 
 # A Job that has failed
 
 
 def job_failure(
-    attempt: Attempt, attempts: int, platform: PlatformSays, last_end: str | None = None
+    attempt: Attempt, attempts: int, platform: PlatformValues, last_end: str | None = None
 ) -> tuple[Failure, int | None]:
     """Return why a Job has failed, and the exit code of its last container where there is one.
 
-    `platform` is what the platform says of its pods, `last_end` what the ledger says of the last attempt: all that is
-    known of a pod that is gone.
+    `platform` has the chart's values that its pods use, `last_end` how the last attempt in the history ended, which is
+    all that is known of a pod that is gone.
     """
     job, pod = attempt.job, last_failed(attempt) or attempt.last
     if job.failed_reason == "DeadlineExceeded":
         text = f"Job {job.name} ran into a deadline that Tunery did not set: {job.failed_message}"
-        hint = "Exempt Tunery's Jobs from whatever sets activeDeadlineSeconds on them; Tunery counts the time itself."
-        return failure(_R.DEADLINE_EXCEEDED, text, hint), pod.exit_code if pod is not None else None
+        remedy = retry("Exempt Tunery's Jobs from what sets activeDeadlineSeconds on them; Tunery counts the time")
+        return failure(_R.DEADLINE_EXCEEDED, text, remedy), pod.exit_code if pod is not None else None
     if pod is None:
         text = f"Job {job.name} failed ({job.failed_reason}: {job.failed_message}) and its pods are gone"
         text = f"{text}; the last attempt's end: {last_end}" if last_end else text
-        return of_role(failure(_R.RETRIES_EXHAUSTED, text, GONE_HINT), job.role), None
+        return of_role(failure(_R.RETRIES_EXHAUSTED, text, *GONE), job.role), None
     found = pod_failure(pod)
     if found.reason == _R.INTERNAL_ERROR and attempts > 1 and reported_failure(pod.termination_message) is None:
-        found = failure(_R.RETRIES_EXHAUSTED, found.message, found.hint)
-    found = _named(of_role(found, job.role), job.role, platform, ended=True)
-    its = attempt.numbers.get(pod.uid, attempts)  # a later one may have begun while this pod stored its checkpoint
-    where = ([f"pod {pod.name}"] if pod.index is not None else []) + ([f"attempt {its}"] if attempts > 1 else [])
-    counted = f"{found.message} ({', '.join(where)})" if where else found.message
-    return failure(found.reason, counted, found.hint), pod.exit_code
+        found = found.model_copy(update={"reason": _R.RETRIES_EXHAUSTED})
+    found = _with_values(of_role(found, job.role), job.role, platform)
+    number = attempt.numbers.get(pod.uid, attempts)  # a later one may have begun while this pod stored its checkpoint
+    where = [f"pod {pod.name}"] if pod.index is not None else []
+    where += [f"attempt {number}"] if attempts > 1 else []
+    text = f"{found.message} ({', '.join(where)})" if where else found.message
+    return found.model_copy(update={"message": scrub(text)}), pod.exit_code
 
 
 def of_role(found: Failure, role: str) -> Failure:
-    """Return a failure of a Job of that role, with the hint of whose limits it ran into: not always the spec's."""
-    if role == Task.CONCLUDE and found.reason == _R.RETRIES_EXHAUSTED and found.hint in (None, GONE_HINT):
-        return failure(found.reason, found.message, _CONCLUDE_RETRIES_HINT)
-    if role not in _CHECKS or found.reason not in _LIMITS or found.hint == _ENDED_HINT:
+    """Return a failure of a Job of that role, with remedies for the limits that its pod has: not always the spec's."""
+    own = tuple(found.remedies)
+    if role == Task.CONCLUDE and found.reason == _R.RETRIES_EXHAUSTED and own in ((), GONE):
+        return found.model_copy(update={"remedies": list(_CONCLUDE_RETRIES)})
+    if role not in _CHECKS or found.reason not in _LIMITS or own == _ENDED:
         return found
-    hint = _LIMITS_HINT
+    remedies: tuple[Remedy, ...] = _CHECKS_LIMITS
     if role == Task.CONCLUDE:
-        hint = _CONCLUDE_DISK_HINT if found.reason == _R.DISK_FULL else _CONCLUDE_HINT
-    return failure(found.reason, found.message, hint)
+        remedies = _CONCLUDE_DISK if found.reason == _R.DISK_FULL else _CONCLUDE_LIMITS
+    return found.model_copy(update={"remedies": list(remedies)})
 
 
 def last_failed(attempt: Attempt) -> PodView | None:
@@ -381,16 +354,19 @@ def _guilt(pod: PodView) -> tuple[int, datetime]:
     return rank, pod.finished_at or pod.disrupted_at or datetime.max.replace(tzinfo=UTC)
 
 
-def failure_status(found: Failure, exit_code: int | None = None) -> dict[str, Any]:
-    """Return `status.failure`, with the advice that belongs to the reason."""
+def failure_status(found: Failure, subject: Subject, exit_code: int | None = None) -> dict[str, Any]:
+    """Return `status.failure` of an object."""
+    remedies = [remedy.model_dump(mode="json", exclude_defaults=True) for remedy in found.remedies]
     status: dict[str, Any] = {
         "reason": str(found.reason),
         "message": found.message,
-        "hint": found.hint or advice_for(found.reason).hint,
+        "hint": render_hint(found, subject),
+        **({"remedies": remedies} if remedies else {}),
+        **({"facts": found.facts} if found.facts else {}),
     }
     return status if exit_code is None else {**status, "exitCode": exit_code}
 
 
-def failure(reason: str, message: str, hint: str | None = None) -> Failure:
-    """Return a failure whose texts hold no credentials."""
-    return Failure(reason=reason, message=scrub(message), hint=scrub(hint) if hint else None)
+def failure(reason: str, message: str, *remedies: Remedy) -> Failure:
+    """Return a failure whose message holds no credentials."""
+    return Failure(reason=reason, message=scrub(message), remedies=list(remedies))

@@ -11,7 +11,7 @@ from tunery_api.reasons import FailureReason
 from tunery_api.status import FINAL_PHASES, ConditionType, Phase
 from tunery_api.sweepstatus import TrialState
 from tunery_operator.status.ledger import newest_attempt
-from tunery_operator.status.messages import THE_ONE_BEFORE, WAS_ENDED, attempt_words, was_ended
+from tunery_operator.status.messages import PREVIOUS_ATTEMPT, attempt_words, was_ended
 from tunery_operator.status.phase import NOT_REPORTING, STOPPING
 from tunery_operator.views.attempt import EVICTED, NOT_NEEDED, PREEMPTED, VANISHED, first_ended
 from tunery_operator.views.event import RETRIED, Event
@@ -78,7 +78,7 @@ def transitions(old: Mapping[str, Any], new: Mapping[str, Any], *, of_trial: boo
     events.update({event.reason: event for event in (*_of_trials(old, new), *_of_attempt(old, new))})
     for condition in _changed(old, new):
         reason = condition["reason"]
-        if reason not in _QUIET or WAS_ENDED in (condition.get("message") or ""):
+        if reason not in _QUIET:
             # What a later version of the trainer finds has a word that is not known here.
             warning = reason in _FAILURES or reason in _WARNINGS or condition["type"] == ConditionType.HEALTHY
             note = condition.get("message") or reason
@@ -98,12 +98,12 @@ def _of_attempt(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Even
         return
     pod = ended["pod"] if "index" in ended else None
     called, time = attempt_words(ended.get("attempt") or new["attempts"], pod), str(ended["endTime"])
-    _, before, how = str(failure.get("message")).partition(THE_ONE_BEFORE)
+    before = (failure.get("facts") or {}).get(PREVIOUS_ATTEMPT)
     reason = str(ended["reason"])
     if reason in _TAKEN_AWAY:
         yield Event(reason, was_ended(called, reason), reason in _FAILURES, time)
     elif before:
-        yield Event(_ATTEMPT_FAILED, f"{called} failed{how}", True, time)
+        yield Event(_ATTEMPT_FAILED, f"{called} {before}", True, time)
 
 
 def _tells_the_end(condition: Mapping[str, Any], status: Mapping[str, Any]) -> bool:

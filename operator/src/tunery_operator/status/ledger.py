@@ -26,8 +26,8 @@ from tunery_operator.views.attempt import (
     ENDS_WITHOUT_FAULT,
     EVICTED,
     NOT_NEEDED,
+    POD_DELETED,
     PREEMPTED,
-    STOPPED,
     SUCCEEDED,
     SUSPENDED,
     VANISHED,
@@ -49,7 +49,15 @@ _ENDED: Final = "endTime"
 _INDEX: Final = "index"
 _ATTEMPT: Final = "attempt"
 PASSED_OVER: Final = frozenset(
-    {SUSPENDED, PREEMPTED, EVICTED, STOPPED, VANISHED, FailureReason.NODE_LOST.value, FailureReason.NODE_PRESSURE.value}
+    {
+        SUSPENDED,
+        PREEMPTED,
+        EVICTED,
+        POD_DELETED,
+        VANISHED,
+        FailureReason.NODE_LOST.value,
+        FailureReason.NODE_PRESSURE.value,
+    }
 )
 """Ends that say nothing of the run itself."""
 
@@ -230,7 +238,7 @@ def _or_echo(draft: Draft, entry: Entry, ending: Ending, history: Iterable[Entry
         return ending
     if ending.reason != SUCCEEDED and main.is_not_needed(entry["uid"], entry.get(_INDEX), ending.time):
         return Ending(ending.time, NOT_NEEDED)
-    if ending.reason != STOPPED:
+    if ending.reason != POD_DELETED:
         return ending
     others = [item for item in history if item.get(_ATTEMPT) == entry[_ATTEMPT] and _ENDED in item]
     failed = [item for item in others if item["reason"] not in (SUCCEEDED, NOT_NEEDED)]

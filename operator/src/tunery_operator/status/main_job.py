@@ -6,15 +6,15 @@ from datetime import datetime, timedelta
 from typing import Final
 from urllib.parse import urlsplit
 
+from tunery_api.failures import Failure
 from tunery_api.names import NODES_PORTS, nodes_service
 from tunery_api.reasons import ExitCode, FailureReason
-from tunery_api.runspec import Failure
+from tunery_api.scrub import scrub
 from tunery_api.status import ConditionStatus, ConditionType, Phase
 from tunery_operator.status.attempt_endings import failure_of_gone, how_it_ended
 from tunery_operator.status.diagnosis import (
-    GONE_HINT,
+    GONE,
     culprit,
-    failure,
     is_node_lost,
     job_failure,
     last_failed,
@@ -32,7 +32,7 @@ from tunery_operator.status.ledger import (
     retries_used,
     same_end_twice,
 )
-from tunery_operator.status.messages import THE_ONE_BEFORE, attempt_words, was_ended
+from tunery_operator.status.messages import PREVIOUS_ATTEMPT, attempt_words, was_ended
 from tunery_operator.status.phase import AT_WORK, FINISHING, HELD, NOT_REPORTING, OUT_OF_TIME, POD_STARTED, STOPPING
 from tunery_operator.status.queueing import check_queue, is_queued, release_quota
 from tunery_operator.status.reported_progress import first_has_ended_well, is_downloading, only_starts, publishes_alone
@@ -55,7 +55,6 @@ SILENCE_GRACE: Final = timedelta(minutes=2)
 """The same, from its last report: it repeats that every PROGRESS_EVERY_SECONDS, whatever it computes."""
 MEETING_GRACE: Final = timedelta(minutes=2)
 """In which pods that work together begin, once all run; a large model, or one that is downloaded, takes longer."""
-_LOGS: Final = "kubectl logs"
 _HOPELESS: Final = FailureReason.DISK_FULL
 """Kubernetes cannot be told to end a Job for it: the same limit is met again."""
 
@@ -130,12 +129,12 @@ def _met_again(draft: Draft, attempt: Attempt, pod: PodView) -> Failure | None:
         return of_role(found, attempt.job.role)
     out_of_memory = FailureReason.OUT_OF_MEMORY
     if found.reason == out_of_memory and same_end_twice(draft.fields, attempt.pods, out_of_memory.value):
-        twice = failure(found.reason, f"{found.message}, for the second time in a row")
+        twice = found.model_copy(update={"message": f"{found.message}, for the second time in a row"})
         return of_role(twice, attempt.job.role)
     if attempt.job.nodes > 1 and attempt.failed_too_often:
         found = _failed(draft, attempt)[0]
         # The Job is deleted for it, and the log with its pods.
-        return failure(found.reason, found.message, GONE_HINT) if _LOGS in (found.hint or "") else found
+        return found if found.remedies else found.model_copy(update={"remedies": list(GONE)})
     return None
 
 
@@ -289,7 +288,7 @@ def until_silence(snapshot: Snapshot) -> float | None:
 def _show_stopping(draft: Draft, pod: PodView, several: str = "") -> None:
     if is_node_lost(pod, draft.snapshot.now):
         found = lost_node(pod)
-        draft.show_obstacle(found)
+        draft.show_blocker(found)
         draft.conditions.set(_RUNNING, None, str(found.reason), found.message)
     elif pod.running and pod.deleting:
         before = SAVES if draft.snapshot.definition.holds("checkpoint") else ""
@@ -319,9 +318,9 @@ def _show_held(draft: Draft, attempt: Attempt) -> None:
 
 def _show_waiting(draft: Draft, attempt: Attempt) -> None:
     pod, job, gone = _ended_pod(attempt), attempt.job, gone_cause(draft.fields, attempt)
-    found = draft.obstacle(attempt)
+    found = draft.blocker(attempt)
     if found is not None:
-        draft.show_obstacle(_with_the_end_before(draft, attempt, found))
+        draft.show_blocker(_with_the_end_before(draft, attempt, found))
         draft.conditions.set(_RUNNING, False, str(found.reason), found.message)
     elif gone is not None and job.nodes > 1 and gone["reason"] in PASSED_OVER:
         called, goes_on = attempt_words(gone["attempt"], gone["pod"]), not (job.lacks_first or job.lacks_another)
@@ -341,9 +340,9 @@ def _with_the_end_before(draft: Draft, attempt: Attempt, found: Failure) -> Fail
     ended = last_failed(attempt) if gone_cause(draft.fields, attempt) is None else None
     if ended is None or how_it_ended(ended, draft.snapshot, draft.conditions) in PASSED_OVER:
         return found
-    before, used = pod_failure(ended), _used(draft, attempt)
-    text = f"{found.message.removesuffix('.')}{THE_ONE_BEFORE}{used}: {before.reason}: {before.message}"
-    return failure(found.reason, text, found.hint)
+    before = pod_failure(ended)
+    text = f"failed{_used(draft, attempt)}: {before.reason}: {before.message}"
+    return found.model_copy(update={"facts": {**found.facts, PREVIOUS_ATTEMPT: scrub(text)}})
 
 
 def _used(draft: Draft, attempt: Attempt) -> str:

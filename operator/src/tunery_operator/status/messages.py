@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Final
 
-from tunery_api.runspec import Failure, PreflightReport, RunResult
+from tunery_api.failures import Failure
+from tunery_api.runspec import PreflightReport, RunResult
 from tunery_api.tolerant import read
-from tunery_operator.views.attempt import STOPPED
+from tunery_operator.views.attempt import POD_DELETED
 
-THE_ONE_BEFORE: Final = "; the attempt before failed"
-"""After what stands in an object's way, before how the attempt before it failed."""
-WAS_ENDED: Final = " was ended: "
-"""Between what an attempt is called and why it was ended, where that is no fault of it."""
+PREVIOUS_ATTEMPT: Final = "previousAttempt"
+"""The fact of a blocker that tells how the attempt before it failed."""
 _FINDINGS: Final = ("failure", "dataset", "memory", "resolved")
 
 
@@ -42,8 +41,8 @@ def attempt_words(number: int, pod: str | None) -> str:
 def was_ended(attempt: str, why: str, *, goes_on: bool = True) -> str:
     """Return what is said of an attempt that was ended for what is no fault of it; `attempt`: how it is called."""
     # Of these ends the Job controller counts the deletion alone.
-    counted = ", which counts as a retry" if why == STOPPED and goes_on else ""
-    return f"{attempt}{WAS_ENDED}{why}{counted}; {'the next one goes on' if goes_on else 'no retry is left'}"
+    counted = ", which counts as a retry" if why == POD_DELETED and goes_on else ""
+    return f"{attempt} was ended: {why}{counted}; {'the next one goes on' if goes_on else 'no retry is left'}"
 
 
 def told(message: str) -> str:

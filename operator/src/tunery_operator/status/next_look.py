@@ -56,7 +56,7 @@ def _looks(snapshot: Snapshot, status: Mapping[str, Any]) -> Iterator[float]:
             yield _pause(snapshot.now, started)
     if status.get("phase") == Phase.STARTING.value and snapshot.main is not None and snapshot.main.meeting:
         yield MEETING_SECONDS
-    if snapshot.refusal is not None or snapshot.waiting_for is not None:
+    if snapshot.rejection is not None or snapshot.waiting_for is not None:
         yield _pause(snapshot.now, _since(status))
 
 

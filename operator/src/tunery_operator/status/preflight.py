@@ -82,7 +82,6 @@ def _check_report(draft: Draft, attempt: Attempt) -> bool:
     if report is None or report.failure is not None:
         text = f"preflight pod {pod.name} ended well but left no report"
         found = (report.failure if report else None) or failure(FailureReason.INTERNAL_ERROR, text)
-        found = failure(found.reason, found.message, found.hint)
         draft.conditions.set(_PREFLIGHT, False, str(found.reason), found.message)
         draft.fail(found, ended=pod.finished_at or attempt.job.ended_at)
         return True
@@ -123,9 +122,9 @@ def _seconds(draft: Draft, pod: PodView) -> float:
 
 def _show_progress(draft: Draft, attempt: Attempt) -> None:
     pod, job = attempt.last, attempt.job
-    found = None if job.suspend else draft.obstacle(attempt)
+    found = None if job.suspend else draft.blocker(attempt)
     if found is not None:
-        draft.show_obstacle(found)
+        draft.show_blocker(found)
         draft.conditions.set(_PREFLIGHT, None, str(found.reason), found.message)
     elif pod is not None and pod.running:
         draft.conditions.set(_PREFLIGHT, None, _AT_WORK, f"pod {pod.name} checks data, model and output")

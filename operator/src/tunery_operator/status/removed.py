@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import re
+import json
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Final
 
-from tunery_api.names import without_rejected
+from tunery_api.failures import Failure, Subject, render_hint
 from tunery_api.status import ConditionType
+from tunery_api.tolerant import read
 from tunery_operator.status.conditions import Conditions
 from tunery_operator.views.event import ADAPTER_REMOVED
 
@@ -29,18 +30,18 @@ _SINCE: Final = {
     None: "does not keep it, and whether it was removed is not known",
 }
 """By what remains, as `after_removal` has it."""
-_CURVE: Final = r" ?The curve[^:]*: {uri}(; [^ ]+ lies beside it)?\."
 
 
 def after_removal(
-    status: Mapping[str, Any], sweep: str, keep: int, now: datetime, *, remains: bool | None = False
+    status: Mapping[str, Any], subject: Subject, keep: int, now: datetime, *, remains: bool | None = False
 ) -> dict[str, Any]:
     """Return the status of a trial that is not among the `keep` best of its sweep; the same where it named nothing.
 
-    `remains`: not all that is not kept could be removed, and nobody vouches for what lies there; None: nobody knows.
+    `subject` is the trial. `remains`: not all that is not kept could be removed; None: that is not known.
     """
     if not any(name in status for name in _GONE):
         return dict(status)
+    sweep = str(subject.sweep)
     conditions = Conditions(status.get("conditions") or (), int(status.get("observedGeneration") or 1), now)
     why = f"LoRASweep {sweep} has published its best; of its trials' own adapters it keeps those of the {keep} best"
     if "adapter" in status:
@@ -52,22 +53,19 @@ def after_removal(
         text = f"the checkpoints {_CHECKPOINTS[remains]} once LoRASweep {sweep} had published its best"
         conditions.set(ConditionType.CHECKPOINT_SAVED, False, "Removed", text)
     left = {name: value for name, value in status.items() if name not in _GONE}
-    told = [_without_place(each) for each in conditions.to_list()]
-    failure = {"failure": _without_curve(_without_place(status["failure"]), status)} if status.get("failure") else {}
-    return {**left, **_dataset(status), **failure, "conditions": told}
+    failure = {"failure": _without_removed(status["failure"], subject)} if status.get("failure") else {}
+    return {**left, **_dataset(status), **failure, "conditions": conditions.to_list()}
 
 
-def _without_place(said: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a condition or a failure whose message no longer names where a rejected adapter lay."""
-    return {**said, "message": without_rejected(said["message"])} if said.get("message") else dict(said)
-
-
-def _without_curve(failure: Mapping[str, Any], status: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a failure whose hint no longer names where the curve lay, in the operator's words or the trainer's."""
-    uri = status.get("curve")
-    if uri is None or not failure.get("hint"):
+def _without_removed(failure: Mapping[str, Any], subject: Subject) -> dict[str, Any]:
+    """Return a failure that no longer names what was removed: the rejected adapter, and the curve."""
+    facts = failure.get("facts") or {}
+    kept = {key: value for key, value in facts.items() if key not in _GONE}
+    if kept == facts:
         return dict(failure)
-    return {**failure, "hint": re.sub(_CURVE.format(uri=re.escape(uri)), "", failure["hint"])}
+    left = {name: value for name, value in failure.items() if name != "facts"} | ({"facts": kept} if kept else {})
+    found = read(Failure, json.dumps(left))
+    return left if found is None else {**left, "hint": render_hint(found, subject)}
 
 
 def _say_it_was_published(conditions: Conditions, sweep: str, remains: bool | None) -> None:

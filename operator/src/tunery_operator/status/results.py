@@ -8,6 +8,7 @@ from tunery_api.kinds import Kind
 from tunery_api.measured import MetricsStatus, change_text
 from tunery_api.names import trials_uri
 from tunery_api.reasons import FailureReason
+from tunery_api.remedies import retry
 from tunery_api.runspec import AnswersReport, RunResult, TrainerStatus
 from tunery_api.status import ConditionType
 from tunery_operator.status.diagnosis import failure, job_failure
@@ -159,9 +160,9 @@ def _look_up(draft: Draft, attempt: Attempt) -> None:
     report = draft.snapshot.report
     text = f"Job {attempt.job.name} is complete and what its pod said is gone; the bucket is asked"
     draft.conditions.set(ConditionType.RUNNING, False, RESULT_LOOKUP, text)
-    found = draft.obstacle(report) if report is not None and not report.job.suspend else None
+    found = draft.blocker(report) if report is not None and not report.job.suspend else None
     if found is not None:
-        draft.show_obstacle(found)
+        draft.show_blocker(found)
 
 
 def _fail_without_result(draft: Draft, attempt: Attempt) -> None:
@@ -171,8 +172,8 @@ def _fail_without_result(draft: Draft, attempt: Attempt) -> None:
     if report is not None and report.job.failed_reason is not None:
         found, _ = job_failure(report, max(1, len(report.pods)), draft.snapshot.platform)
         reason, text = found.reason, f"Job {name} is complete, but its result cannot be found: {found.message}"
-    hint = "Look at the output's place: what was published there was removed or replaced; a retry publishes it again."
-    draft.fail(failure(reason, text, hint), ended=attempt.job.ended_at)
+    remedy = retry("Check what removed or replaced the published files; a retry publishes them again")
+    draft.fail(failure(reason, text, remedy), ended=attempt.job.ended_at)
 
 
 def take_last_words(draft: Draft, attempt: Attempt) -> RunResult | None:

@@ -20,5 +20,5 @@ def tell_unservable(draft: Draft) -> None:
             continue
         problem = method_problem(method) or rank_problem(block.get("rank"), ENGINE_RANKS[-1])
         others = {field: value for field, value in block.items() if field != _FIELD}
-        text = None if problem is None else f"{problem.message}. {problem.hint}"
+        text = None if problem is None else f"{problem.message}. {problem.remedy.text}."
         draft.fields[name] = others if text is None else {**others, _FIELD: text}

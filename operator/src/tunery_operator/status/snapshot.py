@@ -8,26 +8,16 @@ from datetime import datetime
 from typing import Any
 
 from tunery_api.errors import FieldError
+from tunery_api.failures import Failure
 from tunery_api.kinds import KINDS, Kind, KindDefinition, Running
-from tunery_api.reasons import FailureReason
 from tunery_api.runspec import TrainerStatus
 from tunery_operator.plan.inputs import Input
-from tunery_operator.plan.platform_says import SAYS_NOTHING, PlatformSays
+from tunery_operator.plan.platform_values import NO_VALUES, PlatformValues
 from tunery_operator.status.phase import WAITING_FOR_PREDECESSOR
 from tunery_operator.status.search import Search
 from tunery_operator.views.attempt import Attempt
 from tunery_operator.views.owner import Owner
 from tunery_operator.views.pod import LostPod, PodView
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """The API server's answer to a create of ours that it refused."""
-
-    reason: FailureReason
-    message: str
-    hint: str | None = None
-    """What to do, where more is known than the reason's own advice says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +37,6 @@ class Snapshot:
     kept_by: tuple[str, ...] = ()
     """The finalizers of others that keep the object though it was deleted."""
     gpus: int = 0
-    of_gpus: tuple[str, ...] = ()
-    """The fields of the manifest's `training` that are set to what goes with GPUs alone."""
     queue: str | None = None
     method: str | None = None
     """The method that the manifest names; None: left to preflight."""
@@ -85,11 +73,12 @@ class Snapshot:
     deadline_seconds: int | None = None
     """How long pods may run in all; None: for ever."""
     gpu_resource: str = ""
-    platform: PlatformSays = SAYS_NOTHING
-    """What of its pods the platform says, and the manifest does not."""
+    platform: PlatformValues = NO_VALUES
+    """The values of the chart that its pods use."""
     unplannable: tuple[FieldError, ...] = ()
     """Why an accepted spec cannot be planned with today's rules and settings: told, and waited for."""
-    refusal: Refusal | None = None
+    rejection: Failure | None = None
+    """The API server's answer to a request for a child that it rejected."""
     waiting_for: str | None = None
     """What the next Job waits for, such as an earlier object's Job that still ends."""
     waiting_reason: str = WAITING_FOR_PREDECESSOR

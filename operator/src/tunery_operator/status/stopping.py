@@ -7,8 +7,9 @@ from typing import Final
 
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import RunResult
+from tunery_api.scrub import scrub
 from tunery_api.status import ConditionType
-from tunery_operator.status.diagnosis import failure, job_failure
+from tunery_operator.status.diagnosis import job_failure
 from tunery_operator.status.draft import Draft
 from tunery_operator.status.health import close_checks
 from tunery_operator.status.main_job import show_no_job, show_pod
@@ -104,12 +105,12 @@ def _check_publishing(draft: Draft, stop: Stop) -> None:
 
 
 def _show_publishing(draft: Draft, stop: Stop, attempt: Attempt) -> None:
-    found = draft.obstacle(attempt) if not attempt.job.suspend else None
+    found = draft.blocker(attempt) if not attempt.job.suspend else None
     text = f"Job {attempt.job.name} is to {_errand(draft)}"
     if found is None:
         _show(draft, stop, text)
         return
-    draft.show_obstacle(found)
+    draft.show_blocker(found)
     _show(draft, stop, f"{text}, and its pod does not run yet: {found.message}", str(found.reason))
 
 
@@ -166,7 +167,7 @@ def _check_unpublished(draft: Draft, stop: Stop, attempt: Attempt) -> None:
     found, exit_code = job_failure(attempt, max(1, len(attempt.pods)), draft.snapshot.platform)
     if str(found.reason) not in _NOTHING_USABLE:
         text = f"{stop.why}; what was trained could not be published: {found.message}"
-        draft.fail(failure(found.reason, text, found.hint), exit_code=exit_code)
+        draft.fail(found.model_copy(update={"message": scrub(text)}), exit_code=exit_code)
     elif stop.reason == REQUESTED:
         step = result.stopped_after_step if result is not None else None
         _end_after(draft, stop, found.message, _last_step(draft) if step is None else step)

@@ -41,7 +41,7 @@ def check_search(draft: Draft) -> bool:
         return False
     if search.alive:
         # Told once nothing of it runs any more: nobody looks after a trial whose sweep has failed.
-        draft.show_obstacle(failure)
+        draft.show_blocker(failure)
         draft.conditions.set(_SEARCHING, False, str(failure.reason), f"{failure.message}; {_still(search)}")
         return True
     draft.conditions.set(_SEARCHING, False, str(failure.reason), failure.message)
@@ -111,9 +111,9 @@ def _show_stage(draft: Draft, search: Search) -> None:
         _say(draft, search, None, hindrance.reason, hindrance.message)
     elif (queued := _held(search, draft.snapshot.owner.key.namespace)) is not None:
         _say(draft, search, None, TRIALS_QUEUED, queued)
-        obstacle = next((trial.live.obstacle for trial in search.alive if trial.live and trial.live.obstacle), None)
-        if obstacle is not None:
-            draft.show_obstacle(obstacle)
+        blocker = next((trial.live.blocker for trial in search.alive if trial.live and trial.live.blocker), None)
+        if blocker is not None:
+            draft.show_blocker(blocker)
     elif search.kept and len(search.kept) == len(search.alive):
         _say(draft, search, None, TRIAL_KEPT, f"waits for {_still_kept(search)}")
     else:

@@ -17,15 +17,15 @@ EVICTED: Final = "Evicted"
 """Taken off its node on somebody's order, such as `kubectl drain`."""
 PREEMPTED: Final = "Preempted"
 SUSPENDED: Final = "Suspended"
-STOPPED: Final = "Stopped"
-"""Told to end by someone who is not known, such as `kubectl delete pod`."""
+POD_DELETED: Final = "PodDeleted"
+"""Deleted by another client, such as `kubectl delete pod`."""
 SUCCEEDED: Final = "Succeeded"
 VANISHED: Final = "Vanished"
 """Gone while nobody looked."""
 NOT_NEEDED: Final = "NotNeeded"
 """However it ended: the first of several pods published by then, which needs no other one."""
 
-ENDS_WITHOUT_FAULT: Final = frozenset({EVICTED, PREEMPTED, SUSPENDED, STOPPED, SUCCEEDED, VANISHED, NOT_NEEDED})
+ENDS_WITHOUT_FAULT: Final = frozenset({EVICTED, PREEMPTED, SUSPENDED, POD_DELETED, SUCCEEDED, VANISHED, NOT_NEEDED})
 """All of these; any other end is a failure, and its word a FailureReason."""
 
 

@@ -78,9 +78,9 @@ def removed_words(sweep: str) -> str:
     return f"was a trial of LoRASweep {sweep}, which has removed its adapter (spec.keepAdapters)"
 
 
-def removed_hint(sweep: str) -> str:
-    """Return how to get an adapter in its place."""
+def removed_remedy(sweep: str) -> str:
+    """Return how to get an adapter in its place, as the text of a remedy."""
     return (
-        f"Name the result of LoRASweep {sweep} by its uri (status.adapter.uri), or a trial that it has kept; or train "
-        "one with the values of that trial in a LoRAJob of its own, or search again with a higher keepAdapters"
+        f"Name the result of LoRASweep {sweep} by its uri (status.adapter.uri), or train with the values of that trial "
+        "in a LoRAJob"
     )

@@ -11,7 +11,8 @@ from urllib.parse import quote
 import pytest
 
 from tunery_api.reasons import ExitCode
-from tunery_api.runspec import Failure, PreflightReport
+from tunery_api.failures import Failure
+from tunery_api.runspec import PreflightReport
 from tunery_common.storage import credentials
 
 from kit.story import manifest, run_here

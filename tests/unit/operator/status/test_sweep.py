@@ -10,7 +10,7 @@ import pytest
 
 from tunery_api.kinds import Kind
 from tunery_api.reasons import FailureReason
-from tunery_api.runspec import Failure
+from tunery_api.failures import Failure
 from tunery_api.sweepstatus import EndReason, LoRASweepStatus, TrialState
 from tunery_operator.status.compute import compute_status
 from tunery_operator.status.events import transitions

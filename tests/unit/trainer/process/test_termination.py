@@ -11,7 +11,8 @@ from tunery_api.findings import TRAINING_TELLS, CheckName, CheckStatus, FindingS
 from tunery_api.measured import DatasetStatus, MemoryStatus
 from tunery_api.names import TERMINATION_LIMIT
 from tunery_api.reasons import FailureReason
-from tunery_api.runspec import Failure, PreflightReport, RunResult, Task
+from tunery_api.failures import Failure
+from tunery_api.runspec import PreflightReport, RunResult, Task
 from tunery_api.scrub import register_secret
 from tunery_api.status import AdapterStatus, CheckpointStatus, MergeInputStatus, ResolvedStatus, ResolvedValue
 from tunery_common.termination import failed_message, termination_bytes, write_termination

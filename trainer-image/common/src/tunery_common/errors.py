@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Sequence
 from typing import Final
 
-from tunery_api.reasons import ADVICE, ExitCode, FailureReason, exit_code_for
+from tunery_api.failures import Failure
+from tunery_api.reasons import ExitCode, FailureReason, exit_code_for
+from tunery_api.remedies import MAX_REMEDY, Remedy, remedies_for
 from tunery_api.runspec import PreflightReport, RunResult
 from tunery_api.scrub import scrub, shorten
 
@@ -17,18 +20,27 @@ _MAX_TEXT: Final = 64 * 1024
 
 
 class TuneryError(Exception):
-    """A failure with a name: what happened, and what the user should do about it.
+    """A failure with a reason, a message, and remedies.
 
     Raise it `from` the exception that caused it, so that the log keeps the cause.
     """
 
-    def __init__(self, reason: FailureReason, message: str, hint: str | None = None) -> None:
+    def __init__(self, reason: FailureReason, message: str, *remedies: Remedy) -> None:
         super().__init__(message)
         self.reason = reason
         self.message = message
-        self.hint = hint if hint is not None else ADVICE[reason].hint
+        self.remedies = remedies or remedies_for(reason)
+        self.facts: dict[str, str] = {}
+        """What the hint says besides the remedies; see tunery_api.failures.Failure.facts."""
         self.reached: PreflightReport | RunResult | None = None
-        """What preflight had found, or the run had reached, all the same, for its last words."""
+        """What preflight had found, or the run had reached, before it failed."""
+
+    @property
+    def failure(self) -> Failure:
+        """This error as data, without credentials."""
+        remedies = [each.model_copy(update={"text": scrub(each.text, MAX_REMEDY)}) for each in self.remedies]
+        facts = {key: scrub(value) for key, value in self.facts.items()}
+        return Failure(reason=self.reason, message=scrub(self.message), remedies=remedies, facts=facts)
 
     @property
     def exit_code(self) -> ExitCode:
@@ -36,9 +48,19 @@ class TuneryError(Exception):
         return exit_code_for(self.reason)
 
     def about(self, what: str) -> TuneryError:
-        """Return this failure with `what`, such as a field, before its message unless that begins with it."""
+        """Return this error with `what`, such as a field, before its message unless that begins with it."""
         message = self.message if self.message.startswith(what) else f"{what}: {self.message}"
-        return TuneryError(self.reason, message, self.hint)
+        return self.with_(message=message)
+
+    def with_(self, *, message: str | None = None, remedies: Sequence[Remedy] | None = None) -> TuneryError:
+        """Return a copy with another message or other remedies."""
+        error = TuneryError(
+            self.reason,
+            self.message if message is None else message,
+            *(self.remedies if remedies is None else remedies),
+        )
+        error.facts = dict(self.facts)
+        return error
 
     def __str__(self) -> str:
         return f"{self.reason}: {self.message}"

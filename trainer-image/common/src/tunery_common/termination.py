@@ -9,7 +9,8 @@ from typing import Any, Final
 
 from tunery_api.findings import TRAINING_TELLS, CheckResult
 from tunery_api.names import TERMINATION_LIMIT, TERMINATION_PATH
-from tunery_api.runspec import Failure, PreflightReport, RunResult, Task
+from tunery_api.failures import Failure
+from tunery_api.runspec import PreflightReport, RunResult, Task
 from tunery_api.scrub import scrub
 
 TERMINATION_PATH_ENV: Final = "TUNERY_TERMINATION_PATH"

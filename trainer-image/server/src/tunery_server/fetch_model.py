@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Final
 
 from tunery_api.reasons import ExitCode, FailureReason
-from tunery_api.runspec import Failure, RunResult
+from tunery_api.failures import Failure
+from tunery_api.runspec import RunResult
 from tunery_api.scrub import scrub
 from tunery_api.serving import ServeSpec
 from tunery_common.errors import DISK_FULL, TuneryError, first_line

@@ -20,7 +20,7 @@ from typing import IO, Any, Final, Self
 from pydantic import ValidationError
 
 from tunery_api.reasons import ExitCode, FailureReason
-from tunery_api.runspec import Failure
+from tunery_api.failures import Failure
 from tunery_common.errors import TuneryError
 from tunery_trainer.crew.causes import Causes, PeerLost
 from tunery_trainer.process.place import Place

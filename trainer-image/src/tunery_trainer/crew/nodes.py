@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from tunery_api.reasons import FailureReason
-from tunery_api.runspec import Failure
+from tunery_api.failures import Failure
 from tunery_common.errors import TuneryError
 from tunery_trainer.crew.causes import Causes, PeerLost
 from tunery_trainer.crew.channel import Channel, Heard, Listener, Message, answer, connect, reaches

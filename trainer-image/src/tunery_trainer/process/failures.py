@@ -9,7 +9,7 @@ from typing import Final
 
 from tunery_api.errors import InvalidSpec
 from tunery_api.reasons import FailureReason
-from tunery_api.runspec import Failure
+from tunery_api.failures import Failure
 from tunery_api.scrub import MAX_MESSAGE_BYTES, scrub, shorten
 from tunery_common.errors import DISK_FULL, TuneryError, first_line
 from tunery_trainer.process.device import gpu_reason, out_of_memory

@@ -7,7 +7,8 @@ from typing import Final
 from pydantic import Field
 
 from tunery_api.fields import OpenModel
-from tunery_api.runspec import Failure, RunIdentity
+from tunery_api.failures import Failure
+from tunery_api.runspec import RunIdentity
 from tunery_trainer.data.notes import InvalidKind, LengthNotes, Place, SameRow, ShownExample
 
 FORMAT: Final = "tunery.dev/data-report"

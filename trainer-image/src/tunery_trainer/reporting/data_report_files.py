@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from tunery_api.names import DATA_REPORT_JSON, DATA_REPORT_TEXT
-from tunery_api.runspec import Failure, RunIdentity
+from tunery_api.failures import Failure
+from tunery_api.runspec import RunIdentity
 from tunery_trainer.data.notebook import Notebook
 from tunery_trainer.data.notes import DataNotes
 from tunery_trainer.data.options import DataOptions, DatasetReport, TokenReport

@@ -14,7 +14,8 @@ from typing import Any, Final
 from tunery_api.lorajob import PreflightPolicy
 from tunery_api.lorasweep import LoRASweepSpec
 from tunery_api.reasons import ADVICE, FailureReason
-from tunery_api.runspec import Failure, RunResult, RunSpec
+from tunery_api.failures import Failure
+from tunery_api.runspec import RunResult, RunSpec
 from tunery_api.sweepstatus import TrialState, TrialStatus
 from tunery_common.errors import TuneryError
 from tunery_common.storage.probe import probe

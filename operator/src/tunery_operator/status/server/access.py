@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from tunery_api.runspec import Failure
+from tunery_api.failures import Failure
+from tunery_api.remedies import edit
 from tunery_api.scrub import MAX_MESSAGE_BYTES, scrub, shorten
 from tunery_api.serving import NO_KEYS
 from tunery_operator.plan.clients import NoModel
 from tunery_operator.status.server.replicas import Replica
 from tunery_operator.status.server.snapshot import ServerSnapshot
 
-NO_MODELS_HINT: Final = (
-    "Correct spec.access.clients, or name that adapter in spec.adapters; until then that client gets 404 for it."
+NO_MODELS: Final = edit(
+    "Correct access.clients, or name that adapter in adapters; that client gets 404 for it",
+    "access.clients",
+    "adapters",
 )
-
-BESIDES: Final = "; besides, "
-_BESIDES_BYTES: Final = 480
 
 
 def no_models_text(found: Sequence[NoModel]) -> str:
@@ -47,20 +47,8 @@ def old_rules(snapshot: ServerSnapshot, replicas: Sequence[Replica]) -> str:
     return scrub(f"; until replicas with the new spec.access are ready, {still} under the rules of before: {how}")
 
 
-def besides(remark: Failure) -> str:
-    """Return what a replica remarks on, to be put behind the sentence of what is graver."""
-    return f"{BESIDES}{remark.reason}: {shorten(remark.message, _BESIDES_BYTES)}"
-
-
-def said_besides(message: str) -> tuple[str, str] | None:
-    """Return reason and sentence of what `besides` has put into a message; None where it has not."""
-    _, found, told = message.partition(BESIDES)
-    reason, _, text = told.partition(": ")
-    return (reason, text) if found else None
-
-
-def with_told(found: Failure | None, told: str) -> Failure | None:
-    """Return a failure that says what `old_rules` or `besides` told, too."""
-    if found is None or not told:
+def with_suffix(found: Failure | None, text: str) -> Failure | None:
+    """Return a failure with more text at the end of its message."""
+    if found is None or not text:
         return found
-    return found.model_copy(update={"message": shorten(found.message, MAX_MESSAGE_BYTES - len(told.encode())) + told})
+    return found.model_copy(update={"message": shorten(found.message, MAX_MESSAGE_BYTES - len(text.encode())) + text})

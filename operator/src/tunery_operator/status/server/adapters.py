@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
-from tunery_api.reasons import FailureReason, advice_for
+from tunery_api.reasons import FailureReason, is_retryable
 from tunery_api.scrub import scrub, shorten
 from tunery_api.serverstatus import NOT_SERVED_SHOWN, AdapterState, NotServedOn, ServedAdapterStatus
 from tunery_api.serving import LAST_USED_SECONDS, SILENT_SECONDS, DesiredAdapter, ReportedAdapter
 from tunery_operator.plan.resolution import Kept, Note, Refused, Resolution, Waiting
-from tunery_operator.status.server.hints import hint_of
+from tunery_operator.status.server.remedies import hint_of
 from tunery_operator.status.server.replicas import Replica
 from tunery_operator.views.clock import format_time, parse_time
 
@@ -148,7 +148,7 @@ def _refused(item: _Wanted, why: Refused) -> Standing:
         "state": _S.FAILED.value,
         "reason": why.reason.value,
         "message": why.message,
-        "hint": why.hint,
+        "hint": f"{why.remedy.text}.",
     }
     return Standing(item.name, _S.FAILED, fields, why.reason.value, needs_mending=True)
 
@@ -182,7 +182,7 @@ def _over_replicas(item: _Wanted, asked: Sequence[Replica]) -> Standing:
     told = next((answer for _, answer in answers if answer.state is state and answer.reason), worst)
     reason, message, hint = told.reason, told.message, told.hint
     if item.refused is not None:
-        reason, message, hint = item.refused.reason.value, item.refused.message, item.refused.hint
+        reason, message, hint = item.refused.reason.value, item.refused.message, f"{item.refused.remedy.text}."
     elif message is None:
         said = item.kept or item.note
         message = said.message if said is not None else None
@@ -204,7 +204,7 @@ def _over_replicas(item: _Wanted, asked: Sequence[Replica]) -> Standing:
         "hint": hint_of(reason, hint) if reason else None,
         "not_served_on": _not_served_on(answers, message),
     }
-    mending = state is _S.FAILED or (reason is not None and not advice_for(reason).retryable)
+    mending = state is _S.FAILED or (reason is not None and not is_retryable(reason))
     return Standing(item.name, state, fields, reason, needs_mending=mending)
 
 

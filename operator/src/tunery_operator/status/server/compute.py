@@ -18,7 +18,7 @@ from tunery_api.serverstatus import (
 )
 from tunery_operator.plan.server_names import pod_selector, server_url
 from tunery_operator.status.conditions import Conditions
-from tunery_operator.status.server.access import old_rules, with_told
+from tunery_operator.status.server.access import old_rules, with_suffix
 from tunery_operator.status.server.adapters import Life, Standing, count, shown, standings
 from tunery_operator.status.server.conditions import PREDECESSOR, Seen, set_conditions
 from tunery_operator.status.server.events import server_events
@@ -57,7 +57,7 @@ def compute_server_status(snapshot: ServerSnapshot, before: Mapping[str, Any], n
     adapters = standings(snapshot.resolution, replicas, before, stopped=stopped, life=life)
     rules = old_rules(snapshot, replicas)
     found = hindrance(snapshot, replicas)
-    seen = Seen(snapshot, replicas, adapters, with_told(found, rules), rules)
+    seen = Seen(snapshot, replicas, adapters, with_suffix(found, rules), rules)
     conditions = Conditions(before.get("conditions") or (), snapshot.owner.generation, now, ServerCondition)
     set_conditions(conditions, seen)
     failure = failure_block(snapshot, found, replicas, adapters, rules)
@@ -155,5 +155,5 @@ def _looks(snapshot: ServerSnapshot, replicas: Sequence[Replica], now: datetime)
         if replica.pod.unstarted and not replica.ready:
             # Why only events tell, and no watch tells of those.
             yield _PAUSE
-    if snapshot.refusal is not None or snapshot.waiting_for is not None or snapshot.conflict is not None:
+    if snapshot.rejection is not None or snapshot.waiting_for is not None or snapshot.conflict is not None:
         yield _PAUSE

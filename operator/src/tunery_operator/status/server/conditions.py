@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
+from tunery_api.failures import Failure
 from tunery_api.reasons import FailureReason
-from tunery_api.runspec import Failure
 from tunery_api.serverstatus import AdapterState, ServerCondition
 from tunery_operator.plan.resolution import Resolution, Waiting
 from tunery_operator.status.conditions import Conditions

@@ -7,10 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
-from tunery_api.reasons import advice_for
+from tunery_api.reasons import is_retryable
 from tunery_api.scrub import scrub
 from tunery_api.serverstatus import AdapterState, ServerCondition
-from tunery_operator.status.server.access import said_besides
 from tunery_operator.status.server.conditions import NOT_REPORTING, STOPPED, names
 from tunery_operator.views.clock import format_time
 from tunery_operator.views.event import ADAPTER_FAILED, ADAPTER_REMOVED, ADAPTER_SERVED, SERVER_READY, Event
@@ -74,14 +73,9 @@ def _of_conditions(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[T
 def _of_failure(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Told]:
     """Yield what stands in the way of the server as a whole; that of an adapter is told as such."""
     failure, before = new.get("failure") or {}, old.get("failure") or {}
-    message = str(failure.get("message"))
-    if failure and failure["reason"] != before.get("reason") and not message.startswith("adapter "):
-        yield failure["reason"], message, True
-        return
-    # What stands behind another's reason would else be told by no event.
-    also = said_besides(message)
-    if also is not None and also[0] != before.get("reason") and said_besides(str(before.get("message"))) is None:
-        yield *also, True
+    of_adapter = "adapter" in (failure.get("facts") or {})
+    if failure and failure["reason"] != before.get("reason") and not of_adapter:
+        yield failure["reason"], str(failure.get("message")), True
 
 
 def _entries(status: Mapping[str, Any]) -> Entries:
@@ -109,7 +103,7 @@ def _trouble(entry: Mapping[str, Any]) -> str | None:
 def _cause(entry: Mapping[str, Any]) -> tuple[Any, ...]:
     """Return what stands in an adapter's way: of what may pass by itself the reason alone, as its words change."""
     reason = _trouble(entry)
-    return (reason,) if reason is None or advice_for(reason).retryable else (reason, entry.get("message"))
+    return (reason,) if reason is None or is_retryable(reason) else (reason, entry.get("message"))
 
 
 def _is_news(before: Mapping[str, Any] | None, after: Mapping[str, Any]) -> bool:

@@ -6,12 +6,13 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Final
 
+from tunery_api.failures import Failure
 from tunery_api.reasons import FailureReason
-from tunery_api.runspec import Failure
+from tunery_api.remedies import edit, retry
 from tunery_operator.plan.server_names import DOOR, ENGINE, MODEL
-from tunery_operator.status.diagnosis import CONFIG_REASONS, IMAGE_REASONS, failure, silent_hint, start_failure
+from tunery_operator.status.diagnosis import CONFIG_REASONS, IMAGE_REASONS, failure, start_failure, without_message
 from tunery_operator.status.messages import reported_failure
-from tunery_operator.status.server.hints import REPLACE_IN_PLACE
+from tunery_operator.status.server.remedies import REPLACE_IN_PLACE
 from tunery_operator.views.attempt import ClusterWarning
 from tunery_operator.views.server_pod import ContainerView, ServerPodView
 
@@ -40,8 +41,8 @@ def pod_obstacle(
     if pod.ready:
         return None
     if pod.unschedulable is not None:
-        hint = REPLACE_IN_PLACE if beside_others and wants_room(pod) else None
-        return failure(_R.UNSCHEDULABLE, f"no node fits pod {pod.name}: {pod.unschedulable}", hint)
+        remedies = REPLACE_IN_PLACE if beside_others and wants_room(pod) else ()
+        return failure(_R.UNSCHEDULABLE, f"no node fits pod {pod.name}: {pod.unschedulable}", *remedies)
     if pod.unstarted:
         return start_failure(f"pod {pod.name}", str(pod.node), warning)
     return next(_of_containers(pod), None)
@@ -83,11 +84,12 @@ def _ended(pod: ServerPodView, container: ContainerView) -> Failure:
     """Return why a container ended that should have gone on, or should have ended well."""
     where = f"container {container.name} of pod {pod.name}"
     if container.exit_reason == _OOM_KILLED:
-        hint = None if container.name != DOOR else "Have serving.server.resources.memory of the chart raised."
-        return failure(_R.OUT_OF_MEMORY, f"{where} was killed for using more memory than its limit", hint)
+        raised = retry("Ask a cluster admin to raise serving.server.resources.memory of Tunery's chart")
+        remedies = (raised,) if container.name == DOOR else ()
+        return failure(_R.OUT_OF_MEMORY, f"{where} was killed for using more memory than its limit", *remedies)
     told = reported_failure(container.exit_message)
     if told is not None:
-        return failure(str(told.reason), told.message, told.hint)
+        return told
     times = "" if container.restarts < 2 else f", {container.restarts} times so far"
     if container.exit_code == _KILLED:
         text = f"{where} was killed (exit code 137), and the node does not say that it was for too much memory"
@@ -95,9 +97,9 @@ def _ended(pod: ServerPodView, container: ContainerView) -> Failure:
     words = _last_words(container)
     text, command = f"{where} ended with exit code {container.exit_code}{times}{words}", _log_command(pod, container)
     if container.name == ENGINE:
-        hint = f"Look at its log: {command} shows it. resources, and engine of the server, may be changed."
-        return failure(_R.ENGINE_FAILED, text, hint)
-    return failure(_R.INTERNAL_ERROR, text, None if words else silent_hint(command))
+        remedy = edit(f"Check its log ({command}), and change resources or engine", "resources", "engine")
+        return failure(_R.ENGINE_FAILED, text, remedy)
+    return failure(_R.INTERNAL_ERROR, text, *(() if words else without_message(command)))
 
 
 def _log_command(pod: ServerPodView, container: ContainerView) -> str:

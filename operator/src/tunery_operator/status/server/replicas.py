@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from tunery_api.runspec import Failure
+from tunery_api.failures import Failure
 from tunery_api.serverstatus import AdapterState
 from tunery_api.serving import SILENT_SECONDS, ReplicaState, ReportedAdapter
+from tunery_operator.plan.platform_values import with_platform_values
 from tunery_operator.status.diagnosis import FRESH, NODE_GRACE
 from tunery_operator.status.server.obstacles import pod_obstacle, wants_room
 from tunery_operator.status.server.remembered import loaded_before, remembered
 from tunery_operator.status.server.snapshot import ServerSnapshot
-from tunery_operator.status.whose import named
 from tunery_operator.views.attempt import ClusterWarning
 from tunery_operator.views.clock import parse_time
 from tunery_operator.views.server_pod import ServerPodView
@@ -95,7 +95,7 @@ def _replica(
     awaited = _awaited(pod, snapshot.pods, now)
     warning = _fresh(snapshot.warnings.get(pod.uid, ()), now)
     found = None if awaited is not None else pod_obstacle(pod, warning, beside_others=others)
-    obstacle = found and named(found, snapshot.says)
+    obstacle = found and with_platform_values(found, snapshot.platform.work)
     return Replica(
         pod,
         state,

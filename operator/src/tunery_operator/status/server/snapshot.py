@@ -8,10 +8,10 @@ from datetime import datetime
 
 from tunery_api.adapterserver import AdapterServerSpec
 from tunery_api.errors import FieldError
+from tunery_api.failures import Failure
 from tunery_api.serving import ReplicaState
-from tunery_operator.plan.platform_says import Value
+from tunery_operator.plan.platform_values import NO_VALUES, PlatformValues
 from tunery_operator.plan.resolution import Resolution
-from tunery_operator.status.snapshot import Refusal
 from tunery_operator.views.attempt import ClusterWarning
 from tunery_operator.views.deployment import DeploymentView
 from tunery_operator.views.owner import Owner
@@ -43,8 +43,8 @@ class ServerSnapshot:
     """Why an accepted spec cannot be planned with today's rules and settings."""
     conflict: str | None = None
     """What bears the name of a child and is not ours."""
-    refusal: Refusal | None = None
-    """The API server's answer to a create or a patch of ours that it refused."""
+    rejection: Failure | None = None
+    """The API server's answer to a request for a child that it rejected."""
     waiting_for: str | None = None
     """What its Deployment waits for, such as that of an earlier server of the same name that still ends."""
     resolution: Resolution | None = None
@@ -56,7 +56,7 @@ class ServerSnapshot:
     """By uid of the pod."""
     warnings: Mapping[str, tuple[ClusterWarning, ...]] = field(default_factory=dict)
     """What the cluster says against pods that do not come up, by their uid, oldest first."""
-    says: Mapping[str, Value] = field(default_factory=dict)
-    """What of its pods the platform says, and the manifest does not."""
+    platform: PlatformValues = NO_VALUES
+    """The values of the chart that its pods use."""
     watching_since: datetime | None = None
     """Since when this operator takes reports: none can have come before."""

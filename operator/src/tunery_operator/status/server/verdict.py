@@ -6,27 +6,22 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from tunery_api.errors import FieldError
+from tunery_api.failures import Failure, Subject
 from tunery_api.reasons import FailureReason
-from tunery_api.runspec import Failure
-from tunery_api.scrub import MAX_MESSAGE_BYTES, shorten
+from tunery_api.remedies import edit
+from tunery_api.scrub import shorten
+from tunery_operator.plan.platform_values import with_platform_values
 from tunery_operator.plan.resolution import Astray
-from tunery_operator.status.diagnosis import failure
-from tunery_operator.status.server.access import NO_MODELS_HINT, besides, no_models_text, with_told
+from tunery_operator.status.diagnosis import failure, failure_status
+from tunery_operator.status.server.access import NO_MODELS, no_models_text, with_suffix
 from tunery_operator.status.server.adapters import Standing, first_problem
-from tunery_operator.status.server.hints import hint_for
 from tunery_operator.status.server.obstacles import eviction, refused_pods
+from tunery_operator.status.server.remedies import from_hint, of_server
 from tunery_operator.status.server.replicas import Replica, obstacles
 from tunery_operator.status.server.snapshot import ServerSnapshot
-from tunery_operator.status.whose import named
 
-_ASTRAY_HINT: Final = (
-    "Correct spec.aliases, name that adapter in spec.adapters, or give its object the labels that "
-    "spec.adapterSelector looks for."
-)
-
-_HINT_BYTES: Final = 640
-_HINT_BESIDES: Final = 380
-"""Bytes of what to do first, where there is something to do besides, and of that; both and a space have room."""
+_ASTRAY: Final = edit("Correct aliases, or name that adapter in adapters", "aliases", "adapters")
+_REMARK_BYTES: Final = 480
 
 
 def as_text(errors: Sequence[FieldError]) -> str:
@@ -52,17 +47,19 @@ def _hindrances(snapshot: ServerSnapshot, replicas: Sequence[Replica]) -> Iterat
         yield failure(FailureReason.NAME_CONFLICT, snapshot.conflict)
     if snapshot.unplannable:
         yield failure(FailureReason.PLATFORM_CHANGED, as_text(snapshot.unplannable))
-    if snapshot.refusal is not None:
-        yield failure(snapshot.refusal.reason, snapshot.refusal.message, snapshot.refusal.hint)
+    if snapshot.rejection is not None:
+        yield snapshot.rejection
     if snapshot.deployment is not None and snapshot.deployment.failure is not None:
-        yield named(refused_pods(snapshot.deployment.failure), snapshot.says)
+        yield with_platform_values(refused_pods(snapshot.deployment.failure), snapshot.platform.work)
     yield from obstacles(replicas)
     if sum(replica.ready for replica in replicas) < snapshot.replicas:
         yield from filter(None, [eviction(snapshot.pods)])
     for replica in replicas:
         state = replica.state
         if state is not None and state.reason is not None and not replica.silent:
-            yield failure(state.reason, f"pod {replica.pod.name}: {state.message or state.reason}", state.hint)
+            yield failure(
+                state.reason, f"pod {replica.pod.name}: {state.message or state.reason}", *from_hint(state.hint)
+            )
 
 
 def failure_block(
@@ -74,8 +71,7 @@ def failure_block(
 ) -> dict[str, Any] | None:
     """Return `status.failure`: of the spec, else of the server as a whole, else of an adapter; None: all is well.
 
-    What a replica remarks on hinders nothing, so that no condition speaks of it: here it is told, also beside what is
-    graver, as is what `old_rules` says.
+    A remark of a replica blocks nothing, and no condition has it: it is shown here, also after a graver failure.
     """
     if snapshot.errors:
         found, rules = failure(FailureReason.INVALID_SPEC, as_text(snapshot.errors)), ""
@@ -83,25 +79,31 @@ def failure_block(
     if found is None:
         found = remark
     elif remark is not None:
-        hint = f"{shorten(hint_for(found), _HINT_BYTES)} {shorten(hint_for(remark), _HINT_BESIDES)}"
-        found = with_told(failure(found.reason, found.message, hint), besides(remark) + rules)
+        found = with_suffix(_with_remark(found, remark), rules)
     else:
-        found = with_told(found, rules)
+        found = with_suffix(found, rules)
     if found is None and snapshot.resolution is not None and snapshot.resolution.astray:
-        found = failure(FailureReason.ADAPTER_MISSING, astray_text(snapshot.resolution.astray), _ASTRAY_HINT)
+        found = failure(FailureReason.ADAPTER_MISSING, astray_text(snapshot.resolution.astray), _ASTRAY)
     if found is None:
         found = _of_adapter(first_problem(adapters)) or _of_clients(snapshot)
     if found is None:
         return None
-    hint = shorten(hint_for(found), MAX_MESSAGE_BYTES)
-    return {"reason": str(found.reason), "message": found.message, "hint": hint}
+    key = snapshot.owner.key
+    return failure_status(of_server(found), Subject(key.kind.value, key.name, key.namespace))
+
+
+def _with_remark(found: Failure, remark: Failure) -> Failure:
+    """Return a failure that also has the remark of a replica."""
+    text = f"; also {remark.reason}: {shorten(remark.message, _REMARK_BYTES)}"
+    remedies = [*of_server(found).remedies[:2], *of_server(remark).remedies[:1]]
+    return (with_suffix(found, text) or found).model_copy(update={"remedies": remedies})
 
 
 def _remark(replicas: Sequence[Replica]) -> Failure | None:
     for replica in replicas:
         remark = replica.state.remark if replica.state is not None and not replica.silent else None
         if remark is not None:
-            return failure(remark.reason, f"pod {replica.pod.name}: {remark.message}", remark.hint)
+            return failure(remark.reason, f"pod {replica.pod.name}: {remark.message}", *from_hint(remark.hint))
     return None
 
 
@@ -110,11 +112,13 @@ def _of_clients(snapshot: ServerSnapshot) -> Failure | None:
     missing = snapshot.resolution.no_models if snapshot.resolution is not None else ()
     if not missing or missing[0].may_come:
         return None
-    return failure(FailureReason.ADAPTER_MISSING, no_models_text(missing), NO_MODELS_HINT)
+    return failure(FailureReason.ADAPTER_MISSING, no_models_text(missing), NO_MODELS)
 
 
 def _of_adapter(problem: Standing | None) -> Failure | None:
     if problem is None:
         return None
     reason = problem.reason or FailureReason.INTERNAL_ERROR.value
-    return failure(reason, f"adapter {problem.name}: {problem.message or reason}", problem.fields.get("hint"))
+    found = failure(reason, f"adapter {problem.name}: {problem.message or reason}")
+    remedies = list(from_hint(problem.fields.get("hint")))
+    return found.model_copy(update={"remedies": remedies, "facts": {"adapter": problem.name}})

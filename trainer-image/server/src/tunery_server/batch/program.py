@@ -13,7 +13,8 @@ from typing import Final
 from pydantic import ValidationError
 
 from tunery_api.reasons import ExitCode, FailureReason
-from tunery_api.runspec import Failure, RunResult, RunSpec, Task
+from tunery_api.failures import Failure
+from tunery_api.runspec import RunResult, RunSpec, Task
 from tunery_api.scrub import scrub
 from tunery_common.errors import DISK_FULL, TuneryError, first_line
 from tunery_common.storage.authorities import trust_platform

@@ -1,4 +1,4 @@
-"""One place that turns what the API server answers to a change of ours into words for the status."""
+"""Convert the API server's rejection of a child to a failure."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
+from tunery_api.failures import Failure
 from tunery_api.reasons import FailureReason
+from tunery_api.remedies import retry
+from tunery_api.scrub import scrub
 from tunery_operator.errors import ApiFailure, Rejected
 from tunery_operator.kube.client import HttpError
+from tunery_operator.plan.platform_values import PlatformValues, with_platform_values
 from tunery_operator.reconcile.found_object import FoundObject
 from tunery_operator.status.compute import SCHEDULING
-from tunery_operator.status.snapshot import Refusal
 
 _TOO_MANY_REQUESTS = 429
 _PLACED: Final = tuple(f"spec.template.spec.{field}" for field in ("affinity", "nodeSelector", "tolerations"))
@@ -24,23 +27,13 @@ _TOO_LONG: Final = "Too long"
 _NOT_MADE: Final = {"patch": "a change of what is there was refused", "delete": "a deletion was refused"}
 """What CreateRefused is about where nothing was to be made."""
 
-_VALUES: Final = {
-    r"^metadata\.labels": "preflight.queueName",
-    r"\.labels": "trainer.podLabels",
-    r"\.annotations": "trainer.podAnnotations",
-    r"\.env\[": "trainer.env",
-    r"\.(tolerations|nodeSelector)\b.": r"trainer.{0}, trainer.gpu.{0} or preflight.{0}",
-    r"\.(priorityClassName|runtimeClassName)": r"trainer.{0}, trainer.gpu.{0} or preflight.{0}",
-}
-"""Where the chart's values say what a field of a child is."""
 
-
-def refusal_of(error: ApiFailure | Rejected) -> Refusal:
-    """Return why a child could not be made, changed or deleted, with the server's own words."""
+def rejection_of(error: ApiFailure | Rejected) -> Failure:
+    """Return why a child could not be created, changed, or deleted, with the API server's answer."""
     reason = _reason(error)
     what = _NOT_MADE.get(error.verb) if isinstance(error, HttpError) else None
     named = what is not None and reason is FailureReason.CREATE_REFUSED
-    return Refusal(reason, f"{what}: {error}" if named else str(error))
+    return Failure(reason=reason, message=scrub(f"{what}: {error}" if named else str(error)))
 
 
 def _reason(error: ApiFailure | Rejected) -> FailureReason:
@@ -67,17 +60,14 @@ def field_of(obj: FoundObject, error: Rejected) -> str | None:
     return SCHEDULING if all(field.startswith(_PLACED) for field in own) else "spec"
 
 
-def rejection(obj: FoundObject, error: Rejected) -> Refusal:
-    """Return why a child was found wrong, and who is to mend it where the object does not say what is wrong."""
-    refusal = refusal_of(error)
+def ambiguous_rejection(obj: FoundObject, values: PlatformValues, error: Rejected) -> Failure:
+    """Return why the API server rejects a child; where the manifest is not at fault, with the chart's values."""
+    found = rejection_of(error)
     if field_of(obj, error) is not None:
-        return refusal
-    values = " and ".join(dict.fromkeys(_values(field) for field in error.fields))
-    hint = (
-        f"The manifest does not say this, the platform's settings do: ask whoever runs Tunery to correct {values} in "
-        "the values of its chart. It goes on by itself then."
-    )
-    return Refusal(refusal.reason, refusal.message, hint)
+        return found
+    remedy = retry("Ask a cluster admin to correct the values of Tunery's chart")
+    listed = with_platform_values(found, tuple(dict.fromkeys((*values.work, *values.checks))))
+    return listed.model_copy(update={"remedies": [remedy]})
 
 
 def _is_own(obj: FoundObject, error: Rejected, field: str) -> bool:
@@ -115,10 +105,3 @@ def _words(block: Any) -> Iterator[str]:
             yield from _words(each)
     elif isinstance(block, str):
         yield block
-
-
-def _values(field: str) -> str:
-    for pattern, values in _VALUES.items():
-        if (found := re.search(pattern, f"{field}.")) is not None:
-            return values.format(*found.groups())
-    return "trainer.* or preflight.*"

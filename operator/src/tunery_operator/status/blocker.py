@@ -1,10 +1,10 @@
-"""What the cluster or the platform refuses before there is a pod: told in its own words, and gone with its cause."""
+"""Show what blocks the next Job: a rejection by the API server, or a plan that is no longer valid."""
 
 from __future__ import annotations
 
+from tunery_api.failures import Failure
 from tunery_api.kinds import Kind
 from tunery_api.reasons import FailureReason
-from tunery_api.runspec import Failure
 from tunery_api.status import ConditionType
 from tunery_operator.status.diagnosis import failure
 from tunery_operator.status.draft import Draft
@@ -12,19 +12,19 @@ from tunery_operator.status.phase import STOPPING
 from tunery_operator.status.snapshot import Snapshot
 
 
-def show_hindrance(draft: Draft) -> None:
-    """Show why the next Job cannot be made or changed, where that is so."""
+def set_blocked(draft: Draft) -> None:
+    """Show why the next Job cannot be created or changed, where that is so."""
     found = _found(draft.snapshot)
     if found is not None:
-        draft.show_obstacle(found)
+        draft.show_blocker(found)
         _set_stage(draft, str(found.reason), found.message)
     elif draft.snapshot.waiting_for is not None:
         _set_stage(draft, draft.snapshot.waiting_reason, f"waits for {draft.snapshot.waiting_for}")
 
 
 def _found(snapshot: Snapshot) -> Failure | None:
-    if snapshot.refusal is not None:
-        return failure(snapshot.refusal.reason, snapshot.refusal.message, snapshot.refusal.hint)
+    if snapshot.rejection is not None:
+        return snapshot.rejection
     if snapshot.unplannable and _waits_for_a_plan(snapshot):
         text = "; ".join(str(error) for error in snapshot.unplannable)
         return failure(FailureReason.PLATFORM_CHANGED, f"this was accepted, and cannot be planned any more: {text}")
