@@ -20,6 +20,7 @@ _LABELS: Final[Mapping[str, str]] = {
     "curve": "Loss curve",
     "dataReport": "Data report",
     "errors": "Failed lines",
+    "invalidLines": "Invalid lines",
     "previousAttempt": "The previous attempt",
     "rejectedAdapter": "What was trained, published as rejected",
     "results": "Answered lines",
@@ -76,6 +77,11 @@ def render_hint(failure: Failure, subject: Subject | None) -> str:
     said += [f"{_LABELS[key]}: {value}." for key, value in failure.facts.items() if key in _LABELS]
     command = _follow_up(subject, retry=bool(in_place))
     return shorten(" ".join(said), MAX_MESSAGE_BYTES - len(command.encode())) + command
+
+
+def sentences(remedies: Sequence[Remedy]) -> str:
+    """Return remedies as text, without what follows them: for a server, whose adapters change in place."""
+    return f"{_joined(remedies)}."
 
 
 def _split(remedies: Iterable[Remedy], subject: Subject | None) -> tuple[list[Remedy], list[Remedy]]:

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from tunery_api.fields import OpenModel
 from tunery_api.reasons import FailureReason
+from tunery_api.scrub import scrub
 
 MAX_REMEDIES: Final = 4
 """The remedies of one failure at most."""
@@ -43,17 +44,22 @@ class Remedy(OpenModel):
 
 def retry(text: str) -> Remedy:
     """Return a remedy outside of the object."""
-    return Remedy(action=Action.RETRY, text=text)
+    return _remedy(Action.RETRY, text)
 
 
 def edit(text: str, *fields: str) -> Remedy:
     """Return a remedy that changes fields in place."""
-    return Remedy(action=Action.EDIT, text=text, fields=list(fields))
+    return _remedy(Action.EDIT, text, *fields)
 
 
 def recreate(text: str, *fields: str) -> Remedy:
     """Return a remedy that needs a new object with other values of these fields."""
-    return Remedy(action=Action.RECREATE, text=text, fields=list(fields))
+    return _remedy(Action.RECREATE, text, *fields)
+
+
+def _remedy(action: Action, text: str, *fields: str) -> Remedy:
+    """Return a remedy whose text fits, whatever the length of the names in it."""
+    return Remedy(action=action, text=scrub(text, MAX_REMEDY), fields=list(fields))
 
 
 _R = FailureReason
