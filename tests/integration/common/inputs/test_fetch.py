@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tunery_api.reasons import FailureReason
+from tunery_api.remedies import Action
 from tunery_common.errors import TuneryError
 from tunery_common.inputs.fetch import fetch_dataset, fetch_model
 from tunery_common.inputs.file_selection import data_files
@@ -168,12 +169,14 @@ def test_gated_model_says_so_and_opens_with_the_token(hub: HubServer, tmp_path: 
     with pytest.raises(TuneryError, match="is gated, and no HF_TOKEN was given") as caught:
         fetch_model(Location("hf://owner/gated", _hub_credentials(hub)), tmp_path, weights=False)
     assert caught.value.reason is FailureReason.MODEL_GATED
-    assert "in a new job" in (caught.value.hint or ""), "the field cannot change"
+    (accept,) = caught.value.remedies
+    assert (accept.action, accept.fields) == (Action.RECREATE, ["model.secretRef"]), "the field cannot change"
     wrong = "hf_wrongwrongwrong"
     with pytest.raises(TuneryError, match="the token in the Secret hf has no access") as caught:
         fetch_model(Location("hf://owner/gated", _hub_credentials(hub, HF_TOKEN=wrong)), tmp_path, weights=False)
     assert wrong not in caught.value.message
-    assert caught.value.hint == "Accept the terms on its page, with the account whose token the Secret hf has."
+    (accept,) = caught.value.remedies
+    assert (accept.action, "the token in the Secret hf" in accept.text) == (Action.RETRY, True)
     found = fetch_model(Location("hf://owner/gated", _hub_credentials(hub, HF_TOKEN=TOKEN)), tmp_path, weights=False)
     assert _names(found.folder) == SMALL
 
@@ -195,7 +198,8 @@ def test_hub_refusals(
     with pytest.raises(TuneryError, match=says) as caught:
         fetch_model(Location(uri, _hub_credentials(hub), revision=revision), tmp_path)
     assert caught.value.reason is reason
-    assert ("If it is private, name a Secret with HF_TOKEN in secretRef." in caught.value.hint) is ("none" in uri)
+    named = [remedy for remedy in caught.value.remedies if remedy.fields == ["model.secretRef"]]
+    assert bool(named) is ("none" in uri), "it may be private"
 
 
 def test_hub_that_fails_or_is_gone_is_worth_a_retry(
@@ -261,8 +265,7 @@ def test_what_stands_in_the_place_of_a_models_file_is_named(tmp_path: Path, link
     with pytest.raises(TuneryError, match=rf"spec\.model\.uri: {name} {says}") as caught:
         fetch_model(Location(tmp_path.as_uri(), NONE, allow_file=True), tmp_path / "cache")
     assert caught.value.reason is FailureReason.MODEL_NOT_FOUND
-    assert caught.value.hint is not None
-    assert caught.value.hint.startswith("Put the file itself in its place")
+    assert "Replace it with the file itself" in caught.value.remedies[0].text
 
 
 @pytest.mark.parametrize("scheme", ["file", "pvc"])
@@ -277,8 +280,7 @@ def test_a_place_that_is_a_link_to_itself_is_told_as_one(tmp_path: Path, scheme:
     with pytest.raises(TuneryError, match=r"is a link to a\.jsonl, which leads back to itself") as caught:
         find()
     assert caught.value.reason is FailureReason.DATASET_NOT_FOUND
-    assert caught.value.hint is not None
-    assert "itself in the place of the link" in caught.value.hint
+    assert {remedy.action for remedy in caught.value.remedies} == {Action.RETRY}, "it is fixed where it is"
 
 
 ROWS = {
@@ -410,7 +412,8 @@ def test_data_is_put_into_a_config_map_whether_it_exists_or_not(
     place = Location(f"configmap://rows{path}", NONE, mount=tmp_path, namespace=namespace)
     with pytest.raises(TuneryError) as caught:
         fetch_dataset(place, tmp_path / "cache")
-    assert f"`{command}`" in (caught.value.hint or "")
+    (write,) = caught.value.remedies
+    assert (write.action, f"`{command}`" in write.text) == (Action.RETRY, True)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Files of weights that are none, or not whole: each is named, with what it is, and what the hint says mends it."""
+"""Files of weights that are none, or not complete: each is named, with what it is, and its remedy fixes it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from tunery_api.reasons import FailureReason
+from tunery_api.remedies import Action
 from tunery_common.errors import TuneryError
 from tunery_common.inputs.location import Location
 from tunery_common.inputs.weight_files import INDEX, SINGLE, check_weight_files, files_before_download, local_files
@@ -41,6 +42,12 @@ def refused(folder: Path) -> TuneryError:
     assert caught.value.reason is FailureReason.MODEL_UNSUPPORTED
     assert caught.value.message.startswith("spec.model.uri: its weights cannot be loaded: ")
     return caught.value
+
+
+def fix_of(error: TuneryError) -> str:
+    (remedy,) = error.remedies
+    assert remedy.action == Action.RETRY, "the file is fixed where it is"
+    return remedy.text
 
 
 def shards(folder: Path) -> list[Path]:
@@ -86,9 +93,7 @@ def test_a_damaged_file_is_named_and_fetched_again(folder: Path, damage: Damage,
     path.write_bytes(damage(whole))
     found = refused(folder)
     assert f": {path.name} {said}" in found.message
-    assert found.hint == (
-        f"Fetch {path.name} again from where the model comes, put it in place of this one, and retry."
-    )
+    assert fix_of(found).startswith(f"Fetch {path.name} again ")
     path.write_bytes(whole)
     assert check_weight_files(local_files(folder))
 
@@ -99,7 +104,7 @@ def test_a_pointer_of_git_lfs_is_told(folder: Path, name: str) -> None:
     path.write_bytes(POINTER)
     found = refused(folder)
     assert f": {path.name} is a pointer of Git LFS, not the file that it stands for" in found.message
-    assert found.hint.startswith(f"Run git lfs pull where the model was cloned, put {path.name} there ")
+    assert fix_of(found).startswith(f"Run git lfs pull where the model was cloned, and replace {path.name} ")
 
 
 @pytest.mark.parametrize(
@@ -119,13 +124,13 @@ def test_an_index_that_is_none_is_named(folder: Path, content: Any, said: str) -
     (folder / INDEX).write_text(content if isinstance(content, str) else json.dumps(content))
     found = refused(folder)
     assert f": {INDEX} {said}" in found.message
-    assert found.hint.startswith(f"Fetch {INDEX} again ")
+    assert fix_of(found).startswith(f"Fetch {INDEX} again ")
 
 
-def test_what_the_hint_says_of_an_index_without_metadata_mends_it(folder: Path) -> None:
+def test_the_remedy_of_an_index_without_metadata_fixes_it(folder: Path) -> None:
     index = json.loads((folder / INDEX).read_text())
     (folder / INDEX).write_text(json.dumps({"weight_map": index["weight_map"]}))
-    assert refused(folder).hint == f'Add "metadata": {{}} to {INDEX}, and retry.'
+    assert fix_of(refused(folder)) == f'Add "metadata": {{}} to {INDEX}'
     (folder / INDEX).write_text(json.dumps({"weight_map": index["weight_map"], "metadata": {}}))
     assert check_weight_files(local_files(folder))
 
@@ -140,7 +145,7 @@ def test_an_index_leads_to_no_file_elsewhere_and_to_no_pickle(folder: Path, name
     (folder / INDEX).write_text(json.dumps(index))
     found = refused(folder)
     assert f"{INDEX} lists {name!r}, which is not the name of a safetensors file beside it" in found.message
-    assert found.hint.startswith(f"Put the safetensors files beside {INDEX}")
+    assert fix_of(found).startswith(f"Move the safetensors files next to {INDEX}")
 
 
 def test_shards_that_are_not_there_are_named(folder: Path) -> None:
@@ -150,7 +155,7 @@ def test_shards_that_are_not_there_are_named(folder: Path) -> None:
     second.unlink()
     found = refused(folder)
     assert f"{INDEX} lists {first.name} and 1 more, which is not there" in found.message
-    assert found.hint == f"Put {first.name} and 1 more there from where the model comes, and retry."
+    assert fix_of(found).startswith(f"Add {first.name} and 1 more ")
 
 
 def test_weights_that_nothing_leads_to_are_named(folder: Path, llama: Path) -> None:
@@ -160,7 +165,7 @@ def test_weights_that_nothing_leads_to_are_named(folder: Path, llama: Path) -> N
     assert shards(folder)[0].name in found.message
     shutil.copy(llama / SINGLE, folder / "weights.safetensors")
     (folder / "weights.safetensors").rename(folder / SINGLE)
-    assert list(check_weight_files(local_files(folder))) == [SINGLE], "as the hint says"
+    assert list(check_weight_files(local_files(folder))) == [SINGLE], "as the remedy says"
 
 
 def test_a_file_that_config_json_names_is_the_one_that_is_looked_at(folder: Path, llama: Path) -> None:
@@ -218,16 +223,16 @@ def test_a_file_without_metadata_is_whole(folder: Path) -> None:
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json"])
 @pytest.mark.parametrize(
-    ("spoil", "said", "hint"),
+    ("spoil", "said", "fix"),
     [
-        (lambda _: POINTER, "is a pointer of Git LFS", "Run git lfs pull where the model was cloned, put {} there"),
+        (lambda _: POINTER, "is a pointer of Git LFS", "Run git lfs pull where the model was cloned, and replace {} "),
         (lambda whole: whole[: len(whole) // 2], "is not JSON: ", "Fetch {} again from where the model comes"),
         (lambda whole: b"\xef\xbb\xbf" + whole, "begins with a byte order mark", "Save {} as UTF-8 without it"),
     ],
     ids=["pointer", "cut-off", "byte-order-mark"],
 )
 def test_a_damaged_text_beside_the_weights_is_named(
-    tiny_model: Path, tmp_path: Path, name: str, spoil: Callable[[bytes], bytes], said: str, hint: str
+    tiny_model: Path, tmp_path: Path, name: str, spoil: Callable[[bytes], bytes], said: str, fix: str
 ) -> None:
     folder = shutil.copytree(tiny_model, tmp_path / "model")
     (folder / name).write_bytes(spoil((folder / name).read_bytes()))
@@ -236,4 +241,4 @@ def test_a_damaged_text_beside_the_weights_is_named(
         load(folder)
     assert caught.value.reason == "ModelUnsupported"
     assert caught.value.message.startswith(f"spec.model.uri: {name} {said}")
-    assert (caught.value.hint or "").startswith(hint.format(name))
+    assert fix_of(caught.value).startswith(fix.format(name))

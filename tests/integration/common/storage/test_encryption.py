@@ -56,7 +56,7 @@ def test_a_bucket_that_demands_encryption_says_so_and_is_served_with_it(
     plain, _ = open_store(f"s3://{demanding}", credentials(s3_server), FIELD)
     with pytest.raises(TuneryError, match=r"s3:PutObject was denied \(AccessDenied\)") as caught:
         probe(Target(StorePath(plain, "a/bot"), run()))
-    assert "say how by AWS_SERVER_SIDE_ENCRYPTION in the Secret s3" in (caught.value.hint or "")
+    assert "Set AWS_SERVER_SIDE_ENCRYPTION in the Secret s3" in caught.value.remedies[-1].text
     store, _ = open_store(f"s3://{demanding}", credentials(s3_server, None, **AES), FIELD)
     probe(Target(StorePath(store, "a/bot"), run()))
     publish(folder, Target(StorePath(store, "a/bot"), run()), lineage())
@@ -197,4 +197,4 @@ def test_a_key_that_cannot_be_used_is_told_as_one(status: int, code: str, words:
     error = s3_errors.translate(ClientError(answer, "PutObject"), "s3:PutObject", "s3://b/x", "the Secret s3")  # type: ignore[arg-type]
     assert error.reason is FailureReason.STORAGE_ACCESS_DENIED
     assert said in error.message
-    assert "kms:Decrypt" in (error.hint or "")
+    assert "kms:Decrypt" in error.remedies[0].text

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from tunery_api.reasons import FailureReason
+from tunery_api.remedies import Action
 from tunery_api.scrub import scrub
 from tunery_common.errors import TuneryError
 from tunery_common.storage import LocalStore, Store, StorePath, open_store, s3_client, transfer
@@ -25,8 +26,7 @@ from tunery_common.storage.cleanup import remove_stale_uploads
 from tunery_common.storage.credentials import Credentials
 from tunery_common.storage.probe import probe
 from tunery_common.storage.publisher import Target, publish
-from tunery_trainer.process.failures import explain, explain_here
-from tunery_trainer.process.hints_here import said_here
+from tunery_trainer.process.failures import explain
 
 from kit import mounts
 from kit.results import lineage, make_folder, run
@@ -92,9 +92,9 @@ def test_a_forgotten_endpoint_is_named(s3_server: S3Server, monkeypatch: pytest.
     keys = {name: value for name, value in s3_server.environment().items() if "ENDPOINT" not in name}
     error = _failure(*open_store("s3://b/out", Credentials("the Secret s3", keys), "spec.output.uri"))
     assert error.reason is FailureReason.STORAGE_UNAVAILABLE
-    assert error.hint.endswith("set AWS_ENDPOINT_URL in the Secret s3.")
+    assert "Set AWS_ENDPOINT_URL in the Secret s3" in error.remedies[-1].text
     ours = _failure(*_open(s3_server, "s3://b/out", AWS_ENDPOINT_URL="http://nowhere.invalid"))
-    assert "AWS_ENDPOINT_URL" not in ours.hint
+    assert not any("AWS_ENDPOINT_URL" in remedy.text for remedy in ours.remedies)
 
 
 @pytest.mark.parametrize(
@@ -171,9 +171,10 @@ def test_full_disk_while_publishing(small_disk: Path, tmp_path: Path) -> None:
     with pytest.raises(TuneryError, match="no space left") as caught:
         publish(folder, Target(StorePath(store, "p"), run()), lineage())
     assert caught.value.reason is FailureReason.DISK_FULL
-    assert explain_here(caught.value).hint == (
-        "Free some of the disk there and run it again, or name another spec.output.uri in the manifest."
-    )
+    assert [(each.action, each.fields) for each in caught.value.remedies] == [
+        (Action.RETRY, []),
+        (Action.RECREATE, ["output.uri"]),
+    ]
     assert store.head("p/manifest.json") is None
     assert not list(small_disk.rglob("*.tmp"))
 
@@ -188,10 +189,9 @@ def test_a_disk_that_is_full_as_a_checkpoint_is_written(
         os.posix_fallocate(file.fileno(), 0, (1 << 20) - left)
     with pytest.raises(Exception, match=r"unexpected pos|iostream|No space left") as caught:
         save({"weights": torch.ones(1 << 16)}, small_disk / "checkpoint")
-    failure = explain_here(caught.value)
+    failure = explain(caught.value)
     assert failure.reason is FailureReason.DISK_FULL
     assert failure.message.startswith("no space left on the disk: ")
-    assert "--work-dir" in failure.hint
 
 
 def test_a_file_that_cannot_be_read_is_no_full_disk(tmp_path: Path) -> None:
@@ -349,7 +349,8 @@ def test_secret_that_is_missing_or_lacks_keys(tmp_path: Path, keys: tuple[str, .
         credentials_module.from_secret(folder, "s3", credentials_module.S3_KEYS, "spec.output.secretRef", "team")
     assert caught.value.reason is FailureReason.SECRET_NOT_FOUND
     patch = """kubectl patch secret s3 -n team --type=merge -p '{"stringData":{"AWS_SECRET_ACCESS_KEY":"VALUE"}}'"""
-    assert (patch in (caught.value.hint or "")) is bool(keys), "one that is there is not created"
+    named = any(patch in remedy.text for remedy in caught.value.remedies)
+    assert named is bool(keys), "one that is there is not created"
 
 
 def test_without_a_secret_the_usual_chain_is_used(
@@ -367,7 +368,7 @@ def test_a_variable_with_a_line_break_is_refused_by_its_name(monkeypatch: pytest
         credentials_module.ambient()
     assert caught.value.reason is FailureReason.SECRET_NOT_FOUND
     assert "first-line" not in caught.value.message
-    assert "kubectl" not in (caught.value.hint or ""), "no Secret has it"
+    assert "kubectl" not in caught.value.remedies[0].text, "no Secret has it"
     assert "first-line" not in scrub("it began with first-line")
 
 
@@ -401,9 +402,10 @@ def test_without_any_credentials(s3_server: S3Server, monkeypatch: pytest.Monkey
     error = _failure(store, prefix)
     assert error.reason is FailureReason.STORAGE_ACCESS_DENIED
     assert error.message.endswith("no AWS credentials were found in the environment")
-    assert (error.hint or "").startswith("Name a Secret with AWS_ACCESS_KEY_ID")
-    here = said_here(error.hint or "", error.reason)
-    assert here == "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment, and run it again."
+    (remedy,) = error.remedies
+    assert remedy.action == Action.RECREATE
+    assert remedy.text.startswith("Name a Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+    assert "set both in the environment" in remedy.text
 
 
 def test_ca_bundle_in_a_secret_may_be_the_certificates_themselves(tmp_path: Path) -> None:

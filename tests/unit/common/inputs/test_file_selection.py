@@ -13,21 +13,20 @@ ADAPTER = ["adapter_config.json", "adapter_model.safetensors"]
 
 
 @pytest.mark.parametrize(
-    ("names", "says", "hint"),
+    ("names", "says", "fixes"),
     [
-        (MODEL + ADAPTER, "beside the model: adapter_config.json", "Remove adapter_config.json from the model"),
-        (ADAPTER, "(adapter_config.json), and no model", "Name the base model that the adapter was trained on"),
-        (["config.json", *ADAPTER], "(adapter_config.json), and no model", "Name the base model"),
+        (MODEL + ADAPTER, "beside the model: adapter_config.json", [[], ["model.uri"]]),
+        (ADAPTER, "(adapter_config.json), and no model", [["model.uri"], ["continueFrom"]]),
+        (["config.json", *ADAPTER], "(adapter_config.json), and no model", [["model.uri"], ["continueFrom"]]),
     ],
     ids=["beside-a-model", "alone", "with-a-config"],
 )
-def test_a_folder_with_an_adapter_is_refused(names: list[str], says: str, hint: str) -> None:
+def test_a_folder_with_an_adapter_is_refused(names: list[str], says: str, fixes: list[list[str]]) -> None:
     with pytest.raises(TuneryError) as caught:
         model_files(names, "pvc://claim/base", weights=False)
     assert caught.value.reason is FailureReason.MODEL_UNSUPPORTED
     assert f"spec.model.uri: pvc://claim/base holds an adapter {says}" in caught.value.message
-    assert caught.value.hint is not None
-    assert caught.value.hint.startswith(hint)
+    assert [remedy.fields for remedy in caught.value.remedies] == fixes
 
 
 def test_what_is_left_of_an_adapter_is_no_part_of_the_model() -> None:

@@ -99,7 +99,7 @@ def test_what_is_no_certificate_is_told_with_its_place_and_what_to_do(content: s
     with pytest.raises(TuneryError, match=r"ca\.crt cannot be used") as caught:
         trust_platform({CA_BUNDLE_ENV: str(tmp_path / "ca.crt")}, tmp_path)
     assert caught.value.reason is FailureReason.MOUNT_FAILED
-    assert "trainer.caBundle" in (caught.value.hint or "")
+    assert "trainer.caBundle" in caught.value.remedies[0].text
 
 
 IDENTITY = {"namespace": "team", "name": "x", "uid": "u-1"}

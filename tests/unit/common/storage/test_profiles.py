@@ -34,7 +34,7 @@ def test_a_profile_that_is_not_there_is_told_and_what_to_do(
         open_store("s3://b/out", credentials_module.ambient(), "spec.output.uri")
     assert caught.value.reason is FailureReason.STORAGE_ACCESS_DENIED
     assert caught.value.message.startswith(f"spec.output.uri: no AWS credentials were found in the environment: {said}")
-    assert "AWS_PROFILE" in (caught.value.hint or "")
+    assert "AWS_PROFILE" in caught.value.remedies[0].text
 
 
 def test_a_profile_that_is_there_has_keys_and_region_and_a_secret_needs_none(

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from tunery_api.failures import Failure
 from tunery_api.findings import TRAINING_TELLS, CheckName, CheckStatus, FindingStatus
 from tunery_api.measured import DatasetStatus, MemoryStatus
 from tunery_api.names import TERMINATION_LIMIT
 from tunery_api.reasons import FailureReason
-from tunery_api.failures import Failure
+from tunery_api.remedies import MAX_FACTS, MAX_REMEDIES, MAX_REMEDY, Action, Remedy, retry
 from tunery_api.runspec import PreflightReport, RunResult, Task
-from tunery_api.scrub import register_secret
+from tunery_api.scrub import register_secret, scrub
 from tunery_api.status import AdapterStatus, CheckpointStatus, MergeInputStatus, ResolvedStatus, ResolvedValue
 from tunery_common.termination import failed_message, termination_bytes, write_termination
 
@@ -158,8 +159,9 @@ def test_termination_message_shows_no_credential(tmp_path: Path) -> None:
 @pytest.mark.parametrize("character", ['"', "\n", "ü", "猫", "🐈"])
 def test_the_longest_texts_fit_and_stay_json(character: str) -> None:
     """Whatever a message is made of, however it is escaped: cut in two by the kubelet it would say nothing."""
-    text = character * 1024
-    failure = Failure(reason=FailureReason.INTERNAL_ERROR, message=text, hint=text)
+    text, fix = character * 1024, Remedy(action=Action.RETRY, text=character * MAX_REMEDY)
+    facts = {f"fact{number}": text for number in range(MAX_FACTS)}
+    failure = Failure(reason=FailureReason.INTERNAL_ERROR, message=text, remedies=[fix] * MAX_REMEDIES, facts=facts)
     checkpoint = CheckpointStatus(uri="s3://b/" + character * 1000, step=1)
     adapter = AdapterStatus(uri="s3://b/" + "p" * 1017, manifest_sha256="a" * 64, size_bytes=1, served_name="n" * 256)
     for message in (
@@ -169,12 +171,16 @@ def test_the_longest_texts_fit_and_stay_json(character: str) -> None:
     ):
         data = termination_bytes(message)
         assert len(data) <= TERMINATION_LIMIT
-        assert type(message).model_validate_json(data).failure is None or message.failure is not None
+        said = type(message).model_validate_json(data).failure
+        assert (said is None) is (message.failure is None)
+        if said is not None:
+            assert (said.reason, said.message) == (failure.reason, scrub(text))
 
 
-def test_what_was_found_in_refused_data_never_costs_the_hint() -> None:
-    """The hint says where the report lies; the warnings stand in it, too."""
-    failure = Failure(reason=FailureReason.DATASET_INVALID, message="m" * 1000, hint="h" * 1000)
+def test_what_was_found_in_refused_data_never_costs_the_remedies() -> None:
+    """A fact says where the report is; the report has the warnings, too."""
+    remedies, facts = [retry("h" * 500)], {"dataReport": "s3://b/r"}
+    failure = Failure(reason=FailureReason.DATASET_INVALID, message="m" * 1000, remedies=remedies, facts=facts)
     found = DatasetStatus(rows=3, report="s3://b/r", first_invalid=["x" * 500] * 5, warnings=["w" * 250] * 8)
     said = failed_message(Task.PREFLIGHT, failure, RunResult(dataset=found))
     kept = PreflightReport.model_validate_json(termination_bytes(said))

@@ -8,8 +8,8 @@ from typing import Final
 
 from tunery_api.failures import Failure
 from tunery_api.reasons import ExitCode, FailureReason, exit_code_for
-from tunery_api.remedies import MAX_REMEDY, Remedy, remedies_for
-from tunery_api.runspec import PreflightReport, RunResult
+from tunery_api.remedies import MAX_REMEDY, Remedy, edit, recreate, remedies_for, retry
+from tunery_api.runspec import DiskLimit, PreflightReport, RunResult
 from tunery_api.scrub import scrub, shorten
 
 DISK_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
@@ -73,3 +73,11 @@ def first_line(error: BaseException, limit: int = 300) -> str:
     """
     lines = scrub(str(error), _MAX_TEXT).strip().splitlines()
     return shorten(lines[0], limit) if lines else type(error).__name__
+
+
+def raise_disk(limit: DiskLimit) -> Remedy:
+    """Return the remedy for a disk that is too small: its limit is a field of the spec, or the platform's."""
+    path = limit.field.removeprefix("spec.")
+    if path == limit.field:
+        return retry(f"Ask a cluster admin to raise {path}")
+    return edit(f"Raise {path}", path) if path.startswith("resources.") else recreate(f"Raise {path}", path)

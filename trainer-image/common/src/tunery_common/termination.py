@@ -7,9 +7,9 @@ import os
 from pathlib import Path
 from typing import Any, Final
 
+from tunery_api.failures import Failure
 from tunery_api.findings import TRAINING_TELLS, CheckResult
 from tunery_api.names import TERMINATION_LIMIT, TERMINATION_PATH
-from tunery_api.failures import Failure
 from tunery_api.runspec import PreflightReport, RunResult, Task
 from tunery_api.scrub import scrub
 
@@ -34,7 +34,8 @@ _DROPPED_FIRST: Final = (
     ("inputs",),
     ("memory",),
     ("dataset", "warnings"),
-    ("failure", "hint"),
+    ("failure", "facts"),
+    ("failure", "remedies"),
     ("dataset",),
     ("resolved",),
     ("metrics",),
@@ -47,7 +48,8 @@ _DROPPED_FIRST: Final = (
     ("rejectedAdapter",),
     ("answers",),
 )
-"""What a message loses, in this order, until it fits; failure, adapter and output stay, and always fit. The sentences
+"""What a message loses, in this order, until it fits; the reason and the message of a failure, adapter and output stay,
+and always fit. Without remedies the usual ones of the reason hold. The sentences
 of findings and checks were posted while it ran, what the manifest sets stands in the manifest, and what is not counted
 is none: an ordinary preflight keeps its estimate and the values that it chose. What a check that waits for training
 says the operator knows."""

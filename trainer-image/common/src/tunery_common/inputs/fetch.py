@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from tunery_api.errors import near
 from tunery_api.reasons import FailureReason
-from tunery_common.errors import TuneryError
+from tunery_api.remedies import recreate, retry
+from tunery_common.errors import TuneryError, raise_disk
 from tunery_common.inputs.digests import FolderDigest
 from tunery_common.inputs.file_selection import data_files, is_model_file, model_files, split_pattern
 from tunery_common.inputs.location import FetchedDataset, FetchedModel, Location
@@ -37,10 +38,10 @@ _RECORD: Final = ".tunery-fetched.json"
 _WORKERS: Final = 8
 """Files at a time, each with a thread that hashes it; requests are bounded by `transfer.STREAMS`."""
 _SHOWN: Final = 8
+"""So many names of what is there are shown."""
 _LOOKED_AT: Final = 200
 """Objects beside a misspelt key that are asked for: a bucket may hold millions."""
-_MEND_LINK: Final = "Put what is meant itself in the place of the link, or let the link point to it."
-"""So many names of what is there are told."""
+_REPLACE_LINK: Final = retry("Replace the link with the file or folder itself, or correct where it leads")
 
 
 @dataclass(frozen=True)
@@ -100,8 +101,8 @@ def _check_model_file(name: str, entry: Path) -> None:
         message = f"spec.model.uri: {name} is a folder, and not the file of that name"
     else:
         return
-    hint = "Put the file itself in its place, or remove what is there if the model has no such file."
-    raise TuneryError(FailureReason.MODEL_NOT_FOUND, message, hint)
+    replace = retry("Replace it with the file itself, or remove it if the model has no such file")
+    raise TuneryError(FailureReason.MODEL_NOT_FOUND, message, replace)
 
 
 def begin_digest(place: Location, folder: Path, files: list[str]) -> FolderDigest:
@@ -152,8 +153,8 @@ def _check_mount(place: Location, mount: Path, pattern: str) -> None:
     if scheme == "configmap":
         lacks = f"has no key '{pattern}'; its keys are: {_shown(found)}"
         what = f"the ConfigMap {name} " + (lacks if found else "does not exist in the job's namespace, or is empty")
-        hint = f"Put the data into it, and retry: `{_into_config_map(place, whole, replaces=not found)}`"
-        raise TuneryError(FailureReason.DATASET_NOT_FOUND, f"{place.field}: {what}", hint)
+        add = retry(f"Write the data into it: `{_into_config_map(place, whole, replaces=not found)}`")
+        raise TuneryError(FailureReason.DATASET_NOT_FOUND, f"{place.field}: {what}", add)
     lacks = f"has nothing at '{pattern}'; there are: {_shown(found)}"
     what = f"the claim {name} " + (lacks if found else "is empty")
     raise TuneryError(FailureReason.DATASET_NOT_FOUND, f"{place.field}: {what}")
@@ -313,7 +314,8 @@ def check_disk(place: Location, field: str, size: int) -> None:
         FailureReason.WONT_FIT,
         f"{field}: {size:,} bytes are to be downloaded from {place.uri}, but the disk of this pod holds "
         f"{limit.bytes:,} ({limit.field})",
-        f"Raise {limit.field} above that, or put the files into a claim (pvc://), which is read where it lies.",
+        raise_disk(limit),
+        recreate("Name a claim (pvc://) that holds the files: its files are not copied", field.removeprefix("spec.")),
     )
 
 
@@ -345,7 +347,7 @@ def _local_path(place: Location, field: str, path: str) -> Path:
     if not found.exists():
         missing = FailureReason.MODEL_NOT_FOUND if "model" in field else FailureReason.DATASET_NOT_FOUND
         if found.is_symlink():
-            raise TuneryError(missing, f"{field}: {place.uri} {said_of_dead(found)}", _MEND_LINK)
+            raise TuneryError(missing, f"{field}: {place.uri} {said_of_dead(found)}", _REPLACE_LINK)
         with suppress(OSError):  # what lies beside it is told where that may be looked at
             close = near(found.name, [entry.name for entry in found.parent.iterdir()])
             raise TuneryError(missing, f"{field}: {place.uri} does not exist{close}")

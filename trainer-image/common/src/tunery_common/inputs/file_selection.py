@@ -9,6 +9,7 @@ from pathlib import PurePosixPath
 from typing import Final
 
 from tunery_api.reasons import FailureReason
+from tunery_api.remedies import recreate, retry
 from tunery_common.errors import TuneryError
 
 _MODEL_FILES: Final = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken")
@@ -57,17 +58,17 @@ def _holds_adapter(found: list[str], uri: str) -> TuneryError:
     """Return the failure for a folder that holds an adapter, beside a model or alone."""
     if "config.json" in found and any(name.endswith(".safetensors") for name in found):
         message = f"holds an adapter beside the model: {_ADAPTER}, which transformers would load with the model"
-        hint = (
-            f"Remove {_ADAPTER} from the model's folder, and retry. If you cannot, name a copy of the model without it "
-            "in a new job."
+        remedies = (
+            retry(f"Remove {_ADAPTER} from the model's folder"),
+            recreate("Name a copy of the model without it", "model.uri"),
         )
     else:
         message = f"holds an adapter ({_ADAPTER}), and no model in safetensors format"
-        hint = (
-            "Name the base model that the adapter was trained on, in a new job. To train the adapter further, name it "
-            "in spec.continueFrom."
+        remedies = (
+            recreate("Name the base model that the adapter was trained on", "model.uri"),
+            recreate("Name the adapter in continueFrom, to train it further", "continueFrom"),
         )
-    return TuneryError(FailureReason.MODEL_UNSUPPORTED, f"spec.model.uri: {uri} {message}", hint)
+    return TuneryError(FailureReason.MODEL_UNSUPPORTED, f"spec.model.uri: {uri} {message}", *remedies)
 
 
 def split_pattern(path: str) -> tuple[str, str]:

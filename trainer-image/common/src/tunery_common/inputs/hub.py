@@ -27,7 +27,8 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # public, but
     tqdm,
 )
 
-from tunery_api.reasons import ADVICE, FailureReason
+from tunery_api.reasons import FailureReason
+from tunery_api.remedies import Remedy, recreate, remedies_for, retry
 from tunery_common.errors import TuneryError, first_line
 from tunery_common.inputs.location import Location
 from tunery_common.inputs.weight_files import WeightFiles
@@ -229,22 +230,16 @@ class Hub:
             raise self._translated(error, name, revision) from error
 
     def _translated(self, error: Exception, name: str, revision: str | None) -> TuneryError:
-        model = self._kind == "model"
         missing = self._missing
         status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
         if isinstance(error, GatedRepoError):
-            reason = FailureReason.MODEL_GATED if model else FailureReason.STORAGE_ACCESS_DENIED
-            who = f"the token in {self._source} has no access" if self._token else "no HF_TOKEN was given"
-            named = f"and name a Secret with HF_TOKEN in {self._field}.secretRef, in a new job"
-            whose = f"with the account whose token {self._source} has" if self._token else named
-            hint = f"Accept the terms on its page, {whose}."
-            return TuneryError(reason, f"{self._field}.uri: hf://{name} is gated, and {who}", hint)
+            return self._gated(name)
         if isinstance(error, RevisionNotFoundError):
             return TuneryError(missing, f"{self._field}.revision: hf://{name} has no revision {revision or 'main'!r}")
         if isinstance(error, RepositoryNotFoundError):
-            private = "" if self._token else " If it is private, name a Secret with HF_TOKEN in secretRef."
             message = f"{self._field}.uri: hf://{name} does not exist on the hub"
-            return TuneryError(missing, message, ADVICE[missing].hint + private)
+            private = () if self._token else (self._with_token("Name {}, if it is private"),)
+            return TuneryError(missing, message, *remedies_for(missing), *private)
         if isinstance(error, (HFValidationError, EntryNotFoundError)):
             return TuneryError(missing, f"{self._field}.uri: hf://{name}: {first_line(error)}")
         if status in (401, 403):
@@ -255,6 +250,21 @@ class Hub:
         what = f"answered {status}" if status else f"did not answer: {first_line(error)}"
         message = f"{self._field}.uri: the hub {what} when asked for hf://{name}"
         return TuneryError(FailureReason.STORAGE_UNAVAILABLE, message)
+
+    def _gated(self, name: str) -> TuneryError:
+        model = self._kind == "model"
+        reason = FailureReason.MODEL_GATED if model else FailureReason.STORAGE_ACCESS_DENIED
+        what = f"{self._field}.uri: hf://{name} is gated"
+        if self._token:
+            accept = retry(f"Accept the terms on its page, with the account of the token in {self._source}")
+            return TuneryError(reason, f"{what}, and the token in {self._source} has no access", accept)
+        accept = self._with_token("Accept the terms on its page, and name {}")
+        return TuneryError(reason, f"{what}, and no HF_TOKEN was given", accept)
+
+    def _with_token(self, text: str) -> Remedy:
+        """Return a remedy in which `{}` stands for the Secret to name."""
+        path = f"{self._field.removeprefix('spec.')}.secretRef"
+        return recreate(text.format(f"a Secret with HF_TOKEN in {path} (without a cluster: set HF_TOKEN)"), path)
 
 
 def hub_files(place: Location) -> WeightFiles:

@@ -28,7 +28,7 @@ class Location:
     disk: DiskLimit | None = None
     """What the disk that is downloaded to may hold in all, where it is limited."""
     namespace: str = ""
-    """Of the object that reads it, for hints; empty where there is no cluster."""
+    """Of the object that reads it, for commands; empty where there is no cluster."""
     cache: SharedCache | None = None
     """Where base models may lie already."""
 

@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 from tunery_api.manifest import CONFIG_FILE, WEIGHTS_FILE
+from tunery_api.remedies import recreate, retry
 
 CHANGED_BASE_INITS: Final = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Initialisations after which an adapter, unless converted, is relative to a base that is not the original."""
@@ -26,16 +27,12 @@ VARIANTS: Final = (
 
 PREFIX: Final = "base_model.model."
 """What PEFT puts before the base model's own names."""
-OTHER_BASE: Final = "Name the base model that it was trained on in spec.model, or another adapter, in a new job."
+OTHER_BASE: Final = recreate("Name the base model that it was trained on in model, or another adapter", "model")
 """What to do where an adapter does not fit the base."""
-DIVERGED: Final = (
-    "Publish the named adapter again from a run that did not diverge, and retry; or name another in a new job."
-)
+DIVERGED: Final = retry("Publish the named adapter again from a run that did not diverge")
 """What to do about a published adapter that holds NaN."""
-DIVERGED_ELSEWHERE: Final = (
-    "Put the adapter of a run that did not diverge there, and retry; or name another in a new job."
-)
-"""And about one made elsewhere: to save it once more would not mend it."""
+DIVERGED_ELSEWHERE: Final = retry("Replace it with the adapter of a run that did not diverge")
+"""And about one made elsewhere: saving it again would not fix it."""
 _FACTOR: Final = re.compile(
     rf"(?:{re.escape(PREFIX)})?(?P<module>.+)\.lora_(?:embedding_)?(?P<half>[AB])(?:\.weight)?$"
 )

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from tunery_api.failures import sentences
 from tunery_api.names import SECRETS_DIR
 from tunery_api.runspec import Purpose
 from tunery_common.errors import TuneryError
@@ -170,7 +171,7 @@ def main(arguments: Sequence[str]) -> int:
         for name, data in files.items():
             place.store.put_bytes(place.key(name), data)
     except TuneryError as error:
-        print(f"{error}\n{error.hint or ''}", file=sys.stderr)
+        print(f"{error}\n{sentences(error.remedies)}", file=sys.stderr)
         return int(error.exit_code)
     print(f"A model of {len(files[f'{MODEL}/model.safetensors'])} bytes and its rows lie at {place.uri}")
     return 0

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tunery_api.reasons import FailureReason
+from tunery_api.remedies import Remedy, retry
 from tunery_common.errors import TuneryError
 from tunery_common.inputs.location import Location
 from tunery_common.storage import open_store
@@ -127,7 +128,7 @@ def _indexed(files: WeightFiles, index: str) -> list[str]:
     if index not in files.sizes:
         raise _refused(
             f"there is neither {SINGLE} nor {INDEX}, by which weights are found; there is {', '.join(there[:3])}",
-            f"Put {INDEX} there from where the model comes, or name a single file {SINGLE}, and retry.",
+            retry(f"Add {INDEX} from where the model comes, or rename a single file to {SINGLE}"),
         )
     content = files.read(index, 0, _LARGEST_JSON)
     problem = _text_problem(content) or _index_problem(content, index)
@@ -138,14 +139,14 @@ def _indexed(files: WeightFiles, index: str) -> list[str]:
     if outside is not None:
         raise _refused(
             f"{index} lists {outside!r}, which is not the name of a safetensors file beside it",
-            f"Put the safetensors files beside {index}, let it list them by their names alone, and retry.",
+            retry(f"Move the safetensors files next to {index}, and list them there by their names alone"),
         )
     missing = [name for name in names if name not in files.sizes]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise _refused(
             f"{index} lists {missing[0]}{more}, which is not there",
-            f"Put {missing[0]}{more} there from where the model comes, and retry.",
+            retry(f"Add {missing[0]}{more} from where the model comes"),
         )
     return names
 
@@ -195,8 +196,7 @@ def _index_problem(content: bytes, index: str) -> str | None:
     if nowhere is not None:
         return f"does not say by a name in which file {nowhere} lies"
     if not isinstance(found.get("metadata"), dict):
-        hint = f'Add "metadata": {{}} to {index}, and retry.'
-        raise _refused(f"{index} has no metadata, which transformers asks for", hint)
+        raise _refused(f"{index} has no metadata, which transformers needs", retry(f'Add "metadata": {{}} to {index}'))
     return None
 
 
@@ -238,15 +238,15 @@ def _damaged(name: str, what: str, content: bytes = b"") -> TuneryError:
     return _refused(f"{name} {what}", _again(name, content))
 
 
-def _again(name: str, content: bytes) -> str:
-    """Return how a damaged file is mended."""
+def _again(name: str, content: bytes) -> Remedy:
+    """Return how to fix a damaged file."""
     if is_pointer(content):
-        return f"Run git lfs pull where the model was cloned, put {name} there from that clone, and retry."
+        return retry(f"Run git lfs pull where the model was cloned, and replace {name} with the file of that clone")
     if content.startswith(_BOM):
-        return f"Save {name} as UTF-8 without it, as `sed -i '1s/^\\xEF\\xBB\\xBF//' {name}` does, and retry."
-    return f"Fetch {name} again from where the model comes, put it in place of this one, and retry."
+        return retry(f"Save {name} as UTF-8 without it: `sed -i '1s/^\\xEF\\xBB\\xBF//' {name}`")
+    return retry(f"Fetch {name} again from where the model comes, and replace this one")
 
 
-def _refused(cause: str, hint: str) -> TuneryError:
+def _refused(cause: str, remedy: Remedy) -> TuneryError:
     message = f"spec.model.uri: its weights cannot be loaded: {cause}"
-    return TuneryError(FailureReason.MODEL_UNSUPPORTED, message, hint)
+    return TuneryError(FailureReason.MODEL_UNSUPPORTED, message, remedy)

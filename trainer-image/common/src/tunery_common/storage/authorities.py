@@ -13,14 +13,14 @@ from botocore.httpsession import get_cert_path
 
 from tunery_api.names import CA_BUNDLE_ENV
 from tunery_api.reasons import FailureReason
+from tunery_api.remedies import retry
 from tunery_common.errors import TuneryError, first_line
 
 READ_BY: Final = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "AWS_CA_BUNDLE")
 """Variables that libraries read: OpenSSL, and with it the hub's client; requests (MLflow, W&B); boto3."""
 _FILE: Final = "tunery-ca-bundle.pem"
-_HINT: Final = (
-    "The platform names a ConfigMap in trainer.caBundle. Put certificates in PEM under the key that it says, or have "
-    "its owner do so; the job is tried again."
+_STORE: Final = retry(
+    "Ask a cluster admin to store PEM certificates in the ConfigMap and key that trainer.caBundle names"
 )
 
 
@@ -39,7 +39,7 @@ def trust_platform(environment: MutableMapping[str, str] = os.environ, folder: P
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=own)
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
         message = f"the platform's certificate authorities in {mounted} cannot be used: {first_line(error)}"
-        raise TuneryError(FailureReason.MOUNT_FAILED, message, _HINT) from error
+        raise TuneryError(FailureReason.MOUNT_FAILED, message, _STORE) from error
     public = Path(str(get_cert_path(True))).read_text(encoding="utf-8")
     target = (folder or Path(tempfile.gettempdir())) / _FILE
     written = target.with_suffix(f".{os.getpid()}")

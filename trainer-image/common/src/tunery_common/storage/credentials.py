@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from tunery_api.reasons import FailureReason
+from tunery_api.remedies import Remedy, retry
 from tunery_api.scrub import register_secret
 from tunery_common.errors import TuneryError
 
@@ -61,7 +62,7 @@ _IN_HEADERS: Final = frozenset(
 """What an HTTP client sends as it is, so that it must be ASCII; a client that refuses it would say the value."""
 _WITHOUT_SPACES: Final = _IN_HEADERS | {"AWS_SECRET_ACCESS_KEY", "AWS_REGION", "AWS_DEFAULT_REGION"}
 _CHECKED: Final = _WITHOUT_SPACES | {"MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"}
-_WRAPPED: Final = "one that was wrapped, or pasted with what stood around it, looks like this."
+_ONE_LINE: Final = "Write the value again as one line, without what was pasted around it"
 
 
 @dataclass(frozen=True)
@@ -91,8 +92,9 @@ def from_secret(
 ) -> Credentials:
     """Read the Secret `name`, mounted at `folder` as one file for each key.
 
-    White space around a value is no part of it; `namespace` is for hints. Raises SECRET_NOT_FOUND, after `field_path`:
-    naming the Secret and the keys of `needs` that it lacks, or the key whose value has a line break or the like within.
+    White space around a value is no part of it; `namespace` is for commands. Raises SECRET_NOT_FOUND, after
+    `field_path`: naming the Secret and the keys of `needs` that it lacks, or the key whose value has a line break or
+    the like within.
     """
     where = f"{field_path}: " if field_path else ""
     needed = tuple(needs)
@@ -104,14 +106,14 @@ def from_secret(
     missing = [key for key in needed if not values.get(key)]
     if missing:
         message = f"{where}the Secret {name} lacks the keys {', '.join(missing)} (needed: {', '.join(needed)})"
-        hint = f"Add what it lacks, and retry: {_patch(name, namespace, missing)}"
-        raise TuneryError(FailureReason.SECRET_NOT_FOUND, message, hint)
+        add = retry(f"Add the missing keys: {_patch(name, namespace, missing)}")
+        raise TuneryError(FailureReason.SECRET_NOT_FOUND, message, add)
     for key, value in values.items():
         if key not in _NOT_SECRET:
             register_secret(value)
     for key, value in values.items():
-        hint = f"Write the value again as one line, and retry: {_patch(name, namespace, [key])}; {_WRAPPED}"
-        _check_characters(key, value, f"{where}the key {key} of the Secret {name}", hint)
+        write = retry(f"{_ONE_LINE}: {_patch(name, namespace, [key])}")
+        _check_characters(key, value, f"{where}the key {key} of the Secret {name}", write)
     settings = {key: os.environ[key] for key in _FROM_ENVIRONMENT if os.environ.get(key)}
     if any(key in values for key in ENCRYPTION_KEYS):
         # A bucket is encrypted in one way: that of another, which the platform named, has no part in it.
@@ -128,8 +130,7 @@ def ambient() -> Credentials:
     for key in _SECRET_ENVIRONMENT:
         register_secret(os.environ.get(key, ""))
     for key in _SECRET_ENVIRONMENT:
-        hint = f"Write the value again as one line, and retry; {_WRAPPED}"
-        _check_characters(key, os.environ.get(key, ""), f"{key} in the environment", hint)
+        _check_characters(key, os.environ.get(key, ""), f"{key} in the environment", retry(_ONE_LINE))
     names = (*_FROM_ENVIRONMENT, "HF_TOKEN", "WANDB_API_KEY", "MLFLOW_TRACKING_TOKEN")
     return Credentials("the environment", {key: os.environ[key] for key in names if os.environ.get(key)})
 
@@ -141,7 +142,7 @@ def _patch(name: str, namespace: str, keys: Iterable[str]) -> str:
     return f"`kubectl patch secret {name}{where} --type=merge -p '{patch}'`"
 
 
-def _check_characters(key: str, value: str, what: str, hint: str) -> None:
+def _check_characters(key: str, value: str, what: str, remedy: Remedy) -> None:
     """Raise SECRET_NOT_FOUND, without the value, if it has a character that no such credential can have."""
     if key not in _CHECKED:
         return
@@ -154,7 +155,7 @@ def _check_characters(key: str, value: str, what: str, hint: str) -> None:
         found = "a character that is not ASCII"
     if found is not None:
         message = f"{what} has {found} in its value, which no such credential has"
-        raise TuneryError(FailureReason.SECRET_NOT_FOUND, message, hint)
+        raise TuneryError(FailureReason.SECRET_NOT_FOUND, message, remedy)
 
 
 def _read_files(folder: Path, name: str, where: str) -> dict[str, str]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from tunery_api.reasons import FailureReason
+from tunery_api.remedies import recreate, retry
 from tunery_common.errors import TuneryError
 from tunery_common.storage import transfer
 from tunery_common.storage.base import (
@@ -29,7 +30,7 @@ from tunery_common.storage.base import (
 )
 from tunery_common.storage.transfer import CHUNK_BYTES, disk_errors, sync_folder
 
-_OUTPUT_FULL: Final = "Free some of the disk there and retry, or name another spec.output.uri in a new job."
+_OUTPUT_FULL: Final = (retry("Free some of the disk of output.uri"), recreate("Set another output.uri", "output.uri"))
 """What to do where the disk of the result is full, which is none of the pod's own."""
 
 _CREATE_ATTEMPTS: Final = 10
@@ -144,7 +145,7 @@ class LocalStore:
 
     def _no_file(self, key: str) -> TuneryError:
         message = f"{self._field}: {self.uri(key)} is a pipe, a socket or a device, and not a file"
-        return TuneryError(FailureReason.INVALID_SPEC, message, "Put a file there in its place, and retry.")
+        return TuneryError(FailureReason.INVALID_SPEC, message, retry("Replace it with a file"))
 
     def _entry(self, path: Path) -> Entry | None:
         try:
@@ -157,8 +158,8 @@ class LocalStore:
 
     def _write(self, key: str, chunks: Iterator[bytes], *, exclusive: bool) -> None:
         path = self.path(key)
-        hint = _OUTPUT_FULL if self._field == "spec.output.uri" else None
-        with self._errors("write", key), disk_errors(path, hint):
+        remedies = _OUTPUT_FULL if self._field == "spec.output.uri" else ()
+        with self._errors("write", key), disk_errors(path, *remedies):
             temporary = path.with_name(f"{OWN_PREFIX}{uuid.uuid4().hex}.tmp")
             try:
                 with _create(temporary) as file:

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from tunery_api.manifest import MANIFEST_NAME, FileRecord, Manifest
 from tunery_api.reasons import FailureReason
+from tunery_api.remedies import Remedy, retry
 from tunery_common.errors import TuneryError
 from tunery_common.storage import ObjectMissing, OnBytes, Store, StorePath
 from tunery_common.storage.base import check_key
@@ -58,11 +59,11 @@ def find_manifest(place: StorePath) -> PublishedManifest | None:
         found = json.loads(data)
     except (ValueError, RecursionError) as error:
         message = f"{place.below(MANIFEST_NAME).uri} is no JSON, so that it cannot be told whether it is Tunery's"
-        hint = (
-            "If Tunery published the adapter, publish it again; if it is of another program, put the adapter's two "
-            f"files into a folder without {MANIFEST_NAME}."
+        remedies = (
+            retry("Publish the adapter again, if Tunery published it"),
+            retry(f"Move {MANIFEST_NAME} out of that folder, if another program wrote it"),
         )
-        raise TuneryError(FailureReason.ADAPTER_CORRUPT, message, hint) from error
+        raise TuneryError(FailureReason.ADAPTER_CORRUPT, message, *remedies) from error
     return parse_manifest(data, place.below(MANIFEST_NAME).uri) if _is_ours(found) else None
 
 
@@ -78,17 +79,15 @@ class Replaced(TuneryError):
     """Another manifest lies there than was expected."""
 
 
-def parse_manifest(
-    data: bytes, uri: str, expected_sha256: str | None = None, hint: str | None = None
-) -> PublishedManifest:
+def parse_manifest(data: bytes, uri: str, expected_sha256: str | None = None, *replaced: Remedy) -> PublishedManifest:
     """Return the manifest whose bytes were read at `uri`; raises ADAPTER_CORRUPT as `read_manifest` does.
 
-    `hint` says what to do where the digest is another one than expected.
+    `replaced` are the remedies if the digest is another one than expected.
     """
     digest = hashlib.sha256(data).hexdigest()
     if expected_sha256 is not None and digest != expected_sha256:
         message = f"{uri} was replaced: its digest is {digest}, not {expected_sha256}"
-        raise Replaced(FailureReason.ADAPTER_CORRUPT, message, hint)
+        raise Replaced(FailureReason.ADAPTER_CORRUPT, message, *replaced)
     try:
         manifest = Manifest.model_validate_json(data)
     except ValidationError as error:

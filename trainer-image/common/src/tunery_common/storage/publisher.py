@@ -19,6 +19,7 @@ from typing import Final, Self
 
 from tunery_api.manifest import MANIFEST_NAME, FileRecord, Lineage, Manifest, SweepRecord
 from tunery_api.reasons import FailureReason
+from tunery_api.remedies import retry
 from tunery_api.runspec import RunIdentity
 from tunery_common.errors import TuneryError
 from tunery_common.storage import ObjectExists, OnBytes, Store, StorePath
@@ -32,7 +33,7 @@ _LIST_LIMIT: Final = 1000
 """Objects that are listed to find files of others, beside those of a claim."""
 _PICKLES: Final = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"})
 
-_ALONE: Final = "See that nothing else writes where spec.output.uri says."
+_ALONE: Final = retry("Stop what else writes to output.uri")
 
 _log = logging.getLogger(__name__)
 

@@ -15,6 +15,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from urllib3.exceptions import HTTPError
 
 from tunery_api.reasons import FailureReason
+from tunery_api.remedies import retry
 from tunery_common.errors import TuneryError
 from tunery_common.storage import bodies, s3_errors, transfer
 from tunery_common.storage.base import (
@@ -212,12 +213,10 @@ class S3Store:
 
     def _translated(self, error: Exception, action: str, key: str) -> TuneryError:
         found = s3_errors.translate(error, action, self.uri(key), self._who)
-        hint = found.hint
+        remedies = found.remedies
         if _AMAZON in self._client.meta.endpoint_url and s3_errors.may_be_another_server(error):
-            hint = (
-                f"{hint} Amazon's storage was asked; if the bucket is elsewhere, set AWS_ENDPOINT_URL in {self._who}."
-            )
-        return TuneryError(found.reason, f"{self._field}: {found.message}", hint)
+            remedies += (retry(f"Set AWS_ENDPOINT_URL in {self._who} if the bucket is not stored at Amazon"),)
+        return found.with_(message=f"{self._field}: {found.message}", remedies=remedies)
 
     @contextmanager
     def _errors(self, action: str, key: str) -> Iterator[None]:

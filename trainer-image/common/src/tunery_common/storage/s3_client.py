@@ -16,6 +16,7 @@ from botocore.credentials import RefreshableCredentials
 from botocore.exceptions import BotoCoreError
 
 from tunery_api.reasons import FailureReason
+from tunery_api.remedies import retry
 from tunery_api.scrub import register_secret
 from tunery_common.errors import TuneryError, first_line
 from tunery_common.storage.asker import check_waited_for
@@ -34,8 +35,8 @@ _WRITES: Final = ("PutObject", "CreateMultipartUpload", "CopyObject")
 """What begins an object; the parts of an upload are encrypted as that was told to be."""
 _MAX_PARTS: Final = 9_000
 _CONFIGURATION: Final = (
-    "Say in AWS_PROFILE a profile that is there (aws configure list-profiles shows them), and mend AWS's own files "
-    "where they are broken; or leave AWS_PROFILE and AWS_CONFIG_FILE out of the environment."
+    retry("Set AWS_PROFILE to a profile that `aws configure list-profiles` shows"),
+    retry("Correct AWS's own configuration files, or unset AWS_PROFILE and AWS_CONFIG_FILE"),
 )
 
 
@@ -81,7 +82,7 @@ def make_client(credentials: Credentials, field: str, patience: Patience | None 
         client = session.client("s3", region, endpoint_url=endpoint, config=config, verify=credentials.ca_bundle)
     except BotoCoreError as error:
         message = f"{field}: no AWS credentials were found in {credentials.source}: {first_line(error)}"
-        raise TuneryError(FailureReason.STORAGE_ACCESS_DENIED, message, _CONFIGURATION) from error
+        raise TuneryError(FailureReason.STORAGE_ACCESS_DENIED, message, *_CONFIGURATION) from error
     except ValueError as error:
         message = f"{field}: AWS_ENDPOINT_URL in {credentials.source} is not a URL"
         raise TuneryError(FailureReason.INVALID_SPEC, message) from error

@@ -16,7 +16,8 @@ from botocore.exceptions import (
 )
 from botocore.exceptions import ConnectionError as NoConnection
 
-from tunery_api.reasons import ADVICE, FailureReason
+from tunery_api.reasons import FailureReason
+from tunery_api.remedies import Remedy, recreate, remedies_for, retry
 from tunery_common.errors import TuneryError
 
 _DENIED: Final = frozenset(
@@ -45,18 +46,14 @@ _NO_CREDENTIALS: Final = (
 _UNCONDITIONAL: Final = frozenset({"NotImplemented", "501"})
 
 
-NAME_A_SECRET: Final = (
-    "Name a Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the secretRef beside that URI; where the field "
-    "cannot be changed any more, in a new object."
+_NAME_A_SECRET: Final = recreate(
+    "Name a Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the secretRef of that URI "
+    "(without a cluster: set both in the environment)"
 )
 _KMS_RIGHT: Final = re.compile(r"kms:[A-Z][A-Za-z]+")
 """The right that Amazon names where that of the bucket is there, and that of the key is not."""
-_KMS_KEY: Final = (
-    "Have the key enabled in the bucket's region, and give the credentials kms:GenerateDataKey and kms:Decrypt on it: "
-    "what is written is read back."
-)
-_DEMANDED: Final = (
-    "Where the bucket demands that what is written is encrypted, say how by AWS_SERVER_SIDE_ENCRYPTION in {who}."
+_KMS_KEY: Final = retry(
+    "Enable the key in the bucket's region, and grant the credentials kms:GenerateDataKey and kms:Decrypt on it"
 )
 
 
@@ -102,15 +99,15 @@ def translate(error: Exception, action: str, uri: str, who: str) -> TuneryError:
     code, status = error_code(error), http_status(error)
     if isinstance(error, _NO_CREDENTIALS):
         message = f"{uri}: no AWS credentials were found in {who}"
-        return TuneryError(FailureReason.STORAGE_ACCESS_DENIED, message, NAME_A_SECRET)
+        return TuneryError(FailureReason.STORAGE_ACCESS_DENIED, message, _NAME_A_SECRET)
     if isinstance(error, ParamValidationError):
         # Nothing was sent, and nothing that a server does can mend it.
         return TuneryError(FailureReason.INVALID_SPEC, f"{uri}: {action} cannot be asked for: {_cause(error)}")
     if code == "NoSuchBucket":
         return TuneryError(FailureReason.STORAGE_NOT_FOUND, f"{uri}: the bucket does not exist")
     if code in _DENIED or code.startswith("KMS.") or status in (401, 403):
-        said, hint = _denied(error, action, who)
-        return TuneryError(FailureReason.STORAGE_ACCESS_DENIED, f"{uri}: {said}", hint)
+        message, remedies = _denied(error, action, who)
+        return TuneryError(FailureReason.STORAGE_ACCESS_DENIED, f"{uri}: {message}", *remedies)
     if code in _NO_KEY:
         return TuneryError(FailureReason.STORAGE_NOT_FOUND, f"{uri} does not exist")
     if status in (400, 405) or code == "InvalidBucketName":
@@ -118,18 +115,19 @@ def translate(error: Exception, action: str, uri: str, who: str) -> TuneryError:
     return TuneryError(FailureReason.STORAGE_UNAVAILABLE, f"{uri}: {action} failed: {_cause(error)}")
 
 
-def _denied(error: Exception, action: str, who: str) -> tuple[str, str | None]:
-    """Return what was denied, and what to do where more is known of that than of any right."""
+def _denied(error: Exception, action: str, who: str) -> tuple[str, tuple[Remedy, ...]]:
+    """Return what was denied, and the remedies if more is known than the usual ones."""
     code = error_code(error)
     if code.startswith("KMS."):
-        return f"{action}: the KMS key by which {who} has it encrypted cannot be used ({code})", _KMS_KEY
+        return f"{action}: the KMS key by which {who} has it encrypted cannot be used ({code})", (_KMS_KEY,)
     right = _KMS_RIGHT.search(_words(error))
     if right:
-        return f"{action} needs {right.group()}, which was denied to {who}", _KMS_KEY
+        return f"{action} needs {right.group()}, which was denied to {who}", (_KMS_KEY,)
     said = f"{action} was denied ({code or http_status(error)}) to {who}"
     if code == "AccessDenied" and action == "s3:PutObject":
-        return said, f"{ADVICE[FailureReason.STORAGE_ACCESS_DENIED].hint} {_DEMANDED.format(who=who)}"
-    return said, None
+        encrypt = retry(f"Set AWS_SERVER_SIDE_ENCRYPTION in {who}, if the bucket requires encrypted uploads")
+        return said, (*remedies_for(FailureReason.STORAGE_ACCESS_DENIED), encrypt)
+    return said, ()
 
 
 def may_be_another_server(error: Exception) -> bool:

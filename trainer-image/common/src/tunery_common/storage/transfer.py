@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from tunery_api.reasons import FailureReason
+from tunery_api.remedies import Remedy
 from tunery_common.errors import DISK_FULL, TuneryError
 from tunery_common.storage.asker import busy_here, check_waited_for, own_streams
 from tunery_common.storage.base import Entry, ObjectMissing, ObjectReplaced, OnBytes, Source
@@ -42,14 +43,14 @@ _log = logging.getLogger(__name__)
 
 
 @contextmanager
-def disk_errors(path: Path, hint: str | None = None) -> Iterator[None]:
-    """Turn 'no space left on device' into DISK_FULL, with `hint` or the usual one; other errors pass."""
+def disk_errors(path: Path, *remedies: Remedy) -> Iterator[None]:
+    """Turn 'no space left on device' into DISK_FULL, with these remedies or the usual ones; other errors pass."""
     try:
         yield
     except OSError as error:
         if error.errno not in DISK_FULL:
             raise
-        raise TuneryError(FailureReason.DISK_FULL, f"no space left on the disk of {path.parent}", hint) from error
+        raise TuneryError(FailureReason.DISK_FULL, f"no space left on the disk of {path.parent}", *remedies) from error
 
 
 def listing_digest(digests: Iterable[tuple[str, str]]) -> str:
