@@ -112,7 +112,7 @@ def test_a_model_that_cannot_be_served_is_told_in_the_termination_message(
     failure = json.loads(said.read_text())["failure"]
     assert failure["reason"] == reason
     assert words in failure["message"]
-    assert failure["hint"]
+    assert failure["remedies"]
     assert reason in capsys.readouterr().err
 
 
@@ -146,7 +146,7 @@ def test_without_api_keys_it_is_said_before_the_model_is_brought(tmp_path: Path,
     failure = json.loads(said.read_text())["failure"]
     assert failure["reason"] == "SecretNotFound"
     assert "spec.access.apiKeysSecretRef: the Secret keys is missing" in failure["message"]
-    assert failure["hint"].startswith("Create it with one key for each client")
+    assert failure["remedies"][0]["text"].startswith("Create it with one key for each client")
     assert list(Path(spec.model_dir).iterdir()) == []
     (tmp_path / "keys").mkdir()
     (tmp_path / "keys" / "web").write_text("key-of-web")

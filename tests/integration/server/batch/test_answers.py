@@ -10,6 +10,7 @@ import pytest
 import zstandard
 
 from tunery_api.reasons import FailureReason
+from tunery_api.remedies import Action
 from tunery_common.errors import TuneryError
 
 from kit.server.batch import TONE_SHA, jsonl, request, table
@@ -117,7 +118,7 @@ async def test_a_model_that_is_held_to_other_clients_is_named_with_its_line_and_
             "spec.apiKeySecretRef: the server does not let this API key ask for the model 'support-bot' of line 3 and "
             "for 1 more"
         )
-        assert "spec.access.clients of the AdapterServer" in (caught.value.hint or "")
+        assert "access.clients of the AdapterServer" in caught.value.remedies[0].text
         with pytest.raises(TuneryError, match=r"the model 'tune' of line 1; did you mean 'tone'\?"):
             await here.run(here.put(jsonl([request(5, model="tune")])))
         assert not here.oracle.asked
@@ -153,8 +154,9 @@ async def test_a_key_that_the_secret_lacks_is_told_with_where_to_look(
         assert caught.value.reason is FailureReason.SECRET_NOT_FOUND
         assert caught.value.message.startswith("spec.apiKeySecretRef: the ")
         if value is None:
-            assert "`kubectl describe secret keys -n team` names its keys" in (caught.value.hint or "")
-            assert "correct spec.apiKeySecretRef," in (caught.value.hint or "")
+            add, correct = caught.value.remedies
+            assert "`kubectl describe secret keys -n team`" in add.text
+            assert (correct.action, correct.fields) == (Action.RECREATE, ["apiKeySecretRef"])
 
 
 async def test_a_key_that_is_renewed_meanwhile_is_read_anew(tmp_path: Path) -> None:

@@ -121,7 +121,7 @@ async def test_bad_lines_are_told_though_their_list_cannot_be_stored(tmp_path: P
         error = await refused(here, here.put(b"\n".join([b"{"] * 200)))
         assert error.reason is FailureReason.INPUT_INVALID
         assert "200 lines of pvc://data/in.jsonl cannot be asked: line 1: is not JSON" in error.message
-        assert "invalid-lines" not in str(error.hint)
+        assert error.facts == {}
 
 
 async def test_told_to_stop_bad_lines_are_told_though_a_storage_hangs_that_is_to_have_their_list(
@@ -138,7 +138,7 @@ async def test_told_to_stop_bad_lines_are_told_though_a_storage_hangs_that_is_to
             over.set()
         assert error.reason is FailureReason.INPUT_INVALID
         assert "line 1: is not JSON" in error.message
-        assert "invalid-lines" not in str(error.hint)
+        assert error.facts == {}
 
 
 SAME = json.dumps(request(0)).encode()
@@ -169,7 +169,7 @@ async def test_of_a_small_file_of_millions_of_bad_lines_so_many_are_told_at_once
         assert MOST_PROBLEMS <= int(line) <= most
         stored = here.place("parts-u-1").read_bytes("invalid-lines.jsonl")
         assert stored.count(b"\n") == int(count.replace(",", ""))
-        assert "Those that were found are in" in str(error.hint)
+        assert error.facts["invalidLines"].endswith("parts-u-1/invalid-lines.jsonl")
         assert not (tmp_path / "work-u-1" / "check" / "ids").exists()
 
 
@@ -194,7 +194,7 @@ async def test_of_names_that_repeat_the_first_lines_are_told(tmp_path: Path, mon
         )
         stored = here.place("parts-u-1").read_bytes("invalid-lines.jsonl").splitlines()
         assert [json.loads(line)["line"] for line in stored] == list(range(1001, 1101))
-        assert "Those that were found are in" in str(error.hint)
+        assert error.facts["invalidLines"].endswith("parts-u-1/invalid-lines.jsonl")
 
 
 async def test_parts_that_are_not_what_was_stored_are_asked_again_in_the_same_attempt(tmp_path: Path) -> None:
@@ -224,7 +224,7 @@ async def test_a_storage_that_keeps_no_part_ends_the_attempt(tmp_path: Path, mon
         error = await refused(here, here.put(jsonl(request(number) for number in range(10))))
         assert error.reason is FailureReason.STORAGE_UNAVAILABLE
         assert "is not what was stored: its 10 lines are asked again" in error.message
-        assert "nothing else writes, changes or deletes what lies below" in str(error.hint)
+        assert "Stop what else writes, changes or deletes files below" in error.remedies[0].text
         assert here.oracle.asked.total() == 4 * 10
 
 

@@ -227,7 +227,7 @@ async def test_a_pinned_adapter_whose_place_has_other_content_is_corrupt_until_t
     sha = await cold(table, pinned=True)
     table.publish("d", adapter_files(9))
     assert await ask(table, "d") == "AdapterCorrupt"
-    assert "correct manifestSha256" in str(table.told("d").hint)
+    assert "Correct manifestSha256" in str(table.told("d").hint)
     table.publish("d", adapter_files(3))
     await after_the_hint(table, sha)
 

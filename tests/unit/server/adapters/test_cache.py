@@ -11,6 +11,7 @@ import pytest
 
 from tunery_api.manifest import Manifest
 from tunery_api.reasons import FailureReason
+from tunery_api.remedies import Action
 from tunery_api.runspec import DiskLimit
 from tunery_common.errors import TuneryError
 from tunery_common.storage.asker import GivenUp
@@ -87,7 +88,7 @@ def test_where_all_is_needed_the_disk_is_full_and_nothing_leaves(tmp_path: Path,
         put(cache, "3")
     assert caught.value.reason is FailureReason.DISK_FULL
     assert f"{SIZE:,} bytes are needed" in caught.value.message
-    assert "spec.resources.ephemeralStorage" in caught.value.hint
+    assert caught.value.remedies[0].fields == ["resources.ephemeralStorage"]
     assert sorted(cache.on_disk()) == ["1" * 64, "2" * 64]
 
 
@@ -146,7 +147,7 @@ def test_who_needs_room_takes_that_of_quiet_stores_and_before_any_version_leaves
     needs.names = {there}
     with pytest.raises(OverLimit, match="are kept for 1 that are on their way") as caught:
         cache.draft("3" * 64, manifest_model(), Heard())
-    assert "Ask again" in (caught.value.hint or ""), "a larger disk is not what it lacks"
+    assert caught.value.remedies[0].action == Action.RETRY, "a larger disk is not what it lacks"
     assert not heard.over.is_set()
     needs.names = set()
     monkeypatch.setattr(turns, "QUIET_SECONDS", 0)

@@ -126,7 +126,7 @@ async def test_where_all_of_the_disk_is_kept_loaded_the_rest_says_that_it_is_ful
     told = table.told("a01")
     assert (told.state, told.reason) == ("Failed", "DiskFull")
     assert f"({FIELD})" in str(told.message)
-    assert told.hint == f"Raise {FIELD}, or take keepLoaded from some adapters."
+    assert told.hint == "Raise resources.ephemeralStorage; or remove keepLoaded from some adapters."
     table.want(*(item.model_copy(update={"keep_loaded": False}) for item in wanted))
     await table.go(steps=2, seconds=60)
     assert await answers(table, "a01") == "a01"
@@ -158,7 +158,7 @@ async def test_a_disk_that_holds_no_adapter_at_all_is_told(tmp_path: Path) -> No
     assert f"are for adapters, beside the model, of the {table.spec.disk.bytes:,} of {FIELD}" in str(  # type: ignore[union-attr]
         table.told("a00").message
     )
-    assert (table.told("a00").state, table.told("a00").hint) == ("Failed", f"Raise {FIELD}.")
+    assert (table.told("a00").state, table.told("a00").hint) == ("Failed", "Raise resources.ephemeralStorage.")
 
 
 async def test_an_update_has_another_leave_where_both_versions_do_not_fit(tmp_path: Path) -> None:
@@ -203,7 +203,7 @@ async def test_what_can_never_fit_is_told_before_anybody_asks_and_nobody_leaves_
     table.want(*others, big(table, 5))
     await table.go(steps=4)
     told = table.told("big")
-    assert (told.state, told.reason, told.hint) == ("Failed", "DiskFull", f"Raise {FIELD}.")
+    assert (told.state, told.reason, told.hint) == ("Failed", "DiskFull", "Raise resources.ephemeralStorage.")
     opened.clear()
     for _ in range(3):
         assert await answers(table, "big") == "DiskFull"
@@ -231,7 +231,7 @@ async def test_what_would_fit_only_if_those_that_are_kept_left_is_refused_before
         await table.go(steps=1)
         assert len(held(table)) == 6, "the idle ones have not left in vain"
         assert (table.told("big").state, table.told("big").reason) == ("Failed", "DiskFull")
-        assert table.told("big").hint == f"Raise {FIELD}, or take keepLoaded from some adapters."
+        assert table.told("big").hint == "Raise resources.ephemeralStorage; or remove keepLoaded from some adapters."
         table.clock.now += 61
     table.want(*(item.model_copy(update={"keep_loaded": False}) for item in wanted), large)
     await table.go(steps=1)

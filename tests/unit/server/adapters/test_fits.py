@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from tunery_api.manifest import Lineage
 from tunery_api.reasons import FailureReason
+from tunery_api.remedies import INTO_MODEL, Action
 from tunery_common.errors import TuneryError
 from tunery_common.inputs.headers import BadHeader, read_header
 from tunery_server.adapters.base import RECORD, BaseModel, read_base
@@ -49,7 +50,6 @@ def served(folder: Path, max_rank: int = 64) -> ServedBase:
 def refusal(folder: Path, base: ServedBase, lineage: Lineage = NOBODY) -> TuneryError:
     with pytest.raises(TuneryError) as caught:
         check_fit(folder, lineage, base)
-    assert caught.value.hint
     return caught.value
 
 
@@ -106,19 +106,20 @@ def test_ranks_of_single_modules_and_rslora_fit(llama: Path, tmp_path: Path) -> 
 
 
 def test_a_rank_that_is_too_high_is_told_with_what_a_slot_would_take(copy: Path, llama: Path) -> None:
-    hint = refusal(named(copy, r=100), served(llama)).hint
-    assert "Raise engine.maxRank to 128 (replicas are replaced one by one, and each slot then takes " in hint
-    assert "into: Model" in refusal(named(copy, r=1024), served(llama)).hint
+    (remedy,) = refusal(named(copy, r=100), served(llama)).remedies
+    assert (remedy.action, remedy.fields) == (Action.EDIT, ["engine.maxRank"])
+    assert "Raise engine.maxRank to 128 (replicas are replaced one by one, and each slot then takes " in remedy.text
+    assert refusal(named(copy, r=1024), served(llama)).remedies == (INTO_MODEL,)
 
 
 @pytest.mark.parametrize(
-    ("changes", "words", "hint"),
+    ("changes", "words", "fix"),
     [
         ({"use_dora": True}, "DoRA", "into: Model"),
         ({"peft_type": "ADALORA"}, "ADALORA", "method: Linear"),
         ({"peft_type": "IA3"}, "IA3", "into: Model"),
-        ({"peft_type": "PREFIX_TUNING"}, "PREFIX_TUNING", "PEFT only"),
-        ({"peft_type": "PROMPT_TUNING"}, "PROMPT_TUNING", "PEFT only"),
+        ({"peft_type": "PREFIX_TUNING"}, "PREFIX_TUNING", "only PEFT"),
+        ({"peft_type": "PROMPT_TUNING"}, "PROMPT_TUNING", "only PEFT"),
         ({"peft_type": "LOHA"}, "LOHA", "into: Model"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save: lm_head", "into: Model"),
         ({"lora_bias": True}, "lora_bias", "into: Model"),
@@ -133,12 +134,12 @@ def test_a_rank_that_is_too_high_is_told_with_what_a_slot_would_take(copy: Path,
     ],
 )
 def test_a_config_of_what_the_engine_cannot_serve_is_refused(
-    copy: Path, llama: Path, changes: dict[str, Any], words: str, hint: str
+    copy: Path, llama: Path, changes: dict[str, Any], words: str, fix: str
 ) -> None:
     error = refusal(named(copy, **changes), served(llama))
     assert error.reason is FailureReason.ADAPTER_UNSUPPORTED
     assert words in error.message
-    assert hint in error.hint
+    assert fix in error.remedies[0].text
 
 
 @pytest.mark.parametrize("init", [True, False, "gaussian", "eva", "orthogonal", "lora_ga", None])
@@ -227,7 +228,7 @@ def test_the_name_of_the_base_is_that_of_the_lineage_or_of_the_config(copy: Path
     error = refusal(copy, served(llama), Lineage(served_name="org/other"))
     assert error.reason is FailureReason.BASE_MISMATCH
     assert error.message == "it was trained on org/other, and the model of this server is org/base"
-    assert "spec.model.servedName" in error.hint
+    assert "model.servedName" in error.remedies[0].text
     named(copy, base_model_name_or_path=None)
     assert check_fit(copy, NOBODY, served(llama)).rank == 4
 

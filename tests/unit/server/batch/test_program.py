@@ -75,7 +75,7 @@ def test_a_run_that_cannot_begin_says_why(
     assert error.splitlines()[-2].startswith(f"{reason}: ")
     assert ("Traceback" in error) == (reason == "InternalError")
     if reason == "InvalidSpec":
-        assert failure.hint == "Use a server image of the same version as the operator's."
+        assert "use a server image of the operator's version" in failure.remedies[0].text
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tunery_api.failures import sentences
 from tunery_api.names import PROGRESS_URL_ENV
 from tunery_api.reasons import FailureReason
 from tunery_common.errors import TuneryError
@@ -74,8 +75,7 @@ async def test_all_bad_lines_are_told_before_the_first_is_asked(tmp_path: Path) 
         assert len(stored) == 32
         assert {"line": 33, "problem": "has more than 10 MiB"} in stored
         assert {"line": 34, "problem": "custom_id is that of line 1"} in stored
-        assert error.hint is not None
-        assert "invalid-lines.jsonl" in error.hint
+        assert error.facts["invalidLines"].endswith("invalid-lines.jsonl")
         assert not here.oracle.asked
         # Mended, it goes.
         here.put(b"\n".join(good))
@@ -156,8 +156,7 @@ async def test_an_input_that_is_not_there_is_told(uri: str, text: str, tmp_path:
         (tmp_path / "data" / "folder").mkdir()
         error = await refused(here, uri)
         assert text in error.message
-        assert error.hint is not None
-        assert "dataset" not in error.hint
+        assert "dataset" not in sentences(error.remedies)
 
 
 @pytest.mark.slow
@@ -314,7 +313,7 @@ async def test_a_key_that_can_be_none_is_refused_before_the_server_is_asked(tmp_
         error = await refused(here, here.put(jsonl([request(0)])))
         assert error.reason is FailureReason.SECRET_NOT_FOUND
         assert "the key batch of the Secret keys has a character that no API key has" in error.message
-        assert "two words" not in f"{error.message} {error.hint}"
+        assert "two words" not in f"{error.message} {sentences(error.remedies)}"
 
 
 @pytest.mark.slow

@@ -13,7 +13,6 @@ from aiohttp import web
 from tunery_api.adapterserver import DEFAULT_IN_BATCH, DEFAULT_LOADED
 from tunery_api.reasons import FailureReason
 from tunery_operator.plan.desired import ADAPTER_WAITING
-from tunery_operator.status.server.hints import hint_of
 from tunery_server.door.clients import CLIENTS_HINT
 
 from kit.projects import ROOT
@@ -97,7 +96,6 @@ def test_every_error_of_the_door_is_told_with_its_status() -> None:
 def test_how_soon_a_change_of_the_keys_counts_is_one_figure() -> None:
     (figure,) = re.findall(r"once the kubelet has brought it\s+\(within (\d+ seconds)\)", PAGE)
     assert f"within {figure}, without a restart" in CLIENTS_HINT
-    assert f"the replicas see it within {figure}." in hint_of(FailureReason.SECRET_NOT_FOUND, None)
 
 
 def test_the_least_of_loaded_adapters_is_told_where_they_are_explained_and_in_the_sizes() -> None:

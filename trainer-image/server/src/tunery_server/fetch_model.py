@@ -10,8 +10,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
+from tunery_api.failures import Subject, render_hint
 from tunery_api.reasons import ExitCode, FailureReason
-from tunery_api.failures import Failure
+from tunery_api.remedies import retry
 from tunery_api.runspec import RunResult
 from tunery_api.scrub import scrub
 from tunery_api.serving import ServeSpec
@@ -23,7 +24,7 @@ from tunery_common.storage.authorities import trust_platform
 from tunery_common.storage.credentials import HUB_KEYS, S3_KEYS, Credentials, ambient, from_secret
 from tunery_common.termination import write_termination
 from tunery_server.adapters.base import RECORD
-from tunery_server.door.auth import HINT, ApiKeys
+from tunery_server.door.auth import CREATE_SECRET, ApiKeys
 
 _FETCHED: Final = ".fetched"
 """Where downloads go on that an earlier container began: below the model's folder, so that nothing is copied."""
@@ -38,20 +39,21 @@ def main(spec: ServeSpec) -> int:
         trust_platform()
         bring_model(spec)
     except Exception as error:  # noqa: BLE001 (the last words of a container)
-        failure = _explained(error)
-        if failure.reason is FailureReason.INTERNAL_ERROR:
-            _log.exception("the base model cannot be brought")
-        _write_termination(failure)
-        print(scrub(str(failure)), file=sys.stderr)
-        print(scrub(failure.hint), file=sys.stderr, flush=True)
-        return int(failure.exit_code)
+        explained = _explained(error)
+        if explained.reason is FailureReason.INTERNAL_ERROR:
+            _log.exception("the base model cannot be downloaded")
+        write_termination(RunResult(failure=explained.failure))
+        server = Subject("AdapterServer", spec.identity.name, spec.identity.namespace)
+        print(scrub(str(explained)), file=sys.stderr)
+        print(render_hint(explained.failure, server), file=sys.stderr, flush=True)
+        return int(explained.exit_code)
     return int(ExitCode.OK)
 
 
 def _check_keys(spec: ServeSpec) -> None:
     """Raise SecretNotFound where nobody could ask: known before gigabytes are brought, and engine and door started."""
     if problem := ApiKeys(spec.api_keys).problem():
-        raise TuneryError(FailureReason.SECRET_NOT_FOUND, problem, HINT)
+        raise TuneryError(FailureReason.SECRET_NOT_FOUND, problem, CREATE_SECRET)
 
 
 def bring_model(spec: ServeSpec, *, allow_file: bool = False) -> Path:
@@ -108,9 +110,9 @@ def _check_weights(folder: Path, names: Iterable[str]) -> None:
             try:
                 read_header(folder / name)
             except BadHeader as error:
-                hint = f"Fetch {name} again from where the model comes, and put it in place of this one."
+                fetch = retry(f"Fetch {name} again from where the model comes, and replace this one")
                 message = f"spec.model.uri: {name} {error}"
-                raise TuneryError(FailureReason.MODEL_UNSUPPORTED, message, hint) from error
+                raise TuneryError(FailureReason.MODEL_UNSUPPORTED, message, fetch) from error
 
 
 def _remove_others(target: Path, names: Iterable[str]) -> None:
@@ -140,9 +142,3 @@ def _explained(error: Exception) -> TuneryError:
     if isinstance(error, OSError) and error.errno in DISK_FULL:
         return TuneryError(FailureReason.DISK_FULL, f"no space left on the disk: {first_line(error)}")
     return TuneryError(FailureReason.INTERNAL_ERROR, f"{type(error).__name__}: {first_line(error)}")
-
-
-def _write_termination(error: TuneryError) -> None:
-    """Write the failure as the trainer writes its own; where there is no such file nobody waits for it."""
-    failure = Failure(reason=error.reason, message=scrub(error.message), hint=scrub(error.hint) if error.hint else None)
-    write_termination(RunResult(failure=failure))

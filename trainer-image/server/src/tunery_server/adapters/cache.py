@@ -12,7 +12,7 @@ import re
 import shutil
 import threading
 import uuid
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
@@ -21,8 +21,9 @@ from pydantic import ValidationError
 
 from tunery_api.manifest import CONFIG_FILE, WEIGHTS_FILE, Manifest
 from tunery_api.reasons import FailureReason
+from tunery_api.remedies import Remedy, edit, retry
 from tunery_api.runspec import DiskLimit
-from tunery_common.errors import DISK_FULL, TuneryError
+from tunery_common.errors import DISK_FULL, TuneryError, raise_disk
 from tunery_common.storage.asker import GivenUp
 from tunery_common.storage.transfer import hash_file, sync_folder
 from tunery_server.adapters.notes import write_whole
@@ -61,9 +62,9 @@ def wanted_bytes(manifest: Manifest) -> int:
 class OverLimit(TuneryError):
     """What is on the disk leaves no room within its limit."""
 
-    def __init__(self, message: str, hint: str, size: int, missing: int) -> None:
+    def __init__(self, message: str, remedies: Iterable[Remedy], size: int, missing: int) -> None:
         """`size` bytes are needed, of which `missing` are there only once more versions are used by nobody."""
-        super().__init__(FailureReason.DISK_FULL, message, hint)
+        super().__init__(FailureReason.DISK_FULL, message, *remedies)
         self.size = size
         self.missing = missing
 
@@ -304,16 +305,16 @@ class AdapterCache:
         raise self._over_limit(limit, size, self._free(limit))  # some were taken into use meanwhile
 
     def _over_limit(self, limit: DiskLimit, size: int, free: int) -> OverLimit:
-        hint = f"Raise {limit.field}, or serve fewer adapters, or fewer with keepLoaded."
+        remedies = [raise_disk(limit), edit("Serve fewer adapters, or fewer with keepLoaded", "adapters")]
         why = "all adapters that are there are in use" if self.on_disk() else "no adapter is there that could leave"
         if kept := self._kept_for():
             why = f"{sum(kept.values()):,} are kept for {len(kept)} that are on their way"
-            hint = f"Ask again once those are here; if this comes often, raise {limit.field}."
+            remedies = [retry("Wait until those are loaded, and ask again"), raise_disk(limit)]
         message = (
             f"{size:,} bytes are needed on the disk, of {limit.bytes:,} ({limit.field}) {max(0, free):,} are "
             f"free, and {why}"
         )
-        return OverLimit(message, hint, size, size - free)
+        return OverLimit(message, remedies, size, size - free)
 
     def _size(self, folder: Path) -> int:
         if folder not in self._sizes:

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import Final
 
 from tunery_api.reasons import FailureReason
-from tunery_common.errors import TuneryError
+from tunery_api.remedies import edit
+from tunery_common.errors import TuneryError, raise_disk
 from tunery_server.adapters.cache import AdapterCache, DiskTooSmall, LargerThanDisk, OverLimit
 from tunery_server.adapters.departures import Departures
 from tunery_server.adapters.places import Places
@@ -18,6 +19,7 @@ WAIT_SECONDS: Final = 10.0
 _POLL_SECONDS: Final = 0.1
 _LEAVES_SECONDS: Final = 1.0
 """How long one that is leaving already is waited for before another has to."""
+_FEWER_KEPT: Final = edit("Remove keepLoaded from some adapters", "adapters")
 
 
 class DiskRoom:
@@ -36,7 +38,7 @@ class DiskRoom:
                 f"{size:,} bytes are needed on the disk, and {room:,} are for adapters, beside the model, of the "
                 f"{disk.bytes:,} of {disk.field}"
             )
-            raise LargerThanDisk(FailureReason.DISK_FULL, message, f"Raise {disk.field}.")
+            raise LargerThanDisk(FailureReason.DISK_FULL, message, raise_disk(disk))
 
     def check(self, slot: Slot, size: int) -> None:
         """Raise DiskTooSmall where a version of `size` bytes would not fit even if all left that ever do."""
@@ -54,8 +56,8 @@ class DiskRoom:
             f"{size:,} bytes are needed on the disk, and of the {room:,} that are for adapters, beside the model, "
             f"{stay:,} are taken by {who} ({disk.field})"
         )
-        hint = f"Raise {disk.field}" + (", or take keepLoaded from some adapters." if stay > own else ".")
-        raise DiskTooSmall(FailureReason.DISK_FULL, message, hint)
+        remedies = (raise_disk(disk), *([_FEWER_KEPT] if stay > own else []))
+        raise DiskTooSmall(FailureReason.DISK_FULL, message, *remedies)
 
     async def make(self, slot: Slot, full: TuneryError) -> bool:
         """Return once more may fit for a slot that met `full`; False where nobody asks for it, and it has no place now.

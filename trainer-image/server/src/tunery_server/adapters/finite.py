@@ -12,13 +12,12 @@ from typing import BinaryIO, Final
 
 from tunery_api.manifest import WEIGHTS_FILE
 from tunery_api.reasons import FailureReason
+from tunery_api.remedies import retry
 from tunery_common.errors import TuneryError
 from tunery_common.inputs.headers import ADAPTER_HEADER, Span, read_spans
 
 CHUNK: Final = 1 << 20
-_HINT: Final = (
-    "Train it again: a loss that was NaN, or a learning rate that is too high, gives such weights; then publish that."
-)
+_TRAIN_AGAIN: Final = retry("Train it again with a lower learning rate or without a loss of NaN, and publish that")
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ def check_finite(path: Path) -> None:
             form = _FORMATS.get(span.dtype)
             if form is not None and _holds_none(file, span, form):
                 message = f"{WEIGHTS_FILE} holds NaN, or an infinite number, in {span.name[:200]}"
-                raise TuneryError(FailureReason.ADAPTER_CORRUPT, message, _HINT)
+                raise TuneryError(FailureReason.ADAPTER_CORRUPT, message, _TRAIN_AGAIN)
 
 
 def _holds_none(file: BinaryIO, span: Span, form: _Format) -> bool:

@@ -10,19 +10,18 @@ from typing import Any, Final
 
 from tunery_api.manifest import CONFIG_FILE, Lineage
 from tunery_api.reasons import FailureReason
-from tunery_api.unservable import INTO_MODEL, LINEAR, PEFT_ONLY, Unservable, base_problem, rank_problem
+from tunery_api.remedies import INTO_MODEL, Remedy, retry
+from tunery_api.unservable import LINEAR, PEFT_ONLY, Unservable, base_problem, rank_problem
 from tunery_common.errors import TuneryError
 
 LARGEST_CONFIG: Final = 16_000_000
-SAVE_AGAIN: Final = "Save it again with PEFT's save_pretrained, and publish that."
-_CONVERT: Final = (
-    "Save it again with PEFT's path_initial_model_for_weight_conversion, which makes a LoRA of it, and publish that."
-)
+SAVE_AGAIN: Final = retry("Save it again with PEFT's save_pretrained, and publish that")
+_CONVERT: Final = retry("Convert it to a LoRA with PEFT's path_initial_model_for_weight_conversion, and publish that")
 _PLAIN_INITS: Final = frozenset({"gaussian", "eva", "orthogonal", "mica", "lora_ga", "true", "false", ""})
 """Ways to begin that leave the base model as it is; after any other the adapter is relative to a changed base."""
 _SERVED_WHOLE: Final = frozenset({"classifier", "score"})
 """Modules of modules_to_save that the engine takes."""
-HINTS: Final[Mapping[str, str]] = {
+OF_METHODS: Final[Mapping[str, Remedy]] = {
     "ADALORA": LINEAR,
     "IA3": INTO_MODEL,
     "PROMPT_TUNING": PEFT_ONLY,
@@ -31,8 +30,8 @@ HINTS: Final[Mapping[str, str]] = {
     "PREFIX_TUNING": PEFT_ONLY,
     "ADAPTION_PROMPT": PEFT_ONLY,
 }
-"""What to do with an adapter of another method; of any that is not here, what is done with most."""
-_REFUSED: Final[Mapping[str, tuple[str, str]]] = {
+"""What to do with an adapter of another method; for any other, into a model."""
+_REFUSED: Final[Mapping[str, tuple[str, Remedy]]] = {
     "use_dora": ("DoRA, which no engine serves as an adapter", INTO_MODEL),
     "lora_bias": ("a LoRA with biases (lora_bias), which the engine does not serve", INTO_MODEL),
     "use_qalora": ("QALoRA, which the engine does not serve", INTO_MODEL),
@@ -43,7 +42,7 @@ _REFUSED: Final[Mapping[str, tuple[str, str]]] = {
     ),
     "alora_invocation_tokens": (
         "an activated LoRA (alora_invocation_tokens), which the engine does not serve",
-        "Train a LoRA without alora_invocation_tokens.",
+        retry("Train a LoRA without alora_invocation_tokens"),
     ),
     "trainable_token_indices": (
         "an adapter with trained tokens (trainable_token_indices), which are not served",
@@ -66,9 +65,9 @@ class AdapterConfig:
     """Those of modules_to_save."""
 
 
-def unsupported(message: str, hint: str | None = None) -> TuneryError:
+def unsupported(message: str, remedy: Remedy = INTO_MODEL) -> TuneryError:
     """Return the failure of an adapter that the engine cannot serve."""
-    return TuneryError(FailureReason.ADAPTER_UNSUPPORTED, message, hint)
+    return TuneryError(FailureReason.ADAPTER_UNSUPPORTED, message, remedy)
 
 
 def read_config(path: Path) -> AdapterConfig:
@@ -106,20 +105,21 @@ def _problems(found: Mapping[str, Any]) -> Iterator[TuneryError]:
     """Yield what stands in the way, the method first."""
     method = str(found.get("peft_type") or "LORA").rsplit(".", 1)[-1].upper()
     if method != "LORA":
-        yield unsupported(f"its method is {method} ({CONFIG_FILE}: peft_type); only LoRA is served", HINTS.get(method))
-    for field, (what, hint) in _REFUSED.items():
+        remedy = OF_METHODS.get(method, INTO_MODEL)
+        yield unsupported(f"its method is {method} ({CONFIG_FILE}: peft_type); only LoRA is served", remedy)
+    for field, (what, remedy) in _REFUSED.items():
         if found.get(field):
-            yield unsupported(f"it is {what} ({CONFIG_FILE}: {field})", hint)
+            yield unsupported(f"it is {what} ({CONFIG_FILE}: {field})", remedy)
     init = str(found.get("init_lora_weights", "")).lower()
     if init not in _PLAIN_INITS:
         yield unsupported(f"it is relative to a base that PEFT has changed (init_lora_weights: {init[:64]})", _CONVERT)
     if found.get("bias") not in (None, "none"):
-        yield unsupported(f"it has trained biases ({CONFIG_FILE}: bias), which are not served", INTO_MODEL)
+        yield unsupported(f"it has trained biases ({CONFIG_FILE}: bias), which are not served")
     whole = found.get("modules_to_save") or []
     if not isinstance(whole, list) or not all(isinstance(name, str) for name in whole):
         yield unsupported(f"{CONFIG_FILE}: modules_to_save is no list of names", SAVE_AGAIN)
     elif more := sorted(set(whole) - _SERVED_WHOLE):
-        yield unsupported(f"it has whole modules ({CONFIG_FILE}: modules_to_save: {', '.join(more)[:128]})", INTO_MODEL)
+        yield unsupported(f"it has whole modules ({CONFIG_FILE}: modules_to_save: {', '.join(more)[:128]})")
     for field in ("r", "lora_alpha", "target_modules"):
         if field not in found:
             yield unsupported(f"{CONFIG_FILE} has no {field}, which the engine needs", SAVE_AGAIN)
@@ -147,4 +147,4 @@ def check_base_name(config: AdapterConfig, lineage: Lineage, served_name: str) -
 
 def _raise_for(problem: Unservable | None) -> None:
     if problem is not None:
-        raise TuneryError(problem.reason, problem.message, problem.hint)
+        raise TuneryError(problem.reason, problem.message, problem.remedy)

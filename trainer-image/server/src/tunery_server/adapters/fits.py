@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Final
 
 from tunery_api.manifest import CONFIG_FILE, WEIGHTS_FILE, Lineage
-from tunery_api.reasons import ADVICE, FailureReason
+from tunery_api.reasons import FailureReason
+from tunery_api.remedies import INTO_MODEL, retry
 from tunery_common.errors import TuneryError
 from tunery_common.inputs.headers import ADAPTER_HEADER, BadHeader, Tensor, read_header
 from tunery_server.adapters.base import BaseModel, numbers
 from tunery_server.adapters.fit_config import (
-    HINTS,
+    OF_METHODS,
     SAVE_AGAIN,
     AdapterConfig,
     check_base_name,
@@ -42,7 +43,9 @@ _OTHER_METHODS: Final = (
     ("modules_to_save", "modules_to_save"),
     ("lora_B.bias", "lora_bias"),
 )
-_RETRAIN: Final = ADVICE[FailureReason.BASE_MISMATCH].hint
+_OTHER_SERVER: Final = retry(
+    "Serve it from an AdapterServer of the base model that it was trained on, or train it on this one"
+)
 
 
 @dataclass(frozen=True)
@@ -135,7 +138,8 @@ def _unknown(name: str, others: Iterable[str]) -> TuneryError:
     for other in (name, *others):
         method = next((what for mark, what in _OTHER_METHODS if mark in other), None)
         if method is not None:
-            return unsupported(f"{WEIGHTS_FILE}: {other[:200]} is of {method}; only LoRA is served", HINTS.get(method))
+            what = f"{WEIGHTS_FILE}: {other[:200]} is of {method}; only LoRA is served"
+            return unsupported(what, OF_METHODS.get(method, INTO_MODEL))
     return unsupported(f"{WEIGHTS_FILE}: {name[:200]} is no tensor of a LoRA, as PEFT saves them", SAVE_AGAIN)
 
 
@@ -210,7 +214,7 @@ def _check_widths(name: str, pair: _Pair, weight: tuple[int, int], either_way: b
 
 
 def _mismatch(message: str) -> TuneryError:
-    return TuneryError(FailureReason.BASE_MISMATCH, message, _RETRAIN)
+    return TuneryError(FailureReason.BASE_MISMATCH, message, _OTHER_SERVER)
 
 
 def _note(lineage: Lineage, base: BaseModel) -> str | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from tunery_api.reasons import FailureReason
+from tunery_api.remedies import retry
 from tunery_common.errors import TuneryError
 from tunery_server.adapters.notes import read_note, write_whole
 
@@ -90,7 +91,7 @@ class Breaker:
             raise TuneryError(
                 FailureReason.ENGINE_FAILED,
                 f"{what}; this replica leaves it out",
-                "Look at the log of the container engine, and publish the adapter anew.",
+                retry("Check the log of the container engine, and publish the adapter again"),
             )
 
     def _write(self) -> None:

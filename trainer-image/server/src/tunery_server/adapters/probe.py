@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from tunery_api.reasons import FailureReason
+from tunery_api.remedies import retry
 from tunery_common.errors import TuneryError
 from tunery_server.engine import PROBE_SECONDS, Engine, EngineGone, EngineRefusal
 
@@ -21,17 +22,11 @@ _TOP: Final = 20
 """Of how many tokens the log-probability is asked for at each position: as many as an engine tells by default."""
 _ENGINES_FAULT: Final = 500
 """From this status on it is not said that it is the request's."""
-_LEARNED_NOTHING: Final = (
-    "Look at the adapter: training has changed nothing that the engine answers with; train it again and publish that."
+_LEARNED_NOTHING: Final = retry("Train the adapter again, and publish that: its training changed no answer")
+_OVERFLOWS: Final = retry(
+    "Train the adapter again with a lower learning rate, and publish that: the engine cannot compute with its weights"
 )
-
-_OVERFLOWS: Final = (
-    "Look at the adapter: its weights are numbers, and so large that the engine cannot compute with them; train it "
-    "again with a lower learning rate and publish that."
-)
-
-
-_BUSY: Final = "Nothing to do where the engine was only busy: it is asked again. Else look at its log."
+_BUSY: Final = retry("Wait if the engine was only busy: Tunery asks it again; else check its log")
 
 
 class NoAnswer(TuneryError):
@@ -93,7 +88,8 @@ class Probe:
         if nothing:
             raise NoNumbers(f"{nothing} of {len(found)} log-probabilities of its answer are no numbers")
         if found == self._base:
-            raise _failed(f"it answers exactly as the base model, in each of {len(found)} numbers", _LEARNED_NOTHING)
+            message = f"it answers exactly as the base model, in each of {len(found)} numbers"
+            raise TuneryError(FailureReason.PROBE_FAILED, message, _LEARNED_NOTHING)
 
     async def base_is_sound(self) -> bool:
         """Tell whether the base still answers with numbers; raises EngineGone.
@@ -113,7 +109,3 @@ class NoNumbers(TuneryError):
 
     def __init__(self, message: str) -> None:
         super().__init__(FailureReason.PROBE_FAILED, message, _OVERFLOWS)
-
-
-def _failed(message: str, hint: str | None = None) -> TuneryError:
-    return TuneryError(FailureReason.PROBE_FAILED, message, hint)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Final
 
 from tunery_api.reasons import FailureReason
+from tunery_api.remedies import retry
 from tunery_api.serving import OLDEST_ENGINE
 from tunery_common.errors import TuneryError
 from tunery_server.adapters.cache import Content
@@ -207,8 +208,8 @@ class Residents:
         """Raise ADAPTER_UNSUPPORTED where the engine holds other content under this name."""
         if engine_name in self.registered and self._contents.get(engine_name, sha256) != sha256:
             message = f"its digest begins as that of {engine_name}, which is served, and is another"
-            hint = "Publish it anew, which gives its manifest another digest; two that begin alike were made to."
-            raise TuneryError(FailureReason.ADAPTER_UNSUPPORTED, message, hint)
+            publish = retry("Publish it again, which gives its manifest another digest")
+            raise TuneryError(FailureReason.ADAPTER_UNSUPPORTED, message, publish)
 
     def _spoiled(self, engine_name: str, sha256: str) -> None:
         """The engine answers others with what a version has left in it: it must start anew, without that version."""

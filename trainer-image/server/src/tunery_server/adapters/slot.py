@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+from tunery_api.failures import sentences
 from tunery_api.reasons import FailureReason
 from tunery_api.scrub import scrub
 from tunery_api.serverstatus import AdapterState
@@ -31,7 +32,6 @@ LONGEST_BACKOFF: Final = 60.0
 LOOK_SECONDS: Final = 300.0
 """Between two looks at what may change without a word: what is published at a URI, and what the engine refused."""
 _MESSAGE: Final = 1024
-_TOO_MANY: Final = "Raise engine.maxLoadedAdapters above the number of adapters with keepLoaded, or take it from some."
 
 
 @dataclass(frozen=True)
@@ -289,14 +289,14 @@ class Slot:
         """Return what the report says of the problem, where there is one that counts."""
         problem = self.problem
         if self.over is not None:
-            problem = Problem(TuneryError(_R.TOO_MANY_ADAPTERS, self.over, _TOO_MANY), None, math.inf, 0.0, True)
+            problem = Problem(TuneryError(_R.TOO_MANY_ADAPTERS, self.over), None, math.inf, 0.0, True)
         known = self.served or self.cold
         if problem is None:
             return {}
         if known is not None and problem.sha256 is None and not problem.settled and self._looked_at:
             return {}  # of a look by the clock: another follows soon
         error = problem.error
-        fields: dict[str, object] = {"reason": error.reason, "hint": scrub(error.hint, _MESSAGE)}
+        fields: dict[str, object] = {"reason": error.reason, "hint": scrub(sentences(error.remedies), _MESSAGE)}
         fields["message"] = scrub(self._sentence(problem), _MESSAGE)
         if self.fails:
             fields |= {"state": AdapterState.FAILED, "manifest_sha256": None, "wanted_sha256": self.wanted}

@@ -10,6 +10,7 @@ from typing import Final
 
 from tunery_api.manifest import CONFIG_FILE, MANIFEST_NAME, WEIGHTS_FILE, Manifest
 from tunery_api.reasons import FailureReason
+from tunery_api.remedies import edit, retry
 from tunery_api.runspec import MountedSecret
 from tunery_api.serving import DesiredAdapter
 from tunery_common.errors import TuneryError
@@ -25,15 +26,15 @@ from tunery_common.storage.published_folder import (
 )
 from tunery_common.storage.s3_client import SharedClient
 from tunery_server.adapters.cache import FILES, AdapterCache, Content, OverLimit, wanted_bytes
-from tunery_server.adapters.fit_config import LARGEST_CONFIG, AdapterConfig, parse_config
+from tunery_server.adapters.fit_config import LARGEST_CONFIG, SAVE_AGAIN, AdapterConfig, parse_config, unsupported
 from tunery_server.adapters.fits import Fit, ServedBase, check_parts
 from tunery_server.adapters.turns import Heard
 
 _SIGN_BYTES: Final = 64 << 10
 """So many bytes of the weights are a sign that all will come."""
-_OTHER: Final = (
-    "Other content lies there than was vouched for: correct manifestSha256 of the entry, or have the job that made it "
-    "publish it again."
+_REPLACED: Final = (
+    edit("Correct manifestSha256 of the adapter", "adapters"),
+    retry("Publish the adapter again with the job that made it"),
 )
 Opener = Callable[[DesiredAdapter], StorePath]
 
@@ -126,7 +127,7 @@ def _manifest(place: StorePath, sha256: str) -> tuple[Manifest, bytes]:
         data = place.store.read_range(place.key(MANIFEST_NAME), 0, LARGEST_MANIFEST + 1)
     except ObjectMissing as error:
         raise _unpublished(place) from error
-    return parse_manifest(data, uri, sha256, _OTHER).manifest, data
+    return parse_manifest(data, uri, sha256, *_REPLACED).manifest, data
 
 
 def _config(place: StorePath, manifest: Manifest) -> AdapterConfig:
@@ -216,8 +217,9 @@ def _check_files(place: StorePath, manifest: Manifest) -> None:
     """Raise AdapterUnsupported where what is published is no adapter, or one that is a pickle."""
     if CONFIG_FILE not in manifest.files:
         message = f"{place.uri} holds no adapter: its manifest lists no {CONFIG_FILE}"
-        raise TuneryError(FailureReason.ADAPTER_UNSUPPORTED, message, "Name the place of an adapter.")
+        raise TuneryError(
+            FailureReason.ADAPTER_UNSUPPORTED, message, edit("Name the location of an adapter", "adapters")
+        )
     if WEIGHTS_FILE not in manifest.files:
         message = f"{place.uri} has no {WEIGHTS_FILE}; no other format of weights is read"
-        hint = "Save it again with PEFT's save_pretrained, which writes safetensors, and publish that."
-        raise TuneryError(FailureReason.ADAPTER_UNSUPPORTED, message, hint)
+        raise unsupported(message, SAVE_AGAIN)

@@ -9,6 +9,7 @@ from typing import Final
 from tunery_api.batchinference import BatchInferenceSpec
 from tunery_api.inputs import SecretKeyReference
 from tunery_api.reasons import FailureReason
+from tunery_api.remedies import recreate, retry
 from tunery_api.runspec import Purpose
 from tunery_common.errors import TuneryError
 from tunery_common.inputs.fetch import fetch_dataset
@@ -16,7 +17,7 @@ from tunery_common.inputs.mounts import Mounts
 from tunery_common.storage.credentials import from_secret
 
 _FIELD: Final = "spec.input.uri"
-_PUT_IT: Final = "Put the file there and retry; another spec.input.uri needs a new object."
+_UPLOAD: Final = (retry("Upload the file to that location"), recreate("Set another input.uri", "input.uri"))
 
 
 def fetch_input(work: Mounts, spec: BatchInferenceSpec) -> Path:
@@ -30,12 +31,12 @@ def fetch_input(work: Mounts, spec: BatchInferenceSpec) -> Path:
         found = fetch_dataset(place, work.folder("input"))
     except TuneryError as error:
         if error.reason is FailureReason.DATASET_NOT_FOUND:
-            raise TuneryError(error.reason, error.message, _PUT_IT) from error
+            raise error.with_(remedies=_UPLOAD) from error
         raise
     path = found.root / found.pattern
     if not path.is_file():
         message = f"{_FIELD}: {uri} is not one file; a batch is read from one"
-        raise TuneryError(FailureReason.DATASET_NOT_FOUND, message, _PUT_IT)
+        raise TuneryError(FailureReason.DATASET_NOT_FOUND, message, *_UPLOAD)
     return path
 
 
@@ -51,17 +52,17 @@ def api_key(work: Mounts, spec: BatchInferenceSpec) -> str | None:
     folder = Path(secret.path)
     if not (folder / asked.key).is_file():
         raise _no_key(work, asked, secret.field)
-    hint = f"Write an API key of the server into the Secret {asked.name} as {asked.key}, and retry."
+    write = retry(f"Write an API key of the server into the Secret {asked.name} as {asked.key}")
     try:
         value = from_secret(folder, secret.name, (), secret.field).get(asked.key)
     except TuneryError as error:
-        raise TuneryError(error.reason, error.message, hint) from error
+        raise error.with_(remedies=[write]) from error
     if value is None:
         message = f"{secret.field}: the key {asked.key} of the Secret {asked.name} is empty"
-        raise TuneryError(FailureReason.SECRET_NOT_FOUND, message, hint)
+        raise TuneryError(FailureReason.SECRET_NOT_FOUND, message, write)
     if not value.isascii() or not value.isprintable() or " " in value:
         message = f"{secret.field}: the key {asked.key} of the Secret {asked.name} has a character that no API key has"
-        raise TuneryError(FailureReason.SECRET_NOT_FOUND, message, hint)
+        raise TuneryError(FailureReason.SECRET_NOT_FOUND, message, write)
     return value
 
 
@@ -69,9 +70,10 @@ def _no_key(work: Mounts, asked: SecretKeyReference, field: str) -> TuneryError:
     """Return that the key is not there. Nothing else of the Secret is mounted: it may be missing itself."""
     name, key = asked.name, asked.key
     message = f"{field}: the Secret {name} has no key {key}, or there is no such Secret"
-    hint = (
-        f"`kubectl describe secret {name} -n {work.run.identity.namespace}` names its keys. Where {name} or {key} is "
-        f"misspelt, correct spec.apiKeySecretRef, in a new object; else add the key {key} with an API key of the "
-        "server, or create the Secret with it, and retry."
+    listed = f"`kubectl describe secret {name} -n {work.run.identity.namespace}` lists its keys"
+    return TuneryError(
+        FailureReason.SECRET_NOT_FOUND,
+        message,
+        retry(f"Add the key {key} with an API key of the server to the Secret ({listed})"),
+        recreate("Correct apiKeySecretRef, if a name in it is misspelt", "apiKeySecretRef"),
     )
-    return TuneryError(FailureReason.SECRET_NOT_FOUND, message, hint)

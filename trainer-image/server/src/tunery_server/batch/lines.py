@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Final, NamedTuple, cast
 
 from tunery_api.reasons import FailureReason
+from tunery_api.remedies import retry
 from tunery_common.errors import TuneryError, first_line
 from tunery_common.inputs.zstd import ZstdReader
 from tunery_server.door.body import MAX_BODY
@@ -59,8 +60,8 @@ class InputLines:
                         index += 1
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             message = f"spec.input.uri: {self._uri} cannot be unpacked: {first_line(error)}"
-            hint = "Put a whole file there, packed as its name says, and retry."
-            raise TuneryError(FailureReason.INPUT_INVALID, message, hint) from error
+            upload = retry("Upload the complete file, packed as its name says")
+            raise TuneryError(FailureReason.INPUT_INVALID, message, upload) from error
         self.digest = sha.hexdigest()
 
     def open(self) -> IO[bytes]:
@@ -70,7 +71,7 @@ class InputLines:
     def changed(self) -> TuneryError:
         """Return that the file is not what it was when it was checked."""
         message = f"spec.input.uri: {self._uri} was changed while it was read"
-        return TuneryError(FailureReason.INPUT_INVALID, message, "Let it be, and retry.")
+        return TuneryError(FailureReason.INPUT_INVALID, message, retry("Leave the file unchanged while the batch runs"))
 
 
 class Place(NamedTuple):

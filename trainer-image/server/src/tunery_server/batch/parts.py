@@ -19,6 +19,7 @@ from pydantic import Field, ValidationError
 
 from tunery_api.fields import OpenModel
 from tunery_api.reasons import FailureReason
+from tunery_api.remedies import retry
 from tunery_common.errors import TuneryError
 from tunery_common.storage import ObjectMissing, StorePath
 from tunery_server.batch.answers import Answer, Tally, tally_of
@@ -115,9 +116,9 @@ class DamagedPart(TuneryError):
 
     def __init__(self, place: StorePath, mark: Mark) -> None:
         message = f"{place.below(mark.file).uri}, a part of the answers, is not what was stored"
-        hint = f"See that nothing else writes, changes or deletes what lies below {place.uri}, and retry."
         told = f"{message}: its {mark.lines} lines are asked again"
-        super().__init__(FailureReason.STORAGE_UNAVAILABLE, told, hint)
+        stop = retry(f"Stop what else writes, changes or deletes files below {place.uri}")
+        super().__init__(FailureReason.STORAGE_UNAVAILABLE, told, stop)
         self.mark = mark
 
 

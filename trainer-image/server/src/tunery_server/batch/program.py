@@ -12,8 +12,9 @@ from typing import Final
 
 from pydantic import ValidationError
 
+from tunery_api.failures import render_hint
 from tunery_api.reasons import ExitCode, FailureReason
-from tunery_api.failures import Failure
+from tunery_api.remedies import retry
 from tunery_api.runspec import RunResult, RunSpec, Task
 from tunery_api.scrub import scrub
 from tunery_common.errors import DISK_FULL, TuneryError, first_line
@@ -67,8 +68,8 @@ def read_run_spec(path: Path) -> RunSpec:
         if problems and all(loc and loc[0] == _SPEC for loc, _ in problems):
             fields = "; ".join(f"{'.'.join(map(str, ('spec', *loc[1:])))}: {text}" for loc, text in problems)
             message = f"this server image cannot run it: {fields}"
-            hint = "Use a server image of the same version as the operator's."
-            raise TuneryError(FailureReason.INVALID_SPEC, message, hint) from error
+            same = retry("Ask a cluster admin to use a server image of the operator's version")
+            raise TuneryError(FailureReason.INVALID_SPEC, message, same) from error
         raise TuneryError(FailureReason.INTERNAL_ERROR, f"{path} is not what the operator writes: {error}") from error
     except (OSError, ValueError) as error:
         raise TuneryError(FailureReason.INTERNAL_ERROR, f"{path} cannot be read: {first_line(error)}") from error
@@ -85,20 +86,18 @@ def explain(error: Exception) -> TuneryError:
     return TuneryError(FailureReason.INTERNAL_ERROR, f"{type(error).__name__}: {first_line(error)}")
 
 
-def _failed(failure: TuneryError, progress: Progress) -> RunResult:
-    """Return the last word of a failure, with what was answered by then, also where it is not published."""
-    reached = failure.reached if isinstance(failure.reached, RunResult) else RunResult(answers=progress.report())
-    hint = scrub(failure.hint) if failure.hint else None
-    told = Failure(reason=failure.reason, message=scrub(failure.message), hint=hint)
-    return reached.model_copy(update={"failure": told})
+def _failed(error: TuneryError, progress: Progress) -> RunResult:
+    """Return the termination message of a failure, with what was answered by then, also if it is not published."""
+    reached = error.reached if isinstance(error.reached, RunResult) else RunResult(answers=progress.report())
+    return reached.model_copy(update={"failure": error.failure})
 
 
-def _show(failure: TuneryError, cause: Exception) -> None:
-    """Print the failure to stderr, reason, message and hint as its last lines; a trace where it is a defect."""
-    if failure.reason is FailureReason.INTERNAL_ERROR:
+def _show(error: TuneryError, cause: Exception) -> None:
+    """Print the failure to stderr, reason, message and hint as its last lines; a trace if it is a bug in Tunery."""
+    if error.reason is FailureReason.INTERNAL_ERROR:
         print(scrub("".join(traceback.format_exception(cause)), _MAX_TRACE), file=sys.stderr)
-    print(f"{failure.reason}: {' '.join(scrub(failure.message, _MAX_TRACE).split())}", file=sys.stderr)
-    print(" ".join(scrub(failure.hint or "").split()), file=sys.stderr, flush=True)
+    print(f"{error.reason}: {' '.join(scrub(error.message, _MAX_TRACE).split())}", file=sys.stderr)
+    print(" ".join(render_hint(error.failure, None).split()), file=sys.stderr, flush=True)
 
 
 def _prepare_environment(work: Path) -> None:

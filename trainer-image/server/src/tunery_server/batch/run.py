@@ -12,6 +12,7 @@ from typing import Final
 
 from tunery_api.batchinference import BatchInferenceSpec
 from tunery_api.reasons import FailureReason
+from tunery_api.remedies import retry
 from tunery_api.runspec import AnswersReport, RunResult, RunSpec
 from tunery_api.status import Phase
 from tunery_common.errors import TuneryError, first_line
@@ -126,7 +127,7 @@ def _prepare(work: Mounts, spec: BatchInferenceSpec, place: StorePath, pace: Pac
     checked = check(lines, spec.default_model, work.folder("check"), problems)
     if not checked.lines:
         message = f"spec.input.uri: {spec.input.uri} has no line"
-        raise TuneryError(FailureReason.INPUT_INVALID, message, "Put requests there, one a line, and retry.")
+        raise TuneryError(FailureReason.INPUT_INVALID, message, retry("Write requests to it, one a line"))
     digest = batch_digest(checked.digest, [spec.server_ref.name, spec.default_model])
     return Batch(work, spec, lines, checked, problems, Parts(place, digest), pace, progress)
 
@@ -281,8 +282,8 @@ async def _stored(batch: Batch, failure: TuneryError, signal: StopSignal) -> Tun
     except (TuneryError, TimeoutError) as error:
         _log.warning("the list of bad lines cannot be stored: %s", first_line(error))
         return failure
-    which = "All of them" if batch.problems.cut_at is None else "Those that were found"
-    return TuneryError(failure.reason, failure.message, f"{failure.hint} {which} are in {place.uri}.")
+    failure.facts["invalidLines"] = place.uri
+    return failure
 
 
 async def _keep_asking(batch: Batch, kept: Kept, server: Server, stops: Stops) -> tuple[dict[int, Mark], bool]:

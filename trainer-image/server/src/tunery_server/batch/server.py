@@ -18,6 +18,7 @@ import aiohttp
 from yarl import URL
 
 from tunery_api.reasons import FailureReason
+from tunery_api.remedies import recreate, retry
 from tunery_api.scrub import scrub
 from tunery_common.errors import TuneryError, first_line
 from tunery_common.progress_client import retry_after
@@ -37,10 +38,10 @@ _SHORTEST_PAUSE: Final = 0.05
 _OF_ANY_MODEL: Final = (FailureReason.ENGINE_FAILED, FailureReason.SECRET_NOT_FOUND, "engine_error", "http_503")
 """Codes of 503 that say nothing about the model, unless others are answered meanwhile."""
 
-_ALLOW_IT: Final = (
-    "Allow the model for this key's client in spec.access.clients of the AdapterServer, or have the lines ask for "
-    "models that it may ask for (GET /v1/models with the key lists them), and retry; to ask with another key takes a "
-    "new object."
+_DENIED: Final = (
+    retry("Allow the model for the client of this key in access.clients of the AdapterServer"),
+    retry("Change the lines to models that it may ask for (GET /v1/models with the key lists them)"),
+    recreate("Name another key in apiKeySecretRef", "apiKeySecretRef"),
 )
 
 _log = logging.getLogger(__name__)
@@ -317,15 +318,15 @@ class Server:
 def model_denied(which: str, meant: str = "") -> TuneryError:
     """Return that the server holds the API key to other models; `which` names the model and its line."""
     message = f"spec.apiKeySecretRef: the server does not let this API key ask for the model {which}{meant}"
-    return TuneryError(FailureReason.SERVER_ACCESS_DENIED, message, _ALLOW_IT)
+    return TuneryError(FailureReason.SERVER_ACCESS_DENIED, message, *_DENIED)
 
 
 def _access_denied(url: str, reply: Reply, *, has_key: bool) -> TuneryError:
     said = f"{url} answers {reply.status}: {_words(reply)}"
     if not has_key:
         message = f"spec.apiKeySecretRef is not set, and the server asks for an API key: {said}"
-        hint = "Name the Secret and its key with an API key of the server in spec.apiKeySecretRef, in a new object."
-        return TuneryError(FailureReason.INVALID_SPEC, message, hint)
+        name = recreate("Name the Secret and its key with an API key in apiKeySecretRef", "apiKeySecretRef")
+        return TuneryError(FailureReason.INVALID_SPEC, message, name)
     return TuneryError(FailureReason.SERVER_ACCESS_DENIED, f"spec.apiKeySecretRef: {said}")
 
 

@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
+from tunery_api.failures import sentences
 from tunery_api.reasons import FailureReason
+from tunery_api.remedies import retry
 from tunery_api.runspec import MountedSecret
 from tunery_api.scrub import register_secret
 from tunery_server.door.errors import Refusal, unavailable
@@ -24,7 +26,8 @@ MAX_KEY: Final = 16 << 10
 RETRY_SECONDS: Final = 30
 _LINK: Final = "..data"
 """The kubelet's link to the present content; each renewal gives it another target."""
-HINT: Final = "Create it with one key for each client: its name is the client's, its value the API key."
+CREATE_SECRET: Final = retry("Create it with one key for each client: its name is the client's, its value the API key")
+HINT: Final = sentences([CREATE_SECRET])
 ANYBODY: Final = ""
 """The client where no key is asked for, or was given."""
 
