@@ -1,4 +1,4 @@
-"""What is wrong with a whole file is told by place, and its hint, followed to the letter, mends it."""
+"""A fault of a whole file is reported with its place, and its remedy fixes it."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ import pytest
 import zstandard
 
 from tunery_api.reasons import ExitCode, FailureReason
+from tunery_api.remedies import Action
 from tunery_common.errors import TuneryError
 from tunery_trainer.data.options import DataOptions
 from tunery_trainer.data.read import read_records
@@ -30,7 +31,7 @@ ROWS = [{"prompt": f"ünï {number}", "completion": "c, d"} for number in range(
 LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS)
 ARRAY = json.dumps(ROWS, indent=1, ensure_ascii=False)
 CSV = "prompt,completion\n" + "".join(f'{row["prompt"]},"{row["completion"]}"\n' for row in ROWS)
-CANNOT = "; maxInvalidRows cannot help here."
+THERE = "Correct the file at that place (maxInvalidRows doesn't apply)"
 
 
 def records(path: Path) -> list[Record]:
@@ -51,9 +52,15 @@ def refused(path: Path, content: bytes | str) -> TuneryError:
     return caught.value
 
 
+def fix_of(found: TuneryError) -> str:
+    """Return the first remedy, which is outside of the object."""
+    assert found.remedies[0].action is Action.RETRY
+    return found.remedies[0].text
+
+
 def follow(found: TuneryError, path: Path, number: int = 0) -> None:
-    """Put what the command in the hint prints in the place of the file, as the hint says."""
-    command = re.findall(r"`([^`]+)`", found.hint)[number]
+    """Replace the file by the output of the command in the first remedy."""
+    command = re.findall(r"`([^`]+)`", fix_of(found))[number].replace(".NAME[]", ".data[]")
     done = subprocess.run(["bash", "-o", "pipefail", "-c", command], cwd=path.parent, check=True, capture_output=True)
     path.write_bytes(done.stdout)
 
@@ -97,13 +104,13 @@ def follow(found: TuneryError, path: Path, number: int = 0) -> None:
 )
 def test_a_wrong_character_in_an_array_is_told_by_its_place(tmp_path: Path, content: str, message: str) -> None:
     found = refused(tmp_path / "a.json", content)
-    assert (found.message, found.hint) == (message, f"Correct the file at that place{CANNOT}")
+    assert (found.message, fix_of(found)) == (message, THERE)
 
 
 def test_text_after_an_array_is_told_by_its_place(tmp_path: Path) -> None:
     found = refused(tmp_path / "a.jsonl", '["a"]\n["b"]\n')
     assert found.message == "a.jsonl line 2 column 1: there is more text after the end of the JSON array"
-    assert "one array holds all rows, or each row is an object on a line of its own, without an array" in found.hint
+    assert "use one array for all rows, or one object on each line" in fix_of(found)
 
 
 def test_an_array_that_ends_too_early_breaks_off_wherever_it_is_cut(tmp_path: Path) -> None:
@@ -111,7 +118,7 @@ def test_an_array_that_ends_too_early_breaks_off_wherever_it_is_cut(tmp_path: Pa
     for end in range(1, len(whole)):
         found = refused(tmp_path / "a.json", whole[:end])
         assert "the JSON array breaks off here" in found.message
-        assert found.hint.startswith("Upload the file again, whole; or complete it")
+        assert fix_of(found).startswith("Upload the complete file again")
     constants = '[{"a": [true, false, null, NaN, -Infinity, 1.5e3, "\\u00fc"]}]'
     for end in range(1, len(constants)):
         assert "breaks off here" in refused(tmp_path / "a.json", constants[:end]).message
@@ -137,10 +144,7 @@ def test_an_array_in_the_encoding_of_windows_is_converted_by_the_command(tmp_pat
     follow(found, path)
     assert values(path) == ROWS
     found = refused(path, ARRAY.encode().replace(b" 2", b"\xff2"))
-    assert (found.message, found.hint) == (
-        "a.json line 11: is not valid UTF-8 (byte 19)",
-        f"Correct the file at that place{CANNOT}",
-    )
+    assert (found.message, fix_of(found)) == ("a.json line 11: is not valid UTF-8 (byte 19)", THERE)
 
 
 @pytest.mark.parametrize(
@@ -149,10 +153,8 @@ def test_an_array_in_the_encoding_of_windows_is_converted_by_the_command(tmp_pat
 def test_objects_over_several_lines_are_put_on_lines_by_the_command(tmp_path: Path, text: str) -> None:
     path = tmp_path / "a.json"
     found = refused(path, text)
-    assert "a JSON object goes on over several lines, and a row is one line" in found.message
-    inner = '"data"' in text
-    found.hint = found.hint.replace(".NAME[]", ".data[]")
-    follow(found, path, number=int(inner))
+    assert "a JSON object continues over several lines, and a row is one line" in found.message
+    follow(found, path, number=int('"data"' in text))
     assert values(path) == ROWS
 
 
@@ -162,8 +164,9 @@ def test_a_settings_file_in_a_folder_of_data_may_be_taken_out_or_passed_by(tmp_p
     stray.write_text(json.dumps({"r": 8}, indent=2))
     with pytest.raises(TuneryError) as refused:
         scan(tmp_path, DataOptions())
-    said = "where this file is no data, take it out of the folder, and retry, or name the data file itself"
-    assert said in (refused.value.hint or "")
+    _, remove, name = refused.value.remedies
+    assert (remove.action, remove.text) == (Action.RETRY, "If this file is no data, remove it from the folder")
+    assert (name.action, name.fields) == (Action.RECREATE, ["dataset.uri"])
     assert scan(tmp_path / "data.jsonl", DataOptions()).rows == len(ROWS)
     stray.unlink()
     assert scan(tmp_path, DataOptions()).rows == len(ROWS)
@@ -191,7 +194,7 @@ def test_columns_of_one_name_are_told_by_number(
     write_twice(path, columns)
     found = refused(path, path.read_bytes())
     assert found.message == f"{where}: {said}"
-    assert found.hint == f"Give each of them a name of its own in the file, or remove it with its cells{CANNOT}"
+    assert fix_of(found).startswith("Give each of these columns its own name in the file, or remove it with its cells")
     write_twice(path, ["x", "b", "y"])
     assert values(path) == [{"x": "1", "b": "2", "y": "3"}]
 
@@ -211,7 +214,7 @@ def test_columns_of_one_name_are_told_by_number(
 def test_what_is_wrong_with_a_csv_file_is_told_by_its_place(tmp_path: Path, text: str, message: str) -> None:
     found = refused(tmp_path / "a.csv", text)
     assert found.message == message
-    assert "with commas between the cells" in found.hint or "Correct the quotes in that row" in found.hint
+    assert re.search("with commas between the cells|Correct the quotes in that row", fix_of(found))
 
 
 def test_blank_lines_before_the_names_of_columns_are_passed_over(tmp_path: Path) -> None:
@@ -249,7 +252,7 @@ def test_a_name_that_says_the_wrong_kind_is_told_with_a_better_one(
 ) -> None:
     found = refused(tmp_path / name, content)
     assert said in found.message
-    assert f"Name it {better};" in found.hint or "or name it " in found.hint
+    assert f"Rename it to {better} " in fix_of(found) or "or rename it " in fix_of(found)
     (tmp_path / name).rename(tmp_path / better)
     assert values(tmp_path / better) == ROWS
 
@@ -270,7 +273,7 @@ def test_csv_in_the_name_of_json_and_json_in_that_of_csv_are_read_by_the_better_
     content = pack(text.encode())
     found = refused(tmp_path / (name + ending), content)
     assert "and its name says that it is" in found.message
-    assert re.findall(r"Name it (\S+?)[,;]", str(found.hint)) == [better + ending]
+    assert re.findall(r"Rename it to ([^, ]+)", fix_of(found)) == [better + ending]
     (tmp_path / (better + ending)).write_bytes(content)
     assert len(values(tmp_path / (better + ending))) == len(ROWS)
 
@@ -291,7 +294,7 @@ def test_what_only_looks_a_little_like_another_kind_is_read_by_its_name(tmp_path
 
 
 @pytest.mark.parametrize(
-    ("content", "said", "hint"),
+    ("content", "said", "fix"),
     [
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 2\n", "a pointer of Git LFS", "git lfs pull"),
         (b"\n<!DOCTYPE html>\n<html></html>\n", "is a web page", "Download the file itself"),
@@ -301,10 +304,10 @@ def test_what_only_looks_a_little_like_another_kind_is_read_by_its_name(tmp_path
     ],
 )
 @pytest.mark.parametrize("name", ["a.jsonl", "a.csv"])
-def test_what_is_no_data_at_all_is_named(tmp_path: Path, name: str, content: bytes, said: str, hint: str) -> None:
+def test_what_is_no_data_at_all_is_named(tmp_path: Path, name: str, content: bytes, said: str, fix: str) -> None:
     found = refused(tmp_path / name, content)
     assert said in found.message
-    assert hint in found.hint
+    assert fix in fix_of(found)
 
 
 def test_files_put_together_may_each_begin_with_a_mark(tmp_path: Path) -> None:
@@ -341,7 +344,7 @@ def test_where_an_array_cannot_be_read_on_the_row_that_is_too_deep_is_named(tmp_
     path = tmp_path / "a.json"
     found = refused(path, f'[{{"a": 1}},\n{nested(100_000)}]')
     assert found.message == "a.json line 2: row 2 is nested more than 100 levels deep"
-    assert found.hint == f"Take row 2 out, or its nesting{CANNOT}"
+    assert fix_of(found).startswith("Remove row 2, or its nesting")
     path.write_text('[{"a": 1}]')
     assert values(path) == [{"a": 1}]
 
@@ -396,4 +399,4 @@ def test_a_parquet_file_that_is_cut_off_is_uploaded_again(tmp_path: Path) -> Non
     for content in (b"", whole[:3], whole[:-9], whole[:20] + bytes(40) + whole[60:]):
         found = refused(path, content)
         assert found.message.startswith("a.parquet: is not a readable parquet file: ")
-        assert found.hint.startswith("Upload the file again, or ")
+        assert fix_of(found).startswith("Upload the file again, or ")

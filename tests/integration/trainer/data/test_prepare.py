@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from tunery_api.inputs import DatasetFormat, DatasetTemplate
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.reasons import FailureReason
+from tunery_api.remedies import Action
 from tunery_api.training import Loss
 from tunery_common.errors import TuneryError
 from tunery_trainer.data import prepare as prepare_module
@@ -198,7 +199,9 @@ def test_other_content_than_is_asked_for_is_refused(
             TuneryError, match=rf"{field}: the data has changed: it has the digest .* LoRASweep s "
         ) as of:
             scan(path, dataclasses.replace(pinned, sweep="s"))
-        assert "new sweep" in (of.value.hint or ""), "nobody has set a digest: the sweep keeps to what it began with"
+        restore, other = of.value.remedies
+        assert "that the sweep began with" in restore.text, "the manifest states no digest"
+        assert (other.action, other.fields) == (Action.RECREATE, [field.removeprefix("spec.")])
 
 
 def test_content_tokenizer_and_template_change_the_key(write: Write, tmp_path: Path) -> None:

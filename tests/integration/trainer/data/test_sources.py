@@ -92,9 +92,7 @@ def test_a_link_out_of_the_root_is_refused_and_one_within_is_not(tmp_path: Path)
     (root / "outside.jsonl").symlink_to(tmp_path / "secret.jsonl")
     with pytest.raises(TuneryError, match=r"outside\.jsonl: is a link that leads out") as caught:
         find_sources(root, "", "train")
-    assert caught.value.hint == (
-        "Put the file itself in the place of the link, as cp -L does; or, without a cluster, name the link itself."
-    )
+    assert caught.value.remedies[0].text.startswith("Replace the link by the file itself, as cp -L does")
 
 
 def test_a_link_that_is_named_itself_is_read_by_its_own_name_wherever_it_leads(tmp_path: Path) -> None:
@@ -131,7 +129,7 @@ def test_a_link_to_nothing_is_not_passed_over(tmp_path: Path, name: str, pattern
     found = refused(root, pattern)
     assert found.reason is FailureReason.DATASET_NOT_FOUND
     assert found.message == f"spec.dataset.uri: {name}: is a link to gone, where nothing is"
-    assert found.hint == "Put there what it points to, or remove the link."
+    assert [each.text for each in found.remedies] == ["Create what it points to, or remove the link"]
     (root / name).unlink()
     assert [source.name for source in find_sources(root, "*", "train")] == ["a.jsonl"]
 
@@ -144,7 +142,7 @@ def test_a_link_to_itself_is_told_as_one(tmp_path: Path, name: str) -> None:
     found = refused(root)
     assert found.reason is FailureReason.DATASET_NOT_FOUND
     assert f"spec.dataset.uri: {name}: is a link to z, which leads back to itself" in found.message
-    assert found.hint == "Put the file or the folder itself in the place of the link, or remove it."
+    assert found.remedies[0].text == "Replace the link by the file or the folder itself, or remove it"
 
 
 def test_links_to_what_is_no_data_are_passed_over(tmp_path: Path) -> None:
@@ -167,8 +165,7 @@ def test_a_linked_folder_that_leads_out_is_refused_as_a_linked_file_is(tmp_path:
     found = refused(tmp_path / "root", pattern.replace("NAME", name))
     assert found.reason is FailureReason.DATASET_INVALID
     assert found.message == f"spec.dataset.uri: {name}: is a linked folder that leads out of the data set's folder"
-    assert found.hint is not None
-    assert "as cp -rL does" in found.hint
+    assert "as cp -rL does" in found.remedies[0].text
     subprocess.run(["cp", "-rL", link, link.with_name("copy")], check=True)
     link.unlink()
     link.with_name("copy").rename(link)

@@ -10,6 +10,7 @@ import pytest
 
 from tunery_api.inputs import DatasetFormat, DatasetTemplate
 from tunery_api.reasons import FailureReason
+from tunery_api.remedies import Action, remedies_for, retry
 from tunery_common.errors import TuneryError
 from tunery_trainer.data.examples import ExampleReader
 from tunery_trainer.data.invalid_rows import InvalidRows
@@ -355,26 +356,33 @@ def test_what_is_wrong_with_several_rows_is_said_once() -> None:
     assert caught.value.message.endswith(
         ": a.jsonl line 1: text: is missing (the same in lines 2, 4, 5); a.jsonl line 3: text: must not be empty; ..."
     )
-    assert str(caught.value.hint).startswith("Mend the named lines")
+    assert caught.value.remedies == remedies_for(FailureReason.DATASET_INVALID)
 
 
-def test_where_no_row_has_the_columns_the_hint_is_of_their_names() -> None:
+def test_where_no_row_has_the_columns_the_remedy_is_to_name_them() -> None:
     rows = InvalidRows(limit=0)
     for number in (1, 2):
-        rows.add(RowPlace("a.jsonl", number), RowError("", "is in no known format; columns: question, answer"))
+        rows.add(RowPlace("a.jsonl", number), RowError("", "is in no known format", columns=True))
     with pytest.raises(TuneryError) as caught:
         rows.check(valid=0)
-    assert "by spec.dataset.columns, such as {prompt: question, completion: answer}" in str(caught.value.hint)
+    correct, name = caught.value.remedies
+    assert (correct.action, name.action, name.fields) == (Action.RETRY, Action.RECREATE, ["dataset.columns"])
+    assert "{prompt: question, completion: answer}" in name.text
     with pytest.raises(TuneryError) as caught:
         rows.check(valid=1)
-    assert "are right" not in str(caught.value.hint), "those that are read show that the columns are known"
+    usual = remedies_for(FailureReason.DATASET_INVALID)
+    assert caught.value.remedies == usual, "the valid row shows that the columns are known"
+    rows.add(RowPlace("a.jsonl", 3), RowError("text", "is missing"))
+    with pytest.raises(TuneryError) as caught:
+        rows.check(valid=0)
+    assert caught.value.remedies == usual, "not every row lacks the columns"
 
 
 def test_no_valid_row_is_refused_even_when_bad_rows_are_allowed() -> None:
     rows = InvalidRows(limit=10)
     with pytest.raises(TuneryError, match=r"spec\.dataset: has no row$") as caught:
         rows.check(valid=0)
-    assert caught.value.hint == "Add rows, and retry.", "there are no lines to mend"
+    assert caught.value.remedies == (retry("Add rows"),), "there are no lines to correct"
     rows.add(RowPlace("a.jsonl", 1), RowError("text", "is missing"))
     with pytest.raises(TuneryError, match=r"spec\.dataset: has no valid row: a\.jsonl line 1: text: is missing"):
         rows.check(valid=0)

@@ -18,6 +18,7 @@ from trl import DPOTrainer, KTOTrainer
 from tunery_api.inputs import DatasetFormat, DatasetTemplate
 from tunery_api.preference import TrainingTask
 from tunery_api.reasons import FailureReason
+from tunery_api.remedies import recreate, retry
 from tunery_api.training import Loss
 from tunery_common.errors import TuneryError
 from tunery_trainer.data.cache import cache_key
@@ -282,35 +283,35 @@ def test_plain_shows_no_conversation(write: Write, options: DataOptions, row: di
             {"messages": [USER, GOOD]},
             "Messages (columns: messages)",
             "Preference: chosen, rejected",
-            "or set task: SFT, in a new job.",
+            "Set task: SFT",
         ),
         (
             DPO,
             ONE,
             "UnpairedPreference (columns: prompt, completion, label)",
             "Preference: chosen, rejected",
-            "Set task: KTO in a new job.",
+            "Set task: KTO",
         ),
         (
             ORPO,
             {"text": "x"},
             "Text (columns: text)",
             "Preference: chosen, rejected",
-            "or set task: SFT, in a new job.",
+            "Set task: SFT",
         ),
         (
             KTO,
             {"prompt": "Hi", "completion": "Hello"},
             "PromptCompletion (columns: prompt, completion)",
             "UnpairedPreference: prompt, completion, label; Preference: chosen, rejected",
-            "or set task: SFT, in a new job.",
+            "Set task: SFT",
         ),
         (
             DataOptions(),
             PAIR,
             "Preference (columns: prompt, chosen, rejected)",
             "Messages: messages; ShareGPT: conversations; ",
-            "Set task: DPO (or ORPO) in a new job. If other columns",
+            "Set task: DPO (or ORPO)",
         ),
     ],
 )
@@ -322,7 +323,8 @@ def test_rows_of_another_task_are_refused_at_once(
     assert caught.value.reason is FailureReason.DATASET_INVALID
     said = f"spec.dataset: the rows are {found}, task {options.task} learns from {needed}"
     assert caught.value.message.startswith(said)
-    assert todo in str(caught.value.hint)
+    replace, columns = recreate(todo, "task"), recreate("Name other columns in dataset.columns", "dataset.columns")
+    assert caught.value.remedies[-2:] == (replace, columns)
 
 
 def test_a_label_is_not_passed_over_unasked(write: Write) -> None:
@@ -330,8 +332,9 @@ def test_a_label_is_not_passed_over_unasked(write: Write) -> None:
     path = write("a.jsonl", [ONE, {**ONE, "label": False}])
     with pytest.raises(TuneryError, match="the rows are UnpairedPreference") as caught:
         convert(path, DataOptions())
-    hint = str(caught.value.hint)
-    assert hint.startswith("Set task: KTO in a new job. To leave the others aside, name spec.dataset.format: Prompt")
+    task, format_, _ = caught.value.remedies
+    assert (task.text, format_.fields) == ("Set task: KTO", ["dataset.format"])
+    assert "dataset.format: PromptCompletion" in format_.text
     examples, _, reader = convert(path, DataOptions(format=DatasetFormat.PROMPT_COMPLETION))
     assert (len(examples), reader.ignored) == (2, {"label"})
 
@@ -484,7 +487,7 @@ def test_kto_needs_both_kinds(write: Write, tokenizer: PreTrainedTokenizerBase, 
     for attempt in (lambda: scan(path, KTO, tokenizer), lambda: prepare(path, KTO, tokenizer, path.parent / "cache")):
         with pytest.raises(TuneryError, match=f"all 19 rows to train on have label {str(label).lower()}") as caught:
             attempt()
-        assert f"Add rows with label {other}" in str(caught.value.hint)
+        assert caught.value.remedies[0] == retry(f"Add rows with label {other}")
 
 
 def test_a_pair_that_is_cut(write: Write, tokenizer: PreTrainedTokenizerBase) -> None:

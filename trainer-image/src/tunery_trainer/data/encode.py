@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tunery_api.reasons import FailureReason
+from tunery_api.remedies import recreate
 from tunery_common.errors import TuneryError
 from tunery_trainer.data.byte_level import ByteLevel, Located
 from tunery_trainer.data.mask import IGNORED, labels_of, token_stretches
@@ -78,7 +79,7 @@ class Encoder:
             raise TuneryError(
                 FailureReason.MODEL_UNSUPPORTED,
                 f"spec.model.uri: the tokenizer ({type(tokenizer).__name__}) has no tokenizer.json",
-                "Use a model whose folder has a tokenizer.json.",
+                recreate("Use a model whose folder has a tokenizer.json", "model.uri"),
             )
         self._tokenizer = tokenizer
         self._max_length = max_length

@@ -10,6 +10,7 @@ from typing import Final
 from tunery_api.inputs import DatasetFormat, DatasetTemplate
 from tunery_api.preference import TrainingTask
 from tunery_api.reasons import FailureReason
+from tunery_api.remedies import Remedy, recreate, retry
 from tunery_common.errors import TuneryError
 from tunery_trainer.data.conversation import with_turns
 from tunery_trainer.data.invalid_rows import InvalidRows
@@ -106,7 +107,10 @@ class ExampleReader:
             raise TuneryError(
                 FailureReason.DATASET_INVALID,
                 f"{'; '.join(missing)}; {columns_text(value)}",
-                "Correct spec.dataset.columns (field left, the data set's column right) in a new job.",
+                recreate(
+                    "Correct dataset.columns: a field of the format left, its column in the data right",
+                    "dataset.columns",
+                ),
             )
         self._columns_checked = True
 
@@ -121,7 +125,8 @@ class ExampleReader:
             raise self._of_another_task(other, found, row)
         if found is not None:
             return found
-        raise RowError("", f"is in no known format; {columns_text(row)} (known: {self._known()})")
+        why = f"is in no known format; {columns_text(row)} (known: {self._known()})"
+        raise RowError("", why, columns=bool(row))
 
     def _other_task(self, row: JsonObject, found: DatasetFormat | None) -> DatasetFormat | None:
         """The format of another task that a row is in, where it is in none of this one, or that one says more.
@@ -140,20 +145,22 @@ class ExampleReader:
         return TuneryError(
             FailureReason.DATASET_INVALID,
             f"spec.dataset: the rows are {found} ({columns_text(row)}), task {self._task} learns from {self._known()}",
-            self._with_that_task(found, too),
+            *self._with_that_task(found, too),
         )
 
-    def _with_that_task(self, found: DatasetFormat, too: DatasetFormat | None) -> str:
-        """Return what to do about rows of another task: pairs and labels are written for one, other rows for any."""
-        if found in _LIKELY:
-            aside = f" To leave the others aside, name spec.dataset.format: {too} in a new job." if too else ""
-            columns = " If other columns are meant, name them in spec.dataset.columns in a new job."
-            return f"Set task: {_LIKELY[found]} in a new job.{aside}{columns}"
-        fitting = " or ".join(task for task in TrainingTask if found in formats_of(task))
-        return (
-            f"Put rows that task {self._task} learns from in their place, and retry; or name the columns that hold "
-            f"them in spec.dataset.columns, or set task: {fitting}, in a new job."
-        )
+    def _with_that_task(self, found: DatasetFormat, too: DatasetFormat | None) -> Iterator[Remedy]:
+        """Yield the remedies for rows of another task: pairs and labels are written for one, other rows for any."""
+        likely = _LIKELY.get(found)
+        if likely is None:
+            yield retry(f"Replace the rows by rows that task {self._task} learns from")
+        yield recreate(f"Set task: {likely or ' or '.join(_tasks_for(found))}", "task")
+        if likely is not None and too is not None:
+            yield recreate(f"Set dataset.format: {too} to ignore the other columns", "dataset.format")
+        yield recreate("Name other columns in dataset.columns", "dataset.columns")
+
+
+def _tasks_for(found: DatasetFormat) -> list[str]:
+    return [task for task in TrainingTask if found in formats_of(task)]
 
 
 def _needs_chat(name: DatasetFormat) -> TuneryError:
@@ -161,5 +168,5 @@ def _needs_chat(name: DatasetFormat) -> TuneryError:
         FailureReason.INVALID_SPEC,
         f"spec.dataset.template: Plain is for prompts with completions, the data set is {name}: only a chat template "
         "can say who speaks",
-        "Leave spec.dataset.template out in a new job.",
+        recreate("Omit dataset.template", "dataset.template"),
     )

@@ -1,4 +1,4 @@
-"""Failures of whole files: what is wrong, where, and what mends it."""
+"""Provide the failures of whole files, each with its place and its remedy."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from tunery_api.reasons import FailureReason
+from tunery_api.remedies import Remedy, retry
 from tunery_common.errors import IN_THE_WAY, TuneryError
 
 AGAIN: Final = "Upload the file again"
@@ -18,9 +19,10 @@ _OF_THE_MACHINE: Final = (errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EMFILE
 """What an OSError says that is no fault of the file: told elsewhere as what it is."""
 
 
-def damaged(where: str, why: str, hint: str = AGAIN) -> TuneryError:
-    """Return the failure of a file of which nobody knows how many rows it has; `hint` is without a full stop."""
-    return TuneryError(FailureReason.DATASET_INVALID, f"{where}: {why}", f"{hint}; maxInvalidRows cannot help here.")
+def damaged(where: str, why: str, fix: str = AGAIN, *others: Remedy) -> TuneryError:
+    """Return the failure of a file that has an unknown number of rows; `fix` is the text of the first remedy."""
+    first = retry(f"{fix} (maxInvalidRows doesn't apply)")
+    return TuneryError(FailureReason.DATASET_INVALID, f"{where}: {why}", first, *others)
 
 
 @contextmanager
@@ -41,9 +43,10 @@ def reading(name: str) -> Iterator[None]:
 def _refused(name: str, number: int) -> TuneryError:
     message = f"spec.dataset.uri: {name}: cannot be read: {os.strerror(number)}"
     if number in (errno.ENOENT, *IN_THE_WAY):
-        hint = "Put the file itself in its place, and leave the data set as it is while it is read."
-        return TuneryError(FailureReason.DATASET_NOT_FOUND, message, hint)
+        fix = "Store the file itself at that path, and don't change the data set while it is read"
+        return TuneryError(FailureReason.DATASET_NOT_FOUND, message, retry(fix))
     if number in (errno.EACCES, errno.EPERM):
-        hint = f"Let every user read it, as `chmod -R a+rX {shlex.quote(name)}` does, or remove it if it is no data."
-        return TuneryError(FailureReason.STORAGE_ACCESS_DENIED, message, hint)
-    return TuneryError(FailureReason.STORAGE_UNAVAILABLE, message, "Check the disk or the claim that it lies on.")
+        fix = f"Let every user read it, as `chmod -R a+rX {shlex.quote(name)}` does, or remove it if it is no data"
+        return TuneryError(FailureReason.STORAGE_ACCESS_DENIED, message, retry(fix))
+    fix = "Check the disk or the PersistentVolumeClaim that holds it"
+    return TuneryError(FailureReason.STORAGE_UNAVAILABLE, message, retry(fix))

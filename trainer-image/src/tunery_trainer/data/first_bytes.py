@@ -34,27 +34,27 @@ def check_name(source: DataFile, start: bytes) -> None:
     """Raise TuneryError (DatasetInvalid) where a file's first bytes, as they lie on the disk, are of another kind."""
     name, packed = source.name, _packing(source.suffix)
     if is_pointer(start):
-        hint = "Fetch the file itself, as `git lfs pull` does, and upload that"
-        raise damaged(name, "is a pointer of Git LFS to the file, and not the file", hint)
+        fix = "Download the file itself, as `git lfs pull` does, and upload that"
+        raise damaged(name, "is a pointer of Git LFS to the file, and not the file", fix)
     if is_page(start):
         raise damaged(name, "is a web page, and no data", "Download the file itself, and upload that")
     if source.suffix == ".parquet":
         if start and not start.startswith(_PARQUET):
             why = "is not a readable parquet file: it does not begin as one"
-            raise damaged(name, why, f"{AGAIN}, or name it by what it is, such as .jsonl")
+            raise damaged(name, why, f"{AGAIN}, or rename it by its format, such as .jsonl")
         return
     found = _kind(start)
     if packed and found != packed:
         is_it = "is empty, which a compressed file never is" if not start else f"is not compressed as {packed} says"
-        hint = f"{AGAIN}, or name it without {packed} if it is not compressed"
-        raise damaged(name, f"the compressed data is damaged: the file {is_it}", hint)
+        fix = f"{AGAIN}, or rename it without {packed} if it is not compressed"
+        raise damaged(name, f"the compressed data is damaged: the file {is_it}", fix)
     if not packed and found is not None:
-        raise damaged(name, f"is compressed ({found}), and its name does not say so", f"Name it {name}{found}")
+        raise damaged(name, f"is compressed ({found}), and its name does not say so", f"Rename it to {name}{found}")
     if not packed and start.startswith(_PARQUET):
-        raise damaged(name, "is a parquet file, and its name does not say so", "Name it as .parquet")
+        raise damaged(name, "is a parquet file, and its name does not say so", "Rename it to .parquet")
     what = next((what for sign, what in _PACKED.items() if re.match(sign, start)), None)
     if what is not None:
-        raise damaged(name, f"is {what}, which is not read", "Unpack it, and upload what was in it")
+        raise damaged(name, f"is {what}, which is not read", "Unpack it, and upload its content")
 
 
 def check_encoding(source: DataFile, stream: io.BufferedReader) -> None:
@@ -73,10 +73,10 @@ def check_text(source: DataFile, stream: io.BufferedReader) -> None:
     named = source.name[: -len(source.suffix)]
     if kind == ".csv" and _is_json(line):
         name = f"{named}.jsonl{packed}"
-        raise damaged(source.name, "holds JSON, and its name says that it is CSV", f"Name it {name}")
+        raise damaged(source.name, "holds JSON, and its name says that it is CSV", f"Rename it to {name}")
     if kind != ".csv" and _CSV_HEADER.fullmatch(line.strip()) and not _is_json(line):
         why = "begins as CSV does, with names of columns, and its name says that it is JSON"
-        raise damaged(source.name, why, f"Name it {named}.csv{packed}, if it is CSV")
+        raise damaged(source.name, why, f"Rename it to {named}.csv{packed}, if it is CSV")
 
 
 def _is_json(line: bytes) -> bool:
@@ -95,7 +95,7 @@ def not_utf8(name: str, why: str, encoding: str) -> TuneryError:
     path = shlex.quote(name)
     convert = f"iconv -f {encoding} -t UTF-8"
     command = f"{unpack} {path} | {convert}{pack}" if unpack else f"{convert} {path}"
-    return damaged(name, why, f"Put what `{command}` prints in the place of the file")
+    return damaged(name, why, f"Replace the file by the output of `{command}`")
 
 
 def _packing(suffix: str) -> str:

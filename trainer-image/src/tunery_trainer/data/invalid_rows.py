@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO, Final
 
 from tunery_api.reasons import FailureReason
+from tunery_api.remedies import Remedy, recreate, retry
 from tunery_api.scrub import shorten
 from tunery_common.errors import TuneryError
 from tunery_trainer.data.notes import InvalidKind, Place
@@ -31,8 +32,11 @@ _VARYING: Final = re.compile(r"\d+|'[^']*'|\"[^\"]*\"")
 """What differs from row to row in one and the same fault."""
 _OTHER: Final = "other faults"
 _NAME_COLUMNS: Final = (
-    "Where the rows are right, and only their columns have other names, say so in a new job by spec.dataset.columns, "
-    "such as {prompt: question, completion: answer}. Else mend the rows, and retry."
+    retry("Correct the rows"),
+    recreate(
+        "If only the names of the columns differ, set dataset.columns, such as {prompt: question, completion: answer}",
+        "dataset.columns",
+    ),
 )
 
 
@@ -85,12 +89,14 @@ class InvalidRows:
         self._kinds: Counter[tuple[str, str]] = Counter()
         self._alike: dict[str, list[RowPlace]] = {}
         """Of the first ones, by what is said of them."""
+        self._all_of_columns = True
         self.count = 0
         self.first: list[str] = []
 
     def add(self, place: RowPlace, error: RowError) -> None:
         """Count one more, list it, and keep its message if it is among the first."""
         self.count += 1
+        self._all_of_columns = self._all_of_columns and error.columns
         if len(self.first) < SHOWN_INVALID:
             self.first.append(shorten(f"{place}: {error}", _MAX_MESSAGE))
             self._alike.setdefault(str(error), []).append(place)
@@ -110,16 +116,16 @@ class InvalidRows:
         """Raise DatasetInvalid when there are more bad rows than allowed, or no valid one."""
         if self.count <= self._limit and valid:
             return
-        named, hint = self._named(), None if valid else self._of_columns()
+        named, remedies = self._named(), () if valid else self._of_columns()
         if self.count <= self._limit:
             if not named:
-                raise TuneryError(FailureReason.DATASET_INVALID, "spec.dataset: has no row", "Add rows, and retry.")
-            raise TuneryError(FailureReason.DATASET_INVALID, f"spec.dataset: has no valid row: {named}", hint)
+                raise TuneryError(FailureReason.DATASET_INVALID, "spec.dataset: has no row", retry("Add rows"))
+            raise TuneryError(FailureReason.DATASET_INVALID, f"spec.dataset: has no valid row: {named}", *remedies)
         total = self.count + valid
         raise TuneryError(
             FailureReason.DATASET_INVALID,
             f"{self.count} of {total} rows are invalid, spec.dataset.maxInvalidRows allows {self._limit}: {named}",
-            hint,
+            *remedies,
         )
 
     def _named(self) -> str:
@@ -132,9 +138,9 @@ class InvalidRows:
             said.append(shorten(f"{first}: {text}", _MAX_MESSAGE) + same)
         return "; ".join(said) + ("; ..." if more and not rest else "")
 
-    def _of_columns(self) -> str | None:
-        """Return what to do where all rows have the same columns, and not those that are looked for; else None."""
-        return _NAME_COLUMNS if len(self._kinds) == 1 and all("columns: " in text for text in self._alike) else None
+    def _of_columns(self) -> tuple[Remedy, ...]:
+        """Return the remedies where all rows have the same columns, and not those of a format; else none."""
+        return _NAME_COLUMNS if self._all_of_columns and len(self._kinds) == 1 else ()
 
 
 def _places(rows: Sequence[RowPlace], first: RowPlace) -> str:

@@ -21,7 +21,7 @@ _SPACE: Final = " \t\r\n"
 _WORDS: Final = ("true", "false", "null", "NaN", "-Infinity", "Infinity")
 _CUT: Final = re.compile(r"\.|[eE][+-]?|\\?u[0-9a-fA-F]{0,4}")
 """What is left over where a number, or an escape in a text, is cut off."""
-_WHOLE: Final = "Upload the file again, whole; or complete it, if it ends so where it comes from, too"
+_WHOLE: Final = "Upload the complete file again; if its source also ends like this, complete that"
 _THERE: Final = "Correct the file at that place"
 
 
@@ -41,8 +41,8 @@ def rows_of_array(stream: IO[bytes], name: str) -> Iterator[Record]:
         position = array.after(position, row)
     if text[position + 1 :].strip():
         where = array.where(array.skip(position + 1))
-        hint = f"{_THERE}: one array holds all rows, or each row is an object on a line of its own, without an array"
-        raise damaged(where, "there is more text after the end of the JSON array", hint)
+        fix = f"{_THERE}: use one array for all rows, or one object on each line without an array"
+        raise damaged(where, "there is more text after the end of the JSON array", fix)
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class _Array:
         except ValueError as error:
             raise damaged(str(place), f"row {row} {TOO_LONG_NUMBER}", f"Shorten it in {place}, or quote it") from error
         except RecursionError as error:
-            raise damaged(str(place), f"row {row} {TOO_DEEP}", f"Take row {row} out, or its nesting") from error
+            raise damaged(str(place), f"row {row} {TOO_DEEP}", f"Remove row {row}, or its nesting") from error
         brackets = self.text.count("[", position, end) + self.text.count("{", position, end)
         return RowError("", TOO_DEEP) if too_deep(value, brackets) else as_object(value), end
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tunery_api.reasons import FailureReason
+from tunery_api.remedies import recreate, retry
 from tunery_common.errors import TuneryError
 from tunery_trainer.data.options import DatasetReport
 from tunery_trainer.data.pack import pack
@@ -60,12 +61,12 @@ def check_held_out(labels: Labels, field: str) -> None:
     if labels.none or (labels.wanted > 0) == (labels.unwanted > 0):
         return
     label, other = ("true", "false") if labels.wanted else ("false", "true")
-    drawn = ": there have to be two at least, one to train on and one to hold out" if field == "spec.dataset" else ""
+    drawn = ": at least two, one to train on and one to hold out" if field == "spec.dataset" else ""
     raise TuneryError(
         FailureReason.DATASET_INVALID,
         f"{field}: all {labels.wanted + labels.unwanted} rows that are held out have label {label}; "
         "task KTO is measured on both kinds",
-        f"Add rows with label {other}{drawn}.",
+        retry(f"Add rows with label {other}{drawn}"),
     )
 
 
@@ -78,5 +79,6 @@ def _both_kinds(labels: Labels) -> int:
         FailureReason.DATASET_INVALID,
         f"spec.dataset: all {labels.wanted + labels.unwanted} rows to train on have label {label}; "
         "task KTO learns from both kinds",
-        f"Add rows with label {other}, and retry; good answers alone are for task: SFT, in a new job.",
+        retry(f"Add rows with label {other}"),
+        recreate("Set task: SFT to train on good answers alone", "task"),
     )

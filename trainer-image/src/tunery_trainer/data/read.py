@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, Final, cast
 
+from tunery_api.remedies import recreate, retry
 from tunery_common.errors import TuneryError
 from tunery_common.inputs.zstd import ZstdReader
 from tunery_trainer.data.faults import AGAIN, damaged, reading
@@ -43,7 +44,7 @@ def read_records(sources: Sequence[DataFile]) -> Iterator[Record]:
                 yield from _read(source)
         except _DAMAGE as error:
             why = f"the compressed data is damaged or ends too early ({error})"
-            raise damaged(source.name, why, f"{AGAIN}, or compress it anew") from error
+            raise damaged(source.name, why, f"{AGAIN}, or compress it again") from error
 
 
 def _read(source: DataFile) -> Iterator[Record]:
@@ -80,8 +81,8 @@ def _lines(stream: IO[bytes], name: str) -> Iterator[tuple[int, bytes]]:
     while line := stream.readline(MAX_LINE_BYTES + 1):
         number += 1
         if len(line) > MAX_LINE_BYTES:
-            hint = "Give each row a line of its own, and shorten or remove a row that is longer"
-            raise damaged(f"{name} line {number}", f"is longer than {MAX_LINE_BYTES >> 20} MiB", hint)
+            fix = "Write each row on its own line, and shorten or remove a row that is longer"
+            raise damaged(f"{name} line {number}", f"is longer than {MAX_LINE_BYTES >> 20} MiB", fix)
         # Also within the file: files that begin with one were put together.
         yield number, line.removeprefix(BOM)
 
@@ -99,12 +100,15 @@ def _json_lines(stream: IO[bytes], name: str) -> Iterator[Record]:
 def _over_several_lines(name: str, number: int) -> TuneryError:
     """Return the failure for rows that are written over several lines, or stand within an object: each line is bad."""
     path = shlex.quote(name)
-    hint = (
-        f"Put what `jq -c . {path}` prints in the place of the file; where the rows are an array within the object, "
-        f"what `jq -c '.NAME[]' {path}` prints, with the array's name; or, where this file is no data, take it out of "
-        "the folder, and retry, or name the data file itself in a new job"
+    why = "a JSON object continues over several lines, and a row is one line"
+    return damaged(
+        f"{name} line {number}",
+        why,
+        f"Replace the file by the output of `jq -c . {path}`, or of `jq -c '.NAME[]' {path}` if the array NAME of the "
+        "object has the rows",
+        retry("If this file is no data, remove it from the folder"),
+        recreate("Name the data file itself in dataset.uri", "dataset.uri"),
     )
-    return damaged(f"{name} line {number}", "a JSON object goes on over several lines, and a row is one line", hint)
 
 
 def _parse(line: bytes) -> dict[str, Any] | RowError:

@@ -17,8 +17,8 @@ _SEPARATORS: Final = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 _HALF: Final = re.compile("[\udc80-\udcff]")
 """A byte that is not UTF-8, as surrogateescape reads it."""
 _QUOTES: Final = (
-    "Correct the quotes in that row: a cell that holds commas, quotes or line breaks stands in quotes, and a quote in "
-    'it is written twice (""); a file that was cut off is uploaded again'
+    "Correct the quotes in that row: quote each cell that holds commas, quotes, or line breaks, and double each quote "
+    'in it (""); if the file is truncated, upload it again'
 )
 
 
@@ -71,7 +71,7 @@ def columns_twice(where: str, name: str, columns: list[str]) -> TuneryError:
     numbers = [str(number) for number, column in enumerate(columns, 1) if column == name]
     which = f"columns {', '.join(numbers[:-1])} and {numbers[-1]}"
     what = f"{which} have no name" if not name.strip() else f"two columns have the same name: {which} are '{name}'"
-    return damaged(where, what, "Give each of them a name of its own in the file, or remove it with its cells")
+    return damaged(where, what, "Give each of these columns its own name in the file, or remove it with its cells")
 
 
 def _row(header: list[str], cells: list[str]) -> dict[str, Any] | RowError:

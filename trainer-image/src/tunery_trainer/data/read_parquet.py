@@ -41,7 +41,7 @@ def rows_of_parquet(source: DataFile) -> Iterator[Record]:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         why = f"is not a readable parquet file: {first_line(error)}"
-        raise damaged(source.name, why, f"{AGAIN}, or write it anew") from error
+        raise damaged(source.name, why, f"{AGAIN}, or write it again") from error
 
 
 def _values(batch: Any) -> list[dict[str, Any]] | list[dict[str, Any] | RowError]:

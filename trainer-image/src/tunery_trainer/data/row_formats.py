@@ -65,16 +65,16 @@ def convert(
     """
     for field in FIELDS[name]:
         if field not in row:
-            raise RowError(field, _why_missing(row, name))
+            raise _missing(field, row, name)
     converters = _PLAIN_CONVERTERS if template is DatasetTemplate.PLAIN else _CONVERTERS
     return converters[name](row, place)
 
 
-def _why_missing(row: JsonObject, name: DatasetFormat) -> str:
+def _missing(field: str, row: JsonObject, name: DatasetFormat) -> RowError:
     other = detect(row)
     if other is not None and other is not name:
-        return f"is missing: the row looks like {other}, but the data set is {name}"
-    return f"is missing; {columns_text(row)}"
+        return RowError(field, f"is missing: the row looks like {other}, but the data set is {name}")
+    return RowError(field, f"is missing; {columns_text(row)}", columns=bool(row))
 
 
 def columns_text(row: Mapping[str, Any]) -> str:

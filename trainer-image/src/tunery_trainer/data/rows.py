@@ -31,10 +31,10 @@ def encodable(text: str) -> str:
 
 
 class RowError(Exception):
-    """One bad row: the field (may be empty) and why. It never ends the job by itself."""
+    """One bad row: the field (may be empty) and why; `columns`: it has the columns of no format."""
 
-    def __init__(self, field: str, why: str) -> None:
-        self.field, self.why = encodable(field), encodable(why)
+    def __init__(self, field: str, why: str, *, columns: bool = False) -> None:
+        self.field, self.why, self.columns = encodable(field), encodable(why), columns
         super().__init__(f"{self.field}: {self.why}" if field else self.why)
 
 

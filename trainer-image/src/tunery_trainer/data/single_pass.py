@@ -11,6 +11,7 @@ from typing import NamedTuple, TypeVar
 from tunery_api.inputs import DatasetFormat, DatasetTemplate
 from tunery_api.preference import PREFERENCE_TASKS
 from tunery_api.reasons import FailureReason
+from tunery_api.remedies import recreate, retry
 from tunery_common.errors import TuneryError
 from tunery_trainer.data.encode import Encoded, Encoder, ValidRow, encoded_ahead
 from tunery_trainer.data.examples import ExampleReader
@@ -68,19 +69,22 @@ def find_files(root: Path, options: DataOptions) -> Files:
 
 def _compare(field: str, digest: str, asked: str | None, sweep: str | None) -> None:
     """Raise DatasetInvalid where the content is not what the spec asks for, or what the sweep's trials read."""
+    path = field.removeprefix("spec.")
     if asked not in (None, digest) and sweep is not None:
         template = field.replace("spec", "spec.template", 1)
         raise TuneryError(
             FailureReason.DATASET_INVALID,
             f"{field}: the data has changed: it has the digest {digest}, and the trials of LoRASweep {sweep} read "
             f"{asked}, as its first trial's preflight found it, or as {template}.sha256 says",
-            "Put back the data that the sweep began with, and retry; other data needs a new sweep.",
+            retry("Restore the data that the sweep began with"),
+            recreate("Use the new data", path),
         )
     if asked not in (None, digest):
         raise TuneryError(
             FailureReason.DATASET_INVALID,
             f"{field}.sha256: the data has the digest {digest}, and {asked} is asked for: it is not the same",
-            "Put the data that is meant there and retry; or say that sha256, if this is the one, in a new job.",
+            retry("Restore the data with the digest that the manifest states"),
+            recreate(f"If the new data is meant, set {path}.sha256 to its digest", f"{path}.sha256"),
         )
 
 
@@ -279,5 +283,5 @@ class Survey:
             FailureReason.DATASET_INVALID,
             f"spec.training.maxLength: {self.options.max_length} tokens leave nothing of any answer in the {side} rows "
             f"(half of all rows have {tokens.p50_length} tokens or more)",
-            "Raise spec.training.maxLength in a new job.",
+            recreate("Raise training.maxLength", "training.maxLength"),
         )

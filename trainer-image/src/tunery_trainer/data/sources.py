@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from tunery_api.reasons import FailureReason
+from tunery_api.remedies import retry
 from tunery_common.errors import TuneryError
 from tunery_common.storage.transfer import hash_file, listing_digest
 from tunery_trainer.data.faults import reading
@@ -94,8 +95,8 @@ def _named(file: Path) -> DataFile:
         raise _no_file(file.name)
     if suffix is None:
         message = f"spec.dataset.uri: {file.name}: has not the name of a data file ({_SUPPORTED})"
-        hint = "If it is one, name it by its kind, such as data.jsonl, or name a link to it that is called so."
-        raise TuneryError(FailureReason.DATASET_NOT_FOUND, message, hint)
+        fix = "If it is data, rename it by its format, such as data.jsonl, or name a link that has such a name"
+        raise TuneryError(FailureReason.DATASET_NOT_FOUND, message, retry(fix))
     return DataFile(file, _readable(file.name), suffix)
 
 
@@ -122,7 +123,7 @@ def _no_file(name: str) -> TuneryError:
     return TuneryError(
         FailureReason.DATASET_INVALID,
         f"spec.dataset.uri: {name}: is a pipe, a socket or a device, and no file",
-        "Write what comes from it into a file such as data.jsonl, and name that or put it in its place; or remove it.",
+        retry("Write its output to a file such as data.jsonl, and use that instead, or remove it"),
     )
 
 
@@ -133,7 +134,7 @@ def _readable(name: str) -> str:
     except UnicodeEncodeError as error:
         shown = name.encode(errors="surrogateescape").decode(errors="backslashreplace")
         message = f"spec.dataset.uri: {shown}: has a name that is not valid UTF-8"
-        raise TuneryError(FailureReason.DATASET_INVALID, message, "Give it another name.") from error
+        raise TuneryError(FailureReason.DATASET_INVALID, message, retry("Rename it")) from error
     return name
 
 

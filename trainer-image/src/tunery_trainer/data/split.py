@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tunery_api.reasons import FailureReason
+from tunery_api.remedies import recreate, retry
 from tunery_common.errors import TuneryError
 from tunery_trainer.data.seen_rows import Digest, SeenRows
 from tunery_trainer.data.spill import Records
@@ -41,7 +42,8 @@ def held_out(rows: SeenRows, fraction: float, seed: int) -> npt.NDArray[np.int64
         raise TuneryError(
             FailureReason.DATASET_INVALID,
             f"spec.dataset: {there}, too few to hold one out for evaluation",
-            "Add rows; a set of its own, named in spec.dataset.evaluation, needs a new job.",
+            retry("Add rows"),
+            recreate("Name separate rows in dataset.evaluation", "dataset.evaluation"),
         )
     return rows.ordinals(draw.chosen())
 

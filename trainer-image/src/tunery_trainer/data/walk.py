@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Final, TypeAlias
 
 from tunery_api.reasons import FailureReason
+from tunery_api.remedies import retry
 from tunery_common.errors import TuneryError
 from tunery_common.storage.links import is_dead, leads_to_itself, said_of_dead
 from tunery_trainer.data.faults import reading
@@ -105,7 +106,7 @@ class _Walk:
             raise TuneryError(
                 FailureReason.DATASET_INVALID,
                 f"spec.dataset.uri: {self._name(path)}: is a link to a folder that it lies in itself",
-                "Remove the link, or let it lead elsewhere.",
+                retry("Remove the link, or point it elsewhere"),
             )
         return real
 
@@ -113,13 +114,13 @@ class _Walk:
 def leads_out(name: str, *, folder: bool = False) -> TuneryError:
     """Return the failure for a link that leads out of the data set."""
     what = "linked folder that" if folder else "link that"
-    hint = (
-        "Put the folder itself in the place of the link, as cp -rL does; or remove the link, if it is not meant."
+    fix = (
+        "Replace the link by the folder itself, as cp -rL does, or remove the link"
         if folder
-        else "Put the file itself in the place of the link, as cp -L does; or, without a cluster, name the link itself."
+        else "Replace the link by the file itself, as cp -L does; without a cluster you can also name the link itself"
     )
     message = f"spec.dataset.uri: {name}: is a {what} leads out of the data set's folder"
-    return TuneryError(FailureReason.DATASET_INVALID, message, hint)
+    return TuneryError(FailureReason.DATASET_INVALID, message, retry(fix))
 
 
 def _after(name: str, rest: _Rest) -> Iterator[_Rest]:
@@ -143,15 +144,15 @@ def _may_be_meant(name: str, *, named: bool) -> bool:
 
 def _dead(name: str, link: Path) -> TuneryError:
     """Return the failure for a link to nothing: without its rows it would be another data set."""
-    hint = "Put there what it points to, or remove the link."
+    fix = "Create what it points to, or remove the link"
     if leads_to_itself(link):
-        hint = "Put the file or the folder itself in the place of the link, or remove it."
-    return TuneryError(FailureReason.DATASET_NOT_FOUND, f"spec.dataset.uri: {name}: {said_of_dead(link)}", hint)
+        fix = "Replace the link by the file or the folder itself, or remove it"
+    return TuneryError(FailureReason.DATASET_NOT_FOUND, f"spec.dataset.uri: {name}: {said_of_dead(link)}", retry(fix))
 
 
 def _empty(name: str) -> TuneryError:
     return TuneryError(
         FailureReason.DATASET_INVALID,
         f"spec.dataset.uri: {name}: is a folder, and no data file is in it",
-        "Put the file itself in its place, or data files into it, or remove it.",
+        retry("Replace it by the file itself, add data files to it, or remove it"),
     )
