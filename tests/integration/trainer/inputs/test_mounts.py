@@ -54,4 +54,4 @@ def test_a_config_map_that_is_missing(case: Case, tmp_path: Path) -> None:
     assert failure.reason == "DatasetNotFound"
     assert failure.message.startswith("spec.dataset.evaluation.uri: the ConfigMap dev does not exist")
     namespace = RunSpec.model_validate_json(path.read_text()).identity.namespace
-    assert f"kubectl create configmap dev -n {namespace} --from-file=dev.jsonl=FILE" in (failure.hint or "")
+    assert f"kubectl create configmap dev -n {namespace} --from-file=dev.jsonl=FILE" in failure.remedies[0].text

@@ -10,8 +10,8 @@ from urllib.parse import quote
 
 import pytest
 
-from tunery_api.reasons import ExitCode
 from tunery_api.failures import Failure
+from tunery_api.reasons import ExitCode
 from tunery_api.runspec import PreflightReport
 from tunery_common.storage import credentials
 
@@ -78,7 +78,7 @@ def test_an_s3_key_with_a_line_break_within(preflight: Preflight, purpose: str, 
     assert failure.message.startswith(f"spec.{purpose}.secretRef: the key {key} of the Secret s3 ")
     assert "line break" in failure.message
     patch = f"""kubectl patch secret s3 -n team --type=merge -p '{{"stringData":{{"{key}":"VALUE"}}}}'"""
-    assert patch in (failure.hint or "")
+    assert patch in failure.remedies[0].text
     assert not shown(value, output)
 
 

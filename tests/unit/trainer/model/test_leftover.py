@@ -61,7 +61,7 @@ def test_every_family_loads_without_a_word_and_a_layer_too_many_is_refused(
     with pytest.raises(TuneryError, match=r"its files have 3 layers \(.*\.2\), and config\.json says 2: ") as caught:
         load_frozen(folder, ON_CPU)
     assert caught.value.reason is FailureReason.MODEL_UNSUPPORTED
-    assert caught.value.hint.startswith("Put the config.json there that came with these weights")
+    assert caught.value.remedies[0].text.startswith("Replace config.json by the one of these weights")
 
 
 @pytest.mark.parametrize("kind", TEXT_CLASSES)
@@ -128,7 +128,7 @@ def test_a_quantised_tensor_among_others_is_refused(folder: Path, dtype: torch.d
         load_base(folder, resolved_for(folder, {"method": "LoRA"}), "cpu")
     assert caught.value.reason is FailureReason.MODEL_UNSUPPORTED
     assert "no quantization_config" in caught.value.message
-    assert "the 16-bit or 32-bit model that it was made from" in caught.value.hint
+    assert [each.fields for each in caught.value.remedies] == [[], ["model.uri"]]
 
 
 def test_a_mask_may_be_of_bytes(tmp_path: Path) -> None:

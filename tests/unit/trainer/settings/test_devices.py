@@ -10,6 +10,7 @@ import pytest
 
 from tunery_api.methods import QuantizationType
 from tunery_api.reasons import FailureReason
+from tunery_api.remedies import recreate
 from tunery_common.errors import TuneryError
 from tunery_trainer.resuming.memo import PassSplit
 from tunery_trainer.settings.auto_method import method_choices
@@ -81,8 +82,8 @@ def test_small_data_has_a_row_of_each_device_in_a_step() -> None:
     assert (training.batch_size, training.gradient_accumulation) == (1, 8)
 
 
-@pytest.mark.parametrize(("passes", "hint"), [(12, "Set 8 or 16, or"), (6, "Set 8, or")])
-def test_passes_that_the_devices_cannot_share_are_refused_with_those_that_they_can(passes: int, hint: str) -> None:
+@pytest.mark.parametrize(("passes", "near"), [(12, "8 or 16"), (6, "8")])
+def test_passes_that_the_devices_cannot_share_are_refused_with_those_that_they_can(passes: int, near: str) -> None:
     asked = {"gradientAccumulation": passes}
     assert settled(replace(GPU, devices=2, nodes=3), training=asked).training.gradient_accumulation == passes
     with pytest.raises(
@@ -90,7 +91,8 @@ def test_passes_that_the_devices_cannot_share_are_refused_with_those_that_they_c
     ) as refused:
         settled(replace(GPU, devices=4, nodes=2), training=asked)
     assert refused.value.reason is FailureReason.INVALID_SPEC
-    assert (refused.value.hint or "").startswith(hint)
+    (fix,) = refused.value.remedies
+    assert fix == recreate(f"Set it to {near}, or omit it", "training.gradientAccumulation")
 
 
 @pytest.mark.parametrize("devices", [1, 2, 3, 4, 6, 12])

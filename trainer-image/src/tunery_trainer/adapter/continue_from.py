@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from tunery_api.manifest import CONFIG_FILE, WEIGHTS_FILE
 from tunery_api.methods import PROMPT_LEARNING, Method
 from tunery_api.reasons import FailureReason
+from tunery_api.remedies import Remedy, recreate, retry
 from tunery_api.status import ResolvedValue
 from tunery_common.errors import TuneryError, first_line
 from tunery_common.inputs.headers import Tensor
@@ -55,13 +56,10 @@ _NOT_TRAINED_ON: Final = ("lora_bias", "trainable_token_indices", *VARIANTS)
 """Fields of a configuration that would be lost as the adapter is trained on."""
 _NARROWED: Final = ("exclude_modules", "layers_to_transform", "layers_pattern")
 _AS_SAVED: Final = (
-    "Put both files there as PEFT's save_pretrained wrote them (with save_embedding_layers=False), and retry; where "
-    f"tensors were taken out or added by hand, let {CONFIG_FILE} say so."
+    retry("Upload both files as PEFT's save_pretrained wrote them (with save_embedding_layers=False)"),
+    retry(f"If you removed or added tensors, change {CONFIG_FILE} accordingly"),
 )
-_OTHER_ADAPTER: Final = (
-    "Name another adapter in spec.continueFrom, or leave it out to train a new one, in a new job: what is told stands "
-    f"in its own {CONFIG_FILE}."
-)
+_ANOTHER: Final = recreate("Name another adapter in continueFrom, or omit it to train a new one", "continueFrom")
 
 
 def settings_from(resolved: RunSettings, model: PreTrainedModel, folder: Path, served_name: str | None) -> RunSettings:
@@ -75,7 +73,7 @@ def settings_from(resolved: RunSettings, model: PreTrainedModel, folder: Path, s
     config = _read_config(folder)
     odd = broken_pattern(config) or slow_pattern(config, (name for name, _ in model.named_modules()))
     if odd is not None:
-        raise _corrupt(f"{CONFIG_FILE}: {odd}", None if served_name else _AS_SAVED)
+        raise _corrupt(f"{CONFIG_FILE}: {odd}", *(() if served_name else _AS_SAVED))
     _check_kind(resolved, config)
     if served_name is None:
         _check_variant(config)
@@ -136,12 +134,12 @@ def check_fits(
     ranks = (other_rank(name, tensor.shape, wanted[name]) for name, tensor in found.items() if name in wanted)
     odd = next(filter(None, ranks), None)
     if odd is not None:
-        raise _corrupt(odd, _AS_SAVED)
+        raise _corrupt(odd, *_AS_SAVED)
     for name, tensor in found.items():
         if name not in wanted:
             told = untold(name, leaves)
             if told is not None:
-                raise _corrupt(told, _AS_SAVED)
+                raise _corrupt(told, *_AS_SAVED)
             text = f"{name[:300]}: this base with that {CONFIG_FILE} has no such tensor"
         elif tensor.shape != wanted[name]:
             text = misfit(name, tensor.shape, wanted[name])
@@ -150,7 +148,7 @@ def check_fits(
         raise TuneryError(FailureReason.BASE_MISMATCH, f"spec.continueFrom: {text}", OTHER_BASE)
     missing = sorted(wanted.keys() - found.keys())
     if missing:
-        raise _corrupt(lacking(missing), _AS_SAVED)
+        raise _corrupt(lacking(missing), *_AS_SAVED)
 
 
 def _check_shapes(weights: Mapping[str, torch.Tensor], wanted: Mapping[str, tuple[int, ...]]) -> None:
@@ -185,9 +183,9 @@ def _check_kind(resolved: RunSettings, config: Mapping[str, Any]) -> None:
     if found == _KINDS.get(resolved.method):
         return
     fitting = [method.value for method, kind in _KINDS.items() if kind == found]
-    advice = f"use method: {' or '.join(fitting)}" if fitting else "such an adapter cannot be trained on"
+    fix = f"use method: {' or '.join(fitting)}" if fitting else "such an adapter cannot be trained on"
     theirs = fitting[0] if fitting else _NAMES.get(str(found[0]), found[0])
-    raise _disagree("method", f"is {resolved.method}, but the adapter of continueFrom is {theirs}; {advice}")
+    raise _disagree("method", f"is {resolved.method}, but the adapter of continueFrom is {theirs}; {fix}")
 
 
 def _check_variant(config: Mapping[str, Any]) -> None:
@@ -198,15 +196,15 @@ def _check_variant(config: Mapping[str, Any]) -> None:
             "continueFrom",
             f"init_lora_weights is {init[:64]!r}: the adapter is relative to a changed base; convert it to a plain "
             "LoRA first (path_initial_model_for_weight_conversion of PEFT's save_pretrained)",
-            _OTHER_ADAPTER,
+            _ANOTHER,
         )
     if config.get("bias") not in (None, "none"):
         message = "bias is set in its configuration, and trained biases are not trained on"
-        raise _disagree("continueFrom", message, _OTHER_ADAPTER)
+        raise _disagree("continueFrom", message, _ANOTHER)
     for name in _NOT_TRAINED_ON:
         if config.get(name):
             message = f"{name} is set in its configuration, which cannot be trained on"
-            raise _disagree("continueFrom", message, _OTHER_ADAPTER)
+            raise _disagree("continueFrom", message, _ANOTHER)
 
 
 def _inherit_prompt(resolved: RunSettings, config: Mapping[str, Any]) -> RunSettings:
@@ -292,7 +290,7 @@ def _with_rank(resolved: RunSettings, adapter: AdapterSettings) -> RunSettings:
 def _agree(resolved: RunSettings, field: str, ours: Any, theirs: Any) -> Any:
     """Return the adapter's value; a manifest that says another one is refused."""
     if theirs is None:
-        raise _corrupt(f"{CONFIG_FILE} does not say what {field} is", _AS_SAVED)
+        raise _corrupt(f"{CONFIG_FILE} does not say what {field} is", *_AS_SAVED)
     if _from_manifest(resolved, field) and ours != theirs:
         raise _differs(field, ours, theirs)
     return theirs
@@ -327,13 +325,13 @@ def _list(names: Iterable[str]) -> str:
     return ", ".join(sorted(names)) or "none"
 
 
-def _disagree(field: str, message: str, hint: str | None = None) -> TuneryError:
-    return TuneryError(FailureReason.INVALID_SPEC, f"spec.{field}: {message}", hint)
+def _disagree(field: str, message: str, *remedies: Remedy) -> TuneryError:
+    return TuneryError(FailureReason.INVALID_SPEC, f"spec.{field}: {message}", *remedies)
 
 
 def _differs(field: str, ours: Any, theirs: Any) -> TuneryError:
     return _disagree(field, f"is {ours}, but the adapter of continueFrom has {theirs}; leave it out")
 
 
-def _corrupt(message: str, hint: str | None = None) -> TuneryError:
-    return TuneryError(FailureReason.ADAPTER_CORRUPT, f"spec.continueFrom: {message}", hint)
+def _corrupt(message: str, *remedies: Remedy) -> TuneryError:
+    return TuneryError(FailureReason.ADAPTER_CORRUPT, f"spec.continueFrom: {message}", *remedies)

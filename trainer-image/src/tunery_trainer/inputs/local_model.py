@@ -8,6 +8,7 @@ from urllib.parse import unquote
 from huggingface_hub import try_to_load_from_cache
 
 from tunery_api.reasons import FailureReason
+from tunery_api.remedies import retry
 from tunery_common.errors import TuneryError
 from tunery_common.storage.uris import split_uri
 
@@ -29,7 +30,7 @@ def local_model(uri: str, revision: str | None, given: Path | None) -> Path:
     raise TuneryError(
         FailureReason.MODEL_NOT_FOUND,
         f"spec.model.uri: {uri} is not read here, where nothing but this machine's files is",
-        f"Name a folder with the model's {CONFIG}: --model FOLDER. Its weights are not needed.",
+        retry(f"Name a folder with the model's {CONFIG} (weights are not needed): --model FOLDER"),
     )
 
 
@@ -38,7 +39,7 @@ def _checked(folder: Path, named: str) -> Path:
         return folder
     what = f"has no {CONFIG}" if folder.is_dir() else "is not a folder"
     raise TuneryError(
-        FailureReason.MODEL_NOT_FOUND, f"{named} {what}", f"Name the folder that holds the model's {CONFIG}."
+        FailureReason.MODEL_NOT_FOUND, f"{named} {what}", retry(f"Name the folder that holds the model's {CONFIG}")
     )
 
 
@@ -49,5 +50,6 @@ def _snapshot(name: str, revision: str | None) -> Path:
     raise TuneryError(
         FailureReason.MODEL_NOT_FOUND,
         f"spec.model.uri: the hub's cache on this machine has no {CONFIG} of {name}",
-        f"Fetch it, without the weights: hf download {name} --include '*.json'; or name a folder: --model FOLDER.",
+        retry(f"Download it without the weights: hf download {name} --include '*.json'"),
+        retry("Name a folder that holds it: --model FOLDER"),
     )

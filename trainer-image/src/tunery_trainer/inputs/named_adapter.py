@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple
 from tunery_api.inputs import AdapterReference
 from tunery_api.manifest import CONFIG_FILE, MANIFEST_NAME, WEIGHTS_FILE, FileRecord, Lineage, MergeInputRecord
 from tunery_api.reasons import FailureReason
+from tunery_api.remedies import recreate, retry
 from tunery_api.runspec import ResolvedAdapter
 from tunery_api.status import AdapterOrigin
 from tunery_common.errors import TuneryError
@@ -34,14 +35,16 @@ from tunery_common.storage.uris import split_uri
 from tunery_trainer.inputs.plain_folder import parse_config, read_config, read_header
 from tunery_trainer.inputs.workspace import Workspace
 
-_MOVED: Final = "Put back what was there and retry; or retry as it is: then what is there now is taken."
+_CHANGED: Final = retry("Restore the earlier adapter, or accept the new one: a retry uses the one that is there then")
+_ANOTHER: Final = recreate("Name another adapter")
 _PUBLISH: Final = (
-    "Have the job that made it publish it again, and retry; or remove manifest.json, and the adapter is taken as one "
-    "made elsewhere; or name another, in a new job."
+    retry("Publish it again with the job that made it"),
+    retry("Remove manifest.json to use it as an adapter made elsewhere"),
+    _ANOTHER,
 )
 _SCALE: Final = (
-    "Save it with the alpha that it was trained with, by PEFT's save_pretrained, put that there, and retry; or name "
-    "another adapter, in a new job."
+    retry("Save it with PEFT's save_pretrained and the alpha that it was trained with, and upload that"),
+    _ANOTHER,
 )
 Files = dict[str, FileRecord]
 
@@ -182,11 +185,16 @@ def _compare(wanted: Wanted, digest: str) -> None:
     pin, seen, uri = wanted.reference.sha256, wanted.resolved.sha256, wanted.resolved.uri
     if pin is not None and digest != pin:
         message = f"{wanted.field}.sha256: what lies at {uri} has the digest {digest}, and {pin} is asked for"
-        hint = "Put the adapter that is meant there and retry; or say that sha256, if this is the one, in a new job."
-        raise TuneryError(FailureReason.ADAPTER_CORRUPT, message, hint)
+        pinned = f"{wanted.field.removeprefix('spec.')}.sha256"
+        raise TuneryError(
+            FailureReason.ADAPTER_CORRUPT,
+            message,
+            retry("Restore the adapter with the digest that the manifest states"),
+            recreate(f"If the new adapter is meant, set {pinned} to its digest", pinned),
+        )
     if seen is not None and digest != seen:
         message = f"{wanted.field}: {uri} was changed since it was checked: it has the digest {digest}, and had {seen}"
-        raise TuneryError(FailureReason.ADAPTER_CORRUPT, message, _MOVED)
+        raise TuneryError(FailureReason.ADAPTER_CORRUPT, message, _CHANGED)
 
 
 def open_named(work: Workspace, wanted: Wanted) -> NamedAdapter:
@@ -241,7 +249,7 @@ def _check_listed(place: StorePath, published: PublishedManifest) -> None:
     missing = next((name for name in (CONFIG_FILE, WEIGHTS_FILE) if name not in published.manifest.files), None)
     if missing is not None:
         message = f"{place.uri}: {MANIFEST_NAME} does not list {missing}, so it vouches for no adapter"
-        raise TuneryError(FailureReason.ADAPTER_MISSING, message, _PUBLISH)
+        raise TuneryError(FailureReason.ADAPTER_MISSING, message, *_PUBLISH)
 
 
 def _check_scale(place: StorePath, config: Mapping[str, Any]) -> None:
@@ -249,7 +257,7 @@ def _check_scale(place: StorePath, config: Mapping[str, Any]) -> None:
     odd = without_scale(config)
     if odd is not None:
         message = f"{place.uri}: {CONFIG_FILE}: {odd}"
-        raise TuneryError(FailureReason.ADAPTER_CORRUPT, message, _SCALE)
+        raise TuneryError(FailureReason.ADAPTER_CORRUPT, message, *_SCALE)
 
 
 def _place_of(work: Workspace, wanted: Wanted) -> _Place:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from tunery_api.manifest import CONFIG_FILE, WEIGHTS_FILE
 from tunery_api.reasons import FailureReason
+from tunery_api.remedies import retry
 from tunery_common.errors import TuneryError
 from tunery_common.inputs.headers import ADAPTER_HEADER, BadHeader, Tensor, header_of
 from tunery_common.inputs.name_patterns import broken_pattern
@@ -20,16 +21,12 @@ from tunery_common.storage.claims import CLAIM_NAME
 PICKLED: Final = "adapter_model.bin"
 LARGEST_CONFIG: Final = 16_000_000
 """Bytes."""
-CONVERT: Final = (
-    'Whoever trusts it makes safetensors of it, beside it: python -c "import torch; from safetensors.torch import '
+CONVERT: Final = retry(
+    'If you trust the file, write safetensors next to it: python -c "import torch; from safetensors.torch import '
     "save_file; w = torch.load('adapter_model.bin', map_location='cpu', weights_only=True); "
     "save_file({k: v.clone().contiguous() for k, v in w.items()}, 'adapter_model.safetensors', {'format': 'pt'})\""
 )
-_SAVE_AGAIN: Final = "Save the adapter again with PEFT's save_pretrained, put that there, and retry."
-_NAME_IT: Final = (
-    f"Name the folder that has {CONFIG_FILE} and {WEIGHTS_FILE}, as PEFT's save_pretrained writes them, or an adapter "
-    "that Tunery has published; or put them there and retry."
-)
+_SAVE_AGAIN: Final = retry("Save the adapter again with PEFT's save_pretrained, and upload that")
 _Task = Literal["SEQ_CLS", "SEQ_2_SEQ_LM", "CAUSAL_LM", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION"]
 _FLOATS: Final = frozenset({"F64", "F32", "F16", "BF16"})
 
@@ -111,14 +108,12 @@ def read_config(place: StorePath) -> bytes:
     """
     if place.store.head(place.key(CLAIM_NAME)) is not None:
         message = f"{place.uri} is being written by Tunery, or was when that ended: it has no manifest.json yet"
-        raise TuneryError(
-            FailureReason.ADAPTER_MISSING, message, "Let the job that publishes there succeed, and retry."
-        )
+        raise TuneryError(FailureReason.ADAPTER_MISSING, message, retry("Let the job that publishes there succeed"))
     try:
         content = place.store.read_range(place.key(CONFIG_FILE), 0, LARGEST_CONFIG + 1)
     except ObjectMissing as error:
         message = f"{place.uri} holds no adapter: it has neither a manifest.json of Tunery nor {CONFIG_FILE}"
-        raise TuneryError(FailureReason.ADAPTER_MISSING, message, _NAME_IT) from error
+        raise TuneryError(FailureReason.ADAPTER_MISSING, message) from error
     if len(content) > LARGEST_CONFIG:
         raise _corrupt(place, f"{CONFIG_FILE} has more than {LARGEST_CONFIG:,} bytes, which no configuration has")
     return content
@@ -152,7 +147,7 @@ def read_header(place: StorePath) -> Mapping[str, Tensor]:
         message = f"{place.uri} has {PICKLED} and no {WEIGHTS_FILE}: a pickle may hold code, and is not read"
         raise TuneryError(FailureReason.ADAPTER_UNSUPPORTED, message, CONVERT)
     if entry is None:
-        raise TuneryError(FailureReason.ADAPTER_MISSING, f"{place.uri} has no {WEIGHTS_FILE}", _NAME_IT)
+        raise TuneryError(FailureReason.ADAPTER_MISSING, f"{place.uri} has no {WEIGHTS_FILE}")
     try:
         tensors = header_of(lambda at, length: store.read_range(key, at, length), entry.size, ADAPTER_HEADER)
     except BadHeader as error:

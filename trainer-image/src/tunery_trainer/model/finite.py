@@ -9,6 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from tunery_api.reasons import FailureReason
+from tunery_api.remedies import recreate, retry
 from tunery_common.errors import TuneryError
 from tunery_common.inputs.weight_files import check_weight_files, local_files
 
@@ -43,8 +44,8 @@ def not_finite_base(folder: Path) -> TuneryError | None:
     return TuneryError(
         FailureReason.MODEL_UNSUPPORTED,
         f"spec.model.uri: {found}, so that no loss can be computed with this base",
-        f"Fetch {found.file} again from where the model comes, put it in place of this one, and retry; if it is the "
-        "same there, name another model in a new job.",
+        retry(f"Fetch {found.file} again from where the model comes, and replace this one"),
+        recreate("If it is the same there, name another model", "model.uri"),
     )
 
 

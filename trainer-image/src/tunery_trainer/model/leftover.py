@@ -11,6 +11,7 @@ from typing import Final
 from transformers import PreTrainedModel
 
 from tunery_api.reasons import FailureReason
+from tunery_api.remedies import retry
 from tunery_common.errors import TuneryError
 from tunery_trainer.model.language_part import decoder_layers
 
@@ -68,5 +69,5 @@ def _too_many(path: str, count: int, there: int) -> TuneryError:
         FailureReason.MODEL_UNSUPPORTED,
         f"spec.model.uri: its files have {there} layers ({path}.0 to {path}.{there - 1}), and config.json says "
         f"{count}: the others would be left out, and another model be trained",
-        "Put the config.json there that came with these weights, or the weights that belong to it, and retry.",
+        retry("Replace config.json by the one of these weights, or the weights by those of this config.json"),
     )

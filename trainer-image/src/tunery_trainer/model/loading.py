@@ -13,6 +13,7 @@ from typing import Final
 from safetensors import SafetensorError
 
 from tunery_api.reasons import FailureReason
+from tunery_api.remedies import retry
 from tunery_common.errors import IN_THE_WAY, TuneryError, first_line
 from tunery_trainer.process.device import gpu_reason, out_of_memory
 
@@ -30,10 +31,7 @@ _DIFFERS: Final = re.compile(
 )
 """A line of transformers' report of tensors."""
 _SHOWN: Final = 3
-_HINT: Final = (
-    "Fetch config.json and the weights' files again from where the model comes, all of one version, put them in place "
-    "of these, and retry."
-)
+_ONE_VERSION: Final = retry("Replace config.json and the files of the weights by those of one version of the model")
 """What is whole, as the headers have told before, and does not belong together."""
 
 
@@ -75,7 +73,7 @@ def check_complete(missing: set[str] | list[str]) -> None:
 def unusable(cause: str) -> TuneryError:
     """Return the failure for weights that are not those of a model that can be trained."""
     message = f"spec.model.uri: its weights cannot be loaded: {cause}"
-    return TuneryError(FailureReason.MODEL_UNSUPPORTED, message, _HINT)
+    return TuneryError(FailureReason.MODEL_UNSUPPORTED, message, _ONE_VERSION)
 
 
 @contextmanager
@@ -127,8 +125,8 @@ def _unreadable(number: int) -> BaseException:
     if number == errno.ENOMEM:
         return MemoryError(said)
     if number in IN_THE_WAY:
-        hint = "Put the files themselves in their places, and leave the model as it is while it is read."
-        return TuneryError(FailureReason.MODEL_NOT_FOUND, said, hint)
+        fix = "Store the files themselves at their paths, and don't change the model while it is read"
+        return TuneryError(FailureReason.MODEL_NOT_FOUND, said, retry(fix))
     denied = number in (errno.EACCES, errno.EPERM)
     return TuneryError(FailureReason.STORAGE_ACCESS_DENIED if denied else FailureReason.STORAGE_UNAVAILABLE, said)
 

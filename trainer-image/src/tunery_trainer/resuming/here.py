@@ -10,6 +10,7 @@ from urllib.parse import unquote
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.manifest import CONFIG_FILE, MANIFEST_NAME, MergeInputRecord
 from tunery_api.reasons import FailureReason
+from tunery_api.remedies import retry
 from tunery_api.status import AdapterOrigin
 from tunery_common.errors import TuneryError
 from tunery_common.storage import open_store
@@ -50,7 +51,7 @@ def start_here(spec: LoRAJobSpec, given: Path | None) -> Start:
             raise TuneryError(
                 FailureReason.INVALID_SPEC,
                 f"--from {given}: the manifest has neither continueFrom nor resumeFrom",
-                "Leave --from out, or say in the manifest what the job goes on from.",
+                retry("Omit --from, or set continueFrom or resumeFrom in the manifest"),
             )
         return Start(spec)
     field = "continueFrom" if spec.continue_from else "resumeFrom"
@@ -72,7 +73,7 @@ def _adapter(uri: str) -> StartingAdapter:
         raise TuneryError(
             FailureReason.ADAPTER_MISSING,
             f"spec.continueFrom: {folder} has no {CONFIG_FILE}",
-            f"Name the folder of a published adapter, or a copy of its {CONFIG_FILE}: --from FOLDER.",
+            retry(f"Name the folder of a published adapter, or a copy of its {CONFIG_FILE}: --from FOLDER"),
         )
     ours = (folder / MANIFEST_NAME).is_file()
     return StartingAdapter(MergeInputRecord(uri=uri, origin=None if ours else AdapterOrigin.UNVERIFIED), folder)

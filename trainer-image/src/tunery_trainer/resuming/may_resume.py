@@ -17,6 +17,7 @@ from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.manifest import MergeInputRecord
 from tunery_api.methods import Method
 from tunery_api.reasons import FailureReason
+from tunery_api.remedies import recreate, retry
 from tunery_api.scrub import shorten
 from tunery_common.errors import TuneryError
 from tunery_common.inputs.location import FetchedModel
@@ -27,6 +28,11 @@ from tunery_trainer.settings.types import AdaLoraSettings, PreferenceSettings, R
 
 _OTHER = "the checkpoint of spec.resumeFrom was trained"
 _OWN = "this job began"
+_OTHER_REMEDIES = (
+    recreate("Name the model and the data of the checkpoint, and omit the named settings", "model.uri", "dataset.uri"),
+    recreate("Omit resumeFrom to train from the start", "resumeFrom"),
+)
+_OWN_REMEDIES = (retry("Restore the earlier inputs"), recreate("Train on the present inputs"))
 _MAX_SHOWN = 120
 """Bytes of a value that a message shows."""
 
@@ -158,13 +164,8 @@ def check_origin(theirs: Origin, step: int, now: Origin) -> None:
 
 
 def _refused(problems: list[str], *, own: bool) -> TuneryError:
-    hint = (
-        "Name the model and the data of the checkpoint, and leave such settings out: then they are the checkpoint's. "
-        "Or train from the start, without spec.resumeFrom. Either in a new job."
-    )
-    if own:
-        hint = "Put back what was there and retry, or train on what is there now in a new job."
-    return TuneryError(FailureReason.INVALID_SPEC, "; ".join(problems), hint)
+    remedies = _OWN_REMEDIES if own else _OTHER_REMEDIES
+    return TuneryError(FailureReason.INVALID_SPEC, "; ".join(problems), *remedies)
 
 
 def _base(before: Base, now: Base, was: str) -> str | None:

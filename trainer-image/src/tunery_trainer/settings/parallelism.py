@@ -7,6 +7,7 @@ from typing import Final
 
 from tunery_api.methods import QuantizationType
 from tunery_api.reasons import FailureReason
+from tunery_api.remedies import recreate
 from tunery_api.training import Parallelism, passes_near
 from tunery_common.errors import TuneryError
 from tunery_trainer.settings.decisions import Decisions
@@ -92,7 +93,7 @@ def check_spread(devices: DeviceFacts, quantization: QuantizationSettings | None
         raise TuneryError(
             FailureReason.INVALID_SPEC,
             f"spec.{PARALLELISM}: FSDP cannot spread a base in 8 bits over the {devices.devices} GPUs of a node",
-            "Leave it out, or take a base that is not in 8 bits, in a new job.",
+            recreate(f"Omit {PARALLELISM}, or use a base that is not in 8 bits", PARALLELISM, "quantization.type"),
         )
 
 
@@ -108,7 +109,7 @@ def check_passes(passes: int, devices: int) -> None:
             FailureReason.INVALID_SPEC,
             f"spec.training.gradientAccumulation: must be a multiple of the {devices} devices that share the passes, "
             f"is {passes}",
-            f"Set {passes_near(passes, devices)}, or leave it out, in a new job.",
+            recreate(f"Set it to {passes_near(passes, devices)}, or omit it", "training.gradientAccumulation"),
         )
 
 
@@ -120,5 +121,5 @@ def check_shared(rows: int, batch_size: int, devices: int) -> None:
             FailureReason.INVALID_SPEC,
             f"spec.resources: {devices} devices cannot share the {rows} rows of an optimizer step of the checkpoint "
             f"that it goes on from{passes}",
-            "Go on with a number of devices that divides them, in a new job.",
+            recreate("Request a number of devices that divides them", "resources.gpus"),
         )

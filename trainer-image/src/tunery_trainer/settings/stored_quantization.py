@@ -8,6 +8,7 @@ from typing import Any, Final
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.methods import LoraInit, Method, QuantizationType
 from tunery_api.reasons import FailureReason
+from tunery_api.remedies import recreate, retry
 from tunery_common.errors import TuneryError
 from tunery_trainer.settings.types import StoredQuantization
 
@@ -67,8 +68,8 @@ def check_types(config: Mapping[str, Any], types: Mapping[str, Mapping[str, str]
         FailureReason.MODEL_UNSUPPORTED,
         f"spec.model.uri: {name} in {file} is of type {kind}{more}: a quantised tensor, and config.json has no "
         "quantization_config that says how",
-        "Name the 16-bit or 32-bit model that it was made from, in a new job; or, where bitsandbytes has quantised it, "
-        "put quantization_config back into its config.json, and retry.",
+        retry("If bitsandbytes quantized it, restore quantization_config in its config.json"),
+        recreate("Name the 16-bit or 32-bit model that it was made from", "model.uri"),
     )
 
 
