@@ -10,12 +10,14 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from tunery_api.failures import Failure
 from tunery_api.manifest import EvaluationRecord
 from tunery_api.reasons import ExitCode, FailureReason
-from tunery_api.failures import Failure
+from tunery_api.remedies import Remedy, recreate, retry
 from tunery_api.runspec import PreflightReport, RunResult, RunSpec, Task
 from tunery_api.status import ResolvedStatus
 from tunery_common.storage import open_store
@@ -35,7 +37,10 @@ KILLED_FOR_MEMORY: Final = 64
 """An alpha."""
 KILLED: Final = 128
 LOST: Final = 256
-LOST_HINT: Final = "Mend the network of the played trial, and retry; or lower training.batchSize in a new job."
+LOST_REMEDIES: Final = [
+    retry("Restore the network of the played trial"),
+    recreate("Lower training.batchSize", "training.batchSize"),
+]
 HANGS: Final = 512
 COUNTER_ENV: Final = "PLAYED_COUNTER"
 """Names the file that holds what the kernel counts."""
@@ -62,15 +67,16 @@ def main(manifest: Path, work: Path) -> int:
     if alpha == HANGS:
         time.sleep(600)
     if alpha == LOST:
-        return _fails(FailureReason.STORAGE_UNAVAILABLE, ExitCode.RETRYABLE, LOST_HINT)
+        return _fails(FailureReason.STORAGE_UNAVAILABLE, ExitCode.RETRYABLE, LOST_REMEDIES)
     if rate >= DIVERGES:
         return _fails(FailureReason.LOSS_DIVERGED, ExitCode.USER_ERROR)
     tell_sweep(Task.TRAIN, _published(run, loss_of(rate)))
     return ExitCode.OK
 
 
-def _fails(reason: FailureReason, code: ExitCode, hint: str | None = None) -> int:
-    tell_sweep(Task.TRAIN, RunResult(failure=Failure(reason=reason, message=f"played: {reason}", hint=hint)))
+def _fails(reason: FailureReason, code: ExitCode, remedies: Sequence[Remedy] = ()) -> int:
+    failure = Failure(reason=reason, message=f"played: {reason}", remedies=list(remedies))
+    tell_sweep(Task.TRAIN, RunResult(failure=failure))
     return code
 
 

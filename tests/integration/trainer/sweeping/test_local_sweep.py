@@ -24,7 +24,7 @@ from tunery_trainer.sweeping.search import Search
 
 from kit.fork_server import trainer_server
 from kit.played_sweep import play
-from kit.played_trial import HANGS, KILLED, KILLED_FOR_MEMORY, LOST, LOST_HINT, loss_of
+from kit.played_trial import HANGS, KILLED, KILLED_FOR_MEMORY, LOST, LOST_REMEDIES, loss_of
 from kit.story import environment, make_rows, manifest, run_here, write_rows
 
 Rows = list[dict[str, Any]]
@@ -122,7 +122,7 @@ def test_what_a_trial_ends_as_is_its_row_and_the_sweep_goes_on(sweep: Sweep) -> 
     published = json.loads((path.parent / "out" / "sweep.json").read_text())
     # What was removed is not named where others read, nor is what failed trials advise; the rows that a rerun goes on
     # from stay as they were.
-    assert rows[4]["failure"] == {"hint": LOST_HINT}
+    assert [each["text"] for each in rows[4]["failure"]["remedies"]] == [each.text for each in LOST_REMEDIES]
     gone = [{"failure"} if row is rows[5] else {"failure", "adapter"} for row in rows]
     assert published["trials"] == [
         {key: value for key, value in row.items() if key not in left_out}
@@ -276,8 +276,7 @@ def test_too_many_failures_by_chance_end_it_until_it_is_run_again(sweep: Sweep) 
     assert done.returncode == ExitCode.RETRYABLE
     reason, hint = done.stderr.splitlines()[-2:]
     assert reason.startswith("StorageUnavailable: 2 trials failed by chance, spec.maxFailedTrials is 1")
-    said = "Mend the network of the played trial, and run it again; or lower spec.template.training.batchSize in the"
-    assert hint.endswith(f"{said} manifest."), "as its trial says it, of the fields that the sweep has"
+    assert "estore the network of the played trial, and run it again. Or, in the manifest: lower " in hint
     assert run(path).returncode == ExitCode.OK
     assert best_of(path) == 2
 

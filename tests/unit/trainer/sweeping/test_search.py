@@ -188,7 +188,7 @@ def test_of_a_damaged_file_is_said_which_it_is_and_what_to_do(begin: Begin, dama
     with pytest.raises(TuneryError) as told:
         look()
     assert told.value.message.startswith(f"{path} holds no trials of this sweep: {says}")
-    assert str(told.value.hint).startswith(f"Move {path} away")
+    assert told.value.remedies[0].text.startswith(f"Move {path} away")
     path.rename(path.with_suffix(".old"))
     assert look().trials == ()
 

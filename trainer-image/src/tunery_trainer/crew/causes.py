@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Final, NoReturn
 
 from tunery_api.reasons import ExitCode, FailureReason
+from tunery_api.remedies import Remedy
 from tunery_common.errors import TuneryError
 
 CAUSE_SECONDS: Final = 5.0
@@ -33,9 +34,9 @@ Leave = Callable[[TuneryError], NoReturn]
 class PeerLost(TuneryError):
     """Another process of the run is gone, and ends this one with it."""
 
-    def __init__(self, message: str, hint: str | None = None, *, counts: bool | Callable[[], bool] = False) -> None:
+    def __init__(self, message: str, *remedies: Remedy, counts: bool | Callable[[], bool] = False) -> None:
         """`counts`: nobody else's end counts as an attempt, so this one does; asked at the end where it may change."""
-        super().__init__(FailureReason.PEER_LOST, message, hint)
+        super().__init__(FailureReason.PEER_LOST, message, *remedies)
         self._counts = counts
 
     @property

@@ -19,8 +19,8 @@ from typing import IO, Any, Final, Self
 
 from pydantic import ValidationError
 
-from tunery_api.reasons import ExitCode, FailureReason
 from tunery_api.failures import Failure
+from tunery_api.reasons import ExitCode, FailureReason
 from tunery_common.errors import TuneryError
 from tunery_trainer.crew.causes import Causes, PeerLost
 from tunery_trainer.process.place import Place
@@ -103,7 +103,7 @@ class Crew:
         found, echo = read_failure(member.folder, code)
         error = found.about(f"process {member.rank} of {self.place.world}")
         if error.reason is FailureReason.PEER_LOST:
-            error = PeerLost(error.message, counts=True)
+            error = PeerLost(error.message, *error.remedies, counts=True)
         if not echo:
             self.causes.known(error)
         self.causes.lost(error, echo=echo)
@@ -115,7 +115,8 @@ def read_failure(folder: Path, code: int) -> tuple[TuneryError, bool]:
         failure = Failure.model_validate_json((folder / FAILURE).read_bytes())
     except (OSError, ValidationError):
         return _without_words(code), False
-    error = TuneryError(FailureReason(failure.reason), failure.message, failure.hint)
+    error = TuneryError(FailureReason(failure.reason), failure.message, *failure.remedies)
+    error.facts = dict(failure.facts)
     return error, code == ExitCode.PEER_LOST
 
 

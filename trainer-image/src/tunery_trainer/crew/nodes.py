@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, Final, Self
 
-from tunery_api.reasons import FailureReason
 from tunery_api.failures import Failure
+from tunery_api.reasons import FailureReason
+from tunery_api.remedies import edit, recreate, retry
 from tunery_common.errors import TuneryError
 from tunery_trainer.crew.causes import Causes, PeerLost
 from tunery_trainer.crew.channel import Channel, Heard, Listener, Message, answer, connect, reaches
-from tunery_trainer.process.failures import explain, to_failure
+from tunery_trainer.process.failures import explain
 from tunery_trainer.process.place import Place
 from tunery_trainer.process.signals import StopRequested
 from tunery_trainer.reporting.progress import say
@@ -25,13 +26,17 @@ MEET_SECONDS_ENV: Final = "TUNERY_MEET_SECONDS"
 _MEET_SECONDS: Final = 900.0
 """How long a node waits for the others: it may hold GPUs meanwhile."""
 _INPUTS: Final = {"base": "another model", "rows": "other data"}
-_CHANGED: Final = "It was changed while the pods read it: let it lie as it is now, and retry."
+_CHANGED: Final = retry("Don't change the inputs while the pods read them")
 _OTHER_DEVICES: Final = (
-    "Let all pods run on the same GPUs with the same image, or set training.batchSize and gradientAccumulation."
+    edit("Use scheduling to run all pods on the same GPUs", "scheduling"),
+    recreate(
+        "Set training.batchSize and training.gradientAccumulation",
+        "training.batchSize",
+        "training.gradientAccumulation",
+    ),
 )
-_TAKEN: Final = (
-    "Take the port from what listens there: a sidecar of the pod; or, where the pod has its machine's network "
-    "(hostNetwork), anything on that machine, as another run. The pods of such a job need a network of their own."
+_TAKEN: Final = retry(
+    "Free the port: a sidecar of the pod listens on it, or, if the pod uses hostNetwork, another process of that node"
 )
 _AGAIN_SECONDS: Final = 1.0
 _TOLD_SECONDS: Final = 10.0
@@ -76,7 +81,7 @@ def _unlike(node: int, found: Any, decided: dict[str, Any]) -> TuneryError:
     if changed:  # whatever else differs follows from that
         return PeerLost(f"node {node} has read {' and '.join(changed)} than node 0", _CHANGED, counts=True)
     told = "; ".join(f"{name}: {theirs}, not {ours}" for name, (theirs, ours) in sorted(apart.items()))
-    return PeerLost(f"node {node} has come to something else than node 0: {told}", _OTHER_DEVICES, counts=True)
+    return PeerLost(f"node {node} has come to something else than node 0: {told}", *_OTHER_DEVICES, counts=True)
 
 
 def _apart(found: Any, decided: dict[str, Any]) -> Iterator[tuple[str, tuple[Any, Any]]]:
@@ -373,4 +378,4 @@ def _told(error: BaseException) -> dict[str, Any]:
     """Return the message that a node ends; a stop all have heard of."""
     if isinstance(error, StopRequested):
         return {"stopped": True}
-    return {"ended": to_failure(explain(error)).model_dump(mode="json", exclude_none=True)}
+    return {"ended": explain(error).failure.model_dump(mode="json", exclude_none=True)}

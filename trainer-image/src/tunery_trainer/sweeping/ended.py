@@ -12,7 +12,6 @@ from tunery_api.reasons import ExitCode, FailureReason
 from tunery_api.runspec import Task
 from tunery_api.status import ConditionType, Phase
 from tunery_common.errors import TuneryError
-from tunery_trainer.process.failures import to_failure
 from tunery_trainer.process.memory import CGROUP
 from tunery_trainer.process.supervise import explain_end
 
@@ -57,7 +56,7 @@ def status_of(ended: Ended) -> dict[str, Any]:
     if ended.stopped and ended.code in STOPPED:
         return {**reached, "phase": Phase.STOPPED.value}
     if "failure" not in reached:
-        failure = to_failure(_unexplained(ended))
+        failure = _unexplained(ended).failure
         reached["failure"] = failure.model_dump(mode="json", by_alias=True, exclude_none=True)
     return {**reached, "phase": Phase.FAILED.value}
 

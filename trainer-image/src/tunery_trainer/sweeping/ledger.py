@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError, field_validator
 from tunery_api.fields import OpenModel
 from tunery_api.lorajob import PreflightPolicy
 from tunery_api.reasons import FailureReason
+from tunery_api.remedies import retry
 from tunery_api.sweepstatus import EndReason, ParameterImportance, TrialInputs, TrialStatus
 from tunery_common.errors import TuneryError
 from tunery_trainer.process.whole import write_whole
@@ -105,8 +106,8 @@ def damaged(folder: Path, error: Exception) -> TuneryError:
 
 
 def _not_ours(path: Path, why: str) -> TuneryError:
-    hint = f"Move {path} away, and run it again: its trials are made anew."
-    return TuneryError(FailureReason.INVALID_SPEC, f"{path} holds no trials of this sweep: {why}", hint)
+    fix = retry(f"Move {path} away to repeat its trials")
+    return TuneryError(FailureReason.INVALID_SPEC, f"{path} holds no trials of this sweep: {why}", fix)
 
 
 def write_ledger(folder: Path, ledger: Ledger) -> None:
@@ -140,8 +141,8 @@ def _lock(file: int, folder: Path) -> None:
                 raise
             if time.monotonic() > ends:
                 text = f"another process runs this sweep: it holds {folder / _LOCK_FILE}"
-                hint = "Wait for that one, or end it; then run this one again."
-                raise TuneryError(FailureReason.NAME_CONFLICT, text, hint) from error
+                fix = retry("Wait until that process has ended, or end it")
+                raise TuneryError(FailureReason.NAME_CONFLICT, text, fix) from error
             time.sleep(0.1)
         else:
             return

@@ -16,6 +16,7 @@ from tunery_api.lorajob import PreflightPolicy
 from tunery_api.lorasweep import LoRASweepSpec, PrunerSpec, PrunerType, SamplerType
 from tunery_api.names import API_VERSION, ORIGIN_ANNOTATION, TRIAL_LABEL, child_name, trials_uri
 from tunery_api.reasons import FailureReason
+from tunery_api.remedies import recreate, retry
 from tunery_api.runspec import LoRASweepRun, RunSpec
 from tunery_api.scrub import shorten
 from tunery_api.sweepstatus import EndReason, TrialState, TrialStatus
@@ -33,8 +34,11 @@ from tunery_trainer.local import run_spec_of
 from tunery_trainer.sweeping.ledger import Ledger, damaged, read_ledger, write_ledger
 
 _NO_OPTUNA: Final = "spec.sampler.type: TPE needs Optuna, which is not installed for this Python"
-_GET_OPTUNA: Final = 'Install it, pip install "optuna>=5", or set spec.sampler.type to Random or Grid in the manifest.'
-_ASK_AGAIN: Final = "Run it again: it goes on with the trials that there are."
+_GET_OPTUNA: Final = (
+    retry('Install Optuna: pip install "optuna>=5"'),
+    recreate("Set sampler.type to Random or Grid", "sampler.type"),
+)
+_CONTINUE: Final = retry("Keep the sweep's folder, which has its trials")
 _WHY: Final = 256
 Body = dict[str, Any]
 
@@ -45,7 +49,7 @@ def as_here(spec: LoRASweepSpec) -> LoRASweepSpec:
     Raises TuneryError where its sampler is not installed.
     """
     if spec.sampler.type is SamplerType.TPE and find_spec("optuna") is None:
-        raise TuneryError(FailureReason.INVALID_SPEC, _NO_OPTUNA, _GET_OPTUNA)
+        raise TuneryError(FailureReason.INVALID_SPEC, _NO_OPTUNA, *_GET_OPTUNA)
     alone = {"parallel_trials": 1, "suspend": False, "pruner": PrunerSpec(type=PrunerType.NONE)}
     return spec.model_copy(update=alone)
 
@@ -162,7 +166,7 @@ class Search:
         try:
             return suggestions(question_of(self.spec, self.space, trials, numbers, self.ledger.forgiven))
         except SuggestionFailed as error:
-            raise TuneryError(FailureReason.INTERNAL_ERROR, f"the sampler: {error}", _ASK_AGAIN) from error
+            raise TuneryError(FailureReason.INTERNAL_ERROR, f"the sampler: {error}", _CONTINUE) from error
 
     def _body(self, trials: Sequence[Trial], suggestion: Suggestion) -> Body:
         """Return the LoRAJob of a trial, as the operator makes it in a cluster."""
