@@ -38,7 +38,7 @@ def refusal(run: RunSpec) -> TuneryError:
     """Return why a merge is refused, which leaves nothing at its output and says what to do."""
     with pytest.raises(TuneryError) as caught:
         run_merge(run)
-    assert caught.value.hint
+    assert caught.value.remedies
     assert not [path for path in Path(run.work_dir).parent.glob("out/*") if path.is_file()]
     return caught.value
 

@@ -267,13 +267,13 @@ def test_what_is_no_adapter_is_told(
 
 
 @pytest.mark.slow
-def test_the_hint_for_a_pickle_makes_safetensors_of_it(tmp_path: Path, one: Path) -> None:
+def test_the_remedy_for_a_pickle_writes_safetensors_of_it(tmp_path: Path, one: Path) -> None:
     before = load_file(one / WEIGHTS)
     pickled(one)
-    hint = refusal(merge_of(tmp_path, one)).hint
-    assert hint == CONVERT
-    assert CONVERT.partition("beside it: ")[2] in (ROOT / "docs" / "merging.md").read_text()
-    subprocess.run([sys.executable, "-c", hint.partition('"')[2].removesuffix('"')], cwd=one, check=True)
+    assert refusal(merge_of(tmp_path, one)).remedies == (CONVERT,)
+    command = CONVERT.text.partition("next to it: ")[2]
+    assert command in (ROOT / "docs" / "merging.md").read_text()
+    subprocess.run([sys.executable, "-c", command.partition('"')[2].removesuffix('"')], cwd=one, check=True)
     after = load_file(one / WEIGHTS)
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert run_merge(merge_of(tmp_path, one)).adapter

@@ -18,7 +18,8 @@ from tunery_api.reasons import FailureReason
 from tunery_api.runspec import ResolvedAdapter
 from tunery_common.errors import TuneryError
 from tunery_common.inputs import name_patterns
-from tunery_trainer.merging.adapter_files import open_adapter
+from tunery_common.inputs.misfit import DIVERGED_ELSEWHERE
+from tunery_trainer.merging.adapter_files import AS_SAVED, open_adapter
 from tunery_trainer.merging.base_model import open_checkpoint
 from tunery_trainer.merging.files import LocalFiles
 from tunery_trainer.merging.into_base import merge_into_base
@@ -32,8 +33,6 @@ TARGETS = ["q_proj", "v_proj", "down_proj"]
 LAST = "base_model.model.model.layers.1.mlp.down_proj"
 QUERY = "base_model.model.model.layers.0.self_attn.q_proj"
 R = FailureReason
-AS_SAVED = "Put both files there as PEFT's save_pretrained wrote them, of one and the same adapter, and retry"
-"""Its hint: there is no manifest whose digests it would have to match."""
 
 
 @pytest.fixture(scope="module")
@@ -241,7 +240,7 @@ def test_tensors_are_those_of_the_configuration(tmp_path: Path, made: Path, case
     error = refusal(merge_of(tmp_path, one, **into))
     assert (error.reason, words in error.message) == (reason, True), error.message
     assert error.message.startswith(f"spec.adapters[0] ({one.as_uri()}): ")
-    assert reason is not R.ADAPTER_CORRUPT or error.hint.startswith(AS_SAVED), error.hint
+    assert reason is not R.ADAPTER_CORRUPT or error.remedies == AS_SAVED
 
 
 @pytest.mark.parametrize(
@@ -256,7 +255,7 @@ def test_they_are_those_that_peft_has_of_it_on_the_base(
     error = refusal(merge_of(tmp_path, one, into=into, model={"uri": base.as_uri()}))
     assert (error.reason, words in error.message) == (reason, True), error.message
     assert error.message.startswith(f"spec.adapters[0] ({one.as_uri()}): ")
-    assert reason is not R.ADAPTER_CORRUPT or error.hint.startswith(AS_SAVED), error.hint
+    assert reason is not R.ADAPTER_CORRUPT or error.remedies == AS_SAVED
 
 
 def test_what_holds_no_number_needs_another_run(tmp_path: Path, made: Path) -> None:
@@ -267,7 +266,7 @@ def test_what_holds_no_number_needs_another_run(tmp_path: Path, made: Path) -> N
     error = caught.value
     assert error.reason is R.ADAPTER_CORRUPT
     assert error.message.startswith(f"spec.adapters[0] ({one.as_uri()}): tensor {QUERY}.lora_A.weight holds NaN")
-    assert error.hint.startswith("Put the adapter of a run that did not diverge there, and retry")
+    assert error.remedies[0] == DIVERGED_ELSEWHERE
 
 
 def diverged(found: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -13,6 +13,7 @@ from peft import IA3Config, LoraConfig, PeftModel
 from safetensors.torch import load_file
 
 from tunery_common.errors import TuneryError
+from tunery_common.inputs.misfit import OTHER_BASE
 from tunery_trainer.merging import merged_blocks
 from tunery_trainer.merging.adapter_files import open_adapter
 from tunery_trainer.merging.base_model import open_checkpoint
@@ -207,5 +208,5 @@ def test_an_adapter_for_another_base_is_refused(
     with pytest.raises(TuneryError, match=message) as caught:
         merge(base, adapter, tmp_path / "out")
     assert caught.value.reason == "InvalidSpec"
-    assert caught.value.hint.startswith("Name the base model that it was trained on in spec.model")
+    assert caught.value.remedies == (OTHER_BASE,)
     assert list((tmp_path / "out").iterdir()) == []

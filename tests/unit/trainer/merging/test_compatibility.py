@@ -20,7 +20,7 @@ def fact(label: str = "one", weight: float = 1.0, **config: Any) -> Facts:
 def problems(
     *facts: Facts, method: MergeMethod = MergeMethod.LINEAR, rank: int | None = None, into: MergeTarget = ADAPTER
 ) -> list[str]:
-    return find_problems(facts, method, rank, into)
+    return [problem.text for problem in find_problems(facts, method, rank, into)]
 
 
 @pytest.mark.parametrize(
@@ -48,10 +48,7 @@ def test_what_can_be_merged_is_not_refused(facts: list[Facts]) -> None:
         ([fact(str(i)) for i in range(33)], ["spec.adapters: 33 adapters; a merge takes 1 to 32"]),
         (
             [fact("a"), fact("b", base_model_name_or_path="org/other"), fact("c")],
-            [
-                "base_model_name_or_path differs: 'org/base' in a and c, 'org/other' in b; where they are one base "
-                "under two names, train with one spec.model.servedName in new jobs"
-            ],
+            ["base_model_name_or_path differs: 'org/base' in a and c, 'org/other' in b"],
         ),
         (
             [fact("a", peft_type="PROMPT_TUNING")],
@@ -131,15 +128,15 @@ def test_everything_is_told_at_once() -> None:
     assert caught.value.reason == "InvalidSpec"
     for part in ("a: a DoRA adapter", "base_model_name_or_path differs", "task_type differs"):
         assert part in caught.value.message
-    # None of it is a field of the manifest.
-    assert caught.value.hint.startswith("Name adapters in spec.adapters that can be merged with one another, in a new")
+    assert [each.fields for each in caught.value.remedies] == [["adapters"], []], "each once, and none of the manifest"
+    assert "the same model.servedName" in caught.value.remedies[1].text
 
 
-def test_what_the_manifest_says_is_corrected_there() -> None:
+def test_each_problem_has_its_remedy() -> None:
     facts = [fact("a", peft_type="IA3"), fact("b", peft_type="IA3")]
     with pytest.raises(TuneryError) as caught:
         check(facts, MergeMethod.TIES, None, ADAPTER)
-    assert caught.value.hint.startswith("Correct the named field")
+    assert [each.text for each in caught.value.remedies] == ["Correct the named fields"]
     with pytest.raises(TuneryError) as caught:
         check([*facts, fact("c", peft_type="IA3", bias="all")], MergeMethod.TIES, None, ADAPTER)
-    assert caught.value.hint.startswith("Correct the named fields of the manifest, and name adapters in spec.adapters")
+    assert [each.fields for each in caught.value.remedies] == [[], ["adapters"]]

@@ -13,6 +13,7 @@ import torch
 
 from tunery_api.manifest import CONFIG_FILE, WEIGHTS_FILE
 from tunery_api.reasons import FailureReason
+from tunery_api.remedies import recreate, retry
 from tunery_common.errors import TuneryError
 from tunery_common.inputs.misfit import DIVERGED, DIVERGED_ELSEWHERE, PREFIX, no_such_rank
 from tunery_common.inputs.name_patterns import broken_pattern, slow_pattern
@@ -23,10 +24,11 @@ ADALORA_EPSILON: Final = 1e-5
 """PEFT divides AdaLoRA's scaling by the rank plus this much."""
 
 AS_SAVED: Final = (
-    "Put both files there as PEFT's save_pretrained wrote them, of one and the same adapter, and retry; where tensors "
-    f"were taken out or added by hand, let {CONFIG_FILE} say so."
+    retry("Upload both files of one adapter as PEFT's save_pretrained wrote them"),
+    retry(f"If you removed or added tensors, change {CONFIG_FILE} accordingly"),
 )
-"""What to do where the files of an adapter made elsewhere do not go together."""
+"""The remedies where the files of an adapter made elsewhere do not go together."""
+_ANOTHER: Final = recreate("Name another adapter", "adapters")
 _PART: Final = re.compile(
     r"^(?P<module>.+?)\.(?P<part>lora_A|lora_B|lora_E|lora_embedding_A|lora_embedding_B|lora_magnitude_vector|ia3_l"
     r"|token_adapter\.trainable_tokens_delta|trainable_tokens_delta)(?P<leaf>\.weight|\.bias)?$"
@@ -91,14 +93,14 @@ class Adapter:
 
     def corrupt(self, what: str) -> TuneryError:
         """An error that names this adapter."""
-        hint = AS_SAVED if self.unverified else None
-        return TuneryError(FailureReason.ADAPTER_CORRUPT, f"{self.label}: {what}", hint)
+        remedies = AS_SAVED if self.unverified else ()
+        return TuneryError(FailureReason.ADAPTER_CORRUPT, f"{self.label}: {what}", *remedies)
 
     def diverged(self, key: str) -> TuneryError:
         """An error that names this adapter and a tensor that holds no numbers."""
-        hint = DIVERGED_ELSEWHERE if self.unverified else DIVERGED
+        again = DIVERGED_ELSEWHERE if self.unverified else DIVERGED
         message = f"{self.label}: tensor {key} holds NaN or infinite values"
-        return TuneryError(FailureReason.ADAPTER_CORRUPT, message, hint)
+        return TuneryError(FailureReason.ADAPTER_CORRUPT, message, again, _ANOTHER)
 
     def rank(self, module: Module) -> int:
         """The rank of a module, as its factors have it."""
@@ -213,7 +215,7 @@ def _check_shapes(adapter: Adapter, module: Module) -> None:
         raise TuneryError(
             FailureReason.INVALID_SPEC,
             f"{adapter.label}: {module.name} is a convolution, which cannot be merged",
-            "Name another adapter in spec.adapters, in a new job.",
+            _ANOTHER,
         )
     if a[0] != b[1]:
         raise adapter.corrupt(f"{module.name}: lora_A has rank {a[0]}, lora_B has rank {b[1]}")

@@ -14,6 +14,7 @@ import torch
 from tunery_api.adaptermerge import MergeMethod
 from tunery_api.manifest import CONFIG_FILE, WEIGHTS_FILE
 from tunery_api.reasons import FailureReason
+from tunery_api.remedies import recreate
 from tunery_common.errors import TuneryError
 from tunery_common.inputs.misfit import PREFIX
 from tunery_trainer.merging import full_tensors
@@ -126,8 +127,7 @@ def _write(job: Job, results: Iterator[Factored]) -> Combined:
         raise TuneryError(
             FailureReason.INVALID_SPEC,
             "spec.adapters: what is merged is zero everywhere, and would change nothing",
-            "Weights that cancel, or a density that keeps nothing: change spec.adapters[].weight or "
-            "spec.density, in a new job.",
+            recreate("Change weights that cancel, or a density that keeps nothing", "adapters[].weight", "density"),
         )
     write_config(job.target, lora_config(job.adapters, ranks, lora_bias=job.lora_bias))
     return Combined(max((part.rank for part in job.parts), default=0), errors)

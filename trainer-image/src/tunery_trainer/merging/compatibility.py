@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from tunery_api.adaptermerge import MergeMethod, MergeTarget
 from tunery_api.reasons import FailureReason
+from tunery_api.remedies import Remedy, recreate, retry
 from tunery_common.errors import TuneryError
 from tunery_common.inputs.misfit import CHANGED_BASE_INITS, VARIANTS
 from tunery_trainer.merging.adapter_files import Adapter
@@ -22,12 +23,16 @@ FILLED_IN: Final = {"bias": "none"}
 UNMERGEABLE_FIELDS: Final = ("target_parameters", *VARIANTS)
 
 
-_TOGETHER: Final = (
-    "ame adapters in spec.adapters that can be merged with one another, in a new job: what is told of them stands in "
-    "their own adapter_config.json, as each was trained."
-)
-_OF_THE_MANIFEST: Final = ("spec.method:", "spec.rank:", "spec.adapters:")
-"""What problems begin with that the manifest can mend; others begin with an adapter or a field of its own."""
+_CORRECT: Final = recreate("Correct the named fields")
+_TOGETHER: Final = recreate("Name adapters in adapters that can be merged with one another", "adapters")
+_ONE_NAME: Final = retry("If they have one base under two names, train them again with the same model.servedName")
+
+
+class Problem(NamedTuple):
+    """A reason against a merge."""
+
+    text: str
+    remedies: tuple[Remedy, ...] = (_TOGETHER,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,26 +58,34 @@ class Facts:
 def check(facts: Sequence[Facts], method: MergeMethod, rank: int | None, into: MergeTarget) -> None:
     """Raise TuneryError(InvalidSpec) that lists everything that speaks against the merge."""
     problems = find_problems(facts, method, rank, into)
+    _raise(problems)
+
+
+def _raise(problems: Sequence[Problem]) -> None:
     if problems:
-        raise TuneryError(FailureReason.INVALID_SPEC, "; ".join(problems), _hint(problems))
+        remedies = {remedy.text: remedy for problem in problems for remedy in problem.remedies}
+        message = "; ".join(problem.text for problem in problems)
+        raise TuneryError(FailureReason.INVALID_SPEC, message, *remedies.values())
 
 
-def _hint(problems: Sequence[str]) -> str | None:
-    """Return what to do; None: what an InvalidSpec usually asks for."""
-    own = [problem.startswith(_OF_THE_MANIFEST) for problem in problems]
-    if all(own):
-        return None
-    return f"Correct the named fields of the manifest, and n{_TOGETHER}" if any(own) else f"N{_TOGETHER}"
-
-
-def find_problems(facts: Sequence[Facts], method: MergeMethod, rank: int | None, into: MergeTarget) -> list[str]:
-    """Return everything that speaks against the merge, each with the adapters and fields concerned."""
+def find_problems(facts: Sequence[Facts], method: MergeMethod, rank: int | None, into: MergeTarget) -> list[Problem]:
+    """Return every reason against the merge, each with the adapters and fields concerned."""
     if not 1 <= len(facts) <= MAX_ADAPTERS:
-        return [f"spec.adapters: {len(facts)} adapters; a merge takes 1 to {MAX_ADAPTERS}"]
-    problems = [problem for fact in facts for problem in _alone(fact, alone=len(facts) == 1, into=into)]
-    problems += _methods(facts, method, rank, into)
+        text = f"spec.adapters: {len(facts)} adapters; a merge takes 1 to {MAX_ADAPTERS}"
+        return [Problem(text, (_CORRECT,))]
+    problems = [Problem(text) for fact in facts for text in _alone(fact, alone=len(facts) == 1, into=into)]
+    problems += [*_methods(facts, method, rank), *_between(facts, into)]
+    if sum(fact.weight for fact in facts) == 0 and any(_has_full_tensors(fact.config) for fact in facts):
+        text = "spec.adapters: the weights sum to 0, so modulesToSave have no weighted mean"
+        problems.append(Problem(text, (_CORRECT,)))
+    return problems
+
+
+def _between(facts: Sequence[Facts], into: MergeTarget) -> list[Problem]:
+    """Return what the adapters disagree on."""
     known = [fact for fact in facts if not fact.unverified]
-    problems += _other_bases(known)
+    bases = _differences(known, "base_model_name_or_path", lambda f: _base_name(f.config))
+    problems: list[str] = []
     if all(fact.revision for fact in known):
         problems += _differences(known, "the base model's revision", lambda f: f.revision)
     for name in SAME_FIELDS:
@@ -81,9 +94,7 @@ def find_problems(facts: Sequence[Facts], method: MergeMethod, rank: int | None,
         problems += _differences(told, name, lambda f, name=name: _canonical(f.config.get(name, FILLED_IN.get(name))))  # type: ignore[misc]
     if into == MergeTarget.MODEL:
         problems += _differences(known, "the quantisation trained with (lineage)", lambda f: f.quantization)
-    if sum(fact.weight for fact in facts) == 0 and any(_has_full_tensors(fact.config) for fact in facts):
-        problems.append("spec.adapters: the weights sum to 0, so modulesToSave have no weighted mean")
-    return problems
+    return [Problem(text, (_ONE_NAME, _TOGETHER)) for text in bases] + [Problem(text) for text in problems]
 
 
 def check_tensors(adapters: Sequence[Adapter]) -> None:
@@ -94,8 +105,7 @@ def check_tensors(adapters: Sequence[Adapter]) -> None:
         if missing:
             problems.append(f"{', '.join(missing)}: has no {name}, which other adapters replace as a whole")
     problems += _shape_problems(adapters)
-    if problems:
-        raise TuneryError(FailureReason.INVALID_SPEC, "; ".join(problems), _hint(problems))
+    _raise([Problem(text) for text in problems])
 
 
 def _alone(fact: Facts, *, alone: bool, into: MergeTarget) -> list[str]:
@@ -120,22 +130,23 @@ def _alone(fact: Facts, *, alone: bool, into: MergeTarget) -> list[str]:
     return problems
 
 
-def _methods(facts: Sequence[Facts], method: MergeMethod, rank: int | None, into: MergeTarget) -> list[str]:
-    """What speaks against the method with these kinds of adapters."""
+def _methods(facts: Sequence[Facts], method: MergeMethod, rank: int | None) -> list[Problem]:
+    """Return the reasons against the method with these kinds of adapters."""
     types = {fact.peft_type for fact in facts} & MERGEABLE
     if any(fact.config.get("use_dora") for fact in facts) and (method != MergeMethod.LINEAR or rank is not None):
-        return ["spec.method: a DoRA adapter goes into the model as it is: with Linear and without spec.rank"]
+        text = "spec.method: a DoRA adapter goes into the model as it is: with Linear and without spec.rank"
+        return [Problem(text, (_CORRECT,))]
     if "IA3" not in types:
         return []
     named = ", ".join(fact.label for fact in facts if fact.peft_type == "IA3")
     if types != {"IA3"}:
-        return [f"{named}: IA3 adapters can only be merged with IA3 adapters (peft_type)"]
+        return [Problem(f"{named}: IA3 adapters can only be merged with IA3 adapters (peft_type)")]
     problems = []
     if method != MergeMethod.LINEAR:
         problems.append(f"spec.method: IA3 adapters ({named}) can only be merged with Linear")
     if rank is not None:
         problems.append(f"spec.rank: IA3 adapters ({named}) have no rank")
-    return problems
+    return [Problem(text, (_CORRECT,)) for text in problems]
 
 
 def _differences(facts: Sequence[Facts], what: str, value: Callable[[Facts], object]) -> list[str]:
@@ -147,12 +158,6 @@ def _differences(facts: Sequence[Facts], what: str, value: Callable[[Facts], obj
         return []
     said = ", ".join(f"{shown} in {' and '.join(labels)}" for shown, labels in groups.items())
     return [f"{what} differs: {said}"]
-
-
-def _other_bases(facts: Sequence[Facts]) -> list[str]:
-    said = _differences(facts, "base_model_name_or_path", lambda f: _base_name(f.config))
-    advice = "where they are one base under two names, train with one spec.model.servedName in new jobs"
-    return [f"{problem}; {advice}" for problem in said]
 
 
 def _base_name(config: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from tunery_api.reasons import FailureReason
+from tunery_api.remedies import recreate
 from tunery_common.errors import TuneryError
 from tunery_common.inputs.misfit import OTHER_BASE, misfit
 from tunery_trainer.merging.adapter_files import Adapter, Module
@@ -102,7 +103,7 @@ def _edit_module(edits: dict[str, Edit], checkpoint: Checkpoint, adapter: Adapte
         raise TuneryError(
             FailureReason.INVALID_SPEC,
             f"{adapter.label}: lora_bias cannot be merged into {module.name}, which has no bias in the base model",
-            "Merge it with into: Adapter, or name another adapter, in a new job.",
+            recreate("Set into: Adapter, or name another adapter", "into", "adapters"),
         )
     scaled = "ia3_l" in module.keys and not is_feedforward(adapter, module)
     if bias is not None and ("lora_B.bias" in module.keys or scaled):

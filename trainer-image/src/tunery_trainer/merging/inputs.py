@@ -14,6 +14,7 @@ from tunery_api.manifest import FileRecord, Lineage, MergeInputRecord, Quantizat
 from tunery_api.methods import ComputeType, QuantizationType
 from tunery_api.names import adapter_purpose
 from tunery_api.reasons import FailureReason
+from tunery_api.remedies import retry
 from tunery_api.runspec import Purpose
 from tunery_common.errors import TuneryError
 from tunery_common.inputs.fetch import OnBytesOfTotal, fetch_model
@@ -113,7 +114,7 @@ def fetch_adapters(work: Workspace, spec: AdapterMergeSpec, sources: Sequence[Me
     """Download the adapters, every digest checked on the way, and read their headers."""
     name = _base_name(spec, sources)
     if name is None:
-        name = _agreed_hint(sources)
+        name = _agreed_name(sources)
     opened = []
     for index, source in enumerate(sources):
         folder = work.folder(f"adapters/{index}")
@@ -133,14 +134,14 @@ def _base_name(spec: AdapterMergeSpec, sources: Sequence[MergeSource]) -> str | 
     return str(said) if said else spec.model.effective_served_name() if spec.model else None
 
 
-def _agreed_hint(sources: Sequence[MergeSource]) -> str | None:
+def _agreed_name(sources: Sequence[MergeSource]) -> str | None:
     """Return what adapters made elsewhere call their base, where all say the same and it is a name.
 
     It proves nothing, and goes into the commands of a model card: what is no plain name is left out.
     """
-    hints = {str(source.named.config.get("base_model_name_or_path") or "") for source in sources}
-    hint = hints.pop() if len(hints) == 1 else ""
-    return hint if _PLAIN_NAME.fullmatch(hint) else None
+    names = {str(source.named.config.get("base_model_name_or_path") or "") for source in sources}
+    name = names.pop() if len(names) == 1 else ""
+    return name if _PLAIN_NAME.fullmatch(name) else None
 
 
 def check_foreign(
@@ -209,8 +210,8 @@ def quantization_of(sources: Sequence[MergeSource]) -> Quantization | None:
         kind, loaded_as = QuantizationType(record.type), ComputeType(record.loaded_as or ComputeType.BFLOAT16)
     except ValueError as error:
         message = f"{known.label} was trained on a base quantised as {record}, which this version does not know"
-        hint = "Use an operator and trainer of the version that published it."
-        raise TuneryError(FailureReason.INVALID_SPEC, message, hint) from error
+        fix = retry("Use the version of Tunery that published it")
+        raise TuneryError(FailureReason.INVALID_SPEC, message, fix) from error
     return Quantization(kind, record.double_quant is not False, dtype_of(loaded_as))
 
 

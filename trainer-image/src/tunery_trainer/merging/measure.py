@@ -17,6 +17,7 @@ from tunery_api.inputs import ModelSpec
 from tunery_api.manifest import SourceRecord
 from tunery_api.measured import DatasetStatus
 from tunery_api.reasons import FailureReason
+from tunery_api.remedies import Remedy, recreate, retry
 from tunery_api.runspec import Purpose
 from tunery_common.errors import TuneryError
 from tunery_common.inputs.fetch import OnBytesOfTotal, fetch_dataset, fetch_model
@@ -45,11 +46,15 @@ _WORDS: Final = {
     "training.maxLength": "evaluation.maxLength",
     "are not trained": "are not measured",
     "in the training rows": "in the rows",
-    "new job": "new merge",
 }
 """What the data layer says to a LoRAJob, and what that is in a merge."""
-_OTHER_TASK: Final = "task: "
-"""In a hint: nothing that a merge could be given."""
+_FIELDS: Final = {"dataset": "evaluation.dataset", "training.maxLength": "evaluation.maxLength"}
+"""Fields of a LoRAJob that remedies of the data layer name, and those of a merge."""
+_ROWS_OF_SFT: Final = (
+    retry("Use such rows"),
+    recreate("Name their format in evaluation.dataset.format", "evaluation.dataset.format"),
+)
+"""The remedies where a LoRAJob could set another task."""
 
 
 @dataclass(frozen=True)
@@ -93,12 +98,9 @@ def prepare_yardstick(
     try:
         data = _rows(work, spec, tokenizer, downloads.of("data set"))
     except TuneryError as error:
-        hint = (
-            "Use such rows, or name theirs in spec.evaluation.dataset.format."
-            if _OTHER_TASK in error.hint
-            else as_of_a_merge(error.hint)
-        )
-        raise TuneryError(error.reason, as_of_a_merge(error.message), hint) from error
+        other_task = any("task" in remedy.fields for remedy in error.remedies)
+        remedies = _ROWS_OF_SFT if other_task else [_remedy_of_a_merge(remedy) for remedy in error.remedies]
+        raise error.with_(message=as_of_a_merge(error.message), remedies=remedies) from error
     found = _status(data.report)
     source = SourceRecord(uri=spec.dataset.uri, digest=found.sha256)
     return Yardstick(folder, data.train, int(tokenizer.pad_token_id), source, found, quantization)
@@ -109,6 +111,16 @@ def as_of_a_merge(text: str) -> str:
     for theirs, ours in _WORDS.items():
         text = text.replace(theirs, ours)
     return text
+
+
+def _remedy_of_a_merge(remedy: Remedy) -> Remedy:
+    """Return a remedy with the fields that a merge has in place of those of a LoRAJob."""
+    text, fields = remedy.text, list[str]()
+    for path in remedy.fields:
+        block = next((theirs for theirs in _FIELDS if path.startswith(theirs)), "")
+        field = _FIELDS.get(block, "") + path.removeprefix(block)
+        text, fields = text.replace(path, field), [*fields, field]
+    return remedy.model_copy(update={"text": text, "fields": fields})
 
 
 def measure(yardstick: Yardstick, inputs: Sequence[Adapter], result: Adapter) -> Losses:
@@ -136,7 +148,13 @@ def check_improvement(spec: MergeEvaluationSpec, losses: Losses) -> None:
         raise TuneryError(
             FailureReason.NOT_IMPROVED,
             f"{missed}; the best input reaches {min(losses.inputs):.4f}",
-            "Compare methods, densities and weights, or lower evaluation.minImprovement, in a new merge.",
+            recreate(
+                "Compare methods, densities, and weights, or lower evaluation.minImprovement",
+                "method",
+                "density",
+                "adapters[].weight",
+                "evaluation.minImprovement",
+            ),
         )
 
 

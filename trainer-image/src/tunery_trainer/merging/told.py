@@ -196,7 +196,7 @@ def _untold(adapter: Adapter, key: str, field: str) -> NoReturn:
 
 
 def _refuse(adapter: Adapter, what: str) -> NoReturn:
-    raise TuneryError(FailureReason.ADAPTER_CORRUPT, f"{adapter.label}: {what}", AS_SAVED)
+    raise TuneryError(FailureReason.ADAPTER_CORRUPT, f"{adapter.label}: {what}", *AS_SAVED)
 
 
 def _mismatch(adapter: Adapter, what: str) -> NoReturn:
