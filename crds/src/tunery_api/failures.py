@@ -8,12 +8,14 @@ from typing import Annotated, Final
 
 from pydantic import Field
 
-from tunery_api.fields import OpenModel
+from tunery_api.fields import OpenModel, Text
 from tunery_api.names import RETRY_ANNOTATION
 from tunery_api.reasons import FailureReason
 from tunery_api.remedies import MAX_FACTS, MAX_REMEDIES, Action, Remedy, remedies_for
 from tunery_api.scrub import MAX_MESSAGE_BYTES, shorten
 
+OF_TEMPLATE: Final = "template."
+"""The prefix of a LoRASweep's fields that its trials have."""
 _LABELS: Final[Mapping[str, str]] = {
     "chartValues": "Values of Tunery's chart that this pod uses",
     "checkpoint": "Stored checkpoint",
@@ -44,6 +46,23 @@ class Failure(OpenModel):
     def fixes(self) -> Sequence[Remedy]:
         """The remedies of this failure, else the usual ones of its reason."""
         return self.remedies or remedies_for(self.reason)
+
+
+class FailureStatus(OpenModel):
+    """Why the object failed or what blocks it, and what to do."""
+
+    reason: str = Field(min_length=1, max_length=128, description="One of the documented reasons.")
+    message: Text = Field(description="What happened.")
+    hint: Text | None = Field(None, description="What to do.")
+    remedies: list[Remedy] | None = Field(
+        None,
+        max_length=MAX_REMEDIES,
+        description="The ways to fix it, best first. Unset: the usual ones of the reason.",
+    )
+    facts: dict[str, Text] | None = Field(
+        None, max_length=MAX_FACTS, description="What belongs to the failure, such as the URI of the data report."
+    )
+    exit_code: int | None = Field(None, description="Exit code of the container.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +134,8 @@ def _change(remedies: Sequence[Remedy], subject: Subject | None, *, also: bool) 
         return
     text = _joined(remedies)
     where = "in the manifest" if subject is None else f"in a new {subject.kind}"
-    if subject is not None and subject.sweep is not None:
+    of_template = any(path.startswith(OF_TEMPLATE) for remedy in remedies for path in remedy.fields)
+    if of_template or (subject is not None and subject.sweep is not None):
         where = "in the template of a new LoRASweep"
     yield f"Or, {where}: {_lower(text)}." if also else f"{text}, {where}."
 

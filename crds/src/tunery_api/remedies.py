@@ -16,6 +16,8 @@ MAX_REMEDIES: Final = 4
 MAX_FACTS: Final = 4
 """The facts of one failure at most."""
 MAX_REMEDY_FIELDS: Final = 8
+MAX_FIELD: Final = 128
+"""The characters of a path at most."""
 MAX_REMEDY: Final = 640
 """The bytes of the text of one at most."""
 
@@ -34,12 +36,18 @@ class Action(StrEnum):
 class Remedy(OpenModel):
     """One way to fix a failure."""
 
-    action: Annotated[Action | Annotated[str, Field(max_length=32)], Field(union_mode="left_to_right")]
-    """A text is an action of a later version."""
-    text: Annotated[str, Field(max_length=MAX_REMEDY)]
+    action: str = Field(
+        max_length=32,
+        description="What follows the fix. `Retry`: the fix is outside of the object. `Edit`: a field may change in "
+        "place. `Recreate`: the fix needs a new object.",
+    )
+    """An Action, or one of a later version."""
+    text: str = Field(max_length=MAX_REMEDY, description="What to do.")
     """An imperative without its consequence, as `Raise training.maxLength`; no full stop at its end."""
-    fields: list[Annotated[str, Field(max_length=128)]] = Field(default_factory=list, max_length=MAX_REMEDY_FIELDS)
-    """Paths of the fields to change, without `spec.`."""
+    fields: list[Annotated[str, Field(max_length=MAX_FIELD)]] = Field(
+        default_factory=list, max_length=MAX_REMEDY_FIELDS, description="Fields of the spec to change."
+    )
+    """Paths without `spec.`."""
 
 
 def retry(text: str) -> Remedy:

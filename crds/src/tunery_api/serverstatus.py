@@ -7,8 +7,9 @@ from typing import Annotated, Final
 
 from pydantic import Field
 
+from tunery_api.failures import FailureStatus
 from tunery_api.fields import UNOBSERVED, OpenModel, Text
-from tunery_api.status import CONDITIONS_KEPT, Condition, FailureStatus, Reason, Timestamp, words
+from tunery_api.status import CONDITIONS_KEPT, Condition, Reason, Timestamp, words
 
 ADAPTERS_SHOWN: Final = 256
 REPLICAS_SHOWN: Final = 64

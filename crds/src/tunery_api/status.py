@@ -10,6 +10,7 @@ from typing import Annotated, Final
 from pydantic import AfterValidator, Field
 
 from tunery_api.estimate import EstimateStatus
+from tunery_api.failures import FailureStatus
 from tunery_api.fields import UNOBSERVED, OpenModel, Text
 from tunery_api.findings import MAX_CHECKS, MAX_FINDINGS, CheckStatus, FindingStatus
 from tunery_api.measured import (
@@ -22,7 +23,6 @@ from tunery_api.measured import (
     Number,
     StoppedStatus,
 )
-from tunery_api.remedies import MAX_FACTS, MAX_REMEDIES, MAX_REMEDY
 
 
 def _rfc3339(text: str) -> str:
@@ -216,36 +216,6 @@ class CheckpointStatus(OpenModel):
 
     uri: Text = Field(description="Where it lies.")
     step: int = Field(ge=0, description="The optimizer step it was taken at.")
-
-
-class RemedyStatus(OpenModel):
-    """One way to fix a failure, for programs; `hint` has the same for people."""
-
-    action: Annotated[str, Field(max_length=32)] = Field(
-        description="What follows the fix. `Retry`: the fix is outside of the object. `Edit`: a field may change in "
-        "place. `Recreate`: the fix needs a new object."
-    )
-    text: Annotated[str, Field(max_length=MAX_REMEDY)] = Field(description="What to do.")
-    fields: list[Annotated[str, Field(max_length=128)]] | None = Field(
-        None, max_length=8, description="Fields of the spec to change."
-    )
-
-
-class FailureStatus(OpenModel):
-    """Why the object failed or what blocks it, and what to do."""
-
-    reason: Reason = Field(description="One of the documented reasons.")
-    message: Text = Field(description="What happened.")
-    hint: Text | None = Field(None, description="What to do.")
-    remedies: list[RemedyStatus] | None = Field(
-        None,
-        max_length=MAX_REMEDIES,
-        description="The ways to fix it, best first. Unset: the usual ones of the reason.",
-    )
-    facts: dict[str, Text] | None = Field(
-        None, max_length=MAX_FACTS, description="What belongs to the failure, such as the URI of the data report."
-    )
-    exit_code: int | None = Field(None, description="Exit code of the container.")
 
 
 ATTEMPTS_KEPT: Final = 20

@@ -10,8 +10,8 @@ from pydantic import Field
 from tunery_api.fields import OpenModel, Text
 from tunery_api.lorasweep import LARGEST_SPACE, MAX_TRIALS
 from tunery_api.measured import EVALUATIONS_KEPT, EvaluationStatus, Number
-from tunery_api.remedies import MAX_REMEDIES
-from tunery_api.status import AdapterStatus, CommonStatus, RemedyStatus
+from tunery_api.remedies import MAX_FACTS, MAX_REMEDIES, Remedy
+from tunery_api.status import AdapterStatus, CommonStatus
 
 TRIALS_KEPT: Final = 2 * MAX_TRIALS + 1
 """Rows of a status: as many again may not fit into memory, which do not count, and one may be the final one."""
@@ -62,8 +62,11 @@ class TrialFailure(OpenModel):
     """What a trial's failure has beyond its row: a sweep that fails for it passes that on."""
 
     message: Annotated[str, Field(max_length=1024)] | None = Field(None, description="The message, where why is cut.")
-    remedies: list[RemedyStatus] | None = Field(
+    remedies: list[Remedy] | None = Field(
         None, max_length=MAX_REMEDIES, description="The ways to fix it. Unset: the usual ones of the reason."
+    )
+    facts: dict[str, Text] | None = Field(
+        None, max_length=MAX_FACTS, description="What belongs to the failure, such as the URI of the data report."
     )
 
 

@@ -10,9 +10,9 @@ from datetime import datetime, timedelta
 from tunery_api.failures import Failure
 from tunery_api.lorasweep import MAX_TRIALS, LoRASweepSpec
 from tunery_api.reasons import FailureReason
-from tunery_api.remedies import Remedy, edit, recreate
+from tunery_api.remedies import Remedy, edit, recreate, remedies_for
 from tunery_api.scrub import shorten
-from tunery_api.sweepstatus import TRIALS_KEPT, EndReason, TrialState, TrialStatus
+from tunery_api.sweepstatus import TRIALS_KEPT, EndReason, TrialFailure, TrialState, TrialStatus
 from tunery_search.faults import Fault, fault_of
 from tunery_search.pruning import pruned
 from tunery_search.remedies import of_sweep
@@ -280,5 +280,8 @@ def _said(row: TrialStatus) -> str | None:
 def _failed(spec: LoRASweepSpec, reason: str | None, text: str, row: TrialStatus | None = None) -> Failure:
     """Return why a sweep fails; `row` is the trial whose failure it is, and whose remedies hold for the sweep."""
     reason = reason or FailureReason.INTERNAL_ERROR
-    remedies = of_sweep(reason, row, [each.path for each in spec.parameters or ()])
-    return Failure(reason=reason, message=shorten(text, _MESSAGE), remedies=remedies)
+    details = (row.failure if row is not None else None) or TrialFailure()
+    remedies = details.remedies or list(remedies_for(reason))
+    if reason != FailureReason.BUDGET_EXHAUSTED:
+        remedies = of_sweep(remedies, [each.path for each in spec.parameters or ()])
+    return Failure(reason=reason, message=shorten(text, _MESSAGE), remedies=remedies, facts=details.facts or {})

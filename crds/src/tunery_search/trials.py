@@ -7,22 +7,19 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from pydantic import ValidationError
-
 from tunery_api.failures import Failure
 from tunery_api.findings import Severity
 from tunery_api.measured import EvaluationStatus, finite
 from tunery_api.names import ORIGIN_ANNOTATION, TRIAL_LABEL
 from tunery_api.placement import ResourcesSpec
 from tunery_api.reasons import FailureReason
-from tunery_api.remedies import MAX_REMEDIES
 from tunery_api.scrub import shorten
-from tunery_api.status import ConditionType, Phase, RemedyStatus
+from tunery_api.status import ConditionType, Phase
 from tunery_api.sweepstatus import FINAL_TRIAL_STATES, TrialAdapter, TrialFailure, TrialState, TrialStatus
+from tunery_api.tolerant import without_invalid
 from tunery_api.training import DiagnosisAction
 from tunery_search.dimensions import Values
 from tunery_search.faults import Fault, fault_of
-from tunery_search.remedies import to_remedies
 
 FINAL_ORIGIN: Final = "Final"
 """Origin of the best settings trained once more."""
@@ -33,6 +30,8 @@ SWEEP_FAILED: Final = "the sweep has failed"
 nothing of its values, and that a retry forgives."""
 BY_HAND: Final = "by hand: "
 """So begins the `why` of a trial that somebody else has stopped."""
+_REMOVED: Final = ("curve", "rejectedAdapter")
+"""Facts about what a sweep removes once it has published its best."""
 _WHY: Final = 256
 _MESSAGE: Final = 1024
 _ORIGIN: Final = 64
@@ -258,11 +257,10 @@ def _stop_why(child: Body) -> str:
 
 def _failed(child: Body, values: Values, steps: int | None) -> dict[str, Any]:
     status = child["status"]
-    failure = status.get("failure") or {}
-    reason = str(failure.get("reason") or FailureReason.INTERNAL_ERROR)
-    message = str(failure.get("message") or "")
-    told = {"reason": reason[:128], "why": shorten(message, _WHY) or None, "failure": _details(failure)}
-    fields = {path for each in _remedies(failure) or () for path in each.fields or ()}
+    failure = _failure(status) or Failure(reason=FailureReason.INTERNAL_ERROR, message="")
+    reason = str(failure.reason)
+    told = {"reason": reason, "why": shorten(failure.message, _WHY) or None, "failure": _details(failure)}
+    fields = {path for remedy in failure.remedies for path in remedy.fields}
     fault = fault_of(reason, values, fields, ran=bool(status.get("runSeconds")))
     if reason == FailureReason.NOT_IMPROVED:
         value = _value(status)
@@ -275,21 +273,22 @@ def _failed(child: Body, values: Values, steps: int | None) -> dict[str, Any]:
     return {"state": state.value, "at": at, **told}
 
 
-def _details(failure: Mapping[str, Any]) -> TrialFailure | None:
-    """Return what a failure has that reason and why do not; None where they have all."""
-    message = str(failure.get("message") or "")
-    long = shorten(message, _MESSAGE) if len(message.encode()) > _WHY else None
-    remedies = _remedies(failure)
-    return TrialFailure(message=long, remedies=remedies) if long or remedies else None
-
-
-def _remedies(failure: Mapping[str, Any]) -> list[RemedyStatus] | None:
-    """Return the remedies of a LoRAJob's failure; None where they are the usual ones of its reason."""
-    try:
-        found = [RemedyStatus.model_validate(each) for each in failure.get("remedies") or ()]
-    except ValidationError:
+def _failure(status: Mapping[str, Any]) -> Failure | None:
+    """Return the failure that a status shows, without what this version cannot read; None where it shows none."""
+    shown = status.get("failure")
+    if not shown:
         return None
-    return found[:MAX_REMEDIES] or None
+    bare = {"reason": FailureReason.INTERNAL_ERROR.value, "message": ""}
+    return Failure.model_validate(without_invalid(Failure, {**bare, **shown}) or bare)
+
+
+def _details(failure: Failure) -> TrialFailure | None:
+    """Return what a failure has that reason and why do not; None where they have all."""
+    long = failure.message if len(failure.message.encode()) > _WHY else None
+    facts = {key: value for key, value in failure.facts.items() if key not in _REMOVED}
+    if not (long or failure.remedies or facts):
+        return None
+    return TrialFailure(message=long, remedies=failure.remedies or None, facts=facts or None)
 
 
 def _live(child: Body, row: TrialStatus) -> Live:
@@ -315,12 +314,9 @@ def _finalizers(metadata: Mapping[str, Any]) -> tuple[str, ...] | None:
 
 
 def _blocker(name: str, status: Mapping[str, Any]) -> Failure | None:
-    failure = status.get("failure")
-    if not failure:
-        return None
-    reason = str(failure.get("reason") or FailureReason.INTERNAL_ERROR)
-    message = shorten(f"{name}: {failure.get('message') or reason}", _MESSAGE)
-    return Failure(reason=reason, message=message, remedies=to_remedies(_remedies(failure)))
+    failure = _failure(status)
+    text = shorten(f"{name}: {failure.message or failure.reason}", _MESSAGE) if failure is not None else ""
+    return failure and failure.model_copy(update={"message": text})
 
 
 def _ends_itself(child: Body) -> bool:

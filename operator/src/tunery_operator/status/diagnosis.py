@@ -49,7 +49,7 @@ _CHECKS_LIMITS: Final = (
     recreate("Store large files in a PersistentVolumeClaim (pvc://), which is read in place"),
 )
 _CONCLUDE_LIMITS: Final = (retry("Ask a cluster admin to raise preflight.resources of Tunery's chart"),)
-_CONCLUDE_DISK: Final = (recreate("Raise resources.ephemeralStorage", "resources.ephemeralStorage"),)
+_CONCLUDE_DISK: Final = (recreate("Raise resources.ephemeralStorage", "template.resources.ephemeralStorage"),)
 _CONCLUDE_RETRIES: Final = (retry("Fix what the log of its last attempt names; the adapters of the trials stay"),)
 _NO_WORDS: Final = ("", "{}")
 """Termination messages that say nothing."""

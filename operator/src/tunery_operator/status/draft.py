@@ -11,7 +11,7 @@ from tunery_api.findings import FindingType
 from tunery_api.kinds import Kind
 from tunery_api.names import VERSION
 from tunery_api.reasons import FailureReason
-from tunery_api.remedies import MAX_REMEDIES, WITHOUT_GPU, Remedy, recreate, remedies_for
+from tunery_api.remedies import WITHOUT_GPU, Remedy, recreate, remedies_for
 from tunery_api.scrub import scrub
 from tunery_api.status import ConditionType, Phase
 from tunery_api.tolerant import without_invalid
@@ -78,8 +78,8 @@ class Draft:
     def fail(self, failure: Failure, *, ended: datetime | None = None, exit_code: int | None = None) -> None:
         """End the object as failed; `ended` is when that came about, if not now."""
         subject = self._subject(ended=True)
-        failure = self._with_checkpoint(self._with_warm_start(failure))
-        shown = failure_status(failure, subject, exit_code)
+        facts = {**self._curve(), **failure.facts, **self._checkpoint(failure), **self._warm_start(failure)}
+        shown = failure_status(failure.model_copy(update={"facts": facts}), subject, exit_code)
         self.fields["failure"] = shown
         self.conditions.set(ConditionType.FAILED, True, shown["reason"], shown["message"])
         self.conditions.set(ConditionType.SUCCEEDED, False, shown["reason"], shown["message"])
@@ -106,26 +106,29 @@ class Draft:
         remedies = [*remedies_for(found.reason)[:2], *([_FEWER_GPUS] if several else []), WITHOUT_GPU]
         return found.model_copy(update={"remedies": remedies})
 
-    def _with_checkpoint(self, failure: Failure) -> Failure:
-        """Return a failure with the remedy to continue from the newest checkpoint, where that is of use."""
+    def _curve(self) -> dict[str, str]:
+        """Return the curve of a run that could not report it as it ended."""
+        uri = self.fields.get("curve")
+        return {"curve": uri} if uri else {}
+
+    def _checkpoint(self, failure: Failure) -> dict[str, str]:
+        """Return how a new object continues from the newest checkpoint, where that is of use."""
         step = int((self.fields.get("checkpoint") or {}).get("step") or 0)
         corrupt = any(found.get("type") in _CORRUPT for found in self.fields.get("findings") or ())
         of_sweep = self.snapshot.owner.sweep is not None or self.snapshot.search is not None
         if not step or corrupt or of_sweep or failure.reason not in _RESUMABLE:
-            return failure
+            return {}
         name = self.snapshot.owner.key.name
-        more = recreate(f"Continue after step {step} with resumeFrom.loraJobRef.name: {name}", "resumeFrom")
-        return failure.model_copy(update={"remedies": [*failure.fixes[: MAX_REMEDIES - 1], more]})
+        alike = "a new LoRAJob with the same model, data, method, rank, and maxLength continues from it"
+        return {"checkpoint": f"step {step}; {alike} with resumeFrom.loraJobRef.name: {name}"}
 
-    def _with_warm_start(self, failure: Failure) -> Failure:
-        """Return the failure of a sweep with how a new one learns from its trials, where it can."""
+    def _warm_start(self, failure: Failure) -> dict[str, str]:
+        """Return how a new sweep learns from the trials of this one, where it can."""
         search = self.snapshot.search
-        if search is None or not any(trial.row.value is not None for trial in search.trials):
-            return failure
-        if not can_warm_start(failure.fixes):
-            return failure
-        value = f"[{{name: {self.snapshot.owner.key.name}}}]"
-        return failure.model_copy(update={"facts": {**failure.facts, "warmStartFrom": value}})
+        measured = search is not None and any(trial.row.value is not None for trial in search.trials)
+        if not measured or not can_warm_start(failure.fixes):
+            return {}
+        return {"warmStartFrom": f"[{{name: {self.snapshot.owner.key.name}}}]"}
 
     def fail_for(self, reason: FailureReason, message: str, *remedies: Remedy) -> None:
         """End the object as failed, with the usual remedies of the reason unless others are given."""
@@ -150,9 +153,12 @@ class Draft:
         """Tell whether the object has succeeded, failed or been stopped."""
         return any(self.conditions.is_true(end) for end in _ENDS)
 
-    def show_blocker(self, failure: Failure) -> None:
-        """Show what blocks the object now; the next status drops it once it has passed."""
-        self.fields["failure"] = failure_status(failure, self._subject(ended=False))
+    def show_blocker(self, failure: Failure, *, ends: bool = False) -> None:
+        """Show what blocks the object now; the next status drops it once it has passed.
+
+        `ends`: the object fails for it as soon as its last pod has ended.
+        """
+        self.fields["failure"] = failure_status(failure, self._subject(ended=ends))
 
     def _complete(self, ended: datetime | None) -> None:
         self.fields.setdefault("completionTime", format_time(ended or self.snapshot.now))

@@ -11,6 +11,7 @@ from tunery_operator.status.draft import Draft
 from tunery_operator.status.search import SEARCH_SUSPENDED, TRIAL_KEPT, TRIALS_QUEUED, Search
 from tunery_search import summary
 from tunery_search.describe import points_tried
+from tunery_search.remedies import of_sweep
 from tunery_search.trials import Trial
 
 _SEARCHING: Final = ConditionType.SEARCHING
@@ -41,7 +42,7 @@ def check_search(draft: Draft) -> bool:
         return False
     if search.alive:
         # Told once nothing of it runs any more: nobody looks after a trial whose sweep has failed.
-        draft.show_blocker(failure)
+        draft.show_blocker(failure, ends=True)
         draft.conditions.set(_SEARCHING, False, str(failure.reason), f"{failure.message}; {_still(search)}")
         return True
     draft.conditions.set(_SEARCHING, False, str(failure.reason), failure.message)
@@ -113,7 +114,8 @@ def _show_stage(draft: Draft, search: Search) -> None:
         _say(draft, search, None, TRIALS_QUEUED, queued)
         blocker = next((trial.live.blocker for trial in search.alive if trial.live and trial.live.blocker), None)
         if blocker is not None:
-            draft.show_blocker(blocker)
+            remedies = of_sweep(blocker.fixes, [each.path for each in search.spec.parameters or ()])
+            draft.show_blocker(blocker.model_copy(update={"remedies": remedies}))
     elif search.kept and len(search.kept) == len(search.alive):
         _say(draft, search, None, TRIAL_KEPT, f"waits for {_still_kept(search)}")
     else:
