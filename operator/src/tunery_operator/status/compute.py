@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from tunery_api.kinds import Kind
 from tunery_api.reasons import FailureReason
-from tunery_api.remedies import MAX_REMEDY_FIELDS, Remedy, edit, recreate, retry
+from tunery_api.remedies import MAX_FIELD, MAX_REMEDY_FIELDS, Remedy, edit, recreate, retry
 from tunery_api.serverstatus import ServerPhase
 from tunery_api.status import ConditionType
 from tunery_operator.plan.inputs import FailedInput, NoCheckpoint, UnfinishedInput
@@ -80,9 +80,12 @@ def _check_spec(draft: Draft) -> bool:
         draft.conditions.set(ConditionType.VALIDATED, False, FailureReason.INVALID_SPEC.value, text)
         of_trial = draft.snapshot.owner.sweep is not None
         in_place = not of_trial and all(error.path.startswith(SCHEDULING) for error in errors)
-        fields = [error.path.removeprefix("spec.") for error in errors][:MAX_REMEDY_FIELDS]
+        paths = [error.path.removeprefix("spec.") for error in errors]
+        fields = [path for path in paths if len(path) <= MAX_FIELD][:MAX_REMEDY_FIELDS]
         remedy = edit if in_place else recreate
-        draft.fail_for(FailureReason.INVALID_SPEC, text, remedy(f"Correct {', '.join(fields)}", *fields))
+        draft.fail_for(
+            FailureReason.INVALID_SPEC, text, remedy(f"Correct {', '.join(fields) or 'the named field'}", *fields)
+        )
         return True
     draft.conditions.set(ConditionType.VALIDATED, True, "SpecValid")
     if draft.snapshot.main is None:

@@ -27,10 +27,7 @@ from tunery_operator.views.attempt import (
     EVICTED,
     NOT_NEEDED,
     POD_DELETED,
-    PREEMPTED,
     SUCCEEDED,
-    SUSPENDED,
-    VANISHED,
     Attempt,
     attempt_numbers,
     cause_of,
@@ -48,17 +45,10 @@ _NOT_FOR_SURE: Final = ENDS_WITHOUT_FAULT - {EVICTED, SUCCEEDED, NOT_NEEDED}
 _ENDED: Final = "endTime"
 _INDEX: Final = "index"
 _ATTEMPT: Final = "attempt"
-PASSED_OVER: Final = frozenset(
-    {
-        SUSPENDED,
-        PREEMPTED,
-        EVICTED,
-        POD_DELETED,
-        VANISHED,
-        FailureReason.NODE_LOST.value,
-        FailureReason.NODE_PRESSURE.value,
-    }
-)
+PASSED_OVER: Final = (ENDS_WITHOUT_FAULT - {SUCCEEDED, NOT_NEEDED}) | {
+    FailureReason.NODE_LOST,
+    FailureReason.NODE_PRESSURE,
+}
 """Ends that say nothing of the run itself."""
 
 

@@ -55,6 +55,8 @@ SILENCE_GRACE: Final = timedelta(minutes=2)
 """The same, from its last report: it repeats that every PROGRESS_EVERY_SECONDS, whatever it computes."""
 MEETING_GRACE: Final = timedelta(minutes=2)
 """In which pods that work together begin, once all run; a large model, or one that is downloaded, takes longer."""
+_IN_THE_LOG: Final = frozenset({FailureReason.INTERNAL_ERROR, FailureReason.RETRIES_EXHAUSTED})
+"""Failures whose cause only the pod's log shows."""
 _HOPELESS: Final = FailureReason.DISK_FULL
 """Kubernetes cannot be told to end a Job for it: the same limit is met again."""
 
@@ -134,7 +136,7 @@ def _met_again(draft: Draft, attempt: Attempt, pod: PodView) -> Failure | None:
     if attempt.job.nodes > 1 and attempt.failed_too_often:
         found = _failed(draft, attempt)[0]
         # The Job is deleted for it, and the log with its pods.
-        return found if found.remedies else found.model_copy(update={"remedies": list(GONE)})
+        return found.model_copy(update={"remedies": list(GONE)}) if found.reason in _IN_THE_LOG else found
     return None
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Final
 
-from tunery_api.failures import Failure
+from tunery_api.failures import Failure, sentences
 from tunery_api.reasons import FailureReason
 from tunery_api.remedies import Remedy, edit, recreate, remedies_for, retry
 
@@ -60,8 +59,3 @@ def from_hint(hint: str | None) -> tuple[Remedy, ...]:
 def hint_of(reason: str, hint: str | None) -> str:
     """Return what to do about an adapter: the hint that a replica reports, else the usual remedies as sentences."""
     return hint or sentences(_SERVER.get(reason) or remedies_for(reason))
-
-
-def sentences(remedies: Sequence[Remedy]) -> str:
-    """Return the texts of remedies, as sentences."""
-    return " ".join(f"{remedy.text}." for remedy in remedies)
