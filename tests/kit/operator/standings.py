@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any, NamedTuple
 
 from tunery_api.errors import FieldError
+from tunery_api.failures import Failure
 from tunery_api.kinds import Kind
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import TrainerStatus
@@ -14,7 +15,6 @@ from tunery_operator.plan.inputs import UnfinishedInput
 from tunery_operator.status.compute import compute_status
 from tunery_operator.status.phase import WAITING_FOR_SLOT
 from tunery_operator.status.search import SAMPLER_BUSY, Hindrance, Search
-from tunery_operator.status.snapshot import Refusal
 from tunery_operator.views.attempt import Attempt
 from tunery_search.decision import Decision
 
@@ -88,7 +88,7 @@ STANDINGS: dict[str, Standing] = {
         none(preflight_needed=True, preflight=Attempt(job(), (running(),))), "Preflight", None, *WORKS
     ),
     "no quota": Standing(
-        none(refusal=Refusal(FailureReason.QUOTA_EXCEEDED, "exceeded quota: gpus")),
+        none(rejection=Failure(reason=FailureReason.QUOTA_EXCEEDED, message="exceeded quota: gpus")),
         "Starting",
         "QuotaExceeded",
         *WORKS,

@@ -25,18 +25,21 @@ def failed(**fields: object) -> Failure:
     [
         pytest.param(
             JOB,
-            f"Add rows; or raise retries. Or, in a new LoRAJob: lower lora.rank. To retry: {COMMAND.format('lorajob', 'bot')}",
+            "Add rows; or raise retries. Or, in a new LoRAJob: lower lora.rank. "
+            f"To retry: {COMMAND.format('lorajob', 'bot')}",
             id="failed",
         ),
         pytest.param(
             Subject("LoRAJob", "bot", "team", ended=False),
-            "Add rows; or raise retries. The LoRAJob then continues without a retry. Or, in a new LoRAJob: lower lora.rank.",
+            "Add rows; or raise retries. The LoRAJob then continues without a retry. "
+            "Or, in a new LoRAJob: lower lora.rank.",
             id="blocked",
         ),
         pytest.param(
             Subject("LoRAJob", "s-003", "team", sweep="s"),
-            "Add rows. Or, in the template of a new LoRASweep: raise retries; or lower lora.rank. LoRASweep s continues "
-            f"without this trial. If the sweep has failed, retry it: {COMMAND.format('lorasweep', 's')}",
+            "Add rows. Or, in the template of a new LoRASweep: raise retries; or lower lora.rank. "
+            "LoRASweep s continues without this trial. "
+            f"If the sweep has failed, retry it: {COMMAND.format('lorasweep', 's')}",
             id="trial",
         ),
         pytest.param(
@@ -53,6 +56,18 @@ def failed(**fields: object) -> Failure:
 )
 def test_a_hint_names_what_follows_the_fix(subject: Subject | None, hint: str) -> None:
     assert render_hint(failed(), subject) == hint
+
+
+def test_fields_of_a_template_are_changed_there() -> None:
+    remedy = recreate("Lower lora.rank", "template.lora.rank")
+    hint = render_hint(failed(remedies=[remedy]), Subject("LoRASweep", "s", "team"))
+    assert hint == "Lower lora.rank, in the template of a new LoRASweep."
+
+
+def test_a_text_of_any_length_fits_and_has_no_credentials() -> None:
+    remedy = retry(f"Check https://user:secretword@storage {'x' * 2000}")
+    assert "secretword" not in remedy.text
+    assert len(remedy.text.encode()) <= MAX_REMEDY
 
 
 def test_what_only_another_spec_fixes_offers_no_retry() -> None:

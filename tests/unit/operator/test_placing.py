@@ -8,8 +8,7 @@ from tunery_api.kinds import Kind
 from tunery_api.placement import SchedulingSpec, Toleration
 from tunery_operator.plan.job import checkpoint_place
 from tunery_operator.plan.placing import check_scheduling, pod_extras, work_scheduling
-from tunery_operator.plan.platform_says import Value, platform_says
-from tunery_operator.settings import CaBundle, Placement, PodTemplate, Settings
+from tunery_operator.settings import Placement, PodTemplate, Settings
 from tunery_operator.views.owner import Key, Owner
 
 GPU = Toleration.model_validate({"key": "nvidia.com/gpu", "operator": "Exists"})
@@ -51,49 +50,6 @@ def test_checks_are_placed_by_the_platform_and_tolerate_what_the_manifest_does()
     assert placed.tolerations == [GPU, SPOT]
     assert placed.service_account_name == "s"
     assert placed.priority_class_name is None
-
-
-def test_what_the_platform_says_beside_the_manifest_is_known_with_the_charts_value() -> None:
-    template = PodTemplate(
-        node_selector={"pool": "cheap", "zone": "a"},
-        priority_class_name="low",
-        runtime_class_name="kata",
-        gpu=Placement(node_selector={"gpu": "h100"}, runtime_class_name="nvidia"),
-        ca_bundle=CaBundle(config_map="corp"),
-    )
-    check = Placement(node_selector={"pool": "cpu"}, runtime_class_name="gvisor")
-    platform = settings(pod_template=template, preflight_scheduling=check, cache_claim="models")
-    says = platform_says(Kind.LORAJOB, {}, platform, gpus=1)
-    shared = {
-        "ca-bundle": Value("trainer.caBundle", "corp"),
-        "cache": Value("cache.claimName", "models"),
-        "image": Value("trainer.image", "example/trainer:1"),
-    }
-    assert (
-        says.work
-        == {
-            "priorityClassName": Value("trainer.priorityClassName", "low"),
-            "runtimeClassName": Value("trainer.gpu.runtimeClassName", "nvidia"),
-            "nodeSelector": Value("trainer.gpu.nodeSelector or trainer.nodeSelector", "gpu=h100, pool=cheap, zone=a"),
-        }
-        | shared
-    )
-    assert (
-        says.checks
-        == {
-            "runtimeClassName": Value("preflight.runtimeClassName", "gvisor"),
-            "nodeSelector": Value("preflight.nodeSelector", "pool=cpu"),
-        }
-        | shared
-    )
-    own = {"nodeSelector": {"pool": "fast", "zone": "b"}, "priorityClassName": "high", "runtimeClassName": None}
-    said = platform_says(Kind.LORAJOB, {"scheduling": own}, platform, gpus=0)
-    nodes = {"own-nodes": Value("spec.scheduling.nodeSelector", "pool=fast, zone=b")}
-    runtime = {"runtimeClassName": Value("trainer.runtimeClassName", "kata")}
-    assert said.work == runtime | nodes | shared, "of the nodes the manifest says all"
-    assert said.checks == says.checks, "checks take nothing of it"
-    cached = platform_says(Kind.LORAJOB, {"cache": {"claimName": "mine"}}, platform, gpus=0)
-    assert "cache" not in cached.work.keys() | platform_says(Kind.ADAPTERMERGE, {}, platform, gpus=0).work.keys()
 
 
 def test_where_the_platform_says_nothing_the_manifest_stays_as_it_is() -> None:

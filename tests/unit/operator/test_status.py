@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from tunery_api.errors import FieldError
+from tunery_api.failures import Failure
 from tunery_api.kinds import Kind
-from tunery_api.reasons import advice_for
+from tunery_api.remedies import Remedy, recreate, retry
 from tunery_api.runspec import ProgressMetric, TrainerStatus
 from tunery_api.status import AdapterMergeStatus, LoRAJobStatus, Phase
 from tunery_api.sweepstatus import LoRASweepStatus
@@ -56,7 +57,7 @@ PHASES: dict[str, tuple[Snapshot, str, str | None]] = {
     "conflict": (nothing(conflict="Job x-train exists"), "Failed", "NameConflict"),
     "waits": (nothing(inputs=(UnfinishedInput("y", "is Training"),)), "Waiting", None),
     "input failed": (
-        nothing(inputs=(FailedInput("y", "failed: OutOfMemory", "Bring it to its success."),)),
+        nothing(inputs=(FailedInput("y", "failed: OutOfMemory", retry("Fix it")),)),
         "Failed",
         "AdapterMissing",
     ),
@@ -94,7 +95,7 @@ def test_phase_and_reason(seen: Snapshot, phase: str, reason: str | None) -> Non
     LoRAJobStatus.model_validate(status)
 
 
-LOG = "kubectl logs {} -n ns shows it. Mend what that says, and retry."
+LOG = "Read its log (kubectl logs {} -n ns)"
 
 
 @pytest.mark.parametrize("says", ["", "{}"])
@@ -354,27 +355,16 @@ def test_durations(seconds: int, text: str) -> None:
 
 
 SAVED = {"checkpoint": {"uri": "s3://b/tunery-checkpoints/ns/x-uid-1/step-000900", "step": 900}}
-KEPT = "What was trained is kept: "
-ALIKE = (
-    " with the same model and data and resumeFrom.loraJobRef.name: x. It need not repeat the settings; with another "
-    "maxLength, method or rank it has to train anew."
+KEPT = (
+    "Stored checkpoint: step 900; a new LoRAJob with the same model, data, method, rank, and maxLength continues from "
 )
+KEPT += "it with resumeFrom.loraJobRef.name: x."
+LOWER = recreate("Lower training.maxLength", "training.maxLength")
 
 
-@pytest.mark.parametrize(
-    ("reason", "hint", "who"),
-    [
-        ("GPUOutOfMemory", "A, in a new job.", "a new job goes on after step 900 on a GPU with more memory"),
-        ("NotImproved", None, "a new job goes on after step 900"),
-        ("DiskFull", None, "that retry goes on after step 900, and so does a new job"),
-        ("DiskFull", "Do this, in a new job.", "a new job goes on after step 900"),
-    ],
-)
-def test_who_goes_on_is_who_can(reason: str, hint: str | None, who: str) -> None:
-    words = {"failure": {"reason": reason, "message": "m", "hint": hint}}
-    said = compute_status(failed(64, says={**words, **SAVED}))["failure"]["hint"]
-    assert said.endswith(KEPT + who + ALIKE)
-    assert ("tunery.dev/retry" in said) is ("that retry" in said)
+def words_of(reason: str, *remedies: Remedy) -> dict[str, Any]:
+    """Return the termination message of a container that failed."""
+    return {"failure": Failure(reason=reason, message="m", remedies=list(remedies)).to_json_dict()}
 
 
 def test_a_long_message_stands_whole_in_one_condition_and_in_the_event() -> None:
@@ -399,30 +389,31 @@ RETRY = 'To retry: kubectl annotate lorajob x -n ns --overwrite tunery.dev/retry
 
 
 @pytest.mark.parametrize(
-    ("reason", "hint", "command"),
+    ("reason", "remedies", "command"),
     [
-        # As the trainer says it of bad rows: the reason's own advice, and where its report lies.
-        ("DatasetInvalid", f"{advice_for('DatasetInvalid').hint} The data report: s3://b/data-report.md", True),
-        ("DatasetInvalid", "Add rows, and retry; or say spec.training.epochs or maxSteps in a new job.", True),
-        ("DatasetInvalid", None, True),
-        ("DatasetInvalid", "Raise spec.training.maxLength in a new job.", False),
-        ("DatasetInvalid", "Add rows, and retry. " + "Look at the report. " * 60, True),
-        # Of a reason that only another spec mends as a rule.
-        ("ModelUnsupported", "Fetch a.safetensors again, and retry; or name another model in a new job.", True),
-        ("ModelUnsupported", None, False),
+        ("DatasetInvalid", [], True),
+        ("DatasetInvalid", [retry("Add rows"), recreate("Raise training.epochs", "training.epochs")], True),
+        ("DatasetInvalid", [LOWER], False),
+        ("DatasetInvalid", [retry("Look at the report. " * 30)] * 3, True),
+        ("ModelUnsupported", [retry("Upload a.safetensors again")], True),
+        ("ModelUnsupported", [], False),
     ],
 )
-def test_a_retry_is_told_by_its_command(reason: str, hint: str | None, command: bool) -> None:
-    said = compute_status(failed(64, says={"failure": {"reason": reason, "message": "m", "hint": hint}}))
-    assert said["failure"]["hint"].endswith(RETRY) is command
-    assert len(said["failure"]["hint"].encode()) <= 1024
+def test_a_hint_ends_with_the_retry_command_where_a_retry_can_help(
+    reason: str, remedies: list[Remedy], command: bool
+) -> None:
+    words = words_of(reason, *remedies)
+    words["failure"]["facts"] = {"dataReport": "s3://b/data-report.md"}
+    hint = compute_status(failed(64, says=words))["failure"]["hint"]
+    assert hint.endswith(RETRY) is command
+    assert len(hint.encode()) <= 1024
+    assert "Data report: s3://b/data-report.md." in hint or len(remedies) == 3
 
 
 @pytest.mark.parametrize("reason", ["GPUOutOfMemory", "DiskFull", "NotImproved", "LossDiverged", "InternalError"])
-def test_a_failure_that_throws_nothing_away_says_so(reason: str) -> None:
-    words = {"failure": {"reason": reason, "message": "m", "hint": "Do this, in a new job."}}
+def test_a_failure_names_a_checkpoint_that_a_new_job_can_continue_from(reason: str) -> None:
     goes_on = reason not in ("LossDiverged", "InternalError")
-    saved, bare = (compute_status(failed(64, says={**words, **more})) for more in (SAVED, {}))
+    saved, bare = (compute_status(failed(64, says={**words_of(reason, LOWER), **more})) for more in (SAVED, {}))
     assert (KEPT in saved["failure"]["hint"]) is goes_on
     assert "resumeFrom" not in bare["failure"]["hint"]
     assert saved["checkpoint"] == SAVED["checkpoint"]
@@ -439,7 +430,7 @@ def test_a_failure_that_throws_nothing_away_says_so(reason: str) -> None:
     ],
 )
 def test_nobody_is_sent_on_from_weights_that_are_spoilt(found: str, goes_on: bool) -> None:
-    words = {"failure": {"reason": "NotImproved", "message": "m", "hint": "Do this, in a new job."}}
+    words = words_of("NotImproved", LOWER)
     findings = [{"type": found, "severity": "Problem", "step": 5}]
     status = compute_status(failed(64, says={**words, **SAVED, "findings": findings}))
     assert (KEPT in status["failure"]["hint"]) is goes_on

@@ -1,4 +1,4 @@
-"""A hint, followed to the letter, mends: where a field cannot change, it says that it takes a new job."""
+"""A remedy, followed to the letter, works: what changes in place may change, and a command names its namespace."""
 
 from __future__ import annotations
 
@@ -14,27 +14,45 @@ from tunery_api.reasons import FailureReason
 from kit.projects import PROJECTS, ROOT
 
 SOURCES = [path for project in PROJECTS for path in sorted(project.source.rglob("*.py"))]
-FIXED = re.compile(r"spec\.(model|dataset|output|training|lora|evaluation|method|preset|quantization|adapters)\b")
+MUTABLE = {
+    *("scheduling", "retries", "activeDeadlineSeconds", "maxTrials", "budget"),
+    *("resources", "engine", "adapters", "aliases", "access", "rollout"),
+}
+"""Fields that may change in place: of jobs, of sweeps, and of servers."""
+CONSEQUENCE = re.compile(r"\bspec\.(?!suspend)|\b(and retry|new job|new sweep|run it again)\b")
+"""`render_hint` says this, by the kind of the object."""
 
 
-def hints(path: Path) -> Iterator[str]:
-    """Yield the hints that a file gives to TuneryError, what is filled in left out."""
+def remedies(path: Path) -> Iterator[tuple[str, list[str]]]:
+    """Yield what a file calls `retry`, `edit` and `recreate` with: the function, and its texts."""
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "TuneryError" and len(node.args) > 2:
-            parts = [part.value for part in ast.walk(node.args[2]) if isinstance(part, ast.Constant)]
-            yield "".join(part for part in parts if isinstance(part, str))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("retry", "edit", "recreate"):
+            parts = [part.value for each in node.args for part in ast.walk(each) if isinstance(part, ast.Constant)]
+            yield ast.unparse(node.func), [part for part in parts if isinstance(part, str)]
 
 
-def test_a_hint_that_names_a_fixed_field_says_that_it_takes_a_new_job() -> None:
-    found = [hint for path in SOURCES for hint in hints(path)]
-    assert len(found) >= 4
-    assert [hint for hint in found if FIXED.search(hint) and "new job" not in hint] == []
+def test_what_is_said_to_change_in_place_may_change_in_place() -> None:
+    found = [texts for path in SOURCES for name, texts in remedies(path) if name == "edit"]
+    fields = {text for texts in found for text in texts[1:] if re.fullmatch(r"[a-z][a-zA-Z]*(\.[a-zA-Z]+)*", text)}
+    assert len(fields) >= 9
+    assert [field for field in sorted(fields) if field.partition(".")[0] not in MUTABLE] == []
+    assert {field for field in fields if field.startswith("resources.")} <= {
+        "resources.memory",
+        "resources.ephemeralStorage",
+    }
+
+
+def test_a_remedy_leaves_its_consequence_to_the_hint() -> None:
+    found = [text for path in SOURCES for _, texts in remedies(path) for text in texts]
+    assert len(found) >= 100
+    assert [text for text in found if CONSEQUENCE.search(text) or text.endswith(". ")] == []
 
 
 COMMAND = re.compile(r"\bkubectl (?:-n \S+ )?[a-z]+ (?:(?!kubectl)[^`|;])*")
 CLUSTER_WIDE = re.compile(r"kubectl (get|delete) node\b|kubectl taint nodes\b")
 NO_COMMAND: dict[str, str] = {
-    "kubectl describe pod tells ": "the pod is named by the condition beside it",
+    "kubectl describe pod what ended it": "the message names the pod",
+    "kubectl drain to empty a node": "a node belongs to no namespace",
     "kubectl takes ": "how kubectl reads a manifest",
 }
 """Said of kubectl, and nothing to copy: why."""

@@ -343,7 +343,8 @@ def test_what_was_measured_but_published_nothing_cannot_be_the_result() -> None:
     assert lost.fail.message == "none of 1 trials has an adapter"
     late = decide(sweep(maxTrials=1), [trial(0, S.PRUNED, why="its activeDeadlineSeconds ended it")], moment())
     assert late.fail is not None
-    assert (late.fail.message, late.fail.hint) == ("none of 1 trials came to its end", None)
+    assert late.fail.message == "none of 1 trials came to its end"
+    assert {path.partition(".")[0] for each in late.fail.remedies for path in each.fields} == {"template"}
 
 
 def test_where_people_have_ended_all_of_them_more_are_needed() -> None:
@@ -351,11 +352,11 @@ def test_where_people_have_ended_all_of_them_more_are_needed() -> None:
     failure = decide(sweep(maxTrials=2), taken, moment()).fail
     assert failure is not None
     assert (failure.reason, failure.message) == ("NotImproved", "all 2 trials were deleted, or stopped by hand")
-    assert failure.hint == "Raise maxTrials of the sweep above 2, as such trials count, then retry it."
+    assert [(each.action, each.fields) for each in failure.remedies] == [("Edit", ["maxTrials"])]
     assert decide(sweep(maxTrials=3), taken, forgiving(2)).create == (2,)
     every = decide(sweep(maxTrials=9), taken, moment(recorded=EndReason.SPACE_EXHAUSTED)).fail
     assert every is not None
-    assert every.hint == "No point of the space is left: search it again in a new sweep."
+    assert [each.action for each in every.remedies] == ["Recreate"]
 
 
 def test_the_best_is_trained_once_more_where_that_is_asked_for() -> None:

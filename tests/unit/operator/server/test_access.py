@@ -52,7 +52,7 @@ def test_a_model_that_is_none_of_the_servers_is_told_with_what_was_meant_and_deg
         "you mean bot:prod? 1 more name leads nowhere"
     )
     assert (outcome.status["phase"], outcome.status["failure"]["message"]) == ("Degraded", message)
-    assert "Correct spec.access.clients" in outcome.status["failure"]["hint"]
+    assert "access.clients" in outcome.status["failure"]["remedies"][0]["fields"]
     assert condition(outcome.status, "AdaptersResolved")["message"] == message
     assert ("AdapterMissing", True) in told(outcome)
 
@@ -84,6 +84,7 @@ def test_a_client_that_the_secret_does_not_have_degrades_a_server_that_serves_un
         "reason": "SecretNotFound",
         "message": f"pod a: {said}",
         "hint": "Correct the name.",
+        "remedies": [{"action": "Retry", "text": "Correct the name"}],
     }
     assert outcome.status["replicaStatuses"][0]["message"] == said
     assert condition(outcome.status, "Available")["status"] == "True"
@@ -116,7 +117,7 @@ NO_ROOM: dict[str, Any] = {
 }
 
 
-def test_such_a_client_is_told_behind_whatever_else_is_wrong_and_by_an_event_of_its_own() -> None:
+def test_such_a_client_is_shown_after_whatever_else_is_wrong() -> None:
     said = "spec.access.clients names wbe, which is no key of Secret keys (it has batch, web); did you mean web?"
     trouble = {"reason": "SecretNotFound", "message": said, "hint": "Correct the name."}
     found = replace(rollout("old", new=server_pod("new", **NO_ROOM)), reports={})
@@ -126,15 +127,13 @@ def test_such_a_client_is_told_behind_whatever_else_is_wrong_and_by_an_event_of_
     failure = outcome.status["failure"]
     assert failure["reason"] == before["failure"]["reason"] == "Unschedulable"
     assert failure["message"] == (
-        f"no node fits pod new: 0/3 nodes are available; besides, SecretNotFound: pod old-0: {said}; {BEFORE} 1 "
+        f"no node fits pod new: 0/3 nodes are available; also SecretNotFound: pod old-0: {said}; {BEFORE} 1 "
         "replica still answers under the rules of before: by the keys of Secret old"
     )
-    assert failure["hint"] == f"{before['failure']['hint']} Correct the name."
-    assert "besides" not in condition(outcome.status, "Progressing")["message"], "no rollout waits for it"
-    [event] = [event for event in outcome.events if event.warning]
-    assert (event.reason, event.note[: len(said) + 11]) == ("SecretNotFound", f"pod old-0: {said}")
-    again = compute(replace(found, reports={"uid-old-0": remarked}), outcome.status)
-    assert not again.events, "it is told once"
+    assert failure["remedies"][-1]["text"] == "Correct the name"
+    assert "also" not in condition(outcome.status, "Progressing")["message"], "no rollout waits for it"
+    alone = compute(replace(rollout("old"), reports={"uid-old-0": remarked}), outcome.status)
+    assert "SecretNotFound" in [event.reason for event in alone.events], "its event comes once it is the failure"
 
 
 def test_two_troubles_of_any_length_have_room_and_a_spec_that_is_not_valid_hides_none() -> None:
@@ -145,12 +144,12 @@ def test_two_troubles_of_any_length_have_room_and_a_spec_that_is_not_valid_hides
     failure = compute(found).status["failure"]
     assert all(len(failure[part].encode()) <= 1024 for part in ("message", "hint"))
     assert "no room no room" in failure["message"]
-    assert "; besides, SecretNotFound: pod old-0: names wbe names wbe" in failure["message"]
+    assert "; also SecretNotFound: pod old-0: names wbe names wbe" in failure["message"]
     assert failure["message"].endswith("by the keys of Secret old")
     assert "Correct it." in failure["hint"]
     invalid = compute(replace(found, errors=(FieldError("spec.engine", "is wrong"),))).status["failure"]
     assert invalid["reason"] == "InvalidSpec"
-    assert invalid["message"].startswith("spec.engine: is wrong; besides, SecretNotFound: pod old-0: names wbe")
+    assert invalid["message"].startswith("spec.engine: is wrong; also SecretNotFound: pod old-0: names wbe")
 
 
 # Rules that a rollout has not brought everywhere yet
@@ -161,7 +160,7 @@ NO_SECRET = ContainerView(
     waiting_reason="CrashLoopBackOff",
     exit_code=64,
     exit_reason="Error",
-    exit_message='{"failure": {"reason": "SecretNotFound", "message": "keys is missing", "hint": "Make it"}}',
+    exit_message='{"failure": {"reason": "SecretNotFound", "message": "keys is missing"}}',
 )
 
 

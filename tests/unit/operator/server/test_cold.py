@@ -156,7 +156,7 @@ def test_an_alias_that_leads_nowhere_is_told_with_what_to_do() -> None:
     message = "alias bot:prod leads to both, which is no adapter of this server; 1 more target of aliases is none"
     assert outcome.status["phase"] == "Degraded"
     assert outcome.status["failure"]["message"] == message
-    assert "spec.aliases" in outcome.status["failure"]["hint"]
+    assert "aliases" in outcome.status["failure"]["remedies"][0]["fields"]
     assert condition(outcome.status, "AdaptersResolved")["message"] == message
     assert ("AdapterMissing", True) in told(outcome)
     assert told(compute(found, outcome.status)) == []

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from tunery_api.adapterserver import AdapterSelector
 from tunery_api.kinds import Kind
+from tunery_api.remedies import INTO_MODEL
 from tunery_api.serving import NO_KEYS, Desired, DesiredAdapter, HeldAdapter
 from tunery_operator.plan import desired as module
 from tunery_operator.plan.desired import resolve
@@ -103,15 +104,15 @@ def test_what_can_be_told_from_the_object_is_refused_before_any_replica_hears_of
     (refused,) = found.refused
     assert (refused.reason, named(found)) == (reason, [])
     assert words in refused.message
-    assert refused.hint
+    assert refused.remedy.text
 
 
 def test_the_hint_of_a_rank_names_the_one_that_is_enough() -> None:
     (refused,) = resolved(replace(BOT, rank=65), adapters=[REF]).refused
-    assert "Raise engine.maxRank to 128" in refused.hint
+    assert "Raise engine.maxRank to 128" in refused.remedy.text
     (beyond,) = resolved(replace(BOT, rank=1024), adapters=[REF]).refused
     assert beyond.message.endswith("none above 512 is served")
-    assert "AdapterMerge into: Model" in beyond.hint
+    assert beyond.remedy == INTO_MODEL
 
 
 def test_what_was_trained_on_a_quantised_base_is_served_with_a_note() -> None:
@@ -131,7 +132,7 @@ def test_a_stopped_job_that_has_published_may_be_named_but_is_not_selected() -> 
 def test_a_merge_into_a_model_is_no_adapter() -> None:
     whole = offer("m", kind=Kind.ADAPTERMERGE, into="Model")
     (refused,) = resolved(whole, adapters=[{"name": "m", "adapterMergeRef": {"name": "m"}}]).refused
-    assert "spec.model of an AdapterServer of its own" in refused.hint
+    assert "model of its own AdapterServer" in refused.remedy.text
     (skipped,) = resolved(whole, **TEAM).skipped
     assert skipped == ("AdapterMerge/m", "is a whole model (into: Model)")
 
@@ -293,9 +294,7 @@ def test_more_that_stay_loaded_than_the_engine_holds_are_refused_and_what_could_
         "k8": "engine.maxLoadedAdapters is 8, and as many others before it have keepLoaded",
         "bot": "engine.maxLoadedAdapters is 8, and adapters with keepLoaded take all of it",
     }
-    assert {item.hint for item in found.refused} == {
-        "Raise engine.maxLoadedAdapters of the server, or take keepLoaded from some of its adapters."
-    }
+    assert {tuple(item.remedy.fields) for item in found.refused} == {("engine.maxLoadedAdapters",)}
 
 
 def test_what_goes_on_after_its_object_was_deleted_stays_loaded_as_the_spec_says_today() -> None:

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from tunery_api.failures import Failure
 from tunery_api.reasons import FailureReason
 from tunery_operator.reconcile.warnings import Warnings, said_of_servers
-from tunery_operator.status.snapshot import Refusal
 from tunery_operator.views.attempt import ClusterWarning
 from tunery_operator.views.deployment import parse_deployment
 from tunery_operator.views.server_pod import ContainerView, ServerPodView, parse_server_pod
@@ -34,9 +34,7 @@ def crashed(name: str, **changes: Any) -> ServerPodView:
     return server_pod("a", ready=False, containers=(ContainerView(name, **{**fields, **changes}),))
 
 
-FAILURE = json.dumps(
-    {"failure": {"reason": "ModelNotFound", "message": "s3://models/tiny is empty", "hint": "Put it."}}
-)
+FAILURE = json.dumps({"failure": {"reason": "ModelNotFound", "message": "s3://models/tiny is empty"}})
 OBSTACLES: list[tuple[ServerPodView, str, str]] = [
     (starting(unschedulable="0/3 nodes are available"), "Unschedulable", "no node fits pod a: 0/3 nodes are available"),
     (crashed("engine", waiting_reason="ImagePullBackOff", exit_code=None), "ImagePullFailed", "ImagePullBackOff"),
@@ -63,7 +61,7 @@ OBSTACLES: list[tuple[ServerPodView, str, str]] = [
 @pytest.mark.parametrize("name", ["model", "door", "engine"])
 def test_where_a_container_has_said_nothing_its_log_is_named(name: str) -> None:
     hint = compute(snapshot(crashed(name), rollout=deployment(1, updated=0))).status["failure"]["hint"]
-    assert f"kubectl logs a -c {name} -n team shows it" in hint
+    assert f"kubectl logs a -c {name} -n team)" in hint
 
 
 @pytest.mark.parametrize(
@@ -283,7 +281,9 @@ def test_what_a_replica_says_of_itself_and_what_the_cluster_says_of_pods() -> No
     assert status["failure"]["message"] == "pod a: the engine does not answer"
     full = replace(deployment(1), replicas=0, failure='pods "x" is forbidden: exceeded quota: gpus')
     assert compute(snapshot(rollout=full)).status["failure"]["reason"] == "QuotaExceeded"
-    refused = compute(snapshot(deployment=None, refusal=Refusal(FailureReason.CREATE_REFUSED, "policy says no")))
+    refused = compute(
+        snapshot(deployment=None, rejection=Failure(reason=FailureReason.CREATE_REFUSED, message="policy says no"))
+    )
     assert (refused.status["phase"], refused.status["failure"]["reason"]) == ("Pending", "CreateRefused")
     assert refused.next_look is not None
     taken = compute(snapshot(deployment=None, conflict="Service support-server belongs to another"))

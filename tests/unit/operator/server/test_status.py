@@ -11,6 +11,7 @@ import pytest
 
 from tunery_api.errors import FieldError
 from tunery_api.reasons import FailureReason
+from tunery_api.remedies import edit
 from tunery_api.serving import Desired
 from tunery_operator.plan.resolution import Kept, Note, Refused, Resolution, Skipped, Waiting
 from tunery_operator.status.server.compute import Outcome
@@ -174,7 +175,7 @@ def test_refused_waiting_kept_and_skipped_are_told() -> None:
     served = resolution(
         "kept",
         waiting=(Waiting("later", "LoRAJob/later", "LoRAJob later is Training"),),
-        refused=(Refused("deep", "LoRAJob/deep", FailureReason.RANK_TOO_HIGH, "its rank is 128", "Raise it."),),
+        refused=(Refused("deep", "LoRAJob/deep", FailureReason.RANK_TOO_HIGH, "its rank is 128", edit("Raise it")),),
         skipped=(Skipped("LoRAJob/other", "is for base Qwen"),),
         kept=(Kept("kept", "LoRAJob/kept", "LoRAJob kept does not exist any more"),),
     )
@@ -201,7 +202,7 @@ def test_a_note_stands_beside_an_adapter_that_is_served_and_is_no_problem() -> N
 
 def test_a_refused_version_beside_the_old_one_is_told_with_it() -> None:
     refused = Refused(
-        "bot", "LoRAJob/bot", FailureReason.RANK_TOO_HIGH, "its rank is 128", "Raise it.", "s3://n", "e" * 64
+        "bot", "LoRAJob/bot", FailureReason.RANK_TOO_HIGH, "its rank is 128", edit("Raise it"), "s3://n", "e" * 64
     )
     found = snapshot(
         server_pod("a"), served=resolution("bot", refused=(refused,)), reports={"a": heard(reported("bot"))}

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from tunery_api.errors import FieldError
 from tunery_api.reasons import FailureReason
+from tunery_api.remedies import edit
 from tunery_api.serving import Desired, ReportedAdapter
 from tunery_operator.plan.resolution import Kept, Refused, Resolution, Skipped, Waiting
 from tunery_operator.status.server.snapshot import Heard, ServerSnapshot
@@ -64,7 +65,9 @@ RESOLUTIONS = st.builds(
     lambda served, waits, refuses, keeps: Resolution(
         Desired(revision=1, adapters=[wanted(name) for name in sorted(served)]),
         tuple(Waiting(name, f"LoRAJob/{name}", "is Training") for name in sorted(waits - served)),
-        tuple(Refused(name, f"LoRAJob/{name}", FailureReason.RANK_TOO_HIGH, "m", "h") for name in sorted(refuses)),
+        tuple(
+            Refused(name, f"LoRAJob/{name}", FailureReason.RANK_TOO_HIGH, "m", edit("h")) for name in sorted(refuses)
+        ),
         (Skipped("LoRAJob/z", "is for base y"),),
         tuple(Kept(name, f"LoRAJob/{name}", "is gone") for name in sorted(keeps & served)),
     ),

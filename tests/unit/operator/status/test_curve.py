@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tunery_api.failures import Subject
 from tunery_api.runspec import TrainerStatus
 from tunery_api.status import LoRAJobStatus
 from tunery_operator.progress.plausible import sane
@@ -19,9 +20,10 @@ from kit.operator.standings import DONE, FAILED
 from kit.operator.statuskit import NOW, TRAINING, again, ended, judge, pod, running, snapshot
 
 CURVE = "s3://b/tunery-reports/ns/x-uid-1/curve.jsonl"
-NAMED = f"The curve, as it was last stored: {CURVE}."
+NAMED = f"Loss curve: {CURVE}."
 STORED = TRAINING.model_copy(update={"curve": CURVE})
-BY_ITSELF = f"Lower the learning rate. The curve: {CURVE}; training_curves.png lies beside it."
+BY_ITSELF = {"reason": "LossDiverged", "message": "m", "facts": {"curve": f"{CURVE}.newest"}}
+TRIAL = Subject("LoRAJob", "x", "ns", sweep="s")
 OVER_ITS_DISK = pod(phase="Failed", reason="Evicted", message="over its limit")
 EVICTED = pod(phase="Failed", reason="Evicted", message="low on memory", disruption="TerminationByKubelet")
 
@@ -60,13 +62,13 @@ def test_it_is_named_to_whoever_meets_the_deadline_and_of_a_trial() -> None:
     seen = again(trained(), ended(code=137, why="OOMKilled"), train=FAILED)
     trial = compute_status(dataclasses.replace(seen, owner=dataclasses.replace(seen.owner, sweep="s")))
     assert NAMED in trial["failure"]["hint"]
-    assert "is a trial of LoRASweep s" in trial["failure"]["hint"]
 
 
 def test_one_that_names_it_itself_is_not_told_twice() -> None:
-    words = {"failure": {"reason": "LossDiverged", "message": "m", "hint": BY_ITSELF}}
-    hint = compute_status(again(trained(), ended(code=64, says=words), train=FAILED))["failure"]["hint"]
-    assert (hint.count(CURVE), NAMED in hint) == (1, False)
+    words = {"failure": BY_ITSELF}
+    failure = compute_status(again(trained(), ended(code=64, says=words), train=FAILED))["failure"]
+    assert failure["facts"] == BY_ITSELF["facts"]
+    assert failure["hint"].count(CURVE) == 1
 
 
 def test_it_goes_once_it_lies_beside_an_adapter_and_stays_for_a_retry() -> None:
@@ -84,12 +86,12 @@ def test_it_goes_once_it_lies_beside_an_adapter_and_stays_for_a_retry() -> None:
 def test_a_trial_whose_sweep_has_removed_it_names_it_no_more() -> None:
     for failed in (
         compute_status(again(trained(), ended(code=137, why="OOMKilled"), train=FAILED)),
-        {"curve": CURVE, "failure": {"reason": "LossDiverged", "message": "m", "hint": BY_ITSELF}},
+        compute_status(again(trained(), ended(code=64, says={"failure": BY_ITSELF}), train=FAILED)),
     ):
-        after = after_removal(failed, "s", 1, NOW)
+        after = after_removal(failed, TRIAL, 1, NOW)
         assert "curve" not in str(after).lower()
         assert after["failure"]["hint"].startswith(failed["failure"]["hint"].partition(".")[0])
-        assert after_removal(after, "s", 1, NOW) == after
+        assert after_removal(after, TRIAL, 1, NOW) == after
 
 
 def test_nothing_of_it_is_a_secret_or_too_long() -> None:

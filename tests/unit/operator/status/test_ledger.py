@@ -118,7 +118,7 @@ UNSEEN: dict[str, tuple[dict[str, Any], tuple[str, int]]] = {
         {"lost_pods": (LostPod("p1", "p1", at(-550), 90.0, NOW, NODE, "PreemptionByScheduler"),)},
         ("Preempted", 90),
     ),
-    "deleted by somebody, seen": ({"lost_pods": (LostPod("p1", "p1", at(-550), 90.0, NOW, NODE),)}, ("Stopped", 90)),
+    "deleted by somebody, seen": ({"lost_pods": (LostPod("p1", "p1", at(-550), 90.0, NOW, NODE),)}, ("PodDeleted", 90)),
     "its last report": ({"progress": REPORT}, ("Vanished", 40)),
     "a report of the attempt before does not count": (
         {"progress": TrainerStatus(last_updated_time=at(-100))},
@@ -189,7 +189,7 @@ def test_a_pod_that_a_stop_did_not_reach_ends_for_what_ends_it_later() -> None:
     spared = after(snapshot(running()), HELD, ON | {"pods": (running(),)})
     status = compute_status(spared)
     assert "reason" not in status["attemptHistory"][0]
-    assert [reason for reason, _ in ends(compute_status(again(spared, KILLED)))] == ["Stopped"]
+    assert [reason for reason, _ in ends(compute_status(again(spared, KILLED)))] == ["PodDeleted"]
 
 
 def test_a_pod_that_is_there_is_charged_whoever_watched_before() -> None:
@@ -266,7 +266,7 @@ def test_beyond_the_deadline_the_object_fails_and_its_hint_mends_it() -> None:
     status = compute_status(seen)
     assert status["failure"]["reason"] == "DeadlineExceeded"
     assert "ran for 70 s" in status["failure"]["message"]
-    assert "Raise spec.activeDeadlineSeconds above 70 s" in status["failure"]["hint"]
+    assert "Raise activeDeadlineSeconds above 70" in status["failure"]["hint"]
     assert "kubectl annotate lorajob x -n ns --overwrite tunery.dev/retry=" in status["failure"]["hint"]
     fresh = reopened(status, "1")
     assert fresh is not None

@@ -9,18 +9,16 @@ from typing import Any, NamedTuple
 import pytest
 
 from tunery_api.kinds import Kind
-from tunery_api.reasons import FailureReason, advice_for
+from tunery_api.remedies import WITHOUT_GPU
 from tunery_api.runspec import TrainerStatus
 from tunery_api.status import LoRAJobStatus, Phase
 from tunery_operator.kube.merge_patch import merge_patch
-from tunery_operator.reconcile.found_object import FoundObject
 from tunery_operator.status.compute import compute_status
 from tunery_operator.status.events import transitions
 from tunery_operator.status.search import Search
 from tunery_operator.views.attempt import Attempt, ClusterWarning
 from tunery_operator.views.owner import Key
 from tunery_operator.views.pod import PodView
-from tunery_search.advice import of_sweep
 from tunery_search.decision import Decision
 
 from kit.operator.objects import RESULT
@@ -176,9 +174,7 @@ STATES: dict[str, tuple[dict[str, Any], Told]] = {
     ),
     "no room after an attempt that failed": (
         {"pods": [ended(code=75, says=UNREACHABLE), pod("p2", conditions=[unschedulable("0/1 nodes fit")])]},
-        Told(
-            "Starting", "False", "Unschedulable", "Unschedulable", "before failed: StorageUnavailable: nobody answers"
-        ),
+        Told("Starting", "False", "Unschedulable", "Unschedulable", "no node fits: 0/1 nodes fit"),
     ),
     "another warning": (warned("Pod", "Unhealthy", "probe failed"), Told("Starting", "False", "Starting")),
     "over its own disk limit": (
@@ -205,7 +201,7 @@ STATES: dict[str, tuple[dict[str, Any], Told]] = {
         {"pods": [ended(code=143, disruption="EvictionByEvictionAPI", meta=deleting(60))]},
         Told("Starting", "False", "Evicted"),
     ),
-    "deleted by somebody": ({"pods": [ended(code=143, meta=deleting(60))]}, Told("Starting", "False", "Stopped")),
+    "deleted by somebody": ({"pods": [ended(code=143, meta=deleting(60))]}, Told("Starting", "False", "PodDeleted")),
     "out of memory once": (
         {"pods": [ended(code=137, why="OOMKilled")]},
         Told("Starting", "False", "AttemptFailed"),
@@ -292,58 +288,45 @@ def test_nothing_is_written_when_nothing_changes(seen: dict[str, Any]) -> None:
     assert merge_patch(status, compute_status(dataclasses.replace(first, status=status))) == {}
 
 
-FEWER = "on one node. Where no node has as many free, fewer on more nodes may fit: lower resources.gpus and raise "
-FEWER += "resources.nodes in a new job. Fewer in all train the same, only longer."
-NO_FSDP = "With fewer than 2 GPUs in a pod, leave training.parallelism out, too."
-NO_FLOAT16 = "With resources.gpus: 0, leave training.precision out, too."
-ON_CPU = "Where the cluster has no GPU that works, resources.gpus: 0 in a new job computes on the CPU."
+SHORT = "0/3 nodes are available: 3 Insufficient {}."
+FEWER = ["resources.gpus", "resources.nodes"]
 
 
 @pytest.mark.parametrize(
-    ("gpus", "short", "kind", "more"),
+    ("gpus", "short", "kind", "offered"),
     [
-        (1, "nvidia.com/gpu", Kind.LORAJOB, f" {ON_CPU}"),
-        (4, "nvidia.com/gpu", Kind.LORAJOB, f" It wants 4 GPUs {FEWER} {ON_CPU}"),
-        (4, "nvidia.com/gpu", Kind.ADAPTERMERGE, f" {ON_CPU}"),
-        (4, "cpu", Kind.LORAJOB, ""),
-        (4, "nvidia.com/gpu.shared", Kind.LORAJOB, ""),
-        (0, "nvidia.com/gpu", Kind.LORAJOB, ""),
+        (1, "nvidia.com/gpu", Kind.LORAJOB, [WITHOUT_GPU.fields]),
+        (4, "nvidia.com/gpu", Kind.LORAJOB, [FEWER, WITHOUT_GPU.fields]),
+        (4, "nvidia.com/gpu", Kind.ADAPTERMERGE, [WITHOUT_GPU.fields]),
+        (4, "cpu", Kind.LORAJOB, []),
+        (4, "nvidia.com/gpu.shared", Kind.LORAJOB, []),
+        (0, "nvidia.com/gpu", Kind.LORAJOB, []),
     ],
 )
-def test_where_gpus_are_short_the_hint_has_what_fits_without_them(gpus: int, short: str, kind: Kind, more: str) -> None:
-    waits = pod(conditions=[unschedulable(f"0/3 nodes are available: 3 Insufficient {short}.")])
+def test_where_gpus_are_short_the_remedies_have_what_fits_without_them(
+    gpus: int, short: str, kind: Kind, offered: list[list[str]]
+) -> None:
+    waits = pod(conditions=[unschedulable(SHORT.format(short))])
     seen = dataclasses.replace(snapshot(waits, gpus=gpus, gpu_resource="nvidia.com/gpu"), kind=kind)
-    assert compute_status(seen)["failure"]["hint"] == f"{advice_for(FailureReason.UNSCHEDULABLE).hint}{more}"
-
-
-def test_the_hint_for_gpus_that_are_short_has_what_the_api_takes_with_fewer_of_them() -> None:
-    waits = pod(conditions=[unschedulable("0/1 nodes are available: 1 Insufficient nvidia.com/gpu.")])
-    seen = snapshot(pod("x-0", state={"running": {}}), waits, train=job(nodes=2), gpus=2, gpu_resource="nvidia.com/gpu")
-    hint = compute_status(dataclasses.replace(seen, of_gpus=("parallelism", "precision")))["failure"]["hint"]
-    wanted = f"It wants 4 GPUs in all, the 2 of each pod {FEWER}"
-    assert hint.endswith(f" {wanted} {ON_CPU} {NO_FSDP} {NO_FLOAT16}")
-
-
-@pytest.mark.parametrize("where", ["training", "template"])
-def test_what_goes_with_gpus_alone_is_read_from_the_manifest(where: str) -> None:
-    training = {"parallelism": "FSDP", "precision": "Float16"}
-    spec = {"training": training} if where == "training" else {"template": {"training": training}}
-    assert FoundObject(OWNER, {"spec": spec}).of_gpus == ("parallelism", "precision")
-    training.update(parallelism="DDP", precision="Auto")
-    assert FoundObject(OWNER, {"spec": spec}).of_gpus == FoundObject(OWNER, {"spec": {}}).of_gpus == ()
+    remedies = compute_status(seen)["failure"].get("remedies", [])
+    assert [each["fields"] for each in remedies if each["action"] == "Recreate"] == offered
+    assert [each["action"] for each in remedies][:2] == (["Retry", "Edit"] if offered else []), (
+        "a node, or other memory"
+    )
 
 
 def test_a_gpu_that_does_not_work_has_the_cpu_in_its_hint_and_a_retry() -> None:
     says = {"failure": {"reason": "GPUUnavailable", "message": "no driver"}}
     hint = judge(ended(code=64, says=says), train=job(failed_reason="PodFailurePolicy"), gpus=1)["failure"]["hint"]
-    assert ON_CPU in hint
-    assert NO_FSDP not in hint
+    assert "Or, in a new LoRAJob: set resources.gpus: 0" in hint
     assert "tunery.dev/retry" in hint
-    broken = {"train": job(failed_reason="PodFailurePolicy"), "gpus": 2, "of_gpus": ("parallelism",)}
-    assert f"{ON_CPU} {NO_FSDP} " in judge(ended(code=64, says=says), **broken)["failure"]["hint"]
-    of_sweep_ = of_sweep("GPUUnavailable", None)
-    assert "spec.template.resources.gpus: 0" in of_sweep_
-    assert of_sweep_.count("in a new sweep") == 2
+
+
+def test_a_blocker_names_how_the_attempt_before_failed_as_a_fact() -> None:
+    waits = pod("p2", conditions=[unschedulable("0/1 nodes fit")])
+    failure = judge(ended(code=75, says=UNREACHABLE), waits, train=job(retries=3))["failure"]
+    assert failure["facts"]["previousAttempt"] == "failed (1 of 3 retries used): StorageUnavailable: nobody answers"
+    assert "The previous attempt: failed (1 of 3" in failure["hint"]
 
 
 def test_a_lost_node_tells_what_frees_the_next_attempt() -> None:
@@ -388,15 +371,9 @@ def test_who_was_told_to_end_and_says_no_failure_was_ended_by_somebody(
     assert words in found["message"]
     assert (found["reason"], found["exitCode"]) == ("Killed", 143)
     assert "sent SIGTERM" in found["message"]
-    assert "Somebody has ended it" in found["hint"]
+    assert found["hint"].startswith("Find what deletes or ends this pod")
     assert "preflight.resources" not in found["hint"]
     assert "kubectl annotate lorajob" in found["hint"]
-
-
-@pytest.mark.parametrize("reason", [*FailureReason])
-def test_what_has_failed_is_told_of_no_next_attempt(reason: FailureReason) -> None:
-    hint = advice_for(reason).hint
-    assert "next attempt" not in hint
 
 
 OOM = ended("p2", 137, started=-50, stopped=-5, why="OOMKilled")
@@ -500,7 +477,7 @@ NO_MEMORY = warned("Pod", "FailedCreatePodSandBox", "container init was OOM-kill
 @pytest.mark.parametrize(
     ("main", "says", "tried_again"),
     [
-        (Attempt(job(labels=CONCLUDE), (NO_CPU,)), "preflight.resources", False),
+        (Attempt(job(labels=CONCLUDE), (NO_CPU,)), "add a node with room for this pod", False),
         (NO_MEMORY, "preflight.resources", False),
         (
             Attempt(
@@ -515,7 +492,11 @@ NO_MEMORY = warned("Pod", "FailedCreatePodSandBox", "container init was OOM-kill
             "preflight.resources",
             True,
         ),
-        (Attempt(job(labels=CONCLUDE), (ended(code=137, **EVICTED, message=LIMIT),)), "a new sweep", False),
+        (
+            Attempt(job(labels=CONCLUDE), (ended(code=137, **EVICTED, message=LIMIT),)),
+            "Raise resources.ephemeralStorage, in the template of a new LoRASweep.",
+            False,
+        ),
     ],
     ids=["no room", "memory to start in", "memory twice", "memory at last", "disk"],
 )
@@ -529,7 +510,7 @@ def test_the_pod_that_publishes_a_sweeps_best_says_whose_resources_it_has(
     hint = compute_status(seen)["failure"]["hint"]
     assert says in hint
     assert ("kubectl annotate lorasweep x" in hint) == tried_again
-    for absent in ("spec.scheduling", "spec.resources", "resources.memory"):
+    for absent in ("scheduling", "resources.memory"):
         assert absent not in hint
 
 
@@ -549,15 +530,8 @@ def test_a_check_that_no_scheduler_looks_at_is_not_told_to_name_one() -> None:
 def test_a_check_that_ran_into_its_limits_says_whose_they_are(end: Any) -> None:
     check = Attempt(job(labels={"tunery.dev/role": "preflight"}, failed_reason="BackoffLimitExceeded"), (end,))
     hint = judge(main=None, preflight_needed=True, preflight=check)["failure"]["hint"]
-    assert "preflight.resources" in hint
-    assert "Raise spec.resources" not in hint
-
-
-def test_a_preflight_that_fits_nowhere_says_whose_resources_it_asks_for() -> None:
-    waits = pod(conditions=[unschedulable("0/1 nodes are available: 1 Insufficient cpu.")])
-    check = Attempt(job(labels={"tunery.dev/role": "preflight"}), (waits,))
-    assert "preflight.resources" in judge(main=None, preflight_needed=True, preflight=check)["failure"]["hint"]
-    assert "preflight.resources" not in judge(waits)["failure"]["hint"]
+    assert "preflight.resources of Tunery's chart" in hint
+    assert "Raise resources" not in hint
 
 
 def test_what_stood_in_the_way_is_gone_with_its_cause() -> None:

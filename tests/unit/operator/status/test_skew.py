@@ -29,7 +29,7 @@ def test_a_reason_of_a_newer_trainer_is_kept_as_it_is() -> None:
     status = judge(ended(code=64, says=said), train=job(failed_reason="PodFailurePolicy"))
     assert status["failure"]["reason"] == "CosmicRay"
     assert status["failure"]["message"] == "a bit has flipped"
-    assert "another version of Tunery" in status["failure"]["hint"]
+    assert "the Tunery version that reported it" in status["failure"]["hint"]
 
 
 def test_conditions_and_phases_of_a_newer_operator_stay_and_harm_nothing() -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from tunery_api.errors import FieldError
-from tunery_api.reasons import ADVICE, FailureReason
+from tunery_api.failures import Failure
+from tunery_api.reasons import FailureReason
+from tunery_api.remedies import Remedy, is_fixable, recreate, remedies_for, retry
 from tunery_api.runspec import TrainerStatus
 from tunery_api.status import CheckpointStatus, LoRAJobStatus
 from tunery_operator.plan.inputs import UnfinishedInput
@@ -18,7 +19,6 @@ from tunery_operator.status.compute import compute_status
 from tunery_operator.status.events import transitions
 from tunery_operator.status.next_look import MAX_SECONDS, MIN_SECONDS, next_look
 from tunery_operator.status.report_needed import needs_report
-from tunery_operator.status.snapshot import Refusal
 from tunery_operator.views.attempt import Attempt
 
 from kit.operator.objects import REPORT, RESULT
@@ -148,11 +148,17 @@ def test_a_failed_attempt_of_preflight_is_told_before_the_next_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("hint", "retried"), [(None, True), ("Mend line 3.", True), ("Raise spec.training.maxLength in a new job.", False)]
+    ("remedies", "retried"),
+    [
+        ([], True),
+        ([retry("Correct line 3")], True),
+        ([recreate("Raise training.maxLength", "training.maxLength")], False),
+        ([retry("Correct line 3"), recreate("Raise training.maxLength", "training.maxLength")], True),
+    ],
 )
-def test_nobody_is_sent_to_retry_what_takes_a_new_job(hint: str | None, retried: bool) -> None:
-    said = {"failure": {"reason": "DatasetInvalid", "message": "no row fits"} | ({"hint": hint} if hint else {})}
-    status = judge(ended(code=64, says=json.dumps(said)), train=job(failed_reason="PodFailurePolicy"))
+def test_only_what_the_object_can_recover_from_offers_a_retry(remedies: list[Remedy], retried: bool) -> None:
+    said = Failure(reason="DatasetInvalid", message="no row fits", remedies=remedies).to_json_dict()
+    status = judge(ended(code=64, says={"failure": said}), train=job(failed_reason="PodFailurePolicy"))
     assert ("kubectl annotate" in status["failure"]["hint"]) is retried
 
 
@@ -183,19 +189,22 @@ REFUSALS = [reason for reason in FailureReason if reason in ("QuotaExceeded", "C
 @pytest.mark.parametrize("reason", REFUSALS)
 @pytest.mark.parametrize("needed", [True, False], ids=["preflight", "train"])
 def test_a_refused_create_is_told_in_the_servers_words(reason: FailureReason, needed: bool) -> None:
-    refused = snapshot(main=None, preflight_needed=needed, refusal=Refusal(reason, "admission webhook says no"))
+    refused = snapshot(
+        main=None, preflight_needed=needed, rejection=Failure(reason=reason, message="admission webhook says no")
+    )
     status = compute_status(refused)
     stage = ("Preflight", "Unknown") if needed else ("Running", "False")
     assert condition(status, stage[0]) == (stage[1], reason.value)
     assert (status["failure"]["reason"], status["failure"]["message"]) == (reason.value, "admission webhook says no")
-    assert status["failure"]["hint"] == ADVICE[reason].hint
+    assert status["failure"]["hint"].startswith(remedies_for(reason)[0].text)
+    assert status["failure"]["hint"].endswith("The LoRAJob then continues without a retry.")
     assert status["phase"] not in ("Failed", "Succeeded")
-    gone = compute_status(again(refused, main=None, refusal=None))
+    gone = compute_status(again(refused, main=None, rejection=None))
     assert "failure" not in gone
 
 
 def test_a_contested_field_does_not_hide_that_a_pod_runs() -> None:
-    status = judge(running(), refusal=Refusal(FailureReason.FIELD_CONTESTED, "suspend is undone"))
+    status = judge(running(), rejection=Failure(reason=FailureReason.FIELD_CONTESTED, message="suspend is undone"))
     assert condition(status, "Running") == ("True", "PodStarted")
     assert status["failure"]["reason"] == "FieldContested"
 
@@ -371,7 +380,7 @@ LOOKS: dict[str, tuple[dict[str, Any], float | None]] = {
     ),
     "held by a queue": ({"train": HELD}, None),
     "waits for inputs": ({"main": None, "inputs": (UnfinishedInput("y", "is Training"),)}, None),
-    "refused": ({"main": None, "refusal": Refusal(FailureReason.QUOTA_EXCEEDED, "full")}, MIN_SECONDS),
+    "refused": ({"main": None, "rejection": Failure(reason=FailureReason.QUOTA_EXCEEDED, message="full")}, MIN_SECONDS),
 }
 
 
@@ -406,6 +415,7 @@ def test_one_condition_tells_programs_how_it_stands(status: dict[str, Any], told
 def test_a_hint_names_the_way_back_where_there_is_one(reason: FailureReason) -> None:
     said = {"failure": {"reason": reason.value, "message": "it is so"}}
     hint = judge(ended(code=64, says=said), train=job(failed_reason="PodFailurePolicy"))["failure"]["hint"]
-    assert hint.startswith(ADVICE[reason].hint)
-    assert ("kubectl annotate lorajob x -n ns" in hint) is ADVICE[reason].mendable
-    assert ("new job" in ADVICE[reason].hint or "new name" in ADVICE[reason].hint) or ADVICE[reason].mendable
+    remedies = remedies_for(reason)
+    assert [each.text for each in remedies if each.text[1:] not in hint] == []
+    assert ("kubectl annotate lorajob x -n ns" in hint) is is_fixable(remedies)
+    assert is_fixable(remedies) or "in a new LoRAJob" in hint

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
+from tunery_api.failures import Failure
 from tunery_api.findings import NOT_TOLD, TRAINING_TELLS
 from tunery_api.reasons import FailureReason
 from tunery_operator.status.compute import compute_status
 from tunery_operator.status.events import transitions
-from tunery_operator.status.snapshot import Refusal, Snapshot
+from tunery_operator.status.snapshot import Snapshot
 from tunery_operator.status.stop import stop_of
 from tunery_operator.views.attempt import Attempt, ClusterWarning
 from tunery_operator.views.job import JobView
@@ -87,8 +88,8 @@ def test_a_pod_that_ends_is_waited_for() -> None:
 
 
 def test_what_keeps_its_job_from_going_is_told() -> None:
-    refusal = Refusal(FailureReason.CREATE_REFUSED, "jobs.batch is forbidden")
-    status = judge(running(), stop="enough", refusal=refusal)
+    rejection = Failure(reason=FailureReason.CREATE_REFUSED, message="jobs.batch is forbidden")
+    status = judge(running(), stop="enough", rejection=rejection)
     assert status["phase"] == "Stopping"
     assert status["failure"]["reason"] == "CreateRefused"
 
@@ -136,7 +137,7 @@ def test_a_publishing_pod_without_room_is_told_beside_what_the_training_pod_wait
     assert len({event.note for event in told}) == 2, "a repeated warning is known by its words"
     assert told[1].warning
     assert "Job x-publish" in told[1].note
-    assert "This is the publish pod" in stuck["failure"]["hint"]
+    assert "room for this pod" in stuck["failure"]["hint"]
 
 
 def test_no_checkpoint_is_named_that_nobody_told_of() -> None:

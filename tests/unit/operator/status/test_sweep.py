@@ -8,16 +8,17 @@ from typing import Any
 
 import pytest
 
+from tunery_api.failures import Failure
 from tunery_api.kinds import Kind
 from tunery_api.reasons import FailureReason
-from tunery_api.failures import Failure
+from tunery_api.remedies import edit, retry
 from tunery_api.sweepstatus import EndReason, LoRASweepStatus, TrialState
 from tunery_operator.status.compute import compute_status
 from tunery_operator.status.events import transitions
 from tunery_operator.status.next_look import next_look
 from tunery_operator.status.retry_requested import reopened
 from tunery_operator.status.search import SUGGESTION_FAILED, Hindrance, Search
-from tunery_operator.status.snapshot import Refusal, Snapshot
+from tunery_operator.status.snapshot import Snapshot
 from tunery_operator.views.attempt import Attempt
 from tunery_operator.views.owner import Key, Owner
 from tunery_search.decision import Decision, Moment, decide
@@ -109,11 +110,16 @@ def test_a_trial_that_waits_holds_the_others_back_and_is_named() -> None:
 
 
 def test_what_stands_in_a_trials_way_stands_in_the_sweeps() -> None:
-    why = Failure(reason="Unschedulable", message="support-001: 0/1 nodes are available", hint="Add a node.")
-    seen = (trial(0), trial(1, TrialState.WAITING, live=Live(held=True, obstacle=why)))
+    remedies = [retry("Add a node"), edit("Change scheduling", "scheduling")]
+    why = Failure(reason="Unschedulable", message="support-001: 0/1 nodes are available", remedies=remedies)
+    seen = (trial(0), trial(1, TrialState.WAITING, live=Live(held=True, blocker=why)))
     shown = told(*seen)["failure"]
     assert (shown["reason"], shown["message"]) == ("Unschedulable", "support-001: 0/1 nodes are available")
-    assert shown["hint"] == "Add a node."
+    assert shown["hint"] == (
+        "Add a node. The LoRASweep then continues without a retry. Or, in the template of a new LoRASweep: change "
+        "scheduling."
+    )
+    assert [each.get("fields") for each in shown["remedies"]] == [None, ["template.scheduling"]]
     after = told(trial(0), running(1), status={"failure": shown})
     assert "failure" not in after
 
@@ -136,6 +142,7 @@ def test_it_has_failed_once_no_trial_runs() -> None:
     status = told(failed, running(1), decision=Decision(fail=failure))
     assert status["phase"] != "Failed"
     assert status["failure"]["reason"] == "SecretNotFound"
+    assert "kubectl annotate lorasweep support" in status["failure"]["hint"], "it does not continue without a retry"
     assert condition(status, "Searching")[2].endswith("waits for support-001 to end")
     status = told(failed, decision=Decision(fail=failure))
     assert (status["phase"], status["failure"]["reason"]) == ("Failed", "SecretNotFound")
@@ -147,7 +154,10 @@ def test_it_has_failed_once_no_trial_runs() -> None:
     [
         {"decision": Decision(end_reason=EndReason.DEADLINE)},
         {"decision": Decision(fail=Failure(reason=FailureReason.SECRET_NOT_FOUND, message="the Secret s3 is missing"))},
-        {"decision": Decision(end_reason=EndReason.BUDGET), "refusal": Refusal("CreateRefused", "no changes today")},
+        {
+            "decision": Decision(end_reason=EndReason.BUDGET),
+            "rejection": Failure(reason="CreateRefused", message="no changes today"),
+        },
     ],
     ids=["over", "failing", "refused"],
 )
@@ -165,8 +175,8 @@ def test_it_searches_until_there_is_a_job_that_publishes_the_best() -> None:
     concluding = {"decision": Decision(conclude=0, end_reason=EndReason.MAX_TRIALS)}
     before = told(trial(0), **concluding)
     assert before["phase"] == "Searching"
-    no_room = Refusal("QuotaExceeded", "count/jobs.batch is used up")
-    seen = replace(snapshot(status=before, refusal=no_room), search=None)
+    no_room = Failure(reason="QuotaExceeded", message="count/jobs.batch is used up")
+    seen = replace(snapshot(status=before, rejection=no_room), search=None)
     status = compute_status(seen)
     assert (status["phase"], status["failure"]["reason"]) == ("Searching", "QuotaExceeded")
     assert condition(status, "Searching") == ("False", "QuotaExceeded", "count/jobs.batch is used up")
@@ -199,9 +209,8 @@ def test_where_people_have_ended_all_trials_it_says_how_it_goes_on() -> None:
     gone = [trial(0, TrialState.DELETED), trial(1, TrialState.PRUNED, why="by hand: enough")]
     decision = decide(sweep(maxTrials=2), gone, Moment(NOW, NOW))
     hint = told(*gone, decision=decision)["failure"]["hint"]
-    assert hint.startswith("Raise maxTrials of the sweep above 2, as such trials count, then retry it. To retry: ")
-    assert "kubectl annotate lorasweep support" in hint
-    assert "new sweep" not in hint
+    assert hint.startswith("Raise maxTrials above 2, as deleted and stopped trials count. To retry: kubectl annotate")
+    assert "new LoRASweep" not in hint
 
 
 def test_a_retry_forgives_what_had_failed() -> None:
