@@ -21,6 +21,7 @@ _LABELS: Final[Mapping[str, str]] = {
     "checkpoint": "Stored checkpoint",
     "curve": "Loss curve",
     "dataReport": "Data report",
+    "dataReportError": "Data report not stored",
     "errors": "Failed lines",
     "invalidLines": "Invalid lines",
     "previousAttempt": "The previous attempt",

@@ -27,7 +27,7 @@ from tunery_common.termination import failed_message, write_termination
 from tunery_trainer import STOPPED_RUN_ENV
 from tunery_trainer.commands import FOLLOW, OTHER_IMAGE, parse, version
 from tunery_trainer.process.environment import outlive_readers
-from tunery_trainer.process.failures import explain, explain_here, show, to_failure
+from tunery_trainer.process.failures import explain, show, subject_of
 from tunery_trainer.process.signals import GOES_ON, SWEEP_GOES_ON, StopRequested, StopSignal
 from tunery_trainer.process.trial_words import is_trial, tell_sweep, with_sweep
 from tunery_trainer.tasks import answer, check, follow, run_task, search
@@ -51,7 +51,7 @@ def _run(arguments: Sequence[str], stop: StopSignal) -> int:
     try:
         options = parse(arguments)
     except TuneryError as error:
-        write_termination(RunResult(failure=to_failure(error)))
+        write_termination(RunResult(failure=error.failure))
         return _show(error)
     if options.command == "run":
         return _run_manifest(options, stop)
@@ -99,7 +99,7 @@ def _run_manifest(options: argparse.Namespace, stop: StopSignal) -> int:
         return ExitCode.TERMINATED
     except (Exception, SystemExit) as error:  # noqa: BLE001 (any failure becomes an exit code and a message)
         tell_sweep(task, _failed(task, explain(error)))
-        return _show(error, here=True)
+        return _show(error)
     return ExitCode.OK
 
 
@@ -131,7 +131,7 @@ def _run_sweep(manifest: dict[str, Any], folder: Path, work_dir: Path | None, st
         print(f"The search is stopped, and nothing is published.{SWEEP_GOES_ON}", flush=True)
         return ExitCode.TERMINATED
     except (Exception, SystemExit) as error:  # noqa: BLE001 (any failure becomes an exit code and a message)
-        return _show(error, here=True)
+        return _show(error)
     return ExitCode.OK
 
 
@@ -165,7 +165,7 @@ def _publish_stopped(run: RunSpec, stop: StopSignal) -> int:
     try:
         run_task(Task.PUBLISH, run.model_copy(update={"stop": "it was told to by a signal"}), stop)
     except (Exception, SystemExit) as error:  # noqa: BLE001 (any failure becomes an exit code and a message)
-        return _show(error, here=True)
+        return _show(error)
     print("To train on, run the same manifest again: it goes on from its checkpoint, and replaces that.", flush=True)
     return ExitCode.TERMINATED
 
@@ -188,7 +188,7 @@ def _estimate(options: argparse.Namespace) -> int:
     except BrokenPipeError:
         return _read_no_further()
     except (Exception, SystemExit) as error:  # noqa: BLE001 (any failure becomes an exit code and a message)
-        return _show(error, here=True)
+        return _show(error)
     return ExitCode.OK
 
 
@@ -210,7 +210,7 @@ def _check(options: argparse.Namespace) -> int:
     except BrokenPipeError:
         return _read_no_further()
     except (Exception, SystemExit) as error:  # noqa: BLE001 (any failure becomes an exit code and a message)
-        return _show(error, here=True)
+        return _show(error)
 
 
 def _read_no_further() -> int:
@@ -235,6 +235,7 @@ def _run_container(task: Task, path: Path, stop: StopSignal) -> int:
     if task is Task.TRAIN:
         stop.hint = GOES_ON
     message: PreflightReport | RunResult
+    run: RunSpec | None = None
     try:
         run = _read_run_spec(path)
         trust_platform()
@@ -243,7 +244,7 @@ def _run_container(task: Task, path: Path, stop: StopSignal) -> int:
         code = ExitCode.PEER_LOST if stopped.elsewhere else ExitCode.TERMINATED
         message = RunResult(checkpoint=stopped.checkpoint)
     except (Exception, SystemExit) as error:  # noqa: BLE001 (any failure becomes an exit code and a message)
-        message, code = _failed(task, explain(error)), _show(error)
+        message, code = _failed(task, explain(error)), _show(error, run)
     stop.disarm()
     write_termination(message)
     return code
@@ -251,13 +252,13 @@ def _run_container(task: Task, path: Path, stop: StopSignal) -> int:
 
 def _failed(task: Task, error: TuneryError | None) -> PreflightReport | RunResult:
     reached = error.reached if error is not None else None
-    return failed_message(task, to_failure(error) if error is not None else None, reached)
+    return failed_message(task, error.failure if error is not None else None, reached)
 
 
-def _show(error: BaseException, *, here: bool = False) -> ExitCode:
-    """Print why it ended, `here` where there is no cluster, and return the exit code for it."""
-    failure = explain_here(error) if here else explain(error)
-    show(failure, error)
+def _show(error: BaseException, run: RunSpec | None = None) -> ExitCode:
+    """Print why `run`, if it is one, ended, and return the exit code for it."""
+    failure = explain(error)
+    show(failure, error, subject_of(run) if run else None)
     sys.stdout.flush()
     return failure.exit_code
 
@@ -286,5 +287,5 @@ def _misread(path: Path, error: ValidationError) -> TuneryError:
     return TuneryError(
         FailureReason.INVALID_SPEC,
         f"this trainer image (version {version()}) cannot run it: {fields}",
-        f"Use {OTHER_IMAGE}",
+        OTHER_IMAGE,
     )

@@ -14,10 +14,11 @@ from tunery_api.errors import near
 from tunery_api.fields import parse_quantity
 from tunery_api.names import RUN_DIR, RUN_FILE
 from tunery_api.reasons import FailureReason
+from tunery_api.remedies import retry
 from tunery_api.runspec import Task
 from tunery_common.errors import TuneryError
 
-OTHER_IMAGE: Final = "the trainer image of the operator's version (trainer.image of the chart)."
+OTHER_IMAGE: Final = retry("Use the trainer image of the operator's version (trainer.image of the chart)")
 """What to use for what is not known here."""
 FOLLOW: Final = "follow"
 """The trainer's own: what it starts its other processes with. Nobody is told of it."""
@@ -136,14 +137,14 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise TuneryError with the usage of this command; one that is not known may be one of a newer operator."""
         choice = _INVALID_CHOICE.match(message)
-        hint = " ".join(self.format_usage().split())
+        remedies = [retry(f"Follow the {' '.join(self.format_usage().split())}")]
         if choice is not None:
             known = [word for word in re.findall(r"[\w-]+", choice["known"]) if word != FOLLOW]
             close = near(choice["word"], known)
             message = f"there is no command {choice['word']}{close}"
-            hint = f"The commands are {', '.join(known)}; {self.prog} --help tells of each."
-            hint = hint if close else f"{hint} In a cluster, use {OTHER_IMAGE}"
-        raise TuneryError(FailureReason.INVALID_SPEC, message, hint)
+            remedies = [retry(f"Use one of {', '.join(known)}; {self.prog} --help describes each")]
+            remedies += [] if close else [OTHER_IMAGE]
+        raise TuneryError(FailureReason.INVALID_SPEC, message, *remedies)
 
 
 def _bytes(text: str) -> int:

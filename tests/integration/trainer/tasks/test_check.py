@@ -122,24 +122,25 @@ def test_preferences_without_a_model(write: Write) -> None:
 
 
 @pytest.mark.parametrize(
-    ("row", "said", "options"),
+    ("row", "options"),
     [
-        ({"prompt": "?", "chosen": "yes", "rejected": "no"}, "Set --task DPO (or ORPO).", ("--task", "DPO")),
-        ({"prompt": "?", "completion": "no", "label": False}, "Set --task KTO. To leave", ("--task", "KTO")),
+        ({"prompt": "?", "chosen": "yes", "rejected": "no"}, ("--task", "DPO")),
+        ({"prompt": "?", "completion": "no", "label": False}, ("--task", "KTO")),
         (
             {"prompt": "?", "completion": "no", "label": False},
-            "name --format PromptCompletion. If other columns are meant, name them in --columns.",
             ("--format", "PromptCompletion"),
         ),
     ],
 )
 def test_rows_of_preferences_are_told_with_the_option_that_reads_them(
-    write: Write, row: dict[str, Any], said: str, options: tuple[str, str]
+    write: Write, row: dict[str, Any], options: tuple[str, str]
 ) -> None:
     path = write("data.jsonl", [{**row, "prompt": f"{n}?"} for n in range(9)])
     refused = run_here("check", path)
     assert refused.returncode == ExitCode.DATA_ERROR
-    assert said in refused.stderr.splitlines()[-1]
+    hint = refused.stderr.splitlines()[-1]
+    assert all(word in hint for word in options)
+    assert "--columns" in hint
     assert run_here("check", path, *options).returncode == ExitCode.OK
 
 
@@ -148,7 +149,7 @@ def test_a_settings_file_in_a_folder_of_data_is_told_to_go_or_the_data_to_be_nam
     (path.parent / "adapter_config.json").write_text(json.dumps({"r": 8}, indent=2))
     refused = run_here("check", path.parent)
     assert refused.returncode == ExitCode.DATA_ERROR
-    assert "take it out of the folder, and check again, or name the data file itself;" in refused.stderr
+    assert "the path to check" in refused.stderr.splitlines()[-1]
     assert run_here("check", path).returncode == ExitCode.OK
 
 
@@ -190,7 +191,7 @@ def test_what_comes_out_of_a_pipe_is_refused_as_that() -> None:
         os.close(writing)
     *_, line, hint = done.stderr.splitlines()
     assert f"{reading}: is a pipe, a socket or a device, and no file" in line
-    assert "a file such as data.jsonl, and name that" in hint
+    assert "a file such as data.jsonl" in hint
 
 
 def test_other_columns_are_told_once_with_the_option_that_helps(write: Write) -> None:
@@ -201,13 +202,13 @@ def test_other_columns_are_told_once_with_the_option_that_helps(write: Write) ->
     assert line.count("is in no known format; columns: question, answer") == 1
     assert "(the same in lines 2, 3, 4, 5 and 35 more)" in line
     assert "qa.jsonl lines 1 to 40: is in no known format" in done.stdout
-    (option,) = re.findall(r"--columns \S+", hint)
-    assert "spec." not in hint
+    (option,) = re.findall(r"--columns [\w=,]+\w", hint)
+    assert "manifest" not in hint
     followed = run_here("check", path, *option.split())
     assert followed.returncode == ExitCode.OK, followed.stderr
 
 
-def test_hints_of_data_without_a_manifest_name_no_field_of_one(tmp_path: Path, write: Write) -> None:
+def test_hints_of_data_without_a_manifest_name_the_options(tmp_path: Path, write: Write) -> None:
     good, labels = make_rows(), [{"prompt": f"{n}", "completion": "x", "label": True} for n in range(30)]
     for arguments in (
         (write("good.jsonl", good), "--columns", "prompt=q"),
@@ -219,7 +220,7 @@ def test_hints_of_data_without_a_manifest_name_no_field_of_one(tmp_path: Path, w
         done = run_here("check", *arguments)
         assert done.returncode != ExitCode.OK, arguments
         hint = done.stderr.splitlines()[-1]
-        assert not re.search(r"spec\.|manifest|new job|run it", hint), hint
+        assert not re.search(r"spec\.|manifest|LoRAJob", hint), hint
 
 
 def test_copies_are_told_as_a_share_of_the_rows_of_both_sides(case: Case) -> None:

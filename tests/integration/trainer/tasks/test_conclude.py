@@ -17,6 +17,7 @@ import torch
 
 from tunery_api.manifest import MANIFEST_NAME
 from tunery_api.reasons import ExitCode, FailureReason
+from tunery_api.remedies import Action
 from tunery_api.runspec import RunIdentity, RunResult, RunSpec
 from tunery_common.errors import TuneryError
 from tunery_common.storage import StorePath, open_store
@@ -226,7 +227,7 @@ def test_nothing_is_removed_where_the_best_is_not_whole(
     assert caught.value.reason is (FailureReason.ADAPTER_MISSING if missing else FailureReason.ADAPTER_CORRUPT)
     assert sweep.place.below(where).uri in caught.value.message
     assert "trial 2 (support-002)" in caught.value.message
-    assert "retry" in (caught.value.hint or "")
+    assert {each.action for each in caught.value.remedies} == {Action.RETRY}
     assert {key for key in sweep.stored() if not key.startswith("work/")} == before
 
 

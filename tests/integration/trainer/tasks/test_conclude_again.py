@@ -14,6 +14,7 @@ import pytest
 
 from tunery_api.manifest import MANIFEST_NAME
 from tunery_api.reasons import ExitCode, FailureReason
+from tunery_api.remedies import Action
 from tunery_common.errors import TuneryError
 from tunery_common.storage.local import LocalStore
 from tunery_common.storage.published_folder import verify
@@ -137,12 +138,10 @@ def test_a_tolerance_that_chooses_what_an_earlier_end_removed_is_told(sweep: End
         run_conclude(sweep.run(tmp_path / "second", best=0))
     assert caught.value.reason is FailureReason.ADAPTER_MISSING
     assert "trial 0 (support-000)" in caught.value.message
-    hint = caught.value.hint or ""
-    assert "has published trial 4 before" in hint
-    assert "objective.tolerance" in hint
-    assert f"what stays published at {sweep.place.uri}/out" in hint
-    assert "Nothing was removed" not in hint
-    assert "retry" not in hint
+    assert "published trial 4 before" in caught.value.message
+    (remedy,) = caught.value.remedies
+    assert (remedy.action, remedy.fields) == (Action.RECREATE, ["objective.tolerance"])
+    assert f"published at {sweep.place.uri}/out" in remedy.text
     assert sweep.stored() == before
     assert first.adapter is not None
     verify(sweep.place.below("out"), first.adapter.manifest_sha256)

@@ -144,7 +144,7 @@ def test_a_manifest_that_lists_no_adapter_is_told_at_both_doors_in_the_same_word
     ):  # fmt: skip
         with pytest.raises(TuneryError) as caught:
             run()
-        told.append((caught.value.reason, caught.value.message.removeprefix(f"{kind}: "), caught.value.hint))
+        told.append((caught.value.reason, caught.value.message.removeprefix(f"{kind}: "), caught.value.remedies))
     message = f"{(folder / 'out').as_uri()}: manifest.json does not list {missing}, so it vouches for no adapter"
     assert told[0] == told[1]
     assert told[0][:2] == (FailureReason.ADAPTER_MISSING, message)

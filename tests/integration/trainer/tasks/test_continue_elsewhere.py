@@ -134,7 +134,7 @@ def test_one_of_another_base_is_refused_on_a_cpu_by_its_tensor(folder: Path) -> 
     tensor = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
     assert error.reason is R.BASE_MISMATCH
     assert error.message == f"spec.continueFrom: {tensor} is 4 x 128, the base's q_proj takes {width}"
-    assert "spec.model" in error.hint
+    assert [each.fields for each in error.remedies] == [["model"]]
 
 
 @pytest.mark.parametrize(
@@ -222,9 +222,9 @@ def test_what_cannot_be_trained_on_is_told_by_preflight(
     assert (error.reason, words in error.message) == (reason, True), error.message
     assert error.message.startswith("spec.")
     if reason is R.ADAPTER_CORRUPT:  # there is no manifest whose digests it would have to match
-        assert "PEFT's save_pretrained" in error.hint, error.hint
+        assert "PEFT's save_pretrained" in error.remedies[0].text
     elif " is set in its configuration" in error.message:  # which is none of the manifest's fields
-        assert error.hint.startswith("Name another adapter in spec.continueFrom"), error.hint
+        assert error.remedies[0].fields == ["continueFrom"]
 
 
 def test_a_prompt_of_another_length_is_no_matter_of_the_base(folder: Path) -> None:
@@ -232,7 +232,7 @@ def test_a_prompt_of_another_length_is_no_matter_of_the_base(folder: Path) -> No
     error = refusal(folder, method="PromptTuning")
     told = "prompt_embeddings has 5 rows, adapter_config.json says 7 (num_virtual_tokens)"
     assert (error.reason, error.message) == (R.ADAPTER_CORRUPT, f"spec.continueFrom: {told}")
-    assert error.hint.startswith("Put both files there as PEFT's save_pretrained wrote them")
+    assert "PEFT's save_pretrained" in error.remedies[0].text
 
 
 @pytest.mark.parametrize("field", ["target_modules", "rank_pattern"])

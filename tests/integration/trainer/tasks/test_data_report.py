@@ -58,7 +58,7 @@ def test_from_refused_to_published(run_file: Run, tmp_path: Path, s3_server: S3S
     assert said.failure is not None
     assert said.failure.reason == "DatasetInvalid"
     uri = f"s3://adapters/{prefix}tiny-u-1/data-report.md"
-    assert (said.failure.hint or "").endswith(f"The data report: {uri}")
+    assert said.failure.facts == {"dataReport": uri}
     assert said.dataset is not None
     assert (said.dataset.report, said.dataset.invalid_rows, said.dataset.rows) == (uri, 2, 38)
     assert objects(s3_server, prefix) == [f"tiny-u-1/{name}" for name in NAMES]
@@ -98,7 +98,7 @@ def test_a_refusal_after_the_rows_were_read_has_one_too(case: Case) -> None:
     done = run_here("run", path, "--work-dir", path.parent / "work")
     assert "optimizer steps" in done.stderr
     place = path.parent / "out-report"
-    assert f"The data report: {place.as_uri()}/data-report.md" in done.stderr
+    assert f"Data report: {place.as_uri()}/data-report.md." in done.stderr
     text = (place / "data-report.md").read_text()
     assert "optimizer steps" in text
     assert "Invalid rows                    | 0 |" in text
@@ -112,7 +112,7 @@ def test_a_place_that_cannot_be_written_hides_nothing(run_file: Run, tmp_path: P
     assert said.failure is not None
     assert said.failure.reason == "DatasetInvalid"
     assert "line 17" in said.failure.message
-    assert "The data report could not be stored: " in (said.failure.hint or "")
+    assert set(said.failure.facts) == {"dataReportError"}
     assert said.dataset is not None
     assert said.dataset.report is None
     assert said.dataset.invalid_rows == 2
@@ -126,7 +126,7 @@ def test_without_a_place_nothing_is_stored(run_file: Run, tmp_path: Path, s3_ser
     put(s3_server, write_rows(tmp_path / "data.jsonl", bad_rows()))
     said = preflight(run_file(), tmp_path / "words")
     assert said.failure is not None
-    assert "data report" not in (said.failure.hint or "")
+    assert said.failure.facts == {}
 
 
 @pytest.mark.slow

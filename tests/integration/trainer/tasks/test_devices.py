@@ -108,7 +108,7 @@ def test_simulated_devices_are_a_number_that_a_manifest_may_ask_for(
             counts_of(run_of(machine, local=local), None, variables)
         assert refused.value.reason is FailureReason.INVALID_SPEC
         assert refused.value.message == f"TUNERY_SIMULATED_DEVICES must be a whole number from 1 to 16, is {said!r}"
-        assert refused.value.hint == "Set the variable to such a number, or to 0 or nothing for no simulated devices."
+        assert SIMULATED_ENV in refused.value.remedies[0].text
 
 
 def test_a_wrong_number_of_simulated_devices_is_no_defect(case: Case) -> None:

@@ -372,9 +372,10 @@ def test_without_a_gpu_estimate_and_preflight_say_the_same_change_more_memory_fi
     own = {"memoryBytes": int(parse_quantity(memory))}
     refused = run_here("preflight", run_file(own=own, **blocks))
     assert refused.returncode != ExitCode.OK
-    said = re.search(r"Raise (spec\.resources\.memory to \d+Gi), and retry(; or .*, in a new job)?\.", refused.stderr)
+    hint = r"Raise (resources\.memory to \d+Gi)\.(?: Or, in a new LoRAJob: (.*)\.)? To retry: "
+    said = re.search(hint, refused.stderr)
     assert said, refused.stderr
-    change = f"raise {said[1]}{(said[2] or '').removesuffix(', in a new job')}"
+    change = f"raise {said[1]}" + (f"; or {said[2]}" if said[2] else "")
     arguments = ["estimate", str(case(**blocks))]
     assert main(arguments) == ExitCode.OK
     shown = " ".join(capsys.readouterr().out.split())

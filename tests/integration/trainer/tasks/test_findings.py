@@ -54,7 +54,10 @@ def test_a_problem_ends_a_run_that_is_to_stop(train: Train) -> None:
     assert done.words.failure is not None
     assert (done.words.failure.reason, done.code) == ("NotImproved", ExitCode.USER_ERROR)
     assert "stopped at step 10 by diagnosis.action, WorseThanBase: The held-out loss is" in done.words.failure.message
-    assert "training.learningRate: 5e-4 (now 0.1)" in (done.words.failure.hint or "")
+    changes, train_on = done.words.failure.remedies
+    assert "training.learningRate: 5e-4 (now 0.1)" in changes.text
+    assert "training.learningRate" in changes.fields
+    assert train_on.fields == ["diagnosis.action"]
     assert [each.type for each in done.words.findings or ()] == list(done.findings)
     assert not (done.folder / "out" / "manifest.json").exists()
 
@@ -157,7 +160,9 @@ def test_a_gradient_that_vanishes_after_steps_that_are_too_large_is_the_rates(tr
     assert "and has been zero since" in (found.message or "")
     assert done.words.failure is not None
     assert done.words.failure.reason == "NotImproved"
-    assert (done.words.failure.hint or "").startswith("Try training.learningRate: 5e-4 in a new job")
+    (remedy,) = done.words.failure.remedies
+    assert (remedy.action, remedy.fields) == ("Recreate", ["training.learningRate"])
+    assert remedy.text.startswith("Try training.learningRate: 5e-4")
 
 
 @pytest.mark.slow

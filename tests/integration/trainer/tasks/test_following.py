@@ -222,24 +222,24 @@ def _take(errors: list[BaseException], work: Callable[[], Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("found", "said", "hint"),
+    ("found", "said", "actions"),
     [
-        ({"size": "2"}, "node 1 has come to something else than node 0: size: 2, not 4", "the same GPUs"),
+        ({"size": "2"}, "node 1 has come to something else than node 0: size: 2, not 4", ["Edit", "Recreate"]),
         (
             {"settings": {"rank": 8, "data (SHA-256)": "b"}},
             "node 1 has come to something else than node 0: settings.data (SHA-256): b, not a",
-            "the same GPUs",
+            ["Edit", "Recreate"],
         ),
         (
             {"rows": "b", "settings": {"rank": 8, "data (SHA-256)": "b"}},
             "node 1 has read other data than node 0",
-            "retry",
+            ["Retry"],
         ),
-        ({"base": "b"}, "node 1 has read another model than node 0", "retry"),
+        ({"base": "b"}, "node 1 has read another model than node 0", ["Retry"]),
     ],
 )
 def test_only_what_differs_between_nodes_is_told_and_the_next_attempt_may_mend_it(
-    found: dict[str, Any], said: str, hint: str, monkeypatch: pytest.MonkeyPatch
+    found: dict[str, Any], said: str, actions: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours = {"seed": "1", "size": "4", "rows": "a", "base": "a", "settings": {"rank": 8, "data (SHA-256)": "a"}}
     with two_nodes() as (lead, _, other):
@@ -250,7 +250,7 @@ def test_only_what_differs_between_nodes_is_told_and_the_next_attempt_may_mend_i
             with pytest.raises(PeerLost) as raised:
                 lead.begin(ours, step=None)
     assert (raised.value.message, raised.value.exit_code) == (said, ExitCode.RETRYABLE)
-    assert hint in raised.value.hint
+    assert [each.action for each in raised.value.remedies] == actions
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ def test_field_is_named_before_anything_heavy_is_imported(case: Case, changes: d
     reason, hint = done.stderr.strip().splitlines()[-2:]
     assert reason.startswith("InvalidSpec: ")
     assert message in reason
-    assert hint == "Correct the named field in the manifest, and run it again."
+    assert hint == "Correct the named field, in the manifest."
 
 
 PATHS = {
@@ -128,9 +128,14 @@ TWO = "kind: LoRAJob\nmetadata: {name: a}\n---\nkind: LoRAJob\nmetadata: {name: 
 @pytest.mark.parametrize(
     ("content", "arguments", "said", "hint"),
     [
-        (TWO, (), "holds a, b", "Say which of them with --name, such as --name a."),
-        (TWO, ("--name", "c"), "holds a, b; none of them is called c", "Say which of them with --name, such as"),
-        (TWO.replace("b}", "a}"), ("--name", "a"), "holds a, a", "Give each a metadata.name of its own"),
+        (TWO, (), "holds a, b", "Select one by its name, such as --name a, "),
+        (TWO, ("--name", "c"), "holds a, b; none of them is called c", "Select one by its name, such as"),
+        (
+            TWO.replace("b}", "a}"),
+            ("--name", "a"),
+            "holds a, a",
+            "Give each of the 2 objects a metadata.name of its own",
+        ),
     ],
 )
 def test_which_of_several_is_asked_for_by_the_option(
@@ -148,10 +153,7 @@ def test_missing_file(tmp_path: Path) -> None:
     assert done.returncode == ExitCode.USER_ERROR
     reason, hint = done.stderr.splitlines()[-2:]
     assert reason == f"InvalidSpec: there is no file {tmp_path / 'none.yaml'}"
-    assert (
-        hint
-        == "Name the file that holds the LoRAJob, LoRASweep or AdapterMerge: python -m tunery_trainer run manifest.yaml"
-    )
+    assert hint == "Name the file that holds the LoRAJob, LoRASweep, or AdapterMerge, and run it again."
 
 
 def test_a_folder_is_no_manifest(tmp_path: Path) -> None:
@@ -169,7 +171,7 @@ def test_several_errors_are_told_at_once(case: Case) -> None:
     assert "spec.training.batchSize" in line
 
 
-RUN = "usage: python -m tunery_trainer run [-h] [--work-dir WORK_DIR] [--name NAME] manifest.yaml"
+RUN = "Follow the usage: python -m tunery_trainer run [-h] [--work-dir WORK_DIR] [--name NAME] manifest.yaml"
 
 
 @pytest.mark.parametrize(
@@ -186,20 +188,19 @@ RUN = "usage: python -m tunery_trainer run [-h] [--work-dir WORK_DIR] [--name NA
         (
             ["estimate", "job.yaml", "--gpumemory", "24Gi"],
             "--gpumemory is no option of python -m tunery_trainer estimate; did you mean --gpu-memory?",
-            "usage: python -m tunery_trainer estimate [-h] ",
+            "Follow the usage: python -m tunery_trainer estimate [-h] ",
         ),
-        (["rnu", "job.yaml"], "there is no command rnu; did you mean run?", "The commands are preflight, train, "),
+        (["rnu", "job.yaml"], "there is no command rnu; did you mean run?", "Use one of preflight, train, "),
         (
             ["distill", "run.json"],
             "there is no command distill",
-            "The commands are preflight, train, merge, conclude, publish, report, run, estimate, check; "
-            "python -m tunery_trainer --help tells of each. In a cluster, use the trainer image of the operator's "
-            "version",
+            "Use one of preflight, train, merge, conclude, publish, report, run, estimate, check; "
+            "python -m tunery_trainer --help describes each; or use the trainer image of the operator's version",
         ),
         (
             ["--verbose", "run", "job.yaml"],
             "--verbose is no option of python -m tunery_trainer; options of a command come after it",
-            "usage: python -m tunery_trainer [-h] [--version] COMMAND",
+            "Follow the usage: python -m tunery_trainer [-h] [--version] COMMAND",
         ),
     ],
 )

@@ -199,5 +199,6 @@ def test_a_port_of_node_0_that_is_taken_is_told_with_what_to_do(beyond: int, tmp
     failure = first.said()["failure"]
     assert failure["reason"] == "PeerLost"
     assert failure["message"] == f"node 0 cannot listen on TCP {port}: another process does"
-    assert "sidecar" in failure["hint"]
-    assert "hostNetwork" in failure["hint"]
+    (remedy,) = failure["remedies"]
+    assert "sidecar" in remedy["text"]
+    assert "hostNetwork" in remedy["text"]

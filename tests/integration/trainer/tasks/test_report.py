@@ -191,7 +191,7 @@ def test_a_newer_operators_run_json(run_file: Run, message: Path) -> None:
     assert report.failure.reason is FailureReason.INVALID_SPEC
     assert "this trainer image (version " in report.failure.message
     assert "spec.training.sharding" in report.failure.message
-    assert "trainer.image" in str(report.failure.hint)
+    assert ["trainer.image" in each.text for each in report.failure.remedies] == [True]
 
 
 def test_a_task_of_a_newer_operator(message: Path) -> None:

@@ -77,7 +77,9 @@ def test_a_disk_that_is_too_small_is_refused_before_a_gpu_is_asked_for(run_file:
     assert failure is not None
     assert failure.reason == "WontFit"
     assert failure.message.startswith("spec.resources.ephemeralStorage: training needs about ")
-    assert "Set spec.resources.ephemeralStorage to 1Gi or more, which may change" in (failure.hint or "")
+    (remedy,) = failure.remedies
+    assert (remedy.action, remedy.fields) == ("Edit", ["resources.ephemeralStorage"])
+    assert "to 1Gi or more" in remedy.text
 
 
 @pytest.mark.slow
@@ -119,9 +121,9 @@ def test_a_base_in_a_bucket_that_is_a_pointer_is_told_before_a_gpu_is_asked_for(
     assert failure is not None
     assert failure.reason == "ModelUnsupported"
     assert "model.safetensors is a pointer of Git LFS, not the file that it stands for" in failure.message
-    assert (failure.hint or "").startswith("Run git lfs pull where the model was cloned, put model.safetensors there ")
+    assert "git lfs pull" in failure.remedies[0].text
     s3_server.client().upload_file(str(tmp_path / "model" / "model.safetensors"), "models", key)
-    assert _preflight(path, tmp_path / "termination").failure is None, "as the hint says"
+    assert _preflight(path, tmp_path / "termination").failure is None, "as the remedy says"
 
 
 @pytest.mark.slow
@@ -152,7 +154,7 @@ def test_data_beyond_preflights_own_disk_is_refused_before_it_is_downloaded(
     size = (tmp_path / "data.jsonl").stat().st_size
     assert failure.message.startswith(f"spec.dataset.uri: {size:,} bytes are to be downloaded")
     assert f"holds 50,000 ({PLATFORMS_DISK})" in failure.message
-    assert f"Raise {PLATFORMS_DISK}" in (failure.hint or "")
+    assert PLATFORMS_DISK in failure.remedies[0].text
     assert not list((tmp_path / "work").rglob("data.jsonl"))
 
 

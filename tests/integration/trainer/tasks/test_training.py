@@ -134,7 +134,7 @@ def test_loss_that_is_not_a_number(case: Case) -> None:
     assert reason.startswith("LossDiverged: ")
     # Who looks at why it diverged has a curve, and is told where.
     place = path.parent / "out-report"
-    assert hint.endswith(f" The curve: {place.as_uri()}/curve.jsonl; training_curves.png lies beside it.")
+    assert hint.endswith(f" Loss curve: {place.as_uri()}/curve.jsonl.")
     _, *points = read_curve(place)
     assert points[0]["loss"] > 0
     assert points[-1]["loss"] is None, "no finite number"

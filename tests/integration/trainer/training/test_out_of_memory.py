@@ -207,20 +207,20 @@ def test_without_a_cluster_nothing_is_said_of_a_container(case: Case, memory: Me
     assert done.returncode == ExitCode.RETRYABLE
     message, hint = done.stderr.strip().splitlines()[-2:]
     assert message.startswith("OutOfMemory: memory ran out: not even one row of up to 128 tokens fits at step 1")
-    assert hint.startswith("End what else takes memory on this machine, lower training.maxLength or training.batchSize")
+    assert hint.startswith("End other processes that use the memory of this machine, and run it again. Or, in the man")
     assert not any(word in message + hint for word in ("container", "resources", "pod"))
 
 
 @pytest.mark.slow
 def test_a_job_that_wants_to_fail_does_so_and_keeps_what_was_trained(case: Case, memory: Memory) -> None:
-    """And its hint, followed to the letter, ends well."""
+    """And its remedy, followed to the letter, ends well."""
     asked = EXACT | {"onOutOfMemory": "Fail"}
     path = case(lora=QUIET, training=asked, checkpoint={"everySteps": 100})
     memory.rows, memory.step = 2, 7
     done = run_here("run", path, "--work-dir", path.parent / "work")
     assert done.returncode == ExitCode.RETRYABLE
     assert "OutOfMemory: memory ran out at step 8, 4 × 2 rows: CUDA out of memory" in done.stderr
-    assert "Leave out training.onOutOfMemory: Fail" in done.stderr
+    assert "Omit training.onOutOfMemory: Fail" in done.stderr
     assert "going on with" not in done.stdout
     stored = next((path.parent / "work" / "checkpoints").glob("*/step-000007"))
     source = {"uri": f"file://{stored.parent}"}

@@ -24,7 +24,6 @@ from tunery_trainer.model.load import load_tokenizer
 from tunery_trainer.plan.basis import Basis
 from tunery_trainer.plan.training_plan import TrainingPlan, plan_training
 from tunery_trainer.plan.wont_fit import check_memory
-from tunery_trainer.process.failures import explain_here
 from tunery_trainer.resuming.taken_settings import NOTHING, Taken
 from tunery_trainer.settings.memory import needed_for
 from tunery_trainer.settings.types import DeviceFacts, DeviceKind
@@ -204,18 +203,18 @@ def test_what_cannot_fit_is_planned_and_does_not_fit(shapes: dict[str, Path]) ->
     assert plan.settings.training.batch_size == 1
 
 
-def wont_fit(plan: TrainingPlan, *, local: bool = False) -> str:
-    """Return the hint of the refusal of a plan."""
+def wont_fit(plan: TrainingPlan, *, local: bool = False) -> list[str]:
+    """Return the remedies of a plan that is rejected, each with its action."""
     with pytest.raises(TuneryError) as refused:
         check_memory(plan, local=local)
     assert refused.value.reason is FailureReason.WONT_FIT
-    return refused.value.hint or ""
+    return [f"{each.action}: {each.text}" for each in refused.value.remedies]
 
 
 @pytest.mark.parametrize("asked", [{}, {"gradientCheckpointing": False}])
 def test_the_batch_that_a_refusal_names_fits_and_so_does_none(shapes: dict[str, Path], asked: dict[str, Any]) -> None:
-    hint = wont_fit(planned(shapes["8B"], 48, method="LoRA", training={"batchSize": 256} | asked))
-    named = re.search(r"spec\.training\.batchSize to (\d+), or leave it out", hint)
+    change, _ = wont_fit(planned(shapes["8B"], 48, method="LoRA", training={"batchSize": 256} | asked))
+    named = re.fullmatch(r"Recreate: Set training\.batchSize to (\d+), or omit it", change)
     assert named is not None
     check_memory(planned(shapes["8B"], 48, method="LoRA", training={"batchSize": int(named[1])} | asked))
     left_out = planned(shapes["8B"], 48, method="LoRA", training=asked)
@@ -227,18 +226,17 @@ def test_the_batch_that_a_refusal_names_fits_and_so_does_none(shapes: dict[str, 
 @pytest.mark.slow
 def test_the_length_that_a_refusal_names_fits(shapes: dict[str, Path]) -> None:
     long, data = {"maxLength": 8192}, dataset(4000, length=8192)
-    hint = wont_fit(planned(shapes["70B"], 56, data, method="QLoRA", training=long))
-    gpus = r" or set spec\.resources\.gpus to 2, or ask for a GPU with (\d+) GiB of memory"
-    named = re.search(rf"^Set spec\.training\.maxLength to (\d+){gpus}", hint)
+    change, gpu = wont_fit(planned(shapes["70B"], 56, data, method="QLoRA", training=long))
+    named = re.fullmatch(r"Recreate: Set training\.maxLength to (\d+) or set resources\.gpus to 2", change)
     assert named is not None
+    assert re.fullmatch(r"Recreate: Request a GPU with \d+ GiB of memory", gpu)
     check_memory(planned(shapes["70B"], 56, data, method="QLoRA", training={"maxLength": int(named[1])}))
 
 
 @pytest.mark.slow
 def test_without_a_hope_only_a_larger_gpu_is_named_and_holds_it(shapes: dict[str, Path]) -> None:
-    named = re.match(
-        r"Ask for a GPU with (\d+) GiB of memory, in a new job: nothing", wont_fit(planned(shapes["70B"], 8))
-    )
+    (only,) = wont_fit(planned(shapes["70B"], 8))
+    named = re.match(r"Recreate: Request a GPU with (\d+) GiB of memory: nothing else fits", only)
     assert named is not None
     check_memory(planned(shapes["70B"], int(named[1])))
 
@@ -255,17 +253,12 @@ KEPT: dict[str, Any] = {"batchSize": 32, "gradientAccumulation": 2, "maxLength":
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
-def test_on_a_cpu_more_memory_by_a_retry_comes_first_and_no_gpu_is_spoken_of(
-    shapes: dict[str, Path], processes: int
-) -> None:
+def test_on_a_cpu_more_memory_takes_no_new_job_and_no_gpu_is_named(shapes: dict[str, Path], processes: int) -> None:
     small = partial(on_cpu, shapes["small"], processes=processes)
-    hint = wont_fit(small(4 * processes, training=KEPT))
-    named = re.match(
-        r"Raise spec\.resources\.memory to (\d+)Gi, and retry; or leave spec\.training\.gradientCheckpointing and "
-        r"spec\.training\.batchSize out, in a new job\.$",
-        hint,
-    )
-    assert named is not None, hint
+    change, memory = wont_fit(small(4 * processes, training=KEPT))
+    assert change == "Recreate: Omit training.gradientCheckpointing and training.batchSize"
+    named = re.fullmatch(r"Edit: Raise resources\.memory to (\d+)Gi", memory)
+    assert named is not None, memory
     check_memory(small(int(named[1]), training=KEPT))
     wont_fit(small(int(named[1]) - 1, training=KEPT))
     check_memory(small(4 * processes, training={"gradientAccumulation": 2, "maxLength": 2048}))
@@ -291,27 +284,23 @@ def test_nothing_is_named_that_would_not_fit_either(shapes: dict[str, Path]) -> 
 @pytest.mark.slow
 @pytest.mark.parametrize("gibibytes", [2.8, 3.6])
 def test_each_change_that_is_named_fits(shapes: dict[str, Path], gibibytes: float) -> None:
-    hint = wont_fit(on_cpu(shapes["small"], gibibytes, training={"maxLength": 8192, "batchSize": 2}))
-    named = re.search(r"; or leave spec\.training\.batchSize out, and (.*), in a new job\.$", hint)
-    assert named is not None, hint
+    changes, _ = wont_fit(on_cpu(shapes["small"], gibibytes, training={"maxLength": 8192, "batchSize": 2}))
+    named = re.fullmatch(r"Recreate: Omit training\.batchSize, and (.*)", changes)
+    assert named is not None, changes
     for change in named[1].split(" or "):
-        length = re.fullmatch(r"set spec\.training\.maxLength to (\d+)", change)
-        assert length or change == "take QLoRA"
+        length = re.fullmatch(r"set training\.maxLength to (\d+)", change)
+        assert length or change == "use method: QLoRA"
         training = {"maxLength": int(length[1]) if length else 8192}
         check_memory(on_cpu(shapes["small"], gibibytes, method="LoRA" if length else "QLoRA", training=training))
 
 
 @pytest.mark.slow
 def test_on_this_machine_it_is_the_machine_that_has_too_little(shapes: dict[str, Path]) -> None:
-    hint = wont_fit(on_cpu(shapes["small"], 4, training=KEPT), local=True)
-    said = explain_here(TuneryError(FailureReason.WONT_FIT, "it failed", hint)).hint
-    assert re.fullmatch(
-        r"Leave spec\.training\.gradientCheckpointing and spec\.training\.batchSize out, in the manifest; or take a "
-        r"machine with \d+ GiB of memory\.",
-        said or "",
-    ), said
-    small = wont_fit(on_cpu(shapes["8B"], 4), local=True)
-    assert re.match(r"Take a machine with \d+ GiB of memory: nothing else", small), small
+    change, machine = wont_fit(on_cpu(shapes["small"], 4, training=KEPT), local=True)
+    assert change == "Recreate: Omit training.gradientCheckpointing and training.batchSize"
+    assert re.fullmatch(r"Retry: Use a machine with \d+ GiB of memory", machine)
+    (only,) = wont_fit(on_cpu(shapes["8B"], 4), local=True)
+    assert re.match(r"Retry: Use a machine with \d+ GiB of memory: nothing else fits", only), only
 
 
 def test_auto_names_what_the_others_would_have_taken(shapes: dict[str, Path]) -> None:

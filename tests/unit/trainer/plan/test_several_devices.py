@@ -18,7 +18,7 @@ from tunery_trainer.model.load import load_tokenizer
 from tunery_trainer.model.memory import weights_bytes
 from tunery_trainer.model.outline import Outline, outline
 from tunery_trainer.plan import method_table
-from tunery_trainer.plan import wont_fit as wont_fit_hint
+from tunery_trainer.plan import wont_fit as wont_fit_module
 from tunery_trainer.plan.training_plan import TrainingPlan, plan_training
 from tunery_trainer.plan.wont_fit import check_memory
 from tunery_trainer.settings.memory import MemoryEstimate, needed_for
@@ -174,24 +174,26 @@ def test_a_refusal_names_the_fewest_gpus_that_the_base_can_be_spread_over(
     deep: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And they fit: with so many the same job is not refused, with fewer it is."""
-    monkeypatch.setattr(wont_fit_hint, "_others", lambda _: iter(()))  # what else would fit is tried plan by plan
+    monkeypatch.setattr(wont_fit_module, "_others", lambda _: iter(()))  # what else would fit is tried plan by plan
     memory = needed_for((memory_of(deep, 2, "FSDP").total + memory_of(deep, 4, "FSDP").total) // 2)
     device = replace(GPU, memory_bytes=memory)
     refused = planned(deep, device, optimizer="AdamW")
-    named = r"Set spec\.resources\.gpus to 4, or ask for a GPU with \d+ GiB of memory, in a new job\."
+    change = "Recreate: Set resources.gpus to 4"
     for plan in (refused, planned(deep, replace(device, devices=2), optimizer="AdamW")):
-        assert re.fullmatch(named, wont_fit(plan)), wont_fit(plan)
+        named, gpu = wont_fit(plan)
+        assert named == change
+        assert re.fullmatch(r"Recreate: Request a GPU with \d+ GiB of memory", gpu)
     check_memory(planned(deep, replace(device, devices=4), optimizer="AdamW"))
     shared = planned(deep, device, optimizer="AdamW", gradientAccumulation=24)
-    assert "Set spec.resources.gpus to 4" in wont_fit(shared)
+    assert change in wont_fit(shared)
     asked = planned(deep, device, optimizer="AdamW", gradientAccumulation=6)
-    assert "resources.gpus" not in wont_fit(asked), "4 GPUs could not share 6 passes"
-    assert "resources.gpus" not in wont_fit(refused, local=True), "of this machine's GPUs nothing makes more"
+    assert change not in wont_fit(asked), "4 GPUs could not share 6 passes"
+    assert change not in wont_fit(refused, local=True), "no manifest adds GPUs to this machine"
 
 
 @pytest.mark.slow
 def test_a_base_that_is_quantised_before_it_is_spread_has_to_fit_into_the_container(deep: Path) -> None:
-    """Each process makes all of it there: the hint names what is enough; where nothing is spread none is asked for."""
+    """Each process makes all of it there: the remedy names what is enough; if nothing is spread none is needed."""
     whole, spread = (memory_of(deep, 4, each, "QLoRA").total for each in ("DDP", "FSDP"))
     tight = replace(GPU, devices=4, memory_bytes=needed_for((whole + spread) // 2))
     roomy = replace(tight, memory_bytes=needed_for(whole))
@@ -206,16 +208,16 @@ def test_a_base_that_is_quantised_before_it_is_spread_has_to_fit_into_the_contai
     weights = 4 * weights_bytes(outline(deep), small.settings.quantization, Precision.BFLOAT16)
     assert small.container is not None
     assert small.container.needed > weights
-    hint = wont_fit(small)
-    named = re.fullmatch(r"Raise spec\.resources\.memory to (\d+)Gi, and retry\.", hint)
-    assert named, hint
+    (memory,) = wont_fit(small)
+    named = re.fullmatch(r"Edit: Raise resources\.memory to (\d+)Gi", memory)
+    assert named, memory
     check_memory(plan(tight, f"{named[1]}Gi"))
     check_memory(small, local=True)
     whole_base = plan(roomy, "8Gi")
     assert whole_base.container is None
     check_memory(whole_base)
     asked = plan(replace(tight, memory_bytes=None), "8Gi", parallelism="FSDP")
-    assert wont_fit(asked) == hint, "what the GPUs have is another question"
+    assert wont_fit(asked) == [memory], "what the GPUs have is another question"
 
 
 def test_what_nodes_have_to_come_to_alike_has_the_base_in_it(deep: Path) -> None:
@@ -236,8 +238,8 @@ def test_what_nodes_have_to_come_to_alike_has_the_base_in_it(deep: Path) -> None
 def test_who_asks_for_the_whole_base_is_told_to_leave_that_out(deep: Path) -> None:
     whole, spread = (memory_of(deep, 4, each).total for each in ("DDP", "FSDP"))
     device = replace(GPU, devices=4, memory_bytes=needed_for((whole + spread) // 2))
-    hint = wont_fit(planned(deep, device, parallelism="DDP", optimizer="AdamW"))
-    assert hint.startswith("Leave spec.training.parallelism out, or ask for a GPU with ")
+    change, _ = wont_fit(planned(deep, device, parallelism="DDP", optimizer="AdamW"))
+    assert change == "Recreate: Omit training.parallelism"
     check_memory(planned(deep, device, optimizer="AdamW"))
 
 

@@ -37,7 +37,7 @@ def test_bad_line_17(case: Case) -> None:
 
 
 def test_columns_that_nothing_is_known_of(case: Case) -> None:
-    """Many bad rows make a long message: it ends with a whole word, and the hint says what helps."""
+    """Many bad rows make a long message: it ends with a whole word, and a remedy names the field."""
     path, message = case(), case().parent / "termination"
     long = " and ".join(["What the customer asked"] * 8)
     write_rows(path.parent / "data.jsonl", [{f"{n} {long}": "?", "What they got told": "!"} for n in range(9)])
@@ -60,7 +60,7 @@ def test_columns_that_nothing_is_known_of(case: Case) -> None:
     assert failure.message.endswith("…")
     words = {"What", "the", "customer", "asked", "and", "ShareGPT", "conversations", "Alpaca", "output"}
     assert set(re.findall(r"(\w+)\W?…", failure.message)) <= words
-    assert "spec.dataset.columns" in (failure.hint or "")
+    assert any("dataset.columns" in each.fields for each in failure.remedies)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_an_index_of_weights_that_leads_nowhere(case: Case, index: str) -> None:
 
 @pytest.mark.slow
 def test_an_adapter_beside_the_model(case: Case) -> None:
-    """transformers would load it with the model; once it is moved away, as the hint says, the model is trained."""
+    """transformers would load it with the model; once it is moved away, as the remedy says, the model is trained."""
     path = case()
     source = (path.parent / "model").resolve()
     (path.parent / "model").unlink()

@@ -52,7 +52,8 @@ def test_whoever_has_published_there_the_trial_is_refused(case: Case, who: str) 
     assert report.failure is not None
     assert report.failure.reason == "OutputExists"
     assert report.failure.message.startswith(f"spec.output.uri of the LoRASweep: {place.as_uri()} already holds ")
-    assert "spec.output.overwrite: true in a new LoRASweep" in (report.failure.hint or "")
+    assert [(each.action, each.fields) for each in report.failure.remedies] == [("Retry", []), ("Recreate", [])]
+    assert "output.overwrite: true" in report.failure.remedies[1].text
     assert {entry.name for entry in place.iterdir()} == there
 
 

@@ -78,7 +78,7 @@ def test_a_base_that_holds_no_number_is_named(case: Case, value: float, said: st
     own_model(path.parent, DOWN, put(value))
     message, hint = failed(path)
     assert message.startswith(f"ModelUnsupported: spec.model.uri: {DOWN} in model.safetensors holds {said}, ")
-    assert hint.startswith("Fetch model.safetensors again from where the model comes, put it in place of this one, and")
+    assert "model.safetensors" in hint
 
 
 @pytest.mark.slow
@@ -114,16 +114,16 @@ def test_what_only_a_row_of_training_meets_is_found_in_the_base_too(case: Case) 
     assert message.startswith("ModelUnsupported: spec.model.uri: model.embed_tokens.weight in model.safetensors holds ")
 
 
-@pytest.mark.slow(fast=["changes1-BFloat16-Set spec.training.precision to Float32 in the manifest"])
+@pytest.mark.slow(fast=["changes1-BFloat16-Set training.precision to Float32; or if"])
 @pytest.mark.parametrize(
     ("changes", "precision", "hint"),
     [
-        ({"training": EXACT}, "Float32", "In full precision, too, the base computes none of such rows: name another"),
-        ({"training": {"precision": "BFloat16"}}, "BFloat16", "Set spec.training.precision to Float32 in the manifest"),
+        ({"training": EXACT}, "Float32", "Remove the rows without a loss from the data, and run it again. Or, in the"),
+        ({"training": {"precision": "BFloat16"}}, "BFloat16", "Set training.precision to Float32; or if"),
         (
             {"method": "QLoRA", "quantization": {"computeType": "Float16"}, "training": EXACT},
             "Float16",
-            "Float16 ends at 65,504, which models made in BFloat16 pass: set spec.quantization.computeType to Float32,",
+            "Set quantization.computeType to Float32, or to BFloat16 on a GPU that has it",
         ),
     ],
 )
@@ -160,12 +160,13 @@ def test_an_adapter_that_is_trained_on_is_looked_at_itself(case: Case) -> None:
     later = case(continueFrom={"uri": "file://out"}, output={"uri": "file://out2"}, lora=None)
     message, hint = failed(later, "work2")
     assert message.startswith(f"AdapterCorrupt: spec.continueFrom: {name} in adapter_model.safetensors holds NaN")
-    assert hint.startswith("Publish the named adapter again from a run that did not diverge, and run it again")
+    assert hint.startswith("Publish the named adapter again from a run that did not diverge")
 
     (out / "manifest.json").unlink()
     message, hint = failed(later, "work3")
     assert message.startswith(f"AdapterCorrupt: spec.continueFrom: {name} in adapter_model.safetensors holds NaN")
-    assert hint.startswith("Put the adapter of a run that did not diverge there, and run it again"), "made elsewhere"
+    assert "of a run that did not diverge" in hint
+    assert "Publish" not in hint, "made elsewhere"
 
 
 @pytest.mark.slow
@@ -182,7 +183,7 @@ def test_a_checkpoint_of_a_run_that_had_diverged_is_not_gone_on_from(case: Case)
     place, spec = newest.parent, {"training": EXACT, "output": {"uri": "file://out2"}}
     message, hint = failed(case(resumeFrom={"uri": place.as_uri()}, **spec), "work2")
     assert message == f"CheckpointMissing: spec.resumeFrom: {said}"
-    assert hint.startswith("Name a checkpoint of an older step by its URI in spec.resumeFrom.uri, ")
+    assert hint.startswith("Set resumeFrom.uri to a checkpoint of an older step")
     older = case(resumeFrom={"uri": f"{place.as_uri()}/step-000015"}, **spec)
     done = run_here("run", older, "--work-dir", path.parent / "work3")
     assert done.returncode == ExitCode.OK, "as the hint says"

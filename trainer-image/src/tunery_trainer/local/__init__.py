@@ -25,6 +25,7 @@ from tunery_api.lorasweep import LoRASweepSpec
 from tunery_api.manifest import CONFIG_FILE, MANIFEST_NAME, WEIGHTS_FILE
 from tunery_api.names import API_VERSION, beside
 from tunery_api.reasons import FailureReason
+from tunery_api.remedies import retry
 from tunery_api.runspec import ResolvedAdapter, RunIdentity, RunSpec
 from tunery_api.validation import parse_adaptermerge, parse_lorajob
 from tunery_api.walk import fields, with_fields
@@ -43,7 +44,7 @@ NO_MODEL: Final = "file:///no-model"
 _MANIFESTS: Final = (".yaml", ".yml")
 _NOT_CHECKED: Final = ("output", "continueFrom", "resumeFrom", "tracking", "cache")
 """Of a manifest, what has nothing to say about its data."""
-_NAME_DATA: Final = "Name a file or folder of rows, or a LoRAJob: python -m tunery_trainer check data.jsonl"
+_NAME_DATA: Final = retry("Name a file or folder of rows, or a file with a LoRAJob or LoRASweep")
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,8 @@ def make_folder(option: str, folder: Path) -> None:
             raise
         why = "it is a file" if folder.is_file() else error.strerror
         message = f"{option}: {folder} is no folder to write to: {why}"
-        raise TuneryError(FailureReason.INVALID_SPEC, message, "Name a folder, or one that can be made.") from error
+        fix = retry(f"Name a writable folder with {option}")
+        raise TuneryError(FailureReason.INVALID_SPEC, message, fix) from error
 
 
 def read_lorajob(path: Path, name: str | None) -> LoRAJobSpec:
@@ -183,12 +185,13 @@ def load_check_spec(request: CheckRequest, work_dir: Path) -> RunSpec:
             what = f"{request.path} {said_of_dead(request.path)}"
         raise TuneryError(FailureReason.INVALID_SPEC, what, _NAME_DATA)
     if request.model is not None and not request.model.is_dir():
-        hint = "Name a model's folder, with config.json and tokenizer.json, or leave --model out."
-        raise TuneryError(FailureReason.INVALID_SPEC, f"--model: there is no folder {request.model}", hint)
+        fix = retry("Name the folder of a model, with config.json and tokenizer.json, or omit --model")
+        raise TuneryError(FailureReason.INVALID_SPEC, f"--model: there is no folder {request.model}", fix)
     try:
         return run_spec_of(*_checked_manifest(request), work_dir)
     except InvalidSpec as error:
-        raise TuneryError(FailureReason.INVALID_SPEC, str(error), "Correct it, and check again.") from error
+        fix = retry("Correct the named field, or the option that sets it")
+        raise TuneryError(FailureReason.INVALID_SPEC, str(error), fix) from error
 
 
 def _checked_manifest(request: CheckRequest) -> tuple[dict[str, Any], Path]:
@@ -335,7 +338,7 @@ def _private_folder(identity: RunIdentity) -> Path:
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.stat().st_uid != os.getuid():
         what = f"--work-dir is required: {folder} belongs to another user"
-        raise TuneryError(FailureReason.INVALID_SPEC, what, "Name a folder of yours with --work-dir.")
+        raise TuneryError(FailureReason.INVALID_SPEC, what, retry("Name a folder of yours with --work-dir"))
     return folder
 
 

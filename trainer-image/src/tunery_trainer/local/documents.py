@@ -12,15 +12,14 @@ from tunery_api.errors import FieldError, InvalidSpec
 from tunery_api.kinds import Kind
 from tunery_api.names import GROUP
 from tunery_api.reasons import FailureReason
+from tunery_api.remedies import recreate, retry
 from tunery_common.errors import TuneryError
 from tunery_trainer.local.as_kubectl import documents_of
 
 KINDS: Final = (Kind.LORAJOB, Kind.ADAPTERMERGE, Kind.LORASWEEP)
 """What runs without a cluster."""
 _OBJECT_BYTES: Final = 2 * 1024**2
-_NAME_A_FILE: Final = (
-    "Name the file that holds the LoRAJob, LoRASweep or AdapterMerge: python -m tunery_trainer run manifest.yaml"
-)
+_NAME_A_FILE: Final = retry("Name the file that holds the LoRAJob, LoRASweep, or AdapterMerge")
 
 
 def read_documents(path: Path) -> list[Any]:
@@ -67,12 +66,12 @@ def select(documents: list[Any], path: Path, name: str | None) -> dict[str, Any]
     chosen = [document for document in ours if name is None or name_of(document) == name]
     if len(chosen) != 1:
         names = [name_of(document) for document in ours]
-        hint = f"Say which of them with --name, such as --name {names[0]}."
+        remedies = [retry(f"Select one by its name, such as --name {names[0]}")]
         if chosen and (name or len(set(names)) == 1):
-            hint = f"Give each a metadata.name of its own, and say which with --name: {len(chosen)} have the same."
+            remedies = [recreate(f"Give each of the {len(chosen)} objects a metadata.name of its own")]
         lacks = f"; none of them is called {name}" if name and not chosen else ""
         message = f"metadata.name: {path} holds {', '.join(names)}{lacks}"
-        raise TuneryError(FailureReason.INVALID_SPEC, message, hint)
+        raise TuneryError(FailureReason.INVALID_SPEC, message, *remedies)
     return chosen[0]
 
 

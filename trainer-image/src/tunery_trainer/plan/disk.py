@@ -10,6 +10,7 @@ from tunery_api.fields import parse_quantity
 from tunery_api.measured import DiskStatus
 from tunery_api.preference import TrainingTask
 from tunery_api.reasons import FailureReason
+from tunery_api.remedies import edit
 from tunery_common.errors import TuneryError
 from tunery_common.inputs.location import DataFiles
 from tunery_trainer.inputs.workspace import Workspace
@@ -86,8 +87,10 @@ def check_disk(work: Workspace, use: DiskUse) -> None:
         f"spec.resources.ephemeralStorage: training needs about {takes} of disk (model "
         f"{human_bytes(use.model)}, data {human_bytes(use.data)}, checkpoints {human_bytes(use.checkpoints)}, and a "
         f"tenth), it is {there}",
-        f"Set spec.resources.ephemeralStorage to {needed} or more, which may change while no pod runs; left out, it "
-        "follows the model and the data.",
+        edit(
+            f"Set resources.ephemeralStorage to {needed} or more, or omit it: it then follows the model and the data",
+            "resources.ephemeralStorage",
+        ),
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from tunery_api.inputs import DatasetFormat
 from tunery_api.reasons import FailureReason
+from tunery_api.remedies import recreate
 from tunery_api.runspec import RunIdentity
 from tunery_common.errors import TuneryError
 from tunery_common.inputs.location import DataFiles, FetchedModel
@@ -43,8 +44,9 @@ def look_ahead(start: Start, folder: Path, device: DeviceFacts, files: DataFiles
     if plan.memory is None:
         raise TuneryError(
             FailureReason.MODEL_UNSUPPORTED,
-            f"spec.model.uri: {basis.facts.architecture} cannot be counted without its weights",
-            "Jobs on it run all the same: what cannot be known beforehand refuses none.",
+            f"spec.model.uri: {basis.facts.architecture} cannot be counted without its weights; a LoRAJob runs on it "
+            "all the same",
+            recreate("Name another model for an estimate", "model.uri"),
         )
     return Estimated(
         model=spec.model.uri,

@@ -1,14 +1,15 @@
-"""WontFit: what takes more memory than there is, with the changes that the same estimate says would fit."""
+"""Raise WontFit for a plan that takes more memory than there is, with changes that fit by the same estimate."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.methods import QUANTIZED_TWIN
 from tunery_api.reasons import FailureReason
+from tunery_api.remedies import Remedy, edit, recreate, retry
 from tunery_api.training import Parallelism
 from tunery_api.validation import lorajob_errors
 from tunery_common.errors import TuneryError
@@ -25,7 +26,7 @@ _HALVINGS: Final = 4
 """Lengths between the shortest and the asked one that are tried: of 64 to 8,192 within a third."""
 _GPUS: Final = (2, 4, 8, 16)
 """Of a node."""
-_NOTHING_ELSE: Final = f"nothing else was found to fit, rows of {_SHORTEST} tokens neither"
+_NOTHING_ELSE: Final = f": nothing else fits, not even rows of {_SHORTEST} tokens"
 
 
 def check_memory(plan: TrainingPlan, *, local: bool = False) -> None:
@@ -44,7 +45,7 @@ def check_memory(plan: TrainingPlan, *, local: bool = False) -> None:
     raise TuneryError(
         FailureReason.WONT_FIT,
         f"training needs about {needed}{processes}; {device} has {there}, of which {counted} are counted on",
-        _said_here(plan, estimate, change) if local else _said_in_a_cluster(plan, estimate, change),
+        *_remedies(plan, estimate, change, local=local),
     )
 
 
@@ -58,33 +59,25 @@ def _check_container(plan: TrainingPlan) -> None:
         FailureReason.WONT_FIT,
         f"each of {plan.basis.device.devices} processes quantises the base before it is spread over the GPUs, which "
         f"takes about {needed} of the container's memory; it has {asked}",
-        f"{_sentence(container.enough)}, and retry.",
+        _raise_memory(-(-container.needed // 2**30)),
     )
 
 
-def _said_in_a_cluster(plan: TrainingPlan, estimate: MemoryEstimate, change: str | None) -> str:
-    """Return the hint: a container's memory may grow by a retry, another GPU or setting is another job."""
-    if not plan.basis.on_gpu:
-        other = f"; or {change}, in a new job" if change else ""
-        return f"{_sentence(_more_memory(plan, estimate))}, and retry{other}."
-    enough = _gibibytes(plan, estimate)
-    if change is None:
-        return f"Ask for a GPU with {enough} GiB of memory, in a new job: {_NOTHING_ELSE}."
-    return f"{_sentence(change)}, or ask for a GPU with {enough} GiB of memory, in a new job."
+def _remedies(plan: TrainingPlan, estimate: MemoryEstimate, change: Remedy | None, *, local: bool) -> Iterator[Remedy]:
+    """Yield the change that fits, and more memory: of a GPU, of the container, or of this machine where `local`."""
+    enough, alone = _gibibytes(plan, estimate), "" if change else _NOTHING_ELSE
+    if change is not None:
+        yield change
+    if local:
+        yield retry(f"Use a {'GPU' if plan.basis.on_gpu else 'machine'} with {enough} GiB of memory{alone}")
+    elif plan.basis.on_gpu:
+        yield recreate(f"Request a GPU with {enough} GiB of memory{alone}")
+    else:
+        yield _raise_memory(enough)
 
 
-def _said_here(plan: TrainingPlan, estimate: MemoryEstimate, change: str | None) -> str:
-    """Return the hint where there is no cluster: of this machine's memory nothing in a manifest makes more."""
-    enough = _gibibytes(plan, estimate)
-    other = f"a GPU with {enough} GiB of memory" if plan.basis.on_gpu else f"a machine with {enough} GiB of memory"
-    if change is None:
-        return f"Take {other}: {_NOTHING_ELSE}."
-    return f"{_sentence(change)}, in a new job; or take {other}."
-
-
-def _sentence(clause: str) -> str:
-    """Return a clause with the capital letter of a sentence."""
-    return clause[0].upper() + clause[1:]
+def _raise_memory(gibibytes: int) -> Remedy:
+    return edit(f"Raise resources.memory to {gibibytes}Gi", "resources.memory")
 
 
 def _gibibytes(plan: TrainingPlan, estimate: MemoryEstimate) -> int:
@@ -92,32 +85,30 @@ def _gibibytes(plan: TrainingPlan, estimate: MemoryEstimate) -> int:
     return -(-needed_for(estimate.total) * plan.basis.device.sharing // 2**30)
 
 
-def _more_memory(plan: TrainingPlan, estimate: MemoryEstimate) -> str:
-    """Return how a container without a GPU would have enough, as a clause."""
-    return f"raise spec.resources.memory to {_gibibytes(plan, estimate)}Gi"
-
-
 def change_that_fits(plan: TrainingPlan) -> str | None:
     """Return the change to the manifest by which a plan would fit in a cluster, as a clause; None: none was found.
 
     Without a GPU more memory comes first, as it does where preflight refuses such a plan.
     """
+    memory = [] if plan.basis.on_gpu or plan.memory is None else [_raise_memory(_gibibytes(plan, plan.memory))]
     other = _change_that_fits(plan, local=False)
-    if plan.basis.on_gpu or plan.memory is None:
-        return other
-    return "; or ".join([_more_memory(plan, plan.memory), *([other] if other else [])])
+    return "; or ".join(_clause(each) for each in (*memory, *([other] if other else []))) or None
 
 
-def _change_that_fits(plan: TrainingPlan, *, local: bool) -> str | None:
-    """Return a change that takes no other device, as a clause; of this machine, `local`, nothing makes more GPUs."""
+def _clause(remedy: Remedy) -> str:
+    return remedy.text[0].lower() + remedy.text[1:]
+
+
+def _change_that_fits(plan: TrainingPlan, *, local: bool) -> Remedy | None:
+    """Return a change that takes no other device; on this machine, `local`, no manifest adds GPUs."""
     largest = plan.memory.largest_batch(plan.basis.device.memory_bytes or 0) if plan.memory else None
     if largest:
-        return f"set spec.training.batchSize to {largest}, or leave it out"
+        return recreate(f"Set training.batchSize to {largest}, or omit it", "training.batchSize")
     asked = plan.basis.spec.training
-    named = ["gradientCheckpointing"] if asked.gradient_checkpointing is False else []
-    named += ["batchSize"] if asked.batch_size is not None else []
-    named += ["parallelism"] if _could_be_spread(plan) else []
-    leave = f"leave {' and '.join(f'spec.training.{name}' for name in named)} out" if named else ""
+    named = ["training.gradientCheckpointing"] if asked.gradient_checkpointing is False else []
+    named += ["training.batchSize"] if asked.batch_size is not None else []
+    named += ["training.parallelism"] if _could_be_spread(plan) else []
+    omit = recreate(f"Omit {' and '.join(named)}", *named)
     spec = _changed(
         plan.basis.spec,
         batch_size=None,
@@ -125,15 +116,23 @@ def _change_that_fits(plan: TrainingPlan, *, local: bool) -> str | None:
         parallelism=Parallelism.AUTO if _could_be_spread(plan) else asked.parallelism,
     )
     freed = plan.of_another(spec, plan.settings.method)
-    if leave and _fits(freed):
-        return leave
-    others = " or ".join([*_others(freed or plan), *([] if local else _more_gpus(freed or plan))])
+    if named and _fits(freed):
+        return omit
+    others = [*_others(freed or plan), *([] if local else _more_gpus(freed or plan))]
     if not others:
         return None
-    return f"{leave}, and {others}" if leave else others
+    either = _joined(" or ", others)
+    return _joined(", and ", [omit, either]) if named else either
 
 
-def _others(plan: TrainingPlan) -> Iterator[str]:
+def _joined(conjunction: str, remedies: Iterable[Remedy]) -> Remedy:
+    """Return several changes as one."""
+    first, *others = remedies
+    text = conjunction.join([first.text, *map(_clause, others)])
+    return recreate(text, *dict.fromkeys(field for each in (first, *others) for field in each.fields))
+
+
+def _others(plan: TrainingPlan) -> Iterator[Remedy]:
     """Yield what fits of a plan of one row: a quantised base, shorter rows, or else both."""
     if plan.basis.taken is not NOTHING:  # a checkpoint goes on by its own method, in rows of its own length
         return
@@ -143,12 +142,16 @@ def _others(plan: TrainingPlan) -> Iterator[str]:
         stored = None
     quantised = plan.of_another(stored, stored.method) if stored else None
     if _fits(quantised):
-        yield f"take {named}"
+        yield recreate(f"Use method: {named}", "method")
     shorter = _shorter(plan)
     if shorter:
-        yield f"set spec.training.maxLength to {shorter}"
+        yield _shorten_rows(shorter)
     elif quantised is not None and not _fits(quantised) and (shorter := _shorter(quantised)):
-        yield f"take {named} and set spec.training.maxLength to {shorter}"
+        yield _joined(" and ", [recreate(f"Use method: {named}", "method"), _shorten_rows(shorter)])
+
+
+def _shorten_rows(tokens: int) -> Remedy:
+    return recreate(f"Set training.maxLength to {tokens}", "training.maxLength")
 
 
 def _could_be_spread(plan: TrainingPlan) -> bool:
@@ -157,7 +160,7 @@ def _could_be_spread(plan: TrainingPlan) -> bool:
     return asked is Parallelism.DDP and device.world > 1 and no_choice(device, plan.settings.quantization) is None
 
 
-def _more_gpus(plan: TrainingPlan) -> Iterator[str]:
+def _more_gpus(plan: TrainingPlan) -> Iterator[Remedy]:
     """Yield the smallest number of GPUs over which the base of a plan of one row fits, if they can share its steps."""
     device, spec, shared = plan.basis.device, plan.basis.spec, plan.basis.taken.to_share(plan.basis.spec) or 0
     if not plan.basis.on_gpu or spec.training.parallelism is Parallelism.DDP or in_8_bits(plan.settings.quantization):
@@ -165,7 +168,7 @@ def _more_gpus(plan: TrainingPlan) -> Iterator[str]:
     for gpus in _GPUS:
         estimate = plan.if_spread(gpus) if gpus > device.devices and not shared % (gpus * device.nodes) else None
         if estimate and device.memory_bytes and estimate.fits(device.memory_bytes):
-            yield f"set spec.resources.gpus to {gpus}"
+            yield recreate(f"Set resources.gpus to {gpus}", "resources.gpus")
             return
 
 

@@ -12,6 +12,7 @@ from typing import Final
 
 from tunery_api.names import MASTER_ENV, NODES_ENV, NODES_PORTS
 from tunery_api.reasons import FailureReason
+from tunery_api.remedies import retry
 from tunery_api.runspec import RunSpec
 from tunery_common.errors import TuneryError
 from tunery_trainer.process.environment import VISIBLE_ENV
@@ -135,7 +136,7 @@ def simulated(variables: Mapping[str, str] = os.environ) -> int:
         raise TuneryError(
             FailureReason.INVALID_SPEC,
             f"{SIMULATED_ENV} must be a whole number from 1 to {_MOST}, is {said!r}",
-            "Set the variable to such a number, or to 0 or nothing for no simulated devices.",
+            retry(f"Set {SIMULATED_ENV} to such a number, or unset it for no simulated devices"),
         )
     return int(said)
 

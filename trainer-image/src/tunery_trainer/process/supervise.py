@@ -28,7 +28,7 @@ from tunery_common.termination import (
     write_termination,
 )
 from tunery_trainer.process.device import gpu_reason
-from tunery_trainer.process.failures import explain, to_failure
+from tunery_trainer.process.failures import explain
 
 CHILD: Final = "TUNERY_SUPERVISED"
 """The id of the process that this one was started by, and ends with."""
@@ -115,7 +115,7 @@ def _wait(child: subprocess.Popen[bytes]) -> int:
 
 def _last_words(task: Task, code: int, said: Sequence[str]) -> int:
     error = explain_end(code, said)
-    failure = to_failure(error)
+    failure = error.failure
     write_termination(failed_message(task, failure))
     print(f"{error.reason}: {failure.message}", file=sys.stderr, flush=True)
     return error.exit_code

@@ -7,8 +7,8 @@ from typing import Final
 from pydantic import Field
 
 from tunery_api.fields import OpenModel
-from tunery_api.failures import Failure
 from tunery_api.runspec import RunIdentity
+from tunery_api.status import FailureStatus
 from tunery_trainer.data.notes import InvalidKind, LengthNotes, Place, SameRow, ShownExample
 
 FORMAT: Final = "tunery.dev/data-report"
@@ -101,7 +101,7 @@ class DataReport(OpenModel):
     format: str = FORMAT
     version: int = VERSION
     run: RunIdentity | None = None
-    refused: Failure | None = None
+    refused: FailureStatus | None = None
     """Why the job ended in preflight, where it did."""
     complete: bool
     """Whether every row was read; numbers are of those that were."""

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from tunery_api.names import DATA_REPORT_JSON, DATA_REPORT_TEXT
-from tunery_api.failures import Failure
 from tunery_api.runspec import RunIdentity
+from tunery_api.status import FailureStatus
 from tunery_trainer.data.notebook import Notebook
 from tunery_trainer.data.notes import DataNotes
 from tunery_trainer.data.options import DataOptions, DatasetReport, TokenReport
@@ -29,7 +29,7 @@ class Subject:
     """None: nobody's, on a laptop."""
 
 
-def data_report(subject: Subject, notebook: Notebook, refused: Failure | None = None) -> DataReport | None:
+def data_report(subject: Subject, notebook: Notebook, refused: FailureStatus | None = None) -> DataReport | None:
     """Return what the newest pass found; None where nothing was read."""
     notes, report, options = notebook.read(), notebook.report, notebook.options
     if notes is None or report is None or options is None:

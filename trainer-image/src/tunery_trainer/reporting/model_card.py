@@ -287,7 +287,7 @@ tokenizer = AutoTokenizer.from_pretrained({json.dumps(place)})
         return peft
     unservable = method_problem(lineage.method)
     if unservable is not None:
-        return f"{peft}\n\nNo AdapterServer and no vLLM serves it: {unservable.message}. {unservable.hint}"
+        return f"{peft}\n\nNo AdapterServer and no vLLM serves it: {unservable.message}. {unservable.remedy.text}."
     if says_adapted(lineage.hyperparameters.get(EXPERTS)):
         return (
             f"{peft}\n\nThe experts of the mixture are adapted as PEFT's target_parameters; not every vLLM serves that."

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
 from tunery_api.reasons import ExitCode, FailureReason
+from tunery_api.remedies import Remedy, retry
 from tunery_api.runspec import RunSpec
 from tunery_common.errors import TuneryError
 from tunery_common.inputs.location import FetchedModel
@@ -16,31 +17,25 @@ from tunery_trainer.data.scan import scan
 from tunery_trainer.inputs.workspace import Workspace, get_data, get_model
 from tunery_trainer.process.device import expected_device
 from tunery_trainer.process.environment import prepare_environment
-from tunery_trainer.process.failures import explain_here, show, to_failure
+from tunery_trainer.process.failures import failure_status, localize, show
 from tunery_trainer.reporting.data_report_files import Subject, data_report, listed_rows, write_data_report
 from tunery_trainer.reporting.data_report_text import LISTED_ROWS, as_text
 from tunery_trainer.reporting.space_text import space_text
 from tunery_trainer.tasks.frame import tell_of_loading
 from tunery_trainer.tasks.question import Asked
 
-_OPTIONS: Final = (
-    (
-        r"spec\.dataset\.columns, such as \{prompt: question, completion: answer\}",
-        "--columns prompt=question,completion=answer (field left, your column right)",
-    ),
-    (r"spec\.dataset\.columns", "--columns"),
-    (r"spec\.dataset\.maxInvalidRows", "--max-invalid-rows"),
-    (r"spec\.dataset\.(format|template|split): (\w+)", r"--\1 \2"),
-    (r"spec\.dataset\.(format|template|split)", r"--\1"),
-    (r"(spec\.)?training\.maxLength", "--max-length"),
-    (r"\b(spec\.)?task: (\w+)", r"--task \2"),
-    (r"name another spec\.dataset\.uri or --split", "name another place, or its --split,"),
-    (r",? (is |are )?(said |told )?in the manifest", ""),
-    (r"goes into the manifest, as does", "is another way, as is"),
-    (r"goes into the manifest", "is another way"),
-    (r"run it again", "check again"),
-)
-"""What the manifest's fields are on the command line, in the words of process/hints_here.py."""
+_OPTIONS: Final[Mapping[str, str]] = {
+    "dataset.columns": "--columns prompt=question,completion=answer",
+    "dataset.format": "--format",
+    "dataset.maxInvalidRows": "--max-invalid-rows",
+    "dataset.split": "--split",
+    "dataset.template": "--template",
+    "dataset.uri": "the path to check",
+    "model.uri": "--model",
+    "task": "--task",
+    "training.maxLength": "--max-length",
+}
+"""How the command line sets the fields of a manifest."""
 
 
 def run_check(run: RunSpec, asked: Asked) -> ExitCode:
@@ -55,7 +50,9 @@ def run_check(run: RunSpec, asked: Asked) -> ExitCode:
     try:
         _read(run, asked, notebook)
     except TuneryError as error:
-        failure = _in_options(explain_here(error)) if not by_manifest else explain_here(error)
+        failure = localize(error)
+        if not by_manifest:
+            failure = failure.with_(remedies=[_by_options(each) for each in failure.remedies])
         if notebook.read() is None:
             raise failure from error
         _tell(run, asked, notebook, failure)
@@ -65,12 +62,10 @@ def run_check(run: RunSpec, asked: Asked) -> ExitCode:
     return ExitCode.OK
 
 
-def _in_options(failure: TuneryError) -> TuneryError:
-    """Return the failure of data without a manifest, with a hint that names the options that say the same."""
-    hint = failure.hint
-    for manifest, options in _OPTIONS:
-        hint = re.sub(manifest, options, hint)
-    return TuneryError(failure.reason, failure.message, hint)
+def _by_options(remedy: Remedy) -> Remedy:
+    """Return a remedy of data without a manifest, with the options that set its fields."""
+    options = ", ".join(_OPTIONS[field] for field in remedy.fields if field in _OPTIONS)
+    return retry(f"{remedy.text} ({options})" if options else remedy.text)
 
 
 def _read(run: RunSpec, asked: Asked, notebook: Notebook) -> None:
@@ -92,9 +87,8 @@ def _read(run: RunSpec, asked: Asked, notebook: Notebook) -> None:
 def _tell(run: RunSpec, asked: Asked, notebook: Notebook, refused: TuneryError | None) -> None:
     """Print the report, and write its files where that is asked for."""
     own = Workspace(run).lora_job.dataset.evaluation
-    report = data_report(
-        Subject(asked.name, own.uri if own else None), notebook, to_failure(refused) if refused else None
-    )
+    shown = failure_status(refused, None) if refused else None
+    report = data_report(Subject(asked.name, own.uri if own else None), notebook, shown)
     if report is None:
         return
     for piece in as_text(report, listed_rows(notebook), LISTED_ROWS):

@@ -10,6 +10,7 @@ from typing import Final
 
 from tunery_api.manifest import Lineage, SweepRecord
 from tunery_api.reasons import FailureReason
+from tunery_api.remedies import Remedy, recreate, retry
 from tunery_api.runspec import LoRASweepRun, Purpose, RunResult, RunSpec
 from tunery_api.status import Phase
 from tunery_api.sweepstatus import TrialAdapter, TrialStatus
@@ -30,9 +31,9 @@ from tunery_trainer.tasks.frame import output_target, with_progress
 from tunery_trainer.tasks.kept_trials import check_trials_place, remove_other_trials
 
 _NOT_WHOLE: Final = frozenset({FailureReason.ADAPTER_CORRUPT, FailureReason.ADAPTER_MISSING})
-_PUT_BACK: Final = (
-    "Put the named file back as the trial published it, and retry. This attempt has removed nothing: what is there of "
-    "the trials' adapters can be used by its own URI, in status.trials."
+_RESTORE: Final = (
+    retry("Restore the named file as the trial published it"),
+    retry("Use another trial's adapter by its URI in status.trials, as this attempt removed none"),
 )
 
 
@@ -94,11 +95,15 @@ def _fetch_best(work: Workspace, sweep: LoRASweepRun, target: Target, folder: Pa
         if error.reason not in _NOT_WHOLE:
             raise
         message = f"the adapter of trial {best.number} ({best.name}), the best, is not whole: {error.message}"
-        raise TuneryError(error.reason, message, _removed_before(target, error) or _PUT_BACK) from error
+        earlier = _published_earlier(target, error)
+        if earlier is None:
+            raise error.with_(message=message, remedies=_RESTORE) from error
+        text = f"{message}; this sweep published trial {earlier.trial} before, and removed others then"
+        raise error.with_(message=text, remedies=[_use_published(earlier.trial, target.uri)]) from error
 
 
-def _removed_before(target: Target, error: TuneryError) -> str | None:
-    """Return what to do where the best is gone since this very sweep has published another before; None: it is not.
+def _published_earlier(target: Target, error: TuneryError) -> SweepRecord | None:
+    """Return what this very sweep published before, if the best is gone since then.
 
     Without objective.tolerance that cannot be: the best of all stays the best of those that are left.
     """
@@ -109,10 +114,14 @@ def _removed_before(target: Target, error: TuneryError) -> str | None:
     record = published.lineage.sweep
     if error.reason is not FailureReason.ADAPTER_MISSING or published.run.uid != target.run.uid or record is None:
         return None
-    return (
-        f"This sweep has published trial {record.trial} before, and removed adapters then; with the trials made since, "
-        f"objective.tolerance chooses one of those. Use what stays published at {target.uri}, or train one with the "
-        "chosen trial's values in a LoRAJob of its own."
+    return record
+
+
+def _use_published(trial: int, uri: str) -> Remedy:
+    return recreate(
+        f"Use the adapter of trial {trial}, which stays published at {uri}; or train the chosen trial's values in a "
+        "LoRAJob; or set another objective.tolerance",
+        "objective.tolerance",
     )
 
 

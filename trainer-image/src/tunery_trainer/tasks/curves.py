@@ -1,4 +1,4 @@
-"""The curves of a run that ends without a result: stored all the same, and named to who looks for them."""
+"""Store the curves of a run that ends without a result, and report their URI."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from typing import Final
 from tunery_api.scrub import scrub
 from tunery_common.storage.base import check_key
 from tunery_trainer.inputs.workspace import Workspace
-from tunery_trainer.process.failures import add_to_hint, explain
+from tunery_trainer.process.failures import explain
 from tunery_trainer.process.signals import StopRequested
-from tunery_trainer.reporting.curves import FILE_NAME
 from tunery_trainer.reporting.kept_curves import KeptCurves
 from tunery_trainer.reporting.progress import ProgressReporter
 from tunery_trainer.reporting.trackers import RUNS_FOLDER
@@ -32,7 +31,7 @@ def named_curves(work: Workspace, reporter: ProgressReporter) -> Iterator[KeptCu
     """Yield what keeps the curves of the run in the body.
 
     Who watches is told where the curve lies, for a run that comes to say no last word. Where the body ends without a
-    result all are stored, and the failure's hint, or the log, names their place; after one with a result nothing more
+    result all are stored, and the failure's facts, or the log, name their URI; after one with a result nothing more
     is stored there, and whoever clears the place finds all. Raises what the body does, as a TuneryError but for a stop.
     """
     curves = KeptCurves(work.reports, work.result, reporter.curve)
@@ -47,7 +46,7 @@ def named_curves(work: Workspace, reporter: ProgressReporter) -> Iterator[KeptCu
         failure = explain(error)
         uri = curves.store_all(reporter.diagnosed()[0] or (), _SECONDS)
         if uri is not None:
-            add_to_hint(failure, f"The curve: {uri}; {FILE_NAME} lies beside it.")
+            failure.facts["curve"] = uri
         if failure is error:
             raise
         raise failure from error

@@ -15,7 +15,7 @@ from tunery_common.storage import StorePath
 from tunery_common.storage.publisher import Published
 from tunery_trainer.data.notebook import Notebook
 from tunery_trainer.inputs.workspace import Workspace
-from tunery_trainer.process.failures import add_to_hint, explain, explain_here, to_failure
+from tunery_trainer.process.failures import explain, failure_status, subject_of
 from tunery_trainer.reporting.data_report_files import Subject, data_report, write_data_report
 from tunery_trainer.reporting.data_report_text import describe, example_text
 from tunery_trainer.reporting.kept_curves import remove_curves
@@ -64,20 +64,20 @@ def add_report(work: Workspace, folder: Path) -> None:
 def name_report(
     work: Workspace, notebook: Notebook, error: TuneryError, otherwise: PreflightReport | RunResult
 ) -> None:
-    """Store the report of refused data, name its place in the failure's hint, and put what was found into its reach.
+    """Store the report of refused data, add its URI to the failure's facts, and put what was found into its reach.
 
-    That is `otherwise` where it has none yet. Whatever stands in the way of the report, the failure stays what it is.
+    That is `otherwise` where it has none yet. Whatever blocks the report, the failure stays what it is.
     """
     uri = None
     try:
         uri = _store(work, notebook, error)
-        said = f"The data report: {uri}" if uri else ""
+        if uri is not None:
+            error.facts["dataReport"] = uri
     except Exception as refusal:  # noqa: BLE001 (a report is never a reason to fail)
-        said = f"The data report could not be stored: {explain(refusal).message}"
+        error.facts["dataReportError"] = explain(refusal).message
     if notebook.report is not None:
         found = dataset_status(notebook.report).model_copy(update={"report": uri} if uri else {})
         error.reached = (error.reached or otherwise).model_copy(update={"dataset": found})
-    add_to_hint(error, said)
 
 
 def told_and_stored(work: Workspace, notebook: Notebook, found: DatasetStatus | None) -> DatasetStatus | None:
@@ -105,8 +105,8 @@ def _write(work: Workspace, notebook: Notebook, refused: TuneryError | None) -> 
     spec = work.lora_job.dataset
     own = spec.evaluation.uri if spec.evaluation else None
     subject = Subject(spec.uri, own, work.run.identity)
-    shown = explain_here(refused) if refused and work.run.local else refused
-    report = data_report(subject, notebook, to_failure(shown) if shown else None)
+    shown = failure_status(refused, subject_of(work.run)) if refused else None
+    report = data_report(subject, notebook, shown)
     return write_data_report(report, notebook, work.folder("report")) if report else []
 
 

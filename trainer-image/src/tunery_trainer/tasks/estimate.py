@@ -11,10 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from tunery_api.errors import InvalidSpec
 from tunery_api.fields import parse_quantity
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.reasons import FailureReason
+from tunery_api.remedies import recreate, retry
 from tunery_common.errors import TuneryError
 from tunery_common.inputs.fetch import fetch_dataset
 from tunery_common.inputs.location import DataFiles, Location
@@ -40,7 +40,7 @@ def run_estimate(question: Question) -> None:
     be trained, or of one that cannot do what the manifest asks for; and for a data set that is here, what preflight
     would.
     """
-    spec = _read(question)
+    spec = read_lorajob(question.manifest, question.name)
     processes = _simulated(question, spec)
     folder = local_model(spec.model.uri, spec.model.revision, question.model)
     start = start_here(spec, question.start)
@@ -74,13 +74,6 @@ def _told_where_slow(what: str) -> Iterator[None]:
         timer.cancel()
 
 
-def _read(question: Question) -> LoRAJobSpec:
-    try:
-        return read_lorajob(question.manifest, question.name)
-    except InvalidSpec as error:
-        raise TuneryError(FailureReason.INVALID_SPEC, str(error), "Correct it, and ask again.") from error
-
-
 def _simulated(question: Question, spec: LoRAJobSpec) -> int:
     """Return how many processes train on the CPU in place of GPUs, 0 for none.
 
@@ -88,9 +81,10 @@ def _simulated(question: Question, spec: LoRAJobSpec) -> int:
     """
     processes = simulated()
     if question.gpu_memory is not None and (processes or not spec.resources.gpus):
-        why, instead = (SIMULATED_ENV, "unset that") if processes else ("spec.resources.gpus", "set that")
+        why = SIMULATED_ENV if processes else "spec.resources.gpus"
         message = f"--gpu-memory is of a GPU, and {why} is {processes}: the job would train on the CPU"
-        raise TuneryError(FailureReason.INVALID_SPEC, message, f"Leave it out, or {instead}.")
+        instead = retry(f"Unset {SIMULATED_ENV}") if processes else recreate("Set resources.gpus", "resources.gpus")
+        raise TuneryError(FailureReason.INVALID_SPEC, message, retry("Omit --gpu-memory"), instead)
     return processes
 
 

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple, NoReturn
 
+from tunery_api.failures import Subject
 from tunery_api.manifest import Lineage
 from tunery_api.reasons import ExitCode, FailureReason
 from tunery_api.runspec import RunResult, Task
@@ -22,7 +23,7 @@ from tunery_trainer.crew.nodes import Follow, Lead
 from tunery_trainer.inputs.workspace import Workspace
 from tunery_trainer.process.device import require_gpu
 from tunery_trainer.process.environment import be_quiet, go_offline
-from tunery_trainer.process.failures import explain, show, to_failure
+from tunery_trainer.process.failures import explain, show, subject_of
 from tunery_trainer.process.place import Place, own_place
 from tunery_trainer.process.signals import StopRequested, StopSignal
 from tunery_trainer.reporting.kept_curves import KeptCurves
@@ -58,7 +59,7 @@ def run_following(assignment: Path, folder: Path, stop: StopSignal) -> ExitCode:
         failure = explain(error)
         if failure.reason is FailureReason.INTERNAL_ERROR and not is_echo(error):
             show(failure, error)  # the trace, which the leader does not have
-        (folder / FAILURE).write_text(to_failure(failure).model_dump_json(exclude_none=True), "utf-8")
+        (folder / FAILURE).write_text(failure.failure.model_dump_json(exclude_none=True), "utf-8")
         return ExitCode.PEER_LOST if is_echo(error) else failure.exit_code
     return ExitCode.OK
 
@@ -118,7 +119,7 @@ class Leading:
 @contextmanager
 def leading(work: Workspace, place: Place) -> Iterator[Leading]:
     """Lead the other processes of a run for the time of the body; without any where there is one device."""
-    causes = Causes(leave)
+    causes = Causes(partial(leave, subject=subject_of(work.run)))
     with ExitStack() as stack:
         lead = stack.enter_context(Lead(place, work.run.identity.uid, causes)) if place.nodes > 1 else None
         yield Leading(stack.enter_context(Crew(place, work.folder("crew"), causes)), lead)
@@ -149,7 +150,7 @@ class Assisting:
 @contextmanager
 def following(work: Workspace, place: Place) -> Iterator[Assisting]:
     """Meet node 0, and lead the other processes of this one for the time of the body."""
-    causes = Causes(leave)
+    causes = Causes(partial(leave, subject=subject_of(work.run)))
     folder = work.folder("crew")
     with Follow(place, work.run.identity.uid, causes) as node, Crew(place, folder, causes) as crew:
         yield Assisting(crew, node, folder)
@@ -180,11 +181,11 @@ def _undescribed(_: object) -> Lineage:
     raise TypeError("only the leader publishes")
 
 
-def leave(error: TuneryError) -> NoReturn:
+def leave(error: TuneryError, subject: Subject | None = None) -> NoReturn:
     """End this process for the failure of another one, without unwinding: it may wait for that for ever."""
     try:
-        show(error, error)
-        write_termination(failed_message(Task.TRAIN, to_failure(error)))
+        show(error, error, subject)
+        write_termination(failed_message(Task.TRAIN, error.failure))
         sys.stdout.flush()
     finally:
         os._exit(error.exit_code)

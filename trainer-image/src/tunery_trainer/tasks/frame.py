@@ -8,6 +8,7 @@ from typing import Final
 
 from tunery_api.fields import same_place
 from tunery_api.reasons import FailureReason
+from tunery_api.remedies import recreate, retry
 from tunery_api.runspec import Purpose, RunIdentity, RunResult, RunSpec
 from tunery_api.status import Phase
 from tunery_common.errors import TuneryError
@@ -19,9 +20,11 @@ from tunery_trainer.resuming.checkpoints import probe_checkpoints
 
 _NOBODY: Final = RunIdentity(kind="LoRASweep", namespace="", name="", uid="")
 """Who has published nothing, and writes nothing."""
-_FREE_IT: Final = (
-    "Remove what is there, or say another spec.output.uri or spec.output.overwrite: true in a new LoRASweep."
+_FREE_OUTPUT: Final = (
+    retry("Remove the existing files"),
+    recreate("Set another output.uri of the LoRASweep, or its output.overwrite: true"),
 )
+"""Without fields: those of a trial are in the template."""
 
 
 def with_progress(story: Callable[[ProgressReporter], RunResult]) -> RunResult:
@@ -94,4 +97,5 @@ def probe_sweep_output(work: Workspace) -> None:
         if error.reason is not FailureReason.OUTPUT_EXISTS:
             raise
         said = error.message.removeprefix("spec.output.uri: ")
-        raise TuneryError(error.reason, f"spec.output.uri of the LoRASweep: {said}", _FREE_IT) from error
+        message = f"spec.output.uri of the LoRASweep: {said}"
+        raise error.with_(message=message, remedies=_FREE_OUTPUT) from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from pydantic import JsonValue
 
@@ -21,17 +21,10 @@ from tunery_trainer.reporting.model_card import CARD_FILE, model_card
 from tunery_trainer.reporting.progress import ProgressReporter, say
 from tunery_trainer.reporting.result import result_of
 from tunery_trainer.reporting.status_parts import QUANTIZATION_SETTINGS, library_versions
-from tunery_trainer.settings.types import DeviceFacts
 from tunery_trainer.tasks.frame import output_target, refuse_own_input, with_progress
 
 if TYPE_CHECKING:
     from tunery_trainer.merging.run import Merged, MergeInputs
-
-
-_WITHOUT_GPU: Final = (
-    "A merge computes on the CPU, and takes a GPU for its evaluation alone: resources.gpus: 0, in a new merge, does "
-    "without."
-)
 
 
 def run_merge(run: RunSpec) -> RunResult:
@@ -63,7 +56,7 @@ def _publish_merge(
     work: Workspace, spec: AdapterMergeSpec, publisher: Publisher, reporter: ProgressReporter
 ) -> Published:
     reporter.phase(Phase.STARTING)
-    device = _device(work.run, spec)  # before a download: a GPU that was asked for has to work
+    device = actual_device(work.run, spec.resources.gpus)  # before a download: a GPU that was asked for has to work
     if spec.evaluation is not None:
         say(f"Device     {device_words(device.kind)}, for the evaluation")
         reporter.device(device_words(device.kind))
@@ -79,14 +72,6 @@ def _publish_merge(
     for path in sorted(merged.folder.iterdir()):
         publisher.add(path, path.name)
     return publisher.finish(lineage)
-
-
-def _device(run: RunSpec, spec: AdapterMergeSpec) -> DeviceFacts:
-    """Return what measures; raises TuneryError where a GPU was asked for that does not work."""
-    try:
-        return actual_device(run, spec.resources.gpus)
-    except TuneryError as error:
-        raise TuneryError(error.reason, error.message, f"{error.hint} {_WITHOUT_GPU}") from error
 
 
 def _lineage(job: MergeInputs, merged: Merged) -> Lineage:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from tunery_api.findings import TOLD_BY_TRAINING, TRAINING_TELLS, CheckResult
 from tunery_api.measured import DiskStatus
 from tunery_api.reasons import FailureReason
+from tunery_api.remedies import recreate, retry
 from tunery_api.runspec import PreflightReport, RunSpec
 from tunery_common.errors import TuneryError
 from tunery_common.inputs.location import DataFiles, FetchedModel
@@ -163,12 +164,14 @@ def _check_steps(plan: TrainingPlan) -> None:
     """Raise TuneryError(DatasetInvalid) for too few steps to learn anything, unless the manifest asks for so few."""
     asked = {"epochs", "max_steps", "batch_size", "gradient_accumulation"} & plan.basis.spec.training.model_fields_set
     if plan.steps < FEWEST_STEPS and not asked:
+        fewer = [recreate("Use fewer devices", "resources.gpus")] if plan.basis.device.world > 1 else []
         raise TuneryError(
             FailureReason.DATASET_INVALID,
             f"the rows make {plan.steps} optimizer steps, {_fewest(plan)} and {plan.settings.training.epochs:g} passes "
             f"each; fewer than {FEWEST_STEPS} teach nothing",
-            "Add rows, and retry; or say spec.training.epochs or maxSteps in a new job"
-            + (", or take fewer devices there." if plan.basis.device.world > 1 else "."),
+            retry("Add rows"),
+            recreate("Set training.epochs or training.maxSteps", "training.epochs", "training.maxSteps"),
+            *fewer,
         )
 
 

@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 from tunery_api.manifest import Lineage, StopRecord
 from tunery_api.measured import number_text
 from tunery_api.reasons import FailureReason
+from tunery_api.remedies import recreate
 from tunery_api.runspec import RunResult, RunSpec
 from tunery_api.status import CheckpointStatus
 from tunery_common.errors import TuneryError
@@ -102,10 +103,11 @@ def _restored(work: Workspace) -> _Kept:
     if place is None or restored is None:
         where = f" at {place.uri}" if place else ""
         message = f"there is nothing to publish: the run has stored no checkpoint{where}"
-        raise TuneryError(FailureReason.CHECKPOINT_MISSING, message, "Let the next one store them more often.")
+        fix = recreate("Store checkpoints more often by checkpoint.everySteps", "checkpoint.everySteps")
+        raise TuneryError(FailureReason.CHECKPOINT_MISSING, message, fix)
     draft = read_draft(restored.folder)
     if draft is None:
         message = f"the checkpoint of step {restored.step} is of an earlier version, and cannot be published as it is"
-        hint = "Let a new job go on from it by resumeFrom."
-        raise TuneryError(FailureReason.CHECKPOINT_MISSING, message, hint)
+        fix = recreate("Set resumeFrom to continue from that checkpoint", "resumeFrom")
+        raise TuneryError(FailureReason.CHECKPOINT_MISSING, message, fix)
     return _Kept(restored.folder, draft)

@@ -11,20 +11,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+from tunery_api.failures import Failure
 from tunery_api.lorajob import PreflightPolicy
 from tunery_api.lorasweep import LoRASweepSpec
-from tunery_api.reasons import ADVICE, FailureReason
-from tunery_api.failures import Failure
+from tunery_api.reasons import FailureReason
 from tunery_api.runspec import RunResult, RunSpec
 from tunery_api.sweepstatus import TrialState, TrialStatus
 from tunery_common.errors import TuneryError
 from tunery_common.storage.probe import probe
 from tunery_common.storage.publisher import Published, Target, published_before
-from tunery_search.advice import in_sweep
 from tunery_search.summary import best
 from tunery_search.trials import FINAL_ORIGIN
 from tunery_trainer.inputs.workspace import Workspace
-from tunery_trainer.process.hints_here import said_here
 from tunery_trainer.process.signals import StopRequested, StopSignal
 from tunery_trainer.process.trial_words import read_words
 from tunery_trainer.reporting.result import result_of
@@ -88,7 +86,7 @@ def _to_its_end(search: Search, lock: int, stop: StopSignal) -> int:
         decision = search.next()
         if decision.fail is not None:
             search.forgive()
-            raise _failed(search.spec, decision.fail)
+            raise _failed(decision.fail)
         if stop.requested:
             search.save()
             raise StopRequested
@@ -103,12 +101,11 @@ def _to_its_end(search: Search, lock: int, stop: StopSignal) -> int:
             _tell(search, refused)
 
 
-def _failed(spec: LoRASweepSpec, failure: Failure) -> TuneryError:
-    """Return what a sweep fails with: what its trial advises is done to the sweep's manifest."""
-    reason = FailureReason(failure.reason)
-    hint = said_here(failure.hint or ADVICE[reason].hint, reason)
-    told = hint if reason is FailureReason.BUDGET_EXHAUSTED else in_sweep(hint, (each.path for each in spec.parameters))
-    return TuneryError(reason, failure.message, told)
+def _failed(failure: Failure) -> TuneryError:
+    """Return what a sweep fails with."""
+    error = TuneryError(FailureReason(failure.reason), failure.message, *failure.remedies)
+    error.facts.update(failure.facts)
+    return error
 
 
 def _tell(search: Search, row: TrialStatus) -> None:

@@ -13,6 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from tunery_api.findings import FindingStatus
 from tunery_api.reasons import FailureReason
+from tunery_api.remedies import recreate
 from tunery_api.training import DiagnosisAction
 from tunery_common.errors import TuneryError
 from tunery_trainer.diagnosis.evaluations import Evaluations
@@ -208,6 +209,9 @@ def _gpu_memory() -> MemoryUse:
 
 def _stopped(problem: Finding, step: int) -> TuneryError:
     reason = FailureReason.LOSS_DIVERGED if problem.type in DIVERGED else FailureReason.NOT_IMPROVED
-    tries = " or ".join(map(str, problem.advice))
-    hint = f"Try {tries} in a new job; with diagnosis.action: Warn training goes on." if tries else None
-    return TuneryError(reason, f"stopped at step {step} by diagnosis.action, {problem.type}: {problem.message}", hint)
+    message = f"stopped at step {step} by diagnosis.action, {problem.type}: {problem.message}"
+    if not problem.advice:
+        return TuneryError(reason, message)
+    changes = recreate(f"Try {' or '.join(map(str, problem.advice))}", *(each.field for each in problem.advice))
+    train_on = recreate("Set diagnosis.action: Warn to train on", "diagnosis.action")
+    return TuneryError(reason, message, changes, train_on)

@@ -9,6 +9,7 @@ from typing import Final
 
 from tunery_api.manifest import WEIGHTS_FILE as ADAPTER_FILE
 from tunery_api.reasons import FailureReason
+from tunery_api.remedies import Remedy, recreate, retry
 from tunery_api.training import Precision
 from tunery_common.errors import TuneryError
 from tunery_common.inputs.misfit import DIVERGED, DIVERGED_ELSEWHERE
@@ -20,19 +21,17 @@ from tunery_trainer.training.assignment import Assignment
 from tunery_trainer.training.weights import WEIGHTS_FILE
 
 _NARROW_FIRST: Final = (Precision.FLOAT16, Precision.BFLOAT16, Precision.FLOAT32)
-_OTHER_BASE: Final = "the base computes none of such rows: name another in spec.model.uri, or leave those rows out"
 
 
-def _wider(field: str, precision: Precision) -> str:
-    """Return what to do where a base of finite values computes no loss in a precision that `field` says."""
+def _remedies(field: str, precision: Precision) -> list[Remedy]:
+    """Return what to do if a base of finite values computes no loss in a precision that `field` sets."""
     if precision is Precision.FLOAT16:
-        return (
-            "Float16 ends at 65,504, which models made in BFloat16 pass: "
-            f"set {field} to Float32, or to BFloat16 on a GPU that has it, in a new job."
-        )
+        wider = f"Set {field} to Float32, or to BFloat16 on a GPU that has it: models made in BFloat16 pass 65,504"
+        return [recreate(wider, field)]
     if precision is Precision.BFLOAT16:
-        return f"Set {field} to Float32 in a new job; if there is no loss then either, {_OTHER_BASE}."
-    return f"In full precision, too, {_OTHER_BASE}, in a new job."
+        other = "If there is no loss then either, set another model.uri, or omit the rows without a loss"
+        return [recreate(f"Set {field} to Float32", field), recreate(other, "model.uri")]
+    return [retry("Remove the rows without a loss from the data"), recreate("Set another model.uri", "model.uri")]
 
 
 def check_start(job: Assignment) -> None:
@@ -49,6 +48,7 @@ def check_start(job: Assignment) -> None:
             FailureReason.ADAPTER_CORRUPT,
             f"spec.continueFrom: {found}, so that nothing can be learned from there on",
             DIVERGED_ELSEWHERE if source and source.unverified else DIVERGED,
+            recreate("Name another adapter", "continueFrom"),
         )
     if job.resumed:
         _check_checkpoint(job.resumed)
@@ -64,8 +64,7 @@ def _check_checkpoint(resumed: Resumed) -> None:
     raise TuneryError(
         FailureReason.CHECKPOINT_MISSING,
         f"spec.resumeFrom: {said}",
-        "Name a checkpoint of an older step by its URI in spec.resumeFrom.uri, or leave spec.resumeFrom out, in a new "
-        "job.",
+        recreate("Set resumeFrom.uri to a checkpoint of an older step, or omit resumeFrom", "resumeFrom"),
     )
 
 
@@ -101,7 +100,7 @@ def no_loss(job: Assignment, found: Measured) -> TuneryError:
         f"spec.model.uri: before any step the loss of {who} is not finite on {found.without_loss} of "
         f"{len(job.data.evaluation)} held-out rows, computed in {precision}, and its files hold neither NaN nor "
         "infinity",
-        _wider(field, precision),
+        *_remedies(field, precision),
     )
 
 
@@ -111,7 +110,7 @@ def _base(job: Assignment) -> Path:
 
 def _narrowest(settings: RunSettings) -> tuple[str, Precision]:
     """Return the narrowest type that the model computes in, and the field that says so."""
-    told = [("spec.training.precision", settings.training.precision)]
+    told = [("training.precision", settings.training.precision)]
     if settings.quantization:
-        told.append(("spec.quantization.computeType", Precision(settings.quantization.compute_type.value)))
+        told.append(("quantization.computeType", Precision(settings.quantization.compute_type.value)))
     return min(told, key=lambda each: _NARROW_FIRST.index(each[1]))

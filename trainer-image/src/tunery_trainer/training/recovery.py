@@ -12,6 +12,7 @@ import torch
 
 from tunery_api.methods import Method
 from tunery_api.reasons import FailureReason
+from tunery_api.remedies import Remedy, recreate
 from tunery_api.scrub import shorten
 from tunery_api.status import ResolvedValue
 from tunery_api.training import OnOutOfMemory
@@ -132,33 +133,36 @@ def _told(training: TrainingSettings) -> str:
 
 def _unwanted(trainer: AdapterTrainer, cause: str) -> TuneryError:
     text = f" at step {trainer.state.global_step + 1}, {_told(trainer.settings)}: {cause}"
-    hint = "Leave out training.onOutOfMemory: Fail, or lower training.batchSize, in a new job"
-    stored = ", with spec.resumeFrom to go on from the last finished step." if trainer.state.global_step else "."
-    return _ran_out(text, hint + stored)
+    fix = "Omit training.onOutOfMemory: Fail, or lower training.batchSize"
+    if trainer.state.global_step:
+        fix += "; to continue from the last finished step, set resumeFrom"
+    return _ran_out(text, recreate(fix, "training.onOutOfMemory", "training.batchSize"))
 
 
 def _in_parts(trainer: AdapterTrainer, cause: str) -> TuneryError:
     before = trainer.settings
     text = f" at step {trainer.state.global_step + 1}, {_told(before)}, with the base spread over the devices: {cause}"
-    rows = f"Set training.batchSize below {before.batch_size}" if before.batch_size > 1 else "Lower training.maxLength"
-    stored = ", with spec.resumeFrom to go on from the newest checkpoint." if trainer.state.global_step else "."
-    return _ran_out(text, f"{rows}, or take GPUs with more memory (spec.scheduling), in a new job{stored}")
+    several = before.batch_size > 1
+    fix = f"Set training.batchSize below {before.batch_size}" if several else "Lower training.maxLength"
+    fix += ", or request GPUs with more memory"
+    if trainer.state.global_step:
+        fix += "; to continue from the newest checkpoint, set resumeFrom"
+    return _ran_out(text, recreate(fix, "training.batchSize" if several else "training.maxLength"))
 
 
 def _nothing_helps(trainer: AdapterTrainer, method: Method, cause: str) -> TuneryError:
     training, step = trainer.settings, trainer.state.global_step + 1
     text = f": not even one row of up to {training.max_length} tokens fits at step {step}, {_told(training)}: {cause}"
+    if not torch.cuda.is_available():
+        return _ran_out(text)
     quantised = {Method.LORA: "use method: QLoRA, ", Method.DORA: "use method: QDoRA, "}.get(method, "")
-    hint = (
-        f"Lower training.maxLength below {training.max_length}, {quantised}or take a GPU with more memory "
-        "(spec.scheduling), in a new job."
-    )
-    return _ran_out(text, hint if torch.cuda.is_available() else None)
+    fix = f"Lower training.maxLength below {training.max_length}, {quantised}or request a GPU with more memory"
+    return _ran_out(text, recreate(fix, "training.maxLength", *(["method"] if quantised else [])))
 
 
-def _ran_out(text: str, hint: str | None) -> TuneryError:
+def _ran_out(text: str, *remedies: Remedy) -> TuneryError:
     """Return the failure of the GPU, where there is one, else of the process."""
     on_gpu = torch.cuda.is_available()
     reason = FailureReason.GPU_OUT_OF_MEMORY if on_gpu else FailureReason.OUT_OF_MEMORY
     what = "the GPU ran out of memory" if on_gpu else "memory ran out"
-    return TuneryError(reason, shorten(f"{what}{text}", 900), hint)
+    return TuneryError(reason, shorten(f"{what}{text}", 900), *remedies)
