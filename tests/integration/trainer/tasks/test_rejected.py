@@ -26,7 +26,7 @@ def rejected(path: Path, **extra: str) -> str:
     done = run_here("run", path, "--work-dir", path.parent / "work", **extra)
     assert done.returncode == ExitCode.USER_ERROR, done.stderr
     assert not (path.parent / "out" / "manifest.json").exists()
-    said = done.stderr.splitlines()[-2]
+    said = "\n".join(done.stderr.splitlines()[-2:])
     assert said.startswith("NotImproved: the evaluation loss went from"), done.stderr
     return said
 
@@ -40,7 +40,7 @@ def manifest_of(folder: Path) -> Manifest:
 def test_a_rejected_adapter_is_published_beside_the_output(case: Case) -> None:
     path = case(evaluation=TOO_MUCH)
     place = path.parent / "out-rejected"
-    assert rejected(path).endswith(f"what was trained is published as rejected at {place.as_uri()}")
+    assert f"published as rejected: {place.as_uri()}." in rejected(path)
     found = manifest_of(place)
     assert "minImprovement asks for −99.0 %" in (found.lineage.rejected or "")
     card = (place / "README.md").read_text().split("---\n\n", 1)[1]
@@ -62,6 +62,7 @@ def test_its_last_words_say_where_it_lies(case: Case, tmp_path: Path) -> None:
     said = RunResult.model_validate_json(words.read_bytes())
     assert said.failure is not None
     assert said.failure.reason == "NotImproved"
+    assert said.failure.facts["rejectedAdapter"] == (path.parent / "out-rejected").as_uri()
     assert said.adapter is None
     assert said.rejected_adapter is not None
     assert said.rejected_adapter.uri == (path.parent / "out-rejected").as_uri()
@@ -77,9 +78,9 @@ def test_a_later_rejected_adapter_takes_the_place_of_an_earlier_one(case: Case) 
     rejected(case(evaluation=TOO_MUCH))
     path = case(evaluation=TOO_MUCH, training={"seed": 1})
     first = manifest_of(path.parent / "out-rejected").run.uid
-    assert "is published as rejected" in rejected(path)
+    assert "published as rejected" in rejected(path)
     assert manifest_of(path.parent / "out-rejected").run.uid != first
-    assert "is published as rejected" in rejected(path), "the same job says it again"
+    assert "published as rejected" in rejected(path), "the same job says it again"
 
 
 @pytest.mark.slow

@@ -13,8 +13,9 @@ from typing import Final
 from tunery_api.fields import same_place
 from tunery_api.findings import Severity
 from tunery_api.manifest import Lineage
-from tunery_api.names import REJECTED_AT, beside
+from tunery_api.names import beside
 from tunery_api.reasons import FailureReason
+from tunery_api.remedies import Remedy, recreate
 from tunery_api.runspec import Purpose, RunSpec
 from tunery_common.errors import TuneryError
 from tunery_common.storage import StorePath
@@ -42,7 +43,7 @@ def with_verdict(lineage: Lineage, asked: str) -> Lineage:
         return lineage.model_copy(update={"rejected": text}) if float(asked) > 0 else lineage
     if after == before:
         text = f"the adapter changes nothing: the evaluation loss is {after:.4f} with it and without it"
-        raise TuneryError(FailureReason.NOT_IMPROVED, text, _hint(lineage))
+        raise TuneryError(FailureReason.NOT_IMPROVED, text, *_remedies(lineage))
     rejected = shortfall(before, after, asked, error=lineage.metrics.get("improvementError"))
     return lineage.model_copy(update={"rejected": rejected})
 
@@ -53,7 +54,7 @@ def rejected_uri(run: RunSpec) -> str:
 
 
 def reject(work: Workspace, folder: Path, lineage: Lineage) -> TuneryError:
-    """Publish what is in `folder`, and return the NotImproved that says where it lies, or why nowhere.
+    """Publish what is in `folder`, and return NotImproved with its URI as a fact, or with why it isn't published.
 
     `lineage.rejected` says why it was rejected. An earlier rejected adapter gives way, whosever it is; nothing else
     that lies there does.
@@ -63,21 +64,22 @@ def reject(work: Workspace, folder: Path, lineage: Lineage) -> TuneryError:
         published = publish_patiently(folder, _target(work, uri, lineage), lineage)
     except TuneryError as error:
         text = f"{lineage.rejected}; what was trained could not be published at {uri}: {error.message}"
-        return TuneryError(FailureReason.NOT_IMPROVED, text, _hint(lineage))
-    text = f"{lineage.rejected}{REJECTED_AT}{uri}"
-    failure, result = TuneryError(FailureReason.NOT_IMPROVED, text, _hint(lineage)), result_of(published)
+        return TuneryError(FailureReason.NOT_IMPROVED, text, *_remedies(lineage))
+    failure = TuneryError(FailureReason.NOT_IMPROVED, str(lineage.rejected), *_remedies(lineage))
+    failure.facts["rejectedAdapter"] = uri
+    result = result_of(published)
     failure.reached = result.model_copy(update={"adapter": None, "rejected_adapter": result.adapter})
     forget_report(work)
     return failure
 
 
-def _hint(lineage: Lineage) -> str | None:
-    """Return what the run's gravest problem says to change; None: it had none, and the usual advice is right."""
+def _remedies(lineage: Lineage) -> tuple[Remedy, ...]:
+    """Return what the most severe problem of the run suggests; none: the usual remedies."""
     problems = (each for each in lineage.findings or () if each.severity == Severity.PROBLEM and each.field)
     found = next(problems, None)
     if found is None or found.field is None:
-        return None
-    return f"Try {Advice(found.field, found.suggest)} in a new job, as the finding {found.type} says."
+        return ()
+    return (recreate(f"Try {Advice(found.field, found.suggest)}, as the finding {found.type} suggests", found.field),)
 
 
 def _target(work: Workspace, uri: str, lineage: Lineage) -> Target:
