@@ -9,13 +9,12 @@ from collections.abc import Mapping
 from typing import Final
 
 from tunery_api.errors import InvalidSpec
-from tunery_api.failures import Subject, render_hint
+from tunery_api.failures import FailureStatus, Subject, render_hint
 from tunery_api.names import CA_BUNDLE_ENV
 from tunery_api.reasons import FailureReason
 from tunery_api.remedies import WITHOUT_GPU, Remedy, recreate, remedies_for, retry
 from tunery_api.runspec import RunSpec
 from tunery_api.scrub import scrub
-from tunery_api.status import FailureStatus
 from tunery_common.errors import DISK_FULL, TuneryError, first_line
 from tunery_trainer.process.device import gpu_reason, out_of_memory
 

@@ -6,9 +6,9 @@ from typing import Final
 
 from pydantic import Field
 
+from tunery_api.failures import FailureStatus
 from tunery_api.fields import OpenModel
 from tunery_api.runspec import RunIdentity
-from tunery_api.status import FailureStatus
 from tunery_trainer.data.notes import InvalidKind, LengthNotes, Place, SameRow, ShownExample
 
 FORMAT: Final = "tunery.dev/data-report"

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tunery_api.failures import FailureStatus
 from tunery_api.names import DATA_REPORT_JSON, DATA_REPORT_TEXT
 from tunery_api.runspec import RunIdentity
-from tunery_api.status import FailureStatus
 from tunery_trainer.data.notebook import Notebook
 from tunery_trainer.data.notes import DataNotes
 from tunery_trainer.data.options import DataOptions, DatasetReport, TokenReport
