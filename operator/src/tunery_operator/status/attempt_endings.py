@@ -15,7 +15,7 @@ from tunery_operator.status.conditions import Conditions
 from tunery_operator.status.diagnosis import GONE, LOST_NODE, failure, of_role, pod_failure
 from tunery_operator.status.messages import reported_failure
 from tunery_operator.status.snapshot import Snapshot
-from tunery_operator.views.attempt import ECHO, EVICTED, POD_DELETED, PREEMPTED, SUCCEEDED, SUSPENDED, VANISHED
+from tunery_operator.views.attempt import ECHO, EVICTED, POD_DELETED, PREEMPTED, STOPPED, SUCCEEDED, SUSPENDED, VANISHED
 from tunery_operator.views.clock import parse_time
 from tunery_operator.views.job import JobView
 from tunery_operator.views.pod import LostPod, PodView
@@ -67,7 +67,7 @@ def ending_of_lost(
     if lost is not None and lost.started_at is not None:
         echo = lost.exit_code == ExitCode.PEER_LOST
         disrupted = None if echo else _DISRUPTIONS.get(lost.disruption or "")
-        reason = disrupted or stopped or (ECHO if echo else POD_DELETED)
+        reason = disrupted or stopped or (ECHO if echo else _deleted(started, snapshot))
         if lost.disruption in LOST_NODE and not echo:
             reason = FailureReason.NODE_LOST.value
         return Ending(max(started, _end_of(lost, lost.started_at)), reason)
@@ -101,7 +101,7 @@ def how_it_ended(pod: PodView, snapshot: Snapshot, conditions: Conditions) -> st
         if pod.disruption in _DISRUPTIONS and not echo:
             return _DISRUPTIONS[pod.disruption]
         if pod.deleting and (pod.disruption is None or echo) and pod.exit_reason != "OOMKilled":
-            return _why_stopped(pod.uid, snapshot, conditions) or (ECHO if echo else POD_DELETED)
+            return _why_stopped(pod.uid, snapshot, conditions) or (ECHO if echo else _deleted(pod.started_at, snapshot))
     return str(pod_failure(pod).reason)
 
 
@@ -119,6 +119,12 @@ def record_stop(
             entry.setdefault("reason", reason)
         elif entry["uid"] in spared:
             entry.pop("reason", None)
+
+
+def _deleted(started: datetime | None, snapshot: Snapshot) -> str:
+    """Return how a pod ended that was deleted; where its Job is gone, Tunery has deleted both."""
+    made = parse_time(snapshot.main.job.created) if snapshot.main is not None else None
+    return STOPPED if made is None or (started is not None and started < made) else POD_DELETED
 
 
 def _why_stopped(uid: str, snapshot: Snapshot, conditions: Conditions) -> str | None:

@@ -19,13 +19,17 @@ PREEMPTED: Final = "Preempted"
 SUSPENDED: Final = "Suspended"
 POD_DELETED: Final = "PodDeleted"
 """Deleted by another client, such as `kubectl delete pod`."""
+STOPPED: Final = "Stopped"
+"""Ended with its Job, which Tunery has deleted: the object was stopped, or a field has changed."""
 SUCCEEDED: Final = "Succeeded"
 VANISHED: Final = "Vanished"
 """Gone while nobody looked."""
 NOT_NEEDED: Final = "NotNeeded"
 """However it ended: the first of several pods published by then, which needs no other one."""
 
-ENDS_WITHOUT_FAULT: Final = frozenset({EVICTED, PREEMPTED, SUSPENDED, POD_DELETED, SUCCEEDED, VANISHED, NOT_NEEDED})
+ENDS_WITHOUT_FAULT: Final = frozenset(
+    {EVICTED, PREEMPTED, SUSPENDED, POD_DELETED, STOPPED, SUCCEEDED, VANISHED, NOT_NEEDED}
+)
 """All of these; any other end is a failure, and its word a FailureReason."""
 
 

@@ -110,6 +110,7 @@ def test_its_cost_is_closed_and_the_time_of_publishing_is_not_charged() -> None:
     status = compute_status(again(stopping, main=None, leftovers=(), publishing=publisher, seconds=300))
     assert status["phase"] == "Stopped"
     assert (status["attempts"], status["runSeconds"], status["gpuSeconds"]) == (1, 300, 300)
+    assert [entry["reason"] for entry in status["attemptHistory"]] == ["Stopped"], "nobody else deleted the pod"
     assert status["completionTime"] == at(200)
 
 
