@@ -233,7 +233,7 @@ def _look_at_the_curve(place: Place, job: Job) -> Job:
     """Read what the hint names before a new job is made: a run that failed leaves its curve."""
     where = report_place(job)
     assert {"curve.jsonl", "training_curves.png"} <= set(list_keys(place.s3, where))
-    assert f"The curve: {where}/curve.jsonl" in job.failure["hint"]
+    assert job.failure["facts"]["curve"].startswith(f"{where}/curve.jsonl")
     return anew()(place, job)
 
 
@@ -243,7 +243,7 @@ def _occupy(place: Place) -> None:
 
 ROWS_OF: dict[str, Row] = {
     "field": Row(
-        "InvalidSpec", "spec.lora.targetModules[0]", "new name", anew(lora={"targetModules": ["q_proj"]}),
+        "InvalidSpec", "spec.lora.targetModules[0]", "in a new LoRAJob", anew(lora={"targetModules": ["q_proj"]}),
         {"lora": {"targetModules": ["q_prj"]}},
     ),
     "secret": Row(
@@ -253,7 +253,7 @@ ROWS_OF: dict[str, Row] = {
         lambda place: place.kubectl.delete("secret", place.row, NAMESPACE),
     ),
     "model": Row(
-        "ModelNotFound", _uri("models", "model"), "Put the model there",
+        "ModelNotFound", _uri("models", "model"), "Upload the model",
         again(lambda place: place.copy(TINY, _uri("models", place.row))),
         {"model": {"uri": _uri("models", "model"), "secretRef": S3}},
         lambda place: place.remove(_uri("models", place.row)),
@@ -267,13 +267,13 @@ ROWS_OF: dict[str, Row] = {
         {"model": {"uri": _uri("models", "kind"), "secretRef": S3}}, _other_model,
     ),
     "data": Row(
-        "DatasetNotFound", _uri("datasets", "data"), "Put the data there",
+        "DatasetNotFound", _uri("datasets", "data"), "Upload the data",
         again(lambda place: place.put(f"{_uri('datasets', place.row)}/rows.jsonl", _rows())),
         {"dataset": {"uri": f"{_uri('datasets', 'data')}/rows.jsonl", "secretRef": S3}},
         lambda place: place.remove(_uri("datasets", place.row)),
     ),
     "line": Row(
-        "DatasetInvalid", "line 17", "Mend the named lines of the data set, and retry",
+        "DatasetInvalid", "line 17", "Correct the named lines of the data set",
         again(lambda place: place.put(f"{_uri('datasets', place.row)}/rows.jsonl", _rows())),
         {"dataset": {"uri": f"{_uri('datasets', 'line')}/rows.jsonl", "secretRef": S3}},
         lambda place: place.put(f"{_uri('datasets', place.row)}/rows.jsonl", _rows(bad=16)),
@@ -293,7 +293,7 @@ ROWS_OF: dict[str, Row] = {
         {"dataset": {"uri": ROWS, "secretRef": {"name": "endpoint"}}}, _no_way,
     ),
     "taken": Row(
-        "OutputExists", _uri("adapters", "taken"), "Remove what is there",
+        "OutputExists", _uri("adapters", "taken"), "Remove the existing files",
         again(lambda place: place.remove(_uri("adapters", place.row))),
         {"output": {"uri": _uri("adapters", "taken"), "secretRef": S3}}, _occupy,
     ),
@@ -307,22 +307,22 @@ ROWS_OF: dict[str, Row] = {
         {"evaluation": {"minImprovement": "0.999"}, "preflight": "Skip"},
     ),
     "deadline": Row(
-        "DeadlineExceeded", "activeDeadlineSeconds", "Raise spec.activeDeadlineSeconds",
+        "DeadlineExceeded", "activeDeadlineSeconds", "Raise activeDeadlineSeconds",
         changed(activeDeadlineSeconds=900), {"activeDeadlineSeconds": 1, "preflight": "Skip"},
     ),
     "checkpoint": Row(
-        "CheckpointMissing", _uri("adapters", "checkpoint"), "leave it out to train from the start", anew(),
+        "CheckpointMissing", _uri("adapters", "checkpoint"), "train from the start", anew(),
         {"resumeFrom": {"uri": _uri("adapters", "checkpoint"), "secretRef": S3}},
     ),
     "name": Row(
         "NameConflict", "name-preflight", "Delete or rename the object", again(_give_name_back), {}, _take_name,
     ),
     "missing": Row(
-        "AdapterMissing", _uri("adapters", "missing-first"), "put them there and retry", again(_publish),
+        "AdapterMissing", _uri("adapters", "missing-first"), "Publish", again(_publish),
         _first("missing"), lambda place: place.remove(_uri("adapters", f"{place.row}-first")),
     ),
     "corrupt": Row(
-        "AdapterCorrupt", "adapter_config.json", "Publish the named adapter again", again(_publish_again),
+        "AdapterCorrupt", "adapter_config.json", "Publish", again(_publish_again),
         _first("corrupt"), _publish_and_damage,
     ),
 }  # fmt: skip

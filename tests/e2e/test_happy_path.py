@@ -103,4 +103,4 @@ def test_a_gpu_that_the_node_offers_is_scheduled_and_never_replaced_by_the_cpu(l
     assert "Found no NVIDIA driver" in status["failure"]["message"]
     assert "driver found: none; needed: 580 or later" in status["failure"]["message"]
     assert (status["failure"]["exitCode"], status["attempts"]) == (64, 1), "and it is not tried again"
-    assert "spec.scheduling" in status["failure"]["hint"]
+    assert "scheduling" in status["failure"]["hint"]

@@ -59,7 +59,7 @@ def assert_reported(job: Job, s3: Any) -> None:
     uri = f"{place}/data-report.md"
     assert set(list_keys(s3, place)) == REPORT_FILES
     assert job.status["dataset"]["report"] == uri
-    assert f"The data report: {uri}. " in job.failure["hint"], "and how it is tried again after it"
+    assert f"Data report: {uri}. To retry: " in job.failure["hint"]
     bucket, prefix = split_uri(place)
     document = json.loads(s3.get_object(Bucket=bucket, Key=f"{prefix}/data-report.json")["Body"].read())
     assert [(row["line"], row["field"]) for row in document["invalidRows"]] == [(17, "messages[0].content")]

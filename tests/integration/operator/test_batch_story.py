@@ -96,7 +96,8 @@ def test_a_misspelt_server_is_told_with_what_was_meant_until_one_of_that_name_an
     text = "AdapterServer suport does not exist yet; did you mean support?"
     assert namespace.condition("b", "InputsReady", BATCHES)["message"] == text
     assert (status["failure"]["reason"], status["failure"]["message"]) == ("ServerUnavailable", text)
-    assert "spec.serverRef of a new BatchInference" in status["failure"]["hint"]
+    assert [each["action"] for each in status["failure"]["remedies"]] == ["Retry", "Recreate"]
+    assert "in a new BatchInference: name another AdapterServer" in status["failure"]["hint"]
     namespace.apply(adapterserver("suport"))
     eventually("it is there", lambda: "failure" not in (namespace.get(BATCHES, "b") or {})["status"])
     assert namespace.condition("b", "InputsReady", BATCHES)["message"].startswith("AdapterServer suport is ")

@@ -121,8 +121,8 @@ def test_a_job_that_may_have_no_pods_is_told(namespace: Namespace) -> None:
 def test_a_scheduler_that_does_not_exist_is_told_and_may_be_corrected(namespace: Namespace) -> None:
     namespace.apply(lorajob("sch", preflight="Skip", scheduling={"schedulerName": "nosuch"}))
     failure = namespace.wait_failure("sch", "Unschedulable")["failure"]
-    assert "scheduler nosuch has not looked at pod sch-train-" in failure["message"]
-    assert "spec.scheduling.schedulerName" in failure["hint"]
+    assert "scheduler nosuch ignores pod sch-train-" in failure["message"]
+    assert failure["remedies"][0]["fields"] == ["scheduling.schedulerName"]
     namespace.patch_spec("sch", scheduling=None)
     eventually("a Job of the default scheduler", lambda: "nosuch" not in str(namespace.job("sch-train")["spec"]))
     namespace.finish("sch")
@@ -137,8 +137,8 @@ def test_a_placement_that_the_server_refuses_is_corrected_in_place(namespace: Na
     namespace.apply(lorajob("tol", preflight="Skip", scheduling=wrong))
     failure = namespace.wait_phase("tol", "Failed")["failure"]
     assert failure["message"].startswith("spec.scheduling: ")
-    assert failure["hint"].startswith("Correct spec.scheduling, which may change while no pod runs.")
-    assert failure["hint"].count("kubectl annotate lorajob tol") == 1
+    assert failure["remedies"] == [{"action": "Edit", "text": "Correct scheduling", "fields": ["scheduling"]}]
+    assert failure["hint"].startswith("Correct scheduling. To retry: kubectl annotate lorajob tol")
     namespace.patch_spec("tol", scheduling=None)
     namespace.annotate("tol", retry="1")
     namespace.finish("tol")

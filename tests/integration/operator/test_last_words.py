@@ -54,7 +54,7 @@ def assert_kept(namespace: Namespace, name: str) -> None:
     status = namespace.wait_phase(name, "Failed")
     assert status["failure"]["reason"] == "DeadlineExceeded"
     assert status["checkpoint"] == CHECKPOINT
-    assert "that retry goes on after step 19" in status["failure"]["hint"]
+    assert status["failure"]["facts"]["checkpoint"].startswith("step 19;")
     assert f"resumeFrom.loraJobRef.name: {name}." in status["failure"]["hint"]
     eventually("an event says so", lambda: "CheckpointSaved" in namespace.reasons_told(name))
     assert namespace.get("jobs", f"{name}-train") is None

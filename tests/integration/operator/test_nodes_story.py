@@ -177,9 +177,9 @@ def test_the_pod_that_was_deleted_is_named(namespace: Namespace) -> None:
     namespace.apply(on_nodes("del", 2, retries=0))
     deleted = lose_one(namespace, "del", 0)
     status = namespace.wait_phase("del", "Failed")
-    words = f"pod {deleted} was told to end by somebody who deleted it, and no retry is left"
+    words = f"pod {deleted} was deleted by another client, and no retry is left"
     assert status["failure"]["message"] == words
-    assert reasons_of(status) == ["Stopped", "PeerLost"]
+    assert reasons_of(status) == ["PodDeleted", "PeerLost"]
 
 
 @pytest.mark.slow
@@ -188,7 +188,7 @@ def test_the_pod_that_was_deleted_in_the_last_attempt_is_named(namespace: Namesp
     lose_one(namespace, "twice", 1)
     deleted = lose_one(namespace, "twice", 1, seconds=40)
     status = namespace.wait_phase("twice", "Failed")
-    words = f"pod {deleted} was told to end by somebody who deleted it (attempt 2), and no retry is left"
+    words = f"pod {deleted} was deleted by another client (attempt 2), and no retry is left"
     assert status["failure"]["message"] == words
 
 

@@ -14,7 +14,7 @@ from kit.operator.runs import run_of
 ONLY: Json = {"preflight": "Only"}
 PLACE = "s3://adapters/tunery-reports/ns/a-1/data-report.md"
 REFUSED: Json = {
-    "failure": {"reason": "DatasetInvalid", "message": "2 of 9 rows are invalid", "hint": f"The data report: {PLACE}"},
+    "failure": {"reason": "DatasetInvalid", "message": "2 of 9 rows are invalid", "facts": {"dataReport": PLACE}},
     "dataset": {"rows": 7, "invalidRows": 2, "firstInvalid": ["d.jsonl line 3: text: is missing"], "report": PLACE},
 }
 SHORT: list[Json] = [
@@ -64,7 +64,7 @@ def test_a_dry_run_that_fails_can_be_tried_again(namespace: Namespace) -> None:
     namespace.apply(lorajob("again", **ONLY))
     namespace.end_pod(namespace.run_pod("again-preflight"), 64, REFUSED)
     status = namespace.wait_phase("again", "Failed")
-    assert status["failure"]["hint"].startswith(f"The data report: {PLACE}")
+    assert f"Data report: {PLACE}." in status["failure"]["hint"]
     assert namespace.api.columns(f"{namespace.path('lorajobs')}/again")["Reason"] == "DatasetInvalid"
     assert status["dataset"] == REFUSED["dataset"]
     namespace.annotate("again", retry="1")
@@ -88,7 +88,7 @@ def test_a_merge_of_one_fails_at_once(namespace: Namespace) -> None:
     namespace.apply(adaptermerge("m", [{"loraJobRef": {"name": "dry"}}]))
     failure = namespace.wait_phase("m", "Failed", "adaptermerges")["failure"]
     assert failure["reason"] == "AdapterMissing"
-    assert "in a new job" in failure["hint"]
+    assert "in a new AdapterMerge" in failure["hint"]
 
 
 def test_it_stays_a_dry_run(namespace: Namespace) -> None:

@@ -12,10 +12,12 @@ from tunery_operator.errors import ApiFailure, FieldContested, Rejected, StaleOb
 from tunery_operator.kube import apply
 from tunery_operator.kube.client import HttpError, KubeClient
 from tunery_operator.kube.rbac import JOBS, LORAJOBS
+from tunery_operator.plan.platform_values import platform_values
 from tunery_operator.reconcile.found_object import FoundObject
 from tunery_operator.reconcile.pace import QUARREL_PAUSE, Quarrels, Retries
-from tunery_operator.reconcile.refusals import field_of, refusal_of, rejection
+from tunery_operator.reconcile.rejections import ambiguous_rejection, field_of, rejection_of
 from tunery_operator.runtime.workqueue import MAX_BACKOFF
+from tunery_operator.settings import Placement, PodTemplate, Settings
 from tunery_operator.views.owner import Key, Owner, settings_digest
 
 from kit.operator.objects import Namespace, lorajob
@@ -35,17 +37,17 @@ from kit.operator.runs import run_of
     ],
 )
 def test_each_answer_has_its_reason_and_the_servers_words(status: int, message: str, reason: str) -> None:
-    refusal = refusal_of(HttpError(JOBS.create, status, {"message": message}))
-    assert refusal.reason == reason
-    assert message in refusal.message
+    found = rejection_of(HttpError(JOBS.create, status, {"message": message}))
+    assert found.reason == reason
+    assert message in found.message
 
 
 def test_a_refused_change_says_that_it_is_one() -> None:
-    told = refusal_of(HttpError(JOBS.patch, 403, {"message": 'jobs.batch "x" is forbidden'}))
+    told = rejection_of(HttpError(JOBS.patch, 403, {"message": 'jobs.batch "x" is forbidden'}))
     assert told.reason == "CreateRefused"
     assert told.message == 'a change of what is there was refused: patch jobs: 403 jobs.batch "x" is forbidden'
-    assert "change" not in refusal_of(HttpError(JOBS.create, 403, {"message": "no"})).message
-    assert "change" not in refusal_of(HttpError(JOBS.patch, 503, {"message": "no"})).message
+    assert "change" not in rejection_of(HttpError(JOBS.create, 403, {"message": "no"})).message
+    assert "change" not in rejection_of(HttpError(JOBS.patch, 503, {"message": "no"})).message
 
 
 SELF: Any = {
@@ -59,53 +61,58 @@ SELF: Any = {
 POD = "spec.template.spec"
 
 
+TOLERATED = Placement.model_validate({"tolerations": [{"key": "all"}]})
+SETTINGS = Settings(
+    trainer_image="i",
+    pod_template=PodTemplate.model_validate({"tolerations": [{"key": "all"}], "priority_class_name": "no-name"}),
+    preflight_scheduling=TOLERATED,
+)
+
+
 @pytest.mark.parametrize(
-    ("spec", "fields", "field", "mends"),
+    ("spec", "fields", "field"),
     [
-        (SELF, [f"{POD}.tolerations[0].effect"], "spec.scheduling", ""),
+        (SELF, [f"{POD}.tolerations[0].effect"], "spec.scheduling"),
         # Each of them is there once: the second one is the platform's.
-        (
-            SELF,
-            [f"{POD}.tolerations[1].effect"],
-            None,
-            "trainer.tolerations, trainer.gpu.tolerations or preflight.tole",
-        ),
-        ({}, [f"{POD}.tolerations[0].effect"], None, "preflight.tolerations"),
-        ({"suspend": True}, [f"{POD}.tolerations"], None, "preflight.tolerations"),
-        (SELF, [f"{POD}.tolerations[1].effect", f"{POD}.tolerations[0]"], "spec.scheduling", ""),
-        ({"template": {"scheduling": SELF["scheduling"]}}, [f"{POD}.tolerations[0].effect"], "spec.scheduling", ""),
-        (SELF, [f"{POD}.nodeSelector", '"zone"'], "spec.scheduling", ""),
-        (SELF, [f"{POD}.nodeSelector", '"pool"'], None, "preflight.nodeSelector"),
-        ({"scheduling": {"affinity": {"nodeAffinity": {}}}}, [f"{POD}.affinity.nodeAffinity"], "spec.scheduling", ""),
-        (SELF, [f"{POD}.priorityClassName", '"No Name"'], None, "trainer.priorityClassName"),
-        (SELF, ["spec.template.labels", '"long"'], None, "trainer.podLabels"),
-        (SELF, ["metadata.labels", '"a queue"'], None, "preflight.queueName"),
-        (SELF, ["spec.template.annotations", '"a b"'], None, "trainer.podAnnotations"),
-        (SELF, ["spec.template.annotations", "Too long"], "spec", ""),
-        (SELF, [f"{POD}.containers[0].resources.limits[example.com/gpu]"], "spec", ""),
-        (SELF, [f"{POD}.containers[0].resources.limits[memory]", '"-1"'], None, "trainer.* or preflight.*"),
-        (SELF, [f"{POD}.containers[0].image", '"an engine"'], "spec", ""),
-        (SELF, [f"{POD}.containers[0].env[3].name", '"="'], None, "trainer.env"),
-        (SELF, [f"{POD}.volumes[2].emptyDir.sizeLimit", '"-1"'], None, "trainer.* or preflight.*"),
-        (SELF, ["spec.training.learningRate"], "spec", ""),
+        (SELF, [f"{POD}.tolerations[1].effect"], None),
+        ({}, [f"{POD}.tolerations[0].effect"], None),
+        ({"suspend": True}, [f"{POD}.tolerations"], None),
+        (SELF, [f"{POD}.tolerations[1].effect", f"{POD}.tolerations[0]"], "spec.scheduling"),
+        ({"template": {"scheduling": SELF["scheduling"]}}, [f"{POD}.tolerations[0].effect"], "spec.scheduling"),
+        (SELF, [f"{POD}.nodeSelector", '"zone"'], "spec.scheduling"),
+        (SELF, [f"{POD}.nodeSelector", '"pool"'], None),
+        ({"scheduling": {"affinity": {"nodeAffinity": {}}}}, [f"{POD}.affinity.nodeAffinity"], "spec.scheduling"),
+        (SELF, [f"{POD}.priorityClassName", '"No Name"'], None),
+        (SELF, ["spec.template.labels", '"long"'], None),
+        (SELF, ["metadata.labels", '"a queue"'], None),
+        (SELF, ["spec.template.annotations", '"a b"'], None),
+        (SELF, ["spec.template.annotations", "Too long"], "spec"),
+        (SELF, [f"{POD}.containers[0].resources.limits[example.com/gpu]"], "spec"),
+        (SELF, [f"{POD}.containers[0].resources.limits[memory]", '"-1"'], None),
+        (SELF, [f"{POD}.containers[0].image", '"an engine"'], "spec"),
+        (SELF, [f"{POD}.containers[0].env[3].name", '"="'], None),
+        (SELF, [f"{POD}.volumes[2].emptyDir.sizeLimit", '"-1"'], None),
+        (SELF, ["spec.training.learningRate"], "spec"),
     ],
 )
 def test_a_field_that_the_object_did_not_say_is_the_platforms(
-    spec: dict[str, Any], fields: list[str], field: str | None, mends: str
+    spec: dict[str, Any], fields: list[str], field: str | None
 ) -> None:
     named = tuple(name for name in fields if "." in name)
     error = Rejected(f'Job.batch "a" is invalid: {": Invalid value: ".join(fields)}', named)
     obj = FoundObject(Owner(Key(Kind.LORAJOB, "n", "a"), "uid", 1, {}), {"spec": spec})
     assert field_of(obj, error) == field
-    told = rejection(obj, error)
-    assert (told.reason, told.message) == ("CreateRefused", str(error))
-    assert mends in (told.hint or "")
-    assert bool(told.hint) == (field is None)
-    assert told.hint is None or "ask whoever runs Tunery" in told.hint
+    found = ambiguous_rejection(obj, platform_values(Kind.LORAJOB, spec, SETTINGS, 0), error)
+    assert (found.reason, found.message) == ("CreateRefused", str(error))
+    values = found.facts.get("chartValues", "").split(", ")
+    assert ({"trainer.tolerations", "trainer.priorityClassName", "preflight.tolerations"} <= set(values)) is (
+        field is None
+    )
+    assert bool(found.remedies) is (field is None)
 
 
 def test_no_answer_is_an_unavailable_cluster() -> None:
-    assert refusal_of(ApiFailure(0, "create jobs: timed out")).reason == "ClusterUnavailable"
+    assert rejection_of(ApiFailure(0, "create jobs: timed out")).reason == "ClusterUnavailable"
 
 
 @pytest.mark.parametrize("status", [404, 409])

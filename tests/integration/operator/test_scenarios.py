@@ -338,13 +338,13 @@ def new_jobs_wait_for_the_platform(namespace: Namespace, own_operator: Make) -> 
     for name in ("new-a", "new-b", "new-s-000"):
         failure = wait_failure(namespace, name, "CreateRefused")["failure"]
         assert "tolerations[" in failure["message"]
-        assert "The manifest does not say this" in failure["hint"]
-        assert "trainer.tolerations" in failure["hint"]
+        assert "Ask a cluster admin" in failure["hint"]
+        assert "trainer.tolerations" in failure["facts"]["chartValues"]
     status = eventually(
         "the server waits", lambda: (s := namespace.status("new-d", "adapterservers")).get("failure") and s
     )
     assert (status["failure"]["reason"], status["phase"]) == ("CreateRefused", "Pending")
-    assert "trainer.tolerations" in status["failure"]["hint"]
+    assert "trainer.tolerations" in status["failure"]["facts"]["chartValues"]
     assert operator.stop() == 0
     return {"jobs": "new-a-preflight"}
 

@@ -331,7 +331,7 @@ def test_what_waits_for_it_takes_its_adapter_or_is_told(namespace: Namespace) ->
     namespace.apply(lorajob("on", preflight="Skip", continueFrom={"loraJobRef": {"name": "bare"}}))
     failure = namespace.wait_phase("on", "Failed")["failure"]
     assert failure["message"] == "LoRAJob bare, which this waits for, was stopped and has published no adapter"
-    assert "a stopped one is final" in failure["hint"]
+    assert [each["action"] for each in failure["remedies"]] == ["Recreate"], "a stopped one is final"
     namespace.apply(lorajob("again", preflight="Skip", resumeFrom={"loraJobRef": {"name": "bare"}}))
     assert run_of(namespace, "again-train")["resumeUri"].startswith("s3://adapters/tunery-checkpoints/")
 

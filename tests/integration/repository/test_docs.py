@@ -15,7 +15,8 @@ import yaml
 
 from tunery_api.findings import FINDINGS
 from tunery_api.names import CHECKPOINTS_PREFIX, REPORTS_PREFIX
-from tunery_api.reasons import ADVICE, ExitCode, FailureReason
+from tunery_api.reasons import ExitCode, FailureReason, is_retryable
+from tunery_api.remedies import REMEDIES
 from tunery_api.serverstatus import ServerCondition, ServerPhase
 from tunery_api.status import ConditionType, Phase
 from tunery_api.sweepstatus import EndReason
@@ -140,9 +141,9 @@ def table(heading: str) -> dict[str, list[str]]:
     return {row[0].strip(): [cell.strip() for cell in row[1:]] for row in rows[1:]}
 
 
-def test_every_failure_reason_has_advice() -> None:
-    assert set(ADVICE) == set(FailureReason)
-    assert all(advice.hint.endswith(".") for advice in ADVICE.values())
+def test_every_failure_reason_has_remedies() -> None:
+    assert set(REMEDIES) == set(FailureReason)
+    assert all(REMEDIES.values())
 
 
 def test_every_failure_reason_is_explained_and_the_readme_counts_them() -> None:
@@ -155,7 +156,7 @@ def test_the_docs_and_the_code_agree_on_retries(reason: FailureReason) -> None:
     meaning, action, retried = table("Failure reasons")[reason.value]
     assert meaning
     assert action
-    assert retried == ("yes" if ADVICE[reason].retryable else "no")
+    assert retried == ("yes" if is_retryable(reason) else "no")
 
 
 def test_every_finding_is_explained_as_the_code_says_it() -> None:
@@ -183,7 +184,7 @@ def test_every_phase_and_condition_of_a_server_is_explained() -> None:
 
 
 # Words of Kubernetes, which the operator reads, those of events, and one of attemptHistory alone.
-NO_REASONS = {"diagnosis.py", "obstacles.py", "attempt_endings.py", "events.py", "report_needed.py", "whose.py"}
+NO_REASONS = {"diagnosis.py", "obstacles.py", "attempt_endings.py", "events.py", "report_needed.py"}
 NO_REASON = {
     "True",
     "False",

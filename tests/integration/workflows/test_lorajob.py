@@ -41,7 +41,7 @@ def test_a_bad_row_is_rejected_before_any_pod_trains(tenant: Tenant) -> None:
     failure = tenant.wait_phase("bad", "Failed")["failure"]
     assert (failure["reason"], failure["exitCode"]) == ("DatasetInvalid", 64)
     assert "line-17.jsonl line 17: completion: is missing" in failure["message"]
-    assert "spec.dataset.maxInvalidRows" in failure["hint"]
+    assert "dataset.maxInvalidRows" in failure["hint"]
     assert tenant.get("jobs", "bad-train") is None
     assert tenant.processes("train") == []
 

@@ -82,7 +82,7 @@ def test_a_retry_of_a_trial_is_answered_and_not_followed(namespace: Namespace, t
     namespace.apply(lorasweep("s", maxTrials=1, parallelTrials=1))
     namespace.wait_phase("s", "Failed", SWEEPS)
     hint = namespace.status("s-000")["failure"]["hint"]
-    assert "s-000 is a trial of LoRASweep s" in hint
+    assert "LoRASweep s continues without this trial" in hint
     assert f"kubectl annotate lorasweep s -n {namespace.name}" in hint
     assert "annotate lorajob" not in hint
     del trials.ends["train"]
@@ -119,7 +119,7 @@ def test_once_the_best_is_published_the_others_name_nothing_that_is_gone(namespa
         f"LoRAJob {gone}, which this waits for, was a trial of LoRASweep s, which has removed its adapter "
         "(spec.keepAdapters)"
     )
-    assert "in a LoRAJob of its own, or search again with a higher keepAdapters" in failure["hint"]
+    assert "Name the result of LoRASweep s by its uri" in failure["hint"]
 
 
 def config_map(namespace: Namespace) -> Json:
