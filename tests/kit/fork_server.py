@@ -52,8 +52,8 @@ _SERVE: Final = "import sys; from kit.fork_server import serve; serve(int(sys.ar
 _OPERATOR: Final = (
     "health",
     "kube.events",
-    "kube.tokens",
     "logs",
+    "progress.auth",
     "progress.endpoint",
     "progress.server",
     "reconcile.kinds",

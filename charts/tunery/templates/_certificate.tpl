@@ -64,7 +64,7 @@ spec:
     - name: certificate
       image: {{ include "tunery.image" (list . $operator.image) }}
       imagePullPolicy: {{ $operator.image.pullPolicy }}
-      command: [python, -m, tunery_operator.progress.certificate]
+      command: [python, -m, tunery_operator.tools.certificate]
       args:
         - --namespace={{ .Release.Namespace }}
         - --secret={{ include "tunery.tlsSecretName" . }}

@@ -22,11 +22,11 @@ from tunery_operator.kube.cache import Cache
 from tunery_operator.kube.client import load_client
 from tunery_operator.kube.connection import Connection, load_connection
 from tunery_operator.kube.events import EventRecorder
-from tunery_operator.kube.tokens import TokenReviewer
 from tunery_operator.logs import configure_logging
 from tunery_operator.metrics import LEADER, State, StateCollector
 from tunery_operator.plan.job import Platform
 from tunery_operator.plan.types import Progress
+from tunery_operator.progress.auth import TokenReviewer
 from tunery_operator.progress.endpoint import Endpoint
 from tunery_operator.progress.server import ProgressServer
 from tunery_operator.progress.tls import Certificate, Trust, keep_fresh

@@ -16,7 +16,7 @@ from typing import Any
 from tunery_api.kinds import Kind
 from tunery_operator.kube.cache import Cache
 from tunery_operator.kube.owners import Report
-from tunery_operator.kube.tokens import PodIdentity, TokenReviewer
+from tunery_operator.progress.auth import PodIdentity, TokenReviewer
 from tunery_operator.progress.endpoint import Endpoint
 from tunery_operator.progress.server import Limits, ProgressServer
 from tunery_operator.progress.tls import Certificate

@@ -17,8 +17,8 @@ from tunery_api.runspec import ProgressUpdate
 from tunery_operator.errors import ApiFailure
 from tunery_operator.kube.cache import Cache
 from tunery_operator.kube.owners import Report
-from tunery_operator.kube.tokens import ReviewsBusy, TokenReviewer, read_claim
 from tunery_operator.metrics import PROGRESS_POSTS
+from tunery_operator.progress.auth import ReviewsBusy, TokenReviewer, read_claim
 from tunery_operator.progress.pace import Pace
 from tunery_operator.progress.plausible import sane
 from tunery_operator.progress.replicas import MAX_REPORT, Replicas

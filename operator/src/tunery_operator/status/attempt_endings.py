@@ -27,7 +27,7 @@ _DISRUPTIONS: Final = {
 }
 """Reasons of DisruptionTarget that are no failure of anything."""
 _DELETED: Final = (
-    retry("Find what deletes its pods; use spec.suspend to pause a job, and kubectl drain to empty a node"),
+    retry("Find what deletes its pods; use suspend to pause a job, and kubectl drain to empty a node"),
     edit("Raise retries, as each deletion counts as a retry", "retries"),
 )
 

@@ -8,7 +8,7 @@ import pytest
 
 from integration.chart.test_roles import named, rights, used
 from tunery_operator.kube.rbac import TEST_PERMISSIONS
-from tunery_operator.progress.installation import NAME, Asked, _asked
+from tunery_operator.tools.helm_test import NAME, Asked, _asked
 
 from kit.api_server import ApiServer
 from kit.chart import everything

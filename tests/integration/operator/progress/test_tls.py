@@ -17,8 +17,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, NoEncryption, PrivateFormat
 from prometheus_client import REGISTRY
 
-from tunery_operator.progress.certificate import Files, make
 from tunery_operator.progress.tls import Certificate, Trust, UnusableCertificate, keep_fresh, not_after
+from tunery_operator.tools.certificate import Files, make
 
 from kit.operator.api import Api, Json, eventually
 from kit.operator.objects import lorajob

@@ -19,7 +19,7 @@ from tunery_api.measured import EvaluationStatus
 from tunery_api.runspec import ProgressMetric, TrainerStatus
 from tunery_api.status import CheckpointStatus
 from tunery_operator.kube.cache import Cache
-from tunery_operator.kube.tokens import read_claim
+from tunery_operator.progress.auth import read_claim
 from tunery_operator.progress.pace import MIN_SECONDS, Pace
 from tunery_operator.progress.plausible import MAX_SECONDS, MAX_WHOLE, sane
 from tunery_operator.progress.server import Limits
@@ -196,7 +196,7 @@ async def test_many_reports_with_one_new_token_cost_one_review(tls: Path) -> Non
 async def test_an_api_server_that_hangs_costs_a_report_and_nothing_else(
     tls: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tunery_operator.kube.tokens.REVIEW_SECONDS", 0.2)
+    monkeypatch.setattr("tunery_operator.progress.auth.REVIEW_SECONDS", 0.2)
     async with site(tls, pods=20, reviews=Reviews(seconds=1.0)) as at, aiohttp.ClientSession() as session:
         answers = await asyncio.gather(*(report(at, token(pod(index)), session=session) for index in range(20)))
         assert {(answer.status, answer.retry_after) for answer in answers} == {(503, "2")}

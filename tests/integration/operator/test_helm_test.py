@@ -15,8 +15,8 @@ from kubernetes.config import load_kube_config
 from tunery_operator.kube.client import KubeClient
 from tunery_operator.kube.connection import Connection
 from tunery_operator.kube.rbac import TEST_PERMISSIONS
-from tunery_operator.progress import installation
-from tunery_operator.progress.installation import (
+from tunery_operator.tools import helm_test
+from tunery_operator.tools.helm_test import (
     MISSING,
     NAME,
     Asked,
@@ -39,7 +39,7 @@ SECRET_MISSING = {"failure": {"reason": "SecretNotFound", "message": f"the Secre
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(installation, "_LOOK_SECONDS", 0.2)
+    monkeypatch.setattr(helm_test, "_LOOK_SECONDS", 0.2)
 
 
 @pytest.fixture

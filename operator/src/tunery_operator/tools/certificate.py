@@ -1,6 +1,6 @@
 """The program of the chart's Job that makes the endpoint's certificate, once, in a Secret, and keeps what is good.
 
-`python -m tunery_operator.progress.certificate` runs under a ServiceAccount of its own, which may make, read and change
+`python -m tunery_operator.tools.certificate` runs under a ServiceAccount of its own, which may make, read and change
 that one Secret; the operator may read none. The chart does not render the Secret: nothing that applies or replaces what
 it renders touches it.
 """
