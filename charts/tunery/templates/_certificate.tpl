@@ -3,28 +3,6 @@
 {{- printf "%s-certificate" (include "tunery.fullname" .) -}}
 {{- end -}}
 
-{{/* Where charts up to 0.1.0 kept the certificate, which they made while they rendered. */}}
-{{- define "tunery.tlsSecretBefore" -}}
-{{- printf "%s-progress-tls" (include "tunery.fullname" .) -}}
-{{- end -}}
-
-{{/*
-Whether that Secret is still rendered: it is the release's, as Helm tells it, and the Job has made none yet. A look into
-the cluster, so empty where there is none: `helm template`, Argo CD.
-*/}}
-{{- define "tunery.rendersBefore" -}}
-{{- $made := lookup "v1" "Secret" .Release.Namespace (include "tunery.tlsSecretName" .) -}}
-{{- with lookup "v1" "Secret" .Release.Namespace (include "tunery.tlsSecretBefore" .) -}}
-{{- $labels := .metadata.labels | default dict -}}
-{{- $notes := .metadata.annotations | default dict -}}
-{{- $ours := list $.Release.Name $.Release.Namespace "Helm" -}}
-{{- $its := list (get $notes "meta.helm.sh/release-name") (get $notes "meta.helm.sh/release-namespace") (get $labels "app.kubernetes.io/managed-by") -}}
-{{- if and (not $made) (eq (toJson $its) (toJson $ours)) -}}
-true
-{{- end -}}
-{{- end -}}
-{{- end -}}
-
 {{/* The pod that makes the certificate: the operator's image, under an account that may change that one Secret. */}}
 {{- define "tunery.certificatePod" -}}
 {{- $operator := .Values.operator -}}
@@ -70,7 +48,6 @@ spec:
         - --secret={{ include "tunery.tlsSecretName" . }}
         - --host={{ include "tunery.serviceHost" . }}
         - --days={{ int .Values.progress.certificate.days }}
-        - --before={{ include "tunery.tlsSecretBefore" . }}
       {{- with $operator.extraEnv }}
       env: {{- toYaml . | nindent 8 }}
       {{- end }}

@@ -59,12 +59,11 @@ def test_the_certificate_is_made_anew_as_operations_says(installed: ApiServer, t
         for command in re.findall(r"^kubectl .*(?:delete secret --ignore-not-found|delete job) .*$", page, re.M)
     ]
     before = data_of(installed)
-    # One of a type that cannot be emptied; and that of an older chart, which is good, is not taken over.
+    # One of a type that cannot be emptied.
     installed.run("delete", "secret", CERTIFICATE, "-n", NAMESPACE)
     meta = {"name": CERTIFICATE, "namespace": NAMESPACE}
     kind = {"apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/tls"}
     installed.apply(kind | {"metadata": meta, "data": before})
-    old_secret(installed, before or {}, {})
     for _, *arguments in commands:
         installed.run(*arguments)
     assert len(commands) == 2
@@ -72,39 +71,6 @@ def test_the_certificate_is_made_anew_as_operations_says(installed: ApiServer, t
     assert "was made" in make_certificate(installed, tmp_path)
     assert set(data_of(installed) or ()) == {"ca.crt", "tls.crt", "tls.key"}
     assert not set((data_of(installed) or {}).values()) & set((before or {}).values())
-
-
-OWNED = {"meta.helm.sh/release-name": "tunery", "meta.helm.sh/release-namespace": NAMESPACE}
-OLD = "tunery-progress-tls"
-
-
-def old_secret(kubectl: ApiServer, data: dict[str, str], owned: dict[str, str]) -> None:
-    """Make the Secret of charts up to 0.1.0, or, where no release owns it, one by hand of that name."""
-    kubectl.run("delete", "secret", OLD, "-n", NAMESPACE, "--ignore-not-found")
-    meta = {"name": OLD, "namespace": NAMESPACE, "annotations": owned}
-    meta["labels"] = {"app.kubernetes.io/managed-by": "Helm"} if owned else {}
-    kubectl.apply({"apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/tls", "metadata": meta, "data": data})
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("owned", "after"),
-    [pytest.param(OWNED, False, id="the-releases"), pytest.param({}, True, id="made-by-hand")],
-)
-def test_the_certificate_of_an_older_chart_is_taken_over_and_its_secret_goes_then(
-    installed: ApiServer, tmp_path: Path, owned: dict[str, str], after: bool
-) -> None:
-    """Helm would delete what is no longer rendered before the Job has read it; what is not Helm's it must not touch."""
-    data = data_of(installed) or {}
-    installed.run("delete", "secret", CERTIFICATE, "-n", NAMESPACE)
-    old_secret(installed, data, owned)
-    installed.program("helm", "upgrade", "tunery", str(CHART), "-n", NAMESPACE, "--force")
-    assert data_of(installed, OLD) == data
-    assert f"taken over from the Secret {OLD}" in make_certificate(installed, tmp_path)
-    helm_install(installed)
-    assert data_of(installed, OLD) == (data if after else None)
-    assert data_of(installed) == data
-    installed.run("delete", "secret", OLD, "-n", NAMESPACE, "--ignore-not-found")
 
 
 @pytest.mark.slow

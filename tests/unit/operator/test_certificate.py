@@ -41,7 +41,7 @@ GOOD, OTHER, SHORT = make(HOST, 3650, NOW), make(HOST, 3650, NOW), make(HOST, 7,
     [
         pytest.param(GOOD, "other.svc", 0, "it is not for other.svc", id="host"),
         pytest.param(GOOD._replace(key=OTHER.key), HOST, 0, "its key is another one's", id="key"),
-        pytest.param(GOOD._replace(ca=OTHER.ca), HOST, 0, "no authority in ca.crt vouches for it", id="authority"),
+        pytest.param(GOOD._replace(ca=OTHER.ca), HOST, 0, "no authority in ca.crt has issued it", id="authority"),
         pytest.param(GOOD, HOST, 3621, "it ends soon, or has ended: ", id="soon-over"),
         pytest.param(SHORT, HOST, 5, "it ends soon, or has ended: ", id="last-third"),
         pytest.param(SHORT, HOST, 8, "it ends soon, or has ended: ", id="over"),

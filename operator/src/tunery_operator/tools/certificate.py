@@ -1,8 +1,7 @@
-"""The program of the chart's Job that makes the endpoint's certificate, once, in a Secret, and keeps what is good.
+"""Provide the Job that makes the progress endpoint's certificate: `python -m tunery_operator.tools.certificate`.
 
-`python -m tunery_operator.tools.certificate` runs under a ServiceAccount of its own, which may make, read and change
-that one Secret; the operator may read none. The chart does not render the Secret: nothing that applies or replaces what
-it renders touches it.
+The Job's ServiceAccount may create, read and change that one Secret; the operator may read none. The chart doesn't
+render the Secret, so nothing that applies or replaces what it renders touches it.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from tunery_operator.kube.rbac import CERTIFICATE_PERMISSIONS, CREATE_SECRET, GE
 logger = logging.getLogger(__name__)
 
 LEAST_LEFT: Final = timedelta(days=30)
-"""A certificate that ends sooner is made anew; one that is good for less than three times that, in its last third."""
+"""The Job renews a certificate that ends sooner; one for less than three times that, in its last third."""
 _LABELS: Final = {"app.kubernetes.io/component": "certificate", "app.kubernetes.io/part-of": "tunery"}
 """Not the release's: Argo CD prunes what has app.kubernetes.io/instance and is not rendered."""
 _MOST_DAYS: Final = 36_500
@@ -39,11 +38,11 @@ _PEM: Final = serialization.Encoding.PEM
 
 
 class Unusable(Exception):
-    """What a Secret holds is no certificate for the endpoint; the message says why."""
+    """The Secret holds no usable certificate; the message says why."""
 
 
 class Files(NamedTuple):
-    """What the Secret holds, as PEM: the authority that pods trust, the endpoint's certificate and its key."""
+    """The Secret's content as PEM: the certificate authority that pods trust, the certificate, and its key."""
 
     ca: bytes
     certificate: bytes
@@ -54,9 +53,9 @@ _KEYS: Final = Files("ca.crt", "tls.crt", "tls.key")  # type: ignore[arg-type] #
 
 
 def make(host: str, days: int, now: datetime) -> Files:
-    """Return a new authority and a certificate of it for one host name; the authority's key is thrown away.
+    """Return a new certificate authority and its certificate for one host name; the authority's key is dropped.
 
-    On curve P-256: a handshake costs the operator a fraction of what one with RSA does.
+    On curve P-256: a handshake costs the operator a fraction of one with RSA.
     """
     ca_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
     ends = now + timedelta(days=days)
@@ -119,15 +118,15 @@ def check(files: Files, host: str, now: datetime) -> None:
         raise Unusable(f"it is not for {host}")
     if key.public_key() != certificate.public_key():
         raise Unusable("its key is another one's")
-    if not any(_vouches(authority, certificate) for authority in authorities):
-        raise Unusable("no authority in ca.crt vouches for it")
+    if not any(_issued(authority, certificate) for authority in authorities):
+        raise Unusable("no authority in ca.crt has issued it")
     for each in (certificate, *authorities):
         ends = each.not_valid_after_utc
         if ends < now + min(LEAST_LEFT, (ends - each.not_valid_before_utc) / 3):
             raise Unusable(f"it ends soon, or has ended: {ends:%Y-%m-%d %H:%M} UTC")
 
 
-def _vouches(authority: x509.Certificate, certificate: x509.Certificate) -> bool:
+def _issued(authority: x509.Certificate, certificate: x509.Certificate) -> bool:
     try:
         certificate.verify_directly_issued_by(authority)
     except (ValueError, TypeError, InvalidSignature):
@@ -136,57 +135,47 @@ def _vouches(authority: x509.Certificate, certificate: x509.Certificate) -> bool
 
 
 class Wanted(NamedTuple):
-    """What the chart asks for: where the certificate is kept, for which host, and for how long."""
+    """The chart's arguments: the Secret of the certificate, its host, and its days."""
 
     namespace: str
     secret: str
     host: str
     days: int
-    before: str
-    """The Secret of charts up to 0.1.0, which made the certificate while they rendered; empty: there is none."""
 
 
 def ensure(client: KubeClient, wanted: Wanted, now: datetime) -> str:
-    """Let the Secret hold a certificate; return what was done.
+    """Write a certificate into the Secret unless it holds a good one, which running pods trust; return what was done.
 
-    One that is good stays as it is, as pods trust it that run. Only where there is no Secret yet is one of an older
-    chart taken over: whoever empties it wants another key. Raises ApiFailure where the API server does not answer, or
-    another run was faster.
+    Raises ApiFailure if the API server doesn't answer, or another run was faster.
     """
     present = client.get(GET_SECRET, wanted.namespace, wanted.secret)
     if present is None:
-        source = _create(client, wanted, now)
+        why = "there was none"
+        _create(client, wanted, now)
     else:
-        why = _why_not(present, wanted.host, now)
-        if why is None:
+        found = _why_not(present, wanted.host, now)
+        if found is None:
             return f"the certificate in the Secret {wanted.secret} is kept"
-        source = f"made: {why}"
-        # With its version: of two runs one writes, and the other one looks again.
+        why = found
+        # With its version: of two runs one writes, and the other one tries again.
         meta = {"resourceVersion": present["metadata"]["resourceVersion"]}
         body = {"metadata": meta, "data": _data(make(wanted.host, wanted.days, now))}
         client.request(PATCH_SECRET, wanted.namespace, wanted.secret, body)
-    return f"the certificate for {wanted.host} in the Secret {wanted.secret} was {source}"
+    return f"the certificate for {wanted.host} in the Secret {wanted.secret} was made: {why}"
 
 
-def _create(client: KubeClient, wanted: Wanted, now: datetime) -> str:
-    """Make the Secret; return where its certificate is from."""
-    before = client.get(GET_SECRET, wanted.namespace, wanted.before) if wanted.before else None
-    if before is not None and _why_not(before, wanted.host, now) is None:
-        files, source = _files(before), f"taken over from the Secret {wanted.before}"
-    else:
-        files, source = make(wanted.host, wanted.days, now), "made: there was none"
+def _create(client: KubeClient, wanted: Wanted, now: datetime) -> None:
     body = {
         "apiVersion": "v1",
         "kind": "Secret",
         # One of kubernetes.io/tls could not be emptied.
         "type": "Opaque",
         "metadata": {"name": wanted.secret, "labels": _LABELS},
-        "data": _data(files),
+        "data": _data(make(wanted.host, wanted.days, now)),
     }
     # Under a name of this run: were another one faster, both want the same fields, and the API server refuses this one.
     manager = {"fieldManager": f"tunery-certificate-{secrets.token_hex(4)}"}
     client.request(CREATE_SECRET, wanted.namespace, wanted.secret, body, manager)
-    return source
 
 
 def _data(files: Files) -> dict[str, str]:
@@ -194,7 +183,7 @@ def _data(files: Files) -> dict[str, str]:
 
 
 def _why_not(secret: Mapping[str, Any], host: str, now: datetime) -> str | None:
-    """Return why a Secret does not do, or None where it does."""
+    """Return why a Secret's certificate is unusable, or None."""
     try:
         check(_files(secret), host, now)
     except Unusable as error:
@@ -213,22 +202,21 @@ def _files(secret: Mapping[str, Any]) -> Files:
 
 
 def _days(text: str) -> int:
-    """Return how long a certificate lives: one that ends as it is made would be mounted, and no pod could report."""
+    """Return the days of a certificate; one of 0 days would be mounted, and no pod could report."""
     if text.isdecimal() and 1 <= int(text) <= _MOST_DAYS:
         return int(text)
     raise argparse.ArgumentTypeError(f"{text} is not from 1 to {_MOST_DAYS}: set progress.certificate.days")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Do what the Job is for; return its exit code."""
+    """Write the certificate; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     for name in ("namespace", "secret", "host"):
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--days", type=_days, required=True)
-    parser.add_argument("--before", default="")
     asked = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    wanted = Wanted(asked.namespace, asked.secret, asked.host, asked.days, asked.before)
+    wanted = Wanted(asked.namespace, asked.secret, asked.host, asked.days)
     try:
         done = ensure(load_client(allowed=CERTIFICATE_PERMISSIONS), wanted, datetime.now(UTC))
     except ApiFailure as error:
