@@ -54,7 +54,6 @@ _OPERATOR: Final = (
     "kube.events",
     "logs",
     "progress.auth",
-    "progress.endpoint",
     "progress.server",
     "reconcile.kinds",
     "runtime.kopf_source",

@@ -27,9 +27,8 @@ from tunery_operator.metrics import LEADER, State, StateCollector
 from tunery_operator.plan.job import Platform
 from tunery_operator.plan.types import Progress
 from tunery_operator.progress.auth import TokenReviewer
-from tunery_operator.progress.endpoint import Endpoint
-from tunery_operator.progress.server import ProgressServer
-from tunery_operator.progress.tls import Certificate, Trust, keep_fresh
+from tunery_operator.progress.server import Endpoint, ProgressServer
+from tunery_operator.progress.tls import Certificate, keep_fresh
 from tunery_operator.reconcile.kinds import reconcile
 from tunery_operator.reconcile.services import Services
 from tunery_operator.runtime.kopf_source import KopfDispatcher, KopfEventSource
@@ -80,9 +79,9 @@ class Operator:
         self._cache = cache = Cache(settings.default_ttl_seconds)
         client = load_client(connection)
         self._events = EventRecorder(client)
-        folder, secret = settings.progress_tls_dir, settings.progress_tls_secret
-        self._certificate = Certificate(folder, secret) if folder is not None else None
-        platform = Platform(settings, _progress(settings, self._certificate))
+        certificate = self._certificate = _certificate(settings)
+        progress = None if certificate is None else Progress(settings.progress_url, certificate.authority)
+        platform = Platform(settings, progress)
         self._services = Services(client, cache, platform, self._events)
         self._queue = WorkQueue(self._reconcile, settings.workers, cache.is_of_sweep)
         self._services.has_backlog = self._queue.has_backlog
@@ -91,8 +90,8 @@ class Operator:
         self._kopf = KopfDispatcher(source, gate.add)
         self._watches = build_watches(connection, cache, settings.watch_namespaces, self._notify_kopf, gate.add)
         self._election = _election(settings, connection)
-        endpoint = Endpoint(TokenReviewer(client), cache, self._queue, acts=self._acts)
-        self._progress_server = ProgressServer(endpoint.app())
+        endpoint = Endpoint(TokenReviewer(client), cache, self._queue, is_leader=self._acts)
+        self._progress_server = ProgressServer(endpoint.handle)
         self._stopping = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._election_task: asyncio.Task[None] | None = None
@@ -116,9 +115,8 @@ class Operator:
         certificate = self._certificate
         if certificate is not None:
             await self._progress_server.start(self._settings.progress_port, certificate)
-            trust = Trust(certificate, urlsplit(self._settings.progress_url).hostname or "")
-            self._services.distrust = lambda: trust.fault
-            background.append(keep_fresh(certificate, self._services.use_ca, trust.look))
+            self._services.distrust = lambda: certificate.fault
+            background.append(keep_fresh(certificate, self._services.use_ca))
         self._tasks = [asyncio.create_task(each) for each in background]
         # After all others: Kopf ends every task that was made after its own, and only at its end.
         self._kopf_task = asyncio.create_task(self._kopf.run(self._handle_signals), name="kopf")
@@ -145,7 +143,7 @@ class Operator:
             LEADER.set(1)
             self._act()
         else:
-            self._election.on_started, self._election.on_lost = self._lead, self._lead_no_more
+            self._election.on_started, self._election.on_lost = self._lead, self._gate.stop
             self._election_task = asyncio.create_task(self._election.run(), name="election")
         await asyncio.sleep(TRIM_SECONDS)
         gc.collect()  # of what reading all objects at once has left
@@ -161,10 +159,6 @@ class Operator:
     def _act(self) -> None:
         self._services.acting_since = self._services.now()
         self._gate.start()
-
-    async def _lead_no_more(self) -> None:
-        await self._gate.stop()
-        self._progress_server.close_connections()
 
     def _handle_signals(self) -> None:
         """End in our own order: set again after Kopf has set its own handlers."""
@@ -205,11 +199,12 @@ async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _progress(settings: Settings, certificate: Certificate | None) -> Progress | None:
-    """Return how pods report, or None where the platform gave no endpoint."""
-    if certificate is None or not settings.progress_url:
+def _certificate(settings: Settings) -> Certificate | None:
+    """Return the progress endpoint's certificate, or None if the platform has no endpoint."""
+    host = urlsplit(settings.progress_url).hostname
+    if settings.progress_tls_dir is None or host is None:
         return None
-    return Progress(settings.progress_url, certificate.authority)
+    return Certificate(settings.progress_tls_dir, host, settings.progress_tls_secret)
 
 
 def _election(settings: Settings, connection: Connection) -> LeaderElection | None:

@@ -17,8 +17,7 @@ from tunery_api.kinds import Kind
 from tunery_operator.kube.cache import Cache
 from tunery_operator.kube.owners import Report
 from tunery_operator.progress.auth import PodIdentity, TokenReviewer
-from tunery_operator.progress.endpoint import Endpoint
-from tunery_operator.progress.server import Limits, ProgressServer
+from tunery_operator.progress.server import Endpoint, Limits, ProgressServer
 from tunery_operator.progress.tls import Certificate
 from tunery_operator.runtime.priority_queue import Priority
 from tunery_operator.views.owner import Key
@@ -120,6 +119,8 @@ class Site:
     reviews: Reviews = field(default_factory=Reviews)
     queue: Queue = field(default_factory=Queue)
     leads: bool = True
+    host: str = "127.0.0.1"
+    """The host that pods connect to by their configuration."""
     port: int = 0
     cache: Cache | None = None
     """The real one, in place of `pods`."""
@@ -128,8 +129,8 @@ class Site:
         reviewer = TokenReviewer(self.reviews)  # type: ignore[arg-type]
         cache = self.pods if self.cache is None else self.cache
         self.endpoint = Endpoint(reviewer, cache, self.queue, lambda: self.leads)  # type: ignore[arg-type]
-        self.server = ProgressServer(self.endpoint.app(), self.limits)
-        self.certificate = Certificate(self.tls)
+        self.server = ProgressServer(self.endpoint.handle, self.limits)
+        self.certificate = Certificate(self.tls, self.host)
         self.port = await self.server.start(0, self.certificate, "127.0.0.1")
         return self
 

@@ -1,283 +1,262 @@
-"""The endpoint's server: counts connections before any TLS, and gives none of them longer than it needs.
+"""Provide the HTTPS endpoint that pods post reports to, with limits on connections, requests, and the rate of reports.
 
-aiohttp has no deadline for a request's head, and asyncio tells nobody of a connection before its TLS handshake: any pod
-of the cluster could hold as many as the process has file descriptors. So each connection begins at a gate, which
-counts it, starts TLS by itself, and keeps one timer for whatever the connection has to do next.
+A pod may report only for the object that its token belongs to: nothing in the body chooses the object.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import socket
 import ssl
+import time
 from asyncio import sslproto
-from collections import Counter
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from datetime import UTC, datetime
+from typing import Final
 
 from aiohttp import web
 from aiohttp.http import HttpProcessingError
+from pydantic import ValidationError
 
-from tunery_operator.metrics import PROGRESS_CONNECTIONS, PROGRESS_REFUSED
+from tunery_api.kinds import JOB_KINDS
+from tunery_api.runspec import ProgressUpdate
+from tunery_operator.runtime.priority_queue import Priority
+from tunery_operator.runtime.workqueue import WorkQueue
+from tunery_operator.errors import ApiFailure
+from tunery_operator.kube.cache import Cache
+from tunery_operator.kube.owners import Report
+from tunery_operator.metrics import PROGRESS_CONNECTIONS, PROGRESS_POSTS, PROGRESS_REFUSED
+from tunery_operator.progress.auth import ReviewsBusy, TokenReviewer, read_claim
+from tunery_operator.progress.plausible import sane
+from tunery_operator.progress.replicas import MAX_REPORT, Replicas
 from tunery_operator.progress.tls import Certificate
+from tunery_operator.views.owner import Key
 
 logger = logging.getLogger(__name__)
 
-LINGER_SECONDS: Final = 1.0
-STOP_SECONDS: Final = 2.0
+MAX_BODY: Final = 64 * 1024
+"""Bytes of the report of a pod that trains."""
+BODY_SECONDS: Final = 5.0
+UNREAD_MILLISECONDS: Final = 15_000
+"""A connection ends if its client doesn't read an answer in this time."""
+MIN_SECONDS: Final = 0.9
+"""Between two reports of one pod; the trainer keeps a second."""
+MIN_INTERVAL: Final = 3
+MAX_INTERVAL: Final = 300
+REPORTS_PER_SECOND: Final = 200
+"""The interval between reports aims at this rate over all pods."""
+MAX_PODS: Final = 100_000
+
+sslproto.SSLProtocol.max_size = 16 * 1024
+"""The buffer of a connection: one TLS record. asyncio's 256 KiB take 250 MB for 1,000 connections."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How many connections there may be, and the seconds that each stage of one may take."""
+    """Limits on connections, and the seconds after which the endpoint closes one."""
 
-    connections: int = 4000
-    per_address: int = 256
-    """More than a node has pods: where the network hides pods behind their node, all of them must fit."""
+    connections: int = 2000
+    handshakes: int = 256
+    """At the same time; one more ends the oldest, so that idle connections don't keep pods from reporting."""
     handshake: float = 5.0
-    head: float = 5.0
-    """From the connection, or the first byte of a further request, to the end of its head."""
-    request: float = 15.0
-    """From the end of the head to the answer."""
-    idle: float = 75.0
-    """Between two requests of a connection."""
+    idle: float = 5.5
+    """From the handshake, or from an answer, to the end of the next request's head.
+
+    It keeps the connections of up to 1,000 pods. Not a whole number, as intervals are: no pod posts just as its
+    connection ends.
+    """
 
 
 class ProgressServer:
-    """Serves one application over TLS, within limits."""
+    """Serve one request handler over TLS."""
 
-    def __init__(self, app: web.Application, limits: Limits | None = None) -> None:
-        self.limits = limits or Limits()
-        app.middlewares.append(self._time)
-        self._runner = web.AppRunner(
-            app,
-            access_log=None,
-            logger=_http_logger(),
-            keepalive_timeout=self.limits.idle,
-            lingering_time=LINGER_SECONDS,
+    def __init__(
+        self, handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]], limits: Limits | None = None
+    ) -> None:
+        self._limits = limits or Limits()
+        self._http = web.Server(
+            handler, access_log=None, logger=_http_logger(), keepalive_timeout=self._limits.idle, lingering_time=1.0
         )
-        self._server: asyncio.Server | None = None
-        self._by_address: Counter[str] = Counter()
-        self._gates: set[_Gate] = set()
-        self._by_transport: dict[Any, _Gate] = {}
+        self._handshakes: OrderedDict[asyncio.Task[None], None] = OrderedDict()
+        self._listener: socket.socket | None = None
+        self._acceptor: asyncio.Task[None] | None = None
+        PROGRESS_CONNECTIONS.set_function(self.connections)
 
-    async def start(self, port: int, certificate: Certificate, host: str | None = None) -> int:
-        """Listen; returns the port, which the system chose where it was 0.
+    def connections(self) -> int:
+        """Return the number of open connections."""
+        return len(self._handshakes) + len(self._http.connections)
 
-        As long as there is no certificate to serve, connections end at once, as with nobody there.
-        """
-        await self._runner.setup()
-        loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: _Gate(self, certificate.context), host, port, backlog=1024)
-        listening: int = self._server.sockets[0].getsockname()[1]
+    async def start(self, port: int, certificate: Certificate, host: str = "") -> int:
+        """Listen on `port`, or a free one for 0, and return it. `host` empty: on all addresses."""
+        dual_stack = not host and socket.has_dualstack_ipv6()
+        family = socket.AF_INET6 if dual_stack else socket.AF_INET
+        self._listener = socket.create_server((host, port), family=family, backlog=1024, dualstack_ipv6=dual_stack)
+        self._listener.setblocking(False)
+        self._acceptor = asyncio.create_task(self._accept(self._listener, certificate))
+        listening: int = self._listener.getsockname()[1]
         return listening
 
     async def stop(self) -> None:
-        """Take no more connections, let requests that run end, and close all."""
-        if self._server is not None:
-            self._server.close()
+        """Accept no more connections, let requests end for two seconds, and close all."""
+        tasks = [*self._handshakes] + ([self._acceptor] if self._acceptor is not None else [])
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._listener is not None:
+            self._listener.close()
+        await self._http.shutdown(timeout=2.0)
+
+    async def _accept(self, listener: socket.socket, certificate: Certificate) -> None:
+        """Accept connections, and close those above the limit or without a certificate to serve."""
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                connection, _ = await loop.sock_accept(listener)
+            except OSError as error:  # such as no free file descriptor
+                logger.debug("Could not accept a connection: %s", error)
+                await asyncio.sleep(0.1)
+                continue
+            context = certificate.context
+            if context is None or self.connections() >= self._limits.connections:
+                PROGRESS_REFUSED.labels("tls" if context is None else "connections").inc()
+                connection.close()
+            else:
+                self._begin_handshake(connection, context)
+            await asyncio.sleep(0)  # a waiting connection is accepted without a pause
+
+    def _begin_handshake(self, connection: socket.socket, context: ssl.SSLContext) -> None:
+        if len(self._handshakes) >= self._limits.handshakes:
+            oldest, _ = self._handshakes.popitem(last=False)
+            oldest.cancel()
+            PROGRESS_REFUSED.labels("handshakes").inc()
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREAD_MILLISECONDS)
+        task = asyncio.create_task(self._secure(connection, context))
+        self._handshakes[task] = None
+        task.add_done_callback(lambda done: self._handshakes.pop(done, None))
+
+    async def _secure(self, connection: socket.socket, context: ssl.SSLContext) -> None:
+        """Complete the TLS handshake, and hand the connection to the HTTP server."""
         try:
-            async with asyncio.timeout(STOP_SECONDS):
-                await self._runner.cleanup()
-        except TimeoutError:
-            logger.debug("requests still ran when the progress endpoint stopped")
-        self.close_connections()
-
-    def close_connections(self) -> None:
-        """Close every connection, as when another replica has become the leader: the pods then come to that one."""
-        for gate in list(self._gates):
-            gate.abort()
-
-    @web.middleware
-    async def _time(
-        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-    ) -> web.StreamResponse:
-        """Give a request its own deadline, and its connection the idle one when it is answered."""
-        gate = self._by_transport.get(request.transport)
-        if gate is None:
-            return await handler(request)
-        gate.in_request(True)
-        try:
-            return await handler(request)
-        finally:
-            gate.in_request(False)
-
-    # What a gate asks of its server
-
-    def handler(self) -> asyncio.Protocol:
-        """Return aiohttp's protocol for one connection."""
-        server = self._runner.server
-        assert server is not None, "start() has set it up"  # noqa: S101 - a fact of this class, for the type checker
-        return server()
-
-    def enter(self, gate: _Gate) -> str | None:
-        """Count a connection; returns why it must be closed, None where it may stay."""
-        if len(self._gates) >= self.limits.connections:
-            return "all"
-        if self._by_address[gate.address] >= self.limits.per_address:
-            return "address"
-        self._gates.add(gate)
-        self._by_address[gate.address] += 1
-        PROGRESS_CONNECTIONS.set(len(self._gates))
-        return None
-
-    def secured(self, gate: _Gate, transport: asyncio.Transport) -> None:
-        """Know a connection by its TLS transport, which is all that a request tells."""
-        self._by_transport[transport] = gate
-
-    def leave(self, gate: _Gate, transport: asyncio.Transport | None) -> None:
-        """Forget a connection that has ended."""
-        self._by_transport.pop(transport, None)
-        if gate not in self._gates:
-            return
-        self._gates.remove(gate)
-        self._by_address[gate.address] -= 1
-        if not self._by_address[gate.address]:
-            del self._by_address[gate.address]
-        PROGRESS_CONNECTIONS.set(len(self._gates))
+            await asyncio.get_running_loop().connect_accepted_socket(
+                self._http, connection, ssl=context, ssl_handshake_timeout=self._limits.handshake
+            )
+        except OSError:
+            PROGRESS_REFUSED.labels("tls").inc()
 
 
 def _http_logger() -> logging.Logger:
-    """Return a logger for aiohttp that leaves out what a client did wrong: else any pod could fill our log."""
+    """Return a logger for aiohttp without the errors of clients: any pod could fill the log."""
     http = logging.getLogger(f"{__name__}.http")
     if not http.filters:
-        http.addFilter(_is_ours)
+        http.addFilter(lambda record: not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError)))
     return http
 
 
-def _is_ours(record: logging.LogRecord) -> bool:
-    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
+class Endpoint:
+    """Accept reports, and enqueue the objects that they are for; `is_leader` says whether this replica reconciles."""
+
+    def __init__(
+        self, reviewer: TokenReviewer, cache: Cache, queue: WorkQueue, is_leader: Callable[[], bool] = lambda: True
+    ) -> None:
+        self._reviewer = reviewer
+        self._cache = cache
+        self._queue = queue
+        self._is_leader = is_leader
+        self._pace = Pace()
+        self._replicas = Replicas(cache, queue)
+
+    async def handle(self, request: web.BaseRequest) -> web.Response:
+        """Return the answer to a request, whatever its path."""
+        response = await self._answer(request)
+        PROGRESS_POSTS.labels(str(response.status)).inc()
+        return response
+
+    async def _answer(self, request: web.BaseRequest) -> web.Response:
+        """Return the answer. The cheapest checks come first; the body is read last."""
+        if request.method != "POST":
+            return _reject(405, "only POST is allowed")
+        if not self._is_leader():
+            response = _reject(503, "another replica leads; try again", retry_after=1)
+            response.force_close()  # a new connection may reach the leader
+            return response
+        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+        claim = read_claim(token.strip()) if scheme.lower() == "bearer" else None
+        if claim is None:
+            return _reject(401, "a pod's token for this endpoint is needed")
+        target = self._cache.owner_of_pod(*claim.pod)
+        if target is None and self._cache.servers.is_unproven(*claim.pod):
+            return _reject(503, "the owner of this pod is not known yet", retry_after=1)
+        if target is None:
+            return _reject(403, "this pod works for no active object, or another pod reports for it")
+        try:
+            if not await self._reviewer.proves(token.strip(), claim):
+                return _reject(401, "the token is not valid here")
+        except (ApiFailure, ReviewsBusy) as error:
+            logger.debug("Could not review a progress token: %s", error)
+            return _reject(503, "the token could not be reviewed", math.ceil(error.retry_after or 2))
+        if not self._pace.admits(claim.pod.uid):
+            return _reject(429, "one report a second is enough", retry_after=1)
+        return await self._accept(request, *target, claim.pod.uid)
+
+    async def _accept(self, request: web.BaseRequest, key: Key, uid: str, pod_uid: str) -> web.Response:
+        trains = key.kind in JOB_KINDS
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                body = await request.clone(client_max_size=MAX_BODY if trains else MAX_REPORT).read()
+        except (TimeoutError, ConnectionError, web.RequestPayloadError):
+            response = _reject(408, "the report did not arrive completely in time")
+            response.force_close()
+            return response
+        except web.HTTPRequestEntityTooLarge:
+            return _reject(413, "the report is too large")
+        try:
+            if not trains:
+                return self._replicas.take(key, uid, pod_uid, body)
+            update = ProgressUpdate.model_validate_json(body)
+        except ValidationError as error:
+            return _reject(400, f"not a report of such a pod: {error.error_count()} errors")
+        now = datetime.now(UTC)
+        self._store(key, uid, Report(sane(update.trainer_status, now), pod_uid, now))
+        return web.json_response({"message": "ok", "intervalSeconds": self._pace.interval()})
+
+    def _store(self, key: Key, uid: str, report: Report) -> None:
+        """Store a report and enqueue its object; the checkpoint of an earlier report stays if this one names none."""
+        before = self._cache.progress(key, uid)
+        if before is not None and report.status.checkpoint is None:
+            status = report.status.model_copy(update={"checkpoint": before.status.checkpoint})
+            report = report._replace(status=status)
+        self._cache.set_progress(key, uid, report)
+        self._queue.add([key], Priority.LOW)
 
 
-def _look_at(done: asyncio.Future[None]) -> None:
-    """Take note of an error that nobody waits for, so that asyncio does not log it as one that was forgotten."""
-    if not done.cancelled():
-        done.exception()
+def _reject(status: int, text: str, retry_after: int | None = None) -> web.Response:
+    headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
+    return web.json_response({"message": text}, status=status, headers=headers)
 
 
-class _Tls(sslproto.SSLProtocol):
-    """TLS of one connection, with a buffer of the size of a record.
+class Pace:
+    """The time of each pod's last report, and the interval that follows from the number of pods."""
 
-    asyncio's has 256 KiB, which a thousand connections make a quarter of a gigabyte.
-    """
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._last: OrderedDict[str, float] = OrderedDict()
 
-    max_size = 16 * 1024
+    def admits(self, pod_uid: str) -> bool:
+        """Return whether a pod may report now, and store that it did."""
+        now = self._clock()
+        last = self._last.get(pod_uid)
+        if last is not None and now - last < MIN_SECONDS:
+            return False
+        self._last[pod_uid] = now
+        self._last.move_to_end(pod_uid)
+        while len(self._last) > MAX_PODS or now - next(iter(self._last.values())) > 2 * MAX_INTERVAL:
+            self._last.popitem(last=False)
+        return True
 
-    def __init__(self, gate: _Gate, context: ssl.SSLContext, seconds: float) -> None:
-        self._gate = gate
-        loop = asyncio.get_running_loop()
-        waiter: asyncio.Future[None] = loop.create_future()
-        # Nobody waits: `left` and `connection_made` of the gate tell what came of the handshake.
-        waiter.add_done_callback(_look_at)
-        super().__init__(
-            loop,
-            gate,
-            context,
-            waiter,
-            server_side=True,
-            ssl_handshake_timeout=seconds,  # type: ignore[arg-type] # any number does, typeshed knows of int only
-        )
-
-    def connection_lost(self, exc: BaseException | None) -> None:
-        """Tell the gate, also where no TLS ever stood: asyncio tells only of what it had announced."""
-        super().connection_lost(exc)
-        self._gate.left()
-
-
-class _Gate(asyncio.Protocol):
-    """One connection: the plain one is made first; once TLS stands it is made again, and its bytes go to aiohttp."""
-
-    def __init__(self, server: ProgressServer, context: ssl.SSLContext | None) -> None:
-        self._server = server
-        self._context = context
-        self._raw: asyncio.Transport | None = None
-        self._secure: asyncio.Transport | None = None
-        self._handler: asyncio.Protocol | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._idle = False
-        self.address = ""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Take the plain connection in, or the one over TLS."""
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - a stream always is, for the type checker
-        if self._raw is None:
-            self._admit(transport)
-            return
-        self._secure = transport
-        self._server.secured(self, transport)
-        self._handler = self._server.handler()
-        self._handler.connection_made(transport)
-        self._deadline(self._server.limits.head)
-
-    def _admit(self, transport: asyncio.Transport) -> None:
-        """Start TLS on a connection; it ends at once where there are too many, or is no certificate yet."""
-        self._raw = transport
-        if self._context is None:
-            PROGRESS_REFUSED.labels("tls").inc()
-            transport.abort()
-            return
-        self.address = str((transport.get_extra_info("peername") or ("",))[0])
-        refused = self._server.enter(self)
-        if refused is not None:
-            PROGRESS_REFUSED.labels(refused).inc()
-            transport.abort()
-            return
-        tls = _Tls(self, self._context, self._server.limits.handshake)
-        transport.set_protocol(tls)
-        tls.connection_made(transport)
-
-    def left(self) -> None:
-        """Forget the connection."""
-        if self._secure is None:
-            PROGRESS_REFUSED.labels("tls").inc()
-        self._server.leave(self, self._secure)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Tell aiohttp that the connection has ended."""
-        if self._timer is not None:
-            self._timer.cancel()
-        if self._handler is not None:
-            self._handler.connection_lost(exc)
-
-    def abort(self) -> None:
-        """End the connection without any further word."""
-        if self._raw is not None:
-            self._raw.abort()
-
-    def in_request(self, running: bool) -> None:
-        """Take note that a request's head is complete, or that its answer is."""
-        self._idle = not running
-        self._deadline(self._server.limits.request if running else self._server.limits.idle)
-
-    def _deadline(self, seconds: float) -> None:
-        """Let the connection end in so many seconds, unless it gets another deadline before."""
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = asyncio.get_running_loop().call_later(seconds, self._too_late)
-
-    def _too_late(self) -> None:
-        PROGRESS_REFUSED.labels("idle" if self._idle else "slow").inc()
-        self.abort()
-
-    def data_received(self, data: bytes) -> None:
-        """Hand bytes on; the first of a further request start the time for its head."""
-        if self._idle:
-            self._idle = False
-            self._deadline(self._server.limits.head)
-        if self._handler is not None:
-            self._handler.data_received(data)
-
-    def eof_received(self) -> bool | None:
-        """Hand the end of the stream on."""
-        return self._handler.eof_received() if self._handler is not None else None
-
-    def pause_writing(self) -> None:
-        """Hand on that the peer reads too slowly."""
-        if self._handler is not None:
-            self._handler.pause_writing()
-
-    def resume_writing(self) -> None:
-        """Hand on that the peer reads again."""
-        if self._handler is not None:
-            self._handler.resume_writing()
+    def interval(self) -> int:
+        """Return the seconds after which a pod should report again."""
+        return min(MAX_INTERVAL, max(MIN_INTERVAL, math.ceil(len(self._last) / REPORTS_PER_SECOND)))

@@ -1,4 +1,4 @@
-"""The endpoint's certificates: rotated without a restart, the authority too, and their end is a metric."""
+"""The endpoint's certificate: renewed without a restart, its authority too, and its expiry is a metric."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, NoEncryption, PrivateFormat
 from prometheus_client import REGISTRY
 
-from tunery_operator.progress.tls import Certificate, Trust, UnusableCertificate, keep_fresh, not_after
+from tunery_operator.progress.tls import Certificate, keep_fresh
 from tunery_operator.tools.certificate import Files, make
 
 from kit.operator.api import Api, Json, eventually
@@ -27,10 +27,6 @@ from kit.operator.reporting import Pods, Site, certificates
 from kit.operator.stage import make_namespace
 
 FILES = ("tls.crt", "tls.key", "ca.crt")
-
-
-def served(pem: str) -> x509.Certificate:
-    return x509.load_pem_x509_certificate(pem.encode())
 
 
 async def peer(site: Site) -> bytes:
@@ -48,9 +44,8 @@ async def test_certificate_and_authority_are_rotated_without_a_restart(
     monkeypatch.setattr("tunery_operator.progress.tls.CHECK_SECONDS", 0.05)
     folder, later = certificates(tmp_path / "first"), certificates(tmp_path / "later")
     authorities: list[str] = []
-    looks: list[float] = []
     async with Site(folder, Pods(set())) as site:
-        task = asyncio.create_task(keep_fresh(site.certificate, authorities.append, lambda: looks.append(0)))
+        task = asyncio.create_task(keep_fresh(site.certificate, authorities.append))
         before = await peer(site)
         # One file at a time, as a rotation may be seen: key and certificate do not fit each other in between.
         for name in FILES:
@@ -60,7 +55,6 @@ async def test_certificate_and_authority_are_rotated_without_a_restart(
         assert await peer(site) != before
         task.cancel()
     assert authorities == [(later / "ca.crt").read_text()]
-    assert len(looks) > len(FILES)
 
 
 EC, RSA = ec.generate_private_key(ec.SECP256R1()), rsa.generate_private_key(65537, 2048)
@@ -102,24 +96,22 @@ async def test_a_certificate_of_another_kind_of_key_takes_the_place_of_the_one_b
 ) -> None:
     first, second, third = signs_itself(EC, HOST), signs_itself(RSA, HOST), signs_itself(EC, HOST)
     write(tmp_path, first)
-    async with Site(tmp_path, Pods(set())) as site, connected(site, first.ca, named=named) as old:
-        trust = Trust(site.certificate, HOST)
+    async with Site(tmp_path, Pods(set()), host=HOST) as site, connected(site, first.ca, named=named) as old:
         for files in (second, third):
             write(tmp_path, files)
-            site.certificate.load()
-            trust.look()
-            assert trust.fault is None
+            assert site.certificate.renew()
+            assert site.certificate.fault is None
             async with connected(site, files.ca, named=named) as new:
                 assert await new() == await old() == b"HTTP/1.1 401 Unauthorized"
         with pytest.raises(ssl.SSLCertVerificationError):
             await connected(site, first.ca, named=named).__aenter__()
         # Caught half way: what was served is served on.
         (tmp_path / "tls.crt").write_bytes(second.certificate)
-        with pytest.raises(UnusableCertificate):
-            site.certificate.load()
+        assert not site.certificate.renew()
         async with connected(site, third.ca, named=named) as new:
             assert await new() == b"HTTP/1.1 401 Unauthorized"
-    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    [warned] = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "tls.key is not the key of tls.crt" in warned
 
 
 HOST = "tunery.tunery-system.svc"
@@ -139,26 +131,23 @@ GOOD, OTHER = make(HOST, 3650, NOW), make(HOST, 3650, NOW)
         pytest.param(make(HOST, 0, NOW), "certificate has expired", id="no-days"),
     ],
 )
-def test_what_pods_would_not_trust_is_told_in_the_log_once(
+def test_why_pods_do_not_trust_the_certificate_is_logged_once(
     files: Files, why: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     write(tmp_path, files)
-    certificate = Certificate(tmp_path)
-    assert certificate.authority.isascii(), "pods read no other"
-    trust = Trust(certificate, HOST)
     caplog.set_level("INFO")
-    trust.look()
-    trust.look()
+    certificate = Certificate(tmp_path, HOST)
+    assert certificate.authority.isascii(), "pods read no other"
+    certificate.renew()
     warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert len(warned) == (0 if why is None else 1)
     if why is not None:
-        assert why in (trust.fault or "")
-        assert f"{trust.fault}. They train on" in warned[0]
+        assert why in (certificate.fault or "")
+        assert f"report nothing: the files of {tmp_path}: {certificate.fault}. Fix: " in warned[0]
         write(tmp_path, GOOD)
-        certificate.load()
-        trust.look()
-        assert "can trust the progress endpoint's certificate again" in caplog.text
-    assert trust.fault is None
+        assert certificate.renew()
+        assert "Pods can trust the progress endpoint's certificate" in caplog.text
+    assert certificate.fault is None
 
 
 LOCKED = EC.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"secret"))
@@ -169,58 +158,58 @@ SMALL = signs_itself(rsa.generate_private_key(65537, 1024), HOST)
 @pytest.mark.parametrize(
     ("files", "why"),
     [
-        pytest.param({"tls.crt": GOOD.certificate[:300]}, "tls.crt holds no whole certificate in PEM", id="cut"),
-        pytest.param({"tls.crt": None}, "tls.crt is missing", id="no-certificate"),
+        pytest.param({"tls.crt": GOOD.certificate[:300]}, "tls.crt is invalid: ", id="cut"),
+        pytest.param({"tls.crt": None}, "tls.crt can't be read: No such file", id="no-certificate"),
         pytest.param({"tls.key": OTHER.key}, "tls.key is not the key of tls.crt", id="key-of-another"),
         pytest.param({"tls.key": signs_itself(RSA, HOST).key}, "tls.key is not the key of tls.crt", id="other-kind"),
-        pytest.param({"tls.key": b"hello"}, "tls.key holds no private key in PEM", id="no-key"),
-        pytest.param({"tls.key": GOOD.key[:100]}, "tls.crt and tls.key cannot be used: ", id="key-cut"),
-        pytest.param({"tls.key": LOCKED}, "tls.key is encrypted", id="key-locked"),
-        pytest.param({"tls.crt": SMALL.certificate, "tls.key": SMALL.key}, "ee key too small", id="key-small"),
-        pytest.param({"ca.crt": b"hello"}, "ca.crt holds no whole certificate in PEM", id="no-authority"),
-        pytest.param({"ca.crt": None}, "ca.crt is missing", id="authority-missing"),
-        pytest.param({"ca.crt": b"\xff\xfe"}, "ca.crt cannot be read", id="no-text"),
+        pytest.param({"tls.key": b"hello"}, "tls.key is invalid: ", id="no-key"),
+        pytest.param({"tls.key": GOOD.key[:100]}, "tls.key is invalid: ", id="key-cut"),
+        pytest.param({"tls.key": LOCKED}, "tls.key is invalid: Password was not given", id="key-locked"),
+        pytest.param(
+            {"tls.crt": SMALL.certificate, "tls.key": SMALL.key},
+            "tls.crt and tls.key are invalid: [SSL: EE_KEY",
+            id="key-small",
+        ),
+        pytest.param({"ca.crt": b"hello"}, "ca.crt is invalid: ", id="no-authority"),
+        pytest.param({"ca.crt": None}, "ca.crt can't be read: No such file", id="authority-missing"),
+        pytest.param({"ca.crt": b"\xff\xfe"}, "ca.crt is invalid: ", id="no-text"),
     ],
 )
-def test_what_cannot_be_served_is_told_once_with_its_secret_and_stops_nothing(
+def test_an_invalid_certificate_is_logged_once_with_its_secret_and_stops_nothing(
     files: dict[str, bytes | None], why: str, before: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     write(tmp_path, OTHER if before else GOOD)
-    certificate = Certificate(tmp_path, "corp") if before else None
+    certificate = Certificate(tmp_path, HOST, "corp") if before else None
     old = certificate and certificate.context
     write(tmp_path, GOOD)
     for name, text in files.items():
         (tmp_path / name).unlink() if text is None else (tmp_path / name).write_bytes(text)
-    certificate = certificate or Certificate(tmp_path, "corp")
-    trust = Trust(certificate, HOST)
+    certificate = certificate or Certificate(tmp_path, HOST, "corp")
     for _ in range(3):
         assert certificate.renew() is False
-        trust.look()
     # All or nothing: neither half of a pair, nor its authority alone.
     assert certificate.context is old
     assert certificate.authority == ((OTHER.ca if before else b"" if "ca.crt" in files else GOOD.ca).decode())
-    assert why in (certificate.fault or "")
-    assert trust.fault == (None if before else certificate.fault)
-    [told] = [record for record in caplog.records if record.levelname != "INFO"]
-    assert told.levelname == ("WARNING" if before else "ERROR")
-    assert f"Secret corp: {certificate.fault}. Mend that" in told.getMessage()
-    assert ("the one before is served on" if before else "takes no reports") in told.getMessage()
+    assert (certificate.fault is None) == before
+    [logged] = [record for record in caplog.records if record.levelname != "INFO"]
+    assert logged.levelname == ("WARNING" if before else "ERROR")
+    assert f"Secret corp: {why}" in logged.getMessage()
+    assert ("Kept the progress endpoint's former certificate" if before else "refuses reports") in logged.getMessage()
     write(tmp_path, GOOD)
     assert certificate.renew() is True
-    trust.look()
-    assert (trust.fault, certificate.authority) == (None, GOOD.ca.decode())
+    assert (certificate.fault, certificate.authority) == (None, GOOD.ca.decode())
 
 
-def test_what_stays_unusable_is_told_again_after_an_hour_or_with_another_content(
+def test_a_fault_is_logged_again_after_an_hour_or_when_it_changes(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(tmp_path, GOOD._replace(key=OTHER.key))
-    certificate = Certificate(tmp_path)
+    certificate = Certificate(tmp_path, HOST)
     (tmp_path / "tls.key").write_bytes(b"hello")
     certificate.renew()
     certificate.renew()
     assert len(caplog.records) == 2
-    monkeypatch.setattr("tunery_operator.progress.tls.TELL_AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr("tunery_operator.progress.tls.LOG_AGAIN_SECONDS", 0.0)
     certificate.renew()
     assert len(caplog.records) == 3
 
@@ -229,8 +218,8 @@ async def test_nobody_is_served_until_there_is_a_certificate(tmp_path: Path, mon
     monkeypatch.setattr("tunery_operator.progress.tls.CHECK_SECONDS", 0.05)
     write(tmp_path, signs_itself(EC, HOST)._replace(ca=b"none"))
     authorities: list[str] = []
-    async with Site(tmp_path, Pods(set())) as site:
-        task = asyncio.create_task(keep_fresh(site.certificate, authorities.append, lambda: None))
+    async with Site(tmp_path, Pods(set()), host=HOST) as site:
+        task = asyncio.create_task(keep_fresh(site.certificate, authorities.append))
         reader, writer = await asyncio.open_connection("127.0.0.1", site.port)
         with contextlib.suppress(ConnectionError):
             assert await reader.read() == b""
@@ -274,8 +263,8 @@ def test_a_job_that_runs_no_pod_gets_the_new_authority(
     assert operator.metric('tunery_certificate_expiry_timestamp_seconds{certificate="serving"}') == 0
     told = [line for line in operator.log.read_text().splitlines() if " ERROR " in line]
     assert len(told) == 1
-    assert "takes no reports" in told[0]
-    assert "Secret corp: tls.crt holds no whole certificate in PEM. Mend that" in told[0]
+    assert "refuses reports" in told[0]
+    assert "Secret corp: tls.crt is invalid: " in told[0]
     operator.stop()
     (folder / "tls.crt").write_text(served)
     old = (folder / "ca.crt").read_text()
@@ -311,17 +300,10 @@ def authority(job: Json) -> str:
     return pem
 
 
-def test_the_end_of_both_certificates_is_told(tmp_path: Path) -> None:
+def test_a_metric_shows_when_both_certificates_expire(tmp_path: Path) -> None:
     folder = certificates(tmp_path / "tls")
-    Certificate(folder)
+    Certificate(folder, "127.0.0.1")
     for label, name in (("serving", "tls.crt"), ("ca", "ca.crt")):
-        pem = (folder / name).read_text()
-        ends = served(pem).not_valid_after_utc
-        assert not_after(pem) == ends
-        told = REGISTRY.get_sample_value("tunery_certificate_expiry_timestamp_seconds", {"certificate": label})
-        assert told == ends.timestamp()
-
-
-def test_what_holds_no_certificate_is_an_error() -> None:
-    with pytest.raises(ValueError, match="substring not found"):
-        not_after("nothing")
+        expires = x509.load_pem_x509_certificate((folder / name).read_bytes()).not_valid_after_utc
+        shown = REGISTRY.get_sample_value("tunery_certificate_expiry_timestamp_seconds", {"certificate": label})
+        assert shown == expires.timestamp()
