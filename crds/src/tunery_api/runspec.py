@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Final
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, field_validator
 
 from tunery_api.adaptermerge import AdapterMergeSpec
 from tunery_api.batchinference import BatchInferenceSpec
@@ -22,14 +22,17 @@ from tunery_api.measured import (
     EvaluationStatus,
     MemoryStatus,
     MetricsStatus,
+    finite,
 )
 from tunery_api.names import WORK_DIR
+from tunery_api.scrub import scrub
 from tunery_api.status import (
     AdapterStatus,
     CheckpointStatus,
     MergeInputStatus,
     Phase,
     ResolvedStatus,
+    Timestamp,
     VerificationStatus,
 )
 from tunery_api.sweepstatus import TRIALS_KEPT, ParameterImportance, TrialStatus
@@ -260,11 +263,29 @@ class RunResult(OpenModel):
     the pod that removed it; of a report, that it has not looked."""
 
 
+def _check_finite(text: str) -> str:
+    if finite(text) is None:
+        raise ValueError("must be a finite number")
+    return text
+
+
+def _finite_only(evaluations: list[EvaluationStatus]) -> list[EvaluationStatus]:
+    return [each for each in evaluations if finite(each.loss) is not None]
+
+
+def _scrubbed(limit: int) -> AfterValidator:
+    """Return a validator that redacts credentials and shortens the text to `limit` bytes."""
+    return AfterValidator(lambda text: scrub(text, limit))
+
+
+_Finite = Annotated[str, AfterValidator(_check_finite)]
+
+
 class ProgressMetric(OpenModel):
     """One metric of the KubeflowCallback protocol; value is a number in a string."""
 
     name: Annotated[str, Field(max_length=64)]
-    value: Annotated[str, Field(max_length=64)]
+    value: Annotated[_Finite, Field(max_length=64)]
 
 
 class TrainerStatus(OpenModel):
@@ -277,28 +298,30 @@ class TrainerStatus(OpenModel):
     progress_percentage: int | None = Field(None, ge=0, le=100)
     estimated_remaining_seconds: int | None = Field(None, ge=0)
     metrics: list[ProgressMetric] = Field(default_factory=list, max_length=64)
-    last_updated_time: Annotated[str, Field(max_length=64)] | None = None
+    last_updated_time: Timestamp | None = None
     step: int | None = Field(None, ge=0)
     total_steps: int | None = Field(None, ge=0)
-    epoch: Annotated[str, Field(max_length=32)] | None = None
-    tokens_per_second: Annotated[str, Field(max_length=32)] | None = None
+    epoch: Annotated[_Finite, Field(max_length=32)] | None = None
+    tokens_per_second: Annotated[_Finite, Field(max_length=32)] | None = None
     phase: Phase | None = None
-    doing: Annotated[str, Field(max_length=512)] | None = None
+    doing: Annotated[str, Field(max_length=512), _scrubbed(400)] | None = None
     """What it does or waits for now, where the phase alone does not tell."""
     percent: int | None = Field(None, ge=0, le=100)
     """How much of `doing` is done; None where nobody knows how much there is."""
-    device: Annotated[str, Field(max_length=256)] | None = None
+    device: Annotated[str, Field(max_length=256), _scrubbed(256)] | None = None
     """What it computes on."""
     answers: AnswersReport | None = None
     checkpoint: CheckpointStatus | None = None
-    checkpoint_error: Annotated[str, Field(max_length=1024)] | None = None
+    checkpoint_error: Annotated[str, Field(max_length=1024), _scrubbed(400)] | None = None
     """Why the newest checkpoint could not be stored; None: it was, or there was none yet."""
-    curve: Text | None = None
+    curve: Annotated[Text, _scrubbed(1024)] | None = None
     """Where curve.jsonl lies, once it was stored; None: nothing is said of it."""
     findings: list[FindingStatus] | None = Field(None, max_length=MAX_FINDINGS)
     """All that hold now; None: nothing is said of them."""
     checks: list[CheckStatus] | None = Field(None, max_length=MAX_CHECKS)
-    evaluations: list[EvaluationStatus] | None = Field(None, max_length=EVALUATIONS_KEPT)
+    evaluations: Annotated[list[EvaluationStatus], AfterValidator(_finite_only)] | None = Field(
+        None, max_length=EVALUATIONS_KEPT
+    )
     """All of them each time, so that a report that is lost does no harm."""
 
     @field_validator("phase", mode="before")

@@ -18,7 +18,6 @@ from tunery_operator.plan.batchinference import plan_batch, plan_report
 from tunery_operator.plan.inputs import ReadyServer, UnfinishedInput
 from tunery_operator.plan.job import Platform
 from tunery_operator.plan.types import JobPlan, Progress
-from tunery_operator.progress.plausible import sane
 from tunery_operator.reconcile.found_object import FoundObject
 from tunery_operator.settings import Serving, Settings
 from tunery_operator.status.compute import compute_status
@@ -234,13 +233,11 @@ def test_the_phase_is_what_the_pod_says_it_does(said: Phase | None, phase: str, 
 
 
 def test_what_the_pod_does_beside_its_phase_is_told_in_its_own_words() -> None:
-    report = sane(TrainerStatus(phase=Phase.STARTING, doing="waits up to 10 seconds for the server"), NOW)
+    report = TrainerStatus(phase=Phase.STARTING, doing="waits up to 10 seconds for the server")
     status = judge(running(), progress=report)
     message = next(item["message"] for item in status["conditions"] if item["type"] == "Running")
     assert status["phase"] == "Starting"
     assert message.endswith("on node gpu-1 waits up to 10 seconds for the server")
-    longer = sane(TrainerStatus(phase=Phase.STARTING, doing="x" * 500), NOW)
-    assert len(longer.doing or "") <= 400
 
 
 def test_reports_become_counts_and_progress() -> None:
@@ -265,13 +262,6 @@ def test_another_kinds_words_do_not_get_into_its_status() -> None:
     status = judge(running(), progress=report)
     assert not {"metrics", "checkpoint", "evaluations"} & status.keys()
     assert condition(status, "CheckpointSaved") is None
-
-
-def test_counts_that_cannot_be_are_put_in_range() -> None:
-    wild = AnswersReport(lines=10, answered=50, errors=2**60, prompt_tokens=2**60)
-    said = sane(TrainerStatus(answers=wild), NOW).answers
-    assert said is not None
-    assert (said.lines, said.answered, said.errors, said.prompt_tokens) == (10, 10, 0, 2**53 - 1)
 
 
 def test_published_answers_are_its_result() -> None:

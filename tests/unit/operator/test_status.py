@@ -17,7 +17,6 @@ from tunery_api.status import AdapterMergeStatus, LoRAJobStatus, Phase
 from tunery_api.sweepstatus import LoRASweepStatus
 from tunery_operator.kube.merge_patch import merge_patch
 from tunery_operator.plan.inputs import FailedInput, NoCheckpoint, UnfinishedInput
-from tunery_operator.progress.plausible import sane
 from tunery_operator.status.compute import compute_status
 from tunery_operator.status.events import transitions
 from tunery_operator.status.reported_progress import metrics_fields
@@ -148,7 +147,7 @@ def test_preflight_report_is_taken_over() -> None:
 
 def test_what_trains_is_told_with_the_first_report_and_stays() -> None:
     device = "NVIDIA H100 80GB HBM3 (cuda:0, driver 580.95.05, CUDA 13.2)"
-    first = sane(TrainerStatus(phase=Phase.STARTING, device=device), NOW)
+    first = TrainerStatus(phase=Phase.STARTING, device=device)
     preflight = Attempt(DONE, (ended(says=REPORT),))
     seen = snapshot(running(), preflight_needed=True, preflight=preflight, progress=first)
     starting = compute_status(seen)

@@ -1,4 +1,4 @@
-"""What a server's replica reports: kept, compared with what is known, and answered with what it is to serve."""
+"""Provide the reports of server replicas: stored, and answered with the adapters to serve."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ from tunery_api.serving import (
     ReportedAdapter,
 )
 from tunery_operator.kube.cache import Cache
-from tunery_operator.progress.plausible import MAX_WHOLE
 from tunery_operator.runtime.workqueue import WorkQueue
 from tunery_operator.views.owner import Key
 
+MAX_WHOLE: Final = 2**53 - 1
+"""The largest integer that every JSON reader keeps exactly."""
 MAX_REPORT: Final = 1536 * 1024
 """Bytes of a report of 4,096 adapters."""
 MIN_INTERVAL: Final = 5.0
@@ -53,7 +54,7 @@ class Replicas:
         digest = hashlib.blake2b(body, digest_size=16).digest()
         state = self._servers.said_before(key, pod_uid, digest)
         if state is None:
-            state = _sane(ReplicaReport.model_validate_json(body).replica_status, time.time())
+            state = _sanitize(ReplicaReport.model_validate_json(body).replica_status, time.time())
         if self._servers.hear(key, uid, pod_uid, state, digest):
             self._queue.add_after(key, self._delay(key, state))
         reply = ReplicaReply(desired=self._news(key, state), interval_seconds=self._interval())
@@ -73,19 +74,19 @@ class Replicas:
         return min(MAX_INTERVAL, max(MIN_INTERVAL, float(wanted)))
 
 
-def _sane(state: ReplicaState, now: float) -> ReplicaState:
+def _sanitize(state: ReplicaState, now: float) -> ReplicaState:
     """Return the report as a status can hold it: numbers in range, and no credential in any text."""
     return state.model_copy(
         update={
             "revision": min(state.revision, MAX_WHOLE),
             "engine_restarts": min(state.engine_restarts, MAX_WHOLE),
             "message": _scrubbed(state.message),
-            "adapters": [_sane_adapter(each, now) for each in state.adapters],
+            "adapters": [_sanitize_adapter(each, now) for each in state.adapters],
         }
     )
 
 
-def _sane_adapter(adapter: ReportedAdapter, now: float) -> ReportedAdapter:
+def _sanitize_adapter(adapter: ReportedAdapter, now: float) -> ReportedAdapter:
     small = max(adapter.rank or 0, adapter.size_bytes or 0) <= MAX_WHOLE
     if small and adapter.message is None and adapter.hint is None and adapter.last_used is None:
         return adapter

@@ -6,6 +6,7 @@ A pod may report only for the object that its token belongs to: nothing in the b
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import math
 import socket
@@ -23,7 +24,8 @@ from aiohttp.http import HttpProcessingError
 from pydantic import ValidationError
 
 from tunery_api.kinds import JOB_KINDS
-from tunery_api.runspec import ProgressUpdate
+from tunery_api.runspec import TrainerStatus
+from tunery_api.tolerant import without_invalid
 from tunery_operator.runtime.priority_queue import Priority
 from tunery_operator.runtime.workqueue import WorkQueue
 from tunery_operator.errors import ApiFailure
@@ -31,9 +33,9 @@ from tunery_operator.kube.cache import Cache
 from tunery_operator.kube.owners import Report
 from tunery_operator.metrics import PROGRESS_CONNECTIONS, PROGRESS_POSTS, PROGRESS_REFUSED
 from tunery_operator.progress.auth import ReviewsBusy, TokenReviewer, read_claim
-from tunery_operator.progress.plausible import sane
 from tunery_operator.progress.replicas import MAX_REPORT, Replicas
 from tunery_operator.progress.tls import Certificate
+from tunery_operator.views.clock import format_time
 from tunery_operator.views.owner import Key
 
 logger = logging.getLogger(__name__)
@@ -213,14 +215,16 @@ class Endpoint:
             return response
         except web.HTTPRequestEntityTooLarge:
             return _reject(413, "the report is too large")
-        try:
-            if not trains:
+        if not trains:
+            try:
                 return self._replicas.take(key, uid, pod_uid, body)
-            update = ProgressUpdate.model_validate_json(body)
-        except ValidationError as error:
-            return _reject(400, f"not a report of such a pod: {error.error_count()} errors")
+            except ValidationError as error:
+                return _reject(422, f"not a report of a server's pod: {error.error_count()} errors")
         now = datetime.now(UTC)
-        self._store(key, uid, Report(sane(update.trainer_status, now), pod_uid, now))
+        status = read_report(body, now)
+        if status is None:
+            return _reject(422, "not a report of a job's pod")
+        self._store(key, uid, Report(status, pod_uid, now))
         return web.json_response({"message": "ok", "intervalSeconds": self._pace.interval()})
 
     def _store(self, key: Key, uid: str, report: Report) -> None:
@@ -231,6 +235,21 @@ class Endpoint:
             report = report._replace(status=status)
         self._cache.set_progress(key, uid, report)
         self._queue.add([key], Priority.LOW)
+
+
+def read_report(body: bytes, now: datetime) -> TrainerStatus | None:
+    """Return a report without its invalid fields, or None if it is none. A time in the future becomes `now`."""
+    try:
+        reported = json.loads(body)["trainerStatus"]
+    except (ValueError, RecursionError, KeyError, TypeError):
+        return None
+    valid = without_invalid(TrainerStatus, reported) if isinstance(reported, dict) else None
+    if valid is None:
+        return None
+    status = TrainerStatus.model_validate(valid)
+    if status.last_updated_time is None or datetime.fromisoformat(status.last_updated_time) > now:
+        return status.model_copy(update={"last_updated_time": format_time(now)})
+    return status
 
 
 def _reject(status: int, text: str, retry_after: int | None = None) -> web.Response:

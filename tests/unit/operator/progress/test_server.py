@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import ssl
@@ -16,13 +17,10 @@ import aiohttp
 import pytest
 
 from tunery_api.kinds import Kind
-from tunery_api.measured import EvaluationStatus
-from tunery_api.runspec import ProgressMetric, TrainerStatus
-from tunery_api.status import CheckpointStatus
+from tunery_api.runspec import TrainerStatus
 from tunery_operator.kube.cache import Cache
 from tunery_operator.progress.auth import read_claim
-from tunery_operator.progress.plausible import MAX_SECONDS, MAX_WHOLE, sane
-from tunery_operator.progress.server import MIN_SECONDS, Limits, Pace
+from tunery_operator.progress.server import MIN_SECONDS, Limits, Pace, read_report
 from tunery_operator.runtime.priority_queue import Priority
 from tunery_operator.views.owner import Key
 
@@ -273,37 +271,61 @@ NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
         ("2026-01-31T11:59:59.123+00:00", True),
         ("2026-01-31T12:59:59+02:00", True),
         ("yesterday", False),
+        ("2026-01-31T11:59:59", False),
         ("2026-01-31", False),
         ("2026-02-30T00:00:00Z", False),
         ((NOW + timedelta(days=1)).isoformat(), False),
         (None, False),
     ],
 )
-def test_a_time_that_is_none_or_lies_ahead_becomes_ours(text: str | None, kept: bool) -> None:
-    assert sane(TrainerStatus(last_updated_time=text), NOW).last_updated_time == (
-        text if kept else "2026-01-31T12:00:00Z"
-    )
+def test_an_invalid_or_future_time_becomes_the_operators(text: str | None, kept: bool) -> None:
+    assert read({"lastUpdatedTime": text}).last_updated_time == (text if kept else "2026-01-31T12:00:00Z")
 
 
-def test_numbers_are_bounded_before_they_reach_a_status() -> None:
+def test_a_report_loses_only_its_invalid_fields() -> None:
+    """NaN of a diverged run, and numbers that no API server reads, hide nothing else."""
     huge = 10**300
-    status = TrainerStatus(
-        estimated_remaining_seconds=huge,
-        step=huge,
-        total_steps=huge,
-        epoch="nan",
-        tokens_per_second="fast",
-        metrics=[ProgressMetric(name="loss", value="1.5"), ProgressMetric(name="total_steps", value="1e300")],
-        checkpoint=CheckpointStatus(uri="s3://a/b", step=huge),
-        evaluations=[EvaluationStatus(step=huge, loss="1.5"), EvaluationStatus(step=1, loss="nan")],
+    clean = read(
+        {
+            "progressPercentage": 7,
+            "step": huge,
+            "totalSteps": 100,
+            "epoch": "nan",
+            "tokensPerSecond": "fast",
+            "metrics": [{"name": "loss", "value": "nan"}, {"name": "lr", "value": "1e-5"}],
+            "checkpoint": {"uri": "s3://a/b", "step": huge},
+            "findings": [{"type": "LossRising", "severity": "Problem", "step": huge}],
+            "evaluations": [{"step": 5, "loss": "1.5"}, {"step": 6, "loss": "nan"}],
+        }
     )
-    clean = sane(status, NOW)
-    assert (clean.step, clean.total_steps, clean.estimated_remaining_seconds) == (MAX_WHOLE, MAX_WHOLE, MAX_SECONDS)
-    assert (clean.epoch, clean.tokens_per_second) == (None, None)
-    assert [metric.name for metric in clean.metrics] == ["loss"]
-    assert clean.checkpoint is not None
-    assert clean.checkpoint.step == MAX_WHOLE
-    assert clean.evaluations == [EvaluationStatus(step=MAX_WHOLE, loss="1.5")]
+    assert clean.to_json_dict() == {
+        "progressPercentage": 7,
+        "totalSteps": 100,
+        "metrics": [{"name": "lr", "value": "1e-5"}],
+        "findings": [],
+        "evaluations": [{"step": 5, "loss": "1.5"}],
+        "lastUpdatedTime": "2026-01-31T12:00:00Z",
+    }
+
+
+def test_texts_are_short_and_show_no_credential() -> None:
+    leaky = "x s3://user:hunter2secret@bucket " * 12
+    clean = read({"doing": leaky, "checkpointError": leaky, "device": leaky[:100], "curve": leaky})
+    for text in (clean.doing, clean.checkpoint_error, clean.device, clean.curve):
+        assert text is not None
+        assert "hunter2secret" not in text
+    assert len(clean.doing or "") <= 400
+
+
+@pytest.mark.parametrize("body", ["", "[]", "{}", '{"trainerStatus": 1}', "[" * 100_000, '{"trainerStatus": []}'])
+def test_what_is_no_report_is_rejected(body: str) -> None:
+    assert read_report(body.encode(), NOW) is None
+
+
+def read(status: dict[str, Any]) -> TrainerStatus:
+    clean = read_report(json.dumps({"trainerStatus": status}).encode(), NOW)
+    assert clean is not None
+    return clean
 
 
 async def test_what_a_pod_reports_is_for_its_own_object(tls: Path) -> None:

@@ -9,7 +9,6 @@ import pytest
 from tunery_api.findings import CheckStatus, FindingStatus
 from tunery_api.runspec import TrainerStatus
 from tunery_operator.metrics import Facts, changes
-from tunery_operator.progress.plausible import MAX_WHOLE, sane
 from tunery_operator.status.compute import compute_status
 from tunery_operator.status.events import transitions
 from tunery_operator.views.attempt import Attempt
@@ -150,12 +149,6 @@ def test_a_post_of_more_than_a_status_holds_is_no_post() -> None:
     body = {"findings": [HINT.to_json_dict()] * 13}
     with pytest.raises(ValueError, match="at most 12"):
         TrainerStatus.model_validate(body)
-
-
-def test_a_step_beyond_every_number_is_bounded() -> None:
-    wild = posted(SLOW.model_copy(update={"step": 10**30}))
-    assert [each.step for each in sane(wild, NOW).findings or ()] == [MAX_WHOLE]
-    assert sane(TRAINING, NOW).findings is None
 
 
 def test_a_credential_in_a_sentence_is_not_shown() -> None:

@@ -128,7 +128,6 @@ UNSEEN: dict[str, tuple[dict[str, Any], tuple[str, int]]] = {
         {"progress": TrainerStatus(last_updated_time=at(10**8))},
         ("Vanished", 600),
     ),
-    "not a time": ({"progress": TrainerStatus(last_updated_time="yesterday")}, ("Vanished", 600)),
     "nobody watched": ({"watched_before": NOW + timedelta(seconds=90)}, ("Vanished", 90)),
     "nobody has watched since it began": ({"watched_before": NOW - timedelta(seconds=2)}, ("Vanished", 0)),
     "watched until a time to come": ({"watched_before": NOW + timedelta(days=9)}, ("Vanished", 600)),
