@@ -26,8 +26,6 @@ from pydantic import ValidationError
 from tunery_api.kinds import JOB_KINDS
 from tunery_api.runspec import TrainerStatus
 from tunery_api.tolerant import without_invalid
-from tunery_operator.runtime.priority_queue import Priority
-from tunery_operator.runtime.workqueue import WorkQueue
 from tunery_operator.errors import ApiFailure
 from tunery_operator.kube.cache import Cache
 from tunery_operator.kube.owners import Report
@@ -35,6 +33,8 @@ from tunery_operator.metrics import PROGRESS_CONNECTIONS, PROGRESS_POSTS, PROGRE
 from tunery_operator.progress.auth import ReviewsBusy, TokenReviewer, read_claim
 from tunery_operator.progress.replicas import MAX_REPORT, Replicas
 from tunery_operator.progress.tls import Certificate
+from tunery_operator.runtime.priority_queue import Priority
+from tunery_operator.runtime.workqueue import WorkQueue
 from tunery_operator.views.clock import format_time
 from tunery_operator.views.owner import Key
 
