@@ -19,7 +19,7 @@ from tunery_operator.status.draft import Draft
 from tunery_operator.status.events import HEALTHY
 
 _MESSAGE: Final = "message"
-_FINE: Final = "no finding of the run is a Warning or a Problem; status.checks judges the settings"
+_FINE: Final = "the run has no Warning or Problem; status.checks has the checks of the settings"
 """Of the run; what its result is worth is known later, and is not claimed."""
 
 

@@ -87,7 +87,7 @@ def _check_report(draft: Draft, attempt: Attempt) -> bool:
         return True
     _take_over(draft, report)
     rows = report.dataset.rows if report.dataset else None
-    text = "data, model, credentials and output are as they should be" + (f"; {rows} rows" if rows else "")
+    text = "preflight checked data, model, credentials, and output" + (f"; {rows} rows" if rows else "")
     draft.conditions.set(_PREFLIGHT, True, "PreflightPassed", text)
     return False
 

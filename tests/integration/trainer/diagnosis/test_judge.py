@@ -109,11 +109,11 @@ def told(judge: Judge) -> dict[str, FindingStatus]:
         ),
         (
             said.evaluation_too_small(12, 0.11, 0.05),
-            "EvaluationTooSmall", "dataset.uri", None, "About 59 would tell it, more than can be spared",
+            "EvaluationTooSmall", "dataset.uri", None, "About 59 rows are needed; this data set is too small for that",
         ),
         (
             said.evaluation_too_small(3, None, 0.25),
-            "EvaluationTooSmall", "dataset.uri", None, "At least 8 are needed, more than can be spared",
+            "EvaluationTooSmall", "dataset.uri", None, "At least 8 rows are needed; this data set is too small for that",
         ),
         (
             said.micro_batch_halved(SETTINGS, 2, "memory ran out with 4 × 2 rows at step 7"),
@@ -125,7 +125,7 @@ def told(judge: Judge) -> dict[str, FindingStatus]:
         ),
         (
             said.memory_tight(SETTINGS, Memory(95, 100), on_gpu=False),
-            "MemoryTight", "resources.memory", None, "95 % of the container's memory was in use, without file pages",
+            "MemoryTight", "resources.memory", None, "95 % of the container's memory was in use, without page cache",
         ),
         (
             said.room_for_larger_batch(SETTINGS, Memory(30, 100)),
@@ -374,7 +374,7 @@ def test_dropout_is_suggested_only_where_the_method_has_it() -> None:
 def test_advice_without_a_value_says_which_way_its_field_is_turned() -> None:
     spared = said.evaluation_too_small(3, None, 0.25).to_status(step=9).message
     assert spared is not None
-    assert spared.endswith("more than can be spared of this data set. Try other data, or more of it (dataset.uri).")
+    assert spared.endswith("this data set is too small for that. Try other data, or more of it (dataset.uri).")
     own = said.evaluation_too_small(12, None, None).to_status(step=9).message
     assert own is not None
     assert own.endswith(" are needed. Try more held-out rows (dataset.evaluation).")

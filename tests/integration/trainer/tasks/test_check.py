@@ -67,7 +67,7 @@ def test_all_bad_rows_are_told(write: Write, tmp_path: Path) -> None:
 def test_with_a_model_tokens_are_counted(write: Write, tiny_model: Path) -> None:
     done = run_here("check", write("data.jsonl", make_rows()), "--model", tiny_model, "--max-length", "44")
     assert done.returncode == ExitCode.OK, done.stderr
-    assert done.stderr.startswith("Check      torch and PEFT are being loaded")
+    assert done.stderr.startswith("Check      Loading torch and PEFT")
     for said in ("Cut at maxLength 44", "≤ 44", "[[cat cat 19<|im_end|>]]", "5 examples"):
         assert said in done.stdout
 

@@ -135,7 +135,7 @@ def test_a_result_that_was_rejected_is_not_called_as_good_as_it_could_be() -> No
 
     seen = snapshot(running(), progress=posted(HINT))
     assert message(compute_status(seen)) == (
-        "no finding of the run is a Warning or a Problem; status.checks judges the settings"
+        "the run has no Warning or Problem; status.checks has the checks of the settings"
     )
     adapter = {"uri": "s3://b/o-rejected", "manifestSha256": "0" * 64, "sizeBytes": 1}
     words = {"failure": {"reason": "NotImproved", "message": "m"}, "rejectedAdapter": adapter}

@@ -53,7 +53,7 @@ def test_a_batch_that_does_not_fit_is_told_with_the_one_that_does(
     assert "Memory ran out with 4 × 1 rows at step 1" in (done.findings["MicroBatchHalved"].message or "")
     assert ", the files that it had mapped among it" in done.card
     # The machine of a test has no limit in its cgroup: it is what the run was told.
-    assert " was in use, without file pages that can be given back: " in (done.checks["BatchFits"].message or "")
+    assert "), without page cache" in (done.checks["BatchFits"].message or "")
 
 
 def padded(count: int = 160) -> Rows:
@@ -110,5 +110,5 @@ def test_a_gpu_that_is_half_empty_and_slows_down(train: Train, monkeypatch: pyte
     assert said(done.findings["RoomForLargerBatch"]) == ("Info", 78, "training.batchSize", "4")
     assert "training.gradientAccumulation: 1 (now 2)" in (done.findings["RoomForLargerBatch"].message or "")
     assert (
-        done.checks["BatchFits"].message == "30 B of 100 B was in use, without file pages that can be given back: 30 %"
+        done.checks["BatchFits"].message == "training used 30 B of 100 B (30 %), without page cache"
     )

@@ -183,10 +183,10 @@ def _learning_rate(plan: Planned) -> CheckStatus:
     settings = plan.settings
     rate = settings.training.learning_rate
     least, most = usual_rates(settings)
-    whose = "the guide's" if settings.method in LORA_FAMILY else f"what is usual for {settings.method},"
-    within = f"{whose} {decimal(least)} to {decimal(most)}"
+    of = "" if settings.method in LORA_FAMILY else f" of {settings.method}"
+    within = f"the usual range{of}, {decimal(least)} to {decimal(most)}"
     good = least <= rate <= most or plan.source("training.learningRate") != SettingSource.MANIFEST
-    text = f"{decimal(rate)}, within {within}" if least <= rate <= most else f"{decimal(rate)}, outside {within}"
+    text = f"{decimal(rate)} is {'within' if least <= rate <= most else 'outside'} {within}"
     return _judged(_N.LEARNING_RATE, good, text)
 
 
@@ -277,8 +277,7 @@ def _measured(found: Measured) -> Iterator[CheckStatus]:
     elif changed:
         yield _judged(_N.BASE_FROZEN, good=False, message=f"changed in training: {changed}")
     else:
-        whose = "of its first, a middle and its last layer"
-        text = f"{found.base_compared} matrices, {whose}, were compared: they are bit for bit what they were"
+        text = f"{found.base_compared} matrices of the base model (first, middle, last layer) have not changed"
         yield _judged(_N.BASE_FROZEN, good=True, message=text)
     strangers = ", ".join(found.strangers[:_SHOWN])
     text = f"trained beside the adapter: {strangers}" if strangers else "nothing else was trained"
@@ -297,9 +296,9 @@ def _batch_fits(found: Measured) -> CheckStatus:
         unknown = "how much memory is in use, or may be, is not known here"
         return _skipped(_N.BATCH_FITS, _NOTHING_TRAINED if found.padding is None else unknown)
     used, available = human_bytes(found.memory.used), human_bytes(found.memory.available)
-    # Beside it the card has the peak of the process, which counts mapped files.
-    what = "by tensors" if found.on_gpu else "without file pages that can be given back"
-    text = f"{used} of {available} was in use, {what}: {share_text(found.memory.share)}"
+    # The peak of the process counts mapped files, too.
+    what = "by tensors" if found.on_gpu else "without page cache"
+    text = f"training used {used} of {available} ({share_text(found.memory.share)}), {what}"
     return _judged(_N.BATCH_FITS, found.memory.share <= TIGHT, text)
 
 

@@ -255,14 +255,14 @@ def evaluation_too_small(
     """
     held_out = f"{rows + copies} rows are held out" + (f", {rows} if copies count once" if copies else "")
     text = (
-        f"{held_out}: a small gain cannot be told from chance. From {FEWEST_ROWS} rows on it is measured how many "
-        "would be enough; that may be a hundred or more."
+        f"{held_out}, too few to tell a small gain from chance. With {FEWEST_ROWS} rows or more, the run measures how "
+        "many are enough."
     )
     if unsure is not None:
         # Of a change the error is smaller, as it is measured row by row.
         text = (
-            f"{held_out}; two standard errors are {share_text(unsure)} of the loss, so what it will be "
-            "on other rows is hardly known. A change since the start is known better."
+            f"{held_out}, too few to measure the loss precisely: two standard errors are {share_text(unsure)} of it. A "
+            "change since the start is measured better."
         )
     # An error shrinks with the root of the rows.
     times = max(2.0, FEWEST_ROWS / max(1, rows), (unsure / UNSURE) ** 2 if unsure is not None else 0.0)
@@ -273,10 +273,10 @@ def evaluation_too_small(
         share = Advice("dataset.evaluation.fraction", decimal_share(larger), f"{fraction:g}")
         return Finding(_F.EVALUATION_TOO_SMALL, text, (share,))
     enough = _rounded_up(times * max(1, rows))
-    text = f"{text} At least {enough} are needed" if unsure is None else f"{text} About {enough} would tell it"
+    text = f"{text} At least {enough} rows are needed" if unsure is None else f"{text} About {enough} rows are needed"
     if fraction is None:
         return Finding(_F.EVALUATION_TOO_SMALL, f"{text}.", (Advice("dataset.evaluation"),))
-    text = f"{text}, more than can be spared of this data set."
+    text = f"{text}; this data set is too small for that."
     return Finding(_F.EVALUATION_TOO_SMALL, text, (Advice("dataset.uri"),))
 
 
@@ -304,7 +304,7 @@ def _sentence(text: str) -> str:
 
 def memory_tight(settings: RunSettings, memory: Memory, *, on_gpu: bool) -> Finding:
     """Hardly any memory is left."""
-    whose, kind = ("GPU's", "") if on_gpu else ("container's", ", without file pages that can be given back")
+    whose, kind = ("GPU's", "") if on_gpu else ("container's", ", without page cache")
     text = f"{share_text(memory.share)} of the {whose} memory was in use{kind}: a longer row may not fit."
     rows = settings.training.batch_size
     less = (batch(settings, rows // 2),) if rows > 1 else (Advice("training.maxLength"),)

@@ -48,7 +48,7 @@ def with_progress(story: Callable[[ProgressReporter], RunResult]) -> RunResult:
 
 def of_loading(task: str) -> str:
     """Return why nothing is said for a while."""
-    return f"{task:<11}torch and PEFT are being loaded: some seconds, more the first time"
+    return f"{task:<11}Loading torch and PEFT takes a few seconds, more the first time"
 
 
 def tell_of_loading(task: str) -> None:

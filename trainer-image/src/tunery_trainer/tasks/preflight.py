@@ -191,7 +191,7 @@ def _print(run: RunSpec, report: PreflightReport, devices: DeviceFacts) -> None:
         )
         print(
             f"Preflight  data: half of the rows have at most {dataset.p50_length} tokens, 90 % {dataset.p90_length}, "
-            f"the longest has {dataset.longest}; {dataset.loss_tokens} tokens are taught"
+            f"the longest has {dataset.longest}; the loss counts {dataset.loss_tokens} tokens"
         )
         if dataset.assistant_turns:
             print(f"Preflight  data: {dataset.trained_turns} of {dataset.assistant_turns} answers count in the loss")
