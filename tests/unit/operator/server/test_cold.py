@@ -68,17 +68,6 @@ def test_a_failed_adapter_is_failed_wherever_else_it_is_cold() -> None:
     assert status["adapterCounts"]["cold"] == 0
 
 
-def test_after_a_restart_of_the_operator_all_is_as_it_was_until_replicas_report() -> None:
-    """Of a list that is cut, too: whichever of its adapters are cold, as many are."""
-    names = [f"n{number:03}" for number in range(300)]
-    said = [reported(name) if number < 8 else cold(name) for number, name in enumerate(names)]
-    found = snapshot(server_pod("a"), served=resolution(*names), reports={"a": heard(*said)})
-    before = compute(found).status
-    assert (before["adapterCounts"]["cold"], len(before["adapters"])) == (292, 256)
-    after = compute(replace(found, reports={}, watching_since=NOW), before, 5).status
-    assert after == before
-
-
 # When it was last asked for
 
 

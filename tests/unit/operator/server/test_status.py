@@ -15,7 +15,7 @@ from tunery_api.remedies import edit
 from tunery_api.serving import Desired
 from tunery_operator.plan.resolution import Kept, Note, Refused, Resolution, Skipped, Waiting
 from tunery_operator.status.server.compute import Outcome
-from tunery_operator.views.server_pod import ContainerView
+from tunery_operator.views.server_pod import ContainerView, ServerPodView
 
 from kit.operator.servers import NOW, deployment, digest, heard, reported, server_pod, wanted
 from kit.operator.serverstatuskit import HEALTHY, compute, condition, resolution, snapshot, told
@@ -123,23 +123,34 @@ def test_before_any_door_runs_an_adapter_waits_and_is_not_being_loaded(why: dict
     assert (bot["state"], bot["replicas"]) == ("Loading", "0/0")
 
 
-def test_an_operator_that_has_just_started_believes_the_status_for_thirty_seconds() -> None:
-    adapters = (reported("bot"), reported("tone", "Failed", reason="AdapterCorrupt", message="a file differs"))
-    served = resolution("bot", "tone")
-    before = compute(snapshot(server_pod("a"), served=served, reports={"a": heard(*adapters)})).status
+def test_a_restarted_operator_keeps_the_status_until_the_replicas_report() -> None:
+    names = [f"a{number:04}" for number in range(300)]
+    bad = reported("tone", "Failed", reason="AdapterCorrupt", message="a file differs")
+    served, said = resolution(*names, "tone"), heard(*map(reported, names), bad)
+    before = compute(snapshot(server_pod("a"), served=served, reports={"a": said})).status
     fresh = snapshot(server_pod("a"), served=served, watching_since=NOW)
-    assert compute(fresh, before, 5).status == before
+    kept = compute(fresh, before, 5)
+    assert (kept.status, kept.events) == (before, ())
+    assert kept.next_look is not None
+    assert kept.next_look > 25
     late = compute(fresh, before, 31).status
     assert {item["state"] for item in late["adapters"]} == {"Unknown"}
 
 
-def test_of_a_list_that_was_cut_the_rest_was_served() -> None:
-    names = [f"a{number:04}" for number in range(300)]
-    served = resolution(*names)
-    before = compute(snapshot(server_pod("a"), served=served, reports={"a": heard(*map(reported, names))})).status
-    assert len(before["adapters"]) == 256
-    fresh = compute(snapshot(server_pod("a"), served=served, watching_since=NOW), before, 5)
-    assert (fresh.status, fresh.events) == (before, ())
+@pytest.mark.parametrize(
+    "pods",
+    [
+        pytest.param([], id="its pod is gone"),
+        pytest.param([server_pod("a", ready=False)], id="its pod is not ready any more"),
+        pytest.param([server_pod("a"), server_pod("b")], id="another pod has come"),
+    ],
+)
+def test_a_restarted_operator_shows_a_change_of_the_pods_at_once(pods: list[ServerPodView]) -> None:
+    served = resolution("bot")
+    before = compute(snapshot(server_pod("a"), served=served, reports={"a": heard(reported("bot"))})).status
+    after = compute(snapshot(*pods, served=served, watching_since=NOW), before, 5).status
+    assert after["readyReplicas"] == sum(pod.ready for pod in pods)
+    assert after != before
 
 
 # Adapters

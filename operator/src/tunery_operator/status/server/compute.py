@@ -23,7 +23,7 @@ from tunery_operator.status.server.adapters import Life, Standing, count, shown,
 from tunery_operator.status.server.conditions import PREDECESSOR, Seen, set_conditions
 from tunery_operator.status.server.events import server_events
 from tunery_operator.status.server.phase import server_phase, set_tools_words
-from tunery_operator.status.server.replicas import Replica, find_replicas, room_in
+from tunery_operator.status.server.replicas import Replica, find_replicas, room_in, seconds_frozen
 from tunery_operator.status.server.snapshot import ServerSnapshot
 from tunery_operator.status.server.verdict import failure_block, hindrance
 from tunery_operator.views.clock import format_time, parse_time
@@ -52,7 +52,10 @@ def compute_server_status(snapshot: ServerSnapshot, before: Mapping[str, Any], n
 
     A report that says nothing new changes nothing in it.
     """
-    replicas = find_replicas(snapshot, before, now)
+    frozen = seconds_frozen(snapshot, before, now)
+    if frozen > 0:
+        return Outcome(dict(before), (), frozen + _MARGIN)
+    replicas = find_replicas(snapshot, now)
     stopped, life = snapshot.replicas == 0, Life(parse_time(snapshot.owner.created), now)
     adapters = standings(snapshot.resolution, replicas, before, stopped=stopped, life=life)
     rules = old_rules(snapshot, replicas)

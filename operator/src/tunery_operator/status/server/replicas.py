@@ -13,7 +13,6 @@ from tunery_api.serving import SILENT_SECONDS, ReplicaState, ReportedAdapter
 from tunery_operator.plan.platform_values import with_platform_values
 from tunery_operator.status.diagnosis import FRESH, NODE_GRACE
 from tunery_operator.status.server.obstacles import pod_obstacle, wants_room
-from tunery_operator.status.server.remembered import loaded_before, remembered
 from tunery_operator.status.server.snapshot import ServerSnapshot
 from tunery_operator.views.attempt import ClusterWarning
 from tunery_operator.views.clock import parse_time
@@ -28,7 +27,7 @@ class Replica:
 
     pod: ServerPodView
     state: ReplicaState | None
-    """What it says of itself, or said before this operator began to listen; None: nothing is known."""
+    """What it reports of itself; None: it has not reported to this operator."""
     silent: bool
     """It gets requests and has not reported for too long."""
     silent_in: float | None
@@ -72,38 +71,51 @@ class Replica:
         return sum(item.state in (AdapterState.SERVED, AdapterState.COLD) for item in self.adapters.values())
 
 
-def find_replicas(snapshot: ServerSnapshot, before: Mapping[str, Any], now: datetime) -> list[Replica]:
+def find_replicas(snapshot: ServerSnapshot, now: datetime) -> list[Replica]:
     """Return the replicas, oldest first: no pod that ends or has ended."""
-    live = [pod for pod in snapshot.pods if not pod.deleting and not pod.finished]
-    live.sort(key=lambda pod: (pod.created, pod.name))
+    live = _live(snapshot)
     others = any(pod.ready for pod in live)
-    return [_replica(snapshot, pod, before, now, others) for pod in live]
+    return [_replica(snapshot, pod, now, others) for pod in live]
 
 
-def _replica(
-    snapshot: ServerSnapshot, pod: ServerPodView, before: Mapping[str, Any], now: datetime, others: bool
-) -> Replica:
+def _live(snapshot: ServerSnapshot) -> list[ServerPodView]:
+    live = [pod for pod in snapshot.pods if not pod.deleting and not pod.finished]
+    return sorted(live, key=lambda pod: (pod.created, pod.name))
+
+
+def seconds_frozen(snapshot: ServerSnapshot, before: Mapping[str, Any], now: datetime) -> float:
+    """Return how long the status `before` stays as it is after a restart of the operator; 0: it is computed.
+
+    It stays until each of its replicas has reported to this operator, for SILENCE at most, while nothing else changes:
+    neither the spec, nor which replicas there are, nor which of them are ready.
+    """
+    left = (snapshot.watching_since + SILENCE - now).total_seconds() if snapshot.watching_since is not None else 0.0
+    known = {entry["pod"]: bool(entry.get("ready")) for entry in before.get("replicaStatuses") or ()}
+    live = _live(snapshot)
+    reported = all(pod.uid in snapshot.reports for pod in live)
+    if left <= 0 or reported or before.get("observedGeneration") != snapshot.owner.generation:
+        return 0.0
+    return left if known == {pod.name: pod.ready for pod in live} else 0.0
+
+
+def _replica(snapshot: ServerSnapshot, pod: ServerPodView, now: datetime, others: bool) -> Replica:
     heard = snapshot.reports.get(pod.uid)
     since = [parse_time(pod.created), snapshot.watching_since, heard.at if heard is not None else None]
     last = max((time for time in since if time is not None), default=now)
     left = (last + SILENCE - now).total_seconds()
     silent = pod.ready and left < 0
-    state, loaded = heard.state if heard is not None else None, None
-    if state is None and not silent:
-        state = remembered(pod.name, before, snapshot.resolution, ready=pod.ready)
-        loaded = loaded_before(pod.name, before)
+    state = heard.state if heard is not None else None
     awaited = _awaited(pod, snapshot.pods, now)
     warning = _fresh(snapshot.warnings.get(pod.uid, ()), now)
     found = None if awaited is not None else pod_obstacle(pod, warning, beside_others=others)
-    obstacle = found and with_platform_values(found, snapshot.platform.work)
     return Replica(
         pod,
         state,
         silent,
         left if pod.ready and not silent else None,
-        obstacle,
+        found and with_platform_values(found, snapshot.platform.work),
         {item.name: item for item in state.adapters} if state is not None else {},
-        (_loaded(state) if loaded is None else loaded) if pod.ready else 0,
+        _loaded(state) if pod.ready else 0,
         awaited,
     )
 
