@@ -135,7 +135,6 @@ class ProgressServer:
             oldest, _ = self._handshakes.popitem(last=False)
             oldest.cancel()
             PROGRESS_REFUSED.labels("handshakes").inc()
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREAD_MILLISECONDS)
         task = asyncio.create_task(self._secure(connection, context))
         self._handshakes[task] = None
         task.add_done_callback(lambda done: self._handshakes.pop(done, None))
@@ -143,6 +142,7 @@ class ProgressServer:
     async def _secure(self, connection: socket.socket, context: ssl.SSLContext) -> None:
         """Complete the TLS handshake, and hand the connection to the HTTP server."""
         try:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREAD_MILLISECONDS)
             await asyncio.get_running_loop().connect_accepted_socket(
                 self._http, connection, ssl=context, ssl_handshake_timeout=self._limits.handshake
             )

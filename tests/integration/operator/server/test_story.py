@@ -243,11 +243,11 @@ class TestReports:
         [pod] = server.start()
         server.report(pod)
         time.sleep(1.0)
-        assert server.poster(pod).post(server.poster(pod).token()) == 400, "it trains nothing"
+        assert server.poster(pod).post(server.poster(pod).token()) == 422, "it trains nothing"
         namespace.apply(lorajob("c", preflight="Skip"))
         trainer = server.poster(namespace.run_pod("c-train"))
         namespace.wait_running("c")
-        assert trainer.post(trainer.token(), _body()) == 400, "it serves nothing"
+        assert trainer.post(trainer.token(), _body()) == 422, "it serves nothing"
 
     def test_a_report_of_4096_adapters_is_taken_and_none_beyond(
         self, make: Callable[..., Server], namespace: Namespace

@@ -288,6 +288,7 @@ def test_a_report_loses_only_its_invalid_fields() -> None:
     clean = read(
         {
             "progressPercentage": 7,
+            "percent": 101,
             "step": huge,
             "totalSteps": 100,
             "epoch": "nan",
