@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from tunery_api.kinds import Kind
-from tunery_api.names import PROGRESS_EVERY_ENV, PROGRESS_URL_ENV
+from tunery_api.names import PROGRESS_URL_ENV
 from tunery_api.runspec import TrainerStatus
 from tunery_api.status import Phase
 from tunery_operator.status.compute import compute_status
@@ -69,7 +69,6 @@ def pod(
     conditions = list(status.pop("conditions", ()))
     url = status.pop("reports_to", REPORTS_TO)
     env = [{"name": PROGRESS_URL_ENV, "value": url}] if url else []
-    env += [{"name": PROGRESS_EVERY_ENV, "value": "30"}] if status.pop("repeats", False) else []
     if disruption is not None:
         target = {"type": "DisruptionTarget", "status": "True", "reason": disruption, "lastTransitionTime": at(-5)}
         conditions.append(target)

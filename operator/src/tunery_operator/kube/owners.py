@@ -14,7 +14,7 @@ from tunery_api.kinds import ADAPTER_KINDS, JOB_KINDS, Kind
 from tunery_api.names import RETRY_ANNOTATION
 from tunery_api.runspec import TrainerStatus
 from tunery_api.serverstatus import ServerCondition
-from tunery_api.status import FINAL_PHASES, ConditionStatus, ConditionType, Phase
+from tunery_api.status import FINAL_PHASES, ConditionStatus, Phase
 from tunery_operator.kube.offers import Offers
 from tunery_operator.kube.serving import Serving
 from tunery_operator.kube.trials import Trials
@@ -26,10 +26,6 @@ from tunery_operator.views.time_to_live import time_to_live
 
 MAX_LOST: Final = 50
 """So many vanished pods of one Job are remembered: status has long counted the ones before."""
-
-
-_KNOWN: Final = frozenset(ConditionType)
-_FOR_TOOLS: Final = frozenset({ConditionType.FINISHED, ConditionType.RECONCILING, ConditionType.STALLED})
 
 
 class Seen(NamedTuple):
@@ -262,32 +258,19 @@ class Owners:
 
 
 def _is_over(kind: Kind, body: dict[str, Any]) -> bool:
-    """Tell whether nothing is left to do: it has ended, and whoever asked for another try has an answer.
+    """Return whether nothing is left to do: the object has ended, and the status answers a retry and a changed spec.
 
-    A server never ends, whatever its phase.
-
-    A change of its spec is still to be noted then, and so is what an older operator did not tell of an end: until the
-    status has it, tools show the object as unsettled, and `kubectl wait` hangs.
+    A server never ends, whatever its phase. Until the status has the generation of a changed spec, tools show the
+    object as unsettled, and `kubectl wait` hangs.
     """
     status = body.get("status") or {}
     if kind not in JOB_KINDS or status.get("phase") not in FINAL_PHASES:
         return False
-    if not _is_settled(status, body["metadata"].get("generation")):
+    generation = body["metadata"].get("generation")
+    if status.get("observedGeneration", generation) != generation:
         return False
     mark = retry_mark((body["metadata"].get("annotations") or {}).get(RETRY_ANNOTATION))
     return mark in (None, status.get("observedRetry"))
-
-
-def _is_settled(status: dict[str, Any], generation: int | None) -> bool:
-    """Tell whether a final status says all that `status.summary.settled` would: a start writes none of them again."""
-    if "observedGeneration" not in status:
-        return True
-    conditions = [each for each in status.get("conditions") or () if each.get("type") in _KNOWN]
-    seen = {status["observedGeneration"], *(each.get("observedGeneration") for each in conditions)}
-    told = {each["type"] for each in conditions if each.get("status") == ConditionStatus.TRUE.value}
-    wanted = {ConditionType.FINISHED.value}
-    wanted |= {ConditionType.STALLED.value} if status["phase"] == Phase.FAILED.value else set()
-    return seen == {generation} and told & _FOR_TOOLS == wanted
 
 
 def _changed(before: Seen | None, seen: Seen) -> bool:

@@ -231,14 +231,14 @@ def _show_reporting(draft: Draft, pod: PodView) -> bool:
         # It was said of an earlier attempt.
         draft.conditions.drop(reported)
     told = draft.conditions.status(reported)
-    is_news = told is None or (told == ConditionStatus.TRUE and pod.repeats) or snapshot.distrust is not None
+    is_news = told is None or told == ConditionStatus.TRUE or snapshot.distrust is not None
     if silent and is_news:
         draft.conditions.set(reported, False, NOT_REPORTING, _silence_text(pod, snapshot.distrust, heard=heard))
     return draft.conditions.is_false(reported)
 
 
 def _was_heard(snapshot: Snapshot, pod: PodView) -> bool:
-    """Tell whether an earlier operator heard of the pod, as the status has it; an older one set no condition.
+    """Return whether the operator heard of the pod before its restart, as the status has it.
 
     What this operator hears it knows by the reporter: a late word of the pod before says nothing of this one.
     """
@@ -280,8 +280,6 @@ def until_silence(snapshot: Snapshot) -> float | None:
     if not pod.running or pod.deleting or pod.started_at is None:
         return None
     reports = snapshot.reporter == pod.uid
-    if not pod.repeats and (reports or _was_heard(snapshot, pod)):
-        return None
     if reports and snapshot.heard_at is not None:
         return (snapshot.heard_at + SILENCE_GRACE - snapshot.now).total_seconds()
     return (max(pod.started_at + REPORT_GRACE, since + BACKOFF_GRACE) - snapshot.now).total_seconds()

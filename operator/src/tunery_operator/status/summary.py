@@ -91,10 +91,9 @@ def under_way_again(status: Mapping[str, Any], generation: int, now: datetime) -
 
 
 def settled(status: Mapping[str, Any], generation: int, now: datetime) -> dict[str, Any]:
-    """Return the status of an object that has ended as it is to be of that generation of its spec; pure, idempotent.
+    """Return the status of an object that has ended, for that generation of its spec; pure, idempotent.
 
-    After the end nothing follows from a change of the spec, and tools see that it was seen. What an older operator has
-    ended gets what tools and people read of it today.
+    After the end nothing follows from a change of the spec, and tools see that it was observed.
     """
     phase = Phase(status["phase"])
     conditions = Conditions(status.get("conditions") or (), generation, parse_time(status.get("completionTime")) or now)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from tunery_api.names import KIND_LABEL, OWNER_UID_LABEL, PROGRESS_EVERY_ENV, PROGRESS_URL_ENV, container_name
+from tunery_api.names import KIND_LABEL, OWNER_UID_LABEL, PROGRESS_URL_ENV, container_name
 from tunery_operator.views.clock import parse_time
 from tunery_operator.views.job import controller_of
 
@@ -28,7 +28,7 @@ class PodView:
     """Name of the Job that made it."""
     job_uid: str
     owner_uid: str
-    """The uid of the object of ours that it works for; empty on a pod of an earlier release."""
+    """The uid of the object of ours that it works for."""
     version: str
     created: str
     """RFC 3339 in UTC: sorts as text."""
@@ -58,8 +58,6 @@ class PodView:
     termination_message: str
     reports_to: str | None
     """The URL that its container posts progress to; None: it was not asked to."""
-    repeats: bool = False
-    """It says again what it said where nothing is new; pods of an earlier release do not."""
     index: int | None = None
     """Which of the pods that work together it is, from 0, which speaks for all; None: it works alone."""
 
@@ -135,7 +133,6 @@ def parse_pod(body: Mapping[str, Any], seen: datetime) -> PodView:
         exit_reason=terminated.get("reason"),
         termination_message=terminated.get("message") or "",
         reports_to=_reports_to(spec, name),
-        repeats=_repeats(spec, name),
         index=_index(meta),
     )
 
@@ -179,11 +176,6 @@ def _reports_to(spec: Mapping[str, Any], name: str) -> str | None:
     """Return where the container of that name was told to post progress; one text for all pods of a platform."""
     urls = _values(_container(spec, name), PROGRESS_URL_ENV)
     return next((sys.intern(url) for url in urls if url), None)
-
-
-def _repeats(spec: Mapping[str, Any], name: str) -> bool:
-    """Tell whether the container of that name was told to say again what it said."""
-    return any(_values(_container(spec, name), PROGRESS_EVERY_ENV))
 
 
 def _container(spec: Mapping[str, Any], name: str) -> Mapping[str, Any]:

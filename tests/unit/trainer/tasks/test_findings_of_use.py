@@ -109,6 +109,4 @@ def test_a_gpu_that_is_half_empty_and_slows_down(train: Train, monkeypatch: pyte
     assert "times as long as at first, with as many tokens" in (done.findings["SlowingDown"].message or "")
     assert said(done.findings["RoomForLargerBatch"]) == ("Info", 78, "training.batchSize", "4")
     assert "training.gradientAccumulation: 1 (now 2)" in (done.findings["RoomForLargerBatch"].message or "")
-    assert (
-        done.checks["BatchFits"].message == "training used 30 B of 100 B (30 %), without page cache"
-    )
+    assert done.checks["BatchFits"].message == "training used 30 B of 100 B (30 %), without page cache"
