@@ -21,10 +21,10 @@ SPACE = "default"
 
 
 def command_of(fails: Callable[[], object]) -> str:
-    """Return the command of the hint that comes with a failure."""
+    """Return the command that a remedy of a failure names."""
     with pytest.raises(TuneryError) as caught:
         fails()
-    [command] = re.findall("`(.+)`", caught.value.hint or "")
+    [command] = [found for each in caught.value.remedies for found in re.findall("`(.+)`", each.text)]
     return str(command)
 
 

@@ -119,6 +119,7 @@ def snapshot(*pods: PodView, **changes: Any) -> Snapshot:
     changes.setdefault("main", Attempt(changes.pop("train", job()), pods))
     if pods and "progress" in changes:
         changes.setdefault("reporter", pods[-1].uid)
+        changes.setdefault("heard_at", changes.get("now", NOW))
     changes.setdefault("taking_reports_since", NOW)
     return Snapshot(Kind.LORAJOB, OWNER, changes.pop("status", {}), changes.pop("now", NOW), **changes)
 
@@ -132,6 +133,8 @@ def again(seen: Snapshot, *pods: PodView, seconds: float = 0, **changes: Any) ->
     """Return the next snapshot after the status of `seen` was written, with other pods, so many seconds later."""
     main = Attempt(changes.pop("train", seen.main.job if seen.main else job()), pods)
     now = seen.now + timedelta(seconds=seconds)
+    if changes.get("progress") is not None:
+        changes.setdefault("heard_at", now)
     return dataclasses.replace(seen, **{"status": compute_status(seen), "now": now, "main": main, **changes})
 
 

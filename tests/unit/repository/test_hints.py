@@ -19,7 +19,7 @@ MUTABLE = {
     *("resources", "engine", "adapters", "aliases", "access", "rollout"),
 }
 """Fields that may change in place: of jobs, of sweeps, and of servers."""
-CONSEQUENCE = re.compile(r"\bspec\.(?!suspend)|\b(and retry|new job|new sweep|run it again)\b")
+CONSEQUENCE = re.compile(r"\bspec\.(?!suspend)\w|\b(and retry|new job|new sweep|run it again)\b")
 """`render_hint` says this, by the kind of the object."""
 
 

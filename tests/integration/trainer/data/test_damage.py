@@ -54,7 +54,7 @@ def refused(path: Path, content: bytes | str) -> TuneryError:
 
 def fix_of(found: TuneryError) -> str:
     """Return the first remedy, which is outside of the object."""
-    assert found.remedies[0].action is Action.RETRY
+    assert found.remedies[0].action == Action.RETRY
     return found.remedies[0].text
 
 

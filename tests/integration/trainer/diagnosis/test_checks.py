@@ -117,7 +117,7 @@ LORA = {"lora": {"rank": 8, "dropout": "0.05"}}
             "Passed",
             "0.01 is within the usual range of IA3, 3e-4 to 0.03",
         ),
-        (CheckName.LEARNING_RATE, plan({"method": "IA3", "training": {"learningRate": "1"}}), "Warning", "1 is outside"),
+        (CheckName.LEARNING_RATE, plan({"method": "IA3", "training": {"learningRate": "1"}}), "Warning", "1 is out"),
         (
             CheckName.GRADIENT_ACCUMULATION,
             plan({"training": {"batchSize": 4, "gradientAccumulation": 4}}),

@@ -101,7 +101,7 @@ def told(judge: Judge) -> dict[str, FindingStatus]:
         (said.evaluation_too_small(12, 0.2, None), "EvaluationTooSmall", "dataset.evaluation", None, "are 20 % of"),
         (
             said.evaluation_too_small(12, 0.21, None),
-            "EvaluationTooSmall", "dataset.evaluation", None, "About 220 would tell it.",
+            "EvaluationTooSmall", "dataset.evaluation", None, "About 220 rows are needed.",
         ),
         (
             said.evaluation_too_small(12, 0.1, 0.05),
@@ -113,7 +113,7 @@ def told(judge: Judge) -> dict[str, FindingStatus]:
         ),
         (
             said.evaluation_too_small(3, None, 0.25),
-            "EvaluationTooSmall", "dataset.uri", None, "At least 8 rows are needed; this data set is too small for that",
+            "EvaluationTooSmall", "dataset.uri", None, "At least 8 rows are needed; this data set is too small",
         ),
         (
             said.micro_batch_halved(SETTINGS, 2, "memory ran out with 4 × 2 rows at step 7"),
@@ -293,12 +293,12 @@ def test_what_can_be_said_before_the_first_step() -> None:
     assert set(told(judge)) == {"TooFewSteps", "EvaluationTooSmall"}
     unsure = RowLosses((0.5, 1.5) * 6, (1.0,) * 12)
     judge = Judge(replace(subject_of(40), rows=unsure, held_out=12))
-    assert "12 rows are held out; two standard errors are 30 % of the loss" in (
+    assert "two standard errors are 30 % of it" in (
         told(judge)["EvaluationTooSmall"].message or ""
     )
     assert told(Judge(replace(subject_of(20), held_out=8))) == {}
     judge = Judge(replace(subject_of(40), rows=RowLosses((20.0,), (40.0,)), held_out=20))
-    assert "20 rows are held out, 1 if copies count once: a small gain cannot be told from chance." in (
+    assert "20 rows are held out, 1 if copies count once, too few to tell a small gain from chance." in (
         told(judge)["EvaluationTooSmall"].message or ""
     )
 

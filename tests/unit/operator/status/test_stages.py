@@ -363,7 +363,7 @@ def _saved() -> list[dict[str, Any]]:
 LOOKS: dict[str, tuple[dict[str, Any], float | None]] = {
     "succeeded": ({"train": DONE, "pods": (ended(says=RESULT),)}, None),
     "a pod runs": ({"pods": (running(),)}, 76),
-    "it reports": ({"pods": (running(),), "progress": TRAINING}, None),
+    "it reports": ({"pods": (running(),), "progress": TRAINING}, 121),
     "a pod starts": ({"pods": (running(started=-1),), "taking_reports_since": NOW - timedelta(hours=1)}, 120),
     "it has been silent for long": (
         {"pods": (running(started=-121),), "taking_reports_since": NOW - timedelta(hours=1)},

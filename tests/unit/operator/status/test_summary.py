@@ -153,10 +153,6 @@ HEARD_OF: dict[str, tuple[Snapshot, tuple[str, str] | None]] = {
         again(silent(), running(started=-130), taking_reports_since=ago(1)),
         SILENT,
     ),
-    "it was heard before the operator took over": (
-        again(silent(progress=TRAINING), running(started=-900), progress=None, reporter="", seconds=900),
-        HEARD,
-    ),
     "it repeats what it said": (repeating(119), HEARD),
     "it reports no more": (repeating(121), SILENT),
     "it reports again": (
