@@ -298,7 +298,7 @@ def test_what_can_be_said_before_the_first_step() -> None:
     )
     assert told(Judge(replace(subject_of(20), held_out=8))) == {}
     judge = Judge(replace(subject_of(40), rows=RowLosses((20.0,), (40.0,)), held_out=20))
-    assert "20 rows are held out, 1 if copies count once, too few to tell a small gain from chance." in (
+    assert "20 rows are held out, 1 if copies count once, too few to tell a small gain" in (
         told(judge)["EvaluationTooSmall"].message or ""
     )
 
