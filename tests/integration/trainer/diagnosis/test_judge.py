@@ -293,9 +293,7 @@ def test_what_can_be_said_before_the_first_step() -> None:
     assert set(told(judge)) == {"TooFewSteps", "EvaluationTooSmall"}
     unsure = RowLosses((0.5, 1.5) * 6, (1.0,) * 12)
     judge = Judge(replace(subject_of(40), rows=unsure, held_out=12))
-    assert "two standard errors are 30 % of it" in (
-        told(judge)["EvaluationTooSmall"].message or ""
-    )
+    assert "two standard errors are 30 % of it" in (told(judge)["EvaluationTooSmall"].message or "")
     assert told(Judge(replace(subject_of(20), held_out=8))) == {}
     judge = Judge(replace(subject_of(40), rows=RowLosses((20.0,), (40.0,)), held_out=20))
     assert "20 rows are held out, 1 if copies count once, too few to tell a small gain" in (
