@@ -11,7 +11,7 @@ from tunery_api.findings import FindingType
 from tunery_api.kinds import Kind
 from tunery_api.names import VERSION
 from tunery_api.reasons import FailureReason
-from tunery_api.remedies import WITHOUT_GPU, Remedy, recreate, remedies_for
+from tunery_api.remedies import MAX_FACTS, WITHOUT_GPU, Remedy, recreate, remedies_for
 from tunery_api.scrub import scrub
 from tunery_api.status import ConditionType, Phase
 from tunery_api.tolerant import without_invalid
@@ -79,6 +79,7 @@ class Draft:
         """End the object as failed; `ended` is when that came about, if not now."""
         subject = self._subject(ended=True)
         facts = {**self._curve(), **failure.facts, **self._checkpoint(failure), **self._warm_start(failure)}
+        facts = dict(list(facts.items())[:MAX_FACTS])
         shown = failure_status(failure.model_copy(update={"facts": facts}), subject, exit_code)
         self.fields["failure"] = shown
         self.conditions.set(ConditionType.FAILED, True, shown["reason"], shown["message"])
