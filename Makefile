@@ -142,7 +142,7 @@ cluster-env: setup ## Print exports for the running cluster: eval "$(make -s clu
 	@$(CLUSTER) env
 
 .PHONY: push
-push: setup ## Build the images and push them: make push REGISTRY=registry.example.com/tunery
+push: setup ## Push the images and write images.yaml: make push REGISTRY=registry.example.com/tunery
 	@test -n "$(REGISTRY)" || { echo "REGISTRY is missing: make push REGISTRY=registry.example.com/tunery" >&2; exit 2; }
 	@$(CLUSTER) push "$(REGISTRY)"
 

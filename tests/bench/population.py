@@ -13,18 +13,16 @@ from tunery_operator.manifests.job import build_job
 from tunery_operator.plan.job import Platform
 from tunery_operator.plan.lorajob import Known, plan_preflight, plan_train
 from tunery_operator.plan.types import JobPlan, Progress
-from tunery_operator.settings import Settings
 from tunery_operator.views.owner import parse_owner
 
 from bench.meter import CONNECTIONS, Meter
 from kit.operator.api import Json
 from kit.operator.kubelet import timestamp
 from kit.operator.objects import RESULT, lorajob
+from kit.operator.settings import settings
 
 TIME: Final = "2026-01-31T12:00:00Z"
-PLATFORM: Final = Platform(
-    Settings(trainer_image="example/trainer:1"), Progress("https://tunery-progress.tunery.svc:8443", "x" * 600)
-)
+PLATFORM: Final = Platform(settings(), Progress("https://tunery-progress.tunery.svc:8443", "x" * 600))
 _MERGE: Final = {"Content-Type": "application/merge-patch+json"}
 
 

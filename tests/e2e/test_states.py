@@ -135,7 +135,7 @@ def test_a_sidecar_that_sorts_first_changes_nothing(
     """As a service mesh injects it: the kubelet sorts the statuses of containers by name."""
     sidecar = {
         "name": "istio-proxy",
-        "image": images(environment)["trainer"],
+        "image": images(environment)["trainer.image"],
         "command": ["python", "-c", "import time; time.sleep(20)"],
         "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
     }

@@ -69,9 +69,9 @@ def parse_exports(text: str) -> dict[str, str]:
 def images(environment: Mapping[str, str]) -> dict[str, str]:
     """Return the product's images, by the value of the chart that names each."""
     return {
-        "operator": environment["TUNERY_OPERATOR_IMAGE"],
-        "trainer": environment["TUNERY_TRAINER_IMAGE"],
-        "serving.server": environment["TUNERY_SERVER_IMAGE"],
+        "operator.image": environment["TUNERY_OPERATOR_IMAGE"],
+        "trainer.image": environment["TUNERY_TRAINER_IMAGE"],
+        "serving.server.image": environment["TUNERY_SERVER_IMAGE"],
     }
 
 
@@ -87,10 +87,8 @@ def engine_settings(environment: Mapping[str, str], engine: str) -> list[str]:
         command = [sys.executable, "-m", "tools.cluster", "engine", engine]
         done = subprocess.run(command, cwd=TESTS, check=True, stdout=subprocess.PIPE, text=True)
         image = parse_exports(done.stdout)["TUNERY_ENGINE_IMAGE"]
-    repository, _, tag = image.rpartition(":")
     return [
-        f"serving.engine.image.repository={repository}",
-        f"serving.engine.image.tag={tag}",
+        f"serving.engine.image={image}",
         "serving.engine.plugins={tunery_cpu_fix}",
         "serving.server.resources.cpu=300m",
         "serving.engine.runAsUser=null",

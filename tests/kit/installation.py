@@ -18,11 +18,11 @@ def install(
 ) -> None:
     """Install or upgrade the chart and wait until the operator is ready.
 
-    `images` holds `operator` and `trainer`: repository:tag or repository@digest; `settings` are further `key=value` for
-    --set, `strings` for --set-string. Settings of an earlier installation are forgotten, unless they are to be kept.
+    `images` holds references by the chart's values; `settings` are further `key=value` for --set, `strings` for
+    --set-string. Settings of an earlier installation are forgotten, unless they are to be kept.
     """
     kubectl.apply(_namespace())
-    flags = [part for name, image in images.items() for value in image_values(f"{name}.image", image) for part in value]
+    flags = [part for value, image in images.items() for part in ("--set-string", f"{value}={image}")]
     flags += [part for setting in settings for part in ("--set", setting)]
     flags += [part for string in strings for part in ("--set-string", string)]
     kubectl.program(
@@ -42,17 +42,3 @@ def uninstall(kubectl: Kubectl) -> None:
 def _namespace() -> dict[str, object]:
     labels = {"pod-security.kubernetes.io/enforce": "restricted"}
     return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE, "labels": labels}}
-
-
-def image_values(path: str, reference: str) -> list[tuple[str, str]]:
-    """Return the flags that set an image's values below `path` of a chart.
-
-    As strings: of a tag that is all digits, --set would make a number.
-    """
-    repository, at, digest = reference.partition("@")
-    if at:
-        values = {"repository": repository, "digest": digest}
-    else:
-        repository, _, tag = reference.rpartition(":")
-        values = {"repository": repository, "tag": tag}
-    return [("--set-string", f"{path}.{name}={value}") for name, value in values.items()]

@@ -42,9 +42,9 @@ request.kind.kind == 'Service' && {{ include "tunery.isChild" . }} && {{ . }}.me
 {{- end -}}
 {{- end -}}
 
-{{/* The repositories that a container's image may come from, as JSON. Takes a list: the root and the image's values. */}}
+{{/* The repositories that a container's image may come from, as JSON. Takes a list: the root and the image. */}}
 {{- define "tunery.repositories" -}}
-{{- $own := include "tunery.repository" . -}}
+{{- $own := regexReplaceAll "(:[^:/@]+)?(@.*)?$" (index . 1) "" -}}
 {{- prepend ((index . 0).Values.admissionPolicy.extraRepositories | default list) $own | toJson -}}
 {{- end -}}
 

@@ -22,11 +22,8 @@ spec:
   automountServiceAccountToken: true
   enableServiceLinks: false
   restartPolicy: Never
-  {{- with $operator.pullSecrets }}
-  imagePullSecrets:
-    {{- range . }}
-    - name: {{ . }}
-    {{- end }}
+  {{- with include "tunery.pullSecrets" . }}
+  {{- . | nindent 2 }}
   {{- end }}
   {{- with $operator.priorityClassName }}
   priorityClassName: {{ . }}
@@ -40,8 +37,8 @@ spec:
   securityContext: {{- toYaml $operator.podSecurityContext | nindent 4 }}
   containers:
     - name: certificate
-      image: {{ include "tunery.image" (list . $operator.image) }}
-      imagePullPolicy: {{ $operator.image.pullPolicy }}
+      image: {{ include "tunery.operatorImage" . }}
+      imagePullPolicy: {{ .Values.image.pullPolicy }}
       command: [python, -m, tunery_operator.tools.certificate]
       args:
         - --namespace={{ .Release.Namespace }}

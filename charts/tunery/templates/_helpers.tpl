@@ -31,22 +31,34 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end -}}
 
-{{/* An image's repository below imageRegistry. Takes a list: the root and the image's values. */}}
-{{- define "tunery.repository" -}}
-{{- $image := index . 1 -}}
-{{- $prefix := (index . 0).Values.imageRegistry | default "" | trimSuffix "/" -}}
-{{- ternary $image.repository (printf "%s/%s" $prefix $image.repository) (empty $prefix) -}}
-{{- end -}}
-
-{{/* An image's full reference. Takes a list: the root and the image's values. */}}
+{{/* The reference of an image of Tunery. Takes a list: the root, the image's name, and the value that overrides it. */}}
 {{- define "tunery.image" -}}
 {{- $root := index . 0 -}}
-{{- $image := index . 1 -}}
-{{- $repository := include "tunery.repository" . -}}
-{{- if $image.digest -}}
-{{- printf "%s@%s" $repository $image.digest -}}
-{{- else -}}
-{{- printf "%s:%s" $repository (default $root.Chart.AppVersion $image.tag) -}}
+{{- $image := $root.Values.image -}}
+{{- $registry := $image.registry | default "" | trimSuffix "/" -}}
+{{- $repository := printf "%s/tunery-%s" $registry (index . 1) | trimPrefix "/" -}}
+{{- default (printf "%s:%s" $repository (default $root.Chart.AppVersion $image.tag)) (index . 2) -}}
+{{- end -}}
+
+{{- define "tunery.operatorImage" -}}
+{{- include "tunery.image" (list . "operator" .Values.operator.image) -}}
+{{- end -}}
+
+{{- define "tunery.trainerImage" -}}
+{{- include "tunery.image" (list . "trainer" .Values.trainer.image) -}}
+{{- end -}}
+
+{{- define "tunery.serverImage" -}}
+{{- include "tunery.image" (list . "server" .Values.serving.server.image) -}}
+{{- end -}}
+
+{{/* The Secrets with which nodes pull the images, as a pod has them. */}}
+{{- define "tunery.pullSecrets" -}}
+{{- with .Values.image.pullSecrets -}}
+imagePullSecrets:
+  {{- range . }}
+  - name: {{ . }}
+  {{- end }}
 {{- end -}}
 {{- end -}}
 

@@ -31,10 +31,3 @@ securityContext:
   capabilities:
     drop: [ALL]
 {{- end -}}
-
-{{/* Names of Secrets as a pod takes them. */}}
-{{- define "tunery.pullSecrets" -}}
-{{- range . }}
-- name: {{ . }}
-{{- end }}
-{{- end -}}

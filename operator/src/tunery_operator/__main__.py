@@ -1,15 +1,19 @@
-"""The operator process: `python -m tunery_operator`."""
+"""Provide the operator process: `python -m tunery_operator --config=FILE`."""
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import ctypes
 import gc
 import logging
+import os
 import signal
+import socket
 import sys
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -50,20 +54,23 @@ logger = logging.getLogger(__name__)
 
 
 def main() -> int:
-    """Run until SIGTERM; returns the exit code."""
+    """Run until SIGTERM; return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m tunery_operator")
+    parser.add_argument("--config", type=Path, required=True, help="YAML file with the values of the chart")
+    file: Path = parser.parse_args().config
     try:
-        settings = read_settings()
+        settings = read_settings(file)
     except InvalidSettings as error:
-        sys.stderr.write(f"the TUNERY_… settings are not valid:\n{error}\n")
+        sys.stderr.write(f"Invalid settings in {file}:\n{error}\n")
         return 2
-    configure_logging(settings)
+    configure_logging(settings.operator.logging)
     return asyncio.run(_run(settings))
 
 
 async def _run(settings: Settings) -> int:
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(4, thread_name_prefix="io"))
     operator = Operator(settings, load_connection())
-    logger.info("Operator starts: image=%s", settings.trainer_image)
+    logger.info("Operator starts: image=%s", settings.trainer.image)
     await operator.start()
     ended_by_itself = await operator.until_stopped()
     await operator.stop()
@@ -76,14 +83,14 @@ class Operator:
 
     def __init__(self, settings: Settings, connection: Connection) -> None:
         self._settings = settings
-        self._cache = cache = Cache(settings.default_ttl_seconds)
+        self._cache = cache = Cache(settings.default_ttl_seconds_after_finished)
         client = load_client(connection)
         self._events = EventRecorder(client)
         certificate = self._certificate = _certificate(settings)
-        progress = None if certificate is None else Progress(settings.progress_url, certificate.authority)
+        progress = None if certificate is None else Progress(settings.progress.url, certificate.authority)
         platform = Platform(settings, progress)
         self._services = Services(client, cache, platform, self._events)
-        self._queue = WorkQueue(self._reconcile, settings.workers, cache.is_of_sweep)
+        self._queue = WorkQueue(self._reconcile, settings.operator.workers, cache.is_of_sweep)
         self._services.has_backlog = self._queue.has_backlog
         self._gate = gate = LeaderGate(cache, self._queue)
         self._kopf_source = source = KopfEventSource()
@@ -114,7 +121,7 @@ class Operator:
         background = [self._begin(), self._gate.resync(), self._gate.expire()]
         certificate = self._certificate
         if certificate is not None:
-            await self._progress_server.start(self._settings.progress_port, certificate)
+            await self._progress_server.start(self._settings.progress.port, certificate)
             self._services.distrust = lambda: certificate.fault
             background.append(keep_fresh(certificate, self._services.use_ca))
         self._tasks = [asyncio.create_task(each) for each in background]
@@ -132,7 +139,7 @@ class Operator:
         REGISTRY.register(StateCollector(state))
         runner = web.AppRunner(build_app(self._watches.defects, self._watches.troubles), access_log=None)
         await runner.setup()
-        await web.TCPSite(runner, None, self._settings.metrics_port).start()
+        await web.TCPSite(runner, None, self._settings.metrics.port).start()
         return runner
 
     async def _begin(self) -> None:
@@ -201,18 +208,20 @@ async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
 
 def _certificate(settings: Settings) -> Certificate | None:
     """Return the progress endpoint's certificate, or None if the platform has no endpoint."""
-    host = urlsplit(settings.progress_url).hostname
-    if settings.progress_tls_dir is None or host is None:
+    host = urlsplit(settings.progress.url).hostname
+    if settings.progress.tls_dir is None or host is None:
         return None
-    return Certificate(settings.progress_tls_dir, host, settings.progress_tls_secret)
+    return Certificate(settings.progress.tls_dir, host, settings.progress.tls_secret)
 
 
 def _election(settings: Settings, connection: Connection) -> LeaderElection | None:
     """Return how replicas agree on the one that acts, or None where this process always does."""
-    if not settings.lease_name:
+    lease = settings.lease
+    if not lease.name:
         return None
     client = load_client(connection, LEASE_TIMEOUT)
-    return LeaderElection(client, settings.lease_namespace, settings.lease_name, settings.pod_name)
+    identity = os.environ.get("POD_NAME") or socket.gethostname()
+    return LeaderElection(client, lease.namespace, lease.name, identity)
 
 
 def give_memory_back() -> None:

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from tunery_api.scrub import ScrubbingFormatter
-from tunery_operator.settings import LogFormat, Settings
+from tunery_operator.settings import LogFormat, Logging
 
 MAX_LINE = 8192
 
@@ -68,11 +68,11 @@ def _time(record: logging.LogRecord) -> str:
     return datetime.fromtimestamp(record.created, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
-def configure_logging(settings: Settings) -> None:
+def configure_logging(settings: Logging) -> None:
     """Send every log line to stderr in the chosen format."""
     handler = logging.StreamHandler()
-    handler.setFormatter(JsonFormatter() if settings.log_format is LogFormat.JSON else TextFormatter())
-    logging.basicConfig(level=settings.log_level, handlers=[handler], force=True)
+    handler.setFormatter(JsonFormatter() if settings.format is LogFormat.JSON else TextFormatter())
+    logging.basicConfig(level=settings.level, handlers=[handler], force=True)
     # Kopf tells of every object it looks at, aiohttp of every request.
     for name, level in (("kopf", logging.WARNING), ("aiohttp.access", logging.WARNING)):
         logging.getLogger(name).setLevel(max(level, logging.getLogger().level))

@@ -94,11 +94,11 @@ def shown(helm: Helm) -> Rendered:
 
 
 def test_neither_is_there_unless_it_is_asked_for(rendered: Rendered) -> None:
-    assert rendered.of("ConfigMap") == rendered.of("PodMonitor") == []
+    assert rendered.dashboards() == rendered.of("PodMonitor") == []
 
 
 def test_grafanas_sidecar_finds_the_dashboard_as_the_file_has_it(shown: Rendered) -> None:
-    config = shown.one("ConfigMap")
+    (config,) = shown.dashboards()
     assert config["metadata"]["labels"]["grafana_dashboard"] == "1"
     assert config["metadata"]["namespace"] == NAMESPACE
     assert "annotations" not in config["metadata"]
@@ -111,7 +111,8 @@ def test_another_sidecar_looks_for_another_label(helm: Helm) -> None:
         "serving.dashboard.labels": {"grafana_dashboard": None, "dashboards": "team"},
         "serving.dashboard.annotations": {"grafana_folder": "Tunery"},
     }
-    meta = helm.render(values=values).one("ConfigMap")["metadata"]
+    (config,) = helm.render(values=values).dashboards()
+    meta = config["metadata"]
     assert "grafana_dashboard" not in meta["labels"]
     assert meta["labels"]["dashboards"] == "team"
     assert meta["annotations"] == {"grafana_folder": "Tunery"}

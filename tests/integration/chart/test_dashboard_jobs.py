@@ -51,7 +51,7 @@ def test_each_expression_reads_what_there_is_by_labels_that_it_has(title: str, t
 
 
 def test_both_dashboards_are_brought_as_their_files_have_them(helm: Helm) -> None:
-    brought = helm.render("metrics.dashboard.enabled=true", "serving.dashboard.enabled=true").of("ConfigMap")
+    brought = helm.render("metrics.dashboard.enabled=true", "serving.dashboard.enabled=true").dashboards()
     found = {name: json.loads(text) for config in brought for name, text in config["data"].items()}
     assert found["tunery-jobs.json"] == DASHBOARD
     assert {board["uid"] for board in found.values()} == {"tunery-jobs", "tunery-serving"}

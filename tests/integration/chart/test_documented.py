@@ -1,4 +1,4 @@
-"""docs/install.md names the chart's values, each that there is and no other, and sets the same images as README."""
+"""docs/install.md names the chart's values, each that there is and no other, and installs the images of make push."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import yaml
 
 from kit.chart.rendering import CHART, KUBE_VERSION, Helm, Rendered
 from kit.environment import NEEDED
-from tools.cluster.images import IMAGES
+from tools.cluster.images import IMAGES, chart_values
 
 VALUES: dict[str, Any] = yaml.safe_load((CHART / "values.yaml").read_text())
 DOCS = CHART.parents[1] / "docs"
@@ -76,25 +76,22 @@ def installing(page: str) -> list[str]:
     return shlex.split(command.replace("\\\n", " "))
 
 
-def image_values(page: str) -> set[str]:
-    """Return the values of images that a page's `helm install` sets."""
-    return {name for word in installing(page) for name in re.findall(r"([a-z.]+\.image\.[a-z]+)=", word)}
-
-
 def images_of(rendered: Rendered) -> set[str]:
-    """Return what the operator runs, and has run, of this product: whatever has its name, wherever it stands."""
-    deployment = rendered.one("Deployment")
-    return set(re.findall(r"[^\s\"',]*\btunery-[a-z]+:[^\s\"',]+", yaml.safe_dump(deployment, width=10**6)))
+    """Return the images of Tunery that an installation runs."""
+    settings = rendered.settings()
+    return {rendered.pod()["containers"][0]["image"], settings.trainer.image, settings.serving.server.image}
 
 
-def test_readme_and_install_set_the_same_images_those_that_make_push_builds(helm: Helm) -> None:
-    assert image_values(README) == image_values(PAGE)
-    repositories = {f"{REGISTRY}/{image.repository}" for image in IMAGES}
-    told = [word for word in installing(PAGE) if ".image.repository=" in word]
-    assert {word.partition("=")[2] for word in told} == repositories
-    _, _, name, chart, *flags = [word for word in installing(PAGE) if word != "--wait"]
+@pytest.mark.parametrize("page", [README, PAGE], ids=["README", "install"])
+def test_a_documented_install_takes_the_images_of_make_push(helm: Helm, page: str) -> None:
+    _, _, name, chart, *flags = [word for word in installing(page) if word != "--wait"]
     text = helm.run("template", name, str(CHART.parents[1] / chart), "--kube-version", KUBE_VERSION, *flags)
-    assert images_of(Rendered.parse(text)) == {f"{repository}:TAG" for repository in repositories}
+    assert images_of(Rendered.parse(text)) == {f"{REGISTRY}/{image.repository}:TAG" for image in IMAGES}
+
+
+def test_the_file_of_make_push_pins_each_image_by_its_digest(helm: Helm) -> None:
+    pushed = {image.name: f"{REGISTRY}/{image.repository}@sha256:{'a' * 64}" for image in IMAGES}
+    assert images_of(helm.render(values=chart_values(pushed))) == set(pushed.values())
 
 
 def test_install_names_each_image_of_make_push_and_what_it_prints() -> None:

@@ -111,7 +111,7 @@ def test_the_operator_and_its_certificate_have_no_ids_either(helm: Helm) -> None
     ],
 )
 def test_what_is_in_the_cluster_is_not_reached_through_the_proxy(helm: Helm, env: Json, told: Json) -> None:
-    assert platform_of(helm.render(values={"trainer.env": env})).settings.pod_template.env == told
+    assert platform_of(helm.render(values={"trainer.env": env})).settings.trainer.env == told
 
 
 def test_where_no_authorities_are_named_nothing_is_mounted(rendered: Rendered) -> None:

@@ -120,7 +120,7 @@ def test_a_pod_that_trusts_the_authority_reports_on_over_an_upgrade(
         wait_for("it to lead, and so to ask for tokens", operator.leads, timeout=30)
         shutil.copy(before / "ca.crt", authority)
         assert answers(operator, authority) == 401
-    upgrade = template(helm, "operator.image.tag=v2")
+    upgrade = template(helm, "image.tag=v2")
     prune_jobs(applied)
     apply(applied, upgrade)
     later.mkdir()

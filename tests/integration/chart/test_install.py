@@ -24,9 +24,9 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
         yield kubectl
 
 
-def data_of(kubectl: ApiServer, secret: str = CERTIFICATE) -> dict[str, str] | None:
-    """Return what a Secret of the release's namespace holds; None where there is none."""
-    found = kubectl.get("secret", secret, NAMESPACE)
+def data_of(kubectl: ApiServer, kind: str = "secret", name: str = CERTIFICATE) -> dict[str, str] | None:
+    """Return what a Secret or ConfigMap of the release's namespace holds; None where there is none."""
+    found = kubectl.get(kind, name, NAMESPACE)
     return None if found is None else found.get("data") or {}
 
 
@@ -39,13 +39,10 @@ def test_an_upgrade_keeps_the_certificate(installed: ApiServer, tmp_path: Path) 
     release = ("tunery", "-n", NAMESPACE, "--force")
     installed.program("helm", "upgrade", *release, str(CHART))
     assert data_of(installed) == before
-    helm_install(installed, "operator.logging.level=DEBUG", "operator.image.tag=v2")
+    helm_install(installed, "operator.logging.level=DEBUG", "image.tag=v2")
     assert data_of(installed) == before
     assert "is kept" in make_certificate(installed, tmp_path)
-    deployment = installed.get("deployment", "tunery", NAMESPACE)
-    assert deployment is not None
-    env = deployment["spec"]["template"]["spec"]["containers"][0]["env"]
-    assert {"name": "TUNERY_LOG_LEVEL", "value": "DEBUG"} in env
+    assert "level: DEBUG" in (data_of(installed, "configmap", "tunery-config") or {})["config.yaml"]
     installed.program("helm", "rollback", *release)
     assert data_of(installed) == before
     assert "is kept" in make_certificate(installed, tmp_path)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +14,10 @@ from tunery_api.kinds import Kind
 from tunery_operator import metrics
 from tunery_operator.reconcile.sampler import AT_A_TIME
 
-from kit.chart.rendering import CHART, KUBE_VERSION, NAMESPACE, VERSION, Helm, HelmError, Rendered
+from kit.chart.rendering import CHART, NAMESPACE, VERSION, Helm, HelmError, Rendered
+
+NAMES = ("operator", "trainer", "server")
+PINNED = "mirror:5000/own@sha256:" + "a" * 64
 
 
 def test_the_pod_complies_with_the_restricted_standard(rendered: Rendered) -> None:
@@ -25,7 +26,7 @@ def test_the_pod_complies_with_the_restricted_standard(rendered: Rendered) -> No
     assert pod["securityContext"]["runAsUser"] == 65532
     assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
     assert {"hostNetwork", "hostPID", "hostIPC"} & set(pod) == set()
-    assert all(set(volume) - {"name"} <= {"secret", "emptyDir"} for volume in pod["volumes"])
+    assert all(set(volume) - {"name"} <= {"secret", "emptyDir", "configMap"} for volume in pod["volumes"])
     (container,) = pod["containers"]
     assert container["securityContext"] == {
         "allowPrivilegeEscalation": False,
@@ -103,9 +104,15 @@ def test_nothing_of_the_chart_is_taken_for_a_child_of_the_operator(rendered: Ren
         assert document["metadata"].get("labels", {}).get("app.kubernetes.io/managed-by") == "Helm", document["kind"]
 
 
+def secret_of(rendered: Rendered) -> dict[str, Any]:
+    """Return the volume with the certificate."""
+    (volume,) = (each["secret"] for each in rendered.pod()["volumes"] if "secret" in each)
+    return dict(volume)
+
+
 def test_the_certificates_secret_is_not_rendered_and_one_account_may_make_it(rendered: Rendered) -> None:
     assert rendered.of("Secret") == []
-    mounted = rendered.pod()["volumes"][0]["secret"]
+    mounted = secret_of(rendered)
     name = mounted["secretName"]
     # A pod of the operator waits for each of them.
     assert {item["key"] for item in mounted["items"]} == {"ca.crt", "tls.crt", "tls.key"}
@@ -120,7 +127,7 @@ def test_the_certificates_secret_is_not_rendered_and_one_account_may_make_it(ren
 
 def test_the_job_of_the_certificate_runs_as_the_operator_does(helm: Helm) -> None:
     values = {
-        "operator.pullSecrets": ["registry"],
+        "image.pullSecrets": ["registry"],
         "operator.nodeSelector": {"pool": "infra"},
         "operator.tolerations": [{"key": "infra", "operator": "Exists"}],
         "operator.priorityClassName": "infra",
@@ -154,7 +161,7 @@ def test_the_job_of_the_certificate_runs_as_the_operator_does(helm: Helm) -> Non
 def test_another_image_is_another_job_and_no_name_is_too_long(helm: Helm) -> None:
     name = "n" * 50
     rendered = helm.render(f"fullnameOverride={name}")
-    other = helm.render(f"fullnameOverride={name}", "operator.image.tag=v2")
+    other = helm.render(f"fullnameOverride={name}", "image.tag=v2")
     assert rendered.one("Job")["metadata"]["name"] != other.one("Job")["metadata"]["name"]
     assert max(len(document["metadata"]["name"]) for document in rendered.documents) <= 63
 
@@ -162,7 +169,7 @@ def test_another_image_is_another_job_and_no_name_is_too_long(helm: Helm) -> Non
 def test_an_existing_certificate_is_mounted_and_none_is_made(helm: Helm) -> None:
     rendered = helm.render("progress.certificate.existingSecret=mine")
     assert rendered.of("Secret") == rendered.of("Job") == []
-    assert rendered.pod()["volumes"][0]["secret"]["secretName"] == "mine"
+    assert secret_of(rendered)["secretName"] == "mine"
     assert len(rendered.of("ServiceAccount")) == 1
 
 
@@ -174,7 +181,7 @@ def test_cert_manager_issues_the_certificate(helm: Helm) -> None:
     assert certificate["dnsNames"] == ["tunery.tunery-system.svc"]
     assert certificate["issuerRef"] == {"name": "ca", "kind": "Issuer"}
     assert certificate["privateKey"] == {"algorithm": "ECDSA", "size": 256, "rotationPolicy": "Always"}
-    assert certificate["secretName"] == rendered.pod()["volumes"][0]["secret"]["secretName"]
+    assert certificate["secretName"] == secret_of(rendered)["secretName"]
 
 
 @pytest.mark.parametrize("keep", [True, False])
@@ -208,42 +215,49 @@ def test_crds_can_be_left_out(helm: Helm) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "image"),
+    ("settings", "images"),
     [
-        pytest.param([], f"tunery-operator:{VERSION}", id="default"),
+        pytest.param([], [f"tunery-{name}:{VERSION}" for name in NAMES], id="default"),
         pytest.param(
-            ["imageRegistry=registry.example.com/ml/"],
-            f"registry.example.com/ml/tunery-operator:{VERSION}",
-            id="registry",
+            ["image.registry=registry.example.com:5000/ml/", "image.tag=v9"],
+            [f"registry.example.com:5000/ml/tunery-{name}:v9" for name in NAMES],
+            id="registry-and-tag",
         ),
-        pytest.param(["operator.image.tag=v9"], "tunery-operator:v9", id="tag"),
         pytest.param(
-            ["operator.image.tag=v9", "operator.image.digest=sha256:" + "a" * 64],
-            "tunery-operator@sha256:" + "a" * 64,
-            id="digest-wins",
+            ["image.tag=v9", f"operator.image={PINNED}", f"serving.server.image={PINNED}"],
+            [PINNED, "tunery-trainer:v9", PINNED],
+            id="overrides",
         ),
     ],
 )
-def test_image_references(helm: Helm, settings: list[str], image: str) -> None:
-    assert helm.render(*settings).pod()["containers"][0]["image"] == image
+def test_image_references(helm: Helm, settings: list[str], images: list[str]) -> None:
+    rendered = helm.render(*settings)
+    (container,) = rendered.pod()["containers"]
+    (certificate,) = rendered.one("Job")["spec"]["template"]["spec"]["containers"]
+    read = rendered.settings()
+    assert [container["image"], read.trainer.image, read.serving.server.image] == images
+    assert certificate["image"] == images[0]
+    policies = str(rendered.of("ValidatingAdmissionPolicy"))
+    for image in images[1:]:
+        assert f'["{image.partition("@")[0].removesuffix(":v9").removesuffix(f":{VERSION}")}"]' in policies
 
 
 @pytest.mark.parametrize(
     ("setting", "complaint"),
     [
-        pytest.param("operator.imagee.tag=v1", "imagee", id="typo"),
+        pytest.param("operator.imagee=v1", "imagee", id="typo"),
         pytest.param("replicas=2", "replicas", id="unknown"),
         pytest.param("operator.logging.level=LOUD", "level", id="enum"),
-        pytest.param("operator.image.tag=latest", "tag", id="latest"),
+        pytest.param("image.tag=latest", "tag", id="latest"),
         pytest.param("defaultOutput.uri=http://bucket", "uri", id="scheme"),
         pytest.param("gpuMemory.nvidia\\.com/gpu=much", "gpu", id="quantity"),
         pytest.param("progress.certificate.certManager.enabled=true", "issuerRef", id="issuer-missing"),
         pytest.param("operator.replicas=0", "replicas", id="no-replica"),
-        pytest.param("operator.extraEnv[0].name=TUNERY_WORKERS", "extraEnv", id="setting-as-variable"),
+        pytest.param("operator.extraEnv[0].name=POD_NAME", "extraEnv", id="variable-of-the-chart"),
         pytest.param("trainer.env.A-B=c", "A-B", id="variables-name"),
         pytest.param("trainer.securityContext.runAsUser=0", "runAsUser", id="root"),
         pytest.param("trainer.gpus.tolerations=", "gpus", id="typo-below-trainer"),
-        pytest.param("serving.engine.image.tag=", "image", id="engine-without-a-version"),
+        pytest.param("serving.engine.image=vllm/vllm-openai", "'/serving/engine/image'", id="engine-without-a-version"),
         pytest.param("serving.engine.runAsUser=0", "runAsUser", id="root-engine"),
         pytest.param("watchNamespaces={a,a}", "watchNamespaces", id="twice"),
         pytest.param("admissionPolicy.validationActions={Refuse}", "validationActions", id="action"),
@@ -252,28 +266,19 @@ def test_image_references(helm: Helm, settings: list[str], image: str) -> None:
         pytest.param("trainer.gpu.tolerations[0].operator=Exist", "'/trainer/gpu/tolerations/0/operator'", id="exist"),
         pytest.param("preflight.tolerations[0].keys=gpu", "'/preflight/tolerations/0'.*'keys'", id="toleration"),
         pytest.param("trainer.podLabels.team=a b", "'/trainer/podLabels/team'", id="label-with-a-space"),
-        pytest.param(
-            "trainer.podLabels.tunery\\.dev/role=x", 'trainer.podLabels: "tunery.dev/role"', id="label-of-ours"
-        ),
+        pytest.param("trainer.podLabels.tunery\\.dev/role=x", "propertyName 'tunery.dev/role'", id="label-of-ours"),
         pytest.param("operator.workers=null", "'/operator': missing property 'workers'", id="null"),
         pytest.param("serving=null", "missing property 'serving'", id="a-section-of-comments"),
         pytest.param(
             "preflight.queueName=a,preflight.queueFromOwner=true",
-            "preflight.queueName and preflight.queueFromOwner: set one of them",
+            "'/preflight/queueName'",
             id="two-queues",
         ),
-        pytest.param("metrics.port=8443", "progress.port and metrics.port: both are 8443", id="one-port-for-two"),
     ],
 )
 def test_the_schema_refuses_wrong_values(helm: Helm, setting: str, complaint: str) -> None:
     with pytest.raises(HelmError, match=complaint):
         helm.render(setting)
-
-
-def test_values_of_the_first_release_are_still_taken(helm: Helm) -> None:
-    old = Path(__file__).with_name("values-0.1.0.yaml")
-    text = helm.run("template", "tunery", str(CHART), "-n", NAMESPACE, "--kube-version", KUBE_VERSION, "-f", str(old))
-    assert Rendered.parse(text).one("Deployment")["spec"]["replicas"] == 2
 
 
 @pytest.mark.slow
@@ -332,16 +337,6 @@ def names_of_metrics() -> set[str]:
     state = metrics.State(dict, dict, dict, float)
     families = [*REGISTRY.collect(), *metrics.StateCollector(state).collect()]
     return {f"{family.name}_total" if family.type == "counter" else family.name for family in families}
-
-
-@pytest.mark.parametrize("page", ["docs/install.md", "README.md"])
-def test_the_documented_command_renders(helm: Helm, page: str) -> None:
-    text = (CHART.parents[1] / page).read_text().replace("\\\n", " ").replace("…", "v1")
-    (command,) = re.findall(r"^helm install tunery charts/tunery (.*)$", text, re.MULTILINE)
-    flags = [flag for flag in shlex.split(command) if flag != "--wait"]
-    rendered = Rendered.parse(helm.run("template", "tunery", str(CHART), "--kube-version", "1.34.0", *flags))
-    assert rendered.env()["TUNERY_TRAINER_IMAGE"] != f"tunery-trainer:{VERSION}"
-    assert rendered.one("Deployment")["metadata"]["namespace"] == NAMESPACE
 
 
 def test_the_chart_says_which_kinds_it_brings() -> None:

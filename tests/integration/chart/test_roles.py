@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from typing import Any
 
@@ -49,15 +48,15 @@ def test_the_lease_is_the_only_right_in_its_own_namespace(rendered: Rendered) ->
     assert role["metadata"]["namespace"] == NAMESPACE
     assert rights(role) == used(OWN_NAMESPACE_PERMISSIONS)
     by_verbs = {tuple(rule["verbs"]): rule.get("resourceNames") for rule in role["rules"]}
-    lease = rendered.env()["TUNERY_LEASE_NAME"]
-    assert by_verbs == {("create",): None, ("get", "update"): [lease]}
-    assert rendered.env()["TUNERY_LEASE_NAMESPACE"] == NAMESPACE
+    lease = rendered.settings().lease
+    assert by_verbs == {("create",): None, ("get", "update"): [lease.name]}
+    assert lease.namespace == NAMESPACE
 
 
 def test_only_the_job_of_the_certificate_has_access_to_a_secret_and_only_to_one_by_name(rendered: Rendered) -> None:
     role = named(rendered.of("Role"), "tunery-certificate")
     assert rights(role) == used(CERTIFICATE_PERMISSIONS)
-    secret = rendered.pod()["volumes"][0]["secret"]["secretName"]
+    secret = rendered.settings().progress.tls_secret
     assert [(rule["resourceNames"], rule["verbs"]) for rule in role["rules"]] == [
         ([secret], ["get", "create", "patch"])
     ]
@@ -82,7 +81,7 @@ def test_in_namespaced_mode_nothing_but_token_reviews_is_cluster_wide(helm: Helm
     account = {"kind": "ServiceAccount", "name": "tunery", "namespace": NAMESPACE}
     for binding in [*bindings, rendered.one("ClusterRoleBinding")]:
         assert binding["subjects"] == [account]
-    assert json.loads(rendered.env()["TUNERY_WATCH_NAMESPACES"]) == ["team-a", "team-b"]
+    assert rendered.settings().watch_namespaces == ("team-a", "team-b")
     off = ("rbac.aggregateRoles=false", "admissionPolicy.enabled=false", "crds.install=false")
     least = helm.render("watchNamespaces={team-a}", *off)
     wide = [each["kind"] for each in least.documents if "namespace" not in each["metadata"]]

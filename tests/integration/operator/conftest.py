@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,11 +24,11 @@ def operator(stage: Stage) -> OperatorProcess:
 
 @pytest.fixture
 def own_operator(stage: Stage) -> Iterator[Callable[..., OperatorProcess]]:
-    """A maker of operators for this test alone, such as `own_operator(TUNERY_WORKERS="2")`; they are not started."""
+    """A maker of operators for this test alone, not started yet: `own_operator(preflight={"maxConcurrent": 2})`."""
     stage.clear()
     made: list[OperatorProcess] = []
 
-    def make(kubeconfig: Path | None = None, **settings: str) -> OperatorProcess:
+    def make(kubeconfig: Path | None = None, **settings: Any) -> OperatorProcess:
         made.append(stage.make(kubeconfig, **settings))
         return made[-1]
 

@@ -19,9 +19,9 @@ from tunery_api.serving import ENGINE_SOCKET
 from tunery_operator.manifests.server import build_server
 from tunery_operator.plan.adapterserver import plan_server
 from tunery_operator.plan.job import Platform
-from tunery_operator.settings import Serving, Settings
 
 from kit.operator.servers import owner, server_spec
+from kit.operator.settings import settings
 from tools.cluster.waiting import wait_until
 
 ENGINE = """\
@@ -86,8 +86,7 @@ class Container:
 
 def command() -> list[str]:
     """Return the command of the engine's container."""
-    settings = Settings(trainer_image="t", serving=Serving(server_image="s", engine_image="e"))
-    plan = plan_server(server_spec(), owner(), Platform(settings, None))
+    plan = plan_server(server_spec(), owner(), Platform(settings(), None))
     found: list[str] = build_server(plan).deployment["spec"]["template"]["spec"]["containers"][0]["command"]
     return found
 

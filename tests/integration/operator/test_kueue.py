@@ -164,7 +164,7 @@ def test_a_quarrel_is_given_up_and_told(namespace: Namespace) -> None:
 
 @pytest.mark.slow
 def test_preflights_have_a_queue_of_their_own(api: Api, own_operator: Make) -> None:
-    own_operator(TUNERY_PREFLIGHT_QUEUE="checks").start()
+    own_operator(preflight={"queueName": "checks"}).start()
     namespace = make_namespace(api)
     body = lorajob("a")
     body["metadata"]["labels"] = {QUEUE: "team-a"}
@@ -175,7 +175,7 @@ def test_preflights_have_a_queue_of_their_own(api: Api, own_operator: Make) -> N
 
 
 def test_preflights_take_their_owners_queue_where_the_platform_says_so(api: Api, own_operator: Make) -> None:
-    own_operator(TUNERY_PREFLIGHT_QUEUE_FROM_OWNER="true").start()
+    own_operator(preflight={"queueFromOwner": True}).start()
     namespace = make_namespace(api)
     body = lorajob("a")
     body["metadata"]["labels"] = {QUEUE: "team-a"}
@@ -188,7 +188,7 @@ def test_preflights_are_bounded_and_waiting_is_told(api: Api, own_operator: Make
     # The preflights that other tests have left count, too.
     jobs = api.items("/apis/batch/v1/jobs?labelSelector=tunery.dev/role%3Dpreflight,!tunery.dev/done")
     unfinished = [job for job in jobs if not job["status"].get("conditions")]
-    own_operator(TUNERY_PREFLIGHT_MAX_CONCURRENT=str(len(unfinished) + 1)).start()
+    own_operator(preflight={"maxConcurrent": len(unfinished) + 1}).start()
     namespace = make_namespace(api)
     for name in ("a", "b"):
         namespace.apply(lorajob(name))

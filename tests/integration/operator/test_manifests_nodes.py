@@ -17,12 +17,12 @@ from tunery_operator.manifests.job import build_job, build_service
 from tunery_operator.plan.job import Platform
 from tunery_operator.plan.lorajob import Known, plan_preflight, plan_publish, plan_report, plan_train
 from tunery_operator.plan.types import JobPlan, Progress
-from tunery_operator.settings import PodTemplate, Settings
 from tunery_operator.views.owner import Owner, parse_owner
 
 from kit.installation import ROOT
 from kit.kubectl import Kubectl
 from kit.operator.objects import lorajob
+from kit.operator.settings import settings
 
 Json = dict[str, Any]
 UID = "4f8b1c2d-0000-4000-8000-000000000000"
@@ -43,8 +43,7 @@ def owner(name: str = "x", annotations: dict[str, str] | None = None) -> Owner:
 
 
 def platform(**template: Any) -> Platform:
-    settings = Settings(trainer_image="example/trainer:1", pod_template=PodTemplate.model_validate(template))
-    return Platform(settings, Progress("https://tunery:8443", "PEM"))
+    return Platform(settings(trainer=template), Progress("https://tunery:8443", "PEM"))
 
 
 def train(whose: Owner, on: Platform, **resources: Any) -> JobPlan:
@@ -158,7 +157,7 @@ def test_what_the_platform_says_of_several_devices_reaches_them_and_no_check(res
     limits = container(job)["resources"]["limits"]
     assert limits["rdma/hca_shared"] == "1"
     assert resources["gpus"] == 0 or limits["nvidia.com/gpu"] == "2", "the manifest says how many GPUs"
-    assert plan.digest != train(owner(), platform(env=on.settings.pod_template.env), **resources).digest
+    assert plan.digest != train(owner(), platform(env=on.settings.trainer.env), **resources).digest
     spec = parse_lorajob(lorajob("x", resources=resources))
     for other in (
         plan_preflight(spec, owner(), on, Known()),

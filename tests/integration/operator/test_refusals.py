@@ -17,11 +17,11 @@ from tunery_operator.reconcile.found_object import FoundObject
 from tunery_operator.reconcile.pace import QUARREL_PAUSE, Quarrels, Retries
 from tunery_operator.reconcile.rejections import ambiguous_rejection, field_of, rejection_of
 from tunery_operator.runtime.workqueue import MAX_BACKOFF
-from tunery_operator.settings import Placement, PodTemplate, Settings
 from tunery_operator.views.owner import Key, Owner, settings_digest
 
 from kit.operator.objects import Namespace, lorajob
 from kit.operator.runs import run_of
+from kit.operator.settings import settings
 
 
 @pytest.mark.parametrize(
@@ -61,11 +61,9 @@ SELF: Any = {
 POD = "spec.template.spec"
 
 
-TOLERATED = Placement.model_validate({"tolerations": [{"key": "all"}]})
-SETTINGS = Settings(
-    trainer_image="i",
-    pod_template=PodTemplate.model_validate({"tolerations": [{"key": "all"}], "priority_class_name": "no-name"}),
-    preflight_scheduling=TOLERATED,
+SETTINGS = settings(
+    trainer={"tolerations": [{"key": "all"}], "priorityClassName": "no-name"},
+    preflight={"tolerations": [{"key": "all"}]},
 )
 
 

@@ -23,7 +23,8 @@ def test_a_sampler_that_hangs_holds_up_neither_what_is_known_nor_the_operators_e
 ) -> None:
     asked = tmp_path / "asked"
     (tmp_path / "optuna.py").write_text(HANGS.format(str(asked)))
-    namespace, operator = make_namespace(api), own_operator(PYTHONPATH=str(tmp_path))
+    namespace, operator = make_namespace(api), own_operator()
+    operator.environment["PYTHONPATH"] = str(tmp_path)
     players = Kubelets(api, Trials().end)
     players.start()
     operator.start()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 
@@ -282,7 +281,7 @@ def test_a_suspension_that_is_refused_is_told_and_carried_out_once_it_may(api: A
 @pytest.mark.slow
 def test_a_setting_lost_in_an_upgrade_fails_no_job_that_runs(api: Api, own_operator: Make) -> None:
     namespace = make_namespace(api)
-    before = own_operator(TUNERY_DEFAULT_OUTPUT_URI="s3://adapters/all").start()
+    before = own_operator(defaultOutput={"uri": "s3://adapters/all"}).start()
     namespace.apply(lorajob("old", output={}, preflight="Skip"))
     namespace.apply(lorajob("next", output={}))
     namespace.apply(lorajob("held", output={}, preflight="Skip", suspend=True))
@@ -313,7 +312,7 @@ def test_a_setting_lost_in_an_upgrade_fails_no_job_that_runs(api: Api, own_opera
     namespace.apply(lorajob("new", output={}))
     assert namespace.wait_phase("new", "Failed")["failure"]["reason"] == "InvalidSpec"
     assert after.stop() == 0
-    own_operator(TUNERY_DEFAULT_OUTPUT_URI="s3://adapters/all").start()
+    own_operator(defaultOutput={"uri": "s3://adapters/all"}).start()
     namespace.patch_spec("held", suspend=False)
     for name in ("next", "held", "big"):
         ends_well(namespace, name)
@@ -324,9 +323,9 @@ def new_jobs_wait_for_the_platform(namespace: Namespace, own_operator: Make) -> 
     wrong = [{"key": "pool", "operator": "Exists", "tolerationSeconds": 60}]
     own = {"tolerations": [{"key": "mine", "operator": "Exists"}]}
     settings = {
-        "TUNERY_POD_TEMPLATE": json.dumps({"tolerations": wrong}),
-        "TUNERY_PREFLIGHT_SCHEDULING": json.dumps({"tolerations": wrong}),
-        "TUNERY_PROGRESS_URL": "https://elsewhere.svc:8443",
+        "trainer": {"tolerations": wrong},
+        "preflight": {"tolerations": wrong},
+        "progress": {"url": "https://elsewhere.svc:8443"},
     }
     # A certificate of another host is no reason not to be ready.
     operator = own_operator(**settings).start()
@@ -365,10 +364,7 @@ def test_what_the_platform_mends_reaches_the_jobs_that_wait(api: Api, own_operat
     assert before.stop() == 0
     tolerations = [{"key": "example.com/pool", "operator": "Exists"}]
     newer = new_jobs_wait_for_the_platform(namespace, own_operator)
-    placed = {
-        "TUNERY_POD_TEMPLATE": json.dumps({"tolerations": tolerations}),
-        "TUNERY_PREFLIGHT_SCHEDULING": json.dumps({"tolerations": tolerations}),
-    }
+    placed = {part: {"tolerations": tolerations} for part in ("trainer", "preflight")}
     after = own_operator(**placed).start()
     for kind, name in newer.items():
         eventually(f"{kind} {name}", lambda kind=kind, name=name: namespace.get(kind, name))

@@ -65,7 +65,7 @@ def trials(api: Api) -> Iterator[Trials]:
 @pytest.fixture
 def operator(own_operator: Callable[..., OperatorProcess]) -> OperatorProcess:
     """Of a platform on which what has ended goes at once."""
-    return own_operator(TUNERY_DEFAULT_TTL_SECONDS="0").start()
+    return own_operator(defaultTtlSecondsAfterFinished=0).start()
 
 
 def states(namespace: Namespace) -> list[str]:

@@ -76,7 +76,7 @@ def test_only_the_namespaces_that_are_named(api: Api, own_operator: Make, user: 
     served, also, other = (make_namespace(api) for _ in range(3))
     for namespace in (served, also):
         grant(api, name, rules(), namespace.name)
-    operator = own_operator(kubeconfig, TUNERY_WATCH_NAMESPACES=f'["{served.name}", "{also.name}"]').start()
+    operator = own_operator(kubeconfig, watchNamespaces=[served.name, also.name]).start()
     for namespace in (other, served, also):
         namespace.apply(lorajob("one"))
     for namespace in (served, also):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -50,9 +49,9 @@ def operator(stage: Stage) -> Iterator[OperatorProcess]:
     stage.clear()
     template = PLACEMENT | {"env": {"OMP_NUM_THREADS": "1"}}
     operator = stage.make(
-        TUNERY_POD_TEMPLATE=json.dumps(template),
-        TUNERY_PREFLIGHT_SCHEDULING=json.dumps(PLACEMENT),
-        TUNERY_PROGRESS_WRITE_SECONDS="1",
+        trainer=template,
+        preflight=PLACEMENT,
+        progress={"writeSeconds": 1},
     )
     operator.popen = subprocess.Popen  # here it starts as in its image, not as a fork
     operator.start()

@@ -12,7 +12,7 @@ from tunery_operator.plan.job import Platform
 Json = dict[str, Any]
 VALUES: Json = {
     "operator.podSecurityContext": {"runAsUser": None, "runAsGroup": None, "fsGroup": None},
-    "trainer.pullSecrets": ["registry"],
+    "image.pullSecrets": ["registry"],
     "trainer.podLabels": {"cost-center": "42"},
     "trainer.podAnnotations": {"sidecar.istio.io/inject": "false"},
     "trainer.env": {"HTTPS_PROXY": "http://proxy:3128", "HF_HUB_ETAG_TIMEOUT": "30"},

@@ -5,11 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from tunery_operator.plan.job import Platform
 from tunery_operator.plan.types import Progress
-from tunery_operator.settings import Settings
 
 from kit.api_server import ApiServer
 from kit.chart.installing import TEAM, kubeconfig_of_the_service_account
@@ -19,12 +16,9 @@ from kit.operator.objects import lorajob
 
 
 def platform_of(rendered: Rendered) -> Platform:
-    """Return the platform as the environment makes it that the chart renders."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in rendered.env().items():
-            patch.setenv(name, value)
-        settings = Settings()
-    return Platform(settings, Progress(settings.progress_url, "PEM"))
+    """Return the platform as the operator reads it from the chart's config.yaml."""
+    settings = rendered.settings()
+    return Platform(settings, Progress(settings.progress.url, "PEM"))
 
 
 def refusal(api: ApiServer, body: dict[str, Any], user: str = "") -> str | None:

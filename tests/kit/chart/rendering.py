@@ -11,6 +11,8 @@ from typing import Any
 
 import yaml
 
+from tunery_operator.settings import Settings
+
 CHART = Path(__file__).resolve().parents[3] / "charts" / "tunery"
 VERSION: str = yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"]
 NAMESPACE = "tunery-system"
@@ -48,14 +50,19 @@ class Rendered:
         spec: dict[str, Any] = self.one("Deployment")["spec"]["template"]["spec"]
         return spec
 
-    def env(self) -> dict[str, str]:
-        """Return the environment of the operator; what the kubelet fills in is the name of the field it takes."""
-        entries = self.pod()["containers"][0]["env"]
-        return {entry["name"]: entry.get("value") or _field_path(entry) for entry in entries}
+    def dashboards(self) -> list[dict[str, Any]]:
+        """Return the ConfigMaps with Grafana dashboards."""
+        return [each for each in self.of("ConfigMap") if any(name.endswith(".json") for name in each["data"])]
 
+    def config(self) -> dict[str, Any]:
+        """Return the content of config.yaml, which the operator's pod mounts."""
+        (text,) = (each["data"]["config.yaml"] for each in self.of("ConfigMap") if "config.yaml" in each["data"])
+        config: dict[str, Any] = yaml.safe_load(text)
+        return config
 
-def _field_path(entry: dict[str, Any]) -> str:
-    return str(entry["valueFrom"]["fieldRef"]["fieldPath"]) if "valueFrom" in entry else ""
+    def settings(self) -> Settings:
+        """Return the settings that the operator reads from it."""
+        return Settings.model_validate(self.config())
 
 
 @dataclass(frozen=True)

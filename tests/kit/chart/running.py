@@ -1,4 +1,4 @@
-"""The operator as a process, with the chart's environment, certificate and rights, and no others."""
+"""The operator as a process, with the chart's settings, certificate and rights, and no others."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
+
+import yaml
 
 from kit.accounts import kubeconfig_of
 from kit.chart.rendering import NAMESPACE, Rendered
@@ -99,16 +101,17 @@ def running_operator(
         (folder / name).write_bytes(base64.b64decode(value))
     ports = free_ports({"progress": 0, "metrics": 0})
     progress, metrics = ports["progress"], ports["metrics"]
-    environment = rendered.env() | {
-        "TUNERY_PROGRESS_TLS_DIR": str(folder),
-        "TUNERY_PROGRESS_PORT": str(progress),
-        "TUNERY_METRICS_PORT": str(metrics),
-        "TUNERY_POD_NAME": pod,
+    config = rendered.config()
+    config["progress"] |= {"tlsDir": str(folder), "port": progress}
+    config["metrics"] |= {"port": metrics}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    environment = {
+        "POD_NAME": pod,
         "KUBECONFIG": str(kubeconfig_of(installed, release.namespace, release.name, folder)),
         "PATH": os.environ["PATH"],
         "HOME": str(folder),
     }
-    command = [*ENDS_WITH_PARENT, sys.executable, "-m", "tunery_operator"]
+    command = [*ENDS_WITH_PARENT, sys.executable, "-m", "tunery_operator", f"--config={folder / 'config.yaml'}"]
     with (folder / "log").open("w") as output:
         process = subprocess.Popen(command, env=environment, cwd=folder, stderr=output)
     running = Operator(folder, process, progress, metrics)

@@ -12,31 +12,32 @@ import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from kit.fork_server import Process
 from kit.operator.api import eventually
+from kit.operator.settings import values
 from tools.cluster.daemon import ENDS_WITH_PARENT
 from tools.cluster.ports import kept_ports
 
 _BAD_LINE = re.compile(r"^(?:\S+ (?:ERROR|CRITICAL) |Traceback \(most recent call last\)).*", re.MULTILINE)
 
 
-def election(namespace: str, pod: str, lease: str = "tunery-operator") -> dict[str, str]:
-    """Return the settings of one of several replicas that elect their leader by a Lease."""
-    return {"TUNERY_LEASE_NAME": lease, "TUNERY_LEASE_NAMESPACE": namespace, "TUNERY_POD_NAME": pod}
-
-
 @dataclass
 class OperatorProcess:
     """`python -m tunery_operator` with a kubeconfig; its log lies in `folder`.
 
-    Two with different folders and settings from `election` are two replicas of one operator.
+    Two with different folders and one Lease in their settings are two replicas of one operator.
     """
 
     folder: Path
     kubeconfig: Path
     tls: Path | None = None
-    settings: dict[str, str] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Sections of the chart's values."""
+    environment: dict[str, str] = field(default_factory=dict)
     python: Path = Path(sys.executable)
     process: Process | subprocess.Popen[bytes] | None = None
     popen: Callable[..., Process | subprocess.Popen[bytes]] = subprocess.Popen
@@ -70,19 +71,12 @@ class OperatorProcess:
 
         It ends with the thread that starts it.
         """
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("TUNERY_")}
-        environment = kept | {
-            "KUBECONFIG": str(self.kubeconfig),
-            "TUNERY_TRAINER_IMAGE": "example/trainer:1",
-            "TUNERY_SERVING": '{"serverImage": "example/server:1", "engineImage": "example/engine:1"}',
-            "TUNERY_METRICS_PORT": str(self.ports["metrics"]),
-            **self._progress(),
-            **self.settings,
-        }
+        config = self.folder / "config.yaml"
+        config.write_text(yaml.safe_dump(values(**self._config())))
         with self.log.open("ab") as log:
             self.process = self.popen(
-                [*ENDS_WITH_PARENT, str(self.python), "-m", "tunery_operator"],
-                env=environment,
+                [*ENDS_WITH_PARENT, str(self.python), "-m", "tunery_operator", f"--config={config}"],
+                env={**os.environ, "KUBECONFIG": str(self.kubeconfig), **self.environment},
                 stdout=log,
                 stderr=log,
             )
@@ -90,13 +84,12 @@ class OperatorProcess:
             eventually("the operator is ready", self.is_ready)
         return self
 
-    def _progress(self) -> dict[str, str]:
-        if self.tls is None:
-            return {}
-        return {
-            "TUNERY_PROGRESS_TLS_DIR": str(self.tls),
-            "TUNERY_PROGRESS_URL": self.progress_url,
-            "TUNERY_PROGRESS_PORT": str(self.ports["progress"]),
+    def _config(self) -> dict[str, Any]:
+        progress = {"port": self.ports["progress"]}
+        served = {} if self.tls is None else {"tlsDir": str(self.tls), "url": self.progress_url}
+        return self.settings | {
+            "metrics": {"port": self.ports["metrics"]},
+            "progress": progress | served | self.settings.get("progress", {}),
         }
 
     def is_ready(self) -> bool:

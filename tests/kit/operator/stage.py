@@ -6,6 +6,7 @@ import itertools
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from tunery_operator.kube.rbac import PERMISSIONS, Call
 
@@ -57,12 +58,12 @@ class Stage:
             self.shared.start()
         return self.shared
 
-    def make(self, kubeconfig: Path | None = None, **settings: str) -> OperatorProcess:
+    def make(self, kubeconfig: Path | None = None, **settings: Any) -> OperatorProcess:
         """Return an operator of one test, not started yet."""
         folder = self._folder / f"own-{next(self._numbers)}"
         return self._process(folder, kubeconfig or self.kubeconfig, settings)
 
-    def _process(self, folder: Path, kubeconfig: Path, settings: dict[str, str] | None = None) -> OperatorProcess:
+    def _process(self, folder: Path, kubeconfig: Path, settings: dict[str, Any] | None = None) -> OperatorProcess:
         return OperatorProcess(folder, kubeconfig, self._tls, settings or {}, popen=operator_server().popen)
 
     def clear(self) -> None:

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import yaml
+
 from tools.cluster import binaries, disk, images, packages
 from tools.cluster.binaries import GoMissing
 from tools.cluster.controlplane import ControlPlane
@@ -15,7 +17,7 @@ from tools.cluster.disk import NoRoom
 from tools.cluster.local import LocalCluster, NotRunning
 from tools.cluster.machine import NoAddress
 from tools.cluster.packages import PackagesMissing
-from tools.cluster.paths import default_state_dir
+from tools.cluster.paths import REPOSITORY, default_state_dir
 from tools.cluster.progress import Progress
 from tools.cluster.s3 import WeedMissing
 from tools.cluster.shell import CommandFailed
@@ -73,9 +75,13 @@ def build_images(_: argparse.Namespace) -> None:
 
 
 def push(options: argparse.Namespace) -> None:
-    """build the images and push them to a registry of your own"""
-    for name, reference in images.push_elsewhere(options.registry).items():
+    """build the images, push them to a registry of your own, and write images.yaml for the chart"""
+    registry = options.registry.rstrip("/")
+    tag, pushed = images.push_elsewhere(registry)
+    (REPOSITORY / "images.yaml").write_text(yaml.safe_dump(images.chart_values(pushed)))
+    for name, reference in pushed.items():
         sys.stdout.write(f'export TUNERY_{name.upper()}_IMAGE="{reference}"\n')
+    sys.stderr.write(f"Install them with -f images.yaml, or with --set image.registry={registry},image.tag={tag}\n")
 
 
 def engine(options: argparse.Namespace) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -55,10 +56,16 @@ def remove(images: Iterable[str]) -> None:
         succeeds([*_buildah(), "rmi", image])
 
 
-def push(image: str, destination: str, *, local: bool = False) -> None:
-    """Push an image to `host/repository:tag`; `local` for a registry on this machine: without TLS, packed fast."""
+def push(image: str, destination: str, *, local: bool = False) -> str:
+    """Push an image to `host/repository:tag` and return its digest.
+
+    `local` for a registry on this machine: without TLS, packed fast.
+    """
     flags = ["--tls-verify=false", "--compression-format=zstd", "--compression-level=1"] if local else []
-    run([*_buildah(), "push", "--quiet", *flags, image, f"docker://{destination}"], timeout=BUILD_TIMEOUT)
+    with tempfile.NamedTemporaryFile("r") as digest:
+        flags += ["--digestfile", digest.name]
+        run([*_buildah(), "push", "--quiet", *flags, image, f"docker://{destination}"], timeout=BUILD_TIMEOUT)
+        return digest.read().strip()
 
 
 def _ulimits() -> list[str]:

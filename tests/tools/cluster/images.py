@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tools.cluster import baseimage, buildah
 from tools.cluster.paths import REPOSITORY
@@ -136,33 +138,39 @@ def push_one(image: Image, registry: Registry, *, keep: bool = True) -> str:
     return reference
 
 
-def push_elsewhere(prefix: str) -> dict[str, str]:
-    """Build the images, push them under `prefix`, and return their references.
+def push_elsewhere(prefix: str) -> tuple[str, dict[str, str]]:
+    """Build the images and push them under `prefix`; return their common tag, and their references by digest.
 
     The base image is the Dockerfile's, from its registry, unless the variable BASE_IMAGE names another.
     """
     arguments = {"BASE_IMAGE": os.environ["BASE_IMAGE"]} if os.environ.get("BASE_IMAGE") else {}
     with_docker = succeeds(["docker", "info"]) and succeeds(["docker", "buildx", "version"])
     pushed = {}
-    for image in IMAGES:
-        with snapshot(image) as taken:
-            reference = f"{prefix.rstrip('/')}/{image.repository}:{taken.tag()}"
-            if with_docker:
-                flags = [f"--build-arg={name}={value}" for name, value in arguments.items()]
-                command: list[str | Path] = [
-                    "docker",
-                    "build",
-                    *flags,
-                    "--file",
-                    taken.dockerfile,
-                    "--tag",
-                    reference,
-                    taken.context,
-                ]
-                run(command, env={"DOCKER_BUILDKIT": "1"}, timeout=3600)
-                run(["docker", "push", "--quiet", reference], timeout=3600)
-            else:
-                buildah.build(reference, taken.dockerfile, taken.context, arguments)
-                buildah.push(reference, reference, local=prefix.startswith("localhost"))
-        pushed[image.name] = reference
-    return pushed
+    with ExitStack() as stack:
+        snapshots = [stack.enter_context(snapshot(image)) for image in IMAGES]
+        tag = f"c{hashlib.sha256(' '.join(each.tag() for each in snapshots).encode()).hexdigest()[:12]}"
+        for taken in snapshots:
+            repository = f"{prefix.rstrip('/')}/{taken.image.repository}"
+            push = _push_with_docker if with_docker else _push_with_buildah
+            pushed[taken.image.name] = f"{repository}@{push(taken, f'{repository}:{tag}', arguments)}"
+    return tag, pushed
+
+
+def _push_with_buildah(taken: Snapshot, reference: str, arguments: Mapping[str, str]) -> str:
+    buildah.build(reference, taken.dockerfile, taken.context, arguments)
+    return buildah.push(reference, reference, local=reference.startswith("localhost"))
+
+
+def _push_with_docker(taken: Snapshot, reference: str, arguments: Mapping[str, str]) -> str:
+    flags = [f"--build-arg={name}={value}" for name, value in arguments.items()]
+    command: list[str | Path] = ["docker", "build", *flags, "--file", taken.dockerfile, "--tag", reference]
+    run([*command, taken.context], env={"DOCKER_BUILDKIT": "1"}, timeout=3600)
+    # Its last line is `TAG: digest: sha256:… size: …`.
+    found = re.findall(r"digest: (sha256:[a-f0-9]{64})", run(["docker", "push", reference], timeout=3600))
+    return str(found[-1])
+
+
+def chart_values(pushed: Mapping[str, str]) -> dict[str, Any]:
+    """Return the values of the chart that name these images."""
+    images = {name: {"image": reference} for name, reference in pushed.items()}
+    return {"operator": images["operator"], "trainer": images["trainer"], "serving": {"server": images["server"]}}

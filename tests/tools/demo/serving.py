@@ -45,7 +45,7 @@ def _demo() -> None:
     environment = cluster()
     engine = engine_settings(environment, "vllm")
     kubectl = installed(environment, ", with an image of vLLM for CPUs as its engine", *engine)
-    _serve(kubectl, uri_root(environment), images(environment)["serving.server"])
+    _serve(kubectl, uri_root(environment), images(environment)["serving.server.image"])
     console.print(f"\ntime             {time.monotonic() - began:.0f} s")
 
 

@@ -19,7 +19,6 @@ from tunery_operator.plan.inputs import ReadyServer, UnfinishedInput
 from tunery_operator.plan.job import Platform
 from tunery_operator.plan.types import JobPlan, Progress
 from tunery_operator.reconcile.found_object import FoundObject
-from tunery_operator.settings import Serving, Settings
 from tunery_operator.status.compute import compute_status
 from tunery_operator.status.snapshot import Snapshot
 from tunery_operator.views.attempt import Attempt
@@ -27,11 +26,11 @@ from tunery_operator.views.owner import Key, Owner, parse_owner
 from tunery_operator.views.pod import PodView
 
 from kit.operator.objects import batchinference
+from kit.operator.settings import settings
 from kit.operator.statuskit import NOW, condition, ended, job, running
 
 Json = dict[str, Any]
-SERVING = Serving(server_image="example/server:1", server_pull_policy="Always")
-SETTINGS = Settings(trainer_image="example/trainer:1", trainer_pull_secrets=["registry"], serving=SERVING)
+SETTINGS = settings(image={"pullPolicy": "Always", "pullSecrets": ["registry"]})
 PLATFORM = Platform(SETTINGS, Progress("https://tunery:8443", "PEM"))
 
 
@@ -103,12 +102,12 @@ def test_the_report_opens_the_output_and_nothing_else_with_the_platforms_resourc
     [container] = pod_of(plan)["containers"]
     assert container["command"][2:4] == ["tunery_server", "report"]
     assert (plan.name, container["image"], set(plan.run.secrets)) == ("b-report", "example/server:1", {"output"})
-    assert container["resources"]["limits"]["memory"] == SETTINGS.preflight_memory
+    assert container["resources"]["limits"]["memory"] == SETTINGS.preflight.resources.memory
     assert plan.run.batch_inference == spec
 
 
 def test_a_platform_that_serves_nothing_says_so() -> None:
-    platform = Platform(Settings(trainer_image="example/trainer:1"))
+    platform = Platform(settings(serving={"server": {"image": ""}}))
     with pytest.raises(InvalidSpec, match=r"serving\.server\.image is empty"):
         planned(platform=platform)
 

@@ -26,13 +26,13 @@ from tunery_operator.plan.inputs import (
 from tunery_operator.plan.job import Platform
 from tunery_operator.plan.lorajob import Known, plan_preflight, plan_report, plan_train
 from tunery_operator.plan.types import JobPlan, Progress
-from tunery_operator.settings import Placement, PodTemplate, Settings
 from tunery_operator.views.owner import Owner, parse_owner
 
 from kit.operator.objects import adaptermerge, lorajob
 from kit.operator.runs import files_in
+from kit.operator.settings import settings
 
-SETTINGS = Settings(trainer_image="example/trainer:1", gpu_memory={"nvidia.com/gpu": "80Gi"})
+SETTINGS = settings(gpuMemory={"nvidia.com/gpu": "80Gi"})
 PLATFORM = Platform(SETTINGS, Progress("https://tunery:8443", "PEM"))
 DISK_FIELD = "spec.resources.ephemeralStorage"
 META = {"namespace": "ns", "name": "x", "uid": "12345678-abcd", "generation": 1}
@@ -55,9 +55,8 @@ def train(labels: dict[str, str] | None = None, **spec: Any) -> JobPlan:
 
 
 def train_on(template: dict[str, Any], **spec: Any) -> JobPlan:
-    """Return the plan of a train Job where the platform's pod template is this."""
-    settings = SETTINGS.model_copy(update={"pod_template": PodTemplate.model_validate(template)})
-    platform = Platform(settings, PLATFORM.progress)
+    """Return the plan of a train Job with these values of trainer."""
+    platform = Platform(settings(trainer=template), PLATFORM.progress)
     return plan_train(parse_lorajob(lorajob("x", **spec)), owner(), platform, Known())
 
 
@@ -122,8 +121,8 @@ def test_labels_annotations_and_variables_of_the_platform_reach_the_pod() -> Non
     body = build_job(
         train_on(
             {
-                "labels": {"cost-center": "42", "team.example.com/name": "ml"},
-                "annotations": {"karpenter.sh/do-not-disrupt": "true"},
+                "podLabels": {"cost-center": "42", "team.example.com/name": "ml"},
+                "podAnnotations": {"karpenter.sh/do-not-disrupt": "true"},
                 "env": {"HTTPS_PROXY": "http://proxy:3128", "HF_HOME": "/work/models"},
                 "shmSize": "8Gi",
             }
@@ -154,10 +153,8 @@ def test_chosen_prefixes_of_the_owners_labels_and_annotations_reach_the_pod() ->
         "labels": {"cost-center": "42", "app": "x", "tunery.dev/role": "preflight"},
         "annotations": {"team.example.com/owner": "ada", "kubectl.kubernetes.io/last-applied-configuration": "{}"},
     }
-    settings = SETTINGS.model_copy(update={"inherit_label_prefixes": ["cost-", "team.example.com/", "tunery.dev/"]})
-    plan = plan_train(
-        parse_lorajob(lorajob("x")), parse_owner(Kind.LORAJOB, {"metadata": meta}), Platform(settings), Known()
-    )
+    platform = Platform(settings(trainer={"inheritLabels": ["cost-", "team.example.com/", "tunery.dev/"]}))
+    plan = plan_train(parse_lorajob(lorajob("x")), parse_owner(Kind.LORAJOB, {"metadata": meta}), platform, Known())
     template = build_job(plan)["spec"]["template"]["metadata"]
     assert template["labels"]["cost-center"] == "42"
     assert template["labels"]["tunery.dev/role"] == "train"
@@ -174,7 +171,7 @@ def test_chosen_prefixes_of_the_owners_labels_and_annotations_reach_the_pod() ->
     ],
 )
 def test_the_ids_of_the_pod(security: dict[str, Any], expected: dict[str, int]) -> None:
-    context = build_job(train_on({"security": security}))["spec"]["template"]["spec"]["securityContext"]
+    context = build_job(train_on({"securityContext": security}))["spec"]["template"]["spec"]["securityContext"]
     assert context == {
         "runAsNonRoot": True,
         "fsGroupChangePolicy": "OnRootMismatch",
@@ -200,11 +197,9 @@ def test_the_platform_places_pods_and_the_manifest_goes_before_it() -> None:
 
 
 def test_the_platform_places_preflight() -> None:
-    settings = SETTINGS.model_copy(
-        update={"preflight_scheduling": Placement(node_selector={"pool": "cpu"}, priority_class_name="low")}
-    )
+    platform = Platform(settings(preflight={"nodeSelector": {"pool": "cpu"}, "priorityClassName": "low"}))
     asked = {"nodeSelector": {"gpu": "yes"}, "tolerations": [{"key": "mine"}], "runtimeClassName": "nvidia"}
-    plan = plan_preflight(parse_lorajob(lorajob("x", scheduling=asked)), owner(), Platform(settings), Known())
+    plan = plan_preflight(parse_lorajob(lorajob("x", scheduling=asked)), owner(), platform, Known())
     pod = pod_of(plan)
     assert (pod["nodeSelector"], pod["priorityClassName"]) == ({"pool": "cpu"}, "low")
     assert pod["tolerations"] == [{"key": "mine"}]
@@ -263,7 +258,7 @@ def test_claims_and_config_maps_are_mounted_read_only() -> None:
     }
 
 
-CACHED = Platform(SETTINGS.model_copy(update={"cache_claim": "shared", "cache_max_size": "500Gi"}))
+CACHED = Platform(settings(cache={"claimName": "shared", "maxSize": "500Gi"}))
 
 
 @pytest.mark.parametrize(
@@ -321,7 +316,7 @@ def test_preflight_asks_for_no_gpu_and_no_queue() -> None:
 )
 def test_the_memory_of_a_gpu_follows_from_the_nodes_that_are_selected(selector: dict[str, str], gibibytes: int) -> None:
     told = {"nvidia.com/gpu": "80Gi", "nvidia.com/gpu.product=A100-40": "40Gi", "zone=small": "20Gi"}
-    platform = PLATFORM._replace(settings=Settings(trainer_image="example/trainer:1", gpu_memory=told))
+    platform = PLATFORM._replace(settings=settings(gpuMemory=told))
     spec = parse_lorajob(lorajob("x", resources={"gpus": 1}, scheduling={"nodeSelector": selector}))
     assert plan_train(spec, owner(), platform, Known()).run.gpu_memory_bytes == gibibytes * 2**30
 
@@ -344,8 +339,8 @@ def test_the_pod_finds_its_run_in_its_own_annotations() -> None:
 
 
 def test_without_an_output_the_platforms_is_used() -> None:
-    settings = Settings(trainer_image="i", default_output_uri="s3://all/", default_output_secret="shared")
-    plan = plan_train(parse_lorajob(lorajob("x", output={})), owner(), Platform(settings), Known())
+    platform = Platform(settings(defaultOutput={"uri": "s3://all/", "secretName": "shared"}))
+    plan = plan_train(parse_lorajob(lorajob("x", output={})), owner(), platform, Known())
     assert plan.run.output_uri == "s3://all/ns/x/12345678-abcd"
     assert plan.run.secrets["output"].name == "shared"
     with pytest.raises(InvalidSpec, match=r"spec\.output\.uri: is required"):
@@ -376,7 +371,7 @@ def test_a_merge_opens_each_adapter_with_its_own_secret() -> None:
         "spec": lorajob("one")["spec"],
         "status": {"phase": "Succeeded", "adapter": {"uri": "s3://a/one", "manifestSha256": "ab"}},
     }
-    first = lorajob_input("one", done, "")
+    first = lorajob_input("one", done, None)
     assert isinstance(first, ReadyInput)
     spec = parse_adaptermerge(
         adaptermerge("m", [{"loraJobRef": {"name": "one"}}, {"uri": "s3://a/two", "secretRef": {"name": "other"}}])
@@ -472,8 +467,8 @@ def test_the_digest_of_a_plan_follows_the_platform_and_not_the_run() -> None:
     assert own == train_on({}).digest
     others = [
         train_on({"env": {"HTTPS_PROXY": "http://proxy:3128"}}),
-        train_on({"labels": {"team": "ml"}}),
-        train_on({"security": {"runAsUser": None}}),
+        train_on({"podLabels": {"team": "ml"}}),
+        train_on({"securityContext": {"runAsUser": None}}),
         train_on({"caBundle": {"configMap": "corporate"}}),
         train_on({"tolerations": [{"key": "pool", "operator": "Exists"}]}),
         train(resources={"gpus": 0, "memory": "2Gi"}),

@@ -5,18 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from tunery_api.kinds import Kind
-from tunery_api.placement import SchedulingSpec, Toleration
+from tunery_api.placement import SchedulingSpec, Toleration, TolerationOperator
 from tunery_operator.plan.job import checkpoint_place
 from tunery_operator.plan.placing import check_scheduling, pod_extras, work_scheduling
-from tunery_operator.settings import Placement, PodTemplate, Settings
 from tunery_operator.views.owner import Key, Owner
 
-GPU = Toleration.model_validate({"key": "nvidia.com/gpu", "operator": "Exists"})
-SPOT = Toleration.model_validate({"key": "spot", "operator": "Exists"})
+from kit.operator.settings import settings
 
-
-def settings(**fields: Any) -> Settings:
-    return Settings(trainer_image="example/trainer:1", **fields)
+GPU = Toleration(key="nvidia.com/gpu", operator=TolerationOperator.EXISTS)
+SPOT = Toleration(key="spot", operator=TolerationOperator.EXISTS)
 
 
 def owner(**fields: Any) -> Owner:
@@ -24,18 +21,18 @@ def owner(**fields: Any) -> Owner:
 
 
 def test_the_manifest_goes_before_the_platform_and_tolerations_add_up() -> None:
-    template = PodTemplate(
-        node_selector={"pool": "cheap", "zone": "a"},
-        tolerations=(SPOT,),
-        priority_class_name="low",
-        gpu=Placement(node_selector={"gpu": "h100"}, tolerations=(GPU, SPOT)),
-    )
+    trainer = {
+        "nodeSelector": {"pool": "cheap", "zone": "a"},
+        "tolerations": [SPOT],
+        "priorityClassName": "low",
+        "gpu": {"nodeSelector": {"gpu": "h100"}, "tolerations": [GPU, SPOT]},
+    }
     spec = SchedulingSpec(node_selector={"pool": "fast"}, tolerations=[SPOT], priority_class_name="high")
-    placed = work_scheduling(spec, settings(pod_template=template), gpus=1)
+    placed = work_scheduling(spec, settings(trainer=trainer), gpus=1)
     assert placed.node_selector == {"pool": "fast", "zone": "a", "gpu": "h100"}
     assert placed.tolerations == [SPOT, GPU]
     assert placed.priority_class_name == "high"
-    on_cpu = work_scheduling(SchedulingSpec(), settings(pod_template=template), gpus=0)
+    on_cpu = work_scheduling(SchedulingSpec(), settings(trainer=trainer), gpus=0)
     assert on_cpu.node_selector == {"pool": "cheap", "zone": "a"}
     assert on_cpu.priority_class_name == "low"
 
@@ -44,8 +41,7 @@ def test_checks_are_placed_by_the_platform_and_tolerate_what_the_manifest_does()
     spec = SchedulingSpec(
         node_selector={"gpu": "h100"}, tolerations=[GPU], service_account_name="s", priority_class_name="high"
     )
-    check = Placement(node_selector={"pool": "cpu"}, tolerations=(SPOT,))
-    placed = check_scheduling(spec, settings(preflight_scheduling=check))
+    placed = check_scheduling(spec, settings(preflight={"nodeSelector": {"pool": "cpu"}, "tolerations": [SPOT]}))
     assert placed.node_selector == {"pool": "cpu"}
     assert placed.tolerations == [GPU, SPOT]
     assert placed.service_account_name == "s"
@@ -58,13 +54,13 @@ def test_where_the_platform_says_nothing_the_manifest_stays_as_it_is() -> None:
 
 
 def test_what_is_inherited_never_hides_the_platforms_word_or_ours() -> None:
-    template = PodTemplate(labels={"cost/centre": "42"})
     labels = {"cost/centre": "1", "cost/team": "red", "tunery.dev/role": "x", "other": "y"}
     # What Kubernetes gives to the pods of Jobs itself: a Job that names another is refused.
     labels |= {"job-name": "x", "controller-uid": "x", "batch.kubernetes.io/job-name": "x", "job-class": "long"}
+    prefixes = ["cost/", "tunery.dev/", "job", "batch.", "c", "k"]
     extras = pod_extras(
         owner(labels=labels, annotations={"cost/note": "n", "kubectl.kubernetes.io/last-applied-configuration": "{}"}),
-        settings(pod_template=template, inherit_label_prefixes=["cost/", "tunery.dev/", "job", "batch.", "c", "k"]),
+        settings(trainer={"podLabels": {"cost/centre": "42"}, "inheritLabels": prefixes}),
     )
     assert extras.labels == {"cost/centre": "42", "cost/team": "red", "job-class": "long"}
     assert extras.annotations == {"cost/note": "n"}

@@ -9,26 +9,25 @@ import pytest
 from tunery_api.failures import Failure
 from tunery_api.kinds import Kind
 from tunery_operator.plan.platform_values import PlatformValues, platform_values, with_platform_values
-from tunery_operator.settings import CaBundle, Placement, PodTemplate, Serving, Settings
+from tunery_operator.settings import Settings
 from tunery_operator.views.attempt import Attempt, ClusterWarning
 
 from kit.operator.servers import deployment, server_pod
 from kit.operator.serverstatuskit import compute
 from kit.operator.serverstatuskit import snapshot as server
+from kit.operator.settings import settings
 from kit.operator.statuskit import at, ended, job, judge, pod
 
-PLAIN = Settings(trainer_image="i", serving=Serving(server_image="s:1", engine_image="e:1"))
-PLACED = Settings(
-    trainer_image="i",
-    pod_template=PodTemplate(
-        node_selector={"pool": "ml"},
-        priority_class_name="low",
-        gpu=Placement(runtime_class_name="nvidia", node_selector={"gpu": "h100"}),
-        ca_bundle=CaBundle(config_map="corp"),
-    ),
-    preflight_scheduling=Placement(node_selector={"pool": "cpu"}, runtime_class_name="gvisor"),
-    cache_claim="models",
-    serving=PLAIN.serving,
+PLAIN = settings()
+PLACED = settings(
+    trainer={
+        "nodeSelector": {"pool": "ml"},
+        "priorityClassName": "low",
+        "gpu": {"runtimeClassName": "nvidia", "nodeSelector": {"gpu": "h100"}},
+        "caBundle": {"configMap": "corp"},
+    },
+    preflight={"nodeSelector": {"pool": "cpu"}, "runtimeClassName": "gvisor"},
+    cache={"claimName": "models"},
 )
 OWN = {"scheduling": {"nodeSelector": {"pool": "x", "gpu": "a"}, "priorityClassName": "p", "runtimeClassName": "r"}}
 NO_NODE = "0/2 nodes are available: 2 node(s) didn't match Pod's node affinity/selector."
@@ -36,9 +35,9 @@ UNPLACED = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable"
 REFUSED = ClusterWarning("FailedCreate", 'pods "x" is forbidden: RuntimeClass "gvisor" not found', at(-9), "Job")
 
 
-def named(reason: str, kind: Kind, spec: dict[str, Any], settings: Settings, *, check: bool = False) -> list[str]:
+def named(reason: str, kind: Kind, spec: dict[str, Any], on: Settings, *, check: bool = False) -> list[str]:
     """Return the values that a failure of a pod with one GPU names."""
-    values = platform_values(kind, spec, settings, 1)
+    values = platform_values(kind, spec, on, 1)
     failure = with_platform_values(Failure(reason=reason, message="m"), values.checks if check else values.work)
     return [name for name in failure.facts.get("chartValues", "").split(", ") if name]
 

@@ -106,7 +106,7 @@ def plan_server(spec: AdapterServerSpec, owner: Owner, platform: Platform) -> Se
         door_resources=_door_resources(settings),
         engine=_engine_image(spec, settings),
         arguments=engine.arguments(spec),
-        environment=engine.environment(spec, settings.serving.plugins),
+        environment=engine.environment(spec, settings.serving.engine.plugins),
         resources=_resources(spec),
         secrets=mounts.secret_mounts(accesses),
         volumes=volumes,
@@ -124,8 +124,8 @@ def _accesses(spec: AdapterServerSpec, settings: Settings) -> Iterator[Access]:
     yield Access(Purpose.MODEL, spec.model.uri, spec.model.secret_ref, "spec.model.secretRef")
     if spec.adapter_secret_ref is not None:
         yield Access(ADAPTERS, None, spec.adapter_secret_ref, "spec.adapterSecretRef")
-    elif settings.default_output_secret:
-        secret = LocalReference(name=settings.default_output_secret)
+    elif settings.default_output.secret_name:
+        secret = LocalReference(name=settings.default_output.secret_name)
         yield Access(ADAPTERS, None, secret, "the platform's default output secret")
     if spec.access.api_keys_secret_ref is not None:
         yield Access(API_KEYS, None, spec.access.api_keys_secret_ref, "spec.access.apiKeysSecretRef")
@@ -150,17 +150,17 @@ def _serve_spec(spec: AdapterServerSpec, owner: Owner, accesses: list[Access]) -
 
 
 def _engine_image(spec: AdapterServerSpec, settings: Settings) -> Image:
-    serving, named = settings.serving, spec.engine.image
-    if named is not None and not serving.allow_image and named != serving.engine_image:
+    platform, named = settings.serving.engine, spec.engine.image
+    if named is not None and not platform.allow_image and named != platform.image:
         text = "the platform sets the image of the engine, and its setting serving.engine.allowImage lets no other in"
         raise InvalidSpec([FieldError("spec.engine.image", text)])
-    if not (named or serving.engine_image):
+    if not (named or platform.image):
         raise InvalidSpec([FieldError("spec.engine.image", "is required: the platform names no image of the engine")])
-    return Image(named or serving.engine_image, serving.engine_pull_policy)
+    return Image(named or platform.image, settings.image.pull_policy)
 
 
 def _door_resources(settings: Settings) -> Resources:
-    asked = settings.serving.server_resources
+    asked = settings.serving.server.resources
     return Resources(asked.cpu, asked.memory, asked.ephemeral_storage)
 
 
@@ -171,7 +171,7 @@ def _resources(spec: AdapterServerSpec) -> Resources:
 
 def _pod(owner: Owner, settings: Settings) -> PodExtras:
     """Return what else the pod carries: door and engine share a socket and folders, and so one user."""
-    pod, user = placing.pod_extras(owner, settings), settings.serving.run_as_user
+    pod, user = placing.pod_extras(owner, settings), settings.serving.engine.run_as_user
     if user is None:
         return pod
     return replace(pod, security=PodSecurity(run_as_user=user, run_as_group=user, fs_group=user))

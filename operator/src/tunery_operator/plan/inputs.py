@@ -87,7 +87,7 @@ def as_checked(adapter: ResolvedAdapter, status: Mapping[str, Any]) -> ResolvedA
     return adapter.model_copy(update={"sha256": seen.get("sha256"), "revision": seen.get("revision")})
 
 
-def lorajob_input(name: str, body: Mapping[str, Any] | None, default_secret: str) -> AdapterInput:
+def lorajob_input(name: str, body: Mapping[str, Any] | None, default_secret: str | None) -> AdapterInput:
     """Return what the LoRAJob `name` offers; `body` is the object, or None where there is none.
 
     `default_secret` is the platform's Secret for outputs whose manifest names none.
@@ -148,7 +148,7 @@ def _trains_nothing(body: Mapping[str, Any]) -> bool:
     return (body.get("spec") or {}).get("preflight") == PreflightPolicy.ONLY.value
 
 
-def _ready(name: str, body: Mapping[str, Any], adapter: Mapping[str, Any], default_secret: str) -> ReadyInput:
+def _ready(name: str, body: Mapping[str, Any], adapter: Mapping[str, Any], default_secret: str | None) -> ReadyInput:
     spec = body["spec"]
     resolved = ResolvedAdapter(uri=adapter["uri"], manifest_sha256=adapter["manifestSha256"])
     model = spec.get("model") or {}

@@ -44,15 +44,17 @@ def output_place(output: OutputSpec, owner: Owner, settings: Settings) -> Place:
     uri = output.uri.rstrip("/") if output.uri else _default_uri(owner, settings)
     if output.secret_ref is not None:
         return Place(uri, output.secret_ref, "spec.output.secretRef")
-    if settings.default_output_secret:
-        return Place(uri, LocalReference(name=settings.default_output_secret), "the platform's default output secret")
+    if settings.default_output.secret_name:
+        return Place(
+            uri, LocalReference(name=settings.default_output.secret_name), "the platform's default output secret"
+        )
     return Place(uri, None, "spec.output.secretRef")
 
 
 def _default_uri(owner: Owner, settings: Settings) -> str:
-    if not settings.default_output_uri:
+    if not settings.default_output.uri:
         raise InvalidSpec([FieldError("spec.output.uri", "is required: the platform has no default output")])
-    return f"{settings.default_output_uri}/{owner.key.namespace}/{owner.key.name}/{owner.uid}"
+    return f"{settings.default_output.uri}/{owner.key.namespace}/{owner.key.name}/{owner.uid}"
 
 
 def checkpoint_place(output_uri: str, owner: Owner, newest: str | None) -> str:
@@ -79,15 +81,19 @@ def identity(owner: Owner) -> RunIdentity:
 
 def image(settings: Settings) -> Image:
     """Return the trainer image."""
-    return Image(settings.trainer_image, settings.trainer_pull_policy, tuple(settings.trainer_pull_secrets))
+    return _image(settings.trainer.image, settings)
 
 
 def server_image(settings: Settings) -> Image:
     """Return the image of the door, which also asks for batches; raises InvalidSpec where the platform names none."""
-    serving = settings.serving
-    if not serving.server_image:
+    name = settings.serving.server.image
+    if not name:
         raise InvalidSpec([FieldError("spec", "the platform serves nothing: its serving.server.image is empty")])
-    return Image(serving.server_image, serving.server_pull_policy, tuple(settings.trainer_pull_secrets))
+    return _image(name, settings)
+
+
+def _image(name: str, settings: Settings) -> Image:
+    return Image(name, settings.image.pull_policy, settings.image.pull_secrets)
 
 
 def resources(spec: AskedResources) -> Resources:
@@ -106,7 +112,8 @@ def with_disk(spec: ResourcesSpec, needed: int | None) -> ResourcesSpec:
 
 def check_resources(settings: Settings) -> Resources:
     """Return the resources of a container that checks or reports: no GPU."""
-    return Resources(settings.preflight_cpu, settings.preflight_memory, settings.preflight_ephemeral_storage)
+    resources = settings.preflight.resources
+    return Resources(resources.cpu, resources.memory, resources.ephemeral_storage)
 
 
 def kueue_labels(owner: Owner) -> dict[str, str]:
@@ -123,7 +130,7 @@ def run_spec(spec: JobSpec, owner: Owner, platform: Platform, place: Place, acce
         volumes=mounts.run_volumes(mounts.volume_mounts(accesses)),
         memory_bytes=int(parse_quantity(spec.resources.memory)),
         disk=_disk(spec.resources.ephemeral_storage, "spec.resources.ephemeralStorage"),
-        image=platform.settings.trainer_image,
+        image=platform.settings.trainer.image,
     )
 
 
@@ -164,7 +171,7 @@ def job_plan(spec: JobSpec, owner: Owner, platform: Platform, errand: Errand) ->
 
 def check_plan(base: JobPlan, spec: JobSpec, settings: Settings) -> JobPlan:
     """Return the plan of a Job that only looks at things: on CPU, with the platform's own resources and placement."""
-    disk = _disk(settings.preflight_ephemeral_storage, "the platform's preflight.resources.ephemeralStorage")
+    disk = _disk(settings.preflight.resources.ephemeral_storage, "the platform's preflight.resources.ephemeralStorage")
     return replace(
         base,
         run=base.run.model_copy(update={"disk": disk}),
@@ -189,6 +196,7 @@ def report_plan(spec: JobSpec, owner: Owner, platform: Platform, own: Mapping[st
 
 
 def _check_labels(owner: Owner, settings: Settings) -> dict[str, str]:
-    if settings.preflight_queue_from_owner:
+    if settings.preflight.queue_from_owner:
         return kueue_labels(owner)
-    return {KUEUE_LABELS[0]: settings.preflight_queue} if settings.preflight_queue else {}
+    queue = settings.preflight.queue_name
+    return {KUEUE_LABELS[0]: queue} if queue else {}

@@ -114,10 +114,10 @@ def _plan(spec: LoRAJobSpec, owner: Owner, platform: Platform, known: Known, tas
 def _with_cache(plan: JobPlan, spec: LoRAJobSpec, platform: Platform) -> JobPlan:
     """Return the plan with the claim of the cache: preflight fills it, and nothing else may write there."""
     settings = platform.settings
-    claim = spec.cache.claim_name if spec.cache else settings.cache_claim
+    claim = spec.cache.claim_name if spec.cache else settings.cache.claim_name
     if not claim:
         return plan
-    path, largest = f"{VOLUMES_DIR}/{Purpose.CACHE}", settings.cache_max_size
+    path, largest = f"{VOLUMES_DIR}/{Purpose.CACHE}", settings.cache.max_size
     mount = VolumeMount(Purpose.CACHE, path, claim=claim, read_only=plan.task is not Task.PREFLIGHT)
     cache = CacheMount(path=path, max_bytes=int(parse_quantity(largest)) if largest else None)
     return replace(plan, run=plan.run.model_copy(update={"cache": cache}), volumes=(*plan.volumes, mount))

@@ -21,7 +21,7 @@ _OF_JOBS: Final = ("job-name", "controller-uid")
 
 def work_scheduling(spec: SchedulingSpec, settings: Settings, gpus: int) -> SchedulingSpec:
     """Return where the pods that train or merge run."""
-    template = settings.pod_template
+    template = settings.trainer
     return _placed(spec, template.gpu, template) if gpus else _placed(spec, template)
 
 
@@ -31,7 +31,7 @@ def check_scheduling(spec: SchedulingSpec, settings: Settings) -> SchedulingSpec
     Of the manifest they take its account and what it tolerates: it selects nodes for the sake of their GPUs.
     """
     own = SchedulingSpec(service_account_name=spec.service_account_name, tolerations=spec.tolerations)
-    return _placed(own, settings.preflight_scheduling)
+    return _placed(own, settings.preflight)
 
 
 def _placed(spec: SchedulingSpec, *placements: Placement) -> SchedulingSpec:
@@ -66,13 +66,13 @@ def _first(layers: tuple[SchedulingSpec | Placement, ...], field: str) -> str | 
 
 def pod_extras(owner: Owner, settings: Settings) -> PodExtras:
     """Return what else pods carry; the platform's own word goes before what is inherited from the owner."""
-    template, prefixes = settings.pod_template, tuple(settings.inherit_label_prefixes)
+    template, prefixes = settings.trainer, settings.trainer.inherit_labels
     return PodExtras(
-        labels=_inherited(owner.labels, prefixes) | template.labels,
-        annotations=_inherited(owner.annotations, prefixes) | template.annotations,
+        labels=_inherited(owner.labels, prefixes) | template.pod_labels,
+        annotations=_inherited(owner.annotations, prefixes) | template.pod_annotations,
         env=template.env,
         shm_size=template.shm_size,
-        security=template.security,
+        security=template.security_context,
         ca_bundle=template.ca_bundle,
     )
 
@@ -84,7 +84,7 @@ def together(pod: PodExtras, resources: ResourcesSpec, owner: Owner, settings: S
     """
     if resources.devices == 1:
         return pod
-    platform = settings.pod_template.distributed
+    platform = settings.trainer.distributed
     shm = parse_quantity(pod.shm_size) + resources.gpus * _SHM_OF_A_GPU
     nearness = TOPOLOGY_ANNOTATIONS if resources.nodes > 1 else ()
     return replace(

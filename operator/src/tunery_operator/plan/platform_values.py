@@ -46,11 +46,11 @@ NO_VALUES: Final = PlatformValues()
 
 def platform_values(kind: Kind, spec: Mapping[str, Any], settings: Settings, gpus: int) -> PlatformValues:
     """Return the values that the plan of an object uses, those that its manifest overrides left out."""
-    scheduling, template = spec.get("scheduling") or {}, settings.pod_template
+    scheduling, template = spec.get("scheduling") or {}, settings.trainer
     placed = [*_placement("trainer", template, scheduling)]
     placed += _placement("trainer.gpu", template.gpu, scheduling) if gpus else []
     shared = tuple(_shared(kind, spec, settings))
-    checks = _placement("preflight", settings.preflight_scheduling, {})
+    checks = _placement("preflight", settings.preflight, {})
     return PlatformValues(
         (*shared, *placed),
         (*shared, "preflight.resources", *checks, *_placement("trainer", template, {})),
@@ -58,25 +58,25 @@ def platform_values(kind: Kind, spec: Mapping[str, Any], settings: Settings, gpu
 
 
 def _shared(kind: Kind, spec: Mapping[str, Any], settings: Settings) -> Iterator[str]:
-    template = settings.pod_template
+    template = settings.trainer
     if kind is Kind.ADAPTERSERVER:
         yield from ("serving.server.image", "serving.server.resources")
         if not (spec.get("engine") or {}).get("image"):
             yield "serving.engine.image"
     else:
         yield "serving.server.image" if kind is Kind.BATCHINFERENCE else "trainer.image"
-    if settings.trainer_pull_secrets:
-        yield "trainer.pullSecrets"
+    if settings.image.pull_secrets:
+        yield "image.pullSecrets"
     for name, value in (
-        ("podLabels", template.labels),
-        ("podAnnotations", template.annotations),
+        ("podLabels", template.pod_labels),
+        ("podAnnotations", template.pod_annotations),
         ("env", template.env),
         ("caBundle.configMap", template.ca_bundle.config_map),
     ):
         if value:
             yield f"trainer.{name}"
     yield "trainer.securityContext"
-    if kind is Kind.LORAJOB and settings.cache_claim and not spec.get("cache"):
+    if kind is Kind.LORAJOB and settings.cache.claim_name and not spec.get("cache"):
         yield "cache.claimName"
 
 

@@ -176,7 +176,7 @@ def own_leftovers(services: Services, owner: Owner, name: str) -> tuple[PodView,
 @contextmanager
 def _preflight_slot(services: Services, plan: JobPlan) -> Iterator[None]:
     """Hold the place of one preflight among those that the platform allows; raises PreflightsFull."""
-    limit = services.platform.settings.preflight_max_concurrent
+    limit = services.platform.settings.preflight.max_concurrent
     if limit == 0 or plan.task is not Task.PREFLIGHT:
         yield
         return

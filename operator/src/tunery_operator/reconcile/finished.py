@@ -112,7 +112,7 @@ def _try_again(services: Services, obj: FoundObject, status: Mapping[str, Any], 
 def seconds_to_live(services: Services, obj: FoundObject, status: Mapping[str, Any]) -> float | None:
     """Return how long a finished object still lives; None: until someone deletes it."""
     ended = parse_time(status.get("completionTime"))
-    ttl = time_to_live(obj.body, services.platform.settings.default_ttl_seconds)
+    ttl = time_to_live(obj.body, services.platform.settings.default_ttl_seconds_after_finished)
     if ended is None or ttl is None:
         return None
     return ttl - (services.now() - ended).total_seconds()

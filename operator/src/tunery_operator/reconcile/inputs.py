@@ -120,7 +120,7 @@ def _look_up(services: Services, key: Key, name: str, *, checkpoints: bool) -> A
         )
     if checkpoints:
         return checkpoint_input(name, body, _checkpoints_of(services, body) if body is not None else None)
-    return lorajob_input(name, body, services.platform.settings.default_output_secret)
+    return lorajob_input(name, body, services.platform.settings.default_output.secret_name)
 
 
 def _checkpoints_of(services: Services, body: Mapping[str, Any]) -> str | None:

@@ -23,7 +23,7 @@ from tunery_operator.status.snapshot import Snapshot
 
 _ANSWERS: Final = {"lines", "answered", "errors", "promptTokens", "completionTokens", "answeredBy"}
 _FREQUENT: Final = frozenset({"progress", "metrics", "evaluations", "findings", "checks", "checkpoint"} | _ANSWERS)
-"""Fields that a pod changes every few seconds: written at most once in progress_write_seconds."""
+"""Fields that a pod changes every few seconds: written at most once in progress.writeSeconds."""
 
 
 def report(services: Services, obj: FoundObject, snapshot: Snapshot, retry_in: float | None) -> Requeue:

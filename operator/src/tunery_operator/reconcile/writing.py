@@ -40,11 +40,11 @@ def write_down(services: Services, obj: FoundObject, change: dict[str, Any]) -> 
 def seconds_to_wait(
     services: Services, obj: FoundObject, change: Mapping[str, Any], frequent: Collection[str]
 ) -> float:
-    """Return how long a change is to wait: one of `frequent` fields alone is written once in progress_write_seconds."""
+    """Return how long a change is to wait: one of `frequent` fields alone is written once in progress.writeSeconds."""
     written = services.cache.written_at(obj.owner.key)
     if written is None or not all(field in frequent for field in change):
         return 0.0
-    return written + services.platform.settings.progress_write_seconds - services.monotonic()
+    return written + services.platform.settings.progress.write_seconds - services.monotonic()
 
 
 def _facts(services: Services, obj: FoundObject) -> metrics.Facts:

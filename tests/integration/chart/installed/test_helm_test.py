@@ -34,7 +34,7 @@ def test_without_a_bucket_it_is_one_pod_that_asks_what_is_installed(helm: Helm) 
     assert {document["kind"] for document in rendered.documents} == {"ServiceAccount", "Role", "RoleBinding", "Pod"}
     pod, told = rendered.one("Pod")["spec"], arguments(rendered)
     assert (told.namespace, told.output_uri, told.secret) == (NAMESPACE, "", "")
-    assert told.progress_url == helm.render().env()["TUNERY_PROGRESS_URL"]
+    assert told.progress_url == helm.render().settings().progress.url
     assert told.ready_url == "http://tunery.tunery-system.svc:8080/readyz"
     # The authority, and not the key that is beside it.
     assert [item["key"] for item in pod["volumes"][0]["secret"]["items"]] == ["ca.crt"]

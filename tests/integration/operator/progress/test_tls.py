@@ -248,7 +248,7 @@ def test_a_job_that_runs_no_pod_gets_the_new_authority(
     served = (folder / "tls.crt").read_text()
     (folder / "tls.crt").write_text(served[:300])
     # It starts, is ready and works without a certificate that it could serve, and says what to mend.
-    operator = own_operator(TUNERY_PROGRESS_TLS_DIR=str(folder), TUNERY_PROGRESS_TLS_SECRET="corp").start()
+    operator = own_operator(progress={"tlsDir": str(folder), "tlsSecret": "corp"}).start()
     for name in ("held", "works"):
         namespace.apply(lorajob(name, preflight="Skip"))
     queued = lorajob("queued", preflight="Skip")

@@ -14,14 +14,15 @@ from tunery_operator.manifests.server import build_desired, build_server, read_d
 from tunery_operator.plan.adapterserver import ServerPlan, plan_server
 from tunery_operator.plan.job import Platform
 from tunery_operator.plan.types import Progress
-from tunery_operator.settings import PodTemplate, Serving, Settings
+from tunery_operator.settings import Settings
 from tunery_operator.views.deployment import parse_deployment
 from tunery_operator.views.server_pod import parse_server_pod
 
 from kit.operator.servers import owner, server_spec, wanted
+from kit.operator.settings import settings
 
-SERVING = Serving(server_image="example/server:1", engine_image="example/engine:1")
-SETTINGS = Settings(trainer_image="example/trainer:1", trainer_pull_secrets=["registry"], serving=SERVING)
+IMAGE = {"pullSecrets": ["registry"]}
+SETTINGS = settings(image=IMAGE)
 PROGRESS = Progress("https://tunery:8443", "PEM")
 LABELS = {
     "app.kubernetes.io/managed-by": "tunery",
@@ -45,12 +46,12 @@ SECRETS = {
 }
 
 
-def plan(settings: Settings = SETTINGS, labels: dict[str, str] | None = None, **spec: Any) -> ServerPlan:
-    return plan_server(server_spec(**spec), owner(labels=labels or {}), Platform(settings, PROGRESS))
+def plan(on: Settings = SETTINGS, labels: dict[str, str] | None = None, **spec: Any) -> ServerPlan:
+    return plan_server(server_spec(**spec), owner(labels=labels or {}), Platform(on, PROGRESS))
 
 
-def serving(**changes: Any) -> Settings:
-    return SETTINGS.model_copy(update={"serving": SERVING.model_copy(update=changes)})
+def serving(part: str, **changes: Any) -> Settings:
+    return settings(image=IMAGE, serving={part: changes})
 
 
 def pod_of(found: ServerPlan) -> dict[str, Any]:
@@ -121,7 +122,7 @@ def test_service_disruption_budget_and_network_policy_find_the_pods() -> None:
         "policyTypes": ["Ingress"],
         "ingress": [{"ports": [{"port": 8000, "protocol": "TCP"}]}],
     }
-    assert build_server(plan(serving(network_policy=False))).network_policy is None
+    assert build_server(plan(settings(serving={"networkPolicy": False}))).network_policy is None
 
 
 def test_the_pod_meets_restricted_pod_security_as_one_user() -> None:
@@ -151,10 +152,10 @@ def test_the_pod_meets_restricted_pod_security_as_one_user() -> None:
 
 
 def test_a_platform_that_leaves_the_user_open_has_that_of_its_jobs() -> None:
-    settings = serving(run_as_user=None)
-    assert pod_of(plan(settings))["securityContext"]["runAsUser"] == 65532
-    template = PodTemplate.model_validate({"security": {"runAsUser": None, "runAsGroup": None, "fsGroup": None}})
-    openshift = settings.model_copy(update={"pod_template": template})
+    engine: dict[str, Any] = {"engine": {"runAsUser": None}}
+    assert pod_of(plan(settings(serving=engine)))["securityContext"]["runAsUser"] == 65532
+    ids = dict.fromkeys(("runAsUser", "runAsGroup", "fsGroup"))
+    openshift = settings(serving=engine, trainer={"securityContext": ids})
     assert "runAsUser" not in pod_of(plan(openshift))["securityContext"]
 
 
@@ -216,7 +217,7 @@ def test_the_engine_is_called_with_flags_that_keep_its_api_for_the_door() -> Non
 @pytest.mark.parametrize(("memory", "space"), [("24Gi", "6"), ("2Gi", "1"), ("512Mi", "1")])
 def test_on_the_cpu_the_engine_is_told_its_cache_and_to_compile_nothing(memory: str, space: str) -> None:
     spec = {"resources": {"gpus": 0, "memory": memory}, "engine": {"maxLength": 2048, "precision": "BFloat16"}}
-    engine = containers(plan(serving(plugins=("tunery_cpu_fix",)), **spec))["engine"]
+    engine = containers(plan(serving("engine", plugins=["tunery_cpu_fix"]), **spec))["engine"]
     variables = env(engine)
     assert variables["VLLM_CPU_KVCACHE_SPACE"] == space
     assert (variables["TORCHDYNAMO_DISABLE"], variables["VLLM_PLUGINS"]) == ("1", "tunery_cpu_fix")
@@ -228,7 +229,7 @@ def test_on_the_cpu_the_engine_is_told_its_cache_and_to_compile_nothing(memory: 
 @pytest.mark.parametrize(("cpu", "threads"), [("700m", "1"), ("2", "2"), ("7500m", "7")])
 def test_on_the_cpu_the_engine_has_as_many_threads_as_cores_and_binds_none(cpu: str, threads: str) -> None:
     resources = {"gpus": 0, "cpu": cpu, "memory": "8Gi"}
-    engine = containers(plan(serving(plugins=("tunery_cpu_fix",)), resources=resources))["engine"]
+    engine = containers(plan(serving("engine", plugins=["tunery_cpu_fix"]), resources=resources))["engine"]
     assert env(engine)["OMP_NUM_THREADS"] == threads
     assert env(engine)["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
     assert "OMP_NUM_THREADS" not in env(containers(plan())["engine"])
@@ -282,8 +283,7 @@ def test_a_model_in_a_claim_is_read_where_it_lies_by_every_container() -> None:
 
 
 def test_adapters_without_a_secret_of_their_own_are_opened_by_the_platforms() -> None:
-    settings = SETTINGS.model_copy(update={"default_output_secret": "s3"})
-    secret = plan(settings).serve.adapter_secret
+    secret = plan(settings(defaultOutput={"secretName": "s3"})).serve.adapter_secret
     assert secret is not None
     assert (secret.name, secret.field) == ("s3", "the platform's default output secret")
     assert plan().serve.adapter_secret is None
@@ -323,18 +323,22 @@ def test_what_changes_the_deployment_changes_its_digest(name: str) -> None:
 def test_adapters_and_replicas_change_no_digest() -> None:
     more = plan(replicas=5, adapters=[{"name": "a", "uri": "s3://a/b"}], adapterSelector={"matchLabels": {"a": "b"}})
     assert (more.digest, more.config_name) == (plan().digest, plan().config_name)
-    assert plan(serving(server_image="example/server:2")).digest != plan().digest
-    assert plan(serving(server_image="example/server:2")).config_name == plan().config_name
+    assert plan(serving("server", image="example/server:2")).digest != plan().digest
+    assert plan(serving("server", image="example/server:2")).config_name == plan().config_name
 
 
 @pytest.mark.parametrize(
-    ("settings", "spec", "words"),
+    ("on", "spec", "words"),
     [
-        (serving(server_image=""), {}, "serving.server.image is empty"),
-        (serving(engine_image=""), {}, "spec.engine.image: is required"),
-        (serving(allow_image=False), {"engine": {"image": "mine:1"}}, "serving.engine.allowImage lets no other in"),
+        (serving("server", image=""), {}, "serving.server.image is empty"),
+        (serving("engine", image=""), {}, "spec.engine.image: is required"),
+        (
+            serving("engine", allowImage=False),
+            {"engine": {"image": "mine:1"}},
+            "serving.engine.allowImage lets no other in",
+        ),
     ],
 )
-def test_what_the_platform_cannot_run_is_refused(settings: Settings, spec: dict[str, Any], words: str) -> None:
+def test_what_the_platform_cannot_run_is_refused(on: Settings, spec: dict[str, Any], words: str) -> None:
     with pytest.raises(InvalidSpec, match=words):
-        plan(settings, **spec)
+        plan(on, **spec)

@@ -10,12 +10,12 @@ from tunery_api.names import SWEEP_OUTPUT_ANNOTATION
 from tunery_api.validation import parse_lorajob
 from tunery_operator.plan.job import Platform
 from tunery_operator.plan.lorajob import Known, plan_preflight, plan_train
-from tunery_operator.settings import Settings
 
 from kit.operator.objects import lorajob
+from kit.operator.settings import settings
 from kit.operator.statuskit import OWNER
 
-PLATFORM = Platform(Settings(trainer_image="example/trainer:1"))
+PLATFORM = Platform(settings())
 TRIAL = parse_lorajob(lorajob("x", output={"uri": "s3://adapters/support-trials/uid-9/000"}))
 
 

@@ -15,7 +15,6 @@ from tunery_operator.manifests.job import build_job
 from tunery_operator.manifests.trial import build_trial
 from tunery_operator.plan.job import Platform, identity, output_place
 from tunery_operator.plan.lorasweep import MOST_BYTES, Found, bounded, plan_conclude, plan_report, plan_trial
-from tunery_operator.settings import Settings
 from tunery_operator.views.owner import Owner, parse_owner
 from tunery_search.protocol import Suggestion
 from tunery_search.space import space_of
@@ -23,9 +22,10 @@ from tunery_search.trials import Trial
 from tunery_search.validation import parse_lorasweep
 
 from kit.operator.objects import lorasweep
+from kit.operator.settings import settings
 from kit.sweeps import trial
 
-PLATFORM = Platform(Settings(trainer_image="example/trainer:1"))
+PLATFORM = Platform(settings())
 META: dict[str, Any] = {"namespace": "ns", "name": "s", "uid": "u-1", "generation": 1}
 
 
