@@ -30,7 +30,7 @@ class TrialState(StrEnum):
     COMPLETE = "Complete"
     PRUNED = "Pruned"
     INFEASIBLE = "Infeasible"
-    """Its parameters cannot work: out of memory, diverged."""
+    """Its parameters cannot work: out of memory, diverged, invalid together."""
     FAILED = "Failed"
     """By chance."""
     DELETED = "Deleted"

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from tunery_api.errors import FieldError, near
 from tunery_search.dimensions import Categorical, Dimension, plain
-from tunery_search.lattice import has, is_point
+from tunery_search.lattice import exists, has, is_point, parents_first
 from tunery_search.paths import canonical
 
 
@@ -82,3 +82,22 @@ def point(dimensions: Iterable[Dimension], values: Mapping[str, str]) -> dict[st
     known = tuple(dimensions)
     placed = part_of_point(known, values)
     return placed if placed is not None and is_point(known, placed) else None
+
+
+def point_with(dimensions: Iterable[Dimension], wanted: Mapping[str, str]) -> dict[str, str]:
+    """Return the point with the wanted values, and the first value of every other parameter that then exists."""
+    values: dict[str, str] = {}
+    for dimension in parents_first(dimensions):
+        if exists(dimension, values):
+            values[dimension.path] = wanted.get(dimension.path) or ends(dimension)[0]
+    return values
+
+
+def with_parents(dimensions: Iterable[Dimension], path: str, text: str) -> dict[str, str]:
+    """Return a value with the values of other parameters that its own parameter needs to exist."""
+    by_path, wanted = {item.path: item for item in dimensions}, {path: text}
+    above = by_path.get(path)
+    while above and above.when:
+        wanted[above.when.path] = above.when.values[0]
+        above = by_path.get(above.when.path)
+    return wanted

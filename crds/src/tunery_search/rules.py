@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
@@ -16,11 +15,10 @@ from tunery_api.lorasweep import LoRASweepSpec, PrunerType, SamplerType, SweepPr
 from tunery_api.preference import TrainingTask
 from tunery_api.rules import LORAJOB_RULES
 from tunery_api.schema_errors import field_error
-from tunery_search.corners import TOGETHER, Blame, blames
 from tunery_search.dimensions import Categorical, Dimension, Numeric, Values
 from tunery_search.parameters import Parameters, checked
-from tunery_search.paths import REFUSED, TYPES, FieldType, written
-from tunery_search.points import ends, misfits
+from tunery_search.paths import REFUSED, written
+from tunery_search.points import ends, misfits, point_with, with_parents
 from tunery_search.pruning import MOST_EVALUATIONS
 from tunery_search.space import final_spec, trial_spec
 
@@ -100,7 +98,7 @@ def budget(spec: LoRASweepSpec) -> Errors:
 
 
 def shared_passes(spec: LoRASweepSpec) -> Errors:
-    """Devices share the passes of a step evenly within a range, too: the corners are its ends alone."""
+    """Devices share the passes of a step evenly within a range, too: the rules see its ends alone."""
     devices = spec.template.resources.devices
     for index, each in enumerate(spec.parameters or ()):
         if each.path != "training.gradientAccumulation" or each.range is None or devices == 1:
@@ -211,22 +209,49 @@ def final(spec: LoRASweepSpec) -> Errors:
             yield FieldError(f"spec.final.{path}", REFUSED[path].replace("set it in the template", "leave it out"))
 
 
-def corners(spec: LoRASweepSpec) -> Errors:
-    """Each corner of the space is a LoRAJob that the door lets in."""
+def values(spec: LoRASweepSpec) -> Errors:
+    """Yield what is wrong with the template, and with each value alone in it.
+
+    Values that are wrong only together are a trial's: it becomes Infeasible and takes no GPU.
+    """
     found = checked(spec)
     if "method" in found.places and all(item.path != "method" for item in found.own):
-        return  # what goes with which method would be told of one that no trial has
+        return  # the trials have another method than the template
     template = spec.template.to_json_dict() | {"output": spec.output.to_json_dict()}
 
-    def errors_of(values: Values) -> frozenset[FieldError]:
-        return frozenset(_job_errors(written(template, values)))
+    def errors_of(point: Values) -> frozenset[FieldError]:
+        return frozenset(_job_errors(written(template, point)))
 
-    conditions = set[str]()
-    for error in itertools.chain.from_iterable(_told(blame, found) for blame in blames(found.dimensions, errors_of)):
-        if error.path not in conditions:
-            yield error
-        if error.path.endswith(".when"):
-            conditions.add(error.path)
+    of_template = errors_of({})
+    of_template &= errors_of(point_with(found.dimensions, {})) if of_template else of_template
+    for error in sorted(of_template):
+        yield error if error.path.startswith("spec.output") else _under("spec.template.", error)
+    for item in found.dimensions:
+        by_value = {text: sorted(_of_value(item, text, found, errors_of) - of_template) for text in ends(item)}
+        yield from _placed(item, by_value, found)
+
+
+def _of_value(
+    dimension: Dimension, text: str, found: Parameters, errors_of: Callable[[Values], frozenset[FieldError]]
+) -> frozenset[FieldError]:
+    """Return the errors of a value in the template as it is, without those that the first value of another ends."""
+    wanted = with_parents(found.dimensions, dimension.path, text)
+    errors = errors_of(wanted)
+    return errors & errors_of(point_with(found.dimensions, wanted)) if errors else errors
+
+
+def _placed(dimension: Dimension, by_value: Mapping[str, Sequence[FieldError]], found: Parameters) -> Errors:
+    """Yield the errors of a parameter's values at their places in the manifest; one of every value once."""
+    at = found.places.get(dimension.path, "")
+    every = set.intersection(*map(set, by_value.values())) if at and len(by_value) > 1 else set[FieldError]()
+    told = [FieldError(f"{at}.path", _sentence(error)) for error in sorted(every)]
+    told += [
+        FieldError(_place(dimension, text, found), _sentence(error))
+        for text, errors in by_value.items()
+        for error in errors
+        if error not in every
+    ]
+    yield from dict.fromkeys(told)
 
 
 def _job_errors(trial: Mapping[str, Any]) -> Errors:
@@ -240,51 +265,6 @@ def _job_errors(trial: Mapping[str, Any]) -> Errors:
             yield from rule(spec)
 
 
-def _told(blame: Blame, found: Parameters) -> Errors:
-    """Yield an error of a corner at the places of the sweep's manifest where it is mended."""
-    field, message = blame.error.path.removeprefix("spec."), blame.error.message
-    inside = [path for path in found.places if path == field or path.startswith(f"{field}.")]
-    if blame.path is None:
-        yield _of_every_corner(blame.error, inside, found)
-        return
-    culprit = next(item for item in found.dimensions if item.path == blame.path)
-    dependent = [path for path in inside if path != blame.path and _can_depend(path, found)]
-    if dependent and blame.fitting and isinstance(culprit, Categorical):
-        for path in dependent:
-            yield FieldError(
-                f"{found.places[path]}.when",
-                f"must be {_condition(blame, path, found)}, else {field}{_joined(message, ';')}",
-            )
-        return
-    others = "" if blame.fitting else _beside(blame)
-    yield FieldError(_place(culprit, blame.values[blame.path], found), f"{field}{_joined(message)}{others}")
-
-
-def _of_every_corner(error: FieldError, inside: Sequence[str], found: Parameters) -> FieldError:
-    """Return an error that no value mends: of the output, of a parameter (`inside` its field), or of the template."""
-    field = error.path.removeprefix("spec.")
-    if field.partition(".")[0] == "output":
-        return error
-    if not inside:
-        return FieldError(f"spec.template.{field}", error.message)
-    only = next((item for item in found.own if item.path == field and len(set(ends(item))) == 1), None)
-    at = _place(only, ends(only)[0], found) if only else f"{found.places[inside[0]]}.path"
-    return FieldError(at, f"{field}{_joined(error.message)}")
-
-
-def _can_depend(path: str, found: Parameters) -> bool:
-    """Tell whether a parameter of the manifest has no condition yet."""
-    return any(item.path == path and item.when is None for item in found.own)
-
-
-def _condition(blame: Blame, path: str, found: Parameters) -> str:
-    """Return the condition under which the parameter at `path` has no such error, as a manifest writes it."""
-    on, order = str(blame.path), list(found.places)
-    values = ", ".join(text if TYPES[on] is FieldType.NAME else f'"{text}"' for text in blame.fitting)
-    late = on in order and order.index(on) > order.index(path)
-    return f"{{path: {on}, in: [{values}]}}" + (f", with {on} listed before it" if late else "")
-
-
 def _place(dimension: Dimension, value: str, found: Parameters) -> str:
     at = found.places.get(dimension.path)
     if at is None:
@@ -294,41 +274,30 @@ def _place(dimension: Dimension, value: str, found: Parameters) -> str:
     return f"{at}.range.{'min' if value == ends(dimension)[0] else 'max'}"
 
 
-def _joined(message: str, end: str = "") -> str:
-    """Return a message, up to an end, as it follows the name of its field: `lora.alpha must be …`, `method: IA3 …`."""
-    said = message.partition(end)[0] if end else message
-    return f" {said}" if said[:1].islower() else f": {said}"
+def _under(prefix: str, error: FieldError) -> FieldError:
+    """Return an error of a LoRAJob at the field of a sweep that it belongs to."""
+    return FieldError(f"{prefix}{error.path.removeprefix('spec.')}", error.message)
 
 
-def _beside(blame: Blame) -> str:
-    """Return the other values of a combination that fails, those of names and switches."""
-    others = [
-        f"{path}: {text}" for path, text in blame.values.items() if path != blame.path and TYPES[path] in TOGETHER
-    ]
-    return f" (with {', '.join(others)})" if others else ""
+def _sentence(error: FieldError) -> str:
+    """Return an error with its field: `lora.alpha must be …`, `method: IA3 …`."""
+    separator = " " if error.message[:1].islower() else ": "
+    return f"{error.path.removeprefix('spec.')}{separator}{error.message}"
 
 
 def final_run(spec: LoRASweepSpec) -> Errors:
-    """The best trial's settings with those of `final` on top are a LoRAJob that the door lets in."""
+    """Yield what is wrong with `final` on top of the template; beside some values alone it makes a trial Infeasible."""
     if spec.final is None:
         return
-    on_top, told = spec.final.training.to_json_dict(), set[str]()
 
-    def errors_of(values: Values) -> frozenset[FieldError]:
-        before = {error.path for error in _job_errors(trial_spec(spec, values))}
-        return frozenset(error for error in _job_errors(final_spec(spec, values)) if error.path not in before)
+    def errors_of(point: Values) -> frozenset[FieldError]:
+        before = {error.path for error in _job_errors(trial_spec(spec, point))}
+        return frozenset(error for error in _job_errors(final_spec(spec, point)) if error.path not in before)
 
-    for blame in blames(checked(spec).dimensions, errors_of):
-        if blame.error.path in told:
-            continue
-        told.add(blame.error.path)
-        field, message = blame.error.path.removeprefix("spec."), blame.error.message
-        if blame.path is not None:
-            message += f" (with {blame.path}: {blame.values[blame.path]}, which may be the best)"
-        if field.removeprefix("training.") in on_top:
-            yield FieldError(f"spec.final.{field}", message)
-        else:
-            yield FieldError("spec.final", f"{field}{_joined(message)}")
+    errors = errors_of({})
+    for error in sorted(errors & errors_of(point_with(checked(spec).dimensions, {})) if errors else errors):
+        own = error.path.removeprefix("spec.training.") in spec.final.training.to_json_dict()
+        yield _under("spec.final.", error) if own else FieldError("spec.final", _sentence(error))
 
 
 LORASWEEP_RULES: Final[tuple[Callable[[LoRASweepSpec], Errors], ...]] = (
@@ -341,5 +310,5 @@ LORASWEEP_RULES: Final[tuple[Callable[[LoRASweepSpec], Errors], ...]] = (
     pruner,
     final,
     final_run,
-    corners,
+    values,
 )

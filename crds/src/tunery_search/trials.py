@@ -7,12 +7,14 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from tunery_api.errors import InvalidSpec
 from tunery_api.failures import Failure
 from tunery_api.findings import Severity
 from tunery_api.measured import EvaluationStatus, finite
 from tunery_api.names import ORIGIN_ANNOTATION, TRIAL_LABEL
 from tunery_api.placement import ResourcesSpec
 from tunery_api.reasons import FailureReason
+from tunery_api.remedies import recreate
 from tunery_api.scrub import shorten
 from tunery_api.status import ConditionType, Phase
 from tunery_api.sweepstatus import FINAL_TRIAL_STATES, TrialAdapter, TrialFailure, TrialState, TrialStatus
@@ -185,6 +187,22 @@ def trial_of(child: Body, read: ReadValues) -> Trial:
     return Trial(row, None if row.state in FINAL_TRIAL_STATES else _live(child, row))
 
 
+def invalid_row(child: Body, read: ReadValues, error: InvalidSpec) -> TrialStatus:
+    """Return the final row of a trial whose spec is invalid: its values do not go together, and nothing was created.
+
+    It counts in maxTrials, so that the search ends, and never fails the sweep.
+    """
+    row = _row(child, read)
+    final = row.origin == FINAL_ORIGIN
+    of = "spec.final with the best values" if final else "these values together"
+    # The fields are those of spec.template.
+    text = "; ".join(f"{each.path.removeprefix('spec.')}: {each.message}" for each in error.errors)
+    fix = recreate("Change final", "final") if final else recreate("Give a parameter a condition (when)", "parameters")
+    message = shorten(f"{of}: {text}", _MESSAGE)
+    failure = Failure(reason=FailureReason.INVALID_SPEC, message=message, remedies=[fix])
+    return row.model_copy(update={"state": TrialState.INFEASIBLE.value, **_told(failure)})
+
+
 def _row(child: Body, read: ReadValues) -> TrialStatus:
     metadata, status = child["metadata"], child.get("status") or {}
     values = read(child["spec"])
@@ -259,7 +277,7 @@ def _failed(child: Body, values: Values, steps: int | None) -> dict[str, Any]:
     status = child["status"]
     failure = _failure(status) or Failure(reason=FailureReason.INTERNAL_ERROR, message="")
     reason = str(failure.reason)
-    told = {"reason": reason, "why": shorten(failure.message, _WHY) or None, "failure": _details(failure)}
+    told = _told(failure)
     fields = {path for remedy in failure.remedies for path in remedy.fields}
     fault = fault_of(reason, values, fields, ran=bool(status.get("runSeconds")))
     if reason == FailureReason.NOT_IMPROVED:
@@ -280,6 +298,12 @@ def _failure(status: Mapping[str, Any]) -> Failure | None:
         return None
     bare = {"reason": FailureReason.INTERNAL_ERROR.value, "message": ""}
     return Failure.model_validate(without_invalid(Failure, {**bare, **shown}) or bare)
+
+
+def _told(failure: Failure) -> dict[str, Any]:
+    """Return the fields of a row that a failure fills."""
+    why = shorten(failure.message, _WHY) or None
+    return {"reason": str(failure.reason), "why": why, "failure": _details(failure)}
 
 
 def _details(failure: Failure) -> TrialFailure | None:

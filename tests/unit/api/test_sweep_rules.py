@@ -387,15 +387,6 @@ REFUSED: list[Any] = [
         id="warm-start-from-one-twice",
     ),
     pytest.param(
-        "parameters: [{path: training.packing, choices: ['false', 'true']}]\nfinal: {training: {groupByLength: true}}",
-        {},
-        [
-            "spec.final.training.groupByLength: packed rows all have the same length; leave it out, or set "
-            "packing: false (with training.packing: true, which may be the best)"
-        ],
-        id="final-beside-some-values",
-    ),
-    pytest.param(
         "preset: Guide\noutput: {uri: 's3://key@bucket/a'}", {},
         ["spec.output.uri: holds credentials, which belong into the Secret of secretRef; write s3://bucket/prefix"],
         id="output",
@@ -413,7 +404,7 @@ def test_every_error_is_told_at_once_with_its_field(text: str, template: dict[st
     assert errors(text, **template) == told
 
 
-CORNERS: list[Any] = [
+ALONE: list[Any] = [
     pytest.param(
         f"parameters: [{RANKS}, {{path: lora.alpha, choices: ['8', '16', '5000', x]}}]", {},
         [
@@ -455,32 +446,9 @@ CORNERS: list[Any] = [
         id="a-method-that-does-not-read-the-template",
     ),
     pytest.param(
-        f"parameters: [{{path: method, choices: [IA3, LoRA, PromptTuning, DoRA]}}, {RANKS}]", {},
-        [
-            "spec.parameters[1].when: must be {path: method, in: [LoRA, DoRA]}, else lora.rank: IA3 has no such setting"
-        ],
-        id="a-parameter-that-needs-a-condition",
-    ),
-    pytest.param(
-        "parameters: [{path: adalora.targetRank, choices: ['4']}, {path: method, choices: [LoRA, AdaLoRA]}]", {},
-        [
-            "spec.parameters[0].when: must be {path: method, in: [AdaLoRA]}, with method listed before it, else "
-            "adalora goes with method: AdaLoRA, not LoRA"
-        ],
-        id="a-block-that-needs-a-condition",
-    ),
-    pytest.param(
-        "parameters: [{path: method, choices: [LoRA, QLoRA]}, {path: lora.init, choices: [Default, PiSSA]}]", {},
-        [
-            "spec.parameters[1].choices[1]: lora.init: PiSSA changes the base weights, which QLoRA has quantised; use "
-            "method: LoRA or LoftQ (with method: QLoRA)"
-        ],
-        id="a-combination",
-    ),
-    pytest.param(
         "parameters: [{path: training.epochs, choices: ['1', '2']}]", {"training": {"maxSteps": 5}},
-        ["spec.template.training.maxSteps: cannot be set together with epochs; keep one of the two"],
-        id="the-template",
+        ["spec.parameters[0].path: training.maxSteps cannot be set together with epochs; keep one of the two"],
+        id="every-choice-beside-the-template",
     ),
     pytest.param(
         "parameters: [{path: lora.rnk, choices: ['1']}]", {"quantization": {}, "method": "DoRA"},
@@ -490,40 +458,28 @@ CORNERS: list[Any] = [
         ],
         id="the-template-beside-a-wrong-parameter",
     ),
-    pytest.param(
-        "parameters: [{path: training.epochs, choices: ['1']}, {path: training.maxSteps, choices: ['9', '8']}]", {},
-        ["spec.parameters[1].path: training.maxSteps cannot be set together with epochs; keep one of the two"],
-        id="two-parameters",
-    ),
-    pytest.param(
-        """
-        parameters:
-        - {path: lora.init, choices: [Default, EVA]}
-        - {path: lora.useRslora, choices: ["true", "false"]}
-        - {path: adalora.finalSteps, choices: ["1"], when: {path: lora.init, in: [Default]}}
-        - {path: adalora.warmupSteps, choices: ["1"], when: {path: lora.useRslora, in: ["true"]}}
-        """, {},
-        [
-            "spec.parameters[2].path: adalora goes with method: AdaLoRA, not Auto; set that, or leave it out",
-        ],
-        id="what-takes-two-other-values-to-end",
-    ),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("text", "template", "told"), CORNERS)
-def test_an_error_of_a_corner_is_told_once_where_it_comes_from(
+@pytest.mark.parametrize(("text", "template", "told"), ALONE)
+def test_a_value_that_is_wrong_alone_is_refused_at_its_place(
     text: str, template: dict[str, Any], told: list[str]
 ) -> None:
     assert errors(text, **template) == told
 
 
-def test_a_condition_that_is_asked_for_mends_it() -> None:
-    methods = "{path: method, choices: [LoRA, IA3, AdaLoRA]}"
-    wanted = "spec.parameters[1].when: must be {path: method, in: [LoRA]}, else"
-    assert [error[: len(wanted)] for error in errors(f"parameters: [{methods}, {RANKS}]")] == [wanted]
-    mended = "{path: lora.rank, choices: ['4', '8'], when: {path: method, in: [LoRA]}}"
-    assert errors(f"parameters: [{methods}, {mended}]") == []
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"parameters: [{{path: method, choices: [LoRA, IA3]}}, {RANKS}]",
+        "parameters: [{path: method, choices: [AdaLoRA]}, {path: adalora.targetRank, choices: ['4']}]",
+        "parameters: [{path: method, choices: [LoRA, QLoRA]}, {path: lora.init, choices: [Default, LoftQ]}]",
+        "parameters: [{path: training.packing, choices: ['false', 'true']}]\nfinal: {training: {groupByLength: true}}",
+    ],
+    ids=["a-method-without-ranks", "a-block-of-the-only-method", "an-init-of-one-method", "final-beside-some-values"],
+)
+def test_values_that_are_wrong_only_together_are_a_matter_of_their_trial(text: str) -> None:
+    assert errors(text) == []
 
 
 FIELDS = st.sampled_from([*TYPES, "lora", "training.seed", "typo"])

@@ -9,12 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tunery_api.errors import FieldError, InvalidSpec
 from tunery_api.names import ORIGIN_ANNOTATION, TRIAL_LABEL
 from tunery_api.reasons import FailureReason
 from tunery_api.status import FINAL_PHASES, Phase
 from tunery_api.sweepstatus import TrialStatus
 from tunery_search.faults import FAULTS, Fault, fault_of
-from tunery_search.trials import STOPPED_BY_SWEEP, Trial, merge, number_of, stop_text, trial_of
+from tunery_search.trials import STOPPED_BY_SWEEP, Trial, invalid_row, merge, number_of, stop_text, trial_of
 
 from kit.sweeps import START, lorajob, read
 
@@ -277,3 +278,14 @@ def test_of_one_that_could_not_be_read_nothing_is_said_but_its_row() -> None:
     (trial,) = merge([known], [], read, unread={0})
     assert trial == Trial(known)
     assert not trial.is_final
+
+
+def test_a_trial_whose_values_are_invalid_together_is_final_counts_and_is_not_deleted() -> None:
+    error = InvalidSpec([FieldError("spec.lora.rank", "IA3 has no such setting")])
+    found = invalid_row(lorajob(3, {}), read, error)
+    assert (found.number, found.state, found.reason) == (3, "Infeasible", "InvalidSpec")
+    assert found.why == "these values together: lora.rank: IA3 has no such setting"
+    (known,) = merge([found], [], read)
+    assert known == Trial(found)
+    assert known.counts
+    assert known.gpu_seconds(START) == 0

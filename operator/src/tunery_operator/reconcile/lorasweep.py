@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from tunery_api.errors import InvalidSpec
 from tunery_api.failures import Failure
 from tunery_api.kinds import Kind
 from tunery_api.lorasweep import LoRASweepSpec
@@ -22,6 +23,7 @@ from tunery_api.sweepstatus import (
     TrialStatus,
 )
 from tunery_api.tolerant import without_invalid
+from tunery_api.validation import parse_lorajob
 from tunery_operator.errors import ApiFailure, NameTaken, Rejected, SamplerBusy
 from tunery_operator.kube import apply
 from tunery_operator.kube.client import Json
@@ -48,7 +50,7 @@ from tunery_search.sampler import SuggestionFailed
 from tunery_search.space import Space, read_values, space_of
 from tunery_search.summary import gpu_seconds_saved, importance_shown
 from tunery_search.trial_spec import inputs_of
-from tunery_search.trials import Trial, merge
+from tunery_search.trials import Trial, invalid_row, merge
 from tunery_search.validation import parse_lorasweep
 
 FAILED_SECONDS: Final = 30.0
@@ -74,7 +76,11 @@ class _Sweep:
     def trials(self) -> tuple[Trial, ...]:
         """Every trial, as status and LoRAJobs tell it."""
         children = self.own.children.values()
-        return merge(self.rows, children, lambda job_spec: read_values(self.space, job_spec), self.own.unread)
+        return merge(self.rows, children, self.read, self.own.unread)
+
+    def read(self, job_spec: Mapping[str, Any]) -> dict[str, str]:
+        """Return the values by path of the spec of a trial."""
+        return read_values(self.space, job_spec)
 
     @property
     def is_told(self) -> bool:
@@ -251,6 +257,7 @@ def _make(sweep: _Sweep, search: Search) -> tuple[_Sweep, Search]:
             return sweep, replace(search, hindrance=answer)
         search = replace(search, importance=answer.importance or None, exhausted=not answer.suggestions)
         suggestions = list(answer.suggestions)
+    rows = sweep.rows
     for suggestion in suggestions:
         try:
             sweep = _create(sweep, suggestion)
@@ -258,6 +265,9 @@ def _make(sweep: _Sweep, search: Search) -> tuple[_Sweep, Search]:
             return _give_up(sweep, search, Failure(reason=FailureReason.NAME_CONFLICT, message=str(error)))
         except (ApiFailure, Rejected) as error:
             return sweep.refusing(error), search
+        if sweep.rows != rows:
+            # Its row is all there is of it: no later trial is created before the status has that.
+            break
     return sweep, search
 
 
@@ -289,16 +299,24 @@ def _rows_of(sweep: _Sweep, name: str) -> list[TrialStatus]:
 
 
 def _create(sweep: _Sweep, suggestion: Suggestion) -> _Sweep:
-    """Make one trial, or take over the one of that number that we have made. Raises as `create_child`."""
+    """Create one trial, or take over the one of that number that exists. Raises as `create_child`.
+
+    A trial whose values do not go together becomes a row without a LoRAJob.
+    """
     services, owner = sweep.services, sweep.obj.owner
     place = output_place(sweep.spec.output, owner, services.platform.settings)
     plan = plan_trial(sweep.spec, owner, place, sweep.trials, suggestion)
     plan = reading(plan, sweep.inputs, again=bool(_forgiven(sweep.obj)))
+    body = build_trial(plan)
+    try:
+        parse_lorajob(body)
+    except InvalidSpec as error:
+        return replace(sweep, rows=(*sweep.rows, invalid_row(body, sweep.read, error)))
     if plan.name in sweep.own.strangers:
         found = services.client.get(LORAJOBS.get, owner.key.namespace, plan.name)
         if found is not None and not is_made_for(found, owner, plan.number):
             raise NameTaken(plan.name, LORAJOBS.kind)
-    return sweep.with_child(plan.number, apply.create_child(services.client, owner, LORAJOBS, build_trial(plan)))
+    return sweep.with_child(plan.number, apply.create_child(services.client, owner, LORAJOBS, body))
 
 
 # The end

@@ -217,6 +217,33 @@ def test_what_is_in_the_worse_half_is_stopped_for_good(
     assert (status["best"]["trial"], status["counts"]["pruned"]) == (0, 1)
 
 
+def test_values_that_are_invalid_together_are_a_row_without_a_lorajob(namespace: Namespace, trials: Trials) -> None:
+    switches = [{"path": path, "choices": ["true", "false"]} for path in ("training.packing", "training.groupByLength")]
+    namespace.apply(lorasweep("s", maxTrials=9, parallelTrials=2, parameters=switches, sampler={"type": "Grid"}))
+    status = ended(namespace)
+    bad, *others = sorted(status["trials"], key=lambda row: row["state"] != "Infeasible")
+    assert (bad["state"], bad["reason"]) == ("Infeasible", "InvalidSpec")
+    assert bad["parameters"] == {"training.packing": "true", "training.groupByLength": "true"}
+    assert bad["why"].startswith("these values together: training.groupByLength: packed rows")
+    assert [row["state"] for row in others] == ["Complete"] * 3
+    assert sorted(jobs(namespace)) == sorted(row["name"] for row in others)
+    assert (status["endReason"], status["countsText"]) == ("SpaceExhausted", "4/9")
+
+
+@pytest.mark.slow
+def test_a_sweep_of_invalid_trials_alone_fails_with_what_to_change(namespace: Namespace, trials: Trials) -> None:
+    both = [
+        {"path": "training.epochs", "range": {"min": "1", "max": "9"}},
+        {"path": "training.maxSteps", "choices": ["5"]},
+    ]
+    namespace.apply(lorasweep("s", maxTrials=3, parallelTrials=2, parameters=both))
+    failure = ended(namespace, phase="Failed")["failure"]
+    assert failure["reason"] == "InvalidSpec"
+    assert failure["message"].startswith("3 of 3 trials ended as InvalidSpec, and none is complete; the last: these")
+    assert failure["hint"].startswith("Give a parameter a condition (when), in a new LoRASweep.")
+    assert not jobs(namespace)
+
+
 def test_a_strangers_job_of_a_trials_name_is_left_alone(namespace: Namespace, trials: Trials) -> None:
     trials.held.add("s-000")
     namespace.apply(lorajob("s-000"))

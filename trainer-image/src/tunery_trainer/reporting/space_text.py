@@ -7,7 +7,6 @@ from typing import Final
 
 from tunery_api.lorasweep import LoRASweepSpec
 from tunery_api.methods import Preset
-from tunery_search.corners import corner_count
 from tunery_search.describe import points_tried, searched
 from tunery_search.space import space_of, starts
 
@@ -16,7 +15,7 @@ _GUIDES: Final = frozenset(preset.value for preset in Preset)
 
 
 def space_text(spec: LoRASweepSpec, hindrances: Sequence[str]) -> str:
-    """Return how many trials there will be, over what, and what was held to the rules beforehand, a line for each."""
+    """Return how many trials there will be, and over what, a line for each."""
     return "\n".join(f"{word:<10} {said}" for word, said in _lines(spec, hindrances))
 
 
@@ -33,14 +32,5 @@ def _lines(spec: LoRASweepSpec, hindrances: Sequence[str]) -> Iterator[tuple[str
         yield "First", ", ".join(first)
     if spec.preset and not set(first) & _GUIDES:
         yield "First", "none of the guide's configurations: none is a point of this space"
-    corners, combined, of = corner_count(space.dimensions)
-    combinations = f"all {of}" if combined == of else f"{combined} of the {of}"
-    yield (
-        "Corners",
-        (
-            f"{corners} were held to the rules of a LoRAJob: every choice and both ends of every range in turn, and "
-            f"{combinations} combinations of choices"
-        ),
-    )
     for hindrance in hindrances:
         yield "Here", f"it would not run: {hindrance}"

@@ -18,7 +18,6 @@ from tunery_api.names import API_VERSION, ORIGIN_ANNOTATION, TRIAL_LABEL, child_
 from tunery_api.reasons import FailureReason
 from tunery_api.remedies import recreate, retry
 from tunery_api.runspec import LoRASweepRun, RunSpec
-from tunery_api.scrub import shorten
 from tunery_api.sweepstatus import EndReason, TrialState, TrialStatus
 from tunery_common.errors import TuneryError
 from tunery_search.decision import Decision, Moment, decide
@@ -29,7 +28,7 @@ from tunery_search.sampler import SuggestionFailed, suggestions
 from tunery_search.space import Space, final_spec, read_values, space_of, trial_spec
 from tunery_search.summary import best, importance_shown
 from tunery_search.trial_spec import inputs_of, on_inputs, on_terms, preflight_of
-from tunery_search.trials import FINAL_ORIGIN, Trial, merge, number_of, trial_of
+from tunery_search.trials import FINAL_ORIGIN, Trial, invalid_row, merge, number_of
 from tunery_trainer.local import run_spec_of
 from tunery_trainer.sweeping.ledger import Ledger, damaged, read_ledger, write_ledger
 
@@ -39,7 +38,6 @@ _GET_OPTUNA: Final = (
     recreate("Set sampler.type to Random or Grid", "sampler.type"),
 )
 _CONTINUE: Final = retry("Keep the sweep's folder, which has its trials")
-_WHY: Final = 256
 Body = dict[str, Any]
 
 
@@ -146,21 +144,12 @@ class Search:
         try:
             run = run_spec_of(manifest_of(body), self.folder, Path(self.run.work_dir))
         except InvalidSpec as error:
-            row = self._refused(body, error)
+            row = invalid_row(body, lambda job: read_values(self.space, job), error)
             self.note(trials=[*self.ledger.trials, row])
             return row
         body["metadata"]["uid"] = run.identity.uid
         self.note(under_way=body)
         return None
-
-    def _refused(self, body: Body, error: InvalidSpec) -> TrialStatus:
-        """Return the row of a trial that is refused: others are not, so that it is its values that are at fault."""
-        row = trial_of(body, lambda job: read_values(self.space, job)).row
-        of = "spec.final on top of the best values" if row.origin == FINAL_ORIGIN else "with these values"
-        # The trial's manifest is nowhere: its fields are those of spec.template.
-        told = "; ".join(f"{each.path.removeprefix('spec.')}: {each.message}" for each in error.errors)
-        known = {"state": TrialState.INFEASIBLE.value, "reason": FailureReason.INVALID_SPEC.value}
-        return row.model_copy(update={**known, "why": shorten(f"{of}: {told}", _WHY)})
 
     def _ask(self, trials: Sequence[Trial], numbers: Sequence[int]) -> Answer:
         try:
