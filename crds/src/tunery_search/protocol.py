@@ -1,4 +1,4 @@
-"""What the program that asks Optuna is told and answers: JSON on its two streams."""
+"""Provide the question to a sampler, and its answer."""
 
 from __future__ import annotations
 

@@ -34,6 +34,7 @@ from tunery_operator.progress.auth import TokenReviewer
 from tunery_operator.progress.server import Endpoint, ProgressServer
 from tunery_operator.progress.tls import Certificate, keep_fresh
 from tunery_operator.reconcile.kinds import reconcile
+from tunery_operator.reconcile.sampler import Sampler
 from tunery_operator.reconcile.services import Services
 from tunery_operator.runtime.kopf_source import KopfDispatcher, KopfEventSource
 from tunery_operator.runtime.leader_gate import LeaderGate
@@ -93,6 +94,8 @@ class Operator:
         self._queue = WorkQueue(self._reconcile, settings.operator.workers, cache.is_of_sweep)
         self._services.has_backlog = self._queue.has_backlog
         self._gate = gate = LeaderGate(cache, self._queue)
+        loop = asyncio.get_running_loop()
+        self._services.sampler = Sampler(lambda key: loop.call_soon_threadsafe(gate.add, [key]))
         self._kopf_source = source = KopfEventSource()
         self._kopf = KopfDispatcher(source, gate.add)
         self._watches = build_watches(connection, cache, settings.watch_namespaces, self._notify_kopf, gate.add)
@@ -186,10 +189,9 @@ class Operator:
 
     async def stop(self) -> None:
         """Act no more, say what is left to say, and release what is held."""
-        # Before what runs is waited for: the interpreter does not end before every worker's thread has.
-        self._services.sampler.close()
         await _cancel([task for task in (self._election_task,) if task is not None])
         await self._gate.stop()
+        self._services.sampler.close()
         await _cancel(self._tasks)
         await asyncio.to_thread(self._events.close, STOP_SECONDS)
         await self._progress_server.stop()

@@ -28,13 +28,11 @@ class PreflightsFull(OperatorError):
 
 
 class SamplerBusy(OperatorError):
-    """As many samplers run for other sweeps as may run at a time; in `retry_after` seconds it is this one's turn."""
+    """Optuna computes the answer to a question, or other questions are before it, since `seconds`."""
 
-    retry_after: float
-
-    def __init__(self, retry_after: float) -> None:
-        self.retry_after = retry_after
-        super().__init__("other sweeps ask for trials right now")
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        super().__init__("Optuna has been asked which trials to make; questions of other sweeps may be before it")
 
 
 class FieldContested(OperatorError):
@@ -49,10 +47,6 @@ class StaleObject(OperatorError):
     """The object changed after it was read: read it again."""
 
     retry_after = 0.0
-
-
-class ShuttingDown(OperatorError):
-    """The operator shuts down: the next leader finishes this reconcile."""
 
 
 class OwnerGone(OperatorError):

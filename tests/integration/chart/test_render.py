@@ -12,7 +12,7 @@ from prometheus_client import REGISTRY
 from tunery_api.fields import parse_quantity
 from tunery_api.kinds import Kind
 from tunery_operator import metrics
-from tunery_operator.reconcile.sampler import AT_A_TIME
+from tunery_operator.reconcile.sampler import MAX_PROCESSES
 
 from kit.chart.rendering import CHART, NAMESPACE, VERSION, Helm, HelmError, Rendered
 
@@ -86,7 +86,7 @@ def test_probes_and_resources(rendered: Rendered) -> None:
 def test_the_memory_holds_the_samplers_of_sweeps(rendered: Rendered) -> None:
     """106 MiB with 1,000 running jobs, 61 MiB a sampler that reads 256 trials."""
     (container,) = rendered.pod()["containers"]
-    assert parse_quantity(container["resources"]["requests"]["memory"]) >= (106 + AT_A_TIME * 61) * 2**20
+    assert parse_quantity(container["resources"]["requests"]["memory"]) >= (106 + MAX_PROCESSES * 61) * 2**20
 
 
 def test_the_selector_selects_the_pod_and_the_service_reaches_its_ports(rendered: Rendered) -> None:

@@ -1,12 +1,12 @@
-"""The program that asks Optuna, as a process: the same answer each time, small, quick, and gone with its answer."""
+"""The process that asks Optuna: the same answer each time, small, quick, and gone with its answer."""
 
 from __future__ import annotations
 
-import os
+import multiprocessing
 import random
-import signal
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from tunery_api.lorasweep import SamplerType
-from tunery_search import sampler as asking
+from tunery_search import sampler
 from tunery_search.dimensions import Categorical, Condition, Dimension, Numeric
-from tunery_search.protocol import Answer, Ask, ToldState, ToldTrial
-from tunery_search.sampler import Processes, SuggestionFailed, suggestions
+from tunery_search.protocol import Ask, ToldState, ToldTrial
+from tunery_search.sampler import SuggestionFailed, suggestions
 
 LORA = Condition("method", ("LoRA", "DoRA"))
 SPACE: tuple[Dimension, ...] = (
@@ -50,15 +50,10 @@ def question(**fields: Any) -> Ask:
     return Ask(sampler=SamplerType.TPE, **known)
 
 
-def run(asked: str, **environment: str) -> bytes:
-    command = [sys.executable, "-m", "tunery_search.optuna_sampler"]
-    done = subprocess.run(command, input=asked.encode(), capture_output=True, env={**os.environ, **environment})
-    assert done.returncode == 0, done.stderr.decode()
-    return done.stdout
-
-
 @pytest.mark.slow
-def test_the_same_question_has_the_same_answer_whatever_the_process_and_the_order_of_things() -> None:
+def test_the_same_question_has_the_same_answer_whatever_the_process_and_the_order_of_things(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     asked = question()
     mixed = asked.model_dump(mode="json", by_alias=True)
     chance = random.Random(1)
@@ -67,45 +62,43 @@ def test_the_same_question_has_the_same_answer_whatever_the_process_and_the_orde
     mixed["trials"] = [{**each, "values": dict(reversed(each["values"].items()))} for each in mixed["trials"]]
     other = Ask.model_validate(mixed)
     assert other != asked
-    answers = {
-        run(each.model_dump_json(by_alias=True), PYTHONHASHSEED=seed)
-        for each, seed in ((asked, "0"), (asked, "1"), (other, "2"))
-    }
-    assert len(answers) == 1
-    made = Answer.model_validate_json(answers.pop())
-    assert [each.number for each in made.suggestions] == [60, 61, 62, 63]
-    assert len(made.importance) >= 2
-    assert suggestions(asked) == made
+    answers = []
+    for each, seed in ((asked, "0"), (asked, "1"), (other, "2")):
+        monkeypatch.setenv("PYTHONHASHSEED", seed)
+        answers.append(suggestions(each))
+    assert answers[0] == answers[1] == answers[2]
+    assert [each.number for each in answers[0].suggestions] == [60, 61, 62, 63]
+    assert len(answers[0].importance) >= 2
 
 
-def test_it_is_small_and_quick() -> None:
+def test_it_is_small_and_quick_and_holds_no_credential() -> None:
     """Of 60 trials with conditions and four new ones: less than 80 MB, and less than two seconds of computing.
 
     Without what Optuna would import if it is there, and the operator's image has not.
     """
     program = (
-        "import resource, runpy, sys\n"
+        "import os, resource, sys, multiprocessing\n"
         "for name in ('sklearn', 'scipy', 'pandas', 'plotly', 'torch'):\n    sys.modules[name] = None\n"
-        "try:\n    runpy.run_module('tunery_search.optuna_sampler', run_name='__main__')\n"
-        "except SystemExit:\n    pass\n"
+        "from tunery_search.protocol import Ask\n"
+        "from tunery_search.sampler import _ask_optuna\n"
+        "answer = _ask_optuna(Ask.model_validate_json(sys.stdin.buffer.read()), 60)\n"
         "own = resource.getrusage(resource.RUSAGE_SELF)\n"
         "high = next(line for line in open('/proc/self/status') if line.startswith('VmHWM'))\n"
         "loaded = [name for name in ('sqlalchemy', 'alembic') if name in sys.modules]\n"
-        "print(own.ru_utime + own.ru_stime, int(high.split()[1]) / 1024, loaded, file=sys.stderr)\n"
+        "print(own.ru_utime + own.ru_stime, int(high.split()[1]) / 1024, loaded, len(answer.suggestions),"
+        "os.environ.get('AWS_SECRET_ACCESS_KEY'))\n"
     )
-    environment = {"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", program],
         input=question().model_dump_json(by_alias=True).encode(),
         capture_output=True,
-        env=environment,
+        env={"AWS_SECRET_ACCESS_KEY": "hush", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
         check=True,
     )
-    seconds, megabytes, *loaded = done.stderr.decode().splitlines()[-1].split(maxsplit=2)
-    assert loaded == ["[]"]
+    seconds, megabytes, *rest = done.stdout.decode().split()
+    assert rest == ["[]", "4", "None"]
     assert float(megabytes) < 80
     assert float(seconds) < 2
-    assert len(Answer.model_validate_json(done.stdout).suggestions) == 4
 
 
 @pytest.mark.slow
@@ -118,59 +111,41 @@ def test_who_asks_does_not_load_optuna() -> None:
     assert done.stdout == "[]\n"
 
 
-@pytest.mark.slow
-def test_no_credential_of_this_process_reaches_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: dict[str, Any] = {}
-
-    def watched(*args: Any, **options: Any) -> subprocess.Popen[bytes]:
-        seen.update(options)
-        return real(*args, **options)
-
-    real = subprocess.Popen
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hush")
-    monkeypatch.setattr(subprocess, "Popen", watched)
+def test_no_process_stays_behind_an_answer() -> None:
     assert len(suggestions(question()).suggestions) == 4
-    assert "hush" not in str(seen["env"])
+    assert multiprocessing.active_children() == []
 
 
-def test_a_process_that_does_not_answer_is_ended_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    started: list[subprocess.Popen[bytes]] = []
-
-    def watched(*args: Any, **options: Any) -> subprocess.Popen[bytes]:
-        started.append(real(*args, **options))
-        return started[-1]
-
-    real = subprocess.Popen
-    monkeypatch.setattr(subprocess, "Popen", watched)
-    with pytest.raises(SuggestionFailed, match="did not answer within 0 s"):
-        suggestions(question(), timeout=0.01)
-    # Left alone it would come to its end, too.
-    assert [process.poll() for process in started] == [-signal.SIGKILL]
-
-
-def test_who_ends_does_not_wait_for_a_process_that_hangs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    asked = tmp_path / "asked"
-    os.mkfifo(asked)
-    (tmp_path / "hangs.py").write_text(f"import time\nopen({str(asked)!r}, 'w').close()\ntime.sleep(99)\n")
+def test_a_process_that_hangs_is_ended_and_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "optuna.py").write_text("import time\ntime.sleep(99)\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(asking, "_PROGRAM", "hangs")
-    processes = Processes()
-    with ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(suggestions, question(), 60, processes)
-        asked.read_text()
-        processes.close()
-        with pytest.raises(SuggestionFailed, match="ended with -9"):
-            answer.result(10)
-    with pytest.raises(SuggestionFailed, match="any more"):
-        suggestions(question(), processes=processes)
+    monkeypatch.setattr(sampler, "TIMEOUT_SECONDS", 1)
+    with pytest.raises(SuggestionFailed, match="was killed, or had no answer within 1 s"):
+        suggestions(question())
+    assert multiprocessing.active_children() == []
 
 
-def test_a_process_that_fails_says_how_it_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(SuggestionFailed, match=r"ended with 1: ValueError: .*low.*high"):
+def test_a_process_that_is_killed_is_reported_and_costs_no_other_question(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked = tmp_path / "asked"
+    hangs = f"import pathlib, time\nif not pathlib.Path({str(asked)!r}).exists():\n"
+    (tmp_path / "optuna.py").write_text(f"{hangs}    pathlib.Path({str(asked)!r}).touch()\n    time.sleep(99)\nboom\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(suggestions, question())
+        while not asked.exists():
+            time.sleep(0.05)
+        (hanging,) = multiprocessing.active_children()
+        second = threads.submit(suggestions, question())
+        with pytest.raises(SuggestionFailed, match="NameError: name 'boom' is not defined"):
+            second.result(30)
+        assert not first.done()
+        hanging.kill()
+        with pytest.raises(SuggestionFailed, match="was killed"):
+            first.result(10)
+
+
+def test_what_optuna_refuses_is_reported() -> None:
+    with pytest.raises(SuggestionFailed, match=r"the sampler failed: ValueError: .*low.*high"):
         suggestions(question(space=(Numeric("training.learningRate", 2.0, 1.0),), trials=(), startup=0))
-    monkeypatch.setattr(asking, "_PROGRAM", "this")
-    with pytest.raises(SuggestionFailed, match="the sampler's answer is none"):
-        suggestions(question())
-    monkeypatch.setattr(sys, "executable", "/nowhere/python")
-    with pytest.raises(SuggestionFailed, match="could not be started"):
-        suggestions(question())

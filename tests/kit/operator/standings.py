@@ -133,8 +133,8 @@ STANDINGS: dict[str, Standing] = {
         Kind.BATCHINFERENCE,
     ),
     "a sweep": Standing(searching(), "Searching", None, *WORKS, Kind.LORASWEEP),
-    "a sweep whose sampler is asked by others": Standing(
-        searching(Hindrance(SAMPLER_BUSY, "it waits for its turn", 2.0)),
+    "a sweep whose sampler is busy": Standing(
+        searching(Hindrance(SAMPLER_BUSY, "Optuna has been asked", 2.0)),
         "Searching",
         "SamplerBusy",
         *WORKS,

@@ -1,23 +1,24 @@
-"""Whose turn it is at the sampler: what takes no process never waits, a long question leaves a place to short ones."""
+"""The sampler of all sweeps: no reconcile waits for it, and an answer enqueues its sweep."""
 
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from prometheus_client import REGISTRY
 
+from tunery_api.kinds import Kind
 from tunery_api.lorasweep import SamplerType
 from tunery_operator.errors import SamplerBusy
-from tunery_operator.reconcile.sampler import AT_A_TIME, LARGE, Sampler
-from tunery_operator.reconcile.turns import LONGEST_SECONDS, Turns
+from tunery_operator.reconcile.sampler import MAX_PROCESSES, Sampler
+from tunery_operator.views.owner import Key
 from tunery_search.dimensions import Numeric
-from tunery_search.protocol import Answer, Ask, ToldState, ToldTrial
+from tunery_search.protocol import Answer, Ask, Suggestion, ToldState, ToldTrial
 from tunery_search.sampler import SuggestionFailed
+
+from kit.operator.api import eventually
 
 RATE = Numeric("training.learningRate", 1e-5, 1e-2, log=True)
 
@@ -31,103 +32,64 @@ def question(told: int, sampler: SamplerType = SamplerType.TPE, **fields: Any) -
     return Ask(sampler=sampler, space=(RATE,), seed=1, startup=8, trials=trials, **{"numbers": (told,), **fields})
 
 
-LONG = question(LARGE + 1)
-SHORT = question(8)
+def key(name: str) -> Key:
+    return Key(Kind.LORASWEEP, "ns", name)
 
 
-@contextmanager
-def answering(*asks: Ask, clock: Callable[[], float] = time.monotonic) -> Iterator[Sampler]:
-    """Have questions under way, each in a thread of its own; whatever else is asked is answered at once."""
-    begun, let = threading.Semaphore(0), threading.Event()
+class Optuna:
+    """Answers one question after the other, each when it is let."""
 
-    def ask(_: Ask) -> Answer:
-        if threading.current_thread() in threads:
-            begun.release()
-            assert let.wait(10)
-        return Answer()
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+        self.let = threading.Semaphore(0)
 
-    sampler = Sampler(ask, clock)
-    threads = [
-        threading.Thread(target=sampler.suggestions, args=(each, f"under way {index}"))
-        for index, each in enumerate(asks)
-    ]
-    for thread in threads:
-        thread.start()
-        assert begun.acquire(timeout=10)
-    try:
-        yield sampler
-    finally:
-        let.set()
-        for thread in threads:
-            thread.join(10)
+    def __call__(self, ask: Ask) -> Answer:
+        self.asked.append(len(ask.trials))
+        assert self.let.acquire(timeout=10)
+        return Answer(suggestions=(Suggestion(number=len(ask.trials), origin="TPE", values={}),))
 
 
-def test_fifty_that_ask_all_the_time_are_all_served_before_one_is_served_twice() -> None:
-    now, takes = 0.0, 2.5
-    turns = Turns(AT_A_TIME, lambda: now)
-    # Steps of a tenth of a second; each asks when it was told to, and again as soon as it was served.
-    due, ends, served = dict.fromkeys((f"s{number}" for number in range(50)), 0.0), list[float](), list[str]()
-    while len(served) < 100:
-        for _ in [end for end in ends if end <= now]:
-            ends.pop(0)
-            turns.give(large=False, seconds=takes)
-        for name in sorted(due, key=lambda name: due[name]):
-            if due[name] > now:
-                continue
-            try:
-                turns.take(name, large=False)
-                served.append(name)
-                ends.append(now + takes)
-                due[name] = now + takes
-            except SamplerBusy as busy:
-                due[name] = now + min(busy.retry_after, LONGEST_SECONDS)
-            if len(served) == 50:
-                first = now
-        now = round(now + 0.1, 1)
-    assert len(set(served[:50])) == 50
-    assert first <= 1.25 * 50 * takes / AT_A_TIME
-    assert len(set(served[50:])) >= 48, "and again in about that order"
-
-
-def test_who_does_not_come_keeps_its_place_and_holds_nobody_up() -> None:
-    now = 100.0
-    turns = Turns(1, lambda: now)
-    turns.take("runs", large=False)
-    for name in ("first", "second"):
+def test_a_question_is_asked_once_and_its_answer_enqueues_the_sweep() -> None:
+    optuna, woken = Optuna(), list[Key]()
+    sampler = Sampler(woken.append, optuna)
+    for _ in range(3):
         with pytest.raises(SamplerBusy):
-            turns.take(name, large=False)
-    turns.give(large=False, seconds=1.0)
+            sampler.suggestions(question(8), key("a"), "uid")
+    optuna.let.release()
+    eventually("it is enqueued", lambda: woken == [key("a")])
+    assert [each.number for each in sampler.suggestions(question(8), key("a"), "uid").suggestions] == [8]
+    assert optuna.asked == [8]
     with pytest.raises(SamplerBusy):
-        turns.take("second", large=False)
-    now += 2.0
-    turns.take("second", large=False)
-    with pytest.raises(SamplerBusy):
-        turns.take("new", large=False)
-    turns.give(large=False, seconds=1.0)
-    turns.take("first", large=False)
-    now += 100.0
-    turns.give(large=False, seconds=1.0)
-    turns.take("other", large=False)
+        sampler.suggestions(question(8), key("a"), "uid")
+    optuna.let.release()
+    eventually("an answer is given once", lambda: optuna.asked == [8, 8])
 
 
-def test_one_more_than_there_are_places_comes_again_later() -> None:
-    with answering(*[SHORT] * AT_A_TIME) as sampler, pytest.raises(SamplerBusy):
-        sampler.suggestions(SHORT, "new")
-    assert sampler.suggestions(SHORT, "new") == Answer()
-
-
-def test_a_second_long_question_waits_and_a_short_one_has_its_place() -> None:
-    with answering(LONG) as sampler:
+def test_the_answer_to_another_question_is_not_taken() -> None:
+    optuna, woken = Optuna(), list[Key]()
+    sampler = Sampler(woken.append, optuna)
+    for told in (8, 9):
         with pytest.raises(SamplerBusy):
-            sampler.suggestions(LONG, "new")
-        assert sampler.suggestions(SHORT, "new") == Answer()
-    assert sampler.suggestions(LONG, "new") == Answer()
+            sampler.suggestions(question(told), key("a"), "uid")
+    optuna.let.release(2)
+    eventually("both have answers", lambda: len(woken) == 2)
+    assert [each.number for each in sampler.suggestions(question(9), key("a"), "uid").suggestions] == [9]
 
 
-def test_a_long_question_that_finds_no_place_keeps_none_from_the_next() -> None:
-    with answering(*[SHORT] * AT_A_TIME) as sampler, pytest.raises(SamplerBusy):
-        sampler.suggestions(LONG, "new")
-    assert sampler.suggestions(LONG, "new") == Answer()
+def test_two_are_asked_at_a_time_and_the_others_in_their_order() -> None:
+    optuna = Optuna()
+    sampler = Sampler(ask=optuna)
+    for told in range(8, 14):
+        with pytest.raises(SamplerBusy):
+            sampler.suggestions(question(told), key(f"{told}"), f"{told}")
+        if told == 7 + MAX_PROCESSES:
+            eventually("each process has a question", lambda: len(optuna.asked) == MAX_PROCESSES)
+    assert sorted(optuna.asked) == [8, 9]
+    for more in range(3, 7):
+        optuna.let.release()
+        eventually("the next is asked", lambda more=more: len(optuna.asked) == more)
+    assert optuna.asked[2:] == [10, 11, 12, 13]
+    optuna.let.release(6)
 
 
 @pytest.mark.parametrize(
@@ -135,23 +97,57 @@ def test_a_long_question_that_finds_no_place_keeps_none_from_the_next() -> None:
     [question(7), question(30, SamplerType.RANDOM), question(30, SamplerType.GRID), question(5, numbers=())],
     ids=["startup", "random", "grid", "nothing-to-weigh"],
 )
-def test_what_takes_no_process_never_waits(asked: Ask) -> None:
-    with answering(*[SHORT] * AT_A_TIME) as sampler:
-        assert sampler.suggestions(asked, "new") == Answer()
+def test_what_takes_no_process_is_answered_at_once(asked: Ask) -> None:
+    assert Sampler(ask=lambda _: Answer()).suggestions(asked, key("a"), "uid") == Answer()
 
 
-def test_metrics_tell_of_each_answer_and_of_each_that_did_not_come() -> None:
-    def told() -> list[float]:
-        names = ("tunery_suggest_seconds_count", "tunery_suggest_seconds_sum", "tunery_suggest_errors_total")
-        return [REGISTRY.get_sample_value(name) or 0.0 for name in names]
+def test_a_failure_is_raised_once_and_the_question_asked_again() -> None:
+    woken, asked = list[Key](), list[Ask]()
 
-    def fails(_: Ask) -> Answer:
-        raise SuggestionFailed("no Optuna")
+    def fails(ask: Ask) -> Answer:
+        asked.append(ask)
+        raise SuggestionFailed("it was killed")
 
-    before, clock = told(), iter(range(0, 80, 2)).__next__
-    Sampler(lambda _: Answer(), clock).suggestions(question(5, SamplerType.RANDOM), "s")
-    answered = told()
-    assert [after - earlier for after, earlier in zip(answered, before, strict=True)] == [1, 2, 0]
-    with pytest.raises(SuggestionFailed):
-        Sampler(fails, clock).suggestions(question(5, SamplerType.RANDOM), "s")
-    assert [after - earlier for after, earlier in zip(told(), answered, strict=True)] == [1, 2, 1]
+    sampler = Sampler(woken.append, fails)
+    for times in (1, 2):
+        with pytest.raises(SamplerBusy):
+            sampler.suggestions(question(8), key("a"), "uid")
+        eventually("it has failed", lambda times=times: len(woken) == times)
+        with pytest.raises(SuggestionFailed, match="it was killed"):
+            sampler.suggestions(question(8), key("a"), "uid")
+    assert len(asked) == 2
+
+
+def test_once_closed_it_asks_nothing_and_enqueues_nothing() -> None:
+    optuna, woken = Optuna(), list[Key]()
+    sampler = Sampler(woken.append, optuna)
+    with pytest.raises(SamplerBusy):
+        sampler.suggestions(question(8), key("a"), "uid")
+    eventually("it is asked", lambda: optuna.asked)
+    sampler.close()
+    with pytest.raises(SamplerBusy):
+        sampler.suggestions(question(9), key("a"), "uid")
+    optuna.let.release(2)
+    assert optuna.asked == [8]
+    assert not woken
+
+
+def _metrics() -> list[float]:
+    names = ("tunery_suggest_seconds_count", "tunery_suggest_seconds_sum", "tunery_suggest_errors_total")
+    return [REGISTRY.get_sample_value(name) or 0.0 for name in names]
+
+
+@pytest.mark.parametrize(("fails", "counted"), [(False, [1, 2, 0]), (True, [1, 2, 1])])
+def test_metrics_count_each_answer_and_each_that_did_not_come(fails: bool, counted: list[float]) -> None:
+    def ask(_: Ask) -> Answer:
+        if fails:
+            raise SuggestionFailed("no Optuna")
+        return Answer()
+
+    clock: Callable[[], float] = iter(range(0, 80, 2)).__next__
+    before, sampler = _metrics(), Sampler(ask=ask, clock=clock)
+    try:
+        sampler.suggestions(question(5, SamplerType.RANDOM), key("a"), "uid")
+    except SuggestionFailed:
+        assert fails
+    assert [after - earlier for after, earlier in zip(_metrics(), before, strict=True)] == counted

@@ -55,6 +55,8 @@ from tunery_search.validation import parse_lorasweep
 
 FAILED_SECONDS: Final = 30.0
 """Time until a sampler that failed is asked again."""
+BUSY_SECONDS: Final = 5.0
+"""Time until the condition Searching shows that an answer of the sampler takes long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,14 +280,14 @@ def _give_up(sweep: _Sweep, search: Search, failure: Failure) -> tuple[_Sweep, S
 
 
 def _ask(sweep: _Sweep, trials: Sequence[Trial], numbers: Sequence[int]) -> Answer | Hindrance:
-    """Return what to try next, or why nobody can say that for now. Raises StaleObject, ApiFailure."""
+    """Return what to try next, or why that is unknown for now. Raises StaleObject, ApiFailure."""
     ask = question_of(sweep.spec, sweep.space, trials, numbers, _forgiven(sweep.obj))
     if numbers and sweep.spec.warm_start_from:
         ask = with_earlier(ask, [_rows_of(sweep, each.name) for each in sweep.spec.warm_start_from])
     try:
-        return sweep.services.sampler.suggestions(ask, sweep.obj.owner.uid)
+        return sweep.services.sampler.suggestions(ask, sweep.obj.owner.key, sweep.obj.owner.uid)
     except SamplerBusy as error:
-        return Hindrance(SAMPLER_BUSY, str(error), error.retry_after)
+        return Hindrance(SAMPLER_BUSY, str(error), BUSY_SECONDS, is_shown=error.seconds >= BUSY_SECONDS)
     except SuggestionFailed as error:
         return Hindrance(SUGGESTION_FAILED, str(error), FAILED_SECONDS)
 

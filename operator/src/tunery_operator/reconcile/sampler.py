@@ -1,67 +1,97 @@
-"""The sampler of every sweep: a few processes at a time, each for a second or two, so that none stays in memory."""
+"""Provide the sampler of all sweeps: no reconcile waits for Optuna, and an answer enqueues its sweep."""
 
 from __future__ import annotations
 
+import hashlib
+import multiprocessing
+import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from functools import partial
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Final
 
 from tunery_operator import metrics
-from tunery_operator.errors import ShuttingDown
-from tunery_operator.reconcile.turns import Turns
+from tunery_operator.errors import SamplerBusy
+from tunery_operator.views.owner import Key
 from tunery_search.protocol import Answer, Ask
-from tunery_search.sampler import Processes, SuggestionFailed, needs_optuna, suggestions
+from tunery_search.sampler import needs_optuna, suggestions
 
-AT_A_TIME: Final = 2
-"""A burst of sweeps would start one for each thread that reconciles."""
-LARGE: Final = 1024
-"""Trials told, times trials asked for: where there are more, computing may take longer than starting the process."""
+MAX_PROCESSES: Final = 2
+"""Processes of Optuna at a time; further questions wait in their order."""
+MAX_ANSWERS: Final = 1000
+"""Answers that are kept; a sweep whose answer was dropped asks again."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """A question that was asked for a sweep, and its answer."""
+
+    digest: bytes
+    asked: float
+    answer: Future[Answer]
 
 
 class Sampler:
-    """Asks what to try next."""
+    """Answers the questions of sweeps; safe for threads."""
 
-    def __init__(self, ask: Callable[[Ask], Answer] | None = None, clock: Callable[[], float] = time.monotonic) -> None:
-        self._processes = Processes()
-        self._ask = ask or partial(suggestions, processes=self._processes)
+    def __init__(
+        self,
+        wake: Callable[[Key], object] = lambda key: None,
+        ask: Callable[[Ask], Answer] = suggestions,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`wake` enqueues a sweep whose answer is there."""
+        self._wake = wake
+        self._ask = ask
         self._clock = clock
-        self._turns = Turns(AT_A_TIME, clock)
+        self._threads = ThreadPoolExecutor(MAX_PROCESSES, thread_name_prefix="sampler")
+        self._lock = threading.Lock()
+        self._questions: OrderedDict[str, _Question] = OrderedDict()
+        """By the uid of the sweep."""
+        self._closed = False
 
-    def suggestions(self, ask: Ask, who: str) -> Answer:
-        """Return what to try next; at once where that takes no process.
+    def suggestions(self, ask: Ask, key: Key, uid: str) -> Answer:
+        """Return what to try next for a sweep, at once where that takes no process.
 
-        `who` is the uid of the sweep that asks, which keeps its place in line by it.
-        Raises SamplerBusy where it is not its turn, ShuttingDown after `close`, SuggestionFailed.
+        Raises SamplerBusy while Optuna computes the answer, and SuggestionFailed.
         """
-        with ExitStack() as held:
-            if needs_optuna(ask):
-                held.enter_context(self._place(ask, who))
-            began = self._clock()
-            try:
-                return self._ask(ask)
-            except SuggestionFailed as error:
-                if self._processes.closed:
-                    raise ShuttingDown("the operator shuts down before the sampler has answered") from error
+        if not needs_optuna(ask):
+            return self._timed(ask, self._clock())
+        if self._closed:
+            raise SamplerBusy(0.0)
+        digest = hashlib.sha256(ask.model_dump_json().encode()).digest()
+        with self._lock:
+            known = self._questions.get(uid)
+            if known is None or known.digest != digest:
+                known = self._questions[uid] = self._submit(ask, digest, key)
+                while len(self._questions) > MAX_ANSWERS:
+                    self._questions.popitem(last=False)
+            elif known.answer.done():
+                del self._questions[uid]
+                return known.answer.result()
+        raise SamplerBusy(self._clock() - known.asked)
+
+    def _submit(self, ask: Ask, digest: bytes, key: Key) -> _Question:
+        now = self._clock()
+        answer = self._threads.submit(self._timed, ask, now)
+        answer.add_done_callback(lambda _: None if self._closed else self._wake(key))
+        return _Question(digest, now, answer)
+
+    def _timed(self, ask: Ask, began: float) -> Answer:
+        try:
+            return self._ask(ask)
+        except Exception:
+            if not self._closed:
                 metrics.SUGGEST_ERRORS.inc()
-                raise
-            finally:
-                metrics.SUGGEST_SECONDS.observe(self._clock() - began)
+            raise
+        finally:
+            metrics.SUGGEST_SECONDS.observe(self._clock() - began)
 
     def close(self) -> None:
-        """End the processes that are under way, and start none from now on."""
-        self._processes.close()
-
-    @contextmanager
-    def _place(self, ask: Ask, who: str) -> Iterator[None]:
-        """Hold a place for the question's process; raises SamplerBusy."""
-        told, asked = len(ask.earlier) + len(ask.trials), max(1, len(ask.numbers))
-        # One place is always left to the others.
-        large = told * asked > LARGE
-        self._turns.take(who, large=large)
-        began = self._clock()
-        try:
-            yield
-        finally:
-            self._turns.give(large=large, seconds=self._clock() - began)
+        """Kill the processes, and start no other: the interpreter waits for the threads that wait for them."""
+        self._closed = True
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        for child in multiprocessing.active_children():
+            child.kill()

@@ -1,8 +1,4 @@
-"""Provide the work queue: one reconcile per object at a time, two priorities, exponential backoff with jitter.
-
-A reconcile of a sweep may wait for a sampler process. The sampler runs two at a time and refuses others at once, so
-sweeps never hold more than two workers for long.
-"""
+"""Provide the work queue: one reconcile per object at a time, two priorities, exponential backoff with jitter."""
 
 from __future__ import annotations
 
@@ -15,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
 
-from tunery_operator.errors import ApiFailure, OperatorError, OwnerGone, ShuttingDown, StaleObject
+from tunery_operator.errors import ApiFailure, OperatorError, OwnerGone, StaleObject
 from tunery_operator.logs import about, new_request
 from tunery_operator.metrics import QUEUE_WAIT, RECONCILE_CONFLICTS, RECONCILE_ERRORS, RECONCILE_SECONDS
 from tunery_operator.runtime.priority_queue import Priority, PriorityQueue
@@ -144,8 +140,6 @@ class WorkQueue:
             logger.debug('Object is gone: object="%s" reason="%s"', key, gone)
             self._failures.pop(key, None)
             self.add_after(key, GONE_SECONDS)
-        except ShuttingDown as error:
-            logger.debug('Reconcile ended by the shutdown: object="%s" reason="%s"', key, error)
         except Exception as error:  # noqa: BLE001 - one broken object must not stop the others
             with about(key.kind.value, key.namespace, key.name, request):
                 self._retry(key, error, priority)

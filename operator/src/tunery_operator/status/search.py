@@ -27,6 +27,8 @@ class Hindrance:
     reason: str
     message: str
     seconds: float
+    is_shown: bool = True
+    """In the condition Searching."""
 
 
 @dataclass(frozen=True, slots=True)

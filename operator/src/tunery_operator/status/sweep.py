@@ -108,7 +108,7 @@ def _show_stage(draft: Draft, search: Search) -> None:
     elif draft.snapshot.suspend:
         text = f"no trial is made while the sweep is suspended{_kept(search)}{_refused(search)}"
         _say(draft, search, None, SEARCH_SUSPENDED, text)
-    elif hindrance is not None:
+    elif hindrance is not None and hindrance.is_shown:
         _say(draft, search, None, hindrance.reason, hindrance.message)
     elif (queued := _held(search, draft.snapshot.owner.key.namespace)) is not None:
         _say(draft, search, None, TRIALS_QUEUED, queued)

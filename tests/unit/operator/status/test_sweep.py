@@ -17,7 +17,7 @@ from tunery_operator.status.compute import compute_status
 from tunery_operator.status.events import transitions
 from tunery_operator.status.next_look import next_look
 from tunery_operator.status.retry_requested import reopened
-from tunery_operator.status.search import SUGGESTION_FAILED, Hindrance, Search
+from tunery_operator.status.search import SAMPLER_BUSY, SUGGESTION_FAILED, Hindrance, Search
 from tunery_operator.status.snapshot import Snapshot
 from tunery_operator.views.attempt import Attempt
 from tunery_operator.views.owner import Key, Owner
@@ -129,6 +129,14 @@ def test_a_sampler_that_fails_is_told_and_asked_again() -> None:
     status = compute_status(seen)
     assert condition(status, "Searching") == ("Unknown", "SuggestionFailed", "the sampler ended with 1: boom")
     assert next_look(seen, status) == 30.0
+
+
+def test_a_sampler_that_is_busy_is_shown_once_it_takes_long() -> None:
+    for is_shown, reason in ((False, "Searching"), (True, "SamplerBusy")):
+        seen = snapshot(trial(0), hindrance=Hindrance(SAMPLER_BUSY, "Optuna has been asked", 5.0, is_shown))
+        status = compute_status(seen)
+        assert condition(status, "Searching")[1] == reason
+        assert next_look(seen, status) == 5.0
 
 
 def test_time_alone_has_it_looked_at_again() -> None:
