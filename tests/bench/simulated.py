@@ -12,12 +12,12 @@ from tunery_api.lorasweep import LoRASweepSpec
 from tunery_api.sweepstatus import TrialStatus
 from tunery_search.decision import Moment, decide
 from tunery_search.dimensions import Values
-from tunery_search.history import question
+from tunery_search.history import Fixed, question
 from tunery_search.optuna_sampler import answer
-from tunery_search.protocol import Fixed
 from tunery_search.space import Space, read_values, space_of, trial_spec
+from tunery_search.trial_rows import merge
 from tunery_search.trial_spec import on_terms
-from tunery_search.trials import Trial, merge
+from tunery_search.trials import Trial
 
 from kit.landscapes import TOO_HIGH, Landscape, Run
 from kit.sweeps import START, STEPS, sweep

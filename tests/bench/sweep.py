@@ -22,8 +22,7 @@ from typing import Any, Final, NamedTuple
 import optuna
 
 from tunery_api.lorasweep import MAX_TRIALS
-from tunery_search.dimensions import Values
-from tunery_search.lattice import key
+from tunery_search.dimensions import Values, key
 from tunery_search.trials import Trial
 
 from bench.katib import Experiment, Failed, Katib, NoKatib, started

@@ -13,9 +13,8 @@ from tunery_api.reasons import FailureReason
 from tunery_api.remedies import Remedy, edit, recreate, remedies_for
 from tunery_api.scrub import shorten
 from tunery_api.sweepstatus import TRIALS_KEPT, EndReason, TrialFailure, TrialState, TrialStatus
-from tunery_search.faults import Fault, fault_of
+from tunery_search.failures import Fault, fault_of, of_sweep
 from tunery_search.pruning import pruned
-from tunery_search.remedies import of_sweep
 from tunery_search.summary import best, mean_gpu_seconds, since_improvement
 from tunery_search.trial_spec import was_checked
 from tunery_search.trials import SWEEP_FAILED, Trial, stop_text

@@ -1,14 +1,15 @@
-"""What a sweep searches: each parameter's values, and how a manifest writes them.
+"""Provide the dimensions of a search space: their values, their order, and the grid of all points.
 
-Everywhere outside of the sampler a value is the text that stands in the manifest of the trial: what the sampler is told
-is then what ran, to the last digit.
+Outside of the sampler a value is the text in the manifest of the trial. The sampler learns from what ran.
 """
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final
 
 Values = Mapping[str, str]
@@ -81,3 +82,122 @@ def plain(value: float) -> str:
     """Return a number without an exponent, as every field takes it: 0.00001."""
     text = f"{value:.{DECIMALS}f}".rstrip("0").rstrip(".")
     return text if text not in ("-0", "") else "0"
+
+
+Dimensions = Sequence[Dimension]
+
+
+def in_order(space: Dimensions) -> tuple[Dimension, ...]:
+    """Return the parameters by path, each behind the one that its condition asks: the order of a manifest is none."""
+    return parents_first(sorted(space, key=lambda dimension: dimension.path))
+
+
+def parents_first(dimensions: Iterable[Dimension]) -> tuple[Dimension, ...]:
+    """Return the parameters as they come, but each behind the one that its condition asks."""
+    waiting, ordered = list(dimensions), []
+    known = {dimension.path for dimension in waiting}
+    placed: set[str] = set()
+    while waiting:
+        ready = [item for item in waiting if item.when is None or item.when.path in placed | ({item.when.path} - known)]
+        ordered += ready or waiting
+        placed |= {item.path for item in ready or waiting}
+        waiting = [item for item in waiting if item.path not in placed]
+    return tuple(ordered)
+
+
+def exists(dimension: Dimension, values: Values) -> bool:
+    """Tell whether a trial with these values has that parameter."""
+    return dimension.when is None or dimension.when.holds(values)
+
+
+def has(dimension: Dimension, text: str) -> bool:
+    """Tell whether `text` is one of the parameter's values."""
+    if isinstance(dimension, Categorical):
+        return text in dimension.choices
+    try:
+        value = float(text)
+    except ValueError:
+        return False
+    if not dimension.low <= value <= dimension.high or (dimension.whole and value != int(value)):
+        return False
+    return dimension.is_on_a_step(value)
+
+
+def is_point(space: Dimensions, values: Values) -> bool:
+    """Tell whether these values are a trial of this space: every parameter that exists, and no other."""
+    there = [dimension for dimension in space if exists(dimension, values)]
+    return {each.path for each in there} == set(values) and all(has(each, values[each.path]) for each in there)
+
+
+def key(values: Mapping[str, str]) -> str:
+    """Return what two points have in common that are the same."""
+    return json.dumps(dict(values), sort_keys=True)
+
+
+def texts(dimension: Dimension) -> Sequence[str] | None:
+    """Return all values of a parameter; None where they are not counted: a range without steps."""
+    if isinstance(dimension, Categorical):
+        return dimension.choices
+    step = spacing(dimension)
+    if step is None:
+        return None
+    count = last_step(dimension, step) + 1
+    return _Steps(dimension, step, count)
+
+
+def spacing(dimension: Numeric) -> float | None:
+    """Return the distance of two neighbours; None where there is none."""
+    return dimension.step or (1.0 if dimension.whole else None)
+
+
+def last_step(dimension: Numeric, step: float) -> int:
+    """Return how many steps lead from the lowest value to the highest that is one."""
+    return math.floor((dimension.high - dimension.low) / step + 1e-9)
+
+
+class _Steps(Sequence[str]):
+    """The values of a stepped range: there may be a million, of which a few are looked at."""
+
+    def __init__(self, dimension: Numeric, step: float, count: int) -> None:
+        self._dimension, self._step, self._count = dimension, step, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> str:  # type: ignore[override]  # nobody asks for a slice
+        if not 0 <= index < self._count:
+            raise IndexError(index)
+        value = self._dimension.low + index * self._step
+        return str(round(value)) if self._dimension.whole else plain(value)
+
+
+def grid(space: Dimensions) -> Iterator[dict[str, str]]:
+    """Yield every point; a parameter whose condition does not hold makes no points of its own.
+
+    Nothing where a parameter has values without number: such a space has no grid.
+    """
+    order = in_order(space)
+    if all(texts(dimension) is not None for dimension in order):
+        yield from _below(order, {})
+
+
+def _below(order: tuple[Dimension, ...], values: dict[str, str]) -> Iterator[dict[str, str]]:
+    if not order:
+        yield dict(values)
+        return
+    first, rest = order[0], order[1:]
+    if not exists(first, values):
+        yield from _below(rest, values)
+        return
+    for text in texts(first) or ():
+        yield from _below(rest, {**values, first.path: text})
+
+
+def grid_point(space: Dimensions, number: int) -> dict[str, str] | None:
+    """Return the grid point of that number, from 0 on; None where there are not so many."""
+    return next(islice(grid(space), number, None), None)
+
+
+def grid_size(space: Dimensions, most: int) -> int:
+    """Return how many points the grid has; `most` where there are as many or more."""
+    return sum(1 for _ in islice(grid(space), most))

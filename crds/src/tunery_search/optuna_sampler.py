@@ -19,10 +19,9 @@ from optuna.samplers import TPESampler
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from tunery_api.lorasweep import SamplerType
-from tunery_search.dimensions import Categorical, Dimension
-from tunery_search.lattice import exists, in_order, is_point
-from tunery_search.propose import Draw, fixed_value, learnt_from, proposed, random_draw
-from tunery_search.protocol import IMPORTANCE_FROM, Answer, Ask, ToldState, ToldTrial
+from tunery_search.dimensions import Categorical, Dimension, exists, in_order, is_point
+from tunery_search.history import IMPORTANCE_FROM, Answer, Ask, ToldState, ToldTrial
+from tunery_search.sampler import Draw, fixed_value, learnt_from, proposed, random_draw
 
 _STATES: Final = {
     ToldState.COMPLETE: TrialState.COMPLETE,

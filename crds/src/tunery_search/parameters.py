@@ -24,10 +24,8 @@ from tunery_api.lorasweep import (
 )
 from tunery_api.schema_errors import field_error
 from tunery_search.dimensions import DECIMALS, Categorical, Dimension, Numeric, plain
-from tunery_search.guide import guide_dimensions
-from tunery_search.paths import NUMERIC, TYPES, FieldType, canonical, path_problem, read, written
-from tunery_search.points import misfits, value_in
-from tunery_search.space import dimension_of
+from tunery_search.fields import NUMERIC, TYPES, FieldType, canonical, path_problem, read, written
+from tunery_search.space import dimension_of, guide_dimensions, misfits, value_in
 
 Errors = Iterator[FieldError]
 MOST_STEPS: Final = 10_000

@@ -1,21 +1,40 @@
-"""Provide the answer to a question: in this process, or by Optuna in a child process that ends with its answer.
+"""Provide proposals for trials: in this process, or by Optuna in a child process that ends with its answer.
 
-Optuna takes 33 MB and half a second of import, which the end of the child gives back.
+A sampler with one seed, rebuilt for each proposal, would propose the same point again and again. Here each number has a
+seed of its own: the same history gives the same proposals, and trials that are proposed together differ. Optuna takes
+33 MB and half a second of import, which the end of the child gives back.
 """
 
 from __future__ import annotations
 
+import hashlib
+import math
 import os
+import random
 import signal
 import warnings
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures.process import BrokenProcessPool, ProcessPoolExecutor
 from importlib.util import find_spec
+from itertools import islice
 from multiprocessing import get_context
 from typing import Final
 
 from tunery_api.lorasweep import SamplerType
-from tunery_search.propose import learnt_from, proposed, random_draw
-from tunery_search.protocol import IMPORTANCE_FROM, Answer, Ask, ToldState
+from tunery_search.dimensions import (
+    Categorical,
+    Dimension,
+    exists,
+    grid,
+    has,
+    in_order,
+    is_point,
+    key,
+    last_step,
+    plain,
+    spacing,
+)
+from tunery_search.history import IMPORTANCE_FROM, Answer, Ask, Suggestion, ToldState, ToldTrial
 
 TIMEOUT_SECONDS: Final = 60
 _SINGLE: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -65,3 +84,103 @@ def _ask_optuna(ask: Ask, seconds: int) -> Answer:
     from tunery_search.optuna_sampler import answer  # the parent never loads Optuna
 
     return answer(ask)
+
+
+SALTS: Final = 20
+"""Proposals for one number, until one of them is new."""
+_LOOKED_THROUGH: Final = 4096
+"""Points of a grid among which one is sought that is left."""
+
+_TEACH: Final = frozenset({ToldState.COMPLETE, ToldState.PRUNED})
+
+Draw = Callable[[int, tuple[ToldTrial, ...], Mapping[str, str]], dict[str, str]]
+"""From a seed, what is known, and values that are fixed: a point."""
+
+
+def seed_of(seed: int, number: int, salt: int) -> int:
+    """Return the seed of one proposal, of 32 bits."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{number}/{salt}".encode()).digest()[:4], "big")
+
+
+def proposed(ask: Ask, draw: Draw) -> tuple[Suggestion, ...]:
+    """Return a new point for each number; fewer where the space has no others."""
+    known = (*ask.earlier, *sorted(ask.trials, key=lambda told: told.number))
+    seen = {key(told.values) for told in ask.trials}
+    found: list[Suggestion] = []
+    for number in sorted(ask.numbers):
+        one = next((each for each in _candidates(ask, number, known, draw) if key(each.values) not in seen), None)
+        if one is None:
+            break
+        found.append(one)
+        seen.add(key(one.values))
+        known = (*known, ToldTrial(number=number, state=ToldState.RUNNING, values=one.values))
+    return tuple(found)
+
+
+def learnt_from(ask: Ask, known: tuple[ToldTrial, ...]) -> tuple[ToldTrial, ...] | None:
+    """Return the trials that TPE proposes from, points of this space; None while it still draws by chance.
+
+    A preset of another version may have had another space.
+    """
+    there = tuple(told for told in known if is_point(ask.space, told.values))
+    enough = sum(told.state in _TEACH for told in there) >= ask.startup
+    return there if enough else None
+
+
+def _candidates(ask: Ask, number: int, known: tuple[ToldTrial, ...], draw: Draw) -> Iterator[Suggestion]:
+    """Yield what may be proposed for a number: as it is fixed, then as the sampler has it, then whatever is left."""
+    fixed = ask.fixed.get(number)
+    if fixed is not None:
+        for salt in range(SALTS):
+            values = draw(seed_of(ask.seed, number, salt), known, fixed.values)
+            yield Suggestion(number=number, origin=fixed.origin, values=values)
+    origin = ask.sampler.value
+    if ask.sampler is not SamplerType.GRID:
+        for salt in range(SALTS):
+            values = draw(seed_of(ask.seed, number, salt), known, {})
+            yield Suggestion(number=number, origin=origin, values=values)
+    left = _left(ask, known)
+    if ask.sampler is not SamplerType.GRID:
+        random.Random(seed_of(ask.seed, number, SALTS)).shuffle(left)  # noqa: S311  # no secret
+    yield from (Suggestion(number=number, origin=origin, values=values) for values in left)
+
+
+def _left(ask: Ask, known: tuple[ToldTrial, ...]) -> list[dict[str, str]]:
+    """Return points of the grid that are not known, in order; none of a space that has no grid."""
+    taken = {key(told.values) for told in known[len(ask.earlier) :]}
+    new = (values for values in grid(ask.space) if key(values) not in taken)
+    return list(islice(new, 1 if ask.sampler is SamplerType.GRID else _LOOKED_THROUGH))
+
+
+def random_draw(ask: Ask) -> Draw:
+    """Return the sampler that knows nothing: every value of a parameter is as likely as any other."""
+    order = in_order(ask.space)
+
+    def draw(seed: int, known: tuple[ToldTrial, ...], fixed: Mapping[str, str]) -> dict[str, str]:
+        chance = random.Random(seed)  # noqa: S311  # no secret
+        values: dict[str, str] = {}
+        for dimension in order:
+            if exists(dimension, values):
+                values[dimension.path] = fixed_value(dimension, fixed) or _at_random(dimension, chance)
+        return values
+
+    return draw
+
+
+def fixed_value(dimension: Dimension, fixed: Mapping[str, str]) -> str | None:
+    """Return the value that is given for a parameter, in one spelling; None where none is, or one it cannot have."""
+    text = fixed.get(dimension.path)
+    if text is None or not has(dimension, text):
+        return None
+    return text if isinstance(dimension, Categorical) else plain(float(text))
+
+
+def _at_random(dimension: Dimension, chance: random.Random) -> str:
+    if isinstance(dimension, Categorical):
+        return chance.choice(dimension.choices)
+    low, high, step = dimension.low, dimension.high, spacing(dimension)
+    if dimension.log:
+        return dimension.text(math.exp(chance.uniform(math.log(low), math.log(high))))
+    if step is None:
+        return dimension.text(chance.uniform(low, high))
+    return dimension.text(low + step * chance.randint(0, last_step(dimension, step)))

@@ -1,17 +1,213 @@
-"""The space of a LoRASweep: from its spec to what is searched, from values to a trial's spec, and back."""
+"""Provide the space of a LoRASweep from its spec, with the recommended space of `preset: Guide`, and its points."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from tunery_api.lorasweep import LoRASweepSpec, ParameterSpec, RangeSpec, WhenSpec
-from tunery_search.dimensions import Categorical, Condition, Dimension, Numeric, Values, plain
-from tunery_search.guide import guide_dimensions, guide_points
-from tunery_search.paths import TYPES, FieldType, canonical, read, written
-from tunery_search.points import part_of_point, point
+from tunery_api.errors import FieldError, near
+from tunery_api.lorasweep import LoRASweepSpec, ParameterSpec, RangeSpec, TrialTemplate, WhenSpec
+from tunery_api.methods import LORA_FAMILY, RANK_GUIDELINES, Method
+from tunery_api.presets import LORA_LEARNING_RATES, PRESETS, PresetValues, method_rate, usual_span
+from tunery_search.dimensions import (
+    Categorical,
+    Condition,
+    Dimension,
+    Numeric,
+    Values,
+    exists,
+    has,
+    is_point,
+    parents_first,
+    plain,
+)
+from tunery_search.fields import TYPES, FieldType, canonical, read, written
+
+
+def ends(dimension: Dimension) -> tuple[str, ...]:
+    """Return the choices of a parameter, or both ends of its range."""
+    if isinstance(dimension, Categorical):
+        return dimension.choices
+    return dimension.text(dimension.low), dimension.text(dimension.high)
+
+
+def value_in(dimension: Dimension, text: str) -> str:
+    """Return a value of a parameter in its canonical text.
+
+    Raises ValueError, whose message begins with "must", where it is none.
+    """
+    value = canonical(dimension.path, text)
+    if not has(dimension, value):
+        raise ValueError(_unfit(dimension, value, text))
+    return value
+
+
+def _unfit(dimension: Dimension, value: str, text: str) -> str:
+    """Return what a value must be that is none of a parameter's."""
+    if isinstance(dimension, Categorical):
+        return f"must be {listed(dimension.choices)}, is {text!r}{near(value, dimension.choices)}"
+    low, high = ends(dimension)
+    if dimension.step and dimension.low <= float(value) <= dimension.high:
+        return f"must be {low} and a multiple of {plain(dimension.step)} on top, is {text!r}"
+    return f"must be from {low} to {high}, is {text!r}"
+
+
+def listed(words: Iterable[str]) -> str:
+    """Return words as a sentence takes them: a, b or c."""
+    *first, last = words
+    return f"{', '.join(first)} or {last}" if first else last
+
+
+def misfits(dimensions: Iterable[Dimension], values: Mapping[str, str]) -> Iterator[FieldError]:
+    """Yield, by path, what of the values is no part of a point: a value, or one that may not exist beside the others.
+
+    A parameter that the values leave open is no misfit.
+    """
+    known = {dimension.path: dimension for dimension in dimensions}
+    placed: dict[str, str] = {}
+    for path, text in values.items():
+        if path not in known:
+            yield FieldError(path, f"is no parameter of this sweep{near(path, known) or '; leave it out'}")
+            continue
+        try:
+            placed[path] = value_in(known[path], text)
+        except ValueError as error:
+            yield FieldError(path, str(error))
+    for path in placed:
+        when = known[path].when
+        if when is None or when.holds(placed):
+            continue
+        if when.path not in values:
+            yield FieldError(path, f"exists only in some trials: say here, too, that {when.path} is {when.values[0]}")
+        elif when.path in placed:
+            yield FieldError(path, f"exists only where {when.path} is {listed(when.values)}; leave it out")
+
+
+def part_of_point(dimensions: Iterable[Dimension], values: Mapping[str, str]) -> dict[str, str] | None:
+    """Return the values as the space writes them, None where they are no part of any point of it."""
+    known = {dimension.path: dimension for dimension in dimensions}
+    if any(misfits(known.values(), values)):
+        return None
+    return {path: value_in(known[path], text) for path, text in sorted(values.items())}
+
+
+def point(dimensions: Iterable[Dimension], values: Mapping[str, str]) -> dict[str, str] | None:
+    """Return the values as the space writes them, None where they are no point of it: one lacks, or does not fit."""
+    known = tuple(dimensions)
+    placed = part_of_point(known, values)
+    return placed if placed is not None and is_point(known, placed) else None
+
+
+def point_with(dimensions: Iterable[Dimension], wanted: Mapping[str, str]) -> dict[str, str]:
+    """Return the point with the wanted values, and the first value of every other parameter that then exists."""
+    values: dict[str, str] = {}
+    for dimension in parents_first(dimensions):
+        if exists(dimension, values):
+            values[dimension.path] = wanted.get(dimension.path) or ends(dimension)[0]
+    return values
+
+
+def with_parents(dimensions: Iterable[Dimension], path: str, text: str) -> dict[str, str]:
+    """Return a value with the values of other parameters that its own parameter needs to exist."""
+    by_path, wanted = {item.path: item for item in dimensions}, {path: text}
+    above = by_path.get(path)
+    while above and above.when:
+        wanted[above.when.path] = above.when.values[0]
+        above = by_path.get(above.when.path)
+    return wanted
+
+
+_LORA: Final = frozenset({*LORA_FAMILY, Method.AUTO})
+"""Methods that the guide's tuner is for; Auto is one of the family but for a handful of rows."""
+_RANKS: Final = tuple(str(line.rank) for line in RANK_GUIDELINES)
+_ALPHAS: Final = ("8", "16", "32", "64")
+_TARGETS: Final = ("query-value", "attention", "all-linear")
+"""The guide's minimal, recommended and maximal target modules."""
+_MOST_DROPOUT: Final = 0.2
+_MOST_WARMUP: Final = 0.2
+_MOST_WEIGHT_DECAY: Final = 0.1
+
+
+def guide_dimensions(template: TrialTemplate, own: Sequence[Dimension]) -> tuple[Dimension, ...]:
+    """Return the guide's parameters that neither the template sets nor the sweep's `own` parameters replace.
+
+    Where the method is itself a parameter, those of LoRA exist in its trials only.
+    """
+    given, replaced = template.to_json_dict(), {dimension.path for dimension in own}
+    methods = _methods(template, own)
+    family = tuple(name for name in methods if name in _LORA)
+    when = Condition("method", family) if 0 < len(family) < len(methods) else None
+    space = (*(_lora(when) if family else ()), *_rate(template, methods, when), *_loop())
+    return tuple(item for item in space if item.path not in replaced and read(given, item.path) is None)
+
+
+def _methods(template: TrialTemplate, own: Sequence[Dimension]) -> tuple[str, ...]:
+    """Return the methods that trials may have."""
+    searched = (item.choices for item in own if item.path == "method" and isinstance(item, Categorical))
+    return next(searched, (template.method.value,))
+
+
+def _lora(when: Condition | None) -> Iterator[Dimension]:
+    yield Categorical("lora.rank", _RANKS, when)
+    yield Categorical("lora.alpha", _ALPHAS, when)
+    yield Numeric("lora.dropout", 0.0, _MOST_DROPOUT, when=when)
+    yield Categorical("lora.targetModules", _TARGETS, when)
+
+
+def _rate(template: TrialTemplate, methods: Sequence[str], when: Condition | None) -> Iterator[Dimension]:
+    """Yield the learning rate: the guide's span, or that around another method's own rate.
+
+    Of several methods with rates of their own none is yielded: there is no span for all.
+    """
+    if any(name in _LORA for name in methods):
+        low, high = LORA_LEARNING_RATES
+    elif len(methods) == 1:
+        prefix = template.prefix_tuning
+        low, high = usual_span(method_rate(Method(methods[0]), prefix is not None and prefix.projection))
+    else:
+        return
+    yield Numeric("training.learningRate", float(plain(low)), float(plain(high)), log=True, when=when)
+
+
+def _loop() -> Iterator[Dimension]:
+    yield Numeric("training.warmup", 0.0, _MOST_WARMUP)
+    yield Numeric("training.weightDecay", 0.0, _MOST_WEIGHT_DECAY)
+
+
+def guide_points(template: TrialTemplate, dimensions: Sequence[Dimension]) -> tuple[tuple[str, dict[str, str]], ...]:
+    """Return the guide's tuned configurations, as far as they are searched, each with its name.
+
+    They are LoRA's. One that is no part of a point of the space is left out, as is one that is like an earlier one by
+    then. Their epochs are left out, since all trials have the same length.
+    """
+    searched = {dimension.path: dimension for dimension in dimensions}
+    method = searched.get("method")
+    if method is None and template.method not in _LORA:
+        return ()
+    points: dict[str, dict[str, str]] = {}
+    for name, preset in PRESETS.items():
+        values = {path: text for path, text in _configuration(preset).items() if path in searched}
+        if isinstance(method, Categorical):
+            values["method"] = next((choice for choice in method.choices if choice in _LORA), "")
+        placed = part_of_point(dimensions, values)
+        if placed and placed not in points.values():
+            points[name.value] = placed
+    return tuple(points.items())
+
+
+def _configuration(preset: PresetValues) -> dict[str, str]:
+    return {
+        "lora.rank": str(preset.rank),
+        "lora.alpha": str(preset.alpha),
+        "lora.dropout": plain(preset.dropout),
+        "lora.targetModules": ",".join(preset.target_modules),
+        "training.learningRate": plain(preset.learning_rate),
+        "training.warmup": plain(preset.warmup),
+        "training.weightDecay": "0",
+    }
+
 
 INITIAL: Final = "Initial"
 """The origin of a trial that the manifest itself asks for."""

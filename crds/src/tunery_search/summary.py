@@ -1,4 +1,4 @@
-"""What all trials together come to: the best, how it was found, what was spent and what was saved."""
+"""Summarize the trials of a sweep: the best one, the counts, the cost, and what was searched."""
 
 from __future__ import annotations
 
@@ -6,16 +6,12 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
-from tunery_api.lorasweep import MAX_PARAMETERS
+from tunery_api.lorasweep import MAX_PARAMETERS, LoRASweepSpec, SamplerType
 from tunery_api.measured import change_text, finite
-from tunery_api.sweepstatus import (
-    BestTrial,
-    Improvement,
-    ParameterImportance,
-    TrialCounts,
-    TrialState,
-    TrialStatus,
-)
+from tunery_api.runspec import SearchedParameter
+from tunery_api.sweepstatus import BestTrial, Improvement, ParameterImportance, TrialCounts, TrialState, TrialStatus
+from tunery_search.dimensions import Categorical, Condition, Dimension, Numeric, grid_size, plain
+from tunery_search.space import space_of
 from tunery_search.trials import Trial
 
 _S = TrialState
@@ -179,3 +175,44 @@ def importance_shown(importance: Mapping[str, float]) -> list[ParameterImportanc
 
 def _by_number(trials: Iterable[Trial]) -> list[Trial]:
     return sorted(trials, key=lambda trial: trial.row.number)
+
+
+MOST_COUNTED: Final = 1000
+"""Points of a grid that are counted: who looks at a sweep does so again and again."""
+
+
+def searched(space: Iterable[Dimension]) -> list[SearchedParameter]:
+    """Return each parameter of a space with its values as text, for run.json."""
+    return [
+        SearchedParameter(
+            path=each.path,
+            words=_values(each) + (_condition(each.when) if each.when else ""),
+            log=isinstance(each, Numeric) and each.log,
+            choices=list(each.choices) if isinstance(each, Categorical) else None,
+        )
+        for each in space
+    ]
+
+
+def _values(dimension: Dimension) -> str:
+    if isinstance(dimension, Categorical):
+        return ", ".join(dimension.choices)
+    text = f"{plain(dimension.low)} to {plain(dimension.high)}"
+    if dimension.step:
+        return f"{text} in steps of {plain(dimension.step)}"
+    return f"{text}, by factors" if dimension.log else text
+
+
+def _condition(when: Condition) -> str:
+    return f"; where {when.path} is {' or '.join(when.values)}"
+
+
+def points_tried(spec: LoRASweepSpec) -> str | None:
+    """Return which share of its grid a sweep tries, such as `20 of 64 points of the grid`; None where it has none."""
+    if spec.sampler.type is not SamplerType.GRID:
+        return None
+    points = grid_size(space_of(spec).dimensions, MOST_COUNTED + 1)
+    if points <= spec.max_trials:
+        return f"all {points} points of the grid"
+    counted = f"more than {MOST_COUNTED}" if points > MOST_COUNTED else f"{points}"
+    return f"{spec.max_trials} of {counted} points of the grid"

@@ -12,7 +12,8 @@ from tunery_api.measured import EVALUATIONS_KEPT
 from tunery_api.sweepstatus import TrialInputs, TrialState
 from tunery_api.training import DiagnosisAction
 from tunery_search.dimensions import Values
-from tunery_search.trials import Body, Trial, is_checked
+from tunery_search.trial_rows import Body, is_checked
+from tunery_search.trials import Trial
 
 HARMLESS: Final = frozenset(
     {

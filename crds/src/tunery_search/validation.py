@@ -1,14 +1,317 @@
-"""Validate the manifest of a LoRASweep."""
+"""Validate the manifest of a LoRASweep: one function for each rule that its schema cannot express."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from pydantic import ValidationError
 
 from tunery_api.errors import FieldError
-from tunery_api.lorasweep import LoRASweepSpec
+from tunery_api.fields import alias_of
+from tunery_api.lorajob import LoRAJobSpec
+from tunery_api.lorasweep import LoRASweepSpec, PrunerType, SamplerType, SweepPreset
+from tunery_api.preference import TrainingTask
+from tunery_api.rules import LORAJOB_RULES
+from tunery_api.schema_errors import field_error
 from tunery_api.validation import parse_spec
-from tunery_search.rules import LORASWEEP_RULES, warm_start_of_another
+from tunery_search.dimensions import Categorical, Dimension, Numeric, Values
+from tunery_search.fields import REFUSED, written
+from tunery_search.parameters import Parameters, checked
+from tunery_search.pruning import MOST_EVALUATIONS
+from tunery_search.space import ends, final_spec, misfits, point_with, trial_spec, with_parents
+
+Errors = Iterator[FieldError]
+_MEASURED_ALIKE: Final = frozenset({"maxLength", "loss", "seed"})
+"""Fields of training that decide what is measured."""
+
+
+def something_to_search(spec: LoRASweepSpec) -> Errors:
+    """A sweep has a space, and the guide's numbers are those of one task."""
+    if spec.preset is None and not spec.parameters:
+        yield FieldError(
+            "spec.parameters", "names nothing to search; list fields of the template, or set preset: Guide"
+        )
+    elif not spec.parameters and not checked(spec).guide:
+        yield FieldError("spec.preset", "the template sets all that the guide searches; leave some of it open there")
+    if spec.preset is SweepPreset.GUIDE and spec.template.task is not TrainingTask.SFT:
+        yield FieldError(
+            "spec.preset",
+            f"the guide's space is for task: SFT, not {spec.template.task}; leave it out, and list parameters",
+        )
+
+
+def parameters(spec: LoRASweepSpec) -> Errors:
+    """Each parameter a field of its own that the template leaves open, with values that the field can have."""
+    found = checked(spec)
+    yield from found.errors
+    if spec.sampler.type is SamplerType.GRID:
+        open_ones = [item.path for item in found.guide if isinstance(item, Numeric)]
+        if open_ones:
+            yield FieldError(
+                "spec.sampler.type",
+                f"Grid needs steps, which the guide's {', '.join(open_ones)} have none of; take TPE or Random, or list "
+                "them as parameters with choices",
+            )
+
+
+def initial(spec: LoRASweepSpec) -> Errors:
+    """What is tried first lies in the space."""
+    found = checked(spec)
+    broken = set(found.places) - {item.path for item in found.own}
+    for index, values in enumerate(spec.initial):
+        if not values:
+            yield FieldError(f"spec.initial[{index}]", "names no value; leave it out")
+        for path, message in misfits(
+            found.dimensions, {path: text for path, text in values.items() if path not in broken}
+        ):
+            if path not in found.misread:
+                yield FieldError(f"spec.initial[{index}].{path}", message)
+
+
+def warm_start(spec: LoRASweepSpec) -> Errors:
+    """Each sweep that is learnt from once: twice, its trials would weigh double."""
+    names = [each.name for each in spec.warm_start_from]
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            yield FieldError(f"spec.warmStartFrom[{index}].name", f"{name} is named before; leave it out")
+
+
+def warm_start_of_another(spec: LoRASweepSpec, own: str) -> Errors:
+    """No sweep of that name starts from itself; apart from the others, as a spec does not know whose it is."""
+    for index, each in enumerate(spec.warm_start_from):
+        if each.name == own:
+            yield FieldError(
+                f"spec.warmStartFrom[{index}].name",
+                "is this sweep itself, which learns from its own trials anyhow; leave it out",
+            )
+
+
+def budget(spec: LoRASweepSpec) -> Errors:
+    """A budget is of what trials take."""
+    if spec.budget is not None and spec.template.resources.gpus == 0:
+        yield FieldError(
+            "spec.budget",
+            "counts the seconds of GPUs, and spec.template.resources.gpus is 0; use activeDeadlineSeconds instead",
+        )
+
+
+def shared_passes(spec: LoRASweepSpec) -> Errors:
+    """Devices share the passes of a step evenly within a range, too: the rules see its ends alone."""
+    devices = spec.template.resources.devices
+    for index, each in enumerate(spec.parameters or ()):
+        if each.path != "training.gradientAccumulation" or each.range is None or devices == 1:
+            continue
+        if each.range.step is None or float(each.range.step) % devices:
+            yield FieldError(
+                f"spec.parameters[{index}].range",
+                f"must have a step that is a multiple of the {devices} devices of a trial, which share the passes: set "
+                f"step: {devices}, or list choices",
+            )
+
+
+def pruner(spec: LoRASweepSpec) -> Errors:
+    """Rungs in order, some trials that end and some that go on, and a trial that is measured before its first rung."""
+    block = spec.pruner
+    if block.type is PrunerType.NONE:
+        return
+    rungs = [float(rung) for rung in block.rungs]
+    for index, rung in enumerate(rungs):
+        if not 0 < rung < 1:
+            yield FieldError(f"spec.pruner.rungs[{index}]", "must be above 0 and below 1")
+        elif index and rung <= rungs[index - 1]:
+            yield FieldError(
+                f"spec.pruner.rungs[{index}]", f"must be above the one before it, {block.rungs[index - 1]}"
+            )
+    if not 0 < float(block.keep) < 1:
+        yield FieldError("spec.pruner.keep", "must be above 0 and below 1; to let all trials go on, set type: None")
+    first = min(rungs)
+    if 0 < first < 1:
+        yield from _measured_in_time(spec, rungs.index(first), first)
+
+
+_OTHERWISE: Final = "or set spec.pruner.type: None"
+
+
+def _measured_in_time(spec: LoRASweepSpec, index: int, first: float) -> Errors:
+    """Yield what keeps a trial from being measured before its first rung, or from telling of it."""
+    times, every = spec.template.evaluation.times, spec.template.evaluation.every_steps
+    if times is not None and times * first < 1 and MOST_EVALUATIONS * first < 1:
+        yield FieldError(
+            f"spec.pruner.rungs[{index}]",
+            f"must be at least {1 / MOST_EVALUATIONS:g}: a trial is measured {MOST_EVALUATIONS} times at most, so "
+            f"never before; {_OTHERWISE}",
+        )
+    elif times is not None and times * first < 1:
+        yield FieldError(
+            "spec.template.evaluation.times",
+            f"must be at least {math.ceil(1 / first)}, so that a trial is measured before the rung at {first:g}; "
+            f"{_OTHERWISE}",
+        )
+    elif times is None and every is not None:
+        yield from _every_so_many(every, _lengths(spec), index, first)
+
+
+def _lengths(spec: LoRASweepSpec) -> list[int]:
+    """Return the steps of the shortest and the longest trial, where maxSteps says them; else nothing."""
+    searched = [ends(item) for item in checked(spec).dimensions if item.path == "training.maxSteps"]
+    steps = [int(text) for texts in searched for text in texts] or [spec.template.training.max_steps or 0]
+    return [min(steps), max(steps)] if min(steps) else []
+
+
+def _every_so_many(every: int, lengths: Sequence[int], index: int, first: float) -> Errors:
+    """Yield why trials of these lengths are not measured before the first rung, or can no longer tell of it."""
+    if not lengths:
+        return
+    shortest, longest = lengths
+    most, least = max(1, math.floor(first * shortest)), math.ceil(longest / MOST_EVALUATIONS)
+    at = "spec.template.evaluation.everySteps"
+    if most < least and shortest < longest:
+        yield FieldError(
+            at,
+            f"suits no trials of {shortest} and of {longest} steps: at most {most} measures the one before the rung at "
+            f"{first:g}, and at least {least} leaves the other within {MOST_EVALUATIONS} evaluations; set "
+            f"evaluation.times in its place, {_OTHERWISE}",
+        )
+    elif most < least:
+        yield FieldError(
+            f"spec.pruner.rungs[{index}]",
+            f"must be at least {math.ceil(1000 * least / longest) / 1000:g}: of {longest} steps a status tells the "
+            f"newest {MOST_EVALUATIONS} evaluations, so none before; {_OTHERWISE}",
+        )
+    elif every > most:
+        yield FieldError(
+            at,
+            f"must be at most {most}, so that a trial of {shortest} steps is measured before the rung at {first:g}; "
+            f"{_OTHERWISE}",
+        )
+    elif every < least:
+        yield FieldError(
+            at,
+            f"must be at least {least}: a status tells the newest {MOST_EVALUATIONS} evaluations, and a trial that has "
+            f"had more can no longer be compared; {_OTHERWISE}",
+        )
+
+
+def final(spec: LoRASweepSpec) -> Errors:
+    """The final training keeps what was found, and is measured as the trials were."""
+    if spec.final is None:
+        return
+    if not spec.final.training.model_fields_set:
+        yield FieldError("spec.final.training", "sets nothing, so it would train the same once more; leave final out")
+    block, searched = spec.final.training, {item.path for item in checked(spec).dimensions}
+    for name in sorted(alias_of(block, name) for name in block.model_fields_set):
+        path = f"training.{name}"
+        if path in searched:
+            yield FieldError(f"spec.final.{path}", "is a parameter: the best trial's is taken; leave it out")
+        elif name in _MEASURED_ALIKE:
+            yield FieldError(f"spec.final.{path}", REFUSED[path].replace("set it in the template", "leave it out"))
+
+
+def values(spec: LoRASweepSpec) -> Errors:
+    """Yield what is wrong with the template, and with each value alone in it.
+
+    Values that are wrong only together are a trial's: it becomes Infeasible and takes no GPU.
+    """
+    found = checked(spec)
+    if "method" in found.places and all(item.path != "method" for item in found.own):
+        return  # the trials have another method than the template
+    template = spec.template.to_json_dict() | {"output": spec.output.to_json_dict()}
+
+    def errors_of(point: Values) -> frozenset[FieldError]:
+        return frozenset(_job_errors(written(template, point)))
+
+    of_template = errors_of({})
+    of_template &= errors_of(point_with(found.dimensions, {})) if of_template else of_template
+    for error in sorted(of_template):
+        yield error if error.path.startswith("spec.output") else _under("spec.template.", error)
+    for item in found.dimensions:
+        by_value = {text: sorted(_of_value(item, text, found, errors_of) - of_template) for text in ends(item)}
+        yield from _placed(item, by_value, found)
+
+
+def _of_value(
+    dimension: Dimension, text: str, found: Parameters, errors_of: Callable[[Values], frozenset[FieldError]]
+) -> frozenset[FieldError]:
+    """Return the errors of a value in the template as it is, without those that the first value of another ends."""
+    wanted = with_parents(found.dimensions, dimension.path, text)
+    errors = errors_of(wanted)
+    return errors & errors_of(point_with(found.dimensions, wanted)) if errors else errors
+
+
+def _placed(dimension: Dimension, by_value: Mapping[str, Sequence[FieldError]], found: Parameters) -> Errors:
+    """Yield the errors of a parameter's values at their places in the manifest; one of every value once."""
+    at = found.places.get(dimension.path, "")
+    every = set.intersection(*map(set, by_value.values())) if at and len(by_value) > 1 else set[FieldError]()
+    told = [FieldError(f"{at}.path", _sentence(error)) for error in sorted(every)]
+    told += [
+        FieldError(_place(dimension, text, found), _sentence(error))
+        for text, errors in by_value.items()
+        for error in errors
+        if error not in every
+    ]
+    yield from dict.fromkeys(told)
+
+
+def _job_errors(trial: Mapping[str, Any]) -> Errors:
+    """Yield what the door says of a LoRAJob with this spec."""
+    try:
+        spec = LoRAJobSpec.model_validate(trial)
+    except ValidationError as error:
+        yield from (field_error(detail, LoRAJobSpec, False) for detail in error.errors())
+    else:
+        for rule in LORAJOB_RULES:
+            yield from rule(spec)
+
+
+def _place(dimension: Dimension, value: str, found: Parameters) -> str:
+    at = found.places.get(dimension.path)
+    if at is None:
+        return "spec.preset"
+    if isinstance(dimension, Categorical):
+        return f"{at}.choices[{found.choices[dimension.path, value]}]"
+    return f"{at}.range.{'min' if value == ends(dimension)[0] else 'max'}"
+
+
+def _under(prefix: str, error: FieldError) -> FieldError:
+    """Return an error of a LoRAJob at the field of a sweep that it belongs to."""
+    return FieldError(f"{prefix}{error.path.removeprefix('spec.')}", error.message)
+
+
+def _sentence(error: FieldError) -> str:
+    """Return an error with its field: `lora.alpha must be …`, `method: IA3 …`."""
+    separator = " " if error.message[:1].islower() else ": "
+    return f"{error.path.removeprefix('spec.')}{separator}{error.message}"
+
+
+def final_run(spec: LoRASweepSpec) -> Errors:
+    """Yield what is wrong with `final` on top of the template; beside some values alone it makes a trial Infeasible."""
+    if spec.final is None:
+        return
+
+    def errors_of(point: Values) -> frozenset[FieldError]:
+        before = {error.path for error in _job_errors(trial_spec(spec, point))}
+        return frozenset(error for error in _job_errors(final_spec(spec, point)) if error.path not in before)
+
+    errors = errors_of({})
+    for error in sorted(errors & errors_of(point_with(checked(spec).dimensions, {})) if errors else errors):
+        own = error.path.removeprefix("spec.training.") in spec.final.training.to_json_dict()
+        yield _under("spec.final.", error) if own else FieldError("spec.final", _sentence(error))
+
+
+LORASWEEP_RULES: Final[tuple[Callable[[LoRASweepSpec], Errors], ...]] = (
+    something_to_search,
+    parameters,
+    initial,
+    warm_start,
+    budget,
+    shared_passes,
+    pruner,
+    final,
+    final_run,
+    values,
+)
 
 
 def parse_lorasweep(obj: Any, *, local: bool = False) -> LoRASweepSpec:

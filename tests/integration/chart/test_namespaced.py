@@ -16,7 +16,7 @@ from tunery_operator.plan.job import output_place
 from tunery_operator.plan.lorasweep import plan_trial
 from tunery_operator.tools.helm_test import job_of
 from tunery_operator.views.owner import parse_owner
-from tunery_search.protocol import Suggestion
+from tunery_search.history import Suggestion
 from tunery_search.validation import parse_lorasweep
 
 from kit.api_server import ApiServer

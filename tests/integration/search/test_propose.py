@@ -13,11 +13,21 @@ from hypothesis import strategies as st
 
 from tunery_api.lorasweep import SamplerType
 from tunery_search import sampler as asking
-from tunery_search.dimensions import Categorical, Condition, Dimension, Numeric
-from tunery_search.grid import grid, point, size
-from tunery_search.lattice import has, in_order, is_point, key
+from tunery_search.dimensions import (
+    Categorical,
+    Condition,
+    Dimension,
+    Numeric,
+    grid,
+    has,
+    in_order,
+    is_point,
+    key,
+    point,
+    size,
+)
+from tunery_search.history import Ask, Fixed, ToldState, ToldTrial
 from tunery_search.optuna_sampler import answer
-from tunery_search.protocol import Ask, Fixed, ToldState, ToldTrial
 from tunery_search.sampler import SuggestionFailed, needs_optuna, suggestions
 
 RATE = Numeric("training.learningRate", 1e-5, 1e-2, log=True)

@@ -16,7 +16,7 @@ import pytest
 from tunery_api.lorasweep import SamplerType
 from tunery_search import sampler
 from tunery_search.dimensions import Categorical, Condition, Dimension, Numeric
-from tunery_search.protocol import Ask, ToldState, ToldTrial
+from tunery_search.history import Ask, ToldState, ToldTrial
 from tunery_search.sampler import SuggestionFailed, suggestions
 
 LORA = Condition("method", ("LoRA", "DoRA"))
@@ -79,7 +79,7 @@ def test_it_is_small_and_quick_and_holds_no_credential() -> None:
     program = (
         "import os, resource, sys, multiprocessing\n"
         "for name in ('sklearn', 'scipy', 'pandas', 'plotly', 'torch'):\n    sys.modules[name] = None\n"
-        "from tunery_search.protocol import Ask\n"
+        "from tunery_search.history import Ask\n"
         "from tunery_search.sampler import _ask_optuna\n"
         "answer = _ask_optuna(Ask.model_validate_json(sys.stdin.buffer.read()), 60)\n"
         "own = resource.getrusage(resource.RUSAGE_SELF)\n"

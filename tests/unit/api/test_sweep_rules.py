@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tunery_api.errors import FieldError, InvalidSpec
 from tunery_api.names import API_VERSION
-from tunery_search.paths import TYPES
+from tunery_search.fields import TYPES
 from tunery_search.validation import parse_lorasweep
 
 TEMPLATE: dict[str, Any] = {"model": {"uri": "s3://models/m"}, "dataset": {"uri": "s3://data/rows.jsonl"}}

@@ -9,8 +9,8 @@ from tunery_api.measured import EvaluationStatus
 from tunery_api.names import beside, folder_in_bucket, trials_uri
 from tunery_api.runspec import LoRASweepRun, RunIdentity, RunSpec
 from tunery_api.sweepstatus import TrialAdapter, TrialStatus
-from tunery_search.describe import searched
 from tunery_search.dimensions import Categorical, Condition, Numeric
+from tunery_search.summary import searched
 
 
 def test_as_many_trials_as_there_may_be_fit_into_a_run_json() -> None:

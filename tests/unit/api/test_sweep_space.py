@@ -15,9 +15,8 @@ from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.lorasweep import LoRASweepSpec, TrialTemplate
 from tunery_api.presets import PRESETS
 from tunery_api.validation import parse_lorajob
-from tunery_search.dimensions import Categorical, Dimension, Numeric
-from tunery_search.lattice import exists
-from tunery_search.paths import REFUSED, TYPES, FieldType, path_problem
+from tunery_search.dimensions import Categorical, Dimension, Numeric, exists
+from tunery_search.fields import REFUSED, TYPES, FieldType, path_problem
 from tunery_search.space import Space, final_spec, read_values, space_of, starts, trial_spec
 from tunery_search.validation import parse_lorasweep
 

@@ -15,7 +15,7 @@ from tunery_operator.errors import SamplerBusy
 from tunery_operator.reconcile.sampler import MAX_PROCESSES, Sampler
 from tunery_operator.views.owner import Key
 from tunery_search.dimensions import Numeric
-from tunery_search.protocol import Answer, Ask, Suggestion, ToldState, ToldTrial
+from tunery_search.history import Answer, Ask, Suggestion, ToldState, ToldTrial
 from tunery_search.sampler import SuggestionFailed
 
 from kit.operator.api import eventually

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from tunery_api.reasons import FailureReason
 from tunery_api.sweepstatus import TRIALS_KEPT, EndReason, TrialState
 from tunery_search.decision import Decision, Moment, decide, most_failed
-from tunery_search.faults import FAULTS, Fault
-from tunery_search.trials import Live, Trial, trial_of
+from tunery_search.failures import FAULTS, Fault
+from tunery_search.trial_rows import trial_of
+from tunery_search.trials import Live, Trial
 
 from kit.sweeps import START, lorajob, moment, read, running, sweep, trial
 

@@ -11,8 +11,8 @@ import pytest
 
 from tunery_api.lorasweep import SamplerType
 from tunery_search.dimensions import Categorical, Dimension, Numeric
+from tunery_search.history import Ask, ToldState, ToldTrial
 from tunery_search.optuna_sampler import answer
-from tunery_search.protocol import Ask, ToldState, ToldTrial
 from tunery_search.space import space_of
 
 from bench.simulated import ends, simulated, steps

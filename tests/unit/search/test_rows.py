@@ -14,8 +14,9 @@ from tunery_api.names import ORIGIN_ANNOTATION, TRIAL_LABEL
 from tunery_api.reasons import FailureReason
 from tunery_api.status import FINAL_PHASES, Phase
 from tunery_api.sweepstatus import TrialStatus
-from tunery_search.faults import FAULTS, Fault, fault_of
-from tunery_search.trials import STOPPED_BY_SWEEP, Trial, invalid_row, merge, number_of, stop_text, trial_of
+from tunery_search.failures import FAULTS, Fault, fault_of
+from tunery_search.trial_rows import invalid_row, merge, number_of, trial_of
+from tunery_search.trials import STOPPED_BY_SWEEP, Trial, stop_text
 
 from kit.sweeps import START, lorajob, read
 

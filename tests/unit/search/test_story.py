@@ -14,12 +14,12 @@ from tunery_api.lorajob import PreflightPolicy
 from tunery_api.sweepstatus import EndReason, TrialStatus
 from tunery_search.decision import Decision, Moment, decide
 from tunery_search.dimensions import Categorical, Dimension, Numeric
-from tunery_search.history import question
+from tunery_search.history import Fixed, question
 from tunery_search.optuna_sampler import answer
-from tunery_search.protocol import Fixed
 from tunery_search.summary import best, convergence, gpu_seconds_saved
+from tunery_search.trial_rows import merge
 from tunery_search.trial_spec import on_terms, preflight_of
-from tunery_search.trials import Trial, merge
+from tunery_search.trials import Trial
 
 from kit.sweeps import START, STEPS, sweep
 

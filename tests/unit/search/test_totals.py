@@ -11,8 +11,16 @@ from tunery_api.lorasweep import PrunerSpec, PrunerType, SweepPreflight
 from tunery_api.sweepstatus import TrialState
 from tunery_api.validation import parse_lorajob
 from tunery_search.dimensions import Numeric
-from tunery_search.history import final_suggestion, question, question_of, told, with_earlier
-from tunery_search.protocol import Fixed, Suggestion, ToldState
+from tunery_search.history import (
+    Fixed,
+    Suggestion,
+    ToldState,
+    final_suggestion,
+    question,
+    question_of,
+    told,
+    with_earlier,
+)
 from tunery_search.space import space_of
 from tunery_search.summary import (
     best,

@@ -23,9 +23,9 @@ from tunery_operator.plan.job import Place, Platform
 from tunery_operator.plan.mounts import Access
 from tunery_operator.plan.types import JobPlan
 from tunery_operator.views.owner import Owner
-from tunery_search.describe import searched
-from tunery_search.protocol import Suggestion
+from tunery_search.history import Suggestion
 from tunery_search.space import Space, final_spec, trial_spec
+from tunery_search.summary import searched
 from tunery_search.trial_spec import on_inputs, on_terms, preflight_of, was_checked
 from tunery_search.trials import FINAL_ORIGIN, Trial
 

@@ -44,13 +44,13 @@ from tunery_operator.status.snapshot import Snapshot
 from tunery_operator.views.clock import parse_time
 from tunery_operator.views.owner import Key
 from tunery_search.decision import Decision, Moment, decide, given_up
-from tunery_search.history import final_suggestion, question_of, with_earlier
-from tunery_search.protocol import IMPORTANCE_FROM, Answer, Suggestion
+from tunery_search.history import IMPORTANCE_FROM, Answer, Suggestion, final_suggestion, question_of, with_earlier
 from tunery_search.sampler import SuggestionFailed
 from tunery_search.space import Space, read_values, space_of
 from tunery_search.summary import gpu_seconds_saved, importance_shown
+from tunery_search.trial_rows import invalid_row, merge
 from tunery_search.trial_spec import inputs_of
-from tunery_search.trials import Trial, invalid_row, merge
+from tunery_search.trials import Trial
 from tunery_search.validation import parse_lorasweep
 
 FAILED_SECONDS: Final = 30.0

@@ -21,7 +21,7 @@ from tunery_operator.plan.lorasweep import trial_name
 from tunery_operator.reconcile.found_object import FoundObject
 from tunery_operator.reconcile.services import Services
 from tunery_operator.views.owner import Key, Owner
-from tunery_search.trials import number_of
+from tunery_search.trial_rows import number_of
 
 logger: Final = logging.getLogger(__name__)
 

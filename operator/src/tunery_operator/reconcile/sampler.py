@@ -15,7 +15,7 @@ from typing import Final
 from tunery_operator import metrics
 from tunery_operator.errors import SamplerBusy
 from tunery_operator.views.owner import Key
-from tunery_search.protocol import Answer, Ask
+from tunery_search.history import Answer, Ask
 from tunery_search.sampler import needs_optuna, suggestions
 
 MAX_PROCESSES: Final = 2

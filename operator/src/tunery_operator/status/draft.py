@@ -22,7 +22,7 @@ from tunery_operator.status.snapshot import Snapshot
 from tunery_operator.status.summary import sum_up, word_why
 from tunery_operator.views.attempt import Attempt
 from tunery_operator.views.clock import format_time
-from tunery_search.remedies import can_warm_start
+from tunery_search.failures import can_warm_start
 
 _RESUMABLE: Final = frozenset(
     {

@@ -10,8 +10,8 @@ from tunery_api.sweepstatus import EndReason
 from tunery_operator.status.draft import Draft
 from tunery_operator.status.search import SEARCH_SUSPENDED, TRIAL_KEPT, TRIALS_QUEUED, Search
 from tunery_search import summary
-from tunery_search.describe import points_tried
-from tunery_search.remedies import of_sweep
+from tunery_search.failures import of_sweep
+from tunery_search.summary import points_tried
 from tunery_search.trials import Trial
 
 _SEARCHING: Final = ConditionType.SEARCHING

@@ -12,7 +12,7 @@ from tunery_operator.manifests.trial import build_trial, hold_change, stop_chang
 from tunery_operator.plan.job import Platform, output_place
 from tunery_operator.plan.lorasweep import plan_trial
 from tunery_operator.views.owner import Owner, parse_owner
-from tunery_search.protocol import Suggestion
+from tunery_search.history import Suggestion
 from tunery_search.trials import FINAL_ORIGIN
 from tunery_search.validation import parse_lorasweep
 

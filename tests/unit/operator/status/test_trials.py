@@ -25,8 +25,9 @@ from tunery_operator.status.stopping import check_stop
 from tunery_operator.status.sweep import check_search
 from tunery_operator.views.owner import Key, Owner, parse_owner
 from tunery_search.decision import Decision, Moment, decide
-from tunery_search.remedies import of_sweep
-from tunery_search.trials import Trial, trial_of
+from tunery_search.failures import of_sweep
+from tunery_search.trial_rows import trial_of
+from tunery_search.trials import Trial
 
 from kit.operator.statuskit import NOW
 from kit.projects import ROOT

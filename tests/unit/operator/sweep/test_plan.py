@@ -16,7 +16,7 @@ from tunery_operator.manifests.trial import build_trial
 from tunery_operator.plan.job import Platform, identity, output_place
 from tunery_operator.plan.lorasweep import MOST_BYTES, Found, bounded, plan_conclude, plan_report, plan_trial
 from tunery_operator.views.owner import Owner, parse_owner
-from tunery_search.protocol import Suggestion
+from tunery_search.history import Suggestion
 from tunery_search.space import space_of
 from tunery_search.trials import Trial
 from tunery_search.validation import parse_lorasweep

@@ -33,8 +33,7 @@ from tunery_common.errors import DISK_FULL, TuneryError
 from tunery_common.inputs.file_selection import data_files, split_pattern
 from tunery_common.storage.links import said_of_dead
 from tunery_common.storage.transfer import hash_file
-from tunery_search.points import point_with
-from tunery_search.space import space_of, trial_spec
+from tunery_search.space import point_with, space_of, trial_spec
 from tunery_search.validation import parse_lorasweep
 from tunery_trainer.local.documents import is_object, name_of, read_documents, select
 

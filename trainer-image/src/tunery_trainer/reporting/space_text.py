@@ -7,8 +7,8 @@ from typing import Final
 
 from tunery_api.lorasweep import LoRASweepSpec
 from tunery_api.methods import Preset
-from tunery_search.describe import points_tried, searched
 from tunery_search.space import space_of, starts
+from tunery_search.summary import points_tried, searched
 
 _GUIDES: Final = frozenset(preset.value for preset in Preset)
 """Names of the guide's configurations, as origins of trials."""

@@ -21,14 +21,13 @@ from tunery_api.runspec import LoRASweepRun, RunSpec
 from tunery_api.sweepstatus import EndReason, TrialState, TrialStatus
 from tunery_common.errors import TuneryError
 from tunery_search.decision import Decision, Moment, decide
-from tunery_search.describe import searched
-from tunery_search.history import final_suggestion, question_of
-from tunery_search.protocol import IMPORTANCE_FROM, Answer, Suggestion
+from tunery_search.history import IMPORTANCE_FROM, Answer, Suggestion, final_suggestion, question_of
 from tunery_search.sampler import SuggestionFailed, suggestions
 from tunery_search.space import Space, final_spec, read_values, space_of, trial_spec
-from tunery_search.summary import best, importance_shown
+from tunery_search.summary import best, importance_shown, searched
+from tunery_search.trial_rows import invalid_row, merge, number_of
 from tunery_search.trial_spec import inputs_of, on_inputs, on_terms, preflight_of
-from tunery_search.trials import FINAL_ORIGIN, Trial, invalid_row, merge, number_of
+from tunery_search.trials import FINAL_ORIGIN, Trial
 from tunery_trainer.local import run_spec_of
 from tunery_trainer.sweeping.ledger import Ledger, damaged, read_ledger, write_ledger
 

@@ -1,4 +1,4 @@
-"""Which fields of a template may be searched, of what type each is, and how a manifest writes its values."""
+"""Provide the fields of a template that a sweep can search: their types, and how a manifest writes their values."""
 
 from __future__ import annotations
 

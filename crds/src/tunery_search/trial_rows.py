@@ -1,0 +1,308 @@
+"""Read a trial from its LoRAJob, and merge it with the row of the status."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Iterable, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from tunery_api.errors import InvalidSpec
+from tunery_api.failures import Failure
+from tunery_api.findings import Severity
+from tunery_api.measured import EvaluationStatus, finite
+from tunery_api.names import ORIGIN_ANNOTATION, TRIAL_LABEL
+from tunery_api.reasons import FailureReason
+from tunery_api.remedies import recreate
+from tunery_api.scrub import shorten
+from tunery_api.status import ConditionType, Phase
+from tunery_api.sweepstatus import FINAL_TRIAL_STATES, TrialAdapter, TrialFailure, TrialState, TrialStatus
+from tunery_api.tolerant import without_invalid
+from tunery_api.training import DiagnosisAction
+from tunery_search.dimensions import Values
+from tunery_search.failures import Fault, fault_of
+from tunery_search.trials import BY_HAND, DEFAULT_GPUS, FINAL_ORIGIN, MAX_WHY, STOPPED_BY_SWEEP, Live, Trial, course_of
+
+_REMOVED: Final = ("curve", "rejectedAdapter")
+"""Facts about what a sweep removes once it has published its best."""
+_MESSAGE: Final = 1024
+_ORIGIN: Final = 64
+_VALUE: Final = 256
+"""Characters that a row has room for; who may edit a LoRAJob may write more."""
+_DIGITS: Final = 6
+"""Of a trial's number."""
+_RUNNING: Final = frozenset({Phase.TRAINING, Phase.EVALUATING, Phase.UPLOADING, Phase.STOPPING, Phase.SUSPENDING})
+Body = Mapping[str, Any]
+"""A LoRAJob, as the API server has it."""
+ReadValues = Callable[[Mapping[str, Any]], Values]
+"""From the spec of a trial to its values by path."""
+
+
+def merge(
+    rows: Iterable[TrialStatus], children: Iterable[Body], read: ReadValues, unread: Container[int] = ()
+) -> tuple[Trial, ...]:
+    """Return every trial by its number, from the rows of the status and all LoRAJobs of the sweep that there are.
+
+    What was final stays as it was, whether its LoRAJob is still there or not. A trial that was not and whose LoRAJob
+    is gone was deleted: `children` must be complete, with those that were made since the status was written, but for
+    those whose numbers are `unread`: of them nothing is known but their rows.
+    """
+    found = {row.number: Trial(row) for row in rows}
+    there = {number: child for child in children if (number := number_of(child)) is not None}
+    for number, known in list(found.items()):
+        if not known.is_final and number not in there and number not in unread:
+            gone = {"state": TrialState.DELETED.value, "why": "its LoRAJob was deleted before its end"}
+            found[number] = Trial(known.row.model_copy(update=gone))
+    for number, child in there.items():
+        before = found.get(number)
+        if before is None or not before.is_final:
+            found[number] = _known_by(before, trial_of(child, read))
+    return tuple(found[number] for number in sorted(found))
+
+
+def _known_by(before: Trial | None, now: Trial) -> Trial:
+    """Return a trial with the origin that its row had at first: anybody may change an annotation."""
+    if before is None or before.row.origin is None or before.row.origin == now.row.origin:
+        return now
+    return replace(now, row=now.row.model_copy(update={"origin": before.row.origin}))
+
+
+def number_of(child: Body) -> int | None:
+    """Return the number of a trial's LoRAJob; None where it has none."""
+    text = str((child["metadata"].get("labels") or {}).get(TRIAL_LABEL) or "")
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= _DIGITS else None
+
+
+def trial_of(child: Body, read: ReadValues) -> Trial:
+    """Return what a LoRAJob with a trial's label says."""
+    row = _row(child, read)
+    return Trial(row, None if row.state in FINAL_TRIAL_STATES else _live(child, row))
+
+
+def invalid_row(child: Body, read: ReadValues, error: InvalidSpec) -> TrialStatus:
+    """Return the final row of a trial whose spec is invalid: its values do not go together, and nothing was created.
+
+    It counts in maxTrials, so that the search ends, and never fails the sweep.
+    """
+    row = _row(child, read)
+    final = row.origin == FINAL_ORIGIN
+    of = "spec.final with the best values" if final else "these values together"
+    # The fields are those of spec.template.
+    text = "; ".join(f"{each.path.removeprefix('spec.')}: {each.message}" for each in error.errors)
+    fix = recreate("Change final", "final") if final else recreate("Give a parameter a condition (when)", "parameters")
+    message = shorten(f"{of}: {text}", _MESSAGE)
+    failure = Failure(reason=FailureReason.INVALID_SPEC, message=message, remedies=[fix])
+    return row.model_copy(update={"state": TrialState.INFEASIBLE.value, **_told(failure)})
+
+
+def _row(child: Body, read: ReadValues) -> TrialStatus:
+    metadata, status = child["metadata"], child.get("status") or {}
+    values = read(child["spec"])
+    steps = _steps(status)
+    verdict = _verdict(child, values, steps)
+    final = verdict["state"] in FINAL_TRIAL_STATES
+    return TrialStatus(
+        number=number_of(child) or 0,
+        name=metadata["name"],
+        uid=metadata.get("uid"),
+        origin=_origin(metadata),
+        base_value=_number_text(_metrics(status).get("baseEvalLoss")),
+        parameters={path: value[:_VALUE] for path, value in values.items()},
+        trainable_parameters=(status.get("resolved") or {}).get("trainableParameters"),
+        steps=steps,
+        evaluations=_evaluations(status) or None if final else None,
+        gpu_seconds=status.get("gpuSeconds"),
+        run_seconds=status.get("runSeconds"),
+        **verdict,
+    )
+
+
+def _origin(metadata: Mapping[str, Any]) -> str | None:
+    """Return who proposed a trial; anybody may write another text there."""
+    origin = (metadata.get("annotations") or {}).get(ORIGIN_ANNOTATION)
+    return None if origin is None else str(origin)[:_ORIGIN]
+
+
+def _verdict(child: Body, values: Values, steps: int | None) -> dict[str, Any]:
+    """Return the state of a trial, with what belongs to it alone."""
+    status = child.get("status") or {}
+    phase = status.get("phase")
+    if phase == Phase.SUCCEEDED:
+        return _complete(status)
+    if phase == Phase.STOPPED:
+        return _pruned(status, steps, _stop_why(child))
+    if phase == Phase.FAILED:
+        return _failed(child, values, steps)
+    runs = phase in _RUNNING or any(_open_attempts(status))
+    return {"state": (TrialState.RUNNING if runs else TrialState.WAITING).value}
+
+
+def _complete(status: Mapping[str, Any]) -> dict[str, Any]:
+    value, adapter = _value(status), status.get("adapter")
+    if value is None:
+        why = "it succeeded, and its loss on the held-out rows is not known"
+        return {"state": TrialState.FAILED.value, "why": why}
+    published = adapter and TrialAdapter(uri=adapter["uri"], manifest_sha256=adapter["manifestSha256"])
+    return {"state": TrialState.COMPLETE.value, "value": value, "adapter": published or None}
+
+
+def _pruned(status: Mapping[str, Any], steps: int | None, why: str) -> dict[str, Any]:
+    best = min(_evaluations(status), key=lambda each: float(each.loss), default=None)
+    return {
+        "state": TrialState.PRUNED.value,
+        "value": best.loss if best else None,
+        "at": _reached(status, steps),
+        "why": shorten(why, MAX_WHY),
+    }
+
+
+def _stop_why(child: Body) -> str:
+    """Return who stopped a trial, and why; without `stop`, its deadline did."""
+    why = child["spec"].get("stop")
+    if why is None:
+        return "its activeDeadlineSeconds ended it"
+    text = str(why)
+    return text.removeprefix(STOPPED_BY_SWEEP) if text.startswith(STOPPED_BY_SWEEP) else BY_HAND + text
+
+
+def _failed(child: Body, values: Values, steps: int | None) -> dict[str, Any]:
+    status = child["status"]
+    failure = _failure(status) or Failure(reason=FailureReason.INTERNAL_ERROR, message="")
+    reason = str(failure.reason)
+    told = _told(failure)
+    fields = {path for remedy in failure.remedies for path in remedy.fields}
+    fault = fault_of(reason, values, fields, ran=bool(status.get("runSeconds")))
+    if reason == FailureReason.NOT_IMPROVED:
+        value = _value(status)
+        if value is None or (_problem(status) is not None and _ends_itself(child) and not _is_through(status, steps)):
+            return {**_pruned(status, steps, ""), **told}
+        # It was measured, as any other; only that nobody has a use for its adapter.
+        return {"state": TrialState.COMPLETE.value, "value": value, **told}
+    state = TrialState.INFEASIBLE if fault is Fault.PARAMETERS else TrialState.FAILED
+    at = _reached(status, steps) if state is TrialState.INFEASIBLE else None
+    return {"state": state.value, "at": at, **told}
+
+
+def _failure(status: Mapping[str, Any]) -> Failure | None:
+    """Return the failure that a status shows, without what this version cannot read; None where it shows none."""
+    shown = status.get("failure")
+    if not shown:
+        return None
+    bare = {"reason": FailureReason.INTERNAL_ERROR.value, "message": ""}
+    return Failure.model_validate(without_invalid(Failure, {**bare, **shown}) or bare)
+
+
+def _told(failure: Failure) -> dict[str, Any]:
+    """Return the fields of a row that a failure fills."""
+    why = shorten(failure.message, MAX_WHY) or None
+    return {"reason": str(failure.reason), "why": why, "failure": _details(failure)}
+
+
+def _details(failure: Failure) -> TrialFailure | None:
+    """Return what a failure has that reason and why do not; None where they have all."""
+    long = failure.message if len(failure.message.encode()) > MAX_WHY else None
+    facts = {key: value for key, value in failure.facts.items() if key not in _REMOVED}
+    if not (long or failure.remedies or facts):
+        return None
+    return TrialFailure(message=long, remedies=failure.remedies or None, facts=facts or None)
+
+
+def _live(child: Body, row: TrialStatus) -> Live:
+    spec, status = child["spec"], child.get("status") or {}
+    gpus = (spec.get("resources") or {}).get("gpus")
+    blocker = _blocker(row.name, status)
+    return Live(
+        course=course_of(_evaluations(status), row.steps),
+        problem=_problem(status),
+        ends_itself=_ends_itself(child),
+        held=status.get("phase") in (Phase.QUEUED, Phase.WAITING) or blocker is not None,
+        blocker=blocker,
+        checked=is_checked(status),
+        stopping=spec.get("stop") is not None,
+        since=tuple(_open_attempts(status)),
+        gpus=DEFAULT_GPUS if gpus is None else int(gpus),
+        finalizers=_finalizers(child["metadata"]),
+    )
+
+
+def _finalizers(metadata: Mapping[str, Any]) -> tuple[str, ...] | None:
+    return tuple(metadata.get("finalizers") or ()) if "deletionTimestamp" in metadata else None
+
+
+def _blocker(name: str, status: Mapping[str, Any]) -> Failure | None:
+    failure = _failure(status)
+    text = shorten(f"{name}: {failure.message or failure.reason}", _MESSAGE) if failure is not None else ""
+    return failure and failure.model_copy(update={"message": text})
+
+
+def _ends_itself(child: Body) -> bool:
+    return (child["spec"].get("diagnosis") or {}).get("action") == DiagnosisAction.STOP
+
+
+def _problem(status: Mapping[str, Any]) -> str | None:
+    """Return the Problem that a run has found, None where it has found none."""
+    for each in status.get("findings") or ():
+        if each.get("severity") == Severity.PROBLEM:
+            return f"{each['type']}: {each['message']}" if each.get("message") else str(each["type"])
+    return None
+
+
+def is_checked(status: Mapping[str, Any]) -> bool:
+    """Tell whether a LoRAJob's preflight has passed, or was left out."""
+    kind = ConditionType.PREFLIGHT
+    return any(each["type"] == kind and each["status"] == "True" for each in status.get("conditions") or ())
+
+
+def _open_attempts(status: Mapping[str, Any]) -> Iterable[datetime]:
+    for each in status.get("attemptHistory") or ():
+        if each.get("endTime") is None and each.get("seconds") is None:
+            started = datetime.fromisoformat(each["startTime"])
+            yield started if started.tzinfo else started.replace(tzinfo=UTC)
+
+
+def _steps(status: Mapping[str, Any]) -> int | None:
+    """Return how many steps a run takes: as it counts them itself, else as preflight did."""
+    told = (status.get("progress") or {}).get("totalSteps") or (status.get("resolved") or {}).get("steps")
+    return int(told) if told else None
+
+
+def _metrics(status: Mapping[str, Any]) -> Mapping[str, Any]:
+    return status.get("metrics") or {}
+
+
+def _evaluations(status: Mapping[str, Any]) -> list[EvaluationStatus]:
+    """Return the evaluations that came to a number, oldest first."""
+    told = status.get("evaluations") or ()
+    return [EvaluationStatus(step=each["step"], loss=loss) for each in told if (loss := _number_text(each.get("loss")))]
+
+
+def _value(status: Mapping[str, Any]) -> str | None:
+    """Return the held-out loss of the weights that a run came out with, as exactly as it is known.
+
+    `metrics.evalLoss` is of those weights, the best of the run or the last, as evaluation.publish has it. Its result
+    says it in six digits; where that was lost, it has the four of a report, and the evaluation that they are of six.
+    """
+    text = _number_text(_metrics(status).get("evalLoss"))
+    if text is None:
+        return None
+    losses = [each.loss for each in _evaluations(status)]
+    rounded = (loss for loss in losses if f"{float(loss):.4g}" == text)
+    return text if text in losses else next(rounded, text)
+
+
+def _number_text(text: object) -> str | None:
+    return None if finite(text) is None else str(text)
+
+
+def _is_through(status: Mapping[str, Any], steps: int | None) -> bool:
+    evaluations = _evaluations(status)
+    return bool(steps and evaluations and evaluations[-1].step >= steps)
+
+
+def _reached(status: Mapping[str, Any], steps: int | None) -> str | None:
+    """Return the share of its steps that a run has come to."""
+    told = [(status.get(name) or {}).get(field) for name, field in (("stopped", "afterStep"), ("progress", "step"))]
+    done = next((step for step in told if step is not None), None)
+    if done is None:
+        done = max((each.step for each in _evaluations(status)), default=None)
+    return f"{min(1.0, done / steps):.2g}" if done is not None and steps else None
