@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -186,3 +188,16 @@ def test_a_file_that_cannot_be_read_is_an_error_too(tmp_path: Path, text: str | 
         file.write_text(text)
     with pytest.raises(InvalidSettings):
         read_settings(file)
+
+
+def test_the_operator_ends_at_once_with_all_errors(tmp_path: Path, rendered: Rendered) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(merged(rendered.config(), WRONG[0][1] | {"operator": {"workers": 0}})))
+    command = [sys.executable, "-m", "tunery_operator", f"--config={file}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    first, *errors = done.stderr.splitlines()
+    assert (done.returncode, first) == (2, f"Invalid settings in {file}:")
+    assert sorted(line.partition(":")[0] for line in errors) == [
+        "operator.workers",
+        "trainer.gpu.tolerations.0.operator",
+    ]
