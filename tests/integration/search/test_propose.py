@@ -19,12 +19,11 @@ from tunery_search.dimensions import (
     Dimension,
     Numeric,
     grid,
+    grid_size,
     has,
     in_order,
     is_point,
     key,
-    point,
-    size,
 )
 from tunery_search.history import Ask, Fixed, ToldState, ToldTrial
 from tunery_search.optuna_sampler import answer
@@ -117,8 +116,8 @@ def test_a_space_of_sixty_points_is_exhausted_and_then_ends(sampler: str) -> Non
 
 def test_a_grid_is_tried_in_its_order() -> None:
     made = answer(question(SIXTY, sampler="Grid", numbers=(0, 1, 2))).suggestions
-    assert [each.values for each in made] == [point(SIXTY, number) for number in range(3)]
-    assert (size(SIXTY, 1000), size(SIXTY, 7), point(SIXTY, 60)) == (60, 7, None)
+    assert [each.values for each in made] == list(grid(SIXTY))[:3]
+    assert (grid_size(SIXTY, 1000), grid_size(SIXTY, 7)) == (60, 7)
 
 
 def test_a_condition_that_does_not_hold_makes_no_points() -> None:
