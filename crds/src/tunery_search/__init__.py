@@ -1,1 +1,1 @@
-"""The search of a LoRASweep, pure: what is searched, what is known of its trials, and what is to be done next."""
+"""Provide the search of a LoRASweep, without Kubernetes: the space, the history, proposals, pruning, and decisions."""

@@ -1,4 +1,4 @@
-"""What a sweep does next, from its trials alone: pure, so that it can be asked again at any time, after any crash."""
+"""Decide what a sweep does next, from its trials alone: the same answer at any time, after any crash."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def _end(spec: LoRASweepSpec, trials: Sequence[Trial], moment: Moment) -> EndRea
 
 
 def _is_over(trials: Sequence[Trial], moment: Moment) -> bool:
-    """Tell whether the search has led to something that more trials would not: it does not go on after that."""
+    """Return whether the search has led to something that more trials would not: it does not go on after that."""
     return moment.concluding or any(trial.is_extra for trial in trials)
 
 

@@ -33,7 +33,7 @@ class Condition:
     values: tuple[str, ...]
 
     def holds(self, values: Values) -> bool:
-        """Tell whether it does among these values."""
+        """Return whether it does among these values."""
         return values.get(self.path) in self.values
 
 
@@ -61,7 +61,7 @@ class Numeric:
     when: Condition | None = None
 
     def is_on_a_step(self, value: float) -> bool:
-        """Tell whether a number is the lowest one with whole steps on top; any is where there are no steps."""
+        """Return whether a number is the lowest one with whole steps on top; any is where there are no steps."""
         steps = (value - self.low) / self.step if self.step else 0.0
         return math.isclose(steps, round(steps), abs_tol=_STEPS_OFF)
 
@@ -106,12 +106,12 @@ def parents_first(dimensions: Iterable[Dimension]) -> tuple[Dimension, ...]:
 
 
 def exists(dimension: Dimension, values: Values) -> bool:
-    """Tell whether a trial with these values has that parameter."""
+    """Return whether a trial with these values has that parameter."""
     return dimension.when is None or dimension.when.holds(values)
 
 
 def has(dimension: Dimension, text: str) -> bool:
-    """Tell whether `text` is one of the parameter's values."""
+    """Return whether `text` is one of the parameter's values."""
     if isinstance(dimension, Categorical):
         return text in dimension.choices
     try:
@@ -124,7 +124,7 @@ def has(dimension: Dimension, text: str) -> bool:
 
 
 def is_point(space: Dimensions, values: Values) -> bool:
-    """Tell whether these values are a trial of this space: every parameter that exists, and no other."""
+    """Return whether these values are a trial of this space: every parameter that exists, and no other."""
     there = [dimension for dimension in space if exists(dimension, values)]
     return {each.path for each in there} == set(values) and all(has(each, values[each.path]) for each in there)
 
@@ -191,11 +191,6 @@ def _below(order: tuple[Dimension, ...], values: dict[str, str]) -> Iterator[dic
         return
     for text in texts(first) or ():
         yield from _below(rest, {**values, first.path: text})
-
-
-def grid_point(space: Dimensions, number: int) -> dict[str, str] | None:
-    """Return the grid point of that number, from 0 on; None where there are not so many."""
-    return next(islice(grid(space), number, None), None)
 
 
 def grid_size(space: Dimensions, most: int) -> int:

@@ -16,14 +16,14 @@ _R = FailureReason
 
 
 class Fault(StrEnum):
-    """Whose fault it is."""
+    """The cause of a trial's failure, by which trials it would hit."""
 
     EVERY = "of every trial"
-    """Any other trial of the sweep would fail alike."""
+    """Every trial of the sweep would fail alike: the sweep fails."""
     PARAMETERS = "of the parameters"
-    """Other values may do; the sampler is told."""
+    """Other values may work: the trial is Infeasible, and the sampler learns that."""
     CHANCE = "of chance"
-    """The same values may do; counted, and the sampler is not told."""
+    """The same values may work: the failure is counted, and the sampler learns nothing."""
 
 
 FAULTS: Final[dict[FailureReason, Fault]] = {
@@ -100,15 +100,15 @@ FAULTS: Final[dict[FailureReason, Fault]] = {
 """One entry for each reason; a test keeps it complete."""
 
 _OF_THE_MODEL: Final = frozenset({_R.INVALID_SPEC, _R.MODEL_UNSUPPORTED})
-"""What was parsed before, and the model or the data refuse all the same."""
+"""Reasons of a valid spec that the model or the data do not support."""
 _METHODS: Final = ("method", "lora.targetModules", "lora.init", "quantization.")
-"""Parameters that a model may refuse, whether its failure names them or not."""
+"""Parameters that a model may not support, whether its failure names them or not."""
 
 
 def fault_of(reason: str, values: Values, fields: Collection[str] = (), *, ran: bool) -> Fault:
-    """Return whose fault a failure is; of a reason that a later version may have added: of chance.
+    """Return the cause of a failure; CHANCE for a reason of a later version.
 
-    `values` are the trial's, `fields` the paths that its failure names; `ran` tells whether it had trained before.
+    `values` are the trial's, `fields` the paths that its failure names; `ran` says whether it had trained before.
     """
     try:
         known = FailureReason(reason)

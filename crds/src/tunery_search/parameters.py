@@ -1,4 +1,4 @@
-"""What a parameter of a LoRASweep must not say although the schema allows it, and what it searches if it is sound."""
+"""Check the parameters of a LoRASweep, and return the dimensions of those that are valid."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def _unconditional(spec: LoRASweepSpec, own: Mapping[str, Dimension]) -> dict[st
 
 
 def _is_known(when: WhenSpec, earlier: Mapping[str, Dimension], misread: Container[str]) -> bool:
-    """Tell whether it is known what a condition asks for: what a misspelt choice was meant to be, nobody knows."""
+    """Return whether it is known what a condition asks for: what a misspelt choice was meant to be, nobody knows."""
     on = earlier.get(when.path)
     if on is None or when.path not in misread:
         return on is not None

@@ -1,7 +1,7 @@
-"""Which trials promise nothing: compared with their elders after the same share of their steps, or by their own word.
+"""Prune trials: those that are worse than earlier ones after the same share of their steps, or report a Problem.
 
-Only elders, the trials with lower numbers, are rivals: nobody remembers when a trial was judged, and against all others
-it would be judged again with each that comes. Looked at twice, in any order, the answer is the same.
+Only earlier trials, those with lower numbers, are compared. The status has no time of a comparison, so that against all
+trials each would be compared again with each new one. The answer does not depend on the order or number of reconciles.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ def _outdone(spec: PrunerSpec, trial: Trial, trials: Sequence[Trial]) -> str | N
     if trial.row.origin in NEVER_COMPARED:
         return None
     judge = halving if spec.type is PrunerType.HALVING else median
-    elders = [each for each in trials if each.row.number < trial.row.number and not each.is_extra]
-    return next((why for rung in spec.rungs if (why := judge(spec, float(rung), trial, elders))), None)
+    earlier = [each for each in trials if each.row.number < trial.row.number and not each.is_extra]
+    return next((why for rung in spec.rungs if (why := judge(spec, float(rung), trial, earlier))), None)
 
 
 def at_rung(course: Course, rung: float) -> float | None:
@@ -65,16 +65,16 @@ def at_rung(course: Course, rung: float) -> float | None:
 
 
 def _has_forgotten(course: Course) -> bool:
-    """Tell whether the first evaluation of a course is not the run's first: it lies behind the place of another."""
+    """Return whether the first evaluation of a course is not the run's first: it lies behind the place of another."""
     if len(course) < MOST_EVALUATIONS:
         return False
     widest = max(later - earlier for (earlier, _), (later, _) in itertools.pairwise(course))
     return course[0][0] > _ANOTHER * widest
 
 
-def halving(spec: PrunerSpec, rung: float, trial: Trial, elders: Sequence[Trial]) -> str | None:
-    """Return why a trial ends at a rung: it is not among the share of all that came so far which go on. Ties go on."""
-    own, others = _compared(spec, rung, trial, elders)
+def halving(spec: PrunerSpec, rung: float, trial: Trial, earlier: Sequence[Trial]) -> str | None:
+    """Return why a trial ends at a rung: it is not in the share of all so far that continues. Ties continue."""
+    own, others = _compared(spec, rung, trial, earlier)
     if own is None:
         return None
     rank = 1 + sum(loss < own for loss in others)
@@ -84,18 +84,20 @@ def halving(spec: PrunerSpec, rung: float, trial: Trial, elders: Sequence[Trial]
     return f"{_at(own, rung)}: number {rank} of {len(others) + 1}, and the best {places} go on"
 
 
-def median(spec: PrunerSpec, rung: float, trial: Trial, elders: Sequence[Trial]) -> str | None:
+def median(spec: PrunerSpec, rung: float, trial: Trial, earlier: Sequence[Trial]) -> str | None:
     """Return why a trial ends at a rung: it is worse than the median of those that came before."""
-    own, others = _compared(spec, rung, trial, elders)
+    own, others = _compared(spec, rung, trial, earlier)
     if own is None or own <= (middle := statistics.median(others)):
         return None
     return f"{_at(own, rung)}: above {middle:.5g}, the median of the {len(others)} before it"
 
 
-def _compared(spec: PrunerSpec, rung: float, trial: Trial, elders: Sequence[Trial]) -> tuple[float | None, list[float]]:
+def _compared(
+    spec: PrunerSpec, rung: float, trial: Trial, earlier: Sequence[Trial]
+) -> tuple[float | None, list[float]]:
     """Return a trial's loss at a rung and those of its rivals; no loss where nothing can be said."""
     own = at_rung(trial.course, rung)
-    others = [loss for each in elders if (loss := at_rung(each.course, rung)) is not None]
+    others = [loss for each in earlier if (loss := at_rung(each.course, rung)) is not None]
     return (own if len(others) >= spec.min_rivals else None), others
 
 

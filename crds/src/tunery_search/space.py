@@ -227,7 +227,7 @@ class Space:
         return point(self.dimensions, values)
 
     def holds(self, values: Mapping[str, str]) -> bool:
-        """Tell whether values are a point of the space."""
+        """Return whether values are a point of the space."""
         return self.point(values) is not None
 
 

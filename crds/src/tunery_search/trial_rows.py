@@ -248,7 +248,7 @@ def _problem(status: Mapping[str, Any]) -> str | None:
 
 
 def is_checked(status: Mapping[str, Any]) -> bool:
-    """Tell whether a LoRAJob's preflight has passed, or was left out."""
+    """Return whether a LoRAJob's preflight has passed, or was left out."""
     kind = ConditionType.PREFLIGHT
     return any(each["type"] == kind and each["status"] == "True" for each in status.get("conditions") or ())
 

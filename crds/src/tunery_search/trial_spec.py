@@ -1,4 +1,4 @@
-"""How trials run: checked on a CPU first where that tells anything new, and with nothing published that was ended."""
+"""Provide the spec of a trial: a preflight where it is new, the inputs of the first trial, and no early publishing."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def _times(pruner: PrunerSpec) -> int:
 
 
 def was_checked(trial: Trial) -> bool:
-    """Tell whether a trial passed its preflight: those that trained have, or one like them did."""
+    """Return whether a trial passed its preflight: those that trained have, or one like them did."""
     if trial.live is not None and trial.live.checked:
         return True
     return trial.row.state == TrialState.COMPLETE or bool(trial.row.run_seconds) or bool(trial.row.evaluations)

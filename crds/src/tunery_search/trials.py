@@ -74,21 +74,21 @@ class Trial:
 
     @property
     def is_final(self) -> bool:
-        """Tell whether nothing of it changes any more."""
+        """Return whether nothing of it changes any more."""
         return self.row.state in FINAL_TRIAL_STATES
 
     @property
     def is_extra(self) -> bool:
-        """Tell whether it is no trial of the search, but its best once more."""
+        """Return whether it is no trial of the search, but its best once more."""
         return self.row.origin == FINAL_ORIGIN
 
     @property
     def counts(self) -> bool:
-        """Tell whether it is one of maxTrials: what preflight found too large cost no GPU."""
+        """Return whether it is one of maxTrials: what preflight found too large cost no GPU."""
         return not self.is_extra and self.row.reason != FailureReason.WONT_FIT
 
     def is_forgiven(self, forgiven: int) -> bool:
-        """Tell whether it counts no more, as it failed for what was mended since: below the number of a retry.
+        """Return whether it counts no more, as it failed for what was mended since: below the number of a retry.
 
         One that was ended as the sweep would fail never counts: where the sweep goes on, without a retry even, it did
         not fail.
@@ -97,18 +97,18 @@ class Trial:
 
     @property
     def is_given_up(self) -> bool:
-        """Tell whether it was ended for what another trial failed for."""
+        """Return whether it was ended for what another trial failed for."""
         return self.row.state == TrialState.PRUNED and self.row.why == SWEEP_FAILED
 
     @property
     def is_taken_away(self) -> bool:
-        """Tell whether somebody has deleted it before its end, or stopped it."""
+        """Return whether somebody has deleted it before its end, or stopped it."""
         stopped = self.row.state == TrialState.PRUNED and (self.row.why or "").startswith(BY_HAND)
         return stopped or self.row.state == TrialState.DELETED
 
     @property
     def is_measured(self) -> bool:
-        """Tell whether it says something of its values, good or bad."""
+        """Return whether it says something of its values, good or bad."""
         if self.row.state == TrialState.COMPLETE:
             return self.counts and self.loss is not None
         return self.counts and not self.is_given_up and self.row.state in (TrialState.PRUNED, TrialState.INFEASIBLE)

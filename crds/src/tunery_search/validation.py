@@ -28,7 +28,7 @@ _MEASURED_ALIKE: Final = frozenset({"maxLength", "loss", "seed"})
 
 
 def something_to_search(spec: LoRASweepSpec) -> Errors:
-    """A sweep has a space, and the guide's numbers are those of one task."""
+    """Yield an error where the sweep has no space, or the recommended one of another task."""
     if spec.preset is None and not spec.parameters:
         yield FieldError(
             "spec.parameters", "names nothing to search; list fields of the template, or set preset: Guide"
@@ -43,7 +43,7 @@ def something_to_search(spec: LoRASweepSpec) -> Errors:
 
 
 def parameters(spec: LoRASweepSpec) -> Errors:
-    """Each parameter a field of its own that the template leaves open, with values that the field can have."""
+    """Yield what is wrong with each parameter: a field that the template leaves unset, and its values."""
     found = checked(spec)
     yield from found.errors
     if spec.sampler.type is SamplerType.GRID:
@@ -57,7 +57,7 @@ def parameters(spec: LoRASweepSpec) -> Errors:
 
 
 def initial(spec: LoRASweepSpec) -> Errors:
-    """What is tried first lies in the space."""
+    """Yield what is outside of the space in `initial`."""
     found = checked(spec)
     broken = set(found.places) - {item.path for item in found.own}
     for index, values in enumerate(spec.initial):
@@ -71,7 +71,7 @@ def initial(spec: LoRASweepSpec) -> Errors:
 
 
 def warm_start(spec: LoRASweepSpec) -> Errors:
-    """Each sweep that is learnt from once: twice, its trials would weigh double."""
+    """Yield each sweep that is named twice: its trials would count double."""
     names = [each.name for each in spec.warm_start_from]
     for index, name in enumerate(names):
         if name in names[:index]:
@@ -79,7 +79,7 @@ def warm_start(spec: LoRASweepSpec) -> Errors:
 
 
 def warm_start_of_another(spec: LoRASweepSpec, own: str) -> Errors:
-    """No sweep of that name starts from itself; apart from the others, as a spec does not know whose it is."""
+    """Yield an error where a sweep of this name starts from itself; a spec has no name, so it is a parameter."""
     for index, each in enumerate(spec.warm_start_from):
         if each.name == own:
             yield FieldError(
@@ -89,7 +89,7 @@ def warm_start_of_another(spec: LoRASweepSpec, own: str) -> Errors:
 
 
 def budget(spec: LoRASweepSpec) -> Errors:
-    """A budget is of what trials take."""
+    """Yield an error for a budget of GPU seconds where trials have no GPU."""
     if spec.budget is not None and spec.template.resources.gpus == 0:
         yield FieldError(
             "spec.budget",
@@ -98,7 +98,7 @@ def budget(spec: LoRASweepSpec) -> Errors:
 
 
 def shared_passes(spec: LoRASweepSpec) -> Errors:
-    """Devices share the passes of a step evenly within a range, too: the rules see its ends alone."""
+    """Yield ranges of gradientAccumulation whose values between the ends the devices can't share evenly."""
     devices = spec.template.resources.devices
     for index, each in enumerate(spec.parameters or ()):
         if each.path != "training.gradientAccumulation" or each.range is None or devices == 1:
@@ -112,7 +112,7 @@ def shared_passes(spec: LoRASweepSpec) -> Errors:
 
 
 def pruner(spec: LoRASweepSpec) -> Errors:
-    """Rungs in order, some trials that end and some that go on, and a trial that is measured before its first rung."""
+    """Yield what is wrong with the pruner: the order of rungs, `keep`, and evaluations before the first rung."""
     block = spec.pruner
     if block.type is PrunerType.NONE:
         return
@@ -195,7 +195,7 @@ def _every_so_many(every: int, lengths: Sequence[int], index: int, first: float)
 
 
 def final(spec: LoRASweepSpec) -> Errors:
-    """The final training keeps what was found, and is measured as the trials were."""
+    """Yield settings of `final` that would replace what was found, or that change what is measured."""
     if spec.final is None:
         return
     if not spec.final.training.model_fields_set:

@@ -14,7 +14,7 @@ from tunery_api.status import Phase
 from tunery_operator.plan.inputs import UnfinishedInput
 from tunery_operator.status.compute import compute_status
 from tunery_operator.status.phase import WAITING_FOR_SLOT
-from tunery_operator.status.search import SAMPLER_BUSY, Hindrance, Search
+from tunery_operator.status.search import SAMPLER_BUSY, Blocker, Search
 from tunery_operator.views.attempt import Attempt
 from tunery_search.decision import Decision
 
@@ -58,9 +58,9 @@ def of(kind: Kind, *pods: Any, **changes: Any) -> Json:
     return compute_status(dataclasses.replace(snapshot(*pods, **changes), kind=kind))
 
 
-def searching(hindrance: Hindrance | None = None) -> Json:
+def searching(blocker: Blocker | None = None) -> Json:
     """Return the status of a sweep that makes trials, or would."""
-    search = Search(sweep(maxTrials=4), (trial(0, value=2.0),), Decision(), hindrance=hindrance)
+    search = Search(sweep(maxTrials=4), (trial(0, value=2.0),), Decision(), blocker=blocker)
     return of(Kind.LORASWEEP, main=None, search=search)
 
 
@@ -134,7 +134,7 @@ STANDINGS: dict[str, Standing] = {
     ),
     "a sweep": Standing(searching(), "Searching", None, *WORKS, Kind.LORASWEEP),
     "a sweep whose sampler is busy": Standing(
-        searching(Hindrance(SAMPLER_BUSY, "Optuna has been asked", 2.0)),
+        searching(Blocker(SAMPLER_BUSY, "Optuna has been asked", 2.0)),
         "Searching",
         "SamplerBusy",
         *WORKS,

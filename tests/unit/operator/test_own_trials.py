@@ -71,19 +71,19 @@ def test_one_of_another_uid_is_another() -> None:
     assert sorted(found(child(0, uid="other"), child(1)).children) == [1]
 
 
-def test_one_that_is_astray_counts() -> None:
+def test_one_whose_owner_was_changed_counts() -> None:
     own = found(child(0, ownerReferences=[{"kind": "ConfigMap", "name": "c", "uid": "c"}]), child(1, labels={}))
     assert sorted(own.children) == [0, 1]
-    assert own.astray == {0}
+    assert own.owner_changed == {0}
 
 
-def test_one_without_an_owner_is_astray_where_the_sweep_is_deleted_and_kept() -> None:
+def test_one_without_an_owner_stays_so_where_the_sweep_is_deleted_and_kept() -> None:
     """Its finalizer may keep it for long: what is found there is to be suspended."""
     gone = {"deletionTimestamp": "2026-11-28T06:42:32Z", "finalizers": ["example.org/keep"]}
     kept = {**SWEEP, "metadata": {**SWEEP["metadata"], **gone}}
     own = found(child(0, ownerReferences=None), child(1), sweep=kept)
     assert sorted(own.children) == [0, 1]
-    assert own.astray == {0}
+    assert own.owner_changed == {0}
     assert own.refused == ()
 
 
@@ -99,10 +99,10 @@ def test_one_without_an_owner_is_astray_where_the_sweep_is_deleted_and_kept() ->
     ],
     ids=["not-managed", "another-number", "without-an-origin", "elsewhere", "behind-a-gap", "far-ahead"],
 )
-def test_what_the_operator_has_not_made_is_a_stranger(forged: Json) -> None:
+def test_what_the_operator_has_not_made_is_foreign(forged: Json) -> None:
     own = found(child(0), child(1), forged)
     assert sorted(own.children) == [0, 1]
-    assert own.strangers == (forged["metadata"]["name"],)
+    assert own.foreign == (forged["metadata"]["name"],)
 
 
 def test_what_was_just_made_is_found_without_a_row_and_the_final_one_last() -> None:
@@ -113,7 +113,7 @@ def test_what_was_just_made_is_found_without_a_row_and_the_final_one_last() -> N
         2: "s-002",
         3: "s-final",
     }
-    assert own.strangers == ()
+    assert own.foreign == ()
 
 
 @pytest.mark.parametrize("now", [None, {"uid": "other"}, {"deletionTimestamp": "2026-11-28T06:42:32Z"}])
@@ -150,7 +150,7 @@ def test_where_a_webhook_says_that_one_is_gone_the_others_are_found_all_the_same
     obj = FoundObject(parse_owner(Kind.LORASWEEP, SWEEP), SWEEP)
     own = own_trials(services, obj, parse_lorasweep(SWEEP), ROWS)
     assert sorted(own.children) == [0, 1]
-    assert own.astray == {0}
+    assert own.owner_changed == {0}
     assert "no such trial" in str(own.refused[0])
 
 

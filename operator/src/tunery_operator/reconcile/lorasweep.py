@@ -39,7 +39,7 @@ from tunery_operator.reconcile.gathering import gather_main_job, report_again
 from tunery_operator.reconcile.own_trials import OwnTrials, is_made_for, not_at_rest, numbered, own_trials
 from tunery_operator.reconcile.rejections import rejection_of
 from tunery_operator.reconcile.services import Services
-from tunery_operator.status.search import SAMPLER_BUSY, SUGGESTION_FAILED, Hindrance, Search
+from tunery_operator.status.search import SAMPLER_BUSY, SUGGESTION_FAILED, Blocker, Search
 from tunery_operator.status.snapshot import Snapshot
 from tunery_operator.views.clock import parse_time
 from tunery_operator.views.owner import Key
@@ -136,8 +136,8 @@ def _advance(services: Services, obj: FoundObject, spec: LoRASweepSpec, snapshot
 
 def _search(sweep: _Sweep, trials: tuple[Trial, ...], decision: Decision) -> Search:
     own = sweep.own
-    astray = tuple(own.children[number]["metadata"]["name"] for number in sorted(own.astray))
-    return Search(sweep.spec, trials, decision, inputs=sweep.inputs, strangers=own.strangers, astray=astray)
+    owner_changed = tuple(own.children[number]["metadata"]["name"] for number in sorted(own.owner_changed))
+    return Search(sweep.spec, trials, decision, inputs=sweep.inputs, foreign=own.foreign, owner_changed=owner_changed)
 
 
 def _carry_out(sweep: _Sweep, search: Search) -> tuple[_Sweep, Search]:
@@ -161,8 +161,8 @@ def _halfway(sweep: _Sweep, snapshot: Snapshot) -> Exception:
     if search is None or (isinstance(error, Rejected) and not sweep.obj.accepted()):
         return error
     found = rejection_of(error)
-    hindrance = Hindrance(str(found.reason), found.message, FAILED_SECONDS)
-    return Halfway(replace(snapshot, search=replace(search, hindrance=hindrance)), error)
+    blocker = Blocker(str(found.reason), found.message, FAILED_SECONDS)
+    return Halfway(replace(snapshot, search=replace(search, blocker=blocker)), error)
 
 
 def _found(services: Services, obj: FoundObject, spec: LoRASweepSpec) -> _Sweep:
@@ -234,7 +234,7 @@ def _hold(sweep: _Sweep) -> _Sweep:
 def _change(sweep: _Sweep, number: int, change: Json) -> _Sweep:
     """Change a trial, whatever else has changed in it, if it may be; raises StaleObject where it is gone."""
     body = sweep.own.children.get(number)
-    if body is None or number in sweep.own.astray:
+    if body is None or number in sweep.own.owner_changed:
         return sweep
     meta = body["metadata"]
     same = {"metadata": {name: meta[name] for name in ("namespace", "name", "uid")}}
@@ -255,8 +255,8 @@ def _make(sweep: _Sweep, search: Search) -> tuple[_Sweep, Search]:
         suggestions = [last] if last else []
     else:
         answer = _ask(sweep, trials, decision.create)
-        if isinstance(answer, Hindrance):
-            return sweep, replace(search, hindrance=answer)
+        if isinstance(answer, Blocker):
+            return sweep, replace(search, blocker=answer)
         search = replace(search, importance=answer.importance or None, exhausted=not answer.suggestions)
         suggestions = list(answer.suggestions)
     rows = sweep.rows
@@ -279,7 +279,7 @@ def _give_up(sweep: _Sweep, search: Search, failure: Failure) -> tuple[_Sweep, S
     return _stop(sweep, decision.stop), replace(search, decision=decision)
 
 
-def _ask(sweep: _Sweep, trials: Sequence[Trial], numbers: Sequence[int]) -> Answer | Hindrance:
+def _ask(sweep: _Sweep, trials: Sequence[Trial], numbers: Sequence[int]) -> Answer | Blocker:
     """Return what to try next, or why that is unknown for now. Raises StaleObject, ApiFailure."""
     ask = question_of(sweep.spec, sweep.space, trials, numbers, _forgiven(sweep.obj))
     if numbers and sweep.spec.warm_start_from:
@@ -287,9 +287,9 @@ def _ask(sweep: _Sweep, trials: Sequence[Trial], numbers: Sequence[int]) -> Answ
     try:
         return sweep.services.sampler.suggestions(ask, sweep.obj.owner.key, sweep.obj.owner.uid)
     except SamplerBusy as error:
-        return Hindrance(SAMPLER_BUSY, str(error), BUSY_SECONDS, is_shown=error.seconds >= BUSY_SECONDS)
+        return Blocker(SAMPLER_BUSY, str(error), BUSY_SECONDS, is_shown=error.seconds >= BUSY_SECONDS)
     except SuggestionFailed as error:
-        return Hindrance(SUGGESTION_FAILED, str(error), FAILED_SECONDS)
+        return Blocker(SUGGESTION_FAILED, str(error), FAILED_SECONDS)
 
 
 def _rows_of(sweep: _Sweep, name: str) -> list[TrialStatus]:
@@ -314,7 +314,7 @@ def _create(sweep: _Sweep, suggestion: Suggestion) -> _Sweep:
         parse_lorajob(body)
     except InvalidSpec as error:
         return replace(sweep, rows=(*sweep.rows, invalid_row(body, sweep.read, error)))
-    if plan.name in sweep.own.strangers:
+    if plan.name in sweep.own.foreign:
         found = services.client.get(LORAJOBS.get, owner.key.namespace, plan.name)
         if found is not None and not is_made_for(found, owner, plan.number):
             raise NameTaken(plan.name, LORAJOBS.kind)
@@ -330,7 +330,7 @@ def _conclude(sweep: _Sweep, snapshot: Snapshot) -> Snapshot:
     assert search is not None  # noqa: S101 - set by the caller, for the type checker
     if snapshot.main is None:
         search = _with_importance(sweep, search)
-        if search.hindrance is not None:
+        if search.blocker is not None:
             return replace(snapshot, search=search)
     found = _result(obj, sweep.trials, search.decision, search.importance)
     plan = plan_conclude(sweep.spec, obj.owner, services.platform, found, sweep.space)
@@ -338,7 +338,7 @@ def _conclude(sweep: _Sweep, snapshot: Snapshot) -> Snapshot:
 
 
 def _with_importance(sweep: _Sweep, search: Search) -> Search:
-    """Return the search with what mattered, of all trials; with a hindrance where that is to be asked again soon.
+    """Return the search with what mattered, of all trials; with a blocker where that is to be asked again soon.
 
     Without either where it cannot be said: nothing hangs on it.
     """
@@ -346,8 +346,8 @@ def _with_importance(sweep: _Sweep, search: Search) -> Search:
     if complete < IMPORTANCE_FROM:
         return search
     answer = _ask(sweep, search.trials, ())
-    if isinstance(answer, Hindrance):
-        return replace(search, hindrance=answer) if answer.reason == SAMPLER_BUSY else search
+    if isinstance(answer, Blocker):
+        return replace(search, blocker=answer) if answer.reason == SAMPLER_BUSY else search
     return replace(search, importance=answer.importance or None)
 
 

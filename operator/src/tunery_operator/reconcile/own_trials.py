@@ -1,4 +1,4 @@
-"""Which LoRAJobs are a sweep's own trials: those of its rows, and those that it may just have made."""
+"""Find the LoRAJobs that are a sweep's own trials: those of its rows, and those that it may just have created."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ class OwnTrials:
 
     children: dict[int, Json] = field(default_factory=dict)
     """Of the trials that are not final in the status, by number."""
-    astray: set[int] = field(default_factory=set)
+    owner_changed: set[int] = field(default_factory=set)
     """Numbers of those whose owner reference somebody has changed: they count, and nothing of them is changed."""
     unread: dict[int, str] = field(default_factory=dict)
     """Names, by number, of those that the cluster would not show: nothing is known of them but their rows."""
-    strangers: tuple[str, ...] = ()
+    foreign: tuple[str, ...] = ()
     """Names of the LoRAJobs that only name it as their owner."""
     refused: tuple[ApiFailure | Rejected, ...] = ()
     """What the cluster has answered where a trial could not be read or taken back."""
@@ -57,7 +57,7 @@ def own_trials(services: Services, obj: FoundObject, spec: LoRASweepSpec, rows: 
     first = max((row.number for row in rows), default=-1) + 1
     names = _names_since(obj.owner, spec, unknown, first)
     made = _take_new(services, obj, found, names)
-    found.strangers = tuple(sorted(unknown - made))
+    found.foreign = tuple(sorted(unknown - made))
     return found
 
 
@@ -159,7 +159,7 @@ def _is_alone(obj: FoundObject, number: int, body: Json) -> bool:
 def _taken_back(services: Services, obj: FoundObject, found: OwnTrials, number: int, body: Json) -> Json:
     """Return a trial whose owner reference somebody took away, with it: alone it would train on, and nobody look.
 
-    One that cannot be taken back is told to be astray; who made it somebody else's meant that. So is any of a sweep
+    One that cannot be taken back is reported as one whose owner was changed. So is any of a sweep
     that was deleted and is kept: with --cascade=orphan it is meant to leave them. Raises StaleObject where the sweep
     was deleted since it was read.
     """
@@ -175,7 +175,7 @@ def _taken_back(services: Services, obj: FoundObject, found: OwnTrials, number: 
             return body
     except (ApiFailure, Rejected) as error:
         found.refused += (error,)
-    found.astray.add(number)
+    found.owner_changed.add(number)
     # What becomes of somebody else's is no news of ours.
     services.cache.wait_for(key, owner.key)
     return body

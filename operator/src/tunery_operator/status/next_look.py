@@ -64,9 +64,9 @@ def _of_search(snapshot: Snapshot) -> Iterator[float]:
     search = snapshot.search
     if search is not None and search.look_again is not None:
         yield max(0.0, (search.look_again - snapshot.now).total_seconds())
-    if search is not None and search.hindrance is not None:
-        yield search.hindrance.seconds
-    if search is not None and search.astray:
+    if search is not None and search.blocker is not None:
+        yield search.blocker.seconds
+    if search is not None and search.owner_changed:
         # That somebody makes it ours again is no news of ours.
         yield MAX_SECONDS
     if search is not None and search.exhausted and not search.alive:

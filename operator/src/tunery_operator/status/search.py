@@ -1,4 +1,4 @@
-"""What a sweep knows of its trials at one look: what there is, what is to be done, and what stood in the way."""
+"""Provide what one reconcile of a sweep knows of its trials: their state, what is decided, and what blocks it."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ SAMPLER_BUSY: Final = "SamplerBusy"
 
 
 @dataclass(frozen=True, slots=True)
-class Hindrance:
-    """Why no trial could be made in this look, and when it is tried again."""
+class Blocker:
+    """Why no trial could be created in this reconcile, and in how many seconds that is tried again."""
 
     reason: str
     message: str
@@ -44,10 +44,10 @@ class Search:
     """By path; None: it was not asked for in this look."""
     exhausted: bool = False
     """The sampler found no other point."""
-    hindrance: Hindrance | None = None
-    strangers: tuple[str, ...] = ()
+    blocker: Blocker | None = None
+    foreign: tuple[str, ...] = ()
     """Names of the LoRAJobs that name the sweep as their owner and are none of its trials."""
-    astray: tuple[str, ...] = ()
+    owner_changed: tuple[str, ...] = ()
     """Names of the trials whose owner reference somebody has changed: they count, and nothing of them is changed."""
     not_held: tuple[str, ...] = ()
     """Names of the trials that have not come to rest, while the sweep is suspended."""

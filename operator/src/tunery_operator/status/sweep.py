@@ -1,4 +1,4 @@
-"""What a sweep's status says of its trials: rows, the best, and why no more are made."""
+"""Write the status of a sweep: the rows of its trials, the best one, and why no more are made."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tunery_search.trials import Trial
 
 _SEARCHING: Final = ConditionType.SEARCHING
 _NAMED: Final = 3
-"""Strangers that are named."""
+"""Foreign LoRAJobs that are named at most."""
 _END: Final = {
     EndReason.MAX_TRIALS: "all spec.maxTrials have been made",
     EndReason.BUDGET: "spec.budget has no room for another trial",
@@ -97,7 +97,7 @@ def _text(time: datetime) -> str:
 
 def _show_stage(draft: Draft, search: Search) -> None:
     """Say whether trials are made, and why none is."""
-    decision, hindrance = search.decision, search.hindrance
+    decision, blocker = search.decision, search.blocker
     end = EndReason.SPACE_EXHAUSTED if search.exhausted else decision.end_reason
     if decision.conclude is not None or (end is not None and decision.final is None and not decision.create):
         why = _END.get(end, "it is over") if end is not None else "it is over"
@@ -108,14 +108,14 @@ def _show_stage(draft: Draft, search: Search) -> None:
     elif draft.snapshot.suspend:
         text = f"no trial is made while the sweep is suspended{_kept(search)}{_refused(search)}"
         _say(draft, search, None, SEARCH_SUSPENDED, text)
-    elif hindrance is not None and hindrance.is_shown:
-        _say(draft, search, None, hindrance.reason, hindrance.message)
+    elif blocker is not None and blocker.is_shown:
+        _say(draft, search, None, blocker.reason, blocker.message)
     elif (queued := _held(search, draft.snapshot.owner.key.namespace)) is not None:
         _say(draft, search, None, TRIALS_QUEUED, queued)
-        blocker = next((trial.live.blocker for trial in search.alive if trial.live and trial.live.blocker), None)
-        if blocker is not None:
-            remedies = of_sweep(blocker.fixes, [each.path for each in search.spec.parameters or ()])
-            draft.show_blocker(blocker.model_copy(update={"remedies": remedies}))
+        failure = next((trial.live.blocker for trial in search.alive if trial.live and trial.live.blocker), None)
+        if failure is not None:
+            remedies = of_sweep(failure.fixes, [each.path for each in search.spec.parameters or ()])
+            draft.show_blocker(failure.model_copy(update={"remedies": remedies}))
     elif search.kept and len(search.kept) == len(search.alive):
         _say(draft, search, None, TRIAL_KEPT, f"waits for {_still_kept(search)}")
     else:
@@ -126,12 +126,14 @@ def _show_stage(draft: Draft, search: Search) -> None:
 
 def _say(draft: Draft, search: Search, status: bool | None, reason: str, message: str) -> None:
     """Set the condition Searching, with a word on who only claims to be a trial, and on who is one all the same."""
-    strangers = search.strangers
-    if strangers:
-        more = f" and {len(strangers) - _NAMED} more" if len(strangers) > _NAMED else ""
-        message += f"; none of its trials, and not counted, though owned by it: {', '.join(strangers[:_NAMED])}{more}"
-    if search.astray:
-        message += f"; counted, and neither stopped nor suspended, as its owner was changed: {', '.join(search.astray)}"
+    foreign = search.foreign
+    if foreign:
+        more = f" and {len(foreign) - _NAMED} more" if len(foreign) > _NAMED else ""
+        message += f"; none of its trials, and not counted, though owned by it: {', '.join(foreign[:_NAMED])}{more}"
+    if search.owner_changed:
+        message += (
+            f"; counted, and neither stopped nor suspended, as its owner was changed: {', '.join(search.owner_changed)}"
+        )
     draft.conditions.set(_SEARCHING, status, reason, message)
 
 
@@ -161,4 +163,4 @@ def _still(search: Search) -> str:
 
 def _refused(search: Search) -> str:
     """Return what the cluster has refused meanwhile."""
-    return f"; {search.hindrance.message}" if search.hindrance is not None else ""
+    return f"; {search.blocker.message}" if search.blocker is not None and search.blocker.is_shown else ""

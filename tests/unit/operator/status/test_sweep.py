@@ -17,7 +17,7 @@ from tunery_operator.status.compute import compute_status
 from tunery_operator.status.events import transitions
 from tunery_operator.status.next_look import next_look
 from tunery_operator.status.retry_requested import reopened
-from tunery_operator.status.search import SAMPLER_BUSY, SUGGESTION_FAILED, Hindrance, Search
+from tunery_operator.status.search import SAMPLER_BUSY, SUGGESTION_FAILED, Blocker, Search
 from tunery_operator.status.snapshot import Snapshot
 from tunery_operator.views.attempt import Attempt
 from tunery_operator.views.owner import Key, Owner
@@ -34,7 +34,7 @@ Json = dict[str, Any]
 
 
 def snapshot(*trials: Trial, decision: Decision | None = None, status: Json | None = None, **more: Any) -> Snapshot:
-    of_search = ("importance", "exhausted", "hindrance", "strangers", "not_held")
+    of_search = ("importance", "exhausted", "blocker", "foreign", "not_held")
     names = {name: more.pop(name) for name in of_search if name in more}
     search = Search(SPEC, trials, decision or Decision(), **names)
     return Snapshot(Kind.LORASWEEP, OWNER, status or {}, NOW, search=search, **more)
@@ -125,7 +125,7 @@ def test_what_stands_in_a_trials_way_stands_in_the_sweeps() -> None:
 
 
 def test_a_sampler_that_fails_is_told_and_asked_again() -> None:
-    seen = snapshot(trial(0), hindrance=Hindrance(SUGGESTION_FAILED, "the sampler ended with 1: boom", 30.0))
+    seen = snapshot(trial(0), blocker=Blocker(SUGGESTION_FAILED, "the sampler ended with 1: boom", 30.0))
     status = compute_status(seen)
     assert condition(status, "Searching") == ("Unknown", "SuggestionFailed", "the sampler ended with 1: boom")
     assert next_look(seen, status) == 30.0
@@ -133,7 +133,7 @@ def test_a_sampler_that_fails_is_told_and_asked_again() -> None:
 
 def test_a_sampler_that_is_busy_is_shown_once_it_takes_long() -> None:
     for is_shown, reason in ((False, "Searching"), (True, "SamplerBusy")):
-        seen = snapshot(trial(0), hindrance=Hindrance(SAMPLER_BUSY, "Optuna has been asked", 5.0, is_shown))
+        seen = snapshot(trial(0), blocker=Blocker(SAMPLER_BUSY, "Optuna has been asked", 5.0, is_shown))
         status = compute_status(seen)
         assert condition(status, "Searching")[1] == reason
         assert next_look(seen, status) == 5.0
@@ -259,7 +259,7 @@ def test_a_deleted_trial_that_a_finalizer_keeps_is_named() -> None:
 
 
 def test_who_only_claims_to_be_a_trial_is_named() -> None:
-    claims = condition(told(running(0), strangers=("a", "b", "c", "d")), "Searching")
+    claims = condition(told(running(0), foreign=("a", "b", "c", "d")), "Searching")
     assert claims[:2] == ("True", "Searching")
     assert claims[2].endswith("not counted, though owned by it: a, b, c and 1 more")
 
