@@ -72,7 +72,7 @@ def test_the_fraction_that_is_suggested_holds_out_the_rows_that_are_needed(total
     (advice,) = finding.advice
     assert advice.field == "dataset.evaluation.fraction"
     assert round(total * float(advice.suggest or 0)) >= 8
-    assert "From 8 rows on it is measured how many would be enough; that may be a hundred or more." in finding.message
+    assert "With 8 rows or more, the run measures how many are enough." in finding.message
 
 
 def test_so_many_rows_as_the_error_asks_for_are_suggested_where_it_is_known() -> None:
