@@ -136,7 +136,7 @@ def _change(remedies: Sequence[Remedy], subject: Subject | None, *, also: bool) 
     text = _joined(remedies)
     where = "in the manifest" if subject is None else f"in a new {subject.kind}"
     of_template = any(path.startswith(OF_TEMPLATE) for remedy in remedies for path in remedy.fields)
-    if of_template or (subject is not None and subject.sweep is not None):
+    if subject is not None and (of_template or subject.sweep is not None):
         where = "in the template of a new LoRASweep"
     yield f"Or, {where}: {_lower(text)}." if also else f"{text}, {where}."
 
