@@ -277,7 +277,7 @@ def test_the_whole_base_that_a_manifest_asks_for_is_told_to_be_what_does_not_fit
         assert main(["estimate", str(path), "--model", str(folder), "--gpu-memory", "16Gi"]) == ExitCode.OK
         lines = capsys.readouterr().out.splitlines()
         assert max(map(len, lines)) <= 120
-        refused = "It does not fit: not even one row does; leave spec.training.parallelism out." in lines
+        refused = "It does not fit: not even one row does; omit training.parallelism." in lines
         assert refused is ("Each GPU has the whole base." in lines) is (asked == "DDP")
         assert any(
             line.startswith("* with the base spread over the 4 GPUs of a node (FSDP), as ") for line in lines
@@ -286,7 +286,7 @@ def test_the_whole_base_that_a_manifest_asks_for_is_told_to_be_what_does_not_fit
         told[asked] = row.split()[5:]
         found = as_json(looked[-1], None)
         assert (found["fits"], found["parallelism"]) == (asked == "Auto", "DDP" if asked == "DDP" else "FSDP")
-        assert found["changes"] == ([] if asked == "Auto" else ["leave spec.training.parallelism out"])
+        assert found["changes"] == ([] if asked == "Auto" else ["omit training.parallelism"])
         assert found["table"][0]["spreadOn"] == ([] if asked == "DDP" else ["T4 16"])
     assert told["DDP"][0] == "-"
     assert re.fullmatch(r"\d+\*", told["Auto"][0])
