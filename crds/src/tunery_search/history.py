@@ -17,7 +17,7 @@ from tunery_search.summary import best
 from tunery_search.trials import FINAL_ORIGIN, Trial
 
 IMPORTANCE_FROM: Final = 20
-"""Complete trials from which on importances are told: on fewer one without any effect looks like one that matters."""
+"""Complete trials from which on importances are shown: on fewer one without any effect looks like one that matters."""
 
 
 class ToldState(StrEnum):
@@ -27,7 +27,7 @@ class ToldState(StrEnum):
     PRUNED = "Pruned"
     """Worse than all that are complete: the better, the longer it ran."""
     RUNNING = "Running"
-    """Somebody looks at that place already."""
+    """It runs: the sampler avoids its point."""
     FAILED = "Failed"
     """It says nothing of its values."""
 

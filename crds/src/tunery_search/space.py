@@ -241,7 +241,7 @@ class Start:
 
 
 def space_of(spec: LoRASweepSpec) -> Space:
-    """Return the space of a spec that the door has let in."""
+    """Return the space of a valid spec."""
     own = tuple(dimension_of(parameter) for parameter in spec.parameters)
     guide = guide_dimensions(spec.template, own) if spec.preset else ()
     return Space(tuple(sorted((*guide, *own), key=lambda dimension: dimension.path)))

@@ -17,12 +17,12 @@ from tunery_api.sweepstatus import FINAL_TRIAL_STATES, TrialState, TrialStatus
 FINAL_ORIGIN: Final = "Final"
 """Origin of the best settings trained once more."""
 STOPPED_BY_SWEEP: Final = "sweep: "
-"""So begins the `stop` of a trial that the sweep has ended; any other is somebody's own."""
+"""So begins the `stop` of a trial that the sweep has ended; any other is of a user."""
 SWEEP_FAILED: Final = "the sweep has failed"
 """Why a trial was ended that ran while what another failed for would have failed all: the mark of a row that says
 nothing of its values, and that a retry forgives."""
 BY_HAND: Final = "by hand: "
-"""So begins the `why` of a trial that somebody else has stopped."""
+"""So begins the `why` of a trial that a user has stopped."""
 MAX_WHY: Final = 256
 DEFAULT_GPUS: Final = int(ResourcesSpec.model_fields["gpus"].default)
 
@@ -40,7 +40,7 @@ class Live:
     ends_itself: bool = True
     """Its trainer acts on that."""
     held: bool = False
-    """It waits for quota, for a node, or for somebody to mend something."""
+    """It waits for quota, for a node, or for a fix by a user."""
     blocker: Failure | None = None
     """What blocks it, as its status has it."""
     checked: bool = False
@@ -60,7 +60,7 @@ class Trial:
 
     row: TrialStatus
     live: Live | None = None
-    """None: it is final, or nobody can say."""
+    """None: it is final, or unknown."""
 
     @property
     def course(self) -> Course:
@@ -102,7 +102,7 @@ class Trial:
 
     @property
     def is_taken_away(self) -> bool:
-        """Return whether somebody has deleted it before its end, or stopped it."""
+        """Return whether a user has deleted it before its end, or stopped it."""
         stopped = self.row.state == TrialState.PRUNED and (self.row.why or "").startswith(BY_HAND)
         return stopped or self.row.state == TrialState.DELETED
 
