@@ -10,10 +10,10 @@ from typing import Any, Final
 from tunery_api.kinds import Kind
 from tunery_api.validation import parse_lorajob
 from tunery_operator.manifests.job import build_job
-from tunery_operator.plan.job import Platform
-from tunery_operator.plan.lorajob import Known, plan_preflight, plan_train
-from tunery_operator.plan.types import JobPlan, Progress
-from tunery_operator.views.owner import parse_owner
+from tunery_operator.observed.owner import parse_owner
+from tunery_operator.planning.job import Platform
+from tunery_operator.planning.lorajob import Known, plan_preflight, plan_train
+from tunery_operator.planning.types import JobPlan, Progress
 
 from bench.meter import CONNECTIONS, Meter
 from kit.operator.api import Json

@@ -40,7 +40,7 @@ TINY: Final[dict[str, Any]] = {"initializer_range": 0.1, "head_dim": 32, "max_po
 BESIDE_TOKENS: Final = 64
 """Of the rows that the base is asked beside."""
 SALT: Final = {"cache_salt": "straight"}
-"""For what is asked after the door was asked the same: otherwise the engine has the prompts in its cache."""
+"""For what is asked after the gateway was asked the same: otherwise the engine has the prompts in its cache."""
 Found = tuple[float, float, list[list[int]]]
 """Seconds, seconds of CPU, and the tokens that were added to each prompt."""
 
@@ -63,7 +63,7 @@ class Ways:
         self._peft = peft
         self._tokens = tokens
         self.all: dict[str, Callable[[list[Row]], Awaitable[Found]]] = {
-            "door": lambda rows: self._asked(site.client, site.door.url, rows, {}),
+            "gateway": lambda rows: self._asked(site.client, site.gateway.url, rows, {}),
             "engine": lambda rows: self._asked(site.straight, "http://engine", rows, SALT),
             "one_by_one": lambda rows: self._of_peft("one_by_one", rows),
             "mixed": lambda rows: self._of_peft("mixed", rows),
@@ -86,7 +86,7 @@ class Ways:
         return answer["seconds"], answer["cpu"], answer["result"]
 
     def _cpu(self) -> float:
-        return self._site.engine_cpu() + self._site.door.cpu()
+        return self._site.engine_cpu() + self._site.gateway.cpu()
 
 
 async def speed(site: Replica, peft: Peft, options: argparse.Namespace) -> dict[str, Any]:
@@ -104,17 +104,17 @@ async def speed(site: Replica, peft: Peft, options: argparse.Namespace) -> dict[
             cpu[name].append(used)
             print(f"  round {round_ + 1}: {name} {took:.1f} s, load {os.getloadavg()[0]:.1f}", flush=True)
         for name in ("engine", "one_by_one", "mixed"):
-            equal[name].append(_same(answers["door"], answers[name]))
-        behind += (await peft.ask("behind", rows, answers["door"]))["result"]
+            equal[name].append(_same(answers["gateway"], answers[name]))
+        behind += (await peft.ask("behind", rows, answers["gateway"]))["result"]
         equal["one_by_one_and_mixed"].append(_same(answers["one_by_one"], answers["mixed"]))
     count = len(prompts(texts, 0)) * options.tokens
     return {
         "tokens_a_second": {name: round(count / statistics.median(each), 1) for name, each in seconds.items()},
         "tokens_a_cpu_second": {name: round(count / statistics.median(each), 1) for name, each in cpu.items()},
-        "door_of_one_by_one": _ratio(seconds, "one_by_one", "door"),
-        "door_of_mixed": _ratio(seconds, "mixed", "door"),
-        "door_of_engine": _ratio(seconds, "engine", "door"),
-        "equal_to_the_doors_of_16": equal,
+        "gateway_of_one_by_one": _ratio(seconds, "one_by_one", "gateway"),
+        "gateway_of_mixed": _ratio(seconds, "mixed", "gateway"),
+        "gateway_of_engine": _ratio(seconds, "engine", "gateway"),
+        "equal_to_the_gateways_of_16": equal,
         "logits_behind_pefts_likeliest": {"furthest": max(behind), "rows_above_0.001": sum(e > 1e-3 for e in behind)},
         "base": await base_beside_adapters(site, texts),
         "load": round(os.getloadavg()[0], 1),
@@ -167,7 +167,7 @@ async def with_engine(folder: Path, options: argparse.Namespace) -> None:
     model = write_chat_model(folder / "tiny", **TINY) if options.tiny else ensure()
     began = time.perf_counter()
     async with running(model) as peft, replica(folder, model) as site:
-        print(f"  engine and door are ready after {time.perf_counter() - began:.0f} s", flush=True)
+        print(f"  engine and gateway are ready after {time.perf_counter() - began:.0f} s", flush=True)
         try:
             for number, name in enumerate(ADAPTERS):
                 made = folder / "made" / name
@@ -179,7 +179,7 @@ async def with_engine(folder: Path, options: argparse.Namespace) -> None:
             await site.ask(ADAPTERS[0], "Hello", 8)
             print(json.dumps(await speed(site, peft, options), indent=1), flush=True)
         except BaseException:
-            print(site.door.log.read_text()[-3000:], site.engine.log[-3000:], sep="\n")
+            print(site.gateway.log.read_text()[-3000:], site.engine.log[-3000:], sep="\n")
             raise
 
 

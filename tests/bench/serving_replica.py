@@ -1,4 +1,4 @@
-"""One replica of an AdapterServer without a cluster: vLLM as its pod runs it, the door's process, and an S3 server."""
+"""One replica of an AdapterServer without a cluster: vLLM as in its pod, the gateway's process, and an S3 server."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tunery_api.inputs import ModelSpec
 from tunery_api.manifest import FileRecord, Lineage, Manifest
 from tunery_api.runspec import MountedSecret, RunIdentity
 from tunery_api.serving import Desired, DesiredAdapter, ServeSpec, engine_name
-from tunery_operator.plan import engine as plan
+from tunery_operator.planning import engine as plan
 
 from kit.engine_process import FIX, EngineProcess, Kind
 from tools.cluster.daemon import ENDS_WITH_PARENT
@@ -46,8 +46,8 @@ SERVED_SECONDS: Final = 120
 
 
 @dataclass
-class DoorProcess:
-    """The process of door and loader."""
+class GatewayProcess:
+    """The process of gateway and loader."""
 
     process: asyncio.subprocess.Process
     url: str
@@ -60,16 +60,16 @@ class DoorProcess:
 
 @dataclass
 class Replica:
-    """The engine, the door before it, and what the door is told to serve."""
+    """The engine, the gateway before it, and what the gateway is told to serve."""
 
     folder: Path
     store: S3Server
     engine: EngineProcess
-    door: DoorProcess
+    gateway: GatewayProcess
     straight: aiohttp.ClientSession
     """To the engine's socket."""
     client: aiohttp.ClientSession
-    """To the door."""
+    """To the gateway."""
     wanted: dict[str, DesiredAdapter] = field(default_factory=dict)
     revision: int = 1
 
@@ -97,8 +97,8 @@ class Replica:
         write_desired(self.folder, Desired(revision=self.revision, adapters=list(self.wanted.values())))
 
     async def ask(self, model: str, prompt: str, tokens: int, **more: Any) -> dict[str, Any]:
-        """Return the door's answer, its status among it."""
-        return await ask(self.client, self.door.url, model, prompt, max_tokens=tokens, **more)
+        """Return the gateway's answer, its status among it."""
+        return await ask(self.client, self.gateway.url, model, prompt, max_tokens=tokens, **more)
 
     async def served(self, adapter: DesiredAdapter) -> None:
         """Wait for the first answer of this version."""
@@ -143,11 +143,11 @@ async def replica(folder: Path, model: Path) -> AsyncIterator[Replica]:
             await asyncio.to_thread(engine.start)
             connector = aiohttp.UnixConnector(str(engine.socket), limit=0)
             async with (
-                started_door(folder, str(engine.socket), model_dir=str(model), adapter_secret=mounted) as door,
+                started_gateway(folder, str(engine.socket), model_dir=str(model), adapter_secret=mounted) as gateway,
                 aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=600)) as straight,
                 new_client() as client,
             ):
-                yield Replica(folder, store, engine, door, straight, client)
+                yield Replica(folder, store, engine, gateway, straight, client)
         finally:
             engine.kill()
 
@@ -160,8 +160,8 @@ def s3_server(folder: Path) -> Iterator[S3Server]:
 
 
 @asynccontextmanager
-async def started_door(folder: Path, engine_socket: str, **more: Any) -> AsyncIterator[DoorProcess]:
-    """Start the door's process as a pod does, and wait until it is ready."""
+async def started_gateway(folder: Path, engine_socket: str, **more: Any) -> AsyncIterator[GatewayProcess]:
+    """Start the gateway's process as a pod does, and wait until it is ready."""
     port = free_port()
     write_desired(folder, Desired(revision=1))
     paths = {"model_dir": str(folder / "model"), "adapters_dir": str(folder / "adapters")}
@@ -178,16 +178,16 @@ async def started_door(folder: Path, engine_socket: str, **more: Any) -> AsyncIt
         **(paths | more),
     )
     (folder / "serve.json").write_text(spec.model_dump_json(by_alias=True))
-    with (folder / "door.log").open("wb") as log:
+    with (folder / "gateway.log").open("wb") as log:
         process = await asyncio.create_subprocess_exec(
-            *(*ENDS_WITH_PARENT, sys.executable, "-m", "tunery_server", "door", str(folder / "serve.json")),
+            *(*ENDS_WITH_PARENT, sys.executable, "-m", "tunery_server", "gateway", str(folder / "serve.json")),
             stderr=log,
             env=os.environ,
         )
     try:
-        door = DoorProcess(process, f"http://127.0.0.1:{port}", folder / "door.log")
-        await _until_ready(door.url)
-        yield door
+        gateway = GatewayProcess(process, f"http://127.0.0.1:{port}", folder / "gateway.log")
+        await _until_ready(gateway.url)
+        yield gateway
     finally:
         if process.returncode is None:
             process.kill()

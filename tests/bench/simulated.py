@@ -46,7 +46,7 @@ class Simulated:
         while True:
             trials = merge(self.rows, self.children.values(), lambda spec: read_values(self.space, spec))
             decision = decide(self.spec, trials, Moment(START + timedelta(seconds=self.seconds), START))
-            if decision.conclude is not None or decision.fail is not None:
+            if decision.publish is not None or decision.fail is not None:
                 return trials
             for number, why in decision.stop.items():
                 self.children[number]["spec"]["stop"] = why

@@ -18,7 +18,7 @@ from typing import Any, Final
 import tunery_operator.__main__ as operator
 from tunery_api.kinds import Kind
 from tunery_api.names import SWEEP_LABEL, TRIAL_LABEL
-from tunery_operator.kube.cache import Cache
+from tunery_operator.client.cache import Cache
 
 from bench.meter import memory_mb
 from bench.population import TIME, finished_status

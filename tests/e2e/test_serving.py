@@ -26,7 +26,7 @@ from kit.operator.pods import OperatorRecord, operator_pods
 from kit.processes import PROC, kill, pod_processes
 from kit.published import download, list_keys, split_uri
 from kit.serving import CHOSEN, Server, storage_standing_still, traffic
-from kit.truth import DOOR, LATE_SECONDS, SILENT_SECONDS, held_by_engine, watched
+from kit.truth import GATEWAY, LATE_SECONDS, SILENT_SECONDS, held_by_engine, watched
 
 pytestmark = pytest.mark.usefixtures("engine", "base")
 NAMESPACE = "e2e-serving"
@@ -34,7 +34,7 @@ LABEL = {"team": "support"}
 PROMPT = "Say number 4. Number 4, number 4. The answer repeats the number of the question."
 SECONDS_TO_ANSWER = 10
 SECONDS_TO_KEY = 90
-"""Until what is new in a Secret is known to a door: the kubelet's own time, and the door's."""
+"""Until what is new in a Secret is known to a gateway: the kubelet's own time, and the gateway's."""
 TOLERANCE = 1e-3
 
 
@@ -205,18 +205,18 @@ def copy_with_a_flipped_byte(s3: Any, job: Job, place: str) -> str:
 
 def test_nothing_of_the_engine_is_reachable(server: Server, kubectl: Kubectl) -> None:
     (pod,) = server.pods("serve")
-    assert_only_the_doors_paths(server)
+    assert_only_the_gateways_paths(server)
     others = sockets_of(pod) - {8000}
     # torch's store listens on all addresses, whatever it is told; the NetworkPolicy is what closes that.
-    assert ENGINE == "vllm" or others == set(), "the door alone listens on the network"
+    assert ENGINE == "vllm" or others == set(), "the gateway alone listens on the network"
     speaking = [port for port in others if speaks_http(pod["status"]["podIP"], port)]
     assert speaking == [], "what else listens does not speak vLLM's API"
     (policy,) = owned(server, "networkpolicies")
     assert policy["spec"]["ingress"] == [{"ports": [{"port": 8000, "protocol": "TCP"}]}]
 
 
-def assert_only_the_doors_paths(server: Server) -> None:
-    """Fail where a path of vLLM that the door does not have is answered."""
+def assert_only_the_gateways_paths(server: Server) -> None:
+    """Fail where a path of vLLM that the gateway does not have is answered."""
     for path in ("/v1/load_lora_adapter", "/adapters", "/invocations", "/pause", "/tokenize", "/docs", "/openapi.json"):
         for method in ("GET", "POST", "DELETE"):
             assert server.request(path, b"{}", method).status == 404, (method, path)
@@ -274,19 +274,19 @@ ENGINE_PROCESS = "engine.sock"
 
 
 @pytest.mark.slow
-def test_a_door_that_is_killed_takes_over_what_the_engine_holds(server: Server) -> None:
+def test_a_gateway_that_is_killed_takes_over_what_the_engine_holds(server: Server) -> None:
     (pod,) = server.pods("serve")
     first = version(server, train_known(server, "first"))
     held = held_by_engine(pod)
     assert held
     assert first in held
     with watched(server) as truth:
-        kill(pod, DOOR)
-        wait_for("the door to be gone", lambda: server.ask("first").status != 200, 30)
+        kill(pod, GATEWAY)
+        wait_for("the gateway to be gone", lambda: server.ask("first").status != 200, 30)
         assert server.wait_answer("first", timeout=120).model == first
         assert held_by_engine(pod) == held
         server.wait_state("first", "Served")
-    # A door that is dead tells nobody.
+    # A gateway that is dead tells nobody.
     assert max(truth.longest.values(), default=0.0) < SILENT_SECONDS + LATE_SECONDS, truth.longest
 
 
@@ -340,7 +340,7 @@ def test_only_who_has_a_key_is_answered(server: Server, kubectl: Kubectl) -> Non
     server.wait_answer("first", 401, timeout=400)
     server.key = "a-long-key-of-web"
     server.wait_answer("first", timeout=60)
-    assert_only_the_doors_paths(server)
+    assert_only_the_gateways_paths(server)
     (before,) = server.pods("serve")
     kubectl.apply(secret | {"stringData": {"batch": "another-long-key"}}, namespace=server.namespace)
     server.key = "another-long-key"

@@ -1,7 +1,7 @@
 """Two replicas on a real node, and a status that is true through everything that happens to them.
 
 A recorder compares the status with what each engine lists by its own socket, twice a second, while an adapter is added,
-updated and taken away, an engine, a door and the operator are killed, a pod is deleted, the storage stands still, and
+updated and taken away, engine, gateway and operator are killed, a pod is deleted, the storage stands still, and
 an alias is led to another adapter and back.
 """
 
@@ -20,7 +20,7 @@ from kit.kubectl import Kubectl, wait_for
 from kit.operator.pods import OperatorRecord, leader, operator_pods
 from kit.processes import kill
 from kit.serving import Server, Traffic, storage_standing_still, traffic
-from kit.truth import DOOR, LATE_SECONDS, SILENT_SECONDS, Truth, watched
+from kit.truth import GATEWAY, LATE_SECONDS, SILENT_SECONDS, Truth, watched
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("engine", "base")]
 NAMESPACE = "e2e-truth"
@@ -171,14 +171,14 @@ def test_an_engine_is_killed_and_its_replica_is_told_as_gone(server: Server) -> 
     assert_steady(truth.states["one"])
 
 
-def test_a_door_is_killed_and_takes_over_again(server: Server) -> None:
+def test_a_gateway_is_killed_and_takes_over_again(server: Server) -> None:
     both_serve(server)
     pod = server.pods("serve")[0]
     with watched(server) as truth:
-        kill(pod, DOOR)
+        kill(pod, GATEWAY)
         time.sleep(5)
         both_serve(server)
-    # A door that is dead tells nobody.
+    # A gateway that is dead tells nobody.
     assert_true(truth, SILENT_SECONDS + LATE_SECONDS)
     assert_steady(truth.states["one"])
 

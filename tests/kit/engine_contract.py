@@ -45,7 +45,7 @@ def peft_continuation(base: Path, adapter: Path | None, text: str, count: int) -
 
 
 async def asked(engine: EngineProcess, model: str, text: str = PROMPT) -> list[float]:
-    """Return the log-probabilities of a prompt's tokens from its second on, as the door's probe asks for them."""
+    """Return the log-probabilities of a prompt's tokens from its second on, as the gateway's probe asks for them."""
     answer = await engine.complete(model, text, max_tokens=1, prompt_logprobs=0)
     assert answer.status == 200, answer
     return given(answer.body)

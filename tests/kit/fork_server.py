@@ -51,11 +51,11 @@ _DIRECT: Final = subprocess.Popen
 _SERVE: Final = "import sys; from kit.fork_server import serve; serve(int(sys.argv[1]), sys.argv[2:])"
 _OPERATOR: Final = (
     "health",
-    "kube.events",
+    "client.events",
     "logs",
     "progress.auth",
     "progress.server",
-    "reconcile.kinds",
+    "controllers.kinds",
     "runtime.kopf_source",
     "runtime.leader_gate",
     "runtime.leaderelection",

@@ -23,7 +23,7 @@ CHOSEN = "X-Tunery-Adapter"
 
 @dataclass(frozen=True)
 class Reply:
-    """What the door answered."""
+    """What the gateway answered."""
 
     status: int
     body: Any
@@ -67,7 +67,7 @@ class Server(Job):
         return self.request(path, json.dumps(asked | {"temperature": 0}).encode())
 
     def request(self, path: str, data: bytes | None = None, method: str | None = None) -> Reply:
-        """Return whatever the door answers."""
+        """Return whatever the gateway answers."""
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
         request = urllib.request.Request(self.url + path, data, headers, method=method)
         try:

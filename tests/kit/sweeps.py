@@ -28,10 +28,10 @@ def sweep(**fields: Any) -> LoRASweepSpec:
 
 
 def moment(
-    seconds: float = 0.0, *, recorded: EndReason | None = None, concluding: bool = False, started: datetime = START
+    seconds: float = 0.0, *, recorded: EndReason | None = None, publishing: bool = False, started: datetime = START
 ) -> Moment:
     """Return the moment so many seconds after the start."""
-    return Moment(started + timedelta(seconds=seconds), started, recorded, concluding)
+    return Moment(started + timedelta(seconds=seconds), started, recorded, publishing)
 
 
 def trial(number: int, state: TrialState = TrialState.COMPLETE, value: float | None = None, **fields: Any) -> Trial:

@@ -33,7 +33,7 @@ for name in (
     "tunery_trainer.plan.request",
     "tunery_trainer.plan.training_plan",
     "tunery_trainer.tasks.check",
-    "tunery_trainer.tasks.conclude",
+    "tunery_trainer.tasks.publish_best",
     "tunery_trainer.tasks.following",
     "tunery_trainer.tasks.merge",
     "tunery_trainer.tasks.preflight",

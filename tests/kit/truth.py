@@ -17,10 +17,10 @@ from kit.processes import PROC, pod_processes
 from kit.serving import Server
 
 SOCKET = "run/tunery/engine.sock"
-DOOR = "tunery_server"
+GATEWAY = "tunery_server"
 EVERY_SECONDS = 0.5
 LATE_SECONDS = 5.0
-"""How long the status may say that something is served which is not; 30 where a door is dead and cannot tell."""
+"""How long the status may say that something is served which is not; 30 where a gateway is dead and cannot tell."""
 SILENT_SECONDS = 30.0
 
 
@@ -40,10 +40,10 @@ class _Socket(http.client.HTTPConnection):
 
 def held_by_engine(pod: dict[str, Any]) -> set[str] | None:
     """Return the names that a pod's engine lists, asked over its socket as nobody but the node can; None: no answer."""
-    doors = pod_processes(pod, DOOR)
-    if not doors:
+    gateways = pod_processes(pod, GATEWAY)
+    if not gateways:
         return None
-    connection = _Socket(str(PROC.joinpath(str(doors[0]), "root", SOCKET)))
+    connection = _Socket(str(PROC.joinpath(str(gateways[0]), "root", SOCKET)))
     try:
         connection.request("GET", "/v1/models")
         answer = connection.getresponse()

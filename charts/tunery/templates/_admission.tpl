@@ -11,7 +11,7 @@ system:serviceaccount:{{ .Release.Namespace }}:{{ include "tunery.serviceAccount
 
 {{/* CEL: whether an object is a child of one of our own. Takes the name of the object's variable. */}}
 {{- define "tunery.isChild" -}}
-{{ . }}.metadata.?labels[?'app.kubernetes.io/managed-by'].orValue('') == 'tunery' && {{ . }}.metadata.?labels[?'tunery.dev/role'].orValue('') in ['preflight', 'train', 'merge', 'report', 'publish', 'batch', 'conclude'] && size({{ . }}.metadata.?ownerReferences.orValue([])) == 1 && {{ . }}.metadata.ownerReferences.all(o, o.apiVersion.startsWith('tunery.dev/') && o.kind in ['LoRAJob', 'AdapterMerge', 'BatchInference', 'LoRASweep'] && o.?controller.orValue(false))
+{{ . }}.metadata.?labels[?'app.kubernetes.io/managed-by'].orValue('') == 'tunery' && {{ . }}.metadata.?labels[?'tunery.dev/role'].orValue('') in ['preflight', 'train', 'merge', 'report', 'publish', 'batch', 'publish-best'] && size({{ . }}.metadata.?ownerReferences.orValue([])) == 1 && {{ . }}.metadata.ownerReferences.all(o, o.apiVersion.startsWith('tunery.dev/') && o.kind in ['LoRAJob', 'AdapterMerge', 'BatchInference', 'LoRASweep'] && o.?controller.orValue(false))
 {{- end -}}
 
 {{/* The same for what is made for a server. */}}
@@ -58,8 +58,8 @@ request.kind.kind == 'Service' && {{ include "tunery.isChild" . }} && {{ . }}.me
 {{- mergeOverwrite (include "tunery.workEnv" . | fromJson) (include "tunery.jobsEnv" . | fromJson) $progress | toJson -}}
 {{- end -}}
 
-{{/* Those of the door: manifests/server_pod.py sets the same. */}}
-{{- define "tunery.doorEnv" -}}
+{{/* Those of the gateway: manifests/server_pod.py sets the same. */}}
+{{- define "tunery.gatewayEnv" -}}
 {{- $own := dict "HOME" "/tmp" "PYTHONUNBUFFERED" "1" -}}
 {{- $progress := dict
   "KUBEFLOW_TRAINER_SERVER_URL" (include "tunery.progressUrl" .)

@@ -47,7 +47,7 @@ class Task(StrEnum):
     PREFLIGHT = "preflight"
     TRAIN = "train"
     MERGE = "merge"
-    CONCLUDE = "conclude"
+    PUBLISH_BEST = "publish-best"
     """Publish the best trial's adapter as the result of its sweep, then remove those that are not kept; on CPU."""
     REPORT = "report"
     """Say again what this very object has published; on CPU, and nothing is written."""
@@ -225,7 +225,7 @@ class PreflightReport(OpenModel):
 
 
 class RunResult(OpenModel):
-    """The termination message of a train, merge or conclude container, at most 4 KiB of JSON.
+    """The termination message of a train, merge or publish-best container, at most 4 KiB of JSON.
 
     `adapter` is set only after the manifest was read back and every digest in it matched.
     """

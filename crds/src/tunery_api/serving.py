@@ -21,7 +21,7 @@ MODEL_DIR: Final = "/model"
 ADAPTERS_DIR: Final = "/adapters"
 SOCKET_DIR: Final = "/run/tunery"
 ENGINE_SOCKET: Final = f"{SOCKET_DIR}/engine.sock"
-DOOR_PORT: Final = 8000
+GATEWAY_PORT: Final = 8000
 OLDEST_ENGINE: Final = "0.32.0"
 """The oldest vLLM that was tried: before, a prefix cache may answer with an adapter's earlier content."""
 SILENT_SECONDS: Final = 30.0
@@ -62,7 +62,7 @@ class ServeSpec(OpenModel):
     max_loaded_adapters: int = 32
     disk: DiskLimit | None = None
     """What model and adapters may take."""
-    port: int = DOOR_PORT
+    port: int = GATEWAY_PORT
     model_dir: str = MODEL_DIR
     adapters_dir: str = ADAPTERS_DIR
     engine_socket: str = ENGINE_SOCKET

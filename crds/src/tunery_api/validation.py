@@ -1,4 +1,4 @@
-"""The door: any object in, a spec or every error out, the same in the operator and on a laptop."""
+"""Validate a manifest: return its spec or every error, alike in the operator and without a cluster."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ class Moment:
     """When the sweep was first looked at, or made: its deadline counts from there."""
     recorded: EndReason | None = None
     """The endReason of the status. That a sampler found no other point, SpaceExhausted, is known from there alone."""
-    concluding: bool = False
+    publishing: bool = False
     """The best is being published: nothing is searched any more, whatever the spec says by now."""
     forgiven: int = 0
     """What trials below this number failed for was mended since: it fails the sweep no more, and others are made for
@@ -55,7 +55,7 @@ class Decision:
     """Number of the trial to make with the best values and spec.final on top."""
     stop: Mapping[int, str] = field(default_factory=dict)
     """The `stop` to set, by the number of the trial."""
-    conclude: int | None = None
+    publish: int | None = None
     """Number of the trial whose adapter is to be published: the search is over."""
     fail: Failure | None = None
     """Why the sweep fails."""
@@ -69,14 +69,14 @@ def decide(spec: LoRASweepSpec, trials: Sequence[Trial], moment: Moment) -> Deci
     """Return what a sweep does next; the order of `trials` does not matter."""
     trials = sorted(trials, key=lambda trial: trial.row.number)
     judged = [trial for trial in trials if trial.row.number >= moment.forgiven]
-    failure = None if moment.concluding else _failure(spec, judged, _counted(trials, moment))
+    failure = None if moment.publishing else _failure(spec, judged, _counted(trials, moment))
     if failure is not None:
         return given_up(trials, failure)
     end = _end(spec, trials, moment)
-    chosen = best(trials, float(spec.objective.tolerance)) if moment.concluding else None
+    chosen = best(trials, float(spec.objective.tolerance)) if moment.publishing else None
     if chosen is not None:
         # Whatever the spec says by now: the Job that publishes it is there.
-        return Decision(conclude=chosen.number, end_reason=end)
+        return Decision(publish=chosen.number, end_reason=end)
     if end in _STOPS_ALL:
         text = "the budget is spent" if end is EndReason.BUDGET else "the time of the sweep is over"
         stop = _stop_all(trials, text)
@@ -126,7 +126,7 @@ def _fault(trial: Trial) -> Fault:
 
 def _end(spec: LoRASweepSpec, trials: Sequence[Trial], moment: Moment) -> EndReason | None:
     """Return why no other trial is made now; some of it may pass, as trials are under way or limits are raised."""
-    if moment.concluding:
+    if moment.publishing:
         return moment.recorded or EndReason.MAX_TRIALS
     deadline = _deadline(spec, moment)
     if deadline is not None and moment.now >= deadline:
@@ -140,7 +140,7 @@ def _end(spec: LoRASweepSpec, trials: Sequence[Trial], moment: Moment) -> EndRea
 
 def _is_over(trials: Sequence[Trial], moment: Moment) -> bool:
     """Return whether the search has led to something that more trials would not: it does not go on after that."""
-    return moment.concluding or any(trial.is_extra for trial in trials)
+    return moment.publishing or any(trial.is_extra for trial in trials)
 
 
 def _no_more(spec: LoRASweepSpec, trials: Sequence[Trial], moment: Moment) -> EndReason | None:
@@ -170,7 +170,7 @@ def _after(spec: LoRASweepSpec, trials: Sequence[Trial], moment: Moment, end: En
     extra = spec.final is not None and end not in _STOPS_ALL and not any(trial.is_extra for trial in trials)
     if extra:
         return Decision(final=_next(trials), end_reason=end)
-    return Decision(conclude=chosen.number, end_reason=end)
+    return Decision(publish=chosen.number, end_reason=end)
 
 
 def _new(spec: LoRASweepSpec, trials: Sequence[Trial], moment: Moment) -> tuple[int, ...]:

@@ -255,7 +255,7 @@ def _placed(dimension: Dimension, by_value: Mapping[str, Sequence[FieldError]], 
 
 
 def _job_errors(trial: Mapping[str, Any]) -> Errors:
-    """Yield what the door says of a LoRAJob with this spec."""
+    """Yield the errors of a LoRAJob with this spec."""
     try:
         spec = LoRAJobSpec.model_validate(trial)
     except ValidationError as error:

@@ -21,28 +21,28 @@ import urllib3
 from aiohttp import web
 from prometheus_client import REGISTRY
 
+from tunery_operator.client.cache import Cache
+from tunery_operator.client.client import load_client
+from tunery_operator.client.connection import Connection, load_connection
+from tunery_operator.client.events import EventRecorder
+from tunery_operator.config import InvalidSettings, Settings, read_settings
+from tunery_operator.controllers.context import ReconcileContext
+from tunery_operator.controllers.kinds import reconcile
+from tunery_operator.controllers.sampler import Sampler
 from tunery_operator.health import build_app
-from tunery_operator.kube.cache import Cache
-from tunery_operator.kube.client import load_client
-from tunery_operator.kube.connection import Connection, load_connection
-from tunery_operator.kube.events import EventRecorder
 from tunery_operator.logs import configure_logging
 from tunery_operator.metrics import LEADER, State, StateCollector
-from tunery_operator.plan.job import Platform
-from tunery_operator.plan.types import Progress
+from tunery_operator.observed.owner import Key
+from tunery_operator.planning.job import Platform
+from tunery_operator.planning.types import Progress
 from tunery_operator.progress.auth import TokenReviewer
 from tunery_operator.progress.server import Endpoint, ProgressServer
 from tunery_operator.progress.tls import Certificate, keep_fresh
-from tunery_operator.reconcile.kinds import reconcile
-from tunery_operator.reconcile.sampler import Sampler
-from tunery_operator.reconcile.services import Services
 from tunery_operator.runtime.kopf_source import KopfDispatcher, KopfEventSource
 from tunery_operator.runtime.leader_gate import LeaderGate
 from tunery_operator.runtime.leaderelection import LeaderElection
 from tunery_operator.runtime.watches import build_watches
 from tunery_operator.runtime.workqueue import Requeue, WorkQueue
-from tunery_operator.settings import InvalidSettings, Settings, read_settings
-from tunery_operator.views.owner import Key
 
 STOP_SECONDS: Final = 5.0
 TRIM_SECONDS: Final = 5.0
@@ -90,7 +90,7 @@ class Operator:
         certificate = self._certificate = _certificate(settings)
         progress = None if certificate is None else Progress(settings.progress.url, certificate.authority)
         platform = Platform(settings, progress)
-        self._services = Services(client, cache, platform, self._events)
+        self._services = ReconcileContext(client, cache, platform, self._events)
         self._queue = WorkQueue(self._reconcile, settings.operator.workers, cache.is_of_sweep)
         self._services.has_backlog = self._queue.has_backlog
         self._gate = gate = LeaderGate(cache, self._queue)

@@ -17,7 +17,7 @@ class NameTaken(OperatorError):
         super().__init__(f"{kind} {name} exists and does not belong to this object")
 
 
-class PredecessorRemains(OperatorError):
+class AwaitingDeletion(OperatorError):
     """What an earlier object or Job of the same name has left still exists; it goes by itself."""
 
     retry_after = 1.0

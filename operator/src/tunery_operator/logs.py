@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from tunery_api.scrub import ScrubbingFormatter
-from tunery_operator.settings import LogFormat, Logging
+from tunery_operator.config import LogFormat, Logging
 
 MAX_LINE = 8192
 

@@ -97,7 +97,7 @@ def test_every_object_in_the_text_of_the_docs_is_accepted_strictly(api_server: A
         ),
     ],
 )
-def test_what_is_refused_at_the_door(api_server: ApiServer, namespace: str, blocks: dict[str, Any], said: str) -> None:
+def test_what_validation_rejects(api_server: ApiServer, namespace: str, blocks: dict[str, Any], said: str) -> None:
     with pytest.raises(KubectlError) as caught:
         api_server.apply(lorajob("refused", **blocks), namespace=namespace)
     assert said in str(caught.value)

@@ -1,4 +1,4 @@
-"""BatchInference at the door: what is refused by Python and by the API server, and what may change."""
+"""Python and the API server reject the same BatchInferences, and the same changes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""AdapterServer at the door: what is refused by Python and by the API server, what may change, how it is scaled."""
+"""Python and the API server reject the same AdapterServers, and the same changes; scale."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tunery_operator.plan.job import Platform
+from tunery_operator.planning.job import Platform
 
 from kit.chart.policies import platform_of
 from kit.chart.rendering import Helm, Rendered

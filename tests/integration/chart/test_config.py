@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tunery_operator.settings import InvalidSettings, Settings, read_settings
+from tunery_operator.config import InvalidSettings, Settings, read_settings
 
 from kit.chart.rendering import Helm, Rendered
 

@@ -13,10 +13,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from integration.chart.installed.test_admission_servers import plan
 from tunery_operator.manifests.server_pod import build_server_pod
-from tunery_operator.plan.job import Platform
-from tunery_server.door.connections import Room
-from tunery_server.door.metrics import Metrics
-from tunery_server.door.usage import Usage
+from tunery_operator.planning.job import Platform
+from tunery_server.gateway.connections import Room
+from tunery_server.gateway.metrics import Metrics
+from tunery_server.gateway.usage import Usage
 from tunery_server.routes import Routes
 
 from kit import engine_protocol
@@ -42,7 +42,7 @@ def expressions() -> Iterator[tuple[str, str]]:
 
 
 def told() -> dict[str, set[str]]:
-    """Return the labels of each series that a replica tells, by its name: those of the door, and of the engine."""
+    """Return the labels of each series that a replica tells, by its name: those of the gateway, and of the engine."""
     routes = Routes("tiny")
     routes.serve("bot", "bot@1", "1" * 64)
     metrics = Metrics(routes, lambda: ["web"], Room())
@@ -120,7 +120,7 @@ def test_another_sidecar_looks_for_another_label(helm: Helm) -> None:
         helm.render("serving.dashboard.labels.grafana_dashboard=1")
 
 
-def test_prometheus_scrapes_the_door_of_every_server(helm: Helm, platform: Platform) -> None:
+def test_prometheus_scrapes_the_gateway_of_every_server(helm: Helm, platform: Platform) -> None:
     rendered = helm.render("serving.podMonitor.enabled=true", "serving.podMonitor.labels.release=prom")
     monitor = rendered.one("PodMonitor")
     assert monitor["metadata"]["labels"]["release"] == "prom"

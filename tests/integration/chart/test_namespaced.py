@@ -12,10 +12,10 @@ from integration.chart.installed.test_helm_test import arguments, hooks
 from tunery_api.inputs import OutputSpec
 from tunery_api.kinds import Kind
 from tunery_operator.manifests.trial import build_trial
-from tunery_operator.plan.job import output_place
-from tunery_operator.plan.lorasweep import plan_trial
+from tunery_operator.observed.owner import parse_owner
+from tunery_operator.planning.job import output_place
+from tunery_operator.planning.lorasweep import plan_trial
 from tunery_operator.tools.helm_test import job_of
-from tunery_operator.views.owner import parse_owner
 from tunery_search.history import Suggestion
 from tunery_search.validation import parse_lorasweep
 

@@ -17,8 +17,8 @@ import pytest
 
 from tunery_api.serving import ENGINE_SOCKET
 from tunery_operator.manifests.server import build_server
-from tunery_operator.plan.adapterserver import plan_server
-from tunery_operator.plan.job import Platform
+from tunery_operator.planning.adapterserver import plan_server
+from tunery_operator.planning.job import Platform
 
 from kit.operator.servers import owner, server_spec
 from kit.operator.settings import settings

@@ -12,9 +12,9 @@ import pytest
 from kubernetes.client.configuration import Configuration
 from kubernetes.config import load_kube_config
 
-from tunery_operator.kube.client import KubeClient
-from tunery_operator.kube.connection import Connection
-from tunery_operator.kube.rbac import TEST_PERMISSIONS
+from tunery_operator.client.client import KubeClient
+from tunery_operator.client.connection import Connection
+from tunery_operator.client.rbac import TEST_PERMISSIONS
 from tunery_operator.tools import helm_test
 from tunery_operator.tools.helm_test import (
     MISSING,

@@ -8,16 +8,16 @@ from typing import Any, cast
 import pytest
 
 from tunery_api.kinds import Kind
+from tunery_operator.client import apply
+from tunery_operator.client.client import HttpError, KubeClient
+from tunery_operator.client.rbac import JOBS, LORAJOBS
+from tunery_operator.controllers.managed_object import ManagedObject
+from tunery_operator.controllers.pace import QUARREL_PAUSE, ConflictBackoff, Retries
+from tunery_operator.controllers.rejections import ambiguous_rejection, field_of, rejection_of
 from tunery_operator.errors import ApiFailure, FieldContested, Rejected, StaleObject
-from tunery_operator.kube import apply
-from tunery_operator.kube.client import HttpError, KubeClient
-from tunery_operator.kube.rbac import JOBS, LORAJOBS
-from tunery_operator.plan.platform_values import platform_values
-from tunery_operator.reconcile.found_object import FoundObject
-from tunery_operator.reconcile.pace import QUARREL_PAUSE, Quarrels, Retries
-from tunery_operator.reconcile.rejections import ambiguous_rejection, field_of, rejection_of
+from tunery_operator.observed.owner import Key, Owner, settings_digest
+from tunery_operator.planning.platform_values import platform_values
 from tunery_operator.runtime.workqueue import MAX_BACKOFF
-from tunery_operator.views.owner import Key, Owner, settings_digest
 
 from kit.operator.objects import Namespace, lorajob
 from kit.operator.runs import run_of
@@ -98,7 +98,7 @@ def test_a_field_that_the_object_did_not_say_is_the_platforms(
 ) -> None:
     named = tuple(name for name in fields if "." in name)
     error = Rejected(f'Job.batch "a" is invalid: {": Invalid value: ".join(fields)}', named)
-    obj = FoundObject(Owner(Key(Kind.LORAJOB, "n", "a"), "uid", 1, {}), {"spec": spec})
+    obj = ManagedObject(Owner(Key(Kind.LORAJOB, "n", "a"), "uid", 1, {}), {"spec": spec})
     assert field_of(obj, error) == field
     found = ambiguous_rejection(obj, platform_values(Kind.LORAJOB, spec, SETTINGS, 0), error)
     assert (found.reason, found.message) == ("CreateRefused", str(error))
@@ -150,7 +150,7 @@ def test_retries_get_rarer_and_never_rarer_than_half_a_minute() -> None:
 
 def test_a_change_that_is_undone_three_times_is_left_alone_for_a_while() -> None:
     clock = [1000.0]
-    quarrels = Quarrels(lambda: clock[0])
+    quarrels = ConflictBackoff(lambda: clock[0])
     for _ in range(4):
         with quarrels.change("job", "spec.suspend"):
             pass
@@ -170,7 +170,7 @@ def test_a_change_that_is_undone_three_times_is_left_alone_for_a_while() -> None
 
 def test_changes_that_are_far_apart_are_no_quarrel() -> None:
     clock = [0.0]
-    quarrels = Quarrels(lambda: clock[0])
+    quarrels = ConflictBackoff(lambda: clock[0])
     for _ in range(20):
         with quarrels.change("job", "spec.suspend"):
             pass

@@ -10,10 +10,10 @@ from typing import cast
 import pytest
 
 from tunery_api.kinds import Kind
-from tunery_operator.reconcile.found_object import FoundObject
-from tunery_operator.reconcile.inputs import is_awaited
-from tunery_operator.reconcile.services import Services
-from tunery_operator.views.owner import Key, parse_owner
+from tunery_operator.controllers.context import ReconcileContext
+from tunery_operator.controllers.inputs import is_awaited
+from tunery_operator.controllers.managed_object import ManagedObject
+from tunery_operator.observed.owner import Key, parse_owner
 from unit.operator.test_own_trials import SWEEP, child
 
 from kit.operator.api import Api, Json, eventually
@@ -49,8 +49,8 @@ def row(state: str, uid: str = "uid-0") -> Json:
 def test_a_trial_is_awaited_until_its_row_is_final(rows: list[Json], trial: Json, awaited: bool) -> None:
     body = {**SWEEP, "status": {"trials": rows}}
     cache = SimpleNamespace(unfinished=lambda: [KEY], body=lambda key: body)
-    obj = FoundObject(parse_owner(Kind.LORAJOB, trial), trial)
-    assert is_awaited(cast(Services, SimpleNamespace(cache=cache)), obj) is awaited
+    obj = ManagedObject(parse_owner(Kind.LORAJOB, trial), trial)
+    assert is_awaited(cast(ReconcileContext, SimpleNamespace(cache=cache)), obj) is awaited
 
 
 @pytest.fixture

@@ -21,8 +21,8 @@ from tunery_api.serverstatus import ServerCondition, ServerPhase
 from tunery_api.status import ConditionType, Phase
 from tunery_api.sweepstatus import EndReason
 from tunery_api.validation import parse_adaptermerge, parse_adapterserver, parse_batchinference, parse_lorajob
+from tunery_operator.observed.attempt import STOPPED
 from tunery_operator.status.events import CHECKPOINT_NOT_STORED, RANK_TOO_LOW, REMOVAL_UNKNOWN, TRIALS_LEFT
-from tunery_operator.views.attempt import STOPPED
 from tunery_search.validation import parse_lorasweep
 
 from kit.environment import engine_settings
@@ -256,11 +256,11 @@ def test_the_quickstart_says_how_much_cpu_the_demos_need() -> None:
     examples = ROOT / "docs" / "examples"
     job = yaml.safe_load((examples / "quickstart.yaml").read_text())["spec"]["resources"]
     _, second, server = yaml.safe_load_all((examples / "serving-demo.yaml").read_text())
-    (door,) = (
+    (gateway,) = (
         line.partition("=")[2] for line in engine_settings({"TUNERY_ENGINE_IMAGE": "e:1"}, "vllm") if ".cpu=" in line
     )
     preflight, training = cpus(values["preflight"]["resources"]["cpu"]), cpus(job["cpu"])
-    served = cpus(server["spec"]["resources"]["cpu"]) + cpus(door)
+    served = cpus(server["spec"]["resources"]["cpu"]) + cpus(gateway)
     both = served + cpus(second["spec"]["resources"]["cpu"]) + operator
     text = " ".join((ROOT / "docs" / "quickstart.md").read_text().split())
     assert f"needs {max(preflight, training) + operator:g} free CPUs ({training:g} for the job" in text

@@ -23,7 +23,7 @@ from tunery_server.report import MAX_REPORT, body_of
 from tunery_server.routes import Routes
 
 from kit.engine_process import EngineProcess, Kind
-from kit.server.loader import BASE, Table, adapter_files, behind_a_door, open_file
+from kit.server.loader import BASE, Table, adapter_files, behind_a_gateway, open_file
 
 COUNT, ASKED, ROOM, REQUESTS, AT_ONCE = 2_000, 200, 8, 1_000, 6
 SIZE = sum(map(len, adapter_files(lora_alpha=1000).values()))
@@ -131,7 +131,7 @@ async def test_two_thousand_adapters_with_room_for_eight(faulty: EngineProcess, 
     counted = Counted()
     routes, engine = Routes(BASE), Watched(str(faulty.socket))
     loader = Loader(table.spec, routes, engine, Ways(counted.open))
-    async with behind_a_door(loader, routes, engine) as door:
+    async with behind_a_gateway(loader, routes, engine) as gateway:
         assert await until_ready(loader) < 30
         states = Counter(each.state.value for each in loader.state().adapters)
         assert states == {"Served": ROOM, "Cold": COUNT - ROOM}
@@ -140,7 +140,7 @@ async def test_two_thousand_adapters_with_room_for_eight(faulty: EngineProcess, 
         assert counted.count["download"] == 2 * ROOM
         assert len(body_of(loader.state())) < MAX_REPORT / 3
 
-        url = f"{door}/v1/completions"
+        url = f"{gateway}/v1/completions"
         warm = [seconds for _, _, seconds in await all_asked(url, [f"a{at % ROOM}" for at in range(200)])]
         answers = await all_asked(url, zipf(REQUESTS))
         codes = Counter(status for status, _, _ in answers)

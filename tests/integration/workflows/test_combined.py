@@ -57,4 +57,4 @@ def test_a_sweep_of_three_trials_publishes_the_best(
     weights = [each["files"]["adapter_model.safetensors"]["sha256"] for each in (published, best)]
     assert weights[0] == weights[1]
     assert_adapts(model, tmp_path)
-    assert [len(tenant.processes(role)) for role in ("preflight", "train", "conclude")] == [1, 3, 1]
+    assert [len(tenant.processes(role)) for role in ("preflight", "train", "publish-best")] == [1, 3, 1]

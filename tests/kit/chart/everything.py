@@ -7,7 +7,7 @@ from typing import Any
 from integration.chart.installed import test_admission as jobs
 from integration.chart.installed import test_admission_servers as servers
 from tunery_operator.manifests.job import build_job
-from tunery_operator.plan.job import Platform
+from tunery_operator.planning.job import Platform
 
 Json = dict[str, Any]
 VALUES: Json = {
@@ -32,7 +32,7 @@ VALUES: Json = {
     "serving.engine.runAsUser": None,
 }
 WORKS = ("train", "train-full", "train-nodes", "merge", "batch")
-CHECKS = ("preflight", "preflight-full", "report", "publish", "batch-report", "conclude", "sweep-report")
+CHECKS = ("preflight", "preflight-full", "report", "publish", "batch-report", "publish-best", "sweep-report")
 SERVER = "server"
 
 

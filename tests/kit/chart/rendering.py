@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from tunery_operator.settings import Settings
+from tunery_operator.config import Settings
 
 CHART = Path(__file__).resolve().parents[3] / "charts" / "tunery"
 VERSION: str = yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"]

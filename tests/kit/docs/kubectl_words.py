@@ -34,7 +34,7 @@ _NAMES: Final = (
 _BUILT_IN: Final = frozenset(_NAMES.split())
 _OURS: Final = "tunery.dev/"
 _KEYS: Final = {value for value in vars(names).values() if isinstance(value, str) and value.startswith(_OURS)}
-_ROLES: Final = {"preflight", "train", "merge", "conclude", "batch", "report", "publish", "serve"}
+_ROLES: Final = {"preflight", "train", "merge", "publish-best", "batch", "report", "publish", "serve"}
 _WORD: Final = re.compile(r"^[\w.-]+$")
 """What can be the name of a resource, and no variable."""
 

@@ -12,7 +12,7 @@ from typing import Any
 from aiohttp import web
 from kubernetes.client.configuration import Configuration
 
-from tunery_operator.kube.connection import Connection
+from tunery_operator.client.connection import Connection
 
 from kit.operator.api import Json
 

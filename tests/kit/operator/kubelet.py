@@ -96,7 +96,7 @@ class Kubelet:
         ]
         status = {
             "phase": "Running",
-            "initContainerStatuses": [_container("model", {"terminated": ended}), _container("door", running)],
+            "initContainerStatuses": [_container("model", {"terminated": ended}), _container("gateway", running)],
             "containerStatuses": [_container("engine", running)],
             "conditions": conditions,
         }

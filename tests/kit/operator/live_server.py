@@ -101,7 +101,7 @@ class Server:
         return Poster(self.namespace, self.operator, self.tls, pod)
 
     def report(self, pod: str, *adapters: Json, **state: Any) -> Json:
-        """Report for a pod until the operator takes it, as a door does; return the answer."""
+        """Report for a pod until the operator takes it, as a gateway does; return the answer."""
         body = {
             "replicaStatus": {
                 "revision": self.revisions.get(pod, 0),

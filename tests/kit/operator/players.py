@@ -33,7 +33,7 @@ WORDS = {
     "publish": RESULT,
     "report": RESULT,
     "batch": ANSWERED,
-    "conclude": MERGED,
+    "publish-best": MERGED,
 }
 _MANAGED = "labelSelector=app.kubernetes.io%2Fmanaged-by%3Dtunery"
 _UNFINISHED = "fieldSelector=status.phase!%3DSucceeded%2Cstatus.phase!%3DFailed"

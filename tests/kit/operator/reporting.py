@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from tunery_api.kinds import Kind
-from tunery_operator.kube.cache import Cache
-from tunery_operator.kube.owners import Report
+from tunery_operator.client.cache import Cache
+from tunery_operator.client.owners import Report
+from tunery_operator.observed.owner import Key
 from tunery_operator.progress.auth import PodIdentity, TokenReviewer
 from tunery_operator.progress.server import Endpoint, Limits, ProgressServer
 from tunery_operator.progress.tls import Certificate
 from tunery_operator.runtime.priority_queue import Priority
-from tunery_operator.views.owner import Key
 
 from tools.cluster.certs import Authority
 

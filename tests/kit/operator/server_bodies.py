@@ -7,10 +7,10 @@ from typing import Any
 from tunery_api.kinds import Kind
 from tunery_api.names import KIND_LABEL, OWNER_UID_LABEL
 from tunery_api.serving import Desired
-from tunery_operator.kube.cache import Cache
-from tunery_operator.kube.rollouts import ReplicaSet
+from tunery_operator.client.cache import Cache
+from tunery_operator.client.rollouts import ReplicaSet
+from tunery_operator.observed.owner import Key
 from tunery_operator.progress.auth import PodIdentity
-from tunery_operator.views.owner import Key
 
 from kit.operator.api import Json
 

@@ -10,11 +10,11 @@ from tunery_api.adapterserver import AdapterServerSpec
 from tunery_api.kinds import Kind
 from tunery_api.serving import DesiredAdapter, ReplicaState, ReportedAdapter
 from tunery_api.validation import parse_adapterserver
+from tunery_operator.observed.deployment import DeploymentView
+from tunery_operator.observed.offer import Offer
+from tunery_operator.observed.owner import Owner, parse_owner
+from tunery_operator.observed.server_pod import ContainerView, ServerPodView
 from tunery_operator.status.server.snapshot import Heard
-from tunery_operator.views.deployment import DeploymentView
-from tunery_operator.views.offer import Offer
-from tunery_operator.views.owner import Owner, parse_owner
-from tunery_operator.views.server_pod import ContainerView, ServerPodView
 
 NOW = datetime(2026, 1, 2, 12, 0, 0, tzinfo=UTC)
 OWNER = parse_owner(
@@ -98,7 +98,7 @@ def server_pod(name: str, **changes: Any) -> ServerPodView:
         "node": "n1",
         "containers": (
             ContainerView("model"),
-            ContainerView("door", running=True),
+            ContainerView("gateway", running=True),
             ContainerView("engine", running=True),
         ),
     }

@@ -7,11 +7,11 @@ from typing import Any
 
 from tunery_api.serverstatus import AdapterServerStatus
 from tunery_api.serving import Desired
-from tunery_operator.plan.resolution import Resolution
+from tunery_operator.observed.deployment import DeploymentView
+from tunery_operator.observed.server_pod import ServerPodView
+from tunery_operator.planning.resolution import Resolution
 from tunery_operator.status.server.compute import Outcome, compute_server_status
 from tunery_operator.status.server.snapshot import Heard, ServerSnapshot
-from tunery_operator.views.deployment import DeploymentView
-from tunery_operator.views.server_pod import ServerPodView
 
 from kit.operator.servers import NOW, OWNER, deployment, heard, reported, server_pod, server_spec, wanted
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tunery_operator.settings import Settings
+from tunery_operator.config import Settings
 
 Json = dict[str, Any]
 _BASE: Json = {

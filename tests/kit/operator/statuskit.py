@@ -11,12 +11,12 @@ from tunery_api.kinds import Kind
 from tunery_api.names import PROGRESS_URL_ENV
 from tunery_api.runspec import TrainerStatus
 from tunery_api.status import Phase
+from tunery_operator.observed.attempt import Attempt
+from tunery_operator.observed.job import JobView, parse_job
+from tunery_operator.observed.owner import Key, Owner
+from tunery_operator.observed.pod import PodView, parse_pod
 from tunery_operator.status.compute import compute_status
 from tunery_operator.status.snapshot import Snapshot
-from tunery_operator.views.attempt import Attempt
-from tunery_operator.views.job import JobView, parse_job
-from tunery_operator.views.owner import Key, Owner
-from tunery_operator.views.pod import PodView, parse_pod
 
 NOW = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
 OWNER = Owner(Key(Kind.LORAJOB, "ns", "x"), "uid-1", 3, {})

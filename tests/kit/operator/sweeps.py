@@ -66,11 +66,11 @@ def _trained(run: Json) -> tuple[int, Any]:
     }
 
 
-def _concluded(run: Json) -> tuple[int, Any]:
+def _published_best(run: Json) -> tuple[int, Any]:
     return 0, {"adapter": _adapter(run)}
 
 
-_GOOD = {"preflight": _checked, "train": _trained, "conclude": _concluded, "report": _concluded}
+_GOOD = {"preflight": _checked, "train": _trained, "publish-best": _published_best, "report": _published_best}
 
 
 def _adapter(run: Json) -> Json:

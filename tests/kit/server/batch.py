@@ -1,4 +1,4 @@
-"""A batch on a table: a real S3 server, a real door before an engine that answers by what it is asked, and counts."""
+"""A batch without a cluster: a real S3 server, and a real gateway before an engine that answers by the request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A door on a real port before a fake engine on a real Unix socket, for tests of the door alone; no model anywhere."""
+"""A gateway on a real port before a fake engine on a Unix socket, for tests of the gateway alone, without a model."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from yarl import URL
 
 from tunery_api.runspec import MountedSecret
 from tunery_api.serving import ReplicaState, engine_name
-from tunery_server.door.app import Door
-from tunery_server.door.auth import ApiKeys
-from tunery_server.door.connections import Limits, Room
 from tunery_server.engine import Engine
-from tunery_server.process import open_door
+from tunery_server.gateway.app import Gateway
+from tunery_server.gateway.auth import ApiKeys
+from tunery_server.gateway.connections import Limits, Room
+from tunery_server.process import open_gateway
 from tunery_server.routes import Routes
 
 BASE = "SmolLM2-135M"
@@ -133,7 +133,7 @@ async def stream(request: web.Request, parts: Iterable[bytes], seconds: float = 
 
 
 class Loader:
-    """What the door asks of the loader."""
+    """What the gateway asks of the loader."""
 
     is_ready = True
     message: str | None = None
@@ -147,10 +147,10 @@ class Loader:
 
 @dataclass
 class Site:
-    """The door, what is behind it, and a client before it."""
+    """The gateway, what is behind it, and a client before it."""
 
     url: str
-    door: Door
+    gateway: Gateway
     engine: FakeEngine
     loader: Loader
     client: aiohttp.ClientSession
@@ -158,7 +158,7 @@ class Site:
 
     @property
     def routes(self) -> Routes:
-        return self.door.routes
+        return self.gateway.routes
 
     async def ask(self, body: Any = None, path: str = CHAT, **more: Any) -> Answer:
         """Post a request; by default one to support-bot."""
@@ -215,7 +215,7 @@ def write_keys(folder: Path, **keys: str) -> MountedSecret:
 async def open_site(
     folder: Path, keys: MountedSecret | None = None, start: bool = True, limits: Limits | None = None
 ) -> AsyncIterator[Site]:
-    """Yield a door that serves the base and support-bot; without `start` there is no engine yet."""
+    """Yield a gateway that serves the base and support-bot; without `start` there is no engine yet."""
     engine = FakeEngine(str(folder / "engine.sock"))
     if start:
         await engine.start()
@@ -223,12 +223,12 @@ async def open_site(
     routes.serve("support-bot", BOT, SHA)
     way = Engine(engine.socket)
     loader = Loader()
-    door = Door(routes, way, loader, ApiKeys(keys), room=Room(limits))
-    runner = await open_door(door, 0, "127.0.0.1")
+    gateway = Gateway(routes, way, loader, ApiKeys(keys), room=Room(limits))
+    runner = await open_gateway(gateway, 0, "127.0.0.1")
     url = f"http://127.0.0.1:{runner.addresses[0][1]}"
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as client:
         try:
-            yield Site(url, door, engine, loader, client, runner)
+            yield Site(url, gateway, engine, loader, client, runner)
         finally:
             await runner.cleanup()
             await way.close()

@@ -19,10 +19,10 @@ from tunery_api.serving import Desired, DesiredAdapter, ReportedAdapter, ServeSp
 from tunery_common.storage import StorePath, open_store
 from tunery_common.storage.credentials import ambient
 from tunery_server.adapters.loop import Loader, Ways
-from tunery_server.door.app import Door
-from tunery_server.door.auth import ApiKeys
 from tunery_server.engine import Engine, EngineGone, EngineRefusal
-from tunery_server.process import open_door
+from tunery_server.gateway.app import Gateway
+from tunery_server.gateway.auth import ApiKeys
+from tunery_server.process import open_gateway
 from tunery_server.routes import Asleep, NotServed, Routes, UnknownModel
 
 BASE = "org/base"
@@ -244,10 +244,10 @@ class Table:
             }
         )
         self.engine = BookEngine(root=self.root)
-        self.new_door()
+        self.new_gateway()
 
-    def new_door(self) -> None:
-        """Another process of the door: what it knew is gone, the folders and the engine are there."""
+    def new_gateway(self) -> None:
+        """Another process of the gateway: what it knew is gone, the folders and the engine are there."""
         self.routes = Routes(BASE)
         self.loader = Loader(self.spec, self.routes, self.engine, Ways(self.opened or open_file, self.clock))
         self.started = False
@@ -317,9 +317,9 @@ async def ask(table: Table, name: str, hold: asyncio.Event | None = None) -> str
 
 
 @asynccontextmanager
-async def behind_a_door(loader: Loader, routes: Routes, engine: Engine) -> AsyncIterator[str]:
-    """Run a loader and a door to it; yields the door's address, and ends both, the loads under way too."""
-    runner = await open_door(Door(routes, engine, loader, ApiKeys(None)), 0, "127.0.0.1")
+async def behind_a_gateway(loader: Loader, routes: Routes, engine: Engine) -> AsyncIterator[str]:
+    """Run a loader and a gateway to it; yields the gateway's address, and ends both, the loads under way too."""
+    runner = await open_gateway(Gateway(routes, engine, loader, ApiKeys(None)), 0, "127.0.0.1")
     running = asyncio.create_task(loader.run())
     try:
         yield f"http://127.0.0.1:{runner.addresses[0][1]}"

@@ -43,9 +43,8 @@ def kubernetes() -> Path:
     """Return a folder with every Kubernetes program, etcd, coredns and helm; the first build takes some minutes."""
     folder = _built("kubernetes", ".", HELM_PACKAGE, flags=_version_flags())
     for name in KUBERNETES_NAMES:
-        link = folder / name
-        if not link.is_symlink():
-            link.symlink_to("kubernetes")
+        with suppress(FileExistsError):
+            (folder / name).symlink_to("kubernetes")
     return folder
 
 

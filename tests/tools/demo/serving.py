@@ -1,4 +1,4 @@
-"""`make demo-serving`: the demo's adapter and a second one behind one OpenAI-compatible door, answered side by side."""
+"""`make demo-serving`: serve the demo's adapter and a second one behind one OpenAI-compatible gateway."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 
 import aiohttp
 
-from tunery_operator.plan.server_names import server_name
+from tunery_operator.planning.server_names import server_name
 from tunery_trainer.local.as_kubectl import documents_of
 
 from kit.environment import engine_settings, images, is_existing, uri_root

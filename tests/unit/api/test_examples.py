@@ -1,4 +1,4 @@
-"""Every manifest in docs/examples passes the door that operator and trainer use, and keeps to the demo's names."""
+"""Every manifest in docs/examples passes the validation of operator and trainer, and keeps to the demo's names."""
 
 from __future__ import annotations
 

@@ -274,6 +274,6 @@ def test_the_final_job_is_the_best_trial_with_the_rest_on_top() -> None:
     assert last["lora"] == trial["lora"]
 
 
-def test_a_choice_that_no_trial_could_have_never_comes_past_the_door() -> None:
+def test_a_choice_that_no_trial_could_have_is_rejected() -> None:
     with pytest.raises(InvalidSpec, match="at most 1024"):
         spec_of([{"path": "lora.rank", "choices": ["4", "2000"]}])

@@ -1,4 +1,4 @@
-"""The door: every error at once, each with its path, and never another exception."""
+"""Validation: every error at once, each with its path, and never another exception."""
 
 from __future__ import annotations
 

@@ -12,18 +12,18 @@ from tunery_api.kinds import ADAPTER_KINDS, JOB_KINDS, Kind
 from tunery_api.runspec import AnswersReport, TrainerStatus
 from tunery_api.status import Phase
 from tunery_api.validation import parse_batchinference
-from tunery_operator.kube.cache import Cache
+from tunery_operator.client.cache import Cache
+from tunery_operator.controllers.managed_object import ManagedObject
 from tunery_operator.manifests.job import build_job
-from tunery_operator.plan.batchinference import plan_batch, plan_report
-from tunery_operator.plan.inputs import ReadyServer, UnfinishedInput
-from tunery_operator.plan.job import Platform
-from tunery_operator.plan.types import JobPlan, Progress
-from tunery_operator.reconcile.found_object import FoundObject
+from tunery_operator.observed.attempt import Attempt
+from tunery_operator.observed.owner import Key, Owner, parse_owner
+from tunery_operator.observed.pod import PodView
+from tunery_operator.planning.batchinference import plan_batch, plan_report
+from tunery_operator.planning.inputs import ReadyServer, UnfinishedInput
+from tunery_operator.planning.job import Platform
+from tunery_operator.planning.types import JobPlan, Progress
 from tunery_operator.status.compute import compute_status
 from tunery_operator.status.snapshot import Snapshot
-from tunery_operator.views.attempt import Attempt
-from tunery_operator.views.owner import Key, Owner, parse_owner
-from tunery_operator.views.pod import PodView
 
 from kit.operator.objects import batchinference
 from kit.operator.settings import settings
@@ -115,10 +115,10 @@ def test_a_platform_that_serves_nothing_says_so() -> None:
 @pytest.mark.parametrize("resources", [None, {"memory": "2Gi"}])
 def test_it_has_no_gpu_whatever_its_manifest_says_of_resources(resources: Json | None) -> None:
     body = batchinference("b", **({"resources": resources} if resources else {}))
-    assert FoundObject(owner(), body).resources == (0, "")
+    assert ManagedObject(owner(), body).resources == (0, "")
     job = {"spec": {"resources": {"memory": "2Gi"}}}
     other = parse_owner(Kind.LORAJOB, {"metadata": {"namespace": "ns", "name": "j", "uid": "u"}})
-    assert FoundObject(other, job).resources[0] == 1, "of other kinds the default of a block is the block's own"
+    assert ManagedObject(other, job).resources[0] == 1, "of other kinds the default of a block is the block's own"
 
 
 def test_it_runs_a_job_and_offers_no_adapter() -> None:

@@ -14,10 +14,10 @@ import pytest
 from tunery_api.kinds import Kind
 from tunery_api.names import DONE_LABEL, OWNER_UID_LABEL, ROLE_LABEL
 from tunery_api.runspec import TrainerStatus
-from tunery_operator.kube.cache import GOING_SECONDS, Cache
-from tunery_operator.kube.owners import Report
-from tunery_operator.kube.versions import REMEMBERED
-from tunery_operator.views.owner import Key
+from tunery_operator.client.cache import GOING_SECONDS, Cache
+from tunery_operator.client.owners import Report
+from tunery_operator.client.versions import REMEMBERED
+from tunery_operator.observed.owner import Key
 
 from kit.operator.api import Json
 
@@ -330,7 +330,7 @@ def containers(value: Any, seen: set[int]) -> int:
         return len(value) + sum(containers(item, seen) for item in value.values())
     if isinstance(value, (set, list)):
         return len(value)
-    if type(value).__module__.startswith("tunery_operator.kube"):
+    if type(value).__module__.startswith("tunery_operator.client"):
         return sum(containers(item, seen) for item in vars(value).values())
     return 0
 

@@ -16,10 +16,10 @@ from kubernetes.client.configuration import Configuration
 from kubernetes.config.incluster_config import InClusterConfigLoader
 from prometheus_client import REGISTRY
 
+from tunery_operator.client.client import MAX_RETRY_SECONDS, HttpError, KubeClient, seconds_to_wait
+from tunery_operator.client.connection import USER_AGENT, Connection
+from tunery_operator.client.rbac import CREATE_EVENT, GET_JOB
 from tunery_operator.errors import ApiFailure
-from tunery_operator.kube.client import MAX_RETRY_SECONDS, HttpError, KubeClient, seconds_to_wait
-from tunery_operator.kube.connection import USER_AGENT, Connection
-from tunery_operator.kube.rbac import CREATE_EVENT, GET_JOB
 
 from kit.dripping import DRIPS, dripping
 

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from tunery_api.kinds import Kind
-from tunery_operator.errors import ApiFailure
-from tunery_operator.kube.events import (
+from tunery_operator.client.events import (
     BURST,
     IN_FLIGHT,
     REFILL_SECONDS,
@@ -22,8 +21,9 @@ from tunery_operator.kube.events import (
     EventRecorder,
     build_event,
 )
-from tunery_operator.views.event import Event
-from tunery_operator.views.owner import Key, Owner
+from tunery_operator.errors import ApiFailure
+from tunery_operator.observed.event import Event
+from tunery_operator.observed.owner import Key, Owner
 
 from kit.operator.api import eventually
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from tunery_api.kinds import Kind
 from tunery_operator.logs import JsonFormatter, TextFormatter, about, new_request
+from tunery_operator.observed.owner import Key
 from tunery_operator.runtime.workqueue import DONE, Requeue, WorkQueue
-from tunery_operator.views.owner import Key
 
 
 class Lines(logging.Handler):

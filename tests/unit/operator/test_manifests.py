@@ -12,9 +12,10 @@ from tunery_api.kinds import Kind
 from tunery_api.runspec import CacheMount, DiskLimit
 from tunery_api.validation import parse_adaptermerge, parse_lorajob
 from tunery_operator.manifests.job import build_job
-from tunery_operator.plan.adaptermerge import plan_merge
-from tunery_operator.plan.adaptermerge import plan_report as plan_merge_report
-from tunery_operator.plan.inputs import (
+from tunery_operator.observed.owner import Owner, parse_owner
+from tunery_operator.planning.adaptermerge import plan_merge
+from tunery_operator.planning.adaptermerge import plan_report as plan_merge_report
+from tunery_operator.planning.inputs import (
     AdapterInput,
     NoCheckpoint,
     ReadyInput,
@@ -23,10 +24,9 @@ from tunery_operator.plan.inputs import (
     lorajob_input,
     plain_input,
 )
-from tunery_operator.plan.job import Platform
-from tunery_operator.plan.lorajob import Known, plan_preflight, plan_report, plan_train
-from tunery_operator.plan.types import JobPlan, Progress
-from tunery_operator.views.owner import Owner, parse_owner
+from tunery_operator.planning.job import Platform
+from tunery_operator.planning.lorajob import Known, plan_preflight, plan_report, plan_train
+from tunery_operator.planning.types import JobPlan, Progress
 
 from kit.operator.objects import adaptermerge, lorajob
 from kit.operator.runs import files_in

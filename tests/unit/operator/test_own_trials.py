@@ -9,12 +9,12 @@ import pytest
 
 from tunery_api.kinds import Kind
 from tunery_api.sweepstatus import TrialState, TrialStatus
+from tunery_operator.client.client import HttpError
+from tunery_operator.controllers.context import ReconcileContext
+from tunery_operator.controllers.managed_object import ManagedObject
+from tunery_operator.controllers.own_trials import OwnTrials, not_at_rest, own_trials
 from tunery_operator.errors import ApiFailure, StaleObject
-from tunery_operator.kube.client import HttpError
-from tunery_operator.reconcile.found_object import FoundObject
-from tunery_operator.reconcile.own_trials import OwnTrials, not_at_rest, own_trials
-from tunery_operator.reconcile.services import Services
-from tunery_operator.views.owner import parse_owner
+from tunery_operator.observed.owner import parse_owner
 from tunery_search.validation import parse_lorasweep
 
 from kit.operator.objects import lorasweep
@@ -54,8 +54,8 @@ def found(*bodies: Json, rows: list[TrialStatus] = ROWS, hidden: str = "", sweep
         is_stale=lambda key: True, trials=lambda uid: frozenset(there), wait_for=lambda target, waiter: None
     )
     # Nothing may be changed: a client that cannot.
-    services = cast(Services, SimpleNamespace(client=SimpleNamespace(get=get), cache=cache))
-    obj = FoundObject(parse_owner(Kind.LORASWEEP, sweep), sweep)
+    services = cast(ReconcileContext, SimpleNamespace(client=SimpleNamespace(get=get), cache=cache))
+    obj = ManagedObject(parse_owner(Kind.LORASWEEP, sweep), sweep)
     return own_trials(services, obj, parse_lorasweep(sweep), rows)
 
 
@@ -127,8 +127,8 @@ def test_what_a_sweep_that_is_deleted_leaves_behind_is_not_taken_back(now: Json 
 
     cache = SimpleNamespace(is_stale=lambda key: True, mark_stale=stale.append)
     # Nothing may be changed: a client that cannot.
-    services = cast(Services, SimpleNamespace(client=SimpleNamespace(get=get), cache=cache))
-    obj = FoundObject(parse_owner(Kind.LORASWEEP, SWEEP), SWEEP)
+    services = cast(ReconcileContext, SimpleNamespace(client=SimpleNamespace(get=get), cache=cache))
+    obj = ManagedObject(parse_owner(Kind.LORASWEEP, SWEEP), SWEEP)
     with pytest.raises(StaleObject):
         own_trials(services, obj, parse_lorasweep(SWEEP), ROWS)
     assert stale == [obj.owner.key]
@@ -146,8 +146,8 @@ def test_where_a_webhook_says_that_one_is_gone_the_others_are_found_all_the_same
     cache = SimpleNamespace(
         is_stale=lambda key: True, trials=lambda uid: frozenset(), wait_for=lambda target, waiter: None
     )
-    services = cast(Services, SimpleNamespace(client=client, cache=cache))
-    obj = FoundObject(parse_owner(Kind.LORASWEEP, SWEEP), SWEEP)
+    services = cast(ReconcileContext, SimpleNamespace(client=client, cache=cache))
+    obj = ManagedObject(parse_owner(Kind.LORASWEEP, SWEEP), SWEEP)
     own = own_trials(services, obj, parse_lorasweep(SWEEP), ROWS)
     assert sorted(own.children) == [0, 1]
     assert own.owner_changed == {0}

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any, cast
 
 from tunery_api.kinds import Kind
-from tunery_operator.kube.cache import Cache
-from tunery_operator.kube.client import KubeClient
-from tunery_operator.kube.read import read_live
-from tunery_operator.views.owner import Key
+from tunery_operator.client.cache import Cache
+from tunery_operator.client.client import KubeClient
+from tunery_operator.client.read import read_live
+from tunery_operator.observed.owner import Key
 
 from kit.operator.api import Json
 from kit.operator.objects import adaptermerge, lorajob

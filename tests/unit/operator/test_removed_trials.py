@@ -10,11 +10,11 @@ from typing import Any, cast
 import pytest
 
 from tunery_api.kinds import Kind
+from tunery_operator.controllers.context import ReconcileContext
+from tunery_operator.controllers.managed_object import ManagedObject
+from tunery_operator.controllers.removed_trials import tell_trials
 from tunery_operator.errors import ApiFailure
-from tunery_operator.reconcile.found_object import FoundObject
-from tunery_operator.reconcile.removed_trials import tell_trials
-from tunery_operator.reconcile.services import Services
-from tunery_operator.views.owner import parse_owner
+from tunery_operator.observed.owner import parse_owner
 
 from kit.operator.objects import lorasweep
 from kit.operator.statuskit import NOW
@@ -60,8 +60,8 @@ def tell(cluster: Cluster, *conditions: Json) -> None:
     body["metadata"] |= {"namespace": "ns", "uid": "uid", "resourceVersion": "1"}
     rows = [{"name": name, "uid": f"uid-{name}", "state": "Complete"} for name in NAMES]
     cache = SimpleNamespace(defer_keys=lambda keys: None, see_owner=lambda kind, body: set())
-    services = cast(Services, SimpleNamespace(client=cluster, cache=cache, now=lambda: NOW))
-    obj = FoundObject(parse_owner(Kind.LORASWEEP, body), body)
+    services = cast(ReconcileContext, SimpleNamespace(client=cluster, cache=cache, now=lambda: NOW))
+    obj = ManagedObject(parse_owner(Kind.LORASWEEP, body), body)
     tell_trials(services, obj, {"phase": "Succeeded", "trials": rows, "conditions": conditions})
 
 

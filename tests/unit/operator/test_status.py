@@ -15,16 +15,16 @@ from tunery_api.remedies import Remedy, recreate, retry
 from tunery_api.runspec import ProgressMetric, TrainerStatus
 from tunery_api.status import AdapterMergeStatus, LoRAJobStatus, Phase
 from tunery_api.sweepstatus import LoRASweepStatus
-from tunery_operator.kube.merge_patch import merge_patch
-from tunery_operator.plan.inputs import FailedInput, NoCheckpoint, UnfinishedInput
+from tunery_operator.client.merge_patch import merge_patch
+from tunery_operator.observed.attempt import Attempt
+from tunery_operator.observed.clock import format_duration
+from tunery_operator.observed.owner import Key, Owner
+from tunery_operator.planning.inputs import FailedInput, NoCheckpoint, UnfinishedInput
 from tunery_operator.status.compute import compute_status
 from tunery_operator.status.events import transitions
 from tunery_operator.status.reported_progress import metrics_fields
 from tunery_operator.status.retry_requested import reopened
 from tunery_operator.status.snapshot import Snapshot
-from tunery_operator.views.attempt import Attempt
-from tunery_operator.views.clock import format_duration
-from tunery_operator.views.owner import Key, Owner
 
 from kit.operator.objects import REPORT, RESULT
 from kit.operator.statuskit import NOW, condition, ended, job, judge, running, snapshot
@@ -236,10 +236,10 @@ def test_a_measured_merge_shows_every_loss() -> None:
 def test_a_sweep_that_could_not_remove_its_trials_says_so() -> None:
     text = "what the other trials stored could not be removed, or not all of it: s3:DeleteObject was denied"
     owner = Owner(Key(Kind.LORASWEEP, "ns", "s"), "uid-2", 1, {})
-    concluding = dataclasses.replace(snapshot(running()), kind=Kind.LORASWEEP, owner=owner)
-    before = compute_status(concluding)
+    publishing = dataclasses.replace(snapshot(running()), kind=Kind.LORASWEEP, owner=owner)
+    before = compute_status(publishing)
     for said in ({**RESULT, "notRemoved": text}, RESULT):
-        status = compute_status(dataclasses.replace(concluding, main=Attempt(DONE, (ended(says=said),))))
+        status = compute_status(dataclasses.replace(publishing, main=Attempt(DONE, (ended(says=said),))))
         assert status["phase"] == "Succeeded"
         told = {event.reason: event for event in transitions(before, status)}
         if said is RESULT:

@@ -64,7 +64,7 @@ def by_chance(number: int, reason: str = "NodeLost") -> Trial:
 )
 def test_one_trial_goes_ahead_until_one_has_passed_preflight(trials: list[Trial], create: tuple[int, ...]) -> None:
     decision = decide(sweep(parallelTrials=4), trials, moment())
-    assert (decision.create, decision.end_reason, decision.conclude, decision.fail) == (create, None, None, None)
+    assert (decision.create, decision.end_reason, decision.publish, decision.fail) == (create, None, None, None)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_nothing_fails_for_want_of_a_result_while_suspended() -> None:
 
 def test_limits_may_change_while_it_runs() -> None:
     trials = [done(number) for number in range(5)]
-    assert decide(sweep(maxTrials=5), trials, moment()).conclude == 0
+    assert decide(sweep(maxTrials=5), trials, moment()).publish == 0
     assert decide(sweep(maxTrials=6), trials, moment()).create == (5,)
     assert decide(sweep(maxTrials=3), [*trials, running(5)], moment()) == Decision()
 
@@ -106,7 +106,7 @@ def test_what_does_not_fit_is_no_trial_of_the_search_until_most_does_not() -> No
     spec = sweep(maxTrials=3, parallelTrials=4)
     assert decide(spec, [done(0), unfit(1), unfit(2)], moment()).create == (3, 4)
     best = decide(spec, [done(0), unfit(1), unfit(2), unfit(3)], moment())
-    assert (best.conclude, best.end_reason) == (0, EndReason.MOST_WONT_FIT)
+    assert (best.publish, best.end_reason) == (0, EndReason.MOST_WONT_FIT)
     none = decide(spec, [unfit(0), unfit(1), unfit(2)], moment())
     assert none.fail is not None
     assert (none.fail.reason, none.fail.message) == (
@@ -119,7 +119,7 @@ def test_a_search_in_which_most_does_not_fit_goes_on_once_more_trials_are_allowe
     trials = [*map(unfit, range(5)), done(5)]
     assert decide(sweep(maxTrials=5), [*trials, running(6)], moment()) == Decision()
     ended = decide(sweep(maxTrials=5), trials, moment())
-    assert (ended.conclude, ended.end_reason) == (5, EndReason.MOST_WONT_FIT)
+    assert (ended.publish, ended.end_reason) == (5, EndReason.MOST_WONT_FIT)
     assert decide(sweep(maxTrials=50), trials, moment(recorded=EndReason.MOST_WONT_FIT)).create == (6,)
     enough = [*map(unfit, range(3)), *(done(number) for number in range(3, 6))]
     assert decide(sweep(maxTrials=3), enough, moment()).end_reason is EndReason.MAX_TRIALS
@@ -138,7 +138,7 @@ def test_a_retry_makes_others_for_the_trials_that_had_failed() -> None:
     mixed = [done(0), by_chance(1), unfit(2), trial(3, S.DELETED), by_chance(4)]
     assert decide(spec, mixed, forgiving(4)).create == (5,), "one complete, one deleted, and one that failed after it"
     ended = [*away, *(done(number) for number in range(4, 8))]
-    assert decide(spec, ended, forgiving(4)) == Decision(conclude=4, end_reason=EndReason.MAX_TRIALS)
+    assert decide(spec, ended, forgiving(4)) == Decision(publish=4, end_reason=EndReason.MAX_TRIALS)
 
 
 def test_what_was_stopped_as_the_sweep_had_failed_is_forgiven_with_it() -> None:
@@ -159,7 +159,7 @@ def test_what_was_stopped_for_a_failure_that_came_to_nothing_does_not_count_thou
     assert decide(before, [done(0), by_chance(1), *ended], moment()).fail is not None
     assert decide(raised, [done(0), by_chance(1), *ended], moment()) == Decision(create=(4, 5))
     over = decide(raised, [done(0), by_chance(1), *ended, done(4), done(5)], moment())
-    assert over == Decision(conclude=0, end_reason=EndReason.MAX_TRIALS)
+    assert over == Decision(publish=0, end_reason=EndReason.MAX_TRIALS)
 
 
 def test_what_was_forgiven_is_not_why_a_sweep_fails_later() -> None:
@@ -206,7 +206,7 @@ def test_failures_by_chance_are_counted() -> None:
 
 def test_who_lowers_max_trials_to_end_it_has_the_best_whatever_failed_by_chance_so_far() -> None:
     trials = [*map(by_chance, range(4)), done(4)]
-    ended = Decision(conclude=4, end_reason=EndReason.MAX_TRIALS)
+    ended = Decision(publish=4, end_reason=EndReason.MAX_TRIALS)
     assert decide(sweep(maxTrials=20), trials, moment()).create == (5,)
     assert decide(sweep(maxTrials=1), trials, moment()) == ended
     assert decide(sweep(maxTrials=1), [*trials, running(5)], moment()) == Decision(), "what runs comes to its end"
@@ -237,14 +237,14 @@ def test_no_improvement_for_so_many_trials_ends_it_once_nothing_runs() -> None:
     assert decide(spec, [done(0, 1.0), *worse, by_chance(3), unfit(4)], moment()).create == (5,)
     ended = [done(0, 1.0), *worse, done(3, 2.0)]
     assert decide(spec, [*ended, running(4)], moment()) == Decision()
-    assert decide(spec, ended, moment()) == Decision(conclude=0, end_reason=EndReason.NO_IMPROVEMENT)
+    assert decide(spec, ended, moment()) == Decision(publish=0, end_reason=EndReason.NO_IMPROVEMENT)
     assert decide(spec, [*ended, done(4, 0.5)], moment()).create == (5,)
 
 
 def test_a_space_that_is_exhausted_ends_it() -> None:
     spec, known = sweep(), moment(recorded=EndReason.SPACE_EXHAUSTED)
     assert decide(spec, [done(0), running(1)], known) == Decision(end_reason=EndReason.SPACE_EXHAUSTED)
-    assert decide(spec, [done(0), done(1)], known) == Decision(conclude=0, end_reason=EndReason.SPACE_EXHAUSTED)
+    assert decide(spec, [done(0), done(1)], known) == Decision(publish=0, end_reason=EndReason.SPACE_EXHAUSTED)
 
 
 def test_the_deadline_stops_all_and_publishes_the_best() -> None:
@@ -256,7 +256,7 @@ def test_the_deadline_stops_all_and_publishes_the_best() -> None:
     text = "sweep: the time of the sweep is over"
     assert (after.stop, after.create, after.end_reason) == ({1: text, 2: text}, (), EndReason.DEADLINE)
     ended = [done(0), trial(1, S.PRUNED), trial(2, S.PRUNED), trial(3, S.PRUNED)]
-    assert decide(spec, ended, moment(3600)) == Decision(conclude=0, end_reason=EndReason.DEADLINE)
+    assert decide(spec, ended, moment(3600)) == Decision(publish=0, end_reason=EndReason.DEADLINE)
 
 
 def test_a_budget_that_is_spent_stops_all_and_publishes_the_best() -> None:
@@ -267,7 +267,7 @@ def test_a_budget_that_is_spent_stops_all_and_publishes_the_best() -> None:
     after = decide(spec, [done(0), runs], moment(50))
     assert (after.stop, after.end_reason) == ({1: "sweep: the budget is spent"}, EndReason.BUDGET)
     ended = [done(0), trial(1, S.PRUNED, gpu_seconds=51)]
-    assert decide(spec, ended, moment(99)) == Decision(conclude=0, end_reason=EndReason.BUDGET)
+    assert decide(spec, ended, moment(99)) == Decision(publish=0, end_reason=EndReason.BUDGET)
 
 
 def test_while_something_runs_a_limit_that_is_near_or_reached_is_looked_at_again() -> None:
@@ -310,7 +310,7 @@ def test_a_trial_is_made_only_where_the_budget_has_room_for_it(
 
 def test_a_budget_without_room_for_another_trial_ends_it() -> None:
     decision = decide(sweep(budget={"gpuSeconds": 199}), [done(0)], moment())
-    assert decision == Decision(conclude=0, end_reason=EndReason.BUDGET)
+    assert decision == Decision(publish=0, end_reason=EndReason.BUDGET)
 
 
 def test_a_budget_that_ran_out_before_anything_was_complete_says_so() -> None:
@@ -366,10 +366,10 @@ def test_the_best_is_trained_once_more_where_that_is_asked_for() -> None:
     assert decide(spec, searched, moment()) == Decision(final=2, end_reason=EndReason.MAX_TRIALS)
     assert decide(spec, [*searched, running(2, origin="Final")], known) == Decision(end_reason=EndReason.MAX_TRIALS)
     better = decide(spec, [*searched, done(2, 1.2, origin="Final")], known)
-    assert better == Decision(conclude=2, end_reason=EndReason.MAX_TRIALS)
-    assert decide(spec, [*searched, done(2, 1.7, origin="Final")], known).conclude == 1
+    assert better == Decision(publish=2, end_reason=EndReason.MAX_TRIALS)
+    assert decide(spec, [*searched, done(2, 1.7, origin="Final")], known).publish == 1
     lost = trial(2, S.FAILED, reason="SecretNotFound", origin="Final")
-    assert decide(spec, [*searched, lost], known).conclude == 1
+    assert decide(spec, [*searched, lost], known).publish == 1
     more = sweep(maxTrials=9, final={"training": {"epochs": "3"}})
     assert decide(more, [*searched, running(2, origin="Final")], known).create == ()
 
@@ -377,20 +377,20 @@ def test_the_best_is_trained_once_more_where_that_is_asked_for() -> None:
 @pytest.mark.parametrize("more", [{"suspend": True}, {"final": {"training": {"epochs": "2"}}}, {"maxTrials": 1}])
 def test_once_the_best_is_being_published_it_stays_that_whatever_is_written_down_or_asked_for(more: Any) -> None:
     spec = sweep(budget={"gpuSeconds": 150}, **more)
-    assert decide(spec, [done(0), done(1)], moment(concluding=True)).conclude == 0
-    assert decide(spec, [done(0), done(1)], moment(concluding=True)).final is None
+    assert decide(spec, [done(0), done(1)], moment(publishing=True)).publish == 0
+    assert decide(spec, [done(0), done(1)], moment(publishing=True)).final is None
 
 
 def test_while_the_best_is_published_nothing_else_is_done() -> None:
-    known = moment(9999, recorded=EndReason.NO_IMPROVEMENT, concluding=True)
+    known = moment(9999, recorded=EndReason.NO_IMPROVEMENT, publishing=True)
     spec = sweep(maxTrials=99, activeDeadlineSeconds=1)
-    assert decide(spec, [done(0)], known) == Decision(conclude=0, end_reason=EndReason.NO_IMPROVEMENT)
+    assert decide(spec, [done(0)], known) == Decision(publish=0, end_reason=EndReason.NO_IMPROVEMENT)
 
 
 def test_a_smaller_adapter_within_the_tolerance_is_the_best() -> None:
     spec = sweep(maxTrials=2, objective={"tolerance": "0.01"})
     trials = [done(0, 1.0, trainable_parameters=900), done(1, 1.009, trainable_parameters=100)]
-    assert decide(spec, trials, moment()).conclude == 1
+    assert decide(spec, trials, moment()).publish == 1
 
 
 ONES = st.sampled_from(
@@ -444,7 +444,7 @@ def test_a_sweep_is_never_stuck(spec: Any, trials: list[Trial]) -> None:
     decision = decide(spec, trials, moment())
     alive = sum(not each.is_final for each in trials)
     if not alive:
-        assert decision.create or decision.fail or decision.conclude is not None
+        assert decision.create or decision.fail or decision.publish is not None
     assert alive + len(decision.create) <= max(alive, spec.parallel_trials)
     assert sum(each.counts for each in trials) + len(decision.create) <= max(
         spec.max_trials, sum(each.counts for each in trials)
@@ -464,7 +464,7 @@ def test_whoever_slept_through_events_comes_to_the_same_end(spec: Any, fates: li
         trials: list[Trial] = []
         for _ in range(200):
             decision = decide(spec, trials, moment())
-            if decision.fail or decision.conclude is not None:
+            if decision.fail or decision.publish is not None:
                 return trials, decision
             trials += [running(number) for number in decision.create]
             open_ones = [index for index, each in enumerate(trials) if not each.is_final]
@@ -479,5 +479,5 @@ def test_whoever_slept_through_events_comes_to_the_same_end(spec: Any, fates: li
     in_bulk, other = played(asleep=True)
     if spec.parallel_trials == 1:
         assert (in_bulk, other) == (one_by_one, decision)
-    assert (other.fail is None) == (other.conclude is not None)
+    assert (other.fail is None) == (other.publish is not None)
     assert sum(each.counts for each in in_bulk) <= spec.max_trials

@@ -112,7 +112,7 @@ def played(killed: float) -> tuple[World, list[Trial], Decision]:
     for _ in range(400):
         trials, decision = world.reconcile(killed_before_its_status=chance.random() < killed)
         assert sum(not each.is_final for each in trials) <= SPEC.parallel_trials
-        if decision.conclude is not None or decision.fail is not None:
+        if decision.publish is not None or decision.fail is not None:
             return world, trials, decision
         world.live()
     raise AssertionError("it does not end")
@@ -128,7 +128,7 @@ def test_a_sweep_comes_to_the_best_that_it_found_and_that_is_better_than_the_gui
     assert states == {"Complete", "Pruned", "Infeasible"}
     chosen = best(trials)
     assert chosen is not None
-    assert chosen.number == decision.conclude == convergence(trials)[-1].trial
+    assert chosen.number == decision.publish == convergence(trials)[-1].trial
     guides = min(float(each.row.value or "nan") for each in trials[:3])
     assert float(chosen.value or "nan") < 0.9 * guides
     assert all(float(each.row.value or "9") >= float(chosen.value or "nan") for each in trials if each.row.adapter)

@@ -182,7 +182,7 @@ def test_a_base_with_an_at_in_its_name_is_no_version_of_an_adapter() -> None:
     assert not routes.allows("few", "my@base")
 
 
-async def test_the_same_user_is_answered_by_the_same_target_at_the_door(site: Site) -> None:
+async def test_the_same_user_is_answered_by_the_same_target_at_the_gateway(site: Site) -> None:
     for user in ("ann", "bob", "eve"):
         body = {"model": "both", "messages": [], "user": user}
         answers = await asyncio.gather(*(site.ask(body, **bearer("all")) for _ in range(10)))

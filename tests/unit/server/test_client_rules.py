@@ -25,7 +25,7 @@ def table_of(root: Path, secret: str = "keys") -> Table:
     table = Table(root)
     keys = MountedSecret(name=secret, path=str(root / "keys"), field="spec.access.apiKeysSecretRef")
     table.spec = table.spec.model_copy(update={"api_keys": keys if secret else None})
-    table.new_door()
+    table.new_gateway()
     return table
 
 
@@ -57,7 +57,7 @@ async def test_what_else_has_changed_reaches_a_replica_under_the_rules_of_before
 
 
 @pytest.mark.parametrize("told", [[BEFORE], []], ids=["told", "not told any more"])
-async def test_a_process_of_the_door_that_follows_another_knows_the_rules_or_lets_nobody_ask(
+async def test_a_process_of_the_gateway_that_follows_another_knows_the_rules_or_lets_nobody_ask(
     tmp_path: Path, told: list[ClientRules]
 ) -> None:
     table = table_of(tmp_path)
@@ -66,7 +66,7 @@ async def test_a_process_of_the_door_that_follows_another_knows_the_rules_or_let
     table.want(**OTHERS, before=told)
     await table.go()
     assert who_may_ask(table, "web", "all") == [False, True], "it was told once"
-    table.new_door()
+    table.new_gateway()
     await table.go()
     assert who_may_ask(table, "web", "all") == [False, bool(told)]
     assert table.loader.ready() is bool(told)

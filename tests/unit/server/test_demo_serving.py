@@ -1,4 +1,4 @@
-"""What `make demo-serving` asks, through a real door: every model at the same time, and who has answered."""
+"""What `make demo-serving` asks, through a real gateway: every model at the same time, and who has answered."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ async def test_an_answer_without_a_word_is_one(tmp_path: Path) -> None:
     assert 0 < answer.first == answer.last
 
 
-async def test_what_is_refused_or_broken_off_ends_the_demo_in_the_doors_words(tmp_path: Path) -> None:
+async def test_what_is_refused_or_broken_off_ends_the_demo_in_the_gateways_words(tmp_path: Path) -> None:
     async def broken(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)

@@ -41,9 +41,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         Task.PREFLIGHT: "check data, model, credentials and output on the CPU",
         Task.TRAIN: "train an adapter and publish it",
         Task.MERGE: "merge adapters and publish the result",
-        Task.CONCLUDE: "publish the best trial's adapter of a sweep, and remove those that are not kept",
+        Task.PUBLISH_BEST: "publish the best trial's adapter of a sweep, and remove those that are not kept",
         Task.PUBLISH: "publish what is best in the newest checkpoint of a run that was stopped",
-        Task.REPORT: "read back and say again what train, merge or conclude has published",
+        Task.REPORT: "read back and say again what train, merge or publish-best has published",
     }
     for task, text in texts.items():
         command = commands.add_parser(task.value, help=text)

@@ -23,6 +23,7 @@ from tunery_api.names import (
     WORK_DIR,
     container_name,
 )
+from tunery_operator.config import PodSecurity
 from tunery_operator.manifests.metadata import labels
 from tunery_operator.manifests.volumes import (
     CA_FILE,
@@ -32,8 +33,7 @@ from tunery_operator.manifests.volumes import (
     build_volume_mounts,
     build_volumes,
 )
-from tunery_operator.plan.types import Image, JobPlan, Progress, Resources
-from tunery_operator.settings import PodSecurity
+from tunery_operator.planning.types import Image, JobPlan, Progress, Resources
 
 ENVIRONMENT: Final[Mapping[str, str]] = {
     "HOME": WORK_DIR,

@@ -8,12 +8,12 @@ from typing import Any, Final, NamedTuple
 from pydantic import ValidationError
 
 from tunery_api.names import PLAN_ANNOTATION
-from tunery_api.serving import DESIRED_FILE, DOOR_PORT, SERVE_FILE, Desired
+from tunery_api.serving import DESIRED_FILE, GATEWAY_PORT, SERVE_FILE, Desired
 from tunery_operator.manifests.metadata import metadata
 from tunery_operator.manifests.server_pod import build_server_pod
 from tunery_operator.manifests.volumes import CA_FILE
-from tunery_operator.plan.adapterserver import ServerPlan
-from tunery_operator.plan.server_names import ROLE, pod_selector
+from tunery_operator.planning.adapterserver import ServerPlan
+from tunery_operator.planning.server_names import ROLE, pod_selector
 
 PROGRESS_DEADLINE_SECONDS: Final = 3600
 """Kubernetes' own ten minutes are too short for a large model to be fetched and loaded."""
@@ -95,7 +95,7 @@ def _deployment(plan: ServerPlan) -> dict[str, Any]:
 
 
 def _service(plan: ServerPlan) -> dict[str, Any]:
-    port = {"name": "http", "port": DOOR_PORT, "targetPort": "http", "protocol": "TCP"}
+    port = {"name": "http", "port": GATEWAY_PORT, "targetPort": "http", "protocol": "TCP"}
     return {
         "apiVersion": "v1",
         "kind": "Service",
@@ -120,7 +120,7 @@ def _disruption_budget(plan: ServerPlan) -> dict[str, Any]:
 
 
 def _network_policy(plan: ServerPlan) -> dict[str, Any]:
-    """Return the policy that lets nobody in but by the door: engines open further ports by themselves."""
+    """Return the policy that lets nobody in but by the gateway: engines open further ports by themselves."""
     return {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
@@ -128,7 +128,7 @@ def _network_policy(plan: ServerPlan) -> dict[str, Any]:
         "spec": {
             "podSelector": {"matchLabels": pod_selector(plan.owner)},
             "policyTypes": ["Ingress"],
-            "ingress": [{"ports": [{"port": DOOR_PORT, "protocol": "TCP"}]}],
+            "ingress": [{"ports": [{"port": GATEWAY_PORT, "protocol": "TCP"}]}],
         },
     }
 

@@ -1,4 +1,4 @@
-"""The pod of a server: fetch the model, then the door, then the engine behind it; restricted Pod Security."""
+"""The pod of a server: fetch the model, then the gateway, then the engine behind it; restricted Pod Security."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from tunery_api.names import OWNER_UID_LABEL, TERMINATION_PATH
-from tunery_api.serving import DESIRED_DIR, DOOR_PORT, ENGINE_SOCKET, MODEL_DIR, SERVE_DIR, SERVE_FILE
+from tunery_api.serving import DESIRED_DIR, ENGINE_SOCKET, GATEWAY_PORT, MODEL_DIR, SERVE_DIR, SERVE_FILE
 from tunery_operator.manifests import server_volumes as volumes
 from tunery_operator.manifests.metadata import labels
 from tunery_operator.manifests.pod import (
@@ -19,12 +19,12 @@ from tunery_operator.manifests.pod import (
     pull_secrets,
 )
 from tunery_operator.manifests.volumes import Mounted, authorities_env, build_mount
-from tunery_operator.plan.adapterserver import ServerPlan
-from tunery_operator.plan.server_names import DOOR, ENGINE, MODEL, ROLE
-from tunery_operator.plan.types import Image, Resources
+from tunery_operator.planning.adapterserver import ServerPlan
+from tunery_operator.planning.server_names import ENGINE, GATEWAY, MODEL, ROLE
+from tunery_operator.planning.types import Image, Resources
 
 GRACE_SECONDS: Final = 90
-"""preStop, then the engine finishes its requests, then the door ends: it is a sidecar, and so the last."""
+"""preStop, then the engine finishes its requests, then the gateway ends: it is a sidecar, and so the last."""
 _UNLISTED_SECONDS: Final = 5
 """How long the engine still works as if nothing was: until nobody sends requests to a pod that ends."""
 _START: Final = (
@@ -42,7 +42,7 @@ its own processes as long as for requests: the pod would end with its grace peri
 anybody listens at the socket there is no request to finish, and the engine is killed; later it is told to end. A trap
 ends `wait` early, so that it is waited for again; 127 is what `wait` says of a process whose end it has told already.
 """
-_DOOR_HOME: Final = "/tmp"  # noqa: S108
+_GATEWAY_HOME: Final = "/tmp"  # noqa: S108
 
 
 def build_server_pod(plan: ServerPlan) -> dict[str, Any]:
@@ -60,10 +60,10 @@ def _pod_spec(plan: ServerPlan) -> dict[str, Any]:
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": GRACE_SECONDS,
         "securityContext": pod_security(plan.pod.security),
-        "initContainers": [_model(plan), _door(plan)],
+        "initContainers": [_model(plan), _gateway(plan)],
         "containers": [_engine(plan)],
         "volumes": volumes.build_server_volumes(plan),
-        **pull_secrets(plan.door),
+        **pull_secrets(plan.gateway),
     }
 
 
@@ -71,23 +71,23 @@ def _model(plan: ServerPlan) -> dict[str, Any]:
     """Return what brings the base model; it ends before the engine starts, whose resources it has till then."""
     asked = Resources(plan.resources.cpu, plan.resources.memory, plan.resources.ephemeral_storage)
     return {
-        **_container(MODEL, plan.door, asked, volumes.of_model(plan)),
+        **_container(MODEL, plan.gateway, asked, volumes.of_model(plan)),
         "command": _command("fetch-model"),
         "env": env_list({**ENVIRONMENT, **plan.pod.env, **authorities_env(plan.pod)}),
     }
 
 
-def _door(plan: ServerPlan) -> dict[str, Any]:
+def _gateway(plan: ServerPlan) -> dict[str, Any]:
     progress = {} if plan.progress is None else progress_env(plan.progress, DESIRED_DIR)
-    variables = {"HOME": _DOOR_HOME, "PYTHONUNBUFFERED": "1", **plan.pod.env}
+    variables = {"HOME": _GATEWAY_HOME, "PYTHONUNBUFFERED": "1", **plan.pod.env}
     variables |= authorities_env(plan.pod) | progress
     return {
-        **_container(DOOR, plan.door, plan.door_resources, volumes.of_door(plan)),
-        "command": _command("door"),
+        **_container(GATEWAY, plan.gateway, plan.gateway_resources, volumes.of_gateway(plan)),
+        "command": _command("gateway"),
         "restartPolicy": "Always",
-        "ports": [{"name": "http", "containerPort": DOOR_PORT, "protocol": "TCP"}],
+        "ports": [{"name": "http", "containerPort": GATEWAY_PORT, "protocol": "TCP"}],
         "env": env_list(variables),
-        # The engine starts once the door answers.
+        # The engine starts once the gateway answers.
         "startupProbe": {**_probe("/livez", 2), "failureThreshold": 30},
         # A node that is busy makes it slow, and killing it would make the node busier.
         "livenessProbe": {**_probe("/livez", 10), "timeoutSeconds": 10, "failureThreshold": 6},
@@ -101,7 +101,7 @@ def _engine(plan: ServerPlan) -> dict[str, Any]:
         **_container(ENGINE, plan.engine, plan.resources, volumes.of_engine(plan)),
         "command": ["sh", "-c", _START, "vllm", *plan.arguments],
         "env": env_list(variables),
-        # The door asks the engine over its socket. A large model may take half an hour to load.
+        # The gateway asks the engine over its socket. A large model may take half an hour to load.
         "startupProbe": {**_probe("/healthz/engine", 5), "timeoutSeconds": 5, "failureThreshold": 360},
         "livenessProbe": {**_probe("/healthz/engine", 10), "timeoutSeconds": 5, "failureThreshold": 6},
         "lifecycle": {"preStop": {"sleep": {"seconds": _UNLISTED_SECONDS}}},
@@ -128,4 +128,4 @@ def _container(name: str, image: Image, resources: Resources, mounted: Iterable[
 
 
 def _probe(path: str, period: int) -> Mapping[str, Any]:
-    return {"httpGet": {"path": path, "port": DOOR_PORT}, "periodSeconds": period}
+    return {"httpGet": {"path": path, "port": GATEWAY_PORT}, "periodSeconds": period}

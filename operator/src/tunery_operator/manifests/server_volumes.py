@@ -16,7 +16,7 @@ from tunery_operator.manifests.volumes import (
     tenant_mounted,
     token_mounted,
 )
-from tunery_operator.plan.adapterserver import API_KEYS, ServerPlan
+from tunery_operator.planning.adapterserver import API_KEYS, ServerPlan
 
 _SOCKET_SIZE: Final = "1Mi"
 _TMP: Final = "/tmp"  # noqa: S108
@@ -24,7 +24,7 @@ _TMP: Final = "/tmp"  # noqa: S108
 
 def build_server_volumes(plan: ServerPlan) -> list[dict[str, Any]]:
     """Return the volumes of the pod, each once."""
-    mounted = [*of_model(plan), *of_door(plan), *of_engine(plan)]
+    mounted = [*of_model(plan), *of_gateway(plan), *of_engine(plan)]
     return list({each.volume["name"]: each.volume for each in mounted}.values())
 
 
@@ -33,21 +33,21 @@ def of_model(plan: ServerPlan) -> Iterator[Mounted]:
     yield _serve(plan)
     yield _model(plan, read_only=False)
     yield _work(plan)
-    yield _own_tmp("door-tmp")
+    yield _own_tmp("gateway-tmp")
     # It sees the API keys, too: that there are none is said before anything is brought.
     yield from (secret_mounted(secret) for secret in plan.secrets if secret.purpose in (Purpose.MODEL, API_KEYS))
     yield from map(tenant_mounted, plan.volumes)
     yield from authorities_mounted(plan.pod)
 
 
-def of_door(plan: ServerPlan) -> Iterator[Mounted]:
-    """Yield what the door sees."""
+def of_gateway(plan: ServerPlan) -> Iterator[Mounted]:
+    """Yield what the gateway sees."""
     yield _serve(plan)
     yield Mounted({"name": "desired", "configMap": {"name": plan.adapters_name, "optional": True}}, DESIRED_DIR)
     yield _model(plan, read_only=True)
     yield _adapters(plan, read_only=False)
     yield _socket()
-    yield _own_tmp("door-tmp")
+    yield _own_tmp("gateway-tmp")
     yield from (secret_mounted(secret) for secret in plan.secrets if secret.purpose != Purpose.MODEL)
     yield from map(tenant_mounted, plan.volumes)
     yield from authorities_mounted(plan.pod)

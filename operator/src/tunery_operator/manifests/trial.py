@@ -20,7 +20,7 @@ from tunery_api.names import (
     label_value,
 )
 from tunery_operator.manifests.metadata import owner_reference
-from tunery_operator.plan.lorasweep import TrialPlan
+from tunery_operator.planning.lorasweep import TrialPlan
 
 
 def build_trial(plan: TrialPlan) -> dict[str, Any]:

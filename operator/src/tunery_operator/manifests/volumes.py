@@ -15,7 +15,7 @@ from tunery_api.names import (
     VOLUMES_DIR,
     WORK_DIR,
 )
-from tunery_operator.plan.types import JobPlan, PodExtras, SecretMount, VolumeMount
+from tunery_operator.planning.types import JobPlan, PodExtras, SecretMount, VolumeMount
 
 CA_FILE: Final = "progress-ca.crt"
 TOKEN_DIR: Final = "/var/run/tunery-progress"

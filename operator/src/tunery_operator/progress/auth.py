@@ -12,9 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, NamedTuple
 
 from tunery_api.names import PROGRESS_AUDIENCE
+from tunery_operator.client.client import KubeClient
+from tunery_operator.client.rbac import REVIEW_TOKEN
 from tunery_operator.errors import OperatorError
-from tunery_operator.kube.client import KubeClient
-from tunery_operator.kube.rbac import REVIEW_TOKEN
 
 REMEMBERED_SECONDS: Final = 60.0
 MAX_REMEMBERED: Final = 10_000

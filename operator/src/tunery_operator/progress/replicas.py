@@ -19,9 +19,9 @@ from tunery_api.serving import (
     ReplicaState,
     ReportedAdapter,
 )
-from tunery_operator.kube.cache import Cache
+from tunery_operator.client.cache import Cache
+from tunery_operator.observed.owner import Key
 from tunery_operator.runtime.workqueue import WorkQueue
-from tunery_operator.views.owner import Key
 
 MAX_WHOLE: Final = 2**53 - 1
 """The largest integer that every JSON reader keeps exactly."""

@@ -26,17 +26,17 @@ from pydantic import ValidationError
 from tunery_api.kinds import JOB_KINDS
 from tunery_api.runspec import TrainerStatus
 from tunery_api.tolerant import without_invalid
+from tunery_operator.client.cache import Cache
+from tunery_operator.client.owners import Report
 from tunery_operator.errors import ApiFailure
-from tunery_operator.kube.cache import Cache
-from tunery_operator.kube.owners import Report
 from tunery_operator.metrics import PROGRESS_CONNECTIONS, PROGRESS_POSTS, PROGRESS_REFUSED
+from tunery_operator.observed.clock import format_time
+from tunery_operator.observed.owner import Key
 from tunery_operator.progress.auth import ReviewsBusy, TokenReviewer, read_claim
 from tunery_operator.progress.replicas import MAX_REPORT, Replicas
 from tunery_operator.progress.tls import Certificate
 from tunery_operator.runtime.priority_queue import Priority
 from tunery_operator.runtime.workqueue import WorkQueue
-from tunery_operator.views.clock import format_time
-from tunery_operator.views.owner import Key
 
 logger = logging.getLogger(__name__)
 

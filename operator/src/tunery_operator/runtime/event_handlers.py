@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from tunery_api.kinds import Kind
-from tunery_operator.kube.cache import Cache
-from tunery_operator.views.owner import Key
+from tunery_operator.client.cache import Cache
+from tunery_operator.observed.owner import Key
 
 logger = logging.getLogger(__name__)
 

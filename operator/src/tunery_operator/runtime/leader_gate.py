@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import Iterable
 from typing import Final
 
-from tunery_operator.kube.cache import Cache
+from tunery_operator.client.cache import Cache
+from tunery_operator.observed.owner import Key
 from tunery_operator.runtime.priority_queue import Priority
 from tunery_operator.runtime.workqueue import WorkQueue
-from tunery_operator.views.owner import Key
 
 ROUND_SECONDS: Final = 600.0
 """The period of the resync: each object that has not ended is reconciled once in it."""

@@ -19,11 +19,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from tunery_operator.client.client import HttpError, Json, KubeClient
+from tunery_operator.client.rbac import CREATE_LEASE, GET_LEASE, UPDATE_LEASE
 from tunery_operator.errors import ApiFailure
-from tunery_operator.kube.client import HttpError, Json, KubeClient
-from tunery_operator.kube.rbac import CREATE_LEASE, GET_LEASE, UPDATE_LEASE
 from tunery_operator.metrics import LEADER
-from tunery_operator.views.clock import parse_time
+from tunery_operator.observed.clock import parse_time
 
 logger = logging.getLogger(__name__)
 

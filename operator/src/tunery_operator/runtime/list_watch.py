@@ -12,8 +12,8 @@ from typing import Any, Final
 import aiohttp
 import orjson
 
-from tunery_operator.kube.client import seconds_to_wait
-from tunery_operator.kube.connection import Connection
+from tunery_operator.client.client import seconds_to_wait
+from tunery_operator.client.connection import Connection
 from tunery_operator.metrics import API_REQUESTS
 
 GONE: Final = "410"

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, Final, Protocol
 
-from tunery_operator.kube.versions import later
+from tunery_operator.client.versions import later
 from tunery_operator.metrics import WATCH_ERRORS, WATCH_RELISTS
 from tunery_operator.runtime.list_watch import (
     CUT,

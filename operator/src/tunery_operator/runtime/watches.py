@@ -9,8 +9,8 @@ from typing import Final
 
 from tunery_api.kinds import Kind
 from tunery_api.names import DONE_LABEL, GROUP, KIND_LABEL, MANAGED_BY, MANAGED_BY_LABEL, VERSION
-from tunery_operator.kube.cache import Cache
-from tunery_operator.kube.connection import Connection
+from tunery_operator.client.cache import Cache
+from tunery_operator.client.connection import Connection
 from tunery_operator.runtime.event_handlers import (
     DeploymentEventHandler,
     Enqueue,

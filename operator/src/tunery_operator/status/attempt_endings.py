@@ -11,14 +11,23 @@ from tunery_api.failures import Failure
 from tunery_api.reasons import ExitCode, FailureReason
 from tunery_api.remedies import edit, retry
 from tunery_api.status import ConditionType
+from tunery_operator.observed.attempt import (
+    EVICTED,
+    PEER_ABORTED,
+    POD_DELETED,
+    PREEMPTED,
+    STOPPED,
+    SUCCEEDED,
+    SUSPENDED,
+    VANISHED,
+)
+from tunery_operator.observed.clock import parse_time
+from tunery_operator.observed.job import JobView
+from tunery_operator.observed.pod import LostPod, PodView
 from tunery_operator.status.conditions import Conditions
 from tunery_operator.status.diagnosis import GONE, LOST_NODE, failure, of_role, pod_failure
 from tunery_operator.status.messages import reported_failure
 from tunery_operator.status.snapshot import Snapshot
-from tunery_operator.views.attempt import ECHO, EVICTED, POD_DELETED, PREEMPTED, STOPPED, SUCCEEDED, SUSPENDED, VANISHED
-from tunery_operator.views.clock import parse_time
-from tunery_operator.views.job import JobView
-from tunery_operator.views.pod import LostPod, PodView
 
 _DISRUPTIONS: Final = {
     "PreemptionByScheduler": PREEMPTED,
@@ -33,21 +42,21 @@ _DELETED: Final = (
 
 
 @dataclass(frozen=True, slots=True)
-class Ending:
+class Termination:
     """The end of an attempt."""
 
     time: datetime
     reason: str
 
 
-def ending_of(pod: PodView, snapshot: Snapshot, conditions: Conditions) -> Ending | None:
+def ending_of(pod: PodView, snapshot: Snapshot, conditions: Conditions) -> Termination | None:
     """Return how a pod that is there ended, or None while it has not ended."""
     if pod.finished_at is not None:
-        return Ending(pod.finished_at, how_it_ended(pod, snapshot, conditions))
+        return Termination(pod.finished_at, how_it_ended(pod, snapshot, conditions))
     if not pod.finished or pod.started_at is None:
         return None
     found = _first_since(pod.started_at, snapshot, (pod.disrupted_at, pod.deleted_at))
-    return Ending(found or max(pod.started_at, snapshot.now), how_it_ended(pod, snapshot, conditions))
+    return Termination(found or max(pod.started_at, snapshot.now), how_it_ended(pod, snapshot, conditions))
 
 
 def ending_of_lost(
@@ -56,26 +65,26 @@ def ending_of_lost(
     following: datetime | None,
     snapshot: Snapshot,
     conditions: Conditions,
-) -> Ending:
+) -> Termination:
     """Return how a pod ended that is gone; `following` is when the next attempt started.
 
     The best evidence of when: what was seen as it went; the pod's last report; then what came after it.
     """
     started, stopped = parse_time(entry["startTime"]), _why_stopped(entry["uid"], snapshot, conditions)
     if started is None:
-        return Ending(snapshot.now, "Unknown")
+        return Termination(snapshot.now, "Unknown")
     if lost is not None and lost.started_at is not None:
         echo = lost.exit_code == ExitCode.PEER_LOST
         disrupted = None if echo else _DISRUPTIONS.get(lost.disruption or "")
-        reason = disrupted or stopped or (ECHO if echo else _deleted(started, snapshot))
+        reason = disrupted or stopped or (PEER_ABORTED if echo else _deleted(started, snapshot))
         if lost.disruption in LOST_NODE and not echo:
             reason = FailureReason.NODE_LOST.value
-        return Ending(max(started, _end_of(lost, lost.started_at)), reason)
+        return Termination(max(started, _end_of(lost, lost.started_at)), reason)
     job = snapshot.main.job if snapshot.main is not None else None
     found = _first_since(started, snapshot, (following, job.ended_at if job is not None else None))
     # While no operator was at work nobody knows what ran: such seconds are not charged.
     unseen = max(started, min(snapshot.now, snapshot.watched_before or snapshot.now))
-    return Ending(found or unseen, stopped or VANISHED)
+    return Termination(found or unseen, stopped or VANISHED)
 
 
 def _end_of(lost: LostPod, started: datetime) -> datetime:
@@ -101,7 +110,9 @@ def how_it_ended(pod: PodView, snapshot: Snapshot, conditions: Conditions) -> st
         if pod.disruption in _DISRUPTIONS and not echo:
             return _DISRUPTIONS[pod.disruption]
         if pod.deleting and (pod.disruption is None or echo) and pod.exit_reason != "OOMKilled":
-            return _why_stopped(pod.uid, snapshot, conditions) or (ECHO if echo else _deleted(pod.started_at, snapshot))
+            return _why_stopped(pod.uid, snapshot, conditions) or (
+                PEER_ABORTED if echo else _deleted(pod.started_at, snapshot)
+            )
     return str(pod_failure(pod).reason)
 
 

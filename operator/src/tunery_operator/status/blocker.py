@@ -6,13 +6,13 @@ from tunery_api.failures import Failure
 from tunery_api.kinds import Kind
 from tunery_api.reasons import FailureReason
 from tunery_api.status import ConditionType
+from tunery_operator.status.builder import StatusBuilder
 from tunery_operator.status.diagnosis import failure
-from tunery_operator.status.draft import Draft
 from tunery_operator.status.phase import STOPPING
 from tunery_operator.status.snapshot import Snapshot
 
 
-def set_blocked(draft: Draft) -> None:
+def set_blocked(draft: StatusBuilder) -> None:
     """Show why the next Job cannot be created or changed, where that is so."""
     found = _found(draft.snapshot)
     if found is not None:
@@ -43,7 +43,7 @@ def _is_stopping(snapshot: Snapshot) -> bool:
     return all(attempt.job.finished or attempt.job.suspend for attempt in attempts)
 
 
-def _set_stage(draft: Draft, reason: str, message: str) -> None:
+def _set_stage(draft: StatusBuilder, reason: str, message: str) -> None:
     """Set the condition of what would come next; a pod that runs is not hindered by it."""
     snapshot, running, preflight = draft.snapshot, ConditionType.RUNNING, ConditionType.PREFLIGHT
     if draft.conditions.reason(ConditionType.SUSPENDED) == STOPPING and not _is_stopping(snapshot):
@@ -59,7 +59,7 @@ def _set_stage(draft: Draft, reason: str, message: str) -> None:
         draft.conditions.set(running, False, reason, message)
 
 
-def _set_searching(draft: Draft, reason: str, message: str) -> None:
+def _set_searching(draft: StatusBuilder, reason: str, message: str) -> None:
     """Say of a sweep without a Job what keeps it from its next step, where the search itself has not told that."""
     if draft.snapshot.search is None:
         over = draft.conditions.is_false(ConditionType.SEARCHING)

@@ -11,26 +11,26 @@ from tunery_api.reasons import FailureReason
 from tunery_api.remedies import MAX_FIELD, MAX_REMEDY_FIELDS, Remedy, edit, recreate, retry
 from tunery_api.serverstatus import ServerPhase
 from tunery_api.status import ConditionType
-from tunery_operator.plan.inputs import FailedInput, NoCheckpoint, UnfinishedInput
+from tunery_operator.observed.attempt import attempt_numbers, not_needed
+from tunery_operator.observed.event import RESUMED
+from tunery_operator.observed.owner import retry_mark
+from tunery_operator.planning.inputs import FailedInput, NoCheckpoint, UnfinishedInput
 from tunery_operator.status.blocker import set_blocked
+from tunery_operator.status.builder import StatusBuilder
 from tunery_operator.status.deadline import check_deadline
 from tunery_operator.status.diagnosis import failure
-from tunery_operator.status.draft import Draft
 from tunery_operator.status.ledger import close_ledger, keep_ledger
 from tunery_operator.status.main_job import check_main_job
 from tunery_operator.status.phase import STOPPING
 from tunery_operator.status.preflight import check_preflight
 from tunery_operator.status.servable import tell_unservable
 from tunery_operator.status.snapshot import Snapshot
-from tunery_operator.status.still_there import still_there
 from tunery_operator.status.stop import stop_of
 from tunery_operator.status.stopping import check_stop
 from tunery_operator.status.sweep import check_search, tell_removed
-from tunery_operator.views.attempt import attempt_numbers, not_needed
-from tunery_operator.views.event import RESUMED
-from tunery_operator.views.owner import retry_mark
+from tunery_operator.status.terminating import terminating
 
-Check = Callable[[Draft], bool]
+Check = Callable[[StatusBuilder], bool]
 """Changes the draft; True: this was the last word, and what follows does not count."""
 
 
@@ -39,7 +39,7 @@ def compute_status(snapshot: Snapshot) -> dict[str, Any]:
     if snapshot.main is not None:
         ended, numbers = not_needed(snapshot.status), attempt_numbers(snapshot.status)
         snapshot = replace(snapshot, main=replace(snapshot.main, not_needed=ended, numbers=numbers))
-    draft = Draft(snapshot)
+    draft = StatusBuilder(snapshot)
     for check in CHECKS:
         if check(draft):
             break
@@ -71,7 +71,7 @@ SCHEDULING: Final = "spec.scheduling"
 """A field that may be corrected in place."""
 
 
-def _check_spec(draft: Draft) -> bool:
+def _check_spec(draft: StatusBuilder) -> bool:
     errors = draft.snapshot.errors
     if errors or _answers_retry(draft.snapshot):
         draft.put(observedRetry=retry_mark(draft.snapshot.retry))
@@ -104,14 +104,14 @@ def _answers_retry(snapshot: Snapshot) -> bool:
     return snapshot.kind is not Kind.LORASWEEP or (search is not None and search.decision.fail is None)
 
 
-def _check_names(draft: Draft) -> bool:
+def _check_names(draft: StatusBuilder) -> bool:
     if draft.snapshot.conflict is None:
         return False
     draft.fail_for(FailureReason.NAME_CONFLICT, draft.snapshot.conflict)
     return True
 
 
-def _check_inputs(draft: Draft) -> bool:
+def _check_inputs(draft: StatusBuilder) -> bool:
     inputs = draft.snapshot.inputs
     failed = next((item for item in inputs if isinstance(item, FailedInput)), None)
     if failed is not None:
@@ -141,7 +141,7 @@ def _check_inputs(draft: Draft) -> bool:
     return False
 
 
-def _server_remedies(draft: Draft, item: UnfinishedInput) -> tuple[Remedy, ...]:
+def _server_remedies(draft: StatusBuilder, item: UnfinishedInput) -> tuple[Remedy, ...]:
     """Return what a person has to do before a server answers; nothing where waiting is enough, or it is no server."""
     if item.kind is not Kind.ADAPTERSERVER:
         return ()
@@ -153,7 +153,7 @@ def _server_remedies(draft: Draft, item: UnfinishedInput) -> tuple[Remedy, ...]:
     return (retry(text.format(name=item.name, namespace=draft.snapshot.owner.key.namespace)),)
 
 
-def _check_suspension(draft: Draft) -> bool:
+def _check_suspension(draft: StatusBuilder) -> bool:
     suspended = ConditionType.SUSPENDED
     if stop_of(draft.snapshot) is not None:
         # What ends for good is not held any more.
@@ -163,7 +163,7 @@ def _check_suspension(draft: Draft) -> bool:
         if draft.conditions.status(suspended) is not None:
             draft.conditions.set(suspended, False, RESUMED, "spec.suspend is false")
         return False
-    still = next(still_there(draft.snapshot), None)
+    still = next(terminating(draft.snapshot), None)
     kept = draft.snapshot.kept_by
     why = f"it was deleted, and is kept by the finalizer {', '.join(kept)}" if kept else "spec.suspend is true"
     if still is not None:

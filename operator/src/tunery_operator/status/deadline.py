@@ -5,16 +5,16 @@ from __future__ import annotations
 from tunery_api.reasons import FailureReason
 from tunery_api.remedies import edit
 from tunery_api.status import ConditionType
+from tunery_operator.observed.pod import PodView
+from tunery_operator.status.builder import StatusBuilder
 from tunery_operator.status.diagnosis import failure, is_node_lost
-from tunery_operator.status.draft import Draft
 from tunery_operator.status.ledger import deadline_left
 from tunery_operator.status.main_job import SAVES
 from tunery_operator.status.phase import OUT_OF_TIME
 from tunery_operator.status.snapshot import Snapshot
-from tunery_operator.views.pod import PodView
 
 
-def check_deadline(draft: Draft) -> bool:
+def check_deadline(draft: StatusBuilder) -> bool:
     """End the object once its pods have run for longer than they may, and none stores a checkpoint any more.
 
     True while that is so, too.

@@ -12,12 +12,12 @@ from tunery_api.reasons import ExitCode, FailureReason
 from tunery_api.remedies import MAX_REMEDY, Remedy, edit, recreate, retry
 from tunery_api.runspec import Task
 from tunery_api.scrub import scrub
-from tunery_operator.plan.platform_values import PlatformValues, with_platform_values
+from tunery_operator.observed.attempt import Attempt, ClusterWarning
+from tunery_operator.observed.clock import parse_time
+from tunery_operator.observed.job import JobView
+from tunery_operator.observed.pod import PodView
+from tunery_operator.planning.platform_values import PlatformValues, with_platform_values
 from tunery_operator.status.messages import reported_failure, told
-from tunery_operator.views.attempt import Attempt, ClusterWarning
-from tunery_operator.views.clock import parse_time
-from tunery_operator.views.job import JobView
-from tunery_operator.views.pod import PodView
 
 NODE_GRACE: Final = timedelta(seconds=15)
 """Time after the end of a pod's grace period from which its node counts as lost."""
@@ -40,7 +40,7 @@ IMAGE_REASONS: Final = frozenset(
     {"ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable"}
 )
 CONFIG_REASONS: Final = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
-_CHECKS: Final = frozenset(map(str, (Task.PREFLIGHT, Task.PUBLISH, Task.REPORT, Task.CONCLUDE)))
+_CHECKS: Final = frozenset(map(str, (Task.PREFLIGHT, Task.PUBLISH, Task.REPORT, Task.PUBLISH_BEST)))
 """Roles of the Jobs whose resources come from preflight.resources of the chart."""
 _CHECKS_ROOM: Final = (retry("Wait until other pods end, or add a node with room for this pod"),)
 _LIMITS: Final = frozenset({_R.OUT_OF_MEMORY, _R.KILLED, _R.DISK_FULL})
@@ -48,9 +48,9 @@ _CHECKS_LIMITS: Final = (
     retry("Ask a cluster admin to raise preflight.resources of Tunery's chart"),
     recreate("Store large files in a PersistentVolumeClaim (pvc://), which is read in place"),
 )
-_CONCLUDE_LIMITS: Final = (retry("Ask a cluster admin to raise preflight.resources of Tunery's chart"),)
-_CONCLUDE_DISK: Final = (recreate("Raise resources.ephemeralStorage", "template.resources.ephemeralStorage"),)
-_CONCLUDE_RETRIES: Final = (retry("Fix what the log of its last attempt names; the adapters of the trials stay"),)
+_PUBLISH_BEST_LIMITS: Final = (retry("Ask a cluster admin to raise preflight.resources of Tunery's chart"),)
+_PUBLISH_BEST_DISK: Final = (recreate("Raise resources.ephemeralStorage", "template.resources.ephemeralStorage"),)
+_PUBLISH_BEST_RETRIES: Final = (retry("Fix what the log of its last attempt names; the adapters of the trials stay"),)
 _NO_WORDS: Final = ("", "{}")
 """Termination messages that say nothing."""
 GONE: Final = (
@@ -317,24 +317,24 @@ def job_failure(
 def of_role(found: Failure, role: str) -> Failure:
     """Return a failure of a Job of that role, with remedies for the limits that its pod has: not always the spec's."""
     own = tuple(found.remedies)
-    if role == Task.CONCLUDE and found.reason == _R.RETRIES_EXHAUSTED and own in ((), GONE):
-        return found.model_copy(update={"remedies": list(_CONCLUDE_RETRIES)})
+    if role == Task.PUBLISH_BEST and found.reason == _R.RETRIES_EXHAUSTED and own in ((), GONE):
+        return found.model_copy(update={"remedies": list(_PUBLISH_BEST_RETRIES)})
     if role not in _CHECKS or found.reason not in _LIMITS or own == _ENDED:
         return found
     remedies: tuple[Remedy, ...] = _CHECKS_LIMITS
-    if role == Task.CONCLUDE:
-        remedies = _CONCLUDE_DISK if found.reason == _R.DISK_FULL else _CONCLUDE_LIMITS
+    if role == Task.PUBLISH_BEST:
+        remedies = _PUBLISH_BEST_DISK if found.reason == _R.DISK_FULL else _PUBLISH_BEST_LIMITS
     return found.model_copy(update={"remedies": list(remedies)})
 
 
 def last_failed(attempt: Attempt) -> PodView | None:
     """Return the newest pod of a Job that has failed; of pods that work together that for which the others ended."""
     if attempt.job.nodes > 1:
-        return culprit(pod for pod in attempt.ended_together if pod.phase == "Failed")
+        return root_cause_pod(pod for pod in attempt.ended_together if pod.phase == "Failed")
     return next((pod for pod in reversed(attempt.pods) if pod.phase == "Failed"), None)
 
 
-def culprit(pods: Iterable[PodView]) -> PodView | None:
+def root_cause_pod(pods: Iterable[PodView]) -> PodView | None:
     """Return of the pods that ended together the one that the others ended for: the first that says why of itself.
 
     One that was told to end comes after those, and what is only the echo of another one's end last of all.

@@ -10,11 +10,11 @@ from tunery_api.names import RETRY_ANNOTATION
 from tunery_api.reasons import FailureReason
 from tunery_api.status import FINAL_PHASES, ConditionType, Phase
 from tunery_api.sweepstatus import TrialState
+from tunery_operator.observed.attempt import EVICTED, NOT_NEEDED, PREEMPTED, VANISHED, first_ended
+from tunery_operator.observed.event import RETRIED, Event
 from tunery_operator.status.ledger import newest_attempt
 from tunery_operator.status.messages import PREVIOUS_ATTEMPT, attempt_words, was_ended
 from tunery_operator.status.phase import NOT_REPORTING, STOPPING
-from tunery_operator.views.attempt import EVICTED, NOT_NEEDED, PREEMPTED, VANISHED, first_ended
-from tunery_operator.views.event import RETRIED, Event
 
 DATASET_WARNING: Final = "DatasetWarning"
 RANK_TOO_LOW: Final = "RankTooLow"

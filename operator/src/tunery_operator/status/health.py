@@ -15,7 +15,7 @@ from tunery_api.findings import (
 )
 from tunery_api.scrub import scrub
 from tunery_api.status import ConditionType
-from tunery_operator.status.draft import Draft
+from tunery_operator.status.builder import StatusBuilder
 from tunery_operator.status.events import HEALTHY
 
 _MESSAGE: Final = "message"
@@ -24,7 +24,7 @@ _FINE: Final = "the run has no Warning or Problem; status.checks has the checks 
 
 
 def take_diagnosis(
-    draft: Draft, findings: Sequence[FindingStatus] | None, checks: Sequence[CheckStatus] | None
+    draft: StatusBuilder, findings: Sequence[FindingStatus] | None, checks: Sequence[CheckStatus] | None
 ) -> None:
     """Take over all findings that hold now, and the checklist; None: nothing was said of them.
 
@@ -41,7 +41,7 @@ def take_diagnosis(
         draft.put(checks=_with_sentences(told, draft.fields.get("checks"), ("name", "result")))
 
 
-def tell_rejection(draft: Draft) -> None:
+def tell_rejection(draft: StatusBuilder) -> None:
     """Let Healthy say of a result that was rejected that nothing in the run explains it."""
     if draft.fields.get("rejectedAdapter") and draft.conditions.is_true(ConditionType.HEALTHY):
         text = f"{_FINE}; the result was rejected all the same, as status.failure says"
@@ -56,7 +56,7 @@ def planned(checks: Sequence[CheckStatus]) -> list[CheckStatus]:
     ]
 
 
-def close_checks(draft: Draft) -> None:
+def close_checks(draft: StatusBuilder) -> None:
     """Say of each check that waits for training that there will be none any more."""
     checks = draft.fields.get("checks")
     if checks:
@@ -79,7 +79,7 @@ def _with_sentences(
     return new
 
 
-def _judge(draft: Draft) -> None:
+def _judge(draft: StatusBuilder) -> None:
     """Set Healthy: False with the gravest finding as its reason, where one is a warning or a problem."""
     findings = draft.fields.get("findings") or []
     gravest = worst([each["severity"] for each in findings])

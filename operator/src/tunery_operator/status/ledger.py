@@ -15,17 +15,11 @@ from tunery_api.names import child_name
 from tunery_api.reasons import ExitCode, FailureReason
 from tunery_api.runspec import Task
 from tunery_api.status import ATTEMPTS_KEPT, GENERATIONS_KEPT
-from tunery_operator.status.attempt_endings import Ending, ending_of, ending_of_lost, how_it_ended, record_stop
-from tunery_operator.status.diagnosis import is_echo
-from tunery_operator.status.draft import Draft
-from tunery_operator.status.reported_progress import first_has_ended_well, has_begun, publishes_alone
-from tunery_operator.status.snapshot import Snapshot
-from tunery_operator.status.spans import alone, spans
-from tunery_operator.views.attempt import (
-    ECHO,
+from tunery_operator.observed.attempt import (
     ENDS_WITHOUT_FAULT,
     EVICTED,
     NOT_NEEDED,
+    PEER_ABORTED,
     POD_DELETED,
     SUCCEEDED,
     Attempt,
@@ -33,8 +27,14 @@ from tunery_operator.views.attempt import (
     cause_of,
     first_ended,
 )
-from tunery_operator.views.clock import format_time, parse_time
-from tunery_operator.views.pod import LostPod, PodView
+from tunery_operator.observed.clock import format_time, parse_time
+from tunery_operator.observed.pod import LostPod, PodView
+from tunery_operator.status.attempt_endings import Termination, ending_of, ending_of_lost, how_it_ended, record_stop
+from tunery_operator.status.builder import StatusBuilder
+from tunery_operator.status.diagnosis import is_echo
+from tunery_operator.status.reported_progress import first_has_ended_well, has_begun, publishes_alone
+from tunery_operator.status.snapshot import Snapshot
+from tunery_operator.status.spans import alone, spans
 
 Entry = dict[str, Any]
 """One of status.attemptHistory."""
@@ -52,7 +52,7 @@ PASSED_OVER: Final = (ENDS_WITHOUT_FAULT - {SUCCEEDED, NOT_NEEDED}) | {
 """Ends that say nothing of the run itself."""
 
 
-def keep_ledger(draft: Draft) -> bool:
+def keep_ledger(draft: StatusBuilder) -> bool:
     """Open an attempt for each pod that has started, and close those that have ended; never the last word."""
     snapshot = draft.snapshot
     history: list[Entry] = [dict(entry) for entry in draft.fields.get("attemptHistory") or ()]
@@ -134,7 +134,7 @@ def _is_ending(main: Attempt | None) -> bool:
     return ends or any(pod.exit_code == ExitCode.USER_ERROR for pod in main.pods)
 
 
-def _name_pod(draft: Draft, opened: Entry | None) -> None:
+def _name_pod(draft: StatusBuilder, opened: Entry | None) -> None:
     """Tell which pod is the newest, also while it waits; of one that is gone already what the ledger has opened."""
     main = draft.snapshot.main
     if main is not None and main.last is not None:
@@ -143,14 +143,14 @@ def _name_pod(draft: Draft, opened: Entry | None) -> None:
         draft.put(podName=opened["pod"])
 
 
-def close_ledger(draft: Draft, reason: str) -> None:
+def close_ledger(draft: StatusBuilder, reason: str) -> None:
     """Close what is open as the object ends: its pods have been told to end, and nobody looks at them again."""
     history = [dict(entry) for entry in draft.fields.get("attemptHistory") or ()]
     for entry in history:
         if _ENDED not in entry:
             others = (item for item in history if _ATTEMPT in entry and item.get(_ATTEMPT) == entry[_ATTEMPT])
             left = reason != SUCCEEDED and cause_of(others) is not None
-            _close(draft, entry, Ending(draft.snapshot.now, ECHO if left else reason), history)
+            _close(draft, entry, Termination(draft.snapshot.now, PEER_ABORTED if left else reason), history)
     draft.put(attemptHistory=history or None)
 
 
@@ -161,7 +161,9 @@ def _pods(snapshot: Snapshot) -> list[PodView]:
     return [*earlier, *(snapshot.main.pods if snapshot.main is not None else ())]
 
 
-def _unknown(pods: Iterable[PodView | LostPod], history: Sequence[Entry], draft: Draft) -> list[PodView | LostPod]:
+def _unknown(
+    pods: Iterable[PodView | LostPod], history: Sequence[Entry], draft: StatusBuilder
+) -> list[PodView | LostPod]:
     """Return the pods that started and were never counted; what is no longer in the history started before it."""
     known = {entry["uid"] for entry in history}
     before = _listed_since(draft.fields, history)
@@ -189,7 +191,7 @@ def _entry(pod: PodView | LostPod) -> Entry:
     return entry if started is None else {**entry, "startTime": format_time(started)}
 
 
-def _ending(draft: Draft, entry: Entry, following: datetime | None) -> Ending | None:
+def _ending(draft: StatusBuilder, entry: Entry, following: datetime | None) -> Termination | None:
     """Return how an attempt ended, or None while its pod runs."""
     snapshot = draft.snapshot
     pod = next((pod for pod in _pods(snapshot) if pod.uid == entry["uid"]), None)
@@ -199,7 +201,7 @@ def _ending(draft: Draft, entry: Entry, following: datetime | None) -> Ending | 
     return ending_of_lost(entry, lost, following, snapshot, draft.conditions)
 
 
-def _endings(draft: Draft, history: Sequence[Entry]) -> list[tuple[Entry, Ending]]:
+def _endings(draft: StatusBuilder, history: Sequence[Entry]) -> list[tuple[Entry, Termination]]:
     """Return the entries to be closed with how their pods ended, in the order in which they did.
 
     The API server's times are whole seconds: within one the order counts in which the pods were seen to go.
@@ -214,7 +216,7 @@ def _endings(draft: Draft, history: Sequence[Entry]) -> list[tuple[Entry, Ending
     return sorted(found, key=lambda each: (each[1].time, gone.get(each[0]["uid"], len(gone))))
 
 
-def _or_echo(draft: Draft, entry: Entry, ending: Ending, history: Iterable[Entry]) -> Ending:
+def _or_echo(draft: StatusBuilder, entry: Entry, ending: Termination, history: Iterable[Entry]) -> Termination:
     """Return the end of a pod; of one that was told to end once another of its attempt had failed, that it is its echo.
 
     And of one that ends while the first one publishes, that nobody needed it.
@@ -227,13 +229,15 @@ def _or_echo(draft: Draft, entry: Entry, ending: Ending, history: Iterable[Entry
     if _ATTEMPT not in entry or main is None or entry["startTime"] < main.job.created:
         return ending
     if ending.reason != SUCCEEDED and main.is_not_needed(entry["uid"], entry.get(_INDEX), ending.time):
-        return Ending(ending.time, NOT_NEEDED)
+        return Termination(ending.time, NOT_NEEDED)
     if ending.reason != POD_DELETED:
         return ending
     others = [item for item in history if item.get(_ATTEMPT) == entry[_ATTEMPT] and _ENDED in item]
     failed = [item for item in others if item["reason"] not in (SUCCEEDED, NOT_NEEDED)]
     before = [item for item in failed if item[_ENDED] <= format_time(ending.time)]
-    return ending if all(_only_echoes(draft.snapshot, item) for item in before) else Ending(ending.time, ECHO)
+    return (
+        ending if all(_only_echoes(draft.snapshot, item) for item in before) else Termination(ending.time, PEER_ABORTED)
+    )
 
 
 def _only_echoes(snapshot: Snapshot, entry: Entry) -> bool:
@@ -242,10 +246,10 @@ def _only_echoes(snapshot: Snapshot, entry: Entry) -> bool:
     That is one that has not met the others, which the Job controller counts.
     """
     code = next((pod.exit_code for pod in _pods(snapshot) if pod.uid == entry["uid"]), None)
-    return entry["reason"] == ECHO and code in (None, ExitCode.PEER_LOST)
+    return entry["reason"] == PEER_ABORTED and code in (None, ExitCode.PEER_LOST)
 
 
-def _close(draft: Draft, entry: Entry, ending: Ending, history: Iterable[Entry]) -> None:
+def _close(draft: StatusBuilder, entry: Entry, ending: Termination, history: Iterable[Entry]) -> None:
     """Write down the end of a pod; what ran at a time, as pods that work together do, counts once as seconds."""
     others = list(spans(history)) if _INDEX in entry else []
     started = parse_time(entry["startTime"]) or ending.time
@@ -316,13 +320,15 @@ def gone_cause(status: Mapping[str, Any], attempt: Attempt) -> Mapping[str, Any]
     if cause is None or cause["startTime"] < attempt.job.created or cause["uid"] in {pod.uid for pod in attempt.pods}:
         return None
     begun = parse_time(cause["startTime"])
-    if cause["reason"] != ECHO:
+    if cause["reason"] != PEER_ABORTED:
         # The Job controller has told those to end of which the ledger says so, whatever they made of it.
-        entries = [entry for entry in entries if entry["reason"] != ECHO]
+        entries = [entry for entry in entries if entry["reason"] != PEER_ABORTED]
     others = {entry["uid"] for entry in status.get("attemptHistory") or ()} - {entry["uid"] for entry in entries}
     its = [pod for pod in attempt.pods if pod.uid not in others]
     there = [pod for pod in its if begun is None or _last_known(pod, begun) > begun]
-    return None if any(cause["reason"] == ECHO or (pod.finished and not is_echo(pod)) for pod in there) else cause
+    return (
+        None if any(cause["reason"] == PEER_ABORTED or (pod.finished and not is_echo(pod)) for pod in there) else cause
+    )
 
 
 def _last_known(pod: PodView, default: datetime) -> datetime:
@@ -334,7 +340,7 @@ def same_end_twice(status: Mapping[str, Any], pods: Iterable[PodView], reason: s
     uids = {pod.uid for pod in pods}
     own = ([entry for entry in entries if entry["uid"] in uids] for entries in _attempts(status))
     ends = [end for entries in own if (end := cause_of(entries)) is not None]
-    return [end for end in ends if end not in PASSED_OVER and end != ECHO][-2:] == [reason, reason]
+    return [end for end in ends if end not in PASSED_OVER and end != PEER_ABORTED][-2:] == [reason, reason]
 
 
 def newest_attempt(status: Mapping[str, Any]) -> Sequence[Entry]:
@@ -358,7 +364,7 @@ def of_one_attempt(status: Mapping[str, Any], attempt: Attempt) -> bool:
     return len({numbers[pod.uid] for pod in attempt.newest if pod.running and pod.uid in numbers}) < 2
 
 
-def ends_its_job(draft: Draft, attempt: Attempt, pod: PodView) -> bool:
+def ends_its_job(draft: StatusBuilder, attempt: Attempt, pod: PodView) -> bool:
     """Tell whether no attempt follows one whose container has failed, though its Job ends some seconds later only."""
     if pod.exit_code == ExitCode.USER_ERROR:
         return True
@@ -382,7 +388,7 @@ def retries_used(status: Mapping[str, Any], attempt: Attempt) -> int | None:
         return None
     for entry in history:
         end = entry.get("reason", SUCCEEDED) if entry["startTime"] >= job.created else SUCCEEDED
-        told = end in PASSED_OVER | {SUCCEEDED, NOT_NEEDED, ECHO}
+        told = end in PASSED_OVER | {SUCCEEDED, NOT_NEEDED, PEER_ABORTED}
         if end in _NOT_FOR_SURE or not (told or entry["uid"] in there):
             return None
     if any(pod.finished and pod.deleting and pod.exit_code != ExitCode.PEER_LOST for pod in charged):

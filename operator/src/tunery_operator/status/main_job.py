@@ -11,18 +11,21 @@ from tunery_api.names import NODES_PORTS, nodes_service
 from tunery_api.reasons import ExitCode, FailureReason
 from tunery_api.scrub import scrub
 from tunery_api.status import ConditionStatus, ConditionType, Phase
+from tunery_operator.observed.attempt import Attempt, attempt_numbers
+from tunery_operator.observed.clock import parse_time
+from tunery_operator.observed.pod import PodView
 from tunery_operator.status.attempt_endings import failure_of_gone, how_it_ended
+from tunery_operator.status.builder import StatusBuilder
 from tunery_operator.status.diagnosis import (
     GONE,
-    culprit,
     is_node_lost,
     job_failure,
     last_failed,
     lost_node,
     of_role,
     pod_failure,
+    root_cause_pod,
 )
-from tunery_operator.status.draft import Draft
 from tunery_operator.status.ledger import (
     PASSED_OVER,
     ends_its_job,
@@ -38,9 +41,6 @@ from tunery_operator.status.queueing import check_queue, is_queued, release_quot
 from tunery_operator.status.reported_progress import first_has_ended_well, is_downloading, only_starts, publishes_alone
 from tunery_operator.status.results import check_result, take_checkpoint, take_last_words, take_progress
 from tunery_operator.status.snapshot import Snapshot
-from tunery_operator.views.attempt import Attempt, attempt_numbers
-from tunery_operator.views.clock import parse_time
-from tunery_operator.views.pod import PodView
 
 _RUNNING: Final = ConditionType.RUNNING
 SAVES: Final = ", and may write a checkpoint before"
@@ -61,7 +61,7 @@ _HOPELESS: Final = FailureReason.DISK_FULL
 """Kubernetes cannot be told to end a Job for it: the same limit is met again."""
 
 
-def check_main_job(draft: Draft) -> bool:
+def check_main_job(draft: StatusBuilder) -> bool:
     """Judge the train or merge Job; True once it has ended."""
     attempt = draft.snapshot.main
     if attempt is None:
@@ -89,7 +89,7 @@ def check_main_job(draft: Draft) -> bool:
     return False
 
 
-def _failed(draft: Draft, attempt: Attempt) -> tuple[Failure, int | None]:
+def _failed(draft: StatusBuilder, attempt: Attempt) -> tuple[Failure, int | None]:
     """Return why a Job has failed, and its last exit code: the ledger knows of a pod that is gone."""
     attempts, gone = int(draft.fields.get("attempts") or 1), gone_cause(draft.fields, attempt)
     if gone is not None and attempt.job.failed_reason != "DeadlineExceeded":
@@ -97,7 +97,7 @@ def _failed(draft: Draft, attempt: Attempt) -> tuple[Failure, int | None]:
     return job_failure(attempt, attempts, draft.snapshot.platform, last_end(draft.fields))
 
 
-def _ended_at(draft: Draft, attempt: Attempt) -> datetime | None:
+def _ended_at(draft: StatusBuilder, attempt: Attempt) -> datetime | None:
     gone = gone_cause(draft.fields, attempt)
     if gone is not None:
         return parse_time(gone["endTime"])
@@ -110,11 +110,13 @@ def _ended_pod(attempt: Attempt) -> PodView | None:
     if attempt.job.nodes == 1:
         pod = attempt.last
         return pod if pod is not None and (pod.finished or pod.finished_at is not None) else None
-    found = culprit(pod for pod in attempt.ended_together if pod.exit_code != ExitCode.OK and pod.phase != "Succeeded")
+    found = root_cause_pod(
+        pod for pod in attempt.ended_together if pod.exit_code != ExitCode.OK and pod.phase != "Succeeded"
+    )
     return found if found in attempt.newest else None
 
 
-def _hopeless(draft: Draft, attempt: Attempt) -> Failure | None:
+def _hopeless(draft: StatusBuilder, attempt: Attempt) -> Failure | None:
     """Return why another attempt would only meet the same end at the price of a GPU, or None."""
     if publishes_alone(draft.snapshot, attempt) or first_has_ended_well(attempt):
         return None
@@ -122,7 +124,7 @@ def _hopeless(draft: Draft, attempt: Attempt) -> Failure | None:
     return _met_again(draft, attempt, pod) if pod is not None and pod.finished else None
 
 
-def _met_again(draft: Draft, attempt: Attempt, pod: PodView) -> Failure | None:
+def _met_again(draft: StatusBuilder, attempt: Attempt, pod: PodView) -> Failure | None:
     """Return the end of a pod's container that another attempt would meet again, or None."""
     if how_it_ended(pod, draft.snapshot, draft.conditions) in PASSED_OVER:
         return None
@@ -143,7 +145,7 @@ def _met_again(draft: Draft, attempt: Attempt, pod: PodView) -> Failure | None:
 # What a Job that has not ended does
 
 
-def show_no_job(draft: Draft) -> None:
+def show_no_job(draft: StatusBuilder) -> None:
     """Say of a Job that is not there that nothing runs; what is left of an earlier one may still end."""
     release_quota(draft)
     draft.put(pods=None)
@@ -157,7 +159,7 @@ def show_no_job(draft: Draft) -> None:
         draft.conditions.set(_RUNNING, False, "Stopped", "there is no Job")
 
 
-def show_pod(draft: Draft, attempt: Attempt) -> None:
+def show_pod(draft: StatusBuilder, attempt: Attempt) -> None:
     """Say of a Job that has not ended what its pod does, or its pods together, or what it waits for."""
     pod, job = attempt.last, attempt.job
     draft.put(pods=f"{attempt.running}/{job.nodes}" if job.nodes > 1 else None)
@@ -184,7 +186,7 @@ def show_pod(draft: Draft, attempt: Attempt) -> None:
         _show_waiting(draft, attempt)
 
 
-def _show_activity(draft: Draft, pod: PodView, attempt: Attempt) -> None:
+def _show_activity(draft: StatusBuilder, pod: PodView, attempt: Attempt) -> None:
     nodes = attempt.job.nodes
     beside = f" (the first of {nodes} pods)" if nodes > 1 else ""
     reason, text = _activity(draft, pod), f"pod {pod.name} on node {pod.node}{beside}"
@@ -203,7 +205,7 @@ def _show_activity(draft: Draft, pod: PodView, attempt: Attempt) -> None:
     draft.conditions.set(_RUNNING, True, reason, text)
 
 
-def _meets_nobody(draft: Draft, attempt: Attempt) -> str:
+def _meets_nobody(draft: StatusBuilder, attempt: Attempt) -> str:
     """Return what may keep pods from each other, as the end of a sentence, once they should have begun together."""
     last = max((pod.started_at for pod in attempt.newest if pod.started_at is not None), default=None)
     if last is None or draft.snapshot.now < last + MEETING_GRACE:
@@ -216,7 +218,7 @@ def _meets_nobody(draft: Draft, attempt: Attempt) -> str:
     )
 
 
-def _show_reporting(draft: Draft, pod: PodView) -> bool:
+def _show_reporting(draft: StatusBuilder, pod: PodView) -> bool:
     """Say whether the pod at work reports, once that is known; True where it should have and has not."""
     snapshot, reported = draft.snapshot, ConditionType.PROGRESS_REPORTED
     if pod.reports_to is None or snapshot.taking_reports_since is None:
@@ -285,7 +287,7 @@ def until_silence(snapshot: Snapshot) -> float | None:
     return (max(pod.started_at + REPORT_GRACE, since + BACKOFF_GRACE) - snapshot.now).total_seconds()
 
 
-def _show_stopping(draft: Draft, pod: PodView, several: str = "") -> None:
+def _show_stopping(draft: StatusBuilder, pod: PodView, several: str = "") -> None:
     if is_node_lost(pod, draft.snapshot.now):
         found = lost_node(pod)
         draft.show_blocker(found)
@@ -302,7 +304,7 @@ def _show_stopping(draft: Draft, pod: PodView, several: str = "") -> None:
         draft.conditions.set(_RUNNING, False, STOPPING, f"pod {pod.name} ends")
 
 
-def _show_held(draft: Draft, attempt: Attempt) -> None:
+def _show_held(draft: StatusBuilder, attempt: Attempt) -> None:
     """Say who keeps a Job from running: the user, a queue, or somebody else."""
     pod, job = next((each for each in attempt.newest if not each.finished), None), attempt.job
     if pod is not None:
@@ -316,7 +318,7 @@ def _show_held(draft: Draft, attempt: Attempt) -> None:
         draft.conditions.set(_RUNNING, False, HELD, text)
 
 
-def _show_waiting(draft: Draft, attempt: Attempt) -> None:
+def _show_waiting(draft: StatusBuilder, attempt: Attempt) -> None:
     pod, job, gone = _ended_pod(attempt), attempt.job, gone_cause(draft.fields, attempt)
     found = draft.blocker(attempt)
     if found is not None:
@@ -335,7 +337,7 @@ def _show_waiting(draft: Draft, attempt: Attempt) -> None:
         draft.conditions.set(_RUNNING, False, "Starting", f"Job {job.name} waits for its {pods} to start")
 
 
-def _with_the_end_before(draft: Draft, attempt: Attempt, found: Failure) -> Failure:
+def _with_the_end_before(draft: StatusBuilder, attempt: Attempt, found: Failure) -> Failure:
     """Return what stands in the way, and how the attempt before it failed: only an event would tell it, for an hour."""
     ended = last_failed(attempt) if gone_cause(draft.fields, attempt) is None else None
     if ended is None or how_it_ended(ended, draft.snapshot, draft.conditions) in PASSED_OVER:
@@ -345,13 +347,13 @@ def _with_the_end_before(draft: Draft, attempt: Attempt, found: Failure) -> Fail
     return found.model_copy(update={"facts": {**found.facts, PREVIOUS_ATTEMPT: scrub(text)}})
 
 
-def _used(draft: Draft, attempt: Attempt) -> str:
+def _used(draft: StatusBuilder, attempt: Attempt) -> str:
     """Return how many retries are used up, as it stands behind "failed"; empty where nobody knows for sure."""
     used = retries_used(draft.fields, attempt)
     return f" ({used} of {attempt.job.retries} retries used)" if used is not None else ""
 
 
-def _show_ended_pod(draft: Draft, attempt: Attempt, pod: PodView) -> None:
+def _show_ended_pod(draft: StatusBuilder, attempt: Attempt, pod: PodView) -> None:
     # The container ends a moment before its pod does.
     if pod.phase == "Succeeded" or pod.exit_code == 0:
         draft.conditions.set(_RUNNING, False, FINISHING, f"pod {pod.name} has ended well")
@@ -371,7 +373,7 @@ def _show_ended_pod(draft: Draft, attempt: Attempt, pod: PodView) -> None:
     draft.conditions.set(_RUNNING, False, "AttemptFailed", text)
 
 
-def _show_last_end(draft: Draft, text: str) -> None:
+def _show_last_end(draft: StatusBuilder, text: str) -> None:
     """Say of a pod that no other follows that it has ended; its phase stays until its Job has ended, too: seconds."""
     reason = draft.conditions.reason(_RUNNING)
     if draft.conditions.is_true(_RUNNING) and reason:
@@ -380,7 +382,7 @@ def _show_last_end(draft: Draft, text: str) -> None:
         draft.conditions.set(_RUNNING, False, "Starting", text)
 
 
-def _activity(draft: Draft, pod: PodView) -> str:
+def _activity(draft: StatusBuilder, pod: PodView) -> str:
     """Return the reason of Running=True: what this very pod says it does, or said before the operator's restart."""
     report = draft.snapshot.progress if draft.snapshot.reporter == pod.uid else None
     if report is None:

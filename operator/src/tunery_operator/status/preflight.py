@@ -7,15 +7,15 @@ from typing import Final
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import PreflightReport
 from tunery_api.status import ConditionType
+from tunery_operator.observed.attempt import Attempt
+from tunery_operator.observed.pod import PodView
+from tunery_operator.status.builder import StatusBuilder
 from tunery_operator.status.diagnosis import failure, job_failure, pod_failure
-from tunery_operator.status.draft import Draft
 from tunery_operator.status.health import planned, take_diagnosis
 from tunery_operator.status.ledger import ends_its_job
 from tunery_operator.status.messages import parse_report
 from tunery_operator.status.queueing import check_queue, is_queued
-from tunery_operator.status.report_needed import succeeded_pod
-from tunery_operator.views.attempt import Attempt
-from tunery_operator.views.pod import PodView
+from tunery_operator.status.result_recovery import succeeded_pod
 
 PREFLIGHT_ONLY: Final = "PreflightOnly"
 """Reason of Succeeded=True where nothing was to be trained."""
@@ -23,18 +23,18 @@ _PREFLIGHT: Final = ConditionType.PREFLIGHT
 _AT_WORK: Final = "PreflightRunning"
 
 
-def check_preflight(draft: Draft) -> bool:
+def check_preflight(draft: StatusBuilder) -> bool:
     """Judge the preflight Job; True while nothing may follow it, or where nothing does."""
     if _nothing_to_judge(draft):
         return _ends_there(draft)
     return _judge(draft) or _ends_there(draft)
 
 
-def _nothing_to_judge(draft: Draft) -> bool:
+def _nothing_to_judge(draft: StatusBuilder) -> bool:
     return not draft.snapshot.running.has_preflight or draft.conditions.is_true(_PREFLIGHT)
 
 
-def _ends_there(draft: Draft) -> bool:
+def _ends_there(draft: StatusBuilder) -> bool:
     """End an object whose checks are all that was asked for, and have passed."""
     snapshot = draft.snapshot
     if not snapshot.preflight_only:
@@ -45,7 +45,7 @@ def _ends_there(draft: Draft) -> bool:
     return True
 
 
-def _judge(draft: Draft) -> bool:
+def _judge(draft: StatusBuilder) -> bool:
     snapshot = draft.snapshot
     if not snapshot.preflight_needed:
         draft.conditions.set(_PREFLIGHT, True, "PreflightSkipped", "spec.preflight is Skip")
@@ -72,7 +72,7 @@ def _judge(draft: Draft) -> bool:
     return True
 
 
-def _check_report(draft: Draft, attempt: Attempt) -> bool:
+def _check_report(draft: StatusBuilder, attempt: Attempt) -> bool:
     pod = succeeded_pod(attempt)
     if pod is None:
         text = f"the pod of Job {attempt.job.name} is gone, and its report with it; it runs once more"
@@ -92,7 +92,7 @@ def _check_report(draft: Draft, attempt: Attempt) -> bool:
     return False
 
 
-def _take_over(draft: Draft, report: PreflightReport) -> None:
+def _take_over(draft: StatusBuilder, report: PreflightReport) -> None:
     if report.dataset is not None:
         # Of this very look at the data: what an earlier one found may be mended.
         draft.put(dataset=report.dataset.to_json_dict())
@@ -102,7 +102,7 @@ def _take_over(draft: Draft, report: PreflightReport) -> None:
     take_diagnosis(draft, None, planned(report.checks or ()))
 
 
-def _is_too_long(draft: Draft, attempt: Attempt) -> bool:
+def _is_too_long(draft: StatusBuilder, attempt: Attempt) -> bool:
     """End the object where preflight alone runs for longer than training may."""
     limit = draft.snapshot.deadline_seconds
     ran = sum(_seconds(draft, pod) for pod in attempt.pods)
@@ -114,13 +114,13 @@ def _is_too_long(draft: Draft, attempt: Attempt) -> bool:
     return True
 
 
-def _seconds(draft: Draft, pod: PodView) -> float:
+def _seconds(draft: StatusBuilder, pod: PodView) -> float:
     if pod.started_at is None:
         return 0.0
     return ((pod.finished_at or draft.snapshot.now) - pod.started_at).total_seconds()
 
 
-def _show_progress(draft: Draft, attempt: Attempt) -> None:
+def _show_progress(draft: StatusBuilder, attempt: Attempt) -> None:
     pod, job = attempt.last, attempt.job
     found = None if job.suspend else draft.blocker(attempt)
     if found is not None:
@@ -136,7 +136,7 @@ def _show_progress(draft: Draft, attempt: Attempt) -> None:
         draft.conditions.set(_PREFLIGHT, None, "PreflightStarting", f"Job {job.name} waits for its pod to start")
 
 
-def _show_ended_pod(draft: Draft, attempt: Attempt, pod: PodView) -> None:
+def _show_ended_pod(draft: StatusBuilder, attempt: Attempt, pod: PodView) -> None:
     """Say how a pod ended whose Job has not: some seconds later, unless another attempt follows."""
     if pod.phase == "Succeeded" or pod.exit_code == 0:
         draft.conditions.set(_PREFLIGHT, None, _AT_WORK, f"pod {pod.name} has ended well")

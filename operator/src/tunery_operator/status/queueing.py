@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Final
 
 from tunery_api.status import ConditionType
-from tunery_operator.status.draft import Draft
-from tunery_operator.views.attempt import PREEMPTED
-from tunery_operator.views.job import JobView
+from tunery_operator.observed.attempt import PREEMPTED
+from tunery_operator.observed.job import JobView
+from tunery_operator.status.builder import StatusBuilder
 
 NO_CONTROLLER: Final = "NoQueueController"
 _QUOTA: Final = ConditionType.QUOTA_RESERVED
@@ -19,7 +19,7 @@ def is_queued(job: JobView) -> bool:
     return job.suspend and job.queue is not None and not job.suspended_by_us and not job.finished
 
 
-def check_queue(draft: Draft, job: JobView) -> None:
+def check_queue(draft: StatusBuilder, job: JobView) -> None:
     """Set QuotaReserved by what the Job itself shows: whoever lets it in may have named the queue, too.
 
     A Job that was held, not by us, and no more is was let in by a queue controller, even if it leaves no marks.
@@ -40,14 +40,14 @@ def check_queue(draft: Draft, job: JobView) -> None:
         draft.conditions.set(_QUOTA, None, NO_CONTROLLER, text)
 
 
-def _wait(draft: Draft, queue: str) -> None:
+def _wait(draft: StatusBuilder, queue: str) -> None:
     if draft.conditions.is_true(_QUOTA) or draft.conditions.reason(_QUOTA) == PREEMPTED:
         draft.conditions.set(_QUOTA, False, PREEMPTED, f"queue {queue} took the quota back, and will start it again")
     else:
         draft.conditions.set(_QUOTA, False, _WAITING, f"queue {queue} has no room yet")
 
 
-def release_quota(draft: Draft) -> None:
+def release_quota(draft: StatusBuilder) -> None:
     """Say that no quota is held: the Job that had it is suspended, or is no more."""
     if draft.conditions.status(_QUOTA) is not None:
         draft.conditions.set(_QUOTA, None, "Released", "no Job waits in a queue or holds quota")

@@ -10,8 +10,8 @@ from typing import Any, Final
 from tunery_api.failures import Failure, Subject, render_hint
 from tunery_api.status import ConditionType
 from tunery_api.tolerant import read
+from tunery_operator.observed.event import ADAPTER_REMOVED
 from tunery_operator.status.conditions import Conditions
-from tunery_operator.views.event import ADAPTER_REMOVED
 
 _GONE: Final = ("adapter", "rejectedAdapter", "checkpoint", "curve")
 _OTHERS: Final = {

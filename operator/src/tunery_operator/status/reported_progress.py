@@ -11,9 +11,9 @@ from tunery_api.names import METRICS
 from tunery_api.reasons import ExitCode
 from tunery_api.runspec import DOWNLOADING, TrainerStatus
 from tunery_api.status import ConditionType, Phase
+from tunery_operator.observed.attempt import Attempt
+from tunery_operator.observed.clock import format_duration
 from tunery_operator.status.snapshot import Snapshot
-from tunery_operator.views.attempt import Attempt
-from tunery_operator.views.clock import format_duration
 
 _METRICS: Final = {
     **METRICS,

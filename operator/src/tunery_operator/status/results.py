@@ -11,13 +11,14 @@ from tunery_api.reasons import FailureReason
 from tunery_api.remedies import retry
 from tunery_api.runspec import AnswersReport, RunResult, TrainerStatus
 from tunery_api.status import ConditionType
+from tunery_operator.observed.attempt import Attempt
+from tunery_operator.observed.pod import PodView
+from tunery_operator.status.builder import StatusBuilder
 from tunery_operator.status.diagnosis import failure, job_failure
-from tunery_operator.status.draft import Draft
 from tunery_operator.status.events import CHECKPOINT_NOT_STORED, RANK_TOO_LOW, REMOVAL_UNKNOWN, TRIALS_LEFT
 from tunery_operator.status.health import take_diagnosis, tell_rejection
 from tunery_operator.status.messages import parse_result
 from tunery_operator.status.phase import RESULT_LOOKUP
-from tunery_operator.status.report_needed import needs_report, published, succeeded_pod
 from tunery_operator.status.reported_progress import (
     changed_enough,
     metrics_fields,
@@ -25,15 +26,14 @@ from tunery_operator.status.reported_progress import (
     progress_fields,
     steps_fields,
 )
-from tunery_operator.views.attempt import Attempt
-from tunery_operator.views.pod import PodView
+from tunery_operator.status.result_recovery import needs_report, published, succeeded_pod
 
 _RESULT_PARTS: Final = ("metrics", "dataset", "memory", "resolved")
 _UPLOADED: Final = {"adapter": ConditionType.ADAPTER_UPLOADED, "output": ConditionType.OUTPUT_UPLOADED}
 """By the field of a kind's status that says what was published."""
 
 
-def take_progress(draft: Draft) -> None:
+def take_progress(draft: StatusBuilder) -> None:
     """Take over the newest report of the running pod."""
     report = draft.snapshot.progress
     holds = draft.snapshot.definition.holds
@@ -62,13 +62,13 @@ def take_progress(draft: Draft) -> None:
         _show_not_stored(draft, unstored)
 
 
-def _take_curve(draft: Draft, report: TrainerStatus) -> None:
+def _take_curve(draft: StatusBuilder, report: TrainerStatus) -> None:
     """Take over where the curve lies; a report that says nothing of it takes nothing back."""
     if report.curve is not None and draft.snapshot.definition.holds("curve"):
         draft.put(curve=report.curve)
 
 
-def _show_not_stored(draft: Draft, why: str) -> None:
+def _show_not_stored(draft: StatusBuilder, why: str) -> None:
     """Say that the newest checkpoint could not be stored, and what a preemption now would cost."""
     newest = draft.fields.get("checkpoint")
     begins = f"would go on from step {newest['step']}, {newest['uri']}" if newest else "would begin anew"
@@ -76,13 +76,13 @@ def _show_not_stored(draft: Draft, why: str) -> None:
     draft.conditions.set(ConditionType.CHECKPOINT_SAVED, False, CHECKPOINT_NOT_STORED, text)
 
 
-def _is_of_this_attempt(draft: Draft) -> bool:
+def _is_of_this_attempt(draft: StatusBuilder) -> bool:
     """Tell whether the newest pod has sent the report: an older one may send its last while the next is under way."""
     main = draft.snapshot.main
     return main is None or main.last is None or main.last.uid == draft.snapshot.reporter
 
 
-def take_checkpoint(draft: Draft, pod: PodView | None) -> None:
+def take_checkpoint(draft: StatusBuilder, pod: PodView | None) -> None:
     """Take over the checkpoint that a pod wrote as it was told to end."""
     result = parse_result(pod.termination_message) if pod is not None else None
     holds = draft.snapshot.definition.holds("checkpoint")
@@ -90,7 +90,7 @@ def take_checkpoint(draft: Draft, pod: PodView | None) -> None:
         _take_checkpoint(draft, result.checkpoint.to_json_dict())
 
 
-def _take_checkpoint(draft: Draft, checkpoint: dict[str, Any], *, mends: bool = True) -> None:
+def _take_checkpoint(draft: StatusBuilder, checkpoint: dict[str, Any], *, mends: bool = True) -> None:
     """Set the newest checkpoint; a report may be older than a pod's last words.
 
     `mends` is False where the same report says that a newer one could not be stored: a condition that went to and fro
@@ -106,7 +106,7 @@ def _take_checkpoint(draft: Draft, checkpoint: dict[str, Any], *, mends: bool = 
         draft.conditions.set(ConditionType.CHECKPOINT_SAVED, True, "CheckpointSaved", text)
 
 
-def check_result(draft: Draft, attempt: Attempt) -> None:
+def check_result(draft: StatusBuilder, attempt: Attempt) -> None:
     """Take over the result of a complete Job: its pod's words, or a report Job's where they are gone."""
     snapshot = draft.snapshot
     own = published(snapshot, attempt)
@@ -125,7 +125,7 @@ def check_result(draft: Draft, attempt: Attempt) -> None:
         _fail_without_result(draft, attempt)
 
 
-def _tell_removal_unknown(draft: Draft, attempt: Attempt, result: RunResult) -> None:
+def _tell_removal_unknown(draft: StatusBuilder, attempt: Attempt, result: RunResult) -> None:
     """Say of a sweep that nobody knows what its trials have left: who removed it was not heard, a report is silent."""
     if draft.snapshot.kind is not Kind.LORASWEEP or result.adapter is None:
         return
@@ -137,7 +137,7 @@ def _tell_removal_unknown(draft: Draft, attempt: Attempt, result: RunResult) -> 
     draft.conditions.set(ConditionType.TRIALS_REMOVED, None, REMOVAL_UNKNOWN, text)
 
 
-def take_published(draft: Draft, result: RunResult) -> str:
+def take_published(draft: StatusBuilder, result: RunResult) -> str:
     """Take over what was published, and return that in words."""
     name = draft.snapshot.running.result
     block = getattr(result, name)
@@ -148,7 +148,7 @@ def take_published(draft: Draft, result: RunResult) -> str:
     return text
 
 
-def forget_checkpoint(draft: Draft, result: RunResult) -> None:
+def forget_checkpoint(draft: StatusBuilder, result: RunResult) -> None:
     """Checkpoints that the result does not name were removed once it was published."""
     saved = ConditionType.CHECKPOINT_SAVED
     if result.checkpoint is None and draft.conditions.reason(saved) in ("CheckpointSaved", CHECKPOINT_NOT_STORED):
@@ -156,7 +156,7 @@ def forget_checkpoint(draft: Draft, result: RunResult) -> None:
         draft.conditions.set(saved, False, "Removed", "the checkpoints were removed once the adapter was published")
 
 
-def _look_up(draft: Draft, attempt: Attempt) -> None:
+def _look_up(draft: StatusBuilder, attempt: Attempt) -> None:
     report = draft.snapshot.report
     text = f"Job {attempt.job.name} is complete and what its pod said is gone; the bucket is asked"
     draft.conditions.set(ConditionType.RUNNING, False, RESULT_LOOKUP, text)
@@ -165,7 +165,7 @@ def _look_up(draft: Draft, attempt: Attempt) -> None:
         draft.show_blocker(found)
 
 
-def _fail_without_result(draft: Draft, attempt: Attempt) -> None:
+def _fail_without_result(draft: StatusBuilder, attempt: Attempt) -> None:
     report, name = draft.snapshot.report, attempt.job.name
     reason: str = FailureReason.ADAPTER_MISSING
     text = f"Job {name} is complete and what its pod said is gone; nothing of it is published at the output"
@@ -176,7 +176,7 @@ def _fail_without_result(draft: Draft, attempt: Attempt) -> None:
     draft.fail(failure(reason, text, remedy), ended=attempt.job.ended_at)
 
 
-def take_last_words(draft: Draft, attempt: Attempt) -> RunResult | None:
+def take_last_words(draft: StatusBuilder, attempt: Attempt) -> RunResult | None:
     """Take over what a pod that failed had reached, and return it; None where it says nothing of the kind."""
     result = parse_result(attempt.last.termination_message) if attempt.last else None
     if result is not None:
@@ -184,7 +184,7 @@ def take_last_words(draft: Draft, attempt: Attempt) -> RunResult | None:
     return result
 
 
-def take_result(draft: Draft, result: RunResult) -> None:
+def take_result(draft: StatusBuilder, result: RunResult) -> None:
     """Take over what the status of this kind holds of a result."""
     holds = draft.snapshot.definition.holds
     for name in filter(holds, _RESULT_PARTS):
@@ -212,7 +212,7 @@ def take_result(draft: Draft, result: RunResult) -> None:
     _check_evaluation(draft, result)
 
 
-def _take_steps(draft: Draft, steps: int) -> None:
+def _take_steps(draft: StatusBuilder, steps: int) -> None:
     """Show how far a run came whose last reports did not arrive."""
     shown = draft.fields.get("progress") or {}
     if int(shown.get("step") or 0) >= steps:
@@ -222,7 +222,7 @@ def _take_steps(draft: Draft, steps: int) -> None:
     draft.put(progress={**left, **steps_fields(steps, total), "totalSteps": total})
 
 
-def _take_merge(draft: Draft, result: RunResult) -> None:
+def _take_merge(draft: StatusBuilder, result: RunResult) -> None:
     inputs = [item.to_json_dict() for item in result.inputs or ()]
     verification = result.verification.to_json_dict() if result.verification else None
     draft.put(inputs=inputs or None, verification=verification, rank=result.rank, rankError=result.rank_error)
@@ -230,7 +230,7 @@ def _take_merge(draft: Draft, result: RunResult) -> None:
         draft.conditions.set(ConditionType.RANK_SUFFICIENT, False, RANK_TOO_LOW, result.rank_too_low)
 
 
-def _take_answers(draft: Draft, answers: AnswersReport) -> None:
+def _take_answers(draft: StatusBuilder, answers: AnswersReport) -> None:
     """Take over how many lines of a batch have their end: all attempts together."""
     if not draft.snapshot.definition.holds("answered_by"):
         return
@@ -241,7 +241,7 @@ def _take_answers(draft: Draft, answers: AnswersReport) -> None:
         draft.merge("progress", {**done, "totalSteps": answers.lines})
 
 
-def _check_evaluation(draft: Draft, result: RunResult) -> None:
+def _check_evaluation(draft: StatusBuilder, result: RunResult) -> None:
     metrics = result.metrics
     if metrics is None or metrics.eval_loss is None:
         return

@@ -6,12 +6,12 @@ from typing import Final
 
 from tunery_api.adapterserver import ENGINE_RANKS
 from tunery_api.unservable import method_problem, rank_problem
-from tunery_operator.status.draft import Draft
+from tunery_operator.status.builder import StatusBuilder
 
 _FIELD: Final = "unservable"
 
 
-def tell_unservable(draft: Draft) -> None:
+def tell_unservable(draft: StatusBuilder) -> None:
     """Say beside the settings and beside the result why no server can serve it; nothing where nothing says so."""
     method = (draft.fields.get("resolved") or {}).get("method")
     for name in ("resolved", "adapter"):

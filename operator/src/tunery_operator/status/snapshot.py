@@ -11,13 +11,13 @@ from tunery_api.errors import FieldError
 from tunery_api.failures import Failure
 from tunery_api.kinds import KINDS, Kind, KindDefinition, Running
 from tunery_api.runspec import TrainerStatus
-from tunery_operator.plan.inputs import Input
-from tunery_operator.plan.platform_values import NO_VALUES, PlatformValues
+from tunery_operator.observed.attempt import Attempt
+from tunery_operator.observed.owner import Owner
+from tunery_operator.observed.pod import LostPod, PodView
+from tunery_operator.planning.inputs import Input
+from tunery_operator.planning.platform_values import NO_VALUES, PlatformValues
 from tunery_operator.status.phase import WAITING_FOR_PREDECESSOR
 from tunery_operator.status.search import Search
-from tunery_operator.views.attempt import Attempt
-from tunery_operator.views.owner import Owner
-from tunery_operator.views.pod import LostPod, PodView
 
 
 @dataclass(frozen=True, slots=True)

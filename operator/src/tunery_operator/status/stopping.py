@@ -9,13 +9,14 @@ from tunery_api.reasons import FailureReason
 from tunery_api.runspec import RunResult
 from tunery_api.scrub import scrub
 from tunery_api.status import ConditionType
+from tunery_operator.observed.attempt import Attempt
+from tunery_operator.status.builder import StatusBuilder
 from tunery_operator.status.diagnosis import job_failure
-from tunery_operator.status.draft import Draft
 from tunery_operator.status.health import close_checks
 from tunery_operator.status.main_job import show_no_job, show_pod
 from tunery_operator.status.phase import PUBLISHING, STOPPING
-from tunery_operator.status.report_needed import published, succeeded_pod
 from tunery_operator.status.reported_progress import steps_fields
+from tunery_operator.status.result_recovery import published, succeeded_pod
 from tunery_operator.status.results import (
     forget_checkpoint,
     take_checkpoint,
@@ -24,23 +25,22 @@ from tunery_operator.status.results import (
     take_published,
     take_result,
 )
-from tunery_operator.status.still_there import still_there
 from tunery_operator.status.stop import REQUESTED, Stop, stop_of
-from tunery_operator.views.attempt import Attempt
+from tunery_operator.status.terminating import terminating
 
 _STOPPED: Final = ConditionType.STOPPED
 _NOTHING_USABLE: Final = frozenset({FailureReason.NOT_IMPROVED.value, FailureReason.CHECKPOINT_MISSING.value})
 """Why nothing is published at the output although all of it went well."""
 
 
-def check_stop(draft: Draft) -> bool:
+def check_stop(draft: StatusBuilder) -> bool:
     """Follow an object that is being stopped to its end; True: nothing else is to be said of it."""
     stop = stop_of(draft.snapshot)
     if stop is None:
         draft.conditions.drop(_STOPPED)
         return False
     _show_main(draft)
-    still = next(still_there(draft.snapshot), None)
+    still = next(terminating(draft.snapshot), None)
     if still is not None:
         draft.conditions.set(_STOPPED, False, STOPPING, f"{stop.why}; {still}")
     elif stop.publishes:
@@ -50,12 +50,12 @@ def check_stop(draft: Draft) -> bool:
     return True
 
 
-def _end(draft: Draft, stop: Stop, text: str, ended: datetime | None = None) -> None:
+def _end(draft: StatusBuilder, stop: Stop, text: str, ended: datetime | None = None) -> None:
     close_checks(draft)
     draft.end_stopped(stop.reason, f"{stop.why}; {text}", ended)
 
 
-def _end_after(draft: Draft, stop: Stop, text: str, step: int | None) -> None:
+def _end_after(draft: StatusBuilder, stop: Stop, text: str, step: int | None) -> None:
     """End where no adapter is at the output, and say how far it came, as far as that is known."""
     if step is None:
         _end(draft, stop, text)
@@ -64,13 +64,13 @@ def _end_after(draft: Draft, stop: Stop, text: str, step: int | None) -> None:
     _end(draft, stop, f"stopped after step {step}; {text}")
 
 
-def _last_step(draft: Draft) -> int | None:
+def _last_step(draft: StatusBuilder) -> int | None:
     """Return the last step that its pods told of, by a report or by a checkpoint; None where they told of none."""
     told = [(draft.fields.get(name) or {}).get("step") for name in ("progress", "checkpoint")]
     return max((step for step in told if step is not None), default=None)
 
 
-def _why_nothing(draft: Draft) -> str:
+def _why_nothing(draft: StatusBuilder) -> str:
     sweep = draft.snapshot.owner.sweep
     if draft.fields.get("attempts") and sweep is not None:
         return f"nothing is published, and its checkpoints stay until LoRASweep {sweep} has published its best"
@@ -81,7 +81,7 @@ def _why_nothing(draft: Draft) -> str:
     return "no pod had begun to train, so there is nothing to publish"
 
 
-def _show_main(draft: Draft) -> None:
+def _show_main(draft: StatusBuilder) -> None:
     attempt = draft.snapshot.main
     if attempt is None:
         show_no_job(draft)
@@ -92,7 +92,7 @@ def _show_main(draft: Draft) -> None:
         show_pod(draft, attempt)
 
 
-def _check_publishing(draft: Draft, stop: Stop) -> None:
+def _check_publishing(draft: StatusBuilder, stop: Stop) -> None:
     attempt = draft.snapshot.publishing
     if attempt is None:
         _show(draft, stop, f"a Job is to {_errand(draft)}")
@@ -104,7 +104,7 @@ def _check_publishing(draft: Draft, stop: Stop) -> None:
         _show_publishing(draft, stop, attempt)
 
 
-def _show_publishing(draft: Draft, stop: Stop, attempt: Attempt) -> None:
+def _show_publishing(draft: StatusBuilder, stop: Stop, attempt: Attempt) -> None:
     found = draft.blocker(attempt) if not attempt.job.suspend else None
     text = f"Job {attempt.job.name} is to {_errand(draft)}"
     if found is None:
@@ -114,7 +114,7 @@ def _show_publishing(draft: Draft, stop: Stop, attempt: Attempt) -> None:
     _show(draft, stop, f"{text}, and its pod does not run yet: {found.message}", str(found.reason))
 
 
-def _errand(draft: Draft) -> str:
+def _errand(draft: StatusBuilder) -> str:
     """Return what the publishing Job is for: a checkpoint that nobody told of may be there all the same."""
     step = (draft.fields.get("checkpoint") or {}).get("step")
     if step is None:
@@ -122,11 +122,11 @@ def _errand(draft: Draft) -> str:
     return f"publish what is best in the newest checkpoint, of step {step}"
 
 
-def _show(draft: Draft, stop: Stop, text: str, reason: str = PUBLISHING) -> None:
+def _show(draft: StatusBuilder, stop: Stop, text: str, reason: str = PUBLISHING) -> None:
     draft.conditions.set(_STOPPED, False, reason, f"{stop.why}; {text}")
 
 
-def _check_published(draft: Draft, stop: Stop, attempt: Attempt) -> None:
+def _check_published(draft: StatusBuilder, stop: Stop, attempt: Attempt) -> None:
     pod, result, name = succeeded_pod(attempt), published(draft.snapshot, attempt), attempt.job.name
     if pod is None:
         _show(draft, stop, f"the pod of Job {name} is gone, and its word with it; it runs once more")
@@ -145,7 +145,7 @@ def _check_published(draft: Draft, stop: Stop, attempt: Attempt) -> None:
             _end(draft, stop, f"{_after(result)}, {text}", ended)
 
 
-def _show_last_step(draft: Draft, step: int) -> None:
+def _show_last_step(draft: StatusBuilder, step: int) -> None:
     """Show how far it came: the last that its pod told of that may be a step before, as it was told to end."""
     draft.merge("stopped", {"afterStep": step})
     total = (draft.fields.get("progress") or {}).get("totalSteps")
@@ -161,7 +161,7 @@ def _after(result: RunResult) -> str:
     return f"stopped after step {result.stopped_after_step}, {measured}{older}"
 
 
-def _check_unpublished(draft: Draft, stop: Stop, attempt: Attempt) -> None:
+def _check_unpublished(draft: StatusBuilder, stop: Stop, attempt: Attempt) -> None:
     """End where no adapter came of it; what can be mended, a deadline that is too short included, is a failure."""
     result = take_last_words(draft, attempt)
     found, exit_code = job_failure(attempt, max(1, len(attempt.pods)), draft.snapshot.platform)

@@ -13,9 +13,9 @@ from typing import Any, Final
 
 from tunery_api.scrub import shorten
 from tunery_api.status import FINAL_PHASES, ConditionType, Phase
+from tunery_operator.observed.clock import parse_time
 from tunery_operator.status.conditions import Conditions
 from tunery_operator.status.phase import NOT_REPORTING
-from tunery_operator.views.clock import parse_time
 
 _SHORT: Final = 160
 """Bytes of the message of Stalled; condition Failed has all of it."""

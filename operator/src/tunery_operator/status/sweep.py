@@ -7,7 +7,7 @@ from typing import Final
 
 from tunery_api.status import ConditionType
 from tunery_api.sweepstatus import EndReason
-from tunery_operator.status.draft import Draft
+from tunery_operator.status.builder import StatusBuilder
 from tunery_operator.status.search import SEARCH_SUSPENDED, TRIAL_KEPT, TRIALS_QUEUED, Search
 from tunery_search import summary
 from tunery_search.failures import of_sweep
@@ -27,7 +27,7 @@ _END: Final = {
 }
 
 
-def check_search(draft: Draft) -> bool:
+def check_search(draft: StatusBuilder) -> bool:
     """Take over what is known of the trials; True where the sweep fails."""
     search = draft.snapshot.search
     if search is None:
@@ -50,17 +50,17 @@ def check_search(draft: Draft) -> bool:
     return True
 
 
-def tell_removed(draft: Draft) -> None:
+def tell_removed(draft: StatusBuilder) -> None:
     """Leave out the places of the adapters that are not kept, once the best is published."""
     search = draft.snapshot.search
-    if search is None or search.decision.conclude is None or not draft.conditions.is_true(ConditionType.SUCCEEDED):
+    if search is None or search.decision.publish is None or not draft.conditions.is_true(ConditionType.SUCCEEDED):
         return
     rows = [trial.row for trial in search.trials]
-    told = summary.without_removed(rows, search.decision.conclude, search.spec.keep_adapters)
+    told = summary.without_removed(rows, search.decision.publish, search.spec.keep_adapters)
     draft.put(trials=[row.to_json_dict() for row in told])
 
 
-def _show_trials(draft: Draft, search: Search) -> None:
+def _show_trials(draft: StatusBuilder, search: Search) -> None:
     spec, trials = search.spec, search.trials
     best = summary.best(trials, float(spec.objective.tolerance))
     convergence = summary.convergence(trials)
@@ -95,11 +95,11 @@ def _text(time: datetime) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def _show_stage(draft: Draft, search: Search) -> None:
+def _show_stage(draft: StatusBuilder, search: Search) -> None:
     """Say whether trials are made, and why none is."""
     decision, blocker = search.decision, search.blocker
     end = EndReason.SPACE_EXHAUSTED if search.exhausted else decision.end_reason
-    if decision.conclude is not None or (end is not None and decision.final is None and not decision.create):
+    if decision.publish is not None or (end is not None and decision.final is None and not decision.create):
         why = _END.get(end, "it is over") if end is not None else "it is over"
         if end is EndReason.MAX_TRIALS and (tried := points_tried(search.spec)):
             why += f", {tried}"
@@ -124,7 +124,7 @@ def _show_stage(draft: Draft, search: Search) -> None:
         _say(draft, search, True, "Searching", f"{made}{_kept(search)}")
 
 
-def _say(draft: Draft, search: Search, status: bool | None, reason: str, message: str) -> None:
+def _say(draft: StatusBuilder, search: Search, status: bool | None, reason: str, message: str) -> None:
     """Set the condition Searching, with a word on who only claims to be a trial, and on who is one all the same."""
     foreign = search.foreign
     if foreign:

@@ -22,9 +22,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from tunery_operator.client.client import KubeClient, load_client
+from tunery_operator.client.rbac import CERTIFICATE_PERMISSIONS, CREATE_SECRET, GET_SECRET, PATCH_SECRET
 from tunery_operator.errors import ApiFailure
-from tunery_operator.kube.client import KubeClient, load_client
-from tunery_operator.kube.rbac import CERTIFICATE_PERMISSIONS, CREATE_SECRET, GET_SECRET, PATCH_SECRET
 
 logger = logging.getLogger(__name__)
 

@@ -20,10 +20,10 @@ import urllib3
 from tunery_api.kinds import Kind
 from tunery_api.names import GROUP
 from tunery_api.reasons import FailureReason
+from tunery_operator.client.client import KubeClient, load_client
+from tunery_operator.client.rbac import LORAJOBS, OWNERS, TEST_PERMISSIONS, Call, delete_owner
+from tunery_operator.client.total_timeout import with_total_timeout
 from tunery_operator.errors import ApiFailure
-from tunery_operator.kube.client import KubeClient, load_client
-from tunery_operator.kube.rbac import LORAJOBS, OWNERS, TEST_PERMISSIONS, Call, delete_owner
-from tunery_operator.kube.whole_exchange import in_whole
 
 NAME: Final = "helm-test"
 MISSING: Final = "helm-test-has-no-bucket"
@@ -68,7 +68,7 @@ def check_api(client: KubeClient, asked: Asked) -> str:
 def check_operator(asked: Asked) -> str:
     """See that the operator says it is ready."""
     try:
-        answer = in_whole(urllib3.PoolManager()).request("GET", asked.ready_url, timeout=10, retries=3)
+        answer = with_total_timeout(urllib3.PoolManager()).request("GET", asked.ready_url, timeout=10, retries=3)
     except urllib3.exceptions.HTTPError as error:
         raise Broken(f"{asked.ready_url} does not answer: {error}; do the operator's pods run?") from error
     if answer.status != 200:
@@ -79,7 +79,7 @@ def check_operator(asked: Asked) -> str:
 def check_certificate(asked: Asked) -> str:
     """See that a pod which trusts the endpoint's authority can report there, and a stranger cannot."""
     context = ssl.create_default_context(cafile=asked.authority)
-    pool = in_whole(urllib3.PoolManager(ssl_context=context))
+    pool = with_total_timeout(urllib3.PoolManager(ssl_context=context))
     try:
         answer = pool.request("POST", asked.progress_url, body=b"{}", headers=_STRANGER, timeout=10, retries=3)
     except urllib3.exceptions.HTTPError as error:

@@ -14,16 +14,16 @@ from tunery_api.runspec import ResolvedAdapter
 from tunery_api.sweepstatus import TrialState, TrialStatus
 from tunery_api.validation import parse_adaptermerge, parse_batchinference, parse_lorajob
 from tunery_operator.manifests.job import build_job, build_service
-from tunery_operator.plan.adaptermerge import plan_merge
-from tunery_operator.plan.batchinference import plan_batch
-from tunery_operator.plan.batchinference import plan_report as plan_report_of_batch
-from tunery_operator.plan.inputs import plain_input
-from tunery_operator.plan.job import Platform
-from tunery_operator.plan.lorajob import Known, plan_preflight, plan_publish, plan_report, plan_train
-from tunery_operator.plan.lorasweep import Found, plan_conclude
-from tunery_operator.plan.lorasweep import plan_report as plan_report_of_sweep
-from tunery_operator.plan.types import JobPlan
-from tunery_operator.views.owner import Owner, parse_owner
+from tunery_operator.observed.owner import Owner, parse_owner
+from tunery_operator.planning.adaptermerge import plan_merge
+from tunery_operator.planning.batchinference import plan_batch
+from tunery_operator.planning.batchinference import plan_report as plan_report_of_batch
+from tunery_operator.planning.inputs import plain_input
+from tunery_operator.planning.job import Platform
+from tunery_operator.planning.lorajob import Known, plan_preflight, plan_publish, plan_report, plan_train
+from tunery_operator.planning.lorasweep import Found, plan_publish_best
+from tunery_operator.planning.lorasweep import plan_report as plan_report_of_sweep
+from tunery_operator.planning.types import JobPlan
 from tunery_search.space import space_of
 from tunery_search.validation import parse_lorasweep
 
@@ -75,14 +75,14 @@ def plans(platform: Platform) -> dict[str, JobPlan]:
         "merge": plan_merge(merge, owner(Kind.ADAPTERMERGE), platform, [plain_input("s3://a/one")]),
         "batch": plan_batch(batch, owner(Kind.BATCHINFERENCE), platform),
         "batch-report": plan_report_of_batch(batch, owner(Kind.BATCHINFERENCE), platform),
-        "conclude": plan_conclude(sweep, owner(Kind.LORASWEEP), platform, found, space),
+        "publish-best": plan_publish_best(sweep, owner(Kind.LORASWEEP), platform, found, space),
         "sweep-report": plan_report_of_sweep(sweep, owner(Kind.LORASWEEP), platform, found, space),
     }
 
 
 CASES = [
     "preflight", "train", "train-full", "preflight-full", "report", "publish", "merge", "batch", "batch-report",
-    "conclude", "sweep-report", "train-nodes",
+    "publish-best", "sweep-report", "train-nodes",
 ]  # fmt: skip
 
 

@@ -11,9 +11,9 @@ import pytest
 from tunery_api.kinds import Kind
 from tunery_api.serving import Desired
 from tunery_operator.manifests.server import build_desired, build_server
-from tunery_operator.plan.adapterserver import ServerPlan, plan_server
-from tunery_operator.plan.job import Platform
-from tunery_operator.views.owner import Owner, parse_owner
+from tunery_operator.observed.owner import Owner, parse_owner
+from tunery_operator.planning.adapterserver import ServerPlan, plan_server
+from tunery_operator.planning.job import Platform
 
 from kit.api_server import ApiServer
 from kit.chart.installing import TEAM
@@ -71,16 +71,16 @@ def volume(body: Json, name: str, **source: Any) -> None:
 
 
 def show_the_engine(body: Json, name: str, path: str) -> None:
-    """Mount a volume of the door's in the engine, too."""
+    """Mount a volume of the gateway's in the engine, too."""
     container(body, "engine")["volumeMounts"].append({"name": name, "mountPath": path})
 
 
 PARTS = "belongs to one AdapterServer"
-THREE = "the containers model, door and engine"
-IMAGE = "model and door run the platform's image"
+THREE = "the containers model, gateway and engine"
+IMAGE = "model and gateway run the platform's image"
 PROGRAM = "its own program"
 HOOKS = "no hook or probe"
-VARIABLES = "model and door have the variables"
+VARIABLES = "model and gateway have the variables"
 POD = "complies with the restricted"
 MOUNTS = "folders of its own"
 PLACES = "no Secret is in the engine"
@@ -90,22 +90,22 @@ TWISTS: list[tuple[str, Twist, str]] = [
     ("another-owner", lambda d: d["metadata"]["ownerReferences"][0].update(kind="LoRAJob"), PARTS),
     ("another-name", lambda d: d["metadata"].update(name="coredns"), PARTS),
     ("sidecar", lambda d: pod(d)["containers"].append({**container(d, "engine"), "name": "b"}), THREE),
-    ("no-door", lambda d: pod(d)["initContainers"].pop(), THREE),
-    ("door-image", lambda d: container(d, "door").update(image="busybox:1"), IMAGE),
-    ("door-image-with-our-prefix", lambda d: container(d, "door").update(image="tunery-server-evil:1"), IMAGE),
-    ("shell-as-door", lambda d: container(d, "door").update(command=["sh", "-c", "env"]), PROGRAM),
+    ("no-gateway", lambda d: pod(d)["initContainers"].pop(), THREE),
+    ("gateway-image", lambda d: container(d, "gateway").update(image="busybox:1"), IMAGE),
+    ("gateway-image-with-our-prefix", lambda d: container(d, "gateway").update(image="tunery-server-evil:1"), IMAGE),
+    ("shell-as-gateway", lambda d: container(d, "gateway").update(command=["sh", "-c", "env"]), PROGRAM),
     ("another-engine", lambda d: container(d, "engine")["command"].__setitem__(2, "sleep 9"), PROGRAM),
     ("arguments", lambda d: container(d, "model").update(args=["--help"]), PROGRAM),
     ("hook", lambda d: container(d, "engine").update(lifecycle={"postStart": {"exec": {"command": ["sh"]}}}), HOOKS),
-    ("probe", lambda d: container(d, "door").update(livenessProbe={"exec": {"command": ["sh"]}}), HOOKS),
-    ("port", lambda d: container(d, "door")["ports"].append({"containerPort": 9000}), HOOKS),
-    ("preload", lambda d: container(d, "door")["env"].append({"name": "LD_PRELOAD", "value": "/mnt/x"}), VARIABLES),
+    ("probe", lambda d: container(d, "gateway").update(livenessProbe={"exec": {"command": ["sh"]}}), HOOKS),
+    ("port", lambda d: container(d, "gateway")["ports"].append({"containerPort": 9000}), HOOKS),
+    ("preload", lambda d: container(d, "gateway")["env"].append({"name": "LD_PRELOAD", "value": "/mnt/x"}), VARIABLES),
     ("secrets", lambda d: container(d, "engine").update(envFrom=[{"secretRef": {"name": "s"}}]), VARIABLES),
     ("api-token", lambda d: pod(d).update(automountServiceAccountToken=True), "nothing of its node's"),
     ("host-network", lambda d: pod(d).update(hostNetwork=True), "nothing of its node's"),
     ("root", lambda d: pod(d)["securityContext"].update(runAsUser=0, runAsNonRoot=False), POD),
     ("root-engine", lambda d: container(d, "engine")["securityContext"].update(runAsUser=0), POD),
-    ("writable-door", lambda d: container(d, "door")["securityContext"].update(readOnlyRootFilesystem=False), POD),
+    ("writable-root", lambda d: container(d, "gateway")["securityContext"].update(readOnlyRootFilesystem=False), POD),
     ("host-path", lambda d: volume(d, "work", hostPath={"path": "/"}), MOUNTS),
     ("writable-claim", lambda d: volume(d, "volume-model", persistentVolumeClaim={"claimName": "m"}), MOUNTS),
     ("foreign-config-map", lambda d: volume(d, "desired", configMap={"name": "kube-root-ca.crt"}), MOUNTS),
@@ -113,7 +113,7 @@ TWISTS: list[tuple[str, Twist, str]] = [
         {"serviceAccountToken": {"path": "token"}}]}), MOUNTS),
     ("secret-in-the-engine", lambda d: show_the_engine(d, "secret-adapters", "/var/run/secrets/tunery/a"), PLACES),
     ("token-in-the-engine", lambda d: show_the_engine(d, "progress-token", "/var/run/tunery-progress"), PLACES),
-    ("over-the-program", lambda d: container(d, "door")["volumeMounts"][0].update(mountPath="/usr/local/lib"), PLACES),
+    ("over-program", lambda d: container(d, "gateway")["volumeMounts"][0].update(mountPath="/usr/local/lib"), PLACES),
     ("system-priority", lambda d: pod(d).update(priorityClassName="system-node-critical"), "priority classes"),
 ]  # fmt: skip
 

@@ -9,9 +9,9 @@ import pytest
 
 from tunery_api.kinds import Kind
 from tunery_operator.manifests.trial import build_trial, hold_change, stop_change
-from tunery_operator.plan.job import Platform, output_place
-from tunery_operator.plan.lorasweep import plan_trial
-from tunery_operator.views.owner import Owner, parse_owner
+from tunery_operator.observed.owner import Owner, parse_owner
+from tunery_operator.planning.job import Platform, output_place
+from tunery_operator.planning.lorasweep import plan_trial
 from tunery_search.history import Suggestion
 from tunery_search.trials import FINAL_ORIGIN
 from tunery_search.validation import parse_lorasweep

@@ -13,10 +13,10 @@ import pytest
 from kubernetes.client.configuration import Configuration
 from kubernetes.config import load_kube_config
 
+from tunery_operator.client.client import KubeClient, load_client
+from tunery_operator.client.connection import Connection
+from tunery_operator.client.rbac import Call
 from tunery_operator.errors import ApiFailure
-from tunery_operator.kube.client import KubeClient, load_client
-from tunery_operator.kube.connection import Connection
-from tunery_operator.kube.rbac import Call
 from tunery_operator.runtime.leaderelection import LeaderElection, Timing
 
 from kit.operator.api import Api

@@ -199,10 +199,10 @@ def test_a_spec_that_is_wrong_leaves_its_children_alone_until_it_is_mended(
 
 @pytest.mark.slow
 def test_the_clusters_no_is_told_and_passes(make: Callable[..., Server], namespace: Namespace) -> None:
-    namespace.deny("", "services", "no Services here")
+    namespace.deny("", "services", "no ReconcileContext here")
     server = make()
     eventually("it is reported", lambda: server.status.get("failure", {}).get("reason") == "CreateRefused")
-    assert "no Services here" in server.status["failure"]["message"]
+    assert "no ReconcileContext here" in server.status["failure"]["message"]
     namespace.allow()
     server.child("services")
     eventually("it passes", lambda: server.status.get("failure", {}).get("reason") != "CreateRefused")

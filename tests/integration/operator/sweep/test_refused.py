@@ -150,7 +150,7 @@ def test_a_trial_that_has_ended_is_told_where_the_job_that_publishes_is_somebody
 ) -> None:
     container = {"name": "c", "image": "i"}
     pod = {"restartPolicy": "Never", "containers": [container]}
-    theirs = {"metadata": {"name": "s-conclude"}, "spec": {"suspend": True, "template": {"spec": pod}}}
+    theirs = {"metadata": {"name": "s-publish-best"}, "spec": {"suspend": True, "template": {"spec": pod}}}
     namespace.api.call("POST", f"/apis/batch/v1/namespaces/{namespace.name}/jobs", theirs)
     namespace.apply(lorasweep("s", maxTrials=2, parallelTrials=2))
     assert namespace.wait_phase("s", "Failed", SWEEPS, timeout=40)["failure"]["reason"] == "NameConflict"

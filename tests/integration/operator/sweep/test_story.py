@@ -111,7 +111,7 @@ def test_the_best_of_nine_trials_is_published(namespace: Namespace, trials: Tria
     assert status["adapter"]["uri"] == "s3://adapters/s"
     assert [each["trial"] for each in status["convergence"]][-1] == best["number"]
     uid = (namespace.get(SWEEPS, "s") or {})["metadata"]["uid"]
-    run = run_of(namespace, "s-conclude")
+    run = run_of(namespace, "s-publish-best")
     assert run["loraSweep"]["best"] == best["number"]
     told = run["loraSweep"]["trials"]
     assert [{**row, "adapter": told[row["number"]]["adapter"]} for row in found] == told
@@ -403,14 +403,16 @@ def test_when_its_budget_is_spent_the_best_so_far_is_published(namespace: Namesp
 def test_where_the_best_cannot_be_published_the_sweep_fails_and_a_retry_publishes_it(
     namespace: Namespace, trials: Trials
 ) -> None:
-    trials.ends["conclude"] = lambda run: failed("AdapterCorrupt", "trial 1's adapter_model.safetensors has changed")
+    trials.ends["publish-best"] = lambda run: failed(
+        "AdapterCorrupt", "trial 1's adapter_model.safetensors has changed"
+    )
     namespace.apply(lorasweep("s", maxTrials=2))
     status = ended(namespace, phase="Failed")
     assert status["failure"]["reason"] == "AdapterCorrupt"
     assert "adapter_model.safetensors has changed" in status["failure"]["message"]
     assert status["failure"]["hint"]
     assert [(row["state"], "adapter" in row) for row in status["trials"]] == [("Complete", True)] * 2
-    del trials.ends["conclude"]
+    del trials.ends["publish-best"]
     namespace.annotate("s", SWEEPS, retry="1")
     status = ended(namespace)
     assert sorted(jobs(namespace)) == ["s-000", "s-001"], "the search is over"

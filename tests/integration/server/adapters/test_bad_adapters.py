@@ -28,7 +28,7 @@ from kit.server.loader import (
     Shapes,
     Table,
     adapter_files,
-    behind_a_door,
+    behind_a_gateway,
     lora_shapes,
     open_file,
     safetensors,
@@ -229,9 +229,9 @@ async def test_every_kind_of_bad_adapter_is_told_at_once_beside_one_that_is_aske
     good = table.item("good", table.publish("good", adapter_files(7)))
     late = table.item("late", table.publish("late", adapter_files(9)))
     table.want(good)
-    async with behind_a_door(loader, routes, engine) as door:
+    async with behind_a_gateway(loader, routes, engine) as gateway:
         await until_told(loader, {"good": "Served"})
-        async with asked_all_the_while(door, "good") as answers:
+        async with asked_all_the_while(gateway, "good") as answers:
             table.want(good, *(bad.put(table, name) for name, bad in BAD.items()), late)
             await until_told(loader, {"good": "Served", **dict.fromkeys(BAD, "Failed"), "late": "Served"})
             while_they_came = len(answers)

@@ -1,4 +1,4 @@
-"""The loader: engine and door that end, at any step of a load, and folders that were changed meanwhile."""
+"""The loader: engine and gateway that end, at any step of a load, and folders that were changed meanwhile."""
 
 from __future__ import annotations
 
@@ -92,25 +92,25 @@ async def test_what_the_engine_lost_without_a_word_is_loaded_again(table: Table)
     assert table.answers("bot") == names[0]
 
 
-async def test_a_door_that_starts_anew_takes_over_what_is_loaded_and_sends_strangers_away(table: Table) -> None:
+async def test_a_gateway_that_starts_anew_takes_over_what_is_loaded_and_sends_strangers_away(table: Table) -> None:
     names = await served_two(table)
     table.engine.held["stranger@0123456789ab"] = "/adapters/x"
     shutil.rmtree(table.root / "published")
     table.engine.log.clear()
-    table.new_door()
+    table.new_gateway()
     await table.go()
     assert [table.answers("bot"), table.answers("tone")] == names
     assert sorted(table.engine.log) == [("probe", BASE), ("unload", "stranger@0123456789ab")]
     assert table.loader.ready()
 
 
-async def test_a_door_that_starts_anew_goes_on_with_the_old_version_where_the_new_one_fails(table: Table) -> None:
+async def test_a_gateway_that_starts_anew_goes_on_with_the_old_version_where_the_new_one_fails(table: Table) -> None:
     names = await served_two(table)
     broken = table.publish("bot", adapter_files(use_dora=True))
     table.want(table.item("bot", broken))
     await table.go()
     assert table.answers("bot") == names[0]
-    table.new_door()
+    table.new_gateway()
     await table.go()
     assert table.answers("bot") == names[0]
     assert table.told("bot").reason == "AdapterUnsupported"
@@ -119,12 +119,12 @@ async def test_a_door_that_starts_anew_goes_on_with_the_old_version_where_the_ne
     assert table.answers("bot") == names[0], "another start of the engine does, too"
 
 
-async def test_a_folder_that_was_changed_while_no_door_was_there_is_not_trusted(table: Table) -> None:
+async def test_a_folder_that_was_changed_while_no_gateway_was_there_is_not_trusted(table: Table) -> None:
     names = await served_two(table)
     sha = table.told("bot").manifest_sha256
     weights = Path(table.spec.adapters_dir, str(sha), WEIGHTS)
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
-    table.new_door()
+    table.new_gateway()
     await table.go(steps=6)
     assert ("unload", names[0]) in table.engine.log
     assert table.answers("bot") == names[0]
@@ -180,7 +180,7 @@ def folders(table: Table) -> Iterator[Path]:
 
 
 async def serve(table: Table, armed: Callable[[], None] | None) -> None:
-    """Be a door until the adapter is served."""
+    """Be a gateway until the adapter is served."""
     routes, engine = Routes(BASE), Engine(table.spec.engine_socket)
     loader = Loader(table.spec, routes, engine, Ways(open_file))
     if armed is not None:

@@ -59,7 +59,7 @@ async def test_an_unknown_model_is_404(engine: EngineProcess, route: str, stream
 
 
 async def test_a_request_that_names_no_model_is_the_bases(engine: EngineProcess) -> None:
-    """So the door has to ask for one itself."""
+    """So the gateway has to ask for one itself."""
     answer = await engine.post("/v1/completions", {"prompt": "a", "max_tokens": 1})
     assert (answer.status, answer.body["model"]) == (200, BASE)
 
@@ -225,7 +225,7 @@ async def test_a_started_engine_is_healthy_and_says_its_version(engine: EnginePr
     assert (await engine.get("/version")).body == {"version": "0.32.0"}
 
 
-async def test_the_doors_probe_is_answered_beside_other_requests(engine: EngineProcess, shelf: Shelf) -> None:
+async def test_the_gateways_probe_is_answered_beside_other_requests(engine: EngineProcess, shelf: Shelf) -> None:
     """Eight tokens with the likeliest twenty at each: what an engine without our plugin takes, too."""
     await engine.load("probed@1", shelf["one"])
     client = Engine(str(engine.socket))

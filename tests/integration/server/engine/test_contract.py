@@ -1,4 +1,4 @@
-"""One contract for engines: what the door relies on, held by the stand-in and, with TUNERY_ENGINE=vllm, by vLLM 0.32.
+"""One contract for engines: the stand-in keeps it and, with TUNERY_ENGINE=vllm, vLLM 0.32.
 
 Where the two may differ, the test's docstring says in what. What else the stand-in does not have: vLLM's words, its
 prefix cache, several prompts in a request, `n`, its speed, its memory and its GPU.

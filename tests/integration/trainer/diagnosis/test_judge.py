@@ -360,7 +360,7 @@ def test_a_log_point_costs_less_than_a_millisecond() -> None:
 
 
 def test_dropout_is_suggested_only_where_the_method_has_it() -> None:
-    """PEFT refuses one for a mixture's experts, and `lora.dropout` with them is refused at the door."""
+    """PEFT refuses one for a mixture's experts, and `lora.dropout` with them is rejected before the run."""
     found = Overfit(160, 1.412, 1.456, RISEN, 0.41)
     told_of = ResolvedValue(name=EXPERTS, value="1 of 2 billion parameters: adapted, never quantised", source="Rule")
     experts = replace(SETTINGS, values=(*SETTINGS.values, told_of))

@@ -108,7 +108,7 @@ def test_a_line_break_at_the_end_is_no_part_of_the_value(preflight: Preflight, s
 def test_what_a_library_says_of_an_odd_value_is_hidden(
     preflight: Preflight, key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second door: were such a value let in, the HTTP client would name it in its refusal."""
+    """The second check: if such a value came through, the HTTP client would name it in its refusal."""
     monkeypatch.setattr(credentials, "_check_characters", lambda *_: None)
     value = f"{FIRST}\n{SECOND}\x07more-of-it"
     failure, output = preflight({"output": S3_VALUES | {key: value}})

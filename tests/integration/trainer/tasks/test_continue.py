@@ -128,9 +128,7 @@ def test_preflight_reads_all_of_the_adapter(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("missing", ["adapter_model.safetensors", "adapter_config.json"])
-def test_a_manifest_that_lists_no_adapter_is_told_at_both_doors_in_the_same_words(
-    folder: Path, tmp_path: Path, missing: str
-) -> None:
+def test_trainer_and_api_reject_an_empty_list_of_adapters_alike(folder: Path, tmp_path: Path, missing: str) -> None:
     path = folder / "out" / "manifest.json"
     manifest_here = json.loads(path.read_text())
     del manifest_here["files"][missing]

@@ -194,7 +194,7 @@ RUN = "Follow the usage: python -m tunery_trainer run [-h] [--work-dir WORK_DIR]
         (
             ["distill", "run.json"],
             "there is no command distill",
-            "Use one of preflight, train, merge, conclude, publish, report, run, estimate, check; "
+            "Use one of preflight, train, merge, publish-best, publish, report, run, estimate, check; "
             "python -m tunery_trainer --help describes each; or use the trainer image of the operator's version",
         ),
         (

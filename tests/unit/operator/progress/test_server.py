@@ -18,11 +18,11 @@ import pytest
 
 from tunery_api.kinds import Kind
 from tunery_api.runspec import TrainerStatus
-from tunery_operator.kube.cache import Cache
+from tunery_operator.client.cache import Cache
+from tunery_operator.observed.owner import Key
 from tunery_operator.progress.auth import read_claim
 from tunery_operator.progress.server import MIN_SECONDS, Limits, Pace, read_report
 from tunery_operator.runtime.priority_queue import Priority
-from tunery_operator.views.owner import Key
 
 from kit.operator.reporting import Pods, Reviews, Site, certificates, pod, token
 from kit.operator.server_bodies import replica, see_replicas

@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager
 import pytest
 
 from tunery_api.kinds import Kind
+from tunery_operator.observed.owner import Key
 from tunery_operator.runtime.kopf_source import KopfDispatcher, KopfEventSource
-from tunery_operator.views.owner import Key
 
 
 def key(name: str) -> Key:

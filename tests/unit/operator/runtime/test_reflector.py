@@ -16,15 +16,15 @@ from kubernetes.client.configuration import Configuration
 from prometheus_client import REGISTRY
 
 from tunery_api.kinds import Kind
+from tunery_operator.client.cache import Cache
+from tunery_operator.client.connection import Connection
 from tunery_operator.health import build_app
-from tunery_operator.kube.cache import Cache
-from tunery_operator.kube.connection import Connection
+from tunery_operator.observed.owner import Key
 from tunery_operator.runtime import reflector as reflector_module
 from tunery_operator.runtime.event_handlers import OwnerEventHandler
 from tunery_operator.runtime.list_watch import ListWatchClient, Timeouts, WatchFailure
 from tunery_operator.runtime.reflector import MAX_SILENCE, Reflector, ReflectorHealth
 from tunery_operator.runtime.watches import Watches, jobs, namespaces_to_watch, owners, pods
-from tunery_operator.views.owner import Key
 
 from kit.dripping import dripping
 from kit.operator.fakeapi import FakeApi, Script, begin, error_event, line, refuses, sends, serving

@@ -11,9 +11,9 @@ import pytest
 
 from tunery_api.kinds import Kind
 from tunery_operator.errors import ApiFailure, OperatorError, OwnerGone, StaleObject
+from tunery_operator.observed.owner import Key
 from tunery_operator.runtime.priority_queue import AGED_SECONDS, Priority, PriorityQueue
 from tunery_operator.runtime.workqueue import DONE, MAX_BACKOFF, MAX_BUG_BACKOFF, Requeue, WorkQueue, delay
-from tunery_operator.views.owner import Key
 
 A, B, C = (Key(Kind.LORAJOB, "ns", name) for name in "abc")
 

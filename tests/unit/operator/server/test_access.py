@@ -9,11 +9,11 @@ import pytest
 
 from tunery_api.errors import FieldError
 from tunery_api.serving import NO_KEYS, ClientRules, Desired
-from tunery_operator.plan.clients import MAX_BEFORE, NOBODY_KNOWS, Mounts, NoModel
-from tunery_operator.plan.desired import resolve
-from tunery_operator.plan.resolution import Resolution
+from tunery_operator.observed.server_pod import ContainerView, ServerPodView
+from tunery_operator.planning.clients import MAX_BEFORE, NOBODY_KNOWS, Mounts, NoModel
+from tunery_operator.planning.desired import resolve
+from tunery_operator.planning.resolution import Resolution
 from tunery_operator.status.server.snapshot import ServerSnapshot
-from tunery_operator.views.server_pod import ContainerView, ServerPodView
 
 from kit.operator.servers import deployment, heard, offer, offers, reported, server_pod, server_spec
 from kit.operator.serverstatuskit import compute, condition, snapshot, told

@@ -13,9 +13,9 @@ from tunery_api.kinds import Kind
 from tunery_api.names import DONE_LABEL, KIND_LABEL, OWNER_UID_LABEL
 from tunery_api.serverstatus import AdapterState
 from tunery_api.serving import SILENT_SECONDS, Desired, ReplicaState, ReportedAdapter
-from tunery_operator.kube.cache import Cache
-from tunery_operator.kube.rollouts import FOREIGN, ReplicaSet
-from tunery_operator.views.owner import Key
+from tunery_operator.client.cache import Cache
+from tunery_operator.client.rollouts import FOREIGN, ReplicaSet
+from tunery_operator.observed.owner import Key
 
 from kit.operator.api import Json
 from kit.operator.server_bodies import deployment, pod, server

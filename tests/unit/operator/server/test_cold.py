@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tunery_api.serving import LAST_USED_SECONDS
-from tunery_operator.plan.resolution import Astray, Waiting
+from tunery_operator.planning.resolution import Astray, Waiting
 from tunery_operator.status.server.snapshot import ServerSnapshot
 
 from kit.operator.servers import NOW, digest, heard, reported, server_pod

@@ -10,13 +10,13 @@ import pytest
 
 from tunery_api.errors import InvalidSpec
 from tunery_api.serving import NO_KEYS, Desired, ServeSpec
+from tunery_operator.config import Settings
 from tunery_operator.manifests.server import build_desired, build_server, read_desired
-from tunery_operator.plan.adapterserver import ServerPlan, plan_server
-from tunery_operator.plan.job import Platform
-from tunery_operator.plan.types import Progress
-from tunery_operator.settings import Settings
-from tunery_operator.views.deployment import parse_deployment
-from tunery_operator.views.server_pod import parse_server_pod
+from tunery_operator.observed.deployment import parse_deployment
+from tunery_operator.observed.server_pod import parse_server_pod
+from tunery_operator.planning.adapterserver import ServerPlan, plan_server
+from tunery_operator.planning.job import Platform
+from tunery_operator.planning.types import Progress
 
 from kit.operator.servers import owner, server_spec, wanted
 from kit.operator.settings import settings
@@ -159,23 +159,23 @@ def test_a_platform_that_leaves_the_user_open_has_that_of_its_jobs() -> None:
     assert "runAsUser" not in pod_of(plan(openshift))["securityContext"]
 
 
-def test_the_door_starts_before_the_engine_ends_after_it_and_answers_its_probes() -> None:
+def test_the_gateway_starts_before_the_engine_ends_after_it_and_answers_its_probes() -> None:
     found = containers(plan())
-    assert list(found) == ["model", "door", "engine"]
-    door, engine = found["door"], found["engine"]
-    assert door["restartPolicy"] == "Always"
-    assert door["command"] == ["python", "-m", "tunery_server", "door", "/etc/tunery/serve.json"]
+    assert list(found) == ["model", "gateway", "engine"]
+    gateway, engine = found["gateway"], found["engine"]
+    assert gateway["restartPolicy"] == "Always"
+    assert gateway["command"] == ["python", "-m", "tunery_server", "gateway", "/etc/tunery/serve.json"]
     assert found["model"]["command"][3] == "fetch-model"
     paths = {
         (each["name"], probe): each[probe]["httpGet"]
-        for each in (door, engine)
+        for each in (gateway, engine)
         for probe in ("startupProbe", "livenessProbe", "readinessProbe")
         if probe in each
     }
     assert paths == {
-        ("door", "startupProbe"): {"path": "/livez", "port": 8000},
-        ("door", "livenessProbe"): {"path": "/livez", "port": 8000},
-        ("door", "readinessProbe"): {"path": "/readyz", "port": 8000},
+        ("gateway", "startupProbe"): {"path": "/livez", "port": 8000},
+        ("gateway", "livenessProbe"): {"path": "/livez", "port": 8000},
+        ("gateway", "readinessProbe"): {"path": "/readyz", "port": 8000},
         ("engine", "startupProbe"): {"path": "/healthz/engine", "port": 8000},
         ("engine", "livenessProbe"): {"path": "/healthz/engine", "port": 8000},
     }
@@ -183,7 +183,7 @@ def test_the_door_starts_before_the_engine_ends_after_it_and_answers_its_probes(
     assert engine["lifecycle"] == {"preStop": {"sleep": {"seconds": 5}}}
 
 
-def test_the_engine_is_called_with_flags_that_keep_its_api_for_the_door() -> None:
+def test_the_engine_is_called_with_flags_that_keep_its_api_for_the_gateway() -> None:
     engine = containers(plan(engine={"maxRank": 128, "maxLoadedAdapters": 20, "args": ["--max-num-seqs=64"]}))["engine"]
     assert engine["command"] == [
         "sh",
@@ -241,7 +241,7 @@ def test_no_secret_is_in_the_engine_and_each_only_where_it_is_needed() -> None:
     secrets = {name: [path for path in mounts(each) if path.startswith(base)] for name, each in found.items()}
     assert secrets == {
         "model": [f"{base}/model", f"{base}/api-keys"],
-        "door": [f"{base}/adapters", f"{base}/api-keys"],
+        "gateway": [f"{base}/adapters", f"{base}/api-keys"],
         "engine": [],
     }
     assert "/var/run/tunery-progress" not in mounts(found["engine"])
@@ -296,8 +296,8 @@ def test_what_is_served_and_whom_reports_trust_stand_apart_and_make_no_new_pods(
     assert body["data"]["progress-ca.crt"] == "PEM"
     assert read_desired(body) == desired
     assert read_desired(None) == read_desired({"data": {"adapters.json": "["}}) == Desired()
-    door = env(containers(found)["door"])
-    assert door["KUBEFLOW_TRAINER_SERVER_CA_CERT"] == "/etc/tunery-adapters/progress-ca.crt"
+    gateway = env(containers(found)["gateway"])
+    assert gateway["KUBEFLOW_TRAINER_SERVER_CA_CERT"] == "/etc/tunery-adapters/progress-ca.crt"
     renewed = replace(found, progress=replace(PROGRESS, ca_pem="OTHER"))
     assert renewed.digest == found.digest
 

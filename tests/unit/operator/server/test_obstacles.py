@@ -11,10 +11,10 @@ import pytest
 
 from tunery_api.failures import Failure
 from tunery_api.reasons import FailureReason
-from tunery_operator.reconcile.warnings import Warnings, said_of_servers
-from tunery_operator.views.attempt import ClusterWarning
-from tunery_operator.views.deployment import parse_deployment
-from tunery_operator.views.server_pod import ContainerView, ServerPodView, parse_server_pod
+from tunery_operator.controllers.warnings import Warnings, said_of_servers
+from tunery_operator.observed.attempt import ClusterWarning
+from tunery_operator.observed.deployment import parse_deployment
+from tunery_operator.observed.server_pod import ContainerView, ServerPodView, parse_server_pod
 
 from kit.operator.servers import NOW, deployment, heard, reported, server_pod
 from kit.operator.serverstatuskit import compute, condition, snapshot, told
@@ -39,7 +39,7 @@ OBSTACLES: list[tuple[ServerPodView, str, str]] = [
     (starting(unschedulable="0/3 nodes are available"), "Unschedulable", "no node fits pod a: 0/3 nodes are available"),
     (crashed("engine", waiting_reason="ImagePullBackOff", exit_code=None), "ImagePullFailed", "ImagePullBackOff"),
     (
-        crashed("door", waiting_reason="CreateContainerError", exit_code=None),
+        crashed("gateway", waiting_reason="CreateContainerError", exit_code=None),
         "ContainerRefused",
         "CreateContainerError",
     ),
@@ -51,14 +51,18 @@ OBSTACLES: list[tuple[ServerPodView, str, str]] = [
     ),
     (crashed("model", exit_message=FAILURE), "ModelNotFound", "s3://models/tiny is empty"),
     (crashed("engine", exit_code=137), "Killed", "container engine of pod a was killed (exit code 137)"),
-    (crashed("door", exit_code=137), "Killed", "container door of pod a was killed (exit code 137)"),
+    (crashed("gateway", exit_code=137), "Killed", "container gateway of pod a was killed (exit code 137)"),
     (crashed("model", exit_code=137, restarts=3), "Killed", "too much memory, 3 times so far"),
-    (crashed("door", exit_reason="OOMKilled", exit_code=137), "OutOfMemory", "container door of pod a was killed"),
-    (crashed("door"), "InternalError", "container door of pod a ended with exit code 1"),
+    (
+        crashed("gateway", exit_reason="OOMKilled", exit_code=137),
+        "OutOfMemory",
+        "container gateway of pod a was killed",
+    ),
+    (crashed("gateway"), "InternalError", "container gateway of pod a ended with exit code 1"),
 ]
 
 
-@pytest.mark.parametrize("name", ["model", "door", "engine"])
+@pytest.mark.parametrize("name", ["model", "gateway", "engine"])
 def test_where_a_container_has_said_nothing_its_log_is_named(name: str) -> None:
     hint = compute(snapshot(crashed(name), rollout=deployment(1, updated=0))).status["failure"]["hint"]
     assert f"kubectl logs a -c {name} -n team)" in hint
@@ -102,9 +106,9 @@ def test_a_replica_waits_for_a_pod_of_its_server_that_ends_and_then_for_a_node()
     ]
     assert not any(warning for _, warning in told(outcome))
     # The kubelet has killed it by then: it makes no room any more by which to be excused.
-    assert outcome.next_look is not None
-    late = compute(found, status, seconds=outcome.next_look)
-    assert outcome.next_look < 80
+    assert outcome.requeue_after is not None
+    late = compute(found, status, seconds=outcome.requeue_after)
+    assert outcome.requeue_after < 80
     assert late.status["failure"]["reason"] == "Unschedulable"
 
 
@@ -158,7 +162,7 @@ def test_a_volume_that_cannot_be_mounted_is_told_though_only_events_say_it(
     assert outcome.status["failure"]["reason"] == reason
     assert words in outcome.status["failure"]["message"]
     assert outcome.status["replicaStatuses"][0]["reason"] == reason
-    assert outcome.next_look == 15, "no watch tells of events"
+    assert outcome.requeue_after == 15, "no watch tells of events"
 
 
 @pytest.mark.parametrize(
@@ -234,8 +238,8 @@ def test_no_line_of_a_log_that_tells_of_work_is_told_as_why_an_engine_ended(log:
     assert "200 OK" not in message
 
 
-@pytest.mark.parametrize("name", ["engine", "door"])
-def test_an_end_that_a_container_has_come_back_from_hides_nothing_that_the_door_says_now(name: str) -> None:
+@pytest.mark.parametrize("name", ["engine", "gateway"])
+def test_an_end_that_a_container_has_come_back_from_hides_nothing_that_the_gateway_says_now(name: str) -> None:
     back = ContainerView(name, running=True, started=True, restarts=1, exit_code=137, exit_reason="Error")
     pod = server_pod("a", ready=False, containers=(back,))
     now = heard(reported("bot"), reason="SecretNotFound", message="the Secret keys is missing")
@@ -285,7 +289,7 @@ def test_what_a_replica_says_of_itself_and_what_the_cluster_says_of_pods() -> No
         snapshot(deployment=None, rejection=Failure(reason=FailureReason.CREATE_REFUSED, message="policy says no"))
     )
     assert (refused.status["phase"], refused.status["failure"]["reason"]) == ("Pending", "CreateRefused")
-    assert refused.next_look is not None
+    assert refused.requeue_after is not None
     taken = compute(snapshot(deployment=None, conflict="Service support-server belongs to another"))
     assert taken.status["failure"]["reason"] == "NameConflict"
 
@@ -343,7 +347,9 @@ def test_a_pod_of_a_server_is_read_with_its_sidecar() -> None:
         "status": {
             "phase": "Running",
             "conditions": [{"type": "Ready", "status": "True"}, {"type": "PodScheduled", "status": "True"}],
-            "initContainerStatuses": [{"name": "door", "state": {"running": {}}, "started": True, "restartCount": 0}],
+            "initContainerStatuses": [
+                {"name": "gateway", "state": {"running": {}}, "started": True, "restartCount": 0}
+            ],
             "containerStatuses": [
                 {
                     "name": "engine",
@@ -359,5 +365,5 @@ def test_a_pod_of_a_server_is_read_with_its_sidecar() -> None:
     assert (view.deleting, view.ends_by) == (True, NOW + timedelta(minutes=1))
     engine = view.container("engine")
     assert (engine.waiting_reason, engine.exit_code, engine.restarts) == ("CrashLoopBackOff", 137, 2)
-    assert (view.container("door").running, view.container("model").running) == (True, False)
-    assert (view.container("door").started, engine.started) == (True, False)
+    assert (view.container("gateway").running, view.container("model").running) == (True, False)
+    assert (view.container("gateway").started, engine.started) == (True, False)

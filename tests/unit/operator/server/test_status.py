@@ -13,9 +13,9 @@ from tunery_api.errors import FieldError
 from tunery_api.reasons import FailureReason
 from tunery_api.remedies import edit
 from tunery_api.serving import Desired
-from tunery_operator.plan.resolution import Kept, Note, Refused, Resolution, Skipped, Waiting
+from tunery_operator.observed.server_pod import ContainerView, ServerPodView
+from tunery_operator.planning.resolution import Kept, Note, Refused, Resolution, Skipped, Waiting
 from tunery_operator.status.server.compute import Outcome
-from tunery_operator.views.server_pod import ContainerView, ServerPodView
 
 from kit.operator.servers import NOW, deployment, digest, heard, reported, server_pod, wanted
 from kit.operator.serverstatuskit import HEALTHY, compute, condition, resolution, snapshot, told
@@ -76,8 +76,8 @@ def test_a_heartbeat_changes_nothing() -> None:
 
 def test_thirty_seconds_without_a_report_and_nobody_can_say_what_is_served() -> None:
     first = compute(HEALTHY)
-    assert first.next_look is not None
-    assert 29 <= first.next_look <= 31
+    assert first.requeue_after is not None
+    assert 29 <= first.requeue_after <= 31
     silent = compute(
         replace(HEALTHY, reports={**HEALTHY.reports, "uid-a": heard(reported("bot"), seconds_ago=31)}), first.status
     )
@@ -109,11 +109,11 @@ def test_a_pod_that_the_kubelet_calls_not_ready_serves_nothing_whatever_it_last_
     "why",
     [
         {"node": None, "unschedulable": "0/3 nodes are available", "containers": ()},
-        {"containers": (ContainerView("model", running=True), ContainerView("door"), ContainerView("engine"))},
+        {"containers": (ContainerView("model", running=True), ContainerView("gateway"), ContainerView("engine"))},
     ],
     ids=["no node fits", "it brings the base"],
 )
-def test_before_any_door_runs_an_adapter_waits_and_is_not_being_loaded(why: dict[str, Any]) -> None:
+def test_before_any_gateway_runs_an_adapter_waits_and_is_not_being_loaded(why: dict[str, Any]) -> None:
     pending = server_pod("a", ready=False, phase="Pending", **why)
     bot = compute(snapshot(pending)).status["adapters"][0]
     assert (bot["state"], bot["message"]) == ("Waiting", "no replica runs yet")
@@ -131,8 +131,8 @@ def test_a_restarted_operator_keeps_the_status_until_the_replicas_report() -> No
     fresh = snapshot(server_pod("a"), served=served, watching_since=NOW)
     kept = compute(fresh, before, 5)
     assert (kept.status, kept.events) == (before, ())
-    assert kept.next_look is not None
-    assert kept.next_look > 25
+    assert kept.requeue_after is not None
+    assert kept.requeue_after > 25
     late = compute(fresh, before, 31).status
     assert {item["state"] for item in late["adapters"]} == {"Unknown"}
 
@@ -336,7 +336,7 @@ def test_no_replicas_is_stopped() -> None:
     assert (served["status"], served["reason"]) == ("Unknown", "Stopped")
     assert status["adapters"][0]["state"] == "Waiting"
     assert ("Stopped", False) in told(outcome)
-    assert (outcome.next_look, "failure" in status) == (None, False)
+    assert (outcome.requeue_after, "failure" in status) == (None, False)
 
 
 def test_without_adapters_the_base_is_served() -> None:

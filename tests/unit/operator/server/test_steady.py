@@ -11,9 +11,9 @@ from tunery_api.errors import FieldError
 from tunery_api.reasons import FailureReason
 from tunery_api.remedies import edit
 from tunery_api.serving import Desired, ReportedAdapter
-from tunery_operator.plan.resolution import Kept, Refused, Resolution, Skipped, Waiting
+from tunery_operator.observed.server_pod import ContainerView, ServerPodView
+from tunery_operator.planning.resolution import Kept, Refused, Resolution, Skipped, Waiting
 from tunery_operator.status.server.snapshot import Heard, ServerSnapshot
-from tunery_operator.views.server_pod import ContainerView, ServerPodView
 
 from kit.operator.servers import NOW, deployment, digest, heard, reported, server_pod, wanted
 from kit.operator.serverstatuskit import compute, snapshot
@@ -42,7 +42,7 @@ HEARD = st.builds(
 )
 CONTAINERS = st.builds(
     ContainerView,
-    st.sampled_from(["model", "door", "engine"]),
+    st.sampled_from(["model", "gateway", "engine"]),
     restarts=st.integers(0, 3),
     waiting_reason=st.sampled_from([None, "CrashLoopBackOff", "ImagePullBackOff"]),
     exit_code=st.sampled_from([None, 0, 1]),
@@ -99,7 +99,7 @@ def test_a_status_is_steady_from_wherever_it_came(first: ServerSnapshot, second:
     outcome = compute(second, before)
     again = compute(second, outcome.status)
     assert (again.status, again.events) == (outcome.status, ())
-    assert outcome.next_look is None or outcome.next_look > 0
+    assert outcome.requeue_after is None or outcome.requeue_after > 0
 
 
 @settings(max_examples=60, deadline=None)

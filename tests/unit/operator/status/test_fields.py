@@ -14,7 +14,7 @@ from tunery_api.kinds import KINDS
 SOURCES = Path(tunery_operator.__path__[0])
 KNOWN = {str(info.alias) for kind in KINDS.values() for info in kind.status.model_fields.values()}
 STATUSES = {"draft.fields", "self.fields", "status", "obj.status", "old", "new", "snapshot.status"}
-"""What holds a whole status, wherever it is read in `status/` and `reconcile/`."""
+"""What holds a whole status, wherever it is read in `status/` and `controllers/`."""
 
 
 def names_in(tree: ast.AST) -> Iterator[str]:
@@ -32,7 +32,7 @@ def names_in(tree: ast.AST) -> Iterator[str]:
             yield from (part.value for part in [node.slice] if isinstance(part, ast.Constant))
 
 
-@pytest.mark.parametrize(("room", "least"), [("status", 15), ("reconcile", 5)])
+@pytest.mark.parametrize(("room", "least"), [("status", 15), ("controllers", 5)])
 def test_every_field_that_is_named_is_one_of_the_api(room: str, least: int) -> None:
     # What conditions.py calls a status is that of a condition.
     paths = [path for path in (SOURCES / room).glob("*.py") if path.name != "conditions.py"]

@@ -9,9 +9,9 @@ import pytest
 from tunery_api.findings import CheckStatus, FindingStatus
 from tunery_api.runspec import TrainerStatus
 from tunery_operator.metrics import Facts, changes
+from tunery_operator.observed.attempt import Attempt
 from tunery_operator.status.compute import compute_status
 from tunery_operator.status.events import transitions
-from tunery_operator.views.attempt import Attempt
 
 from kit.operator.statuskit import NOW, TRAINING, again, condition, ended, job, judge, running, snapshot
 

@@ -12,13 +12,13 @@ import pytest
 
 from tunery_api.runspec import TrainerStatus
 from tunery_api.status import ATTEMPTS_KEPT, LoRAJobStatus
-from tunery_operator.kube.merge_patch import merge_patch
+from tunery_operator.client.merge_patch import merge_patch
+from tunery_operator.observed.pod import LostPod, PodView
 from tunery_operator.status.compute import compute_status
 from tunery_operator.status.ledger import deadline_left, run_seconds
-from tunery_operator.status.next_look import next_look
+from tunery_operator.status.requeue_after import requeue_after
 from tunery_operator.status.retry_requested import reopened
 from tunery_operator.status.snapshot import Snapshot
-from tunery_operator.views.pod import LostPod, PodView
 
 from kit.operator.objects import RESULT
 from kit.operator.statuskit import (
@@ -257,7 +257,7 @@ def test_only_seconds_in_which_a_pod_ran_count() -> None:
     assert compute_status(waits)["phase"] == "Starting"
     runs = snapshot(running(started=-50), status={"runSeconds": 5}, deadline_seconds=60)
     assert deadline_left(runs) == 5
-    assert next_look(runs, compute_status(runs)) == 5
+    assert requeue_after(runs, compute_status(runs)) == 5
 
 
 def test_beyond_the_deadline_the_object_fails_and_its_hint_mends_it() -> None:
@@ -281,7 +281,7 @@ def test_a_pod_that_stores_a_checkpoint_as_it_ends_is_waited_for_until_its_grace
     saves = dataclasses.replace(late, main=None, leftovers=(running(started=-170, meta=deleting(100)),))
     status = compute_status(saves)
     assert (status["phase"], condition(status, "Running")) == ("Stopping", ("True", "OutOfTime"))
-    assert next_look(saves, status) == 116
+    assert requeue_after(saves, status) == 116
     for leftover in (
         running(started=-170, meta=deleting(-20)),
         running(started=-170, meta=deleting(100), disruption="DeletionByTaintManager"),

@@ -12,17 +12,17 @@ import pytest
 from tunery_api.names import nodes_service
 from tunery_api.runspec import TrainerStatus
 from tunery_api.status import ATTEMPTS_KEPT, LoRAJobStatus, Phase
-from tunery_operator.kube.merge_patch import merge_patch
+from tunery_operator.client.merge_patch import merge_patch
+from tunery_operator.controllers.warnings import silences_of
 from tunery_operator.metrics import ATTEMPTS, GPU_SECONDS, Facts, changes
-from tunery_operator.reconcile.warnings import silences_of
+from tunery_operator.observed.attempt import Attempt, ClusterWarning
+from tunery_operator.observed.job import JobView
+from tunery_operator.observed.pod import LostPod, PodView
 from tunery_operator.status.compute import compute_status
 from tunery_operator.status.events import transitions
 from tunery_operator.status.ledger import deadline_left, last_end, same_end_twice
-from tunery_operator.status.next_look import next_look
+from tunery_operator.status.requeue_after import requeue_after
 from tunery_operator.status.snapshot import Snapshot
-from tunery_operator.views.attempt import Attempt, ClusterWarning
-from tunery_operator.views.job import JobView
-from tunery_operator.views.pod import LostPod, PodView
 
 from kit.operator.objects import RESULT
 from kit.operator.statuskit import (
@@ -104,7 +104,7 @@ def test_some_are_not_made_yet_or_are_refused() -> None:
     status = compute_status(seen)
     assert status["failure"]["reason"] == "QuotaExceeded"
     assert told(status)["message"].startswith("2 of 4 pods run; Job x-train cannot create its pod")
-    assert next_look(seen, status) is not None
+    assert requeue_after(seen, status) is not None
     over = ClusterWarning("FailedCreate", "exceeded quota: gpus", at(-401), "Job")
     assert "failure" not in compute_status(snapshot(main=Attempt(nodes(), tuple(runs(0, 1)), (over,))))
 
@@ -450,7 +450,7 @@ def test_what_all_of_them_wait_for_once_they_run() -> None:
     assert (status["phase"], told(status)["reason"]) == ("Starting", "PodStarted")
     words = f"pod a1-0 on node {NODE} (the first of 2 pods) starts: it loads what it needs, and then begins with the"
     assert told(status)["message"] == f"{words} others"
-    assert (next_look(seen, status) or 99) <= 30
+    assert (requeue_after(seen, status) or 99) <= 30
     late = again(seen, *runs(0, 1, started=-60), seconds=61, heard_at=NOW + timedelta(seconds=61))
     message = told(compute_status(late))["message"]
     assert message.startswith(f"{words} others. All of them have run for 2 minutes")
@@ -458,7 +458,7 @@ def test_what_all_of_them_wait_for_once_they_run() -> None:
     assert "TCP 29500, 29501 and further ports" in message
     trains = again(late, *runs(0, 1, started=-60), progress=TRAINING)
     assert told(compute_status(trains))["message"] == f"pod a1-0 on node {NODE} (the first of 2 pods)"
-    assert (next_look(trains, compute_status(trains)) or 99) > 30
+    assert (requeue_after(trains, compute_status(trains)) or 99) > 30
 
 
 def test_a_full_disk_of_any_ends_the_job() -> None:

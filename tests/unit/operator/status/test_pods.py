@@ -12,13 +12,13 @@ from tunery_api.kinds import Kind
 from tunery_api.remedies import WITHOUT_GPU
 from tunery_api.runspec import TrainerStatus
 from tunery_api.status import LoRAJobStatus, Phase
-from tunery_operator.kube.merge_patch import merge_patch
+from tunery_operator.client.merge_patch import merge_patch
+from tunery_operator.observed.attempt import Attempt, ClusterWarning
+from tunery_operator.observed.owner import Key
+from tunery_operator.observed.pod import PodView
 from tunery_operator.status.compute import compute_status
 from tunery_operator.status.events import transitions
 from tunery_operator.status.search import Search
-from tunery_operator.views.attempt import Attempt, ClusterWarning
-from tunery_operator.views.owner import Key
-from tunery_operator.views.pod import PodView
 from tunery_search.decision import Decision
 
 from kit.operator.objects import RESULT
@@ -469,31 +469,33 @@ def test_a_refused_pod_of_the_preflight_is_told_there() -> None:
     assert status["failure"]["reason"] == "QuotaExceeded"
 
 
-CONCLUDE = {"tunery.dev/role": "conclude"}
+PUBLISH_BEST = {"tunery.dev/role": "publish-best"}
 NO_CPU = pod(conditions=[unschedulable("0/1 nodes are available: 1 Insufficient cpu.")])
-NO_MEMORY = warned("Pod", "FailedCreatePodSandBox", "container init was OOM-killed", labels=CONCLUDE)["main"]
+NO_MEMORY = warned("Pod", "FailedCreatePodSandBox", "container init was OOM-killed", labels=PUBLISH_BEST)["main"]
 
 
 @pytest.mark.parametrize(
     ("main", "says", "tried_again"),
     [
-        (Attempt(job(labels=CONCLUDE), (NO_CPU,)), "add a node with room for this pod", False),
+        (Attempt(job(labels=PUBLISH_BEST), (NO_CPU,)), "add a node with room for this pod", False),
         (NO_MEMORY, "preflight.resources", False),
         (
             Attempt(
-                job(labels=CONCLUDE),
+                job(labels=PUBLISH_BEST),
                 (ended(code=137, why="OOMKilled"), ended("p2", 137, started=-50, stopped=-5, why="OOMKilled")),
             ),
             "preflight.resources",
             True,
         ),
         (
-            Attempt(job(labels=CONCLUDE, failed_reason="BackoffLimitExceeded"), (ended(code=137, why="OOMKilled"),)),
+            Attempt(
+                job(labels=PUBLISH_BEST, failed_reason="BackoffLimitExceeded"), (ended(code=137, why="OOMKilled"),)
+            ),
             "preflight.resources",
             True,
         ),
         (
-            Attempt(job(labels=CONCLUDE), (ended(code=137, **EVICTED, message=LIMIT),)),
+            Attempt(job(labels=PUBLISH_BEST), (ended(code=137, **EVICTED, message=LIMIT),)),
             "Raise resources.ephemeralStorage, in the template of a new LoRASweep.",
             False,
         ),

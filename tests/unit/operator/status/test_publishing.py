@@ -10,10 +10,10 @@ import pytest
 from tunery_api.runspec import TrainerStatus
 from tunery_api.status import Phase
 from tunery_operator.metrics import ATTEMPTS, changes
+from tunery_operator.observed.pod import PodView
 from tunery_operator.status.compute import compute_status
 from tunery_operator.status.ledger import deadline_left, last_end
 from tunery_operator.status.snapshot import Snapshot
-from tunery_operator.views.pod import PodView
 from unit.operator.status.test_nodes import FACTS, PLACELESS, UNREACHABLE, no, nodes, runs, told
 
 from kit.operator.objects import RESULT

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from tunery_api.kinds import Kind
+from tunery_operator.observed.attempt import Attempt
+from tunery_operator.observed.owner import Key, Owner
 from tunery_operator.status.compute import compute_status
 from tunery_operator.status.snapshot import Snapshot
-from tunery_operator.views.attempt import Attempt
-from tunery_operator.views.owner import Key, Owner
 
 from kit.operator.statuskit import NOW, ended, job, judge, running
 

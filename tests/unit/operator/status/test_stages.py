@@ -13,13 +13,13 @@ from tunery_api.reasons import FailureReason
 from tunery_api.remedies import Remedy, is_fixable, recreate, remedies_for, retry
 from tunery_api.runspec import TrainerStatus
 from tunery_api.status import CheckpointStatus, LoRAJobStatus
-from tunery_operator.plan.inputs import UnfinishedInput
-from tunery_operator.reconcile.gathering import is_silent
+from tunery_operator.controllers.observe import is_silent
+from tunery_operator.observed.attempt import Attempt
+from tunery_operator.planning.inputs import UnfinishedInput
 from tunery_operator.status.compute import compute_status
 from tunery_operator.status.events import transitions
-from tunery_operator.status.next_look import MAX_SECONDS, MIN_SECONDS, next_look
-from tunery_operator.status.report_needed import needs_report
-from tunery_operator.views.attempt import Attempt
+from tunery_operator.status.requeue_after import MAX_SECONDS, MIN_SECONDS, requeue_after
+from tunery_operator.status.result_recovery import needs_report
 
 from kit.operator.objects import REPORT, RESULT
 from kit.operator.statuskit import (
@@ -388,7 +388,7 @@ LOOKS: dict[str, tuple[dict[str, Any], float | None]] = {
 def test_when_time_alone_changes_a_status(seen: dict[str, Any], after: float | None) -> None:
     changes = dict(seen)
     looked = snapshot(*changes.pop("pods", ()), **changes)
-    assert next_look(looked, compute_status(looked)) == after
+    assert requeue_after(looked, compute_status(looked)) == after
 
 
 # One condition for programs

@@ -11,12 +11,12 @@ import pytest
 from tunery_api.failures import Failure
 from tunery_api.findings import NOT_TOLD, TRAINING_TELLS
 from tunery_api.reasons import FailureReason
+from tunery_operator.observed.attempt import Attempt, ClusterWarning
+from tunery_operator.observed.job import JobView
 from tunery_operator.status.compute import compute_status
 from tunery_operator.status.events import transitions
 from tunery_operator.status.snapshot import Snapshot
 from tunery_operator.status.stop import stop_of
-from tunery_operator.views.attempt import Attempt, ClusterWarning
-from tunery_operator.views.job import JobView
 
 from kit.operator.statuskit import NOW, again, at, condition, deleting, ended, job, judge, pod, running, snapshot
 

@@ -13,10 +13,10 @@ from tunery_api.kinds import KINDS, Kind
 from tunery_api.runspec import TrainerStatus
 from tunery_api.serverstatus import ServerCondition
 from tunery_api.status import CONDITIONS_KEPT, FINAL_PHASES, ConditionType, Phase
-from tunery_operator.kube.cache import Cache
+from tunery_operator.client.cache import Cache
 from tunery_operator.status.compute import compute_status
 from tunery_operator.status.events import transitions
-from tunery_operator.status.next_look import next_look
+from tunery_operator.status.requeue_after import requeue_after
 from tunery_operator.status.retry_requested import reopened
 from tunery_operator.status.snapshot import Snapshot
 from tunery_operator.status.summary import settled, under_way_again
@@ -192,7 +192,7 @@ def test_whether_the_pod_reports(seen: Snapshot, told: tuple[str, str] | None) -
 def test_a_pod_that_does_not_report_is_told_in_time_by_a_warning_that_says_what_to_do() -> None:
     young = silent(-1)
     before = compute_status(young)
-    assert next_look(young, before) == 120
+    assert requeue_after(young, before) == 120
     late = again(young, running(started=-1), seconds=120)
     after = compute_status(late)
     message = next(each["message"] for each in after["conditions"] if each["type"] == REPORTED)
@@ -219,7 +219,7 @@ def test_a_stop_is_one_event_and_its_end_another() -> None:
 def test_a_pod_that_reports_no_more_is_told_in_time_with_where_to_look() -> None:
     seen = repeating(0)
     before = compute_status(seen)
-    assert next_look(seen, before) == 121
+    assert requeue_after(seen, before) == 121
     after = compute_status(again(seen, running(started=-900), seconds=120))
     message = next(each["message"] for each in after["conditions"] if each["type"] == REPORTED)
     assert message.startswith("pod p1 has reported, and does not any more: kubectl logs p1 -n ns says why")

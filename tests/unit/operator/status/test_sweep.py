@@ -13,14 +13,14 @@ from tunery_api.kinds import Kind
 from tunery_api.reasons import FailureReason
 from tunery_api.remedies import edit, retry
 from tunery_api.sweepstatus import EndReason, LoRASweepStatus, TrialState
+from tunery_operator.observed.attempt import Attempt
+from tunery_operator.observed.owner import Key, Owner
 from tunery_operator.status.compute import compute_status
 from tunery_operator.status.events import transitions
-from tunery_operator.status.next_look import next_look
+from tunery_operator.status.requeue_after import requeue_after
 from tunery_operator.status.retry_requested import reopened
 from tunery_operator.status.search import SAMPLER_BUSY, SUGGESTION_FAILED, Blocker, Search
 from tunery_operator.status.snapshot import Snapshot
-from tunery_operator.views.attempt import Attempt
-from tunery_operator.views.owner import Key, Owner
 from tunery_search.decision import Decision, Moment, decide
 from tunery_search.trials import Live, Trial
 
@@ -82,7 +82,7 @@ def test_the_end_of_the_search_says_why(end: EndReason) -> None:
     [
         (Decision(), "trials are made: 2 of 3 points of the grid"),
         (
-            Decision(end_reason=EndReason.MAX_TRIALS, conclude=0),
+            Decision(end_reason=EndReason.MAX_TRIALS, publish=0),
             "all spec.maxTrials have been made, 2 of 3 points of the grid",
         ),
     ],
@@ -99,7 +99,7 @@ def test_an_exhausted_space_is_written_down_since_only_the_sampler_knows() -> No
     status = told(trial(0), exhausted=True, decision=Decision(create=(1,)))
     assert status["endReason"] == "SpaceExhausted"
     seen = snapshot(trial(0), exhausted=True, decision=Decision(create=(1,)))
-    assert next_look(seen, compute_status(seen)) == 0.0, "nothing else would have it looked at again"
+    assert requeue_after(seen, compute_status(seen)) == 0.0, "nothing else would have it looked at again"
 
 
 def test_a_trial_that_waits_holds_the_others_back_and_is_named() -> None:
@@ -128,7 +128,7 @@ def test_a_sampler_that_fails_is_told_and_asked_again() -> None:
     seen = snapshot(trial(0), blocker=Blocker(SUGGESTION_FAILED, "the sampler ended with 1: boom", 30.0))
     status = compute_status(seen)
     assert condition(status, "Searching") == ("Unknown", "SuggestionFailed", "the sampler ended with 1: boom")
-    assert next_look(seen, status) == 30.0
+    assert requeue_after(seen, status) == 30.0
 
 
 def test_a_sampler_that_is_busy_is_shown_once_it_takes_long() -> None:
@@ -136,12 +136,12 @@ def test_a_sampler_that_is_busy_is_shown_once_it_takes_long() -> None:
         seen = snapshot(trial(0), blocker=Blocker(SAMPLER_BUSY, "Optuna has been asked", 5.0, is_shown))
         status = compute_status(seen)
         assert condition(status, "Searching")[1] == reason
-        assert next_look(seen, status) == 5.0
+        assert requeue_after(seen, status) == 5.0
 
 
 def test_time_alone_has_it_looked_at_again() -> None:
     seen = snapshot(trial(0), decision=Decision(look_again=NOW + timedelta(seconds=7)))
-    assert next_look(seen, compute_status(seen)) == 7.0
+    assert requeue_after(seen, compute_status(seen)) == 7.0
 
 
 def test_it_has_failed_once_no_trial_runs() -> None:
@@ -180,17 +180,17 @@ def test_it_searches_until_its_last_trials_have_ended(later: Json) -> None:
 
 
 def test_it_searches_until_there_is_a_job_that_publishes_the_best() -> None:
-    concluding = {"decision": Decision(conclude=0, end_reason=EndReason.MAX_TRIALS)}
-    before = told(trial(0), **concluding)
+    publishing = {"decision": Decision(publish=0, end_reason=EndReason.MAX_TRIALS)}
+    before = told(trial(0), **publishing)
     assert before["phase"] == "Searching"
     no_room = Failure(reason="QuotaExceeded", message="count/jobs.batch is used up")
     seen = replace(snapshot(status=before, rejection=no_room), search=None)
     status = compute_status(seen)
     assert (status["phase"], status["failure"]["reason"]) == ("Searching", "QuotaExceeded")
     assert condition(status, "Searching") == ("False", "QuotaExceeded", "count/jobs.batch is used up")
-    waits = next_look(replace(seen, status=status, now=NOW + timedelta(minutes=2)), status)
+    waits = requeue_after(replace(seen, status=status, now=NOW + timedelta(minutes=2)), status)
     assert waits == 20.0, "the longer that lasts, the more seldom"
-    started = told(trial(0), status=status, main=Attempt(job(name="support-conclude"), ()), **concluding)
+    started = told(trial(0), status=status, main=Attempt(job(name="support-publish-best"), ()), **publishing)
     assert (started["phase"], condition(started, "Searching")[1]) == ("Starting", "MaxTrials")
 
 
@@ -265,12 +265,12 @@ def test_who_only_claims_to_be_a_trial_is_named() -> None:
 
 
 def test_while_the_best_is_published_it_uploads_and_then_has_succeeded() -> None:
-    concluding = {"decision": Decision(conclude=0, end_reason=EndReason.MAX_TRIALS)}
-    attempt = Attempt(job(name="support-conclude"), (at_work("p1"),))
-    assert told(trial(0), main=attempt, **concluding)["phase"] in ("Starting", "Uploading")
+    publishing = {"decision": Decision(publish=0, end_reason=EndReason.MAX_TRIALS)}
+    attempt = Attempt(job(name="support-publish-best"), (at_work("p1"),))
+    assert told(trial(0), main=attempt, **publishing)["phase"] in ("Starting", "Uploading")
     words = {"adapter": {"uri": "s3://a/s", "manifestSha256": "ab" * 32, "sizeBytes": 5}}
-    over = Attempt(job(name="support-conclude", complete=True), (ended("p1", says=words),))
-    status = told(trial(0), main=over, **concluding)
+    over = Attempt(job(name="support-publish-best", complete=True), (ended("p1", says=words),))
+    status = told(trial(0), main=over, **publishing)
     assert status["phase"] == "Succeeded"
     assert status["adapter"]["uri"] == "s3://a/s"
     assert status["trials"][0]["adapter"]["uri"] == "s3://out/0"
@@ -280,8 +280,8 @@ def test_while_the_best_is_published_it_uploads_and_then_has_succeeded() -> None
 
 def test_once_the_best_is_published_only_what_is_kept_is_named() -> None:
     words = {"adapter": {"uri": "s3://a/s", "manifestSha256": "ab" * 32, "sizeBytes": 5}}
-    over = Attempt(job(name="support-conclude", complete=True), (ended("p1", says=words),))
-    ends = Decision(conclude=1, end_reason=EndReason.MAX_TRIALS)
+    over = Attempt(job(name="support-publish-best", complete=True), (ended("p1", says=words),))
+    ends = Decision(publish=1, end_reason=EndReason.MAX_TRIALS)
     status = told(trial(0, value=2.0), trial(1, value=1.5), trial(2, value=1.6), main=over, decision=ends)
     assert status["phase"] == "Succeeded"
     assert [("adapter" in row) for row in status["trials"]] == [False, True, False]

@@ -15,15 +15,15 @@ from tunery_api.remedies import Action, Remedy, edit, recreate, remedies_for, re
 from tunery_api.scrub import scrub
 from tunery_api.status import ConditionType
 from tunery_api.sweepstatus import TrialStatus
-from tunery_operator.plan.lorasweep import trial_name
-from tunery_operator.status.draft import Draft
+from tunery_operator.observed.owner import Key, Owner, parse_owner
+from tunery_operator.planning.lorasweep import trial_name
+from tunery_operator.status.builder import StatusBuilder
 from tunery_operator.status.events import transitions
 from tunery_operator.status.removed import after_removal
 from tunery_operator.status.search import Search
 from tunery_operator.status.snapshot import Snapshot
 from tunery_operator.status.stopping import check_stop
 from tunery_operator.status.sweep import check_search
-from tunery_operator.views.owner import Key, Owner, parse_owner
 from tunery_search.decision import Decision, Moment, decide
 from tunery_search.failures import of_sweep
 from tunery_search.trial_rows import trial_of
@@ -72,14 +72,14 @@ def is_field(path: str) -> bool:
 
 def ended(reason: str, message: str, *remedies: Remedy, **more: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the status of a trial that failed so, and that of its sweep, which has no other."""
-    draft = Draft(Snapshot(Kind.LORAJOB, TRIAL, {"curve": "s3://a/curve.jsonl", **more}, NOW))
+    draft = StatusBuilder(Snapshot(Kind.LORAJOB, TRIAL, {"curve": "s3://a/curve.jsonl", **more}, NOW))
     draft.fail(
         Failure(reason=reason, message=scrub(message), remedies=list(remedies), facts={"dataReport": "s3://a/r.md"})
     )
     of_trial = draft.finish()
     row = trial_of(body(of_trial | {"runSeconds": 9}), read)
     decision = decide(sweep(maxTrials=1, maxFailedTrials=0), [row], Moment(NOW, NOW))
-    told = Draft(Snapshot(Kind.LORASWEEP, SWEEP, {}, NOW, search=Search(sweep(), (row,), decision)))
+    told = StatusBuilder(Snapshot(Kind.LORASWEEP, SWEEP, {}, NOW, search=Search(sweep(), (row,), decision)))
     assert check_search(told)
     return of_trial, told.finish()
 
@@ -116,7 +116,7 @@ def test_a_field_that_is_searched_is_one_of_parameters() -> None:
 
 
 def test_a_blocked_trial_continues_once_its_own_job_is_changed() -> None:
-    draft = Draft(Snapshot(Kind.LORAJOB, TRIAL, {}, NOW))
+    draft = StatusBuilder(Snapshot(Kind.LORAJOB, TRIAL, {}, NOW))
     draft.show_blocker(Failure(reason=R.UNSCHEDULABLE, message="no node"))
     hint = draft.fields["failure"]["hint"]
     in_place, _, changes = hint.partition(" The LoRAJob then continues without a retry. ")
@@ -138,7 +138,7 @@ def test_a_new_sweep_learns_from_this_one_where_losses_can_be_compared(
     reason: FailureReason, measured: bool, warm: bool
 ) -> None:
     row = TrialStatus(number=0, name="s-000", state="Complete", value="1.5" if measured else None)
-    draft = Draft(Snapshot(Kind.LORASWEEP, SWEEP, {}, NOW, search=Search(sweep(), (Trial(row),), Decision())))
+    draft = StatusBuilder(Snapshot(Kind.LORASWEEP, SWEEP, {}, NOW, search=Search(sweep(), (Trial(row),), Decision())))
     draft.fail_for(reason, "trial 0", *of_sweep(remedies_for(reason), ()))
     failure = draft.fields["failure"]
     assert failure.get("facts", {}).get("warmStartFrom") == ("[{name: s}]" if warm else None)
@@ -166,7 +166,7 @@ def test_a_sweep_passes_on_the_whole_message_of_its_trial(length: int) -> None:
 
 @pytest.mark.parametrize("reason", [*FailureReason])
 def test_a_row_has_no_remedies_that_its_reason_has(reason: FailureReason) -> None:
-    draft = Draft(Snapshot(Kind.LORAJOB, TRIAL, {}, NOW))
+    draft = StatusBuilder(Snapshot(Kind.LORAJOB, TRIAL, {}, NOW))
     draft.fail_for(reason, "m")
     assert trial_of(body(draft.finish()), read).row.failure is None
 
@@ -191,7 +191,7 @@ def test_a_copy_of_a_trial_under_another_name_is_none(sweep: str) -> None:
 
 def test_the_location_of_a_removed_rejected_adapter_is_not_named() -> None:
     uri = "s3://a/x-trials/u/001-rejected"
-    draft = Draft(Snapshot(Kind.LORAJOB, TRIAL, {}, NOW))
+    draft = StatusBuilder(Snapshot(Kind.LORAJOB, TRIAL, {}, NOW))
     draft.fail(Failure(reason=R.NOT_IMPROVED, message="it fell by 0.1 %", facts={"rejectedAdapter": uri}))
     assert uri in draft.fields["failure"]["hint"]
     after = after_removal({**draft.finish(), "rejectedAdapter": {"uri": uri}}, SUBJECT, 1, NOW)
@@ -227,7 +227,7 @@ def test_a_retry_of_what_has_succeeded_or_was_stopped_is_an_event(
 
 
 def test_a_stopped_trial_names_no_checkpoint_once_they_are_removed() -> None:
-    draft = Draft(Snapshot(Kind.LORAJOB, TRIAL, {"attempts": 1}, NOW, stop="sweep: worse", on_stop="Discard"))
+    draft = StatusBuilder(Snapshot(Kind.LORAJOB, TRIAL, {"attempts": 1}, NOW, stop="sweep: worse", on_stop="Discard"))
     draft.put(checkpoint={"step": 5, "uri": "s3://a/tunery-checkpoints/ns/s-001-uid-1/step-000005"})
     draft.conditions.set(ConditionType.CHECKPOINT_SAVED, True, "CheckpointSaved", "step 5 at s3://a/tunery-checkpoints")
     assert check_stop(draft)
@@ -260,7 +260,7 @@ def test_a_stopped_trial_names_no_checkpoint_once_they_are_removed() -> None:
 def test_what_was_not_removed_or_nobody_knows_is_not_said_to_be(
     remains: bool | None, adapter: str, end: str, checkpoints: str
 ) -> None:
-    draft = Draft(Snapshot(Kind.LORAJOB, TRIAL, {}, NOW))
+    draft = StatusBuilder(Snapshot(Kind.LORAJOB, TRIAL, {}, NOW))
     for kind in (ConditionType.ADAPTER_UPLOADED, ConditionType.CHECKPOINT_SAVED):
         draft.conditions.set(kind, True, kind.value, "at s3://a/x")
     draft.succeed("published at s3://a/x", NOW)

@@ -8,8 +8,8 @@ import pytest
 
 from tunery_api.names import SWEEP_OUTPUT_ANNOTATION
 from tunery_api.validation import parse_lorajob
-from tunery_operator.plan.job import Platform
-from tunery_operator.plan.lorajob import Known, plan_preflight, plan_train
+from tunery_operator.planning.job import Platform
+from tunery_operator.planning.lorajob import Known, plan_preflight, plan_train
 
 from kit.operator.objects import lorajob
 from kit.operator.settings import settings

@@ -13,9 +13,9 @@ from tunery_api.runspec import Task
 from tunery_api.sweepstatus import TrialState, TrialStatus
 from tunery_operator.manifests.job import build_job
 from tunery_operator.manifests.trial import build_trial
-from tunery_operator.plan.job import Platform, identity, output_place
-from tunery_operator.plan.lorasweep import MOST_BYTES, Found, bounded, plan_conclude, plan_report, plan_trial
-from tunery_operator.views.owner import Owner, parse_owner
+from tunery_operator.observed.owner import Owner, parse_owner
+from tunery_operator.planning.job import Platform, identity, output_place
+from tunery_operator.planning.lorasweep import MOST_BYTES, Found, bounded, plan_publish_best, plan_report, plan_trial
 from tunery_search.history import Suggestion
 from tunery_search.space import space_of
 from tunery_search.trials import Trial
@@ -91,15 +91,15 @@ def test_the_job_that_publishes_opens_the_output_alone_and_has_a_trials_disk() -
     template = lorasweep("s")["spec"]["template"] | {"resources": {"gpus": 1, "ephemeralStorage": "70Gi"}}
     spec = parse_lorasweep(lorasweep("s", template=template, keepAdapters=3))
     found = Found([trial(0).row, trial(1).row], 1, (), "MaxTrials", 40)
-    for plan in (plan(spec, owner(), PLATFORM, found, space_of(spec)) for plan in (plan_conclude, plan_report)):
+    for plan in (plan(spec, owner(), PLATFORM, found, space_of(spec)) for plan in (plan_publish_best, plan_report)):
         assert set(plan.run.secrets) == {"output"}
         assert plan.run.lora_sweep is not None
         assert (plan.run.lora_sweep.best, plan.run.lora_sweep.keep_adapters) == (1, 3)
         assert plan.run.lora_sweep.trials_uri == "s3://adapters/s-trials/u-1"
         assert plan.resources.gpus == 0
-    job = build_job(plan_conclude(spec, owner(), PLATFORM, found, space_of(spec)))
+    job = build_job(plan_publish_best(spec, owner(), PLATFORM, found, space_of(spec)))
     [container] = job["spec"]["template"]["spec"]["containers"]
-    assert container["command"][3] == Task.CONCLUDE
+    assert container["command"][3] == Task.PUBLISH_BEST
     assert container["resources"]["limits"]["ephemeral-storage"] == "70Gi"
 
 

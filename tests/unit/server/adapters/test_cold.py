@@ -257,7 +257,7 @@ async def test_a_place_that_becomes_free_is_used(table: Table) -> None:
     assert states(table) == {"b": "Served", "c": "Served", "d": "Cold"}
 
 
-async def test_another_process_of_the_door_first_loads_what_was_loaded_and_asked_for_last(table: Table) -> None:
+async def test_another_process_of_the_gateway_first_loads_what_was_loaded_and_asked_for_last(table: Table) -> None:
     table.want(*items(table))
     await table.go()
     for name in "dc":
@@ -265,7 +265,7 @@ async def test_another_process_of_the_door_first_loads_what_was_loaded_and_asked
     table.clock.now += 60
     await table.go(steps=1)
     table.engine.start(2)
-    table.new_door()
+    table.new_gateway()
     await table.go()
     assert states(table) == {"a": "Cold", "b": "Cold", "c": "Served", "d": "Served"}
     assert table.told("c").last_used is not None

@@ -196,7 +196,7 @@ async def test_what_can_never_fit_is_told_before_anybody_asks_and_nobody_leaves_
 
     table = small(tmp_path, 4.5, limit)
     table.opened = counted
-    table.new_door()
+    table.new_gateway()
     others = items(table, 4)
     table.want(*others)
     await table.go(steps=4)
@@ -282,7 +282,7 @@ async def test_one_that_waits_for_room_gives_its_place_to_one_that_has_come(tmp_
 
     table = small(tmp_path, 3.5, limit=3)
     table.opened = opened
-    table.new_door()
+    table.new_gateway()
     wanted = items(table, 4, kept=1)
     table.want(*wanted, big(table, 2))
     await table.go(steps=4)

@@ -341,9 +341,9 @@ async def test_an_adapter_that_takes_the_engine_down_twice_is_left_out_and_the_r
     assert "2 times" in str(told.message)
     assert len([name for name in table.engine.did("load") if name.startswith("poison")]) == 2
     assert table.loader.ready()
-    table.new_door()
+    table.new_gateway()
     await table.go()
-    assert table.told("poison").reason == "EngineFailed", "another process of the door knows it, too"
+    assert table.told("poison").reason == "EngineFailed", "another process of the gateway knows it, too"
     assert len([name for name in table.engine.did("load") if name.startswith("poison")]) == 2
     table.want(items[0], table.item("poison", table.publish("poison", adapter_files(40))), items[2])
     table.engine.dies_of = lambda name: False
@@ -384,7 +384,7 @@ async def test_a_secret_that_is_missing_is_named_with_its_keys_and_taken_once_it
     assert caught.value.reason is FailureReason.SECRET_NOT_FOUND
     assert "spec.adapterSecretRef: the Secret s3" in caught.value.message
     assert "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY" in caught.value.message
-    table.new_door()
+    table.new_gateway()
     (tmp_path / "secret").mkdir()
     for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         (tmp_path / "secret" / key).write_text("a-value-of-its-own")

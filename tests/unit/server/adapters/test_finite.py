@@ -96,9 +96,9 @@ async def test_an_engine_that_answers_nonsense_to_others_afterwards_must_start_a
     assert table.loader.ready()
     assert table.told("huge").reason == "ProbeFailed"
     assert "1 of 1 log-probabilities" in str(table.told("huge").message)
-    table.new_door()
+    table.new_gateway()
     await table.go()
-    assert table.told("huge").reason == "EngineFailed", "another process of the door asks it no more"
+    assert table.told("huge").reason == "EngineFailed", "another process of the gateway asks it no more"
     assert "with NaN after it was asked with this version" in str(table.told("huge").message)
     assert table.answers("bot").startswith("bot@")
     assert table.engine.did("probe").count(BASE) >= 2

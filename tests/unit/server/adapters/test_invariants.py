@@ -1,4 +1,4 @@
-"""The loader's invariants, whatever happens in whatever order: adds, updates, faults, and ends of engine and door."""
+"""The loader's invariants under any order of additions, updates, faults, and ends of engine and gateway."""
 
 from __future__ import annotations
 
@@ -144,8 +144,8 @@ class LoaderMachine(RuleBasedStateMachine):
             self.table.clock.now += 11
 
     @rule()
-    def door_ends(self) -> None:
-        self.table.new_door()
+    def gateway_ends(self) -> None:
+        self.table.new_gateway()
 
     @rule(steps=st.integers(1, 3), seconds=st.sampled_from([1.0, 10.0, 300.0]))
     def pass_time(self, steps: int, seconds: float) -> None:

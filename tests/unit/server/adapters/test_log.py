@@ -1,4 +1,4 @@
-"""What the door's log says of adapters: each load, unload and refusal once, and nothing of requests."""
+"""What the gateway's log says of adapters: each load, unload and refusal once, and nothing of requests."""
 
 from __future__ import annotations
 

@@ -165,7 +165,7 @@ async def test_a_defect_at_one_adapter_is_told_and_the_others_are_served(table: 
         return open_file(item)
 
     table.opened = opened
-    table.new_door()
+    table.new_gateway()
     table.want(table.item("bot", table.publish("bot")), table.item("tone", table.publish("tone", adapter_files(2))))
     await table.go()
     assert (table.told("bot").reason, table.told("tone").state) == ("InternalError", "Served")
@@ -202,7 +202,7 @@ async def test_a_store_that_does_not_answer_is_given_up_after_a_while(
         return open_file(item)
 
     table.opened = opened
-    table.new_door()
+    table.new_gateway()
     table.want(table.item("bot"))
     table.publish("bot")
     await table.go(steps=1)

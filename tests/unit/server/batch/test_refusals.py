@@ -17,7 +17,7 @@ from tunery_common.errors import TuneryError
 from tunery_server.batch.check import Problems, check
 from tunery_server.batch.lines import MAX_LINE, InputLines
 from tunery_server.batch.requests import BadLine, parse
-from tunery_server.door.dying import DIED, ENDS
+from tunery_server.gateway.dying import DIED, ENDS
 
 from kit.server.batch import HURRIED, Table, jsonl, request, table
 from kit.server.gateway import write_keys

@@ -149,7 +149,7 @@ def test_a_final_training_that_cannot_be_is_left_out_and_the_best_is_published(b
     assert row is not None
     assert (row.name, row.state, row.origin) == ("support-final", "Infeasible", "Final")
     assert str(row.why).startswith("spec.final with the best values: training.groupByLength: ")
-    assert search.next().conclude == 0
+    assert search.next().publish == 0
 
 
 def _known(look: Look) -> tuple[Path, dict[str, Any]]:

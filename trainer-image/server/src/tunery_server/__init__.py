@@ -1,1 +1,1 @@
-"""The server of adapters: a door that clients ask, and a loader that brings adapters into the engine behind it."""
+"""The server of adapters: a gateway that clients ask, and a loader that brings adapters into the engine behind it."""

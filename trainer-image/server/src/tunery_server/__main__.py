@@ -1,4 +1,4 @@
-"""The program: `python -m tunery_server fetch-model|door serve.json`, `batch|report run.json`."""
+"""The program: `python -m tunery_server fetch-model|gateway serve.json`, `batch|report run.json`."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from tunery_common.storage.authorities import trust_platform
 from tunery_server import fetch_model
 from tunery_server.adapters.loop import Loader
 from tunery_server.batch import program
-from tunery_server.door.app import Door
-from tunery_server.door.auth import ApiKeys
-from tunery_server.door.connections import raise_files
 from tunery_server.engine import Engine
+from tunery_server.gateway.app import Gateway
+from tunery_server.gateway.auth import ApiKeys
+from tunery_server.gateway.connections import raise_files
 from tunery_server.logs import configure_logging
-from tunery_server.process import close_door, open_door, when_told_to_stop
+from tunery_server.process import close_gateway, open_gateway, when_told_to_stop
 from tunery_server.report import Reporter, poster
 from tunery_server.routes import Routes
 
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _trust_platform() -> None:
-    """Trust the platform's authorities; a door that has lost them serves what it has, and says of the rest why not."""
+    """Trust the platform's authorities; a gateway that has lost them serves what it has, and reports the cause."""
     try:
         trust_platform()
     except TuneryError as error:
@@ -61,19 +61,19 @@ def _trust_platform() -> None:
 
 
 class Replica:
-    """What is reported of: loader and door together."""
+    """What is reported of: loader and gateway together."""
 
-    def __init__(self, loader: Loader, door: Door) -> None:
+    def __init__(self, loader: Loader, gateway: Gateway) -> None:
         self._loader = loader
-        self._door = door
+        self._gateway = gateway
 
     def state(self) -> ReplicaState:
         """Return how the replica stands."""
-        return self._door.state()
+        return self._gateway.state()
 
     def ready(self) -> bool:
         """Tell whether requests may come, and somebody gets in."""
-        return self._loader.ready() and self._door.keys.problem() is None
+        return self._loader.ready() and self._gateway.keys.problem() is None
 
     def offer(self, desired: Desired) -> None:
         """Take what is to be served, if it is newer."""
@@ -86,23 +86,23 @@ async def serve(spec: ServeSpec) -> int:
     raise_files()
     routes, engine = Routes(spec.served_name), Engine(spec.engine_socket)
     if spec.api_keys is not None:
-        # Until the list has been read: a door that follows another stands before an engine that answers.
+        # Until the list has been read: a gateway that follows another stands before an engine that answers.
         routes.allow(None)
     loader = Loader(spec, routes, engine)
-    door = Door(routes, engine, loader, ApiKeys(spec.api_keys))
-    runner = await open_door(door, spec.port)
-    logger.info("the door for %s is open on port %d", spec.served_name, spec.port)
+    gateway = Gateway(routes, engine, loader, ApiKeys(spec.api_keys))
+    runner = await open_gateway(gateway, spec.port)
+    logger.info("the gateway for %s is open on port %d", spec.served_name, spec.port)
     parts = [asyncio.create_task(loader.run(), name="loader")]
     if (post := poster(os.environ)) is not None:
-        reporter = Reporter(post, Replica(loader, door))
-        door.told = reporter.told
+        reporter = Reporter(post, Replica(loader, gateway))
+        gateway.told = reporter.told
         parts.append(asyncio.create_task(reporter.run(), name="reporter"))
     stop = asyncio.create_task(told.wait())
     await asyncio.wait([stop, *parts], return_when=asyncio.FIRST_COMPLETED)
     for part in parts:
         if part.done() and not part.cancelled():
             logger.error("the %s has ended: a defect", part.get_name(), exc_info=part.exception())
-    await close_door(door, runner)
+    await close_gateway(gateway, runner)
     for task in (stop, *parts):
         task.cancel()
     await asyncio.gather(stop, *parts, return_exceptions=True)
@@ -115,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in (
         (FETCH, "bring the base model to the folder that the engine serves"),
-        ("door", "answer requests before an engine, bring adapters into it, and report"),
+        ("gateway", "answer requests before an engine, bring adapters into it, and report"),
         (Task.BATCH, "answer a file of requests through a server, and publish the answers"),
         (Task.REPORT, "say again what a batch has published"),
     ):

@@ -24,7 +24,7 @@ from tunery_common.storage.authorities import trust_platform
 from tunery_common.storage.credentials import HUB_KEYS, S3_KEYS, Credentials, ambient, from_secret
 from tunery_common.termination import write_termination
 from tunery_server.adapters.base import RECORD
-from tunery_server.door.auth import CREATE_SECRET, ApiKeys
+from tunery_server.gateway.auth import CREATE_SECRET, ApiKeys
 
 _FETCHED: Final = ".fetched"
 """Where downloads go on that an earlier container began: below the model's folder, so that nothing is copied."""
@@ -51,7 +51,7 @@ def main(spec: ServeSpec) -> int:
 
 
 def _check_keys(spec: ServeSpec) -> None:
-    """Raise SecretNotFound where nobody could ask: known before gigabytes are brought, and engine and door started."""
+    """Raise SecretNotFound if there are no API keys, before the model is downloaded and the engine starts."""
     if problem := ApiKeys(spec.api_keys).problem():
         raise TuneryError(FailureReason.SECRET_NOT_FOUND, problem, CREATE_SECRET)
 

@@ -1,4 +1,4 @@
-"""The process of the door: it opens, and ends once nobody waits for an answer any more."""
+"""The process of the gateway: it opens, and ends once nobody waits for an answer any more."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Final
 
 from aiohttp import web
 
-from tunery_server.door.app import Door, build_app
-from tunery_server.door.malformed import Runner
+from tunery_server.gateway.app import Gateway, build_app
+from tunery_server.gateway.malformed import Runner
 
 END_SECONDS: Final = 75.0
 """A pod is given 90 seconds to end."""
@@ -19,17 +19,17 @@ _LOOK_SECONDS: Final = 0.1
 logger = logging.getLogger(__name__)
 
 
-async def open_door(door: Door, port: int, host: str | None = None) -> web.AppRunner:
-    """Answer requests from now on; return what `cleanup` of closes the door."""
+async def open_gateway(gateway: Gateway, port: int, host: str | None = None) -> web.AppRunner:
+    """Answer requests from now on; return what `cleanup` of closes the gateway."""
     runner = Runner(
-        *(build_app(door), door.room),
+        *(build_app(gateway), gateway.room),
         access_log=None,
         handler_cancellation=True,
         auto_decompress=False,
         shutdown_timeout=1.0,
     )
     await runner.setup()
-    await web.TCPSite(runner, host, port, backlog=door.room.limits.backlog).start()
+    await web.TCPSite(runner, host, port, backlog=gateway.room.limits.backlog).start()
     return runner
 
 
@@ -42,16 +42,16 @@ def when_told_to_stop() -> asyncio.Event:
     return told
 
 
-async def close_door(door: Door, runner: web.AppRunner, seconds: float = END_SECONDS) -> None:
+async def close_gateway(gateway: Gateway, runner: web.AppRunner, seconds: float = END_SECONDS) -> None:
     """Say that no request is to come, answer those that are here and those that come all the same, then close.
 
     Where the engine is gone its requests end at once, so that nothing is waited for.
     """
-    door.ending = True
+    gateway.ending = True
     loop = asyncio.get_running_loop()
     end = loop.time() + seconds
-    while door.routes.in_flight() and loop.time() < end:
+    while gateway.routes.in_flight() and loop.time() < end:
         await asyncio.sleep(_LOOK_SECONDS)
-    if left := door.routes.in_flight():
+    if left := gateway.routes.in_flight():
         logger.warning("%d requests were not answered within %.0f seconds of the signal to stop", left, seconds)
     await runner.cleanup()

@@ -1,4 +1,4 @@
-"""Which model leads to what in the engine: the one table that the loader writes and the door reads."""
+"""Which model leads to what in the engine: the one table that the loader writes and the gateway reads."""
 
 from __future__ import annotations
 

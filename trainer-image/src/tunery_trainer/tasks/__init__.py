@@ -75,10 +75,10 @@ def _result(task: Task, run: RunSpec, stop: StopSignal) -> RunResult:
         from tunery_trainer.tasks.merge import run_merge
 
         return run_merge(run)
-    if task is Task.CONCLUDE:
-        from tunery_trainer.tasks.conclude import run_conclude
+    if task is Task.PUBLISH_BEST:
+        from tunery_trainer.tasks.publish_best import run_publish_best
 
-        return run_conclude(run)
+        return run_publish_best(run)
     if task is Task.PUBLISH:
         from tunery_trainer.tasks.publish import run_publish
 

@@ -33,7 +33,7 @@ from tunery_trainer.sweeping.ended import STOPPED, Ended, memory_kills, status_o
 from tunery_trainer.sweeping.ledger import LEDGER_FILE, TRIALS_FOLDER, held
 from tunery_trainer.sweeping.process import Files, TrialProcess
 from tunery_trainer.sweeping.search import Search, as_here, manifest_of
-from tunery_trainer.tasks.conclude import run_conclude
+from tunery_trainer.tasks.publish_best import run_publish_best
 
 _LOOK_SECONDS: Final = 0.5
 """Between two looks at whether a limit is reached, or somebody wants an end."""
@@ -64,7 +64,7 @@ def run_sweep(spec: LoRASweepSpec, run: RunSpec, stop: StopSignal) -> RunResult:
             # Looked for again: while this one searched, the same sweep may have published from another work folder.
             done = published_before(target)
             if done is None:
-                return _conclude(search, number)
+                return _publish_best(search, number)
         return _again(search, target, done)
 
 
@@ -94,9 +94,9 @@ def _to_its_end(search: Search, lock: int, stop: StopSignal) -> int:
             if search.number in decision.stop:
                 search.under_way["spec"]["stop"] = decision.stop[search.number]
             _tell(search, _train(search, lock, stop))
-        elif decision.conclude is not None:
+        elif decision.publish is not None:
             search.save()
-            return decision.conclude
+            return decision.publish
         elif (refused := search.make(decision)) is not None:
             _tell(search, refused)
 
@@ -202,17 +202,17 @@ def _again(search: Search, target: Target, done: Published) -> RunResult:
     ours = {row.number: row.adapter.manifest_sha256 for row in search.ledger.trials if row.adapter}
     record = done.manifest.lineage.sweep
     if record is not None and len(rows) == len(search.ledger.trials) and theirs.items() <= ours.items():
-        return _conclude(search, record.trial)
+        return _publish_best(search, record.trial)
     print(f"It did so from another work folder, of {len(rows)} trials: their result stands at {done.uri}", flush=True)
     if search.ledger.trials:
         print(f"The {len(search.ledger.trials)} trials in {search.folder} took no part in it", flush=True)
     return result_of(done)
 
 
-def _conclude(search: Search, number: int) -> RunResult:
+def _publish_best(search: Search, number: int) -> RunResult:
     """Publish the best trial's adapter, or say again that it is, and remove what is not kept."""
     found = search.found(number)
-    result = run_conclude(found)
+    result = run_publish_best(found)
     assert found.lora_sweep is not None  # noqa: S101 - for the type checker
     print(sweep_table(found.lora_sweep))
     print(f"Every trial stands in {search.run.output_uri.rstrip('/')}/sweep.json", flush=True)

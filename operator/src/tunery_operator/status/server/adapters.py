@@ -11,10 +11,10 @@ from tunery_api.reasons import FailureReason, is_retryable
 from tunery_api.scrub import scrub, shorten
 from tunery_api.serverstatus import NOT_SERVED_SHOWN, AdapterState, NotServedOn, ServedAdapterStatus
 from tunery_api.serving import LAST_USED_SECONDS, SILENT_SECONDS, DesiredAdapter, ReportedAdapter
-from tunery_operator.plan.resolution import Kept, Note, Refused, Resolution, Waiting
+from tunery_operator.observed.clock import format_time, parse_time
+from tunery_operator.planning.resolution import Kept, Note, Refused, Resolution, Waiting
 from tunery_operator.status.server.remedies import hint_of
 from tunery_operator.status.server.replicas import Replica
-from tunery_operator.views.clock import format_time, parse_time
 
 _S = AdapterState
 _WORST_FIRST: Final = (_S.FAILED, _S.UNKNOWN, _S.LOADING, _S.WAITING, _S.COLD, _S.SERVED)
@@ -32,7 +32,7 @@ _NEW: Final = "its replica has not spoken of it yet"
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class AdapterEntry:
     """One adapter."""
 
     name: str
@@ -75,9 +75,9 @@ class _Wanted:
     note: Note | None = None
 
 
-def standings(
+def entries(
     resolution: Resolution | None, replicas: Sequence[Replica], before: Mapping[str, Any], *, stopped: bool, life: Life
-) -> list[Standing]:
+) -> list[AdapterEntry]:
     """Return where each adapter stands, problems first, then by name.
 
     `before` is the status that the API server has: it knows when replicas that are gone were asked for an adapter.
@@ -85,13 +85,13 @@ def standings(
     """
     asked = [replica for replica in replicas if replica.ready] or [replica for replica in replicas if replica.runs]
     used = {str(item.get("name")): item.get("lastUsedTime") for item in before.get("adapters") or ()}
-    found = [_standing(item, asked, stopped) for item in _wanted(resolution, replicas)]
+    found = [_entry(item, asked, stopped) for item in _wanted(resolution, replicas)]
     for item in found:
         _date(item, replicas, parse_time(used.get(item.name)), life)
     return sorted(found, key=_order)
 
 
-def _date(item: Standing, replicas: Sequence[Replica], before: datetime | None, life: Life) -> None:
+def _date(item: AdapterEntry, replicas: Sequence[Replica], before: datetime | None, life: Life) -> None:
     """Say when an adapter was last asked for, on whichever replica.
 
     Replicas tell it to ten minutes, as their beginning. Of each ten minutes the first request is told, by when it was
@@ -108,7 +108,7 @@ def _date(item: Standing, replicas: Sequence[Replica], before: datetime | None, 
         item.fields["last_used_time"] = format_time(used if life.born is None else max(used, life.born))
 
 
-def _order(item: Standing) -> tuple[int, int, str]:
+def _order(item: AdapterEntry) -> tuple[int, int, str]:
     return (0 if item.needs_mending else 1 if item.troubled else 2, _WORST_FIRST.index(item.state), item.name)
 
 
@@ -126,7 +126,7 @@ def _wanted(resolution: Resolution | None, replicas: Sequence[Replica]) -> Itera
         yield _Wanted(name, sources[name], *(part.get(name) for part in known))
 
 
-def _standing(item: _Wanted, asked: Sequence[Replica], stopped: bool) -> Standing:
+def _entry(item: _Wanted, asked: Sequence[Replica], stopped: bool) -> AdapterEntry:
     if item.refused is not None and (item.desired is None or not asked):
         return _refused(item, item.refused)
     if item.desired is None and item.waiting is not None:
@@ -138,7 +138,7 @@ def _standing(item: _Wanted, asked: Sequence[Replica], stopped: bool) -> Standin
     return _over_replicas(item, asked)
 
 
-def _refused(item: _Wanted, why: Refused) -> Standing:
+def _refused(item: _Wanted, why: Refused) -> AdapterEntry:
     fields = {
         "name": item.name,
         "source": item.source,
@@ -150,10 +150,10 @@ def _refused(item: _Wanted, why: Refused) -> Standing:
         "message": why.message,
         "hint": f"{why.remedy.text}.",
     }
-    return Standing(item.name, _S.FAILED, fields, why.reason.value, needs_mending=True)
+    return AdapterEntry(item.name, _S.FAILED, fields, why.reason.value, needs_mending=True)
 
 
-def _waiting(item: _Wanted, why: Waiting) -> Standing:
+def _waiting(item: _Wanted, why: Waiting) -> AdapterEntry:
     found = _held(item, _S.WAITING, why.message)
     if not why.absent:
         return found
@@ -162,7 +162,7 @@ def _waiting(item: _Wanted, why: Waiting) -> Standing:
     return replace(found, fields=fields, reason=reason, needs_mending=True)
 
 
-def _held(item: _Wanted, state: AdapterState, message: str) -> Standing:
+def _held(item: _Wanted, state: AdapterState, message: str) -> AdapterEntry:
     desired = item.desired
     fields = {
         "name": item.name,
@@ -172,10 +172,10 @@ def _held(item: _Wanted, state: AdapterState, message: str) -> Standing:
         "state": state.value,
         "message": message,
     }
-    return Standing(item.name, state, fields, None, needs_mending=False)
+    return AdapterEntry(item.name, state, fields, None, needs_mending=False)
 
 
-def _over_replicas(item: _Wanted, asked: Sequence[Replica]) -> Standing:
+def _over_replicas(item: _Wanted, asked: Sequence[Replica]) -> AdapterEntry:
     answers = [(replica, _answer(replica, item.name)) for replica in asked]
     state = min((answer.state for _, answer in answers), key=_WORST_FIRST.index)
     worst = next(answer for _, answer in answers if answer.state is state)
@@ -205,7 +205,7 @@ def _over_replicas(item: _Wanted, asked: Sequence[Replica]) -> Standing:
         "not_served_on": _not_served_on(answers, message),
     }
     mending = state is _S.FAILED or (reason is not None and not is_retryable(reason))
-    return Standing(item.name, state, fields, reason, needs_mending=mending)
+    return AdapterEntry(item.name, state, fields, reason, needs_mending=mending)
 
 
 def _answer(replica: Replica, name: str) -> ReportedAdapter:
@@ -245,7 +245,7 @@ def _not_served_on(answers: Sequence[tuple[Replica, ReportedAdapter]], message: 
     ]
 
 
-def shown(item: Standing) -> dict[str, Any]:
+def shown(item: AdapterEntry) -> dict[str, Any]:
     """Return what the status says of an adapter: texts without credentials, and short, since there are many."""
     fields = {**item.fields, "message": _text(item.message), "hint": _text(item.fields.get("hint"), _HINT)}
     others = [NotServedOn(**{**each, "message": _text(each["message"])}) for each in fields.pop("not_served_on", ())]
@@ -261,7 +261,7 @@ def _text(message: str | None, limit: int = _SHORT) -> str | None:
     return shorten(scrub(message), limit) if message else None
 
 
-def count(found: Sequence[Standing], skipped: int) -> Mapping[str, int]:
+def count(found: Sequence[AdapterEntry], skipped: int) -> Mapping[str, int]:
     """Return the counts, exact also where the list is cut."""
     return {
         "desired": len(found),
@@ -272,6 +272,6 @@ def count(found: Sequence[Standing], skipped: int) -> Mapping[str, int]:
     }
 
 
-def first_problem(found: Sequence[Standing]) -> Standing | None:
+def first_problem(found: Sequence[AdapterEntry]) -> AdapterEntry | None:
     """Return the adapter with the gravest problem, or None where nothing stands in the way of any."""
     return next((item for item in found if item.troubled), None)

@@ -16,18 +16,18 @@ from tunery_api.serverstatus import (
     ServerCondition,
     SkippedSource,
 )
-from tunery_operator.plan.server_names import pod_selector, server_url
+from tunery_operator.observed.clock import format_time, parse_time
+from tunery_operator.observed.event import Event
+from tunery_operator.planning.server_names import pod_selector, server_url
 from tunery_operator.status.conditions import Conditions
 from tunery_operator.status.server.access import old_rules, with_suffix
-from tunery_operator.status.server.adapters import Life, Standing, count, shown, standings
+from tunery_operator.status.server.adapters import AdapterEntry, Life, count, entries, shown
 from tunery_operator.status.server.conditions import PREDECESSOR, Seen, set_conditions
 from tunery_operator.status.server.events import server_events
 from tunery_operator.status.server.phase import server_phase, set_tools_words
 from tunery_operator.status.server.replicas import Replica, find_replicas, room_in, seconds_frozen
 from tunery_operator.status.server.snapshot import ServerSnapshot
 from tunery_operator.status.server.verdict import failure_block, hindrance
-from tunery_operator.views.clock import format_time, parse_time
-from tunery_operator.views.event import Event
 
 LIST_BYTES: Final = 160 * 1024
 """Of status.adapters: with all the rest the status stays below 256 KiB."""
@@ -43,7 +43,7 @@ class Outcome(NamedTuple):
     status: dict[str, Any]
     events: tuple[Event, ...]
     """What has changed since `before` that deserves an event."""
-    next_look: float | None
+    requeue_after: float | None
     """Seconds until time alone may change the status; None: never."""
 
 
@@ -57,7 +57,7 @@ def compute_server_status(snapshot: ServerSnapshot, before: Mapping[str, Any], n
         return Outcome(dict(before), (), frozen + _MARGIN)
     replicas = find_replicas(snapshot, now)
     stopped, life = snapshot.replicas == 0, Life(parse_time(snapshot.owner.created), now)
-    adapters = standings(snapshot.resolution, replicas, before, stopped=stopped, life=life)
+    adapters = entries(snapshot.resolution, replicas, before, stopped=stopped, life=life)
     rules = old_rules(snapshot, replicas)
     found = hindrance(snapshot, replicas)
     seen = Seen(snapshot, replicas, adapters, with_suffix(found, rules), rules)
@@ -133,7 +133,7 @@ def _of_adapters(seen: Seen) -> dict[str, Any]:
     }
 
 
-def _listed(adapters: Sequence[Standing]) -> Iterator[dict[str, Any]]:
+def _listed(adapters: Sequence[AdapterEntry]) -> Iterator[dict[str, Any]]:
     """Yield the adapters that the status has room for; those with problems come first."""
     room = LIST_BYTES
     for item in adapters[:ADAPTERS_SHOWN]:

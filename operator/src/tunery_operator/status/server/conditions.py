@@ -8,14 +8,14 @@ from typing import Final, NamedTuple
 from tunery_api.failures import Failure
 from tunery_api.reasons import FailureReason
 from tunery_api.serverstatus import AdapterState, ServerCondition
-from tunery_operator.plan.resolution import Resolution, Waiting
+from tunery_operator.observed.event import SERVER_STOPPED
+from tunery_operator.planning.resolution import Resolution, Waiting
 from tunery_operator.status.conditions import Conditions
 from tunery_operator.status.server.access import no_models_text
-from tunery_operator.status.server.adapters import ANSWERED, Standing, first_problem
+from tunery_operator.status.server.adapters import ANSWERED, AdapterEntry, first_problem
 from tunery_operator.status.server.replicas import Replica
 from tunery_operator.status.server.snapshot import ServerSnapshot
 from tunery_operator.status.server.verdict import as_text, astray_text
-from tunery_operator.views.event import SERVER_STOPPED
 
 NOT_REPORTING: Final = "NotReporting"
 STOPPED: Final = SERVER_STOPPED
@@ -31,7 +31,7 @@ class Seen(NamedTuple):
 
     snapshot: ServerSnapshot
     replicas: Sequence[Replica]
-    adapters: Sequence[Standing]
+    adapters: Sequence[AdapterEntry]
     hindrance: Failure | None
     old_rules: str = ""
     """How many replicas still answer under other rules of access than the spec's; see old_rules."""

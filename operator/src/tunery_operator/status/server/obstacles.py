@@ -9,12 +9,12 @@ from typing import Final
 from tunery_api.failures import Failure
 from tunery_api.reasons import FailureReason
 from tunery_api.remedies import edit, retry
-from tunery_operator.plan.server_names import DOOR, ENGINE, MODEL
+from tunery_operator.observed.attempt import ClusterWarning
+from tunery_operator.observed.server_pod import ContainerView, ServerPodView
+from tunery_operator.planning.server_names import ENGINE, GATEWAY, MODEL
 from tunery_operator.status.diagnosis import CONFIG_REASONS, IMAGE_REASONS, failure, start_failure, without_message
 from tunery_operator.status.messages import reported_failure
 from tunery_operator.status.server.remedies import REPLACE_IN_PLACE
-from tunery_operator.views.attempt import ClusterWarning
-from tunery_operator.views.server_pod import ContainerView, ServerPodView
 
 _R = FailureReason
 _OOM_KILLED: Final = "OOMKilled"
@@ -54,7 +54,7 @@ def wants_room(pod: ServerPodView) -> bool:
 
 
 def _of_containers(pod: ServerPodView) -> Iterator[Failure]:
-    for name in (MODEL, DOOR, ENGINE):
+    for name in (MODEL, GATEWAY, ENGINE):
         found = _container_obstacle(pod, pod.container(name))
         if found is not None:
             yield found
@@ -73,7 +73,7 @@ def _container_obstacle(pod: ServerPodView, container: ContainerView) -> Failure
 
 
 def _is_back(container: ContainerView) -> bool:
-    """Tell whether a container goes on after its end: that is over then, and the door says what is wrong now.
+    """Tell whether a container goes on after its end: that is over then, and the gateway says what is wrong now.
 
     The container that brings the model has no probe, and says what it failed of until it succeeds.
     """
@@ -85,7 +85,7 @@ def _ended(pod: ServerPodView, container: ContainerView) -> Failure:
     where = f"container {container.name} of pod {pod.name}"
     if container.exit_reason == _OOM_KILLED:
         raised = retry("Ask a cluster admin to raise serving.server.resources.memory of Tunery's chart")
-        remedies = (raised,) if container.name == DOOR else ()
+        remedies = (raised,) if container.name == GATEWAY else ()
         return failure(_R.OUT_OF_MEMORY, f"{where} was killed for using more memory than its limit", *remedies)
     told = reported_failure(container.exit_message)
     if told is not None:

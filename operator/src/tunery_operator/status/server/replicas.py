@@ -10,13 +10,13 @@ from typing import Any, Final
 from tunery_api.failures import Failure
 from tunery_api.serverstatus import AdapterState
 from tunery_api.serving import SILENT_SECONDS, ReplicaState, ReportedAdapter
-from tunery_operator.plan.platform_values import with_platform_values
+from tunery_operator.observed.attempt import ClusterWarning
+from tunery_operator.observed.clock import parse_time
+from tunery_operator.observed.server_pod import ServerPodView
+from tunery_operator.planning.platform_values import with_platform_values
 from tunery_operator.status.diagnosis import FRESH, NODE_GRACE
 from tunery_operator.status.server.obstacles import pod_obstacle, wants_room
 from tunery_operator.status.server.snapshot import ServerSnapshot
-from tunery_operator.views.attempt import ClusterWarning
-from tunery_operator.views.clock import parse_time
-from tunery_operator.views.server_pod import ServerPodView
 
 SILENCE: Final = timedelta(seconds=SILENT_SECONDS)
 
@@ -48,7 +48,7 @@ class Replica:
 
     @property
     def runs(self) -> bool:
-        """Tell whether its door has started: before, its pod waits for a node, or brings the base."""
+        """Tell whether its gateway has started: before, its pod waits for a node, or brings the base."""
         return self.pod.ready or self.state is not None or self.pod.phase != "Pending"
 
     @property

@@ -10,11 +10,11 @@ from tunery_api.failures import Failure, Subject
 from tunery_api.reasons import FailureReason
 from tunery_api.remedies import edit
 from tunery_api.scrub import shorten
-from tunery_operator.plan.platform_values import with_platform_values
-from tunery_operator.plan.resolution import Astray
+from tunery_operator.planning.platform_values import with_platform_values
+from tunery_operator.planning.resolution import Astray
 from tunery_operator.status.diagnosis import failure, failure_status
 from tunery_operator.status.server.access import NO_MODELS, no_models_text, with_suffix
-from tunery_operator.status.server.adapters import Standing, first_problem
+from tunery_operator.status.server.adapters import AdapterEntry, first_problem
 from tunery_operator.status.server.obstacles import eviction, refused_pods
 from tunery_operator.status.server.remedies import from_hint, of_server
 from tunery_operator.status.server.replicas import Replica, obstacles
@@ -66,7 +66,7 @@ def failure_block(
     snapshot: ServerSnapshot,
     found: Failure | None,
     replicas: Sequence[Replica],
-    adapters: Sequence[Standing],
+    adapters: Sequence[AdapterEntry],
     rules: str = "",
 ) -> dict[str, Any] | None:
     """Return `status.failure`: of the spec, else of the server as a whole, else of an adapter; None: all is well.
@@ -115,7 +115,7 @@ def _of_clients(snapshot: ServerSnapshot) -> Failure | None:
     return failure(FailureReason.ADAPTER_MISSING, no_models_text(missing), NO_MODELS)
 
 
-def _of_adapter(problem: Standing | None) -> Failure | None:
+def _of_adapter(problem: AdapterEntry | None) -> Failure | None:
     if problem is None:
         return None
     reason = problem.reason or FailureReason.INTERNAL_ERROR.value

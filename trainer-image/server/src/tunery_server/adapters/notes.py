@@ -1,4 +1,4 @@
-"""Small files beside the adapters, written whole or not at all: what must outlive the door's own restart."""
+"""Small files beside the adapters, written whole or not at all: what must outlive the gateway's own restart."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class ServedNote:
 
 
 class UsedNote:
-    """When each name was last asked for: after a restart of the door those of late are loaded first."""
+    """When each name was last asked for: after a restart of the gateway those of late are loaded first."""
 
     def __init__(self, root: Path) -> None:
         self._path = root / _USED

@@ -1,6 +1,6 @@
 """The breaker: a version that twice took the engine down with it is left out, so that the rest is served.
 
-What is being tried stands in a file before the engine is told of it, so that a restart of the door, or of the whole
+What is being tried stands in a file before the engine is told of it, so that a restart of the gateway, or of the whole
 pod's containers, does not forget it.
 """
 

@@ -84,7 +84,7 @@ class Slot:
     used: int | None = None
     """When it was last asked for, as it is reported."""
     kept: str | None = None
-    """The version that it led to before the engine went away, or before the door was started anew."""
+    """The version that it led to before the engine went away, or before the gateway was started anew."""
     wanted: str | None = None
     """The version that it is to lead to, as far as that is known."""
     look: Look | None = None

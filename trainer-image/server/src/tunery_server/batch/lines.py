@@ -16,7 +16,7 @@ from tunery_api.reasons import FailureReason
 from tunery_api.remedies import retry
 from tunery_common.errors import TuneryError, first_line
 from tunery_common.inputs.zstd import ZstdReader
-from tunery_server.door.body import MAX_BODY
+from tunery_server.gateway.body import MAX_BODY
 
 MAX_LINE: Final = MAX_BODY
 """Bytes of a line: no more of a body is let in by the server."""

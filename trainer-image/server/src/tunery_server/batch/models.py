@@ -12,7 +12,7 @@ from tunery_server.batch.check import MOST_MODELS, Problems
 from tunery_server.batch.lines import Line
 from tunery_server.batch.requests import BadLine, parse
 from tunery_server.batch.server import Server, Standing
-from tunery_server.door.near import closest
+from tunery_server.gateway.near import closest
 
 
 @dataclass(frozen=True)

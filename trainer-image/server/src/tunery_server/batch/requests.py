@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
 from tunery_server.batch.lines import MAX_LINE
-from tunery_server.door.proxy import CHAT, COMPLETIONS, RESPONSES
+from tunery_server.gateway.proxy import CHAT, COMPLETIONS, RESPONSES
 
 URLS: Final = (CHAT, COMPLETIONS, RESPONSES)
 LONGEST_ID: Final = 512

@@ -25,11 +25,11 @@ from tunery_common.progress_client import retry_after
 from tunery_server.batch.answers import Answer, Reply, Trouble, answered, failed, request_id
 from tunery_server.batch.lines import Line
 from tunery_server.batch.requests import Request
-from tunery_server.door.answers import ADAPTER_HEADER, ENGINE_DIED, MANIFEST_HEADER, MAX_ANSWER
-from tunery_server.door.errors import MODEL_NOT_ALLOWED
+from tunery_server.gateway.answers import ADAPTER_HEADER, ENGINE_DIED, MANIFEST_HEADER, MAX_ANSWER
+from tunery_server.gateway.errors import MODEL_NOT_ALLOWED
 
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=1800.0, sock_connect=10.0)
-"""The door gives an engine ten minutes for an answer; waiting for a slot comes before."""
+"""The gateway gives an engine ten minutes for an answer; waiting for a slot comes before."""
 _TOO_MANY, _UNAVAILABLE, _UNAUTHORIZED, _FORBIDDEN, _REQUEST_TIMEOUT = 429, 503, 401, 403, 408
 _MOST_WORDS: Final = 400
 _SILENCE: Final = 1 / 30

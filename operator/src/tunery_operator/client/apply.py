@@ -1,0 +1,178 @@
+"""Create, change and delete children; a stranger's object is never touched."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from tunery_api.names import DONE_LABEL, FIELD_MANAGER, SUSPENDED_BY_ANNOTATION
+from tunery_operator.client.client import HttpError, Json, KubeClient
+from tunery_operator.client.rbac import DELETE_JOB, GET_JOB, JOBS, PATCH_JOB, Call, Resource, delete_owner
+from tunery_operator.errors import AwaitingDeletion, NameTaken, OwnerGone, Rejected, StaleObject
+from tunery_operator.observed.job import JobView, controller_of, foreign_finalizers, parse_job
+from tunery_operator.observed.owner import Owner
+
+_MANAGED: Final = {"fieldManager": FIELD_MANAGER}
+
+
+def create_job(client: KubeClient, owner: Owner, body: Json) -> Json:
+    """Create a Job, or return the one of that name if it is ours already; errors as `create_child`'s."""
+    return create_child(client, owner, JOBS, body)
+
+
+def create_child(client: KubeClient, owner: Owner, resource: Resource, body: Json) -> Json:
+    """Create a child, or return the one of that name if it is ours already.
+
+    Raises NameTaken, AwaitingDeletion, OwnerGone, Rejected, ApiFailure.
+    """
+    namespace, name = owner.key.namespace, body["metadata"]["name"]
+    try:
+        return client.request(resource.create, namespace, body=body, query=_MANAGED)
+    except HttpError as error:
+        if error.status == 409:
+            found = client.get(resource.get, namespace, name)
+            if found is None:
+                raise AwaitingDeletion(f"{resource.kind} {name}, which was there a moment ago") from error
+            return adopt(found, owner, resource)
+        if error.status == 404 or _is_terminating(error):
+            raise OwnerGone(f"namespace {namespace} is being deleted") from error
+        _tell_rejected(error)
+        raise
+
+
+def adopt(found: Json, owner: Owner, resource: Resource) -> Json:
+    """Return a child that is there already, if it is ours. Raises NameTaken, AwaitingDeletion."""
+    controller, child = controller_of(found), f"{resource.kind} {found['metadata']['name']}"
+    if controller.get("uid") == owner.uid:
+        if "deletionTimestamp" in found["metadata"]:
+            raise AwaitingDeletion(f"{child}, which is being deleted{_kept(found)}")
+        return found
+    if controller.get("kind") == owner.key.kind.value and controller.get("name") == owner.key.name:
+        raise AwaitingDeletion(f"{child} of an earlier object of that name to go{_kept(found)}")
+    raise NameTaken(found["metadata"]["name"], resource.kind)
+
+
+def is_child(found: Json, owner: Owner) -> bool:
+    """Tell whether an object is a child of ours."""
+    return controller_of(found).get("uid") == owner.uid
+
+
+def patch_child(client: KubeClient, resource: Resource, found: Json, change: Json) -> Json:
+    """Change a child of a server as it was read, and return it as it is now; without a version, whatever it is by now.
+
+    Raises StaleObject where it has changed or gone meanwhile, Rejected, ApiFailure.
+    """
+    meta = found["metadata"]
+    same = {name: meta[name] for name in ("uid", "resourceVersion") if name in meta}
+    body = {**change, "metadata": {**change.get("metadata", {}), **same}}
+    try:
+        return client.request(resource.patch, meta["namespace"], meta["name"], body, _MANAGED)
+    except HttpError as error:
+        if error.status in (404, 409) and not _is_as_read(client, resource, found):
+            raise StaleObject(f"{resource.kind} {meta['namespace']}/{meta['name']} changed meanwhile") from error
+        _tell_rejected(error)
+        raise
+
+
+def _is_as_read(client: KubeClient, resource: Resource, found: Json) -> bool:
+    """Tell whether a child is there as it was read: a webhook may answer 404 or 409, too, and goes on to."""
+    meta = found["metadata"]
+    live = client.get(resource.get, meta["namespace"], meta["name"])
+    read = {name: meta[name] for name in ("uid", "resourceVersion") if name in meta}
+    return live is not None and read.items() <= live["metadata"].items()
+
+
+def _kept(child: Json) -> str:
+    """Return who keeps a child that was deleted, in words; empty where nobody does."""
+    others = foreign_finalizers(child)
+    return f"; the finalizer {', '.join(others)} keeps it" if others else ""
+
+
+def _tell_rejected(error: HttpError) -> None:
+    """Raise Rejected where a child's own fields are refused."""
+    fields = _named_fields(error)
+    if fields:
+        raise Rejected(str(error.body.get("message", error)), fields) from error
+
+
+def _named_fields(error: HttpError) -> tuple[str, ...]:
+    """Return the fields of a malformed object that are wrong: admission policies say 422 too, and name none."""
+    causes = (error.body.get("details") or {}).get("causes") or ()
+    return tuple(cause["field"] for cause in causes if cause.get("field")) if error.status == 422 else ()
+
+
+def _is_terminating(error: HttpError) -> bool:
+    causes = (error.body.get("details") or {}).get("causes") or ()
+    return error.status == 403 and any(cause.get("reason") == "NamespaceTerminating" for cause in causes)
+
+
+def suspend_job(client: KubeClient, namespace: str, job: JobView) -> Json | None:
+    """Suspend this very Job and note that it was us; None where it is gone."""
+    return _patch_job(client, namespace, job, {SUSPENDED_BY_ANNOTATION: "spec"}, {"suspend": True})
+
+
+def resume_job(client: KubeClient, namespace: str, job: JobView) -> Json | None:
+    """Undo our own suspension of this very Job: one that a queue holds goes on when its queue lets it; None if gone."""
+    spec = {} if job.queue is not None else {"suspend": False}
+    return _patch_job(client, namespace, job, {SUSPENDED_BY_ANNOTATION: None}, spec)
+
+
+def allow_failed_indexes(client: KubeClient, namespace: str, job: JobView, count: int) -> Json | None:
+    """Let so many numbers of this very Job fail for good before it has; None where it is gone."""
+    return _patch(client, namespace, job.name, {"metadata": {"uid": job.uid}, "spec": {"maxFailedIndexes": count}})
+
+
+def mark_job_done(client: KubeClient, namespace: str, job: JobView) -> None:
+    """Label this very Job as judged, so that nobody watches it any more; it is no error when it is gone."""
+    meta = {"uid": job.uid, "labels": {DONE_LABEL: "true"}}
+    _patch(client, namespace, job.name, {"metadata": meta})
+
+
+def _patch_job(
+    client: KubeClient, namespace: str, job: JobView, annotations: dict[str, str | None], spec: dict[str, Any]
+) -> Json | None:
+    body: dict[str, Any] = {"metadata": {"uid": job.uid, "annotations": annotations}}
+    return _patch(client, namespace, job.name, {**body, "spec": spec} if spec else body)
+
+
+def _patch(client: KubeClient, namespace: str, name: str, body: Json) -> Json | None:
+    try:
+        return client.request(PATCH_JOB, namespace, name, body, _MANAGED)
+    except HttpError as error:
+        # 409: another Job bears the name now.
+        if error.status in (404, 409):
+            return None
+        raise
+
+
+def find_job(client: KubeClient, owner: Owner, name: str) -> JobView | None:
+    """Return the owner's Job of that name, read live: also one that is not watched any more."""
+    found = client.get(GET_JOB, owner.key.namespace, name)
+    job = parse_job(found) if found is not None else None
+    return job if job is not None and job.owner_uid == owner.uid else None
+
+
+def delete_job(client: KubeClient, namespace: str, job: JobView) -> None:
+    """Delete this very Job with its pods; it is no error when it is gone."""
+    _delete(client, DELETE_JOB, namespace, job.name, {"uid": job.uid})
+
+
+def delete_object(client: KubeClient, owner: Owner, version: str) -> None:
+    """Delete an object of ours as it was seen, and with it its children; it is no error when it is gone or changed."""
+    key = owner.key
+    preconditions = {"uid": owner.uid, "resourceVersion": version}
+    _delete(client, delete_owner(key.kind.plural), key.namespace, key.name, preconditions)
+
+
+def _delete(client: KubeClient, call: Call, namespace: str, name: str, preconditions: dict[str, str]) -> None:
+    options = {
+        "apiVersion": "v1",
+        "kind": "DeleteOptions",
+        # The default for Jobs leaves the pods behind.
+        "propagationPolicy": "Background",
+        "preconditions": preconditions,
+    }
+    try:
+        client.request(call, namespace, name, options)
+    except HttpError as error:
+        if error.status not in (404, 409):
+            raise

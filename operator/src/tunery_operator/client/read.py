@@ -1,0 +1,120 @@
+"""Gather: from memory where a watch told, live where an absence matters."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from datetime import datetime
+from typing import Any, Final, Literal
+
+from tunery_operator.client.cache import Cache
+from tunery_operator.client.client import Json, KubeClient
+from tunery_operator.client.rbac import GET_JOB, LIST_EVENTS, LIST_PODS, get_owner
+from tunery_operator.errors import StaleObject
+from tunery_operator.observed.attempt import Attempt, ClusterWarning
+from tunery_operator.observed.job import JobView
+from tunery_operator.observed.owner import Key, Owner
+from tunery_operator.observed.pod import PodView, parse_pod
+
+MAX_EVENTS: Final = 100
+"""Events of one object that are read: the kubelet and the Job controller count repetitions in one event."""
+
+
+def read_object(client: KubeClient, cache: Cache, key: Key) -> Json | None:
+    """Return one of our objects, or None where there is none."""
+    body = None if cache.is_stale(key) else cache.body(key)
+    return body if body is not None else read_live(client, cache, key)
+
+
+def read_live(client: KubeClient, cache: Cache, key: Key) -> Json | None:
+    """Return one of our objects as it is now, or None where there is none."""
+    known = cache.body(key)
+    live = client.get(get_owner(key.kind.plural), key.namespace, key.name)
+    if live is not None:
+        # The watch will tell no news of it any more: who waited for what it says now is woken from here.
+        cache.defer_keys(cache.see_owner(key.kind, live) - {key})
+    elif known is not None:
+        # Only what was known before: another of that name may have been seen since the answer was given.
+        cache.defer_keys(cache.forget_owner(key, known["metadata"]["uid"]))
+    return live
+
+
+def peek_object(client: KubeClient, cache: Cache, key: Key) -> Json | None:
+    """Return an object of ours that another one's reconcile asks for, or None where there is none.
+
+    The cache learns nothing of it: what it knows is no news when the watch tells it, and nobody would reconcile it.
+    Raises StaleObject where the watch has seen it and the API server denies it: one of the two is about to change,
+    and who took the absence for true would wait for a change that never comes.
+    """
+    body = cache.body(key)
+    live = body if body is not None else client.get(get_owner(key.kind.plural), key.namespace, key.name)
+    if live is None and cache.is_known(key):
+        raise StaleObject(f"{key} was seen, and the API server does not know it")
+    return live
+
+
+def read_attempt(client: KubeClient, cache: Cache, owner: Owner, name: str) -> Attempt | None:
+    """Return the owner's Job of that name with its pods, or None where it has none.
+
+    Job and pods come over two watches, and a pod that ends is not watched any more: where the Job has ended, or knows
+    of pods that the cache does not, they are read live.
+    """
+    job = _read_job(client, cache, owner, name)
+    if job is None or job.owner_uid != owner.uid:
+        return None
+    # Asked first, whatever else holds: the list answers for what was known then.
+    if cache.pods_incomplete(job) or job.finished or cache.is_stale(owner.key):
+        cache.replace_pods(job.uid, _live_pods(client, owner.key.namespace, job))
+    return Attempt(job, cache.pods(job.uid))
+
+
+def _read_job(client: KubeClient, cache: Cache, owner: Owner, name: str) -> JobView | None:
+    namespace = owner.key.namespace
+    if cache.is_stale(owner.key):
+        live = client.get(GET_JOB, namespace, name)
+        known = cache.job(namespace, name)
+        if live is not None:
+            cache.see_job(live)
+        elif known is not None:
+            cache.forget_job(namespace, name, known.uid)
+    return cache.job(namespace, name)
+
+
+def _live_pods(client: KubeClient, namespace: str, job: JobView) -> list[Json]:
+    selector = {"labelSelector": f"batch.kubernetes.io/controller-uid={job.uid}"}
+    items = client.request(LIST_PODS, namespace, query=selector).get("items") or []
+    return list(items)
+
+
+def read_ended_pods(
+    client: KubeClient, namespace: str, job_name: str, uids: Collection[str], now: datetime
+) -> tuple[PodView, ...]:
+    """Return those of the named pods that have ended and are still there, with their last words.
+
+    The watch tells that a pod left it, and not what it said; where its Job is gone nobody else asks.
+    """
+    selector = {"labelSelector": f"batch.kubernetes.io/job-name={job_name}"}
+    items = client.request(LIST_PODS, namespace, query=selector).get("items") or []
+    pods = [parse_pod(item, now) for item in items if item["metadata"]["uid"] in uids]
+    return tuple(pod for pod in pods if pod.finished)
+
+
+def read_warnings(
+    client: KubeClient, namespace: str, uid: str, about: Literal["Job", "Pod"]
+) -> tuple[ClusterWarning, ...]:
+    """Return the warnings that the cluster's components posted about a Job or a pod, oldest first."""
+    query = {"fieldSelector": f"involvedObject.uid={uid},type=Warning", "limit": str(MAX_EVENTS)}
+    items = client.request(LIST_EVENTS, namespace, query=query).get("items") or []
+    return tuple(sorted((_warning(item, about) for item in items), key=lambda warning: warning.time))
+
+
+def _warning(event: Mapping[str, Any], about: Literal["Job", "Pod"]) -> ClusterWarning:
+    """Return what an event of core/v1 says; its time stands in one of four places."""
+    times = (
+        (event.get("series") or {}).get("lastObservedTime"),
+        event.get("lastTimestamp"),
+        event.get("eventTime"),
+        event["metadata"].get("creationTimestamp"),
+    )
+    time = next((time for time in times if time), "")
+    whose = (event.get("involvedObject") or {}).get("uid") or ""
+    return ClusterWarning(event.get("reason") or "", event.get("message") or "", time, about, whose)

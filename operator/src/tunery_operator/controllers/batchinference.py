@@ -1,0 +1,65 @@
+"""The steps of a BatchInference: wait for its server, ask, result."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Final
+
+from tunery_api.batchinference import BatchInferenceSpec
+from tunery_api.errors import near
+from tunery_api.runspec import Task
+from tunery_api.serverstatus import ServerCondition, ServerPhase
+from tunery_api.status import ConditionStatus
+from tunery_api.validation import parse_batchinference
+from tunery_operator.client.read import peek_object
+from tunery_operator.controllers.children import ensure_attempt
+from tunery_operator.controllers.context import ReconcileContext
+from tunery_operator.controllers.frame import KindSteps
+from tunery_operator.controllers.managed_object import ManagedObject, condition_of
+from tunery_operator.controllers.observe import gather_main_job, report_again
+from tunery_operator.observed.owner import Key
+from tunery_operator.planning.batchinference import plan_batch, plan_report, server_of
+from tunery_operator.planning.inputs import ReadyServer, UnfinishedInput
+from tunery_operator.status.snapshot import Snapshot
+
+
+def _gather(services: ReconcileContext, obj: ManagedObject) -> Snapshot:
+    """Return what is in the cluster."""
+    return gather_main_job(services, obj, Task.BATCH)
+
+
+def _advance(services: ReconcileContext, obj: ManagedObject, spec: BatchInferenceSpec, snapshot: Snapshot) -> Snapshot:
+    """Make the Job that asks once the server answers; from then on its pod says itself how the server does."""
+    main = snapshot.main
+    if main is not None and main.job.finished:
+        return report_again(services, obj, snapshot, lambda: plan_report(spec, obj.owner, services.platform))
+    # Judged before anything is waited for.
+    plan = plan_batch(spec, obj.owner, services.platform)
+    if main is None:
+        server = _server(services, obj, server_of(spec, obj.owner))
+        snapshot = replace(snapshot, inputs=(server,))
+        if isinstance(server, UnfinishedInput):
+            return snapshot
+    return replace(snapshot, main=ensure_attempt(services, obj, plan, main))
+
+
+def _server(services: ReconcileContext, obj: ManagedObject, key: Key) -> ReadyServer | UnfinishedInput:
+    """Return whether the server answers requests, as its status says. Raises StaleObject, ApiFailure."""
+    # First ask to be woken, then look: a change between the two must not be missed.
+    services.cache.wait_for(key, obj.owner.key)
+    body = peek_object(services.client, services.cache, key)
+    if body is None:
+        meant = near(key.name, services.cache.servers.names(key.namespace))
+        return UnfinishedInput(key.name, f"does not exist yet{meant}", exists=False, kind=key.kind)
+    status = body.get("status") or {}
+    if condition_of(status, ServerCondition.AVAILABLE).get("status") == ConditionStatus.TRUE.value:
+        return ReadyServer(key.name)
+    state = UnfinishedInput.of_server(status.get("phase") or ServerPhase.PENDING.value)
+    return UnfinishedInput(key.name, state, kind=key.kind)
+
+
+def _children(obj: ManagedObject) -> tuple[str, ...]:
+    return (obj.job_name(Task.BATCH),)
+
+
+BATCHINFERENCE_STEPS: Final = KindSteps(parse_batchinference, _gather, _advance, _children)

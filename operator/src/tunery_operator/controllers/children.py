@@ -1,0 +1,276 @@
+"""The Jobs of an object: made if missing, made to follow what may change, and taken away."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Final
+
+from tunery_api.reasons import ExitCode
+from tunery_api.runspec import Task
+from tunery_api.status import ConditionType, Phase
+from tunery_operator.client import apply
+from tunery_operator.client.client import Json
+from tunery_operator.client.rbac import GET_JOB, SERVICES
+from tunery_operator.client.read import read_attempt, read_live
+from tunery_operator.controllers.context import ReconcileContext
+from tunery_operator.controllers.managed_object import ManagedObject
+from tunery_operator.errors import AwaitingDeletion, NameTaken, OwnerGone, PreflightsFull, StaleObject
+from tunery_operator.manifests.job import build_job, build_service
+from tunery_operator.observed.attempt import Attempt
+from tunery_operator.observed.clock import parse_time
+from tunery_operator.observed.job import JobView, parse_job
+from tunery_operator.observed.owner import Owner
+from tunery_operator.observed.pod import PodView, outlives
+from tunery_operator.planning.types import JobPlan
+from tunery_operator.status.queueing import is_queued
+from tunery_operator.status.reported_progress import first_has_ended_well, publishes_alone
+from tunery_operator.status.snapshot import Snapshot
+
+_LAST_WORDS: Final = frozenset({ExitCode.OK, ExitCode.USER_ERROR})
+"""Exit codes of a pod after which its Job ends."""
+
+
+def ensure_attempt(
+    services: ReconcileContext, obj: ManagedObject, plan: JobPlan, attempt: Attempt | None
+) -> Attempt | None:
+    """Return the Job of a plan, made if it was missing: nothing is made while the object is suspended.
+
+    Raises NameTaken, AwaitingDeletion, PreflightsFull, FieldContested, StaleObject, OwnerGone, Rejected, ApiFailure.
+    """
+    if attempt is not None and attempt.job.finished:
+        return attempt
+    if attempt is not None and _is_outdated(plan, attempt):
+        remove(services, plan.owner, attempt.job)
+        attempt = None
+    attempt = attempt or _unseen(services, obj, plan)
+    if attempt is None:
+        return None if plan.suspend else _start(services, obj, plan)
+    if (attempt.missing or _may_meet_yet(obj)) and not (plan.suspend or attempt.job.suspend):
+        _keep_service(services, plan, attempt.job)
+    return follow(services, plan.owner, attempt, suspend=plan.suspend)
+
+
+def _may_meet_yet(obj: ManagedObject) -> bool:
+    """Tell whether pods that work together may still look for each other: one that trains has met the others."""
+    return obj.status.get("phase") == Phase.STARTING.value
+
+
+def _is_outdated(plan: JobPlan, attempt: Attempt) -> bool:
+    """Tell whether what the Job was made from has changed, and no pod runs that would be lost.
+
+    That is the spec's settings, what the platform says of the pods (what stood in the way may be mended there), and the
+    authority by which they know the operator: with an old one they could not report. For the platform's part alone no
+    Job gives up its place in a queue. A pod that has said the last word counts before the Job controller has seen it;
+    one that waits for another which has no node yet does nothing that would be lost.
+    """
+    job = attempt.job
+    waits = any(pod.node is None and pod.started_at is None and not pod.finished for pod in attempt.newest)
+    if any((pod.running and not waits) or pod.exit_code in _LAST_WORDS for pod in attempt.pods):
+        return False
+    platform = job.plan not in (None, plan.digest) or _trusts_another(plan, job)
+    return job.settings not in (None, plan.settings) or (platform and not is_queued(job))
+
+
+def _trusts_another(plan: JobPlan, job: JobView) -> bool:
+    """Tell whether a Job's pods trust another authority than today's; one that nobody knows replaces none."""
+    progress = plan.progress
+    return progress is not None and progress.ca_pem != "" and job.authority not in (None, progress.authority)
+
+
+def remove(services: ReconcileContext, owner: Owner, job: JobView) -> None:
+    """Delete a Job; its pod is told to end, writes its checkpoint, and stays known as a leftover until it has ended."""
+    apply.delete_job(services.client, owner.key.namespace, job)
+    services.cache.note_removed(job.uid)
+    services.cache.forget_job(owner.key.namespace, job.name, job.uid)
+
+
+# Create
+
+
+def _unseen(services: ReconcileContext, obj: ManagedObject, plan: JobPlan) -> Attempt | None:
+    """Return the Job that no watch tells of, such as one whose labels were taken away, where something speaks for it.
+
+    That is a pod that nobody has told to end, or that it is to be stopped now. Raises NameTaken where it is not ours.
+    """
+    runs_on = any(not pod.deleting for pod in own_leftovers(services, plan.owner, plan.name))
+    stops = plan.suspend and "jobName" in obj.status and not obj.holds(ConditionType.SUSPENDED)
+    if not runs_on and not stops:
+        return None
+    found = services.client.get(GET_JOB, plan.owner.key.namespace, plan.name)
+    if found is None or "deletionTimestamp" in found["metadata"]:
+        return None
+    job = parse_job(found)
+    if job.owner_uid == plan.owner.uid:
+        return Attempt(job, services.cache.pods(job.uid))
+    if runs_on:
+        raise NameTaken(plan.name)
+    return None
+
+
+def _start(services: ReconcileContext, obj: ManagedObject, plan: JobPlan) -> Attempt:
+    _wait_for_leftovers(services, plan)
+    if "jobName" in obj.status:
+        _look_again(services, obj)
+    # Before its pods, which ask for its name at once.
+    _ensure_service(services, plan)
+    with _preflight_slot(services, plan):
+        body = apply.create_job(services.client, plan.owner, build_job(plan))
+        services.cache.see_job(body)
+    # A Job that was there already may be far along, so it is read with its pods.
+    return read_attempt(services.client, services.cache, plan.owner, plan.name) or Attempt(parse_job(body))
+
+
+def _ensure_service(services: ReconcileContext, plan: JobPlan) -> None:
+    """Make the Service by which pods that work together find each other, if it is not there; one alone has none."""
+    if plan.nodes > 1:
+        apply.create_child(services.client, plan.owner, SERVICES, build_service(plan))
+
+
+def _keep_service(services: ReconcileContext, plan: JobPlan, job: JobView) -> None:
+    """Make that Service again: somebody may have deleted it meanwhile, and the pods would not find each other.
+
+    A namespace that is being deleted takes none, and no Job of several nodes lets go of its pods there: it keeps each
+    that has ended until another one has its place, and the namespace controller waits for the pods before it deletes
+    the Job. So the Job goes here. Raises OwnerGone then.
+    """
+    try:
+        _ensure_service(services, plan)
+    except OwnerGone:
+        remove(services, plan.owner, job)
+        raise
+
+
+def _wait_for_leftovers(services: ReconcileContext, plan: JobPlan) -> None:
+    """Two pods must never work on one result: an earlier Job's pod still writes its checkpoint."""
+    pod = next(iter(leftovers(services, plan.owner, plan.name)), None)
+    if pod is not None:
+        where = f" on node {pod.node}" if pod.node else ""
+        does = f"still ends{where}" if pod.deleting else outlives(pod, where)
+        raise AwaitingDeletion(f"pod {pod.name} of an earlier Job, which {does}")
+
+
+def leftovers(services: ReconcileContext, owner: Owner, name: str) -> tuple[PodView, ...]:
+    """Return the pods of earlier Jobs of that name that have not ended."""
+    job = services.cache.job(owner.key.namespace, name)
+    pods = services.cache.pods_named(owner.key.namespace, name)
+    others = (pod for pod in pods if not pod.finished and (job is None or pod.job_uid != job.uid))
+    # The garbage collector comes a moment after its Job went: who is to end it is known before it shows.
+    return tuple(replace(pod, deleting=True) if services.cache.is_going(pod.job_uid) else pod for pod in others)
+
+
+def _look_again(services: ReconcileContext, obj: ManagedObject) -> None:
+    """Read an object that had a Job before live: a second one for a finished or deleted object would train again."""
+    key = obj.owner.key
+    live = read_live(services.client, services.cache, key)
+    if live is None or live["metadata"]["uid"] != obj.owner.uid:
+        raise OwnerGone(f"{key} is gone")
+    if live["metadata"]["resourceVersion"] != obj.version:
+        raise StaleObject(f"{key} changed meanwhile")
+
+
+def own_leftovers(services: ReconcileContext, owner: Owner, name: str) -> tuple[PodView, ...]:
+    """Return those of the leftovers that worked for this very object, and not for an earlier one of its name."""
+    return tuple(pod for pod in leftovers(services, owner, name) if pod.owner_uid in ("", owner.uid))
+
+
+@contextmanager
+def _preflight_slot(services: ReconcileContext, plan: JobPlan) -> Iterator[None]:
+    """Hold the place of one preflight among those that the platform allows; raises PreflightsFull."""
+    limit = services.platform.settings.preflight.max_concurrent
+    if limit == 0 or plan.task is not Task.PREFLIGHT:
+        yield
+        return
+    with services.preflights:
+        running = services.cache.unfinished_jobs(Task.PREFLIGHT.value)
+        if running >= limit:
+            raise PreflightsFull(f"room for its preflight: {running} run, and the platform allows {limit} at a time")
+        yield
+
+
+# Follow
+
+
+def follow(services: ReconcileContext, owner: Owner, attempt: Attempt, *, suspend: bool) -> Attempt | None:
+    """Carry the user's wish over to a Job; None where the Job had to go.
+
+    Only our own suspension is ever undone. A Job with a queue belongs to the queue, which would start it again: it is
+    deleted, which frees its quota, and made anew later.
+    Raises FieldContested, ApiFailure.
+    """
+    job = attempt.job
+    if not suspend:
+        return _resume(services, owner, attempt) if job.suspended_by_us else attempt
+    if job.queue is not None:
+        remove(services, owner, job)
+        return None
+    return attempt if job.suspend else _suspend(services, owner, attempt)
+
+
+def recreate_job(services: ReconcileContext, snapshot: Snapshot) -> Snapshot:
+    """Delete a Job of several pods of which one has ended for good while the first published, and that ended badly.
+
+    Nobody needed that one then, and its end is no fault, or it has ended well; the next attempt needs it, and this Job
+    makes none any more. What is suspended is deleted once it is resumed. Raises ApiFailure.
+    """
+    attempt = snapshot.main
+    if attempt is None or attempt.job.finished or snapshot.suspend:
+        return snapshot
+    if not attempt.job.makes_no_other or attempt.job.lacks_first:
+        return snapshot
+    if publishes_alone(snapshot, attempt) or first_has_ended_well(attempt) or not _needs_all(attempt):
+        return snapshot
+    remove(services, snapshot.owner, attempt.job)
+    return replace(snapshot, main=None)
+
+
+def _needs_all(attempt: Attempt) -> bool:
+    """Tell whether the first of several pods was taken away, or is there again.
+
+    One that failed by itself, or was deleted, the Job controller counts first, and may end the Job for it.
+    """
+    first = attempt.last
+    if attempt.job.suspend or (first is not None and first.disruption is not None):
+        return True
+    ended = [pod.finished_at for pod in attempt.pods if pod.index and pod.finished]
+    begun = parse_time(first.created) if first is not None and not first.deleting and not first.finished else None
+    return begun is not None and all(time is None or time < begun for time in ended)
+
+
+def tolerate_worker_failures(services: ReconcileContext, snapshot: Snapshot) -> Snapshot:
+    """Keep the Job controller from ending a Job of several pods for another one while the first publishes alone.
+
+    Once another one begins in its place, which needs all of them, or none does any more, what was said before holds.
+    Raises ApiFailure.
+    """
+    attempt = snapshot.main
+    pod = attempt.last if attempt is not None else None
+    if attempt is None or attempt.job.finished or attempt.job.failed_indexes_allowed is None:
+        return snapshot
+    job, alone = attempt.job, publishes_alone(snapshot, attempt)
+    # One that was deleted is gone before a Job counts it, or before an operator that begins has seen it.
+    gone = pod is None or pod.finished or pod.deleting or pod.unanswered
+    waits = gone or job.suspend or job.lacks_another
+    over = job.lacks_first and (pod is None or pod.exit_code != ExitCode.OK)
+    count = job.nodes if alone else 0
+    if count == job.failed_indexes_allowed or (waits and not alone and not over):
+        return snapshot
+    body = apply.allow_failed_indexes(services.client, snapshot.owner.key.namespace, job, count)
+    return replace(snapshot, main=_seen(services, attempt, body))
+
+
+def _suspend(services: ReconcileContext, owner: Owner, attempt: Attempt) -> Attempt:
+    with services.quarrels.change(attempt.job.uid, "spec.suspend"):
+        return _seen(services, attempt, apply.suspend_job(services.client, owner.key.namespace, attempt.job))
+
+
+def _resume(services: ReconcileContext, owner: Owner, attempt: Attempt) -> Attempt:
+    return _seen(services, attempt, apply.resume_job(services.client, owner.key.namespace, attempt.job))
+
+
+def _seen(services: ReconcileContext, attempt: Attempt, body: Json | None) -> Attempt:
+    if body is None:
+        return attempt
+    services.cache.see_job(body)
+    return replace(attempt, job=parse_job(body))

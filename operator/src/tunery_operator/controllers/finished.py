@@ -1,0 +1,131 @@
+"""The end of an object, and what comes after it: Jobs stopped and marked, another try, expiry."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final
+
+from tunery_api.runspec import Task
+from tunery_operator.client import apply
+from tunery_operator.client.status import status_change
+from tunery_operator.controllers.children import remove
+from tunery_operator.controllers.context import ReconcileContext
+from tunery_operator.controllers.inputs import is_awaited, look_inputs_up_again
+from tunery_operator.controllers.managed_object import ManagedObject
+from tunery_operator.controllers.writing import write
+from tunery_operator.errors import ApiFailure
+from tunery_operator.observed.attempt import Attempt
+from tunery_operator.observed.clock import parse_time
+from tunery_operator.observed.job import JobView
+from tunery_operator.observed.owner import Owner
+from tunery_operator.observed.time_to_live import time_to_live
+from tunery_operator.runtime.workqueue import DONE, Requeue
+from tunery_operator.status.retry_requested import refuses_retry, reopened, unanswered
+from tunery_operator.status.snapshot import Snapshot
+from tunery_operator.status.summary import settled, under_way_again
+
+AWAITED_SECONDS: Final = 30.0
+"""How long an expired object that somebody waits for lives on before the next look."""
+GOING_SECONDS: Final = 1.0
+"""Time until the next look at Jobs that are on their way out."""
+
+logger = logging.getLogger(__name__)
+
+
+def jobs_of(snapshot: Snapshot) -> Iterator[Attempt]:
+    """Yield the Jobs of an object that are there."""
+    yield from (
+        job for job in (snapshot.preflight, snapshot.main, snapshot.report, snapshot.publishing) if job is not None
+    )
+
+
+def stop_jobs(services: ReconcileContext, snapshot: Snapshot) -> None:
+    """Delete the Jobs of a failed or stopped object that have not ended.
+
+    Before its end is written, or nobody would any more.
+    """
+    for attempt in jobs_of(snapshot):
+        if not attempt.job.finished:
+            remove(services, snapshot.owner, attempt.job)
+
+
+def mark_done(services: ReconcileContext, owner: Owner, jobs: Iterable[JobView | None]) -> None:
+    """Mark the Jobs that have ended: nobody watches them any more. One that cannot be marked is merely watched on."""
+    for job in jobs:
+        if job is None or job.done or not job.finished or job.owner_uid != owner.uid:
+            continue
+        try:
+            apply.mark_job_done(services.client, owner.key.namespace, job)
+        except ApiFailure as error:
+            logger.info("Job %s of %s is not marked as done: %s", job.name, owner.key, error)
+
+
+def after_the_end(services: ReconcileContext, obj: ManagedObject) -> Requeue:
+    """Do what is left to do for an object that has ended."""
+    names = [obj.job_name(task) for task in Task]
+    mark = unanswered(obj.status, obj.retry)
+    if mark is not None and refuses_retry(str(obj.status.get("phase")), of_trial=obj.owner.sweep is not None):
+        return _refuse_retry(services, obj, mark)
+    if (status := reopened(obj.status, obj.retry)) is not None:
+        return _try_again(services, obj, look_inputs_up_again(services, obj, status), names)
+    if change := status_change(obj.body, noted := _as_of_today(services, obj)):
+        return Requeue(0.0, write(services, obj, noted, change))
+    jobs = [job for name in names if (job := services.cache.job(obj.owner.key.namespace, name)) is not None]
+    for job in jobs:
+        # Somebody else has written the end, or the operator was killed before it came to this.
+        if not job.finished and job.owner_uid == obj.owner.uid:
+            remove(services, obj.owner, job)
+    mark_done(services, obj.owner, jobs)
+    return _expire(services, obj)
+
+
+def _as_of_today(services: ReconcileContext, obj: ManagedObject) -> dict[str, Any]:
+    """Return the status with what follows from a change of the spec after the end, or an upgrade of the operator."""
+    if "observedGeneration" not in obj.status:
+        return dict(obj.status)
+    return settled(obj.status, obj.owner.generation, services.now())
+
+
+def _refuse_retry(services: ReconcileContext, obj: ManagedObject, mark: str) -> Requeue:
+    """Take note that an object is to be tried again, and say that it is not.
+
+    A trial's sweep would not look after it; what has succeeded or was stopped has come to its end.
+    """
+    noted = {**_as_of_today(services, obj), "observedRetry": mark}
+    return Requeue(0.0, write(services, obj, noted, status_change(obj.body, noted)))
+
+
+def _try_again(
+    services: ReconcileContext, obj: ManagedObject, status: Mapping[str, Any], names: Iterable[str]
+) -> Requeue:
+    """Reopen a failed object: first its old Jobs go, or the next look would take their verdict again."""
+    owner = obj.owner
+    old = [job for name in names if (job := apply.find_job(services.client, owner, name)) is not None]
+    for job in old:
+        remove(services, owner, job)
+    if any(apply.find_job(services.client, owner, job.name) is not None for job in old):
+        return Requeue(GOING_SECONDS)
+    status = under_way_again(status, owner.generation, services.now())
+    woken = write(services, obj, status, status_change(obj.body, status))
+    return Requeue(0.0, woken)
+
+
+def seconds_to_live(services: ReconcileContext, obj: ManagedObject, status: Mapping[str, Any]) -> float | None:
+    """Return how long a finished object still lives; None: until someone deletes it."""
+    ended = parse_time(status.get("completionTime"))
+    ttl = time_to_live(obj.body, services.platform.settings.default_ttl_seconds_after_finished)
+    if ended is None or ttl is None:
+        return None
+    return ttl - (services.now() - ended).total_seconds()
+
+
+def _expire(services: ReconcileContext, obj: ManagedObject) -> Requeue:
+    """Delete a finished object whose time is over, unless somebody still waits for what it made."""
+    seconds = seconds_to_live(services, obj, obj.status)
+    if seconds is None or seconds > 0:
+        return DONE if seconds is None else Requeue(seconds)
+    if is_awaited(services, obj):
+        return Requeue(AWAITED_SECONDS)
+    apply.delete_object(services.client, obj.owner, obj.version)
+    return DONE

@@ -1,0 +1,166 @@
+"""The frame of every kind that runs Jobs: find the object, let its own steps bring it further, and report on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Generic, TypeVar
+
+from tunery_api.errors import FieldError, InvalidSpec
+from tunery_api.failures import Failure
+from tunery_api.lifecycle import KindSpec
+from tunery_api.reasons import FailureReason
+from tunery_operator.client.read import read_ended_pods
+from tunery_operator.controllers.children import follow, own_leftovers
+from tunery_operator.controllers.context import ReconcileContext
+from tunery_operator.controllers.finished import after_the_end
+from tunery_operator.controllers.managed_object import ManagedObject, find_object
+from tunery_operator.controllers.rejections import ambiguous_rejection, field_of, rejection_of
+from tunery_operator.controllers.report import report
+from tunery_operator.errors import (
+    ApiFailure,
+    AwaitingDeletion,
+    FieldContested,
+    NameTaken,
+    OperatorError,
+    PreflightsFull,
+    Rejected,
+)
+from tunery_operator.observed.attempt import Attempt
+from tunery_operator.observed.owner import Key
+from tunery_operator.observed.pod import PodView
+from tunery_operator.runtime.priority_queue import Priority
+from tunery_operator.runtime.workqueue import DONE, Requeue
+from tunery_operator.status.ledger import open_attempts
+from tunery_operator.status.phase import WAITING_FOR_SLOT
+from tunery_operator.status.snapshot import Snapshot
+
+Spec = TypeVar("Spec", bound=KindSpec)
+
+
+@dataclass(frozen=True, slots=True)
+class KindSteps(Generic[Spec]):
+    """What each kind does in its own way."""
+
+    parse: Callable[[dict[str, Any]], Spec]
+    """Raises InvalidSpec."""
+    gather: Callable[[ReconcileContext, ManagedObject], Snapshot]
+    """Returns what is in the cluster."""
+    advance: Callable[[ReconcileContext, ManagedObject, Spec, Snapshot], Snapshot]
+    """Makes what comes next, and returns what is in the cluster then."""
+    children: Callable[[ManagedObject], tuple[str, ...]]
+    """The names of the Jobs whose pods must end before a new one is made."""
+
+
+class PartialReconcile(OperatorError):
+    """The cluster has refused a step in the middle of a look; what was seen by then is told all the same."""
+
+    def __init__(self, seen: Snapshot, cause: ApiFailure | Rejected) -> None:
+        self.seen = seen
+        self.cause = cause
+        self.retry_after = cause.retry_after
+        super().__init__(str(cause))
+
+
+def reconcile_job(services: ReconcileContext, key: Key, steps: KindSteps[Spec]) -> Requeue:
+    """Bring one object that runs Jobs a step further; gives the same answer however often it is asked."""
+    obj = find_object(services, key)
+    if obj is None or obj.finished:
+        services.retries.reset(key)
+        return DONE if obj is None else after_the_end(services, obj)
+    gathered = steps.gather(services, obj)
+    snapshot, retry_in = _take_step(services, obj, steps, gathered)
+    if retry_in is None and _is_begun(obj, gathered, snapshot) and services.has_backlog():
+        # In a burst, Jobs are created before statuses are written: the next reconcile writes this one.
+        return Requeue(0.0, priority=Priority.LOW)
+    known = {attempt.job.uid for attempt in (snapshot.preflight, snapshot.main) if attempt is not None}
+    remaining = [pod for name in steps.children(obj) for pod in own_leftovers(services, obj.owner, name)]
+    services.cache.mark_fresh(key)
+    others = [pod for pod in remaining if pod.job_uid not in known]
+    others.extend(_ended_with(gathered, known))
+    # After the leftovers: a pod that goes meanwhile is among one of the two.
+    lost = services.cache.lost_named(key.namespace, steps.children(obj)[0])
+    snapshot = replace(snapshot, lost_pods=lost)
+    others.extend(_with_last_words(services, obj, steps, snapshot))
+    return report(services, obj, replace(snapshot, leftovers=tuple(others)), retry_in)
+
+
+def _ended_with(before: Snapshot, known: set[str]) -> Iterator[PodView]:
+    """Yield the pods that had ended of Jobs which this step has removed: the ledger may not have their end yet."""
+    for attempt in (before.preflight, before.main):
+        if attempt is not None and attempt.job.uid not in known:
+            yield from (pod for pod in attempt.pods if pod.finished)
+
+
+def _with_last_words(
+    services: ReconcileContext, obj: ManagedObject, steps: KindSteps[Spec], snapshot: Snapshot
+) -> tuple[PodView, ...]:
+    """Return the pods that have ended after their Job was gone, as far as they are there and not written down yet."""
+    gone = open_attempts(obj.status) & {lost.uid for lost in snapshot.lost_pods}
+    if snapshot.main is not None or not gone:
+        return ()
+    work = steps.children(obj)[0]
+    return read_ended_pods(services.client, obj.owner.key.namespace, work, gone, services.now())
+
+
+def _is_begun(obj: ManagedObject, before: Snapshot, after: Snapshot) -> bool:
+    """Tell whether this look has made the first Job of an object of which nothing was told yet."""
+    none = before.preflight is None and before.main is None
+    return not obj.status and none and (after.preflight is not None or after.main is not None)
+
+
+def _take_step(
+    services: ReconcileContext, obj: ManagedObject, steps: KindSteps[Spec], snapshot: Snapshot
+) -> tuple[Snapshot, float | None]:
+    """Return the snapshot after one step, with whatever stood in its way; and when to try that again, in seconds."""
+    key = obj.owner.key
+    try:
+        stepped = _step(services, obj, steps, snapshot)
+    except PartialReconcile as cut:
+        wait = services.retries.next(key)
+        return replace(cut.seen, rejection=rejection_of(cut.cause)), max(wait, cut.retry_after or 0.0)
+    except (ApiFailure, FieldContested, AwaitingDeletion, PreflightsFull) as error:
+        wait = services.retries.next(key)
+        return _hampered(snapshot, error), max(wait, error.retry_after or 0.0)
+    except NameTaken as error:
+        stepped = replace(snapshot, conflict=str(error))
+    services.retries.reset(key)
+    return stepped, None
+
+
+def _hampered(snapshot: Snapshot, error: OperatorError) -> Snapshot:
+    if isinstance(error, ApiFailure):
+        return replace(snapshot, rejection=rejection_of(error))
+    if isinstance(error, FieldContested):
+        return replace(snapshot, rejection=Failure(reason=FailureReason.FIELD_CONTESTED, message=str(error)))
+    if isinstance(error, PreflightsFull):
+        return replace(snapshot, waiting_for=str(error), waiting_reason=WAITING_FOR_SLOT)
+    return replace(snapshot, waiting_for=str(error))
+
+
+def _step(services: ReconcileContext, obj: ManagedObject, steps: KindSteps[Spec], snapshot: Snapshot) -> Snapshot:
+    """Go one step further; a spec that was accepted before is judged no more.
+
+    What today's rules or settings would refuse in it is waited for, and the Job that it has is followed on.
+    """
+    accepted = obj.accepted() or snapshot.main is not None or snapshot.preflight is not None
+    try:
+        return steps.advance(services, obj, steps.parse(obj.body), snapshot)
+    except InvalidSpec as error:
+        if not accepted:
+            return replace(snapshot, errors=error.errors)
+        return _follow_only(services, replace(snapshot, unplannable=error.errors))
+    except Rejected as error:
+        field = None if accepted else field_of(obj, error)
+        if field is not None:
+            return replace(snapshot, errors=(FieldError(field, str(error)),))
+        return replace(snapshot, rejection=ambiguous_rejection(obj, snapshot.platform, error))
+
+
+def _follow_only(services: ReconcileContext, snapshot: Snapshot) -> Snapshot:
+    def carry_over(attempt: Attempt | None) -> Attempt | None:
+        if attempt is None or attempt.job.finished:
+            return attempt
+        return follow(services, snapshot.owner, attempt, suspend=snapshot.suspend)
+
+    return replace(snapshot, preflight=carry_over(snapshot.preflight), main=carry_over(snapshot.main))

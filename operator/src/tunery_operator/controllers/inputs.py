@@ -1,0 +1,207 @@
+"""The adapters that an object waits for: each looked up by name once, and from then on read from the status."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Final, NamedTuple
+
+from pydantic import ValidationError
+
+from tunery_api.errors import FieldError, InvalidSpec
+from tunery_api.inputs import LocalReference, OutputSpec
+from tunery_api.kinds import Kind
+from tunery_api.reasons import FailureReason
+from tunery_api.serverstatus import AdapterState, ServerPhase
+from tunery_api.serving import Desired
+from tunery_api.sweepstatus import FINAL_TRIAL_STATES
+from tunery_operator.client.read import peek_object
+from tunery_operator.controllers.context import ReconcileContext
+from tunery_operator.controllers.managed_object import ManagedObject
+from tunery_operator.observed.job import controller_of
+from tunery_operator.observed.owner import Key, parse_owner
+from tunery_operator.planning.inputs import (
+    AdapterInput,
+    FailedInput,
+    Input,
+    ReadyInput,
+    UnfinishedInput,
+    checkpoint_input,
+    lorajob_input,
+    plain_input,
+    record,
+    recorded,
+)
+from tunery_operator.planning.job import checkpoint_place, output_place
+from tunery_operator.status.snapshot import Snapshot
+
+
+class Wanted(NamedTuple):
+    """An adapter as a spec names it: by the LoRAJob that makes it, or by its URI; or the checkpoints of one."""
+
+    reference: LocalReference | None
+    uri: str | None
+    checkpoints: bool = False
+
+
+class Inputs(NamedTuple):
+    """What became of all that is wanted."""
+
+    items: tuple[Input, ...]
+    references: tuple[dict[str, Any], ...]
+    """All that status.inputReferences is to say."""
+    news: bool
+    """Some of it does not stand there yet."""
+
+    @property
+    def ready(self) -> list[ReadyInput] | None:
+        """The inputs if each of them is ready, else None."""
+        ready = [item for item in self.items if isinstance(item, ReadyInput)]
+        return ready if len(ready) == len(self.items) else None
+
+    def shown_in(self, snapshot: Snapshot) -> Snapshot:
+        """Return the snapshot with these inputs."""
+        return replace(snapshot, inputs=self.items, input_references=self.references)
+
+
+def resolve_inputs(services: ReconcileContext, obj: ManagedObject, wanted: Iterable[Wanted]) -> Inputs:
+    """Return what the wanted adapters are now; what was resolved before is never looked up again."""
+    known = {entry["name"]: entry for entry in obj.status.get("inputReferences") or ()}
+    items = tuple(_resolve(services, obj, want, known) for want in wanted)
+    fresh = {item.name: record(item) for item in items if isinstance(item, ReadyInput) and item.name not in known}
+    fresh.pop(None, None)
+    return Inputs(items, (*known.values(), *fresh.values()), bool(fresh))
+
+
+def _resolve(services: ReconcileContext, obj: ManagedObject, want: Wanted, known: Mapping[str, Any]) -> AdapterInput:
+    if want.reference is None:
+        return plain_input(want.uri or "")
+    name = want.reference.name
+    if name in known:
+        return recorded(known[name])
+    target = Key(Kind.LORAJOB, obj.owner.key.namespace, name)
+    # First ask to be woken, then look: a change between the two must not be missed.
+    services.cache.wait_for(target, obj.owner.key)
+    return _look_up(services, obj.owner.key, name, checkpoints=want.checkpoints)
+
+
+def look_inputs_up_again(services: ReconcileContext, obj: ManagedObject, status: dict[str, Any]) -> dict[str, Any]:
+    """Return the status of an object that is tried again because an adapter was not what its LoRAJob had published.
+
+    What a URI leads to is read anew. A LoRAJob that has published anew is taken as it is now; one that is gone is not
+    waited for. One that offers nothing
+    any more, as a trial whose sweep has removed its adapter, is looked up as by a new job, which is told why.
+    """
+    reason = (obj.status.get("failure") or {}).get("reason")
+    if reason not in (FailureReason.ADAPTER_CORRUPT.value, FailureReason.ADAPTER_MISSING.value):
+        return status
+    resolved = {name: value for name, value in (status.get("resolved") or {}).items() if name != "continuedFrom"}
+    status = {**status, "resolved": resolved} if resolved else status
+    entries = obj.status.get("inputReferences")
+    if not entries:
+        return status
+    now = [_as_it_is_now(services, obj, entry) for entry in entries]
+    return {**status, "inputReferences": [entry for entry in now if entry is not None]}
+
+
+def _as_it_is_now(services: ReconcileContext, obj: ManagedObject, entry: dict[str, Any]) -> dict[str, Any] | None:
+    found = _look_up(services, obj.owner.key, entry["name"], checkpoints=False)
+    if isinstance(found, FailedInput):
+        return None
+    return record(found) if isinstance(found, ReadyInput) else entry
+
+
+def _look_up(services: ReconcileContext, key: Key, name: str, *, checkpoints: bool) -> AdapterInput:
+    """Return what the LoRAJob of that name offers now to the object with this key. Raises StaleObject, ApiFailure."""
+    body = peek_object(services.client, services.cache, Key(Kind.LORAJOB, key.namespace, name))
+    if body is None and services.cache.is_known(Key(Kind.ADAPTERMERGE, key.namespace, name)):
+        return UnfinishedInput(
+            name, "does not exist: an AdapterMerge has that name, and its result is named by its uri", exists=False
+        )
+    if checkpoints:
+        return checkpoint_input(name, body, _checkpoints_of(services, body) if body is not None else None)
+    return lorajob_input(name, body, services.platform.settings.default_output.secret_name)
+
+
+def _checkpoints_of(services: ReconcileContext, body: Mapping[str, Any]) -> str | None:
+    """Return where a LoRAJob keeps its checkpoints, whether there are any; None where its output has no place."""
+    owner = parse_owner(Kind.LORAJOB, body)
+    try:
+        output = OutputSpec.model_validate((body.get("spec") or {}).get("output") or {})
+        return checkpoint_place(output_place(output, owner, services.platform.settings).uri, owner, None)
+    except (InvalidSpec, ValidationError):
+        return None
+
+
+def refuse_circle(services: ReconcileContext, obj: ManagedObject, source: LocalReference, field: str) -> None:
+    """Raise InvalidSpec where a LoRAJob is to start from one that waits, however indirectly, for this one.
+
+    Asked while a spec is judged: whichever object of a circle comes last is refused, and the others fail with it.
+    """
+    namespace, own = obj.owner.key.namespace, obj.owner.key.name
+    chain, name = [own], source.name
+    while name not in chain:
+        chain.append(name)
+        body = services.cache.body(Key(Kind.LORAJOB, namespace, name)) or {}
+        references = [item["loraJobRef"] for item in _sources(body.get("spec") or {}) if item.get("loraJobRef")]
+        if not references:
+            return
+        name = references[0]["name"]
+    if name == own:
+        text = f"this job would wait for itself: {' → '.join([*chain, own])}"
+        raise InvalidSpec([FieldError(f"spec.{field}.loraJobRef.name", text)])
+
+
+def is_awaited(services: ReconcileContext, obj: ManagedObject) -> bool:
+    """Tell whether an unfinished object names this one, or has made it, and has not written down what it found."""
+    cache, key = services.cache, obj.owner.key
+    near = (other for other in cache.unfinished() if other.namespace == key.namespace and other != key)
+    for other in near:
+        body = cache.body(other) or {}
+        if other.kind is Kind.ADAPTERSERVER:
+            if _server_awaits(body, cache.servers.desired(other), key):
+                return True
+        elif other.kind is Kind.LORASWEEP:
+            if _sweep_awaits(body, obj):
+                return True
+        elif key.kind is Kind.LORAJOB and _awaits(body, key.name):
+            return True
+    return False
+
+
+def _awaits(body: Mapping[str, Any], name: str) -> bool:
+    known = [entry.get("name") for entry in (body.get("status") or {}).get("inputReferences") or ()]
+    return name not in known and any(
+        (item.get("loraJobRef") or {}).get("name") == name for item in _sources(body.get("spec") or {})
+    )
+
+
+def _sweep_awaits(body: Mapping[str, Any], obj: ManagedObject) -> bool:
+    """Tell whether an object is a trial of this very sweep whose row does not say yet what it came to.
+
+    By the row's uid, whosever it is by now; one that no row names yet by its owner.
+    """
+    rows = {row.get("uid"): row.get("state") for row in (body.get("status") or {}).get("trials") or ()}
+    if obj.owner.uid in rows:
+        return rows[obj.owner.uid] not in FINAL_TRIAL_STATES
+    made = controller_of(obj.body).get("uid") == (body.get("metadata") or {}).get("uid")
+    return made and obj.owner.sweep is not None
+
+
+_REFERENCES: Final = {Kind.LORAJOB: "loraJobRef", Kind.ADAPTERMERGE: "adapterMergeRef"}
+"""How a server names an object; what of others it serves it finds by labels."""
+
+
+def _server_awaits(body: Mapping[str, Any], desired: Desired | None, key: Key) -> bool:
+    """Tell whether a server names an object and has neither taken over what it offers nor said why it does not."""
+    spec, status, source = body.get("spec") or {}, body.get("status") or {}, f"{key.kind.value}/{key.name}"
+    field = _REFERENCES.get(key.kind, "")
+    named = {item.get("name") for item in _sources(spec) if (item.get(field) or {}).get("name") == key.name}
+    taken = {item.name for item in (desired.adapters if desired is not None else ()) if item.source == source}
+    told = [item for item in status.get("adapters") or () if item.get("source") == source]
+    judged = {item["name"] for item in told if item.get("state") != AdapterState.WAITING.value}
+    return status.get("phase") != ServerPhase.INVALID.value and not named <= taken | judged
+
+
+def _sources(spec: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    return [*(spec.get("adapters") or ()), *(spec.get(name) or {} for name in ("continueFrom", "resumeFrom"))]

@@ -1,0 +1,373 @@
+"""The steps of a LoRASweep: trials as the search asks for them, then the best one published."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from tunery_api.errors import InvalidSpec
+from tunery_api.failures import Failure
+from tunery_api.kinds import Kind
+from tunery_api.lorasweep import LoRASweepSpec
+from tunery_api.names import SUSPENDED_BY_ANNOTATION
+from tunery_api.reasons import FailureReason
+from tunery_api.runspec import Task
+from tunery_api.status import FINAL_PHASES
+from tunery_api.sweepstatus import (
+    FINAL_TRIAL_STATES,
+    EndReason,
+    ParameterImportance,
+    TrialInputs,
+    TrialState,
+    TrialStatus,
+)
+from tunery_api.tolerant import without_invalid
+from tunery_api.validation import parse_lorajob
+from tunery_operator.client import apply
+from tunery_operator.client.client import Json
+from tunery_operator.client.rbac import LORAJOBS
+from tunery_operator.client.read import peek_object
+from tunery_operator.controllers.children import ensure_attempt
+from tunery_operator.controllers.context import ReconcileContext
+from tunery_operator.controllers.frame import KindSteps, PartialReconcile
+from tunery_operator.controllers.managed_object import ManagedObject
+from tunery_operator.controllers.observe import gather_main_job, report_again
+from tunery_operator.controllers.own_trials import OwnTrials, is_made_for, not_at_rest, numbered, own_trials
+from tunery_operator.controllers.rejections import rejection_of
+from tunery_operator.errors import ApiFailure, NameTaken, Rejected, SamplerBusy
+from tunery_operator.manifests.trial import build_trial, hold_change, stop_change
+from tunery_operator.observed.clock import parse_time
+from tunery_operator.observed.owner import Key
+from tunery_operator.planning.job import output_place
+from tunery_operator.planning.lorasweep import Found, plan_publish_best, plan_report, plan_trial, reading
+from tunery_operator.status.search import SAMPLER_BUSY, SUGGESTION_FAILED, Blocker, Search
+from tunery_operator.status.snapshot import Snapshot
+from tunery_search.decision import Decision, Moment, decide, given_up
+from tunery_search.history import IMPORTANCE_FROM, Answer, Suggestion, final_suggestion, question_of, with_earlier
+from tunery_search.sampler import SuggestionFailed
+from tunery_search.space import Space, read_values, space_of
+from tunery_search.summary import gpu_seconds_saved, importance_shown
+from tunery_search.trial_rows import invalid_row, merge
+from tunery_search.trial_spec import inputs_of
+from tunery_search.trials import Trial
+from tunery_search.validation import parse_lorasweep
+
+FAILED_SECONDS: Final = 30.0
+"""Time until a sampler that failed is asked again."""
+BUSY_SECONDS: Final = 5.0
+"""Time until the condition Searching shows that an answer of the sampler takes long."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Sweep:
+    """One sweep in one look: what is asked of it, and the trials as they are in the cluster."""
+
+    services: ReconcileContext
+    obj: ManagedObject
+    spec: LoRASweepSpec
+    space: Space
+    rows: tuple[TrialStatus, ...]
+    own: OwnTrials
+    inputs: TrialInputs | None = None
+    """What the first trial that passed its preflight has read; None: none has."""
+    refused: tuple[ApiFailure | Rejected, ...] = ()
+    """What the cluster has answered where something of one trial could not be done: it keeps no other from it."""
+
+    @property
+    def trials(self) -> tuple[Trial, ...]:
+        """Every trial, as status and LoRAJobs tell it."""
+        children = self.own.children.values()
+        return merge(self.rows, children, self.read, self.own.unread)
+
+    def read(self, job_spec: Mapping[str, Any]) -> dict[str, str]:
+        """Return the values by path of the spec of a trial."""
+        return read_values(self.space, job_spec)
+
+    @property
+    def is_told(self) -> bool:
+        """Tell whether the status says of every trial that has ended what it came to.
+
+        Until it does, nothing is asked, made or waited for: that may take its time or be refused, and a trial whose
+        LoRAJob went meanwhile would count as deleted.
+        """
+        told = {row.number for row in self.rows if row.state in FINAL_TRIAL_STATES}
+        return all(trial.row.number in told for trial in self.trials if trial.is_final)
+
+    def with_child(self, number: int, body: Json) -> _Sweep:
+        """Return the sweep with the LoRAJob of a trial as it is now."""
+        # The watch will tell no news of it any more: the trial is to be reconciled from here.
+        cache = self.services.cache
+        cache.defer_keys(cache.see_owner(Kind.LORAJOB, body) - {self.obj.owner.key})
+        children = {**self.own.children, number: numbered(body, number)}
+        return replace(self, own=replace(self.own, children=children))
+
+    def refusing(self, error: ApiFailure | Rejected) -> _Sweep:
+        """Return the sweep after something of it was refused."""
+        return replace(self, refused=(*self.refused, error))
+
+
+def _gather(services: ReconcileContext, obj: ManagedObject) -> Snapshot:
+    """Return what is in the cluster of the Job that publishes the best."""
+    return gather_main_job(services, obj, Task.PUBLISH_BEST)
+
+
+def _advance(services: ReconcileContext, obj: ManagedObject, spec: LoRASweepSpec, snapshot: Snapshot) -> Snapshot:
+    """Stop what is hopeless, make the trials that are due, or publish the best once the search is over."""
+    # Judged before anything is waited for.
+    output_place(spec.output, obj.owner, services.platform.settings)
+    sweep = _found(services, obj, spec)
+    main = snapshot.main
+    trials = sweep.trials
+    moment = _moment(services, obj, publishing=main is not None)
+    decision = decide(spec, trials, moment)
+    if main is not None and main.job.finished:
+        found = _result(obj, sweep.trials, decision)
+        shown = replace(snapshot, search=Search(spec, trials, decision, inputs=sweep.inputs))
+        return report_again(
+            services, obj, shown, lambda: plan_report(spec, obj.owner, services.platform, found, sweep.space)
+        )
+    sweep, search = _carry_out(sweep, _search(sweep, trials, decision))
+    snapshot = replace(snapshot, search=replace(search, trials=sweep.trials))
+    if sweep.refused:
+        raise _halfway(sweep, snapshot)
+    return snapshot if decision.publish is None or not sweep.is_told else _publish_best(sweep, snapshot)
+
+
+def _search(sweep: _Sweep, trials: tuple[Trial, ...], decision: Decision) -> Search:
+    own = sweep.own
+    owner_changed = tuple(own.children[number]["metadata"]["name"] for number in sorted(own.owner_changed))
+    return Search(sweep.spec, trials, decision, inputs=sweep.inputs, foreign=own.foreign, owner_changed=owner_changed)
+
+
+def _carry_out(sweep: _Sweep, search: Search) -> tuple[_Sweep, Search]:
+    """Do what was decided, of each trial what can be done; who is refused is tried again in another look."""
+    decision = search.decision
+    sweep = _hold(_stop(sweep, decision.stop))
+    search = replace(search, not_held=not_at_rest(sweep.own) if sweep.obj.suspend else ())
+    due = decision.create or decision.final is not None
+    # One that no row names yet may be among what could not be read.
+    if not due or not sweep.is_told or sweep.own.unread.keys() - {row.number for row in sweep.rows}:
+        return sweep, search
+    try:
+        return _make(sweep, search)
+    except (ApiFailure, Rejected) as error:
+        return sweep.refusing(error), search
+
+
+def _halfway(sweep: _Sweep, snapshot: Snapshot) -> Exception:
+    """Return what is raised where something was refused, with what is known of the trials: those that run go on."""
+    error, search = sweep.refused[0], snapshot.search
+    if search is None or (isinstance(error, Rejected) and not sweep.obj.accepted()):
+        return error
+    found = rejection_of(error)
+    blocker = Blocker(str(found.reason), found.message, FAILED_SECONDS)
+    return PartialReconcile(replace(snapshot, search=replace(search, blocker=blocker)), error)
+
+
+def _found(services: ReconcileContext, obj: ManagedObject, spec: LoRASweepSpec) -> _Sweep:
+    rows = tuple(_rows(obj.status))
+    own = own_trials(services, obj, spec, rows)
+    return _Sweep(services, obj, spec, space_of(spec), rows, own, _inputs(obj, own), own.refused)
+
+
+def _inputs(obj: ManagedObject, own: OwnTrials) -> TrialInputs | None:
+    """Return what the first trial that passed its preflight has read, as the status has it, or that trial itself."""
+    told = obj.status.get("trialInputs")
+    if told is not None:
+        return TrialInputs.model_validate(without_invalid(TrialInputs, told))
+    children = (own.children[number] for number in sorted(own.children) if number >= _forgiven(obj))
+    return next((read for child in children if (read := inputs_of(child)) is not None), None)
+
+
+def _rows(status: Mapping[str, Any]) -> Iterable[TrialStatus]:
+    """Yield the rows of a status; of a later version's what is known here."""
+    for row in status.get("trials") or ():
+        yield TrialStatus.model_validate(without_invalid(TrialStatus, row) or row)
+
+
+def _moment(services: ReconcileContext, obj: ManagedObject, *, publishing: bool) -> Moment:
+    recorded = obj.status.get("endReason")
+    known = {reason.value for reason in EndReason}
+    return Moment(
+        now=services.now(),
+        started=parse_time(obj.owner.created) or services.now(),
+        recorded=EndReason(recorded) if recorded in known else None,
+        publishing=publishing,
+        forgiven=_forgiven(obj),
+    )
+
+
+def _forgiven(obj: ManagedObject) -> int:
+    """Return the number below which a retry has forgiven what failed."""
+    return int(obj.status.get("forgiven") or 0)
+
+
+# Trials that there are
+
+
+def _stop(sweep: _Sweep, stop: Mapping[int, str]) -> _Sweep:
+    """Have the named trials end for good."""
+    for number, why in stop.items():
+        sweep = _change(sweep, number, stop_change(why))
+    return sweep
+
+
+def _hold(sweep: _Sweep) -> _Sweep:
+    """Have the trials suspended with their sweep, or let those go on again.
+
+    One that somebody else has suspended stays so.
+    """
+    for number, body in sweep.own.children.items():
+        spec, phase = body.get("spec") or {}, (body.get("status") or {}).get("phase")
+        if phase in FINAL_PHASES or spec.get("stop") is not None:
+            continue
+        held = bool(spec.get("suspend"))
+        ours = (body["metadata"].get("annotations") or {}).get(SUSPENDED_BY_ANNOTATION) == "sweep"
+        if sweep.obj.suspend and not held:
+            sweep = _change(sweep, number, hold_change(True))
+        elif not sweep.obj.suspend and held and ours:
+            sweep = _change(sweep, number, hold_change(False))
+    return sweep
+
+
+def _change(sweep: _Sweep, number: int, change: Json) -> _Sweep:
+    """Change a trial, whatever else has changed in it, if it may be; raises StaleObject where it is gone."""
+    body = sweep.own.children.get(number)
+    if body is None or number in sweep.own.owner_changed:
+        return sweep
+    meta = body["metadata"]
+    same = {"metadata": {name: meta[name] for name in ("namespace", "name", "uid")}}
+    try:
+        return sweep.with_child(number, apply.patch_child(sweep.services.client, LORAJOBS, same, change))
+    except (ApiFailure, Rejected) as error:
+        return sweep.refusing(error)
+
+
+# Trials that are made
+
+
+def _make(sweep: _Sweep, search: Search) -> tuple[_Sweep, Search]:
+    """Make the trials that are due; tell why none was where the sampler could not say which."""
+    decision, trials = search.decision, search.trials
+    if decision.final is not None:
+        last = final_suggestion(sweep.spec, trials, decision.final)
+        suggestions = [last] if last else []
+    else:
+        answer = _ask(sweep, trials, decision.create)
+        if isinstance(answer, Blocker):
+            return sweep, replace(search, blocker=answer)
+        search = replace(search, importance=answer.importance or None, exhausted=not answer.suggestions)
+        suggestions = list(answer.suggestions)
+    rows = sweep.rows
+    for suggestion in suggestions:
+        try:
+            sweep = _create(sweep, suggestion)
+        except NameTaken as error:
+            return _give_up(sweep, search, Failure(reason=FailureReason.NAME_CONFLICT, message=str(error)))
+        except (ApiFailure, Rejected) as error:
+            return sweep.refusing(error), search
+        if sweep.rows != rows:
+            # Its row is all there is of it: no later trial is created before the status has that.
+            break
+    return sweep, search
+
+
+def _give_up(sweep: _Sweep, search: Search, failure: Failure) -> tuple[_Sweep, Search]:
+    """Have what runs end: nobody looks after the trials of a sweep that has failed."""
+    decision = given_up(sweep.trials, failure)
+    return _stop(sweep, decision.stop), replace(search, decision=decision)
+
+
+def _ask(sweep: _Sweep, trials: Sequence[Trial], numbers: Sequence[int]) -> Answer | Blocker:
+    """Return what to try next, or why that is unknown for now. Raises StaleObject, ApiFailure."""
+    ask = question_of(sweep.spec, sweep.space, trials, numbers, _forgiven(sweep.obj))
+    if numbers and sweep.spec.warm_start_from:
+        ask = with_earlier(ask, [_rows_of(sweep, each.name) for each in sweep.spec.warm_start_from])
+    try:
+        return sweep.services.sampler.suggestions(ask, sweep.obj.owner.key, sweep.obj.owner.uid)
+    except SamplerBusy as error:
+        return Blocker(SAMPLER_BUSY, str(error), BUSY_SECONDS, is_shown=error.seconds >= BUSY_SECONDS)
+    except SuggestionFailed as error:
+        return Blocker(SUGGESTION_FAILED, str(error), FAILED_SECONDS)
+
+
+def _rows_of(sweep: _Sweep, name: str) -> list[TrialStatus]:
+    """Return the trials of an earlier sweep; none where it is gone: what it knew is no condition of this one."""
+    services = sweep.services
+    key = Key(Kind.LORASWEEP, sweep.obj.owner.key.namespace, name)
+    body = peek_object(services.client, services.cache, key)
+    return list(_rows((body or {}).get("status") or {}))
+
+
+def _create(sweep: _Sweep, suggestion: Suggestion) -> _Sweep:
+    """Create one trial, or take over the one of that number that exists. Raises as `create_child`.
+
+    A trial whose values do not go together becomes a row without a LoRAJob.
+    """
+    services, owner = sweep.services, sweep.obj.owner
+    place = output_place(sweep.spec.output, owner, services.platform.settings)
+    plan = plan_trial(sweep.spec, owner, place, sweep.trials, suggestion)
+    plan = reading(plan, sweep.inputs, again=bool(_forgiven(sweep.obj)))
+    body = build_trial(plan)
+    try:
+        parse_lorajob(body)
+    except InvalidSpec as error:
+        return replace(sweep, rows=(*sweep.rows, invalid_row(body, sweep.read, error)))
+    if plan.name in sweep.own.foreign:
+        found = services.client.get(LORAJOBS.get, owner.key.namespace, plan.name)
+        if found is not None and not is_made_for(found, owner, plan.number):
+            raise NameTaken(plan.name, LORAJOBS.kind)
+    return sweep.with_child(plan.number, apply.create_child(services.client, owner, LORAJOBS, body))
+
+
+# The end
+
+
+def _publish_best(sweep: _Sweep, snapshot: Snapshot) -> Snapshot:
+    """Make the Job that publishes the best trial's adapter."""
+    services, obj, search = sweep.services, sweep.obj, snapshot.search
+    assert search is not None  # noqa: S101 - set by the caller, for the type checker
+    if snapshot.main is None:
+        search = _with_importance(sweep, search)
+        if search.blocker is not None:
+            return replace(snapshot, search=search)
+    found = _result(obj, sweep.trials, search.decision, search.importance)
+    plan = plan_publish_best(sweep.spec, obj.owner, services.platform, found, sweep.space)
+    return replace(snapshot, search=search, main=ensure_attempt(services, obj, plan, snapshot.main))
+
+
+def _with_importance(sweep: _Sweep, search: Search) -> Search:
+    """Return the search with what mattered, of all trials; with a blocker where that is to be asked again soon.
+
+    Without either where it cannot be said: nothing hangs on it.
+    """
+    complete = sum(trial.row.state == TrialState.COMPLETE for trial in search.trials)
+    if complete < IMPORTANCE_FROM:
+        return search
+    answer = _ask(sweep, search.trials, ())
+    if isinstance(answer, Blocker):
+        return replace(search, blocker=answer) if answer.reason == SAMPLER_BUSY else search
+    return replace(search, importance=answer.importance or None)
+
+
+def _result(
+    obj: ManagedObject, trials: Sequence[Trial], decision: Decision, importance: Mapping[str, float] | None = None
+) -> Found:
+    """Return what the search has found."""
+    known = [ParameterImportance.model_validate(each) for each in obj.status.get("importance") or ()]
+    end = decision.end_reason
+    return Found(
+        trials=[trial.row for trial in trials],
+        best=decision.publish if decision.publish is not None else -1,
+        importance=importance_shown(importance or {}) or known,
+        end_reason=end.value if end is not None else None,
+        saved=gpu_seconds_saved(trials),
+    )
+
+
+def _jobs(obj: ManagedObject) -> tuple[str, ...]:
+    return (obj.job_name(Task.PUBLISH_BEST),)
+
+
+LORASWEEP_STEPS: Final = KindSteps(parse_lorasweep, _gather, _advance, _jobs)

@@ -1,0 +1,193 @@
+"""Find the LoRAJobs that are a sweep's own trials: those of its rows, and those that it may just have created."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from tunery_api.kinds import Kind
+from tunery_api.lorasweep import MAX_PARALLEL_TRIALS, LoRASweepSpec
+from tunery_api.names import MANAGED_BY, MANAGED_BY_LABEL, ORIGIN_ANNOTATION, SWEEP_LABEL, TRIAL_LABEL, label_value
+from tunery_api.status import FINAL_PHASES, Phase
+from tunery_api.sweepstatus import FINAL_TRIAL_STATES, TrialStatus
+from tunery_operator.client import apply
+from tunery_operator.client.client import Json
+from tunery_operator.client.rbac import LORAJOBS, get_owner
+from tunery_operator.controllers.context import ReconcileContext
+from tunery_operator.controllers.managed_object import ManagedObject
+from tunery_operator.errors import ApiFailure, Rejected, StaleObject
+from tunery_operator.manifests.metadata import owner_reference
+from tunery_operator.observed.owner import Key, Owner
+from tunery_operator.planning.lorasweep import trial_name
+from tunery_search.trial_rows import number_of
+
+logger: Final = logging.getLogger(__name__)
+
+
+@dataclass
+class OwnTrials:
+    """The LoRAJobs of a sweep, as one look has found them."""
+
+    children: dict[int, Json] = field(default_factory=dict)
+    """Of the trials that are not final in the status, by number."""
+    owner_changed: set[int] = field(default_factory=set)
+    """Numbers of those whose owner reference somebody has changed: they count, and nothing of them is changed."""
+    unread: dict[int, str] = field(default_factory=dict)
+    """Names, by number, of those that the cluster would not show: nothing is known of them but their rows."""
+    foreign: tuple[str, ...] = ()
+    """Names of the LoRAJobs that only name it as their owner."""
+    refused: tuple[ApiFailure | Rejected, ...] = ()
+    """What the cluster has answered where a trial could not be read or taken back."""
+
+
+def own_trials(
+    services: ReconcileContext, obj: ManagedObject, spec: LoRASweepSpec, rows: Sequence[TrialStatus]
+) -> OwnTrials:
+    """Return the LoRAJobs of the trials that are not final in the status; raises StaleObject.
+
+    From the cache while they go on. One that has ended is read once: then its row is final. One that the cache does not
+    know is asked for: a trial that is taken for deleted would never count. Each is known by its name and its uid:
+    anybody may change a label, or whose it is.
+    """
+    found = OwnTrials()
+    for row in rows:
+        if row.state not in FINAL_TRIAL_STATES:
+            _take(services, obj, found, row)
+    unknown = services.cache.trials(obj.owner.uid) - {row.name for row in rows}
+    first = max((row.number for row in rows), default=-1) + 1
+    names = _names_since(obj.owner, spec, unknown, first)
+    made = _take_new(services, obj, found, names)
+    found.foreign = tuple(sorted(unknown - made))
+    return found
+
+
+def _take(services: ReconcileContext, obj: ManagedObject, found: OwnTrials, row: TrialStatus) -> None:
+    """Take the LoRAJob of a row over, if it is there; one of another uid is another."""
+    try:
+        body = _read(services, obj, row.name)
+    except ApiFailure as error:
+        found.unread[row.number] = row.name
+        found.refused += (error,)
+        return
+    if body is None or (row.uid is not None and body["metadata"]["uid"] != row.uid):
+        return
+    if not apply.is_child(body, obj.owner):
+        if row.uid is None:
+            return
+        body = _taken_back(services, obj, found, row.number, body)
+    found.children[row.number] = numbered(body, row.number)
+
+
+def _names_since(owner: Owner, spec: LoRASweepSpec, unknown: Collection[str], first: int) -> Iterator[tuple[int, str]]:
+    """Yield numbers and names of what may have been made since the status was written: without a gap, and one final."""
+    for number in range(first, first + MAX_PARALLEL_TRIALS):
+        name, final = (trial_name(owner.key.name, number, final=final) for final in (False, True))
+        if name in unknown:
+            yield number, name
+        elif spec.final is not None and final in unknown:
+            yield number, final
+            return
+        else:
+            return
+
+
+def _take_new(
+    services: ReconcileContext, obj: ManagedObject, found: OwnTrials, names: Iterable[tuple[int, str]]
+) -> frozenset[str]:
+    """Take over what is there as we make it, up to what is not; return its names."""
+    made = set[str]()
+    for number, name in names:
+        try:
+            body = _read(services, obj, name)
+        except ApiFailure as error:
+            found.unread[number] = name
+            found.refused += (error,)
+            break
+        if body is None or not is_made_for(body, obj.owner, number):
+            break
+        found.children[number] = body
+        made.add(name)
+    return frozenset(made)
+
+
+def is_made_for(body: Json, owner: Owner, number: int) -> bool:
+    """Tell whether a LoRAJob that no row names is a sweep's own of that number, by all that we write into each."""
+    meta = body["metadata"]
+    labels = meta.get("labels") or {}
+    ours = {**_labels(owner), TRIAL_LABEL: f"{number:03d}"}.items() <= labels.items()
+    uri = str(((body.get("spec") or {}).get("output") or {}).get("uri"))
+    place = uri.endswith(f"trials/{owner.uid}/{number:03d}")
+    return ours and place and ORIGIN_ANNOTATION in (meta.get("annotations") or {}) and apply.is_child(body, owner)
+
+
+def _labels(owner: Owner) -> Mapping[str, str]:
+    return {MANAGED_BY_LABEL: MANAGED_BY, SWEEP_LABEL: label_value(owner.key.name)}
+
+
+def numbered(body: Json, number: int) -> Json:
+    """Return a LoRAJob with the label of its number."""
+    if number_of(body) == number:
+        return body
+    meta = body["metadata"]
+    return {**body, "metadata": {**meta, "labels": {**(meta.get("labels") or {}), TRIAL_LABEL: f"{number:03d}"}}}
+
+
+def not_at_rest(found: OwnTrials) -> tuple[str, ...]:
+    """Return the names of the trials that may still work, those among them that were told to end for good."""
+    bodies = [body for _, body in sorted(found.children.items())]
+    phases = {body["metadata"]["name"]: (body.get("status") or {}).get("phase") for body in bodies}
+    rest = {*FINAL_PHASES, Phase.SUSPENDED}
+    return (*(name for name, phase in phases.items() if phase not in rest), *found.unread.values())
+
+
+def _read(services: ReconcileContext, obj: ManagedObject, name: str) -> Json | None:
+    """Return a LoRAJob as it is; None where there is none. Raises ApiFailure."""
+    key = Key(Kind.LORAJOB, obj.owner.key.namespace, name)
+    body = None if services.cache.is_stale(obj.owner.key) else services.cache.body(key)
+    if body is None or not apply.is_child(body, obj.owner):
+        body = services.client.get(LORAJOBS.get, key.namespace, name)
+    return body
+
+
+def _is_alone(obj: ManagedObject, number: int, body: Json) -> bool:
+    """Tell whether a LoRAJob has no owner, and its labels still say which trial of the sweep it is."""
+    meta = body["metadata"]
+    ours = _labels(obj.owner).items() <= (meta.get("labels") or {}).items()
+    return not meta.get("ownerReferences") and ours and number_of(body) == number
+
+
+def _taken_back(services: ReconcileContext, obj: ManagedObject, found: OwnTrials, number: int, body: Json) -> Json:
+    """Return a trial whose owner reference somebody took away, with it: alone it would train on, and nobody look.
+
+    One that cannot be taken back is reported as one whose owner was changed. So is any of a sweep
+    that was deleted and is kept: with --cascade=orphan it is meant to leave them. Raises StaleObject where the sweep
+    was deleted since it was read.
+    """
+    owner, deleted = obj.owner, "deletionTimestamp" in obj.body["metadata"]
+    key = Key(Kind.LORAJOB, owner.key.namespace, body["metadata"]["name"])
+    try:
+        if not deleted and _is_alone(obj, number, body):
+            _ensure_wanted(services, owner)
+            logger.info("%s, a trial of %s, has no owner any more: it is taken back", key, owner.key)
+            change = {"metadata": {"ownerReferences": [owner_reference(owner)]}}
+            body = apply.patch_child(services.client, LORAJOBS, body, change)
+            services.cache.defer_keys(services.cache.see_owner(Kind.LORAJOB, body) - {owner.key})
+            return body
+    except (ApiFailure, Rejected) as error:
+        found.refused += (error,)
+    found.owner_changed.add(number)
+    # What becomes of somebody else's is no news of ours.
+    services.cache.wait_for(key, owner.key)
+    return body
+
+
+def _ensure_wanted(services: ReconcileContext, owner: Owner) -> None:
+    """Raise StaleObject unless the sweep is there, and not deleted: asked after the trial was seen without an owner."""
+    key = owner.key
+    live = services.client.get(get_owner(key.kind.plural), key.namespace, key.name)
+    meta = {} if live is None else live["metadata"]
+    if meta.get("uid") != owner.uid or "deletionTimestamp" in meta:
+        services.cache.mark_stale(key)
+        raise StaleObject(f"{key} is being deleted")

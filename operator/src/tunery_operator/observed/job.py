@@ -1,0 +1,168 @@
+"""What the operator keeps of a Job: the few fields that a verdict needs."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+from tunery_api.names import (
+    DONE_LABEL,
+    KUEUE_LABELS,
+    PLAN_ANNOTATION,
+    PROGRESS_CA_ANNOTATION,
+    ROLE_LABEL,
+    SETTINGS_ANNOTATION,
+    SUSPENDED_BY_ANNOTATION,
+)
+from tunery_operator.observed.clock import parse_time
+
+ORPHAN: Final = "orphan"
+"""The finalizer of an object whose children are to stay."""
+_PODSET_LABEL: Final = "kueue.x-k8s.io/podset"
+_WORKLOAD_ANNOTATION: Final = "kueue.x-k8s.io/workload"
+"""Kueue puts these into the pod template of a Job when it admits it, and takes them out when it suspends it."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobView:
+    """One batch Job."""
+
+    name: str
+    namespace: str
+    uid: str
+    version: str
+    owner_uid: str
+    role: str
+    suspend: bool
+    parallelism: int
+    """Pods that it may have at a time; 0 where somebody has changed it."""
+    queue: str | None
+    """The queue that the Job itself names, whoever wrote it there."""
+    suspended_by_us: bool
+    settings: str | None
+    """Digest of the owner's mutable settings that it was built from."""
+    plan: str | None
+    """Digest of what the platform says of its pods, as it was built; None where an earlier operator built it."""
+    authority: str | None
+    """Name of the certificate authority that its pods trust; None where they report nothing."""
+    admitted: bool
+    """Kueue has let it start."""
+    created: str
+    """RFC 3339 in UTC: sorts as text."""
+    started_at: datetime | None
+    """When it was last started or resumed."""
+    active: int
+    """Pods that have not ended, as the Job controller counts them."""
+    succeeded: int
+    failed: int
+    retries: int | None
+    """How many attempts may fail, and another follows; None: it does not say. The Job controller ends a Job of one pod
+    by it; of several, where it counts pods, the operator does."""
+    complete: bool
+    failed_reason: str | None
+    """The reason of the Failed condition; None while there is none."""
+    failed_message: str
+    ended_at: datetime | None
+    """When the Job controller said its last word."""
+    done: bool
+    """Its verdict was taken over."""
+    nodes: int = 1
+    """Pods that work together, each with a number; 1: it has one, without."""
+    failed_indexes_allowed: int | None = None
+    """How many of the numbers may have failed for good before the Job controller ends it; None: it says nothing."""
+    failed_indexes: str = ""
+    """The numbers that have failed for good, such as "1,3-5": no pod is made for them any more."""
+    completed_indexes: str = ""
+    """The numbers of which a pod has ended well, likewise."""
+
+    @property
+    def finished(self) -> bool:
+        """Tell whether the Job controller has said its last word."""
+        return self.complete or self.failed_reason is not None
+
+    @property
+    def lacks_first(self) -> bool:
+        """Tell whether number 0 has failed for good."""
+        return self.failed_indexes.replace("-", ",").split(",")[0] == "0"
+
+    @property
+    def lacks_another(self) -> bool:
+        """Tell whether a number other than 0 has failed for good."""
+        return self.failed_indexes not in ("", "0")
+
+    @property
+    def makes_no_other(self) -> bool:
+        """Tell whether no pod is made any more for a number other than 0, however its last one has ended."""
+        return self.lacks_another or self.completed_indexes not in ("", "0")
+
+
+def parse_job(body: Mapping[str, Any]) -> JobView:
+    """Return the view of a Job of the API server."""
+    meta, spec, status = body["metadata"], body.get("spec") or {}, body.get("status") or {}
+    labels, annotations = meta.get("labels") or {}, meta.get("annotations") or {}
+    template = spec.get("template") or {}
+    true = {c.get("type"): c for c in status.get("conditions") or () if c.get("status") == "True"}
+    failed = true.get("Failed")
+    last_word = failed or true.get("Complete") or {}
+    return JobView(
+        name=meta["name"],
+        namespace=sys.intern(meta["namespace"]),
+        uid=meta["uid"],
+        version=meta.get("resourceVersion", ""),
+        owner_uid=controller_of(body).get("uid", ""),
+        role=labels.get(ROLE_LABEL, ""),
+        suspend=bool(spec.get("suspend")),
+        parallelism=int(spec.get("parallelism", 1)),
+        queue=labels.get(KUEUE_LABELS[0]) or None,
+        suspended_by_us=SUSPENDED_BY_ANNOTATION in annotations,
+        settings=annotations.get(SETTINGS_ANNOTATION),
+        plan=annotations.get(PLAN_ANNOTATION),
+        authority=_authority(template.get("metadata") or {}),
+        admitted=_admitted(template.get("metadata") or {}),
+        created=meta.get("creationTimestamp") or "",
+        started_at=parse_time(status.get("startTime")),
+        active=int(status.get("active") or 0),
+        succeeded=int(status.get("succeeded") or 0),
+        failed=int(status.get("failed") or 0),
+        retries=spec.get("backoffLimitPerIndex", spec.get("backoffLimit")),
+        complete="Complete" in true,
+        failed_reason=failed.get("reason") or "Unknown" if failed else None,
+        failed_message=failed.get("message") or "" if failed else "",
+        ended_at=parse_time(status.get("completionTime")) or parse_time(last_word.get("lastTransitionTime")),
+        done=labels.get(DONE_LABEL) == "true",
+        nodes=int(spec.get("completions") or 1) if spec.get("completionMode") == "Indexed" else 1,
+        failed_indexes_allowed=spec.get("maxFailedIndexes"),
+        failed_indexes=status.get("failedIndexes") or "",
+        completed_indexes=status.get("completedIndexes") or "",
+    )
+
+
+def _authority(template_meta: Mapping[str, Any]) -> str | None:
+    pem = (template_meta.get("annotations") or {}).get(PROGRESS_CA_ANNOTATION)
+    return None if pem is None else authority_name(pem)
+
+
+def _admitted(template_meta: Mapping[str, Any]) -> bool:
+    labels, annotations = template_meta.get("labels") or {}, template_meta.get("annotations") or {}
+    return _PODSET_LABEL in labels or _WORKLOAD_ANNOTATION in annotations
+
+
+def authority_name(ca_pem: str) -> str:
+    """Return a short name of a certificate authority: a digest of its PEM."""
+    return hashlib.sha256(ca_pem.encode()).hexdigest()[:16]
+
+
+def controller_of(body: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the owner reference of an object's controller; empty where it has none."""
+    references = body["metadata"].get("ownerReferences") or ()
+    return next((reference for reference in references if reference.get("controller")), {})
+
+
+def foreign_finalizers(body: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the finalizers of an object but the cluster's own two, by which the garbage collector treats children."""
+    finalizers = body["metadata"].get("finalizers") or ()
+    return tuple(name for name in finalizers if name not in (ORPHAN, "foregroundDeletion"))

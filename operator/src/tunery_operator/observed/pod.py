@@ -1,0 +1,196 @@
+"""What the operator keeps of a pod: how far its container is, and why it does not run."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from tunery_api.names import KIND_LABEL, OWNER_UID_LABEL, PROGRESS_URL_ENV, container_name
+from tunery_operator.observed.clock import parse_time
+from tunery_operator.observed.job import controller_of
+
+_JOB_NAME_LABEL: Final = "batch.kubernetes.io/job-name"
+_INDEX_ANNOTATION: Final = "batch.kubernetes.io/job-completion-index"
+_JOB_UID_LABEL: Final = "batch.kubernetes.io/controller-uid"
+
+
+@dataclass(frozen=True, slots=True)
+class PodView:
+    """One pod of a Job."""
+
+    name: str
+    namespace: str
+    uid: str
+    job: str
+    """Name of the Job that made it."""
+    job_uid: str
+    owner_uid: str
+    """The uid of the object of ours that it works for."""
+    version: str
+    created: str
+    """RFC 3339 in UTC: sorts as text."""
+    phase: str
+    node: str | None
+    scheduler: str
+    """Name of the scheduler that is to place it."""
+    deleting: bool
+    deleted_at: datetime | None
+    """When its grace period is over, once it was told to end."""
+    unanswered: bool
+    """The cluster has not heard of its node for long; it is not told to end yet."""
+    status_reason: str | None
+    status_message: str
+    """What the kubelet says of an eviction."""
+    waiting_reason: str | None
+    waiting_message: str
+    unschedulable: str | None
+    """The scheduler's message while no node fits."""
+    disruption: str | None
+    """The reason of the DisruptionTarget condition."""
+    disrupted_at: datetime | None
+    started_at: datetime | None
+    finished_at: datetime | None
+    exit_code: int | None
+    exit_reason: str | None
+    termination_message: str
+    reports_to: str | None
+    """The URL that its container posts progress to; None: it was not asked to."""
+    index: int | None = None
+    """Which of the pods that work together it is, from 0, which speaks for all; None: it works alone."""
+
+    @property
+    def running(self) -> bool:
+        """Tell whether the container runs now."""
+        return self.started_at is not None and self.finished_at is None and self.phase == "Running"
+
+    @property
+    def finished(self) -> bool:
+        """Tell whether the pod will never run again."""
+        return self.phase in ("Succeeded", "Failed")
+
+
+def outlives(pod: PodView, where: str = "") -> str:
+    """Return what a pod does that nobody has told to end though its Job is gone, in words, and what would end it."""
+    does = "runs on without it" if pod.running else "is still there"
+    return f"{does}{where}; kubectl delete pod {pod.name} -n {pod.namespace} would end it"
+
+
+@dataclass(frozen=True, slots=True)
+class LostPod:
+    """What is remembered of a pod that exists no more."""
+
+    uid: str
+    name: str
+    created: str
+    seconds: float
+    """How long its container ran."""
+    started_at: datetime | None = None
+    node: str | None = None
+    disruption: str | None = None
+    index: int | None = None
+    exit_code: int | None = None
+
+
+def parse_pod(body: Mapping[str, Any], seen: datetime) -> PodView:
+    """Return the view of a pod of the API server, as it was `seen` first by the operator's own clock."""
+    meta, spec, status = body["metadata"], body.get("spec") or {}, body.get("status") or {}
+    controller, labels = controller_of(body), meta.get("labels") or {}
+    conditions = {c.get("type"): c for c in status.get("conditions") or ()}
+    disrupted = conditions.get("DisruptionTarget") or {}
+    name = container_name(labels.get(KIND_LABEL, ""))
+    state = _container_state(status, name)
+    terminated, waiting = state.get("terminated") or {}, state.get("waiting") or {}
+    started, finished = _times(meta, terminated or state.get("running") or {}, seen)
+    return PodView(
+        name=meta["name"],
+        namespace=sys.intern(meta["namespace"]),
+        uid=meta["uid"],
+        # Labels outlast the Job: one that is deleted without its pods takes their owner reference along.
+        job=controller.get("name") or labels.get(_JOB_NAME_LABEL, ""),
+        job_uid=controller.get("uid") or labels.get(_JOB_UID_LABEL, ""),
+        owner_uid=labels.get(OWNER_UID_LABEL, ""),
+        version=meta.get("resourceVersion", ""),
+        created=meta.get("creationTimestamp") or "",
+        phase=status.get("phase") or "Pending",
+        node=spec.get("nodeName"),
+        scheduler=spec.get("schedulerName") or "",
+        deleting="deletionTimestamp" in meta,
+        deleted_at=parse_time(meta.get("deletionTimestamp")),
+        unanswered=_is_unanswered(status.get("phase"), conditions),
+        status_reason=status.get("reason"),
+        status_message=status.get("message") or "",
+        waiting_reason=waiting.get("reason"),
+        waiting_message=waiting.get("message") or "",
+        unschedulable=_unschedulable(conditions.get("PodScheduled") or {}),
+        disruption=_disruption(disrupted),
+        disrupted_at=parse_time(disrupted.get("lastTransitionTime")),
+        started_at=started,
+        finished_at=finished,
+        exit_code=terminated.get("exitCode"),
+        exit_reason=terminated.get("reason"),
+        termination_message=terminated.get("message") or "",
+        reports_to=_reports_to(spec, name),
+        index=_index(meta),
+    )
+
+
+def _index(meta: Mapping[str, Any]) -> int | None:
+    """Return the number that the Job controller gives to each pod of an Indexed Job."""
+    text = (meta.get("annotations") or {}).get(_INDEX_ANNOTATION, "")
+    return int(text) if text.isdecimal() else None
+
+
+def _times(
+    meta: Mapping[str, Any], state: Mapping[str, Any], seen: datetime
+) -> tuple[datetime | None, datetime | None]:
+    """Return when a container started and finished, as far as that can be.
+
+    The kubelet writes both by its node's clock. By one that is behind, a container starts before its pod was made:
+    both times are moved, which leaves how long it ran. By one that is ahead, it does later what was seen already.
+    """
+    created, started, finished = map(
+        parse_time, (meta.get("creationTimestamp"), state.get("startedAt"), state.get("finishedAt"))
+    )
+    behind = max(timedelta(), created - started) if created is not None and started is not None else timedelta()
+    return started and min(started + behind, seen), finished and min(finished + behind, seen)
+
+
+def _is_unanswered(phase: str | None, conditions: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Tell whether the node controller has written that a pod is not ready: its kubelet never says so of containers
+    that are, and the pod has no readiness gates.
+    """
+    ready, containers = (conditions.get(type_, {}).get("status") for type_ in ("Ready", "ContainersReady"))
+    return phase == "Running" and ready == "False" and containers == "True"
+
+
+def _container_state(status: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """Return the state of the container of that name; the kubelet sorts them, and others may have been injected."""
+    statuses = status.get("containerStatuses") or ()
+    return next((item.get("state") or {} for item in statuses if item.get("name") == name), {})
+
+
+def _reports_to(spec: Mapping[str, Any], name: str) -> str | None:
+    """Return where the container of that name was told to post progress; one text for all pods of a platform."""
+    urls = _values(_container(spec, name), PROGRESS_URL_ENV)
+    return next((sys.intern(url) for url in urls if url), None)
+
+
+def _container(spec: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    return next((each for each in spec.get("containers") or () if each.get("name") == name), {})
+
+
+def _values(container: Mapping[str, Any], variable: str) -> Iterator[str | None]:
+    return (each.get("value") for each in container.get("env") or () if each.get("name") == variable)
+
+
+def _unschedulable(condition: Mapping[str, Any]) -> str | None:
+    if condition.get("status") == "False" and condition.get("reason") == "Unschedulable":
+        return condition.get("message") or "no node fits"
+    return None
+
+
+def _disruption(condition: Mapping[str, Any]) -> str | None:
+    return (condition.get("reason") or "Unknown") if condition.get("status") == "True" else None

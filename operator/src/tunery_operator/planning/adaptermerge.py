@@ -1,0 +1,53 @@
+"""The plans of an AdapterMerge: the Job that merges, on CPU, and the one that reports again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from tunery_api.adaptermerge import AdapterMergeSpec, MergeInput
+from tunery_api.names import adapter_purpose
+from tunery_api.runspec import Purpose, Task
+from tunery_operator.observed.owner import Owner
+from tunery_operator.planning import job
+from tunery_operator.planning.inputs import ReadyInput
+from tunery_operator.planning.job import Place, Platform
+from tunery_operator.planning.mounts import Access, Opened, adapter_access
+from tunery_operator.planning.types import JobPlan
+
+
+def plan_merge(spec: AdapterMergeSpec, owner: Owner, platform: Platform, inputs: Sequence[ReadyInput]) -> JobPlan:
+    """Return the plan of the merge Job; `inputs` holds what each of spec.adapters was resolved to, in order.
+
+    Raises InvalidSpec when the platform cannot run the spec.
+    """
+    place = job.output_place(spec.output, owner, platform.settings)
+    accesses = list(_accesses(spec, place, inputs))
+    own = {"adapter_merge": spec, "adapters": [item.adapter for item in inputs]}
+    run = job.run_spec(spec, owner, platform, place, accesses).model_copy(update=own)
+    return job.job_plan(spec, owner, platform, job.Errand(Task.MERGE, run, accesses))
+
+
+def plan_report(spec: AdapterMergeSpec, owner: Owner, platform: Platform) -> JobPlan:
+    """Return the plan of the Job that says again what the merge published; raises InvalidSpec as `plan_merge`."""
+    return job.report_plan(spec, owner, platform, {"adapter_merge": spec})
+
+
+def _accesses(spec: AdapterMergeSpec, place: Place, inputs: Sequence[ReadyInput]) -> Iterator[Access]:
+    yield Access(Purpose.OUTPUT, place.uri, place.secret, place.field)
+    if spec.model is not None:
+        yield Access(Purpose.MODEL, spec.model.uri, spec.model.secret_ref, "spec.model.secretRef")
+    elif base := next((item for item in inputs if item.model_uri), None):
+        yield Access(Purpose.MODEL, base.model_uri, base.model_secret, f"spec.model.secretRef of LoRAJob {base.name}")
+    if spec.evaluation is not None:
+        dataset = spec.evaluation.dataset
+        yield Access(Purpose.DATASET, dataset.uri, dataset.secret_ref, "spec.evaluation.dataset.secretRef")
+    for index, (item, ready) in enumerate(zip(spec.adapters, inputs, strict=True)):
+        yield _adapter_access(index, item, ready, place)
+
+
+def _adapter_access(index: int, item: MergeInput, ready: ReadyInput, place: Place) -> Access:
+    own = Opened(item.secret_ref, f"spec.adapters[{index}].secretRef")
+    inherited = Opened(place.secret, place.field)
+    if ready.output_secret is not None:
+        inherited = Opened(ready.output_secret, f"spec.output.secretRef of LoRAJob {ready.name}")
+    return adapter_access(adapter_purpose(index), ready.adapter.uri, own, inherited)

@@ -1,0 +1,63 @@
+"""The plans of a BatchInference: the Job that asks a server, on CPU, and the one that reports again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from tunery_api.batchinference import BatchInferenceSpec
+from tunery_api.inputs import LocalReference
+from tunery_api.kinds import Kind
+from tunery_api.names import BATCH_GRACE_SECONDS
+from tunery_api.runspec import Purpose, Task
+from tunery_operator.observed.owner import Key, Owner
+from tunery_operator.planning import job
+from tunery_operator.planning.job import Place, Platform
+from tunery_operator.planning.mounts import Access
+from tunery_operator.planning.server_names import server_url
+from tunery_operator.planning.types import SERVER, JobPlan
+
+
+def server_of(spec: BatchInferenceSpec, owner: Owner) -> Key:
+    """Return the server that a batch asks."""
+    return Key(Kind.ADAPTERSERVER, owner.key.namespace, spec.server_ref.name)
+
+
+def plan_batch(spec: BatchInferenceSpec, owner: Owner, platform: Platform) -> JobPlan:
+    """Return the plan of the Job that asks; raises InvalidSpec when the platform cannot run the spec."""
+    place = job.output_place(spec.output, owner, platform.settings)
+    accesses = list(_accesses(spec, place))
+    run = job.run_spec(spec, owner, platform, place, accesses).model_copy(update=_own(spec, owner, place, platform))
+    plan = job.job_plan(spec, owner, platform, job.Errand(Task.BATCH, run, accesses))
+    return replace(_by_server(plan, platform), grace_seconds=BATCH_GRACE_SECONDS)
+
+
+def plan_report(spec: BatchInferenceSpec, owner: Owner, platform: Platform) -> JobPlan:
+    """Return the plan of the Job that says again what was published; raises InvalidSpec as `plan_batch`."""
+    place = job.output_place(spec.output, owner, platform.settings)
+    return _by_server(job.report_plan(spec, owner, platform, _own(spec, owner, place, platform)), platform)
+
+
+def _own(spec: BatchInferenceSpec, owner: Owner, place: Place, platform: Platform) -> dict[str, Any]:
+    """Return what a batch adds to run.json; answered parts lie where the rule of the bucket for checkpoints holds."""
+    return {
+        "batch_inference": spec,
+        "server_url": server_url(server_of(spec, owner)),
+        "checkpoint_uri": job.checkpoint_place(place.uri, owner, None),
+        "image": job.server_image(platform.settings).name,
+    }
+
+
+def _by_server(plan: JobPlan, platform: Platform) -> JobPlan:
+    """Return the plan with the small image, whose program knows batches."""
+    return replace(plan, image=job.server_image(platform.settings), program=SERVER)
+
+
+def _accesses(spec: BatchInferenceSpec, place: Place) -> Iterator[Access]:
+    yield Access(Purpose.OUTPUT, place.uri, place.secret, place.field)
+    yield Access(Purpose.INPUT, spec.input.uri, spec.input.secret_ref, "spec.input.secretRef")
+    if spec.api_key_secret_ref is not None:
+        secret = LocalReference(name=spec.api_key_secret_ref.name)
+        # The keys of the other clients are none of its business.
+        yield Access(Purpose.API_KEY, None, secret, "spec.apiKeySecretRef", spec.api_key_secret_ref.key)

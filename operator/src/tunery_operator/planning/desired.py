@@ -1,0 +1,358 @@
+"""What a server is to serve: its references and its selector, and what each object offers, become one list."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Final, TypeVar
+
+from tunery_api.adapterserver import AdapterServerSpec, AdapterSource
+from tunery_api.errors import near
+from tunery_api.fields import OpenModel
+from tunery_api.kinds import Kind
+from tunery_api.methods import QUANTIZED
+from tunery_api.reasons import FailureReason
+from tunery_api.remedies import edit, remedies_for, retry
+from tunery_api.scrub import scrub, shorten
+from tunery_api.serving import ClientRules, Desired, DesiredAdapter, HeldAdapter
+from tunery_api.status import FINAL_PHASES, Phase
+from tunery_api.unservable import Unservable, base_problem, method_problem, none_left, rank_problem, too_many
+from tunery_operator.observed.offer import Offer, removed_remedy, removed_words
+from tunery_operator.planning.clients import NOBODY_KNOWS, Mounts, api_keys, no_models, rules_of_before
+from tunery_operator.planning.resolution import Astray, Kept, Note, Refused, Resolution, Skipped, Waiting
+from tunery_operator.planning.selecting import selects
+
+LONGEST_NAME: Final = 128
+"""Of an adapter, as spec.adapters says it, too."""
+MAX_ADAPTERS: Final = 4000
+MAX_BYTES: Final = 900 * 1024
+"""Of adapters.json: a ConfigMap holds 1 MiB with all that is around it."""
+MAX_HELD: Final = 256
+"""Characters of why a name leads nowhere yet, for whoever asks for it."""
+ADAPTER_WAITING: Final = "AdapterWaiting"
+"""Why an adapter is held that does not exist yet; of one that is refused it is the reason of that."""
+
+_QUANTIZED: Final = frozenset(method.value for method in QUANTIZED)
+_INEXACT: Final = (
+    "trained by {} on a quantised base, and served on this one as it is: close, not the same. What an AdapterMerge "
+    "into: Model makes of it is exact"
+)
+
+Offers = Mapping[tuple[Kind, str], Offer]
+Part = TypeVar("Part", bound=OpenModel)
+
+
+def resolve(spec: AdapterServerSpec, offers: Offers, before: Desired, mounts: Mounts = NOBODY_KNOWS) -> Resolution:
+    """Return what is to be served.
+
+    `offers` are the LoRAJobs and AdapterMerges of the namespace by kind and name, those at least that the spec names or
+    selects; `before` is what the server's own ConfigMap says, an empty Desired where there is none. In which order
+    `offers` come makes no difference. `mounts` tells whose rules of before are still needed.
+    """
+    work = _Work(spec, offers, {item.name: item for item in before.adapters})
+    for source in spec.adapters or ():
+        work.name(source)
+    for offer in _selected(spec, offers):
+        work.select(offer)
+    return Resolution(
+        _numbered(_told(work, list(rules_of_before(spec, before, mounts))), before),
+        tuple(work.waiting),
+        tuple(work.refused),
+        tuple(sorted(work.skipped)),
+        tuple(work.kept),
+        tuple(work.notes),
+        tuple(_astray(work)),
+        tuple(no_models(spec, _known(work))),
+    )
+
+
+def _numbered(desired: Desired, before: Desired) -> Desired:
+    """Return what is to be served, by the next number where it says something new."""
+    lists = {name: sorted(getattr(before, name), key=lambda item: item.name) for name in ("adapters", "held")}
+    same = desired == before.model_copy(update={**lists, "revision": desired.revision})
+    return before if same else desired.model_copy(update={"revision": before.revision + 1})
+
+
+def _told(work: _Work, before: list[ClientRules]) -> Desired:
+    """Return all that replicas are told, as far as it fits; lists of many are sorted by name."""
+    spec = work.spec
+    clients = {client.name: list(client.models) for client in spec.access.clients or ()}
+    desired = Desired(aliases=list(spec.aliases or ()), clients=clients, api_keys=api_keys(spec))
+    adapters, room = _within_limits(work, MAX_BYTES - _size(desired))
+    # A pod keeps the rules of before that it has once read: no adapter has to go for them.
+    before = list(_as_far_as_there_is_room(before, room))
+    room -= sum(map(_size, before))
+    held = sorted(_held(work, {item.name for item in adapters}, room), key=lambda item: item.name)
+    adapters = sorted(adapters, key=lambda item: item.name)
+    return desired.model_copy(update={"adapters": adapters, "before": before, "held": held})
+
+
+def _as_far_as_there_is_room(parts: Iterable[Part], room: int) -> Iterator[Part]:
+    for part in parts:
+        room -= _size(part)
+        if room < 0:
+            return
+        yield part
+
+
+def _held(work: _Work, served: Collection[str], room: int) -> Iterator[HeldAdapter]:
+    """Yield the names that lead nowhere yet, as far as there is room: those that the spec names come first."""
+    yield from _as_far_as_there_is_room(_all_held(work, served), room)
+
+
+def _all_held(work: _Work, served: Collection[str]) -> Iterator[HeldAdapter]:
+    found = {item.name: (ADAPTER_WAITING, item.message) for item in work.waiting}
+    found |= {item.name: (item.reason.value, item.message) for item in work.refused}
+    names = sorted(found.keys() - served, key=lambda name: (name not in work.named, name))
+    for name in names:
+        reason, message = found[name]
+        yield HeldAdapter(name=name, reason=reason, message=shorten(scrub(message), MAX_HELD))
+
+
+def _astray(work: _Work) -> Iterator[Astray]:
+    """Yield what aliases lead to that this server neither serves nor is to serve."""
+    known = _known(work)
+    for alias in work.spec.aliases or ():
+        yield from (Astray(alias.name, each.adapter) for each in alias.targets if each.adapter not in known)
+
+
+def _known(work: _Work) -> set[str]:
+    """Return the names that this server serves or is to serve, but no aliases."""
+    return {work.base, *work.taken, *(offer.name for offer in _on_their_way(work))}
+
+
+def _on_their_way(work: _Work) -> Iterator[Offer]:
+    """Yield what the selector will find once it has succeeded."""
+    selector = work.spec.adapter_selector
+    if selector is not None:
+        unfinished = (offer for offer in work.offers.values() if offer.phase not in FINAL_PHASES)
+        yield from (offer for offer in unfinished if selects(selector, offer.labels))
+
+
+def _size(part: OpenModel) -> int:
+    """Return how many bytes a part of adapters.json takes, with what separates it from the next."""
+    return len(part.model_dump_json(by_alias=True, exclude_none=True).encode()) + 1
+
+
+def _selected(spec: AdapterServerSpec, offers: Offers) -> list[Offer]:
+    """Return what the selector finds that has succeeded, older objects first."""
+    selector = spec.adapter_selector
+    if selector is None:
+        return []
+    done = (offer for offer in offers.values() if offer.phase == Phase.SUCCEEDED.value and offer.uri is not None)
+    found = [offer for offer in done if selects(selector, offer.labels)]
+    return sorted(found, key=lambda offer: (offer.created, offer.kind.value, offer.name))
+
+
+@dataclass(slots=True)
+class _Work:
+    """What was found out so far."""
+
+    spec: AdapterServerSpec
+    offers: Offers
+    before: Mapping[str, DesiredAdapter]
+    wanted: list[DesiredAdapter] = field(default_factory=list)
+    """In the order of their right to be served: what the spec names, then older objects."""
+    waiting: list[Waiting] = field(default_factory=list)
+    refused: list[Refused] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
+    kept: list[Kept] = field(default_factory=list)
+    notes: list[Note] = field(default_factory=list)
+    taken: dict[str, str] = field(default_factory=dict)
+    """By whom each name is taken: a source, as in messages."""
+
+    @property
+    def base(self) -> str:
+        """The name of the base model."""
+        return self.spec.model.effective_served_name()
+
+    @property
+    def named(self) -> set[str]:
+        """The names that spec.adapters gives."""
+        return {item.name for item in self.spec.adapters or ()}
+
+    # What the spec names
+
+    def name(self, item: AdapterSource) -> None:
+        """Take an entry of spec.adapters."""
+        if item.uri is not None:
+            self.taken[item.name] = "uri"
+            uri = item.uri.rstrip("/")
+            self.wanted.append(DesiredAdapter(name=item.name, uri=uri, manifest_sha256=item.manifest_sha256))
+            return
+        kind, reference = Kind.LORAJOB, item.lora_job_ref
+        if reference is None:
+            kind, reference = Kind.ADAPTERMERGE, item.adapter_merge_ref
+        if reference is None:
+            return
+        source = f"{kind.value}/{reference.name}"
+        self.taken[item.name] = source
+        self._refer(item.name, source, self.offers.get((kind, reference.name)))
+
+    def _refer(self, name: str, source: str, offer: Offer | None) -> None:
+        problem = None if offer is None else self._never(offer)
+        if offer is None or (problem is None and offer.uri is None):
+            self._wait(name, source, offer)
+            return
+        problem = problem or self._unfit(offer)
+        if problem is None:
+            self._take(name, offer)
+            return
+        self._refuse(name, offer, problem)
+        old = self._old(name, source)
+        # What was served before goes on, but not the very content that is refused.
+        if old is not None and (old.manifest_sha256 != offer.manifest_sha256 or _by_new_replicas(problem)):
+            self.wanted.append(old)
+
+    def _wait(self, name: str, source: str, offer: Offer | None) -> None:
+        """Take a reference to an object that offers nothing now: what it offered before goes on."""
+        words = source.replace("/", " ")
+        state = "does not exist" if offer is None else f"is {offer.phase}"
+        old = self._old(name, source)
+        if old is None:
+            yet = f" yet{self._near(source)}" if offer is None else ""
+            self.waiting.append(Waiting(name, source, f"{words} {state}{yet}", absent=offer is None))
+            return
+        self.wanted.append(old)
+        ends = "until spec.adapters drops it" if offer is None else "until it has published anew"
+        more = " any more" if offer is None else ""
+        text = f"{words} {state}{more}; what it published before is served {ends}"
+        self.kept.append(Kept(name, source, text))
+
+    def _near(self, source: str) -> str:
+        kind, _, name = source.partition("/")
+        return near(name, sorted(offer.name for offer in self.offers.values() if offer.kind.value == kind))
+
+    def _old(self, name: str, source: str) -> DesiredAdapter | None:
+        old = self.before.get(name)
+        return old if old is not None and old.source == source else None
+
+    def _never(self, offer: Offer) -> Unservable | None:
+        """Return why an object will never offer an adapter unless somebody mends it."""
+        words = offer.source.replace("/", " ")
+        if offer.kind is Kind.ADAPTERMERGE and offer.into != "Adapter":
+            text = f"{words} makes a whole model (into: {offer.into}), not an adapter"
+            remedy = retry("Serve it as the model of its own AdapterServer, or merge again with into: Adapter")
+            return Unservable(FailureReason.ADAPTER_UNSUPPORTED, text, remedy)
+        if offer.phase not in FINAL_PHASES or (offer.uri is not None and offer.phase != Phase.FAILED.value):
+            return None
+        if offer.removed_by is not None:
+            text = f"{words} {removed_words(offer.removed_by)}"
+            return Unservable(FailureReason.ADAPTER_MISSING, text, edit(removed_remedy(offer.removed_by)))
+        how = {Phase.FAILED.value: "has failed", Phase.STOPPED.value: "was stopped and has published no adapter"}
+        does = how.get(offer.phase, "has succeeded and published no adapter")
+        remedy = retry(f"Fix {words} as its status says, or name another one")
+        return Unservable(FailureReason.ADAPTER_MISSING, f"{words} {does}", remedy)
+
+    # What the selector finds
+
+    def select(self, offer: Offer) -> None:
+        """Take an object that the selector found."""
+        problem = self._not_for_us(offer)
+        if problem is not None:
+            self.skipped.append(Skipped(offer.source, problem))
+            return
+        if offer.name in self.taken:
+            # Named and selected: it is one adapter.
+            return
+        self.taken[offer.name] = offer.source
+        unfit = self._unfit(offer)
+        if unfit is None:
+            self._take(offer.name, offer)
+            return
+        self._refuse(offer.name, offer, unfit)
+        old = self._old(offer.name, offer.source)
+        if old is not None and _by_new_replicas(unfit):
+            self.wanted.append(old)
+
+    def _not_for_us(self, offer: Offer) -> str | None:
+        if offer.kind is Kind.ADAPTERMERGE and offer.into != "Adapter":
+            return f"is a whole model (into: {offer.into})"
+        if base_problem(offer.served_name, self.base) is not None:
+            return f"is for base {offer.served_name}"
+        if offer.name == self.base:
+            return "bears the name of the base model; spec.adapters can give it another"
+        if len(offer.name) > LONGEST_NAME:
+            return f"has a name of more than {LONGEST_NAME} characters; spec.adapters can give it another"
+        if any(alias.name == offer.name for alias in self.spec.aliases or ()):
+            return "spec.aliases has an alias of this name; spec.adapters can give it another"
+        holder = self.taken.get(offer.name)
+        if holder is None or holder == offer.source:
+            return None
+        if offer.name in self.named:
+            return "spec.adapters has an entry of this name"
+        return f"{holder} has the same name and is older"
+
+    # Both
+
+    def _take(self, name: str, offer: Offer) -> None:
+        self.wanted.append(_desired(name, offer))
+        if offer.method in _QUANTIZED:
+            self.notes.append(Note(name, _INEXACT.format(offer.method)))
+
+    def _unfit(self, offer: Offer) -> Unservable | None:
+        return (
+            base_problem(offer.served_name, self.base)
+            or method_problem(offer.method)
+            or rank_problem(offer.rank, self.spec.engine.max_rank)
+        )
+
+    def _refuse(self, name: str, offer: Offer, why: Unservable) -> None:
+        content = (offer.uri, offer.manifest_sha256, offer.rank)
+        self.refused.append(Refused(name, offer.source, *why, *content))
+
+
+def _by_new_replicas(problem: Unservable) -> bool:
+    """Tell whether it is the engine's settings that refuse what was on the list before.
+
+    Replicas of other settings go on with it until they are replaced, and those of these settings refuse it themselves.
+    """
+    return problem.reason is FailureReason.RANK_TOO_HIGH
+
+
+def _desired(name: str, offer: Offer) -> DesiredAdapter:
+    return DesiredAdapter(
+        name=name, uri=(offer.uri or "").rstrip("/"), manifest_sha256=offer.manifest_sha256, source=offer.source
+    )
+
+
+def _within_limits(work: _Work, room: int) -> tuple[list[DesiredAdapter], int]:
+    """Return what fits, and the bytes that are left; refuse the rest.
+
+    That is the newest of what the selector finds, unless it is served already; of those that are to stay in the engine
+    more than it holds; and what could never be loaded, as they take all of its room. What of the latter was on the list
+    before is refused, and stays on it.
+    """
+    largest, fitting, kept = work.spec.engine.max_loaded_adapters, list[DesiredAdapter](), 0
+    refused = {item.name for item in work.refused}
+    for item in _by_right(work):
+        room -= _size(item)
+        kept += item.keep_loaded
+        fits = room >= 0 and len(fitting) < MAX_ADAPTERS
+        why = _no_room(item, kept, largest) or (None if fits else _too_large())
+        # What was on the list stays there, for replicas whose engine holds more; others judge it themselves.
+        if fits and (why is None or item.name in work.before):
+            fitting.append(item)
+        if why is not None and item.name not in refused:
+            work.refused.append(Refused(item.name, item.source, *why, item.uri, item.manifest_sha256))
+    return fitting, max(room, 0)
+
+
+def _no_room(item: DesiredAdapter, kept: int, largest: int) -> Unservable | None:
+    """Return why the engine has no place for an adapter; `kept` of them, it included, are to stay in the engine."""
+    if item.keep_loaded:
+        return too_many(largest) if kept > largest else None
+    return none_left(largest) if kept >= largest else None
+
+
+def _by_right(work: _Work) -> Iterable[DesiredAdapter]:
+    """Return what is wanted: first what is to stay loaded, then what the spec names, what is served, and the rest."""
+    stay = {item.name for item in work.spec.adapters or () if item.keep_loaded}
+    wanted = [item.model_copy(update={"keep_loaded": item.name in stay}) for item in work.wanted]
+    named = work.named
+    return sorted(wanted, key=lambda item: (not item.keep_loaded, item.name not in named, item.name not in work.before))
+
+
+def _too_large() -> Unservable:
+    text = f"the list of what the server serves is full: {MAX_ADAPTERS:,} adapters or {MAX_BYTES // 1024} KiB"
+    return Unservable(FailureReason.TOO_MANY_ADAPTERS, text, remedies_for(FailureReason.TOO_MANY_ADAPTERS)[0])

@@ -1,0 +1,151 @@
+"""The plans of a LoRAJob: its preflight Job, its train Job, and those that report again or publish what is left."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import NamedTuple
+
+from tunery_api.fields import parse_quantity
+from tunery_api.lorajob import LoRAJobSpec
+from tunery_api.names import SWEEP_OUTPUT_ANNOTATION, TRAIN_GRACE_SECONDS, VOLUMES_DIR, child_name, trials_uri
+from tunery_api.runspec import CacheMount, Purpose, ResolvedAdapter, Task
+from tunery_api.sweepstatus import TrialInputs
+from tunery_operator.observed.owner import Owner
+from tunery_operator.planning import job
+from tunery_operator.planning.job import Place, Platform
+from tunery_operator.planning.mounts import Access, Opened, adapter_access
+from tunery_operator.planning.placing import together, work_scheduling
+from tunery_operator.planning.types import JobPlan, VolumeMount
+from tunery_search.trial_spec import on_inputs
+
+
+class Known(NamedTuple):
+    """What was found out about a LoRAJob before its Job is planned."""
+
+    adapter: ResolvedAdapter | None = None
+    """What continueFrom was resolved to."""
+    resume: str | None = None
+    """Where the checkpoints lie that resumeFrom was resolved to."""
+    revision: str | None = None
+    """The model's commit that preflight resolved."""
+    checkpoint: str | None = None
+    """URI of the newest checkpoint."""
+    disk_bytes: int | None = None
+    """Disk that training takes, by preflight's count."""
+    inputs: TrialInputs | None = None
+    """Of a trial of a sweep, what its own preflight has read: its training reads nothing else."""
+
+
+def plan_preflight(spec: LoRAJobSpec, owner: Owner, platform: Platform, known: Known) -> JobPlan:
+    """Return the plan of the preflight Job; raises InvalidSpec when the platform cannot run the spec."""
+    base = _plan(spec, owner, platform, known, Task.PREFLIGHT)
+    looking = base.run.model_copy(update={"also_free": _sweep_output(owner, base.run.output_uri)})
+    return job.check_plan(replace(base, run=looking), spec, platform.settings)
+
+
+def _sweep_output(owner: Owner, output_uri: str) -> str | None:
+    """Return the place of the sweep's own result that a trial is to look at: that beside which it publishes itself."""
+    place = owner.annotations.get(SWEEP_OUTPUT_ANNOTATION, "")
+    return place if place and output_uri.startswith(trials_uri(place, "")) else None
+
+
+def plan_train(spec: LoRAJobSpec, owner: Owner, platform: Platform, known: Known) -> JobPlan:
+    """Return the plan of the train Job; raises InvalidSpec when the platform cannot run the spec."""
+    if known.inputs is not None:
+        spec = LoRAJobSpec.model_validate(on_inputs(spec.to_json_dict(), known.inputs))
+    sized = spec.model_copy(update={"resources": job.with_disk(spec.resources, known.disk_bytes)})
+    base = _with_revision(_plan(sized, owner, platform, known, Task.TRAIN), known)
+    nodes = spec.resources.nodes
+    return replace(
+        base,
+        name=child_name(owner.key.name, Task.TRAIN.value, nodes),
+        nodes=nodes,
+        pod=together(base.pod, spec.resources, owner, platform.settings),
+        grace_seconds=TRAIN_GRACE_SECONDS,
+    )
+
+
+def plan_report(spec: LoRAJobSpec, owner: Owner, platform: Platform, known: Known) -> JobPlan:
+    """Return the plan of the Job that says again what training published: its pod and its last words are gone."""
+    place = job.output_place(spec.output, owner, platform.settings)
+    own = {"lora_job": spec, "checkpoint_uri": job.checkpoint_place(place.uri, owner, known.checkpoint)}
+    return job.report_plan(spec, owner, platform, own)
+
+
+def plan_publish(spec: LoRAJobSpec, owner: Owner, platform: Platform, known: Known, why: str) -> JobPlan:
+    """Return the plan of the Job that publishes what a stopped job has left: on CPU, without the base's weights."""
+    place = job.output_place(spec.output, owner, platform.settings)
+    accesses = [access for access in _accesses(spec, place) if access.purpose in (Purpose.MODEL, Purpose.OUTPUT)]
+    own = {
+        "lora_job": spec,
+        "checkpoint_uri": job.checkpoint_place(place.uri, owner, known.checkpoint),
+        "report_uri": job.report_place(place.uri, owner),
+        "adapters": [known.adapter] if known.adapter else [],
+        "stop": why,
+    }
+    run = job.run_spec(spec, owner, platform, place, accesses).model_copy(update=own)
+    base = _with_cache(job.job_plan(spec, owner, platform, job.Errand(Task.PUBLISH, run, accesses)), spec, platform)
+    # However often training may fail: what was paid for is not lost for one node.
+    return replace(job.check_plan(_with_revision(base, known), spec, platform.settings), retries=job.MAX_CHECK_RETRIES)
+
+
+def _with_revision(plan: JobPlan, known: Known) -> JobPlan:
+    if known.revision is None:
+        return plan
+    return replace(plan, run=plan.run.model_copy(update={"model_revision": known.revision}))
+
+
+def _plan(spec: LoRAJobSpec, owner: Owner, platform: Platform, known: Known, task: Task) -> JobPlan:
+    place = job.output_place(spec.output, owner, platform.settings)
+    accesses = list(_accesses(spec, place))
+    own = {
+        "lora_job": spec,
+        "checkpoint_uri": job.checkpoint_place(place.uri, owner, known.checkpoint),
+        "report_uri": job.report_place(place.uri, owner),
+        "gpu_memory_bytes": _gpu_memory(spec, platform),
+        "adapters": [known.adapter] if known.adapter else [],
+        "resume_uri": known.resume,
+    }
+    run = job.run_spec(spec, owner, platform, place, accesses).model_copy(update=own)
+    return _with_cache(job.job_plan(spec, owner, platform, job.Errand(task, run, accesses)), spec, platform)
+
+
+def _with_cache(plan: JobPlan, spec: LoRAJobSpec, platform: Platform) -> JobPlan:
+    """Return the plan with the claim of the cache: preflight fills it, and nothing else may write there."""
+    settings = platform.settings
+    claim = spec.cache.claim_name if spec.cache else settings.cache.claim_name
+    if not claim:
+        return plan
+    path, largest = f"{VOLUMES_DIR}/{Purpose.CACHE}", settings.cache.max_size
+    mount = VolumeMount(Purpose.CACHE, path, claim=claim, read_only=plan.task is not Task.PREFLIGHT)
+    cache = CacheMount(path=path, max_bytes=int(parse_quantity(largest)) if largest else None)
+    return replace(plan, run=plan.run.model_copy(update={"cache": cache}), volumes=(*plan.volumes, mount))
+
+
+def _gpu_memory(spec: LoRAJobSpec, platform: Platform) -> int | None:
+    if spec.resources.gpus == 0:
+        return None
+    settings = platform.settings
+    nodes = work_scheduling(spec.scheduling, settings, spec.resources.gpus).node_selector
+    return settings.gpu_memory_bytes(spec.resources.gpu_resource, nodes or {})
+
+
+def _accesses(spec: LoRAJobSpec, place: Place) -> Iterator[Access]:
+    """Yield every place that the containers open."""
+    yield Access(Purpose.MODEL, spec.model.uri, spec.model.secret_ref, "spec.model.secretRef")
+    yield Access(Purpose.DATASET, spec.dataset.uri, spec.dataset.secret_ref, "spec.dataset.secretRef")
+    if spec.dataset.evaluation is not None and spec.dataset.evaluation.uri is not None:
+        yield Access(Purpose.EVALUATION, spec.dataset.evaluation.uri, None, "spec.dataset.secretRef")
+    yield Access(Purpose.OUTPUT, place.uri, place.secret, place.field)
+    for purpose, name, source in (
+        (Purpose.CONTINUE_FROM, "continueFrom", spec.continue_from),
+        (Purpose.RESUME_FROM, "resumeFrom", spec.resume_from),
+    ):
+        if source is not None:
+            own = Opened(source.secret_ref, f"spec.{name}.secretRef")
+            yield adapter_access(purpose, source.uri, own, Opened(place.secret, place.field))
+    if spec.tracking is not None and spec.tracking.wandb is not None:
+        yield Access(Purpose.WANDB, None, spec.tracking.wandb.secret_ref, "spec.tracking.wandb.secretRef")
+    if spec.tracking is not None and spec.tracking.mlflow is not None:
+        yield Access(Purpose.MLFLOW, None, spec.tracking.mlflow.secret_ref, "spec.tracking.mlflow.secretRef")
