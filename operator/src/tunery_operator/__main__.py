@@ -26,8 +26,8 @@ from tunery_operator.client.client import load_client
 from tunery_operator.client.connection import Connection, load_connection
 from tunery_operator.client.events import EventRecorder
 from tunery_operator.config import InvalidSettings, Settings, read_settings
+from tunery_operator.controllers import reconcile
 from tunery_operator.controllers.context import ReconcileContext
-from tunery_operator.controllers.kinds import reconcile
 from tunery_operator.controllers.sampler import Sampler
 from tunery_operator.health import build_app
 from tunery_operator.logs import configure_logging
@@ -90,12 +90,12 @@ class Operator:
         certificate = self._certificate = _certificate(settings)
         progress = None if certificate is None else Progress(settings.progress.url, certificate.authority)
         platform = Platform(settings, progress)
-        self._services = ReconcileContext(client, cache, platform, self._events)
+        self._context = ReconcileContext(client, cache, platform, self._events)
         self._queue = WorkQueue(self._reconcile, settings.operator.workers, cache.is_of_sweep)
-        self._services.has_backlog = self._queue.has_backlog
+        self._context.has_backlog = self._queue.has_backlog
         self._gate = gate = LeaderGate(cache, self._queue)
         loop = asyncio.get_running_loop()
-        self._services.sampler = Sampler(lambda key: loop.call_soon_threadsafe(gate.add, [key]))
+        self._context.sampler = Sampler(lambda key: loop.call_soon_threadsafe(gate.add, [key]))
         self._kopf_source = source = KopfEventSource()
         self._kopf = KopfDispatcher(source, gate.add)
         self._watches = build_watches(connection, cache, settings.watch_namespaces, self._notify_kopf, gate.add)
@@ -107,7 +107,7 @@ class Operator:
         self._election_task: asyncio.Task[None] | None = None
 
     def _reconcile(self, key: Key) -> Requeue:
-        return reconcile(self._services, key)
+        return reconcile(self._context, key)
 
     def _notify_kopf(self, keys: Iterable[Key]) -> None:
         if self._gate.on:
@@ -125,8 +125,8 @@ class Operator:
         certificate = self._certificate
         if certificate is not None:
             await self._progress_server.start(self._settings.progress.port, certificate)
-            self._services.distrust = lambda: certificate.fault
-            background.append(keep_fresh(certificate, self._services.use_ca))
+            self._context.distrust = lambda: certificate.fault
+            background.append(keep_fresh(certificate, self._context.use_ca))
         self._tasks = [asyncio.create_task(each) for each in background]
         # After all others: Kopf ends every task that was made after its own, and only at its end.
         self._kopf_task = asyncio.create_task(self._kopf.run(self._handle_signals), name="kopf")
@@ -163,11 +163,11 @@ class Operator:
             await asyncio.sleep(TRIM_AGAIN_SECONDS)
 
     async def _lead(self) -> None:
-        self._services.watched_before = self._election.led_before if self._election is not None else None
+        self._context.watched_before = self._election.led_before if self._election is not None else None
         self._act()
 
     def _act(self) -> None:
-        self._services.acting_since = self._services.now()
+        self._context.acting_since = self._context.now()
         self._gate.start()
 
     def _handle_signals(self) -> None:
@@ -191,7 +191,7 @@ class Operator:
         """Act no more, say what is left to say, and release what is held."""
         await _cancel([task for task in (self._election_task,) if task is not None])
         await self._gate.stop()
-        self._services.sampler.close()
+        self._context.sampler.close()
         await _cancel(self._tasks)
         await asyncio.to_thread(self._events.close, STOP_SECONDS)
         await self._progress_server.stop()

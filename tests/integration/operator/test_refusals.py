@@ -11,8 +11,8 @@ from tunery_api.kinds import Kind
 from tunery_operator.client import apply
 from tunery_operator.client.client import HttpError, KubeClient
 from tunery_operator.client.rbac import JOBS, LORAJOBS
-from tunery_operator.controllers.managed_object import ManagedObject
-from tunery_operator.controllers.pace import QUARREL_PAUSE, ConflictBackoff, Retries
+from tunery_operator.controllers.context import CONFLICT_PAUSE, Backoff, ConflictBackoff
+from tunery_operator.controllers.observe import ManagedObject
 from tunery_operator.controllers.rejections import ambiguous_rejection, field_of, rejection_of
 from tunery_operator.errors import ApiFailure, FieldContested, Rejected, StaleObject
 from tunery_operator.observed.owner import Key, Owner, settings_digest
@@ -139,7 +139,7 @@ def test_a_webhook_that_says_that_a_child_is_gone_or_has_changed_only_refuses_it
 
 
 def test_retries_get_rarer_and_never_rarer_than_half_a_minute() -> None:
-    retries, key = Retries(), Key(Kind.LORAJOB, "n", "a")
+    retries, key = Backoff(), Key(Kind.LORAJOB, "n", "a")
     waits = [retries.next(key) for _ in range(12)]
     assert waits[0] <= 1
     assert max(waits) <= MAX_BACKOFF
@@ -157,13 +157,13 @@ def test_a_change_that_is_undone_three_times_is_left_alone_for_a_while() -> None
         clock[0] += 1
     with pytest.raises(FieldContested) as contested, quarrels.change("job", "spec.suspend"):
         pass
-    assert contested.value.retry_after == QUARREL_PAUSE
+    assert contested.value.retry_after == CONFLICT_PAUSE
     with quarrels.change("another", "spec.suspend"):
         pass
-    clock[0] += QUARREL_PAUSE / 2
+    clock[0] += CONFLICT_PAUSE / 2
     with pytest.raises(FieldContested), quarrels.change("job", "spec.suspend"):
         pass
-    clock[0] += QUARREL_PAUSE
+    clock[0] += CONFLICT_PAUSE
     with quarrels.change("job", "spec.suspend"):
         pass
 

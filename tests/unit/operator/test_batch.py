@@ -13,7 +13,7 @@ from tunery_api.runspec import AnswersReport, TrainerStatus
 from tunery_api.status import Phase
 from tunery_api.validation import parse_batchinference
 from tunery_operator.client.cache import Cache
-from tunery_operator.controllers.managed_object import ManagedObject
+from tunery_operator.controllers.observe import ManagedObject
 from tunery_operator.manifests.job import build_job
 from tunery_operator.observed.attempt import Attempt
 from tunery_operator.observed.owner import Key, Owner, parse_owner

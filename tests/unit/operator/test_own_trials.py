@@ -11,8 +11,8 @@ from tunery_api.kinds import Kind
 from tunery_api.sweepstatus import TrialState, TrialStatus
 from tunery_operator.client.client import HttpError
 from tunery_operator.controllers.context import ReconcileContext
-from tunery_operator.controllers.managed_object import ManagedObject
-from tunery_operator.controllers.own_trials import OwnTrials, not_at_rest, own_trials
+from tunery_operator.controllers.observe import ManagedObject
+from tunery_operator.controllers.trials import OwnTrials, not_at_rest, own_trials
 from tunery_operator.errors import ApiFailure, StaleObject
 from tunery_operator.observed.owner import parse_owner
 from tunery_search.validation import parse_lorasweep
@@ -54,9 +54,9 @@ def found(*bodies: Json, rows: list[TrialStatus] = ROWS, hidden: str = "", sweep
         is_stale=lambda key: True, trials=lambda uid: frozenset(there), wait_for=lambda target, waiter: None
     )
     # Nothing may be changed: a client that cannot.
-    services = cast(ReconcileContext, SimpleNamespace(client=SimpleNamespace(get=get), cache=cache))
+    context = cast(ReconcileContext, SimpleNamespace(client=SimpleNamespace(get=get), cache=cache))
     obj = ManagedObject(parse_owner(Kind.LORASWEEP, sweep), sweep)
-    return own_trials(services, obj, parse_lorasweep(sweep), rows)
+    return own_trials(context, obj, parse_lorasweep(sweep), rows)
 
 
 def test_one_that_cannot_be_read_hides_no_other() -> None:
@@ -127,10 +127,10 @@ def test_what_a_sweep_that_is_deleted_leaves_behind_is_not_taken_back(now: Json 
 
     cache = SimpleNamespace(is_stale=lambda key: True, mark_stale=stale.append)
     # Nothing may be changed: a client that cannot.
-    services = cast(ReconcileContext, SimpleNamespace(client=SimpleNamespace(get=get), cache=cache))
+    context = cast(ReconcileContext, SimpleNamespace(client=SimpleNamespace(get=get), cache=cache))
     obj = ManagedObject(parse_owner(Kind.LORASWEEP, SWEEP), SWEEP)
     with pytest.raises(StaleObject):
-        own_trials(services, obj, parse_lorasweep(SWEEP), ROWS)
+        own_trials(context, obj, parse_lorasweep(SWEEP), ROWS)
     assert stale == [obj.owner.key]
 
 
@@ -146,9 +146,9 @@ def test_where_a_webhook_says_that_one_is_gone_the_others_are_found_all_the_same
     cache = SimpleNamespace(
         is_stale=lambda key: True, trials=lambda uid: frozenset(), wait_for=lambda target, waiter: None
     )
-    services = cast(ReconcileContext, SimpleNamespace(client=client, cache=cache))
+    context = cast(ReconcileContext, SimpleNamespace(client=client, cache=cache))
     obj = ManagedObject(parse_owner(Kind.LORASWEEP, SWEEP), SWEEP)
-    own = own_trials(services, obj, parse_lorasweep(SWEEP), ROWS)
+    own = own_trials(context, obj, parse_lorasweep(SWEEP), ROWS)
     assert sorted(own.children) == [0, 1]
     assert own.owner_changed == {0}
     assert "no such trial" in str(own.refused[0])

@@ -11,8 +11,8 @@ import pytest
 
 from tunery_api.kinds import Kind
 from tunery_operator.controllers.context import ReconcileContext
-from tunery_operator.controllers.managed_object import ManagedObject
-from tunery_operator.controllers.removed_trials import tell_trials
+from tunery_operator.controllers.observe import ManagedObject
+from tunery_operator.controllers.trials import tell_trials
 from tunery_operator.errors import ApiFailure
 from tunery_operator.observed.owner import parse_owner
 
@@ -60,9 +60,9 @@ def tell(cluster: Cluster, *conditions: Json) -> None:
     body["metadata"] |= {"namespace": "ns", "uid": "uid", "resourceVersion": "1"}
     rows = [{"name": name, "uid": f"uid-{name}", "state": "Complete"} for name in NAMES]
     cache = SimpleNamespace(defer_keys=lambda keys: None, see_owner=lambda kind, body: set())
-    services = cast(ReconcileContext, SimpleNamespace(client=cluster, cache=cache, now=lambda: NOW))
+    context = cast(ReconcileContext, SimpleNamespace(client=cluster, cache=cache, now=lambda: NOW))
     obj = ManagedObject(parse_owner(Kind.LORASWEEP, body), body)
-    tell_trials(services, obj, {"phase": "Succeeded", "trials": rows, "conditions": conditions})
+    tell_trials(context, obj, {"phase": "Succeeded", "trials": rows, "conditions": conditions})
 
 
 @pytest.mark.parametrize(

@@ -8,38 +8,37 @@ from typing import Final
 from tunery_api.adaptermerge import AdapterMergeSpec
 from tunery_api.runspec import Task
 from tunery_api.validation import parse_adaptermerge
-from tunery_operator.controllers.children import ensure_attempt, follow
 from tunery_operator.controllers.context import ReconcileContext
-from tunery_operator.controllers.frame import KindSteps
 from tunery_operator.controllers.inputs import Wanted, resolve_inputs
-from tunery_operator.controllers.managed_object import ManagedObject
-from tunery_operator.controllers.observe import gather_main_job, report_again
+from tunery_operator.controllers.jobs import ensure_attempt, follow, report_again
+from tunery_operator.controllers.observe import ManagedObject, gather_main_job
+from tunery_operator.controllers.reconciler import KindSteps
 from tunery_operator.planning.adaptermerge import plan_merge, plan_report
 from tunery_operator.planning.job import output_place
 from tunery_operator.status.snapshot import Snapshot
 
 
-def _gather(services: ReconcileContext, obj: ManagedObject) -> Snapshot:
+def _gather(context: ReconcileContext, obj: ManagedObject) -> Snapshot:
     """Return what is in the cluster."""
-    return gather_main_job(services, obj, Task.MERGE)
+    return gather_main_job(context, obj, Task.MERGE)
 
 
-def _advance(services: ReconcileContext, obj: ManagedObject, spec: AdapterMergeSpec, snapshot: Snapshot) -> Snapshot:
+def _advance(context: ReconcileContext, obj: ManagedObject, spec: AdapterMergeSpec, snapshot: Snapshot) -> Snapshot:
     """Make the merge Job once every adapter is there."""
     # Judged before anything is waited for.
-    output_place(spec.output, obj.owner, services.platform.settings)
+    output_place(spec.output, obj.owner, context.platform.settings)
     main = snapshot.main
     if main is not None and main.job.finished:
-        return report_again(services, obj, snapshot, lambda: plan_report(spec, obj.owner, services.platform))
-    inputs = resolve_inputs(services, obj, [Wanted(item.lora_job_ref, item.uri) for item in spec.adapters])
+        return report_again(context, obj, snapshot, lambda: plan_report(spec, obj.owner, context.platform))
+    inputs = resolve_inputs(context, obj, [Wanted(item.lora_job_ref, item.uri) for item in spec.adapters])
     ready = inputs.ready
     if ready is not None and (main is not None or not inputs.news):
-        plan = plan_merge(spec, obj.owner, services.platform, ready)
-        return replace(inputs.shown_in(snapshot), main=ensure_attempt(services, obj, plan, main))
+        plan = plan_merge(spec, obj.owner, context.platform, ready)
+        return replace(inputs.shown_in(snapshot), main=ensure_attempt(context, obj, plan, main))
     if main is None:
         return inputs.shown_in(snapshot)
     # The Job that is there has all it needs, even if an input was deleted before it was written down.
-    return replace(snapshot, main=follow(services, obj.owner, main, suspend=spec.suspend))
+    return replace(snapshot, main=follow(context, obj.owner, main, suspend=spec.suspend))
 
 
 def _children(obj: ManagedObject) -> tuple[str, ...]:

@@ -12,44 +12,43 @@ from tunery_api.serverstatus import ServerCondition, ServerPhase
 from tunery_api.status import ConditionStatus
 from tunery_api.validation import parse_batchinference
 from tunery_operator.client.read import peek_object
-from tunery_operator.controllers.children import ensure_attempt
 from tunery_operator.controllers.context import ReconcileContext
-from tunery_operator.controllers.frame import KindSteps
-from tunery_operator.controllers.managed_object import ManagedObject, condition_of
-from tunery_operator.controllers.observe import gather_main_job, report_again
+from tunery_operator.controllers.jobs import ensure_attempt, report_again
+from tunery_operator.controllers.observe import ManagedObject, condition_of, gather_main_job
+from tunery_operator.controllers.reconciler import KindSteps
 from tunery_operator.observed.owner import Key
 from tunery_operator.planning.batchinference import plan_batch, plan_report, server_of
 from tunery_operator.planning.inputs import ReadyServer, UnfinishedInput
 from tunery_operator.status.snapshot import Snapshot
 
 
-def _gather(services: ReconcileContext, obj: ManagedObject) -> Snapshot:
+def _gather(context: ReconcileContext, obj: ManagedObject) -> Snapshot:
     """Return what is in the cluster."""
-    return gather_main_job(services, obj, Task.BATCH)
+    return gather_main_job(context, obj, Task.BATCH)
 
 
-def _advance(services: ReconcileContext, obj: ManagedObject, spec: BatchInferenceSpec, snapshot: Snapshot) -> Snapshot:
+def _advance(context: ReconcileContext, obj: ManagedObject, spec: BatchInferenceSpec, snapshot: Snapshot) -> Snapshot:
     """Make the Job that asks once the server answers; from then on its pod says itself how the server does."""
     main = snapshot.main
     if main is not None and main.job.finished:
-        return report_again(services, obj, snapshot, lambda: plan_report(spec, obj.owner, services.platform))
+        return report_again(context, obj, snapshot, lambda: plan_report(spec, obj.owner, context.platform))
     # Judged before anything is waited for.
-    plan = plan_batch(spec, obj.owner, services.platform)
+    plan = plan_batch(spec, obj.owner, context.platform)
     if main is None:
-        server = _server(services, obj, server_of(spec, obj.owner))
+        server = _server(context, obj, server_of(spec, obj.owner))
         snapshot = replace(snapshot, inputs=(server,))
         if isinstance(server, UnfinishedInput):
             return snapshot
-    return replace(snapshot, main=ensure_attempt(services, obj, plan, main))
+    return replace(snapshot, main=ensure_attempt(context, obj, plan, main))
 
 
-def _server(services: ReconcileContext, obj: ManagedObject, key: Key) -> ReadyServer | UnfinishedInput:
+def _server(context: ReconcileContext, obj: ManagedObject, key: Key) -> ReadyServer | UnfinishedInput:
     """Return whether the server answers requests, as its status says. Raises StaleObject, ApiFailure."""
     # First ask to be woken, then look: a change between the two must not be missed.
-    services.cache.wait_for(key, obj.owner.key)
-    body = peek_object(services.client, services.cache, key)
+    context.cache.wait_for(key, obj.owner.key)
+    body = peek_object(context.client, context.cache, key)
     if body is None:
-        meant = near(key.name, services.cache.servers.names(key.namespace))
+        meant = near(key.name, context.cache.servers.names(key.namespace))
         return UnfinishedInput(key.name, f"does not exist yet{meant}", exists=False, kind=key.kind)
     status = body.get("status") or {}
     if condition_of(status, ServerCondition.AVAILABLE).get("status") == ConditionStatus.TRUE.value:

@@ -1,24 +1,95 @@
-"""What every reconcile works with: the cluster, the memory, the platform, the clock."""
+"""Provide what all reconciles share: the clients, the caches, the settings, the clock, and the backoffs."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from typing import Final
 
 from tunery_operator.client.cache import Cache
 from tunery_operator.client.client import KubeClient
 from tunery_operator.client.events import EventRecorder
-from tunery_operator.controllers.pace import ConflictBackoff, Retries
 from tunery_operator.controllers.sampler import Sampler
 from tunery_operator.controllers.warnings import Warnings
+from tunery_operator.errors import FieldContested
+from tunery_operator.observed.owner import Key
 from tunery_operator.planning.job import Platform
+from tunery_operator.runtime.workqueue import backoff
 
 
 def _utc_now() -> datetime:
     return datetime.now(UTC)
+
+
+CONFLICT_WINDOW: Final = 60.0
+CONFLICT_CHANGES: Final = 4
+"""Changes of one Job within the window: the first, and three that somebody undid."""
+CONFLICT_PAUSE: Final = 300.0
+_FORGET: Final = 2 * CONFLICT_PAUSE
+
+
+class Backoff:
+    """How long each object waits for its next try after something stood in its way: never longer than 30 s."""
+
+    def __init__(self) -> None:
+        self._failures: dict[Key, int] = {}
+        self._lock = threading.Lock()
+
+    def next(self, key: Key) -> float:
+        """Return the seconds until the next try, about twice as many as the last time."""
+        with self._lock:
+            failures = self._failures[key] = self._failures.get(key, 0) + 1
+        return backoff(failures)
+
+    def reset(self, key: Key) -> None:
+        """Nothing stands in its way any more."""
+        with self._lock:
+            self._failures.pop(key, None)
+
+
+class ConflictBackoff:
+    """Notices that somebody undoes a change of ours again and again, and gives in for a while."""
+
+    def __init__(self, monotonic: Callable[[], float]) -> None:
+        self._monotonic = monotonic
+        self._changes: dict[str, list[float]] = {}
+        self._until: dict[str, float] = {}
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def change(self, job_uid: str, field: str) -> Iterator[None]:
+        """Change a field of a Job meanwhile; raises FieldContested where that is useless.
+
+        A change that the API server refuses is none: nobody can have undone it.
+        """
+        self._check(job_uid, field)
+        yield
+        with self._lock:
+            now = self._monotonic()
+            self._changes[job_uid] = [*self._lately(job_uid, now), now]
+
+    def _check(self, job_uid: str, field: str) -> None:
+        with self._lock:
+            now = self._monotonic()
+            self._forget(now)
+            until = self._until.get(job_uid, now)
+            if until <= now and len(self._lately(job_uid, now)) >= CONFLICT_CHANGES:
+                until = self._until[job_uid] = now + CONFLICT_PAUSE
+            if until > now:
+                text = f"another controller keeps undoing our change of {field}: it is left alone for some minutes"
+                raise FieldContested(text, until - now)
+
+    def _lately(self, job_uid: str, now: float) -> list[float]:
+        """Return the times of the changes within the window."""
+        return [time for time in self._changes.get(job_uid, ()) if now - time < CONFLICT_WINDOW]
+
+    def _forget(self, now: float) -> None:
+        self._until = {uid: time for uid, time in self._until.items() if now - time < _FORGET}
+        self._changes = {uid: times for uid, times in self._changes.items() if now - times[-1] < _FORGET}
 
 
 @dataclass(slots=True)
@@ -31,8 +102,8 @@ class ReconcileContext:
     events: EventRecorder
     now: Callable[[], datetime] = field(default=_utc_now)
     monotonic: Callable[[], float] = field(default=time.monotonic)
-    retries: Retries = field(default_factory=Retries)
-    quarrels: ConflictBackoff = field(default_factory=lambda: ConflictBackoff(time.monotonic))
+    backoff: Backoff = field(default_factory=Backoff)
+    conflicts: ConflictBackoff = field(default_factory=lambda: ConflictBackoff(time.monotonic))
     warnings: Warnings = field(default_factory=lambda: Warnings(time.monotonic))
     sampler: Sampler = field(default_factory=Sampler)
     watched_before: datetime | None = None

@@ -9,11 +9,11 @@ from typing import Any, Final
 from tunery_api.runspec import Task
 from tunery_operator.client import apply
 from tunery_operator.client.status import status_change
-from tunery_operator.controllers.children import remove
 from tunery_operator.controllers.context import ReconcileContext
 from tunery_operator.controllers.inputs import is_awaited, look_inputs_up_again
-from tunery_operator.controllers.managed_object import ManagedObject
-from tunery_operator.controllers.writing import write
+from tunery_operator.controllers.jobs import remove
+from tunery_operator.controllers.observe import ManagedObject
+from tunery_operator.controllers.status_writer import write
 from tunery_operator.errors import ApiFailure
 from tunery_operator.observed.attempt import Attempt
 from tunery_operator.observed.clock import parse_time
@@ -40,92 +40,92 @@ def jobs_of(snapshot: Snapshot) -> Iterator[Attempt]:
     )
 
 
-def stop_jobs(services: ReconcileContext, snapshot: Snapshot) -> None:
+def stop_jobs(context: ReconcileContext, snapshot: Snapshot) -> None:
     """Delete the Jobs of a failed or stopped object that have not ended.
 
     Before its end is written, or nobody would any more.
     """
     for attempt in jobs_of(snapshot):
         if not attempt.job.finished:
-            remove(services, snapshot.owner, attempt.job)
+            remove(context, snapshot.owner, attempt.job)
 
 
-def mark_done(services: ReconcileContext, owner: Owner, jobs: Iterable[JobView | None]) -> None:
+def mark_done(context: ReconcileContext, owner: Owner, jobs: Iterable[JobView | None]) -> None:
     """Mark the Jobs that have ended: nobody watches them any more. One that cannot be marked is merely watched on."""
     for job in jobs:
         if job is None or job.done or not job.finished or job.owner_uid != owner.uid:
             continue
         try:
-            apply.mark_job_done(services.client, owner.key.namespace, job)
+            apply.mark_job_done(context.client, owner.key.namespace, job)
         except ApiFailure as error:
             logger.info("Job %s of %s is not marked as done: %s", job.name, owner.key, error)
 
 
-def after_the_end(services: ReconcileContext, obj: ManagedObject) -> Requeue:
+def after_the_end(context: ReconcileContext, obj: ManagedObject) -> Requeue:
     """Do what is left to do for an object that has ended."""
     names = [obj.job_name(task) for task in Task]
     mark = unanswered(obj.status, obj.retry)
     if mark is not None and refuses_retry(str(obj.status.get("phase")), of_trial=obj.owner.sweep is not None):
-        return _refuse_retry(services, obj, mark)
+        return _refuse_retry(context, obj, mark)
     if (status := reopened(obj.status, obj.retry)) is not None:
-        return _try_again(services, obj, look_inputs_up_again(services, obj, status), names)
-    if change := status_change(obj.body, noted := _as_of_today(services, obj)):
-        return Requeue(0.0, write(services, obj, noted, change))
-    jobs = [job for name in names if (job := services.cache.job(obj.owner.key.namespace, name)) is not None]
+        return _try_again(context, obj, look_inputs_up_again(context, obj, status), names)
+    if change := status_change(obj.body, noted := _as_of_today(context, obj)):
+        return Requeue(0.0, write(context, obj, noted, change))
+    jobs = [job for name in names if (job := context.cache.job(obj.owner.key.namespace, name)) is not None]
     for job in jobs:
         # Somebody else has written the end, or the operator was killed before it came to this.
         if not job.finished and job.owner_uid == obj.owner.uid:
-            remove(services, obj.owner, job)
-    mark_done(services, obj.owner, jobs)
-    return _expire(services, obj)
+            remove(context, obj.owner, job)
+    mark_done(context, obj.owner, jobs)
+    return _expire(context, obj)
 
 
-def _as_of_today(services: ReconcileContext, obj: ManagedObject) -> dict[str, Any]:
+def _as_of_today(context: ReconcileContext, obj: ManagedObject) -> dict[str, Any]:
     """Return the status with what follows from a change of the spec after the end, or an upgrade of the operator."""
     if "observedGeneration" not in obj.status:
         return dict(obj.status)
-    return settled(obj.status, obj.owner.generation, services.now())
+    return settled(obj.status, obj.owner.generation, context.now())
 
 
-def _refuse_retry(services: ReconcileContext, obj: ManagedObject, mark: str) -> Requeue:
+def _refuse_retry(context: ReconcileContext, obj: ManagedObject, mark: str) -> Requeue:
     """Take note that an object is to be tried again, and say that it is not.
 
     A trial's sweep would not look after it; what has succeeded or was stopped has come to its end.
     """
-    noted = {**_as_of_today(services, obj), "observedRetry": mark}
-    return Requeue(0.0, write(services, obj, noted, status_change(obj.body, noted)))
+    noted = {**_as_of_today(context, obj), "observedRetry": mark}
+    return Requeue(0.0, write(context, obj, noted, status_change(obj.body, noted)))
 
 
 def _try_again(
-    services: ReconcileContext, obj: ManagedObject, status: Mapping[str, Any], names: Iterable[str]
+    context: ReconcileContext, obj: ManagedObject, status: Mapping[str, Any], names: Iterable[str]
 ) -> Requeue:
     """Reopen a failed object: first its old Jobs go, or the next look would take their verdict again."""
     owner = obj.owner
-    old = [job for name in names if (job := apply.find_job(services.client, owner, name)) is not None]
+    old = [job for name in names if (job := apply.find_job(context.client, owner, name)) is not None]
     for job in old:
-        remove(services, owner, job)
-    if any(apply.find_job(services.client, owner, job.name) is not None for job in old):
+        remove(context, owner, job)
+    if any(apply.find_job(context.client, owner, job.name) is not None for job in old):
         return Requeue(GOING_SECONDS)
-    status = under_way_again(status, owner.generation, services.now())
-    woken = write(services, obj, status, status_change(obj.body, status))
+    status = under_way_again(status, owner.generation, context.now())
+    woken = write(context, obj, status, status_change(obj.body, status))
     return Requeue(0.0, woken)
 
 
-def seconds_to_live(services: ReconcileContext, obj: ManagedObject, status: Mapping[str, Any]) -> float | None:
+def seconds_to_live(context: ReconcileContext, obj: ManagedObject, status: Mapping[str, Any]) -> float | None:
     """Return how long a finished object still lives; None: until someone deletes it."""
     ended = parse_time(status.get("completionTime"))
-    ttl = time_to_live(obj.body, services.platform.settings.default_ttl_seconds_after_finished)
+    ttl = time_to_live(obj.body, context.platform.settings.default_ttl_seconds_after_finished)
     if ended is None or ttl is None:
         return None
-    return ttl - (services.now() - ended).total_seconds()
+    return ttl - (context.now() - ended).total_seconds()
 
 
-def _expire(services: ReconcileContext, obj: ManagedObject) -> Requeue:
+def _expire(context: ReconcileContext, obj: ManagedObject) -> Requeue:
     """Delete a finished object whose time is over, unless somebody still waits for what it made."""
-    seconds = seconds_to_live(services, obj, obj.status)
+    seconds = seconds_to_live(context, obj, obj.status)
     if seconds is None or seconds > 0:
         return DONE if seconds is None else Requeue(seconds)
-    if is_awaited(services, obj):
+    if is_awaited(context, obj):
         return Requeue(AWAITED_SECONDS)
-    apply.delete_object(services.client, obj.owner, obj.version)
+    apply.delete_object(context.client, obj.owner, obj.version)
     return DONE

@@ -17,7 +17,7 @@ from tunery_api.serving import Desired
 from tunery_api.sweepstatus import FINAL_TRIAL_STATES
 from tunery_operator.client.read import peek_object
 from tunery_operator.controllers.context import ReconcileContext
-from tunery_operator.controllers.managed_object import ManagedObject
+from tunery_operator.controllers.observe import ManagedObject
 from tunery_operator.observed.job import controller_of
 from tunery_operator.observed.owner import Key, parse_owner
 from tunery_operator.planning.inputs import (
@@ -64,16 +64,16 @@ class Inputs(NamedTuple):
         return replace(snapshot, inputs=self.items, input_references=self.references)
 
 
-def resolve_inputs(services: ReconcileContext, obj: ManagedObject, wanted: Iterable[Wanted]) -> Inputs:
+def resolve_inputs(context: ReconcileContext, obj: ManagedObject, wanted: Iterable[Wanted]) -> Inputs:
     """Return what the wanted adapters are now; what was resolved before is never looked up again."""
     known = {entry["name"]: entry for entry in obj.status.get("inputReferences") or ()}
-    items = tuple(_resolve(services, obj, want, known) for want in wanted)
+    items = tuple(_resolve(context, obj, want, known) for want in wanted)
     fresh = {item.name: record(item) for item in items if isinstance(item, ReadyInput) and item.name not in known}
     fresh.pop(None, None)
     return Inputs(items, (*known.values(), *fresh.values()), bool(fresh))
 
 
-def _resolve(services: ReconcileContext, obj: ManagedObject, want: Wanted, known: Mapping[str, Any]) -> AdapterInput:
+def _resolve(context: ReconcileContext, obj: ManagedObject, want: Wanted, known: Mapping[str, Any]) -> AdapterInput:
     if want.reference is None:
         return plain_input(want.uri or "")
     name = want.reference.name
@@ -81,11 +81,11 @@ def _resolve(services: ReconcileContext, obj: ManagedObject, want: Wanted, known
         return recorded(known[name])
     target = Key(Kind.LORAJOB, obj.owner.key.namespace, name)
     # First ask to be woken, then look: a change between the two must not be missed.
-    services.cache.wait_for(target, obj.owner.key)
-    return _look_up(services, obj.owner.key, name, checkpoints=want.checkpoints)
+    context.cache.wait_for(target, obj.owner.key)
+    return _look_up(context, obj.owner.key, name, checkpoints=want.checkpoints)
 
 
-def look_inputs_up_again(services: ReconcileContext, obj: ManagedObject, status: dict[str, Any]) -> dict[str, Any]:
+def look_inputs_up_again(context: ReconcileContext, obj: ManagedObject, status: dict[str, Any]) -> dict[str, Any]:
     """Return the status of an object that is tried again because an adapter was not what its LoRAJob had published.
 
     What a URI leads to is read anew. A LoRAJob that has published anew is taken as it is now; one that is gone is not
@@ -100,40 +100,40 @@ def look_inputs_up_again(services: ReconcileContext, obj: ManagedObject, status:
     entries = obj.status.get("inputReferences")
     if not entries:
         return status
-    now = [_as_it_is_now(services, obj, entry) for entry in entries]
+    now = [_as_it_is_now(context, obj, entry) for entry in entries]
     return {**status, "inputReferences": [entry for entry in now if entry is not None]}
 
 
-def _as_it_is_now(services: ReconcileContext, obj: ManagedObject, entry: dict[str, Any]) -> dict[str, Any] | None:
-    found = _look_up(services, obj.owner.key, entry["name"], checkpoints=False)
+def _as_it_is_now(context: ReconcileContext, obj: ManagedObject, entry: dict[str, Any]) -> dict[str, Any] | None:
+    found = _look_up(context, obj.owner.key, entry["name"], checkpoints=False)
     if isinstance(found, FailedInput):
         return None
     return record(found) if isinstance(found, ReadyInput) else entry
 
 
-def _look_up(services: ReconcileContext, key: Key, name: str, *, checkpoints: bool) -> AdapterInput:
+def _look_up(context: ReconcileContext, key: Key, name: str, *, checkpoints: bool) -> AdapterInput:
     """Return what the LoRAJob of that name offers now to the object with this key. Raises StaleObject, ApiFailure."""
-    body = peek_object(services.client, services.cache, Key(Kind.LORAJOB, key.namespace, name))
-    if body is None and services.cache.is_known(Key(Kind.ADAPTERMERGE, key.namespace, name)):
+    body = peek_object(context.client, context.cache, Key(Kind.LORAJOB, key.namespace, name))
+    if body is None and context.cache.is_known(Key(Kind.ADAPTERMERGE, key.namespace, name)):
         return UnfinishedInput(
             name, "does not exist: an AdapterMerge has that name, and its result is named by its uri", exists=False
         )
     if checkpoints:
-        return checkpoint_input(name, body, _checkpoints_of(services, body) if body is not None else None)
-    return lorajob_input(name, body, services.platform.settings.default_output.secret_name)
+        return checkpoint_input(name, body, _checkpoints_of(context, body) if body is not None else None)
+    return lorajob_input(name, body, context.platform.settings.default_output.secret_name)
 
 
-def _checkpoints_of(services: ReconcileContext, body: Mapping[str, Any]) -> str | None:
+def _checkpoints_of(context: ReconcileContext, body: Mapping[str, Any]) -> str | None:
     """Return where a LoRAJob keeps its checkpoints, whether there are any; None where its output has no place."""
     owner = parse_owner(Kind.LORAJOB, body)
     try:
         output = OutputSpec.model_validate((body.get("spec") or {}).get("output") or {})
-        return checkpoint_place(output_place(output, owner, services.platform.settings).uri, owner, None)
+        return checkpoint_place(output_place(output, owner, context.platform.settings).uri, owner, None)
     except (InvalidSpec, ValidationError):
         return None
 
 
-def refuse_circle(services: ReconcileContext, obj: ManagedObject, source: LocalReference, field: str) -> None:
+def refuse_circle(context: ReconcileContext, obj: ManagedObject, source: LocalReference, field: str) -> None:
     """Raise InvalidSpec where a LoRAJob is to start from one that waits, however indirectly, for this one.
 
     Asked while a spec is judged: whichever object of a circle comes last is refused, and the others fail with it.
@@ -142,7 +142,7 @@ def refuse_circle(services: ReconcileContext, obj: ManagedObject, source: LocalR
     chain, name = [own], source.name
     while name not in chain:
         chain.append(name)
-        body = services.cache.body(Key(Kind.LORAJOB, namespace, name)) or {}
+        body = context.cache.body(Key(Kind.LORAJOB, namespace, name)) or {}
         references = [item["loraJobRef"] for item in _sources(body.get("spec") or {}) if item.get("loraJobRef")]
         if not references:
             return
@@ -152,9 +152,9 @@ def refuse_circle(services: ReconcileContext, obj: ManagedObject, source: LocalR
         raise InvalidSpec([FieldError(f"spec.{field}.loraJobRef.name", text)])
 
 
-def is_awaited(services: ReconcileContext, obj: ManagedObject) -> bool:
+def is_awaited(context: ReconcileContext, obj: ManagedObject) -> bool:
     """Tell whether an unfinished object names this one, or has made it, and has not written down what it found."""
-    cache, key = services.cache, obj.owner.key
+    cache, key = context.cache, obj.owner.key
     near = (other for other in cache.unfinished() if other.namespace == key.namespace and other != key)
     for other in near:
         body = cache.body(other) or {}

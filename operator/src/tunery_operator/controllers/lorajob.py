@@ -10,20 +10,21 @@ from tunery_api.methods import Method
 from tunery_api.runspec import Task
 from tunery_api.status import ConditionType
 from tunery_api.validation import parse_lorajob
-from tunery_operator.controllers.children import (
+from tunery_operator.controllers.context import ReconcileContext
+from tunery_operator.controllers.inputs import Inputs, Wanted, refuse_circle, resolve_inputs
+from tunery_operator.controllers.jobs import (
+    carry_out,
     ensure_attempt,
     follow,
+    is_silent,
     own_leftovers,
     recreate_job,
     remove,
+    report_again,
     tolerate_worker_failures,
 )
-from tunery_operator.controllers.context import ReconcileContext
-from tunery_operator.controllers.frame import KindSteps
-from tunery_operator.controllers.inputs import Inputs, Wanted, refuse_circle, resolve_inputs
-from tunery_operator.controllers.managed_object import ManagedObject
-from tunery_operator.controllers.observe import find_attempt, gather_main_job, is_overdue, is_silent, report_again
-from tunery_operator.controllers.stopping import carry_out
+from tunery_operator.controllers.observe import ManagedObject, find_attempt, gather_main_job, is_overdue
+from tunery_operator.controllers.reconciler import KindSteps
 from tunery_operator.planning.inputs import as_checked
 from tunery_operator.planning.job import output_place
 from tunery_operator.planning.lorajob import Known, plan_preflight, plan_publish, plan_report, plan_train
@@ -33,9 +34,9 @@ from tunery_operator.status.stop import stop_of
 from tunery_search.trial_spec import inputs_of
 
 
-def _gather(services: ReconcileContext, obj: ManagedObject) -> Snapshot:
+def _gather(context: ReconcileContext, obj: ManagedObject) -> Snapshot:
     """Return what is in the cluster."""
-    snapshot = gather_main_job(services, obj, Task.TRAIN)
+    snapshot = gather_main_job(context, obj, Task.TRAIN)
     method = obj.spec.get("method", Method.AUTO.value)
     policy = obj.spec.get("preflight")
     needed = policy != PreflightPolicy.SKIP.value and not obj.holds(ConditionType.PREFLIGHT)
@@ -43,70 +44,70 @@ def _gather(services: ReconcileContext, obj: ManagedObject) -> Snapshot:
     return replace(
         snapshot,
         # What pods of a Job that is gone have run counts, too; one that goes meanwhile is among one of the two.
-        leftovers=own_leftovers(services, obj.owner, train),
-        lost_pods=services.cache.lost_named(obj.owner.key.namespace, train),
+        leftovers=own_leftovers(context, obj.owner, train),
+        lost_pods=context.cache.lost_named(obj.owner.key.namespace, train),
         method=None if method == Method.AUTO.value else method,
         preflight_needed=needed,
         preflight_only=policy == PreflightPolicy.ONLY.value,
-        preflight=find_attempt(services, obj, Task.PREFLIGHT) if needed else None,
-        publishing=find_attempt(services, obj, Task.PUBLISH) if obj.stop or obj.on_stop else None,
+        preflight=find_attempt(context, obj, Task.PREFLIGHT) if needed else None,
+        publishing=find_attempt(context, obj, Task.PUBLISH) if obj.stop or obj.on_stop else None,
     )
 
 
-def _advance(services: ReconcileContext, obj: ManagedObject, spec: LoRAJobSpec, snapshot: Snapshot) -> Snapshot:
+def _advance(context: ReconcileContext, obj: ManagedObject, spec: LoRAJobSpec, snapshot: Snapshot) -> Snapshot:
     """Make what comes next: the preflight Job, or the train Job once preflight has passed."""
     stop = stop_of(snapshot)
     if stop is not None:
 
         def plan_of_what_is_left() -> JobPlan:
-            known = _known(obj, _inputs(services, obj, spec))
-            return plan_publish(spec, obj.owner, services.platform, known, stop.why)
+            known = _known(obj, _inputs(context, obj, spec))
+            return plan_publish(spec, obj.owner, context.platform, known, stop.why)
 
-        return carry_out(services, obj, snapshot, stop, plan_of_what_is_left)
+        return carry_out(context, obj, snapshot, stop, plan_of_what_is_left)
     # Judged before anything is waited for.
-    output_place(spec.output, obj.owner, services.platform.settings)
+    output_place(spec.output, obj.owner, context.platform.settings)
     if snapshot.main is not None and snapshot.main.job.finished:
         return report_again(
-            services, obj, snapshot, lambda: plan_report(spec, obj.owner, services.platform, _known(obj, None))
+            context, obj, snapshot, lambda: plan_report(spec, obj.owner, context.platform, _known(obj, None))
         )
     if snapshot.main is not None and is_overdue(snapshot):
         # Before the verdict: the pod stores a checkpoint as it ends, and the failure says that it is there.
-        remove(services, obj.owner, snapshot.main.job)
+        remove(context, obj.owner, snapshot.main.job)
         return replace(snapshot, main=None)
-    inputs = _inputs(services, obj, spec)
+    inputs = _inputs(context, obj, spec)
     if snapshot.main is None and (inputs.news or inputs.ready is None):
         return inputs.shown_in(snapshot)
     if snapshot.preflight_needed and snapshot.main is None:
-        return _check(services, obj, spec, inputs.shown_in(snapshot))
+        return _check(context, obj, spec, inputs.shown_in(snapshot))
     if snapshot.main is None and (snapshot.preflight_only or is_overdue(snapshot)):
         return inputs.shown_in(snapshot)
     if inputs.ready is None and snapshot.main is not None:
         # The Job that is there has all it needs, even if its input was deleted before it was written down.
-        followed = follow(services, obj.owner, snapshot.main, suspend=spec.suspend)
-        return tolerate_worker_failures(services, replace(snapshot, main=followed))
-    plan = plan_train(spec, obj.owner, services.platform, _known(obj, inputs))
-    snapshot = recreate_job(services, snapshot)
-    shown = replace(inputs.shown_in(snapshot), main=ensure_attempt(services, obj, plan, snapshot.main))
-    return tolerate_worker_failures(services, shown)
+        followed = follow(context, obj.owner, snapshot.main, suspend=spec.suspend)
+        return tolerate_worker_failures(context, replace(snapshot, main=followed))
+    plan = plan_train(spec, obj.owner, context.platform, _known(obj, inputs))
+    snapshot = recreate_job(context, snapshot)
+    shown = replace(inputs.shown_in(snapshot), main=ensure_attempt(context, obj, plan, snapshot.main))
+    return tolerate_worker_failures(context, shown)
 
 
-def _check(services: ReconcileContext, obj: ManagedObject, spec: LoRAJobSpec, snapshot: Snapshot) -> Snapshot:
+def _check(context: ReconcileContext, obj: ManagedObject, spec: LoRAJobSpec, snapshot: Snapshot) -> Snapshot:
     """Make the preflight Job; one whose report is gone runs once more."""
     inputs = Inputs(snapshot.inputs, snapshot.input_references, news=False)
-    plan = plan_preflight(spec, obj.owner, services.platform, _known(obj, inputs))
+    plan = plan_preflight(spec, obj.owner, context.platform, _known(obj, inputs))
     if snapshot.preflight is not None and is_silent(snapshot.preflight):
-        remove(services, obj.owner, snapshot.preflight.job)
+        remove(context, obj.owner, snapshot.preflight.job)
         snapshot = replace(snapshot, preflight=None)
-    return replace(snapshot, preflight=ensure_attempt(services, obj, plan, snapshot.preflight))
+    return replace(snapshot, preflight=ensure_attempt(context, obj, plan, snapshot.preflight))
 
 
-def _inputs(services: ReconcileContext, obj: ManagedObject, spec: LoRAJobSpec) -> Inputs:
+def _inputs(context: ReconcileContext, obj: ManagedObject, spec: LoRAJobSpec) -> Inputs:
     resumes = spec.resume_from is not None
     source = spec.resume_from or spec.continue_from
     if source is not None and source.lora_job_ref is not None and not obj.accepted():
-        refuse_circle(services, obj, source.lora_job_ref, "resumeFrom" if resumes else "continueFrom")
+        refuse_circle(context, obj, source.lora_job_ref, "resumeFrom" if resumes else "continueFrom")
     wanted = [Wanted(source.lora_job_ref, source.uri, resumes)] if source is not None else []
-    return resolve_inputs(services, obj, wanted)
+    return resolve_inputs(context, obj, wanted)
 
 
 def _known(obj: ManagedObject, inputs: Inputs | None) -> Known:

@@ -28,13 +28,12 @@ from tunery_operator.client import apply
 from tunery_operator.client.client import Json
 from tunery_operator.client.rbac import LORAJOBS
 from tunery_operator.client.read import peek_object
-from tunery_operator.controllers.children import ensure_attempt
 from tunery_operator.controllers.context import ReconcileContext
-from tunery_operator.controllers.frame import KindSteps, PartialReconcile
-from tunery_operator.controllers.managed_object import ManagedObject
-from tunery_operator.controllers.observe import gather_main_job, report_again
-from tunery_operator.controllers.own_trials import OwnTrials, is_made_for, not_at_rest, numbered, own_trials
+from tunery_operator.controllers.jobs import ensure_attempt, report_again
+from tunery_operator.controllers.observe import ManagedObject, gather_main_job
+from tunery_operator.controllers.reconciler import KindSteps, PartialReconcile
 from tunery_operator.controllers.rejections import rejection_of
+from tunery_operator.controllers.trials import OwnTrials, is_made_for, not_at_rest, numbered, own_trials
 from tunery_operator.errors import ApiFailure, NameTaken, Rejected, SamplerBusy
 from tunery_operator.manifests.trial import build_trial, hold_change, stop_change
 from tunery_operator.observed.clock import parse_time
@@ -63,7 +62,7 @@ BUSY_SECONDS: Final = 5.0
 class _Sweep:
     """One sweep in one look: what is asked of it, and the trials as they are in the cluster."""
 
-    services: ReconcileContext
+    context: ReconcileContext
     obj: ManagedObject
     spec: LoRASweepSpec
     space: Space
@@ -97,7 +96,7 @@ class _Sweep:
     def with_child(self, number: int, body: Json) -> _Sweep:
         """Return the sweep with the LoRAJob of a trial as it is now."""
         # The watch will tell no news of it any more: the trial is to be reconciled from here.
-        cache = self.services.cache
+        cache = self.context.cache
         cache.defer_keys(cache.see_owner(Kind.LORAJOB, body) - {self.obj.owner.key})
         children = {**self.own.children, number: numbered(body, number)}
         return replace(self, own=replace(self.own, children=children))
@@ -107,25 +106,25 @@ class _Sweep:
         return replace(self, refused=(*self.refused, error))
 
 
-def _gather(services: ReconcileContext, obj: ManagedObject) -> Snapshot:
+def _gather(context: ReconcileContext, obj: ManagedObject) -> Snapshot:
     """Return what is in the cluster of the Job that publishes the best."""
-    return gather_main_job(services, obj, Task.PUBLISH_BEST)
+    return gather_main_job(context, obj, Task.PUBLISH_BEST)
 
 
-def _advance(services: ReconcileContext, obj: ManagedObject, spec: LoRASweepSpec, snapshot: Snapshot) -> Snapshot:
+def _advance(context: ReconcileContext, obj: ManagedObject, spec: LoRASweepSpec, snapshot: Snapshot) -> Snapshot:
     """Stop what is hopeless, make the trials that are due, or publish the best once the search is over."""
     # Judged before anything is waited for.
-    output_place(spec.output, obj.owner, services.platform.settings)
-    sweep = _found(services, obj, spec)
+    output_place(spec.output, obj.owner, context.platform.settings)
+    sweep = _found(context, obj, spec)
     main = snapshot.main
     trials = sweep.trials
-    moment = _moment(services, obj, publishing=main is not None)
+    moment = _moment(context, obj, publishing=main is not None)
     decision = decide(spec, trials, moment)
     if main is not None and main.job.finished:
         found = _result(obj, sweep.trials, decision)
         shown = replace(snapshot, search=Search(spec, trials, decision, inputs=sweep.inputs))
         return report_again(
-            services, obj, shown, lambda: plan_report(spec, obj.owner, services.platform, found, sweep.space)
+            context, obj, shown, lambda: plan_report(spec, obj.owner, context.platform, found, sweep.space)
         )
     sweep, search = _carry_out(sweep, _search(sweep, trials, decision))
     snapshot = replace(snapshot, search=replace(search, trials=sweep.trials))
@@ -165,10 +164,10 @@ def _halfway(sweep: _Sweep, snapshot: Snapshot) -> Exception:
     return PartialReconcile(replace(snapshot, search=replace(search, blocker=blocker)), error)
 
 
-def _found(services: ReconcileContext, obj: ManagedObject, spec: LoRASweepSpec) -> _Sweep:
+def _found(context: ReconcileContext, obj: ManagedObject, spec: LoRASweepSpec) -> _Sweep:
     rows = tuple(_rows(obj.status))
-    own = own_trials(services, obj, spec, rows)
-    return _Sweep(services, obj, spec, space_of(spec), rows, own, _inputs(obj, own), own.refused)
+    own = own_trials(context, obj, spec, rows)
+    return _Sweep(context, obj, spec, space_of(spec), rows, own, _inputs(obj, own), own.refused)
 
 
 def _inputs(obj: ManagedObject, own: OwnTrials) -> TrialInputs | None:
@@ -186,12 +185,12 @@ def _rows(status: Mapping[str, Any]) -> Iterable[TrialStatus]:
         yield TrialStatus.model_validate(without_invalid(TrialStatus, row) or row)
 
 
-def _moment(services: ReconcileContext, obj: ManagedObject, *, publishing: bool) -> Moment:
+def _moment(context: ReconcileContext, obj: ManagedObject, *, publishing: bool) -> Moment:
     recorded = obj.status.get("endReason")
     known = {reason.value for reason in EndReason}
     return Moment(
-        now=services.now(),
-        started=parse_time(obj.owner.created) or services.now(),
+        now=context.now(),
+        started=parse_time(obj.owner.created) or context.now(),
         recorded=EndReason(recorded) if recorded in known else None,
         publishing=publishing,
         forgiven=_forgiven(obj),
@@ -239,7 +238,7 @@ def _change(sweep: _Sweep, number: int, change: Json) -> _Sweep:
     meta = body["metadata"]
     same = {"metadata": {name: meta[name] for name in ("namespace", "name", "uid")}}
     try:
-        return sweep.with_child(number, apply.patch_child(sweep.services.client, LORAJOBS, same, change))
+        return sweep.with_child(number, apply.patch_child(sweep.context.client, LORAJOBS, same, change))
     except (ApiFailure, Rejected) as error:
         return sweep.refusing(error)
 
@@ -285,7 +284,7 @@ def _ask(sweep: _Sweep, trials: Sequence[Trial], numbers: Sequence[int]) -> Answ
     if numbers and sweep.spec.warm_start_from:
         ask = with_earlier(ask, [_rows_of(sweep, each.name) for each in sweep.spec.warm_start_from])
     try:
-        return sweep.services.sampler.suggestions(ask, sweep.obj.owner.key, sweep.obj.owner.uid)
+        return sweep.context.sampler.suggestions(ask, sweep.obj.owner.key, sweep.obj.owner.uid)
     except SamplerBusy as error:
         return Blocker(SAMPLER_BUSY, str(error), BUSY_SECONDS, is_shown=error.seconds >= BUSY_SECONDS)
     except SuggestionFailed as error:
@@ -294,9 +293,9 @@ def _ask(sweep: _Sweep, trials: Sequence[Trial], numbers: Sequence[int]) -> Answ
 
 def _rows_of(sweep: _Sweep, name: str) -> list[TrialStatus]:
     """Return the trials of an earlier sweep; none where it is gone: what it knew is no condition of this one."""
-    services = sweep.services
+    context = sweep.context
     key = Key(Kind.LORASWEEP, sweep.obj.owner.key.namespace, name)
-    body = peek_object(services.client, services.cache, key)
+    body = peek_object(context.client, context.cache, key)
     return list(_rows((body or {}).get("status") or {}))
 
 
@@ -305,8 +304,8 @@ def _create(sweep: _Sweep, suggestion: Suggestion) -> _Sweep:
 
     A trial whose values do not go together becomes a row without a LoRAJob.
     """
-    services, owner = sweep.services, sweep.obj.owner
-    place = output_place(sweep.spec.output, owner, services.platform.settings)
+    context, owner = sweep.context, sweep.obj.owner
+    place = output_place(sweep.spec.output, owner, context.platform.settings)
     plan = plan_trial(sweep.spec, owner, place, sweep.trials, suggestion)
     plan = reading(plan, sweep.inputs, again=bool(_forgiven(sweep.obj)))
     body = build_trial(plan)
@@ -315,10 +314,10 @@ def _create(sweep: _Sweep, suggestion: Suggestion) -> _Sweep:
     except InvalidSpec as error:
         return replace(sweep, rows=(*sweep.rows, invalid_row(body, sweep.read, error)))
     if plan.name in sweep.own.foreign:
-        found = services.client.get(LORAJOBS.get, owner.key.namespace, plan.name)
+        found = context.client.get(LORAJOBS.get, owner.key.namespace, plan.name)
         if found is not None and not is_made_for(found, owner, plan.number):
             raise NameTaken(plan.name, LORAJOBS.kind)
-    return sweep.with_child(plan.number, apply.create_child(services.client, owner, LORAJOBS, body))
+    return sweep.with_child(plan.number, apply.create_child(context.client, owner, LORAJOBS, body))
 
 
 # The end
@@ -326,15 +325,15 @@ def _create(sweep: _Sweep, suggestion: Suggestion) -> _Sweep:
 
 def _publish_best(sweep: _Sweep, snapshot: Snapshot) -> Snapshot:
     """Make the Job that publishes the best trial's adapter."""
-    services, obj, search = sweep.services, sweep.obj, snapshot.search
+    context, obj, search = sweep.context, sweep.obj, snapshot.search
     assert search is not None  # noqa: S101 - set by the caller, for the type checker
     if snapshot.main is None:
         search = _with_importance(sweep, search)
         if search.blocker is not None:
             return replace(snapshot, search=search)
     found = _result(obj, sweep.trials, search.decision, search.importance)
-    plan = plan_publish_best(sweep.spec, obj.owner, services.platform, found, sweep.space)
-    return replace(snapshot, search=search, main=ensure_attempt(services, obj, plan, snapshot.main))
+    plan = plan_publish_best(sweep.spec, obj.owner, context.platform, found, sweep.space)
+    return replace(snapshot, search=search, main=ensure_attempt(context, obj, plan, snapshot.main))
 
 
 def _with_importance(sweep: _Sweep, search: Search) -> Search:

@@ -11,7 +11,7 @@ from tunery_api.reasons import FailureReason
 from tunery_api.remedies import retry
 from tunery_api.scrub import scrub
 from tunery_operator.client.client import HttpError
-from tunery_operator.controllers.managed_object import ManagedObject
+from tunery_operator.controllers.observe import ManagedObject
 from tunery_operator.errors import ApiFailure, Rejected
 from tunery_operator.planning.platform_values import PlatformValues, with_platform_values
 from tunery_operator.status.compute import SCHEDULING

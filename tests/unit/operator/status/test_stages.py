@@ -13,7 +13,7 @@ from tunery_api.reasons import FailureReason
 from tunery_api.remedies import Remedy, is_fixable, recreate, remedies_for, retry
 from tunery_api.runspec import TrainerStatus
 from tunery_api.status import CheckpointStatus, LoRAJobStatus
-from tunery_operator.controllers.observe import is_silent
+from tunery_operator.controllers.jobs import is_silent
 from tunery_operator.observed.attempt import Attempt
 from tunery_operator.planning.inputs import UnfinishedInput
 from tunery_operator.status.compute import compute_status

@@ -1,8 +1,8 @@
-"""The Jobs of an object: made if missing, made to follow what may change, and taken away."""
+"""Provide the Jobs of an object: create, follow, stop, delete."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Final
@@ -15,7 +15,7 @@ from tunery_operator.client.client import Json
 from tunery_operator.client.rbac import GET_JOB, SERVICES
 from tunery_operator.client.read import read_attempt, read_live
 from tunery_operator.controllers.context import ReconcileContext
-from tunery_operator.controllers.managed_object import ManagedObject
+from tunery_operator.controllers.observe import ManagedObject
 from tunery_operator.errors import AwaitingDeletion, NameTaken, OwnerGone, PreflightsFull, StaleObject
 from tunery_operator.manifests.job import build_job, build_service
 from tunery_operator.observed.attempt import Attempt
@@ -26,14 +26,16 @@ from tunery_operator.observed.pod import PodView, outlives
 from tunery_operator.planning.types import JobPlan
 from tunery_operator.status.queueing import is_queued
 from tunery_operator.status.reported_progress import first_has_ended_well, publishes_alone
+from tunery_operator.status.result_recovery import needs_report, succeeded_pod
 from tunery_operator.status.snapshot import Snapshot
+from tunery_operator.status.stop import Stop
 
 _LAST_WORDS: Final = frozenset({ExitCode.OK, ExitCode.USER_ERROR})
 """Exit codes of a pod after which its Job ends."""
 
 
 def ensure_attempt(
-    services: ReconcileContext, obj: ManagedObject, plan: JobPlan, attempt: Attempt | None
+    context: ReconcileContext, obj: ManagedObject, plan: JobPlan, attempt: Attempt | None
 ) -> Attempt | None:
     """Return the Job of a plan, made if it was missing: nothing is made while the object is suspended.
 
@@ -42,14 +44,14 @@ def ensure_attempt(
     if attempt is not None and attempt.job.finished:
         return attempt
     if attempt is not None and _is_outdated(plan, attempt):
-        remove(services, plan.owner, attempt.job)
+        remove(context, plan.owner, attempt.job)
         attempt = None
-    attempt = attempt or _unseen(services, obj, plan)
+    attempt = attempt or _unseen(context, obj, plan)
     if attempt is None:
-        return None if plan.suspend else _start(services, obj, plan)
+        return None if plan.suspend else _start(context, obj, plan)
     if (attempt.missing or _may_meet_yet(obj)) and not (plan.suspend or attempt.job.suspend):
-        _keep_service(services, plan, attempt.job)
-    return follow(services, plan.owner, attempt, suspend=plan.suspend)
+        _keep_service(context, plan, attempt.job)
+    return follow(context, plan.owner, attempt, suspend=plan.suspend)
 
 
 def _may_meet_yet(obj: ManagedObject) -> bool:
@@ -79,56 +81,56 @@ def _trusts_another(plan: JobPlan, job: JobView) -> bool:
     return progress is not None and progress.ca_pem != "" and job.authority not in (None, progress.authority)
 
 
-def remove(services: ReconcileContext, owner: Owner, job: JobView) -> None:
+def remove(context: ReconcileContext, owner: Owner, job: JobView) -> None:
     """Delete a Job; its pod is told to end, writes its checkpoint, and stays known as a leftover until it has ended."""
-    apply.delete_job(services.client, owner.key.namespace, job)
-    services.cache.note_removed(job.uid)
-    services.cache.forget_job(owner.key.namespace, job.name, job.uid)
+    apply.delete_job(context.client, owner.key.namespace, job)
+    context.cache.note_removed(job.uid)
+    context.cache.forget_job(owner.key.namespace, job.name, job.uid)
 
 
 # Create
 
 
-def _unseen(services: ReconcileContext, obj: ManagedObject, plan: JobPlan) -> Attempt | None:
+def _unseen(context: ReconcileContext, obj: ManagedObject, plan: JobPlan) -> Attempt | None:
     """Return the Job that no watch tells of, such as one whose labels were taken away, where something speaks for it.
 
     That is a pod that nobody has told to end, or that it is to be stopped now. Raises NameTaken where it is not ours.
     """
-    runs_on = any(not pod.deleting for pod in own_leftovers(services, plan.owner, plan.name))
+    runs_on = any(not pod.deleting for pod in own_leftovers(context, plan.owner, plan.name))
     stops = plan.suspend and "jobName" in obj.status and not obj.holds(ConditionType.SUSPENDED)
     if not runs_on and not stops:
         return None
-    found = services.client.get(GET_JOB, plan.owner.key.namespace, plan.name)
+    found = context.client.get(GET_JOB, plan.owner.key.namespace, plan.name)
     if found is None or "deletionTimestamp" in found["metadata"]:
         return None
     job = parse_job(found)
     if job.owner_uid == plan.owner.uid:
-        return Attempt(job, services.cache.pods(job.uid))
+        return Attempt(job, context.cache.pods(job.uid))
     if runs_on:
         raise NameTaken(plan.name)
     return None
 
 
-def _start(services: ReconcileContext, obj: ManagedObject, plan: JobPlan) -> Attempt:
-    _wait_for_leftovers(services, plan)
+def _start(context: ReconcileContext, obj: ManagedObject, plan: JobPlan) -> Attempt:
+    _wait_for_leftovers(context, plan)
     if "jobName" in obj.status:
-        _look_again(services, obj)
+        _look_again(context, obj)
     # Before its pods, which ask for its name at once.
-    _ensure_service(services, plan)
-    with _preflight_slot(services, plan):
-        body = apply.create_job(services.client, plan.owner, build_job(plan))
-        services.cache.see_job(body)
+    _ensure_service(context, plan)
+    with _preflight_slot(context, plan):
+        body = apply.create_job(context.client, plan.owner, build_job(plan))
+        context.cache.see_job(body)
     # A Job that was there already may be far along, so it is read with its pods.
-    return read_attempt(services.client, services.cache, plan.owner, plan.name) or Attempt(parse_job(body))
+    return read_attempt(context.client, context.cache, plan.owner, plan.name) or Attempt(parse_job(body))
 
 
-def _ensure_service(services: ReconcileContext, plan: JobPlan) -> None:
+def _ensure_service(context: ReconcileContext, plan: JobPlan) -> None:
     """Make the Service by which pods that work together find each other, if it is not there; one alone has none."""
     if plan.nodes > 1:
-        apply.create_child(services.client, plan.owner, SERVICES, build_service(plan))
+        apply.create_child(context.client, plan.owner, SERVICES, build_service(plan))
 
 
-def _keep_service(services: ReconcileContext, plan: JobPlan, job: JobView) -> None:
+def _keep_service(context: ReconcileContext, plan: JobPlan, job: JobView) -> None:
     """Make that Service again: somebody may have deleted it meanwhile, and the pods would not find each other.
 
     A namespace that is being deleted takes none, and no Job of several nodes lets go of its pods there: it keeps each
@@ -136,54 +138,54 @@ def _keep_service(services: ReconcileContext, plan: JobPlan, job: JobView) -> No
     the Job. So the Job goes here. Raises OwnerGone then.
     """
     try:
-        _ensure_service(services, plan)
+        _ensure_service(context, plan)
     except OwnerGone:
-        remove(services, plan.owner, job)
+        remove(context, plan.owner, job)
         raise
 
 
-def _wait_for_leftovers(services: ReconcileContext, plan: JobPlan) -> None:
+def _wait_for_leftovers(context: ReconcileContext, plan: JobPlan) -> None:
     """Two pods must never work on one result: an earlier Job's pod still writes its checkpoint."""
-    pod = next(iter(leftovers(services, plan.owner, plan.name)), None)
+    pod = next(iter(leftovers(context, plan.owner, plan.name)), None)
     if pod is not None:
         where = f" on node {pod.node}" if pod.node else ""
         does = f"still ends{where}" if pod.deleting else outlives(pod, where)
         raise AwaitingDeletion(f"pod {pod.name} of an earlier Job, which {does}")
 
 
-def leftovers(services: ReconcileContext, owner: Owner, name: str) -> tuple[PodView, ...]:
+def leftovers(context: ReconcileContext, owner: Owner, name: str) -> tuple[PodView, ...]:
     """Return the pods of earlier Jobs of that name that have not ended."""
-    job = services.cache.job(owner.key.namespace, name)
-    pods = services.cache.pods_named(owner.key.namespace, name)
+    job = context.cache.job(owner.key.namespace, name)
+    pods = context.cache.pods_named(owner.key.namespace, name)
     others = (pod for pod in pods if not pod.finished and (job is None or pod.job_uid != job.uid))
     # The garbage collector comes a moment after its Job went: who is to end it is known before it shows.
-    return tuple(replace(pod, deleting=True) if services.cache.is_going(pod.job_uid) else pod for pod in others)
+    return tuple(replace(pod, deleting=True) if context.cache.is_going(pod.job_uid) else pod for pod in others)
 
 
-def _look_again(services: ReconcileContext, obj: ManagedObject) -> None:
+def _look_again(context: ReconcileContext, obj: ManagedObject) -> None:
     """Read an object that had a Job before live: a second one for a finished or deleted object would train again."""
     key = obj.owner.key
-    live = read_live(services.client, services.cache, key)
+    live = read_live(context.client, context.cache, key)
     if live is None or live["metadata"]["uid"] != obj.owner.uid:
         raise OwnerGone(f"{key} is gone")
     if live["metadata"]["resourceVersion"] != obj.version:
         raise StaleObject(f"{key} changed meanwhile")
 
 
-def own_leftovers(services: ReconcileContext, owner: Owner, name: str) -> tuple[PodView, ...]:
+def own_leftovers(context: ReconcileContext, owner: Owner, name: str) -> tuple[PodView, ...]:
     """Return those of the leftovers that worked for this very object, and not for an earlier one of its name."""
-    return tuple(pod for pod in leftovers(services, owner, name) if pod.owner_uid in ("", owner.uid))
+    return tuple(pod for pod in leftovers(context, owner, name) if pod.owner_uid in ("", owner.uid))
 
 
 @contextmanager
-def _preflight_slot(services: ReconcileContext, plan: JobPlan) -> Iterator[None]:
+def _preflight_slot(context: ReconcileContext, plan: JobPlan) -> Iterator[None]:
     """Hold the place of one preflight among those that the platform allows; raises PreflightsFull."""
-    limit = services.platform.settings.preflight.max_concurrent
+    limit = context.platform.settings.preflight.max_concurrent
     if limit == 0 or plan.task is not Task.PREFLIGHT:
         yield
         return
-    with services.preflights:
-        running = services.cache.unfinished_jobs(Task.PREFLIGHT.value)
+    with context.preflights:
+        running = context.cache.unfinished_jobs(Task.PREFLIGHT.value)
         if running >= limit:
             raise PreflightsFull(f"room for its preflight: {running} run, and the platform allows {limit} at a time")
         yield
@@ -192,7 +194,7 @@ def _preflight_slot(services: ReconcileContext, plan: JobPlan) -> Iterator[None]
 # Follow
 
 
-def follow(services: ReconcileContext, owner: Owner, attempt: Attempt, *, suspend: bool) -> Attempt | None:
+def follow(context: ReconcileContext, owner: Owner, attempt: Attempt, *, suspend: bool) -> Attempt | None:
     """Carry the user's wish over to a Job; None where the Job had to go.
 
     Only our own suspension is ever undone. A Job with a queue belongs to the queue, which would start it again: it is
@@ -201,14 +203,14 @@ def follow(services: ReconcileContext, owner: Owner, attempt: Attempt, *, suspen
     """
     job = attempt.job
     if not suspend:
-        return _resume(services, owner, attempt) if job.suspended_by_us else attempt
+        return _resume(context, owner, attempt) if job.suspended_by_us else attempt
     if job.queue is not None:
-        remove(services, owner, job)
+        remove(context, owner, job)
         return None
-    return attempt if job.suspend else _suspend(services, owner, attempt)
+    return attempt if job.suspend else _suspend(context, owner, attempt)
 
 
-def recreate_job(services: ReconcileContext, snapshot: Snapshot) -> Snapshot:
+def recreate_job(context: ReconcileContext, snapshot: Snapshot) -> Snapshot:
     """Delete a Job of several pods of which one has ended for good while the first published, and that ended badly.
 
     Nobody needed that one then, and its end is no fault, or it has ended well; the next attempt needs it, and this Job
@@ -221,7 +223,7 @@ def recreate_job(services: ReconcileContext, snapshot: Snapshot) -> Snapshot:
         return snapshot
     if publishes_alone(snapshot, attempt) or first_has_ended_well(attempt) or not _needs_all(attempt):
         return snapshot
-    remove(services, snapshot.owner, attempt.job)
+    remove(context, snapshot.owner, attempt.job)
     return replace(snapshot, main=None)
 
 
@@ -238,7 +240,7 @@ def _needs_all(attempt: Attempt) -> bool:
     return begun is not None and all(time is None or time < begun for time in ended)
 
 
-def tolerate_worker_failures(services: ReconcileContext, snapshot: Snapshot) -> Snapshot:
+def tolerate_worker_failures(context: ReconcileContext, snapshot: Snapshot) -> Snapshot:
     """Keep the Job controller from ending a Job of several pods for another one while the first publishes alone.
 
     Once another one begins in its place, which needs all of them, or none does any more, what was said before holds.
@@ -256,21 +258,78 @@ def tolerate_worker_failures(services: ReconcileContext, snapshot: Snapshot) -> 
     count = job.nodes if alone else 0
     if count == job.failed_indexes_allowed or (waits and not alone and not over):
         return snapshot
-    body = apply.allow_failed_indexes(services.client, snapshot.owner.key.namespace, job, count)
-    return replace(snapshot, main=_seen(services, attempt, body))
+    body = apply.allow_failed_indexes(context.client, snapshot.owner.key.namespace, job, count)
+    return replace(snapshot, main=_seen(context, attempt, body))
 
 
-def _suspend(services: ReconcileContext, owner: Owner, attempt: Attempt) -> Attempt:
-    with services.quarrels.change(attempt.job.uid, "spec.suspend"):
-        return _seen(services, attempt, apply.suspend_job(services.client, owner.key.namespace, attempt.job))
+def _suspend(context: ReconcileContext, owner: Owner, attempt: Attempt) -> Attempt:
+    with context.conflicts.change(attempt.job.uid, "spec.suspend"):
+        return _seen(context, attempt, apply.suspend_job(context.client, owner.key.namespace, attempt.job))
 
 
-def _resume(services: ReconcileContext, owner: Owner, attempt: Attempt) -> Attempt:
-    return _seen(services, attempt, apply.resume_job(services.client, owner.key.namespace, attempt.job))
+def _resume(context: ReconcileContext, owner: Owner, attempt: Attempt) -> Attempt:
+    return _seen(context, attempt, apply.resume_job(context.client, owner.key.namespace, attempt.job))
 
 
-def _seen(services: ReconcileContext, attempt: Attempt, body: Json | None) -> Attempt:
+def _seen(context: ReconcileContext, attempt: Attempt, body: Json | None) -> Attempt:
     if body is None:
         return attempt
-    services.cache.see_job(body)
+    context.cache.see_job(body)
     return replace(attempt, job=parse_job(body))
+
+
+def is_silent(attempt: Attempt) -> bool:
+    """Tell whether a complete Job has no pod left that could say what it found; it may be made again without harm.
+
+    A pod that is there and says nothing to the purpose would not do so the next time.
+    """
+    return attempt.job.complete and succeeded_pod(attempt) is None
+
+
+def report_again(
+    context: ReconcileContext, obj: ManagedObject, snapshot: Snapshot, plan: Callable[[], JobPlan]
+) -> Snapshot:
+    """Let a small Job say again what a complete one has published, where its own words are gone; errors as `plan`'s."""
+    if not needs_report(snapshot):
+        return snapshot
+    if snapshot.report is not None and is_silent(snapshot.report):
+        # Its words are gone, too.
+        remove(context, obj.owner, snapshot.report.job)
+        snapshot = replace(snapshot, report=None)
+    # The work is done: there is nothing that a suspension could stop.
+    started = ensure_attempt(context, obj, replace(plan(), suspend=False), snapshot.report)
+    return replace(snapshot, report=started)
+
+
+def carry_out(
+    context: ReconcileContext, obj: ManagedObject, snapshot: Snapshot, stop: Stop, plan: Callable[[], JobPlan]
+) -> Snapshot:
+    """Take away what works for an object, and let `plan`'s Job publish once nothing does any more.
+
+    Deleted whether they run, wait in a queue or are held: a queue gives their quota to others, and nobody can start
+    them again. Raises what `ensure_attempt` and `plan` raise.
+    """
+    snapshot = _without_jobs(context, obj, snapshot)
+    publishing, owner = snapshot.publishing, obj.owner
+    if publishing is not None and (is_silent(publishing) or not (stop.publishes or publishing.job.finished)):
+        remove(context, owner, publishing.job)
+        publishing = None
+    train = obj.job_name(Task.TRAIN)
+    if not stop.publishes or own_leftovers(context, owner, train):
+        return replace(snapshot, publishing=publishing)
+    # A suspension holds what trains, and nothing does any more.
+    return replace(snapshot, publishing=ensure_attempt(context, obj, replace(plan(), suspend=False), publishing))
+
+
+def _without_jobs(context: ReconcileContext, obj: ManagedObject, snapshot: Snapshot) -> Snapshot:
+    found = {attempt.job.name: attempt.job for attempt in (snapshot.preflight, snapshot.main) if attempt is not None}
+    train = obj.job_name(Task.TRAIN)
+    if train not in found and "jobName" in obj.status:
+        # One that no watch tells of, such as one whose labels were taken away, would train on.
+        unseen = apply.find_job(context.client, obj.owner, train)
+        found |= {train: unseen} if unseen is not None else {}
+    for job in found.values():
+        if not job.finished:
+            remove(context, obj.owner, job)
+    main = snapshot.main if snapshot.main is not None and snapshot.main.job.finished else None
+    return replace(snapshot, preflight=None, main=main)

@@ -1,26 +1,29 @@
-"""Find the LoRAJobs that are a sweep's own trials: those of its rows, and those that it may just have created."""
+"""Provide the LoRAJobs of a sweep: its own trials, and what its end changes in their statuses."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
+from tunery_api.failures import Subject
 from tunery_api.kinds import Kind
 from tunery_api.lorasweep import MAX_PARALLEL_TRIALS, LoRASweepSpec
 from tunery_api.names import MANAGED_BY, MANAGED_BY_LABEL, ORIGIN_ANNOTATION, SWEEP_LABEL, TRIAL_LABEL, label_value
-from tunery_api.status import FINAL_PHASES, Phase
-from tunery_api.sweepstatus import FINAL_TRIAL_STATES, TrialStatus
+from tunery_api.status import FINAL_PHASES, ConditionStatus, ConditionType, Phase
+from tunery_api.sweepstatus import FINAL_TRIAL_STATES, TrialState, TrialStatus
 from tunery_operator.client import apply
 from tunery_operator.client.client import Json
 from tunery_operator.client.rbac import LORAJOBS, get_owner
+from tunery_operator.client.status import status_change, write_status
 from tunery_operator.controllers.context import ReconcileContext
-from tunery_operator.controllers.managed_object import ManagedObject
-from tunery_operator.errors import ApiFailure, Rejected, StaleObject
+from tunery_operator.controllers.observe import ManagedObject, condition_of
+from tunery_operator.errors import ApiFailure, OwnerGone, Rejected, StaleObject
 from tunery_operator.manifests.metadata import owner_reference
-from tunery_operator.observed.owner import Key, Owner
+from tunery_operator.observed.owner import Key, Owner, parse_owner
 from tunery_operator.planning.lorasweep import trial_name
+from tunery_operator.status.removed import after_removal
 from tunery_search.trial_rows import number_of
 
 logger: Final = logging.getLogger(__name__)
@@ -43,7 +46,7 @@ class OwnTrials:
 
 
 def own_trials(
-    services: ReconcileContext, obj: ManagedObject, spec: LoRASweepSpec, rows: Sequence[TrialStatus]
+    context: ReconcileContext, obj: ManagedObject, spec: LoRASweepSpec, rows: Sequence[TrialStatus]
 ) -> OwnTrials:
     """Return the LoRAJobs of the trials that are not final in the status; raises StaleObject.
 
@@ -54,19 +57,19 @@ def own_trials(
     found = OwnTrials()
     for row in rows:
         if row.state not in FINAL_TRIAL_STATES:
-            _take(services, obj, found, row)
-    unknown = services.cache.trials(obj.owner.uid) - {row.name for row in rows}
+            _take(context, obj, found, row)
+    unknown = context.cache.trials(obj.owner.uid) - {row.name for row in rows}
     first = max((row.number for row in rows), default=-1) + 1
     names = _names_since(obj.owner, spec, unknown, first)
-    made = _take_new(services, obj, found, names)
+    made = _take_new(context, obj, found, names)
     found.foreign = tuple(sorted(unknown - made))
     return found
 
 
-def _take(services: ReconcileContext, obj: ManagedObject, found: OwnTrials, row: TrialStatus) -> None:
+def _take(context: ReconcileContext, obj: ManagedObject, found: OwnTrials, row: TrialStatus) -> None:
     """Take the LoRAJob of a row over, if it is there; one of another uid is another."""
     try:
-        body = _read(services, obj, row.name)
+        body = _read(context, obj, row.name)
     except ApiFailure as error:
         found.unread[row.number] = row.name
         found.refused += (error,)
@@ -76,7 +79,7 @@ def _take(services: ReconcileContext, obj: ManagedObject, found: OwnTrials, row:
     if not apply.is_child(body, obj.owner):
         if row.uid is None:
             return
-        body = _taken_back(services, obj, found, row.number, body)
+        body = _taken_back(context, obj, found, row.number, body)
     found.children[row.number] = numbered(body, row.number)
 
 
@@ -94,13 +97,13 @@ def _names_since(owner: Owner, spec: LoRASweepSpec, unknown: Collection[str], fi
 
 
 def _take_new(
-    services: ReconcileContext, obj: ManagedObject, found: OwnTrials, names: Iterable[tuple[int, str]]
+    context: ReconcileContext, obj: ManagedObject, found: OwnTrials, names: Iterable[tuple[int, str]]
 ) -> frozenset[str]:
     """Take over what is there as we make it, up to what is not; return its names."""
     made = set[str]()
     for number, name in names:
         try:
-            body = _read(services, obj, name)
+            body = _read(context, obj, name)
         except ApiFailure as error:
             found.unread[number] = name
             found.refused += (error,)
@@ -142,12 +145,12 @@ def not_at_rest(found: OwnTrials) -> tuple[str, ...]:
     return (*(name for name, phase in phases.items() if phase not in rest), *found.unread.values())
 
 
-def _read(services: ReconcileContext, obj: ManagedObject, name: str) -> Json | None:
+def _read(context: ReconcileContext, obj: ManagedObject, name: str) -> Json | None:
     """Return a LoRAJob as it is; None where there is none. Raises ApiFailure."""
     key = Key(Kind.LORAJOB, obj.owner.key.namespace, name)
-    body = None if services.cache.is_stale(obj.owner.key) else services.cache.body(key)
+    body = None if context.cache.is_stale(obj.owner.key) else context.cache.body(key)
     if body is None or not apply.is_child(body, obj.owner):
-        body = services.client.get(LORAJOBS.get, key.namespace, name)
+        body = context.client.get(LORAJOBS.get, key.namespace, name)
     return body
 
 
@@ -158,7 +161,7 @@ def _is_alone(obj: ManagedObject, number: int, body: Json) -> bool:
     return not meta.get("ownerReferences") and ours and number_of(body) == number
 
 
-def _taken_back(services: ReconcileContext, obj: ManagedObject, found: OwnTrials, number: int, body: Json) -> Json:
+def _taken_back(context: ReconcileContext, obj: ManagedObject, found: OwnTrials, number: int, body: Json) -> Json:
     """Return a trial whose owner reference somebody took away, with it: alone it would train on, and nobody look.
 
     One that cannot be taken back is reported as one whose owner was changed. So is any of a sweep
@@ -169,25 +172,99 @@ def _taken_back(services: ReconcileContext, obj: ManagedObject, found: OwnTrials
     key = Key(Kind.LORAJOB, owner.key.namespace, body["metadata"]["name"])
     try:
         if not deleted and _is_alone(obj, number, body):
-            _ensure_wanted(services, owner)
+            _ensure_wanted(context, owner)
             logger.info("%s, a trial of %s, has no owner any more: it is taken back", key, owner.key)
             change = {"metadata": {"ownerReferences": [owner_reference(owner)]}}
-            body = apply.patch_child(services.client, LORAJOBS, body, change)
-            services.cache.defer_keys(services.cache.see_owner(Kind.LORAJOB, body) - {owner.key})
+            body = apply.patch_child(context.client, LORAJOBS, body, change)
+            context.cache.defer_keys(context.cache.see_owner(Kind.LORAJOB, body) - {owner.key})
             return body
     except (ApiFailure, Rejected) as error:
         found.refused += (error,)
     found.owner_changed.add(number)
     # What becomes of somebody else's is no news of ours.
-    services.cache.wait_for(key, owner.key)
+    context.cache.wait_for(key, owner.key)
     return body
 
 
-def _ensure_wanted(services: ReconcileContext, owner: Owner) -> None:
+def _ensure_wanted(context: ReconcileContext, owner: Owner) -> None:
     """Raise StaleObject unless the sweep is there, and not deleted: asked after the trial was seen without an owner."""
     key = owner.key
-    live = services.client.get(get_owner(key.kind.plural), key.namespace, key.name)
+    live = context.client.get(get_owner(key.kind.plural), key.namespace, key.name)
     meta = {} if live is None else live["metadata"]
     if meta.get("uid") != owner.uid or "deletionTimestamp" in meta:
-        services.cache.mark_stale(key)
+        context.cache.mark_stale(key)
         raise StaleObject(f"{key} is being deleted")
+
+
+_REFUSED: Final = range(400, 429)
+"""Answers that another try would not change: one trial's status is not worth a sweep's end."""
+
+
+def tell_trials(context: ReconcileContext, obj: ManagedObject, status: Mapping[str, Any]) -> None:
+    """Have the trials that a sweep does not keep say so, if `status` is that of one that has just published its best.
+
+    One that cannot be told keeps no other from it, and is tried again for as long as any of them could: of hundreds of
+    calls a few fail wherever a server is under load. Raises StaleObject, ApiFailure where none can be told any more.
+    """
+    if obj.owner.key.kind is not Kind.LORASWEEP or status["phase"] != Phase.SUCCEEDED.value:
+        return
+    remains = _remains(status)
+    left = [row for row in status.get("trials") or () if _is_to_be_told(row)]
+    while left:
+        failed = [(row, error) for row in left if (error := _tell(context, obj, row, remains)) is not None]
+        if len(failed) == len(left):
+            raise failed[0][1]
+        left = [row for row, _ in failed]
+
+
+def _remains(status: Mapping[str, Any]) -> bool | None:
+    """Tell whether something is left of what was to be removed; None: nobody knows."""
+    told = condition_of(status, ConditionType.TRIALS_REMOVED).get("status")
+    return None if told == ConditionStatus.UNKNOWN.value else told is not None
+
+
+def _is_to_be_told(row: Mapping[str, Any]) -> bool:
+    return _has_stored(row) and row["state"] != TrialState.DELETED.value and "adapter" not in row
+
+
+def _has_stored(row: Mapping[str, Any]) -> bool:
+    """Tell whether a trial may have stored something: what never ran has not; seconds are whole, and may be none."""
+    return row["state"] == TrialState.COMPLETE.value or bool(row.get("runSeconds") or row.get("evaluations"))
+
+
+def _tell(
+    context: ReconcileContext, obj: ManagedObject, row: Mapping[str, Any], remains: bool | None
+) -> StaleObject | ApiFailure | None:
+    """Have one trial say so; return why it could not be told, where another try may help."""
+    try:
+        body = context.client.get(LORAJOBS.get, obj.owner.key.namespace, row["name"])
+        if body is not None and _is_that(body, row):
+            _write(context, obj, body, remains)
+    except OwnerGone:
+        return None
+    except StaleObject as error:
+        return error
+    except ApiFailure as error:
+        if error.status not in _REFUSED:
+            return error
+        logger.info("LoRAJob %s still names what %s has removed: %s", row["name"], obj.owner.key, error)
+    return None
+
+
+def _is_that(body: Json, row: Mapping[str, Any]) -> bool:
+    """Tell whether a LoRAJob is that of a row, whosever it is by now: the sweep has removed what it names."""
+    return body["metadata"]["uid"] == row.get("uid") and (body.get("status") or {}).get("phase") in FINAL_PHASES
+
+
+def _write(context: ReconcileContext, obj: ManagedObject, body: Json, remains: bool | None) -> None:
+    keep = int(obj.spec.get("keepAdapters") or 1)
+    trial = parse_owner(Kind.LORAJOB, body)
+    key = trial.key
+    subject = Subject(key.kind.value, key.name, key.namespace, obj.owner.key.name)
+    after = after_removal(body["status"], subject, keep, context.now(), remains=remains)
+    change = status_change(body, after)
+    if not change:
+        return
+    written = write_status(context.client, trial, body["metadata"]["resourceVersion"], change)
+    # Servers may have been offered what is gone; the sweep itself is at it.
+    context.cache.defer_keys(context.cache.see_owner(Kind.LORAJOB, written) - {obj.owner.key})

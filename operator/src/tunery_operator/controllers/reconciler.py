@@ -1,22 +1,28 @@
-"""The frame of every kind that runs Jobs: find the object, let its own steps bring it further, and report on it."""
+"""Provide the reconcile of every kind that runs Jobs: observe, plan, apply, compute the status, one write, events."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from tunery_api.errors import FieldError, InvalidSpec
 from tunery_api.failures import Failure
 from tunery_api.lifecycle import KindSpec
+from tunery_api.names import child_name
 from tunery_api.reasons import FailureReason
+from tunery_api.runspec import Task
+from tunery_api.status import FINAL_PHASES, ConditionType, Phase
+from tunery_api.sweepstatus import FINAL_TRIAL_STATES
 from tunery_operator.client.read import read_ended_pods
-from tunery_operator.controllers.children import follow, own_leftovers
+from tunery_operator.client.status import status_change
 from tunery_operator.controllers.context import ReconcileContext
-from tunery_operator.controllers.finished import after_the_end
-from tunery_operator.controllers.managed_object import ManagedObject, find_object
+from tunery_operator.controllers.finished import after_the_end, jobs_of, mark_done, seconds_to_live, stop_jobs
+from tunery_operator.controllers.jobs import follow, own_leftovers
+from tunery_operator.controllers.observe import ManagedObject, find_object
 from tunery_operator.controllers.rejections import ambiguous_rejection, field_of, rejection_of
-from tunery_operator.controllers.report import report
+from tunery_operator.controllers.status_writer import seconds_to_wait, write
+from tunery_operator.controllers.trials import tell_trials
 from tunery_operator.errors import (
     ApiFailure,
     AwaitingDeletion,
@@ -30,9 +36,12 @@ from tunery_operator.observed.attempt import Attempt
 from tunery_operator.observed.owner import Key
 from tunery_operator.observed.pod import PodView
 from tunery_operator.runtime.priority_queue import Priority
-from tunery_operator.runtime.workqueue import DONE, Requeue
+from tunery_operator.runtime.workqueue import DONE, Requeue, earliest
+from tunery_operator.status.compute import compute_status
 from tunery_operator.status.ledger import open_attempts
 from tunery_operator.status.phase import WAITING_FOR_SLOT
+from tunery_operator.status.requeue_after import requeue_after
+from tunery_operator.status.retry_requested import reopened
 from tunery_operator.status.snapshot import Snapshot
 
 Spec = TypeVar("Spec", bound=KindSpec)
@@ -62,27 +71,27 @@ class PartialReconcile(OperatorError):
         super().__init__(str(cause))
 
 
-def reconcile_job(services: ReconcileContext, key: Key, steps: KindSteps[Spec]) -> Requeue:
+def reconcile_job(context: ReconcileContext, key: Key, steps: KindSteps[Spec]) -> Requeue:
     """Bring one object that runs Jobs a step further; gives the same answer however often it is asked."""
-    obj = find_object(services, key)
+    obj = find_object(context, key)
     if obj is None or obj.finished:
-        services.retries.reset(key)
-        return DONE if obj is None else after_the_end(services, obj)
-    gathered = steps.gather(services, obj)
-    snapshot, retry_in = _take_step(services, obj, steps, gathered)
-    if retry_in is None and _is_begun(obj, gathered, snapshot) and services.has_backlog():
+        context.backoff.reset(key)
+        return DONE if obj is None else after_the_end(context, obj)
+    gathered = steps.gather(context, obj)
+    snapshot, retry_in = _take_step(context, obj, steps, gathered)
+    if retry_in is None and _is_begun(obj, gathered, snapshot) and context.has_backlog():
         # In a burst, Jobs are created before statuses are written: the next reconcile writes this one.
         return Requeue(0.0, priority=Priority.LOW)
     known = {attempt.job.uid for attempt in (snapshot.preflight, snapshot.main) if attempt is not None}
-    remaining = [pod for name in steps.children(obj) for pod in own_leftovers(services, obj.owner, name)]
-    services.cache.mark_fresh(key)
+    remaining = [pod for name in steps.children(obj) for pod in own_leftovers(context, obj.owner, name)]
+    context.cache.mark_fresh(key)
     others = [pod for pod in remaining if pod.job_uid not in known]
     others.extend(_ended_with(gathered, known))
     # After the leftovers: a pod that goes meanwhile is among one of the two.
-    lost = services.cache.lost_named(key.namespace, steps.children(obj)[0])
+    lost = context.cache.lost_named(key.namespace, steps.children(obj)[0])
     snapshot = replace(snapshot, lost_pods=lost)
-    others.extend(_with_last_words(services, obj, steps, snapshot))
-    return report(services, obj, replace(snapshot, leftovers=tuple(others)), retry_in)
+    others.extend(_with_last_words(context, obj, steps, snapshot))
+    return report(context, obj, replace(snapshot, leftovers=tuple(others)), retry_in)
 
 
 def _ended_with(before: Snapshot, known: set[str]) -> Iterator[PodView]:
@@ -93,14 +102,14 @@ def _ended_with(before: Snapshot, known: set[str]) -> Iterator[PodView]:
 
 
 def _with_last_words(
-    services: ReconcileContext, obj: ManagedObject, steps: KindSteps[Spec], snapshot: Snapshot
+    context: ReconcileContext, obj: ManagedObject, steps: KindSteps[Spec], snapshot: Snapshot
 ) -> tuple[PodView, ...]:
     """Return the pods that have ended after their Job was gone, as far as they are there and not written down yet."""
     gone = open_attempts(obj.status) & {lost.uid for lost in snapshot.lost_pods}
     if snapshot.main is not None or not gone:
         return ()
     work = steps.children(obj)[0]
-    return read_ended_pods(services.client, obj.owner.key.namespace, work, gone, services.now())
+    return read_ended_pods(context.client, obj.owner.key.namespace, work, gone, context.now())
 
 
 def _is_begun(obj: ManagedObject, before: Snapshot, after: Snapshot) -> bool:
@@ -110,21 +119,21 @@ def _is_begun(obj: ManagedObject, before: Snapshot, after: Snapshot) -> bool:
 
 
 def _take_step(
-    services: ReconcileContext, obj: ManagedObject, steps: KindSteps[Spec], snapshot: Snapshot
+    context: ReconcileContext, obj: ManagedObject, steps: KindSteps[Spec], snapshot: Snapshot
 ) -> tuple[Snapshot, float | None]:
     """Return the snapshot after one step, with whatever stood in its way; and when to try that again, in seconds."""
     key = obj.owner.key
     try:
-        stepped = _step(services, obj, steps, snapshot)
+        stepped = _step(context, obj, steps, snapshot)
     except PartialReconcile as cut:
-        wait = services.retries.next(key)
+        wait = context.backoff.next(key)
         return replace(cut.seen, rejection=rejection_of(cut.cause)), max(wait, cut.retry_after or 0.0)
     except (ApiFailure, FieldContested, AwaitingDeletion, PreflightsFull) as error:
-        wait = services.retries.next(key)
+        wait = context.backoff.next(key)
         return _hampered(snapshot, error), max(wait, error.retry_after or 0.0)
     except NameTaken as error:
         stepped = replace(snapshot, conflict=str(error))
-    services.retries.reset(key)
+    context.backoff.reset(key)
     return stepped, None
 
 
@@ -138,18 +147,18 @@ def _hampered(snapshot: Snapshot, error: OperatorError) -> Snapshot:
     return replace(snapshot, waiting_for=str(error))
 
 
-def _step(services: ReconcileContext, obj: ManagedObject, steps: KindSteps[Spec], snapshot: Snapshot) -> Snapshot:
+def _step(context: ReconcileContext, obj: ManagedObject, steps: KindSteps[Spec], snapshot: Snapshot) -> Snapshot:
     """Go one step further; a spec that was accepted before is judged no more.
 
     What today's rules or settings would refuse in it is waited for, and the Job that it has is followed on.
     """
     accepted = obj.accepted() or snapshot.main is not None or snapshot.preflight is not None
     try:
-        return steps.advance(services, obj, steps.parse(obj.body), snapshot)
+        return steps.advance(context, obj, steps.parse(obj.body), snapshot)
     except InvalidSpec as error:
         if not accepted:
             return replace(snapshot, errors=error.errors)
-        return _follow_only(services, replace(snapshot, unplannable=error.errors))
+        return _follow_only(context, replace(snapshot, unplannable=error.errors))
     except Rejected as error:
         field = None if accepted else field_of(obj, error)
         if field is not None:
@@ -157,10 +166,69 @@ def _step(services: ReconcileContext, obj: ManagedObject, steps: KindSteps[Spec]
         return replace(snapshot, rejection=ambiguous_rejection(obj, snapshot.platform, error))
 
 
-def _follow_only(services: ReconcileContext, snapshot: Snapshot) -> Snapshot:
+def _follow_only(context: ReconcileContext, snapshot: Snapshot) -> Snapshot:
     def carry_over(attempt: Attempt | None) -> Attempt | None:
         if attempt is None or attempt.job.finished:
             return attempt
-        return follow(services, snapshot.owner, attempt, suspend=snapshot.suspend)
+        return follow(context, snapshot.owner, attempt, suspend=snapshot.suspend)
 
     return replace(snapshot, preflight=carry_over(snapshot.preflight), main=carry_over(snapshot.main))
+
+
+_ANSWERS: Final = {"lines", "answered", "errors", "promptTokens", "completionTokens", "answeredBy"}
+_FREQUENT: Final = frozenset({"progress", "metrics", "evaluations", "findings", "checks", "checkpoint"} | _ANSWERS)
+"""Fields that a pod changes every few seconds: written at most once in progress.writeSeconds."""
+
+
+def report(context: ReconcileContext, obj: ManagedObject, snapshot: Snapshot, retry_in: float | None) -> Requeue:
+    """Bring the object's status up to date; look again at once where that opens the next step.
+
+    `retry_in` is when to try again what could not be done; None: everything was done.
+    """
+    status = compute_status(snapshot)
+    if status["phase"] in (Phase.FAILED.value, Phase.STOPPED.value):
+        # A kill between the two leads to the same end: the next look finds the object as it was, without its Jobs.
+        stop_jobs(context, snapshot)
+    tell_trials(context, obj, status)
+    change = status_change(obj.body, status)
+    later = earliest(retry_in, requeue_after(snapshot, status))
+    wait = seconds_to_wait(context, obj, change, _FREQUENT)
+    if not change or wait > 0:
+        _mark_preflight(context, obj)
+        return Requeue(earliest(later, wait if change else None))
+    woken = write(context, obj, status, change)
+    if status["phase"] in FINAL_PHASES:
+        mark_done(context, obj.owner, [attempt.job for attempt in jobs_of(snapshot)])
+        if reopened(status, obj.retry) is not None:
+            # Asked for while trials of a sweep still ended; no watch tells of it any more.
+            return Requeue(0.0, woken)
+        return Requeue(seconds_to_live(context, obj, status), woken)
+    return Requeue(0.0 if _opens_next_step(obj, status) else later, woken)
+
+
+def _opens_next_step(obj: ManagedObject, status: Mapping[str, Any]) -> bool:
+    """Tell whether something was written down that the next step waited for.
+
+    That is: preflight has passed, inputs are known, or a trial of a sweep has ended.
+    """
+    known = status.get("inputReferences") != obj.status.get("inputReferences")
+    ended = _trials_ended(status) != _trials_ended(obj.status)
+    return known or ended or (_passed(status) and not obj.holds(ConditionType.PREFLIGHT))
+
+
+def _trials_ended(status: Mapping[str, Any]) -> int:
+    return sum(row.get("state") in FINAL_TRIAL_STATES for row in status.get("trials") or ())
+
+
+def _passed(status: Mapping[str, Any]) -> bool:
+    return any(
+        condition["type"] == ConditionType.PREFLIGHT.value and condition["reason"] == "PreflightPassed"
+        for condition in status["conditions"]
+    )
+
+
+def _mark_preflight(context: ReconcileContext, obj: ManagedObject) -> None:
+    """Mark the preflight Job once its report is written down: in a look of its own, since training comes first."""
+    if obj.holds(ConditionType.PREFLIGHT):
+        name = child_name(obj.owner.key.name, Task.PREFLIGHT.value)
+        mark_done(context, obj.owner, [context.cache.job(obj.owner.key.namespace, name)])

@@ -8,54 +8,54 @@ from typing import Any
 from tunery_operator import metrics
 from tunery_operator.client.status import write_status
 from tunery_operator.controllers.context import ReconcileContext
-from tunery_operator.controllers.managed_object import ManagedObject
+from tunery_operator.controllers.observe import ManagedObject
 from tunery_operator.errors import StaleObject
 from tunery_operator.observed.owner import Key
 from tunery_operator.status.events import transitions
 
 
 def write(
-    services: ReconcileContext, obj: ManagedObject, status: Mapping[str, Any], change: dict[str, Any]
+    context: ReconcileContext, obj: ManagedObject, status: Mapping[str, Any], change: dict[str, Any]
 ) -> frozenset[Key]:
     """Write `change`, which makes `status`, and tell what it says; return the objects that waited for its phase.
 
     Raises StaleObject, OwnerGone, ApiFailure.
     """
-    woken = write_down(services, obj, change)
-    services.events.record(obj.owner, transitions(obj.status, status, of_trial=obj.owner.sweep is not None))
-    metrics.observe(obj.status, status, _facts(services, obj))
+    woken = write_down(context, obj, change)
+    context.events.record(obj.owner, transitions(obj.status, status, of_trial=obj.owner.sweep is not None))
+    metrics.observe(obj.status, status, _facts(context, obj))
     return woken
 
 
-def write_down(services: ReconcileContext, obj: ManagedObject, change: dict[str, Any]) -> frozenset[Key]:
+def write_down(context: ReconcileContext, obj: ManagedObject, change: dict[str, Any]) -> frozenset[Key]:
     """Write `change`; return the objects that waited for what it changes. Errors as `write`'s."""
     key = obj.owner.key
     try:
-        body = write_status(services.client, obj.owner, obj.version, change)
+        body = write_status(context.client, obj.owner, obj.version, change)
     except StaleObject:
-        services.cache.mark_stale(key)
+        context.cache.mark_stale(key)
         raise
-    services.cache.note_written(key, services.monotonic())
-    return frozenset(services.cache.see_owner(key.kind, body) - {key})
+    context.cache.note_written(key, context.monotonic())
+    return frozenset(context.cache.see_owner(key.kind, body) - {key})
 
 
 def seconds_to_wait(
-    services: ReconcileContext, obj: ManagedObject, change: Mapping[str, Any], frequent: Collection[str]
+    context: ReconcileContext, obj: ManagedObject, change: Mapping[str, Any], frequent: Collection[str]
 ) -> float:
     """Return how long a change is to wait: one of `frequent` fields alone is written once in progress.writeSeconds."""
-    written = services.cache.written_at(obj.owner.key)
+    written = context.cache.written_at(obj.owner.key)
     if written is None or not all(field in frequent for field in change):
         return 0.0
-    return written + services.platform.settings.progress.write_seconds - services.monotonic()
+    return written + context.platform.settings.progress.write_seconds - context.monotonic()
 
 
-def _facts(services: ReconcileContext, obj: ManagedObject) -> metrics.Facts:
+def _facts(context: ReconcileContext, obj: ManagedObject) -> metrics.Facts:
     key = obj.owner.key
     return metrics.Facts(
         kind=key.kind.value,
         namespace=key.namespace,
         created=obj.body["metadata"].get("creationTimestamp") or "",
-        now=services.now(),
+        now=context.now(),
         gpu_resource=obj.resources[1],
         method=str(obj.spec.get("method") or ""),
     )
