@@ -32,7 +32,7 @@ from tunery_operator.controllers.sampler import Sampler
 from tunery_operator.health import build_app
 from tunery_operator.logs import configure_logging
 from tunery_operator.metrics import LEADER, State, StateCollector
-from tunery_operator.observed.owner import Key
+from tunery_operator.observed.metadata import Key
 from tunery_operator.planning.job import Platform
 from tunery_operator.planning.types import Progress
 from tunery_operator.progress.auth import TokenReviewer

@@ -26,7 +26,7 @@ from tunery_api.methods import Method
 from tunery_api.reasons import FailureReason
 from tunery_api.status import FINAL_PHASES, ConditionType, Phase
 from tunery_operator.observed.attempt import ENDS_WITHOUT_FAULT, cause_of
-from tunery_operator.observed.clock import parse_time
+from tunery_operator.observed.metadata import parse_time
 
 _LATENCY: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _WAITS: Final = (1, 5, 15, 30, 60, 120, 300, 600, 1800, 3600, 2 * 3600, 6 * 3600, 12 * 3600, 86_400, 3 * 86_400)

@@ -12,7 +12,7 @@ from integration.chart.installed.test_helm_test import arguments, hooks
 from tunery_api.inputs import OutputSpec
 from tunery_api.kinds import Kind
 from tunery_operator.manifests.trial import build_trial
-from tunery_operator.observed.owner import parse_owner
+from tunery_operator.observed.metadata import parse_owner
 from tunery_operator.planning.job import output_place
 from tunery_operator.planning.lorasweep import plan_trial
 from tunery_operator.tools.helm_test import job_of

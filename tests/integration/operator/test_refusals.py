@@ -15,7 +15,7 @@ from tunery_operator.controllers.context import CONFLICT_PAUSE, Backoff, Conflic
 from tunery_operator.controllers.observe import ManagedObject
 from tunery_operator.controllers.rejections import ambiguous_rejection, field_of, rejection_of
 from tunery_operator.errors import ApiFailure, FieldContested, Rejected, StaleObject
-from tunery_operator.observed.owner import Key, Owner, settings_digest
+from tunery_operator.observed.metadata import Key, Owner, settings_digest
 from tunery_operator.planning.platform_values import platform_values
 from tunery_operator.runtime.workqueue import MAX_BACKOFF
 

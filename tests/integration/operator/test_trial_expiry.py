@@ -13,7 +13,7 @@ from tunery_api.kinds import Kind
 from tunery_operator.controllers.context import ReconcileContext
 from tunery_operator.controllers.inputs import is_awaited
 from tunery_operator.controllers.observe import ManagedObject
-from tunery_operator.observed.owner import Key, parse_owner
+from tunery_operator.observed.metadata import Key, parse_owner
 from unit.operator.test_own_trials import SWEEP, child
 
 from kit.operator.api import Api, Json, eventually

@@ -16,7 +16,7 @@ from typing import Any
 from tunery_api.kinds import Kind
 from tunery_operator.client.cache import Cache
 from tunery_operator.client.owners import Report
-from tunery_operator.observed.owner import Key
+from tunery_operator.observed.metadata import Key
 from tunery_operator.progress.auth import PodIdentity, TokenReviewer
 from tunery_operator.progress.server import Endpoint, Limits, ProgressServer
 from tunery_operator.progress.tls import Certificate

@@ -9,7 +9,7 @@ from tunery_api.names import KIND_LABEL, OWNER_UID_LABEL
 from tunery_api.serving import Desired
 from tunery_operator.client.cache import Cache
 from tunery_operator.client.rollouts import ReplicaSet
-from tunery_operator.observed.owner import Key
+from tunery_operator.observed.metadata import Key
 from tunery_operator.progress.auth import PodIdentity
 
 from kit.operator.api import Json

@@ -10,10 +10,9 @@ from tunery_api.adapterserver import AdapterServerSpec
 from tunery_api.kinds import Kind
 from tunery_api.serving import DesiredAdapter, ReplicaState, ReportedAdapter
 from tunery_api.validation import parse_adapterserver
-from tunery_operator.observed.deployment import DeploymentView
-from tunery_operator.observed.offer import Offer
-from tunery_operator.observed.owner import Owner, parse_owner
-from tunery_operator.observed.server_pod import ContainerView, ServerPodView
+from tunery_operator.observed.deployment import ContainerView, DeploymentView, ServerPodView
+from tunery_operator.observed.metadata import Owner, parse_owner
+from tunery_operator.observed.published_result import Offer
 from tunery_operator.status.server.snapshot import Heard
 
 NOW = datetime(2026, 1, 2, 12, 0, 0, tzinfo=UTC)

@@ -7,8 +7,7 @@ from typing import Any
 
 from tunery_api.serverstatus import AdapterServerStatus
 from tunery_api.serving import Desired
-from tunery_operator.observed.deployment import DeploymentView
-from tunery_operator.observed.server_pod import ServerPodView
+from tunery_operator.observed.deployment import DeploymentView, ServerPodView
 from tunery_operator.planning.resolution import Resolution
 from tunery_operator.status.server.compute import Outcome, compute_server_status
 from tunery_operator.status.server.snapshot import Heard, ServerSnapshot

@@ -13,7 +13,7 @@ from tunery_api.runspec import TrainerStatus
 from tunery_api.status import Phase
 from tunery_operator.observed.attempt import Attempt
 from tunery_operator.observed.job import JobView, parse_job
-from tunery_operator.observed.owner import Key, Owner
+from tunery_operator.observed.metadata import Key, Owner
 from tunery_operator.observed.pod import PodView, parse_pod
 from tunery_operator.status.compute import compute_status
 from tunery_operator.status.snapshot import Snapshot

@@ -16,7 +16,7 @@ from tunery_operator.client.cache import Cache
 from tunery_operator.controllers.observe import ManagedObject
 from tunery_operator.manifests.job import build_job
 from tunery_operator.observed.attempt import Attempt
-from tunery_operator.observed.owner import Key, Owner, parse_owner
+from tunery_operator.observed.metadata import Key, Owner, parse_owner
 from tunery_operator.observed.pod import PodView
 from tunery_operator.planning.batchinference import plan_batch, plan_report
 from tunery_operator.planning.inputs import ReadyServer, UnfinishedInput

@@ -17,7 +17,7 @@ from tunery_api.runspec import TrainerStatus
 from tunery_operator.client.cache import GOING_SECONDS, Cache
 from tunery_operator.client.owners import Report
 from tunery_operator.client.versions import REMEMBERED
-from tunery_operator.observed.owner import Key
+from tunery_operator.observed.metadata import Key
 
 from kit.operator.api import Json
 

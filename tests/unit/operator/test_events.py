@@ -23,7 +23,7 @@ from tunery_operator.client.events import (
 )
 from tunery_operator.errors import ApiFailure
 from tunery_operator.observed.event import Event
-from tunery_operator.observed.owner import Key, Owner
+from tunery_operator.observed.metadata import Key, Owner
 
 from kit.operator.api import eventually
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from tunery_api.kinds import Kind
 from tunery_operator.logs import JsonFormatter, TextFormatter, about, new_request
-from tunery_operator.observed.owner import Key
+from tunery_operator.observed.metadata import Key
 from tunery_operator.runtime.workqueue import DONE, Requeue, WorkQueue
 
 

@@ -12,7 +12,7 @@ from tunery_api.kinds import Kind
 from tunery_api.runspec import CacheMount, DiskLimit
 from tunery_api.validation import parse_adaptermerge, parse_lorajob
 from tunery_operator.manifests.job import build_job
-from tunery_operator.observed.owner import Owner, parse_owner
+from tunery_operator.observed.metadata import Owner, parse_owner
 from tunery_operator.planning.adaptermerge import plan_merge
 from tunery_operator.planning.adaptermerge import plan_report as plan_merge_report
 from tunery_operator.planning.inputs import (

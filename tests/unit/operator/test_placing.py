@@ -6,7 +6,7 @@ from typing import Any
 
 from tunery_api.kinds import Kind
 from tunery_api.placement import SchedulingSpec, Toleration, TolerationOperator
-from tunery_operator.observed.owner import Key, Owner
+from tunery_operator.observed.metadata import Key, Owner
 from tunery_operator.planning.job import checkpoint_place
 from tunery_operator.planning.placing import check_scheduling, pod_extras, work_scheduling
 

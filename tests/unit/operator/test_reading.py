@@ -8,7 +8,7 @@ from tunery_api.kinds import Kind
 from tunery_operator.client.cache import Cache
 from tunery_operator.client.client import KubeClient
 from tunery_operator.client.read import read_live
-from tunery_operator.observed.owner import Key
+from tunery_operator.observed.metadata import Key
 
 from kit.operator.api import Json
 from kit.operator.objects import adaptermerge, lorajob

@@ -14,7 +14,7 @@ from tunery_operator.controllers.context import ReconcileContext
 from tunery_operator.controllers.observe import ManagedObject
 from tunery_operator.controllers.trials import tell_trials
 from tunery_operator.errors import ApiFailure
-from tunery_operator.observed.owner import parse_owner
+from tunery_operator.observed.metadata import parse_owner
 
 from kit.operator.objects import lorasweep
 from kit.operator.statuskit import NOW

@@ -13,7 +13,7 @@ from tunery_api.kinds import Kind
 from tunery_api.lorasweep import SamplerType
 from tunery_operator.controllers.sampler import MAX_PROCESSES, Sampler
 from tunery_operator.errors import SamplerBusy
-from tunery_operator.observed.owner import Key
+from tunery_operator.observed.metadata import Key
 from tunery_search.dimensions import Numeric
 from tunery_search.history import Answer, Ask, Suggestion, ToldState, ToldTrial
 from tunery_search.sampler import SuggestionFailed

@@ -17,8 +17,7 @@ from tunery_api.status import AdapterMergeStatus, LoRAJobStatus, Phase
 from tunery_api.sweepstatus import LoRASweepStatus
 from tunery_operator.client.merge_patch import merge_patch
 from tunery_operator.observed.attempt import Attempt
-from tunery_operator.observed.clock import format_duration
-from tunery_operator.observed.owner import Key, Owner
+from tunery_operator.observed.metadata import Key, Owner, format_duration
 from tunery_operator.planning.inputs import FailedInput, NoCheckpoint, UnfinishedInput
 from tunery_operator.status.compute import compute_status
 from tunery_operator.status.events import transitions

@@ -19,7 +19,7 @@ from tunery_operator.client.owner_key import owner_key
 from tunery_operator.client.owners import Owners, Report
 from tunery_operator.client.server_cache import ServerCache, is_server_pod
 from tunery_operator.observed.job import JobView, parse_job
-from tunery_operator.observed.owner import Key
+from tunery_operator.observed.metadata import Key
 from tunery_operator.observed.pod import LostPod, PodView, parse_pod
 
 GOING_SECONDS: Final = 60.0

@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 
 from tunery_operator.client.versions import Tombstones, later
 from tunery_operator.observed.job import JobView
-from tunery_operator.observed.owner import Key
+from tunery_operator.observed.metadata import Key
 from tunery_operator.observed.pod import LostPod, PodView
 
 

@@ -17,9 +17,8 @@ from tunery_operator.client.client import KubeClient
 from tunery_operator.client.rbac import CREATE_EVENT
 from tunery_operator.errors import ApiFailure
 from tunery_operator.metrics import EVENTS_DROPPED
-from tunery_operator.observed.clock import format_time
 from tunery_operator.observed.event import RETRIED, Event
-from tunery_operator.observed.owner import Owner
+from tunery_operator.observed.metadata import Owner, format_time
 
 REPEAT_SECONDS: Final = 600.0
 """The same event is posted again only after so long."""

@@ -14,8 +14,8 @@ from pydantic import ValidationError
 
 from tunery_api.adapterserver import AdapterSelector
 from tunery_api.kinds import Kind
-from tunery_operator.observed.offer import Offer, parse_offer
-from tunery_operator.observed.owner import Key
+from tunery_operator.observed.metadata import Key
+from tunery_operator.observed.published_result import Offer, parse_offer
 from tunery_operator.planning.selecting import selects
 
 OfferKey = tuple[Kind, str]

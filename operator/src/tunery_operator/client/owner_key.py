@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from tunery_api.kinds import Kind
-from tunery_operator.observed.job import controller_of
-from tunery_operator.observed.owner import Key
+from tunery_operator.observed.metadata import Key, controller_of
 
 _KINDS: Final = {kind.value: kind for kind in Kind}
 

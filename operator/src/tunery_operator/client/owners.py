@@ -19,10 +19,8 @@ from tunery_operator.client.offers import Offers
 from tunery_operator.client.serving import Serving
 from tunery_operator.client.trials import Trials
 from tunery_operator.client.versions import Tombstones, later
-from tunery_operator.observed.clock import parse_time
-from tunery_operator.observed.owner import Key, retry_mark
+from tunery_operator.observed.metadata import Key, parse_time, retry_mark, time_to_live
 from tunery_operator.observed.pod import LostPod
-from tunery_operator.observed.time_to_live import time_to_live
 
 MAX_LOST: Final = 50
 """So many vanished pods of one Job are remembered: status has long counted the ones before."""

@@ -12,7 +12,7 @@ from tunery_operator.client.rbac import GET_JOB, LIST_EVENTS, LIST_PODS, get_own
 from tunery_operator.errors import StaleObject
 from tunery_operator.observed.attempt import Attempt, ClusterWarning
 from tunery_operator.observed.job import JobView
-from tunery_operator.observed.owner import Key, Owner
+from tunery_operator.observed.metadata import Key, Owner
 from tunery_operator.observed.pod import PodView, parse_pod
 
 MAX_EVENTS: Final = 100

@@ -11,9 +11,8 @@ from collections.abc import Collection
 from typing import Any, NamedTuple
 
 from tunery_operator.client.versions import Tombstones, later
-from tunery_operator.observed.deployment import DeploymentView
-from tunery_operator.observed.owner import Key
-from tunery_operator.observed.server_pod import ServerPodView
+from tunery_operator.observed.deployment import DeploymentView, ServerPodView
+from tunery_operator.observed.metadata import Key
 
 FOREIGN = ""
 """Stands for the Deployment of a ReplicaSet that has none."""

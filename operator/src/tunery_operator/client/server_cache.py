@@ -18,10 +18,9 @@ from tunery_operator.client.owner_key import owner_key
 from tunery_operator.client.owners import Owners
 from tunery_operator.client.rollouts import ReplicaSet, Rollouts
 from tunery_operator.client.serving import ReplicaReportRecord, Serving
-from tunery_operator.observed.deployment import DeploymentView, parse_deployment
-from tunery_operator.observed.offer import Offer
-from tunery_operator.observed.owner import Key
-from tunery_operator.observed.server_pod import ServerPodView, parse_server_pod
+from tunery_operator.observed.deployment import DeploymentView, ServerPodView, parse_deployment, parse_server_pod
+from tunery_operator.observed.metadata import Key
+from tunery_operator.observed.published_result import Offer
 
 
 def is_server_pod(body: Mapping[str, Any]) -> bool:

@@ -10,7 +10,7 @@ from tunery_operator.client.client import HttpError, Json, KubeClient
 from tunery_operator.client.merge_patch import merge_patch
 from tunery_operator.client.rbac import patch_status
 from tunery_operator.errors import OwnerGone, StaleObject
-from tunery_operator.observed.owner import Owner
+from tunery_operator.observed.metadata import Owner
 
 _QUERY: Final = {"fieldManager": FIELD_MANAGER}
 

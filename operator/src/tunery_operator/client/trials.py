@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 
 from tunery_api.kinds import Kind
 from tunery_operator.client.owner_key import owner_key
-from tunery_operator.observed.job import controller_of
-from tunery_operator.observed.owner import Key
+from tunery_operator.observed.metadata import Key, controller_of
 
 
 class _Told(NamedTuple):

@@ -18,7 +18,7 @@ from tunery_operator.controllers.context import ReconcileContext
 from tunery_operator.controllers.lorajob import LORAJOB_STEPS
 from tunery_operator.controllers.lorasweep import LORASWEEP_STEPS
 from tunery_operator.controllers.reconciler import reconcile_job
-from tunery_operator.observed.owner import Key
+from tunery_operator.observed.metadata import Key
 from tunery_operator.runtime.workqueue import Requeue
 
 RECONCILERS: Final[Mapping[Kind, Callable[[ReconcileContext, Key], Requeue]]] = {

@@ -45,8 +45,7 @@ from tunery_operator.errors import (
 )
 from tunery_operator.manifests.server import build_desired, build_server, read_desired
 from tunery_operator.observed.deployment import DeploymentView, parse_deployment
-from tunery_operator.observed.job import controller_of
-from tunery_operator.observed.owner import Key, Owner
+from tunery_operator.observed.metadata import Key, Owner, controller_of
 from tunery_operator.planning.adapterserver import ServerPlan, plan_server
 from tunery_operator.planning.clients import NOBODY_KNOWS, Mounts
 from tunery_operator.planning.desired import resolve

@@ -16,7 +16,7 @@ from tunery_operator.controllers.context import ReconcileContext
 from tunery_operator.controllers.jobs import ensure_attempt, report_again
 from tunery_operator.controllers.observe import ManagedObject, condition_of, gather_main_job
 from tunery_operator.controllers.reconciler import KindSteps
-from tunery_operator.observed.owner import Key
+from tunery_operator.observed.metadata import Key
 from tunery_operator.planning.batchinference import plan_batch, plan_report, server_of
 from tunery_operator.planning.inputs import ReadyServer, UnfinishedInput
 from tunery_operator.status.snapshot import Snapshot

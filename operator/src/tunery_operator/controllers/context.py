@@ -16,7 +16,7 @@ from tunery_operator.client.events import EventRecorder
 from tunery_operator.controllers.sampler import Sampler
 from tunery_operator.controllers.warnings import Warnings
 from tunery_operator.errors import FieldContested
-from tunery_operator.observed.owner import Key
+from tunery_operator.observed.metadata import Key
 from tunery_operator.planning.job import Platform
 from tunery_operator.runtime.workqueue import backoff
 

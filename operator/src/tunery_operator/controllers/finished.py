@@ -16,10 +16,8 @@ from tunery_operator.controllers.observe import ManagedObject
 from tunery_operator.controllers.status_writer import write
 from tunery_operator.errors import ApiFailure
 from tunery_operator.observed.attempt import Attempt
-from tunery_operator.observed.clock import parse_time
 from tunery_operator.observed.job import JobView
-from tunery_operator.observed.owner import Owner
-from tunery_operator.observed.time_to_live import time_to_live
+from tunery_operator.observed.metadata import Owner, parse_time, time_to_live
 from tunery_operator.runtime.workqueue import DONE, Requeue
 from tunery_operator.status.retry_requested import refuses_retry, reopened, unanswered
 from tunery_operator.status.snapshot import Snapshot

@@ -18,8 +18,7 @@ from tunery_api.sweepstatus import FINAL_TRIAL_STATES
 from tunery_operator.client.read import peek_object
 from tunery_operator.controllers.context import ReconcileContext
 from tunery_operator.controllers.observe import ManagedObject
-from tunery_operator.observed.job import controller_of
-from tunery_operator.observed.owner import Key, parse_owner
+from tunery_operator.observed.metadata import Key, controller_of, parse_owner
 from tunery_operator.planning.inputs import (
     AdapterInput,
     FailedInput,

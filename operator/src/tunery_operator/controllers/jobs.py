@@ -19,9 +19,8 @@ from tunery_operator.controllers.observe import ManagedObject
 from tunery_operator.errors import AwaitingDeletion, NameTaken, OwnerGone, PreflightsFull, StaleObject
 from tunery_operator.manifests.job import build_job, build_service
 from tunery_operator.observed.attempt import Attempt
-from tunery_operator.observed.clock import parse_time
 from tunery_operator.observed.job import JobView, parse_job
-from tunery_operator.observed.owner import Owner
+from tunery_operator.observed.metadata import Owner, parse_time
 from tunery_operator.observed.pod import PodView, outlives
 from tunery_operator.planning.types import JobPlan
 from tunery_operator.status.queueing import is_queued

@@ -36,8 +36,7 @@ from tunery_operator.controllers.rejections import rejection_of
 from tunery_operator.controllers.trials import OwnTrials, is_made_for, not_at_rest, numbered, own_trials
 from tunery_operator.errors import ApiFailure, NameTaken, Rejected, SamplerBusy
 from tunery_operator.manifests.trial import build_trial, hold_change, stop_change
-from tunery_operator.observed.clock import parse_time
-from tunery_operator.observed.owner import Key
+from tunery_operator.observed.metadata import Key, parse_time
 from tunery_operator.planning.job import output_place
 from tunery_operator.planning.lorasweep import Found, plan_publish_best, plan_report, plan_trial, reading
 from tunery_operator.status.search import SAMPLER_BUSY, SUGGESTION_FAILED, Blocker, Search

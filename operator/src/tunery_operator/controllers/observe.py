@@ -16,8 +16,7 @@ from tunery_operator.client.read import read_attempt, read_object
 from tunery_operator.controllers.context import ReconcileContext
 from tunery_operator.controllers.warnings import with_warnings
 from tunery_operator.observed.attempt import Attempt
-from tunery_operator.observed.job import ORPHAN, foreign_finalizers
-from tunery_operator.observed.owner import Key, Owner, parse_owner
+from tunery_operator.observed.metadata import ORPHAN, Key, Owner, foreign_finalizers, parse_owner
 from tunery_operator.planning.platform_values import PlatformValues, platform_values
 from tunery_operator.status.ledger import deadline_left
 from tunery_operator.status.snapshot import Snapshot

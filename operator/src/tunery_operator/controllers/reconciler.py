@@ -33,7 +33,7 @@ from tunery_operator.errors import (
     Rejected,
 )
 from tunery_operator.observed.attempt import Attempt
-from tunery_operator.observed.owner import Key
+from tunery_operator.observed.metadata import Key
 from tunery_operator.observed.pod import PodView
 from tunery_operator.runtime.priority_queue import Priority
 from tunery_operator.runtime.workqueue import DONE, Requeue, earliest

@@ -14,7 +14,7 @@ from typing import Final
 
 from tunery_operator import metrics
 from tunery_operator.errors import SamplerBusy
-from tunery_operator.observed.owner import Key
+from tunery_operator.observed.metadata import Key
 from tunery_search.history import Answer, Ask
 from tunery_search.sampler import needs_optuna, suggestions
 

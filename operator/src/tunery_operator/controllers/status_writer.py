@@ -10,7 +10,7 @@ from tunery_operator.client.status import write_status
 from tunery_operator.controllers.context import ReconcileContext
 from tunery_operator.controllers.observe import ManagedObject
 from tunery_operator.errors import StaleObject
-from tunery_operator.observed.owner import Key
+from tunery_operator.observed.metadata import Key
 from tunery_operator.status.events import transitions
 
 

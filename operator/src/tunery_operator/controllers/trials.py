@@ -21,7 +21,7 @@ from tunery_operator.controllers.context import ReconcileContext
 from tunery_operator.controllers.observe import ManagedObject, condition_of
 from tunery_operator.errors import ApiFailure, OwnerGone, Rejected, StaleObject
 from tunery_operator.manifests.metadata import owner_reference
-from tunery_operator.observed.owner import Key, Owner, parse_owner
+from tunery_operator.observed.metadata import Key, Owner, parse_owner
 from tunery_operator.planning.lorasweep import trial_name
 from tunery_operator.status.removed import after_removal
 from tunery_search.trial_rows import number_of

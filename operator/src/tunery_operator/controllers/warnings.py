@@ -13,9 +13,9 @@ from tunery_operator.client.client import KubeClient
 from tunery_operator.client.read import read_warnings
 from tunery_operator.errors import ApiFailure
 from tunery_operator.observed.attempt import Attempt, ClusterWarning
-from tunery_operator.observed.clock import parse_time
+from tunery_operator.observed.deployment import ServerPodView
+from tunery_operator.observed.metadata import parse_time
 from tunery_operator.observed.pod import PodView
-from tunery_operator.observed.server_pod import ServerPodView
 
 JOB_SECONDS: Final = 5.0
 """How long a Job may be without a pod before anybody wonders."""

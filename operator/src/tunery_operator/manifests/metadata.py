@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tunery_api.names import KIND_LABEL, MANAGED_BY, MANAGED_BY_LABEL, OWNER_LABEL, ROLE_LABEL, label_value
-from tunery_operator.observed.owner import Owner
+from tunery_operator.observed.metadata import Owner
 
 
 def labels(owner: Owner, role: str) -> dict[str, str]:

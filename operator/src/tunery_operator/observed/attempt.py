@@ -9,8 +9,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal
 
 from tunery_api.reasons import ExitCode, FailureReason
-from tunery_operator.observed.clock import parse_time
 from tunery_operator.observed.job import JobView
+from tunery_operator.observed.metadata import parse_time
 from tunery_operator.observed.pod import PodView
 
 EVICTED: Final = "Evicted"

@@ -1,15 +1,20 @@
-"""What the operator keeps of a server's Deployment: what it was built from, and how far its rollout is."""
+"""Read a server's Deployment and its pods into views: the rollout, the containers, and the mounted API keys."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from datetime import datetime
+from typing import Any, Final
 
-from tunery_api.names import PLAN_ANNOTATION
+from tunery_api.names import OWNER_UID_LABEL, PLAN_ANNOTATION
 from tunery_api.serving import NO_KEYS
-from tunery_operator.observed.job import controller_of
-from tunery_operator.observed.server_pod import api_keys_of
+from tunery_operator.observed.metadata import controller_of, parse_time
+from tunery_operator.observed.pod import disruption_reason, unschedulable_message
+
+API_KEYS_VOLUME: Final = "secret-api-keys"
+"""Name of the volume that mounts the Secret of the API keys."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,3 +76,134 @@ def parse_deployment(body: Mapping[str, Any]) -> DeploymentView:
 
 def _message(condition: Mapping[str, Any]) -> str:
     return condition.get("message") or condition.get("reason") or "the cluster says no more"
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerView:
+    """One container of a pod, an init container too."""
+
+    name: str
+    running: bool = False
+    started: bool = False
+    """It runs, and its startup probe has passed."""
+    restarts: int = 0
+    waiting_reason: str | None = None
+    waiting_message: str = ""
+    exit_code: int | None = None
+    """Of its newest end; None: it has not ended yet."""
+    exit_reason: str | None = None
+    exit_message: str = ""
+    """Its termination message."""
+
+    @property
+    def stuck(self) -> bool:
+        """Tell whether its node says why it does not run."""
+        return self.waiting_reason not in (None, "ContainerCreating", "PodInitializing")
+
+
+@dataclass(frozen=True, slots=True)
+class ServerPodView:
+    """One pod of a server's Deployment."""
+
+    name: str
+    uid: str
+    version: str
+    replica_set: str
+    """Name of the ReplicaSet that made it; labels alone could be forged."""
+    replica_set_uid: str
+    owner_uid: str
+    """What its label says of whose pod it is."""
+    created: str
+    """RFC 3339 in UTC: sorts as text."""
+    phase: str = "Pending"
+    ready: bool = False
+    """It gets requests, by the kubelet's word and the node controller's."""
+    deleting: bool = False
+    ends_by: datetime | None = None
+    """When its kubelet kills it at the latest, once it was told to end."""
+    node: str | None = None
+    unschedulable: str | None = None
+    """The scheduler's message while no node fits."""
+    status_reason: str | None = None
+    status_message: str = ""
+    """What the kubelet says of an eviction."""
+    disruption: str | None = None
+    """The reason of the DisruptionTarget condition."""
+    containers: tuple[ContainerView, ...] = ()
+    """In the order in which they start."""
+    api_keys: str = NO_KEYS
+    """The Secret whose API keys it asks for."""
+    namespace: str = ""
+
+    @property
+    def unstarted(self) -> bool:
+        """Tell whether it is on a node, where no container of it has run yet or says why not."""
+        placed = self.node is not None and not self.deleting and not self.finished
+        return placed and not any(item.running or item.exit_code is not None or item.stuck for item in self.containers)
+
+    def container(self, name: str) -> ContainerView:
+        """Return a container; one that nothing is known of has not started."""
+        return next((item for item in self.containers if item.name == name), ContainerView(name))
+
+    @property
+    def finished(self) -> bool:
+        """Tell whether the pod will never run again."""
+        return self.phase in ("Succeeded", "Failed")
+
+
+def parse_server_pod(body: Mapping[str, Any]) -> ServerPodView:
+    """Return the view of a pod of the API server that belongs to a server's Deployment."""
+    meta, spec, status = body["metadata"], body.get("spec") or {}, body.get("status") or {}
+    controller, labels = controller_of(body), meta.get("labels") or {}
+    conditions = {c.get("type"): c for c in status.get("conditions") or ()}
+    owned = controller.get("kind") == "ReplicaSet"
+    return ServerPodView(
+        name=meta["name"],
+        namespace=sys.intern(meta["namespace"]),
+        uid=meta["uid"],
+        version=meta.get("resourceVersion", ""),
+        replica_set=controller.get("name", "") if owned else "",
+        replica_set_uid=controller.get("uid", "") if owned else "",
+        owner_uid=labels.get(OWNER_UID_LABEL, ""),
+        created=meta.get("creationTimestamp") or "",
+        phase=status.get("phase") or "Pending",
+        ready=(conditions.get("Ready") or {}).get("status") == "True",
+        deleting="deletionTimestamp" in meta,
+        ends_by=parse_time(meta.get("deletionTimestamp")),
+        node=spec.get("nodeName"),
+        unschedulable=unschedulable_message(conditions.get("PodScheduled") or {}),
+        status_reason=status.get("reason"),
+        status_message=status.get("message") or "",
+        disruption=disruption_reason(conditions.get("DisruptionTarget") or {}),
+        containers=tuple(_containers(status)),
+        api_keys=api_keys_of(spec),
+    )
+
+
+def api_keys_of(pod_spec: Mapping[str, Any]) -> str:
+    """Return the name of the Secret whose API keys a server's pod of this spec asks for; NO_KEYS: for none."""
+    mounted = (item for item in pod_spec.get("volumes") or () if item.get("name") == API_KEYS_VOLUME)
+    return next(((item.get("secret") or {}).get("secretName", NO_KEYS) for item in mounted), NO_KEYS)
+
+
+def _containers(status: Mapping[str, Any]) -> Iterator[ContainerView]:
+    for field in ("initContainerStatuses", "containerStatuses"):
+        for item in status.get(field) or ():
+            yield _container(item)
+
+
+def _container(item: Mapping[str, Any]) -> ContainerView:
+    state, before = item.get("state") or {}, item.get("lastState") or {}
+    waiting = state.get("waiting") or {}
+    ended = state.get("terminated") or before.get("terminated") or {}
+    return ContainerView(
+        name=item.get("name", ""),
+        running="running" in state,
+        started="running" in state and bool(item.get("started")),
+        restarts=int(item.get("restartCount") or 0),
+        waiting_reason=waiting.get("reason"),
+        waiting_message=waiting.get("message") or "",
+        exit_code=ended.get("exitCode"),
+        exit_reason=ended.get("reason"),
+        exit_message=ended.get("message") or "",
+    )

@@ -1,4 +1,4 @@
-"""An event about one of our objects, before it is built."""
+"""An event about a Tunery object, before its manifest is built, and the reasons of events."""
 
 from __future__ import annotations
 

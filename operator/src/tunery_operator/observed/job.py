@@ -18,10 +18,8 @@ from tunery_api.names import (
     SETTINGS_ANNOTATION,
     SUSPENDED_BY_ANNOTATION,
 )
-from tunery_operator.observed.clock import parse_time
+from tunery_operator.observed.metadata import controller_of, parse_time
 
-ORPHAN: Final = "orphan"
-"""The finalizer of an object whose children are to stay."""
 _PODSET_LABEL: Final = "kueue.x-k8s.io/podset"
 _WORKLOAD_ANNOTATION: Final = "kueue.x-k8s.io/workload"
 """Kueue puts these into the pod template of a Job when it admits it, and takes them out when it suspends it."""
@@ -154,15 +152,3 @@ def _admitted(template_meta: Mapping[str, Any]) -> bool:
 def authority_name(ca_pem: str) -> str:
     """Return a short name of a certificate authority: a digest of its PEM."""
     return hashlib.sha256(ca_pem.encode()).hexdigest()[:16]
-
-
-def controller_of(body: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the owner reference of an object's controller; empty where it has none."""
-    references = body["metadata"].get("ownerReferences") or ()
-    return next((reference for reference in references if reference.get("controller")), {})
-
-
-def foreign_finalizers(body: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the finalizers of an object but the cluster's own two, by which the garbage collector treats children."""
-    finalizers = body["metadata"].get("finalizers") or ()
-    return tuple(name for name in finalizers if name not in (ORPHAN, "foregroundDeletion"))

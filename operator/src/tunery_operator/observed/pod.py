@@ -1,4 +1,4 @@
-"""What the operator keeps of a pod: how far its container is, and why it does not run."""
+"""Read a pod of a Job into a view: the state of its container, and why it does not run."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 
 from tunery_api.names import KIND_LABEL, OWNER_UID_LABEL, PROGRESS_URL_ENV, container_name
-from tunery_operator.observed.clock import parse_time
-from tunery_operator.observed.job import controller_of
+from tunery_operator.observed.metadata import controller_of, parse_time
 
 _JOB_NAME_LABEL: Final = "batch.kubernetes.io/job-name"
 _INDEX_ANNOTATION: Final = "batch.kubernetes.io/job-completion-index"
@@ -124,8 +123,8 @@ def parse_pod(body: Mapping[str, Any], seen: datetime) -> PodView:
         status_message=status.get("message") or "",
         waiting_reason=waiting.get("reason"),
         waiting_message=waiting.get("message") or "",
-        unschedulable=_unschedulable(conditions.get("PodScheduled") or {}),
-        disruption=_disruption(disrupted),
+        unschedulable=unschedulable_message(conditions.get("PodScheduled") or {}),
+        disruption=disruption_reason(disrupted),
         disrupted_at=parse_time(disrupted.get("lastTransitionTime")),
         started_at=started,
         finished_at=finished,
@@ -186,11 +185,13 @@ def _values(container: Mapping[str, Any], variable: str) -> Iterator[str | None]
     return (each.get("value") for each in container.get("env") or () if each.get("name") == variable)
 
 
-def _unschedulable(condition: Mapping[str, Any]) -> str | None:
+def unschedulable_message(condition: Mapping[str, Any]) -> str | None:
+    """Return the scheduler's message from a PodScheduled condition; None unless no node fits."""
     if condition.get("status") == "False" and condition.get("reason") == "Unschedulable":
         return condition.get("message") or "no node fits"
     return None
 
 
-def _disruption(condition: Mapping[str, Any]) -> str | None:
+def disruption_reason(condition: Mapping[str, Any]) -> str | None:
+    """Return the reason of a DisruptionTarget condition; None unless it is true."""
     return (condition.get("reason") or "Unknown") if condition.get("status") == "True" else None

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from tunery_api.adaptermerge import AdapterMergeSpec, MergeInput
 from tunery_api.names import adapter_purpose
 from tunery_api.runspec import Purpose, Task
-from tunery_operator.observed.owner import Owner
+from tunery_operator.observed.metadata import Owner
 from tunery_operator.planning import job
 from tunery_operator.planning.inputs import ReadyInput
 from tunery_operator.planning.job import Place, Platform

@@ -14,7 +14,7 @@ from tunery_api.placement import SchedulingSpec
 from tunery_api.runspec import DiskLimit, Purpose
 from tunery_api.serving import ServeSpec
 from tunery_operator.config import PodSecurity, Settings
-from tunery_operator.observed.owner import Owner
+from tunery_operator.observed.metadata import Owner
 from tunery_operator.planning import engine, job, mounts, placing
 from tunery_operator.planning.job import Platform
 from tunery_operator.planning.mounts import Access

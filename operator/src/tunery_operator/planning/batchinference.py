@@ -11,7 +11,7 @@ from tunery_api.inputs import LocalReference
 from tunery_api.kinds import Kind
 from tunery_api.names import BATCH_GRACE_SECONDS
 from tunery_api.runspec import Purpose, Task
-from tunery_operator.observed.owner import Key, Owner
+from tunery_operator.observed.metadata import Key, Owner
 from tunery_operator.planning import job
 from tunery_operator.planning.job import Place, Platform
 from tunery_operator.planning.mounts import Access

@@ -17,7 +17,7 @@ from tunery_api.scrub import scrub, shorten
 from tunery_api.serving import ClientRules, Desired, DesiredAdapter, HeldAdapter
 from tunery_api.status import FINAL_PHASES, Phase
 from tunery_api.unservable import Unservable, base_problem, method_problem, none_left, rank_problem, too_many
-from tunery_operator.observed.offer import Offer, removed_remedy, removed_words
+from tunery_operator.observed.published_result import Offer, removed_remedy, removed_words
 from tunery_operator.planning.clients import NOBODY_KNOWS, Mounts, api_keys, no_models, rules_of_before
 from tunery_operator.planning.resolution import Astray, Kept, Note, Refused, Resolution, Skipped, Waiting
 from tunery_operator.planning.selecting import selects

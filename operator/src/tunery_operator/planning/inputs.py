@@ -12,7 +12,7 @@ from tunery_api.lorajob import PreflightPolicy
 from tunery_api.remedies import Remedy, recreate, retry
 from tunery_api.runspec import ResolvedAdapter
 from tunery_api.status import FINAL_PHASES, ConditionType
-from tunery_operator.observed.offer import removed_by, removed_remedy, removed_words
+from tunery_operator.observed.published_result import removed_by, removed_remedy, removed_words
 
 
 @dataclass(frozen=True, slots=True)

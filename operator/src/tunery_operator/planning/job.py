@@ -13,7 +13,7 @@ from tunery_api.names import CHECKPOINTS_PREFIX, KUEUE_LABELS, REPORTS_PREFIX, c
 from tunery_api.placement import ResourcesSpec
 from tunery_api.runspec import DiskLimit, Purpose, RunIdentity, RunSpec, Task
 from tunery_operator.config import Settings
-from tunery_operator.observed.owner import Owner
+from tunery_operator.observed.metadata import Owner
 from tunery_operator.planning import mounts, placing
 from tunery_operator.planning.mounts import Access
 from tunery_operator.planning.types import AskedResources, Image, JobPlan, JobSpec, Progress, Resources

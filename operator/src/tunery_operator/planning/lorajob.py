@@ -11,7 +11,7 @@ from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.names import SWEEP_OUTPUT_ANNOTATION, TRAIN_GRACE_SECONDS, VOLUMES_DIR, child_name, trials_uri
 from tunery_api.runspec import CacheMount, Purpose, ResolvedAdapter, Task
 from tunery_api.sweepstatus import TrialInputs
-from tunery_operator.observed.owner import Owner
+from tunery_operator.observed.metadata import Owner
 from tunery_operator.planning import job
 from tunery_operator.planning.job import Place, Platform
 from tunery_operator.planning.mounts import Access, Opened, adapter_access

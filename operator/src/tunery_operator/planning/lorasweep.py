@@ -18,7 +18,7 @@ from tunery_api.placement import ResourcesSpec, SchedulingSpec
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import DiskLimit, LoRASweepRun, Purpose, Task
 from tunery_api.sweepstatus import ParameterImportance, TrialInputs, TrialStatus
-from tunery_operator.observed.owner import Owner
+from tunery_operator.observed.metadata import Owner
 from tunery_operator.planning import job
 from tunery_operator.planning.job import Place, Platform
 from tunery_operator.planning.mounts import Access

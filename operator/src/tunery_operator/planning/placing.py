@@ -10,7 +10,7 @@ from tunery_api.fields import parse_quantity
 from tunery_api.names import GROUP, TOPOLOGY_ANNOTATIONS
 from tunery_api.placement import ResourcesSpec, SchedulingSpec, Toleration
 from tunery_operator.config import Placement, Settings
-from tunery_operator.observed.owner import Owner
+from tunery_operator.observed.metadata import Owner
 from tunery_operator.planning.types import PodExtras
 
 _OF_OTHERS: Final = (f"{GROUP}/", "batch.kubernetes.io/", "kubectl.kubernetes.io/")

@@ -6,7 +6,7 @@ from typing import Final
 
 from tunery_api.names import KIND_LABEL, OWNER_LABEL, label_value
 from tunery_api.serving import GATEWAY_PORT
-from tunery_operator.observed.owner import Key, Owner
+from tunery_operator.observed.metadata import Key, Owner
 
 ROLE: Final = "serve"
 """What children and pods bear as their role."""

@@ -14,7 +14,7 @@ from tunery_api.placement import SchedulingSpec
 from tunery_api.runspec import RunSpec, Task
 from tunery_operator.config import CaBundle, PodSecurity
 from tunery_operator.observed.job import authority_name
-from tunery_operator.observed.owner import Owner
+from tunery_operator.observed.metadata import Owner
 
 TRAINER: Final = "tunery_trainer"
 SERVER: Final = "tunery_server"

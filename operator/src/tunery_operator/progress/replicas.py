@@ -20,7 +20,7 @@ from tunery_api.serving import (
     ReportedAdapter,
 )
 from tunery_operator.client.cache import Cache
-from tunery_operator.observed.owner import Key
+from tunery_operator.observed.metadata import Key
 from tunery_operator.runtime.workqueue import WorkQueue
 
 MAX_WHOLE: Final = 2**53 - 1

@@ -30,8 +30,7 @@ from tunery_operator.client.cache import Cache
 from tunery_operator.client.owners import Report
 from tunery_operator.errors import ApiFailure
 from tunery_operator.metrics import PROGRESS_CONNECTIONS, PROGRESS_POSTS, PROGRESS_REFUSED
-from tunery_operator.observed.clock import format_time
-from tunery_operator.observed.owner import Key
+from tunery_operator.observed.metadata import Key, format_time
 from tunery_operator.progress.auth import ReviewsBusy, TokenReviewer, read_claim
 from tunery_operator.progress.replicas import MAX_REPORT, Replicas
 from tunery_operator.progress.tls import Certificate

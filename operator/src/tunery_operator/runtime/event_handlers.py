@@ -9,7 +9,7 @@ from typing import Any
 
 from tunery_api.kinds import Kind
 from tunery_operator.client.cache import Cache
-from tunery_operator.observed.owner import Key
+from tunery_operator.observed.metadata import Key
 
 logger = logging.getLogger(__name__)
 

@@ -32,7 +32,7 @@ import kopf
 
 from tunery_api.kinds import Kind
 from tunery_api.names import API_VERSION, GROUP, VERSION
-from tunery_operator.observed.owner import Key
+from tunery_operator.observed.metadata import Key
 
 SERVER: Final = "http://kopf-source.invalid"
 """A name that no resolver knows, so that no request leaves the process."""

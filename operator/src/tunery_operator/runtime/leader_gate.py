@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from tunery_operator.client.cache import Cache
-from tunery_operator.observed.owner import Key
+from tunery_operator.observed.metadata import Key
 from tunery_operator.runtime.priority_queue import Priority
 from tunery_operator.runtime.workqueue import WorkQueue
 

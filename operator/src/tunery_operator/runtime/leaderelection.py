@@ -23,7 +23,7 @@ from tunery_operator.client.client import HttpError, Json, KubeClient
 from tunery_operator.client.rbac import CREATE_LEASE, GET_LEASE, UPDATE_LEASE
 from tunery_operator.errors import ApiFailure
 from tunery_operator.metrics import LEADER
-from tunery_operator.observed.clock import parse_time
+from tunery_operator.observed.metadata import parse_time
 
 logger = logging.getLogger(__name__)
 

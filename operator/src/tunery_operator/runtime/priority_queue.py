@@ -7,7 +7,7 @@ from collections.abc import Callable
 from enum import Enum
 from typing import Final
 
-from tunery_operator.observed.owner import Key
+from tunery_operator.observed.metadata import Key
 
 MOST_HIGH_IN_A_ROW: Final = 9
 AGED_SECONDS: Final = 10.0

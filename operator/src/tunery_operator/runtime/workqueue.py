@@ -14,7 +14,7 @@ from typing import Final
 from tunery_operator.errors import ApiFailure, OperatorError, OwnerGone, StaleObject
 from tunery_operator.logs import about, new_request
 from tunery_operator.metrics import QUEUE_WAIT, RECONCILE_CONFLICTS, RECONCILE_ERRORS, RECONCILE_SECONDS
-from tunery_operator.observed.owner import Key
+from tunery_operator.observed.metadata import Key
 from tunery_operator.runtime.priority_queue import Priority, PriorityQueue
 
 logger = logging.getLogger(__name__)

@@ -21,8 +21,8 @@ from tunery_operator.observed.attempt import (
     SUSPENDED,
     VANISHED,
 )
-from tunery_operator.observed.clock import parse_time
 from tunery_operator.observed.job import JobView
+from tunery_operator.observed.metadata import parse_time
 from tunery_operator.observed.pod import LostPod, PodView
 from tunery_operator.status.conditions import Conditions
 from tunery_operator.status.diagnosis import GONE, LOST_NODE, failure, of_role, pod_failure

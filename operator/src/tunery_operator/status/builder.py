@@ -16,7 +16,7 @@ from tunery_api.scrub import scrub
 from tunery_api.status import ConditionType, Phase
 from tunery_api.tolerant import without_invalid
 from tunery_operator.observed.attempt import Attempt
-from tunery_operator.observed.clock import format_time
+from tunery_operator.observed.metadata import format_time
 from tunery_operator.status.conditions import Conditions
 from tunery_operator.status.diagnosis import failure_status, find_blocker
 from tunery_operator.status.phase import phase_of

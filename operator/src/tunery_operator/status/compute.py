@@ -13,7 +13,7 @@ from tunery_api.serverstatus import ServerPhase
 from tunery_api.status import ConditionType
 from tunery_operator.observed.attempt import attempt_numbers, not_needed
 from tunery_operator.observed.event import RESUMED
-from tunery_operator.observed.owner import retry_mark
+from tunery_operator.observed.metadata import retry_mark
 from tunery_operator.planning.inputs import FailedInput, NoCheckpoint, UnfinishedInput
 from tunery_operator.status.blocker import set_blocked
 from tunery_operator.status.builder import StatusBuilder

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from tunery_api.scrub import CUT, scrub, shorten
 from tunery_api.status import ConditionStatus, ConditionType
-from tunery_operator.observed.clock import format_time
+from tunery_operator.observed.metadata import format_time
 
 _SHORT: Final = 160
 """Bytes of a message that may stand in several conditions."""

@@ -13,8 +13,8 @@ from tunery_api.remedies import MAX_REMEDY, Remedy, edit, recreate, retry
 from tunery_api.runspec import Task
 from tunery_api.scrub import scrub
 from tunery_operator.observed.attempt import Attempt, ClusterWarning
-from tunery_operator.observed.clock import parse_time
 from tunery_operator.observed.job import JobView
+from tunery_operator.observed.metadata import parse_time
 from tunery_operator.observed.pod import PodView
 from tunery_operator.planning.platform_values import PlatformValues, with_platform_values
 from tunery_operator.status.messages import reported_failure, told

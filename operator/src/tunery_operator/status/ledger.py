@@ -27,7 +27,7 @@ from tunery_operator.observed.attempt import (
     cause_of,
     first_ended,
 )
-from tunery_operator.observed.clock import format_time, parse_time
+from tunery_operator.observed.metadata import format_time, parse_time
 from tunery_operator.observed.pod import LostPod, PodView
 from tunery_operator.status.attempt_endings import Termination, ending_of, ending_of_lost, how_it_ended, record_stop
 from tunery_operator.status.builder import StatusBuilder

@@ -12,7 +12,7 @@ from tunery_api.reasons import ExitCode, FailureReason
 from tunery_api.scrub import scrub
 from tunery_api.status import ConditionStatus, ConditionType, Phase
 from tunery_operator.observed.attempt import Attempt, attempt_numbers
-from tunery_operator.observed.clock import parse_time
+from tunery_operator.observed.metadata import parse_time
 from tunery_operator.observed.pod import PodView
 from tunery_operator.status.attempt_endings import failure_of_gone, how_it_ended
 from tunery_operator.status.builder import StatusBuilder

@@ -12,7 +12,7 @@ from tunery_api.reasons import ExitCode
 from tunery_api.runspec import DOWNLOADING, TrainerStatus
 from tunery_api.status import ConditionType, Phase
 from tunery_operator.observed.attempt import Attempt
-from tunery_operator.observed.clock import format_duration
+from tunery_operator.observed.metadata import format_duration
 from tunery_operator.status.snapshot import Snapshot
 
 _METRICS: Final = {

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from tunery_api.status import FINAL_PHASES, ConditionType, Phase
 from tunery_operator.observed.attempt import Attempt
-from tunery_operator.observed.clock import parse_time
+from tunery_operator.observed.metadata import parse_time
 from tunery_operator.status.diagnosis import NODE_GRACE
 from tunery_operator.status.ledger import deadline_left
 from tunery_operator.status.main_job import until_silence

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from tunery_api.status import ConditionType, Phase
-from tunery_operator.observed.owner import retry_mark
+from tunery_operator.observed.metadata import retry_mark
 
 _ENDED: Final = ("failure", "reason", "completionTime", "rejectedAdapter", "podName")
 _JUDGED_AGAIN: Final = frozenset(

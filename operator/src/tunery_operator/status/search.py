@@ -9,7 +9,7 @@ from typing import Final
 
 from tunery_api.lorasweep import LoRASweepSpec
 from tunery_api.sweepstatus import TrialInputs
-from tunery_operator.observed.job import foreign_finalizers
+from tunery_operator.observed.metadata import foreign_finalizers
 from tunery_search.decision import Decision
 from tunery_search.trials import Trial
 

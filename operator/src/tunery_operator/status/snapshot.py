@@ -12,7 +12,7 @@ from tunery_api.failures import Failure
 from tunery_api.kinds import KINDS, Kind, KindDefinition, Running
 from tunery_api.runspec import TrainerStatus
 from tunery_operator.observed.attempt import Attempt
-from tunery_operator.observed.owner import Owner
+from tunery_operator.observed.metadata import Owner
 from tunery_operator.observed.pod import LostPod, PodView
 from tunery_operator.planning.inputs import Input
 from tunery_operator.planning.platform_values import NO_VALUES, PlatformValues

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
-from tunery_operator.observed.clock import parse_time
+from tunery_operator.observed.metadata import parse_time
 
 Span = tuple[datetime, datetime]
 

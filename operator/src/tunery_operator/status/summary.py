@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from tunery_api.scrub import shorten
 from tunery_api.status import FINAL_PHASES, ConditionType, Phase
-from tunery_operator.observed.clock import parse_time
+from tunery_operator.observed.metadata import parse_time
 from tunery_operator.status.conditions import Conditions
 from tunery_operator.status.phase import NOT_REPORTING
 

@@ -14,7 +14,7 @@ from tunery_api.runspec import ResolvedAdapter
 from tunery_api.sweepstatus import TrialState, TrialStatus
 from tunery_api.validation import parse_adaptermerge, parse_batchinference, parse_lorajob
 from tunery_operator.manifests.job import build_job, build_service
-from tunery_operator.observed.owner import Owner, parse_owner
+from tunery_operator.observed.metadata import Owner, parse_owner
 from tunery_operator.planning.adaptermerge import plan_merge
 from tunery_operator.planning.batchinference import plan_batch
 from tunery_operator.planning.batchinference import plan_report as plan_report_of_batch

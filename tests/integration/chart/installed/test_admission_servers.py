@@ -11,7 +11,7 @@ import pytest
 from tunery_api.kinds import Kind
 from tunery_api.serving import Desired
 from tunery_operator.manifests.server import build_desired, build_server
-from tunery_operator.observed.owner import Owner, parse_owner
+from tunery_operator.observed.metadata import Owner, parse_owner
 from tunery_operator.planning.adapterserver import ServerPlan, plan_server
 from tunery_operator.planning.job import Platform
 

@@ -9,7 +9,7 @@ import pytest
 
 from tunery_api.kinds import Kind
 from tunery_operator.manifests.trial import build_trial, hold_change, stop_change
-from tunery_operator.observed.owner import Owner, parse_owner
+from tunery_operator.observed.metadata import Owner, parse_owner
 from tunery_operator.planning.job import Platform, output_place
 from tunery_operator.planning.lorasweep import plan_trial
 from tunery_search.history import Suggestion

@@ -19,7 +19,7 @@ import pytest
 from tunery_api.kinds import Kind
 from tunery_api.runspec import TrainerStatus
 from tunery_operator.client.cache import Cache
-from tunery_operator.observed.owner import Key
+from tunery_operator.observed.metadata import Key
 from tunery_operator.progress.auth import read_claim
 from tunery_operator.progress.server import MIN_SECONDS, Limits, Pace, read_report
 from tunery_operator.runtime.priority_queue import Priority

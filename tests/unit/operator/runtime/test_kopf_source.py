@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from tunery_api.kinds import Kind
-from tunery_operator.observed.owner import Key
+from tunery_operator.observed.metadata import Key
 from tunery_operator.runtime.kopf_source import KopfDispatcher, KopfEventSource
 
 

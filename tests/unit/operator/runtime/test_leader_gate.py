@@ -8,7 +8,7 @@ import pytest
 
 from tunery_api.kinds import Kind
 from tunery_operator.client.cache import Cache
-from tunery_operator.observed.owner import Key
+from tunery_operator.observed.metadata import Key
 from tunery_operator.runtime import leader_gate
 from tunery_operator.runtime.leader_gate import LeaderGate
 from tunery_operator.runtime.workqueue import DONE, Requeue, WorkQueue

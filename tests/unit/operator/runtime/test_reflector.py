@@ -19,7 +19,7 @@ from tunery_api.kinds import Kind
 from tunery_operator.client.cache import Cache
 from tunery_operator.client.connection import Connection
 from tunery_operator.health import build_app
-from tunery_operator.observed.owner import Key
+from tunery_operator.observed.metadata import Key
 from tunery_operator.runtime import reflector as reflector_module
 from tunery_operator.runtime.event_handlers import OwnerEventHandler
 from tunery_operator.runtime.list_watch import ListWatchClient, Timeouts, WatchFailure

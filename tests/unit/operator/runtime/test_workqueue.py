@@ -11,7 +11,7 @@ import pytest
 
 from tunery_api.kinds import Kind
 from tunery_operator.errors import ApiFailure, OperatorError, OwnerGone, StaleObject
-from tunery_operator.observed.owner import Key
+from tunery_operator.observed.metadata import Key
 from tunery_operator.runtime.priority_queue import AGED_SECONDS, Priority, PriorityQueue
 from tunery_operator.runtime.workqueue import DONE, MAX_BACKOFF, MAX_BUG_BACKOFF, Requeue, WorkQueue, delay
 

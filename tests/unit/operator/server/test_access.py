@@ -9,7 +9,7 @@ import pytest
 
 from tunery_api.errors import FieldError
 from tunery_api.serving import NO_KEYS, ClientRules, Desired
-from tunery_operator.observed.server_pod import ContainerView, ServerPodView
+from tunery_operator.observed.deployment import ContainerView, ServerPodView
 from tunery_operator.planning.clients import MAX_BEFORE, NOBODY_KNOWS, Mounts, NoModel
 from tunery_operator.planning.desired import resolve
 from tunery_operator.planning.resolution import Resolution

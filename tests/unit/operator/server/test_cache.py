@@ -15,7 +15,7 @@ from tunery_api.serverstatus import AdapterState
 from tunery_api.serving import SILENT_SECONDS, Desired, ReplicaState, ReportedAdapter
 from tunery_operator.client.cache import Cache
 from tunery_operator.client.rollouts import FOREIGN, ReplicaSet
-from tunery_operator.observed.owner import Key
+from tunery_operator.observed.metadata import Key
 
 from kit.operator.api import Json
 from kit.operator.server_bodies import deployment, pod, server

@@ -13,7 +13,7 @@ from tunery_api.adapterserver import AdapterSelector
 from tunery_api.kinds import Kind
 from tunery_api.remedies import INTO_MODEL
 from tunery_api.serving import NO_KEYS, Desired, DesiredAdapter, HeldAdapter
-from tunery_operator.observed.offer import Offer, parse_offer
+from tunery_operator.observed.published_result import Offer, parse_offer
 from tunery_operator.planning import desired as module
 from tunery_operator.planning.desired import resolve
 from tunery_operator.planning.resolution import Resolution

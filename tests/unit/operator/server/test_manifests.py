@@ -12,8 +12,7 @@ from tunery_api.errors import InvalidSpec
 from tunery_api.serving import NO_KEYS, Desired, ServeSpec
 from tunery_operator.config import Settings
 from tunery_operator.manifests.server import build_desired, build_server, read_desired
-from tunery_operator.observed.deployment import parse_deployment
-from tunery_operator.observed.server_pod import parse_server_pod
+from tunery_operator.observed.deployment import parse_deployment, parse_server_pod
 from tunery_operator.planning.adapterserver import ServerPlan, plan_server
 from tunery_operator.planning.job import Platform
 from tunery_operator.planning.types import Progress

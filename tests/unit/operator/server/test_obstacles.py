@@ -13,8 +13,7 @@ from tunery_api.failures import Failure
 from tunery_api.reasons import FailureReason
 from tunery_operator.controllers.warnings import Warnings, said_of_servers
 from tunery_operator.observed.attempt import ClusterWarning
-from tunery_operator.observed.deployment import parse_deployment
-from tunery_operator.observed.server_pod import ContainerView, ServerPodView, parse_server_pod
+from tunery_operator.observed.deployment import ContainerView, ServerPodView, parse_deployment, parse_server_pod
 
 from kit.operator.servers import NOW, deployment, heard, reported, server_pod
 from kit.operator.serverstatuskit import compute, condition, snapshot, told

@@ -13,7 +13,7 @@ from tunery_api.errors import FieldError
 from tunery_api.reasons import FailureReason
 from tunery_api.remedies import edit
 from tunery_api.serving import Desired
-from tunery_operator.observed.server_pod import ContainerView, ServerPodView
+from tunery_operator.observed.deployment import ContainerView, ServerPodView
 from tunery_operator.planning.resolution import Kept, Note, Refused, Resolution, Skipped, Waiting
 from tunery_operator.status.server.compute import Outcome
 

@@ -14,7 +14,7 @@ from tunery_api.runspec import TrainerStatus
 from tunery_api.status import LoRAJobStatus, Phase
 from tunery_operator.client.merge_patch import merge_patch
 from tunery_operator.observed.attempt import Attempt, ClusterWarning
-from tunery_operator.observed.owner import Key
+from tunery_operator.observed.metadata import Key
 from tunery_operator.observed.pod import PodView
 from tunery_operator.status.compute import compute_status
 from tunery_operator.status.events import transitions

@@ -8,7 +8,7 @@ import pytest
 
 from tunery_api.kinds import Kind
 from tunery_operator.observed.attempt import Attempt
-from tunery_operator.observed.owner import Key, Owner
+from tunery_operator.observed.metadata import Key, Owner
 from tunery_operator.status.compute import compute_status
 from tunery_operator.status.snapshot import Snapshot
 

@@ -14,7 +14,7 @@ from tunery_api.reasons import FailureReason
 from tunery_api.remedies import edit, retry
 from tunery_api.sweepstatus import EndReason, LoRASweepStatus, TrialState
 from tunery_operator.observed.attempt import Attempt
-from tunery_operator.observed.owner import Key, Owner
+from tunery_operator.observed.metadata import Key, Owner
 from tunery_operator.status.compute import compute_status
 from tunery_operator.status.events import transitions
 from tunery_operator.status.requeue_after import requeue_after

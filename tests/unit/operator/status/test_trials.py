@@ -15,7 +15,7 @@ from tunery_api.remedies import Action, Remedy, edit, recreate, remedies_for, re
 from tunery_api.scrub import scrub
 from tunery_api.status import ConditionType
 from tunery_api.sweepstatus import TrialStatus
-from tunery_operator.observed.owner import Key, Owner, parse_owner
+from tunery_operator.observed.metadata import Key, Owner, parse_owner
 from tunery_operator.planning.lorasweep import trial_name
 from tunery_operator.status.builder import StatusBuilder
 from tunery_operator.status.events import transitions

@@ -13,7 +13,7 @@ from tunery_api.runspec import Task
 from tunery_api.sweepstatus import TrialState, TrialStatus
 from tunery_operator.manifests.job import build_job
 from tunery_operator.manifests.trial import build_trial
-from tunery_operator.observed.owner import Owner, parse_owner
+from tunery_operator.observed.metadata import Owner, parse_owner
 from tunery_operator.planning.job import Platform, identity, output_place
 from tunery_operator.planning.lorasweep import MOST_BYTES, Found, bounded, plan_publish_best, plan_report, plan_trial
 from tunery_search.history import Suggestion

@@ -11,7 +11,7 @@ from tunery_api.reasons import FailureReason, is_retryable
 from tunery_api.scrub import scrub, shorten
 from tunery_api.serverstatus import NOT_SERVED_SHOWN, AdapterState, NotServedOn, ServedAdapterStatus
 from tunery_api.serving import LAST_USED_SECONDS, SILENT_SECONDS, DesiredAdapter, ReportedAdapter
-from tunery_operator.observed.clock import format_time, parse_time
+from tunery_operator.observed.metadata import format_time, parse_time
 from tunery_operator.planning.resolution import Kept, Note, Refused, Resolution, Waiting
 from tunery_operator.status.server.remedies import hint_of
 from tunery_operator.status.server.replicas import Replica

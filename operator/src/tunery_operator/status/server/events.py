@@ -10,8 +10,8 @@ from typing import Any, Final
 from tunery_api.reasons import is_retryable
 from tunery_api.scrub import scrub
 from tunery_api.serverstatus import AdapterState, ServerCondition
-from tunery_operator.observed.clock import format_time
 from tunery_operator.observed.event import ADAPTER_FAILED, ADAPTER_REMOVED, ADAPTER_SERVED, SERVER_READY, Event
+from tunery_operator.observed.metadata import format_time
 from tunery_operator.status.server.conditions import NOT_REPORTING, STOPPED, names
 
 _ANSWERED: Final = (AdapterState.SERVED.value, AdapterState.COLD.value)

@@ -11,8 +11,8 @@ from tunery_api.failures import Failure
 from tunery_api.serverstatus import AdapterState
 from tunery_api.serving import SILENT_SECONDS, ReplicaState, ReportedAdapter
 from tunery_operator.observed.attempt import ClusterWarning
-from tunery_operator.observed.clock import parse_time
-from tunery_operator.observed.server_pod import ServerPodView
+from tunery_operator.observed.deployment import ServerPodView
+from tunery_operator.observed.metadata import parse_time
 from tunery_operator.planning.platform_values import with_platform_values
 from tunery_operator.status.diagnosis import FRESH, NODE_GRACE
 from tunery_operator.status.server.obstacles import pod_obstacle, wants_room

@@ -11,9 +11,8 @@ from tunery_api.errors import FieldError
 from tunery_api.failures import Failure
 from tunery_api.serving import ReplicaState
 from tunery_operator.observed.attempt import ClusterWarning
-from tunery_operator.observed.deployment import DeploymentView
-from tunery_operator.observed.owner import Owner
-from tunery_operator.observed.server_pod import ServerPodView
+from tunery_operator.observed.deployment import DeploymentView, ServerPodView
+from tunery_operator.observed.metadata import Owner
 from tunery_operator.planning.platform_values import NO_VALUES, PlatformValues
 from tunery_operator.planning.resolution import Resolution
 

@@ -1,4 +1,4 @@
-"""What a LoRAJob or AdapterMerge offers to a server: the little that is kept of each, also of a finished one."""
+"""Read the published result of a LoRAJob or AdapterMerge, which a server may serve; kept after the object has ended."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from tunery_api.adaptermerge import MergeTarget
 from tunery_api.kinds import Kind
 from tunery_operator.observed.event import ADAPTER_REMOVED
-from tunery_operator.observed.job import controller_of
+from tunery_operator.observed.metadata import controller_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""One of our objects as it is named, and what its children are told of it."""
+"""Read the metadata of objects: their keys, owners, finalizers, time to live, and times as metav1.Time writes them."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any, Final
 
 from tunery_api.fields import number_text
 from tunery_api.kinds import Kind
 from tunery_api.names import API_VERSION, TOPOLOGY_ANNOTATIONS, child_name
-from tunery_operator.observed.job import controller_of
 
+ORPHAN: Final = "orphan"
+"""The finalizer of an object whose children are to stay."""
 _TRIAL_SUFFIX: Final = re.compile(r"-([0-9]{3,}|final)$")
 _MAX_RETRY: Final = 128
 """Characters of status.observedRetry."""
@@ -94,3 +96,51 @@ def retry_mark(retry: str | None) -> str | None:
     if retry is None or len(retry) <= _MAX_RETRY:
         return retry
     return hashlib.sha256(retry.encode()).hexdigest()
+
+
+def controller_of(body: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the owner reference of an object's controller; empty where it has none."""
+    references = body["metadata"].get("ownerReferences") or ()
+    return next((reference for reference in references if reference.get("controller")), {})
+
+
+def foreign_finalizers(body: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the finalizers of an object but the cluster's own two, by which the garbage collector treats children."""
+    finalizers = body["metadata"].get("finalizers") or ()
+    return tuple(name for name in finalizers if name not in (ORPHAN, "foregroundDeletion"))
+
+
+def time_to_live(body: Mapping[str, Any], default: int | None) -> int | None:
+    """Return for how many seconds an object lives on after its end; None: until someone deletes it.
+
+    The platform's default is not for a trial: that goes with its sweep, whose time to live is both of theirs.
+    """
+    if controller_of(body).get("kind") == Kind.LORASWEEP.value:
+        default = None
+    ttl = (body.get("spec") or {}).get("ttlSecondsAfterFinished", default)
+    return ttl if isinstance(ttl, int) else None
+
+
+def parse_time(value: Any) -> datetime | None:
+    """Return the time that an RFC 3339 string stands for; None for anything else."""
+    if not isinstance(value, str):
+        return None
+    try:
+        parsed = datetime.fromisoformat(value)
+    except ValueError:
+        return None
+    return parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)
+
+
+def format_time(value: datetime) -> str:
+    """Return the time as metav1.Time is written: UTC, whole seconds."""
+    return value.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def format_duration(seconds: int) -> str:
+    """Return a duration as kubectl writes it: 45s, 3m20s, 2h5m, 4d3h."""
+    for size, unit, rest, rest_unit in ((86_400, "d", 3600, "h"), (3600, "h", 60, "m"), (60, "m", 1, "s")):
+        if seconds >= size:
+            left = seconds % size // rest
+            return f"{seconds // size}{unit}" + (f"{left}{rest_unit}" if left else "")
+    return f"{seconds}s"
