@@ -12,7 +12,7 @@ from tunery_api.sweepstatus import TrialState, TrialStatus
 from tunery_operator.client.client import HttpError
 from tunery_operator.controllers.context import ReconcileContext
 from tunery_operator.controllers.observe import ManagedObject
-from tunery_operator.controllers.trials import OwnTrials, not_at_rest, own_trials
+from tunery_operator.controllers.trials import OwnTrials, active_trial_names, own_trials
 from tunery_operator.errors import ApiFailure, StaleObject
 from tunery_operator.observed.metadata import parse_owner
 from tunery_search.validation import parse_lorasweep
@@ -63,8 +63,8 @@ def test_one_that_cannot_be_read_hides_no_other() -> None:
     own = found(child(0), child(1), child(2), hidden="s-000")
     assert sorted(own.children) == [1, 2]
     assert own.unread == {0: "s-000"}
-    assert len(own.refused) == 1
-    assert not_at_rest(own) == ("s-001", "s-002", "s-000")
+    assert len(own.rejections) == 1
+    assert active_trial_names(own) == ("s-001", "s-002", "s-000")
 
 
 def test_one_of_another_uid_is_another() -> None:
@@ -84,7 +84,7 @@ def test_one_without_an_owner_stays_so_where_the_sweep_is_deleted_and_kept() -> 
     own = found(child(0, ownerReferences=None), child(1), sweep=kept)
     assert sorted(own.children) == [0, 1]
     assert own.owner_changed == {0}
-    assert own.refused == ()
+    assert own.rejections == ()
 
 
 @pytest.mark.parametrize(
@@ -151,11 +151,11 @@ def test_where_a_webhook_says_that_one_is_gone_the_others_are_found_all_the_same
     own = own_trials(context, obj, parse_lorasweep(SWEEP), ROWS)
     assert sorted(own.children) == [0, 1]
     assert own.owner_changed == {0}
-    assert "no such trial" in str(own.refused[0])
+    assert "no such trial" in str(own.rejections[0])
 
 
 def test_what_was_told_to_stop_is_not_at_rest_before_it_has_ended() -> None:
     stopping = {**child(0), "spec": {"stop": "enough", "suspend": True}, "status": {"phase": "Stopping"}}
     resting = {**child(1), "status": {"phase": "Suspended"}}
     ended = {**child(2), "status": {"phase": "Stopped"}}
-    assert not_at_rest(OwnTrials(children={0: stopping, 1: resting, 2: ended})) == ("s-000",)
+    assert active_trial_names(OwnTrials(children={0: stopping, 1: resting, 2: ended})) == ("s-000",)

@@ -12,7 +12,7 @@ import pytest
 from tunery_api.kinds import Kind
 from tunery_operator.controllers.context import ReconcileContext
 from tunery_operator.controllers.observe import ManagedObject
-from tunery_operator.controllers.trials import tell_trials
+from tunery_operator.controllers.trials import mark_removed_trials
 from tunery_operator.errors import ApiFailure
 from tunery_operator.observed.metadata import parse_owner
 
@@ -62,7 +62,7 @@ def tell(cluster: Cluster, *conditions: Json) -> None:
     cache = SimpleNamespace(defer_keys=lambda keys: None, see_owner=lambda kind, body: set())
     context = cast(ReconcileContext, SimpleNamespace(client=cluster, cache=cache, now=lambda: NOW))
     obj = ManagedObject(parse_owner(Kind.LORASWEEP, body), body)
-    tell_trials(context, obj, {"phase": "Succeeded", "trials": rows, "conditions": conditions})
+    mark_removed_trials(context, obj, {"phase": "Succeeded", "trials": rows, "conditions": conditions})
 
 
 @pytest.mark.parametrize(

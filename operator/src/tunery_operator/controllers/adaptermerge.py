@@ -9,40 +9,40 @@ from tunery_api.adaptermerge import AdapterMergeSpec
 from tunery_api.runspec import Task
 from tunery_api.validation import parse_adaptermerge
 from tunery_operator.controllers.context import ReconcileContext
-from tunery_operator.controllers.inputs import Wanted, resolve_inputs
-from tunery_operator.controllers.jobs import ensure_attempt, follow, report_again
-from tunery_operator.controllers.observe import ManagedObject, gather_main_job
+from tunery_operator.controllers.inputs import InputSource, resolve_inputs
+from tunery_operator.controllers.jobs import ensure_job, recover_result, sync_suspend
+from tunery_operator.controllers.observe import ManagedObject, observe_main_job
 from tunery_operator.controllers.reconciler import KindSteps
 from tunery_operator.planning.adaptermerge import plan_merge, plan_report
 from tunery_operator.planning.job import output_place
 from tunery_operator.status.snapshot import Snapshot
 
 
-def _gather(context: ReconcileContext, obj: ManagedObject) -> Snapshot:
+def _observe(context: ReconcileContext, obj: ManagedObject) -> Snapshot:
     """Return what is in the cluster."""
-    return gather_main_job(context, obj, Task.MERGE)
+    return observe_main_job(context, obj, Task.MERGE)
 
 
-def _advance(context: ReconcileContext, obj: ManagedObject, spec: AdapterMergeSpec, snapshot: Snapshot) -> Snapshot:
+def _apply(context: ReconcileContext, obj: ManagedObject, spec: AdapterMergeSpec, snapshot: Snapshot) -> Snapshot:
     """Make the merge Job once every adapter is there."""
     # Judged before anything is waited for.
     output_place(spec.output, obj.owner, context.platform.settings)
     main = snapshot.main
     if main is not None and main.job.finished:
-        return report_again(context, obj, snapshot, lambda: plan_report(spec, obj.owner, context.platform))
-    inputs = resolve_inputs(context, obj, [Wanted(item.lora_job_ref, item.uri) for item in spec.adapters])
+        return recover_result(context, obj, snapshot, lambda: plan_report(spec, obj.owner, context.platform))
+    inputs = resolve_inputs(context, obj, [InputSource(item.lora_job_ref, item.uri) for item in spec.adapters])
     ready = inputs.ready
-    if ready is not None and (main is not None or not inputs.news):
+    if ready is not None and (main is not None or not inputs.has_new):
         plan = plan_merge(spec, obj.owner, context.platform, ready)
-        return replace(inputs.shown_in(snapshot), main=ensure_attempt(context, obj, plan, main))
+        return replace(inputs.added_to(snapshot), main=ensure_job(context, obj, plan, main))
     if main is None:
-        return inputs.shown_in(snapshot)
+        return inputs.added_to(snapshot)
     # The Job that is there has all it needs, even if an input was deleted before it was written down.
-    return replace(snapshot, main=follow(context, obj.owner, main, suspend=spec.suspend))
+    return replace(snapshot, main=sync_suspend(context, obj.owner, main, suspend=spec.suspend))
 
 
-def _children(obj: ManagedObject) -> tuple[str, ...]:
+def _job_names(obj: ManagedObject) -> tuple[str, ...]:
     return (obj.job_name(Task.MERGE),)
 
 
-ADAPTERMERGE_STEPS: Final = KindSteps(parse_adaptermerge, _gather, _advance, _children)
+ADAPTERMERGE_STEPS: Final = KindSteps(parse_adaptermerge, _observe, _apply, _job_names)

@@ -32,8 +32,8 @@ from tunery_operator.client.status import status_change
 from tunery_operator.controllers.context import ReconcileContext
 from tunery_operator.controllers.observe import ManagedObject, chart_values, find_object
 from tunery_operator.controllers.rejections import ambiguous_rejection, field_of, rejection_of
-from tunery_operator.controllers.status_writer import seconds_to_wait, write_down
-from tunery_operator.controllers.warnings import said_of_servers
+from tunery_operator.controllers.status_writer import write_delay, write_down
+from tunery_operator.controllers.warnings import server_warnings
 from tunery_operator.errors import (
     ApiFailure,
     AwaitingDeletion,
@@ -64,13 +64,13 @@ def reconcile_server(context: ReconcileContext, key: Key) -> Requeue:
     if obj is None:
         context.backoff.reset(key)
         return DONE
-    look_anew_if_due(context, obj.owner)
-    snapshot, retry_in = _take_step(context, obj)
+    _expire_remembered(context, obj.owner)
+    snapshot, retry_in = _apply_and_retry(context, obj)
     context.cache.mark_fresh(key)
-    return _report(context, obj, _with_replicas(context, snapshot), retry_in)
+    return _update_status(context, obj, _with_replicas(context, snapshot), retry_in)
 
 
-def _take_step(context: ReconcileContext, obj: ManagedObject) -> tuple[ServerSnapshot, float | None]:
+def _apply_and_retry(context: ReconcileContext, obj: ManagedObject) -> tuple[ServerSnapshot, float | None]:
     """Return the snapshot after as many steps as went well, and what stood in the way of the next.
 
     And when to try that again, in seconds; None: nothing did, or trying again would not help.
@@ -84,7 +84,7 @@ def _take_step(context: ReconcileContext, obj: ManagedObject) -> tuple[ServerSna
         platform=chart_values(context, obj),
     )
     try:
-        for step in (_prove, _judge, _resolve, _make):
+        for step in (_prove, _parse, _resolve, _apply_children):
             snapshot = step(context, obj, snapshot)
     except InvalidSpec as error:
         context.backoff.reset(key)
@@ -105,24 +105,24 @@ def _prove(context: ReconcileContext, obj: ManagedObject, snapshot: ServerSnapsh
     return snapshot
 
 
-def _judge(context: ReconcileContext, obj: ManagedObject, snapshot: ServerSnapshot) -> ServerSnapshot:
+def _parse(context: ReconcileContext, obj: ManagedObject, snapshot: ServerSnapshot) -> ServerSnapshot:
     return replace(snapshot, spec=parse_adapterserver(obj.body))
 
 
 def _resolve(context: ReconcileContext, obj: ManagedObject, snapshot: ServerSnapshot) -> ServerSnapshot:
     """Find out what is to be served."""
     spec, owner = _spec(snapshot), obj.owner
-    before = served_before(context, owner)
-    resolution = resolve(spec, context.cache.servers.offers(owner.key), before, mounted_keys(context, owner))
-    desired = renumbered(context, owner, before, resolution.desired)
+    before = _current_desired(context, owner)
+    resolution = resolve(spec, context.cache.servers.offers(owner.key), before, _mounted_keys(context, owner))
+    desired = _renumbered(context, owner, before, resolution.desired)
     return replace(snapshot, resolution=resolution._replace(desired=desired))
 
 
-def _make(context: ReconcileContext, obj: ManagedObject, snapshot: ServerSnapshot) -> ServerSnapshot:
+def _apply_children(context: ReconcileContext, obj: ManagedObject, snapshot: ServerSnapshot) -> ServerSnapshot:
     """Bring the children to what the spec says."""
     plan = plan_server(_spec(snapshot), obj.owner, context.platform)
     desired = snapshot.resolution.desired if snapshot.resolution is not None else Desired()
-    return replace(snapshot, deployment=ensure_children(context, plan, desired))
+    return replace(snapshot, deployment=_ensure_children(context, plan, desired))
 
 
 def _spec(snapshot: ServerSnapshot) -> AdapterServerSpec:
@@ -132,7 +132,7 @@ def _spec(snapshot: ServerSnapshot) -> AdapterServerSpec:
 
 def _invalid(obj: ManagedObject, snapshot: ServerSnapshot, error: InvalidSpec) -> ServerSnapshot:
     """Tell what is wrong with a spec, and what only today's settings find wrong with one that was good before."""
-    if snapshot.spec is not None and obj.judged():
+    if snapshot.spec is not None and obj.is_validated():
         return replace(snapshot, unplannable=error.errors)
     return replace(snapshot, errors=error.errors)
 
@@ -163,16 +163,18 @@ def _with_replicas(context: ReconcileContext, snapshot: ServerSnapshot) -> Serve
     pods = servers.pods(owner.key, owner.uid, deployment)
     said = servers.said(owner.key)
     reports = {pod.uid: Heard(said[pod.uid].state, said[pod.uid].at) for pod in pods if pod.uid in said}
-    warnings = said_of_servers(context.warnings, context.client, owner.key.namespace, pods, context.now())
+    warnings = server_warnings(context.warnings, context.client, owner.key.namespace, pods, context.now())
     return replace(snapshot, deployment=deployment, pods=pods, reports=reports, warnings=warnings)
 
 
-def _report(context: ReconcileContext, obj: ManagedObject, snapshot: ServerSnapshot, retry_in: float | None) -> Requeue:
+def _update_status(
+    context: ReconcileContext, obj: ManagedObject, snapshot: ServerSnapshot, retry_in: float | None
+) -> Requeue:
     """Bring the status up to date; `retry_in` is when to try again what could not be done."""
     outcome = compute_server_status(snapshot, obj.status, context.now())
     change = status_change(obj.body, outcome.status)
-    later = earliest(retry_in, outcome.requeue_after, LOOK_SECONDS)
-    wait = seconds_to_wait(context, obj, change, _FREQUENT) if change else 0.0
+    later = earliest(retry_in, outcome.requeue_after, RESYNC_SECONDS)
+    wait = write_delay(context, obj, change, _FREQUENT) if change else 0.0
     if not change or wait > 0:
         return Requeue(earliest(later, wait if change else None))
     woken = write_down(context, obj, change)
@@ -180,22 +182,22 @@ def _report(context: ReconcileContext, obj: ManagedObject, snapshot: ServerSnaps
     return Requeue(later, woken)
 
 
-LOOK_SECONDS: Final = 60.0
+RESYNC_SECONDS: Final = 60.0
 """After which the children that nobody watches are read anew: a Service that somebody deleted is back by then."""
 
 
-def look_anew_if_due(context: ReconcileContext, owner: Owner) -> None:
+def _expire_remembered(context: ReconcileContext, owner: Owner) -> None:
     """Forget what is remembered of the children where that is old, or was contradicted."""
     servers, now = context.cache.servers, context.monotonic()
     looked_at = servers.looked_at(owner.key)
-    if looked_at is None or now - looked_at >= LOOK_SECONDS or context.cache.is_stale(owner.key):
+    if looked_at is None or now - looked_at >= RESYNC_SECONDS or context.cache.is_stale(owner.key):
         servers.look_anew(owner.key, now)
 
 
 # What is to be served
 
 
-def served_before(context: ReconcileContext, owner: Owner) -> Desired:
+def _current_desired(context: ReconcileContext, owner: Owner) -> Desired:
     """Return what a server's own ConfigMap says; one that somebody has deleted is remembered. Raises ApiFailure."""
     servers, name = context.cache.servers, adapters_name(owner.key.name)
     known = servers.desired(owner.key)
@@ -204,13 +206,13 @@ def served_before(context: ReconcileContext, owner: Owner) -> Desired:
     found = context.client.get(CONFIG_MAPS.get, owner.key.namespace, name)
     if found is None or controller_of(found).get("uid") != owner.uid:
         return known or Desired()
-    _hold(context, owner, CONFIG_MAPS, found)
+    _remember(context, owner, CONFIG_MAPS, found)
     before = read_desired(found)
     servers.set_desired(owner.key, before)
     return before
 
 
-def mounted_keys(context: ReconcileContext, owner: Owner) -> Mounts:
+def _mounted_keys(context: ReconcileContext, owner: Owner) -> Mounts:
     """Return which Secrets of API keys the pods of a server mount."""
     servers = context.cache.servers
     deployment = servers.deployment(owner.key.namespace, server_name(owner.key.name))
@@ -220,7 +222,7 @@ def mounted_keys(context: ReconcileContext, owner: Owner) -> Mounts:
     return Mounts(mounted, deployment.api_keys if deployment.settled else None)
 
 
-def renumbered(context: ReconcileContext, owner: Owner, before: Desired, desired: Desired) -> Desired:
+def _renumbered(context: ReconcileContext, owner: Owner, before: Desired, desired: Desired) -> Desired:
     """Return what is to be served with a revision above all that a replica knows.
 
     Where the ConfigMap was deleted and the operator started anew, replicas know more than we do: they would take a
@@ -235,40 +237,40 @@ def renumbered(context: ReconcileContext, owner: Owner, before: Desired, desired
 # All children
 
 
-def ensure_children(context: ReconcileContext, plan: ServerPlan, desired: Desired) -> DeploymentView:
+def _ensure_children(context: ReconcileContext, plan: ServerPlan, desired: Desired) -> DeploymentView:
     """Bring all children to what the plan says, and return the Deployment.
 
     Raises NameTaken, AwaitingDeletion, FieldContested, StaleObject, OwnerGone, Rejected, ApiFailure.
     """
     built, owner = build_server(plan), plan.owner
     try:
-        _ensure(context, owner, CONFIG_MAPS, built.config)
-        _ensure(context, owner, CONFIG_MAPS, build_desired(plan, desired))
+        _ensure_child(context, owner, CONFIG_MAPS, built.config)
+        _ensure_child(context, owner, CONFIG_MAPS, build_desired(plan, desired))
         context.cache.servers.set_desired(owner.key, desired)
         deployment = _ensure_deployment(context, owner, built.deployment)
-        _ensure(context, owner, SERVICES, _stamped(built.service))
-        _ensure(context, owner, DISRUPTION_BUDGETS, _stamped(built.disruption_budget))
+        _ensure_child(context, owner, SERVICES, _stamped(built.service))
+        _ensure_child(context, owner, DISRUPTION_BUDGETS, _stamped(built.disruption_budget))
         # Where the platform wants none any more, one that was made stays: no right to delete any is worth that.
         if built.network_policy is not None:
-            _ensure(context, owner, NETWORK_POLICIES, _stamped(built.network_policy))
+            _ensure_child(context, owner, NETWORK_POLICIES, _stamped(built.network_policy))
     except StaleObject:
         context.cache.mark_stale(owner.key)
         raise
     return deployment
 
 
-def _ensure(context: ReconcileContext, owner: Owner, resource: Resource, built: Json) -> None:
+def _ensure_child(context: ReconcileContext, owner: Owner, resource: Resource, built: Json) -> None:
     held = context.cache.servers.held(owner.key, resource.plural, built["metadata"]["name"])
-    if held != _content(built):
-        _hold(context, owner, resource, _brought(context, owner, resource, built))
+    if held != _fingerprint(built):
+        _remember(context, owner, resource, _applied(context, owner, resource, built))
 
 
 def _ensure_deployment(context: ReconcileContext, owner: Owner, built: Json) -> DeploymentView:
     servers, name = context.cache.servers, built["metadata"]["name"]
     view = servers.deployment(owner.key.namespace, name)
-    wanted = view is not None and (view.owner_uid, view.plan) == (owner.uid, _content(built))
+    wanted = view is not None and (view.owner_uid, view.plan) == (owner.uid, _fingerprint(built))
     if view is None or not wanted or context.cache.is_stale(owner.key):
-        view = _seen(context, _brought(context, owner, DEPLOYMENTS, built))
+        view = _seen(context, _applied(context, owner, DEPLOYMENTS, built))
     replicas = built["spec"]["replicas"]
     if view.wanted == replicas:
         return view
@@ -284,14 +286,14 @@ def _seen(context: ReconcileContext, body: Json) -> DeploymentView:
     return parse_deployment(body)
 
 
-def _brought(context: ReconcileContext, owner: Owner, resource: Resource, built: Json) -> Json:
+def _applied(context: ReconcileContext, owner: Owner, resource: Resource, built: Json) -> Json:
     """Return a child as it is now, made or patched where that was needed."""
     client, name = context.client, built["metadata"]["name"]
     found = client.get(resource.get, owner.key.namespace, name)
     if found is None:
         found = apply.create_child(client, owner, resource, built)
     found = apply.adopt(found, owner, resource)
-    if _content(found) == _content(built):
+    if _fingerprint(found) == _fingerprint(built):
         return found
     return apply.patch_child(client, resource, found, _change(found, built))
 
@@ -316,7 +318,7 @@ def _stamped(built: Json) -> Json:
     return {**built, "metadata": {**meta, "annotations": annotations}}
 
 
-def _content(body: Mapping[str, Any]) -> str:
+def _fingerprint(body: Mapping[str, Any]) -> str:
     """Return what tells whether a child is as it was built: what a ConfigMap says, else the digest of a plan."""
     if "data" in body:
         return _digest(body["data"])
@@ -327,8 +329,8 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def _hold(context: ReconcileContext, owner: Owner, resource: Resource, body: Json) -> None:
-    context.cache.servers.hold(owner.key, resource.plural, body["metadata"]["name"], _content(body))
+def _remember(context: ReconcileContext, owner: Owner, resource: Resource, body: Json) -> None:
+    context.cache.servers.hold(owner.key, resource.plural, body["metadata"]["name"], _fingerprint(body))
 
 
 # Whose the pods are

@@ -13,8 +13,8 @@ from tunery_api.status import ConditionStatus
 from tunery_api.validation import parse_batchinference
 from tunery_operator.client.read import peek_object
 from tunery_operator.controllers.context import ReconcileContext
-from tunery_operator.controllers.jobs import ensure_attempt, report_again
-from tunery_operator.controllers.observe import ManagedObject, condition_of, gather_main_job
+from tunery_operator.controllers.jobs import ensure_job, recover_result
+from tunery_operator.controllers.observe import ManagedObject, condition_of, observe_main_job
 from tunery_operator.controllers.reconciler import KindSteps
 from tunery_operator.observed.metadata import Key
 from tunery_operator.planning.batchinference import plan_batch, plan_report, server_of
@@ -22,16 +22,16 @@ from tunery_operator.planning.inputs import ReadyServer, UnfinishedInput
 from tunery_operator.status.snapshot import Snapshot
 
 
-def _gather(context: ReconcileContext, obj: ManagedObject) -> Snapshot:
+def _observe(context: ReconcileContext, obj: ManagedObject) -> Snapshot:
     """Return what is in the cluster."""
-    return gather_main_job(context, obj, Task.BATCH)
+    return observe_main_job(context, obj, Task.BATCH)
 
 
-def _advance(context: ReconcileContext, obj: ManagedObject, spec: BatchInferenceSpec, snapshot: Snapshot) -> Snapshot:
+def _apply(context: ReconcileContext, obj: ManagedObject, spec: BatchInferenceSpec, snapshot: Snapshot) -> Snapshot:
     """Make the Job that asks once the server answers; from then on its pod says itself how the server does."""
     main = snapshot.main
     if main is not None and main.job.finished:
-        return report_again(context, obj, snapshot, lambda: plan_report(spec, obj.owner, context.platform))
+        return recover_result(context, obj, snapshot, lambda: plan_report(spec, obj.owner, context.platform))
     # Judged before anything is waited for.
     plan = plan_batch(spec, obj.owner, context.platform)
     if main is None:
@@ -39,7 +39,7 @@ def _advance(context: ReconcileContext, obj: ManagedObject, spec: BatchInference
         snapshot = replace(snapshot, inputs=(server,))
         if isinstance(server, UnfinishedInput):
             return snapshot
-    return replace(snapshot, main=ensure_attempt(context, obj, plan, main))
+    return replace(snapshot, main=ensure_job(context, obj, plan, main))
 
 
 def _server(context: ReconcileContext, obj: ManagedObject, key: Key) -> ReadyServer | UnfinishedInput:
@@ -57,8 +57,8 @@ def _server(context: ReconcileContext, obj: ManagedObject, key: Key) -> ReadySer
     return UnfinishedInput(key.name, state, kind=key.kind)
 
 
-def _children(obj: ManagedObject) -> tuple[str, ...]:
+def _job_names(obj: ManagedObject) -> tuple[str, ...]:
     return (obj.job_name(Task.BATCH),)
 
 
-BATCHINFERENCE_STEPS: Final = KindSteps(parse_batchinference, _gather, _advance, _children)
+BATCHINFERENCE_STEPS: Final = KindSteps(parse_batchinference, _observe, _apply, _job_names)

@@ -10,8 +10,8 @@ from tunery_api.runspec import Task
 from tunery_operator.client import apply
 from tunery_operator.client.status import status_change
 from tunery_operator.controllers.context import ReconcileContext
-from tunery_operator.controllers.inputs import is_awaited, look_inputs_up_again
-from tunery_operator.controllers.jobs import remove
+from tunery_operator.controllers.inputs import is_awaited, refresh_inputs
+from tunery_operator.controllers.jobs import delete_job
 from tunery_operator.controllers.observe import ManagedObject
 from tunery_operator.controllers.status_writer import write
 from tunery_operator.errors import ApiFailure
@@ -23,9 +23,9 @@ from tunery_operator.status.retry_requested import refuses_retry, reopened, unan
 from tunery_operator.status.snapshot import Snapshot
 from tunery_operator.status.summary import settled, under_way_again
 
-AWAITED_SECONDS: Final = 30.0
+AWAITED_POLL_SECONDS: Final = 30.0
 """How long an expired object that somebody waits for lives on before the next look."""
-GOING_SECONDS: Final = 1.0
+DELETION_POLL_SECONDS: Final = 1.0
 """Time until the next look at Jobs that are on their way out."""
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ def stop_jobs(context: ReconcileContext, snapshot: Snapshot) -> None:
     """
     for attempt in jobs_of(snapshot):
         if not attempt.job.finished:
-            remove(context, snapshot.owner, attempt.job)
+            delete_job(context, snapshot.owner, attempt.job)
 
 
 def mark_done(context: ReconcileContext, owner: Owner, jobs: Iterable[JobView | None]) -> None:
@@ -59,51 +59,49 @@ def mark_done(context: ReconcileContext, owner: Owner, jobs: Iterable[JobView | 
             logger.info("Job %s of %s is not marked as done: %s", job.name, owner.key, error)
 
 
-def after_the_end(context: ReconcileContext, obj: ManagedObject) -> Requeue:
+def reconcile_finished(context: ReconcileContext, obj: ManagedObject) -> Requeue:
     """Do what is left to do for an object that has ended."""
     names = [obj.job_name(task) for task in Task]
     mark = unanswered(obj.status, obj.retry)
     if mark is not None and refuses_retry(str(obj.status.get("phase")), of_trial=obj.owner.sweep is not None):
-        return _refuse_retry(context, obj, mark)
+        return _reject_retry(context, obj, mark)
     if (status := reopened(obj.status, obj.retry)) is not None:
-        return _try_again(context, obj, look_inputs_up_again(context, obj, status), names)
-    if change := status_change(obj.body, noted := _as_of_today(context, obj)):
+        return _reopen(context, obj, refresh_inputs(context, obj, status), names)
+    if change := status_change(obj.body, noted := _with_spec_change(context, obj)):
         return Requeue(0.0, write(context, obj, noted, change))
     jobs = [job for name in names if (job := context.cache.job(obj.owner.key.namespace, name)) is not None]
     for job in jobs:
         # Somebody else has written the end, or the operator was killed before it came to this.
         if not job.finished and job.owner_uid == obj.owner.uid:
-            remove(context, obj.owner, job)
+            delete_job(context, obj.owner, job)
     mark_done(context, obj.owner, jobs)
     return _expire(context, obj)
 
 
-def _as_of_today(context: ReconcileContext, obj: ManagedObject) -> dict[str, Any]:
+def _with_spec_change(context: ReconcileContext, obj: ManagedObject) -> dict[str, Any]:
     """Return the status with what follows from a change of the spec after the end, or an upgrade of the operator."""
     if "observedGeneration" not in obj.status:
         return dict(obj.status)
     return settled(obj.status, obj.owner.generation, context.now())
 
 
-def _refuse_retry(context: ReconcileContext, obj: ManagedObject, mark: str) -> Requeue:
+def _reject_retry(context: ReconcileContext, obj: ManagedObject, mark: str) -> Requeue:
     """Take note that an object is to be tried again, and say that it is not.
 
     A trial's sweep would not look after it; what has succeeded or was stopped has come to its end.
     """
-    noted = {**_as_of_today(context, obj), "observedRetry": mark}
+    noted = {**_with_spec_change(context, obj), "observedRetry": mark}
     return Requeue(0.0, write(context, obj, noted, status_change(obj.body, noted)))
 
 
-def _try_again(
-    context: ReconcileContext, obj: ManagedObject, status: Mapping[str, Any], names: Iterable[str]
-) -> Requeue:
+def _reopen(context: ReconcileContext, obj: ManagedObject, status: Mapping[str, Any], names: Iterable[str]) -> Requeue:
     """Reopen a failed object: first its old Jobs go, or the next look would take their verdict again."""
     owner = obj.owner
     old = [job for name in names if (job := apply.find_job(context.client, owner, name)) is not None]
     for job in old:
-        remove(context, owner, job)
+        delete_job(context, owner, job)
     if any(apply.find_job(context.client, owner, job.name) is not None for job in old):
-        return Requeue(GOING_SECONDS)
+        return Requeue(DELETION_POLL_SECONDS)
     status = under_way_again(status, owner.generation, context.now())
     woken = write(context, obj, status, status_change(obj.body, status))
     return Requeue(0.0, woken)
@@ -124,6 +122,6 @@ def _expire(context: ReconcileContext, obj: ManagedObject) -> Requeue:
     if seconds is None or seconds > 0:
         return DONE if seconds is None else Requeue(seconds)
     if is_awaited(context, obj):
-        return Requeue(AWAITED_SECONDS)
+        return Requeue(AWAITED_POLL_SECONDS)
     apply.delete_object(context.client, obj.owner, obj.version)
     return DONE

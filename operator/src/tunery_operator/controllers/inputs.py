@@ -35,7 +35,7 @@ from tunery_operator.planning.job import checkpoint_place, output_place
 from tunery_operator.status.snapshot import Snapshot
 
 
-class Wanted(NamedTuple):
+class InputSource(NamedTuple):
     """An adapter as a spec names it: by the LoRAJob that makes it, or by its URI; or the checkpoints of one."""
 
     reference: LocalReference | None
@@ -49,7 +49,7 @@ class Inputs(NamedTuple):
     items: tuple[Input, ...]
     references: tuple[dict[str, Any], ...]
     """All that status.inputReferences is to say."""
-    news: bool
+    has_new: bool
     """Some of it does not stand there yet."""
 
     @property
@@ -58,33 +58,35 @@ class Inputs(NamedTuple):
         ready = [item for item in self.items if isinstance(item, ReadyInput)]
         return ready if len(ready) == len(self.items) else None
 
-    def shown_in(self, snapshot: Snapshot) -> Snapshot:
+    def added_to(self, snapshot: Snapshot) -> Snapshot:
         """Return the snapshot with these inputs."""
         return replace(snapshot, inputs=self.items, input_references=self.references)
 
 
-def resolve_inputs(context: ReconcileContext, obj: ManagedObject, wanted: Iterable[Wanted]) -> Inputs:
+def resolve_inputs(context: ReconcileContext, obj: ManagedObject, sources: Iterable[InputSource]) -> Inputs:
     """Return what the wanted adapters are now; what was resolved before is never looked up again."""
     known = {entry["name"]: entry for entry in obj.status.get("inputReferences") or ()}
-    items = tuple(_resolve(context, obj, want, known) for want in wanted)
+    items = tuple(_resolve(context, obj, source, known) for source in sources)
     fresh = {item.name: record(item) for item in items if isinstance(item, ReadyInput) and item.name not in known}
     fresh.pop(None, None)
     return Inputs(items, (*known.values(), *fresh.values()), bool(fresh))
 
 
-def _resolve(context: ReconcileContext, obj: ManagedObject, want: Wanted, known: Mapping[str, Any]) -> AdapterInput:
-    if want.reference is None:
-        return plain_input(want.uri or "")
-    name = want.reference.name
+def _resolve(
+    context: ReconcileContext, obj: ManagedObject, source: InputSource, known: Mapping[str, Any]
+) -> AdapterInput:
+    if source.reference is None:
+        return plain_input(source.uri or "")
+    name = source.reference.name
     if name in known:
         return recorded(known[name])
     target = Key(Kind.LORAJOB, obj.owner.key.namespace, name)
     # First ask to be woken, then look: a change between the two must not be missed.
     context.cache.wait_for(target, obj.owner.key)
-    return _look_up(context, obj.owner.key, name, checkpoints=want.checkpoints)
+    return _look_up(context, obj.owner.key, name, checkpoints=source.checkpoints)
 
 
-def look_inputs_up_again(context: ReconcileContext, obj: ManagedObject, status: dict[str, Any]) -> dict[str, Any]:
+def refresh_inputs(context: ReconcileContext, obj: ManagedObject, status: dict[str, Any]) -> dict[str, Any]:
     """Return the status of an object that is tried again because an adapter was not what its LoRAJob had published.
 
     What a URI leads to is read anew. A LoRAJob that has published anew is taken as it is now; one that is gone is not
@@ -99,11 +101,11 @@ def look_inputs_up_again(context: ReconcileContext, obj: ManagedObject, status: 
     entries = obj.status.get("inputReferences")
     if not entries:
         return status
-    now = [_as_it_is_now(context, obj, entry) for entry in entries]
+    now = [_refreshed(context, obj, entry) for entry in entries]
     return {**status, "inputReferences": [entry for entry in now if entry is not None]}
 
 
-def _as_it_is_now(context: ReconcileContext, obj: ManagedObject, entry: dict[str, Any]) -> dict[str, Any] | None:
+def _refreshed(context: ReconcileContext, obj: ManagedObject, entry: dict[str, Any]) -> dict[str, Any] | None:
     found = _look_up(context, obj.owner.key, entry["name"], checkpoints=False)
     if isinstance(found, FailedInput):
         return None
@@ -132,7 +134,7 @@ def _checkpoints_of(context: ReconcileContext, body: Mapping[str, Any]) -> str |
         return None
 
 
-def refuse_circle(context: ReconcileContext, obj: ManagedObject, source: LocalReference, field: str) -> None:
+def reject_cycle(context: ReconcileContext, obj: ManagedObject, source: LocalReference, field: str) -> None:
     """Raise InvalidSpec where a LoRAJob is to start from one that waits, however indirectly, for this one.
 
     Asked while a spec is judged: whichever object of a circle comes last is refused, and the others fail with it.

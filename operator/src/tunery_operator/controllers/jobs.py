@@ -1,4 +1,4 @@
-"""Provide the Jobs of an object: create, follow, stop, delete."""
+"""Provide the Jobs of an object: create, suspend, stop, delete."""
 
 from __future__ import annotations
 
@@ -29,13 +29,11 @@ from tunery_operator.status.result_recovery import needs_report, succeeded_pod
 from tunery_operator.status.snapshot import Snapshot
 from tunery_operator.status.stop import Stop
 
-_LAST_WORDS: Final = frozenset({ExitCode.OK, ExitCode.USER_ERROR})
+_FINAL_EXIT_CODES: Final = frozenset({ExitCode.OK, ExitCode.USER_ERROR})
 """Exit codes of a pod after which its Job ends."""
 
 
-def ensure_attempt(
-    context: ReconcileContext, obj: ManagedObject, plan: JobPlan, attempt: Attempt | None
-) -> Attempt | None:
+def ensure_job(context: ReconcileContext, obj: ManagedObject, plan: JobPlan, attempt: Attempt | None) -> Attempt | None:
     """Return the Job of a plan, made if it was missing: nothing is made while the object is suspended.
 
     Raises NameTaken, AwaitingDeletion, PreflightsFull, FieldContested, StaleObject, OwnerGone, Rejected, ApiFailure.
@@ -43,17 +41,17 @@ def ensure_attempt(
     if attempt is not None and attempt.job.finished:
         return attempt
     if attempt is not None and _is_outdated(plan, attempt):
-        remove(context, plan.owner, attempt.job)
+        delete_job(context, plan.owner, attempt.job)
         attempt = None
-    attempt = attempt or _unseen(context, obj, plan)
+    attempt = attempt or _find_unwatched(context, obj, plan)
     if attempt is None:
         return None if plan.suspend else _start(context, obj, plan)
-    if (attempt.missing or _may_meet_yet(obj)) and not (plan.suspend or attempt.job.suspend):
+    if (attempt.missing or _may_rendezvous(obj)) and not (plan.suspend or attempt.job.suspend):
         _keep_service(context, plan, attempt.job)
-    return follow(context, plan.owner, attempt, suspend=plan.suspend)
+    return sync_suspend(context, plan.owner, attempt, suspend=plan.suspend)
 
 
-def _may_meet_yet(obj: ManagedObject) -> bool:
+def _may_rendezvous(obj: ManagedObject) -> bool:
     """Tell whether pods that work together may still look for each other: one that trains has met the others."""
     return obj.status.get("phase") == Phase.STARTING.value
 
@@ -68,19 +66,19 @@ def _is_outdated(plan: JobPlan, attempt: Attempt) -> bool:
     """
     job = attempt.job
     waits = any(pod.node is None and pod.started_at is None and not pod.finished for pod in attempt.newest)
-    if any((pod.running and not waits) or pod.exit_code in _LAST_WORDS for pod in attempt.pods):
+    if any((pod.running and not waits) or pod.exit_code in _FINAL_EXIT_CODES for pod in attempt.pods):
         return False
-    platform = job.plan not in (None, plan.digest) or _trusts_another(plan, job)
+    platform = job.plan not in (None, plan.digest) or _trusts_other_ca(plan, job)
     return job.settings not in (None, plan.settings) or (platform and not is_queued(job))
 
 
-def _trusts_another(plan: JobPlan, job: JobView) -> bool:
+def _trusts_other_ca(plan: JobPlan, job: JobView) -> bool:
     """Tell whether a Job's pods trust another authority than today's; one that nobody knows replaces none."""
     progress = plan.progress
     return progress is not None and progress.ca_pem != "" and job.authority not in (None, progress.authority)
 
 
-def remove(context: ReconcileContext, owner: Owner, job: JobView) -> None:
+def delete_job(context: ReconcileContext, owner: Owner, job: JobView) -> None:
     """Delete a Job; its pod is told to end, writes its checkpoint, and stays known as a leftover until it has ended."""
     apply.delete_job(context.client, owner.key.namespace, job)
     context.cache.note_removed(job.uid)
@@ -90,13 +88,13 @@ def remove(context: ReconcileContext, owner: Owner, job: JobView) -> None:
 # Create
 
 
-def _unseen(context: ReconcileContext, obj: ManagedObject, plan: JobPlan) -> Attempt | None:
+def _find_unwatched(context: ReconcileContext, obj: ManagedObject, plan: JobPlan) -> Attempt | None:
     """Return the Job that no watch tells of, such as one whose labels were taken away, where something speaks for it.
 
     That is a pod that nobody has told to end, or that it is to be stopped now. Raises NameTaken where it is not ours.
     """
     runs_on = any(not pod.deleting for pod in own_leftovers(context, plan.owner, plan.name))
-    stops = plan.suspend and "jobName" in obj.status and not obj.holds(ConditionType.SUSPENDED)
+    stops = plan.suspend and "jobName" in obj.status and not obj.has_true(ConditionType.SUSPENDED)
     if not runs_on and not stops:
         return None
     found = context.client.get(GET_JOB, plan.owner.key.namespace, plan.name)
@@ -113,7 +111,7 @@ def _unseen(context: ReconcileContext, obj: ManagedObject, plan: JobPlan) -> Att
 def _start(context: ReconcileContext, obj: ManagedObject, plan: JobPlan) -> Attempt:
     _wait_for_leftovers(context, plan)
     if "jobName" in obj.status:
-        _look_again(context, obj)
+        _ensure_unchanged(context, obj)
     # Before its pods, which ask for its name at once.
     _ensure_service(context, plan)
     with _preflight_slot(context, plan):
@@ -139,7 +137,7 @@ def _keep_service(context: ReconcileContext, plan: JobPlan, job: JobView) -> Non
     try:
         _ensure_service(context, plan)
     except OwnerGone:
-        remove(context, plan.owner, job)
+        delete_job(context, plan.owner, job)
         raise
 
 
@@ -161,7 +159,7 @@ def leftovers(context: ReconcileContext, owner: Owner, name: str) -> tuple[PodVi
     return tuple(replace(pod, deleting=True) if context.cache.is_going(pod.job_uid) else pod for pod in others)
 
 
-def _look_again(context: ReconcileContext, obj: ManagedObject) -> None:
+def _ensure_unchanged(context: ReconcileContext, obj: ManagedObject) -> None:
     """Read an object that had a Job before live: a second one for a finished or deleted object would train again."""
     key = obj.owner.key
     live = read_live(context.client, context.cache, key)
@@ -193,7 +191,7 @@ def _preflight_slot(context: ReconcileContext, plan: JobPlan) -> Iterator[None]:
 # Follow
 
 
-def follow(context: ReconcileContext, owner: Owner, attempt: Attempt, *, suspend: bool) -> Attempt | None:
+def sync_suspend(context: ReconcileContext, owner: Owner, attempt: Attempt, *, suspend: bool) -> Attempt | None:
     """Carry the user's wish over to a Job; None where the Job had to go.
 
     Only our own suspension is ever undone. A Job with a queue belongs to the queue, which would start it again: it is
@@ -204,7 +202,7 @@ def follow(context: ReconcileContext, owner: Owner, attempt: Attempt, *, suspend
     if not suspend:
         return _resume(context, owner, attempt) if job.suspended_by_us else attempt
     if job.queue is not None:
-        remove(context, owner, job)
+        delete_job(context, owner, job)
         return None
     return attempt if job.suspend else _suspend(context, owner, attempt)
 
@@ -220,13 +218,13 @@ def recreate_job(context: ReconcileContext, snapshot: Snapshot) -> Snapshot:
         return snapshot
     if not attempt.job.makes_no_other or attempt.job.lacks_first:
         return snapshot
-    if publishes_alone(snapshot, attempt) or first_has_ended_well(attempt) or not _needs_all(attempt):
+    if publishes_alone(snapshot, attempt) or first_has_ended_well(attempt) or not _needs_all_pods(attempt):
         return snapshot
-    remove(context, snapshot.owner, attempt.job)
+    delete_job(context, snapshot.owner, attempt.job)
     return replace(snapshot, main=None)
 
 
-def _needs_all(attempt: Attempt) -> bool:
+def _needs_all_pods(attempt: Attempt) -> bool:
     """Tell whether the first of several pods was taken away, or is there again.
 
     One that failed by itself, or was deleted, the Job controller counts first, and may end the Job for it.
@@ -258,26 +256,26 @@ def tolerate_worker_failures(context: ReconcileContext, snapshot: Snapshot) -> S
     if count == job.failed_indexes_allowed or (waits and not alone and not over):
         return snapshot
     body = apply.allow_failed_indexes(context.client, snapshot.owner.key.namespace, job, count)
-    return replace(snapshot, main=_seen(context, attempt, body))
+    return replace(snapshot, main=_cached(context, attempt, body))
 
 
 def _suspend(context: ReconcileContext, owner: Owner, attempt: Attempt) -> Attempt:
     with context.conflicts.change(attempt.job.uid, "spec.suspend"):
-        return _seen(context, attempt, apply.suspend_job(context.client, owner.key.namespace, attempt.job))
+        return _cached(context, attempt, apply.suspend_job(context.client, owner.key.namespace, attempt.job))
 
 
 def _resume(context: ReconcileContext, owner: Owner, attempt: Attempt) -> Attempt:
-    return _seen(context, attempt, apply.resume_job(context.client, owner.key.namespace, attempt.job))
+    return _cached(context, attempt, apply.resume_job(context.client, owner.key.namespace, attempt.job))
 
 
-def _seen(context: ReconcileContext, attempt: Attempt, body: Json | None) -> Attempt:
+def _cached(context: ReconcileContext, attempt: Attempt, body: Json | None) -> Attempt:
     if body is None:
         return attempt
     context.cache.see_job(body)
     return replace(attempt, job=parse_job(body))
 
 
-def is_silent(attempt: Attempt) -> bool:
+def has_lost_report(attempt: Attempt) -> bool:
     """Tell whether a complete Job has no pod left that could say what it found; it may be made again without harm.
 
     A pod that is there and says nothing to the purpose would not do so the next time.
@@ -285,42 +283,42 @@ def is_silent(attempt: Attempt) -> bool:
     return attempt.job.complete and succeeded_pod(attempt) is None
 
 
-def report_again(
+def recover_result(
     context: ReconcileContext, obj: ManagedObject, snapshot: Snapshot, plan: Callable[[], JobPlan]
 ) -> Snapshot:
     """Let a small Job say again what a complete one has published, where its own words are gone; errors as `plan`'s."""
     if not needs_report(snapshot):
         return snapshot
-    if snapshot.report is not None and is_silent(snapshot.report):
+    if snapshot.report is not None and has_lost_report(snapshot.report):
         # Its words are gone, too.
-        remove(context, obj.owner, snapshot.report.job)
+        delete_job(context, obj.owner, snapshot.report.job)
         snapshot = replace(snapshot, report=None)
     # The work is done: there is nothing that a suspension could stop.
-    started = ensure_attempt(context, obj, replace(plan(), suspend=False), snapshot.report)
+    started = ensure_job(context, obj, replace(plan(), suspend=False), snapshot.report)
     return replace(snapshot, report=started)
 
 
-def carry_out(
+def apply_stop(
     context: ReconcileContext, obj: ManagedObject, snapshot: Snapshot, stop: Stop, plan: Callable[[], JobPlan]
 ) -> Snapshot:
     """Take away what works for an object, and let `plan`'s Job publish once nothing does any more.
 
     Deleted whether they run, wait in a queue or are held: a queue gives their quota to others, and nobody can start
-    them again. Raises what `ensure_attempt` and `plan` raise.
+    them again. Raises what `ensure_job` and `plan` raise.
     """
-    snapshot = _without_jobs(context, obj, snapshot)
+    snapshot = _delete_jobs(context, obj, snapshot)
     publishing, owner = snapshot.publishing, obj.owner
-    if publishing is not None and (is_silent(publishing) or not (stop.publishes or publishing.job.finished)):
-        remove(context, owner, publishing.job)
+    if publishing is not None and (has_lost_report(publishing) or not (stop.publishes or publishing.job.finished)):
+        delete_job(context, owner, publishing.job)
         publishing = None
     train = obj.job_name(Task.TRAIN)
     if not stop.publishes or own_leftovers(context, owner, train):
         return replace(snapshot, publishing=publishing)
     # A suspension holds what trains, and nothing does any more.
-    return replace(snapshot, publishing=ensure_attempt(context, obj, replace(plan(), suspend=False), publishing))
+    return replace(snapshot, publishing=ensure_job(context, obj, replace(plan(), suspend=False), publishing))
 
 
-def _without_jobs(context: ReconcileContext, obj: ManagedObject, snapshot: Snapshot) -> Snapshot:
+def _delete_jobs(context: ReconcileContext, obj: ManagedObject, snapshot: Snapshot) -> Snapshot:
     found = {attempt.job.name: attempt.job for attempt in (snapshot.preflight, snapshot.main) if attempt is not None}
     train = obj.job_name(Task.TRAIN)
     if train not in found and "jobName" in obj.status:
@@ -329,6 +327,6 @@ def _without_jobs(context: ReconcileContext, obj: ManagedObject, snapshot: Snaps
         found |= {train: unseen} if unseen is not None else {}
     for job in found.values():
         if not job.finished:
-            remove(context, obj.owner, job)
+            delete_job(context, obj.owner, job)
     main = snapshot.main if snapshot.main is not None and snapshot.main.job.finished else None
     return replace(snapshot, preflight=None, main=main)

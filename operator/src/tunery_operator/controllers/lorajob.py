@@ -11,19 +11,19 @@ from tunery_api.runspec import Task
 from tunery_api.status import ConditionType
 from tunery_api.validation import parse_lorajob
 from tunery_operator.controllers.context import ReconcileContext
-from tunery_operator.controllers.inputs import Inputs, Wanted, refuse_circle, resolve_inputs
+from tunery_operator.controllers.inputs import Inputs, InputSource, reject_cycle, resolve_inputs
 from tunery_operator.controllers.jobs import (
-    carry_out,
-    ensure_attempt,
-    follow,
-    is_silent,
+    apply_stop,
+    delete_job,
+    ensure_job,
+    has_lost_report,
     own_leftovers,
+    recover_result,
     recreate_job,
-    remove,
-    report_again,
+    sync_suspend,
     tolerate_worker_failures,
 )
-from tunery_operator.controllers.observe import ManagedObject, find_attempt, gather_main_job, is_overdue
+from tunery_operator.controllers.observe import ManagedObject, find_attempt, is_overdue, observe_main_job
 from tunery_operator.controllers.reconciler import KindSteps
 from tunery_operator.planning.inputs import as_checked
 from tunery_operator.planning.job import output_place
@@ -34,12 +34,12 @@ from tunery_operator.status.stop import stop_of
 from tunery_search.trial_spec import inputs_of
 
 
-def _gather(context: ReconcileContext, obj: ManagedObject) -> Snapshot:
+def _observe(context: ReconcileContext, obj: ManagedObject) -> Snapshot:
     """Return what is in the cluster."""
-    snapshot = gather_main_job(context, obj, Task.TRAIN)
+    snapshot = observe_main_job(context, obj, Task.TRAIN)
     method = obj.spec.get("method", Method.AUTO.value)
     policy = obj.spec.get("preflight")
-    needed = policy != PreflightPolicy.SKIP.value and not obj.holds(ConditionType.PREFLIGHT)
+    needed = policy != PreflightPolicy.SKIP.value and not obj.has_true(ConditionType.PREFLIGHT)
     train = obj.job_name(Task.TRAIN)
     return replace(
         snapshot,
@@ -54,7 +54,7 @@ def _gather(context: ReconcileContext, obj: ManagedObject) -> Snapshot:
     )
 
 
-def _advance(context: ReconcileContext, obj: ManagedObject, spec: LoRAJobSpec, snapshot: Snapshot) -> Snapshot:
+def _apply(context: ReconcileContext, obj: ManagedObject, spec: LoRAJobSpec, snapshot: Snapshot) -> Snapshot:
     """Make what comes next: the preflight Job, or the train Job once preflight has passed."""
     stop = stop_of(snapshot)
     if stop is not None:
@@ -63,50 +63,50 @@ def _advance(context: ReconcileContext, obj: ManagedObject, spec: LoRAJobSpec, s
             known = _known(obj, _inputs(context, obj, spec))
             return plan_publish(spec, obj.owner, context.platform, known, stop.why)
 
-        return carry_out(context, obj, snapshot, stop, plan_of_what_is_left)
+        return apply_stop(context, obj, snapshot, stop, plan_of_what_is_left)
     # Judged before anything is waited for.
     output_place(spec.output, obj.owner, context.platform.settings)
     if snapshot.main is not None and snapshot.main.job.finished:
-        return report_again(
+        return recover_result(
             context, obj, snapshot, lambda: plan_report(spec, obj.owner, context.platform, _known(obj, None))
         )
     if snapshot.main is not None and is_overdue(snapshot):
         # Before the verdict: the pod stores a checkpoint as it ends, and the failure says that it is there.
-        remove(context, obj.owner, snapshot.main.job)
+        delete_job(context, obj.owner, snapshot.main.job)
         return replace(snapshot, main=None)
     inputs = _inputs(context, obj, spec)
-    if snapshot.main is None and (inputs.news or inputs.ready is None):
-        return inputs.shown_in(snapshot)
+    if snapshot.main is None and (inputs.has_new or inputs.ready is None):
+        return inputs.added_to(snapshot)
     if snapshot.preflight_needed and snapshot.main is None:
-        return _check(context, obj, spec, inputs.shown_in(snapshot))
+        return _ensure_preflight(context, obj, spec, inputs.added_to(snapshot))
     if snapshot.main is None and (snapshot.preflight_only or is_overdue(snapshot)):
-        return inputs.shown_in(snapshot)
+        return inputs.added_to(snapshot)
     if inputs.ready is None and snapshot.main is not None:
         # The Job that is there has all it needs, even if its input was deleted before it was written down.
-        followed = follow(context, obj.owner, snapshot.main, suspend=spec.suspend)
+        followed = sync_suspend(context, obj.owner, snapshot.main, suspend=spec.suspend)
         return tolerate_worker_failures(context, replace(snapshot, main=followed))
     plan = plan_train(spec, obj.owner, context.platform, _known(obj, inputs))
     snapshot = recreate_job(context, snapshot)
-    shown = replace(inputs.shown_in(snapshot), main=ensure_attempt(context, obj, plan, snapshot.main))
+    shown = replace(inputs.added_to(snapshot), main=ensure_job(context, obj, plan, snapshot.main))
     return tolerate_worker_failures(context, shown)
 
 
-def _check(context: ReconcileContext, obj: ManagedObject, spec: LoRAJobSpec, snapshot: Snapshot) -> Snapshot:
+def _ensure_preflight(context: ReconcileContext, obj: ManagedObject, spec: LoRAJobSpec, snapshot: Snapshot) -> Snapshot:
     """Make the preflight Job; one whose report is gone runs once more."""
-    inputs = Inputs(snapshot.inputs, snapshot.input_references, news=False)
+    inputs = Inputs(snapshot.inputs, snapshot.input_references, has_new=False)
     plan = plan_preflight(spec, obj.owner, context.platform, _known(obj, inputs))
-    if snapshot.preflight is not None and is_silent(snapshot.preflight):
-        remove(context, obj.owner, snapshot.preflight.job)
+    if snapshot.preflight is not None and has_lost_report(snapshot.preflight):
+        delete_job(context, obj.owner, snapshot.preflight.job)
         snapshot = replace(snapshot, preflight=None)
-    return replace(snapshot, preflight=ensure_attempt(context, obj, plan, snapshot.preflight))
+    return replace(snapshot, preflight=ensure_job(context, obj, plan, snapshot.preflight))
 
 
 def _inputs(context: ReconcileContext, obj: ManagedObject, spec: LoRAJobSpec) -> Inputs:
     resumes = spec.resume_from is not None
     source = spec.resume_from or spec.continue_from
-    if source is not None and source.lora_job_ref is not None and not obj.accepted():
-        refuse_circle(context, obj, source.lora_job_ref, "resumeFrom" if resumes else "continueFrom")
-    wanted = [Wanted(source.lora_job_ref, source.uri, resumes)] if source is not None else []
+    if source is not None and source.lora_job_ref is not None and not obj.was_accepted():
+        reject_cycle(context, obj, source.lora_job_ref, "resumeFrom" if resumes else "continueFrom")
+    wanted = [InputSource(source.lora_job_ref, source.uri, resumes)] if source is not None else []
     return resolve_inputs(context, obj, wanted)
 
 
@@ -123,8 +123,8 @@ def _known(obj: ManagedObject, inputs: Inputs | None) -> Known:
     )
 
 
-def _children(obj: ManagedObject) -> tuple[str, ...]:
+def _job_names(obj: ManagedObject) -> tuple[str, ...]:
     return obj.job_name(Task.TRAIN), obj.job_name(Task.PREFLIGHT)
 
 
-LORAJOB_STEPS: Final = KindSteps(parse_lorajob, _gather, _advance, _children)
+LORAJOB_STEPS: Final = KindSteps(parse_lorajob, _observe, _apply, _job_names)

@@ -29,11 +29,11 @@ from tunery_operator.client.client import Json
 from tunery_operator.client.rbac import LORAJOBS
 from tunery_operator.client.read import peek_object
 from tunery_operator.controllers.context import ReconcileContext
-from tunery_operator.controllers.jobs import ensure_attempt, report_again
-from tunery_operator.controllers.observe import ManagedObject, gather_main_job
+from tunery_operator.controllers.jobs import ensure_job, recover_result
+from tunery_operator.controllers.observe import ManagedObject, observe_main_job
 from tunery_operator.controllers.reconciler import KindSteps, PartialReconcile
 from tunery_operator.controllers.rejections import rejection_of
-from tunery_operator.controllers.trials import OwnTrials, is_made_for, not_at_rest, numbered, own_trials
+from tunery_operator.controllers.trials import OwnTrials, active_trial_names, is_made_for, own_trials, with_number
 from tunery_operator.errors import ApiFailure, NameTaken, Rejected, SamplerBusy
 from tunery_operator.manifests.trial import build_trial, hold_change, stop_change
 from tunery_operator.observed.metadata import Key, parse_time
@@ -69,7 +69,7 @@ class _Sweep:
     own: OwnTrials
     inputs: TrialInputs | None = None
     """What the first trial that passed its preflight has read; None: none has."""
-    refused: tuple[ApiFailure | Rejected, ...] = ()
+    rejections: tuple[ApiFailure | Rejected, ...] = ()
     """What the cluster has answered where something of one trial could not be done: it keeps no other from it."""
 
     @property
@@ -83,10 +83,10 @@ class _Sweep:
         return read_values(self.space, job_spec)
 
     @property
-    def is_told(self) -> bool:
+    def is_recorded(self) -> bool:
         """Tell whether the status says of every trial that has ended what it came to.
 
-        Until it does, nothing is asked, made or waited for: that may take its time or be refused, and a trial whose
+        Until it does, nothing is asked, made or waited for: that may take its time or be rejections, and a trial whose
         LoRAJob went meanwhile would count as deleted.
         """
         told = {row.number for row in self.rows if row.state in FINAL_TRIAL_STATES}
@@ -97,24 +97,24 @@ class _Sweep:
         # The watch will tell no news of it any more: the trial is to be reconciled from here.
         cache = self.context.cache
         cache.defer_keys(cache.see_owner(Kind.LORAJOB, body) - {self.obj.owner.key})
-        children = {**self.own.children, number: numbered(body, number)}
+        children = {**self.own.children, number: with_number(body, number)}
         return replace(self, own=replace(self.own, children=children))
 
-    def refusing(self, error: ApiFailure | Rejected) -> _Sweep:
-        """Return the sweep after something of it was refused."""
-        return replace(self, refused=(*self.refused, error))
+    def with_rejection(self, error: ApiFailure | Rejected) -> _Sweep:
+        """Return the sweep after something of it was rejections."""
+        return replace(self, rejections=(*self.rejections, error))
 
 
-def _gather(context: ReconcileContext, obj: ManagedObject) -> Snapshot:
+def _observe(context: ReconcileContext, obj: ManagedObject) -> Snapshot:
     """Return what is in the cluster of the Job that publishes the best."""
-    return gather_main_job(context, obj, Task.PUBLISH_BEST)
+    return observe_main_job(context, obj, Task.PUBLISH_BEST)
 
 
-def _advance(context: ReconcileContext, obj: ManagedObject, spec: LoRASweepSpec, snapshot: Snapshot) -> Snapshot:
+def _apply(context: ReconcileContext, obj: ManagedObject, spec: LoRASweepSpec, snapshot: Snapshot) -> Snapshot:
     """Stop what is hopeless, make the trials that are due, or publish the best once the search is over."""
     # Judged before anything is waited for.
     output_place(spec.output, obj.owner, context.platform.settings)
-    sweep = _found(context, obj, spec)
+    sweep = _observe_trials(context, obj, spec)
     main = snapshot.main
     trials = sweep.trials
     moment = _moment(context, obj, publishing=main is not None)
@@ -122,14 +122,14 @@ def _advance(context: ReconcileContext, obj: ManagedObject, spec: LoRASweepSpec,
     if main is not None and main.job.finished:
         found = _result(obj, sweep.trials, decision)
         shown = replace(snapshot, search=Search(spec, trials, decision, inputs=sweep.inputs))
-        return report_again(
+        return recover_result(
             context, obj, shown, lambda: plan_report(spec, obj.owner, context.platform, found, sweep.space)
         )
-    sweep, search = _carry_out(sweep, _search(sweep, trials, decision))
+    sweep, search = _apply_decision(sweep, _search(sweep, trials, decision))
     snapshot = replace(snapshot, search=replace(search, trials=sweep.trials))
-    if sweep.refused:
-        raise _halfway(sweep, snapshot)
-    return snapshot if decision.publish is None or not sweep.is_told else _publish_best(sweep, snapshot)
+    if sweep.rejections:
+        raise _partial(sweep, snapshot)
+    return snapshot if decision.publish is None or not sweep.is_recorded else _publish_best(sweep, snapshot)
 
 
 def _search(sweep: _Sweep, trials: tuple[Trial, ...], decision: Decision) -> Search:
@@ -138,35 +138,35 @@ def _search(sweep: _Sweep, trials: tuple[Trial, ...], decision: Decision) -> Sea
     return Search(sweep.spec, trials, decision, inputs=sweep.inputs, foreign=own.foreign, owner_changed=owner_changed)
 
 
-def _carry_out(sweep: _Sweep, search: Search) -> tuple[_Sweep, Search]:
-    """Do what was decided, of each trial what can be done; who is refused is tried again in another look."""
+def _apply_decision(sweep: _Sweep, search: Search) -> tuple[_Sweep, Search]:
+    """Do what was decided, of each trial what can be done; who is rejections is tried again in another look."""
     decision = search.decision
     sweep = _hold(_stop(sweep, decision.stop))
-    search = replace(search, not_held=not_at_rest(sweep.own) if sweep.obj.suspend else ())
+    search = replace(search, not_held=active_trial_names(sweep.own) if sweep.obj.suspend else ())
     due = decision.create or decision.final is not None
     # One that no row names yet may be among what could not be read.
-    if not due or not sweep.is_told or sweep.own.unread.keys() - {row.number for row in sweep.rows}:
+    if not due or not sweep.is_recorded or sweep.own.unread.keys() - {row.number for row in sweep.rows}:
         return sweep, search
     try:
-        return _make(sweep, search)
+        return _create_due(sweep, search)
     except (ApiFailure, Rejected) as error:
-        return sweep.refusing(error), search
+        return sweep.with_rejection(error), search
 
 
-def _halfway(sweep: _Sweep, snapshot: Snapshot) -> Exception:
-    """Return what is raised where something was refused, with what is known of the trials: those that run go on."""
-    error, search = sweep.refused[0], snapshot.search
-    if search is None or (isinstance(error, Rejected) and not sweep.obj.accepted()):
+def _partial(sweep: _Sweep, snapshot: Snapshot) -> Exception:
+    """Return what is raised where something was rejections, with what is known of the trials: those that run go on."""
+    error, search = sweep.rejections[0], snapshot.search
+    if search is None or (isinstance(error, Rejected) and not sweep.obj.was_accepted()):
         return error
     found = rejection_of(error)
     blocker = Blocker(str(found.reason), found.message, FAILED_SECONDS)
     return PartialReconcile(replace(snapshot, search=replace(search, blocker=blocker)), error)
 
 
-def _found(context: ReconcileContext, obj: ManagedObject, spec: LoRASweepSpec) -> _Sweep:
+def _observe_trials(context: ReconcileContext, obj: ManagedObject, spec: LoRASweepSpec) -> _Sweep:
     rows = tuple(_rows(obj.status))
     own = own_trials(context, obj, spec, rows)
-    return _Sweep(context, obj, spec, space_of(spec), rows, own, _inputs(obj, own), own.refused)
+    return _Sweep(context, obj, spec, space_of(spec), rows, own, _inputs(obj, own), own.rejections)
 
 
 def _inputs(obj: ManagedObject, own: OwnTrials) -> TrialInputs | None:
@@ -239,20 +239,20 @@ def _change(sweep: _Sweep, number: int, change: Json) -> _Sweep:
     try:
         return sweep.with_child(number, apply.patch_child(sweep.context.client, LORAJOBS, same, change))
     except (ApiFailure, Rejected) as error:
-        return sweep.refusing(error)
+        return sweep.with_rejection(error)
 
 
 # Trials that are made
 
 
-def _make(sweep: _Sweep, search: Search) -> tuple[_Sweep, Search]:
+def _create_due(sweep: _Sweep, search: Search) -> tuple[_Sweep, Search]:
     """Make the trials that are due; tell why none was where the sampler could not say which."""
     decision, trials = search.decision, search.trials
     if decision.final is not None:
         last = final_suggestion(sweep.spec, trials, decision.final)
         suggestions = [last] if last else []
     else:
-        answer = _ask(sweep, trials, decision.create)
+        answer = _suggest(sweep, trials, decision.create)
         if isinstance(answer, Blocker):
             return sweep, replace(search, blocker=answer)
         search = replace(search, importance=answer.importance or None, exhausted=not answer.suggestions)
@@ -264,7 +264,7 @@ def _make(sweep: _Sweep, search: Search) -> tuple[_Sweep, Search]:
         except NameTaken as error:
             return _give_up(sweep, search, Failure(reason=FailureReason.NAME_CONFLICT, message=str(error)))
         except (ApiFailure, Rejected) as error:
-            return sweep.refusing(error), search
+            return sweep.with_rejection(error), search
         if sweep.rows != rows:
             # Its row is all there is of it: no later trial is created before the status has that.
             break
@@ -277,11 +277,11 @@ def _give_up(sweep: _Sweep, search: Search, failure: Failure) -> tuple[_Sweep, S
     return _stop(sweep, decision.stop), replace(search, decision=decision)
 
 
-def _ask(sweep: _Sweep, trials: Sequence[Trial], numbers: Sequence[int]) -> Answer | Blocker:
+def _suggest(sweep: _Sweep, trials: Sequence[Trial], numbers: Sequence[int]) -> Answer | Blocker:
     """Return what to try next, or why that is unknown for now. Raises StaleObject, ApiFailure."""
     ask = question_of(sweep.spec, sweep.space, trials, numbers, _forgiven(sweep.obj))
     if numbers and sweep.spec.warm_start_from:
-        ask = with_earlier(ask, [_rows_of(sweep, each.name) for each in sweep.spec.warm_start_from])
+        ask = with_earlier(ask, [_earlier_rows(sweep, each.name) for each in sweep.spec.warm_start_from])
     try:
         return sweep.context.sampler.suggestions(ask, sweep.obj.owner.key, sweep.obj.owner.uid)
     except SamplerBusy as error:
@@ -290,7 +290,7 @@ def _ask(sweep: _Sweep, trials: Sequence[Trial], numbers: Sequence[int]) -> Answ
         return Blocker(SUGGESTION_FAILED, str(error), FAILED_SECONDS)
 
 
-def _rows_of(sweep: _Sweep, name: str) -> list[TrialStatus]:
+def _earlier_rows(sweep: _Sweep, name: str) -> list[TrialStatus]:
     """Return the trials of an earlier sweep; none where it is gone: what it knew is no condition of this one."""
     context = sweep.context
     key = Key(Kind.LORASWEEP, sweep.obj.owner.key.namespace, name)
@@ -332,7 +332,7 @@ def _publish_best(sweep: _Sweep, snapshot: Snapshot) -> Snapshot:
             return replace(snapshot, search=search)
     found = _result(obj, sweep.trials, search.decision, search.importance)
     plan = plan_publish_best(sweep.spec, obj.owner, context.platform, found, sweep.space)
-    return replace(snapshot, search=search, main=ensure_attempt(context, obj, plan, snapshot.main))
+    return replace(snapshot, search=search, main=ensure_job(context, obj, plan, snapshot.main))
 
 
 def _with_importance(sweep: _Sweep, search: Search) -> Search:
@@ -343,7 +343,7 @@ def _with_importance(sweep: _Sweep, search: Search) -> Search:
     complete = sum(trial.row.state == TrialState.COMPLETE for trial in search.trials)
     if complete < IMPORTANCE_FROM:
         return search
-    answer = _ask(sweep, search.trials, ())
+    answer = _suggest(sweep, search.trials, ())
     if isinstance(answer, Blocker):
         return replace(search, blocker=answer) if answer.reason == SAMPLER_BUSY else search
     return replace(search, importance=answer.importance or None)
@@ -364,8 +364,8 @@ def _result(
     )
 
 
-def _jobs(obj: ManagedObject) -> tuple[str, ...]:
+def _job_names(obj: ManagedObject) -> tuple[str, ...]:
     return (obj.job_name(Task.PUBLISH_BEST),)
 
 
-LORASWEEP_STEPS: Final = KindSteps(parse_lorasweep, _gather, _advance, _jobs)
+LORASWEEP_STEPS: Final = KindSteps(parse_lorasweep, _observe, _apply, _job_names)

@@ -106,22 +106,22 @@ class ManagedObject:
         seconds: int | None = self.spec.get("activeDeadlineSeconds")
         return _default(self.owner.key.kind, "active_deadline_seconds") if seconds is None else seconds
 
-    def holds(self, condition: ConditionType) -> bool:
+    def has_true(self, condition: ConditionType) -> bool:
         """Tell whether a condition is True in the status that was read."""
         return self._condition(condition).get("status") == ConditionStatus.TRUE.value
 
-    def accepted(self) -> bool:
+    def was_accepted(self) -> bool:
         """Tell whether its spec was found good before, in whatever generation, or so good that a Job was made of it.
 
         What may change afterwards, such as suspend, gives no reason to judge the rest once more.
         """
         passed = self._condition(ConditionType.PREFLIGHT).get("reason") == "PreflightPassed"
-        return self.holds(ConditionType.VALIDATED) or passed or "jobName" in self.status
+        return self.has_true(ConditionType.VALIDATED) or passed or "jobName" in self.status
 
-    def judged(self) -> bool:
+    def is_validated(self) -> bool:
         """Tell whether its spec as it is now was found good before."""
         now = self.status.get("observedGeneration") == self.owner.generation
-        return now and self.holds(ConditionType.VALIDATED)
+        return now and self.has_true(ConditionType.VALIDATED)
 
     def _condition(self, type_: ConditionType) -> Mapping[str, Any]:
         return condition_of(self.status, type_)
@@ -204,7 +204,7 @@ def find_attempt(context: ReconcileContext, obj: ManagedObject, task: Task) -> A
     return with_warnings(context.warnings, context.client, owner.key.namespace, attempt, context.now())
 
 
-def gather_main_job(context: ReconcileContext, obj: ManagedObject, task: Task) -> Snapshot:
+def observe_main_job(context: ReconcileContext, obj: ManagedObject, task: Task) -> Snapshot:
     """Return the snapshot with the Job that does the work, which `task` names."""
     main = find_attempt(context, obj, task)
     complete = main is not None and main.job.complete

@@ -39,7 +39,7 @@ def write_down(context: ReconcileContext, obj: ManagedObject, change: dict[str, 
     return frozenset(context.cache.see_owner(key.kind, body) - {key})
 
 
-def seconds_to_wait(
+def write_delay(
     context: ReconcileContext, obj: ManagedObject, change: Mapping[str, Any], frequent: Collection[str]
 ) -> float:
     """Return how long a change is to wait: one of `frequent` fields alone is written once in progress.writeSeconds."""

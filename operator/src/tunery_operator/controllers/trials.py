@@ -41,7 +41,7 @@ class OwnTrials:
     """Names, by number, of those that the cluster would not show: nothing is known of them but their rows."""
     foreign: tuple[str, ...] = ()
     """Names of the LoRAJobs that only name it as their owner."""
-    refused: tuple[ApiFailure | Rejected, ...] = ()
+    rejections: tuple[ApiFailure | Rejected, ...] = ()
     """What the cluster has answered where a trial could not be read or taken back."""
 
 
@@ -57,30 +57,30 @@ def own_trials(
     found = OwnTrials()
     for row in rows:
         if row.state not in FINAL_TRIAL_STATES:
-            _take(context, obj, found, row)
+            _add_recorded(context, obj, found, row)
     unknown = context.cache.trials(obj.owner.uid) - {row.name for row in rows}
     first = max((row.number for row in rows), default=-1) + 1
     names = _names_since(obj.owner, spec, unknown, first)
-    made = _take_new(context, obj, found, names)
+    made = _add_new(context, obj, found, names)
     found.foreign = tuple(sorted(unknown - made))
     return found
 
 
-def _take(context: ReconcileContext, obj: ManagedObject, found: OwnTrials, row: TrialStatus) -> None:
+def _add_recorded(context: ReconcileContext, obj: ManagedObject, found: OwnTrials, row: TrialStatus) -> None:
     """Take the LoRAJob of a row over, if it is there; one of another uid is another."""
     try:
         body = _read(context, obj, row.name)
     except ApiFailure as error:
         found.unread[row.number] = row.name
-        found.refused += (error,)
+        found.rejections += (error,)
         return
     if body is None or (row.uid is not None and body["metadata"]["uid"] != row.uid):
         return
     if not apply.is_child(body, obj.owner):
         if row.uid is None:
             return
-        body = _taken_back(context, obj, found, row.number, body)
-    found.children[row.number] = numbered(body, row.number)
+        body = _adopt(context, obj, found, row.number, body)
+    found.children[row.number] = with_number(body, row.number)
 
 
 def _names_since(owner: Owner, spec: LoRASweepSpec, unknown: Collection[str], first: int) -> Iterator[tuple[int, str]]:
@@ -96,7 +96,7 @@ def _names_since(owner: Owner, spec: LoRASweepSpec, unknown: Collection[str], fi
             return
 
 
-def _take_new(
+def _add_new(
     context: ReconcileContext, obj: ManagedObject, found: OwnTrials, names: Iterable[tuple[int, str]]
 ) -> frozenset[str]:
     """Take over what is there as we make it, up to what is not; return its names."""
@@ -106,7 +106,7 @@ def _take_new(
             body = _read(context, obj, name)
         except ApiFailure as error:
             found.unread[number] = name
-            found.refused += (error,)
+            found.rejections += (error,)
             break
         if body is None or not is_made_for(body, obj.owner, number):
             break
@@ -129,7 +129,7 @@ def _labels(owner: Owner) -> Mapping[str, str]:
     return {MANAGED_BY_LABEL: MANAGED_BY, SWEEP_LABEL: label_value(owner.key.name)}
 
 
-def numbered(body: Json, number: int) -> Json:
+def with_number(body: Json, number: int) -> Json:
     """Return a LoRAJob with the label of its number."""
     if number_of(body) == number:
         return body
@@ -137,7 +137,7 @@ def numbered(body: Json, number: int) -> Json:
     return {**body, "metadata": {**meta, "labels": {**(meta.get("labels") or {}), TRIAL_LABEL: f"{number:03d}"}}}
 
 
-def not_at_rest(found: OwnTrials) -> tuple[str, ...]:
+def active_trial_names(found: OwnTrials) -> tuple[str, ...]:
     """Return the names of the trials that may still work, those among them that were told to end for good."""
     bodies = [body for _, body in sorted(found.children.items())]
     phases = {body["metadata"]["name"]: (body.get("status") or {}).get("phase") for body in bodies}
@@ -154,14 +154,14 @@ def _read(context: ReconcileContext, obj: ManagedObject, name: str) -> Json | No
     return body
 
 
-def _is_alone(obj: ManagedObject, number: int, body: Json) -> bool:
+def _is_orphan(obj: ManagedObject, number: int, body: Json) -> bool:
     """Tell whether a LoRAJob has no owner, and its labels still say which trial of the sweep it is."""
     meta = body["metadata"]
     ours = _labels(obj.owner).items() <= (meta.get("labels") or {}).items()
     return not meta.get("ownerReferences") and ours and number_of(body) == number
 
 
-def _taken_back(context: ReconcileContext, obj: ManagedObject, found: OwnTrials, number: int, body: Json) -> Json:
+def _adopt(context: ReconcileContext, obj: ManagedObject, found: OwnTrials, number: int, body: Json) -> Json:
     """Return a trial whose owner reference somebody took away, with it: alone it would train on, and nobody look.
 
     One that cannot be taken back is reported as one whose owner was changed. So is any of a sweep
@@ -171,22 +171,22 @@ def _taken_back(context: ReconcileContext, obj: ManagedObject, found: OwnTrials,
     owner, deleted = obj.owner, "deletionTimestamp" in obj.body["metadata"]
     key = Key(Kind.LORAJOB, owner.key.namespace, body["metadata"]["name"])
     try:
-        if not deleted and _is_alone(obj, number, body):
-            _ensure_wanted(context, owner)
+        if not deleted and _is_orphan(obj, number, body):
+            _ensure_not_deleted(context, owner)
             logger.info("%s, a trial of %s, has no owner any more: it is taken back", key, owner.key)
             change = {"metadata": {"ownerReferences": [owner_reference(owner)]}}
             body = apply.patch_child(context.client, LORAJOBS, body, change)
             context.cache.defer_keys(context.cache.see_owner(Kind.LORAJOB, body) - {owner.key})
             return body
     except (ApiFailure, Rejected) as error:
-        found.refused += (error,)
+        found.rejections += (error,)
     found.owner_changed.add(number)
     # What becomes of somebody else's is no news of ours.
     context.cache.wait_for(key, owner.key)
     return body
 
 
-def _ensure_wanted(context: ReconcileContext, owner: Owner) -> None:
+def _ensure_not_deleted(context: ReconcileContext, owner: Owner) -> None:
     """Raise StaleObject unless the sweep is there, and not deleted: asked after the trial was seen without an owner."""
     key = owner.key
     live = context.client.get(get_owner(key.kind.plural), key.namespace, key.name)
@@ -196,11 +196,11 @@ def _ensure_wanted(context: ReconcileContext, owner: Owner) -> None:
         raise StaleObject(f"{key} is being deleted")
 
 
-_REFUSED: Final = range(400, 429)
+_PERMANENT: Final = range(400, 429)
 """Answers that another try would not change: one trial's status is not worth a sweep's end."""
 
 
-def tell_trials(context: ReconcileContext, obj: ManagedObject, status: Mapping[str, Any]) -> None:
+def mark_removed_trials(context: ReconcileContext, obj: ManagedObject, status: Mapping[str, Any]) -> None:
     """Have the trials that a sweep does not keep say so, if `status` is that of one that has just published its best.
 
     One that cannot be told keeps no other from it, and is tried again for as long as any of them could: of hundreds of
@@ -209,9 +209,9 @@ def tell_trials(context: ReconcileContext, obj: ManagedObject, status: Mapping[s
     if obj.owner.key.kind is not Kind.LORASWEEP or status["phase"] != Phase.SUCCEEDED.value:
         return
     remains = _remains(status)
-    left = [row for row in status.get("trials") or () if _is_to_be_told(row)]
+    left = [row for row in status.get("trials") or () if _needs_mark(row)]
     while left:
-        failed = [(row, error) for row in left if (error := _tell(context, obj, row, remains)) is not None]
+        failed = [(row, error) for row in left if (error := _mark_removed(context, obj, row, remains)) is not None]
         if len(failed) == len(left):
             raise failed[0][1]
         left = [row for row, _ in failed]
@@ -223,7 +223,7 @@ def _remains(status: Mapping[str, Any]) -> bool | None:
     return None if told == ConditionStatus.UNKNOWN.value else told is not None
 
 
-def _is_to_be_told(row: Mapping[str, Any]) -> bool:
+def _needs_mark(row: Mapping[str, Any]) -> bool:
     return _has_stored(row) and row["state"] != TrialState.DELETED.value and "adapter" not in row
 
 
@@ -232,26 +232,26 @@ def _has_stored(row: Mapping[str, Any]) -> bool:
     return row["state"] == TrialState.COMPLETE.value or bool(row.get("runSeconds") or row.get("evaluations"))
 
 
-def _tell(
+def _mark_removed(
     context: ReconcileContext, obj: ManagedObject, row: Mapping[str, Any], remains: bool | None
 ) -> StaleObject | ApiFailure | None:
     """Have one trial say so; return why it could not be told, where another try may help."""
     try:
         body = context.client.get(LORAJOBS.get, obj.owner.key.namespace, row["name"])
-        if body is not None and _is_that(body, row):
+        if body is not None and _is_ended_trial(body, row):
             _write(context, obj, body, remains)
     except OwnerGone:
         return None
     except StaleObject as error:
         return error
     except ApiFailure as error:
-        if error.status not in _REFUSED:
+        if error.status not in _PERMANENT:
             return error
         logger.info("LoRAJob %s still names what %s has removed: %s", row["name"], obj.owner.key, error)
     return None
 
 
-def _is_that(body: Json, row: Mapping[str, Any]) -> bool:
+def _is_ended_trial(body: Json, row: Mapping[str, Any]) -> bool:
     """Tell whether a LoRAJob is that of a row, whosever it is by now: the sweep has removed what it names."""
     return body["metadata"]["uid"] == row.get("uid") and (body.get("status") or {}).get("phase") in FINAL_PHASES
 

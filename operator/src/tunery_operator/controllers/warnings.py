@@ -21,12 +21,12 @@ JOB_SECONDS: Final = 5.0
 """How long a Job may be without a pod before anybody wonders."""
 POD_SECONDS: Final = 15.0
 """How long a pod may be on its node without a container."""
-LOOK_SECONDS: Final = 9.0
+READ_SECONDS: Final = 9.0
 """Least time between two looks at the same Job or pod; status looks again every 10 s."""
 _KEEP_SECONDS: Final = 60.0
 _MOST_PODS: Final = 4
 """Of pods that work together, of how many the events are read: each look costs a call for each."""
-_TELLING: Final = {
+_CAUSES: Final = {
     "Job": frozenset({"FailedCreate"}),
     "Pod": frozenset(
         {
@@ -44,7 +44,7 @@ _TELLING: Final = {
 logger = logging.getLogger(__name__)
 
 
-class Silence(NamedTuple):
+class Unstarted(NamedTuple):
     """What does not come up, and since when."""
 
     about: Literal["Job", "Pod"]
@@ -53,46 +53,44 @@ class Silence(NamedTuple):
 
 
 class Warnings:
-    """Reads events where something does not come up, at most once in LOOK_SECONDS for each Job or pod."""
+    """Reads events where something does not come up, at most once in READ_SECONDS for each Job or pod."""
 
     def __init__(self, monotonic: Callable[[], float]) -> None:
         self._monotonic = monotonic
         self._known: dict[str, tuple[float, tuple[ClusterWarning, ...]]] = {}
         self._lock = threading.Lock()
 
-    def of(self, client: KubeClient, namespace: str, silence: Silence) -> tuple[ClusterWarning, ...]:
+    def of(self, client: KubeClient, namespace: str, item: Unstarted) -> tuple[ClusterWarning, ...]:
         """Return what was said about it since, oldest first; nothing where the events cannot be read."""
         now = self._monotonic()
         with self._lock:
             self._known = {uid: entry for uid, entry in self._known.items() if now - entry[0] < _KEEP_SECONDS}
-            known = self._known.get(silence.uid)
-        if known is not None and now - known[0] < LOOK_SECONDS:
+            known = self._known.get(item.uid)
+        if known is not None and now - known[0] < READ_SECONDS:
             return known[1]
         try:
-            found = read_warnings(client, namespace, silence.uid, silence.about)
+            found = read_warnings(client, namespace, item.uid, item.about)
         except ApiFailure as error:
-            logger.warning("events of %s %s/%s cannot be read: %s", silence.about, namespace, silence.uid, error)
+            logger.warning("events of %s %s/%s cannot be read: %s", item.about, namespace, item.uid, error)
             return known[1] if known is not None else ()
-        telling = tuple(warning for warning in found if _tells(warning, silence))
+        telling = tuple(warning for warning in found if _names_cause(warning, item))
         with self._lock:
-            self._known[silence.uid] = (now, telling)
+            self._known[item.uid] = (now, telling)
         return telling
 
 
-def _tells(warning: ClusterWarning, silence: Silence) -> bool:
+def _names_cause(warning: ClusterWarning, item: Unstarted) -> bool:
     time = parse_time(warning.time)
     # Events have whole seconds.
-    return (
-        warning.reason in _TELLING[silence.about] and time is not None and time >= silence.since.replace(microsecond=0)
-    )
+    return warning.reason in _CAUSES[item.about] and time is not None and time >= item.since.replace(microsecond=0)
 
 
-def silences_of(attempt: Attempt, now: datetime) -> list[Silence]:
+def find_unstarted(attempt: Attempt, now: datetime) -> list[Unstarted]:
     """Return what of an attempt should have come up by now and has not: of pods that work together the first few."""
     if attempt.job.finished or attempt.job.suspend:
         return []
     hang = [pod for pod in attempt.newest if _hangs(pod, now)][:_MOST_PODS]
-    pods = [Silence("Pod", pod.uid, _created(pod, now)) for pod in hang]
+    pods = [Unstarted("Pod", pod.uid, _created(pod, now)) for pod in hang]
     made = _no_pod(attempt, now) if attempt.missing else None
     return pods if made is None else [*pods, made]
 
@@ -104,20 +102,20 @@ def _hangs(pod: PodView, now: datetime) -> bool:
     return placed and waits and (now - _created(pod, now)).total_seconds() > POD_SECONDS
 
 
-def _no_pod(attempt: Attempt, now: datetime) -> Silence | None:
+def _no_pod(attempt: Attempt, now: datetime) -> Unstarted | None:
     job, pod = attempt.job, attempt.last
     moments = (parse_time(job.created), job.started_at, pod.finished_at if pod is not None else None)
     since = max((moment for moment in moments if moment is not None), default=now)
-    return Silence("Job", job.uid, since) if (now - since).total_seconds() > JOB_SECONDS else None
+    return Unstarted("Job", job.uid, since) if (now - since).total_seconds() > JOB_SECONDS else None
 
 
-def said_of_servers(
+def server_warnings(
     warnings: Warnings, client: KubeClient, namespace: str, pods: Iterable[ServerPodView], now: datetime
 ) -> dict[str, tuple[ClusterWarning, ...]]:
     """Return what the cluster says against the pods of a server that do not come up, by their uid."""
     found = {pod.uid: parse_time(pod.created) or now for pod in pods if pod.unstarted}
     silent = {uid: since for uid, since in found.items() if (now - since).total_seconds() > POD_SECONDS}
-    return {uid: warnings.of(client, namespace, Silence("Pod", uid, since)) for uid, since in silent.items()}
+    return {uid: warnings.of(client, namespace, Unstarted("Pod", uid, since)) for uid, since in silent.items()}
 
 
 def _created(pod: PodView, now: datetime) -> datetime:
@@ -128,8 +126,8 @@ def with_warnings(
     warnings: Warnings, client: KubeClient, namespace: str, attempt: Attempt | None, now: datetime
 ) -> Attempt | None:
     """Return the attempt with what the cluster says against it, where it does not come up."""
-    silences = silences_of(attempt, now) if attempt is not None else []
-    if attempt is None or not silences:
+    unstarted = find_unstarted(attempt, now) if attempt is not None else []
+    if attempt is None or not unstarted:
         return attempt
-    found = [warning for silence in silences for warning in warnings.of(client, namespace, silence)]
+    found = [warning for item in unstarted for warning in warnings.of(client, namespace, item)]
     return replace(attempt, warnings=tuple(found))

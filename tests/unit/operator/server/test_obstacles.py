@@ -11,7 +11,7 @@ import pytest
 
 from tunery_api.failures import Failure
 from tunery_api.reasons import FailureReason
-from tunery_operator.controllers.warnings import Warnings, said_of_servers
+from tunery_operator.controllers.warnings import Warnings, server_warnings
 from tunery_operator.observed.attempt import ClusterWarning
 from tunery_operator.observed.deployment import ContainerView, ServerPodView, parse_deployment, parse_server_pod
 
@@ -174,15 +174,15 @@ def test_a_volume_that_cannot_be_mounted_is_told_though_only_events_say_it(
 )
 def test_events_of_a_pod_that_runs_or_has_no_node_are_not_asked_for(pod: ServerPodView) -> None:
     api = KubeClientThatCounts()
-    assert said_of_servers(Warnings(lambda: 0.0), api, "ns", [pod], NOW) == {}  # type: ignore[arg-type]
+    assert server_warnings(Warnings(lambda: 0.0), api, "ns", [pod], NOW) == {}  # type: ignore[arg-type]
     assert api.asked == 0
 
 
 def test_the_events_of_a_pod_that_hangs_are_read_after_a_while() -> None:
     api = KubeClientThatCounts()
     young = starting(created=(NOW - timedelta(seconds=10)).isoformat())
-    assert said_of_servers(Warnings(lambda: 0.0), api, "ns", [young], NOW) == {}  # type: ignore[arg-type]
-    found = said_of_servers(Warnings(lambda: 0.0), api, "ns", [starting()], NOW)  # type: ignore[arg-type]
+    assert server_warnings(Warnings(lambda: 0.0), api, "ns", [young], NOW) == {}  # type: ignore[arg-type]
+    found = server_warnings(Warnings(lambda: 0.0), api, "ns", [starting()], NOW)  # type: ignore[arg-type]
     assert [warning.message for warning in found["uid-a"]] == ["not found"]
 
 

@@ -13,7 +13,7 @@ from tunery_api.names import nodes_service
 from tunery_api.runspec import TrainerStatus
 from tunery_api.status import ATTEMPTS_KEPT, LoRAJobStatus, Phase
 from tunery_operator.client.merge_patch import merge_patch
-from tunery_operator.controllers.warnings import silences_of
+from tunery_operator.controllers.warnings import find_unstarted
 from tunery_operator.metrics import ATTEMPTS, GPU_SECONDS, Facts, changes
 from tunery_operator.observed.attempt import Attempt, ClusterWarning
 from tunery_operator.observed.job import JobView
@@ -114,7 +114,7 @@ def test_each_is_told_of_what_was_said_of_it_and_of_no_other() -> None:
     waiting = [pod(meta=no(index, created=-60)) for index in range(3)]
     refused = ClusterWarning("FailedMount", "no such volume", at(-5), "Pod", "a1-2")
     quota = ClusterWarning("FailedCreate", "exceeded quota: gpus", at(-5), "Job", "j")
-    assert [each.uid for each in silences_of(Attempt(nodes(), tuple(waiting)), NOW)] == ["a1-0", "a1-1", "a1-2", "j"]
+    assert [each.uid for each in find_unstarted(Attempt(nodes(), tuple(waiting)), NOW)] == ["a1-0", "a1-1", "a1-2", "j"]
     status = compute_status(snapshot(main=Attempt(nodes(), tuple(waiting), (quota, refused))))
     assert status["failure"]["reason"] == "MountFailed"
     assert "pod a1-2 on node" in status["failure"]["message"]

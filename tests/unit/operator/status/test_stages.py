@@ -13,7 +13,7 @@ from tunery_api.reasons import FailureReason
 from tunery_api.remedies import Remedy, is_fixable, recreate, remedies_for, retry
 from tunery_api.runspec import TrainerStatus
 from tunery_api.status import CheckpointStatus, LoRAJobStatus
-from tunery_operator.controllers.jobs import is_silent
+from tunery_operator.controllers.jobs import has_lost_report
 from tunery_operator.observed.attempt import Attempt
 from tunery_operator.planning.inputs import UnfinishedInput
 from tunery_operator.status.compute import compute_status
@@ -304,7 +304,7 @@ def test_a_deadline_does_not_end_what_is_done() -> None:
 )
 def test_preflight_runs_again_where_its_words_are_gone(pods: Any, needed: bool, told: tuple[str, str]) -> None:
     seen = snapshot(main=None, preflight_needed=True, preflight=Attempt(DONE, pods))
-    assert is_silent(Attempt(DONE, pods)) is needed
+    assert has_lost_report(Attempt(DONE, pods)) is needed
     assert condition(compute_status(seen), "Preflight") == told
 
 
