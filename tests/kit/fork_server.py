@@ -175,7 +175,7 @@ class ForkServer:
         given = [_stream(stdin, 0, text)[1], for_out, for_out if stderr == subprocess.STDOUT else for_errors]
         request = {"env": dict(os.environ), "cwd": str(Path.cwd()), **_without_none(options), "args": list(args)}
         if tuple(args[: len(ENDS_WITH_PARENT)]) == ENDS_WITH_PARENT:
-            request |= {"args": list(args[len(ENDS_WITH_PARENT) :]), "ends_with_parent": True}
+            request |= {"args": list(args[len(ENDS_WITH_PARENT) :]), "parent": os.getpid()}
         try:
             pid = self._fork(pickle.dumps(request), [*given, *pass_fds])
         finally:
@@ -347,8 +347,10 @@ def _fork_orphan() -> int:
 
 def _run(request: dict[str, Any], files: list[int]) -> None:
     """Become the process that was asked for, and run its program as the interpreter does."""
-    if request.get("ends_with_parent"):
+    if parent := request.get("parent"):
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it has ended meanwhile
+            os._exit(1)
     if request.get("start_new_session"):
         os.setsid()
     for number, file in enumerate(files[:3]):

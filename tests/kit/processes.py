@@ -35,8 +35,13 @@ def environment_of(pid: int) -> bytes:
 
 
 def with_environment(variable: str) -> dict[int, str]:
-    """Return the command lines of the processes that were started with a variable, such as `TMPDIR=/tmp/a`, by pid."""
-    found = [folder for folder in PROC.glob("[0-9]*") if variable.encode() in _read(folder / "environ").split(b"\0")]
+    """Return command lines by pid: of processes whose variable, such as `TMPDIR=/tmp/a`, is that path or below it."""
+    wanted = variable.encode()
+    found = [
+        folder
+        for folder in PROC.glob("[0-9]*")
+        if any(each == wanted or each.startswith(wanted + b"/") for each in _read(folder / "environ").split(b"\0"))
+    ]
     return {int(folder.name): _read(folder / "cmdline").replace(b"\0", b" ").decode() for folder in found}
 
 
