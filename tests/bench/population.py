@@ -11,9 +11,8 @@ from tunery_api.kinds import Kind
 from tunery_api.validation import parse_lorajob
 from tunery_operator.manifests.job import build_job
 from tunery_operator.observed.metadata import parse_owner
-from tunery_operator.planning.job import Platform
+from tunery_operator.planning.job import JobPlan, Platform, Progress
 from tunery_operator.planning.lorajob import Known, plan_preflight, plan_train
-from tunery_operator.planning.types import JobPlan, Progress
 
 from bench.meter import CONNECTIONS, Meter
 from kit.operator.api import Json

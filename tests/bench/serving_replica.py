@@ -19,7 +19,7 @@ from tunery_api.inputs import ModelSpec
 from tunery_api.manifest import FileRecord, Lineage, Manifest
 from tunery_api.runspec import MountedSecret, RunIdentity
 from tunery_api.serving import Desired, DesiredAdapter, ServeSpec, engine_name
-from tunery_operator.planning import engine as plan
+from tunery_operator.planning import adapterserver as plan
 
 from kit.engine_process import FIX, EngineProcess, Kind
 from tools.cluster.daemon import ENDS_WITH_PARENT
@@ -131,8 +131,8 @@ def tokens_of(answer: dict[str, Any]) -> list[int]:
 @asynccontextmanager
 async def replica(folder: Path, model: Path) -> AsyncIterator[Replica]:
     """Start everything, and end it."""
-    flags = [flag for flag in plan.arguments(SPEC) if not flag.startswith("--uds")]
-    engine = EngineProcess(Kind.VLLM, folder, [str(model), *flags], plan.environment(SPEC, (FIX,)))
+    flags = [flag for flag in plan.engine_arguments(SPEC) if not flag.startswith("--uds")]
+    engine = EngineProcess(Kind.VLLM, folder, [str(model), *flags], plan.engine_environment(SPEC, (FIX,)))
     with s3_server(folder / "s3") as store:
         secret = folder / "secret"
         secret.mkdir()

@@ -33,8 +33,7 @@ from tunery_operator.health import build_app
 from tunery_operator.logs import configure_logging
 from tunery_operator.metrics import LEADER, State, StateCollector
 from tunery_operator.observed.metadata import Key
-from tunery_operator.planning.job import Platform
-from tunery_operator.planning.types import Progress
+from tunery_operator.planning.job import Platform, Progress
 from tunery_operator.progress.auth import TokenReviewer
 from tunery_operator.progress.server import Endpoint, ProgressServer
 from tunery_operator.progress.tls import Certificate, keep_fresh

@@ -140,7 +140,7 @@ class Trainer(Placement):
     distributed: Distributed = Distributed()
 
 
-class Resources(_Values):
+class PlatformResources(_Values):
     """The resources of a container; requests equal limits."""
 
     cpu: CpuString
@@ -153,7 +153,7 @@ class Server(_Values):
 
     image: str = ""
     """Empty: the platform serves nothing."""
-    resources: Resources = Resources(cpu="1", memory="512Mi", ephemeral_storage="1Gi")
+    resources: PlatformResources = PlatformResources(cpu="1", memory="512Mi", ephemeral_storage="1Gi")
 
 
 class Engine(_Values):
@@ -196,13 +196,13 @@ class CacheVolume(_Values):
 class Preflight(Placement):
     """The pods without a GPU that check, report or publish."""
 
-    resources: Resources = Resources(cpu="1", memory="4Gi", ephemeral_storage="20Gi")
+    resources: PlatformResources = PlatformResources(cpu="1", memory="4Gi", ephemeral_storage="20Gi")
     queue_name: Name = None
     """Kueue's LocalQueue of preflight Jobs, in their own namespace."""
     queue_from_owner: bool = False
     """Queue preflight Jobs where their object is queued."""
     max_concurrent: int = Field(0, ge=0)
-    """ActiveObject preflight Jobs at a time; 0: no limit."""
+    """Active preflight Jobs at a time; 0: no limit."""
 
     @model_validator(mode="after")
     def _has_one_queue(self) -> Self:

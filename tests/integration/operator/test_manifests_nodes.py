@@ -15,9 +15,8 @@ from tunery_api.names import NODES_PORTS, child_name
 from tunery_api.validation import parse_lorajob
 from tunery_operator.manifests.job import build_job, build_service
 from tunery_operator.observed.metadata import Owner, parse_owner
-from tunery_operator.planning.job import Platform
+from tunery_operator.planning.job import JobPlan, Platform, Progress
 from tunery_operator.planning.lorajob import Known, plan_preflight, plan_publish, plan_report, plan_train
-from tunery_operator.planning.types import JobPlan, Progress
 
 from kit.installation import ROOT
 from kit.kubectl import Kubectl

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tunery_operator.planning.job import Platform
-from tunery_operator.planning.types import Progress
+from tunery_operator.planning.job import Platform, Progress
 
 from kit.api_server import ApiServer
 from kit.chart.installing import TEAM, kubeconfig_of_the_service_account

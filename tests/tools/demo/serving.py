@@ -15,7 +15,7 @@ from typing import Any
 
 import aiohttp
 
-from tunery_operator.planning.server_names import server_name
+from tunery_operator.planning.adapterserver import server_name
 from tunery_trainer.local.as_kubectl import documents_of
 
 from kit.environment import engine_settings, images, is_existing, uri_root

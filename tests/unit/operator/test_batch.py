@@ -20,8 +20,7 @@ from tunery_operator.observed.metadata import Key, Owner, parse_owner
 from tunery_operator.observed.pod import PodView
 from tunery_operator.planning.batchinference import plan_batch, plan_report
 from tunery_operator.planning.inputs import ReadyServer, UnfinishedInput
-from tunery_operator.planning.job import Platform
-from tunery_operator.planning.types import JobPlan, Progress
+from tunery_operator.planning.job import JobPlan, Platform, Progress
 from tunery_operator.status.compute import compute_status
 from tunery_operator.status.snapshot import Snapshot
 

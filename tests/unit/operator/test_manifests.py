@@ -24,9 +24,8 @@ from tunery_operator.planning.inputs import (
     lorajob_input,
     plain_input,
 )
-from tunery_operator.planning.job import Platform
+from tunery_operator.planning.job import JobPlan, Platform, Progress
 from tunery_operator.planning.lorajob import Known, plan_preflight, plan_report, plan_train
-from tunery_operator.planning.types import JobPlan, Progress
 
 from kit.operator.objects import adaptermerge, lorajob
 from kit.operator.runs import files_in

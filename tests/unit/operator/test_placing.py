@@ -8,7 +8,7 @@ from tunery_api.kinds import Kind
 from tunery_api.placement import SchedulingSpec, Toleration, TolerationOperator
 from tunery_operator.observed.metadata import Key, Owner
 from tunery_operator.planning.job import checkpoint_place
-from tunery_operator.planning.placing import check_scheduling, pod_extras, work_scheduling
+from tunery_operator.planning.pod import check_scheduling, pod_extras, work_scheduling
 
 from kit.operator.settings import settings
 

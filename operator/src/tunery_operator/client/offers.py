@@ -16,7 +16,7 @@ from tunery_api.adapterserver import AdapterSelector
 from tunery_api.kinds import Kind
 from tunery_operator.observed.metadata import Key
 from tunery_operator.observed.published_result import Offer, parse_offer
-from tunery_operator.planning.selecting import selects
+from tunery_operator.planning.resolution import selects
 
 OfferKey = tuple[Kind, str]
 _REFERENCES: Final = {"loraJobRef": Kind.LORAJOB, "adapterMergeRef": Kind.ADAPTERMERGE}

@@ -46,10 +46,9 @@ from tunery_operator.errors import (
 from tunery_operator.manifests.server import build_desired, build_server, read_desired
 from tunery_operator.observed.deployment import DeploymentView, parse_deployment
 from tunery_operator.observed.metadata import Key, Owner, controller_of
-from tunery_operator.planning.adapterserver import ServerPlan, plan_server
-from tunery_operator.planning.clients import NOBODY_KNOWS, Mounts
+from tunery_operator.planning.adapterserver import ServerPlan, adapters_name, plan_server, server_name
 from tunery_operator.planning.desired import resolve
-from tunery_operator.planning.server_names import adapters_name, server_name
+from tunery_operator.planning.resolution import NOBODY_KNOWS, Mounts
 from tunery_operator.runtime.workqueue import DONE, Requeue, earliest
 from tunery_operator.status.server.compute import compute_server_status
 from tunery_operator.status.server.snapshot import Heard, ServerSnapshot

@@ -22,7 +22,7 @@ from tunery_operator.observed.attempt import Attempt
 from tunery_operator.observed.job import JobView, parse_job
 from tunery_operator.observed.metadata import Owner, parse_time
 from tunery_operator.observed.pod import PodView, outlives
-from tunery_operator.planning.types import JobPlan
+from tunery_operator.planning.job import JobPlan
 from tunery_operator.status.queueing import is_queued
 from tunery_operator.status.reported_progress import first_has_ended_well, publishes_alone
 from tunery_operator.status.result_recovery import needs_report, succeeded_pod

@@ -26,9 +26,8 @@ from tunery_operator.controllers.jobs import (
 from tunery_operator.controllers.observe import ManagedObject, find_attempt, is_overdue, observe_main_job
 from tunery_operator.controllers.reconciler import KindSteps
 from tunery_operator.planning.inputs import as_checked
-from tunery_operator.planning.job import output_place
+from tunery_operator.planning.job import JobPlan, output_place
 from tunery_operator.planning.lorajob import Known, plan_preflight, plan_publish, plan_report, plan_train
-from tunery_operator.planning.types import JobPlan
 from tunery_operator.status.snapshot import Snapshot
 from tunery_operator.status.stop import stop_of
 from tunery_search.trial_spec import inputs_of

@@ -16,7 +16,7 @@ from tunery_api.names import (
 from tunery_api.reasons import ExitCode
 from tunery_operator.manifests.metadata import metadata
 from tunery_operator.manifests.pod import build_pod_template
-from tunery_operator.planning.types import JobPlan
+from tunery_operator.planning.job import JobPlan
 
 
 def build_job(plan: JobPlan) -> dict[str, Any]:

@@ -33,7 +33,8 @@ from tunery_operator.manifests.volumes import (
     build_volume_mounts,
     build_volumes,
 )
-from tunery_operator.planning.types import Image, JobPlan, Progress, Resources
+from tunery_operator.planning.job import JobPlan, Progress
+from tunery_operator.planning.pod import Image, Resources
 
 ENVIRONMENT: Final[Mapping[str, str]] = {
     "HOME": WORK_DIR,

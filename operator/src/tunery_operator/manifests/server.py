@@ -12,8 +12,7 @@ from tunery_api.serving import DESIRED_FILE, GATEWAY_PORT, SERVE_FILE, Desired
 from tunery_operator.manifests.metadata import metadata
 from tunery_operator.manifests.server_pod import build_server_pod
 from tunery_operator.manifests.volumes import CA_FILE
-from tunery_operator.planning.adapterserver import ServerPlan
-from tunery_operator.planning.server_names import ROLE, pod_selector
+from tunery_operator.planning.adapterserver import ROLE, ServerPlan, pod_selector
 
 PROGRESS_DEADLINE_SECONDS: Final = 3600
 """Kubernetes' own ten minutes are too short for a large model to be fetched and loaded."""

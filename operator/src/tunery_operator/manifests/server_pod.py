@@ -19,9 +19,8 @@ from tunery_operator.manifests.pod import (
     pull_secrets,
 )
 from tunery_operator.manifests.volumes import Mounted, authorities_env, build_mount
-from tunery_operator.planning.adapterserver import ServerPlan
-from tunery_operator.planning.server_names import ENGINE, GATEWAY, MODEL, ROLE
-from tunery_operator.planning.types import Image, Resources
+from tunery_operator.planning.adapterserver import ENGINE, GATEWAY, MODEL, ROLE, ServerPlan
+from tunery_operator.planning.pod import Image, Resources
 
 GRACE_SECONDS: Final = 90
 """preStop, then the engine finishes its requests, then the gateway ends: it is a sidecar, and so the last."""

@@ -15,7 +15,8 @@ from tunery_api.names import (
     VOLUMES_DIR,
     WORK_DIR,
 )
-from tunery_operator.planning.types import JobPlan, PodExtras, SecretMount, VolumeMount
+from tunery_operator.planning.job import JobPlan
+from tunery_operator.planning.pod import PodExtras, SecretMount, VolumeMount
 
 CA_FILE: Final = "progress-ca.crt"
 TOKEN_DIR: Final = "/var/run/tunery-progress"

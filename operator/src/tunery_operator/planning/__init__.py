@@ -1,1 +1,1 @@
-"""Decide everything before anything is built: spec, settings and owner in, a frozen plan out."""
+"""Plan the children of an object from its spec, its owner and the settings: frozen plans, no manifests."""

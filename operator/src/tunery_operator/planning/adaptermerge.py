@@ -1,4 +1,4 @@
-"""The plans of an AdapterMerge: the Job that merges, on CPU, and the one that reports again."""
+"""Plan the Jobs of an AdapterMerge: the merge, and the report of what it has published."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from tunery_api.runspec import Purpose, Task
 from tunery_operator.observed.metadata import Owner
 from tunery_operator.planning import job
 from tunery_operator.planning.inputs import ReadyInput
-from tunery_operator.planning.job import Place, Platform
-from tunery_operator.planning.mounts import Access, Opened, adapter_access
-from tunery_operator.planning.types import JobPlan
+from tunery_operator.planning.job import JobPlan, Place, Platform
+from tunery_operator.planning.pod import Access, Opened, adapter_access
 
 
 def plan_merge(spec: AdapterMergeSpec, owner: Owner, platform: Platform, inputs: Sequence[ReadyInput]) -> JobPlan:
@@ -22,18 +21,17 @@ def plan_merge(spec: AdapterMergeSpec, owner: Owner, platform: Platform, inputs:
     """
     place = job.output_place(spec.output, owner, platform.settings)
     accesses = list(_accesses(spec, place, inputs))
-    own = {"adapter_merge": spec, "adapters": [item.adapter for item in inputs]}
-    run = job.run_spec(spec, owner, platform, place, accesses).model_copy(update=own)
-    return job.job_plan(spec, owner, platform, job.Errand(Task.MERGE, run, accesses))
+    adapters = [item.adapter for item in inputs]
+    return job.job_plan(spec, owner, platform, Task.MERGE, accesses, adapter_merge=spec, adapters=adapters)
 
 
 def plan_report(spec: AdapterMergeSpec, owner: Owner, platform: Platform) -> JobPlan:
     """Return the plan of the Job that says again what the merge published; raises InvalidSpec as `plan_merge`."""
-    return job.report_plan(spec, owner, platform, {"adapter_merge": spec})
+    return job.report_plan(spec, owner, platform, adapter_merge=spec)
 
 
 def _accesses(spec: AdapterMergeSpec, place: Place, inputs: Sequence[ReadyInput]) -> Iterator[Access]:
-    yield Access(Purpose.OUTPUT, place.uri, place.secret, place.field)
+    yield job.output_access(place)
     if spec.model is not None:
         yield Access(Purpose.MODEL, spec.model.uri, spec.model.secret_ref, "spec.model.secretRef")
     elif base := next((item for item in inputs if item.model_uri), None):

@@ -1,4 +1,4 @@
-"""The plan of an AdapterServer: everything that was decided about its pods, nothing that was built."""
+"""Plan an AdapterServer: the names of its children, the flags of vLLM, and the plan of its Deployment."""
 
 from __future__ import annotations
 
@@ -6,26 +6,40 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
-from tunery_api.adapterserver import AdapterServerSpec, RolloutSpec
+from tunery_api.adapterserver import AdapterServerSpec, EnginePrecision, RolloutSpec
 from tunery_api.errors import FieldError, InvalidSpec
 from tunery_api.fields import parse_quantity
 from tunery_api.inputs import LocalReference
+from tunery_api.names import KIND_LABEL, OWNER_LABEL, label_value
 from tunery_api.placement import SchedulingSpec
 from tunery_api.runspec import DiskLimit, Purpose
-from tunery_api.serving import ServeSpec
+from tunery_api.serving import ENGINE_SOCKET, GATEWAY_PORT, ServeSpec
 from tunery_operator.config import PodSecurity, Settings
-from tunery_operator.observed.metadata import Owner
-from tunery_operator.planning import engine, job, mounts, placing
-from tunery_operator.planning.job import Platform
-from tunery_operator.planning.mounts import Access
-from tunery_operator.planning.server_names import adapters_name, server_name
-from tunery_operator.planning.types import Image, PodExtras, Progress, Resources, SecretMount, VolumeMount, digest_of
+from tunery_operator.observed.metadata import Key, Owner
+from tunery_operator.planning import job, pod
+from tunery_operator.planning.job import Platform, Progress, digest_of
+from tunery_operator.planning.pod import Access, Image, PodExtras, Resources, SecretMount, VolumeMount
 
+ROLE: Final = "serve"
+"""What children and pods bear as their role."""
+MODEL: Final = "model"
+GATEWAY: Final = "gateway"
+ENGINE: Final = "engine"
+"""The containers, in the order in which they start."""
 ADAPTERS: Final = "adapters"
 API_KEYS: Final = "api-keys"
 """The purposes of two Secrets of a server; that of the third is Purpose.MODEL."""
 _NAME_DIGITS: Final = 8
 """Of a digest, behind the name of a ConfigMap."""
+DRAIN_SECONDS: Final = 60
+"""How long the engine finishes requests once it was told to end."""
+_DTYPES: Final = {
+    EnginePrecision.BFLOAT16: "bfloat16",
+    EnginePrecision.FLOAT16: "float16",
+    EnginePrecision.FLOAT32: "float32",
+}
+_CACHE_SHARE: Final = 4
+"""On the CPU the keys and values of requests get one part in so many of the memory: the weights take most of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,23 +113,43 @@ class ServerPlan:
         return adapters_name(self.owner.key.name)
 
 
+def server_name(owner: str) -> str:
+    """Return the name of a server's Deployment and Service; an owner's name is short enough by a rule of the API."""
+    return f"{owner}-server"
+
+
+def adapters_name(owner: str) -> str:
+    """Return the name of the ConfigMap that says what a server serves."""
+    return f"{owner}-adapters"
+
+
+def server_url(key: Key) -> str:
+    """Return the base URL of a server's API, within the cluster."""
+    return f"http://{server_name(key.name)}.{key.namespace}.svc:{GATEWAY_PORT}/v1"
+
+
+def pod_selector(owner: Owner) -> dict[str, str]:
+    """Return the labels by which the pods of a server are found."""
+    return {KIND_LABEL: owner.key.kind.singular, OWNER_LABEL: label_value(owner.key.name)}
+
+
 def plan_server(spec: AdapterServerSpec, owner: Owner, platform: Platform) -> ServerPlan:
     """Return the plan of a server; raises InvalidSpec when the platform cannot run the spec."""
     settings = platform.settings
     accesses = list(_accesses(spec, settings))
-    volumes = mounts.volume_mounts(accesses)
+    volumes = pod.volume_mounts(accesses)
     return ServerPlan(
         owner=owner,
         serve=_serve_spec(spec, owner, accesses),
-        gateway=job.server_image(settings),
-        gateway_resources=_gateway_resources(settings),
+        gateway=pod.server_image(settings),
+        gateway_resources=pod.platform_resources(settings.serving.server.resources),
         engine=_engine_image(spec, settings),
-        arguments=engine.arguments(spec),
-        environment=engine.environment(spec, settings.serving.engine.plugins),
-        resources=_resources(spec),
-        secrets=mounts.secret_mounts(accesses),
+        arguments=engine_arguments(spec),
+        environment=engine_environment(spec, settings.serving.engine.plugins),
+        resources=pod.resources(spec.resources),
+        secrets=pod.secret_mounts(accesses),
         volumes=volumes,
-        scheduling=placing.work_scheduling(spec.scheduling, settings, spec.resources.gpus),
+        scheduling=pod.work_scheduling(spec.scheduling, settings, spec.resources.gpus),
         kueue_labels=job.kueue_labels(owner),
         progress=platform.progress,
         replicas=spec.replicas,
@@ -137,7 +171,7 @@ def _accesses(spec: AdapterServerSpec, settings: Settings) -> Iterator[Access]:
 
 
 def _serve_spec(spec: AdapterServerSpec, owner: Owner, accesses: list[Access]) -> ServeSpec:
-    secrets, volumes = mounts.run_secrets(accesses), mounts.run_volumes(mounts.volume_mounts(accesses))
+    secrets, volumes = pod.run_secrets(accesses), pod.run_volumes(pod.volume_mounts(accesses))
     disk = int(parse_quantity(spec.resources.ephemeral_storage))
     return ServeSpec(
         identity=job.identity(owner),
@@ -164,19 +198,66 @@ def _engine_image(spec: AdapterServerSpec, settings: Settings) -> Image:
     return Image(named or platform.image, settings.image.pull_policy)
 
 
-def _gateway_resources(settings: Settings) -> Resources:
-    asked = settings.serving.server.resources
-    return Resources(asked.cpu, asked.memory, asked.ephemeral_storage)
-
-
-def _resources(spec: AdapterServerSpec) -> Resources:
-    asked = spec.resources
-    return Resources(asked.cpu, asked.memory, asked.ephemeral_storage, asked.gpus, asked.gpu_resource)
-
-
 def _pod(owner: Owner, settings: Settings) -> PodExtras:
     """Return what else the pod carries: gateway and engine share a socket and folders, and so one user."""
-    pod, user = placing.pod_extras(owner, settings), settings.serving.engine.run_as_user
+    extras, user = pod.pod_extras(owner, settings), settings.serving.engine.run_as_user
     if user is None:
-        return pod
-    return replace(pod, security=PodSecurity(run_as_user=user, run_as_group=user, fs_group=user))
+        return extras
+    return replace(extras, security=PodSecurity(run_as_user=user, run_as_group=user, fs_group=user))
+
+
+def engine_arguments(spec: AdapterServerSpec) -> tuple[str, ...]:
+    """Return the flags of `vllm serve`."""
+    return tuple(_arguments(spec))
+
+
+def _arguments(spec: AdapterServerSpec) -> Iterator[str]:
+    chosen = spec.engine
+    yield f"--uds={ENGINE_SOCKET}"
+    yield f"--served-model-name={spec.model.effective_served_name()}"
+    yield "--enable-lora"
+    yield f"--max-loras={chosen.max_adapters_in_batch}"
+    # Twice, so that an update's old and new version have room and the engine itself never throws one out.
+    yield f"--max-cpu-loras={2 * chosen.max_loaded_adapters}"
+    yield f"--max-lora-rank={chosen.max_rank}"
+    # With more than one, vLLM refuses to load adapters while it runs.
+    yield "--api-server-count=1"
+    yield "--disable-fastapi-docs"
+    yield f"--shutdown-timeout={DRAIN_SECONDS}"
+    if chosen.max_length is not None:
+        yield f"--max-model-len={chosen.max_length}"
+    if chosen.precision in _DTYPES:
+        yield f"--dtype={_DTYPES[chosen.precision]}"
+    if spec.resources.gpus:
+        yield f"--gpu-memory-utilization={chosen.gpu_memory_fraction}"
+    yield from chosen.args or ()
+
+
+def engine_environment(spec: AdapterServerSpec, plugins: tuple[str, ...]) -> dict[str, str]:
+    """Return the variables of the engine's container."""
+    common = {
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
+        "VLLM_PLUGINS": ",".join(plugins),
+        "VLLM_NO_USAGE_STATS": "1",
+        # What lies in /model is all that it may read: a name that is wrong is no download.
+        "HF_HUB_OFFLINE": "1",
+        # The user has no entry in the image's passwd, where libraries look for its name.
+        "USER": "tunery",
+        # One process on one node: what its parts say to each other stays within the pod, as far as it can be told to.
+        "VLLM_HOST_IP": "127.0.0.1",
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
+    if spec.resources.gpus:
+        return common
+    gibibytes = int(parse_quantity(spec.resources.memory) // 2**30)
+    space = max(1, gibibytes // _CACHE_SHARE)
+    return {
+        **common,
+        "VLLM_CPU_KVCACHE_SPACE": str(space),
+        # What torch would compile needs a compiler, which the image may lack.
+        "TORCHDYNAMO_DISABLE": "1",
+        # By itself it starts a thread for each core of the node but one, and binds them: more than the pod may use, and
+        # to the cores that another server's engine on that node has bound its own to.
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "OMP_NUM_THREADS": str(max(1, int(parse_quantity(spec.resources.cpu)))),
+    }

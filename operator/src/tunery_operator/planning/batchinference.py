@@ -1,4 +1,4 @@
-"""The plans of a BatchInference: the Job that asks a server, on CPU, and the one that reports again."""
+"""Plan the Jobs of a BatchInference: the requests to a server, and the report of what it has published."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from tunery_api.names import BATCH_GRACE_SECONDS
 from tunery_api.runspec import Purpose, Task
 from tunery_operator.observed.metadata import Key, Owner
 from tunery_operator.planning import job
-from tunery_operator.planning.job import Place, Platform
-from tunery_operator.planning.mounts import Access
-from tunery_operator.planning.server_names import server_url
-from tunery_operator.planning.types import SERVER, JobPlan
+from tunery_operator.planning.adapterserver import server_url
+from tunery_operator.planning.job import SERVER, JobPlan, Place, Platform
+from tunery_operator.planning.pod import Access, server_image
 
 
 def server_of(spec: BatchInferenceSpec, owner: Owner) -> Key:
@@ -28,34 +27,33 @@ def plan_batch(spec: BatchInferenceSpec, owner: Owner, platform: Platform) -> Jo
     """Return the plan of the Job that asks; raises InvalidSpec when the platform cannot run the spec."""
     place = job.output_place(spec.output, owner, platform.settings)
     accesses = list(_accesses(spec, place))
-    run = job.run_spec(spec, owner, platform, place, accesses).model_copy(update=_own(spec, owner, place, platform))
-    plan = job.job_plan(spec, owner, platform, job.Errand(Task.BATCH, run, accesses))
+    plan = job.job_plan(spec, owner, platform, Task.BATCH, accesses, **_fields(spec, owner, place, platform))
     return replace(_by_server(plan, platform), grace_seconds=BATCH_GRACE_SECONDS)
 
 
 def plan_report(spec: BatchInferenceSpec, owner: Owner, platform: Platform) -> JobPlan:
     """Return the plan of the Job that says again what was published; raises InvalidSpec as `plan_batch`."""
     place = job.output_place(spec.output, owner, platform.settings)
-    return _by_server(job.report_plan(spec, owner, platform, _own(spec, owner, place, platform)), platform)
+    return _by_server(job.report_plan(spec, owner, platform, **_fields(spec, owner, place, platform)), platform)
 
 
-def _own(spec: BatchInferenceSpec, owner: Owner, place: Place, platform: Platform) -> dict[str, Any]:
+def _fields(spec: BatchInferenceSpec, owner: Owner, place: Place, platform: Platform) -> dict[str, Any]:
     """Return what a batch adds to run.json; answered parts lie where the rule of the bucket for checkpoints holds."""
     return {
         "batch_inference": spec,
         "server_url": server_url(server_of(spec, owner)),
         "checkpoint_uri": job.checkpoint_place(place.uri, owner, None),
-        "image": job.server_image(platform.settings).name,
+        "image": server_image(platform.settings).name,
     }
 
 
 def _by_server(plan: JobPlan, platform: Platform) -> JobPlan:
     """Return the plan with the small image, whose program knows batches."""
-    return replace(plan, image=job.server_image(platform.settings), program=SERVER)
+    return replace(plan, image=server_image(platform.settings), program=SERVER)
 
 
 def _accesses(spec: BatchInferenceSpec, place: Place) -> Iterator[Access]:
-    yield Access(Purpose.OUTPUT, place.uri, place.secret, place.field)
+    yield job.output_access(place)
     yield Access(Purpose.INPUT, spec.input.uri, spec.input.secret_ref, "spec.input.secretRef")
     if spec.api_key_secret_ref is not None:
         secret = LocalReference(name=spec.api_key_secret_ref.name)

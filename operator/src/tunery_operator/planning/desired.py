@@ -1,4 +1,4 @@
-"""What a server is to serve: its references and its selector, and what each object offers, become one list."""
+"""Compute what a server is to serve from its references, its selector, and the published results of objects."""
 
 from __future__ import annotations
 
@@ -18,9 +18,21 @@ from tunery_api.serving import ClientRules, Desired, DesiredAdapter, HeldAdapter
 from tunery_api.status import FINAL_PHASES, Phase
 from tunery_api.unservable import Unservable, base_problem, method_problem, none_left, rank_problem, too_many
 from tunery_operator.observed.published_result import Offer, removed_remedy, removed_words
-from tunery_operator.planning.clients import NOBODY_KNOWS, Mounts, api_keys, no_models, rules_of_before
-from tunery_operator.planning.resolution import Astray, Kept, Note, Refused, Resolution, Skipped, Waiting
-from tunery_operator.planning.selecting import selects
+from tunery_operator.planning.resolution import (
+    NOBODY_KNOWS,
+    Astray,
+    Kept,
+    Mounts,
+    Note,
+    Refused,
+    Resolution,
+    Skipped,
+    Waiting,
+    api_keys,
+    no_models,
+    rules_of_before,
+    selects,
+)
 
 LONGEST_NAME: Final = 128
 """Of an adapter, as spec.adapters says it, too."""

@@ -1,4 +1,4 @@
-"""What an object waits for: what a LoRAJob offers to another one or to a merge, or a server; ready, not yet, never."""
+"""Resolve the inputs of an object to adapters, checkpoints or servers: ready, unfinished, or failed."""
 
 from __future__ import annotations
 

@@ -1,24 +1,126 @@
-"""What every kind decides alike: the place of the result, identity, image, and the Job as a whole."""
+"""Plan a Job of any kind: where its result goes, its run.json, and the plan of a Job that checks or reports."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final, NamedTuple
 
+from tunery_api.adaptermerge import AdapterMergeSpec
+from tunery_api.batchinference import BatchInferenceSpec
 from tunery_api.errors import FieldError, InvalidSpec
 from tunery_api.fields import parse_quantity
 from tunery_api.inputs import LocalReference, OutputSpec
-from tunery_api.names import CHECKPOINTS_PREFIX, KUEUE_LABELS, REPORTS_PREFIX, child_name, folder_in_bucket
-from tunery_api.placement import ResourcesSpec
+from tunery_api.lorajob import LoRAJobSpec
+from tunery_api.names import (
+    CHECKPOINTS_PREFIX,
+    KUEUE_LABELS,
+    REPORTS_PREFIX,
+    child_name,
+    folder_in_bucket,
+    nodes_service,
+)
+from tunery_api.placement import ResourcesSpec, SchedulingSpec
 from tunery_api.runspec import DiskLimit, Purpose, RunIdentity, RunSpec, Task
 from tunery_operator.config import Settings
+from tunery_operator.observed.job import authority_name
 from tunery_operator.observed.metadata import Owner
-from tunery_operator.planning import mounts, placing
-from tunery_operator.planning.mounts import Access
-from tunery_operator.planning.types import AskedResources, Image, JobPlan, JobSpec, Progress, Resources
+from tunery_operator.planning import pod
+from tunery_operator.planning.pod import Access, Image, PodExtras, Resources, SecretMount, VolumeMount
 
 MAX_CHECK_RETRIES: Final = 3
+TRAINER: Final = "tunery_trainer"
+SERVER: Final = "tunery_server"
+"""The programs of the two images."""
+
+
+@dataclass(frozen=True, slots=True)
+class PublishSpec:
+    """The fields of a spec that a Job needs which publishes the best trial of a sweep."""
+
+    output: OutputSpec
+    scheduling: SchedulingSpec
+    suspend: bool
+    retries: int = MAX_CHECK_RETRIES
+    resources: ResourcesSpec = field(default_factory=lambda: ResourcesSpec(gpus=0))
+
+
+JobSpec = LoRAJobSpec | AdapterMergeSpec | BatchInferenceSpec | PublishSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How the pod reaches the operator, and the certificate authority that it trusts for that."""
+
+    url: str
+    ca_pem: str
+    """Empty: not known, as the Secret of the certificate is not good."""
+
+    @property
+    def authority(self) -> str:
+        """A short name of the certificate authority."""
+        return authority_name(self.ca_pem)
+
+
+@dataclass(frozen=True, slots=True)
+class JobPlan:
+    """One batch Job and its pod, with what that is to do."""
+
+    owner: Owner
+    task: Task
+    name: str
+    run: RunSpec
+    image: Image
+    resources: Resources
+    secrets: tuple[SecretMount, ...]
+    volumes: tuple[VolumeMount, ...]
+    scheduling: SchedulingSpec
+    retries: int
+    suspend: bool
+    kueue_labels: Mapping[str, str]
+    progress: Progress | None
+    settings: str
+    """Digest of the fields of the spec that may change while no pod runs: a Job of another digest is made anew."""
+    pod: PodExtras = field(default_factory=PodExtras)
+    grace_seconds: int = 30
+    program: str = TRAINER
+    """The Python package that the container runs."""
+    nodes: int = 1
+    """Pods that work together; more than one are numbered, and find each other by `service`."""
+
+    @property
+    def service(self) -> str:
+        """Name of the Service by which several pods find each other."""
+        return nodes_service(self.owner.uid)
+
+    @property
+    def digest(self) -> str:
+        """Name what the platform says of the pods, and where they run: a Job whose pod waits follows another one.
+
+        What the run is to do is no part of it, nor its queue, nor the authority that its reports trust.
+        """
+        pod = self.pod
+        # Only where there are any: the plans of all others are what they were.
+        more = {"extended": dict(pod.resources)} if pod.resources else {}
+        return digest_of(
+            {
+                **more,
+                "image": asdict(self.image),
+                "resources": asdict(self.resources),
+                "scheduling": self.scheduling.to_json_dict(),
+                "labels": [dict(pod.labels), dict(pod.annotations)],
+                "pod": [dict(pod.env), pod.shm_size, pod.security.model_dump(mode="json")],
+                "authorities": pod.ca_bundle.model_dump(mode="json"),
+                "progress": self.progress and self.progress.url,
+            }
+        )
+
+
+def digest_of(value: Any) -> str:
+    """Return a name of a tree of plain values: equal ones have the same."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
 class Platform(NamedTuple):
@@ -79,120 +181,85 @@ def identity(owner: Owner) -> RunIdentity:
     return RunIdentity(kind=key.kind.value, namespace=key.namespace, name=key.name, uid=owner.uid, sweep=owner.sweep)
 
 
-def image(settings: Settings) -> Image:
-    """Return the trainer image."""
-    return _image(settings.trainer.image, settings)
-
-
-def server_image(settings: Settings) -> Image:
-    """Return the image of gateway and batches; raises InvalidSpec if the platform names none."""
-    name = settings.serving.server.image
-    if not name:
-        raise InvalidSpec([FieldError("spec", "the platform serves nothing: its serving.server.image is empty")])
-    return _image(name, settings)
-
-
-def _image(name: str, settings: Settings) -> Image:
-    return Image(name, settings.image.pull_policy, settings.image.pull_secrets)
-
-
-def resources(spec: AskedResources) -> Resources:
-    """Return the resources of the container that does the work."""
-    return Resources(spec.cpu, spec.memory, spec.ephemeral_storage, spec.gpus, spec.gpu_resource)
-
-
-def with_disk(spec: ResourcesSpec, needed: int | None) -> ResourcesSpec:
-    """Return the resources with a disk of `needed` bytes at least, unless the manifest itself says how large it is."""
-    if needed is None or "ephemeral_storage" in spec.model_fields_set:
-        return spec
-    if needed <= parse_quantity(spec.ephemeral_storage):
-        return spec
-    return spec.model_copy(update={"ephemeral_storage": f"{-(-needed // 2**30)}Gi"})
-
-
-def check_resources(settings: Settings) -> Resources:
-    """Return the resources of a container that checks or reports: no GPU."""
-    resources = settings.preflight.resources
-    return Resources(resources.cpu, resources.memory, resources.ephemeral_storage)
-
-
 def kueue_labels(owner: Owner) -> dict[str, str]:
     """Return the owner's Kueue labels, which the Job that does the work carries on."""
     return {name: owner.labels[name] for name in KUEUE_LABELS if owner.labels.get(name)}
 
 
-def run_spec(spec: JobSpec, owner: Owner, platform: Platform, place: Place, accesses: Sequence[Access]) -> RunSpec:
-    """Return what run.json says for every kind; the spec itself and the adapters come on top."""
-    return RunSpec(
+def run_spec(
+    spec: JobSpec, owner: Owner, platform: Platform, accesses: Sequence[Access], fields: Mapping[str, Any]
+) -> RunSpec:
+    """Return what run.json states for every kind, and `fields`, which are those of one kind."""
+    run = RunSpec(
         identity=identity(owner),
-        output_uri=place.uri,
-        secrets=mounts.run_secrets(accesses),
-        volumes=mounts.run_volumes(mounts.volume_mounts(accesses)),
+        output_uri=next(access.uri or "" for access in accesses if access.purpose == Purpose.OUTPUT),
+        secrets=pod.run_secrets(accesses),
+        volumes=pod.run_volumes(pod.volume_mounts(accesses)),
         memory_bytes=int(parse_quantity(spec.resources.memory)),
         disk=_disk(spec.resources.ephemeral_storage, "spec.resources.ephemeralStorage"),
         image=platform.settings.trainer.image,
     )
+    return run.model_copy(update=dict(fields))
 
 
 def _disk(quantity: str, field: str) -> DiskLimit:
     return DiskLimit(bytes=int(parse_quantity(quantity)), field=field)
 
 
-@dataclass(frozen=True, slots=True)
-class Errand:
-    """What a Job's container is to do, and what it must get at for that."""
+def job_plan(
+    spec: JobSpec, owner: Owner, platform: Platform, task: Task, accesses: Sequence[Access], **fields: Any
+) -> JobPlan:
+    """Return the plan of a Job with the resources, scheduling and retries of the spec.
 
-    task: Task
-    run: RunSpec
-    accesses: Sequence[Access]
-
-
-def job_plan(spec: JobSpec, owner: Owner, platform: Platform, errand: Errand) -> JobPlan:
-    """Return the plan of a Job that runs as the spec's own resources, scheduling and retries say."""
+    `fields` are the fields of run.json that its kind adds.
+    """
     settings = platform.settings
     return JobPlan(
         owner=owner,
-        task=errand.task,
-        name=child_name(owner.key.name, errand.task.value),
-        run=errand.run,
-        image=image(settings),
-        resources=resources(spec.resources),
-        secrets=mounts.secret_mounts(errand.accesses),
-        volumes=mounts.volume_mounts(errand.accesses),
-        scheduling=placing.work_scheduling(spec.scheduling, settings, spec.resources.gpus),
+        task=task,
+        name=child_name(owner.key.name, task.value),
+        run=run_spec(spec, owner, platform, accesses, fields),
+        image=pod.image(settings),
+        resources=pod.resources(spec.resources),
+        secrets=pod.secret_mounts(accesses),
+        volumes=pod.volume_mounts(accesses),
+        scheduling=pod.work_scheduling(spec.scheduling, settings, spec.resources.gpus),
         retries=spec.retries,
         suspend=spec.suspend,
         kueue_labels=kueue_labels(owner),
         progress=platform.progress,
         settings=owner.settings,
-        pod=placing.pod_extras(owner, settings),
+        pod=pod.pod_extras(owner, settings),
     )
 
 
 def check_plan(base: JobPlan, spec: JobSpec, settings: Settings) -> JobPlan:
-    """Return the plan of a Job that only looks at things: on CPU, with the platform's own resources and placement."""
+    """Return the plan of a Job that checks or reports: on CPU, with the platform's resources and placement."""
     disk = _disk(settings.preflight.resources.ephemeral_storage, "the platform's preflight.resources.ephemeralStorage")
     return replace(
         base,
         run=base.run.model_copy(update={"disk": disk}),
-        resources=check_resources(settings),
-        scheduling=placing.check_scheduling(spec.scheduling, settings),
+        resources=pod.platform_resources(settings.preflight.resources),
+        scheduling=pod.check_scheduling(spec.scheduling, settings),
         retries=min(spec.retries, MAX_CHECK_RETRIES),
         kueue_labels=_check_labels(base.owner, settings),
         progress=None,
     )
 
 
-def report_plan(spec: JobSpec, owner: Owner, platform: Platform, own: Mapping[str, Any]) -> JobPlan:
-    """Return the plan of a Job that says again what was published; `own` is what its kind adds to run.json.
+def report_plan(spec: JobSpec, owner: Owner, platform: Platform, **fields: Any) -> JobPlan:
+    """Return the plan of a Job that reads back what was published; `fields` are those of its kind in run.json.
 
-    It opens the output and nothing else. Raises InvalidSpec when no place for the output is known.
+    The Job has access to the output only. Raises InvalidSpec if neither the manifest nor the platform names an output.
     """
-    place = output_place(spec.output, owner, platform.settings)
-    accesses = [Access(Purpose.OUTPUT, place.uri, place.secret, place.field)]
-    run = run_spec(spec, owner, platform, place, accesses).model_copy(update=own)
-    base = job_plan(spec, owner, platform, Errand(Task.REPORT, run, accesses))
+    accesses = [output_access(output_place(spec.output, owner, platform.settings))]
+    base = job_plan(spec, owner, platform, Task.REPORT, accesses, **fields)
     return check_plan(base, spec, platform.settings)
+
+
+def output_access(place: Place) -> Access:
+    """Return the access to the place of the result."""
+    return Access(Purpose.OUTPUT, place.uri, place.secret, place.field)
 
 
 def _check_labels(owner: Owner, settings: Settings) -> dict[str, str]:

@@ -1,10 +1,10 @@
-"""The plans of a LoRAJob: its preflight Job, its train Job, and those that report again or publish what is left."""
+"""Plan the Jobs of a LoRAJob: preflight, training, report, and publishing what a stopped job has left."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tunery_api.fields import parse_quantity
 from tunery_api.lorajob import LoRAJobSpec
@@ -13,10 +13,16 @@ from tunery_api.runspec import CacheMount, Purpose, ResolvedAdapter, Task
 from tunery_api.sweepstatus import TrialInputs
 from tunery_operator.observed.metadata import Owner
 from tunery_operator.planning import job
-from tunery_operator.planning.job import Place, Platform
-from tunery_operator.planning.mounts import Access, Opened, adapter_access
-from tunery_operator.planning.placing import together, work_scheduling
-from tunery_operator.planning.types import JobPlan, VolumeMount
+from tunery_operator.planning.job import JobPlan, Place, Platform
+from tunery_operator.planning.pod import (
+    Access,
+    Opened,
+    VolumeMount,
+    adapter_access,
+    together,
+    with_disk,
+    work_scheduling,
+)
 from tunery_search.trial_spec import on_inputs
 
 
@@ -54,7 +60,7 @@ def plan_train(spec: LoRAJobSpec, owner: Owner, platform: Platform, known: Known
     """Return the plan of the train Job; raises InvalidSpec when the platform cannot run the spec."""
     if known.inputs is not None:
         spec = LoRAJobSpec.model_validate(on_inputs(spec.to_json_dict(), known.inputs))
-    sized = spec.model_copy(update={"resources": job.with_disk(spec.resources, known.disk_bytes)})
+    sized = spec.model_copy(update={"resources": with_disk(spec.resources, known.disk_bytes)})
     base = _with_revision(_plan(sized, owner, platform, known, Task.TRAIN), known)
     nodes = spec.resources.nodes
     return replace(
@@ -69,23 +75,16 @@ def plan_train(spec: LoRAJobSpec, owner: Owner, platform: Platform, known: Known
 def plan_report(spec: LoRAJobSpec, owner: Owner, platform: Platform, known: Known) -> JobPlan:
     """Return the plan of the Job that says again what training published: its pod and its last words are gone."""
     place = job.output_place(spec.output, owner, platform.settings)
-    own = {"lora_job": spec, "checkpoint_uri": job.checkpoint_place(place.uri, owner, known.checkpoint)}
-    return job.report_plan(spec, owner, platform, own)
+    checkpoints = job.checkpoint_place(place.uri, owner, known.checkpoint)
+    return job.report_plan(spec, owner, platform, lora_job=spec, checkpoint_uri=checkpoints)
 
 
 def plan_publish(spec: LoRAJobSpec, owner: Owner, platform: Platform, known: Known, why: str) -> JobPlan:
     """Return the plan of the Job that publishes what a stopped job has left: on CPU, without the base's weights."""
     place = job.output_place(spec.output, owner, platform.settings)
     accesses = [access for access in _accesses(spec, place) if access.purpose in (Purpose.MODEL, Purpose.OUTPUT)]
-    own = {
-        "lora_job": spec,
-        "checkpoint_uri": job.checkpoint_place(place.uri, owner, known.checkpoint),
-        "report_uri": job.report_place(place.uri, owner),
-        "adapters": [known.adapter] if known.adapter else [],
-        "stop": why,
-    }
-    run = job.run_spec(spec, owner, platform, place, accesses).model_copy(update=own)
-    base = _with_cache(job.job_plan(spec, owner, platform, job.Errand(Task.PUBLISH, run, accesses)), spec, platform)
+    fields = {**_fields(spec, owner, place, known), "stop": why}
+    base = _with_cache(job.job_plan(spec, owner, platform, Task.PUBLISH, accesses, **fields), spec, platform)
     # However often training may fail: what was paid for is not lost for one node.
     return replace(job.check_plan(_with_revision(base, known), spec, platform.settings), retries=job.MAX_CHECK_RETRIES)
 
@@ -99,16 +98,22 @@ def _with_revision(plan: JobPlan, known: Known) -> JobPlan:
 def _plan(spec: LoRAJobSpec, owner: Owner, platform: Platform, known: Known, task: Task) -> JobPlan:
     place = job.output_place(spec.output, owner, platform.settings)
     accesses = list(_accesses(spec, place))
-    own = {
+    fields = {
+        **_fields(spec, owner, place, known),
+        "gpu_memory_bytes": _gpu_memory(spec, platform),
+        "resume_uri": known.resume,
+    }
+    return _with_cache(job.job_plan(spec, owner, platform, task, accesses, **fields), spec, platform)
+
+
+def _fields(spec: LoRAJobSpec, owner: Owner, place: Place, known: Known) -> dict[str, Any]:
+    """Return the fields of run.json that training and publishing share."""
+    return {
         "lora_job": spec,
         "checkpoint_uri": job.checkpoint_place(place.uri, owner, known.checkpoint),
         "report_uri": job.report_place(place.uri, owner),
-        "gpu_memory_bytes": _gpu_memory(spec, platform),
         "adapters": [known.adapter] if known.adapter else [],
-        "resume_uri": known.resume,
     }
-    run = job.run_spec(spec, owner, platform, place, accesses).model_copy(update=own)
-    return _with_cache(job.job_plan(spec, owner, platform, job.Errand(task, run, accesses)), spec, platform)
 
 
 def _with_cache(plan: JobPlan, spec: LoRAJobSpec, platform: Platform) -> JobPlan:
@@ -137,7 +142,7 @@ def _accesses(spec: LoRAJobSpec, place: Place) -> Iterator[Access]:
     yield Access(Purpose.DATASET, spec.dataset.uri, spec.dataset.secret_ref, "spec.dataset.secretRef")
     if spec.dataset.evaluation is not None and spec.dataset.evaluation.uri is not None:
         yield Access(Purpose.EVALUATION, spec.dataset.evaluation.uri, None, "spec.dataset.secretRef")
-    yield Access(Purpose.OUTPUT, place.uri, place.secret, place.field)
+    yield job.output_access(place)
     for purpose, name, source in (
         (Purpose.CONTINUE_FROM, "continueFrom", spec.continue_from),
         (Purpose.RESUME_FROM, "resumeFrom", spec.resume_from),

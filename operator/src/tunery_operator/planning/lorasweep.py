@@ -1,28 +1,24 @@
-"""The plans of a LoRASweep: its trials, the Job that publishes the best of them, and the one that reports again."""
+"""Plan a LoRASweep: its trials, the Job that publishes the best one, and the report of what it has published."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple
 
 from tunery_api.fields import parse_quantity
-from tunery_api.inputs import OutputSpec
 from tunery_api.lorajob import PreflightPolicy
 from tunery_api.lorasweep import LoRASweepSpec, PrunerType
 from tunery_api.measured import finite
 from tunery_api.names import child_name, trials_uri
-from tunery_api.placement import ResourcesSpec, SchedulingSpec
 from tunery_api.reasons import FailureReason
-from tunery_api.runspec import DiskLimit, LoRASweepRun, Purpose, Task
+from tunery_api.runspec import DiskLimit, LoRASweepRun, Task
 from tunery_api.sweepstatus import ParameterImportance, TrialInputs, TrialStatus
 from tunery_operator.observed.metadata import Owner
 from tunery_operator.planning import job
-from tunery_operator.planning.job import Place, Platform
-from tunery_operator.planning.mounts import Access
-from tunery_operator.planning.types import JobPlan
+from tunery_operator.planning.job import JobPlan, Place, Platform, PublishSpec
 from tunery_search.history import Suggestion
 from tunery_search.space import Space, final_spec, trial_spec
 from tunery_search.summary import searched
@@ -31,8 +27,6 @@ from tunery_search.trials import FINAL_ORIGIN, Trial
 
 MOST_BYTES: Final = 220_000
 """Of the rows in run.json."""
-RETRIES: Final = 3
-"""Of the Job that publishes: what the trials took is not lost for one node."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,17 +50,6 @@ class Found(NamedTuple):
     importance: Sequence[ParameterImportance]
     end_reason: str | None
     saved: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Conclusion:
-    """What a plan asks of a spec, of the Job that publishes: it runs where checks run."""
-
-    output: OutputSpec
-    scheduling: SchedulingSpec
-    suspend: bool
-    retries: int = RETRIES
-    resources: ResourcesSpec = field(default_factory=lambda: ResourcesSpec(gpus=0))
 
 
 def plan_trial(
@@ -108,11 +91,9 @@ def trial_name(sweep: str, number: int, *, final: bool = False) -> str:
 def plan_publish_best(spec: LoRASweepSpec, owner: Owner, platform: Platform, found: Found, space: Space) -> JobPlan:
     """Return the plan of the Job that publishes the best trial's adapter; raises InvalidSpec when it has no place."""
     place = job.output_place(spec.output, owner, platform.settings)
-    accesses = [Access(Purpose.OUTPUT, place.uri, place.secret, place.field)]
-    work = _Conclusion(spec.output, spec.template.scheduling, spec.suspend)
-    own = {"lora_sweep": run_of(spec, owner, place, found, space)}
-    run = job.run_spec(work, owner, platform, place, accesses).model_copy(update=own)
-    base = job.job_plan(work, owner, platform, job.Errand(Task.PUBLISH_BEST, run, accesses))
+    work = PublishSpec(spec.output, spec.template.scheduling, spec.suspend)
+    run = run_of(spec, owner, place, found, space)
+    base = job.job_plan(work, owner, platform, Task.PUBLISH_BEST, [job.output_access(place)], lora_sweep=run)
     return _with_the_trials_disk(job.check_plan(base, work, platform.settings), spec)
 
 
@@ -127,8 +108,8 @@ def _with_the_trials_disk(plan: JobPlan, spec: LoRASweepSpec) -> JobPlan:
 def plan_report(spec: LoRASweepSpec, owner: Owner, platform: Platform, found: Found, space: Space) -> JobPlan:
     """Return the plan of the Job that reads back what the sweep published; raises as `plan_publish_best`."""
     place = job.output_place(spec.output, owner, platform.settings)
-    work = _Conclusion(spec.output, spec.template.scheduling, spec.suspend)
-    return job.report_plan(work, owner, platform, {"lora_sweep": run_of(spec, owner, place, found, space)})
+    work = PublishSpec(spec.output, spec.template.scheduling, spec.suspend)
+    return job.report_plan(work, owner, platform, lora_sweep=run_of(spec, owner, place, found, space))
 
 
 def run_of(spec: LoRASweepSpec, owner: Owner, place: Place, found: Found, space: Space) -> LoRASweepRun:

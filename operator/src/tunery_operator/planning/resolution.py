@@ -1,13 +1,43 @@
-"""What became of every reference of a server and of its selector."""
+"""Types of what a server is to serve: its resolved references, the label selector, and the rules of its clients."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Collection, Iterator, Mapping
+from typing import Final, NamedTuple
 
+from tunery_api.adapterserver import AdapterSelector, AdapterServerSpec, LabelOperator, LabelRequirement
+from tunery_api.errors import near
 from tunery_api.reasons import FailureReason
 from tunery_api.remedies import Remedy
-from tunery_api.serving import Desired
-from tunery_operator.planning.clients import NoModel
+from tunery_api.serving import NO_KEYS, ClientRules, Desired
+
+_NEAR_AMONG: Final = 200
+"""Names at most among which a close one is looked for."""
+MAX_BEFORE: Final = 8
+"""Secrets whose rules are kept for pods of before."""
+
+
+class Mounts(NamedTuple):
+    """Which Secrets of API keys the pods of a server mount."""
+
+    secrets: frozenset[str] = frozenset()
+    """Those of all pods that were seen, also of such as end."""
+    of_all: str | None = None
+    """The one that every pod mounts but those that end; None: a rollout is under way, and pods may come unseen."""
+
+
+NOBODY_KNOWS: Final = Mounts()
+
+
+class NoModel(NamedTuple):
+    """A model that a client may ask for, and that is none of this server's now."""
+
+    client: str
+    model: str
+    near: str
+    """`; did you mean …?` where there is a close name; looked for only for the first."""
+    may_come: bool
+    """The selector may find it yet."""
 
 
 class Waiting(NamedTuple):
@@ -74,3 +104,54 @@ class Resolution(NamedTuple):
     notes: tuple[Note, ...] = ()
     astray: tuple[Astray, ...] = ()
     no_models: tuple[NoModel, ...] = ()
+
+
+def selects(selector: AdapterSelector, labels: Mapping[str, str]) -> bool:
+    """Tell whether an object with these labels is selected."""
+    named = all(labels.get(key) == value for key, value in (selector.match_labels or {}).items())
+    return named and all(_holds(item, labels) for item in selector.match_expressions or ())
+
+
+def _holds(item: LabelRequirement, labels: Mapping[str, str]) -> bool:
+    there, values = item.key in labels, item.values or ()
+    match item.operator:
+        case LabelOperator.IN:
+            return there and labels[item.key] in values
+        case LabelOperator.NOT_IN:
+            # As in Kubernetes: an object without the label is not in.
+            return not there or labels[item.key] not in values
+        case LabelOperator.EXISTS:
+            return there
+        case LabelOperator.DOES_NOT_EXIST:
+            return not there
+
+
+def no_models(spec: AdapterServerSpec, known: Collection[str]) -> Iterator[NoModel]:
+    """Yield what clients may ask for that is none of `known`, nor an alias."""
+    names = {*known, *(alias.name for alias in spec.aliases or ())}
+    may_come, looks = spec.adapter_selector is not None, len(names) <= _NEAR_AMONG
+    for client in spec.access.clients or ():
+        for model in client.models:
+            if model not in names:
+                yield NoModel(client.name, model, near(model, sorted(names)) if looks else "", may_come)
+                looks = False
+
+
+def api_keys(spec: AdapterServerSpec) -> str:
+    """Return the Secret of the API keys; NO_KEYS: no key is asked for."""
+    return spec.access.api_keys_secret_ref.name if spec.access.api_keys_secret_ref is not None else NO_KEYS
+
+
+def rules_of_before(spec: AdapterServerSpec, before: Desired, mounts: Mounts) -> Iterator[ClientRules]:
+    """Yield the rules of the Secrets that pods of before may mount, newest first.
+
+    A pod mounts one Secret for its life, and `spec.access.clients` names keys of the Secret that stands beside it: what
+    an old pod lets in is held to the list that was there with its own Secret.
+    """
+    found = [ClientRules(api_keys=before.api_keys, clients=before.clients)] if before.api_keys else []
+    wanted = api_keys(spec)
+    others = {rules.api_keys: rules for rules in (*reversed(before.before), *found) if rules.api_keys != wanted}
+    names = [name for name in reversed(others) if name in mounts.secrets or mounts.of_all != wanted]
+    # Where there are too many, those go that no pod was seen with, the oldest first.
+    kept = sorted(names, key=lambda name: name not in mounts.secrets)[:MAX_BEFORE]
+    yield from (others[name] for name in names if name in kept)

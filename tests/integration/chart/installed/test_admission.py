@@ -19,11 +19,10 @@ from tunery_operator.planning.adaptermerge import plan_merge
 from tunery_operator.planning.batchinference import plan_batch
 from tunery_operator.planning.batchinference import plan_report as plan_report_of_batch
 from tunery_operator.planning.inputs import plain_input
-from tunery_operator.planning.job import Platform
+from tunery_operator.planning.job import JobPlan, Platform
 from tunery_operator.planning.lorajob import Known, plan_preflight, plan_publish, plan_report, plan_train
 from tunery_operator.planning.lorasweep import Found, plan_publish_best
 from tunery_operator.planning.lorasweep import plan_report as plan_report_of_sweep
-from tunery_operator.planning.types import JobPlan
 from tunery_search.space import space_of
 from tunery_search.validation import parse_lorasweep
 

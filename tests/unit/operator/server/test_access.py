@@ -10,9 +10,8 @@ import pytest
 from tunery_api.errors import FieldError
 from tunery_api.serving import NO_KEYS, ClientRules, Desired
 from tunery_operator.observed.deployment import ContainerView, ServerPodView
-from tunery_operator.planning.clients import MAX_BEFORE, NOBODY_KNOWS, Mounts, NoModel
 from tunery_operator.planning.desired import resolve
-from tunery_operator.planning.resolution import Resolution
+from tunery_operator.planning.resolution import MAX_BEFORE, NOBODY_KNOWS, Mounts, NoModel, Resolution
 from tunery_operator.status.server.snapshot import ServerSnapshot
 
 from kit.operator.servers import deployment, heard, offer, offers, reported, server_pod, server_spec

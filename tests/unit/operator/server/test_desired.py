@@ -16,8 +16,7 @@ from tunery_api.serving import NO_KEYS, Desired, DesiredAdapter, HeldAdapter
 from tunery_operator.observed.published_result import Offer, parse_offer
 from tunery_operator.planning import desired as module
 from tunery_operator.planning.desired import resolve
-from tunery_operator.planning.resolution import Resolution
-from tunery_operator.planning.selecting import selects
+from tunery_operator.planning.resolution import Resolution, selects
 
 from kit.operator.servers import offer, offers, server_spec
 

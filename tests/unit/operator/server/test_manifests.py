@@ -14,8 +14,7 @@ from tunery_operator.config import Settings
 from tunery_operator.manifests.server import build_desired, build_server, read_desired
 from tunery_operator.observed.deployment import parse_deployment, parse_server_pod
 from tunery_operator.planning.adapterserver import ServerPlan, plan_server
-from tunery_operator.planning.job import Platform
-from tunery_operator.planning.types import Progress
+from tunery_operator.planning.job import Platform, Progress
 
 from kit.operator.servers import owner, server_spec, wanted
 from kit.operator.settings import settings

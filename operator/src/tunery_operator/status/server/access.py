@@ -9,7 +9,7 @@ from tunery_api.failures import Failure
 from tunery_api.remedies import edit
 from tunery_api.scrub import MAX_MESSAGE_BYTES, scrub, shorten
 from tunery_api.serving import NO_KEYS
-from tunery_operator.planning.clients import NoModel
+from tunery_operator.planning.resolution import NoModel
 from tunery_operator.status.server.replicas import Replica
 from tunery_operator.status.server.snapshot import ServerSnapshot
 

@@ -18,7 +18,7 @@ from tunery_api.serverstatus import (
 )
 from tunery_operator.observed.event import Event
 from tunery_operator.observed.metadata import format_time, parse_time
-from tunery_operator.planning.server_names import pod_selector, server_url
+from tunery_operator.planning.adapterserver import pod_selector, server_url
 from tunery_operator.status.conditions import Conditions
 from tunery_operator.status.server.access import old_rules, with_suffix
 from tunery_operator.status.server.adapters import AdapterEntry, Life, count, entries, shown

@@ -11,7 +11,7 @@ from tunery_api.reasons import FailureReason
 from tunery_api.remedies import edit, retry
 from tunery_operator.observed.attempt import ClusterWarning
 from tunery_operator.observed.deployment import ContainerView, ServerPodView
-from tunery_operator.planning.server_names import ENGINE, GATEWAY, MODEL
+from tunery_operator.planning.adapterserver import ENGINE, GATEWAY, MODEL
 from tunery_operator.status.diagnosis import CONFIG_REASONS, IMAGE_REASONS, failure, start_failure, without_message
 from tunery_operator.status.messages import reported_failure
 from tunery_operator.status.server.remedies import REPLACE_IN_PLACE
