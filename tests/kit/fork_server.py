@@ -55,7 +55,7 @@ _OPERATOR: Final = (
     "logs",
     "progress.auth",
     "progress.server",
-    "controllers.kinds",
+    "controllers",
     "runtime.kopf_source",
     "runtime.leader_gate",
     "runtime.leaderelection",
