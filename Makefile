@@ -98,7 +98,7 @@ test: ## Verify and run the fast tests, without a node and without root
 	@$(BUILD_GO); $(VERIFY); \
 	if kill -0 $$built 2>/dev/null; then echo "Waiting until Kubernetes and Helm are built (minutes the first time)"; fi; \
 	wait $$built; echo "Running the fast tests: about 8 minutes on two cores"; \
-	$(PYTEST) --disable-warnings $(PARALLEL) -m "not slow" unit integration
+	$(PYTEST) -W ignore $(PARALLEL) -m "not slow" unit integration
 
 .PHONY: test-all
 test-all: test cluster-up ## Run every test: slow, end-to-end and chaos in small, too (root, hours)

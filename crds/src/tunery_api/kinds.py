@@ -125,7 +125,7 @@ _ADAPTERMERGE: Final = KindDefinition(
         _REASON,
         Column("Method", ".spec.method"),
         Column("Into", ".spec.into"),
-        Column("Deviation", ".status.verification.maxError"),
+        Column("Deviation", ".status.verification.maxError", priority=1),
         _AGE,
         _QUEUE,
         _RESULT,

@@ -206,7 +206,7 @@ def reasons_of_conditions() -> set[str]:
     files = [path for path in (source / "status").rglob("*.py") if path.name not in NO_REASONS]
     nodes = (
         node
-        for path in [*files, source / "views" / "attempt.py", source / "views" / "event.py"]
+        for path in [*files, source / "observed" / "attempt.py", source / "observed" / "event.py"]
         for node in ast.walk(ast.parse(path.read_text()))
     )
     words = {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}

@@ -70,7 +70,7 @@ def build_images(_: argparse.Namespace) -> None:
             with progress.step("Debian packages"):
                 packages.install(missing)
         for image in images.IMAGES:
-            with progress.step(f"Image {image.repository}"), images.snapshot(image) as taken:
+            with progress.step(f"Build image {image.repository}"), images.snapshot(image) as taken:
                 images.build(taken)
 
 

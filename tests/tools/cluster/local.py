@@ -107,9 +107,9 @@ class LocalCluster:
             raise NotRunning("the local cluster does not run: make cluster-up")
         image = images.ENGINES[name]
         with self._lock():
-            with progress.step(f"Image {image.repository} (vLLM's takes minutes the first time)"):
+            with progress.step(f"Build image {image.repository} (vLLM's takes minutes the first time)"):
                 reference = images.push_one(image, self.registry, keep=name != "vllm")
-            with progress.step("Image on the node (vLLM's takes a minute)"):
+            with progress.step("Load the image onto the node (vLLM's takes a minute)"):
                 self.containerd.pull(reference)
             disk.engine_mark(self.state_dir, name).touch()
         return reference
@@ -156,9 +156,9 @@ class LocalCluster:
             self.containerd.start(pause, self.registry.host)
 
     def _start_kubernetes(self, progress: Progress, runtime: Future[None]) -> None:
-        with progress.step("Building Kubernetes and Helm (minutes the first time)"):
+        with progress.step("Build Kubernetes and Helm (minutes the first time)"):
             binaries.kubernetes()
-        with progress.step("Control plane"):
+        with progress.step("Start the control plane"):
             self.control_plane.start()
         runtime.result()
         with progress.step("Node"):
@@ -177,7 +177,7 @@ class LocalCluster:
         pushed, pulls = {}, []
         with ThreadPoolExecutor(max_workers=1) as node:
             for image in images.IMAGES:
-                with progress.step(f"Image {image.repository}"):
+                with progress.step(f"Build image {image.repository}"):
                     pushed[image.name] = images.push_one(image, self.registry)
                 pull = partial(self._pull, progress, pushed[image.name])
                 pulls.append(node.submit(_after, runtime, pull))
@@ -186,7 +186,7 @@ class LocalCluster:
         self._images_file.write_text(json.dumps(pushed))
 
     def _pull(self, progress: Progress, reference: str) -> None:
-        with progress.step(f"Image on the node: {reference.rpartition('/')[2].partition(':')[0]}"):
+        with progress.step(f"Load image {reference.rpartition('/')[2].partition(':')[0]} onto the node"):
             self.containerd.pull(reference)
 
     def _delete_pods(self) -> None:

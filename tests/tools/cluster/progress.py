@@ -1,4 +1,4 @@
-"""One line for each step, with its time: live on a terminal; elsewhere as it ends, and now and then while it lasts."""
+"""Show each step with its seconds: live on a terminal, elsewhere one line at its end and some while it runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.table import Table
 
 WORD_SECONDS = 10.0
-"""After which a step that still runs is told where nobody sees it tick; then more rarely, each minute at last."""
+"""Seconds until the first line of a running step; the pause doubles, up to a minute."""
 _LONGEST_SILENCE = 60.0
 _TICK_SECONDS = 0.5
 MARKS = {"running": "[yellow]…[/]", "done": "[green]✓[/]", "failed": "[red]✗[/]"}
@@ -30,7 +30,7 @@ class Step:
     ended: float | None = None
     state: str = "running"
     next_word: float = WORD_SECONDS
-    """Seconds after its start at which it is told that it still runs."""
+    """Seconds after its start at which the next line is due."""
 
     def seconds(self) -> float:
         return (self.ended or time.monotonic()) - self.started
@@ -84,12 +84,12 @@ class Progress:
                     _write(step, step.state)
 
     def _tell(self) -> None:
-        """Say of each step that takes long that it still runs, until all is over."""
+        """Write a line for each step that takes long, until all steps have ended."""
         while not self._over.wait(min(_TICK_SECONDS, self._word_seconds / 2)):
             with self._lock:
                 for step in self._steps:
                     if step.ended is None and step.seconds() >= step.next_word:
-                        _write(step, "still")
+                        _write(step, "running")
                         step.next_word += min(step.next_word, _LONGEST_SILENCE)
 
     def _table(self) -> Table:
@@ -101,5 +101,5 @@ class Progress:
 
 
 def _write(step: Step, word: str) -> None:
-    sys.stderr.write(f"[{step.seconds():6.1f} s] {word:6} {step.title}\n")
+    sys.stderr.write(f"{word:7} {step.title} ({step.seconds():.0f} s)\n")
     sys.stderr.flush()

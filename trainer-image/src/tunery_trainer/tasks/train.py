@@ -84,7 +84,7 @@ def _train(work: Workspace, place: Place, stop: StopSignal, reporter: ProgressRe
         with leading(work, place) as crew:
             published = _train_and_publish(work, crew, stop, reporter)
     else:
-        print("This very run has published before: nothing is left to train", flush=True)
+        print("The same manifest and data are already published. Nothing is trained.", flush=True)
     stop.heeded()
     stop.hint = " What was asked for is published."
     forget_report(work)
