@@ -236,6 +236,7 @@ class AttemptStatus(OpenModel):
         None,
         description="How it ended: Succeeded, Suspended, a failure reason, …; before endTime, why it is stopped.",
     )
+    exit_code: int | None = Field(None, description="Exit code of its container; unset while it runs, or unknown.")
     seconds: int | None = Field(None, ge=0, description="How long it ran.")
     gpu_seconds: int | None = Field(None, ge=0, description="How long it ran, times its GPUs.")
     index: int | None = Field(

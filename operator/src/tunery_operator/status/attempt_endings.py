@@ -11,7 +11,7 @@ from tunery_api.failures import Failure
 from tunery_api.reasons import ExitCode, FailureReason
 from tunery_api.remedies import edit, retry
 from tunery_api.status import ConditionType
-from tunery_operator.observed.attempt import (
+from tunery_operator.observed.attempt_history import (
     EVICTED,
     PEER_ABORTED,
     POD_DELETED,
@@ -29,7 +29,7 @@ from tunery_operator.status.diagnosis import GONE, LOST_NODE, failure, of_role, 
 from tunery_operator.status.messages import reported_failure
 from tunery_operator.status.snapshot import Snapshot
 
-_DISRUPTIONS: Final = {
+_DISRUPTION_ENDS: Final = {
     "PreemptionByScheduler": PREEMPTED,
     "PreemptionByKubeScheduler": PREEMPTED,
     "EvictionByEvictionAPI": EVICTED,
@@ -47,12 +47,13 @@ class Termination:
 
     time: datetime
     reason: str
+    exit_code: int | None = None
 
 
 def ending_of(pod: PodView, snapshot: Snapshot, conditions: Conditions) -> Termination | None:
     """Return how a pod that is there ended, or None while it has not ended."""
     if pod.finished_at is not None:
-        return Termination(pod.finished_at, how_it_ended(pod, snapshot, conditions))
+        return Termination(pod.finished_at, how_it_ended(pod, snapshot, conditions), pod.exit_code)
     if not pod.finished or pod.started_at is None:
         return None
     found = _first_since(pod.started_at, snapshot, (pod.disrupted_at, pod.deleted_at))
@@ -75,11 +76,11 @@ def ending_of_lost(
         return Termination(snapshot.now, "Unknown")
     if lost is not None and lost.started_at is not None:
         echo = lost.exit_code == ExitCode.PEER_LOST
-        disrupted = None if echo else _DISRUPTIONS.get(lost.disruption or "")
+        disrupted = None if echo else _DISRUPTION_ENDS.get(lost.disruption or "")
         reason = disrupted or stopped or (PEER_ABORTED if echo else _deleted(started, snapshot))
         if lost.disruption in LOST_NODE and not echo:
             reason = FailureReason.NODE_LOST.value
-        return Termination(max(started, _end_of(lost, lost.started_at)), reason)
+        return Termination(max(started, _end_of(lost, lost.started_at)), reason, lost.exit_code)
     job = snapshot.main.job if snapshot.main is not None else None
     found = _first_since(started, snapshot, (following, job.ended_at if job is not None else None))
     # While no operator was at work nobody knows what ran: such seconds are not charged.
@@ -107,8 +108,8 @@ def how_it_ended(pod: PodView, snapshot: Snapshot, conditions: Conditions) -> st
     if reported_failure(pod.termination_message) is None:
         # What has ended as an echo may be taken away after its end: that disrupts nothing.
         echo = pod.exit_code == ExitCode.PEER_LOST
-        if pod.disruption in _DISRUPTIONS and not echo:
-            return _DISRUPTIONS[pod.disruption]
+        if pod.disruption in _DISRUPTION_ENDS and not echo:
+            return _DISRUPTION_ENDS[pod.disruption]
         if pod.deleting and (pod.disruption is None or echo) and pod.exit_reason != "OOMKilled":
             return _why_stopped(pod.uid, snapshot, conditions) or (
                 PEER_ABORTED if echo else _deleted(pod.started_at, snapshot)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, Final
 
 from tunery_api.kinds import Kind
@@ -11,7 +10,6 @@ from tunery_api.reasons import FailureReason
 from tunery_api.remedies import MAX_FIELD, MAX_REMEDY_FIELDS, Remedy, edit, recreate, retry
 from tunery_api.serverstatus import ServerPhase
 from tunery_api.status import ConditionType
-from tunery_operator.observed.attempt import attempt_numbers, not_needed
 from tunery_operator.observed.event import RESUMED
 from tunery_operator.observed.metadata import retry_mark
 from tunery_operator.planning.inputs import FailedInput, NoCheckpoint, UnfinishedInput
@@ -36,9 +34,6 @@ Check = Callable[[StatusBuilder], bool]
 
 def compute_status(snapshot: Snapshot) -> dict[str, Any]:
     """Return the status that an object should have now."""
-    if snapshot.main is not None:
-        ended, numbers = not_needed(snapshot.status), attempt_numbers(snapshot.status)
-        snapshot = replace(snapshot, main=replace(snapshot.main, not_needed=ended, numbers=numbers))
     draft = StatusBuilder(snapshot)
     for check in CHECKS:
         if check(draft):

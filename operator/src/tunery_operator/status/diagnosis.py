@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterable
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -13,6 +13,7 @@ from tunery_api.remedies import MAX_REMEDY, Remedy, edit, recreate, retry
 from tunery_api.runspec import Task
 from tunery_api.scrub import scrub
 from tunery_operator.observed.attempt import Attempt, ClusterWarning
+from tunery_operator.observed.attempt_history import attempt_numbers, last_end
 from tunery_operator.observed.job import JobView
 from tunery_operator.observed.metadata import parse_time
 from tunery_operator.observed.pod import PodView
@@ -287,31 +288,37 @@ def _silent(pod: PodView) -> tuple[Remedy, ...]:
 
 
 def job_failure(
-    attempt: Attempt, attempts: int, platform: PlatformValues, last_end: str | None = None
+    attempt: Attempt, platform: PlatformValues, cause: PodView | None = None, status: Mapping[str, Any] | None = None
 ) -> tuple[Failure, int | None]:
-    """Return why a Job has failed, and the exit code of its last container where there is one.
+    """Return why a Job has failed, and the exit code of its last container if there is one.
 
-    `platform` has the chart's values that its pods use, `last_end` how the last attempt in the history ended, which is
-    all that is known of a pod that is gone.
+    `platform` has the chart's values that its pods use, `cause` is the pod that its last attempt has failed for, and
+    `status` has the history of its attempts, which is all that is known of a pod that is gone.
     """
-    job, pod = attempt.job, last_failed(attempt) or attempt.last
+    job, pod = attempt.job, cause or attempt.last_failed or attempt.last
     if job.failed_reason == "DeadlineExceeded":
         text = f"Job {job.name} ran into a deadline that Tunery did not set: {job.failed_message}"
         remedy = retry("Exempt Tunery's Jobs from what sets activeDeadlineSeconds on them; Tunery counts the time")
         return failure(_R.DEADLINE_EXCEEDED, text, remedy), pod.exit_code if pod is not None else None
     if pod is None:
+        end = last_end(status or {})
         text = f"Job {job.name} failed ({job.failed_reason}: {job.failed_message}) and its pods are gone"
-        text = f"{text}; the last attempt's end: {last_end}" if last_end else text
+        text = f"{text}; the last attempt's end: {end}" if end else text
         return of_role(failure(_R.RETRIES_EXHAUSTED, text, *GONE), job.role), None
-    found = pod_failure(pod)
+    found, attempts = pod_failure(pod), _attempts(attempt, status)
     if found.reason == _R.INTERNAL_ERROR and attempts > 1 and reported_failure(pod.termination_message) is None:
         found = found.model_copy(update={"reason": _R.RETRIES_EXHAUSTED})
     found = _with_values(of_role(found, job.role), job.role, platform)
-    number = attempt.numbers.get(pod.uid, attempts)  # a later one may have begun while this pod stored its checkpoint
+    number = attempt_numbers(status or {}).get(pod.uid, attempts)  # while this pod ended, the next one may have begun
     where = [f"pod {pod.name}"] if pod.index is not None else []
     where += [f"attempt {number}"] if attempts > 1 else []
     text = f"{found.message} ({', '.join(where)})" if where else found.message
     return found.model_copy(update={"message": scrub(text)}), pod.exit_code
+
+
+def _attempts(attempt: Attempt, status: Mapping[str, Any] | None) -> int:
+    """Return how many attempts there were: without a history as many as the Job has pods."""
+    return max(1, len(attempt.pods)) if status is None else int(status.get("attempts") or 1)
 
 
 def of_role(found: Failure, role: str) -> Failure:
@@ -325,33 +332,6 @@ def of_role(found: Failure, role: str) -> Failure:
     if role == Task.PUBLISH_BEST:
         remedies = _PUBLISH_BEST_DISK if found.reason == _R.DISK_FULL else _PUBLISH_BEST_LIMITS
     return found.model_copy(update={"remedies": list(remedies)})
-
-
-def last_failed(attempt: Attempt) -> PodView | None:
-    """Return the newest pod of a Job that has failed; of pods that work together that for which the others ended."""
-    if attempt.job.nodes > 1:
-        return root_cause_pod(pod for pod in attempt.ended_together if pod.phase == "Failed")
-    return next((pod for pod in reversed(attempt.pods) if pod.phase == "Failed"), None)
-
-
-def root_cause_pod(pods: Iterable[PodView]) -> PodView | None:
-    """Return of the pods that ended together the one that the others ended for: the first that says why of itself.
-
-    One that was told to end comes after those, and what is only the echo of another one's end last of all.
-    """
-    return min(pods, key=_guilt, default=None)
-
-
-def is_echo(pod: PodView) -> bool:
-    """Tell whether a pod that has ended says no more than that another one is gone."""
-    return pod_failure(pod).reason == _R.PEER_LOST
-
-
-def _guilt(pod: PodView) -> tuple[int, datetime]:
-    said = reported_failure(pod.termination_message)
-    echo = is_echo(pod)
-    rank = (3 if pod.exit_code == ExitCode.PEER_LOST else 2) if echo else int(said is None and pod.deleting)
-    return rank, pod.finished_at or pod.disrupted_at or datetime.max.replace(tzinfo=UTC)
 
 
 def failure_status(found: Failure, subject: Subject, exit_code: int | None = None) -> dict[str, Any]:

@@ -10,9 +10,15 @@ from tunery_api.names import RETRY_ANNOTATION
 from tunery_api.reasons import FailureReason
 from tunery_api.status import FINAL_PHASES, ConditionType, Phase
 from tunery_api.sweepstatus import TrialState
-from tunery_operator.observed.attempt import EVICTED, NOT_NEEDED, PREEMPTED, VANISHED, first_ended
+from tunery_operator.observed.attempt_history import (
+    EVICTED,
+    NOT_NEEDED,
+    PREEMPTED,
+    VANISHED,
+    first_ended,
+    newest_attempt,
+)
 from tunery_operator.observed.event import RETRIED, Event
-from tunery_operator.status.ledger import newest_attempt
 from tunery_operator.status.messages import PREVIOUS_ATTEMPT, attempt_words, was_ended
 from tunery_operator.status.phase import NOT_REPORTING, STOPPING
 

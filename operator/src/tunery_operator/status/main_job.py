@@ -11,7 +11,8 @@ from tunery_api.names import NODES_PORTS, nodes_service
 from tunery_api.reasons import ExitCode, FailureReason
 from tunery_api.scrub import scrub
 from tunery_api.status import ConditionStatus, ConditionType, Phase
-from tunery_operator.observed.attempt import Attempt, attempt_numbers
+from tunery_operator.observed.attempt import Attempt
+from tunery_operator.observed.attempt_history import DISRUPTIONS, attempt_numbers
 from tunery_operator.observed.metadata import parse_time
 from tunery_operator.observed.pod import PodView
 from tunery_operator.status.attempt_endings import failure_of_gone, how_it_ended
@@ -20,19 +21,18 @@ from tunery_operator.status.diagnosis import (
     GONE,
     is_node_lost,
     job_failure,
-    last_failed,
     lost_node,
     of_role,
     pod_failure,
-    root_cause_pod,
 )
 from tunery_operator.status.ledger import (
-    PASSED_OVER,
+    ended_pod,
     ends_its_job,
+    failed_too_often,
     gone_cause,
-    last_end,
     of_one_attempt,
     retries_used,
+    root_cause_pod,
     same_end_twice,
 )
 from tunery_operator.status.messages import PREVIOUS_ATTEMPT, attempt_words, was_ended
@@ -82,7 +82,7 @@ def check_main_job(draft: StatusBuilder) -> bool:
     take_checkpoint(draft, attempt.last)
     hopeless = _hopeless(draft, attempt)
     if hopeless is not None:
-        pod = _ended_pod(attempt)
+        pod = ended_pod(draft.fields, attempt)
         draft.fail(hopeless, ended=_ended_at(draft, attempt), exit_code=pod.exit_code if pod is not None else None)
         return True
     show_pod(draft, attempt)
@@ -91,42 +91,31 @@ def check_main_job(draft: StatusBuilder) -> bool:
 
 def _failed(draft: StatusBuilder, attempt: Attempt) -> tuple[Failure, int | None]:
     """Return why a Job has failed, and its last exit code: the ledger knows of a pod that is gone."""
-    attempts, gone = int(draft.fields.get("attempts") or 1), gone_cause(draft.fields, attempt)
+    gone = gone_cause(draft.fields, attempt)
     if gone is not None and attempt.job.failed_reason != "DeadlineExceeded":
-        return failure_of_gone(attempt.job, gone, attempts), None
-    return job_failure(attempt, attempts, draft.snapshot.platform, last_end(draft.fields))
+        return failure_of_gone(attempt.job, gone, int(draft.fields.get("attempts") or 1)), None
+    return job_failure(attempt, draft.snapshot.platform, root_cause_pod(draft.fields, attempt), draft.fields)
 
 
 def _ended_at(draft: StatusBuilder, attempt: Attempt) -> datetime | None:
     gone = gone_cause(draft.fields, attempt)
     if gone is not None:
         return parse_time(gone["endTime"])
-    pod = _ended_pod(attempt) or attempt.last
+    pod = ended_pod(draft.fields, attempt) or attempt.last
     return (pod.finished_at if pod is not None else None) or attempt.job.ended_at
-
-
-def _ended_pod(attempt: Attempt) -> PodView | None:
-    """Return the pod that the newest attempt has ended for, if no other follows yet; of one node its newest."""
-    if attempt.job.nodes == 1:
-        pod = attempt.last
-        return pod if pod is not None and (pod.finished or pod.finished_at is not None) else None
-    found = root_cause_pod(
-        pod for pod in attempt.ended_together if pod.exit_code != ExitCode.OK and pod.phase != "Succeeded"
-    )
-    return found if found in attempt.newest else None
 
 
 def _hopeless(draft: StatusBuilder, attempt: Attempt) -> Failure | None:
     """Return why another attempt would only meet the same end at the price of a GPU, or None."""
     if publishes_alone(draft.snapshot, attempt) or first_has_ended_well(attempt):
         return None
-    pod = _ended_pod(attempt)
+    pod = ended_pod(draft.fields, attempt)
     return _met_again(draft, attempt, pod) if pod is not None and pod.finished else None
 
 
 def _met_again(draft: StatusBuilder, attempt: Attempt, pod: PodView) -> Failure | None:
     """Return the end of a pod's container that another attempt would meet again, or None."""
-    if how_it_ended(pod, draft.snapshot, draft.conditions) in PASSED_OVER:
+    if how_it_ended(pod, draft.snapshot, draft.conditions) in DISRUPTIONS:
         return None
     found = pod_failure(pod)
     if found.reason == _HOPELESS:
@@ -135,7 +124,7 @@ def _met_again(draft: StatusBuilder, attempt: Attempt, pod: PodView) -> Failure 
     if found.reason == out_of_memory and same_end_twice(draft.fields, attempt.pods, out_of_memory.value):
         twice = found.model_copy(update={"message": f"{found.message}, for the second time in a row"})
         return of_role(twice, attempt.job.role)
-    if attempt.job.nodes > 1 and attempt.failed_too_often:
+    if attempt.job.nodes > 1 and failed_too_often(draft.fields, attempt):
         found = _failed(draft, attempt)[0]
         # The Job is deleted for it, and the log with its pods.
         return found.model_copy(update={"remedies": list(GONE)}) if found.reason in _IN_THE_LOG else found
@@ -319,12 +308,12 @@ def _show_held(draft: StatusBuilder, attempt: Attempt) -> None:
 
 
 def _show_waiting(draft: StatusBuilder, attempt: Attempt) -> None:
-    pod, job, gone = _ended_pod(attempt), attempt.job, gone_cause(draft.fields, attempt)
+    pod, job, gone = ended_pod(draft.fields, attempt), attempt.job, gone_cause(draft.fields, attempt)
     found = draft.blocker(attempt)
     if found is not None:
         draft.show_blocker(_with_the_end_before(draft, attempt, found))
         draft.conditions.set(_RUNNING, False, str(found.reason), found.message)
-    elif gone is not None and job.nodes > 1 and gone["reason"] in PASSED_OVER:
+    elif gone is not None and job.nodes > 1 and gone["reason"] in DISRUPTIONS:
         called, goes_on = attempt_words(gone["attempt"], gone["pod"]), not (job.lacks_first or job.lacks_another)
         draft.conditions.set(_RUNNING, False, gone["reason"], was_ended(called, gone["reason"], goes_on=goes_on))
     elif pod is not None and not (attempt.running and pod.exit_code == ExitCode.PEER_LOST):
@@ -339,8 +328,8 @@ def _show_waiting(draft: StatusBuilder, attempt: Attempt) -> None:
 
 def _with_the_end_before(draft: StatusBuilder, attempt: Attempt, found: Failure) -> Failure:
     """Return what stands in the way, and how the attempt before it failed: only an event would tell it, for an hour."""
-    ended = last_failed(attempt) if gone_cause(draft.fields, attempt) is None else None
-    if ended is None or how_it_ended(ended, draft.snapshot, draft.conditions) in PASSED_OVER:
+    ended = root_cause_pod(draft.fields, attempt) if gone_cause(draft.fields, attempt) is None else None
+    if ended is None or how_it_ended(ended, draft.snapshot, draft.conditions) in DISRUPTIONS:
         return found
     before = pod_failure(ended)
     text = f"failed{_used(draft, attempt)}: {before.reason}: {before.message}"
@@ -366,7 +355,7 @@ def _show_ended_pod(draft: StatusBuilder, attempt: Attempt, pod: PodView) -> Non
         _show_last_end(draft, f"{text}; Job {pod.job} ends" if pod.job else text)
         return
     how = how_it_ended(pod, draft.snapshot, draft.conditions)
-    if how in PASSED_OVER:
+    if how in DISRUPTIONS:
         draft.conditions.set(_RUNNING, False, how, was_ended(called, how))
         return
     text = f"{called} failed{_used(draft, attempt)}: {found.reason}: {found.message}"

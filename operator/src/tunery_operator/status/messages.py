@@ -7,7 +7,7 @@ from typing import Final
 from tunery_api.failures import Failure
 from tunery_api.runspec import PreflightReport, RunResult
 from tunery_api.tolerant import read
-from tunery_operator.observed.attempt import POD_DELETED
+from tunery_operator.observed.attempt_history import POD_DELETED
 
 PREVIOUS_ATTEMPT: Final = "previousAttempt"
 """The fact of a blocker that tells how the attempt before it failed."""

@@ -59,7 +59,7 @@ def _judge(draft: StatusBuilder) -> bool:
     if attempt.job.complete:
         return _check_report(draft, attempt)
     if attempt.job.failed_reason is not None:
-        found, exit_code = job_failure(attempt, max(1, len(attempt.pods)), draft.snapshot.platform)
+        found, exit_code = job_failure(attempt, draft.snapshot.platform)
         report = parse_report(attempt.last.termination_message) if attempt.last is not None else None
         if report is not None:
             _take_over(draft, report)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from tunery_api.status import ConditionType
-from tunery_operator.observed.attempt import PREEMPTED
+from tunery_operator.observed.attempt_history import PREEMPTED
 from tunery_operator.observed.job import JobView
 from tunery_operator.status.builder import StatusBuilder
 

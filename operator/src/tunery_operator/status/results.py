@@ -170,7 +170,7 @@ def _fail_without_result(draft: StatusBuilder, attempt: Attempt) -> None:
     reason: str = FailureReason.ADAPTER_MISSING
     text = f"Job {name} is complete and what its pod said is gone; nothing of it is published at the output"
     if report is not None and report.job.failed_reason is not None:
-        found, _ = job_failure(report, max(1, len(report.pods)), draft.snapshot.platform)
+        found, _ = job_failure(report, draft.snapshot.platform)
         reason, text = found.reason, f"Job {name} is complete, but its result cannot be found: {found.message}"
     remedy = retry("Check what removed or replaced the published files; a retry publishes them again")
     draft.fail(failure(reason, text, remedy), ended=attempt.job.ended_at)

@@ -164,7 +164,7 @@ def _after(result: RunResult) -> str:
 def _check_unpublished(draft: StatusBuilder, stop: Stop, attempt: Attempt) -> None:
     """End where no adapter came of it; what can be mended, a deadline that is too short included, is a failure."""
     result = take_last_words(draft, attempt)
-    found, exit_code = job_failure(attempt, max(1, len(attempt.pods)), draft.snapshot.platform)
+    found, exit_code = job_failure(attempt, draft.snapshot.platform)
     if str(found.reason) not in _NOTHING_USABLE:
         text = f"{stop.why}; what was trained could not be published: {found.message}"
         draft.fail(found.model_copy(update={"message": scrub(text)}), exit_code=exit_code)

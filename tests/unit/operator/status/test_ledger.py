@@ -78,7 +78,7 @@ def test_an_attempt_is_closed_with_its_containers_own_end() -> None:
     assert status["attemptHistory"] == [
         {
             "uid": "p1", "pod": "p1", "node": NODE, "startTime": at(-300), "endTime": at(-60),
-            "reason": "InternalError", "seconds": 240, "gpuSeconds": 480,
+            "reason": "InternalError", "exitCode": 75, "seconds": 240, "gpuSeconds": 480,
         }
     ]  # fmt: skip
     assert totals(status) == (1, 240, 480)

@@ -16,11 +16,12 @@ from tunery_operator.client.merge_patch import merge_patch
 from tunery_operator.controllers.warnings import find_unstarted
 from tunery_operator.metrics import ATTEMPTS, GPU_SECONDS, Facts, changes
 from tunery_operator.observed.attempt import Attempt, ClusterWarning
+from tunery_operator.observed.attempt_history import last_end
 from tunery_operator.observed.job import JobView
 from tunery_operator.observed.pod import LostPod, PodView
 from tunery_operator.status.compute import compute_status
 from tunery_operator.status.events import transitions
-from tunery_operator.status.ledger import deadline_left, last_end, same_end_twice
+from tunery_operator.status.ledger import deadline_left, failed_attempts, same_end_twice
 from tunery_operator.status.requeue_after import requeue_after
 from tunery_operator.status.snapshot import Snapshot
 
@@ -155,7 +156,7 @@ def test_where_all_are_echoes_the_one_that_counts_is_told() -> None:
     assert status["failure"]["message"] == "node 1 did not come within 15 minutes (pod a1-0)"
 
 
-def test_an_attempt_that_failed_is_told_until_all_are_there_again() -> None:
+def test_an_attempt_that_failed_is_shown_until_the_next_one_begins() -> None:
     fault = {"failure": {"reason": "GPUFault", "message": "ECC"}}
     failed = [ended(code=76, meta=no(0), stopped=-30), ended(code=75, meta=no(1), stopped=-31, says=fault)]
     seen = again(snapshot(*runs(0, 1), train=nodes(2)), *failed)
@@ -166,7 +167,10 @@ def test_an_attempt_that_failed_is_told_until_all_are_there_again() -> None:
     words = "attempt 1, pod a1-1, failed (1 of 3 retries used): GPUFault: ECC"
     assert told(compute_status(counted))["message"] == words
     half = again(seen, *failed, *runs(0, attempt=2, started=0, created=-5), seconds=5)
-    assert told(compute_status(half))["reason"] == "AttemptFailed"
+    assert (told(compute_status(half))["reason"], told(compute_status(half))["message"]) == (
+        "Starting",
+        "1 of 2 pods run",
+    )
     both = again(half, *failed, *runs(0, 1, attempt=2, started=0, created=-5), seconds=5)
     status = compute_status(both)
     assert (status["attempts"], status["podName"], status["pods"]) == (2, "a2-0", "2/2")
@@ -234,7 +238,6 @@ def test_what_failed_an_attempt_ago_is_not_taken_for_the_newest() -> None:
     old = [ended(code=76, meta=no(0), stopped=-200), ended(code=75, meta=no(1), stopped=-201, says=OUT_OF_MEMORY)]
     new = ended(code=76, meta=no(0, 2, created=-190), started=-180, stopped=-30, says=ECHO)
     attempt = Attempt(nodes(2, failed_reason="BackoffLimitExceeded"), (*old, new))
-    assert [each.uid for each in attempt.ended_together] == ["a2-0"]
     assert compute_status(snapshot(main=attempt))["failure"]["reason"] == "PeerLost"
 
 
@@ -320,15 +323,6 @@ def test_one_deletion_without_a_retry_names_the_pod_though_none_is_left() -> Non
     assert status["failure"]["message"] == words.replace("a1-1", "p1")
 
 
-def test_of_two_that_went_in_one_second_the_one_that_was_seen_to_go_first_is_named() -> None:
-    """The API server's times are whole seconds; the Job controller takes the other away at once."""
-    seen, train = snapshot(*runs(0, 1), train=nodes(2)), nodes(2, failed_reason="FailedIndexes")
-    lost = tuple(gone(index, 1, -300, 100) for index in (1, 0))
-    status = compute_status(again(seen, train=train, lost_pods=lost))
-    assert [item["reason"] for item in status["attemptHistory"]] == ["PeerLost", "PodDeleted"]
-    assert status["failure"]["message"].startswith("pod a1-1 was deleted")
-
-
 @pytest.mark.parametrize(
     ("failed_indexes", "ends"), [("1", "; no retry is left"), ("", ", which counts as a retry; the next one goes on")]
 )
@@ -346,14 +340,14 @@ def test_while_the_job_controller_ends_the_others_the_one_that_was_deleted_is_na
     assert [event.note for event in transitions(over.status, status) if event.reason == "PodDeleted"] == [words]
 
 
-def test_what_a_pod_says_of_itself_comes_before_one_that_was_deleted() -> None:
+def test_a_pod_that_the_job_controller_deletes_after_a_failure_is_not_the_cause() -> None:
     """Node 0 has failed by itself, and the Job controller has taken the other away: nobody deleted it."""
     seen = snapshot(*runs(0, 1), train=nodes(2))
     own = ended(code=75, meta=no(0), stopped=-200, says=UNREACHABLE)
-    for seconds in (101, 90):
-        train = nodes(2, failed_reason="FailedIndexes")
-        status = compute_status(again(seen, own, train=train, lost_pods=(gone(1, 1, -300, seconds),)))
-        assert status["failure"]["message"] == "nobody answers (pod a1-0)"
+    train = nodes(2, failed_reason="FailedIndexes")
+    status = compute_status(again(seen, own, train=train, lost_pods=(gone(1, 1, -300, 101),)))
+    assert status["failure"]["message"] == "nobody answers (pod a1-0)"
+    assert [item["reason"] for item in status["attemptHistory"]] == ["StorageUnavailable", "PeerLost"]
 
 
 def test_a_deleted_pod_is_told_as_that_while_the_next_ones_are_made() -> None:
@@ -517,18 +511,41 @@ def test_the_hint_sends_nobody_to_pods_that_are_deleted_with_their_job(code: int
     assert ("status.attemptHistory" in failure["hint"]) == (failure["reason"] == "PeerLost")
 
 
-def test_one_that_begins_anew_alone_and_one_that_fails_later_are_two_failures() -> None:
-    """Node 1 fails as it prepares, and is there again before the others begin; then node 0 fails."""
+def test_a_pod_that_fails_before_the_others_begin_and_one_that_fails_later_are_two_failures() -> None:
+    """Node 1 fails as it prepares, and its next pod trains with node 0, which fails then."""
+    train = nodes(2, retries=2)
+    waits = runs(0, started=-390)
     alone = ended(code=75, meta=no(1, created=-400), started=-390, stopped=-350, says=UNREACHABLE)
-    waited = ended(code=75, meta=no(0, created=-400), started=-390, stopped=-30, says=UNREACHABLE)
+    seen = again(snapshot(*waits, alone, train=train), *waits, alone, *runs(1, attempt=2, started=-330, created=-340))
+    assert failed_attempts(compute_status(seen), Attempt(train)) == 1
+    failed = ended(code=75, meta=no(0, created=-400), started=-390, stopped=-30, says=UNREACHABLE)
     echo = ended(code=76, meta=no(1, 2, created=-340), started=-330, stopped=-28, says=ECHO)
-    here = Attempt(nodes(2, retries=2), (waited, alone, echo))
-    assert here.failures == 2
-    again_ = runs(0, 1, attempt=3, started=-5, created=-15)
-    assert dataclasses.replace(here, pods=(*here.pods, *again_)).failures == 2
-    ahead = dataclasses.replace(alone, finished_at=NOW)
-    assert Attempt(nodes(2, retries=2), (waited, ahead, echo, *again_)).failures == 2, "its node's clock is ahead"
-    assert Attempt(nodes(2), tuple(runs(0, 1))).failures == 0
+    seen = again(seen, failed, alone, echo)
+    assert failed_attempts(compute_status(seen), Attempt(train)) == 2
+    status = compute_status(again(seen, failed, alone, echo, *runs(0, 1, attempt=3, started=-5, created=-15)))
+    assert (failed_attempts(status, Attempt(train)), status["attempts"]) == (2, 3)
+    later = dataclasses.replace(train, created=at(-1))
+    assert failed_attempts(status, Attempt(later)) == 0, "those were of another Job"
+
+
+def test_attempts_that_the_history_has_no_room_for_use_up_retries_too() -> None:
+    """The history has three attempts of eight pods; each time another pod fails."""
+    train, pods = nodes(8, retries=4, created=at(-9000)), list[PodView]()
+    seen = snapshot(train=train)
+    for attempt in range(1, 6):
+        begun = -3000 + 500 * attempt
+        pods += [
+            ended(
+                code=75 if index == attempt else 76, meta=no(index, attempt, begun), started=begun, stopped=begun + 100
+            )
+            for index in range(8)
+        ]
+        seen = again(seen, *pods)
+        status = compute_status(seen)
+        assert failed_attempts(status, Attempt(train, tuple(pods))) == attempt
+        assert status["attempts"] == attempt
+        assert (status["phase"] == "Failed") == (attempt == 5)
+    assert {item["attempt"] for item in status["attemptHistory"]} == {3, 4, 5}
 
 
 def test_one_that_stores_its_checkpoint_until_another_one_is_there_again_fails_once_with_it() -> None:

@@ -10,9 +10,10 @@ import pytest
 from tunery_api.runspec import TrainerStatus
 from tunery_api.status import Phase
 from tunery_operator.metrics import ATTEMPTS, changes
+from tunery_operator.observed.attempt_history import last_end
 from tunery_operator.observed.pod import PodView
 from tunery_operator.status.compute import compute_status
-from tunery_operator.status.ledger import deadline_left, last_end
+from tunery_operator.status.ledger import deadline_left
 from tunery_operator.status.snapshot import Snapshot
 from unit.operator.status.test_nodes import FACTS, PLACELESS, UNREACHABLE, no, nodes, runs, told
 
@@ -76,20 +77,16 @@ def test_whatever_becomes_of_another_one_it_uploads(others: list[PodView], pods:
         assert status["completionTime"] == at(0)
 
 
-def test_what_ran_beside_it_is_counted_once_it_is_over() -> None:
+def test_a_pod_that_starts_while_the_first_publishes_is_of_the_same_attempt() -> None:
     seen = again(publishing(2), *runs(0), killed(), *runs(1, attempt=2, started=-40, created=-50))
-    assert [item["pod"] for item in compute_status(seen)["attemptHistory"]] == ["a1-0", "a1-1"]
+    three = [("a1-0", 1), ("a1-1", 1), ("a2-1", 1)]
     assert deadline_left(seen) == 700
-    unseen = compute_status(dataclasses.replace(seen, status={}))
-    assert [(item["pod"], item["attempt"]) for item in unseen["attemptHistory"]] == [("a1-0", 1), ("a1-1", 1)]
+    for each in (seen, dataclasses.replace(seen, status={})):
+        assert [(item["pod"], item["attempt"]) for item in compute_status(each)["attemptHistory"]] == three
     train = nodes(2, complete=True)
     late = ended(code=143, meta=no(1, 2, -50), started=-40, stopped=-10)
     status = compute_status(again(seen, ended(meta=no(0), says=RESULT, stopped=-20), killed(), late, train=train))
-    assert [(item["pod"], item["attempt"]) for item in status["attemptHistory"]] == [
-        ("a1-0", 1),
-        ("a1-1", 1),
-        ("a2-1", 1),
-    ]
+    assert [(item["pod"], item["attempt"]) for item in status["attemptHistory"]] == three
     assert (status["runSeconds"], status["gpuSeconds"]) == (290, 280 + 240 + 30)
 
 
