@@ -25,7 +25,7 @@ _PATTERNS: Final = (
     (re.compile(r"\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*"), REDACTED),
     (re.compile(r"(?i)\b((?:bearer|basic)\s+)[A-Za-z0-9+/_.=-]{8,}"), rf"\1{REDACTED}"),
     (re.compile(r"(?i)([?&](?:x-amz-[a-z-]+|awsaccesskeyid|signature|token|sig|key)=)[^&\s\"'<>]+"), rf"\1{REDACTED}"),
-    (re.compile(r"(?i)\b([a-z][a-z0-9+.-]*://)[^/\s:@\"']*:[^/\s@\"']+@"), rf"\1{REDACTED}@"),
+    (re.compile(r"(?i)\b((?!hf:)[a-z][a-z0-9+.-]*://)[^/\s\"']+@"), rf"\1{REDACTED}@"),
     (
         re.compile(
             r"(?i)\b((?:aws_)?(?:secret_access_key|session_token)|hf_token|wandb_api_key|mlflow_tracking_\w+|password)"

@@ -77,3 +77,18 @@ def test_short_values_and_ordinary_words_stay() -> None:
 def test_what_is_too_long_ends_with_an_ellipsis_after_a_word(text: str, limit: int, short: str) -> None:
     assert shorten(text, limit) == short
     assert len(shorten(text, limit).encode()) <= limit
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("http://user:hunter2@host:9000/b", "http://[redacted]@host:9000/b"),
+        ("http://user:hunter2@secret@host/b", "http://[redacted]@host/b"),
+        ("http://token123@127.0.0.1:9/b?x", "http://[redacted]@127.0.0.1:9/b?x"),
+        ("hf://gpt2@main and hf://org/model@v1", "hf://gpt2@main and hf://org/model@v1"),
+        ("s3://bucket/a@b", "s3://bucket/a@b"),
+    ],
+    ids=["password", "password-with-at", "user-only", "revision-of-a-model", "key"],
+)
+def test_credentials_of_a_url_are_redacted(text: str, shown: str) -> None:
+    assert scrub(text) == shown

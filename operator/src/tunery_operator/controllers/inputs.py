@@ -129,7 +129,7 @@ def _checkpoints_of(context: ReconcileContext, body: Mapping[str, Any]) -> str |
     owner = parse_owner(Kind.LORAJOB, body)
     try:
         output = OutputSpec.model_validate((body.get("spec") or {}).get("output") or {})
-        return checkpoint_place(output_place(output, owner, context.platform.settings).uri, owner, None)
+        return checkpoint_place(output_place(output, owner, context.platform.settings).uri, owner)
     except (InvalidSpec, ValidationError):
         return None
 

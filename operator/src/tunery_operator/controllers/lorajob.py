@@ -116,7 +116,6 @@ def _known(obj: ManagedObject, inputs: Inputs | None) -> Known:
         adapter=as_checked(ready[0].adapter, status) if ready and not resumes else None,
         resume=ready[0].adapter.uri if ready and resumes else None,
         revision=(status.get("resolved") or {}).get("revision"),
-        checkpoint=(status.get("checkpoint") or {}).get("uri"),
         disk_bytes=(status.get("disk") or {}).get("estimateBytes"),
         inputs=inputs_of(obj.body) if obj.owner.sweep is not None else None,
     )

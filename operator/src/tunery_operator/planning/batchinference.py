@@ -42,7 +42,7 @@ def _fields(spec: BatchInferenceSpec, owner: Owner, place: Place, platform: Plat
     return {
         "batch_inference": spec,
         "server_url": server_url(server_of(spec, owner)),
-        "checkpoint_uri": job.checkpoint_place(place.uri, owner, None),
+        "checkpoint_uri": job.checkpoint_place(place.uri, owner),
         "image": server_image(platform.settings).name,
     }
 

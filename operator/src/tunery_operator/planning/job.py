@@ -159,14 +159,8 @@ def _default_uri(owner: Owner, settings: Settings) -> str:
     return f"{settings.default_output.uri}/{owner.key.namespace}/{owner.key.name}/{owner.uid}"
 
 
-def checkpoint_place(output_uri: str, owner: Owner, newest: str | None) -> str:
-    """Return the prefix of the checkpoints: of this very object only, and named by one rule in each bucket.
-
-    `newest` is the URI of the newest checkpoint: whatever place an earlier version gave it, it goes on there.
-    """
-    before = (newest or "").rstrip("/").rpartition("/")[0]
-    if owner.uid in before:
-        return before
+def checkpoint_place(output_uri: str, owner: Owner) -> str:
+    """Return the prefix of the checkpoints, in the output's bucket: of this very object only."""
     return folder_in_bucket(output_uri, CHECKPOINTS_PREFIX, owner.key.namespace, owner.key.name, owner.uid)
 
 

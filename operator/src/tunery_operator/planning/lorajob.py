@@ -35,8 +35,6 @@ class Known(NamedTuple):
     """Where the checkpoints lie that resumeFrom was resolved to."""
     revision: str | None = None
     """The model's commit that preflight resolved."""
-    checkpoint: str | None = None
-    """URI of the newest checkpoint."""
     disk_bytes: int | None = None
     """Disk that training takes, by preflight's count."""
     inputs: TrialInputs | None = None
@@ -75,7 +73,7 @@ def plan_train(spec: LoRAJobSpec, owner: Owner, platform: Platform, known: Known
 def plan_report(spec: LoRAJobSpec, owner: Owner, platform: Platform, known: Known) -> JobPlan:
     """Return the plan of the Job that says again what training published: its pod and its last words are gone."""
     place = job.output_place(spec.output, owner, platform.settings)
-    checkpoints = job.checkpoint_place(place.uri, owner, known.checkpoint)
+    checkpoints = job.checkpoint_place(place.uri, owner)
     return job.report_plan(spec, owner, platform, lora_job=spec, checkpoint_uri=checkpoints)
 
 
@@ -110,7 +108,7 @@ def _fields(spec: LoRAJobSpec, owner: Owner, place: Place, known: Known) -> dict
     """Return the fields of run.json that training and publishing share."""
     return {
         "lora_job": spec,
-        "checkpoint_uri": job.checkpoint_place(place.uri, owner, known.checkpoint),
+        "checkpoint_uri": job.checkpoint_place(place.uri, owner),
         "report_uri": job.report_place(place.uri, owner),
         "adapters": [known.adapter] if known.adapter else [],
     }
