@@ -1,6 +1,6 @@
-"""Every kind and how its objects are reconciled: what the queue looks up by kind, and nothing else does.
+"""Provide `reconcile`, which reconciles an object of any kind.
 
-What else follows from the kind stands in `tunery_api.kinds`.
+`tunery_api.kinds` has all else that depends on the kind.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ RECONCILERS: Final[Mapping[Kind, Callable[[ReconcileContext, Key], Requeue]]] = 
 
 
 def reconcile(context: ReconcileContext, key: Key) -> Requeue:
-    """Bring one object a step further; gives the same answer however often it is asked."""
+    """Reconcile one object, and return when to reconcile it again, and which other keys to reconcile; idempotent."""
     requeue = RECONCILERS[key.kind](context, key)
     keys = context.cache.drain_keys()
     return replace(requeue, wake=requeue.wake | keys) if keys else requeue

@@ -1,4 +1,4 @@
-"""The steps of an AdapterMerge: wait for its adapters, merge, result."""
+"""Provide the steps of an AdapterMerge: wait for its adapters, merge, result."""
 
 from __future__ import annotations
 
@@ -19,14 +19,13 @@ from tunery_operator.status.snapshot import Snapshot
 
 
 def _observe(context: ReconcileContext, obj: ManagedObject) -> Snapshot:
-    """Return what is in the cluster."""
+    """Return the snapshot of the object, with its merge Job."""
     return observe_main_job(context, obj, Task.MERGE)
 
 
 def _apply(context: ReconcileContext, obj: ManagedObject, spec: AdapterMergeSpec, snapshot: Snapshot) -> Snapshot:
-    """Make the merge Job once every adapter is there."""
-    # Judged before anything is waited for.
-    output_place(spec.output, obj.owner, context.platform.settings)
+    """Create the merge Job once every adapter is published."""
+    output_place(spec.output, obj.owner, context.platform.settings)  # raises before anything is waited for
     main = snapshot.main
     if main is not None and main.job.finished:
         return recover_result(context, obj, snapshot, lambda: plan_report(spec, obj.owner, context.platform))
@@ -37,7 +36,7 @@ def _apply(context: ReconcileContext, obj: ManagedObject, spec: AdapterMergeSpec
         return replace(inputs.added_to(snapshot), main=ensure_job(context, obj, plan, main))
     if main is None:
         return inputs.added_to(snapshot)
-    # The Job that is there has all it needs, even if an input was deleted before it was written down.
+    # The Job has all it needs, even if an input was deleted before the status recorded it.
     return replace(snapshot, main=sync_suspend(context, obj.owner, main, suspend=spec.suspend))
 
 

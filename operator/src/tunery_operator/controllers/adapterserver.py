@@ -9,10 +9,8 @@ from dataclasses import replace
 from typing import Any, Final
 
 from tunery_api.adapterserver import AdapterServerSpec
-from tunery_api.errors import FieldError, InvalidSpec
-from tunery_api.failures import Failure
+from tunery_api.errors import InvalidSpec
 from tunery_api.names import PLAN_ANNOTATION
-from tunery_api.reasons import FailureReason
 from tunery_api.serving import Desired
 from tunery_api.validation import parse_adapterserver
 from tunery_operator.client import apply
@@ -31,7 +29,7 @@ from tunery_operator.client.rollouts import FOREIGN
 from tunery_operator.client.status import status_change
 from tunery_operator.controllers.context import ReconcileContext
 from tunery_operator.controllers.observe import ManagedObject, chart_values, find_object
-from tunery_operator.controllers.rejections import ambiguous_rejection, field_of, rejection_of
+from tunery_operator.controllers.rejections import blocked_by, rejected_by
 from tunery_operator.controllers.status_writer import write_delay, write_down
 from tunery_operator.controllers.warnings import server_warnings
 from tunery_operator.errors import (
@@ -39,7 +37,6 @@ from tunery_operator.errors import (
     AwaitingDeletion,
     FieldContested,
     NameTaken,
-    OperatorError,
     Rejected,
     StaleObject,
 )
@@ -58,7 +55,7 @@ _FREQUENT: Final = frozenset({"adapters", "adapterCounts", "adaptersText", "repl
 
 
 def reconcile_server(context: ReconcileContext, key: Key) -> Requeue:
-    """Bring one server a step further; gives the same answer however often it is asked."""
+    """Reconcile one server, and return when to reconcile it again; idempotent."""
     obj = find_object(context, key)
     if obj is None:
         context.backoff.reset(key)
@@ -70,9 +67,9 @@ def reconcile_server(context: ReconcileContext, key: Key) -> Requeue:
 
 
 def _apply_and_retry(context: ReconcileContext, obj: ManagedObject) -> tuple[ServerSnapshot, float | None]:
-    """Return the snapshot after as many steps as went well, and what stood in the way of the next.
+    """Return the snapshot after the steps that succeeded, with what blocks the next one, and the seconds until a retry.
 
-    And when to try that again, in seconds; None: nothing did, or trying again would not help.
+    None: nothing blocks, or a retry would not help.
     """
     key = obj.owner.key
     snapshot = ServerSnapshot(
@@ -83,24 +80,33 @@ def _apply_and_retry(context: ReconcileContext, obj: ManagedObject) -> tuple[Ser
         platform=chart_values(context, obj),
     )
     try:
-        for step in (_prove, _parse, _resolve, _apply_children):
+        for step in (_verify_pod_owners, _parse, _resolve, _apply_children):
             snapshot = step(context, obj, snapshot)
     except InvalidSpec as error:
         context.backoff.reset(key)
         return _invalid(obj, snapshot, error), None
     except Rejected as error:
         context.backoff.reset(key)
-        return _rejected(obj, snapshot, error), None
+        return replace(snapshot, **rejected_by(obj, snapshot.platform, error)), None
     except (ApiFailure, FieldContested, NameTaken, AwaitingDeletion) as error:
         wait = context.backoff.next(key)
-        return _hampered(snapshot, error), max(wait, error.retry_after or 0.0)
+        return replace(snapshot, **blocked_by(error)), max(wait, error.retry_after or 0.0)
     context.backoff.reset(key)
     return snapshot, None
 
 
-def _prove(context: ReconcileContext, obj: ManagedObject, snapshot: ServerSnapshot) -> ServerSnapshot:
-    """Find out whose the pods are that say they are this server's: also of one whose spec is not valid."""
-    prove_pods(context, obj.owner)
+def _verify_pod_owners(context: ReconcileContext, obj: ManagedObject, snapshot: ServerSnapshot) -> ServerSnapshot:
+    """Read each unknown ReplicaSet of a pod with this server's label once: is its Deployment this server's?
+
+    Also for a server whose spec is invalid. Raises ApiFailure.
+    """
+    servers, owner = context.cache.servers, obj.owner
+    for replica_set in servers.unproven(owner.key, owner.uid):
+        found = context.client.get(GET_REPLICA_SET, replica_set.namespace, replica_set.name)
+        same = found is not None and found["metadata"]["uid"] == replica_set.uid
+        controller = controller_of(found) if found is not None and same else {}
+        is_deployment = controller.get("kind") == DEPLOYMENTS.kind
+        servers.prove(replica_set, str(controller.get("uid")) if is_deployment else FOREIGN)
     return snapshot
 
 
@@ -109,52 +115,35 @@ def _parse(context: ReconcileContext, obj: ManagedObject, snapshot: ServerSnapsh
 
 
 def _resolve(context: ReconcileContext, obj: ManagedObject, snapshot: ServerSnapshot) -> ServerSnapshot:
-    """Find out what is to be served."""
+    """Resolve which adapters to serve."""
     spec, owner = _spec(snapshot), obj.owner
     before = _current_desired(context, owner)
     resolution = resolve(spec, context.cache.servers.offers(owner.key), before, _mounted_keys(context, owner))
-    desired = _renumbered(context, owner, before, resolution.desired)
+    desired = _renumber(context, owner, before, resolution.desired)
     return replace(snapshot, resolution=resolution._replace(desired=desired))
 
 
 def _apply_children(context: ReconcileContext, obj: ManagedObject, snapshot: ServerSnapshot) -> ServerSnapshot:
-    """Bring the children to what the spec says."""
+    """Create or update the children."""
     plan = plan_server(_spec(snapshot), obj.owner, context.platform)
     desired = snapshot.resolution.desired if snapshot.resolution is not None else Desired()
     return replace(snapshot, deployment=_ensure_children(context, plan, desired))
 
 
 def _spec(snapshot: ServerSnapshot) -> AdapterServerSpec:
-    assert snapshot.spec is not None, "it was judged before"  # noqa: S101 - a fact of this file, for the type checker
+    assert snapshot.spec is not None, "parsed before"  # noqa: S101 - for the type checker
     return snapshot.spec
 
 
 def _invalid(obj: ManagedObject, snapshot: ServerSnapshot, error: InvalidSpec) -> ServerSnapshot:
-    """Tell what is wrong with a spec, and what only today's settings find wrong with one that was good before."""
+    """Return the snapshot with the errors of a spec; of an accepted one as what the platform's settings forbid now."""
     if snapshot.spec is not None and obj.is_validated():
         return replace(snapshot, unplannable=error.errors)
     return replace(snapshot, errors=error.errors)
 
 
-def _rejected(obj: ManagedObject, snapshot: ServerSnapshot, error: Rejected) -> ServerSnapshot:
-    field = field_of(obj, error)
-    if field is not None:
-        return replace(snapshot, errors=(FieldError(field, str(error)),))
-    return replace(snapshot, rejection=ambiguous_rejection(obj, snapshot.platform, error))
-
-
-def _hampered(snapshot: ServerSnapshot, error: OperatorError) -> ServerSnapshot:
-    if isinstance(error, ApiFailure):
-        return replace(snapshot, rejection=rejection_of(error))
-    if isinstance(error, FieldContested):
-        return replace(snapshot, rejection=Failure(reason=FailureReason.FIELD_CONTESTED, message=str(error)))
-    if isinstance(error, NameTaken):
-        return replace(snapshot, conflict=str(error))
-    return replace(snapshot, waiting_for=str(error))
-
-
 def _with_replicas(context: ReconcileContext, snapshot: ServerSnapshot) -> ServerSnapshot:
-    """Return the snapshot with the Deployment, its pods, and what they reported."""
+    """Return the snapshot with the Deployment, its pods, and their reports."""
     servers, owner = context.cache.servers, snapshot.owner
     deployment = snapshot.deployment or servers.deployment(owner.key.namespace, server_name(owner.key.name))
     if deployment is not None and deployment.owner_uid != owner.uid:
@@ -169,7 +158,7 @@ def _with_replicas(context: ReconcileContext, snapshot: ServerSnapshot) -> Serve
 def _update_status(
     context: ReconcileContext, obj: ManagedObject, snapshot: ServerSnapshot, retry_in: float | None
 ) -> Requeue:
-    """Bring the status up to date; `retry_in` is when to try again what could not be done."""
+    """Compute the status, write it if it changed, and record events; `retry_in` is the seconds until a retry."""
     outcome = compute_server_status(snapshot, obj.status, context.now())
     change = status_change(obj.body, outcome.status)
     later = earliest(retry_in, outcome.requeue_after, RESYNC_SECONDS)
@@ -182,22 +171,22 @@ def _update_status(
 
 
 RESYNC_SECONDS: Final = 60.0
-"""After which the children that nobody watches are read anew: a Service that somebody deleted is back by then."""
+"""Period in which unwatched children are read: a deleted Service is back after it."""
 
 
 def _expire_remembered(context: ReconcileContext, owner: Owner) -> None:
-    """Forget what is remembered of the children where that is old, or was contradicted."""
+    """Forget the remembered children if they are due for a read, or a write found them changed."""
     servers, now = context.cache.servers, context.monotonic()
     looked_at = servers.looked_at(owner.key)
     if looked_at is None or now - looked_at >= RESYNC_SECONDS or context.cache.is_stale(owner.key):
         servers.look_anew(owner.key, now)
 
 
-# What is to be served
+# Adapters to serve
 
 
 def _current_desired(context: ReconcileContext, owner: Owner) -> Desired:
-    """Return what a server's own ConfigMap says; one that somebody has deleted is remembered. Raises ApiFailure."""
+    """Return the adapters in the server's ConfigMap; a deleted one is remembered. Raises ApiFailure."""
     servers, name = context.cache.servers, adapters_name(owner.key.name)
     known = servers.desired(owner.key)
     if known is not None and servers.held(owner.key, CONFIG_MAPS.plural, name) is not None:
@@ -212,7 +201,7 @@ def _current_desired(context: ReconcileContext, owner: Owner) -> Desired:
 
 
 def _mounted_keys(context: ReconcileContext, owner: Owner) -> Mounts:
-    """Return which Secrets of API keys the pods of a server mount."""
+    """Return which Secrets with API keys the pods of a server mount."""
     servers = context.cache.servers
     deployment = servers.deployment(owner.key.namespace, server_name(owner.key.name))
     if deployment is None or deployment.owner_uid != owner.uid:
@@ -221,11 +210,10 @@ def _mounted_keys(context: ReconcileContext, owner: Owner) -> Mounts:
     return Mounts(mounted, deployment.api_keys if deployment.settled else None)
 
 
-def _renumbered(context: ReconcileContext, owner: Owner, before: Desired, desired: Desired) -> Desired:
-    """Return what is to be served with a revision above all that a replica knows.
+def _renumber(context: ReconcileContext, owner: Owner, before: Desired, desired: Desired) -> Desired:
+    """Return the adapters to serve with a revision above each that a replica has reported.
 
-    Where the ConfigMap was deleted and the operator started anew, replicas know more than we do: they would take a
-    lower number for old news.
+    After the ConfigMap was deleted and the operator restarted, replicas have a higher revision, and ignore lower ones.
     """
     highest = max((said.state.revision for said in context.cache.servers.said(owner.key).values()), default=0)
     if highest <= before.revision:
@@ -237,7 +225,7 @@ def _renumbered(context: ReconcileContext, owner: Owner, before: Desired, desire
 
 
 def _ensure_children(context: ReconcileContext, plan: ServerPlan, desired: Desired) -> DeploymentView:
-    """Bring all children to what the plan says, and return the Deployment.
+    """Create or update all children, and return the Deployment.
 
     Raises NameTaken, AwaitingDeletion, FieldContested, StaleObject, OwnerGone, Rejected, ApiFailure.
     """
@@ -249,7 +237,7 @@ def _ensure_children(context: ReconcileContext, plan: ServerPlan, desired: Desir
         deployment = _ensure_deployment(context, owner, built.deployment)
         _ensure_child(context, owner, SERVICES, _stamped(built.service))
         _ensure_child(context, owner, DISRUPTION_BUDGETS, _stamped(built.disruption_budget))
-        # Where the platform wants none any more, one that was made stays: no right to delete any is worth that.
+        # A NetworkPolicy that the settings no longer want stays: the operator has no permission to delete one.
         if built.network_policy is not None:
             _ensure_child(context, owner, NETWORK_POLICIES, _stamped(built.network_policy))
     except StaleObject:
@@ -273,7 +261,7 @@ def _ensure_deployment(context: ReconcileContext, owner: Owner, built: Json) -> 
     replicas = built["spec"]["replicas"]
     if view.wanted == replicas:
         return view
-    # By its uid alone: whatever else of it has changed meanwhile, this is how many there are to be.
+    # Precondition on the uid alone: any other change of the Deployment may stay.
     found = {"metadata": {"namespace": owner.key.namespace, "name": name, "uid": view.uid}}
     change = {"spec": {"replicas": replicas}}
     with context.conflicts.change(view.uid, "spec.replicas"):
@@ -286,7 +274,7 @@ def _seen(context: ReconcileContext, body: Json) -> DeploymentView:
 
 
 def _applied(context: ReconcileContext, owner: Owner, resource: Resource, built: Json) -> Json:
-    """Return a child as it is now, made or patched where that was needed."""
+    """Return a child, created or patched if needed."""
     client, name = context.client, built["metadata"]["name"]
     found = client.get(resource.get, owner.key.namespace, name)
     if found is None:
@@ -298,27 +286,27 @@ def _applied(context: ReconcileContext, owner: Owner, resource: Resource, built:
 
 
 def _change(found: Json, built: Json) -> Json:
-    """Return the merge patch from a child as it is to what is built; labels and annotations of others stay."""
+    """Return the merge patch from a child to what is built; labels and annotations of others stay."""
     meta = built["metadata"]
     change: Json = {"metadata": {"labels": meta["labels"], "annotations": meta.get("annotations") or {}}}
     if "data" in built:
         return {**change, "data": merge_patch(found.get("data") or {}, built["data"])}
     if built["kind"] != DEPLOYMENTS.kind:
         return {**change, "spec": built["spec"]}
-    # What a template says no more must go; what is taken away of the API server's own defaults, it puts back.
+    # The patch also removes fields; the API server restores its own defaults among them.
     template = merge_patch(found["spec"]["template"], built["spec"]["template"])
     return {**change, "spec": {**built["spec"], "template": template}}
 
 
 def _stamped(built: Json) -> Json:
-    """Return a child with a digest of what it is built from."""
+    """Return a child with the digest of what it is built from."""
     meta = built["metadata"]
     annotations = {**(meta.get("annotations") or {}), PLAN_ANNOTATION: _digest(built)}
     return {**built, "metadata": {**meta, "annotations": annotations}}
 
 
 def _fingerprint(body: Mapping[str, Any]) -> str:
-    """Return what tells whether a child is as it was built: what a ConfigMap says, else the digest of a plan."""
+    """Return what changes with what a child is built from: the digest of a ConfigMap's data, or of the plan."""
     if "data" in body:
         return _digest(body["data"])
     return str((body["metadata"].get("annotations") or {}).get(PLAN_ANNOTATION, ""))
@@ -330,17 +318,3 @@ def _digest(value: Any) -> str:
 
 def _remember(context: ReconcileContext, owner: Owner, resource: Resource, body: Json) -> None:
     context.cache.servers.hold(owner.key, resource.plural, body["metadata"]["name"], _fingerprint(body))
-
-
-# Whose the pods are
-
-
-def prove_pods(context: ReconcileContext, owner: Owner) -> None:
-    """Ask of each ReplicaSet that nobody has asked for whose it is: once. Raises ApiFailure."""
-    servers = context.cache.servers
-    for replica_set in servers.unproven(owner.key, owner.uid):
-        found = context.client.get(GET_REPLICA_SET, replica_set.namespace, replica_set.name)
-        same = found is not None and found["metadata"]["uid"] == replica_set.uid
-        controller = controller_of(found) if found is not None and same else {}
-        is_deployment = controller.get("kind") == DEPLOYMENTS.kind
-        servers.prove(replica_set, str(controller.get("uid")) if is_deployment else FOREIGN)

@@ -1,4 +1,4 @@
-"""The steps of a BatchInference: wait for its server, ask, result."""
+"""Provide the steps of a BatchInference: wait for its server, send the requests, result."""
 
 from __future__ import annotations
 
@@ -23,17 +23,16 @@ from tunery_operator.status.snapshot import Snapshot
 
 
 def _observe(context: ReconcileContext, obj: ManagedObject) -> Snapshot:
-    """Return what is in the cluster."""
+    """Return the snapshot of the object, with its Job."""
     return observe_main_job(context, obj, Task.BATCH)
 
 
 def _apply(context: ReconcileContext, obj: ManagedObject, spec: BatchInferenceSpec, snapshot: Snapshot) -> Snapshot:
-    """Make the Job that asks once the server answers; from then on its pod says itself how the server does."""
+    """Create the Job once the server answers; from then on its pod reports the state of the server."""
     main = snapshot.main
     if main is not None and main.job.finished:
         return recover_result(context, obj, snapshot, lambda: plan_report(spec, obj.owner, context.platform))
-    # Judged before anything is waited for.
-    plan = plan_batch(spec, obj.owner, context.platform)
+    plan = plan_batch(spec, obj.owner, context.platform)  # raises before anything is waited for
     if main is None:
         server = _server(context, obj, server_of(spec, obj.owner))
         snapshot = replace(snapshot, inputs=(server,))
@@ -43,8 +42,8 @@ def _apply(context: ReconcileContext, obj: ManagedObject, spec: BatchInferenceSp
 
 
 def _server(context: ReconcileContext, obj: ManagedObject, key: Key) -> ReadyServer | UnfinishedInput:
-    """Return whether the server answers requests, as its status says. Raises StaleObject, ApiFailure."""
-    # First ask to be woken, then look: a change between the two must not be missed.
+    """Return whether the server's status says that it answers requests. Raises StaleObject, ApiFailure."""
+    # Subscribe before the read: a change between the two must not be missed.
     context.cache.wait_for(key, obj.owner.key)
     body = peek_object(context.client, context.cache, key)
     if body is None:

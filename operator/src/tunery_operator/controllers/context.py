@@ -20,39 +20,34 @@ from tunery_operator.observed.metadata import Key
 from tunery_operator.planning.job import Platform
 from tunery_operator.runtime.workqueue import backoff
 
-
-def _utc_now() -> datetime:
-    return datetime.now(UTC)
-
-
 CONFLICT_WINDOW: Final = 60.0
 CONFLICT_CHANGES: Final = 4
-"""Changes of one Job within the window: the first, and three that somebody undid."""
+"""Changes of one object within the window: the first, and three after it was undone."""
 CONFLICT_PAUSE: Final = 300.0
 _FORGET: Final = 2 * CONFLICT_PAUSE
 
 
 class Backoff:
-    """How long each object waits for its next try after something stood in its way: never longer than 30 s."""
+    """Returns the backoff of each blocked object: at most 30 s."""
 
     def __init__(self) -> None:
         self._failures: dict[Key, int] = {}
         self._lock = threading.Lock()
 
     def next(self, key: Key) -> float:
-        """Return the seconds until the next try, about twice as many as the last time."""
+        """Return the seconds until the next try, about twice as many as last time."""
         with self._lock:
             failures = self._failures[key] = self._failures.get(key, 0) + 1
         return backoff(failures)
 
     def reset(self, key: Key) -> None:
-        """Nothing stands in its way any more."""
+        """Start again with the shortest delay: nothing blocks the object."""
         with self._lock:
             self._failures.pop(key, None)
 
 
 class ConflictBackoff:
-    """Notices that somebody undoes a change of ours again and again, and gives in for a while."""
+    """Stops changes that another controller keeps undoing, for some minutes."""
 
     def __init__(self, monotonic: Callable[[], float]) -> None:
         self._monotonic = monotonic
@@ -61,31 +56,31 @@ class ConflictBackoff:
         self._lock = threading.Lock()
 
     @contextmanager
-    def change(self, job_uid: str, field: str) -> Iterator[None]:
-        """Change a field of a Job meanwhile; raises FieldContested where that is useless.
+    def change(self, uid: str, field: str) -> Iterator[None]:
+        """Change a field of a child inside this context. Raises FieldContested if another controller keeps undoing it.
 
-        A change that the API server refuses is none: nobody can have undone it.
+        A change that the API server rejects does not count.
         """
-        self._check(job_uid, field)
+        self._check(uid, field)
         yield
         with self._lock:
             now = self._monotonic()
-            self._changes[job_uid] = [*self._lately(job_uid, now), now]
+            self._changes[uid] = [*self._lately(uid, now), now]
 
-    def _check(self, job_uid: str, field: str) -> None:
+    def _check(self, uid: str, field: str) -> None:
         with self._lock:
             now = self._monotonic()
             self._forget(now)
-            until = self._until.get(job_uid, now)
-            if until <= now and len(self._lately(job_uid, now)) >= CONFLICT_CHANGES:
-                until = self._until[job_uid] = now + CONFLICT_PAUSE
+            until = self._until.get(uid, now)
+            if until <= now and len(self._lately(uid, now)) >= CONFLICT_CHANGES:
+                until = self._until[uid] = now + CONFLICT_PAUSE
             if until > now:
                 text = f"another controller keeps undoing our change of {field}: it is left alone for some minutes"
                 raise FieldContested(text, until - now)
 
-    def _lately(self, job_uid: str, now: float) -> list[float]:
-        """Return the times of the changes within the window."""
-        return [time for time in self._changes.get(job_uid, ()) if now - time < CONFLICT_WINDOW]
+    def _lately(self, uid: str, now: float) -> list[float]:
+        """Return the times of the changes inside the window."""
+        return [time for time in self._changes.get(uid, ()) if now - time < CONFLICT_WINDOW]
 
     def _forget(self, now: float) -> None:
         self._until = {uid: time for uid, time in self._until.items() if now - time < _FORGET}
@@ -94,31 +89,31 @@ class ConflictBackoff:
 
 @dataclass(slots=True)
 class ReconcileContext:
-    """One for each process."""
+    """What all reconciles of the process share."""
 
     client: KubeClient
     cache: Cache
     platform: Platform
     events: EventRecorder
-    now: Callable[[], datetime] = field(default=_utc_now)
+    now: Callable[[], datetime] = field(default=lambda: datetime.now(UTC))
     monotonic: Callable[[], float] = field(default=time.monotonic)
     backoff: Backoff = field(default_factory=Backoff)
     conflicts: ConflictBackoff = field(default_factory=lambda: ConflictBackoff(time.monotonic))
     warnings: Warnings = field(default_factory=lambda: Warnings(time.monotonic))
     sampler: Sampler = field(default_factory=Sampler)
     watched_before: datetime | None = None
-    """Until when another operator was at work before this one began, as the Lease says; None: unknown."""
+    """Until when another operator led before this one, by the Lease; None: unknown."""
     acting_since: datetime | None = None
-    """Since when this operator takes reports; None: it does not."""
+    """Since when this operator accepts progress reports; None: it does not."""
     distrust: Callable[[], str | None] = lambda: None
-    """Returns why pods cannot trust the certificate of the progress endpoint; None: they can."""
+    """Return why pods can't trust the certificate of the progress endpoint; None: they can."""
     has_backlog: Callable[[], bool] = lambda: False
-    """Returns whether high-priority keys wait: their Jobs are created before the statuses of others are written."""
+    """Return whether high-priority keys wait: their Jobs are created before the statuses of others are written."""
     preflights: threading.Lock = field(default_factory=threading.Lock)
-    """Held while preflights are counted and one is made, where their number is bounded."""
+    """Held while preflights are counted and one is created, if their number is bounded."""
 
     def use_ca(self, ca_pem: str) -> None:
-        """Let the pods of Jobs that are made from now on trust this authority at the progress endpoint."""
+        """Let the pods of new Jobs trust this certificate authority (CA) at the progress endpoint."""
         progress = self.platform.progress
         if progress is not None:
             self.platform = self.platform._replace(progress=replace(progress, ca_pem=ca_pem))

@@ -1,4 +1,4 @@
-"""The end of an object, and what comes after it: Jobs stopped and marked, another try, expiry."""
+"""Provide the reconcile of a finished object: its Jobs end and are marked as done, a retry reopens it, it expires."""
 
 from __future__ import annotations
 
@@ -24,32 +24,29 @@ from tunery_operator.status.snapshot import Snapshot
 from tunery_operator.status.summary import settled, under_way_again
 
 AWAITED_POLL_SECONDS: Final = 30.0
-"""How long an expired object that somebody waits for lives on before the next look."""
+"""Period in which an expired object checks whether another object still waits for it."""
 DELETION_POLL_SECONDS: Final = 1.0
-"""Time until the next look at Jobs that are on their way out."""
+"""Period in which a retry checks whether its former Jobs are deleted."""
 
 logger = logging.getLogger(__name__)
 
 
 def jobs_of(snapshot: Snapshot) -> Iterator[Attempt]:
-    """Yield the Jobs of an object that are there."""
+    """Yield the Jobs of an object that exist."""
     yield from (
         job for job in (snapshot.preflight, snapshot.main, snapshot.report, snapshot.publishing) if job is not None
     )
 
 
 def stop_jobs(context: ReconcileContext, snapshot: Snapshot) -> None:
-    """Delete the Jobs of a failed or stopped object that have not ended.
-
-    Before its end is written, or nobody would any more.
-    """
+    """Delete the unfinished Jobs of a failed or stopped object, before its end is written."""
     for attempt in jobs_of(snapshot):
         if not attempt.job.finished:
             delete_job(context, snapshot.owner, attempt.job)
 
 
 def mark_done(context: ReconcileContext, owner: Owner, jobs: Iterable[JobView | None]) -> None:
-    """Mark the Jobs that have ended: nobody watches them any more. One that cannot be marked is merely watched on."""
+    """Mark finished Jobs as done, which ends their watch. One that can't be marked is still watched."""
     for job in jobs:
         if job is None or job.done or not job.finished or job.owner_uid != owner.uid:
             continue
@@ -60,7 +57,7 @@ def mark_done(context: ReconcileContext, owner: Owner, jobs: Iterable[JobView | 
 
 
 def reconcile_finished(context: ReconcileContext, obj: ManagedObject) -> Requeue:
-    """Do what is left to do for an object that has ended."""
+    """Reconcile an object that has ended, and return when to reconcile it again."""
     names = [obj.job_name(task) for task in Task]
     mark = unanswered(obj.status, obj.retry)
     if mark is not None and refuses_retry(str(obj.status.get("phase")), of_trial=obj.owner.sweep is not None):
@@ -71,7 +68,7 @@ def reconcile_finished(context: ReconcileContext, obj: ManagedObject) -> Requeue
         return Requeue(0.0, write(context, obj, noted, change))
     jobs = [job for name in names if (job := context.cache.job(obj.owner.key.namespace, name)) is not None]
     for job in jobs:
-        # Somebody else has written the end, or the operator was killed before it came to this.
+        # The operator was killed before it deleted them, or another client wrote the status.
         if not job.finished and job.owner_uid == obj.owner.uid:
             delete_job(context, obj.owner, job)
     mark_done(context, obj.owner, jobs)
@@ -79,23 +76,20 @@ def reconcile_finished(context: ReconcileContext, obj: ManagedObject) -> Requeue
 
 
 def _with_spec_change(context: ReconcileContext, obj: ManagedObject) -> dict[str, Any]:
-    """Return the status with what follows from a change of the spec after the end, or an upgrade of the operator."""
+    """Return the status after a change of the spec since the end, or an upgrade of the operator."""
     if "observedGeneration" not in obj.status:
         return dict(obj.status)
     return settled(obj.status, obj.owner.generation, context.now())
 
 
 def _reject_retry(context: ReconcileContext, obj: ManagedObject, mark: str) -> Requeue:
-    """Take note that an object is to be tried again, and say that it is not.
-
-    A trial's sweep would not look after it; what has succeeded or was stopped has come to its end.
-    """
+    """Record a requested retry as rejected: the object is a trial, has succeeded, or was stopped."""
     noted = {**_with_spec_change(context, obj), "observedRetry": mark}
     return Requeue(0.0, write(context, obj, noted, status_change(obj.body, noted)))
 
 
 def _reopen(context: ReconcileContext, obj: ManagedObject, status: Mapping[str, Any], names: Iterable[str]) -> Requeue:
-    """Reopen a failed object: first its old Jobs go, or the next look would take their verdict again."""
+    """Reopen a failed object once its former Jobs are deleted: their failure must not count again."""
     owner = obj.owner
     old = [job for name in names if (job := apply.find_job(context.client, owner, name)) is not None]
     for job in old:
@@ -108,7 +102,7 @@ def _reopen(context: ReconcileContext, obj: ManagedObject, status: Mapping[str, 
 
 
 def seconds_to_live(context: ReconcileContext, obj: ManagedObject, status: Mapping[str, Any]) -> float | None:
-    """Return how long a finished object still lives; None: until someone deletes it."""
+    """Return the seconds until a finished object expires; None: it does not."""
     ended = parse_time(status.get("completionTime"))
     ttl = time_to_live(obj.body, context.platform.settings.default_ttl_seconds_after_finished)
     if ended is None or ttl is None:
@@ -117,7 +111,7 @@ def seconds_to_live(context: ReconcileContext, obj: ManagedObject, status: Mappi
 
 
 def _expire(context: ReconcileContext, obj: ManagedObject) -> Requeue:
-    """Delete a finished object whose time is over, unless somebody still waits for what it made."""
+    """Delete an expired object, unless another object still waits for its result."""
     seconds = seconds_to_live(context, obj, obj.status)
     if seconds is None or seconds > 0:
         return DONE if seconds is None else Requeue(seconds)

@@ -1,4 +1,4 @@
-"""The adapters that an object waits for: each looked up by name once, and from then on read from the status."""
+"""Provide the adapters that an object waits for: resolved by name once, and then read from its status."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from tunery_operator.status.snapshot import Snapshot
 
 
 class InputSource(NamedTuple):
-    """An adapter as a spec names it: by the LoRAJob that makes it, or by its URI; or the checkpoints of one."""
+    """An adapter in a spec, by its LoRAJob or its URI; or the checkpoints of a LoRAJob."""
 
     reference: LocalReference | None
     uri: str | None
@@ -44,13 +44,13 @@ class InputSource(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """What became of all that is wanted."""
+    """The inputs of an object as they are now."""
 
     items: tuple[Input, ...]
     references: tuple[dict[str, Any], ...]
-    """All that status.inputReferences is to say."""
+    """The value of status.inputReferences."""
     has_new: bool
-    """Some of it does not stand there yet."""
+    """Whether the status does not have some of them yet."""
 
     @property
     def ready(self) -> list[ReadyInput] | None:
@@ -64,7 +64,7 @@ class Inputs(NamedTuple):
 
 
 def resolve_inputs(context: ReconcileContext, obj: ManagedObject, sources: Iterable[InputSource]) -> Inputs:
-    """Return what the wanted adapters are now; what was resolved before is never looked up again."""
+    """Return the inputs from these sources; a resolved one is never looked up again."""
     known = {entry["name"]: entry for entry in obj.status.get("inputReferences") or ()}
     items = tuple(_resolve(context, obj, source, known) for source in sources)
     fresh = {item.name: record(item) for item in items if isinstance(item, ReadyInput) and item.name not in known}
@@ -81,17 +81,16 @@ def _resolve(
     if name in known:
         return recorded(known[name])
     target = Key(Kind.LORAJOB, obj.owner.key.namespace, name)
-    # First ask to be woken, then look: a change between the two must not be missed.
+    # Subscribe before the read: a change between the two must not be missed.
     context.cache.wait_for(target, obj.owner.key)
     return _look_up(context, obj.owner.key, name, checkpoints=source.checkpoints)
 
 
 def refresh_inputs(context: ReconcileContext, obj: ManagedObject, status: dict[str, Any]) -> dict[str, Any]:
-    """Return the status of an object that is tried again because an adapter was not what its LoRAJob had published.
+    """Return the status for a retry after AdapterCorrupt or AdapterMissing: inputs are looked up again.
 
-    What a URI leads to is read anew. A LoRAJob that has published anew is taken as it is now; one that is gone is not
-    waited for. One that offers nothing
-    any more, as a trial whose sweep has removed its adapter, is looked up as by a new job, which is told why.
+    A URI is read again. A LoRAJob that has published since is used as it is now, and a deleted one as it was. A failed
+    input is dropped, so that the next reconcile reports why it failed.
     """
     reason = (obj.status.get("failure") or {}).get("reason")
     if reason not in (FailureReason.ADAPTER_CORRUPT.value, FailureReason.ADAPTER_MISSING.value):
@@ -113,7 +112,7 @@ def _refreshed(context: ReconcileContext, obj: ManagedObject, entry: dict[str, A
 
 
 def _look_up(context: ReconcileContext, key: Key, name: str, *, checkpoints: bool) -> AdapterInput:
-    """Return what the LoRAJob of that name offers now to the object with this key. Raises StaleObject, ApiFailure."""
+    """Return the current result of the LoRAJob of that name. Raises StaleObject, ApiFailure."""
     body = peek_object(context.client, context.cache, Key(Kind.LORAJOB, key.namespace, name))
     if body is None and context.cache.is_known(Key(Kind.ADAPTERMERGE, key.namespace, name)):
         return UnfinishedInput(
@@ -125,7 +124,7 @@ def _look_up(context: ReconcileContext, key: Key, name: str, *, checkpoints: boo
 
 
 def _checkpoints_of(context: ReconcileContext, body: Mapping[str, Any]) -> str | None:
-    """Return where a LoRAJob keeps its checkpoints, whether there are any; None where its output has no place."""
+    """Return the URI for the checkpoints of a LoRAJob, which may not exist; None if its output is invalid."""
     owner = parse_owner(Kind.LORAJOB, body)
     try:
         output = OutputSpec.model_validate((body.get("spec") or {}).get("output") or {})
@@ -135,9 +134,9 @@ def _checkpoints_of(context: ReconcileContext, body: Mapping[str, Any]) -> str |
 
 
 def reject_cycle(context: ReconcileContext, obj: ManagedObject, source: LocalReference, field: str) -> None:
-    """Raise InvalidSpec where a LoRAJob is to start from one that waits, however indirectly, for this one.
+    """Raise InvalidSpec if a LoRAJob would start from one that waits, directly or indirectly, for it.
 
-    Asked while a spec is judged: whichever object of a circle comes last is refused, and the others fail with it.
+    Called before a spec is accepted: the last object of a cycle is rejected, and the others fail with it.
     """
     namespace, own = obj.owner.key.namespace, obj.owner.key.name
     chain, name = [own], source.name
@@ -154,7 +153,7 @@ def reject_cycle(context: ReconcileContext, obj: ManagedObject, source: LocalRef
 
 
 def is_awaited(context: ReconcileContext, obj: ManagedObject) -> bool:
-    """Tell whether an unfinished object names this one, or has made it, and has not written down what it found."""
+    """Return whether an unfinished object refers to this one, or created it, and has not recorded its result."""
     cache, key = context.cache, obj.owner.key
     near = (other for other in cache.unfinished() if other.namespace == key.namespace and other != key)
     for other in near:
@@ -178,10 +177,7 @@ def _awaits(body: Mapping[str, Any], name: str) -> bool:
 
 
 def _sweep_awaits(body: Mapping[str, Any], obj: ManagedObject) -> bool:
-    """Tell whether an object is a trial of this very sweep whose row does not say yet what it came to.
-
-    By the row's uid, whosever it is by now; one that no row names yet by its owner.
-    """
+    """Return whether an object is a trial of this sweep whose row is not final: by the row's uid, or by its owner."""
     rows = {row.get("uid"): row.get("state") for row in (body.get("status") or {}).get("trials") or ()}
     if obj.owner.uid in rows:
         return rows[obj.owner.uid] not in FINAL_TRIAL_STATES
@@ -190,18 +186,18 @@ def _sweep_awaits(body: Mapping[str, Any], obj: ManagedObject) -> bool:
 
 
 _REFERENCES: Final = {Kind.LORAJOB: "loraJobRef", Kind.ADAPTERMERGE: "adapterMergeRef"}
-"""How a server names an object; what of others it serves it finds by labels."""
+"""How a server refers to an object by name."""
 
 
 def _server_awaits(body: Mapping[str, Any], desired: Desired | None, key: Key) -> bool:
-    """Tell whether a server names an object and has neither taken over what it offers nor said why it does not."""
+    """Return whether a server refers to an object, and neither serves its adapter nor reports why not."""
     spec, status, source = body.get("spec") or {}, body.get("status") or {}, f"{key.kind.value}/{key.name}"
     field = _REFERENCES.get(key.kind, "")
     named = {item.get("name") for item in _sources(spec) if (item.get(field) or {}).get("name") == key.name}
     taken = {item.name for item in (desired.adapters if desired is not None else ()) if item.source == source}
-    told = [item for item in status.get("adapters") or () if item.get("source") == source]
-    judged = {item["name"] for item in told if item.get("state") != AdapterState.WAITING.value}
-    return status.get("phase") != ServerPhase.INVALID.value and not named <= taken | judged
+    reported = [item for item in status.get("adapters") or () if item.get("source") == source]
+    checked = {item["name"] for item in reported if item.get("state") != AdapterState.WAITING.value}
+    return status.get("phase") != ServerPhase.INVALID.value and not named <= taken | checked
 
 
 def _sources(spec: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:

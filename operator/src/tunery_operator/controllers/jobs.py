@@ -34,7 +34,7 @@ _FINAL_EXIT_CODES: Final = frozenset({ExitCode.OK, ExitCode.USER_ERROR})
 
 
 def ensure_job(context: ReconcileContext, obj: ManagedObject, plan: JobPlan, attempt: Attempt | None) -> Attempt | None:
-    """Return the Job of a plan, made if it was missing: nothing is made while the object is suspended.
+    """Return the Job of a plan, created if it is missing and the object is not suspended.
 
     Raises NameTaken, AwaitingDeletion, PreflightsFull, FieldContested, StaleObject, OwnerGone, Rejected, ApiFailure.
     """
@@ -52,17 +52,16 @@ def ensure_job(context: ReconcileContext, obj: ManagedObject, plan: JobPlan, att
 
 
 def _may_rendezvous(obj: ManagedObject) -> bool:
-    """Tell whether pods that work together may still look for each other: one that trains has met the others."""
+    """Return whether the pods of several nodes may still look for each other: once training runs, they don't."""
     return obj.status.get("phase") == Phase.STARTING.value
 
 
 def _is_outdated(plan: JobPlan, attempt: Attempt) -> bool:
-    """Tell whether what the Job was made from has changed, and no pod runs that would be lost.
+    """Return whether the plan of a Job has changed, and no running pod would be lost.
 
-    That is the spec's settings, what the platform says of the pods (what stood in the way may be mended there), and the
-    authority by which they know the operator: with an old one they could not report. For the platform's part alone no
-    Job gives up its place in a queue. A pod that has said the last word counts before the Job controller has seen it;
-    one that waits for another which has no node yet does nothing that would be lost.
+    A plan has the settings of the spec, the settings of the platform, and the certificate authority (CA) of the
+    progress endpoint. A queued Job is replaced only if the spec's settings changed. A pod with a final exit code
+    counts before the Job controller has seen it. A pod that waits for one without a node has nothing to lose.
     """
     job = attempt.job
     waits = any(pod.node is None and pod.started_at is None and not pod.finished for pod in attempt.newest)
@@ -73,13 +72,13 @@ def _is_outdated(plan: JobPlan, attempt: Attempt) -> bool:
 
 
 def _trusts_other_ca(plan: JobPlan, job: JobView) -> bool:
-    """Tell whether a Job's pods trust another authority than today's; one that nobody knows replaces none."""
+    """Return whether a Job's pods trust another CA than the current one; False if either is unknown."""
     progress = plan.progress
     return progress is not None and progress.ca_pem != "" and job.authority not in (None, progress.authority)
 
 
 def delete_job(context: ReconcileContext, owner: Owner, job: JobView) -> None:
-    """Delete a Job; its pod is told to end, writes its checkpoint, and stays known as a leftover until it has ended."""
+    """Delete a Job. Its pods store a checkpoint as they end, and are leftovers until then."""
     apply.delete_job(context.client, owner.key.namespace, job)
     context.cache.note_removed(job.uid)
     context.cache.forget_job(owner.key.namespace, job.name, job.uid)
@@ -89,9 +88,10 @@ def delete_job(context: ReconcileContext, owner: Owner, job: JobView) -> None:
 
 
 def _find_unwatched(context: ReconcileContext, obj: ManagedObject, plan: JobPlan) -> Attempt | None:
-    """Return the Job that no watch tells of, such as one whose labels were taken away, where something speaks for it.
+    """Return the Job of a plan that no watch reports, such as one whose labels were removed.
 
-    That is a pod that nobody has told to end, or that it is to be stopped now. Raises NameTaken where it is not ours.
+    It is read only if one of its pods runs, or the object has just been suspended. Raises NameTaken if it belongs to
+    another object.
     """
     runs_on = any(not pod.deleting for pod in own_leftovers(context, plan.owner, plan.name))
     stops = plan.suspend and "jobName" in obj.status and not obj.has_true(ConditionType.SUSPENDED)
@@ -109,30 +109,30 @@ def _find_unwatched(context: ReconcileContext, obj: ManagedObject, plan: JobPlan
 
 
 def _start(context: ReconcileContext, obj: ManagedObject, plan: JobPlan) -> Attempt:
+    """Create the Job of a plan, and its Service before it. Raises what `ensure_job` raises."""
     _wait_for_leftovers(context, plan)
     if "jobName" in obj.status:
         _ensure_unchanged(context, obj)
-    # Before its pods, which ask for its name at once.
+    # Before the pods, which resolve its name at once.
     _ensure_service(context, plan)
     with _preflight_slot(context, plan):
         body = apply.create_job(context.client, plan.owner, build_job(plan))
         context.cache.see_job(body)
-    # A Job that was there already may be far along, so it is read with its pods.
+    # A Job that existed already may have progressed: read it with its pods.
     return read_attempt(context.client, context.cache, plan.owner, plan.name) or Attempt(parse_job(body))
 
 
 def _ensure_service(context: ReconcileContext, plan: JobPlan) -> None:
-    """Make the Service by which pods that work together find each other, if it is not there; one alone has none."""
+    """Create the Service by which the pods of several nodes find each other, if it is missing."""
     if plan.nodes > 1:
         apply.create_child(context.client, plan.owner, SERVICES, build_service(plan))
 
 
 def _keep_service(context: ReconcileContext, plan: JobPlan, job: JobView) -> None:
-    """Make that Service again: somebody may have deleted it meanwhile, and the pods would not find each other.
+    """Create that Service again if it was deleted.
 
-    A namespace that is being deleted takes none, and no Job of several nodes lets go of its pods there: it keeps each
-    that has ended until another one has its place, and the namespace controller waits for the pods before it deletes
-    the Job. So the Job goes here. Raises OwnerGone then.
+    In a namespace that is being deleted this fails. There the Job is deleted, too: a Job of several nodes keeps each
+    ended pod until it has replaced it, and the namespace controller waits for the pods. Raises OwnerGone then.
     """
     try:
         _ensure_service(context, plan)
@@ -142,7 +142,7 @@ def _keep_service(context: ReconcileContext, plan: JobPlan, job: JobView) -> Non
 
 
 def _wait_for_leftovers(context: ReconcileContext, plan: JobPlan) -> None:
-    """Two pods must never work on one result: an earlier Job's pod still writes its checkpoint."""
+    """Raise AwaitingDeletion while a pod of an earlier Job has not ended: it still writes its checkpoint."""
     pod = next(iter(leftovers(context, plan.owner, plan.name)), None)
     if pod is not None:
         where = f" on node {pod.node}" if pod.node else ""
@@ -155,12 +155,15 @@ def leftovers(context: ReconcileContext, owner: Owner, name: str) -> tuple[PodVi
     job = context.cache.job(owner.key.namespace, name)
     pods = context.cache.pods_named(owner.key.namespace, name)
     others = (pod for pod in pods if not pod.finished and (job is None or pod.job_uid != job.uid))
-    # The garbage collector comes a moment after its Job went: who is to end it is known before it shows.
+    # The garbage collector deletes the pod a moment after its Job.
     return tuple(replace(pod, deleting=True) if context.cache.is_going(pod.job_uid) else pod for pod in others)
 
 
 def _ensure_unchanged(context: ReconcileContext, obj: ManagedObject) -> None:
-    """Read an object that had a Job before live: a second one for a finished or deleted object would train again."""
+    """Raise OwnerGone or StaleObject unless the live object is the one observed.
+
+    Otherwise a finished or deleted object could get a second Job, which would train again.
+    """
     key = obj.owner.key
     live = read_live(context.client, context.cache, key)
     if live is None or live["metadata"]["uid"] != obj.owner.uid:
@@ -170,13 +173,13 @@ def _ensure_unchanged(context: ReconcileContext, obj: ManagedObject) -> None:
 
 
 def own_leftovers(context: ReconcileContext, owner: Owner, name: str) -> tuple[PodView, ...]:
-    """Return those of the leftovers that worked for this very object, and not for an earlier one of its name."""
+    """Return the leftovers of this object, without those of an earlier object with its name."""
     return tuple(pod for pod in leftovers(context, owner, name) if pod.owner_uid in ("", owner.uid))
 
 
 @contextmanager
 def _preflight_slot(context: ReconcileContext, plan: JobPlan) -> Iterator[None]:
-    """Hold the place of one preflight among those that the platform allows; raises PreflightsFull."""
+    """Hold a slot for a preflight. Raises PreflightsFull if as many run as the platform allows."""
     limit = context.platform.settings.preflight.max_concurrent
     if limit == 0 or plan.task is not Task.PREFLIGHT:
         yield
@@ -192,11 +195,10 @@ def _preflight_slot(context: ReconcileContext, plan: JobPlan) -> Iterator[None]:
 
 
 def sync_suspend(context: ReconcileContext, owner: Owner, attempt: Attempt, *, suspend: bool) -> Attempt | None:
-    """Carry the user's wish over to a Job; None where the Job had to go.
+    """Suspend or resume a Job as the object says; return None if it was deleted.
 
-    Only our own suspension is ever undone. A Job with a queue belongs to the queue, which would start it again: it is
-    deleted, which frees its quota, and made anew later.
-    Raises FieldContested, ApiFailure.
+    Only Tunery's own suspension is undone. A Job in a queue is deleted, which frees its quota, and created again later:
+    the queue would resume a suspended one. Raises FieldContested, ApiFailure.
     """
     job = attempt.job
     if not suspend:
@@ -225,7 +227,7 @@ def recreate_job(context: ReconcileContext, snapshot: Snapshot) -> Snapshot:
 
 
 def _needs_all_pods(attempt: Attempt) -> bool:
-    """Tell whether the first of several pods was taken away, or is there again.
+    """Return whether the first of several pods was taken away, or is there again.
 
     One that failed by itself, or was deleted, the Job controller counts first, and may end the Job for it.
     """
@@ -276,9 +278,9 @@ def _cached(context: ReconcileContext, attempt: Attempt, body: Json | None) -> A
 
 
 def has_lost_report(attempt: Attempt) -> bool:
-    """Tell whether a complete Job has no pod left that could say what it found; it may be made again without harm.
+    """Return whether a complete Job has no pod left with its termination message.
 
-    A pod that is there and says nothing to the purpose would not do so the next time.
+    Such a Job can be created again. If a pod exists and its message is unusable, another run would not improve it.
     """
     return attempt.job.complete and succeeded_pod(attempt) is None
 
@@ -286,14 +288,13 @@ def has_lost_report(attempt: Attempt) -> bool:
 def recover_result(
     context: ReconcileContext, obj: ManagedObject, snapshot: Snapshot, plan: Callable[[], JobPlan]
 ) -> Snapshot:
-    """Let a small Job say again what a complete one has published, where its own words are gone; errors as `plan`'s."""
+    """Create the report Job if the main Job is complete and its report is lost; raises as `ensure_job` and `plan`."""
     if not needs_report(snapshot):
         return snapshot
     if snapshot.report is not None and has_lost_report(snapshot.report):
-        # Its words are gone, too.
         delete_job(context, obj.owner, snapshot.report.job)
         snapshot = replace(snapshot, report=None)
-    # The work is done: there is nothing that a suspension could stop.
+    # A suspension holds only training.
     started = ensure_job(context, obj, replace(plan(), suspend=False), snapshot.report)
     return replace(snapshot, report=started)
 
@@ -301,10 +302,9 @@ def recover_result(
 def apply_stop(
     context: ReconcileContext, obj: ManagedObject, snapshot: Snapshot, stop: Stop, plan: Callable[[], JobPlan]
 ) -> Snapshot:
-    """Take away what works for an object, and let `plan`'s Job publish once nothing does any more.
+    """Delete the Jobs of a stopped object, and create the Job that publishes its partial result once their pods ended.
 
-    Deleted whether they run, wait in a queue or are held: a queue gives their quota to others, and nobody can start
-    them again. Raises what `ensure_job` and `plan` raise.
+    A queued or suspended Job is deleted, too, which frees its quota. Raises what `ensure_job` and `plan` raise.
     """
     snapshot = _delete_jobs(context, obj, snapshot)
     publishing, owner = snapshot.publishing, obj.owner
@@ -314,17 +314,18 @@ def apply_stop(
     train = obj.job_name(Task.TRAIN)
     if not stop.publishes or own_leftovers(context, owner, train):
         return replace(snapshot, publishing=publishing)
-    # A suspension holds what trains, and nothing does any more.
+    # A suspension holds only training.
     return replace(snapshot, publishing=ensure_job(context, obj, replace(plan(), suspend=False), publishing))
 
 
 def _delete_jobs(context: ReconcileContext, obj: ManagedObject, snapshot: Snapshot) -> Snapshot:
+    """Delete the unfinished preflight and train Jobs."""
     found = {attempt.job.name: attempt.job for attempt in (snapshot.preflight, snapshot.main) if attempt is not None}
     train = obj.job_name(Task.TRAIN)
     if train not in found and "jobName" in obj.status:
-        # One that no watch tells of, such as one whose labels were taken away, would train on.
-        unseen = apply.find_job(context.client, obj.owner, train)
-        found |= {train: unseen} if unseen is not None else {}
+        # A Job that no watch reports, such as one whose labels were removed, would train on.
+        unwatched = apply.find_job(context.client, obj.owner, train)
+        found |= {train: unwatched} if unwatched is not None else {}
     for job in found.values():
         if not job.finished:
             delete_job(context, obj.owner, job)

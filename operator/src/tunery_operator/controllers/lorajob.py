@@ -1,4 +1,4 @@
-"""The steps of a LoRAJob: inputs, preflight, training, result."""
+"""Provide the steps of a LoRAJob: inputs, preflight, training, result."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from tunery_search.trial_spec import inputs_of
 
 
 def _observe(context: ReconcileContext, obj: ManagedObject) -> Snapshot:
-    """Return what is in the cluster."""
+    """Return the snapshot of the object, with its Jobs of every task."""
     snapshot = observe_main_job(context, obj, Task.TRAIN)
     method = obj.spec.get("method", Method.AUTO.value)
     policy = obj.spec.get("preflight")
@@ -42,7 +42,7 @@ def _observe(context: ReconcileContext, obj: ManagedObject) -> Snapshot:
     train = obj.job_name(Task.TRAIN)
     return replace(
         snapshot,
-        # What pods of a Job that is gone have run counts, too; one that goes meanwhile is among one of the two.
+        # Run time of deleted Jobs counts. Read the leftovers first: a pod that ends meanwhile is then a lost pod.
         leftovers=own_leftovers(context, obj.owner, train),
         lost_pods=context.cache.lost_named(obj.owner.key.namespace, train),
         method=None if method == Method.AUTO.value else method,
@@ -54,45 +54,51 @@ def _observe(context: ReconcileContext, obj: ManagedObject) -> Snapshot:
 
 
 def _apply(context: ReconcileContext, obj: ManagedObject, spec: LoRAJobSpec, snapshot: Snapshot) -> Snapshot:
-    """Make what comes next: the preflight Job, or the train Job once preflight has passed."""
-    stop = stop_of(snapshot)
+    """Apply the next step: stop, recover the result, end at the deadline, wait for inputs, check, train."""
+    stop, main, platform = stop_of(snapshot), snapshot.main, context.platform
     if stop is not None:
 
-        def plan_of_what_is_left() -> JobPlan:
-            known = _known(obj, _inputs(context, obj, spec))
-            return plan_publish(spec, obj.owner, context.platform, known, stop.why)
+        def plan_partial() -> JobPlan:
+            return plan_publish(spec, obj.owner, platform, _known(obj, _inputs(context, obj, spec)), stop.why)
 
-        return apply_stop(context, obj, snapshot, stop, plan_of_what_is_left)
-    # Judged before anything is waited for.
-    output_place(spec.output, obj.owner, context.platform.settings)
-    if snapshot.main is not None and snapshot.main.job.finished:
-        return recover_result(
-            context, obj, snapshot, lambda: plan_report(spec, obj.owner, context.platform, _known(obj, None))
-        )
-    if snapshot.main is not None and is_overdue(snapshot):
-        # Before the verdict: the pod stores a checkpoint as it ends, and the failure says that it is there.
-        delete_job(context, obj.owner, snapshot.main.job)
+        return apply_stop(context, obj, snapshot, stop, plan_partial)
+    output_place(spec.output, obj.owner, platform.settings)  # raises before anything is waited for
+    if main is not None and main.job.finished:
+        return recover_result(context, obj, snapshot, lambda: plan_report(spec, obj.owner, platform, _known(obj, None)))
+    if main is not None and is_overdue(snapshot):
+        # The pod stores a checkpoint as it ends; only then the status says that the deadline has passed.
+        delete_job(context, obj.owner, main.job)
         return replace(snapshot, main=None)
     inputs = _inputs(context, obj, spec)
-    if snapshot.main is None and (inputs.has_new or inputs.ready is None):
-        return inputs.added_to(snapshot)
-    if snapshot.preflight_needed and snapshot.main is None:
-        return _ensure_preflight(context, obj, spec, inputs.added_to(snapshot))
-    if snapshot.main is None and (snapshot.preflight_only or is_overdue(snapshot)):
-        return inputs.added_to(snapshot)
-    if inputs.ready is None and snapshot.main is not None:
-        # The Job that is there has all it needs, even if its input was deleted before it was written down.
-        followed = sync_suspend(context, obj.owner, snapshot.main, suspend=spec.suspend)
-        return tolerate_worker_failures(context, replace(snapshot, main=followed))
+    if main is None:
+        shown = inputs.added_to(snapshot)
+        if inputs.has_new or inputs.ready is None:
+            return shown
+        if snapshot.preflight_needed:
+            return _ensure_preflight(context, obj, spec, inputs, shown)
+        if snapshot.preflight_only or is_overdue(snapshot):
+            return shown
+    elif inputs.ready is None:
+        # The Job has all it needs, even if its input was deleted before the status recorded it.
+        synced = sync_suspend(context, obj.owner, main, suspend=spec.suspend)
+        return tolerate_worker_failures(context, replace(snapshot, main=synced))
+    return _ensure_training(context, obj, spec, inputs, snapshot)
+
+
+def _ensure_training(
+    context: ReconcileContext, obj: ManagedObject, spec: LoRAJobSpec, inputs: Inputs, snapshot: Snapshot
+) -> Snapshot:
+    """Create or update the train Job."""
     plan = plan_train(spec, obj.owner, context.platform, _known(obj, inputs))
     snapshot = recreate_job(context, snapshot)
     shown = replace(inputs.added_to(snapshot), main=ensure_job(context, obj, plan, snapshot.main))
     return tolerate_worker_failures(context, shown)
 
 
-def _ensure_preflight(context: ReconcileContext, obj: ManagedObject, spec: LoRAJobSpec, snapshot: Snapshot) -> Snapshot:
-    """Make the preflight Job; one whose report is gone runs once more."""
-    inputs = Inputs(snapshot.inputs, snapshot.input_references, has_new=False)
+def _ensure_preflight(
+    context: ReconcileContext, obj: ManagedObject, spec: LoRAJobSpec, inputs: Inputs, snapshot: Snapshot
+) -> Snapshot:
+    """Create the preflight Job, or another one if its report is lost."""
     plan = plan_preflight(spec, obj.owner, context.platform, _known(obj, inputs))
     if snapshot.preflight is not None and has_lost_report(snapshot.preflight):
         delete_job(context, obj.owner, snapshot.preflight.job)
@@ -105,8 +111,8 @@ def _inputs(context: ReconcileContext, obj: ManagedObject, spec: LoRAJobSpec) ->
     source = spec.resume_from or spec.continue_from
     if source is not None and source.lora_job_ref is not None and not obj.was_accepted():
         reject_cycle(context, obj, source.lora_job_ref, "resumeFrom" if resumes else "continueFrom")
-    wanted = [InputSource(source.lora_job_ref, source.uri, resumes)] if source is not None else []
-    return resolve_inputs(context, obj, wanted)
+    sources = [InputSource(source.lora_job_ref, source.uri, resumes)] if source is not None else []
+    return resolve_inputs(context, obj, sources)
 
 
 def _known(obj: ManagedObject, inputs: Inputs | None) -> Known:

@@ -1,4 +1,4 @@
-"""The steps of a LoRASweep: trials as the search asks for them, then the best one published."""
+"""Provide the steps of a LoRASweep: create and stop trials as the search decides, then publish the best one."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ from tunery_search.trials import Trial
 from tunery_search.validation import parse_lorasweep
 
 FAILED_SECONDS: Final = 30.0
-"""Time until a sampler that failed is asked again."""
+"""Time until a failed sampler is retried."""
 BUSY_SECONDS: Final = 5.0
-"""Time until the condition Searching shows that an answer of the sampler takes long."""
+"""Time after which the condition Searching shows that the sampler takes long."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Sweep:
-    """One sweep in one look: what is asked of it, and the trials as they are in the cluster."""
+    """One sweep in one reconcile: its spec, and its trials as they are in the cluster."""
 
     context: ReconcileContext
     obj: ManagedObject
@@ -68,52 +68,51 @@ class _Sweep:
     rows: tuple[TrialStatus, ...]
     own: OwnTrials
     inputs: TrialInputs | None = None
-    """What the first trial that passed its preflight has read; None: none has."""
+    """The inputs that the first trial resolved in its preflight; None: none passed yet."""
     rejections: tuple[ApiFailure | Rejected, ...] = ()
-    """What the cluster has answered where something of one trial could not be done: it keeps no other from it."""
+    """Errors of the API server for single trials; the others continue."""
 
     @property
     def trials(self) -> tuple[Trial, ...]:
-        """Every trial, as status and LoRAJobs tell it."""
+        """Every trial, by the status and the LoRAJobs."""
         children = self.own.children.values()
         return merge(self.rows, children, self.read, self.own.unread)
 
     def read(self, job_spec: Mapping[str, Any]) -> dict[str, str]:
-        """Return the values by path of the spec of a trial."""
+        """Return the values by path in the spec of a trial."""
         return read_values(self.space, job_spec)
 
     @property
     def is_recorded(self) -> bool:
-        """Tell whether the status says of every trial that has ended what it came to.
+        """Return whether the status has the result of every trial that has ended.
 
-        Until it does, nothing is asked, made or waited for: that may take its time or be rejections, and a trial whose
-        LoRAJob went meanwhile would count as deleted.
+        Until then the sweep creates nothing: that may take long or fail, and a trial whose LoRAJob is deleted meanwhile
+        would count as deleted.
         """
-        told = {row.number for row in self.rows if row.state in FINAL_TRIAL_STATES}
-        return all(trial.row.number in told for trial in self.trials if trial.is_final)
+        recorded = {row.number for row in self.rows if row.state in FINAL_TRIAL_STATES}
+        return all(trial.row.number in recorded for trial in self.trials if trial.is_final)
 
     def with_child(self, number: int, body: Json) -> _Sweep:
         """Return the sweep with the LoRAJob of a trial as it is now."""
-        # The watch will tell no news of it any more: the trial is to be reconciled from here.
+        # For the watch this change is no news: enqueue the trial here.
         cache = self.context.cache
         cache.defer_keys(cache.see_owner(Kind.LORAJOB, body) - {self.obj.owner.key})
         children = {**self.own.children, number: with_number(body, number)}
         return replace(self, own=replace(self.own, children=children))
 
     def with_rejection(self, error: ApiFailure | Rejected) -> _Sweep:
-        """Return the sweep after something of it was rejections."""
+        """Return the sweep with another error of the API server."""
         return replace(self, rejections=(*self.rejections, error))
 
 
 def _observe(context: ReconcileContext, obj: ManagedObject) -> Snapshot:
-    """Return what is in the cluster of the Job that publishes the best."""
+    """Return the snapshot of the object, with the Job that publishes the best trial."""
     return observe_main_job(context, obj, Task.PUBLISH_BEST)
 
 
 def _apply(context: ReconcileContext, obj: ManagedObject, spec: LoRASweepSpec, snapshot: Snapshot) -> Snapshot:
-    """Stop what is hopeless, make the trials that are due, or publish the best once the search is over."""
-    # Judged before anything is waited for.
-    output_place(spec.output, obj.owner, context.platform.settings)
+    """Apply the decision of the search: stop trials, create the due ones, or publish the best one at the end."""
+    output_place(spec.output, obj.owner, context.platform.settings)  # raises before anything is waited for
     sweep = _observe_trials(context, obj, spec)
     main = snapshot.main
     trials = sweep.trials
@@ -139,12 +138,12 @@ def _search(sweep: _Sweep, trials: tuple[Trial, ...], decision: Decision) -> Sea
 
 
 def _apply_decision(sweep: _Sweep, search: Search) -> tuple[_Sweep, Search]:
-    """Do what was decided, of each trial what can be done; who is rejections is tried again in another look."""
+    """Apply a decision as far as the API server allows; another reconcile retries the rest."""
     decision = search.decision
     sweep = _hold(_stop(sweep, decision.stop))
     search = replace(search, not_held=active_trial_names(sweep.own) if sweep.obj.suspend else ())
     due = decision.create or decision.final is not None
-    # One that no row names yet may be among what could not be read.
+    # A trial that could not be read may have no row yet.
     if not due or not sweep.is_recorded or sweep.own.unread.keys() - {row.number for row in sweep.rows}:
         return sweep, search
     try:
@@ -154,7 +153,7 @@ def _apply_decision(sweep: _Sweep, search: Search) -> tuple[_Sweep, Search]:
 
 
 def _partial(sweep: _Sweep, snapshot: Snapshot) -> Exception:
-    """Return what is raised where something was rejections, with what is known of the trials: those that run go on."""
+    """Return the error to raise after a rejection, with the trials as observed: running ones continue."""
     error, search = sweep.rejections[0], snapshot.search
     if search is None or (isinstance(error, Rejected) and not sweep.obj.was_accepted()):
         return error
@@ -170,16 +169,16 @@ def _observe_trials(context: ReconcileContext, obj: ManagedObject, spec: LoRASwe
 
 
 def _inputs(obj: ManagedObject, own: OwnTrials) -> TrialInputs | None:
-    """Return what the first trial that passed its preflight has read, as the status has it, or that trial itself."""
-    told = obj.status.get("trialInputs")
-    if told is not None:
-        return TrialInputs.model_validate(without_invalid(TrialInputs, told))
+    """Return the inputs that the first trial resolved, from the status, or from the trial itself."""
+    recorded = obj.status.get("trialInputs")
+    if recorded is not None:
+        return TrialInputs.model_validate(without_invalid(TrialInputs, recorded))
     children = (own.children[number] for number in sorted(own.children) if number >= _forgiven(obj))
     return next((read for child in children if (read := inputs_of(child)) is not None), None)
 
 
 def _rows(status: Mapping[str, Any]) -> Iterable[TrialStatus]:
-    """Yield the rows of a status; of a later version's what is known here."""
+    """Yield the rows of a status, without what only a later version knows."""
     for row in status.get("trials") or ():
         yield TrialStatus.model_validate(without_invalid(TrialStatus, row) or row)
 
@@ -197,25 +196,22 @@ def _moment(context: ReconcileContext, obj: ManagedObject, *, publishing: bool) 
 
 
 def _forgiven(obj: ManagedObject) -> int:
-    """Return the number below which a retry has forgiven what failed."""
+    """Return the number below which a retry ignores failed trials."""
     return int(obj.status.get("forgiven") or 0)
 
 
-# Trials that there are
+# Existing trials
 
 
 def _stop(sweep: _Sweep, stop: Mapping[int, str]) -> _Sweep:
-    """Have the named trials end for good."""
+    """Stop the trials of these numbers."""
     for number, why in stop.items():
         sweep = _change(sweep, number, stop_change(why))
     return sweep
 
 
 def _hold(sweep: _Sweep) -> _Sweep:
-    """Have the trials suspended with their sweep, or let those go on again.
-
-    One that somebody else has suspended stays so.
-    """
+    """Suspend the trials with their sweep, or resume those that the sweep has suspended."""
     for number, body in sweep.own.children.items():
         spec, phase = body.get("spec") or {}, (body.get("status") or {}).get("phase")
         if phase in FINAL_PHASES or spec.get("stop") is not None:
@@ -230,7 +226,7 @@ def _hold(sweep: _Sweep) -> _Sweep:
 
 
 def _change(sweep: _Sweep, number: int, change: Json) -> _Sweep:
-    """Change a trial, whatever else has changed in it, if it may be; raises StaleObject where it is gone."""
+    """Change a trial, if the sweep owns it, with its uid as the only precondition. Raises StaleObject if it is gone."""
     body = sweep.own.children.get(number)
     if body is None or number in sweep.own.owner_changed:
         return sweep
@@ -242,11 +238,11 @@ def _change(sweep: _Sweep, number: int, change: Json) -> _Sweep:
         return sweep.with_rejection(error)
 
 
-# Trials that are made
+# New trials
 
 
 def _create_due(sweep: _Sweep, search: Search) -> tuple[_Sweep, Search]:
-    """Make the trials that are due; tell why none was where the sampler could not say which."""
+    """Create the due trials; without an answer of the sampler, return the search with a blocker."""
     decision, trials = search.decision, search.trials
     if decision.final is not None:
         last = final_suggestion(sweep.spec, trials, decision.final)
@@ -266,19 +262,19 @@ def _create_due(sweep: _Sweep, search: Search) -> tuple[_Sweep, Search]:
         except (ApiFailure, Rejected) as error:
             return sweep.with_rejection(error), search
         if sweep.rows != rows:
-            # Its row is all there is of it: no later trial is created before the status has that.
+            # An invalid trial is only a row: write it before a later trial is created.
             break
     return sweep, search
 
 
 def _give_up(sweep: _Sweep, search: Search, failure: Failure) -> tuple[_Sweep, Search]:
-    """Have what runs end: nobody looks after the trials of a sweep that has failed."""
+    """Stop the running trials of a sweep that fails."""
     decision = given_up(sweep.trials, failure)
     return _stop(sweep, decision.stop), replace(search, decision=decision)
 
 
 def _suggest(sweep: _Sweep, trials: Sequence[Trial], numbers: Sequence[int]) -> Answer | Blocker:
-    """Return what to try next, or why that is unknown for now. Raises StaleObject, ApiFailure."""
+    """Return what to try next, or what blocks the answer. Raises StaleObject, ApiFailure."""
     ask = question_of(sweep.spec, sweep.space, trials, numbers, _forgiven(sweep.obj))
     if numbers and sweep.spec.warm_start_from:
         ask = with_earlier(ask, [_earlier_rows(sweep, each.name) for each in sweep.spec.warm_start_from])
@@ -291,7 +287,7 @@ def _suggest(sweep: _Sweep, trials: Sequence[Trial], numbers: Sequence[int]) -> 
 
 
 def _earlier_rows(sweep: _Sweep, name: str) -> list[TrialStatus]:
-    """Return the trials of an earlier sweep; none where it is gone: what it knew is no condition of this one."""
+    """Return the trials of an earlier sweep; none if it was deleted."""
     context = sweep.context
     key = Key(Kind.LORASWEEP, sweep.obj.owner.key.namespace, name)
     body = peek_object(context.client, context.cache, key)
@@ -299,7 +295,7 @@ def _earlier_rows(sweep: _Sweep, name: str) -> list[TrialStatus]:
 
 
 def _create(sweep: _Sweep, suggestion: Suggestion) -> _Sweep:
-    """Create one trial, or take over the one of that number that exists. Raises as `create_child`.
+    """Create one trial, or adopt the existing one of that number. Raises what `create_child` raises.
 
     A trial whose values do not go together becomes a row without a LoRAJob.
     """
@@ -323,7 +319,7 @@ def _create(sweep: _Sweep, suggestion: Suggestion) -> _Sweep:
 
 
 def _publish_best(sweep: _Sweep, snapshot: Snapshot) -> Snapshot:
-    """Make the Job that publishes the best trial's adapter."""
+    """Create or update the Job that publishes the adapter of the best trial."""
     context, obj, search = sweep.context, sweep.obj, snapshot.search
     assert search is not None  # noqa: S101 - set by the caller, for the type checker
     if snapshot.main is None:
@@ -336,9 +332,9 @@ def _publish_best(sweep: _Sweep, snapshot: Snapshot) -> Snapshot:
 
 
 def _with_importance(sweep: _Sweep, search: Search) -> Search:
-    """Return the search with what mattered, of all trials; with a blocker where that is to be asked again soon.
+    """Return the search with the importance of each parameter, or with a blocker while the sampler computes it.
 
-    Without either where it cannot be said: nothing hangs on it.
+    Without both if the sampler fails: importance is only shown.
     """
     complete = sum(trial.row.state == TrialState.COMPLETE for trial in search.trials)
     if complete < IMPORTANCE_FROM:
@@ -352,7 +348,7 @@ def _with_importance(sweep: _Sweep, search: Search) -> Search:
 def _result(
     obj: ManagedObject, trials: Sequence[Trial], decision: Decision, importance: Mapping[str, float] | None = None
 ) -> Found:
-    """Return what the search has found."""
+    """Return the result of the search."""
     known = [ParameterImportance.model_validate(each) for each in obj.status.get("importance") or ()]
     end = decision.end_reason
     return Found(

@@ -1,4 +1,8 @@
-"""Provide what a reconcile observes: the object as it was read, and its main Job."""
+"""Provide what a reconcile observes: the object as it was read, and its main Job.
+
+The fields that a running Job follows (`suspend`, the deadline) are read from the object without parsing the whole spec:
+an accepted spec is followed even if today's rules would reject it.
+"""
 
 from __future__ import annotations
 
@@ -24,25 +28,25 @@ from tunery_operator.status.snapshot import Snapshot
 
 @dataclass(frozen=True, slots=True)
 class ManagedObject:
-    """One object of ours of the API server."""
+    """An object of one of Tunery's kinds, as it was read from the API server."""
 
     owner: Owner
     body: dict[str, Any]
 
     @property
     def spec(self) -> Mapping[str, Any]:
-        """The spec as it was written, not validated."""
+        """The spec as written, not validated."""
         return self.body.get("spec") or {}
 
     @property
     def status(self) -> Mapping[str, Any]:
-        """The status that was written; what the schema says of an object that nobody has seen is none."""
+        """The status; empty while it has only the schema's default."""
         status = self.body.get("status") or {}
         return {} if status.get("observedGeneration") == UNOBSERVED else status
 
     @property
     def finished(self) -> bool:
-        """Tell whether it succeeded or failed; a server never ends."""
+        """Whether it has ended; a server never does."""
         return self.owner.key.kind in JOB_KINDS and self.status.get("phase") in FINAL_PHASES
 
     @property
@@ -53,27 +57,27 @@ class ManagedObject:
 
     @property
     def retry(self) -> str | None:
-        """The annotation that asks for another try of a failed object."""
+        """The annotation that requests a retry of a failed object."""
         return self.owner.annotations.get(RETRY_ANNOTATION)
 
     @property
     def suspend(self) -> bool:
-        """Tell whether the user wants no pods."""
+        """Whether the user has suspended it."""
         return bool(self.spec.get("suspend"))
 
     @property
     def stop(self) -> str | None:
-        """Why the user wants it ended for good; None: it is to go on."""
+        """Why the user stops it; None: it continues."""
         return self.spec.get("stop")
 
     @property
     def on_stop(self) -> str | None:
-        """What the manifest says of what was trained by then; None: it is left open."""
+        """What a stop does with the partial result; None: unset."""
         return self.spec.get("onStop")
 
     @property
     def resources(self) -> tuple[int, str]:
-        """The GPUs of a pod that works, and the name of their resource."""
+        """The GPUs of a pod of the main Job, and the name of their resource."""
         if "resources" not in KINDS[self.owner.key.kind].spec.model_fields:
             return 0, ""
         default = _default(self.owner.key.kind, "resources")
@@ -85,7 +89,7 @@ class ManagedObject:
 
     @property
     def nodes(self) -> int:
-        """How many pods work together."""
+        """The number of nodes, and so of pods."""
         nodes = (self.spec.get("resources") or {}).get("nodes") if self.owner.key.kind is Kind.LORAJOB else None
         return 1 if nodes is None else int(nodes)
 
@@ -95,31 +99,31 @@ class ManagedObject:
 
     @property
     def replicas(self) -> int:
-        """How many replicas a server is to have."""
+        """The replicas of a server."""
         return int(self.spec.get("replicas", 1))
 
     @property
     def deadline_seconds(self) -> int | None:
-        """How long its pods may run in all; None: for ever. Of a sweep its trials' own say that."""
+        """The seconds that its pods may run in total; None: without limit, or a sweep, whose trials have their own."""
         if self.owner.key.kind is Kind.LORASWEEP:
             return None
         seconds: int | None = self.spec.get("activeDeadlineSeconds")
         return _default(self.owner.key.kind, "active_deadline_seconds") if seconds is None else seconds
 
     def has_true(self, condition: ConditionType) -> bool:
-        """Tell whether a condition is True in the status that was read."""
+        """Return whether a condition is True in the status that was read."""
         return self._condition(condition).get("status") == ConditionStatus.TRUE.value
 
     def was_accepted(self) -> bool:
-        """Tell whether its spec was found good before, in whatever generation, or so good that a Job was made of it.
+        """Return whether a spec of any generation was accepted, or a Job was created from it.
 
-        What may change afterwards, such as suspend, gives no reason to judge the rest once more.
+        Only mutable fields, such as suspend, can have changed since: the spec is not validated again.
         """
         passed = self._condition(ConditionType.PREFLIGHT).get("reason") == "PreflightPassed"
         return self.has_true(ConditionType.VALIDATED) or passed or "jobName" in self.status
 
     def is_validated(self) -> bool:
-        """Tell whether its spec as it is now was found good before."""
+        """Return whether the current generation of the spec was accepted."""
         now = self.status.get("observedGeneration") == self.owner.generation
         return now and self.has_true(ConditionType.VALIDATED)
 
@@ -128,21 +132,20 @@ class ManagedObject:
 
 
 def condition_of(status: Mapping[str, Any], type_: StrEnum) -> Mapping[str, Any]:
-    """Return a condition of a status; an empty one where it is not set."""
+    """Return a condition of a status; empty if unset."""
     conditions = status.get("conditions") or ()
     return next((condition for condition in conditions if condition["type"] == type_.value), {})
 
 
 def _default(kind: Kind, field: str) -> Any:
-    """Return what the API says of a field that a manifest leaves out."""
+    """Return the default of a field."""
     return KINDS[kind].spec.model_fields[field].get_default(call_default_factory=True)
 
 
 def find_object(context: ReconcileContext, key: Key) -> ManagedObject | None:
-    """Return the object, or None where it is gone or on its way.
+    """Return the object, or None if it is gone or being deleted.
 
-    One that was deleted and is kept by a finalizer of somebody else counts as suspended, a server as without replicas:
-    nobody wants its pods.
+    A deleted object that another controller's finalizer keeps counts as suspended, a server as one without replicas.
     """
     body = read_object(context.client, context.cache, key)
     if body is None:
@@ -156,7 +159,7 @@ def find_object(context: ReconcileContext, key: Key) -> ManagedObject | None:
 
 
 def kept_by(body: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the finalizers that keep a deleted object, where its children are to go: none while it is not deleted."""
+    """Return the finalizers that keep a deleted object; none if its children are to be orphaned."""
     meta = body["metadata"]
     if "deletionTimestamp" not in meta or ORPHAN in (meta.get("finalizers") or ()):
         return ()
@@ -164,12 +167,12 @@ def kept_by(body: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def chart_values(context: ReconcileContext, obj: ManagedObject) -> PlatformValues:
-    """Return the values of the chart that the pods of an object use."""
+    """Return the chart values that the pods of an object use."""
     return platform_values(obj.owner.key.kind, obj.spec, context.platform.settings, obj.resources[0])
 
 
 def first_snapshot(context: ReconcileContext, obj: ManagedObject) -> Snapshot:
-    """Return the snapshot of an object before anything was gathered about its children."""
+    """Return the snapshot of an object without its children."""
     owner = obj.owner
     gpus, gpu_resource = obj.resources
     report = context.cache.progress(owner.key, owner.uid)
@@ -198,14 +201,14 @@ def first_snapshot(context: ReconcileContext, obj: ManagedObject) -> Snapshot:
 
 
 def find_attempt(context: ReconcileContext, obj: ManagedObject, task: Task) -> Attempt | None:
-    """Return the owner's Job for a task, with its pods and what the cluster says against them, or None."""
+    """Return the owner's Job for a task with its pods and their warnings, or None."""
     owner = obj.owner
     attempt = read_attempt(context.client, context.cache, owner, obj.job_name(task))
     return with_warnings(context.warnings, context.client, owner.key.namespace, attempt, context.now())
 
 
 def observe_main_job(context: ReconcileContext, obj: ManagedObject, task: Task) -> Snapshot:
-    """Return the snapshot with the Job that does the work, which `task` names."""
+    """Return the snapshot with the main Job, whose task is `task`."""
     main = find_attempt(context, obj, task)
     complete = main is not None and main.job.complete
     return replace(
@@ -218,6 +221,6 @@ def observe_main_job(context: ReconcileContext, obj: ManagedObject, task: Task) 
 
 
 def is_overdue(snapshot: Snapshot) -> bool:
-    """Tell whether the pods have had all the time that they may have: no Job is made for the end to stop at once."""
+    """Return whether the deadline has passed: no Job is created then."""
     left = deadline_left(snapshot)
     return left is not None and left <= 0

@@ -1,4 +1,7 @@
-"""Provide the reconcile of every kind that runs Jobs: observe, plan, apply, compute the status, one write, events."""
+"""Provide the reconcile of a kind that runs Jobs: observe, plan, apply, compute the status, one write, events.
+
+`reconcile_job` is the frame. Each kind has a file with its `KindSteps`.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final, Generic, TypeVar
 
-from tunery_api.errors import FieldError, InvalidSpec
-from tunery_api.failures import Failure
+from tunery_api.errors import InvalidSpec
 from tunery_api.lifecycle import KindSpec
 from tunery_api.names import child_name
-from tunery_api.reasons import FailureReason
 from tunery_api.runspec import Task
 from tunery_api.status import FINAL_PHASES, ConditionType, Phase
 from tunery_api.sweepstatus import FINAL_TRIAL_STATES
@@ -20,7 +21,7 @@ from tunery_operator.controllers.context import ReconcileContext
 from tunery_operator.controllers.finished import jobs_of, mark_done, reconcile_finished, seconds_to_live, stop_jobs
 from tunery_operator.controllers.jobs import own_leftovers, sync_suspend
 from tunery_operator.controllers.observe import ManagedObject, find_object
-from tunery_operator.controllers.rejections import ambiguous_rejection, field_of, rejection_of
+from tunery_operator.controllers.rejections import blocked_by, rejected_by, rejection_of
 from tunery_operator.controllers.status_writer import write, write_delay
 from tunery_operator.controllers.trials import mark_removed_trials
 from tunery_operator.errors import (
@@ -39,7 +40,6 @@ from tunery_operator.runtime.priority_queue import Priority
 from tunery_operator.runtime.workqueue import DONE, Requeue, earliest
 from tunery_operator.status.compute import compute_status
 from tunery_operator.status.ledger import open_attempts
-from tunery_operator.status.phase import WAITING_FOR_SLOT
 from tunery_operator.status.requeue_after import requeue_after
 from tunery_operator.status.retry_requested import reopened
 from tunery_operator.status.snapshot import Snapshot
@@ -49,71 +49,77 @@ Spec = TypeVar("Spec", bound=KindSpec)
 
 @dataclass(frozen=True, slots=True)
 class KindSteps(Generic[Spec]):
-    """What each kind does in its own way."""
+    """The steps of one kind."""
 
     parse: Callable[[dict[str, Any]], Spec]
-    """Raises InvalidSpec."""
+    """Return the spec of an object. Raises InvalidSpec."""
     observe: Callable[[ReconcileContext, ManagedObject], Snapshot]
-    """Returns what is in the cluster."""
+    """Return what is in the cluster."""
     apply: Callable[[ReconcileContext, ManagedObject, Spec, Snapshot], Snapshot]
-    """Makes what comes next, and returns what is in the cluster then."""
+    """Plan and apply the next step, and return what is in the cluster then."""
     job_names: Callable[[ManagedObject], tuple[str, ...]]
-    """The names of the Jobs whose pods must end before a new one is made."""
+    """Return the names of the Jobs whose pods must end before a new one is created; the main Job first."""
 
 
 class PartialReconcile(OperatorError):
-    """The cluster has refused a step in the middle of a look; what was seen by then is told all the same."""
+    """The API server rejected a step halfway; the status still shows what was observed by then."""
 
-    def __init__(self, seen: Snapshot, cause: ApiFailure | Rejected) -> None:
-        self.seen = seen
+    def __init__(self, observed: Snapshot, cause: ApiFailure | Rejected) -> None:
+        self.observed = observed
         self.cause = cause
         self.retry_after = cause.retry_after
         super().__init__(str(cause))
 
 
 def reconcile_job(context: ReconcileContext, key: Key, steps: KindSteps[Spec]) -> Requeue:
-    """Bring one object that runs Jobs a step further; gives the same answer however often it is asked."""
+    """Reconcile one object that runs Jobs, and return when to reconcile it again; idempotent."""
     obj = find_object(context, key)
     if obj is None or obj.finished:
         context.backoff.reset(key)
         return DONE if obj is None else reconcile_finished(context, obj)
-    gathered = steps.observe(context, obj)
-    snapshot, retry_in = _apply_and_retry(context, obj, steps, gathered)
-    if retry_in is None and _is_first_job(obj, gathered, snapshot) and context.has_backlog():
+    observed = steps.observe(context, obj)
+    snapshot, retry_in = _apply_and_retry(context, obj, steps, observed)
+    if retry_in is None and _is_first_job(obj, observed, snapshot) and context.has_backlog():
         # In a burst, Jobs are created before statuses are written: the next reconcile writes this one.
         return Requeue(0.0, priority=Priority.LOW)
+    snapshot = _with_leftovers(context, obj, steps.job_names(obj), observed, snapshot)
+    return update_status(context, obj, snapshot, retry_in)
+
+
+def _with_leftovers(
+    context: ReconcileContext, obj: ManagedObject, job_names: tuple[str, ...], before: Snapshot, snapshot: Snapshot
+) -> Snapshot:
+    """Return the snapshot with the pods of Jobs that are gone."""
     known = {attempt.job.uid for attempt in (snapshot.preflight, snapshot.main) if attempt is not None}
-    remaining = [pod for name in steps.job_names(obj) for pod in own_leftovers(context, obj.owner, name)]
-    context.cache.mark_fresh(key)
-    others = [pod for pod in remaining if pod.job_uid not in known]
-    others.extend(_ended_pods_of_deleted_jobs(gathered, known))
-    # After the leftovers: a pod that goes meanwhile is among one of the two.
-    lost = context.cache.lost_named(key.namespace, steps.job_names(obj)[0])
-    snapshot = replace(snapshot, lost_pods=lost)
-    others.extend(_ended_pods_without_job(context, obj, steps, snapshot))
-    return update_status(context, obj, replace(snapshot, leftovers=tuple(others)), retry_in)
+    remaining = [pod for name in job_names for pod in own_leftovers(context, obj.owner, name)]
+    context.cache.mark_fresh(obj.owner.key)
+    pods = [pod for pod in remaining if pod.job_uid not in known]
+    pods.extend(_ended_pods_of_deleted_jobs(before, known))
+    # Read after the leftovers: a pod that ends meanwhile is in one of the two.
+    snapshot = replace(snapshot, lost_pods=context.cache.lost_named(obj.owner.key.namespace, job_names[0]))
+    pods.extend(_ended_pods_without_job(context, obj, job_names[0], snapshot))
+    return replace(snapshot, leftovers=tuple(pods))
 
 
 def _ended_pods_of_deleted_jobs(before: Snapshot, known: set[str]) -> Iterator[PodView]:
-    """Yield the pods that had ended of Jobs which this step has removed: the ledger may not have their end yet."""
+    """Yield the ended pods of Jobs that this reconcile deleted: the attempt history may lack their end."""
     for attempt in (before.preflight, before.main):
         if attempt is not None and attempt.job.uid not in known:
             yield from (pod for pod in attempt.pods if pod.finished)
 
 
 def _ended_pods_without_job(
-    context: ReconcileContext, obj: ManagedObject, steps: KindSteps[Spec], snapshot: Snapshot
+    context: ReconcileContext, obj: ManagedObject, job_name: str, snapshot: Snapshot
 ) -> tuple[PodView, ...]:
-    """Return the pods that have ended after their Job was gone, as far as they are there and not written down yet."""
+    """Return the pods that ended after their Job was deleted and whose end the status lacks."""
     gone = open_attempts(obj.status) & {lost.uid for lost in snapshot.lost_pods}
     if snapshot.main is not None or not gone:
         return ()
-    work = steps.job_names(obj)[0]
-    return read_ended_pods(context.client, obj.owner.key.namespace, work, gone, context.now())
+    return read_ended_pods(context.client, obj.owner.key.namespace, job_name, gone, context.now())
 
 
 def _is_first_job(obj: ManagedObject, before: Snapshot, after: Snapshot) -> bool:
-    """Tell whether this look has made the first Job of an object of which nothing was told yet."""
+    """Return whether this reconcile created the first Job of an object without a status."""
     none = before.preflight is None and before.main is None
     return not obj.status and none and (after.preflight is not None or after.main is not None)
 
@@ -121,36 +127,27 @@ def _is_first_job(obj: ManagedObject, before: Snapshot, after: Snapshot) -> bool
 def _apply_and_retry(
     context: ReconcileContext, obj: ManagedObject, steps: KindSteps[Spec], snapshot: Snapshot
 ) -> tuple[Snapshot, float | None]:
-    """Return the snapshot after one step, with whatever stood in its way; and when to try that again, in seconds."""
+    """Return the snapshot after one step, with what blocks it, and the seconds until the next try; None: no retry."""
     key = obj.owner.key
     try:
         stepped = _apply_spec(context, obj, steps, snapshot)
-    except PartialReconcile as cut:
+    except PartialReconcile as error:
         wait = context.backoff.next(key)
-        return replace(cut.seen, rejection=rejection_of(cut.cause)), max(wait, cut.retry_after or 0.0)
+        return replace(error.observed, rejection=rejection_of(error.cause)), max(wait, error.retry_after or 0.0)
     except (ApiFailure, FieldContested, AwaitingDeletion, PreflightsFull) as error:
         wait = context.backoff.next(key)
-        return _hampered(snapshot, error), max(wait, error.retry_after or 0.0)
+        return replace(snapshot, **blocked_by(error)), max(wait, error.retry_after or 0.0)
     except NameTaken as error:
-        stepped = replace(snapshot, conflict=str(error))
+        stepped = replace(snapshot, **blocked_by(error))
     context.backoff.reset(key)
     return stepped, None
 
 
-def _hampered(snapshot: Snapshot, error: OperatorError) -> Snapshot:
-    if isinstance(error, ApiFailure):
-        return replace(snapshot, rejection=rejection_of(error))
-    if isinstance(error, FieldContested):
-        return replace(snapshot, rejection=Failure(reason=FailureReason.FIELD_CONTESTED, message=str(error)))
-    if isinstance(error, PreflightsFull):
-        return replace(snapshot, waiting_for=str(error), waiting_reason=WAITING_FOR_SLOT)
-    return replace(snapshot, waiting_for=str(error))
-
-
 def _apply_spec(context: ReconcileContext, obj: ManagedObject, steps: KindSteps[Spec], snapshot: Snapshot) -> Snapshot:
-    """Go one step further; a spec that was accepted before is judged no more.
+    """Parse the spec and apply the next step.
 
-    What today's rules or settings would refuse in it is waited for, and the Job that it has is followed on.
+    A spec that was accepted before stays so: if today's rules or settings reject it, the status shows that as a
+    blocker, and its Jobs continue.
     """
     accepted = obj.was_accepted() or snapshot.main is not None or snapshot.preflight is not None
     try:
@@ -160,19 +157,18 @@ def _apply_spec(context: ReconcileContext, obj: ManagedObject, steps: KindSteps[
             return replace(snapshot, errors=error.errors)
         return _sync_existing_jobs(context, replace(snapshot, unplannable=error.errors))
     except Rejected as error:
-        field = None if accepted else field_of(obj, error)
-        if field is not None:
-            return replace(snapshot, errors=(FieldError(field, str(error)),))
-        return replace(snapshot, rejection=ambiguous_rejection(obj, snapshot.platform, error))
+        return replace(snapshot, **rejected_by(obj, snapshot.platform, error, accepted=accepted))
 
 
 def _sync_existing_jobs(context: ReconcileContext, snapshot: Snapshot) -> Snapshot:
-    def carry_over(attempt: Attempt | None) -> Attempt | None:
+    """Suspend or resume the Jobs that exist, and change nothing else of them."""
+
+    def synced(attempt: Attempt | None) -> Attempt | None:
         if attempt is None or attempt.job.finished:
             return attempt
         return sync_suspend(context, snapshot.owner, attempt, suspend=snapshot.suspend)
 
-    return replace(snapshot, preflight=carry_over(snapshot.preflight), main=carry_over(snapshot.main))
+    return replace(snapshot, preflight=synced(snapshot.preflight), main=synced(snapshot.main))
 
 
 _BATCH_PROGRESS: Final = {"lines", "answered", "errors", "promptTokens", "completionTokens", "answeredBy"}
@@ -183,13 +179,14 @@ _FREQUENT: Final = frozenset(
 
 
 def update_status(context: ReconcileContext, obj: ManagedObject, snapshot: Snapshot, retry_in: float | None) -> Requeue:
-    """Bring the object's status up to date; look again at once where that opens the next step.
+    """Compute the status, delete the Jobs of an ended object, write the status if it changed, and record events.
 
-    `retry_in` is when to try again what could not be done; None: everything was done.
+    `retry_in` is the seconds until the next try of what was blocked; None: nothing was. Return at once to an object
+    whose next step this status opens.
     """
     status = compute_status(snapshot)
     if status["phase"] in (Phase.FAILED.value, Phase.STOPPED.value):
-        # A kill between the two leads to the same end: the next look finds the object as it was, without its Jobs.
+        # If the operator is killed before the write, the next reconcile computes the same end, without the Jobs.
         stop_jobs(context, snapshot)
     mark_removed_trials(context, obj, status)
     change = status_change(obj.body, status)
@@ -202,17 +199,14 @@ def update_status(context: ReconcileContext, obj: ManagedObject, snapshot: Snaps
     if status["phase"] in FINAL_PHASES:
         mark_done(context, obj.owner, [attempt.job for attempt in jobs_of(snapshot)])
         if reopened(status, obj.retry) is not None:
-            # Asked for while trials of a sweep still ended; no watch tells of it any more.
+            # The user requested the retry while trials of a sweep still ended; no watch reports it again.
             return Requeue(0.0, woken)
         return Requeue(seconds_to_live(context, obj, status), woken)
     return Requeue(0.0 if _opens_next_step(obj, status) else later, woken)
 
 
 def _opens_next_step(obj: ManagedObject, status: Mapping[str, Any]) -> bool:
-    """Tell whether something was written down that the next step waited for.
-
-    That is: preflight has passed, inputs are known, or a trial of a sweep has ended.
-    """
+    """Return whether the next step waited for this status: preflight passed, inputs resolved, or a trial ended."""
     known = status.get("inputReferences") != obj.status.get("inputReferences")
     ended = _trials_ended(status) != _trials_ended(obj.status)
     return known or ended or (_passed(status) and not obj.has_true(ConditionType.PREFLIGHT))
@@ -230,7 +224,7 @@ def _passed(status: Mapping[str, Any]) -> bool:
 
 
 def _mark_preflight(context: ReconcileContext, obj: ManagedObject) -> None:
-    """Mark the preflight Job once its report is written down: in a look of its own, since training comes first."""
+    """Mark the preflight Job as done once the status has its report: in a later reconcile, as training comes first."""
     if obj.has_true(ConditionType.PREFLIGHT):
         name = child_name(obj.owner.key.name, Task.PREFLIGHT.value)
         mark_done(context, obj.owner, [context.cache.job(obj.owner.key.namespace, name)])

@@ -1,4 +1,4 @@
-"""Convert the API server's rejection of a child to a failure."""
+"""Provide what blocks an object: an error of the API server or of a step becomes a failure or a blocker."""
 
 from __future__ import annotations
 
@@ -6,32 +6,57 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
+from tunery_api.errors import FieldError
 from tunery_api.failures import Failure
 from tunery_api.reasons import FailureReason
 from tunery_api.remedies import retry
 from tunery_api.scrub import scrub
 from tunery_operator.client.client import HttpError
 from tunery_operator.controllers.observe import ManagedObject
-from tunery_operator.errors import ApiFailure, Rejected
+from tunery_operator.errors import ApiFailure, FieldContested, NameTaken, OperatorError, PreflightsFull, Rejected
 from tunery_operator.planning.platform_values import PlatformValues, with_platform_values
 from tunery_operator.status.compute import SCHEDULING
+from tunery_operator.status.phase import WAITING_FOR_SLOT
 
 _TOO_MANY_REQUESTS = 429
 _PLACED: Final = tuple(f"spec.template.spec.{field}" for field in ("affinity", "nodeSelector", "tolerations"))
-"""What of a child comes from spec.scheduling, or from the platform's own settings."""
+"""Fields of a child that come from spec.scheduling or from the platform's settings."""
 _SHARED: Final = ("spec.template.", "metadata.labels", "metadata.annotations")
-"""Beginnings of what the platform says beside the object; all else of a child follows from the object alone."""
+"""Prefixes of the fields that also the platform sets; all other fields of a child follow from the object alone."""
 _TOLERATION: Final = re.compile(r"\.tolerations\[(\d+)\]")
 _TOO_LONG: Final = "Too long"
 
-_NOT_MADE: Final = {"patch": "a change of what is there was refused", "delete": "a deletion was refused"}
-"""What CreateRefused is about where nothing was to be made."""
+_OTHER_VERBS: Final = {"patch": "a change of an existing object was refused", "delete": "a deletion was refused"}
+"""What was refused under the reason CreateRefused, if it was no creation."""
+
+
+def blocked_by(error: OperatorError) -> dict[str, Any]:
+    """Return the fields of a snapshot that show an error which another try, or someone else, may resolve."""
+    if isinstance(error, ApiFailure):
+        return {"rejection": rejection_of(error)}
+    if isinstance(error, FieldContested):
+        return {"rejection": Failure(reason=FailureReason.FIELD_CONTESTED, message=str(error))}
+    if isinstance(error, NameTaken):
+        return {"conflict": str(error)}
+    if isinstance(error, PreflightsFull):
+        return {"waiting_for": str(error), "waiting_reason": WAITING_FOR_SLOT}
+    return {"waiting_for": str(error)}
+
+
+def rejected_by(
+    obj: ManagedObject, values: PlatformValues, error: Rejected, *, accepted: bool = False
+) -> dict[str, Any]:
+    """Return the fields of a snapshot that show a rejected child: errors of a new spec, otherwise a failure."""
+    field = None if accepted else field_of(obj, error)
+    if field is not None:
+        return {"errors": (FieldError(field, str(error)),)}
+    return {"rejection": ambiguous_rejection(obj, values, error)}
 
 
 def rejection_of(error: ApiFailure | Rejected) -> Failure:
     """Return why a child could not be created, changed, or deleted, with the API server's answer."""
     reason = _reason(error)
-    what = _NOT_MADE.get(error.verb) if isinstance(error, HttpError) else None
+    what = _OTHER_VERBS.get(error.verb) if isinstance(error, HttpError) else None
     named = what is not None and reason is FailureReason.CREATE_REFUSED
     return Failure(reason=reason, message=scrub(f"{what}: {error}" if named else str(error)))
 
@@ -50,10 +75,7 @@ def _reason(error: ApiFailure | Rejected) -> FailureReason:
 
 
 def field_of(obj: ManagedObject, error: Rejected) -> str | None:
-    """Return the field of ours that a child's wrong fields come from, as far as that is sure.
-
-    None where the object says none of them: the platform's settings do, which whoever wrote the object cannot mend.
-    """
+    """Return the field of the object that sets a child's rejected fields; None: the platform's settings do."""
     own = [field for field in error.fields if _is_own(obj, error, field)]
     if not own:
         return None
@@ -61,7 +83,7 @@ def field_of(obj: ManagedObject, error: Rejected) -> str | None:
 
 
 def ambiguous_rejection(obj: ManagedObject, values: PlatformValues, error: Rejected) -> Failure:
-    """Return why the API server rejects a child; where the manifest is not at fault, with the chart's values."""
+    """Return why the API server rejects a child; with the chart's values if the manifest is not at fault."""
     found = rejection_of(error)
     if field_of(obj, error) is not None:
         return found
@@ -71,37 +93,37 @@ def ambiguous_rejection(obj: ManagedObject, values: PlatformValues, error: Rejec
 
 
 def _is_own(obj: ManagedObject, error: Rejected, field: str) -> bool:
-    """Tell whether an object says what stands in a field of its child, as far as the server's words tell."""
+    """Return whether an object sets a rejected field of its child, judged by the API server's message."""
     if not field.startswith(_SHARED):
         return True
     if field.endswith("annotations"):
-        # The run is what makes them long.
+        # Only the run makes them long.
         return _TOO_LONG in str(error)
     scheduling = _scheduling(obj.spec)
     if (found := _TOLERATION.search(field)) is not None:
-        # The plan has the object's first, and each of them once.
+        # The plan has the object's tolerations first, without duplicates.
         return int(found[1]) < len({str(sorted(each.items())) for each in scheduling.get("tolerations") or ()})
     if field.startswith(_PLACED[0]):
         return bool(scheduling.get("affinity"))
-    said = (scheduling, obj.spec.get("resources"), obj.spec.get("engine"))
-    words = {word for block in said for word in _words(block)}
-    return any(f'value: "{word}"' in str(error) or field.endswith(f".limits[{word}]") for word in words)
+    blocks = (scheduling, obj.spec.get("resources"), obj.spec.get("engine"))
+    values = {value for block in blocks for value in _strings(block)}
+    return any(f'value: "{value}"' in str(error) or field.endswith(f".limits[{value}]") for value in values)
 
 
 def _scheduling(spec: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return what a spec says of where its pods run; a sweep says it in the template of its trials."""
+    """Return the scheduling of a spec; a sweep has it in the template of its trials."""
     return spec.get("scheduling") or (spec.get("template") or {}).get("scheduling") or {}
 
 
-def _words(block: Any) -> Iterator[str]:
-    """Yield every text that stands in a block as a value, or as a key of somebody's own."""
+def _strings(block: Any) -> Iterator[str]:
+    """Yield every string of a block: the values, and the keys of a node selector."""
     if isinstance(block, Mapping):
         for name, value in block.items():
             if name == "nodeSelector":
                 yield from value or ()
-            yield from _words(value)
+            yield from _strings(value)
     elif isinstance(block, list):
         for each in block:
-            yield from _words(each)
+            yield from _strings(each)
     elif isinstance(block, str):
         yield block

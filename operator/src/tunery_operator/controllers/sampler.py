@@ -19,14 +19,14 @@ from tunery_search.history import Answer, Ask
 from tunery_search.sampler import needs_optuna, suggestions
 
 MAX_PROCESSES: Final = 2
-"""Processes of Optuna at a time; further questions wait in their order."""
+"""Processes of Optuna at a time; further requests wait in order."""
 MAX_ANSWERS: Final = 1000
-"""Answers that are kept; a sweep whose answer was dropped asks again."""
+"""Answers that are retained; a sweep whose answer was dropped requests it again."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Question:
-    """A question that was asked for a sweep, and its answer."""
+class _Request:
+    """A request of a sweep, and its answer."""
 
     digest: bytes
     asked: float
@@ -34,7 +34,7 @@ class _Question:
 
 
 class Sampler:
-    """Answers the questions of sweeps; safe for threads."""
+    """Answers the requests of sweeps; safe for threads."""
 
     def __init__(
         self,
@@ -42,18 +42,18 @@ class Sampler:
         ask: Callable[[Ask], Answer] = suggestions,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`wake` enqueues a sweep whose answer is there."""
+        """`wake` enqueues a sweep whose answer is ready."""
         self._wake = wake
         self._ask = ask
         self._clock = clock
         self._threads = ThreadPoolExecutor(MAX_PROCESSES, thread_name_prefix="sampler")
         self._lock = threading.Lock()
-        self._questions: OrderedDict[str, _Question] = OrderedDict()
+        self._requests: OrderedDict[str, _Request] = OrderedDict()
         """By the uid of the sweep."""
         self._closed = False
 
     def suggestions(self, ask: Ask, key: Key, uid: str) -> Answer:
-        """Return what to try next for a sweep, at once where that takes no process.
+        """Return what a sweep tries next, at once if that takes no process.
 
         Raises SamplerBusy while Optuna computes the answer, and SuggestionFailed.
         """
@@ -63,26 +63,26 @@ class Sampler:
             raise SamplerBusy(0.0)
         digest = hashlib.sha256(ask.model_dump_json().encode()).digest()
         with self._lock:
-            known = self._questions.get(uid)
+            known = self._requests.get(uid)
             if known is None or known.digest != digest:
-                known = self._questions[uid] = self._submit(ask, digest, key)
-                while len(self._questions) > MAX_ANSWERS:
-                    self._questions.popitem(last=False)
+                known = self._requests[uid] = self._submit(ask, digest, key)
+                while len(self._requests) > MAX_ANSWERS:
+                    self._requests.popitem(last=False)
             elif known.answer.done():
-                del self._questions[uid]
+                del self._requests[uid]
                 return known.answer.result()
         raise SamplerBusy(self._clock() - known.asked)
 
-    def _submit(self, ask: Ask, digest: bytes, key: Key) -> _Question:
+    def _submit(self, ask: Ask, digest: bytes, key: Key) -> _Request:
         now = self._clock()
         answer = self._threads.submit(self._timed, ask, now)
         answer.add_done_callback(lambda _: None if self._closed else self._wake(key))
-        return _Question(digest, now, answer)
+        return _Request(digest, now, answer)
 
     def _timed(self, ask: Ask, began: float) -> Answer:
         try:
             return self._ask(ask)
-        except Exception:
+        except Exception:  # any, as it is only counted here and raised again
             if not self._closed:
                 metrics.SUGGEST_ERRORS.inc()
             raise
@@ -90,7 +90,7 @@ class Sampler:
             metrics.SUGGEST_SECONDS.observe(self._clock() - began)
 
     def close(self) -> None:
-        """Kill the processes, and start no other: the interpreter waits for the threads that wait for them."""
+        """Kill the processes, and start no other: at its exit, the interpreter waits for their threads."""
         self._closed = True
         self._threads.shutdown(wait=False, cancel_futures=True)
         for child in multiprocessing.active_children():

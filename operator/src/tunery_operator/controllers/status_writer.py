@@ -1,4 +1,4 @@
-"""Write a status down, and tell whoever wants to know of it."""
+"""Provide the one write of a status, with its events and metrics."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tunery_operator.status.events import transitions
 def write(
     context: ReconcileContext, obj: ManagedObject, status: Mapping[str, Any], change: dict[str, Any]
 ) -> frozenset[Key]:
-    """Write `change`, which makes `status`, and tell what it says; return the objects that waited for its phase.
+    """Write `change`, which results in `status`, with its events and metrics; return the objects that waited for it.
 
     Raises StaleObject, OwnerGone, ApiFailure.
     """
@@ -28,7 +28,7 @@ def write(
 
 
 def write_down(context: ReconcileContext, obj: ManagedObject, change: dict[str, Any]) -> frozenset[Key]:
-    """Write `change`; return the objects that waited for what it changes. Errors as `write`'s."""
+    """Write `change`; return the objects that waited for it. Raises what `write` raises."""
     key = obj.owner.key
     try:
         body = write_status(context.client, obj.owner, obj.version, change)
@@ -42,7 +42,7 @@ def write_down(context: ReconcileContext, obj: ManagedObject, change: dict[str, 
 def write_delay(
     context: ReconcileContext, obj: ManagedObject, change: Mapping[str, Any], frequent: Collection[str]
 ) -> float:
-    """Return how long a change is to wait: one of `frequent` fields alone is written once in progress.writeSeconds."""
+    """Return the seconds to delay a write: a change of only `frequent` fields is due once in progress.writeSeconds."""
     written = context.cache.written_at(obj.owner.key)
     if written is None or not all(field in frequent for field in change):
         return 0.0

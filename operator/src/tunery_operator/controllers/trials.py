@@ -1,4 +1,8 @@
-"""Provide the LoRAJobs of a sweep: its own trials, and what its end changes in their statuses."""
+"""Provide the LoRAJobs of a sweep: its own trials, and the update of their statuses after their adapters were removed.
+
+A LoRAJob that has ended is not reconciled, so its sweep updates its status before its own end is written: after a
+kill between the two, the next reconcile does both again.
+"""
 
 from __future__ import annotations
 
@@ -31,28 +35,27 @@ logger: Final = logging.getLogger(__name__)
 
 @dataclass
 class OwnTrials:
-    """The LoRAJobs of a sweep, as one look has found them."""
+    """The LoRAJobs of a sweep, as one reconcile observed them."""
 
     children: dict[int, Json] = field(default_factory=dict)
-    """Of the trials that are not final in the status, by number."""
+    """LoRAJobs of the trials that are not final in the status, by number."""
     owner_changed: set[int] = field(default_factory=set)
-    """Numbers of those whose owner reference somebody has changed: they count, and nothing of them is changed."""
+    """Numbers of trials whose owner reference was changed: they count, and the sweep changes nothing of them."""
     unread: dict[int, str] = field(default_factory=dict)
-    """Names, by number, of those that the cluster would not show: nothing is known of them but their rows."""
+    """Names, by number, of trials that could not be read: only their rows are known."""
     foreign: tuple[str, ...] = ()
-    """Names of the LoRAJobs that only name it as their owner."""
+    """Names of LoRAJobs that refer to the sweep as their owner, and are not its trials."""
     rejections: tuple[ApiFailure | Rejected, ...] = ()
-    """What the cluster has answered where a trial could not be read or taken back."""
+    """Errors of the API server for trials that could not be read or adopted."""
 
 
 def own_trials(
     context: ReconcileContext, obj: ManagedObject, spec: LoRASweepSpec, rows: Sequence[TrialStatus]
 ) -> OwnTrials:
-    """Return the LoRAJobs of the trials that are not final in the status; raises StaleObject.
+    """Return the LoRAJobs of the trials that are not final in the status. Raises StaleObject.
 
-    From the cache while they go on. One that has ended is read once: then its row is final. One that the cache does not
-    know is asked for: a trial that is taken for deleted would never count. Each is known by its name and its uid:
-    anybody may change a label, or whose it is.
+    They come from the cache. A trial that the cache lacks is read, because a trial that counts as deleted stays so.
+    A trial is identified by name and uid: anyone may change a label or an owner reference.
     """
     found = OwnTrials()
     for row in rows:
@@ -67,7 +70,7 @@ def own_trials(
 
 
 def _add_recorded(context: ReconcileContext, obj: ManagedObject, found: OwnTrials, row: TrialStatus) -> None:
-    """Take the LoRAJob of a row over, if it is there; one of another uid is another."""
+    """Add the LoRAJob of a row, if it exists with the uid of the row."""
     try:
         body = _read(context, obj, row.name)
     except ApiFailure as error:
@@ -84,7 +87,7 @@ def _add_recorded(context: ReconcileContext, obj: ManagedObject, found: OwnTrial
 
 
 def _names_since(owner: Owner, spec: LoRASweepSpec, unknown: Collection[str], first: int) -> Iterator[tuple[int, str]]:
-    """Yield numbers and names of what may have been made since the status was written: without a gap, and one final."""
+    """Yield number and name of trials that may have been created since the status was written; a final one is last."""
     for number in range(first, first + MAX_PARALLEL_TRIALS):
         name, final = (trial_name(owner.key.name, number, final=final) for final in (False, True))
         if name in unknown:
@@ -99,7 +102,7 @@ def _names_since(owner: Owner, spec: LoRASweepSpec, unknown: Collection[str], fi
 def _add_new(
     context: ReconcileContext, obj: ManagedObject, found: OwnTrials, names: Iterable[tuple[int, str]]
 ) -> frozenset[str]:
-    """Take over what is there as we make it, up to what is not; return its names."""
+    """Add the LoRAJobs that exist as the sweep creates them, up to the first that does not; return their names."""
     made = set[str]()
     for number, name in names:
         try:
@@ -116,7 +119,7 @@ def _add_new(
 
 
 def is_made_for(body: Json, owner: Owner, number: int) -> bool:
-    """Tell whether a LoRAJob that no row names is a sweep's own of that number, by all that we write into each."""
+    """Return whether a LoRAJob without a row is the sweep's trial of that number, by all that a sweep sets."""
     meta = body["metadata"]
     labels = meta.get("labels") or {}
     ours = {**_labels(owner), TRIAL_LABEL: f"{number:03d}"}.items() <= labels.items()
@@ -130,7 +133,7 @@ def _labels(owner: Owner) -> Mapping[str, str]:
 
 
 def with_number(body: Json, number: int) -> Json:
-    """Return a LoRAJob with the label of its number."""
+    """Return a LoRAJob with the label of that number."""
     if number_of(body) == number:
         return body
     meta = body["metadata"]
@@ -138,7 +141,7 @@ def with_number(body: Json, number: int) -> Json:
 
 
 def active_trial_names(found: OwnTrials) -> tuple[str, ...]:
-    """Return the names of the trials that may still work, those among them that were told to end for good."""
+    """Return the names of the trials that may still run, also of those that are being stopped."""
     bodies = [body for _, body in sorted(found.children.items())]
     phases = {body["metadata"]["name"]: (body.get("status") or {}).get("phase") for body in bodies}
     rest = {*FINAL_PHASES, Phase.SUSPENDED}
@@ -146,7 +149,7 @@ def active_trial_names(found: OwnTrials) -> tuple[str, ...]:
 
 
 def _read(context: ReconcileContext, obj: ManagedObject, name: str) -> Json | None:
-    """Return a LoRAJob as it is; None where there is none. Raises ApiFailure."""
+    """Return a LoRAJob, or None. Raises ApiFailure."""
     key = Key(Kind.LORAJOB, obj.owner.key.namespace, name)
     body = None if context.cache.is_stale(obj.owner.key) else context.cache.body(key)
     if body is None or not apply.is_child(body, obj.owner):
@@ -155,25 +158,24 @@ def _read(context: ReconcileContext, obj: ManagedObject, name: str) -> Json | No
 
 
 def _is_orphan(obj: ManagedObject, number: int, body: Json) -> bool:
-    """Tell whether a LoRAJob has no owner, and its labels still say which trial of the sweep it is."""
+    """Return whether a LoRAJob has no owner, and its labels still name the sweep and its number."""
     meta = body["metadata"]
     ours = _labels(obj.owner).items() <= (meta.get("labels") or {}).items()
     return not meta.get("ownerReferences") and ours and number_of(body) == number
 
 
 def _adopt(context: ReconcileContext, obj: ManagedObject, found: OwnTrials, number: int, body: Json) -> Json:
-    """Return a trial whose owner reference somebody took away, with it: alone it would train on, and nobody look.
+    """Adopt a trial whose owner reference was removed: otherwise it would train on without its sweep.
 
-    One that cannot be taken back is reported as one whose owner was changed. So is any of a sweep
-    that was deleted and is kept: with --cascade=orphan it is meant to leave them. Raises StaleObject where the sweep
-    was deleted since it was read.
+    A trial that can't be adopted is reported as one whose owner was changed. A sweep that is being deleted adopts none,
+    because of --cascade=orphan. Raises StaleObject if the sweep was deleted since it was read.
     """
     owner, deleted = obj.owner, "deletionTimestamp" in obj.body["metadata"]
     key = Key(Kind.LORAJOB, owner.key.namespace, body["metadata"]["name"])
     try:
         if not deleted and _is_orphan(obj, number, body):
             _ensure_not_deleted(context, owner)
-            logger.info("%s, a trial of %s, has no owner any more: it is taken back", key, owner.key)
+            logger.info("Adopted a trial without an owner: trial=%s sweep=%s", key, owner.key)
             change = {"metadata": {"ownerReferences": [owner_reference(owner)]}}
             body = apply.patch_child(context.client, LORAJOBS, body, change)
             context.cache.defer_keys(context.cache.see_owner(Kind.LORAJOB, body) - {owner.key})
@@ -181,13 +183,13 @@ def _adopt(context: ReconcileContext, obj: ManagedObject, found: OwnTrials, numb
     except (ApiFailure, Rejected) as error:
         found.rejections += (error,)
     found.owner_changed.add(number)
-    # What becomes of somebody else's is no news of ours.
+    # Its own events no longer enqueue the sweep.
     context.cache.wait_for(key, owner.key)
     return body
 
 
 def _ensure_not_deleted(context: ReconcileContext, owner: Owner) -> None:
-    """Raise StaleObject unless the sweep is there, and not deleted: asked after the trial was seen without an owner."""
+    """Raise StaleObject unless the live sweep exists and is not being deleted."""
     key = owner.key
     live = context.client.get(get_owner(key.kind.plural), key.namespace, key.name)
     meta = {} if live is None else live["metadata"]
@@ -197,14 +199,14 @@ def _ensure_not_deleted(context: ReconcileContext, owner: Owner) -> None:
 
 
 _PERMANENT: Final = range(400, 429)
-"""Answers that another try would not change: one trial's status is not worth a sweep's end."""
+"""Statuses that a retry would not change; the end of the sweep does not wait for such a trial."""
 
 
 def mark_removed_trials(context: ReconcileContext, obj: ManagedObject, status: Mapping[str, Any]) -> None:
-    """Have the trials that a sweep does not keep say so, if `status` is that of one that has just published its best.
+    """Update the statuses of the trials whose adapters a sweep has removed, once it has published the best one.
 
-    One that cannot be told keeps no other from it, and is tried again for as long as any of them could: of hundreds of
-    calls a few fail wherever a server is under load. Raises StaleObject, ApiFailure where none can be told any more.
+    A failed update is retried as long as another one succeeds: under load, a few of hundreds fail. Raises StaleObject
+    or ApiFailure if all remaining ones fail.
     """
     if obj.owner.key.kind is not Kind.LORASWEEP or status["phase"] != Phase.SUCCEEDED.value:
         return
@@ -218,9 +220,9 @@ def mark_removed_trials(context: ReconcileContext, obj: ManagedObject, status: M
 
 
 def _remains(status: Mapping[str, Any]) -> bool | None:
-    """Tell whether something is left of what was to be removed; None: nobody knows."""
-    told = condition_of(status, ConditionType.TRIALS_REMOVED).get("status")
-    return None if told == ConditionStatus.UNKNOWN.value else told is not None
+    """Return whether something remains of what was to be removed; None: unknown."""
+    removed = condition_of(status, ConditionType.TRIALS_REMOVED).get("status")
+    return None if removed == ConditionStatus.UNKNOWN.value else removed is not None
 
 
 def _needs_mark(row: Mapping[str, Any]) -> bool:
@@ -228,14 +230,14 @@ def _needs_mark(row: Mapping[str, Any]) -> bool:
 
 
 def _has_stored(row: Mapping[str, Any]) -> bool:
-    """Tell whether a trial may have stored something: what never ran has not; seconds are whole, and may be none."""
+    """Return whether a trial may have stored something; a short run may have 0 whole seconds."""
     return row["state"] == TrialState.COMPLETE.value or bool(row.get("runSeconds") or row.get("evaluations"))
 
 
 def _mark_removed(
     context: ReconcileContext, obj: ManagedObject, row: Mapping[str, Any], remains: bool | None
 ) -> StaleObject | ApiFailure | None:
-    """Have one trial say so; return why it could not be told, where another try may help."""
+    """Update the status of one trial; return the error if a retry may help."""
     try:
         body = context.client.get(LORAJOBS.get, obj.owner.key.namespace, row["name"])
         if body is not None and _is_ended_trial(body, row):
@@ -247,12 +249,12 @@ def _mark_removed(
     except ApiFailure as error:
         if error.status not in _PERMANENT:
             return error
-        logger.info("LoRAJob %s still names what %s has removed: %s", row["name"], obj.owner.key, error)
+        logger.info("Can't update a removed trial: trial=%s sweep=%s: %s", row["name"], obj.owner.key, error)
     return None
 
 
 def _is_ended_trial(body: Json, row: Mapping[str, Any]) -> bool:
-    """Tell whether a LoRAJob is that of a row, whosever it is by now: the sweep has removed what it names."""
+    """Return whether a LoRAJob is the ended trial of a row, whoever owns it now."""
     return body["metadata"]["uid"] == row.get("uid") and (body.get("status") or {}).get("phase") in FINAL_PHASES
 
 
@@ -266,5 +268,5 @@ def _write(context: ReconcileContext, obj: ManagedObject, body: Json, remains: b
     if not change:
         return
     written = write_status(context.client, trial, body["metadata"]["resourceVersion"], change)
-    # Servers may have been offered what is gone; the sweep itself is at it.
+    # Servers may refer to the removed adapter. The sweep itself is being reconciled.
     context.cache.defer_keys(context.cache.see_owner(Kind.LORAJOB, written) - {obj.owner.key})

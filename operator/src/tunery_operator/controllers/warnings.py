@@ -1,4 +1,4 @@
-"""What the cluster says against a pod that does not come up: it stands in events and nowhere else."""
+"""Provide the warning events of Jobs and pods that do not start; a pod's own status lacks these causes."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from tunery_operator.observed.metadata import parse_time
 from tunery_operator.observed.pod import PodView
 
 JOB_SECONDS: Final = 5.0
-"""How long a Job may be without a pod before anybody wonders."""
+"""A Job without a pod for longer has not started."""
 POD_SECONDS: Final = 15.0
-"""How long a pod may be on its node without a container."""
+"""A pod on its node without a container for longer has not started."""
 READ_SECONDS: Final = 9.0
-"""Least time between two looks at the same Job or pod; status looks again every 10 s."""
+"""Least time between two reads for the same Job or pod; the status is computed every 10 s."""
 _KEEP_SECONDS: Final = 60.0
 _MOST_PODS: Final = 4
-"""Of pods that work together, of how many the events are read: each look costs a call for each."""
+"""Pods of several nodes whose events are read: each takes a call."""
 _CAUSES: Final = {
     "Job": frozenset({"FailedCreate"}),
     "Pod": frozenset(
@@ -39,13 +39,13 @@ _CAUSES: Final = {
         }
     ),
 }
-"""Reasons that say why; the others stand in the pod's own status, too."""
+"""Reasons that name a cause; the pod's own status has the others."""
 
 logger = logging.getLogger(__name__)
 
 
 class Unstarted(NamedTuple):
-    """What does not come up, and since when."""
+    """A Job or pod that does not start, and since when."""
 
     about: Literal["Job", "Pod"]
     uid: str
@@ -53,7 +53,7 @@ class Unstarted(NamedTuple):
 
 
 class Warnings:
-    """Reads events where something does not come up, at most once in READ_SECONDS for each Job or pod."""
+    """Reads the events of what does not start, at most once in READ_SECONDS for each Job or pod."""
 
     def __init__(self, monotonic: Callable[[], float]) -> None:
         self._monotonic = monotonic
@@ -61,7 +61,7 @@ class Warnings:
         self._lock = threading.Lock()
 
     def of(self, client: KubeClient, namespace: str, item: Unstarted) -> tuple[ClusterWarning, ...]:
-        """Return what was said about it since, oldest first; nothing where the events cannot be read."""
+        """Return its warnings since then, oldest first; none if the events can't be read."""
         now = self._monotonic()
         with self._lock:
             self._known = {uid: entry for uid, entry in self._known.items() if now - entry[0] < _KEEP_SECONDS}
@@ -71,12 +71,12 @@ class Warnings:
         try:
             found = read_warnings(client, namespace, item.uid, item.about)
         except ApiFailure as error:
-            logger.warning("events of %s %s/%s cannot be read: %s", item.about, namespace, item.uid, error)
+            logger.warning("Can't read events: kind=%s object=%s/%s: %s", item.about, namespace, item.uid, error)
             return known[1] if known is not None else ()
-        telling = tuple(warning for warning in found if _names_cause(warning, item))
+        causes = tuple(warning for warning in found if _names_cause(warning, item))
         with self._lock:
-            self._known[item.uid] = (now, telling)
-        return telling
+            self._known[item.uid] = (now, causes)
+        return causes
 
 
 def _names_cause(warning: ClusterWarning, item: Unstarted) -> bool:
@@ -86,23 +86,23 @@ def _names_cause(warning: ClusterWarning, item: Unstarted) -> bool:
 
 
 def find_unstarted(attempt: Attempt, now: datetime) -> list[Unstarted]:
-    """Return what of an attempt should have come up by now and has not: of pods that work together the first few."""
+    """Return what of an attempt should have started by now; of several pods the first few."""
     if attempt.job.finished or attempt.job.suspend:
         return []
-    hang = [pod for pod in attempt.newest if _hangs(pod, now)][:_MOST_PODS]
-    pods = [Unstarted("Pod", pod.uid, _created(pod, now)) for pod in hang]
-    made = _no_pod(attempt, now) if attempt.missing else None
-    return pods if made is None else [*pods, made]
+    hanging = [pod for pod in attempt.newest if _hangs(pod, now)][:_MOST_PODS]
+    pods = [Unstarted("Pod", pod.uid, _created(pod, now)) for pod in hanging]
+    job = _missing_pod(attempt, now) if attempt.missing else None
+    return pods if job is None else [*pods, job]
 
 
 def _hangs(pod: PodView, now: datetime) -> bool:
-    """Tell whether a pod is on a node and has no container yet, for longer than images and volumes should take."""
+    """Return whether a pod has been on a node without a container for longer than volumes should take."""
     placed = pod.node is not None and pod.started_at is None and not pod.finished
     waits = pod.waiting_reason in (None, "ContainerCreating", "PodInitializing")
     return placed and waits and (now - _created(pod, now)).total_seconds() > POD_SECONDS
 
 
-def _no_pod(attempt: Attempt, now: datetime) -> Unstarted | None:
+def _missing_pod(attempt: Attempt, now: datetime) -> Unstarted | None:
     job, pod = attempt.job, attempt.last
     moments = (parse_time(job.created), job.started_at, pod.finished_at if pod is not None else None)
     since = max((moment for moment in moments if moment is not None), default=now)
@@ -112,10 +112,10 @@ def _no_pod(attempt: Attempt, now: datetime) -> Unstarted | None:
 def server_warnings(
     warnings: Warnings, client: KubeClient, namespace: str, pods: Iterable[ServerPodView], now: datetime
 ) -> dict[str, tuple[ClusterWarning, ...]]:
-    """Return what the cluster says against the pods of a server that do not come up, by their uid."""
+    """Return the warnings of a server's pods that do not start, by uid."""
     found = {pod.uid: parse_time(pod.created) or now for pod in pods if pod.unstarted}
-    silent = {uid: since for uid, since in found.items() if (now - since).total_seconds() > POD_SECONDS}
-    return {uid: warnings.of(client, namespace, Unstarted("Pod", uid, since)) for uid, since in silent.items()}
+    unstarted = {uid: since for uid, since in found.items() if (now - since).total_seconds() > POD_SECONDS}
+    return {uid: warnings.of(client, namespace, Unstarted("Pod", uid, since)) for uid, since in unstarted.items()}
 
 
 def _created(pod: PodView, now: datetime) -> datetime:
@@ -125,7 +125,7 @@ def _created(pod: PodView, now: datetime) -> datetime:
 def with_warnings(
     warnings: Warnings, client: KubeClient, namespace: str, attempt: Attempt | None, now: datetime
 ) -> Attempt | None:
-    """Return the attempt with what the cluster says against it, where it does not come up."""
+    """Return the attempt with the warnings of what does not start."""
     unstarted = find_unstarted(attempt, now) if attempt is not None else []
     if attempt is None or not unstarted:
         return attempt
