@@ -71,7 +71,7 @@ def suggestions(ask: Ask) -> Answer:
     except BrokenProcessPool as error:
         text = f"the sampler's process was killed, or had no answer within {TIMEOUT_SECONDS} s"
         raise SuggestionFailed(text) from error
-    except Exception as error:
+    except Exception as error:  # any of Optuna's errors: a sweep shows it and retries
         raise SuggestionFailed(f"the sampler failed: {type(error).__name__}: {error}"[:_MESSAGE]) from error
 
 

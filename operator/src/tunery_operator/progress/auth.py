@@ -1,4 +1,4 @@
-"""Whose pod a progress token belongs to: reading what it claims is free, and only then the API server is asked."""
+"""Provide the authentication of progress reports: read the claim of a token, then verify it by a TokenReview."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ MAX_REMEMBERED: Final = 10_000
 MAX_REVIEWS: Final = 4
 """TokenReviews in flight."""
 REVIEW_SECONDS: Final = 3.0
-"""A report waits no longer than this for its review; its pod is asked to come again."""
+"""A report waits at most this long for its review; then the pod is told to retry."""
 MAX_TOKEN: Final = 8192
 _EXTRA: Final = "authentication.kubernetes.io/"
 
 
 class PodIdentity(NamedTuple):
-    """The pod that a token was made for."""
+    """The pod that a token is bound to."""
 
     namespace: str
     name: str
@@ -35,7 +35,7 @@ class PodIdentity(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """What a token says of itself; nobody has verified it."""
+    """The content of a token, not verified."""
 
     pod: PodIdentity
     expires: float
@@ -43,15 +43,15 @@ class Claim(NamedTuple):
 
 
 class ReviewsBusy(OperatorError):
-    """So many tokens wait for their review that this one must come again."""
+    """Too many tokens wait for their review: the pod must retry."""
 
     retry_after = 2.0
 
 
 def read_claim(token: str) -> Claim | None:
-    """Return what a token claims; None where it cannot be one of ours: no pod, another audience, over, or no JWT.
+    """Return the claim of a token; None if it is no JWT, has expired, or has no pod or another audience.
 
-    Nothing here proves anything. It sorts out, without any call, what no review could turn into a report.
+    This proves nothing: it rejects, without a call, what no review would accept.
     """
     parts = token.split(".")
     if len(parts) != 3 or len(token) > MAX_TOKEN:
@@ -68,13 +68,13 @@ def read_claim(token: str) -> Claim | None:
     return Claim(pod, expires) if ours and expires > time.time() else None
 
 
-class _Memory:
-    """Answers by digest of their token, for a while; those that were not asked for longest go first."""
+class _RecentTokens:
+    """The digests of recent tokens, for a limited time; the least recently used are dropped first."""
 
     def __init__(self) -> None:
         self._known: OrderedDict[bytes, float] = OrderedDict()
 
-    def holds(self, digest: bytes) -> bool:
+    def has(self, digest: bytes) -> bool:
         until = self._known.get(digest)
         if until is None or until <= time.monotonic():
             return False
@@ -89,43 +89,42 @@ class _Memory:
 
 
 class TokenReviewer:
-    """Asks the API server, once a minute for each token; all methods belong to the event loop's thread.
+    """Reviews each token once a minute; all methods belong to the event loop's thread.
 
-    Refused tokens are remembered apart from the good ones: no number of them makes a good one forgotten.
+    Valid and invalid tokens are stored separately: no number of invalid ones displaces a valid one.
     """
 
     def __init__(self, client: KubeClient) -> None:
         self._client = client
         self._pool = ThreadPoolExecutor(MAX_REVIEWS, thread_name_prefix="review")
         self._slots = asyncio.Semaphore(MAX_REVIEWS)
-        self._good, self._bad = _Memory(), _Memory()
-        self._flights: dict[bytes, asyncio.Task[bool]] = {}
+        self._valid, self._invalid = _RecentTokens(), _RecentTokens()
+        self._reviews: dict[bytes, asyncio.Task[bool]] = {}
 
     async def proves(self, token: str, claim: Claim) -> bool:
-        """Tell whether a token is valid and proves its claim.
+        """Return whether a token is valid and proves its claim.
 
-        Raises ReviewsBusy where no answer came in time, ApiFailure where the API server could not be asked.
+        Raises ReviewsBusy if no answer came in time, ApiFailure if the API server could not review it.
         """
         digest = hashlib.sha256(token.encode()).digest()
-        if self._good.holds(digest):
+        if self._valid.has(digest):
             return True
-        if self._bad.holds(digest):
+        if self._invalid.has(digest):
             return False
-        flight = self._flights.get(digest)
-        if flight is None:
-            flight = self._flights[digest] = asyncio.create_task(self._review(digest, token, claim))
-            flight.add_done_callback(lambda done: self._land(digest, done))
+        review = self._reviews.get(digest)
+        if review is None:
+            review = self._reviews[digest] = asyncio.create_task(self._review(digest, token, claim))
+            review.add_done_callback(lambda done: self._end(digest, done))
         try:
             async with asyncio.timeout(REVIEW_SECONDS):
-                return await asyncio.shield(flight)
+                return await asyncio.shield(review)
         except TimeoutError as error:
             raise ReviewsBusy("too many tokens wait for their review") from error
 
-    def _land(self, digest: bytes, flight: asyncio.Task[bool]) -> None:
-        del self._flights[digest]
-        if not flight.cancelled():
-            # Looked at here, since those who waited for it may all have left.
-            flight.exception()
+    def _end(self, digest: bytes, review: asyncio.Task[bool]) -> None:
+        del self._reviews[digest]
+        if not review.cancelled():
+            review.exception()  # all that waited may have left, and asyncio would log it
 
     async def _review(self, digest: bytes, token: str, claim: Claim) -> bool:
         try:
@@ -133,15 +132,15 @@ class TokenReviewer:
         except TimeoutError as error:
             raise ReviewsBusy("too many tokens wait for their review") from error
         try:
-            identity = await asyncio.get_running_loop().run_in_executor(self._pool, self._ask, token)
+            identity = await asyncio.get_running_loop().run_in_executor(self._pool, self._call, token)
         finally:
             self._slots.release()
         proven = identity == claim.pod
-        memory = self._good if proven else self._bad
-        memory.add(digest, min(REMEMBERED_SECONDS, claim.expires - time.time()))
+        recent = self._valid if proven else self._invalid
+        recent.add(digest, min(REMEMBERED_SECONDS, claim.expires - time.time()))
         return proven
 
-    def _ask(self, token: str) -> PodIdentity | None:
+    def _call(self, token: str) -> PodIdentity | None:
         body = {
             "apiVersion": "authentication.k8s.io/v1",
             "kind": "TokenReview",

@@ -23,33 +23,32 @@ from tunery_operator.client.cache import Cache
 from tunery_operator.observed.metadata import Key
 from tunery_operator.runtime.workqueue import WorkQueue
 
-MAX_WHOLE: Final = 2**53 - 1
+MAX_INTEGER: Final = 2**53 - 1
 """The largest integer that every JSON reader keeps exactly."""
 MAX_REPORT: Final = 1536 * 1024
 """Bytes of a report of 4,096 adapters."""
 MIN_INTERVAL: Final = 5.0
 MAX_INTERVAL: Final = SILENT_SECONDS / 2
-"""However many there are: one report may be lost before nobody can say what a replica serves."""
+"""With any number of replicas: one report may be lost before the state of a replica counts as unknown."""
 POSTS_PER_SECOND: Final = 100
-"""What the pace aims at, over all replicas of all servers."""
-BREATH: Final = 0.2
-LOOKED_THROUGH: Final = 20_000
-"""A server is looked at in BREATH seconds after a report, and a second later for each so many adapters of all replicas:
-where many load many, one look tells of several reports."""
+"""The target rate, over all replicas of all servers."""
+MIN_DELAY: Final = 0.2
+ADAPTERS_PER_SECOND: Final = 20_000
+"""After a report, a server is reconciled in MIN_DELAY seconds, and later by the number of adapters of all replicas:
+one reconcile covers several reports of a large server."""
 
 
 class Replicas:
-    """Takes the reports of servers' pods; all methods belong to the event loop's thread."""
+    """Accepts the reports of servers' pods; all methods belong to the event loop's thread."""
 
     def __init__(self, cache: Cache, queue: WorkQueue) -> None:
         self._servers = cache.servers
         self._queue = queue
 
     def take(self, key: Key, uid: str, pod_uid: str, body: bytes) -> web.Response:
-        """Return the answer to a report. Raises ValidationError where it is none.
+        """Return the answer to a report. Raises ValidationError for an invalid one.
 
-        The server is looked at only where the report says something new. Most say what the last one said, word for
-        word: those are not even read.
+        The server is reconciled only if the report differs from the last one. Most are equal, and not even parsed.
         """
         digest = hashlib.blake2b(body, digest_size=16).digest()
         state = self._servers.said_before(key, pod_uid, digest)
@@ -57,29 +56,29 @@ class Replicas:
             state = _sanitize(ReplicaReport.model_validate_json(body).replica_status, time.time())
         if self._servers.hear(key, uid, pod_uid, state, digest):
             self._queue.add_after(key, self._delay(key, state))
-        reply = ReplicaReply(desired=self._news(key, state), interval_seconds=self._interval())
+        reply = ReplicaReply(desired=self._newer_desired(key, state), interval_seconds=self._interval())
         text = reply.model_dump_json(by_alias=True, exclude_none=True)
         return web.json_response(text=text)
 
     def _delay(self, key: Key, state: ReplicaState) -> float:
-        return BREATH + len(state.adapters) * len(self._servers.said(key)) / LOOKED_THROUGH
+        return MIN_DELAY + len(state.adapters) * len(self._servers.said(key)) / ADAPTERS_PER_SECOND
 
-    def _news(self, key: Key, state: ReplicaState) -> Desired | None:
-        """Return what a replica is to serve, where it does not know yet."""
+    def _newer_desired(self, key: Key, state: ReplicaState) -> Desired | None:
+        """Return the adapters to serve if the replica has an older revision, else None."""
         desired = self._servers.desired(key)
         return desired if desired is not None and desired.revision > state.revision else None
 
     def _interval(self) -> float:
-        wanted = math.ceil(self._servers.replicas() / POSTS_PER_SECOND)
-        return min(MAX_INTERVAL, max(MIN_INTERVAL, float(wanted)))
+        seconds = math.ceil(self._servers.replicas() / POSTS_PER_SECOND)
+        return min(MAX_INTERVAL, max(MIN_INTERVAL, float(seconds)))
 
 
 def _sanitize(state: ReplicaState, now: float) -> ReplicaState:
     """Return the report as a status can hold it: numbers in range, and no credential in any text."""
     return state.model_copy(
         update={
-            "revision": min(state.revision, MAX_WHOLE),
-            "engine_restarts": min(state.engine_restarts, MAX_WHOLE),
+            "revision": min(state.revision, MAX_INTEGER),
+            "engine_restarts": min(state.engine_restarts, MAX_INTEGER),
             "message": _scrubbed(state.message),
             "adapters": [_sanitize_adapter(each, now) for each in state.adapters],
         }
@@ -87,7 +86,7 @@ def _sanitize(state: ReplicaState, now: float) -> ReplicaState:
 
 
 def _sanitize_adapter(adapter: ReportedAdapter, now: float) -> ReportedAdapter:
-    small = max(adapter.rank or 0, adapter.size_bytes or 0) <= MAX_WHOLE
+    small = max(adapter.rank or 0, adapter.size_bytes or 0) <= MAX_INTEGER
     if small and adapter.message is None and adapter.hint is None and adapter.last_used is None:
         return adapter
     return adapter.model_copy(
@@ -102,14 +101,14 @@ def _sanitize_adapter(adapter: ReportedAdapter, now: float) -> ReportedAdapter:
 
 
 def _coarse(last_used: float | None, now: float) -> float | None:
-    """Return when an adapter was last asked for, so coarse that requests alone are no news."""
+    """Return the time of an adapter's last request, rounded so that requests alone change no status."""
     if last_used is None or not 0 < last_used < math.inf:
         return None
     return min(last_used, now) // LAST_USED_SECONDS * LAST_USED_SECONDS
 
 
 def _at_most(value: int | None) -> int | None:
-    return None if value is None else min(value, MAX_WHOLE)
+    return None if value is None else min(value, MAX_INTEGER)
 
 
 def _scrubbed(text: str | None) -> str | None:

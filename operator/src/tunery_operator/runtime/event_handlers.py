@@ -114,6 +114,6 @@ def _log_bugs(resource: str, body: Json) -> Iterator[None]:
     """Log an exception: one unreadable object must not stop the others."""
     try:
         yield
-    except Exception:
+    except Exception:  # any bug: `body` is of another program
         meta = body.get("metadata") or {}
         logger.exception("Bug in Tunery: resource=%s object=%s/%s", resource, meta.get("namespace"), meta.get("name"))

@@ -15,7 +15,7 @@ ROUND_SECONDS: Final = 600.0
 """The period of the resync: each object that has not ended is reconciled once in it."""
 EXPIRY_SECONDS: Final = 1.0
 STOP_SECONDS: Final = 3.0
-"""Time for running reconciles once leadership is lost; shorter than the Lease is still valid then."""
+"""Time for running reconciles after leadership is lost; the Lease is valid for longer."""
 
 
 class LeaderGate:

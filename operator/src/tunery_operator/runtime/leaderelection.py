@@ -28,12 +28,12 @@ from tunery_operator.observed.metadata import parse_time
 logger = logging.getLogger(__name__)
 
 LONGEST_LEASES: Final = 4
-"""So many of our own durations a record is believed at most."""
+"""A record is trusted for at most so many of this replica's durations."""
 JITTER: Final = 1.2
-"""client-go's JitterFactor: a replica that waits looks after RETRY to (1 + JITTER) × RETRY seconds."""
+"""client-go's JitterFactor: a waiting replica reads the Lease after RETRY to (1 + JITTER) × RETRY seconds."""
 RELEASED_SECONDS: Final = 1
 MOST_TRANSITIONS: Final = 2**31 - 1
-"""What the API server's int32 takes: a record that stood there by hand would be refused for ever, and nobody lead."""
+"""The largest int32: with a larger number, written manually, the API server would reject every record."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +41,11 @@ class Timing:
     """client-go's defaults, in seconds; lease > renew > retry × 1.2."""
 
     lease: float = 15.0
-    """A record that has not changed for so long is nobody's any more."""
+    """A record that has not changed for so long has expired."""
     renew: float = 10.0
-    """A holder that could not renew for so long stops acting."""
+    """A holder that could not renew for so long stops leading."""
     retry: float = 2.0
-    """Between two tries."""
+    """The pause between two tries."""
 
 
 @dataclass(slots=True)
@@ -112,7 +112,7 @@ class LeaderElection:
         await self.on_started()
 
     async def _hold_lead(self) -> None:
-        """Renew until that fails for too long, or another holder stands in the record."""
+        """Renew until that fails for too long, or the record names another holder."""
         while True:
             left = self._renewed + self._timing.renew - time.monotonic()
             if left <= 0:
@@ -126,7 +126,7 @@ class LeaderElection:
                 continue
             holder = self._seen.spec.get("holderIdentity")
             if holder != self.identity:
-                await self._step_down(f"{holder or 'nobody'} holds the Lease")
+                await self._step_down(f"{holder or 'no replica'} holds the Lease")
                 return
 
     async def _step_down(self, why: str) -> None:
@@ -136,7 +136,7 @@ class LeaderElection:
         await self.on_lost()
 
     async def _try(self) -> bool:
-        """Acquire or renew once; tells whether that worked."""
+        """Acquire or renew once; return whether that worked."""
         began = time.monotonic()
         try:
             held = await asyncio.get_running_loop().run_in_executor(self._pool, self._acquire_or_renew)
@@ -163,7 +163,7 @@ class LeaderElection:
 
     def _is_over(self) -> bool:
         seconds = float(self._seen.spec.get("leaseDurationSeconds") or self._timing.lease)
-        # A replica of another release may hold it for longer; what somebody wrote there by hand must not lock all out.
+        # A replica of another release may have a longer duration; one written manually must not block all replicas.
         seconds = min(seconds, LONGEST_LEASES * self._timing.lease)
         return time.monotonic() - self._seen.at >= seconds
 
@@ -186,7 +186,7 @@ class LeaderElection:
         return True
 
     def _record(self, old: dict[str, Any]) -> Json:
-        """Return the Lease with us as its holder."""
+        """Return the Lease with this replica as its holder."""
         now, ours = _micro_time(), old.get("holderIdentity") == self.identity
         spec = {
             "holderIdentity": self.identity,
@@ -198,7 +198,7 @@ class LeaderElection:
         return {"metadata": {"name": self._name, "namespace": self._namespace}, "spec": spec}
 
     async def _release(self) -> None:
-        """Give the Lease up, so that the next replica need not wait until it is over."""
+        """Release the Lease, so that the next replica need not wait until it expires."""
         try:
             async with asyncio.timeout(self._timing.retry):
                 await asyncio.get_running_loop().run_in_executor(self._pool, self._give_up)
@@ -215,7 +215,7 @@ class LeaderElection:
 
 
 async def _nothing() -> None:
-    """What happens on winning or losing where nobody said otherwise."""
+    """Do nothing: the default of `on_started` and `on_lost`."""
 
 
 def _micro_time() -> str:

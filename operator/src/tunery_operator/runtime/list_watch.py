@@ -98,7 +98,7 @@ class Timeouts:
     answer: float = 30.0
     """For the head of an answer, and between two pieces of a list."""
     page: float = 120.0
-    """For a whole page of a list, however it comes."""
+    """For a complete page of a list."""
     inactivity: float = 120.0
     """Between two lines of a watch: bookmarks come once a minute."""
 
@@ -207,7 +207,7 @@ async def _events(content: aiohttp.StreamReader, silence: float) -> AsyncIterato
         if lines:
             since = time.monotonic()
         elif time.monotonic() - since > silence:
-            raise WatchFailure(SILENT, f"no whole line came for {silence:.0f} s")
+            raise WatchFailure(SILENT, f"no complete line came for {silence:.0f} s")
     if rest.strip():
         raise WatchFailure(CUT, "the watch ended within a line")
 

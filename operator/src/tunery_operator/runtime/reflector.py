@@ -80,28 +80,28 @@ class ReflectorHealth:
         return None if self.synced else f"{self.spec}: not listed yet"
 
     def opens(self) -> None:
-        """Take note that a watch is asked for."""
+        """Record the request for a watch."""
         self._open, self._sign = True, self._clock()
 
     def alive(self) -> None:
-        """Take note of a sign of life: what failed before works again."""
+        """Record a sign of life, and log that a former failure has ended."""
         self._sign = self._clock()
         if self._failure is not None:
             logger.info('Watch works again: resource="%s" seconds=%.0f', self.spec, self._sign - self._failing_since)
             self._failure = None
 
     def ended(self) -> None:
-        """Take note that a watch is over."""
+        """Record the end of a watch."""
         self._open = False
 
     def counts(self, failure: WatchFailure) -> None:
-        """Count a failure that is no state yet: the next try may work."""
+        """Count a failure that the next try may end."""
         self.ended()
         WATCH_ERRORS.labels(self.spec.resource, failure.code).inc()
         logger.debug('Watch failed: resource="%s" error="%s"', self.spec, failure)
 
     def fails(self, failure: WatchFailure) -> None:
-        """Count a failure, and tell it once for each change of state."""
+        """Count a failure, and log it once for each change of state."""
         self.counts(failure)
         if self._failure is None:
             self._failing_since = self._clock()
@@ -116,7 +116,7 @@ class ReflectorHealth:
 
 
 class EventHandler(Protocol):
-    """Receives what a reflector sees. Objects may come repeatedly and late."""
+    """Receives the objects of a reflector, possibly repeatedly and late."""
 
     def on_update(self, body: Json) -> None:
         """Add or update an object, which the handler may keep."""
@@ -256,13 +256,13 @@ class Reflector:
 
 
 def _taken(items: list[Json]) -> Iterator[Json]:
-    """Yield the objects of a page, each let go of as it is handed on."""
+    """Yield the objects of a page, and drop each from memory."""
     items.reverse()
     while items:
         yield _stripped(items.pop())
 
 
 def _stripped(body: Json) -> Json:
-    """Return an object without what nobody reads: half of each is managedFields."""
+    """Return an object without what no reader needs: half of each is managedFields."""
     body["metadata"].pop("managedFields", None)
     return body

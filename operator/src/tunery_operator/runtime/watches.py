@@ -60,12 +60,12 @@ class Watches:
         return [health.trouble for health in self._healths if health.trouble is not None]
 
     def defects(self) -> list[str]:
-        """Return what only a new process can mend."""
+        """Return what only a restart fixes."""
         ended = [f"{task.get_name()} has ended" for task in self._tasks if task.done()]
         return ended + [health.defect for health in self._healths if health.defect is not None]
 
     def ages(self) -> dict[str, float]:
-        """Return the seconds since the last sign of life, by resource: of the namespace where it is longest ago."""
+        """Return the seconds since the last sign of life, by resource; of several namespaces the most."""
         found: dict[str, float] = {}
         for health in self._healths:
             resource = health.spec.resource
@@ -103,27 +103,27 @@ _OURS: Final = f"{MANAGED_BY_LABEL}={MANAGED_BY}"
 
 
 def owners(kind: Kind, namespace: str | None) -> WatchSpec:
-    """Return all objects of one of our kinds: of those that have ended a few words are kept."""
+    """Return the watch of all objects of one kind; of a finished one the cache keeps a few fields."""
     return WatchSpec(kind.plural, f"/apis/{GROUP}/{VERSION}", namespace)
 
 
 def jobs(namespace: str | None) -> WatchSpec:
-    """Return our Jobs whose verdict has not been taken over."""
+    """Return the watch of Tunery's Jobs that are not marked as done."""
     return WatchSpec("jobs", "/apis/batch/v1", namespace, (("labelSelector", f"{_OURS},!{DONE_LABEL}"),))
 
 
 def deployments(namespace: str | None) -> WatchSpec:
-    """Return the Deployments of servers."""
+    """Return the watch of the Deployments of servers."""
     ours = f"{_OURS},{KIND_LABEL}={Kind.ADAPTERSERVER.singular}"
     return WatchSpec("deployments", "/apis/apps/v1", namespace, (("labelSelector", ours),))
 
 
 def pods(namespace: str | None) -> WatchSpec:
-    """Return the pods of our Jobs and servers that have not ended."""
+    """Return the watch of the pods of Jobs and servers that have not ended."""
     unfinished = "status.phase!=Succeeded,status.phase!=Failed"
     return WatchSpec("pods", "/api/v1", namespace, (("labelSelector", _OURS), ("fieldSelector", unfinished)))
 
 
 def namespaces_to_watch(chosen: Iterable[str]) -> list[str | None]:
-    """Return the namespaces that are watched each for itself; [None]: all of them at once."""
+    """Return the namespaces to watch, one reflector each; [None]: all in one."""
     return list(dict.fromkeys(chosen)) or [None]

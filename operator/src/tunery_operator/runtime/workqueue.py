@@ -21,10 +21,10 @@ logger = logging.getLogger(__name__)
 
 FIRST_BACKOFF: Final = 0.5
 MAX_BACKOFF: Final = 30.0
-"""The longest pause while the API server is away, overloaded, or rejects a request: an end of that is soon noticed."""
+"""The longest pause while the API server is away, overloaded, or rejects a request."""
 MAX_BUG_BACKOFF: Final = 300.0
 GONE_SECONDS: Final = 5.0
-"""Seconds after which an object is read again that the API server reported as gone: one wrong 404 must not hide it."""
+"""Seconds after which an object is read again after a 404, which may be wrong."""
 MAX_QUICK_RETRIES: Final = 30
 """After so many errors in a row, the backoff overrides the delay that the error asks for."""
 

@@ -38,7 +38,7 @@ _PEM: Final = serialization.Encoding.PEM
 
 
 class Unusable(Exception):
-    """The Secret holds no usable certificate; the message says why."""
+    """The Secret has no usable certificate; the message says why."""
 
 
 class Files(NamedTuple):
@@ -87,7 +87,7 @@ def _builder(
 ) -> x509.CertificateBuilder:
     builder = x509.CertificateBuilder().subject_name(subject).issuer_name(issuer).public_key(key)
     builder = builder.serial_number(x509.random_serial_number())
-    # The clock of a node may be behind.
+    # A node's clock may be behind.
     return builder.not_valid_before(now - _CLOCKS_DIFFER).not_valid_after(ends)
 
 
@@ -106,7 +106,7 @@ def _usage(*, signs: bool) -> x509.KeyUsage:
 
 
 def check(files: Files, host: str, now: datetime) -> None:
-    """Raise Unusable unless pods that trust the authority can talk to `host` for thirty days or a third of its life."""
+    """Raise Unusable unless pods that trust the CA can connect to `host` for 30 days, or a third of its validity."""
     try:
         authorities = x509.load_pem_x509_certificates(files.ca)
         certificate = x509.load_pem_x509_certificate(files.certificate)
@@ -134,7 +134,7 @@ def _issued(authority: x509.Certificate, certificate: x509.Certificate) -> bool:
     return True
 
 
-class Wanted(NamedTuple):
+class Request(NamedTuple):
     """The chart's arguments: the Secret of the certificate, its host, and its days."""
 
     namespace: str
@@ -143,39 +143,39 @@ class Wanted(NamedTuple):
     days: int
 
 
-def ensure(client: KubeClient, wanted: Wanted, now: datetime) -> str:
-    """Write a certificate into the Secret unless it holds a good one, which running pods trust; return what was done.
+def ensure(client: KubeClient, request: Request, now: datetime) -> str:
+    """Write a certificate into the Secret unless it has a usable one, which running pods trust; return what was done.
 
     Raises ApiFailure if the API server doesn't answer, or another run was faster.
     """
-    present = client.get(GET_SECRET, wanted.namespace, wanted.secret)
+    present = client.get(GET_SECRET, request.namespace, request.secret)
     if present is None:
         why = "there was none"
-        _create(client, wanted, now)
+        _create(client, request, now)
     else:
-        found = _why_not(present, wanted.host, now)
+        found = _why_not(present, request.host, now)
         if found is None:
-            return f"the certificate in the Secret {wanted.secret} is kept"
+            return f"the certificate in the Secret {request.secret} is kept"
         why = found
-        # With its version: of two runs one writes, and the other one tries again.
+        # With its version as precondition: of two runs one writes, and the other one retries.
         meta = {"resourceVersion": present["metadata"]["resourceVersion"]}
-        body = {"metadata": meta, "data": _data(make(wanted.host, wanted.days, now))}
-        client.request(PATCH_SECRET, wanted.namespace, wanted.secret, body)
-    return f"the certificate for {wanted.host} in the Secret {wanted.secret} was made: {why}"
+        body = {"metadata": meta, "data": _data(make(request.host, request.days, now))}
+        client.request(PATCH_SECRET, request.namespace, request.secret, body)
+    return f"the certificate for {request.host} in the Secret {request.secret} was made: {why}"
 
 
-def _create(client: KubeClient, wanted: Wanted, now: datetime) -> None:
+def _create(client: KubeClient, request: Request, now: datetime) -> None:
     body = {
         "apiVersion": "v1",
         "kind": "Secret",
-        # One of kubernetes.io/tls could not be emptied.
+        # A Secret of type kubernetes.io/tls could not be emptied.
         "type": "Opaque",
-        "metadata": {"name": wanted.secret, "labels": _LABELS},
-        "data": _data(make(wanted.host, wanted.days, now)),
+        "metadata": {"name": request.secret, "labels": _LABELS},
+        "data": _data(make(request.host, request.days, now)),
     }
-    # Under a name of this run: were another one faster, both want the same fields, and the API server refuses this one.
+    # A field manager of this run: if another run is faster, the API server reports a conflict for this one.
     manager = {"fieldManager": f"tunery-certificate-{secrets.token_hex(4)}"}
-    client.request(CREATE_SECRET, wanted.namespace, wanted.secret, body, manager)
+    client.request(CREATE_SECRET, request.namespace, request.secret, body, manager)
 
 
 def _data(files: Files) -> dict[str, str]:
@@ -202,7 +202,7 @@ def _files(secret: Mapping[str, Any]) -> Files:
 
 
 def _days(text: str) -> int:
-    """Return the days of a certificate; one of 0 days would be mounted, and no pod could report."""
+    """Return the days of a certificate: at least 1, as no pod could report with an expired one."""
     if text.isdecimal() and 1 <= int(text) <= _MOST_DAYS:
         return int(text)
     raise argparse.ArgumentTypeError(f"{text} is not from 1 to {_MOST_DAYS}: set progress.certificate.days")
@@ -214,13 +214,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in ("namespace", "secret", "host"):
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--days", type=_days, required=True)
-    asked = parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    wanted = Wanted(asked.namespace, asked.secret, asked.host, asked.days)
+    request = Request(args.namespace, args.secret, args.host, args.days)
     try:
-        done = ensure(load_client(allowed=CERTIFICATE_PERMISSIONS), wanted, datetime.now(UTC))
+        done = ensure(load_client(allowed=CERTIFICATE_PERMISSIONS), request, datetime.now(UTC))
     except ApiFailure as error:
-        logger.error("%s", error)  # noqa: TRY400 - a sentence for people, who need no traceback
+        logger.error("%s", error)  # noqa: TRY400 - the message is for an admin, who needs no traceback
         return 1
     logger.info("%s", done)
     return 0

@@ -1,7 +1,7 @@
-"""The program of `helm test`: whether an installation works, from a pod of its own, one sentence for each step.
+"""Provide the program of `helm test`: it checks an installation from a pod of its own, and prints a line for each step.
 
-Without a bucket it sees how far a LoRAJob comes that cannot succeed: its preflight runs, and says in the status which
-Secret it misses. With one it trains the tiny model that `tunery_common.inputs.sample` has put there, to Succeeded.
+Without a bucket it runs a LoRAJob that can't succeed: its preflight must report in the status which Secret is missing.
+With a bucket it trains the tiny model that `tunery_common.inputs.sample` has put there, to Succeeded.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from tunery_operator.errors import ApiFailure
 
 NAME: Final = "helm-test"
 MISSING: Final = "helm-test-has-no-bucket"
-"""The name of a Secret that nobody has."""
+"""The name of a Secret that does not exist."""
 _STRANGER: Final = {"Authorization": "Bearer not-a-token"}
 _ANSWERS: Final = (401, 503)
-"""To a stranger: of the replica that leads, and of the one that stands by."""
+"""Statuses for an unauthenticated request: of the leader, and of a standby replica."""
 _LOOK_SECONDS: Final = 2.0
 
 Json = dict[str, Any]
@@ -38,11 +38,11 @@ logger = logging.getLogger(__name__)
 
 
 class Broken(Exception):
-    """Something of the installation does not work; the message says what, and what to look at."""
+    """A part of the installation does not work; the message says which, and what to check."""
 
 
 class Asked(NamedTuple):
-    """What the chart tells of the installation, and what to train."""
+    """The chart's arguments: the installation, and what to train."""
 
     namespace: str
     progress_url: str
@@ -52,11 +52,11 @@ class Asked(NamedTuple):
     secret: str
     account: str
     seconds: float
-    """How long the job may take."""
+    """Seconds that the job may take."""
 
 
 def check_api(client: KubeClient, asked: Asked) -> str:
-    """See that the API server serves every kind."""
+    """Check that the API server serves every kind."""
     for plural in OWNERS:
         try:
             client.request(Call(GROUP, plural, "list"), asked.namespace, query={"limit": "1"})
@@ -66,7 +66,7 @@ def check_api(client: KubeClient, asked: Asked) -> str:
 
 
 def check_operator(asked: Asked) -> str:
-    """See that the operator says it is ready."""
+    """Check that the operator reports that it is ready."""
     try:
         answer = with_total_timeout(urllib3.PoolManager()).request("GET", asked.ready_url, timeout=10, retries=3)
     except urllib3.exceptions.HTTPError as error:
@@ -77,7 +77,7 @@ def check_operator(asked: Asked) -> str:
 
 
 def check_certificate(asked: Asked) -> str:
-    """See that a pod which trusts the endpoint's authority can report there, and a stranger cannot."""
+    """Check that the endpoint's certificate matches its CA, and that it rejects an unauthenticated report."""
     context = ssl.create_default_context(cafile=asked.authority)
     pool = with_total_timeout(urllib3.PoolManager(ssl_context=context))
     try:
@@ -91,7 +91,7 @@ def check_certificate(asked: Asked) -> str:
 
 
 def job_of(asked: Asked) -> Json:
-    """Return the LoRAJob to run: one that trains, or, where there is no bucket, one whose preflight has to complain."""
+    """Return the LoRAJob to run: one that trains, or, without a bucket, one whose preflight must fail."""
     secret, place = asked.secret, asked.output_uri.rstrip("/")
     if not place:
         secret, place = MISSING, f"s3://{MISSING}"
@@ -114,7 +114,7 @@ def job_of(asked: Asked) -> Json:
 
 
 def check_job(client: KubeClient, asked: Asked, clock: Callable[[], float] = time.monotonic) -> str:
-    """Run the LoRAJob to its end, and remove it."""
+    """Run the LoRAJob to its end, and delete it."""
     body = job_of(asked)
     _remove(client, asked.namespace)  # of an earlier test
     _wait(lambda: client.get(LORAJOBS.get, asked.namespace, NAME) is None, clock() + 60, clock)
@@ -126,7 +126,7 @@ def check_job(client: KubeClient, asked: Asked, clock: Callable[[], float] = tim
 
 
 def _remove(client: KubeClient, namespace: str) -> None:
-    """Delete the job; it is gone when its Jobs are, whose names the next one needs."""
+    """Delete the job, and wait until its Jobs are gone: the next one needs their names."""
     try:
         query = {"propagationPolicy": "Foreground"}
         client.request(delete_owner(Kind.LORAJOB.plural), namespace, NAME, query=query)
@@ -136,7 +136,7 @@ def _remove(client: KubeClient, namespace: str) -> None:
 
 
 def _followed(client: KubeClient, asked: Asked, clock: Callable[[], float]) -> Json:
-    """Return the status at the job's end, and tell each phase on the way."""
+    """Return the status at the job's end, and print each phase."""
     seen: list[str] = []
     status: Json = {}
 
@@ -157,7 +157,7 @@ def _followed(client: KubeClient, asked: Asked, clock: Callable[[], float]) -> J
 
 
 def _wait(check: Callable[[], bool], end: float, clock: Callable[[], float]) -> bool:
-    """Look again and again until it is so; return whether it came to be."""
+    """Poll until it is true; return whether it became true in time."""
     while not check():
         if clock() > end:
             return False
@@ -171,7 +171,7 @@ def _conditions(status: Json) -> list[Json]:
 
 
 def _judged(status: Json, trains: bool) -> str:
-    """Return what the end shows; raises Broken where it is not the one that was to come."""
+    """Return what the end shows. Raises Broken for an unexpected end."""
     failed = next(
         (each for each in _conditions(status) if each["type"] == "Succeeded" and each["status"] == "False"), {}
     )
@@ -199,7 +199,7 @@ def _asked(arguments: Sequence[str] | None) -> Asked:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Take every step, tell of each, and stop at the first that fails; return the exit code."""
+    """Run every step, print its result, and stop at the first failure; return the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     asked, client = _asked(arguments), load_client(allowed=TEST_PERMISSIONS)
     steps: tuple[Callable[[], str], ...] = (

@@ -96,7 +96,7 @@ async def test_what_drips_is_given_up(drip: str) -> None:
         assert time.monotonic() - began < 3
         await client.close()
     assert str(listed.value).endswith("no answer in time")
-    assert str(watched.value).endswith("no whole line came for 0 s")
+    assert str(watched.value).endswith("no complete line came for 0 s")
 
 
 # The usual way
