@@ -58,7 +58,7 @@ request.kind.kind == 'Service' && {{ include "tunery.isChild" . }} && {{ . }}.me
 {{- mergeOverwrite (include "tunery.workEnv" . | fromJson) (include "tunery.jobsEnv" . | fromJson) $progress | toJson -}}
 {{- end -}}
 
-{{/* Those of the gateway: manifests/server_pod.py sets the same. */}}
+{{/* Those of the gateway: manifests/server.py sets the same. */}}
 {{- define "tunery.gatewayEnv" -}}
 {{- $own := dict "HOME" "/tmp" "PYTHONUNBUFFERED" "1" -}}
 {{- $progress := dict

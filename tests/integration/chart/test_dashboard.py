@@ -12,7 +12,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from integration.chart.installed.test_admission_servers import plan
-from tunery_operator.manifests.server_pod import build_server_pod
+from tunery_operator.manifests.server import build_server_pod
 from tunery_operator.planning.job import Platform
 from tunery_server.gateway.connections import Room
 from tunery_server.gateway.metrics import Metrics

@@ -1,1 +1,1 @@
-"""Build: a plan in, dicts for the API server out; nothing is decided here."""
+"""Build the manifests of children from plans: dicts for the API server."""

@@ -1,4 +1,4 @@
-"""The batch Job: Kubernetes counts the attempts and starts the next one."""
+"""Build the batch Job of a plan, and the Service of a Job of several pods."""
 
 from __future__ import annotations
 

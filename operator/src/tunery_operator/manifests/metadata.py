@@ -1,4 +1,4 @@
-"""Names, labels and owner reference of a child."""
+"""Build the metadata of a child: its labels and its owner reference."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pod template: restricted Pod Security, no API token, requests equal limits."""
+"""Build the pod template of a Job: restricted Pod Security, no API token, requests equal limits."""
 
 from __future__ import annotations
 

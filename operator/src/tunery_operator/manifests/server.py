@@ -1,22 +1,156 @@
-"""All that is made for a server, from one plan."""
+"""Build the children of an AdapterServer: ConfigMaps, Deployment, pod template, Service, budget, network policy."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
 from pydantic import ValidationError
 
-from tunery_api.names import PLAN_ANNOTATION
-from tunery_api.serving import DESIRED_FILE, GATEWAY_PORT, SERVE_FILE, Desired
-from tunery_operator.manifests.metadata import metadata
-from tunery_operator.manifests.server_pod import build_server_pod
-from tunery_operator.manifests.volumes import CA_FILE
-from tunery_operator.planning.adapterserver import ROLE, ServerPlan, pod_selector
+from tunery_api.names import OWNER_UID_LABEL, PLAN_ANNOTATION, TERMINATION_PATH
+from tunery_api.serving import (
+    DESIRED_DIR,
+    DESIRED_FILE,
+    ENGINE_SOCKET,
+    GATEWAY_PORT,
+    MODEL_DIR,
+    SERVE_DIR,
+    SERVE_FILE,
+    Desired,
+)
+from tunery_operator.manifests.metadata import labels, metadata
+from tunery_operator.manifests.pod import (
+    ENVIRONMENT,
+    amounts,
+    container_security,
+    env_list,
+    pod_security,
+    progress_env,
+    pull_secrets,
+)
+from tunery_operator.manifests.volumes import (
+    CA_FILE,
+    Mounted,
+    authorities_env,
+    build_mount,
+    build_server_volumes,
+    of_engine,
+    of_gateway,
+    of_model,
+)
+from tunery_operator.planning.adapterserver import ENGINE, GATEWAY, MODEL, ROLE, ServerPlan, pod_selector
+from tunery_operator.planning.pod import Image, Resources
 
+GRACE_SECONDS: Final = 90
+"""preStop, then the engine finishes its requests, then the gateway ends: it is a sidecar, and so the last."""
+_UNLISTED_SECONDS: Final = 5
+"""How long the engine still works as if nothing was: until nobody sends requests to a pod that ends."""
+_START: Final = (
+    f'rm -f {ENGINE_SOCKET}; end() {{ told=1 how=TERM; if [ -z "$ends" ] && [ -r /proc/net/unix ]; then how=KILL; '
+    "while read -r _ _ _ flags _ _ _ path; do "
+    f'[ "$flags $path" != "00010000 {ENGINE_SOCKET}" ] || how=TERM; done < /proc/net/unix; fi; '
+    "ends=1; kill -$how $vllm; }; "
+    f'vllm serve {MODEL_DIR} "$@" & vllm=$!; trap end TERM INT; code=127; '
+    "while wait $vllm; now=$?; [ $now = 127 ] || code=$now; [ $told ]; do told=; done; exit $code"
+)
+"""vLLM does not take the socket that an engine before it has left.
+
+As the first process of a container it would heed no SIGTERM before it has a handler, and while it loads it waits for
+its own processes as long as for requests: the pod would end with its grace period. So the shell stays the first. Before
+anybody listens at the socket there is no request to finish, and the engine is killed; later it is told to end. A trap
+ends `wait` early, so that it is waited for again; 127 is what `wait` says of a process whose end it has told already.
+"""
+_GATEWAY_HOME: Final = "/tmp"  # noqa: S108
 PROGRESS_DEADLINE_SECONDS: Final = 3600
 """Kubernetes' own ten minutes are too short for a large model to be fetched and loaded."""
 _REVISIONS: Final = 2
+
+
+def build_server_pod(plan: ServerPlan) -> dict[str, Any]:
+    """Return the template of the pods of a server."""
+    own = {**labels(plan.owner, ROLE), OWNER_UID_LABEL: plan.owner.uid}
+    meta: dict[str, Any] = {"labels": {**plan.pod.labels, **own}}
+    if plan.pod.annotations:
+        meta["annotations"] = dict(plan.pod.annotations)
+    return {"metadata": meta, "spec": {**_pod_spec(plan), **plan.scheduling.to_json_dict()}}
+
+
+def _pod_spec(plan: ServerPlan) -> dict[str, Any]:
+    return {
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": GRACE_SECONDS,
+        "securityContext": pod_security(plan.pod.security),
+        "initContainers": [_model(plan), _gateway(plan)],
+        "containers": [_engine(plan)],
+        "volumes": build_server_volumes(plan),
+        **pull_secrets(plan.gateway),
+    }
+
+
+def _model(plan: ServerPlan) -> dict[str, Any]:
+    """Return what brings the base model; it ends before the engine starts, whose resources it has till then."""
+    asked = Resources(plan.resources.cpu, plan.resources.memory, plan.resources.ephemeral_storage)
+    return {
+        **_container(MODEL, plan.gateway, asked, of_model(plan)),
+        "command": _command("fetch-model"),
+        "env": env_list({**ENVIRONMENT, **plan.pod.env, **authorities_env(plan.pod)}),
+    }
+
+
+def _gateway(plan: ServerPlan) -> dict[str, Any]:
+    progress = {} if plan.progress is None else progress_env(plan.progress, DESIRED_DIR)
+    variables = {"HOME": _GATEWAY_HOME, "PYTHONUNBUFFERED": "1", **plan.pod.env}
+    variables |= authorities_env(plan.pod) | progress
+    return {
+        **_container(GATEWAY, plan.gateway, plan.gateway_resources, of_gateway(plan)),
+        "command": _command("gateway"),
+        "restartPolicy": "Always",
+        "ports": [{"name": "http", "containerPort": GATEWAY_PORT, "protocol": "TCP"}],
+        "env": env_list(variables),
+        # The engine starts once the gateway answers.
+        "startupProbe": {**_probe("/livez", 2), "failureThreshold": 30},
+        # A node that is busy makes it slow, and killing it would make the node busier.
+        "livenessProbe": {**_probe("/livez", 10), "timeoutSeconds": 10, "failureThreshold": 6},
+        "readinessProbe": {**_probe("/readyz", 2), "timeoutSeconds": 5, "failureThreshold": 1},
+    }
+
+
+def _engine(plan: ServerPlan) -> dict[str, Any]:
+    variables = {**ENVIRONMENT, **plan.pod.env, **plan.environment}
+    return {
+        **_container(ENGINE, plan.engine, plan.resources, of_engine(plan)),
+        "command": ["sh", "-c", _START, "vllm", *plan.arguments],
+        "env": env_list(variables),
+        # The gateway asks the engine over its socket. A large model may take half an hour to load.
+        "startupProbe": {**_probe("/healthz/engine", 5), "timeoutSeconds": 5, "failureThreshold": 360},
+        "livenessProbe": {**_probe("/healthz/engine", 10), "timeoutSeconds": 5, "failureThreshold": 6},
+        "lifecycle": {"preStop": {"sleep": {"seconds": _UNLISTED_SECONDS}}},
+        # It has no message of its own: the end of its log says why it ended.
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+    }
+
+
+def _command(task: str) -> list[str]:
+    return ["python", "-m", "tunery_server", task, f"{SERVE_DIR}/{SERVE_FILE}"]
+
+
+def _container(name: str, image: Image, resources: Resources, mounted: Iterable[Mounted]) -> dict[str, Any]:
+    return {
+        "name": name,
+        "image": image.name,
+        "imagePullPolicy": image.pull_policy,
+        "resources": amounts(resources),
+        "terminationMessagePath": TERMINATION_PATH,
+        "terminationMessagePolicy": "File",
+        "securityContext": container_security(),
+        "volumeMounts": [build_mount(each) for each in mounted],
+    }
+
+
+def _probe(path: str, period: int) -> Mapping[str, Any]:
+    return {"httpGet": {"path": path, "port": GATEWAY_PORT}, "periodSeconds": period}
 
 
 class ServerChildren(NamedTuple):

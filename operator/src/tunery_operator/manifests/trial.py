@@ -1,4 +1,4 @@
-"""A trial of a LoRASweep: the LoRAJob as the operator creates it."""
+"""Build the LoRAJob of a trial, and the patches that stop or suspend it."""
 
 from __future__ import annotations
 

@@ -13,8 +13,8 @@ from tunery_api.serverstatus import NOT_SERVED_SHOWN, AdapterState, NotServedOn,
 from tunery_api.serving import LAST_USED_SECONDS, SILENT_SECONDS, DesiredAdapter, ReportedAdapter
 from tunery_operator.observed.metadata import format_time, parse_time
 from tunery_operator.planning.resolution import Kept, Note, Refused, Resolution, Waiting
-from tunery_operator.status.server.remedies import hint_of
-from tunery_operator.status.server.replicas import Replica
+from tunery_operator.status.server.pod_failures import hint_of
+from tunery_operator.status.server.snapshot import Replica
 
 _S = AdapterState
 _WORST_FIRST: Final = (_S.FAILED, _S.UNKNOWN, _S.LOADING, _S.WAITING, _S.COLD, _S.SERVED)

@@ -1,4 +1,4 @@
-"""The status of an AdapterServer, what it tells by events, and when to look again."""
+"""Compute the status of an AdapterServer, its events, and when to compute it again."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
-from tunery_api.scrub import scrub, shorten
+from tunery_api.failures import Failure, Subject
+from tunery_api.reasons import FailureReason
+from tunery_api.remedies import edit
+from tunery_api.scrub import MAX_MESSAGE_BYTES, scrub, shorten
 from tunery_api.serverstatus import (
     ADAPTERS_SHOWN,
     REPLICAS_SHOWN,
@@ -16,18 +19,34 @@ from tunery_api.serverstatus import (
     ServerCondition,
     SkippedSource,
 )
+from tunery_api.serving import NO_KEYS
 from tunery_operator.observed.event import Event
 from tunery_operator.observed.metadata import format_time, parse_time
 from tunery_operator.planning.adapterserver import pod_selector, server_url
+from tunery_operator.planning.platform_values import with_platform_values
 from tunery_operator.status.conditions import Conditions
-from tunery_operator.status.server.access import old_rules, with_suffix
-from tunery_operator.status.server.adapters import AdapterEntry, Life, count, entries, shown
-from tunery_operator.status.server.conditions import PREDECESSOR, Seen, set_conditions
+from tunery_operator.status.diagnosis import failure, failure_status
+from tunery_operator.status.server.adapters import AdapterEntry, Life, count, entries, first_problem, shown
+from tunery_operator.status.server.conditions import (
+    PREDECESSOR,
+    Seen,
+    as_text,
+    astray_text,
+    no_models_text,
+    server_phase,
+    set_conditions,
+    set_tools_words,
+)
 from tunery_operator.status.server.events import server_events
-from tunery_operator.status.server.phase import server_phase, set_tools_words
-from tunery_operator.status.server.replicas import Replica, find_replicas, room_in, seconds_frozen
-from tunery_operator.status.server.snapshot import ServerSnapshot
-from tunery_operator.status.server.verdict import failure_block, hindrance
+from tunery_operator.status.server.pod_failures import eviction, from_hint, of_server, refused_pods
+from tunery_operator.status.server.snapshot import (
+    Replica,
+    ServerSnapshot,
+    find_replicas,
+    obstacles,
+    room_in,
+    seconds_frozen,
+)
 
 LIST_BYTES: Final = 160 * 1024
 """Of status.adapters: with all the rest the status stays below 256 KiB."""
@@ -35,6 +54,13 @@ _SHORT: Final = 256
 _PAUSE: Final = 15.0
 """Seconds between two looks where the cluster refuses something, or what waits ends without a word."""
 _MARGIN: Final = 1.0
+_ASTRAY: Final = edit("Correct aliases, or name that adapter in adapters", "aliases", "adapters")
+_REMARK_BYTES: Final = 480
+NO_MODELS: Final = edit(
+    "Correct access.clients, or name that adapter in adapters; that client gets 404 for it",
+    "access.clients",
+    "adapters",
+)
 
 
 class Outcome(NamedTuple):
@@ -160,3 +186,115 @@ def _looks(snapshot: ServerSnapshot, replicas: Sequence[Replica], now: datetime)
             yield _PAUSE
     if snapshot.rejection is not None or snapshot.waiting_for is not None or snapshot.conflict is not None:
         yield _PAUSE
+
+
+def hindrance(snapshot: ServerSnapshot, replicas: Sequence[Replica]) -> Failure | None:
+    """Return what keeps the Deployment or a replica from getting on; None while nothing does."""
+    return next(_hindrances(snapshot, replicas), None)
+
+
+def _hindrances(snapshot: ServerSnapshot, replicas: Sequence[Replica]) -> Iterator[Failure]:
+    if snapshot.conflict is not None:
+        yield failure(FailureReason.NAME_CONFLICT, snapshot.conflict)
+    if snapshot.unplannable:
+        yield failure(FailureReason.PLATFORM_CHANGED, as_text(snapshot.unplannable))
+    if snapshot.rejection is not None:
+        yield snapshot.rejection
+    if snapshot.deployment is not None and snapshot.deployment.failure is not None:
+        yield with_platform_values(refused_pods(snapshot.deployment.failure), snapshot.platform.work)
+    yield from obstacles(replicas)
+    if sum(replica.ready for replica in replicas) < snapshot.replicas:
+        yield from filter(None, [eviction(snapshot.pods)])
+    for replica in replicas:
+        state = replica.state
+        if state is not None and state.reason is not None and not replica.silent:
+            yield failure(
+                state.reason, f"pod {replica.pod.name}: {state.message or state.reason}", *from_hint(state.hint)
+            )
+
+
+def failure_block(
+    snapshot: ServerSnapshot,
+    found: Failure | None,
+    replicas: Sequence[Replica],
+    adapters: Sequence[AdapterEntry],
+    rules: str = "",
+) -> dict[str, Any] | None:
+    """Return `status.failure`: of the spec, else of the server as a whole, else of an adapter; None: all is well.
+
+    A remark of a replica blocks nothing, and no condition has it: it is shown here, also after a graver failure.
+    """
+    if snapshot.errors:
+        found, rules = failure(FailureReason.INVALID_SPEC, as_text(snapshot.errors)), ""
+    remark = _remark(replicas)
+    if found is None:
+        found = remark
+    elif remark is not None:
+        found = with_suffix(_with_remark(found, remark), rules)
+    else:
+        found = with_suffix(found, rules)
+    if found is None and snapshot.resolution is not None and snapshot.resolution.astray:
+        found = failure(FailureReason.ADAPTER_MISSING, astray_text(snapshot.resolution.astray), _ASTRAY)
+    if found is None:
+        found = _of_adapter(first_problem(adapters)) or _of_clients(snapshot)
+    if found is None:
+        return None
+    key = snapshot.owner.key
+    return failure_status(of_server(found), Subject(key.kind.value, key.name, key.namespace))
+
+
+def _with_remark(found: Failure, remark: Failure) -> Failure:
+    """Return a failure that also has the remark of a replica."""
+    text = f"; also {remark.reason}: {shorten(remark.message, _REMARK_BYTES)}"
+    remedies = [*of_server(found).remedies[:2], *of_server(remark).remedies[:1]]
+    return (with_suffix(found, text) or found).model_copy(update={"remedies": remedies})
+
+
+def _remark(replicas: Sequence[Replica]) -> Failure | None:
+    for replica in replicas:
+        remark = replica.state.remark if replica.state is not None and not replica.silent else None
+        if remark is not None:
+            return failure(remark.reason, f"pod {replica.pod.name}: {remark.message}", *from_hint(remark.hint))
+    return None
+
+
+def _of_clients(snapshot: ServerSnapshot) -> Failure | None:
+    """Return that a client may ask for what is not there; where a selector may find it yet that is but a remark."""
+    missing = snapshot.resolution.no_models if snapshot.resolution is not None else ()
+    if not missing or missing[0].may_come:
+        return None
+    return failure(FailureReason.ADAPTER_MISSING, no_models_text(missing), NO_MODELS)
+
+
+def _of_adapter(problem: AdapterEntry | None) -> Failure | None:
+    if problem is None:
+        return None
+    reason = problem.reason or FailureReason.INTERNAL_ERROR.value
+    found = failure(reason, f"adapter {problem.name}: {problem.message or reason}")
+    remedies = list(from_hint(problem.fields.get("hint")))
+    return found.model_copy(update={"remedies": remedies, "facts": {"adapter": problem.name}})
+
+
+def old_rules(snapshot: ServerSnapshot, replicas: Sequence[Replica]) -> str:
+    """Return, to be put behind a sentence, how many replicas still answer under other rules; empty: none is known to.
+
+    Rules of keys are a pod's for its life: with others it is replaced, and answers until then.
+    """
+    if snapshot.spec is None:
+        return ""
+    wanted = snapshot.spec.access.api_keys_secret_ref
+    rules = wanted.name if wanted is not None else NO_KEYS
+    asking = [replica.state.api_keys for replica in replicas if replica.ready and replica.state is not None]
+    old = [each for each in asking if each is not None and each != rules]
+    if not old:
+        return ""
+    still = "1 replica still answers" if len(old) == 1 else f"{len(old)} replicas still answer"
+    how = "without asking for a key" if old[0] == NO_KEYS else f"by the keys of Secret {old[0]}"
+    return scrub(f"; until replicas with the new spec.access are ready, {still} under the rules of before: {how}")
+
+
+def with_suffix(found: Failure | None, text: str) -> Failure | None:
+    """Return a failure with more text at the end of its message."""
+    if found is None or not text:
+        return found
+    return found.model_copy(update={"message": shorten(found.message, MAX_MESSAGE_BYTES - len(text.encode())) + text})

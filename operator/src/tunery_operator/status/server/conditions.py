@@ -1,21 +1,19 @@
-"""The conditions of a server, one function each; their messages change only with what they say."""
+"""Set the conditions of a server, and derive its phase from them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
+from tunery_api.errors import FieldError
 from tunery_api.failures import Failure
 from tunery_api.reasons import FailureReason
-from tunery_api.serverstatus import AdapterState, ServerCondition
+from tunery_api.serverstatus import AdapterState, ServerCondition, ServerPhase
 from tunery_operator.observed.event import SERVER_STOPPED
-from tunery_operator.planning.resolution import Resolution, Waiting
+from tunery_operator.planning.resolution import Astray, NoModel, Resolution, Waiting
 from tunery_operator.status.conditions import Conditions
-from tunery_operator.status.server.access import no_models_text
 from tunery_operator.status.server.adapters import ANSWERED, AdapterEntry, first_problem
-from tunery_operator.status.server.replicas import Replica
-from tunery_operator.status.server.snapshot import ServerSnapshot
-from tunery_operator.status.server.verdict import as_text, astray_text
+from tunery_operator.status.server.snapshot import Replica, ServerSnapshot
 
 NOT_REPORTING: Final = "NotReporting"
 STOPPED: Final = SERVER_STOPPED
@@ -24,6 +22,8 @@ WAITING: Final = "WaitingForAdapters"
 PREDECESSOR: Final = "WaitingForPredecessor"
 _NAMED: Final = 5
 """Names in a message; the others are counted."""
+_UNDER_WAY: Final = (ServerPhase.PENDING, ServerPhase.STARTING, ServerPhase.UPDATING, ServerPhase.DEGRADED)
+"""Not as it should be, and worked at: what stands in the way of a degraded one is tried again and again."""
 
 
 class Seen(NamedTuple):
@@ -175,3 +175,58 @@ def _progressing(conditions: Conditions, seen: Seen) -> None:
         conditions.set(type_, True, ROLLING_OUT, (stalled or "replicas are made or replaced") + seen.old_rules)
     else:
         conditions.set(type_, False, "RolledOut", "all replicas are as the spec wants them")
+
+
+def set_tools_words(conditions: Conditions, phase: ServerPhase) -> None:
+    """Set what kstatus reads of a server: Reconciling and Stalled, each only while it is True."""
+    reconciling, stalled = ServerCondition.RECONCILING, ServerCondition.STALLED
+    if phase in _UNDER_WAY:
+        conditions.set(reconciling, True, phase.value)
+    else:
+        conditions.drop(reconciling)
+    if phase is ServerPhase.INVALID:
+        text = conditions.message(ServerCondition.VALIDATED)
+        conditions.set(stalled, True, conditions.reason(ServerCondition.VALIDATED) or phase.value, text)
+    else:
+        conditions.drop(stalled)
+
+
+def server_phase(conditions: Conditions, seen: Seen, *, hindered: bool) -> ServerPhase:
+    """Return the phase; the first line that holds wins. `hindered`: something stands in the way."""
+    available = conditions.is_true(ServerCondition.AVAILABLE)
+    rolling = conditions.reason(ServerCondition.PROGRESSING) == ROLLING_OUT or seen.waits is not None
+    checks = (
+        (conditions.is_false(ServerCondition.VALIDATED), ServerPhase.INVALID),
+        (seen.stopped, ServerPhase.STOPPED),
+        (not available and seen.snapshot.deployment is None, ServerPhase.PENDING),
+        (not available, ServerPhase.STARTING),
+        (hindered, ServerPhase.DEGRADED),
+        (conditions.reason(ServerCondition.ADAPTERS_SERVED) == NOT_REPORTING, ServerPhase.DEGRADED),
+        (rolling, ServerPhase.UPDATING),
+        (seen.ready < seen.snapshot.replicas, ServerPhase.DEGRADED),
+        # Nothing is wrong, and what is asked for is not served yet: an adapter is loaded, or its object still works.
+        (conditions.is_false(ServerCondition.ADAPTERS_SERVED), ServerPhase.UPDATING),
+    )
+    return next((phase for holds, phase in checks if holds), ServerPhase.READY)
+
+
+def as_text(errors: Sequence[FieldError]) -> str:
+    """Return what is wrong with a spec, as one text."""
+    return "; ".join(str(error) for error in errors)
+
+
+def astray_text(astray: Sequence[Astray]) -> str:
+    """Return which aliases lead to what is no adapter of the server."""
+    first = astray[0]
+    others = len(astray) - 1
+    more = f"; {others} more target{' of aliases is' if others == 1 else 's of aliases are'} none" if others else ""
+    return f"alias {first.alias} leads to {first.adapter}, which is no adapter of this server{more}"
+
+
+def no_models_text(found: Sequence[NoModel]) -> str:
+    """Return which models clients may ask for that are none of the server's."""
+    first, more = found[0], len(found) - 1
+    what = "no model of this server now" if first.may_come else "neither base, adapter nor alias of this server"
+    text = f"spec.access.clients lets {first.client} ask for {first.model}, which is {what}{first.near}"
+    leads = "1 more name leads" if more == 1 else f"{more} more names lead"
+    return text if not more else f"{text}{'' if first.near else ';'} {leads} nowhere"

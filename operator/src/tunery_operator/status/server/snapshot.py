@@ -1,20 +1,26 @@
-"""One server at one moment: all that its status follows from."""
+"""Provide the snapshot of a server that its status follows from, and the state of its replicas."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
+from typing import Any, Final
 
 from tunery_api.adapterserver import AdapterServerSpec
 from tunery_api.errors import FieldError
 from tunery_api.failures import Failure
-from tunery_api.serving import ReplicaState
+from tunery_api.serverstatus import AdapterState
+from tunery_api.serving import SILENT_SECONDS, ReplicaState, ReportedAdapter
 from tunery_operator.observed.attempt import ClusterWarning
 from tunery_operator.observed.deployment import DeploymentView, ServerPodView
-from tunery_operator.observed.metadata import Owner
-from tunery_operator.planning.platform_values import NO_VALUES, PlatformValues
+from tunery_operator.observed.metadata import Owner, parse_time
+from tunery_operator.planning.platform_values import NO_VALUES, PlatformValues, with_platform_values
 from tunery_operator.planning.resolution import Resolution
+from tunery_operator.status.diagnosis import FRESH, NODE_GRACE
+from tunery_operator.status.server.pod_failures import pod_obstacle, wants_room
+
+SILENCE: Final = timedelta(seconds=SILENT_SECONDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,3 +65,134 @@ class ServerSnapshot:
     """The values of the chart that its pods use."""
     watching_since: datetime | None = None
     """Since when this operator takes reports: none can have come before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """One replica."""
+
+    pod: ServerPodView
+    state: ReplicaState | None
+    """What it reports of itself; None: it has not reported to this operator."""
+    silent: bool
+    """It gets requests and has not reported for too long."""
+    silent_in: float | None
+    """Seconds until it would be silent, if it reports no more; None: it is, or it gets no requests."""
+    obstacle: Failure | None
+    """What keeps it from getting requests."""
+    adapters: Mapping[str, ReportedAdapter]
+    """What it says of each, by name."""
+    loaded: int = 0
+    """How many of those that it serves its engine holds."""
+    awaited: ServerPodView | None = None
+    """The pod of this server that ends and makes room for it; None: there is none, or it needs no room."""
+
+    @property
+    def ready(self) -> bool:
+        """Tell whether it gets requests, by the kubelet's word."""
+        return self.pod.ready
+
+    @property
+    def runs(self) -> bool:
+        """Tell whether its gateway has started: before, its pod waits for a node, or brings the base."""
+        return self.pod.ready or self.state is not None or self.pod.phase != "Pending"
+
+    @property
+    def starting(self) -> bool:
+        """Tell whether it has just not come so far yet."""
+        return not self.pod.ready and not any(container.restarts for container in self.pod.containers)
+
+    @property
+    def waits(self) -> str | None:
+        """Return in words what it waits for that comes by itself; None: nothing of the kind is known."""
+        if self.awaited is None:
+            return None
+        return f"pod {self.pod.name} waits for pod {self.awaited.name}, which is ending, to make room"
+
+    @property
+    def served(self) -> int:
+        """How many adapters it answers for, cold ones too."""
+        if not self.ready:
+            return 0
+        return sum(item.state in (AdapterState.SERVED, AdapterState.COLD) for item in self.adapters.values())
+
+
+def find_replicas(snapshot: ServerSnapshot, now: datetime) -> list[Replica]:
+    """Return the replicas, oldest first: no pod that ends or has ended."""
+    live = _live(snapshot)
+    others = any(pod.ready for pod in live)
+    return [_replica(snapshot, pod, now, others) for pod in live]
+
+
+def _live(snapshot: ServerSnapshot) -> list[ServerPodView]:
+    live = [pod for pod in snapshot.pods if not pod.deleting and not pod.finished]
+    return sorted(live, key=lambda pod: (pod.created, pod.name))
+
+
+def seconds_frozen(snapshot: ServerSnapshot, before: Mapping[str, Any], now: datetime) -> float:
+    """Return how long the status `before` stays as it is after a restart of the operator; 0: it is computed.
+
+    It stays until each of its replicas has reported to this operator, for SILENCE at most, while nothing else changes:
+    neither the spec, nor which replicas there are, nor which of them are ready.
+    """
+    left = (snapshot.watching_since + SILENCE - now).total_seconds() if snapshot.watching_since is not None else 0.0
+    known = {entry["pod"]: bool(entry.get("ready")) for entry in before.get("replicaStatuses") or ()}
+    live = _live(snapshot)
+    reported = all(pod.uid in snapshot.reports for pod in live)
+    if left <= 0 or reported or before.get("observedGeneration") != snapshot.owner.generation:
+        return 0.0
+    return left if known == {pod.name: pod.ready for pod in live} else 0.0
+
+
+def _replica(snapshot: ServerSnapshot, pod: ServerPodView, now: datetime, others: bool) -> Replica:
+    heard = snapshot.reports.get(pod.uid)
+    since = [parse_time(pod.created), snapshot.watching_since, heard.at if heard is not None else None]
+    last = max((time for time in since if time is not None), default=now)
+    left = (last + SILENCE - now).total_seconds()
+    silent = pod.ready and left < 0
+    state = heard.state if heard is not None else None
+    awaited = _awaited(pod, snapshot.pods, now)
+    warning = _fresh(snapshot.warnings.get(pod.uid, ()), now)
+    found = None if awaited is not None else pod_obstacle(pod, warning, beside_others=others)
+    return Replica(
+        pod,
+        state,
+        silent,
+        left if pod.ready and not silent else None,
+        found and with_platform_values(found, snapshot.platform.work),
+        {item.name: item for item in state.adapters} if state is not None else {},
+        _loaded(state) if pod.ready else 0,
+        awaited,
+    )
+
+
+def _awaited(pod: ServerPodView, pods: Sequence[ServerPodView], now: datetime) -> ServerPodView | None:
+    """Return the first to end of the pods that make room for one that no node fits yet; one that should be gone long
+    ago makes none.
+    """
+    if not wants_room(pod):
+        return None
+    ending = [other for other in pods if other.node is not None and not other.finished and room_in(other, now) > 0]
+    return min(ending, key=lambda other: room_in(other, now), default=None)
+
+
+def room_in(pod: ServerPodView, now: datetime) -> float:
+    """Return the seconds in which a pod that ends has made room at the latest; 0: it should have, or does not end."""
+    return max(0.0, (pod.ends_by + NODE_GRACE - now).total_seconds()) if pod.ends_by is not None else 0.0
+
+
+def _fresh(warnings: Sequence[ClusterWarning], now: datetime) -> ClusterWarning | None:
+    """Return the newest warning that still holds: whoever says it says it again."""
+    dated = [warning for warning in warnings if (parse_time(warning.time) or now) > now - FRESH]
+    return dated[-1] if dated else None
+
+
+def _loaded(state: ReplicaState | None) -> int:
+    return 0 if state is None else sum(item.state is AdapterState.SERVED for item in state.adapters)
+
+
+def obstacles(replicas: Sequence[Replica]) -> Iterator[Failure]:
+    """Yield what keeps replicas from getting requests, newest replicas first: the older ones worked once."""
+    for replica in reversed(replicas):
+        if replica.obstacle is not None:
+            yield replica.obstacle

@@ -1,4 +1,4 @@
-"""Why a replica does not run: pods in, failures out; any of them may pass by itself."""
+"""Attribute the failure of a server's pod, and provide the usual remedies of a server."""
 
 from __future__ import annotations
 
@@ -6,17 +6,48 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from tunery_api.failures import Failure
+from tunery_api.failures import Failure, sentences
 from tunery_api.reasons import FailureReason
-from tunery_api.remedies import edit, retry
+from tunery_api.remedies import Remedy, edit, recreate, remedies_for, retry
 from tunery_operator.observed.attempt import ClusterWarning
 from tunery_operator.observed.deployment import ContainerView, ServerPodView
 from tunery_operator.planning.adapterserver import ENGINE, GATEWAY, MODEL
 from tunery_operator.status.diagnosis import CONFIG_REASONS, IMAGE_REASONS, failure, start_failure, without_message
 from tunery_operator.status.messages import reported_failure
-from tunery_operator.status.server.remedies import REPLACE_IN_PLACE
 
 _R = FailureReason
+_SERVER: Final[dict[str, tuple[Remedy, ...]]] = {
+    _R.INVALID_SPEC: (edit("Correct the named field and apply the manifest again"),),
+    _R.PLATFORM_CHANGED: (
+        edit("Change the named field"),
+        retry("Ask a cluster admin to restore the named setting"),
+    ),
+    _R.MODEL_NOT_FOUND: (retry("Upload the model to that location"), recreate("Set another model.uri", "model.uri")),
+    _R.MODEL_UNSUPPORTED: (
+        recreate("Use a causal language model in safetensors format that the engine supports", "model.uri"),
+    ),
+    _R.STORAGE_NOT_FOUND: (
+        retry("Create the bucket, or correct AWS_ENDPOINT_URL in the Secret"),
+        edit("Correct the location in adapters", "adapters"),
+    ),
+    _R.UNSCHEDULABLE: (
+        retry("Free or add a node that offers what the pod requests"),
+        edit("Change resources or scheduling", "resources", "scheduling"),
+    ),
+    _R.KILLED: (
+        retry("Check with kubectl describe pod what ended it"),
+        edit("Raise resources.memory, as not every node reports a kill for memory", "resources.memory"),
+    ),
+    _R.NODE_PRESSURE: (retry("Check what else uses up that node, if the next pod does not start"),),
+    _R.INTERNAL_ERROR: (retry("Report this as a bug in Tunery, with the log of the named container"),),
+}
+REPLACE_IN_PLACE: Final = (
+    retry("Free or add a node that offers what the pod requests"),
+    edit(
+        "Set rollout to {maxSurge: 0, maxUnavailable: 1}, so that a replica ends before its successor starts", "rollout"
+    ),
+)
+"""The remedies where a rollout waits for the room of its own predecessors."""
 _OOM_KILLED: Final = "OOMKilled"
 _KILLED: Final = 137
 """The exit code of whoever was killed from outside, or by the kernel."""
@@ -29,6 +60,24 @@ _POINTER: Final = "Engine core initialization failed"
 """vLLM's own way to say that the cause stands further up."""
 _LAST_WORDS: Final = 300
 """Characters of the end of an engine's log."""
+
+
+def of_server(failure: Failure) -> Failure:
+    """Return a failure with the remedies of a server, where it has none of its own."""
+    if failure.remedies:
+        return failure
+    remedies = _SERVER.get(str(failure.reason)) or remedies_for(failure.reason)
+    return failure.model_copy(update={"remedies": list(remedies)})
+
+
+def from_hint(hint: str | None) -> tuple[Remedy, ...]:
+    """Return the remedy that a replica reports as a sentence; none where it reports none."""
+    return (retry(hint.removesuffix(".")),) if hint else ()
+
+
+def hint_of(reason: str, hint: str | None) -> str:
+    """Return what to do about an adapter: the hint that a replica reports, else the usual remedies as sentences."""
+    return hint or sentences(_SERVER.get(reason) or remedies_for(reason))
 
 
 def pod_obstacle(
