@@ -184,7 +184,7 @@ def test_every_phase_and_condition_of_a_server_is_explained() -> None:
 
 
 # Words of Kubernetes, which the operator reads, those of events, and one of attemptHistory alone.
-NO_REASONS = {"diagnosis.py", "obstacles.py", "attempt_endings.py", "events.py", "report_needed.py"}
+NO_REASONS = {"diagnosis.py", "pod_failures.py", "attempts.py", "events.py"}
 NO_REASON = {
     "True",
     "False",

@@ -14,8 +14,8 @@ from tunery_api.status import Phase
 from tunery_operator.observed.attempt import Attempt
 from tunery_operator.planning.inputs import UnfinishedInput
 from tunery_operator.status.compute import compute_status
-from tunery_operator.status.phase import WAITING_FOR_SLOT
-from tunery_operator.status.search import SAMPLER_BUSY, Blocker, Search
+from tunery_operator.status.conditions import WAITING_FOR_SLOT
+from tunery_operator.status.snapshot import SAMPLER_BUSY, Blocker, Search
 from tunery_search.decision import Decision
 
 from kit.operator.objects import REPORT, RESULT

@@ -21,8 +21,8 @@ from tunery_operator.observed.metadata import Key, Owner, format_duration
 from tunery_operator.planning.inputs import FailedInput, NoCheckpoint, UnfinishedInput
 from tunery_operator.status.compute import compute_status
 from tunery_operator.status.events import transitions
-from tunery_operator.status.reported_progress import metrics_fields
-from tunery_operator.status.retry_requested import reopened
+from tunery_operator.status.reports import metrics_fields
+from tunery_operator.status.retries import reopened
 from tunery_operator.status.snapshot import Snapshot
 
 from kit.operator.objects import REPORT, RESULT

@@ -19,9 +19,9 @@ from tunery_operator.observed.attempt import Attempt
 from tunery_operator.observed.job import JobView
 from tunery_operator.observed.metadata import Owner, parse_time, time_to_live
 from tunery_operator.runtime.workqueue import DONE, Requeue
-from tunery_operator.status.retry_requested import refuses_retry, reopened, unanswered
+from tunery_operator.status.conditions import settled, under_way_again
+from tunery_operator.status.retries import refuses_retry, reopened, unanswered
 from tunery_operator.status.snapshot import Snapshot
-from tunery_operator.status.summary import settled, under_way_again
 
 AWAITED_POLL_SECONDS: Final = 30.0
 """Period in which an expired object checks whether another object still waits for it."""

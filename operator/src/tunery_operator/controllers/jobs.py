@@ -23,11 +23,11 @@ from tunery_operator.observed.job import JobView, parse_job
 from tunery_operator.observed.metadata import Owner, parse_time
 from tunery_operator.observed.pod import PodView, outlives
 from tunery_operator.planning.job import JobPlan
-from tunery_operator.status.queueing import is_queued
-from tunery_operator.status.reported_progress import first_has_ended_well, publishes_alone
-from tunery_operator.status.result_recovery import needs_report, succeeded_pod
+from tunery_operator.status.reports import first_has_ended_well, publishes_alone
+from tunery_operator.status.results import needs_report, succeeded_pod
 from tunery_operator.status.snapshot import Snapshot
 from tunery_operator.status.stop import Stop
+from tunery_operator.status.suspension import is_queued
 
 _FINAL_EXIT_CODES: Final = frozenset({ExitCode.OK, ExitCode.USER_ERROR})
 """Exit codes of a pod after which its Job ends."""

@@ -39,8 +39,7 @@ from tunery_operator.manifests.trial import build_trial, hold_change, stop_chang
 from tunery_operator.observed.metadata import Key, parse_time
 from tunery_operator.planning.job import output_place
 from tunery_operator.planning.lorasweep import Found, plan_publish_best, plan_report, plan_trial, reading
-from tunery_operator.status.search import SAMPLER_BUSY, SUGGESTION_FAILED, Blocker, Search
-from tunery_operator.status.snapshot import Snapshot
+from tunery_operator.status.snapshot import SAMPLER_BUSY, SUGGESTION_FAILED, Blocker, Search, Snapshot
 from tunery_search.decision import Decision, Moment, decide, given_up
 from tunery_search.history import IMPORTANCE_FROM, Answer, Suggestion, final_suggestion, question_of, with_earlier
 from tunery_search.sampler import SuggestionFailed

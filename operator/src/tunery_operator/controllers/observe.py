@@ -22,7 +22,7 @@ from tunery_operator.controllers.warnings import with_warnings
 from tunery_operator.observed.attempt import Attempt
 from tunery_operator.observed.metadata import ORPHAN, Key, Owner, foreign_finalizers, parse_owner
 from tunery_operator.planning.platform_values import PlatformValues, platform_values
-from tunery_operator.status.ledger import deadline_left
+from tunery_operator.status.deadline import deadline_left
 from tunery_operator.status.snapshot import Snapshot
 
 

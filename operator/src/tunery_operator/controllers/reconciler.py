@@ -39,9 +39,8 @@ from tunery_operator.observed.pod import PodView
 from tunery_operator.runtime.priority_queue import Priority
 from tunery_operator.runtime.workqueue import DONE, Requeue, earliest
 from tunery_operator.status.compute import compute_status
-from tunery_operator.status.ledger import open_attempts
-from tunery_operator.status.requeue_after import requeue_after
-from tunery_operator.status.retry_requested import reopened
+from tunery_operator.status.deadline import open_attempts, requeue_after
+from tunery_operator.status.retries import reopened
 from tunery_operator.status.snapshot import Snapshot
 
 Spec = TypeVar("Spec", bound=KindSpec)

@@ -16,7 +16,7 @@ from tunery_operator.controllers.observe import ManagedObject
 from tunery_operator.errors import ApiFailure, FieldContested, NameTaken, OperatorError, PreflightsFull, Rejected
 from tunery_operator.planning.platform_values import PlatformValues, with_platform_values
 from tunery_operator.status.compute import SCHEDULING
-from tunery_operator.status.phase import WAITING_FOR_SLOT
+from tunery_operator.status.conditions import WAITING_FOR_SLOT
 
 _TOO_MANY_REQUESTS = 429
 _PLACED: Final = tuple(f"spec.template.spec.{field}" for field in ("affinity", "nodeSelector", "tolerations"))

@@ -27,7 +27,7 @@ from tunery_operator.errors import ApiFailure, OwnerGone, Rejected, StaleObject
 from tunery_operator.manifests.metadata import owner_reference
 from tunery_operator.observed.metadata import Key, Owner, parse_owner
 from tunery_operator.planning.lorasweep import trial_name
-from tunery_operator.status.removed import after_removal
+from tunery_operator.status.sweep import after_removal
 from tunery_search.trial_rows import number_of
 
 logger: Final = logging.getLogger(__name__)

@@ -17,11 +17,9 @@ from tunery_api.status import ConditionType, Phase
 from tunery_api.tolerant import without_invalid
 from tunery_operator.observed.attempt import Attempt
 from tunery_operator.observed.metadata import format_time
-from tunery_operator.status.conditions import Conditions
+from tunery_operator.status.conditions import Conditions, phase_of, sum_up, word_why
 from tunery_operator.status.diagnosis import failure_status, find_blocker
-from tunery_operator.status.phase import phase_of
 from tunery_operator.status.snapshot import Snapshot
-from tunery_operator.status.summary import sum_up, word_why
 from tunery_search.failures import can_warm_start
 
 _RESUMABLE: Final = frozenset(

@@ -1,4 +1,8 @@
-"""The conditions of one object: set by type, and dated only when their status flips."""
+"""Keep the conditions of an object, and compute its phase and the conditions that tools read from them.
+
+kstatus, by which Flux and others read an object of a kind that they do not know, takes Reconciling and Stalled: neither
+means that all is as it should be. Each is there only while it is True.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +12,75 @@ from enum import StrEnum
 from typing import Any, Final
 
 from tunery_api.scrub import CUT, scrub, shorten
-from tunery_api.status import ConditionStatus, ConditionType
-from tunery_operator.observed.metadata import format_time
+from tunery_api.status import FINAL_PHASES, ConditionStatus, ConditionType, Phase
+from tunery_operator.observed.metadata import format_time, parse_time
 
 _SHORT: Final = 160
 """Bytes of a message that may stand in several conditions."""
+_STATUS = {True: ConditionStatus.TRUE, False: ConditionStatus.FALSE, None: ConditionStatus.UNKNOWN}
+FINISHING: Final = "Finishing"
+"""Reason of Running=False between the end of a pod that ended well and that of its Job."""
+RESULT_LOOKUP: Final = "ResultLookup"
+"""Reason of Running=False while the bucket is asked what a pod that is gone has published."""
+STOPPING: Final = "Stopping"
+"""Reason of Running=True while a pod was told to end, and of Suspended=False and Stopped=False until all have."""
+OUT_OF_TIME: Final = "OutOfTime"
+"""Reason of Running=True while the pod that spec.activeDeadlineSeconds has told to end stores its checkpoint."""
+PUBLISHING: Final = "Publishing"
+"""Reason of Stopped=False while a small Job publishes what was trained; another where its pod cannot run yet."""
+HELD: Final = "JobSuspended"
+"""Reason of Running=False while somebody else holds the Job, who is not a queue that it names."""
+POD_STARTED: Final = "PodStarted"
+"""Reason of Running=True until the pod downloads, trains, merges or asks: it imports its libraries."""
+WAITING_FOR_PREDECESSOR: Final = "WaitingForPredecessor"
+WAITING_FOR_SLOT: Final = "WaitingForPreflightSlot"
+"""Reasons of the stage that comes next: what must go before its Job may be made."""
+_WAITING: Final = frozenset({WAITING_FOR_PREDECESSOR, WAITING_FOR_SLOT, HELD})
+NOT_REPORTING: Final = "NotReporting"
+"""Reason of ProgressReported=False where a pod has run for two minutes and nothing was heard of it, and of Running=True
+where nothing ever was: whether it still starts, nobody knows."""
+AT_WORK: Final = frozenset(
+    {Phase.DOWNLOADING, Phase.TRAINING, Phase.EVALUATING, Phase.MERGING, Phase.ANSWERING, Phase.UPLOADING}
+)
+"""The phases of a pod at work: what it says of itself, and the reasons of Running=True."""
+_TRAINER_PHASES: Final = {
+    POD_STARTED: Phase.STARTING,
+    NOT_REPORTING: Phase.STARTING,
+    # The pod that was told to end does not train any more, and the next one is to come.
+    STOPPING: Phase.STARTING,
+    OUT_OF_TIME: Phase.STOPPING,
+    **{phase.value: phase for phase in AT_WORK},
+}
+_STALLED_BYTES: Final = 160
+"""Bytes of the message of Stalled; condition Failed has all of it."""
+_ENDED_BY: Final = {
+    Phase.SUCCEEDED: ConditionType.SUCCEEDED,
+    Phase.FAILED: ConditionType.FAILED,
+    Phase.STOPPED: ConditionType.STOPPED,
+}
+_TOLD_BY: Final = {
+    Phase.WAITING: (ConditionType.INPUTS_READY, ConditionType.RUNNING, ConditionType.PREFLIGHT),
+    Phase.QUEUED: (ConditionType.QUOTA_RESERVED,),
+    Phase.SEARCHING: (ConditionType.SEARCHING,),
+    Phase.PREFLIGHT: (ConditionType.PREFLIGHT,),
+    Phase.STARTING: (ConditionType.RUNNING,),
+    Phase.STOPPING: (ConditionType.STOPPED,),
+    Phase.UPLOADING: (ConditionType.STOPPED, ConditionType.RUNNING),
+}
+"""The conditions that say why an object is at a phase, the first that is not True."""
+_PLAIN: Final = frozenset(
+    {
+        "PreflightPending",
+        "PreflightStarting",
+        "PreflightRunning",
+        "Starting",
+        "Stopped",
+        "Stopping",
+        "Finishing",
+        "Publishing",
+    }
+)
+"""Reasons that say no more than the phase does."""
 
 
 class Conditions:
@@ -94,4 +162,85 @@ class Conditions:
         return sorted(self._by_type.values(), key=lambda c: (self._order.get(c["type"], len(self._order)), c["type"]))
 
 
-_STATUS = {True: ConditionStatus.TRUE, False: ConditionStatus.FALSE, None: ConditionStatus.UNKNOWN}
+def phase_of(conditions: Conditions, working: Phase) -> Phase:
+    """Return the phase; the first line that holds wins. `working` is that of a pod of this kind that says no other."""
+    checks = (
+        (conditions.is_true(ConditionType.FAILED), Phase.FAILED),
+        (conditions.is_true(ConditionType.SUCCEEDED), Phase.SUCCEEDED),
+        (conditions.is_true(ConditionType.STOPPED), Phase.STOPPED),
+        (conditions.reason(ConditionType.STOPPED) == PUBLISHING, Phase.UPLOADING),
+        (conditions.is_false(ConditionType.STOPPED), Phase.STOPPING),
+        (conditions.is_true(ConditionType.SUSPENDED), Phase.SUSPENDED),
+        (conditions.reason(ConditionType.SUSPENDED) == STOPPING, Phase.SUSPENDING),
+        (conditions.is_false(ConditionType.INPUTS_READY), Phase.WAITING),
+        (conditions.status(ConditionType.SEARCHING) in ("True", "Unknown"), Phase.SEARCHING),
+        # The pod has ended well, and its Job does not say so yet, or its words are gone: nothing starts again.
+        (conditions.reason(ConditionType.RUNNING) in (FINISHING, RESULT_LOOKUP), Phase.UPLOADING),
+        (conditions.is_false(ConditionType.QUOTA_RESERVED), Phase.QUEUED),
+        (
+            conditions.is_true(ConditionType.RUNNING),
+            _TRAINER_PHASES.get(conditions.reason(ConditionType.RUNNING) or "", working),
+        ),
+        (conditions.reason(ConditionType.RUNNING) in _WAITING, Phase.WAITING),
+        (conditions.reason(ConditionType.PREFLIGHT) in _WAITING, Phase.WAITING),
+        (conditions.status(ConditionType.RUNNING) is not None, Phase.STARTING),
+        (conditions.status(ConditionType.PREFLIGHT) == "Unknown", Phase.PREFLIGHT),
+        # No more trials are made; those that run still end, or the Job that publishes the best is not there yet.
+        (conditions.is_false(ConditionType.SEARCHING), Phase.SEARCHING),
+    )
+    return next((phase for holds, phase in checks if holds), Phase.PENDING)
+
+
+def sum_up(conditions: Conditions, phase: Phase) -> None:
+    """Set what follows from the phase: Finished, Reconciling and Stalled."""
+    finished, reconciling, stalled = ConditionType.FINISHED, ConditionType.RECONCILING, ConditionType.STALLED
+    if phase.value in FINAL_PHASES:
+        conditions.set(finished, True, phase.value)
+    else:
+        conditions.set(finished, False, "InProgress")
+    if phase.value in FINAL_PHASES or phase is Phase.SUSPENDED:
+        conditions.drop(reconciling)
+    else:
+        conditions.set(reconciling, True, phase.value)
+    if phase is Phase.FAILED:
+        told = shorten(conditions.message(ConditionType.FAILED), _STALLED_BYTES)
+        conditions.set(stalled, True, conditions.reason(ConditionType.FAILED) or phase.value, told)
+    else:
+        conditions.drop(stalled)
+
+
+def word_why(conditions: Conditions, phase: Phase, failure: Mapping[str, Any] | None) -> str | None:
+    """Return status.reason: why an object failed, was stopped or waits; None where its phase says all."""
+    if phase in _ENDED_BY:
+        reason = conditions.reason(_ENDED_BY[phase])
+        return None if reason == phase.value else reason
+    if failure is not None:
+        return str(failure["reason"])
+    if conditions.is_false(ConditionType.PROGRESS_REPORTED):
+        return NOT_REPORTING
+    told = (type_ for type_ in _TOLD_BY.get(phase, ()) if conditions.status(type_) not in (None, "True"))
+    reason = next((conditions.reason(type_) for type_ in told), None)
+    return None if reason in _PLAIN else reason
+
+
+def under_way_again(status: Mapping[str, Any], generation: int, now: datetime) -> dict[str, Any]:
+    """Return the status of an object that is tried again, with what tools read of it: in the same write."""
+    conditions = Conditions(status.get("conditions") or (), generation, now)
+    sum_up(conditions, Phase(status["phase"]))
+    conditions.confirm()
+    return {**status, "conditions": conditions.to_list()}
+
+
+def settled(status: Mapping[str, Any], generation: int, now: datetime) -> dict[str, Any]:
+    """Return the status of an object that has ended, for that generation of its spec; pure, idempotent.
+
+    After the end nothing follows from a change of the spec, and tools see that it was observed.
+    """
+    phase = Phase(status["phase"])
+    conditions = Conditions(status.get("conditions") or (), generation, parse_time(status.get("completionTime")) or now)
+    sum_up(conditions, phase)
+    conditions.confirm()
+    kept = {name: value for name, value in status.items() if name != "reason"}
+    reason = word_why(conditions, phase, status.get("failure"))
+    told = {"reason": reason} if reason is not None else {}
+    return {**kept, **told, "observedGeneration": generation, "conditions": conditions.to_list()}

@@ -18,7 +18,7 @@ from tunery_operator.observed.job import JobView
 from tunery_operator.observed.metadata import parse_time
 from tunery_operator.observed.pod import PodView
 from tunery_operator.planning.platform_values import PlatformValues, with_platform_values
-from tunery_operator.status.messages import reported_failure, told
+from tunery_operator.status.reports import reported_failure, told
 
 NODE_GRACE: Final = timedelta(seconds=15)
 """Time after the end of a pod's grace period from which its node counts as lost."""

@@ -19,8 +19,8 @@ from tunery_operator.observed.attempt_history import (
     newest_attempt,
 )
 from tunery_operator.observed.event import RETRIED, Event
-from tunery_operator.status.messages import PREVIOUS_ATTEMPT, attempt_words, was_ended
-from tunery_operator.status.phase import NOT_REPORTING, STOPPING
+from tunery_operator.status.conditions import NOT_REPORTING, STOPPING
+from tunery_operator.status.retries import PREVIOUS_ATTEMPT, attempt_words, was_ended
 
 DATASET_WARNING: Final = "DatasetWarning"
 RANK_TOO_LOW: Final = "RankTooLow"

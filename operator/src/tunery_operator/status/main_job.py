@@ -15,36 +15,38 @@ from tunery_operator.observed.attempt import Attempt
 from tunery_operator.observed.attempt_history import DISRUPTIONS, attempt_numbers
 from tunery_operator.observed.metadata import parse_time
 from tunery_operator.observed.pod import PodView
-from tunery_operator.status.attempt_endings import failure_of_gone, how_it_ended
+from tunery_operator.status.attempts import how_it_ended
 from tunery_operator.status.builder import StatusBuilder
-from tunery_operator.status.diagnosis import (
-    GONE,
-    is_node_lost,
-    job_failure,
-    lost_node,
-    of_role,
-    pod_failure,
+from tunery_operator.status.conditions import (
+    AT_WORK,
+    FINISHING,
+    HELD,
+    NOT_REPORTING,
+    OUT_OF_TIME,
+    POD_STARTED,
+    STOPPING,
 )
-from tunery_operator.status.ledger import (
+from tunery_operator.status.diagnosis import GONE, is_node_lost, job_failure, lost_node, of_role, pod_failure
+from tunery_operator.status.reports import first_has_ended_well, is_downloading, only_starts, publishes_alone
+from tunery_operator.status.results import check_result, take_checkpoint, take_last_words, take_progress
+from tunery_operator.status.retries import (
+    PREVIOUS_ATTEMPT,
+    attempt_words,
     ended_pod,
     ends_its_job,
     failed_too_often,
+    failure_of_gone,
     gone_cause,
     of_one_attempt,
     retries_used,
     root_cause_pod,
     same_end_twice,
+    was_ended,
 )
-from tunery_operator.status.messages import PREVIOUS_ATTEMPT, attempt_words, was_ended
-from tunery_operator.status.phase import AT_WORK, FINISHING, HELD, NOT_REPORTING, OUT_OF_TIME, POD_STARTED, STOPPING
-from tunery_operator.status.queueing import check_queue, is_queued, release_quota
-from tunery_operator.status.reported_progress import first_has_ended_well, is_downloading, only_starts, publishes_alone
-from tunery_operator.status.results import check_result, take_checkpoint, take_last_words, take_progress
 from tunery_operator.status.snapshot import Snapshot
+from tunery_operator.status.suspension import SAVES, check_queue, is_queued, release_quota
 
 _RUNNING: Final = ConditionType.RUNNING
-SAVES: Final = ", and may write a checkpoint before"
-"""What a pod that trains still does when it is told to end, as the end of a sentence."""
 _TOLD_TO_END: Final = (STOPPING, OUT_OF_TIME)
 REPORT_GRACE: Final = timedelta(seconds=120)
 """A pod says that it starts as soon as Python has, which took 63 seconds on a node under load, with a tenth of a CPU;

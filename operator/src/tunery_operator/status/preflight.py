@@ -11,11 +11,11 @@ from tunery_operator.observed.attempt import Attempt
 from tunery_operator.observed.pod import PodView
 from tunery_operator.status.builder import StatusBuilder
 from tunery_operator.status.diagnosis import failure, job_failure, pod_failure
-from tunery_operator.status.health import planned, take_diagnosis
-from tunery_operator.status.ledger import ends_its_job
-from tunery_operator.status.messages import parse_report
-from tunery_operator.status.queueing import check_queue, is_queued
-from tunery_operator.status.result_recovery import succeeded_pod
+from tunery_operator.status.findings import planned, take_diagnosis
+from tunery_operator.status.reports import parse_report
+from tunery_operator.status.results import succeeded_pod
+from tunery_operator.status.retries import ends_its_job
+from tunery_operator.status.suspension import check_queue, is_queued
 
 PREFLIGHT_ONLY: Final = "PreflightOnly"
 """Reason of Succeeded=True where nothing was to be trained."""

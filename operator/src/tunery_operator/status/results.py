@@ -1,9 +1,10 @@
-"""What a run says of itself, while it goes and when it ends, as status fields."""
+"""Write what a Job has published into the status, and say whether an AdapterServer could serve it."""
 
 from __future__ import annotations
 
 from typing import Any, Final
 
+from tunery_api.adapterserver import ENGINE_RANKS
 from tunery_api.kinds import Kind
 from tunery_api.measured import MetricsStatus, change_text
 from tunery_api.names import trials_uri
@@ -11,26 +12,28 @@ from tunery_api.reasons import FailureReason
 from tunery_api.remedies import retry
 from tunery_api.runspec import AnswersReport, RunResult, TrainerStatus
 from tunery_api.status import ConditionType
+from tunery_api.unservable import method_problem, rank_problem
 from tunery_operator.observed.attempt import Attempt
 from tunery_operator.observed.pod import PodView
 from tunery_operator.status.builder import StatusBuilder
+from tunery_operator.status.conditions import RESULT_LOOKUP
 from tunery_operator.status.diagnosis import failure, job_failure
 from tunery_operator.status.events import CHECKPOINT_NOT_STORED, RANK_TOO_LOW, REMOVAL_UNKNOWN, TRIALS_LEFT
-from tunery_operator.status.health import take_diagnosis, tell_rejection
-from tunery_operator.status.messages import parse_result
-from tunery_operator.status.phase import RESULT_LOOKUP
-from tunery_operator.status.reported_progress import (
+from tunery_operator.status.findings import take_diagnosis, tell_rejection
+from tunery_operator.status.reports import (
     changed_enough,
     metrics_fields,
     number,
+    parse_result,
     progress_fields,
     steps_fields,
 )
-from tunery_operator.status.result_recovery import needs_report, published, succeeded_pod
+from tunery_operator.status.snapshot import Snapshot
 
 _RESULT_PARTS: Final = ("metrics", "dataset", "memory", "resolved")
 _UPLOADED: Final = {"adapter": ConditionType.ADAPTER_UPLOADED, "output": ConditionType.OUTPUT_UPLOADED}
 """By the field of a kind's status that says what was published."""
+_FIELD: Final = "unservable"
 
 
 def take_progress(draft: StatusBuilder) -> None:
@@ -257,3 +260,44 @@ def _check_evaluation(draft: StatusBuilder, result: RunResult) -> None:
 def _change(metrics: MetricsStatus) -> str:
     improvement, error = number(metrics.improvement), number(metrics.improvement_error)
     return "" if improvement is None else f", {change_text(-improvement, error)}"
+
+
+def succeeded_pod(attempt: Attempt) -> PodView | None:
+    """Return the pod that completed a Job, of pods that work together the first, or None where it is gone."""
+    return next((pod for pod in reversed(attempt.pods) if pod.phase == "Succeeded" and not pod.index), None)
+
+
+def result_of(attempt: Attempt) -> RunResult | None:
+    """Return what the pod of a complete Job says, or None where the pod or its words are gone."""
+    pod = succeeded_pod(attempt)
+    return parse_result(pod.termination_message) if pod is not None else None
+
+
+def published(snapshot: Snapshot, attempt: Attempt | None) -> RunResult | None:
+    """Return the result of a Job that published what its kind publishes, or None."""
+    result = result_of(attempt) if attempt is not None else None
+    return result if result is not None and getattr(result, snapshot.running.result) is not None else None
+
+
+def needs_report(snapshot: Snapshot) -> bool:
+    """Tell whether a complete Job's result is known from nowhere, so that a report Job must ask the bucket for it.
+
+    True while the report Job runs, too; one that is complete and whose own words are gone is to be made anew.
+    """
+    main, report = snapshot.main, snapshot.report
+    if main is None or not main.job.complete or published(snapshot, main) is not None:
+        return False
+    return report is None or (report.job.failed_reason is None and result_of(report) is None)
+
+
+def tell_unservable(draft: StatusBuilder) -> None:
+    """Say beside the settings and beside the result why no server can serve it; nothing where nothing says so."""
+    method = (draft.fields.get("resolved") or {}).get("method")
+    for name in ("resolved", "adapter"):
+        block = draft.fields.get(name)
+        if block is None:
+            continue
+        problem = method_problem(method) or rank_problem(block.get("rank"), ENGINE_RANKS[-1])
+        others = {field: value for field, value in block.items() if field != _FIELD}
+        text = None if problem is None else f"{problem.message}. {problem.remedy.text}."
+        draft.fields[name] = others if text is None else {**others, _FIELD: text}

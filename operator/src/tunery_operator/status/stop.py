@@ -1,22 +1,44 @@
-"""Whether an object ends for good before its work is done: by its spec, or by a deadline that is a stop."""
+"""Stop an object for good, by its spec or by its deadline, and publish what was trained."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Final
 
 from tunery_api.lorajob import OnStop
 from tunery_api.reasons import FailureReason
+from tunery_api.runspec import RunResult
+from tunery_api.scrub import scrub
 from tunery_api.status import ConditionStatus, ConditionType
-from tunery_operator.status.ledger import deadline_left
+from tunery_operator.observed.attempt import Attempt
+from tunery_operator.status.builder import StatusBuilder
+from tunery_operator.status.conditions import PUBLISHING, STOPPING
+from tunery_operator.status.deadline import deadline_left
+from tunery_operator.status.diagnosis import job_failure
+from tunery_operator.status.findings import close_checks
+from tunery_operator.status.main_job import show_no_job, show_pod
+from tunery_operator.status.reports import steps_fields
+from tunery_operator.status.results import (
+    forget_checkpoint,
+    published,
+    succeeded_pod,
+    take_checkpoint,
+    take_last_words,
+    take_progress,
+    take_published,
+    take_result,
+)
 from tunery_operator.status.snapshot import Snapshot
+from tunery_operator.status.suspension import terminating
 
 REQUESTED: Final = "StopRequested"
 """Reason of Stopped where spec.stop is set."""
-
-
 _TOO_LONG: Final = "its pods had run for as long as spec.activeDeadlineSeconds allowed"
 """Without the number, which may be another by now."""
+_STOPPED: Final = ConditionType.STOPPED
+_NOTHING_USABLE: Final = frozenset({FailureReason.NOT_IMPROVED.value, FailureReason.CHECKPOINT_MISSING.value})
+"""Why nothing is published at the output although all of it went well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,3 +83,145 @@ def _is_begun(snapshot: Snapshot) -> bool:
     conditions = snapshot.status.get("conditions") or ()
     being = (ConditionType.STOPPED.value, ConditionStatus.FALSE.value)
     return any((condition["type"], condition["status"]) == being for condition in conditions)
+
+
+def check_stop(draft: StatusBuilder) -> bool:
+    """Follow an object that is being stopped to its end; True: nothing else is to be said of it."""
+    stop = stop_of(draft.snapshot)
+    if stop is None:
+        draft.conditions.drop(_STOPPED)
+        return False
+    _show_main(draft)
+    still = next(terminating(draft.snapshot), None)
+    if still is not None:
+        draft.conditions.set(_STOPPED, False, STOPPING, f"{stop.why}; {still}")
+    elif stop.publishes:
+        _check_publishing(draft, stop)
+    else:
+        _end_after(draft, stop, _why_nothing(draft), _last_step(draft))
+    return True
+
+
+def _end(draft: StatusBuilder, stop: Stop, text: str, ended: datetime | None = None) -> None:
+    close_checks(draft)
+    draft.end_stopped(stop.reason, f"{stop.why}; {text}", ended)
+
+
+def _end_after(draft: StatusBuilder, stop: Stop, text: str, step: int | None) -> None:
+    """End where no adapter is at the output, and say how far it came, as far as that is known."""
+    if step is None:
+        _end(draft, stop, text)
+        return
+    _show_last_step(draft, step)
+    _end(draft, stop, f"stopped after step {step}; {text}")
+
+
+def _last_step(draft: StatusBuilder) -> int | None:
+    """Return the last step that its pods told of, by a report or by a checkpoint; None where they told of none."""
+    told = [(draft.fields.get(name) or {}).get("step") for name in ("progress", "checkpoint")]
+    return max((step for step in told if step is not None), default=None)
+
+
+def _why_nothing(draft: StatusBuilder) -> str:
+    sweep = draft.snapshot.owner.sweep
+    if draft.fields.get("attempts") and sweep is not None:
+        return f"nothing is published, and its checkpoints stay until LoRASweep {sweep} has published its best"
+    if draft.fields.get("attempts"):
+        uri = (draft.fields.get("checkpoint") or {}).get("uri")
+        newest = f", the newest at {uri}" if uri else ""
+        return f"spec.onStop is Discard: nothing is published, and its checkpoints stay{newest}"
+    return "no pod had begun to train, so there is nothing to publish"
+
+
+def _show_main(draft: StatusBuilder) -> None:
+    attempt = draft.snapshot.main
+    if attempt is None:
+        show_no_job(draft)
+        return
+    take_progress(draft)
+    take_checkpoint(draft, attempt.last)
+    if not attempt.job.finished:
+        show_pod(draft, attempt)
+
+
+def _check_publishing(draft: StatusBuilder, stop: Stop) -> None:
+    attempt = draft.snapshot.publishing
+    if attempt is None:
+        _show(draft, stop, f"a Job is to {_errand(draft)}")
+    elif attempt.job.complete:
+        _check_published(draft, stop, attempt)
+    elif attempt.job.failed_reason is not None:
+        _check_unpublished(draft, stop, attempt)
+    else:
+        _show_publishing(draft, stop, attempt)
+
+
+def _show_publishing(draft: StatusBuilder, stop: Stop, attempt: Attempt) -> None:
+    found = draft.blocker(attempt) if not attempt.job.suspend else None
+    text = f"Job {attempt.job.name} is to {_errand(draft)}"
+    if found is None:
+        _show(draft, stop, text)
+        return
+    draft.show_blocker(found)
+    _show(draft, stop, f"{text}, and its pod does not run yet: {found.message}", str(found.reason))
+
+
+def _errand(draft: StatusBuilder) -> str:
+    """Return what the publishing Job is for: a checkpoint that nobody told of may be there all the same."""
+    step = (draft.fields.get("checkpoint") or {}).get("step")
+    if step is None:
+        return "look whether a checkpoint was stored, as none was told of, and publish what is best in it"
+    return f"publish what is best in the newest checkpoint, of step {step}"
+
+
+def _show(draft: StatusBuilder, stop: Stop, text: str, reason: str = PUBLISHING) -> None:
+    draft.conditions.set(_STOPPED, False, reason, f"{stop.why}; {text}")
+
+
+def _check_published(draft: StatusBuilder, stop: Stop, attempt: Attempt) -> None:
+    pod, result, name = succeeded_pod(attempt), published(draft.snapshot, attempt), attempt.job.name
+    if pod is None:
+        _show(draft, stop, f"the pod of Job {name} is gone, and its word with it; it runs once more")
+    elif result is None:
+        draft.fail_for(FailureReason.INTERNAL_ERROR, f"pod {pod.name} ended well, and does not say what it published")
+    else:
+        take_result(draft, result)
+        text = take_published(draft, result)
+        forget_checkpoint(draft, result)
+        ended = pod.finished_at or attempt.job.ended_at
+        if result.stopped_after_step is None:
+            # Its last pod had published the whole of it as the stop came.
+            draft.succeed(text, ended)
+        else:
+            _show_last_step(draft, result.stopped_after_step)
+            _end(draft, stop, f"{_after(result)}, {text}", ended)
+
+
+def _show_last_step(draft: StatusBuilder, step: int) -> None:
+    """Show how far it came: the last that its pod told of that may be a step before, as it was told to end."""
+    draft.merge("stopped", {"afterStep": step})
+    total = (draft.fields.get("progress") or {}).get("totalSteps")
+    draft.merge("progress", steps_fields(step, total) if total else None)
+
+
+def _after(result: RunResult) -> str:
+    loss = result.metrics.eval_loss if result.metrics is not None else None
+    measured = f"evaluation loss {loss}" if loss is not None else "evaluation loss not measured"
+    of = next((each.step for each in reversed(result.evaluations or []) if each.loss == loss), None)
+    # The weights that were measured best are published, not the last ones.
+    older = f" of the weights of step {of}" if of not in (None, result.stopped_after_step) else ""
+    return f"stopped after step {result.stopped_after_step}, {measured}{older}"
+
+
+def _check_unpublished(draft: StatusBuilder, stop: Stop, attempt: Attempt) -> None:
+    """End where no adapter came of it; what can be mended, a deadline that is too short included, is a failure."""
+    result = take_last_words(draft, attempt)
+    found, exit_code = job_failure(attempt, draft.snapshot.platform)
+    if str(found.reason) not in _NOTHING_USABLE:
+        text = f"{stop.why}; what was trained could not be published: {found.message}"
+        draft.fail(found.model_copy(update={"message": scrub(text)}), exit_code=exit_code)
+    elif stop.reason == REQUESTED:
+        step = result.stopped_after_step if result is not None else None
+        _end_after(draft, stop, found.message, _last_step(draft) if step is None else step)
+    else:
+        draft.fail_for(FailureReason.DEADLINE_EXCEEDED, f"{stop.why}; {found.message}")

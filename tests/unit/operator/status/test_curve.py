@@ -11,8 +11,8 @@ from tunery_api.failures import Subject
 from tunery_api.runspec import TrainerStatus
 from tunery_api.status import LoRAJobStatus
 from tunery_operator.status.compute import compute_status
-from tunery_operator.status.removed import after_removal
-from tunery_operator.status.retry_requested import reopened
+from tunery_operator.status.retries import reopened
+from tunery_operator.status.sweep import after_removal
 
 from kit.operator.objects import RESULT
 from kit.operator.standings import DONE, FAILED

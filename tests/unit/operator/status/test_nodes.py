@@ -20,9 +20,9 @@ from tunery_operator.observed.attempt_history import last_end
 from tunery_operator.observed.job import JobView
 from tunery_operator.observed.pod import LostPod, PodView
 from tunery_operator.status.compute import compute_status
+from tunery_operator.status.deadline import deadline_left, requeue_after
 from tunery_operator.status.events import transitions
-from tunery_operator.status.ledger import deadline_left, failed_attempts, same_end_twice
-from tunery_operator.status.requeue_after import requeue_after
+from tunery_operator.status.retries import failed_attempts, same_end_twice
 from tunery_operator.status.snapshot import Snapshot
 
 from kit.operator.objects import RESULT

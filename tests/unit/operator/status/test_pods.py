@@ -18,7 +18,7 @@ from tunery_operator.observed.metadata import Key
 from tunery_operator.observed.pod import PodView
 from tunery_operator.status.compute import compute_status
 from tunery_operator.status.events import transitions
-from tunery_operator.status.search import Search
+from tunery_operator.status.snapshot import Search
 from tunery_search.decision import Decision
 
 from kit.operator.objects import RESULT

@@ -13,7 +13,7 @@ from tunery_operator.metrics import ATTEMPTS, changes
 from tunery_operator.observed.attempt_history import last_end
 from tunery_operator.observed.pod import PodView
 from tunery_operator.status.compute import compute_status
-from tunery_operator.status.ledger import deadline_left
+from tunery_operator.status.deadline import deadline_left
 from tunery_operator.status.snapshot import Snapshot
 from unit.operator.status.test_nodes import FACTS, PLACELESS, UNREACHABLE, no, nodes, runs, told
 

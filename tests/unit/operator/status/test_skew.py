@@ -9,7 +9,7 @@ import pytest
 
 from tunery_api.runspec import ProgressMetric, TrainerStatus
 from tunery_api.status import LoRAJobStatus
-from tunery_operator.status.messages import parse_report, parse_result
+from tunery_operator.status.reports import parse_report, parse_result
 
 from kit.operator.objects import RESULT
 from kit.operator.statuskit import at, condition, ended, job, judge, running

@@ -17,9 +17,9 @@ from tunery_operator.controllers.jobs import has_lost_report
 from tunery_operator.observed.attempt import Attempt
 from tunery_operator.planning.inputs import UnfinishedInput
 from tunery_operator.status.compute import compute_status
+from tunery_operator.status.deadline import MAX_SECONDS, MIN_SECONDS, requeue_after
 from tunery_operator.status.events import transitions
-from tunery_operator.status.requeue_after import MAX_SECONDS, MIN_SECONDS, requeue_after
-from tunery_operator.status.result_recovery import needs_report
+from tunery_operator.status.results import needs_report
 
 from kit.operator.objects import REPORT, RESULT
 from kit.operator.statuskit import (

@@ -15,11 +15,11 @@ from tunery_api.serverstatus import ServerCondition
 from tunery_api.status import CONDITIONS_KEPT, FINAL_PHASES, ConditionType, Phase
 from tunery_operator.client.cache import Cache
 from tunery_operator.status.compute import compute_status
+from tunery_operator.status.conditions import settled, under_way_again
+from tunery_operator.status.deadline import requeue_after
 from tunery_operator.status.events import transitions
-from tunery_operator.status.requeue_after import requeue_after
-from tunery_operator.status.retry_requested import reopened
+from tunery_operator.status.retries import reopened
 from tunery_operator.status.snapshot import Snapshot
-from tunery_operator.status.summary import settled, under_way_again
 
 from kit.operator.objects import RESULT
 from kit.operator.standings import (

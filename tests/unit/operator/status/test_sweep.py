@@ -16,11 +16,10 @@ from tunery_api.sweepstatus import EndReason, LoRASweepStatus, TrialState
 from tunery_operator.observed.attempt import Attempt
 from tunery_operator.observed.metadata import Key, Owner
 from tunery_operator.status.compute import compute_status
+from tunery_operator.status.deadline import requeue_after
 from tunery_operator.status.events import transitions
-from tunery_operator.status.requeue_after import requeue_after
-from tunery_operator.status.retry_requested import reopened
-from tunery_operator.status.search import SAMPLER_BUSY, SUGGESTION_FAILED, Blocker, Search
-from tunery_operator.status.snapshot import Snapshot
+from tunery_operator.status.retries import reopened
+from tunery_operator.status.snapshot import SAMPLER_BUSY, SUGGESTION_FAILED, Blocker, Search, Snapshot
 from tunery_search.decision import Decision, Moment, decide
 from tunery_search.trials import Live, Trial
 

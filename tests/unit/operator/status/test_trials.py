@@ -19,11 +19,9 @@ from tunery_operator.observed.metadata import Key, Owner, parse_owner
 from tunery_operator.planning.lorasweep import trial_name
 from tunery_operator.status.builder import StatusBuilder
 from tunery_operator.status.events import transitions
-from tunery_operator.status.removed import after_removal
-from tunery_operator.status.search import Search
-from tunery_operator.status.snapshot import Snapshot
-from tunery_operator.status.stopping import check_stop
-from tunery_operator.status.sweep import check_search
+from tunery_operator.status.snapshot import Search, Snapshot
+from tunery_operator.status.stop import check_stop
+from tunery_operator.status.sweep import after_removal, check_search
 from tunery_search.decision import Decision, Moment, decide
 from tunery_search.failures import of_sweep
 from tunery_search.trial_rows import trial_of

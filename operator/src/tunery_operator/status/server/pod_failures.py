@@ -13,7 +13,7 @@ from tunery_operator.observed.attempt import ClusterWarning
 from tunery_operator.observed.deployment import ContainerView, ServerPodView
 from tunery_operator.planning.adapterserver import ENGINE, GATEWAY, MODEL
 from tunery_operator.status.diagnosis import CONFIG_REASONS, IMAGE_REASONS, failure, start_failure, without_message
-from tunery_operator.status.messages import reported_failure
+from tunery_operator.status.reports import reported_failure
 
 _R = FailureReason
 _SERVER: Final[dict[str, tuple[Remedy, ...]]] = {

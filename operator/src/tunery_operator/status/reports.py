@@ -1,4 +1,4 @@
-"""What the pod reports, as status fields: progress, metrics, checkpoint."""
+"""Read what pods report: progress reports and termination messages, also of an older or a newer trainer."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import math
 from collections.abc import Mapping
 from typing import Any, Final
 
+from tunery_api.failures import Failure
 from tunery_api.measured import number_text
 from tunery_api.names import METRICS
 from tunery_api.reasons import ExitCode
-from tunery_api.runspec import DOWNLOADING, TrainerStatus
+from tunery_api.runspec import DOWNLOADING, PreflightReport, RunResult, TrainerStatus
 from tunery_api.status import ConditionType, Phase
+from tunery_api.tolerant import read
 from tunery_operator.observed.attempt import Attempt
 from tunery_operator.observed.metadata import format_duration
 from tunery_operator.status.snapshot import Snapshot
@@ -24,11 +26,10 @@ _METRICS: Final = {
     "eval_rewards/margins": "evalRewardMargin",
 }
 """The names of our trainer, of transformers and of TRL for what they log, and those of the status."""
-
 _COUNTERS: Final = {"current_step": "step", "total_steps": "totalSteps"}
-
 _BEFORE_ALL_BEGIN: Final = (None, Phase.STARTING, Phase.DOWNLOADING)
 """What a pod reports until it has all it needs, and the others are there."""
+_FINDINGS: Final = ("failure", "dataset", "memory", "resolved")
 
 
 def progress_fields(report: TrainerStatus) -> dict[str, Any]:
@@ -129,3 +130,28 @@ def metrics_fields(report: TrainerStatus) -> dict[str, str]:
 def changed_enough(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     """Tell whether two progress fields differ in more than their time."""
     return {**old, "lastUpdateTime": None} != {**new, "lastUpdateTime": None}
+
+
+def parse_report(message: str) -> PreflightReport | None:
+    """Return the report in a preflight container's termination message, or None for any other text."""
+    report = read(PreflightReport, message)
+    if report is None or all(getattr(report, name) is None for name in _FINDINGS):
+        return None
+    return report
+
+
+def parse_result(message: str) -> RunResult | None:
+    """Return the result in a train or merge container's termination message, or None for any other text."""
+    return read(RunResult, message)
+
+
+def reported_failure(message: str) -> Failure | None:
+    """Return why a container says that it failed, or None where it says nothing of the kind."""
+    answer = parse_result(message)
+    return answer.failure if answer is not None else None
+
+
+def told(message: str) -> str:
+    """Return what a container was at as a signal ended it; empty where it says nothing of the kind."""
+    answer = parse_result(message)
+    return (answer.told if answer is not None else None) or ""

@@ -1,18 +1,11 @@
-"""What a run found out about itself, as status fields, and the condition Healthy that follows from it."""
+"""Write what a run found out about itself, and the condition Healthy."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from tunery_api.findings import (
-    NOT_TOLD,
-    TOLD_BY_TRAINING,
-    TRAINING_TELLS,
-    CheckStatus,
-    FindingStatus,
-    worst,
-)
+from tunery_api.findings import NOT_TOLD, TOLD_BY_TRAINING, TRAINING_TELLS, CheckStatus, FindingStatus, worst
 from tunery_api.scrub import scrub
 from tunery_api.status import ConditionType
 from tunery_operator.status.builder import StatusBuilder

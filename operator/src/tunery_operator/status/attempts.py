@@ -1,4 +1,4 @@
-"""Write the attempt history: an entry for each pod, opened when its container starts and closed when it ends.
+"""Write status.attemptHistory: an entry for each pod, opened when its container starts and closed when it ends.
 
 An attempt is a pod whose container started; pods that train together are one attempt, each with an entry of its own.
 Totals are added in the write that closes an entry. Restarts of the operator and new Jobs change nothing, since nothing
@@ -7,51 +7,49 @@ is remembered elsewhere.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Final
 
 from tunery_api.names import child_name
-from tunery_api.reasons import ExitCode
+from tunery_api.reasons import ExitCode, FailureReason
 from tunery_api.runspec import Task
-from tunery_api.status import ATTEMPTS_KEPT, GENERATIONS_KEPT
+from tunery_api.status import ATTEMPTS_KEPT, GENERATIONS_KEPT, ConditionType
 from tunery_operator.observed.attempt import Attempt
 from tunery_operator.observed.attempt_history import (
-    DISRUPTIONS,
-    ENDS_WITHOUT_FAULT,
     EVICTED,
     NOT_NEEDED,
     PEER_ABORTED,
     POD_DELETED,
+    PREEMPTED,
+    STOPPED,
     SUCCEEDED,
-    attempt_numbers,
-    attempts,
+    SUSPENDED,
+    VANISHED,
     cause_of,
-    first_ended,
-    is_failure,
-    last_cause,
-    newest_attempt,
     seconds_outside,
     spans,
 )
 from tunery_operator.observed.metadata import format_time, parse_time
 from tunery_operator.observed.pod import LostPod, PodView
-from tunery_operator.status.attempt_endings import Termination, ending_of, ending_of_lost, how_it_ended, record_stop
 from tunery_operator.status.builder import StatusBuilder
-from tunery_operator.status.reported_progress import has_begun
+from tunery_operator.status.conditions import Conditions
+from tunery_operator.status.diagnosis import LOST_NODE, pod_failure
+from tunery_operator.status.reports import has_begun, reported_failure
 from tunery_operator.status.snapshot import Snapshot
 
 Entry = dict[str, Any]
 """One of status.attemptHistory."""
-
-_NOT_FOR_SURE: Final = ENDS_WITHOUT_FAULT - {EVICTED, SUCCEEDED, NOT_NEEDED}
-"""Ends of which only the Job controller knows whether they count as a retry."""
-
 _ENDED: Final = "endTime"
 _INDEX: Final = "index"
 _ATTEMPT: Final = "attempt"
+_DISRUPTION_ENDS: Final = {
+    "PreemptionByScheduler": PREEMPTED,
+    "PreemptionByKubeScheduler": PREEMPTED,
+    "EvictionByEvictionAPI": EVICTED,
+}
+"""Reasons of DisruptionTarget that are no failure of anything."""
 
 
 def keep_ledger(draft: StatusBuilder) -> bool:
@@ -59,14 +57,14 @@ def keep_ledger(draft: StatusBuilder) -> bool:
     snapshot = draft.snapshot
     history: list[Entry] = [dict(entry) for entry in draft.fields.get("attemptHistory") or ()]
     seen: dict[str, PodView | LostPod] = {lost.uid: lost for lost in snapshot.lost_pods}
-    seen |= {pod.uid: pod for pod in _pods(snapshot)}
+    seen |= {pod.uid: pod for pod in working_pods(snapshot)}
     new = _unknown(seen.values(), history, draft)
     count = int(draft.fields.get("attempts") or 0)
     for pod in sorted(new, key=lambda pod: pod.started_at or snapshot.now):
         number = count + 1 if pod.index is None else _attempt_of(pod, history, count, snapshot.main)
         entry = _entry(pod, number)
         if pod.index is not None and not has_begun(snapshot):
-            _include_waiting(entry, history, {pod.uid for pod in _pods(snapshot) if pod.running and not pod.deleting})
+            _include_waiting(entry, history, snapshot)
         history.append(entry)
         count = max(count, number)
     history.sort(key=lambda entry: (str(entry["startTime"]), int(entry.get(_INDEX) or 0)))
@@ -76,7 +74,7 @@ def keep_ledger(draft: StatusBuilder) -> bool:
         return False
     draft.put(attempts=count)
     draft.fields.setdefault("startTime", history[0]["startTime"])
-    record_stop(history, _pods(snapshot), snapshot, draft.conditions)
+    record_stop(history, working_pods(snapshot), snapshot, draft.conditions)
     for entry, ending in _endings(draft, history):
         _close(draft, entry, _in_its_attempt(draft, entry, ending, history), history)
     draft.fields["attemptHistory"] = _newest_entries(history)
@@ -106,8 +104,9 @@ def _attempt_of(pod: PodView | LostPod, history: Sequence[Entry], count: int, ma
     return newest if free and before_end else max(newest, count) + 1
 
 
-def _include_waiting(opened: Entry, history: Iterable[Entry], running: set[str]) -> None:
+def _include_waiting(opened: Entry, history: Iterable[Entry], snapshot: Snapshot) -> None:
     """Move the pods that wait for their peers to the attempt that a new pod opens: they train in that one."""
+    running = {pod.uid for pod in working_pods(snapshot) if pod.running and not pod.deleting}
     for entry in history:
         if entry.get(_ATTEMPT) == opened[_ATTEMPT] - 1 and entry["uid"] in running:
             entry[_ATTEMPT] = opened[_ATTEMPT]
@@ -133,7 +132,7 @@ def close_ledger(draft: StatusBuilder, reason: str) -> None:
     draft.put(attemptHistory=history or None)
 
 
-def _pods(snapshot: Snapshot) -> list[PodView]:
+def working_pods(snapshot: Snapshot) -> list[PodView]:
     """Return the pods that train or merge, of this Job and of earlier ones."""
     preflight = child_name(snapshot.owner.key.name, Task.PREFLIGHT.value)
     earlier = [pod for pod in snapshot.leftovers if pod.job != preflight]
@@ -145,7 +144,7 @@ def _unknown(
 ) -> list[PodView | LostPod]:
     """Return the pods that started and were never counted; what is no longer in the history started before it."""
     known = {entry["uid"] for entry in history}
-    before = _listed_since(draft.fields, history)
+    before = listed_since(draft.fields, history)
     return [
         pod
         for pod in pods
@@ -153,7 +152,7 @@ def _unknown(
     ]
 
 
-def _listed_since(status: Mapping[str, Any], history: Sequence[Entry]) -> datetime | None:
+def listed_since(status: Mapping[str, Any], history: Sequence[Entry]) -> datetime | None:
     """Return the start of the oldest attempt in the history if older ones were dropped from it, else None."""
     if not history:
         return None
@@ -176,7 +175,7 @@ def _entry(pod: PodView | LostPod, attempt: int) -> Entry:
 def _ending(draft: StatusBuilder, entry: Entry, following: datetime | None) -> Termination | None:
     """Return how an attempt ended, or None while its pod runs."""
     snapshot = draft.snapshot
-    pod = next((pod for pod in _pods(snapshot) if pod.uid == entry["uid"]), None)
+    pod = next((pod for pod in working_pods(snapshot) if pod.uid == entry["uid"]), None)
     if pod is not None:
         return ending_of(pod, snapshot, draft.conditions)
     lost = next((lost for lost in snapshot.lost_pods if lost.uid == entry["uid"]), None)
@@ -229,154 +228,116 @@ def _close(draft: StatusBuilder, entry: Entry, ending: Termination, history: Ite
         draft.add("gpuSeconds", gpu_seconds)
 
 
-# What the deadline is compared with
+@dataclass(frozen=True, slots=True)
+class Termination:
+    """The end of an attempt."""
+
+    time: datetime
+    reason: str
+    exit_code: int | None = None
 
 
-def run_seconds(status: Mapping[str, Any], pods: Iterable[PodView | LostPod], now: datetime) -> float:
-    """Return how many seconds all attempts ran until now: those that were written down as ended, and the others."""
-    history = status.get("attemptHistory") or ()
-    known = {entry["uid"] for entry in history if _ENDED in entry}
-    opened = {entry["uid"]: parse_time(entry["startTime"]) for entry in history}
-    before = _listed_since(status, history)
-    ran, running = list(spans(history)), 0.0
-    for pod in pods:
-        if pod.started_at is None or pod.uid in known or (before is not None and pod.started_at <= before):
-            continue
-        started, until = opened.get(pod.uid) or pod.started_at, _until(pod, now)
-        running += seconds_outside(started, until, ran if pod.index is not None else ())
-        ran.append((started, until))
-    return float(status.get("runSeconds") or 0) + running
-
-
-def _until(pod: PodView | LostPod, now: datetime) -> datetime:
-    """Return until when a pod ran or runs; one that outlives its grace period does so on a node that is lost."""
-    if isinstance(pod, LostPod):
-        return (pod.started_at or now) + timedelta(seconds=pod.seconds)
-    return pod.finished_at or min(now, pod.deleted_at or now)
-
-
-def deadline_left(snapshot: Snapshot) -> float | None:
-    """Return how many seconds the pods of an object may still run; None: without end."""
-    if snapshot.deadline_seconds is None:
+def ending_of(pod: PodView, snapshot: Snapshot, conditions: Conditions) -> Termination | None:
+    """Return how a pod that is there ended, or None while it has not ended."""
+    if pod.finished_at is not None:
+        return Termination(pod.finished_at, how_it_ended(pod, snapshot, conditions), pod.exit_code)
+    if not pod.finished or pod.started_at is None:
         return None
-    pods = _pods(snapshot)
-    # Those, too, that are gone and whose end is not written down yet.
-    unwritten = open_attempts(snapshot.status) - {pod.uid for pod in pods}
-    lost = [pod for pod in snapshot.lost_pods if pod.uid in unwritten]
-    return snapshot.deadline_seconds - run_seconds(snapshot.status, [*pods, *lost], snapshot.now)
+    found = _first_since(pod.started_at, snapshot, (pod.disrupted_at, pod.deleted_at))
+    return Termination(found or max(pod.started_at, snapshot.now), how_it_ended(pod, snapshot, conditions))
 
 
-def open_attempts(status: Mapping[str, Any]) -> set[str]:
-    """Return the uids of the attempts whose end is not written down yet."""
-    return {entry["uid"] for entry in status.get("attemptHistory") or () if _ENDED not in entry}
+def ending_of_lost(
+    entry: Mapping[str, Any],
+    lost: LostPod | None,
+    following: datetime | None,
+    snapshot: Snapshot,
+    conditions: Conditions,
+) -> Termination:
+    """Return how a pod ended that is gone; `following` is when the next attempt started.
 
-
-def gone_cause(status: Mapping[str, Any], attempt: Attempt) -> Mapping[str, Any] | None:
-    """Return the entry of the pod that the last attempt of a Job ended for, if that pod is gone, else None."""
-    cause = last_cause(status)
-    if cause is None or cause["startTime"] < attempt.job.created or cause["uid"] in {pod.uid for pod in attempt.pods}:
-        return None
-    later = any(pod.finished and pod.started_at is None and pod.created > cause["startTime"] for pod in attempt.pods)
-    return None if later else cause
-
-
-def root_cause_pod(status: Mapping[str, Any], attempt: Attempt) -> PodView | None:
-    """Return the pod that the newest attempt has failed for, if it is still there; of one node the newest failed pod.
-
-    A pod without an entry failed before its container started.
+    The best evidence of when: what was seen as it went; the pod's last report; then what came after it.
     """
-    if attempt.job.nodes == 1:
-        return attempt.last_failed
-    cause = first_ended(newest_attempt(status)) or {"uid": None}
-    found = next((pod for pod in attempt.pods if pod.uid == cause["uid"] and not _ended_well(pod)), None)
-    never_ran = (pod for pod in attempt.newest if pod.phase == "Failed" and pod.started_at is None)
-    return found or next(never_ran, None)
+    started, stopped = parse_time(entry["startTime"]), _why_stopped(entry["uid"], snapshot, conditions)
+    if started is None:
+        return Termination(snapshot.now, "Unknown")
+    if lost is not None and lost.started_at is not None:
+        echo = lost.exit_code == ExitCode.PEER_LOST
+        disrupted = None if echo else _DISRUPTION_ENDS.get(lost.disruption or "")
+        reason = disrupted or stopped or (PEER_ABORTED if echo else _deleted(started, snapshot))
+        if lost.disruption in LOST_NODE and not echo:
+            reason = FailureReason.NODE_LOST.value
+        return Termination(max(started, _end_of(lost, lost.started_at)), reason, lost.exit_code)
+    job = snapshot.main.job if snapshot.main is not None else None
+    found = _first_since(started, snapshot, (following, job.ended_at if job is not None else None))
+    # While no operator was at work nobody knows what ran: such seconds are not charged.
+    unseen = max(started, min(snapshot.now, snapshot.watched_before or snapshot.now))
+    return Termination(found or unseen, stopped or VANISHED)
 
 
-def ended_pod(status: Mapping[str, Any], attempt: Attempt) -> PodView | None:
-    """Return the pod that the newest attempt has ended for, if no other pod follows it yet; of one node its newest."""
-    if attempt.job.nodes == 1:
-        pod = attempt.last
-        return pod if pod is not None and (pod.finished or pod.finished_at is not None) else None
-    found = root_cause_pod(status, attempt)
-    return found if found in attempt.newest else None
+def _end_of(lost: LostPod, started: datetime) -> datetime:
+    return datetime.fromtimestamp(started.timestamp() + lost.seconds, tz=started.tzinfo)
 
 
-def _ended_well(pod: PodView) -> bool:
-    return pod.exit_code == ExitCode.OK or pod.phase == "Succeeded"
+def _first_since(started: datetime, snapshot: Snapshot, others: tuple[datetime | None, ...]) -> datetime | None:
+    """Return the pod's last report, or else the first of `others` between its start and now; None: neither."""
+    report = snapshot.progress.last_updated_time if snapshot.progress is not None else None
+    written = (snapshot.status.get("progress") or {}).get("lastUpdateTime")
+    reports: list[datetime] = [time for time in (parse_time(report), parse_time(written)) if time is not None]
+    newest: Iterator[datetime] = (time for time in (*sorted(reports, reverse=True), *others) if time is not None)
+    return next((time for time in newest if started < time <= snapshot.now), None)
 
 
-def same_end_twice(status: Mapping[str, Any], pods: Iterable[PodView], reason: str) -> bool:
-    """Tell whether the two newest attempts of a Job ended for `reason`; disruptions are passed over."""
-    uids = {pod.uid for pod in pods}
-    own = ([entry for entry in entries if entry["uid"] in uids] for entries in attempts(status))
-    ends = [end for entries in own if (end := cause_of(entries)) is not None]
-    return [end for end in ends if end not in DISRUPTIONS and end != PEER_ABORTED][-2:] == [reason, reason]
+def how_it_ended(pod: PodView, snapshot: Snapshot, conditions: Conditions) -> str:
+    """Return one word for how a pod that has ended did so: Succeeded, who stopped it, or a failure reason."""
+    if pod.exit_code == 0 or pod.phase == "Succeeded":
+        return SUCCEEDED
+    if reported_failure(pod.termination_message) is None:
+        # What has ended as an echo may be taken away after its end: that disrupts nothing.
+        echo = pod.exit_code == ExitCode.PEER_LOST
+        if pod.disruption in _DISRUPTION_ENDS and not echo:
+            return _DISRUPTION_ENDS[pod.disruption]
+        if pod.deleting and (pod.disruption is None or echo) and pod.exit_reason != "OOMKilled":
+            return _why_stopped(pod.uid, snapshot, conditions) or (
+                PEER_ABORTED if echo else _deleted(pod.started_at, snapshot)
+            )
+    return str(pod_failure(pod).reason)
 
 
-def of_one_attempt(status: Mapping[str, Any], attempt: Attempt) -> bool:
-    """Tell whether the running pods of a Job are of one attempt: an older pod may still store its checkpoint."""
-    numbers = attempt_numbers(status)
-    return len({numbers[pod.uid] for pod in attempt.newest if pod.running and pod.uid in numbers}) < 2
-
-
-def failed_too_often(status: Mapping[str, Any], attempt: Attempt) -> bool:
-    """Tell whether several pods have failed as attempts more often than the Job retries."""
-    retries = attempt.job.retries
-    return retries is not None and failed_attempts(status, attempt) > retries
-
-
-def failed_attempts(status: Mapping[str, Any], attempt: Attempt) -> int:
-    """Return how many attempts of a Job of several pods have failed, however many pods of each have failed.
-
-    Attempts that the history has no room for are counted by their pods: each attempt has one pod of each index.
-    """
-    causes = [cause for entries in attempts(status) if (cause := first_ended(entries)) is not None]
-    listed = [cause for cause in causes if cause["startTime"] >= attempt.job.created and is_failure(cause)]
-    since, made, cut = _listed_since(status, status.get("attemptHistory") or ()), Counter[int | None](), set()
-    for pod in attempt.pods:
-        made[pod.index] += 1
-        if since is not None and pod.started_at is not None and pod.started_at < since and _has_failed(pod):
-            cut.add(made[pod.index])
-    return len(listed) + len(cut)
-
-
-def _has_failed(pod: PodView) -> bool:
-    """Tell whether the end of a pod is a failure by the rules of its Job."""
-    free = pod.deleting or pod.disruption is not None or pod.exit_code == ExitCode.PEER_LOST
-    return pod.phase == "Failed" and not free
-
-
-def ends_its_job(draft: StatusBuilder, attempt: Attempt, pod: PodView) -> bool:
-    """Tell whether no attempt follows one whose container has failed, though its Job ends some seconds later."""
-    if pod.exit_code == ExitCode.USER_ERROR:
-        return True
-    retries = attempt.job.retries
-    if attempt.job.nodes > 1:
-        return failed_too_often(draft.fields, attempt)
-    failed = [each for each in attempt.pods if each.phase == "Failed" or each.exit_code not in (None, 0)]
-    counted = [each for each in failed if how_it_ended(each, draft.snapshot, draft.conditions) not in DISRUPTIONS]
-    return pod in counted and retries is not None and len(counted) > retries
-
-
-def retries_used(status: Mapping[str, Any], attempt: Attempt) -> int | None:
-    """Return how many of its Job's retries the failed attempts use up, or None if that is not known for sure.
-
-    The Job controller also counts pods that were deleted or suspended, in ways of its own.
-    """
-    job, history = attempt.job, status.get("attemptHistory") or ()
-    before, there = _listed_since(status, history), {pod.uid for pod in attempt.pods}
-    created, charged = parse_time(job.created), [pod for pod in attempt.pods if pod.disruption is None]
-    if job.retries is None or (before is not None and created is not None and before > created):
-        return None
+def record_stop(
+    history: Iterable[dict[str, Any]], pods: Iterable[PodView], snapshot: Snapshot, conditions: Conditions
+) -> None:
+    """Record in each open attempt why its pod is being stopped: the cause may be gone before the pod has ended."""
+    held = snapshot.main is None or snapshot.main.job.suspend
+    reason = _who_stopped(snapshot, conditions) if held else None
+    spared = {pod.uid for pod in pods if not pod.deleting}
     for entry in history:
-        end = entry.get("reason", SUCCEEDED) if entry["startTime"] >= job.created else SUCCEEDED
-        known = end in DISRUPTIONS | {SUCCEEDED, NOT_NEEDED, PEER_ABORTED}
-        if end in _NOT_FOR_SURE or not (known or entry["uid"] in there):
-            return None
-    if any(pod.finished and pod.deleting and pod.exit_code != ExitCode.PEER_LOST for pod in charged):
-        return None
-    if job.nodes > 1:
-        return failed_attempts(status, attempt)
-    failed = sum(bool(pod.exit_code) or pod.phase == "Failed" for pod in charged)
-    return failed if failed >= job.failed else None
+        if "endTime" in entry:
+            continue
+        if reason is not None:
+            entry.setdefault("reason", reason)
+        elif entry["uid"] in spared:
+            entry.pop("reason", None)
+
+
+def _deleted(started: datetime | None, snapshot: Snapshot) -> str:
+    """Return how a pod ended that was deleted; where its Job is gone, Tunery has deleted both."""
+    made = parse_time(snapshot.main.job.created) if snapshot.main is not None else None
+    return STOPPED if made is None or (started is not None and started < made) else POD_DELETED
+
+
+def _why_stopped(uid: str, snapshot: Snapshot, conditions: Conditions) -> str | None:
+    """Return why a pod was stopped: the recorded reason, else what stops the pods of the object now."""
+    history = snapshot.status.get("attemptHistory") or ()
+    recorded = next((entry.get("reason") for entry in history if entry["uid"] == uid), None)
+    return recorded if recorded in (SUSPENDED, PREEMPTED) else _who_stopped(snapshot, conditions)
+
+
+def _who_stopped(snapshot: Snapshot, conditions: Conditions) -> str | None:
+    """Return what stops the pods of an object now: spec.suspend or the queue; None: neither."""
+    job = snapshot.main.job if snapshot.main is not None else None
+    if snapshot.suspend or (job is not None and job.suspended_by_us):
+        return SUSPENDED
+    if conditions.reason(ConditionType.QUOTA_RESERVED) == PREEMPTED:
+        return PREEMPTED
+    return PREEMPTED if job is not None and job.suspend and job.queue is not None else None

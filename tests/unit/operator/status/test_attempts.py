@@ -15,9 +15,8 @@ from tunery_api.status import ATTEMPTS_KEPT, LoRAJobStatus
 from tunery_operator.client.merge_patch import merge_patch
 from tunery_operator.observed.pod import LostPod, PodView
 from tunery_operator.status.compute import compute_status
-from tunery_operator.status.ledger import deadline_left, run_seconds
-from tunery_operator.status.requeue_after import requeue_after
-from tunery_operator.status.retry_requested import reopened
+from tunery_operator.status.deadline import deadline_left, requeue_after, run_seconds
+from tunery_operator.status.retries import reopened
 from tunery_operator.status.snapshot import Snapshot
 
 from kit.operator.objects import RESULT

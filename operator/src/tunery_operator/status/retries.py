@@ -1,0 +1,219 @@
+"""Find the pod that an attempt has failed for, whether another attempt follows, and reopen a failed object."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from tunery_api.failures import Failure
+from tunery_api.reasons import ExitCode, FailureReason
+from tunery_api.remedies import edit, retry
+from tunery_api.status import ConditionType, Phase
+from tunery_operator.observed.attempt import Attempt
+from tunery_operator.observed.attempt_history import (
+    DISRUPTIONS,
+    ENDS_WITHOUT_FAULT,
+    EVICTED,
+    NOT_NEEDED,
+    PEER_ABORTED,
+    POD_DELETED,
+    SUCCEEDED,
+    attempt_numbers,
+    attempts,
+    cause_of,
+    first_ended,
+    is_failure,
+    last_cause,
+    newest_attempt,
+)
+from tunery_operator.observed.job import JobView
+from tunery_operator.observed.metadata import parse_time, retry_mark
+from tunery_operator.observed.pod import PodView
+from tunery_operator.status.attempts import how_it_ended, listed_since
+from tunery_operator.status.builder import StatusBuilder
+from tunery_operator.status.diagnosis import GONE, failure, of_role
+
+_NOT_FOR_SURE: Final = ENDS_WITHOUT_FAULT - {EVICTED, SUCCEEDED, NOT_NEEDED}
+"""Ends of which only the Job controller knows whether they count as a retry."""
+_DELETED: Final = (
+    retry("Find what deletes its pods; use suspend to pause a job, and kubectl drain to empty a node"),
+    edit("Raise retries, as each deletion counts as a retry", "retries"),
+)
+_ENDED: Final = ("failure", "reason", "completionTime", "rejectedAdapter", "podName")
+_JUDGED_AGAIN: Final = frozenset(
+    type_.value
+    for type_ in (ConditionType.FAILED, ConditionType.RUNNING, ConditionType.FINISHED, ConditionType.STALLED)
+)
+PREVIOUS_ATTEMPT: Final = "previousAttempt"
+"""The fact of a blocker that tells how the attempt before it failed."""
+
+
+def gone_cause(status: Mapping[str, Any], attempt: Attempt) -> Mapping[str, Any] | None:
+    """Return the entry of the pod that the last attempt of a Job ended for, if that pod is gone, else None."""
+    cause = last_cause(status)
+    if cause is None or cause["startTime"] < attempt.job.created or cause["uid"] in {pod.uid for pod in attempt.pods}:
+        return None
+    later = any(pod.finished and pod.started_at is None and pod.created > cause["startTime"] for pod in attempt.pods)
+    return None if later else cause
+
+
+def root_cause_pod(status: Mapping[str, Any], attempt: Attempt) -> PodView | None:
+    """Return the pod that the newest attempt has failed for, if it is still there; of one node the newest failed pod.
+
+    A pod without an entry failed before its container started.
+    """
+    if attempt.job.nodes == 1:
+        return attempt.last_failed
+    cause = first_ended(newest_attempt(status)) or {"uid": None}
+    found = next((pod for pod in attempt.pods if pod.uid == cause["uid"] and not _ended_well(pod)), None)
+    never_ran = (pod for pod in attempt.newest if pod.phase == "Failed" and pod.started_at is None)
+    return found or next(never_ran, None)
+
+
+def ended_pod(status: Mapping[str, Any], attempt: Attempt) -> PodView | None:
+    """Return the pod that the newest attempt has ended for, if no other pod follows it yet; of one node its newest."""
+    if attempt.job.nodes == 1:
+        pod = attempt.last
+        return pod if pod is not None and (pod.finished or pod.finished_at is not None) else None
+    found = root_cause_pod(status, attempt)
+    return found if found in attempt.newest else None
+
+
+def _ended_well(pod: PodView) -> bool:
+    return pod.exit_code == ExitCode.OK or pod.phase == "Succeeded"
+
+
+def same_end_twice(status: Mapping[str, Any], pods: Iterable[PodView], reason: str) -> bool:
+    """Tell whether the two newest attempts of a Job ended for `reason`; disruptions are passed over."""
+    uids = {pod.uid for pod in pods}
+    own = ([entry for entry in entries if entry["uid"] in uids] for entries in attempts(status))
+    ends = [end for entries in own if (end := cause_of(entries)) is not None]
+    return [end for end in ends if end not in DISRUPTIONS and end != PEER_ABORTED][-2:] == [reason, reason]
+
+
+def of_one_attempt(status: Mapping[str, Any], attempt: Attempt) -> bool:
+    """Tell whether the running pods of a Job are of one attempt: an older pod may still store its checkpoint."""
+    numbers = attempt_numbers(status)
+    return len({numbers[pod.uid] for pod in attempt.newest if pod.running and pod.uid in numbers}) < 2
+
+
+def failed_too_often(status: Mapping[str, Any], attempt: Attempt) -> bool:
+    """Tell whether several pods have failed as attempts more often than the Job retries."""
+    retries = attempt.job.retries
+    return retries is not None and failed_attempts(status, attempt) > retries
+
+
+def failed_attempts(status: Mapping[str, Any], attempt: Attempt) -> int:
+    """Return how many attempts of a Job of several pods have failed, however many pods of each have failed.
+
+    Attempts that the history has no room for are counted by their pods: each attempt has one pod of each index.
+    """
+    causes = [cause for entries in attempts(status) if (cause := first_ended(entries)) is not None]
+    listed = [cause for cause in causes if cause["startTime"] >= attempt.job.created and is_failure(cause)]
+    since, made, cut = listed_since(status, status.get("attemptHistory") or ()), Counter[int | None](), set()
+    for pod in attempt.pods:
+        made[pod.index] += 1
+        if since is not None and pod.started_at is not None and pod.started_at < since and _has_failed(pod):
+            cut.add(made[pod.index])
+    return len(listed) + len(cut)
+
+
+def _has_failed(pod: PodView) -> bool:
+    """Tell whether the end of a pod is a failure by the rules of its Job."""
+    free = pod.deleting or pod.disruption is not None or pod.exit_code == ExitCode.PEER_LOST
+    return pod.phase == "Failed" and not free
+
+
+def ends_its_job(draft: StatusBuilder, attempt: Attempt, pod: PodView) -> bool:
+    """Tell whether no attempt follows one whose container has failed, though its Job ends some seconds later."""
+    if pod.exit_code == ExitCode.USER_ERROR:
+        return True
+    retries = attempt.job.retries
+    if attempt.job.nodes > 1:
+        return failed_too_often(draft.fields, attempt)
+    failed = [each for each in attempt.pods if each.phase == "Failed" or each.exit_code not in (None, 0)]
+    counted = [each for each in failed if how_it_ended(each, draft.snapshot, draft.conditions) not in DISRUPTIONS]
+    return pod in counted and retries is not None and len(counted) > retries
+
+
+def retries_used(status: Mapping[str, Any], attempt: Attempt) -> int | None:
+    """Return how many of its Job's retries the failed attempts use up, or None if that is not known for sure.
+
+    The Job controller also counts pods that were deleted or suspended, in ways of its own.
+    """
+    job, history = attempt.job, status.get("attemptHistory") or ()
+    before, there = listed_since(status, history), {pod.uid for pod in attempt.pods}
+    created, charged = parse_time(job.created), [pod for pod in attempt.pods if pod.disruption is None]
+    if job.retries is None or (before is not None and created is not None and before > created):
+        return None
+    for entry in history:
+        end = entry.get("reason", SUCCEEDED) if entry["startTime"] >= job.created else SUCCEEDED
+        known = end in DISRUPTIONS | {SUCCEEDED, NOT_NEEDED, PEER_ABORTED}
+        if end in _NOT_FOR_SURE or not (known or entry["uid"] in there):
+            return None
+    if any(pod.finished and pod.deleting and pod.exit_code != ExitCode.PEER_LOST for pod in charged):
+        return None
+    if job.nodes > 1:
+        return failed_attempts(status, attempt)
+    failed = sum(bool(pod.exit_code) or pod.phase == "Failed" for pod in charged)
+    return failed if failed >= job.failed else None
+
+
+def failure_of_gone(job: JobView, entry: Mapping[str, Any], attempts: int) -> Failure:
+    """Return why a Job has failed whose last attempt ended for a pod that is gone, by its entry in the ledger."""
+    pod, reason = entry["pod"], str(entry["reason"])
+    if reason == POD_DELETED:
+        where = f" (attempt {entry.get('attempt', attempts)})" if attempts > 1 else ""
+        remedies, text = _DELETED, f"pod {pod} was deleted by another client{where}, and no retry is left"
+    else:
+        remedies, text = GONE, f"Job {job.name} failed ({job.failed_reason}: {job.failed_message}) and pod {pod}"
+        text = f"{text} is gone; the last attempt's end: {reason}"
+    return of_role(failure(FailureReason.RETRIES_EXHAUSTED, text, *remedies), job.role)
+
+
+def unanswered(status: Mapping[str, Any], retry: str | None) -> str | None:
+    """Return what status.observedRetry is to say where somebody has asked for another try; None where nobody has."""
+    mark = retry_mark(retry)
+    return None if mark == status.get("observedRetry") else mark
+
+
+def refuses_retry(phase: str, *, of_trial: bool) -> bool:
+    """Tell whether an object that has ended takes note of who asks for another try, and has none."""
+    return of_trial or phase != Phase.FAILED.value
+
+
+def reopened(status: Mapping[str, Any], retry: str | None) -> dict[str, Any] | None:
+    """Return the status of a Failed object that is to be tried again; None where it is not.
+
+    What it has reached stays: preflight, inputs, checkpoint, the attempts and what they cost.
+    """
+    mark = unanswered(status, retry)
+    if status.get("phase") != Phase.FAILED.value or mark is None:
+        return None
+    fields = {name: value for name, value in status.items() if name not in _ENDED}
+    conditions = [c for c in status.get("conditions") or () if not _is_judged_again(c)]
+    if "trials" in fields:
+        # Of a sweep: what has failed before the cause was mended fails it no more.
+        fields["forgiven"] = 1 + max((row["number"] for row in fields["trials"]), default=-1)
+        fields.pop("endReason", None)
+        if not any("value" in row for row in fields["trials"]):
+            # Nothing was measured: what was mended since may be the data itself.
+            fields.pop("trialInputs", None)
+    return {**fields, "conditions": conditions, "observedRetry": mark, "phase": Phase.PENDING.value}
+
+
+def _is_judged_again(condition: Mapping[str, Any]) -> bool:
+    return condition["type"] in _JUDGED_AGAIN or condition["status"] == "False"
+
+
+def attempt_words(number: int, pod: str | None) -> str:
+    """Return how an attempt that has ended is called: with its pod where that was not alone."""
+    return f"attempt {number}" if pod is None else f"attempt {number}, pod {pod},"
+
+
+def was_ended(attempt: str, why: str, *, goes_on: bool = True) -> str:
+    """Return what is said of an attempt that was ended for what is no fault of it; `attempt`: how it is called."""
+    # Of these ends the Job controller counts the deletion alone.
+    counted = ", which counts as a retry" if why == POD_DELETED and goes_on else ""
+    return f"{attempt} was ended: {why}{counted}; {'the next one goes on' if goes_on else 'no retry is left'}"
