@@ -8,6 +8,7 @@ import pytest
 
 from kit.operator.api import eventually
 from kit.operator.objects import Namespace, lorajob
+from kit.operator.stage import make_namespace
 
 
 @pytest.mark.slow
@@ -203,3 +204,31 @@ def _waits_for(namespace: Namespace, words: str) -> str | None:
     """Return what a job waits for, where that is said with these words."""
     message: str = namespace.condition("held", "Running").get("message", "")
     return message if words in message else None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("knows_job", [False, True], ids=["uid-of-the-lorajob", "uid-of-its-job"])
+def test_a_pod_of_another_namespace_is_no_pod_of_a_job(namespace: Namespace, knows_job: bool) -> None:
+    namespace.apply(lorajob("v", preflight="Skip", activeDeadlineSeconds=900))
+    pod = namespace.run_pod("v-train", node="one")
+    namespace.wait_running("v")
+    body = namespace.api.call("GET", namespace.path("pods", pod))
+    labels = dict(body["metadata"]["labels"])
+    if not knows_job:
+        labels |= dict.fromkeys(("controller-uid", "batch.kubernetes.io/controller-uid"), "1-1")
+    other = make_namespace(namespace.api)
+    spec = {"containers": [{"name": "trainer", "image": "i"}]}
+    for name in ("forged-a", "forged-b"):
+        forged = {"metadata": {"name": name, "labels": labels}, "spec": spec}
+        other.api.call("POST", f"/api/v1/namespaces/{other.name}/pods", forged)
+        other.start_pod(name)
+    other.remove_pod("forged-a")
+    other.end_pod("forged-b", 64, {"failure": {"reason": "OutputExists", "message": "forged"}})
+    namespace.annotate("v", note="reconcile")
+    time.sleep(3)
+    status = namespace.status("v")
+    assert (status["phase"], status["podName"], status["attempts"]) == ("Starting", pod, 1)
+    assert namespace.condition("v", "Running")["status"] == "True"
+    namespace.finish("v")
+    status = namespace.wait_phase("v", "Succeeded")
+    assert [entry["pod"] for entry in status["attemptHistory"]] == [pod]
