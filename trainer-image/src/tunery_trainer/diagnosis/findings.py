@@ -182,9 +182,9 @@ def too_slow(settings: RunSettings, found: Slow) -> Finding:
 
 
 def not_learning(settings: RunSettings, found: Slow) -> Finding:
-    """It learns nothing."""
-    moved = f"changed by {share_text(-found.gain)}" if found.gain else "did not change"
-    text = f"After half of the run the held-out loss has {moved}: nothing of the data is learned."
+    """Return the finding that the held-out loss does not fall."""
+    moved = f"has changed by {share_text(-found.gain)}" if found.gain else "did not change"
+    text = f"After half of the run the held-out loss {moved}: nothing of the data is learned."
     low = settings.training.learning_rate < usual_rates(settings)[0]
     rate = (learning_rate(settings, 10),) if low else ()
     return Finding(_F.NOT_LEARNING, text, (*rate, *targets(settings), Advice("dataset.uri")))
