@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Final, NamedTuple
+from typing import Annotated, ClassVar, Final, NamedTuple
 
 from pydantic import Field
 
@@ -96,6 +96,9 @@ class LoraSpec(ApiModel):
 
     AdaLoRA reads alpha, dropout, targetModules and modulesToSave; IA3 the last two; prompt and prefix tuning none.
     """
+
+    PREFLIGHT_NEUTRAL: ClassVar = frozenset({"alpha", "dropout", "use_rslora"})
+    """As of TrainingSpec."""
 
     rank: int | None = Field(
         None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Final
+from typing import Annotated, ClassVar, Final
 
 from pydantic import Field
 
@@ -68,6 +68,14 @@ class Parallelism(StrEnum):
 
 class TrainingSpec(ApiModel):
     """The training loop."""
+
+    PREFLIGHT_NEUTRAL: ClassVar = frozenset(
+        {
+            *("learning_rate", "scale_learning_rate_with_rank", "scheduler", "warmup"),
+            *("weight_decay", "max_grad_norm", "neftune_noise_alpha"),
+        }
+    )
+    """Fields that change neither the prepared data nor the memory: a sweep needs no preflight for another value."""
 
     epochs: DecimalString | None = Field(
         None,

@@ -26,7 +26,7 @@ class Fault(StrEnum):
     """The same values may work: the failure is counted, and the sampler learns nothing."""
 
 
-FAULTS: Final[dict[FailureReason, Fault]] = {
+FAULTS: Final[dict[str, Fault]] = {
     **dict.fromkeys(
         (
             _R.INVALID_SPEC,
@@ -59,45 +59,8 @@ FAULTS: Final[dict[FailureReason, Fault]] = {
         ),
         Fault.PARAMETERS,
     ),
-    **dict.fromkeys(
-        (
-            _R.STORAGE_UNAVAILABLE,
-            _R.IMAGE_PULL_FAILED,
-            _R.UNSCHEDULABLE,
-            _R.GPU_UNAVAILABLE,
-            _R.GPU_FAULT,
-            _R.KILLED,
-            _R.PEER_LOST,
-            _R.DISK_FULL,
-            _R.QUOTA_EXCEEDED,
-            _R.CREATE_REFUSED,
-            _R.CLUSTER_UNAVAILABLE,
-            _R.POD_REFUSED,
-            _R.MOUNT_FAILED,
-            _R.CONTAINER_REFUSED,
-            _R.PLATFORM_CHANGED,
-            _R.FIELD_CONTESTED,
-            _R.NODE_PRESSURE,
-            _R.NODE_LOST,
-            _R.DEADLINE_EXCEEDED,
-            _R.RETRIES_EXHAUSTED,
-            _R.INTERNAL_ERROR,
-            # Of servers and batches: no trial ends with one.
-            _R.RANK_TOO_HIGH,
-            _R.TOO_MANY_ADAPTERS,
-            _R.ENGINE_REFUSED,
-            _R.PROBE_FAILED,
-            _R.ENGINE_FAILED,
-            _R.ENGINE_UNSUPPORTED,
-            _R.INPUT_INVALID,
-            _R.REQUESTS_FAILED,
-            _R.SERVER_UNAVAILABLE,
-            _R.SERVER_ACCESS_DENIED,
-        ),
-        Fault.CHANCE,
-    ),
 }
-"""One entry for each reason; a test keeps it complete."""
+"""Reasons with another cause than CHANCE."""
 
 _OF_THE_MODEL: Final = frozenset({_R.INVALID_SPEC, _R.MODEL_UNSUPPORTED})
 """Reasons of a valid spec that the model or the data do not support."""
@@ -106,20 +69,16 @@ _METHODS: Final = ("method", "lora.targetModules", "lora.init", "quantization.")
 
 
 def fault_of(reason: str, values: Values, fields: Collection[str] = (), *, ran: bool) -> Fault:
-    """Return the cause of a failure; CHANCE for a reason of a later version.
+    """Return the cause of a failure; CHANCE for a reason that FAULTS lacks.
 
     `values` are the trial's, `fields` the paths that its failure names; `ran` says whether it had trained before.
     """
-    try:
-        known = FailureReason(reason)
-    except ValueError:
-        return Fault.CHANCE
-    if known in _OF_THE_MODEL and any(path.startswith(_METHODS) or path in fields for path in values):
+    if reason in _OF_THE_MODEL and any(path.startswith(_METHODS) or path in fields for path in values):
         return Fault.PARAMETERS
-    if known is _R.ADAPTER_MISSING and ran:
-        # Not that of continueFrom: what it published itself cannot be found.
+    if reason == _R.ADAPTER_MISSING and ran:
+        # Not the adapter of continueFrom, but the trial's own result.
         return Fault.CHANCE
-    return FAULTS[known]
+    return FAULTS.get(reason, Fault.CHANCE)
 
 
 _COMPARED: Final = frozenset(

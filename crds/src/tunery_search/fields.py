@@ -3,50 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from enum import Enum, auto
 from types import UnionType
 from typing import Any, Final, Union, get_args, get_origin, get_type_hints
 
 from tunery_api.errors import near
-from tunery_api.fields import DecimalString, FractionString
+from tunery_api.fields import ApiModel, DecimalString, FractionString
 from tunery_api.lorasweep import TrialTemplate
 from tunery_search.dimensions import DECIMALS, plain
-
-_LORA: Final = ("rank", "alpha", "dropout", "targetModules", "useRslora", "init")
-_TRAINING: Final = (
-    "epochs",
-    "maxSteps",
-    "learningRate",
-    "scaleLearningRateWithRank",
-    "scheduler",
-    "warmup",
-    "batchSize",
-    "gradientAccumulation",
-    "optimizer",
-    "weightDecay",
-    "maxGradNorm",
-    "precision",
-    "packing",
-    "groupByLength",
-    "gradientCheckpointing",
-    "neftuneNoiseAlpha",
-)
-_ADALORA: Final = ("initialRank", "targetRank", "warmupSteps", "finalSteps", "updateEverySteps")
-
-_SEARCHED: Final = (
-    "method",
-    "preset",
-    *(f"lora.{name}" for name in _LORA),
-    *(f"adalora.{name}" for name in _ADALORA),
-    "promptTuning.virtualTokens",
-    "prefixTuning.virtualTokens",
-    "prefixTuning.projection",
-    "quantization.type",
-    "quantization.doubleQuant",
-    "quantization.computeType",
-    *(f"training.{name}" for name in _TRAINING),
-)
 
 _ALIKE: Final = "it changes nothing that a trial learns; set it in the template, for all trials"
 _MEASURED: Final = "losses of trials that are measured in different ways cannot be compared; set it in the template"
@@ -130,8 +95,26 @@ def _type_at(path: str) -> FieldType:
     raise ValueError(f"{path}: {model} cannot be searched")
 
 
-TYPES: Final[Mapping[str, FieldType]] = {path: _type_at(path) for path in _SEARCHED}
-"""The fields that may be searched, each with its type."""
+_BLOCKS: Final = ("lora", "adalora", "promptTuning", "prefixTuning", "quantization", "training")
+"""Blocks whose fields can be searched, except those of REFUSED."""
+
+
+def _searched() -> Iterator[str]:
+    """Yield the paths of the fields that can be searched."""
+    yield from ("method", "preset")
+    blocks = {info.alias: info.annotation for info in TrialTemplate.model_fields.values()}
+    for block in _BLOCKS:
+        model = next(
+            part
+            for part in (blocks[block], *get_args(blocks[block]))
+            if isinstance(part, type) and issubclass(part, ApiModel)
+        )
+        paths = (f"{block}.{info.alias}" for info in model.model_fields.values())
+        yield from (path for path in paths if path not in REFUSED)
+
+
+TYPES: Final[Mapping[str, FieldType]] = {path: _type_at(path) for path in _searched()}
+"""The fields that can be searched, each with its type."""
 
 
 def path_problem(path: str) -> str | None:

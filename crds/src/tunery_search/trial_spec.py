@@ -9,27 +9,19 @@ from typing import Any, Final
 from tunery_api.lorajob import OnStop, PreflightPolicy
 from tunery_api.lorasweep import PrunerSpec, PrunerType, SweepPreflight
 from tunery_api.measured import EVALUATIONS_KEPT
+from tunery_api.methods import LoraSpec
 from tunery_api.sweepstatus import TrialInputs, TrialState
-from tunery_api.training import DiagnosisAction
+from tunery_api.training import DiagnosisAction, TrainingSpec
 from tunery_search.dimensions import Values
 from tunery_search.trial_rows import Body, is_checked
 from tunery_search.trials import Trial
 
-HARMLESS: Final = frozenset(
-    {
-        "lora.alpha",
-        "lora.dropout",
-        "lora.useRslora",
-        "training.learningRate",
-        "training.maxGradNorm",
-        "training.neftuneNoiseAlpha",
-        "training.scaleLearningRateWithRank",
-        "training.scheduler",
-        "training.warmup",
-        "training.weightDecay",
-    }
+PREFLIGHT_NEUTRAL: Final = frozenset(
+    f"{block}.{model.model_fields[name].alias}"
+    for block, model in (("lora", LoraSpec), ("training", TrainingSpec))
+    for name in model.PREFLIGHT_NEUTRAL
 )
-"""Parameters that change neither what the data become nor what memory they take."""
+"""Parameters that change neither the prepared data nor the memory that a run takes."""
 
 
 def preflight_of(policy: SweepPreflight, trials: Iterable[Trial], values: Values) -> PreflightPolicy:
@@ -108,4 +100,4 @@ def was_checked(trial: Trial) -> bool:
 
 
 def _grave(values: Values) -> dict[str, str]:
-    return {path: value for path, value in values.items() if path not in HARMLESS}
+    return {path: value for path, value in values.items() if path not in PREFLIGHT_NEUTRAL}

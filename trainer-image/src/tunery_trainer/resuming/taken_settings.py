@@ -20,7 +20,7 @@ from tunery_api.methods import (
 )
 from tunery_api.preference import READ_OF_PREFERENCE, PreferenceSpec, TrainingTask
 from tunery_api.training import TrainingSpec
-from tunery_trainer.settings.types import RunSettings, SettingSource
+from tunery_trainer.settings.types import SPEC_FIELDS, RunSettings, SettingSource
 
 if TYPE_CHECKING:
     from tunery_trainer.resuming.memo import Origin
@@ -193,12 +193,16 @@ def _preference(resolved: RunSettings) -> dict[str, Any]:
     return {name: value for name, value in found.items() if name in READ_OF_PREFERENCE[resolved.task]}
 
 
+_OF_LAYOUT: Final = frozenset(
+    {"batch_size", "gradient_accumulation", "precision", "gradient_checkpointing", "on_out_of_memory"}
+)
+"""Settings that follow from the devices of a run: another run has its own."""
+
+
 def _training(resolved: RunSettings) -> dict[str, Any]:
-    """Return them without the passes of a step, recomputing and the precision, which are the device's."""
     training = resolved.training
-    plain = _numbers(training, "max_steps scheduler max_length packing group_by_length loss optimizer seed")
-    decimals = "epochs learning_rate warmup weight_decay max_grad_norm neftune_noise_alpha"
-    return plain | {name: _decimal(value) for name, value in _numbers(training, decimals).items()}
+    found = {name: getattr(training, name) for name in SPEC_FIELDS if name not in _OF_LAYOUT}
+    return {name: _decimal(value) if isinstance(value, float) else value for name, value in found.items()}
 
 
 def _numbers(settings: object | None, names: str) -> dict[str, Any]:

@@ -16,7 +16,14 @@ from tunery_trainer.settings.decisions import Decisions, Fallback, number
 from tunery_trainer.settings.parallelism import WHOLE, Spread, check_passes, check_shared, is_sharded
 from tunery_trainer.settings.preference import PREFERENCE_RATE
 from tunery_trainer.settings.sizing import MOST_ROWS, DataFacts, Sizing, size
-from tunery_trainer.settings.types import DeviceFacts, DeviceKind, ModelFacts, SettingSource, TrainingSettings
+from tunery_trainer.settings.types import (
+    SPEC_FIELDS,
+    DeviceFacts,
+    DeviceKind,
+    ModelFacts,
+    SettingSource,
+    TrainingSettings,
+)
 
 DEFAULT_WARMUP: Final = 0.1
 DEFAULT_BATCH_SIZE: Final = 4
@@ -47,48 +54,52 @@ class Given(NamedTuple):
     chosen: Chosen
 
 
+_DECIDED: Final = frozenset(
+    {
+        *("epochs", "max_steps", "learning_rate", "warmup", "batch_size", "gradient_accumulation", "max_length"),
+        *("packing", "optimizer", "precision", "gradient_checkpointing"),
+    }
+)
+"""Settings with a rule of their own; every other one is the field of the spec with its name."""
+
+
 def training_settings(decisions: Decisions, rank: int, given: Given) -> TrainingSettings:
-    """Return the settings of the loop, and record each; `rank` scales the learning rate where that is asked for."""
+    """Return the settings of the loop, and record each; `rank` scales the learning rate if the spec says so."""
     block, chosen = decisions.spec.training, given.chosen
-
-    def plain(name: str) -> Any:
-        return decisions.plain(block, "training", name)
-
     max_length, packing = _max_length(decisions, given.facts), _packing(decisions, given)
     epochs, rows = _length(decisions, chosen.data)
     batch_size, accumulation = _batch(decisions, _step_rows(given, rows), chosen.batch_size)
+    checkpointing = chosen.gradient_checkpointing and decisions.method is not Method.PREFIX_TUNING
     return TrainingSettings(
         epochs=epochs,
         max_steps=block.max_steps,
         learning_rate=_learning_rate(decisions, rank),
-        scheduler=plain("scheduler"),
         warmup=_warmup(decisions),
         batch_size=batch_size,
         gradient_accumulation=accumulation,
         max_length=max_length,
         packing=packing,
-        group_by_length=plain("group_by_length"),
-        loss=plain("loss"),
         optimizer=decisions.pick(
             "training.optimizer", block.optimizer, None, Fallback(chosen.optimizer, SettingSource.RULE)
         ),
-        weight_decay=float(plain("weight_decay")),
-        max_grad_norm=float(plain("max_grad_norm")),
         precision=_precision(decisions, given.devices),
         gradient_checkpointing=decisions.pick(
             "training.gradientCheckpointing",
             block.gradient_checkpointing,
             None,
-            Fallback(
-                chosen.gradient_checkpointing and decisions.method is not Method.PREFIX_TUNING, SettingSource.RULE
-            ),
+            Fallback(checkpointing, SettingSource.RULE),
         ),
-        on_out_of_memory=plain("on_out_of_memory"),
-        neftune_noise_alpha=number(plain("neftune_noise_alpha")),
-        seed=plain("seed"),
         devices=given.devices.world,
         sharded=is_sharded(decisions, given.devices, chosen.spread),
+        **_plain(decisions),
     )
+
+
+def _plain(decisions: Decisions) -> dict[str, Any]:
+    """Return the settings that are fields of the spec, decimals as numbers, and record each."""
+    names = [name for name in SPEC_FIELDS if name not in _DECIDED]
+    found = {name: decisions.plain(decisions.spec.training, "training", name) for name in names}
+    return {name: float(value) if type(value) is str else value for name, value in found.items()}
 
 
 def _length(decisions: Decisions, data: DataFacts | None) -> tuple[float | None, int]:

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
+from typing import Final
 
 from tunery_api.methods import ComputeType, LoraInit, Method, QuantizationType
 from tunery_api.preference import PreferenceLoss, TrainingTask
 from tunery_api.status import ResolvedValue
-from tunery_api.training import GenerationSpec, Loss, OnOutOfMemory, Optimizer, Precision, PublishedWeights, Scheduler
+from tunery_api.training import (
+    GenerationSpec,
+    Loss,
+    OnOutOfMemory,
+    Optimizer,
+    Precision,
+    PublishedWeights,
+    Scheduler,
+    TrainingSpec,
+)
 
 
 @dataclass(frozen=True)
@@ -201,6 +211,10 @@ class TrainingSettings:
     """How many train together; `gradient_accumulation` is a multiple, as it counts the passes of all of them."""
     sharded: bool = False
     """Whether the base is spread over the devices of each node (FSDP); else each of them has the whole base."""
+
+
+SPEC_FIELDS: Final = tuple(each.name for each in fields(TrainingSettings) if each.name in TrainingSpec.model_fields)
+"""The settings that spec.training has a field for."""
 
 
 @dataclass(frozen=True)
