@@ -13,8 +13,6 @@ class Project(NamedTuple):
 
     folder: str
     package: str
-    heading: str
-    """The section of docs/architecture.md in which its map stands."""
 
     @property
     def source(self) -> Path:
@@ -23,12 +21,12 @@ class Project(NamedTuple):
 
 
 PROJECTS: Final = (
-    Project("crds", "tunery_api", "The API"),
-    Project("crds", "tunery_search", "The search"),
-    Project("operator", "tunery_operator", "The operator"),
-    Project("trainer-image/common", "tunery_common", "What programs share"),
-    Project("trainer-image", "tunery_trainer", "The trainer"),
-    Project("trainer-image/server", "tunery_server", "The server"),
+    Project("crds", "tunery_api"),
+    Project("crds", "tunery_search"),
+    Project("operator", "tunery_operator"),
+    Project("trainer-image/common", "tunery_common"),
+    Project("trainer-image", "tunery_trainer"),
+    Project("trainer-image/server", "tunery_server"),
 )
 
 FOLDERS: Final = tuple(dict.fromkeys(project.folder for project in PROJECTS))
