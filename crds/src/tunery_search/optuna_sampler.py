@@ -21,7 +21,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 from tunery_api.lorasweep import SamplerType
 from tunery_search.dimensions import Categorical, Dimension, exists, in_order, is_point
 from tunery_search.history import IMPORTANCE_FROM, Answer, Ask, ToldState, ToldTrial
-from tunery_search.sampler import Draw, fixed_value, learnt_from, proposed, random_draw
+from tunery_search.sampler import Draw, fixed_value, learns, points, proposed, random_draw, seed_of
 
 _STATES: Final = {
     ToldState.COMPLETE: TrialState.COMPLETE,
@@ -41,26 +41,22 @@ def answer(ask: Ask) -> Answer:
 
 
 def _tpe_draw(ask: Ask) -> Draw:
-    """Return the tree-structured Parzen estimator: a new study for each proposal.
-
-    Its first trials are by chance, those that Random would make: only so it is told from Random by what it learns.
-    """
+    """Return the tree-structured Parzen estimator: a new study for each proposal, after the startup trials."""
     order, by_chance = in_order(ask.space), random_draw(ask)
     frozen: dict[int, FrozenTrial] = {}
 
-    def draw(seed: int, known: tuple[ToldTrial, ...], fixed: Mapping[str, str]) -> dict[str, str]:
-        there = learnt_from(ask, known)
-        if there is None:
-            return by_chance(seed, known, fixed)
+    def draw(number: int, salt: int, known: tuple[ToldTrial, ...], fixed: Mapping[str, str]) -> dict[str, str]:
+        if not learns(ask, number):
+            return by_chance(number, salt, known, fixed)
         sampler = TPESampler(
-            seed=seed,
-            n_startup_trials=ask.startup,
+            seed=seed_of(ask.seed, number, salt),
+            n_startup_trials=0,
             multivariate=True,
             group=any(dimension.when for dimension in order),
             constant_liar=True,
         )
         study = optuna.create_study(sampler=sampler)
-        study.add_trials([_once(frozen, order, told) for told in there])
+        study.add_trials([_once(frozen, order, told) for told in points(ask, known)])
         trial, values = study.ask(), dict[str, str]()
         for dimension in order:
             if exists(dimension, values):

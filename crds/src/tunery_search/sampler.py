@@ -8,7 +8,6 @@ seed of its own: the same history gives the same proposals, and trials that are 
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 import random
 import signal
@@ -51,7 +50,7 @@ def needs_optuna(ask: Ask) -> bool:
     Importances come with an answer of Optuna, or are asked for without a trial: no draw waits for them.
     """
     if ask.numbers:
-        return ask.sampler is SamplerType.TPE and learnt_from(ask, (*ask.earlier, *ask.trials)) is not None
+        return learns(ask, max(ask.numbers))
     return sum(told.state is ToldState.COMPLETE for told in ask.trials) >= IMPORTANCE_FROM
 
 
@@ -93,8 +92,8 @@ _LOOKED_THROUGH: Final = 4096
 
 _TEACH: Final = frozenset({ToldState.COMPLETE, ToldState.PRUNED})
 
-Draw = Callable[[int, tuple[ToldTrial, ...], Mapping[str, str]], dict[str, str]]
-"""From a seed, what is known, and values that are fixed: a point."""
+Draw = Callable[[int, int, tuple[ToldTrial, ...], Mapping[str, str]], dict[str, str]]
+"""Returns a point for the number of a trial, the number of the draw for it, the known trials, and fixed values."""
 
 
 def seed_of(seed: int, number: int, salt: int) -> int:
@@ -117,14 +116,19 @@ def proposed(ask: Ask, draw: Draw) -> tuple[Suggestion, ...]:
     return tuple(found)
 
 
-def learnt_from(ask: Ask, known: tuple[ToldTrial, ...]) -> tuple[ToldTrial, ...] | None:
-    """Return the trials that TPE proposes from, points of this space; None while it still draws by chance.
+def learns(ask: Ask, number: int) -> bool:
+    """Return whether TPE proposes a trial: the startup trials have been made, and at least half as many have ended.
 
-    A preset of another version may have had another space.
+    To wait for all of them would leave more trials to chance, the more run at a time.
     """
-    there = tuple(told for told in known if is_point(ask.space, told.values))
-    enough = sum(told.state in _TEACH for told in there) >= ask.startup
-    return there if enough else None
+    ended = sum(told.state in _TEACH for told in points(ask, (*ask.earlier, *ask.trials)))
+    made = number + len(ask.earlier)
+    return ask.sampler is SamplerType.TPE and made >= ask.startup and 2 * ended >= ask.startup
+
+
+def points(ask: Ask, known: tuple[ToldTrial, ...]) -> tuple[ToldTrial, ...]:
+    """Return the trials that are points of this space: a preset of another version may have had another one."""
+    return tuple(told for told in known if is_point(ask.space, told.values))
 
 
 def _candidates(ask: Ask, number: int, known: tuple[ToldTrial, ...], draw: Draw) -> Iterator[Suggestion]:
@@ -132,12 +136,12 @@ def _candidates(ask: Ask, number: int, known: tuple[ToldTrial, ...], draw: Draw)
     fixed = ask.fixed.get(number)
     if fixed is not None:
         for salt in range(SALTS):
-            values = draw(seed_of(ask.seed, number, salt), known, fixed.values)
+            values = draw(number, salt, known, fixed.values)
             yield Suggestion(number=number, origin=fixed.origin, values=values)
     origin = ask.sampler.value
     if ask.sampler is not SamplerType.GRID:
         for salt in range(SALTS):
-            values = draw(seed_of(ask.seed, number, salt), known, {})
+            values = draw(number, salt, known, {})
             yield Suggestion(number=number, origin=origin, values=values)
     left = _left(ask, known)
     if ask.sampler is not SamplerType.GRID:
@@ -153,18 +157,30 @@ def _left(ask: Ask, known: tuple[ToldTrial, ...]) -> list[dict[str, str]]:
 
 
 def random_draw(ask: Ask) -> Draw:
-    """Return the sampler that knows nothing: every value of a parameter is as likely as any other."""
-    order = in_order(ask.space)
+    """Return the sampler that knows nothing: every value of a parameter is as likely as any other.
 
-    def draw(seed: int, known: tuple[ToldTrial, ...], fixed: Mapping[str, str]) -> dict[str, str]:
-        chance = random.Random(seed)  # noqa: S311  # no secret
+    The startup trials of TPE are a Latin hypercube: of as many equal parts of each parameter, each part has one trial.
+    """
+    order, startup = in_order(ask.space), ask.startup if ask.sampler is SamplerType.TPE else 1
+
+    def draw(number: int, salt: int, known: tuple[ToldTrial, ...], fixed: Mapping[str, str]) -> dict[str, str]:
+        chance = random.Random(seed_of(ask.seed, number, salt))  # noqa: S311  # no secret
+        parts = startup if salt == 0 else 1
+        cube, row = divmod(number, parts)
         values: dict[str, str] = {}
         for dimension in order:
             if exists(dimension, values):
-                values[dimension.path] = fixed_value(dimension, fixed) or _at_random(dimension, chance)
+                part = _shuffled(parts, f"{ask.seed}/{cube}/{dimension.path}")[row]
+                share = (part + chance.random()) / parts
+                values[dimension.path] = fixed_value(dimension, fixed) or _value_at(dimension, share)
         return values
 
     return draw
+
+
+def _shuffled(parts: int, seed: str) -> list[int]:
+    """Return the numbers below `parts` in an order of chance."""
+    return random.Random(seed).sample(range(parts), parts)  # noqa: S311  # no secret
 
 
 def fixed_value(dimension: Dimension, fixed: Mapping[str, str]) -> str | None:
@@ -175,12 +191,14 @@ def fixed_value(dimension: Dimension, fixed: Mapping[str, str]) -> str | None:
     return text if isinstance(dimension, Categorical) else plain(float(text))
 
 
-def _at_random(dimension: Dimension, chance: random.Random) -> str:
+def _value_at(dimension: Dimension, share: float) -> str:
+    """Return the value at a share of a parameter's range or choices, from 0 (lowest, first) to 1 (highest, last)."""
     if isinstance(dimension, Categorical):
-        return chance.choice(dimension.choices)
+        return dimension.choices[min(int(share * len(dimension.choices)), len(dimension.choices) - 1)]
     low, high, step = dimension.low, dimension.high, spacing(dimension)
     if dimension.log:
-        return dimension.text(math.exp(chance.uniform(math.log(low), math.log(high))))
+        return dimension.text(low * (high / low) ** share)
     if step is None:
-        return dimension.text(chance.uniform(low, high))
-    return dimension.text(low + step * chance.randint(0, last_step(dimension, step)))
+        return dimension.text(low + share * (high - low))
+    last = last_step(dimension, step)
+    return dimension.text(low + step * min(int(share * (last + 1)), last))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import subprocess
+from collections import Counter
 from typing import Any, NoReturn
 
 import pytest
@@ -242,6 +244,41 @@ def test_random_and_grid_need_no_optuna_and_tpe_says_what_it_needs(monkeypatch: 
         suggestions(question())
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_startup_trials_of_tpe_are_spread_over_every_parameter(seed: int) -> None:
+    """Independent draws would leave a third of eight parts without a trial."""
+    space = (RATE, Categorical("lora.alpha", ("8", "16", "32", "64")), Numeric("training.epochs", 1, 8, whole=True))
+    first, second = (answer(question(space, seed=seed, startup=8, numbers=tuple(range(at, at + 8)))) for at in (0, 8))
+    for made in (first.suggestions, second.suggestions):
+        values = [each.values for each in made]
+        eighths = [int(8 * math.log(float(each[RATE.path]) / RATE.low) / math.log(1e3)) for each in values]
+        assert sorted(eighths) == list(range(8)), "a startup trial in each eighth of the range"
+        assert Counter(each["lora.alpha"] for each in values) == {"8": 2, "16": 2, "32": 2, "64": 2}
+        assert sorted(each["training.epochs"] for each in values) == list("12345678")
+    assert {key(each.values) for each in first.suggestions}.isdisjoint(key(each.values) for each in second.suggestions)
+
+
+@pytest.mark.parametrize(
+    ("number", "ended", "learns"),
+    [(7, 7, False), (8, 8, True), (8, 4, True), (8, 3, False), (20, 3, False)],
+    ids=["a-startup-trial", "all-ended", "four-at-a-time", "too-few-ended", "many-at-a-time"],
+)
+def test_tpe_learns_from_half_of_the_startup_trials_while_the_others_run(number: int, ended: int, learns: bool) -> None:
+    made = answer(question(sampler="Random", numbers=tuple(range(number)))).suggestions
+    trials = tuple(
+        ToldTrial(
+            number=each.number,
+            values=each.values,
+            state=ToldState.COMPLETE if each.number < ended else ToldState.RUNNING,
+            value=1.0 if each.number < ended else None,
+        )
+        for each in made
+    )
+    assert needs_optuna(question(startup=8, trials=trials, numbers=(number,))) is learns
+    before = question(startup=8, trials=trials[:ended], numbers=tuple(range(ended, number + 1)))
+    assert needs_optuna(before) is learns, "one of the trials that are asked for together"
+
+
 def no_process(*_: Any, **__: Any) -> NoReturn:
     raise AssertionError("a process was started")
 
@@ -251,7 +288,7 @@ def no_process(*_: Any, **__: Any) -> NoReturn:
     [
         question(METHODS, numbers=tuple(range(8))),
         question(fixed={0: Fixed(origin="Initial", values={"lora.rank": "16"})}, numbers=(0, 1)),
-        question(startup=20, trials=history(SPACE, 12), earlier=history(SPACE, 8), numbers=(12, 13)),
+        question(startup=22, trials=history(SPACE, 12), earlier=history(SPACE, 8), numbers=(12, 13)),
         question(SIXTY, sampler="Random", trials=history(SIXTY, 40), numbers=(40, 41)),
         question(SIXTY, sampler="Grid", trials=history(SIXTY, 40), numbers=(40, 41)),
         question(sampler="Random", trials=history(SPACE, 12), numbers=()),

@@ -438,9 +438,9 @@ def test_deleted_it_takes_its_trials_along(namespace: Namespace, trials: Trials)
 
 @pytest.mark.slow
 def test_a_warm_start_learns_from_an_earlier_sweep(namespace: Namespace, trials: Trials) -> None:
-    namespace.apply(lorasweep("s", maxTrials=6, parallelTrials=3, pruner=NO_PRUNER))
-    ended(namespace)
     warm = {"startupTrials": 3}
+    namespace.apply(lorasweep("s", maxTrials=6, parallelTrials=3, sampler=warm, pruner=NO_PRUNER))
+    ended(namespace)
     namespace.apply(lorasweep("w", maxTrials=2, sampler=warm, warmStartFrom=[{"name": "s"}], pruner=NO_PRUNER))
     namespace.apply(lorasweep("c", maxTrials=2, sampler=warm, pruner=NO_PRUNER))
     ended(namespace, "w")
