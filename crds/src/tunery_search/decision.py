@@ -26,12 +26,12 @@ _STOPS_ALL = frozenset({EndReason.BUDGET, EndReason.DEADLINE})
 
 _SOONEST = timedelta(milliseconds=1)
 _WHILE_ENDING = timedelta(seconds=10)
-"""How often those are looked at that still run behind a limit of time."""
+"""How often trials that still run after a time limit are checked."""
 
 
 @dataclass(frozen=True)
 class Moment:
-    """What of the world beside its trials a decision depends on."""
+    """What a decision depends on apart from the trials."""
 
     now: datetime
     started: datetime
@@ -47,7 +47,7 @@ class Moment:
 
 @dataclass(frozen=True)
 class Decision:
-    """What is to be done."""
+    """What the sweep does next."""
 
     create: tuple[int, ...] = ()
     """Numbers of the trials to make; how each is checked first is for preflight_of to say."""
@@ -62,7 +62,7 @@ class Decision:
     end_reason: EndReason | None = None
     """Why no more trials are made; None while some may be."""
     look_again: datetime | None = None
-    """When to ask again although nothing has changed."""
+    """When to decide again even if nothing has changed."""
 
 
 def decide(spec: LoRASweepSpec, trials: Sequence[Trial], moment: Moment) -> Decision:
@@ -144,7 +144,7 @@ def _is_over(trials: Sequence[Trial], moment: Moment) -> bool:
 
 
 def _no_more(spec: LoRASweepSpec, trials: Sequence[Trial], moment: Moment) -> EndReason | None:
-    """Return why the trials that there are suffice."""
+    """Return why no more trials are needed; None if more are."""
     if moment.recorded is EndReason.SPACE_EXHAUSTED:
         return EndReason.SPACE_EXHAUSTED
     if _room(spec, trials, moment) <= 0:
@@ -160,7 +160,7 @@ def _no_more(spec: LoRASweepSpec, trials: Sequence[Trial], moment: Moment) -> En
 
 
 def _after(spec: LoRASweepSpec, trials: Sequence[Trial], moment: Moment, end: EndReason) -> Decision:
-    """Return what follows once nothing runs and no other trial is made."""
+    """Return what follows after the last trial: the final trial, the publication or the failure."""
     if spec.suspend:
         return Decision(end_reason=end)
     chosen = best(trials, float(spec.objective.tolerance))
@@ -174,7 +174,7 @@ def _after(spec: LoRASweepSpec, trials: Sequence[Trial], moment: Moment, end: En
 
 
 def _new(spec: LoRASweepSpec, trials: Sequence[Trial], moment: Moment) -> tuple[int, ...]:
-    """Return the numbers of the trials to make now."""
+    """Return the numbers of the trials to create now."""
     alive = [trial for trial in trials if not trial.is_final]
     if spec.suspend or any(trial.live is not None and trial.live.held for trial in alive):
         return ()
@@ -196,12 +196,12 @@ def _counted(trials: Sequence[Trial], moment: Moment) -> int:
 
 
 def _next(trials: Sequence[Trial]) -> int:
-    """Return the lowest number above all that were ever given."""
+    """Return the next unused trial number."""
     return max((trial.row.number for trial in trials), default=-1) + 1
 
 
 def _affordable(spec: LoRASweepSpec, trials: Sequence[Trial], moment: Moment) -> int:
-    """Return how many more trials the budget has room for, beside what those under way are expected to take."""
+    """Return how many more trials the budget allows, minus what running trials are expected to use."""
     mean = mean_gpu_seconds(trials)
     if spec.budget is None or not mean:
         return spec.parallel_trials
@@ -220,7 +220,7 @@ def _deadline(spec: LoRASweepSpec, moment: Moment) -> datetime | None:
 
 
 def _look_again(spec: LoRASweepSpec, trials: Sequence[Trial], moment: Moment) -> datetime | None:
-    """Return when the first limit of time is reached, if nothing changes before; one that is reached is seen to."""
+    """Return when the first time limit is reached if nothing changes before; None without a limit."""
     times = [] if (deadline := _deadline(spec, moment)) is None else [deadline]
     rate = sum(len(trial.live.since) * trial.live.gpus for trial in trials if trial.live is not None)
     if spec.budget is not None:
@@ -259,14 +259,14 @@ def _nothing(spec: LoRASweepSpec, trials: Sequence[Trial], end: EndReason) -> Fa
 
 
 def _more(spec: LoRASweepSpec, end: EndReason) -> Remedy:
-    """Return how to get more trials where people have ended those that there were."""
+    """Return the remedy if users deleted or stopped all trials."""
     if end is EndReason.SPACE_EXHAUSTED or spec.max_trials >= MAX_TRIALS:
         return recreate("Search again")
     return edit(f"Raise maxTrials above {spec.max_trials}, as deleted and stopped trials count", "maxTrials")
 
 
 def _commonest(trials: Sequence[Trial]) -> str | None:
-    """Return the reason that most trials failed for; of several the one that came first."""
+    """Return the most frequent reason of failure; of equally frequent ones the first."""
     found = Counter(trial.row.reason for trial in trials if trial.row.reason)
     return found.most_common(1)[0][0] if found else None
 

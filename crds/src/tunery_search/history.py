@@ -1,4 +1,4 @@
-"""Provide the question to a sampler with the history of the trials, and its answer."""
+"""Provide the request to a sampler, with the history of the trials, and its answer."""
 
 from __future__ import annotations
 
@@ -17,41 +17,41 @@ from tunery_search.summary import best
 from tunery_search.trials import FINAL_ORIGIN, Trial
 
 IMPORTANCE_FROM: Final = 20
-"""Complete trials from which on importances are shown: on fewer one without any effect looks like one that matters."""
+"""Complete trials that importances need: with fewer, a parameter without effect can seem to matter."""
 
 
 class ToldState(StrEnum):
-    """What a sampler makes of a trial."""
+    """The state of a trial as a sampler sees it."""
 
     COMPLETE = "Complete"
     PRUNED = "Pruned"
-    """Worse than all that are complete: the better, the longer it ran."""
+    """Worse than every complete trial; of two pruned trials the one that ran longer is better."""
     RUNNING = "Running"
     """It runs: the sampler avoids its point."""
     FAILED = "Failed"
-    """It says nothing of its values."""
+    """Its failure has nothing to do with its values."""
 
 
 class ToldTrial(ApiModel):
-    """A trial that is known."""
+    """A trial of the history."""
 
     number: int
     state: ToldState
     values: dict[str, str]
     value: float | None = None
     course: tuple[tuple[int, float], ...] = ()
-    """Of a trial that was pruned: its losses, each with the percentage of its steps."""
+    """The losses of a pruned trial, each with the percentage of its steps."""
 
 
 class Fixed(ApiModel):
-    """A trial whose values are given, all or some."""
+    """A trial some or all of whose values are given."""
 
     origin: str
     values: dict[str, str]
 
 
 class Ask(ApiModel):
-    """A question: what to try next."""
+    """The request for the next trials."""
 
     seed: int
     sampler: SamplerType
@@ -63,11 +63,11 @@ class Ask(ApiModel):
     fixed: dict[int, Fixed] = Field(default_factory=dict)
     """By the number of the trial."""
     numbers: tuple[int, ...] = ()
-    """Of the trials that are to be made."""
+    """The numbers of the requested trials."""
 
 
 class Suggestion(ApiModel):
-    """A trial to make."""
+    """A proposed trial."""
 
     number: int
     origin: str
@@ -75,12 +75,12 @@ class Suggestion(ApiModel):
 
 
 class Answer(ApiModel):
-    """What to try next, and what has mattered."""
+    """The proposed trials, and the importance of each parameter."""
 
     suggestions: tuple[Suggestion, ...] = ()
-    """For the numbers that were asked for, in that order; fewer: the space has no other points."""
+    """One for each requested number, in order; fewer if the space has no other points."""
     importance: dict[str, float] = Field(default_factory=dict)
-    """By path, the largest first; empty where too little is known."""
+    """Share of the loss by path, the largest first; empty with fewer than `IMPORTANCE_FROM` complete trials."""
 
 
 def question_of(
@@ -110,7 +110,7 @@ def question(
     numbers: Sequence[int],
     fixed: Mapping[int, Fixed],
 ) -> Ask:
-    """Return what is asked for trials of these numbers; with_earlier adds other sweeps'."""
+    """Return the request for trials of these numbers; `with_earlier` adds the trials of other sweeps."""
     return Ask(
         seed=spec.seed,
         sampler=spec.sampler.type,
@@ -123,7 +123,7 @@ def question(
 
 
 def with_earlier(ask: Ask, sweeps: Iterable[Iterable[TrialStatus]]) -> Ask:
-    """Return the question with what the rows of other sweeps say: their trials that ended and are points here."""
+    """Return the request with the trials of other sweeps that have ended and are points of this space."""
     rows = (row for sweep in sweeps for row in sorted(sweep, key=lambda row: row.number))
     there = [told(trial) for trial in map(Trial, rows) if trial.is_final and not trial.is_extra]
     known = tuple(each for each in there if each.state is not ToldState.FAILED and is_point(ask.space, each.values))
@@ -131,7 +131,7 @@ def with_earlier(ask: Ask, sweeps: Iterable[Iterable[TrialStatus]]) -> Ask:
 
 
 def told(trial: Trial) -> ToldTrial:
-    """Return what a sampler is told of a trial."""
+    """Return a trial as a sampler sees it."""
     row, state = trial.row, _state(trial)
     return ToldTrial(
         number=row.number,

@@ -1,4 +1,4 @@
-"""Answer a question by Optuna: the tree-structured Parzen estimator, and what share each parameter has in the loss.
+"""Answer a request with Optuna: proposals of its tree-structured Parzen estimator, and parameter importances.
 
 Only the child processes of `tunery_search.sampler` import this module.
 """
@@ -35,7 +35,7 @@ optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 
 def answer(ask: Ask) -> Answer:
-    """Return what to try next, and what has mattered."""
+    """Return the proposed trials and the importances."""
     draw = _tpe_draw(ask) if ask.sampler is SamplerType.TPE else random_draw(ask)
     return Answer(suggestions=proposed(ask, draw), importance=_importance(ask))
 
@@ -67,7 +67,7 @@ def _tpe_draw(ask: Ask) -> Draw:
 
 
 def _once(frozen: dict[int, FrozenTrial], order: tuple[Dimension, ...], told: ToldTrial) -> FrozenTrial:
-    """Return a trial as Optuna knows it, made once: a point that is known already takes up to 20 draws of a number."""
+    """Return a trial as a FrozenTrial that is made once, as one proposal can take 20 draws."""
     if id(told) not in frozen:
         frozen[id(told)] = _frozen(order, told)
     return frozen[id(told)]
@@ -88,7 +88,7 @@ def _suggested(trial: Trial, dimension: Dimension) -> str:
 
 
 def _frozen(order: tuple[Dimension, ...], told: ToldTrial) -> FrozenTrial:
-    """Return a trial as Optuna knows it."""
+    """Return a trial as a FrozenTrial of Optuna."""
     there = [dimension for dimension in order if dimension.path in told.values]
     return create_trial(
         state=_STATES[told.state],
@@ -116,7 +116,7 @@ def _distribution(dimension: Dimension) -> BaseDistribution:
 
 
 def _importance(ask: Ask) -> dict[str, float]:
-    """Return what share of the change of the loss each parameter explains; empty where that is not known."""
+    """Return the share of the variance of the loss that each parameter explains; empty if it is unknown."""
     order = in_order(ask.space)
     done = [told for told in ask.trials if told.state is ToldState.COMPLETE and is_point(ask.space, told.values)]
     if len(done) < IMPORTANCE_FROM:

@@ -1,8 +1,8 @@
 """Provide proposals for trials: in this process, or by Optuna in a child process that ends with its answer.
 
-A sampler with one seed, rebuilt for each proposal, would propose the same point again and again. Here each number has a
-seed of its own: the same history gives the same proposals, and trials that are proposed together differ. Optuna takes
-33 MB and half a second of import, which the end of the child gives back.
+Each trial number has its own seed, so the same history gives the same proposals, and trials that are proposed together
+differ. With one seed for all, a sampler that is rebuilt for each proposal would repeat one point. Optuna takes 33 MB
+and half a second of import; both end with the child process.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from tunery_search.dimensions import (
 from tunery_search.history import IMPORTANCE_FROM, Answer, Ask, Suggestion, ToldState, ToldTrial
 
 TIMEOUT_SECONDS: Final = 60
-_SINGLE: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-_MESSAGE: Final = 500
+_THREAD_LIMITS: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+_MAX_MESSAGE: Final = 500
 
 
 class SuggestionFailed(Exception):
@@ -45,9 +45,9 @@ class SuggestionFailed(Exception):
 
 
 def needs_optuna(ask: Ask) -> bool:
-    """Return whether Optuna answers; Random, Grid, and TPE before it has learnt need no child process.
+    """Return whether Optuna answers; Random, Grid and the startup trials of TPE need no child process.
 
-    Importances come with an answer of Optuna, or are asked for without a trial: no draw waits for them.
+    Importances come with an answer of Optuna, or are requested without a trial, so that no trial waits for them.
     """
     if ask.numbers:
         return learns(ask, max(ask.numbers))
@@ -55,7 +55,7 @@ def needs_optuna(ask: Ask) -> bool:
 
 
 def suggestions(ask: Ask) -> Answer:
-    """Return what to try next; where Optuna answers, wait for its process. Raises SuggestionFailed."""
+    """Return the next points; if Optuna answers, wait for its process. Raises SuggestionFailed."""
     if ask.sampler is SamplerType.TPE and find_spec("optuna") is None:
         raise SuggestionFailed(
             'sampler.type TPE needs Optuna, which is not installed: pip install "tunery-api[search]", or choose '
@@ -64,33 +64,33 @@ def suggestions(ask: Ask) -> Answer:
     if not needs_optuna(ask):
         return Answer(suggestions=proposed(ask, random_draw(ask)))
     try:
-        # A pool for one answer: a child that crashes or hangs costs no other question, and none stays idle.
+        # One pool for one answer: a child that crashes or hangs affects no other request, and no child stays idle.
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
             return pool.submit(_ask_optuna, ask, TIMEOUT_SECONDS).result()
     except BrokenProcessPool as error:
         text = f"the sampler's process was killed, or had no answer within {TIMEOUT_SECONDS} s"
         raise SuggestionFailed(text) from error
     except Exception as error:  # any of Optuna's errors: a sweep shows it and retries
-        raise SuggestionFailed(f"the sampler failed: {type(error).__name__}: {error}"[:_MESSAGE]) from error
+        raise SuggestionFailed(f"the sampler failed: {type(error).__name__}: {error}"[:_MAX_MESSAGE]) from error
 
 
 def _ask_optuna(ask: Ask, seconds: int) -> Answer:
     """Return Optuna's answer, in a child process without an environment; the kernel kills it after so many seconds."""
     signal.alarm(seconds)
     os.environ.clear()
-    os.environ.update(dict.fromkeys(_SINGLE, "1"))
+    os.environ.update(dict.fromkeys(_THREAD_LIMITS, "1"))
     warnings.simplefilter("ignore")
     from tunery_search.optuna_sampler import answer  # the parent never loads Optuna
 
     return answer(ask)
 
 
-SALTS: Final = 20
+MAX_DRAWS: Final = 20
 """Proposals for one number, until one of them is new."""
-_LOOKED_THROUGH: Final = 4096
-"""Points of a grid among which one is sought that is left."""
+_MAX_GRID_POINTS: Final = 4096
+"""Points of a grid that are searched for a new one."""
 
-_TEACH: Final = frozenset({ToldState.COMPLETE, ToldState.PRUNED})
+_INFORMATIVE: Final = frozenset({ToldState.COMPLETE, ToldState.PRUNED})
 
 Draw = Callable[[int, int, tuple[ToldTrial, ...], Mapping[str, str]], dict[str, str]]
 """Returns a point for the number of a trial, the number of the draw for it, the known trials, and fixed values."""
@@ -102,7 +102,7 @@ def seed_of(seed: int, number: int, salt: int) -> int:
 
 
 def proposed(ask: Ask, draw: Draw) -> tuple[Suggestion, ...]:
-    """Return a new point for each number; fewer where the space has no others."""
+    """Return a new point for each number, or fewer if the space has no other point."""
     known = (*ask.earlier, *sorted(ask.trials, key=lambda told: told.number))
     seen = {key(told.values) for told in ask.trials}
     found: list[Suggestion] = []
@@ -121,7 +121,7 @@ def learns(ask: Ask, number: int) -> bool:
 
     To wait for all of them would leave more trials to chance, the more run at a time.
     """
-    ended = sum(told.state in _TEACH for told in points(ask, (*ask.earlier, *ask.trials)))
+    ended = sum(told.state in _INFORMATIVE for told in points(ask, (*ask.earlier, *ask.trials)))
     made = number + len(ask.earlier)
     return ask.sampler is SamplerType.TPE and made >= ask.startup and 2 * ended >= ask.startup
 
@@ -132,32 +132,32 @@ def points(ask: Ask, known: tuple[ToldTrial, ...]) -> tuple[ToldTrial, ...]:
 
 
 def _candidates(ask: Ask, number: int, known: tuple[ToldTrial, ...], draw: Draw) -> Iterator[Suggestion]:
-    """Yield what may be proposed for a number: as it is fixed, then as the sampler has it, then whatever is left."""
+    """Yield points for a trial: with its fixed values, then by the sampler, then the other points of the grid."""
     fixed = ask.fixed.get(number)
     if fixed is not None:
-        for salt in range(SALTS):
+        for salt in range(MAX_DRAWS):
             values = draw(number, salt, known, fixed.values)
             yield Suggestion(number=number, origin=fixed.origin, values=values)
     origin = ask.sampler.value
     if ask.sampler is not SamplerType.GRID:
-        for salt in range(SALTS):
+        for salt in range(MAX_DRAWS):
             values = draw(number, salt, known, {})
             yield Suggestion(number=number, origin=origin, values=values)
     left = _left(ask, known)
     if ask.sampler is not SamplerType.GRID:
-        random.Random(seed_of(ask.seed, number, SALTS)).shuffle(left)  # noqa: S311  # no secret
+        random.Random(seed_of(ask.seed, number, MAX_DRAWS)).shuffle(left)  # noqa: S311  # no secret
     yield from (Suggestion(number=number, origin=origin, values=values) for values in left)
 
 
 def _left(ask: Ask, known: tuple[ToldTrial, ...]) -> list[dict[str, str]]:
-    """Return points of the grid that are not known, in order; none of a space that has no grid."""
+    """Return points of the grid that were not tried, in order; empty if the space has no grid."""
     taken = {key(told.values) for told in known[len(ask.earlier) :]}
     new = (values for values in grid(ask.space) if key(values) not in taken)
-    return list(islice(new, 1 if ask.sampler is SamplerType.GRID else _LOOKED_THROUGH))
+    return list(islice(new, 1 if ask.sampler is SamplerType.GRID else _MAX_GRID_POINTS))
 
 
 def random_draw(ask: Ask) -> Draw:
-    """Return the sampler that knows nothing: every value of a parameter is as likely as any other.
+    """Return the sampler that ignores the history: all values of a parameter are equally likely.
 
     The startup trials of TPE are a Latin hypercube: of as many equal parts of each parameter, each part has one trial.
     """
@@ -184,7 +184,7 @@ def _shuffled(parts: int, seed: str) -> list[int]:
 
 
 def fixed_value(dimension: Dimension, fixed: Mapping[str, str]) -> str | None:
-    """Return the value that is given for a parameter, in one spelling; None where none is, or one it cannot have."""
+    """Return the canonical text of a parameter's fixed value; None if it has none, or an invalid one."""
     text = fixed.get(dimension.path)
     if text is None or not has(dimension, text):
         return None

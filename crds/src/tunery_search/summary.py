@@ -16,7 +16,7 @@ from tunery_search.trials import Trial
 
 _S = TrialState
 _SHOWN: Final = 16
-"""Characters that a status has room for."""
+"""Maximum number of characters of a value in a status."""
 _COUNTED_AS: Final[Mapping[str, str]] = {
     _S.WAITING: "waiting",
     _S.RUNNING: "running",
@@ -126,7 +126,7 @@ def since_improvement(trials: Sequence[Trial]) -> int | None:
 
 
 def counts(trials: Sequence[Trial]) -> TrialCounts:
-    """Return how many trials are in which state."""
+    """Return the number of trials in each state."""
     numbers = dict.fromkeys(set(_COUNTED_AS.values()), 0)
     for trial in trials:
         if trial.row.state in _COUNTED_AS:
@@ -144,7 +144,7 @@ def counts_text(trials: Iterable[Trial], most: int, forgiven: int = 0) -> str:
 
 
 def mean_gpu_seconds(trials: Iterable[Trial]) -> float | None:
-    """Return what a trial takes that comes to its end; None where none has."""
+    """Return the mean GPU seconds of a complete trial; None without one."""
     taken = [
         trial.row.gpu_seconds
         for trial in trials
@@ -159,7 +159,7 @@ def gpu_seconds(trials: Iterable[Trial]) -> int:
 
 
 def gpu_seconds_saved(trials: Sequence[Trial]) -> int | None:
-    """Return what the pruned trials would have taken on top; None where no trial has come to its end."""
+    """Return the GPU seconds that pruning saved; None without a complete trial."""
     mean = mean_gpu_seconds(trials)
     if mean is None:
         return None
@@ -178,7 +178,7 @@ def _by_number(trials: Iterable[Trial]) -> list[Trial]:
 
 
 MOST_COUNTED: Final = 1000
-"""Points of a grid that are counted: who looks at a sweep does so again and again."""
+"""Maximum number of grid points that are counted, as each status counts them again."""
 
 
 def searched(space: Iterable[Dimension]) -> list[SearchedParameter]:
@@ -208,7 +208,7 @@ def _condition(when: Condition) -> str:
 
 
 def points_tried(spec: LoRASweepSpec) -> str | None:
-    """Return which share of its grid a sweep tries, such as `20 of 64 points of the grid`; None where it has none."""
+    """Return how much of its grid a sweep tries, such as `20 of 64 points of the grid`; None without a grid."""
     if spec.sampler.type is not SamplerType.GRID:
         return None
     points = grid_size(space_of(spec).dimensions, MOST_COUNTED + 1)

@@ -17,12 +17,12 @@ from tunery_api.sweepstatus import FINAL_TRIAL_STATES, TrialState, TrialStatus
 FINAL_ORIGIN: Final = "Final"
 """Origin of the best settings trained once more."""
 STOPPED_BY_SWEEP: Final = "sweep: "
-"""So begins the `stop` of a trial that the sweep has ended; any other is of a user."""
+"""Prefix of `stop` for a trial that the sweep ended; without it a user ended the trial."""
 SWEEP_FAILED: Final = "the sweep has failed"
 """Why a trial was ended that ran while what another failed for would have failed all: the mark of a row that says
 nothing of its values, and that a retry forgives."""
 BY_HAND: Final = "by hand: "
-"""So begins the `why` of a trial that a user has stopped."""
+"""Prefix of `why` for a trial that a user stopped."""
 MAX_WHY: Final = 256
 DEFAULT_GPUS: Final = int(ResourcesSpec.model_fields["gpus"].default)
 
@@ -32,7 +32,7 @@ Course = tuple[tuple[float, float], ...]
 
 @dataclass(frozen=True)
 class Live:
-    """What a trial that is under way says of itself."""
+    """What the LoRAJob of an unfinished trial reports."""
 
     course: Course = ()
     problem: str | None = None
@@ -74,7 +74,7 @@ class Trial:
 
     @property
     def is_final(self) -> bool:
-        """Return whether nothing of it changes any more."""
+        """Return whether it has ended."""
         return self.row.state in FINAL_TRIAL_STATES
 
     @property
@@ -108,13 +108,13 @@ class Trial:
 
     @property
     def is_measured(self) -> bool:
-        """Return whether it says something of its values, good or bad."""
+        """Return whether its result is evidence for or against its values."""
         if self.row.state == TrialState.COMPLETE:
             return self.counts and self.loss is not None
         return self.counts and not self.is_given_up and self.row.state in (TrialState.PRUNED, TrialState.INFEASIBLE)
 
     def gpu_seconds(self, now: datetime) -> float:
-        """Return what it has taken, with what runs now."""
+        """Return the GPU seconds that it has used, those of running pods included."""
         running = sum((now - since).total_seconds() * self.live.gpus for since in self.live.since) if self.live else 0.0
         return (self.row.gpu_seconds or 0) + max(0.0, running)
 
