@@ -16,7 +16,7 @@ from tunery_search.trials import Trial
 
 _S = TrialState
 _SHOWN: Final = 16
-"""Maximum number of characters of a value in a status."""
+"""Maximum number of characters of an improvement in a status."""
 _COUNTED_AS: Final[Mapping[str, str]] = {
     _S.WAITING: "waiting",
     _S.RUNNING: "running",
