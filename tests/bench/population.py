@@ -12,7 +12,7 @@ from tunery_api.validation import parse_lorajob
 from tunery_operator.manifests.job import build_job
 from tunery_operator.observed.metadata import parse_owner
 from tunery_operator.planning.job import JobPlan, Platform, Progress
-from tunery_operator.planning.lorajob import Known, plan_preflight, plan_train
+from tunery_operator.planning.lorajob import ResolvedInputs, plan_preflight, plan_train
 
 from bench.meter import CONNECTIONS, Meter
 from kit.operator.api import Json
@@ -44,7 +44,7 @@ async def add_finished(meter: Meter, start: int, end: int) -> None:
 async def _add_one(meter: Meter, name: str) -> None:
     body = await meter.send("POST", meter.lorajobs, lorajob(name, retries=3))
     owner, spec = parse_owner(Kind.LORAJOB, body), parse_lorajob(body)
-    known = Known(revision="0123abc")
+    known = ResolvedInputs(revision="0123abc")
     for plan in (plan_preflight(spec, owner, PLATFORM, known), plan_train(spec, owner, PLATFORM, known)):
         await _add_children(meter, plan)
     status = finished_status(name)

@@ -13,7 +13,7 @@ from tunery_api.inputs import OutputSpec
 from tunery_api.kinds import Kind
 from tunery_operator.manifests.trial import build_trial
 from tunery_operator.observed.metadata import parse_owner
-from tunery_operator.planning.job import output_place
+from tunery_operator.planning.job import output_location
 from tunery_operator.planning.lorasweep import plan_trial
 from tunery_operator.tools.helm_test import job_of
 from tunery_search.history import Suggestion
@@ -208,7 +208,7 @@ def test_a_trial_lies_where_its_sweep_was_taken(served: ApiServer, helm: Helm, t
         plan_trial(
             parse_lorasweep(lorasweep("y", output={})),
             of,
-            output_place(OutputSpec(), of, platform.settings),
+            output_location(OutputSpec(), of, platform.settings),
             (),
             Suggestion(number=0, origin="TPE", values={"training.learningRate": "0.001"}),
         )

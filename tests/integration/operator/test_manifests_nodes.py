@@ -16,7 +16,7 @@ from tunery_api.validation import parse_lorajob
 from tunery_operator.manifests.job import build_job, build_service
 from tunery_operator.observed.metadata import Owner, parse_owner
 from tunery_operator.planning.job import JobPlan, Platform, Progress
-from tunery_operator.planning.lorajob import Known, plan_preflight, plan_publish, plan_report, plan_train
+from tunery_operator.planning.lorajob import ResolvedInputs, plan_preflight, plan_publish, plan_report, plan_train
 
 from kit.installation import ROOT
 from kit.kubectl import Kubectl
@@ -46,7 +46,9 @@ def platform(**template: Any) -> Platform:
 
 
 def train(whose: Owner, on: Platform, **resources: Any) -> JobPlan:
-    return plan_train(parse_lorajob(lorajob(whose.key.name, retries=2, resources=resources)), whose, on, Known())
+    return plan_train(
+        parse_lorajob(lorajob(whose.key.name, retries=2, resources=resources)), whose, on, ResolvedInputs()
+    )
 
 
 def container(job: Json) -> Json:
@@ -159,9 +161,9 @@ def test_what_the_platform_says_of_several_devices_reaches_them_and_no_check(res
     assert plan.digest != train(owner(), platform(env=on.settings.trainer.env), **resources).digest
     spec = parse_lorajob(lorajob("x", resources=resources))
     for other in (
-        plan_preflight(spec, owner(), on, Known()),
-        plan_report(spec, owner(), on, Known()),
-        plan_publish(spec, owner(), on, Known(), "enough"),
+        plan_preflight(spec, owner(), on, ResolvedInputs()),
+        plan_report(spec, owner(), on, ResolvedInputs()),
+        plan_publish(spec, owner(), on, ResolvedInputs(), "enough"),
     ):
         alone = build_job(other)
         assert variables(alone)["NCCL_SOCKET_IFNAME"] == "eth0"
@@ -173,7 +175,9 @@ def test_what_the_platform_says_of_several_devices_reaches_them_and_no_check(res
 def test_the_networkpolicy_of_the_example_is_of_its_pods(name: str, storage: int) -> None:
     policy, example = yaml.safe_load_all((ROOT / "docs" / "examples" / f"{name}.yaml").read_text())
     spec = parse_lorajob(example)
-    labels = build_job(plan_train(spec, owner(name), platform(), Known()))["spec"]["template"]["metadata"]["labels"]
+    labels = build_job(plan_train(spec, owner(name), platform(), ResolvedInputs()))["spec"]["template"]["metadata"][
+        "labels"
+    ]
     assert policy["spec"]["egress"][-1] == {"ports": [{"port": storage}]}
     (arriving,) = policy["spec"]["ingress"]
     own = policy["spec"]["podSelector"]

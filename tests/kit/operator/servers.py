@@ -12,8 +12,8 @@ from tunery_api.serving import DesiredAdapter, ReplicaState, ReportedAdapter
 from tunery_api.validation import parse_adapterserver
 from tunery_operator.observed.deployment import ContainerView, DeploymentView, ServerPodView
 from tunery_operator.observed.metadata import Owner, parse_owner
-from tunery_operator.observed.published_result import Offer
-from tunery_operator.status.server.snapshot import Heard
+from tunery_operator.observed.published_result import PublishedResult
+from tunery_operator.status.server.snapshot import ReplicaReport
 
 NOW = datetime(2026, 1, 2, 12, 0, 0, tzinfo=UTC)
 OWNER = parse_owner(
@@ -32,7 +32,7 @@ def owner(**changes: Any) -> Owner:
     return parse_owner(Kind.ADAPTERSERVER, {"metadata": meta})
 
 
-def offer(name: str, kind: Kind = Kind.LORAJOB, **changes: Any) -> Offer:
+def offer(name: str, kind: Kind = Kind.LORAJOB, **changes: Any) -> PublishedResult:
     """Return what an object offers that has succeeded, with the label team: support."""
     fields: dict[str, Any] = {
         "uid": f"uid-{name}",
@@ -50,10 +50,10 @@ def offer(name: str, kind: Kind = Kind.LORAJOB, **changes: Any) -> Offer:
     fields |= changes
     if kind is Kind.LORAJOB:
         fields["into"] = None
-    return Offer(kind, name, **fields)
+    return PublishedResult(kind, name, **fields)
 
 
-def offers(*found: Offer) -> dict[tuple[Kind, str], Offer]:
+def offers(*found: PublishedResult) -> dict[tuple[Kind, str], PublishedResult]:
     """Return offers as the operator's memory holds them."""
     return {(item.kind, item.name): item for item in found}
 
@@ -75,11 +75,11 @@ def reported(name: str, state: str = "Served", **changes: Any) -> ReportedAdapte
     return ReportedAdapter(name=name, state=state, **{**content, **changes})
 
 
-def heard(*adapters: ReportedAdapter, seconds_ago: float = 1.0, **changes: Any) -> Heard:
+def heard(*adapters: ReportedAdapter, seconds_ago: float = 1.0, **changes: Any) -> ReplicaReport:
     """Return a report."""
     fields: dict[str, Any] = {"revision": 1, "engine_ready": True, "engine_version": "0.32.0"}
     state = ReplicaState(adapters=list(adapters), **{**fields, **changes})
-    return Heard(state, NOW - timedelta(seconds=seconds_ago))
+    return ReplicaReport(state, NOW - timedelta(seconds=seconds_ago))
 
 
 def server_pod(name: str, **changes: Any) -> ServerPodView:

@@ -10,7 +10,7 @@ from tunery_api.serving import Desired
 from tunery_operator.observed.deployment import DeploymentView, ServerPodView
 from tunery_operator.planning.resolution import Resolution
 from tunery_operator.status.server.compute import Outcome, compute_server_status
-from tunery_operator.status.server.snapshot import Heard, ServerSnapshot
+from tunery_operator.status.server.snapshot import ReplicaReport, ServerSnapshot
 
 from kit.operator.servers import NOW, OWNER, deployment, heard, reported, server_pod, server_spec, wanted
 
@@ -24,7 +24,7 @@ def resolution(*names: str, **rest: Any) -> Resolution:
 def snapshot(
     *pods: ServerPodView,
     served: Resolution | None = None,
-    reports: dict[str, Heard] | None = None,
+    reports: dict[str, ReplicaReport] | None = None,
     rollout: DeploymentView | None = None,
     **changes: Any,
 ) -> ServerSnapshot:

@@ -25,7 +25,7 @@ from tunery_operator.planning.inputs import (
     plain_input,
 )
 from tunery_operator.planning.job import JobPlan, Platform, Progress
-from tunery_operator.planning.lorajob import Known, plan_preflight, plan_report, plan_train
+from tunery_operator.planning.lorajob import ResolvedInputs, plan_preflight, plan_report, plan_train
 
 from kit.operator.objects import adaptermerge, lorajob
 from kit.operator.runs import files_in
@@ -50,13 +50,13 @@ def owner(labels: dict[str, str] | None = None) -> Owner:
 
 
 def train(labels: dict[str, str] | None = None, **spec: Any) -> JobPlan:
-    return plan_train(parse_lorajob(lorajob("x", **spec)), owner(labels), PLATFORM, Known(revision="0123abc"))
+    return plan_train(parse_lorajob(lorajob("x", **spec)), owner(labels), PLATFORM, ResolvedInputs(revision="0123abc"))
 
 
 def train_on(template: dict[str, Any], **spec: Any) -> JobPlan:
     """Return the plan of a train Job with these values of trainer."""
     platform = Platform(settings(trainer=template), PLATFORM.progress)
-    return plan_train(parse_lorajob(lorajob("x", **spec)), owner(), platform, Known())
+    return plan_train(parse_lorajob(lorajob("x", **spec)), owner(), platform, ResolvedInputs())
 
 
 def pod_of(plan: JobPlan) -> dict[str, Any]:
@@ -153,7 +153,9 @@ def test_chosen_prefixes_of_the_owners_labels_and_annotations_reach_the_pod() ->
         "annotations": {"team.example.com/owner": "ada", "kubectl.kubernetes.io/last-applied-configuration": "{}"},
     }
     platform = Platform(settings(trainer={"inheritLabels": ["cost-", "team.example.com/", "tunery.dev/"]}))
-    plan = plan_train(parse_lorajob(lorajob("x")), parse_owner(Kind.LORAJOB, {"metadata": meta}), platform, Known())
+    plan = plan_train(
+        parse_lorajob(lorajob("x")), parse_owner(Kind.LORAJOB, {"metadata": meta}), platform, ResolvedInputs()
+    )
     template = build_job(plan)["spec"]["template"]["metadata"]
     assert template["labels"]["cost-center"] == "42"
     assert template["labels"]["tunery.dev/role"] == "train"
@@ -198,7 +200,7 @@ def test_the_platform_places_pods_and_the_manifest_goes_before_it() -> None:
 def test_the_platform_places_preflight() -> None:
     platform = Platform(settings(preflight={"nodeSelector": {"pool": "cpu"}, "priorityClassName": "low"}))
     asked = {"nodeSelector": {"gpu": "yes"}, "tolerations": [{"key": "mine"}], "runtimeClassName": "nvidia"}
-    plan = plan_preflight(parse_lorajob(lorajob("x", scheduling=asked)), owner(), platform, Known())
+    plan = plan_preflight(parse_lorajob(lorajob("x", scheduling=asked)), owner(), platform, ResolvedInputs())
     pod = pod_of(plan)
     assert (pod["nodeSelector"], pod["priorityClassName"]) == ({"pool": "cpu"}, "low")
     assert pod["tolerations"] == [{"key": "mine"}]
@@ -231,13 +233,13 @@ def test_requests_equal_limits_and_name_the_gpu() -> None:
 )
 def test_the_disk_follows_what_preflight_counted(needed: int | None, asked: dict[str, str], disk: str) -> None:
     spec = parse_lorajob(lorajob("x", resources={"gpus": 1, **asked}))
-    plan = plan_train(spec, owner(), PLATFORM, Known(disk_bytes=needed))
+    plan = plan_train(spec, owner(), PLATFORM, ResolvedInputs(disk_bytes=needed))
     assert pod_of(plan)["containers"][0]["resources"]["limits"]["ephemeral-storage"] == disk
     assert "ephemeralStorage" not in asked or plan.run.disk == DiskLimit(bytes=50 * 2**30, field=DISK_FIELD)
 
 
 def test_preflight_knows_the_limit_of_its_own_disk() -> None:
-    plan = plan_preflight(parse_lorajob(lorajob("x")), owner(), PLATFORM, Known(disk_bytes=2**40))
+    plan = plan_preflight(parse_lorajob(lorajob("x")), owner(), PLATFORM, ResolvedInputs(disk_bytes=2**40))
     field = "the platform's preflight.resources.ephemeralStorage"
     assert plan.run.disk == DiskLimit(bytes=20 * 2**30, field=field)
 
@@ -275,8 +277,8 @@ def test_preflight_fills_the_cache_and_training_reads_it(
 ) -> None:
     parsed = parse_lorajob(lorajob("x", **spec))
     for plan, read_only in (
-        (plan_preflight(parsed, owner(), platform, Known()), False),
-        (plan_train(parsed, owner(), platform, Known()), True),
+        (plan_preflight(parsed, owner(), platform, ResolvedInputs()), False),
+        (plan_train(parsed, owner(), platform, ResolvedInputs()), True),
     ):
         volumes = [v for v in pod_of(plan)["volumes"] if v["name"] == "volume-cache"]
         mounts = [m for m in pod_of(plan)["containers"][0]["volumeMounts"] if m["name"] == "volume-cache"]
@@ -287,13 +289,13 @@ def test_preflight_fills_the_cache_and_training_reads_it(
         assert volumes == [{"name": "volume-cache", "persistentVolumeClaim": {"claimName": claim, **only}}]
         assert mounts == [{"name": "volume-cache", "mountPath": "/mnt/tunery/cache", **only}]
         assert plan.run.cache == CacheMount(path="/mnt/tunery/cache", max_bytes=largest)
-    report = plan_report(parsed, owner(), platform, Known())
+    report = plan_report(parsed, owner(), platform, ResolvedInputs())
     assert "volume-cache" not in {v["name"] for v in pod_of(report)["volumes"]}
 
 
 def test_preflight_asks_for_no_gpu_and_no_queue() -> None:
     spec = parse_lorajob(lorajob("x", resources={"gpus": 1}, scheduling={"nodeSelector": {"gpu": "yes"}}))
-    plan = plan_preflight(spec, owner({"kueue.x-k8s.io/queue-name": "q"}), PLATFORM, Known())
+    plan = plan_preflight(spec, owner({"kueue.x-k8s.io/queue-name": "q"}), PLATFORM, ResolvedInputs())
     pod = pod_of(plan)
     assert "nvidia.com/gpu" not in pod["containers"][0]["resources"]["limits"]
     assert "nodeSelector" not in pod
@@ -317,7 +319,7 @@ def test_the_memory_of_a_gpu_follows_from_the_nodes_that_are_selected(selector: 
     told = {"nvidia.com/gpu": "80Gi", "nvidia.com/gpu.product=A100-40": "40Gi", "zone=small": "20Gi"}
     platform = PLATFORM._replace(settings=settings(gpuMemory=told))
     spec = parse_lorajob(lorajob("x", resources={"gpus": 1}, scheduling={"nodeSelector": selector}))
-    assert plan_train(spec, owner(), platform, Known()).run.gpu_memory_bytes == gibibytes * 2**30
+    assert plan_train(spec, owner(), platform, ResolvedInputs()).run.gpu_memory_bytes == gibibytes * 2**30
 
 
 def test_progress_is_reported_with_a_token_of_its_own() -> None:
@@ -339,16 +341,16 @@ def test_the_pod_finds_its_run_in_its_own_annotations() -> None:
 
 def test_without_an_output_the_platforms_is_used() -> None:
     platform = Platform(settings(defaultOutput={"uri": "s3://all/", "secretName": "shared"}))
-    plan = plan_train(parse_lorajob(lorajob("x", output={})), owner(), platform, Known())
+    plan = plan_train(parse_lorajob(lorajob("x", output={})), owner(), platform, ResolvedInputs())
     assert plan.run.output_uri == "s3://all/ns/x/12345678-abcd"
     assert plan.run.secrets["output"].name == "shared"
     with pytest.raises(InvalidSpec, match=r"spec\.output\.uri: is required"):
-        plan_train(parse_lorajob(lorajob("x", output={})), owner(), PLATFORM, Known())
+        plan_train(parse_lorajob(lorajob("x", output={})), owner(), PLATFORM, ResolvedInputs())
 
 
 def test_what_was_published_is_reported_again_on_cpu_from_the_same_run() -> None:
     spec = parse_lorajob(lorajob("x", resources={"gpus": 1}))
-    body = build_job(plan_report(spec, owner({"kueue.x-k8s.io/queue-name": "q"}), PLATFORM, Known()))
+    body = build_job(plan_report(spec, owner({"kueue.x-k8s.io/queue-name": "q"}), PLATFORM, ResolvedInputs()))
     container = body["spec"]["template"]["spec"]["containers"][0]
     assert body["metadata"]["name"] == "x-report"
     assert body["metadata"]["labels"]["tunery.dev/role"] == "report"
@@ -359,7 +361,7 @@ def test_what_was_published_is_reported_again_on_cpu_from_the_same_run() -> None
 
 def test_a_long_name_stays_within_limits() -> None:
     long = parse_owner(Kind.LORAJOB, {"metadata": {**META, "name": "n" * 200}})
-    body = build_job(plan_train(parse_lorajob(lorajob("x")), long, PLATFORM, Known()))
+    body = build_job(plan_train(parse_lorajob(lorajob("x")), long, PLATFORM, ResolvedInputs()))
     assert len(body["metadata"]["name"]) <= 63
     assert all(len(value) <= 63 for value in body["metadata"]["labels"].values())
 
@@ -401,7 +403,7 @@ def test_adapters_made_elsewhere_are_mounted_and_opened_as_models_are() -> None:
     assert volume["persistentVolumeClaim"] == {"claimName": "trained", "readOnly": True}
 
     continued = parse_lorajob(lorajob("x", continueFrom={"uri": "pvc://trained/one"}))
-    plan = plan_train(continued, owner(), PLATFORM, Known(plain_input("pvc://trained/one").adapter))
+    plan = plan_train(continued, owner(), PLATFORM, ResolvedInputs(plain_input("pvc://trained/one").adapter))
     assert set(plan.run.volumes) == {"continue-from"}
 
 
@@ -437,7 +439,9 @@ def test_what_a_lorajob_offers_to_resume_from(
 
 def test_checkpoints_are_opened_by_their_own_secret() -> None:
     source = {"uri": f"{FOLDER}/step-000900", "secretRef": {"name": "theirs"}}
-    plan = plan_train(parse_lorajob(lorajob("x", resumeFrom=source)), owner(), PLATFORM, Known(resume=source["uri"]))
+    plan = plan_train(
+        parse_lorajob(lorajob("x", resumeFrom=source)), owner(), PLATFORM, ResolvedInputs(resume=source["uri"])
+    )
     assert plan.run.secrets["resume-from"].name == "theirs"
     assert plan.run.secrets["resume-from"].field == "spec.resumeFrom.secretRef"
     assert plan.run.resume_uri == source["uri"]

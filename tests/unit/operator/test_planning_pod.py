@@ -7,7 +7,7 @@ from typing import Any
 from tunery_api.kinds import Kind
 from tunery_api.placement import SchedulingSpec, Toleration, TolerationOperator
 from tunery_operator.observed.metadata import Key, Owner
-from tunery_operator.planning.job import checkpoint_place
+from tunery_operator.planning.job import checkpoints_uri
 from tunery_operator.planning.pod import check_scheduling, pod_extras, work_scheduling
 
 from kit.operator.settings import settings
@@ -67,4 +67,4 @@ def test_what_is_inherited_never_hides_the_platforms_word_or_ours() -> None:
 
 
 def test_checkpoints_have_a_prefix_of_their_object() -> None:
-    assert checkpoint_place("s3://b/out/a", owner()) == "s3://b/tunery-checkpoints/team/a-0a1b-uid"
+    assert checkpoints_uri("s3://b/out/a", owner()) == "s3://b/tunery-checkpoints/team/a-0a1b-uid"

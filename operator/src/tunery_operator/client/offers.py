@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from tunery_api.adapterserver import AdapterSelector
 from tunery_api.kinds import Kind
 from tunery_operator.observed.metadata import Key
-from tunery_operator.observed.published_result import Offer, parse_offer
+from tunery_operator.observed.published_result import PublishedResult, parse_published_result
 from tunery_operator.planning.resolution import selects
 
 OfferKey = tuple[Kind, str]
@@ -30,7 +30,7 @@ class AdapterQuery:
     selector: AdapterSelector | None
     found: set[OfferKey] = field(default_factory=set)
 
-    def wants(self, offer: Offer) -> bool:
+    def wants(self, offer: PublishedResult) -> bool:
         """Tell whether the server has to know of an offer."""
         named = (offer.kind, offer.name) in self.names
         return named or (self.selector is not None and selects(self.selector, offer.labels))
@@ -40,13 +40,13 @@ class Offers:
     """Offers and wishes, by namespace."""
 
     def __init__(self) -> None:
-        self._offers: dict[str, dict[OfferKey, Offer]] = {}
+        self._offers: dict[str, dict[OfferKey, PublishedResult]] = {}
         self._wishes: dict[str, dict[Key, AdapterQuery]] = {}
 
     def see(self, key: Key, body: Mapping[str, Any]) -> set[Key]:
         """Take note of an object's newest state; return the servers that have to know of what changed."""
         offers = self._offers.setdefault(key.namespace, {})
-        place, offer = (key.kind, key.name), _small(parse_offer(key.kind, body))
+        place, offer = (key.kind, key.name), _small(parse_published_result(key.kind, body))
         if offers.get(place) == offer:
             return set()
         offers[place] = offer
@@ -92,7 +92,7 @@ class Offers:
         """Return the names of all servers of a namespace."""
         return sorted(key.name for key in self._wishes.get(namespace, {}))
 
-    def of(self, key: Key) -> dict[OfferKey, Offer]:
+    def of(self, key: Key) -> dict[OfferKey, PublishedResult]:
         """Return what a server asks for and what exists of that."""
         wish = self._wishes.get(key.namespace, {}).get(key)
         offers = self._offers.get(key.namespace, {})
@@ -102,7 +102,7 @@ class Offers:
 _NONE: Final[dict[str, str]] = {}
 
 
-def _small(offer: Offer) -> Offer:
+def _small(offer: PublishedResult) -> PublishedResult:
     """Return the offer with every text that others have too kept once: 10,000 of them are to cost little."""
     return replace(
         offer,

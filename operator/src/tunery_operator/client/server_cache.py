@@ -20,7 +20,7 @@ from tunery_operator.client.rollouts import ReplicaSet, Rollouts
 from tunery_operator.client.serving import ReplicaReportRecord, Serving
 from tunery_operator.observed.deployment import DeploymentView, ServerPodView, parse_deployment, parse_server_pod
 from tunery_operator.observed.metadata import Key
-from tunery_operator.observed.published_result import Offer
+from tunery_operator.observed.published_result import PublishedResult
 
 
 def is_server_pod(body: Mapping[str, Any]) -> bool:
@@ -37,7 +37,7 @@ class ServerCache:
         self._rollouts = Rollouts()
         self._clock = clock
 
-    def offers(self, key: Key) -> dict[OfferKey, Offer]:
+    def offers(self, key: Key) -> dict[OfferKey, PublishedResult]:
         """Return the LoRAJobs and AdapterMerges that a server names or selects, as far as they exist."""
         with self._lock:
             return self._owners.offers.of(key)

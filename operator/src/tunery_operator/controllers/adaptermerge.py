@@ -14,7 +14,7 @@ from tunery_operator.controllers.jobs import ensure_job, recover_result, sync_su
 from tunery_operator.controllers.observe import ManagedObject, observe_main_job
 from tunery_operator.controllers.reconciler import KindSteps
 from tunery_operator.planning.adaptermerge import plan_merge, plan_report
-from tunery_operator.planning.job import output_place
+from tunery_operator.planning.job import output_location
 from tunery_operator.status.snapshot import Snapshot
 
 
@@ -25,7 +25,7 @@ def _observe(context: ReconcileContext, obj: ManagedObject) -> Snapshot:
 
 def _apply(context: ReconcileContext, obj: ManagedObject, spec: AdapterMergeSpec, snapshot: Snapshot) -> Snapshot:
     """Create the merge Job once every adapter is published."""
-    output_place(spec.output, obj.owner, context.platform.settings)  # raises before anything is waited for
+    output_location(spec.output, obj.owner, context.platform.settings)  # raises before anything is waited for
     main = snapshot.main
     if main is not None and main.job.finished:
         return recover_result(context, obj, snapshot, lambda: plan_report(spec, obj.owner, context.platform))

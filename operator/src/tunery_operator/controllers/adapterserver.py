@@ -45,10 +45,10 @@ from tunery_operator.observed.deployment import DeploymentView, parse_deployment
 from tunery_operator.observed.metadata import Key, Owner, controller_of
 from tunery_operator.planning.adapterserver import ServerPlan, adapters_name, plan_server, server_name
 from tunery_operator.planning.desired import resolve
-from tunery_operator.planning.resolution import NOBODY_KNOWS, Mounts
+from tunery_operator.planning.resolution import UNKNOWN_MOUNTS, ApiKeyMounts
 from tunery_operator.runtime.workqueue import DONE, Requeue, earliest
 from tunery_operator.status.server.compute import compute_server_status
-from tunery_operator.status.server.snapshot import Heard, ServerSnapshot
+from tunery_operator.status.server.snapshot import ReplicaReport, ServerSnapshot
 
 _FREQUENT: Final = frozenset({"adapters", "adapterCounts", "adaptersText", "replicaStatuses", "lastChangeTime"})
 """Fields that replicas change as they load one adapter after the other: written at most every few seconds."""
@@ -150,7 +150,7 @@ def _with_replicas(context: ReconcileContext, snapshot: ServerSnapshot) -> Serve
         deployment = None
     pods = servers.pods(owner.key, owner.uid, deployment)
     said = servers.said(owner.key)
-    reports = {pod.uid: Heard(said[pod.uid].state, said[pod.uid].at) for pod in pods if pod.uid in said}
+    reports = {pod.uid: ReplicaReport(said[pod.uid].state, said[pod.uid].at) for pod in pods if pod.uid in said}
     warnings = server_warnings(context.warnings, context.client, owner.key.namespace, pods, context.now())
     return replace(snapshot, deployment=deployment, pods=pods, reports=reports, warnings=warnings)
 
@@ -200,14 +200,14 @@ def _current_desired(context: ReconcileContext, owner: Owner) -> Desired:
     return before
 
 
-def _mounted_keys(context: ReconcileContext, owner: Owner) -> Mounts:
+def _mounted_keys(context: ReconcileContext, owner: Owner) -> ApiKeyMounts:
     """Return which Secrets with API keys the pods of a server mount."""
     servers = context.cache.servers
     deployment = servers.deployment(owner.key.namespace, server_name(owner.key.name))
     if deployment is None or deployment.owner_uid != owner.uid:
-        return NOBODY_KNOWS
+        return UNKNOWN_MOUNTS
     mounted = frozenset(pod.api_keys for pod in servers.pods(owner.key, owner.uid, deployment) if not pod.finished)
-    return Mounts(mounted, deployment.api_keys if deployment.settled else None)
+    return ApiKeyMounts(mounted, deployment.api_keys if deployment.settled else None)
 
 
 def _renumber(context: ReconcileContext, owner: Owner, before: Desired, desired: Desired) -> Desired:

@@ -27,11 +27,11 @@ from tunery_operator.planning.inputs import (
     UnfinishedInput,
     checkpoint_input,
     lorajob_input,
+    parse_input_reference,
     plain_input,
     record,
-    recorded,
 )
-from tunery_operator.planning.job import checkpoint_place, output_place
+from tunery_operator.planning.job import checkpoints_uri, output_location
 from tunery_operator.status.snapshot import Snapshot
 
 
@@ -79,7 +79,7 @@ def _resolve(
         return plain_input(source.uri or "")
     name = source.reference.name
     if name in known:
-        return recorded(known[name])
+        return parse_input_reference(known[name])
     target = Key(Kind.LORAJOB, obj.owner.key.namespace, name)
     # Subscribe before the read: a change between the two must not be missed.
     context.cache.wait_for(target, obj.owner.key)
@@ -128,7 +128,7 @@ def _checkpoints_of(context: ReconcileContext, body: Mapping[str, Any]) -> str |
     owner = parse_owner(Kind.LORAJOB, body)
     try:
         output = OutputSpec.model_validate((body.get("spec") or {}).get("output") or {})
-        return checkpoint_place(output_place(output, owner, context.platform.settings).uri, owner)
+        return checkpoints_uri(output_location(output, owner, context.platform.settings).uri, owner)
     except (InvalidSpec, ValidationError):
         return None
 

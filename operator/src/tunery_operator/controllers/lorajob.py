@@ -25,9 +25,9 @@ from tunery_operator.controllers.jobs import (
 )
 from tunery_operator.controllers.observe import ManagedObject, find_attempt, is_overdue, observe_main_job
 from tunery_operator.controllers.reconciler import KindSteps
-from tunery_operator.planning.inputs import as_checked
-from tunery_operator.planning.job import JobPlan, output_place
-from tunery_operator.planning.lorajob import Known, plan_preflight, plan_publish, plan_report, plan_train
+from tunery_operator.planning.inputs import with_checked_digest
+from tunery_operator.planning.job import JobPlan, output_location
+from tunery_operator.planning.lorajob import ResolvedInputs, plan_preflight, plan_publish, plan_report, plan_train
 from tunery_operator.status.snapshot import Snapshot
 from tunery_operator.status.stop import stop_of
 from tunery_search.trial_spec import inputs_of
@@ -62,7 +62,7 @@ def _apply(context: ReconcileContext, obj: ManagedObject, spec: LoRAJobSpec, sna
             return plan_publish(spec, obj.owner, platform, _known(obj, _inputs(context, obj, spec)), stop.why)
 
         return apply_stop(context, obj, snapshot, stop, plan_partial)
-    output_place(spec.output, obj.owner, platform.settings)  # raises before anything is waited for
+    output_location(spec.output, obj.owner, platform.settings)  # raises before anything is waited for
     if main is not None and main.job.finished:
         return recover_result(context, obj, snapshot, lambda: plan_report(spec, obj.owner, platform, _known(obj, None)))
     if main is not None and is_overdue(snapshot):
@@ -115,11 +115,11 @@ def _inputs(context: ReconcileContext, obj: ManagedObject, spec: LoRAJobSpec) ->
     return resolve_inputs(context, obj, sources)
 
 
-def _known(obj: ManagedObject, inputs: Inputs | None) -> Known:
+def _known(obj: ManagedObject, inputs: Inputs | None) -> ResolvedInputs:
     ready = inputs.ready if inputs is not None else None
     status, resumes = obj.status, bool(obj.spec.get("resumeFrom"))
-    return Known(
-        adapter=as_checked(ready[0].adapter, status) if ready and not resumes else None,
+    return ResolvedInputs(
+        adapter=with_checked_digest(ready[0].adapter, status) if ready and not resumes else None,
         resume=ready[0].adapter.uri if ready and resumes else None,
         revision=(status.get("resolved") or {}).get("revision"),
         disk_bytes=(status.get("disk") or {}).get("estimateBytes"),

@@ -37,8 +37,8 @@ from tunery_operator.controllers.trials import OwnTrials, active_trial_names, is
 from tunery_operator.errors import ApiFailure, NameTaken, Rejected, SamplerBusy
 from tunery_operator.manifests.trial import build_trial, hold_change, stop_change
 from tunery_operator.observed.metadata import Key, parse_time
-from tunery_operator.planning.job import output_place
-from tunery_operator.planning.lorasweep import Found, plan_publish_best, plan_report, plan_trial, reading
+from tunery_operator.planning.job import output_location
+from tunery_operator.planning.lorasweep import SweepResult, plan_publish_best, plan_report, plan_trial, with_inputs
 from tunery_operator.status.snapshot import SAMPLER_BUSY, SUGGESTION_FAILED, Blocker, Search, Snapshot
 from tunery_search.decision import Decision, Moment, decide, given_up
 from tunery_search.history import IMPORTANCE_FROM, Answer, Suggestion, final_suggestion, question_of, with_earlier
@@ -111,7 +111,7 @@ def _observe(context: ReconcileContext, obj: ManagedObject) -> Snapshot:
 
 def _apply(context: ReconcileContext, obj: ManagedObject, spec: LoRASweepSpec, snapshot: Snapshot) -> Snapshot:
     """Apply the decision of the search: stop trials, create the due ones, or publish the best one at the end."""
-    output_place(spec.output, obj.owner, context.platform.settings)  # raises before anything is waited for
+    output_location(spec.output, obj.owner, context.platform.settings)  # raises before anything is waited for
     sweep = _observe_trials(context, obj, spec)
     main = snapshot.main
     trials = sweep.trials
@@ -299,9 +299,9 @@ def _create(sweep: _Sweep, suggestion: Suggestion) -> _Sweep:
     A trial whose values do not go together becomes a row without a LoRAJob.
     """
     context, owner = sweep.context, sweep.obj.owner
-    place = output_place(sweep.spec.output, owner, context.platform.settings)
+    place = output_location(sweep.spec.output, owner, context.platform.settings)
     plan = plan_trial(sweep.spec, owner, place, sweep.trials, suggestion)
-    plan = reading(plan, sweep.inputs, again=bool(_forgiven(sweep.obj)))
+    plan = with_inputs(plan, sweep.inputs, again=bool(_forgiven(sweep.obj)))
     body = build_trial(plan)
     try:
         parse_lorajob(body)
@@ -346,11 +346,11 @@ def _with_importance(sweep: _Sweep, search: Search) -> Search:
 
 def _result(
     obj: ManagedObject, trials: Sequence[Trial], decision: Decision, importance: Mapping[str, float] | None = None
-) -> Found:
+) -> SweepResult:
     """Return the result of the search."""
     known = [ParameterImportance.model_validate(each) for each in obj.status.get("importance") or ()]
     end = decision.end_reason
-    return Found(
+    return SweepResult(
         trials=[trial.row for trial in trials],
         best=decision.publish if decision.publish is not None else -1,
         importance=importance_shown(importance or {}) or known,

@@ -29,9 +29,9 @@ from tunery_operator.manifests.volumes import (
     CA_FILE,
     TOKEN_DIR,
     TOKEN_FILE,
-    authorities_env,
     build_volume_mounts,
     build_volumes,
+    ca_bundle_env,
 )
 from tunery_operator.planning.job import JobPlan, Progress
 from tunery_operator.planning.pod import Image, Resources
@@ -111,7 +111,7 @@ def _container(plan: JobPlan) -> dict[str, Any]:
         "imagePullPolicy": plan.image.pull_policy,
         "command": ["python", "-m", plan.program, plan.task.value, f"{RUN_DIR}/{RUN_FILE}"],
         "env": env_list(_environment(plan)),
-        "resources": amounts(plan.resources, plan.pod.resources),
+        "resources": resource_requirements(plan.resources, plan.pod.resources),
         "terminationMessagePath": TERMINATION_PATH,
         "terminationMessagePolicy": "File",
         "securityContext": container_security(),
@@ -129,7 +129,7 @@ def _environment(plan: JobPlan) -> dict[str, str]:
     progress = {}
     if plan.progress is not None:
         progress = progress_env(plan.progress, RUN_DIR) | {PROGRESS_EVERY_ENV: str(PROGRESS_EVERY_SECONDS)}
-    return {**ENVIRONMENT, **plan.pod.env, **authorities_env(plan.pod), **progress, **_nodes_env(plan)}
+    return {**ENVIRONMENT, **plan.pod.env, **ca_bundle_env(plan.pod), **progress, **_nodes_env(plan)}
 
 
 def _nodes_env(plan: JobPlan) -> dict[str, str]:
@@ -148,7 +148,7 @@ def progress_env(progress: Progress, ca_folder: str) -> dict[str, str]:
     }
 
 
-def amounts(resources: Resources, extended: Mapping[str, str] | None = None) -> dict[str, Any]:
+def resource_requirements(resources: Resources, extended: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Return what a container asks for, the platform's extended resources too: requests equal limits."""
     asked = {
         **(extended or {}),

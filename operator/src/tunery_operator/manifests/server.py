@@ -22,22 +22,22 @@ from tunery_api.serving import (
 from tunery_operator.manifests.metadata import labels, metadata
 from tunery_operator.manifests.pod import (
     ENVIRONMENT,
-    amounts,
     container_security,
     env_list,
     pod_security,
     progress_env,
     pull_secrets,
+    resource_requirements,
 )
 from tunery_operator.manifests.volumes import (
     CA_FILE,
-    Mounted,
-    authorities_env,
+    Mount,
     build_mount,
     build_server_volumes,
-    of_engine,
-    of_gateway,
-    of_model,
+    ca_bundle_env,
+    engine_mounts,
+    gateway_mounts,
+    model_mounts,
 )
 from tunery_operator.planning.adapterserver import ENGINE, GATEWAY, MODEL, ROLE, ServerPlan, pod_selector
 from tunery_operator.planning.pod import Image, Resources
@@ -93,18 +93,18 @@ def _model(plan: ServerPlan) -> dict[str, Any]:
     """Return what brings the base model; it ends before the engine starts, whose resources it has till then."""
     asked = Resources(plan.resources.cpu, plan.resources.memory, plan.resources.ephemeral_storage)
     return {
-        **_container(MODEL, plan.gateway, asked, of_model(plan)),
+        **_container(MODEL, plan.gateway, asked, model_mounts(plan)),
         "command": _command("fetch-model"),
-        "env": env_list({**ENVIRONMENT, **plan.pod.env, **authorities_env(plan.pod)}),
+        "env": env_list({**ENVIRONMENT, **plan.pod.env, **ca_bundle_env(plan.pod)}),
     }
 
 
 def _gateway(plan: ServerPlan) -> dict[str, Any]:
     progress = {} if plan.progress is None else progress_env(plan.progress, DESIRED_DIR)
     variables = {"HOME": _GATEWAY_HOME, "PYTHONUNBUFFERED": "1", **plan.pod.env}
-    variables |= authorities_env(plan.pod) | progress
+    variables |= ca_bundle_env(plan.pod) | progress
     return {
-        **_container(GATEWAY, plan.gateway, plan.gateway_resources, of_gateway(plan)),
+        **_container(GATEWAY, plan.gateway, plan.gateway_resources, gateway_mounts(plan)),
         "command": _command("gateway"),
         "restartPolicy": "Always",
         "ports": [{"name": "http", "containerPort": GATEWAY_PORT, "protocol": "TCP"}],
@@ -120,7 +120,7 @@ def _gateway(plan: ServerPlan) -> dict[str, Any]:
 def _engine(plan: ServerPlan) -> dict[str, Any]:
     variables = {**ENVIRONMENT, **plan.pod.env, **plan.environment}
     return {
-        **_container(ENGINE, plan.engine, plan.resources, of_engine(plan)),
+        **_container(ENGINE, plan.engine, plan.resources, engine_mounts(plan)),
         "command": ["sh", "-c", _START, "vllm", *plan.arguments],
         "env": env_list(variables),
         # The gateway asks the engine over its socket. A large model may take half an hour to load.
@@ -136,12 +136,12 @@ def _command(task: str) -> list[str]:
     return ["python", "-m", "tunery_server", task, f"{SERVE_DIR}/{SERVE_FILE}"]
 
 
-def _container(name: str, image: Image, resources: Resources, mounted: Iterable[Mounted]) -> dict[str, Any]:
+def _container(name: str, image: Image, resources: Resources, mounted: Iterable[Mount]) -> dict[str, Any]:
     return {
         "name": name,
         "image": image.name,
         "imagePullPolicy": image.pull_policy,
-        "resources": amounts(resources),
+        "resources": resource_requirements(resources),
         "terminationMessagePath": TERMINATION_PATH,
         "terminationMessagePolicy": "File",
         "securityContext": container_security(),

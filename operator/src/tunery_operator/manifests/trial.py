@@ -34,8 +34,8 @@ def build_trial(plan: TrialPlan) -> dict[str, Any]:
     }
     annotations = {name: owner.annotations[name] for name in TOPOLOGY_ANNOTATIONS if owner.annotations.get(name)}
     annotations[ORIGIN_ANNOTATION] = plan.origin
-    if plan.looks_at:
-        annotations[SWEEP_OUTPUT_ANNOTATION] = plan.looks_at
+    if plan.result_to_check:
+        annotations[SWEEP_OUTPUT_ANNOTATION] = plan.result_to_check
     return {
         "apiVersion": API_VERSION,
         "kind": Kind.LORAJOB.value,

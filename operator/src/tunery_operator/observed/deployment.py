@@ -119,7 +119,7 @@ class ServerPodView:
     ready: bool = False
     """It gets requests, by the kubelet's word and the node controller's."""
     deleting: bool = False
-    ends_by: datetime | None = None
+    deletion_deadline: datetime | None = None
     """When its kubelet kills it at the latest, once it was told to end."""
     node: str | None = None
     unschedulable: str | None = None
@@ -169,7 +169,7 @@ def parse_server_pod(body: Mapping[str, Any]) -> ServerPodView:
         phase=status.get("phase") or "Pending",
         ready=(conditions.get("Ready") or {}).get("status") == "True",
         deleting="deletionTimestamp" in meta,
-        ends_by=parse_time(meta.get("deletionTimestamp")),
+        deletion_deadline=parse_time(meta.get("deletionTimestamp")),
         node=spec.get("nodeName"),
         unschedulable=unschedulable_message(conditions.get("PodScheduled") or {}),
         status_reason=status.get("reason"),

@@ -141,7 +141,7 @@ def parse_job(body: Mapping[str, Any]) -> JobView:
 
 def _authority(template_meta: Mapping[str, Any]) -> str | None:
     pem = (template_meta.get("annotations") or {}).get(PROGRESS_CA_ANNOTATION)
-    return None if pem is None else authority_name(pem)
+    return None if pem is None else ca_digest(pem)
 
 
 def _admitted(template_meta: Mapping[str, Any]) -> bool:
@@ -149,6 +149,6 @@ def _admitted(template_meta: Mapping[str, Any]) -> bool:
     return _PODSET_LABEL in labels or _WORKLOAD_ANNOTATION in annotations
 
 
-def authority_name(ca_pem: str) -> str:
+def ca_digest(ca_pem: str) -> str:
     """Return a short name of a certificate authority: a digest of its PEM."""
     return hashlib.sha256(ca_pem.encode()).hexdigest()[:16]

@@ -13,7 +13,7 @@ from tunery_operator.observed.metadata import controller_of
 
 
 @dataclass(frozen=True, slots=True)
-class Offer:
+class PublishedResult:
     """One LoRAJob or AdapterMerge, as a server sees it."""
 
     kind: Kind
@@ -43,11 +43,11 @@ class Offer:
         return f"{self.kind.value}/{self.name}"
 
 
-def parse_offer(kind: Kind, body: Mapping[str, Any]) -> Offer:
+def parse_published_result(kind: Kind, body: Mapping[str, Any]) -> PublishedResult:
     """Return what a LoRAJob or AdapterMerge of the API server offers."""
     meta, spec, status = body["metadata"], body.get("spec") or {}, body.get("status") or {}
     adapter = status.get("adapter") or {}
-    return Offer(
+    return PublishedResult(
         kind=kind,
         name=meta["name"],
         uid=meta["uid"],
@@ -73,12 +73,12 @@ def removed_by(body: Mapping[str, Any]) -> str | None:
     return str(controller_of(body).get("name") or "that made it")
 
 
-def removed_words(sweep: str) -> str:
+def removal_text(sweep: str) -> str:
     """Return what became of such an adapter, as what comes after the LoRAJob's name."""
     return f"was a trial of LoRASweep {sweep}, which has removed its adapter (spec.keepAdapters)"
 
 
-def removed_remedy(sweep: str) -> str:
+def removal_remedy(sweep: str) -> str:
     """Return how to get an adapter in its place, as the text of a remedy."""
     return (
         f"Name the result of LoRASweep {sweep} by its uri (status.adapter.uri), or train with the values of that trial "

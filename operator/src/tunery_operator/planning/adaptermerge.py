@@ -10,8 +10,8 @@ from tunery_api.runspec import Purpose, Task
 from tunery_operator.observed.metadata import Owner
 from tunery_operator.planning import job
 from tunery_operator.planning.inputs import ReadyInput
-from tunery_operator.planning.job import JobPlan, Place, Platform
-from tunery_operator.planning.pod import Access, Opened, adapter_access
+from tunery_operator.planning.job import JobPlan, OutputLocation, Platform
+from tunery_operator.planning.pod import Access, SecretSource, adapter_access
 
 
 def plan_merge(spec: AdapterMergeSpec, owner: Owner, platform: Platform, inputs: Sequence[ReadyInput]) -> JobPlan:
@@ -19,7 +19,7 @@ def plan_merge(spec: AdapterMergeSpec, owner: Owner, platform: Platform, inputs:
 
     Raises InvalidSpec when the platform cannot run the spec.
     """
-    place = job.output_place(spec.output, owner, platform.settings)
+    place = job.output_location(spec.output, owner, platform.settings)
     accesses = list(_accesses(spec, place, inputs))
     adapters = [item.adapter for item in inputs]
     return job.job_plan(spec, owner, platform, Task.MERGE, accesses, adapter_merge=spec, adapters=adapters)
@@ -30,7 +30,7 @@ def plan_report(spec: AdapterMergeSpec, owner: Owner, platform: Platform) -> Job
     return job.report_plan(spec, owner, platform, adapter_merge=spec)
 
 
-def _accesses(spec: AdapterMergeSpec, place: Place, inputs: Sequence[ReadyInput]) -> Iterator[Access]:
+def _accesses(spec: AdapterMergeSpec, place: OutputLocation, inputs: Sequence[ReadyInput]) -> Iterator[Access]:
     yield job.output_access(place)
     if spec.model is not None:
         yield Access(Purpose.MODEL, spec.model.uri, spec.model.secret_ref, "spec.model.secretRef")
@@ -43,9 +43,9 @@ def _accesses(spec: AdapterMergeSpec, place: Place, inputs: Sequence[ReadyInput]
         yield _adapter_access(index, item, ready, place)
 
 
-def _adapter_access(index: int, item: MergeInput, ready: ReadyInput, place: Place) -> Access:
-    own = Opened(item.secret_ref, f"spec.adapters[{index}].secretRef")
-    inherited = Opened(place.secret, place.field)
+def _adapter_access(index: int, item: MergeInput, ready: ReadyInput, place: OutputLocation) -> Access:
+    own = SecretSource(item.secret_ref, f"spec.adapters[{index}].secretRef")
+    inherited = SecretSource(place.secret, place.field)
     if ready.output_secret is not None:
-        inherited = Opened(ready.output_secret, f"spec.output.secretRef of LoRAJob {ready.name}")
+        inherited = SecretSource(ready.output_secret, f"spec.output.secretRef of LoRAJob {ready.name}")
     return adapter_access(adapter_purpose(index), ready.adapter.uri, own, inherited)

@@ -14,7 +14,7 @@ from tunery_api.runspec import Purpose, Task
 from tunery_operator.observed.metadata import Key, Owner
 from tunery_operator.planning import job
 from tunery_operator.planning.adapterserver import server_url
-from tunery_operator.planning.job import SERVER, JobPlan, Place, Platform
+from tunery_operator.planning.job import SERVER, JobPlan, OutputLocation, Platform
 from tunery_operator.planning.pod import Access, server_image
 
 
@@ -25,7 +25,7 @@ def server_of(spec: BatchInferenceSpec, owner: Owner) -> Key:
 
 def plan_batch(spec: BatchInferenceSpec, owner: Owner, platform: Platform) -> JobPlan:
     """Return the plan of the Job that asks; raises InvalidSpec when the platform cannot run the spec."""
-    place = job.output_place(spec.output, owner, platform.settings)
+    place = job.output_location(spec.output, owner, platform.settings)
     accesses = list(_accesses(spec, place))
     plan = job.job_plan(spec, owner, platform, Task.BATCH, accesses, **_fields(spec, owner, place, platform))
     return replace(_by_server(plan, platform), grace_seconds=BATCH_GRACE_SECONDS)
@@ -33,16 +33,16 @@ def plan_batch(spec: BatchInferenceSpec, owner: Owner, platform: Platform) -> Jo
 
 def plan_report(spec: BatchInferenceSpec, owner: Owner, platform: Platform) -> JobPlan:
     """Return the plan of the Job that says again what was published; raises InvalidSpec as `plan_batch`."""
-    place = job.output_place(spec.output, owner, platform.settings)
+    place = job.output_location(spec.output, owner, platform.settings)
     return _by_server(job.report_plan(spec, owner, platform, **_fields(spec, owner, place, platform)), platform)
 
 
-def _fields(spec: BatchInferenceSpec, owner: Owner, place: Place, platform: Platform) -> dict[str, Any]:
+def _fields(spec: BatchInferenceSpec, owner: Owner, place: OutputLocation, platform: Platform) -> dict[str, Any]:
     """Return what a batch adds to run.json; answered parts lie where the rule of the bucket for checkpoints holds."""
     return {
         "batch_inference": spec,
         "server_url": server_url(server_of(spec, owner)),
-        "checkpoint_uri": job.checkpoint_place(place.uri, owner),
+        "checkpoint_uri": job.checkpoints_uri(place.uri, owner),
         "image": server_image(platform.settings).name,
     }
 
@@ -52,7 +52,7 @@ def _by_server(plan: JobPlan, platform: Platform) -> JobPlan:
     return replace(plan, image=server_image(platform.settings), program=SERVER)
 
 
-def _accesses(spec: BatchInferenceSpec, place: Place) -> Iterator[Access]:
+def _accesses(spec: BatchInferenceSpec, place: OutputLocation) -> Iterator[Access]:
     yield job.output_access(place)
     yield Access(Purpose.INPUT, spec.input.uri, spec.input.secret_ref, "spec.input.secretRef")
     if spec.api_key_secret_ref is not None:

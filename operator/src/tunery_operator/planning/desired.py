@@ -17,21 +17,21 @@ from tunery_api.scrub import scrub, shorten
 from tunery_api.serving import ClientRules, Desired, DesiredAdapter, HeldAdapter
 from tunery_api.status import FINAL_PHASES, Phase
 from tunery_api.unservable import Unservable, base_problem, method_problem, none_left, rank_problem, too_many
-from tunery_operator.observed.published_result import Offer, removed_remedy, removed_words
+from tunery_operator.observed.published_result import PublishedResult, removal_remedy, removal_text
 from tunery_operator.planning.resolution import (
-    NOBODY_KNOWS,
-    Astray,
-    Kept,
-    Mounts,
-    Note,
-    Refused,
+    UNKNOWN_MOUNTS,
+    AdapterNote,
+    ApiKeyMounts,
+    DanglingAlias,
+    PendingAdapter,
+    RejectedAdapter,
     Resolution,
-    Skipped,
-    Waiting,
+    RetainedAdapter,
+    SkippedObject,
     api_keys,
-    no_models,
-    rules_of_before,
+    previous_rules,
     selects,
+    unknown_models,
 )
 
 LONGEST_NAME: Final = 128
@@ -50,11 +50,13 @@ _INEXACT: Final = (
     "into: Model makes of it is exact"
 )
 
-Offers = Mapping[tuple[Kind, str], Offer]
+Offers = Mapping[tuple[Kind, str], PublishedResult]
 Part = TypeVar("Part", bound=OpenModel)
 
 
-def resolve(spec: AdapterServerSpec, offers: Offers, before: Desired, mounts: Mounts = NOBODY_KNOWS) -> Resolution:
+def resolve(
+    spec: AdapterServerSpec, offers: Offers, before: Desired, mounts: ApiKeyMounts = UNKNOWN_MOUNTS
+) -> Resolution:
     """Return what is to be served.
 
     `offers` are the LoRAJobs and AdapterMerges of the namespace by kind and name, those at least that the spec names or
@@ -67,14 +69,14 @@ def resolve(spec: AdapterServerSpec, offers: Offers, before: Desired, mounts: Mo
     for offer in _selected(spec, offers):
         work.select(offer)
     return Resolution(
-        _numbered(_told(work, list(rules_of_before(spec, before, mounts))), before),
-        tuple(work.waiting),
-        tuple(work.refused),
+        _numbered(_told(work, list(previous_rules(spec, before, mounts))), before),
+        tuple(work.pending),
+        tuple(work.rejected),
         tuple(sorted(work.skipped)),
-        tuple(work.kept),
+        tuple(work.retained),
         tuple(work.notes),
         tuple(_astray(work)),
-        tuple(no_models(spec, _known(work))),
+        tuple(unknown_models(spec, _known(work))),
     )
 
 
@@ -113,19 +115,19 @@ def _held(work: _Work, served: Collection[str], room: int) -> Iterator[HeldAdapt
 
 
 def _all_held(work: _Work, served: Collection[str]) -> Iterator[HeldAdapter]:
-    found = {item.name: (ADAPTER_WAITING, item.message) for item in work.waiting}
-    found |= {item.name: (item.reason.value, item.message) for item in work.refused}
+    found = {item.name: (ADAPTER_WAITING, item.message) for item in work.pending}
+    found |= {item.name: (item.reason.value, item.message) for item in work.rejected}
     names = sorted(found.keys() - served, key=lambda name: (name not in work.named, name))
     for name in names:
         reason, message = found[name]
         yield HeldAdapter(name=name, reason=reason, message=shorten(scrub(message), MAX_HELD))
 
 
-def _astray(work: _Work) -> Iterator[Astray]:
+def _astray(work: _Work) -> Iterator[DanglingAlias]:
     """Yield what aliases lead to that this server neither serves nor is to serve."""
     known = _known(work)
     for alias in work.spec.aliases or ():
-        yield from (Astray(alias.name, each.adapter) for each in alias.targets if each.adapter not in known)
+        yield from (DanglingAlias(alias.name, each.adapter) for each in alias.targets if each.adapter not in known)
 
 
 def _known(work: _Work) -> set[str]:
@@ -133,7 +135,7 @@ def _known(work: _Work) -> set[str]:
     return {work.base, *work.taken, *(offer.name for offer in _on_their_way(work))}
 
 
-def _on_their_way(work: _Work) -> Iterator[Offer]:
+def _on_their_way(work: _Work) -> Iterator[PublishedResult]:
     """Yield what the selector will find once it has succeeded."""
     selector = work.spec.adapter_selector
     if selector is not None:
@@ -146,7 +148,7 @@ def _size(part: OpenModel) -> int:
     return len(part.model_dump_json(by_alias=True, exclude_none=True).encode()) + 1
 
 
-def _selected(spec: AdapterServerSpec, offers: Offers) -> list[Offer]:
+def _selected(spec: AdapterServerSpec, offers: Offers) -> list[PublishedResult]:
     """Return what the selector finds that has succeeded, older objects first."""
     selector = spec.adapter_selector
     if selector is None:
@@ -165,11 +167,11 @@ class _Work:
     before: Mapping[str, DesiredAdapter]
     wanted: list[DesiredAdapter] = field(default_factory=list)
     """In the order of their right to be served: what the spec names, then older objects."""
-    waiting: list[Waiting] = field(default_factory=list)
-    refused: list[Refused] = field(default_factory=list)
-    skipped: list[Skipped] = field(default_factory=list)
-    kept: list[Kept] = field(default_factory=list)
-    notes: list[Note] = field(default_factory=list)
+    pending: list[PendingAdapter] = field(default_factory=list)
+    rejected: list[RejectedAdapter] = field(default_factory=list)
+    skipped: list[SkippedObject] = field(default_factory=list)
+    retained: list[RetainedAdapter] = field(default_factory=list)
+    notes: list[AdapterNote] = field(default_factory=list)
     taken: dict[str, str] = field(default_factory=dict)
     """By whom each name is taken: a source, as in messages."""
 
@@ -201,7 +203,7 @@ class _Work:
         self.taken[item.name] = source
         self._refer(item.name, source, self.offers.get((kind, reference.name)))
 
-    def _refer(self, name: str, source: str, offer: Offer | None) -> None:
+    def _refer(self, name: str, source: str, offer: PublishedResult | None) -> None:
         problem = None if offer is None else self._never(offer)
         if offer is None or (problem is None and offer.uri is None):
             self._wait(name, source, offer)
@@ -216,20 +218,20 @@ class _Work:
         if old is not None and (old.manifest_sha256 != offer.manifest_sha256 or _by_new_replicas(problem)):
             self.wanted.append(old)
 
-    def _wait(self, name: str, source: str, offer: Offer | None) -> None:
+    def _wait(self, name: str, source: str, offer: PublishedResult | None) -> None:
         """Take a reference to an object that offers nothing now: what it offered before goes on."""
         words = source.replace("/", " ")
         state = "does not exist" if offer is None else f"is {offer.phase}"
         old = self._old(name, source)
         if old is None:
             yet = f" yet{self._near(source)}" if offer is None else ""
-            self.waiting.append(Waiting(name, source, f"{words} {state}{yet}", absent=offer is None))
+            self.pending.append(PendingAdapter(name, source, f"{words} {state}{yet}", absent=offer is None))
             return
         self.wanted.append(old)
         ends = "until spec.adapters drops it" if offer is None else "until it has published anew"
         more = " any more" if offer is None else ""
         text = f"{words} {state}{more}; what it published before is served {ends}"
-        self.kept.append(Kept(name, source, text))
+        self.retained.append(RetainedAdapter(name, source, text))
 
     def _near(self, source: str) -> str:
         kind, _, name = source.partition("/")
@@ -239,7 +241,7 @@ class _Work:
         old = self.before.get(name)
         return old if old is not None and old.source == source else None
 
-    def _never(self, offer: Offer) -> Unservable | None:
+    def _never(self, offer: PublishedResult) -> Unservable | None:
         """Return why an object will never offer an adapter unless somebody mends it."""
         words = offer.source.replace("/", " ")
         if offer.kind is Kind.ADAPTERMERGE and offer.into != "Adapter":
@@ -249,8 +251,8 @@ class _Work:
         if offer.phase not in FINAL_PHASES or (offer.uri is not None and offer.phase != Phase.FAILED.value):
             return None
         if offer.removed_by is not None:
-            text = f"{words} {removed_words(offer.removed_by)}"
-            return Unservable(FailureReason.ADAPTER_MISSING, text, edit(removed_remedy(offer.removed_by)))
+            text = f"{words} {removal_text(offer.removed_by)}"
+            return Unservable(FailureReason.ADAPTER_MISSING, text, edit(removal_remedy(offer.removed_by)))
         how = {Phase.FAILED.value: "has failed", Phase.STOPPED.value: "was stopped and has published no adapter"}
         does = how.get(offer.phase, "has succeeded and published no adapter")
         remedy = retry(f"Fix {words} as its status says, or name another one")
@@ -258,11 +260,11 @@ class _Work:
 
     # What the selector finds
 
-    def select(self, offer: Offer) -> None:
+    def select(self, offer: PublishedResult) -> None:
         """Take an object that the selector found."""
         problem = self._not_for_us(offer)
         if problem is not None:
-            self.skipped.append(Skipped(offer.source, problem))
+            self.skipped.append(SkippedObject(offer.source, problem))
             return
         if offer.name in self.taken:
             # Named and selected: it is one adapter.
@@ -277,7 +279,7 @@ class _Work:
         if old is not None and _by_new_replicas(unfit):
             self.wanted.append(old)
 
-    def _not_for_us(self, offer: Offer) -> str | None:
+    def _not_for_us(self, offer: PublishedResult) -> str | None:
         if offer.kind is Kind.ADAPTERMERGE and offer.into != "Adapter":
             return f"is a whole model (into: {offer.into})"
         if base_problem(offer.served_name, self.base) is not None:
@@ -297,21 +299,21 @@ class _Work:
 
     # Both
 
-    def _take(self, name: str, offer: Offer) -> None:
+    def _take(self, name: str, offer: PublishedResult) -> None:
         self.wanted.append(_desired(name, offer))
         if offer.method in _QUANTIZED:
-            self.notes.append(Note(name, _INEXACT.format(offer.method)))
+            self.notes.append(AdapterNote(name, _INEXACT.format(offer.method)))
 
-    def _unfit(self, offer: Offer) -> Unservable | None:
+    def _unfit(self, offer: PublishedResult) -> Unservable | None:
         return (
             base_problem(offer.served_name, self.base)
             or method_problem(offer.method)
             or rank_problem(offer.rank, self.spec.engine.max_rank)
         )
 
-    def _refuse(self, name: str, offer: Offer, why: Unservable) -> None:
+    def _refuse(self, name: str, offer: PublishedResult, why: Unservable) -> None:
         content = (offer.uri, offer.manifest_sha256, offer.rank)
-        self.refused.append(Refused(name, offer.source, *why, *content))
+        self.rejected.append(RejectedAdapter(name, offer.source, *why, *content))
 
 
 def _by_new_replicas(problem: Unservable) -> bool:
@@ -322,7 +324,7 @@ def _by_new_replicas(problem: Unservable) -> bool:
     return problem.reason is FailureReason.RANK_TOO_HIGH
 
 
-def _desired(name: str, offer: Offer) -> DesiredAdapter:
+def _desired(name: str, offer: PublishedResult) -> DesiredAdapter:
     return DesiredAdapter(
         name=name, uri=(offer.uri or "").rstrip("/"), manifest_sha256=offer.manifest_sha256, source=offer.source
     )
@@ -335,26 +337,26 @@ def _within_limits(work: _Work, room: int) -> tuple[list[DesiredAdapter], int]:
     more than it holds; and what could never be loaded, as they take all of its room. What of the latter was on the list
     before is refused, and stays on it.
     """
-    largest, fitting, kept = work.spec.engine.max_loaded_adapters, list[DesiredAdapter](), 0
-    refused = {item.name for item in work.refused}
+    largest, fitting, retained = work.spec.engine.max_loaded_adapters, list[DesiredAdapter](), 0
+    rejected = {item.name for item in work.rejected}
     for item in _by_right(work):
         room -= _size(item)
-        kept += item.keep_loaded
+        retained += item.keep_loaded
         fits = room >= 0 and len(fitting) < MAX_ADAPTERS
-        why = _no_room(item, kept, largest) or (None if fits else _too_large())
+        why = _no_room(item, retained, largest) or (None if fits else _too_large())
         # What was on the list stays there, for replicas whose engine holds more; others judge it themselves.
         if fits and (why is None or item.name in work.before):
             fitting.append(item)
-        if why is not None and item.name not in refused:
-            work.refused.append(Refused(item.name, item.source, *why, item.uri, item.manifest_sha256))
+        if why is not None and item.name not in rejected:
+            work.rejected.append(RejectedAdapter(item.name, item.source, *why, item.uri, item.manifest_sha256))
     return fitting, max(room, 0)
 
 
-def _no_room(item: DesiredAdapter, kept: int, largest: int) -> Unservable | None:
+def _no_room(item: DesiredAdapter, retained: int, largest: int) -> Unservable | None:
     """Return why the engine has no place for an adapter; `kept` of them, it included, are to stay in the engine."""
     if item.keep_loaded:
-        return too_many(largest) if kept > largest else None
-    return none_left(largest) if kept >= largest else None
+        return too_many(largest) if retained > largest else None
+    return none_left(largest) if retained >= largest else None
 
 
 def _by_right(work: _Work) -> Iterable[DesiredAdapter]:

@@ -12,7 +12,7 @@ from tunery_api.lorajob import PreflightPolicy
 from tunery_api.remedies import Remedy, recreate, retry
 from tunery_api.runspec import ResolvedAdapter
 from tunery_api.status import FINAL_PHASES, ConditionType
-from tunery_operator.observed.published_result import removed_by, removed_remedy, removed_words
+from tunery_operator.observed.published_result import removal_remedy, removal_text, removed_by
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ def plain_input(uri: str) -> ReadyInput:
     return ReadyInput(ResolvedAdapter(uri=uri.rstrip("/")))
 
 
-def as_checked(adapter: ResolvedAdapter, status: Mapping[str, Any]) -> ResolvedAdapter:
+def with_checked_digest(adapter: ResolvedAdapter, status: Mapping[str, Any]) -> ResolvedAdapter:
     """Return an adapter that a URI names with the digest and the commit that preflight has read there."""
     seen = (status.get("resolved") or {}).get("continuedFrom") or {}
     if adapter.manifest_sha256 is not None or seen.get("uri") != adapter.uri:
@@ -100,7 +100,7 @@ def lorajob_input(name: str, body: Mapping[str, Any] | None, default_secret: str
     adapter = status.get("adapter")
     sweep = removed_by(body)
     if sweep is not None:
-        return FailedInput(name, removed_words(sweep), recreate(removed_remedy(sweep)))
+        return FailedInput(name, removal_text(sweep), recreate(removal_remedy(sweep)))
     if status.get("phase") in ("Succeeded", "Stopped") and adapter:
         return _ready(name, body, adapter, default_secret)
     if status.get("phase") == "Failed":
@@ -173,7 +173,7 @@ def record(ready: ReadyInput) -> dict[str, Any]:
     return {name: value for name, value in entry.items() if value}
 
 
-def recorded(entry: Mapping[str, Any]) -> ReadyInput:
+def parse_input_reference(entry: Mapping[str, Any]) -> ReadyInput:
     """Return the input that an entry of status.inputReferences stands for."""
     return ReadyInput(
         ResolvedAdapter(uri=entry["uri"], manifest_sha256=entry.get("manifestSha256")),

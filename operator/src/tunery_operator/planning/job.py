@@ -25,7 +25,7 @@ from tunery_api.names import (
 from tunery_api.placement import ResourcesSpec, SchedulingSpec
 from tunery_api.runspec import DiskLimit, Purpose, RunIdentity, RunSpec, Task
 from tunery_operator.config import Settings
-from tunery_operator.observed.job import authority_name
+from tunery_operator.observed.job import ca_digest
 from tunery_operator.observed.metadata import Owner
 from tunery_operator.planning import pod
 from tunery_operator.planning.pod import Access, Image, PodExtras, Resources, SecretMount, VolumeMount
@@ -61,7 +61,7 @@ class Progress:
     @property
     def authority(self) -> str:
         """A short name of the certificate authority."""
-        return authority_name(self.ca_pem)
+        return ca_digest(self.ca_pem)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +130,7 @@ class Platform(NamedTuple):
     progress: Progress | None = None
 
 
-class Place(NamedTuple):
+class OutputLocation(NamedTuple):
     """Where the result goes, and the Secret that opens it."""
 
     uri: str
@@ -138,19 +138,19 @@ class Place(NamedTuple):
     field: str
 
 
-def output_place(output: OutputSpec, owner: Owner, settings: Settings) -> Place:
+def output_location(output: OutputSpec, owner: Owner, settings: Settings) -> OutputLocation:
     """Return the place of the result.
 
     Raises InvalidSpec when neither the manifest nor the platform names one.
     """
     uri = output.uri.rstrip("/") if output.uri else _default_uri(owner, settings)
     if output.secret_ref is not None:
-        return Place(uri, output.secret_ref, "spec.output.secretRef")
+        return OutputLocation(uri, output.secret_ref, "spec.output.secretRef")
     if settings.default_output.secret_name:
-        return Place(
+        return OutputLocation(
             uri, LocalReference(name=settings.default_output.secret_name), "the platform's default output secret"
         )
-    return Place(uri, None, "spec.output.secretRef")
+    return OutputLocation(uri, None, "spec.output.secretRef")
 
 
 def _default_uri(owner: Owner, settings: Settings) -> str:
@@ -159,12 +159,12 @@ def _default_uri(owner: Owner, settings: Settings) -> str:
     return f"{settings.default_output.uri}/{owner.key.namespace}/{owner.key.name}/{owner.uid}"
 
 
-def checkpoint_place(output_uri: str, owner: Owner) -> str:
+def checkpoints_uri(output_uri: str, owner: Owner) -> str:
     """Return the prefix of the checkpoints, in the output's bucket: of this very object only."""
     return folder_in_bucket(output_uri, CHECKPOINTS_PREFIX, owner.key.namespace, owner.key.name, owner.uid)
 
 
-def report_place(output_uri: str, owner: Owner) -> str:
+def report_uri(output_uri: str, owner: Owner) -> str:
     """Return the folder for an object's data report, in the output's bucket: of this very object only."""
     return folder_in_bucket(output_uri, REPORTS_PREFIX, owner.key.namespace, owner.key.name, owner.uid)
 
@@ -246,12 +246,12 @@ def report_plan(spec: JobSpec, owner: Owner, platform: Platform, **fields: Any) 
 
     The Job has access to the output only. Raises InvalidSpec if neither the manifest nor the platform names an output.
     """
-    accesses = [output_access(output_place(spec.output, owner, platform.settings))]
+    accesses = [output_access(output_location(spec.output, owner, platform.settings))]
     base = job_plan(spec, owner, platform, Task.REPORT, accesses, **fields)
     return check_plan(base, spec, platform.settings)
 
 
-def output_access(place: Place) -> Access:
+def output_access(place: OutputLocation) -> Access:
     """Return the access to the place of the result."""
     return Access(Purpose.OUTPUT, place.uri, place.secret, place.field)
 

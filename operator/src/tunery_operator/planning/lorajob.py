@@ -13,20 +13,20 @@ from tunery_api.runspec import CacheMount, Purpose, ResolvedAdapter, Task
 from tunery_api.sweepstatus import TrialInputs
 from tunery_operator.observed.metadata import Owner
 from tunery_operator.planning import job
-from tunery_operator.planning.job import JobPlan, Place, Platform
+from tunery_operator.planning.job import JobPlan, OutputLocation, Platform
 from tunery_operator.planning.pod import (
     Access,
-    Opened,
+    SecretSource,
     VolumeMount,
     adapter_access,
-    together,
+    with_devices,
     with_disk,
     work_scheduling,
 )
 from tunery_search.trial_spec import on_inputs
 
 
-class Known(NamedTuple):
+class ResolvedInputs(NamedTuple):
     """What was found out about a LoRAJob before its Job is planned."""
 
     adapter: ResolvedAdapter | None = None
@@ -41,7 +41,7 @@ class Known(NamedTuple):
     """Of a trial of a sweep, what its own preflight has read: its training reads nothing else."""
 
 
-def plan_preflight(spec: LoRAJobSpec, owner: Owner, platform: Platform, known: Known) -> JobPlan:
+def plan_preflight(spec: LoRAJobSpec, owner: Owner, platform: Platform, known: ResolvedInputs) -> JobPlan:
     """Return the plan of the preflight Job; raises InvalidSpec when the platform cannot run the spec."""
     base = _plan(spec, owner, platform, known, Task.PREFLIGHT)
     looking = base.run.model_copy(update={"also_free": _sweep_output(owner, base.run.output_uri)})
@@ -54,7 +54,7 @@ def _sweep_output(owner: Owner, output_uri: str) -> str | None:
     return place if place and output_uri.startswith(trials_uri(place, "")) else None
 
 
-def plan_train(spec: LoRAJobSpec, owner: Owner, platform: Platform, known: Known) -> JobPlan:
+def plan_train(spec: LoRAJobSpec, owner: Owner, platform: Platform, known: ResolvedInputs) -> JobPlan:
     """Return the plan of the train Job; raises InvalidSpec when the platform cannot run the spec."""
     if known.inputs is not None:
         spec = LoRAJobSpec.model_validate(on_inputs(spec.to_json_dict(), known.inputs))
@@ -65,21 +65,21 @@ def plan_train(spec: LoRAJobSpec, owner: Owner, platform: Platform, known: Known
         base,
         name=child_name(owner.key.name, Task.TRAIN.value, nodes),
         nodes=nodes,
-        pod=together(base.pod, spec.resources, owner, platform.settings),
+        pod=with_devices(base.pod, spec.resources, owner, platform.settings),
         grace_seconds=TRAIN_GRACE_SECONDS,
     )
 
 
-def plan_report(spec: LoRAJobSpec, owner: Owner, platform: Platform, known: Known) -> JobPlan:
+def plan_report(spec: LoRAJobSpec, owner: Owner, platform: Platform, known: ResolvedInputs) -> JobPlan:
     """Return the plan of the Job that says again what training published: its pod and its last words are gone."""
-    place = job.output_place(spec.output, owner, platform.settings)
-    checkpoints = job.checkpoint_place(place.uri, owner)
+    place = job.output_location(spec.output, owner, platform.settings)
+    checkpoints = job.checkpoints_uri(place.uri, owner)
     return job.report_plan(spec, owner, platform, lora_job=spec, checkpoint_uri=checkpoints)
 
 
-def plan_publish(spec: LoRAJobSpec, owner: Owner, platform: Platform, known: Known, why: str) -> JobPlan:
+def plan_publish(spec: LoRAJobSpec, owner: Owner, platform: Platform, known: ResolvedInputs, why: str) -> JobPlan:
     """Return the plan of the Job that publishes what a stopped job has left: on CPU, without the base's weights."""
-    place = job.output_place(spec.output, owner, platform.settings)
+    place = job.output_location(spec.output, owner, platform.settings)
     accesses = [access for access in _accesses(spec, place) if access.purpose in (Purpose.MODEL, Purpose.OUTPUT)]
     fields = {**_fields(spec, owner, place, known), "stop": why}
     base = _with_cache(job.job_plan(spec, owner, platform, Task.PUBLISH, accesses, **fields), spec, platform)
@@ -87,14 +87,14 @@ def plan_publish(spec: LoRAJobSpec, owner: Owner, platform: Platform, known: Kno
     return replace(job.check_plan(_with_revision(base, known), spec, platform.settings), retries=job.MAX_CHECK_RETRIES)
 
 
-def _with_revision(plan: JobPlan, known: Known) -> JobPlan:
+def _with_revision(plan: JobPlan, known: ResolvedInputs) -> JobPlan:
     if known.revision is None:
         return plan
     return replace(plan, run=plan.run.model_copy(update={"model_revision": known.revision}))
 
 
-def _plan(spec: LoRAJobSpec, owner: Owner, platform: Platform, known: Known, task: Task) -> JobPlan:
-    place = job.output_place(spec.output, owner, platform.settings)
+def _plan(spec: LoRAJobSpec, owner: Owner, platform: Platform, known: ResolvedInputs, task: Task) -> JobPlan:
+    place = job.output_location(spec.output, owner, platform.settings)
     accesses = list(_accesses(spec, place))
     fields = {
         **_fields(spec, owner, place, known),
@@ -104,12 +104,12 @@ def _plan(spec: LoRAJobSpec, owner: Owner, platform: Platform, known: Known, tas
     return _with_cache(job.job_plan(spec, owner, platform, task, accesses, **fields), spec, platform)
 
 
-def _fields(spec: LoRAJobSpec, owner: Owner, place: Place, known: Known) -> dict[str, Any]:
+def _fields(spec: LoRAJobSpec, owner: Owner, place: OutputLocation, known: ResolvedInputs) -> dict[str, Any]:
     """Return the fields of run.json that training and publishing share."""
     return {
         "lora_job": spec,
-        "checkpoint_uri": job.checkpoint_place(place.uri, owner),
-        "report_uri": job.report_place(place.uri, owner),
+        "checkpoint_uri": job.checkpoints_uri(place.uri, owner),
+        "report_uri": job.report_uri(place.uri, owner),
         "adapters": [known.adapter] if known.adapter else [],
     }
 
@@ -134,7 +134,7 @@ def _gpu_memory(spec: LoRAJobSpec, platform: Platform) -> int | None:
     return settings.gpu_memory_bytes(spec.resources.gpu_resource, nodes or {})
 
 
-def _accesses(spec: LoRAJobSpec, place: Place) -> Iterator[Access]:
+def _accesses(spec: LoRAJobSpec, place: OutputLocation) -> Iterator[Access]:
     """Yield every place that the containers open."""
     yield Access(Purpose.MODEL, spec.model.uri, spec.model.secret_ref, "spec.model.secretRef")
     yield Access(Purpose.DATASET, spec.dataset.uri, spec.dataset.secret_ref, "spec.dataset.secretRef")
@@ -146,8 +146,8 @@ def _accesses(spec: LoRAJobSpec, place: Place) -> Iterator[Access]:
         (Purpose.RESUME_FROM, "resumeFrom", spec.resume_from),
     ):
         if source is not None:
-            own = Opened(source.secret_ref, f"spec.{name}.secretRef")
-            yield adapter_access(purpose, source.uri, own, Opened(place.secret, place.field))
+            own = SecretSource(source.secret_ref, f"spec.{name}.secretRef")
+            yield adapter_access(purpose, source.uri, own, SecretSource(place.secret, place.field))
     if spec.tracking is not None and spec.tracking.wandb is not None:
         yield Access(Purpose.WANDB, None, spec.tracking.wandb.secret_ref, "spec.tracking.wandb.secretRef")
     if spec.tracking is not None and spec.tracking.mlflow is not None:

@@ -18,7 +18,7 @@ from tunery_api.runspec import DiskLimit, LoRASweepRun, Task
 from tunery_api.sweepstatus import ParameterImportance, TrialInputs, TrialStatus
 from tunery_operator.observed.metadata import Owner
 from tunery_operator.planning import job
-from tunery_operator.planning.job import JobPlan, Place, Platform, PublishSpec
+from tunery_operator.planning.job import JobPlan, OutputLocation, Platform, PublishSpec
 from tunery_search.history import Suggestion
 from tunery_search.space import Space, final_spec, trial_spec
 from tunery_search.summary import searched
@@ -38,11 +38,11 @@ class TrialPlan:
     name: str
     origin: str
     spec: Mapping[str, Any]
-    looks_at: str | None = None
+    result_to_check: str | None = None
     """The place of the sweep's own result, where this trial's preflight is to look whether it is free."""
 
 
-class Found(NamedTuple):
+class SweepResult(NamedTuple):
     """What a sweep has found when its search is over."""
 
     trials: Sequence[TrialStatus]
@@ -53,7 +53,7 @@ class Found(NamedTuple):
 
 
 def plan_trial(
-    spec: LoRASweepSpec, owner: Owner, place: Place, trials: Sequence[Trial], suggestion: Suggestion
+    spec: LoRASweepSpec, owner: Owner, place: OutputLocation, trials: Sequence[Trial], suggestion: Suggestion
 ) -> TrialPlan:
     """Return the plan of a trial, beside the others; `place` is that of the sweep's result."""
     number, values = suggestion.number, suggestion.values
@@ -71,11 +71,11 @@ def plan_trial(
         name=trial_name(owner.key.name, number, final=final),
         origin=suggestion.origin,
         spec={**on_terms(body, preflight, spec.pruner), "output": output},
-        looks_at=place.uri if first else None,
+        result_to_check=place.uri if first else None,
     )
 
 
-def reading(plan: TrialPlan, read: TrialInputs | None, *, again: bool) -> TrialPlan:
+def with_inputs(plan: TrialPlan, read: TrialInputs | None, *, again: bool) -> TrialPlan:
     """Return the plan of a trial that reads what the first one has, None: none has yet, or none since a retry."""
     if read is not None:
         return replace(plan, spec=on_inputs(plan.spec, read))
@@ -88,11 +88,13 @@ def trial_name(sweep: str, number: int, *, final: bool = False) -> str:
     return child_name(sweep, "final" if final else f"{number:03d}")
 
 
-def plan_publish_best(spec: LoRASweepSpec, owner: Owner, platform: Platform, found: Found, space: Space) -> JobPlan:
+def plan_publish_best(
+    spec: LoRASweepSpec, owner: Owner, platform: Platform, found: SweepResult, space: Space
+) -> JobPlan:
     """Return the plan of the Job that publishes the best trial's adapter; raises InvalidSpec when it has no place."""
-    place = job.output_place(spec.output, owner, platform.settings)
+    place = job.output_location(spec.output, owner, platform.settings)
     work = PublishSpec(spec.output, spec.template.scheduling, spec.suspend)
-    run = run_of(spec, owner, place, found, space)
+    run = sweep_run(spec, owner, place, found, space)
     base = job.job_plan(work, owner, platform, Task.PUBLISH_BEST, [job.output_access(place)], lora_sweep=run)
     return _with_the_trials_disk(job.check_plan(base, work, platform.settings), spec)
 
@@ -105,17 +107,19 @@ def _with_the_trials_disk(plan: JobPlan, spec: LoRASweepSpec) -> JobPlan:
     return replace(plan, resources=sized, run=plan.run.model_copy(update={"disk": limit}))
 
 
-def plan_report(spec: LoRASweepSpec, owner: Owner, platform: Platform, found: Found, space: Space) -> JobPlan:
+def plan_report(spec: LoRASweepSpec, owner: Owner, platform: Platform, found: SweepResult, space: Space) -> JobPlan:
     """Return the plan of the Job that reads back what the sweep published; raises as `plan_publish_best`."""
-    place = job.output_place(spec.output, owner, platform.settings)
+    place = job.output_location(spec.output, owner, platform.settings)
     work = PublishSpec(spec.output, spec.template.scheduling, spec.suspend)
-    return job.report_plan(work, owner, platform, lora_sweep=run_of(spec, owner, place, found, space))
+    return job.report_plan(work, owner, platform, lora_sweep=sweep_run(spec, owner, place, found, space))
 
 
-def run_of(spec: LoRASweepSpec, owner: Owner, place: Place, found: Found, space: Space) -> LoRASweepRun:
+def sweep_run(
+    spec: LoRASweepSpec, owner: Owner, place: OutputLocation, found: SweepResult, space: Space
+) -> LoRASweepRun:
     """Return what the Job that publishes is told of the sweep."""
     return LoRASweepRun(
-        trials=bounded([row.without_advice() for row in found.trials]),
+        trials=limit_rows([row.without_advice() for row in found.trials]),
         best=found.best,
         trials_uri=trials_uri(place.uri, owner.uid),
         keep_adapters=spec.keep_adapters,
@@ -130,7 +134,7 @@ def run_of(spec: LoRASweepSpec, owner: Owner, place: Place, found: Found, space:
     )
 
 
-def bounded(rows: Sequence[TrialStatus], most: int = MOST_BYTES) -> list[TrialStatus]:
+def limit_rows(rows: Sequence[TrialStatus], most: int = MOST_BYTES) -> list[TrialStatus]:
     """Return the rows in so many bytes of JSON: run.json goes into an annotation, and all of those have 256 KiB.
 
     Only a sweep of very many trials and parameters has more. What is left out first is why trials would not fit into

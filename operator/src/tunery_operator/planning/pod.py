@@ -80,7 +80,7 @@ class PodExtras:
     ca_bundle: CaBundle = field(default_factory=CaBundle)
 
 
-class Opened(NamedTuple):
+class SecretSource(NamedTuple):
     """A Secret, or none, and the field that names it."""
 
     secret: LocalReference | None
@@ -100,7 +100,7 @@ class Access(NamedTuple):
     key: str | None = None
 
 
-def adapter_access(purpose: str, uri: str | None, own: Opened, inherited: Opened) -> Access:
+def adapter_access(purpose: str, uri: str | None, own: SecretSource, inherited: SecretSource) -> Access:
     """Return the access to an adapter: by its own Secret, else by that of an output, which opens no hub."""
     if own.secret is not None or (uri or "").startswith("hf://"):
         return Access(purpose, uri, own.secret, own.field)
@@ -240,7 +240,7 @@ def pod_extras(owner: Owner, settings: Settings) -> PodExtras:
     )
 
 
-def together(pod: PodExtras, resources: ResourcesSpec, owner: Owner, settings: Settings) -> PodExtras:
+def with_devices(pod: PodExtras, resources: ResourcesSpec, owner: Owner, settings: Settings) -> PodExtras:
     """Return what pods carry that train on several devices; what they carry as it is, where there is but one.
 
     Kueue's topology is of several pods. GPUs of one pod hand tensors to each other through /dev/shm.

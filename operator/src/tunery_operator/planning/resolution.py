@@ -17,7 +17,7 @@ MAX_BEFORE: Final = 8
 """Secrets whose rules are kept for pods of before."""
 
 
-class Mounts(NamedTuple):
+class ApiKeyMounts(NamedTuple):
     """Which Secrets of API keys the pods of a server mount."""
 
     secrets: frozenset[str] = frozenset()
@@ -26,10 +26,10 @@ class Mounts(NamedTuple):
     """The one that every pod mounts but those that end; None: a rollout is under way, and pods may come unseen."""
 
 
-NOBODY_KNOWS: Final = Mounts()
+UNKNOWN_MOUNTS: Final = ApiKeyMounts()
 
 
-class NoModel(NamedTuple):
+class UnknownModel(NamedTuple):
     """A model that a client may ask for, and that is none of this server's now."""
 
     client: str
@@ -40,7 +40,7 @@ class NoModel(NamedTuple):
     """The selector may find it yet."""
 
 
-class Waiting(NamedTuple):
+class PendingAdapter(NamedTuple):
     """An adapter that is wanted and does not exist yet."""
 
     name: str
@@ -50,7 +50,7 @@ class Waiting(NamedTuple):
     """Nor does the object that the spec names: its name may be misspelt."""
 
 
-class Refused(NamedTuple):
+class RejectedAdapter(NamedTuple):
     """An adapter that is wanted and cannot be served as it is; what was served under its name before may go on."""
 
     name: str
@@ -63,14 +63,14 @@ class Refused(NamedTuple):
     rank: int | None = None
 
 
-class Skipped(NamedTuple):
+class SkippedObject(NamedTuple):
     """An object that the selector found and that is not for this server."""
 
     source: str
     reason: str
 
 
-class Kept(NamedTuple):
+class RetainedAdapter(NamedTuple):
     """An adapter that is served although its object offers it no more."""
 
     name: str
@@ -78,14 +78,14 @@ class Kept(NamedTuple):
     message: str
 
 
-class Astray(NamedTuple):
+class DanglingAlias(NamedTuple):
     """A target of an alias that is no adapter of this server."""
 
     alias: str
     adapter: str
 
 
-class Note(NamedTuple):
+class AdapterNote(NamedTuple):
     """What to know of an adapter that is served well enough."""
 
     name: str
@@ -97,13 +97,13 @@ class Resolution(NamedTuple):
 
     desired: Desired
     """Its revision is that of `before` where nothing changed, else one more."""
-    waiting: tuple[Waiting, ...] = ()
-    refused: tuple[Refused, ...] = ()
-    skipped: tuple[Skipped, ...] = ()
-    kept: tuple[Kept, ...] = ()
-    notes: tuple[Note, ...] = ()
-    astray: tuple[Astray, ...] = ()
-    no_models: tuple[NoModel, ...] = ()
+    pending: tuple[PendingAdapter, ...] = ()
+    rejected: tuple[RejectedAdapter, ...] = ()
+    skipped: tuple[SkippedObject, ...] = ()
+    retained: tuple[RetainedAdapter, ...] = ()
+    notes: tuple[AdapterNote, ...] = ()
+    dangling_aliases: tuple[DanglingAlias, ...] = ()
+    unknown_models: tuple[UnknownModel, ...] = ()
 
 
 def selects(selector: AdapterSelector, labels: Mapping[str, str]) -> bool:
@@ -126,14 +126,14 @@ def _holds(item: LabelRequirement, labels: Mapping[str, str]) -> bool:
             return not there
 
 
-def no_models(spec: AdapterServerSpec, known: Collection[str]) -> Iterator[NoModel]:
+def unknown_models(spec: AdapterServerSpec, known: Collection[str]) -> Iterator[UnknownModel]:
     """Yield what clients may ask for that is none of `known`, nor an alias."""
     names = {*known, *(alias.name for alias in spec.aliases or ())}
     may_come, looks = spec.adapter_selector is not None, len(names) <= _NEAR_AMONG
     for client in spec.access.clients or ():
         for model in client.models:
             if model not in names:
-                yield NoModel(client.name, model, near(model, sorted(names)) if looks else "", may_come)
+                yield UnknownModel(client.name, model, near(model, sorted(names)) if looks else "", may_come)
                 looks = False
 
 
@@ -142,7 +142,7 @@ def api_keys(spec: AdapterServerSpec) -> str:
     return spec.access.api_keys_secret_ref.name if spec.access.api_keys_secret_ref is not None else NO_KEYS
 
 
-def rules_of_before(spec: AdapterServerSpec, before: Desired, mounts: Mounts) -> Iterator[ClientRules]:
+def previous_rules(spec: AdapterServerSpec, before: Desired, mounts: ApiKeyMounts) -> Iterator[ClientRules]:
     """Yield the rules of the Secrets that pods of before may mount, newest first.
 
     A pod mounts one Secret for its life, and `spec.access.clients` names keys of the Secret that stands beside it: what
@@ -153,5 +153,5 @@ def rules_of_before(spec: AdapterServerSpec, before: Desired, mounts: Mounts) ->
     others = {rules.api_keys: rules for rules in (*reversed(before.before), *found) if rules.api_keys != wanted}
     names = [name for name in reversed(others) if name in mounts.secrets or mounts.of_all != wanted]
     # Where there are too many, those go that no pod was seen with, the oldest first.
-    kept = sorted(names, key=lambda name: name not in mounts.secrets)[:MAX_BEFORE]
-    yield from (others[name] for name in names if name in kept)
+    retained = sorted(names, key=lambda name: name not in mounts.secrets)[:MAX_BEFORE]
+    yield from (others[name] for name in names if name in retained)

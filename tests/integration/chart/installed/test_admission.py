@@ -20,8 +20,8 @@ from tunery_operator.planning.batchinference import plan_batch
 from tunery_operator.planning.batchinference import plan_report as plan_report_of_batch
 from tunery_operator.planning.inputs import plain_input
 from tunery_operator.planning.job import JobPlan, Platform
-from tunery_operator.planning.lorajob import Known, plan_preflight, plan_publish, plan_report, plan_train
-from tunery_operator.planning.lorasweep import Found, plan_publish_best
+from tunery_operator.planning.lorajob import ResolvedInputs, plan_preflight, plan_publish, plan_report, plan_train
+from tunery_operator.planning.lorasweep import SweepResult, plan_publish_best
 from tunery_operator.planning.lorasweep import plan_report as plan_report_of_sweep
 from tunery_search.space import space_of
 from tunery_search.validation import parse_lorasweep
@@ -55,17 +55,17 @@ def plans(platform: Platform) -> dict[str, JobPlan]:
     plain, full = parse_lorajob(lorajob("x")), parse_lorajob(lorajob("x", **FULL))
     several = parse_lorajob(lorajob("x", **(FULL | {"resources": {"gpus": 8, "nodes": 64}})))
     queued = owner(labels={"kueue.x-k8s.io/queue-name": "q"})
-    known = Known(adapter=ResolvedAdapter(uri="s3://a/b"), revision="0123abc")
+    known = ResolvedInputs(adapter=ResolvedAdapter(uri="s3://a/b"), revision="0123abc")
     batch = parse_batchinference(
         batchinference("x", input={"uri": "pvc://rows/in.jsonl"}, apiKeySecretRef={"name": "keys", "key": "nightly"})
     )
     sweep = parse_lorasweep(lorasweep("x"))
     row = TrialStatus(number=0, name="x-000", state=TrialState.COMPLETE)
-    found, space = Found(trials=[row], best=0, importance=[], end_reason="MaxTrials", saved=None), space_of(sweep)
+    found, space = SweepResult(trials=[row], best=0, importance=[], end_reason="MaxTrials", saved=None), space_of(sweep)
     merge = parse_adaptermerge(adaptermerge("x", [{"uri": "s3://a/one", "secretRef": {"name": "other"}}]))
     return {
-        "preflight": plan_preflight(plain, owner(), platform, Known()),
-        "train": plan_train(plain, owner(), platform, Known()),
+        "preflight": plan_preflight(plain, owner(), platform, ResolvedInputs()),
+        "train": plan_train(plain, owner(), platform, ResolvedInputs()),
         "train-full": plan_train(full, queued, platform, known),
         "train-nodes": plan_train(several, queued, platform, known),
         "preflight-full": plan_preflight(full, queued, platform, known),
@@ -294,7 +294,7 @@ def job(installed: ApiServer, operator: ApiServer, platform: Platform) -> str:
     installed.apply(lorajob("real"), namespace=TEAM)
     body = installed.get("lorajob", "real", TEAM)
     assert body is not None
-    plan = plan_train(parse_lorajob(body), parse_owner(Kind.LORAJOB, body), platform, Known())
+    plan = plan_train(parse_lorajob(body), parse_owner(Kind.LORAJOB, body), platform, ResolvedInputs())
     built = build_job(plan)
     built["spec"]["suspend"] = True
     operator.create(built, TEAM)

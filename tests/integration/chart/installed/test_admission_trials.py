@@ -10,7 +10,7 @@ import pytest
 from tunery_api.kinds import Kind
 from tunery_operator.manifests.trial import build_trial, hold_change, stop_change
 from tunery_operator.observed.metadata import Owner, parse_owner
-from tunery_operator.planning.job import Platform, output_place
+from tunery_operator.planning.job import Platform, output_location
 from tunery_operator.planning.lorasweep import plan_trial
 from tunery_search.history import Suggestion
 from tunery_search.trials import FINAL_ORIGIN
@@ -37,7 +37,7 @@ def trial(platform: Platform, of: Owner | None = None, number: int = 4, origin: 
     """Return a trial as the operator builds it."""
     of = of or owner()
     sweep = parse_lorasweep(lorasweep(of.key.name, **spec))
-    place = output_place(sweep.output, of, platform.settings)
+    place = output_location(sweep.output, of, platform.settings)
     suggestion = Suggestion(number=number, origin=origin, values={"training.learningRate": "0.001"})
     return build_trial(plan_trial(sweep, of, place, (), suggestion))
 

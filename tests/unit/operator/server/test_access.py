@@ -11,7 +11,7 @@ from tunery_api.errors import FieldError
 from tunery_api.serving import NO_KEYS, ClientRules, Desired
 from tunery_operator.observed.deployment import ContainerView, ServerPodView
 from tunery_operator.planning.desired import resolve
-from tunery_operator.planning.resolution import MAX_BEFORE, NOBODY_KNOWS, Mounts, NoModel, Resolution
+from tunery_operator.planning.resolution import MAX_BEFORE, UNKNOWN_MOUNTS, ApiKeyMounts, Resolution, UnknownModel
 from tunery_operator.status.server.snapshot import ServerSnapshot
 
 from kit.operator.servers import deployment, heard, offer, offers, reported, server_pod, server_spec
@@ -36,14 +36,14 @@ def resolved(*models: str, **spec: Any) -> Resolution:
 @pytest.mark.parametrize("spec", [{"adapters": NAMED}, {"adapters": NAMED, **TEAM}], ids=["named", "selected"])
 def test_base_adapters_and_aliases_are_known(spec: dict[str, Any]) -> None:
     known = ["tiny", "bot", "bot:prod", *(["selected", "training"] if "adapterSelector" in spec else [])]
-    assert resolved(*known, **spec).no_models == ()
+    assert resolved(*known, **spec).unknown_models == ()
 
 
 def test_a_model_that_is_none_of_the_servers_is_told_with_what_was_meant_and_degrades_it() -> None:
     served = resolved("bot:prd", "selected", adapters=NAMED)
-    assert served.no_models == (
-        NoModel("web", "bot:prd", "; did you mean bot:prod?", False),
-        NoModel("web", "selected", "", False),
+    assert served.unknown_models == (
+        UnknownModel("web", "bot:prd", "; did you mean bot:prod?", False),
+        UnknownModel("web", "selected", "", False),
     )
     outcome = compute(snapshot(server_pod("a"), served=served, reports={"a": heard(reported("bot"))}))
     message = (
@@ -238,7 +238,7 @@ def access(secret: str, *clients: str) -> dict[str, Any]:
     return {"apiKeysSecretRef": {"name": secret}, **({"clients": listed} if listed else {})}
 
 
-def told_after(*specs: dict[str, Any], mounts: Mounts = NOBODY_KNOWS) -> Desired:
+def told_after(*specs: dict[str, Any], mounts: ApiKeyMounts = UNKNOWN_MOUNTS) -> Desired:
     """Return what replicas are told after these rules of access, one after the other."""
     desired = Desired()
     for spec in specs:
@@ -266,27 +266,27 @@ def test_a_list_beside_the_same_secret_replaces_the_one_before_it_and_so_does_th
 
 def test_the_rules_of_before_go_with_the_last_pod_that_may_mount_their_secret() -> None:
     changes = (access("old", "web"), access("new", "web"))
-    for mounts, kept in (
-        (Mounts(frozenset({"old"}), "old"), True),  # the Deployment is still the old one
-        (Mounts(frozenset({"new"}), None), True),  # a rollout is under way
-        (Mounts(frozenset({"new", "old"}), "new"), True),  # an old pod ends
-        (Mounts(frozenset({"new"}), "new"), False),
+    for mounts, retained in (
+        (ApiKeyMounts(frozenset({"old"}), "old"), True),  # the Deployment is still the old one
+        (ApiKeyMounts(frozenset({"new"}), None), True),  # a rollout is under way
+        (ApiKeyMounts(frozenset({"new", "old"}), "new"), True),  # an old pod ends
+        (ApiKeyMounts(frozenset({"new"}), "new"), False),
     ):
-        assert bool(told_after(*changes, mounts=mounts).before) is kept, mounts
+        assert bool(told_after(*changes, mounts=mounts).before) is retained, mounts
 
 
 def test_of_many_secrets_those_are_kept_that_pods_mount_and_then_the_newest() -> None:
     changes = [access(f"s{number:02}", "web") for number in range(20)]
-    found = told_after(*changes, mounts=Mounts(frozenset({"s00", "s03"})))
+    found = told_after(*changes, mounts=ApiKeyMounts(frozenset({"s00", "s03"})))
     newest = [f"s{number:02}" for number in range(18, 18 - MAX_BEFORE + 2, -1)]
     assert [each.api_keys for each in found.before] == [*newest, "s03", "s00"]
 
 
 def test_no_adapter_goes_for_rules_of_before() -> None:
     many = [{"name": f"n{number}", "uri": f"s3://adapters/{number}"} for number in range(512)]
-    for names, kept in ((1000, ["old", "older"]), (6500, ["old"]), (7500, [])):
+    for names, retained in ((1000, ["old", "older"]), (6500, ["old"]), (7500, [])):
         wide = {"web": ["x" * 120] * names}
         before = Desired(api_keys="old", clients=wide, before=[ClientRules(api_keys="older", clients=wide)])
         served = resolve(server_spec(access=access("new"), adapters=many), {}, before)
-        assert (len(served.desired.adapters), served.refused) == (512, ())
-        assert [each.api_keys for each in served.desired.before] == kept
+        assert (len(served.desired.adapters), served.rejected) == (512, ())
+        assert [each.api_keys for each in served.desired.before] == retained

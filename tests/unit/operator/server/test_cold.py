@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tunery_api.serving import LAST_USED_SECONDS
-from tunery_operator.planning.resolution import Astray, Waiting
+from tunery_operator.planning.resolution import DanglingAlias, PendingAdapter
 from tunery_operator.status.server.snapshot import ServerSnapshot
 
 from kit.operator.servers import NOW, digest, heard, reported, server_pod
@@ -127,8 +127,8 @@ def test_nothing_was_asked_for_before_the_server_was_made() -> None:
 
 
 def test_a_server_whose_named_adapter_is_still_in_training_is_not_ready_and_nothing_is_wrong_with_it() -> None:
-    waits = (Waiting("late", "LoRAJob/late", "LoRAJob late is Training"),)
-    found = snapshot(server_pod("a"), served=resolution("bot", waiting=waits), reports={"a": heard(reported("bot"))})
+    waits = (PendingAdapter("late", "LoRAJob/late", "LoRAJob late is Training"),)
+    found = snapshot(server_pod("a"), served=resolution("bot", pending=waits), reports={"a": heard(reported("bot"))})
     status = compute(found).status
     assert (status["phase"], status["adaptersText"]) == ("Updating", "1/2")
     assert "failure" not in status
@@ -139,8 +139,12 @@ def test_a_server_whose_named_adapter_is_still_in_training_is_not_ready_and_noth
 
 
 def test_an_alias_that_leads_nowhere_is_told_with_what_to_do() -> None:
-    astray = (Astray("bot:prod", "both"), Astray("bot:dev", "x"))
-    found = snapshot(server_pod("a"), served=resolution("bot", astray=astray), reports={"a": heard(reported("bot"))})
+    dangling_aliases = (DanglingAlias("bot:prod", "both"), DanglingAlias("bot:dev", "x"))
+    found = snapshot(
+        server_pod("a"),
+        served=resolution("bot", dangling_aliases=dangling_aliases),
+        reports={"a": heard(reported("bot"))},
+    )
     outcome = compute(found)
     message = "alias bot:prod leads to both, which is no adapter of this server; 1 more target of aliases is none"
     assert outcome.status["phase"] == "Degraded"

@@ -13,7 +13,7 @@ from tunery_api.adapterserver import AdapterSelector
 from tunery_api.kinds import Kind
 from tunery_api.remedies import INTO_MODEL
 from tunery_api.serving import NO_KEYS, Desired, DesiredAdapter, HeldAdapter
-from tunery_operator.observed.published_result import Offer, parse_offer
+from tunery_operator.observed.published_result import PublishedResult, parse_published_result
 from tunery_operator.planning import desired as module
 from tunery_operator.planning.desired import resolve
 from tunery_operator.planning.resolution import Resolution, selects
@@ -30,7 +30,7 @@ def named(found: Resolution) -> list[str]:
     return [item.name for item in found.desired.adapters]
 
 
-def resolved(*found: Offer, before: Desired = EMPTY, **spec: Any) -> Resolution:
+def resolved(*found: PublishedResult, before: Desired = EMPTY, **spec: Any) -> Resolution:
     return resolve(server_spec(**spec), offers(*found), before)
 
 
@@ -66,9 +66,9 @@ def test_a_uri_is_taken_as_it_stands_with_its_pin() -> None:
         (offer("bot", phase="Training", uri=None), "LoRAJob bot is Training"),
     ],
 )
-def test_what_is_not_there_yet_is_waited_for(found: Offer | None, message: str) -> None:
+def test_what_is_not_there_yet_is_waited_for(found: PublishedResult | None, message: str) -> None:
     result = resolved(*filter(None, [found]), adapters=[REF])
-    assert [item.message for item in result.waiting] == [message]
+    assert [item.message for item in result.pending] == [message]
     assert named(result) == []
     held = [HeldAdapter(name="bot", reason="AdapterWaiting", message=message)]
     assert result.desired == Desired(revision=1, held=held, api_keys=NO_KEYS), "whoever asks for it is told why"
@@ -100,16 +100,16 @@ def test_what_can_be_told_from_the_object_is_refused_before_any_replica_hears_of
     change: dict[str, Any], reason: str, words: str
 ) -> None:
     found = resolved(replace(BOT, **change), adapters=[REF])
-    (refused,) = found.refused
-    assert (refused.reason, named(found)) == (reason, [])
-    assert words in refused.message
-    assert refused.remedy.text
+    (rejected,) = found.rejected
+    assert (rejected.reason, named(found)) == (reason, [])
+    assert words in rejected.message
+    assert rejected.remedy.text
 
 
 def test_the_hint_of_a_rank_names_the_one_that_is_enough() -> None:
-    (refused,) = resolved(replace(BOT, rank=65), adapters=[REF]).refused
-    assert "Raise engine.maxRank to 128" in refused.remedy.text
-    (beyond,) = resolved(replace(BOT, rank=1024), adapters=[REF]).refused
+    (rejected,) = resolved(replace(BOT, rank=65), adapters=[REF]).rejected
+    assert "Raise engine.maxRank to 128" in rejected.remedy.text
+    (beyond,) = resolved(replace(BOT, rank=1024), adapters=[REF]).rejected
     assert beyond.message.endswith("none above 512 is served")
     assert beyond.remedy == INTO_MODEL
 
@@ -130,8 +130,8 @@ def test_a_stopped_job_that_has_published_may_be_named_but_is_not_selected() -> 
 
 def test_a_merge_into_a_model_is_no_adapter() -> None:
     whole = offer("m", kind=Kind.ADAPTERMERGE, into="Model")
-    (refused,) = resolved(whole, adapters=[{"name": "m", "adapterMergeRef": {"name": "m"}}]).refused
-    assert "model of its own AdapterServer" in refused.remedy.text
+    (rejected,) = resolved(whole, adapters=[{"name": "m", "adapterMergeRef": {"name": "m"}}]).rejected
+    assert "model of its own AdapterServer" in rejected.remedy.text
     (skipped,) = resolved(whole, **TEAM).skipped
     assert skipped == ("AdapterMerge/m", "is a whole model (into: Model)")
 
@@ -151,13 +151,13 @@ def test_the_selector_takes_what_has_succeeded_for_this_base_and_skips_the_rest_
         **TEAM,
     )
     assert named(found) == ["bot"]
-    assert [(item.name, item.reason.value) for item in found.refused] == [("deep", "RankTooHigh")]
+    assert [(item.name, item.reason.value) for item in found.rejected] == [("deep", "RankTooHigh")]
     assert dict(found.skipped) == {
         "LoRAJob/foreign": "is for base Qwen2.5-7B",
         "LoRAJob/tiny": "bears the name of the base model; spec.adapters can give it another",
         f"LoRAJob/{'n' * 129}": "has a name of more than 128 characters; spec.adapters can give it another",
     }
-    assert found.waiting == ()
+    assert found.pending == ()
 
 
 def test_the_best_of_a_sweep_is_selected_by_its_labels() -> None:
@@ -209,14 +209,14 @@ def test_labels_are_compared_as_kubernetes_compares_them(
 
 def test_of_a_deleted_object_the_spec_keeps_what_it_names_and_the_selector_drops_what_it_finds() -> None:
     before = resolved(BOT, adapters=[REF]).desired
-    kept = resolved(before=before, adapters=[REF])
-    assert (kept.desired, kept.waiting) == (before, ())
-    (word,) = kept.kept
+    retained = resolved(before=before, adapters=[REF])
+    assert (retained.desired, retained.pending) == (before, ())
+    (word,) = retained.retained
     assert word.message == (
         "LoRAJob bot does not exist any more; what it published before is served until spec.adapters drops it"
     )
     dropped = resolved(before=before, **TEAM)
-    assert (named(dropped), dropped.kept, dropped.desired.revision) == ([], (), 2)
+    assert (named(dropped), dropped.retained, dropped.desired.revision) == ([], (), 2)
 
 
 def test_while_an_object_of_the_same_name_trains_anew_the_old_content_is_served() -> None:
@@ -224,7 +224,7 @@ def test_while_an_object_of_the_same_name_trains_anew_the_old_content_is_served(
     again = offer("bot", phase="Training", uri=None, manifest_sha256=None)
     training = resolved(again, before=before, adapters=[REF])
     assert training.desired == before
-    assert training.kept[0].message.endswith("is served until it has published anew")
+    assert training.retained[0].message.endswith("is served until it has published anew")
     done = resolved(offer("bot", manifest_sha256="ee" * 32), before=before, adapters=[REF])
     assert [item.manifest_sha256 for item in done.desired.adapters] == ["ee" * 32]
     assert done.desired.revision == before.revision + 1
@@ -233,14 +233,14 @@ def test_while_an_object_of_the_same_name_trains_anew_the_old_content_is_served(
 def test_a_name_that_leads_elsewhere_now_keeps_nothing_of_what_it_led_to() -> None:
     before = resolved(BOT, adapters=[REF]).desired
     found = resolved(before=before, adapters=[{"name": "bot", "loraJobRef": {"name": "other"}}])
-    assert (named(found), [item.name for item in found.waiting]) == ([], ["bot"])
+    assert (named(found), [item.name for item in found.pending]) == ([], ["bot"])
 
 
 def test_new_content_that_is_refused_leaves_the_old_in_its_place() -> None:
     before = resolved(BOT, adapters=[REF]).desired
     worse = replace(BOT, rank=128, manifest_sha256="ee" * 32)
     found = resolved(worse, before=before, adapters=[REF])
-    assert (found.desired, found.refused[0].manifest_sha256) == (before, "ee" * 32)
+    assert (found.desired, found.rejected[0].manifest_sha256) == (before, "ee" * 32)
     other = replace(BOT, served_name="another/base")
     assert named(resolved(other, before=before, adapters=[REF])) == []
 
@@ -249,9 +249,9 @@ def test_new_content_that_is_refused_leaves_the_old_in_its_place() -> None:
 def test_what_other_settings_of_the_engine_refuse_stays_listed_for_replicas_of_those_before(how: Any) -> None:
     before = resolved(replace(BOT, rank=32), **how).desired
     lowered = resolved(replace(BOT, rank=32), before=before, engine={"maxRank": 16}, **how)
-    assert (lowered.desired, [item.reason for item in lowered.refused]) == (before, ["RankTooHigh"])
+    assert (lowered.desired, [item.reason for item in lowered.rejected]) == (before, ["RankTooHigh"])
     anew = resolved(replace(BOT, rank=32), engine={"maxRank": 16}, **how)
-    assert (named(anew), [item.reason for item in anew.refused]) == ([], ["RankTooHigh"])
+    assert (named(anew), [item.reason for item in anew.rejected]) == ([], ["RankTooHigh"])
 
 
 def test_what_an_engine_of_fewer_adapters_has_no_place_for_stays_listed_for_replicas_of_those_before() -> None:
@@ -260,7 +260,7 @@ def test_what_an_engine_of_fewer_adapters_has_no_place_for_stays_listed_for_repl
     before = resolved(**spec, engine={"maxLoadedAdapters": 3, "maxAdaptersInBatch": 1}).desired
     fewer = resolved(before=before, **spec, engine={"maxLoadedAdapters": 1, "maxAdaptersInBatch": 1})
     assert fewer.desired == before
-    assert {item.name: item.reason.value for item in fewer.refused} == {"b": "TooManyAdapters", "c": "TooManyAdapters"}
+    assert {item.name: item.reason.value for item in fewer.rejected} == {"b": "TooManyAdapters", "c": "TooManyAdapters"}
     assert named(resolved(**spec, engine={"maxLoadedAdapters": 1, "maxAdaptersInBatch": 1})) == ["a"]
 
 
@@ -279,7 +279,7 @@ LIMIT = {"engine": {"maxLoadedAdapters": 8}}
 
 def test_there_may_be_more_adapters_than_the_engine_holds() -> None:
     found = resolved(*(offer(f"a{number}") for number in range(40)), **TEAM, **LIMIT)
-    assert (len(found.desired.adapters), found.refused) == (40, ())
+    assert (len(found.desired.adapters), found.rejected) == (40, ())
     assert {item.keep_loaded for item in found.desired.adapters} == {False}
 
 
@@ -289,11 +289,11 @@ def test_more_that_stay_loaded_than_the_engine_holds_are_refused_and_what_could_
     assert "bot" in named(room)
     found = resolved(BOT, **TEAM, **LIMIT, **KEPT)
     assert named(found) == [f"k{number}" for number in range(8)]
-    assert {item.name: item.message for item in found.refused} == {
+    assert {item.name: item.message for item in found.rejected} == {
         "k8": "engine.maxLoadedAdapters is 8, and as many others before it have keepLoaded",
         "bot": "engine.maxLoadedAdapters is 8, and adapters with keepLoaded take all of it",
     }
-    assert {tuple(item.remedy.fields) for item in found.refused} == {("engine.maxLoadedAdapters",)}
+    assert {tuple(item.remedy.fields) for item in found.rejected} == {("engine.maxLoadedAdapters",)}
 
 
 def test_what_goes_on_after_its_object_was_deleted_stays_loaded_as_the_spec_says_today() -> None:
@@ -318,8 +318,8 @@ def test_held_messages_are_short_and_all_of_them_have_room(monkeypatch: pytest.M
     (held,) = resolved(adapters=[long]).desired.held
     assert len(held.message) <= module.MAX_HELD
     monkeypatch.setattr(module, "MAX_BYTES", 500)
-    waiting = [{"name": f"a{number}", "loraJobRef": {"name": f"a{number}"}} for number in range(30)]
-    assert 0 < len(resolved(adapters=waiting).desired.held) < 10
+    pending = [{"name": f"a{number}", "loraJobRef": {"name": f"a{number}"}} for number in range(30)]
+    assert 0 < len(resolved(adapters=pending).desired.held) < 10
 
 
 ALIASES = [{"name": "bot:prod", "targets": [{"adapter": "bot", "weight": 95}, {"adapter": "tiny", "weight": 5}]}]
@@ -340,7 +340,7 @@ def test_aliases_and_clients_are_told_and_each_change_of_them_has_a_number() -> 
 
 
 @pytest.mark.parametrize(
-    ("found", "astray"),
+    ("found", "dangling_aliases"),
     [
         pytest.param([BOT], [], id="served"),
         pytest.param([replace(BOT, rank=128)], [], id="refused"),
@@ -351,9 +351,9 @@ def test_aliases_and_clients_are_told_and_each_change_of_them_has_a_number() -> 
     ],
 )
 def test_what_an_alias_leads_to_is_known_or_the_alias_leads_astray(
-    found: list[Offer], astray: list[tuple[str, str]]
+    found: list[PublishedResult], dangling_aliases: list[tuple[str, str]]
 ) -> None:
-    assert list(resolved(*found, **TEAM, aliases=ALIASES).astray) == astray
+    assert list(resolved(*found, **TEAM, aliases=ALIASES).dangling_aliases) == dangling_aliases
 
 
 def test_a_selected_object_does_not_take_the_name_of_an_alias() -> None:
@@ -369,8 +369,8 @@ def test_the_list_never_outgrows_a_config_map(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(module, "MAX_BYTES", 400)
     found = resolved(*(offer(f"a{number}") for number in range(5)), **TEAM)
     assert 0 < len(found.desired.adapters) < 5
-    assert len(found.desired.adapters) + len(found.refused) == 5
-    assert {item.reason.value for item in found.refused} == {"TooManyAdapters"}
+    assert len(found.desired.adapters) + len(found.rejected) == 5
+    assert {item.reason.value for item in found.rejected} == {"TooManyAdapters"}
 
 
 _NAMES = st.sampled_from(["bot", "tone", "tiny", "x", "y"])
@@ -390,7 +390,7 @@ _OFFERS = st.lists(
 
 
 @given(_OFFERS, st.randoms(use_true_random=False))
-def test_the_order_of_the_offers_never_matters(found: list[Offer], random: Any) -> None:
+def test_the_order_of_the_offers_never_matters(found: list[PublishedResult], random: Any) -> None:
     spec = server_spec(adapters=[REF], engine={"maxLoadedAdapters": 8}, **TEAM)
     before = Desired(revision=3, adapters=[DesiredAdapter(name="bot", uri="s3://old", source="LoRAJob/bot")])
     shuffled = list(found)
@@ -410,8 +410,8 @@ def test_an_offer_is_read_from_what_the_api_server_has() -> None:
             "resolved": {"method": "QLoRA"},
         },
     }
-    found = parse_offer(Kind.LORAJOB, body)
+    found = parse_published_result(Kind.LORAJOB, body)
     assert (found.source, found.method, found.rank, found.size_bytes) == ("LoRAJob/bot", "QLoRA", 8, 9)
     assert (found.served_name, found.into) == ("t", None)
-    assert parse_offer(Kind.ADAPTERMERGE, body).into == "Adapter"
-    assert parse_offer(Kind.LORAJOB, {"metadata": body["metadata"]}).phase == "Pending"
+    assert parse_published_result(Kind.ADAPTERMERGE, body).into == "Adapter"
+    assert parse_published_result(Kind.LORAJOB, {"metadata": body["metadata"]}).phase == "Pending"

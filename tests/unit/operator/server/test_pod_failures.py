@@ -84,7 +84,9 @@ def test_a_replica_that_does_not_start_says_why(pod: ServerPodView, reason: str,
 
 def ending(seconds: float = 60, **changes: Any) -> ServerPodView:
     """Return a pod that was told to end, and is killed after so many seconds."""
-    return replace(server_pod("old", ready=False, **changes), deleting=True, ends_by=NOW + timedelta(seconds=seconds))
+    return replace(
+        server_pod("old", ready=False, **changes), deleting=True, deletion_deadline=NOW + timedelta(seconds=seconds)
+    )
 
 
 NO_ROOM = "0/1 nodes are available: 1 Insufficient cpu."
@@ -284,11 +286,11 @@ def test_what_a_replica_says_of_itself_and_what_the_cluster_says_of_pods() -> No
     assert status["failure"]["message"] == "pod a: the engine does not answer"
     full = replace(deployment(1), replicas=0, failure='pods "x" is forbidden: exceeded quota: gpus')
     assert compute(snapshot(rollout=full)).status["failure"]["reason"] == "QuotaExceeded"
-    refused = compute(
+    rejected = compute(
         snapshot(deployment=None, rejection=Failure(reason=FailureReason.CREATE_REFUSED, message="policy says no"))
     )
-    assert (refused.status["phase"], refused.status["failure"]["reason"]) == ("Pending", "CreateRefused")
-    assert refused.requeue_after is not None
+    assert (rejected.status["phase"], rejected.status["failure"]["reason"]) == ("Pending", "CreateRefused")
+    assert rejected.requeue_after is not None
     taken = compute(snapshot(deployment=None, conflict="Service support-server belongs to another"))
     assert taken.status["failure"]["reason"] == "NameConflict"
 
@@ -361,7 +363,7 @@ def test_a_pod_of_a_server_is_read_with_its_sidecar() -> None:
     }
     view = parse_server_pod(body)
     assert (view.replica_set, view.owner_uid, view.ready, view.unschedulable) == ("rs", "o", True, None)
-    assert (view.deleting, view.ends_by) == (True, NOW + timedelta(minutes=1))
+    assert (view.deleting, view.deletion_deadline) == (True, NOW + timedelta(minutes=1))
     engine = view.container("engine")
     assert (engine.waiting_reason, engine.exit_code, engine.restarts) == ("CrashLoopBackOff", 137, 2)
     assert (view.container("gateway").running, view.container("model").running) == (True, False)

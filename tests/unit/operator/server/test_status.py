@@ -14,7 +14,14 @@ from tunery_api.reasons import FailureReason
 from tunery_api.remedies import edit
 from tunery_api.serving import Desired
 from tunery_operator.observed.deployment import ContainerView, ServerPodView
-from tunery_operator.planning.resolution import Kept, Note, Refused, Resolution, Skipped, Waiting
+from tunery_operator.planning.resolution import (
+    AdapterNote,
+    PendingAdapter,
+    RejectedAdapter,
+    Resolution,
+    RetainedAdapter,
+    SkippedObject,
+)
 from tunery_operator.status.server.compute import Outcome
 
 from kit.operator.servers import NOW, deployment, digest, heard, reported, server_pod, wanted
@@ -129,10 +136,10 @@ def test_a_restarted_operator_keeps_the_status_until_the_replicas_report() -> No
     served, said = resolution(*names, "tone"), heard(*map(reported, names), bad)
     before = compute(snapshot(server_pod("a"), served=served, reports={"a": said})).status
     fresh = snapshot(server_pod("a"), served=served, watching_since=NOW)
-    kept = compute(fresh, before, 5)
-    assert (kept.status, kept.events) == (before, ())
-    assert kept.requeue_after is not None
-    assert kept.requeue_after > 25
+    retained = compute(fresh, before, 5)
+    assert (retained.status, retained.events) == (before, ())
+    assert retained.requeue_after is not None
+    assert retained.requeue_after > 25
     late = compute(fresh, before, 31).status
     assert {item["state"] for item in late["adapters"]} == {"Unknown"}
 
@@ -185,10 +192,12 @@ def test_problems_come_first_and_a_failed_update_serves_the_old_content() -> Non
 def test_refused_waiting_kept_and_skipped_are_told() -> None:
     served = resolution(
         "kept",
-        waiting=(Waiting("later", "LoRAJob/later", "LoRAJob later is Training"),),
-        refused=(Refused("deep", "LoRAJob/deep", FailureReason.RANK_TOO_HIGH, "its rank is 128", edit("Raise it")),),
-        skipped=(Skipped("LoRAJob/other", "is for base Qwen"),),
-        kept=(Kept("kept", "LoRAJob/kept", "LoRAJob kept does not exist any more"),),
+        pending=(PendingAdapter("later", "LoRAJob/later", "LoRAJob later is Training"),),
+        rejected=(
+            RejectedAdapter("deep", "LoRAJob/deep", FailureReason.RANK_TOO_HIGH, "its rank is 128", edit("Raise it")),
+        ),
+        skipped=(SkippedObject("LoRAJob/other", "is for base Qwen"),),
+        retained=(RetainedAdapter("kept", "LoRAJob/kept", "LoRAJob kept does not exist any more"),),
     )
     outcome = compute(snapshot(server_pod("a"), served=served, reports={"a": heard(reported("kept"))}))
     status = outcome.status
@@ -206,17 +215,17 @@ def test_refused_waiting_kept_and_skipped_are_told() -> None:
 
 
 def test_a_note_stands_beside_an_adapter_that_is_served_and_is_no_problem() -> None:
-    served = resolution("bot", notes=(Note("bot", "close, not the same"),))
+    served = resolution("bot", notes=(AdapterNote("bot", "close, not the same"),))
     status = compute(snapshot(server_pod("a"), served=served, reports={"a": heard(reported("bot"))})).status
     assert (status["adapters"][0]["message"], status["phase"]) == ("close, not the same", "Ready")
 
 
 def test_a_refused_version_beside_the_old_one_is_told_with_it() -> None:
-    refused = Refused(
+    rejected = RejectedAdapter(
         "bot", "LoRAJob/bot", FailureReason.RANK_TOO_HIGH, "its rank is 128", edit("Raise it"), "s3://n", "e" * 64
     )
     found = snapshot(
-        server_pod("a"), served=resolution("bot", refused=(refused,)), reports={"a": heard(reported("bot"))}
+        server_pod("a"), served=resolution("bot", rejected=(rejected,)), reports={"a": heard(reported("bot"))}
     )
     (entry,) = compute(found).status["adapters"]
     assert (entry["state"], entry["reason"], entry["hint"]) == ("Served", "RankTooHigh", "Raise it.")
@@ -351,7 +360,7 @@ def test_without_adapters_the_base_is_served() -> None:
 def test_the_longest_names_fit() -> None:
     source = f"AdapterMerge/{'n' * 253}"
     served = Resolution(
-        Desired(adapters=[wanted("a" * 128, source=source)]), skipped=(Skipped(source, "is for base other"),)
+        Desired(adapters=[wanted("a" * 128, source=source)]), skipped=(SkippedObject(source, "is for base other"),)
     )
     broken = reported("a" * 128, "Failed", reason="R" * 128, message="m" * 1024, hint="h" * 1024)
     pod = server_pod("p" * 253)

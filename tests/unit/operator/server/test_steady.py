@@ -12,8 +12,14 @@ from tunery_api.reasons import FailureReason
 from tunery_api.remedies import edit
 from tunery_api.serving import Desired, ReportedAdapter
 from tunery_operator.observed.deployment import ContainerView, ServerPodView
-from tunery_operator.planning.resolution import Kept, Refused, Resolution, Skipped, Waiting
-from tunery_operator.status.server.snapshot import Heard, ServerSnapshot
+from tunery_operator.planning.resolution import (
+    PendingAdapter,
+    RejectedAdapter,
+    Resolution,
+    RetainedAdapter,
+    SkippedObject,
+)
+from tunery_operator.status.server.snapshot import ReplicaReport, ServerSnapshot
 
 from kit.operator.servers import NOW, deployment, digest, heard, reported, server_pod, wanted
 from kit.operator.serverstatuskit import compute, snapshot
@@ -64,19 +70,24 @@ PODS = st.lists(
 RESOLUTIONS = st.builds(
     lambda served, waits, refuses, keeps: Resolution(
         Desired(revision=1, adapters=[wanted(name) for name in sorted(served)]),
-        tuple(Waiting(name, f"LoRAJob/{name}", "is Training") for name in sorted(waits - served)),
+        tuple(PendingAdapter(name, f"LoRAJob/{name}", "is Training") for name in sorted(waits - served)),
         tuple(
-            Refused(name, f"LoRAJob/{name}", FailureReason.RANK_TOO_HIGH, "m", edit("h")) for name in sorted(refuses)
+            RejectedAdapter(name, f"LoRAJob/{name}", FailureReason.RANK_TOO_HIGH, "m", edit("h"))
+            for name in sorted(refuses)
         ),
-        (Skipped("LoRAJob/z", "is for base y"),),
-        tuple(Kept(name, f"LoRAJob/{name}", "is gone") for name in sorted(keeps & served)),
+        (SkippedObject("LoRAJob/z", "is for base y"),),
+        tuple(RetainedAdapter(name, f"LoRAJob/{name}", "is gone") for name in sorted(keeps & served)),
     ),
     *(st.sets(NAMES) for _ in range(4)),
 )
 
 
 def _snapshot(
-    pods: list[ServerPodView], reports: dict[str, Heard], resolution: Resolution | None, replicas: int, valid: bool
+    pods: list[ServerPodView],
+    reports: dict[str, ReplicaReport],
+    resolution: Resolution | None,
+    replicas: int,
+    valid: bool,
 ) -> ServerSnapshot:
     found = snapshot(*pods, reports=reports, replicas=replicas, rollout=deployment(replicas), resolution=resolution)
     return found if valid else replace(found, spec=None, errors=(FieldError("spec.x", "is wrong"),))

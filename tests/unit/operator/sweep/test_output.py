@@ -9,7 +9,7 @@ import pytest
 from tunery_api.names import SWEEP_OUTPUT_ANNOTATION
 from tunery_api.validation import parse_lorajob
 from tunery_operator.planning.job import Platform
-from tunery_operator.planning.lorajob import Known, plan_preflight, plan_train
+from tunery_operator.planning.lorajob import ResolvedInputs, plan_preflight, plan_train
 
 from kit.operator.objects import lorajob
 from kit.operator.settings import settings
@@ -34,9 +34,9 @@ def test_a_trial_looks_at_the_place_beside_which_it_publishes_and_at_no_other(
     place: str | None, told: str | None
 ) -> None:
     owner = replace(OWNER, annotations={} if place is None else {SWEEP_OUTPUT_ANNOTATION: place})
-    assert plan_preflight(TRIAL, owner, PLATFORM, Known()).run.also_free == told
+    assert plan_preflight(TRIAL, owner, PLATFORM, ResolvedInputs()).run.also_free == told
 
 
 def test_training_does_not_look_again() -> None:
     owner = replace(OWNER, annotations={SWEEP_OUTPUT_ANNOTATION: "s3://adapters/support"})
-    assert plan_train(TRIAL, owner, PLATFORM, Known()).run.also_free is None
+    assert plan_train(TRIAL, owner, PLATFORM, ResolvedInputs()).run.also_free is None

@@ -14,8 +14,15 @@ from tunery_api.sweepstatus import TrialState, TrialStatus
 from tunery_operator.manifests.job import build_job
 from tunery_operator.manifests.trial import build_trial
 from tunery_operator.observed.metadata import Owner, parse_owner
-from tunery_operator.planning.job import Platform, identity, output_place
-from tunery_operator.planning.lorasweep import MOST_BYTES, Found, bounded, plan_publish_best, plan_report, plan_trial
+from tunery_operator.planning.job import Platform, identity, output_location
+from tunery_operator.planning.lorasweep import (
+    MOST_BYTES,
+    SweepResult,
+    limit_rows,
+    plan_publish_best,
+    plan_report,
+    plan_trial,
+)
 from tunery_search.history import Suggestion
 from tunery_search.space import space_of
 from tunery_search.trials import Trial
@@ -35,7 +42,7 @@ def owner(name: str = "s", **labels: str) -> Owner:
 
 def planned(*trials: Trial, number: int = 0, origin: str = "TPE", name: str = "s", **spec: Any) -> dict[str, Any]:
     parsed = parse_lorasweep(lorasweep(name, **spec))
-    place = output_place(parsed.output, owner(name), PLATFORM.settings)
+    place = output_location(parsed.output, owner(name), PLATFORM.settings)
     suggestion = Suggestion(number=number, origin=origin, values={"training.learningRate": "0.001"})
     return build_trial(plan_trial(parsed, owner(name), place, trials, suggestion))
 
@@ -54,7 +61,7 @@ def test_the_pods_of_a_trial_are_as_near_to_each_other_as_its_sweep_says() -> No
     whose = parse_owner(Kind.LORASWEEP, {"metadata": said})
     spec = parse_lorasweep(lorasweep("s"))
     suggestion = Suggestion(number=3, origin="TPE", values={"training.learningRate": "0.001"})
-    place = output_place(spec.output, whose, PLATFORM.settings)
+    place = output_location(spec.output, whose, PLATFORM.settings)
     body = build_trial(plan_trial(spec, whose, place, (trial(0),), suggestion))
     assert body["metadata"]["annotations"] == {"tunery.dev/origin": "TPE", **near}
 
@@ -90,7 +97,7 @@ def test_the_final_trial_is_checked_again_and_has_its_own_name() -> None:
 def test_the_job_that_publishes_opens_the_output_alone_and_has_a_trials_disk() -> None:
     template = lorasweep("s")["spec"]["template"] | {"resources": {"gpus": 1, "ephemeralStorage": "70Gi"}}
     spec = parse_lorasweep(lorasweep("s", template=template, keepAdapters=3))
-    found = Found([trial(0).row, trial(1).row], 1, (), "MaxTrials", 40)
+    found = SweepResult([trial(0).row, trial(1).row], 1, (), "MaxTrials", 40)
     for plan in (plan(spec, owner(), PLATFORM, found, space_of(spec)) for plan in (plan_publish_best, plan_report)):
         assert set(plan.run.secrets) == {"output"}
         assert plan.run.lora_sweep is not None
@@ -115,15 +122,15 @@ def test_the_rows_of_the_largest_sweep_fit_into_an_annotation() -> None:
         TrialStatus(number=n, name=f"support-{n}", state="Infeasible", reason="WontFit", why="w" * 256, **common)
         for n in range(128, 255)
     ]
-    rows = bounded([*done, *refused])
+    rows = limit_rows([*done, *refused])
     assert [row.number for row in rows] == list(range(255))
     assert sum(len(row.model_dump_json(by_alias=True, exclude_none=True)) for row in rows) <= MOST_BYTES
     assert rows[127].evaluations is None
-    some = bounded([*done, *refused[:40]])
+    some = limit_rows([*done, *refused[:40]])
     assert some[0].evaluations == course, "the curves of the best stay as long as they can"
     assert some[-1].parameters == values
     few = [trial(0).row, trial(1, TrialState.PRUNED).row]
-    assert bounded(few) == few
+    assert limit_rows(few) == few
 
 
 @pytest.mark.parametrize("sign", ["停", '"', "ж", "\U0001f600"])
@@ -133,6 +140,6 @@ def test_reasons_in_any_script_fit_into_an_annotation(sign: str) -> None:
         TrialStatus(number=n, name=f"support-{n:03}", state="Pruned", why=sign * 256, parameters=values)
         for n in range(128)
     ]
-    kept = bounded(rows)
+    kept = limit_rows(rows)
     assert len(json.dumps([row.to_json_dict() for row in kept], separators=(",", ":"))) <= MOST_BYTES + len("[]")
     assert all(row.parameters == values for row in kept)

@@ -12,7 +12,13 @@ from tunery_api.scrub import scrub, shorten
 from tunery_api.serverstatus import NOT_SERVED_SHOWN, AdapterState, NotServedOn, ServedAdapterStatus
 from tunery_api.serving import LAST_USED_SECONDS, SILENT_SECONDS, DesiredAdapter, ReportedAdapter
 from tunery_operator.observed.metadata import format_time, parse_time
-from tunery_operator.planning.resolution import Kept, Note, Refused, Resolution, Waiting
+from tunery_operator.planning.resolution import (
+    AdapterNote,
+    PendingAdapter,
+    RejectedAdapter,
+    Resolution,
+    RetainedAdapter,
+)
 from tunery_operator.status.server.pod_failures import hint_of
 from tunery_operator.status.server.snapshot import Replica
 
@@ -40,7 +46,7 @@ class AdapterEntry:
     fields: dict[str, Any]
     """What the status says of it, named as in Python; texts are as they came."""
     reason: str | None
-    needs_mending: bool
+    needs_action: bool
     """Somebody has to do something: it is not just on its way."""
 
     @property
@@ -50,7 +56,7 @@ class AdapterEntry:
         return message
 
     @property
-    def troubled(self) -> bool:
+    def has_problem(self) -> bool:
         """Tell whether something stands in its way."""
         return self.reason is not None or self.state is AdapterState.FAILED
 
@@ -63,16 +69,16 @@ class Life(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class _Wanted:
+class _AdapterInputs:
     """What is known of an adapter apart from the replicas."""
 
     name: str
     source: str
     desired: DesiredAdapter | None = None
-    waiting: Waiting | None = None
-    refused: Refused | None = None
-    kept: Kept | None = None
-    note: Note | None = None
+    pending: PendingAdapter | None = None
+    rejected: RejectedAdapter | None = None
+    retained: RetainedAdapter | None = None
+    note: AdapterNote | None = None
 
 
 def entries(
@@ -85,7 +91,7 @@ def entries(
     """
     asked = [replica for replica in replicas if replica.ready] or [replica for replica in replicas if replica.runs]
     used = {str(item.get("name")): item.get("lastUsedTime") for item in before.get("adapters") or ()}
-    found = [_entry(item, asked, stopped) for item in _wanted(resolution, replicas)]
+    found = [_entry(item, asked, stopped) for item in _adapter_inputs(resolution, replicas)]
     for item in found:
         _date(item, replicas, parse_time(used.get(item.name)), life)
     return sorted(found, key=_order)
@@ -109,28 +115,34 @@ def _date(item: AdapterEntry, replicas: Sequence[Replica], before: datetime | No
 
 
 def _order(item: AdapterEntry) -> tuple[int, int, str]:
-    return (0 if item.needs_mending else 1 if item.troubled else 2, _WORST_FIRST.index(item.state), item.name)
+    return (0 if item.needs_action else 1 if item.has_problem else 2, _WORST_FIRST.index(item.state), item.name)
 
 
-def _wanted(resolution: Resolution | None, replicas: Sequence[Replica]) -> Iterator[_Wanted]:
+def _adapter_inputs(resolution: Resolution | None, replicas: Sequence[Replica]) -> Iterator[_AdapterInputs]:
     if resolution is None:
         for name in sorted({name for replica in replicas for name in replica.adapters}):
-            yield _Wanted(name, "")
+            yield _AdapterInputs(name, "")
         return
     sources = {item.name: item.source for item in resolution.desired.adapters}
-    sources |= {item.name: item.source for item in resolution.waiting}
-    sources |= {item.name: item.source for item in resolution.refused}
-    parts = (resolution.desired.adapters, resolution.waiting, resolution.refused, resolution.kept, resolution.notes)
+    sources |= {item.name: item.source for item in resolution.pending}
+    sources |= {item.name: item.source for item in resolution.rejected}
+    parts = (
+        resolution.desired.adapters,
+        resolution.pending,
+        resolution.rejected,
+        resolution.retained,
+        resolution.notes,
+    )
     known: list[dict[str, Any]] = [{item.name: item for item in part} for part in parts]
     for name in sorted(sources):
-        yield _Wanted(name, sources[name], *(part.get(name) for part in known))
+        yield _AdapterInputs(name, sources[name], *(part.get(name) for part in known))
 
 
-def _entry(item: _Wanted, asked: Sequence[Replica], stopped: bool) -> AdapterEntry:
-    if item.refused is not None and (item.desired is None or not asked):
-        return _refused(item, item.refused)
-    if item.desired is None and item.waiting is not None:
-        return _waiting(item, item.waiting)
+def _entry(item: _AdapterInputs, asked: Sequence[Replica], stopped: bool) -> AdapterEntry:
+    if item.rejected is not None and (item.desired is None or not asked):
+        return _refused(item, item.rejected)
+    if item.desired is None and item.pending is not None:
+        return _waiting(item, item.pending)
     if stopped:
         return _held(item, _S.WAITING, "the server is stopped: spec.replicas is 0")
     if not asked:
@@ -138,7 +150,7 @@ def _entry(item: _Wanted, asked: Sequence[Replica], stopped: bool) -> AdapterEnt
     return _over_replicas(item, asked)
 
 
-def _refused(item: _Wanted, why: Refused) -> AdapterEntry:
+def _refused(item: _AdapterInputs, why: RejectedAdapter) -> AdapterEntry:
     fields = {
         "name": item.name,
         "source": item.source,
@@ -150,19 +162,19 @@ def _refused(item: _Wanted, why: Refused) -> AdapterEntry:
         "message": why.message,
         "hint": f"{why.remedy.text}.",
     }
-    return AdapterEntry(item.name, _S.FAILED, fields, why.reason.value, needs_mending=True)
+    return AdapterEntry(item.name, _S.FAILED, fields, why.reason.value, needs_action=True)
 
 
-def _waiting(item: _Wanted, why: Waiting) -> AdapterEntry:
+def _waiting(item: _AdapterInputs, why: PendingAdapter) -> AdapterEntry:
     found = _held(item, _S.WAITING, why.message)
     if not why.absent:
         return found
     reason = FailureReason.ADAPTER_MISSING.value
     fields = {**found.fields, "reason": reason, "hint": _ABSENT_HINT}
-    return replace(found, fields=fields, reason=reason, needs_mending=True)
+    return replace(found, fields=fields, reason=reason, needs_action=True)
 
 
-def _held(item: _Wanted, state: AdapterState, message: str) -> AdapterEntry:
+def _held(item: _AdapterInputs, state: AdapterState, message: str) -> AdapterEntry:
     desired = item.desired
     fields = {
         "name": item.name,
@@ -172,19 +184,19 @@ def _held(item: _Wanted, state: AdapterState, message: str) -> AdapterEntry:
         "state": state.value,
         "message": message,
     }
-    return AdapterEntry(item.name, state, fields, None, needs_mending=False)
+    return AdapterEntry(item.name, state, fields, None, needs_action=False)
 
 
-def _over_replicas(item: _Wanted, asked: Sequence[Replica]) -> AdapterEntry:
+def _over_replicas(item: _AdapterInputs, asked: Sequence[Replica]) -> AdapterEntry:
     answers = [(replica, _answer(replica, item.name)) for replica in asked]
     state = min((answer.state for _, answer in answers), key=_WORST_FIRST.index)
     worst = next(answer for _, answer in answers if answer.state is state)
     told = next((answer for _, answer in answers if answer.state is state and answer.reason), worst)
     reason, message, hint = told.reason, told.message, told.hint
-    if item.refused is not None:
-        reason, message, hint = item.refused.reason.value, item.refused.message, f"{item.refused.remedy.text}."
+    if item.rejected is not None:
+        reason, message, hint = item.rejected.reason.value, item.rejected.message, f"{item.rejected.remedy.text}."
     elif message is None:
-        said = item.kept or item.note
+        said = item.retained or item.note
         message = said.message if said is not None else None
     served, wanted = _digests(item, [answer for _, answer in answers])
     ready = [replica for replica in asked if replica.ready]
@@ -205,7 +217,7 @@ def _over_replicas(item: _Wanted, asked: Sequence[Replica]) -> AdapterEntry:
         "not_served_on": _not_served_on(answers, message),
     }
     mending = state is _S.FAILED or (reason is not None and not is_retryable(reason))
-    return AdapterEntry(item.name, state, fields, reason, needs_mending=mending)
+    return AdapterEntry(item.name, state, fields, reason, needs_action=mending)
 
 
 def _answer(replica: Replica, name: str) -> ReportedAdapter:
@@ -220,9 +232,9 @@ def _answer(replica: Replica, name: str) -> ReportedAdapter:
     return told
 
 
-def _digests(item: _Wanted, answers: Sequence[ReportedAdapter]) -> tuple[str | None, str | None]:
+def _digests(item: _AdapterInputs, answers: Sequence[ReportedAdapter]) -> tuple[str | None, str | None]:
     """Return the digest of what is served, the old one while both are, and that of what is to be, while it differs."""
-    wanted = item.refused.manifest_sha256 if item.refused is not None else None
+    wanted = item.rejected.manifest_sha256 if item.rejected is not None else None
     wanted = wanted or next((answer.wanted_sha256 for answer in answers if answer.wanted_sha256), None)
     wanted = wanted or (item.desired.manifest_sha256 if item.desired is not None else None)
     served = sorted({answer.manifest_sha256 for answer in answers if answer.manifest_sha256})
@@ -267,11 +279,11 @@ def count(found: Sequence[AdapterEntry], skipped: int) -> Mapping[str, int]:
         "desired": len(found),
         "served": sum(item.state in ANSWERED for item in found),
         "cold": sum(item.state is _S.COLD for item in found),
-        "failed": sum(item.needs_mending for item in found),
+        "failed": sum(item.needs_action for item in found),
         "skipped": skipped,
     }
 
 
 def first_problem(found: Sequence[AdapterEntry]) -> AdapterEntry | None:
     """Return the adapter with the gravest problem, or None where nothing stands in the way of any."""
-    return next((item for item in found if item.troubled), None)
+    return next((item for item in found if item.has_problem), None)

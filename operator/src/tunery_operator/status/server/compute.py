@@ -29,21 +29,21 @@ from tunery_operator.status.diagnosis import failure, failure_status
 from tunery_operator.status.server.adapters import AdapterEntry, Life, count, entries, first_problem, shown
 from tunery_operator.status.server.conditions import (
     PREDECESSOR,
-    Seen,
+    ServerState,
     as_text,
-    astray_text,
-    no_models_text,
+    dangling_aliases_text,
     server_phase,
     set_conditions,
-    set_tools_words,
+    set_kstatus_conditions,
+    unknown_models_text,
 )
 from tunery_operator.status.server.events import server_events
-from tunery_operator.status.server.pod_failures import eviction, from_hint, of_server, refused_pods
+from tunery_operator.status.server.pod_failures import eviction, from_hint, refused_pods, with_server_remedies
 from tunery_operator.status.server.snapshot import (
     Replica,
     ServerSnapshot,
     find_replicas,
-    obstacles,
+    replica_blockers,
     room_in,
     seconds_frozen,
 )
@@ -54,9 +54,9 @@ _SHORT: Final = 256
 _PAUSE: Final = 15.0
 """Seconds between two looks where the cluster refuses something, or what waits ends without a word."""
 _MARGIN: Final = 1.0
-_ASTRAY: Final = edit("Correct aliases, or name that adapter in adapters", "aliases", "adapters")
+_DANGLING: Final = edit("Correct aliases, or name that adapter in adapters", "aliases", "adapters")
 _REMARK_BYTES: Final = 480
-NO_MODELS: Final = edit(
+UNKNOWN_MODELS: Final = edit(
     "Correct access.clients, or name that adapter in adapters; that client gets 404 for it",
     "access.clients",
     "adapters",
@@ -84,21 +84,21 @@ def compute_server_status(snapshot: ServerSnapshot, before: Mapping[str, Any], n
     replicas = find_replicas(snapshot, now)
     stopped, life = snapshot.replicas == 0, Life(parse_time(snapshot.owner.created), now)
     adapters = entries(snapshot.resolution, replicas, before, stopped=stopped, life=life)
-    rules = old_rules(snapshot, replicas)
-    found = hindrance(snapshot, replicas)
-    seen = Seen(snapshot, replicas, adapters, with_suffix(found, rules), rules)
+    rules = previous_rules_text(snapshot, replicas)
+    found = server_blocker(snapshot, replicas)
+    server = ServerState(snapshot, replicas, adapters, with_suffix(found, rules), rules)
     conditions = Conditions(before.get("conditions") or (), snapshot.owner.generation, now, ServerCondition)
-    set_conditions(conditions, seen)
+    set_conditions(conditions, server)
     failure = failure_block(snapshot, found, replicas, adapters, rules)
-    phase = server_phase(conditions, seen, hindered=failure is not None)
-    set_tools_words(conditions, phase)
+    phase = server_phase(conditions, server, blocked=failure is not None)
+    set_kstatus_conditions(conditions, phase)
     fields = {
         "observedGeneration": snapshot.owner.generation,
         "phase": phase.value,
         "conditions": conditions.to_list(),
         "failure": failure,
-        **_of_replicas(seen),
-        **_of_adapters(seen),
+        **_of_replicas(server),
+        **_of_adapters(server),
     }
     status = {name: value for name, value in fields.items() if value is not None}
     changed = _what_is_served(status) != _what_is_served(before)
@@ -108,30 +108,30 @@ def compute_server_status(snapshot: ServerSnapshot, before: Mapping[str, Any], n
     return Outcome(status, server_events(before, status, now), min(_looks(snapshot, replicas, now), default=None))
 
 
-def _of_replicas(seen: Seen) -> dict[str, Any]:
-    owner = seen.snapshot.owner
-    replicas = [_replica(replica) for replica in seen.replicas[:REPLICAS_SHOWN]]
+def _of_replicas(server: ServerState) -> dict[str, Any]:
+    owner = server.snapshot.owner
+    replicas = [_replica(replica) for replica in server.replicas[:REPLICAS_SHOWN]]
     return {
         "url": server_url(owner.key),
         "selector": ",".join(f"{name}={value}" for name, value in sorted(pod_selector(owner).items())),
-        "replicas": len(seen.replicas),
-        "readyReplicas": seen.ready,
-        "readyText": f"{seen.ready}/{seen.snapshot.replicas}",
+        "replicas": len(server.replicas),
+        "readyReplicas": server.ready,
+        "readyText": f"{server.ready}/{server.snapshot.replicas}",
         "replicaStatuses": replicas or None,
     }
 
 
 def _replica(replica: Replica) -> dict[str, Any]:
     known = replica.state if not replica.silent else None
-    obstacle = replica.obstacle
-    reason, message = (None, None) if obstacle is None else (str(obstacle.reason), obstacle.message)
+    blocker = replica.blocker
+    reason, message = (None, None) if blocker is None else (str(blocker.reason), blocker.message)
     if replica.silent:
         reason, message = "NotReporting", "it has not reported for more than 30 seconds"
     elif replica.waits is not None:
         reason, message = PREDECESSOR, replica.waits
-    elif obstacle is None and known is not None and known.reason is not None:
+    elif blocker is None and known is not None and known.reason is not None:
         reason, message = known.reason, known.message
-    elif obstacle is None and known is not None and known.remark is not None:
+    elif blocker is None and known is not None and known.remark is not None:
         reason, message = known.remark.reason, known.remark.message
     return ReplicaStatus(
         pod=replica.pod.name,
@@ -144,9 +144,9 @@ def _replica(replica: Replica) -> dict[str, Any]:
     ).to_json_dict()
 
 
-def _of_adapters(seen: Seen) -> dict[str, Any]:
-    skipped = seen.snapshot.resolution.skipped if seen.snapshot.resolution is not None else ()
-    counts = count(seen.adapters, len(skipped))
+def _of_adapters(server: ServerState) -> dict[str, Any]:
+    skipped = server.snapshot.resolution.skipped if server.snapshot.resolution is not None else ()
+    counts = count(server.adapters, len(skipped))
     left_out = [
         SkippedSource(source=item.source, reason=shorten(item.reason, _SHORT)).to_json_dict()
         for item in skipped[:SKIPPED_SHOWN]
@@ -154,7 +154,7 @@ def _of_adapters(seen: Seen) -> dict[str, Any]:
     return {
         "adaptersText": f"{counts['served']}/{counts['desired']}",
         "adapterCounts": dict(counts),
-        "adapters": list(_listed(seen.adapters)) or None,
+        "adapters": list(_listed(server.adapters)) or None,
         "skipped": left_out or None,
     }
 
@@ -188,12 +188,12 @@ def _looks(snapshot: ServerSnapshot, replicas: Sequence[Replica], now: datetime)
         yield _PAUSE
 
 
-def hindrance(snapshot: ServerSnapshot, replicas: Sequence[Replica]) -> Failure | None:
+def server_blocker(snapshot: ServerSnapshot, replicas: Sequence[Replica]) -> Failure | None:
     """Return what keeps the Deployment or a replica from getting on; None while nothing does."""
-    return next(_hindrances(snapshot, replicas), None)
+    return next(_blockers(snapshot, replicas), None)
 
 
-def _hindrances(snapshot: ServerSnapshot, replicas: Sequence[Replica]) -> Iterator[Failure]:
+def _blockers(snapshot: ServerSnapshot, replicas: Sequence[Replica]) -> Iterator[Failure]:
     if snapshot.conflict is not None:
         yield failure(FailureReason.NAME_CONFLICT, snapshot.conflict)
     if snapshot.unplannable:
@@ -202,7 +202,7 @@ def _hindrances(snapshot: ServerSnapshot, replicas: Sequence[Replica]) -> Iterat
         yield snapshot.rejection
     if snapshot.deployment is not None and snapshot.deployment.failure is not None:
         yield with_platform_values(refused_pods(snapshot.deployment.failure), snapshot.platform.work)
-    yield from obstacles(replicas)
+    yield from replica_blockers(replicas)
     if sum(replica.ready for replica in replicas) < snapshot.replicas:
         yield from filter(None, [eviction(snapshot.pods)])
     for replica in replicas:
@@ -233,20 +233,22 @@ def failure_block(
         found = with_suffix(_with_remark(found, remark), rules)
     else:
         found = with_suffix(found, rules)
-    if found is None and snapshot.resolution is not None and snapshot.resolution.astray:
-        found = failure(FailureReason.ADAPTER_MISSING, astray_text(snapshot.resolution.astray), _ASTRAY)
+    if found is None and snapshot.resolution is not None and snapshot.resolution.dangling_aliases:
+        found = failure(
+            FailureReason.ADAPTER_MISSING, dangling_aliases_text(snapshot.resolution.dangling_aliases), _DANGLING
+        )
     if found is None:
         found = _of_adapter(first_problem(adapters)) or _of_clients(snapshot)
     if found is None:
         return None
     key = snapshot.owner.key
-    return failure_status(of_server(found), Subject(key.kind.value, key.name, key.namespace))
+    return failure_status(with_server_remedies(found), Subject(key.kind.value, key.name, key.namespace))
 
 
 def _with_remark(found: Failure, remark: Failure) -> Failure:
     """Return a failure that also has the remark of a replica."""
     text = f"; also {remark.reason}: {shorten(remark.message, _REMARK_BYTES)}"
-    remedies = [*of_server(found).remedies[:2], *of_server(remark).remedies[:1]]
+    remedies = [*with_server_remedies(found).remedies[:2], *with_server_remedies(remark).remedies[:1]]
     return (with_suffix(found, text) or found).model_copy(update={"remedies": remedies})
 
 
@@ -260,10 +262,10 @@ def _remark(replicas: Sequence[Replica]) -> Failure | None:
 
 def _of_clients(snapshot: ServerSnapshot) -> Failure | None:
     """Return that a client may ask for what is not there; where a selector may find it yet that is but a remark."""
-    missing = snapshot.resolution.no_models if snapshot.resolution is not None else ()
+    missing = snapshot.resolution.unknown_models if snapshot.resolution is not None else ()
     if not missing or missing[0].may_come:
         return None
-    return failure(FailureReason.ADAPTER_MISSING, no_models_text(missing), NO_MODELS)
+    return failure(FailureReason.ADAPTER_MISSING, unknown_models_text(missing), UNKNOWN_MODELS)
 
 
 def _of_adapter(problem: AdapterEntry | None) -> Failure | None:
@@ -275,7 +277,7 @@ def _of_adapter(problem: AdapterEntry | None) -> Failure | None:
     return found.model_copy(update={"remedies": remedies, "facts": {"adapter": problem.name}})
 
 
-def old_rules(snapshot: ServerSnapshot, replicas: Sequence[Replica]) -> str:
+def previous_rules_text(snapshot: ServerSnapshot, replicas: Sequence[Replica]) -> str:
     """Return, to be put behind a sentence, how many replicas still answer under other rules; empty: none is known to.
 
     Rules of keys are a pod's for its life: with others it is replaced, and answers until then.

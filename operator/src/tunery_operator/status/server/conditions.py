@@ -10,7 +10,7 @@ from tunery_api.failures import Failure
 from tunery_api.reasons import FailureReason
 from tunery_api.serverstatus import AdapterState, ServerCondition, ServerPhase
 from tunery_operator.observed.event import SERVER_STOPPED
-from tunery_operator.planning.resolution import Astray, NoModel, Resolution, Waiting
+from tunery_operator.planning.resolution import DanglingAlias, PendingAdapter, Resolution, UnknownModel
 from tunery_operator.status.conditions import Conditions
 from tunery_operator.status.server.adapters import ANSWERED, AdapterEntry, first_problem
 from tunery_operator.status.server.snapshot import Replica, ServerSnapshot
@@ -26,14 +26,14 @@ _UNDER_WAY: Final = (ServerPhase.PENDING, ServerPhase.STARTING, ServerPhase.UPDA
 """Not as it should be, and worked at: what stands in the way of a degraded one is tried again and again."""
 
 
-class Seen(NamedTuple):
+class ServerState(NamedTuple):
     """What was found out about a server."""
 
     snapshot: ServerSnapshot
     replicas: Sequence[Replica]
     adapters: Sequence[AdapterEntry]
-    hindrance: Failure | None
-    old_rules: str = ""
+    server_blocker: Failure | None
+    previous_rules_text: str = ""
     """How many replicas still answer under other rules of access than the spec's; see old_rules."""
 
     @property
@@ -66,17 +66,17 @@ def names(items: Sequence[str]) -> str:
     return shown if len(items) <= _NAMED else f"{shown} and {len(items) - _NAMED} more"
 
 
-def set_conditions(conditions: Conditions, seen: Seen) -> None:
+def set_conditions(conditions: Conditions, server: ServerState) -> None:
     """Set all conditions of a server."""
-    _validated(conditions, seen.snapshot)
-    if seen.snapshot.resolution is not None:
-        _resolved(conditions, seen.snapshot.resolution)
-    elif seen.snapshot.errors:
+    _validated(conditions, server.snapshot)
+    if server.snapshot.resolution is not None:
+        _resolved(conditions, server.snapshot.resolution)
+    elif server.snapshot.errors:
         text = "the spec is not valid; what was served before stays as it is"
         conditions.set(ServerCondition.ADAPTERS_RESOLVED, None, FailureReason.INVALID_SPEC.value, text)
-    _available(conditions, seen)
-    _served(conditions, seen)
-    _progressing(conditions, seen)
+    _available(conditions, server)
+    _served(conditions, server)
+    _progressing(conditions, server)
 
 
 def _validated(conditions: Conditions, snapshot: ServerSnapshot) -> None:
@@ -89,95 +89,99 @@ def _validated(conditions: Conditions, snapshot: ServerSnapshot) -> None:
 
 def _resolved(conditions: Conditions, resolution: Resolution) -> None:
     type_ = ServerCondition.ADAPTERS_RESOLVED
-    if resolution.astray:
-        conditions.set(type_, False, FailureReason.ADAPTER_MISSING.value, astray_text(resolution.astray))
-    elif resolution.refused:
-        first = resolution.refused[0]
-        others = names([item.name for item in resolution.refused])
+    if resolution.dangling_aliases:
+        conditions.set(
+            type_, False, FailureReason.ADAPTER_MISSING.value, dangling_aliases_text(resolution.dangling_aliases)
+        )
+    elif resolution.rejected:
+        first = resolution.rejected[0]
+        others = names([item.name for item in resolution.rejected])
         conditions.set(type_, False, first.reason.value, f"not to be served: {others}; {first.name}: {first.message}")
-    elif resolution.waiting:
-        also = f"; {no_models_text(resolution.no_models)}" if resolution.no_models else ""
-        conditions.set(type_, False, WAITING, _waits_for(resolution.waiting) + also)
-    elif resolution.kept:
-        conditions.set(type_, True, "AdaptersKept", "; ".join(item.message for item in resolution.kept[:_NAMED]))
-    elif resolution.no_models:
-        certain = not resolution.no_models[0].may_come
+    elif resolution.pending:
+        also = f"; {unknown_models_text(resolution.unknown_models)}" if resolution.unknown_models else ""
+        conditions.set(type_, False, WAITING, _waits_for(resolution.pending) + also)
+    elif resolution.retained:
+        conditions.set(type_, True, "AdaptersKept", "; ".join(item.message for item in resolution.retained[:_NAMED]))
+    elif resolution.unknown_models:
+        certain = not resolution.unknown_models[0].may_come
         reason = FailureReason.ADAPTER_MISSING.value if certain else "ModelsMissing"
-        conditions.set(type_, not certain, reason, no_models_text(resolution.no_models))
+        conditions.set(type_, not certain, reason, unknown_models_text(resolution.unknown_models))
     else:
         conditions.set(type_, True, "AdaptersResolved")
 
 
-def _waits_for(waiting: Sequence[Waiting]) -> str:
-    more = len(waiting) - _NAMED
-    text = "; ".join(item.message for item in waiting[:_NAMED])
+def _waits_for(pending: Sequence[PendingAdapter]) -> str:
+    more = len(pending) - _NAMED
+    text = "; ".join(item.message for item in pending[:_NAMED])
     return text + (f"; and {more} more" if more > 0 else "")
 
 
-def _available(conditions: Conditions, seen: Seen) -> None:
+def _available(conditions: Conditions, server: ServerState) -> None:
     type_ = ServerCondition.AVAILABLE
-    if seen.ready:
-        conditions.set(type_, True, "Available", f"{seen.ready} of {seen.snapshot.replicas} replicas answer")
-    elif seen.stopped:
+    if server.ready:
+        conditions.set(type_, True, "Available", f"{server.ready} of {server.snapshot.replicas} replicas answer")
+    elif server.stopped:
         conditions.set(type_, False, STOPPED, "spec.replicas is 0")
-    elif seen.hindrance is not None:
-        conditions.set(type_, False, str(seen.hindrance.reason), seen.hindrance.message)
+    elif server.server_blocker is not None:
+        conditions.set(type_, False, str(server.server_blocker.reason), server.server_blocker.message)
     else:
         conditions.set(type_, False, "Starting", "no replica answers yet")
 
 
-def _served(conditions: Conditions, seen: Seen) -> None:
+def _served(conditions: Conditions, server: ServerState) -> None:
     type_ = ServerCondition.ADAPTERS_SERVED
-    silent = [replica.pod.name for replica in seen.replicas if replica.silent]
-    problem = first_problem(seen.adapters)
-    others = [item for item in seen.adapters if item.state not in ANSWERED]
-    waiting = seen.snapshot.resolution.waiting if seen.snapshot.resolution is not None else ()
-    if seen.stopped:
+    silent = [replica.pod.name for replica in server.replicas if replica.silent]
+    problem = first_problem(server.adapters)
+    others = [item for item in server.adapters if item.state not in ANSWERED]
+    pending = server.snapshot.resolution.pending if server.snapshot.resolution is not None else ()
+    if server.stopped:
         conditions.set(type_, None, STOPPED, "spec.replicas is 0")
     elif silent:
         text = f"for more than 30 seconds nothing was heard of {names(silent)}"
-        if (distrust := seen.snapshot.distrust) is not None:
+        if (distrust := server.snapshot.distrust) is not None:
             text += (
                 f": no pod can trust the certificate of the operator's endpoint: {distrust}. Ask whoever runs Tunery "
                 "to correct it (progress.certificate in the chart's values)"
             )
         conditions.set(type_, None, NOT_REPORTING, text)
-    elif not seen.adapters:
+    elif not server.adapters:
         conditions.set(type_, True, "NoAdapters", "no adapter is wanted")
     elif problem is not None:
         reason = problem.reason or FailureReason.INTERNAL_ERROR.value
         conditions.set(type_, False, reason, f"adapter {problem.name}: {problem.message or reason}")
-    elif not seen.ready:
+    elif not server.ready:
         conditions.set(type_, False, "NotAvailable", "no replica answers yet")
     elif others and all(item.state is AdapterState.WAITING for item in others):
-        conditions.set(type_, False, WAITING, _waits_for(waiting))
+        conditions.set(type_, False, WAITING, _waits_for(pending))
     elif others:
         conditions.set(type_, False, "Loading", f"not served on every replica yet: {names([o.name for o in others])}")
     else:
         conditions.set(type_, True, "AdaptersServed")
 
 
-def _progressing(conditions: Conditions, seen: Seen) -> None:
+def _progressing(conditions: Conditions, server: ServerState) -> None:
     """Set whether replicas are made or replaced, and what that waits for."""
-    type_, snapshot = ServerCondition.PROGRESSING, seen.snapshot
+    type_, snapshot = ServerCondition.PROGRESSING, server.snapshot
     stalled = snapshot.deployment.stalled if snapshot.deployment is not None else None
     if snapshot.errors:
         conditions.set(type_, False, FailureReason.INVALID_SPEC.value, "the replicas are left as they are")
-    elif seen.hindrance is not None:
-        conditions.set(type_, seen.moving, str(seen.hindrance.reason), seen.hindrance.message)
+    elif server.server_blocker is not None:
+        conditions.set(type_, server.moving, str(server.server_blocker.reason), server.server_blocker.message)
     elif snapshot.waiting_for is not None:
         conditions.set(type_, True, PREDECESSOR, snapshot.waiting_for)
-    elif seen.waits is not None:
-        conditions.set(type_, True, PREDECESSOR, seen.waits)
-    elif seen.moving and seen.stopped:
+    elif server.waits is not None:
+        conditions.set(type_, True, PREDECESSOR, server.waits)
+    elif server.moving and server.stopped:
         conditions.set(type_, True, "Stopping", "the last replicas finish their requests")
-    elif seen.moving:
-        conditions.set(type_, True, ROLLING_OUT, (stalled or "replicas are made or replaced") + seen.old_rules)
+    elif server.moving:
+        conditions.set(
+            type_, True, ROLLING_OUT, (stalled or "replicas are made or replaced") + server.previous_rules_text
+        )
     else:
         conditions.set(type_, False, "RolledOut", "all replicas are as the spec wants them")
 
 
-def set_tools_words(conditions: Conditions, phase: ServerPhase) -> None:
+def set_kstatus_conditions(conditions: Conditions, phase: ServerPhase) -> None:
     """Set what kstatus reads of a server: Reconciling and Stalled, each only while it is True."""
     reconciling, stalled = ServerCondition.RECONCILING, ServerCondition.STALLED
     if phase in _UNDER_WAY:
@@ -191,19 +195,19 @@ def set_tools_words(conditions: Conditions, phase: ServerPhase) -> None:
         conditions.drop(stalled)
 
 
-def server_phase(conditions: Conditions, seen: Seen, *, hindered: bool) -> ServerPhase:
+def server_phase(conditions: Conditions, server: ServerState, *, blocked: bool) -> ServerPhase:
     """Return the phase; the first line that holds wins. `hindered`: something stands in the way."""
     available = conditions.is_true(ServerCondition.AVAILABLE)
-    rolling = conditions.reason(ServerCondition.PROGRESSING) == ROLLING_OUT or seen.waits is not None
+    rolling = conditions.reason(ServerCondition.PROGRESSING) == ROLLING_OUT or server.waits is not None
     checks = (
         (conditions.is_false(ServerCondition.VALIDATED), ServerPhase.INVALID),
-        (seen.stopped, ServerPhase.STOPPED),
-        (not available and seen.snapshot.deployment is None, ServerPhase.PENDING),
+        (server.stopped, ServerPhase.STOPPED),
+        (not available and server.snapshot.deployment is None, ServerPhase.PENDING),
         (not available, ServerPhase.STARTING),
-        (hindered, ServerPhase.DEGRADED),
+        (blocked, ServerPhase.DEGRADED),
         (conditions.reason(ServerCondition.ADAPTERS_SERVED) == NOT_REPORTING, ServerPhase.DEGRADED),
         (rolling, ServerPhase.UPDATING),
-        (seen.ready < seen.snapshot.replicas, ServerPhase.DEGRADED),
+        (server.ready < server.snapshot.replicas, ServerPhase.DEGRADED),
         # Nothing is wrong, and what is asked for is not served yet: an adapter is loaded, or its object still works.
         (conditions.is_false(ServerCondition.ADAPTERS_SERVED), ServerPhase.UPDATING),
     )
@@ -215,15 +219,15 @@ def as_text(errors: Sequence[FieldError]) -> str:
     return "; ".join(str(error) for error in errors)
 
 
-def astray_text(astray: Sequence[Astray]) -> str:
+def dangling_aliases_text(dangling_aliases: Sequence[DanglingAlias]) -> str:
     """Return which aliases lead to what is no adapter of the server."""
-    first = astray[0]
-    others = len(astray) - 1
+    first = dangling_aliases[0]
+    others = len(dangling_aliases) - 1
     more = f"; {others} more target{' of aliases is' if others == 1 else 's of aliases are'} none" if others else ""
     return f"alias {first.alias} leads to {first.adapter}, which is no adapter of this server{more}"
 
 
-def no_models_text(found: Sequence[NoModel]) -> str:
+def unknown_models_text(found: Sequence[UnknownModel]) -> str:
     """Return which models clients may ask for that are none of the server's."""
     first, more = found[0], len(found) - 1
     what = "no model of this server now" if first.may_come else "neither base, adapter nor alias of this server"

@@ -58,11 +58,11 @@ _LOG_BYTES: Final = 2000
 """Of the end of a log: the kubelet gives some 2,048, and the first line of those is but the rest of one."""
 _POINTER: Final = "Engine core initialization failed"
 """vLLM's own way to say that the cause stands further up."""
-_LAST_WORDS: Final = 300
+_ERROR_CHARS: Final = 300
 """Characters of the end of an engine's log."""
 
 
-def of_server(failure: Failure) -> Failure:
+def with_server_remedies(failure: Failure) -> Failure:
     """Return a failure with the remedies of a server, where it has none of its own."""
     if failure.remedies:
         return failure
@@ -80,7 +80,7 @@ def hint_of(reason: str, hint: str | None) -> str:
     return hint or sentences(_SERVER.get(reason) or remedies_for(reason))
 
 
-def pod_obstacle(
+def pod_blocker(
     pod: ServerPodView, warning: ClusterWarning | None = None, *, beside_others: bool = False
 ) -> Failure | None:
     """Return why a pod is not ready, or None where nothing says so: it may just take its time.
@@ -104,12 +104,12 @@ def wants_room(pod: ServerPodView) -> bool:
 
 def _of_containers(pod: ServerPodView) -> Iterator[Failure]:
     for name in (MODEL, GATEWAY, ENGINE):
-        found = _container_obstacle(pod, pod.container(name))
+        found = _container_blocker(pod, pod.container(name))
         if found is not None:
             yield found
 
 
-def _container_obstacle(pod: ServerPodView, container: ContainerView) -> Failure | None:
+def _container_blocker(pod: ServerPodView, container: ContainerView) -> Failure | None:
     where = f"container {container.name} of pod {pod.name}"
     waits = f"{where}: {container.waiting_reason}: {container.waiting_message or 'no further detail'}"
     if container.waiting_reason in IMAGE_REASONS:
@@ -142,8 +142,8 @@ def _ended(pod: ServerPodView, container: ContainerView) -> Failure:
     times = "" if container.restarts < 2 else f", {container.restarts} times so far"
     if container.exit_code == _KILLED:
         text = f"{where} was killed (exit code 137), and the node does not say that it was for too much memory"
-        return failure(_R.KILLED, f"{text}{times}{_last_words(container)}")
-    words = _last_words(container)
+        return failure(_R.KILLED, f"{text}{times}{_error_line(container)}")
+    words = _error_line(container)
     text, command = f"{where} ended with exit code {container.exit_code}{times}{words}", _log_command(pod, container)
     if container.name == ENGINE:
         remedy = edit(f"Check its log ({command}), and change resources or engine", "resources", "engine")
@@ -155,7 +155,7 @@ def _log_command(pod: ServerPodView, container: ContainerView) -> str:
     return f"kubectl logs {pod.name} -c {container.name} -n {pod.namespace}"
 
 
-def _last_words(container: ContainerView) -> str:
+def _error_line(container: ContainerView) -> str:
     """Return the line in which an engine's log says why it ended; empty where none does.
 
     vLLM's last one may only point to those above. Who was killed said no last word: of that only an error is told.
@@ -166,7 +166,7 @@ def _last_words(container: ContainerView) -> str:
     found = [line.strip() for line in lines if line.strip() and not _NO_CAUSE.search(line.strip())]
     errors = [line for line in found if _ERROR.search(line) and _POINTER not in line]
     told = errors if container.exit_code == _KILLED else errors or found
-    return f"; its log says: {told[-1][-_LAST_WORDS:]}" if told else ""
+    return f"; its log says: {told[-1][-_ERROR_CHARS:]}" if told else ""
 
 
 def eviction(pods: Iterable[ServerPodView]) -> Failure | None:

@@ -18,13 +18,13 @@ from tunery_operator.observed.metadata import Owner, parse_time
 from tunery_operator.planning.platform_values import NO_VALUES, PlatformValues, with_platform_values
 from tunery_operator.planning.resolution import Resolution
 from tunery_operator.status.diagnosis import FRESH, NODE_GRACE
-from tunery_operator.status.server.pod_failures import pod_obstacle, wants_room
+from tunery_operator.status.server.pod_failures import pod_blocker, wants_room
 
 SILENCE: Final = timedelta(seconds=SILENT_SECONDS)
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
+class ReplicaReport:
     """The newest report of a replica, and when it came."""
 
     state: ReplicaState
@@ -57,7 +57,7 @@ class ServerSnapshot:
     deployment: DeploymentView | None = None
     pods: tuple[ServerPodView, ...] = ()
     """Those that belong to the Deployment."""
-    reports: Mapping[str, Heard] = field(default_factory=dict)
+    reports: Mapping[str, ReplicaReport] = field(default_factory=dict)
     """By uid of the pod."""
     warnings: Mapping[str, tuple[ClusterWarning, ...]] = field(default_factory=dict)
     """What the cluster says against pods that do not come up, by their uid, oldest first."""
@@ -78,7 +78,7 @@ class Replica:
     """It gets requests and has not reported for too long."""
     silent_in: float | None
     """Seconds until it would be silent, if it reports no more; None: it is, or it gets no requests."""
-    obstacle: Failure | None
+    blocker: Failure | None
     """What keeps it from getting requests."""
     adapters: Mapping[str, ReportedAdapter]
     """What it says of each, by name."""
@@ -153,7 +153,7 @@ def _replica(snapshot: ServerSnapshot, pod: ServerPodView, now: datetime, others
     state = heard.state if heard is not None else None
     awaited = _awaited(pod, snapshot.pods, now)
     warning = _fresh(snapshot.warnings.get(pod.uid, ()), now)
-    found = None if awaited is not None else pod_obstacle(pod, warning, beside_others=others)
+    found = None if awaited is not None else pod_blocker(pod, warning, beside_others=others)
     return Replica(
         pod,
         state,
@@ -178,7 +178,11 @@ def _awaited(pod: ServerPodView, pods: Sequence[ServerPodView], now: datetime) -
 
 def room_in(pod: ServerPodView, now: datetime) -> float:
     """Return the seconds in which a pod that ends has made room at the latest; 0: it should have, or does not end."""
-    return max(0.0, (pod.ends_by + NODE_GRACE - now).total_seconds()) if pod.ends_by is not None else 0.0
+    return (
+        max(0.0, (pod.deletion_deadline + NODE_GRACE - now).total_seconds())
+        if pod.deletion_deadline is not None
+        else 0.0
+    )
 
 
 def _fresh(warnings: Sequence[ClusterWarning], now: datetime) -> ClusterWarning | None:
@@ -191,8 +195,8 @@ def _loaded(state: ReplicaState | None) -> int:
     return 0 if state is None else sum(item.state is AdapterState.SERVED for item in state.adapters)
 
 
-def obstacles(replicas: Sequence[Replica]) -> Iterator[Failure]:
+def replica_blockers(replicas: Sequence[Replica]) -> Iterator[Failure]:
     """Yield what keeps replicas from getting requests, newest replicas first: the older ones worked once."""
     for replica in reversed(replicas):
-        if replica.obstacle is not None:
-            yield replica.obstacle
+        if replica.blocker is not None:
+            yield replica.blocker
