@@ -19,7 +19,7 @@ from tunery_operator.observed.attempt import Attempt
 from tunery_operator.observed.job import JobView
 from tunery_operator.observed.metadata import Owner, parse_time, time_to_live
 from tunery_operator.runtime.workqueue import DONE, Requeue
-from tunery_operator.status.conditions import settled, under_way_again
+from tunery_operator.status.conditions import final_status, retried_status
 from tunery_operator.status.retries import refuses_retry, reopened, unanswered
 from tunery_operator.status.snapshot import Snapshot
 
@@ -79,7 +79,7 @@ def _with_spec_change(context: ReconcileContext, obj: ManagedObject) -> dict[str
     """Return the status after a change of the spec since the end, or an upgrade of the operator."""
     if "observedGeneration" not in obj.status:
         return dict(obj.status)
-    return settled(obj.status, obj.owner.generation, context.now())
+    return final_status(obj.status, obj.owner.generation, context.now())
 
 
 def _reject_retry(context: ReconcileContext, obj: ManagedObject, mark: str) -> Requeue:
@@ -96,7 +96,7 @@ def _reopen(context: ReconcileContext, obj: ManagedObject, status: Mapping[str, 
         delete_job(context, owner, job)
     if any(apply.find_job(context.client, owner, job.name) is not None for job in old):
         return Requeue(DELETION_POLL_SECONDS)
-    status = under_way_again(status, owner.generation, context.now())
+    status = retried_status(status, owner.generation, context.now())
     woken = write(context, obj, status, status_change(obj.body, status))
     return Requeue(0.0, woken)
 

@@ -23,7 +23,7 @@ from tunery_operator.observed.job import JobView, parse_job
 from tunery_operator.observed.metadata import Owner, parse_time
 from tunery_operator.observed.pod import PodView, outlives
 from tunery_operator.planning.job import JobPlan
-from tunery_operator.status.reports import first_has_ended_well, publishes_alone
+from tunery_operator.status.reports import first_pod_succeeded, publishes_alone
 from tunery_operator.status.results import needs_report, succeeded_pod
 from tunery_operator.status.snapshot import Snapshot
 from tunery_operator.status.stop import Stop
@@ -220,7 +220,7 @@ def recreate_job(context: ReconcileContext, snapshot: Snapshot) -> Snapshot:
         return snapshot
     if not attempt.job.makes_no_other or attempt.job.lacks_first:
         return snapshot
-    if publishes_alone(snapshot, attempt) or first_has_ended_well(attempt) or not _needs_all_pods(attempt):
+    if publishes_alone(snapshot, attempt) or first_pod_succeeded(attempt) or not _needs_all_pods(attempt):
         return snapshot
     delete_job(context, snapshot.owner, attempt.job)
     return replace(snapshot, main=None)

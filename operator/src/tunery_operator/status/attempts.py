@@ -52,14 +52,14 @@ _DISRUPTION_ENDS: Final = {
 """Reasons of DisruptionTarget that are no failure of anything."""
 
 
-def keep_ledger(draft: StatusBuilder) -> bool:
+def record_attempts(builder: StatusBuilder) -> bool:
     """Write an entry for each pod that has started, and close those of the pods that have ended; return False."""
-    snapshot = draft.snapshot
-    history: list[Entry] = [dict(entry) for entry in draft.fields.get("attemptHistory") or ()]
+    snapshot = builder.snapshot
+    history: list[Entry] = [dict(entry) for entry in builder.fields.get("attemptHistory") or ()]
     seen: dict[str, PodView | LostPod] = {lost.uid: lost for lost in snapshot.lost_pods}
     seen |= {pod.uid: pod for pod in working_pods(snapshot)}
-    new = _unknown(seen.values(), history, draft)
-    count = int(draft.fields.get("attempts") or 0)
+    new = _unknown(seen.values(), history, builder)
+    count = int(builder.fields.get("attempts") or 0)
     for pod in sorted(new, key=lambda pod: pod.started_at or snapshot.now):
         number = count + 1 if pod.index is None else _attempt_of(pod, history, count, snapshot.main)
         entry = _entry(pod, number)
@@ -69,15 +69,15 @@ def keep_ledger(draft: StatusBuilder) -> bool:
         count = max(count, number)
     history.sort(key=lambda entry: (str(entry["startTime"]), int(entry.get(_INDEX) or 0)))
     first = [entry for entry in history if not entry.get(_INDEX)] or history
-    _name_pod(draft, first[-1] if new else None)
+    _name_pod(builder, first[-1] if new else None)
     if not history:
         return False
-    draft.put(attempts=count)
-    draft.fields.setdefault("startTime", history[0]["startTime"])
-    record_stop(history, working_pods(snapshot), snapshot, draft.conditions)
-    for entry, ending in _endings(draft, history):
-        _close(draft, entry, _in_its_attempt(draft, entry, ending, history), history)
-    draft.fields["attemptHistory"] = _newest_entries(history)
+    builder.put(attempts=count)
+    builder.fields.setdefault("startTime", history[0]["startTime"])
+    record_stop(history, working_pods(snapshot), snapshot, builder.conditions)
+    for entry, ending in _endings(builder, history):
+        _close(builder, entry, _reason_in_attempt(builder, entry, ending, history), history)
+    builder.fields["attemptHistory"] = _newest_entries(history)
     return False
 
 
@@ -112,24 +112,24 @@ def _include_waiting(opened: Entry, history: Iterable[Entry], snapshot: Snapshot
             entry[_ATTEMPT] = opened[_ATTEMPT]
 
 
-def _name_pod(draft: StatusBuilder, opened: Entry | None) -> None:
+def _name_pod(builder: StatusBuilder, opened: Entry | None) -> None:
     """Write the name of the newest pod, also while it waits; if it is gone already, that of the newest entry."""
-    main = draft.snapshot.main
+    main = builder.snapshot.main
     if main is not None and main.last is not None:
-        draft.put(podName=main.last.name)
+        builder.put(podName=main.last.name)
     elif opened is not None:
-        draft.put(podName=opened["pod"])
+        builder.put(podName=opened["pod"])
 
 
-def close_ledger(draft: StatusBuilder, reason: str) -> None:
+def close_attempts(builder: StatusBuilder, reason: str) -> None:
     """Close all open entries as the object ends: its pods are deleted, and the operator follows them no longer."""
-    history = [dict(entry) for entry in draft.fields.get("attemptHistory") or ()]
+    history = [dict(entry) for entry in builder.fields.get("attemptHistory") or ()]
     for entry in history:
         if _ENDED not in entry:
             others = (item for item in history if _ATTEMPT in entry and item.get(_ATTEMPT) == entry[_ATTEMPT])
             left = reason != SUCCEEDED and cause_of(others) is not None
-            _close(draft, entry, Termination(draft.snapshot.now, PEER_ABORTED if left else reason), history)
-    draft.put(attemptHistory=history or None)
+            _close(builder, entry, Termination(builder.snapshot.now, PEER_ABORTED if left else reason), history)
+    builder.put(attemptHistory=history or None)
 
 
 def working_pods(snapshot: Snapshot) -> list[PodView]:
@@ -140,11 +140,11 @@ def working_pods(snapshot: Snapshot) -> list[PodView]:
 
 
 def _unknown(
-    pods: Iterable[PodView | LostPod], history: Sequence[Entry], draft: StatusBuilder
+    pods: Iterable[PodView | LostPod], history: Sequence[Entry], builder: StatusBuilder
 ) -> list[PodView | LostPod]:
     """Return the pods that started and were never counted; what is no longer in the history started before it."""
     known = {entry["uid"] for entry in history}
-    before = listed_since(draft.fields, history)
+    before = listed_since(builder.fields, history)
     return [
         pod
         for pod in pods
@@ -172,35 +172,37 @@ def _entry(pod: PodView | LostPod, attempt: int) -> Entry:
     return entry if pod.index is None else {**entry, _INDEX: pod.index, _ATTEMPT: attempt}
 
 
-def _ending(draft: StatusBuilder, entry: Entry, following: datetime | None) -> Termination | None:
+def _ending(builder: StatusBuilder, entry: Entry, following: datetime | None) -> Termination | None:
     """Return how an attempt ended, or None while its pod runs."""
-    snapshot = draft.snapshot
+    snapshot = builder.snapshot
     pod = next((pod for pod in working_pods(snapshot) if pod.uid == entry["uid"]), None)
     if pod is not None:
-        return ending_of(pod, snapshot, draft.conditions)
+        return termination_of(pod, snapshot, builder.conditions)
     lost = next((lost for lost in snapshot.lost_pods if lost.uid == entry["uid"]), None)
-    return ending_of_lost(entry, lost, following, snapshot, draft.conditions)
+    return termination_of_lost_pod(entry, lost, following, snapshot, builder.conditions)
 
 
-def _endings(draft: StatusBuilder, history: Sequence[Entry]) -> list[tuple[Entry, Termination]]:
+def _endings(builder: StatusBuilder, history: Sequence[Entry]) -> list[tuple[Entry, Termination]]:
     """Return the open entries whose pods have ended, with their ends, the earliest first."""
     found = []
     for place, entry in enumerate(history):
         if _ENDED not in entry:
             after = (item for item in history[place + 1 :] if item.get(_INDEX) == entry.get(_INDEX))
             following = next((parse_time(item["startTime"]) for item in after), None)
-            ending = _ending(draft, entry, following)
+            ending = _ending(builder, entry, following)
             found += [(entry, ending)] if ending is not None else []
     return sorted(found, key=lambda each: each[1].time)
 
 
-def _in_its_attempt(draft: StatusBuilder, entry: Entry, ending: Termination, history: Iterable[Entry]) -> Termination:
+def _reason_in_attempt(
+    builder: StatusBuilder, entry: Entry, ending: Termination, history: Iterable[Entry]
+) -> Termination:
     """Return the end of a pod with the reason that it has among the pods of its attempt.
 
     While the first pod publishes, no other pod is needed. After one pod has ended for a reason of its own, the Job
     controller deletes the others.
     """
-    main = draft.snapshot.main
+    main = builder.snapshot.main
     if _ATTEMPT not in entry or main is None or entry["startTime"] < main.job.created:
         return ending
     if entry[_INDEX] and main.job.failed_indexes_allowed and ending.reason != SUCCEEDED:
@@ -213,19 +215,19 @@ def _in_its_attempt(draft: StatusBuilder, entry: Entry, ending: Termination, his
     return replace(ending, reason=PEER_ABORTED) if aborted else ending
 
 
-def _close(draft: StatusBuilder, entry: Entry, ending: Termination, history: Iterable[Entry]) -> None:
+def _close(builder: StatusBuilder, entry: Entry, ending: Termination, history: Iterable[Entry]) -> None:
     """Write down the end of a pod; what ran at a time, as pods that work together do, counts once as seconds."""
     others = list(spans(history)) if _INDEX in entry else []
     started = parse_time(entry["startTime"]) or ending.time
     seconds = max(0, int((ending.time - started).total_seconds()))
-    gpu_seconds = seconds * draft.snapshot.gpus
+    gpu_seconds = seconds * builder.snapshot.gpus
     entry |= {_ENDED: format_time(max(started, ending.time)), "reason": ending.reason, "seconds": seconds}
     if ending.exit_code is not None:
         entry["exitCode"] = ending.exit_code
-    draft.add("runSeconds", int(seconds_outside(started, started + timedelta(seconds=seconds), others)))
-    if draft.snapshot.gpus:
+    builder.add("runSeconds", int(seconds_outside(started, started + timedelta(seconds=seconds), others)))
+    if builder.snapshot.gpus:
         entry["gpuSeconds"] = gpu_seconds
-        draft.add("gpuSeconds", gpu_seconds)
+        builder.add("gpuSeconds", gpu_seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,17 +239,17 @@ class Termination:
     exit_code: int | None = None
 
 
-def ending_of(pod: PodView, snapshot: Snapshot, conditions: Conditions) -> Termination | None:
+def termination_of(pod: PodView, snapshot: Snapshot, conditions: Conditions) -> Termination | None:
     """Return how a pod that is there ended, or None while it has not ended."""
     if pod.finished_at is not None:
-        return Termination(pod.finished_at, how_it_ended(pod, snapshot, conditions), pod.exit_code)
+        return Termination(pod.finished_at, end_reason(pod, snapshot, conditions), pod.exit_code)
     if not pod.finished or pod.started_at is None:
         return None
     found = _first_since(pod.started_at, snapshot, (pod.disrupted_at, pod.deleted_at))
-    return Termination(found or max(pod.started_at, snapshot.now), how_it_ended(pod, snapshot, conditions))
+    return Termination(found or max(pod.started_at, snapshot.now), end_reason(pod, snapshot, conditions))
 
 
-def ending_of_lost(
+def termination_of_lost_pod(
     entry: Mapping[str, Any],
     lost: LostPod | None,
     following: datetime | None,
@@ -258,7 +260,7 @@ def ending_of_lost(
 
     The best evidence of when: what was seen as it went; the pod's last report; then what came after it.
     """
-    started, stopped = parse_time(entry["startTime"]), _why_stopped(entry["uid"], snapshot, conditions)
+    started, stopped = parse_time(entry["startTime"]), _recorded_stop_reason(entry["uid"], snapshot, conditions)
     if started is None:
         return Termination(snapshot.now, "Unknown")
     if lost is not None and lost.started_at is not None:
@@ -288,7 +290,7 @@ def _first_since(started: datetime, snapshot: Snapshot, others: tuple[datetime |
     return next((time for time in newest if started < time <= snapshot.now), None)
 
 
-def how_it_ended(pod: PodView, snapshot: Snapshot, conditions: Conditions) -> str:
+def end_reason(pod: PodView, snapshot: Snapshot, conditions: Conditions) -> str:
     """Return one word for how a pod that has ended did so: Succeeded, who stopped it, or a failure reason."""
     if pod.exit_code == 0 or pod.phase == "Succeeded":
         return SUCCEEDED
@@ -298,7 +300,7 @@ def how_it_ended(pod: PodView, snapshot: Snapshot, conditions: Conditions) -> st
         if pod.disruption in _DISRUPTION_ENDS and not echo:
             return _DISRUPTION_ENDS[pod.disruption]
         if pod.deleting and (pod.disruption is None or echo) and pod.exit_reason != "OOMKilled":
-            return _why_stopped(pod.uid, snapshot, conditions) or (
+            return _recorded_stop_reason(pod.uid, snapshot, conditions) or (
                 PEER_ABORTED if echo else _deleted(pod.started_at, snapshot)
             )
     return str(pod_failure(pod).reason)
@@ -309,7 +311,7 @@ def record_stop(
 ) -> None:
     """Record in each open attempt why its pod is being stopped: the cause may be gone before the pod has ended."""
     held = snapshot.main is None or snapshot.main.job.suspend
-    reason = _who_stopped(snapshot, conditions) if held else None
+    reason = _stop_reason(snapshot, conditions) if held else None
     spared = {pod.uid for pod in pods if not pod.deleting}
     for entry in history:
         if "endTime" in entry:
@@ -326,14 +328,14 @@ def _deleted(started: datetime | None, snapshot: Snapshot) -> str:
     return STOPPED if made is None or (started is not None and started < made) else POD_DELETED
 
 
-def _why_stopped(uid: str, snapshot: Snapshot, conditions: Conditions) -> str | None:
+def _recorded_stop_reason(uid: str, snapshot: Snapshot, conditions: Conditions) -> str | None:
     """Return why a pod was stopped: the recorded reason, else what stops the pods of the object now."""
     history = snapshot.status.get("attemptHistory") or ()
     recorded = next((entry.get("reason") for entry in history if entry["uid"] == uid), None)
-    return recorded if recorded in (SUSPENDED, PREEMPTED) else _who_stopped(snapshot, conditions)
+    return recorded if recorded in (SUSPENDED, PREEMPTED) else _stop_reason(snapshot, conditions)
 
 
-def _who_stopped(snapshot: Snapshot, conditions: Conditions) -> str | None:
+def _stop_reason(snapshot: Snapshot, conditions: Conditions) -> str | None:
     """Return what stops the pods of an object now: spec.suspend or the queue; None: neither."""
     job = snapshot.main.job if snapshot.main is not None else None
     if snapshot.suspend or (job is not None and job.suspended_by_us):

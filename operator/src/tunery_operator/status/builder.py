@@ -17,7 +17,7 @@ from tunery_api.status import ConditionType, Phase
 from tunery_api.tolerant import without_invalid
 from tunery_operator.observed.attempt import Attempt
 from tunery_operator.observed.metadata import format_time
-from tunery_operator.status.conditions import Conditions, phase_of, sum_up, word_why
+from tunery_operator.status.conditions import Conditions, phase_of, set_summary, summary_reason
 from tunery_operator.status.diagnosis import failure_status, find_blocker
 from tunery_operator.status.snapshot import Snapshot
 from tunery_search.failures import can_warm_start
@@ -195,9 +195,9 @@ class StatusBuilder:
         phase = phase_of(self.conditions, self.snapshot.running.working_phase)
         if phase is not Phase.DOWNLOADING:
             self._forget_download()
-        sum_up(self.conditions, phase)
+        set_summary(self.conditions, phase)
         self.conditions.confirm()
-        self.put(reason=word_why(self.conditions, phase, self.fields.get("failure")))
+        self.put(reason=summary_reason(self.conditions, phase, self.fields.get("failure")))
         status = {
             **self.fields,
             "specVersion": VERSION,

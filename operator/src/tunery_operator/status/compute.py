@@ -14,21 +14,21 @@ from tunery_api.status import ConditionType
 from tunery_operator.observed.event import RESUMED
 from tunery_operator.observed.metadata import retry_mark
 from tunery_operator.planning.inputs import FailedInput, NoCheckpoint, UnfinishedInput
-from tunery_operator.status.attempts import close_ledger, keep_ledger
+from tunery_operator.status.attempts import close_attempts, record_attempts
 from tunery_operator.status.builder import StatusBuilder
 from tunery_operator.status.conditions import STOPPING
 from tunery_operator.status.deadline import check_deadline
 from tunery_operator.status.diagnosis import failure
 from tunery_operator.status.main_job import check_main_job
 from tunery_operator.status.preflight import check_preflight
-from tunery_operator.status.results import tell_unservable
+from tunery_operator.status.results import set_unservable
 from tunery_operator.status.snapshot import Snapshot
 from tunery_operator.status.stop import check_stop, stop_of
 from tunery_operator.status.suspension import terminating
-from tunery_operator.status.sweep import check_search, tell_removed
+from tunery_operator.status.sweep import check_search, omit_removed_adapters
 
 Check = Callable[[StatusBuilder], bool]
-"""Changes the draft; True: this was the last word, and what follows does not count."""
+"""Changes the builder; True: this was the last word, and what follows does not count."""
 _NO_SERVER: Final = (
     retry("Create that AdapterServer"),
     recreate("Name another AdapterServer in serverRef", "serverRef"),
@@ -46,44 +46,44 @@ SCHEDULING: Final = "spec.scheduling"
 
 def compute_status(snapshot: Snapshot) -> dict[str, Any]:
     """Return the status that an object should have now."""
-    draft = StatusBuilder(snapshot)
+    builder = StatusBuilder(snapshot)
     for check in CHECKS:
-        if check(draft):
+        if check(builder):
             break
-    if draft.ended:
-        tell_removed(draft)
-        close_ledger(draft, draft.conditions.reason(ConditionType.SUCCEEDED) or "Ended")
+    if builder.ended:
+        omit_removed_adapters(builder)
+        close_attempts(builder, builder.conditions.reason(ConditionType.SUCCEEDED) or "Ended")
         # Nothing is left that it could stop or let go on.
-        draft.conditions.drop(ConditionType.SUSPENDED)
-        if not draft.conditions.is_true(ConditionType.STOPPED):
-            draft.conditions.drop(ConditionType.STOPPED)
+        builder.conditions.drop(ConditionType.SUSPENDED)
+        if not builder.conditions.is_true(ConditionType.STOPPED):
+            builder.conditions.drop(ConditionType.STOPPED)
     else:
-        set_blocked(draft)
-    tell_unservable(draft)
-    return draft.finish()
+        set_blocked(builder)
+    set_unservable(builder)
+    return builder.finish()
 
 
-def _check_spec(draft: StatusBuilder) -> bool:
-    errors = draft.snapshot.errors
-    if errors or _answers_retry(draft.snapshot):
-        draft.put(observedRetry=retry_mark(draft.snapshot.retry))
+def _check_spec(builder: StatusBuilder) -> bool:
+    errors = builder.snapshot.errors
+    if errors or _answers_retry(builder.snapshot):
+        builder.put(observedRetry=retry_mark(builder.snapshot.retry))
     if errors:
         text = "; ".join(str(error) for error in errors)
-        draft.conditions.set(ConditionType.VALIDATED, False, FailureReason.INVALID_SPEC.value, text)
-        of_trial = draft.snapshot.owner.sweep is not None
+        builder.conditions.set(ConditionType.VALIDATED, False, FailureReason.INVALID_SPEC.value, text)
+        of_trial = builder.snapshot.owner.sweep is not None
         in_place = not of_trial and all(error.path.startswith(SCHEDULING) for error in errors)
         paths = [error.path.removeprefix("spec.") for error in errors]
         fields = [path for path in paths if len(path) <= MAX_FIELD][:MAX_REMEDY_FIELDS]
         remedy = edit if in_place else recreate
-        draft.fail_for(
+        builder.fail_for(
             FailureReason.INVALID_SPEC, text, remedy(f"Correct {', '.join(fields) or 'the named field'}", *fields)
         )
         return True
-    draft.conditions.set(ConditionType.VALIDATED, True, "SpecValid")
-    if draft.snapshot.main is None:
-        draft.put(queue=draft.snapshot.queue)
-    if draft.snapshot.method is not None:
-        draft.fields["resolved"] = {"method": draft.snapshot.method, **(draft.fields.get("resolved") or {})}
+    builder.conditions.set(ConditionType.VALIDATED, True, "SpecValid")
+    if builder.snapshot.main is None:
+        builder.put(queue=builder.snapshot.queue)
+    if builder.snapshot.method is not None:
+        builder.fields["resolved"] = {"method": builder.snapshot.method, **(builder.fields.get("resolved") or {})}
     return False
 
 
@@ -96,44 +96,44 @@ def _answers_retry(snapshot: Snapshot) -> bool:
     return snapshot.kind is not Kind.LORASWEEP or (search is not None and search.decision.fail is None)
 
 
-def _check_names(draft: StatusBuilder) -> bool:
-    if draft.snapshot.conflict is None:
+def _check_names(builder: StatusBuilder) -> bool:
+    if builder.snapshot.conflict is None:
         return False
-    draft.fail_for(FailureReason.NAME_CONFLICT, draft.snapshot.conflict)
+    builder.fail_for(FailureReason.NAME_CONFLICT, builder.snapshot.conflict)
     return True
 
 
-def _check_inputs(draft: StatusBuilder) -> bool:
-    inputs = draft.snapshot.inputs
+def _check_inputs(builder: StatusBuilder) -> bool:
+    inputs = builder.snapshot.inputs
     failed = next((item for item in inputs if isinstance(item, FailedInput)), None)
     if failed is not None:
         text = f"LoRAJob {failed.name}, which this waits for, {failed.how}"
-        draft.conditions.set(ConditionType.INPUTS_READY, False, FailureReason.ADAPTER_MISSING.value, text)
-        draft.fail_for(FailureReason.ADAPTER_MISSING, text, failed.remedy)
+        builder.conditions.set(ConditionType.INPUTS_READY, False, FailureReason.ADAPTER_MISSING.value, text)
+        builder.fail_for(FailureReason.ADAPTER_MISSING, text, failed.remedy)
         return True
     bare = next((item for item in inputs if isinstance(item, NoCheckpoint)), None)
     if bare is not None:
         text = f"spec.resumeFrom: LoRAJob {bare.name} {bare.why}"
-        draft.conditions.set(ConditionType.INPUTS_READY, False, FailureReason.CHECKPOINT_MISSING.value, text)
-        draft.fail_for(FailureReason.CHECKPOINT_MISSING, text)
+        builder.conditions.set(ConditionType.INPUTS_READY, False, FailureReason.CHECKPOINT_MISSING.value, text)
+        builder.fail_for(FailureReason.CHECKPOINT_MISSING, text)
         return True
     waiting = [item for item in inputs if isinstance(item, UnfinishedInput)]
     if waiting:
         # A reason of its own, so that one that was deleted is an event.
         reason = "WaitingForInputs" if all(item.exists for item in waiting) else "InputMissing"
         text = "; ".join(f"{item.kind.value} {item.name} {item.state}" for item in waiting)
-        draft.conditions.set(ConditionType.INPUTS_READY, False, reason, text)
-        remedies = next((found for item in waiting if (found := _server_remedies(draft, item))), ())
+        builder.conditions.set(ConditionType.INPUTS_READY, False, reason, text)
+        remedies = next((found for item in waiting if (found := _server_remedies(builder, item))), ())
         if remedies:
             # Beside the condition, so that a misspelt name is seen in a list: a server is seldom made after its batch.
-            draft.show_blocker(failure(FailureReason.SERVER_UNAVAILABLE, text, *remedies))
+            builder.show_blocker(failure(FailureReason.SERVER_UNAVAILABLE, text, *remedies))
         return True
-    if inputs or draft.conditions.is_false(ConditionType.INPUTS_READY):
-        draft.conditions.set(ConditionType.INPUTS_READY, True, "InputsReady")
+    if inputs or builder.conditions.is_false(ConditionType.INPUTS_READY):
+        builder.conditions.set(ConditionType.INPUTS_READY, True, "InputsReady")
     return False
 
 
-def _server_remedies(draft: StatusBuilder, item: UnfinishedInput) -> tuple[Remedy, ...]:
+def _server_remedies(builder: StatusBuilder, item: UnfinishedInput) -> tuple[Remedy, ...]:
     """Return what a person has to do before a server answers; nothing where waiting is enough, or it is no server."""
     if item.kind is not Kind.ADAPTERSERVER:
         return ()
@@ -142,27 +142,27 @@ def _server_remedies(draft: StatusBuilder, item: UnfinishedInput) -> tuple[Remed
     text = _SERVER_REMEDIES.get(item.state)
     if text is None:
         return ()
-    return (retry(text.format(name=item.name, namespace=draft.snapshot.owner.key.namespace)),)
+    return (retry(text.format(name=item.name, namespace=builder.snapshot.owner.key.namespace)),)
 
 
-def _check_suspension(draft: StatusBuilder) -> bool:
+def _check_suspension(builder: StatusBuilder) -> bool:
     suspended = ConditionType.SUSPENDED
-    if stop_of(draft.snapshot) is not None:
+    if stop_of(builder.snapshot) is not None:
         # What ends for good is not held any more.
-        draft.conditions.drop(suspended)
+        builder.conditions.drop(suspended)
         return False
-    if not draft.snapshot.suspend:
-        if draft.conditions.status(suspended) is not None:
-            draft.conditions.set(suspended, False, RESUMED, "spec.suspend is false")
+    if not builder.snapshot.suspend:
+        if builder.conditions.status(suspended) is not None:
+            builder.conditions.set(suspended, False, RESUMED, "spec.suspend is false")
         return False
-    still = next(terminating(draft.snapshot), None)
-    kept = draft.snapshot.kept_by
+    still = next(terminating(builder.snapshot), None)
+    kept = builder.snapshot.kept_by
     why = f"it was deleted, and is kept by the finalizer {', '.join(kept)}" if kept else "spec.suspend is true"
     if still is not None:
-        draft.conditions.set(suspended, False, STOPPING, f"{why}; {still}")
+        builder.conditions.set(suspended, False, STOPPING, f"{why}; {still}")
     else:
         does = "" if kept else "; set it to false to go on"
-        draft.conditions.set(suspended, True, "Suspended", why + does)
+        builder.conditions.set(suspended, True, "Suspended", why + does)
     return False
 
 
@@ -170,7 +170,7 @@ CHECKS: Final[tuple[Check, ...]] = (
     _check_spec,
     _check_names,
     _check_suspension,
-    keep_ledger,
+    record_attempts,
     check_stop,
     _check_inputs,
     check_search,
@@ -180,14 +180,14 @@ CHECKS: Final[tuple[Check, ...]] = (
 )
 
 
-def set_blocked(draft: StatusBuilder) -> None:
+def set_blocked(builder: StatusBuilder) -> None:
     """Show why the next Job cannot be created or changed, where that is so."""
-    found = _found(draft.snapshot)
+    found = _found(builder.snapshot)
     if found is not None:
-        draft.show_blocker(found)
-        _set_stage(draft, str(found.reason), found.message)
-    elif draft.snapshot.waiting_for is not None:
-        _set_stage(draft, draft.snapshot.waiting_reason, f"waits for {draft.snapshot.waiting_for}")
+        builder.show_blocker(found)
+        _set_stage(builder, str(found.reason), found.message)
+    elif builder.snapshot.waiting_for is not None:
+        _set_stage(builder, builder.snapshot.waiting_reason, f"waits for {builder.snapshot.waiting_for}")
 
 
 def _found(snapshot: Snapshot) -> Failure | None:
@@ -211,24 +211,24 @@ def _is_stopping(snapshot: Snapshot) -> bool:
     return all(attempt.job.finished or attempt.job.suspend for attempt in attempts)
 
 
-def _set_stage(draft: StatusBuilder, reason: str, message: str) -> None:
+def _set_stage(builder: StatusBuilder, reason: str, message: str) -> None:
     """Set the condition of what would come next; a pod that runs is not hindered by it."""
-    snapshot, running, preflight = draft.snapshot, ConditionType.RUNNING, ConditionType.PREFLIGHT
-    if draft.conditions.reason(ConditionType.SUSPENDED) == STOPPING and not _is_stopping(snapshot):
+    snapshot, running, preflight = builder.snapshot, ConditionType.RUNNING, ConditionType.PREFLIGHT
+    if builder.conditions.reason(ConditionType.SUSPENDED) == STOPPING and not _is_stopping(snapshot):
         # What cannot be stopped is not on its way to be.
-        draft.conditions.set(ConditionType.SUSPENDED, False, reason, message)
+        builder.conditions.set(ConditionType.SUSPENDED, False, reason, message)
     if snapshot.kind is Kind.LORASWEEP and snapshot.main is None and snapshot.waiting_for is None:
-        _set_searching(draft, reason, message)
+        _set_searching(builder, reason, message)
         return
-    before_work = snapshot.running.has_preflight and not draft.conditions.is_true(preflight)
+    before_work = snapshot.running.has_preflight and not builder.conditions.is_true(preflight)
     if before_work:
-        draft.conditions.set(preflight, None, reason, message)
-    elif draft.conditions.status(running) != "True":
-        draft.conditions.set(running, False, reason, message)
+        builder.conditions.set(preflight, None, reason, message)
+    elif builder.conditions.status(running) != "True":
+        builder.conditions.set(running, False, reason, message)
 
 
-def _set_searching(draft: StatusBuilder, reason: str, message: str) -> None:
+def _set_searching(builder: StatusBuilder, reason: str, message: str) -> None:
     """Say of a sweep without a Job what keeps it from its next step, where the search itself has not told that."""
-    if draft.snapshot.search is None:
-        over = draft.conditions.is_false(ConditionType.SEARCHING)
-        draft.conditions.set(ConditionType.SEARCHING, False if over else None, reason, message)
+    if builder.snapshot.search is None:
+        over = builder.conditions.is_false(ConditionType.SEARCHING)
+        builder.conditions.set(ConditionType.SEARCHING, False if over else None, reason, message)

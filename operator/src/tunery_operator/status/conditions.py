@@ -58,7 +58,7 @@ _ENDED_BY: Final = {
     Phase.FAILED: ConditionType.FAILED,
     Phase.STOPPED: ConditionType.STOPPED,
 }
-_TOLD_BY: Final = {
+_SHOWN_BY: Final = {
     Phase.WAITING: (ConditionType.INPUTS_READY, ConditionType.RUNNING, ConditionType.PREFLIGHT),
     Phase.QUEUED: (ConditionType.QUOTA_RESERVED,),
     Phase.SEARCHING: (ConditionType.SEARCHING,),
@@ -191,7 +191,7 @@ def phase_of(conditions: Conditions, working: Phase) -> Phase:
     return next((phase for holds, phase in checks if holds), Phase.PENDING)
 
 
-def sum_up(conditions: Conditions, phase: Phase) -> None:
+def set_summary(conditions: Conditions, phase: Phase) -> None:
     """Set what follows from the phase: Finished, Reconciling and Stalled."""
     finished, reconciling, stalled = ConditionType.FINISHED, ConditionType.RECONCILING, ConditionType.STALLED
     if phase.value in FINAL_PHASES:
@@ -209,7 +209,7 @@ def sum_up(conditions: Conditions, phase: Phase) -> None:
         conditions.drop(stalled)
 
 
-def word_why(conditions: Conditions, phase: Phase, failure: Mapping[str, Any] | None) -> str | None:
+def summary_reason(conditions: Conditions, phase: Phase, failure: Mapping[str, Any] | None) -> str | None:
     """Return status.reason: why an object failed, was stopped or waits; None where its phase says all."""
     if phase in _ENDED_BY:
         reason = conditions.reason(_ENDED_BY[phase])
@@ -218,29 +218,29 @@ def word_why(conditions: Conditions, phase: Phase, failure: Mapping[str, Any] | 
         return str(failure["reason"])
     if conditions.is_false(ConditionType.PROGRESS_REPORTED):
         return NOT_REPORTING
-    told = (type_ for type_ in _TOLD_BY.get(phase, ()) if conditions.status(type_) not in (None, "True"))
+    told = (type_ for type_ in _SHOWN_BY.get(phase, ()) if conditions.status(type_) not in (None, "True"))
     reason = next((conditions.reason(type_) for type_ in told), None)
     return None if reason in _PLAIN else reason
 
 
-def under_way_again(status: Mapping[str, Any], generation: int, now: datetime) -> dict[str, Any]:
+def retried_status(status: Mapping[str, Any], generation: int, now: datetime) -> dict[str, Any]:
     """Return the status of an object that is tried again, with what tools read of it: in the same write."""
     conditions = Conditions(status.get("conditions") or (), generation, now)
-    sum_up(conditions, Phase(status["phase"]))
+    set_summary(conditions, Phase(status["phase"]))
     conditions.confirm()
     return {**status, "conditions": conditions.to_list()}
 
 
-def settled(status: Mapping[str, Any], generation: int, now: datetime) -> dict[str, Any]:
+def final_status(status: Mapping[str, Any], generation: int, now: datetime) -> dict[str, Any]:
     """Return the status of an object that has ended, for that generation of its spec; pure, idempotent.
 
     After the end nothing follows from a change of the spec, and tools see that it was observed.
     """
     phase = Phase(status["phase"])
     conditions = Conditions(status.get("conditions") or (), generation, parse_time(status.get("completionTime")) or now)
-    sum_up(conditions, phase)
+    set_summary(conditions, phase)
     conditions.confirm()
     kept = {name: value for name, value in status.items() if name != "reason"}
-    reason = word_why(conditions, phase, status.get("failure"))
+    reason = summary_reason(conditions, phase, status.get("failure"))
     told = {"reason": reason} if reason is not None else {}
     return {**kept, **told, "observedGeneration": generation, "conditions": conditions.to_list()}

@@ -20,7 +20,7 @@ from tunery_operator.status.attempts import _ENDED, listed_since, working_pods
 from tunery_operator.status.builder import StatusBuilder
 from tunery_operator.status.conditions import OUT_OF_TIME
 from tunery_operator.status.diagnosis import NODE_GRACE, failure, is_node_lost
-from tunery_operator.status.main_job import until_silence
+from tunery_operator.status.main_job import seconds_until_silent
 from tunery_operator.status.snapshot import Snapshot
 from tunery_operator.status.suspension import SAVES
 
@@ -34,23 +34,23 @@ MEETING_SECONDS: Final = 20.0
 _STAGES: Final = frozenset({ConditionType.RUNNING.value, ConditionType.PREFLIGHT.value, ConditionType.SEARCHING.value})
 
 
-def check_deadline(draft: StatusBuilder) -> bool:
+def check_deadline(builder: StatusBuilder) -> bool:
     """End the object once its pods have run for longer than they may, and none stores a checkpoint any more.
 
     True while that is so, too.
     """
-    limit, left = draft.snapshot.deadline_seconds, deadline_left(draft.snapshot)
+    limit, left = builder.snapshot.deadline_seconds, deadline_left(builder.snapshot)
     if limit is None or left is None or left > 0:
         return False
-    pod = _saving(draft.snapshot)
+    pod = _saving(builder.snapshot)
     if pod is not None:
         text = f"the {limit} s of spec.activeDeadlineSeconds are over; pod {pod.name} was told to end{SAVES}"
-        draft.conditions.set(ConditionType.RUNNING, True, OUT_OF_TIME, text)
+        builder.conditions.set(ConditionType.RUNNING, True, OUT_OF_TIME, text)
         return True
     ran = int(limit - left)
     text = f"pods ran for {ran} s in all, and spec.activeDeadlineSeconds is {limit}; waiting is not counted"
     remedy = edit(f"Raise activeDeadlineSeconds above {ran} by the time that is still needed", "activeDeadlineSeconds")
-    draft.fail(failure(FailureReason.DEADLINE_EXCEEDED, text, remedy))
+    builder.fail(failure(FailureReason.DEADLINE_EXCEEDED, text, remedy))
     return True
 
 
@@ -111,20 +111,20 @@ def requeue_after(snapshot: Snapshot, status: Mapping[str, Any]) -> float | None
     """Return the seconds until time alone may change `status`, which was computed from `snapshot`; None: never."""
     if status.get("phase") in FINAL_PHASES:
         return None
-    return min(_looks(snapshot, status), default=None)
+    return min(_delays(snapshot, status), default=None)
 
 
-def _looks(snapshot: Snapshot, status: Mapping[str, Any]) -> Iterator[float]:
+def _delays(snapshot: Snapshot, status: Mapping[str, Any]) -> Iterator[float]:
     jobs = (snapshot.preflight, snapshot.main, snapshot.report, snapshot.publishing)
     attempts = [attempt for attempt in jobs if attempt is not None]
     pods = [pod for attempt in attempts for pod in attempt.pods] + list(snapshot.leftovers)
     left = deadline_left(snapshot)
     if left is not None and left > 0 and any(pod.running for pod in pods):
         yield left
-    silence = until_silence(snapshot)
+    silence = seconds_until_silent(snapshot)
     if silence is not None and silence >= 0:
         yield silence + 1.0
-    yield from _of_search(snapshot)
+    yield from _search_delays(snapshot)
     for pod in pods:
         if pod.deleted_at is not None and not pod.finished:
             grace = (pod.deleted_at + NODE_GRACE - snapshot.now).total_seconds()
@@ -143,7 +143,7 @@ def _looks(snapshot: Snapshot, status: Mapping[str, Any]) -> Iterator[float]:
         yield _pause(snapshot.now, _since(status))
 
 
-def _of_search(snapshot: Snapshot) -> Iterator[float]:
+def _search_delays(snapshot: Snapshot) -> Iterator[float]:
     search = snapshot.search
     if search is not None and search.look_again is not None:
         yield max(0.0, (search.look_again - snapshot.now).total_seconds())

@@ -18,7 +18,7 @@ from tunery_operator.observed.job import JobView
 from tunery_operator.observed.metadata import parse_time
 from tunery_operator.observed.pod import PodView
 from tunery_operator.planning.platform_values import PlatformValues, with_platform_values
-from tunery_operator.status.reports import reported_failure, told
+from tunery_operator.status.reports import interrupted_activity, reported_failure
 
 NODE_GRACE: Final = timedelta(seconds=15)
 """Time after the end of a pod's grace period from which its node counts as lost."""
@@ -225,7 +225,9 @@ def _observed(pod: PodView) -> Failure:
         # Not OutOfMemory: a second one in a row would end the job, and a kill may have any cause.
         text = f"pod {pod.name} was killed (exit 137), and the node does not say that it was for too much memory"
         return failure(_R.KILLED, text)
-    if pod.exit_code == _TERMINATED and (told(pod.termination_message) or pod.termination_message.strip() in _NO_WORDS):
+    if pod.exit_code == _TERMINATED and (
+        interrupted_activity(pod.termination_message) or pod.termination_message.strip() in _NO_WORDS
+    ):
         return failure(_R.KILLED, f"{_exit_text(pod)}: its process was sent SIGTERM", *_ENDED)
     return failure(_R.INTERNAL_ERROR, _exit_text(pod), *_silent(pod))
 
@@ -260,7 +262,7 @@ def _never_ran(pod: PodView) -> Failure | None:
 def _exit_text(pod: PodView) -> str:
     if pod.exit_code is None:
         return f"pod {pod.name} failed before its container started: no reason given"
-    said = told(pod.termination_message) or pod.termination_message.strip()
+    said = interrupted_activity(pod.termination_message) or pod.termination_message.strip()
     how = "was told to end, and ended" if pod.deleting else "ended"
     return f"pod {pod.name} {how} with exit code {pod.exit_code}" + (
         f": {said}" if said not in _NO_WORDS else " and said nothing"

@@ -16,29 +16,29 @@ _FINE: Final = "the run has no Warning or Problem; status.checks has the checks 
 """Of the run; what its result is worth is known later, and is not claimed."""
 
 
-def take_diagnosis(
-    draft: StatusBuilder, findings: Sequence[FindingStatus] | None, checks: Sequence[CheckStatus] | None
+def record_findings(
+    builder: StatusBuilder, findings: Sequence[FindingStatus] | None, checks: Sequence[CheckStatus] | None
 ) -> None:
     """Take over all findings that hold now, and the checklist; None: nothing was said of them.
 
     Last words may have lost their sentences, which were posted before.
     """
-    if not draft.snapshot.definition.holds("findings"):
+    if not builder.snapshot.definition.holds("findings"):
         return
     if findings is not None:
         told = [finding.to_json_dict() for finding in findings]
-        draft.put(findings=_with_sentences(told, draft.fields.get("findings"), ("type", "step")) or None)
-        _judge(draft)
+        builder.put(findings=_with_sentences(told, builder.fields.get("findings"), ("type", "step")) or None)
+        _judge(builder)
     if checks:
         told = [check.to_json_dict() for check in checks]
-        draft.put(checks=_with_sentences(told, draft.fields.get("checks"), ("name", "result")))
+        builder.put(checks=_with_sentences(told, builder.fields.get("checks"), ("name", "result")))
 
 
-def tell_rejection(draft: StatusBuilder) -> None:
+def explain_rejection(builder: StatusBuilder) -> None:
     """Let Healthy say of a result that was rejected that nothing in the run explains it."""
-    if draft.fields.get("rejectedAdapter") and draft.conditions.is_true(ConditionType.HEALTHY):
+    if builder.fields.get("rejectedAdapter") and builder.conditions.is_true(ConditionType.HEALTHY):
         text = f"{_FINE}; the result was rejected all the same, as status.failure says"
-        draft.conditions.set(ConditionType.HEALTHY, True, HEALTHY, text)
+        builder.conditions.set(ConditionType.HEALTHY, True, HEALTHY, text)
 
 
 def planned(checks: Sequence[CheckStatus]) -> list[CheckStatus]:
@@ -49,11 +49,11 @@ def planned(checks: Sequence[CheckStatus]) -> list[CheckStatus]:
     ]
 
 
-def close_checks(draft: StatusBuilder) -> None:
+def close_checks(builder: StatusBuilder) -> None:
     """Say of each check that waits for training that there will be none any more."""
-    checks = draft.fields.get("checks")
+    checks = builder.fields.get("checks")
     if checks:
-        draft.put(checks=[{**each, _MESSAGE: NOT_TOLD} if _waits(each) else each for each in checks])
+        builder.put(checks=[{**each, _MESSAGE: NOT_TOLD} if _waits(each) else each for each in checks])
 
 
 def _waits(check: Mapping[str, Any]) -> bool:
@@ -72,14 +72,14 @@ def _with_sentences(
     return new
 
 
-def _judge(draft: StatusBuilder) -> None:
+def _judge(builder: StatusBuilder) -> None:
     """Set Healthy: False with the gravest finding as its reason, where one is a warning or a problem."""
-    findings = draft.fields.get("findings") or []
+    findings = builder.fields.get("findings") or []
     gravest = worst([each["severity"] for each in findings])
     found = next((each for each in findings if each["severity"] == gravest), None)
     if found is None:
-        draft.conditions.set(ConditionType.HEALTHY, True, HEALTHY, _FINE)
+        builder.conditions.set(ConditionType.HEALTHY, True, HEALTHY, _FINE)
         return
     todo = ": ".join(part for part in (found.get("field"), found.get("suggest")) if part)
     text = found.get(_MESSAGE) or todo or found["type"]
-    draft.conditions.set(ConditionType.HEALTHY, False, found["type"], text)
+    builder.conditions.set(ConditionType.HEALTHY, False, found["type"], text)

@@ -15,7 +15,7 @@ from tunery_operator.observed.attempt import Attempt
 from tunery_operator.observed.attempt_history import DISRUPTIONS, attempt_numbers
 from tunery_operator.observed.metadata import parse_time
 from tunery_operator.observed.pod import PodView
-from tunery_operator.status.attempts import how_it_ended
+from tunery_operator.status.attempts import end_reason
 from tunery_operator.status.builder import StatusBuilder
 from tunery_operator.status.conditions import (
     AT_WORK,
@@ -27,16 +27,16 @@ from tunery_operator.status.conditions import (
     STOPPING,
 )
 from tunery_operator.status.diagnosis import GONE, is_node_lost, job_failure, lost_node, of_role, pod_failure
-from tunery_operator.status.reports import first_has_ended_well, is_downloading, only_starts, publishes_alone
-from tunery_operator.status.results import check_result, take_checkpoint, take_last_words, take_progress
+from tunery_operator.status.reports import first_pod_succeeded, is_downloading, only_starts, publishes_alone
+from tunery_operator.status.results import check_result, record_checkpoint, record_progress, record_termination_message
 from tunery_operator.status.retries import (
     PREVIOUS_ATTEMPT,
     attempt_words,
     ended_pod,
     ends_its_job,
     failed_too_often,
-    failure_of_gone,
-    gone_cause,
+    failure_of_lost_pod,
+    lost_root_cause,
     of_one_attempt,
     retries_used,
     root_cause_pod,
@@ -47,7 +47,7 @@ from tunery_operator.status.snapshot import Snapshot
 from tunery_operator.status.suspension import SAVES, check_queue, is_queued, release_quota
 
 _RUNNING: Final = ConditionType.RUNNING
-_TOLD_TO_END: Final = (STOPPING, OUT_OF_TIME)
+_ENDING: Final = (STOPPING, OUT_OF_TIME)
 REPORT_GRACE: Final = timedelta(seconds=120)
 """A pod says that it starts as soon as Python has, which took 63 seconds on a node under load, with a tenth of a CPU;
 one that is silent for longer cannot reach the operator."""
@@ -59,75 +59,75 @@ MEETING_GRACE: Final = timedelta(minutes=2)
 """In which pods that work together begin, once all run; a large model, or one that is downloaded, takes longer."""
 _IN_THE_LOG: Final = frozenset({FailureReason.INTERNAL_ERROR, FailureReason.RETRIES_EXHAUSTED})
 """Failures whose cause only the pod's log shows."""
-_HOPELESS: Final = FailureReason.DISK_FULL
+_NOT_RETRIED: Final = FailureReason.DISK_FULL
 """Kubernetes cannot be told to end a Job for it: the same limit is met again."""
 
 
-def check_main_job(draft: StatusBuilder) -> bool:
+def check_main_job(builder: StatusBuilder) -> bool:
     """Judge the train or merge Job; True once it has ended."""
-    attempt = draft.snapshot.main
+    attempt = builder.snapshot.main
     if attempt is None:
-        show_no_job(draft)
+        show_missing_job(builder)
         return False
     job = attempt.job
-    draft.put(jobName=job.name, queue=job.queue)
-    check_queue(draft, job)
-    take_progress(draft)
-    if job.complete or (job.failed_reason is not None and first_has_ended_well(attempt)):
-        check_result(draft, attempt)
+    builder.put(jobName=job.name, queue=job.queue)
+    check_queue(builder, job)
+    record_progress(builder)
+    if job.complete or (job.failed_reason is not None and first_pod_succeeded(attempt)):
+        check_result(builder, attempt)
         return True
     if job.failed_reason is not None:
-        take_last_words(draft, attempt)
-        found, exit_code = _failed(draft, attempt)
-        draft.fail(found, ended=_ended_at(draft, attempt), exit_code=exit_code)
+        record_termination_message(builder, attempt)
+        found, exit_code = _failed(builder, attempt)
+        builder.fail(found, ended=_ended_at(builder, attempt), exit_code=exit_code)
         return True
-    take_checkpoint(draft, attempt.last)
-    hopeless = _hopeless(draft, attempt)
+    record_checkpoint(builder, attempt.last)
+    hopeless = _repeated_failure(builder, attempt)
     if hopeless is not None:
-        pod = ended_pod(draft.fields, attempt)
-        draft.fail(hopeless, ended=_ended_at(draft, attempt), exit_code=pod.exit_code if pod is not None else None)
+        pod = ended_pod(builder.fields, attempt)
+        builder.fail(hopeless, ended=_ended_at(builder, attempt), exit_code=pod.exit_code if pod is not None else None)
         return True
-    show_pod(draft, attempt)
+    show_pod(builder, attempt)
     return False
 
 
-def _failed(draft: StatusBuilder, attempt: Attempt) -> tuple[Failure, int | None]:
+def _failed(builder: StatusBuilder, attempt: Attempt) -> tuple[Failure, int | None]:
     """Return why a Job has failed, and its last exit code: the ledger knows of a pod that is gone."""
-    gone = gone_cause(draft.fields, attempt)
+    gone = lost_root_cause(builder.fields, attempt)
     if gone is not None and attempt.job.failed_reason != "DeadlineExceeded":
-        return failure_of_gone(attempt.job, gone, int(draft.fields.get("attempts") or 1)), None
-    return job_failure(attempt, draft.snapshot.platform, root_cause_pod(draft.fields, attempt), draft.fields)
+        return failure_of_lost_pod(attempt.job, gone, int(builder.fields.get("attempts") or 1)), None
+    return job_failure(attempt, builder.snapshot.platform, root_cause_pod(builder.fields, attempt), builder.fields)
 
 
-def _ended_at(draft: StatusBuilder, attempt: Attempt) -> datetime | None:
-    gone = gone_cause(draft.fields, attempt)
+def _ended_at(builder: StatusBuilder, attempt: Attempt) -> datetime | None:
+    gone = lost_root_cause(builder.fields, attempt)
     if gone is not None:
         return parse_time(gone["endTime"])
-    pod = ended_pod(draft.fields, attempt) or attempt.last
+    pod = ended_pod(builder.fields, attempt) or attempt.last
     return (pod.finished_at if pod is not None else None) or attempt.job.ended_at
 
 
-def _hopeless(draft: StatusBuilder, attempt: Attempt) -> Failure | None:
+def _repeated_failure(builder: StatusBuilder, attempt: Attempt) -> Failure | None:
     """Return why another attempt would only meet the same end at the price of a GPU, or None."""
-    if publishes_alone(draft.snapshot, attempt) or first_has_ended_well(attempt):
+    if publishes_alone(builder.snapshot, attempt) or first_pod_succeeded(attempt):
         return None
-    pod = ended_pod(draft.fields, attempt)
-    return _met_again(draft, attempt, pod) if pod is not None and pod.finished else None
+    pod = ended_pod(builder.fields, attempt)
+    return _would_repeat(builder, attempt, pod) if pod is not None and pod.finished else None
 
 
-def _met_again(draft: StatusBuilder, attempt: Attempt, pod: PodView) -> Failure | None:
+def _would_repeat(builder: StatusBuilder, attempt: Attempt, pod: PodView) -> Failure | None:
     """Return the end of a pod's container that another attempt would meet again, or None."""
-    if how_it_ended(pod, draft.snapshot, draft.conditions) in DISRUPTIONS:
+    if end_reason(pod, builder.snapshot, builder.conditions) in DISRUPTIONS:
         return None
     found = pod_failure(pod)
-    if found.reason == _HOPELESS:
+    if found.reason == _NOT_RETRIED:
         return of_role(found, attempt.job.role)
     out_of_memory = FailureReason.OUT_OF_MEMORY
-    if found.reason == out_of_memory and same_end_twice(draft.fields, attempt.pods, out_of_memory.value):
+    if found.reason == out_of_memory and same_end_twice(builder.fields, attempt.pods, out_of_memory.value):
         twice = found.model_copy(update={"message": f"{found.message}, for the second time in a row"})
         return of_role(twice, attempt.job.role)
-    if attempt.job.nodes > 1 and failed_too_often(draft.fields, attempt):
-        found = _failed(draft, attempt)[0]
+    if attempt.job.nodes > 1 and failed_too_often(builder.fields, attempt):
+        found = _failed(builder, attempt)[0]
         # The Job is deleted for it, and the log with its pods.
         return found.model_copy(update={"remedies": list(GONE)}) if found.reason in _IN_THE_LOG else found
     return None
@@ -136,98 +136,98 @@ def _met_again(draft: StatusBuilder, attempt: Attempt, pod: PodView) -> Failure 
 # What a Job that has not ended does
 
 
-def show_no_job(draft: StatusBuilder) -> None:
+def show_missing_job(builder: StatusBuilder) -> None:
     """Say of a Job that is not there that nothing runs; what is left of an earlier one may still end."""
-    release_quota(draft)
-    draft.put(pods=None)
-    take_progress(draft)
-    for pod in draft.snapshot.leftovers:
-        take_checkpoint(draft, pod)
-    leftover = next((pod for pod in draft.snapshot.leftovers if not pod.finished), None)
+    release_quota(builder)
+    builder.put(pods=None)
+    record_progress(builder)
+    for pod in builder.snapshot.leftovers:
+        record_checkpoint(builder, pod)
+    leftover = next((pod for pod in builder.snapshot.leftovers if not pod.finished), None)
     if leftover is not None:
-        _show_stopping(draft, leftover)
-    elif draft.conditions.status(_RUNNING) is not None:
-        draft.conditions.set(_RUNNING, False, "Stopped", "there is no Job")
+        _show_stopping(builder, leftover)
+    elif builder.conditions.status(_RUNNING) is not None:
+        builder.conditions.set(_RUNNING, False, "Stopped", "there is no Job")
 
 
-def show_pod(draft: StatusBuilder, attempt: Attempt) -> None:
+def show_pod(builder: StatusBuilder, attempt: Attempt) -> None:
     """Say of a Job that has not ended what its pod does, or its pods together, or what it waits for."""
     pod, job = attempt.last, attempt.job
-    draft.put(pods=f"{attempt.running}/{job.nodes}" if job.nodes > 1 else None)
-    now = draft.snapshot.now
+    builder.put(pods=f"{attempt.running}/{job.nodes}" if job.nodes > 1 else None)
+    now = builder.snapshot.now
     going = [each for each in attempt.newest if each.running and (each.deleting or is_node_lost(each, now))]
     lost = next((each for each in going if is_node_lost(each, now)), None)
     over = next((each for each in attempt.newest if each.exit_code == ExitCode.USER_ERROR), None)
-    if pod is not None and publishes_alone(draft.snapshot, attempt):
-        _show_activity(draft, pod, attempt)
-    elif pod is not None and first_has_ended_well(attempt) and lost is None:
+    if pod is not None and publishes_alone(builder.snapshot, attempt):
+        _show_activity(builder, pod, attempt)
+    elif pod is not None and first_pod_succeeded(attempt) and lost is None:
         # The others are told to end, as the Job is complete with it, once all of them have.
-        _show_ended_pod(draft, attempt, pod)
+        _show_ended_pod(builder, attempt, pod)
     elif going and over is not None and lost is None:
         # The others are told to end for it, and one that has only just begun takes its time.
-        _show_ended_pod(draft, attempt, over)
+        _show_ended_pod(builder, attempt, over)
     elif going:
         told = f"{len(going)} of {job.nodes} pods were told to end" if going[1:] else ""
-        _show_stopping(draft, lost or going[0], told)
-    elif pod is not None and attempt.together and of_one_attempt(draft.fields, attempt):
-        _show_activity(draft, pod, attempt)
+        _show_stopping(builder, lost or going[0], told)
+    elif pod is not None and attempt.together and of_one_attempt(builder.fields, attempt):
+        _show_activity(builder, pod, attempt)
     elif job.suspend:
-        _show_held(draft, attempt)
+        _show_held(builder, attempt)
     else:
-        _show_waiting(draft, attempt)
+        _show_waiting(builder, attempt)
 
 
-def _show_activity(draft: StatusBuilder, pod: PodView, attempt: Attempt) -> None:
+def _show_activity(builder: StatusBuilder, pod: PodView, attempt: Attempt) -> None:
     nodes = attempt.job.nodes
     beside = f" (the first of {nodes} pods)" if nodes > 1 else ""
-    reason, text = _activity(draft, pod), f"pod {pod.name} on node {pod.node}{beside}"
-    silent = _show_reporting(draft, pod)
+    reason, text = _activity(builder, pod), f"pod {pod.name} on node {pod.node}{beside}"
+    silent = _show_reporting(builder, pod)
     if silent and reason == POD_STARTED:
         reason = NOT_REPORTING
     if reason == NOT_REPORTING:
         text = f"{text} runs, and no report of it has come: what it does is in its log"
-    report = draft.snapshot.progress
-    if report is not None and draft.snapshot.reporter == pod.uid and report.doing:
+    report = builder.snapshot.progress
+    if report is not None and builder.snapshot.reporter == pod.uid and report.doing:
         text = f"{text} {'is ' if is_downloading(report) else ''}{report.doing}"
     elif reason == POD_STARTED and nodes > 1:
         text = f"{text} starts: it loads what it needs, and then begins with the others"
     if reason in (POD_STARTED, NOT_REPORTING) and nodes > 1:
-        text = f"{text}{_meets_nobody(draft, attempt)}"
-    draft.conditions.set(_RUNNING, True, reason, text)
+        text = f"{text}{_meeting_problem(builder, attempt)}"
+    builder.conditions.set(_RUNNING, True, reason, text)
 
 
-def _meets_nobody(draft: StatusBuilder, attempt: Attempt) -> str:
+def _meeting_problem(builder: StatusBuilder, attempt: Attempt) -> str:
     """Return what may keep pods from each other, as the end of a sentence, once they should have begun together."""
     last = max((pod.started_at for pod in attempt.newest if pod.started_at is not None), default=None)
-    if last is None or draft.snapshot.now < last + MEETING_GRACE:
+    if last is None or builder.snapshot.now < last + MEETING_GRACE:
         return ""
     ports = ", ".join(map(str, NODES_PORTS))
     return (
         f". All of them have run for {MEETING_GRACE.seconds // 60} minutes: where their logs say nothing new, they may "
-        f"not reach each other. Let each resolve the names of Service {nodes_service(draft.snapshot.owner.uid)}, and "
+        f"not reach each other. Let each resolve the names of Service {nodes_service(builder.snapshot.owner.uid)}, and "
         f"allow TCP {ports} and further ports between them (docs/operations.md#several-nodes)"
     )
 
 
-def _show_reporting(draft: StatusBuilder, pod: PodView) -> bool:
+def _show_reporting(builder: StatusBuilder, pod: PodView) -> bool:
     """Say whether the pod at work reports, once that is known; True where it should have and has not."""
-    snapshot, reported = draft.snapshot, ConditionType.PROGRESS_REPORTED
+    snapshot, reported = builder.snapshot, ConditionType.PROGRESS_REPORTED
     if pod.reports_to is None or snapshot.taking_reports_since is None:
-        draft.conditions.drop(reported)
+        builder.conditions.drop(reported)
         return False
-    silence = until_silence(snapshot)
+    silence = seconds_until_silent(snapshot)
     silent, heard = silence is not None and silence <= 0, snapshot.reporter == pod.uid or _was_heard(snapshot, pod)
     if heard and not silent:
-        draft.conditions.set(reported, True, reported.value, f"pod {pod.name} reports")
+        builder.conditions.set(reported, True, reported.value, f"pod {pod.name} reports")
         return False
     if snapshot.status.get("podName") != pod.name:
         # It was said of an earlier attempt.
-        draft.conditions.drop(reported)
-    told = draft.conditions.status(reported)
+        builder.conditions.drop(reported)
+    told = builder.conditions.status(reported)
     is_news = told is None or told == ConditionStatus.TRUE or snapshot.distrust is not None
     if silent and is_news:
-        draft.conditions.set(reported, False, NOT_REPORTING, _silence_text(pod, snapshot.distrust, heard=heard))
-    return draft.conditions.is_false(reported)
+        builder.conditions.set(reported, False, NOT_REPORTING, _silence_text(pod, snapshot.distrust, heard=heard))
+    return builder.conditions.is_false(reported)
 
 
 def _was_heard(snapshot: Snapshot, pod: PodView) -> bool:
@@ -265,7 +265,7 @@ def _silence_text(pod: PodView, distrust: str | None, *, heard: bool) -> str:
     )
 
 
-def until_silence(snapshot: Snapshot) -> float | None:
+def seconds_until_silent(snapshot: Snapshot) -> float | None:
     """Return the seconds until the pod at work should have reported something, or again; None where it need not."""
     pod, since = snapshot.main.last if snapshot.main is not None else None, snapshot.taking_reports_since
     if pod is None or since is None or pod.reports_to is None:
@@ -278,108 +278,108 @@ def until_silence(snapshot: Snapshot) -> float | None:
     return (max(pod.started_at + REPORT_GRACE, since + BACKOFF_GRACE) - snapshot.now).total_seconds()
 
 
-def _show_stopping(draft: StatusBuilder, pod: PodView, several: str = "") -> None:
-    if is_node_lost(pod, draft.snapshot.now):
+def _show_stopping(builder: StatusBuilder, pod: PodView, several: str = "") -> None:
+    if is_node_lost(pod, builder.snapshot.now):
         found = lost_node(pod)
-        draft.show_blocker(found)
-        draft.conditions.set(_RUNNING, None, str(found.reason), found.message)
+        builder.show_blocker(found)
+        builder.conditions.set(_RUNNING, None, str(found.reason), found.message)
     elif pod.running and pod.deleting:
-        before = SAVES if draft.snapshot.definition.holds("checkpoint") else ""
+        before = SAVES if builder.snapshot.definition.holds("checkpoint") else ""
         text = f"{several or f'pod {pod.name} on node {pod.node} was told to end'}{before}"
-        draft.conditions.set(_RUNNING, True, STOPPING, text)
+        builder.conditions.set(_RUNNING, True, STOPPING, text)
     elif pod.running:
         ends = f"kubectl delete pod {pod.name} -n {pod.namespace} would end it"
         text = f"pod {pod.name} on node {pod.node} runs on without its Job; {ends}"
-        draft.conditions.set(_RUNNING, True, _activity(draft, pod), text)
+        builder.conditions.set(_RUNNING, True, _activity(builder, pod), text)
     else:
-        draft.conditions.set(_RUNNING, False, STOPPING, f"pod {pod.name} ends")
+        builder.conditions.set(_RUNNING, False, STOPPING, f"pod {pod.name} ends")
 
 
-def _show_held(draft: StatusBuilder, attempt: Attempt) -> None:
+def _show_held(builder: StatusBuilder, attempt: Attempt) -> None:
     """Say who keeps a Job from running: the user, a queue, or somebody else."""
     pod, job = next((each for each in attempt.newest if not each.finished), None), attempt.job
     if pod is not None:
-        _show_stopping(draft, pod)
+        _show_stopping(builder, pod)
     elif is_queued(job):
-        draft.conditions.set(_RUNNING, False, "Queued", f"Job {job.name} waits in queue {job.queue}")
-    elif draft.snapshot.suspend or job.suspended_by_us:
-        draft.conditions.set(_RUNNING, False, "Stopped", "the Job is suspended and has no pod")
+        builder.conditions.set(_RUNNING, False, "Queued", f"Job {job.name} waits in queue {job.queue}")
+    elif builder.snapshot.suspend or job.suspended_by_us:
+        builder.conditions.set(_RUNNING, False, "Stopped", "the Job is suspended and has no pod")
     else:
         text = f"Job {job.name} was suspended by somebody else; it goes on once its spec.suspend is false"
-        draft.conditions.set(_RUNNING, False, HELD, text)
+        builder.conditions.set(_RUNNING, False, HELD, text)
 
 
-def _show_waiting(draft: StatusBuilder, attempt: Attempt) -> None:
-    pod, job, gone = ended_pod(draft.fields, attempt), attempt.job, gone_cause(draft.fields, attempt)
-    found = draft.blocker(attempt)
+def _show_waiting(builder: StatusBuilder, attempt: Attempt) -> None:
+    pod, job, gone = ended_pod(builder.fields, attempt), attempt.job, lost_root_cause(builder.fields, attempt)
+    found = builder.blocker(attempt)
     if found is not None:
-        draft.show_blocker(_with_the_end_before(draft, attempt, found))
-        draft.conditions.set(_RUNNING, False, str(found.reason), found.message)
+        builder.show_blocker(_with_the_end_before(builder, attempt, found))
+        builder.conditions.set(_RUNNING, False, str(found.reason), found.message)
     elif gone is not None and job.nodes > 1 and gone["reason"] in DISRUPTIONS:
         called, goes_on = attempt_words(gone["attempt"], gone["pod"]), not (job.lacks_first or job.lacks_another)
-        draft.conditions.set(_RUNNING, False, gone["reason"], was_ended(called, gone["reason"], goes_on=goes_on))
+        builder.conditions.set(_RUNNING, False, gone["reason"], was_ended(called, gone["reason"], goes_on=goes_on))
     elif pod is not None and not (attempt.running and pod.exit_code == ExitCode.PEER_LOST):
-        _show_ended_pod(draft, attempt, pod)
+        _show_ended_pod(builder, attempt, pod)
     elif attempt.running:
         ends = f", and {attempt.last.name}, of the attempt before, ends" if attempt.together and attempt.last else ""
-        draft.conditions.set(_RUNNING, False, "Starting", f"{attempt.running} of {job.nodes} pods run{ends}")
+        builder.conditions.set(_RUNNING, False, "Starting", f"{attempt.running} of {job.nodes} pods run{ends}")
     else:
         pods = "pods" if job.nodes > 1 else "pod"
-        draft.conditions.set(_RUNNING, False, "Starting", f"Job {job.name} waits for its {pods} to start")
+        builder.conditions.set(_RUNNING, False, "Starting", f"Job {job.name} waits for its {pods} to start")
 
 
-def _with_the_end_before(draft: StatusBuilder, attempt: Attempt, found: Failure) -> Failure:
+def _with_the_end_before(builder: StatusBuilder, attempt: Attempt, found: Failure) -> Failure:
     """Return what stands in the way, and how the attempt before it failed: only an event would tell it, for an hour."""
-    ended = root_cause_pod(draft.fields, attempt) if gone_cause(draft.fields, attempt) is None else None
-    if ended is None or how_it_ended(ended, draft.snapshot, draft.conditions) in DISRUPTIONS:
+    ended = root_cause_pod(builder.fields, attempt) if lost_root_cause(builder.fields, attempt) is None else None
+    if ended is None or end_reason(ended, builder.snapshot, builder.conditions) in DISRUPTIONS:
         return found
     before = pod_failure(ended)
-    text = f"failed{_used(draft, attempt)}: {before.reason}: {before.message}"
+    text = f"failed{_used(builder, attempt)}: {before.reason}: {before.message}"
     return found.model_copy(update={"facts": {**found.facts, PREVIOUS_ATTEMPT: scrub(text)}})
 
 
-def _used(draft: StatusBuilder, attempt: Attempt) -> str:
+def _used(builder: StatusBuilder, attempt: Attempt) -> str:
     """Return how many retries are used up, as it stands behind "failed"; empty where nobody knows for sure."""
-    used = retries_used(draft.fields, attempt)
+    used = retries_used(builder.fields, attempt)
     return f" ({used} of {attempt.job.retries} retries used)" if used is not None else ""
 
 
-def _show_ended_pod(draft: StatusBuilder, attempt: Attempt, pod: PodView) -> None:
+def _show_ended_pod(builder: StatusBuilder, attempt: Attempt, pod: PodView) -> None:
     # The container ends a moment before its pod does.
     if pod.phase == "Succeeded" or pod.exit_code == 0:
-        draft.conditions.set(_RUNNING, False, FINISHING, f"pod {pod.name} has ended well")
+        builder.conditions.set(_RUNNING, False, FINISHING, f"pod {pod.name} has ended well")
         return
     found = pod_failure(pod)
-    number = attempt_numbers(draft.fields).get(pod.uid, draft.fields.get("attempts", 1))
+    number = attempt_numbers(builder.fields).get(pod.uid, builder.fields.get("attempts", 1))
     called = attempt_words(number, None if pod.index is None else pod.name)
-    if ends_its_job(draft, attempt, pod) or _met_again(draft, attempt, pod) is not None:
+    if ends_its_job(builder, attempt, pod) or _would_repeat(builder, attempt, pod) is not None:
         text = f"{called} failed, and is not tried again: {found.reason}: {found.message}"
-        _show_last_end(draft, f"{text}; Job {pod.job} ends" if pod.job else text)
+        _show_last_end(builder, f"{text}; Job {pod.job} ends" if pod.job else text)
         return
-    how = how_it_ended(pod, draft.snapshot, draft.conditions)
+    how = end_reason(pod, builder.snapshot, builder.conditions)
     if how in DISRUPTIONS:
-        draft.conditions.set(_RUNNING, False, how, was_ended(called, how))
+        builder.conditions.set(_RUNNING, False, how, was_ended(called, how))
         return
-    text = f"{called} failed{_used(draft, attempt)}: {found.reason}: {found.message}"
-    draft.conditions.set(_RUNNING, False, "AttemptFailed", text)
+    text = f"{called} failed{_used(builder, attempt)}: {found.reason}: {found.message}"
+    builder.conditions.set(_RUNNING, False, "AttemptFailed", text)
 
 
-def _show_last_end(draft: StatusBuilder, text: str) -> None:
+def _show_last_end(builder: StatusBuilder, text: str) -> None:
     """Say of a pod that no other follows that it has ended; its phase stays until its Job has ended, too: seconds."""
-    reason = draft.conditions.reason(_RUNNING)
-    if draft.conditions.is_true(_RUNNING) and reason:
-        draft.conditions.set(_RUNNING, True, reason, text)
+    reason = builder.conditions.reason(_RUNNING)
+    if builder.conditions.is_true(_RUNNING) and reason:
+        builder.conditions.set(_RUNNING, True, reason, text)
     else:
-        draft.conditions.set(_RUNNING, False, "Starting", text)
+        builder.conditions.set(_RUNNING, False, "Starting", text)
 
 
-def _activity(draft: StatusBuilder, pod: PodView) -> str:
+def _activity(builder: StatusBuilder, pod: PodView) -> str:
     """Return the reason of Running=True: what this very pod says it does, or said before the operator's restart."""
-    report = draft.snapshot.progress if draft.snapshot.reporter == pod.uid else None
+    report = builder.snapshot.progress if builder.snapshot.reporter == pod.uid else None
     if report is None:
-        known = draft.conditions.reason(_RUNNING)
-        told = draft.conditions.is_true(_RUNNING) and draft.snapshot.status.get("podName") == pod.name
-        return known if told and known and known not in _TOLD_TO_END else POD_STARTED
+        known = builder.conditions.reason(_RUNNING)
+        told = builder.conditions.is_true(_RUNNING) and builder.snapshot.status.get("podName") == pod.name
+        return known if told and known and known not in _ENDING else POD_STARTED
     if is_downloading(report):
         return Phase.DOWNLOADING.value
     if only_starts(report):
@@ -388,4 +388,4 @@ def _activity(draft: StatusBuilder, pod: PodView) -> str:
         # What the trainer calls done is done only when its Job says so, too, and the bucket was read again.
         return Phase.UPLOADING.value
     # A pod does not say that its object has ended, nor that it waits.
-    return (report.phase if report.phase in AT_WORK else draft.snapshot.running.working_phase).value
+    return (report.phase if report.phase in AT_WORK else builder.snapshot.running.working_phase).value

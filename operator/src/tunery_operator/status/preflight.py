@@ -11,7 +11,7 @@ from tunery_operator.observed.attempt import Attempt
 from tunery_operator.observed.pod import PodView
 from tunery_operator.status.builder import StatusBuilder
 from tunery_operator.status.diagnosis import failure, job_failure, pod_failure
-from tunery_operator.status.findings import planned, take_diagnosis
+from tunery_operator.status.findings import planned, record_findings
 from tunery_operator.status.reports import parse_report
 from tunery_operator.status.results import succeeded_pod
 from tunery_operator.status.retries import ends_its_job
@@ -23,127 +23,127 @@ _PREFLIGHT: Final = ConditionType.PREFLIGHT
 _AT_WORK: Final = "PreflightRunning"
 
 
-def check_preflight(draft: StatusBuilder) -> bool:
+def check_preflight(builder: StatusBuilder) -> bool:
     """Judge the preflight Job; True while nothing may follow it, or where nothing does."""
-    if _nothing_to_judge(draft):
-        return _ends_there(draft)
-    return _judge(draft) or _ends_there(draft)
+    if _nothing_to_judge(builder):
+        return _ends_there(builder)
+    return _judge(builder) or _ends_there(builder)
 
 
-def _nothing_to_judge(draft: StatusBuilder) -> bool:
-    return not draft.snapshot.running.has_preflight or draft.conditions.is_true(_PREFLIGHT)
+def _nothing_to_judge(builder: StatusBuilder) -> bool:
+    return not builder.snapshot.running.has_preflight or builder.conditions.is_true(_PREFLIGHT)
 
 
-def _ends_there(draft: StatusBuilder) -> bool:
+def _ends_there(builder: StatusBuilder) -> bool:
     """End an object whose checks are all that was asked for, and have passed."""
-    snapshot = draft.snapshot
+    snapshot = builder.snapshot
     if not snapshot.preflight_only:
         return False
     pod = snapshot.preflight.last if snapshot.preflight is not None else None
     text = "preflight has passed; spec.preflight is Only, so nothing is trained"
-    draft.succeed(text, pod.finished_at if pod is not None else None, PREFLIGHT_ONLY)
+    builder.succeed(text, pod.finished_at if pod is not None else None, PREFLIGHT_ONLY)
     return True
 
 
-def _judge(draft: StatusBuilder) -> bool:
-    snapshot = draft.snapshot
+def _judge(builder: StatusBuilder) -> bool:
+    snapshot = builder.snapshot
     if not snapshot.preflight_needed:
-        draft.conditions.set(_PREFLIGHT, True, "PreflightSkipped", "spec.preflight is Skip")
+        builder.conditions.set(_PREFLIGHT, True, "PreflightSkipped", "spec.preflight is Skip")
         return False
     attempt = snapshot.preflight
     if attempt is None:
-        draft.conditions.set(_PREFLIGHT, None, "PreflightPending")
+        builder.conditions.set(_PREFLIGHT, None, "PreflightPending")
         return True
-    draft.put(queue=attempt.job.queue or snapshot.queue)
-    check_queue(draft, attempt.job)
+    builder.put(queue=attempt.job.queue or snapshot.queue)
+    check_queue(builder, attempt.job)
     if attempt.job.complete:
-        return _check_report(draft, attempt)
+        return _check_report(builder, attempt)
     if attempt.job.failed_reason is not None:
-        found, exit_code = job_failure(attempt, draft.snapshot.platform)
+        found, exit_code = job_failure(attempt, builder.snapshot.platform)
         report = parse_report(attempt.last.termination_message) if attempt.last is not None else None
         if report is not None:
-            _take_over(draft, report)
-        draft.conditions.set(_PREFLIGHT, False, str(found.reason), found.message)
+            _take_over(builder, report)
+        builder.conditions.set(_PREFLIGHT, False, str(found.reason), found.message)
         ended = attempt.last.finished_at if attempt.last is not None else None
-        draft.fail(found, ended=ended or attempt.job.ended_at, exit_code=exit_code)
+        builder.fail(found, ended=ended or attempt.job.ended_at, exit_code=exit_code)
         return True
-    if not _is_too_long(draft, attempt):
-        _show_progress(draft, attempt)
+    if not _is_too_long(builder, attempt):
+        _show_progress(builder, attempt)
     return True
 
 
-def _check_report(draft: StatusBuilder, attempt: Attempt) -> bool:
+def _check_report(builder: StatusBuilder, attempt: Attempt) -> bool:
     pod = succeeded_pod(attempt)
     if pod is None:
         text = f"the pod of Job {attempt.job.name} is gone, and its report with it; it runs once more"
-        draft.conditions.set(_PREFLIGHT, None, "PreflightRepeated", text)
+        builder.conditions.set(_PREFLIGHT, None, "PreflightRepeated", text)
         return True
     report = parse_report(pod.termination_message)
     if report is None or report.failure is not None:
         text = f"preflight pod {pod.name} ended well but left no report"
         found = (report.failure if report else None) or failure(FailureReason.INTERNAL_ERROR, text)
-        draft.conditions.set(_PREFLIGHT, False, str(found.reason), found.message)
-        draft.fail(found, ended=pod.finished_at or attempt.job.ended_at)
+        builder.conditions.set(_PREFLIGHT, False, str(found.reason), found.message)
+        builder.fail(found, ended=pod.finished_at or attempt.job.ended_at)
         return True
-    _take_over(draft, report)
+    _take_over(builder, report)
     rows = report.dataset.rows if report.dataset else None
     text = "preflight checked data, model, credentials, and output" + (f"; {rows} rows" if rows else "")
-    draft.conditions.set(_PREFLIGHT, True, "PreflightPassed", text)
+    builder.conditions.set(_PREFLIGHT, True, "PreflightPassed", text)
     return False
 
 
-def _take_over(draft: StatusBuilder, report: PreflightReport) -> None:
+def _take_over(builder: StatusBuilder, report: PreflightReport) -> None:
     if report.dataset is not None:
         # Of this very look at the data: what an earlier one found may be mended.
-        draft.put(dataset=report.dataset.to_json_dict())
+        builder.put(dataset=report.dataset.to_json_dict())
     for name in ("memory", "estimate", "disk", "resolved"):
         part = getattr(report, name)
-        draft.merge(name, part.to_json_dict() if part else None)
-    take_diagnosis(draft, None, planned(report.checks or ()))
+        builder.merge(name, part.to_json_dict() if part else None)
+    record_findings(builder, None, planned(report.checks or ()))
 
 
-def _is_too_long(draft: StatusBuilder, attempt: Attempt) -> bool:
+def _is_too_long(builder: StatusBuilder, attempt: Attempt) -> bool:
     """End the object where preflight alone runs for longer than training may."""
-    limit = draft.snapshot.deadline_seconds
-    ran = sum(_seconds(draft, pod) for pod in attempt.pods)
+    limit = builder.snapshot.deadline_seconds
+    ran = sum(_seconds(builder, pod) for pod in attempt.pods)
     if limit is None or ran < limit:
         return False
     text = f"preflight has run for longer than spec.activeDeadlineSeconds, {limit} s"
-    draft.conditions.set(_PREFLIGHT, False, FailureReason.DEADLINE_EXCEEDED.value, text)
-    draft.fail(failure(FailureReason.DEADLINE_EXCEEDED, text))
+    builder.conditions.set(_PREFLIGHT, False, FailureReason.DEADLINE_EXCEEDED.value, text)
+    builder.fail(failure(FailureReason.DEADLINE_EXCEEDED, text))
     return True
 
 
-def _seconds(draft: StatusBuilder, pod: PodView) -> float:
+def _seconds(builder: StatusBuilder, pod: PodView) -> float:
     if pod.started_at is None:
         return 0.0
-    return ((pod.finished_at or draft.snapshot.now) - pod.started_at).total_seconds()
+    return ((pod.finished_at or builder.snapshot.now) - pod.started_at).total_seconds()
 
 
-def _show_progress(draft: StatusBuilder, attempt: Attempt) -> None:
+def _show_progress(builder: StatusBuilder, attempt: Attempt) -> None:
     pod, job = attempt.last, attempt.job
-    found = None if job.suspend else draft.blocker(attempt)
+    found = None if job.suspend else builder.blocker(attempt)
     if found is not None:
-        draft.show_blocker(found)
-        draft.conditions.set(_PREFLIGHT, None, str(found.reason), found.message)
+        builder.show_blocker(found)
+        builder.conditions.set(_PREFLIGHT, None, str(found.reason), found.message)
     elif pod is not None and pod.running:
-        draft.conditions.set(_PREFLIGHT, None, _AT_WORK, f"pod {pod.name} checks data, model and output")
+        builder.conditions.set(_PREFLIGHT, None, _AT_WORK, f"pod {pod.name} checks data, model and output")
     elif pod is not None and (pod.finished or pod.finished_at is not None):
-        _show_ended_pod(draft, attempt, pod)
+        _show_ended_pod(builder, attempt, pod)
     elif is_queued(job):
-        draft.conditions.set(_PREFLIGHT, None, "PreflightQueued", f"Job {job.name} waits in queue {job.queue}")
+        builder.conditions.set(_PREFLIGHT, None, "PreflightQueued", f"Job {job.name} waits in queue {job.queue}")
     else:
-        draft.conditions.set(_PREFLIGHT, None, "PreflightStarting", f"Job {job.name} waits for its pod to start")
+        builder.conditions.set(_PREFLIGHT, None, "PreflightStarting", f"Job {job.name} waits for its pod to start")
 
 
-def _show_ended_pod(draft: StatusBuilder, attempt: Attempt, pod: PodView) -> None:
+def _show_ended_pod(builder: StatusBuilder, attempt: Attempt, pod: PodView) -> None:
     """Say how a pod ended whose Job has not: some seconds later, unless another attempt follows."""
     if pod.phase == "Succeeded" or pod.exit_code == 0:
-        draft.conditions.set(_PREFLIGHT, None, _AT_WORK, f"pod {pod.name} has ended well")
+        builder.conditions.set(_PREFLIGHT, None, _AT_WORK, f"pod {pod.name} has ended well")
         return
     found = pod_failure(pod)
-    last = ends_its_job(draft, attempt, pod)
+    last = ends_its_job(builder, attempt, pod)
     text = f"attempt {len(attempt.pods)} of preflight failed{', and is not tried again' if last else ''}"
-    draft.conditions.set(
+    builder.conditions.set(
         _PREFLIGHT, None, _AT_WORK if last else "AttemptFailed", f"{text}: {found.reason}: {found.message}"
     )

@@ -90,7 +90,7 @@ def publishes_alone(snapshot: Snapshot, attempt: Attempt | None) -> bool:
     return told and snapshot.status.get("podName") == pod.name
 
 
-def first_has_ended_well(attempt: Attempt | None) -> bool:
+def first_pod_succeeded(attempt: Attempt | None) -> bool:
     """Tell whether the first of several pods has published, whatever became of another one meanwhile."""
     pod = attempt.last if attempt is not None and attempt.job.nodes > 1 else None
     return pod is not None and pod.exit_code == ExitCode.OK
@@ -151,7 +151,7 @@ def reported_failure(message: str) -> Failure | None:
     return answer.failure if answer is not None else None
 
 
-def told(message: str) -> str:
+def interrupted_activity(message: str) -> str:
     """Return what a container was at as a signal ended it; empty where it says nothing of the kind."""
     answer = parse_result(message)
     return (answer.told if answer is not None else None) or ""

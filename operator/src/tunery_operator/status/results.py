@@ -19,7 +19,7 @@ from tunery_operator.status.builder import StatusBuilder
 from tunery_operator.status.conditions import RESULT_LOOKUP
 from tunery_operator.status.diagnosis import failure, job_failure
 from tunery_operator.status.events import CHECKPOINT_NOT_STORED, RANK_TOO_LOW, REMOVAL_UNKNOWN, TRIALS_LEFT
-from tunery_operator.status.findings import take_diagnosis, tell_rejection
+from tunery_operator.status.findings import explain_rejection, record_findings
 from tunery_operator.status.reports import (
     changed_enough,
     metrics_fields,
@@ -36,215 +36,215 @@ _UPLOADED: Final = {"adapter": ConditionType.ADAPTER_UPLOADED, "output": Conditi
 _FIELD: Final = "unservable"
 
 
-def take_progress(draft: StatusBuilder) -> None:
+def record_progress(builder: StatusBuilder) -> None:
     """Take over the newest report of the running pod."""
-    report = draft.snapshot.progress
-    holds = draft.snapshot.definition.holds
+    report = builder.snapshot.progress
+    holds = builder.snapshot.definition.holds
     if report is not None and report.device and holds("device"):
-        draft.put(device=report.device)
+        builder.put(device=report.device)
     if report is None or not holds("progress"):
         return
     if report.device and holds("resolved"):
-        draft.merge("resolved", {"device": report.device})
+        builder.merge("resolved", {"device": report.device})
     fields = progress_fields(report)
-    if changed_enough(draft.fields.get("progress") or {}, fields):
-        draft.merge("progress", fields)
+    if changed_enough(builder.fields.get("progress") or {}, fields):
+        builder.merge("progress", fields)
     if report.answers is not None:
-        _take_answers(draft, report.answers)
+        _take_answers(builder, report.answers)
     if holds("metrics"):
-        draft.merge("metrics", metrics_fields(report))
-    if _is_of_this_attempt(draft):
-        take_diagnosis(draft, report.findings, report.checks)
+        builder.merge("metrics", metrics_fields(report))
+    if _is_of_this_attempt(builder):
+        record_findings(builder, report.findings, report.checks)
     if report.evaluations and holds("evaluations"):
-        draft.put(evaluations=[each.to_json_dict() for each in report.evaluations])
-    _take_curve(draft, report)
-    unstored = report.checkpoint_error if holds("checkpoint") and _is_of_this_attempt(draft) else None
+        builder.put(evaluations=[each.to_json_dict() for each in report.evaluations])
+    _take_curve(builder, report)
+    unstored = report.checkpoint_error if holds("checkpoint") and _is_of_this_attempt(builder) else None
     if report.checkpoint is not None and holds("checkpoint"):
-        _take_checkpoint(draft, report.checkpoint.to_json_dict(), mends=not unstored)
+        _take_checkpoint(builder, report.checkpoint.to_json_dict(), mends=not unstored)
     if unstored:
-        _show_not_stored(draft, unstored)
+        _show_not_stored(builder, unstored)
 
 
-def _take_curve(draft: StatusBuilder, report: TrainerStatus) -> None:
+def _take_curve(builder: StatusBuilder, report: TrainerStatus) -> None:
     """Take over where the curve lies; a report that says nothing of it takes nothing back."""
-    if report.curve is not None and draft.snapshot.definition.holds("curve"):
-        draft.put(curve=report.curve)
+    if report.curve is not None and builder.snapshot.definition.holds("curve"):
+        builder.put(curve=report.curve)
 
 
-def _show_not_stored(draft: StatusBuilder, why: str) -> None:
+def _show_not_stored(builder: StatusBuilder, why: str) -> None:
     """Say that the newest checkpoint could not be stored, and what a preemption now would cost."""
-    newest = draft.fields.get("checkpoint")
+    newest = builder.fields.get("checkpoint")
     begins = f"would go on from step {newest['step']}, {newest['uri']}" if newest else "would begin anew"
     text = f"{why}; an attempt after this one {begins}"
-    draft.conditions.set(ConditionType.CHECKPOINT_SAVED, False, CHECKPOINT_NOT_STORED, text)
+    builder.conditions.set(ConditionType.CHECKPOINT_SAVED, False, CHECKPOINT_NOT_STORED, text)
 
 
-def _is_of_this_attempt(draft: StatusBuilder) -> bool:
+def _is_of_this_attempt(builder: StatusBuilder) -> bool:
     """Tell whether the newest pod has sent the report: an older one may send its last while the next is under way."""
-    main = draft.snapshot.main
-    return main is None or main.last is None or main.last.uid == draft.snapshot.reporter
+    main = builder.snapshot.main
+    return main is None or main.last is None or main.last.uid == builder.snapshot.reporter
 
 
-def take_checkpoint(draft: StatusBuilder, pod: PodView | None) -> None:
+def record_checkpoint(builder: StatusBuilder, pod: PodView | None) -> None:
     """Take over the checkpoint that a pod wrote as it was told to end."""
     result = parse_result(pod.termination_message) if pod is not None else None
-    holds = draft.snapshot.definition.holds("checkpoint")
+    holds = builder.snapshot.definition.holds("checkpoint")
     if result is not None and result.checkpoint is not None and holds:
-        _take_checkpoint(draft, result.checkpoint.to_json_dict())
+        _take_checkpoint(builder, result.checkpoint.to_json_dict())
 
 
-def _take_checkpoint(draft: StatusBuilder, checkpoint: dict[str, Any], *, mends: bool = True) -> None:
+def _take_checkpoint(builder: StatusBuilder, checkpoint: dict[str, Any], *, mends: bool = True) -> None:
     """Set the newest checkpoint; a report may be older than a pod's last words.
 
     `mends` is False where the same report says that a newer one could not be stored: a condition that went to and fro
     within each look would be written at each.
     """
-    known = draft.fields.get("checkpoint") or {}
+    known = builder.fields.get("checkpoint") or {}
     newer = known != checkpoint and checkpoint["step"] >= known.get("step", 0)
-    unstored = draft.conditions.reason(ConditionType.CHECKPOINT_SAVED) == CHECKPOINT_NOT_STORED
+    unstored = builder.conditions.reason(ConditionType.CHECKPOINT_SAVED) == CHECKPOINT_NOT_STORED
     mended = mends and unstored and known == checkpoint
     if newer or mended:
-        draft.put(checkpoint=checkpoint)
+        builder.put(checkpoint=checkpoint)
         text = f"step {checkpoint['step']} at {checkpoint['uri']}"
-        draft.conditions.set(ConditionType.CHECKPOINT_SAVED, True, "CheckpointSaved", text)
+        builder.conditions.set(ConditionType.CHECKPOINT_SAVED, True, "CheckpointSaved", text)
 
 
-def check_result(draft: StatusBuilder, attempt: Attempt) -> None:
+def check_result(builder: StatusBuilder, attempt: Attempt) -> None:
     """Take over the result of a complete Job: its pod's words, or a report Job's where they are gone."""
-    snapshot = draft.snapshot
+    snapshot = builder.snapshot
     own = published(snapshot, attempt)
     result = own or published(snapshot, snapshot.report)
     if result is not None:
-        take_result(draft, result)
+        take_result(builder, result)
         if own is None and result.not_removed is None:
-            _tell_removal_unknown(draft, attempt, result)
-        text = take_published(draft, result)
-        forget_checkpoint(draft, result)
+            _tell_removal_unknown(builder, attempt, result)
+        text = take_published(builder, result)
+        forget_checkpoint(builder, result)
         pod = succeeded_pod(attempt)
-        draft.succeed(text, pod.finished_at if pod is not None and pod.finished_at else attempt.job.ended_at)
+        builder.succeed(text, pod.finished_at if pod is not None and pod.finished_at else attempt.job.ended_at)
     elif needs_report(snapshot):
-        _look_up(draft, attempt)
+        _look_up(builder, attempt)
     else:
-        _fail_without_result(draft, attempt)
+        _fail_without_result(builder, attempt)
 
 
-def _tell_removal_unknown(draft: StatusBuilder, attempt: Attempt, result: RunResult) -> None:
+def _tell_removal_unknown(builder: StatusBuilder, attempt: Attempt, result: RunResult) -> None:
     """Say of a sweep that nobody knows what its trials have left: who removed it was not heard, a report is silent."""
-    if draft.snapshot.kind is not Kind.LORASWEEP or result.adapter is None:
+    if builder.snapshot.kind is not Kind.LORASWEEP or result.adapter is None:
         return
-    place = trials_uri(result.adapter.uri, draft.snapshot.owner.uid)
+    place = trials_uri(result.adapter.uri, builder.snapshot.owner.uid)
     text = (
         f"what the pod of Job {attempt.job.name} said is gone, so whether it has removed what the trials that are not "
         f"kept have stored is not known; if not, it lies below {place}"
     )
-    draft.conditions.set(ConditionType.TRIALS_REMOVED, None, REMOVAL_UNKNOWN, text)
+    builder.conditions.set(ConditionType.TRIALS_REMOVED, None, REMOVAL_UNKNOWN, text)
 
 
-def take_published(draft: StatusBuilder, result: RunResult) -> str:
+def take_published(builder: StatusBuilder, result: RunResult) -> str:
     """Take over what was published, and return that in words."""
-    name = draft.snapshot.running.result
+    name = builder.snapshot.running.result
     block = getattr(result, name)
-    draft.put(**{name: block.to_json_dict()}, curve=None)
+    builder.put(**{name: block.to_json_dict()}, curve=None)
     text = f"published at {block.uri}, read back, and every digest matches"
     condition = _UPLOADED[name]
-    draft.conditions.set(condition, True, condition.value, text)
+    builder.conditions.set(condition, True, condition.value, text)
     return text
 
 
-def forget_checkpoint(draft: StatusBuilder, result: RunResult) -> None:
+def forget_checkpoint(builder: StatusBuilder, result: RunResult) -> None:
     """Checkpoints that the result does not name were removed once it was published."""
     saved = ConditionType.CHECKPOINT_SAVED
-    if result.checkpoint is None and draft.conditions.reason(saved) in ("CheckpointSaved", CHECKPOINT_NOT_STORED):
-        draft.put(checkpoint=None)
-        draft.conditions.set(saved, False, "Removed", "the checkpoints were removed once the adapter was published")
+    if result.checkpoint is None and builder.conditions.reason(saved) in ("CheckpointSaved", CHECKPOINT_NOT_STORED):
+        builder.put(checkpoint=None)
+        builder.conditions.set(saved, False, "Removed", "the checkpoints were removed once the adapter was published")
 
 
-def _look_up(draft: StatusBuilder, attempt: Attempt) -> None:
-    report = draft.snapshot.report
+def _look_up(builder: StatusBuilder, attempt: Attempt) -> None:
+    report = builder.snapshot.report
     text = f"Job {attempt.job.name} is complete and what its pod said is gone; the bucket is asked"
-    draft.conditions.set(ConditionType.RUNNING, False, RESULT_LOOKUP, text)
-    found = draft.blocker(report) if report is not None and not report.job.suspend else None
+    builder.conditions.set(ConditionType.RUNNING, False, RESULT_LOOKUP, text)
+    found = builder.blocker(report) if report is not None and not report.job.suspend else None
     if found is not None:
-        draft.show_blocker(found)
+        builder.show_blocker(found)
 
 
-def _fail_without_result(draft: StatusBuilder, attempt: Attempt) -> None:
-    report, name = draft.snapshot.report, attempt.job.name
+def _fail_without_result(builder: StatusBuilder, attempt: Attempt) -> None:
+    report, name = builder.snapshot.report, attempt.job.name
     reason: str = FailureReason.ADAPTER_MISSING
     text = f"Job {name} is complete and what its pod said is gone; nothing of it is published at the output"
     if report is not None and report.job.failed_reason is not None:
-        found, _ = job_failure(report, draft.snapshot.platform)
+        found, _ = job_failure(report, builder.snapshot.platform)
         reason, text = found.reason, f"Job {name} is complete, but its result cannot be found: {found.message}"
     remedy = retry("Check what removed or replaced the published files; a retry publishes them again")
-    draft.fail(failure(reason, text, remedy), ended=attempt.job.ended_at)
+    builder.fail(failure(reason, text, remedy), ended=attempt.job.ended_at)
 
 
-def take_last_words(draft: StatusBuilder, attempt: Attempt) -> RunResult | None:
+def record_termination_message(builder: StatusBuilder, attempt: Attempt) -> RunResult | None:
     """Take over what a pod that failed had reached, and return it; None where it says nothing of the kind."""
     result = parse_result(attempt.last.termination_message) if attempt.last else None
     if result is not None:
-        take_result(draft, result)
+        take_result(builder, result)
     return result
 
 
-def take_result(draft: StatusBuilder, result: RunResult) -> None:
+def take_result(builder: StatusBuilder, result: RunResult) -> None:
     """Take over what the status of this kind holds of a result."""
-    holds = draft.snapshot.definition.holds
+    holds = builder.snapshot.definition.holds
     for name in filter(holds, _RESULT_PARTS):
         part = getattr(result, name)
-        draft.merge(name, part.to_json_dict() if part else None)
-    take_diagnosis(draft, result.findings, result.checks)
+        builder.merge(name, part.to_json_dict() if part else None)
+    record_findings(builder, result.findings, result.checks)
     if result.checkpoint is not None and holds("checkpoint"):
-        _take_checkpoint(draft, result.checkpoint.to_json_dict())
+        _take_checkpoint(builder, result.checkpoint.to_json_dict())
     if holds("rejected_adapter"):
         rejected = result.rejected_adapter
-        draft.put(rejectedAdapter=rejected.to_json_dict() if rejected else None)
+        builder.put(rejectedAdapter=rejected.to_json_dict() if rejected else None)
         if rejected:
-            draft.put(curve=None)
-        tell_rejection(draft)
+            builder.put(curve=None)
+        explain_rejection(builder)
     if holds("evaluations") and result.evaluations:
-        draft.put(evaluations=[each.to_json_dict() for each in result.evaluations])
+        builder.put(evaluations=[each.to_json_dict() for each in result.evaluations])
     if result.steps and holds("progress"):
-        _take_steps(draft, result.steps)
+        _take_steps(builder, result.steps)
     if holds("inputs"):
-        _take_merge(draft, result)
+        _take_merge(builder, result)
     if result.answers is not None:
-        _take_answers(draft, result.answers)
+        _take_answers(builder, result.answers)
     if result.not_removed:
-        draft.conditions.set(ConditionType.TRIALS_REMOVED, False, TRIALS_LEFT, result.not_removed)
-    _check_evaluation(draft, result)
+        builder.conditions.set(ConditionType.TRIALS_REMOVED, False, TRIALS_LEFT, result.not_removed)
+    _check_evaluation(builder, result)
 
 
-def _take_steps(draft: StatusBuilder, steps: int) -> None:
+def _take_steps(builder: StatusBuilder, steps: int) -> None:
     """Show how far a run came whose last reports did not arrive."""
-    shown = draft.fields.get("progress") or {}
+    shown = builder.fields.get("progress") or {}
     if int(shown.get("step") or 0) >= steps:
         return
-    total = shown.get("totalSteps") or (draft.fields.get("resolved") or {}).get("steps") or steps
+    total = shown.get("totalSteps") or (builder.fields.get("resolved") or {}).get("steps") or steps
     left = {name: value for name, value in shown.items() if name not in ("eta", "etaSeconds", "epoch")}
-    draft.put(progress={**left, **steps_fields(steps, total), "totalSteps": total})
+    builder.put(progress={**left, **steps_fields(steps, total), "totalSteps": total})
 
 
-def _take_merge(draft: StatusBuilder, result: RunResult) -> None:
+def _take_merge(builder: StatusBuilder, result: RunResult) -> None:
     inputs = [item.to_json_dict() for item in result.inputs or ()]
     verification = result.verification.to_json_dict() if result.verification else None
-    draft.put(inputs=inputs or None, verification=verification, rank=result.rank, rankError=result.rank_error)
+    builder.put(inputs=inputs or None, verification=verification, rank=result.rank, rankError=result.rank_error)
     if result.rank_too_low:
-        draft.conditions.set(ConditionType.RANK_SUFFICIENT, False, RANK_TOO_LOW, result.rank_too_low)
+        builder.conditions.set(ConditionType.RANK_SUFFICIENT, False, RANK_TOO_LOW, result.rank_too_low)
 
 
-def _take_answers(draft: StatusBuilder, answers: AnswersReport) -> None:
+def _take_answers(builder: StatusBuilder, answers: AnswersReport) -> None:
     """Take over how many lines of a batch have their end: all attempts together."""
-    if not draft.snapshot.definition.holds("answered_by"):
+    if not builder.snapshot.definition.holds("answered_by"):
         return
     counts = answers.model_dump(mode="json", by_alias=True, exclude_none=True)
-    draft.put(**{**counts, "answeredBy": counts["answeredBy"] or None})
+    builder.put(**{**counts, "answeredBy": counts["answeredBy"] or None})
     if answers.lines:
         done = steps_fields(answers.answered + answers.errors, answers.lines)
-        draft.merge("progress", {**done, "totalSteps": answers.lines})
+        builder.merge("progress", {**done, "totalSteps": answers.lines})
 
 
-def _check_evaluation(draft: StatusBuilder, result: RunResult) -> None:
+def _check_evaluation(builder: StatusBuilder, result: RunResult) -> None:
     metrics = result.metrics
     if metrics is None or metrics.eval_loss is None:
         return
@@ -254,7 +254,7 @@ def _check_evaluation(draft: StatusBuilder, result: RunResult) -> None:
     text += f", reward accuracy {metrics.eval_reward_accuracy}" if metrics.eval_reward_accuracy else ""
     before = metrics.base_eval_reward_accuracy
     text += f", the base model's {before}" if before else ""
-    draft.conditions.set(ConditionType.EVALUATED, True, "Evaluated", text)
+    builder.conditions.set(ConditionType.EVALUATED, True, "Evaluated", text)
 
 
 def _change(metrics: MetricsStatus) -> str:
@@ -290,14 +290,14 @@ def needs_report(snapshot: Snapshot) -> bool:
     return report is None or (report.job.failed_reason is None and result_of(report) is None)
 
 
-def tell_unservable(draft: StatusBuilder) -> None:
+def set_unservable(builder: StatusBuilder) -> None:
     """Say beside the settings and beside the result why no server can serve it; nothing where nothing says so."""
-    method = (draft.fields.get("resolved") or {}).get("method")
+    method = (builder.fields.get("resolved") or {}).get("method")
     for name in ("resolved", "adapter"):
-        block = draft.fields.get(name)
+        block = builder.fields.get(name)
         if block is None:
             continue
         problem = method_problem(method) or rank_problem(block.get("rank"), ENGINE_RANKS[-1])
         others = {field: value for field, value in block.items() if field != _FIELD}
         text = None if problem is None else f"{problem.message}. {problem.remedy.text}."
-        draft.fields[name] = others if text is None else {**others, _FIELD: text}
+        builder.fields[name] = others if text is None else {**others, _FIELD: text}

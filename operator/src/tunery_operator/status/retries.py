@@ -30,7 +30,7 @@ from tunery_operator.observed.attempt_history import (
 from tunery_operator.observed.job import JobView
 from tunery_operator.observed.metadata import parse_time, retry_mark
 from tunery_operator.observed.pod import PodView
-from tunery_operator.status.attempts import how_it_ended, listed_since
+from tunery_operator.status.attempts import end_reason, listed_since
 from tunery_operator.status.builder import StatusBuilder
 from tunery_operator.status.diagnosis import GONE, failure, of_role
 
@@ -49,7 +49,7 @@ PREVIOUS_ATTEMPT: Final = "previousAttempt"
 """The fact of a blocker that tells how the attempt before it failed."""
 
 
-def gone_cause(status: Mapping[str, Any], attempt: Attempt) -> Mapping[str, Any] | None:
+def lost_root_cause(status: Mapping[str, Any], attempt: Attempt) -> Mapping[str, Any] | None:
     """Return the entry of the pod that the last attempt of a Job ended for, if that pod is gone, else None."""
     cause = last_cause(status)
     if cause is None or cause["startTime"] < attempt.job.created or cause["uid"] in {pod.uid for pod in attempt.pods}:
@@ -125,15 +125,15 @@ def _has_failed(pod: PodView) -> bool:
     return pod.phase == "Failed" and not free
 
 
-def ends_its_job(draft: StatusBuilder, attempt: Attempt, pod: PodView) -> bool:
+def ends_its_job(builder: StatusBuilder, attempt: Attempt, pod: PodView) -> bool:
     """Tell whether no attempt follows one whose container has failed, though its Job ends some seconds later."""
     if pod.exit_code == ExitCode.USER_ERROR:
         return True
     retries = attempt.job.retries
     if attempt.job.nodes > 1:
-        return failed_too_often(draft.fields, attempt)
+        return failed_too_often(builder.fields, attempt)
     failed = [each for each in attempt.pods if each.phase == "Failed" or each.exit_code not in (None, 0)]
-    counted = [each for each in failed if how_it_ended(each, draft.snapshot, draft.conditions) not in DISRUPTIONS]
+    counted = [each for each in failed if end_reason(each, builder.snapshot, builder.conditions) not in DISRUPTIONS]
     return pod in counted and retries is not None and len(counted) > retries
 
 
@@ -160,7 +160,7 @@ def retries_used(status: Mapping[str, Any], attempt: Attempt) -> int | None:
     return failed if failed >= job.failed else None
 
 
-def failure_of_gone(job: JobView, entry: Mapping[str, Any], attempts: int) -> Failure:
+def failure_of_lost_pod(job: JobView, entry: Mapping[str, Any], attempts: int) -> Failure:
     """Return why a Job has failed whose last attempt ended for a pod that is gone, by its entry in the ledger."""
     pod, reason = entry["pod"], str(entry["reason"])
     if reason == POD_DELETED:

@@ -17,15 +17,15 @@ from tunery_operator.status.conditions import PUBLISHING, STOPPING
 from tunery_operator.status.deadline import deadline_left
 from tunery_operator.status.diagnosis import job_failure
 from tunery_operator.status.findings import close_checks
-from tunery_operator.status.main_job import show_no_job, show_pod
+from tunery_operator.status.main_job import show_missing_job, show_pod
 from tunery_operator.status.reports import steps_fields
 from tunery_operator.status.results import (
     forget_checkpoint,
     published,
+    record_checkpoint,
+    record_progress,
+    record_termination_message,
     succeeded_pod,
-    take_checkpoint,
-    take_last_words,
-    take_progress,
     take_published,
     take_result,
 )
@@ -85,123 +85,123 @@ def _is_begun(snapshot: Snapshot) -> bool:
     return any((condition["type"], condition["status"]) == being for condition in conditions)
 
 
-def check_stop(draft: StatusBuilder) -> bool:
+def check_stop(builder: StatusBuilder) -> bool:
     """Follow an object that is being stopped to its end; True: nothing else is to be said of it."""
-    stop = stop_of(draft.snapshot)
+    stop = stop_of(builder.snapshot)
     if stop is None:
-        draft.conditions.drop(_STOPPED)
+        builder.conditions.drop(_STOPPED)
         return False
-    _show_main(draft)
-    still = next(terminating(draft.snapshot), None)
+    _show_main(builder)
+    still = next(terminating(builder.snapshot), None)
     if still is not None:
-        draft.conditions.set(_STOPPED, False, STOPPING, f"{stop.why}; {still}")
+        builder.conditions.set(_STOPPED, False, STOPPING, f"{stop.why}; {still}")
     elif stop.publishes:
-        _check_publishing(draft, stop)
+        _check_publishing(builder, stop)
     else:
-        _end_after(draft, stop, _why_nothing(draft), _last_step(draft))
+        _end_after(builder, stop, _why_nothing(builder), _last_step(builder))
     return True
 
 
-def _end(draft: StatusBuilder, stop: Stop, text: str, ended: datetime | None = None) -> None:
-    close_checks(draft)
-    draft.end_stopped(stop.reason, f"{stop.why}; {text}", ended)
+def _end(builder: StatusBuilder, stop: Stop, text: str, ended: datetime | None = None) -> None:
+    close_checks(builder)
+    builder.end_stopped(stop.reason, f"{stop.why}; {text}", ended)
 
 
-def _end_after(draft: StatusBuilder, stop: Stop, text: str, step: int | None) -> None:
+def _end_after(builder: StatusBuilder, stop: Stop, text: str, step: int | None) -> None:
     """End where no adapter is at the output, and say how far it came, as far as that is known."""
     if step is None:
-        _end(draft, stop, text)
+        _end(builder, stop, text)
         return
-    _show_last_step(draft, step)
-    _end(draft, stop, f"stopped after step {step}; {text}")
+    _show_last_step(builder, step)
+    _end(builder, stop, f"stopped after step {step}; {text}")
 
 
-def _last_step(draft: StatusBuilder) -> int | None:
+def _last_step(builder: StatusBuilder) -> int | None:
     """Return the last step that its pods told of, by a report or by a checkpoint; None where they told of none."""
-    told = [(draft.fields.get(name) or {}).get("step") for name in ("progress", "checkpoint")]
+    told = [(builder.fields.get(name) or {}).get("step") for name in ("progress", "checkpoint")]
     return max((step for step in told if step is not None), default=None)
 
 
-def _why_nothing(draft: StatusBuilder) -> str:
-    sweep = draft.snapshot.owner.sweep
-    if draft.fields.get("attempts") and sweep is not None:
+def _why_nothing(builder: StatusBuilder) -> str:
+    sweep = builder.snapshot.owner.sweep
+    if builder.fields.get("attempts") and sweep is not None:
         return f"nothing is published, and its checkpoints stay until LoRASweep {sweep} has published its best"
-    if draft.fields.get("attempts"):
-        uri = (draft.fields.get("checkpoint") or {}).get("uri")
+    if builder.fields.get("attempts"):
+        uri = (builder.fields.get("checkpoint") or {}).get("uri")
         newest = f", the newest at {uri}" if uri else ""
         return f"spec.onStop is Discard: nothing is published, and its checkpoints stay{newest}"
     return "no pod had begun to train, so there is nothing to publish"
 
 
-def _show_main(draft: StatusBuilder) -> None:
-    attempt = draft.snapshot.main
+def _show_main(builder: StatusBuilder) -> None:
+    attempt = builder.snapshot.main
     if attempt is None:
-        show_no_job(draft)
+        show_missing_job(builder)
         return
-    take_progress(draft)
-    take_checkpoint(draft, attempt.last)
+    record_progress(builder)
+    record_checkpoint(builder, attempt.last)
     if not attempt.job.finished:
-        show_pod(draft, attempt)
+        show_pod(builder, attempt)
 
 
-def _check_publishing(draft: StatusBuilder, stop: Stop) -> None:
-    attempt = draft.snapshot.publishing
+def _check_publishing(builder: StatusBuilder, stop: Stop) -> None:
+    attempt = builder.snapshot.publishing
     if attempt is None:
-        _show(draft, stop, f"a Job is to {_errand(draft)}")
+        _show(builder, stop, f"a Job is to {_publishing_text(builder)}")
     elif attempt.job.complete:
-        _check_published(draft, stop, attempt)
+        _check_published(builder, stop, attempt)
     elif attempt.job.failed_reason is not None:
-        _check_unpublished(draft, stop, attempt)
+        _check_unpublished(builder, stop, attempt)
     else:
-        _show_publishing(draft, stop, attempt)
+        _show_publishing(builder, stop, attempt)
 
 
-def _show_publishing(draft: StatusBuilder, stop: Stop, attempt: Attempt) -> None:
-    found = draft.blocker(attempt) if not attempt.job.suspend else None
-    text = f"Job {attempt.job.name} is to {_errand(draft)}"
+def _show_publishing(builder: StatusBuilder, stop: Stop, attempt: Attempt) -> None:
+    found = builder.blocker(attempt) if not attempt.job.suspend else None
+    text = f"Job {attempt.job.name} is to {_publishing_text(builder)}"
     if found is None:
-        _show(draft, stop, text)
+        _show(builder, stop, text)
         return
-    draft.show_blocker(found)
-    _show(draft, stop, f"{text}, and its pod does not run yet: {found.message}", str(found.reason))
+    builder.show_blocker(found)
+    _show(builder, stop, f"{text}, and its pod does not run yet: {found.message}", str(found.reason))
 
 
-def _errand(draft: StatusBuilder) -> str:
+def _publishing_text(builder: StatusBuilder) -> str:
     """Return what the publishing Job is for: a checkpoint that nobody told of may be there all the same."""
-    step = (draft.fields.get("checkpoint") or {}).get("step")
+    step = (builder.fields.get("checkpoint") or {}).get("step")
     if step is None:
         return "look whether a checkpoint was stored, as none was told of, and publish what is best in it"
     return f"publish what is best in the newest checkpoint, of step {step}"
 
 
-def _show(draft: StatusBuilder, stop: Stop, text: str, reason: str = PUBLISHING) -> None:
-    draft.conditions.set(_STOPPED, False, reason, f"{stop.why}; {text}")
+def _show(builder: StatusBuilder, stop: Stop, text: str, reason: str = PUBLISHING) -> None:
+    builder.conditions.set(_STOPPED, False, reason, f"{stop.why}; {text}")
 
 
-def _check_published(draft: StatusBuilder, stop: Stop, attempt: Attempt) -> None:
-    pod, result, name = succeeded_pod(attempt), published(draft.snapshot, attempt), attempt.job.name
+def _check_published(builder: StatusBuilder, stop: Stop, attempt: Attempt) -> None:
+    pod, result, name = succeeded_pod(attempt), published(builder.snapshot, attempt), attempt.job.name
     if pod is None:
-        _show(draft, stop, f"the pod of Job {name} is gone, and its word with it; it runs once more")
+        _show(builder, stop, f"the pod of Job {name} is gone, and its word with it; it runs once more")
     elif result is None:
-        draft.fail_for(FailureReason.INTERNAL_ERROR, f"pod {pod.name} ended well, and does not say what it published")
+        builder.fail_for(FailureReason.INTERNAL_ERROR, f"pod {pod.name} ended well, and does not say what it published")
     else:
-        take_result(draft, result)
-        text = take_published(draft, result)
-        forget_checkpoint(draft, result)
+        take_result(builder, result)
+        text = take_published(builder, result)
+        forget_checkpoint(builder, result)
         ended = pod.finished_at or attempt.job.ended_at
         if result.stopped_after_step is None:
             # Its last pod had published the whole of it as the stop came.
-            draft.succeed(text, ended)
+            builder.succeed(text, ended)
         else:
-            _show_last_step(draft, result.stopped_after_step)
-            _end(draft, stop, f"{_after(result)}, {text}", ended)
+            _show_last_step(builder, result.stopped_after_step)
+            _end(builder, stop, f"{_after(result)}, {text}", ended)
 
 
-def _show_last_step(draft: StatusBuilder, step: int) -> None:
+def _show_last_step(builder: StatusBuilder, step: int) -> None:
     """Show how far it came: the last that its pod told of that may be a step before, as it was told to end."""
-    draft.merge("stopped", {"afterStep": step})
-    total = (draft.fields.get("progress") or {}).get("totalSteps")
-    draft.merge("progress", steps_fields(step, total) if total else None)
+    builder.merge("stopped", {"afterStep": step})
+    total = (builder.fields.get("progress") or {}).get("totalSteps")
+    builder.merge("progress", steps_fields(step, total) if total else None)
 
 
 def _after(result: RunResult) -> str:
@@ -213,15 +213,15 @@ def _after(result: RunResult) -> str:
     return f"stopped after step {result.stopped_after_step}, {measured}{older}"
 
 
-def _check_unpublished(draft: StatusBuilder, stop: Stop, attempt: Attempt) -> None:
+def _check_unpublished(builder: StatusBuilder, stop: Stop, attempt: Attempt) -> None:
     """End where no adapter came of it; what can be mended, a deadline that is too short included, is a failure."""
-    result = take_last_words(draft, attempt)
-    found, exit_code = job_failure(attempt, draft.snapshot.platform)
+    result = record_termination_message(builder, attempt)
+    found, exit_code = job_failure(attempt, builder.snapshot.platform)
     if str(found.reason) not in _NOTHING_USABLE:
         text = f"{stop.why}; what was trained could not be published: {found.message}"
-        draft.fail(found.model_copy(update={"message": scrub(text)}), exit_code=exit_code)
+        builder.fail(found.model_copy(update={"message": scrub(text)}), exit_code=exit_code)
     elif stop.reason == REQUESTED:
         step = result.stopped_after_step if result is not None else None
-        _end_after(draft, stop, found.message, _last_step(draft) if step is None else step)
+        _end_after(builder, stop, found.message, _last_step(builder) if step is None else step)
     else:
-        draft.fail_for(FailureReason.DEADLINE_EXCEEDED, f"{stop.why}; {found.message}")
+        builder.fail_for(FailureReason.DEADLINE_EXCEEDED, f"{stop.why}; {found.message}")

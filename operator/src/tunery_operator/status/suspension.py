@@ -27,7 +27,7 @@ def is_queued(job: JobView) -> bool:
     return job.suspend and job.queue is not None and not job.suspended_by_us and not job.finished
 
 
-def check_queue(draft: StatusBuilder, job: JobView) -> None:
+def check_queue(builder: StatusBuilder, job: JobView) -> None:
     """Set QuotaReserved by what the Job itself shows: whoever lets it in may have named the queue, too.
 
     A Job that was held, not by us, and no more is was let in by a queue controller, even if it leaves no marks.
@@ -35,30 +35,30 @@ def check_queue(draft: StatusBuilder, job: JobView) -> None:
     if job.queue is None or job.finished:
         return
     if is_queued(job):
-        _wait(draft, job.queue)
+        _wait(builder, job.queue)
     elif job.suspend:
-        release_quota(draft)
-    elif job.admitted or draft.conditions.reason(_QUOTA) in (_WAITING, PREEMPTED):
-        draft.conditions.set(_QUOTA, True, "QuotaReserved", f"queue {job.queue}")
-    elif not draft.conditions.is_true(_QUOTA):
+        release_quota(builder)
+    elif job.admitted or builder.conditions.reason(_QUOTA) in (_WAITING, PREEMPTED):
+        builder.conditions.set(_QUOTA, True, "QuotaReserved", f"queue {job.queue}")
+    elif not builder.conditions.is_true(_QUOTA):
         text = (
             f"Job {job.name} names queue {job.queue}, and nothing shows that a queue controller let it start; "
             "if Kueue is not installed, the queue has no effect"
         )
-        draft.conditions.set(_QUOTA, None, NO_CONTROLLER, text)
+        builder.conditions.set(_QUOTA, None, NO_CONTROLLER, text)
 
 
-def _wait(draft: StatusBuilder, queue: str) -> None:
-    if draft.conditions.is_true(_QUOTA) or draft.conditions.reason(_QUOTA) == PREEMPTED:
-        draft.conditions.set(_QUOTA, False, PREEMPTED, f"queue {queue} took the quota back, and will start it again")
+def _wait(builder: StatusBuilder, queue: str) -> None:
+    if builder.conditions.is_true(_QUOTA) or builder.conditions.reason(_QUOTA) == PREEMPTED:
+        builder.conditions.set(_QUOTA, False, PREEMPTED, f"queue {queue} took the quota back, and will start it again")
     else:
-        draft.conditions.set(_QUOTA, False, _WAITING, f"queue {queue} has no room yet")
+        builder.conditions.set(_QUOTA, False, _WAITING, f"queue {queue} has no room yet")
 
 
-def release_quota(draft: StatusBuilder) -> None:
+def release_quota(builder: StatusBuilder) -> None:
     """Say that no quota is held: the Job that had it is suspended, or is no more."""
-    if draft.conditions.status(_QUOTA) is not None:
-        draft.conditions.set(_QUOTA, None, "Released", "no Job waits in a queue or holds quota")
+    if builder.conditions.status(_QUOTA) is not None:
+        builder.conditions.set(_QUOTA, None, "Released", "no Job waits in a queue or holds quota")
 
 
 def terminating(snapshot: Snapshot) -> Iterator[str]:

@@ -50,48 +50,48 @@ _SINCE: Final = {
 """By what remains, as `after_removal` has it."""
 
 
-def check_search(draft: StatusBuilder) -> bool:
+def check_search(builder: StatusBuilder) -> bool:
     """Take over what is known of the trials; True where the sweep fails."""
-    search = draft.snapshot.search
+    search = builder.snapshot.search
     if search is None:
         return False
-    if draft.snapshot.main is None:
+    if builder.snapshot.main is None:
         # Of a Job that is not there yet Searching says all.
-        draft.conditions.drop(ConditionType.RUNNING)
-    _show_trials(draft, search)
+        builder.conditions.drop(ConditionType.RUNNING)
+    _show_trials(builder, search)
     failure = search.decision.fail
     if failure is None:
-        _show_stage(draft, search)
+        _show_stage(builder, search)
         return False
     if search.alive:
         # Told once nothing of it runs any more: nobody looks after a trial whose sweep has failed.
-        draft.show_blocker(failure, ends=True)
-        draft.conditions.set(_SEARCHING, False, str(failure.reason), f"{failure.message}; {_still(search)}")
+        builder.show_blocker(failure, ends=True)
+        builder.conditions.set(_SEARCHING, False, str(failure.reason), f"{failure.message}; {_still(search)}")
         return True
-    draft.conditions.set(_SEARCHING, False, str(failure.reason), failure.message)
-    draft.fail(failure)
+    builder.conditions.set(_SEARCHING, False, str(failure.reason), failure.message)
+    builder.fail(failure)
     return True
 
 
-def tell_removed(draft: StatusBuilder) -> None:
+def omit_removed_adapters(builder: StatusBuilder) -> None:
     """Leave out the places of the adapters that are not kept, once the best is published."""
-    search = draft.snapshot.search
-    if search is None or search.decision.publish is None or not draft.conditions.is_true(ConditionType.SUCCEEDED):
+    search = builder.snapshot.search
+    if search is None or search.decision.publish is None or not builder.conditions.is_true(ConditionType.SUCCEEDED):
         return
     rows = [trial.row for trial in search.trials]
     told = summary.without_removed(rows, search.decision.publish, search.spec.keep_adapters)
-    draft.put(trials=[row.to_json_dict() for row in told])
+    builder.put(trials=[row.to_json_dict() for row in told])
 
 
-def _show_trials(draft: StatusBuilder, search: Search) -> None:
+def _show_trials(builder: StatusBuilder, search: Search) -> None:
     spec, trials = search.spec, search.trials
     best = summary.best(trials, float(spec.objective.tolerance))
     convergence = summary.convergence(trials)
     end = EndReason.SPACE_EXHAUSTED if search.exhausted else search.decision.end_reason
-    draft.put(
+    builder.put(
         trials=[trial.row.to_json_dict() for trial in trials] or None,
         counts=summary.counts(trials).to_json_dict(),
-        countsText=summary.counts_text(trials, spec.max_trials, int(draft.fields.get("forgiven") or 0)),
+        countsText=summary.counts_text(trials, spec.max_trials, int(builder.fields.get("forgiven") or 0)),
         best=summary.best_trial(best).to_json_dict() if best is not None else None,
         convergence=[each.to_json_dict() for each in convergence] or None,
         trialsSinceImprovement=summary.since_improvement(trials),
@@ -102,10 +102,10 @@ def _show_trials(draft: StatusBuilder, search: Search) -> None:
     )
     if search.importance is not None:
         shown = summary.importance_shown(search.importance)
-        draft.put(importance=[each.to_json_dict() for each in shown] if shown else None)
+        builder.put(importance=[each.to_json_dict() for each in shown] if shown else None)
     started = _started(trials)
     if started is not None:
-        draft.fields.setdefault("startTime", started)
+        builder.fields.setdefault("startTime", started)
 
 
 def _started(trials: tuple[Trial, ...]) -> str | None:
@@ -118,7 +118,7 @@ def _text(time: datetime) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def _show_stage(draft: StatusBuilder, search: Search) -> None:
+def _show_stage(builder: StatusBuilder, search: Search) -> None:
     """Say whether trials are made, and why none is."""
     decision, blocker = search.decision, search.blocker
     end = EndReason.SPACE_EXHAUSTED if search.exhausted else decision.end_reason
@@ -127,27 +127,27 @@ def _show_stage(draft: StatusBuilder, search: Search) -> None:
         if end is EndReason.MAX_TRIALS and (tried := points_tried(search.spec)):
             why += f", {tried}"
         still = f"; {_still(search)}" if search.alive else ""
-        _say(draft, search, False, end.value if end is not None else "Ended", why + still)
-    elif draft.snapshot.suspend:
+        _say(builder, search, False, end.value if end is not None else "Ended", why + still)
+    elif builder.snapshot.suspend:
         text = f"no trial is made while the sweep is suspended{_kept(search)}{_refused(search)}"
-        _say(draft, search, None, SEARCH_SUSPENDED, text)
+        _say(builder, search, None, SEARCH_SUSPENDED, text)
     elif blocker is not None and blocker.is_shown:
-        _say(draft, search, None, blocker.reason, blocker.message)
-    elif (queued := _held(search, draft.snapshot.owner.key.namespace)) is not None:
-        _say(draft, search, None, TRIALS_QUEUED, queued)
+        _say(builder, search, None, blocker.reason, blocker.message)
+    elif (queued := _held(search, builder.snapshot.owner.key.namespace)) is not None:
+        _say(builder, search, None, TRIALS_QUEUED, queued)
         failure = next((trial.live.blocker for trial in search.alive if trial.live and trial.live.blocker), None)
         if failure is not None:
             remedies = of_sweep(failure.fixes, [each.path for each in search.spec.parameters or ()])
-            draft.show_blocker(failure.model_copy(update={"remedies": remedies}))
+            builder.show_blocker(failure.model_copy(update={"remedies": remedies}))
     elif search.kept and len(search.kept) == len(search.alive):
-        _say(draft, search, None, TRIAL_KEPT, f"waits for {_still_kept(search)}")
+        _say(builder, search, None, TRIAL_KEPT, f"waits for {_still_kept(search)}")
     else:
         tried = points_tried(search.spec)
         made = f"trials are made: {tried}" if tried else "trials are made"
-        _say(draft, search, True, "Searching", f"{made}{_kept(search)}")
+        _say(builder, search, True, "Searching", f"{made}{_kept(search)}")
 
 
-def _say(draft: StatusBuilder, search: Search, status: bool | None, reason: str, message: str) -> None:
+def _say(builder: StatusBuilder, search: Search, status: bool | None, reason: str, message: str) -> None:
     """Set the condition Searching, with a word on who only claims to be a trial, and on who is one all the same."""
     foreign = search.foreign
     if foreign:
@@ -157,7 +157,7 @@ def _say(draft: StatusBuilder, search: Search, status: bool | None, reason: str,
         message += (
             f"; counted, and neither stopped nor suspended, as its owner was changed: {', '.join(search.owner_changed)}"
         )
-    draft.conditions.set(_SEARCHING, status, reason, message)
+    builder.conditions.set(_SEARCHING, status, reason, message)
 
 
 def _held(search: Search, namespace: str) -> str | None:

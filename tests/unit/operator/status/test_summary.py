@@ -15,7 +15,7 @@ from tunery_api.serverstatus import ServerCondition
 from tunery_api.status import CONDITIONS_KEPT, FINAL_PHASES, ConditionType, Phase
 from tunery_operator.client.cache import Cache
 from tunery_operator.status.compute import compute_status
-from tunery_operator.status.conditions import settled, under_way_again
+from tunery_operator.status.conditions import final_status, retried_status
 from tunery_operator.status.deadline import requeue_after
 from tunery_operator.status.events import transitions
 from tunery_operator.status.retries import reopened
@@ -79,7 +79,7 @@ def test_one_that_is_tried_again_is_not_finished_in_the_very_write_that_reopens_
     failed = judge(ended(code=64, says=DIVERGED), train=FAILED)
     status = reopened(failed, "again")
     assert status is not None
-    written = under_way_again(status, 3, NOW + timedelta(minutes=5))
+    written = retried_status(status, 3, NOW + timedelta(minutes=5))
     assert (written["phase"], condition(written, "Finished")) == ("Pending", ("False", "InProgress"))
     assert condition(written, "Stalled") is None
     assert condition(written, "Reconciling") == ("True", "Pending")
@@ -96,11 +96,11 @@ def test_a_change_of_the_spec_after_the_end_is_observed_once(standing: Standing)
     if standing.phase not in FINAL_PHASES:
         return
     generation = standing.status["observedGeneration"]
-    assert settled(standing.status, generation, NOW) == standing.status
+    assert final_status(standing.status, generation, NOW) == standing.status
     later = NOW + timedelta(days=30)
-    changed = settled(standing.status, generation + 1, later)
+    changed = final_status(standing.status, generation + 1, later)
     assert {each["observedGeneration"] for each in changed["conditions"]} == {generation + 1}
-    assert settled(changed, generation + 1, later) == changed
+    assert final_status(changed, generation + 1, later) == changed
     assert transitions(standing.status, changed) == (), "no event reports the end again"
     for each, open_objects in ((standing.status, 0), (changed, 1)):
         cache = Cache()
