@@ -49,7 +49,7 @@ _DISRUPTION_ENDS: Final = {
     "PreemptionByKubeScheduler": PREEMPTED,
     "EvictionByEvictionAPI": EVICTED,
 }
-"""Reasons of DisruptionTarget that are no failure of anything."""
+"""Reasons of DisruptionTarget that are no failures."""
 
 
 def record_attempts(builder: StatusBuilder) -> bool:
@@ -142,7 +142,7 @@ def working_pods(snapshot: Snapshot) -> list[PodView]:
 def _unknown(
     pods: Iterable[PodView | LostPod], history: Sequence[Entry], builder: StatusBuilder
 ) -> list[PodView | LostPod]:
-    """Return the pods that started and were never counted; what is no longer in the history started before it."""
+    """Return the pods that started and have no entry; the entries that were dropped started before the history."""
     known = {entry["uid"] for entry in history}
     before = listed_since(builder.fields, history)
     return [
@@ -216,7 +216,7 @@ def _reason_in_attempt(
 
 
 def _close(builder: StatusBuilder, entry: Entry, ending: Termination, history: Iterable[Entry]) -> None:
-    """Write down the end of a pod; what ran at a time, as pods that work together do, counts once as seconds."""
+    """Close an entry; the seconds that several pods ran at the same time count once."""
     others = list(spans(history)) if _INDEX in entry else []
     started = parse_time(entry["startTime"]) or ending.time
     seconds = max(0, int((ending.time - started).total_seconds()))
@@ -240,7 +240,7 @@ class Termination:
 
 
 def termination_of(pod: PodView, snapshot: Snapshot, conditions: Conditions) -> Termination | None:
-    """Return how a pod that is there ended, or None while it has not ended."""
+    """Return the end of a pod that still exists, or None while it runs."""
     if pod.finished_at is not None:
         return Termination(pod.finished_at, end_reason(pod, snapshot, conditions), pod.exit_code)
     if not pod.finished or pod.started_at is None:
@@ -256,9 +256,9 @@ def termination_of_lost_pod(
     snapshot: Snapshot,
     conditions: Conditions,
 ) -> Termination:
-    """Return how a pod ended that is gone; `following` is when the next attempt started.
+    """Return the end of a pod that is gone; `following` is when the next attempt started.
 
-    The best evidence of when: what was seen as it went; the pod's last report; then what came after it.
+    The best evidence of its time: the watch event of its deletion, its last report, then what came after it.
     """
     started, stopped = parse_time(entry["startTime"]), _recorded_stop_reason(entry["uid"], snapshot, conditions)
     if started is None:
@@ -291,7 +291,7 @@ def _first_since(started: datetime, snapshot: Snapshot, others: tuple[datetime |
 
 
 def end_reason(pod: PodView, snapshot: Snapshot, conditions: Conditions) -> str:
-    """Return one word for how a pod that has ended did so: Succeeded, who stopped it, or a failure reason."""
+    """Return the reason of the end of a pod: Succeeded, what stopped it, or a failure reason."""
     if pod.exit_code == 0 or pod.phase == "Succeeded":
         return SUCCEEDED
     if reported_failure(pod.termination_message) is None:
@@ -323,7 +323,7 @@ def record_stop(
 
 
 def _deleted(started: datetime | None, snapshot: Snapshot) -> str:
-    """Return how a pod ended that was deleted; where its Job is gone, Tunery has deleted both."""
+    """Return the reason of the end of a deleted pod; if its Job is gone, Tunery has deleted both."""
     made = parse_time(snapshot.main.job.created) if snapshot.main is not None else None
     return STOPPED if made is None or (started is not None and started < made) else POD_DELETED
 

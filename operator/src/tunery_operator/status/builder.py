@@ -1,4 +1,4 @@
-"""A status while it is being computed: the old one, changed step by step, then read once."""
+"""Provide StatusBuilder, which changes the previous status of an object step by step into the next one."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _FORECAST: Final = frozenset({"eta", "etaSeconds"})
 
 
 class StatusBuilder:
-    """The status of one object, under way from what it was to what it is."""
+    """The status of one object while it is computed, from the previous one on."""
 
     def __init__(self, snapshot: Snapshot) -> None:
         self.snapshot = snapshot
@@ -65,7 +65,7 @@ class StatusBuilder:
                 self.fields[name] = value
 
     def merge(self, name: str, values: dict[str, Any] | None) -> None:
-        """Lay `values` over an object field of the status; what they do not name stays."""
+        """Merge `values` into an object field of the status; fields that they do not name stay."""
         if values:
             self.fields[name] = {**(self.fields.get(name) or {}), **values}
 
@@ -74,7 +74,7 @@ class StatusBuilder:
         self.fields[name] = int(self.fields.get(name) or 0) + amount
 
     def fail(self, failure: Failure, *, ended: datetime | None = None, exit_code: int | None = None) -> None:
-        """End the object as failed; `ended` is when that came about, if not now."""
+        """End the object as failed; `ended` is the time of that, if not now."""
         subject = self._subject(ended=True)
         facts = {**self._curve(), **failure.facts, **self._checkpoint(failure), **self._warm_start(failure)}
         facts = dict(list(facts.items())[:MAX_FACTS])
@@ -166,7 +166,7 @@ class StatusBuilder:
             self.conditions.set(ConditionType.RUNNING, False, "Ended")
 
     def _forget_eta(self) -> None:
-        """Nothing runs, so nobody knows when it ends; how far it came stays."""
+        """Nothing runs, so no end can be forecast; the steps that are done stay."""
         progress = self.fields.get("progress") or {}
         if progress.keys() & _FORECAST:
             self.fields["progress"] = {name: value for name, value in progress.items() if name not in _FORECAST}

@@ -28,7 +28,7 @@ from tunery_operator.status.suspension import terminating
 from tunery_operator.status.sweep import check_search, omit_removed_adapters
 
 Check = Callable[[StatusBuilder], bool]
-"""Changes the builder; True: this was the last word, and what follows does not count."""
+"""Changes the builder; True: the status is final, and the checks that follow are skipped."""
 _NO_SERVER: Final = (
     retry("Create that AdapterServer"),
     recreate("Name another AdapterServer in serverRef", "serverRef"),
@@ -39,7 +39,7 @@ _SERVER_REMEDIES: Final = {
     UnfinishedInput.of_server(ServerPhase.INVALID): "Correct its spec: kubectl describe adapterserver {name} -n "
     "{namespace} shows the error",
 }
-"""By the state of a server that only a person can change."""
+"""The remedies by the state of a server that Tunery does not change."""
 SCHEDULING: Final = "spec.scheduling"
 """A field that may be corrected in place."""
 
@@ -88,9 +88,9 @@ def _check_spec(builder: StatusBuilder) -> bool:
 
 
 def _answers_retry(snapshot: Snapshot) -> bool:
-    """Tell whether going on is the answer to who asks for another try.
+    """Tell whether the object answers a requested retry by continuing.
 
-    A sweep that fails and waits for its trials has none yet: it is tried again once it has failed.
+    A sweep that fails and waits for its trials does not yet: it is retried once it has failed.
     """
     search = snapshot.search
     return snapshot.kind is not Kind.LORASWEEP or (search is not None and search.decision.fail is None)
@@ -134,7 +134,7 @@ def _check_inputs(builder: StatusBuilder) -> bool:
 
 
 def _server_remedies(builder: StatusBuilder, item: UnfinishedInput) -> tuple[Remedy, ...]:
-    """Return what a person has to do before a server answers; nothing where waiting is enough, or it is no server."""
+    """Return what to do before a server answers; empty if waiting is enough, or if the input is no server."""
     if item.kind is not Kind.ADAPTERSERVER:
         return ()
     if not item.exists:
@@ -181,7 +181,7 @@ CHECKS: Final[tuple[Check, ...]] = (
 
 
 def set_blocked(builder: StatusBuilder) -> None:
-    """Show why the next Job cannot be created or changed, where that is so."""
+    """Show why the next Job cannot be created or changed, if so."""
     found = _found(builder.snapshot)
     if found is not None:
         builder.show_blocker(found)
@@ -206,13 +206,13 @@ def _waits_for_a_plan(snapshot: Snapshot) -> bool:
 
 
 def _is_stopping(snapshot: Snapshot) -> bool:
-    """Tell whether all that must go before an object is suspended was told to end."""
+    """Tell whether all that must end before an object is suspended has been deleted or suspended."""
     attempts = [attempt for attempt in (snapshot.preflight, snapshot.main) if attempt is not None]
     return all(attempt.job.finished or attempt.job.suspend for attempt in attempts)
 
 
 def _set_stage(builder: StatusBuilder, reason: str, message: str) -> None:
-    """Set the condition of what would come next; a pod that runs is not hindered by it."""
+    """Set the condition of the next step to blocked; a pod that runs continues."""
     snapshot, running, preflight = builder.snapshot, ConditionType.RUNNING, ConditionType.PREFLIGHT
     if builder.conditions.reason(ConditionType.SUSPENDED) == STOPPING and not _is_stopping(snapshot):
         # What cannot be stopped is not on its way to be.
@@ -228,7 +228,7 @@ def _set_stage(builder: StatusBuilder, reason: str, message: str) -> None:
 
 
 def _set_searching(builder: StatusBuilder, reason: str, message: str) -> None:
-    """Say of a sweep without a Job what keeps it from its next step, where the search itself has not told that."""
+    """Show what blocks a sweep without a Job, unless the search itself shows it."""
     if builder.snapshot.search is None:
         over = builder.conditions.is_false(ConditionType.SEARCHING)
         builder.conditions.set(ConditionType.SEARCHING, False if over else None, reason, message)

@@ -16,33 +16,33 @@ from tunery_api.status import FINAL_PHASES, ConditionStatus, ConditionType, Phas
 from tunery_operator.observed.metadata import format_time, parse_time
 
 _SHORT: Final = 160
-"""Bytes of a message that may stand in several conditions."""
+"""Bytes of a message that several conditions may repeat."""
 _STATUS = {True: ConditionStatus.TRUE, False: ConditionStatus.FALSE, None: ConditionStatus.UNKNOWN}
 FINISHING: Final = "Finishing"
 """Reason of Running=False between the end of a pod that ended well and that of its Job."""
 RESULT_LOOKUP: Final = "ResultLookup"
-"""Reason of Running=False while the bucket is asked what a pod that is gone has published."""
+"""Reason of Running=False while a Job looks up in the bucket what a pod that is gone has published."""
 STOPPING: Final = "Stopping"
-"""Reason of Running=True while a pod was told to end, and of Suspended=False and Stopped=False until all have."""
+"""Reason of Running=True while a deleted pod ends, and of Suspended=False and Stopped=False until all have ended."""
 OUT_OF_TIME: Final = "OutOfTime"
-"""Reason of Running=True while the pod that spec.activeDeadlineSeconds has told to end stores its checkpoint."""
+"""Reason of Running=True while a pod stores its checkpoint after spec.activeDeadlineSeconds."""
 PUBLISHING: Final = "Publishing"
-"""Reason of Stopped=False while a small Job publishes what was trained; another where its pod cannot run yet."""
+"""Reason of Stopped=False while a small Job publishes what was trained."""
 HELD: Final = "JobSuspended"
-"""Reason of Running=False while somebody else holds the Job, who is not a queue that it names."""
+"""Reason of Running=False while another client, which is not its queue, suspends the Job."""
 POD_STARTED: Final = "PodStarted"
-"""Reason of Running=True until the pod downloads, trains, merges or asks: it imports its libraries."""
+"""Reason of Running=True until the pod downloads, trains, merges or sends requests: it imports its libraries."""
 WAITING_FOR_PREDECESSOR: Final = "WaitingForPredecessor"
 WAITING_FOR_SLOT: Final = "WaitingForPreflightSlot"
-"""Reasons of the stage that comes next: what must go before its Job may be made."""
+"""Reasons of the next stage: what must end before its Job is created."""
 _WAITING: Final = frozenset({WAITING_FOR_PREDECESSOR, WAITING_FOR_SLOT, HELD})
 NOT_REPORTING: Final = "NotReporting"
-"""Reason of ProgressReported=False where a pod has run for two minutes and nothing was heard of it, and of Running=True
-where nothing ever was: whether it still starts, nobody knows."""
+"""Reason of ProgressReported=False if a pod has sent no report for two minutes, and of Running=True if it has never
+sent one."""
 AT_WORK: Final = frozenset(
     {Phase.DOWNLOADING, Phase.TRAINING, Phase.EVALUATING, Phase.MERGING, Phase.ANSWERING, Phase.UPLOADING}
 )
-"""The phases of a pod at work: what it says of itself, and the reasons of Running=True."""
+"""The phases that a running pod reports, which are the reasons of Running=True."""
 _TRAINER_PHASES: Final = {
     POD_STARTED: Phase.STARTING,
     NOT_REPORTING: Phase.STARTING,
@@ -67,7 +67,7 @@ _SHOWN_BY: Final = {
     Phase.STOPPING: (ConditionType.STOPPED,),
     Phase.UPLOADING: (ConditionType.STOPPED, ConditionType.RUNNING),
 }
-"""The conditions that say why an object is at a phase, the first that is not True."""
+"""The conditions that have the reason of a phase: the first that is not True."""
 _PLAIN: Final = frozenset(
     {
         "PreflightPending",
@@ -80,7 +80,7 @@ _PLAIN: Final = frozenset(
         "Publishing",
     }
 )
-"""Reasons that say no more than the phase does."""
+"""Reasons that add nothing to the phase."""
 
 
 class Conditions:
@@ -145,13 +145,13 @@ class Conditions:
         return message
 
     def drop(self, type_: StrEnum) -> None:
-        """Take a condition away: nothing is to be said of it any more."""
+        """Remove a condition."""
         self._by_type.pop(type_.value, None)
 
     def confirm(self) -> None:
-        """Say of every condition that it holds of this generation, also of those that were not set anew.
+        """Set observedGeneration of every condition, also of those that were not set now.
 
-        Who waits for one (kubectl wait) waits until it is of the newest. Those of a later version are left alone.
+        kubectl wait compares it with the newest generation. Conditions of a later version stay unchanged.
         """
         for type_, condition in self._by_type.items():
             if type_ in self._order:
@@ -163,7 +163,7 @@ class Conditions:
 
 
 def phase_of(conditions: Conditions, working: Phase) -> Phase:
-    """Return the phase; the first line that holds wins. `working` is that of a pod of this kind that says no other."""
+    """Return the phase; the first line that holds wins. `working` is the phase of a pod that reports no other."""
     checks = (
         (conditions.is_true(ConditionType.FAILED), Phase.FAILED),
         (conditions.is_true(ConditionType.SUCCEEDED), Phase.SUCCEEDED),
@@ -210,7 +210,7 @@ def set_summary(conditions: Conditions, phase: Phase) -> None:
 
 
 def summary_reason(conditions: Conditions, phase: Phase, failure: Mapping[str, Any] | None) -> str | None:
-    """Return status.reason: why an object failed, was stopped or waits; None where its phase says all."""
+    """Return status.reason: why an object failed, was stopped or waits; None if its phase is enough."""
     if phase in _ENDED_BY:
         reason = conditions.reason(_ENDED_BY[phase])
         return None if reason == phase.value else reason

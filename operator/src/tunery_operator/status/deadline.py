@@ -26,11 +26,11 @@ from tunery_operator.status.suspension import SAVES
 
 MIN_SECONDS: Final = 10.0
 MAX_SECONDS: Final = 60.0
-"""Between two looks at what the cluster says of a pod that does not start, or of a Job that it refuses: the longer
-that lasts, the more seldom, since a thousand jobs may wait for the same thing."""
+"""Between two reads of the events about a pod that does not start, or a Job that is rejected: the longer that lasts,
+the longer the pause, since a thousand jobs may wait for the same thing."""
 _SHARE: Final = 6
 MEETING_SECONDS: Final = 20.0
-"""Between two looks at pods that run and have not met yet: the Service that they look for may be gone."""
+"""Between two checks of pods that run and have not met yet: their Service may have been deleted."""
 _STAGES: Final = frozenset({ConditionType.RUNNING.value, ConditionType.PREFLIGHT.value, ConditionType.SEARCHING.value})
 
 
@@ -55,9 +55,9 @@ def check_deadline(builder: StatusBuilder) -> bool:
 
 
 def _saving(snapshot: Snapshot) -> PodView | None:
-    """Return a pod that was told to end and may store a checkpoint before, which the verdict is to name; else None.
+    """Return a deleted pod that may still store a checkpoint, else None.
 
-    One on a node that does not answer, or that outlives its grace period, is not waited for.
+    A pod on a node that does not answer, or that outlives its grace period, is not waited for.
     """
     if snapshot.main is not None or not snapshot.definition.holds("checkpoint"):
         return None
@@ -69,7 +69,7 @@ def _saving(snapshot: Snapshot) -> PodView | None:
 
 
 def run_seconds(status: Mapping[str, Any], pods: Iterable[PodView | LostPod], now: datetime) -> float:
-    """Return how many seconds all attempts ran until now: those that were written down as ended, and the others."""
+    """Return how many seconds all attempts ran until now: closed and open ones."""
     history = status.get("attemptHistory") or ()
     known = {entry["uid"] for entry in history if _ENDED in entry}
     opened = {entry["uid"]: parse_time(entry["startTime"]) for entry in history}
@@ -85,7 +85,7 @@ def run_seconds(status: Mapping[str, Any], pods: Iterable[PodView | LostPod], no
 
 
 def _until(pod: PodView | LostPod, now: datetime) -> datetime:
-    """Return until when a pod ran or runs; one that outlives its grace period does so on a node that is lost."""
+    """Return until when a pod ran or runs; after its grace period its node counts as lost."""
     if isinstance(pod, LostPod):
         return (pod.started_at or now) + timedelta(seconds=pod.seconds)
     return pod.finished_at or min(now, pod.deleted_at or now)
@@ -103,7 +103,7 @@ def deadline_left(snapshot: Snapshot) -> float | None:
 
 
 def open_attempts(status: Mapping[str, Any]) -> set[str]:
-    """Return the uids of the attempts whose end is not written down yet."""
+    """Return the uids of the open entries of the history."""
     return {entry["uid"] for entry in status.get("attemptHistory") or () if _ENDED not in entry}
 
 
@@ -165,7 +165,7 @@ def _does_not_start(attempt: Attempt) -> bool:
 
 
 def _since(status: Mapping[str, Any]) -> datetime | None:
-    """Return since when an object is at the stage at which it is."""
+    """Return the start of the stage that an object is in."""
     stages = [c["lastTransitionTime"] for c in status.get("conditions") or () if c["type"] in _STAGES]
     return parse_time(max(stages, default=None))
 

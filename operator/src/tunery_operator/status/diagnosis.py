@@ -1,4 +1,4 @@
-"""Why a pod does not run, or ended badly: pods and warnings in, failures out."""
+"""Diagnose why a pod does not run, or why it has failed: from pods and warning events to failures."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NODE_GRACE: Final = timedelta(seconds=15)
 """Time after the end of a pod's grace period from which its node counts as lost."""
 
 SCHEDULER_GRACE: Final = timedelta(seconds=20)
-"""Time in which a scheduler says something of a pod, if there is one of that name."""
+"""Time in which a scheduler writes a condition of a pod, if there is one of that name."""
 _SCHEDULER: Final = (
     edit("Name a scheduler of the cluster in scheduling.schedulerName, or omit it", "scheduling.schedulerName"),
     retry("Check that this scheduler works"),
@@ -33,7 +33,7 @@ _CHECKS_SCHEDULER: Final = (retry("Check that the cluster's default scheduler wo
 _CLAIM: Final = (retry("Create or bind the PersistentVolumeClaim that the message names"),)
 
 FRESH: Final = timedelta(minutes=3)
-"""The kubelet says a mount that fails again at least every two minutes: an older warning is over."""
+"""The kubelet says a mount that fails again at least every two minutes: an older warning has expired."""
 _EVER: Final = datetime.min.replace(tzinfo=UTC)
 
 _R = FailureReason
@@ -60,7 +60,7 @@ GONE: Final = (
 )
 """The remedies where the pods are gone with their logs."""
 _TERMINATED: Final = 128 + signal.SIGTERM
-"""The exit code of whoever was told to end before it listened for that."""
+"""The exit code of a process that ended by SIGTERM before it handled the signal."""
 _ENDED: Final = (retry("Find what deletes or ends this pod; its events may show it"),)
 _START_REASONS: Final = frozenset({"StartError", "ContainerCannotRun"})
 """Why a container ended that never ran."""
@@ -135,7 +135,7 @@ def _unplaced(pod: PodView, role: str, now: datetime) -> Failure | None:
 
 
 def is_node_lost(pod: PodView, now: datetime) -> bool:
-    """Tell whether nobody can say any more what a pod that has not ended does."""
+    """Tell whether the state of a pod that has not ended is unknown, as its node does not answer."""
     if pod.finished:
         return False
     if _says_lost(pod):
@@ -180,7 +180,7 @@ def _refused_pod(attempt: Attempt) -> Failure | None:
 def _newest(attempt: Attempt, pod: PodView | None = None, since: datetime | None = None) -> ClusterWarning | None:
     """Return the newest warning about a pod, or the Job, that still holds.
 
-    What was before the Job's start, before the pod, or of the Job before its newest pods, is over.
+    Warnings from before the Job's start, before the pod, or of the Job before its newest pods have expired.
     """
     job, about = attempt.job, "Pod" if pod is not None else "Job"
     made = [parse_time(each.created) for each in (attempt.newest if pod is None else (pod,))]

@@ -1,4 +1,4 @@
-"""The events that a change of status deserves: one for each transition of a condition."""
+"""Compute the events of a change of status: one for each transition of a condition."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def _tells_the_end(condition: Mapping[str, Any], status: Mapping[str, Any]) -> b
 
 
 def _of_trials(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Event]:
-    """Yield what is told of a sweep's trials: a new best one, and those that failed by chance; not each of them."""
+    """Yield the events of a sweep's trials: a new best one, and those that failed."""
     best, before = new.get("best") or {}, old.get("best") or {}
     if best and best.get("trial") != before.get("trial"):
         beside = f", {before['name']} came to {before['value']}" if before else ""
@@ -158,7 +158,7 @@ def _is_retried(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
 
 
 def _is_refused(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    """Tell whether one that has ended stays so although somebody asked for another try; one that failed is a trial."""
+    """Tell whether an object that has ended rejects a requested retry; a failed one that does is a trial."""
     ended = new.get("phase") in FINAL_PHASES
     asked = new.get("observedRetry") not in (None, old.get("observedRetry"))
     return ended and asked and old.get("phase") == new.get("phase")

@@ -21,7 +21,7 @@ def record_findings(
 ) -> None:
     """Take over all findings that hold now, and the checklist; None: nothing was said of them.
 
-    Last words may have lost their sentences, which were posted before.
+    A termination message may omit the sentences, which were reported before.
     """
     if not builder.snapshot.definition.holds("findings"):
         return
@@ -42,7 +42,7 @@ def explain_rejection(builder: StatusBuilder) -> None:
 
 
 def planned(checks: Sequence[CheckStatus]) -> list[CheckStatus]:
-    """Return preflight's checklist, with the sentences that its last words leave out, as they say nothing new."""
+    """Return preflight's checklist, with the sentences that its termination message omits."""
     waits = {_MESSAGE: TRAINING_TELLS}
     return [
         each.model_copy(update=waits) if each.name in TOLD_BY_TRAINING and not each.message else each for each in checks
@@ -73,7 +73,7 @@ def _with_sentences(
 
 
 def _judge(builder: StatusBuilder) -> None:
-    """Set Healthy: False with the gravest finding as its reason, where one is a warning or a problem."""
+    """Set Healthy: False with the most severe finding as its reason, where one is a warning or a problem."""
     findings = builder.fields.get("findings") or []
     gravest = worst([each["severity"] for each in findings])
     found = next((each for each in findings if each["severity"] == gravest), None)

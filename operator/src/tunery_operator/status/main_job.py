@@ -1,4 +1,4 @@
-"""The Job that trains or merges: queued, starting, running, retried, done."""
+"""Show the Job that does the work: queued, starting, running, retried, and ended."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ REPORT_GRACE: Final = timedelta(seconds=120)
 """A pod says that it starts as soon as Python has, which took 63 seconds on a node under load, with a tenth of a CPU;
 one that is silent for longer cannot reach the operator."""
 BACKOFF_GRACE: Final = timedelta(seconds=75)
-"""The same, from when an operator takes over: a pod that nobody has answered for long tries again once a minute."""
+"""The same, from when an operator takes over: a pod without an answer retries once a minute."""
 SILENCE_GRACE: Final = timedelta(minutes=2)
 """The same, from its last report: it repeats that every PROGRESS_EVERY_SECONDS, whatever it computes."""
 MEETING_GRACE: Final = timedelta(minutes=2)
@@ -64,7 +64,7 @@ _NOT_RETRIED: Final = FailureReason.DISK_FULL
 
 
 def check_main_job(builder: StatusBuilder) -> bool:
-    """Judge the train or merge Job; True once it has ended."""
+    """Show the train or merge Job; return True once it has ended."""
     attempt = builder.snapshot.main
     if attempt is None:
         show_missing_job(builder)
@@ -137,7 +137,7 @@ def _would_repeat(builder: StatusBuilder, attempt: Attempt, pod: PodView) -> Fai
 
 
 def show_missing_job(builder: StatusBuilder) -> None:
-    """Say of a Job that is not there that nothing runs; what is left of an earlier one may still end."""
+    """Show that there is no Job; the pods of an earlier Job may still end."""
     release_quota(builder)
     builder.put(pods=None)
     record_progress(builder)
@@ -151,7 +151,7 @@ def show_missing_job(builder: StatusBuilder) -> None:
 
 
 def show_pod(builder: StatusBuilder, attempt: Attempt) -> None:
-    """Say of a Job that has not ended what its pod does, or its pods together, or what it waits for."""
+    """Show what the pods of a Job that has not ended do, or what they wait for."""
     pod, job = attempt.last, attempt.job
     builder.put(pods=f"{attempt.running}/{job.nodes}" if job.nodes > 1 else None)
     now = builder.snapshot.now
@@ -197,7 +197,7 @@ def _show_activity(builder: StatusBuilder, pod: PodView, attempt: Attempt) -> No
 
 
 def _meeting_problem(builder: StatusBuilder, attempt: Attempt) -> str:
-    """Return what may keep pods from each other, as the end of a sentence, once they should have begun together."""
+    """Return what may block the connection of pods that should have begun, as the end of a sentence."""
     last = max((pod.started_at for pod in attempt.newest if pod.started_at is not None), default=None)
     if last is None or builder.snapshot.now < last + MEETING_GRACE:
         return ""
@@ -210,7 +210,7 @@ def _meeting_problem(builder: StatusBuilder, attempt: Attempt) -> str:
 
 
 def _show_reporting(builder: StatusBuilder, pod: PodView) -> bool:
-    """Say whether the pod at work reports, once that is known; True where it should have and has not."""
+    """Show whether the running pod reports, once that is known; return True if it should have and has not."""
     snapshot, reported = builder.snapshot, ConditionType.PROGRESS_REPORTED
     if pod.reports_to is None or snapshot.taking_reports_since is None:
         builder.conditions.drop(reported)
@@ -296,7 +296,7 @@ def _show_stopping(builder: StatusBuilder, pod: PodView, several: str = "") -> N
 
 
 def _show_held(builder: StatusBuilder, attempt: Attempt) -> None:
-    """Say who keeps a Job from running: the user, a queue, or somebody else."""
+    """Show what suspends a Job: the user, a queue, or another client."""
     pod, job = next((each for each in attempt.newest if not each.finished), None), attempt.job
     if pod is not None:
         _show_stopping(builder, pod)
@@ -329,7 +329,7 @@ def _show_waiting(builder: StatusBuilder, attempt: Attempt) -> None:
 
 
 def _with_the_end_before(builder: StatusBuilder, attempt: Attempt, found: Failure) -> Failure:
-    """Return what stands in the way, and how the attempt before it failed: only an event would tell it, for an hour."""
+    """Return what blocks the next attempt, with how the previous attempt failed."""
     ended = root_cause_pod(builder.fields, attempt) if lost_root_cause(builder.fields, attempt) is None else None
     if ended is None or end_reason(ended, builder.snapshot, builder.conditions) in DISRUPTIONS:
         return found
@@ -339,7 +339,7 @@ def _with_the_end_before(builder: StatusBuilder, attempt: Attempt, found: Failur
 
 
 def _used(builder: StatusBuilder, attempt: Attempt) -> str:
-    """Return how many retries are used up, as it stands behind "failed"; empty where nobody knows for sure."""
+    """Return how many retries are used up, as it follows "failed"; empty if that is not known for sure."""
     used = retries_used(builder.fields, attempt)
     return f" ({used} of {attempt.job.retries} retries used)" if used is not None else ""
 

@@ -1,4 +1,4 @@
-"""The preflight of a LoRAJob: passed, failed with its reason, or still under way."""
+"""Show the preflight of a LoRAJob: passed, failed with its reason, or not ended yet."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _AT_WORK: Final = "PreflightRunning"
 
 
 def check_preflight(builder: StatusBuilder) -> bool:
-    """Judge the preflight Job; True while nothing may follow it, or where nothing does."""
+    """Show the preflight Job; return True while no Job may follow it, or if none does."""
     if _nothing_to_judge(builder):
         return _ends_there(builder)
     return _judge(builder) or _ends_there(builder)
@@ -137,7 +137,7 @@ def _show_progress(builder: StatusBuilder, attempt: Attempt) -> None:
 
 
 def _show_ended_pod(builder: StatusBuilder, attempt: Attempt, pod: PodView) -> None:
-    """Say how a pod ended whose Job has not: some seconds later, unless another attempt follows."""
+    """Show the end of a pod whose Job has not ended: it does seconds later, unless another attempt follows."""
     if pod.phase == "Succeeded" or pod.exit_code == 0:
         builder.conditions.set(_PREFLIGHT, None, _AT_WORK, f"pod {pod.name} has ended well")
         return

@@ -28,7 +28,7 @@ _METRICS: Final = {
 """The names of our trainer, of transformers and of TRL for what they log, and those of the status."""
 _COUNTERS: Final = {"current_step": "step", "total_steps": "totalSteps"}
 _BEFORE_ALL_BEGIN: Final = (None, Phase.STARTING, Phase.DOWNLOADING)
-"""What a pod reports until it has all it needs, and the others are there."""
+"""The phases that a pod reports until all pods have begun."""
 _FINDINGS: Final = ("failure", "dataset", "memory", "resolved")
 
 
@@ -55,18 +55,18 @@ def progress_fields(report: TrainerStatus) -> dict[str, Any]:
 
 
 def is_downloading(report: TrainerStatus) -> bool:
-    """Tell whether the pod brings base model, adapter or data to its disk; one that says what it is at does not."""
+    """Tell whether the pod downloads the base model, the adapter or data."""
     return report.doing == DOWNLOADING and report.phase in _BEFORE_ALL_BEGIN
 
 
 def only_starts(report: TrainerStatus) -> bool:
-    """Tell whether the pod does not work yet; a plain transformers image names no phase, and has steps to tell of."""
+    """Tell whether the pod only starts; a plain transformers image reports no phase, but steps."""
     works = report.step is not None or report.progress_percentage is not None or bool(report.metrics)
     return report.phase is Phase.STARTING or (report.phase is None and not works)
 
 
 def has_begun(snapshot: Snapshot) -> bool:
-    """Tell whether pods that work together have begun: the first of them says so, having said before that it starts."""
+    """Tell whether several pods have begun to train: the first pod reports it."""
     first, report = snapshot.main.last if snapshot.main is not None else None, snapshot.progress
     if first is None or report is None or snapshot.reporter != first.uid:
         return False
@@ -74,7 +74,7 @@ def has_begun(snapshot: Snapshot) -> bool:
 
 
 def publishes_alone(snapshot: Snapshot, attempt: Attempt | None) -> bool:
-    """Tell whether training has ended and the first of several pods does the rest, which needs no other one.
+    """Tell whether training has ended and the first of several pods publishes, which needs no other pod.
 
     It says so itself, or had said so before the operator's restart.
     """
@@ -91,7 +91,7 @@ def publishes_alone(snapshot: Snapshot, attempt: Attempt | None) -> bool:
 
 
 def first_pod_succeeded(attempt: Attempt | None) -> bool:
-    """Tell whether the first of several pods has published, whatever became of another one meanwhile."""
+    """Tell whether the first of several pods has published, however the others have ended."""
     pod = attempt.last if attempt is not None and attempt.job.nodes > 1 else None
     return pod is not None and pod.exit_code == ExitCode.OK
 
@@ -146,12 +146,12 @@ def parse_result(message: str) -> RunResult | None:
 
 
 def reported_failure(message: str) -> Failure | None:
-    """Return why a container says that it failed, or None where it says nothing of the kind."""
+    """Return why a container says that it failed, or None if its message has no failure."""
     answer = parse_result(message)
     return answer.failure if answer is not None else None
 
 
 def interrupted_activity(message: str) -> str:
-    """Return what a container was at as a signal ended it; empty where it says nothing of the kind."""
+    """Return what a container did when a signal ended it; empty if its message does not say so."""
     answer = parse_result(message)
     return (answer.told if answer is not None else None) or ""

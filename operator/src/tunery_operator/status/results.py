@@ -86,7 +86,7 @@ def _is_of_this_attempt(builder: StatusBuilder) -> bool:
 
 
 def record_checkpoint(builder: StatusBuilder, pod: PodView | None) -> None:
-    """Take over the checkpoint that a pod wrote as it was told to end."""
+    """Record the checkpoint that a pod wrote as it was deleted."""
     result = parse_result(pod.termination_message) if pod is not None else None
     holds = builder.snapshot.definition.holds("checkpoint")
     if result is not None and result.checkpoint is not None and holds:
@@ -94,7 +94,7 @@ def record_checkpoint(builder: StatusBuilder, pod: PodView | None) -> None:
 
 
 def _take_checkpoint(builder: StatusBuilder, checkpoint: dict[str, Any], *, mends: bool = True) -> None:
-    """Set the newest checkpoint; a report may be older than a pod's last words.
+    """Set the newest checkpoint; a report may be older than a pod's termination message.
 
     `mends` is False where the same report says that a newer one could not be stored: a condition that went to and fro
     within each look would be written at each.
@@ -129,7 +129,7 @@ def check_result(builder: StatusBuilder, attempt: Attempt) -> None:
 
 
 def _tell_removal_unknown(builder: StatusBuilder, attempt: Attempt, result: RunResult) -> None:
-    """Say of a sweep that nobody knows what its trials have left: who removed it was not heard, a report is silent."""
+    """Show that it is unknown which adapters of trials are left: the termination message that says so is gone."""
     if builder.snapshot.kind is not Kind.LORASWEEP or result.adapter is None:
         return
     place = trials_uri(result.adapter.uri, builder.snapshot.owner.uid)
@@ -280,9 +280,9 @@ def published(snapshot: Snapshot, attempt: Attempt | None) -> RunResult | None:
 
 
 def needs_report(snapshot: Snapshot) -> bool:
-    """Tell whether a complete Job's result is known from nowhere, so that a report Job must ask the bucket for it.
+    """Tell whether a complete Job's result is unknown, so that a report Job must read it from the bucket.
 
-    True while the report Job runs, too; one that is complete and whose own words are gone is to be made anew.
+    True while the report Job runs, too; if its own termination message is gone, it is created again.
     """
     main, report = snapshot.main, snapshot.report
     if main is None or not main.job.complete or published(snapshot, main) is not None:
@@ -291,7 +291,7 @@ def needs_report(snapshot: Snapshot) -> bool:
 
 
 def set_unservable(builder: StatusBuilder) -> None:
-    """Say beside the settings and beside the result why no server can serve it; nothing where nothing says so."""
+    """Add to the settings and to the result why no server can serve it, if so."""
     method = (builder.fields.get("resolved") or {}).get("method")
     for name in ("resolved", "adapter"):
         block = builder.fields.get(name)

@@ -46,7 +46,7 @@ _JUDGED_AGAIN: Final = frozenset(
     for type_ in (ConditionType.FAILED, ConditionType.RUNNING, ConditionType.FINISHED, ConditionType.STALLED)
 )
 PREVIOUS_ATTEMPT: Final = "previousAttempt"
-"""The fact of a blocker that tells how the attempt before it failed."""
+"""The fact of a blocker that has how the previous attempt failed."""
 
 
 def lost_root_cause(status: Mapping[str, Any], attempt: Attempt) -> Mapping[str, Any] | None:
@@ -173,13 +173,13 @@ def failure_of_lost_pod(job: JobView, entry: Mapping[str, Any], attempts: int) -
 
 
 def unanswered(status: Mapping[str, Any], retry: str | None) -> str | None:
-    """Return what status.observedRetry is to say where somebody has asked for another try; None where nobody has."""
+    """Return the new status.observedRetry if a retry is requested, else None."""
     mark = retry_mark(retry)
     return None if mark == status.get("observedRetry") else mark
 
 
 def refuses_retry(phase: str, *, of_trial: bool) -> bool:
-    """Tell whether an object that has ended takes note of who asks for another try, and has none."""
+    """Tell whether an object that has ended acknowledges a requested retry without one."""
     return of_trial or phase != Phase.FAILED.value
 
 
@@ -208,12 +208,12 @@ def _is_judged_again(condition: Mapping[str, Any]) -> bool:
 
 
 def attempt_words(number: int, pod: str | None) -> str:
-    """Return how an attempt that has ended is called: with its pod where that was not alone."""
+    """Return the name of an attempt in a message, with its pod if there are several."""
     return f"attempt {number}" if pod is None else f"attempt {number}, pod {pod},"
 
 
 def was_ended(attempt: str, why: str, *, goes_on: bool = True) -> str:
-    """Return what is said of an attempt that was ended for what is no fault of it; `attempt`: how it is called."""
+    """Return the message of an attempt that ended without a fault of its own; `attempt` is its name."""
     # Of these ends the Job controller counts the deletion alone.
     counted = ", which counts as a retry" if why == POD_DELETED and goes_on else ""
     return f"{attempt} was ended: {why}{counted}; {'the next one goes on' if goes_on else 'no retry is left'}"

@@ -57,7 +57,7 @@ class Search:
     foreign: tuple[str, ...] = ()
     """Names of the LoRAJobs that name the sweep as their owner and are none of its trials."""
     owner_changed: tuple[str, ...] = ()
-    """Names of the trials whose owner reference somebody has changed: they count, and nothing of them is changed."""
+    """Names of the trials whose owner reference another client has changed: they count, and stay unchanged."""
     not_held: tuple[str, ...] = ()
     """Names of the trials that have not come to rest, while the sweep is suspended."""
 
@@ -94,9 +94,9 @@ class Snapshot:
     now: datetime
     suspend: bool = False
     stop: str | None = None
-    """Why it is to end for good; None: it is to go on."""
+    """Why it is to end for good; None: it continues."""
     on_stop: str | None = None
-    """What the manifest says of what was trained by then; None: it is left open."""
+    """spec.onStop: what happens to what was trained by then; None: unset."""
     kept_by: tuple[str, ...] = ()
     """The finalizers of others that keep the object though it was deleted."""
     gpus: int = 0
@@ -106,7 +106,7 @@ class Snapshot:
     errors: tuple[FieldError, ...] = ()
     """What is wrong with the spec; with one, nothing else counts."""
     conflict: str | None = None
-    """What bears the name of a child and is not ours."""
+    """A foreign object that has the name of a child."""
     inputs: tuple[Input, ...] = ()
     preflight_needed: bool = False
     preflight_only: bool = False

@@ -53,7 +53,7 @@ class Stop:
 
 
 def stop_of(snapshot: Snapshot) -> Stop | None:
-    """Return why an object that has not ended is to end for good; None: it goes on.
+    """Return why an object that has not ended is to end for good; None: it continues.
 
     Not where its work is done already, and not where it was deleted. A deadline that has stopped it stays a stop though
     it is raised meanwhile: its Job is gone.
@@ -167,7 +167,7 @@ def _show_publishing(builder: StatusBuilder, stop: Stop, attempt: Attempt) -> No
 
 
 def _publishing_text(builder: StatusBuilder) -> str:
-    """Return what the publishing Job is for: a checkpoint that nobody told of may be there all the same."""
+    """Return what the publishing Job does: there may be a checkpoint that no pod has reported."""
     step = (builder.fields.get("checkpoint") or {}).get("step")
     if step is None:
         return "look whether a checkpoint was stored, as none was told of, and publish what is best in it"
@@ -198,7 +198,7 @@ def _check_published(builder: StatusBuilder, stop: Stop, attempt: Attempt) -> No
 
 
 def _show_last_step(builder: StatusBuilder, step: int) -> None:
-    """Show how far it came: the last that its pod told of that may be a step before, as it was told to end."""
+    """Show the last step: the last report may be a step older than the pod's end."""
     builder.merge("stopped", {"afterStep": step})
     total = (builder.fields.get("progress") or {}).get("totalSteps")
     builder.merge("progress", steps_fields(step, total) if total else None)
@@ -214,7 +214,7 @@ def _after(result: RunResult) -> str:
 
 
 def _check_unpublished(builder: StatusBuilder, stop: Stop, attempt: Attempt) -> None:
-    """End where no adapter came of it; what can be mended, a deadline that is too short included, is a failure."""
+    """End without an adapter; what can be fixed, a deadline that is too short included, is a failure."""
     result = record_termination_message(builder, attempt)
     found, exit_code = job_failure(attempt, builder.snapshot.platform)
     if str(found.reason) not in _NOTHING_USABLE:

@@ -19,7 +19,7 @@ NO_CONTROLLER: Final = "NoQueueController"
 _QUOTA: Final = ConditionType.QUOTA_RESERVED
 _WAITING: Final = "WaitingForQuota"
 SAVES: Final = ", and may write a checkpoint before"
-"""What a pod that trains still does when it is told to end, as the end of a sentence."""
+"""What a deleted pod that trains still does, as the end of a sentence."""
 
 
 def is_queued(job: JobView) -> bool:
@@ -28,9 +28,9 @@ def is_queued(job: JobView) -> bool:
 
 
 def check_queue(builder: StatusBuilder, job: JobView) -> None:
-    """Set QuotaReserved by what the Job itself shows: whoever lets it in may have named the queue, too.
+    """Set QuotaReserved by what the Job itself shows: an admission controller may have named the queue, too.
 
-    A Job that was held, not by us, and no more is was let in by a queue controller, even if it leaves no marks.
+    A Job that was suspended by another client and is resumed was admitted by a queue controller.
     """
     if job.queue is None or job.finished:
         return
@@ -74,7 +74,7 @@ def terminating(snapshot: Snapshot) -> Iterator[str]:
 
 
 def _what_it_does(pod: PodView, snapshot: Snapshot) -> str:
-    """Return what a pod does whose Job is gone: it ends, or somebody has deleted the Job without its pods."""
+    """Return what a pod without its Job does: it ends, or another client has deleted the Job without its pods."""
     if not pod.deleting:
         return f"of an earlier Job {outlives(pod)}"
     trains = pod.job != child_name(snapshot.owner.key.name, Task.PREFLIGHT.value)

@@ -74,7 +74,7 @@ def check_search(builder: StatusBuilder) -> bool:
 
 
 def omit_removed_adapters(builder: StatusBuilder) -> None:
-    """Leave out the places of the adapters that are not kept, once the best is published."""
+    """Remove the URIs of the adapters that are not kept, once the best is published."""
     search = builder.snapshot.search
     if search is None or search.decision.publish is None or not builder.conditions.is_true(ConditionType.SUCCEEDED):
         return
@@ -148,7 +148,7 @@ def _show_stage(builder: StatusBuilder, search: Search) -> None:
 
 
 def _say(builder: StatusBuilder, search: Search, status: bool | None, reason: str, message: str) -> None:
-    """Set the condition Searching, with a word on who only claims to be a trial, and on who is one all the same."""
+    """Set the condition Searching, and name objects that only claim to be trials, and trials with a changed owner."""
     foreign = search.foreign
     if foreign:
         more = f" and {len(foreign) - _NAMED} more" if len(foreign) > _NAMED else ""
@@ -226,14 +226,14 @@ def _without_removed(failure: Mapping[str, Any], subject: Subject) -> dict[str, 
 
 
 def _say_it_was_published(conditions: Conditions, sweep: str, remains: bool | None) -> None:
-    """Have the end of a trial say nothing of a place where nothing lies, or nothing to rely on."""
+    """Remove the URI from the message of a trial that has succeeded, as its files were removed."""
     text = f"published, read back, and every digest matched; LoRASweep {sweep} {_SINCE[remains]}"
     if conditions.is_true(ConditionType.SUCCEEDED):
         conditions.set(ConditionType.SUCCEEDED, True, conditions.reason(ConditionType.SUCCEEDED) or "Succeeded", text)
 
 
 def _dataset(status: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what was found in the data, without the place of a report that lay beside the adapter."""
+    """Return what was found in the data, without the URI of a report that was stored with the adapter."""
     found, uri = status.get("dataset") or {}, (status.get("adapter") or {}).get("uri")
     if uri is None or not str(found.get("report") or "").startswith(f"{uri.rstrip('/')}/"):
         return {}
