@@ -33,7 +33,7 @@ _PACKAGES: Final = ("pandas", "sklearn", "sympy")
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rows", nargs="*", type=int, default=[200, 1000, 5000])
-    parser.add_argument("--dropout")
+    parser.add_argument("--dropout", type=float)
     options = parser.parse_args()
     rows, failed = shuffled_rows(), False
     print("| rows | dropout | steps | passes | base | tuned | | minutes |\n|---|---|---|---|---|---|---|---|")
@@ -60,7 +60,7 @@ def main() -> None:
     sys.exit(failed)
 
 
-def run(folder: Path, rows: list[dict[str, str]], dropout: str | None) -> dict[str, Any]:
+def run(folder: Path, rows: list[dict[str, str]], dropout: float | None) -> dict[str, Any]:
     """Train on `rows` and return the lineage of the published adapter."""
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     spec: dict[str, Any] = {

@@ -75,7 +75,7 @@ def job(folder: Path, task: str, steps: int) -> Json:
             "packing": False,
             "precision": "BFloat16",
             "gradientCheckpointing": False,
-            "learningRate": "2e-3",
+            "learningRate": 2e-3,
         },
         "checkpoint": {"everySteps": 10_000},
         "output": {"uri": f"file://{folder}/{task}"},

@@ -58,7 +58,7 @@ def job(folder: Path, blocks: Json, steps: int) -> Json:
     """Return a LoRAJob beside the data in `folder`: whole rows in batches of two, everything in float32."""
     spec: Json = {
         "model": {"uri": model.ensure().as_uri(), "servedName": "SmolLM2-135M-Instruct"},
-        "dataset": {"uri": "file://rows.jsonl", "evaluation": {"fraction": "0.02"}},
+        "dataset": {"uri": "file://rows.jsonl", "evaluation": {"fraction": 0.02}},
         "training": {
             "maxSteps": steps,
             "batchSize": 2,

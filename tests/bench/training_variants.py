@@ -50,7 +50,7 @@ def prepared(method: str, precision: str, length: int, steps: int) -> Case:
             "model": {"uri": "s3://m/base"},
             "dataset": {"uri": "s3://d/rows"},
             "method": method,
-            "lora": {"dropout": "0"},
+            "lora": {"dropout": 0},
             "training": {
                 "precision": precision,
                 "maxLength": length,
@@ -60,7 +60,7 @@ def prepared(method: str, precision: str, length: int, steps: int) -> Case:
                 "learningRate": str(RATE),
                 "optimizer": "AdamW",
                 "scheduler": "Constant",
-                "warmup": "0",
+                "warmup": 0,
                 "gradientCheckpointing": False,
                 "loss": "All",
             },

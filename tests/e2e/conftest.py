@@ -145,7 +145,7 @@ def lorajob(namespace: str, name: str, **blocks: Any) -> dict[str, Any]:
         "method": "LoRA",
         "training": {
             "maxSteps": 20,
-            "learningRate": "1e-2",
+            "learningRate": 1e-2,
             "batchSize": 2,
             "gradientAccumulation": 1,
             "maxLength": 128,
@@ -176,7 +176,7 @@ def adaptermerge(namespace: str, name: str, **spec: Any) -> dict[str, Any]:
 
 
 LONG: dict[str, Any] = {
-    "training": {"maxSteps": 400, "learningRate": "1e-3", "batchSize": 2, "gradientAccumulation": 1, "maxLength": 128},
+    "training": {"maxSteps": 400, "learningRate": 1e-3, "batchSize": 2, "gradientAccumulation": 1, "maxLength": 128},
     "checkpoint": {"everySteps": 25},
     "preflight": "Skip",
 }

@@ -20,7 +20,7 @@ from kit.tenant import s3_secret
 
 NAMESPACE = "e2e-hints"
 S3 = {"name": "s3"}
-STEPS = {"maxSteps": 6, "learningRate": "1e-2", "batchSize": 2, "gradientAccumulation": 1, "maxLength": 128}
+STEPS = {"maxSteps": 6, "learningRate": 1e-2, "batchSize": 2, "gradientAccumulation": 1, "maxLength": 128}
 
 
 @dataclass(frozen=True)
@@ -299,12 +299,12 @@ ROWS_OF: dict[str, Row] = {
     ),
     "diverged": Row(
         "LossDiverged", "loss", "Lower training.learningRate", _look_at_the_curve,
-        {"training": STEPS | {"learningRate": "1e20", "maxSteps": 60}, "preflight": "Skip"},
+        {"training": STEPS | {"learningRate": 1e20, "maxSteps": 60}, "preflight": "Skip"},
     ),
     "worse": Row(
         "NotImproved", "minImprovement", "lower evaluation.minImprovement",
-        anew(evaluation={"minImprovement": "0.001"}),
-        {"evaluation": {"minImprovement": "0.999"}, "preflight": "Skip"},
+        anew(evaluation={"minImprovement": 0.001}),
+        {"evaluation": {"minImprovement": 0.999}, "preflight": "Skip"},
     ),
     "deadline": Row(
         "DeadlineExceeded", "activeDeadlineSeconds", "Raise activeDeadlineSeconds",

@@ -12,19 +12,19 @@ from kit.kubectl import Kubectl
 from kit.published import list_keys
 
 SECRET = {"name": "s3"}
-HELD_OUT = {"uri": ROWS, "secretRef": SECRET, "evaluation": {"fraction": "0.3"}}
+HELD_OUT = {"uri": ROWS, "secretRef": SECRET, "evaluation": {"fraction": 0.3}}
 """24 rows: below 8 there is no verdict."""
 
 
-def at(rate: str, every: int) -> dict[str, Any]:
+def at(rate: float, every: int) -> dict[str, Any]:
     """Return the blocks of a LoRAJob that trains 60 steps at a rate that is of no use."""
     training = {"maxSteps": 60, "learningRate": rate, "batchSize": 2, "gradientAccumulation": 1, "maxLength": 128}
     return {"dataset": HELD_OUT, "training": training, "evaluation": {"everySteps": every}, "preflight": "Skip"}
 
 
 def test_useless_rates_and_a_dry_run(launch: Launch, kubectl: Kubectl, s3: Any) -> None:
-    low = launch("low", **at("1e-5", 10))
-    high = launch("high", **at("100", 5), diagnosis={"action": "Stop"})
+    low = launch("low", **at(1e-5, 10))
+    high = launch("high", **at(100, 5), diagnosis={"action": "Stop"})
     dry = launch("dry", preflight="Only", diagnosis={"showExample": True})
 
     status = low.wait_phase("Succeeded", timeout=400)

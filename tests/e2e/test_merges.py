@@ -28,11 +28,11 @@ print(sum(p.numel() for p in model.parameters()))
 
 
 def test_merges_wait_run_and_load(kubectl: Kubectl, namespace: str, s3: Any, tmp_path: Path) -> None:
-    inputs = [{"loraJobRef": {"name": "one"}, "weight": "0.7"}, {"loraJobRef": {"name": "two"}, "weight": "0.3"}]
+    inputs = [{"loraJobRef": {"name": "one"}, "weight": 0.7}, {"loraJobRef": {"name": "two"}, "weight": 0.3}]
     manifests = [
         lorajob(namespace, "one", lora={"rank": 4}),
         lorajob(namespace, "two", lora={"rank": 8}, training={"maxSteps": 10, "seed": 7, "maxLength": 128}),
-        adaptermerge(namespace, "both", adapters=inputs, method="TIES", density="0.5"),
+        adaptermerge(namespace, "both", adapters=inputs, method="TIES", density=0.5),
         adaptermerge(namespace, "baked", adapters=inputs[:1], into="Model",
                      model={"uri": "s3://models/tiny", "secretRef": {"name": "s3"}}),
     ]  # fmt: skip

@@ -23,7 +23,7 @@ ALONE: dict[str, Any] = {
     **LONG,
     # Of all processes together, and the same rows in each step whatever their number. Dropout draws other masks.
     "training": {**LONG["training"], "maxSteps": 150, "gradientAccumulation": 2},
-    "lora": {"dropout": "0"},
+    "lora": {"dropout": 0},
     "resources": {"gpus": 0, "cpu": "400m", "memory": "2Gi", "ephemeralStorage": "2Gi"},
 }
 TOGETHER: dict[str, Any] = {**ALONE, "resources": {**ALONE["resources"], "nodes": 2}}

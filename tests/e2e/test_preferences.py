@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 
 SECRET = {"name": "s3"}
 SETTINGS: dict[str, Any] = {
-    "training": {"maxSteps": 20, "learningRate": "1e-2", "batchSize": 2, "gradientAccumulation": 1, "maxLength": 128},
+    "training": {"maxSteps": 20, "learningRate": 1e-2, "batchSize": 2, "gradientAccumulation": 1, "maxLength": 128},
 }
 
 
@@ -40,7 +40,7 @@ def test_a_preference_is_learned(launch: Launch, s3: Any, folder: Path) -> None:
 
 def test_what_was_rejected_is_kept_and_gone_on_with(launch: Launch, s3: Any, folder: Path) -> None:
     of = {"task": "ORPO", "dataset": on(PAIRS), **SETTINGS}
-    asked = launch("asked", evaluation={"minImprovement": "0.99"}, retries=0, **of)
+    asked = launch("asked", evaluation={"minImprovement": 0.99}, retries=0, **of)
     status = asked.wait_phase("Failed", timeout=400)
     assert status["failure"]["reason"] == "NotImproved"
     assert "resumeFrom.loraJobRef.name: asked" in status["failure"]["hint"]

@@ -72,7 +72,7 @@ def assert_reported(job: Job, s3: Any) -> None:
     [
         pytest.param({"lora": {"rank": 0}}, "spec.lora.rank", id="rank-0"),
         pytest.param({"lora": {"rnk": 8}}, 'rnk"', id="typo"),
-        pytest.param({"training": {"epochs": "1", "maxSteps": 5}}, "spec.training", id="cel"),
+        pytest.param({"training": {"epochs": 1, "maxSteps": 5}}, "spec.training", id="cel"),
     ],
 )
 def test_what_the_api_server_refuses(kubectl: Kubectl, namespace: str, spec: dict[str, Any], named: str) -> None:

@@ -87,7 +87,7 @@ def assert_nowhere(secret: str, kubectl: Kubectl, namespace: str) -> None:
 
 
 def test_no_process_has_the_secret_key_in_its_environment(launch: Launch, environment: dict[str, str]) -> None:
-    training = {"maxSteps": 400, "learningRate": "1e-3", "batchSize": 2, "gradientAccumulation": 1, "maxLength": 128}
+    training = {"maxSteps": 400, "learningRate": 1e-3, "batchSize": 2, "gradientAccumulation": 1, "maxLength": 128}
     job = launch("watched", training=training, preflight="Skip")
     job.wait_phase("Training", timeout=200)
     (pod,) = [pod for pod in job.pods("train") if pod["status"]["phase"] == "Running"]

@@ -148,7 +148,7 @@ def served_digest(server: Server) -> str:
     return str(found.get("manifestSha256", "")) if found.get("state") == "Served" else ""
 
 
-TWICE = {"maxSteps": 24, "learningRate": "2e-2", "batchSize": 2, "gradientAccumulation": 1, "maxLength": 128}
+TWICE = {"maxSteps": 24, "learningRate": 2e-2, "batchSize": 2, "gradientAccumulation": 1, "maxLength": 128}
 
 
 @pytest.mark.slow

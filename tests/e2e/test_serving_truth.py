@@ -73,7 +73,7 @@ def scaled(server: Server, replicas: int) -> None:
     assert first["metadata"]["uid"] in uids
 
 
-OTHER = {"maxSteps": 24, "learningRate": "2e-2", "batchSize": 2, "gradientAccumulation": 1, "maxLength": 128}
+OTHER = {"maxSteps": 24, "learningRate": 2e-2, "batchSize": 2, "gradientAccumulation": 1, "maxLength": 128}
 
 
 def both_serve(server: Server, *names: str, timeout: float = 400) -> None:

@@ -22,7 +22,7 @@ SECRET = {"name": "s3"}
 ENDLESS: dict[str, Any] = LONG | {
     "dataset": {"uri": ROWS, "secretRef": SECRET, "evaluation": {"uri": ROWS}},
     "evaluation": {"everySteps": 25},
-    "training": LONG["training"] | {"maxSteps": STEPS, "warmup": "0"},
+    "training": LONG["training"] | {"maxSteps": STEPS, "warmup": 0},
     "resources": {"gpus": 0, "cpu": "600m", "memory": "2Gi", "ephemeralStorage": "2Gi"},
 }
 """A LoRAJob that only a stop can end; three run at once."""

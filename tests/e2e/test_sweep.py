@@ -28,7 +28,7 @@ def lorasweep(namespace: str, name: str, **spec: Any) -> dict[str, Any]:
     common = {
         "template": job,
         "parameters": [
-            {"path": "training.learningRate", "range": {"min": "1e-4", "max": "1e-1", "log": True}},
+            {"path": "training.learningRate", "range": {"min": 1e-4, "max": 1e-1, "log": True}},
             {"path": "lora.rank", "choices": ["4", "8", "16"]},
         ],
         "initial": [{"training.learningRate": rate, "lora.rank": "8"} for rate in ("1e-2", "5e-3")],

@@ -30,7 +30,7 @@ def write_job(folder: Path, model: Path, data: Path, blocks: dict[str, Any]) -> 
     """Write a LoRAJob that publishes into `folder`/out."""
     spec = {
         "model": {"uri": model.resolve().as_uri(), "servedName": "base"},
-        "dataset": {"uri": data.resolve().as_uri(), "evaluation": {"fraction": "0.1"}},
+        "dataset": {"uri": data.resolve().as_uri(), "evaluation": {"fraction": 0.1}},
         "output": {"uri": f"file://{folder.resolve()}/out"},
     }
     metadata = {"name": "gpu"}

@@ -113,7 +113,7 @@ class EndedSweep:
             "seed": 42,
             "sampler": "TPE",
             "space": SPACE,
-            "rungs": ["0.25", "0.5"],
+            "rungs": [0.25, 0.5],
             "endReason": "MaxTrials",
             **changes,
         }

@@ -73,9 +73,9 @@ def explained_runs(folder: Path, learned: Path, patch: pytest.MonkeyPatch) -> Tr
             (place / "model").symlink_to(model)
             write_rows(place / "data.jsonl", rows)
         spec = {
-            "dataset": {"uri": "file://data.jsonl", "evaluation": {"fraction": "0.2"}},
+            "dataset": {"uri": "file://data.jsonl", "evaluation": {"fraction": 0.2}},
             **changes,
-            "evaluation": {"everySteps": 5, "minImprovement": "-1000", **changes.get("evaluation", {})},
+            "evaluation": {"everySteps": 5, "minImprovement": -1000, **changes.get("evaluation", {})},
             "training": {**EXACT, "maxSteps": 24, **changes.get("training", {})},
         }
         job = load_run_spec(write_manifest(place, manifest(place, **spec)), place / "work", None)

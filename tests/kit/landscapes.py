@@ -69,7 +69,7 @@ def function() -> Landscape:
 _TEMPLATE: Final = {"model": {"uri": "s3://models/base"}, "dataset": {"uri": "s3://data/rows.jsonl"}}
 _WIDE: Final = {
     "template": {**_TEMPLATE, "lora": {"targetModules": ["attention"]}},
-    "parameters": [{"path": _RATE, "range": {"min": "1e-5", "max": "1e-2", "log": True}}],
+    "parameters": [{"path": _RATE, "range": {"min": 1e-5, "max": 1e-2, "log": True}}],
 }
 
 
@@ -91,7 +91,7 @@ def trainings() -> Landscape:
     return Landscape(fields, guide, _trained, min(curve.losses[-1] for curve in table().values()))
 
 
-_SPAN: Final = {"min": "0.0001", "max": "0.1", "log": True}
+_SPAN: Final = {"min": 0.0001, "max": 0.1, "log": True}
 
 
 def _start(origin: Preset, rate: str, rank: str, alpha: str, modules: str) -> Start:

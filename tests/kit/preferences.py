@@ -66,7 +66,7 @@ def prepared(task: str, count: int = 8) -> PreparedData:
 def resolved_task(folder: Path, task: str, **blocks: Any) -> RunSettings:
     """Return the settings of a run of a task."""
     training = {"maxSteps": 2, "batchSize": 2, "gradientAccumulation": 1, "packing": False, "maxLength": 64}
-    given = {"method": "LoRA", "lora": {"dropout": "0"}, **blocks}
+    given = {"method": "LoRA", "lora": {"dropout": 0}, **blocks}
     return resolved_for(folder, given | {"task": task, "training": training | blocks.get("training", {})})
 
 

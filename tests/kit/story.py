@@ -46,12 +46,12 @@ def manifest(folder: Path, **changes: Any) -> dict[str, Any]:
     """Return a LoRAJob that trains in seconds, with `changes` put over its spec, block by block (None: without it)."""
     spec: dict[str, Any] = {
         "model": {"uri": "file://model"},
-        "dataset": {"uri": "file://data.jsonl", "evaluation": {"fraction": "0.1"}},
+        "dataset": {"uri": "file://data.jsonl", "evaluation": {"fraction": 0.1}},
         "method": "LoRA",
         "lora": {"rank": 8},
         "training": {
             "maxSteps": 20,
-            "learningRate": "1e-2",
+            "learningRate": 1e-2,
             "batchSize": 4,
             "gradientAccumulation": 1,
             "maxLength": 128,

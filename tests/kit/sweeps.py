@@ -19,7 +19,7 @@ START = datetime(2026, 11, 27, 12, 0, tzinfo=UTC)
 STEPS = 80
 _CURVES = Path(__file__).resolve().parents[1] / "data" / "sweep" / "curves.tsv"
 _TEMPLATE = {"model": {"uri": "s3://models/base"}, "dataset": {"uri": "s3://data/rows.jsonl"}}
-_RATE = {"path": "training.learningRate", "range": {"min": "1e-5", "max": "1e-2", "log": True}}
+_RATE = {"path": "training.learningRate", "range": {"min": 1e-5, "max": 1e-2, "log": True}}
 
 
 def sweep(**fields: Any) -> LoRASweepSpec:
@@ -73,7 +73,7 @@ def lorajob(number: int, status: Mapping[str, Any], **spec: Any) -> dict[str, An
         "labels": {"tunery.dev/sweep": "support", "tunery.dev/trial": f"{number:03}"},
         "annotations": {"tunery.dev/origin": "TPE"},
     }
-    rate = {"training": {"learningRate": f"0.000{number + 1}"}}
+    rate = {"training": {"learningRate": float(f"0.000{number + 1}")}}
     return {"metadata": metadata, "spec": {**rate, "diagnosis": {"action": "Stop"}, **spec}, "status": dict(status)}
 
 

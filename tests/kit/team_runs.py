@@ -81,7 +81,7 @@ def go_on(llama: Path, blocks: dict[str, Any], checkpoint: Path | None, team: Te
 
 
 def _trainer(llama: Path, blocks: dict[str, Any], team: Team, folder: Path) -> AdapterTrainer:
-    lora = {"dropout": "0", **blocks.get("lora", {})} if blocks.get("method", "LoRA") in _DROPOUT else {}
+    lora = {"dropout": 0, **blocks.get("lora", {})} if blocks.get("method", "LoRA") in _DROPOUT else {}
     training = {"maxSteps": STEPS, "batchSize": 2, "packing": False, "gradientAccumulation": PASSES}
     spec = blocks | {"training": training | blocks.get("training", {})} | ({"lora": lora} if lora else {})
     resolved = resolved_for(llama, spec)
@@ -192,7 +192,7 @@ class Preferred(NamedTuple):
 
 def prefer(llama: Path, task: str, team: Team, folder: Path) -> Preferred:
     """Train on rows of different lengths that cannot be dealt out evenly, and measure."""
-    training = {"maxSteps": 5, "gradientAccumulation": 2, "learningRate": "1e-2"}
+    training = {"maxSteps": 5, "gradientAccumulation": 2, "learningRate": 1e-2}
     resolved = resolved_task(llama, task, training=training)
     how = replace(PASS, team=team)
     torch.manual_seed(1)

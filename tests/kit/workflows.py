@@ -40,7 +40,7 @@ class Tenant(Namespace):
             name,
             **{
                 "model": {"uri": MODEL, "secretRef": SECRET},
-                "dataset": {"uri": ROWS, "secretRef": SECRET, "evaluation": {"fraction": "0.2"}},
+                "dataset": {"uri": ROWS, "secretRef": SECRET, "evaluation": {"fraction": 0.2}},
                 "method": "LoRA",
                 "lora": {"rank": 4, "targetModules": ["q_proj", "v_proj"]},
                 "training": training(12),
@@ -120,7 +120,7 @@ class Tenant(Namespace):
 def training(steps: int, **fields: Any) -> Json:
     """Return spec.training of a run of so many steps."""
     small = {"batchSize": 2, "gradientAccumulation": 1, "maxLength": 64}
-    return {"maxSteps": steps, "learningRate": "1e-2", **small, **fields}
+    return {"maxSteps": steps, "learningRate": 1e-2, **small, **fields}
 
 
 def assert_adapts(model: Path, adapter: Path) -> None:

@@ -8,14 +8,10 @@ from typing import Annotated, Final
 from pydantic import Field
 
 from tunery_api.fields import (
-    GAIN,
     SERVER_DEFAULT,
-    SOME,
-    WEIGHT,
     ApiModel,
     DatasetUri,
-    FractionString,
-    SignedDecimalString,
+    Number,
 )
 from tunery_api.inputs import (
     AdapterReference,
@@ -48,8 +44,8 @@ ELECTING: Final = frozenset(
     {MergeMethod.TIES, MergeMethod.DARE_TIES, MergeMethod.KNOTS_TIES, MergeMethod.KNOTS_DARE_TIES}
 )
 """The methods that elect a sign."""
-DEFAULT_DENSITY: Final = "0.5"
-TRIMMED_DENSITY: Final = "0.2"
+DEFAULT_DENSITY: Final = 0.5
+TRIMMED_DENSITY: Final = 0.2
 """The default of the methods that trim and elect: what the papers use, and what lost least in bench.merge_quality."""
 OPEN_RANK_LIMIT: Final = 128
 """The largest rank that a result takes by itself: the largest that every server of LoRA adapters loads."""
@@ -78,12 +74,13 @@ LARGEST_WEIGHT: Final = 1000
 class MergeInput(AdapterReference):
     """One adapter of a merge; exactly one of loraJobRef and uri."""
 
-    weight: SignedDecimalString | None = Field(
+    weight: Number | None = Field(
         None,
+        ge=-LARGEST_WEIGHT,
+        le=LARGEST_WEIGHT,
         description="Factor of this adapter's delta, such as 1, 0.5 or -1; for all adapters or for none. Default: one "
         "share of 1 for the methods that add up (Linear, DARELinear, MagnitudePrune), 1 for those that take a mean "
         "themselves.",
-        json_schema_extra=WEIGHT,
     )
 
 
@@ -113,11 +110,11 @@ class MergeEvaluationSpec(ApiModel):
     dataset: MergeDataset = Field(description="The rows: of all the tasks that the result is meant for.")
     max_length: int = Field(2048, ge=8, le=1_048_576, description="Tokens of a row; what is longer is cut off.")
     loss: Loss = Field(Loss.COMPLETION, description="Completion: the assistant's tokens; All: every token.")
-    min_improvement: SignedDecimalString = Field(
-        "0.0",
+    min_improvement: Number = Field(
+        0.0,
+        lt=1,
         description="Publish only if the result's loss is below the base model's by at least this share of it, such as "
         "0.05; below 1.",
-        json_schema_extra=GAIN,
     )
 
 
@@ -138,11 +135,12 @@ class AdapterMergeSpec(LifecycleFields):
         "and DARETIES in the adapters' common basis, which keeps the rank low.",
         json_schema_extra={SERVER_DEFAULT: True},
     )
-    density: FractionString | None = Field(
+    density: Number | None = Field(
         None,
-        description="Share of each delta's entries that is kept, above 0. Not for Linear. Default: TIES and KnOTSTIES "
-        "0.2, the others 0.5.",
-        json_schema_extra=SOME,
+        gt=0,
+        le=1,
+        description="Share of each delta's entries that is kept, above 0 and at most 1. Not for Linear. Default: 0.2 "
+        "for TIES and KnOTSTIES, else 0.5.",
     )
     majority_sign: MajoritySign = Field(MajoritySign.TOTAL, description="Methods with TIES: how a sign is elected.")
     rank: int | None = Field(
@@ -179,12 +177,12 @@ class AdapterMergeSpec(LifecycleFields):
         default_factory=SchedulingSpec, description="Where the pod runs. May change while no pod runs."
     )
 
-    def effective_density(self) -> str:
+    def effective_density(self) -> float:
         """Return density, or what it defaults to with the method."""
         trims = self.method in (MergeMethod.TIES, MergeMethod.KNOTS_TIES)
         return self.density or (TRIMMED_DENSITY if trims else DEFAULT_DENSITY)
 
-    def effective_weights(self) -> list[str]:
+    def effective_weights(self) -> list[float]:
         """Return the weight of each adapter, or what it defaults to with the method."""
-        share = "1.0" if self.method in ELECTING else str(1 / len(self.adapters))
-        return [item.weight or share for item in self.adapters]
+        share = 1.0 if self.method in ELECTING else 1 / len(self.adapters)
+        return [share if item.weight is None else item.weight for item in self.adapters]

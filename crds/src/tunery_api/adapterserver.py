@@ -9,12 +9,11 @@ from pydantic import Field
 
 from tunery_api.fields import (
     SERVER_DEFAULT,
-    SOME,
     ApiModel,
     CpuString,
     DiskString,
-    FractionString,
     MemoryString,
+    Number,
     StorageUri,
 )
 from tunery_api.inputs import LocalReference, ModelSpec
@@ -180,8 +179,8 @@ class EngineSpec(ApiModel):
     precision: EnginePrecision = Field(
         EnginePrecision.AUTO, description="Type to compute in. Auto: the type of the model's weights."
     )
-    gpu_memory_fraction: FractionString = Field(
-        "0.9", description="Share of the GPU's memory that the engine takes, above 0.", json_schema_extra=SOME
+    gpu_memory_fraction: Number = Field(
+        0.9, gt=0, le=1, description="Share of the GPU's memory that the engine takes, above 0 and at most 1."
     )
     args: list[Annotated[str, Field(min_length=3, max_length=128)]] | None = Field(
         None,
@@ -197,7 +196,7 @@ class EngineResources(ApiModel):
     gpu_resource: GpuResource = Field(
         "nvidia.com/gpu", description="Name of the extended resource that the GPUs are; the engine's image must fit it."
     )
-    cpu: CpuString = Field("4", description="CPU of the engine, as in a pod.")
+    cpu: CpuString = Field("4", description='CPU of the engine: 4, 500m or "0.5"; quote a fraction.')
     memory: MemoryString = Field("24Gi", description="Memory of the engine.")
     ephemeral_storage: DiskString = Field(
         "50Gi", description="Disk of a replica: the base model and the adapters that it has brought."

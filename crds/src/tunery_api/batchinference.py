@@ -31,7 +31,7 @@ class BatchResources(ApiModel):
     gpus: ClassVar[int] = 0
     gpu_resource: ClassVar[str] = ""
 
-    cpu: CpuString = Field("1", description="CPU of the container, as in a pod: 1, 0.5 or 500m.")
+    cpu: CpuString = Field("1", description='CPU of the container: 1, 500m or "0.5"; quote a fraction.')
     memory: MemoryString = Field("1Gi", description="Memory of the container. May change while no pod runs.")
     ephemeral_storage: DiskString = Field(
         "10Gi", description="Disk of the container: input and answers. May change while no pod runs."

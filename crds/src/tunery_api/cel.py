@@ -20,7 +20,7 @@ from tunery_api.adapterserver import (
     LabelRequirement,
     RolloutSpec,
 )
-from tunery_api.fields import ApiModel, is_number
+from tunery_api.fields import ApiModel
 from tunery_api.inputs import FORMATS_OF_TASK, DatasetEvaluation, DatasetSpec, ModelSpec, SecretKeyReference
 from tunery_api.lorajob import FSDP_BITS, FSDP_GPUS, PASSES_ARE_SHARED, SAID_OF_PASSES, LoRAJobSpec
 from tunery_api.lorasweep import LoRASweepSpec, ParameterSpec, RangeSpec
@@ -64,7 +64,6 @@ _KEY: Final = "self.{0} != '.' && !self.{0}.startsWith('..')"
 _NO_KEY: Final = "is no name that a key of a Secret can have: no such name is a dot, or begins with two"
 _RANKS: Final = ", ".join(map(str, ENGINE_RANKS))
 _LORA_FIELDS: Final = tuple(str(info.alias) for info in LoraSpec.model_fields.values())
-_ZEROS: Final = "[dyn(0), dyn(0.0), dyn('0'), dyn('0.0')]"
 _ITS_OWN: Final = "output.uri is no place of its own beside the model's, which stays: choose another place"
 
 
@@ -90,27 +89,16 @@ def _continues_elsewhere(run: str) -> CelRule:
     )
 
 
-def _given(name: str, of: str = "self") -> str:
-    """Return whether a Number is set, which is all that CEL can be told of one: its value has no type there."""
-    return f"has(dyn({of}).{name})"
-
-
-def _set(block: str, spec: type[ApiModel], name: str) -> str:
-    """Return whether a field of a block of `self`, whose class is `spec`, is set."""
-    numbers = {info.alias for info in spec.model_fields.values() if is_number(info)}
-    return _given(name, f"self.{block}") if name in numbers else f"has(self.{block}.{name})"
-
-
 def _reads_of_lora(method: Method, message: str) -> CelRule:
     """Return the rule that a setting which the method would not look at is refused."""
-    unread = [_set("lora", LoraSpec, name) for name in _LORA_FIELDS if name not in READ_OF_LORA[method]]
+    unread = [f"has(self.lora.{name})" for name in _LORA_FIELDS if name not in READ_OF_LORA[method]]
     return CelRule(f"{_METHOD} != '{method}' || !has(self.lora) || !({' || '.join(unread)})", message)
 
 
 def _reads_of_preference(task: TrainingTask, message: str) -> CelRule:
     """Return the rule that a setting which the task would not look at is refused."""
     fields = (str(info.alias) for info in PreferenceSpec.model_fields.values())
-    unread = [_set("preference", PreferenceSpec, name) for name in fields if name not in READ_OF_PREFERENCE[task]]
+    unread = [f"has(self.preference.{name})" for name in fields if name not in READ_OF_PREFERENCE[task]]
     return CelRule(f"{_TASK} != '{task}' || !has(self.preference) || !({' || '.join(unread)})", message)
 
 
@@ -133,7 +121,7 @@ CEL_RULES: Final[dict[type[ApiModel], list[CelRule]]] = {
     ],
     DatasetEvaluation: [
         CelRule(
-            f"[has(self.uri), has(self.split), {_given('fraction')}].filter(set, set).size() <= 1",
+            "[has(self.uri), has(self.split), has(self.fraction)].filter(set, set).size() <= 1",
             "takes one of uri, split and fraction",
         ),
         CelRule("!has(self.sha256) || has(self.uri) || has(self.split)", "sha256 goes with uri or split"),
@@ -163,7 +151,7 @@ CEL_RULES: Final[dict[type[ApiModel], list[CelRule]]] = {
         CelRule("!has(self.tolerationSeconds) || self.?effect.orValue('') == 'NoExecute'", NO_SECONDS),
     ],
     TrainingSpec: [
-        CelRule(f"!({_given('epochs')} && has(self.maxSteps))", "maxSteps cannot be set together with epochs"),
+        CelRule("!(has(self.epochs) && has(self.maxSteps))", "maxSteps cannot be set together with epochs"),
         CelRule(
             "!(has(self.packing) && self.packing && has(self.groupByLength) && self.groupByLength)",
             "groupByLength is needless with packing; leave it out, or set packing: false",
@@ -199,8 +187,7 @@ CEL_RULES: Final[dict[type[ApiModel], list[CelRule]]] = {
             "training.loss All is for task: SFT only",
         ),
         CelRule(
-            f"{_TASK} == 'SFT' || !has(self.training) || !{_given('neftuneNoiseAlpha', 'self.training')} || "
-            f"{_ZEROS}.exists(zero, dyn(self.training).neftuneNoiseAlpha == zero)",
+            f"{_TASK} == 'SFT' || self.?training.?neftuneNoiseAlpha.orValue(0.0) == 0.0",
             "training.neftuneNoiseAlpha is for task: SFT only",
         ),
         CelRule(
@@ -286,10 +273,10 @@ CEL_RULES: Final[dict[type[ApiModel], list[CelRule]]] = {
     ],
     AdapterMergeSpec: [
         CelRule(
-            f"self.adapters.all(a, {_given('weight', 'a')}) || self.adapters.all(a, !{_given('weight', 'a')})",
+            "self.adapters.all(a, has(a.weight)) || self.adapters.all(a, !has(a.weight))",
             "give a weight to each adapter, or to none",
         ),
-        CelRule(f"!{_given('density')} || {_MERGE_METHOD} != 'Linear'", "density is not for Linear, which keeps all"),
+        CelRule(f"!has(self.density) || {_MERGE_METHOD} != 'Linear'", "density is not for Linear, which keeps all"),
         CelRule(
             f"!has(self.majoritySign) || {_MERGE_METHOD} in {sorted(map(str, ELECTING))}",
             "majoritySign is for TIES, DARETIES, KnOTSTIES and KnOTSDARETIES only",
@@ -359,8 +346,13 @@ CEL_RULES: Final[dict[type[ApiModel], list[CelRule]]] = {
             "clients needs apiKeysSecretRef: without keys nobody knows who asks",
         ),
     ],
-    RangeSpec: [CelRule(f"!has(self.log) || !self.log || !{_given('step')}", "step cannot be set together with log")],
-    ParameterSpec: [CelRule(f"has(self.range) != {_given('choices')}", "takes exactly one of range and choices")],
+    RangeSpec: [
+        CelRule("self.min < self.max", "max must be above min"),
+        CelRule("!self.?log.orValue(false) || self.min > 0.0", "min must be above 0 with log: true"),
+        CelRule("!self.?log.orValue(false) || !has(self.step)", "step cannot be set together with log"),
+    ],
+    # The API server's CEL declares no field without a type, but dyn() can ask whether it is set.
+    ParameterSpec: [CelRule("has(self.range) != has(dyn(self).choices)", "takes exactly one of range and choices")],
     LoRASweepSpec: [
         CelRule(_apart("self.template.model.uri"), _ITS_OWN, once=True),
         _continues_elsewhere("self.template"),

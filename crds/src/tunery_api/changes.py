@@ -14,9 +14,6 @@ _AT_REST: Final = (
     "!(has(self.status) && has(self.status.conditions) && "
     "self.status.conditions.exists(c, c.type == 'Running' && c.status == 'True'))"
 )
-_MOST_QUOTED: Final = 64
-"""Up to this number 4 is "4" for a rule: CEL cannot read a field that takes any number, but for asking whether it is
-this or that."""
 
 
 def change_rules(kind: KindDefinition, schema: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -43,7 +40,7 @@ def change_rules(kind: KindDefinition, schema: Mapping[str, Any]) -> list[dict[s
 
 
 def _is_hidden(schema: Mapping[str, Any]) -> bool:
-    """Tell whether CEL is told of no such field, as it has no type: it can be asked for behind dyn() all the same."""
+    """Return whether a field has values without a type: CEL declares no such field, but dyn() gives access to it."""
     inner = schema.get("items") or schema.get("additionalProperties")
     if inner:
         return _is_hidden(inner)
@@ -62,17 +59,10 @@ def _names(fields: Iterable[FieldInfo]) -> list[str]:
 
 def _resource(kind: KindDefinition, field: str) -> dict[str, str]:
     """Return the rule of one field of `resources`; all of them may come and go with the block."""
-    none, block = {"gpus": "-1", "nodes": "1"}.get(field, "''"), "{at}.spec.resources"
-    value = f"{block}.{field}" if field in ("gpus", "nodes", "gpuResource") else f"string({block}.{field})"
-    if field == "cpu":
-        block, none = "dyn({at}.spec.resources)", "dyn('')"
-        value = f"{block}.{field}"
-    one = f"(has({{at}}.spec.resources) && has({block}.{field}) ? {value} : {none})"
-    new, old = (one.replace("{at}", at) for at in ("self", "oldSelf"))
-    name, same = f"resources.{field}", f"{new} == {old}"
-    if field == "cpu":
-        either = " && ".join(f"({each} == n || {each} == string(n))" for each in (new, old))
-        same += f" || {list(range(1, _MOST_QUOTED + 1))}.exists(n, {either})"
+    none, at = {"gpus": "-1", "nodes": "1"}.get(field, "''"), "{at}.spec.resources"
+    value = f"{at}.{field}" if field in ("gpus", "nodes", "gpuResource") else f"string({at}.{field})"
+    one = f"(has({at}) && has({at}.{field}) ? {value} : {none})"
+    name, same = f"resources.{field}", " == ".join(one.replace("{at}", each) for each in ("self", "oldSelf"))
     if field in kind.spec.MUTABLE_RESOURCES:
         return _rule(".spec.resources", f"{same} || {_AT_REST}", _wait(name))
     return _rule(".spec.resources", same, _never(kind, name))

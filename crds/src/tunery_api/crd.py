@@ -23,6 +23,8 @@ UNSEEN: Final[Mapping[str, Any]] = {"observedGeneration": UNOBSERVED}
 """The status of an object that the operator has not seen: tools such as kstatus then know that it is to be waited for,
 where an object without a status counts as done."""
 _DROPPED: Final = frozenset({"title", "default", "const", "$defs", "additionalProperties", "propertyNames"})
+_EXCLUSIVE: Final[Mapping[str, str]] = {"exclusiveMinimum": "minimum", "exclusiveMaximum": "maximum"}
+"""OpenAPI 3.0 has a boolean beside the bound where JSON Schema has the bound itself."""
 
 
 def custom_resource_definition(definition: KindDefinition) -> dict[str, Any]:
@@ -145,6 +147,8 @@ def _structural(node: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict
             result[key] = {name: _structural(child, definitions) for name, child in value.items()}
         elif key == "items":
             result[key] = _structural(value, definitions)
+        elif key in _EXCLUSIVE:
+            result |= {_EXCLUSIVE[key]: value, key: True}
         elif key not in _DROPPED:
             result[key] = value
     if isinstance(node.get("additionalProperties"), Mapping):
@@ -163,11 +167,9 @@ def _structural(node: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict
 
 
 def _beyond_types(properties: Mapping[str, dict[str, Any]]) -> Iterator[CelRule]:
-    """Yield what is to be said of the fields of a block that their schemas let by.
+    """Yield rules for what the schemas of a block's fields accept and Python rejects: null entries, too few bytes.
 
-    Null is of any type where none is said, and no other word of a schema is asked of it: entries of such a list become
-    nullable, so that a rule may see them. A float is whole for the schema where it lacks a billionth of itself, and an
-    error for a rule, which no ratcheting forgives an object that is there: that is asked once.
+    A list entry without a type accepts null, which a rule sees only where the entry is nullable.
     """
     for name, field in properties.items():
         entries = field.get("items")
@@ -177,19 +179,16 @@ def _beyond_types(properties: Mapping[str, dict[str, Any]]) -> Iterator[CelRule]
             yield CelRule(
                 f"!has({own}) || {own}.all(item, item != null)", f"{name} has an entry that is null; write a value"
             )
-        if field.get("x-kubernetes-int-or-string"):
-            message = f"{name} must be a whole number of bytes, or one with a unit, such as 24Gi"
-            yield CelRule(f"!has(self.{name}) || type(self.{name}) != double", message, once=True)
-            if least := field.pop(LEAST, None):
-                message = f"{name} must be at least {least}, a quantity such as 24Gi; without a unit it is bytes"
-                yield CelRule(_at_least(f"self.{name}", least), message)
+        if least := field.pop(LEAST, None):
+            message = f"{name} must be at least {least}, a quantity such as 24Gi; without a unit it is bytes"
+            yield CelRule(_at_least(f"self.{name}", least), message)
 
 
 def _at_least(own: str, least: str) -> str:
-    """Return that a text is a quantity, which the schema's pattern says in no words, and not less than another."""
+    """Return that a quantity is not less than another, by amount: a fraction without quotes is none."""
     whole = f"{own} >= {int(parse_quantity(least))}"
     text = f"isQuantity({own}) && !quantity({own}).isLessThan(quantity('{least}'))"
-    return f"!has({own}) || (type({own}) == int ? {whole} : type({own}) != string || ({text}))"
+    return f"!has({own}) || (type({own}) == int ? {whole} : type({own}) == string && {text})"
 
 
 def _inlined(node: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict[str, Any]:
@@ -203,7 +202,7 @@ def _inlined(node: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict[st
         if len(options) != 1:
             raise ValueError(f"a CRD cannot say a union; use optional fields and CEL: {node}")
         return _inlined(options[0], definitions) | beside
-    return beside | ({"anyOf": node["anyOf"]} if "anyOf" in node else {})
+    return beside
 
 
 def _with_default_in_words(result: dict[str, Any], node: Mapping[str, Any]) -> None:

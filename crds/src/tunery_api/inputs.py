@@ -9,12 +9,11 @@ from typing import Annotated, Final
 from pydantic import Field
 
 from tunery_api.fields import (
-    SHARE,
     AdapterUri,
     ApiModel,
     DatasetUri,
-    FractionString,
     ModelUri,
+    Number,
     ObjectName,
     StorageUri,
 )
@@ -159,10 +158,11 @@ class DatasetEvaluation(ApiModel):
 
     uri: DatasetUri | None = Field(None, description="A data set of its own, opened by dataset.secretRef.")
     split: Split | None = Field(None, description="A split of the same data set.")
-    fraction: FractionString | None = Field(
+    fraction: Number | None = Field(
         None,
+        gt=0,
+        lt=1,
         description="Share of the rows that is held out, above 0 and below 1. Default 0.05: at least 1, at most 1000.",
-        json_schema_extra=SHARE,
     )
     sha256: Sha256 | None = Field(
         None,

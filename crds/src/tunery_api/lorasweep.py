@@ -8,15 +8,10 @@ from typing import Annotated, Any, ClassVar, Final
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from tunery_api.fields import (
-    ABOVE_0,
-    SHARE,
     ApiModel,
-    DecimalString,
-    FractionString,
+    Number,
     ObjectName,
-    ShareString,
-    SignedDecimalString,
-    number_text,
+    decimal_text,
 )
 from tunery_api.inputs import OutputSpec
 from tunery_api.lifecycle import KindSpec
@@ -40,7 +35,10 @@ _LONGEST_CHOICE: Final = 256
 
 
 def _choice(value: Any) -> Any:
-    return str(value).lower() if isinstance(value, bool) else number_text(value)
+    """Return a number, true or false as the text of the same value."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return decimal_text(value) if isinstance(value, (int, float)) else value
 
 
 Choice = Annotated[
@@ -109,8 +107,10 @@ class ObjectiveSpec(ApiModel):
     """What the best trial is."""
 
     metric: Metric = Field(Metric.EVAL_LOSS, description="The held-out loss; lower is better.")
-    tolerance: FractionString = Field(
-        "0.0",
+    tolerance: Number = Field(
+        0.0,
+        ge=0,
+        le=1,
         description="Of the trials within this share of the lowest loss, the one that trains the fewest parameters is "
         "the best.",
     )
@@ -119,14 +119,12 @@ class ObjectiveSpec(ApiModel):
 class RangeSpec(ApiModel):
     """Numbers from min to max, both included."""
 
-    min: SignedDecimalString = Field(description="The smallest value, such as 1e-5.")
-    max: SignedDecimalString = Field(description="The largest value, such as 5e-4; above min.")
+    min: Number = Field(description="The smallest value, such as 1e-5.")
+    max: Number = Field(description="The largest value, such as 5e-4; above min.")
     log: bool = Field(
         False, description="Equal factors are equally likely, not equal distances; min must be above 0. Not with step."
     )
-    step: DecimalString | None = Field(
-        None, description="Only min, min + step, …; a Grid needs it.", json_schema_extra=ABOVE_0
-    )
+    step: Number | None = Field(None, gt=0, description="Only min, min + step, …; a Grid needs it.")
 
 
 class WhenSpec(ApiModel):
@@ -145,7 +143,7 @@ class ParameterSpec(ApiModel):
         None,
         min_length=1,
         max_length=MOST_CHOICES,
-        description="The values: 16, 2e-4, true, Cosine, quoted or not; of lora.targetModules names joined by commas. "
+        description="The values: 16, 2e-4, true, Cosine; of lora.targetModules names joined by commas. "
         "Each as the field takes it, which the operator looks at, not the API server.",
     )
     when: WhenSpec | None = Field(None, description="Only in trials in which another parameter has such a value.")
@@ -170,17 +168,18 @@ class PrunerSpec(ApiModel):
         description="Halving: at each rung the worse of the trials that have come so far end; Median: those that are "
         "worse than the median of the earlier ones; None: all run to their ends.",
     )
-    rungs: list[ShareString] = Field(
-        default_factory=lambda: ["0.25", "0.5"],
+    rungs: list[Annotated[Number, Field(gt=0, lt=1)]] = Field(
+        default_factory=lambda: [0.25, 0.5],
         min_length=1,
         max_length=8,
         description="Shares of the steps at which trials are compared, rising, above 0 and below 1. Where the template "
         "says neither evaluation.times nor everySteps, trials are measured as often as the first one asks for.",
     )
-    keep: FractionString = Field(
-        "0.5",
+    keep: Number = Field(
+        0.5,
+        gt=0,
+        lt=1,
         description="Halving: the share of the trials that go on at a rung, above 0 and below 1.",
-        json_schema_extra=SHARE,
     )
     min_rivals: int = Field(
         6, ge=2, le=MAX_TRIALS, description="Earlier trials that must have come to a rung before any ends there."

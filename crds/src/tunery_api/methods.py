@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Final, NamedTuple
 
 from pydantic import Field
 
-from tunery_api.fields import BELOW_1, ApiModel, FractionString
+from tunery_api.fields import ApiModel, Number
 
 
 class Method(StrEnum):
@@ -107,11 +107,12 @@ class LoraSpec(ApiModel):
         description=f"Rank of the decomposition. {_RANKS}. Default: the preset's, else 16.",
     )
     alpha: int | None = Field(None, ge=1, le=4096, description="Scaling. Default: 2 x rank, as in every preset.")
-    dropout: FractionString | None = Field(
+    dropout: Number | None = Field(
         None,
+        ge=0,
+        lt=1,
         description="Dropout on the adapter's input, below 1. Default: the preset's, else 0.05; DPO, ORPO, KTO and "
         "with a mixture's experts 0.",
-        json_schema_extra=BELOW_1,
     )
     target_modules: list[ModuleName] | None = Field(
         None,

@@ -36,7 +36,7 @@ class PodResources(ApiModel):
     gpu_resource: GpuResource = Field(
         "nvidia.com/gpu", description="Name of the extended resource that NVIDIA GPUs are."
     )
-    cpu: CpuString = Field("4", description="CPU of the container, as in a pod: 4, 0.5 or 500m.")
+    cpu: CpuString = Field("4", description='CPU of the container: 4, 500m or "0.5"; quote a fraction.')
     memory: MemoryString = Field("24Gi", description="Memory of the container. May change while no pod runs.")
     ephemeral_storage: DiskString = Field(
         "50Gi",

@@ -7,7 +7,7 @@ from typing import Final
 
 from pydantic import Field
 
-from tunery_api.fields import ABOVE_0, ApiModel, DecimalString
+from tunery_api.fields import ApiModel, Number
 
 
 class TrainingTask(StrEnum):
@@ -33,25 +33,25 @@ class PreferenceLoss(StrEnum):
 class PreferenceSpec(ApiModel):
     """The settings of DPO, ORPO and KTO."""
 
-    beta: DecimalString = Field(
-        "0.1",
+    beta: Number = Field(
+        0.1,
+        gt=0,
         description="DPO and KTO: how strongly the model is held to what it was before training. DPO with loss IPO: "
         "the paper's tau. ORPO: the weight of the odds ratio beside the loss of the chosen answer (lambda). Above 0, "
         "such as 0.1.",
-        json_schema_extra=ABOVE_0,
     )
     loss_type: PreferenceLoss = Field(
         PreferenceLoss.SIGMOID,
         description="DPO only: Sigmoid (the paper's), Hinge (SLiC) or IPO, which averages over an answer's tokens.",
     )
-    desirable_weight: DecimalString = Field(
-        "1",
+    desirable_weight: Number = Field(
+        1.0,
+        gt=0,
         description="KTO only: weight of the answers with label true. Times their number it should be 1 to 4/3 of "
         "undesirableWeight times the number of the others. Above 0.",
-        json_schema_extra=ABOVE_0,
     )
-    undesirable_weight: DecimalString = Field(
-        "1", description="KTO only: weight of the answers with label false. Above 0.", json_schema_extra=ABOVE_0
+    undesirable_weight: Number = Field(
+        1.0, gt=0, description="KTO only: weight of the answers with label false. Above 0."
     )
 
 

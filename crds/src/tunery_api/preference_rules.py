@@ -24,7 +24,7 @@ def dataset_of_task(spec: LoRAJobSpec) -> Errors:
 
 
 def preference(spec: LoRAJobSpec) -> Errors:
-    """Settings that the task looks at, and numbers that leave something to learn."""
+    """Settings that the task looks at."""
     block, task = spec.preference, spec.task
     if block is None:
         return
@@ -33,9 +33,6 @@ def preference(spec: LoRAJobSpec) -> Errors:
         return
     for name in sorted({alias_of(block, name) for name in block.model_fields_set} - READ_OF_PREFERENCE[task]):
         yield FieldError(f"spec.preference.{name}", f"{task} has no such setting; leave it out")
-    for name in ("beta", "desirable_weight", "undesirable_weight"):
-        if float(getattr(block, name)) == 0:
-            yield FieldError(f"spec.preference.{alias_of(block, name)}", "must be above 0")
 
 
 def preference_loop(spec: LoRAJobSpec) -> Errors:
@@ -50,7 +47,7 @@ def preference_loop(spec: LoRAJobSpec) -> Errors:
         )
     if training.loss is Loss.ALL:
         yield FieldError("spec.training.loss", f"is for task: SFT; {task} has a loss of its own; leave it out")
-    if training.neftune_noise_alpha is not None and float(training.neftune_noise_alpha) > 0:
+    if training.neftune_noise_alpha:
         yield FieldError(
             "spec.training.neftuneNoiseAlpha",
             f"{task} compares the model with what it was, which has no noise; leave it out",

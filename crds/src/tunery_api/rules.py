@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from tunery_api.adaptermerge import ELECTING, LARGEST_WEIGHT, AdapterMergeSpec, MergeMethod, MergeTarget
+from tunery_api.adaptermerge import ELECTING, AdapterMergeSpec, MergeMethod, MergeTarget
 from tunery_api.errors import FieldError
 from tunery_api.fields import alias_of, bucket_problem, overlap, same_place
 from tunery_api.inputs import DatasetFormat, DatasetTemplate, ModelSpec
@@ -34,19 +34,15 @@ _NEEDS_NAMED_METHOD: Final = frozenset({LoraInit.PISSA, LoraInit.OLORA, LoraInit
 
 
 def length(spec: LoRAJobSpec) -> Errors:
-    """Epochs or steps, and more than none."""
+    """Epochs or steps."""
     training = spec.training
     if training.epochs is not None and training.max_steps is not None:
         yield FieldError("spec.training.maxSteps", "cannot be set together with epochs; keep one of the two")
-    if training.epochs is not None and float(training.epochs) == 0:
-        yield FieldError("spec.training.epochs", "must be above 0")
 
 
 def learning_rate(spec: LoRAJobSpec) -> Errors:
-    """A rate that trains, scaled only where there is a rank."""
+    """A rate scaled only where there is a rank."""
     training = spec.training
-    if training.learning_rate is not None and float(training.learning_rate) == 0:
-        yield FieldError("spec.training.learningRate", "must be above 0")
     if training.scale_learning_rate_with_rank and (spec.method in PROMPT_LEARNING or spec.method is Method.IA3):
         yield FieldError(
             "spec.training.scaleLearningRateWithRank", f"{spec.method} has no rank; set learningRate itself"
@@ -165,12 +161,6 @@ def adalora_ranks(spec: LoRAJobSpec) -> Errors:
         )
 
 
-def dropout(spec: LoRAJobSpec) -> Errors:
-    """Something must be left."""
-    if spec.lora.dropout is not None and float(spec.lora.dropout) == 1:
-        yield FieldError("spec.lora.dropout", "must be below 1, which would drop everything")
-
-
 def target_modules(spec: LoRAJobSpec) -> Errors:
     """One word, or names."""
     names = spec.lora.target_modules or []
@@ -192,10 +182,6 @@ def evaluation_rows(spec: LoRAJobSpec) -> Errors:
         yield FieldError(
             "spec.dataset.evaluation.sha256",
             "goes with uri or split; rows held out of spec.dataset.uri are known by spec.dataset.sha256: leave it out",
-        )
-    if block.fraction is not None and not 0 < float(block.fraction) < 1:
-        yield FieldError(
-            "spec.dataset.evaluation.fraction", "must be above 0 and below 1; leave it out for the default, 0.05"
         )
 
 
@@ -310,24 +296,17 @@ def merge_inputs(spec: AdapterMergeSpec) -> Errors:
 
 
 def merge_weights(spec: AdapterMergeSpec) -> Errors:
-    """A weight that is left open depends on none that is given, and none drowns the base."""
+    """A weight that is left open depends on none that is given."""
     given = [item.weight is not None for item in spec.adapters]
     if any(given) and not all(given):
         missing = given.index(False)
         yield FieldError(f"spec.adapters[{missing}].weight", "give a weight to each adapter, or to none")
-    for index, item in enumerate(spec.adapters):
-        if item.weight is not None and abs(float(item.weight)) > LARGEST_WEIGHT:
-            yield FieldError(f"spec.adapters[{index}].weight", f"must be from -{LARGEST_WEIGHT} to {LARGEST_WEIGHT}")
 
 
 def merge_density(spec: AdapterMergeSpec) -> Errors:
-    """Something is kept, by a method that drops."""
-    if spec.density is None:
-        return
-    if spec.method is MergeMethod.LINEAR:
+    """A share to keep goes with a method that drops."""
+    if spec.density is not None and spec.method is MergeMethod.LINEAR:
         yield FieldError("spec.density", "Linear keeps every entry; leave it out, or use MagnitudePrune or DARELinear")
-    if float(spec.density) == 0:
-        yield FieldError("spec.density", "must be above 0, which would keep nothing")
 
 
 def merge_sign(spec: AdapterMergeSpec) -> Errors:
@@ -349,12 +328,6 @@ def merge_model(spec: AdapterMergeSpec) -> Errors:
     yield from _revision(spec.model)
 
 
-def improvement(spec: LoRAJobSpec | AdapterMergeSpec) -> Errors:
-    """No loss is below 0."""
-    if spec.evaluation is not None and float(spec.evaluation.min_improvement) >= 1:
-        yield FieldError("spec.evaluation.minImprovement", "is a share of the base model's loss, below 1; 5 % are 0.05")
-
-
 LORAJOB_RULES: Final[tuple[Callable[[LoRAJobSpec], Errors], ...]] = (
     output,
     lorajob_places,
@@ -369,7 +342,6 @@ LORAJOB_RULES: Final[tuple[Callable[[LoRAJobSpec], Errors], ...]] = (
     unused_lora_settings,
     method_blocks,
     adalora_ranks,
-    dropout,
     target_modules,
     length,
     learning_rate,
@@ -379,7 +351,6 @@ LORAJOB_RULES: Final[tuple[Callable[[LoRAJobSpec], Errors], ...]] = (
     gpu_resource,
     evaluations,
     generation,
-    improvement,
     checkpoints,
     continue_from,
     resume_from,
@@ -391,7 +362,6 @@ ADAPTERMERGE_RULES: Final[tuple[Callable[[AdapterMergeSpec], Errors], ...]] = (
     merge_inputs,
     merge_weights,
     merge_dataset,
-    improvement,
     merge_density,
     merge_sign,
     merge_model,

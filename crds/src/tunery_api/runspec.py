@@ -150,7 +150,7 @@ class LoRASweepRun(OpenModel):
     seed: int
     sampler: str
     space: list[SearchedParameter] = Field(default_factory=list)
-    rungs: list[str] = Field(default_factory=list)
+    rungs: list[float] = Field(default_factory=list)
     """Shares of the steps at which trials were compared; none where their place among the others ends no trial."""
     importance: list[ParameterImportance] = Field(default_factory=list)
     end_reason: str | None = None

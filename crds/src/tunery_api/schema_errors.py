@@ -46,6 +46,7 @@ _LONGEST_NAME: Final = 253
 _WORD: Final = re.compile("[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 _WORD_IS: Final = "at most 63 letters, digits, -, _ and ., beginning and ending with a letter or digit"
 _NUMBER: Final = re.compile(r"-?[0-9]{1,18}")
+_DECIMAL: Final = r"-?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?"
 
 
 def field_error(detail: ErrorDetails, model: type[BaseModel], local: bool) -> FieldError:
@@ -80,17 +81,15 @@ def _message(detail: ErrorDetails, location: list[int | str], model: type[BaseMo
         return "unknown field" + (f"; did you mean spec.{name}?" if elsewhere else _did_you_mean(name, above))
     if kind == "string_pattern_mismatch" and location[-1] == "stop":
         return "must say why, in a word or a sentence"
-    if kind == "string_pattern_mismatch" and location[-1] in ("memory", "ephemeralStorage"):
-        return f"must be a number of bytes above 0, such as 24Gi, is {shown(value)}"
-    if kind == "number" and location[-1] == "cpu":
-        return f"must be {context.get('wanted')}, is {shown(value)}{_cpu(str(value))}"
     if kind == "too_few_bytes":
         return f"must be at least {context.get('least')}, is {shown(value)}{_unit(str(value))}"
     if kind == "string_type":
         return no_string(value, location)
     text = {
         "missing": "is required",
-        "number": f"must be {context.get('wanted')}, is {shown(value)}",
+        "quantity": f"must be {context.get('wanted')}, is {shown(value)}{_cpu(value) if location[-1] == 'cpu' else ''}",
+        "finite_number": f"must be a finite number, is {shown(value)}",
+        "float_type": _misfit("a number", value, plain=_is_number(value)),
         "toleration": detail["msg"],
         "int_type": f"must be a whole number, is {shown(value)}",
         "int_parsing": f"must be a whole number, is {shown(value)}",
@@ -100,8 +99,10 @@ def _message(detail: ErrorDetails, location: list[int | str], model: type[BaseMo
         "list_type": f"must be a list, is {shown(value)}",
         "dict_type": f"must be a mapping, is {shown(value)}",
         "model_type": f"must be a mapping, is {shown(value)}",
-        "greater_than_equal": f"must be at least {context.get('ge')}, is {shown(value)}",
-        "less_than_equal": f"must be at most {context.get('le')}, is {shown(value)}",
+        "greater_than_equal": f"must be at least {_bound(context.get('ge'))}, is {shown(value)}",
+        "greater_than": f"must be above {_bound(context.get('gt'))}, is {shown(value)}",
+        "less_than": f"must be below {_bound(context.get('lt'))}, is {shown(value)}",
+        "less_than_equal": f"must be at most {_bound(context.get('le'))}, is {shown(value)}",
         "enum": f"must be {context.get('expected')}, is {shown(value)}",
         "string_pattern_mismatch": f"must look like {context.get('pattern')}, is {shown(value)}",
         "string_too_long": f"must have at most {context.get('max_length')} characters",
@@ -110,6 +111,11 @@ def _message(detail: ErrorDetails, location: list[int | str], model: type[BaseMo
         "too_short": f"must have at least {context.get('min_length')} entries, has {context.get('actual_length')}",
     }.get(kind, f"{detail['msg']}, is {shown(value)}")
     return text + (near(str(value), _enum_values(context)) if kind == "enum" else "")
+
+
+def _bound(value: Any) -> Any:
+    """Return a bound as its field states it: pydantic has that of a number as a float."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _unit(quantity: str) -> str:
@@ -122,11 +128,18 @@ def _unit(quantity: str) -> str:
     )
 
 
-def _cpu(quantity: str) -> str:
-    """Return what somebody may have meant, behind a quantity that no CPU has."""
+def _cpu(value: Any) -> str:
+    """Return how to write an amount of CPU that is none as it is written."""
+    quantity = str(value)
+    if isinstance(value, float):
+        return f'; write it in quotes, "{quantity}"'
     if re.fullmatch(r"[0-9]{4,6}", quantity):
         return f"; did you mean {quantity}m?"
     return ", which is one of memory" if re.fullmatch(r"[0-9.]+[KMGTPE]i?", quantity) else ""
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch(_DECIMAL, value) is not None
 
 
 def no_string(value: Any, location: Sequence[int | str] = ()) -> str:

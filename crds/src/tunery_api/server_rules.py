@@ -122,8 +122,6 @@ def engine(spec: AdapterServerSpec) -> Errors:
             "spec.engine.maxLoadedAdapters",
             f"must be at least maxAdaptersInBatch, which is {chosen.max_adapters_in_batch}",
         )
-    if float(chosen.gpu_memory_fraction) == 0:
-        yield FieldError("spec.engine.gpuMemoryFraction", "must be above 0")
     for index, argument in enumerate(chosen.args or ()):
         flag = argument.split("=", 1)[0]
         if flag not in ENGINE_ARGS:

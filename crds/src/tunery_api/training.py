@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Final
 
 from pydantic import Field
 
-from tunery_api.fields import ABOVE_0, GAIN, ApiModel, DecimalString, SignedDecimalString, StorageUri
+from tunery_api.fields import ApiModel, Number, StorageUri
 from tunery_api.inputs import AdapterReference, LocalReference
 
 MOST_PASSES: Final = 1024
@@ -77,26 +77,26 @@ class TrainingSpec(ApiModel):
     )
     """Fields that change neither the prepared data nor the memory: a sweep needs no preflight for another value."""
 
-    epochs: DecimalString | None = Field(
+    epochs: Number | None = Field(
         None,
+        gt=0,
         description="Passes over the data, such as 3 or 0.5, above 0. Default: the preset's, else 1, and up to 3 where "
         "the data is small; not with maxSteps.",
-        json_schema_extra=ABOVE_0,
     )
     max_steps: int | None = Field(None, ge=1, le=100_000_000, description="Optimizer steps, instead of epochs.")
-    learning_rate: DecimalString | None = Field(
+    learning_rate: Number | None = Field(
         None,
-        description='Peak learning rate, such as 2e-4 or "2e-4", above 0. Default: the preset\'s, else 2e-4; AdaLoRA '
+        gt=0,
+        description="Peak learning rate, such as 2e-4, above 0. Default: the preset's, else 2e-4; AdaLoRA "
         "1e-3, IA3 3e-3, PrefixTuning 1e-2 (with projection 1e-3) and PromptTuning 3e-2, whatever the preset. DPO, "
         "ORPO and KTO: a quarter of these.",
-        json_schema_extra=ABOVE_0,
     )
     scale_learning_rate_with_rank: bool = Field(
         False, description="Multiply the learning rate by sqrt(8 / rank), for higher ranks (docs/methods.md#presets)."
     )
     scheduler: Scheduler = Field(Scheduler.COSINE, description="How the learning rate moves after the warm-up.")
-    warmup: DecimalString | None = Field(
-        None, description="Below 1: share of all steps, such as 0.1; else steps. Default: the preset's, else 0.1."
+    warmup: Number | None = Field(
+        None, ge=0, description="Below 1: share of all steps, such as 0.1; else steps. Default: the preset's, else 0.1."
     )
     batch_size: int | None = Field(
         None,
@@ -134,8 +134,8 @@ class TrainingSpec(ApiModel):
     optimizer: Optimizer | None = Field(
         None, description="The optimizer. Default: AdamW; PagedAdamW8bit where a GPU has no room for AdamW's state."
     )
-    weight_decay: DecimalString = Field("0.0", description="Weight decay, such as 0.01.")
-    max_grad_norm: DecimalString = Field("0.3", description="Gradients are clipped to this norm; 0: never.")
+    weight_decay: Number = Field(0.0, ge=0, description="Weight decay, such as 0.01.")
+    max_grad_norm: Number = Field(0.3, ge=0, description="Gradients are clipped to this norm; 0: never.")
     precision: Precision = Field(
         Precision.AUTO, description="Auto: BFloat16 where the device has it, else Float32 (CPU) or Float16 (GPU)."
     )
@@ -150,8 +150,10 @@ class TrainingSpec(ApiModel):
         "of a pass and twice the passes, then with activations recomputed; the rows of a step stay the same. Fail: end "
         "the job.",
     )
-    neftune_noise_alpha: DecimalString | None = Field(
-        None, description="Noise added to the embeddings while training (NEFTune), for task SFT only; unset: none."
+    neftune_noise_alpha: Number | None = Field(
+        None,
+        ge=0,
+        description="Noise added to the embeddings while training (NEFTune), for task SFT only; unset: none.",
     )
     seed: int = Field(42, ge=0, le=2**31 - 1, description="Seed of the data order, the initialisation and dropout.")
 
@@ -188,11 +190,11 @@ class EvaluationSpec(ApiModel):
         description="Best: the weights of the evaluation with the lowest loss; Last: those of the last step. Default: "
         "Best; for AdaLoRA, whose earlier weights have more rank than was asked for, Last unless it may stop early.",
     )
-    min_improvement: SignedDecimalString = Field(
-        "0.0",
+    min_improvement: Number = Field(
+        0.0,
+        lt=1,
         description="Publish only if the evaluation loss is below the base model's by at least this share of it, such "
         "as 0.05; below 1.",
-        json_schema_extra=GAIN,
     )
     early_stopping_patience: int | None = Field(
         None, ge=1, le=1000, description="Stop after so many evaluations in a row without a better loss."

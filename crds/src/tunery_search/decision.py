@@ -73,7 +73,7 @@ def decide(spec: LoRASweepSpec, trials: Sequence[Trial], moment: Moment) -> Deci
     if failure is not None:
         return given_up(trials, failure)
     end = _end(spec, trials, moment)
-    chosen = best(trials, float(spec.objective.tolerance)) if moment.publishing else None
+    chosen = best(trials, spec.objective.tolerance) if moment.publishing else None
     if chosen is not None:
         # Whatever the spec says by now: the Job that publishes it is there.
         return Decision(publish=chosen.number, end_reason=end)
@@ -163,7 +163,7 @@ def _after(spec: LoRASweepSpec, trials: Sequence[Trial], moment: Moment, end: En
     """Return what follows after the last trial: the final trial, the publication or the failure."""
     if spec.suspend:
         return Decision(end_reason=end)
-    chosen = best(trials, float(spec.objective.tolerance))
+    chosen = best(trials, spec.objective.tolerance)
     if chosen is None:
         judged = [trial for trial in trials if not trial.is_forgiven(moment.forgiven)]
         return Decision(fail=_nothing(spec, judged or trials, end), end_reason=end)

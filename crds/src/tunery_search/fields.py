@@ -9,7 +9,7 @@ from types import UnionType
 from typing import Any, Final, Union, get_args, get_origin, get_type_hints
 
 from tunery_api.errors import near
-from tunery_api.fields import ApiModel, DecimalString, FractionString
+from tunery_api.fields import ApiModel, decimal_text
 from tunery_api.lorasweep import TrialTemplate
 from tunery_search.dimensions import DECIMALS, plain
 
@@ -58,15 +58,13 @@ class FieldType(Enum):
 
     WHOLE = auto()
     NUMBER = auto()
-    FRACTION = auto()
-    """A number from 0 to 1, which is written without an exponent."""
     NAME = auto()
     SWITCH = auto()
     LIST = auto()
     """Names; as one text they are joined by commas."""
 
 
-NUMERIC: Final = frozenset({FieldType.WHOLE, FieldType.NUMBER, FieldType.FRACTION})
+NUMERIC: Final = frozenset({FieldType.WHOLE, FieldType.NUMBER})
 """The types of fields that take a range."""
 
 
@@ -78,16 +76,12 @@ def _type_at(path: str) -> FieldType:
     model: Any = TrialTemplate
     for name in path.split("."):
         names = {info.alias: key for key, info in model.model_fields.items()}
-        hint = get_type_hints(model, include_extras=True)[names[name]]
+        hint = get_type_hints(model)[names[name]]
         options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
         model = options[0]
-    for annotation, found in ((int, FieldType.WHOLE), (bool, FieldType.SWITCH)):
+    for annotation, found in ((int, FieldType.WHOLE), (float, FieldType.NUMBER), (bool, FieldType.SWITCH)):
         if model is annotation:
             return found
-    if model == FractionString:
-        return FieldType.FRACTION
-    if model == DecimalString:
-        return FieldType.NUMBER
     if get_origin(model) is list:
         return FieldType.LIST
     if isinstance(model, type) and issubclass(model, Enum):
@@ -167,7 +161,7 @@ def canonical(path: str, text: str) -> str:
     if kind in NUMERIC:
         return _number(kind, text)
     if kind is FieldType.SWITCH and text not in _SWITCH:
-        raise ValueError(f'must be "true" or "false", is {text!r}')
+        raise ValueError(f"must be true or false, is {text!r}")
     if kind is FieldType.LIST:
         names = [name.strip() for name in text.split(",")]
         if not all(names):
@@ -194,8 +188,6 @@ def _number(kind: FieldType, text: str) -> str:
     if not _DECIMAL.fullmatch(text):
         raise ValueError(f"must be a number of at least 0, is {text!r}")
     value = float(text)
-    if kind is FieldType.FRACTION and value > 1:
-        raise ValueError(f"must be a number from 0 to 1, is {text!r}")
     if value >= _BEYOND:
         raise ValueError(f"must be below 1e32, is {text!r}")
     if float(plain(value)) != value:
@@ -218,9 +210,9 @@ def written(template: Mapping[str, Any], values: Mapping[str, str]) -> dict[str,
     return result
 
 
-def _in_manifest(kind: FieldType, text: str) -> int | bool | str | list[str]:
-    if kind is FieldType.WHOLE:
-        return int(text)
+def _in_manifest(kind: FieldType, text: str) -> float | bool | str | list[str]:
+    if kind in NUMERIC:
+        return int(text) if text.isdecimal() else float(text)
     if kind is FieldType.SWITCH:
         return _SWITCH[text]
     return text.split(",") if kind is FieldType.LIST else text
@@ -235,4 +227,6 @@ def read(spec: Mapping[str, Any], path: str) -> str | None:
         return None
     if isinstance(value, bool):
         return str(value).lower()
-    return ",".join(value) if isinstance(value, list) else str(value)
+    if isinstance(value, list):
+        return ",".join(value)
+    return decimal_text(value) if isinstance(value, float) else str(value)

@@ -99,7 +99,7 @@ def question_of(
 
 def final_suggestion(spec: LoRASweepSpec, trials: Sequence[Trial], number: int) -> Suggestion | None:
     """Return the trial that trains the best settings once more; None where there are none."""
-    chosen = best(trials, float(spec.objective.tolerance))
+    chosen = best(trials, spec.objective.tolerance)
     return Suggestion(number=number, origin=FINAL_ORIGIN, values=chosen.parameters) if chosen else None
 
 

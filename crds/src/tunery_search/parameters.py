@@ -12,6 +12,7 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from tunery_api.errors import FieldError, near
+from tunery_api.fields import decimal_text
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.lorasweep import (
     MAX_PARAMETERS,
@@ -188,10 +189,10 @@ def _range(at: str, parameter: ParameterSpec, sampler: SamplerType) -> Errors:
         return
     numbers: dict[str, float] = {}
     for name in ("min", "max", "step"):
-        text = getattr(given, name)
+        value = getattr(given, name)
         try:
             read_as = canonical if name == "step" else _value
-            numbers |= {} if text is None else {name: float(read_as(path, text))}
+            numbers |= {} if value is None else {name: float(read_as(path, decimal_text(value)))}
         except ValueError as error:
             yield FieldError(f"{at}.{name}", f"{path} {error}")
     if {"min", "max"} <= set(numbers) and (given.step is None or "step" in numbers):
@@ -212,8 +213,7 @@ def _by_factors(path: str, numbers: Mapping[str, float]) -> str:
         return ""
     item = Numeric(path, low, high, log=True, whole=TYPES[path] is FieldType.WHOLE)
     texts = dict.fromkeys(item.text(value) for value in (low, math.sqrt(low * high), high))
-    listed = ", ".join(f'"{text}"' for text in texts)
-    return f": choices: [{listed}]"
+    return f": choices: [{', '.join(texts)}]"
 
 
 def _such_as(path: str, numbers: Mapping[str, float]) -> str:
@@ -223,22 +223,20 @@ def _such_as(path: str, numbers: Mapping[str, float]) -> str:
         return ""
     step = 10.0 ** math.floor(math.log10(width / 2))
     whole = TYPES[path] is FieldType.WHOLE or (path == _WARMUP and numbers["min"] >= 1)
-    return f', such as "{plain(max(step, 1.0 if whole else 10.0**-DECIMALS))}"'
+    return f", such as {plain(max(step, 1.0 if whole else 10.0**-DECIMALS))}"
 
 
 def _span(at: str, path: str, given: RangeSpec, numbers: Mapping[str, float]) -> Errors:
     """Yield what is wrong with the numbers of a range beside each other."""
     low, high, step = numbers["min"], numbers["max"], numbers.get("step")
     if low >= high:
-        yield FieldError(f"{at}.max", f"must be above min, {given.min}, is {given.max}")
+        yield FieldError(f"{at}.max", f"must be above min, {plain(low)}, is {plain(high)}")
         return
     if given.log and low == 0:
         yield FieldError(f"{at}.min", "must be above 0 with log: true; raise it, or leave log out")
     if given.log and step is not None:
         yield FieldError(f"{at}.step", "cannot be set together with log; keep one of the two")
-    if step == 0:
-        yield FieldError(f"{at}.step", "must be above 0; leave it out for any number of the range")
-    elif step is not None and step > (high - low) * (1 + _DUST):
+    if step is not None and step > (high - low) * (1 + _DUST):
         yield FieldError(f"{at}.step", f"is more than lies between min and max; at most {plain(high - low)}")
     elif step is not None and (high - low) / step > MOST_STEPS * (1 + _DUST):
         yield FieldError(f"{at}.step", f"makes more than {MOST_STEPS} numbers; raise it, or leave it out")

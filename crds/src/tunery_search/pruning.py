@@ -50,7 +50,7 @@ def _outdone(spec: PrunerSpec, trial: Trial, trials: Sequence[Trial]) -> str | N
         return None
     judge = halving if spec.type is PrunerType.HALVING else median
     earlier = [each for each in trials if each.row.number < trial.row.number and not each.is_extra]
-    return next((why for rung in spec.rungs if (why := judge(spec, float(rung), trial, earlier))), None)
+    return next((why for rung in spec.rungs if (why := judge(spec, rung, trial, earlier))), None)
 
 
 def at_rung(course: Course, rung: float) -> float | None:
@@ -78,7 +78,7 @@ def halving(spec: PrunerSpec, rung: float, trial: Trial, earlier: Sequence[Trial
     if own is None:
         return None
     rank = 1 + sum(loss < own for loss in others)
-    places = math.ceil(float(spec.keep) * (len(others) + 1) - _EPSILON)
+    places = math.ceil(spec.keep * (len(others) + 1) - _EPSILON)
     if rank <= places:
         return None
     return f"{_at(own, rung)}: number {rank} of {len(others) + 1}, and the best {places} go on"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from tunery_api.errors import FieldError, near
+from tunery_api.fields import decimal_text
 from tunery_api.lorasweep import LoRASweepSpec, ParameterSpec, RangeSpec, TrialTemplate, WhenSpec
 from tunery_api.methods import LORA_FAMILY, RANK_GUIDELINES, Method
 from tunery_api.presets import LORA_LEARNING_RATES, PRESETS, PresetValues, method_rate, usual_span
@@ -265,8 +266,8 @@ def _condition(when: WhenSpec) -> Condition:
 
 
 def _numeric(path: str, given: RangeSpec, when: Condition | None) -> Numeric:
-    low, high = (float(canonical(path, text)) for text in (given.min, given.max))
-    step = float(canonical(path, given.step)) if given.step else None
+    low, high = (float(canonical(path, decimal_text(value))) for value in (given.min, given.max))
+    step = float(canonical(path, decimal_text(given.step))) if given.step else None
     if step:
         high = float(plain(low + step * math.floor((high - low) / step + _ROUNDING)))
     return Numeric(path, low, high, given.log, step, TYPES[path] is FieldType.WHOLE, when)

@@ -89,7 +89,7 @@ def _with(block: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
 
 def _times(pruner: PrunerSpec) -> int:
     """Return how often trials are measured so that each is before the first rung, as far as a status tells of it."""
-    return min(EVALUATIONS_KEPT, math.ceil(1 / min(float(rung) for rung in pruner.rungs)))
+    return min(EVALUATIONS_KEPT, math.ceil(1 / min(pruner.rungs)))
 
 
 def was_checked(trial: Trial) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
@@ -103,7 +104,7 @@ def shared_passes(spec: LoRASweepSpec) -> Errors:
     for index, each in enumerate(spec.parameters or ()):
         if each.path != "training.gradientAccumulation" or each.range is None or devices == 1:
             continue
-        if each.range.step is None or float(each.range.step) % devices:
+        if each.range.step is None or each.range.step % devices:
             yield FieldError(
                 f"spec.parameters[{index}].range",
                 f"must have a step that is a multiple of the {devices} devices of a trial, which share the passes: set "
@@ -116,19 +117,11 @@ def pruner(spec: LoRASweepSpec) -> Errors:
     block = spec.pruner
     if block.type is PrunerType.NONE:
         return
-    rungs = [float(rung) for rung in block.rungs]
-    for index, rung in enumerate(rungs):
-        if not 0 < rung < 1:
-            yield FieldError(f"spec.pruner.rungs[{index}]", "must be above 0 and below 1")
-        elif index and rung <= rungs[index - 1]:
-            yield FieldError(
-                f"spec.pruner.rungs[{index}]", f"must be above the one before it, {block.rungs[index - 1]}"
-            )
-    if not 0 < float(block.keep) < 1:
-        yield FieldError("spec.pruner.keep", "must be above 0 and below 1; to let all trials go on, set type: None")
-    first = min(rungs)
-    if 0 < first < 1:
-        yield from _measured_in_time(spec, rungs.index(first), first)
+    for index, (before, rung) in enumerate(itertools.pairwise(block.rungs), start=1):
+        if rung <= before:
+            yield FieldError(f"spec.pruner.rungs[{index}]", f"must be above the one before it, {before:g}")
+    first = min(block.rungs)
+    yield from _measured_in_time(spec, block.rungs.index(first), first)
 
 
 _OTHERWISE: Final = "or set spec.pruner.type: None"

@@ -48,15 +48,15 @@ _WAITED: Final = 4.0
 STEPS_A_SIGNAL: Final = 600
 """Optimizer steps for each signal that is to come: more than an attempt takes before it is sent."""
 TRAINING: Final = {
-    "learningRate": "2e-3",
+    "learningRate": 2e-3,
     "batchSize": 2,
     "gradientAccumulation": 2,
     "maxLength": 128,
     "precision": "Float32",
 }
 CASES: Final[dict[str, dict[str, Any]]] = {
-    "LoRA, packed": {"lora": {"rank": 8, "dropout": "0.1"}, "training": {**TRAINING, "packing": True}},
-    "QLoRA": {"method": "QLoRA", "lora": {"rank": 8, "dropout": "0.1"}, "training": {**TRAINING, "packing": False}},
+    "LoRA, packed": {"lora": {"rank": 8, "dropout": 0.1}, "training": {**TRAINING, "packing": True}},
+    "QLoRA": {"method": "QLoRA", "lora": {"rank": 8, "dropout": 0.1}, "training": {**TRAINING, "packing": False}},
     "AdaLoRA": {"method": "AdaLoRA", "lora": None, "training": {**TRAINING, "packing": False}},
 }
 

@@ -43,8 +43,8 @@ _STEPS_A_SIGNAL: Final = 150
 _INSTANT: Final = (0.0, 20.0)
 """Seconds after the first step at which an attempt is disturbed; every fifth one while it starts."""
 _SPEC: Final[dict[str, Any]] = {
-    "lora": {"rank": 8, "dropout": "0.1"},
-    "training": {"gradientAccumulation": 4, "batchSize": 1, "learningRate": "2e-3", "precision": "Float32"},
+    "lora": {"rank": 8, "dropout": 0.1},
+    "training": {"gradientAccumulation": 4, "batchSize": 1, "learningRate": 2e-3, "precision": "Float32"},
     "checkpoint": {"everySteps": 10},
 }
 

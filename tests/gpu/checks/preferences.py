@@ -64,7 +64,7 @@ def _prefer(machine: Machine, task: str, method: str) -> Outcome:
 
 
 def _run(machine: Machine, task: str, method: str) -> tuple[Run, TaskRows]:
-    rate = "1e-1" if method == "PromptTuning" else "2e-3"
+    rate = 1e-1 if method == "PromptTuning" else 2e-3
     training = {
         "precision": "BFloat16",
         "maxSteps": _STEPS,

@@ -33,7 +33,7 @@ def _compare(machine: Machine, method: str, quantization: str | None) -> Outcome
         "batchSize": 2,
         "gradientAccumulation": 1 if machine.dry else 2,
         "maxLength": length,
-        "learningRate": "1e-3",
+        "learningRate": 1e-3,
     }
     blocks: dict[str, Any] = {"method": method, "training": training}
     if quantization:

@@ -13,7 +13,7 @@ from tools.cluster.tiny import make_tiny_model
 
 
 def _run(machine: Machine, blocks: dict[str, Any]) -> Outcome:
-    training = {"maxSteps": 20, "learningRate": "1e-2", "batchSize": 4, "gradientAccumulation": 1, "maxLength": 256}
+    training = {"maxSteps": 20, "learningRate": 1e-2, "batchSize": 4, "gradientAccumulation": 1, "maxLength": 256}
     resources = {"gpus": 0 if machine.dry else 1}
     with scratch(machine) as folder:
         model = make_tiny_model(folder / "model")

@@ -105,7 +105,7 @@ def _small(machine: Machine, quantization: str | None) -> Run:
         "batchSize": 2,
         "gradientAccumulation": 2,
         "maxLength": length,
-        "learningRate": "1e-3",
+        "learningRate": 1e-3,
     }
     blocks: dict[str, Any] = {"method": "QLoRA" if quantization else "LoRA", "training": training}
     if quantization:
@@ -147,7 +147,7 @@ def _group_of_one(folder: Path) -> Iterator[Team]:
 
 def _killed(machine: Machine, *, leader: bool) -> Outcome:
     steps = _DRY_STEPS if machine.dry else _KILLED_STEPS
-    training = {"maxSteps": steps, "learningRate": "1e-3", "batchSize": 4, "gradientAccumulation": 2}
+    training = {"maxSteps": steps, "learningRate": 1e-3, "batchSize": 4, "gradientAccumulation": 2}
     blocks = {
         "method": "LoRA",
         "training": training | {"maxLength": 256},

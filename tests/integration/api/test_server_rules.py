@@ -93,7 +93,7 @@ REFUSED_BY_BOTH: list[Any] = [
     ),
     pytest.param(
         {"engine": {"gpuMemoryFraction": 0}},
-        "spec.engine.gpuMemoryFraction: must be above 0",
+        "spec.engine.gpuMemoryFraction: must be above 0, is 0",
         "gpuMemoryFraction in body should be greater than 0",
         id="no-memory",
     ),

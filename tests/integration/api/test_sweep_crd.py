@@ -52,6 +52,9 @@ def ranged(**given: Any) -> dict[str, Any]:
         pytest.param({}, "names nothing to search", id="nothing"),
         pytest.param({"parameters": [RANK, RANK]}, "a path is a parameter twice", id="twice"),
         pytest.param({"parameters": [{"path": "lora.rank"}]}, "takes exactly one of range and choices", id="neither"),
+        pytest.param(ranged(min=2, max=1), "max must be above min", id="max-below-min"),
+        pytest.param(ranged(min=0, max=1, log=True), "min must be above 0 with log: true", id="log-from-0"),
+        pytest.param(ranged(min="1e-5", max=1), 'range.min in body must be of type number: "string"', id="in-quotes"),
         pytest.param(ranged(min=1, max=2, log=True, step=1), "cannot be set together with log", id="log-step"),
         pytest.param(ranged(min=1, max=2, step=0), "step in body should be greater than 0", id="step-0"),
         pytest.param(
@@ -79,7 +82,7 @@ def ranged(**given: Any) -> dict[str, Any]:
             id="a-budget-of-no-gpus",
         ),
         pytest.param(
-            {"preset": "Guide", "template": {**TEMPLATE, "training": {"epochs": "1", "maxSteps": 5}}},
+            {"preset": "Guide", "template": {**TEMPLATE, "training": {"epochs": 1, "maxSteps": 5}}},
             "maxSteps cannot be set together with epochs",
             id="rule-of-a-block",
         ),
@@ -95,7 +98,7 @@ def test_the_api_server_refuses_it(api_server: ApiServer, namespace: str, spec: 
     "spec",
     [
         pytest.param({"preset": "Guide"}, id="guide"),
-        pytest.param(ranged(min="1e-5", max="1e-3", log=True), id="range"),
+        pytest.param(ranged(min=1e-5, max=1e-3, log=True), id="range"),
         pytest.param(
             ranged(min=1e-5, max=1, log=True) | {"initial": [{"training.learningRate": 2e-4}], "pruner": {"keep": 0.3}},
             id="numbers-without-quotes",
@@ -136,7 +139,7 @@ CHANGES: dict[str, Any] = {
     "parameters": [{"path": "lora.rank", "choices": ["4", "16"]}],
     "initial": [{"lora.rank": 8}],
     "warmStartFrom": [{"name": "earlier"}],
-    "objective": {"tolerance": "0.01"},
+    "objective": {"tolerance": 0.01},
     "sampler": {"type": "Random"},
     "pruner": {"type": "None"},
     "seed": 1,
@@ -147,7 +150,7 @@ CHANGES: dict[str, Any] = {
     "budget": {"gpuSeconds": 5},
     "activeDeadlineSeconds": 60,
     "preflight": "Every",
-    "final": {"training": {"epochs": "3"}},
+    "final": {"training": {"epochs": 3}},
     "keepAdapters": 2,
     "output": {"uri": "s3://adapters/other"},
     "suspend": True,
@@ -189,6 +192,9 @@ def test_what_may_change(api_server: ApiServer, namespace: str, changes: str, fi
         api_server.patch(KIND, changes, change, namespace, dry_run=True)
 
 
+RULES = ("x-kubernetes-validations", "nullable", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
+
+
 def old_kind(*, rule: bool) -> dict[str, Any]:
     """Return a kind of its own, as it was before there were rules and ranges of numbers, or is with them."""
     crd = custom_resource_definition(KINDS[Kind.LORASWEEP])
@@ -199,7 +205,7 @@ def old_kind(*, rule: bool) -> dict[str, Any]:
     stack = [] if rule else [root]
     while stack:
         schema = stack.pop()
-        for word in ("x-kubernetes-validations", "anyOf", "nullable"):
+        for word in RULES:
             schema.pop(word, None)
         inner = (*schema.get("properties", {}).values(), schema.get("items"), schema.get("additionalProperties"))
         stack += [each for each in inner if each]
@@ -207,9 +213,9 @@ def old_kind(*, rule: bool) -> dict[str, Any]:
 
 
 REFUSED_TODAY: dict[str, Any] = {
-    "template": TEMPLATE | {"continueFrom": {"uri": "s3://a/b"}, "training": {"learningRate": 1e100}},
+    "template": TEMPLATE | {"continueFrom": {"uri": "s3://a/b"}, "training": {"learningRate": 0}},
     "parameters": [{"path": "lora.rank", "choices": [None, "4"]}],
-    "pruner": {"rungs": [None, 0.5]},
+    "pruner": {"rungs": [1]},
     "output": {"uri": "s3://a/b/"},
 }
 

@@ -17,7 +17,7 @@ WHY = "the loss is low enough"
 def test_interrupted_runs_resume_exactly_and_stopped_ones_publish_their_best(
     tenant: Tenant, model: Path, s3_server: S3Server, tmp_path: Path
 ) -> None:
-    endless = training(100_000, warmup="0")
+    endless = training(100_000, warmup=0)
     for name in ("steady", "killed", "suspended"):
         tenant.apply(tenant.lorajob(name, training=endless, evaluation=EVERY, checkpoint=EVERY))
     killed_at = kill(tenant, "killed")

@@ -59,12 +59,12 @@ def lorasweep(name: str, **spec: Any) -> Json:
     base: Json = {
         "template": {
             "model": {"uri": "s3://models/tiny"},
-            "dataset": {"uri": "s3://datasets/d.jsonl", "evaluation": {"fraction": "0.1"}},
+            "dataset": {"uri": "s3://datasets/d.jsonl", "evaluation": {"fraction": 0.1}},
             "method": "LoRA",
             "evaluation": {"times": 8},
             "resources": {"gpus": 0},
         },
-        "parameters": [{"path": "training.learningRate", "range": {"min": "1e-5", "max": "1e-1", "log": True}}],
+        "parameters": [{"path": "training.learningRate", "range": {"min": 1e-5, "max": 1e-1, "log": True}}],
         "maxTrials": 4,
         "parallelTrials": 2,
         "output": {"uri": f"s3://adapters/{name}", "secretRef": {"name": "s3"}},

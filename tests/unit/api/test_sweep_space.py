@@ -23,14 +23,14 @@ from tunery_search.validation import parse_lorasweep
 TEMPLATE: dict[str, Any] = {"model": {"uri": "s3://models/m"}, "dataset": {"uri": "s3://data/rows.jsonl"}}
 EVERY_TYPE: list[dict[str, Any]] = [
     {"path": "method", "choices": ["LoRA", "DoRA", "IA3"]},
-    {"path": "lora.rank", "range": {"min": "4", "max": "64", "log": True}, "when": {"path": "method", "in": ["LoRA"]}},
-    {"path": "lora.alpha", "range": {"min": "8", "max": "63", "step": "8"}, "when": {"path": "method", "in": ["LoRA"]}},
-    {"path": "lora.dropout", "range": {"min": "1e-9", "max": "1e-1", "log": True},
+    {"path": "lora.rank", "range": {"min": 4, "max": 64, "log": True}, "when": {"path": "method", "in": ["LoRA"]}},
+    {"path": "lora.alpha", "range": {"min": 8, "max": 63, "step": 8}, "when": {"path": "method", "in": ["LoRA"]}},
+    {"path": "lora.dropout", "range": {"min": 1e-9, "max": 1e-1, "log": True},
      "when": {"path": "method", "in": ["LoRA", "DoRA"]}},
     {"path": "lora.targetModules", "choices": ["attention", " q_proj, v_proj", "mlp"]},
     {"path": "lora.useRslora", "choices": ["true", "false"], "when": {"path": "method", "in": ["DoRA"]}},
-    {"path": "training.learningRate", "range": {"min": "1e-10", "max": "12345678", "log": True}},
-    {"path": "training.weightDecay", "range": {"min": "0", "max": "0.2", "step": "0.03"}},
+    {"path": "training.learningRate", "range": {"min": 1e-10, "max": 12345678, "log": True}},
+    {"path": "training.weightDecay", "range": {"min": 0, "max": 0.2, "step": 0.03}},
     {"path": "training.warmup", "choices": ["0", "1e-1", "5e1"]},
     {"path": "training.scheduler", "choices": ["Cosine", "Linear"]},
     {"path": "training.batchSize", "choices": ["1", "016"]},
@@ -88,9 +88,9 @@ def test_a_trial_is_the_template_with_each_value_as_its_field_takes_it() -> None
         **TEMPLATE,
         "retries": 1,
         "method": "LoRA",
-        "lora": {"rank": 8, "alpha": 16, "dropout": "0.05", "targetModules": ["q_proj", "v_proj"]},
+        "lora": {"rank": 8, "alpha": 16, "dropout": 0.05, "targetModules": ["q_proj", "v_proj"]},
         "training": {
-            "seed": 7, "learningRate": "0.00001", "weightDecay": "0.03", "warmup": "50", "scheduler": "Linear",
+            "seed": 7, "learningRate": 0.00001, "weightDecay": 0.03, "warmup": 50, "scheduler": "Linear",
             "batchSize": 16,
         },
     }  # fmt: skip
@@ -118,8 +118,8 @@ SMALL = space_of(
         [
             {"path": "method", "choices": ["LoRA", "IA3"]},
             {"path": "lora.rank", "choices": ["4", "8"], "when": {"path": "method", "in": ["LoRA"]}},
-            {"path": "training.learningRate", "range": {"min": "1e-4", "max": "1e-3", "log": True}},
-            {"path": "training.weightDecay", "range": {"min": "0", "max": "0.1", "step": "0.05"}},
+            {"path": "training.learningRate", "range": {"min": 1e-4, "max": 1e-3, "log": True}},
+            {"path": "training.weightDecay", "range": {"min": 0, "max": 0.1, "step": 0.05}},
         ]
     )
 )
@@ -173,7 +173,7 @@ def test_what_is_refused_says_what_to_do(path: str) -> None:
 
 
 SAMPLES = {
-    FieldType.WHOLE: "16", FieldType.NUMBER: "0.5", FieldType.FRACTION: "0.5", FieldType.SWITCH: "false",
+    FieldType.WHOLE: "16", FieldType.NUMBER: "0.5", FieldType.SWITCH: "false",
     FieldType.LIST: "q_proj,v_proj",
 }  # fmt: skip
 NAMES = {"method": "DoRA", "preset": "StyleTransfer", "lora.init": "EVA", "quantization.type": "FP4"} | {
@@ -212,7 +212,8 @@ def test_its_tuned_configurations_come_first_and_then_what_the_manifest_asks_for
     for start, preset in zip(first, PRESETS.values(), strict=False):
         job = parse_lorajob({"spec": trial_spec(spec, start.values)})
         assert (job.lora.rank, job.lora.alpha) == (preset.rank, preset.alpha)
-        assert math.isclose(float(job.lora.dropout or 1), preset.dropout)
+        assert job.lora.dropout is not None
+        assert math.isclose(job.lora.dropout, preset.dropout)
         assert math.isclose(float(job.training.learning_rate or 0), preset.learning_rate)
         assert math.isclose(float(job.training.warmup or 0), preset.warmup)
         assert tuple(job.lora.target_modules or ()) == preset.target_modules
@@ -222,7 +223,7 @@ def test_its_tuned_configurations_come_first_and_then_what_the_manifest_asks_for
 
 def test_what_the_template_sets_is_not_searched_and_parameters_replace_path_by_path() -> None:
     spec = guide(
-        {"lora": {"rank": 16}, "training": {"warmup": "0.1"}},
+        {"lora": {"rank": 16}, "training": {"warmup": 0.1}},
         parameters=[
             {"path": "lora.alpha", "choices": ["16", "32"]},
             {"path": "lora.init", "choices": ["EVA", "Gaussian"]},
@@ -267,10 +268,10 @@ def test_where_methods_are_searched_the_guides_fields_of_lora_go_with_loras() ->
 
 
 def test_the_final_job_is_the_best_trial_with_the_rest_on_top() -> None:
-    spec = guide({"training": {"epochs": "1", "batchSize": 4}}, final={"training": {"epochs": "3"}})
+    spec = guide({"training": {"epochs": 1, "batchSize": 4}}, final={"training": {"epochs": 3}})
     best = starts(spec, space_of(spec))[0].values
     trial, last = trial_spec(spec, best), final_spec(spec, best)
-    assert last["training"] == {**trial["training"], "epochs": "3"}
+    assert last["training"] == {**trial["training"], "epochs": 3}
     assert last["lora"] == trial["lora"]
 
 

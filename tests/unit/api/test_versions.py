@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from tunery_api.adaptermerge import AdapterMergeSpec
@@ -23,6 +22,7 @@ from tunery_api.serving import Desired, ReplicaReply, ReplicaReport, ServeSpec
 from tunery_api.status import LoRAJobStatus
 from tunery_api.tolerant import without_invalid
 from tunery_api.validation import parse_adaptermerge, parse_adapterserver, parse_batchinference, parse_lorajob
+from tunery_trainer.local.as_kubectl import documents_of
 
 RELEASED = Path(__file__).with_name("fixtures") / "v1alpha1"
 CONTRACT: dict[str, type[BaseModel]] = {
@@ -49,7 +49,7 @@ CONTRACT: dict[str, type[BaseModel]] = {
 
 def released(name: str) -> Any:
     """Return what a release wrote, as it was."""
-    return yaml.safe_load((RELEASED / name).read_text())
+    return next(documents_of((RELEASED / name).read_text()))
 
 
 def test_every_fixture_is_tried() -> None:

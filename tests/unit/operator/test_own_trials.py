@@ -20,7 +20,7 @@ from tunery_search.validation import parse_lorasweep
 from kit.operator.objects import lorasweep
 
 Json = dict[str, Any]
-SWEEP = lorasweep("s", final={"training": {"epochs": "3"}})
+SWEEP = lorasweep("s", final={"training": {"epochs": 3}})
 SWEEP["metadata"] |= {"namespace": "ns", "uid": "uid", "resourceVersion": "1"}
 ROWS = [TrialStatus(number=n, name=f"s-{n:03d}", uid=f"uid-{n}", state=TrialState.RUNNING) for n in range(2)]
 

@@ -82,7 +82,7 @@ def test_as_many_run_as_may_unless_one_waits(trials: list[Trial], create: tuple[
 
 
 def test_nothing_is_made_while_suspended() -> None:
-    spec = sweep(suspend=True, maxTrials=1, final={"training": {"epochs": "3"}})
+    spec = sweep(suspend=True, maxTrials=1, final={"training": {"epochs": 3}})
     assert decide(spec, [], moment()) == Decision()
     assert decide(spec, [done(0)], moment()) == Decision(end_reason=EndReason.MAX_TRIALS)
 
@@ -248,7 +248,7 @@ def test_a_space_that_is_exhausted_ends_it() -> None:
 
 
 def test_the_deadline_stops_all_and_publishes_the_best() -> None:
-    spec = sweep(activeDeadlineSeconds=3600, final={"training": {"epochs": "3"}})
+    spec = sweep(activeDeadlineSeconds=3600, final={"training": {"epochs": 3}})
     trials = [done(0), running(1), trial(2, S.WAITING), running(3, stopping=True)]
     before = decide(spec, trials, moment(3599))
     assert (before.stop, before.look_again) == ({}, START + timedelta(seconds=3600))
@@ -361,7 +361,7 @@ def test_where_people_have_ended_all_of_them_more_are_needed() -> None:
 
 
 def test_the_best_is_trained_once_more_where_that_is_asked_for() -> None:
-    spec = sweep(maxTrials=2, final={"training": {"epochs": "3"}})
+    spec = sweep(maxTrials=2, final={"training": {"epochs": 3}})
     searched, known = [done(0, 2.0), done(1, 1.5)], moment(recorded=EndReason.MAX_TRIALS)
     assert decide(spec, searched, moment()) == Decision(final=2, end_reason=EndReason.MAX_TRIALS)
     assert decide(spec, [*searched, running(2, origin="Final")], known) == Decision(end_reason=EndReason.MAX_TRIALS)
@@ -370,11 +370,11 @@ def test_the_best_is_trained_once_more_where_that_is_asked_for() -> None:
     assert decide(spec, [*searched, done(2, 1.7, origin="Final")], known).publish == 1
     lost = trial(2, S.FAILED, reason="SecretNotFound", origin="Final")
     assert decide(spec, [*searched, lost], known).publish == 1
-    more = sweep(maxTrials=9, final={"training": {"epochs": "3"}})
+    more = sweep(maxTrials=9, final={"training": {"epochs": 3}})
     assert decide(more, [*searched, running(2, origin="Final")], known).create == ()
 
 
-@pytest.mark.parametrize("more", [{"suspend": True}, {"final": {"training": {"epochs": "2"}}}, {"maxTrials": 1}])
+@pytest.mark.parametrize("more", [{"suspend": True}, {"final": {"training": {"epochs": 2}}}, {"maxTrials": 1}])
 def test_once_the_best_is_being_published_it_stays_that_whatever_is_written_down_or_asked_for(more: Any) -> None:
     spec = sweep(budget={"gpuSeconds": 150}, **more)
     assert decide(spec, [done(0), done(1)], moment(publishing=True)).publish == 0
@@ -388,7 +388,7 @@ def test_while_the_best_is_published_nothing_else_is_done() -> None:
 
 
 def test_a_smaller_adapter_within_the_tolerance_is_the_best() -> None:
-    spec = sweep(maxTrials=2, objective={"tolerance": "0.01"})
+    spec = sweep(maxTrials=2, objective={"tolerance": 0.01})
     trials = [done(0, 1.0, trainable_parameters=900), done(1, 1.009, trainable_parameters=100)]
     assert decide(spec, trials, moment()).publish == 1
 

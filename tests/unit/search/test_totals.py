@@ -287,9 +287,9 @@ def test_trials_publish_nothing_once_stopped_and_end_themselves_unless_told_othe
     ("pruner", "evaluation", "expected"),
     [
         ({}, None, {"times": 4}),
-        ({"type": "Median", "rungs": ["0.3", "0.5"]}, {"publish": "Last"}, {"publish": "Last", "times": 4}),
-        ({"rungs": ["0.01"]}, {}, {"times": 16}),
-        ({"rungs": ["0.5"]}, {}, {"times": 2}),
+        ({"type": "Median", "rungs": [0.3, 0.5]}, {"publish": "Last"}, {"publish": "Last", "times": 4}),
+        ({"rungs": [0.01]}, {}, {"times": 16}),
+        ({"rungs": [0.5]}, {}, {"times": 2}),
         ({}, {"times": 8}, {"times": 8}),
         ({}, {"everySteps": 20}, {"everySteps": 20}),
         ({"type": "None"}, {"publish": "Last"}, {"publish": "Last"}),

@@ -11,7 +11,6 @@ from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any, Final
 
-from tunery_api.fields import number_text
 from tunery_api.kinds import Kind
 from tunery_api.names import API_VERSION, TOPOLOGY_ANNOTATIONS, child_name
 
@@ -84,7 +83,8 @@ def settings_digest(spec: Mapping[str, Any], annotations: Mapping[str, str] = Ma
     has to follow.
     """
     resources = spec.get("resources") or {}
-    quantities = (number_text(resources.get(name)) for name in ("memory", "ephemeralStorage"))
+    given = (resources.get(name) for name in ("memory", "ephemeralStorage"))
+    quantities = (None if quantity is None else str(quantity) for quantity in given)
     near = [annotations.get(name) or None for name in TOPOLOGY_ANNOTATIONS]
     together = near if (resources.get("nodes") or 1) > 1 and any(near) else ()
     fields = [spec.get("retries"), spec.get("scheduling"), *quantities, *together]

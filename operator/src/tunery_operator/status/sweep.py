@@ -85,7 +85,7 @@ def omit_removed_adapters(builder: StatusBuilder) -> None:
 
 def _show_trials(builder: StatusBuilder, search: Search) -> None:
     spec, trials = search.spec, search.trials
-    best = summary.best(trials, float(spec.objective.tolerance))
+    best = summary.best(trials, spec.objective.tolerance)
     convergence = summary.convergence(trials)
     end = EndReason.SPACE_EXHAUSTED if search.exhausted else search.decision.end_reason
     builder.put(

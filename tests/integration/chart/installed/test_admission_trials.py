@@ -58,7 +58,7 @@ NAMES = {
 def test_a_trial_of_any_name_passes(
     operator: ApiServer, platform: Platform, name: str, number: int, origin: str
 ) -> None:
-    body = trial(platform, owner(name), number, origin, final={"training": {"epochs": "3"}})
+    body = trial(platform, owner(name), number, origin, final={"training": {"epochs": 3}})
     assert refusal(operator, body) is None
 
 

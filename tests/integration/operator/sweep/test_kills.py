@@ -66,7 +66,7 @@ def test_killed_ten_times_it_makes_each_trial_once(
     operator.start()
     # Some values are invalid together: such a trial is a row alone.
     both = [{"path": path, "choices": ["true", "false"]} for path in ("training.packing", "training.groupByLength")]
-    rate = {"path": "training.learningRate", "range": {"min": "1e-5", "max": "1e-1", "log": True}}
+    rate = {"path": "training.learningRate", "range": {"min": 1e-5, "max": 1e-1, "log": True}}
     drawn = {"sampler": {"type": "Random"}, "pruner": {"type": "None"}}
     namespace.apply(lorasweep("s", maxTrials=16, parallelTrials=2, parameters=[rate, *both], **drawn))
     watcher.start()

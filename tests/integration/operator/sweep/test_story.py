@@ -189,7 +189,7 @@ def test_what_is_in_the_worse_half_is_stopped_for_good(
     namespace: Namespace, trials: Trials, operator: OperatorProcess, progress_tls: Path
 ) -> None:
     trials.held.update(f"s-{number:03d}" for number in range(2, 4))
-    pruner = {"type": "Halving", "rungs": ["0.25"], "minRivals": 2}
+    pruner = {"type": "Halving", "rungs": [0.25], "minRivals": 2}
     grid = {"path": "training.learningRate", "choices": ["1e-3", "2e-3", "1e-1", "3e-3"]}
     namespace.apply(
         lorasweep("s", maxTrials=4, parallelTrials=4, pruner=pruner, parameters=[grid], sampler={"type": "Grid"})
@@ -233,7 +233,7 @@ def test_values_that_are_invalid_together_are_a_row_without_a_lorajob(namespace:
 @pytest.mark.slow
 def test_a_sweep_of_invalid_trials_alone_fails_with_what_to_change(namespace: Namespace, trials: Trials) -> None:
     both = [
-        {"path": "training.epochs", "range": {"min": "1", "max": "9"}},
+        {"path": "training.epochs", "range": {"min": 1, "max": 9}},
         {"path": "training.maxSteps", "choices": ["5"]},
     ]
     namespace.apply(lorasweep("s", maxTrials=3, parallelTrials=2, parameters=both))
@@ -366,13 +366,13 @@ def test_a_trial_stopped_by_hand_is_pruned_by_hand(namespace: Namespace, trials:
 
 @pytest.mark.slow
 def test_the_best_settings_are_trained_once_more(namespace: Namespace, trials: Trials) -> None:
-    namespace.apply(lorasweep("s", maxTrials=2, final={"training": {"epochs": "3"}}))
+    namespace.apply(lorasweep("s", maxTrials=2, final={"training": {"epochs": 3}}))
     status = ended(namespace)
     last = status["trials"][-1]
     assert (last["number"], last["name"], last["origin"]) == (2, "s-final", "Final")
     spec = jobs(namespace)["s-final"]["spec"]
     best = min(status["trials"][:2], key=lambda row: float(row["value"]))
-    assert spec["training"] == {"epochs": "3", "learningRate": best["parameters"]["training.learningRate"]}
+    assert spec["training"] == {"epochs": 3, "learningRate": float(best["parameters"]["training.learningRate"])}
     assert spec["preflight"] == "Required", "with more epochs the data are others"
 
 

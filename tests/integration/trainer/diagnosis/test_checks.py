@@ -75,7 +75,7 @@ def test_every_box_is_there_in_the_guides_order_and_nothing_is_left_out_silently
     assert {each.result for each in before} == {"Passed", "Skipped"}
 
 
-LORA = {"lora": {"rank": 8, "dropout": "0.05"}}
+LORA = {"lora": {"rank": 8, "dropout": 0.05}}
 
 
 @pytest.mark.parametrize(
@@ -92,15 +92,15 @@ LORA = {"lora": {"rank": 8, "dropout": "0.05"}}
         (CheckName.ALPHA, plan({"method": "IA3"}), "Skipped", "no alpha"),
         (
             CheckName.DROPOUT,
-            plan({"lora": {"dropout": "0"}, "training": {"epochs": "3"}}, {"rows": 999}),
+            plan({"lora": {"dropout": 0}, "training": {"epochs": 3}}, {"rows": 999}),
             "Warning",
             "0, with 999 rows that are passed 3 times",
         ),
-        (CheckName.DROPOUT, plan({"lora": {"dropout": "0"}, "training": {"epochs": "3"}}), "Passed", "0"),
+        (CheckName.DROPOUT, plan({"lora": {"dropout": 0}, "training": {"epochs": 3}}), "Passed", "0"),
         (
             CheckName.DROPOUT,
             plan(
-                {"lora": {"dropout": "0"}, "training": {"maxSteps": 100, "batchSize": 8}},
+                {"lora": {"dropout": 0}, "training": {"maxSteps": 100, "batchSize": 8}},
                 {"rows": 100},
                 {"sequences": 90},
             ),
@@ -109,15 +109,15 @@ LORA = {"lora": {"rank": 8, "dropout": "0.05"}}
         ),
         (CheckName.DROPOUT, plan({"method": "PrefixTuning"}), "Skipped", "no dropout"),
         (CheckName.LEARNING_RATE, plan(), "Passed", "2e-4 is within the usual range, 1e-5 to 5e-4"),
-        (CheckName.LEARNING_RATE, plan({"training": {"learningRate": "2e-2"}}), "Warning", "0.02 is outside"),
-        (CheckName.LEARNING_RATE, plan({"training": {"learningRate": "2e-7"}}), "Warning", "2e-7 is outside"),
+        (CheckName.LEARNING_RATE, plan({"training": {"learningRate": 2e-2}}), "Warning", "0.02 is outside"),
+        (CheckName.LEARNING_RATE, plan({"training": {"learningRate": 2e-7}}), "Warning", "2e-7 is outside"),
         (
             CheckName.LEARNING_RATE,
-            plan({"method": "IA3", "training": {"learningRate": "1e-2"}}),
+            plan({"method": "IA3", "training": {"learningRate": 1e-2}}),
             "Passed",
             "0.01 is within the usual range of IA3, 3e-4 to 0.03",
         ),
-        (CheckName.LEARNING_RATE, plan({"method": "IA3", "training": {"learningRate": "1"}}), "Warning", "1 is out"),
+        (CheckName.LEARNING_RATE, plan({"method": "IA3", "training": {"learningRate": 1}}), "Warning", "1 is out"),
         (
             CheckName.GRADIENT_ACCUMULATION,
             plan({"training": {"batchSize": 4, "gradientAccumulation": 4}}),

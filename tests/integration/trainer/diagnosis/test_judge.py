@@ -26,11 +26,11 @@ from tunery_trainer.settings.experts import EXPERTS
 from kit.diagnosed import cosine, grid, grid_log, judged, logged, settings_of, subject_of
 
 SETTINGS = settings_of(
-    lora={"rank": 16, "dropout": "0.0"},
-    training={"learningRate": "2e-4", "epochs": "4", "batchSize": 4, "warmup": "0.02"},
+    lora={"rank": 16, "dropout": 0.0},
+    training={"learningRate": 2e-4, "epochs": 4, "batchSize": 4, "warmup": 0.02},
 )
-SLOWEST = settings_of(training={"learningRate": "1e-6"})
-FROZEN = settings_of(training={"learningRate": "1e-60"})
+SLOWEST = settings_of(training={"learningRate": 1e-6})
+FROZEN = settings_of(training={"learningRate": 1e-60})
 RISEN = Difference(0.04, 0.005)
 
 
@@ -183,12 +183,12 @@ def test_what_is_suggested_are_fields_of_the_method(blocks: dict[str, Any], fiel
 @pytest.mark.parametrize(
     ("rate", "field", "suggest"),
     [
-        ("2e-2", "training.learningRate", "6.7e-3"),
-        ("1e-6", "training.learningRate", "3e-6"),
-        ("2e-4", "lora.rank", "32"),
+        (2e-2, "training.learningRate", "6.7e-3"),
+        (1e-6, "training.learningRate", "3e-6"),
+        (2e-4, "lora.rank", "32"),
     ],
 )
-def test_a_plateau_at_an_unusual_rate_is_the_rates_first(rate: str, field: str, suggest: str) -> None:
+def test_a_plateau_at_an_unusual_rate_is_the_rates_first(rate: float, field: str, suggest: str) -> None:
     settings = settings_of(training={"learningRate": rate})
     (advice, *_) = said.plateau(settings, 0.001, largest=True).advice
     assert (advice.field, advice.suggest) == (field, suggest)
@@ -245,14 +245,14 @@ def test_values_are_written_as_people_write_them(value: float, text: str) -> Non
 
 
 def test_a_rate_that_is_scaled_with_the_rank_is_suggested_before_scaling() -> None:
-    settings = settings_of(lora={"rank": 32}, training={"learningRate": "2e-4", "scaleLearningRateWithRank": True})
+    settings = settings_of(lora={"rank": 32}, training={"learningRate": 2e-4, "scaleLearningRateWithRank": True})
     assert settings.training.learning_rate == pytest.approx(1e-4)
     assert learning_rate(settings, 10) == Advice("training.learningRate", "2e-3", "2e-4")
 
 
 def test_a_run_measured_in_steps_is_made_longer_in_steps() -> None:
     assert length(settings_of(training={"maxSteps": 60}), 2) == Advice("training.maxSteps", "120", "60")
-    assert length(settings_of(training={"epochs": "1"}), 0.4) == Advice("training.epochs", "0.4", "1")
+    assert length(settings_of(training={"epochs": 1}), 0.4) == Advice("training.epochs", "0.4", "1")
 
 
 def test_findings_are_shown_the_gravest_first_and_no_more_than_a_status_holds() -> None:

@@ -93,7 +93,7 @@ def test_rows_that_a_task_tells_apart_are_no_copies() -> None:
 
 def test_an_evaluation_takes_no_gradient_from_4_bit_layers(tiny_model: Path) -> None:
     """On a CPU with AVX512-BF16 bitsandbytes changes its weights' layout in evaluation, to one without a backward."""
-    model = adapted(tiny_model, "BFloat16", method="QLoRA", lora={"rank": 4, "dropout": "0"})
+    model = adapted(tiny_model, "BFloat16", method="QLoRA", lora={"rank": 4, "dropout": 0})
     before = gradients(model)
     held_out_loss(model, examples(), 0)
     after = gradients(model)

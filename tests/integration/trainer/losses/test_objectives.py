@@ -116,7 +116,7 @@ def same(found: tuple[float, Gradients], expected: tuple[float, Gradients]) -> N
 @pytest.mark.parametrize("fresh", [True, False], ids=["base", "continued"])
 @pytest.mark.parametrize(("ours_is", "theirs_is"), [("Sigmoid", "sigmoid"), ("Hinge", "hinge"), ("IPO", "ipo")])
 def test_dpo_is_that_of_trl(llama: Path, tmp_path: Path, ours_is: str, theirs_is: str, *, fresh: bool) -> None:
-    resolved = resolved_task(llama, "DPO", preference={"lossType": ours_is, "beta": "0.3"})
+    resolved = resolved_task(llama, "DPO", preference={"lossType": ours_is, "beta": 0.3})
     model, start = adapted(llama, resolved, fresh=fresh)
     data = Dataset.from_dict({"prompt": PROMPTS, "chosen": texts(CHOSEN), "rejected": texts(REJECTED)})
     config = DPOConfig(output_dir=str(tmp_path), beta=0.3, loss_type=[theirs_is], max_length=None, **SHARED)
@@ -130,7 +130,7 @@ def test_dpo_is_that_of_trl(llama: Path, tmp_path: Path, ours_is: str, theirs_is
 
 
 def test_orpo_is_that_of_trl(llama: Path, tmp_path: Path) -> None:
-    resolved = resolved_task(llama, "ORPO", preference={"beta": "0.3"})
+    resolved = resolved_task(llama, "ORPO", preference={"beta": 0.3})
     model, start = adapted(llama, resolved, fresh=False)
     data = Dataset.from_dict({"prompt": PROMPTS, "chosen": texts(CHOSEN), "rejected": texts(REJECTED)})
     config = ORPOConfig(output_dir=str(tmp_path), beta=0.3, max_length=64, **SHARED)
@@ -150,7 +150,7 @@ def test_orpo_is_that_of_trl(llama: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("fresh", [True, False], ids=["base", "continued"])
 def test_kto_is_that_of_trl(llama: Path, tmp_path: Path, *, fresh: bool) -> None:
-    blocks = {"beta": "0.3", "desirableWeight": "1.5", "undesirableWeight": "0.7"}
+    blocks = {"beta": 0.3, "desirableWeight": 1.5, "undesirableWeight": 0.7}
     resolved = resolved_task(llama, "KTO", preference=blocks)
     model, start = adapted(llama, resolved, fresh=fresh)
     labels = [True, False, True, False]
@@ -169,7 +169,7 @@ def test_kto_is_that_of_trl(llama: Path, tmp_path: Path, *, fresh: bool) -> None
 
 def weights_after(llama: Path, folder: Path, task: str, split: tuple[int, int]) -> Gradients:
     """Return the adapter after two steps of four rows in so many forward passes."""
-    training = {"batchSize": split[0], "gradientAccumulation": split[1], "learningRate": "1e-2"}
+    training = {"batchSize": split[0], "gradientAccumulation": split[1], "learningRate": 1e-2}
     resolved = resolved_task(llama, task, training=training)
     trainer = trainer_on(llama, resolved, begun(llama, resolved, prepared(task)), folder)
     trainer.train()
@@ -191,8 +191,8 @@ def test_a_step_is_the_same_however_its_rows_are_split(llama: Path, tmp_path: Pa
     [
         ("DPO", {}, math.log(2)),
         ("DPO", {"lossType": "Hinge"}, 1.0),
-        ("DPO", {"lossType": "IPO", "beta": "0.25"}, 4.0),
-        ("KTO", {"undesirableWeight": "2"}, 0.5 * (3 + 2 * 2) / 5),
+        ("DPO", {"lossType": "IPO", "beta": 0.25}, 4.0),
+        ("KTO", {"undesirableWeight": 2}, 0.5 * (3 + 2 * 2) / 5),
     ],
 )
 def test_nothing_is_preferred_before_training(
@@ -208,7 +208,7 @@ def test_nothing_is_preferred_before_training(
 @pytest.mark.parametrize("init", ["PiSSA", "OLoRA"])
 def test_the_reference_is_the_base_also_where_the_adapter_changes_it(llama: Path, init: str) -> None:
     """With the adapter switched off such a base is another model, and a preference would be there before training."""
-    resolved = resolved_task(llama, "DPO", lora={"dropout": "0", "init": init})
+    resolved = resolved_task(llama, "DPO", lora={"dropout": 0, "init": init})
     model, rows = begun(llama, resolved, prepared("DPO"))
     assert rows.measure(model, objective_of(resolved), PASS).metrics["loss"] == pytest.approx(math.log(2), abs=1e-4)
     with model.disable_adapter():

@@ -66,7 +66,7 @@ def inputs(base: Path, tmp_path: Path) -> list[Path]:
 
 
 def manifest(folder: Path, inputs: Sequence[Path], **spec: Any) -> Path:
-    adapters = [{"uri": place.as_uri(), "weight": "0.5"} for place in inputs]
+    adapters = [{"uri": place.as_uri(), "weight": 0.5} for place in inputs]
     path = folder / "merge.yaml"
     output = {"uri": (folder / "out").as_uri()}
     body = {"adapters": adapters, "output": output, **spec}
@@ -118,7 +118,7 @@ def test_adapters_become_one(tmp_path: Path, inputs: list[Path]) -> None:
 
 @pytest.mark.parametrize("method", ["TIES", "DARELinear", "DARETIES", "MagnitudePrune"])
 def test_a_rank_costs_what_the_manifest_says(tmp_path: Path, inputs: list[Path], method: str) -> None:
-    lineage = succeed(manifest(tmp_path, inputs, method=method, density="0.5", rank=6)).lineage
+    lineage = succeed(manifest(tmp_path, inputs, method=method, density=0.5, rank=6)).lineage
     assert lineage.rank == 6
     assert lineage.verification is not None
     assert 0.05 < lineage.metrics["rankError"] < 1
@@ -134,7 +134,7 @@ def test_an_open_rank_costs_little(tmp_path: Path, inputs: list[Path]) -> None:
 
 
 def test_knots_is_exact_at_the_sum_of_the_ranks(tmp_path: Path, inputs: list[Path]) -> None:
-    lineage = succeed(manifest(tmp_path, inputs, method="KnOTSTIES", density="0.5")).lineage
+    lineage = succeed(manifest(tmp_path, inputs, method="KnOTSTIES", density=0.5)).lineage
     assert (lineage.rank, lineage.metrics["rankError"]) == (10, 0.0)
     assert lineage.hyperparameters["majoritySign"] == "Total"
     assert lineage.verification is not None

@@ -68,7 +68,7 @@ def inputs(case: Case, trained: Path, tmp_path: Path) -> list[Path]:
 
 
 def merge_file(folder: Path, inputs: list[Path], evaluation: Spec | None = None, **spec: Any) -> Path:
-    adapters = [{"uri": place.as_uri(), "weight": "0.5"} for place in inputs]
+    adapters = [{"uri": place.as_uri(), "weight": 0.5} for place in inputs]
     measured = {"dataset": {"uri": "file://test.jsonl"}, "maxLength": 128, **(evaluation or {})}
     body = {"adapters": adapters, "output": {"uri": "file://out"}, "evaluation": measured, **spec}
     path = folder / "merge.yaml"
@@ -128,7 +128,7 @@ def test_into_the_model_is_measured_too(tmp_path: Path, inputs: list[Path]) -> N
 
 def test_one_that_is_no_better_than_asked_is_not_published(tmp_path: Path, inputs: list[Path]) -> None:
     write_rows(tmp_path / "test.jsonl", rows_of("twice", 1, 3))  # one row is enough: none is held out of it
-    done = run_here("run", merge_file(tmp_path, inputs, {"minImprovement": "0.99"}))
+    done = run_here("run", merge_file(tmp_path, inputs, {"minImprovement": 0.99}))
     assert done.returncode == ExitCode.USER_ERROR
     line = done.stderr.splitlines()[-2]
     assert line.startswith("NotImproved: the evaluation loss went from the base's ")

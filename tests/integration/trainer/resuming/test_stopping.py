@@ -21,7 +21,7 @@ from tunery_api.reasons import ExitCode
 from kit.fork_server import Process
 from kit.story import Case, command, environment, read_curve, run_here, start
 
-LONG = {"maxSteps": 80, "learningRate": "1e-3"}
+LONG = {"maxSteps": 80, "learningRate": 1e-3}
 KEPT = {"keepAfterSuccess": True}
 
 

@@ -53,13 +53,13 @@ def resolved(share: float | None, **blocks: Any) -> RunSettings:
 @pytest.mark.parametrize(
     ("share", "training", "times"),
     [
-        (1 / 19, {"epochs": "1"}, 3),  # a twentieth is held out
-        (1 / 19, {"epochs": "3"}, 8),
-        (1 / 9, {"epochs": "1"}, 1),
-        (2.0, {"epochs": "1"}, 1),  # an evaluation set that is larger than the training set
-        (1 / 999, {"epochs": "1"}, MOST_TIMES),
+        (1 / 19, {"epochs": 1}, 3),  # a twentieth is held out
+        (1 / 19, {"epochs": 3}, 8),
+        (1 / 9, {"epochs": 1}, 1),
+        (2.0, {"epochs": 1}, 1),  # an evaluation set that is larger than the training set
+        (1 / 999, {"epochs": 1}, MOST_TIMES),
         (1 / 19, {"maxSteps": 250, "batchSize": 4, "gradientAccumulation": 2}, 7),  # two passes
-        (None, {"epochs": "1"}, MOST_TIMES),
+        (None, {"epochs": 1}, MOST_TIMES),
     ],
 )
 def test_as_many_as_take_a_twentieth_of_the_time(share: float | None, training: dict[str, Any], times: int) -> None:

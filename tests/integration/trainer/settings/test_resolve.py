@@ -75,8 +75,8 @@ def test_a_preset_gives_the_guides_numbers(preset: str, numbers: tuple[Any, ...]
 def test_the_manifest_always_wins(preset: str | None) -> None:
     said = {
         "method": "DoRA",
-        "lora": {"rank": 4, "alpha": 9, "dropout": "0.2", "targetModules": ["q_proj"]},
-        "training": {"learningRate": 5.0012345e-5, "epochs": "0.5", "warmup": 7},
+        "lora": {"rank": 4, "alpha": 9, "dropout": 0.2, "targetModules": ["q_proj"]},
+        "training": {"learningRate": 5.0012345e-5, "epochs": 0.5, "warmup": 7},
     }
     plan = resolved(said | ({"preset": preset} if preset else {}))
     adapter, training = plan.adapter, plan.training
@@ -268,13 +268,13 @@ def test_each_method_has_a_rate_that_moves_it(method: str, rate: float) -> None:
     [
         ({"task": "DPO"}, PreferenceSettings(0.1, PreferenceLoss.SIGMOID), {"beta": "0.1", "lossType": "Sigmoid"}),
         (
-            {"task": "DPO", "preference": {"beta": "0.3", "lossType": "IPO"}},
+            {"task": "DPO", "preference": {"beta": 0.3, "lossType": "IPO"}},
             PreferenceSettings(0.3, PreferenceLoss.IPO),
             {"beta": "0.3", "lossType": "IPO"},
         ),
         ({"task": "ORPO"}, PreferenceSettings(0.1), {"beta": "0.1"}),
         (
-            {"task": "KTO", "preference": {"desirableWeight": "1.5"}},
+            {"task": "KTO", "preference": {"desirableWeight": 1.5}},
             PreferenceSettings(0.1, desirable_weight=1.5),
             {"beta": "0.1", "desirableWeight": "1.5", "undesirableWeight": "1"},
         ),
@@ -298,7 +298,7 @@ def test_preferences_are_learned_gently_and_never_packed(method: str, rate: floa
     assert sources(plan)["training.learningRate"] == "Rule"
 
 
-@pytest.mark.parametrize(("lora", "dropout"), [({}, (0.0, "Rule")), ({"dropout": "0.1"}, (0.1, "Manifest"))])
+@pytest.mark.parametrize(("lora", "dropout"), [({}, (0.0, "Rule")), ({"dropout": 0.1}, (0.1, "Manifest"))])
 def test_preferences_are_learned_without_dropout_unless_asked(lora: dict[str, Any], dropout: tuple[float, str]) -> None:
     plan = resolved({"method": "LoRA", "task": "ORPO", "lora": lora})
     assert (plan.adapter.dropout, sources(plan)["lora.dropout"]) == dropout

@@ -29,9 +29,9 @@ from kit.story import environment, make_rows, manifest, run_here, write_rows
 
 Rows = list[dict[str, Any]]
 Sweep = Callable[..., Path]
-RATE = {"path": "training.learningRate", "range": {"min": "1e-5", "max": "1e-1", "log": True}}
+RATE = {"path": "training.learningRate", "range": {"min": 1e-5, "max": 1e-1, "log": True}}
 ALPHA = {"path": "lora.alpha", "choices": [str(2**power) for power in range(3, 10)]}
-RATE_OK = {**RATE, "range": {"min": "1e-5", "max": "5e-3", "log": True}}
+RATE_OK = {**RATE, "range": {"min": 1e-5, "max": 5e-3, "log": True}}
 ALPHA_OK = {"path": "lora.alpha", "choices": ["8", "16", "32"]}
 """Of trials that come to their ends."""
 
@@ -250,7 +250,7 @@ def test_the_best_settings_are_trained_once_more_and_take_part(sweep: Sweep) -> 
 
 def test_a_trial_that_is_refused_is_told_and_the_best_of_the_others_is_published(sweep: Sweep) -> None:
     path = sweep(parameters=[RATE_OK, *RANKS], maxTrials=2)
-    content = yaml.safe_load(path.read_text())
+    content = json.loads(path.read_text())
     spec = content["spec"]
     spec["template"] |= {"method": "AdaLoRA", "lora": {}}
     ranks = ((12, 12), (4, 64))
@@ -398,9 +398,11 @@ def test_a_check_of_a_sweep_says_what_it_would_search(sweep: Sweep) -> None:
 
 def test_a_check_reads_numbers_as_the_api_server_will(sweep: Sweep) -> None:
     path = sweep((1e-4, 8))
-    quoted = path.read_text()
-    assert '"1e-5"' in quoted
-    path.write_text(quoted.replace('"1e-5"', "1e-5"))
+    text = path.read_text()
+    assert "1e-05" in text
+    path.write_text(text.replace("1e-05", "1e-5"))
     assert "Space      training.learningRate: 0.00001 to 0.1, by factors" in run_here("check", path).stdout
-    path.write_text(quoted.replace('"1e-5"', "true"))
+    path.write_text(text.replace("1e-05", '"1e-5"'))
+    assert ".range.min: must be a number: write it without quotes, 1e-5" in run_here("check", path).stderr
+    path.write_text(text.replace("1e-05", "true"))
     assert ".range.min: must be a number, is true" in run_here("check", path).stderr

@@ -24,7 +24,7 @@ from kit.story import Case, command, environment, manifest, run_here
 
 SPACE: dict[str, Any] = {
     "preset": "Guide",
-    "parameters": [{"path": "training.learningRate", "range": {"min": "1e-4", "max": "1e-2", "log": True}}],
+    "parameters": [{"path": "training.learningRate", "range": {"min": 1e-4, "max": 1e-2, "log": True}}],
     "maxTrials": 4,
     "seed": 31,
 }

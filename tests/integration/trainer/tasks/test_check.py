@@ -97,7 +97,7 @@ def test_a_manifest_may_be_json_and_rows_of_json_stay_data(case: Case, write: Wr
 
 @pytest.mark.parametrize("own", [True, False])
 def test_each_valid_row_is_trained_on_or_told_as_held_out(case: Case, own: bool) -> None:
-    evaluation = {"uri": "file://own.jsonl"} if own else {"fraction": "0.1"}
+    evaluation = {"uri": "file://own.jsonl"} if own else {"fraction": 0.1}
     path = case(dataset={"uri": "file://data.jsonl", "evaluation": evaluation}, training={"packing": False})
     write_rows(path.parent / "own.jsonl", make_rows(8))
     write_rows(path.parent / "data.jsonl", make_rows(40))

@@ -24,7 +24,7 @@ from kit.peft_reader import held_out_rows, plain_peft, single_row_loss
 from kit.story import make_rows, manifest, run_here, write_manifest, write_rows
 
 # Small steps: a new optimizer must not undo at once what the first run learnt.
-GENTLE = {"maxSteps": 10, "learningRate": "1e-3"}
+GENTLE = {"maxSteps": 10, "learningRate": 1e-3}
 
 
 @pytest.fixture(scope="module")

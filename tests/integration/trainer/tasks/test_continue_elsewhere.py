@@ -56,7 +56,7 @@ def made(folder: Path, config: PeftConfig | None = None, **shape: Any) -> Path:
 
 def job(folder: Path, **changes: Any) -> Path:
     later = {"continueFrom": {"uri": "file://made"}, "output": {"uri": "file://out"}, "lora": None}
-    training = {"training": {"maxSteps": 4, "learningRate": "1e-3"}}
+    training = {"training": {"maxSteps": 4, "learningRate": 1e-3}}
     return write_manifest(folder, manifest(folder, **(later | training | changes)))
 
 
@@ -79,7 +79,7 @@ def test_a_plain_adapter_is_trained_on_and_told(folder: Path) -> None:
     """Its alpha, which PEFT has as any number, stays what it was."""
     adapter = made(folder)
     said(lora_alpha=8.5, alpha_pattern={"q_proj": 4.25, "v_proj": 8192.0})(adapter)
-    done = run_here("run", job(folder, evaluation={"minImprovement": "-9"}), "--work-dir", folder / "work")
+    done = run_here("run", job(folder, evaluation={"minImprovement": -9}), "--work-dir", folder / "work")
     assert done.returncode == 0, done.stderr
     lineage = json.loads((folder / "out" / "manifest.json").read_text())["lineage"]
     record = lineage["continuedFrom"]

@@ -111,7 +111,7 @@ def test_tokens_are_those_of_the_rows_to_train_on_by_what_is_laid_in_a_batch(
     path = case(training={"packing": packing})
     write_rows(path.parent / "own.jsonl", make_rows(60))
     told = {}
-    for name, evaluation in {"fraction": {"fraction": "0.5"}, "own": {"uri": "file://own.jsonl"}}.items():
+    for name, evaluation in {"fraction": {"fraction": 0.5}, "own": {"uri": "file://own.jsonl"}}.items():
         job = yaml.safe_load(path.read_text())
         job["spec"]["dataset"]["evaluation"] = evaluation
         path.write_text(json.dumps(job))

@@ -17,7 +17,7 @@ from kit.s3 import keys_below
 from kit.story import Run, run_here
 from tools.cluster.s3 import S3Server
 
-STEADY = {"maxSteps": 20, "learningRate": "1e-2", "batchSize": 4, "gradientAccumulation": 1, "maxLength": 128}
+STEADY = {"maxSteps": 20, "learningRate": 1e-2, "batchSize": 4, "gradientAccumulation": 1, "maxLength": 128}
 
 
 def said(task: str, path: Path, code: ExitCode) -> str:
@@ -33,7 +33,7 @@ def said(task: str, path: Path, code: ExitCode) -> str:
 def test_another_object_publishes_what_the_first_was_refused_for(
     run_file: Run, tmp_path: Path, s3_server: S3Server
 ) -> None:
-    first = run_file(evaluation={"minImprovement": "0.99"}, training=STEADY)
+    first = run_file(evaluation={"minImprovement": 0.99}, training=STEADY)
     refused = RunResult.model_validate_json(said("train", first, ExitCode.USER_ERROR))
     assert refused.failure is not None
     assert refused.failure.reason == "NotImproved"

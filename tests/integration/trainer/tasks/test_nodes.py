@@ -23,8 +23,8 @@ from kit.story import Run
 from tools.cluster.s3 import S3Server
 
 SPEC: dict[str, Any] = {
-    "lora": {"dropout": "0.1"},
-    "training": {"gradientAccumulation": 4, "maxSteps": 60, "learningRate": "1e-3"},
+    "lora": {"dropout": 0.1},
+    "training": {"gradientAccumulation": 4, "maxSteps": 60, "learningRate": 1e-3},
     "checkpoint": {"everySteps": 5},
     "evaluation": {"everySteps": 20},
 }

@@ -17,7 +17,7 @@ from kit.story import Case, run_here, write_rows
 @pytest.mark.slow
 def test_plain_peft_gives_the_held_out_loss_of_a_fraction(case: Case, tmp_path: Path) -> None:
     """Rows that are longer than maxLength among them, which a run cuts there."""
-    path = case(dataset={"evaluation": {"fraction": "0.2"}})
+    path = case(dataset={"evaluation": {"fraction": 0.2}})
     rows = [
         {
             "messages": [

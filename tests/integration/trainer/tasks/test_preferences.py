@@ -25,7 +25,7 @@ from tunery_trainer.plan.disk import estimate_disk
 from kit.peft_reader import held_out_rows, plain_peft
 from kit.story import WORDS, Case, newest_log, run_here, start, write_rows
 
-QUICK = {"maxSteps": 30, "learningRate": "5e-3"}
+QUICK = {"maxSteps": 30, "learningRate": 5e-3}
 
 
 def pairs(count: int = 80) -> list[dict[str, Any]]:
@@ -67,7 +67,7 @@ def lineage(path: Path, out: str = "out") -> dict[str, Any]:
 @pytest.mark.slow(fast=["ORPO"])
 @pytest.mark.parametrize("task", ["DPO", "ORPO", "KTO"])
 def test_what_is_preferred_is_learned_and_told(case: Case, task: str) -> None:
-    faster = {**QUICK, "learningRate": "3e-2"} if task == "ORPO" else QUICK  # the prompt's likelihood comes first
+    faster = {**QUICK, "learningRate": 3e-2} if task == "ORPO" else QUICK  # the prompt's likelihood comes first
     asked = {"everySteps": 10, "publish": "Last"}  # of ORPO, the lowest loss comes before the best preference
     path = job(case, task, training=faster, evaluation=asked, tracking={"tensorboard": True})
     printed = run(path)
@@ -89,7 +89,7 @@ def test_what_is_preferred_is_learned_and_told(case: Case, task: str) -> None:
 
 @pytest.mark.slow
 def test_anyone_can_repeat_the_numbers_with_plain_peft(case: Case) -> None:
-    path = job(case, "DPO", preference={"beta": "0.2"}, training={**QUICK, "maxSteps": 6})
+    path = job(case, "DPO", preference={"beta": 0.2}, training={**QUICK, "maxSteps": 6})
     run(path)
     metrics, model, rewards = lineage(path)["metrics"], plain_peft(path.parent), []
     for row in held_out_rows(path.parent):
@@ -273,8 +273,8 @@ def test_the_base_models_own_dropout_is_off(case: Case) -> None:
 
 @pytest.mark.slow
 def test_training_stops_at_the_best_loss_of_the_pairs(case: Case) -> None:
-    wild = {"maxSteps": 60, "learningRate": "3e-1", "scheduler": "Constant", "precision": "Float32"}
-    early = {"everySteps": 3, "earlyStoppingPatience": 2, "minImprovement": "-1000"}
+    wild = {"maxSteps": 60, "learningRate": 3e-1, "scheduler": "Constant", "precision": "Float32"}
+    early = {"everySteps": 3, "earlyStoppingPatience": 2, "minImprovement": -1000}
     path = job(case, "DPO", training=wild, evaluation=early, checkpoint={"keepAfterSuccess": True})
     run(path)
     losses = [e["eval_loss"] for e in newest_log(path) if "eval_loss" in e]
@@ -284,7 +284,7 @@ def test_training_stops_at_the_best_loss_of_the_pairs(case: Case) -> None:
 
 @pytest.mark.slow
 def test_too_little_is_not_published(case: Case) -> None:
-    path = job(case, "DPO", training={**QUICK, "maxSteps": 2}, evaluation={"minImprovement": "0.99"})
+    path = job(case, "DPO", training={**QUICK, "maxSteps": 2}, evaluation={"minImprovement": 0.99})
     done = run_here("run", path, "--work-dir", path.parent / "work")
     assert done.returncode != ExitCode.OK
     assert "NotImproved: the evaluation loss went from 0.6931 to" in done.stderr

@@ -18,7 +18,7 @@ from tunery_trainer.local import load_run_spec
 from kit.peft_reader import held_out_rows, plain_peft, single_row_loss
 from kit.story import Case, run_here
 
-TOO_MUCH = {"minImprovement": "0.99"}
+TOO_MUCH = {"minImprovement": 0.99}
 
 
 def rejected(path: Path, **extra: str) -> str:
@@ -113,7 +113,7 @@ def test_a_place_that_may_not_be_written_is_told(case: Case) -> None:
 
 
 def test_an_adapter_that_changes_nothing_is_not_kept(case: Case) -> None:
-    path = case(training={"learningRate": "1e-30", "weightDecay": "0.0"})
+    path = case(training={"learningRate": 1e-30, "weightDecay": 0.0})
     done = run_here("run", path)
     assert done.stderr.splitlines()[-2].startswith("NotImproved: the adapter changes nothing")
     assert not (path.parent / "out-rejected").exists()

@@ -120,7 +120,7 @@ def test_sigterm_writes_a_checkpoint_and_says_so(
     run_file: Run, tmp_path: Path, message: Path, s3_server: S3Server
 ) -> None:
     """As when the Job is deleted: the pod has 120 s, and no checkpoint was due yet."""
-    training = {"maxSteps": 100_000, "learningRate": "1e-4"}
+    training = {"maxSteps": 100_000, "learningRate": 1e-4}
     path = run_file(training=training, checkpoint={"everySteps": 100_000})
     process = trainer_server().popen(
         command("train", path),

@@ -35,7 +35,7 @@ from kit.s3 import keys_below
 from kit.story import Case, Run, command, environment, run_here, start
 from tools.cluster.s3 import S3Server
 
-LONG: dict[str, Any] = {"training": {"maxSteps": 2000, "warmup": "0"}}
+LONG: dict[str, Any] = {"training": {"maxSteps": 2000, "warmup": 0}}
 STEPS = 40
 """Trained before anybody stops it."""
 KEPT = {"evaluation": {"everySteps": 5, "publish": "Best"}}
@@ -281,7 +281,7 @@ def test_weights_that_are_no_numbers_are_not_published(killed_once: Path) -> Non
 
 @pytest.mark.slow
 def test_worse_than_asked_for_is_rejected(case: Case) -> None:
-    path = case(**LONG, evaluation={"everySteps": 5, "minImprovement": "0.99"}, onStop="Publish")
+    path = case(**LONG, evaluation={"everySteps": 5, "minImprovement": 0.99}, onStop="Publish")
     done = stop_here(path)
     earlier = published(path.parent / "out-rejected").stopped
     done = stop_here(path)
@@ -385,7 +385,7 @@ def test_a_run_without_a_checkpoint_has_nothing_to_publish(run_file: Run, tmp_pa
 def test_what_was_not_measured_is_no_improvement_where_one_is_asked_for(
     stopped_run: Callable[..., Path], tmp_path: Path
 ) -> None:
-    path = stopped_run(evaluation={"minImprovement": "0.01"})
+    path = stopped_run(evaluation={"minImprovement": 0.01})
     _, said = say(path, tmp_path / "words")
     assert said.failure is not None
     assert said.failure.reason == "NotImproved"

@@ -126,7 +126,7 @@ def test_a_second_run_does_not_replace_the_result(case: Case) -> None:
 
 @pytest.mark.slow
 def test_loss_that_is_not_a_number(case: Case) -> None:
-    training = {"learningRate": "1e30", "maxGradNorm": "0", "optimizer": "AdamW"}
+    training = {"learningRate": 1e30, "maxGradNorm": 0, "optimizer": "AdamW"}
     path = case(training=training, tracking={"tensorboard": True})
     done = run_here("run", path)
     assert done.returncode == ExitCode.USER_ERROR

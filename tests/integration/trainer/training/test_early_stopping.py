@@ -21,7 +21,7 @@ from kit.peft_reader import held_out_rows, plain_peft, single_row_loss
 from kit.story import Case, newest_log, run_here
 
 # A rate at which the loss soon rises again.
-WILD = {"maxSteps": 60, "learningRate": "5e-2", "scheduler": "Constant", "precision": "Float32"}
+WILD = {"maxSteps": 60, "learningRate": 5e-2, "scheduler": "Constant", "precision": "Float32"}
 
 
 def run(path: Path) -> dict[str, float]:
@@ -47,7 +47,7 @@ def evaluations(path: Path) -> list[dict[str, Any]]:
 def test_the_best_weights_are_published_also_after_a_rerun(case: Case) -> None:
     path = case(
         training=WILD,
-        evaluation={"everySteps": 3, "earlyStoppingPatience": 2, "minImprovement": "-10"},
+        evaluation={"everySteps": 3, "earlyStoppingPatience": 2, "minImprovement": -10},
         checkpoint={"keepAfterSuccess": True},
     )
     published = run(path)["evalLoss"]
@@ -78,7 +78,7 @@ def test_adalora_publishes_the_weights_and_the_ranks_of_its_best_step(case: Case
         lora=None,
         adalora=asked,
         training=WILD,
-        evaluation={"everySteps": 3, "earlyStoppingPatience": 2, "minImprovement": "-10"},
+        evaluation={"everySteps": 3, "earlyStoppingPatience": 2, "minImprovement": -10},
         checkpoint={"keepAfterSuccess": True},
     )
     published, folder = run(path)["evalLoss"], path.parent

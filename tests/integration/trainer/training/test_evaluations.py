@@ -25,7 +25,7 @@ from tunery_trainer.training.callbacks import EvaluationCallback, StopCallback
 from kit.peft_reader import held_out_rows, plain_base, plain_peft, single_row_loss
 from kit.story import Case, newest_log, run_here
 
-WILD = {"maxSteps": 40, "learningRate": "5e-2", "scheduler": "Constant", "precision": "Float32"}
+WILD = {"maxSteps": 40, "learningRate": 5e-2, "scheduler": "Constant", "precision": "Float32"}
 KEPT = {"everySteps": 10, "keep": 9, "keepAfterSuccess": True}
 
 
@@ -101,7 +101,7 @@ def test_the_improvement_and_its_error_are_those_of_the_rows_in_plain_peft(case:
 @pytest.mark.slow
 def test_copies_of_one_row_tell_no_more_than_it_does_also_after_a_resume(case: Case) -> None:
     dataset = {"uri": "file://data.jsonl", "evaluation": {"uri": "file://held.jsonl"}}
-    path = case(dataset=dataset, training=WILD, evaluation={"everySteps": 20, "minImprovement": "-10"}, checkpoint=KEPT)
+    path = case(dataset=dataset, training=WILD, evaluation={"everySteps": 20, "minImprovement": -10}, checkpoint=KEPT)
     line = (path.parent / "data.jsonl").read_text().splitlines(keepends=True)[0]
     (path.parent / "held.jsonl").write_text(line * 20)
     for attempt in ("run", "resumed"):
@@ -116,7 +116,7 @@ def test_copies_of_one_row_tell_no_more_than_it_does_also_after_a_resume(case: C
 
 @pytest.mark.slow
 def test_the_best_weights_are_published_or_the_last_where_they_are_asked_for(case: Case) -> None:
-    asked, wild = {"everySteps": 6, "minImprovement": "-10"}, WILD | {"maxSteps": 60}
+    asked, wild = {"everySteps": 6, "minImprovement": -10}, WILD | {"maxSteps": 60}
     best = case(training=wild, evaluation=asked)
     told = run(best)
     losses = {each["step"]: each["loss"] for each in told["evaluations"]}
@@ -135,7 +135,7 @@ def test_the_best_weights_are_published_or_the_last_where_they_are_asked_for(cas
 
 @pytest.mark.slow
 def test_an_interrupted_run_has_the_evaluations_of_a_straight_one(case: Case) -> None:
-    path = case(training=WILD, evaluation={"everySteps": 4, "minImprovement": "-10"}, checkpoint=KEPT)
+    path = case(training=WILD, evaluation={"everySteps": 4, "minImprovement": -10}, checkpoint=KEPT)
     straight, whole = run(path), weights(path)
     shutil.rmtree(path.parent / "out")
     for step in ("000020", "000030", "000040"):
@@ -149,7 +149,7 @@ def test_an_interrupted_run_has_the_evaluations_of_a_straight_one(case: Case) ->
 @pytest.mark.slow
 def test_an_evaluation_that_a_stop_put_off_is_made_up_for(case: Case) -> None:
     """The step is over and its checkpoint stored; without the evaluation its weights could never be the best."""
-    path = case(training=WILD, evaluation={"everySteps": 10, "minImprovement": "-10"}, checkpoint=KEPT)
+    path = case(training=WILD, evaluation={"everySteps": 10, "minImprovement": -10}, checkpoint=KEPT)
     straight = run(path)
     shutil.rmtree(path.parent / "out")
     places = path.parent / "work" / "checkpoints"

@@ -82,7 +82,7 @@ def trained(llama: Path, folder: Path, name: str, steps: int, **training: Any) -
 @pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_learns_in_bfloat16(llama: Path, tmp_path: Path, name: str) -> None:
-    model, _, losses = trained(llama, tmp_path, name, steps=16, learningRate="1e-2")
+    model, _, losses = trained(llama, tmp_path, name, steps=16, learningRate=1e-2)
     kinds = {parameter.dtype for parameter in model.parameters() if parameter.requires_grad}
     assert kinds == {torch.float32}
     assert losses[1] < losses[0]
@@ -100,7 +100,7 @@ def test_the_last_steps_still_move_the_adapter(llama: Path, tmp_path: Path, name
 @pytest.mark.slow
 def test_the_loss_after_training_is_that_of_plain_transformers(llama: Path, tmp_path: Path) -> None:
     """Before training, in training and after it: one arithmetic, in autocast and through the head in tiles."""
-    model, _, losses = trained(llama, tmp_path, "LoRA", steps=6, learningRate="5e-3")
+    model, _, losses = trained(llama, tmp_path, "LoRA", steps=6, learningRate=5e-3)
     ids = torch.tensor(ROWS)
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         plain = model.eval()(input_ids=ids, labels=ids).loss.item()

@@ -33,12 +33,12 @@ from kit.training import resolved_for
 EXACT = {
     "batchSize": 4,
     "gradientAccumulation": 2,
-    "learningRate": "1e-3",
+    "learningRate": 1e-3,
     "packing": False,
     "precision": "Float32",
     "optimizer": "AdamW",
 }
-QUIET = {"rank": 8, "dropout": "0"}
+QUIET = {"rank": 8, "dropout": 0}
 
 
 class Memory:
@@ -95,7 +95,7 @@ def train(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any], str]:
 def without_dropout(path: Path) -> None:
     """Leave nothing of LoRA's block but a dropout of 0: what is dropped depends on how a step is split."""
     manifest = yaml.safe_load(path.read_text())
-    manifest["spec"]["lora"] = {"dropout": "0"}
+    manifest["spec"]["lora"] = {"dropout": 0}
     path.write_text(json.dumps(manifest))
 
 
@@ -141,7 +141,7 @@ def test_the_steps_stay_the_same(
 
 @pytest.mark.slow
 def test_activations_are_recomputed_where_one_row_does_not_fit(case: Case, memory: Memory) -> None:
-    asked = EXACT | {"gradientCheckpointing": False, "neftuneNoiseAlpha": "5"}
+    asked = EXACT | {"gradientCheckpointing": False, "neftuneNoiseAlpha": 5}
     path = case(lora=QUIET, training=asked)
     memory.rows, memory.step, memory.recomputed_fits = 0, 3, True
     _, settings, _ = train(path)
@@ -153,8 +153,8 @@ def test_activations_are_recomputed_where_one_row_does_not_fit(case: Case, memor
 @pytest.mark.slow
 def test_noise_is_not_added_twice_after_memory_ran_out(case: Case, memory: Memory) -> None:
     """At a rate that moves nothing, the training loss of a step tells how much noise its embeddings had."""
-    asked = EXACT | {"neftuneNoiseAlpha": "40", "learningRate": "1e-6"}
-    path = case(lora=QUIET, training=asked, evaluation={"minImprovement": "-1"}, checkpoint={"keepAfterSuccess": True})
+    asked = EXACT | {"neftuneNoiseAlpha": 40, "learningRate": 1e-6}
+    path = case(lora=QUIET, training=asked, evaluation={"minImprovement": -1}, checkpoint={"keepAfterSuccess": True})
     straight = mean_loss(path)
     again(path)
     memory.rows, memory.step = 2, 1
@@ -295,7 +295,7 @@ sys.exit(main(sys.argv[2:]))
 def test_a_process_that_really_has_no_more_memory_goes_on_with_fewer_rows(case: Case) -> None:
     """Nothing is simulated: the activations of 128 rows alone take more than the system gives."""
     asked = {"batchSize": 128, "gradientAccumulation": 1, "maxSteps": 1, "packing": True, "maxLength": 512}
-    path = case(training=asked | {"gradientCheckpointing": False}, evaluation={"minImprovement": "-9"})
+    path = case(training=asked | {"gradientCheckpointing": False}, evaluation={"minImprovement": -9})
     write_rows(path.parent / "data.jsonl", make_rows(1300))
     # What is given back is given back to the system, not kept for later.
     allocator = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}

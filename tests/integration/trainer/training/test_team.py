@@ -97,7 +97,7 @@ def test_any_team_goes_on_from_the_checkpoint_of_any_other(
 @pytest.mark.parametrize(("world", "grouped"), list(product((2, 4), (False, True))))
 def test_a_team_of_the_same_size_goes_on_to_the_bit(llama: Path, tmp_path: Path, world: int, *, grouped: bool) -> None:
     """With dropout, which each process draws for itself, and with rows by their length."""
-    blocks: dict[str, object] = {"lora": {"dropout": "0.1"}, "training": {"groupByLength": grouped}}
+    blocks: dict[str, object] = {"lora": {"dropout": 0.1}, "training": {"groupByLength": grouped}}
     whole = together(world, tmp_path / "a", partial(train, llama, blocks))
     checkpoint = tmp_path / "a" / "rank-0" / "checkpoint-5"
     resumed = together(world, tmp_path / "b", partial(go_on, llama, blocks, checkpoint))

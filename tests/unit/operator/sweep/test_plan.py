@@ -51,7 +51,7 @@ def test_a_trial_publishes_below_the_sweeps_own_uid_with_its_secret() -> None:
     body = planned(number=7)
     assert body["metadata"]["name"] == "s-007"
     assert body["spec"]["output"] == {"uri": "s3://adapters/s-trials/u-1/007", "secretRef": {"name": "s3"}}
-    assert body["spec"]["training"]["learningRate"] == "0.001"
+    assert body["spec"]["training"]["learningRate"] == 0.001
     assert body["metadata"]["ownerReferences"][0]["uid"] == "u-1"
 
 
@@ -89,9 +89,9 @@ def test_only_before_any_trial_was_checked_the_sweeps_own_place_is_looked_at() -
 
 
 def test_the_final_trial_is_checked_again_and_has_its_own_name() -> None:
-    final = planned(trial(0), number=1, origin="Final", final={"training": {"epochs": "3"}})
+    final = planned(trial(0), number=1, origin="Final", final={"training": {"epochs": 3}})
     assert final["metadata"]["name"] == "s-final"
-    assert (final["spec"]["preflight"], final["spec"]["training"]["epochs"]) == ("Required", "3")
+    assert (final["spec"]["preflight"], final["spec"]["training"]["epochs"]) == ("Required", 3)
 
 
 def test_the_job_that_publishes_opens_the_output_alone_and_has_a_trials_disk() -> None:

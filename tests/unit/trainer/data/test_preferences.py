@@ -461,10 +461,10 @@ def test_kto_takes_pairs_apart_but_never_across_the_sides(write: Write, tokenize
     [
         (15, {}, None),
         (20, {}, "19 answers are wanted and 9 are not, and by their weights those count 2.11 times as much as these"),
-        (20, {"undesirableWeight": "2"}, None),
-        (20, {"undesirableWeight": "3"}, "count 0.704 times as much"),
+        (20, {"undesirableWeight": 2}, None),
+        (20, {"undesirableWeight": 3}, "count 0.704 times as much"),
         (10, {}, "spec.preference.undesirableWeight 0.375 to 0.5"),
-        (10, {"desirableWeight": "2.4"}, None),
+        (10, {"desirableWeight": 2.4}, None),
     ],
 )
 def test_weights_that_do_not_make_up_for_the_numbers_are_told(

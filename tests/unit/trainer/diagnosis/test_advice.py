@@ -18,7 +18,7 @@ from kit.diagnosed import judged, logged, settings_of, subject_of
 def test_smaller_steps_are_suggested_only_where_there_are_more_of_them() -> None:
     """With maxSteps there are so many, whatever a step holds."""
     loop = {"batchSize": 4, "gradientAccumulation": 4}
-    for training, asked in (({"epochs": "1"}, ["epochs", "gradientAccumulation"]), ({"maxSteps": 4}, ["maxSteps"])):
+    for training, asked in (({"epochs": 1}, ["epochs", "gradientAccumulation"]), ({"maxSteps": 4}, ["maxSteps"])):
         advice = said.too_few_steps(settings_of(training=loop | training), 4).advice
         assert [each.field for each in advice] == [f"training.{field}" for field in asked]
 
@@ -26,31 +26,31 @@ def test_smaller_steps_are_suggested_only_where_there_are_more_of_them() -> None
 @pytest.mark.parametrize(
     ("blocks", "rate", "suggest"),
     [
-        ({}, "0.5", "5e-4"),
-        ({}, "1.6e-3", "5e-4"),
-        ({}, "1.5e-3", "5e-4"),  # a third
-        ({}, "1.2e-3", "4e-4"),
-        ({"task": "DPO"}, "0.5", "1.2e-4"),
-        ({"method": "IA3"}, "0.5", "3e-3"),
-        ({"method": "IA3"}, "0.03", "1e-2"),
-        ({"lora": {"rank": 32}, "training": {"scaleLearningRateWithRank": True}}, "0.5", "1e-3"),  # before scaling
-        ({"lora": {"rank": 16}, "training": {"scaleLearningRateWithRank": True}}, "0.5", "7e-4"),  # 7.1e-4 is outside
+        ({}, 0.5, "5e-4"),
+        ({}, 1.6e-3, "5e-4"),
+        ({}, 1.5e-3, "5e-4"),  # a third
+        ({}, 1.2e-3, "4e-4"),
+        ({"task": "DPO"}, 0.5, "1.2e-4"),
+        ({"method": "IA3"}, 0.5, "3e-3"),
+        ({"method": "IA3"}, 0.03, "1e-2"),
+        ({"lora": {"rank": 32}, "training": {"scaleLearningRateWithRank": True}}, 0.5, "1e-3"),  # before scaling
+        ({"lora": {"rank": 16}, "training": {"scaleLearningRateWithRank": True}}, 0.5, "7e-4"),  # 7.1e-4 is outside
     ],
 )
 def test_of_a_rate_far_above_the_usual_span_no_share_is_suggested_but_what_works(
-    blocks: dict[str, Any], rate: str, suggest: str
+    blocks: dict[str, Any], rate: float, suggest: str
 ) -> None:
-    training = {"maxGradNorm": "0", "warmup": "0.02", "learningRate": rate, **blocks.get("training", {})}
+    training = {"maxGradNorm": 0, "warmup": 0.02, "learningRate": rate, **blocks.get("training", {})}
     settings = settings_of(**{**blocks, "training": training})
     advice = said.loss_rising(settings, None).advice
-    assert (advice[0].suggest, advice[0].now) == (suggest, decimal(float(rate)))
+    assert (advice[0].suggest, advice[0].now) == (suggest, decimal(rate))
     # Clipping alone would end the same there, so it does not stand beside it with an "or".
-    far = float(rate) > 3 * 5e-4 and suggest != "1e-2"
+    far = rate > 3 * 5e-4 and suggest != "1e-2"
     assert [each.field for each in advice[1:]] == ([] if far else ["training.maxGradNorm", "training.warmup"])
     assert said.gradient_not_finite(settings, math.inf).advice[-1].suggest == suggest
     worse = said.worse_than_base(settings, Worse(11.0, Difference(9.0, 1.0), learned=False, in_a_row=1), 2.0).advice[0]
     assert float(worse.suggest or 0) <= float(suggest)
-    followed = settings_of(**{**blocks, "training": {**training, "learningRate": suggest}})
+    followed = settings_of(**{**blocks, "training": {**training, "learningRate": float(suggest)}})
     assert followed.training.learning_rate <= usual_rates(followed)[1] * (1 + 1e-9)
 
 

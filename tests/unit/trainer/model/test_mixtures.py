@@ -170,7 +170,7 @@ def test_the_status_tells_of_the_adapter_that_is_trained_on(folder_of: Folder, t
     ("blocks", "said"),
     [
         (
-            {"lora": {"dropout": "0.1"}},
+            {"lora": {"dropout": 0.1}},
             "spec.lora.dropout: must be 0 where a mixture's experts are adapted, is 0.1; or ",
         ),
         ({"lora": {"init": "PiSSA"}}, "spec.lora.init: PiSSA starts from the weights of linear layers"),

@@ -320,7 +320,7 @@ def test_a_manifest_that_names_single_layers_gets_all_of_them(shapes: dict[str, 
 @pytest.mark.parametrize(("task", "sequences"), [("SFT", 1), ("KTO", 1), ("DPO", 2), ("ORPO", 2)])
 def test_a_pair_counts_twice_in_the_estimate(shapes: dict[str, Path], task: str, sequences: int) -> None:
     asked: dict[str, Any] = {"batchSize": 2, "gradientCheckpointing": True}
-    plain = {"method": "LoRA", "lora": {"dropout": "0"}}  # SFT's own keeps a mask of each input
+    plain = {"method": "LoRA", "lora": {"dropout": 0}}  # SFT's own keeps a mask of each input
     data = dataset(4000, packed=False)
     plan, single = (planned(shapes["8B"], 80, data, task=name, training=asked, **plain) for name in (task, "SFT"))
     assert plan.memory is not None

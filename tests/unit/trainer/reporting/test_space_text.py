@@ -13,8 +13,7 @@ from kit.sweeps import sweep
 RANKS = {"path": "lora.rank", "choices": ["4", "8", "16"]}
 ALPHAS = {"path": "lora.alpha", "choices": ["8", "16"]}
 WIDE = [
-    {"path": path, "range": {"min": "0", "max": "0.5", "step": "0.01"}}
-    for path in ("lora.dropout", "training.weightDecay")
+    {"path": path, "range": {"min": 0, "max": 0.5, "step": 0.01}} for path in ("lora.dropout", "training.weightDecay")
 ]
 GRID = {"type": "Grid"}
 

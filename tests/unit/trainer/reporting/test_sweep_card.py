@@ -51,7 +51,7 @@ def test_ten_trials_are_in_the_table_and_20_of_those_that_did_not_come_to_their_
 
 def test_it_says_why_the_search_ended_and_what_was_saved() -> None:
     trial = complete("1.1", gpuSeconds=4000, baseValue="2.0")
-    text = how_it_was_found(sweep(trial, endReason="Budget", gpuSecondsSaved=3100, rungs=["0.25"]), {"Trials": "t.png"})
+    text = how_it_was_found(sweep(trial, endReason="Budget", gpuSecondsSaved=3100, rungs=[0.25]), {"Trials": "t.png"})
     assert "The search ended as spec.budget was spent." in text
     assert "GPU seconds of all trials: 4,000; ending trials early saved some 3,100." in text
     assert "Sampler Grid with seed 7; compared at 0.25 of the steps." in text

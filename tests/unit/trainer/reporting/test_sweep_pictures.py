@@ -42,7 +42,7 @@ def trials(count: int, space: list[dict[str, Any]], **changes: Any) -> LoRASweep
     best = min((row for row in rows if row["state"] == "Complete"), key=lambda row: float(row["value"]))
     shares = [{"path": each["path"], "share": f"{1 / (at + 2):.3f}"} for at, each in enumerate(space)]
     facts = {"trials": rows, "best": best["number"], "trialsUri": "s3://b/out-trials/u", "seed": 1, "sampler": "TPE"}
-    more = {"space": space, "rungs": ["0.25", "0.5"], "importance": shares, **changes}
+    more = {"space": space, "rungs": [0.25, 0.5], "importance": shares, **changes}
     return LoRASweepRun.model_validate({**facts, **more})
 
 

@@ -45,22 +45,22 @@ from kit.training import CPU, spec_of
 __all__ = ["shapes"]
 LOOP: dict[str, Any] = {
     "maxSteps": 300,
-    "learningRate": "0.00031",
+    "learningRate": 0.00031,
     "scheduler": "Linear",
-    "warmup": "7",
+    "warmup": 7,
     "batchSize": 3,
     "gradientAccumulation": 2,
     "maxLength": 100,
     "optimizer": "AdamW8bit",
-    "weightDecay": "0.01",
-    "maxGradNorm": "1.5",
-    "neftuneNoiseAlpha": "5",
+    "weightDecay": 0.01,
+    "maxGradNorm": 1.5,
+    "neftuneNoiseAlpha": 5,
     "seed": 0,
 }
 LORA: dict[str, Any] = {
     "rank": 4,
     "alpha": 12,
-    "dropout": "0.03",
+    "dropout": 0.03,
     "targetModules": ["q_proj", "v_proj"],
     "modulesToSave": ["embed_tokens"],
 }
@@ -77,11 +77,11 @@ SPECS: dict[str, dict[str, Any]] = {
         "adalora": {"initialRank": 6, "targetRank": 4, "warmupSteps": 2, "finalSteps": 3, "updateEverySteps": 2},
         "training": LOOP,
     },
-    "IA3": {"method": "IA3", "training": LOOP | {"maxSteps": None, "epochs": "2.5"}},
+    "IA3": {"method": "IA3", "training": LOOP | {"maxSteps": None, "epochs": 2.5}},
     "PromptTuning": {"method": "PromptTuning", "promptTuning": {"virtualTokens": 7, "initText": "w5"}},
     "PrefixTuning": {"method": "PrefixTuning", "prefixTuning": {"virtualTokens": 7, "projection": True}},
-    "DPO": {"task": "DPO", "method": "DoRA", "preference": {"beta": "0.2", "lossType": "IPO"}, "training": LOOP},
-    "KTO": {"task": "KTO", "method": "LoRA", "preference": {"desirableWeight": "1.5", "undesirableWeight": "1.2"}},
+    "DPO": {"task": "DPO", "method": "DoRA", "preference": {"beta": 0.2, "lossType": "IPO"}, "training": LOOP},
+    "KTO": {"task": "KTO", "method": "LoRA", "preference": {"desirableWeight": 1.5, "undesirableWeight": 1.2}},
     "preset": {"method": "LoRA", "preset": "StyleTransfer", "training": {"scaleLearningRateWithRank": True}},
 }
 FREE = {
@@ -182,9 +182,9 @@ def test_what_an_adapter_made_elsewhere_is_like_may_be_what_no_manifest_can_say(
 
 def test_what_the_manifest_says_stays_and_counts_with_its_preset(llama: Path) -> None:
     theirs = origin(simple(llama, **SPECS["LoRA"]))
-    said = {"lora": {"rank": 16}, "training": {"epochs": "2", "seed": 5, "batchSize": 2}}
+    said = {"lora": {"rank": 16}, "training": {"epochs": 2, "seed": 5, "batchSize": 2}}
     spec, taken = with_open_taken(spec_of(said), theirs)
-    assert (spec.lora.rank, spec.lora.alpha, spec.training.epochs, spec.training.max_steps) == (16, 12, "2", None)
+    assert (spec.lora.rank, spec.lora.alpha, spec.training.epochs, spec.training.max_steps) == (16, 12, 2, None)
     assert not taken.fields & {"lora.rank", "training.epochs", "training.maxSteps", "training.seed"}
     training = settings(llama, spec, taken).training
     assert (training.seed, training.batch_size, training.gradient_accumulation) == (5, 2, 3)
@@ -245,7 +245,7 @@ def test_each_difference_is_named(llama: Path, other: str, said: str) -> None:
     now = {
         "method": {"method": "QLoRA"},
         "task": dpo,
-        "beta": dpo | {"preference": {"beta": "0.5"}},
+        "beta": dpo | {"preference": {"beta": 0.5}},
     }[other]
     assert said in refused(check_origin, origin(simple(llama, **before)), 1, origin(simple(llama, **now)))
 
@@ -290,7 +290,7 @@ def test_own_checkpoints_are_of_the_rows_that_are_there(llama: Path) -> None:
         assert message.startswith(f"spec.{name}: is f, and this job began with ")
 
 
-@pytest.mark.parametrize("evaluation", [None, {}, {"fraction": "0.050"}])
+@pytest.mark.parametrize("evaluation", [None, {}, {"fraction": 0.050}])
 def test_the_default_fraction_may_be_spelt_out(evaluation: dict[str, str] | None) -> None:
     spec = spec_of({"dataset": {"uri": "s3://data/rows.jsonl", "evaluation": evaluation}})
     assert rows_of(spec, REPORT) == rows_of(spec_of({}), REPORT)

@@ -94,7 +94,7 @@ def losses(folder: Path) -> list[tuple[int, float]]:
 @pytest.mark.parametrize(
     "changes",
     [
-        pytest.param({"lora": {"rank": 8, "dropout": "0.1"}}, id="LoRA"),
+        pytest.param({"lora": {"rank": 8, "dropout": 0.1}}, id="LoRA"),
         pytest.param({"method": "QLoRA"}, id="QLoRA"),
         pytest.param({"method": "AdaLoRA", "lora": None}, id="AdaLoRA"),
         pytest.param({"lora": {"rank": 8, "init": "PiSSA"}}, id="PiSSA"),
@@ -132,7 +132,7 @@ def test_a_look_beforehand_counts_what_the_checkpoint_has(case: Case, capsys: py
 
 @pytest.mark.slow
 def test_passes_may_be_smaller(case: Case) -> None:
-    lora = {"rank": 8, "dropout": "0"}
+    lora = {"rank": 8, "dropout": 0}
     place, straight = first(case, lora=lora)
     split = EXACT | {"batchSize": 2, "gradientAccumulation": 2, "gradientCheckpointing": False}
     weights, _, _ = train(later(case, place / "step-000010", lora=lora, training=split), "b")
@@ -144,7 +144,7 @@ def test_passes_may_be_smaller(case: Case) -> None:
 def test_another_learning_rate_counts_from_the_checkpoint_on(case: Case, optimizer: str) -> None:
     asked = EXACT | {"optimizer": optimizer}
     place, straight = first(case, training=asked)
-    path = later(case, place / "step-000010", checkpoint=KEPT, training=asked | {"learningRate": "1e-9"})
+    path = later(case, place / "step-000010", checkpoint=KEPT, training=asked | {"learningRate": 1e-9})
     weights, _, _ = train(path, "b")
     at_10 = load_file(place / "step-000010" / "trainable.safetensors")
     at_20 = load_file(next((path.parent / "work-b").glob("checkpoints/*/step-000020")) / "trainable.safetensors")
@@ -168,7 +168,7 @@ def test_steps_and_passes_are_those_that_were_taken_not_those_that_were_logged(
 ) -> None:
     """Each of 3 passes over 108 rows takes 6 steps of 16 rows and one of 12; logged are the steps 5, 10, 15 and 20."""
     monkeypatch.setattr("tunery_trainer.training.trl_config._LOGGED_POINTS", 4)
-    asked = EXACT | {"maxSteps": None, "epochs": "3", "batchSize": 16}
+    asked = EXACT | {"maxSteps": None, "epochs": 3, "batchSize": 16}
     place, _ = first(case, training=asked)
     assert json.loads((place.parents[2] / "out-a" / "manifest.json").read_text())["lineage"]["epochs"] == 3.0
     logged = [entry["step"] for entry in history(place / "step-000021") if "loss" in entry]
@@ -181,7 +181,7 @@ def test_steps_and_passes_are_those_that_were_taken_not_those_that_were_logged(
 @pytest.mark.slow
 def test_a_rejected_job_is_published_without_training_again(case: Case) -> None:
     wanted = {"output": {"uri": "file://out-a"}, "training": EXACT, "checkpoint": {"everySteps": 5}}
-    path = case(evaluation={"minImprovement": "0.99"}, **wanted)
+    path = case(evaluation={"minImprovement": 0.99}, **wanted)
     done = run_here("run", path, "--work-dir", path.parent / "work-a")
     assert "NotImproved" in done.stderr
     place = checkpoints(path)
@@ -222,7 +222,7 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
         "spec.training: this job has 15 steps in all, and the checkpoint is of step 20",
     ),
     "held out": (
-        {"dataset": {"uri": "file://data.jsonl", "evaluation": {"fraction": "0.2"}}},
+        {"dataset": {"uri": "file://data.jsonl", "evaluation": {"fraction": 0.2}}},
         "spec.dataset.evaluation.fraction: is 0.2, and",
     ),
 }

@@ -17,7 +17,7 @@ from tunery_trainer.sweeping.search import Search, as_here
 
 Look = Callable[[], Search]
 Begin = Callable[..., Look]
-RATE = {"path": "training.learningRate", "range": {"min": "1e-5", "max": "1e-2", "log": True}}
+RATE = {"path": "training.learningRate", "range": {"min": 1e-5, "max": 1e-2, "log": True}}
 DATA = '{"prompt": "a", "completion": "b"}\n'
 COMPLETE = {
     "phase": "Succeeded",
@@ -34,7 +34,7 @@ def begin(tmp_path: Path) -> Begin:
     (tmp_path / "data.jsonl").write_text(DATA)
 
     def write(template: dict[str, Any] | None = None, **changes: Any) -> Look:
-        data = {"uri": "file://data.jsonl", "evaluation": {"fraction": "0.1"}}
+        data = {"uri": "file://data.jsonl", "evaluation": {"fraction": 0.1}}
         trial = {"model": {"uri": "file://model"}, "dataset": data, "resources": {"gpus": 1}, **(template or {})}
         spec = {
             "template": trial,
@@ -114,7 +114,7 @@ def test_every_trial_reads_what_the_first_one_has_read(begin: Begin) -> None:
     again.make(again.next())
     data = again.under_way["spec"]["dataset"]
     assert data["sha256"] == "1" * 64
-    assert data["evaluation"] == {"fraction": "0.1"}, "its rows are those of the data"
+    assert data["evaluation"] == {"fraction": 0.1}, "its rows are those of the data"
 
 
 RANKS = [

@@ -9,12 +9,12 @@ from tunery_api.reasons import ExitCode
 
 from kit.story import Case, run_here
 
-SHORT = {"maxSteps": 4, "learningRate": "1e-2", "batchSize": 4, "gradientAccumulation": 1, "maxLength": 24}
+SHORT = {"maxSteps": 4, "learningRate": 1e-2, "batchSize": 4, "gradientAccumulation": 1, "maxLength": 24}
 
 
 def test_plain_completions_are_trained_and_what_is_cut_is_told(case: Case) -> None:
     rows = {"format": "PromptCompletion", "template": "Plain"}
-    path = case(dataset=rows, training=SHORT, evaluation={"minImprovement": "-1"})
+    path = case(dataset=rows, training=SHORT, evaluation={"minImprovement": -1})
     done = run_here("run", path, "--work-dir", path.parent / "work")
     assert done.returncode == ExitCode.OK, done.stderr
     manifest: dict[str, Any] = json.loads((path.parent / "out" / "manifest.json").read_text())

@@ -25,7 +25,7 @@ def test_too_short_too_few_too_tight(train: Train, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(diagnosing, "container_memory", lambda asked: MemoryUse(95, 100))
     done = train(
         make_rows(120),
-        dataset={"uri": "file://data.jsonl", "evaluation": {"fraction": "0.01"}},
+        dataset={"uri": "file://data.jsonl", "evaluation": {"fraction": 0.01}},
         training={"maxSteps": 12, "gradientAccumulation": 2},
     )
     assert said(done.findings["TooFewSteps"]) == ("Warning", 0, "training.maxSteps", "20")
@@ -47,7 +47,7 @@ def test_a_batch_that_does_not_fit_is_told_with_the_one_that_does(
         return plain(self, model, inputs, *args, **more)
 
     monkeypatch.setattr(SFTTrainer, "training_step", small)
-    done = train(swapped(), training={"batchSize": 4, "learningRate": "1e-3"})
+    done = train(swapped(), training={"batchSize": 4, "learningRate": 1e-3})
     assert done.code == ExitCode.OK, done.error
     assert said(done.findings["MicroBatchHalved"]) == ("Info", 0, "training.batchSize", "2")
     assert "Memory ran out with 4 × 1 rows at step 1" in (done.findings["MicroBatchHalved"].message or "")
@@ -74,7 +74,7 @@ def test_padding_and_waiting(train: Train, monkeypatch: pytest.MonkeyPatch) -> N
 
     with monkeypatch.context() as patch:
         patch.setattr(Collator, "__call__", slow)
-        loop = {"maxSteps": 52, "batchSize": 8, "learningRate": "1e-4"}
+        loop = {"maxSteps": 52, "batchSize": 8, "learningRate": 1e-4}
         done = train(padded(), evaluation={"everySteps": 90}, training=loop)
     assert said(done.findings["MuchPadding"])[2:] == ("training.packing", "true")
     assert said(done.findings["WaitingForData"])[2:] == ("resources.cpu", None)
@@ -103,7 +103,7 @@ def test_a_gpu_that_is_half_empty_and_slows_down(train: Train, monkeypatch: pyte
         return result
 
     monkeypatch.setattr(AdapterTrainer, "training_step", throttled)
-    loop = {"maxSteps": 78, "batchSize": 2, "gradientAccumulation": 2, "learningRate": "1e-4"}
+    loop = {"maxSteps": 78, "batchSize": 2, "gradientAccumulation": 2, "learningRate": 1e-4}
     done = train(swapped(), evaluation={"everySteps": 90}, training=loop)
     assert said(done.findings["SlowingDown"])[0] == "Info"
     assert "times as long as at first, with as many tokens" in (done.findings["SlowingDown"].message or "")

@@ -28,7 +28,7 @@ def test_an_adapter_with_saved_modules_is_trained_on(case: Case) -> None:
 @pytest.mark.slow
 def test_a_run_that_finished_and_did_not_publish_can_still_be_judged(case: Case) -> None:
     """Its second attempt loads what the first trained, and has only the evaluation left."""
-    path = case(lora=SAVED, training=HALF, evaluation={"minImprovement": "0.99"})
+    path = case(lora=SAVED, training=HALF, evaluation={"minImprovement": 0.99})
     for _ in range(2):
         done = run_here("run", path, "--work-dir", path.parent / "work")
         assert done.returncode == ExitCode.USER_ERROR, done.stderr

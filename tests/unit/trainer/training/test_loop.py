@@ -19,7 +19,7 @@ from kit.training import resolved_for, start_for, token_rows
 SPEC: dict[str, Any] = {
     "method": "AdaLoRA",
     "adalora": {"initialRank": 6, "targetRank": 4},
-    "lora": {"dropout": "0"},
+    "lora": {"dropout": 0},
     "training": {"maxSteps": 2, "batchSize": 2, "packing": False},
 }
 

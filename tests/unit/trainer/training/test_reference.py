@@ -46,7 +46,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "PrefixTuning": {},
     "PrefixTuning projected": {"prefixTuning": {"projection": True}},
 }
-EXACT = {"maxSteps": 4, "batchSize": 2, "learningRate": "1e-1"}
+EXACT = {"maxSteps": 4, "batchSize": 2, "learningRate": 1e-1}
 Scored = list[list[int]]
 
 
@@ -93,7 +93,7 @@ def test_it_is_behind_a_mixtures_experts(tmp_path: Path, method: str) -> None:
 @pytest.mark.parametrize("saved", ["lm_head", "embed_tokens"])
 def test_it_is_behind_saved_modules_that_are_tied(tmp_path: Path, saved: str) -> None:
     folder = write_family(tmp_path / "model", "llama", tie_word_embeddings=True)
-    resolved = resolved_task(folder, "DPO", lora={"modulesToSave": [saved], "dropout": "0"}, training=EXACT)
+    resolved = resolved_task(folder, "DPO", lora={"modulesToSave": [saved], "dropout": 0}, training=EXACT)
     before, data = logits_of(load_base(folder, resolved, "cpu")), prepared("DPO")
     trainer = trainer_on(folder, resolved, begun(folder, resolved, data), tmp_path / "loop")
     trainer.train()
@@ -121,7 +121,7 @@ def test_what_a_step_asks_is_what_the_base_says(llama: Path, tmp_path: Path, nam
 
 @pytest.mark.parametrize("init", ["PiSSA", "OLoRA"])
 def test_where_the_adapter_changes_the_base_it_is_not_asked_for(llama: Path, init: str) -> None:
-    resolved = resolved_task(llama, "DPO", lora={"init": init, "dropout": "0"})
+    resolved = resolved_task(llama, "DPO", lora={"init": init, "dropout": 0})
     base = load_base(llama, resolved, "cpu")
     before = logits_of(base)
     model = attach(base, resolved, start_for(llama))
@@ -229,7 +229,7 @@ def test_the_order_is_that_of_transformers_own_sampler(llama: Path, tmp_path: Pa
 def test_training_goes_as_if_all_rows_were_scored_before(
     llama: Path, tmp_path: Path, task: str, method: str, precision: str
 ) -> None:
-    training = {"batchSize": 2, "gradientAccumulation": 2, "maxSteps": 5, "learningRate": "1e-2"}
+    training = {"batchSize": 2, "gradientAccumulation": 2, "maxSteps": 5, "learningRate": 1e-2}
     blocks = {"training": training | {"precision": precision}} | METHODS[method]
     resolved = resolved_task(llama, task, method=method, **blocks)
     how = replace(PASS, dtype=torch.float32 if precision == "Float32" else torch.bfloat16)

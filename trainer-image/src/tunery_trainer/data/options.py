@@ -70,7 +70,7 @@ class DataOptions:
             evaluation_root=evaluation_root,
             evaluation_path=evaluation_path,
             evaluation_split=evaluation.split if evaluation else None,
-            evaluation_fraction=cls.evaluation_fraction if fraction is None else float(fraction),
+            evaluation_fraction=cls.evaluation_fraction if fraction is None else fraction,
             sha256=data.sha256,
             evaluation_sha256=evaluation.sha256 if evaluation else None,
         )

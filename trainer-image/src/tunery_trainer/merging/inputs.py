@@ -38,7 +38,7 @@ class MergeSource:
     """One adapter, of which only manifest and config were read, and of one made elsewhere the header."""
 
     named: NamedAdapter
-    weight: str
+    weight: float
 
     @property
     def label(self) -> str:
@@ -65,7 +65,7 @@ class MergeSource:
         lineage, config = self.lineage, self.named.config
         revision = (lineage.model.revision if lineage.model else None) or config.get("revision")
         quantization = str(self.quantization) if self.quantization else None
-        return Facts(self.label, config, float(self.weight), revision, quantization, self.unverified)
+        return Facts(self.label, config, self.weight, revision, quantization, self.unverified)
 
     @property
     def quantization(self) -> QuantizationRecord | None:
@@ -119,7 +119,7 @@ def fetch_adapters(work: Workspace, spec: AdapterMergeSpec, sources: Sequence[Me
     for index, source in enumerate(sources):
         folder = work.folder(f"adapters/{index}")
         record = source.named.bring(folder)
-        adapter = open_adapter(LocalFiles(folder, source.label), float(source.weight), unverified=source.unverified)
+        adapter = open_adapter(LocalFiles(folder, source.label), source.weight, unverified=source.unverified)
         if source.unverified:
             # The result is for the base as it is called here, and not as somebody else's disk had it.
             adapter = replace(adapter, config={**adapter.config, "base_model_name_or_path": name, "revision": None})

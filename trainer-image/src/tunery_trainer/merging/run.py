@@ -115,7 +115,7 @@ def gather(work: Workspace, spec: AdapterMergeSpec, publisher: Publisher, report
     adapters = [each.adapter for each in inputs]
     check_foreign(work, spec, sources, adapters, downloads.of("model"))
     check_tensors(adapters)
-    options = Options(Fraction(spec.effective_density()), spec.majority_sign, spec.rank, spec.seed)
+    options = Options(Fraction(str(spec.effective_density())), spec.majority_sign, spec.rank, spec.seed)
     shutil.rmtree(work.result)
     yardstick = _yardstick(work, spec, sources, downloads)
     reporter.downloaded()

@@ -82,7 +82,7 @@ class TrainingPlan:
         held = self.basis.spec.dataset.evaluation
         if held is not None and (held.uri is not None or held.split is not None):
             return None
-        return float(held.fraction) if held and held.fraction is not None else DataOptions().evaluation_fraction
+        return held.fraction if held and held.fraction is not None else DataOptions().evaluation_fraction
 
     @property
     def fits(self) -> bool:

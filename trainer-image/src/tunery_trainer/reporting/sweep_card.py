@@ -66,7 +66,7 @@ def _summary(sweep: LoRASweepRun, best: TrialStatus) -> str:
         f"This is trial {best.number} (`{best.name}`) of {len(sweep.trials)}: held-out loss {best.value}{compared}.",
         f"Trials: {states}.",
         f"Sampler {sweep.sampler} with seed {sweep.seed}"
-        + (f"; compared at {', '.join(sweep.rungs)} of the steps." if sweep.rungs else "."),
+        + (f"; compared at {', '.join(f'{rung:g}' for rung in sweep.rungs)} of the steps." if sweep.rungs else "."),
     ]
     if sweep.end_reason:
         lines.append(f"The search ended as {_ENDINGS.get(sweep.end_reason, sweep.end_reason)}.")

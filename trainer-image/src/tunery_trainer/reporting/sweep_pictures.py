@@ -84,9 +84,9 @@ def draw_trial_curves(sweep: LoRASweepRun, path: Path) -> None:
     _curves(axes, best[:1], {"color": BEST, "linewidth": 2.5, "label": f"trial {best[0].number}, the best"})
     _base_line(axes, sweep)
     for rung in sweep.rungs:
-        axes.axvline(float(rung), color=TEXT, linestyle=":", linewidth=1)
+        axes.axvline(rung, color=TEXT, linestyle=":", linewidth=1)
         where = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
-        axes.annotate(_percent(float(rung)), (float(rung), 1), xytext=(0, 3), ha="center", color=TEXT, **where)
+        axes.annotate(_percent(rung), (rung, 1), xytext=(0, 3), ha="center", color=TEXT, **where)
     axes.set_xlim(0, 1.01)
     axes.xaxis.set_major_formatter(lambda share, _: _percent(share))
     axes.set_xlabel("share of the steps")

@@ -63,7 +63,7 @@ def rows_of(spec: LoRAJobSpec, report: DatasetReport) -> dict[str, JsonValue]:
         "dataset.columns": dict(spec.dataset.columns or {}),
         "dataset.evaluation.uri (SHA-256 of its content)": report.evaluation_sha256,
         "dataset.evaluation.split": held.split,
-        "dataset.evaluation.fraction": float(held.fraction or DataOptions().evaluation_fraction) if drawn else None,
+        "dataset.evaluation.fraction": (held.fraction or DataOptions().evaluation_fraction) if drawn else None,
         "dataset (sequences to train on)": report.tokens.sequences if report.tokens else 0,
     }
 

@@ -169,7 +169,7 @@ def _lora(resolved: RunSettings) -> dict[str, Any]:
     found: dict[str, Any] = {
         "rank": adapter.rank,
         "alpha": adapter.alpha,
-        "dropout": f"{adapter.dropout:.10f}".rstrip("0").rstrip("."),
+        "dropout": adapter.dropout,
         "targetModules": list(adapter.target_modules or ()) or None,
         "useRslora": adapter.use_rslora,
         "init": adapter.init,
@@ -185,10 +185,10 @@ def _preference(resolved: RunSettings) -> dict[str, Any]:
     if settings is None:
         return {}
     found = {
-        "beta": _decimal(settings.beta),
+        "beta": settings.beta,
         "lossType": settings.loss_type,
-        "desirableWeight": _decimal(settings.desirable_weight),
-        "undesirableWeight": _decimal(settings.undesirable_weight),
+        "desirableWeight": settings.desirable_weight,
+        "undesirableWeight": settings.undesirable_weight,
     }
     return {name: value for name, value in found.items() if name in READ_OF_PREFERENCE[resolved.task]}
 
@@ -200,14 +200,8 @@ _OF_LAYOUT: Final = frozenset(
 
 
 def _training(resolved: RunSettings) -> dict[str, Any]:
-    training = resolved.training
-    found = {name: getattr(training, name) for name in SPEC_FIELDS if name not in _OF_LAYOUT}
-    return {name: _decimal(value) if isinstance(value, float) else value for name, value in found.items()}
+    return {name: getattr(resolved.training, name) for name in SPEC_FIELDS if name not in _OF_LAYOUT}
 
 
 def _numbers(settings: object | None, names: str) -> dict[str, Any]:
     return {name: getattr(settings, name) for name in names.split()} if settings else {}
-
-
-def _decimal(value: float | None) -> str | None:
-    return None if value is None else f"{value:.15g}"

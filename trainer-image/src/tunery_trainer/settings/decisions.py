@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Final, Generic, TypeVar
 
-from tunery_api.fields import ApiModel, number_text
+from tunery_api.fields import ApiModel, decimal_text
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.methods import Method
 from tunery_api.presets import PresetValues
@@ -38,7 +38,7 @@ class Decisions:
     def note(self, name: str, value: Any, source: SettingSource) -> None:
         """Record a value; a number of the manifest to its last digit, one that was computed as a person reads it."""
         exact = source is SettingSource.MANIFEST and isinstance(value, float)
-        text = text_of(number_text(value) if exact else value)
+        text = text_of(decimal_text(value) if exact else value)
         self.values.append(ResolvedValue(name=name, value=text, source=source.value))
 
     def explain(self, reason: str | None) -> None:
@@ -65,11 +65,6 @@ class Decisions:
             SettingSource.MANIFEST if name in block.model_fields_set else SettingSource.DEFAULT,
         )
         return value
-
-
-def number(text: str | None) -> float | None:
-    """Return a number that the API writes as text."""
-    return None if text is None else float(text)
 
 
 def text_of(value: Any) -> str:

@@ -37,8 +37,8 @@ def check_experts(spec: LoRAJobSpec) -> None:
     """
     instead = "or leave the experts out, with lora.targetModules: [attention]"
     dropout, init = spec.lora.dropout, spec.lora.init
-    if dropout is not None and float(dropout):
-        raise _invalid(f"spec.lora.dropout: must be 0 where a mixture's experts are adapted, is {dropout}; {instead}")
+    if dropout:
+        raise _invalid(f"spec.lora.dropout: must be 0 where a mixture's experts are adapted, is {dropout:g}; {instead}")
     if init not in _INITS:
         raise _invalid(
             f"spec.lora.init: {init} starts from the weights of linear layers, which a mixture's experts are not; use "

@@ -12,7 +12,7 @@ from tunery_api.presets import DEFAULT_LEARNING_RATE, method_rate
 from tunery_api.reasons import FailureReason
 from tunery_api.training import Optimizer, Precision
 from tunery_common.errors import TuneryError
-from tunery_trainer.settings.decisions import Decisions, Fallback, number
+from tunery_trainer.settings.decisions import Decisions, Fallback
 from tunery_trainer.settings.parallelism import WHOLE, Spread, check_passes, check_shared, is_sharded
 from tunery_trainer.settings.preference import PREFERENCE_RATE
 from tunery_trainer.settings.sizing import MOST_ROWS, DataFacts, Sizing, size
@@ -96,24 +96,21 @@ def training_settings(decisions: Decisions, rank: int, given: Given) -> Training
 
 
 def _plain(decisions: Decisions) -> dict[str, Any]:
-    """Return the settings that are fields of the spec, decimals as numbers, and record each."""
+    """Return the settings that are fields of the spec, and record each."""
     names = [name for name in SPEC_FIELDS if name not in _DECIDED]
-    found = {name: decisions.plain(decisions.spec.training, "training", name) for name in names}
-    return {name: float(value) if type(value) is str else value for name, value in found.items()}
+    return {name: decisions.plain(decisions.spec.training, "training", name) for name in names}
 
 
 def _length(decisions: Decisions, data: DataFacts | None) -> tuple[float | None, int]:
     """Return the epochs, None with maxSteps, and the rows that an optimizer step should see."""
     block = decisions.spec.training
     preset = decisions.preset.epochs if decisions.preset else None
-    asked = number(block.epochs) if block.epochs is not None else preset
+    asked = preset if block.epochs is None else block.epochs
     sizing = size(data, asked, block.max_steps) if data else Sizing(MOST_ROWS, asked or 1.0)
     if block.max_steps is not None:
         decisions.note("training.maxSteps", block.max_steps, SettingSource.MANIFEST)
         return None, sizing.rows
-    epochs = decisions.pick(
-        "training.epochs", number(block.epochs), preset, Fallback(sizing.epochs or 1.0, SettingSource.RULE)
-    )
+    epochs = decisions.pick("training.epochs", block.epochs, preset, Fallback(sizing.epochs or 1.0, SettingSource.RULE))
     return epochs, sizing.rows
 
 
@@ -178,7 +175,7 @@ def _multiple(count: int, of: int) -> int:
 
 def _warmup(decisions: Decisions) -> float:
     preset = decisions.preset.warmup if decisions.preset else None
-    asked = number(decisions.spec.training.warmup)
+    asked = decisions.spec.training.warmup
     return decisions.pick("training.warmup", asked, preset, Fallback(DEFAULT_WARMUP, SettingSource.DEFAULT))
 
 
@@ -192,7 +189,7 @@ def _learning_rate(decisions: Decisions, rank: int) -> float:
     )
     if decisions.spec.task in PREFERENCE_TASKS:
         otherwise = Fallback(PREFERENCE_RATE * otherwise.value, SettingSource.RULE)
-    rate = decisions.pick("training.learningRate", number(block.learning_rate), preset, otherwise)
+    rate = decisions.pick("training.learningRate", block.learning_rate, preset, otherwise)
     if not block.scale_learning_rate_with_rank or not rank:
         return rate
     scaled = rate * learning_rate_factor(rank)

@@ -27,9 +27,9 @@ def preference_settings(decisions: Decisions) -> PreferenceSettings | None:
 
     if task not in PREFERENCE_TASKS:
         return None
-    beta = float(plain("beta"))
+    beta = plain("beta")
     if task is TrainingTask.KTO:
-        desirable, undesirable = float(plain("desirable_weight")), float(plain("undesirable_weight"))
+        desirable, undesirable = plain("desirable_weight"), plain("undesirable_weight")
         return PreferenceSettings(beta, desirable_weight=desirable, undesirable_weight=undesirable)
     return PreferenceSettings(beta, plain("loss_type") if task is TrainingTask.DPO else None)
 

@@ -24,7 +24,7 @@ from tunery_api.reasons import FailureReason
 from tunery_api.training import Precision
 from tunery_common.errors import TuneryError
 from tunery_trainer.settings.auto_method import MethodChoice
-from tunery_trainer.settings.decisions import Decisions, Fallback, number
+from tunery_trainer.settings.decisions import Decisions, Fallback
 from tunery_trainer.settings.evaluation import evaluation_settings
 from tunery_trainer.settings.experts import EXPERTS, adapts_experts, check_experts, told_of_experts
 from tunery_trainer.settings.loop import Chosen, Given, training_settings
@@ -119,7 +119,7 @@ def _targets(decisions: Decisions) -> tuple[str, ...]:
 
 def _dropout(decisions: Decisions, targets: tuple[str, ...], facts: ModelFacts) -> float:
     """Return the dropout, which PEFT has none of for a mixture's experts, and record what becomes of them."""
-    asked, preset = number(decisions.spec.lora.dropout), decisions.preset
+    asked, preset = decisions.spec.lora.dropout, decisions.preset
     if adapts_experts(decisions.method, targets, facts.experts):
         check_experts(decisions.spec)
         decisions.note(EXPERTS, told_of_experts(facts, adapted=True), SettingSource.RULE)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from pydantic import JsonValue
 
 from tunery_api.adaptermerge import ELECTING, AdapterMergeSpec, MergeMethod, MergeTarget
+from tunery_api.fields import decimal_text
 from tunery_api.manifest import Lineage
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import RunResult, RunSpec
@@ -106,7 +107,9 @@ def _lineage(job: MergeInputs, merged: Merged) -> Lineage:
         device="cpu",
         metrics=metrics | merged.metrics,
         inputs=[
-            each.record.model_copy(update={"rank": each.adapter.max_rank, "weight": source.weight, "eval_loss": loss})
+            each.record.model_copy(
+                update={"rank": each.adapter.max_rank, "weight": decimal_text(source.weight), "eval_loss": loss}
+            )
             for source, each, loss in triples
         ],
         dataset=yardstick.source if yardstick else None,

@@ -31,7 +31,7 @@ from tunery_trainer.tasks.patience import publish_patiently
 _WORD: Final = "rejected"
 
 
-def with_verdict(lineage: Lineage, asked: str) -> Lineage:
+def with_verdict(lineage: Lineage, asked: float) -> Lineage:
     """Return the lineage, with why the adapter is not better than the base by the share `asked`, where it is not.
 
     What was not measured is better by nothing that anybody knows: rejected only where a share above 0 was asked for.
@@ -39,8 +39,8 @@ def with_verdict(lineage: Lineage, asked: str) -> Lineage:
     """
     before, after = lineage.metrics["baseEvalLoss"], lineage.metrics.get("evalLoss")
     if after is None:
-        text = f"its loss on the held-out rows was not measured, and spec.evaluation.minImprovement asks for {asked}"
-        return lineage.model_copy(update={"rejected": text}) if float(asked) > 0 else lineage
+        text = f"its loss on the held-out rows was not measured, and spec.evaluation.minImprovement asks for {asked:g}"
+        return lineage.model_copy(update={"rejected": text}) if asked > 0 else lineage
     if after == before:
         text = f"the adapter changes nothing: the evaluation loss is {after:.4f} with it and without it"
         raise TuneryError(FailureReason.NOT_IMPROVED, text, *_remedies(lineage))

@@ -109,7 +109,7 @@ def _failed(failure: Failure) -> TuneryError:
 
 
 def _tell(search: Search, row: TrialStatus) -> None:
-    print(trial_line(row, best(search.trials, float(search.spec.objective.tolerance))), flush=True)
+    print(trial_line(row, best(search.trials, search.spec.objective.tolerance)), flush=True)
     if row.origin == FINAL_ORIGIN and row.state != TrialState.COMPLETE:
         print("Final      is left out, as it did not come to its end: the best trial is published", flush=True)
 
