@@ -18,7 +18,7 @@ from typing import Any, Final
 import tunery_operator.__main__ as operator
 from tunery_api.kinds import Kind
 from tunery_api.names import SWEEP_LABEL, TRIAL_LABEL
-from tunery_operator.client.cache import Cache
+from tunery_operator.runtime.cache import Cache
 
 from bench.meter import memory_mb
 from bench.population import TIME, finished_status
@@ -66,7 +66,7 @@ def measure(sweeps: int) -> dict[str, Any]:
     for number in range(sweeps):
         for kind, text in objects(number):
             size += len(text)
-            cache.see_owner(kind, json.loads(text))
+            cache.put_object(kind, json.loads(text))
     gc.collect()
     operator.give_memory_back()
     known = sum(cache.phases().values())

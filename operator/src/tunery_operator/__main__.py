@@ -21,7 +21,6 @@ import urllib3
 from aiohttp import web
 from prometheus_client import REGISTRY
 
-from tunery_operator.client.cache import Cache
 from tunery_operator.client.client import load_client
 from tunery_operator.client.connection import Connection, load_connection
 from tunery_operator.client.events import EventRecorder
@@ -37,6 +36,7 @@ from tunery_operator.planning.job import Platform, Progress
 from tunery_operator.progress.auth import TokenReviewer
 from tunery_operator.progress.server import Endpoint, ProgressServer
 from tunery_operator.progress.tls import Certificate, keep_fresh
+from tunery_operator.runtime.cache import Cache
 from tunery_operator.runtime.kopf_source import KopfDispatcher, KopfEventSource
 from tunery_operator.runtime.leader_gate import LeaderGate
 from tunery_operator.runtime.leaderelection import LeaderElection
@@ -147,7 +147,7 @@ class Operator:
     async def _begin(self) -> None:
         """Act, or stand for election, once the cluster is known: a child that was not seen yet says nothing."""
         await self._watches.synced()
-        logger.info("Cache is synced: activeObjects=%d", len(self._cache.unfinished()))
+        logger.info("Cache is synced: activeObjects=%d", sum(view.active for view in self._cache.all_objects()))
         if self._election is None:
             LEADER.set(1)
             self._act()

@@ -13,7 +13,8 @@ from tunery_api.kinds import Kind
 from tunery_operator.controllers.context import ReconcileContext
 from tunery_operator.controllers.inputs import is_awaited
 from tunery_operator.controllers.observe import ManagedObject
-from tunery_operator.observed.metadata import Key, parse_owner
+from tunery_operator.observed.metadata import parse_owner
+from tunery_operator.runtime.cache import Cache
 from unit.operator.test_own_trials import SWEEP, child
 
 from kit.operator.api import Api, Json, eventually
@@ -24,7 +25,6 @@ from kit.operator.stage import make_namespace
 from kit.operator.sweeps import Trials
 
 SWEEPS = "lorasweeps"
-KEY = Key(Kind.LORASWEEP, "ns", "s")
 REST: Json = {"pruner": {"type": "None"}, "ttlSecondsAfterFinished": 3600}
 
 
@@ -48,7 +48,8 @@ def row(state: str, uid: str = "uid-0") -> Json:
 )
 def test_a_trial_is_awaited_until_its_row_is_final(rows: list[Json], trial: Json, awaited: bool) -> None:
     body = {**SWEEP, "status": {"trials": rows}}
-    cache = SimpleNamespace(unfinished=lambda: [KEY], body=lambda key: body)
+    cache = Cache()
+    cache.put_object(Kind.LORASWEEP, body)
     obj = ManagedObject(parse_owner(Kind.LORAJOB, trial), trial)
     assert is_awaited(cast(ReconcileContext, SimpleNamespace(cache=cache)), obj) is awaited
 

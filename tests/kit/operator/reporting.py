@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from tunery_api.kinds import Kind
-from tunery_operator.client.cache import Cache
-from tunery_operator.client.owners import Report
 from tunery_operator.observed.metadata import Key
 from tunery_operator.progress.auth import PodIdentity, TokenReviewer
 from tunery_operator.progress.server import Endpoint, Limits, ProgressServer
 from tunery_operator.progress.tls import Certificate
+from tunery_operator.runtime.cache import Cache
+from tunery_operator.runtime.object_state import ObjectState
 from tunery_operator.runtime.priority_queue import Priority
 
 from tools.cluster.certs import Authority
@@ -62,7 +62,7 @@ class Pods:
     """The cache, as far as the endpoint asks it: one running pod for each object."""
 
     known: set[PodIdentity]
-    reports: dict[Key, Report] = field(default_factory=dict)
+    states: dict[Key, ObjectState] = field(default_factory=dict)
     unproven: set[PodIdentity] = field(default_factory=set)
     """Pods that say they are a server's, and nobody has asked yet whether that is true."""
 
@@ -70,19 +70,11 @@ class Pods:
         found = PodIdentity(namespace, name, uid) in self.known
         return (Key(Kind.LORAJOB, namespace, name.removesuffix("-train-x")), "owner") if found else None
 
-    @property
-    def servers(self) -> Pods:
-        """What the endpoint asks of servers' pods."""
-        return self
-
     def is_unproven(self, namespace: str, name: str, uid: str) -> bool:
         return PodIdentity(namespace, name, uid) in self.unproven
 
-    def progress(self, key: Key, _uid: str) -> Report | None:
-        return self.reports.get(key)
-
-    def set_progress(self, key: Key, _uid: str, report: Report) -> None:
-        self.reports[key] = report
+    def state(self, key: Key, _uid: str) -> ObjectState:
+        return self.states.setdefault(key, ObjectState())
 
 
 @dataclass

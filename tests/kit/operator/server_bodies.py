@@ -7,12 +7,13 @@ from typing import Any
 from tunery_api.kinds import Kind
 from tunery_api.names import KIND_LABEL, OWNER_UID_LABEL
 from tunery_api.serving import Desired
-from tunery_operator.client.cache import Cache
-from tunery_operator.client.rollouts import ReplicaSet
+from tunery_operator.observed.deployment import ReplicaSet, parse_deployment
 from tunery_operator.observed.metadata import Key
 from tunery_operator.progress.auth import PodIdentity
+from tunery_operator.runtime.cache import Cache
 
 from kit.operator.api import Json
+from kit.operator.cached import put_pod
 
 
 def server(version: int, uid: str = "s1", phase: str | None = None, name: str = "support", **spec: Any) -> Json:
@@ -54,9 +55,9 @@ def replica(index: int) -> PodIdentity:
 
 def see_replicas(cache: Cache, count: int) -> None:
     """Have the operator's memory know so many replicas of one server, whose list has revision 1."""
-    cache.see_owner(Kind.ADAPTERSERVER, server(1))
-    cache.servers.see_deployment(deployment(2))
-    cache.servers.prove(ReplicaSet("team", "name-r1", "r1"), "d1")
-    cache.servers.set_desired(Key(Kind.ADAPTERSERVER, "team", "support"), Desired(revision=1))
+    cache.put_object(Kind.ADAPTERSERVER, server(1))
+    cache.deployments.put(parse_deployment(deployment(2)))
+    cache.deployment_of[ReplicaSet("team", "name-r1", "r1")] = "d1"
+    cache.state(Key(Kind.ADAPTERSERVER, "team", "support")).desired = Desired(revision=1)
     for index in range(count):
-        cache.see_pod(pod(3, f"p{index}"))
+        put_pod(cache, pod(3, f"p{index}"))

@@ -12,7 +12,6 @@ from tunery_api.kinds import ADAPTER_KINDS, JOB_KINDS, Kind
 from tunery_api.runspec import AnswersReport, TrainerStatus
 from tunery_api.status import Phase
 from tunery_api.validation import parse_batchinference
-from tunery_operator.client.cache import Cache
 from tunery_operator.controllers.observe import ManagedObject
 from tunery_operator.manifests.job import build_job
 from tunery_operator.observed.attempt import Attempt
@@ -21,9 +20,11 @@ from tunery_operator.observed.pod import PodView
 from tunery_operator.planning.batchinference import plan_batch, plan_report
 from tunery_operator.planning.inputs import ReadyServer, UnfinishedInput
 from tunery_operator.planning.job import JobPlan, Platform, Progress
+from tunery_operator.runtime.cache import Cache
 from tunery_operator.status.compute import compute_status
 from tunery_operator.status.snapshot import Snapshot
 
+from kit.operator.cached import delete_object
 from kit.operator.objects import batchinference
 from kit.operator.settings import settings
 from kit.operator.statuskit import NOW, condition, ended, job, running
@@ -137,10 +138,9 @@ def server(phase: str, available: str, version: int) -> Json:
 def test_it_is_woken_as_soon_as_its_server_answers_whatever_the_servers_phase() -> None:
     cache, batch, asked = Cache(), Key(Kind.BATCHINFERENCE, "ns", "b"), Key(Kind.ADAPTERSERVER, "ns", "support")
     meta = {"namespace": "ns", "name": "b", "uid": "u-1", "resourceVersion": "1"}
-    cache.see_owner(Kind.BATCHINFERENCE, {"metadata": meta, "spec": {}})
-    cache.wait_for(asked, batch)
+    cache.put_object(Kind.BATCHINFERENCE, {"metadata": meta, "spec": {"serverRef": {"name": "support"}}})
     woken = [
-        batch in cache.see_owner(Kind.ADAPTERSERVER, server(phase, available, number))
+        batch in cache.put_object(Kind.ADAPTERSERVER, server(phase, available, number))
         for number, (phase, available) in enumerate(
             [
                 ("Starting", "False"),
@@ -153,7 +153,7 @@ def test_it_is_woken_as_soon_as_its_server_answers_whatever_the_servers_phase() 
         )
     ]
     assert woken == [True, True, False, True, False]
-    assert batch in cache.forget_owner(asked)
+    assert batch in delete_object(cache, asked)
 
 
 # What its pod says

@@ -15,6 +15,7 @@ from tunery_operator.controllers.observe import ManagedObject
 from tunery_operator.controllers.trials import OwnTrials, active_trial_names, own_trials
 from tunery_operator.errors import ApiFailure, StaleObject
 from tunery_operator.observed.metadata import parse_owner
+from tunery_operator.runtime.object_state import ObjectState
 from tunery_search.validation import parse_lorasweep
 
 from kit.operator.objects import lorasweep
@@ -50,9 +51,7 @@ def found(*bodies: Json, rows: list[TrialStatus] = ROWS, hidden: str = "", sweep
             raise ApiFailure(500, "the tests refuse it")
         return there.get(name)
 
-    cache = SimpleNamespace(
-        is_stale=lambda key: True, trials=lambda uid: frozenset(there), wait_for=lambda target, waiter: None
-    )
+    cache = SimpleNamespace(state=lambda key: ObjectState(stale=True), trials=lambda uid: frozenset(there))
     # Nothing may be changed: a client that cannot.
     context = cast(ReconcileContext, SimpleNamespace(client=SimpleNamespace(get=get), cache=cache))
     obj = ManagedObject(parse_owner(Kind.LORASWEEP, sweep), sweep)
@@ -119,19 +118,20 @@ def test_what_was_just_made_is_found_without_a_row_and_the_final_one_last() -> N
 @pytest.mark.parametrize("now", [None, {"uid": "other"}, {"deletionTimestamp": "2026-11-28T06:42:32Z"}])
 def test_what_a_sweep_that_is_deleted_leaves_behind_is_not_taken_back(now: Json | None) -> None:
     """With --cascade=orphan; the look began before that."""
-    stale, there = [], {"s-000": child(0, ownerReferences=None), "s-001": child(1)}
+    there = {"s-000": child(0, ownerReferences=None), "s-001": child(1)}
     live = None if now is None else {**SWEEP, "metadata": {**SWEEP["metadata"], **now}}
 
     def get(call: Any, _: str, name: str) -> Json | None:
         return live if name == "s" else there[name]
 
-    cache = SimpleNamespace(is_stale=lambda key: True, mark_stale=stale.append)
+    state = ObjectState()
+    cache = SimpleNamespace(state=lambda key: state, body=lambda key: None)
     # Nothing may be changed: a client that cannot.
     context = cast(ReconcileContext, SimpleNamespace(client=SimpleNamespace(get=get), cache=cache))
     obj = ManagedObject(parse_owner(Kind.LORASWEEP, SWEEP), SWEEP)
     with pytest.raises(StaleObject):
         own_trials(context, obj, parse_lorasweep(SWEEP), ROWS)
-    assert stale == [obj.owner.key]
+    assert state.stale
 
 
 @pytest.mark.parametrize("status", [404, 409])
@@ -143,9 +143,7 @@ def test_where_a_webhook_says_that_one_is_gone_the_others_are_found_all_the_same
         raise HttpError(call, status, {"message": "no such trial"})
 
     client = SimpleNamespace(get=lambda _, __, name: there[name], request=request)
-    cache = SimpleNamespace(
-        is_stale=lambda key: True, trials=lambda uid: frozenset(), wait_for=lambda target, waiter: None
-    )
+    cache = SimpleNamespace(state=lambda key: ObjectState(stale=True), trials=lambda uid: frozenset())
     context = cast(ReconcileContext, SimpleNamespace(client=client, cache=cache))
     obj = ManagedObject(parse_owner(Kind.LORASWEEP, SWEEP), SWEEP)
     own = own_trials(context, obj, parse_lorasweep(SWEEP), ROWS)

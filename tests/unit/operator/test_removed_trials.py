@@ -59,7 +59,7 @@ def tell(cluster: Cluster, *conditions: Json) -> None:
     body = lorasweep("s")
     body["metadata"] |= {"namespace": "ns", "uid": "uid", "resourceVersion": "1"}
     rows = [{"name": name, "uid": f"uid-{name}", "state": "Complete"} for name in NAMES]
-    cache = SimpleNamespace(defer_keys=lambda keys: None, see_owner=lambda kind, body: set())
+    cache = SimpleNamespace(defer_keys=lambda keys: None, put_object=lambda kind, body: set())
     context = cast(ReconcileContext, SimpleNamespace(client=cluster, cache=cache, now=lambda: NOW))
     obj = ManagedObject(parse_owner(Kind.LORASWEEP, body), body)
     mark_removed_trials(context, obj, {"phase": "Succeeded", "trials": rows, "conditions": conditions})

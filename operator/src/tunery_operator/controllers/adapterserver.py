@@ -25,7 +25,6 @@ from tunery_operator.client.rbac import (
     SERVICES,
     Resource,
 )
-from tunery_operator.client.rollouts import FOREIGN
 from tunery_operator.client.status import status_change
 from tunery_operator.controllers.context import ReconcileContext
 from tunery_operator.controllers.observe import ManagedObject, chart_values, find_object
@@ -62,7 +61,7 @@ def reconcile_server(context: ReconcileContext, key: Key) -> Requeue:
         return DONE
     _expire_remembered(context, obj.owner)
     snapshot, retry_in = _apply_and_retry(context, obj)
-    context.cache.mark_fresh(key)
+    context.cache.state(key).stale = False
     return _update_status(context, obj, _with_replicas(context, snapshot), retry_in)
 
 
@@ -100,13 +99,15 @@ def _verify_pod_owners(context: ReconcileContext, obj: ManagedObject, snapshot: 
 
     Also for a server whose spec is invalid. Raises ApiFailure.
     """
-    servers, owner = context.cache.servers, obj.owner
-    for replica_set in servers.unproven(owner.key, owner.uid):
+    cache, owner = context.cache, obj.owner
+    pods = cache.server_pods.by_index("owner", (owner.key.namespace, owner.uid))
+    named = {pod.made_by for pod in pods if pod.replica_set_uid}
+    for replica_set in [each for each in named if each not in cache.deployment_of]:
         found = context.client.get(GET_REPLICA_SET, replica_set.namespace, replica_set.name)
         same = found is not None and found["metadata"]["uid"] == replica_set.uid
         controller = controller_of(found) if found is not None and same else {}
         is_deployment = controller.get("kind") == DEPLOYMENTS.kind
-        servers.prove(replica_set, str(controller.get("uid")) if is_deployment else FOREIGN)
+        cache.deployment_of[replica_set] = str(controller.get("uid")) if is_deployment else ""
     return snapshot
 
 
@@ -118,7 +119,7 @@ def _resolve(context: ReconcileContext, obj: ManagedObject, snapshot: ServerSnap
     """Resolve which adapters to serve."""
     spec, owner = _spec(snapshot), obj.owner
     before = _current_desired(context, owner)
-    resolution = resolve(spec, context.cache.servers.offers(owner.key), before, _mounted_keys(context, owner))
+    resolution = resolve(spec, context.cache.offers(owner.key), before, _mounted_keys(context, owner))
     desired = _renumber(context, owner, before, resolution.desired)
     return replace(snapshot, resolution=resolution._replace(desired=desired))
 
@@ -144,12 +145,12 @@ def _invalid(obj: ManagedObject, snapshot: ServerSnapshot, error: InvalidSpec) -
 
 def _with_replicas(context: ReconcileContext, snapshot: ServerSnapshot) -> ServerSnapshot:
     """Return the snapshot with the Deployment, its pods, and their reports."""
-    servers, owner = context.cache.servers, snapshot.owner
-    deployment = snapshot.deployment or servers.deployment(owner.key.namespace, server_name(owner.key.name))
+    cache, owner = context.cache, snapshot.owner
+    deployment = snapshot.deployment or cache.deployments.get(owner.key.namespace, server_name(owner.key.name))
     if deployment is not None and deployment.owner_uid != owner.uid:
         deployment = None
-    pods = servers.pods(owner.key, owner.uid, deployment)
-    said = servers.said(owner.key)
+    pods = cache.replicas(owner.key, owner.uid, deployment)
+    said = cache.state(owner.key).reports
     reports = {pod.uid: ReplicaReport(said[pod.uid].state, said[pod.uid].at) for pod in pods if pod.uid in said}
     warnings = server_warnings(context.warnings, context.client, owner.key.namespace, pods, context.now())
     return replace(snapshot, deployment=deployment, pods=pods, reports=reports, warnings=warnings)
@@ -176,10 +177,9 @@ RESYNC_SECONDS: Final = 60.0
 
 def _expire_remembered(context: ReconcileContext, owner: Owner) -> None:
     """Forget the remembered children if they are due for a read, or a write found them changed."""
-    servers, now = context.cache.servers, context.monotonic()
-    looked_at = servers.looked_at(owner.key)
-    if looked_at is None or now - looked_at >= RESYNC_SECONDS or context.cache.is_stale(owner.key):
-        servers.look_anew(owner.key, now)
+    state, now = context.cache.state(owner.key), context.monotonic()
+    if state.stale or state.children_read_at is None or now - state.children_read_at >= RESYNC_SECONDS:
+        state.children, state.children_read_at = {}, now
 
 
 # Adapters to serve
@@ -187,26 +187,25 @@ def _expire_remembered(context: ReconcileContext, owner: Owner) -> None:
 
 def _current_desired(context: ReconcileContext, owner: Owner) -> Desired:
     """Return the adapters in the server's ConfigMap; a deleted one is remembered. Raises ApiFailure."""
-    servers, name = context.cache.servers, adapters_name(owner.key.name)
-    known = servers.desired(owner.key)
-    if known is not None and servers.held(owner.key, CONFIG_MAPS.plural, name) is not None:
+    state, name = context.cache.state(owner.key), adapters_name(owner.key.name)
+    known = state.desired
+    if known is not None and (CONFIG_MAPS.plural, name) in state.children:
         return known
     found = context.client.get(CONFIG_MAPS.get, owner.key.namespace, name)
     if found is None or controller_of(found).get("uid") != owner.uid:
         return known or Desired()
     _remember(context, owner, CONFIG_MAPS, found)
-    before = read_desired(found)
-    servers.set_desired(owner.key, before)
-    return before
+    state.desired = read_desired(found)
+    return state.desired
 
 
 def _mounted_keys(context: ReconcileContext, owner: Owner) -> ApiKeyMounts:
     """Return which Secrets with API keys the pods of a server mount."""
-    servers = context.cache.servers
-    deployment = servers.deployment(owner.key.namespace, server_name(owner.key.name))
+    cache = context.cache
+    deployment = cache.deployments.get(owner.key.namespace, server_name(owner.key.name))
     if deployment is None or deployment.owner_uid != owner.uid:
         return UNKNOWN_MOUNTS
-    mounted = frozenset(pod.api_keys for pod in servers.pods(owner.key, owner.uid, deployment) if not pod.finished)
+    mounted = frozenset(pod.api_keys for pod in cache.replicas(owner.key, owner.uid, deployment) if not pod.finished)
     return ApiKeyMounts(mounted, deployment.api_keys if deployment.settled else None)
 
 
@@ -215,7 +214,7 @@ def _renumber(context: ReconcileContext, owner: Owner, before: Desired, desired:
 
     After the ConfigMap was deleted and the operator restarted, replicas have a higher revision, and ignore lower ones.
     """
-    highest = max((said.state.revision for said in context.cache.servers.said(owner.key).values()), default=0)
+    highest = max((said.state.revision for said in context.cache.state(owner.key).reports.values()), default=0)
     if highest <= before.revision:
         return desired
     return desired.model_copy(update={"revision": highest + 1})
@@ -233,7 +232,7 @@ def _ensure_children(context: ReconcileContext, plan: ServerPlan, desired: Desir
     try:
         _ensure_child(context, owner, CONFIG_MAPS, built.config)
         _ensure_child(context, owner, CONFIG_MAPS, build_desired(plan, desired))
-        context.cache.servers.set_desired(owner.key, desired)
+        context.cache.state(owner.key).desired = desired
         deployment = _ensure_deployment(context, owner, built.deployment)
         _ensure_child(context, owner, SERVICES, _stamped(built.service))
         _ensure_child(context, owner, DISRUPTION_BUDGETS, _stamped(built.disruption_budget))
@@ -241,22 +240,22 @@ def _ensure_children(context: ReconcileContext, plan: ServerPlan, desired: Desir
         if built.network_policy is not None:
             _ensure_child(context, owner, NETWORK_POLICIES, _stamped(built.network_policy))
     except StaleObject:
-        context.cache.mark_stale(owner.key)
+        context.cache.state(owner.key).stale = True
         raise
     return deployment
 
 
 def _ensure_child(context: ReconcileContext, owner: Owner, resource: Resource, built: Json) -> None:
-    held = context.cache.servers.held(owner.key, resource.plural, built["metadata"]["name"])
+    held = context.cache.state(owner.key).children.get((resource.plural, built["metadata"]["name"]))
     if held != _fingerprint(built):
         _remember(context, owner, resource, _applied(context, owner, resource, built))
 
 
 def _ensure_deployment(context: ReconcileContext, owner: Owner, built: Json) -> DeploymentView:
-    servers, name = context.cache.servers, built["metadata"]["name"]
-    view = servers.deployment(owner.key.namespace, name)
+    cache, name = context.cache, built["metadata"]["name"]
+    view = cache.deployments.get(owner.key.namespace, name)
     wanted = view is not None and (view.owner_uid, view.plan) == (owner.uid, _fingerprint(built))
-    if view is None or not wanted or context.cache.is_stale(owner.key):
+    if view is None or not wanted or context.cache.state(owner.key).stale:
         view = _seen(context, _applied(context, owner, DEPLOYMENTS, built))
     replicas = built["spec"]["replicas"]
     if view.wanted == replicas:
@@ -269,8 +268,9 @@ def _ensure_deployment(context: ReconcileContext, owner: Owner, built: Json) -> 
 
 
 def _seen(context: ReconcileContext, body: Json) -> DeploymentView:
-    context.cache.servers.see_deployment(body)
-    return parse_deployment(body)
+    view = parse_deployment(body)
+    context.cache.deployments.put(view)
+    return view
 
 
 def _applied(context: ReconcileContext, owner: Owner, resource: Resource, built: Json) -> Json:
@@ -317,4 +317,5 @@ def _digest(value: Any) -> str:
 
 
 def _remember(context: ReconcileContext, owner: Owner, resource: Resource, body: Json) -> None:
-    context.cache.servers.hold(owner.key, resource.plural, body["metadata"]["name"], _fingerprint(body))
+    state = context.cache.state(owner.key)
+    state.children = {**state.children, (resource.plural, body["metadata"]["name"]): _fingerprint(body)}

@@ -11,7 +11,6 @@ from tunery_api.runspec import Task
 from tunery_api.serverstatus import ServerCondition, ServerPhase
 from tunery_api.status import ConditionStatus
 from tunery_api.validation import parse_batchinference
-from tunery_operator.client.read import peek_object
 from tunery_operator.controllers.context import ReconcileContext
 from tunery_operator.controllers.jobs import ensure_job, recover_result
 from tunery_operator.controllers.observe import ManagedObject, condition_of, observe_main_job
@@ -19,6 +18,7 @@ from tunery_operator.controllers.reconciler import KindSteps
 from tunery_operator.observed.metadata import Key
 from tunery_operator.planning.batchinference import plan_batch, plan_report, server_of
 from tunery_operator.planning.inputs import ReadyServer, UnfinishedInput
+from tunery_operator.runtime.reader import peek_object
 from tunery_operator.status.snapshot import Snapshot
 
 
@@ -43,11 +43,9 @@ def _apply(context: ReconcileContext, obj: ManagedObject, spec: BatchInferenceSp
 
 def _server(context: ReconcileContext, obj: ManagedObject, key: Key) -> ReadyServer | UnfinishedInput:
     """Return whether the server's status says that it answers requests. Raises StaleObject, ApiFailure."""
-    # Subscribe before the read: a change between the two must not be missed.
-    context.cache.wait_for(key, obj.owner.key)
     body = peek_object(context.client, context.cache, key)
     if body is None:
-        meant = near(key.name, context.cache.servers.names(key.namespace))
+        meant = near(key.name, [view.name for view in context.cache.objects[key.kind].items(key.namespace)])
         return UnfinishedInput(key.name, f"does not exist yet{meant}", exists=False, kind=key.kind)
     status = body.get("status") or {}
     if condition_of(status, ServerCondition.AVAILABLE).get("status") == ConditionStatus.TRUE.value:

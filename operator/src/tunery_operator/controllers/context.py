@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Final
 
-from tunery_operator.client.cache import Cache
 from tunery_operator.client.client import KubeClient
 from tunery_operator.client.events import EventRecorder
 from tunery_operator.controllers.sampler import Sampler
@@ -18,6 +17,7 @@ from tunery_operator.controllers.warnings import Warnings
 from tunery_operator.errors import FieldContested
 from tunery_operator.observed.metadata import Key
 from tunery_operator.planning.job import Platform
+from tunery_operator.runtime.cache import Cache
 from tunery_operator.runtime.workqueue import backoff
 
 CONFLICT_WINDOW: Final = 60.0

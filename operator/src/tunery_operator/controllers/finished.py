@@ -66,7 +66,7 @@ def reconcile_finished(context: ReconcileContext, obj: ManagedObject) -> Requeue
         return _reopen(context, obj, refresh_inputs(context, obj, status), names)
     if change := status_change(obj.body, noted := _with_spec_change(context, obj)):
         return Requeue(0.0, write(context, obj, noted, change))
-    jobs = [job for name in names if (job := context.cache.job(obj.owner.key.namespace, name)) is not None]
+    jobs = [job for name in names if (job := context.cache.jobs.get(obj.owner.key.namespace, name)) is not None]
     for job in jobs:
         # The operator was killed before it deleted them, or another client wrote the status.
         if not job.finished and job.owner_uid == obj.owner.uid:

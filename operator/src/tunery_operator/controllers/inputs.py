@@ -15,7 +15,6 @@ from tunery_api.reasons import FailureReason
 from tunery_api.serverstatus import AdapterState, ServerPhase
 from tunery_api.serving import Desired
 from tunery_api.sweepstatus import FINAL_TRIAL_STATES
-from tunery_operator.client.read import peek_object
 from tunery_operator.controllers.context import ReconcileContext
 from tunery_operator.controllers.observe import ManagedObject
 from tunery_operator.observed.metadata import Key, controller_of, parse_owner
@@ -32,6 +31,7 @@ from tunery_operator.planning.inputs import (
     record,
 )
 from tunery_operator.planning.job import checkpoints_uri, output_location
+from tunery_operator.runtime.reader import peek_object
 from tunery_operator.status.snapshot import Snapshot
 
 
@@ -80,9 +80,6 @@ def _resolve(
     name = source.reference.name
     if name in known:
         return parse_input_reference(known[name])
-    target = Key(Kind.LORAJOB, obj.owner.key.namespace, name)
-    # Subscribe before the read: a change between the two must not be missed.
-    context.cache.wait_for(target, obj.owner.key)
     return _look_up(context, obj.owner.key, name, checkpoints=source.checkpoints)
 
 
@@ -114,7 +111,7 @@ def _refreshed(context: ReconcileContext, obj: ManagedObject, entry: dict[str, A
 def _look_up(context: ReconcileContext, key: Key, name: str, *, checkpoints: bool) -> AdapterInput:
     """Return the current result of the LoRAJob of that name. Raises StaleObject, ApiFailure."""
     body = peek_object(context.client, context.cache, Key(Kind.LORAJOB, key.namespace, name))
-    if body is None and context.cache.is_known(Key(Kind.ADAPTERMERGE, key.namespace, name)):
+    if body is None and context.cache.get(Key(Kind.ADAPTERMERGE, key.namespace, name)) is not None:
         return UnfinishedInput(
             name, "does not exist: an AdapterMerge has that name, and its result is named by its uri", exists=False
         )
@@ -155,13 +152,15 @@ def reject_cycle(context: ReconcileContext, obj: ManagedObject, source: LocalRef
 def is_awaited(context: ReconcileContext, obj: ManagedObject) -> bool:
     """Return whether an unfinished object refers to this one, or created it, and has not recorded its result."""
     cache, key = context.cache, obj.owner.key
-    near = (other for other in cache.unfinished() if other.namespace == key.namespace and other != key)
-    for other in near:
-        body = cache.body(other) or {}
-        if other.kind is Kind.ADAPTERSERVER:
-            if _server_awaits(body, cache.servers.desired(other), key):
+    views = [view for store in cache.objects.values() for view in store.items(key.namespace) if view.key != key]
+    for other in views:
+        body = other.body
+        if body is None:
+            continue
+        if other.key.kind is Kind.ADAPTERSERVER:
+            if _server_awaits(body, cache.state(other.key).desired, key):
                 return True
-        elif other.kind is Kind.LORASWEEP:
+        elif other.key.kind is Kind.LORASWEEP:
             if _sweep_awaits(body, obj):
                 return True
         elif key.kind is Kind.LORAJOB and _awaits(body, key.name):

@@ -13,7 +13,6 @@ from tunery_api.status import ConditionType, Phase
 from tunery_operator.client import apply
 from tunery_operator.client.client import Json
 from tunery_operator.client.rbac import GET_JOB, SERVICES
-from tunery_operator.client.read import read_attempt, read_live
 from tunery_operator.controllers.context import ReconcileContext
 from tunery_operator.controllers.observe import ManagedObject
 from tunery_operator.errors import AwaitingDeletion, NameTaken, OwnerGone, PreflightsFull, StaleObject
@@ -23,6 +22,8 @@ from tunery_operator.observed.job import JobView, parse_job
 from tunery_operator.observed.metadata import Owner, parse_time
 from tunery_operator.observed.pod import PodView, outlives
 from tunery_operator.planning.job import JobPlan
+from tunery_operator.runtime.cache import oldest_first
+from tunery_operator.runtime.reader import read_attempt, read_live
 from tunery_operator.status.reports import first_pod_succeeded, publishes_alone
 from tunery_operator.status.results import needs_report, succeeded_pod
 from tunery_operator.status.snapshot import Snapshot
@@ -80,8 +81,7 @@ def _trusts_other_ca(plan: JobPlan, job: JobView) -> bool:
 def delete_job(context: ReconcileContext, owner: Owner, job: JobView) -> None:
     """Delete a Job. Its pods store a checkpoint as they end, and are leftovers until then."""
     apply.delete_job(context.client, owner.key.namespace, job)
-    context.cache.note_removed(job.uid)
-    context.cache.forget_job(owner.key.namespace, job.name, job.uid)
+    context.cache.delete_job(job)
 
 
 # Create
@@ -102,7 +102,7 @@ def _find_unwatched(context: ReconcileContext, obj: ManagedObject, plan: JobPlan
         return None
     job = parse_job(found)
     if job.owner_uid == plan.owner.uid:
-        return Attempt(job, context.cache.pods(job.uid))
+        return Attempt(job, context.cache.pods_of(job.uid))
     if runs_on:
         raise NameTaken(plan.name)
     return None
@@ -117,7 +117,7 @@ def _start(context: ReconcileContext, obj: ManagedObject, plan: JobPlan) -> Atte
     _ensure_service(context, plan)
     with _preflight_slot(context, plan):
         body = apply.create_job(context.client, plan.owner, build_job(plan))
-        context.cache.see_job(body)
+        context.cache.jobs.put(parse_job(body))
     # A Job that existed already may have progressed: read it with its pods.
     return read_attempt(context.client, context.cache, plan.owner, plan.name) or Attempt(parse_job(body))
 
@@ -152,11 +152,11 @@ def _wait_for_leftovers(context: ReconcileContext, plan: JobPlan) -> None:
 
 def leftovers(context: ReconcileContext, owner: Owner, name: str) -> tuple[PodView, ...]:
     """Return the pods of earlier Jobs of that name that have not ended."""
-    job = context.cache.job(owner.key.namespace, name)
-    pods = context.cache.pods_named(owner.key.namespace, name)
-    others = (pod for pod in pods if not pod.finished and (job is None or pod.job_uid != job.uid))
+    job = context.cache.jobs.get(owner.key.namespace, name)
+    pods = oldest_first(context.cache.pods.by_index("job name", (owner.key.namespace, name)))
+    others = (pod for pod in pods if job is None or pod.job_uid != job.uid)
     # The garbage collector deletes the pod a moment after its Job.
-    return tuple(replace(pod, deleting=True) if context.cache.is_going(pod.job_uid) else pod for pod in others)
+    return tuple(replace(pod, deleting=True) if context.cache.is_being_deleted(pod.job_uid) else pod for pod in others)
 
 
 def _ensure_unchanged(context: ReconcileContext, obj: ManagedObject) -> None:
@@ -185,7 +185,8 @@ def _preflight_slot(context: ReconcileContext, plan: JobPlan) -> Iterator[None]:
         yield
         return
     with context.preflights:
-        running = context.cache.unfinished_jobs(Task.PREFLIGHT.value)
+        jobs = context.cache.jobs.items()
+        running = sum(job.role == Task.PREFLIGHT.value and not job.finished for job in jobs)
         if running >= limit:
             raise PreflightsFull(f"room for its preflight: {running} run, and the platform allows {limit} at a time")
         yield
@@ -273,7 +274,7 @@ def _resume(context: ReconcileContext, owner: Owner, attempt: Attempt) -> Attemp
 def _cached(context: ReconcileContext, attempt: Attempt, body: Json | None) -> Attempt:
     if body is None:
         return attempt
-    context.cache.see_job(body)
+    context.cache.jobs.put(parse_job(body))
     return replace(attempt, job=parse_job(body))
 
 

@@ -44,7 +44,7 @@ def _observe(context: ReconcileContext, obj: ManagedObject) -> Snapshot:
         snapshot,
         # Run time of deleted Jobs counts. Read the leftovers first: a pod that ends meanwhile is then a lost pod.
         leftovers=own_leftovers(context, obj.owner, train),
-        lost_pods=context.cache.lost_named(obj.owner.key.namespace, train),
+        lost_pods=context.cache.state(obj.owner.key).lost.get(train, ()),
         method=None if method == Method.AUTO.value else method,
         preflight_needed=needed,
         preflight_only=policy == PreflightPolicy.ONLY.value,

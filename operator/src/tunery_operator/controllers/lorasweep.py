@@ -27,7 +27,6 @@ from tunery_api.validation import parse_lorajob
 from tunery_operator.client import apply
 from tunery_operator.client.client import Json
 from tunery_operator.client.rbac import LORAJOBS
-from tunery_operator.client.read import peek_object
 from tunery_operator.controllers.context import ReconcileContext
 from tunery_operator.controllers.jobs import ensure_job, recover_result
 from tunery_operator.controllers.observe import ManagedObject, observe_main_job
@@ -39,6 +38,7 @@ from tunery_operator.manifests.trial import build_trial, hold_change, stop_chang
 from tunery_operator.observed.metadata import Key, parse_time
 from tunery_operator.planning.job import output_location
 from tunery_operator.planning.lorasweep import SweepResult, plan_publish_best, plan_report, plan_trial, with_inputs
+from tunery_operator.runtime.reader import peek_object
 from tunery_operator.status.snapshot import SAMPLER_BUSY, SUGGESTION_FAILED, Blocker, Search, Snapshot
 from tunery_search.decision import Decision, Moment, decide, given_up
 from tunery_search.history import IMPORTANCE_FROM, Answer, Suggestion, final_suggestion, question_of, with_earlier
@@ -95,7 +95,7 @@ class _Sweep:
         """Return the sweep with the LoRAJob of a trial as it is now."""
         # For the watch this change is no news: enqueue the trial here.
         cache = self.context.cache
-        cache.defer_keys(cache.see_owner(Kind.LORAJOB, body) - {self.obj.owner.key})
+        cache.defer_keys(cache.put_object(Kind.LORAJOB, body) - {self.obj.owner.key})
         children = {**self.own.children, number: with_number(body, number)}
         return replace(self, own=replace(self.own, children=children))
 

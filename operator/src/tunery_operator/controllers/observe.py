@@ -16,12 +16,12 @@ from tunery_api.kinds import JOB_KINDS, KINDS, Kind
 from tunery_api.names import KUEUE_LABELS, RETRY_ANNOTATION, child_name
 from tunery_api.runspec import Task
 from tunery_api.status import FINAL_PHASES, ConditionStatus, ConditionType
-from tunery_operator.client.read import read_attempt, read_object
 from tunery_operator.controllers.context import ReconcileContext
 from tunery_operator.controllers.warnings import with_warnings
 from tunery_operator.observed.attempt import Attempt
 from tunery_operator.observed.metadata import ORPHAN, Key, Owner, foreign_finalizers, parse_owner
 from tunery_operator.planning.platform_values import PlatformValues, platform_values
+from tunery_operator.runtime.reader import read_attempt, read_object
 from tunery_operator.status.deadline import deadline_left
 from tunery_operator.status.snapshot import Snapshot
 
@@ -175,7 +175,7 @@ def first_snapshot(context: ReconcileContext, obj: ManagedObject) -> Snapshot:
     """Return the snapshot of an object without its children."""
     owner = obj.owner
     gpus, gpu_resource = obj.resources
-    report = context.cache.progress(owner.key, owner.uid)
+    report = context.cache.state(owner.key, owner.uid).progress
     return Snapshot(
         kind=owner.key.kind,
         owner=owner,
@@ -214,7 +214,7 @@ def observe_main_job(context: ReconcileContext, obj: ManagedObject, task: Task) 
     return replace(
         first_snapshot(context, obj),
         main=main,
-        lost_pods=context.cache.lost_named(obj.owner.key.namespace, obj.job_name(task)),
+        lost_pods=context.cache.state(obj.owner.key).lost.get(obj.job_name(task), ()),
         queue=main.job.queue if main is not None else obj.owner.labels.get(KUEUE_LABELS[0]) or None,
         report=find_attempt(context, obj, Task.REPORT) if complete else None,
     )

@@ -15,7 +15,6 @@ from tunery_api.names import child_name
 from tunery_api.runspec import Task
 from tunery_api.status import FINAL_PHASES, ConditionType, Phase
 from tunery_api.sweepstatus import FINAL_TRIAL_STATES
-from tunery_operator.client.read import read_ended_pods
 from tunery_operator.client.status import status_change
 from tunery_operator.controllers.context import ReconcileContext
 from tunery_operator.controllers.finished import jobs_of, mark_done, reconcile_finished, seconds_to_live, stop_jobs
@@ -37,6 +36,7 @@ from tunery_operator.observed.attempt import Attempt
 from tunery_operator.observed.metadata import Key
 from tunery_operator.observed.pod import PodView
 from tunery_operator.runtime.priority_queue import Priority
+from tunery_operator.runtime.reader import read_ended_pods
 from tunery_operator.runtime.workqueue import DONE, Requeue, earliest
 from tunery_operator.status.compute import compute_status
 from tunery_operator.status.deadline import open_attempts, requeue_after
@@ -91,11 +91,11 @@ def _with_leftovers(
     """Return the snapshot with the pods of Jobs that are gone."""
     known = {attempt.job.uid for attempt in (snapshot.preflight, snapshot.main) if attempt is not None}
     remaining = [pod for name in job_names for pod in own_leftovers(context, obj.owner, name)]
-    context.cache.mark_fresh(obj.owner.key)
+    context.cache.state(obj.owner.key).stale = False
     pods = [pod for pod in remaining if pod.job_uid not in known]
     pods.extend(_ended_pods_of_deleted_jobs(before, known))
     # Read after the leftovers: a pod that ends meanwhile is in one of the two.
-    snapshot = replace(snapshot, lost_pods=context.cache.lost_named(obj.owner.key.namespace, job_names[0]))
+    snapshot = replace(snapshot, lost_pods=context.cache.state(obj.owner.key).lost.get(job_names[0], ()))
     pods.extend(_ended_pods_without_job(context, obj, job_names[0], snapshot))
     return replace(snapshot, leftovers=tuple(pods))
 
@@ -226,4 +226,4 @@ def _mark_preflight(context: ReconcileContext, obj: ManagedObject) -> None:
     """Mark the preflight Job as done once the status has its report: in a later reconcile, as training comes first."""
     if obj.has_true(ConditionType.PREFLIGHT):
         name = child_name(obj.owner.key.name, Task.PREFLIGHT.value)
-        mark_done(context, obj.owner, [context.cache.job(obj.owner.key.namespace, name)])
+        mark_done(context, obj.owner, [context.cache.jobs.get(obj.owner.key.namespace, name)])

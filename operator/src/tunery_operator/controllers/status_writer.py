@@ -33,17 +33,17 @@ def write_down(context: ReconcileContext, obj: ManagedObject, change: dict[str, 
     try:
         body = write_status(context.client, obj.owner, obj.version, change)
     except StaleObject:
-        context.cache.mark_stale(key)
+        context.cache.state(key).stale = True
         raise
-    context.cache.note_written(key, context.monotonic())
-    return frozenset(context.cache.see_owner(key.kind, body) - {key})
+    context.cache.state(key).written_at = context.monotonic()
+    return frozenset(context.cache.put_object(key.kind, body) - {key})
 
 
 def write_delay(
     context: ReconcileContext, obj: ManagedObject, change: Mapping[str, Any], frequent: Collection[str]
 ) -> float:
     """Return the seconds to delay a write: a change of only `frequent` fields is due once in progress.writeSeconds."""
-    written = context.cache.written_at(obj.owner.key)
+    written = context.cache.state(obj.owner.key).written_at
     if written is None or not all(field in frequent for field in change):
         return 0.0
     return written + context.platform.settings.progress.write_seconds - context.monotonic()

@@ -151,7 +151,7 @@ def active_trial_names(found: OwnTrials) -> tuple[str, ...]:
 def _read(context: ReconcileContext, obj: ManagedObject, name: str) -> Json | None:
     """Return a LoRAJob, or None. Raises ApiFailure."""
     key = Key(Kind.LORAJOB, obj.owner.key.namespace, name)
-    body = None if context.cache.is_stale(obj.owner.key) else context.cache.body(key)
+    body = None if context.cache.state(obj.owner.key).stale else context.cache.body(key)
     if body is None or not apply.is_child(body, obj.owner):
         body = context.client.get(LORAJOBS.get, key.namespace, name)
     return body
@@ -178,13 +178,11 @@ def _adopt(context: ReconcileContext, obj: ManagedObject, found: OwnTrials, numb
             logger.info("Adopted a trial without an owner: trial=%s sweep=%s", key, owner.key)
             change = {"metadata": {"ownerReferences": [owner_reference(owner)]}}
             body = apply.patch_child(context.client, LORAJOBS, body, change)
-            context.cache.defer_keys(context.cache.see_owner(Kind.LORAJOB, body) - {owner.key})
+            context.cache.defer_keys(context.cache.put_object(Kind.LORAJOB, body) - {owner.key})
             return body
     except (ApiFailure, Rejected) as error:
         found.rejections += (error,)
     found.owner_changed.add(number)
-    # Its own events no longer enqueue the sweep.
-    context.cache.wait_for(key, owner.key)
     return body
 
 
@@ -194,7 +192,7 @@ def _ensure_not_deleted(context: ReconcileContext, owner: Owner) -> None:
     live = context.client.get(get_owner(key.kind.plural), key.namespace, key.name)
     meta = {} if live is None else live["metadata"]
     if meta.get("uid") != owner.uid or "deletionTimestamp" in meta:
-        context.cache.mark_stale(key)
+        context.cache.state(key).stale = True
         raise StaleObject(f"{key} is being deleted")
 
 
@@ -269,4 +267,4 @@ def _write(context: ReconcileContext, obj: ManagedObject, body: Json, remains: b
         return
     written = write_status(context.client, trial, body["metadata"]["resourceVersion"], change)
     # Servers may refer to the removed adapter. The sweep itself is being reconciled.
-    context.cache.defer_keys(context.cache.see_owner(Kind.LORAJOB, written) - {obj.owner.key})
+    context.cache.defer_keys(context.cache.put_object(Kind.LORAJOB, written) - {obj.owner.key})

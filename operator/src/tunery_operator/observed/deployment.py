@@ -6,11 +6,12 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-from tunery_api.names import OWNER_UID_LABEL, PLAN_ANNOTATION
+from tunery_api.kinds import Kind
+from tunery_api.names import KIND_LABEL, OWNER_UID_LABEL, PLAN_ANNOTATION
 from tunery_api.serving import NO_KEYS
-from tunery_operator.observed.metadata import controller_of, parse_time
+from tunery_operator.observed.metadata import Key, controller_key, controller_of, parse_time
 from tunery_operator.observed.pod import disruption_reason, unschedulable_message
 
 API_KEYS_VOLUME: Final = "secret-api-keys"
@@ -42,6 +43,10 @@ class DeploymentView:
     """Why pods of it cannot be made, in the API server's words."""
     api_keys: str = NO_KEYS
     """The Secret whose API keys pods of the newest template ask for."""
+    namespace: str = ""
+    owner: Key | None = None
+    """The AdapterServer that controls it; None: another object does, or none."""
+    deleting: bool = False
 
     @property
     def settled(self) -> bool:
@@ -71,6 +76,9 @@ def parse_deployment(body: Mapping[str, Any]) -> DeploymentView:
         stalled=_message(progressing) if progressing.get("status") == "False" else None,
         failure=_message(failure) if failure.get("status") == "True" else None,
         api_keys=api_keys_of((spec.get("template") or {}).get("spec") or {}),
+        namespace=meta["namespace"],
+        owner=controller_key(body),
+        deleting="deletionTimestamp" in meta,
     )
 
 
@@ -99,6 +107,14 @@ class ContainerView:
     def stuck(self) -> bool:
         """Tell whether its node says why it does not run."""
         return self.waiting_reason not in (None, "ContainerCreating", "PodInitializing")
+
+
+class ReplicaSet(NamedTuple):
+    """A ReplicaSet as a pod names it: a wrong name or namespace does not stand for the right one."""
+
+    namespace: str
+    name: str
+    uid: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +152,11 @@ class ServerPodView:
     namespace: str = ""
 
     @property
+    def made_by(self) -> ReplicaSet:
+        """The ReplicaSet that the pod names as its controller."""
+        return ReplicaSet(self.namespace, self.replica_set, self.replica_set_uid)
+
+    @property
     def unstarted(self) -> bool:
         """Tell whether it is on a node, where no container of it has run yet or says why not."""
         placed = self.node is not None and not self.deleting and not self.finished
@@ -149,6 +170,11 @@ class ServerPodView:
     def finished(self) -> bool:
         """Tell whether the pod will never run again."""
         return self.phase in ("Succeeded", "Failed")
+
+
+def is_server_pod(body: Mapping[str, Any]) -> bool:
+    """Return whether the labels of a pod say that it is a server's."""
+    return (body["metadata"].get("labels") or {}).get(KIND_LABEL) == Kind.ADAPTERSERVER.singular
 
 
 def parse_server_pod(body: Mapping[str, Any]) -> ServerPodView:

@@ -18,7 +18,7 @@ from tunery_api.names import (
     SETTINGS_ANNOTATION,
     SUSPENDED_BY_ANNOTATION,
 )
-from tunery_operator.observed.metadata import controller_of, parse_time
+from tunery_operator.observed.metadata import Key, controller_key, controller_of, parse_time
 
 _PODSET_LABEL: Final = "kueue.x-k8s.io/podset"
 _WORKLOAD_ANNOTATION: Final = "kueue.x-k8s.io/workload"
@@ -76,6 +76,9 @@ class JobView:
     """The numbers that have failed for good, such as "1,3-5": no pod is made for them any more."""
     completed_indexes: str = ""
     """The numbers of which a pod has ended well, likewise."""
+    owner: Key | None = None
+    """The object of our kinds that controls it; None: another object does, or none."""
+    deleting: bool = False
 
     @property
     def finished(self) -> bool:
@@ -136,6 +139,8 @@ def parse_job(body: Mapping[str, Any]) -> JobView:
         failed_indexes_allowed=spec.get("maxFailedIndexes"),
         failed_indexes=status.get("failedIndexes") or "",
         completed_indexes=status.get("completedIndexes") or "",
+        owner=controller_key(body),
+        deleting="deletionTimestamp" in meta,
     )
 
 

@@ -12,10 +12,11 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from tunery_api.kinds import Kind
-from tunery_api.names import API_VERSION, TOPOLOGY_ANNOTATIONS, child_name
+from tunery_api.names import API_VERSION, GROUP, TOPOLOGY_ANNOTATIONS, child_name
 
 ORPHAN: Final = "orphan"
 """The finalizer of an object whose children are to stay."""
+_KINDS: Final = {kind.value: kind for kind in Kind}
 _TRIAL_SUFFIX: Final = re.compile(r"-([0-9]{3,}|final)$")
 _MAX_RETRY: Final = 128
 """Characters of status.observedRetry."""
@@ -53,6 +54,15 @@ class Owner:
     def api_version(self) -> str:
         """The group and version that owner references name."""
         return API_VERSION
+
+
+def controller_key(body: Mapping[str, Any]) -> Key | None:
+    """Return the key of the object of our kinds that controls a child, or None."""
+    reference = controller_of(body)
+    kind = _KINDS.get(reference.get("kind", ""))
+    if kind is None or not str(reference.get("apiVersion", "")).startswith(f"{GROUP}/"):
+        return None
+    return Key(kind, body["metadata"]["namespace"], reference["name"])
 
 
 def parse_owner(kind: Kind, body: Mapping[str, Any]) -> Owner:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from tunery_api.names import KIND_LABEL, OWNER_UID_LABEL, PROGRESS_URL_ENV, container_name
+from tunery_api.names import KIND_LABEL, OWNER_LABEL, OWNER_UID_LABEL, PROGRESS_URL_ENV, container_name
 from tunery_operator.observed.metadata import controller_of, parse_time
 
 _JOB_NAME_LABEL: Final = "batch.kubernetes.io/job-name"
@@ -59,6 +59,8 @@ class PodView:
     """The URL that its container posts progress to; None: it was not asked to."""
     index: int | None = None
     """Which of the pods that work together it is, from 0, which speaks for all; None: it works alone."""
+    owner_labels: tuple[str, str, str] = ("", "", "")
+    """Namespace, kind and name of the object that it works for, as its labels state them."""
 
     @property
     def running(self) -> bool:
@@ -91,6 +93,24 @@ class LostPod:
     disruption: str | None = None
     index: int | None = None
     exit_code: int | None = None
+
+
+def lost_pod(pod: PodView, now: datetime) -> LostPod | None:
+    """Return what to remember of a pod that was deleted by `now`; None if its container has not started."""
+    if pod.started_at is None:
+        return None
+    ended = pod.finished_at or min(now, pod.deleted_at or now)
+    return LostPod(
+        uid=pod.uid,
+        name=pod.name,
+        created=pod.created,
+        seconds=max(0.0, (ended - pod.started_at).total_seconds()),
+        started_at=pod.started_at,
+        node=pod.node,
+        disruption=pod.disruption,
+        index=pod.index,
+        exit_code=pod.exit_code,
+    )
 
 
 def parse_pod(body: Mapping[str, Any], seen: datetime) -> PodView:
@@ -133,6 +153,7 @@ def parse_pod(body: Mapping[str, Any], seen: datetime) -> PodView:
         termination_message=terminated.get("message") or "",
         reports_to=_reports_to(spec, name),
         index=_index(meta),
+        owner_labels=(sys.intern(meta["namespace"]), labels.get(KIND_LABEL, ""), labels.get(OWNER_LABEL, "")),
     )
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Final
 
 from tunery_api.adaptermerge import MergeTarget
 from tunery_api.kinds import Kind
 from tunery_operator.observed.event import ADAPTER_REMOVED
 from tunery_operator.observed.metadata import controller_of
+
+_NONE: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,25 +48,29 @@ class PublishedResult:
 
 
 def parse_published_result(kind: Kind, body: Mapping[str, Any]) -> PublishedResult:
-    """Return what a LoRAJob or AdapterMerge of the API server offers."""
+    """Return what a LoRAJob or AdapterMerge of the API server offers; texts that are alike are stored once."""
     meta, spec, status = body["metadata"], body.get("spec") or {}, body.get("status") or {}
     adapter = status.get("adapter") or {}
     return PublishedResult(
         kind=kind,
         name=meta["name"],
         uid=meta["uid"],
-        created=meta.get("creationTimestamp") or "",
-        labels=dict(meta.get("labels") or {}),
-        phase=status.get("phase") or "Pending",
+        created=sys.intern(meta.get("creationTimestamp") or ""),
+        labels={sys.intern(name): sys.intern(value) for name, value in (meta.get("labels") or {}).items()} or _NONE,
+        phase=sys.intern(status.get("phase") or "Pending"),
         into=(spec.get("into") or MergeTarget.ADAPTER.value) if kind is Kind.ADAPTERMERGE else None,
         uri=adapter.get("uri"),
         manifest_sha256=adapter.get("manifestSha256"),
-        served_name=adapter.get("servedName"),
+        served_name=_shared(adapter.get("servedName")),
         rank=adapter.get("rank"),
-        method=(status.get("resolved") or {}).get("method"),
+        method=_shared((status.get("resolved") or {}).get("method")),
         size_bytes=adapter.get("sizeBytes"),
         removed_by=removed_by(body),
     )
+
+
+def _shared(text: str | None) -> str | None:
+    return None if text is None else sys.intern(text)
 
 
 def removed_by(body: Mapping[str, Any]) -> str | None:

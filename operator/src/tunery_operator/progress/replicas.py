@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
+from collections.abc import Mapping
 from typing import Final
 
 from aiohttp import web
@@ -19,8 +20,9 @@ from tunery_api.serving import (
     ReplicaState,
     ReportedAdapter,
 )
-from tunery_operator.client.cache import Cache
 from tunery_operator.observed.metadata import Key
+from tunery_operator.runtime.cache import Cache
+from tunery_operator.runtime.object_state import ReplicaReportRecord
 from tunery_operator.runtime.workqueue import WorkQueue
 
 MAX_INTEGER: Final = 2**53 - 1
@@ -42,7 +44,7 @@ class Replicas:
     """Accepts the reports of servers' pods; all methods belong to the event loop's thread."""
 
     def __init__(self, cache: Cache, queue: WorkQueue) -> None:
-        self._servers = cache.servers
+        self._cache = cache
         self._queue = queue
 
     def take(self, key: Key, uid: str, pod_uid: str, body: bytes) -> web.Response:
@@ -51,26 +53,51 @@ class Replicas:
         The server is reconciled only if the report differs from the last one. Most are equal, and not even parsed.
         """
         digest = hashlib.blake2b(body, digest_size=16).digest()
-        state = self._servers.said_before(key, pod_uid, digest)
-        if state is None:
+        before = self._cache.state(key, uid).reports.get(pod_uid)
+        if before is not None and before.digest == digest:
+            state = before.state
+        else:
             state = _sanitize(ReplicaReport.model_validate_json(body).replica_status, time.time())
-        if self._servers.hear(key, uid, pod_uid, state, digest):
+        if self.store(key, uid, pod_uid, state, digest):
             self._queue.add_after(key, self._delay(key, state))
         reply = ReplicaReply(desired=self._newer_desired(key, state), interval_seconds=self._interval())
         text = reply.model_dump_json(by_alias=True, exclude_none=True)
         return web.json_response(text=text)
 
+    def store(self, key: Key, uid: str, pod_uid: str, state: ReplicaState, digest: bytes = b"") -> bool:
+        """Store a replica's report; return whether it has news, as any report has after a long silence."""
+        now, server = self._cache.now(), self._cache.state(key, uid)
+        before = server.reports.get(pod_uid)
+        if before is not None and (before.state is state or before.state == state):
+            record = before._replace(at=now, digest=digest)
+            has_news = (now - before.at).total_seconds() >= SILENT_SECONDS
+        else:
+            record, has_news = ReplicaReportRecord(_shared(state, server.reports), now, digest), True
+        server.reports = {**server.reports, pod_uid: record}
+        view = self._cache.get(key)
+        return has_news and view is not None and view.uid == uid
+
     def _delay(self, key: Key, state: ReplicaState) -> float:
-        return MIN_DELAY + len(state.adapters) * len(self._servers.said(key)) / ADAPTERS_PER_SECOND
+        return MIN_DELAY + len(state.adapters) * len(self._cache.state(key).reports) / ADAPTERS_PER_SECOND
 
     def _newer_desired(self, key: Key, state: ReplicaState) -> Desired | None:
         """Return the adapters to serve if the replica has an older revision, else None."""
-        desired = self._servers.desired(key)
+        desired = self._cache.state(key).desired
         return desired if desired is not None and desired.revision > state.revision else None
 
     def _interval(self) -> float:
-        seconds = math.ceil(self._servers.replicas() / POSTS_PER_SECOND)
+        seconds = math.ceil(len(self._cache.server_pods.items()) / POSTS_PER_SECOND)
         return min(MAX_INTERVAL, max(MIN_INTERVAL, float(seconds)))
+
+
+def _shared(state: ReplicaState, reports: Mapping[str, ReplicaReportRecord]) -> ReplicaState:
+    """Return a report in which each adapter that another replica reports alike is stored once."""
+    other = next(iter(reports.values()), None)
+    if other is None:
+        return state
+    known = {adapter.name: adapter for adapter in other.state.adapters}
+    adapters = [known[each.name] if known.get(each.name) == each else each for each in state.adapters]
+    return state.model_copy(update={"adapters": adapters})
 
 
 def _sanitize(state: ReplicaState, now: float) -> ReplicaState:

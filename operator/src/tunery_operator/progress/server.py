@@ -26,14 +26,14 @@ from pydantic import ValidationError
 from tunery_api.kinds import JOB_KINDS
 from tunery_api.runspec import TrainerStatus
 from tunery_api.tolerant import without_invalid
-from tunery_operator.client.cache import Cache
-from tunery_operator.client.owners import Report
 from tunery_operator.errors import ApiFailure
 from tunery_operator.metrics import PROGRESS_CONNECTIONS, PROGRESS_POSTS, PROGRESS_REFUSED
 from tunery_operator.observed.metadata import Key, format_time
 from tunery_operator.progress.auth import ReviewsBusy, TokenReviewer, read_claim
 from tunery_operator.progress.replicas import MAX_REPORT, Replicas
 from tunery_operator.progress.tls import Certificate
+from tunery_operator.runtime.cache import Cache
+from tunery_operator.runtime.object_state import Report
 from tunery_operator.runtime.priority_queue import Priority
 from tunery_operator.runtime.workqueue import WorkQueue
 
@@ -189,7 +189,7 @@ class Endpoint:
         if claim is None:
             return _reject(401, "a pod's token for this endpoint is needed")
         target = self._cache.owner_of_pod(*claim.pod)
-        if target is None and self._cache.servers.is_unproven(*claim.pod):
+        if target is None and self._cache.is_unproven(*claim.pod):
             return _reject(503, "the owner of this pod is not known yet", retry_after=1)
         if target is None:
             return _reject(403, "this pod works for no active object, or another pod reports for it")
@@ -228,11 +228,12 @@ class Endpoint:
 
     def _store(self, key: Key, uid: str, report: Report) -> None:
         """Store a report and enqueue its object; the checkpoint of an earlier report stays if this one names none."""
-        before = self._cache.progress(key, uid)
+        state = self._cache.state(key, uid)
+        before = state.progress
         if before is not None and report.status.checkpoint is None:
             status = report.status.model_copy(update={"checkpoint": before.status.checkpoint})
             report = report._replace(status=status)
-        self._cache.set_progress(key, uid, report)
+        state.progress = report
         self._queue.add([key], Priority.LOW)
 
 

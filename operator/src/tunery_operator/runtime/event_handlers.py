@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from tunery_api.kinds import Kind
-from tunery_operator.client.cache import Cache
+from tunery_operator.observed.deployment import is_server_pod, parse_deployment, parse_server_pod
+from tunery_operator.observed.job import parse_job
 from tunery_operator.observed.metadata import Key
+from tunery_operator.observed.pod import parse_pod
+from tunery_operator.runtime.cache import Cache
+from tunery_operator.runtime.store import Store
 
 logger = logging.getLogger(__name__)
 
@@ -18,95 +22,67 @@ Enqueue = Callable[[Iterable[Key]], None]
 """Takes the keys of objects to reconcile."""
 
 
-class OwnerEventHandler:
-    """Handles the objects of one of our kinds."""
+class StoreEventHandler:
+    """Keeps stores equal to what a reflector sees of a resource, and enqueues the keys concerned.
 
-    def __init__(self, kind: Kind, namespace: str | None, cache: Cache, enqueue: Enqueue) -> None:
-        self._kind, self._namespace = kind, namespace
-        self._cache, self._enqueue = cache, enqueue
+    `parse` returns the store that an object belongs to, and its view.
+    """
+
+    def __init__(
+        self,
+        resource: str,
+        namespace: str | None,
+        stores: Sequence[Store[Any]],
+        parse: Callable[[Json], tuple[Store[Any], Any]],
+        enqueue: Enqueue,
+    ) -> None:
+        self._resource, self._namespace = resource, namespace
+        self._stores, self._parse, self._enqueue = stores, parse, enqueue
 
     def on_update(self, body: Json) -> None:
         """Add or update an object."""
-        with _log_bugs(self._kind.plural, body):
-            self._enqueue(self._cache.see_owner(self._kind, body))
+        with _log_bugs(self._resource, body):
+            store, view = self._parse(body)
+            self._enqueue(store.put(view))
 
     def on_delete(self, body: Json) -> None:
-        """Remove a deleted object."""
-        with _log_bugs(self._kind.plural, body):
-            meta = body["metadata"]
-            key = Key(self._kind, meta["namespace"], meta["name"])
-            self._enqueue(self._cache.forget_owner(key, meta["uid"]))
+        """Delete an object that was deleted, or is no longer selected."""
+        with _log_bugs(self._resource, body):
+            store, view = self._parse(body)
+            self._enqueue(store.delete(view))
 
     def on_list(self, uids: set[str], version: str) -> None:
-        """Remove objects that a complete list of that version does not have."""
-        self._enqueue(self._cache.retain_owners(self._kind, self._namespace, uids, version))
+        """Delete the objects that a complete list of that version does not have."""
+        for store in self._stores:
+            self._enqueue(store.prune(self._namespace, uids, version))
 
 
-class JobEventHandler:
-    """Handles our Jobs."""
-
-    def __init__(self, namespace: str | None, cache: Cache, enqueue: Enqueue) -> None:
-        self._namespace = namespace
-        self._cache, self._enqueue = cache, enqueue
-
-    def on_update(self, body: Json) -> None:
-        """Add or update a Job."""
-        with _log_bugs("jobs", body):
-            self._enqueue(self._cache.see_job(body))
-
-    def on_delete(self, body: Json) -> None:
-        """Remove a Job that was deleted, or marked as done."""
-        with _log_bugs("jobs", body):
-            meta = body["metadata"]
-            self._enqueue(self._cache.forget_job(meta["namespace"], meta["name"], meta["uid"]))
-
-    def on_list(self, uids: set[str], version: str) -> None:
-        """Remove objects that a complete list of that version does not have."""
-        self._enqueue(self._cache.retain_jobs(self._namespace, uids, version))
+def handle_objects(kind: Kind, namespace: str | None, cache: Cache, enqueue: Enqueue) -> StoreEventHandler:
+    """Return the handler of the objects of one of our kinds."""
+    store = cache.objects[kind]
+    return StoreEventHandler(kind.plural, namespace, [store], lambda body: (store, cache.parse(kind, body)), enqueue)
 
 
-class DeploymentEventHandler:
-    """Handles the Deployments of servers."""
-
-    def __init__(self, namespace: str | None, cache: Cache, enqueue: Enqueue) -> None:
-        self._namespace = namespace
-        self._servers, self._enqueue = cache.servers, enqueue
-
-    def on_update(self, body: Json) -> None:
-        """Add or update a Deployment."""
-        with _log_bugs("deployments", body):
-            self._enqueue(self._servers.see_deployment(body))
-
-    def on_delete(self, body: Json) -> None:
-        """Remove a Deployment that was deleted, or no longer has our label."""
-        with _log_bugs("deployments", body):
-            self._enqueue(self._servers.forget_deployment(body))
-
-    def on_list(self, uids: set[str], version: str) -> None:
-        """Remove objects that a complete list of that version does not have."""
-        self._enqueue(self._servers.retain_deployments(self._namespace, uids, version))
+def handle_jobs(namespace: str | None, cache: Cache, enqueue: Enqueue) -> StoreEventHandler:
+    """Return the handler of our Jobs."""
+    return StoreEventHandler("jobs", namespace, [cache.jobs], lambda body: (cache.jobs, parse_job(body)), enqueue)
 
 
-class PodEventHandler:
-    """Handles the pods of our Jobs and servers."""
+def handle_deployments(namespace: str | None, cache: Cache, enqueue: Enqueue) -> StoreEventHandler:
+    """Return the handler of the Deployments of servers."""
+    store = cache.deployments
+    return StoreEventHandler("deployments", namespace, [store], lambda body: (store, parse_deployment(body)), enqueue)
 
-    def __init__(self, namespace: str | None, cache: Cache, enqueue: Enqueue) -> None:
-        self._namespace = namespace
-        self._cache, self._enqueue = cache, enqueue
 
-    def on_update(self, body: Json) -> None:
-        """Add or update a pod."""
-        with _log_bugs("pods", body):
-            self._enqueue(self._cache.see_pod(body))
+def handle_pods(namespace: str | None, cache: Cache, enqueue: Enqueue) -> StoreEventHandler:
+    """Return the handler of the pods of our Jobs and servers."""
 
-    def on_delete(self, body: Json) -> None:
-        """Remove a pod that has ended, or was deleted."""
-        with _log_bugs("pods", body):
-            self._enqueue(self._cache.forget_pod(body))
+    def parse(body: Json) -> tuple[Store[Any], Any]:
+        if is_server_pod(body):
+            return cache.server_pods, parse_server_pod(body)
+        return cache.pods, parse_pod(body, cache.now())
 
-    def on_list(self, uids: set[str], version: str) -> None:
-        """Remove objects that a complete list of that version does not have."""
-        self._enqueue(self._cache.retain_pods(self._namespace, uids, version))
+    return StoreEventHandler("pods", namespace, [cache.pods, cache.server_pods], parse, enqueue)
 
 
 @contextmanager

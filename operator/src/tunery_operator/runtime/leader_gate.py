@@ -6,8 +6,9 @@ import asyncio
 from collections.abc import Iterable
 from typing import Final
 
-from tunery_operator.client.cache import Cache
 from tunery_operator.observed.metadata import Key
+from tunery_operator.observed.object import ObjectView
+from tunery_operator.runtime.cache import Cache
 from tunery_operator.runtime.priority_queue import Priority
 from tunery_operator.runtime.workqueue import WorkQueue
 
@@ -32,9 +33,11 @@ class LeaderGate:
     def start(self) -> None:
         """Start to reconcile, objects whose manifest is newer than their status first."""
         self.on = True
-        for key in self._cache.unfinished():
-            self._queue.add([key], Priority.HIGH if self._is_unobserved(key) else Priority.LOW)
-        self._queue.add(self._cache.unmarked(), Priority.LOW)
+        for view in self._active():
+            self._queue.add([view.key], Priority.HIGH if _is_unobserved(view) else Priority.LOW)
+        owners = {job.owner for job in self._cache.jobs.items()}
+        ended = (view.key for view in self._cache.all_objects() if not view.active and view.key in owners)
+        self._queue.add(ended, Priority.LOW)  # their Jobs are to be marked as done
         self._queue.open()
 
     async def stop(self) -> None:
@@ -47,13 +50,8 @@ class LeaderGate:
         if self.on:
             self._queue.add(keys, priority)
 
-    def _is_unobserved(self, key: Key) -> bool:
-        """Return whether the manifest of an object is newer than its status."""
-        body = self._cache.body(key)
-        if body is None:
-            return False
-        observed = (body.get("status") or {}).get("observedGeneration")
-        return bool(observed != body["metadata"].get("generation", 1))
+    def _active(self) -> list[ObjectView]:
+        return [view for view in self._cache.all_objects() if view.active]
 
     async def resync(self) -> None:
         """Reconcile each object that has not ended once in ROUND_SECONDS, spread evenly, from the cache.
@@ -61,7 +59,7 @@ class LeaderGate:
         Timers cover what time alone changes, and lists what a watch missed. This covers the rest.
         """
         while True:
-            keys = self._cache.unfinished()
+            keys = [view.key for view in self._active()]
             for key in keys:
                 await asyncio.sleep(ROUND_SECONDS / len(keys))
                 self.add([key], Priority.LOW)
@@ -70,7 +68,17 @@ class LeaderGate:
 
     async def expire(self) -> None:
         """Reconcile finished objects when their time to live is over."""
+        checked = 0.0
         while True:
             await asyncio.sleep(EXPIRY_SECONDS)
-            if self.on:
-                self.add(self._cache.take_expired(), Priority.LOW)
+            now = self._cache.now().timestamp() if self.on else 0.0
+            expiries = ((view.key, view.expires) for view in self._cache.all_objects() if view.expires is not None)
+            self.add((key for key, expires in expiries if checked < expires <= now), Priority.LOW)
+            checked = now
+
+
+def _is_unobserved(view: ObjectView) -> bool:
+    """Return whether the manifest of an active object is newer than its status."""
+    body = view.body or {}
+    observed = (body.get("status") or {}).get("observedGeneration")
+    return bool(observed != (body.get("metadata") or {}).get("generation", 1))

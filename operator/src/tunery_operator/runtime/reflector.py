@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, Final, Protocol
 
-from tunery_operator.client.versions import later
 from tunery_operator.metrics import WATCH_ERRORS, WATCH_RELISTS
 from tunery_operator.runtime.list_watch import (
     CUT,
@@ -20,6 +19,7 @@ from tunery_operator.runtime.list_watch import (
     WatchSpec,
     refusal,
 )
+from tunery_operator.runtime.store import later
 
 logger = logging.getLogger(__name__)
 

@@ -9,14 +9,14 @@ from typing import Final
 
 from tunery_api.kinds import Kind
 from tunery_api.names import DONE_LABEL, GROUP, KIND_LABEL, MANAGED_BY, MANAGED_BY_LABEL, VERSION
-from tunery_operator.client.cache import Cache
 from tunery_operator.client.connection import Connection
+from tunery_operator.runtime.cache import Cache
 from tunery_operator.runtime.event_handlers import (
-    DeploymentEventHandler,
     Enqueue,
-    JobEventHandler,
-    OwnerEventHandler,
-    PodEventHandler,
+    handle_deployments,
+    handle_jobs,
+    handle_objects,
+    handle_pods,
 )
 from tunery_operator.runtime.list_watch import ListWatchClient, Timeouts, WatchSpec
 from tunery_operator.runtime.reflector import EventHandler, Reflector, ReflectorHealth
@@ -92,10 +92,10 @@ def build_watches(
     found = []
     for namespace in namespaces_to_watch(namespaces):
         for kind in Kind:
-            found.append(reflector(owners(kind, namespace), OwnerEventHandler(kind, namespace, cache, enqueue_owner)))
-        found.append(reflector(jobs(namespace), JobEventHandler(namespace, cache, enqueue_child)))
-        found.append(reflector(deployments(namespace), DeploymentEventHandler(namespace, cache, enqueue_child)))
-        found.append(reflector(pods(namespace), PodEventHandler(namespace, cache, enqueue_child)))
+            found.append(reflector(owners(kind, namespace), handle_objects(kind, namespace, cache, enqueue_owner)))
+        found.append(reflector(jobs(namespace), handle_jobs(namespace, cache, enqueue_child)))
+        found.append(reflector(deployments(namespace), handle_deployments(namespace, cache, enqueue_child)))
+        found.append(reflector(pods(namespace), handle_pods(namespace, cache, enqueue_child)))
     return Watches(found)
 
 

@@ -18,10 +18,10 @@ import pytest
 
 from tunery_api.kinds import Kind
 from tunery_api.runspec import TrainerStatus
-from tunery_operator.client.cache import Cache
 from tunery_operator.observed.metadata import Key
 from tunery_operator.progress.auth import read_claim
 from tunery_operator.progress.server import MIN_SECONDS, Limits, Pace, read_report
+from tunery_operator.runtime.cache import Cache
 from tunery_operator.runtime.priority_queue import Priority
 
 from kit.operator.reporting import Pods, Reviews, Site, certificates, pod, token
@@ -332,4 +332,4 @@ def read(status: dict[str, Any]) -> TrainerStatus:
 async def test_what_a_pod_reports_is_for_its_own_object(tls: Path) -> None:
     async with site(tls, pods=2) as at:
         assert (await report(at, token(pod(1)))).status == 200
-        assert list(at.pods.reports) == [Key(Kind.LORAJOB, "ns", "job-1")]
+        assert list(at.pods.states) == [Key(Kind.LORAJOB, "ns", "job-1")]

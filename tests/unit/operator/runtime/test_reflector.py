@@ -16,17 +16,18 @@ from kubernetes.client.configuration import Configuration
 from prometheus_client import REGISTRY
 
 from tunery_api.kinds import Kind
-from tunery_operator.client.cache import Cache
 from tunery_operator.client.connection import Connection
 from tunery_operator.health import build_app
 from tunery_operator.observed.metadata import Key
 from tunery_operator.runtime import reflector as reflector_module
-from tunery_operator.runtime.event_handlers import OwnerEventHandler
+from tunery_operator.runtime.cache import Cache
+from tunery_operator.runtime.event_handlers import handle_objects
 from tunery_operator.runtime.list_watch import ListWatchClient, Timeouts, WatchFailure
 from tunery_operator.runtime.reflector import MAX_SILENCE, Reflector, ReflectorHealth
 from tunery_operator.runtime.watches import Watches, jobs, namespaces_to_watch, owners, pods
 
 from kit.dripping import dripping
+from kit.operator.cached import active_keys
 from kit.operator.fakeapi import FakeApi, Script, begin, error_event, line, refuses, sends, serving
 
 QUICK = Timeouts(connect=1.0, answer=0.5, inactivity=0.5)
@@ -42,7 +43,7 @@ class Stage:
     @property
     def names(self) -> set[str]:
         """The objects that are known, finished or not."""
-        return {key.name for key in self.cache._owners._seen}
+        return {view.name for view in self.cache.all_objects()}
 
     async def until(self, what: str, check: Callable[[], Any], seconds: float = 30.0) -> None:
         end = time.monotonic() + seconds
@@ -65,7 +66,7 @@ async def staged(api: FakeApi, timeouts: Timeouts = QUICK, **options: Any) -> As
         cache, health = Cache(), ReflectorHealth(owners(Kind.LORAJOB, None))
         told: list[Key] = []
         reflector = Reflector(
-            ListWatchClient(connection, timeouts), OwnerEventHandler(Kind.LORAJOB, None, cache, told.extend), health
+            ListWatchClient(connection, timeouts), handle_objects(Kind.LORAJOB, None, cache, told.extend), health
         )
         watches = Watches([reflector])
         stage = Stage(api, cache, health, watches)
@@ -240,7 +241,7 @@ async def test_duplicates_and_late_events_are_harmless(late: str) -> None:
         await stage.until("the newest states are known", lambda: stage.cache.phases() == done)
         await asyncio.sleep(0.1)
         assert stage.cache.phases() == done
-        assert stage.cache.unfinished() == []
+        assert active_keys(stage.cache) == []
 
 
 async def test_a_cluster_that_went_back_in_time_needs_a_new_process() -> None:
@@ -307,7 +308,7 @@ async def test_no_server_at_all() -> None:
         pass
     health = ReflectorHealth(owners(Kind.LORAJOB, None))
     reflector = Reflector(
-        ListWatchClient(connection, QUICK), OwnerEventHandler(Kind.LORAJOB, None, Cache(), lambda _: None), health
+        ListWatchClient(connection, QUICK), handle_objects(Kind.LORAJOB, None, Cache(), lambda _: None), health
     )
     watches = Watches([reflector])
     watches.start()

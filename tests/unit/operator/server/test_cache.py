@@ -13,11 +13,14 @@ from tunery_api.kinds import Kind
 from tunery_api.names import DONE_LABEL, KIND_LABEL, OWNER_UID_LABEL
 from tunery_api.serverstatus import AdapterState
 from tunery_api.serving import SILENT_SECONDS, Desired, ReplicaState, ReportedAdapter
-from tunery_operator.client.cache import Cache
-from tunery_operator.client.rollouts import FOREIGN, ReplicaSet
+from tunery_operator.observed.deployment import ReplicaSet, parse_deployment
 from tunery_operator.observed.metadata import Key
+from tunery_operator.progress.replicas import Replicas
+from tunery_operator.runtime.cache import Cache
+from tunery_operator.runtime.workqueue import DONE, WorkQueue
 
 from kit.operator.api import Json
+from kit.operator.cached import active_keys, delete_object, delete_pod, put_pod
 from kit.operator.server_bodies import deployment, pod, server
 
 SERVER = Key(Kind.ADAPTERSERVER, "team", "support")
@@ -55,6 +58,11 @@ def job(version: int, phase: str | None = None, name: str = "bot", uid: str = ""
     return {"metadata": {**meta, "labels": labels}, "status": status}
 
 
+def store(cache: Cache, key: Key, uid: str, pod_uid: str, said: ReplicaState) -> bool:
+    """Store a report as the endpoint does; return whether it has news."""
+    return Replicas(cache, WorkQueue(lambda _: DONE, 1)).store(key, uid, pod_uid, said)
+
+
 def state(**fields: Any) -> ReplicaState:
     return ReplicaState(engine_ready=True, **fields)
 
@@ -63,73 +71,73 @@ class TestServers:
     @pytest.mark.parametrize("phase", ["Stopped", "Invalid", "Failed", "Succeeded", "Ready"])
     def test_a_server_never_ends(self, cache: Cache, phase: str) -> None:
         body = server(1, phase=phase)
-        assert cache.see_owner(Kind.ADAPTERSERVER, body) == {SERVER}
+        assert cache.put_object(Kind.ADAPTERSERVER, body) == {SERVER}
         assert cache.body(SERVER) is body
-        assert cache.unfinished() == [SERVER]
+        assert active_keys(cache) == [SERVER]
         assert cache.phases() == {("AdapterServer", "team", phase): 1}
-        assert cache.take_expired() == []
+        assert [view.expires for view in cache.all_objects()] == [None]
 
     def test_a_stopped_job_has_ended(self, cache: Cache) -> None:
-        cache.see_owner(Kind.LORAJOB, job(1, "Stopped"))
+        cache.put_object(Kind.LORAJOB, job(1, "Stopped"))
         assert cache.body(JOB) is None
 
 
 class TestOffers:
     def test_what_has_ended_is_offered_to_who_selects_it(self, cache: Cache) -> None:
-        cache.see_owner(Kind.LORAJOB, job(1, "Succeeded", team="support"))
-        cache.see_owner(Kind.LORAJOB, job(2, "Succeeded", "other"))
-        cache.see_owner(Kind.ADAPTERSERVER, server(3, adapterSelector={"matchLabels": {"team": "support"}}))
-        [offer] = cache.servers.offers(SERVER).values()
+        cache.put_object(Kind.LORAJOB, job(1, "Succeeded", team="support"))
+        cache.put_object(Kind.LORAJOB, job(2, "Succeeded", "other"))
+        cache.put_object(Kind.ADAPTERSERVER, server(3, adapterSelector={"matchLabels": {"team": "support"}}))
+        [offer] = cache.offers(SERVER).values()
         assert (offer.source, offer.manifest_sha256, offer.rank) == ("LoRAJob/bot", "ab" * 32, 16)
         assert cache.body(JOB) is None, "and nothing else is kept of it"
 
     def test_a_server_is_woken_by_what_it_selects_and_by_nothing_else(self, cache: Cache) -> None:
-        cache.see_owner(Kind.ADAPTERSERVER, server(1, adapterSelector={"matchLabels": {"team": "support"}}))
-        assert cache.see_owner(Kind.LORAJOB, job(2, "Training")) == {JOB}
-        assert cache.see_owner(Kind.LORAJOB, job(3, "Training", team="support")) == {JOB, SERVER}, "a label"
-        assert cache.see_owner(Kind.LORAJOB, job(4, "Training", team="support")) == {JOB}, "nothing of it"
-        assert cache.see_owner(Kind.LORAJOB, job(5, "Succeeded", team="support")) == {JOB, SERVER}, "its phase"
+        cache.put_object(Kind.ADAPTERSERVER, server(1, adapterSelector={"matchLabels": {"team": "support"}}))
+        assert cache.put_object(Kind.LORAJOB, job(2, "Training")) == {JOB}
+        assert cache.put_object(Kind.LORAJOB, job(3, "Training", team="support")) == {JOB, SERVER}, "a label"
+        assert cache.put_object(Kind.LORAJOB, job(4, "Training", team="support")) == {JOB}, "nothing of it"
+        assert cache.put_object(Kind.LORAJOB, job(5, "Succeeded", team="support")) == {JOB, SERVER}, "its phase"
         other = job(6, "Succeeded", team="support")
         other["status"]["adapter"]["manifestSha256"] = "cd" * 32
-        assert cache.see_owner(Kind.LORAJOB, other) == {SERVER}, "its digest"
-        assert cache.see_owner(Kind.LORAJOB, job(7, "Succeeded")) == {SERVER}, "the label is gone"
-        assert cache.servers.offers(SERVER) == {}
-        assert cache.see_owner(Kind.LORAJOB, job(8, "Succeeded")) == set()
-        assert cache.see_owner(Kind.LORAJOB, job(9, "Succeeded", team="support")) == {SERVER}
-        assert cache.forget_owner(JOB, "uid-bot") == {SERVER}, "it is deleted"
-        assert cache.servers.offers(SERVER) == {}
+        assert cache.put_object(Kind.LORAJOB, other) == {SERVER}, "its digest"
+        assert cache.put_object(Kind.LORAJOB, job(7, "Succeeded")) == {SERVER}, "the label is gone"
+        assert cache.offers(SERVER) == {}
+        assert cache.put_object(Kind.LORAJOB, job(8, "Succeeded")) == set()
+        assert cache.put_object(Kind.LORAJOB, job(9, "Succeeded", team="support")) == {SERVER}
+        assert delete_object(cache, JOB, "uid-bot") == {SERVER}, "it is deleted"
+        assert cache.offers(SERVER) == {}
 
     def test_a_server_waits_for_what_it_names(self, cache: Cache) -> None:
         named = [{"name": "a", "loraJobRef": {"name": "bot"}}, {"name": "b", "adapterMergeRef": {"name": "both"}}]
-        cache.see_owner(Kind.ADAPTERSERVER, server(1, adapters=named))
-        assert cache.see_owner(Kind.LORAJOB, job(2)) == {JOB, SERVER}
-        assert cache.see_owner(Kind.ADAPTERMERGE, job(3, name="both")) == {MERGE, SERVER}
-        assert cache.see_owner(Kind.LORAJOB, job(4, name="both", uid="x")) == {Key(Kind.LORAJOB, "team", "both")}
-        assert set(cache.servers.offers(SERVER)) == {(Kind.LORAJOB, "bot"), (Kind.ADAPTERMERGE, "both")}
+        cache.put_object(Kind.ADAPTERSERVER, server(1, adapters=named))
+        assert cache.put_object(Kind.LORAJOB, job(2)) == {JOB, SERVER}
+        assert cache.put_object(Kind.ADAPTERMERGE, job(3, name="both")) == {MERGE, SERVER}
+        assert cache.put_object(Kind.LORAJOB, job(4, name="both", uid="x")) == {Key(Kind.LORAJOB, "team", "both")}
+        assert set(cache.offers(SERVER)) == {(Kind.LORAJOB, "bot"), (Kind.ADAPTERMERGE, "both")}
 
     def test_another_spec_asks_for_something_else(self, cache: Cache) -> None:
-        cache.see_owner(Kind.LORAJOB, job(1, "Succeeded", team="support"))
-        cache.see_owner(Kind.LORAJOB, job(2, "Succeeded", "other", team="sales"))
+        cache.put_object(Kind.LORAJOB, job(1, "Succeeded", team="support"))
+        cache.put_object(Kind.LORAJOB, job(2, "Succeeded", "other", team="sales"))
         for version, team, name in ((3, "support", "bot"), (4, "sales", "other")):
-            cache.see_owner(Kind.ADAPTERSERVER, server(version, adapterSelector={"matchLabels": {"team": team}}))
-            assert set(cache.servers.offers(SERVER)) == {(Kind.LORAJOB, name)}
-        cache.see_owner(Kind.ADAPTERSERVER, server(5, adapterSelector={"matchLabels": "nonsense"}))
-        assert cache.servers.offers(SERVER) == {}, "a spec that the schema let through before"
+            cache.put_object(Kind.ADAPTERSERVER, server(version, adapterSelector={"matchLabels": {"team": team}}))
+            assert set(cache.offers(SERVER)) == {(Kind.LORAJOB, name)}
+        cache.put_object(Kind.ADAPTERSERVER, server(5, adapterSelector={"matchLabels": "nonsense"}))
+        assert cache.offers(SERVER) == {}, "a spec that the schema let through before"
 
     def test_an_object_of_the_same_name_is_another_offer(self, cache: Cache) -> None:
-        cache.see_owner(Kind.ADAPTERSERVER, server(1, adapters=[{"name": "a", "loraJobRef": {"name": "bot"}}]))
-        cache.see_owner(Kind.LORAJOB, job(2, "Succeeded"))
-        assert SERVER in cache.see_owner(Kind.LORAJOB, job(3, uid="u2"))
-        assert cache.servers.offers(SERVER)[Kind.LORAJOB, "bot"].uri is None
-        assert SERVER in cache.retain_owners(Kind.LORAJOB, None, set(), "9")
-        assert cache.servers.offers(SERVER) == {}
+        cache.put_object(Kind.ADAPTERSERVER, server(1, adapters=[{"name": "a", "loraJobRef": {"name": "bot"}}]))
+        cache.put_object(Kind.LORAJOB, job(2, "Succeeded"))
+        assert SERVER in cache.put_object(Kind.LORAJOB, job(3, uid="u2"))
+        assert cache.offers(SERVER)[Kind.LORAJOB, "bot"].uri is None
+        assert SERVER in cache.objects[Kind.LORAJOB].prune(None, set(), "9")
+        assert cache.offers(SERVER) == {}
 
     def test_another_namespace_offers_nothing(self, cache: Cache) -> None:
-        cache.see_owner(Kind.ADAPTERSERVER, server(1, adapterSelector={"matchLabels": {"team": "support"}}))
+        cache.put_object(Kind.ADAPTERSERVER, server(1, adapterSelector={"matchLabels": {"team": "support"}}))
         foreign = job(2, "Succeeded", team="support")
         foreign["metadata"]["namespace"] = "elsewhere"
-        assert SERVER not in cache.see_owner(Kind.LORAJOB, foreign)
-        assert cache.servers.offers(SERVER) == {}
+        assert SERVER not in cache.put_object(Kind.LORAJOB, foreign)
+        assert cache.offers(SERVER) == {}
 
     @pytest.mark.slow
     def test_ten_thousand_that_have_ended_cost_little(self, cache: Cache) -> None:
@@ -143,7 +151,7 @@ class TestOffers:
         try:
             before = tracemalloc.get_traced_memory()[0]
             for index in range(10_000):
-                cache.see_owner(Kind.LORAJOB, seen(index))
+                cache.put_object(Kind.LORAJOB, seen(index))
             cost = (tracemalloc.get_traced_memory()[0] - before) / 10_000
         finally:
             tracemalloc.stop()
@@ -160,160 +168,156 @@ class TestOffers:
             match rng.randrange(4):
                 case 0:
                     if jobs.pop(name, None) is not None:
-                        cache.forget_owner(Key(Kind.LORAJOB, "team", name), None)
+                        delete_object(cache, Key(Kind.LORAJOB, "team", name), None)
                 case 1:
                     selector = rng.choice(selectors)
                     spec = {} if selector is None else {"adapterSelector": selector}
-                    cache.see_owner(Kind.ADAPTERSERVER, server(version, **spec))
+                    cache.put_object(Kind.ADAPTERSERVER, server(version, **spec))
                 case _:
                     phase = rng.choice(["Training", "Succeeded"])
                     body = job(version, phase, name, uid=f"u{version}", team=rng.choice("ab"))
                     jobs[name] = body
-                    cache.see_owner(Kind.LORAJOB, body)
+                    cache.put_object(Kind.LORAJOB, body)
             wanted = selector["matchLabels"]["team"] if selector else None
-            found = {name for _, name in cache.servers.offers(SERVER)}
+            found = {name for _, name in cache.offers(SERVER)}
             assert found == {name for name, body in jobs.items() if body["metadata"]["labels"]["team"] == wanted}
 
 
 class TestWhoseAPodIs:
     @pytest.fixture(autouse=True)
     def _server(self, cache: Cache) -> None:
-        cache.see_owner(Kind.ADAPTERSERVER, server(1))
-        cache.servers.see_deployment(deployment(2))
-        assert cache.see_pod(pod(3)) == {SERVER}
+        cache.put_object(Kind.ADAPTERSERVER, server(1))
+        cache.deployments.put(parse_deployment(deployment(2)))
+        assert put_pod(cache, pod(3)) == {SERVER}
 
     def test_nobody_knows_until_its_replica_set_was_read(self, cache: Cache) -> None:
         assert cache.owner_of_pod("team", "pod-p1", "p1") is None
-        assert cache.servers.is_unproven("team", "pod-p1", "p1")
-        [asked] = cache.servers.unproven(SERVER, "s1")
-        assert asked == ReplicaSet("team", "name-r1", "r1")
-        cache.servers.prove(asked, "d1")
-        assert cache.servers.unproven(SERVER, "s1") == set()
+        assert cache.is_unproven("team", "pod-p1", "p1")
+        cache.deployment_of[ReplicaSet("team", "name-r1", "r1")] = "d1"
+        assert not cache.is_unproven("team", "pod-p1", "p1")
         assert cache.owner_of_pod("team", "pod-p1", "p1") == (SERVER, "s1")
         assert [each.uid for each in _pods(cache)] == ["p1"]
 
     def test_labels_alone_prove_nothing(self, cache: Cache) -> None:
-        cache.see_pod(pod(4, "p2", replica_set="foreign"))
-        cache.servers.prove(ReplicaSet("team", "name-r1", "r1"), "d1")
-        cache.servers.prove(ReplicaSet("team", "name-foreign", "foreign"), FOREIGN)
+        put_pod(cache, pod(4, "p2", replica_set="foreign"))
+        cache.deployment_of[ReplicaSet("team", "name-r1", "r1")] = "d1"
+        cache.deployment_of[ReplicaSet("team", "name-foreign", "foreign")] = ""
         assert cache.owner_of_pod("team", "pod-p2", "p2") is None
-        assert not cache.servers.is_unproven("team", "pod-p2", "p2")
+        assert not cache.is_unproven("team", "pod-p2", "p2")
         assert [each.uid for each in _pods(cache)] == ["p1"]
 
     def test_a_wrong_name_does_not_speak_for_the_right_one(self, cache: Cache) -> None:
         forged = pod(4, "p2")
         forged["metadata"]["ownerReferences"][0]["name"] = "other"
-        cache.see_pod(forged)
-        cache.servers.prove(ReplicaSet("team", "other", "r1"), FOREIGN)
-        cache.servers.prove(ReplicaSet("team", "name-r1", "r1"), "d1")
+        put_pod(cache, forged)
+        cache.deployment_of[ReplicaSet("team", "other", "r1")] = ""
+        cache.deployment_of[ReplicaSet("team", "name-r1", "r1")] = "d1"
         assert cache.owner_of_pod("team", "pod-p1", "p1") == (SERVER, "s1")
         assert cache.owner_of_pod("team", "pod-p2", "p2") is None
 
     def test_another_namespaces_pod_wakes_nobody(self, cache: Cache) -> None:
         forged = pod(4, "p2")
         forged["metadata"]["namespace"] = "elsewhere"
-        assert cache.see_pod(forged) == set()
-        assert {each.namespace for each in cache.servers.unproven(SERVER, "s1")} == {"team"}
+        assert put_pod(cache, forged) == set()
+        assert {each.namespace for each in cache.server_pods.by_index("owner", ("team", "s1"))} == {"team"}
 
     def test_a_deployment_that_is_gone_proves_nothing(self, cache: Cache) -> None:
-        cache.servers.prove(ReplicaSet("team", "name-r1", "r1"), "d1")
-        assert cache.servers.forget_deployment(deployment(5)) == {SERVER}
+        cache.deployment_of[ReplicaSet("team", "name-r1", "r1")] = "d1"
+        assert cache.deployments.delete(parse_deployment(deployment(5))) == {SERVER}
         assert cache.owner_of_pod("team", "pod-p1", "p1") is None
-        assert cache.servers.see_deployment(deployment(6)) == set(), "a late event does not bring it back"
-        assert cache.servers.see_deployment(deployment(7, uid="d2")) == {SERVER}
+        assert cache.deployments.put(parse_deployment(deployment(6))) == set(), "a late event does not bring it back"
+        assert cache.deployments.put(parse_deployment(deployment(7, uid="d2"))) == {SERVER}
         assert cache.owner_of_pod("team", "pod-p1", "p1") is None, "it was the other Deployment's"
 
     def test_only_news_wake_the_server(self, cache: Cache) -> None:
-        assert cache.see_pod(pod(3)) == set(), "the same again"
-        assert cache.see_pod(pod(4)) == set(), "nothing but its version"
-        assert cache.see_pod(pod(5, ready=True)) == {SERVER}
-        assert cache.servers.see_deployment(deployment(6)) == set()
-        assert cache.servers.see_deployment(deployment(7, readyReplicas=1)) == {SERVER}
-        assert cache.forget_pod(pod(8)) == {SERVER}
-        assert cache.see_pod(pod(9)) == set(), "it is gone"
+        assert put_pod(cache, pod(3)) == set(), "the same again"
+        assert put_pod(cache, pod(4)) == set(), "nothing but its version"
+        assert put_pod(cache, pod(5, ready=True)) == {SERVER}
+        assert cache.deployments.put(parse_deployment(deployment(6))) == set()
+        assert cache.deployments.put(parse_deployment(deployment(7, readyReplicas=1))) == {SERVER}
+        assert delete_pod(cache, pod(8)) == {SERVER}
+        assert put_pod(cache, pod(9)) == set(), "it is gone"
 
     def test_a_list_tells_who_left(self, cache: Cache) -> None:
-        assert cache.retain_pods(None, set(), "10") == {SERVER}
-        assert cache.servers.replicas() == 0
-        assert cache.servers.retain_deployments(None, {"d1"}, "10") == set()
-        assert cache.servers.retain_deployments("elsewhere", set(), "10") == set()
-        assert cache.servers.retain_deployments(None, set(), "10") == {SERVER}
-        assert cache.servers.deployment("team", "support-server") is None
+        assert cache.server_pods.prune(None, set(), "10") == {SERVER}
+        assert len(cache.server_pods.items()) == 0
+        assert cache.deployments.prune(None, {"d1"}, "10") == set()
+        assert cache.deployments.prune("elsewhere", set(), "10") == set()
+        assert cache.deployments.prune(None, set(), "10") == {SERVER}
+        assert cache.deployments.get("team", "support-server") is None
 
     def test_the_pods_of_jobs_are_no_replicas(self, cache: Cache) -> None:
         other = pod(4, "p2")
         other["metadata"]["labels"] = {KIND_LABEL: "lorajob", OWNER_UID_LABEL: "s1", DONE_LABEL: "false"}
-        cache.see_pod(other)
-        assert cache.servers.replicas() == 1
+        put_pod(cache, other)
+        assert len(cache.server_pods.items()) == 1
 
 
 class TestReports:
     @pytest.fixture(autouse=True)
     def _server(self, cache: Cache) -> None:
-        cache.see_owner(Kind.ADAPTERSERVER, server(1))
-        cache.see_pod(pod(2))
+        cache.put_object(Kind.ADAPTERSERVER, server(1))
+        put_pod(cache, pod(2))
 
     def test_only_what_is_new_is_news(self, cache: Cache, clock: Clock) -> None:
         adapter = ReportedAdapter(name="bot", state=AdapterState.LOADING)
-        assert cache.servers.hear(SERVER, "s1", "p1", state(adapters=[adapter]))
+        assert store(cache, SERVER, "s1", "p1", state(adapters=[adapter]))
         clock.now += 5
-        assert not cache.servers.hear(SERVER, "s1", "p1", state(adapters=[adapter.model_copy()]))
-        assert cache.servers.said(SERVER)["p1"].at.timestamp() == clock.now, "when it came is noted all the same"
+        assert not store(cache, SERVER, "s1", "p1", state(adapters=[adapter.model_copy()]))
+        assert cache.state(SERVER).reports["p1"].at.timestamp() == clock.now, "when it came is noted all the same"
         loaded = adapter.model_copy(update={"state": AdapterState.SERVED})
-        assert cache.servers.hear(SERVER, "s1", "p1", state(adapters=[loaded]))
+        assert store(cache, SERVER, "s1", "p1", state(adapters=[loaded]))
         clock.now += SILENT_SECONDS
-        assert cache.servers.hear(SERVER, "s1", "p1", state(adapters=[loaded])), "it had been silent"
+        assert store(cache, SERVER, "s1", "p1", state(adapters=[loaded])), "it had been silent"
 
     def test_replicas_that_say_the_same_of_an_adapter_share_it(self, cache: Cache) -> None:
         for uid in ("p1", "p2"):
             adapter = ReportedAdapter(name="bot", state=AdapterState.SERVED, manifest_sha256="ab" * 32)
-            cache.servers.hear(SERVER, "s1", uid, state(adapters=[adapter]))
-        one, two = (cache.servers.said(SERVER)[uid].state.adapters[0] for uid in ("p1", "p2"))
+            store(cache, SERVER, "s1", uid, state(adapters=[adapter]))
+        one, two = (cache.state(SERVER).reports[uid].state.adapters[0] for uid in ("p1", "p2"))
         assert one is two
 
     def test_a_report_goes_with_its_pod_and_with_its_server(self, cache: Cache) -> None:
-        cache.servers.hear(SERVER, "s1", "p1", state())
-        cache.forget_pod(pod(3))
-        assert cache.servers.said(SERVER) == {}
-        cache.servers.hear(SERVER, "s1", "p1", state())
-        assert not cache.servers.hear(SERVER, "s0", "p1", state()), "an earlier server of that name"
-        cache.see_owner(Kind.ADAPTERSERVER, server(9, uid="s2"))
-        assert cache.servers.said(SERVER) == {}
+        store(cache, SERVER, "s1", "p1", state())
+        delete_pod(cache, pod(3))
+        assert cache.state(SERVER).reports == {}
+        store(cache, SERVER, "s1", "p1", state())
+        assert not store(cache, SERVER, "s0", "p1", state()), "an earlier server of that name"
+        cache.put_object(Kind.ADAPTERSERVER, server(9, uid="s2"))
+        assert cache.state(SERVER).reports == {}
 
     def test_what_is_to_be_served_goes_with_the_server(self, cache: Cache) -> None:
-        assert cache.servers.desired(SERVER) is None
-        cache.servers.set_desired(SERVER, Desired(revision=3))
-        cache.servers.hold(SERVER, "services", "support-server", "x")
-        cache.see_owner(Kind.ADAPTERSERVER, server(5))
-        assert cache.servers.desired(SERVER) == Desired(revision=3)
-        cache.forget_owner(SERVER, "s1")
-        cache.see_owner(Kind.ADAPTERSERVER, server(9, uid="s2"))
-        assert cache.servers.desired(SERVER) is None
-        assert cache.servers.held(SERVER, "services", "support-server") is None
+        assert cache.state(SERVER).desired is None
+        cache.state(SERVER).desired = Desired(revision=3)
+        cache.state(SERVER).children = {("services", "support-server"): "x"}
+        cache.put_object(Kind.ADAPTERSERVER, server(5))
+        assert cache.state(SERVER).desired == Desired(revision=3)
+        delete_object(cache, SERVER, "s1")
+        cache.put_object(Kind.ADAPTERSERVER, server(9, uid="s2"))
+        assert cache.state(SERVER).desired is None
+        assert cache.state(SERVER).children == {}
 
 
 def _pods(cache: Cache) -> Any:
-    return cache.servers.pods(SERVER, "s1", cache.servers.deployment("team", "support-server"))
+    return cache.replicas(SERVER, "s1", cache.deployments.get("team", "support-server"))
 
 
 def test_nothing_leaks() -> None:
     cache = Cache()
     for index in range(50):
         version = 10 * index
-        cache.see_owner(
+        cache.put_object(
             Kind.ADAPTERSERVER, server(version + 1, uid=f"s{index}", adapterSelector={"matchLabels": {"a": "b"}})
         )
-        cache.see_owner(Kind.LORAJOB, job(version + 2, "Succeeded", f"j{index}", a="b"))
-        cache.servers.see_deployment(deployment(version + 3, f"d{index}", f"s{index}", f"n{index}"))
-        cache.see_pod(pod(version + 4, f"p{index}", f"r{index}", f"s{index}"))
-        cache.servers.prove(ReplicaSet("team", f"name-r{index}", f"r{index}"), f"d{index}")
-        cache.servers.hear(SERVER, f"s{index}", f"p{index}", state())
-        cache.forget_pod(pod(version + 5, f"p{index}", f"r{index}", f"s{index}"))
-        cache.servers.forget_deployment(deployment(version + 6, f"d{index}", f"s{index}", f"n{index}"))
-        cache.forget_owner(Key(Kind.LORAJOB, "team", f"j{index}"), f"uid-j{index}")
-        cache.forget_owner(SERVER, f"s{index}")
-    left = [cache.servers._rollouts, cache._owners.offers]
-    for part in left:
-        tables = {name: table for name, table in vars(part).items() if isinstance(table, dict)}
-        assert tables
-        assert not {name: table for name, table in tables.items() if table}, part
+        cache.put_object(Kind.LORAJOB, job(version + 2, "Succeeded", f"j{index}", a="b"))
+        cache.deployments.put(parse_deployment(deployment(version + 3, f"d{index}", f"s{index}", f"n{index}")))
+        put_pod(cache, pod(version + 4, f"p{index}", f"r{index}", f"s{index}"))
+        cache.deployment_of[ReplicaSet("team", f"name-r{index}", f"r{index}")] = f"d{index}"
+        store(cache, SERVER, f"s{index}", f"p{index}", state())
+        delete_pod(cache, pod(version + 5, f"p{index}", f"r{index}", f"s{index}"))
+        cache.deployments.delete(parse_deployment(deployment(version + 6, f"d{index}", f"s{index}", f"n{index}")))
+        delete_object(cache, Key(Kind.LORAJOB, "team", f"j{index}"), f"uid-j{index}")
+        delete_object(cache, SERVER, f"s{index}")
+    assert cache.deployment_of == {}
+    stores = [*cache.objects.values(), cache.deployments, cache.server_pods]
+    assert [table for part in stores for table in (part._items, *part._indexed.values()) if table] == []

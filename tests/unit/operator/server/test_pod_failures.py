@@ -310,7 +310,13 @@ def test_a_replica_that_starts_beside_others_is_progress_and_not_a_problem() -> 
 
 def test_a_deployment_and_its_rollout_are_read() -> None:
     body: dict[str, Any] = {
-        "metadata": {"name": "s-server", "uid": "d", "generation": 3, "annotations": {"tunery.dev/plan": "p"}},
+        "metadata": {
+            "name": "s-server",
+            "namespace": "ns",
+            "uid": "d",
+            "generation": 3,
+            "annotations": {"tunery.dev/plan": "p"},
+        },
         "spec": {"replicas": 2},
         "status": {
             "observedGeneration": 2,

@@ -13,7 +13,7 @@ from tunery_api.kinds import KINDS, Kind
 from tunery_api.runspec import TrainerStatus
 from tunery_api.serverstatus import ServerCondition
 from tunery_api.status import CONDITIONS_KEPT, FINAL_PHASES, ConditionType, Phase
-from tunery_operator.client.cache import Cache
+from tunery_operator.runtime.cache import Cache
 from tunery_operator.status.compute import compute_status
 from tunery_operator.status.conditions import final_status, retried_status
 from tunery_operator.status.deadline import requeue_after
@@ -21,6 +21,7 @@ from tunery_operator.status.events import transitions
 from tunery_operator.status.retries import reopened
 from tunery_operator.status.snapshot import Snapshot
 
+from kit.operator.cached import active_keys
 from kit.operator.objects import RESULT
 from kit.operator.standings import (
     CHECKED,
@@ -105,8 +106,8 @@ def test_a_change_of_the_spec_after_the_end_is_observed_once(standing: Standing)
     for each, open_objects in ((standing.status, 0), (changed, 1)):
         cache = Cache()
         body = as_object(standing, generation=generation, resourceVersion="1") | {"status": each}
-        cache.see_owner(standing.kind, body)
-        assert len(cache.unfinished()) == open_objects, "a start looks at what is unsettled, and at nothing else"
+        cache.put_object(standing.kind, body)
+        assert len(active_keys(cache)) == open_objects, "a start looks at what is unsettled, and at nothing else"
 
 
 def test_every_condition_is_of_the_generation_that_was_looked_at() -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any, cast
 
 from tunery_api.kinds import Kind
-from tunery_operator.client.cache import Cache
 from tunery_operator.client.client import KubeClient
-from tunery_operator.client.read import read_live
 from tunery_operator.observed.metadata import Key
+from tunery_operator.runtime.cache import Cache
+from tunery_operator.runtime.reader import read_live
 
 from kit.operator.api import Json
 from kit.operator.objects import adaptermerge, lorajob
@@ -32,7 +32,7 @@ class Absent:
 
     def get(self, *_: Any) -> Json | None:
         if self._made is not None:
-            self._cache.see_owner(Kind.LORAJOB, self._made)
+            self._cache.put_object(Kind.LORAJOB, self._made)
         return None
 
 
@@ -52,7 +52,7 @@ def client(cache: Cache, made: Json | None) -> KubeClient:
 
 def test_an_object_that_is_gone_is_forgotten() -> None:
     cache = Cache()
-    cache.see_owner(Kind.LORAJOB, body("one", "1"))
+    cache.put_object(Kind.LORAJOB, body("one", "1"))
     assert read_live(client(cache, None), cache, KEY) is None
     assert cache.body(KEY) is None
 
@@ -67,9 +67,8 @@ def waited_for() -> Cache:
     """Return a cache in which a merge waits for the LoRAJob."""
     cache, merge = Cache(), adaptermerge("m", [{"loraJobRef": {"name": "a"}}])
     merge["metadata"] |= {"namespace": "n", "uid": "merge", "resourceVersion": "2"}
-    cache.see_owner(Kind.LORAJOB, body("one", "1"))
-    cache.see_owner(Kind.ADAPTERMERGE, merge)
-    cache.wait_for(KEY, WAITER)
+    cache.put_object(Kind.LORAJOB, body("one", "1"))
+    cache.put_object(Kind.ADAPTERMERGE, merge)
     return cache
 
 

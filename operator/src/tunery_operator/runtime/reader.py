@@ -1,4 +1,4 @@
-"""Gather: from memory where a watch told, live where an absence matters."""
+"""Provide reads: from the cache where a watch keeps it current, live where an absence matters."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Collection, Mapping
 from datetime import datetime
 from typing import Any, Final, Literal
 
-from tunery_operator.client.cache import Cache
 from tunery_operator.client.client import Json, KubeClient
 from tunery_operator.client.rbac import GET_JOB, LIST_EVENTS, LIST_PODS, get_owner
 from tunery_operator.errors import StaleObject
 from tunery_operator.observed.attempt import Attempt, ClusterWarning
-from tunery_operator.observed.job import JobView
+from tunery_operator.observed.job import JobView, parse_job
 from tunery_operator.observed.metadata import Key, Owner
 from tunery_operator.observed.pod import PodView, parse_pod
+from tunery_operator.runtime.cache import Cache
 
 MAX_EVENTS: Final = 100
 """Events of one object that are read: the kubelet and the Job controller count repetitions in one event."""
@@ -21,20 +21,20 @@ MAX_EVENTS: Final = 100
 
 def read_object(client: KubeClient, cache: Cache, key: Key) -> Json | None:
     """Return one of our objects, or None where there is none."""
-    body = None if cache.is_stale(key) else cache.body(key)
+    body = None if cache.state(key).stale else cache.body(key)
     return body if body is not None else read_live(client, cache, key)
 
 
 def read_live(client: KubeClient, cache: Cache, key: Key) -> Json | None:
     """Return one of our objects as it is now, or None where there is none."""
-    known = cache.body(key)
+    known = cache.get(key)
     live = client.get(get_owner(key.kind.plural), key.namespace, key.name)
     if live is not None:
         # The watch will tell no news of it any more: who waited for what it says now is woken from here.
-        cache.defer_keys(cache.see_owner(key.kind, live) - {key})
-    elif known is not None:
+        cache.defer_keys(cache.put_object(key.kind, live) - {key})
+    elif known is not None and known.active:
         # Only what was known before: another of that name may have been seen since the answer was given.
-        cache.defer_keys(cache.forget_owner(key, known["metadata"]["uid"]))
+        cache.defer_keys(cache.objects[key.kind].delete(known) - {key})
     return live
 
 
@@ -47,7 +47,7 @@ def peek_object(client: KubeClient, cache: Cache, key: Key) -> Json | None:
     """
     body = cache.body(key)
     live = body if body is not None else client.get(get_owner(key.kind.plural), key.namespace, key.name)
-    if live is None and cache.is_known(key):
+    if live is None and cache.get(key) is not None:
         raise StaleObject(f"{key} was seen, and the API server does not know it")
     return live
 
@@ -61,28 +61,28 @@ def read_attempt(client: KubeClient, cache: Cache, owner: Owner, name: str) -> A
     job = _read_job(client, cache, owner, name)
     if job is None or job.owner_uid != owner.uid:
         return None
-    # Asked first, whatever else holds: the list answers for what was known then.
-    if cache.pods_incomplete(job) or job.finished or cache.is_stale(owner.key):
-        cache.replace_pods(job.uid, _live_pods(client, owner.key.namespace, job))
-    return Attempt(job, cache.pods(job.uid))
+    if cache.needs_pod_list(job) or job.finished or cache.state(owner.key).stale:
+        _list_pods(client, cache, job)
+    return Attempt(job, cache.pods_of(job.uid))
 
 
 def _read_job(client: KubeClient, cache: Cache, owner: Owner, name: str) -> JobView | None:
     namespace = owner.key.namespace
-    if cache.is_stale(owner.key):
+    if cache.state(owner.key).stale:
         live = client.get(GET_JOB, namespace, name)
-        known = cache.job(namespace, name)
+        known = cache.jobs.get(namespace, name)
         if live is not None:
-            cache.see_job(live)
+            cache.jobs.put(parse_job(live))
         elif known is not None:
-            cache.forget_job(namespace, name, known.uid)
-    return cache.job(namespace, name)
+            cache.jobs.delete(known)
+    return cache.jobs.get(namespace, name)
 
 
-def _live_pods(client: KubeClient, namespace: str, job: JobView) -> list[Json]:
+def _list_pods(client: KubeClient, cache: Cache, job: JobView) -> None:
     selector = {"labelSelector": f"batch.kubernetes.io/controller-uid={job.uid}"}
-    items = client.request(LIST_PODS, namespace, query=selector).get("items") or []
-    return list(items)
+    answer = client.request(LIST_PODS, job.namespace, query=selector)
+    pods = [parse_pod(item, cache.now()) for item in answer.get("items") or []]
+    cache.put_pod_list(job, pods, answer["metadata"]["resourceVersion"])
 
 
 def read_ended_pods(
