@@ -68,7 +68,7 @@ def _several(plan: JobPlan, container: str) -> tuple[dict[str, Any], list[dict[s
 
 
 def _failure_rules(container: str) -> list[dict[str, Any]]:
-    """Return the rules in order: what the user must mend ends the Job, a disruption is free, the rest counts."""
+    """Return the rules in order: a user error ends the Job, a disruption does not count, any other failure counts."""
     user_error = {"containerName": container, "operator": "In", "values": [int(ExitCode.USER_ERROR)]}
     return [
         {"action": "FailJob", "onExitCodes": user_error},

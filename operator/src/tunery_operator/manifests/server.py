@@ -45,7 +45,7 @@ from tunery_operator.planning.pod import Image, Resources
 GRACE_SECONDS: Final = 90
 """preStop, then the engine finishes its requests, then the gateway ends: it is a sidecar, and so the last."""
 _UNLISTED_SECONDS: Final = 5
-"""How long the engine still works as if nothing was: until nobody sends requests to a pod that ends."""
+"""Seconds before SIGTERM: until endpoints no longer list a pod that is being deleted."""
 _START: Final = (
     f'rm -f {ENGINE_SOCKET}; end() {{ told=1 how=TERM; if [ -z "$ends" ] && [ -r /proc/net/unix ]; then how=KILL; '
     "while read -r _ _ _ flags _ _ _ path; do "
@@ -189,7 +189,7 @@ def build_desired(plan: ServerPlan, desired: Desired) -> dict[str, Any]:
 
 
 def read_desired(body: dict[str, Any] | None) -> Desired:
-    """Return what a ConfigMap of the API server says; an empty Desired for None and for what nobody can read."""
+    """Return what a ConfigMap of the API server says; an empty Desired for None and for invalid JSON."""
     text = ((body or {}).get("data") or {}).get(DESIRED_FILE, "{}")
     try:
         return Desired.model_validate_json(text)
@@ -253,7 +253,7 @@ def _disruption_budget(plan: ServerPlan) -> dict[str, Any]:
 
 
 def _network_policy(plan: ServerPlan) -> dict[str, Any]:
-    """Return the policy that lets nobody in but by the gateway: engines open further ports by themselves."""
+    """Return the policy that allows ingress to the gateway's port only, since engines open further ports."""
     return {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",

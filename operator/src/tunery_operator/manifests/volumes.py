@@ -115,7 +115,7 @@ def ca_bundle_mounts(pod: PodExtras) -> Iterator[Mount]:
 
 
 def ca_bundle_env(pod: PodExtras) -> dict[str, str]:
-    """Return the variable that tells a program of ours where those authorities are."""
+    """Return the variable with the path of the platform's CA bundle."""
     bundle = pod.ca_bundle
     return {CA_BUNDLE_ENV: f"{VOLUMES_DIR}/{_CA_BUNDLE}/{bundle.key}"} if bundle.config_map else {}
 

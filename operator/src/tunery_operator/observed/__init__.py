@@ -1,1 +1,1 @@
-"""What is kept of the cluster's objects: the few fields that a verdict needs, and how times are written."""
+"""Read the objects of the cluster into typed views with the few fields that a status needs."""

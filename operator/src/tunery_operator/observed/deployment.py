@@ -38,9 +38,9 @@ class DeploymentView:
     """Those of the newest template."""
     ready: int
     stalled: str | None = None
-    """Why its rollout does not get on, in the Deployment controller's words."""
+    """Message of Progressing=False: why the rollout is stuck."""
     failure: str | None = None
-    """Why pods of it cannot be made, in the API server's words."""
+    """Message of ReplicaFailure: why its pods cannot be created."""
     api_keys: str = NO_KEYS
     """The Secret whose API keys pods of the newest template ask for."""
     namespace: str = ""
@@ -50,7 +50,7 @@ class DeploymentView:
 
     @property
     def settled(self) -> bool:
-        """Tell whether no rollout is under way: all pods are of the newest template, and as many as are wanted."""
+        """Return whether the rollout is complete: spec.replicas pods exist, all of the newest template."""
         seen = self.observed_generation >= self.generation
         return seen and self.updated == self.replicas == self.wanted
 
@@ -105,7 +105,7 @@ class ContainerView:
 
     @property
     def stuck(self) -> bool:
-        """Tell whether its node says why it does not run."""
+        """Return whether the kubelet reports why it does not run."""
         return self.waiting_reason not in (None, "ContainerCreating", "PodInitializing")
 
 
@@ -136,7 +136,7 @@ class ServerPodView:
     """It gets requests, by the kubelet's word and the node controller's."""
     deleting: bool = False
     deletion_deadline: datetime | None = None
-    """When its kubelet kills it at the latest, once it was told to end."""
+    """When the kubelet kills it at the latest, once it is being deleted."""
     node: str | None = None
     unschedulable: str | None = None
     """The scheduler's message while no node fits."""
@@ -148,7 +148,7 @@ class ServerPodView:
     containers: tuple[ContainerView, ...] = ()
     """In the order in which they start."""
     api_keys: str = NO_KEYS
-    """The Secret whose API keys it asks for."""
+    """The Secret whose API keys it requires."""
     namespace: str = ""
 
     @property
@@ -158,7 +158,7 @@ class ServerPodView:
 
     @property
     def unstarted(self) -> bool:
-        """Tell whether it is on a node, where no container of it has run yet or says why not."""
+        """Return whether it is on a node, where no container has run yet or reports why not."""
         placed = self.node is not None and not self.deleting and not self.finished
         return placed and not any(item.running or item.exit_code is not None or item.stuck for item in self.containers)
 
@@ -168,7 +168,7 @@ class ServerPodView:
 
     @property
     def finished(self) -> bool:
-        """Tell whether the pod will never run again."""
+        """Return whether the pod has ended."""
         return self.phase in ("Succeeded", "Failed")
 
 

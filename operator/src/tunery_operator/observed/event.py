@@ -26,6 +26,6 @@ class Event:
     note: str
     warning: bool
     time: str
-    """When that came about, or what stands for it: part of the event's name, so that it is posted once."""
+    """When it happened, or a text that identifies it: part of the event's name, so that it is posted once."""
     ends: bool = False
-    """It tells how the object ended, or what came of it: told also where much was told before."""
+    """It reports how the object ended, or its result: it may use the reserve of the event limit."""

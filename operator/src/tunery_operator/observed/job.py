@@ -1,4 +1,4 @@
-"""What the operator keeps of a Job: the few fields that a verdict needs."""
+"""Read a batch Job into a view: its spec, its conditions, and the annotations that the operator has written."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class JobView:
     parallelism: int
     """Pods that it may have at a time; 0 where somebody has changed it."""
     queue: str | None
-    """The queue that the Job itself names, whoever wrote it there."""
+    """The queue in the Job's own label."""
     suspended_by_us: bool
     settings: str | None
     """Digest of the owner's mutable settings that it was built from."""
@@ -82,22 +82,22 @@ class JobView:
 
     @property
     def finished(self) -> bool:
-        """Tell whether the Job controller has said its last word."""
+        """Return whether the Job is Complete or Failed."""
         return self.complete or self.failed_reason is not None
 
     @property
     def lacks_first(self) -> bool:
-        """Tell whether number 0 has failed for good."""
+        """Return whether index 0 has failed and is not retried."""
         return self.failed_indexes.replace("-", ",").split(",")[0] == "0"
 
     @property
     def lacks_another(self) -> bool:
-        """Tell whether a number other than 0 has failed for good."""
+        """Return whether an index other than 0 has failed and is not retried."""
         return self.failed_indexes not in ("", "0")
 
     @property
     def makes_no_other(self) -> bool:
-        """Tell whether no pod is made any more for a number other than 0, however its last one has ended."""
+        """Return whether an index other than 0 gets no further pod, whether it failed or completed."""
         return self.lacks_another or self.completed_indexes not in ("", "0")
 
 

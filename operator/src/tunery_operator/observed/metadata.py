@@ -132,7 +132,7 @@ def time_to_live(body: Mapping[str, Any], default: int | None) -> int | None:
 
 
 def parse_time(value: Any) -> datetime | None:
-    """Return the time that an RFC 3339 string stands for; None for anything else."""
+    """Return the time of an RFC 3339 string; None for anything else."""
     if not isinstance(value, str):
         return None
     try:

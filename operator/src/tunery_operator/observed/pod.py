@@ -37,9 +37,9 @@ class PodView:
     """Name of the scheduler that is to place it."""
     deleting: bool
     deleted_at: datetime | None
-    """When its grace period is over, once it was told to end."""
+    """When its grace period ends, once it is being deleted."""
     unanswered: bool
-    """The cluster has not heard of its node for long; it is not told to end yet."""
+    """Its node does not answer; the pod is not being deleted yet."""
     status_reason: str | None
     status_message: str
     """What the kubelet says of an eviction."""
@@ -64,17 +64,17 @@ class PodView:
 
     @property
     def running(self) -> bool:
-        """Tell whether the container runs now."""
+        """Return whether the container runs now."""
         return self.started_at is not None and self.finished_at is None and self.phase == "Running"
 
     @property
     def finished(self) -> bool:
-        """Tell whether the pod will never run again."""
+        """Return whether the pod has ended."""
         return self.phase in ("Succeeded", "Failed")
 
 
 def outlives(pod: PodView, where: str = "") -> str:
-    """Return what a pod does that nobody has told to end though its Job is gone, in words, and what would end it."""
+    """Return a message about a pod that outlives its Job and is not being deleted, with the command that ends it."""
     does = "runs on without it" if pod.running else "is still there"
     return f"{does}{where}; kubectl delete pod {pod.name} -n {pod.namespace} would end it"
 
@@ -193,7 +193,7 @@ def _container_state(status: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def _reports_to(spec: Mapping[str, Any], name: str) -> str | None:
-    """Return where the container of that name was told to post progress; one text for all pods of a platform."""
+    """Return the progress URL of the container of that name; interned, since all pods have the same."""
     urls = _values(_container(spec, name), PROGRESS_URL_ENV)
     return next((sys.intern(url) for url in urls if url), None)
 

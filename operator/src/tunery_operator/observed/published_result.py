@@ -43,12 +43,12 @@ class PublishedResult:
 
     @property
     def source(self) -> str:
-        """The object in words, such as LoRAJob/support-bot."""
+        """Kind and name of the object, such as LoRAJob/support-bot."""
         return f"{self.kind.value}/{self.name}"
 
 
 def parse_published_result(kind: Kind, body: Mapping[str, Any]) -> PublishedResult:
-    """Return what a LoRAJob or AdapterMerge of the API server offers; texts that are alike are stored once."""
+    """Return the published result of a LoRAJob or AdapterMerge; equal strings are stored once."""
     meta, spec, status = body["metadata"], body.get("spec") or {}, body.get("status") or {}
     adapter = status.get("adapter") or {}
     return PublishedResult(

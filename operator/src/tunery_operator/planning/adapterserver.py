@@ -32,7 +32,7 @@ API_KEYS: Final = "api-keys"
 _NAME_DIGITS: Final = 8
 """Of a digest, behind the name of a ConfigMap."""
 DRAIN_SECONDS: Final = 60
-"""How long the engine finishes requests once it was told to end."""
+"""Seconds that the engine has to finish requests after SIGTERM."""
 _DTYPES: Final = {
     EnginePrecision.BFLOAT16: "bfloat16",
     EnginePrecision.FLOAT16: "float16",

@@ -40,7 +40,7 @@ MAX_ADAPTERS: Final = 4000
 MAX_BYTES: Final = 900 * 1024
 """Of adapters.json: a ConfigMap holds 1 MiB with all that is around it."""
 MAX_HELD: Final = 256
-"""Characters of why a name leads nowhere yet, for whoever asks for it."""
+"""Characters of the message for clients that request an adapter which is not served yet."""
 ADAPTER_WAITING: Final = "AdapterWaiting"
 """Why an adapter is held that does not exist yet; of one that is refused it is the reason of that."""
 
@@ -81,14 +81,14 @@ def resolve(
 
 
 def _numbered(desired: Desired, before: Desired) -> Desired:
-    """Return what is to be served, by the next number where it says something new."""
+    """Return the list with the next revision if it differs from `before`, else `before`."""
     lists = {name: sorted(getattr(before, name), key=lambda item: item.name) for name in ("adapters", "held")}
     same = desired == before.model_copy(update={**lists, "revision": desired.revision})
     return before if same else desired.model_copy(update={"revision": before.revision + 1})
 
 
 def _told(work: _Work, before: list[ClientRules]) -> Desired:
-    """Return all that replicas are told, as far as it fits; lists of many are sorted by name."""
+    """Return the list for the replicas, as far as it fits; adapters are sorted by name."""
     spec = work.spec
     clients = {client.name: list(client.models) for client in spec.access.clients or ()}
     desired = Desired(aliases=list(spec.aliases or ()), clients=clients, api_keys=api_keys(spec))
@@ -242,7 +242,7 @@ class _Work:
         return old if old is not None and old.source == source else None
 
     def _never(self, offer: PublishedResult) -> Unservable | None:
-        """Return why an object will never offer an adapter unless somebody mends it."""
+        """Return why an object cannot publish an adapter without a fix; None if it can."""
         words = offer.source.replace("/", " ")
         if offer.kind is Kind.ADAPTERMERGE and offer.into != "Adapter":
             text = f"{words} makes a whole model (into: {offer.into}), not an adapter"

@@ -38,7 +38,7 @@ class UnfinishedInput:
 
     @staticmethod
     def of_server(phase: str) -> str:
-        """Return the state of a server that is there and answers nobody."""
+        """Return the state of a server that exists and does not answer."""
         return f"is {phase}"
 
 
@@ -88,7 +88,7 @@ def with_checked_digest(adapter: ResolvedAdapter, status: Mapping[str, Any]) -> 
 
 
 def lorajob_input(name: str, body: Mapping[str, Any] | None, default_secret: str | None) -> AdapterInput:
-    """Return what the LoRAJob `name` offers; `body` is the object, or None where there is none.
+    """Return the adapter of the LoRAJob `name`; `body` is the object, None if it does not exist.
 
     `default_secret` is the platform's Secret for outputs whose manifest names none.
     """
@@ -113,7 +113,7 @@ def lorajob_input(name: str, body: Mapping[str, Any] | None, default_secret: str
 
 
 def checkpoint_input(name: str, body: Mapping[str, Any] | None, place: str | None) -> AdapterInput:
-    """Return what the LoRAJob `name` offers to resumeFrom: the folder of its checkpoints, once it has ended.
+    """Return the folder of the checkpoints of the LoRAJob `name`, for resumeFrom, once that has ended.
 
     `place` is where a LoRAJob that has told of none keeps them; None: nowhere.
     """
@@ -174,7 +174,7 @@ def record(ready: ReadyInput) -> dict[str, Any]:
 
 
 def parse_input_reference(entry: Mapping[str, Any]) -> ReadyInput:
-    """Return the input that an entry of status.inputReferences stands for."""
+    """Return the input of an entry of status.inputReferences."""
     return ReadyInput(
         ResolvedAdapter(uri=entry["uri"], manifest_sha256=entry.get("manifestSha256")),
         entry["name"],

@@ -82,7 +82,7 @@ class JobPlan:
     kueue_labels: Mapping[str, str]
     progress: Progress | None
     settings: str
-    """Digest of the fields of the spec that may change while no pod runs: a Job of another digest is made anew."""
+    """Digest of the fields of the spec that may change while no pod runs: a Job of another digest is recreated."""
     pod: PodExtras = field(default_factory=PodExtras)
     grace_seconds: int = 30
     program: str = TRAINER

@@ -71,7 +71,7 @@ def plan_train(spec: LoRAJobSpec, owner: Owner, platform: Platform, known: Resol
 
 
 def plan_report(spec: LoRAJobSpec, owner: Owner, platform: Platform, known: ResolvedInputs) -> JobPlan:
-    """Return the plan of the Job that says again what training published: its pod and its last words are gone."""
+    """Return the plan of the Job that reads back what training has published, after its pod is gone."""
     place = job.output_location(spec.output, owner, platform.settings)
     checkpoints = job.checkpoints_uri(place.uri, owner)
     return job.report_plan(spec, owner, platform, lora_job=spec, checkpoint_uri=checkpoints)

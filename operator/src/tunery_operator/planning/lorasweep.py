@@ -55,7 +55,7 @@ class SweepResult(NamedTuple):
 def plan_trial(
     spec: LoRASweepSpec, owner: Owner, place: OutputLocation, trials: Sequence[Trial], suggestion: Suggestion
 ) -> TrialPlan:
-    """Return the plan of a trial, beside the others; `place` is that of the sweep's result."""
+    """Return the plan of a trial; `place` is the location of the sweep's result."""
     number, values = suggestion.number, suggestion.values
     final = suggestion.origin == FINAL_ORIGIN
     body = final_spec(spec, values) if final else trial_spec(spec, values)
@@ -117,7 +117,7 @@ def plan_report(spec: LoRASweepSpec, owner: Owner, platform: Platform, found: Sw
 def sweep_run(
     spec: LoRASweepSpec, owner: Owner, place: OutputLocation, found: SweepResult, space: Space
 ) -> LoRASweepRun:
-    """Return what the Job that publishes is told of the sweep."""
+    """Return the sweep's part of run.json for the Job that publishes."""
     return LoRASweepRun(
         trials=limit_rows([row.without_advice() for row in found.trials]),
         best=found.best,

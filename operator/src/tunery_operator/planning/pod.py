@@ -75,7 +75,7 @@ class PodExtras:
     env: Mapping[str, str] = field(default_factory=dict)
     shm_size: str = "1Gi"
     resources: Mapping[str, str] = field(default_factory=dict)
-    """Extended resources beside what the manifest asks for."""
+    """Extended resources in addition to those of the manifest."""
     security: PodSecurity = field(default_factory=PodSecurity)
     ca_bundle: CaBundle = field(default_factory=CaBundle)
 
@@ -131,7 +131,7 @@ def _volume(access: Access) -> Iterable[VolumeMount]:
 
 
 def run_secrets(accesses: Iterable[Access]) -> dict[str, MountedSecret]:
-    """Return what run.json tells about the Secrets, by purpose."""
+    """Return the Secrets for run.json, by purpose."""
     return {
         access.purpose: MountedSecret(
             name=access.secret.name, path=f"{SECRETS_DIR}/{access.purpose}", field=access.field
@@ -142,7 +142,7 @@ def run_secrets(accesses: Iterable[Access]) -> dict[str, MountedSecret]:
 
 
 def run_volumes(mounts: Iterable[VolumeMount]) -> dict[str, str]:
-    """Return what run.json tells about the volumes, by purpose."""
+    """Return the volumes for run.json, by purpose."""
     return {mount.purpose: mount.path for mount in mounts}
 
 
@@ -228,7 +228,7 @@ def _first(layers: tuple[SchedulingSpec | Placement, ...], field: str) -> str | 
 
 
 def pod_extras(owner: Owner, settings: Settings) -> PodExtras:
-    """Return what else pods carry; the platform's own word goes before what is inherited from the owner."""
+    """Return labels, annotations and environment of pods; the platform's values override those of the owner."""
     template, prefixes = settings.trainer, settings.trainer.inherit_labels
     return PodExtras(
         labels=_inherited(owner.labels, prefixes) | template.pod_labels,

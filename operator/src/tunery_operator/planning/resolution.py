@@ -71,7 +71,7 @@ class SkippedObject(NamedTuple):
 
 
 class RetainedAdapter(NamedTuple):
-    """An adapter that is served although its object offers it no more."""
+    """An adapter that is still served although its object no longer has it."""
 
     name: str
     source: str
@@ -107,7 +107,7 @@ class Resolution(NamedTuple):
 
 
 def selects(selector: AdapterSelector, labels: Mapping[str, str]) -> bool:
-    """Tell whether an object with these labels is selected."""
+    """Return whether the selector matches these labels."""
     named = all(labels.get(key) == value for key, value in (selector.match_labels or {}).items())
     return named and all(_holds(item, labels) for item in selector.match_expressions or ())
 

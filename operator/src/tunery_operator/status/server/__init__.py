@@ -1,1 +1,1 @@
-"""The status of a server: what its Deployment, its pods and their reports say, told once."""
+"""Compute the status of an AdapterServer from its Deployment, its pods and their reports."""

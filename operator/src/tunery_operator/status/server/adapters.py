@@ -1,4 +1,4 @@
-"""Where each adapter stands, over all replicas: what it is asked for by name is what is told, once."""
+"""Compute the state of each adapter of a server over all its replicas."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from tunery_operator.status.server.snapshot import Replica
 
 _S = AdapterState
 _WORST_FIRST: Final = (_S.FAILED, _S.UNKNOWN, _S.LOADING, _S.WAITING, _S.COLD, _S.SERVED)
-"""An adapter stands where it stands worst."""
+"""The state of an adapter is its worst one over the replicas."""
 ANSWERED: Final = frozenset({_S.SERVED, _S.COLD})
-"""Who asks for one gets an answer: a cold one is loaded for that."""
+"""The states in which a request is answered: a cold adapter is loaded for it."""
 _SHORT: Final = 256
 _HINT: Final = 512
 """Bytes of a text in a list of many; of one that is to be followed to the letter."""
@@ -47,22 +47,22 @@ class AdapterEntry:
     """What the status says of it, named as in Python; texts are as they came."""
     reason: str | None
     needs_action: bool
-    """Somebody has to do something: it is not just on its way."""
+    """It needs a fix: waiting does not help."""
 
     @property
     def message(self) -> str | None:
-        """What stands in its way, in a sentence."""
+        """Why it is not served, as a sentence."""
         message: str | None = self.fields.get("message")
         return message
 
     @property
     def has_problem(self) -> bool:
-        """Tell whether something stands in its way."""
+        """Return whether something blocks it."""
         return self.reason is not None or self.state is AdapterState.FAILED
 
 
 class Life(NamedTuple):
-    """When a server was made, before which nobody asked for anything, and now."""
+    """When a server was created, and now."""
 
     born: datetime | None
     now: datetime
@@ -84,7 +84,7 @@ class _AdapterInputs:
 def entries(
     resolution: Resolution | None, replicas: Sequence[Replica], before: Mapping[str, Any], *, stopped: bool, life: Life
 ) -> list[AdapterEntry]:
-    """Return where each adapter stands, problems first, then by name.
+    """Return the state of each adapter, problems first, then by name.
 
     `before` is the status that the API server has: it knows when replicas that are gone were asked for an adapter.
     Without a resolution, as for a spec that is not valid, what the replicas have is what is wanted.
@@ -285,5 +285,5 @@ def count(found: Sequence[AdapterEntry], skipped: int) -> Mapping[str, int]:
 
 
 def first_problem(found: Sequence[AdapterEntry]) -> AdapterEntry | None:
-    """Return the adapter with the gravest problem, or None where nothing stands in the way of any."""
+    """Return the adapter with the most severe problem; None if no adapter has one."""
     return next((item for item in found if item.has_problem), None)

@@ -23,11 +23,11 @@ PREDECESSOR: Final = "WaitingForPredecessor"
 _NAMED: Final = 5
 """Names in a message; the others are counted."""
 _UNDER_WAY: Final = (ServerPhase.PENDING, ServerPhase.STARTING, ServerPhase.UPDATING, ServerPhase.DEGRADED)
-"""Not as it should be, and worked at: what stands in the way of a degraded one is tried again and again."""
+"""The phases with Reconciling=True: the operator retries what blocks a degraded server."""
 
 
 class ServerState(NamedTuple):
-    """What was found out about a server."""
+    """The state of a server that its conditions follow from."""
 
     snapshot: ServerSnapshot
     replicas: Sequence[Replica]
@@ -43,17 +43,17 @@ class ServerState(NamedTuple):
 
     @property
     def stopped(self) -> bool:
-        """Tell whether no replica is wanted."""
+        """Return whether spec.replicas is 0."""
         return self.snapshot.replicas == 0
 
     @property
     def waits(self) -> str | None:
-        """Return what a replica waits for that comes by itself, in words."""
+        """Return a message about what a replica waits for; None if none waits."""
         return next((replica.waits for replica in self.replicas if replica.waits is not None), None)
 
     @property
     def moving(self) -> bool:
-        """Tell whether replicas are made or replaced."""
+        """Return whether replicas are created or replaced."""
         deployment = self.snapshot.deployment
         if deployment is None or not deployment.settled:
             return True
@@ -182,7 +182,7 @@ def _progressing(conditions: Conditions, server: ServerState) -> None:
 
 
 def set_kstatus_conditions(conditions: Conditions, phase: ServerPhase) -> None:
-    """Set what kstatus reads of a server: Reconciling and Stalled, each only while it is True."""
+    """Set the conditions that kstatus reads: Reconciling and Stalled, each only while it is True."""
     reconciling, stalled = ServerCondition.RECONCILING, ServerCondition.STALLED
     if phase in _UNDER_WAY:
         conditions.set(reconciling, True, phase.value)
@@ -196,7 +196,7 @@ def set_kstatus_conditions(conditions: Conditions, phase: ServerPhase) -> None:
 
 
 def server_phase(conditions: Conditions, server: ServerState, *, blocked: bool) -> ServerPhase:
-    """Return the phase; the first line that holds wins. `hindered`: something stands in the way."""
+    """Return the phase; the first check that holds wins. `blocked`: something blocks the server."""
     available = conditions.is_true(ServerCondition.AVAILABLE)
     rolling = conditions.reason(ServerCondition.PROGRESSING) == ROLLING_OUT or server.waits is not None
     checks = (
@@ -220,7 +220,7 @@ def as_text(errors: Sequence[FieldError]) -> str:
 
 
 def dangling_aliases_text(dangling_aliases: Sequence[DanglingAlias]) -> str:
-    """Return which aliases lead to what is no adapter of the server."""
+    """Return a message about the aliases whose target is no adapter of the server."""
     first = dangling_aliases[0]
     others = len(dangling_aliases) - 1
     more = f"; {others} more target{' of aliases is' if others == 1 else 's of aliases are'} none" if others else ""
@@ -228,7 +228,7 @@ def dangling_aliases_text(dangling_aliases: Sequence[DanglingAlias]) -> str:
 
 
 def unknown_models_text(found: Sequence[UnknownModel]) -> str:
-    """Return which models clients may ask for that are none of the server's."""
+    """Return a message about the models of spec.access.clients that the server does not have."""
     first, more = found[0], len(found) - 1
     what = "no model of this server now" if first.may_come else "neither base, adapter nor alias of this server"
     text = f"spec.access.clients lets {first.client} ask for {first.model}, which is {what}{first.near}"

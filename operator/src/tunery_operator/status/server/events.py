@@ -1,4 +1,4 @@
-"""The events that a change of a server's status deserves: one for each thing that happened, however many it befell."""
+"""Return the events of a change of a server's status; changes of several adapters share one event."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Entries = Mapping[str, Mapping[str, Any]]
 
 
 def server_events(old: Mapping[str, Any], new: Mapping[str, Any], now: datetime) -> tuple[Event, ...]:
-    """Return what happened between two statuses; of several adapters one event tells."""
+    """Return the events of the change from the old to the new status."""
     time = format_time(now)
     found = (*_of_adapters(old, new), *_of_conditions(old, new), *_of_failure(old, new))
     return tuple(Event(reason, scrub(note), warning, time) for reason, note, warning in found)
@@ -71,7 +71,7 @@ def _of_conditions(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[T
 
 
 def _of_failure(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Told]:
-    """Yield what stands in the way of the server as a whole; that of an adapter is told as such."""
+    """Yield the failure of the server; `_failures` yields those of adapters."""
     failure, before = new.get("failure") or {}, old.get("failure") or {}
     of_adapter = "adapter" in (failure.get("facts") or {})
     if failure and failure["reason"] != before.get("reason") and not of_adapter:
@@ -101,7 +101,7 @@ def _trouble(entry: Mapping[str, Any]) -> str | None:
 
 
 def _cause(entry: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Return what stands in an adapter's way: of what may pass by itself the reason alone, as its words change."""
+    """Return the cause of an adapter's failure: for a retryable one the reason only, as its message changes."""
     reason = _trouble(entry)
     return (reason,) if reason is None or is_retryable(reason) else (reason, entry.get("message"))
 

@@ -50,14 +50,14 @@ REPLACE_IN_PLACE: Final = (
 """The remedies where a rollout waits for the room of its own predecessors."""
 _OOM_KILLED: Final = "OOMKilled"
 _KILLED: Final = 137
-"""The exit code of whoever was killed from outside, or by the kernel."""
+"""The exit code after SIGKILL."""
 _ERROR: Final = re.compile(r"\b\w*(Error|Exception)\b")
 _NO_CAUSE: Final = re.compile(r"^(\([^)]*\) )?(DEBUG|INFO|WARNING)\b|\bHTTP/\d\.\d\" \d{3}\b")
 """What an engine's log says while it works: vLLM names the level first, behind a process's name, as uvicorn does."""
 _LOG_BYTES: Final = 2000
 """Of the end of a log: the kubelet gives some 2,048, and the first line of those is but the rest of one."""
 _POINTER: Final = "Engine core initialization failed"
-"""vLLM's own way to say that the cause stands further up."""
+"""vLLM's line that refers to the cause above it."""
 _ERROR_CHARS: Final = 300
 """Characters of the end of an engine's log."""
 
@@ -98,7 +98,7 @@ def pod_blocker(
 
 
 def wants_room(pod: ServerPodView) -> bool:
-    """Tell whether no node fits a pod, for another cause than a claim."""
+    """Return whether no node fits a pod, for another cause than a claim."""
     return pod.unschedulable is not None and "persistentvolumeclaim" not in pod.unschedulable.lower()
 
 
@@ -182,6 +182,6 @@ def eviction(pods: Iterable[ServerPodView]) -> Failure | None:
 
 
 def refused_pods(message: str) -> Failure:
-    """Return why the cluster makes no pods of a Deployment, in its own words."""
+    """Return the failure of a Deployment whose pods cannot be created, with the cluster's message."""
     reason = _R.QUOTA_EXCEEDED if "exceeded quota" in message else _R.POD_REFUSED
     return failure(reason, f"the cluster makes no pod: {message}")

@@ -33,7 +33,7 @@ class ReplicaReport:
 
 @dataclass(frozen=True, slots=True)
 class ServerSnapshot:
-    """One AdapterServer, what was made for it, and what is known about it."""
+    """One AdapterServer with its children, its reports and what is known about it."""
 
     owner: Owner
     spec: AdapterServerSpec | None = None
@@ -47,7 +47,7 @@ class ServerSnapshot:
     unplannable: tuple[FieldError, ...] = ()
     """Why an accepted spec cannot be planned with today's rules and settings."""
     conflict: str | None = None
-    """What bears the name of a child and is not ours."""
+    """The foreign object that has the name of a child."""
     rejection: Failure | None = None
     """The API server's answer to a request for a child that it rejected."""
     waiting_for: str | None = None
@@ -89,22 +89,22 @@ class Replica:
 
     @property
     def ready(self) -> bool:
-        """Tell whether it gets requests, by the kubelet's word."""
+        """Return whether its pod is Ready."""
         return self.pod.ready
 
     @property
     def runs(self) -> bool:
-        """Tell whether its gateway has started: before, its pod waits for a node, or brings the base."""
+        """Return whether its gateway has started: until then its pod waits for a node or downloads the base model."""
         return self.pod.ready or self.state is not None or self.pod.phase != "Pending"
 
     @property
     def starting(self) -> bool:
-        """Tell whether it has just not come so far yet."""
+        """Return whether it is starting for the first time."""
         return not self.pod.ready and not any(container.restarts for container in self.pod.containers)
 
     @property
     def waits(self) -> str | None:
-        """Return in words what it waits for that comes by itself; None: nothing of the kind is known."""
+        """Return a message about the ending pod that it waits for; None if it waits for none."""
         if self.awaited is None:
             return None
         return f"pod {self.pod.name} waits for pod {self.awaited.name}, which is ending, to make room"
@@ -186,7 +186,7 @@ def room_in(pod: ServerPodView, now: datetime) -> float:
 
 
 def _fresh(warnings: Sequence[ClusterWarning], now: datetime) -> ClusterWarning | None:
-    """Return the newest warning that still holds: whoever says it says it again."""
+    """Return the newest warning that is fresh: the cluster repeats one that still holds."""
     dated = [warning for warning in warnings if (parse_time(warning.time) or now) > now - FRESH]
     return dated[-1] if dated else None
 
