@@ -9,7 +9,7 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
 from tunery_api.cel import CEL_RULES, CelRule
-from tunery_api.changes import change_rules
+from tunery_api.immutability import immutability_rules
 from tunery_api.fields import LEAST, SERVER_DEFAULT, UNOBSERVED, ApiModel, parse_quantity
 from tunery_api.kinds import KindDefinition
 from tunery_api.names import GROUP, HOST_NAME, LONGEST_HOST_NAME, VERSION
@@ -74,7 +74,7 @@ def _version(definition: KindDefinition) -> dict[str, Any]:
                 "x-kubernetes-validations": [
                     *_name_rules(definition),
                     *_start_rules(definition),
-                    *change_rules(definition, spec),
+                    *immutability_rules(definition, spec),
                 ],
             }
         },

@@ -16,7 +16,7 @@ _AT_REST: Final = (
 )
 
 
-def change_rules(kind: KindDefinition, schema: Mapping[str, Any]) -> list[dict[str, str]]:
+def immutability_rules(kind: KindDefinition, schema: Mapping[str, Any]) -> list[dict[str, str]]:
     """Return one rule for each field of a spec with this schema that must not change, or not while a pod runs.
 
     The rules stand above the fields: a rule on an optional field is not asked when the field comes or goes. They are
