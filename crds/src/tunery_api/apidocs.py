@@ -38,7 +38,7 @@ def _kind(kind: KindDefinition) -> str:
         parts += [f"### {kind.kind} {part}", "", "| field | type | description |", "|---|---|---|"]
         parts += _rows(schema["properties"][part], part)
         parts += [""]
-        rules = dict.fromkeys(_rules(schema["properties"][part]))
+        rules = dict.fromkeys(_rules(schema["properties"][part], part))
         parts += ["Rules:", "", *(f"- {rule}" for rule in rules), ""] if rules else []
     return "\n".join(parts)
 
@@ -81,10 +81,10 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
-def _rules(schema: Mapping[str, Any]) -> Iterator[str]:
+def _rules(schema: Mapping[str, Any], path: str) -> Iterator[str]:
     for rule in schema.get("x-kubernetes-validations", []):
-        yield rule["message"]
-    for child in schema.get("properties", {}).values():
-        yield from _rules(child)
+        yield f"`{path}{rule.get('fieldPath', '')}`: {rule['message']}"
+    for name, child in schema.get("properties", {}).items():
+        yield from _rules(child, f"{path}.{name}")
         if child.get("type") == "array":
-            yield from _rules(child["items"])
+            yield from _rules(child["items"], f"{path}.{name}[]")

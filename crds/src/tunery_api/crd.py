@@ -8,11 +8,11 @@ from typing import Any, Final
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
-from tunery_api.cel import CEL_RULES, CelRule
-from tunery_api.immutability import immutability_rules
 from tunery_api.fields import LEAST, SERVER_DEFAULT, UNOBSERVED, ApiModel, parse_quantity
+from tunery_api.immutability import immutability_rules
 from tunery_api.kinds import KindDefinition
 from tunery_api.names import GROUP, HOST_NAME, LONGEST_HOST_NAME, VERSION
+from tunery_api.rules import RULES
 
 _SCALE: Final[Mapping[str, str]] = {
     "specReplicasPath": ".spec.replicas",
@@ -117,17 +117,16 @@ class _WithRules(GenerateJsonSchema):
 
     def model_schema(self, schema: core_schema.ModelSchema) -> JsonSchemaValue:
         result = super().model_schema(schema)
-        rules = CEL_RULES.get(schema["cls"], [])
+        rules = [rule.validation(schema["cls"]) for rule in RULES.of(schema["cls"])]
         if rules:
-            result["x-kubernetes-validations"] = [_rule(rule) for rule in rules]
+            result["x-kubernetes-validations"] = rules
         return result
 
 
-def _rule(rule: CelRule) -> dict[str, Any]:
-    said = {"message": rule.message} | ({"messageExpression": rule.said} if rule.said else {})
-    if rule.once:
-        return {"rule": f"oldSelf.hasValue() || {rule.rule}", **said, "optionalOldSelf": True}
-    return {"rule": rule.rule, **said}
+def _rule(rule: str, message: str, *, once: bool = False) -> dict[str, Any]:
+    if once:
+        return {"rule": f"oldSelf.hasValue() || {rule}", "message": message, "optionalOldSelf": True}
+    return {"rule": rule, "message": message}
 
 
 def structural_schema(model: type[ApiModel]) -> dict[str, Any]:
@@ -157,7 +156,7 @@ def _structural(node: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict
         # pydantic's spelling of a map whose keys have a pattern; a CRD bounds the number of keys only.
         del result["patternProperties"]
         result["additionalProperties"] = _structural(next(iter(node["patternProperties"].values())), definitions)
-    beyond = [_rule(rule) for rule in _beyond_types(result.get("properties", {}))]
+    beyond = list(_beyond_types(result.get("properties", {})))
     if beyond:
         result["x-kubernetes-validations"] = [*result.get("x-kubernetes-validations", []), *beyond]
     if "const" in node:
@@ -166,7 +165,7 @@ def _structural(node: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict
     return result
 
 
-def _beyond_types(properties: Mapping[str, dict[str, Any]]) -> Iterator[CelRule]:
+def _beyond_types(properties: Mapping[str, dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Yield rules for what the schemas of a block's fields accept and Python rejects: null entries, too few bytes.
 
     A list entry without a type accepts null, which a rule sees only where the entry is nullable.
@@ -176,12 +175,12 @@ def _beyond_types(properties: Mapping[str, dict[str, Any]]) -> Iterator[CelRule]
         if entries is not None and "type" not in entries:
             entries["nullable"] = True
             own = f"dyn(self).{'__in__' if name == 'in' else name}"
-            yield CelRule(
+            yield _rule(
                 f"!has({own}) || {own}.all(item, item != null)", f"{name} has an entry that is null; write a value"
             )
         if least := field.pop(LEAST, None):
             message = f"{name} must be at least {least}, a quantity such as 24Gi; without a unit it is bytes"
-            yield CelRule(_at_least(f"self.{name}", least), message)
+            yield _rule(_at_least(f"self.{name}", least), message)
 
 
 def _at_least(own: str, least: str) -> str:

@@ -1,4 +1,4 @@
-"""What of a spec may change, and when: transition rules in CEL, at the root of the schema, where status is visible."""
+"""Provide the transition rules of a kind in CEL: which fields never change, and which not while a pod runs."""
 
 from __future__ import annotations
 
@@ -75,15 +75,17 @@ def _same(name: str, *, hidden: bool) -> str:
 
 
 def _wait(name: str) -> str:
-    return f"{name} cannot be changed while a pod runs; set suspend: true, wait for phase Suspended, then change it"
+    return (
+        f"{name} cannot be changed while a pod runs. Fix: set suspend: true, wait for phase Suspended, then change it"
+    )
 
 
 def _stays(kind: KindDefinition, name: str) -> str:
-    return f"{name} is final: it can be neither changed nor taken away; go on in another {kind.kind}"
+    return f"{name} is final and can be neither changed nor removed. Fix: continue in another {kind.kind}"
 
 
 def _never(kind: KindDefinition, name: str) -> str:
-    return f"{name} cannot be changed; delete the {kind.kind} and apply it again, or use another name"
+    return f"{name} cannot be changed. Fix: delete the {kind.kind} and apply it again, or use another name"
 
 
 def _rule(path: str, rule: str, message: str) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from enum import StrEnum
 from typing import Annotated, Final
 
@@ -100,15 +99,6 @@ class AdapterReference(ApiModel):
         description="Secret that opens uri: the AWS names for s3://, HF_TOKEN (and HF_ENDPOINT) for hf://. Default for "
         "s3://: that of the LoRAJob's output, or output.secretRef; for hf://: none.",
     )
-
-    def problems(self) -> Iterator[tuple[str, str]]:
-        """Yield what does not go together: the field below this block, empty for the block itself, and why."""
-        if (self.lora_job_ref is None) == (self.uri is None):
-            yield "", "takes exactly one of loraJobRef and uri"
-        elif self.uri is None and self.sha256 is not None:
-            yield ".sha256", "goes with uri; a LoRAJob vouches for its adapter itself: leave it out"
-        if self.revision is not None and not (self.uri or "").startswith("hf://"):
-            yield ".revision", "is for hf:// adapters only; leave it out"
 
 
 class DatasetFormat(StrEnum):

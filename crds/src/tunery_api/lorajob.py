@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from enum import StrEnum
-from typing import Annotated, ClassVar, Final
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
@@ -19,22 +18,17 @@ from tunery_api.methods import (
     Preset,
     PromptTuningSpec,
     QuantizationSpec,
-    QuantizationType,
 )
 from tunery_api.placement import ResourcesSpec, SchedulingSpec
 from tunery_api.preference import PreferenceSpec, TrainingTask
 from tunery_api.training import (
-    MOST_PASSES,
     CheckpointSpec,
     ContinueFrom,
     DiagnosisSpec,
     EvaluationSpec,
-    Parallelism,
-    Precision,
     ResumeFrom,
     TrackingSpec,
     TrainingSpec,
-    passes_near,
 )
 
 
@@ -106,47 +100,6 @@ class TrainingRun(ApiModel):
     scheduling: SchedulingSpec = Field(
         default_factory=SchedulingSpec, description="Where the pods run. May change while no pod runs."
     )
-
-    def device_problems(self) -> Iterator[tuple[str, str]]:
-        """Yield what does not go with the devices: the field of `training`, and what is wrong with it."""
-        passes, devices = self.training.gradient_accumulation, self.resources.devices
-        if self.training.precision is Precision.FLOAT16 and self.resources.gpus == 0:
-            yield "precision", "Float16 needs a GPU; with gpus: 0 use Auto, Float32 or BFloat16"
-        if passes is not None and passes % devices:
-            whose = "resources.gpus x resources.nodes" if self.resources.gpus else "resources.nodes"
-            yield (
-                "gradientAccumulation",
-                f"must be a multiple of the {devices} devices that share the passes ({whose}), is {passes}: set "
-                f"{passes_near(passes, devices)}, or leave it out",
-            )
-        if self.training.parallelism is not Parallelism.FSDP:
-            return
-        if self.resources.gpus < 2:
-            yield "parallelism", FSDP_GPUS
-        if self.quantization is not None and self.quantization.type is QuantizationType.INT8:
-            yield "parallelism", FSDP_BITS
-
-
-FSDP_GPUS: Final = (
-    "FSDP shares the base among the GPUs of a pod: set resources.gpus to 2 or more, or leave training.parallelism out"
-)
-FSDP_BITS: Final = (
-    "FSDP cannot share a base in Int8; use quantization.type NF4 or FP4, or leave training.parallelism out"
-)
-_PASSES: Final = "self.?training.?gradientAccumulation.orValue(0)"
-_DEVICES: Final = "(self.?resources.?gpus.orValue(1) > 1 ? self.resources.gpus : 1) * self.?resources.?nodes.orValue(1)"
-PASSES_ARE_SHARED: Final = f"{_PASSES} < 1 || {_DEVICES} < 1 || {_PASSES} % ({_DEVICES}) == 0"
-"""What `device_problems` asks of gradientAccumulation, in CEL; nothing of numbers below 1, which the schema refuses."""
-_BELOW: Final = f"{_PASSES} - {_PASSES} % ({_DEVICES})"
-_ABOVE: Final = f"{_BELOW} + {_DEVICES}"
-SAID_OF_PASSES: Final = (
-    "'training.gradientAccumulation must be a multiple of the %d devices that share the passes (%sresources.nodes), "
-    f"is %d: set %s%d, or leave it out'.format([{_DEVICES}, "
-    f"self.?resources.?gpus.orValue(1) > 0 ? 'resources.gpus x ' : '', {_PASSES}, "
-    f"{_PASSES} > {_DEVICES} && {_ABOVE} <= {MOST_PASSES} ? '%d or '.format([{_BELOW}]) : '', "
-    f"{_ABOVE} <= {MOST_PASSES} ? {_ABOVE} : {_BELOW}])"
-)
-"""What it says of it, with its numbers; of a sum of strings the API server would not know the cost."""
 
 
 class LoRAJobSpec(TrainingRun, LifecycleFields):

@@ -231,6 +231,7 @@ class LoRASweepSpec(KindSpec):
     parameters: list[ParameterSpec] = Field(
         default_factory=list,
         max_length=MAX_PARAMETERS,
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["path"]},
         description="What differs from trial to trial. Default: the preset's.",
     )
     initial: list[

@@ -5,8 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Final
 
-from pydantic import AfterValidator, Field
-from pydantic_core import PydanticCustomError
+from pydantic import Field
 
 from tunery_api.fields import ApiModel, CpuString, DiskString, MemoryString, ObjectName
 
@@ -91,26 +90,6 @@ class Toleration(ApiModel):
     toleration_seconds: int | None = Field(None, ge=0, description="How long NoExecute is tolerated.")
 
 
-NO_VALUE: Final = "takes no value with operator: Exists; leave it out, or set operator: Equal"
-NO_KEY: Final = "needs a key, or operator: Exists, which without a key tolerates every taint"
-NO_SECONDS: Final = "takes tolerationSeconds only with effect: NoExecute"
-"""What Kubernetes asks of a toleration, only once it makes a pod."""
-
-
-def _sound(toleration: Toleration) -> Toleration:
-    """Refuse what Kubernetes would; of the platform's own settings nobody asks that, lest one wrong word stop all."""
-    exists = toleration.operator is TolerationOperator.EXISTS
-    if exists and toleration.value:
-        wrong = NO_VALUE
-    elif not exists and toleration.key is None:
-        wrong = NO_KEY
-    elif toleration.toleration_seconds is not None and toleration.effect is not TaintEffect.NO_EXECUTE:
-        wrong = NO_SECONDS
-    else:
-        return toleration
-    raise PydanticCustomError("toleration", "{wrong}", {"wrong": wrong})
-
-
 class SelectorOperator(StrEnum):
     """How a node requirement compares."""
 
@@ -176,9 +155,7 @@ class SchedulingSpec(ApiModel):
     node_selector: dict[LabelKey, LabelValue] | None = Field(
         None, max_length=32, description="Labels that the node must have."
     )
-    tolerations: list[Annotated[Toleration, AfterValidator(_sound)]] | None = Field(
-        None, max_length=32, description="Taints that are tolerated."
-    )
+    tolerations: list[Toleration] | None = Field(None, max_length=32, description="Taints that are tolerated.")
     affinity: Affinity | None = Field(None, description="Node affinity.")
     priority_class_name: ObjectName | None = Field(None, description="PriorityClass of the pods.")
     runtime_class_name: ObjectName | None = Field(None, description="RuntimeClass of the pods.")

@@ -1,368 +1,364 @@
-"""What a spec must not say although the schema allows it: each rule one small function."""
+"""Provide RULES: what a manifest must not combine, one row each, which the API server and Python both evaluate."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from typing import Final
+from collections.abc import Iterator
+from typing import Any, Final
 
-from tunery_api.adaptermerge import ELECTING, AdapterMergeSpec, MergeMethod, MergeTarget
-from tunery_api.errors import FieldError
-from tunery_api.fields import alias_of, bucket_problem, overlap, same_place
-from tunery_api.inputs import DatasetFormat, DatasetTemplate, ModelSpec
+from tunery_api.adaptermerge import ELECTING, AdapterMergeSpec, MergeDataset
+from tunery_api.cel import (
+    ByHand,
+    Empty,
+    Matches,
+    Rule,
+    RuleTable,
+    absent,
+    allowed_when,
+    at_most_one,
+    exactly_one,
+    excludes,
+    given,
+    is_,
+    is_not,
+    listed,
+    never,
+    requires,
+    value_at,
+)
+from tunery_api.fields import ApiModel, overlap, same_place
+from tunery_api.inputs import (
+    FORMATS_OF_TASK,
+    AdapterReference,
+    DatasetEvaluation,
+    DatasetSpec,
+    ModelSpec,
+    OutputSpec,
+)
 from tunery_api.lorajob import LoRAJobSpec
+from tunery_api.lorasweep import LoRASweepSpec, ParameterSpec, RangeSpec
 from tunery_api.methods import (
     DEFAULT_TARGET_RANK,
-    INITIAL_RANK_FACTOR,
-    LORA_FAMILY,
-    PROMPT_LEARNING,
-    QUANTIZED,
-    QUANTIZED_TWIN,
     READ_OF_LORA,
     TARGET_WORDS,
-    LoraInit,
+    AdaLoraSpec,
+    LoraSpec,
     Method,
-    QuantizationType,
 )
 from tunery_api.names import CHECKPOINTS_PREFIX
-from tunery_api.placement import FOREIGN_ACCELERATORS
-from tunery_api.preference_rules import dataset_of_task, generation, merge_dataset, preference, preference_loop
-
-Errors = Iterator[FieldError]
-
-_NEEDS_NAMED_METHOD: Final = frozenset({LoraInit.PISSA, LoraInit.OLORA, LoraInit.LOFTQ})
-
-
-def length(spec: LoRAJobSpec) -> Errors:
-    """Epochs or steps."""
-    training = spec.training
-    if training.epochs is not None and training.max_steps is not None:
-        yield FieldError("spec.training.maxSteps", "cannot be set together with epochs; keep one of the two")
-
-
-def learning_rate(spec: LoRAJobSpec) -> Errors:
-    """A rate scaled only where there is a rank."""
-    training = spec.training
-    if training.scale_learning_rate_with_rank and (spec.method in PROMPT_LEARNING or spec.method is Method.IA3):
-        yield FieldError(
-            "spec.training.scaleLearningRateWithRank", f"{spec.method} has no rank; set learningRate itself"
-        )
-
-
-def packing(spec: LoRAJobSpec) -> Errors:
-    """Packed rows need attention kept inside each example, and no sorting by length."""
-    if not spec.training.packing:
-        return
-    if spec.method in PROMPT_LEARNING:
-        yield FieldError(
-            "spec.training.packing",
-            f"{spec.method} puts its tokens before the row, so only the first example of a packed one would see them; "
-            "leave packing out or set it to false",
-        )
-    if spec.training.group_by_length:
-        yield FieldError(
-            "spec.training.groupByLength", "packed rows all have the same length; leave it out, or set packing: false"
-        )
-
-
-def gradient_checkpointing(spec: LoRAJobSpec) -> Errors:
-    """Prefix tuning feeds a cache, which recomputing would fill twice."""
-    if spec.training.gradient_checkpointing and spec.method is Method.PREFIX_TUNING:
-        yield FieldError(
-            "spec.training.gradientCheckpointing",
-            "PrefixTuning cannot recompute activations; leave it out, or use PromptTuning",
-        )
-
-
-def devices(spec: LoRAJobSpec) -> Errors:
-    """What the devices can compute with, and share."""
-    yield from (FieldError(f"spec.training.{field}", text) for field, text in spec.device_problems())
-
-
-def gpu_resource(spec: LoRAJobSpec | AdapterMergeSpec) -> Errors:
-    """The image computes with CUDA, on NVIDIA's GPUs alone."""
-    name = spec.resources.gpu_resource
-    if name.startswith(FOREIGN_ACCELERATORS):
-        yield FieldError(
-            "spec.resources.gpuResource", f"{name} is no NVIDIA GPU, which the trainer's image needs; or set gpus: 0"
-        )
-
-
-def quantization(spec: LoRAJobSpec) -> Errors:
-    """A quantised base has method names of its own, and one pair that the libraries cannot train."""
-    if spec.quantization is None:
-        return
-    quantized = QUANTIZED_TWIN.get(spec.method)
-    if quantized:
-        yield FieldError(
-            "spec.quantization",
-            f"{spec.method} trains on the unquantised base; use method: {quantized}, or leave it out",
-        )
-    if spec.method is Method.QDORA and spec.quantization.type is QuantizationType.INT8:
-        yield FieldError("spec.quantization.type", "QDoRA works on 4 bits; use NF4 or FP4, or method: QLoRA")
-
-
-def initialization(spec: LoRAJobSpec) -> Errors:
-    """Some first weights need the full-precision base, one needs a quantised one."""
-    init, method = spec.lora.init, spec.method
-    if method is Method.AUTO and init in _NEEDS_NAMED_METHOD:
-        yield _init_error(f"{init} does not suit every method that Auto may choose; name the method")
-    elif method in QUANTIZED and init in (LoraInit.PISSA, LoraInit.OLORA):
-        plain = next(plain for plain, twin in QUANTIZED_TWIN.items() if twin is method)
-        yield _init_error(
-            f"{init} changes the base weights, which {method} has quantised; use method: {plain} or LoftQ"
-        )
-    elif method in LORA_FAMILY - {Method.QLORA} and init is LoraInit.LOFTQ:
-        yield _init_error(f"LoftQ makes up for a 4-bit base, in method: QLoRA only; use another init with {method}")
-    elif init is LoraInit.LOFTQ and spec.quantization and spec.quantization.type is QuantizationType.INT8:
-        yield _init_error("LoftQ makes up for 4 bits; use quantization.type NF4 or FP4, or another init")
-    if spec.continue_from is not None and init is not LoraInit.DEFAULT:
-        yield _init_error("continueFrom starts from the named adapter's weights; leave init out")
-
-
-def _init_error(message: str) -> FieldError:
-    return FieldError("spec.lora.init", message)
-
-
-def unused_lora_settings(spec: LoRAJobSpec) -> Errors:
-    """A setting that the method would not look at is a misunderstanding."""
-    allowed = READ_OF_LORA.get(spec.method)
-    if allowed is None:
-        return
-    for name in sorted({alias_of(spec.lora, name) for name in spec.lora.model_fields_set} - allowed):
-        instead = "; use adalora.targetRank" if (spec.method, name) == (Method.ADALORA, "rank") else "; leave it out"
-        yield FieldError(f"spec.lora.{name}", f"{spec.method} has no such setting{instead}")
-
-
-def method_blocks(spec: LoRAJobSpec) -> Errors:
-    """Each method's own block goes with that method, named."""
-    for name, method in (
-        ("adalora", Method.ADALORA),
-        ("prompt_tuning", Method.PROMPT_TUNING),
-        ("prefix_tuning", Method.PREFIX_TUNING),
-    ):
-        if getattr(spec, name) is not None and spec.method is not method:
-            yield FieldError(
-                f"spec.{alias_of(spec, name)}",
-                f"goes with method: {method}, not {spec.method}; set that, or leave it out",
-            )
-
-
-def adalora_ranks(spec: LoRAJobSpec) -> Errors:
-    """AdaLoRA prunes from one rank down to another."""
-    block = spec.adalora
-    if block is None:
-        return
-    target = block.target_rank or DEFAULT_TARGET_RANK
-    initial = block.initial_rank or math.ceil(INITIAL_RANK_FACTOR * target)
-    if initial <= target:
-        yield FieldError(
-            "spec.adalora.initialRank", f"must be above targetRank, {target}, is {initial}: it is pruned down to that"
-        )
-
-
-def target_modules(spec: LoRAJobSpec) -> Errors:
-    """One word, or names."""
-    names = spec.lora.target_modules or []
-    words = sorted(TARGET_WORDS.intersection(names))
-    if words and len(names) > 1:
-        yield FieldError(
-            "spec.lora.targetModules", f"{words[0]} must stand alone; give that one word, or module names only"
-        )
-
-
-def evaluation_rows(spec: LoRAJobSpec) -> Errors:
-    """The held-out rows come from one place."""
-    block = spec.dataset.evaluation
-    if block is None:
-        return
-    if sum(value is not None for value in (block.uri, block.split, block.fraction)) > 1:
-        yield FieldError("spec.dataset.evaluation", "takes one of uri, split and fraction; keep one")
-    if block.sha256 is not None and block.uri is None and block.split is None:
-        yield FieldError(
-            "spec.dataset.evaluation.sha256",
-            "goes with uri or split; rows held out of spec.dataset.uri are known by spec.dataset.sha256: leave it out",
-        )
-
-
-def dataset_template(spec: LoRAJobSpec) -> Errors:
-    """Only a chat template can say who speaks."""
-    conversations = (DatasetFormat.MESSAGES, DatasetFormat.SHARE_GPT)
-    if spec.dataset.template is DatasetTemplate.PLAIN and spec.dataset.format in conversations:
-        yield FieldError(
-            "spec.dataset.template",
-            f"Plain is for prompts with completions, not for format: {spec.dataset.format}; leave it out",
-        )
-
-
-def evaluations(spec: LoRAJobSpec) -> Errors:
-    """One rhythm."""
-    if spec.evaluation.times is not None and spec.evaluation.every_steps is not None:
-        yield FieldError("spec.evaluation.everySteps", "cannot be set together with times; keep one of the two")
-
-
-def checkpoints(spec: LoRAJobSpec) -> Errors:
-    """One rhythm."""
-    if spec.checkpoint.every_steps is not None and spec.checkpoint.every_minutes is not None:
-        yield FieldError("spec.checkpoint.everyMinutes", "cannot be set together with everySteps; keep one of the two")
-
-
-def continue_from(spec: LoRAJobSpec) -> Errors:
-    """One adapter, of a kind that can be trained on."""
-    source = spec.continue_from
-    if source is None:
-        return
-    yield from (FieldError(f"spec.continueFrom{field}", text) for field, text in source.problems())
-    if source.uri is not None and same_place(source.uri, spec.output.uri):
-        yield FieldError("spec.output.uri", "is the adapter of spec.continueFrom, which stays: choose another place")
-    if spec.method is Method.ADALORA:
-        yield FieldError("spec.continueFrom", "AdaLoRA's ranks are final once pruned; train a new adapter instead")
-    if spec.method is Method.PREFIX_TUNING and spec.prefix_tuning and spec.prefix_tuning.projection:
-        yield FieldError(
-            "spec.prefixTuning.projection", "a published prefix has no projection left; leave it out to continue one"
-        )
-
-
-def resume_from(spec: LoRAJobSpec) -> Errors:
-    """One source, and no other start."""
-    source = spec.resume_from
-    if source is None:
-        return
-    if (source.lora_job_ref is None) == (source.uri is None):
-        yield FieldError("spec.resumeFrom", "takes exactly one of loraJobRef and uri")
-    if spec.continue_from is not None:
-        yield FieldError(
-            "spec.resumeFrom",
-            "cannot be set together with continueFrom: a checkpoint holds the adapter that it began with; keep one",
-        )
-
-
-def output(spec: LoRAJobSpec | AdapterMergeSpec) -> Errors:
-    """A bucket that can exist, and a place of its own, that no checkpoints' lifecycle rule clears away."""
-    yield from _bucket("spec.output.uri", spec.output.uri)
-    scheme, _, rest = (spec.output.uri or "").partition("://")
-    if scheme == "s3" and rest.split("/")[1:2] == [CHECKPOINTS_PREFIX]:
-        yield FieldError("spec.output.uri", f"{CHECKPOINTS_PREFIX}/ is for checkpoints, which go; use another prefix")
-    if spec.model is not None and overlap(spec.model.uri, spec.output.uri):
-        text = (
-            f"is no place of its own beside the model's, {spec.model.uri}, which stays as it is: choose another place"
-        )
-        yield FieldError("spec.output.uri", text)
-
-
-def lorajob_places(spec: LoRAJobSpec) -> Errors:
-    """What is read lies in buckets that can exist."""
-    own, previous, source = spec.dataset.evaluation, spec.continue_from, spec.resume_from
-    yield from _bucket("spec.model.uri", spec.model.uri)
-    yield from _bucket("spec.dataset.uri", spec.dataset.uri)
-    yield from _bucket("spec.dataset.evaluation.uri", own.uri if own else None)
-    yield from _bucket("spec.continueFrom.uri", previous.uri if previous else None)
-    yield from _bucket("spec.resumeFrom.uri", source.uri if source else None)
-
-
-def merge_places(spec: AdapterMergeSpec) -> Errors:
-    """What is merged lies in buckets that can exist."""
-    yield from _bucket("spec.model.uri", spec.model.uri if spec.model else None)
-    yield from _bucket("spec.evaluation.dataset.uri", spec.evaluation.dataset.uri if spec.evaluation else None)
-    for index, adapter in enumerate(spec.adapters):
-        yield from _bucket(f"spec.adapters[{index}].uri", adapter.uri)
-
-
-def _bucket(path: str, uri: str | None) -> Errors:
-    scheme, _, rest = (uri or "").partition("://")
-    problem = bucket_problem(rest.partition("/")[0]) if scheme == "s3" else None
-    if problem is not None:
-        yield FieldError(path, f"{problem}; write s3://bucket/prefix")
-
-
-def lorajob_revision(spec: LoRAJobSpec) -> Errors:
-    """Only the hub has revisions."""
-    yield from _revision(spec.model)
-
-
-def _revision(model: ModelSpec) -> Errors:
-    if model.revision is not None and not model.uri.startswith("hf://"):
-        yield FieldError("spec.model.revision", "is for hf:// models only; leave it out")
-
-
-def merge_inputs(spec: AdapterMergeSpec) -> Errors:
-    """Each input is one adapter."""
-    for index, adapter in enumerate(spec.adapters):
-        yield from (FieldError(f"spec.adapters[{index}]{field}", text) for field, text in adapter.problems())
-        if adapter.uri is not None and same_place(adapter.uri, spec.output.uri):
-            yield FieldError(
-                "spec.output.uri", f"is the adapter of spec.adapters[{index}], which stays: choose another"
-            )
-
-
-def merge_weights(spec: AdapterMergeSpec) -> Errors:
-    """A weight that is left open depends on none that is given."""
-    given = [item.weight is not None for item in spec.adapters]
-    if any(given) and not all(given):
-        missing = given.index(False)
-        yield FieldError(f"spec.adapters[{missing}].weight", "give a weight to each adapter, or to none")
-
-
-def merge_density(spec: AdapterMergeSpec) -> Errors:
-    """A share to keep goes with a method that drops."""
-    if spec.density is not None and spec.method is MergeMethod.LINEAR:
-        yield FieldError("spec.density", "Linear keeps every entry; leave it out, or use MagnitudePrune or DARELinear")
-
-
-def merge_sign(spec: AdapterMergeSpec) -> Errors:
-    """Only TIES elects signs."""
-    if "majority_sign" in spec.model_fields_set and spec.method not in ELECTING:
-        yield FieldError("spec.majoritySign", f"{spec.method} elects no sign; leave it out, or use a method with TIES")
-
-
-def merge_model(spec: AdapterMergeSpec) -> Errors:
-    """Adapters are combined without their base, unless they are measured on it, or compared with it."""
-    if spec.model is None:
-        return
-    compared = any(adapter.uri is not None for adapter in spec.adapters)
-    if spec.into is not MergeTarget.MODEL and spec.evaluation is None and not compared:
-        text = (
-            "adapters of LoRAJobs are combined without the base model; leave it out, or set into: Model or evaluation"
-        )
-        yield FieldError("spec.model", text)
-    yield from _revision(spec.model)
-
-
-LORAJOB_RULES: Final[tuple[Callable[[LoRAJobSpec], Errors], ...]] = (
-    output,
-    lorajob_places,
-    lorajob_revision,
-    evaluation_rows,
-    dataset_template,
-    dataset_of_task,
-    preference,
-    preference_loop,
-    quantization,
-    initialization,
-    unused_lora_settings,
-    method_blocks,
-    adalora_ranks,
-    target_modules,
-    length,
-    learning_rate,
-    packing,
-    gradient_checkpointing,
-    devices,
-    gpu_resource,
-    evaluations,
-    generation,
-    checkpoints,
-    continue_from,
-    resume_from,
-)
-ADAPTERMERGE_RULES: Final[tuple[Callable[[AdapterMergeSpec], Errors], ...]] = (
-    output,
-    gpu_resource,
-    merge_places,
-    merge_inputs,
-    merge_weights,
-    merge_dataset,
-    merge_density,
-    merge_sign,
-    merge_model,
-)
+from tunery_api.placement import FOREIGN_ACCELERATORS, PodResources, Toleration
+from tunery_api.preference import READ_OF_PREFERENCE, PreferenceSpec, TrainingTask
+from tunery_api.server_rules import SERVER_RULES
+from tunery_api.training import CheckpointSpec, EvaluationSpec, ResumeFrom, TrainingSpec
+
+_HUB: Final = "^hf://"
+_PREFERENCE_TASKS: Final = (TrainingTask.DPO, TrainingTask.ORPO, TrainingTask.KTO)
+_PROMPTS: Final = (Method.PROMPT_TUNING, Method.PREFIX_TUNING)
+_ELSEWHERE: Final = "use another URI"
+
+
+def _aliases(block: type[ApiModel]) -> list[str]:
+    return [str(info.alias) for info in block.model_fields.values()]
+
+
+def _of_lora() -> Iterator[Rule]:
+    """Yield the rule of each field of `lora` that some methods do not read."""
+    for name in _aliases(LoraSpec):
+        others = [method for method, read in READ_OF_LORA.items() if name not in read]
+        fix = "remove it, or with AdaLoRA set adalora.targetRank" if name == "rank" else "remove it"
+        says = f"is not a setting of {listed(others, 'or')}"
+        yield never(LoRAJobSpec, f"lora.{name}", given(f"lora.{name}"), is_("method", *others), says=says, fix=fix)
+
+
+def _of_preference() -> Iterator[Rule]:
+    """Yield the rule of each field of `preference` that some tasks do not read."""
+    for name in _aliases(PreferenceSpec):
+        readers = [task for task in _PREFERENCE_TASKS if name in READ_OF_PREFERENCE[task]]
+        if len(readers) < len(_PREFERENCE_TASKS):
+            yield allowed_when(LoRAJobSpec, f"preference.{name}", "task", *readers)
+
+
+def _of_formats() -> Iterator[Rule]:
+    """Yield for each task the rule that the rows have one of its formats."""
+    for task, formats in FORMATS_OF_TASK.items():
+        other = is_not("dataset.format", "Auto", *formats)
+        fix = f"use {listed(formats, 'or')}, or remove it"
+        yield never(LoRAJobSpec, "dataset.format", is_("task", task), other, says=f"does not fit task: {task}", fix=fix)
+
+
+def _for_sft_only(field: str, wrong: Any) -> Rule:
+    return never(LoRAJobSpec, field, wrong, is_not("task", "SFT"), says="is for task: SFT only")
+
+
+def _place(uri: str) -> str:
+    """Return a URI without the slashes at its end in CEL: PLAIN_PATH rules out all other spellings."""
+    return f"{uri}.find('^.*[^/]')"
+
+
+def _beside_model(block: type[ApiModel], model: str) -> Rule:
+    """Return the rule that the folders of the output and of the model are separate, as in fields.overlap."""
+    one, other = (f"({_place(uri)} + '/')" for uri in (f"self.{model}.uri", "self.output.uri"))
+    text = f"({one}.startsWith({other}) || {other}.startsWith({one}))"
+    overlaps = ByHand(text, lambda raw: overlap(value_at(raw, f"{model}.uri"), value_at(raw, "output.uri")))
+    says = "overlaps the base model, which Tunery never changes"
+    return Rule(block, "output.uri", (given(model), given("output.uri"), overlaps), says, _ELSEWHERE, on_create=True)
+
+
+def _beside_source(block: type[ApiModel], source: str) -> Rule:
+    """Return the rule that a training run does not replace the adapter that it begins with."""
+    text = f"{_place(f'self.{source}.uri')} == {_place('self.output.uri')}"
+    same = ByHand(text, lambda raw: same_place(value_at(raw, f"{source}.uri"), value_at(raw, "output.uri")))
+    says = "is the adapter of continueFrom, which Tunery never changes"
+    return Rule(
+        block, "output.uri", (given(f"{source}.uri"), given("output.uri"), same), says, _ELSEWHERE, on_create=True
+    )
+
+
+_PASSES: Final = "self.?training.?gradientAccumulation.orValue(0)"
+_DEVICES: Final = "(self.?resources.?gpus.orValue(1) > 1 ? self.resources.gpus : 1) * self.?resources.?nodes.orValue(1)"
+
+
+def _shared_unevenly(raw: Any) -> bool:
+    resources = raw.get("resources", {})
+    devices = max(1, resources.get("gpus", 1)) * resources.get("nodes", 1)
+    return bool(value_at(raw, "training.gradientAccumulation") % devices)
+
+
+def _replaces_input(raw: Any) -> bool:
+    output = value_at(raw, "output.uri")
+    return any("uri" in each and same_place(each["uri"], output) for each in raw["adapters"])
+
+
+def _weighted_in_part(raw: Any) -> bool:
+    weighted = sum("weight" in each for each in raw["adapters"])
+    return weighted not in (0, len(raw["adapters"]))
+
+
+BLOCKS: Final = (
+    never(
+        ModelSpec, "revision", given("revision"), Matches("uri", _HUB, negated=True), says="is for hf:// models only"
+    ),
+    never(
+        DatasetSpec, "template", is_("template", "Plain"), is_("format", "Messages", "ShareGPT"),
+        says="Plain is for prompts with completions, not for format: Messages or ShareGPT",
+    ),
+    at_most_one(DatasetEvaluation, "uri", "split", "fraction"),
+    requires(
+        DatasetEvaluation, "sha256", "uri", "split",
+        fix="remove it, because dataset.sha256 covers rows that are held out of dataset.uri",
+    ),
+    never(
+        LoraSpec, "targetModules",
+        ByHand(
+            f"has(self.targetModules) && self.targetModules.size() > 1 && "
+            f"self.targetModules.exists(name, name in {sorted(TARGET_WORDS)})",
+            lambda raw: len(names := raw.get("targetModules", ())) > 1 and not TARGET_WORDS.isdisjoint(names),
+        ),
+        says=f"has one of {', '.join(sorted(TARGET_WORDS))} and other names",
+        fix="set one such word alone, or module names only",
+    ),
+    never(
+        AdaLoraSpec, "initialRank",
+        ByHand(
+            "has(self.initialRank) && "
+            f"self.initialRank <= (has(self.targetRank) ? self.targetRank : {DEFAULT_TARGET_RANK})",
+            lambda raw: raw.get("initialRank", math.inf) <= raw.get("targetRank", DEFAULT_TARGET_RANK),
+        ),
+        says=f"is not above targetRank, {DEFAULT_TARGET_RANK} by default: AdaLoRA prunes down to it",
+        fix="raise it, or remove it",
+    ),
+    never(
+        PodResources, "gpuResource", Matches("gpuResource", f"^({'|'.join(FOREIGN_ACCELERATORS)})"),
+        says="is not a resource of NVIDIA GPUs, which the image needs",
+        fix="use the resource of NVIDIA GPUs, or remove it",
+    ),
+    never(
+        Toleration, "value", is_not("value", ""), is_("operator", "Exists"),
+        says="cannot be set with operator: Exists", fix="remove it, or set operator: Equal",
+    ),
+    never(
+        Toleration, "key", absent("key"), is_("operator", "Equal"),
+        says="is required with operator: Equal", fix="set it, or set operator: Exists to tolerate every taint",
+    ),
+    allowed_when(Toleration, "tolerationSeconds", "effect", "NoExecute"),
+    excludes(TrainingSpec, "maxSteps", "epochs"),
+    never(
+        TrainingSpec, "groupByLength", is_("groupByLength", True), is_("packing", True),
+        says="has no effect with packing, which makes all rows equally long", fix="remove it, or set packing: false",
+    ),
+    excludes(EvaluationSpec, "everySteps", "times"),
+    excludes(CheckpointSpec, "everyMinutes", "everySteps"),
+    exactly_one(AdapterReference, "loraJobRef", "uri"),
+    requires(AdapterReference, "sha256", "uri", fix="remove it, because a LoRAJob's adapter is verified without it"),
+    never(
+        AdapterReference, "revision", given("revision"), Matches("uri", _HUB, negated=True),
+        says="is for hf:// adapters only",
+    ),
+    exactly_one(ResumeFrom, "loraJobRef", "uri"),
+    Rule(
+        OutputSpec, "uri", (Matches("uri", f"^s3://[^/]+/{CHECKPOINTS_PREFIX}(/|$)"),),
+        f"is under {CHECKPOINTS_PREFIX}/, where files expire", "use another prefix", on_create=True,
+    ),
+)  # fmt: skip
+"""The rules of blocks that several kinds have."""
+
+LORAJOB: Final = (
+    allowed_when(LoRAJobSpec, "preference", "task", *_PREFERENCE_TASKS),
+    *_of_preference(),
+    *_of_formats(),
+    _for_sft_only("training.packing", is_("training.packing", True)),
+    _for_sft_only("training.loss", is_("training.loss", "All")),
+    _for_sft_only("training.neftuneNoiseAlpha", is_not("training.neftuneNoiseAlpha", 0.0)),
+    _for_sft_only("evaluation.generation", given("evaluation.generation")),
+    _for_sft_only("preset", given("preset")),
+    never(
+        LoRAJobSpec, "evaluation.generation", given("evaluation.generation"), is_("training.loss", "All"),
+        says="needs questions and answers, which training.loss: All does not tell apart", fix="remove one of the two",
+    ),
+    allowed_when(LoRAJobSpec, "adalora", "method", "AdaLoRA"),
+    allowed_when(LoRAJobSpec, "promptTuning", "method", "PromptTuning"),
+    allowed_when(LoRAJobSpec, "prefixTuning", "method", "PrefixTuning"),
+    never(
+        LoRAJobSpec, "quantization", given("quantization"), is_("method", "LoRA", "DoRA"),
+        says="does not fit LoRA and DoRA, which train on the unquantized base",
+        fix="set method: QLoRA or QDoRA, or remove it",
+    ),
+    never(
+        LoRAJobSpec, "quantization.type", is_("quantization.type", "Int8"), is_("method", "QDoRA"),
+        says="must have 4 bits for QDoRA", fix="use NF4 or FP4, or set method: QLoRA",
+    ),
+    never(
+        LoRAJobSpec, "lora.init", is_("lora.init", "PiSSA", "OLoRA", "LoftQ"), is_("method", "Auto"),
+        says="does not fit every method that Auto may choose", fix="set the method, or use another init",
+    ),
+    never(
+        LoRAJobSpec, "lora.init", is_("lora.init", "PiSSA", "OLoRA"), is_("method", "QLoRA", "QDoRA"),
+        says="PiSSA and OLoRA need the unquantized base", fix="set method: LoRA or DoRA, or use another init",
+    ),
+    never(
+        LoRAJobSpec, "lora.init", is_("lora.init", "LoftQ"), is_("method", "LoRA", "DoRA", "QDoRA"),
+        says="LoftQ is for method: QLoRA only", fix="set method: QLoRA, or use another init",
+    ),
+    never(
+        LoRAJobSpec, "lora.init", is_("lora.init", "LoftQ"), is_("quantization.type", "Int8"),
+        says="LoftQ needs a base of 4 bits", fix="set quantization.type: NF4 or FP4, or use another init",
+    ),
+    never(
+        LoRAJobSpec, "lora.init", is_not("lora.init", "Default"), given("continueFrom"),
+        says="has no effect with continueFrom, which starts from the weights of its adapter",
+    ),
+    *_of_lora(),
+    never(
+        LoRAJobSpec, "training.gradientAccumulation", given("training.gradientAccumulation"),
+        ByHand(f"{_PASSES} > 0 && {_DEVICES} > 0 && {_PASSES} % ({_DEVICES}) != 0", _shared_unevenly),
+        says="is not a multiple of the devices that share the passes: resources.gpus x resources.nodes, or "
+        "resources.nodes with gpus: 0",
+        fix="set such a multiple, or remove it",
+    ),
+    never(
+        LoRAJobSpec, "training.parallelism", is_("training.parallelism", "FSDP"), is_("resources.gpus", 0, 1),
+        says="FSDP needs 2 or more GPUs in a pod, which share the base", fix="raise resources.gpus, or remove it",
+    ),
+    never(
+        LoRAJobSpec, "training.parallelism", is_("training.parallelism", "FSDP"), is_("quantization.type", "Int8"),
+        says="FSDP cannot share a base in Int8", fix="set quantization.type: NF4 or FP4, or remove it",
+    ),
+    never(
+        LoRAJobSpec, "training.precision", is_("training.precision", "Float16"), is_("resources.gpus", 0),
+        says="Float16 needs a GPU", fix="use Auto, Float32 or BFloat16",
+    ),
+    never(
+        LoRAJobSpec, "training.scaleLearningRateWithRank", is_("training.scaleLearningRateWithRank", True),
+        is_("method", *_PROMPTS, "IA3"),
+        says="is for methods with a rank only", fix="set learningRate itself",
+    ),
+    never(
+        LoRAJobSpec, "prefixTuning.projection", is_("prefixTuning.projection", True), given("continueFrom"),
+        says="cannot be continued: a published prefix has no projection",
+    ),
+    _beside_model(LoRAJobSpec, "model"),
+    _beside_source(LoRAJobSpec, "continueFrom"),
+    never(
+        LoRAJobSpec, "continueFrom", given("continueFrom"), is_("method", "AdaLoRA"),
+        says="cannot be set with AdaLoRA, whose ranks are final once pruned", fix="train a new adapter",
+    ),
+    excludes(LoRAJobSpec, "resumeFrom", "continueFrom"),
+    never(
+        LoRAJobSpec, "training.packing", is_("training.packing", True), is_("method", *_PROMPTS),
+        says="does not fit prompt and prefix tuning: only the first example of a row would see the trained tokens",
+        fix="remove it, or set it to false",
+    ),
+    never(
+        LoRAJobSpec, "training.gradientCheckpointing", is_("training.gradientCheckpointing", True),
+        is_("method", "PrefixTuning"),
+        says="does not fit PrefixTuning, which cannot recompute activations", fix="remove it, or use PromptTuning",
+    ),
+)  # fmt: skip
+
+ADAPTERMERGE: Final = (
+    never(
+        MergeDataset, "format", is_not("format", "Auto", *FORMATS_OF_TASK[TrainingTask.SFT]),
+        says="has no loss to measure a merge by", fix=f"use {listed(FORMATS_OF_TASK[TrainingTask.SFT], 'or')}",
+    ),
+    never(
+        AdapterMergeSpec, "adapters",
+        ByHand(
+            "self.adapters.exists(a, has(a.weight)) && !self.adapters.all(a, has(a.weight))",
+            _weighted_in_part,
+        ),
+        says="has a weight for some adapters only", fix="set weight for each adapter, or for none",
+    ),
+    never(
+        AdapterMergeSpec, "density", given("density"), is_("method", "Linear"),
+        says="is not for method: Linear, which keeps every entry", fix="remove it, or use MagnitudePrune or DARELinear",
+    ),
+    allowed_when(AdapterMergeSpec, "majoritySign", "method", *sorted(ELECTING)),
+    never(
+        AdapterMergeSpec, "model", given("model"), is_("into", "Adapter"), absent("evaluation"),
+        ByHand("!self.adapters.exists(a, has(a.uri))", lambda raw: not any("uri" in each for each in raw["adapters"])),
+        says="is not needed to combine adapters of LoRAJobs", fix="remove it, or set into: Model or evaluation",
+    ),
+    _beside_model(AdapterMergeSpec, "model"),
+    Rule(
+        AdapterMergeSpec, "output.uri",
+        (
+            given("output.uri"),
+            ByHand(
+                f"self.adapters.exists(a, has(a.uri) && {_place('a.uri')} == {_place('self.output.uri')})",
+                _replaces_input,
+            ),
+        ),
+        "is one of the adapters, which Tunery never changes", _ELSEWHERE, on_create=True,
+    ),
+)  # fmt: skip
+
+LORASWEEP: Final = (
+    _beside_model(LoRASweepSpec, "template.model"),
+    _beside_source(LoRASweepSpec, "template.continueFrom"),
+    never(
+        LoRASweepSpec, "parameters", absent("preset"), Empty("parameters"),
+        says="names nothing to search", fix="list fields of the template, or set preset: Guide",
+    ),
+    never(
+        LoRASweepSpec, "budget", given("budget"), is_("template.resources.gpus", 0),
+        says="counts the seconds of GPUs, and template.resources.gpus is 0", fix="use activeDeadlineSeconds instead",
+    ),
+    never(
+        ParameterSpec, "",  # CEL knows no field without a type, but of dyn() it can tell whether one is set
+        ByHand("has(self.range) == has(dyn(self).choices)", lambda raw: ("range" in raw) == ("choices" in raw)),
+        says="needs exactly one of range and choices", fix="set one of them",
+    ),
+    never(
+        RangeSpec, "max", ByHand("self.min >= self.max", lambda raw: raw["min"] >= raw["max"]),
+        says="is not above min", fix="raise it, or lower min",
+    ),
+    never(
+        RangeSpec, "min", is_("log", True), ByHand("self.min <= 0.0", lambda raw: raw["min"] <= 0),
+        says="is not above 0 with log: true", fix="raise it, or remove log",
+    ),
+    never(
+        RangeSpec, "step", given("step"), is_("log", True), says="cannot be set with log", fix="remove one of the two"
+    ),
+)  # fmt: skip
+
+RULES: Final = RuleTable(*BLOCKS, *LORAJOB, *ADAPTERMERGE, *LORASWEEP, *SERVER_RULES)

@@ -90,7 +90,6 @@ def _message(detail: ErrorDetails, location: list[int | str], model: type[BaseMo
         "quantity": f"must be {context.get('wanted')}, is {shown(value)}{_cpu(value) if location[-1] == 'cpu' else ''}",
         "finite_number": f"must be a finite number, is {shown(value)}",
         "float_type": _misfit("a number", value, plain=_is_number(value)),
-        "toleration": detail["msg"],
         "int_type": f"must be a whole number, is {shown(value)}",
         "int_parsing": f"must be a whole number, is {shown(value)}",
         "int_from_float": f"must be a whole number, is {shown(value)}",

@@ -1,151 +1,150 @@
-"""What the spec of an AdapterServer must not say although the schema allows it: each rule one small function."""
+"""Provide SERVER_RULES: the rows of AdapterServer and BatchInference for tunery_api.rules."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Final
+from typing import Any, Final
 
-from tunery_api.adapterserver import ENGINE_ARGS, ENGINE_RANKS, AdapterServerSpec, LabelOperator
-from tunery_api.batchinference import BatchInferenceSpec
-from tunery_api.errors import FieldError, near
+from tunery_api.adapterserver import (
+    DEFAULT_IN_BATCH,
+    DEFAULT_LOADED,
+    ENGINE_ARGS,
+    ENGINE_RANKS,
+    AccessSpec,
+    AdapterSelector,
+    AdapterServerSpec,
+    AdapterSource,
+    Alias,
+    ClientAccess,
+    EngineSpec,
+    LabelRequirement,
+    RolloutSpec,
+)
+from tunery_api.batchinference import BatchInput
+from tunery_api.cel import (
+    ByHand,
+    Empty,
+    Matches,
+    Rule,
+    allowed_when,
+    at_least_one,
+    exactly_one,
+    is_,
+    is_not,
+    never,
+    requires,
+)
+from tunery_api.inputs import SecretKeyReference
 
-Errors = Iterator[FieldError]
-LARGEST_CLIENTS: Final = 200_000
-"""Characters; with what is served they stand in one ConfigMap."""
-
-
-def adapters(spec: AdapterServerSpec) -> Errors:
-    """Each adapter from one place, under a name of its own that is not the base model's."""
-    seen: set[str] = set()
-    base = spec.model.effective_served_name()
-    for index, item in enumerate(spec.adapters or ()):
-        at = f"spec.adapters[{index}]"
-        sources = [item.lora_job_ref, item.adapter_merge_ref, item.uri]
-        if sum(source is not None for source in sources) != 1:
-            yield FieldError(at, "takes exactly one of loraJobRef, adapterMergeRef and uri")
-        if item.manifest_sha256 is not None and item.uri is None:
-            yield FieldError(f"{at}.manifestSha256", "goes with uri; what a LoRAJob published is pinned by itself")
-        if ".." in item.name:
-            yield FieldError(f"{at}.name", "must not have two dots in a row")
-        if item.name == base:
-            yield FieldError(f"{at}.name", f"{base} is the name of the base model; take another, or set servedName")
-        if item.name in seen:
-            yield FieldError(f"{at}.name", f"{item.name} is the name of another adapter of this server")
-        seen.add(item.name)
-
-
-def aliases(spec: AdapterServerSpec) -> Errors:
-    """An alias has a name of its own, and leads to adapters, some of which get requests."""
-    named = {item.name for item in spec.adapters or ()} | {spec.model.effective_served_name()}
-    known = {alias.name for alias in spec.aliases or ()}
-    seen: set[str] = set()
-    for index, alias in enumerate(spec.aliases or ()):
-        at = f"spec.aliases[{index}]"
-        if alias.name in named:
-            yield FieldError(f"{at}.name", f"{alias.name} is the name of an adapter or of the base model")
-        if alias.name in seen:
-            yield FieldError(f"{at}.name", f"{alias.name} is the name of another alias")
-        if ".." in alias.name:
-            yield FieldError(f"{at}.name", "must not have two dots in a row")
-        seen.add(alias.name)
-        targets = [target.adapter for target in alias.targets]
-        for place, target in enumerate(targets):
-            if target in known:
-                yield FieldError(f"{at}.targets[{place}].adapter", f"{target} is an alias; name the adapter itself")
-            if target in targets[:place]:
-                yield FieldError(f"{at}.targets[{place}].adapter", f"{target} is a target already; add its weights up")
-        if not any(target.weight for target in alias.targets):
-            yield FieldError(f"{at}.targets", "all have weight 0: no request could go anywhere")
+_TWO_DOTS: Final = "[.][.]"
+_HAS_TWO_DOTS: Final = "has two dots in a row"
+_NO_KEY: Final = "^([.]$|[.][.])"
+_IS_NO_KEY: Final = "cannot be a key of a Secret: no key is a dot or starts with two"
+_RENAME: Final = "use another name"
 
 
-def clients(spec: AdapterServerSpec) -> Errors:
-    """Clients are told from each other by their keys."""
-    listed = spec.access.clients or ()
-    if listed and spec.access.api_keys_secret_ref is None:
-        yield FieldError("spec.access.clients", "needs apiKeysSecretRef: without keys nobody knows who asks")
-    names = [client.name for client in listed]
-    for index, name in enumerate(names):
-        if name in names[:index]:
-            yield FieldError(f"spec.access.clients[{index}].name", f"{name} is listed already")
+def _names(raw: Any, field: str) -> set[str]:
+    return {each["name"] for each in raw.get(field, ())}
 
 
-def client_names(spec: AdapterServerSpec) -> Errors:
-    """What clients may ask for has room beside what is served."""
-    size = sum(len(name) for client in spec.access.clients or () for name in (client.name, *client.models))
-    if size > LARGEST_CLIENTS:
-        text = f"names of {size:,} characters in all, at most {LARGEST_CLIENTS:,} have room"
-        yield FieldError("spec.access.clients", f"{text}; list fewer, or let a second server answer some of them")
-
-
-def key_problem(name: str) -> str | None:
-    """Return why a Secret cannot have a key of this name although all signs of it may stand in one."""
-    if name != "." and not name.startswith(".."):
-        return None
-    return f"{name} is no name that a key of a Secret can have: no such name is a dot, or begins with two"
-
-
-def client_keys(spec: AdapterServerSpec) -> Errors:
-    """A client is called as a key of the Secret is."""
-    for index, client in enumerate(spec.access.clients or ()):
-        if (problem := key_problem(client.name)) is not None:
-            yield FieldError(f"spec.access.clients[{index}].name", problem)
-
-
-def api_key(spec: BatchInferenceSpec) -> Errors:
-    """The API key is a key of a Secret."""
-    if spec.api_key_secret_ref is not None and (problem := key_problem(spec.api_key_secret_ref.key)) is not None:
-        yield FieldError("spec.apiKeySecretRef.key", problem)
-
-
-def selector(spec: AdapterServerSpec) -> Errors:
-    """A selector names labels, and values where its operators need them."""
-    chosen = spec.adapter_selector
-    if chosen is None:
-        return
-    if not chosen.match_labels and not chosen.match_expressions:
-        yield FieldError("spec.adapterSelector", "names no label: it would select everything")
-    for index, item in enumerate(chosen.match_expressions or ()):
-        needs = item.operator in (LabelOperator.IN, LabelOperator.NOT_IN)
-        if needs != bool(item.values) or (item.values is not None and not needs):
-            at = f"spec.adapterSelector.matchExpressions[{index}].values"
-            yield FieldError(at, "goes with In and NotIn, which need it")
-
-
-def engine(spec: AdapterServerSpec) -> Errors:
-    """Limits that vLLM takes, and flags that open nothing."""
-    chosen = spec.engine
-    if chosen.max_rank not in ENGINE_RANKS:
-        ranks = ", ".join(map(str, ENGINE_RANKS))
-        yield FieldError("spec.engine.maxRank", f"must be one of {ranks}, is {chosen.max_rank}")
-    if chosen.max_loaded_adapters < chosen.max_adapters_in_batch:
-        yield FieldError(
-            "spec.engine.maxLoadedAdapters",
-            f"must be at least maxAdaptersInBatch, which is {chosen.max_adapters_in_batch}",
-        )
-    for index, argument in enumerate(chosen.args or ()):
-        flag = argument.split("=", 1)[0]
-        if flag not in ENGINE_ARGS:
-            text = f"{flag} is not among the flags that a manifest may give" + near(flag, list(ENGINE_ARGS))
-            yield FieldError(f"spec.engine.args[{index}]", f"{text}; they are {', '.join(ENGINE_ARGS)}")
-        elif "/" in argument:
-            text = "must not name a path: the engine reads its model, and nothing else"
-            yield FieldError(f"spec.engine.args[{index}]", text)
-
-
-def rollout(spec: AdapterServerSpec) -> Errors:
-    """A change needs room: a replica more, or one fewer meanwhile."""
-    if spec.rollout.max_surge + spec.rollout.max_unavailable == 0:
-        yield FieldError("spec.rollout", "maxSurge and maxUnavailable cannot both be 0: no replica could be replaced")
-
-
-def one_file(spec: BatchInferenceSpec) -> Errors:
-    """The input is one file: its lines are counted and resumed from."""
-    uri = spec.input.uri
-    if any(sign in uri.partition("://")[2] for sign in "*?["):
-        yield FieldError("spec.input.uri", "names one file; ask for several in several objects")
-    elif not uri.removesuffix(".gz").removesuffix(".zst").endswith(".jsonl") and not uri.startswith("configmap://"):
-        yield FieldError("spec.input.uri", "must end with .jsonl, .jsonl.gz or .jsonl.zst: lines of JSON")
-
-
-BATCHINFERENCE_RULES: Final = (one_file, api_key)
-ADAPTERSERVER_RULES: Final = (adapters, aliases, clients, client_keys, client_names, selector, engine, rollout)
+SERVER_RULES: Final[tuple[Rule, ...]] = (
+    exactly_one(AdapterSource, "loraJobRef", "adapterMergeRef", "uri"),
+    requires(AdapterSource, "manifestSha256", "uri", fix="remove it, because a LoRAJob's adapter is pinned without it"),
+    never(AdapterSource, "name", Matches("name", _TWO_DOTS), says=_HAS_TWO_DOTS, fix=_RENAME),
+    never(
+        LabelRequirement, "values", Empty("values"), is_("operator", "In", "NotIn"),
+        says="is required for operator: In and NotIn", fix="list values",
+    ),
+    allowed_when(LabelRequirement, "values", "operator", "In", "NotIn"),
+    at_least_one(
+        AdapterSelector, "matchLabels", "matchExpressions",
+        says="names no label and would select everything", fix="set matchLabels or matchExpressions",
+    ),
+    never(
+        EngineSpec, "maxRank", is_not("maxRank", *ENGINE_RANKS),
+        says="is not a rank of vLLM", fix=f"set one of {', '.join(map(str, ENGINE_RANKS))}",
+    ),
+    never(
+        EngineSpec, "maxLoadedAdapters",
+        ByHand(
+            f"(has(self.maxLoadedAdapters) ? self.maxLoadedAdapters : {DEFAULT_LOADED}) < "
+            f"(has(self.maxAdaptersInBatch) ? self.maxAdaptersInBatch : {DEFAULT_IN_BATCH})",
+            lambda raw: (
+                raw.get("maxLoadedAdapters", DEFAULT_LOADED) < raw.get("maxAdaptersInBatch", DEFAULT_IN_BATCH)
+            ),
+        ),
+        says=f"is less than maxAdaptersInBatch, {DEFAULT_IN_BATCH} by default", fix="raise it",
+    ),
+    never(
+        EngineSpec, "args",
+        ByHand(
+            f"has(self.args) && !self.args.all(a, {list(ENGINE_ARGS)}.exists(flag, a == flag || "
+            "a.startsWith(flag + '=')))",
+            lambda raw: any(each.partition("=")[0] not in ENGINE_ARGS for each in raw.get("args", ())),
+        ),
+        says="has a flag that a manifest cannot set", fix=f"use {', '.join(ENGINE_ARGS)}, as --flag or --flag=value",
+    ),
+    never(
+        EngineSpec, "args",
+        ByHand(
+            "has(self.args) && self.args.exists(a, a.contains('/'))",
+            lambda raw: any("/" in each for each in raw.get("args", ())),
+        ),
+        says="names a path, and the engine reads its model only", fix="remove the flag",
+    ),
+    never(
+        RolloutSpec, "", is_("maxSurge", 0), is_("maxUnavailable", 0),
+        says="has maxSurge: 0 and maxUnavailable: 0, so that no replica could be replaced", fix="raise one of the two",
+    ),
+    never(Alias, "name", Matches("name", _TWO_DOTS), says=_HAS_TWO_DOTS, fix=_RENAME),
+    never(
+        Alias, "targets",
+        ByHand(
+            "!self.targets.exists(t, !has(t.weight) || t.weight > 0)",
+            lambda raw: not any(each.get("weight", 1) for each in raw["targets"]),
+        ),
+        says="all have weight 0, so that no request could be answered", fix="raise one of the weights",
+    ),
+    requires(AccessSpec, "clients", "apiKeysSecretRef", fix="set it, because clients are known by their keys"),
+    never(ClientAccess, "name", Matches("name", _NO_KEY), says=_IS_NO_KEY, fix="use the name of a key"),
+    never(
+        AdapterServerSpec, "aliases",
+        ByHand(
+            "has(self.aliases) && has(self.adapters) && "
+            "self.aliases.exists(a, self.adapters.exists(x, x.name == a.name))",
+            lambda raw: not _names(raw, "aliases").isdisjoint(_names(raw, "adapters")),
+        ),
+        says="has the name of an adapter", fix=_RENAME,
+    ),
+    never(
+        AdapterServerSpec, "aliases",
+        ByHand(
+            "has(self.aliases) && "
+            "self.aliases.exists(a, a.targets.exists(t, self.aliases.exists(b, b.name == t.adapter)))",
+            lambda raw: any(
+                target["adapter"] in _names(raw, "aliases")
+                for alias in raw.get("aliases", ())
+                for target in alias["targets"]
+            ),
+        ),
+        says="has an alias as its target", fix="name the adapter itself",
+    ),
+    never(
+        AdapterServerSpec, "adapters",
+        ByHand(
+            "has(self.adapters) && has(self.model.servedName) && "
+            "self.adapters.exists(a, a.name == self.model.servedName)",
+            lambda raw: raw["model"].get("servedName") in _names(raw, "adapters"),
+        ),
+        says="has the name of the base model", fix="use another name, or another model.servedName",
+    ),
+    never(SecretKeyReference, "key", Matches("key", _NO_KEY), says=_IS_NO_KEY, fix="use the name of a key"),
+    never(
+        BatchInput, "uri", Matches("uri", "[*?[]"),
+        says="has *, ? or [, and the input is one file", fix="name one file, and use one object for each",
+    ),
+    never(
+        BatchInput, "uri", Matches("uri", "[.]jsonl([.]gz|[.]zst)?$", negated=True),
+        Matches("uri", "^configmap://", negated=True),
+        says="is not a file of JSON lines", fix="name a file that ends with .jsonl, .jsonl.gz or .jsonl.zst",
+    ),
+)  # fmt: skip

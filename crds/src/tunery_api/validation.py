@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -12,16 +12,17 @@ from tunery_api.adaptermerge import AdapterMergeSpec
 from tunery_api.adapterserver import AdapterServerSpec
 from tunery_api.batchinference import BatchInferenceSpec
 from tunery_api.errors import FieldError, InvalidSpec
-from tunery_api.fields import ApiModel
+from tunery_api.fields import ApiModel, bucket_problem
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.names import API_VERSION
-from tunery_api.rules import ADAPTERMERGE_RULES, LORAJOB_RULES
+from tunery_api.rules import RULES
 from tunery_api.schema_errors import as_stored, field_error, object_errors, shown
-from tunery_api.server_rules import ADAPTERSERVER_RULES, BATCHINFERENCE_RULES
 from tunery_api.walk import fields
 
 Spec = TypeVar("Spec", bound=ApiModel)
-Rule = Callable[[Spec], Iterable[FieldError]]
+Check = Callable[[Spec], Iterable[FieldError]]
+LARGEST_CLIENTS: Final = 200_000
+"""Characters of the names of clients and of their models: they share one ConfigMap with the adapters."""
 
 
 def parse_lorajob(obj: Any, *, local: bool = False) -> LoRAJobSpec:
@@ -30,31 +31,31 @@ def parse_lorajob(obj: Any, *, local: bool = False) -> LoRAJobSpec:
     `local` allows file:// URIs, for runs without a cluster.
     Raises InvalidSpec with every error, for any object whatsoever.
     """
-    return parse_spec(obj, LoRAJobSpec, LORAJOB_RULES, local)
+    return parse_spec(obj, LoRAJobSpec, (), local)
 
 
 def lorajob_errors(spec: LoRAJobSpec) -> list[FieldError]:
-    """Return what a spec says that the schema allows and that cannot be."""
-    return [error for rule in LORAJOB_RULES for error in rule(spec)]
+    """Return an error for each rule that a spec breaks."""
+    return list(RULES.errors(LoRAJobSpec, spec.to_json_dict()))
 
 
 def parse_adaptermerge(obj: Any, *, local: bool = False) -> AdapterMergeSpec:
     """Return the spec of an AdapterMerge object; see parse_lorajob."""
-    return parse_spec(obj, AdapterMergeSpec, ADAPTERMERGE_RULES, local)
+    return parse_spec(obj, AdapterMergeSpec, (), local)
 
 
 def parse_adapterserver(obj: Any, *, local: bool = False) -> AdapterServerSpec:
     """Return the spec of an AdapterServer object; see parse_lorajob."""
-    return parse_spec(obj, AdapterServerSpec, ADAPTERSERVER_RULES, local)
+    return parse_spec(obj, AdapterServerSpec, (_base_names, _client_names), local)
 
 
 def parse_batchinference(obj: Any, *, local: bool = False) -> BatchInferenceSpec:
     """Return the spec of a BatchInference object; see parse_lorajob."""
-    return parse_spec(obj, BatchInferenceSpec, BATCHINFERENCE_RULES, local)
+    return parse_spec(obj, BatchInferenceSpec, (), local)
 
 
-def parse_spec(obj: Any, model: type[Spec], rules: Iterable[Rule[Spec]], local: bool) -> Spec:
-    """Return the spec of an object of class `model`, which satisfies `rules`; see parse_lorajob."""
+def parse_spec(obj: Any, model: type[Spec], checks: Iterable[Check[Spec]], local: bool) -> Spec:
+    """Return the spec of an object of class `model`, which satisfies RULES and `checks`; see parse_lorajob."""
     if not isinstance(obj, Mapping):
         raise InvalidSpec([FieldError("manifest", "must be a mapping with apiVersion, kind, metadata and spec")])
     if "spec" not in obj:
@@ -73,11 +74,12 @@ def parse_spec(obj: Any, model: type[Spec], rules: Iterable[Rule[Spec]], local: 
         raise InvalidSpec([*outside, *refused, *(each for each in misfits if each.path not in told)]) from error
     if outside or misfits:
         raise InvalidSpec([*outside, *misfits])
-    problems = list(itertools.chain.from_iterable(rule(spec) for rule in rules))
+    problems = [*RULES.errors(model, spec.to_json_dict()), *_buckets(spec), *_duplicates(spec)]
+    problems += itertools.chain.from_iterable(check(spec) for check in checks)
     if not local:
         problems += _file_uris(spec)
     if problems:
-        raise InvalidSpec(problems)
+        raise InvalidSpec(dict.fromkeys(problems))
     return spec
 
 
@@ -92,3 +94,45 @@ def _file_uris(spec: BaseModel) -> Iterator[FieldError]:
     for field in fields(spec, "spec"):
         if field.name == "uri" and isinstance(field.value, str) and field.value.startswith("file://"):
             yield FieldError(field.path, "file:// works without a cluster only; use s3:// or pvc:// here")
+
+
+def _buckets(spec: BaseModel) -> Iterator[FieldError]:
+    """Yield an error for each s3:// URI whose bucket cannot exist."""
+    for field in fields(spec, "spec"):
+        if field.name == "uri" and isinstance(field.value, str) and field.value.startswith("s3://"):
+            problem = bucket_problem(field.value.removeprefix("s3://").partition("/")[0])
+            if problem is not None:
+                yield FieldError(field.path, f"{problem}. Fix: write s3://bucket/prefix")
+
+
+def _duplicates(spec: BaseModel) -> Iterator[FieldError]:
+    """Yield an error for each entry of a list that has the key of another, where the API server compares keys."""
+    seen: set[tuple[str, str]] = set()
+    for field in fields(spec, "spec"):
+        extra = field.info.json_schema_extra
+        keys: Any = extra.get("x-kubernetes-list-map-keys") if isinstance(extra, dict) else None
+        if not keys or field.value is None or not field.path.endswith("]"):
+            continue
+        value = getattr(field.value, keys[0])
+        key = (field.path.rpartition("[")[0], value)
+        if key in seen:
+            yield FieldError(f"{field.path}.{keys[0]}", f"{value} is in the list already. Fix: remove one of the two")
+        seen.add(key)
+
+
+def _base_names(spec: AdapterServerSpec) -> Iterator[FieldError]:
+    """Yield an error for each adapter and alias with the name that the base model has by its URI or servedName."""
+    base = spec.model.effective_served_name()
+    for field in ("adapters", "aliases"):
+        for index, each in enumerate(getattr(spec, field) or ()):
+            if each.name == base and (field == "aliases" or not spec.model.served_name):
+                text = f"{base} is the name of the base model. Fix: use another name, or set model.servedName"
+                yield FieldError(f"spec.{field}[{index}].name", text)
+
+
+def _client_names(spec: AdapterServerSpec) -> Iterator[FieldError]:
+    """Yield an error when the names of all clients and their models are too long."""
+    size = sum(len(name) for client in spec.access.clients or () for name in (client.name, *client.models))
+    if size > LARGEST_CLIENTS:
+        text = f"has {size:,} characters of names, at most {LARGEST_CLIENTS:,} fit. Fix: list fewer, or use two servers"
+        yield FieldError("spec.access.clients", text)

@@ -23,6 +23,7 @@ from tunery_api.lorasweep import (
     SamplerType,
     WhenSpec,
 )
+from tunery_api.rules import RULES
 from tunery_api.schema_errors import field_error
 from tunery_search.dimensions import DECIMALS, Categorical, Dimension, Numeric, plain
 from tunery_search.fields import NUMERIC, TYPES, FieldType, canonical, path_problem, read, written
@@ -118,14 +119,14 @@ def _path(at: str, path: str, template: Mapping[str, Any], seen: Container[str])
     if problem:
         yield FieldError(f"{at}.path", problem)
     elif path in seen:
-        yield FieldError(f"{at}.path", f"{path} is a parameter already; keep one of the two")
+        yield FieldError(f"{at}.path", f"{path} is in the list already. Fix: remove one of the two")
     elif read(template, path) is not None:
         yield FieldError(f"{at}.path", f"the template sets {path}, too; leave it out there")
 
 
 def _values(at: str, parameter: ParameterSpec, sampler: SamplerType) -> Errors:
-    if (parameter.range is None) == (parameter.choices is None):
-        yield FieldError(at, "takes exactly one of range and choices")
+    if broken := list(RULES.errors(ParameterSpec, parameter.to_json_dict(), at)):
+        yield from broken
     elif parameter.path in TYPES and parameter.range is None:
         yield from _choices(at, parameter)
     elif parameter.path in TYPES:
@@ -229,13 +230,6 @@ def _such_as(path: str, numbers: Mapping[str, float]) -> str:
 def _span(at: str, path: str, given: RangeSpec, numbers: Mapping[str, float]) -> Errors:
     """Yield what is wrong with the numbers of a range beside each other."""
     low, high, step = numbers["min"], numbers["max"], numbers.get("step")
-    if low >= high:
-        yield FieldError(f"{at}.max", f"must be above min, {plain(low)}, is {plain(high)}")
-        return
-    if given.log and low == 0:
-        yield FieldError(f"{at}.min", "must be above 0 with log: true; raise it, or leave log out")
-    if given.log and step is not None:
-        yield FieldError(f"{at}.step", "cannot be set together with log; keep one of the two")
     if step is not None and step > (high - low) * (1 + _DUST):
         yield FieldError(f"{at}.step", f"is more than lies between min and max; at most {plain(high - low)}")
     elif step is not None and (high - low) / step > MOST_STEPS * (1 + _DUST):

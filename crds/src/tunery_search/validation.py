@@ -14,9 +14,8 @@ from tunery_api.fields import alias_of
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.lorasweep import LoRASweepSpec, PrunerType, SamplerType, SweepPreset
 from tunery_api.preference import TrainingTask
-from tunery_api.rules import LORAJOB_RULES
 from tunery_api.schema_errors import field_error
-from tunery_api.validation import parse_spec
+from tunery_api.validation import lorajob_errors, parse_spec
 from tunery_search.dimensions import Categorical, Dimension, Numeric, Values
 from tunery_search.fields import REFUSED, written
 from tunery_search.parameters import Parameters, checked
@@ -30,11 +29,7 @@ _MEASURED_ALIKE: Final = frozenset({"maxLength", "loss", "seed"})
 
 def something_to_search(spec: LoRASweepSpec) -> Errors:
     """Yield an error where the sweep has no space, or the recommended one of another task."""
-    if spec.preset is None and not spec.parameters:
-        yield FieldError(
-            "spec.parameters", "names nothing to search; list fields of the template, or set preset: Guide"
-        )
-    elif not spec.parameters and not checked(spec).guide:
+    if spec.preset is not None and not spec.parameters and not checked(spec).guide:
         yield FieldError("spec.preset", "the template sets all that the guide searches; leave some of it open there")
     if spec.preset is SweepPreset.GUIDE and spec.template.task is not TrainingTask.SFT:
         yield FieldError(
@@ -71,14 +66,6 @@ def initial(spec: LoRASweepSpec) -> Errors:
                 yield FieldError(f"spec.initial[{index}].{path}", message)
 
 
-def warm_start(spec: LoRASweepSpec) -> Errors:
-    """Yield each sweep that is named twice: its trials would count double."""
-    names = [each.name for each in spec.warm_start_from]
-    for index, name in enumerate(names):
-        if name in names[:index]:
-            yield FieldError(f"spec.warmStartFrom[{index}].name", f"{name} is named before; leave it out")
-
-
 def warm_start_of_another(spec: LoRASweepSpec, own: str) -> Errors:
     """Yield an error where a sweep of this name starts from itself; a spec has no name, so it is a parameter."""
     for index, each in enumerate(spec.warm_start_from):
@@ -87,15 +74,6 @@ def warm_start_of_another(spec: LoRASweepSpec, own: str) -> Errors:
                 f"spec.warmStartFrom[{index}].name",
                 "is this sweep itself, which learns from its own trials anyhow; leave it out",
             )
-
-
-def budget(spec: LoRASweepSpec) -> Errors:
-    """Yield an error for a budget of GPU seconds where trials have no GPU."""
-    if spec.budget is not None and spec.template.resources.gpus == 0:
-        yield FieldError(
-            "spec.budget",
-            "counts the seconds of GPUs, and spec.template.resources.gpus is 0; use activeDeadlineSeconds instead",
-        )
 
 
 def shared_passes(spec: LoRASweepSpec) -> Errors:
@@ -254,8 +232,7 @@ def _job_errors(trial: Mapping[str, Any]) -> Errors:
     except ValidationError as error:
         yield from (field_error(detail, LoRAJobSpec, False) for detail in error.errors())
     else:
-        for rule in LORAJOB_RULES:
-            yield from rule(spec)
+        yield from lorajob_errors(spec)
 
 
 def _place(dimension: Dimension, value: str, found: Parameters) -> str:
@@ -297,8 +274,6 @@ LORASWEEP_RULES: Final[tuple[Callable[[LoRASweepSpec], Errors], ...]] = (
     something_to_search,
     parameters,
     initial,
-    warm_start,
-    budget,
     shared_passes,
     pruner,
     final,

@@ -18,9 +18,21 @@ from kit.kubectl import KubectlError
 BASE: dict[str, Any] = {"serverRef": {"name": "support"}, "input": {"uri": "s3://data/in.jsonl"}}
 
 REFUSED = [
-    pytest.param({"input": {"uri": "s3://data/*.jsonl"}}, "spec.input.uri: names one file", id="several-files"),
-    pytest.param({"input": {"uri": "s3://data/in.csv"}}, "spec.input.uri: must end with .jsonl", id="no-lines-of-json"),
-    pytest.param({"input": {"uri": "s3://data/"}}, "spec.input.uri: must end with .jsonl", id="folder"),
+    pytest.param(
+        {"input": {"uri": "s3://data/*.jsonl"}},
+        r"spec\.input\.uri: (Invalid value: .*)?has \*, \? or \[",
+        id="several-files",
+    ),
+    pytest.param(
+        {"input": {"uri": "s3://data/in.csv"}},
+        r"spec\.input\.uri: (Invalid value: .*)?is not a file of JSON lines",
+        id="no-lines-of-json",
+    ),
+    pytest.param(
+        {"input": {"uri": "s3://data/"}},
+        r"spec\.input\.uri: (Invalid value: .*)?is not a file of JSON lines",
+        id="folder",
+    ),
 ]
 REFUSED_BY_THE_SCHEMA = [
     pytest.param({"concurrency": 0}, "spec.concurrency", id="nothing-in-flight"),
@@ -30,7 +42,7 @@ REFUSED_BY_THE_SCHEMA = [
     pytest.param({"resources": {"gpus": 1}}, "gpus", id="gpu"),
     pytest.param({"apiKeySecretRef": {"name": "keys"}}, "key", id="key-without-a-name"),
     *(
-        pytest.param({"apiKeySecretRef": {"name": "keys", "key": key}}, "is no name that a key of a Secret can", id=key)
+        pytest.param({"apiKeySecretRef": {"name": "keys", "key": key}}, "cannot be a key of a Secret", id=key)
         for key in (".", "..", "..data")
     ),
     *(
@@ -89,7 +101,7 @@ def manifest(name: str, **blocks: Any) -> dict[str, Any]:
     return {"apiVersion": "tunery.dev/v1alpha1", "kind": "BatchInference", "metadata": {"name": name}, "spec": spec}
 
 
-@pytest.mark.parametrize(("blocks", "message"), REFUSED_BY_THE_SCHEMA)
+@pytest.mark.parametrize(("blocks", "message"), [*REFUSED, *REFUSED_BY_THE_SCHEMA])
 def test_the_api_server_refuses_it_too(
     api_server: ApiServer, namespace: str, blocks: dict[str, Any], message: str
 ) -> None:

@@ -84,7 +84,7 @@ def test_what_can_be_searched_is_accepted(text: str, template: dict[str, Any]) -
 REFUSED: list[Any] = [
     pytest.param(
         "{}", {},
-        ["spec.parameters: names nothing to search; list fields of the template, or set preset: Guide"],
+        ["spec.parameters: names nothing to search. Fix: list fields of the template, or set preset: Guide"],
         id="nothing",
     ),
     pytest.param(
@@ -138,7 +138,7 @@ REFUSED: list[Any] = [
     pytest.param(
         f"parameters: [{RANKS}, {RANKS}, {{path: lora.alpha, choices: ['8']}}]", {"lora": {"alpha": 16}},
         [
-            "spec.parameters[1].path: lora.rank is a parameter already; keep one of the two",
+            "spec.parameters[1].path: lora.rank is in the list already. Fix: remove one of the two",
             "spec.parameters[2].path: the template sets lora.alpha, too; leave it out there",
         ],
         id="said-twice",
@@ -146,8 +146,8 @@ REFUSED: list[Any] = [
     pytest.param(
         "parameters: [{path: lora.rank}, {path: lora.alpha, choices: ['8'], range: {min: 8, max: 16}}]", {},
         [
-            "spec.parameters[0]: takes exactly one of range and choices",
-            "spec.parameters[1]: takes exactly one of range and choices",
+            "spec.parameters[0]: needs exactly one of range and choices. Fix: set one of them",
+            "spec.parameters[1]: needs exactly one of range and choices. Fix: set one of them",
         ],
         id="range-and-choices",
     ),
@@ -165,9 +165,9 @@ REFUSED: list[Any] = [
         - {path: training.neftuneNoiseAlpha, range: {min: 1e-15, max: 10}}
         """, {},
         [
-            "spec.parameters[0].range.max: must be above min, 8, is 4",
-            "spec.parameters[1].range.min: training.learningRate must be above 0, is 0",
-            "spec.parameters[2].range.step: cannot be set together with log; keep one of the two",
+            "spec.parameters[0].range.max: is not above min. Fix: raise it, or lower min",
+            "spec.parameters[1].range.min: is not above 0 with log: true. Fix: raise it, or remove log",
+            "spec.parameters[2].range.step: cannot be set with log. Fix: remove one of the two",
             "spec.parameters[3].range: lora.init is no number; give choices",
             "spec.parameters[4].range.max: lora.dropout must be below 1, is 2",
             "spec.parameters[5].range.min: lora.rank must be a whole number of at least 0, is '4.5'",
@@ -181,7 +181,7 @@ REFUSED: list[Any] = [
     ),
     pytest.param(
         "parameters: [{path: training.weightDecay, range: {min: 0, max: 0.1, log: true}}]", {},
-        ["spec.parameters[0].range.min: must be above 0 with log: true; raise it, or leave log out"],
+        ["spec.parameters[0].range.min: is not above 0 with log: true. Fix: raise it, or remove log"],
         id="factors-of-0",
     ),
     pytest.param(
@@ -250,7 +250,7 @@ REFUSED: list[Any] = [
     pytest.param(
         "preset: Guide\nbudget: {gpuSeconds: 5}", {"resources": {"gpus": 0}},
         [
-            "spec.budget: counts the seconds of GPUs, and spec.template.resources.gpus is 0; use activeDeadlineSeconds "
+            "spec.budget: counts the seconds of GPUs, and template.resources.gpus is 0. Fix: use activeDeadlineSeconds "
             "instead",
         ],
         id="budget",
@@ -272,8 +272,9 @@ REFUSED: list[Any] = [
         "parameters: [{path: training.gradientAccumulation, choices: [8, 12, 16]}]",
         {"resources": {"gpus": 4, "nodes": 2}},
         [
-            "spec.parameters[0].choices[1]: training.gradientAccumulation must be a multiple of the 8 devices that "
-            "share the passes (resources.gpus x resources.nodes), is 12: set 8 or 16, or leave it out",
+            "spec.parameters[0].choices[1]: training.gradientAccumulation is not a multiple of the devices that share "
+            "the passes: resources.gpus x resources.nodes, or resources.nodes with gpus: 0. Fix: set such a multiple, "
+            "or remove it",
         ],
         id="passes of devices, as choices",
     ),
@@ -391,7 +392,7 @@ REFUSED: list[Any] = [
     ),
     pytest.param(
         "preset: Guide\nfinal: {training: {epochs: 3}}", {"training": {"maxSteps": 100}},
-        ["spec.final: training.maxSteps cannot be set together with epochs; keep one of the two"],
+        ["spec.final: training.maxSteps cannot be set together with epochs. Fix: remove one of the two"],
         id="final-beside-the-template",
     ),
     pytest.param(
@@ -402,14 +403,14 @@ REFUSED: list[Any] = [
     pytest.param(
         "preset: Guide\nwarmStartFrom: [{name: a}, {name: b}, {name: a}, {name: a}]", {},
         [
-            "spec.warmStartFrom[2].name: a is named before; leave it out",
-            "spec.warmStartFrom[3].name: a is named before; leave it out",
+            "spec.warmStartFrom[2].name: a is in the list already. Fix: remove one of the two",
+            "spec.warmStartFrom[3].name: a is in the list already. Fix: remove one of the two",
         ],
         id="warm-start-from-one-twice",
     ),
     pytest.param(
         "preset: Guide\noutput: {uri: 's3://key@bucket/a'}", {},
-        ["spec.output.uri: holds credentials, which belong into the Secret of secretRef; write s3://bucket/prefix"],
+        ["spec.output.uri: holds credentials, which belong into the Secret of secretRef. Fix: write s3://bucket/prefix"],
         id="output",
     ),
     pytest.param(
@@ -463,19 +464,21 @@ ALONE: list[Any] = [
     ),
     pytest.param(
         "parameters: [{path: method, choices: [LoRA, IA3]}]", {"lora": {"rank": 4}},
-        ["spec.parameters[0].choices[1]: lora.rank: IA3 has no such setting; leave it out"],
+        ["spec.parameters[0].choices[1]: lora.rank is not a setting of AdaLoRA, IA3, PromptTuning or PrefixTuning. "
+            "Fix: remove it, or with AdaLoRA set adalora.targetRank"],
         id="a-method-that-does-not-read-the-template",
     ),
     pytest.param(
         "parameters: [{path: training.epochs, choices: ['1', '2']}]", {"training": {"maxSteps": 5}},
-        ["spec.parameters[0].path: training.maxSteps cannot be set together with epochs; keep one of the two"],
+        ["spec.parameters[0].path: training.maxSteps cannot be set together with epochs. Fix: remove one of the two"],
         id="every-choice-beside-the-template",
     ),
     pytest.param(
         "parameters: [{path: lora.rnk, choices: ['1']}]", {"quantization": {}, "method": "DoRA"},
         [
             "spec.parameters[0].path: lora.rnk is no field that can be searched; did you mean lora.rank?",
-            "spec.template.quantization: DoRA trains on the unquantised base; use method: QDoRA, or leave it out",
+            "spec.template.quantization: does not fit LoRA and DoRA, which train on the unquantized base. Fix: set "
+            "method: QLoRA or QDoRA, or remove it",
         ],
         id="the-template-beside-a-wrong-parameter",
     ),
@@ -554,7 +557,7 @@ def test_a_condition_on_a_wrong_parameter_is_no_second_error() -> None:
         "parameters: [{path: lora.init, choices: [EVA], range: {min: 1, max: 2}},"
         "{path: lora.rank, choices: ['4'], when: {path: lora.init, in: [EVA]}}]"
     )
-    assert told == ["spec.parameters[0]: takes exactly one of range and choices"]
+    assert told == ["spec.parameters[0]: needs exactly one of range and choices. Fix: set one of them"]
 
 
 def test_what_a_misspelt_choice_was_meant_to_be_is_no_second_error() -> None:
