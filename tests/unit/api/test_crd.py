@@ -86,7 +86,7 @@ COLUMNS = {
         "Phase, Progress, Reason, Loss, Method, Age",
         "Model, Task, Eval Loss, ETA, Pods, Health, Queue, Adapter",
     ),
-    Kind.ADAPTERMERGE: ("Phase, Progress, Reason, Method, Into, Deviation, Age", "Queue, Adapter"),
+    Kind.ADAPTERMERGE: ("Phase, Progress, Reason, Method, Into, Age", "Deviation, Queue, Adapter"),
     Kind.ADAPTERSERVER: ("Phase, Ready, Adapters, Reason, Age", "Model, URL"),
     Kind.BATCHINFERENCE: ("Phase, Progress, Reason, Errors, Server, Age", "ETA, Queue, Output"),
     Kind.LORASWEEP: ("Phase, Reason, Trials, Running, Best, Trial, Age", "Improvement, GPU-s, Saved, Queue, Adapter"),

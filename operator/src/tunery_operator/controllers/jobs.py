@@ -102,7 +102,7 @@ def _find_unwatched(context: ReconcileContext, obj: ManagedObject, plan: JobPlan
         return None
     job = parse_job(found)
     if job.owner_uid == plan.owner.uid:
-        return Attempt(job, context.cache.pods_of(job.uid))
+        return Attempt(job, context.cache.pods_of(job.namespace, job.uid))
     if runs_on:
         raise NameTaken(plan.name)
     return None
@@ -156,7 +156,10 @@ def leftovers(context: ReconcileContext, owner: Owner, name: str) -> tuple[PodVi
     pods = oldest_first(context.cache.pods.by_index("job name", (owner.key.namespace, name)))
     others = (pod for pod in pods if job is None or pod.job_uid != job.uid)
     # The garbage collector deletes the pod a moment after its Job.
-    return tuple(replace(pod, deleting=True) if context.cache.is_being_deleted(pod.job_uid) else pod for pod in others)
+    return tuple(
+        replace(pod, deleting=True) if context.cache.is_being_deleted(pod.namespace, pod.job_uid) else pod
+        for pod in others
+    )
 
 
 def _ensure_unchanged(context: ReconcileContext, obj: ManagedObject) -> None:

@@ -42,7 +42,7 @@ class Cache:
         self.pods: Store[PodView] = Store(
             self._lock,
             self._pod_changed,
-            {"job": lambda pod: (pod.job_uid,), "job name": lambda pod: ((pod.namespace, pod.job),)},
+            {"job": lambda pod: ((pod.namespace, pod.job_uid),), "job name": lambda pod: ((pod.namespace, pod.job),)},
             selects=lambda pod: bool(pod.job_uid) and not pod.finished,
         )
         """The pods of Jobs that have not ended."""
@@ -65,8 +65,8 @@ class Cache:
         self._states: dict[Key, ObjectState] = {}
         self._pod_lists: dict[str, PodList] = {}
         """By uid of the Job."""
-        self._deleted_at: dict[str, float] = {}
-        """When the operator deleted a Job of which pods are left, by uid."""
+        self._deleted_at: dict[tuple[str, str], float] = {}
+        """When the operator deleted a Job of which pods are left, by namespace and uid."""
         self._deferred: set[Key] = set()
 
     def _object_store(self) -> Store[ObjectView]:
@@ -74,7 +74,7 @@ class Cache:
             self._lock,
             self._object_changed,
             {
-                "uid": lambda view: [view.uid] if view.active else [],
+                "uid": lambda view: [(view.namespace, view.uid)] if view.active else [],
                 "child labels": lambda view: [_child_labels(view)] if view.active else [],
                 "reference": lambda view: view.references,
                 "sweep": lambda view: [view.trial.sweep_uid] if view.trial is not None else [],
@@ -104,9 +104,9 @@ class Cache:
         view = self.get(key)
         return None if view is None else view.body
 
-    def active(self, uid: str) -> ObjectView | None:
-        """Return the active object with this uid."""
-        return next(iter(self._by_index("uid", uid)), None)
+    def active(self, namespace: str, uid: str) -> ObjectView | None:
+        """Return the active object of a namespace with this uid: a pod elsewhere can have any label."""
+        return next(iter(self._by_index("uid", (namespace, uid))), None)
 
     def all_objects(self) -> list[ObjectView]:
         """Return all objects of our kinds."""
@@ -183,7 +183,7 @@ class Cache:
     def _job_changed(self, job: JobView, _: JobView | None, deleted: bool) -> set[Key]:
         if deleted:
             for departure in self._pod_lists.pop(job.uid, PodList()).departures.values():
-                self._lose(job.owner_uid, job.name, departure.lost)
+                self._lose(job.namespace, job.owner_uid, job.name, departure.lost)
         if job.owner is None or job.done:
             return set()
         if not deleted and job.finished and self.get(job.owner) is not None:
@@ -197,21 +197,27 @@ class Cache:
             if job is not None:
                 self._pod_lists.setdefault(job.uid, PodList()).departures[pod.uid] = departure
             else:
-                self._lose(pod.owner_uid, pod.job, departure.lost)
-            if not self.pods.by_index("job", pod.job_uid):
-                self._deleted_at.pop(pod.job_uid, None)
+                self._lose(pod.namespace, pod.owner_uid, pod.job, departure.lost)
+            if not self._watched_pods(pod.namespace, pod.job_uid):
+                self._deleted_at.pop((pod.namespace, pod.job_uid), None)
         if job is not None:
             return self._active_among(job.owner)
-        owners = [*self._by_index("child labels", pod.owner_labels), *self._by_index("uid", pod.owner_uid)]
+        owners = [
+            *self._by_index("child labels", pod.owner_labels),
+            *self._by_index("uid", (pod.namespace, pod.owner_uid)),
+        ]
         return {view.key for view in owners}
 
     def _job_of(self, pod: PodView) -> JobView | None:
         job = self.jobs.get(pod.namespace, pod.job)
         return job if job is not None and job.uid == pod.job_uid else None
 
-    def _lose(self, owner_uid: str, job_name: str, lost: LostPod | None) -> None:
+    def _watched_pods(self, namespace: str, job_uid: str) -> tuple[PodView, ...]:
+        return self.pods.by_index("job", (namespace, job_uid))
+
+    def _lose(self, namespace: str, owner_uid: str, job_name: str, lost: LostPod | None) -> None:
         """Remember a deleted pod until its object ends."""
-        owner = self.active(owner_uid)
+        owner = self.active(namespace, owner_uid)
         if owner is not None and lost is not None:
             state = self.state(owner.key)
             state.lost = {**state.lost, job_name: (*state.lost.get(job_name, ()), lost)[-MAX_LOST:]}
@@ -219,21 +225,21 @@ class Cache:
     def delete_job(self, job: JobView) -> None:
         """Note that the operator has deleted a Job with its pods."""
         with self._lock:
-            if self.pods.by_index("job", job.uid):
-                self._deleted_at[job.uid] = self._clock()
+            if self._watched_pods(job.namespace, job.uid):
+                self._deleted_at[job.namespace, job.uid] = self._clock()
             self.jobs.delete(job)
 
-    def is_being_deleted(self, job_uid: str) -> bool:
+    def is_being_deleted(self, namespace: str, job_uid: str) -> bool:
         """Return whether the operator has just deleted a Job: its pods are about to be deleted."""
         with self._lock:
-            deleted_at = self._deleted_at.get(job_uid)
+            deleted_at = self._deleted_at.get((namespace, job_uid))
             return deleted_at is not None and self._clock() - deleted_at < DELETION_SECONDS
 
-    def pods_of(self, job_uid: str) -> tuple[PodView, ...]:
+    def pods_of(self, namespace: str, job_uid: str) -> tuple[PodView, ...]:
         """Return the pods of a Job, active or ended, oldest first."""
         with self._lock:
             unwatched = self._pod_lists.get(job_uid, PodList()).unwatched
-            return oldest_first((*self.pods.by_index("job", job_uid), *unwatched.values()))
+            return oldest_first((*self._watched_pods(namespace, job_uid), *unwatched.values()))
 
     def needs_pod_list(self, job: JobView) -> bool:
         """Return whether pods of a Job have ended that are not known here: its pods must be listed live."""
@@ -253,10 +259,10 @@ class Cache:
             listed = {pod.uid: pod for pod in pods}
             for pod in listed.values():
                 self.pods.put(pod)
-            for pod in self.pods.by_index("job", job.uid):
+            for pod in self._watched_pods(job.namespace, job.uid):
                 if pod.uid not in listed and not later(pod.version, version):
                     self.pods.delete(pod)
-            watched = {pod.uid for pod in self.pods.by_index("job", job.uid)}
+            watched = {pod.uid for pod in self._watched_pods(job.namespace, job.uid)}
             record = self._pod_lists.setdefault(job.uid, PodList())
             record.version, record.ended = version, job.succeeded + job.failed
             record.unwatched = {uid: pod for uid, pod in listed.items() if uid not in watched}
@@ -267,7 +273,7 @@ class Cache:
         """Drop a departure if the list tells what became of the pod."""
         pod = record.unwatched.get(uid)
         if pod is None and not later(departure.version, record.version):
-            self._lose(job.owner_uid, job.name, departure.lost)
+            self._lose(job.namespace, job.owner_uid, job.name, departure.lost)
             del record.departures[uid]
         elif pod is not None and pod.finished:
             del record.departures[uid]
@@ -279,8 +285,8 @@ class Cache:
 
     def _server_pod_changed(self, pod: ServerPodView, _: ServerPodView | None, deleted: bool) -> set[Key]:
         """Return the server that a pod's labels name; they may be wrong, and then its reconcile changes nothing."""
-        server = self.active(pod.owner_uid)
-        keys = {server.key} if server is not None and server.namespace == pod.namespace else set[Key]()
+        server = self.active(pod.namespace, pod.owner_uid)
+        keys = {server.key} if server is not None else set[Key]()
         if deleted and not self.server_pods.by_index("replica set", pod.made_by):
             self.deployment_of.pop(pod.made_by, None)
         for state in map(self.state, keys if deleted else ()):
@@ -305,17 +311,17 @@ class Cache:
             pod = self.pods.get(namespace, name)
             if pod is not None and pod.uid == uid:
                 job = self._job_of(pod)
-                owner = None if pod.index else self.active(pod.owner_uid if job is None else job.owner_uid)
+                owner = None if pod.index else self.active(namespace, pod.owner_uid if job is None else job.owner_uid)
             else:
                 owner = self._server_of(namespace, name, uid)
-            return (owner.key, owner.uid) if owner is not None and owner.namespace == namespace else None
+            return (owner.key, owner.uid) if owner is not None else None
 
     def _server_of(self, namespace: str, name: str, uid: str) -> ObjectView | None:
         """Return the server of a pod, by the Deployment of its ReplicaSet."""
         pod = self.server_pods.get(namespace, name)
         made_by = self.deployment_of.get(pod.made_by) if pod is not None and pod.uid == uid else None
         deployment = next(iter(self.deployments.by_index("uid", made_by)), None) if made_by else None
-        return self.active(deployment.owner_uid) if deployment and deployment.namespace == namespace else None
+        return self.active(namespace, deployment.owner_uid) if deployment else None
 
     def is_unproven(self, namespace: str, name: str, uid: str) -> bool:
         """Return whether the labels of a pod name a server, and its ReplicaSet was not read yet."""

@@ -63,7 +63,7 @@ def read_attempt(client: KubeClient, cache: Cache, owner: Owner, name: str) -> A
         return None
     if cache.needs_pod_list(job) or job.finished or cache.state(owner.key).stale:
         _list_pods(client, cache, job)
-    return Attempt(job, cache.pods_of(job.uid))
+    return Attempt(job, cache.pods_of(job.namespace, job.uid))
 
 
 def _read_job(client: KubeClient, cache: Cache, owner: Owner, name: str) -> JobView | None:

@@ -255,7 +255,7 @@ class TestPods:
         assert self.incomplete(cache)
         list_pods(cache, "one-train", 10, pod(10, phase="Succeeded"))
         assert not self.incomplete(cache)
-        assert [found.finished for found in cache.pods_of("j1")] == [True]
+        assert [found.finished for found in cache.pods_of("team", "j1")] == [True]
         assert cache.state(ONE).lost.get("one-train", ()) == ()
         assert put_pod(cache, pod(9)) == set(), "a late event does not let it run again"
         put_job(cache, job(11, succeeded=1))
@@ -274,7 +274,7 @@ class TestPods:
         assert self.incomplete(cache)
         put_pod(cache, pod(12, uid="p2"))
         list_pods(cache, "one-train", 11, pod(10, phase="Failed"))
-        assert {found.uid for found in cache.pods_of("j1")} == {"p1", "p2"}
+        assert {found.uid for found in cache.pods_of("team", "j1")} == {"p1", "p2"}
         assert not self.incomplete(cache)
 
     def test_a_pod_that_leaves_while_the_list_is_made_is_asked_for_again(self, cache: Cache) -> None:
@@ -313,9 +313,9 @@ class TestPods:
         found = cache.jobs.get("team", "one-train")
         assert found is not None
         cache.delete_job(found)
-        assert cache.is_being_deleted("j1")
+        assert cache.is_being_deleted("team", "j1")
         now[0] += DELETION_SECONDS
-        assert not cache.is_being_deleted("j1")
+        assert not cache.is_being_deleted("team", "j1")
 
     def test_a_list_tells_who_left(self, cache: Cache) -> None:
         assert cache.pods.prune(None, {"p1"}, "20") == set()
