@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from e2e.conftest import REPORT_FILES, Launch, plain_peft_loss
 
+from kit import kubectl_yaml
 from kit.installation import ROOT
 from kit.jobs import Job
 from kit.kubectl import Kubectl, wait_for
@@ -21,7 +21,7 @@ from kit.published import download, s3_client
 def test_the_quickstart_trains_and_publishes(
     kubectl: Kubectl, namespace: str, environment: dict[str, str], folder: Path
 ) -> None:
-    manifest = yaml.safe_load((ROOT / "docs" / "examples" / "quickstart.yaml").read_text())
+    manifest = kubectl_yaml.load((ROOT / "docs" / "examples" / "quickstart.yaml").read_text())
     manifest["spec"]["output"]["uri"] = f"s3://adapters/{namespace}/quickstart"
     job = Job(kubectl, manifest, namespace).apply()
 

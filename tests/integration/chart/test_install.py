@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import yaml
 
+from kit import kubectl_yaml
 from kit.api_server import ApiServer
 from kit.chart.installing import CRDS, TEAM, helm_install, installation
 from kit.chart.rendering import CHART, NAMESPACE
@@ -76,7 +76,7 @@ def test_an_uninstall_keeps_the_jobs_of_users_and_an_install_takes_them_back(
 ) -> None:
     """Pods that run over both go on reporting: the certificate is kept, too."""
     certificate = data_of(installed)
-    example = yaml.safe_load((CHART.parents[1] / "docs" / "examples" / "lora.yaml").read_text())
+    example = kubectl_yaml.load((CHART.parents[1] / "docs" / "examples" / "lora.yaml").read_text())
     installed.apply(example, namespace=TEAM)
     installed.program("helm", "uninstall", "tunery", "-n", NAMESPACE, "--wait")
     assert installed.get("deployment", "tunery", NAMESPACE) is None

@@ -8,7 +8,6 @@ import re
 from typing import Any
 
 import pytest
-import yaml
 
 from tunery_api.kinds import Kind
 from tunery_api.names import NODES_PORTS, child_name
@@ -18,6 +17,7 @@ from tunery_operator.observed.metadata import Owner, parse_owner
 from tunery_operator.planning.job import JobPlan, Platform, Progress
 from tunery_operator.planning.lorajob import ResolvedInputs, plan_preflight, plan_publish, plan_report, plan_train
 
+from kit import kubectl_yaml
 from kit.installation import ROOT
 from kit.kubectl import Kubectl
 from kit.operator.objects import lorajob
@@ -173,7 +173,7 @@ def test_what_the_platform_says_of_several_devices_reaches_them_and_no_check(res
 
 @pytest.mark.parametrize(("name", "storage"), [("two-nodes", 443), ("two-nodes-cpu", 8333)])
 def test_the_networkpolicy_of_the_example_is_of_its_pods(name: str, storage: int) -> None:
-    policy, example = yaml.safe_load_all((ROOT / "docs" / "examples" / f"{name}.yaml").read_text())
+    policy, example = kubectl_yaml.load_all((ROOT / "docs" / "examples" / f"{name}.yaml").read_text())
     spec = parse_lorajob(example)
     labels = build_job(plan_train(spec, owner(name), platform(), ResolvedInputs()))["spec"]["template"]["metadata"][
         "labels"
@@ -223,7 +223,7 @@ def test_the_api_server_takes_every_name(api_server: Kubectl) -> None:
         for nodes in (2, 64):
             plan = train(owner(name), platform(), gpus=1, nodes=nodes)
             bodies += [build_job(plan), build_service(plan)]
-    policy, _ = yaml.safe_load_all((ROOT / "docs" / "examples" / "two-nodes.yaml").read_text())
+    policy, _ = kubectl_yaml.load_all((ROOT / "docs" / "examples" / "two-nodes.yaml").read_text())
     bodies.append(policy)
     for body in bodies:
         body["metadata"]["namespace"] = "default"

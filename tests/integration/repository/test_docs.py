@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from tunery_api.findings import FINDINGS
 from tunery_api.names import CHECKPOINTS_PREFIX, REPORTS_PREFIX
@@ -25,6 +24,7 @@ from tunery_operator.observed.attempt_history import STOPPED
 from tunery_operator.status.events import CHECKPOINT_NOT_STORED, RANK_TOO_LOW, REMOVAL_UNKNOWN, TRIALS_LEFT
 from tunery_search.validation import parse_lorasweep
 
+from kit import kubectl_yaml
 from kit.environment import engine_settings
 from tools.demo.serving import LABEL
 
@@ -116,7 +116,7 @@ def test_every_make_target_exists(page: Path) -> None:
 def manifests(page: Path) -> list[dict[str, Any]]:
     """Return the objects of our kinds in the code blocks of a page."""
     blocks = re.findall(r"^apiVersion: tunery\.dev.*?(?=^```|^YAML)", page.read_text(), re.MULTILINE | re.DOTALL)
-    return [document for block in blocks for document in yaml.safe_load_all(block)]
+    return [document for block in blocks for document in kubectl_yaml.load_all(block)]
 
 
 @pytest.mark.parametrize("page", [page for page in DOCS if manifests(page)], ids=lambda page: page.name)
@@ -251,11 +251,11 @@ def cpus(amount: str | int) -> float:
 
 
 def test_the_quickstart_says_how_much_cpu_the_demos_need() -> None:
-    values = yaml.safe_load((ROOT / "charts" / "tunery" / "values.yaml").read_text())
+    values = kubectl_yaml.load((ROOT / "charts" / "tunery" / "values.yaml").read_text())
     operator = values["operator"]["replicas"] * cpus(values["operator"]["resources"]["requests"]["cpu"])
     examples = ROOT / "docs" / "examples"
-    job = yaml.safe_load((examples / "quickstart.yaml").read_text())["spec"]["resources"]
-    _, second, server = yaml.safe_load_all((examples / "serving-demo.yaml").read_text())
+    job = kubectl_yaml.load((examples / "quickstart.yaml").read_text())["spec"]["resources"]
+    _, second, server = kubectl_yaml.load_all((examples / "serving-demo.yaml").read_text())
     (gateway,) = (
         line.partition("=")[2] for line in engine_settings({"TUNERY_ENGINE_IMAGE": "e:1"}, "vllm") if ".cpu=" in line
     )
@@ -271,7 +271,7 @@ def test_the_quickstart_says_how_much_cpu_the_demos_need() -> None:
 
 def test_the_label_that_the_serving_demo_serves_by_is_one_everywhere() -> None:
     key, _, value = LABEL.partition("=")
-    _, second, server = yaml.safe_load_all((ROOT / "docs" / "examples" / "serving-demo.yaml").read_text())
+    _, second, server = kubectl_yaml.load_all((ROOT / "docs" / "examples" / "serving-demo.yaml").read_text())
     assert server["spec"]["adapterSelector"] == {"matchLabels": {key: value}}
     assert second["metadata"]["labels"] == {key: value}
     text = " ".join((ROOT / "docs" / "quickstart.md").read_text().split())

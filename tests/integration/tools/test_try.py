@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from kit import kubectl_yaml
 from kit.installation import ROOT
 from kit.processes import with_environment
 from kit.tiny_models import write_chat_model
@@ -33,7 +34,7 @@ sys.exit(local.ended(lambda: local_job.run(folder, manifest)))
 def small(tmp_path: Path) -> Path:
     """The demo's manifest with two steps, LoRA and short rows, beside a tiny model."""
     write_chat_model(tmp_path / "model")
-    manifest = yaml.safe_load(MANIFEST.read_text())
+    manifest = kubectl_yaml.load(MANIFEST.read_text())
     manifest["spec"]["method"] = "LoRA"
     manifest["spec"]["training"] |= {"maxSteps": 2, "maxLength": 64}
     path = tmp_path / "quickstart.yaml"

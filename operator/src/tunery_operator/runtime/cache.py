@@ -202,11 +202,8 @@ class Cache:
                 self._deleted_at.pop((pod.namespace, pod.job_uid), None)
         if job is not None:
             return self._active_among(job.owner)
-        owners = [
-            *self._by_index("child labels", pod.owner_labels),
-            *self._by_index("uid", (pod.namespace, pod.owner_uid)),
-        ]
-        return {view.key for view in owners}
+        owners = [self.active(pod.namespace, pod.owner_uid), *self._by_index("child labels", pod.owner_labels)]
+        return {view.key for view in owners if view is not None}
 
     def _job_of(self, pod: PodView) -> JobView | None:
         job = self.jobs.get(pod.namespace, pod.job)
@@ -321,7 +318,8 @@ class Cache:
         pod = self.server_pods.get(namespace, name)
         made_by = self.deployment_of.get(pod.made_by) if pod is not None and pod.uid == uid else None
         deployment = next(iter(self.deployments.by_index("uid", made_by)), None) if made_by else None
-        return self.active(namespace, deployment.owner_uid) if deployment else None
+        is_here = deployment is not None and deployment.namespace == namespace
+        return self.active(namespace, deployment.owner_uid) if deployment and is_here else None
 
     def is_unproven(self, namespace: str, name: str, uid: str) -> bool:
         """Return whether the labels of a pod name a server, and its ReplicaSet was not read yet."""

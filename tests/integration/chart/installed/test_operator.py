@@ -9,8 +9,8 @@ import ssl
 from collections.abc import Iterator
 
 import pytest
-import yaml
 
+from kit import kubectl_yaml
 from kit.api_server import ApiServer
 from kit.chart.installing import TEAM
 from kit.chart.rendering import CHART, VERSION, Rendered
@@ -30,7 +30,7 @@ def operator(installed: ApiServer, rendered: Rendered, tmp_path_factory: pytest.
 
 @pytest.mark.slow
 def test_a_job_gets_its_preflight(installed: ApiServer, operator: Operator) -> None:
-    manifest = yaml.safe_load((CHART.parents[1] / "docs" / "examples" / "lora.yaml").read_text())
+    manifest = kubectl_yaml.load((CHART.parents[1] / "docs" / "examples" / "lora.yaml").read_text())
     job = Job(installed, manifest, TEAM).apply()
     (preflight,) = wait_for("the preflight Job", lambda: job.jobs("preflight"), timeout=30)
     (pod,) = wait_for("its pod, which restricted Pod Security admits", lambda: job.pods("preflight"), timeout=30)
@@ -72,7 +72,7 @@ def suspends(kubectl: ApiServer, name: str) -> bool:
 
 @pytest.mark.slow
 def test_its_events_are_taken(installed: ApiServer, operator: Operator) -> None:
-    manifest = yaml.safe_load((CHART.parents[1] / "docs" / "examples" / "qlora.yaml").read_text())
+    manifest = kubectl_yaml.load((CHART.parents[1] / "docs" / "examples" / "qlora.yaml").read_text())
     job = Job(installed, manifest, TEAM).apply()
     wait_for("an event", lambda: {event["reason"] for event in job.events()}, timeout=30)
     installed.delete("lorajob", "qlora", TEAM)

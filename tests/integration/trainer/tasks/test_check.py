@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from tunery_api.reasons import ExitCode
 
+from kit import kubectl_yaml
 from kit.story import Case, Write, command, environment, make_rows, run_here, run_trainer, write_rows
 
 
@@ -86,7 +86,7 @@ def test_a_manifest_may_be_json_and_rows_of_json_stay_data(case: Case, write: Wr
     path = case(dataset={"uri": "file://data.jsonl"})
     write_rows(path.parent / "data.jsonl", make_rows())
     manifest = path.with_suffix(".json")
-    manifest.write_text(json.dumps(yaml.safe_load(path.read_text())))
+    manifest.write_text(json.dumps(kubectl_yaml.load(path.read_text())))
     told = [run_here("check", file) for file in (path, manifest)]
     assert [done.returncode for done in told] == [ExitCode.OK, ExitCode.OK], told[1].stderr
     assert told[0].stdout == told[1].stdout

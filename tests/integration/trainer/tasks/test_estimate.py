@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 
 from tunery_api.fields import parse_quantity
 from tunery_api.methods import Method
@@ -23,6 +22,7 @@ from tunery_trainer.reporting.estimate_text import as_json
 from tunery_trainer.settings.look import Estimated
 from tunery_trainer.tasks import estimate
 
+from kit import kubectl_yaml
 from kit.published_memory import read
 from kit.shown import ROOT, blocks
 from kit.story import Case, Run, make_rows, manifest, run_here, write_manifest, write_rows
@@ -112,7 +112,7 @@ def test_tokens_are_those_of_the_rows_to_train_on_by_what_is_laid_in_a_batch(
     write_rows(path.parent / "own.jsonl", make_rows(60))
     told = {}
     for name, evaluation in {"fraction": {"fraction": 0.5}, "own": {"uri": "file://own.jsonl"}}.items():
-        job = yaml.safe_load(path.read_text())
+        job = kubectl_yaml.load(path.read_text())
         job["spec"]["dataset"]["evaluation"] = evaluation
         path.write_text(json.dumps(job))
         assert main(["estimate", str(path)]) == ExitCode.OK

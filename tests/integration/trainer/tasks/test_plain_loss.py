@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-import yaml
 
 from tunery_api.reasons import ExitCode
 
+from kit import kubectl_yaml
 from kit.held_out import held_out_lines, plain_peft_loss
 from kit.story import Case, run_here, write_rows
 
@@ -31,7 +31,7 @@ def test_plain_peft_gives_the_held_out_loss_of_a_fraction(case: Case, tmp_path: 
     done = run_here("run", path, "--work-dir", tmp_path / "work")
     assert done.returncode == ExitCode.OK, done.stderr
     told = json.loads((tmp_path / "out/manifest.json").read_text())["lineage"]["metrics"]["evalLoss"]
-    spec = yaml.safe_load(path.read_text())["spec"]
+    spec = kubectl_yaml.load(path.read_text())["spec"]
     lines = held_out_lines(tmp_path / "data.jsonl", spec)
     assert len(lines) == 12
     held = tmp_path / "held.jsonl"

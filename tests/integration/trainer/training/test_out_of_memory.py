@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 from trl import SFTTrainer
 
@@ -26,6 +25,7 @@ from tunery_trainer.losses.evaluation import Pass, _Passes
 from tunery_trainer.team.team import Team
 from tunery_trainer.training.recovery import train_to_the_end
 
+from kit import kubectl_yaml
 from kit.adapters import distance
 from kit.story import Case, environment, make_rows, newest_log, run_here, write_rows
 from kit.training import resolved_for
@@ -94,7 +94,7 @@ def train(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any], str]:
 
 def without_dropout(path: Path) -> None:
     """Leave nothing of LoRA's block but a dropout of 0: what is dropped depends on how a step is split."""
-    manifest = yaml.safe_load(path.read_text())
+    manifest = kubectl_yaml.load(path.read_text())
     manifest["spec"]["lora"] = {"dropout": 0}
     path.write_text(json.dumps(manifest))
 

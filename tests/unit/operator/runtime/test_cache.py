@@ -317,6 +317,22 @@ class TestPods:
         now[0] += DELETION_SECONDS
         assert not cache.is_being_deleted("team", "j1")
 
+    @pytest.mark.parametrize("job_uid", ["j1", "j9"], ids=["of the Job", "of an unknown Job"])
+    def test_a_pod_of_another_namespace_is_no_pod_of_the_job(self, cache: Cache, job_uid: str) -> None:
+        """It may have any label, and the deletion of a pod of the Job may not be told by it."""
+        foreign = pod(20, "p9", job_uid)
+        foreign["metadata"]["namespace"] = "elsewhere"
+        assert put_pod(cache, foreign) == set()
+        assert [found.uid for found in cache.pods_of("team", "j1")] == ["p1"]
+        assert cache.owner_of_pod("elsewhere", "one-train-p9", "p9") is None
+        found = cache.jobs.get("team", "one-train")
+        assert found is not None
+        cache.delete_job(found)
+        foreign["metadata"]["resourceVersion"] = "21"
+        assert delete_pod(cache, foreign) == set()
+        assert cache.is_being_deleted("team", "j1")
+        assert cache.state(ONE).lost == {}
+
     def test_a_list_tells_who_left(self, cache: Cache) -> None:
         assert cache.pods.prune(None, {"p1"}, "20") == set()
         assert cache.pods.prune(None, set(), "20") == {ONE}

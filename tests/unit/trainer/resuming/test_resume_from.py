@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 
 from tunery_api.lorajob import LoRAJobSpec
@@ -24,6 +23,7 @@ from tunery_trainer.resuming.checkpoints import CheckpointUploader
 from tunery_trainer.settings.auto_method import MethodChoice, method_choices
 from tunery_trainer.training.trl_trainer import AdapterTrainer
 
+from kit import kubectl_yaml
 from kit.adapters import distance
 from kit.story import Case, make_rows, run_here, write_manifest, write_rows
 
@@ -348,7 +348,7 @@ def test_a_job_that_says_no_more_than_where_it_goes_on_ends_where_the_other_woul
     place, straight = first(case, **asked, training=EXACT | {"scheduler": "Linear", "seed": 7, "batchSize": 2})
     # The precision is the device's.
     path = later(case, place / "step-000010", method=None, lora=None, training=None)
-    content = yaml.safe_load(path.read_text())
+    content = kubectl_yaml.load(path.read_text())
     content["spec"]["training"] = {"precision": "Float32"}
     write_manifest(path.parent, content)
     weights, lineage, _ = train(path, "b")
