@@ -224,7 +224,7 @@ def test_values_that_are_invalid_together_are_a_row_without_a_lorajob(namespace:
     bad, *others = sorted(status["trials"], key=lambda row: row["state"] != "Infeasible")
     assert (bad["state"], bad["reason"]) == ("Infeasible", "InvalidSpec")
     assert bad["parameters"] == {"training.packing": "true", "training.groupByLength": "true"}
-    assert bad["why"].startswith("these values together: training.groupByLength: packed rows")
+    assert bad["why"].startswith("these values together: training.groupByLength: has no effect with packing")
     assert [row["state"] for row in others] == ["Complete"] * 3
     assert sorted(jobs(namespace)) == sorted(row["name"] for row in others)
     assert (status["endReason"], status["countsText"]) == ("SpaceExhausted", "4/9")

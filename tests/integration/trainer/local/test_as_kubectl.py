@@ -117,7 +117,7 @@ def test_a_number_is_one_for_every_command(tmp_path: Path, capsys: pytest.Captur
     path = tmp_path / "sweep.yaml"
     path.write_text(f"{SWEEP}  parameters: {RANGE.replace('1e-2', '1e-5')}\n")
     assert main([command, str(path)]) == 64
-    assert "spec.parameters[0].range.max: must be above min, 0.0001, is 0.00001" in capsys.readouterr().err
+    assert "spec.parameters[0].range.max: is not above min. Fix: raise it, or lower min" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["check", "run"])

@@ -28,7 +28,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "PrefixTuning": {},
     "PromptTuning": {},
 }
-RATES = {"IA3": "1e-1", "PromptTuning": "3e-1", "PrefixTuning": "1e-1"}
+RATES = {"IA3": 1e-1, "PromptTuning": 3e-1, "PrefixTuning": 1e-1}
 DTYPES = {"Float32": torch.float32, "BFloat16": torch.bfloat16}
 
 
@@ -46,7 +46,7 @@ def test_every_method_learns_what_is_preferred(
     llama: Path, tmp_path: Path, name: str, task: str, precision: str
 ) -> None:
     method = name.split()[0]
-    training = {"precision": precision, "maxSteps": 6, "batchSize": 4, "learningRate": RATES.get(method, "1e-2")}
+    training = {"precision": precision, "maxSteps": 6, "batchSize": 4, "learningRate": RATES.get(method, 1e-2)}
     resolved = resolved_task(llama, task, method=method, **{"training": training} | METHODS[name])
     data, how = prepared(task), Pass(pad_token_id=0, dtype=DTYPES[precision])
     model, rows = begun(llama, resolved, replace(data, evaluation=data.train), how)

@@ -131,7 +131,7 @@ def test_values_that_do_not_go_together_are_a_row_and_another_trial_is_made(begi
     row = search.make(search.next())
     assert row is not None
     assert (row.number, row.state, row.reason, row.parameters) == (0, "Infeasible", "InvalidSpec", values[0])
-    assert str(row.why).startswith("these values together: adalora.initialRank: must be ")
+    assert str(row.why).startswith("these values together: adalora.initialRank: is not above targetRank")
     again = look()
     assert again.ledger.trials == [row]
     assert again.make(again.next()) is None
