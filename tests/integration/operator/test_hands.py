@@ -7,7 +7,7 @@ import time
 import pytest
 
 from kit.operator.api import eventually
-from kit.operator.objects import Namespace, lorajob
+from kit.operator.objects import RESULT, Namespace, lorajob
 from kit.operator.stage import make_namespace
 
 
@@ -229,6 +229,6 @@ def test_a_pod_of_another_namespace_is_no_pod_of_a_job(namespace: Namespace, kno
     status = namespace.status("v")
     assert (status["phase"], status["podName"], status["attempts"]) == ("Starting", pod, 1)
     assert namespace.condition("v", "Running")["status"] == "True"
-    namespace.finish("v")
+    namespace.end_pod(pod, message=RESULT)
     status = namespace.wait_phase("v", "Succeeded")
     assert [entry["pod"] for entry in status["attemptHistory"]] == [pod]
