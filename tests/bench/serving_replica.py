@@ -60,7 +60,7 @@ class GatewayProcess:
 
 @dataclass
 class Replica:
-    """The engine, the gateway before it, and what the gateway is told to serve."""
+    """The engine, the gateway in front of it, and the list of adapters to serve."""
 
     folder: Path
     store: S3Server

@@ -179,7 +179,7 @@ class PrunerSpec(ApiModel):
         0.5,
         gt=0,
         lt=1,
-        description="Halving: the share of the trials that go on at a rung, above 0 and below 1.",
+        description="Halving: the share of the trials that continue at a rung, above 0 and below 1.",
     )
     min_rivals: int = Field(
         6, ge=2, le=MAX_TRIALS, description="Earlier trials that must have come to a rung before any ends there."

@@ -88,10 +88,9 @@ class Trial:
         return not self.is_extra and self.row.reason != FailureReason.WONT_FIT
 
     def is_forgiven(self, forgiven: int) -> bool:
-        """Return whether it counts no more, as it failed for what was mended since: below the number of a retry.
+        """Return whether its failure no longer counts: a retry of the sweep came after it.
 
-        One that was ended as the sweep would fail never counts: where the sweep goes on, without a retry even, it did
-        not fail.
+        A trial that was stopped because the sweep was about to fail never counts.
         """
         return self.is_given_up or (self.row.number < forgiven and self.row.state == TrialState.FAILED)
 

@@ -172,8 +172,9 @@ def minimal(block: type[ApiModel]) -> Spec:
     """Return the smallest block of a class."""
     required = {str(info.alias): info for info in block.model_fields.values() if info.is_required()}
     spec = {name: copy.deepcopy(field(block, name)[0]) for name in required}
-    one_of = [rule for rule in RULES.of(block) if isinstance(rule.conditions[0], Several) and rule.conditions[0].none]
-    return spec | {each.conditions[0].paths[0]: field(block, each.conditions[0].paths[0])[0] for each in one_of}  # type: ignore[attr-defined]
+    first = [rule.conditions[0] for rule in RULES.of(block)]
+    one_of = [each.paths[0] for each in first if isinstance(each, Several) and each.none]
+    return spec | {path: field(block, path)[0] for path in one_of}
 
 
 def paths_of(condition: Condition) -> tuple[str, ...]:

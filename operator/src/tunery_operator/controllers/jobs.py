@@ -216,8 +216,8 @@ def sync_suspend(context: ReconcileContext, owner: Owner, attempt: Attempt, *, s
 def recreate_job(context: ReconcileContext, snapshot: Snapshot) -> Snapshot:
     """Delete a Job of several pods of which one has ended for good while the first published, and that ended badly.
 
-    Nobody needed that one then, and its end is no fault, or it has ended well; the next attempt needs it, and this Job
-    makes none any more. What is suspended is deleted once it is resumed. Raises ApiFailure.
+    While the first pod published, the run did not need that pod. The next attempt needs it, and this Job creates no
+    pod for its index any more. A suspended Job is deleted when it is resumed. Raises ApiFailure.
     """
     attempt = snapshot.main
     if attempt is None or attempt.job.finished or snapshot.suspend:

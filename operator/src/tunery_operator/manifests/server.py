@@ -57,9 +57,9 @@ _START: Final = (
 """vLLM does not take the socket that an engine before it has left.
 
 As the first process of a container it would heed no SIGTERM before it has a handler, and while it loads it waits for
-its own processes as long as for requests: the pod would end with its grace period. So the shell stays the first. Before
-anybody listens at the socket there is no request to finish, and the engine is killed; later it is told to end. A trap
-ends `wait` early, so that it is waited for again; 127 is what `wait` says of a process whose end it has told already.
+its own processes as long as for requests: the pod would end with its grace period. So the shell stays the first. Until
+the engine listens at the socket, there is no request to finish, and the shell kills it; later it sends SIGTERM. A trap
+ends `wait` early, so the shell waits again; `wait` returns 127 for a process whose exit code it has returned before.
 """
 _GATEWAY_HOME: Final = "/tmp"  # noqa: S108
 PROGRESS_DEADLINE_SECONDS: Final = 3600

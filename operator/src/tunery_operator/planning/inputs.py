@@ -130,7 +130,7 @@ def checkpoint_input(name: str, body: Mapping[str, Any] | None, place: str | Non
         return NoCheckpoint(name, "has succeeded, and its checkpoints were removed; continueFrom trains its adapter on")
     if newest is None and _were_removed(status):
         return NoCheckpoint(name, f"{'was stopped' if phase == 'Stopped' else 'has failed'}, and {_REMOVED}")
-    # The folder of all: a pod that was told to end may have stored a newer one since.
+    # The folder of all checkpoints: a terminating pod may have stored a newer one.
     folder = newest.rstrip("/").rpartition("/")[0] if newest else place
     if folder is None:
         return NoCheckpoint(name, f"{'was stopped' if phase == 'Stopped' else 'has failed'} and left no checkpoint")

@@ -209,7 +209,7 @@ def _placed(spec: SchedulingSpec, *placements: Placement) -> SchedulingSpec:
         "priority_class_name": _first(layers, "priority_class_name"),
         "runtime_class_name": _first(layers, "runtime_class_name"),
     }
-    # Only what is set: run.json and the pod hold nothing that nobody asked for.
+    # Fields that are unset are left out of run.json and of the pod.
     return spec.model_copy(update={name: value for name, value in change.items() if value is not None})
 
 

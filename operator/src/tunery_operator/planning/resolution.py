@@ -51,7 +51,7 @@ class PendingAdapter(NamedTuple):
 
 
 class RejectedAdapter(NamedTuple):
-    """An adapter that is wanted and cannot be served as it is; what was served under its name before may go on."""
+    """A wanted adapter that cannot be served as it is; the version served before may continue to be served."""
 
     name: str
     source: str

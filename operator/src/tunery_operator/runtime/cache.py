@@ -1,6 +1,6 @@
 """Provide the operator's memory of the cluster: a store for each resource, and what is remembered of each object.
 
-All of it can be read from the cluster again. Nobody changes what goes in or comes out.
+All of it can be read from the cluster again. The stored objects are immutable: callers must not change them.
 """
 
 from __future__ import annotations

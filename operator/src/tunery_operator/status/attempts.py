@@ -272,7 +272,7 @@ def termination_of_lost_pod(
         return Termination(max(started, _end_of(lost, lost.started_at)), reason, lost.exit_code)
     job = snapshot.main.job if snapshot.main is not None else None
     found = _first_since(started, snapshot, (following, job.ended_at if job is not None else None))
-    # While no operator was at work nobody knows what ran: such seconds are not charged.
+    # What ran while no operator watched is unknown: these seconds are not charged.
     unseen = max(started, min(snapshot.now, snapshot.watched_before or snapshot.now))
     return Termination(found or unseen, stopped or VANISHED)
 

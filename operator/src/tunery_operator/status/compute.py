@@ -53,7 +53,7 @@ def compute_status(snapshot: Snapshot) -> dict[str, Any]:
     if builder.ended:
         omit_removed_adapters(builder)
         close_attempts(builder, builder.conditions.reason(ConditionType.SUCCEEDED) or "Ended")
-        # Nothing is left that it could stop or let go on.
+        # An object that has ended can be neither suspended nor resumed.
         builder.conditions.drop(ConditionType.SUSPENDED)
         if not builder.conditions.is_true(ConditionType.STOPPED):
             builder.conditions.drop(ConditionType.STOPPED)

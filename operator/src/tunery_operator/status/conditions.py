@@ -46,7 +46,7 @@ AT_WORK: Final = frozenset(
 _TRAINER_PHASES: Final = {
     POD_STARTED: Phase.STARTING,
     NOT_REPORTING: Phase.STARTING,
-    # The pod that was told to end does not train any more, and the next one is to come.
+    # The terminating pod no longer trains, and its successor has not started.
     STOPPING: Phase.STARTING,
     OUT_OF_TIME: Phase.STOPPING,
     **{phase.value: phase for phase in AT_WORK},

@@ -150,7 +150,7 @@ def _search_delays(snapshot: Snapshot) -> Iterator[float]:
     if search is not None and search.blocker is not None:
         yield search.blocker.seconds
     if search is not None and search.owner_changed:
-        # That somebody makes it ours again is no news of ours.
+        # No event reports that another client restores the owner reference.
         yield MAX_SECONDS
     if search is not None and search.exhausted and not search.alive:
         # What follows, the next look finds out from what this one has written.

@@ -135,10 +135,6 @@ def _of_trials(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Event
         yield Event(TRIAL_FAILED, text, True, str(failed[-1]["number"]))
 
 
-def _how_it_failed(row: Mapping[str, Any]) -> str:
-    return ": ".join(str(part) for part in (row["name"], row.get("reason") or row["state"], row.get("why")) if part)
-
-
 def _has_failed(row: Mapping[str, Any]) -> bool:
     return row.get("state") in (TrialState.FAILED.value, TrialState.INFEASIBLE.value)
 

@@ -60,7 +60,7 @@ def record_progress(builder: StatusBuilder) -> None:
     _take_curve(builder, report)
     unstored = report.checkpoint_error if holds("checkpoint") and _is_of_this_attempt(builder) else None
     if report.checkpoint is not None and holds("checkpoint"):
-        _take_checkpoint(builder, report.checkpoint.to_json_dict(), mends=not unstored)
+        _take_checkpoint(builder, report.checkpoint.to_json_dict(), clears_unstored=not unstored)
     if unstored:
         _show_not_stored(builder, unstored)
 
@@ -93,17 +93,16 @@ def record_checkpoint(builder: StatusBuilder, pod: PodView | None) -> None:
         _take_checkpoint(builder, result.checkpoint.to_json_dict())
 
 
-def _take_checkpoint(builder: StatusBuilder, checkpoint: dict[str, Any], *, mends: bool = True) -> None:
+def _take_checkpoint(builder: StatusBuilder, checkpoint: dict[str, Any], *, clears_unstored: bool = True) -> None:
     """Set the newest checkpoint; a report may be older than a pod's termination message.
 
-    `mends` is False where the same report says that a newer one could not be stored: a condition that went to and fro
-    within each look would be written at each.
+    `clears_unstored` is False if the same report says that a newer checkpoint could not be stored: otherwise the
+    condition would change twice in each reconcile.
     """
     known = builder.fields.get("checkpoint") or {}
     newer = known != checkpoint and checkpoint["step"] >= known.get("step", 0)
     unstored = builder.conditions.reason(ConditionType.CHECKPOINT_SAVED) == CHECKPOINT_NOT_STORED
-    mended = mends and unstored and known == checkpoint
-    if newer or mended:
+    if newer or (clears_unstored and unstored and known == checkpoint):
         builder.put(checkpoint=checkpoint)
         text = f"step {checkpoint['step']} at {checkpoint['uri']}"
         builder.conditions.set(ConditionType.CHECKPOINT_SAVED, True, "CheckpointSaved", text)

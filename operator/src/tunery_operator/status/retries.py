@@ -194,11 +194,11 @@ def reopened(status: Mapping[str, Any], retry: str | None) -> dict[str, Any] | N
     fields = {name: value for name, value in status.items() if name not in _ENDED}
     conditions = [c for c in status.get("conditions") or () if not _is_judged_again(c)]
     if "trials" in fields:
-        # Of a sweep: what has failed before the cause was mended fails it no more.
+        # Failed trials from before this retry no longer count against the sweep.
         fields["forgiven"] = 1 + max((row["number"] for row in fields["trials"]), default=-1)
         fields.pop("endReason", None)
         if not any("value" in row for row in fields["trials"]):
-            # Nothing was measured: what was mended since may be the data itself.
+            # No trial was measured: the data itself may have been corrected.
             fields.pop("trialInputs", None)
     return {**fields, "conditions": conditions, "observedRetry": mark, "phase": Phase.PENDING.value}
 

@@ -244,10 +244,10 @@ class Search:
         self.save()
 
     def forgive(self) -> None:
-        """Take note that whoever runs it again knows what its trials failed for."""
+        """Record that the trials that have failed so far no longer count against the sweep."""
         self.note(forgiven=max((row.number + 1 for row in self.ledger.trials), default=0))
         if not any(row.value is not None for row in self.ledger.trials):
-            # Nothing was measured: what was mended since may be the data itself.
+            # No trial was measured: the data itself may have been corrected.
             self.note(trial_inputs=None)
         self.save()
 

@@ -122,9 +122,9 @@ def _container_blocker(pod: ServerPodView, container: ContainerView) -> Failure 
 
 
 def _is_back(container: ContainerView) -> bool:
-    """Tell whether a container goes on after its end: that is over then, and the gateway says what is wrong now.
+    """Return whether a container runs again after it ended: then the gateway reports the current problem.
 
-    The container that brings the model has no probe, and says what it failed of until it succeeds.
+    The container that downloads the model has no probe. It reports its failure until it succeeds.
     """
     return container.started and container.name != MODEL
 
