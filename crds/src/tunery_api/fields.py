@@ -1,12 +1,13 @@
-"""Provide the building blocks of every spec: the base model, names, numbers, quantities and URIs."""
+"""Provide the building blocks of every spec: the base model with its fields, names, numbers, quantities and URIs."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from decimal import Decimal
 from posixpath import normpath
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, NamedTuple, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -18,7 +19,10 @@ from pydantic import (
     WithJsonSchema,
 )
 from pydantic.alias_generators import to_camel
+from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+Model = TypeVar("Model", bound=BaseModel)
 
 
 class ApiModel(BaseModel):
@@ -43,6 +47,45 @@ class OpenModel(ApiModel):
     """A part of what programs of different versions tell each other: fields that a later one added are read over."""
 
     model_config = ConfigDict(extra="ignore")
+
+
+class FieldValue(NamedTuple):
+    """One field of a model, or one entry of a field that is a list."""
+
+    path: str
+    """As in the manifest: `spec.adapters[0].uri`."""
+    name: str
+    """As in Python."""
+    value: Any
+    info: FieldInfo
+
+
+def iter_fields(model: BaseModel, path: str) -> Iterator[FieldValue]:
+    """Yield every field of a model whose own path is `path`, and after each block the fields inside it."""
+    for name, info in type(model).model_fields.items():
+        for at, value in _entries(getattr(model, name), f"{path}.{info.alias or name}"):
+            yield FieldValue(at, name, value, info)
+            if isinstance(value, BaseModel):
+                yield from iter_fields(value, at)
+
+
+def _entries(value: Any, path: str) -> list[tuple[str, Any]]:
+    if isinstance(value, list):
+        return [(f"{path}[{index}]", item) for index, item in enumerate(value)]
+    return [(path, value)]
+
+
+def map_fields(model: Model, change: Callable[[str, Any], Any]) -> Model:
+    """Return a copy of a model in which each set field is `change(name, value)`, also in inner models."""
+
+    def mapped(name: str, value: Any) -> Any:
+        if isinstance(value, BaseModel):
+            return map_fields(value, change)
+        if isinstance(value, list):
+            return [mapped(name, item) for item in value]
+        return change(name, value)
+
+    return model.model_copy(update={name: mapped(name, getattr(model, name)) for name in model.model_fields_set})
 
 
 UNOBSERVED: Final = -1

@@ -12,12 +12,11 @@ from tunery_api.adaptermerge import AdapterMergeSpec
 from tunery_api.adapterserver import AdapterServerSpec
 from tunery_api.batchinference import BatchInferenceSpec
 from tunery_api.errors import FieldError, InvalidSpec
-from tunery_api.fields import ApiModel, bucket_problem
+from tunery_api.fields import ApiModel, bucket_problem, iter_fields
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.names import API_VERSION
 from tunery_api.rules import RULES
 from tunery_api.schema_errors import as_stored, field_error, object_errors, shown
-from tunery_api.walk import fields
 
 Spec = TypeVar("Spec", bound=ApiModel)
 Check = Callable[[Spec], Iterable[FieldError]]
@@ -91,14 +90,14 @@ def _check_version(obj: Mapping[str, Any]) -> None:
 
 def _file_uris(spec: BaseModel) -> Iterator[FieldError]:
     """Yield an error for each file:// URI: in a cluster nobody else sees that file."""
-    for field in fields(spec, "spec"):
+    for field in iter_fields(spec, "spec"):
         if field.name == "uri" and isinstance(field.value, str) and field.value.startswith("file://"):
             yield FieldError(field.path, "file:// works without a cluster only; use s3:// or pvc:// here")
 
 
 def _buckets(spec: BaseModel) -> Iterator[FieldError]:
     """Yield an error for each s3:// URI whose bucket cannot exist."""
-    for field in fields(spec, "spec"):
+    for field in iter_fields(spec, "spec"):
         if field.name == "uri" and isinstance(field.value, str) and field.value.startswith("s3://"):
             problem = bucket_problem(field.value.removeprefix("s3://").partition("/")[0])
             if problem is not None:
@@ -108,7 +107,7 @@ def _buckets(spec: BaseModel) -> Iterator[FieldError]:
 def _duplicates(spec: BaseModel) -> Iterator[FieldError]:
     """Yield an error for each entry of a list that has the key of another, where the API server compares keys."""
     seen: set[tuple[str, str]] = set()
-    for field in fields(spec, "spec"):
+    for field in iter_fields(spec, "spec"):
         extra = field.info.json_schema_extra
         keys: Any = extra.get("x-kubernetes-list-map-keys") if isinstance(extra, dict) else None
         if not keys or field.value is None or not field.path.endswith("]"):

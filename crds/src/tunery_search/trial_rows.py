@@ -10,6 +10,7 @@ from typing import Any, Final
 from tunery_api.errors import InvalidSpec
 from tunery_api.failures import Failure
 from tunery_api.findings import Severity
+from tunery_api.lenient import without_invalid
 from tunery_api.measured import EvaluationStatus, finite
 from tunery_api.names import ORIGIN_ANNOTATION, TRIAL_LABEL
 from tunery_api.reasons import FailureReason
@@ -17,7 +18,6 @@ from tunery_api.remedies import recreate
 from tunery_api.scrub import shorten
 from tunery_api.status import ConditionType, Phase
 from tunery_api.sweepstatus import FINAL_TRIAL_STATES, TrialAdapter, TrialFailure, TrialState, TrialStatus
-from tunery_api.tolerant import without_invalid
 from tunery_api.training import DiagnosisAction
 from tunery_search.dimensions import Values
 from tunery_search.failures import Fault, fault_of

@@ -14,13 +14,13 @@ from tunery_api.adaptermerge import AdapterMergeSpec
 from tunery_api.adapterserver import AdapterServerSpec
 from tunery_api.batchinference import BatchInferenceSpec
 from tunery_api.batchstatus import BatchInferenceStatus
+from tunery_api.lenient import without_invalid
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.manifest import Manifest
 from tunery_api.runspec import PreflightReport, ProgressUpdate, RunResult, RunSpec
 from tunery_api.serverstatus import AdapterServerStatus
 from tunery_api.serving import Desired, ReplicaReply, ReplicaReport, ServeSpec
 from tunery_api.status import LoRAJobStatus
-from tunery_api.tolerant import without_invalid
 from tunery_api.validation import parse_adaptermerge, parse_adapterserver, parse_batchinference, parse_lorajob
 from tunery_trainer.local.as_kubectl import documents_of
 

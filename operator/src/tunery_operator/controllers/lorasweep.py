@@ -9,6 +9,7 @@ from typing import Any, Final
 from tunery_api.errors import InvalidSpec
 from tunery_api.failures import Failure
 from tunery_api.kinds import Kind
+from tunery_api.lenient import without_invalid
 from tunery_api.lorasweep import LoRASweepSpec
 from tunery_api.names import SUSPENDED_BY_ANNOTATION
 from tunery_api.reasons import FailureReason
@@ -22,7 +23,6 @@ from tunery_api.sweepstatus import (
     TrialState,
     TrialStatus,
 )
-from tunery_api.tolerant import without_invalid
 from tunery_api.validation import parse_lorajob
 from tunery_operator.client import apply
 from tunery_operator.client.client import Json

@@ -24,8 +24,8 @@ from aiohttp.http import HttpProcessingError
 from pydantic import ValidationError
 
 from tunery_api.kinds import JOB_KINDS
+from tunery_api.lenient import without_invalid
 from tunery_api.runspec import TrainerStatus
-from tunery_api.tolerant import without_invalid
 from tunery_operator.errors import ApiFailure
 from tunery_operator.metrics import PROGRESS_CONNECTIONS, PROGRESS_POSTS, PROGRESS_REFUSED
 from tunery_operator.observed.metadata import Key, format_time

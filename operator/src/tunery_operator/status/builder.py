@@ -9,12 +9,12 @@ from typing import Any, Final
 from tunery_api.failures import Failure, Subject
 from tunery_api.findings import FindingType
 from tunery_api.kinds import Kind
+from tunery_api.lenient import without_invalid
 from tunery_api.names import VERSION
 from tunery_api.reasons import FailureReason
 from tunery_api.remedies import MAX_FACTS, WITHOUT_GPU, Remedy, recreate, remedies_for
 from tunery_api.scrub import scrub
 from tunery_api.status import ConditionType, Phase
-from tunery_api.tolerant import without_invalid
 from tunery_operator.observed.attempt import Attempt
 from tunery_operator.observed.metadata import format_time
 from tunery_operator.status.conditions import Conditions, phase_of, set_summary, summary_reason

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from tunery_api.failures import Failure
+from tunery_api.lenient import parse_lenient
 from tunery_api.measured import number_text
 from tunery_api.names import METRICS
 from tunery_api.reasons import ExitCode
 from tunery_api.runspec import DOWNLOADING, PreflightReport, RunResult, TrainerStatus
 from tunery_api.status import ConditionType, Phase
-from tunery_api.tolerant import read
 from tunery_operator.observed.attempt import Attempt
 from tunery_operator.observed.metadata import format_duration
 from tunery_operator.status.snapshot import Snapshot
@@ -134,7 +134,7 @@ def changed_enough(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
 
 def parse_report(message: str) -> PreflightReport | None:
     """Return the report in a preflight container's termination message, or None for any other text."""
-    report = read(PreflightReport, message)
+    report = parse_lenient(PreflightReport, message)
     if report is None or all(getattr(report, name) is None for name in _FINDINGS):
         return None
     return report
@@ -142,7 +142,7 @@ def parse_report(message: str) -> PreflightReport | None:
 
 def parse_result(message: str) -> RunResult | None:
     """Return the result in a train or merge container's termination message, or None for any other text."""
-    return read(RunResult, message)
+    return parse_lenient(RunResult, message)
 
 
 def reported_failure(message: str) -> Failure | None:

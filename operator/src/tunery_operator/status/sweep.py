@@ -8,9 +8,9 @@ from datetime import datetime
 from typing import Any, Final
 
 from tunery_api.failures import Failure, Subject, render_hint
+from tunery_api.lenient import parse_lenient
 from tunery_api.status import ConditionType
 from tunery_api.sweepstatus import EndReason
-from tunery_api.tolerant import read
 from tunery_operator.observed.event import ADAPTER_REMOVED
 from tunery_operator.status.builder import StatusBuilder
 from tunery_operator.status.conditions import Conditions
@@ -221,7 +221,7 @@ def _without_removed(failure: Mapping[str, Any], subject: Subject) -> dict[str, 
     if kept == facts:
         return dict(failure)
     left = {name: value for name, value in failure.items() if name != "facts"} | ({"facts": kept} if kept else {})
-    found = read(Failure, json.dumps(left))
+    found = parse_lenient(Failure, json.dumps(left))
     return left if found is None else {**left, "hint": render_hint(found, subject)}
 
 

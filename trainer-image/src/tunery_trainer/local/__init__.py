@@ -18,7 +18,7 @@ from urllib.parse import quote, unquote
 
 from tunery_api.adaptermerge import AdapterMergeSpec
 from tunery_api.errors import FieldError, InvalidSpec
-from tunery_api.fields import ApiModel
+from tunery_api.fields import ApiModel, iter_fields, map_fields
 from tunery_api.kinds import Kind
 from tunery_api.lorajob import LoRAJobSpec, TrainingRun
 from tunery_api.lorasweep import LoRASweepSpec
@@ -28,7 +28,6 @@ from tunery_api.reasons import FailureReason
 from tunery_api.remedies import retry
 from tunery_api.runspec import ResolvedAdapter, RunIdentity, RunSpec
 from tunery_api.validation import parse_adaptermerge, parse_lorajob
-from tunery_api.walk import fields, with_fields
 from tunery_common.errors import DISK_FULL, TuneryError
 from tunery_common.inputs.file_selection import data_files, split_pattern
 from tunery_common.storage.links import said_of_dead
@@ -121,7 +120,7 @@ def _placed(spec: Spec, folder: Path, work_dir: Path | None) -> Spec:
         raise InvalidSpec(problems)
     if work_dir:
         make_folder("--work-dir", work_dir)
-    return with_fields(spec, lambda name, value: _absolute(value, folder) if name == "uri" and value else value)
+    return map_fields(spec, lambda name, value: _absolute(value, folder) if name == "uri" and value else value)
 
 
 def _hindrances(spec: LoRAJobSpec | AdapterMergeSpec | LoRASweepSpec) -> list[FieldError]:
@@ -170,7 +169,7 @@ def read_lorajob(path: Path, name: str | None) -> LoRAJobSpec:
         raise InvalidSpec([FieldError("kind", f"must be LoRAJob, is {manifest['kind']}: {why}")])
     spec = parse_lorajob(manifest, local=True)
     folder = path.resolve().parent
-    return with_fields(spec, lambda name, value: _absolute(value, folder) if name == "uri" and value else value)
+    return map_fields(spec, lambda name, value: _absolute(value, folder) if name == "uri" and value else value)
 
 
 def load_check_spec(request: CheckRequest, work_dir: Path) -> RunSpec:
@@ -367,7 +366,7 @@ def _needs_cluster(spec: ApiModel) -> Iterator[FieldError]:
         yield FieldError("spec.warmStartFrom", f"{text} as initial")
     if isinstance(spec, LoRAJobSpec) and spec.stop is not None:
         yield FieldError("spec.stop", "works in a cluster only; press Ctrl-C here, with onStop: Publish to keep it")
-    for path, name, value, _ in fields(spec, "spec"):
+    for path, name, value, _ in iter_fields(spec, "spec"):
         if name == "lora_job_ref" and value is not None:
             yield FieldError(path, "works in a cluster only; use uri here")
         elif name == "uri" and isinstance(value, str) and value.startswith(("pvc://", "configmap://")):

@@ -1,4 +1,4 @@
-"""Read what another version wrote, or a pod that nobody vouches for: bad parts are left out, the rest counts."""
+"""Read untrusted JSON, of a pod or of another version, as a model: drop the invalid parts and keep the rest."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pydantic_core import ErrorDetails
 Model = TypeVar("Model", bound=BaseModel)
 
 _ROUNDS: Final = 8
-"""Rounds in which single values are left out; after them whole fields go."""
+"""Rounds that drop single values; later rounds drop top-level fields."""
 _MAX_INT: Final = 2**63 - 1
 """The largest integer that the API server reads."""
 
 
-def read(model: type[Model], text: str) -> Model | None:
-    """Return the object that a JSON text says, without the parts that `model` refuses; None for any other text."""
+def parse_lenient(model: type[Model], text: str) -> Model | None:
+    """Return the model of a JSON text without its invalid parts; None if the text is not a JSON object."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
@@ -30,9 +30,9 @@ def read(model: type[Model], text: str) -> Model | None:
 
 
 def without_invalid(model: type[BaseModel], value: Mapping[str, Any], *, strict: bool = False) -> dict[str, Any] | None:
-    """Return `value` without the parts that `model` refuses; None where a field is missing that it must have.
+    """Return `value` without the parts that `model` rejects; None if a required field is missing.
 
-    `strict` asks for the very JSON types, as the API server does.
+    `strict` accepts exact JSON types only, as the API server does.
     """
     rest: dict[str, Any] = _bounded(value)
     for round_ in range(_ROUNDS + len(rest) + 1):
@@ -65,7 +65,7 @@ def _top(error: ErrorDetails) -> str:
 
 
 def _drop(value: Any, path: list[str | int]) -> None:
-    """Delete what lies at `path`, or the last part of it that is there."""
+    """Delete the value at `path`, or at the longest part of `path` that exists."""
     parent, last = value, path[0]
     for key in path[1:]:
         child = parent[last]
