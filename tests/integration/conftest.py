@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tunery_operator.client.rbac import OWN_NAMESPACE_PERMISSIONS, PERMISSIONS
+from tunery_operator.client.permissions import OWN_NAMESPACE_PERMISSIONS, PERMISSIONS
 
 from kit.operator.api import Api
 from kit.operator.stage import LEASE_NAMESPACE, RBAC, USER, Stage, grant

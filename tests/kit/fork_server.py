@@ -51,7 +51,7 @@ _DIRECT: Final = subprocess.Popen
 _SERVE: Final = "import sys; from kit.fork_server import serve; serve(int(sys.argv[1]), sys.argv[2:])"
 _OPERATOR: Final = (
     "health",
-    "client.events",
+    "client.event_recorder",
     "logs",
     "progress.auth",
     "progress.server",

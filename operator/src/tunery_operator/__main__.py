@@ -23,7 +23,7 @@ from prometheus_client import REGISTRY
 
 from tunery_operator.client.client import load_client
 from tunery_operator.client.connection import Connection, load_connection
-from tunery_operator.client.events import EventRecorder
+from tunery_operator.client.event_recorder import EventRecorder
 from tunery_operator.config import InvalidSettings, Settings, read_settings
 from tunery_operator.controllers import reconcile
 from tunery_operator.controllers.context import ReconcileContext

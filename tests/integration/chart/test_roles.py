@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from tunery_operator.client.rbac import (
+from tunery_operator.client.permissions import (
     CERTIFICATE_PERMISSIONS,
     CLUSTER_PERMISSIONS,
     NAMESPACED_PERMISSIONS,

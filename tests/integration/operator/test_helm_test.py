@@ -14,7 +14,7 @@ from kubernetes.config import load_kube_config
 
 from tunery_operator.client.client import KubeClient
 from tunery_operator.client.connection import Connection
-from tunery_operator.client.rbac import TEST_PERMISSIONS
+from tunery_operator.client.permissions import TEST_PERMISSIONS
 from tunery_operator.tools import helm_test
 from tunery_operator.tools.helm_test import (
     MISSING,

@@ -10,7 +10,7 @@ import pytest
 from tunery_api.kinds import Kind
 from tunery_operator.client import apply
 from tunery_operator.client.client import HttpError, KubeClient
-from tunery_operator.client.rbac import JOBS, LORAJOBS
+from tunery_operator.client.permissions import JOBS, LORAJOBS
 from tunery_operator.controllers.context import CONFLICT_PAUSE, Backoff, ConflictBackoff
 from tunery_operator.controllers.observe import ManagedObject
 from tunery_operator.controllers.rejections import ambiguous_rejection, field_of, rejection_of

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tunery_operator.client.rbac import PATCH_JOB, PERMISSIONS
+from tunery_operator.client.permissions import PATCH_JOB, PERMISSIONS
 
 from kit.operator.api import Api, Json, eventually
 from kit.operator.objects import REPORT, RESULT, Namespace, adaptermerge, adapterserver, lorajob, lorasweep

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tunery_operator.client.rbac import PERMISSIONS, Call
+from tunery_operator.client.permissions import PERMISSIONS, Call
 
 from kit.fork_server import operator_server
 from kit.operator.api import Api, Json

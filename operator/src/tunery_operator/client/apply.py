@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from tunery_api.names import DONE_LABEL, FIELD_MANAGER, SUSPENDED_BY_ANNOTATION
 from tunery_operator.client.client import HttpError, Json, KubeClient
-from tunery_operator.client.rbac import DELETE_JOB, GET_JOB, JOBS, PATCH_JOB, Call, Resource, delete_owner
+from tunery_operator.client.permissions import DELETE_JOB, GET_JOB, JOBS, PATCH_JOB, Call, Resource, delete_owner
 from tunery_operator.errors import AwaitingDeletion, NameTaken, OwnerGone, Rejected, StaleObject
 from tunery_operator.observed.job import JobView, parse_job
 from tunery_operator.observed.metadata import Owner, controller_of, foreign_finalizers

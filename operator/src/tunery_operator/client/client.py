@@ -11,7 +11,7 @@ import urllib3
 from kubernetes.client.api_client import ApiClient
 
 from tunery_operator.client.connection import Connection, load_connection
-from tunery_operator.client.rbac import OPERATOR_PERMISSIONS, Call
+from tunery_operator.client.permissions import OPERATOR_PERMISSIONS, Call
 from tunery_operator.client.total_timeout import with_total_timeout
 from tunery_operator.errors import ApiFailure
 from tunery_operator.metrics import API_REQUESTS

@@ -8,7 +8,7 @@ from typing import Any, Final
 from tunery_api.names import FIELD_MANAGER
 from tunery_operator.client.client import HttpError, Json, KubeClient
 from tunery_operator.client.merge_patch import merge_patch
-from tunery_operator.client.rbac import patch_status
+from tunery_operator.client.permissions import patch_status
 from tunery_operator.errors import OwnerGone, StaleObject
 from tunery_operator.observed.metadata import Owner
 

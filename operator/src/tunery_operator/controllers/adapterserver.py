@@ -16,7 +16,7 @@ from tunery_api.validation import parse_adapterserver
 from tunery_operator.client import apply
 from tunery_operator.client.client import Json
 from tunery_operator.client.merge_patch import merge_patch
-from tunery_operator.client.rbac import (
+from tunery_operator.client.permissions import (
     CONFIG_MAPS,
     DEPLOYMENTS,
     DISRUPTION_BUDGETS,

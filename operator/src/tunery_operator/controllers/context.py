@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from tunery_operator.client.client import KubeClient
-from tunery_operator.client.events import EventRecorder
+from tunery_operator.client.event_recorder import EventRecorder
 from tunery_operator.controllers.sampler import Sampler
 from tunery_operator.controllers.warnings import Warnings
 from tunery_operator.errors import FieldContested

@@ -12,7 +12,7 @@ from tunery_api.runspec import Task
 from tunery_api.status import ConditionType, Phase
 from tunery_operator.client import apply
 from tunery_operator.client.client import Json
-from tunery_operator.client.rbac import GET_JOB, SERVICES
+from tunery_operator.client.permissions import GET_JOB, SERVICES
 from tunery_operator.controllers.context import ReconcileContext
 from tunery_operator.controllers.observe import ManagedObject
 from tunery_operator.errors import AwaitingDeletion, NameTaken, OwnerGone, PreflightsFull, StaleObject

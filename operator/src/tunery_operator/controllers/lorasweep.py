@@ -26,7 +26,7 @@ from tunery_api.sweepstatus import (
 from tunery_api.validation import parse_lorajob
 from tunery_operator.client import apply
 from tunery_operator.client.client import Json
-from tunery_operator.client.rbac import LORAJOBS
+from tunery_operator.client.permissions import LORAJOBS
 from tunery_operator.controllers.context import ReconcileContext
 from tunery_operator.controllers.jobs import ensure_job, recover_result
 from tunery_operator.controllers.observe import ManagedObject, observe_main_job

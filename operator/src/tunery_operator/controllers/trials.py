@@ -19,7 +19,7 @@ from tunery_api.status import FINAL_PHASES, ConditionStatus, ConditionType, Phas
 from tunery_api.sweepstatus import FINAL_TRIAL_STATES, TrialState, TrialStatus
 from tunery_operator.client import apply
 from tunery_operator.client.client import Json
-from tunery_operator.client.rbac import LORAJOBS, get_owner
+from tunery_operator.client.permissions import LORAJOBS, get_owner
 from tunery_operator.client.status import status_change, write_status
 from tunery_operator.controllers.context import ReconcileContext
 from tunery_operator.controllers.observe import ManagedObject, condition_of

@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 
 from tunery_api.names import PROGRESS_AUDIENCE
 from tunery_operator.client.client import KubeClient
-from tunery_operator.client.rbac import REVIEW_TOKEN
+from tunery_operator.client.permissions import REVIEW_TOKEN
 from tunery_operator.errors import OperatorError
 
 REMEMBERED_SECONDS: Final = 60.0

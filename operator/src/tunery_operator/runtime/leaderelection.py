@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from tunery_operator.client.client import HttpError, Json, KubeClient
-from tunery_operator.client.rbac import CREATE_LEASE, GET_LEASE, UPDATE_LEASE
+from tunery_operator.client.permissions import CREATE_LEASE, GET_LEASE, UPDATE_LEASE
 from tunery_operator.errors import ApiFailure
 from tunery_operator.metrics import LEADER
 from tunery_operator.observed.metadata import parse_time

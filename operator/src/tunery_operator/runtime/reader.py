@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any, Final, Literal
 
 from tunery_operator.client.client import Json, KubeClient
-from tunery_operator.client.rbac import GET_JOB, LIST_EVENTS, LIST_PODS, get_owner
+from tunery_operator.client.permissions import GET_JOB, LIST_EVENTS, LIST_PODS, get_owner
 from tunery_operator.errors import StaleObject
 from tunery_operator.observed.attempt import Attempt, ClusterWarning
 from tunery_operator.observed.job import JobView, parse_job

@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from tunery_operator.client.client import KubeClient, load_client
-from tunery_operator.client.rbac import CERTIFICATE_PERMISSIONS, CREATE_SECRET, GET_SECRET, PATCH_SECRET
+from tunery_operator.client.permissions import CERTIFICATE_PERMISSIONS, CREATE_SECRET, GET_SECRET, PATCH_SECRET
 from tunery_operator.errors import ApiFailure
 
 logger = logging.getLogger(__name__)

@@ -21,7 +21,7 @@ from tunery_api.kinds import Kind
 from tunery_api.names import GROUP
 from tunery_api.reasons import FailureReason
 from tunery_operator.client.client import KubeClient, load_client
-from tunery_operator.client.rbac import LORAJOBS, OWNERS, TEST_PERMISSIONS, Call, delete_owner
+from tunery_operator.client.permissions import LORAJOBS, OWNERS, TEST_PERMISSIONS, Call, delete_owner
 from tunery_operator.client.total_timeout import with_total_timeout
 from tunery_operator.errors import ApiFailure
 

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from integration.chart.test_roles import named, rights, used
-from tunery_operator.client.rbac import TEST_PERMISSIONS
+from tunery_operator.client.permissions import TEST_PERMISSIONS
 from tunery_operator.tools.helm_test import NAME, Asked, _asked
 
 from kit.api_server import ApiServer

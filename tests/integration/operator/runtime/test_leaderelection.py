@@ -15,7 +15,7 @@ from kubernetes.config import load_kube_config
 
 from tunery_operator.client.client import KubeClient, load_client
 from tunery_operator.client.connection import Connection
-from tunery_operator.client.rbac import Call
+from tunery_operator.client.permissions import Call
 from tunery_operator.errors import ApiFailure
 from tunery_operator.runtime.leaderelection import LeaderElection, Timing
 

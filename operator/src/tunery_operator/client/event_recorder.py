@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from tunery_operator.client.client import KubeClient
-from tunery_operator.client.rbac import CREATE_EVENT
+from tunery_operator.client.permissions import CREATE_EVENT
 from tunery_operator.errors import ApiFailure
 from tunery_operator.metrics import EVENTS_DROPPED
 from tunery_operator.observed.event import RETRIED, Event

@@ -18,7 +18,7 @@ from prometheus_client import REGISTRY
 
 from tunery_operator.client.client import MAX_RETRY_SECONDS, HttpError, KubeClient, seconds_to_wait
 from tunery_operator.client.connection import USER_AGENT, Connection
-from tunery_operator.client.rbac import CREATE_EVENT, GET_JOB
+from tunery_operator.client.permissions import CREATE_EVENT, GET_JOB
 from tunery_operator.errors import ApiFailure
 
 from kit.dripping import DRIPS, dripping

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tunery_api.kinds import Kind
-from tunery_operator.client.events import (
+from tunery_operator.client.event_recorder import (
     BURST,
     IN_FLIGHT,
     REFILL_SECONDS,
