@@ -15,7 +15,7 @@ from tunery_api.remedies import Remedy, recreate, retry
 from tunery_api.runspec import ProgressMetric, TrainerStatus
 from tunery_api.status import AdapterMergeStatus, LoRAJobStatus, Phase
 from tunery_api.sweepstatus import LoRASweepStatus
-from tunery_operator.client.merge_patch import merge_patch
+from tunery_operator.client.apply import merge_patch
 from tunery_operator.observed.attempt import Attempt
 from tunery_operator.observed.metadata import Key, Owner, format_duration
 from tunery_operator.planning.inputs import FailedInput, NoCheckpoint, UnfinishedInput
@@ -329,20 +329,6 @@ def test_what_preflight_warns_of_in_the_data_is_a_warning_once() -> None:
     trained = {**RESULT, "dataset": said["dataset"]}
     done = judge(ended(says=trained), train=DONE, status=after)
     assert "DatasetWarning" not in [event.reason for event in transitions(after, done)]
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "patch"),
-    [
-        ({"a": 1}, {"a": 1}, {}),
-        ({"a": 1, "b": 2}, {"a": 1}, {"b": None}),
-        ({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}}, {"a": {"c": 3}}),
-        ({"a": [1]}, {"a": [1, 2]}, {"a": [1, 2]}),
-        ({}, {"a": {"b": 1}}, {"a": {"b": 1}}),
-    ],
-)
-def test_merge_patch(old: dict[str, Any], new: dict[str, Any], patch: dict[str, Any]) -> None:
-    assert merge_patch(old, new) == patch
 
 
 @pytest.mark.parametrize(

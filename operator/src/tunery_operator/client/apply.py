@@ -1,12 +1,25 @@
-"""Create, change and delete children; a stranger's object is never touched."""
+"""Create, change, and delete children, write statuses, and compute merge patches.
+
+An object that another program owns is never changed.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 from tunery_api.names import DONE_LABEL, FIELD_MANAGER, SUSPENDED_BY_ANNOTATION
 from tunery_operator.client.client import HttpError, Json, KubeClient
-from tunery_operator.client.permissions import DELETE_JOB, GET_JOB, JOBS, PATCH_JOB, Call, Resource, delete_owner
+from tunery_operator.client.permissions import (
+    DELETE_JOB,
+    GET_JOB,
+    JOBS,
+    PATCH_JOB,
+    Call,
+    Resource,
+    delete_owner,
+    patch_status,
+)
 from tunery_operator.errors import AwaitingDeletion, NameTaken, OwnerGone, Rejected, StaleObject
 from tunery_operator.observed.job import JobView, parse_job
 from tunery_operator.observed.metadata import Owner, controller_of, foreign_finalizers
@@ -176,3 +189,38 @@ def _delete(client: KubeClient, call: Call, namespace: str, name: str, precondit
     except HttpError as error:
         if error.status not in (404, 409):
             raise
+
+
+def status_change(body: Json, status: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the merge patch from the object's status to `status`; empty where nothing changed."""
+    return merge_patch(body.get("status") or {}, status)
+
+
+def write_status(client: KubeClient, owner: Owner, version: str, change: dict[str, Any]) -> Json:
+    """Write a change of status and return the object as it is now.
+
+    Raises StaleObject when the object is no longer at `version`, OwnerGone when it is gone.
+    """
+    key = owner.key
+    body = {"metadata": {"uid": owner.uid, "resourceVersion": version}, "status": change}
+    try:
+        return client.request(patch_status(key.kind.plural), key.namespace, key.name, body, _MANAGED)
+    except HttpError as error:
+        if error.status == 409:
+            raise StaleObject(f"{key} changed meanwhile") from error
+        if error.status == 404:
+            raise OwnerGone(f"{key} is gone") from error
+        raise
+
+
+def merge_patch(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the smallest merge patch (RFC 7386) from `old` to `new`; lists are replaced as a whole."""
+    patch: dict[str, Any] = {name: None for name in old if name not in new}
+    for name, value in new.items():
+        before = old.get(name)
+        if isinstance(before, Mapping) and isinstance(value, Mapping):
+            if inner := merge_patch(before, value):
+                patch[name] = inner
+        elif before != value:
+            patch[name] = value
+    return patch

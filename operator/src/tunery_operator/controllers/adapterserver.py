@@ -14,8 +14,8 @@ from tunery_api.names import PLAN_ANNOTATION
 from tunery_api.serving import Desired
 from tunery_api.validation import parse_adapterserver
 from tunery_operator.client import apply
+from tunery_operator.client.apply import merge_patch, status_change
 from tunery_operator.client.client import Json
-from tunery_operator.client.merge_patch import merge_patch
 from tunery_operator.client.permissions import (
     CONFIG_MAPS,
     DEPLOYMENTS,
@@ -25,7 +25,6 @@ from tunery_operator.client.permissions import (
     SERVICES,
     Resource,
 )
-from tunery_operator.client.status import status_change
 from tunery_operator.controllers.context import ReconcileContext
 from tunery_operator.controllers.observe import ManagedObject, chart_values, find_object
 from tunery_operator.controllers.rejections import blocked_by, rejected_by

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from tunery_api.runspec import Task
 from tunery_operator.client import apply
-from tunery_operator.client.status import status_change
+from tunery_operator.client.apply import status_change
 from tunery_operator.controllers.context import ReconcileContext
 from tunery_operator.controllers.inputs import is_awaited, refresh_inputs
 from tunery_operator.controllers.jobs import delete_job

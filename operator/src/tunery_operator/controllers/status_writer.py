@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from tunery_operator import metrics
-from tunery_operator.client.status import write_status
+from tunery_operator.client.apply import write_status
 from tunery_operator.controllers.context import ReconcileContext
 from tunery_operator.controllers.observe import ManagedObject
 from tunery_operator.errors import StaleObject

@@ -18,9 +18,9 @@ from tunery_api.names import MANAGED_BY, MANAGED_BY_LABEL, ORIGIN_ANNOTATION, SW
 from tunery_api.status import FINAL_PHASES, ConditionStatus, ConditionType, Phase
 from tunery_api.sweepstatus import FINAL_TRIAL_STATES, TrialState, TrialStatus
 from tunery_operator.client import apply
+from tunery_operator.client.apply import status_change, write_status
 from tunery_operator.client.client import Json
 from tunery_operator.client.permissions import LORAJOBS, get_owner
-from tunery_operator.client.status import status_change, write_status
 from tunery_operator.controllers.context import ReconcileContext
 from tunery_operator.controllers.observe import ManagedObject, condition_of
 from tunery_operator.errors import ApiFailure, OwnerGone, Rejected, StaleObject

@@ -12,7 +12,7 @@ import pytest
 
 from tunery_api.runspec import TrainerStatus
 from tunery_api.status import ATTEMPTS_KEPT, LoRAJobStatus
-from tunery_operator.client.merge_patch import merge_patch
+from tunery_operator.client.apply import merge_patch
 from tunery_operator.observed.pod import LostPod, PodView
 from tunery_operator.status.compute import compute_status
 from tunery_operator.status.deadline import deadline_left, requeue_after, run_seconds

@@ -12,7 +12,7 @@ import pytest
 from tunery_api.names import nodes_service
 from tunery_api.runspec import TrainerStatus
 from tunery_api.status import ATTEMPTS_KEPT, LoRAJobStatus, Phase
-from tunery_operator.client.merge_patch import merge_patch
+from tunery_operator.client.apply import merge_patch
 from tunery_operator.controllers.warnings import find_unstarted
 from tunery_operator.metrics import ATTEMPTS, GPU_SECONDS, Facts, changes
 from tunery_operator.observed.attempt import Attempt, ClusterWarning

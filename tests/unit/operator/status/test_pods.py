@@ -12,7 +12,7 @@ from tunery_api.kinds import Kind
 from tunery_api.remedies import WITHOUT_GPU
 from tunery_api.runspec import TrainerStatus
 from tunery_api.status import LoRAJobStatus, Phase
-from tunery_operator.client.merge_patch import merge_patch
+from tunery_operator.client.apply import merge_patch
 from tunery_operator.observed.attempt import Attempt, ClusterWarning
 from tunery_operator.observed.metadata import Key
 from tunery_operator.observed.pod import PodView
