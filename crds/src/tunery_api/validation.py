@@ -11,12 +11,11 @@ from pydantic import BaseModel, ValidationError
 from tunery_api.adaptermerge import AdapterMergeSpec
 from tunery_api.adapterserver import AdapterServerSpec
 from tunery_api.batchinference import BatchInferenceSpec
-from tunery_api.errors import FieldError, InvalidSpec
+from tunery_api.errors import FieldError, InvalidSpec, as_stored, field_error, object_errors, shown
 from tunery_api.fields import ApiModel, bucket_problem, iter_fields
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.names import API_VERSION
 from tunery_api.rules import RULES
-from tunery_api.schema_errors import as_stored, field_error, object_errors, shown
 
 Spec = TypeVar("Spec", bound=ApiModel)
 Check = Callable[[Spec], Iterable[FieldError]]

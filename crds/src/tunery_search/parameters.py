@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
-from tunery_api.errors import FieldError, near
+from tunery_api.errors import FieldError, field_error, near
 from tunery_api.fields import decimal_text
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.lorasweep import (
@@ -24,7 +24,6 @@ from tunery_api.lorasweep import (
     WhenSpec,
 )
 from tunery_api.rules import RULES
-from tunery_api.schema_errors import field_error
 from tunery_search.dimensions import DECIMALS, Categorical, Dimension, Numeric, plain
 from tunery_search.fields import NUMERIC, TYPES, FieldType, canonical, path_problem, read, written
 from tunery_search.space import dimension_of, guide_dimensions, misfits, value_in
