@@ -14,9 +14,19 @@ from tunery_api.methods import QUANTIZED
 from tunery_api.reasons import FailureReason
 from tunery_api.remedies import edit, remedies_for, retry
 from tunery_api.scrub import scrub, shorten
-from tunery_api.serving import ClientRules, Desired, DesiredAdapter, HeldAdapter
+from tunery_api.serving import (
+    ClientRules,
+    Desired,
+    DesiredAdapter,
+    HeldAdapter,
+    Unservable,
+    base_problem,
+    method_problem,
+    none_left,
+    rank_problem,
+    too_many,
+)
 from tunery_api.status import FINAL_PHASES, Phase
-from tunery_api.unservable import Unservable, base_problem, method_problem, none_left, rank_problem, too_many
 from tunery_operator.observed.published_result import PublishedResult, removal_remedy, removal_text
 from tunery_operator.planning.resolution import (
     UNKNOWN_MOUNTS,

@@ -11,8 +11,8 @@ from tunery_api.names import trials_uri
 from tunery_api.reasons import FailureReason
 from tunery_api.remedies import retry
 from tunery_api.runspec import AnswersReport, RunResult, TrainerStatus
+from tunery_api.serving import method_problem, rank_problem
 from tunery_api.status import ConditionType
-from tunery_api.unservable import method_problem, rank_problem
 from tunery_operator.observed.attempt import Attempt
 from tunery_operator.observed.pod import PodView
 from tunery_operator.status.builder import StatusBuilder

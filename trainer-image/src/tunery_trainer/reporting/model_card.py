@@ -13,7 +13,7 @@ from tunery_api.measured import DatasetStatus, change_text, number_text
 from tunery_api.preference import PREFERENCE_TASKS
 from tunery_api.runspec import RunIdentity
 from tunery_api.scrub import scrub
-from tunery_api.unservable import method_problem
+from tunery_api.serving import method_problem
 from tunery_trainer.diagnosis.answers import ANSWERS_FILE, Answer
 from tunery_trainer.reporting.markdown import literal, section, table
 from tunery_trainer.settings.experts import EXPERTS, says_adapted

@@ -11,7 +11,7 @@ from typing import Any, Final
 from tunery_api.manifest import CONFIG_FILE, Lineage
 from tunery_api.reasons import FailureReason
 from tunery_api.remedies import INTO_MODEL, Remedy, retry
-from tunery_api.unservable import LINEAR, PEFT_ONLY, Unservable, base_problem, rank_problem
+from tunery_api.serving import LINEAR, PEFT_ONLY, Unservable, base_problem, rank_problem
 from tunery_common.errors import TuneryError
 
 LARGEST_CONFIG: Final = 16_000_000
