@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tunery_api.adaptermerge import AdapterMergeSpec
     from tunery_api.adapterserver import AdapterServerSpec
-    from tunery_api.batchinference import BatchInferenceSpec
-    from tunery_api.batchstatus import BatchInferenceStatus
+    from tunery_api.batchinference import BatchInferenceSpec, BatchInferenceStatus
     from tunery_api.errors import FieldError, InvalidSpec
     from tunery_api.kinds import KINDS, Kind, KindDefinition
     from tunery_api.lorajob import LoRAJobSpec
@@ -61,8 +60,10 @@ __all__ = [
 _HOMES = {
     "adaptermerge": ("AdapterMergeSpec",),
     "adapterserver": ("AdapterServerSpec",),
-    "batchinference": ("BatchInferenceSpec",),
-    "batchstatus": ("BatchInferenceStatus",),
+    "batchinference": (
+        "BatchInferenceSpec",
+        "BatchInferenceStatus",
+    ),
     "errors": (
         "FieldError",
         "InvalidSpec",

@@ -1,16 +1,19 @@
-"""BatchInference: answer a file of requests through an AdapterServer, line by line, and publish the answers."""
+"""Define BatchInference, spec and status: answer a file of requests through an AdapterServer, and publish."""
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Annotated, ClassVar, Final
 
 from pydantic import Field
 
 from tunery_api.adapterserver import AdapterName
-from tunery_api.fields import ApiModel, CpuString, DatasetUri, DiskString, MemoryString
+from tunery_api.fields import ApiModel, CpuString, DatasetUri, DiskString, MemoryString, OpenModel, Text
 from tunery_api.inputs import LocalReference, OutputSpec, SecretKeyReference
 from tunery_api.lifecycle import LifecycleFields
 from tunery_api.placement import SchedulingSpec
+from tunery_api.status import CommonStatus, ProgressStatus
+
+MODELS_SHOWN: Final = 64
 
 
 class BatchInput(ApiModel):
@@ -62,4 +65,37 @@ class BatchInferenceSpec(LifecycleFields):
     resources: BatchResources = Field(default_factory=BatchResources, description="Resources of the pod that asks.")
     scheduling: SchedulingSpec = Field(
         default_factory=SchedulingSpec, description="Where the pod runs. May change while no pod runs."
+    )
+
+
+class AnsweredBy(OpenModel):
+    """What answered lines of a batch."""
+
+    name: Annotated[str, Field(max_length=253)] = Field(description="Name of the adapter, or of the base model.")
+    manifest_sha256: Annotated[str, Field(max_length=64)] | None = Field(
+        None, description="Digest of the adapter's manifest; none for the base model."
+    )
+    lines: int = Field(ge=0, description="Lines that it answered.")
+
+
+class OutputStatus(OpenModel):
+    """Published answers; set only after their manifest was read back and every digest matched."""
+
+    uri: Text = Field(description="Where they lie.")
+    manifest_sha256: Annotated[str, Field(max_length=64)] = Field(description="Digest of manifest.json.")
+    size_bytes: int = Field(ge=0, description="Size of all files.")
+
+
+class BatchInferenceStatus(CommonStatus):
+    """The status of a BatchInference."""
+
+    output: OutputStatus | None = Field(None, description="The published answers.")
+    progress: ProgressStatus | None = Field(None, description="How far it is; steps are lines.")
+    lines: int | None = Field(None, ge=0, description="Lines of the input.")
+    answered: int | None = Field(None, ge=0, description="Lines that are answered.")
+    errors: int | None = Field(None, ge=0, description="Lines that ended in errors.jsonl.")
+    prompt_tokens: int | None = Field(None, ge=0, description="Tokens of the prompts, by the answers' usage.")
+    completion_tokens: int | None = Field(None, ge=0, description="Tokens of the answers, by their usage.")
+    answered_by: list[AnsweredBy] | None = Field(
+        None, max_length=MODELS_SHOWN, description="What answered, by version, most lines first."
     )

@@ -8,8 +8,7 @@ from typing import Final, NamedTuple
 
 from tunery_api.adaptermerge import AdapterMergeSpec
 from tunery_api.adapterserver import AdapterServerSpec
-from tunery_api.batchinference import BatchInferenceSpec
-from tunery_api.batchstatus import BatchInferenceStatus
+from tunery_api.batchinference import BatchInferenceSpec, BatchInferenceStatus
 from tunery_api.fields import OpenModel
 from tunery_api.lifecycle import KindSpec
 from tunery_api.lorajob import LoRAJobSpec

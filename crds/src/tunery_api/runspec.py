@@ -8,8 +8,7 @@ from typing import Annotated, Final
 from pydantic import AfterValidator, Field, field_validator
 
 from tunery_api.adaptermerge import AdapterMergeSpec
-from tunery_api.batchinference import BatchInferenceSpec
-from tunery_api.batchstatus import MODELS_SHOWN, AnsweredBy, OutputStatus
+from tunery_api.batchinference import MODELS_SHOWN, AnsweredBy, BatchInferenceSpec, OutputStatus
 from tunery_api.estimate import EstimateStatus
 from tunery_api.failures import Failure
 from tunery_api.fields import OpenModel, Text

@@ -12,8 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from tunery_api.adaptermerge import AdapterMergeSpec
 from tunery_api.adapterserver import AdapterServerSpec
-from tunery_api.batchinference import BatchInferenceSpec
-from tunery_api.batchstatus import BatchInferenceStatus
+from tunery_api.batchinference import BatchInferenceSpec, BatchInferenceStatus
 from tunery_api.lenient import without_invalid
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.manifest import Manifest

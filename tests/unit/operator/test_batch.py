@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tunery_api.batchstatus import BatchInferenceStatus
+from tunery_api.batchinference import BatchInferenceStatus
 from tunery_api.errors import InvalidSpec
 from tunery_api.kinds import ADAPTER_KINDS, JOB_KINDS, Kind
 from tunery_api.runspec import AnswersReport, TrainerStatus

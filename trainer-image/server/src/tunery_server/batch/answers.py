@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from tunery_api.batchstatus import MODELS_SHOWN, AnsweredBy
+from tunery_api.batchinference import MODELS_SHOWN, AnsweredBy
 from tunery_api.runspec import AnswersReport
 from tunery_api.scrub import scrub
 from tunery_server.batch.lines import Line

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tunery_api.batchinference import BatchInferenceSpec
-from tunery_api.batchstatus import OutputStatus
+from tunery_api.batchinference import BatchInferenceSpec, OutputStatus
 from tunery_api.manifest import AnsweredByRecord, Lineage, SourceRecord
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import RunResult, RunSpec
