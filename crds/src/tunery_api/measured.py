@@ -1,4 +1,4 @@
-"""What is measured, as a status shows it: of the data, of memory and disk, and of a run, and how sure that is."""
+"""Define the statuses of what is measured or estimated: metrics, data set, memory, disk; and format their numbers."""
 
 from __future__ import annotations
 
@@ -176,6 +176,28 @@ class DatasetStatus(OpenModel):
         description="Where all of it can be read: every row left out, lengths, examples as the model sees them. "
         "data-report.json lies beside it.",
     )
+
+
+class EstimateStatus(OpenModel):
+    """What a run is estimated to take, in parts; those in bytes make status.memory.estimateBytes."""
+
+    weights_bytes: int | None = Field(None, ge=0, description="The frozen base model, as it is stored on the device.")
+    adapter_bytes: int | None = Field(None, ge=0, description="What is trained.")
+    gradients_bytes: int | None = Field(None, ge=0, description="Its gradients.")
+    optimizer_bytes: int | None = Field(None, ge=0, description="The optimizer's state, and AdaLoRA's importances.")
+    activations_bytes: int | None = Field(
+        None, ge=0, description="What a batch leaves for the backward pass, by training.batchSize and its rows' length."
+    )
+    workspace_bytes: int | None = Field(
+        None,
+        ge=0,
+        description="What the backward pass works with: a tile of logits, a layer computed again, an expanded weight.",
+    )
+    overhead_bytes: int | None = Field(None, ge=0, description="The process itself and its libraries.")
+    slack_bytes: int | None = Field(None, ge=0, description="What the allocator loses between tensors.")
+    row_bytes: int | None = Field(None, ge=0, description="What one more row in a batch takes.")
+    steps: int | None = Field(None, ge=0, description="Optimizer steps of the whole run.")
+    tokens: int | None = Field(None, ge=0, description="Tokens that they see, about.")
 
 
 class MemoryStatus(OpenModel):

@@ -9,7 +9,6 @@ from pydantic import AfterValidator, Field, field_validator
 
 from tunery_api.adaptermerge import AdapterMergeSpec
 from tunery_api.batchinference import MODELS_SHOWN, AnsweredBy, BatchInferenceSpec, OutputStatus
-from tunery_api.estimate import EstimateStatus
 from tunery_api.failures import Failure
 from tunery_api.fields import OpenModel, Text
 from tunery_api.findings import MAX_CHECKS, MAX_FINDINGS, CheckStatus, FindingStatus
@@ -18,6 +17,7 @@ from tunery_api.measured import (
     EVALUATIONS_KEPT,
     DatasetStatus,
     DiskStatus,
+    EstimateStatus,
     EvaluationStatus,
     MemoryStatus,
     MetricsStatus,

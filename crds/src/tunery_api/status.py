@@ -9,7 +9,6 @@ from typing import Annotated, Final
 
 from pydantic import AfterValidator, Field
 
-from tunery_api.estimate import EstimateStatus
 from tunery_api.failures import FailureStatus
 from tunery_api.fields import UNOBSERVED, OpenModel, Text
 from tunery_api.findings import MAX_CHECKS, MAX_FINDINGS, CheckStatus, FindingStatus
@@ -17,6 +16,7 @@ from tunery_api.measured import (
     EVALUATIONS_KEPT,
     DatasetStatus,
     DiskStatus,
+    EstimateStatus,
     EvaluationStatus,
     MemoryStatus,
     MetricsStatus,

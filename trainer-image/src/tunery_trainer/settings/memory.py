@@ -6,8 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
-from tunery_api.estimate import EstimateStatus
-from tunery_api.measured import MemoryStatus
+from tunery_api.measured import EstimateStatus, MemoryStatus
 
 ALLOCATOR_SLACK: Final = 0.05
 """Share of its tensors that a caching allocator loses to fragments. Assumed before the published runs of
