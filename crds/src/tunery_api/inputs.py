@@ -16,7 +16,7 @@ from tunery_api.fields import (
     ObjectName,
     StorageUri,
 )
-from tunery_api.preference import TrainingTask
+from tunery_api.methods import TrainingTask
 
 
 class LocalReference(ApiModel):

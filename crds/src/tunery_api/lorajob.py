@@ -14,13 +14,14 @@ from tunery_api.methods import (
     AdaLoraSpec,
     LoraSpec,
     Method,
+    PreferenceSpec,
     PrefixTuningSpec,
     Preset,
     PromptTuningSpec,
     QuantizationSpec,
+    TrainingTask,
 )
 from tunery_api.placement import ResourcesSpec, SchedulingSpec
-from tunery_api.preference import PreferenceSpec, TrainingTask
 from tunery_api.training import (
     CheckpointSpec,
     ContinueFrom,

@@ -40,14 +40,16 @@ from tunery_api.lorasweep import LoRASweepSpec, ParameterSpec, RangeSpec
 from tunery_api.methods import (
     DEFAULT_TARGET_RANK,
     READ_OF_LORA,
+    READ_OF_PREFERENCE,
     TARGET_WORDS,
     AdaLoraSpec,
     LoraSpec,
     Method,
+    PreferenceSpec,
+    TrainingTask,
 )
 from tunery_api.names import CHECKPOINTS_PREFIX
 from tunery_api.placement import FOREIGN_ACCELERATORS, PodResources, Toleration
-from tunery_api.preference import READ_OF_PREFERENCE, PreferenceSpec, TrainingTask
 from tunery_api.server_rules import SERVER_RULES
 from tunery_api.training import CheckpointSpec, EvaluationSpec, ResumeFrom, TrainingSpec
 

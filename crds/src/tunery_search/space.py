@@ -10,8 +10,16 @@ from typing import Any, Final
 from tunery_api.errors import FieldError, near
 from tunery_api.fields import decimal_text
 from tunery_api.lorasweep import LoRASweepSpec, ParameterSpec, RangeSpec, TrialTemplate, WhenSpec
-from tunery_api.methods import LORA_FAMILY, RANK_GUIDELINES, Method
-from tunery_api.presets import LORA_LEARNING_RATES, PRESETS, PresetValues, method_rate, usual_span
+from tunery_api.methods import (
+    LORA_FAMILY,
+    LORA_LEARNING_RATES,
+    PRESETS,
+    RANK_GUIDELINES,
+    Method,
+    PresetValues,
+    method_rate,
+    usual_span,
+)
 from tunery_search.dimensions import (
     Categorical,
     Condition,

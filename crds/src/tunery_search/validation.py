@@ -13,7 +13,7 @@ from tunery_api.errors import FieldError, field_error
 from tunery_api.fields import alias_of
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.lorasweep import LoRASweepSpec, PrunerType, SamplerType, SweepPreset
-from tunery_api.preference import TrainingTask
+from tunery_api.methods import TrainingTask
 from tunery_api.validation import lorajob_errors, parse_spec
 from tunery_search.dimensions import Categorical, Dimension, Numeric, Values
 from tunery_search.fields import REFUSED, written

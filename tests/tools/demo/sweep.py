@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from tunery_api.presets import PRESETS
+from tunery_api.methods import PRESETS
 from tunery_trainer.local.as_kubectl import documents_of
 
 from kit.environment import is_existing, uri_root

@@ -9,8 +9,7 @@ import pytest
 import yaml
 
 from tunery_api.lorajob import LoRAJobSpec
-from tunery_api.methods import Method, Preset
-from tunery_api.preference import TrainingTask
+from tunery_api.methods import Method, Preset, TrainingTask
 from tunery_api.validation import parse_adaptermerge, parse_adapterserver, parse_batchinference, parse_lorajob
 from tunery_search.validation import parse_lorasweep
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tunery_api.errors import InvalidSpec
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.lorasweep import LoRASweepSpec, TrialTemplate
-from tunery_api.presets import PRESETS
+from tunery_api.methods import PRESETS
 from tunery_api.validation import parse_lorajob
 from tunery_search.dimensions import Categorical, Dimension, Numeric, exists
 from tunery_search.fields import REFUSED, TYPES, FieldType, path_problem

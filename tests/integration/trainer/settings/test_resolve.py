@@ -11,9 +11,17 @@ from typing import Any
 import pytest
 
 from tunery_api.errors import InvalidSpec
-from tunery_api.methods import RANK_GUIDELINES, ComputeType, LoraInit, LoraSpec, Method, Preset, QuantizationType
-from tunery_api.preference import PreferenceLoss
-from tunery_api.presets import PRESETS
+from tunery_api.methods import (
+    PRESETS,
+    RANK_GUIDELINES,
+    ComputeType,
+    LoraInit,
+    LoraSpec,
+    Method,
+    PreferenceLoss,
+    Preset,
+    QuantizationType,
+)
 from tunery_api.reasons import FailureReason
 from tunery_api.status import ResolvedValue
 from tunery_api.training import Precision

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from tunery_api.preference import TrainingTask
+from tunery_api.methods import TrainingTask
 from tunery_common.errors import TuneryError
 from tunery_trainer.data.encode import Encoded
 from tunery_trainer.data.invalid_rows import InvalidRows, Listing

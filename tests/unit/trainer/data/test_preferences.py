@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from trl import DPOTrainer, KTOTrainer
 
 from tunery_api.inputs import DatasetFormat, DatasetTemplate
-from tunery_api.preference import TrainingTask
+from tunery_api.methods import TrainingTask
 from tunery_api.reasons import FailureReason
 from tunery_api.remedies import recreate, retry
 from tunery_api.training import Loss

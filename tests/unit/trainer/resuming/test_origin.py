@@ -16,11 +16,11 @@ from tunery_api.methods import (
     AdaLoraSpec,
     LoraSpec,
     Method,
+    PreferenceSpec,
     PrefixTuningSpec,
     PromptTuningSpec,
     QuantizationSpec,
 )
-from tunery_api.preference import PreferenceSpec
 from tunery_api.runspec import RunIdentity
 from tunery_api.training import Optimizer, TrainingSpec
 from tunery_common.errors import TuneryError

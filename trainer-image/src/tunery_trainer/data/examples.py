@@ -8,7 +8,7 @@ from pathlib import PurePath
 from typing import Final
 
 from tunery_api.inputs import DatasetFormat, DatasetTemplate
-from tunery_api.preference import TrainingTask
+from tunery_api.methods import TrainingTask
 from tunery_api.reasons import FailureReason
 from tunery_api.remedies import Remedy, recreate, retry
 from tunery_common.errors import TuneryError

@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 from tunery_api.inputs import DatasetFormat, DatasetTemplate
 from tunery_api.lorajob import LoRAJobSpec
-from tunery_api.preference import PREFERENCE_TASKS, TrainingTask
+from tunery_api.methods import PREFERENCE_TASKS, TrainingTask
 from tunery_api.training import Loss
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Final
 
-from tunery_api.preference import TrainingTask
+from tunery_api.methods import TrainingTask
 from tunery_trainer.data.render import Rendered, RenderedRow, Renderer
 from tunery_trainer.data.rows import Example, RowError
 

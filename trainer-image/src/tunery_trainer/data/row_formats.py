@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from tunery_api.inputs import FORMATS_OF_TASK, DatasetFormat, DatasetTemplate
-from tunery_api.preference import TrainingTask
+from tunery_api.methods import TrainingTask
 from tunery_api.scrub import shorten
 from tunery_trainer.data.conversation import (
     Conversation,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from tunery_api.inputs import DatasetFormat, DatasetTemplate
-from tunery_api.preference import PREFERENCE_TASKS
+from tunery_api.methods import PREFERENCE_TASKS
 from tunery_api.reasons import FailureReason
 from tunery_api.remedies import recreate, retry
 from tunery_common.errors import TuneryError

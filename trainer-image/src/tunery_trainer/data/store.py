@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from tunery_api.preference import TrainingTask
+from tunery_api.methods import TrainingTask
 from tunery_trainer.data.arrange import Block, Counted
 from tunery_trainer.data.encode import Encoded
 from tunery_trainer.data.spill import Column

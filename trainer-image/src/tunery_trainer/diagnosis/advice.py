@@ -6,8 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
-from tunery_api.preference import PREFERENCE_TASKS
-from tunery_api.presets import METHOD_LEARNING_RATES, RATE_AROUND, usual_span
+from tunery_api.methods import METHOD_LEARNING_RATES, PREFERENCE_TASKS, RATE_AROUND, usual_span
 from tunery_trainer.settings.experts import EXPERTS, says_adapted
 from tunery_trainer.settings.preference import PREFERENCE_RATE
 from tunery_trainer.settings.types import RunSettings

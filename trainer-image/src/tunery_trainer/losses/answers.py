@@ -10,7 +10,7 @@ from typing import Any, Final, Protocol
 import numpy as np
 import torch
 
-from tunery_api.preference import TrainingTask
+from tunery_api.methods import TrainingTask
 from tunery_trainer.data.mask import IGNORED
 from tunery_trainer.model.collator import Collator
 

@@ -12,7 +12,7 @@ from typing import Any, Final, Protocol
 import torch
 from torch.nn.functional import logsigmoid
 
-from tunery_api.preference import PreferenceLoss, TrainingTask
+from tunery_api.methods import PreferenceLoss, TrainingTask
 from tunery_trainer.data.mask import IGNORED
 from tunery_trainer.losses.answers import AnswerCollator, PairCollator, Rows
 from tunery_trainer.losses.lm_head import log_probabilities

@@ -8,7 +8,7 @@ from typing import Final
 
 from tunery_api.fields import parse_quantity
 from tunery_api.measured import DiskStatus
-from tunery_api.preference import TrainingTask
+from tunery_api.methods import TrainingTask
 from tunery_api.reasons import FailureReason
 from tunery_api.remedies import edit
 from tunery_common.errors import TuneryError

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tunery_api.lorajob import LoRAJobSpec
-from tunery_api.methods import Method
-from tunery_api.preference import TrainingTask
+from tunery_api.methods import Method, TrainingTask
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import RunSpec
 from tunery_common.errors import TuneryError

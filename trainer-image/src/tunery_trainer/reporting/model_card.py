@@ -10,7 +10,7 @@ from tunery_api.adapterserver import ENGINE_RANKS
 from tunery_api.findings import FindingStatus
 from tunery_api.manifest import Lineage, MergeInputRecord, SourceRecord
 from tunery_api.measured import DatasetStatus, change_text, number_text
-from tunery_api.preference import PREFERENCE_TASKS
+from tunery_api.methods import PREFERENCE_TASKS
 from tunery_api.runspec import RunIdentity
 from tunery_api.scrub import scrub
 from tunery_api.serving import method_problem

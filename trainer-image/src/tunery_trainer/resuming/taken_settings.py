@@ -11,14 +11,16 @@ from tunery_api.fields import ApiModel, alias_of
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.methods import (
     READ_OF_LORA,
+    READ_OF_PREFERENCE,
     AdaLoraSpec,
     LoraSpec,
     Method,
+    PreferenceSpec,
     PrefixTuningSpec,
     PromptTuningSpec,
     QuantizationSpec,
+    TrainingTask,
 )
-from tunery_api.preference import READ_OF_PREFERENCE, PreferenceSpec, TrainingTask
 from tunery_api.training import TrainingSpec
 from tunery_trainer.settings.types import SPEC_FIELDS, RunSettings, SettingSource
 

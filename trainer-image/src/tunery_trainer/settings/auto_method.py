@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from tunery_api.lorajob import LoRAJobSpec
-from tunery_api.methods import Method
-from tunery_api.preference import PREFERENCE_TASKS
+from tunery_api.methods import PREFERENCE_TASKS, Method
 from tunery_api.validation import lorajob_errors
 from tunery_trainer.settings.types import DeviceFacts, DeviceKind, StoredQuantization
 

@@ -7,8 +7,7 @@ from typing import Any, Final, Generic, TypeVar
 
 from tunery_api.fields import ApiModel, decimal_text
 from tunery_api.lorajob import LoRAJobSpec
-from tunery_api.methods import Method
-from tunery_api.presets import PresetValues
+from tunery_api.methods import Method, PresetValues
 from tunery_api.status import ResolvedValue
 from tunery_trainer.settings.types import SettingSource
 

@@ -6,9 +6,15 @@ import math
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
-from tunery_api.methods import PROMPT_LEARNING, Method, PrefixTuningSpec, PromptTuningSpec
-from tunery_api.preference import PREFERENCE_TASKS
-from tunery_api.presets import DEFAULT_LEARNING_RATE, method_rate
+from tunery_api.methods import (
+    DEFAULT_LEARNING_RATE,
+    PREFERENCE_TASKS,
+    PROMPT_LEARNING,
+    Method,
+    PrefixTuningSpec,
+    PromptTuningSpec,
+    method_rate,
+)
 from tunery_api.reasons import FailureReason
 from tunery_api.training import Optimizer, Precision
 from tunery_common.errors import TuneryError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from tunery_api.preference import PREFERENCE_TASKS, PreferenceSpec, TrainingTask
+from tunery_api.methods import PREFERENCE_TASKS, PreferenceSpec, TrainingTask
 from tunery_trainer.settings.decisions import Decisions
 from tunery_trainer.settings.types import PreferenceSettings
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from tunery_api.methods import RANK_GUIDELINES, RankGuideline
-from tunery_api.presets import PresetValues
+from tunery_api.methods import RANK_GUIDELINES, PresetValues, RankGuideline
 
 FAR: Final = 2
 """A rank is far off its use below half of the lowest that the guide suggests for it, and above twice the highest."""

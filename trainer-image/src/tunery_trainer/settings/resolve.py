@@ -9,6 +9,8 @@ from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.methods import (
     DEFAULT_TARGET_RANK,
     INITIAL_RANK_FACTOR,
+    PREFERENCE_TASKS,
+    PRESETS,
     PROMPT_LEARNING,
     QUANTIZED,
     ComputeType,
@@ -18,8 +20,6 @@ from tunery_api.methods import (
     PromptTuningSpec,
     QuantizationSpec,
 )
-from tunery_api.preference import PREFERENCE_TASKS
-from tunery_api.presets import PRESETS
 from tunery_api.reasons import FailureReason
 from tunery_api.training import Precision
 from tunery_common.errors import TuneryError

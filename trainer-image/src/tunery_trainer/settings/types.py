@@ -7,8 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from typing import Final
 
-from tunery_api.methods import ComputeType, LoraInit, Method, QuantizationType
-from tunery_api.preference import PreferenceLoss, TrainingTask
+from tunery_api.methods import ComputeType, LoraInit, Method, PreferenceLoss, QuantizationType, TrainingTask
 from tunery_api.status import ResolvedValue
 from tunery_api.training import (
     GenerationSpec,

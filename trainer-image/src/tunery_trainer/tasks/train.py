@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.manifest import EvaluationRecord, Lineage, SourceRecord
-from tunery_api.preference import TrainingTask
+from tunery_api.methods import TrainingTask
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import RunResult, RunSpec
 from tunery_api.status import Phase

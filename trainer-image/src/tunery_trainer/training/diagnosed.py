@@ -14,8 +14,7 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from tunery_api.findings import TOLD_BY_TRAINING, CheckResult, CheckStatus, FindingStatus
-from tunery_api.methods import PROMPT_LEARNING
-from tunery_api.preference import PREFERENCE_TASKS
+from tunery_api.methods import PREFERENCE_TASKS, PROMPT_LEARNING
 from tunery_api.training import DiagnosisAction
 from tunery_trainer.data.mask import IGNORED
 from tunery_trainer.diagnosis.checks import Ends, Measured, measured_checks

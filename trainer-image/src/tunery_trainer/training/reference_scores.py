@@ -19,7 +19,7 @@ from datasets import Dataset
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
-from tunery_api.preference import TrainingTask
+from tunery_api.methods import TrainingTask
 from tunery_common.errors import first_line
 from tunery_trainer.adapter.methods.lora_init import FIRST_A, lora_layers
 from tunery_trainer.data.prepare import PreparedData
