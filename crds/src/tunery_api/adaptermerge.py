@@ -22,9 +22,8 @@ from tunery_api.inputs import (
     OutputSpec,
     Split,
 )
-from tunery_api.lifecycle import LifecycleFields
+from tunery_api.jobs import LifecycleFields, PodResources, SchedulingSpec
 from tunery_api.methods import ComputeType
-from tunery_api.placement import PodResources, SchedulingSpec
 from tunery_api.training import Loss
 
 

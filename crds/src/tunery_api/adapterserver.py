@@ -12,13 +12,13 @@ from tunery_api.fields import (
     ApiModel,
     CpuString,
     DiskString,
+    KindSpec,
     MemoryString,
     Number,
     StorageUri,
 )
 from tunery_api.inputs import LocalReference, ModelSpec
-from tunery_api.lifecycle import KindSpec
-from tunery_api.placement import GpuResource, LabelKey, LabelValue, SchedulingSpec
+from tunery_api.jobs import GpuResource, LabelKey, LabelValue, SchedulingSpec
 
 AdapterName = Annotated[
     str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9]([A-Za-z0-9._:/-]*[A-Za-z0-9])?$")

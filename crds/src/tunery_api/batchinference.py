@@ -9,8 +9,7 @@ from pydantic import Field
 from tunery_api.adapterserver import AdapterName
 from tunery_api.fields import ApiModel, CpuString, DatasetUri, DiskString, MemoryString, OpenModel, Text
 from tunery_api.inputs import LocalReference, OutputSpec, SecretKeyReference
-from tunery_api.lifecycle import LifecycleFields
-from tunery_api.placement import SchedulingSpec
+from tunery_api.jobs import LifecycleFields, SchedulingSpec
 from tunery_api.status import CommonStatus, ProgressStatus
 
 MODELS_SHOWN: Final = 64

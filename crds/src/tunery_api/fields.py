@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from decimal import Decimal
 from posixpath import normpath
-from typing import Annotated, Any, Final, NamedTuple, TypeVar
+from typing import Annotated, Any, ClassVar, Final, NamedTuple, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -36,6 +36,19 @@ class ApiModel(BaseModel):
         Defaults stay out, so that a reader can still tell what a manifest said from what it left open.
         """
         return self.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_unset=True)
+
+
+class KindSpec(ApiModel):
+    """The spec of a kind, and which of its fields may change."""
+
+    MUTABLE: ClassVar[frozenset[str]] = frozenset()
+    """May change at any time."""
+    MUTABLE_AT_REST: ClassVar[frozenset[str]] = frozenset()
+    """May change while no pod runs."""
+    SET_ONCE: ClassVar[frozenset[str]] = frozenset()
+    """May be set at any time, and never changed or removed after that."""
+    MUTABLE_RESOURCES: ClassVar[frozenset[str]] = frozenset()
+    """The fields of `resources` that may change while no pod runs, where not all of it may."""
 
 
 def alias_of(block: ApiModel, name: str) -> str:

@@ -9,8 +9,7 @@ from typing import Final, NamedTuple
 from tunery_api.adaptermerge import AdapterMergeSpec
 from tunery_api.adapterserver import AdapterServerSpec
 from tunery_api.batchinference import BatchInferenceSpec, BatchInferenceStatus
-from tunery_api.fields import OpenModel
-from tunery_api.lifecycle import KindSpec
+from tunery_api.fields import KindSpec, OpenModel
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.lorasweep import LoRASweepSpec
 from tunery_api.serverstatus import AdapterServerStatus

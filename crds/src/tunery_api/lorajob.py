@@ -9,7 +9,7 @@ from pydantic import Field
 
 from tunery_api.fields import ApiModel, ObjectName
 from tunery_api.inputs import DatasetSpec, ModelSpec, OutputSpec
-from tunery_api.lifecycle import LifecycleFields
+from tunery_api.jobs import LifecycleFields, ResourcesSpec, SchedulingSpec
 from tunery_api.methods import (
     AdaLoraSpec,
     LoraSpec,
@@ -21,7 +21,6 @@ from tunery_api.methods import (
     QuantizationSpec,
     TrainingTask,
 )
-from tunery_api.placement import ResourcesSpec, SchedulingSpec
 from tunery_api.training import (
     CheckpointSpec,
     ContinueFrom,

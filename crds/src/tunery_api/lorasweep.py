@@ -9,12 +9,12 @@ from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from tunery_api.fields import (
     ApiModel,
+    KindSpec,
     Number,
     ObjectName,
     decimal_text,
 )
 from tunery_api.inputs import OutputSpec
-from tunery_api.lifecycle import KindSpec
 from tunery_api.lorajob import TrainingRun
 from tunery_api.training import TrainingSpec
 

@@ -35,6 +35,7 @@ from tunery_api.inputs import (
     ModelSpec,
     OutputSpec,
 )
+from tunery_api.jobs import FOREIGN_ACCELERATORS, PodResources, Toleration
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.lorasweep import LoRASweepSpec, ParameterSpec, RangeSpec
 from tunery_api.methods import (
@@ -49,7 +50,6 @@ from tunery_api.methods import (
     TrainingTask,
 )
 from tunery_api.names import CHECKPOINTS_PREFIX
-from tunery_api.placement import FOREIGN_ACCELERATORS, PodResources, Toleration
 from tunery_api.server_rules import SERVER_RULES
 from tunery_api.training import CheckpointSpec, EvaluationSpec, ResumeFrom, TrainingSpec
 

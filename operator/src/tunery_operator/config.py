@@ -12,8 +12,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic.alias_generators import to_camel
 
 from tunery_api.fields import CpuString, ObjectName, QuantityString, parse_quantity
+from tunery_api.jobs import LabelKey, LabelValue, Toleration
 from tunery_api.names import GROUP, MANAGED_BY_LABEL
-from tunery_api.placement import LabelKey, LabelValue, Toleration
 
 USER: Final = 65532
 """The user and group of the trainer image."""

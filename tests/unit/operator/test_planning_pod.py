@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from tunery_api.jobs import SchedulingSpec, Toleration, TolerationOperator
 from tunery_api.kinds import Kind
-from tunery_api.placement import SchedulingSpec, Toleration, TolerationOperator
 from tunery_operator.observed.metadata import Key, Owner
 from tunery_operator.planning.job import checkpoints_uri
 from tunery_operator.planning.pod import check_scheduling, pod_extras, work_scheduling

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, Generic, TypeVar
 
 from tunery_api.errors import InvalidSpec
-from tunery_api.lifecycle import KindSpec
+from tunery_api.fields import KindSpec
 from tunery_api.names import child_name
 from tunery_api.runspec import Task
 from tunery_api.status import FINAL_PHASES, ConditionType, Phase

@@ -10,8 +10,8 @@ from tunery_api.adapterserver import AdapterServerSpec, EnginePrecision, Rollout
 from tunery_api.errors import FieldError, InvalidSpec
 from tunery_api.fields import parse_quantity
 from tunery_api.inputs import LocalReference
+from tunery_api.jobs import SchedulingSpec
 from tunery_api.names import KIND_LABEL, OWNER_LABEL, label_value
-from tunery_api.placement import SchedulingSpec
 from tunery_api.runspec import DiskLimit, Purpose
 from tunery_api.serving import ENGINE_SOCKET, GATEWAY_PORT, ServeSpec
 from tunery_operator.config import PodSecurity, Settings

@@ -13,6 +13,7 @@ from tunery_api.batchinference import BatchInferenceSpec
 from tunery_api.errors import FieldError, InvalidSpec
 from tunery_api.fields import parse_quantity
 from tunery_api.inputs import LocalReference, OutputSpec
+from tunery_api.jobs import ResourcesSpec, SchedulingSpec
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.names import (
     CHECKPOINTS_PREFIX,
@@ -22,7 +23,6 @@ from tunery_api.names import (
     folder_in_bucket,
     nodes_service,
 )
-from tunery_api.placement import ResourcesSpec, SchedulingSpec
 from tunery_api.runspec import DiskLimit, Purpose, RunIdentity, RunSpec, Task
 from tunery_operator.config import Settings
 from tunery_operator.observed.job import ca_digest

@@ -12,8 +12,8 @@ from tunery_api.batchinference import BatchResources
 from tunery_api.errors import FieldError, InvalidSpec
 from tunery_api.fields import parse_quantity
 from tunery_api.inputs import LocalReference
+from tunery_api.jobs import PodResources, ResourcesSpec, SchedulingSpec, Toleration
 from tunery_api.names import GROUP, SECRETS_DIR, TOPOLOGY_ANNOTATIONS, VOLUMES_DIR
-from tunery_api.placement import PodResources, ResourcesSpec, SchedulingSpec, Toleration
 from tunery_api.runspec import MountedSecret
 from tunery_operator.config import CaBundle, Placement, PlatformResources, PodSecurity, Settings
 from tunery_operator.observed.metadata import Owner

@@ -1,13 +1,13 @@
-"""What a job's pod asks of the cluster: an allow-list, never a free-form pod patch."""
+"""Define how the Jobs of a kind run: retries and deadlines, resources, and an allow-list of scheduling fields."""
 
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Final
+from typing import Annotated, ClassVar, Final
 
 from pydantic import Field
 
-from tunery_api.fields import ApiModel, CpuString, DiskString, MemoryString, ObjectName
+from tunery_api.fields import ApiModel, CpuString, DiskString, KindSpec, MemoryString, ObjectName
 
 _KEY: Final = r"([a-z0-9.-]+/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
 LabelKey = Annotated[str, Field(min_length=1, max_length=317, pattern=f"^{_KEY}$")]
@@ -26,6 +26,39 @@ FOREIGN_ACCELERATORS: Final = (
 )
 """Domains of resources that CUDA does not run on, which is all that the trainer's image has. Others may be another name
 for NVIDIA's GPUs, as sharing and virtual GPUs have one."""
+
+
+class LifecycleFields(KindSpec):
+    """The fields of a spec that say how its Jobs live and end."""
+
+    MUTABLE: ClassVar[frozenset[str]] = frozenset({"suspend", "ttlSecondsAfterFinished", "activeDeadlineSeconds"})
+    MUTABLE_AT_REST: ClassVar[frozenset[str]] = frozenset({"retries", "scheduling"})
+    MUTABLE_RESOURCES: ClassVar[frozenset[str]] = frozenset({"memory", "ephemeralStorage"})
+
+    suspend: bool = Field(
+        False, description="Stop the pods, of a LoRAJob after a checkpoint, and keep the rest; false goes on."
+    )
+    retries: int = Field(
+        3,
+        ge=0,
+        le=100,
+        description="Failed attempts that are tried again; preemptions and lost nodes do not count. May change while "
+        "no pod runs.",
+    )
+    active_deadline_seconds: int = Field(
+        86_400,
+        ge=1,
+        le=31_536_000,
+        description="Seconds that the pods which do the work may run, all attempts together, before the job fails. "
+        "Waiting for a queue, a node or an image does not count, nor does preflight. May be raised at any time.",
+    )
+    ttl_seconds_after_finished: int | None = Field(
+        None,
+        ge=0,
+        le=315_360_000,
+        description="Seconds after the end at which this object is deleted; unset: the platform's default, 30 days "
+        "unless it chose otherwise.",
+    )
 
 
 class PodResources(ApiModel):
