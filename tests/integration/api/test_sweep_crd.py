@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from tunery_api.crd import custom_resource_definition, structural_schema
+from tunery_api.crd import structural_schema
 from tunery_api.kinds import KINDS, Kind
 from tunery_api.lorasweep import LoRASweepSpec
 from tunery_api.sweepstatus import LoRASweepStatus
 
 from kit.api_server import ApiServer
-from kit.kubectl import KubectlError, wait_for
+from kit.kubectl import KubectlError
 
 KIND = "lorasweeps.tunery.dev"
-OLD_GROUP = "sweeps.tunery.test"
-OLD_KIND = f"oldsweeps.{OLD_GROUP}"
 TEMPLATE: dict[str, Any] = {"model": {"uri": "s3://models/m"}, "dataset": {"uri": "s3://data/rows.jsonl"}}
 
 
@@ -194,61 +191,6 @@ def test_what_may_change(api_server: ApiServer, namespace: str, changes: str, fi
         return
     with pytest.raises(KubectlError, match=f"{field} cannot be changed"):
         api_server.patch(KIND, changes, change, namespace, dry_run=True)
-
-
-RULES = ("x-kubernetes-validations", "nullable", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
-
-
-def old_kind(*, rule: bool) -> dict[str, Any]:
-    """Return a kind of its own, as it was before there were rules and ranges of numbers, or is with them."""
-    crd = custom_resource_definition(KINDS[Kind.LORASWEEP])
-    crd["metadata"]["name"] = OLD_KIND
-    names = {"kind": "OldSweep", "listKind": "OldSweepList", "plural": "oldsweeps", "singular": "oldsweep"}
-    crd["spec"] |= {"group": OLD_GROUP, "names": names}
-    root = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
-    stack = [] if rule else [root]
-    while stack:
-        schema = stack.pop()
-        for word in RULES:
-            schema.pop(word, None)
-        inner = (*schema.get("properties", {}).values(), schema.get("items"), schema.get("additionalProperties"))
-        stack += [each for each in inner if each]
-    return crd
-
-
-REFUSED_TODAY: dict[str, Any] = {
-    "template": TEMPLATE | {"continueFrom": {"uri": "s3://a/b"}, "training": {"learningRate": 0}},
-    "parameters": [{"path": "lora.rank", "choices": [None, "4"]}],
-    "pruner": {"rungs": [1]},
-    "output": {"uri": "s3://a/b/"},
-}
-
-
-@pytest.mark.slow
-def test_a_sweep_that_is_older_than_the_rules_can_be_written(api_server: ApiServer, namespace: str) -> None:
-    def of(name: str) -> dict[str, Any]:
-        body = sweep(name, {"preset": "Guide", "warmStartFrom": [{"name": name}]})
-        body["spec"] |= REFUSED_TODAY if name == "old" else {}
-        return {**body, "apiVersion": f"{OLD_GROUP}/v1alpha1", "kind": "OldSweep"}
-
-    def is_refused() -> bool:
-        try:
-            api_server.apply(of("new"), namespace=namespace)
-        except KubectlError as error:
-            return "warmStartFrom names this sweep itself" in str(error)
-        api_server.delete(OLD_KIND, "new", namespace)
-        return False
-
-    api_server.apply(old_kind(rule=False))
-    wait_for("the kind", lambda: "oldsweeps" in api_server.run("api-resources", f"--api-group={OLD_GROUP}") or None, 30)
-    api_server.run("create", "--validate=false", "-n", namespace, "-f", "-", stdin=json.dumps(of("old")))
-    api_server.apply(old_kind(rule=True))
-    wait_for("the rule", is_refused, 30)
-    patch = ("patch", OLD_KIND, "old", "-n", namespace, "--type=merge", "-p")
-    api_server.run(*patch, json.dumps({"status": {"phase": "Searching"}}), "--subresource=status")
-    api_server.run(*patch, json.dumps({"metadata": {"finalizers": ["example.org/keep"]}}))
-    api_server.run(*patch, json.dumps({"metadata": {"finalizers": None}, "spec": {"suspend": True}}))
-    api_server.delete("crd", OLD_KIND)
 
 
 def test_no_rule_of_a_whole_lorajob_hangs_on_the_template() -> None:
