@@ -42,7 +42,7 @@ def test_an_installation_is_tested_without_a_bucket_and_with_one(
     install(kubectl, images(environment), *SETTINGS, *bucket)
     try:
         told = helm_test(kubectl)
-        assert f"its adapter lies at {place}/adapter" in told
+        assert f"its adapter is at {place}/adapter" in told
         keys = list_keys(s3, place)
         assert {"adapter_model.safetensors", "manifest.json"} <= {key.rpartition("/")[2] for key in keys}
         assert kubectl.get("lorajob", "helm-test", namespace) is None

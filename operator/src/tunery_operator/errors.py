@@ -32,7 +32,7 @@ class SamplerBusy(OperatorError):
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
-        super().__init__("Optuna has been asked which trials to make; questions of other sweeps may be before it")
+        super().__init__("waits for Optuna to choose the next trials; requests of other sweeps may be ahead of it")
 
 
 class FieldContested(OperatorError):

@@ -44,19 +44,19 @@ WATCH_ERRORS: Final = Counter(
     ["resource", "code"],
 )
 WATCH_RELISTS: Final = Counter(
-    "tunery_watch_relists", "Complete lists after the first, because a watch could not go on.", ["resource"]
+    "tunery_watch_relists", "Complete lists after the first, because a watch could not continue.", ["resource"]
 )
 RECONCILE_SECONDS: Final = Histogram(
     "tunery_reconcile_duration_seconds", "Time of one reconcile.", ["kind"], buckets=_LATENCY
 )
 RECONCILE_ERRORS: Final = Counter("tunery_reconcile_errors", "Reconciles that ended with an error.", ["kind"])
 RECONCILE_CONFLICTS: Final = Counter(
-    "tunery_reconcile_conflicts", "Reconciles whose object had changed meanwhile; they are done again.", ["kind"]
+    "tunery_reconcile_conflicts", "Reconciles whose object had changed meanwhile; they are repeated.", ["kind"]
 )
 SUGGEST_SECONDS: Final = Histogram(
-    "tunery_suggest_seconds", "Time until a sampler said which trials of a sweep to make.", buckets=_LATENCY
+    "tunery_suggest_seconds", "Time until a sampler chose the next trials of a sweep.", buckets=_LATENCY
 )
-SUGGEST_ERRORS: Final = Counter("tunery_suggest_errors", "Samplers that could not say which trials to make.")
+SUGGEST_ERRORS: Final = Counter("tunery_suggest_errors", "Samplers that failed to choose the next trials.")
 QUEUE_WAIT: Final = Histogram(
     "tunery_work_queue_wait_seconds",
     "Time that a key waited for its reconcile, by priority.",
@@ -74,7 +74,7 @@ CERTIFICATE_EXPIRY: Final = Gauge(
     "When a certificate of the progress endpoint ends, in seconds since 1970.",
     ["certificate"],
 )
-LEADER: Final = Gauge("tunery_leader", "1 where this replica reconciles, 0 where it stands by.")
+LEADER: Final = Gauge("tunery_leader", "1 if this replica reconciles, 0 if it is on standby.")
 INFO: Final = Info("tunery", "The version of this operator.")
 INFO.info({"version": version("tunery-operator")})
 
@@ -111,9 +111,7 @@ PREFLIGHT_FAILURES: Final = Counter(
     "tunery_preflight_failures", "LoRAJobs that ended in preflight, before any GPU.", ["namespace", "reason"]
 )
 
-FINDINGS: Final = Counter(
-    "tunery_findings", "What runs found out about themselves, once for each type and run.", ["namespace", "type"]
-)
+FINDINGS: Final = Counter("tunery_findings", "Findings of runs, once for each type and run.", ["namespace", "type"])
 
 # When each series began, which nobody asks for, would be half of what is told.
 disable_created_metrics()  # type: ignore[no-untyped-call]  # the library leaves it untyped

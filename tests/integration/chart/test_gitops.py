@@ -64,7 +64,7 @@ def test_rendered_twice_it_is_the_same_to_the_byte(helm: Helm, settings: list[st
 def test_what_fills_the_certificate_is_no_drift_and_a_sync_leaves_it(
     applied: ApiServer, helm: Helm, tmp_path: Path
 ) -> None:
-    assert "was made: there was none" in make_certificate(applied, tmp_path)
+    assert "was created: there was none" in make_certificate(applied, tmp_path)
     made = applied.get("secret", CERTIFICATE, NAMESPACE)
     assert made is not None
     assert made["type"] == "Opaque"
@@ -76,7 +76,7 @@ def test_what_fills_the_certificate_is_no_drift_and_a_sync_leaves_it(
     after = applied.get("secret", CERTIFICATE, NAMESPACE)
     assert after is not None
     assert after["data"] == made["data"]
-    assert "is kept" in make_certificate(applied, tmp_path)
+    assert "is still valid" in make_certificate(applied, tmp_path)
 
 
 @pytest.mark.slow
@@ -139,7 +139,7 @@ def prune_jobs(kubectl: ApiServer) -> None:
 def test_an_emptied_secret_is_filled_again(applied: ApiServer, tmp_path: Path) -> None:
     before = (applied.get("secret", CERTIFICATE, NAMESPACE) or {})["data"]
     applied.run("patch", "secret", CERTIFICATE, "-n", NAMESPACE, "--type=merge", "-p", '{"data": null}')
-    assert "was made: ca.crt, tls.crt, tls.key was not there" in make_certificate(applied, tmp_path)
+    assert "was created: ca.crt, tls.crt, tls.key was missing" in make_certificate(applied, tmp_path)
     assert (applied.get("secret", CERTIFICATE, NAMESPACE) or {})["data"] != before
 
 
@@ -175,6 +175,6 @@ def test_what_replaces_all_that_is_rendered_leaves_the_certificate(
     for ways in ([["delete", "--ignore-not-found"], ["create"]], [["replace"]]):
         for way in ways:
             applied.run(*way, "-f", "-", stdin=text)
-        assert "is kept" in make_certificate(applied, tmp_path)
+        assert "is still valid" in make_certificate(applied, tmp_path)
         assert (applied.get("secret", CERTIFICATE, NAMESPACE) or {})["data"] == before
         assert applied.run("diff", "-f", "-", stdin=text) == ""

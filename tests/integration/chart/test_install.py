@@ -33,7 +33,7 @@ def data_of(kubectl: ApiServer, kind: str = "secret", name: str = CERTIFICATE) -
 @pytest.mark.slow
 def test_an_upgrade_keeps_the_certificate(installed: ApiServer, tmp_path: Path) -> None:
     """By whatever way Helm has of it: `--force`, which is Flux's force: true, puts what is rendered in place of all."""
-    assert "was made: there was none" in make_certificate(installed, tmp_path)
+    assert "was created: there was none" in make_certificate(installed, tmp_path)
     before = data_of(installed)
     assert set(before or ()) == {"ca.crt", "tls.crt", "tls.key"}
     release = ("tunery", "-n", NAMESPACE, "--force")
@@ -41,11 +41,11 @@ def test_an_upgrade_keeps_the_certificate(installed: ApiServer, tmp_path: Path) 
     assert data_of(installed) == before
     helm_install(installed, "operator.logging.level=DEBUG", "image.tag=v2")
     assert data_of(installed) == before
-    assert "is kept" in make_certificate(installed, tmp_path)
+    assert "is still valid" in make_certificate(installed, tmp_path)
     assert "level: DEBUG" in (data_of(installed, "configmap", "tunery-config") or {})["config.yaml"]
     installed.program("helm", "rollback", *release)
     assert data_of(installed) == before
-    assert "is kept" in make_certificate(installed, tmp_path)
+    assert "is still valid" in make_certificate(installed, tmp_path)
 
 
 @pytest.mark.slow
@@ -84,7 +84,7 @@ def test_an_uninstall_keeps_the_jobs_of_users_and_an_install_takes_them_back(
     assert installed.get("lorajob", "lora", TEAM) is not None
     helm_install(installed)
     assert installed.get("lorajob", "lora", TEAM) is not None
-    assert "is kept" in make_certificate(installed, tmp_path)
+    assert "is still valid" in make_certificate(installed, tmp_path)
     assert data_of(installed) == certificate
     installed.run("delete", "lorajob", "lora", "-n", TEAM, "--timeout=20s")
 

@@ -68,7 +68,9 @@ def test_a_preflight_that_fails_otherwise_is_told_in_its_own_words(namespace: Na
     with ThreadPoolExecutor(1) as pool:
         told = pool.submit(check_job, client, asked(namespace.name))
         namespace.end_pod(namespace.run_pod(f"{NAME}-preflight"), 64, message=failure)
-        with pytest.raises(Broken, match=r"was to miss the Secret .* and said DatasetInvalid: .*line 1 is no JSON"):
+        with pytest.raises(
+            Broken, match=r"should report the missing Secret .*, but reported DatasetInvalid: .*line 1 is no JSON"
+        ):
             told.result()
 
 
@@ -85,7 +87,7 @@ def test_with_a_bucket_the_job_trains_to_its_end_and_an_earlier_one_is_replaced(
         eventually("its own preflight", lambda: of(namespace, preflight) == uid(namespace))
         namespace.pass_preflight(NAME)
         namespace.finish(NAME)
-        assert "its adapter lies at s3://" in told.result()
+        assert "its adapter is at s3://" in told.result()
 
 
 def of(namespace: Namespace, job: str) -> str | None:
@@ -119,7 +121,7 @@ async def test_the_certificate_is_looked_at_as_a_pod_does(progress_tls: Path) ->
     async with Site(progress_tls, Pods(set())) as site:
         url = f"https://127.0.0.1:{site.port}"
         good = asked("n", progress_url=url, authority=progress_tls / "ca.crt")
-        assert "a stranger is refused" in await asyncio.to_thread(check_certificate, good)
+        assert "unauthenticated reports are rejected" in await asyncio.to_thread(check_certificate, good)
         other = Path(ssl.get_default_verify_paths().cafile or "")
         with pytest.raises(Broken, match="CERTIFICATE_VERIFY_FAILED"):
             await asyncio.to_thread(check_certificate, good._replace(authority=other))

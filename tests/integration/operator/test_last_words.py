@@ -65,8 +65,7 @@ def test_a_deadline_waits_for_the_checkpoint_that_its_pod_posts(trainer: Trainer
     running = trainer.namespace.condition("late", "Running")
     assert (running["status"], running["reason"]) == ("True", "OutOfTime")
     assert running["message"] == (
-        f"the 2 s of spec.activeDeadlineSeconds are over; pod {pod.name} was told to end, and may write a checkpoint "
-        "before"
+        f"spec.activeDeadlineSeconds (2 s) has expired; pod {pod.name} is terminating, and may still write a checkpoint"
     )
     assert pod.post(pod.token(), REPORT) == 200
     trainer.namespace.stop_pod(pod.name)
@@ -119,7 +118,7 @@ def test_nobody_is_told_to_delete_a_pod_that_stores_its_checkpoint(trainer: Trai
     trainer.stop("late", activeDeadlineSeconds=1)
     events = eventually("all are told", lambda: told if len(told := _stops_told(trainer.namespace)) == 4 else None)
     for name, pod in zip(names, pods, strict=True):
-        assert events[name] == f"pod {pod} on node n1 was told to end, and may write a checkpoint before"
+        assert events[name] == f"pod {pod} on node n1 is terminating, and may still write a checkpoint"
     told = str(trainer.namespace.api.items(trainer.namespace.path("lorajobs"))) + str(events)
     assert "kubectl delete" not in told
     assert "earlier Job" not in told

@@ -142,4 +142,4 @@ def test_a_merge_that_names_a_merge_is_told_so(namespace: Namespace) -> None:
     namespace.apply(merge("self", "self"))
     namespace.wait_phase("self", "Waiting", "adaptermerges")
     condition = namespace.condition("self", "InputsReady", "adaptermerges")
-    assert "an AdapterMerge has that name, and its result is named by its uri" in condition["message"]
+    assert "an AdapterMerge of that name does: name its result by its uri" in condition["message"]

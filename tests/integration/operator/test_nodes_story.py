@@ -215,7 +215,7 @@ def test_one_that_only_just_begins_as_its_job_ends_is_no_other_attempt(namespace
     eventually("it is being deleted", lambda: "deletionTimestamp" in namespace.get("pods", late)["metadata"])
     namespace.start_pod(late)
     eventually("both are counted", lambda: len(namespace.status("begins")["attemptHistory"]) == 2)
-    assert "is not tried again: GPUOutOfMemory" in namespace.condition("begins", "Running")["message"]
+    assert "is not retried: GPUOutOfMemory" in namespace.condition("begins", "Running")["message"]
     namespace.stop_pod(late)
     status = namespace.wait_phase("begins", "Failed")
     assert status["failure"]["message"] == f"12 GiB were asked for (pod {first})"

@@ -45,7 +45,7 @@ def test_each_answer_has_its_reason_and_the_servers_words(status: int, message: 
 def test_a_refused_change_says_that_it_is_one() -> None:
     told = rejection_of(HttpError(JOBS.patch, 403, {"message": 'jobs.batch "x" is forbidden'}))
     assert told.reason == "CreateRefused"
-    assert told.message == 'a change of an existing object was refused: patch jobs: 403 jobs.batch "x" is forbidden'
+    assert told.message == 'a change of an existing object was rejected: patch jobs: 403 jobs.batch "x" is forbidden'
     assert "change" not in rejection_of(HttpError(JOBS.create, 403, {"message": "no"})).message
     assert "change" not in rejection_of(HttpError(JOBS.patch, 503, {"message": "no"})).message
 

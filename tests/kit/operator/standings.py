@@ -134,7 +134,7 @@ STANDINGS: dict[str, Standing] = {
     ),
     "a sweep": Standing(searching(), "Searching", None, *WORKS, Kind.LORASWEEP),
     "a sweep whose sampler is busy": Standing(
-        searching(Blocker(SAMPLER_BUSY, "Optuna has been asked", 2.0)),
+        searching(Blocker(SAMPLER_BUSY, "waits for Optuna", 2.0)),
         "Searching",
         "SamplerBusy",
         *WORKS,

@@ -410,7 +410,7 @@ def test_adapters_made_elsewhere_are_mounted_and_opened_as_models_are() -> None:
 SAVED = {"checkpoint": {"uri": "s3://b/tunery-checkpoints/ns/x-u/step-000900", "step": 900}}
 FOLDER = "s3://b/tunery-checkpoints/ns/x-u"
 SOURCES: dict[str, tuple[dict[str, Any] | None, str | None, type[AdapterInput], str]] = {
-    "none": (None, None, UnfinishedInput, "are named by their uri"),
+    "none": (None, None, UnfinishedInput, "set resumeFrom.uri to its checkpoints"),
     "at work": ({"phase": "Training", **SAVED}, FOLDER, UnfinishedInput, "is Training"),
     "suspended": ({"phase": "Suspended", **SAVED}, FOLDER, UnfinishedInput, "is Suspended"),
     "failed": ({"phase": "Failed", **SAVED}, "s3://elsewhere", ReadyInput, FOLDER),
@@ -423,7 +423,7 @@ SOURCES: dict[str, tuple[dict[str, Any] | None, str | None, type[AdapterInput], 
     "failed without a word": ({"phase": "Failed"}, FOLDER, ReadyInput, FOLDER),
     "failed without a place": ({"phase": "Failed"}, None, NoCheckpoint, "left no checkpoint"),
     "kept": ({"phase": "Succeeded", **SAVED}, FOLDER, ReadyInput, FOLDER),
-    "succeeded": ({"phase": "Succeeded"}, FOLDER, NoCheckpoint, "continueFrom trains its adapter on"),
+    "succeeded": ({"phase": "Succeeded"}, FOLDER, NoCheckpoint, "continueFrom continues its adapter"),
 }
 
 

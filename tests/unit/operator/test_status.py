@@ -108,7 +108,7 @@ def test_where_a_pod_has_left_no_word_its_log_is_named(says: str) -> None:
     ):
         failure = compute_status(seen)["failure"]
         assert failure["reason"] == reason
-        assert f"pod {pod} ended with exit code 1 and said nothing" in failure["message"]
+        assert f"pod {pod} ended with exit code 1 and left no message" in failure["message"]
         assert LOG.format(pod) in failure["hint"]
         assert "kubectl annotate lorajob x -n ns" in failure["hint"]
 
@@ -272,7 +272,7 @@ def test_what_a_sweep_has_removed_is_not_known_where_only_a_silent_report_tells_
     assert ("RemovalUnknown" in told) is (not left)
     if not left:
         assert told["RemovalUnknown"].warning
-        assert told["RemovalUnknown"].note.endswith("it lies below s3://adapters/x-trials/uid-2")
+        assert told["RemovalUnknown"].note.endswith("Those that remain are below s3://adapters/x-trials/uid-2")
 
 
 def test_a_merge_whose_rank_costs_more_than_it_should_is_warned_of() -> None:

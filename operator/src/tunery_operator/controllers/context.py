@@ -75,7 +75,7 @@ class ConflictBackoff:
             if until <= now and len(self._lately(uid, now)) >= CONFLICT_CHANGES:
                 until = self._until[uid] = now + CONFLICT_PAUSE
             if until > now:
-                text = f"another controller keeps undoing our change of {field}: it is left alone for some minutes"
+                text = f"another controller keeps reverting {field}; Tunery retries in some minutes"
                 raise FieldContested(text, until - now)
 
     def _lately(self, uid: str, now: float) -> list[float]:

@@ -113,7 +113,7 @@ def _look_up(context: ReconcileContext, key: Key, name: str, *, checkpoints: boo
     body = peek_object(context.client, context.cache, Key(Kind.LORAJOB, key.namespace, name))
     if body is None and context.cache.get(Key(Kind.ADAPTERMERGE, key.namespace, name)) is not None:
         return UnfinishedInput(
-            name, "does not exist: an AdapterMerge has that name, and its result is named by its uri", exists=False
+            name, "does not exist, but an AdapterMerge of that name does: name its result by its uri", exists=False
         )
     if checkpoints:
         return checkpoint_input(name, body, _checkpoints_of(context, body) if body is not None else None)

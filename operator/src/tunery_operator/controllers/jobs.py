@@ -191,7 +191,9 @@ def _preflight_slot(context: ReconcileContext, plan: JobPlan) -> Iterator[None]:
         jobs = context.cache.jobs.items()
         running = sum(job.role == Task.PREFLIGHT.value and not job.finished for job in jobs)
         if running >= limit:
-            raise PreflightsFull(f"room for its preflight: {running} run, and the platform allows {limit} at a time")
+            raise PreflightsFull(
+                f"a preflight slot: {running} preflights run, and the platform allows {limit} at a time"
+            )
         yield
 
 

@@ -26,7 +26,7 @@ _SHARED: Final = ("spec.template.", "metadata.labels", "metadata.annotations")
 _TOLERATION: Final = re.compile(r"\.tolerations\[(\d+)\]")
 _TOO_LONG: Final = "Too long"
 
-_OTHER_VERBS: Final = {"patch": "a change of an existing object was refused", "delete": "a deletion was refused"}
+_OTHER_VERBS: Final = {"patch": "a change of an existing object was rejected", "delete": "a deletion was rejected"}
 """What was refused under the reason CreateRefused, if it was no creation."""
 
 

@@ -191,7 +191,7 @@ def _serve_spec(spec: AdapterServerSpec, owner: Owner, accesses: list[Access]) -
 def _engine_image(spec: AdapterServerSpec, settings: Settings) -> Image:
     platform, named = settings.serving.engine, spec.engine.image
     if named is not None and not platform.allow_image and named != platform.image:
-        text = "the platform sets the image of the engine, and its setting serving.engine.allowImage lets no other in"
+        text = "the platform sets the image of the engine, and serving.engine.allowImage allows no other"
         raise InvalidSpec([FieldError("spec.engine.image", text)])
     if not (named or platform.image):
         raise InvalidSpec([FieldError("spec.engine.image", "is required: the platform names no image of the engine")])

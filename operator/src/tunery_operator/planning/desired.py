@@ -56,8 +56,8 @@ ADAPTER_WAITING: Final = "AdapterWaiting"
 
 _QUANTIZED: Final = frozenset(method.value for method in QUANTIZED)
 _INEXACT: Final = (
-    "trained by {} on a quantised base, and served on this one as it is: close, not the same. What an AdapterMerge "
-    "into: Model makes of it is exact"
+    "trained by {} on a quantized base model: answers on this one are close, not the same. For exact answers, merge it "
+    "with an AdapterMerge into: Model"
 )
 
 Offers = Mapping[tuple[Kind, str], PublishedResult]
@@ -238,7 +238,7 @@ class _Work:
             self.pending.append(PendingAdapter(name, source, f"{words} {state}{yet}", absent=offer is None))
             return
         self.wanted.append(old)
-        ends = "until spec.adapters drops it" if offer is None else "until it has published anew"
+        ends = "until spec.adapters drops it" if offer is None else "until it has published again"
         more = " any more" if offer is None else ""
         text = f"{words} {state}{more}; what it published before is served {ends}"
         self.retained.append(RetainedAdapter(name, source, text))
@@ -255,7 +255,7 @@ class _Work:
         """Return why an object cannot publish an adapter without a fix; None if it can."""
         words = offer.source.replace("/", " ")
         if offer.kind is Kind.ADAPTERMERGE and offer.into != "Adapter":
-            text = f"{words} makes a whole model (into: {offer.into}), not an adapter"
+            text = f"{words} publishes a full model (into: {offer.into}), not an adapter"
             remedy = retry("Serve it as the model of its own AdapterServer, or merge again with into: Adapter")
             return Unservable(FailureReason.ADAPTER_UNSUPPORTED, text, remedy)
         if offer.phase not in FINAL_PHASES or (offer.uri is not None and offer.phase != Phase.FAILED.value):
@@ -291,11 +291,11 @@ class _Work:
 
     def _not_for_us(self, offer: PublishedResult) -> str | None:
         if offer.kind is Kind.ADAPTERMERGE and offer.into != "Adapter":
-            return f"is a whole model (into: {offer.into})"
+            return f"is a full model (into: {offer.into})"
         if base_problem(offer.served_name, self.base) is not None:
             return f"is for base {offer.served_name}"
         if offer.name == self.base:
-            return "bears the name of the base model; spec.adapters can give it another"
+            return "has the name of the base model; spec.adapters can give it another"
         if len(offer.name) > LONGEST_NAME:
             return f"has a name of more than {LONGEST_NAME} characters; spec.adapters can give it another"
         if any(alias.name == offer.name for alias in self.spec.aliases or ()):

@@ -118,7 +118,7 @@ def checkpoint_input(name: str, body: Mapping[str, Any] | None, place: str | Non
     `place` is where a LoRAJob that has told of none keeps them; None: nowhere.
     """
     if body is None:
-        state = "does not exist: the checkpoints of one that was deleted are named by their uri"
+        state = "does not exist. If it was deleted, set resumeFrom.uri to its checkpoints"
         return UnfinishedInput(name, state, exists=False)
     if _trains_nothing(body):
         return NoCheckpoint(name, _NOTHING)
@@ -127,7 +127,7 @@ def checkpoint_input(name: str, body: Mapping[str, Any] | None, place: str | Non
     if phase not in FINAL_PHASES:
         return UnfinishedInput(name, f"is {phase}")
     if newest is None and phase == "Succeeded":
-        return NoCheckpoint(name, "has succeeded, and its checkpoints were removed; continueFrom trains its adapter on")
+        return NoCheckpoint(name, "has succeeded, and its checkpoints were removed; continueFrom continues its adapter")
     if newest is None and _were_removed(status):
         return NoCheckpoint(name, f"{'was stopped' if phase == 'Stopped' else 'has failed'}, and {_REMOVED}")
     # The folder of all checkpoints: a terminating pod may have stored a newer one.

@@ -195,7 +195,7 @@ class Endpoint:
             return _reject(403, "this pod works for no active object, or another pod reports for it")
         try:
             if not await self._reviewer.proves(token.strip(), claim):
-                return _reject(401, "the token is not valid here")
+                return _reject(401, "the token is not valid for this endpoint")
         except (ApiFailure, ReviewsBusy) as error:
             logger.debug("Could not review a progress token: %s", error)
             return _reject(503, "the token could not be reviewed", math.ceil(error.retry_after or 2))

@@ -106,13 +106,13 @@ class Certificate:
         if fault is None:
             logger.info("Pods can trust the progress endpoint's certificate")
         elif self._loaded is None:
-            text = "No certificate for the progress endpoint, which refuses reports while jobs continue: %s: %s. %s"
+            text = "No certificate for the progress endpoint; it rejects reports while jobs continue: %s: %s. %s"
             logger.error(text, self._source, fault, _FIX)
         elif invalid is not None:
             text = "Kept the progress endpoint's former certificate, as the new one is invalid: %s: %s. %s"
             logger.warning(text, self._source, fault, _FIX)
         else:
-            text = "Pods can't trust the progress endpoint's certificate, and report nothing: %s: %s. %s"
+            text = "Pods can't trust the progress endpoint's certificate, and can't report: %s: %s. %s"
             logger.warning(text, self._source, fault, _FIX)
 
 

@@ -161,7 +161,7 @@ def _check_suspension(builder: StatusBuilder) -> bool:
     if still is not None:
         builder.conditions.set(suspended, False, STOPPING, f"{why}; {still}")
     else:
-        does = "" if kept else "; set it to false to go on"
+        does = "" if kept else "; set it to false to resume"
         builder.conditions.set(suspended, True, "Suspended", why + does)
     return False
 
@@ -195,7 +195,7 @@ def _found(snapshot: Snapshot) -> Failure | None:
         return snapshot.rejection
     if snapshot.unplannable and _waits_for_a_plan(snapshot):
         text = "; ".join(str(error) for error in snapshot.unplannable)
-        return failure(FailureReason.PLATFORM_CHANGED, f"this was accepted, and cannot be planned any more: {text}")
+        return failure(FailureReason.PLATFORM_CHANGED, f"this was accepted, but can no longer be planned: {text}")
     return None
 
 

@@ -44,7 +44,7 @@ def check_deadline(builder: StatusBuilder) -> bool:
         return False
     pod = _saving(builder.snapshot)
     if pod is not None:
-        text = f"the {limit} s of spec.activeDeadlineSeconds are over; pod {pod.name} was told to end{SAVES}"
+        text = f"spec.activeDeadlineSeconds ({limit} s) has expired; pod {pod.name} is terminating{SAVES}"
         builder.conditions.set(ConditionType.RUNNING, True, OUT_OF_TIME, text)
         return True
     ran = int(limit - left)

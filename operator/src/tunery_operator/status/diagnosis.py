@@ -223,7 +223,7 @@ def _observed(pod: PodView) -> Failure:
         return failure(_R.OUT_OF_MEMORY, f"pod {pod.name} was killed for using more memory than its limit")
     if pod.exit_code == ExitCode.KILLED and not pod.deleting:
         # Not OutOfMemory: a second one in a row would end the job, and a kill may have any cause.
-        text = f"pod {pod.name} was killed (exit 137), and the node does not say that it was for too much memory"
+        text = f"pod {pod.name} was killed (exit 137), and the node does not report that it used too much memory"
         return failure(_R.KILLED, text)
     if pod.exit_code == _TERMINATED and (
         interrupted_activity(pod.termination_message) or pod.termination_message.strip() in _NO_WORDS
@@ -263,9 +263,9 @@ def _exit_text(pod: PodView) -> str:
     if pod.exit_code is None:
         return f"pod {pod.name} failed before its container started: no reason given"
     said = interrupted_activity(pod.termination_message) or pod.termination_message.strip()
-    how = "was told to end, and ended" if pod.deleting else "ended"
+    how = "was terminated, and ended" if pod.deleting else "ended"
     return f"pod {pod.name} {how} with exit code {pod.exit_code}" + (
-        f": {said}" if said not in _NO_WORDS else " and said nothing"
+        f": {said}" if said not in _NO_WORDS else " and left no message"
     )
 
 

@@ -32,6 +32,7 @@ TRIAL_FAILED: Final = "TrialFailed"
 HEALTHY: Final = "Healthy"
 RETRY_REFUSED: Final = "RetryRefused"
 _ATTEMPT_FAILED: Final = "AttemptFailed"
+_NEW_OBJECT: Final = ". To run it again, create an object with another name"
 _WARNINGS: Final = frozenset(
     {_ATTEMPT_FAILED, CHECKPOINT_NOT_STORED, NOT_REPORTING, RANK_TOO_LOW, TRIALS_LEFT, REMOVAL_UNKNOWN}
 )
@@ -77,7 +78,7 @@ def transitions(old: Mapping[str, Any], new: Mapping[str, Any], *, of_trial: boo
     if warnings and warnings != _dataset_warnings(old):
         events[DATASET_WARNING] = Event(DATASET_WARNING, "; ".join(warnings), True, _judged(new))
     if _is_retried(old, new):
-        text = f"it is tried again, as the annotation {RETRY_ANNOTATION} asks for"
+        text = f"it is retried, as the annotation {RETRY_ANNOTATION} requests"
         events[RETRIED] = Event(RETRIED, text, False, str(new["observedRetry"]))
     if _is_refused(old, new):
         events[RETRY_REFUSED] = Event(RETRY_REFUSED, _why_refused(new, of_trial), True, str(new["observedRetry"]))
@@ -123,8 +124,8 @@ def _of_trials(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Event
     """Yield the events of a sweep's trials: a new best one, and those that failed."""
     best, before = new.get("best") or {}, old.get("best") or {}
     if best and best.get("trial") != before.get("trial"):
-        beside = f", {before['name']} came to {before['value']}" if before else ""
-        text = f"{best['name']} came to a held-out loss of {best['value']}{beside}"
+        previous = f", {before['name']} had {before['value']}" if before else ""
+        text = f"{best['name']} has a held-out loss of {best['value']}{previous}"
         yield Event(NEW_BEST, text, False, str(best["trial"]))
     known = {row["number"] for row in old.get("trials") or () if _has_failed(row)}
     failed = [row for row in new.get("trials") or () if _has_failed(row) and row["number"] not in known]
@@ -163,17 +164,17 @@ def _is_refused(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
 def _why_refused(status: Mapping[str, Any], of_trial: bool) -> str:
     """Return why an object that has ended is not tried again, and what does it instead."""
     if status.get("phase") == Phase.SUCCEEDED.value:
-        return "it has succeeded and is not tried again: what is to run once more, runs in a new object of another name"
+        return f"it has succeeded and is not retried{_NEW_OBJECT}"
     if status.get("phase") == Phase.FAILED.value:
-        return f"a trial is not tried again by itself: {(status.get('failure') or {}).get('hint') or 'retry its sweep'}"
+        return (
+            f"a trial is retried only with its sweep: {(status.get('failure') or {}).get('hint') or 'retry its sweep'}"
+        )
     if of_trial:
-        return "a trial is not tried again by itself: it was stopped for good, and its sweep counts it as it has ended"
+        return "a trial is retried only with its sweep, and this one was stopped for good"
     step = (status.get("checkpoint") or {}).get("step")
-    goes_on = f"; with resumeFrom.loraJobRef.name of this one that goes on after step {step}" if step else ""
-    return (
-        "it was stopped for good and is not tried again: what is to run once more, runs in a new object of another name"
-        f"{goes_on}. To hold a job for a while, set spec.suspend instead of spec.stop"
-    )
+    resumes = f"; with this one in resumeFrom.loraJobRef.name it continues after step {step}" if step else ""
+    pause = "To pause a job, set spec.suspend instead of spec.stop"
+    return f"it was stopped for good and is not retried{_NEW_OBJECT}{resumes}. {pause}"
 
 
 def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:

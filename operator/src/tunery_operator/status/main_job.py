@@ -55,6 +55,7 @@ BACKOFF_GRACE: Final = timedelta(seconds=75)
 """The same, from when an operator takes over: a pod without an answer retries once a minute."""
 SILENCE_GRACE: Final = timedelta(minutes=2)
 """The same, from its last report: it repeats that every PROGRESS_EVERY_SECONDS, whatever it computes."""
+_RESULT: Final = "Its result does not depend on these reports"
 MEETING_GRACE: Final = timedelta(minutes=2)
 """In which pods that work together begin, once all run; a large model, or one that is downloaded, takes longer."""
 _IN_THE_LOG: Final = frozenset({FailureReason.INTERNAL_ERROR, FailureReason.RETRIES_EXHAUSTED})
@@ -167,7 +168,7 @@ def show_pod(builder: StatusBuilder, attempt: Attempt) -> None:
         # The others are told to end for it, and one that has only just begun takes its time.
         _show_ended_pod(builder, attempt, over)
     elif going:
-        told = f"{len(going)} of {job.nodes} pods were told to end" if going[1:] else ""
+        told = f"{len(going)} of {job.nodes} pods are terminating" if going[1:] else ""
         _show_stopping(builder, lost or going[0], told)
     elif pod is not None and attempt.together and of_one_attempt(builder.fields, attempt):
         _show_activity(builder, pod, attempt)
@@ -185,7 +186,7 @@ def _show_activity(builder: StatusBuilder, pod: PodView, attempt: Attempt) -> No
     if silent and reason == POD_STARTED:
         reason = NOT_REPORTING
     if reason == NOT_REPORTING:
-        text = f"{text} runs, and no report of it has come: what it does is in its log"
+        text = f"{text} runs, but has sent no report; its log shows what it does"
     report = builder.snapshot.progress
     if report is not None and builder.snapshot.reporter == pod.uid and report.doing:
         text = f"{text} {'is ' if is_downloading(report) else ''}{report.doing}"
@@ -203,7 +204,7 @@ def _meeting_problem(builder: StatusBuilder, attempt: Attempt) -> str:
         return ""
     ports = ", ".join(map(str, NODES_PORTS))
     return (
-        f". All of them have run for {MEETING_GRACE.seconds // 60} minutes: where their logs say nothing new, they may "
+        f". All of them have run for {MEETING_GRACE.seconds // 60} minutes: if their logs show nothing new, they may "
         f"not reach each other. Let each resolve the names of Service {nodes_service(builder.snapshot.owner.uid)}, and "
         f"allow TCP {ports} and further ports between them (docs/operations.md#several-nodes)"
     )
@@ -245,23 +246,21 @@ def _silence_text(pod: PodView, distrust: str | None, *, heard: bool) -> str:
     """Return what is wrong where a pod does not report, or not any more, and what to do."""
     log = f"kubectl logs {pod.name} -n {pod.namespace} says why a report could not be sent, and how far it is"
     if distrust is not None:
-        since = "has reported, and does not any more" if heard else "has run for two minutes and has reported nothing"
+        since = "has stopped reporting" if heard else "has run for two minutes and has reported nothing"
         return (
             f"pod {pod.name} {since}: it cannot trust the certificate of the operator's endpoint: {distrust}. Ask "
-            f"whoever runs Tunery to correct it (progress.certificate in the chart's values); {log}. Its result comes "
-            "without reports, too"
+            f"a cluster admin to correct progress.certificate in the chart's values; {log}. {_RESULT}"
         )
     if heard:
         return (
-            f"pod {pod.name} has reported, and does not any more: {log}. Where the operator's certificate was made "
-            "anew, pods that start from now on report again. Its result comes without reports, too"
+            f"pod {pod.name} has stopped reporting: {log}. If the operator's certificate was replaced, pods that start "
+            f"from now on report again. {_RESULT}"
         )
     url = urlsplit(pod.reports_to or "")
     service = ".".join((url.hostname or "").split(".")[:2])
     return (
-        f"pod {pod.name} has run for two minutes and has reported nothing: allow TCP {url.port or 443} from it to "
-        f"Service {service} (a NetworkPolicy, a mesh or a firewall may stand between); {log}. Its result comes without "
-        "reports, too"
+        f"pod {pod.name} has run for two minutes and has reported nothing. Allow TCP {url.port or 443} from it to "
+        f"Service {service}: a NetworkPolicy, a mesh or a firewall may block it; {log}. {_RESULT}"
     )
 
 
@@ -285,11 +284,11 @@ def _show_stopping(builder: StatusBuilder, pod: PodView, several: str = "") -> N
         builder.conditions.set(_RUNNING, None, str(found.reason), found.message)
     elif pod.running and pod.deleting:
         before = SAVES if builder.snapshot.definition.holds("checkpoint") else ""
-        text = f"{several or f'pod {pod.name} on node {pod.node} was told to end'}{before}"
+        text = f"{several or f'pod {pod.name} on node {pod.node} is terminating'}{before}"
         builder.conditions.set(_RUNNING, True, STOPPING, text)
     elif pod.running:
-        ends = f"kubectl delete pod {pod.name} -n {pod.namespace} would end it"
-        text = f"pod {pod.name} on node {pod.node} runs on without its Job; {ends}"
+        ends = f"kubectl delete pod {pod.name} -n {pod.namespace} ends it"
+        text = f"pod {pod.name} on node {pod.node} still runs without its Job; {ends}"
         builder.conditions.set(_RUNNING, True, _activity(builder, pod), text)
     else:
         builder.conditions.set(_RUNNING, False, STOPPING, f"pod {pod.name} ends")
@@ -305,7 +304,7 @@ def _show_held(builder: StatusBuilder, attempt: Attempt) -> None:
     elif builder.snapshot.suspend or job.suspended_by_us:
         builder.conditions.set(_RUNNING, False, "Stopped", "the Job is suspended and has no pod")
     else:
-        text = f"Job {job.name} was suspended by somebody else; it goes on once its spec.suspend is false"
+        text = f"Job {job.name} was suspended by another client; it resumes once its spec.suspend is false"
         builder.conditions.set(_RUNNING, False, HELD, text)
 
 
@@ -321,7 +320,11 @@ def _show_waiting(builder: StatusBuilder, attempt: Attempt) -> None:
     elif pod is not None and not (attempt.running and pod.exit_code == ExitCode.PEER_LOST):
         _show_ended_pod(builder, attempt, pod)
     elif attempt.running:
-        ends = f", and {attempt.last.name}, of the attempt before, ends" if attempt.together and attempt.last else ""
+        ends = (
+            f", and {attempt.last.name}, of the previous attempt, is terminating"
+            if attempt.together and attempt.last
+            else ""
+        )
         builder.conditions.set(_RUNNING, False, "Starting", f"{attempt.running} of {job.nodes} pods run{ends}")
     else:
         pods = "pods" if job.nodes > 1 else "pod"
@@ -347,13 +350,13 @@ def _used(builder: StatusBuilder, attempt: Attempt) -> str:
 def _show_ended_pod(builder: StatusBuilder, attempt: Attempt, pod: PodView) -> None:
     # The container ends a moment before its pod does.
     if pod.phase == "Succeeded" or pod.exit_code == 0:
-        builder.conditions.set(_RUNNING, False, FINISHING, f"pod {pod.name} has ended well")
+        builder.conditions.set(_RUNNING, False, FINISHING, f"pod {pod.name} has succeeded")
         return
     found = pod_failure(pod)
     number = attempt_numbers(builder.fields).get(pod.uid, builder.fields.get("attempts", 1))
     called = attempt_words(number, None if pod.index is None else pod.name)
     if ends_its_job(builder, attempt, pod) or _would_repeat(builder, attempt, pod) is not None:
-        text = f"{called} failed, and is not tried again: {found.reason}: {found.message}"
+        text = f"{called} failed, and is not retried: {found.reason}: {found.message}"
         _show_last_end(builder, f"{text}; Job {pod.job} ends" if pod.job else text)
         return
     how = end_reason(pod, builder.snapshot, builder.conditions)

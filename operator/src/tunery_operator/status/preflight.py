@@ -35,7 +35,7 @@ def _nothing_to_judge(builder: StatusBuilder) -> bool:
 
 
 def _ends_there(builder: StatusBuilder) -> bool:
-    """End an object whose checks are all that was asked for, and have passed."""
+    """End an object whose checks are all that the spec requests, and have passed."""
     snapshot = builder.snapshot
     if not snapshot.preflight_only:
         return False
@@ -75,12 +75,12 @@ def _judge(builder: StatusBuilder) -> bool:
 def _check_report(builder: StatusBuilder, attempt: Attempt) -> bool:
     pod = succeeded_pod(attempt)
     if pod is None:
-        text = f"the pod of Job {attempt.job.name} is gone, and its report with it; it runs once more"
+        text = f"the pod of Job {attempt.job.name} is gone, and its report with it; it runs again"
         builder.conditions.set(_PREFLIGHT, None, "PreflightRepeated", text)
         return True
     report = parse_report(pod.termination_message)
     if report is None or report.failure is not None:
-        text = f"preflight pod {pod.name} ended well but left no report"
+        text = f"preflight pod {pod.name} succeeded but left no report"
         found = (report.failure if report else None) or failure(FailureReason.INTERNAL_ERROR, text)
         builder.conditions.set(_PREFLIGHT, False, str(found.reason), found.message)
         builder.fail(found, ended=pod.finished_at or attempt.job.ended_at)
@@ -94,7 +94,7 @@ def _check_report(builder: StatusBuilder, attempt: Attempt) -> bool:
 
 def _take_over(builder: StatusBuilder, report: PreflightReport) -> None:
     if report.dataset is not None:
-        # Of this very look at the data: what an earlier one found may be mended.
+        # Replaces the report of an earlier preflight: its findings may have been fixed.
         builder.put(dataset=report.dataset.to_json_dict())
     for name in ("memory", "estimate", "disk", "resolved"):
         part = getattr(report, name)
@@ -139,11 +139,11 @@ def _show_progress(builder: StatusBuilder, attempt: Attempt) -> None:
 def _show_ended_pod(builder: StatusBuilder, attempt: Attempt, pod: PodView) -> None:
     """Show the end of a pod whose Job has not ended: it does seconds later, unless another attempt follows."""
     if pod.phase == "Succeeded" or pod.exit_code == 0:
-        builder.conditions.set(_PREFLIGHT, None, _AT_WORK, f"pod {pod.name} has ended well")
+        builder.conditions.set(_PREFLIGHT, None, _AT_WORK, f"pod {pod.name} has succeeded")
         return
     found = pod_failure(pod)
     last = ends_its_job(builder, attempt, pod)
-    text = f"attempt {len(attempt.pods)} of preflight failed{', and is not tried again' if last else ''}"
+    text = f"attempt {len(attempt.pods)} of preflight failed{', and is not retried' if last else ''}"
     builder.conditions.set(
         _PREFLIGHT, None, _AT_WORK if last else "AttemptFailed", f"{text}: {found.reason}: {found.message}"
     )

@@ -74,8 +74,10 @@ def _take_curve(builder: StatusBuilder, report: TrainerStatus) -> None:
 def _show_not_stored(builder: StatusBuilder, why: str) -> None:
     """Say that the newest checkpoint could not be stored, and what a preemption now would cost."""
     newest = builder.fields.get("checkpoint")
-    begins = f"would go on from step {newest['step']}, {newest['uri']}" if newest else "would begin anew"
-    text = f"{why}; an attempt after this one {begins}"
+    resumes = (
+        f"would resume from step {newest['step']}, {newest['uri']}" if newest else "would start from the beginning"
+    )
+    text = f"{why}; the next attempt {resumes}"
     builder.conditions.set(ConditionType.CHECKPOINT_SAVED, False, CHECKPOINT_NOT_STORED, text)
 
 
@@ -133,8 +135,8 @@ def _tell_removal_unknown(builder: StatusBuilder, attempt: Attempt, result: RunR
         return
     place = trials_uri(result.adapter.uri, builder.snapshot.owner.uid)
     text = (
-        f"what the pod of Job {attempt.job.name} said is gone, so whether it has removed what the trials that are not "
-        f"kept have stored is not known; if not, it lies below {place}"
+        f"the termination message of Job {attempt.job.name} is gone, so it is unknown whether the other trials' adapters "
+        f"were removed. Those that remain are below {place}"
     )
     builder.conditions.set(ConditionType.TRIALS_REMOVED, None, REMOVAL_UNKNOWN, text)
 
@@ -160,7 +162,7 @@ def forget_checkpoint(builder: StatusBuilder, result: RunResult) -> None:
 
 def _look_up(builder: StatusBuilder, attempt: Attempt) -> None:
     report = builder.snapshot.report
-    text = f"Job {attempt.job.name} is complete and what its pod said is gone; the bucket is asked"
+    text = f"Job {attempt.job.name} is complete, but its termination message is gone; a Job reads the published files"
     builder.conditions.set(ConditionType.RUNNING, False, RESULT_LOOKUP, text)
     found = builder.blocker(report) if report is not None and not report.job.suspend else None
     if found is not None:
@@ -170,7 +172,7 @@ def _look_up(builder: StatusBuilder, attempt: Attempt) -> None:
 def _fail_without_result(builder: StatusBuilder, attempt: Attempt) -> None:
     report, name = builder.snapshot.report, attempt.job.name
     reason: str = FailureReason.ADAPTER_MISSING
-    text = f"Job {name} is complete and what its pod said is gone; nothing of it is published at the output"
+    text = f"Job {name} is complete, but its termination message is gone and nothing is published at the output"
     if report is not None and report.job.failed_reason is not None:
         found, _ = job_failure(report, builder.snapshot.platform)
         reason, text = found.reason, f"Job {name} is complete, but its result cannot be found: {found.message}"

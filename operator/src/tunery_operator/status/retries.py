@@ -216,4 +216,4 @@ def was_ended(attempt: str, why: str, *, goes_on: bool = True) -> str:
     """Return the message of an attempt that ended without a fault of its own; `attempt` is its name."""
     # Of these ends the Job controller counts the deletion alone.
     counted = ", which counts as a retry" if why == POD_DELETED and goes_on else ""
-    return f"{attempt} was ended: {why}{counted}; {'the next one goes on' if goes_on else 'no retry is left'}"
+    return f"{attempt} was ended: {why}{counted}; {'the next attempt continues' if goes_on else 'no retry is left'}"

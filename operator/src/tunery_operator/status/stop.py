@@ -128,7 +128,7 @@ def _why_nothing(builder: StatusBuilder) -> str:
         return f"nothing is published, and its checkpoints stay until LoRASweep {sweep} has published its best"
     if builder.fields.get("attempts"):
         uri = (builder.fields.get("checkpoint") or {}).get("uri")
-        newest = f", the newest at {uri}" if uri else ""
+        newest = f", the latest at {uri}" if uri else ""
         return f"spec.onStop is Discard: nothing is published, and its checkpoints stay{newest}"
     return "no pod had begun to train, so there is nothing to publish"
 
@@ -147,7 +147,7 @@ def _show_main(builder: StatusBuilder) -> None:
 def _check_publishing(builder: StatusBuilder, stop: Stop) -> None:
     attempt = builder.snapshot.publishing
     if attempt is None:
-        _show(builder, stop, f"a Job is to {_publishing_text(builder)}")
+        _show(builder, stop, f"a Job will {_publishing_text(builder)}")
     elif attempt.job.complete:
         _check_published(builder, stop, attempt)
     elif attempt.job.failed_reason is not None:
@@ -158,7 +158,7 @@ def _check_publishing(builder: StatusBuilder, stop: Stop) -> None:
 
 def _show_publishing(builder: StatusBuilder, stop: Stop, attempt: Attempt) -> None:
     found = builder.blocker(attempt) if not attempt.job.suspend else None
-    text = f"Job {attempt.job.name} is to {_publishing_text(builder)}"
+    text = f"Job {attempt.job.name} will {_publishing_text(builder)}"
     if found is None:
         _show(builder, stop, text)
         return
@@ -170,8 +170,8 @@ def _publishing_text(builder: StatusBuilder) -> str:
     """Return what the publishing Job does: there may be a checkpoint that no pod has reported."""
     step = (builder.fields.get("checkpoint") or {}).get("step")
     if step is None:
-        return "look whether a checkpoint was stored, as none was told of, and publish what is best in it"
-    return f"publish what is best in the newest checkpoint, of step {step}"
+        return "check whether a checkpoint was stored, as none was reported, and publish its best weights"
+    return f"publish the best weights of the latest checkpoint, of step {step}"
 
 
 def _show(builder: StatusBuilder, stop: Stop, text: str, reason: str = PUBLISHING) -> None:
@@ -181,9 +181,11 @@ def _show(builder: StatusBuilder, stop: Stop, text: str, reason: str = PUBLISHIN
 def _check_published(builder: StatusBuilder, stop: Stop, attempt: Attempt) -> None:
     pod, result, name = succeeded_pod(attempt), published(builder.snapshot, attempt), attempt.job.name
     if pod is None:
-        _show(builder, stop, f"the pod of Job {name} is gone, and its word with it; it runs once more")
+        _show(builder, stop, f"the pod of Job {name} is gone, and its termination message with it; it runs again")
     elif result is None:
-        builder.fail_for(FailureReason.INTERNAL_ERROR, f"pod {pod.name} ended well, and does not say what it published")
+        builder.fail_for(
+            FailureReason.INTERNAL_ERROR, f"pod {pod.name} succeeded, but does not report what it published"
+        )
     else:
         take_result(builder, result)
         text = take_published(builder, result)

@@ -18,7 +18,7 @@ from tunery_operator.status.snapshot import Snapshot
 NO_CONTROLLER: Final = "NoQueueController"
 _QUOTA: Final = ConditionType.QUOTA_RESERVED
 _WAITING: Final = "WaitingForQuota"
-SAVES: Final = ", and may write a checkpoint before"
+SAVES: Final = ", and may still write a checkpoint"
 """What a deleted pod that trains still does, as the end of a sentence."""
 
 
@@ -42,7 +42,7 @@ def check_queue(builder: StatusBuilder, job: JobView) -> None:
         builder.conditions.set(_QUOTA, True, "QuotaReserved", f"queue {job.queue}")
     elif not builder.conditions.is_true(_QUOTA):
         text = (
-            f"Job {job.name} names queue {job.queue}, and nothing shows that a queue controller let it start; "
+            f"Job {job.name} names queue {job.queue}, but no queue controller is known to have admitted it; "
             "if Kueue is not installed, the queue has no effect"
         )
         builder.conditions.set(_QUOTA, None, NO_CONTROLLER, text)
@@ -52,7 +52,7 @@ def _wait(builder: StatusBuilder, queue: str) -> None:
     if builder.conditions.is_true(_QUOTA) or builder.conditions.reason(_QUOTA) == PREEMPTED:
         builder.conditions.set(_QUOTA, False, PREEMPTED, f"queue {queue} took the quota back, and will start it again")
     else:
-        builder.conditions.set(_QUOTA, False, _WAITING, f"queue {queue} has no room yet")
+        builder.conditions.set(_QUOTA, False, _WAITING, f"queue {queue} has no free quota yet")
 
 
 def release_quota(builder: StatusBuilder) -> None:
@@ -79,7 +79,7 @@ def _what_it_does(pod: PodView, snapshot: Snapshot) -> str:
         return f"of an earlier Job {outlives(pod)}"
     trains = pod.job != child_name(snapshot.owner.key.name, Task.PREFLIGHT.value)
     saves = pod.running and trains and snapshot.definition.holds("checkpoint")
-    return f"was told to end{SAVES if saves else ''}"
+    return f"is terminating{SAVES if saves else ''}"
 
 
 def _not_ended(attempt: Attempt, *, saves: bool) -> Iterator[str]:

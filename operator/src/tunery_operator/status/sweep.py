@@ -24,13 +24,14 @@ _SEARCHING: Final = ConditionType.SEARCHING
 _NAMED: Final = 3
 """Foreign LoRAJobs that are named at most."""
 _END: Final = {
-    EndReason.MAX_TRIALS: "all spec.maxTrials have been made",
+    EndReason.MAX_TRIALS: "all trials of spec.maxTrials have been created",
     EndReason.BUDGET: "spec.budget has no room for another trial",
-    EndReason.DEADLINE: "spec.activeDeadlineSeconds is over",
+    EndReason.DEADLINE: "spec.activeDeadlineSeconds has expired",
     EndReason.NO_IMPROVEMENT: "the last spec.stopAfterTrialsWithoutImprovement trials were not better than the best",
-    EndReason.SPACE_EXHAUSTED: "the space has no other point that has not been tried",
+    EndReason.SPACE_EXHAUSTED: "every point of the space has been tried",
     EndReason.MOST_WONT_FIT: "as many as spec.maxTrials would not fit into memory; raise it to try others",
 }
+_OVER: Final = "the search has ended"
 _GONE: Final = ("adapter", "rejectedAdapter", "checkpoint", "curve")
 _OTHERS: Final = {
     False: "",
@@ -123,13 +124,13 @@ def _show_stage(builder: StatusBuilder, search: Search) -> None:
     decision, blocker = search.decision, search.blocker
     end = EndReason.SPACE_EXHAUSTED if search.exhausted else decision.end_reason
     if decision.publish is not None or (end is not None and decision.final is None and not decision.create):
-        why = _END.get(end, "it is over") if end is not None else "it is over"
+        why = _END.get(end, _OVER) if end is not None else _OVER
         if end is EndReason.MAX_TRIALS and (tried := points_tried(search.spec)):
             why += f", {tried}"
         still = f"; {_still(search)}" if search.alive else ""
         _say(builder, search, False, end.value if end is not None else "Ended", why + still)
     elif builder.snapshot.suspend:
-        text = f"no trial is made while the sweep is suspended{_kept(search)}{_refused(search)}"
+        text = f"no trial is created while the sweep is suspended{_kept(search)}{_refused(search)}"
         _say(builder, search, None, SEARCH_SUSPENDED, text)
     elif blocker is not None and blocker.is_shown:
         _say(builder, search, None, blocker.reason, blocker.message)
@@ -143,7 +144,7 @@ def _show_stage(builder: StatusBuilder, search: Search) -> None:
         _say(builder, search, None, TRIAL_KEPT, f"waits for {_still_kept(search)}")
     else:
         tried = points_tried(search.spec)
-        made = f"trials are made: {tried}" if tried else "trials are made"
+        made = f"trials are created: {tried}" if tried else "trials are created"
         _say(builder, search, True, "Searching", f"{made}{_kept(search)}")
 
 
@@ -152,7 +153,7 @@ def _say(builder: StatusBuilder, search: Search, status: bool | None, reason: st
     foreign = search.foreign
     if foreign:
         more = f" and {len(foreign) - _NAMED} more" if len(foreign) > _NAMED else ""
-        message += f"; none of its trials, and not counted, though owned by it: {', '.join(foreign[:_NAMED])}{more}"
+        message += f"; not counted, as the sweep owns them but did not create them: {', '.join(foreign[:_NAMED])}{more}"
     if search.owner_changed:
         message += (
             f"; counted, and neither stopped nor suspended, as its owner was changed: {', '.join(search.owner_changed)}"
@@ -166,7 +167,7 @@ def _held(search: Search, namespace: str) -> str | None:
         return None
     names = ", ".join(row.name for row in held)
     look = f"kubectl describe lorajob {held[0].name} -n {namespace}"
-    return f"{names} waits: {look} says for what; no other is made before it runs"
+    return f"{names} waits: {look} shows why; no other trial is created before it runs"
 
 
 def _kept(search: Search) -> str:
@@ -176,7 +177,7 @@ def _kept(search: Search) -> str:
 def _still_kept(search: Search) -> str:
     """Return which trials were deleted and are there all the same: each takes the place of another until it is gone."""
     told = (f"{name}, which was deleted and is kept by the finalizer {', '.join(f)}" for name, f in search.kept.items())
-    return f"{'; '.join(told)}: whoever has set that has to take it away"
+    return f"{'; '.join(told)}: the client that set it must remove it"
 
 
 def _still(search: Search) -> str:

@@ -117,13 +117,13 @@ def check(files: Files, host: str, now: datetime) -> None:
     if host not in names.get_values_for_type(x509.DNSName):
         raise Unusable(f"it is not for {host}")
     if key.public_key() != certificate.public_key():
-        raise Unusable("its key is another one's")
+        raise Unusable("its key does not match")
     if not any(_issued(authority, certificate) for authority in authorities):
         raise Unusable("no authority in ca.crt has issued it")
     for each in (certificate, *authorities):
         ends = each.not_valid_after_utc
         if ends < now + min(LEAST_LEFT, (ends - each.not_valid_before_utc) / 3):
-            raise Unusable(f"it ends soon, or has ended: {ends:%Y-%m-%d %H:%M} UTC")
+            raise Unusable(f"it expires soon, or has expired: {ends:%Y-%m-%d %H:%M} UTC")
 
 
 def _issued(authority: x509.Certificate, certificate: x509.Certificate) -> bool:
@@ -155,13 +155,13 @@ def ensure(client: KubeClient, request: Request, now: datetime) -> str:
     else:
         found = _why_not(present, request.host, now)
         if found is None:
-            return f"the certificate in the Secret {request.secret} is kept"
+            return f"the certificate in the Secret {request.secret} is still valid"
         why = found
         # With its version as precondition: of two runs one writes, and the other one retries.
         meta = {"resourceVersion": present["metadata"]["resourceVersion"]}
         body = {"metadata": meta, "data": _data(make(request.host, request.days, now))}
         client.request(PATCH_SECRET, request.namespace, request.secret, body)
-    return f"the certificate for {request.host} in the Secret {request.secret} was made: {why}"
+    return f"the certificate for {request.host} in the Secret {request.secret} was created: {why}"
 
 
 def _create(client: KubeClient, request: Request, now: datetime) -> None:
@@ -194,7 +194,7 @@ def _why_not(secret: Mapping[str, Any], host: str, now: datetime) -> str | None:
 def _files(secret: Mapping[str, Any]) -> Files:
     data = secret.get("data") or {}
     if missing := [name for name in _KEYS if not data.get(name)]:
-        raise Unusable(f"{', '.join(map(str, missing))} was not there")
+        raise Unusable(f"{', '.join(map(str, missing))} was missing")
     try:
         return Files(*(base64.b64decode(data[name], validate=True) for name in _KEYS))
     except binascii.Error as error:

@@ -28,7 +28,7 @@ from tunery_operator.errors import ApiFailure
 NAME: Final = "helm-test"
 MISSING: Final = "helm-test-has-no-bucket"
 """The name of a Secret that does not exist."""
-_STRANGER: Final = {"Authorization": "Bearer not-a-token"}
+_UNAUTHENTICATED: Final = {"Authorization": "Bearer not-a-token"}
 _ANSWERS: Final = (401, 503)
 """Statuses for an unauthenticated request: of the leader, and of a standby replica."""
 _LOOK_SECONDS: Final = 2.0
@@ -81,13 +81,15 @@ def check_certificate(asked: Asked) -> str:
     context = ssl.create_default_context(cafile=asked.authority)
     pool = with_total_timeout(urllib3.PoolManager(ssl_context=context))
     try:
-        answer = pool.request("POST", asked.progress_url, body=b"{}", headers=_STRANGER, timeout=10, retries=3)
+        answer = pool.request("POST", asked.progress_url, body=b"{}", headers=_UNAUTHENTICATED, timeout=10, retries=3)
     except urllib3.exceptions.HTTPError as error:
-        hint = "does its certificate fit, and does a NetworkPolicy let pods in?"
+        hint = "is its certificate valid, and does a NetworkPolicy allow pods to connect?"
         raise Broken(f"{asked.progress_url} does not answer: {error}; {hint}") from error
     if answer.status not in _ANSWERS:
-        raise Broken(f"{asked.progress_url} answered a stranger with {answer.status}")
-    return f"pods can report to {asked.progress_url}, whose certificate is good, and a stranger is refused"
+        raise Broken(f"{asked.progress_url} answered an unauthenticated report with {answer.status}")
+    return (
+        f"pods can report to {asked.progress_url}, its certificate is valid, and unauthenticated reports are rejected"
+    )
 
 
 def job_of(asked: Asked) -> Json:
@@ -179,12 +181,12 @@ def _judged(status: Json, trains: bool) -> str:
     if trains:
         if status.get("phase") != "Succeeded":
             raise Broken(f"{NAME} has failed: {reason}: {message}")
-        return f"a LoRAJob trained on a CPU, and its adapter lies at {status.get('adapter', {}).get('uri')}"
+        return f"a LoRAJob trained on a CPU, and its adapter is at {status.get('adapter', {}).get('uri')}"
     if reason != FailureReason.SECRET_NOT_FOUND:
-        raise Broken(f"the preflight of {NAME} was to miss the Secret {MISSING}, and said {reason}: {message}")
-    return (
-        "a LoRAJob's preflight ran, and told as it should that there is no bucket (test.outputUri names one to train)"
-    )
+        raise Broken(
+            f"the preflight of {NAME} should report the missing Secret {MISSING}, but reported {reason}: {message}"
+        )
+    return "a LoRAJob's preflight ran and reported, as expected, that there is no bucket (set test.outputUri to train)"
 
 
 def _asked(arguments: Sequence[str] | None) -> Asked:

@@ -186,5 +186,5 @@ def test_a_platform_that_allows_no_other_image_has_that_enforced(helm: Helm) -> 
     rendered = helm.render("serving.engine.allowImage=false")
     policies = {item["metadata"]["name"]: item for item in rendered.of("ValidatingAdmissionPolicy")}
     messages = [rule["message"] for rule in policies["tunery-server-pods"]["spec"]["validations"]]
-    assert any("serving.engine.allowImage lets no other in" in message for message in messages)
+    assert any("serving.engine.allowImage allows no other" in message for message in messages)
     assert platform_of(rendered).settings.serving.engine.allow_image is False

@@ -143,7 +143,7 @@ def test_why_pods_do_not_trust_the_certificate_is_logged_once(
     assert len(warned) == (0 if why is None else 1)
     if why is not None:
         assert why in (certificate.fault or "")
-        assert f"report nothing: the files of {tmp_path}: {certificate.fault}. Fix: " in warned[0]
+        assert f"can't report: the files of {tmp_path}: {certificate.fault}. Fix: " in warned[0]
         write(tmp_path, GOOD)
         assert certificate.renew()
         assert "Pods can trust the progress endpoint's certificate" in caplog.text
@@ -194,7 +194,7 @@ def test_an_invalid_certificate_is_logged_once_with_its_secret_and_stops_nothing
     [logged] = [record for record in caplog.records if record.levelname != "INFO"]
     assert logged.levelname == ("WARNING" if before else "ERROR")
     assert f"Secret corp: {why}" in logged.getMessage()
-    assert ("Kept the progress endpoint's former certificate" if before else "refuses reports") in logged.getMessage()
+    assert ("Kept the progress endpoint's former certificate" if before else "rejects reports") in logged.getMessage()
     write(tmp_path, GOOD)
     assert certificate.renew() is True
     assert (certificate.fault, certificate.authority) == (None, GOOD.ca.decode())
@@ -263,7 +263,7 @@ def test_a_job_that_runs_no_pod_gets_the_new_authority(
     assert operator.metric('tunery_certificate_expiry_timestamp_seconds{certificate="serving"}') == 0
     told = [line for line in operator.log.read_text().splitlines() if " ERROR " in line]
     assert len(told) == 1
-    assert "refuses reports" in told[0]
+    assert "rejects reports" in told[0]
     assert "Secret corp: tls.crt is invalid: " in told[0]
     operator.stop()
     (folder / "tls.crt").write_text(served)

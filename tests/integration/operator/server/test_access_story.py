@@ -49,7 +49,7 @@ def test_rules_that_bind_nobody_are_told_mended_without_new_pods_and_replaced_on
     # Other keys need new pods; until they are ready the old ones answer by the old keys.
     namespace.patch_spec("support", SERVERS, access={"apiKeysSecretRef": {"name": "others"}})
     server.wait_pods(2)
-    words = "1 replica still answers under the rules of before: by the keys of Secret keys"
+    words = "1 replica still answers under the previous rules: with the keys of Secret keys"
     eventually(
         "the old rules are told",
         lambda: words in namespace.condition("support", "Progressing", SERVERS).get("message", ""),

@@ -81,4 +81,4 @@ def test_cold_adapters_are_served_and_requests_alone_write_nothing(server: Serve
     namespace.wait_phase("support", "Ready", SERVERS)
     namespace.patch_spec("support", SERVERS, adapters=NAMED[1:2])
     status = namespace.wait_phase("support", "Degraded", SERVERS)
-    assert status["failure"]["message"] == "alias bot:prod leads to bot, which is no adapter of this server"
+    assert status["failure"]["message"] == "alias bot:prod points to bot, which is not an adapter of this server"

@@ -47,8 +47,8 @@ def test_a_model_that_is_none_of_the_servers_is_told_with_what_was_meant_and_deg
     )
     outcome = compute(snapshot(server_pod("a"), served=served, reports={"a": heard(reported("bot"))}))
     message = (
-        "spec.access.clients lets web ask for bot:prd, which is neither base, adapter nor alias of this server; did "
-        "you mean bot:prod? 1 more name leads nowhere"
+        "spec.access.clients lets web request bot:prd, which is no base model, adapter or alias of this server; did "
+        "you mean bot:prod? 1 more name is unknown"
     )
     assert (outcome.status["phase"], outcome.status["failure"]["message"]) == ("Degraded", message)
     assert "access.clients" in outcome.status["failure"]["remedies"][0]["fields"]
@@ -63,7 +63,7 @@ def test_where_a_selector_may_find_it_yet_it_is_but_a_remark() -> None:
     resolved_now = condition(outcome.status, "AdaptersResolved")
     assert (resolved_now["status"], resolved_now["reason"]) == ("True", "ModelsMissing")
     assert resolved_now["message"] == (
-        "spec.access.clients lets web ask for late, which is no model of this server now"
+        "spec.access.clients lets web request late, which is not a model of this server now"
     )
     assert outcome.status["phase"] == "Ready"
     assert "failure" not in outcome.status
@@ -127,7 +127,7 @@ def test_such_a_client_is_shown_after_whatever_else_is_wrong() -> None:
     assert failure["reason"] == before["failure"]["reason"] == "Unschedulable"
     assert failure["message"] == (
         f"no node fits pod new: 0/3 nodes are available; also SecretNotFound: pod old-0: {said}; {BEFORE} 1 "
-        "replica still answers under the rules of before: by the keys of Secret old"
+        "replica still answers under the previous rules: with the keys of Secret old"
     )
     assert failure["remedies"][-1]["text"] == "Correct the name"
     assert "also" not in condition(outcome.status, "Progressing")["message"], "no rollout waits for it"
@@ -144,7 +144,7 @@ def test_two_troubles_of_any_length_have_room_and_a_spec_that_is_not_valid_hides
     assert all(len(failure[part].encode()) <= 1024 for part in ("message", "hint"))
     assert "no room no room" in failure["message"]
     assert "; also SecretNotFound: pod old-0: names wbe names wbe" in failure["message"]
-    assert failure["message"].endswith("by the keys of Secret old")
+    assert failure["message"].endswith("with the keys of Secret old")
     assert "Correct it." in failure["hint"]
     invalid = compute(replace(found, errors=(FieldError("spec.engine", "is wrong"),))).status["failure"]
     assert invalid["reason"] == "InvalidSpec"
@@ -179,17 +179,17 @@ BEFORE = "until replicas with the new spec.access are ready,"
 @pytest.mark.parametrize(
     ("old", "access", "words"),
     [
-        ([NO_KEYS], KEYS, "1 replica still answers under the rules of before: without asking for a key"),
-        ([NO_KEYS] * 2, KEYS, "2 replicas still answer under the rules of before: without asking for a key"),
-        (["old", "keys"], KEYS, "1 replica still answers under the rules of before: by the keys of Secret old"),
-        (["old"], {}, "1 replica still answers under the rules of before: by the keys of Secret old"),
+        ([NO_KEYS], KEYS, "1 replica still answers under the previous rules: without a key"),
+        ([NO_KEYS] * 2, KEYS, "2 replicas still answer under the previous rules: without a key"),
+        (["old", "keys"], KEYS, "1 replica still answers under the previous rules: with the keys of Secret old"),
+        (["old"], {}, "1 replica still answers under the previous rules: with the keys of Secret old"),
     ],
 )
 def test_a_rollout_of_other_rules_says_how_many_replicas_answer_under_the_old(
     old: list[str], access: dict[str, Any], words: str
 ) -> None:
     status = compute(rollout(*old, access=access)).status
-    assert condition(status, "Progressing")["message"] == f"replicas are made or replaced; {BEFORE} {words}"
+    assert condition(status, "Progressing")["message"] == f"replicas are created or replaced; {BEFORE} {words}"
     assert (status["phase"], status.get("failure")) == ("Updating", None)
 
 
@@ -214,14 +214,14 @@ def test_the_old_rules_are_told_behind_a_message_of_any_length() -> None:
     pod = server_pod("new", ready=False, containers=(), unschedulable="no room " * 300, phase="Pending")
     message = compute(rollout(NO_KEYS, new=pod)).status["failure"]["message"]
     assert len(message.encode()) <= 1024
-    assert message.endswith("under the rules of before: without asking for a key")
+    assert message.endswith("under the previous rules: without a key")
 
 
 @pytest.mark.parametrize("asks", ["keys", None], ids=["the same", "not known"])
 def test_a_rollout_that_leaves_the_rules_alone_says_nothing_of_them(asks: str | None) -> None:
     found = rollout("keys")
     status = compute(replace(found, reports={"uid-old-0": heard(reported("bot"), api_keys=asks)})).status
-    assert condition(status, "Progressing")["message"] == "replicas are made or replaced"
+    assert condition(status, "Progressing")["message"] == "replicas are created or replaced"
 
 
 # Each Secret with the list of clients that stood beside it

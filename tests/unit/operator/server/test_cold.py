@@ -146,7 +146,7 @@ def test_an_alias_that_leads_nowhere_is_told_with_what_to_do() -> None:
         reports={"a": heard(reported("bot"))},
     )
     outcome = compute(found)
-    message = "alias bot:prod leads to both, which is no adapter of this server; 1 more target of aliases is none"
+    message = "alias bot:prod points to both, which is not an adapter of this server; 1 more target is missing"
     assert outcome.status["phase"] == "Degraded"
     assert outcome.status["failure"]["message"] == message
     assert "aliases" in outcome.status["failure"]["remedies"][0]["fields"]

@@ -119,7 +119,7 @@ def test_what_was_trained_on_a_quantised_base_is_served_with_a_note() -> None:
     assert named(found) == ["bot"]
     ((name, message),) = found.notes
     assert name == "bot"
-    assert "AdapterMerge into: Model makes of it is exact" in message
+    assert "For exact answers, merge it with an AdapterMerge into: Model" in message
 
 
 def test_a_stopped_job_that_has_published_may_be_named_but_is_not_selected() -> None:
@@ -133,7 +133,7 @@ def test_a_merge_into_a_model_is_no_adapter() -> None:
     (rejected,) = resolved(whole, adapters=[{"name": "m", "adapterMergeRef": {"name": "m"}}]).rejected
     assert "model of its own AdapterServer" in rejected.remedy.text
     (skipped,) = resolved(whole, **TEAM).skipped
-    assert skipped == ("AdapterMerge/m", "is a whole model (into: Model)")
+    assert skipped == ("AdapterMerge/m", "is a full model (into: Model)")
 
 
 # The selector
@@ -154,7 +154,7 @@ def test_the_selector_takes_what_has_succeeded_for_this_base_and_skips_the_rest_
     assert [(item.name, item.reason.value) for item in found.rejected] == [("deep", "RankTooHigh")]
     assert dict(found.skipped) == {
         "LoRAJob/foreign": "is for base Qwen2.5-7B",
-        "LoRAJob/tiny": "bears the name of the base model; spec.adapters can give it another",
+        "LoRAJob/tiny": "has the name of the base model; spec.adapters can give it another",
         f"LoRAJob/{'n' * 129}": "has a name of more than 128 characters; spec.adapters can give it another",
     }
     assert found.pending == ()
@@ -224,7 +224,7 @@ def test_while_an_object_of_the_same_name_trains_anew_the_old_content_is_served(
     again = offer("bot", phase="Training", uri=None, manifest_sha256=None)
     training = resolved(again, before=before, adapters=[REF])
     assert training.desired == before
-    assert training.retained[0].message.endswith("is served until it has published anew")
+    assert training.retained[0].message.endswith("is served until it has published again")
     done = resolved(offer("bot", manifest_sha256="ee" * 32), before=before, adapters=[REF])
     assert [item.manifest_sha256 for item in done.desired.adapters] == ["ee" * 32]
     assert done.desired.revision == before.revision + 1

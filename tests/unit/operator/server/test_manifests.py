@@ -333,7 +333,7 @@ def test_adapters_and_replicas_change_no_digest() -> None:
         (
             serving("engine", allowImage=False),
             {"engine": {"image": "mine:1"}},
-            "serving.engine.allowImage lets no other in",
+            "serving.engine.allowImage allows no other",
         ),
     ],
 )

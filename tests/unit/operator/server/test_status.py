@@ -99,7 +99,7 @@ def test_thirty_seconds_without_a_report_and_nobody_can_say_what_is_served() -> 
     late = {**HEALTHY.reports, "uid-a": heard(reported("bot"), seconds_ago=31)}
     distrusting = compute(replace(HEALTHY, reports=late, distrust="certificate has expired"), first.status)
     message = condition(distrusting.status, "AdaptersServed")["message"]
-    assert "trust the certificate of the operator's endpoint: certificate has expired. Ask whoever runs" in message
+    assert "trust the certificate of the operator's endpoint: certificate has expired. Ask a cluster admin" in message
 
 
 def test_a_pod_that_the_kubelet_calls_not_ready_serves_nothing_whatever_it_last_said() -> None:
@@ -263,7 +263,7 @@ def test_many_adapters_make_one_event() -> None:
         snapshot(server_pod("a"), served=resolution("a00"), reports={"a": heard(reported("a00"))}), added.status
     )
     assert [(item.reason, item.note) for item in removed.events] == [
-        ("AdapterRemoved", "not served any more: a01, a02, a03, a04, a05 and 3 more")
+        ("AdapterRemoved", "no longer served: a01, a02, a03, a04, a05 and 3 more")
     ]
     broken = [reported(name, "Failed", reason="AdapterCorrupt", message="differs") for name in names]
     failed = compute(replace(found, reports={"uid-a": heard(*broken)}), added.status)
@@ -289,7 +289,7 @@ def test_new_content_under_the_same_name_is_an_event() -> None:
     other = reported("bot", manifest_sha256="0" * 64)
     found = replace(HEALTHY, reports={"uid-a": heard(other), "uid-b": heard(other)})
     outcome = compute(found, first, 10)
-    assert [event.note for event in outcome.events] == [f"served on every ready replica: bot@{'0' * 12}"]
+    assert [event.note for event in outcome.events] == [f"served by every ready replica: bot@{'0' * 12}"]
     assert outcome.status["lastChangeTime"] != first["lastChangeTime"]
 
 
@@ -306,7 +306,7 @@ def test_an_adapter_that_is_mended_is_an_event_and_so_is_another_cause_of_the_sa
     assert story == [
         ("AdapterFailed", "AdapterCorrupt: bot: x differs", True),
         ("AdapterFailed", "AdapterCorrupt: bot: y differs", True),
-        ("AdapterServed", f"served on every ready replica: bot@{digest('bot')[:12]}", False),
+        ("AdapterServed", f"served by every ready replica: bot@{digest('bot')[:12]}", False),
         ("AdapterFailed", "AdapterCorrupt: bot: AdapterCorrupt", True),
     ]
     away = {"reason": "StorageUnavailable", "wanted_sha256": "0" * 64}

@@ -183,7 +183,7 @@ EVICTION = {"code": 143, "disruption": "EvictionByEvictionAPI"}
 @pytest.mark.parametrize(
     ("end", "note"),
     [
-        (EVICTION, ("Evicted", "attempt 1, pod a1-0, was ended: Evicted; the next one goes on", False)),
+        (EVICTION, ("Evicted", "attempt 1, pod a1-0, was ended: Evicted; the next attempt continues", False)),
         (
             {"code": 75, "says": UNREACHABLE},
             (
@@ -324,7 +324,8 @@ def test_one_deletion_without_a_retry_names_the_pod_though_none_is_left() -> Non
 
 
 @pytest.mark.parametrize(
-    ("failed_indexes", "ends"), [("1", "; no retry is left"), ("", ", which counts as a retry; the next one goes on")]
+    ("failed_indexes", "ends"),
+    [("1", "; no retry is left"), ("", ", which counts as a retry; the next attempt continues")],
 )
 def test_while_the_job_controller_ends_the_others_the_one_that_was_deleted_is_named(
     failed_indexes: str, ends: str
@@ -357,7 +358,7 @@ def test_a_deleted_pod_is_told_as_that_while_the_next_ones_are_made() -> None:
     assert condition(status, "Running") == ("False", "PodDeleted")
     assert (
         told(status)["message"]
-        == "attempt 1, pod a1-1, was ended: PodDeleted, which counts as a retry; the next one goes on"
+        == "attempt 1, pod a1-1, was ended: PodDeleted, which counts as a retry; the next attempt continues"
     )
 
 
@@ -377,7 +378,7 @@ def test_a_drain_that_takes_what_is_left_of_an_echo_is_told_as_of_the_pod_it_beg
     status = compute_status(again(seen, *left, lost_pods=tuple(lost)))
     assert [item["reason"] for item in status["attemptHistory"]] == ["Evicted", "PeerLost"]
     assert condition(status, "Running") == ("False", "Evicted")
-    assert told(status)["message"] == "attempt 1, pod a1-0, was ended: Evicted; the next one goes on"
+    assert told(status)["message"] == "attempt 1, pod a1-0, was ended: Evicted; the next attempt continues"
 
 
 STARTS = TrainerStatus(phase=Phase.STARTING)
@@ -558,7 +559,7 @@ def test_one_that_stores_its_checkpoint_until_another_one_is_there_again_fails_o
     seen = again(seen, *runs(0), killed, *anew)
     status = compute_status(seen)
     assert (status["phase"], status["pods"], status["attempts"]) == ("Starting", "2/2", 2)
-    assert told(status)["message"] == "2 of 2 pods run, and a1-0, of the attempt before, ends"
+    assert told(status)["message"] == "2 of 2 pods run, and a1-0, of the previous attempt, is terminating"
     outlived = ended(code=75, meta=no(0), stopped=-40, says=ECHO)
     seen = again(seen, outlived, killed, *anew)
     assert seen.main is not None
@@ -615,8 +616,8 @@ def test_those_that_were_told_to_end(ending: int) -> None:
     pods = [*runs(*range(ending), deletionTimestamp=at(60)), *runs(*range(ending, 4))]
     status = judge(*pods, train=nodes(suspend=True), suspend=True)
     assert (status["phase"], condition(status, "Running")) == ("Suspending", ("True", "Stopping"))
-    many = f"{ending} of 4 pods were told to end"
-    assert told(status)["message"].startswith(many if ending > 1 else f"pod a1-0 on node {NODE} was told to end")
+    many = f"{ending} of 4 pods are terminating"
+    assert told(status)["message"].startswith(many if ending > 1 else f"pod a1-0 on node {NODE} is terminating")
 
 
 def test_a_node_that_is_lost_is_named_though_the_first_is_well() -> None:

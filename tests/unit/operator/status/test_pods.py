@@ -241,7 +241,7 @@ STATES: dict[str, tuple[dict[str, Any], Told]] = {
     "failed once": ({"pods": [ended(code=75)]}, Told("Starting", "False", "AttemptFailed")),
     "failed for good before it was looked at, Job not yet": (
         {"pods": [ended(code=64, says=UNREACHABLE)]},
-        Told("Starting", "False", "Starting", None, "is not tried again: StorageUnavailable"),
+        Told("Starting", "False", "Starting", None, "is not retried: StorageUnavailable"),
     ),
     "container ended well, Job not yet": ({"pods": [ended()]}, Told("Uploading", "False", "Finishing")),
     "sidecar outlives the trainer": (
@@ -254,11 +254,11 @@ STATES: dict[str, tuple[dict[str, Any], Told]] = {
     ),
     "Job deleted without its pod": (
         {"main": None, "leftovers": (running(),)},
-        Told("Starting", "True", "PodStarted", None, "runs on without its Job; kubectl delete pod p1 -n ns would"),
+        Told("Starting", "True", "PodStarted", None, "still runs without its Job; kubectl delete pod p1 -n ns ends"),
     ),
     "says nothing for minutes": (
         {"pods": [running(started=-121)], "taking_reports_since": NOW - timedelta(hours=1)},
-        Told("Starting", "True", "NotReporting", None, "no report of it has come"),
+        Told("Starting", "True", "NotReporting", None, "but has sent no report"),
     ),
     "queue holds it": (
         {"train": queued_job(suspend=True)},
@@ -351,7 +351,7 @@ def test_what_is_not_tried_again_keeps_its_phase_until_its_job_has_ended(phase: 
         status = compute_status(ends)
         assert (status["phase"], condition(status, "Running")) == (phase, ("True", reason))
         told = next(each["message"] for each in status["conditions"] if each["type"] == "Running")
-        assert "attempt 1 failed, and is not tried again" in told
+        assert "attempt 1 failed, and is not retried" in told
         assert transitions(ends.status, status) == ()
     failed = judge(end, train=job(failed_reason="PodFailurePolicy"), status=status)
     assert (failed["phase"], condition(failed, "Running")) == ("Failed", ("False", "Ended"))
@@ -361,7 +361,7 @@ def test_what_is_not_tried_again_keeps_its_phase_until_its_job_has_ended(phase: 
 @pytest.mark.parametrize("meta", [{}, deleting(60)], ids=["from-within", "deleted"])
 @pytest.mark.parametrize(
     ("message", "words"),
-    [("", "143 and said nothing: "), ('{"told": "node 0 was publishing"}', "143: node 0 was publish")],
+    [("", "143 and left no message: "), ('{"told": "node 0 was publishing"}', "143: node 0 was publish")],
 )
 def test_who_was_told_to_end_and_says_no_failure_was_ended_by_somebody(
     role: str, meta: dict[str, Any], message: str, words: str
@@ -402,7 +402,7 @@ def test_an_attempt_that_no_other_follows_is_no_failed_attempt(
     ends = again(before, *pods, train=job(retries=retries))
     told = [event.reason for event in transitions(ends.status, compute_status(ends))]
     assert ("AttemptFailed" in told or "Evicted" in told) is not last
-    assert ("and is not tried again" in condition_text(compute_status(ends))) is last
+    assert ("and is not retried" in condition_text(compute_status(ends))) is last
 
 
 @pytest.mark.parametrize(
@@ -436,13 +436,13 @@ def condition_text(status: dict[str, Any]) -> str:
 @pytest.mark.parametrize(
     ("end", "reason", "says"),
     [
-        (ended(code=64, says=UNREACHABLE), "PreflightRunning", "is not tried again: StorageUnavailable"),
+        (ended(code=64, says=UNREACHABLE), "PreflightRunning", "is not retried: StorageUnavailable"),
         (
             dataclasses.replace(ended(code=64, says=UNREACHABLE), phase="Running"),
             "PreflightRunning",
-            "is not tried again: StorageUnavailable",
+            "is not retried: StorageUnavailable",
         ),
-        (ended(), "PreflightRunning", "has ended well"),
+        (ended(), "PreflightRunning", "has succeeded"),
         (ended(code=75, says=UNREACHABLE), "AttemptFailed", "attempt 1 of preflight failed"),
     ],
 )

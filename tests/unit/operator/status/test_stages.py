@@ -334,7 +334,7 @@ def test_a_checkpoint_that_cannot_be_stored_is_said_until_one_is() -> None:
     none = compute_status(snapshot(running(), progress=TrainerStatus(checkpoint_error=why)))
     assert condition(none, "CheckpointSaved") == ("False", "CheckpointNotStored")
     (said,) = (each["message"] for each in none["conditions"] if each["type"] == "CheckpointSaved")
-    assert said == f"{why}; an attempt after this one would begin anew"
+    assert said == f"{why}; the next attempt would start from the beginning"
     (event,) = (each for each in transitions({}, none) if each.reason == "CheckpointNotStored")
     assert event.warning
 

@@ -82,7 +82,7 @@ def test_a_pod_that_ends_is_waited_for() -> None:
     status = judge(main=None, stop="enough", leftovers=(running(meta=deleting(60)),))
     assert status["phase"] == "Stopping"
     assert condition(status, "Stopped") == ("False", "Stopping")
-    assert messages(status)["Stopped"] == "enough; pod p1 was told to end, and may write a checkpoint before"
+    assert messages(status)["Stopped"] == "enough; pod p1 is terminating, and may still write a checkpoint"
     assert condition(status, "Running") == ("True", "Stopping")
     assert condition(status, "Succeeded") == ("Unknown", "InProgress")
 
@@ -145,12 +145,12 @@ def test_no_checkpoint_is_named_that_nobody_told_of() -> None:
     publisher = Attempt(publish_job(), (running(),))
     before = left(publishing=publisher)
     assert messages(compute_status(before))["Stopped"] == (
-        "enough; Job x-publish is to look whether a checkpoint was stored, as none was told of, and publish what is "
-        "best in it"
+        "enough; Job x-publish will check whether a checkpoint was stored, as none was reported, and publish its best "
+        "weights"
     )
     known = {**before.status, "checkpoint": {"uri": "s3://c/step-000040", "step": 40}}
     assert messages(compute_status(dataclasses.replace(before, status=known)))["Stopped"] == (
-        "enough; Job x-publish is to publish what is best in the newest checkpoint, of step 40"
+        "enough; Job x-publish will publish the best weights of the latest checkpoint, of step 40"
     )
 
 

@@ -197,7 +197,7 @@ def test_a_pod_that_does_not_report_is_told_in_time_by_a_warning_that_says_what_
     late = again(young, running(started=-1), seconds=120)
     after = compute_status(late)
     message = next(each["message"] for each in after["conditions"] if each["type"] == REPORTED)
-    for part in ("pod p1 ", "allow TCP 8443 from it to Service tunery.tunery-system", "kubectl logs p1 -n ns "):
+    for part in ("pod p1 ", "Allow TCP 8443 from it to Service tunery.tunery-system", "kubectl logs p1 -n ns "):
         assert part in message
     [event] = transitions(before, after)
     assert (event.reason, event.warning, event.note) == ("NotReporting", True, message)
@@ -223,8 +223,8 @@ def test_a_pod_that_reports_no_more_is_told_in_time_with_where_to_look() -> None
     assert requeue_after(seen, before) == 121
     after = compute_status(again(seen, running(started=-900), seconds=120))
     message = next(each["message"] for each in after["conditions"] if each["type"] == REPORTED)
-    assert message.startswith("pod p1 has reported, and does not any more: kubectl logs p1 -n ns says why")
-    assert "allow TCP" not in message, "its reports came through"
+    assert message.startswith("pod p1 has stopped reporting: kubectl logs p1 -n ns says why")
+    assert "Allow TCP" not in message, "its reports came through"
     [event] = transitions(before, after)
     assert (event.reason, event.warning, event.note) == ("NotReporting", True, message)
     assert (after["phase"], after["reason"]) == ("Training", "NotReporting")
@@ -234,9 +234,12 @@ def test_a_pod_that_reports_no_more_is_told_in_time_with_where_to_look() -> None
 def test_a_certificate_that_pods_cannot_trust_is_told_as_the_cause_and_not_the_network(seen: Snapshot) -> None:
     after = compute_status(replace(seen, distrust="certificate has expired"))
     message = next(each["message"] for each in after["conditions"] if each["type"] == REPORTED)
-    assert "cannot trust the certificate of the operator's endpoint: certificate has expired. Ask whoever" in message
+    assert (
+        "cannot trust the certificate of the operator's endpoint: certificate has expired. Ask a cluster admin"
+        in message
+    )
     assert "kubectl logs p1" in message
-    assert "allow TCP" not in message
+    assert "Allow TCP" not in message
 
 
 # Downloading

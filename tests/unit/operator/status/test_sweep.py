@@ -79,10 +79,10 @@ def test_the_end_of_the_search_says_why(end: EndReason) -> None:
 @pytest.mark.parametrize(
     ("decision", "message"),
     [
-        (Decision(), "trials are made: 2 of 3 points of the grid"),
+        (Decision(), "trials are created: 2 of 3 points of the grid"),
         (
             Decision(end_reason=EndReason.MAX_TRIALS, publish=0),
-            "all spec.maxTrials have been made, 2 of 3 points of the grid",
+            "all trials of spec.maxTrials have been created, 2 of 3 points of the grid",
         ),
     ],
     ids=["begun", "over"],
@@ -132,7 +132,7 @@ def test_a_sampler_that_fails_is_told_and_asked_again() -> None:
 
 def test_a_sampler_that_is_busy_is_shown_once_it_takes_long() -> None:
     for is_shown, reason in ((False, "Searching"), (True, "SamplerBusy")):
-        seen = snapshot(trial(0), blocker=Blocker(SAMPLER_BUSY, "Optuna has been asked", 5.0, is_shown))
+        seen = snapshot(trial(0), blocker=Blocker(SAMPLER_BUSY, "waits for Optuna", 5.0, is_shown))
         status = compute_status(seen)
         assert condition(status, "Searching")[1] == reason
         assert requeue_after(seen, status) == 5.0
@@ -260,7 +260,7 @@ def test_a_deleted_trial_that_a_finalizer_keeps_is_named() -> None:
 def test_who_only_claims_to_be_a_trial_is_named() -> None:
     claims = condition(told(running(0), foreign=("a", "b", "c", "d")), "Searching")
     assert claims[:2] == ("True", "Searching")
-    assert claims[2].endswith("not counted, though owned by it: a, b, c and 1 more")
+    assert claims[2].endswith("not counted, as the sweep owns them but did not create them: a, b, c and 1 more")
 
 
 def test_while_the_best_is_published_it_uploads_and_then_has_succeeded() -> None:
@@ -292,6 +292,6 @@ def test_events_tell_of_a_new_best_and_of_failures_and_not_of_each_trial() -> No
     new = told(trial(0, value=2.0), trial(1, value=1.5), failed, trial(3, TrialState.PRUNED), status=old)
     events = {event.reason: event for event in transitions(old, new)}
     assert set(events) == {"NewBest", "TrialFailed"}
-    assert events["NewBest"].note == "support-001 came to a held-out loss of 1.5, support-000 came to 2"
+    assert events["NewBest"].note == "support-001 has a held-out loss of 1.5, support-000 had 2"
     assert (events["TrialFailed"].note, events["TrialFailed"].warning) == ("support-002: GPUOutOfMemory: no room", True)
     assert not list(transitions(new, new))

@@ -201,16 +201,16 @@ def test_a_retry_of_a_trial_is_an_event() -> None:
     old = {"phase": "Failed", "failure": {"reason": "Killed", "message": "m", "hint": "Check the node."}}
     (event,) = transitions(old, {**old, "observedRetry": "1"})
     assert (event.reason, event.warning) == ("RetryRefused", True)
-    assert event.note == "a trial is not tried again by itself: Check the node."
+    assert event.note == "a trial is retried only with its sweep: Check the node."
 
 
 @pytest.mark.parametrize(
     ("status", "of_trial", "says"),
     [
         ({"phase": "Succeeded"}, False, "it has succeeded"),
-        ({"phase": "Stopped"}, False, "in a new object of another name"),
+        ({"phase": "Stopped"}, False, "create an object with another name"),
         ({"phase": "Stopped", "checkpoint": {"step": 7, "uri": "s3://a/c"}}, False, "resumeFrom.loraJobRef.name"),
-        ({"phase": "Stopped", "checkpoint": {"step": 7, "uri": "s3://a/c"}}, True, "its sweep counts it"),
+        ({"phase": "Stopped", "checkpoint": {"step": 7, "uri": "s3://a/c"}}, True, "retried only with its sweep"),
     ],
 )
 def test_a_retry_of_what_has_succeeded_or_was_stopped_is_an_event(

@@ -31,10 +31,10 @@ _SHORT: Final = 256
 _HINT: Final = 512
 """Bytes of a text in a list of many; of one that is to be followed to the letter."""
 _ABSENT_HINT: Final = (
-    "Create that object: what it publishes is served by itself. If another is meant, correct its name in spec.adapters."
+    "Create that object: its adapter is then served automatically. If the name is wrong, correct it in spec.adapters."
 )
 _SILENT: Final = "its replica has not reported for more than 30 seconds"
-_NEW: Final = "its replica has not spoken of it yet"
+_NEW: Final = "its replica has not reported it yet"
 
 
 @dataclass(frozen=True, slots=True)

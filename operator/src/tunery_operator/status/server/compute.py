@@ -291,8 +291,8 @@ def previous_rules_text(snapshot: ServerSnapshot, replicas: Sequence[Replica]) -
     if not old:
         return ""
     still = "1 replica still answers" if len(old) == 1 else f"{len(old)} replicas still answer"
-    how = "without asking for a key" if old[0] == NO_KEYS else f"by the keys of Secret {old[0]}"
-    return scrub(f"; until replicas with the new spec.access are ready, {still} under the rules of before: {how}")
+    how = "without a key" if old[0] == NO_KEYS else f"with the keys of Secret {old[0]}"
+    return scrub(f"; until replicas with the new spec.access are ready, {still} under the previous rules: {how}")
 
 
 def with_suffix(found: Failure | None, text: str) -> Failure | None:

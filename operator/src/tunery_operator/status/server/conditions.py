@@ -72,7 +72,7 @@ def set_conditions(conditions: Conditions, server: ServerState) -> None:
     if server.snapshot.resolution is not None:
         _resolved(conditions, server.snapshot.resolution)
     elif server.snapshot.errors:
-        text = "the spec is not valid; what was served before stays as it is"
+        text = "the spec is not valid; what was served before is still served"
         conditions.set(ServerCondition.ADAPTERS_RESOLVED, None, FailureReason.INVALID_SPEC.value, text)
     _available(conditions, server)
     _served(conditions, server)
@@ -96,7 +96,7 @@ def _resolved(conditions: Conditions, resolution: Resolution) -> None:
     elif resolution.rejected:
         first = resolution.rejected[0]
         others = names([item.name for item in resolution.rejected])
-        conditions.set(type_, False, first.reason.value, f"not to be served: {others}; {first.name}: {first.message}")
+        conditions.set(type_, False, first.reason.value, f"cannot be served: {others}; {first.name}: {first.message}")
     elif resolution.pending:
         also = f"; {unknown_models_text(resolution.unknown_models)}" if resolution.unknown_models else ""
         conditions.set(type_, False, WAITING, _waits_for(resolution.pending) + also)
@@ -137,15 +137,15 @@ def _served(conditions: Conditions, server: ServerState) -> None:
     if server.stopped:
         conditions.set(type_, None, STOPPED, "spec.replicas is 0")
     elif silent:
-        text = f"for more than 30 seconds nothing was heard of {names(silent)}"
+        text = f"no report for more than 30 seconds: {names(silent)}"
         if (distrust := server.snapshot.distrust) is not None:
             text += (
-                f": no pod can trust the certificate of the operator's endpoint: {distrust}. Ask whoever runs Tunery "
-                "to correct it (progress.certificate in the chart's values)"
+                f". No pod can trust the certificate of the operator's endpoint: {distrust}. Ask a cluster admin "
+                "to correct progress.certificate in the chart's values"
             )
         conditions.set(type_, None, NOT_REPORTING, text)
     elif not server.adapters:
-        conditions.set(type_, True, "NoAdapters", "no adapter is wanted")
+        conditions.set(type_, True, "NoAdapters", "the spec names no adapter")
     elif problem is not None:
         reason = problem.reason or FailureReason.INTERNAL_ERROR.value
         conditions.set(type_, False, reason, f"adapter {problem.name}: {problem.message or reason}")
@@ -154,7 +154,7 @@ def _served(conditions: Conditions, server: ServerState) -> None:
     elif others and all(item.state is AdapterState.WAITING for item in others):
         conditions.set(type_, False, WAITING, _waits_for(pending))
     elif others:
-        conditions.set(type_, False, "Loading", f"not served on every replica yet: {names([o.name for o in others])}")
+        conditions.set(type_, False, "Loading", f"not yet served by every replica: {names([o.name for o in others])}")
     else:
         conditions.set(type_, True, "AdaptersServed")
 
@@ -164,7 +164,7 @@ def _progressing(conditions: Conditions, server: ServerState) -> None:
     type_, snapshot = ServerCondition.PROGRESSING, server.snapshot
     stalled = snapshot.deployment.stalled if snapshot.deployment is not None else None
     if snapshot.errors:
-        conditions.set(type_, False, FailureReason.INVALID_SPEC.value, "the replicas are left as they are")
+        conditions.set(type_, False, FailureReason.INVALID_SPEC.value, "the replicas are not changed")
     elif server.server_blocker is not None:
         conditions.set(type_, server.moving, str(server.server_blocker.reason), server.server_blocker.message)
     elif snapshot.waiting_for is not None:
@@ -175,10 +175,10 @@ def _progressing(conditions: Conditions, server: ServerState) -> None:
         conditions.set(type_, True, "Stopping", "the last replicas finish their requests")
     elif server.moving:
         conditions.set(
-            type_, True, ROLLING_OUT, (stalled or "replicas are made or replaced") + server.previous_rules_text
+            type_, True, ROLLING_OUT, (stalled or "replicas are created or replaced") + server.previous_rules_text
         )
     else:
-        conditions.set(type_, False, "RolledOut", "all replicas are as the spec wants them")
+        conditions.set(type_, False, "RolledOut", "all replicas match the spec")
 
 
 def set_kstatus_conditions(conditions: Conditions, phase: ServerPhase) -> None:
@@ -223,14 +223,14 @@ def dangling_aliases_text(dangling_aliases: Sequence[DanglingAlias]) -> str:
     """Return a message about the aliases whose target is no adapter of the server."""
     first = dangling_aliases[0]
     others = len(dangling_aliases) - 1
-    more = f"; {others} more target{' of aliases is' if others == 1 else 's of aliases are'} none" if others else ""
-    return f"alias {first.alias} leads to {first.adapter}, which is no adapter of this server{more}"
+    more = f"; {others} more target{' is' if others == 1 else 's are'} missing" if others else ""
+    return f"alias {first.alias} points to {first.adapter}, which is not an adapter of this server{more}"
 
 
 def unknown_models_text(found: Sequence[UnknownModel]) -> str:
     """Return a message about the models of spec.access.clients that the server does not have."""
     first, more = found[0], len(found) - 1
-    what = "no model of this server now" if first.may_come else "neither base, adapter nor alias of this server"
-    text = f"spec.access.clients lets {first.client} ask for {first.model}, which is {what}{first.near}"
-    leads = "1 more name leads" if more == 1 else f"{more} more names lead"
-    return text if not more else f"{text}{'' if first.near else ';'} {leads} nowhere"
+    what = "not a model of this server now" if first.may_come else "no base model, adapter or alias of this server"
+    text = f"spec.access.clients lets {first.client} request {first.model}, which is {what}{first.near}"
+    others = "1 more name is" if more == 1 else f"{more} more names are"
+    return text if not more else f"{text}{'' if first.near else ';'} {others} unknown"

@@ -37,13 +37,13 @@ def _of_adapters(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Tol
     known = [name for name in after if whole_before or name in before]
     served = [name for name in known if _is_news(before.get(name), after[name])]
     if served:
-        yield ADAPTER_SERVED, f"served on every ready replica: {names([_titled(after[n]) for n in served])}", False
+        yield ADAPTER_SERVED, f"served by every ready replica: {names([_titled(after[n]) for n in served])}", False
     yield from _failures(before, after, known)
     # What was never answered is not missed.
     answered = {name for name, entry in before.items() if entry.get("manifestSha256")}
     gone = sorted(answered - after.keys()) if whole_after else []
     if gone:
-        yield ADAPTER_REMOVED, f"not served any more: {names(gone)}", False
+        yield ADAPTER_REMOVED, f"no longer served: {names(gone)}", False
 
 
 def _failures(before: Entries, after: Entries, known: Sequence[str]) -> Iterator[Told]:

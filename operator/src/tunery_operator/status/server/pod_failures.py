@@ -141,7 +141,7 @@ def _ended(pod: ServerPodView, container: ContainerView) -> Failure:
         return told
     times = "" if container.restarts < 2 else f", {container.restarts} times so far"
     if container.exit_code == _KILLED:
-        text = f"{where} was killed (exit code 137), and the node does not say that it was for too much memory"
+        text = f"{where} was killed (exit code 137), and the node does not report that it used too much memory"
         return failure(_R.KILLED, f"{text}{times}{_error_line(container)}")
     words = _error_line(container)
     text, command = f"{where} ended with exit code {container.exit_code}{times}{words}", _log_command(pod, container)
@@ -184,4 +184,4 @@ def eviction(pods: Iterable[ServerPodView]) -> Failure | None:
 def refused_pods(message: str) -> Failure:
     """Return the failure of a Deployment whose pods cannot be created, with the cluster's message."""
     reason = _R.QUOTA_EXCEEDED if "exceeded quota" in message else _R.POD_REFUSED
-    return failure(reason, f"the cluster makes no pod: {message}")
+    return failure(reason, f"the cluster cannot create pods: {message}")
