@@ -14,7 +14,7 @@ import pytest
 from hypothesis import settings
 from xdist.scheduler import LoadFileScheduling  # type: ignore[import-untyped]  # xdist has no types
 
-from tunery_api import scrub
+from tunery_api import redact
 from tunery_common.storage import LocalStore, Store, open_store
 
 from kit.installation import ROOT
@@ -94,7 +94,7 @@ def own_environment() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def own_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a test tells this process to hide is hidden in that test only, as a pod hides its own secrets only."""
-    monkeypatch.setattr(scrub, "_registered", dict(scrub._registered))
+    monkeypatch.setattr(redact, "_registered", dict(redact._registered))
 
 
 @pytest.fixture(scope="session")

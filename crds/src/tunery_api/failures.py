@@ -11,8 +11,8 @@ from pydantic import Field
 from tunery_api.fields import OpenModel, Text
 from tunery_api.names import RETRY_ANNOTATION
 from tunery_api.reasons import FailureReason
+from tunery_api.redact import MAX_MESSAGE_BYTES, shorten
 from tunery_api.remedies import MAX_FACTS, MAX_REMEDIES, Action, Remedy, remedies_for
-from tunery_api.scrub import MAX_MESSAGE_BYTES, shorten
 
 OF_TEMPLATE: Final = "template."
 """The prefix of a LoRASweep's fields that its trials have."""

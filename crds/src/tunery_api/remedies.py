@@ -9,7 +9,7 @@ from pydantic import Field
 
 from tunery_api.fields import OpenModel
 from tunery_api.reasons import FailureReason
-from tunery_api.scrub import scrub
+from tunery_api.redact import redact
 
 MAX_REMEDIES: Final = 4
 """The remedies of one failure at most."""
@@ -67,7 +67,7 @@ def recreate(text: str, *fields: str) -> Remedy:
 
 def _remedy(action: Action, text: str, *fields: str) -> Remedy:
     """Return a remedy whose text fits, whatever the length of the names in it."""
-    return Remedy(action=action, text=scrub(text, MAX_REMEDY), fields=list(fields))
+    return Remedy(action=action, text=redact(text, MAX_REMEDY), fields=list(fields))
 
 
 _R = FailureReason

@@ -24,7 +24,7 @@ from tunery_api.measured import (
     finite,
 )
 from tunery_api.names import WORK_DIR
-from tunery_api.scrub import scrub
+from tunery_api.redact import redact
 from tunery_api.status import (
     AdapterStatus,
     CheckpointStatus,
@@ -272,9 +272,9 @@ def _finite_only(evaluations: list[EvaluationStatus]) -> list[EvaluationStatus]:
     return [each for each in evaluations if finite(each.loss) is not None]
 
 
-def _scrubbed(limit: int) -> AfterValidator:
+def _redacted(limit: int) -> AfterValidator:
     """Return a validator that redacts credentials and shortens the text to `limit` bytes."""
-    return AfterValidator(lambda text: scrub(text, limit))
+    return AfterValidator(lambda text: redact(text, limit))
 
 
 _Finite = Annotated[str, AfterValidator(_check_finite)]
@@ -303,17 +303,17 @@ class TrainerStatus(OpenModel):
     epoch: Annotated[_Finite, Field(max_length=32)] | None = None
     tokens_per_second: Annotated[_Finite, Field(max_length=32)] | None = None
     phase: Phase | None = None
-    doing: Annotated[str, Field(max_length=512), _scrubbed(400)] | None = None
+    doing: Annotated[str, Field(max_length=512), _redacted(400)] | None = None
     """What it does or waits for now, where the phase alone does not tell."""
     percent: int | None = Field(None, ge=0, le=100)
     """How much of `doing` is done; None where nobody knows how much there is."""
-    device: Annotated[str, Field(max_length=256), _scrubbed(256)] | None = None
+    device: Annotated[str, Field(max_length=256), _redacted(256)] | None = None
     """What it computes on."""
     answers: AnswersReport | None = None
     checkpoint: CheckpointStatus | None = None
-    checkpoint_error: Annotated[str, Field(max_length=1024), _scrubbed(400)] | None = None
+    checkpoint_error: Annotated[str, Field(max_length=1024), _redacted(400)] | None = None
     """Why the newest checkpoint could not be stored; None: it was, or there was none yet."""
-    curve: Annotated[Text, _scrubbed(1024)] | None = None
+    curve: Annotated[Text, _redacted(1024)] | None = None
     """Where curve.jsonl lies, once it was stored; None: nothing is said of it."""
     findings: list[FindingStatus] | None = Field(None, max_length=MAX_FINDINGS)
     """All that hold now; None: nothing is said of them."""

@@ -10,8 +10,8 @@ from datetime import datetime, timedelta
 from tunery_api.failures import Failure
 from tunery_api.lorasweep import MAX_TRIALS, LoRASweepSpec
 from tunery_api.reasons import FailureReason
+from tunery_api.redact import shorten
 from tunery_api.remedies import Remedy, edit, recreate, remedies_for
-from tunery_api.scrub import shorten
 from tunery_api.sweepstatus import TRIALS_KEPT, EndReason, TrialFailure, TrialState, TrialStatus
 from tunery_search.failures import Fault, fault_of, of_sweep
 from tunery_search.pruning import pruned

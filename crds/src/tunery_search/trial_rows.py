@@ -14,8 +14,8 @@ from tunery_api.lenient import without_invalid
 from tunery_api.measured import EvaluationStatus, finite
 from tunery_api.names import ORIGIN_ANNOTATION, TRIAL_LABEL
 from tunery_api.reasons import FailureReason
+from tunery_api.redact import shorten
 from tunery_api.remedies import recreate
-from tunery_api.scrub import shorten
 from tunery_api.status import ConditionType, Phase
 from tunery_api.sweepstatus import FINAL_TRIAL_STATES, TrialAdapter, TrialFailure, TrialState, TrialStatus
 from tunery_api.training import DiagnosisAction

@@ -11,7 +11,7 @@ from tunery_api.failures import Failure
 from tunery_api.jobs import ResourcesSpec
 from tunery_api.measured import EvaluationStatus, finite
 from tunery_api.reasons import FailureReason
-from tunery_api.scrub import shorten
+from tunery_api.redact import shorten
 from tunery_api.sweepstatus import FINAL_TRIAL_STATES, TrialState, TrialStatus
 
 FINAL_ORIGIN: Final = "Final"

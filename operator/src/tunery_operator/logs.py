@@ -16,7 +16,7 @@ from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Final
 
-from tunery_api.scrub import ScrubbingFormatter
+from tunery_api.redact import RedactingFormatter
 from tunery_operator.config import LogFormat, Logging
 
 MAX_LINE = 8192
@@ -41,7 +41,7 @@ def about(kind: str, namespace: str, name: str, request: str) -> Iterator[None]:
         _about.reset(token)
 
 
-class TextFormatter(ScrubbingFormatter):
+class TextFormatter(RedactingFormatter):
     """`2026-01-31T12:00:00Z INFO tunery_operator.logs: message`; the messages themselves name their object."""
 
     def __init__(self) -> None:
@@ -52,7 +52,7 @@ class TextFormatter(ScrubbingFormatter):
         return _time(record)
 
 
-class JsonFormatter(ScrubbingFormatter):
+class JsonFormatter(RedactingFormatter):
     """One JSON object a line."""
 
     def __init__(self) -> None:

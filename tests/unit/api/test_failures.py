@@ -6,8 +6,8 @@ import pytest
 
 from tunery_api.failures import Failure, Subject, render_hint
 from tunery_api.reasons import FailureReason
+from tunery_api.redact import MAX_MESSAGE_BYTES
 from tunery_api.remedies import MAX_REMEDY, edit, recreate, retry
-from tunery_api.scrub import MAX_MESSAGE_BYTES
 
 R = FailureReason
 FIXES = [retry("Add rows"), edit("Raise retries", "retries"), recreate("Lower lora.rank", "lora.rank")]

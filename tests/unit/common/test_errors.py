@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from tunery_api.reasons import FailureReason
+from tunery_api.redact import REDACTED, register_secret
 from tunery_api.remedies import MAX_REMEDY, Action, retry
 from tunery_api.runspec import DiskLimit
-from tunery_api.scrub import REDACTED, register_secret
 from tunery_common.errors import TuneryError, raise_disk
 
 

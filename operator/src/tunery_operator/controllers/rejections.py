@@ -9,8 +9,8 @@ from typing import Any, Final
 from tunery_api.errors import FieldError
 from tunery_api.failures import Failure
 from tunery_api.reasons import FailureReason
+from tunery_api.redact import redact
 from tunery_api.remedies import retry
-from tunery_api.scrub import scrub
 from tunery_operator.client.client import HttpError
 from tunery_operator.controllers.observe import ManagedObject
 from tunery_operator.errors import ApiFailure, FieldContested, NameTaken, OperatorError, PreflightsFull, Rejected
@@ -58,7 +58,7 @@ def rejection_of(error: ApiFailure | Rejected) -> Failure:
     reason = _reason(error)
     what = _OTHER_VERBS.get(error.verb) if isinstance(error, HttpError) else None
     named = what is not None and reason is FailureReason.CREATE_REFUSED
-    return Failure(reason=reason, message=scrub(f"{what}: {error}" if named else str(error)))
+    return Failure(reason=reason, message=redact(f"{what}: {error}" if named else str(error)))
 
 
 def _reason(error: ApiFailure | Rejected) -> FailureReason:

@@ -12,8 +12,8 @@ from tunery_api.fields import OpenModel
 from tunery_api.kinds import Kind
 from tunery_api.methods import QUANTIZED
 from tunery_api.reasons import FailureReason
+from tunery_api.redact import redact, shorten
 from tunery_api.remedies import edit, remedies_for, retry
-from tunery_api.scrub import scrub, shorten
 from tunery_api.serving import (
     ClientRules,
     Desired,
@@ -130,7 +130,7 @@ def _all_held(work: _Work, served: Collection[str]) -> Iterator[HeldAdapter]:
     names = sorted(found.keys() - served, key=lambda name: (name not in work.named, name))
     for name in names:
         reason, message = found[name]
-        yield HeldAdapter(name=name, reason=reason, message=shorten(scrub(message), MAX_HELD))
+        yield HeldAdapter(name=name, reason=reason, message=shorten(redact(message), MAX_HELD))
 
 
 def _astray(work: _Work) -> Iterator[DanglingAlias]:

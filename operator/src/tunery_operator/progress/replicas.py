@@ -10,7 +10,7 @@ from typing import Final
 
 from aiohttp import web
 
-from tunery_api.scrub import scrub
+from tunery_api.redact import redact
 from tunery_api.serving import (
     LAST_USED_SECONDS,
     SILENT_SECONDS,
@@ -106,7 +106,7 @@ def _sanitize(state: ReplicaState, now: float) -> ReplicaState:
         update={
             "revision": min(state.revision, MAX_INTEGER),
             "engine_restarts": min(state.engine_restarts, MAX_INTEGER),
-            "message": _scrubbed(state.message),
+            "message": _redacted(state.message),
             "adapters": [_sanitize_adapter(each, now) for each in state.adapters],
         }
     )
@@ -120,8 +120,8 @@ def _sanitize_adapter(adapter: ReportedAdapter, now: float) -> ReportedAdapter:
         update={
             "rank": _at_most(adapter.rank),
             "size_bytes": _at_most(adapter.size_bytes),
-            "message": _scrubbed(adapter.message),
-            "hint": _scrubbed(adapter.hint),
+            "message": _redacted(adapter.message),
+            "hint": _redacted(adapter.hint),
             "last_used": _coarse(adapter.last_used, now),
         }
     )
@@ -138,5 +138,5 @@ def _at_most(value: int | None) -> int | None:
     return None if value is None else min(value, MAX_INTEGER)
 
 
-def _scrubbed(text: str | None) -> str | None:
-    return None if text is None else scrub(text)
+def _redacted(text: str | None) -> str | None:
+    return None if text is None else redact(text)

@@ -12,8 +12,8 @@ from tunery_api.kinds import Kind
 from tunery_api.lenient import without_invalid
 from tunery_api.names import VERSION
 from tunery_api.reasons import FailureReason
+from tunery_api.redact import redact
 from tunery_api.remedies import MAX_FACTS, WITHOUT_GPU, Remedy, recreate, remedies_for
-from tunery_api.scrub import scrub
 from tunery_api.status import ConditionType, Phase
 from tunery_operator.observed.attempt import Attempt
 from tunery_operator.observed.metadata import format_time
@@ -131,7 +131,7 @@ class StatusBuilder:
 
     def fail_for(self, reason: FailureReason, message: str, *remedies: Remedy) -> None:
         """End the object as failed, with the usual remedies of the reason unless others are given."""
-        self.fail(Failure(reason=reason, message=scrub(message), remedies=list(remedies)))
+        self.fail(Failure(reason=reason, message=redact(message), remedies=list(remedies)))
 
     def succeed(self, message: str, ended: datetime | None, reason: str = "Succeeded") -> None:
         """End the object as succeeded, for good."""

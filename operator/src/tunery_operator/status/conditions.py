@@ -11,7 +11,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final
 
-from tunery_api.scrub import CUT, scrub, shorten
+from tunery_api.redact import CUT, redact, shorten
 from tunery_api.status import FINAL_PHASES, ConditionStatus, ConditionType, Phase
 from tunery_operator.observed.metadata import format_time, parse_time
 
@@ -107,12 +107,12 @@ class Conditions:
             "observedGeneration": self._generation,
         }
         if message:
-            condition["message"] = scrub(message)
+            condition["message"] = redact(message)
         self._by_type[type_.value] = condition
 
     def abridge(self, message: str, told_by: StrEnum) -> None:
         """Cut a long message short in every condition but the one that has the most of it."""
-        whole = scrub(message)
+        whole = redact(message)
         if len(whole.encode()) <= _SHORT:
             return
         much = "more" if whole.endswith(CUT) else "all"

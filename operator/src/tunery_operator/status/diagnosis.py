@@ -9,9 +9,9 @@ from typing import Any, Final
 
 from tunery_api.failures import Failure, Subject, render_hint
 from tunery_api.reasons import ExitCode, FailureReason
+from tunery_api.redact import redact
 from tunery_api.remedies import MAX_REMEDY, Remedy, edit, recreate, retry
 from tunery_api.runspec import Task
-from tunery_api.scrub import scrub
 from tunery_operator.observed.attempt import Attempt, ClusterWarning
 from tunery_operator.observed.attempt_history import attempt_numbers, last_end
 from tunery_operator.observed.job import JobView
@@ -93,7 +93,7 @@ def _blocker(attempt: Attempt, now: datetime) -> Failure | None:
     if found is None or attempt.job.nodes == 1:
         return found
     text = f"{attempt.running} of {attempt.job.nodes} pods run; {found.message}"
-    return found.model_copy(update={"message": scrub(text)})
+    return found.model_copy(update={"message": redact(text)})
 
 
 def _pod_blocker(attempt: Attempt, pod: PodView, now: datetime) -> Failure | None:
@@ -201,14 +201,14 @@ def _is_of(warning: ClusterWarning, pod: PodView | None) -> bool:
 def pod_failure(pod: PodView) -> Failure:
     """Return why a pod failed: what the container said, else what Kubernetes says."""
     said = reported_failure(pod.termination_message)
-    return _scrubbed(said) if said is not None else _observed(pod)
+    return _redacted(said) if said is not None else _observed(pod)
 
 
-def _scrubbed(said: Failure) -> Failure:
+def _redacted(said: Failure) -> Failure:
     """Return what a container reports, without credentials: the image may be any."""
-    remedies = [each.model_copy(update={"text": scrub(each.text, MAX_REMEDY)}) for each in said.remedies]
-    facts = {key: scrub(value) for key, value in said.facts.items()}
-    return said.model_copy(update={"message": scrub(said.message), "remedies": remedies, "facts": facts})
+    remedies = [each.model_copy(update={"text": redact(each.text, MAX_REMEDY)}) for each in said.remedies]
+    facts = {key: redact(value) for key, value in said.facts.items()}
+    return said.model_copy(update={"message": redact(said.message), "remedies": remedies, "facts": facts})
 
 
 def _observed(pod: PodView) -> Failure:
@@ -315,7 +315,7 @@ def job_failure(
     where = [f"pod {pod.name}"] if pod.index is not None else []
     where += [f"attempt {number}"] if attempts > 1 else []
     text = f"{found.message} ({', '.join(where)})" if where else found.message
-    return found.model_copy(update={"message": scrub(text)}), pod.exit_code
+    return found.model_copy(update={"message": redact(text)}), pod.exit_code
 
 
 def _attempts(attempt: Attempt, status: Mapping[str, Any] | None) -> int:
@@ -351,4 +351,4 @@ def failure_status(found: Failure, subject: Subject, exit_code: int | None = Non
 
 def failure(reason: str, message: str, *remedies: Remedy) -> Failure:
     """Return a failure whose message holds no credentials."""
-    return Failure(reason=reason, message=scrub(message), remedies=list(remedies))
+    return Failure(reason=reason, message=redact(message), remedies=list(remedies))

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from tunery_api.findings import NOT_TOLD, TOLD_BY_TRAINING, TRAINING_TELLS, CheckStatus, FindingStatus, worst
-from tunery_api.scrub import scrub
+from tunery_api.redact import redact
 from tunery_api.status import ConditionType
 from tunery_operator.status.builder import StatusBuilder
 from tunery_operator.status.events import HEALTHY
@@ -68,7 +68,7 @@ def _with_sentences(
     for each in new:
         sentence = each.get(_MESSAGE) or known.get(tuple(each.get(name) for name in key))
         if sentence:
-            each[_MESSAGE] = scrub(sentence)
+            each[_MESSAGE] = redact(sentence)
     return new
 
 

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from tunery_api.failures import Failure
 from tunery_api.names import NODES_PORTS, nodes_service
 from tunery_api.reasons import ExitCode, FailureReason
-from tunery_api.scrub import scrub
+from tunery_api.redact import redact
 from tunery_api.status import ConditionStatus, ConditionType, Phase
 from tunery_operator.observed.attempt import Attempt
 from tunery_operator.observed.attempt_history import DISRUPTIONS, attempt_numbers
@@ -338,7 +338,7 @@ def _with_the_end_before(builder: StatusBuilder, attempt: Attempt, found: Failur
         return found
     before = pod_failure(ended)
     text = f"failed{_used(builder, attempt)}: {before.reason}: {before.message}"
-    return found.model_copy(update={"facts": {**found.facts, PREVIOUS_ATTEMPT: scrub(text)}})
+    return found.model_copy(update={"facts": {**found.facts, PREVIOUS_ATTEMPT: redact(text)}})
 
 
 def _used(builder: StatusBuilder, attempt: Attempt) -> str:

@@ -8,8 +8,8 @@ from typing import Final
 
 from tunery_api.lorajob import OnStop
 from tunery_api.reasons import FailureReason
+from tunery_api.redact import redact
 from tunery_api.runspec import RunResult
-from tunery_api.scrub import scrub
 from tunery_api.status import ConditionStatus, ConditionType
 from tunery_operator.observed.attempt import Attempt
 from tunery_operator.status.builder import StatusBuilder
@@ -221,7 +221,7 @@ def _check_unpublished(builder: StatusBuilder, stop: Stop, attempt: Attempt) -> 
     found, exit_code = job_failure(attempt, builder.snapshot.platform)
     if str(found.reason) not in _NOTHING_USABLE:
         text = f"{stop.why}; what was trained could not be published: {found.message}"
-        builder.fail(found.model_copy(update={"message": scrub(text)}), exit_code=exit_code)
+        builder.fail(found.model_copy(update={"message": redact(text)}), exit_code=exit_code)
     elif stop.reason == REQUESTED:
         step = result.stopped_after_step if result is not None else None
         _end_after(builder, stop, found.message, _last_step(builder) if step is None else step)

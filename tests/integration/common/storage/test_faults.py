@@ -17,8 +17,8 @@ import torch
 from safetensors.torch import save_file
 
 from tunery_api.reasons import FailureReason
+from tunery_api.redact import redact
 from tunery_api.remedies import Action
-from tunery_api.scrub import scrub
 from tunery_common.errors import TuneryError
 from tunery_common.storage import LocalStore, Store, StorePath, open_store, s3_client, transfer
 from tunery_common.storage import credentials as credentials_module
@@ -324,7 +324,7 @@ def test_secret_is_read_from_its_files(
     store, prefix = open_store(f"s3://{bucket}/out", found, "spec.output.uri")
     probe(Target(StorePath(store, prefix), run()))
     assert not any(s3_server.secret_key in value for value in os.environ.values())
-    assert s3_server.secret_key not in scrub(f"the key is {s3_server.secret_key}")
+    assert s3_server.secret_key not in redact(f"the key is {s3_server.secret_key}")
 
 
 @pytest.mark.parametrize(
@@ -369,7 +369,7 @@ def test_a_variable_with_a_line_break_is_refused_by_its_name(monkeypatch: pytest
     assert caught.value.reason is FailureReason.SECRET_NOT_FOUND
     assert "first-line" not in caught.value.message
     assert "kubectl" not in caught.value.remedies[0].text, "no Secret has it"
-    assert "first-line" not in scrub("it began with first-line")
+    assert "first-line" not in redact("it began with first-line")
 
 
 def test_keys_from_a_users_own_files_are_hidden(
@@ -383,7 +383,7 @@ def test_keys_from_a_users_own_files_are_hidden(
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "keys"))
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server.endpoint_url)
     open_store("s3://b/out", credentials_module.ambient(), "spec.output.uri")
-    assert scrub("from-a-file: key%2Fof%2Ba+file") == "[redacted]: [redacted]"
+    assert redact("from-a-file: key%2Fof%2Ba+file") == "[redacted]: [redacted]"
 
 
 def test_a_password_may_have_spaces(tmp_path: Path) -> None:

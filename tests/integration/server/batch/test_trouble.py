@@ -17,7 +17,7 @@ import pytest
 import zstandard
 
 from tunery_api.reasons import ExitCode, FailureReason
-from tunery_api.scrub import scrub
+from tunery_api.redact import redact
 from tunery_common.errors import TuneryError
 from tunery_common.storage import LocalStore, PutResult
 from tunery_server.batch import check
@@ -177,7 +177,7 @@ async def test_twenty_lines_are_named_however_long_what_is_wrong_with_each_is(tm
     async with table(tmp_path) as here:
         lines = [request(number, model=f"{number}{'x' * 250}") for number in range(18)]
         error = await refused(here, here.put(jsonl([*lines, {"x": 1}, {"custom_id": "y"}])))
-        message = scrub(error.message)
+        message = redact(error.message)
         assert message == error.message, "nothing is cut off"
         assert [f"line {number}: no model '{number - 1}x" in message for number in range(1, 19)] == [True] * 18
         assert "line 19: custom_id must be a text" in message

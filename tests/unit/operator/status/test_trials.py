@@ -11,8 +11,8 @@ import yaml
 from tunery_api.failures import Failure, Subject
 from tunery_api.kinds import Kind
 from tunery_api.reasons import FailureReason
+from tunery_api.redact import redact
 from tunery_api.remedies import Action, Remedy, edit, recreate, remedies_for, retry
-from tunery_api.scrub import scrub
 from tunery_api.status import ConditionType
 from tunery_api.sweepstatus import TrialStatus
 from tunery_operator.observed.metadata import Key, Owner, parse_owner
@@ -72,7 +72,7 @@ def ended(reason: str, message: str, *remedies: Remedy, **more: Any) -> tuple[di
     """Return the status of a trial that failed so, and that of its sweep, which has no other."""
     draft = StatusBuilder(Snapshot(Kind.LORAJOB, TRIAL, {"curve": "s3://a/curve.jsonl", **more}, NOW))
     draft.fail(
-        Failure(reason=reason, message=scrub(message), remedies=list(remedies), facts={"dataReport": "s3://a/r.md"})
+        Failure(reason=reason, message=redact(message), remedies=list(remedies), facts={"dataReport": "s3://a/r.md"})
     )
     of_trial = draft.finish()
     row = trial_of(body(of_trial | {"runSeconds": 9}), read)

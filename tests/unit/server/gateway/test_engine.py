@@ -16,7 +16,7 @@ from typing import Any, cast
 import pytest
 from aiohttp import web
 
-from tunery_api.scrub import register_secret
+from tunery_api.redact import register_secret
 from tunery_server.__main__ import Replica
 from tunery_server.adapters.loop import Loader
 from tunery_server.gateway import engine_metrics, proxy

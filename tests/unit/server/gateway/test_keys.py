@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tunery_api.redact import redact
 from tunery_api.runspec import MountedSecret
-from tunery_api.scrub import scrub
 from tunery_api.serving import NO_KEYS
 from tunery_server.gateway.auth import LOOK_SECONDS, MAX_KEY, READ_SECONDS, ApiKeys
 from tunery_server.gateway.clients import unknown_clients
@@ -138,7 +138,7 @@ def test_a_folder_without_the_kubelets_link_is_read_again_too(tmp_path: Path) ->
 def test_keys_are_hidden_wherever_they_would_be_shown(tmp_path: Path) -> None:
     keys = ApiKeys(write_keys(tmp_path / "keys", alice="key-of-alice\n"))
     assert who(keys, "key-of-alice") == "alice"
-    assert scrub("header key-of-alice came") == "header [redacted] came"
+    assert redact("header key-of-alice came") == "header [redacted] came"
     assert "key-of-alice" not in repr(vars(keys))
 
 

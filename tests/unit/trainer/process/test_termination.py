@@ -12,9 +12,9 @@ from tunery_api.findings import TRAINING_TELLS, CheckName, CheckStatus, FindingS
 from tunery_api.measured import DatasetStatus, MemoryStatus
 from tunery_api.names import TERMINATION_LIMIT
 from tunery_api.reasons import FailureReason
+from tunery_api.redact import redact, register_secret
 from tunery_api.remedies import MAX_FACTS, MAX_REMEDIES, MAX_REMEDY, Action, Remedy, retry
 from tunery_api.runspec import PreflightReport, RunResult, Task
-from tunery_api.scrub import register_secret, scrub
 from tunery_api.status import AdapterStatus, CheckpointStatus, MergeInputStatus, ResolvedStatus, ResolvedValue
 from tunery_common.termination import failed_message, termination_bytes, write_termination
 
@@ -174,7 +174,7 @@ def test_the_longest_texts_fit_and_stay_json(character: str) -> None:
         said = type(message).model_validate_json(data).failure
         assert (said is None) is (message.failure is None)
         if said is not None:
-            assert (said.reason, said.message) == (failure.reason, scrub(text))
+            assert (said.reason, said.message) == (failure.reason, redact(text))
 
 
 def test_what_was_found_in_refused_data_never_costs_the_remedies() -> None:

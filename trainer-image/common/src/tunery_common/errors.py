@@ -8,9 +8,9 @@ from typing import Final
 
 from tunery_api.failures import Failure
 from tunery_api.reasons import ExitCode, FailureReason, exit_code_for
+from tunery_api.redact import redact, shorten
 from tunery_api.remedies import MAX_REMEDY, Remedy, edit, recreate, remedies_for, retry
 from tunery_api.runspec import DiskLimit, PreflightReport, RunResult
-from tunery_api.scrub import scrub, shorten
 
 DISK_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 """What the kernel says where a disk, or what a user may take of it, is full."""
@@ -38,9 +38,9 @@ class TuneryError(Exception):
     @property
     def failure(self) -> Failure:
         """This error as data, without credentials."""
-        remedies = [each.model_copy(update={"text": scrub(each.text, MAX_REMEDY)}) for each in self.remedies]
-        facts = {key: scrub(value) for key, value in self.facts.items()}
-        return Failure(reason=self.reason, message=scrub(self.message), remedies=remedies, facts=facts)
+        remedies = [each.model_copy(update={"text": redact(each.text, MAX_REMEDY)}) for each in self.remedies]
+        facts = {key: redact(value) for key, value in self.facts.items()}
+        return Failure(reason=self.reason, message=redact(self.message), remedies=remedies, facts=facts)
 
     @property
     def exit_code(self) -> ExitCode:
@@ -71,7 +71,7 @@ def first_line(error: BaseException, limit: int = 300) -> str:
 
     Credentials are hidden before anything is cut: half of one would not be known any more.
     """
-    lines = scrub(str(error), _MAX_TEXT).strip().splitlines()
+    lines = redact(str(error), _MAX_TEXT).strip().splitlines()
     return shorten(lines[0], limit) if lines else type(error).__name__
 
 

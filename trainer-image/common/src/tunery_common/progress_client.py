@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
-from tunery_api.scrub import register_secret, scrub, shorten
+from tunery_api.redact import redact, register_secret, shorten
 
 INTERVAL_SECONDS: Final = 3.0
 """Between two reports, until a server asks for another interval."""
@@ -147,9 +147,9 @@ class Outage:
         """Take note that a report was not taken; a server that asks to be left alone for a while is no outage."""
         patience = isinstance(error, Refused) and error.retry_after is not None
         if patience or not self._url or not self._causes.is_news(error):
-            self._log.debug("progress was not posted: %s", scrub(str(error)))
+            self._log.debug("progress was not posted: %s", redact(str(error)))
             return
-        why = shorten(" ".join(scrub(str(error)).split()) or type(error).__name__, _LONGEST_WORDS)
+        why = shorten(" ".join(redact(str(error)).split()) or type(error).__name__, _LONGEST_WORDS)
         self._log.warning(
             "progress cannot be posted to %s: %s. The run goes on, and this log tells how far it is; the status will "
             "not, until %s",

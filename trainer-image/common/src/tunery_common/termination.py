@@ -10,8 +10,8 @@ from typing import Any, Final
 from tunery_api.failures import Failure
 from tunery_api.findings import TRAINING_TELLS, CheckResult
 from tunery_api.names import TERMINATION_LIMIT, TERMINATION_PATH
+from tunery_api.redact import redact
 from tunery_api.runspec import PreflightReport, RunResult, Task
-from tunery_api.scrub import scrub
 
 TERMINATION_PATH_ENV: Final = "TUNERY_TERMINATION_PATH"
 
@@ -106,8 +106,8 @@ def write_termination(message: PreflightReport | RunResult, path: Path | None = 
 
 
 def termination_bytes(message: PreflightReport | RunResult) -> bytes:
-    """Return the message as JSON, scrubbed; optional parts are dropped in a fixed order until it fits."""
-    document = _scrubbed(message.model_dump(mode="json", by_alias=True, exclude_none=True))
+    """Return the message as JSON, redacted; optional parts are dropped in a fixed order until it fits."""
+    document = _redacted(message.model_dump(mode="json", by_alias=True, exclude_none=True))
     for path in _dropped_first(message):
         data = _encode(document)
         if len(data) <= TERMINATION_LIMIT:
@@ -129,12 +129,12 @@ def _encode(document: dict[str, Any]) -> bytes:
     return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-def _scrubbed(value: Any) -> Any:
+def _redacted(value: Any) -> Any:
     if isinstance(value, str):
-        return scrub(value)
+        return redact(value)
     if isinstance(value, dict):
-        return {key: _scrubbed(item) for key, item in value.items()}
-    return [_scrubbed(item) for item in value] if isinstance(value, list) else value
+        return {key: _redacted(item) for key, item in value.items()}
+    return [_redacted(item) for item in value] if isinstance(value, list) else value
 
 
 def _drop(document: dict[str, Any], path: tuple[str, ...]) -> None:

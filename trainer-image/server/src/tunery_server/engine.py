@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import aiohttp
 
-from tunery_api.scrub import scrub
+from tunery_api.redact import redact
 
 _BASE: Final = "http://engine"
 """The name of the host means nothing on a socket."""
@@ -178,7 +178,7 @@ def _words(content: bytes, status: int) -> str:
         error = found.get("error", found)
         said = error.get("message", error.get("detail")) if isinstance(error, dict) else error
         text = said if isinstance(said, str) else text
-    text = " ".join(scrub(text, 4096).split())
+    text = " ".join(redact(text, 4096).split())
     return (text if len(text) <= _MAX_WORDS else text[: _MAX_WORDS - 1] + "…") or f"the status {status}"
 
 

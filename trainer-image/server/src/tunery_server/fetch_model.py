@@ -12,9 +12,9 @@ from typing import Final
 
 from tunery_api.failures import Subject, render_hint
 from tunery_api.reasons import ExitCode, FailureReason
+from tunery_api.redact import redact
 from tunery_api.remedies import retry
 from tunery_api.runspec import RunResult
-from tunery_api.scrub import scrub
 from tunery_api.serving import ServeSpec
 from tunery_common.errors import DISK_FULL, TuneryError, first_line
 from tunery_common.inputs.fetch import claim_model_files, fetch_model
@@ -44,7 +44,7 @@ def main(spec: ServeSpec) -> int:
             _log.exception("the base model cannot be downloaded")
         write_termination(RunResult(failure=explained.failure))
         server = Subject("AdapterServer", spec.identity.name, spec.identity.namespace)
-        print(scrub(str(explained)), file=sys.stderr)
+        print(redact(str(explained)), file=sys.stderr)
         print(render_hint(explained.failure, server), file=sys.stderr, flush=True)
         return int(explained.exit_code)
     return int(ExitCode.OK)

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import IO, Final
 
 from tunery_api.reasons import FailureReason
+from tunery_api.redact import shorten
 from tunery_api.remedies import Remedy, recreate, retry
-from tunery_api.scrub import shorten
 from tunery_common.errors import TuneryError
 from tunery_trainer.data.notes import InvalidKind, Place
 from tunery_trainer.data.rows import RowError, RowPlace

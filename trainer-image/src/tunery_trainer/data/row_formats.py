@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from tunery_api.inputs import FORMATS_OF_TASK, DatasetFormat, DatasetTemplate
 from tunery_api.methods import TrainingTask
-from tunery_api.scrub import shorten
+from tunery_api.redact import shorten
 from tunery_trainer.data.conversation import (
     Conversation,
     conversation_from_openai,

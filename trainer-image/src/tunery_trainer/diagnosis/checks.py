@@ -10,7 +10,7 @@ from typing import Final
 from tunery_api.findings import TOLD_BY_TRAINING, TRAINING_TELLS, CheckName, CheckResult, CheckStatus
 from tunery_api.measured import change_text, share_text
 from tunery_api.methods import LORA_FAMILY, PREFERENCE_TASKS, PROMPT_LEARNING
-from tunery_api.scrub import shorten
+from tunery_api.redact import shorten
 from tunery_api.training import Loss
 from tunery_trainer.data.options import DatasetReport
 from tunery_trainer.diagnosis.advice import decimal, experts_adapted, usual_rates

@@ -9,7 +9,7 @@ from typing import Final
 
 from tunery_api.findings import FINDINGS, MAX_FINDINGS, FindingStatus, FindingType, Severity
 from tunery_api.measured import change_text, share_text
-from tunery_api.scrub import shorten
+from tunery_api.redact import shorten
 from tunery_api.training import Precision
 from tunery_trainer.diagnosis.advice import (
     Advice,

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, TextIO, cast
 
-from tunery_api.scrub import ScrubbingFormatter, hide_credentials
+from tunery_api.redact import RedactingFormatter, redact_credentials
 from tunery_trainer.process.memory import CGROUP
 
 _CACHES: Final = {
@@ -107,7 +107,7 @@ def _log_to_stderr() -> None:
     Of the libraries warnings only; what our own code has to say is said to be read.
     """
     handler = logging.StreamHandler()
-    handler.setFormatter(ScrubbingFormatter("%(levelname)s %(name)s: %(message)s", _MAX_LINE))
+    handler.setFormatter(RedactingFormatter("%(levelname)s %(name)s: %(message)s", _MAX_LINE))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("tunery_trainer").setLevel(logging.INFO)
 
@@ -143,7 +143,7 @@ class _HidingStream:
     def write(self, text: str) -> int:
         """Write `text` without credentials."""
         with self._heard():
-            self._stream.write(hide_credentials(text))
+            self._stream.write(redact_credentials(text))
         return len(text)
 
     def flush(self) -> None:

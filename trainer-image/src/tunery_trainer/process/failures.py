@@ -12,9 +12,9 @@ from tunery_api.errors import InvalidSpec
 from tunery_api.failures import FailureStatus, Subject, render_hint
 from tunery_api.names import CA_BUNDLE_ENV
 from tunery_api.reasons import FailureReason
+from tunery_api.redact import redact
 from tunery_api.remedies import WITHOUT_GPU, Remedy, recreate, remedies_for, retry
 from tunery_api.runspec import RunSpec
-from tunery_api.scrub import scrub
 from tunery_common.errors import DISK_FULL, TuneryError, first_line
 from tunery_trainer.process.device import gpu_reason, out_of_memory
 
@@ -115,13 +115,13 @@ def hint_of(error: TuneryError, subject: Subject | None) -> str:
 
 def failure_status(error: TuneryError, subject: Subject | None) -> FailureStatus:
     """Return `error` with its hint, for a document; `subject` as for `render_hint`."""
-    return FailureStatus(reason=error.reason, message=scrub(error.message), hint=hint_of(error, subject))
+    return FailureStatus(reason=error.reason, message=redact(error.message), hint=hint_of(error, subject))
 
 
 def show(failure: TuneryError, cause: BaseException, subject: Subject | None = None) -> None:
     """Print the failure to stderr: the trace if it helps, then `Reason: message` and the hint as the last lines."""
     if failure.reason is FailureReason.INTERNAL_ERROR:
-        print(scrub("".join(traceback.format_exception(cause)), _MAX_TRACE), file=sys.stderr)
-    message = " ".join(scrub(failure.message, _MAX_TRACE).split())
+        print(redact("".join(traceback.format_exception(cause)), _MAX_TRACE), file=sys.stderr)
+    message = " ".join(redact(failure.message, _MAX_TRACE).split())
     print(f"{failure.reason}: {message}", file=sys.stderr)
     print(hint_of(failure, subject), file=sys.stderr, flush=True)

@@ -11,8 +11,8 @@ from tunery_api.findings import FindingStatus
 from tunery_api.manifest import Lineage, MergeInputRecord, SourceRecord
 from tunery_api.measured import DatasetStatus, change_text, number_text
 from tunery_api.methods import PREFERENCE_TASKS
+from tunery_api.redact import redact
 from tunery_api.runspec import RunIdentity
-from tunery_api.scrub import scrub
 from tunery_api.serving import method_problem
 from tunery_trainer.diagnosis.answers import ANSWERS_FILE, Answer
 from tunery_trainer.reporting.markdown import literal, section, table
@@ -85,7 +85,7 @@ def model_card(
         section("Settings", table(("Field", "Value"), _setting_rows(lineage))),
         section("How to load it", loading),
     ]
-    return scrub("\n\n".join(part for part in parts if part) + "\n", limit=_MAX_CARD_BYTES)
+    return redact("\n\n".join(part for part in parts if part) + "\n", limit=_MAX_CARD_BYTES)
 
 
 def _front_matter(base: str, lineage: Lineage, *, full_model: bool) -> str:

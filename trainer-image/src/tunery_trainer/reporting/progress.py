@@ -17,8 +17,8 @@ from typing import Any, Final, Protocol, TextIO
 from tunery_api.findings import CheckStatus, FindingStatus
 from tunery_api.measured import EVALUATIONS_KEPT, EvaluationStatus, number_text
 from tunery_api.names import PROGRESS_CA_ENV, PROGRESS_EVERY_ENV, PROGRESS_TOKEN_ENV, PROGRESS_URL_ENV
+from tunery_api.redact import redact, shorten
 from tunery_api.runspec import DOWNLOADING, ProgressMetric, ProgressUpdate, TrainerStatus
-from tunery_api.scrub import scrub, shorten
 from tunery_api.status import CheckpointStatus, Phase
 from tunery_common.progress_client import Outage, Pace, ProgressClient, Refused
 
@@ -177,7 +177,7 @@ class ProgressReporter:
 
     def checkpoint_failed(self, message: str) -> None:
         """Tell why a checkpoint could not be stored, until one is."""
-        self._update({"checkpoint_error": shorten(scrub(message), _LONGEST_ERROR)}, {}, urgent=True)
+        self._update({"checkpoint_error": shorten(redact(message), _LONGEST_ERROR)}, {}, urgent=True)
 
     def curve(self, uri: str) -> None:
         """Tell where the run's curve lies, once it was stored; at once, when it is first: a kill asks nobody."""

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from tunery_api.manifest import QuantizationRecord
 from tunery_api.measured import DatasetStatus
-from tunery_api.scrub import shorten
+from tunery_api.redact import shorten
 from tunery_api.status import ResolvedStatus
 from tunery_trainer.data.options import DatasetReport, TokenReport
 from tunery_trainer.data.warnings import warnings_of

@@ -17,8 +17,8 @@ from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.manifest import MergeInputRecord
 from tunery_api.methods import Method
 from tunery_api.reasons import FailureReason
+from tunery_api.redact import shorten
 from tunery_api.remedies import recreate, retry
-from tunery_api.scrub import shorten
 from tunery_common.errors import TuneryError
 from tunery_common.inputs.location import FetchedModel
 from tunery_trainer.data.options import DataOptions, DatasetReport

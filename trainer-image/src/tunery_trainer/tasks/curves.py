@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from tunery_api.scrub import scrub
+from tunery_api.redact import redact
 from tunery_common.storage.base import check_key
 from tunery_trainer.inputs.workspace import Workspace
 from tunery_trainer.process.failures import explain
@@ -65,4 +65,4 @@ def fetch_runs(work: Workspace) -> None:
             name = check_key(runs.relative(entry), runs.uri)
             runs.store.download(entry.key, work.result / RUNS_FOLDER / name)
     except Exception as error:  # noqa: BLE001 (curves are never a reason to fail)
-        _log.warning("the trackers' files of earlier attempts are left out: %s", scrub(explain(error).message))
+        _log.warning("the trackers' files of earlier attempts are left out: %s", redact(explain(error).message))

@@ -12,8 +12,8 @@ import torch
 
 from tunery_api.methods import Method
 from tunery_api.reasons import FailureReason
+from tunery_api.redact import shorten
 from tunery_api.remedies import Remedy, recreate
-from tunery_api.scrub import shorten
 from tunery_api.status import ResolvedValue
 from tunery_api.training import OnOutOfMemory
 from tunery_common.errors import TuneryError, first_line

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
 from tunery_api.reasons import FailureReason, is_retryable
-from tunery_api.scrub import scrub, shorten
+from tunery_api.redact import redact, shorten
 from tunery_api.serverstatus import NOT_SERVED_SHOWN, AdapterState, NotServedOn, ServedAdapterStatus
 from tunery_api.serving import LAST_USED_SECONDS, SILENT_SECONDS, DesiredAdapter, ReportedAdapter
 from tunery_operator.observed.metadata import format_time, parse_time
@@ -270,7 +270,7 @@ def _first(answers: Sequence[tuple[Replica, ReportedAdapter]], field: str) -> An
 
 
 def _text(message: str | None, limit: int = _SHORT) -> str | None:
-    return shorten(scrub(message), limit) if message else None
+    return shorten(redact(message), limit) if message else None
 
 
 def count(found: Sequence[AdapterEntry], skipped: int) -> Mapping[str, int]:

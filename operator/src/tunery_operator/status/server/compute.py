@@ -9,8 +9,8 @@ from typing import Any, Final, NamedTuple
 
 from tunery_api.failures import Failure, Subject
 from tunery_api.reasons import FailureReason
+from tunery_api.redact import MAX_MESSAGE_BYTES, redact, shorten
 from tunery_api.remedies import edit
-from tunery_api.scrub import MAX_MESSAGE_BYTES, scrub, shorten
 from tunery_api.serverstatus import (
     ADAPTERS_SHOWN,
     REPLICAS_SHOWN,
@@ -140,7 +140,7 @@ def _replica(replica: Replica) -> dict[str, Any]:
         loaded=replica.loaded if known is not None else None,
         engine_version=known.engine_version if known is not None else None,
         reason=reason,
-        message=shorten(scrub(message), _SHORT) if message else None,
+        message=shorten(redact(message), _SHORT) if message else None,
     ).to_json_dict()
 
 
@@ -292,7 +292,7 @@ def previous_rules_text(snapshot: ServerSnapshot, replicas: Sequence[Replica]) -
         return ""
     still = "1 replica still answers" if len(old) == 1 else f"{len(old)} replicas still answer"
     how = "without a key" if old[0] == NO_KEYS else f"with the keys of Secret {old[0]}"
-    return scrub(f"; until replicas with the new spec.access are ready, {still} under the previous rules: {how}")
+    return redact(f"; until replicas with the new spec.access are ready, {still} under the previous rules: {how}")
 
 
 def with_suffix(found: Failure | None, text: str) -> Failure | None:

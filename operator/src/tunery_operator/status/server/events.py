@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from tunery_api.reasons import is_retryable
-from tunery_api.scrub import scrub
+from tunery_api.redact import redact
 from tunery_api.serverstatus import AdapterState, ServerCondition
 from tunery_operator.observed.event import ADAPTER_FAILED, ADAPTER_REMOVED, ADAPTER_SERVED, SERVER_READY, Event
 from tunery_operator.observed.metadata import format_time
@@ -23,7 +23,7 @@ def server_events(old: Mapping[str, Any], new: Mapping[str, Any], now: datetime)
     """Return the events of the change from the old to the new status."""
     time = format_time(now)
     found = (*_of_adapters(old, new), *_of_conditions(old, new), *_of_failure(old, new))
-    return tuple(Event(reason, scrub(note), warning, time) for reason, note, warning in found)
+    return tuple(Event(reason, redact(note), warning, time) for reason, note, warning in found)
 
 
 Told = tuple[str, str, bool]

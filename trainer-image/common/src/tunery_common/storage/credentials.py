@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Final
 
 from tunery_api.reasons import FailureReason
+from tunery_api.redact import register_secret
 from tunery_api.remedies import Remedy, retry
-from tunery_api.scrub import register_secret
 from tunery_common.errors import TuneryError
 
 S3_KEYS: Final = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")

@@ -16,8 +16,8 @@ from botocore.credentials import RefreshableCredentials
 from botocore.exceptions import BotoCoreError
 
 from tunery_api.reasons import FailureReason
+from tunery_api.redact import register_secret
 from tunery_api.remedies import retry
-from tunery_api.scrub import register_secret
 from tunery_common.errors import TuneryError, first_line
 from tunery_common.storage.asker import check_waited_for
 from tunery_common.storage.bodies import refuse_cut

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from tunery_api.reasons import FailureReason
-from tunery_api.scrub import scrub
+from tunery_api.redact import redact
 from tunery_api.serving import Desired, DesiredAdapter, ReplicaState, ServeSpec
 from tunery_common.errors import TuneryError, first_line
 from tunery_server.adapters.bring import Bringer, StillHeld
@@ -175,7 +175,7 @@ class Loader:
             engine_version=residents.version or None,
             engine_restarts=residents.restarts,
             reason=reason,
-            message=scrub(message, _TEXT) if message else None,
+            message=redact(message, _TEXT) if message else None,
             adapters=[slot.report() for slot in islice(self._slots.values(), _REPORTED)],
         )
 

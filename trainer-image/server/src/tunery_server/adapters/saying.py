@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from tunery_api.reasons import FailureReason
-from tunery_api.scrub import scrub
+from tunery_api.redact import redact
 from tunery_api.serving import HeldAdapter
 from tunery_common.errors import TuneryError
 from tunery_server.adapters.slot import Served, Slot
@@ -67,7 +67,7 @@ def _say(slot: Slot, text: str) -> None:
     last = f" ({_LINES} such lines in 10 minutes: no other of it in these)" if len(slot.warned) == _LINES - 1 else ""
     slot.warned.append(now)
     slot.left_out = 0
-    _log.warning("%s", f"{scrub(text)}{more}{last}")
+    _log.warning("%s", f"{redact(text)}{more}{last}")
 
 
 def say_held(before: Iterable[HeldAdapter], now: Iterable[HeldAdapter]) -> None:
@@ -75,4 +75,4 @@ def say_held(before: Iterable[HeldAdapter], now: Iterable[HeldAdapter]) -> None:
     known = {each.name: each for each in before}
     for each in now:
         if known.get(each.name) != each:
-            _log.info("%s is not served: %s: %s", each.name, each.reason, scrub(each.message))
+            _log.info("%s is not served: %s: %s", each.name, each.reason, redact(each.message))

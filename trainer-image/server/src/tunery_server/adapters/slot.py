@@ -9,7 +9,7 @@ from typing import Final
 
 from tunery_api.failures import sentences
 from tunery_api.reasons import FailureReason
-from tunery_api.scrub import scrub
+from tunery_api.redact import redact
 from tunery_api.serverstatus import AdapterState
 from tunery_api.serving import VERSION_DIGITS, DesiredAdapter, ReportedAdapter, engine_name
 from tunery_common.errors import TuneryError
@@ -296,8 +296,8 @@ class Slot:
         if known is not None and problem.sha256 is None and not problem.settled and self._looked_at:
             return {}  # of a look by the clock: another follows soon
         error = problem.error
-        fields: dict[str, object] = {"reason": error.reason, "hint": scrub(sentences(error.remedies), _MESSAGE)}
-        fields["message"] = scrub(self._sentence(problem), _MESSAGE)
+        fields: dict[str, object] = {"reason": error.reason, "hint": redact(sentences(error.remedies), _MESSAGE)}
+        fields["message"] = redact(self._sentence(problem), _MESSAGE)
         if self.fails:
             fields |= {"state": AdapterState.FAILED, "manifest_sha256": None, "wanted_sha256": self.wanted}
         return fields

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from tunery_api.batchinference import MODELS_SHOWN, AnsweredBy
+from tunery_api.redact import redact
 from tunery_api.runspec import AnswersReport
-from tunery_api.scrub import scrub
 from tunery_server.batch.lines import Line
 from tunery_server.batch.requests import Request, to_json
 
@@ -90,7 +90,7 @@ def failed(line: Line, request: Request, trouble: Trouble, name: str) -> Answer:
         "response": trouble.reply.as_openai() if trouble.reply else None,
         "error": {"code": trouble.code, "message": trouble.message},
     }
-    cause = scrub(f"{trouble.code}: {trouble.message}", LONGEST_CAUSE)
+    cause = redact(f"{trouble.code}: {trouble.message}", LONGEST_CAUSE)
     return Answer(line.index, line.number, ok=False, data=to_json(document), cause=cause)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Final
 
 from tunery_api.reasons import FailureReason
-from tunery_api.scrub import MAX_MESSAGE_BYTES, shorten
+from tunery_api.redact import MAX_MESSAGE_BYTES, shorten
 from tunery_common.errors import TuneryError
 from tunery_server.batch.fitting import fitting
 from tunery_server.batch.lines import InputLines, Line

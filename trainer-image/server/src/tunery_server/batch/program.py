@@ -14,9 +14,9 @@ from pydantic import ValidationError
 
 from tunery_api.failures import render_hint
 from tunery_api.reasons import ExitCode, FailureReason
+from tunery_api.redact import redact
 from tunery_api.remedies import retry
 from tunery_api.runspec import RunResult, RunSpec, Task
-from tunery_api.scrub import scrub
 from tunery_common.errors import DISK_FULL, TuneryError, first_line
 from tunery_common.storage.authorities import trust_platform
 from tunery_common.termination import clear_termination, write_termination
@@ -95,8 +95,8 @@ def _failed(error: TuneryError, progress: Progress) -> RunResult:
 def _show(error: TuneryError, cause: Exception) -> None:
     """Print the failure to stderr, reason, message and hint as its last lines; a trace if it is a bug in Tunery."""
     if error.reason is FailureReason.INTERNAL_ERROR:
-        print(scrub("".join(traceback.format_exception(cause)), _MAX_TRACE), file=sys.stderr)
-    print(f"{error.reason}: {' '.join(scrub(error.message, _MAX_TRACE).split())}", file=sys.stderr)
+        print(redact("".join(traceback.format_exception(cause)), _MAX_TRACE), file=sys.stderr)
+    print(f"{error.reason}: {' '.join(redact(error.message, _MAX_TRACE).split())}", file=sys.stderr)
     print(" ".join(render_hint(error.failure, None).split()), file=sys.stderr, flush=True)
 
 

@@ -13,8 +13,8 @@ from datetime import UTC, datetime
 from typing import Final
 
 from tunery_api.names import PROGRESS_CA_ENV, PROGRESS_TOKEN_ENV, PROGRESS_URL_ENV
+from tunery_api.redact import redact
 from tunery_api.runspec import AnswersReport, ProgressUpdate, TrainerStatus
-from tunery_api.scrub import scrub
 from tunery_api.status import Phase
 from tunery_common.progress_client import Outage, Pace, ProgressClient, Refused
 
@@ -59,7 +59,7 @@ class Progress:
         None: nothing that the phase does not say.
         """
         with self._condition:
-            self._doing, self._urgent = scrub(words, _LONGEST_WORDS) if words is not None else None, True
+            self._doing, self._urgent = redact(words, _LONGEST_WORDS) if words is not None else None, True
             self._condition.notify_all()
         _log.info("this pod %s", self._doing if words is not None else "waits for nothing any more")
 

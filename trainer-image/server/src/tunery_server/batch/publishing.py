@@ -12,8 +12,8 @@ from typing import Final
 from tunery_api.batchinference import BatchInferenceSpec, OutputStatus
 from tunery_api.manifest import AnsweredByRecord, Lineage, SourceRecord
 from tunery_api.reasons import FailureReason
+from tunery_api.redact import MAX_MESSAGE_BYTES, redact
 from tunery_api.runspec import RunResult, RunSpec
-from tunery_api.scrub import MAX_MESSAGE_BYTES, scrub
 from tunery_common.errors import TuneryError
 from tunery_common.storage.publisher import Published, Publisher, Target
 from tunery_server.batch.answers import LONGEST_CAUSE, Tally
@@ -86,7 +86,7 @@ def _causes(parts: Parts, marks: Iterable[Mark]) -> Iterator[tuple[int, str]]:
             if not (record.ok or record.waits) and left:
                 left -= 1
                 error = json.loads(record.data)["error"]
-                yield record.number, scrub(f"{error['code']}: {error['message']}", LONGEST_CAUSE)
+                yield record.number, redact(f"{error['code']}: {error['message']}", LONGEST_CAUSE)
         if not left:
             return
 

@@ -18,8 +18,8 @@ import aiohttp
 from yarl import URL
 
 from tunery_api.reasons import FailureReason
+from tunery_api.redact import redact
 from tunery_api.remedies import recreate, retry
-from tunery_api.scrub import scrub
 from tunery_common.errors import TuneryError, first_line
 from tunery_common.progress_client import retry_after
 from tunery_server.batch.answers import Answer, Reply, Trouble, answered, failed, request_id
@@ -383,7 +383,7 @@ def _code(reply: Reply) -> str:
 def _words(reply: Reply) -> str:
     found = _error(reply).get("message")
     text = found if isinstance(found, str) and found else f"the server answered {reply.status}"
-    return scrub(text, _MOST_WORDS)
+    return redact(text, _MOST_WORDS)
 
 
 def _lasting_socket(info: aiohttp.AddrInfoType) -> socket.socket:

@@ -13,7 +13,7 @@ from typing import Final
 import aiohttp
 from aiohttp import web
 
-from tunery_api.scrub import scrub
+from tunery_api.redact import redact
 from tunery_server.gateway.dying import DIED, ENDS, engines_words
 from tunery_server.gateway.errors import Refusal, engine_failed
 from tunery_server.gateway.usage import Usage, UsageReader, usage_in
@@ -153,4 +153,4 @@ def _told(read: bytes) -> str:
     """Return what the engine says of its failure, short and without credentials."""
     said = engines_words(read) if len(read) < MAX_ERROR_BODY else None
     text = read[: 8 * MAX_ERROR].decode(errors="replace") if said is None else said
-    return scrub(f"The engine failed: {text.strip() or 'it does not say why'}", MAX_ERROR)
+    return redact(f"The engine failed: {text.strip() or 'it does not say why'}", MAX_ERROR)

@@ -12,7 +12,7 @@ from typing import Final, Generic, Protocol, TypeVar
 from aiohttp import web
 
 from tunery_api.reasons import FailureReason
-from tunery_api.scrub import scrub
+from tunery_api.redact import redact
 from tunery_api.serving import NO_KEYS, Remark, ReplicaState
 from tunery_server.engine import EngineGone
 from tunery_server.gateway.auth import HINT, ApiKeys
@@ -88,7 +88,7 @@ class Gateway:
         problem = unknown_clients(listed, self.keys.held(), secret) if secret is not None else None
         if problem is None:
             return None
-        return Remark(reason=FailureReason.SECRET_NOT_FOUND, message=scrub(problem, MOST_SAID), hint=CLIENTS_HINT)
+        return Remark(reason=FailureReason.SECRET_NOT_FOUND, message=redact(problem, MOST_SAID), hint=CLIENTS_HINT)
 
 
 def build_app(gateway: Gateway) -> web.Application:

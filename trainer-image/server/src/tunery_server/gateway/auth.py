@@ -13,9 +13,9 @@ from typing import Final
 
 from tunery_api.failures import sentences
 from tunery_api.reasons import FailureReason
+from tunery_api.redact import register_secret
 from tunery_api.remedies import retry
 from tunery_api.runspec import MountedSecret
-from tunery_api.scrub import register_secret
 from tunery_server.gateway.errors import Refusal, unavailable
 
 LOOK_SECONDS: Final = 1.0

@@ -1,4 +1,4 @@
-"""Take credentials and control characters out of text before anyone else can read it."""
+"""Redact credentials and control characters from text before it is logged or published, and shorten it."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import re
 from typing import Final
 
 MAX_MESSAGE_BYTES: Final = 1024
-"""The cap of one message, in UTF-8 bytes: a condition or a termination message stays small."""
+"""Bytes in UTF-8 of one message: a condition or a termination message stays small."""
 
 CUT: Final = "…"
-"""The end of what was cut."""
+"""The end of a shortened text."""
 
 REDACTED: Final = "[redacted]"
 
@@ -44,13 +44,13 @@ _ANY_GAP: Final = (
 """White space and control characters, as they are, as spaces, escaped, or encoded for a URL."""
 
 _registered: dict[str, re.Pattern[str]] = {}
-"""The known values, each with what finds it in all its spellings."""
+"""The registered values, each with the pattern of all its spellings."""
 
 
 def register_secret(value: str) -> None:
-    """From now on `scrub` hides `value` wherever this process would show it, however it is escaped or encoded.
+    """Redact `value` from all text that this process shows from now on, however it is escaped or encoded.
 
-    Also hidden is each of its lines, since messages are cut at line breaks; what is shorter than 6 characters is not.
+    Each of its lines is redacted too, because messages are cut at line breaks. Values under 6 characters are not.
     """
     stripped = value.strip()
     if len(stripped) < _MIN_SECRET_LENGTH:
@@ -61,8 +61,8 @@ def register_secret(value: str) -> None:
             _registered[text] = re.compile("".join(map(_spellings, filter(None, _GAPS.split(text)))))
 
 
-def hide_credentials(text: str) -> str:
-    """Return `text` with credentials hidden, and otherwise as it is; see `scrub` for what is hidden."""
+def redact_credentials(text: str) -> str:
+    """Return `text` with credentials redacted, and otherwise unchanged; see `redact` for what is a credential."""
     for _, known in sorted(_registered.items(), key=lambda item: len(item[0]), reverse=True):
         text = known.sub(REDACTED, text)
     for pattern, replacement in _PATTERNS:
@@ -70,40 +70,40 @@ def hide_credentials(text: str) -> str:
     return text
 
 
-def scrub(text: str, limit: int = MAX_MESSAGE_BYTES) -> str:
+def redact(text: str, limit: int = MAX_MESSAGE_BYTES) -> str:
     """Return `text` without credentials and control characters, of at most `limit` UTF-8 bytes.
 
-    Hidden are values given to `register_secret`, AWS key ids, hub tokens, JWTs, authorization headers, queries of
-    presigned URLs and passwords in URLs. Line breaks stay. What is cut ends with an ellipsis after a whole word.
+    Credentials are values given to `register_secret`, AWS key ids, hub tokens, JWTs, authorization headers, queries of
+    presigned URLs and passwords in URLs. Line breaks stay. Shortened text ends with an ellipsis after a whole word.
     """
-    return shorten(_CONTROL.sub(" ", hide_credentials(text)), limit)
+    return shorten(_CONTROL.sub(" ", redact_credentials(text)), limit)
 
 
 def shorten(text: str, limit: int) -> str:
-    """Return `text`, of at most `limit` UTF-8 bytes: cut after a whole word, where there is one, with an ellipsis."""
+    """Return `text`, shortened to at most `limit` UTF-8 bytes after a whole word if possible, with an ellipsis."""
     encoded = text.encode(errors="replace")
     if len(encoded) <= limit:
         return text
     cut = encoded[: max(0, limit - len(CUT.encode()))].decode(errors="ignore")
     whole = re.sub(r"\S+$", "", cut) if not text[len(cut)].isspace() else cut
-    # One word longer than half of it all (a URI, text without spaces) is worth more cut than left out.
+    # Cut inside a word that is longer than half of the text, such as a URI.
     return (whole if len(whole) > len(cut) // 2 else cut).rstrip() + CUT
 
 
-class ScrubbingFormatter(logging.Formatter):
-    """Log lines without credentials, their traces included, each of at most `limit` UTF-8 bytes."""
+class RedactingFormatter(logging.Formatter):
+    """Formats log records without credentials, tracebacks included, each of at most `limit` UTF-8 bytes."""
 
     def __init__(self, text: str, limit: int) -> None:
         super().__init__(text)
         self._limit = limit
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return one line, or several with a trace."""
-        return scrub(super().format(record), self._limit)
+        """Return one line, or several with a traceback."""
+        return redact(super().format(record), self._limit)
 
 
 def _spellings(part: str) -> str:
-    """Return the pattern of a run of white space, or of a word whose every odd character may be spelt otherwise."""
+    """Return the pattern of white space, or of a word in which each special character may be escaped or encoded."""
     return _ANY_GAP if _GAPS.fullmatch(part) else "".join(map(_character, part))
 
 

@@ -10,7 +10,7 @@ from urllib.parse import quote, quote_plus
 
 import pytest
 
-from tunery_api.scrub import REDACTED, register_secret, scrub, shorten
+from tunery_api.redact import REDACTED, redact, register_secret, shorten
 
 SECRETS = (
     "IQoJb3Jp/+Z2luX2VjEBA==\nSECONDLINEOFTHETOKEN",
@@ -43,7 +43,7 @@ SPELLINGS: dict[str, Callable[[str], str]] = {
 @pytest.mark.parametrize("secret", SECRETS, ids=range(len(SECRETS)))
 def test_a_known_value_is_hidden_in_every_spelling(secret: str, spell: Callable[[str], str]) -> None:
     register_secret(secret)
-    text = scrub(f"Invalid header value (Bearer {spell(secret)!s}) in a request")
+    text = redact(f"Invalid header value (Bearer {spell(secret)!s}) in a request")
     for word in ("IQoJ", "SECONDLINE", "bell", "slash", "percent", "sswö", "ssw", "phrase"):
         assert word not in text
     assert REDACTED in text
@@ -52,14 +52,14 @@ def test_a_known_value_is_hidden_in_every_spelling(secret: str, spell: Callable[
 
 def test_each_line_of_a_known_value_is_hidden_by_itself() -> None:
     register_secret("first-half-of-it\nsecond-half-of-it")
-    assert scrub("it began with first-half-of-it") == f"it began with {REDACTED}"
+    assert redact("it began with first-half-of-it") == f"it began with {REDACTED}"
 
 
 def test_short_values_and_ordinary_words_stay() -> None:
     register_secret("true")
     register_secret("")
     register_secret("correct horse battery")
-    assert scrub("it is true, and the battery of the horse is correct") == (
+    assert redact("it is true, and the battery of the horse is correct") == (
         "it is true, and the battery of the horse is correct"
     )
 
@@ -91,4 +91,4 @@ def test_what_is_too_long_ends_with_an_ellipsis_after_a_word(text: str, limit: i
     ids=["password", "password-with-at", "user-only", "revision-of-a-model", "key"],
 )
 def test_credentials_of_a_url_are_redacted(text: str, shown: str) -> None:
-    assert scrub(text) == shown
+    assert redact(text) == shown

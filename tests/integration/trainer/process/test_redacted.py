@@ -11,7 +11,7 @@ from kit.story import environment
 SAY = """
 import logging, sys
 from pathlib import Path
-from tunery_api.scrub import register_secret
+from tunery_api.redact import register_secret
 from tunery_trainer.process.environment import guard_output, prepare_environment
 from tunery_trainer.process.failures import explain, show
 register_secret("s3cr3t-v4lue")
@@ -26,7 +26,7 @@ except RuntimeError as error:
 
 OWN_WAYS = """
 import logging, sys, threading, warnings
-from tunery_api.scrub import register_secret
+from tunery_api.redact import register_secret
 from tunery_trainer.process.environment import guard_output
 register_secret("s3cr3t\\nv4lue")
 guard_output()
@@ -46,7 +46,7 @@ die()
 """
 
 
-def test_stderr_is_scrubbed(tmp_path: Path) -> None:
+def test_stderr_is_redacted(tmp_path: Path) -> None:
     program = tmp_path / "say.py"
     program.write_text(SAY)
     done = subprocess.run(
