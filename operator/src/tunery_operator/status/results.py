@@ -135,8 +135,8 @@ def _tell_removal_unknown(builder: StatusBuilder, attempt: Attempt, result: RunR
         return
     place = trials_uri(result.adapter.uri, builder.snapshot.owner.uid)
     text = (
-        f"the termination message of Job {attempt.job.name} is gone, so it is unknown whether the other trials' adapters "
-        f"were removed. Those that remain are below {place}"
+        f"the termination message of Job {attempt.job.name} is gone, so it is unknown whether the other trials' "
+        f"adapters were removed. Those that remain are below {place}"
     )
     builder.conditions.set(ConditionType.TRIALS_REMOVED, None, REMOVAL_UNKNOWN, text)
 
