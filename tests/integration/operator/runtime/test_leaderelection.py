@@ -45,6 +45,8 @@ class Cut:
     def __init__(self, client: KubeClient) -> None:
         self._client = client
         self.cut = False
+        self.seconds = 0.0
+        """How long a write takes."""
 
     def get(self, call: Call, *arguments: Any) -> Any:
         self._fail()
@@ -52,6 +54,7 @@ class Cut:
 
     def request(self, call: Call, *arguments: Any) -> Any:
         self._fail()
+        time.sleep(self.seconds)
         return self._client.request(call, *arguments)
 
     def _fail(self) -> None:
@@ -135,6 +138,24 @@ async def test_a_leader_without_network_stops_before_another_starts(client: Kube
     assert not first.acts
     await second.stop()
     await until(lambda: first.acts)
+    await first.stop()
+
+
+async def test_a_leader_that_was_paused_does_not_act_when_it_continues(client: KubeClient, lease: str) -> None:
+    first = Replica(client, lease, "first")
+    await until(lambda: first.election.is_leader)
+    time.sleep(QUICK.renew)
+    assert not first.election.is_leader
+    await first.stop()
+
+
+async def test_a_lead_counts_from_before_its_renewal_was_sent(client: KubeClient, lease: str) -> None:
+    network = Cut(client)
+    network.seconds = QUICK.renew / 2
+    first = Replica(network, lease, "first")
+    await until(lambda: first.election.is_leader)
+    time.sleep(QUICK.renew / 2)
+    assert not first.election.is_leader
     await first.stop()
 
 

@@ -305,6 +305,13 @@ class TestPods:
         assert cache.pods.by_index("job name", ("team", "one-train")) == ()
         assert [lost.uid for lost in cache.state(ONE).lost.get("one-train", ())] == ["p1"]
 
+    def test_a_pod_of_an_earlier_object_does_not_report_for_its_successor(self, cache: Cache) -> None:
+        earlier = pod(8, "p0", "j0")
+        earlier["metadata"]["labels"] = {OWNER_UID_LABEL: "u0"}
+        put_pod(cache, earlier)
+        assert cache.owner_of_pod("team", "one-train-p0", "p0") is None
+        assert cache.owner_of_pod("team", "one-train-p1", "p1") == (ONE, "u1")
+
     def test_the_pods_of_a_job_that_we_deleted_are_going_for_a_minute(self) -> None:
         now = [NOON]
         cache = Cache(clock=lambda: now[0])

@@ -162,6 +162,15 @@ async def test_the_next_watch_goes_on_from_the_last_bookmark() -> None:
         assert api.listed == 1
 
 
+async def test_a_bookmark_of_the_version_before_is_no_failure() -> None:
+    api = FakeApi()
+    bookmark = line("BOOKMARK", {"metadata": {"resourceVersion": "150"}})
+    api.watches.append(sends(bookmark, bookmark))
+    async with staged(api) as stage:
+        await stage.until("a second watch", lambda: api.watched == 2)
+        assert api.listed == 1
+
+
 async def test_what_belongs_to_whom_is_asked_of_the_server() -> None:
     assert jobs(None).path == "/apis/batch/v1/jobs"
     assert dict(jobs(None).selectors)["labelSelector"] == "app.kubernetes.io/managed-by=tunery,!tunery.dev/done"
