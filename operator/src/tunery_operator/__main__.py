@@ -124,7 +124,7 @@ class Operator:
         certificate = self._certificate
         if certificate is not None:
             await self._progress_server.start(self._settings.progress.port, certificate)
-            self._context.distrust = lambda: certificate.fault
+            self._context.certificate_fault = lambda: certificate.fault
             background.append(keep_fresh(certificate, self._context.use_ca))
         self._tasks = [asyncio.create_task(each) for each in background]
         # After all others: Kopf ends every task that was made after its own, and only at its end.

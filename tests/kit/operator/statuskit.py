@@ -119,7 +119,7 @@ def snapshot(*pods: PodView, **changes: Any) -> Snapshot:
     changes.setdefault("main", Attempt(changes.pop("train", job()), pods))
     if pods and "progress" in changes:
         changes.setdefault("reporter", pods[-1].uid)
-        changes.setdefault("heard_at", changes.get("now", NOW))
+        changes.setdefault("reported_at", changes.get("now", NOW))
     changes.setdefault("taking_reports_since", NOW)
     return Snapshot(Kind.LORAJOB, OWNER, changes.pop("status", {}), changes.pop("now", NOW), **changes)
 
@@ -134,7 +134,7 @@ def again(seen: Snapshot, *pods: PodView, seconds: float = 0, **changes: Any) ->
     main = Attempt(changes.pop("train", seen.main.job if seen.main else job()), pods)
     now = seen.now + timedelta(seconds=seconds)
     if changes.get("progress") is not None:
-        changes.setdefault("heard_at", now)
+        changes.setdefault("reported_at", now)
     return dataclasses.replace(seen, **{"status": compute_status(seen), "now": now, "main": main, **changes})
 
 

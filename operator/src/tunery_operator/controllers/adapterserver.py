@@ -74,7 +74,7 @@ def _apply_and_retry(context: ReconcileContext, obj: ManagedObject) -> tuple[Ser
         obj.owner,
         replicas=obj.replicas,
         watching_since=context.acting_since,
-        distrust=context.distrust(),
+        certificate_fault=context.certificate_fault(),
         platform=chart_values(context, obj),
     )
     try:

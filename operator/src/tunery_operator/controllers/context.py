@@ -105,7 +105,7 @@ class ReconcileContext:
     """Until when another operator led before this one, by the Lease; None: unknown."""
     acting_since: datetime | None = None
     """Since when this operator accepts progress reports; None: it does not."""
-    distrust: Callable[[], str | None] = lambda: None
+    certificate_fault: Callable[[], str | None] = lambda: None
     """Return why pods can't trust the certificate of the progress endpoint; None: they can."""
     has_backlog: Callable[[], bool] = lambda: False
     """Return whether high-priority keys wait: their Jobs are created before the statuses of others are written."""

@@ -20,7 +20,7 @@ from tunery_operator.observed.job import JobView
 from tunery_operator.observed.metadata import Owner, parse_time, time_to_live
 from tunery_operator.runtime.workqueue import DONE, Requeue
 from tunery_operator.status.conditions import final_status, retried_status
-from tunery_operator.status.retries import refuses_retry, reopened, unanswered
+from tunery_operator.status.retries import rejects_retry, reopened, requested_retry
 from tunery_operator.status.snapshot import Snapshot
 
 AWAITED_POLL_SECONDS: Final = 30.0
@@ -59,8 +59,8 @@ def mark_done(context: ReconcileContext, owner: Owner, jobs: Iterable[JobView | 
 def reconcile_finished(context: ReconcileContext, obj: ManagedObject) -> Requeue:
     """Reconcile an object that has ended, and return when to reconcile it again."""
     names = [obj.job_name(task) for task in Task]
-    mark = unanswered(obj.status, obj.retry)
-    if mark is not None and refuses_retry(str(obj.status.get("phase")), of_trial=obj.owner.sweep is not None):
+    mark = requested_retry(obj.status, obj.retry)
+    if mark is not None and rejects_retry(str(obj.status.get("phase")), of_trial=obj.owner.sweep is not None):
         return _reject_retry(context, obj, mark)
     if (status := reopened(obj.status, obj.retry)) is not None:
         return _reopen(context, obj, refresh_inputs(context, obj, status), names)

@@ -140,7 +140,7 @@ def _apply_decision(sweep: _Sweep, search: Search) -> tuple[_Sweep, Search]:
     """Apply a decision as far as the API server allows; another reconcile retries the rest."""
     decision = search.decision
     sweep = _hold(_stop(sweep, decision.stop))
-    search = replace(search, not_held=active_trial_names(sweep.own) if sweep.obj.suspend else ())
+    search = replace(search, not_suspended=active_trial_names(sweep.own) if sweep.obj.suspend else ())
     due = decision.create or decision.final is not None
     # A trial that could not be read may have no row yet.
     if not due or not sweep.is_recorded or sweep.own.unread.keys() - {row.number for row in sweep.rows}:

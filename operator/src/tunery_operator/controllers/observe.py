@@ -151,14 +151,14 @@ def find_object(context: ReconcileContext, key: Key) -> ManagedObject | None:
     if body is None:
         return None
     if "deletionTimestamp" in body["metadata"]:
-        if not kept_by(body):
+        if not blocking_finalizers(body):
             return None
         none = {"suspend": True} if key.kind in JOB_KINDS else {"replicas": 0}
         body = {**body, "spec": {**(body.get("spec") or {}), **none}}
     return ManagedObject(parse_owner(key.kind, body), body)
 
 
-def kept_by(body: Mapping[str, Any]) -> tuple[str, ...]:
+def blocking_finalizers(body: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the finalizers that keep a deleted object; none if its children are to be orphaned."""
     meta = body["metadata"]
     if "deletionTimestamp" not in meta or ORPHAN in (meta.get("finalizers") or ()):
@@ -183,18 +183,18 @@ def first_snapshot(context: ReconcileContext, obj: ManagedObject) -> Snapshot:
         now=context.now(),
         watched_before=context.watched_before,
         taking_reports_since=context.acting_since if context.platform.progress is not None else None,
-        distrust=context.distrust(),
+        certificate_fault=context.certificate_fault(),
         suspend=obj.suspend,
         stop=obj.stop,
         on_stop=obj.on_stop,
-        kept_by=kept_by(obj.body),
+        blocking_finalizers=blocking_finalizers(obj.body),
         gpus=gpus,
         gpu_resource=gpu_resource,
         platform=chart_values(context, obj),
         deadline_seconds=obj.deadline_seconds,
         progress=report.status if report is not None else None,
         reporter=report.pod_uid if report is not None else "",
-        heard_at=report.at if report is not None else None,
+        reported_at=report.at if report is not None else None,
         retry=obj.retry,
         input_references=tuple(obj.status.get("inputReferences") or ()),
     )

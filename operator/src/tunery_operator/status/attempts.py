@@ -310,15 +310,15 @@ def record_stop(
     history: Iterable[dict[str, Any]], pods: Iterable[PodView], snapshot: Snapshot, conditions: Conditions
 ) -> None:
     """Record in each open attempt why its pod is being stopped: the cause may be gone before the pod has ended."""
-    held = snapshot.main is None or snapshot.main.job.suspend
-    reason = _stop_reason(snapshot, conditions) if held else None
-    spared = {pod.uid for pod in pods if not pod.deleting}
+    no_running_job = snapshot.main is None or snapshot.main.job.suspend
+    reason = _stop_reason(snapshot, conditions) if no_running_job else None
+    surviving = {pod.uid for pod in pods if not pod.deleting}
     for entry in history:
         if "endTime" in entry:
             continue
         if reason is not None:
             entry.setdefault("reason", reason)
-        elif entry["uid"] in spared:
+        elif entry["uid"] in surviving:
             entry.pop("reason", None)
 
 

@@ -176,9 +176,9 @@ class StatusBuilder:
         progress = self.fields.get("progress") or {}
         percent = progress.get("percent")
         shown = {} if percent is None else {"percentText": f"{percent}%"}
-        told = {name: value for name, value in progress.items() if name != "percentText"} | shown
+        merged = {name: value for name, value in progress.items() if name != "percentText"} | shown
         if progress:
-            self.put(progress=told or None)
+            self.put(progress=merged or None)
 
     def finish(self) -> dict[str, Any]:
         """Return the status, without what the API server would refuse it for."""

@@ -111,9 +111,9 @@ def _check_inputs(builder: StatusBuilder) -> bool:
         builder.conditions.set(ConditionType.INPUTS_READY, False, FailureReason.ADAPTER_MISSING.value, text)
         builder.fail_for(FailureReason.ADAPTER_MISSING, text, failed.remedy)
         return True
-    bare = next((item for item in inputs if isinstance(item, NoCheckpoint)), None)
-    if bare is not None:
-        text = f"spec.resumeFrom: LoRAJob {bare.name} {bare.why}"
+    no_checkpoint = next((item for item in inputs if isinstance(item, NoCheckpoint)), None)
+    if no_checkpoint is not None:
+        text = f"spec.resumeFrom: LoRAJob {no_checkpoint.name} {no_checkpoint.why}"
         builder.conditions.set(ConditionType.INPUTS_READY, False, FailureReason.CHECKPOINT_MISSING.value, text)
         builder.fail_for(FailureReason.CHECKPOINT_MISSING, text)
         return True
@@ -155,14 +155,14 @@ def _check_suspension(builder: StatusBuilder) -> bool:
         if builder.conditions.status(suspended) is not None:
             builder.conditions.set(suspended, False, RESUMED, "spec.suspend is false")
         return False
-    still = next(terminating(builder.snapshot), None)
-    kept = builder.snapshot.kept_by
-    why = f"it was deleted, and is kept by the finalizer {', '.join(kept)}" if kept else "spec.suspend is true"
-    if still is not None:
-        builder.conditions.set(suspended, False, STOPPING, f"{why}; {still}")
+    pending = next(terminating(builder.snapshot), None)
+    finalizers = builder.snapshot.blocking_finalizers
+    why = f"it was deleted, but finalizer {', '.join(finalizers)} keeps it" if finalizers else "spec.suspend is true"
+    if pending is not None:
+        builder.conditions.set(suspended, False, STOPPING, f"{why}; {pending}")
     else:
-        does = "" if kept else "; set it to false to resume"
-        builder.conditions.set(suspended, True, "Suspended", why + does)
+        suffix = "" if finalizers else "; set it to false to resume"
+        builder.conditions.set(suspended, True, "Suspended", why + suffix)
     return False
 
 
@@ -182,7 +182,7 @@ CHECKS: Final[tuple[Check, ...]] = (
 
 def set_blocked(builder: StatusBuilder) -> None:
     """Show why the next Job cannot be created or changed, if so."""
-    found = _found(builder.snapshot)
+    found = _current_blocker(builder.snapshot)
     if found is not None:
         builder.show_blocker(found)
         _set_stage(builder, str(found.reason), found.message)
@@ -190,16 +190,16 @@ def set_blocked(builder: StatusBuilder) -> None:
         _set_stage(builder, builder.snapshot.waiting_reason, f"waits for {builder.snapshot.waiting_for}")
 
 
-def _found(snapshot: Snapshot) -> Failure | None:
+def _current_blocker(snapshot: Snapshot) -> Failure | None:
     if snapshot.rejection is not None:
         return snapshot.rejection
-    if snapshot.unplannable and _waits_for_a_plan(snapshot):
+    if snapshot.unplannable and _needs_plan(snapshot):
         text = "; ".join(str(error) for error in snapshot.unplannable)
         return failure(FailureReason.PLATFORM_CHANGED, f"this was accepted, but can no longer be planned: {text}")
     return None
 
 
-def _waits_for_a_plan(snapshot: Snapshot) -> bool:
+def _needs_plan(snapshot: Snapshot) -> bool:
     """Tell whether a Job is to be made: the first, or one that follows what the spec says by now."""
     main = snapshot.main
     return main is None or (not main.job.finished and main.job.settings not in (None, snapshot.owner.settings))
@@ -230,5 +230,5 @@ def _set_stage(builder: StatusBuilder, reason: str, message: str) -> None:
 def _set_searching(builder: StatusBuilder, reason: str, message: str) -> None:
     """Show what blocks a sweep without a Job, unless the search itself shows it."""
     if builder.snapshot.search is None:
-        over = builder.conditions.is_false(ConditionType.SEARCHING)
-        builder.conditions.set(ConditionType.SEARCHING, False if over else None, reason, message)
+        ended = builder.conditions.is_false(ConditionType.SEARCHING)
+        builder.conditions.set(ConditionType.SEARCHING, False if ended else None, reason, message)

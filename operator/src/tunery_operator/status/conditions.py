@@ -28,18 +28,18 @@ OUT_OF_TIME: Final = "OutOfTime"
 """Reason of Running=True while a pod stores its checkpoint after spec.activeDeadlineSeconds."""
 PUBLISHING: Final = "Publishing"
 """Reason of Stopped=False while a small Job publishes what was trained."""
-HELD: Final = "JobSuspended"
+JOB_SUSPENDED: Final = "JobSuspended"
 """Reason of Running=False while another client, which is not its queue, suspends the Job."""
 POD_STARTED: Final = "PodStarted"
 """Reason of Running=True until the pod downloads, trains, merges or sends requests: it imports its libraries."""
 WAITING_FOR_PREDECESSOR: Final = "WaitingForPredecessor"
 WAITING_FOR_SLOT: Final = "WaitingForPreflightSlot"
 """Reasons of the next stage: what must end before its Job is created."""
-_WAITING: Final = frozenset({WAITING_FOR_PREDECESSOR, WAITING_FOR_SLOT, HELD})
+_WAITING: Final = frozenset({WAITING_FOR_PREDECESSOR, WAITING_FOR_SLOT, JOB_SUSPENDED})
 NOT_REPORTING: Final = "NotReporting"
 """Reason of ProgressReported=False if a pod has sent no report for two minutes, and of Running=True if it has never
 sent one."""
-AT_WORK: Final = frozenset(
+WORKING_PHASES: Final = frozenset(
     {Phase.DOWNLOADING, Phase.TRAINING, Phase.EVALUATING, Phase.MERGING, Phase.ANSWERING, Phase.UPLOADING}
 )
 """The phases that a running pod reports, which are the reasons of Running=True."""
@@ -49,7 +49,7 @@ _TRAINER_PHASES: Final = {
     # The terminating pod no longer trains, and its successor has not started.
     STOPPING: Phase.STARTING,
     OUT_OF_TIME: Phase.STOPPING,
-    **{phase.value: phase for phase in AT_WORK},
+    **{phase.value: phase for phase in WORKING_PHASES},
 }
 _STALLED_BYTES: Final = 160
 """Bytes of the message of Stalled; condition Failed has all of it."""
@@ -110,15 +110,15 @@ class Conditions:
             condition["message"] = redact(message)
         self._by_type[type_.value] = condition
 
-    def abridge(self, message: str, told_by: StrEnum) -> None:
+    def abridge(self, message: str, complete_in: StrEnum) -> None:
         """Cut a long message short in every condition but the one that has the most of it."""
-        whole = redact(message)
-        if len(whole.encode()) <= _SHORT:
+        text = redact(message)
+        if len(text.encode()) <= _SHORT:
             return
-        much = "more" if whole.endswith(CUT) else "all"
-        short = f"{shorten(whole, _SHORT)} (condition {told_by} has {much} of it)"
+        much = "more" if text.endswith(CUT) else "all"
+        short = f"{shorten(text, _SHORT)} (condition {complete_in} has {much} of it)"
         for type_, condition in self._by_type.items():
-            if type_ != told_by.value and condition.get("message") == whole:
+            if type_ != complete_in.value and condition.get("message") == text:
                 condition["message"] = short
 
     def status(self, type_: StrEnum) -> str | None:
@@ -203,8 +203,8 @@ def set_summary(conditions: Conditions, phase: Phase) -> None:
     else:
         conditions.set(reconciling, True, phase.value)
     if phase is Phase.FAILED:
-        told = shorten(conditions.message(ConditionType.FAILED), _STALLED_BYTES)
-        conditions.set(stalled, True, conditions.reason(ConditionType.FAILED) or phase.value, told)
+        message = shorten(conditions.message(ConditionType.FAILED), _STALLED_BYTES)
+        conditions.set(stalled, True, conditions.reason(ConditionType.FAILED) or phase.value, message)
     else:
         conditions.drop(stalled)
 
@@ -218,8 +218,8 @@ def summary_reason(conditions: Conditions, phase: Phase, failure: Mapping[str, A
         return str(failure["reason"])
     if conditions.is_false(ConditionType.PROGRESS_REPORTED):
         return NOT_REPORTING
-    told = (type_ for type_ in _SHOWN_BY.get(phase, ()) if conditions.status(type_) not in (None, "True"))
-    reason = next((conditions.reason(type_) for type_ in told), None)
+    types = (type_ for type_ in _SHOWN_BY.get(phase, ()) if conditions.status(type_) not in (None, "True"))
+    reason = next((conditions.reason(type_) for type_ in types), None)
     return None if reason in _PLAIN else reason
 
 
@@ -240,7 +240,7 @@ def final_status(status: Mapping[str, Any], generation: int, now: datetime) -> d
     conditions = Conditions(status.get("conditions") or (), generation, parse_time(status.get("completionTime")) or now)
     set_summary(conditions, phase)
     conditions.confirm()
-    kept = {name: value for name, value in status.items() if name != "reason"}
+    others = {name: value for name, value in status.items() if name != "reason"}
     reason = summary_reason(conditions, phase, status.get("failure"))
-    told = {"reason": reason} if reason is not None else {}
-    return {**kept, **told, "observedGeneration": generation, "conditions": conditions.to_list()}
+    shown = {"reason": reason} if reason is not None else {}
+    return {**others, **shown, "observedGeneration": generation, "conditions": conditions.to_list()}

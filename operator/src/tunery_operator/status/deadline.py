@@ -29,7 +29,7 @@ MAX_SECONDS: Final = 60.0
 """Between two reads of the events about a pod that does not start, or a Job that is rejected: the longer that lasts,
 the longer the pause, since a thousand jobs may wait for the same thing."""
 _SHARE: Final = 6
-MEETING_SECONDS: Final = 20.0
+RENDEZVOUS_SECONDS: Final = 20.0
 """Between two checks of pods that run and have not met yet: their Service may have been deleted."""
 _STAGES: Final = frozenset({ConditionType.RUNNING.value, ConditionType.PREFLIGHT.value, ConditionType.SEARCHING.value})
 
@@ -138,7 +138,7 @@ def _delays(snapshot: Snapshot, status: Mapping[str, Any]) -> Iterator[float]:
             started = attempt.job.started_at or parse_time(attempt.job.created)
             yield _pause(snapshot.now, started)
     if status.get("phase") == Phase.STARTING.value and snapshot.main is not None and snapshot.main.meeting:
-        yield MEETING_SECONDS
+        yield RENDEZVOUS_SECONDS
     if snapshot.rejection is not None or snapshot.waiting_for is not None:
         yield _pause(snapshot.now, _since(status))
 

@@ -52,9 +52,9 @@ _CHECKS_LIMITS: Final = (
 _PUBLISH_BEST_LIMITS: Final = (retry("Ask a cluster admin to raise preflight.resources of Tunery's chart"),)
 _PUBLISH_BEST_DISK: Final = (recreate("Raise resources.ephemeralStorage", "template.resources.ephemeralStorage"),)
 _PUBLISH_BEST_RETRIES: Final = (retry("Fix what the log of its last attempt names; the adapters of the trials stay"),)
-_NO_WORDS: Final = ("", "{}")
+_EMPTY_MESSAGES: Final = ("", "{}")
 """Termination messages that say nothing."""
-GONE: Final = (
+LOG_LOST: Final = (
     retry("Find the pod's log where your cluster collects logs, and fix what it names"),
     edit("Raise retries", "retries"),
 )
@@ -89,7 +89,7 @@ def _blocker(attempt: Attempt, now: datetime) -> Failure | None:
     waiting = [pod for pod in attempt.newest if not pod.running and not pod.finished]
     found = next((found for pod in waiting if (found := _pod_blocker(attempt, pod, now)) is not None), None)
     if found is None and attempt.missing:
-        found = _refused_pod(attempt)
+        found = _rejected_pod(attempt)
     if found is None or attempt.job.nodes == 1:
         return found
     text = f"{attempt.running} of {attempt.job.nodes} pods run; {found.message}"
@@ -107,8 +107,8 @@ def _pod_blocker(attempt: Attempt, pod: PodView, now: datetime) -> Failure | Non
     if pod.waiting_reason in CONFIG_REASONS:
         return failure(_R.CONTAINER_REFUSED, f"{pod.waiting_reason}: {pod.waiting_message or 'no further detail'}")
     if pod.node is None or pod.unschedulable is not None:
-        return _unplaced(pod, attempt.job.role, now)
-    found = start_failure(f"pod {pod.name}", pod.node, _newest(attempt, pod, now - FRESH))
+        return _unscheduled(pod, attempt.job.role, now)
+    found = start_failure(f"pod {pod.name}", pod.node, _newest_warning(attempt, pod, now - FRESH))
     return found and of_role(found, attempt.job.role)
 
 
@@ -121,7 +121,7 @@ def start_failure(pod: str, node: str, warning: ClusterWarning | None) -> Failur
     return None
 
 
-def _unplaced(pod: PodView, role: str, now: datetime) -> Failure | None:
+def _unscheduled(pod: PodView, role: str, now: datetime) -> Failure | None:
     """Return why a pod has no node yet; None for the first moments."""
     if pod.unschedulable is not None:
         room = _CHECKS_ROOM if role in _CHECKS else ()
@@ -138,12 +138,12 @@ def is_node_lost(pod: PodView, now: datetime) -> bool:
     """Tell whether the state of a pod that has not ended is unknown, as its node does not answer."""
     if pod.finished:
         return False
-    if _says_lost(pod):
+    if _is_reported_lost(pod):
         return True
     return pod.deleted_at is not None and pod.node is not None and now > pod.deleted_at + NODE_GRACE
 
 
-def _says_lost(pod: PodView) -> bool:
+def _is_reported_lost(pod: PodView) -> bool:
     """Tell whether the cluster itself says that the pod's node is lost."""
     return pod.unanswered or pod.status_reason == "NodeLost" or pod.disruption in LOST_NODE
 
@@ -154,30 +154,32 @@ def lost_node(pod: PodView) -> Failure:
         f"Check node {pod.node}. If it is off for good, run kubectl delete node {pod.node}, or kubectl taint nodes "
         f"{pod.node} node.kubernetes.io/out-of-service=nodeshutdown:NoExecute"
     )
-    why = "does not answer" if _says_lost(pod) else "has not ended it after its grace period"
+    why = "does not answer" if _is_reported_lost(pod) else "has not ended it after its grace period"
     text = f"pod {pod.name} cannot be ended, and blocks its successor: node {pod.node} {why}"
     return failure(_R.NODE_LOST, text, remedy)
 
 
-def _no_pod_allowed(job: JobView) -> Failure:
+def _parallelism_zero(job: JobView) -> Failure:
     spec = f'{{"spec":{{"parallelism":{job.nodes}}}}}'
     command = f"kubectl patch job {job.name} -n {job.namespace} --type=merge -p '{spec}'"
     text = f"Job {job.name} has parallelism 0, which another client has set: it starts no pod"
     return failure(_R.POD_REFUSED, text, retry(f"Run {command}"))
 
 
-def _refused_pod(attempt: Attempt) -> Failure | None:
+def _rejected_pod(attempt: Attempt) -> Failure | None:
     """Return why the Job controller cannot create the next pod, or does not try to."""
     if attempt.job.parallelism == 0:
-        return _no_pod_allowed(attempt.job)
-    warning = _newest(attempt)
+        return _parallelism_zero(attempt.job)
+    warning = _newest_warning(attempt)
     if warning is None or warning.reason != "FailedCreate":
         return None
     reason = _R.QUOTA_EXCEEDED if "exceeded quota" in warning.message else _R.POD_REFUSED
     return failure(reason, f"Job {attempt.job.name} cannot create its pod: {warning.message}")
 
 
-def _newest(attempt: Attempt, pod: PodView | None = None, since: datetime | None = None) -> ClusterWarning | None:
+def _newest_warning(
+    attempt: Attempt, pod: PodView | None = None, since: datetime | None = None
+) -> ClusterWarning | None:
     """Return the newest warning about a pod, or the Job, that still holds.
 
     Warnings from before the Job's start, before the pod, or of the Job before its newest pods have expired.
@@ -200,21 +202,21 @@ def _is_of(warning: ClusterWarning, pod: PodView | None) -> bool:
 
 def pod_failure(pod: PodView) -> Failure:
     """Return why a pod failed: what the container said, else what Kubernetes says."""
-    said = reported_failure(pod.termination_message)
-    return _redacted(said) if said is not None else _observed(pod)
+    reported = reported_failure(pod.termination_message)
+    return _redacted(reported) if reported is not None else _observed(pod)
 
 
-def _redacted(said: Failure) -> Failure:
+def _redacted(reported: Failure) -> Failure:
     """Return what a container reports, without credentials: the image may be any."""
-    remedies = [each.model_copy(update={"text": redact(each.text, MAX_REMEDY)}) for each in said.remedies]
-    facts = {key: redact(value) for key, value in said.facts.items()}
-    return said.model_copy(update={"message": redact(said.message), "remedies": remedies, "facts": facts})
+    remedies = [each.model_copy(update={"text": redact(each.text, MAX_REMEDY)}) for each in reported.remedies]
+    facts = {key: redact(value) for key, value in reported.facts.items()}
+    return reported.model_copy(update={"message": redact(reported.message), "remedies": remedies, "facts": facts})
 
 
 def _observed(pod: PodView) -> Failure:
     if pod.exit_code == ExitCode.PEER_LOST:
         return failure(_R.PEER_LOST, f"pod {pod.name} ended, as another pod of its job was gone")
-    found = _taken_away(pod) or _never_ran(pod)
+    found = _ended_by_cluster(pod) or _never_ran(pod)
     if found is not None:
         return found
     if pod.exit_reason == "ContainerStatusUnknown":
@@ -226,27 +228,27 @@ def _observed(pod: PodView) -> Failure:
         text = f"pod {pod.name} was killed (exit 137), and the node does not report that it used too much memory"
         return failure(_R.KILLED, text)
     if pod.exit_code == _TERMINATED and (
-        interrupted_activity(pod.termination_message) or pod.termination_message.strip() in _NO_WORDS
+        interrupted_activity(pod.termination_message) or pod.termination_message.strip() in _EMPTY_MESSAGES
     ):
         return failure(_R.KILLED, f"{_exit_text(pod)}: its process was sent SIGTERM", *_ENDED)
-    return failure(_R.INTERNAL_ERROR, _exit_text(pod), *_silent(pod))
+    return failure(_R.INTERNAL_ERROR, _exit_text(pod), *_no_message_remedies(pod))
 
 
-def _taken_away(pod: PodView) -> Failure | None:
+def _ended_by_cluster(pod: PodView) -> Failure | None:
     """Return why the cluster ended a pod, or None where it did not.
 
     The kubelet says DisruptionTarget for pressure on the node only; a pod over its own disk limit is evicted without.
     """
-    said = f": {pod.status_message}" if pod.status_message else ""
+    detail = f": {pod.status_message}" if pod.status_message else ""
     if pod.status_reason == "NodeLost" or pod.disruption in LOST_NODE:
-        return failure(_R.NODE_LOST, f"node {pod.node} of pod {pod.name} was lost{said}")
+        return failure(_R.NODE_LOST, f"node {pod.node} of pod {pod.name} was lost{detail}")
     if pod.disruption == "TerminationByKubelet":
         reason = _R.NODE_PRESSURE if pod.status_reason in ("Evicted", "Preempting") else _R.NODE_LOST
-        return failure(reason, f"node {pod.node} ended pod {pod.name}{said}")
+        return failure(reason, f"node {pod.node} ended pod {pod.name}{detail}")
     if pod.disruption is not None:
-        return failure(_R.NODE_LOST, f"pod {pod.name} was ended by the cluster ({pod.disruption}){said}")
+        return failure(_R.NODE_LOST, f"pod {pod.name} was ended by the cluster ({pod.disruption}){detail}")
     if pod.status_reason == "Evicted":
-        return failure(_R.DISK_FULL, f"pod {pod.name} was evicted{said}")
+        return failure(_R.DISK_FULL, f"pod {pod.name} was evicted{detail}")
     return None
 
 
@@ -262,10 +264,10 @@ def _never_ran(pod: PodView) -> Failure | None:
 def _exit_text(pod: PodView) -> str:
     if pod.exit_code is None:
         return f"pod {pod.name} failed before its container started: no reason given"
-    said = interrupted_activity(pod.termination_message) or pod.termination_message.strip()
+    message = interrupted_activity(pod.termination_message) or pod.termination_message.strip()
     how = "was terminated, and ended" if pod.deleting else "ended"
     return f"pod {pod.name} {how} with exit code {pod.exit_code}" + (
-        f": {said}" if said not in _NO_WORDS else " and left no message"
+        f": {message}" if message not in _EMPTY_MESSAGES else " and left no message"
     )
 
 
@@ -277,11 +279,11 @@ def without_message(command: str) -> tuple[Remedy, ...]:
     )
 
 
-def _silent(pod: PodView) -> tuple[Remedy, ...]:
+def _no_message_remedies(pod: PodView) -> tuple[Remedy, ...]:
     """Return the remedies where a container has left no message; none where it has left one."""
     if pod.exit_code is None:
         return (retry(f"Fix what kubectl describe pod {pod.name} -n {pod.namespace} shows"),)
-    if pod.termination_message.strip() not in _NO_WORDS:
+    if pod.termination_message.strip() not in _EMPTY_MESSAGES:
         return ()
     return without_message(f"kubectl logs {pod.name} -n {pod.namespace}")
 
@@ -306,7 +308,7 @@ def job_failure(
         end = last_end(status or {})
         text = f"Job {job.name} failed ({job.failed_reason}: {job.failed_message}) and its pods are gone"
         text = f"{text}; the last attempt's end: {end}" if end else text
-        return of_role(failure(_R.RETRIES_EXHAUSTED, text, *GONE), job.role), None
+        return of_role(failure(_R.RETRIES_EXHAUSTED, text, *LOG_LOST), job.role), None
     found, attempts = pod_failure(pod), _attempts(attempt, status)
     if found.reason == _R.INTERNAL_ERROR and attempts > 1 and reported_failure(pod.termination_message) is None:
         found = found.model_copy(update={"reason": _R.RETRIES_EXHAUSTED})
@@ -326,7 +328,7 @@ def _attempts(attempt: Attempt, status: Mapping[str, Any] | None) -> int:
 def of_role(found: Failure, role: str) -> Failure:
     """Return a failure of a Job of that role, with remedies for the limits that its pod has: not always the spec's."""
     own = tuple(found.remedies)
-    if role == Task.PUBLISH_BEST and found.reason == _R.RETRIES_EXHAUSTED and own in ((), GONE):
+    if role == Task.PUBLISH_BEST and found.reason == _R.RETRIES_EXHAUSTED and own in ((), LOG_LOST):
         return found.model_copy(update={"remedies": list(_PUBLISH_BEST_RETRIES)})
     if role not in _CHECKS or found.reason not in _LIMITS or own == _ENDED:
         return found

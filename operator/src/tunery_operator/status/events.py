@@ -20,7 +20,7 @@ from tunery_operator.observed.attempt_history import (
 )
 from tunery_operator.observed.event import RETRIED, Event
 from tunery_operator.status.conditions import NOT_REPORTING, STOPPING
-from tunery_operator.status.retries import PREVIOUS_ATTEMPT, attempt_words, was_ended
+from tunery_operator.status.retries import PREVIOUS_ATTEMPT, attempt_name, interruption_text
 
 DATASET_WARNING: Final = "DatasetWarning"
 RANK_TOO_LOW: Final = "RankTooLow"
@@ -42,7 +42,7 @@ _DERIVED: Final = frozenset({ConditionType.FINISHED, ConditionType.RECONCILING, 
 _ENDS: Final = frozenset({ConditionType.SUCCEEDED, ConditionType.FAILED, ConditionType.STOPPED})
 _OUTCOMES: Final = frozenset({ConditionType.ADAPTER_UPLOADED, ConditionType.OUTPUT_UPLOADED, ConditionType.EVALUATED})
 """Conditions that, once True, tell what came of an object."""
-_TAKEN_AWAY: Final = frozenset(
+_DISRUPTIONS: Final = frozenset(
     {EVICTED, PREEMPTED, VANISHED, FailureReason.NODE_LOST.value, FailureReason.NODE_PRESSURE.value}
 )
 """Ends of an attempt that an event tells, though it is none of its faults."""
@@ -76,12 +76,12 @@ def transitions(old: Mapping[str, Any], new: Mapping[str, Any], *, of_trial: boo
     events: dict[str, Event] = {}
     warnings = _dataset_warnings(new)
     if warnings and warnings != _dataset_warnings(old):
-        events[DATASET_WARNING] = Event(DATASET_WARNING, "; ".join(warnings), True, _judged(new))
+        events[DATASET_WARNING] = Event(DATASET_WARNING, "; ".join(warnings), True, _preflight_time(new))
     if _is_retried(old, new):
         text = f"it is retried, as the annotation {RETRY_ANNOTATION} requests"
         events[RETRIED] = Event(RETRIED, text, False, str(new["observedRetry"]))
-    if _is_refused(old, new):
-        events[RETRY_REFUSED] = Event(RETRY_REFUSED, _why_refused(new, of_trial), True, str(new["observedRetry"]))
+    if _is_rejected(old, new):
+        events[RETRY_REFUSED] = Event(RETRY_REFUSED, _rejection_note(new, of_trial), True, str(new["observedRetry"]))
     events.update({event.reason: event for event in (*_of_trials(old, new), *_of_attempt(old, new))})
     for condition in _changed(old, new):
         reason = condition["reason"]
@@ -91,7 +91,7 @@ def transitions(old: Mapping[str, Any], new: Mapping[str, Any], *, of_trial: boo
             note = condition.get("message") or reason
             first = events.setdefault(reason, Event(reason, note, warning, condition["lastTransitionTime"]))
             # Of several conditions one tells it whole.
-            note, ends = max(first.note, note, key=len), first.ends or _tells_the_end(condition, new)
+            note, ends = max(first.note, note, key=len), first.ends or _reports_end(condition, new)
             events[reason] = replace(first, note=note, ends=ends)
     return tuple(events.values())
 
@@ -104,16 +104,16 @@ def _of_attempt(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Even
     if ended is None or not is_news or not failure or new.get("phase") in FINAL_PHASES:
         return
     pod = ended["pod"] if "index" in ended else None
-    called, time = attempt_words(ended.get("attempt") or new["attempts"], pod), str(ended["endTime"])
+    name, time = attempt_name(ended.get("attempt") or new["attempts"], pod), str(ended["endTime"])
     before = (failure.get("facts") or {}).get(PREVIOUS_ATTEMPT)
     reason = str(ended["reason"])
-    if reason in _TAKEN_AWAY:
-        yield Event(reason, was_ended(called, reason), reason in _FAILURES, time)
+    if reason in _DISRUPTIONS:
+        yield Event(reason, interruption_text(name, reason), reason in _FAILURES, time)
     elif before:
-        yield Event(_ATTEMPT_FAILED, f"{called} {before}", True, time)
+        yield Event(_ATTEMPT_FAILED, f"{name} {before}", True, time)
 
 
-def _tells_the_end(condition: Mapping[str, Any], status: Mapping[str, Any]) -> bool:
+def _reports_end(condition: Mapping[str, Any], status: Mapping[str, Any]) -> bool:
     """Tell whether a condition says how its object ended: also the verdict on its health, in the write that ends it."""
     if condition["type"] == ConditionType.HEALTHY:
         return status.get("phase") in FINAL_PHASES
@@ -144,7 +144,7 @@ def _dataset_warnings(status: Mapping[str, Any]) -> list[str]:
     return (status.get("dataset") or {}).get("warnings") or []
 
 
-def _judged(status: Mapping[str, Any]) -> str:
+def _preflight_time(status: Mapping[str, Any]) -> str:
     """Return when preflight last spoke, or was left out."""
     times = [c["lastTransitionTime"] for c in status.get("conditions") or () if c["type"] == ConditionType.PREFLIGHT]
     return times[0] if times else str(status.get("startTime") or "")
@@ -154,14 +154,14 @@ def _is_retried(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     return old.get("phase") == Phase.FAILED.value and new.get("phase") not in (None, Phase.FAILED.value)
 
 
-def _is_refused(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+def _is_rejected(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     """Tell whether an object that has ended rejects a requested retry; a failed one that does is a trial."""
     ended = new.get("phase") in FINAL_PHASES
-    asked = new.get("observedRetry") not in (None, old.get("observedRetry"))
-    return ended and asked and old.get("phase") == new.get("phase")
+    requested = new.get("observedRetry") not in (None, old.get("observedRetry"))
+    return ended and requested and old.get("phase") == new.get("phase")
 
 
-def _why_refused(status: Mapping[str, Any], of_trial: bool) -> str:
+def _rejection_note(status: Mapping[str, Any], of_trial: bool) -> str:
     """Return why an object that has ended is not tried again, and what does it instead."""
     if status.get("phase") == Phase.SUCCEEDED.value:
         return f"it has succeeded and is not retried{_NEW_OBJECT}"
@@ -182,15 +182,15 @@ def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Mapping
     stops = any(reason == STOPPING for _, reason in before.values())
     newest, ended = {entry["uid"] for entry in newest_attempt(new)}, newest_attempt(old)
     # What has ended was told of as it did; and the Job controller ends the other pods of its attempt, nobody else.
-    over = [entry["uid"] in newest for entry in ended if entry.get("endTime") and entry.get("reason") != NOT_NEEDED]
-    told_before = {STOPPING} if any(over) else set()
-    if old.get("failure") and over and len(over) == len(ended) and all(over):
-        told_before |= {_ATTEMPT_FAILED, *_TAKEN_AWAY}
+    closed = [entry["uid"] in newest for entry in ended if entry.get("endTime") and entry.get("reason") != NOT_NEEDED]
+    already_reported = {STOPPING} if any(closed) else set()
+    if old.get("failure") and closed and len(closed) == len(ended) and all(closed):
+        already_reported |= {_ATTEMPT_FAILED, *_DISRUPTIONS}
     for condition in new.get("conditions") or ():
-        told = condition["status"], condition["reason"]
-        if condition["type"] in _DERIVED or before.get(condition["type"]) == told:
+        current = condition["status"], condition["reason"]
+        if condition["type"] in _DERIVED or before.get(condition["type"]) == current:
             continue
-        if condition["type"] == ConditionType.RUNNING and condition["reason"] in told_before:
+        if condition["type"] == ConditionType.RUNNING and condition["reason"] in already_reported:
             continue
         # Who asked for the stop and what the pod does of it is one piece of news; the condition tells the rest.
         if not (stops and condition["reason"] == STOPPING):

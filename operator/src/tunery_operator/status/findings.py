@@ -26,12 +26,12 @@ def record_findings(
     if not builder.snapshot.definition.holds("findings"):
         return
     if findings is not None:
-        told = [finding.to_json_dict() for finding in findings]
-        builder.put(findings=_with_sentences(told, builder.fields.get("findings"), ("type", "step")) or None)
-        _judge(builder)
+        values = [finding.to_json_dict() for finding in findings]
+        builder.put(findings=_with_sentences(values, builder.fields.get("findings"), ("type", "step")) or None)
+        _set_healthy(builder)
     if checks:
-        told = [check.to_json_dict() for check in checks]
-        builder.put(checks=_with_sentences(told, builder.fields.get("checks"), ("name", "result")))
+        values = [check.to_json_dict() for check in checks]
+        builder.put(checks=_with_sentences(values, builder.fields.get("checks"), ("name", "result")))
 
 
 def explain_rejection(builder: StatusBuilder) -> None:
@@ -53,10 +53,10 @@ def close_checks(builder: StatusBuilder) -> None:
     """Say of each check that waits for training that there will be none any more."""
     checks = builder.fields.get("checks")
     if checks:
-        builder.put(checks=[{**each, _MESSAGE: NOT_TOLD} if _waits(each) else each for each in checks])
+        builder.put(checks=[{**each, _MESSAGE: NOT_TOLD} if _awaits_training(each) else each for each in checks])
 
 
-def _waits(check: Mapping[str, Any]) -> bool:
+def _awaits_training(check: Mapping[str, Any]) -> bool:
     return check.get(_MESSAGE) == TRAINING_TELLS
 
 
@@ -72,11 +72,11 @@ def _with_sentences(
     return new
 
 
-def _judge(builder: StatusBuilder) -> None:
+def _set_healthy(builder: StatusBuilder) -> None:
     """Set Healthy: False with the most severe finding as its reason, where one is a warning or a problem."""
     findings = builder.fields.get("findings") or []
-    gravest = worst([each["severity"] for each in findings])
-    found = next((each for each in findings if each["severity"] == gravest), None)
+    severity = worst([each["severity"] for each in findings])
+    found = next((each for each in findings if each["severity"] == severity), None)
     if found is None:
         builder.conditions.set(ConditionType.HEALTHY, True, HEALTHY, _FINE)
         return

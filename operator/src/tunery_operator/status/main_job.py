@@ -18,30 +18,30 @@ from tunery_operator.observed.pod import PodView
 from tunery_operator.status.attempts import end_reason
 from tunery_operator.status.builder import StatusBuilder
 from tunery_operator.status.conditions import (
-    AT_WORK,
     FINISHING,
-    HELD,
+    JOB_SUSPENDED,
     NOT_REPORTING,
     OUT_OF_TIME,
     POD_STARTED,
     STOPPING,
+    WORKING_PHASES,
 )
-from tunery_operator.status.diagnosis import GONE, is_node_lost, job_failure, lost_node, of_role, pod_failure
+from tunery_operator.status.diagnosis import LOG_LOST, is_node_lost, job_failure, lost_node, of_role, pod_failure
 from tunery_operator.status.reports import first_pod_succeeded, is_downloading, only_starts, publishes_alone
 from tunery_operator.status.results import check_result, record_checkpoint, record_progress, record_termination_message
 from tunery_operator.status.retries import (
     PREVIOUS_ATTEMPT,
-    attempt_words,
+    attempt_name,
     ended_pod,
     ends_its_job,
     failed_too_often,
     failure_of_lost_pod,
+    interruption_text,
     lost_root_cause,
     of_one_attempt,
     retries_used,
     root_cause_pod,
     same_end_twice,
-    was_ended,
 )
 from tunery_operator.status.snapshot import Snapshot
 from tunery_operator.status.suspension import SAVES, check_queue, is_queued, release_quota
@@ -56,9 +56,9 @@ BACKOFF_GRACE: Final = timedelta(seconds=75)
 SILENCE_GRACE: Final = timedelta(minutes=2)
 """The same, from its last report: it repeats that every PROGRESS_EVERY_SECONDS, whatever it computes."""
 _RESULT: Final = "Its result does not depend on these reports"
-MEETING_GRACE: Final = timedelta(minutes=2)
+RENDEZVOUS_GRACE: Final = timedelta(minutes=2)
 """In which pods that work together begin, once all run; a large model, or one that is downloaded, takes longer."""
-_IN_THE_LOG: Final = frozenset({FailureReason.INTERNAL_ERROR, FailureReason.RETRIES_EXHAUSTED})
+_CAUSE_IN_LOG: Final = frozenset({FailureReason.INTERNAL_ERROR, FailureReason.RETRIES_EXHAUSTED})
 """Failures whose cause only the pod's log shows."""
 _NOT_RETRIED: Final = FailureReason.DISK_FULL
 """Kubernetes cannot be told to end a Job for it: the same limit is met again."""
@@ -94,16 +94,16 @@ def check_main_job(builder: StatusBuilder) -> bool:
 
 def _failed(builder: StatusBuilder, attempt: Attempt) -> tuple[Failure, int | None]:
     """Return why a Job has failed, and its last exit code: the ledger knows of a pod that is gone."""
-    gone = lost_root_cause(builder.fields, attempt)
-    if gone is not None and attempt.job.failed_reason != "DeadlineExceeded":
-        return failure_of_lost_pod(attempt.job, gone, int(builder.fields.get("attempts") or 1)), None
+    lost = lost_root_cause(builder.fields, attempt)
+    if lost is not None and attempt.job.failed_reason != "DeadlineExceeded":
+        return failure_of_lost_pod(attempt.job, lost, int(builder.fields.get("attempts") or 1)), None
     return job_failure(attempt, builder.snapshot.platform, root_cause_pod(builder.fields, attempt), builder.fields)
 
 
 def _ended_at(builder: StatusBuilder, attempt: Attempt) -> datetime | None:
-    gone = lost_root_cause(builder.fields, attempt)
-    if gone is not None:
-        return parse_time(gone["endTime"])
+    lost = lost_root_cause(builder.fields, attempt)
+    if lost is not None:
+        return parse_time(lost["endTime"])
     pod = ended_pod(builder.fields, attempt) or attempt.last
     return (pod.finished_at if pod is not None else None) or attempt.job.ended_at
 
@@ -130,7 +130,7 @@ def _would_repeat(builder: StatusBuilder, attempt: Attempt, pod: PodView) -> Fai
     if attempt.job.nodes > 1 and failed_too_often(builder.fields, attempt):
         found = _failed(builder, attempt)[0]
         # The Job is deleted for it, and the log with its pods.
-        return found.model_copy(update={"remedies": list(GONE)}) if found.reason in _IN_THE_LOG else found
+        return found.model_copy(update={"remedies": list(LOG_LOST)}) if found.reason in _CAUSE_IN_LOG else found
     return None
 
 
@@ -156,32 +156,32 @@ def show_pod(builder: StatusBuilder, attempt: Attempt) -> None:
     pod, job = attempt.last, attempt.job
     builder.put(pods=f"{attempt.running}/{job.nodes}" if job.nodes > 1 else None)
     now = builder.snapshot.now
-    going = [each for each in attempt.newest if each.running and (each.deleting or is_node_lost(each, now))]
-    lost = next((each for each in going if is_node_lost(each, now)), None)
-    over = next((each for each in attempt.newest if each.exit_code == ExitCode.USER_ERROR), None)
+    stopping = [each for each in attempt.newest if each.running and (each.deleting or is_node_lost(each, now))]
+    lost = next((each for each in stopping if is_node_lost(each, now)), None)
+    failed = next((each for each in attempt.newest if each.exit_code == ExitCode.USER_ERROR), None)
     if pod is not None and publishes_alone(builder.snapshot, attempt):
         _show_activity(builder, pod, attempt)
     elif pod is not None and first_pod_succeeded(attempt) and lost is None:
         # The others are told to end, as the Job is complete with it, once all of them have.
         _show_ended_pod(builder, attempt, pod)
-    elif going and over is not None and lost is None:
+    elif stopping and failed is not None and lost is None:
         # The others are told to end for it, and one that has only just begun takes its time.
-        _show_ended_pod(builder, attempt, over)
-    elif going:
-        told = f"{len(going)} of {job.nodes} pods are terminating" if going[1:] else ""
-        _show_stopping(builder, lost or going[0], told)
+        _show_ended_pod(builder, attempt, failed)
+    elif stopping:
+        count_text = f"{len(stopping)} of {job.nodes} pods are terminating" if stopping[1:] else ""
+        _show_stopping(builder, lost or stopping[0], count_text)
     elif pod is not None and attempt.together and of_one_attempt(builder.fields, attempt):
         _show_activity(builder, pod, attempt)
     elif job.suspend:
-        _show_held(builder, attempt)
+        _show_suspended(builder, attempt)
     else:
         _show_waiting(builder, attempt)
 
 
 def _show_activity(builder: StatusBuilder, pod: PodView, attempt: Attempt) -> None:
     nodes = attempt.job.nodes
-    beside = f" (the first of {nodes} pods)" if nodes > 1 else ""
-    reason, text = _activity(builder, pod), f"pod {pod.name} on node {pod.node}{beside}"
+    suffix = f" (the first of {nodes} pods)" if nodes > 1 else ""
+    reason, text = _activity(builder, pod), f"pod {pod.name} on node {pod.node}{suffix}"
     silent = _show_reporting(builder, pod)
     if silent and reason == POD_STARTED:
         reason = NOT_REPORTING
@@ -193,19 +193,19 @@ def _show_activity(builder: StatusBuilder, pod: PodView, attempt: Attempt) -> No
     elif reason == POD_STARTED and nodes > 1:
         text = f"{text} starts: it loads what it needs, and then begins with the others"
     if reason in (POD_STARTED, NOT_REPORTING) and nodes > 1:
-        text = f"{text}{_meeting_problem(builder, attempt)}"
+        text = f"{text}{_rendezvous_problem(builder, attempt)}"
     builder.conditions.set(_RUNNING, True, reason, text)
 
 
-def _meeting_problem(builder: StatusBuilder, attempt: Attempt) -> str:
+def _rendezvous_problem(builder: StatusBuilder, attempt: Attempt) -> str:
     """Return what may block the connection of pods that should have begun, as the end of a sentence."""
     last = max((pod.started_at for pod in attempt.newest if pod.started_at is not None), default=None)
-    if last is None or builder.snapshot.now < last + MEETING_GRACE:
+    if last is None or builder.snapshot.now < last + RENDEZVOUS_GRACE:
         return ""
-    ports = ", ".join(map(str, NODES_PORTS))
+    ports, minutes = ", ".join(map(str, NODES_PORTS)), RENDEZVOUS_GRACE.seconds // 60
     return (
-        f". All of them have run for {MEETING_GRACE.seconds // 60} minutes: if their logs show nothing new, they may "
-        f"not reach each other. Let each resolve the names of Service {nodes_service(builder.snapshot.owner.uid)}, and "
+        f". All of them have run for {minutes} minutes: if their logs show nothing new, they may not reach each other. "
+        f"Let each resolve the names of Service {nodes_service(builder.snapshot.owner.uid)}, and "
         f"allow TCP {ports} and further ports between them (docs/operations.md#several-nodes)"
     )
 
@@ -217,41 +217,43 @@ def _show_reporting(builder: StatusBuilder, pod: PodView) -> bool:
         builder.conditions.drop(reported)
         return False
     silence = seconds_until_silent(snapshot)
-    silent, heard = silence is not None and silence <= 0, snapshot.reporter == pod.uid or _was_heard(snapshot, pod)
-    if heard and not silent:
+    silent = silence is not None and silence <= 0
+    has_reported = snapshot.reporter == pod.uid or _reported_before_restart(snapshot, pod)
+    if has_reported and not silent:
         builder.conditions.set(reported, True, reported.value, f"pod {pod.name} reports")
         return False
     if snapshot.status.get("podName") != pod.name:
         # It was said of an earlier attempt.
         builder.conditions.drop(reported)
-    told = builder.conditions.status(reported)
-    is_news = told is None or told == ConditionStatus.TRUE or snapshot.distrust is not None
+    previous = builder.conditions.status(reported)
+    is_news = previous is None or previous == ConditionStatus.TRUE or snapshot.certificate_fault is not None
     if silent and is_news:
-        builder.conditions.set(reported, False, NOT_REPORTING, _silence_text(pod, snapshot.distrust, heard=heard))
+        text = _silence_text(pod, snapshot.certificate_fault, has_reported=has_reported)
+        builder.conditions.set(reported, False, NOT_REPORTING, text)
     return builder.conditions.is_false(reported)
 
 
-def _was_heard(snapshot: Snapshot, pod: PodView) -> bool:
+def _reported_before_restart(snapshot: Snapshot, pod: PodView) -> bool:
     """Return whether the operator heard of the pod before its restart, as the status has it.
 
     What this operator hears it knows by the reporter: a late word of the pod before says nothing of this one.
     """
     if snapshot.progress is not None or pod.started_at is None:
         return False
-    heard = parse_time((snapshot.status.get("progress") or {}).get("lastUpdateTime"))
-    return heard is not None and heard > pod.started_at
+    last_report = parse_time((snapshot.status.get("progress") or {}).get("lastUpdateTime"))
+    return last_report is not None and last_report > pod.started_at
 
 
-def _silence_text(pod: PodView, distrust: str | None, *, heard: bool) -> str:
+def _silence_text(pod: PodView, fault: str | None, *, has_reported: bool) -> str:
     """Return what is wrong where a pod does not report, or not any more, and what to do."""
     log = f"kubectl logs {pod.name} -n {pod.namespace} says why a report could not be sent, and how far it is"
-    if distrust is not None:
-        since = "has stopped reporting" if heard else "has run for two minutes and has reported nothing"
+    if fault is not None:
+        since = "has stopped reporting" if has_reported else "has run for two minutes and has reported nothing"
         return (
-            f"pod {pod.name} {since}: it cannot trust the certificate of the operator's endpoint: {distrust}. Ask "
+            f"pod {pod.name} {since}: it cannot trust the certificate of the operator's endpoint: {fault}. Ask "
             f"a cluster admin to correct progress.certificate in the chart's values; {log}. {_RESULT}"
         )
-    if heard:
+    if has_reported:
         return (
             f"pod {pod.name} has stopped reporting: {log}. If the operator's certificate was replaced, pods that start "
             f"from now on report again. {_RESULT}"
@@ -272,8 +274,8 @@ def seconds_until_silent(snapshot: Snapshot) -> float | None:
     if not pod.running or pod.deleting or pod.started_at is None:
         return None
     reports = snapshot.reporter == pod.uid
-    if reports and snapshot.heard_at is not None:
-        return (snapshot.heard_at + SILENCE_GRACE - snapshot.now).total_seconds()
+    if reports and snapshot.reported_at is not None:
+        return (snapshot.reported_at + SILENCE_GRACE - snapshot.now).total_seconds()
     return (max(pod.started_at + REPORT_GRACE, since + BACKOFF_GRACE) - snapshot.now).total_seconds()
 
 
@@ -294,7 +296,7 @@ def _show_stopping(builder: StatusBuilder, pod: PodView, several: str = "") -> N
         builder.conditions.set(_RUNNING, False, STOPPING, f"pod {pod.name} ends")
 
 
-def _show_held(builder: StatusBuilder, attempt: Attempt) -> None:
+def _show_suspended(builder: StatusBuilder, attempt: Attempt) -> None:
     """Show what suspends a Job: the user, a queue, or another client."""
     pod, job = next((each for each in attempt.newest if not each.finished), None), attempt.job
     if pod is not None:
@@ -305,18 +307,19 @@ def _show_held(builder: StatusBuilder, attempt: Attempt) -> None:
         builder.conditions.set(_RUNNING, False, "Stopped", "the Job is suspended and has no pod")
     else:
         text = f"Job {job.name} was suspended by another client; it resumes once its spec.suspend is false"
-        builder.conditions.set(_RUNNING, False, HELD, text)
+        builder.conditions.set(_RUNNING, False, JOB_SUSPENDED, text)
 
 
 def _show_waiting(builder: StatusBuilder, attempt: Attempt) -> None:
-    pod, job, gone = ended_pod(builder.fields, attempt), attempt.job, lost_root_cause(builder.fields, attempt)
+    pod, job, lost = ended_pod(builder.fields, attempt), attempt.job, lost_root_cause(builder.fields, attempt)
     found = builder.blocker(attempt)
     if found is not None:
-        builder.show_blocker(_with_the_end_before(builder, attempt, found))
+        builder.show_blocker(_with_previous_attempt(builder, attempt, found))
         builder.conditions.set(_RUNNING, False, str(found.reason), found.message)
-    elif gone is not None and job.nodes > 1 and gone["reason"] in DISRUPTIONS:
-        called, goes_on = attempt_words(gone["attempt"], gone["pod"]), not (job.lacks_first or job.lacks_another)
-        builder.conditions.set(_RUNNING, False, gone["reason"], was_ended(called, gone["reason"], goes_on=goes_on))
+    elif lost is not None and job.nodes > 1 and lost["reason"] in DISRUPTIONS:
+        name, is_retried = attempt_name(lost["attempt"], lost["pod"]), not (job.lacks_first or job.lacks_another)
+        text = interruption_text(name, lost["reason"], is_retried=is_retried)
+        builder.conditions.set(_RUNNING, False, lost["reason"], text)
     elif pod is not None and not (attempt.running and pod.exit_code == ExitCode.PEER_LOST):
         _show_ended_pod(builder, attempt, pod)
     elif attempt.running:
@@ -331,17 +334,17 @@ def _show_waiting(builder: StatusBuilder, attempt: Attempt) -> None:
         builder.conditions.set(_RUNNING, False, "Starting", f"Job {job.name} waits for its {pods} to start")
 
 
-def _with_the_end_before(builder: StatusBuilder, attempt: Attempt, found: Failure) -> Failure:
+def _with_previous_attempt(builder: StatusBuilder, attempt: Attempt, found: Failure) -> Failure:
     """Return what blocks the next attempt, with how the previous attempt failed."""
     ended = root_cause_pod(builder.fields, attempt) if lost_root_cause(builder.fields, attempt) is None else None
     if ended is None or end_reason(ended, builder.snapshot, builder.conditions) in DISRUPTIONS:
         return found
     before = pod_failure(ended)
-    text = f"failed{_used(builder, attempt)}: {before.reason}: {before.message}"
+    text = f"failed{_retries_used_text(builder, attempt)}: {before.reason}: {before.message}"
     return found.model_copy(update={"facts": {**found.facts, PREVIOUS_ATTEMPT: redact(text)}})
 
 
-def _used(builder: StatusBuilder, attempt: Attempt) -> str:
+def _retries_used_text(builder: StatusBuilder, attempt: Attempt) -> str:
     """Return how many retries are used up, as it follows "failed"; empty if that is not known for sure."""
     used = retries_used(builder.fields, attempt)
     return f" ({used} of {attempt.job.retries} retries used)" if used is not None else ""
@@ -354,20 +357,20 @@ def _show_ended_pod(builder: StatusBuilder, attempt: Attempt, pod: PodView) -> N
         return
     found = pod_failure(pod)
     number = attempt_numbers(builder.fields).get(pod.uid, builder.fields.get("attempts", 1))
-    called = attempt_words(number, None if pod.index is None else pod.name)
+    name = attempt_name(number, None if pod.index is None else pod.name)
     if ends_its_job(builder, attempt, pod) or _would_repeat(builder, attempt, pod) is not None:
-        text = f"{called} failed, and is not retried: {found.reason}: {found.message}"
-        _show_last_end(builder, f"{text}; Job {pod.job} ends" if pod.job else text)
+        text = f"{name} failed, and is not retried: {found.reason}: {found.message}"
+        _show_final_attempt(builder, f"{text}; Job {pod.job} ends" if pod.job else text)
         return
     how = end_reason(pod, builder.snapshot, builder.conditions)
     if how in DISRUPTIONS:
-        builder.conditions.set(_RUNNING, False, how, was_ended(called, how))
+        builder.conditions.set(_RUNNING, False, how, interruption_text(name, how))
         return
-    text = f"{called} failed{_used(builder, attempt)}: {found.reason}: {found.message}"
+    text = f"{name} failed{_retries_used_text(builder, attempt)}: {found.reason}: {found.message}"
     builder.conditions.set(_RUNNING, False, "AttemptFailed", text)
 
 
-def _show_last_end(builder: StatusBuilder, text: str) -> None:
+def _show_final_attempt(builder: StatusBuilder, text: str) -> None:
     """Say of a pod that no other follows that it has ended; its phase stays until its Job has ended, too: seconds."""
     reason = builder.conditions.reason(_RUNNING)
     if builder.conditions.is_true(_RUNNING) and reason:
@@ -381,8 +384,8 @@ def _activity(builder: StatusBuilder, pod: PodView) -> str:
     report = builder.snapshot.progress if builder.snapshot.reporter == pod.uid else None
     if report is None:
         known = builder.conditions.reason(_RUNNING)
-        told = builder.conditions.is_true(_RUNNING) and builder.snapshot.status.get("podName") == pod.name
-        return known if told and known and known not in _ENDING else POD_STARTED
+        is_same_pod = builder.conditions.is_true(_RUNNING) and builder.snapshot.status.get("podName") == pod.name
+        return known if is_same_pod and known and known not in _ENDING else POD_STARTED
     if is_downloading(report):
         return Phase.DOWNLOADING.value
     if only_starts(report):
@@ -391,4 +394,4 @@ def _activity(builder: StatusBuilder, pod: PodView) -> str:
         # What the trainer calls done is done only when its Job says so, too, and the bucket was read again.
         return Phase.UPLOADING.value
     # A pod does not say that its object has ended, nor that it waits.
-    return (report.phase if report.phase in AT_WORK else builder.snapshot.running.working_phase).value
+    return (report.phase if report.phase in WORKING_PHASES else builder.snapshot.running.working_phase).value

@@ -20,21 +20,21 @@ from tunery_operator.status.suspension import check_queue, is_queued
 PREFLIGHT_ONLY: Final = "PreflightOnly"
 """Reason of Succeeded=True where nothing was to be trained."""
 _PREFLIGHT: Final = ConditionType.PREFLIGHT
-_AT_WORK: Final = "PreflightRunning"
+_PREFLIGHT_RUNNING: Final = "PreflightRunning"
 
 
 def check_preflight(builder: StatusBuilder) -> bool:
     """Show the preflight Job; return True while no Job may follow it, or if none does."""
-    if _nothing_to_judge(builder):
-        return _ends_there(builder)
-    return _judge(builder) or _ends_there(builder)
+    if _is_settled(builder):
+        return _check_preflight_only(builder)
+    return _check_job(builder) or _check_preflight_only(builder)
 
 
-def _nothing_to_judge(builder: StatusBuilder) -> bool:
+def _is_settled(builder: StatusBuilder) -> bool:
     return not builder.snapshot.running.has_preflight or builder.conditions.is_true(_PREFLIGHT)
 
 
-def _ends_there(builder: StatusBuilder) -> bool:
+def _check_preflight_only(builder: StatusBuilder) -> bool:
     """End an object whose checks are all that the spec requests, and have passed."""
     snapshot = builder.snapshot
     if not snapshot.preflight_only:
@@ -45,7 +45,7 @@ def _ends_there(builder: StatusBuilder) -> bool:
     return True
 
 
-def _judge(builder: StatusBuilder) -> bool:
+def _check_job(builder: StatusBuilder) -> bool:
     snapshot = builder.snapshot
     if not snapshot.preflight_needed:
         builder.conditions.set(_PREFLIGHT, True, "PreflightSkipped", "spec.preflight is Skip")
@@ -62,12 +62,12 @@ def _judge(builder: StatusBuilder) -> bool:
         found, exit_code = job_failure(attempt, builder.snapshot.platform)
         report = parse_report(attempt.last.termination_message) if attempt.last is not None else None
         if report is not None:
-            _take_over(builder, report)
+            _record_report(builder, report)
         builder.conditions.set(_PREFLIGHT, False, str(found.reason), found.message)
         ended = attempt.last.finished_at if attempt.last is not None else None
         builder.fail(found, ended=ended or attempt.job.ended_at, exit_code=exit_code)
         return True
-    if not _is_too_long(builder, attempt):
+    if not _check_deadline(builder, attempt):
         _show_progress(builder, attempt)
     return True
 
@@ -85,14 +85,14 @@ def _check_report(builder: StatusBuilder, attempt: Attempt) -> bool:
         builder.conditions.set(_PREFLIGHT, False, str(found.reason), found.message)
         builder.fail(found, ended=pod.finished_at or attempt.job.ended_at)
         return True
-    _take_over(builder, report)
+    _record_report(builder, report)
     rows = report.dataset.rows if report.dataset else None
     text = "preflight checked data, model, credentials, and output" + (f"; {rows} rows" if rows else "")
     builder.conditions.set(_PREFLIGHT, True, "PreflightPassed", text)
     return False
 
 
-def _take_over(builder: StatusBuilder, report: PreflightReport) -> None:
+def _record_report(builder: StatusBuilder, report: PreflightReport) -> None:
     if report.dataset is not None:
         # Replaces the report of an earlier preflight: its findings may have been fixed.
         builder.put(dataset=report.dataset.to_json_dict())
@@ -102,7 +102,7 @@ def _take_over(builder: StatusBuilder, report: PreflightReport) -> None:
     record_findings(builder, None, planned(report.checks or ()))
 
 
-def _is_too_long(builder: StatusBuilder, attempt: Attempt) -> bool:
+def _check_deadline(builder: StatusBuilder, attempt: Attempt) -> bool:
     """End the object where preflight alone runs for longer than training may."""
     limit = builder.snapshot.deadline_seconds
     ran = sum(_seconds(builder, pod) for pod in attempt.pods)
@@ -127,7 +127,7 @@ def _show_progress(builder: StatusBuilder, attempt: Attempt) -> None:
         builder.show_blocker(found)
         builder.conditions.set(_PREFLIGHT, None, str(found.reason), found.message)
     elif pod is not None and pod.running:
-        builder.conditions.set(_PREFLIGHT, None, _AT_WORK, f"pod {pod.name} checks data, model and output")
+        builder.conditions.set(_PREFLIGHT, None, _PREFLIGHT_RUNNING, f"pod {pod.name} checks data, model and output")
     elif pod is not None and (pod.finished or pod.finished_at is not None):
         _show_ended_pod(builder, attempt, pod)
     elif is_queued(job):
@@ -139,11 +139,11 @@ def _show_progress(builder: StatusBuilder, attempt: Attempt) -> None:
 def _show_ended_pod(builder: StatusBuilder, attempt: Attempt, pod: PodView) -> None:
     """Show the end of a pod whose Job has not ended: it does seconds later, unless another attempt follows."""
     if pod.phase == "Succeeded" or pod.exit_code == 0:
-        builder.conditions.set(_PREFLIGHT, None, _AT_WORK, f"pod {pod.name} has succeeded")
+        builder.conditions.set(_PREFLIGHT, None, _PREFLIGHT_RUNNING, f"pod {pod.name} has succeeded")
         return
     found = pod_failure(pod)
     last = ends_its_job(builder, attempt, pod)
     text = f"attempt {len(attempt.pods)} of preflight failed{', and is not retried' if last else ''}"
     builder.conditions.set(
-        _PREFLIGHT, None, _AT_WORK if last else "AttemptFailed", f"{text}: {found.reason}: {found.message}"
+        _PREFLIGHT, None, _PREFLIGHT_RUNNING if last else "AttemptFailed", f"{text}: {found.reason}: {found.message}"
     )

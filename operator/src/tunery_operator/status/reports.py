@@ -50,7 +50,7 @@ def progress_fields(report: TrainerStatus) -> dict[str, Any]:
         fields["percentText"] = f"{report.percent}%"
     for theirs, ours in _COUNTERS.items():
         if fields[ours] is None:
-            fields[ours] = _whole(named.get(theirs))
+            fields[ours] = _whole_number(named.get(theirs))
     return {name: value for name, value in fields.items() if value is not None}
 
 
@@ -85,9 +85,9 @@ def publishes_alone(snapshot: Snapshot, attempt: Attempt | None) -> bool:
         return False
     if snapshot.progress is not None and snapshot.reporter == pod.uid:
         return snapshot.progress.phase in (Phase.UPLOADING, Phase.SUCCEEDED)
-    said = {"type": ConditionType.RUNNING.value, "status": "True", "reason": Phase.UPLOADING.value}.items()
-    told = any(said <= item.items() for item in snapshot.status.get("conditions") or ())
-    return told and snapshot.status.get("podName") == pod.name
+    uploading = {"type": ConditionType.RUNNING.value, "status": "True", "reason": Phase.UPLOADING.value}.items()
+    was_uploading = any(uploading <= item.items() for item in snapshot.status.get("conditions") or ())
+    return was_uploading and snapshot.status.get("podName") == pod.name
 
 
 def first_pod_succeeded(attempt: Attempt | None) -> bool:
@@ -107,7 +107,7 @@ def _eta(report: TrainerStatus) -> str | None:
     return None if seconds is None else format_duration(seconds)
 
 
-def _whole(text: str | None) -> int | None:
+def _whole_number(text: str | None) -> int | None:
     value = number(text)
     return None if value is None or value < 0 else int(value)
 

@@ -32,16 +32,16 @@ from tunery_operator.observed.metadata import parse_time, retry_mark
 from tunery_operator.observed.pod import PodView
 from tunery_operator.status.attempts import end_reason, listed_since
 from tunery_operator.status.builder import StatusBuilder
-from tunery_operator.status.diagnosis import GONE, failure, of_role
+from tunery_operator.status.diagnosis import LOG_LOST, failure, of_role
 
-_NOT_FOR_SURE: Final = ENDS_WITHOUT_FAULT - {EVICTED, SUCCEEDED, NOT_NEEDED}
+_UNCERTAIN: Final = ENDS_WITHOUT_FAULT - {EVICTED, SUCCEEDED, NOT_NEEDED}
 """Ends of which only the Job controller knows whether they count as a retry."""
 _DELETED: Final = (
     retry("Find what deletes its pods; use suspend to pause a job, and kubectl drain to empty a node"),
     edit("Raise retries, as each deletion counts as a retry", "retries"),
 )
 _ENDED: Final = ("failure", "reason", "completionTime", "rejectedAdapter", "podName")
-_JUDGED_AGAIN: Final = frozenset(
+_RESET: Final = frozenset(
     type_.value
     for type_ in (ConditionType.FAILED, ConditionType.RUNNING, ConditionType.FINISHED, ConditionType.STALLED)
 )
@@ -143,14 +143,14 @@ def retries_used(status: Mapping[str, Any], attempt: Attempt) -> int | None:
     The Job controller also counts pods that were deleted or suspended, in ways of its own.
     """
     job, history = attempt.job, status.get("attemptHistory") or ()
-    before, there = listed_since(status, history), {pod.uid for pod in attempt.pods}
+    before, present = listed_since(status, history), {pod.uid for pod in attempt.pods}
     created, charged = parse_time(job.created), [pod for pod in attempt.pods if pod.disruption is None]
     if job.retries is None or (before is not None and created is not None and before > created):
         return None
     for entry in history:
         end = entry.get("reason", SUCCEEDED) if entry["startTime"] >= job.created else SUCCEEDED
         known = end in DISRUPTIONS | {SUCCEEDED, NOT_NEEDED, PEER_ABORTED}
-        if end in _NOT_FOR_SURE or not (known or entry["uid"] in there):
+        if end in _UNCERTAIN or not (known or entry["uid"] in present):
             return None
     if any(pod.finished and pod.deleting and pod.exit_code != ExitCode.PEER_LOST for pod in charged):
         return None
@@ -167,18 +167,18 @@ def failure_of_lost_pod(job: JobView, entry: Mapping[str, Any], attempts: int) -
         where = f" (attempt {entry.get('attempt', attempts)})" if attempts > 1 else ""
         remedies, text = _DELETED, f"pod {pod} was deleted by another client{where}, and no retry is left"
     else:
-        remedies, text = GONE, f"Job {job.name} failed ({job.failed_reason}: {job.failed_message}) and pod {pod}"
+        remedies, text = LOG_LOST, f"Job {job.name} failed ({job.failed_reason}: {job.failed_message}) and pod {pod}"
         text = f"{text} is gone; the last attempt's end: {reason}"
     return of_role(failure(FailureReason.RETRIES_EXHAUSTED, text, *remedies), job.role)
 
 
-def unanswered(status: Mapping[str, Any], retry: str | None) -> str | None:
+def requested_retry(status: Mapping[str, Any], retry: str | None) -> str | None:
     """Return the new status.observedRetry if a retry is requested, else None."""
     mark = retry_mark(retry)
     return None if mark == status.get("observedRetry") else mark
 
 
-def refuses_retry(phase: str, *, of_trial: bool) -> bool:
+def rejects_retry(phase: str, *, of_trial: bool) -> bool:
     """Tell whether an object that has ended acknowledges a requested retry without one."""
     return of_trial or phase != Phase.FAILED.value
 
@@ -188,11 +188,11 @@ def reopened(status: Mapping[str, Any], retry: str | None) -> dict[str, Any] | N
 
     What it has reached stays: preflight, inputs, checkpoint, the attempts and what they cost.
     """
-    mark = unanswered(status, retry)
+    mark = requested_retry(status, retry)
     if status.get("phase") != Phase.FAILED.value or mark is None:
         return None
     fields = {name: value for name, value in status.items() if name not in _ENDED}
-    conditions = [c for c in status.get("conditions") or () if not _is_judged_again(c)]
+    conditions = [c for c in status.get("conditions") or () if not _is_reset(c)]
     if "trials" in fields:
         # Failed trials from before this retry no longer count against the sweep.
         fields["forgiven"] = 1 + max((row["number"] for row in fields["trials"]), default=-1)
@@ -203,17 +203,17 @@ def reopened(status: Mapping[str, Any], retry: str | None) -> dict[str, Any] | N
     return {**fields, "conditions": conditions, "observedRetry": mark, "phase": Phase.PENDING.value}
 
 
-def _is_judged_again(condition: Mapping[str, Any]) -> bool:
-    return condition["type"] in _JUDGED_AGAIN or condition["status"] == "False"
+def _is_reset(condition: Mapping[str, Any]) -> bool:
+    return condition["type"] in _RESET or condition["status"] == "False"
 
 
-def attempt_words(number: int, pod: str | None) -> str:
+def attempt_name(number: int, pod: str | None) -> str:
     """Return the name of an attempt in a message, with its pod if there are several."""
     return f"attempt {number}" if pod is None else f"attempt {number}, pod {pod},"
 
 
-def was_ended(attempt: str, why: str, *, goes_on: bool = True) -> str:
+def interruption_text(attempt: str, why: str, *, is_retried: bool = True) -> str:
     """Return the message of an attempt that ended without a fault of its own; `attempt` is its name."""
     # Of these ends the Job controller counts the deletion alone.
-    counted = ", which counts as a retry" if why == POD_DELETED and goes_on else ""
-    return f"{attempt} was ended: {why}{counted}; {'the next attempt continues' if goes_on else 'no retry is left'}"
+    counted = ", which counts as a retry" if why == POD_DELETED and is_retried else ""
+    return f"{attempt} was ended: {why}{counted}; {'the next attempt continues' if is_retried else 'no retry is left'}"

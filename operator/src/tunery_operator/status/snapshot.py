@@ -58,7 +58,7 @@ class Search:
     """Names of the LoRAJobs that name the sweep as their owner and are none of its trials."""
     owner_changed: tuple[str, ...] = ()
     """Names of the trials whose owner reference another client has changed: they count, and stay unchanged."""
-    not_held: tuple[str, ...] = ()
+    not_suspended: tuple[str, ...] = ()
     """Names of the trials that have not come to rest, while the sweep is suspended."""
 
     @property
@@ -69,8 +69,8 @@ class Search:
     @property
     def kept(self) -> dict[str, tuple[str, ...]]:
         """The finalizers of others that keep a trial though it was deleted, by the trial's name."""
-        told = {trial.row.name: _kept_by(trial) for trial in self.alive}
-        return {name: finalizers for name, finalizers in told.items() if finalizers}
+        by_trial = {trial.row.name: _finalizers(trial) for trial in self.alive}
+        return {name: finalizers for name, finalizers in by_trial.items() if finalizers}
 
     @property
     def look_again(self) -> datetime | None:
@@ -78,7 +78,7 @@ class Search:
         return self.decision.look_again
 
 
-def _kept_by(trial: Trial) -> tuple[str, ...]:
+def _finalizers(trial: Trial) -> tuple[str, ...]:
     finalizers = (trial.live.finalizers if trial.live is not None else None) or ()
     return foreign_finalizers({"metadata": {"finalizers": finalizers}})
 
@@ -97,7 +97,7 @@ class Snapshot:
     """Why it is to end for good; None: it continues."""
     on_stop: str | None = None
     """spec.onStop: what happens to what was trained by then; None: unset."""
-    kept_by: tuple[str, ...] = ()
+    blocking_finalizers: tuple[str, ...] = ()
     """The finalizers of others that keep the object though it was deleted."""
     gpus: int = 0
     queue: str | None = None
@@ -124,14 +124,14 @@ class Snapshot:
     """The newest report, which may be an earlier attempt's."""
     reporter: str = ""
     """Uid of the pod whose report that is."""
-    heard_at: datetime | None = None
+    reported_at: datetime | None = None
     """When it came."""
     lost_pods: tuple[LostPod, ...] = ()
     watched_before: datetime | None = None
     """Until when an operator was at work before this one began to watch: what it saw running ran at least so long."""
     taking_reports_since: datetime | None = None
     """Since when this operator takes the reports of pods; None: the platform has that switched off."""
-    distrust: str | None = None
+    certificate_fault: str | None = None
     """Why pods cannot trust the certificate of the operator's endpoint; None: they can."""
     deadline_seconds: int | None = None
     """How long pods may run in all; None: for ever."""

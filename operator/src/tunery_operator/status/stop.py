@@ -58,7 +58,7 @@ def stop_of(snapshot: Snapshot) -> Stop | None:
     Not where its work is done already, and not where it was deleted. A deadline that has stopped it stays a stop though
     it is raised meanwhile: its Job is gone.
     """
-    if snapshot.kept_by or (snapshot.main is not None and snapshot.main.job.complete):
+    if snapshot.blocking_finalizers or (snapshot.main is not None and snapshot.main.job.complete):
         return None
     if snapshot.stop is not None:
         publishes = snapshot.on_stop != OnStop.DISCARD.value and _has_trained(snapshot)
@@ -66,7 +66,7 @@ def stop_of(snapshot: Snapshot) -> Stop | None:
     if snapshot.on_stop != OnStop.PUBLISH.value:
         return None
     left = deadline_left(snapshot)
-    if not _is_begun(snapshot) and (left is None or left > 0):
+    if not _has_begun(snapshot) and (left is None or left > 0):
         return None
     return Stop(FailureReason.DEADLINE_EXCEEDED.value, _TOO_LONG, _has_trained(snapshot))
 
@@ -79,10 +79,10 @@ def _has_trained(snapshot: Snapshot) -> bool:
     return started or bool(status.get("attempts") or status.get("checkpoint"))
 
 
-def _is_begun(snapshot: Snapshot) -> bool:
+def _has_begun(snapshot: Snapshot) -> bool:
     conditions = snapshot.status.get("conditions") or ()
-    being = (ConditionType.STOPPED.value, ConditionStatus.FALSE.value)
-    return any((condition["type"], condition["status"]) == being for condition in conditions)
+    stopping = (ConditionType.STOPPED.value, ConditionStatus.FALSE.value)
+    return any((condition["type"], condition["status"]) == stopping for condition in conditions)
 
 
 def check_stop(builder: StatusBuilder) -> bool:
@@ -92,13 +92,13 @@ def check_stop(builder: StatusBuilder) -> bool:
         builder.conditions.drop(_STOPPED)
         return False
     _show_main(builder)
-    still = next(terminating(builder.snapshot), None)
-    if still is not None:
-        builder.conditions.set(_STOPPED, False, STOPPING, f"{stop.why}; {still}")
+    pending = next(terminating(builder.snapshot), None)
+    if pending is not None:
+        builder.conditions.set(_STOPPED, False, STOPPING, f"{stop.why}; {pending}")
     elif stop.publishes:
         _check_publishing(builder, stop)
     else:
-        _end_after(builder, stop, _why_nothing(builder), _last_step(builder))
+        _end_after(builder, stop, _nothing_published_text(builder), _last_step(builder))
     return True
 
 
@@ -118,11 +118,11 @@ def _end_after(builder: StatusBuilder, stop: Stop, text: str, step: int | None) 
 
 def _last_step(builder: StatusBuilder) -> int | None:
     """Return the last step that its pods told of, by a report or by a checkpoint; None where they told of none."""
-    told = [(builder.fields.get(name) or {}).get("step") for name in ("progress", "checkpoint")]
-    return max((step for step in told if step is not None), default=None)
+    steps = [(builder.fields.get(name) or {}).get("step") for name in ("progress", "checkpoint")]
+    return max((step for step in steps if step is not None), default=None)
 
 
-def _why_nothing(builder: StatusBuilder) -> str:
+def _nothing_published_text(builder: StatusBuilder) -> str:
     sweep = builder.snapshot.owner.sweep
     if builder.fields.get("attempts") and sweep is not None:
         return f"nothing is published, and its checkpoints stay until LoRASweep {sweep} has published its best"
@@ -147,7 +147,7 @@ def _show_main(builder: StatusBuilder) -> None:
 def _check_publishing(builder: StatusBuilder, stop: Stop) -> None:
     attempt = builder.snapshot.publishing
     if attempt is None:
-        _show(builder, stop, f"a Job will {_publishing_text(builder)}")
+        _set_stopping(builder, stop, f"a Job will {_publishing_text(builder)}")
     elif attempt.job.complete:
         _check_published(builder, stop, attempt)
     elif attempt.job.failed_reason is not None:
@@ -160,10 +160,10 @@ def _show_publishing(builder: StatusBuilder, stop: Stop, attempt: Attempt) -> No
     found = builder.blocker(attempt) if not attempt.job.suspend else None
     text = f"Job {attempt.job.name} will {_publishing_text(builder)}"
     if found is None:
-        _show(builder, stop, text)
+        _set_stopping(builder, stop, text)
         return
     builder.show_blocker(found)
-    _show(builder, stop, f"{text}, and its pod does not run yet: {found.message}", str(found.reason))
+    _set_stopping(builder, stop, f"{text}, and its pod does not run yet: {found.message}", str(found.reason))
 
 
 def _publishing_text(builder: StatusBuilder) -> str:
@@ -174,14 +174,16 @@ def _publishing_text(builder: StatusBuilder) -> str:
     return f"publish the best weights of the latest checkpoint, of step {step}"
 
 
-def _show(builder: StatusBuilder, stop: Stop, text: str, reason: str = PUBLISHING) -> None:
+def _set_stopping(builder: StatusBuilder, stop: Stop, text: str, reason: str = PUBLISHING) -> None:
     builder.conditions.set(_STOPPED, False, reason, f"{stop.why}; {text}")
 
 
 def _check_published(builder: StatusBuilder, stop: Stop, attempt: Attempt) -> None:
     pod, result, name = succeeded_pod(attempt), published(builder.snapshot, attempt), attempt.job.name
     if pod is None:
-        _show(builder, stop, f"the pod of Job {name} is gone, and its termination message with it; it runs again")
+        _set_stopping(
+            builder, stop, f"the pod of Job {name} is gone, and its termination message with it; it runs again"
+        )
     elif result is None:
         builder.fail_for(
             FailureReason.INTERNAL_ERROR, f"pod {pod.name} succeeded, but does not report what it published"

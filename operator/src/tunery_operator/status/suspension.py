@@ -35,7 +35,7 @@ def check_queue(builder: StatusBuilder, job: JobView) -> None:
     if job.queue is None or job.finished:
         return
     if is_queued(job):
-        _wait(builder, job.queue)
+        _show_queued(builder, job.queue)
     elif job.suspend:
         release_quota(builder)
     elif job.admitted or builder.conditions.reason(_QUOTA) in (_WAITING, PREEMPTED):
@@ -48,7 +48,7 @@ def check_queue(builder: StatusBuilder, job: JobView) -> None:
         builder.conditions.set(_QUOTA, None, NO_CONTROLLER, text)
 
 
-def _wait(builder: StatusBuilder, queue: str) -> None:
+def _show_queued(builder: StatusBuilder, queue: str) -> None:
     if builder.conditions.is_true(_QUOTA) or builder.conditions.reason(_QUOTA) == PREEMPTED:
         builder.conditions.set(_QUOTA, False, PREEMPTED, f"queue {queue} took the quota back, and will start it again")
     else:
@@ -66,14 +66,14 @@ def terminating(snapshot: Snapshot) -> Iterator[str]:
     for attempt in (snapshot.preflight, snapshot.main, snapshot.report):
         saves = attempt is snapshot.main and snapshot.definition.holds("checkpoint")
         yield from _not_ended(attempt, saves=saves) if attempt is not None and not attempt.job.finished else ()
-    for name in snapshot.search.not_held if snapshot.search is not None else ():
+    for name in snapshot.search.not_suspended if snapshot.search is not None else ():
         yield f"trial {name} is not suspended yet"
     for pod in snapshot.leftovers:
         if not pod.finished:
-            yield f"pod {pod.name} {_what_it_does(pod, snapshot)}"
+            yield f"pod {pod.name} {_leftover_text(pod, snapshot)}"
 
 
-def _what_it_does(pod: PodView, snapshot: Snapshot) -> str:
+def _leftover_text(pod: PodView, snapshot: Snapshot) -> str:
     """Return what a pod without its Job does: it ends, or another client has deleted the Job without its pods."""
     if not pod.deleting:
         return f"of an earlier Job {outlives(pod)}"

@@ -31,7 +31,7 @@ _END: Final = {
     EndReason.SPACE_EXHAUSTED: "every point of the space has been tried",
     EndReason.MOST_WONT_FIT: "as many as spec.maxTrials would not fit into memory; raise it to try others",
 }
-_OVER: Final = "the search has ended"
+_SEARCH_ENDED: Final = "the search has ended"
 _GONE: Final = ("adapter", "rejectedAdapter", "checkpoint", "curve")
 _OTHERS: Final = {
     False: "",
@@ -67,7 +67,7 @@ def check_search(builder: StatusBuilder) -> bool:
     if search.alive:
         # Told once nothing of it runs any more: nobody looks after a trial whose sweep has failed.
         builder.show_blocker(failure, ends=True)
-        builder.conditions.set(_SEARCHING, False, str(failure.reason), f"{failure.message}; {_still(search)}")
+        builder.conditions.set(_SEARCHING, False, str(failure.reason), f"{failure.message}; {_waiting_text(search)}")
         return True
     builder.conditions.set(_SEARCHING, False, str(failure.reason), failure.message)
     builder.fail(failure)
@@ -80,8 +80,8 @@ def omit_removed_adapters(builder: StatusBuilder) -> None:
     if search is None or search.decision.publish is None or not builder.conditions.is_true(ConditionType.SUCCEEDED):
         return
     rows = [trial.row for trial in search.trials]
-    told = summary.without_removed(rows, search.decision.publish, search.spec.keep_adapters)
-    builder.put(trials=[row.to_json_dict() for row in told])
+    remaining = summary.without_removed(rows, search.decision.publish, search.spec.keep_adapters)
+    builder.put(trials=[row.to_json_dict() for row in remaining])
 
 
 def _show_trials(builder: StatusBuilder, search: Search) -> None:
@@ -124,31 +124,31 @@ def _show_stage(builder: StatusBuilder, search: Search) -> None:
     decision, blocker = search.decision, search.blocker
     end = EndReason.SPACE_EXHAUSTED if search.exhausted else decision.end_reason
     if decision.publish is not None or (end is not None and decision.final is None and not decision.create):
-        why = _END.get(end, _OVER) if end is not None else _OVER
+        why = _END.get(end, _SEARCH_ENDED) if end is not None else _SEARCH_ENDED
         if end is EndReason.MAX_TRIALS and (tried := points_tried(search.spec)):
             why += f", {tried}"
-        still = f"; {_still(search)}" if search.alive else ""
-        _say(builder, search, False, end.value if end is not None else "Ended", why + still)
+        suffix = f"; {_waiting_text(search)}" if search.alive else ""
+        _set_searching(builder, search, False, end.value if end is not None else "Ended", why + suffix)
     elif builder.snapshot.suspend:
-        text = f"no trial is created while the sweep is suspended{_kept(search)}{_refused(search)}"
-        _say(builder, search, None, SEARCH_SUSPENDED, text)
+        text = f"no trial is created while the sweep is suspended{_retained_suffix(search)}{_rejection_suffix(search)}"
+        _set_searching(builder, search, None, SEARCH_SUSPENDED, text)
     elif blocker is not None and blocker.is_shown:
-        _say(builder, search, None, blocker.reason, blocker.message)
-    elif (queued := _held(search, builder.snapshot.owner.key.namespace)) is not None:
-        _say(builder, search, None, TRIALS_QUEUED, queued)
+        _set_searching(builder, search, None, blocker.reason, blocker.message)
+    elif (queued := _queued_text(search, builder.snapshot.owner.key.namespace)) is not None:
+        _set_searching(builder, search, None, TRIALS_QUEUED, queued)
         failure = next((trial.live.blocker for trial in search.alive if trial.live and trial.live.blocker), None)
         if failure is not None:
             remedies = of_sweep(failure.fixes, [each.path for each in search.spec.parameters or ()])
             builder.show_blocker(failure.model_copy(update={"remedies": remedies}))
     elif search.kept and len(search.kept) == len(search.alive):
-        _say(builder, search, None, TRIAL_KEPT, f"waits for {_still_kept(search)}")
+        _set_searching(builder, search, None, TRIAL_KEPT, f"waits for {_retained_text(search)}")
     else:
         tried = points_tried(search.spec)
         made = f"trials are created: {tried}" if tried else "trials are created"
-        _say(builder, search, True, "Searching", f"{made}{_kept(search)}")
+        _set_searching(builder, search, True, "Searching", f"{made}{_retained_suffix(search)}")
 
 
-def _say(builder: StatusBuilder, search: Search, status: bool | None, reason: str, message: str) -> None:
+def _set_searching(builder: StatusBuilder, search: Search, status: bool | None, reason: str, message: str) -> None:
     """Set the condition Searching, and name objects that only claim to be trials, and trials with a changed owner."""
     foreign = search.foreign
     if foreign:
@@ -161,31 +161,33 @@ def _say(builder: StatusBuilder, search: Search, status: bool | None, reason: st
     builder.conditions.set(_SEARCHING, status, reason, message)
 
 
-def _held(search: Search, namespace: str) -> str | None:
-    held = [trial.row for trial in search.alive if trial.live is not None and trial.live.held]
-    if not held:
+def _queued_text(search: Search, namespace: str) -> str | None:
+    waiting = [trial.row for trial in search.alive if trial.live is not None and trial.live.held]
+    if not waiting:
         return None
-    names = ", ".join(row.name for row in held)
-    look = f"kubectl describe lorajob {held[0].name} -n {namespace}"
-    return f"{names} waits: {look} shows why; no other trial is created before it runs"
+    names = ", ".join(row.name for row in waiting)
+    command = f"kubectl describe lorajob {waiting[0].name} -n {namespace}"
+    return f"{names} waits: {command} shows why; no other trial is created before it runs"
 
 
-def _kept(search: Search) -> str:
-    return f"; {_still_kept(search)}" if search.kept else ""
+def _retained_suffix(search: Search) -> str:
+    return f"; {_retained_text(search)}" if search.kept else ""
 
 
-def _still_kept(search: Search) -> str:
+def _retained_text(search: Search) -> str:
     """Return which trials were deleted and are there all the same: each takes the place of another until it is gone."""
-    told = (f"{name}, which was deleted and is kept by the finalizer {', '.join(f)}" for name, f in search.kept.items())
-    return f"{'; '.join(told)}: the client that set it must remove it"
+    texts = (
+        f"{name}, which was deleted and is kept by the finalizer {', '.join(f)}" for name, f in search.kept.items()
+    )
+    return f"{'; '.join(texts)}: the client that set it must remove it"
 
 
-def _still(search: Search) -> str:
+def _waiting_text(search: Search) -> str:
     names = ", ".join(trial.row.name for trial in search.alive)
-    return f"waits for {names} to end{_kept(search)}{_refused(search)}"
+    return f"waits for {names} to end{_retained_suffix(search)}{_rejection_suffix(search)}"
 
 
-def _refused(search: Search) -> str:
+def _rejection_suffix(search: Search) -> str:
     """Return what the cluster has refused meanwhile."""
     return f"; {search.blocker.message}" if search.blocker is not None and search.blocker.is_shown else ""
 
@@ -206,7 +208,7 @@ def after_removal(
         conditions.set(
             ConditionType.ADAPTER_UPLOADED, False, ADAPTER_REMOVED, f"{why} (spec.keepAdapters){_OTHERS[remains]}"
         )
-        _say_it_was_published(conditions, sweep, remains)
+        _omit_uri(conditions, sweep, remains)
     if conditions.reason(ConditionType.CHECKPOINT_SAVED) not in (None, "Removed"):
         text = f"the checkpoints {_CHECKPOINTS[remains]} once LoRASweep {sweep} had published its best"
         conditions.set(ConditionType.CHECKPOINT_SAVED, False, "Removed", text)
@@ -218,15 +220,17 @@ def after_removal(
 def _without_removed(failure: Mapping[str, Any], subject: Subject) -> dict[str, Any]:
     """Return a failure that no longer names what was removed: the rejected adapter, and the curve."""
     facts = failure.get("facts") or {}
-    kept = {key: value for key, value in facts.items() if key not in _GONE}
-    if kept == facts:
+    remaining = {key: value for key, value in facts.items() if key not in _GONE}
+    if remaining == facts:
         return dict(failure)
-    left = {name: value for name, value in failure.items() if name != "facts"} | ({"facts": kept} if kept else {})
+    left = {name: value for name, value in failure.items() if name != "facts"} | (
+        {"facts": remaining} if remaining else {}
+    )
     found = parse_lenient(Failure, json.dumps(left))
     return left if found is None else {**left, "hint": render_hint(found, subject)}
 
 
-def _say_it_was_published(conditions: Conditions, sweep: str, remains: bool | None) -> None:
+def _omit_uri(conditions: Conditions, sweep: str, remains: bool | None) -> None:
     """Remove the URI from the message of a trial that has succeeded, as its files were removed."""
     text = f"published, read back, and every digest matched; LoRASweep {sweep} {_SINCE[remains]}"
     if conditions.is_true(ConditionType.SUCCEEDED):

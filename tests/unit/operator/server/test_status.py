@@ -97,7 +97,7 @@ def test_thirty_seconds_without_a_report_and_nobody_can_say_what_is_served() -> 
     assert status["replicaStatuses"][0]["reason"] == "NotReporting"
     assert told(silent) == [("NotReporting", True)]
     late = {**HEALTHY.reports, "uid-a": heard(reported("bot"), seconds_ago=31)}
-    distrusting = compute(replace(HEALTHY, reports=late, distrust="certificate has expired"), first.status)
+    distrusting = compute(replace(HEALTHY, reports=late, certificate_fault="certificate has expired"), first.status)
     message = condition(distrusting.status, "AdaptersServed")["message"]
     assert "trust the certificate of the operator's endpoint: certificate has expired. Ask a cluster admin" in message
 

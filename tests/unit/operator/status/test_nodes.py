@@ -446,7 +446,7 @@ def test_what_all_of_them_wait_for_once_they_run() -> None:
     words = f"pod a1-0 on node {NODE} (the first of 2 pods) starts: it loads what it needs, and then begins with the"
     assert told(status)["message"] == f"{words} others"
     assert (requeue_after(seen, status) or 99) <= 30
-    late = again(seen, *runs(0, 1, started=-60), seconds=61, heard_at=NOW + timedelta(seconds=61))
+    late = again(seen, *runs(0, 1, started=-60), seconds=61, reported_at=NOW + timedelta(seconds=61))
     message = told(compute_status(late))["message"]
     assert message.startswith(f"{words} others. All of them have run for 2 minutes")
     assert f"Service {nodes_service(OWNER.uid)}" in message

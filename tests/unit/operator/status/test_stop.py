@@ -55,7 +55,7 @@ def test_what_is_a_stop() -> None:
         (snapshot(running(), status=begun, **hour), None),
         # Its work is done, or nobody wants it any more.
         (snapshot(ended(), train=job(complete=True), stop="enough"), None),
-        (snapshot(running(), stop="enough", kept_by=("example.com/hold",)), None),
+        (snapshot(running(), stop="enough", blocking_finalizers=("example.com/hold",)), None),
     ]
     for found, reason in cases:
         stop = stop_of(found)

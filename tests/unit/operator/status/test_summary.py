@@ -138,7 +138,7 @@ def ago(seconds: float) -> Any:
 def repeating(heard: float | None) -> Snapshot:
     """Return a LoRAJob whose pod reports every 30 seconds; it was heard so long ago, None: by an earlier operator."""
     told = {"podName": "p1", "progress": {"lastUpdateTime": at(-600)}}
-    changes = {} if heard is None else {"progress": TRAINING, "heard_at": ago(heard)}
+    changes = {} if heard is None else {"progress": TRAINING, "reported_at": ago(heard)}
     pod = running(started=-900)
     return snapshot(pod, **{"taking_reports_since": LONG_AGO, "status": told, **changes})
 
@@ -157,7 +157,7 @@ HEARD_OF: dict[str, tuple[Snapshot, tuple[str, str] | None]] = {
     "it repeats what it said": (repeating(119), HEARD),
     "it reports no more": (repeating(121), SILENT),
     "it reports again": (
-        again(repeating(121), running(started=-900), progress=TRAINING, reporter="p1", heard_at=NOW),
+        again(repeating(121), running(started=-900), progress=TRAINING, reporter="p1", reported_at=NOW),
         HEARD,
     ),
     "it was heard before the operator took over, which waits for it": (
@@ -232,7 +232,7 @@ def test_a_pod_that_reports_no_more_is_told_in_time_with_where_to_look() -> None
 
 @pytest.mark.parametrize("seen", [silent(), repeating(181)], ids=["never-heard", "not-any-more"])
 def test_a_certificate_that_pods_cannot_trust_is_told_as_the_cause_and_not_the_network(seen: Snapshot) -> None:
-    after = compute_status(replace(seen, distrust="certificate has expired"))
+    after = compute_status(replace(seen, certificate_fault="certificate has expired"))
     message = next(each["message"] for each in after["conditions"] if each["type"] == REPORTED)
     assert (
         "cannot trust the certificate of the operator's endpoint: certificate has expired. Ask a cluster admin"

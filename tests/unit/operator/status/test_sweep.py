@@ -33,7 +33,7 @@ Json = dict[str, Any]
 
 
 def snapshot(*trials: Trial, decision: Decision | None = None, status: Json | None = None, **more: Any) -> Snapshot:
-    of_search = ("importance", "exhausted", "blocker", "foreign", "not_held")
+    of_search = ("importance", "exhausted", "blocker", "foreign", "not_suspended")
     names = {name: more.pop(name) for name in of_search if name in more}
     search = Search(SPEC, trials, decision or Decision(), **names)
     return Snapshot(Kind.LORASWEEP, OWNER, status or {}, NOW, search=search, **more)
@@ -231,7 +231,7 @@ def test_a_retry_forgives_what_had_failed() -> None:
 
 
 def test_suspended_it_names_the_trial_that_still_works() -> None:
-    status = told(running(0), suspend=True, not_held=("support-000",))
+    status = told(running(0), suspend=True, not_suspended=("support-000",))
     assert condition(status, "Suspended")[0] == "False"
     assert "support-000" in condition(status, "Suspended")[2]
     assert told(running(0), suspend=True)["phase"] == "Suspended"

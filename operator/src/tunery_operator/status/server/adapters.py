@@ -61,10 +61,10 @@ class AdapterEntry:
         return self.reason is not None or self.state is AdapterState.FAILED
 
 
-class Life(NamedTuple):
+class ServerTimes(NamedTuple):
     """When a server was created, and now."""
 
-    born: datetime | None
+    created: datetime | None
     now: datetime
 
 
@@ -82,22 +82,29 @@ class _AdapterInputs:
 
 
 def entries(
-    resolution: Resolution | None, replicas: Sequence[Replica], before: Mapping[str, Any], *, stopped: bool, life: Life
+    resolution: Resolution | None,
+    replicas: Sequence[Replica],
+    before: Mapping[str, Any],
+    *,
+    stopped: bool,
+    times: ServerTimes,
 ) -> list[AdapterEntry]:
     """Return the state of each adapter, problems first, then by name.
 
     `before` is the status that the API server has: it knows when replicas that are gone were asked for an adapter.
     Without a resolution, as for a spec that is not valid, what the replicas have is what is wanted.
     """
-    asked = [replica for replica in replicas if replica.ready] or [replica for replica in replicas if replica.runs]
+    answering = [replica for replica in replicas if replica.ready] or [replica for replica in replicas if replica.runs]
     used = {str(item.get("name")): item.get("lastUsedTime") for item in before.get("adapters") or ()}
-    found = [_entry(item, asked, stopped) for item in _adapter_inputs(resolution, replicas)]
+    found = [_entry(item, answering, stopped) for item in _adapter_inputs(resolution, replicas)]
     for item in found:
-        _date(item, replicas, parse_time(used.get(item.name)), life)
+        _set_last_used(item, replicas, parse_time(used.get(item.name)), times)
     return sorted(found, key=_order)
 
 
-def _date(item: AdapterEntry, replicas: Sequence[Replica], before: datetime | None, life: Life) -> None:
+def _set_last_used(
+    item: AdapterEntry, replicas: Sequence[Replica], before: datetime | None, times: ServerTimes
+) -> None:
     """Say when an adapter was last asked for, on whichever replica.
 
     Replicas tell it to ten minutes, as their beginning. Of each ten minutes the first request is told, by when it was
@@ -107,11 +114,11 @@ def _date(item: AdapterEntry, replicas: Sequence[Replica], before: datetime | No
     reported = (replica.adapters[item.name].last_used for replica in replicas if item.name in replica.adapters)
     newest = max(((time or 0.0) for time in reported), default=0.0) // LAST_USED_SECONDS * LAST_USED_SECONDS
     if newest > known:
-        heard = life.now.timestamp()
-        known = max(newest, heard) if heard - newest < LAST_USED_SECONDS + SILENT_SECONDS else newest
+        now = times.now.timestamp()
+        known = max(newest, now) if now - newest < LAST_USED_SECONDS + SILENT_SECONDS else newest
     if known > 0:
         used = datetime.fromtimestamp(known, UTC)
-        item.fields["last_used_time"] = format_time(used if life.born is None else max(used, life.born))
+        item.fields["last_used_time"] = format_time(used if times.created is None else max(used, times.created))
 
 
 def _order(item: AdapterEntry) -> tuple[int, int, str]:
@@ -138,19 +145,19 @@ def _adapter_inputs(resolution: Resolution | None, replicas: Sequence[Replica]) 
         yield _AdapterInputs(name, sources[name], *(part.get(name) for part in known))
 
 
-def _entry(item: _AdapterInputs, asked: Sequence[Replica], stopped: bool) -> AdapterEntry:
-    if item.rejected is not None and (item.desired is None or not asked):
-        return _refused(item, item.rejected)
+def _entry(item: _AdapterInputs, answering: Sequence[Replica], stopped: bool) -> AdapterEntry:
+    if item.rejected is not None and (item.desired is None or not answering):
+        return _rejected(item, item.rejected)
     if item.desired is None and item.pending is not None:
         return _waiting(item, item.pending)
     if stopped:
-        return _held(item, _S.WAITING, "the server is stopped: spec.replicas is 0")
-    if not asked:
-        return _held(item, _S.WAITING, "no replica runs yet")
-    return _over_replicas(item, asked)
+        return _not_served(item, _S.WAITING, "the server is stopped: spec.replicas is 0")
+    if not answering:
+        return _not_served(item, _S.WAITING, "no replica runs yet")
+    return _over_replicas(item, answering)
 
 
-def _refused(item: _AdapterInputs, why: RejectedAdapter) -> AdapterEntry:
+def _rejected(item: _AdapterInputs, why: RejectedAdapter) -> AdapterEntry:
     fields = {
         "name": item.name,
         "source": item.source,
@@ -166,7 +173,7 @@ def _refused(item: _AdapterInputs, why: RejectedAdapter) -> AdapterEntry:
 
 
 def _waiting(item: _AdapterInputs, why: PendingAdapter) -> AdapterEntry:
-    found = _held(item, _S.WAITING, why.message)
+    found = _not_served(item, _S.WAITING, why.message)
     if not why.absent:
         return found
     reason = FailureReason.ADAPTER_MISSING.value
@@ -174,7 +181,7 @@ def _waiting(item: _AdapterInputs, why: PendingAdapter) -> AdapterEntry:
     return replace(found, fields=fields, reason=reason, needs_action=True)
 
 
-def _held(item: _AdapterInputs, state: AdapterState, message: str) -> AdapterEntry:
+def _not_served(item: _AdapterInputs, state: AdapterState, message: str) -> AdapterEntry:
     desired = item.desired
     fields = {
         "name": item.name,
@@ -187,19 +194,19 @@ def _held(item: _AdapterInputs, state: AdapterState, message: str) -> AdapterEnt
     return AdapterEntry(item.name, state, fields, None, needs_action=False)
 
 
-def _over_replicas(item: _AdapterInputs, asked: Sequence[Replica]) -> AdapterEntry:
-    answers = [(replica, _answer(replica, item.name)) for replica in asked]
+def _over_replicas(item: _AdapterInputs, answering: Sequence[Replica]) -> AdapterEntry:
+    answers = [(replica, _answer(replica, item.name)) for replica in answering]
     state = min((answer.state for _, answer in answers), key=_WORST_FIRST.index)
     worst = next(answer for _, answer in answers if answer.state is state)
-    told = next((answer for _, answer in answers if answer.state is state and answer.reason), worst)
-    reason, message, hint = told.reason, told.message, told.hint
+    primary = next((answer for _, answer in answers if answer.state is state and answer.reason), worst)
+    reason, message, hint = primary.reason, primary.message, primary.hint
     if item.rejected is not None:
         reason, message, hint = item.rejected.reason.value, item.rejected.message, f"{item.rejected.remedy.text}."
     elif message is None:
-        said = item.retained or item.note
-        message = said.message if said is not None else None
+        note = item.retained or item.note
+        message = note.message if note is not None else None
     served, wanted = _digests(item, [answer for _, answer in answers])
-    ready = [replica for replica in asked if replica.ready]
+    ready = [replica for replica in answering if replica.ready]
     on = sum(answer.state in ANSWERED for replica, answer in answers if replica.ready)
     fields = {
         "name": item.name,
@@ -216,20 +223,20 @@ def _over_replicas(item: _AdapterInputs, asked: Sequence[Replica]) -> AdapterEnt
         "hint": hint_of(reason, hint) if reason else None,
         "not_served_on": _not_served_on(answers, message),
     }
-    mending = state is _S.FAILED or (reason is not None and not is_retryable(reason))
-    return AdapterEntry(item.name, state, fields, reason, needs_action=mending)
+    needs_action = state is _S.FAILED or (reason is not None and not is_retryable(reason))
+    return AdapterEntry(item.name, state, fields, reason, needs_action=needs_action)
 
 
 def _answer(replica: Replica, name: str) -> ReportedAdapter:
     """Return how an adapter stands on a replica: nothing is served where no requests come, or that nobody heard of."""
-    told = replica.adapters.get(name)
+    report = replica.adapters.get(name)
     if replica.silent:
         return ReportedAdapter(name=name, state=_S.UNKNOWN, message=_SILENT)
-    if told is None:
+    if report is None:
         return ReportedAdapter(name=name, state=_S.LOADING, message=_NEW if replica.state is not None else None)
-    if told.state in ANSWERED and not replica.ready:
-        return told.model_copy(update={"state": _S.LOADING})
-    return told
+    if report.state in ANSWERED and not replica.ready:
+        return report.model_copy(update={"state": _S.LOADING})
+    return report
 
 
 def _digests(item: _AdapterInputs, answers: Sequence[ReportedAdapter]) -> tuple[str | None, str | None]:

@@ -26,7 +26,7 @@ from tunery_operator.planning.adapterserver import pod_selector, server_url
 from tunery_operator.planning.platform_values import with_platform_values
 from tunery_operator.status.conditions import Conditions
 from tunery_operator.status.diagnosis import failure, failure_status
-from tunery_operator.status.server.adapters import AdapterEntry, Life, count, entries, first_problem, shown
+from tunery_operator.status.server.adapters import AdapterEntry, ServerTimes, count, entries, first_problem, shown
 from tunery_operator.status.server.conditions import (
     PREDECESSOR,
     ServerState,
@@ -44,8 +44,8 @@ from tunery_operator.status.server.snapshot import (
     ServerSnapshot,
     find_replicas,
     replica_blockers,
-    room_in,
     seconds_frozen,
+    seconds_until_gone,
 )
 
 LIST_BYTES: Final = 160 * 1024
@@ -82,8 +82,8 @@ def compute_server_status(snapshot: ServerSnapshot, before: Mapping[str, Any], n
     if frozen > 0:
         return Outcome(dict(before), (), frozen + _MARGIN)
     replicas = find_replicas(snapshot, now)
-    stopped, life = snapshot.replicas == 0, Life(parse_time(snapshot.owner.created), now)
-    adapters = entries(snapshot.resolution, replicas, before, stopped=stopped, life=life)
+    stopped, times = snapshot.replicas == 0, ServerTimes(parse_time(snapshot.owner.created), now)
+    adapters = entries(snapshot.resolution, replicas, before, stopped=stopped, times=times)
     rules = previous_rules_text(snapshot, replicas)
     found = server_blocker(snapshot, replicas)
     server = ServerState(snapshot, replicas, adapters, with_suffix(found, rules), rules)
@@ -101,11 +101,11 @@ def compute_server_status(snapshot: ServerSnapshot, before: Mapping[str, Any], n
         **_of_adapters(server),
     }
     status = {name: value for name, value in fields.items() if value is not None}
-    changed = _what_is_served(status) != _what_is_served(before)
+    changed = _served_content(status) != _served_content(before)
     last = format_time(now) if changed else before.get("lastChangeTime")
     if last is not None:
         status["lastChangeTime"] = last
-    return Outcome(status, server_events(before, status, now), min(_looks(snapshot, replicas, now), default=None))
+    return Outcome(status, server_events(before, status, now), min(_delays(snapshot, replicas, now), default=None))
 
 
 def _of_replicas(server: ServerState) -> dict[str, Any]:
@@ -170,17 +170,17 @@ def _listed(adapters: Sequence[AdapterEntry]) -> Iterator[dict[str, Any]]:
         yield entry
 
 
-def _what_is_served(status: Mapping[str, Any]) -> Any:
+def _served_content(status: Mapping[str, Any]) -> Any:
     served = [(item.get("name"), item.get("manifestSha256")) for item in status.get("adapters") or ()]
     return sorted(item for item in served if item[1]), (status.get("adapterCounts") or {}).get("served", 0)
 
 
-def _looks(snapshot: ServerSnapshot, replicas: Sequence[Replica], now: datetime) -> Iterator[float]:
+def _delays(snapshot: ServerSnapshot, replicas: Sequence[Replica], now: datetime) -> Iterator[float]:
     for replica in replicas:
         if replica.silent_in is not None:
             yield replica.silent_in + _MARGIN
-        if replica.awaited is not None:
-            yield room_in(replica.awaited, now) + _MARGIN
+        if replica.predecessor is not None:
+            yield seconds_until_gone(replica.predecessor, now) + _MARGIN
         if replica.pod.unstarted and not replica.ready:
             # Why only events tell, and no watch tells of those.
             yield _PAUSE
@@ -286,13 +286,13 @@ def previous_rules_text(snapshot: ServerSnapshot, replicas: Sequence[Replica]) -
         return ""
     wanted = snapshot.spec.access.api_keys_secret_ref
     rules = wanted.name if wanted is not None else NO_KEYS
-    asking = [replica.state.api_keys for replica in replicas if replica.ready and replica.state is not None]
-    old = [each for each in asking if each is not None and each != rules]
+    known = [replica.state.api_keys for replica in replicas if replica.ready and replica.state is not None]
+    old = [each for each in known if each is not None and each != rules]
     if not old:
         return ""
-    still = "1 replica still answers" if len(old) == 1 else f"{len(old)} replicas still answer"
+    count_text = "1 replica still answers" if len(old) == 1 else f"{len(old)} replicas still answer"
     how = "without a key" if old[0] == NO_KEYS else f"with the keys of Secret {old[0]}"
-    return redact(f"; until replicas with the new spec.access are ready, {still} under the previous rules: {how}")
+    return redact(f"; until replicas with the new spec.access are ready, {count_text} under the previous rules: {how}")
 
 
 def with_suffix(found: Failure | None, text: str) -> Failure | None:

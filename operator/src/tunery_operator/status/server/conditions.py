@@ -138,9 +138,9 @@ def _served(conditions: Conditions, server: ServerState) -> None:
         conditions.set(type_, None, STOPPED, "spec.replicas is 0")
     elif silent:
         text = f"no report for more than 30 seconds: {names(silent)}"
-        if (distrust := server.snapshot.distrust) is not None:
+        if (fault := server.snapshot.certificate_fault) is not None:
             text += (
-                f". No pod can trust the certificate of the operator's endpoint: {distrust}. Ask a cluster admin "
+                f". No pod can trust the certificate of the operator's endpoint: {fault}. Ask a cluster admin "
                 "to correct progress.certificate in the chart's values"
             )
         conditions.set(type_, None, NOT_REPORTING, text)

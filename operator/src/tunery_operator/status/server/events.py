@@ -26,31 +26,31 @@ def server_events(old: Mapping[str, Any], new: Mapping[str, Any], now: datetime)
     return tuple(Event(reason, redact(note), warning, time) for reason, note, warning in found)
 
 
-Told = tuple[str, str, bool]
+EventParts = tuple[str, str, bool]
 """Reason, note, and whether it is a warning."""
 
 
-def _of_adapters(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Told]:
+def _of_adapters(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[EventParts]:
     before, after = _entries(old), _entries(new)
     # Of a list that is cut nobody can say what is new in it, and what has left it.
-    whole_before, whole_after = _is_whole(old, before), _is_whole(new, after)
-    known = [name for name in after if whole_before or name in before]
+    complete_before, complete_after = _is_complete(old, before), _is_complete(new, after)
+    known = [name for name in after if complete_before or name in before]
     served = [name for name in known if _is_news(before.get(name), after[name])]
     if served:
         yield ADAPTER_SERVED, f"served by every ready replica: {names([_titled(after[n]) for n in served])}", False
     yield from _failures(before, after, known)
     # What was never answered is not missed.
     answered = {name for name, entry in before.items() if entry.get("manifestSha256")}
-    gone = sorted(answered - after.keys()) if whole_after else []
-    if gone:
-        yield ADAPTER_REMOVED, f"no longer served: {names(gone)}", False
+    removed = sorted(answered - after.keys()) if complete_after else []
+    if removed:
+        yield ADAPTER_REMOVED, f"no longer served: {names(removed)}", False
 
 
-def _failures(before: Entries, after: Entries, known: Sequence[str]) -> Iterator[Told]:
+def _failures(before: Entries, after: Entries, known: Sequence[str]) -> Iterator[EventParts]:
     """Yield one event for each reason that adapters have now and had not before, or of another cause."""
     by_reason: dict[str, list[str]] = defaultdict(list)
     for name in known:
-        reason = _trouble(after[name])
+        reason = _problem(after[name])
         if reason is not None and _cause(after[name]) != _cause(before.get(name, {})):
             by_reason[reason].append(name)
     for reason, affected in sorted(by_reason.items()):
@@ -59,7 +59,7 @@ def _failures(before: Entries, after: Entries, known: Sequence[str]) -> Iterator
         yield ADAPTER_FAILED, f"{reason}: {all_of_them}{affected[0]}: {first.get('message') or reason}", True
 
 
-def _of_conditions(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Told]:
+def _of_conditions(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[EventParts]:
     available = ServerCondition.AVAILABLE
     if _status(new, available) == "True" and _status(old, available) != "True":
         yield SERVER_READY, f"{new.get('readyText')} replicas answer at {new.get('url')}", False
@@ -70,7 +70,7 @@ def _of_conditions(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[T
         yield NOT_REPORTING, str(_condition(new, served).get("message")), True
 
 
-def _of_failure(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Told]:
+def _of_failure(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[EventParts]:
     """Yield the failure of the server; `_failures` yields those of adapters."""
     failure, before = new.get("failure") or {}, old.get("failure") or {}
     of_adapter = "adapter" in (failure.get("facts") or {})
@@ -82,7 +82,7 @@ def _entries(status: Mapping[str, Any]) -> Entries:
     return {item["name"]: item for item in status.get("adapters") or ()}
 
 
-def _is_whole(status: Mapping[str, Any], entries: Entries) -> bool:
+def _is_complete(status: Mapping[str, Any], entries: Entries) -> bool:
     return int((status.get("adapterCounts") or {}).get("desired", 0)) <= len(entries)
 
 
@@ -95,14 +95,14 @@ def _version(entry: Mapping[str, Any] | None) -> Any:
     return entry.get("manifestSha256") or "" if entry is not None and _serves(entry) else None
 
 
-def _trouble(entry: Mapping[str, Any]) -> str | None:
+def _problem(entry: Mapping[str, Any]) -> str | None:
     reason: str | None = entry.get("reason")
     return reason
 
 
 def _cause(entry: Mapping[str, Any]) -> tuple[Any, ...]:
     """Return the cause of an adapter's failure: for a retryable one the reason only, as its message changes."""
-    reason = _trouble(entry)
+    reason = _problem(entry)
     return (reason,) if reason is None or is_retryable(reason) else (reason, entry.get("message"))
 
 
@@ -110,8 +110,8 @@ def _is_news(before: Mapping[str, Any] | None, after: Mapping[str, Any]) -> bool
     """Tell whether a version is served now that was not before, or that nothing stands in the way of any more."""
     if not _serves(after):
         return False
-    mended = _trouble(before or {}) is not None and _trouble(after) is None and not after.get("wantedSha256")
-    return mended or _version(after) != _version(before)
+    fixed = _problem(before or {}) is not None and _problem(after) is None and not after.get("wantedSha256")
+    return fixed or _version(after) != _version(before)
 
 
 def _titled(entry: Mapping[str, Any]) -> str:

@@ -81,23 +81,23 @@ def hint_of(reason: str, hint: str | None) -> str:
 
 
 def pod_blocker(
-    pod: ServerPodView, warning: ClusterWarning | None = None, *, beside_others: bool = False
+    pod: ServerPodView, warning: ClusterWarning | None = None, *, during_rollout: bool = False
 ) -> Failure | None:
     """Return why a pod is not ready, or None where nothing says so: it may just take its time.
 
-    `warning` is the newest that the cluster has told of it; `beside_others`: it waits beside pods that it replaces.
+    `warning` is the newest that the cluster has told of it; `during_rollout`: it waits beside pods that it replaces.
     """
     if pod.ready:
         return None
     if pod.unschedulable is not None:
-        remedies = REPLACE_IN_PLACE if beside_others and wants_room(pod) else ()
+        remedies = REPLACE_IN_PLACE if during_rollout and waits_for_capacity(pod) else ()
         return failure(_R.UNSCHEDULABLE, f"no node fits pod {pod.name}: {pod.unschedulable}", *remedies)
     if pod.unstarted:
         return start_failure(f"pod {pod.name}", str(pod.node), warning)
     return next(_of_containers(pod), None)
 
 
-def wants_room(pod: ServerPodView) -> bool:
+def waits_for_capacity(pod: ServerPodView) -> bool:
     """Return whether no node fits a pod, for another cause than a claim."""
     return pod.unschedulable is not None and "persistentvolumeclaim" not in pod.unschedulable.lower()
 
@@ -136,19 +136,22 @@ def _ended(pod: ServerPodView, container: ContainerView) -> Failure:
         raised = retry("Ask a cluster admin to raise serving.server.resources.memory of Tunery's chart")
         remedies = (raised,) if container.name == GATEWAY else ()
         return failure(_R.OUT_OF_MEMORY, f"{where} was killed for using more memory than its limit", *remedies)
-    told = reported_failure(container.exit_message)
-    if told is not None:
-        return told
+    reported = reported_failure(container.exit_message)
+    if reported is not None:
+        return reported
     times = "" if container.restarts < 2 else f", {container.restarts} times so far"
     if container.exit_code == _KILLED:
         text = f"{where} was killed (exit code 137), and the node does not report that it used too much memory"
         return failure(_R.KILLED, f"{text}{times}{_error_line(container)}")
-    words = _error_line(container)
-    text, command = f"{where} ended with exit code {container.exit_code}{times}{words}", _log_command(pod, container)
+    error_line = _error_line(container)
+    text, command = (
+        f"{where} ended with exit code {container.exit_code}{times}{error_line}",
+        _log_command(pod, container),
+    )
     if container.name == ENGINE:
         remedy = edit(f"Check its log ({command}), and change resources or engine", "resources", "engine")
         return failure(_R.ENGINE_FAILED, text, remedy)
-    return failure(_R.INTERNAL_ERROR, text, *(() if words else without_message(command)))
+    return failure(_R.INTERNAL_ERROR, text, *(() if error_line else without_message(command)))
 
 
 def _log_command(pod: ServerPodView, container: ContainerView) -> str:
@@ -165,8 +168,8 @@ def _error_line(container: ContainerView) -> str:
         lines = lines[1:] or lines
     found = [line.strip() for line in lines if line.strip() and not _NO_CAUSE.search(line.strip())]
     errors = [line for line in found if _ERROR.search(line) and _POINTER not in line]
-    told = errors if container.exit_code == _KILLED else errors or found
-    return f"; its log says: {told[-1][-_ERROR_CHARS:]}" if told else ""
+    shown = errors if container.exit_code == _KILLED else errors or found
+    return f"; its log says: {shown[-1][-_ERROR_CHARS:]}" if shown else ""
 
 
 def eviction(pods: Iterable[ServerPodView]) -> Failure | None:
@@ -177,8 +180,8 @@ def eviction(pods: Iterable[ServerPodView]) -> Failure | None:
     pod = max(evicted, key=lambda item: item.created)
     # The kubelet says DisruptionTarget for pressure on the node only; a pod over its own limit is evicted without.
     reason = _R.DISK_FULL if pod.disruption is None else _R.NODE_PRESSURE
-    said = f": {pod.status_message}" if pod.status_message else ""
-    return failure(reason, f"pod {pod.name} was evicted{said}")
+    detail = f": {pod.status_message}" if pod.status_message else ""
+    return failure(reason, f"pod {pod.name} was evicted{detail}")
 
 
 def refused_pods(message: str) -> Failure:

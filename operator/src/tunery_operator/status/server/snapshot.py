@@ -18,7 +18,7 @@ from tunery_operator.observed.metadata import Owner, parse_time
 from tunery_operator.planning.platform_values import NO_VALUES, PlatformValues, with_platform_values
 from tunery_operator.planning.resolution import Resolution
 from tunery_operator.status.diagnosis import FRESH, NODE_GRACE
-from tunery_operator.status.server.pod_failures import pod_blocker, wants_room
+from tunery_operator.status.server.pod_failures import pod_blocker, waits_for_capacity
 
 SILENCE: Final = timedelta(seconds=SILENT_SECONDS)
 
@@ -40,7 +40,7 @@ class ServerSnapshot:
     """None: it is not valid, and `errors` say why."""
     replicas: int = 1
     """spec.replicas, also of a spec that is not valid."""
-    distrust: str | None = None
+    certificate_fault: str | None = None
     """Why its pods cannot trust the certificate of the operator's endpoint; None: they can."""
     errors: tuple[FieldError, ...] = ()
     """What is wrong with the spec; its children are left as they are."""
@@ -84,7 +84,7 @@ class Replica:
     """What it says of each, by name."""
     loaded: int = 0
     """How many of those that it serves its engine holds."""
-    awaited: ServerPodView | None = None
+    predecessor: ServerPodView | None = None
     """The pod of this server that ends and makes room for it; None: there is none, or it needs no room."""
 
     @property
@@ -105,9 +105,9 @@ class Replica:
     @property
     def waits(self) -> str | None:
         """Return a message about the ending pod that it waits for; None if it waits for none."""
-        if self.awaited is None:
+        if self.predecessor is None:
             return None
-        return f"pod {self.pod.name} waits for pod {self.awaited.name}, which is ending, to make room"
+        return f"pod {self.pod.name} waits for pod {self.predecessor.name}, which is ending, to make room"
 
     @property
     def served(self) -> int:
@@ -145,15 +145,15 @@ def seconds_frozen(snapshot: ServerSnapshot, before: Mapping[str, Any], now: dat
 
 
 def _replica(snapshot: ServerSnapshot, pod: ServerPodView, now: datetime, others: bool) -> Replica:
-    heard = snapshot.reports.get(pod.uid)
-    since = [parse_time(pod.created), snapshot.watching_since, heard.at if heard is not None else None]
+    report = snapshot.reports.get(pod.uid)
+    since = [parse_time(pod.created), snapshot.watching_since, report.at if report is not None else None]
     last = max((time for time in since if time is not None), default=now)
     left = (last + SILENCE - now).total_seconds()
     silent = pod.ready and left < 0
-    state = heard.state if heard is not None else None
-    awaited = _awaited(pod, snapshot.pods, now)
+    state = report.state if report is not None else None
+    predecessor = _predecessor(pod, snapshot.pods, now)
     warning = _fresh(snapshot.warnings.get(pod.uid, ()), now)
-    found = None if awaited is not None else pod_blocker(pod, warning, beside_others=others)
+    found = None if predecessor is not None else pod_blocker(pod, warning, during_rollout=others)
     return Replica(
         pod,
         state,
@@ -162,21 +162,23 @@ def _replica(snapshot: ServerSnapshot, pod: ServerPodView, now: datetime, others
         found and with_platform_values(found, snapshot.platform.work),
         {item.name: item for item in state.adapters} if state is not None else {},
         _loaded(state) if pod.ready else 0,
-        awaited,
+        predecessor,
     )
 
 
-def _awaited(pod: ServerPodView, pods: Sequence[ServerPodView], now: datetime) -> ServerPodView | None:
+def _predecessor(pod: ServerPodView, pods: Sequence[ServerPodView], now: datetime) -> ServerPodView | None:
     """Return the first to end of the pods that make room for one that no node fits yet; one that should be gone long
     ago makes none.
     """
-    if not wants_room(pod):
+    if not waits_for_capacity(pod):
         return None
-    ending = [other for other in pods if other.node is not None and not other.finished and room_in(other, now) > 0]
-    return min(ending, key=lambda other: room_in(other, now), default=None)
+    ending = [
+        other for other in pods if other.node is not None and not other.finished and seconds_until_gone(other, now) > 0
+    ]
+    return min(ending, key=lambda other: seconds_until_gone(other, now), default=None)
 
 
-def room_in(pod: ServerPodView, now: datetime) -> float:
+def seconds_until_gone(pod: ServerPodView, now: datetime) -> float:
     """Return the seconds in which a pod that ends has made room at the latest; 0: it should have, or does not end."""
     return (
         max(0.0, (pod.deletion_deadline + NODE_GRACE - now).total_seconds())
