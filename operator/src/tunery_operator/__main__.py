@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-import urllib3
-from aiohttp import web
+from aiohttp import ClientTimeout, web
 from prometheus_client import REGISTRY
 
-from tunery_operator.client.client import load_client
+from tunery_operator.client.client import KubeClient
 from tunery_operator.client.connection import Connection, load_connection
 from tunery_operator.client.event_recorder import EventRecorder
 from tunery_operator.config import InvalidSettings, Settings, read_settings
@@ -47,7 +46,7 @@ STOP_SECONDS: Final = 5.0
 TRIM_SECONDS: Final = 5.0
 """Time after which the lists that every start reads have been worked through."""
 TRIM_AGAIN_SECONDS: Final = 60.0
-LEASE_TIMEOUT: Final = urllib3.Timeout(connect=3, read=4)
+LEASE_TIMEOUT: Final = ClientTimeout(total=7, sock_connect=3)
 """Shorter than the time in which the Lease must be renewed."""
 
 logger = logging.getLogger(__name__)
@@ -84,7 +83,8 @@ class Operator:
     def __init__(self, settings: Settings, connection: Connection) -> None:
         self._settings = settings
         self._cache = cache = Cache(settings.default_ttl_seconds_after_finished)
-        client = load_client(connection)
+        client = self._client = KubeClient(connection)
+        self._lease_client = KubeClient(connection, LEASE_TIMEOUT)
         self._events = EventRecorder(client)
         certificate = self._certificate = _certificate(settings)
         progress = None if certificate is None else Progress(settings.progress.url, certificate.authority)
@@ -98,7 +98,7 @@ class Operator:
         self._kopf_source = source = KopfEventSource()
         self._kopf = KopfDispatcher(source, gate.add)
         self._watches = build_watches(connection, cache, settings.watch_namespaces, self._notify_kopf, gate.add)
-        self._election = _election(settings, connection)
+        self._election = _election(settings, self._lease_client)
         endpoint = Endpoint(TokenReviewer(client), cache, self._queue, is_leader=self._acts)
         self._progress_server = ProgressServer(endpoint.handle)
         self._stopping = asyncio.Event()
@@ -199,6 +199,8 @@ class Operator:
         self._kopf.stop()
         await asyncio.gather(self._kopf_task, return_exceptions=True)
         await self._watches.stop()
+        for client in (self._client, self._lease_client):
+            await asyncio.to_thread(client.close)
 
 
 async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
@@ -215,12 +217,11 @@ def _certificate(settings: Settings) -> Certificate | None:
     return Certificate(settings.progress.tls_dir, host, settings.progress.tls_secret)
 
 
-def _election(settings: Settings, connection: Connection) -> LeaderElection | None:
+def _election(settings: Settings, client: KubeClient) -> LeaderElection | None:
     """Return how replicas agree on the one that acts, or None where this process always does."""
     lease = settings.lease
     if not lease.name:
         return None
-    client = load_client(connection, LEASE_TIMEOUT)
     identity = os.environ.get("POD_NAME") or socket.gethostname()
     return LeaderElection(client, lease.namespace, lease.name, identity)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -43,11 +44,12 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def client(control_plane: ControlPlane) -> KubeClient:
+def client(control_plane: ControlPlane) -> Iterator[KubeClient]:
     """A client that asks for no right but those of the test's account."""
     configuration = Configuration()
     load_kube_config(str(control_plane.kubeconfig), client_configuration=configuration)
-    return KubeClient(Connection(configuration), allowed=TEST_PERMISSIONS)
+    with KubeClient(Connection(configuration), allowed=TEST_PERMISSIONS) as client:
+        yield client
 
 
 def asked(namespace: str, **changes: Any) -> Asked:

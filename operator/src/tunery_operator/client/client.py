@@ -1,24 +1,27 @@
-"""One pool of connections to the API server; JSON in, JSON out, each call named by the right it uses."""
+"""Provide the client of the API server: JSON in, JSON out, and each call names the permission that it uses.
+
+Requests run on aiohttp, as watches do, in an event loop of their own thread. The worker threads call it and wait.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Final
-from urllib.parse import urlencode
+import asyncio
+import functools
+import ssl
+import threading
+from collections.abc import Coroutine, Mapping
+from typing import Any, Final, NamedTuple, Self, TypeVar
 
+import aiohttp
 import orjson
-import urllib3
-from kubernetes.client.api_client import ApiClient
 
-from tunery_operator.client.connection import Connection, load_connection
+from tunery_operator.client.connection import Connection
 from tunery_operator.client.permissions import OPERATOR_PERMISSIONS, Call
-from tunery_operator.client.total_timeout import with_total_timeout
 from tunery_operator.errors import ApiFailure
 from tunery_operator.metrics import API_REQUESTS
 
-TIMEOUT: Final = urllib3.Timeout(connect=10, read=30)
-"""`read` holds for a whole answer."""
-POOL_SIZE: Final = 64
+TIMEOUT: Final = aiohttp.ClientTimeout(total=30, sock_connect=10)
+"""`total` is the time for a complete request, with its answer."""
 DEFAULT_RETRY_SECONDS: Final = 1.0
 MAX_RETRY_SECONDS: Final = 60.0
 """No answer can make an object wait for longer than this."""
@@ -46,10 +49,17 @@ _APPLY_PATCH: Final = "application/apply-patch+yaml"
 _HOW: Final = {("patch", True): ("PATCH", _MERGE_PATCH), ("create", True): ("PATCH", _APPLY_PATCH)}
 
 Json = dict[str, Any]
+T = TypeVar("T")
+
+
+class _Answer(NamedTuple):
+    status: int
+    data: bytes
+    retry_after: str | None
 
 
 class HttpError(ApiFailure):
-    """An answer of 400 or more; `body` is the Status object, empty where there is none.
+    """An answer of 300 or more; `body` is the Status object, empty where there is none.
 
     `retry_after` is what the server asked for, in seconds: the queue heeds it, a worker never sleeps.
     """
@@ -67,17 +77,27 @@ class KubeClient:
     def __init__(
         self,
         connection: Connection,
-        timeout: urllib3.Timeout = TIMEOUT,
+        timeout: aiohttp.ClientTimeout = TIMEOUT,
         allowed: frozenset[Call] = OPERATOR_PERMISSIONS,
     ) -> None:
-        configuration = connection.configuration
-        configuration.connection_pool_maxsize = POOL_SIZE
-        # A write that was lost on the way is tried again by the queue, never behind its back.
-        configuration.retries = urllib3.Retry(0)
         self._connection = connection
         self._timeout = timeout
         self._allowed = allowed
-        self._pool = with_total_timeout(ApiClient(configuration).rest_client.pool_manager)
+        self._loop = _event_loop()
+        self._session: aiohttp.ClientSession | None = None
+        self._tls: ssl.SSLContext | bool | None = None
+        """The certificates of new connections; None: read the files again."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close all connections; a later request fails."""
+        if self._session is not None:
+            self._run(self._session.close())
 
     def request(
         self,
@@ -90,27 +110,49 @@ class KubeClient:
         """Send one request and return the JSON answer.
 
         `create` with a name is a server-side apply, which needs `fieldManager` in the query: its address has the name,
-        so that a Role may hold the right for this one only.
+        so that a Role may grant the permission for this one only.
 
-        Raises HttpError for an answer of 400 or more, ApiFailure (status 0) where none came.
+        Raises HttpError for an answer of 300 or more, ApiFailure (status 0) if none came.
         """
         if call not in self._allowed:
-            raise ValueError(f"{call} is none of the rights that this client has")
-        url = self._connection.host + _path(call, namespace, name) + (f"?{urlencode(query)}" if query else "")
+            raise ValueError(f"{call} is none of the permissions that this client has")
         method, kind = _HOW.get((call.verb, name is not None), (_METHODS[call.verb], "application/json"))
+        options = {
+            "headers": {"Content-Type": kind, "Accept": "application/json", **self._connection.headers()},
+            "data": None if body is None else orjson.dumps(body),
+            "params": query,
+        }
         try:
-            answer = self._pool.request(
-                method,
-                url,
-                body=None if body is None else orjson.dumps(body),
-                headers={"Content-Type": kind, "Accept": "application/json", **self._connection.headers()},
-                timeout=self._timeout,
-            )
-        except urllib3.exceptions.HTTPError as error:
+            answer = self._run(self._send(method, _path(call, namespace, name), options))
+        # Files of certificates that are missing while they are replaced are OSErrors, as a timeout is.
+        except (aiohttp.ClientError, OSError) as error:
             API_REQUESTS.labels(call.verb, call.rbac_resource, "0").inc()
-            raise ApiFailure(0, f"{call.verb} {call.rbac_resource}: {error}") from error
+            what = "timed out" if isinstance(error, TimeoutError) else str(error) or type(error).__name__
+            raise ApiFailure(0, f"{call.verb} {call.rbac_resource}: {what}") from error
         API_REQUESTS.labels(call.verb, call.rbac_resource, str(answer.status)).inc()
-        return _parse(call, answer.status, answer.data, answer.headers.get("Retry-After"))
+        return _parse(call, answer)
+
+    def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+    async def _send(self, method: str, path: str, options: dict[str, Any]) -> _Answer:
+        """Send a request. The queue tries a lost write again; aiohttp never repeats a POST or a PATCH."""
+        session = self._session = self._session or aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0), cookie_jar=aiohttp.DummyCookieJar(), timeout=self._timeout
+        )
+        if session.closed:
+            raise aiohttp.ClientConnectionError("the client is closed")
+        try:
+            self._tls = self._tls or self._connection.ssl_context() or True
+            options = {**options, "ssl": self._tls, **self._connection.route()}
+            async with session.request(method, self._connection.host + path, **options) as response:
+                answer = _Answer(response.status, await response.read(), response.headers.get("Retry-After"))
+        except aiohttp.ClientConnectionError:
+            self._tls = None
+            raise
+        if answer.status == 401:
+            self._tls = None  # the client certificate may have expired
+        return answer
 
     def get(self, call: Call, namespace: str, name: str) -> Json | None:
         """Return one object, or None where there is none."""
@@ -127,14 +169,15 @@ def _path(call: Call, namespace: str | None, name: str | None) -> str:
     return "/".join(part for part in [*parts, call.subresource] if part)
 
 
-def _parse(call: Call, status: int, data: bytes, retry_after: str | None) -> Json:
+def _parse(call: Call, answer: _Answer) -> Json:
     try:
-        body = orjson.loads(data) if data else {}
+        body = orjson.loads(answer.data) if answer.data else {}
     except ValueError:
-        body = {"message": data[:200].decode(errors="replace")}
-    if status >= 400:
-        raise HttpError(call, status, body if isinstance(body, dict) else {}, seconds_to_wait(status, retry_after))
-    return body if isinstance(body, dict) else {}
+        body = {"message": answer.data[:200].decode(errors="replace")}
+    body = body if isinstance(body, dict) else {}
+    if answer.status >= 300:
+        raise HttpError(call, answer.status, body, seconds_to_wait(answer.status, answer.retry_after))
+    return body
 
 
 def seconds_to_wait(status: int, retry_after: str | None) -> float | None:
@@ -150,10 +193,9 @@ def seconds_to_wait(status: int, retry_after: str | None) -> float | None:
     return min(float(retry_after), MAX_RETRY_SECONDS) if retry_after.isdecimal() else DEFAULT_RETRY_SECONDS
 
 
-def load_client(
-    connection: Connection | None = None,
-    timeout: urllib3.Timeout = TIMEOUT,
-    allowed: frozenset[Call] = OPERATOR_PERMISSIONS,
-) -> KubeClient:
-    """Return a client for the cluster that the process runs in, else for the current kubeconfig."""
-    return KubeClient(connection or load_connection(), timeout, allowed)
+@functools.cache
+def _event_loop() -> asyncio.AbstractEventLoop:
+    """Return the event loop of all requests; the first call starts its thread."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="http", daemon=True).start()
+    return loop

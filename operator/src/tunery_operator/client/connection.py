@@ -1,4 +1,4 @@
-"""Where the API server is and who we are there: one for the threads' client and the watches' sessions."""
+"""Provide the address, credentials, and TLS settings of the API server, for requests and for watches."""
 
 from __future__ import annotations
 
@@ -38,6 +38,14 @@ class Connection:
         if proxy and should_bypass_proxies(self.host, self.configuration.no_proxy or ""):
             return None
         return proxy or None
+
+    def route(self) -> dict[str, Any]:
+        """Return the options of aiohttp that lead each request to the API server, and to no other by a redirect."""
+        return {
+            "proxy": self.proxy,
+            "server_hostname": self.configuration.tls_server_name,
+            "allow_redirects": False,
+        }
 
     def headers(self) -> dict[str, str]:
         """Return the headers that each request carries: the name of this program and the token of the moment.

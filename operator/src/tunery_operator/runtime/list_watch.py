@@ -165,9 +165,8 @@ class ListWatchClient:
             self._connection.host + spec.path,
             params={**dict(spec.selectors), **query},
             headers={**self._connection.headers(), "Accept": "application/json"},
-            proxy=self._connection.proxy,
             timeout=timeout,
-            allow_redirects=False,
+            **self._connection.route(),
         )
 
 

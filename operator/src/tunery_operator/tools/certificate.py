@@ -22,7 +22,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from tunery_operator.client.client import KubeClient, load_client
+from tunery_operator.client.client import KubeClient
+from tunery_operator.client.connection import load_connection
 from tunery_operator.client.permissions import CERTIFICATE_PERMISSIONS, CREATE_SECRET, GET_SECRET, PATCH_SECRET
 from tunery_operator.errors import ApiFailure
 
@@ -218,7 +219,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     request = Request(args.namespace, args.secret, args.host, args.days)
     try:
-        done = ensure(load_client(allowed=CERTIFICATE_PERMISSIONS), request, datetime.now(UTC))
+        with KubeClient(load_connection(), allowed=CERTIFICATE_PERMISSIONS) as client:
+            done = ensure(client, request, datetime.now(UTC))
     except ApiFailure as error:
         logger.error("%s", error)  # noqa: TRY400 - the message is for an admin, who needs no traceback
         return 1

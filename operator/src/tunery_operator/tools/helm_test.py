@@ -7,6 +7,7 @@ With a bucket it trains the tiny model that `tunery_common.inputs.sample` has pu
 from __future__ import annotations
 
 import argparse
+import asyncio
 import logging
 import ssl
 import sys
@@ -15,14 +16,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-import urllib3
+import aiohttp
 
 from tunery_api.kinds import Kind
 from tunery_api.names import GROUP
 from tunery_api.reasons import FailureReason
-from tunery_operator.client.client import KubeClient, load_client
+from tunery_operator.client.client import KubeClient
+from tunery_operator.client.connection import load_connection
 from tunery_operator.client.permissions import LORAJOBS, OWNERS, TEST_PERMISSIONS, Call, delete_owner
-from tunery_operator.client.total_timeout import with_total_timeout
 from tunery_operator.errors import ApiFailure
 
 NAME: Final = "helm-test"
@@ -32,6 +33,8 @@ _UNAUTHENTICATED: Final = {"Authorization": "Bearer not-a-token"}
 _ANSWERS: Final = (401, 503)
 """Statuses for an unauthenticated request: of the leader, and of a standby replica."""
 _LOOK_SECONDS: Final = 2.0
+_TIMEOUT: Final = aiohttp.ClientTimeout(total=10)
+_TRIES: Final = 4
 
 Json = dict[str, Any]
 logger = logging.getLogger(__name__)
@@ -67,29 +70,36 @@ def check_api(client: KubeClient, asked: Asked) -> str:
 
 def check_operator(asked: Asked) -> str:
     """Check that the operator reports that it is ready."""
-    try:
-        answer = with_total_timeout(urllib3.PoolManager()).request("GET", asked.ready_url, timeout=10, retries=3)
-    except urllib3.exceptions.HTTPError as error:
-        raise Broken(f"{asked.ready_url} does not answer: {error}; do the operator's pods run?") from error
-    if answer.status != 200:
-        raise Broken(f"the operator is not ready: {answer.data[:500].decode(errors='replace')}")
+    status, text = _ask("GET", asked.ready_url, "do the operator's pods run?")
+    if status != 200:
+        raise Broken(f"the operator is not ready: {text[:500]}")
     return "the operator is ready"
 
 
 def check_certificate(asked: Asked) -> str:
     """Check that the endpoint's certificate matches its CA, and that it rejects an unauthenticated report."""
-    context = ssl.create_default_context(cafile=asked.authority)
-    pool = with_total_timeout(urllib3.PoolManager(ssl_context=context))
-    try:
-        answer = pool.request("POST", asked.progress_url, body=b"{}", headers=_UNAUTHENTICATED, timeout=10, retries=3)
-    except urllib3.exceptions.HTTPError as error:
-        hint = "is its certificate valid, and does a NetworkPolicy allow pods to connect?"
-        raise Broken(f"{asked.progress_url} does not answer: {error}; {hint}") from error
-    if answer.status not in _ANSWERS:
-        raise Broken(f"{asked.progress_url} answered an unauthenticated report with {answer.status}")
-    return (
-        f"pods can report to {asked.progress_url}, its certificate is valid, and unauthenticated reports are rejected"
-    )
+    url, context = asked.progress_url, ssl.create_default_context(cafile=asked.authority)
+    hint = "is its certificate valid, and does a NetworkPolicy allow pods to connect?"
+    status, _ = _ask("POST", url, hint, data=b"{}", headers=_UNAUTHENTICATED, ssl=context)
+    if status not in _ANSWERS:
+        raise Broken(f"{url} answered an unauthenticated report with {status}")
+    return f"pods can report to {url}, its certificate is valid, and unauthenticated reports are rejected"
+
+
+def _ask(method: str, url: str, hint: str, **options: Any) -> tuple[int, str]:
+    """Return the status and the text of an answer. Raises Broken with the hint if none of several tries gets one."""
+    failure = ""
+    for _ in range(_TRIES):
+        try:
+            return asyncio.run(_fetch(method, url, **options))
+        except (aiohttp.ClientError, OSError) as error:
+            failure = str(error) or "no answer in time"
+    raise Broken(f"{url} does not answer: {failure}; {hint}")
+
+
+async def _fetch(method: str, url: str, **options: Any) -> tuple[int, str]:
+    async with aiohttp.ClientSession(timeout=_TIMEOUT) as session, session.request(method, url, **options) as answer:
+        return answer.status, await answer.text(errors="replace")
 
 
 def job_of(asked: Asked) -> Json:
@@ -203,19 +213,20 @@ def _asked(arguments: Sequence[str] | None) -> Asked:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run every step, print its result, and stop at the first failure; return the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    asked, client = _asked(arguments), load_client(allowed=TEST_PERMISSIONS)
-    steps: tuple[Callable[[], str], ...] = (
-        lambda: check_api(client, asked),
-        lambda: check_operator(asked),
-        lambda: check_certificate(asked),
-        lambda: check_job(client, asked),
-    )
-    for step in steps:
-        try:
-            logger.info("ok   %s", step())
-        except (Broken, ApiFailure) as error:
-            logger.info("FAIL %s", error)
-            return 1
+    asked = _asked(arguments)
+    with KubeClient(load_connection(), allowed=TEST_PERMISSIONS) as client:
+        steps: tuple[Callable[[], str], ...] = (
+            lambda: check_api(client, asked),
+            lambda: check_operator(asked),
+            lambda: check_certificate(asked),
+            lambda: check_job(client, asked),
+        )
+        for step in steps:
+            try:
+                logger.info("ok   %s", step())
+            except (Broken, ApiFailure) as error:
+                logger.info("FAIL %s", error)
+                return 1
     return 0
 
 

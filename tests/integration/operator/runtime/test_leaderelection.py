@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,7 +13,7 @@ import pytest
 from kubernetes.client.configuration import Configuration
 from kubernetes.config import load_kube_config
 
-from tunery_operator.client.client import KubeClient, load_client
+from tunery_operator.client.client import KubeClient
 from tunery_operator.client.connection import Connection
 from tunery_operator.client.permissions import Call
 from tunery_operator.errors import ApiFailure
@@ -28,10 +28,11 @@ _names = itertools.count(1)
 
 
 @pytest.fixture
-def client(control_plane: ControlPlane) -> KubeClient:
+def client(control_plane: ControlPlane) -> Iterator[KubeClient]:
     configuration = Configuration()
     load_kube_config(str(control_plane.kubeconfig), client_configuration=configuration)
-    return load_client(Connection(configuration))
+    with KubeClient(Connection(configuration)) as client:
+        yield client
 
 
 @pytest.fixture

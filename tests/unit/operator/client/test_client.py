@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import http.server
 import json
+import shutil
+import ssl
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
-import urllib3
 from kubernetes.client.configuration import Configuration
 from kubernetes.config.incluster_config import InClusterConfigLoader
 from prometheus_client import REGISTRY
@@ -22,6 +25,7 @@ from tunery_operator.client.permissions import CREATE_EVENT, GET_JOB
 from tunery_operator.errors import ApiFailure
 
 from kit.dripping import DRIPS, dripping
+from tools.cluster.certs import Authority
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -29,21 +33,37 @@ class Server(http.server.ThreadingHTTPServer):
 
     status = 200
     retry_after: str | None = None
+    protocol = "HTTP/1.0"
+    closes_after = sys.maxsize
+    """The number of answered requests; the connection of the next one ends without an answer."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.seen: list[Any] = []
+        self.peers: set[Any] = set()
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
     """One request."""
 
+    def setup(self) -> None:
+        """Take the protocol of the server: HTTP/1.1 keeps connections open."""
+        server: Any = self.server
+        self.protocol_version = server.protocol
+        super().setup()
+
     def _answer(self) -> None:
         server: Any = self.server
         self.rfile.read(int(self.headers.get("Content-Length") or 0))
         server.seen.append(self.headers)
+        server.peers.add(self.client_address)
+        if len(server.seen) > server.closes_after:
+            self.close_connection = True
+            return
         body = json.dumps({"kind": "Status", "message": "busy"}).encode()
         self.send_response(server.status)
+        if server.status == 307:
+            self.send_header("Location", self.path)
         if server.retry_after is not None:
             self.send_header("Retry-After", server.retry_after)
         self.send_header("Content-Length", str(len(body)))
@@ -64,10 +84,16 @@ def server() -> Iterator[Server]:
     server.shutdown()
 
 
-def client(server: Server) -> KubeClient:
+def connection(server: Server, scheme: str = "http") -> Connection:
     configuration = Configuration()
-    configuration.host = f"http://127.0.0.1:{server.server_address[1]}"
-    return KubeClient(Connection(configuration))
+    configuration.host = f"{scheme}://127.0.0.1:{server.server_address[1]}"
+    return Connection(configuration)
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[KubeClient]:
+    with KubeClient(connection(server)) as client:
+        yield client
 
 
 def counted(code: str) -> float:
@@ -75,11 +101,11 @@ def counted(code: str) -> float:
     return REGISTRY.get_sample_value("tunery_api_requests_total", labels) or 0.0
 
 
-def test_an_overloaded_server_says_how_long_to_wait(server: Server) -> None:
+def test_an_overloaded_server_says_how_long_to_wait(server: Server, client: KubeClient) -> None:
     server.status, server.retry_after = 429, "7"
     before = counted("429")
     with pytest.raises(HttpError) as caught:
-        client(server).request(CREATE_EVENT, "ns", body={})
+        client.request(CREATE_EVENT, "ns", body={})
     assert (caught.value.status, caught.value.retry_after) == (429, 7.0)
     assert len(server.seen) == 1, "it is for the queue to try again"
     assert counted("429") == before + 1
@@ -101,13 +127,12 @@ def test_only_an_answer_that_means_it_delays(status: int, header: str | None, se
     assert seconds_to_wait(status, header) == seconds
 
 
-def test_no_answer_is_counted_too(server: Server) -> None:
-    unreachable = client(server)
+def test_no_answer_is_counted_too(server: Server, client: KubeClient) -> None:
     server.shutdown()
     server.server_close()
     before = counted("0")
     with pytest.raises(ApiFailure) as caught:
-        unreachable.request(CREATE_EVENT, "ns", body={})
+        client.request(CREATE_EVENT, "ns", body={})
     assert caught.value.status == 0
     assert counted("0") == before + 1
 
@@ -116,8 +141,8 @@ def test_no_answer_is_counted_too(server: Server) -> None:
 def test_an_answer_that_drips_is_given_up(drip: str) -> None:
     """The one thread that renews the Lease would never lead again, a worker of the queue never work."""
     configuration = Configuration()
-    with dripping(drip) as configuration.host:
-        patient = KubeClient(Connection(configuration), urllib3.Timeout(connect=1, read=0.2))
+    timeout = aiohttp.ClientTimeout(total=0.2)
+    with dripping(drip) as configuration.host, KubeClient(Connection(configuration), timeout) as patient:
         began = time.monotonic()
         with pytest.raises(ApiFailure, match=r"^get jobs: .*timed out") as caught:
             patient.get(GET_JOB, "ns", "a")
@@ -125,8 +150,8 @@ def test_an_answer_that_drips_is_given_up(drip: str) -> None:
         assert caught.value.status == 0
 
 
-def test_each_request_says_who_asks(server: Server) -> None:
-    client(server).get(GET_JOB, "ns", "a")
+def test_each_request_says_who_asks(server: Server, client: KubeClient) -> None:
+    client.get(GET_JOB, "ns", "a")
     assert server.seen[0]["User-Agent"] == USER_AGENT
     assert USER_AGENT.startswith("tunery-operator/")
     assert server.seen[0]["User-Agent"].rpartition("/")[2] != ""
@@ -145,3 +170,46 @@ def test_a_token_that_was_rotated_is_used(server: Server, tmp_path: Path) -> Non
     token.write_text("second")
     loader.token_expires_at = loader.token_expires_at.min
     assert connection.headers()["Authorization"] == "bearer second"
+
+
+def test_certificates_are_read_again_after_a_failure(server: Server, tmp_path: Path) -> None:
+    old, new = Authority(tmp_path / "old"), Authority(tmp_path / "new")
+    old.create()
+    new.create()
+    pair = new.issue("server", "server", hosts=["127.0.0.1"])
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(pair.cert, pair.key)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    trusted = tmp_path / "ca.crt"
+    shutil.copy(old.pair.cert, trusted)
+    rotated = connection(server, "https")
+    rotated.configuration.ssl_ca_cert = str(trusted)
+    with KubeClient(rotated) as client:
+        with pytest.raises(ApiFailure, match="CERTIFICATE_VERIFY_FAILED"):
+            client.get(GET_JOB, "ns", "a")
+        shutil.copy(new.pair.cert, trusted)
+        assert client.get(GET_JOB, "ns", "a") is not None
+
+
+def test_a_write_is_never_sent_twice(server: Server, client: KubeClient) -> None:
+    """The API server may have done it: the caller reads again before another try."""
+    server.protocol, server.closes_after = "HTTP/1.1", 1
+    client.request(CREATE_EVENT, "ns", body={})
+    with pytest.raises(ApiFailure):
+        client.request(CREATE_EVENT, "ns", body={})
+    assert (len(server.seen), len(server.peers)) == (2, 1), "the second request reuses the connection"
+
+
+def test_a_redirect_is_not_followed(server: Server, client: KubeClient) -> None:
+    """It would send the token elsewhere."""
+    server.status = 307
+    with pytest.raises(HttpError) as caught:
+        client.get(GET_JOB, "ns", "a")
+    assert (caught.value.status, len(server.seen)) == (307, 1)
+
+
+def test_a_closed_client_fails(client: KubeClient) -> None:
+    client.get(GET_JOB, "ns", "a")
+    client.close()
+    with pytest.raises(ApiFailure, match="the client is closed"):
+        client.get(GET_JOB, "ns", "a")
