@@ -9,7 +9,8 @@ import pytest
 from tunery_api.failures import Failure
 from tunery_api.kinds import Kind
 from tunery_operator.config import Settings
-from tunery_operator.observed.attempt import Attempt, ClusterWarning
+from tunery_operator.observed.attempt import Attempt
+from tunery_operator.observed.event import ClusterWarning
 from tunery_operator.planning.platform_values import PlatformValues, platform_values, with_platform_values
 
 from kit.operator.servers import deployment, server_pod

@@ -11,8 +11,9 @@ from typing import Final, Literal, NamedTuple
 
 from tunery_operator.client.client import KubeClient
 from tunery_operator.errors import ApiFailure
-from tunery_operator.observed.attempt import Attempt, ClusterWarning
+from tunery_operator.observed.attempt import Attempt
 from tunery_operator.observed.deployment import ServerPodView
+from tunery_operator.observed.event import ClusterWarning
 from tunery_operator.observed.metadata import parse_time
 from tunery_operator.observed.pod import PodView
 from tunery_operator.runtime.reader import read_warnings

@@ -3,24 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from tunery_api.reasons import ExitCode
+from tunery_operator.observed.event import ClusterWarning
 from tunery_operator.observed.job import JobView
 from tunery_operator.observed.pod import PodView
-
-
-@dataclass(frozen=True, slots=True)
-class ClusterWarning:
-    """A warning event of the cluster about a Job or one of its pods."""
-
-    reason: str
-    message: str
-    time: str
-    """RFC 3339 in UTC, of its last occurrence."""
-    about: Literal["Job", "Pod"]
-    uid: str = ""
-    """Of the Job or pod; empty: of whichever."""
 
 
 @dataclass(frozen=True, slots=True)

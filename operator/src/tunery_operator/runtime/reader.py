@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from datetime import datetime
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from tunery_operator.client.client import Json, KubeClient
 from tunery_operator.client.permissions import GET_JOB, LIST_EVENTS, LIST_PODS, get_owner
 from tunery_operator.errors import StaleObject
-from tunery_operator.observed.attempt import Attempt, ClusterWarning
+from tunery_operator.observed.attempt import Attempt
+from tunery_operator.observed.event import ClusterWarning, parse_warning
 from tunery_operator.observed.job import JobView, parse_job
 from tunery_operator.observed.metadata import Key, Owner
 from tunery_operator.observed.pod import PodView, parse_pod
@@ -104,17 +105,4 @@ def read_warnings(
     """Return the warnings that the cluster's components posted about a Job or a pod, oldest first."""
     query = {"fieldSelector": f"involvedObject.uid={uid},type=Warning", "limit": str(MAX_EVENTS)}
     items = client.request(LIST_EVENTS, namespace, query=query).get("items") or []
-    return tuple(sorted((_warning(item, about) for item in items), key=lambda warning: warning.time))
-
-
-def _warning(event: Mapping[str, Any], about: Literal["Job", "Pod"]) -> ClusterWarning:
-    """Return what an event of core/v1 says; its time stands in one of four places."""
-    times = (
-        (event.get("series") or {}).get("lastObservedTime"),
-        event.get("lastTimestamp"),
-        event.get("eventTime"),
-        event["metadata"].get("creationTimestamp"),
-    )
-    time = next((time for time in times if time), "")
-    whose = (event.get("involvedObject") or {}).get("uid") or ""
-    return ClusterWarning(event.get("reason") or "", event.get("message") or "", time, about, whose)
+    return tuple(sorted((parse_warning(item, about) for item in items), key=lambda warning: warning.time))

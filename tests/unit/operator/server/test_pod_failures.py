@@ -12,8 +12,8 @@ import pytest
 from tunery_api.failures import Failure
 from tunery_api.reasons import FailureReason
 from tunery_operator.controllers.warnings import Warnings, server_warnings
-from tunery_operator.observed.attempt import ClusterWarning
 from tunery_operator.observed.deployment import ContainerView, ServerPodView, parse_deployment, parse_server_pod
+from tunery_operator.observed.event import ClusterWarning
 
 from kit.operator.servers import NOW, deployment, heard, reported, server_pod
 from kit.operator.serverstatuskit import compute, condition, snapshot, told

@@ -13,7 +13,8 @@ from tunery_api.remedies import WITHOUT_GPU
 from tunery_api.runspec import TrainerStatus
 from tunery_api.status import LoRAJobStatus, Phase
 from tunery_operator.client.apply import merge_patch
-from tunery_operator.observed.attempt import Attempt, ClusterWarning
+from tunery_operator.observed.attempt import Attempt
+from tunery_operator.observed.event import ClusterWarning
 from tunery_operator.observed.metadata import Key
 from tunery_operator.observed.pod import PodView
 from tunery_operator.status.compute import compute_status

@@ -11,7 +11,8 @@ import pytest
 from tunery_api.failures import Failure
 from tunery_api.findings import NOT_TOLD, TRAINING_TELLS
 from tunery_api.reasons import FailureReason
-from tunery_operator.observed.attempt import Attempt, ClusterWarning
+from tunery_operator.observed.attempt import Attempt
+from tunery_operator.observed.event import ClusterWarning
 from tunery_operator.observed.job import JobView
 from tunery_operator.status.compute import compute_status
 from tunery_operator.status.events import transitions

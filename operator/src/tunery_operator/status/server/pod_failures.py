@@ -9,8 +9,8 @@ from typing import Final
 from tunery_api.failures import Failure, sentences
 from tunery_api.reasons import FailureReason
 from tunery_api.remedies import Remedy, edit, recreate, remedies_for, retry
-from tunery_operator.observed.attempt import ClusterWarning
 from tunery_operator.observed.deployment import ContainerView, ServerPodView
+from tunery_operator.observed.event import ClusterWarning
 from tunery_operator.planning.adapterserver import ENGINE, GATEWAY, MODEL
 from tunery_operator.status.diagnosis import CONFIG_REASONS, IMAGE_REASONS, failure, start_failure, without_message
 from tunery_operator.status.reports import reported_failure

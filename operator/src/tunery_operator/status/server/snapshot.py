@@ -12,8 +12,8 @@ from tunery_api.errors import FieldError
 from tunery_api.failures import Failure
 from tunery_api.serverstatus import AdapterState
 from tunery_api.serving import SILENT_SECONDS, ReplicaState, ReportedAdapter
-from tunery_operator.observed.attempt import ClusterWarning
 from tunery_operator.observed.deployment import DeploymentView, ServerPodView
+from tunery_operator.observed.event import ClusterWarning
 from tunery_operator.observed.metadata import Owner, parse_time
 from tunery_operator.planning.platform_values import NO_VALUES, PlatformValues, with_platform_values
 from tunery_operator.planning.resolution import Resolution
