@@ -25,7 +25,7 @@ from tunery_api.kinds import Kind
 from tunery_api.methods import Method
 from tunery_api.reasons import FailureReason
 from tunery_api.status import FINAL_PHASES, ConditionType, Phase
-from tunery_operator.observed.attempt_history import ENDS_WITHOUT_FAULT, cause_of
+from tunery_operator.observed.attempt import ENDS_WITHOUT_FAULT, cause_of
 from tunery_operator.observed.metadata import parse_time
 
 _LATENCY: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)

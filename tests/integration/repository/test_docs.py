@@ -20,7 +20,7 @@ from tunery_api.serverstatus import ServerCondition, ServerPhase
 from tunery_api.status import ConditionType, Phase
 from tunery_api.sweepstatus import EndReason
 from tunery_api.validation import parse_adaptermerge, parse_adapterserver, parse_batchinference, parse_lorajob
-from tunery_operator.observed.attempt_history import STOPPED
+from tunery_operator.observed.attempt import STOPPED
 from tunery_operator.status.events import CHECKPOINT_NOT_STORED, RANK_TOO_LOW, REMOVAL_UNKNOWN, TRIALS_LEFT
 from tunery_search.validation import parse_lorasweep
 
@@ -206,7 +206,7 @@ def reasons_of_conditions() -> set[str]:
     files = [path for path in (source / "status").rglob("*.py") if path.name not in NO_REASONS]
     nodes = (
         node
-        for path in [*files, source / "observed" / "attempt_history.py", source / "observed" / "event.py"]
+        for path in [*files, source / "observed" / "attempt.py", source / "observed" / "event.py"]
         for node in ast.walk(ast.parse(path.read_text()))
     )
     words = {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}

@@ -72,6 +72,11 @@ class PodView:
         """Return whether the pod has ended."""
         return self.phase in ("Succeeded", "Failed")
 
+    @property
+    def failed(self) -> bool:
+        """Return whether the pod has failed."""
+        return self.phase == "Failed"
+
 
 def outlives(pod: PodView, where: str = "") -> str:
     """Return a message about a pod that outlives its Job and is not being deleted, with the command that ends it."""

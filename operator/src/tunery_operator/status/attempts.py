@@ -16,8 +16,7 @@ from tunery_api.names import child_name
 from tunery_api.reasons import ExitCode, FailureReason
 from tunery_api.runspec import Task
 from tunery_api.status import ATTEMPTS_KEPT, GENERATIONS_KEPT, ConditionType
-from tunery_operator.observed.attempt import Attempt
-from tunery_operator.observed.attempt_history import (
+from tunery_operator.observed.attempt import (
     EVICTED,
     NOT_NEEDED,
     PEER_ABORTED,
@@ -27,6 +26,7 @@ from tunery_operator.observed.attempt_history import (
     SUCCEEDED,
     SUSPENDED,
     VANISHED,
+    Attempt,
     cause_of,
     seconds_outside,
     spans,

@@ -9,8 +9,8 @@ from typing import Any, Final
 from tunery_api.reasons import FailureReason
 from tunery_api.remedies import edit
 from tunery_api.status import FINAL_PHASES, ConditionType, Phase
-from tunery_operator.observed.attempt import Attempt
-from tunery_operator.observed.attempt_history import (
+from tunery_operator.observed.attempt import (
+    Attempt,
     seconds_outside,
     spans,
 )

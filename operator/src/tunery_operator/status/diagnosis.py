@@ -12,8 +12,7 @@ from tunery_api.reasons import ExitCode, FailureReason
 from tunery_api.redact import redact
 from tunery_api.remedies import MAX_REMEDY, Remedy, edit, recreate, retry
 from tunery_api.runspec import Task
-from tunery_operator.observed.attempt import Attempt
-from tunery_operator.observed.attempt_history import attempt_numbers, last_end
+from tunery_operator.observed.attempt import Attempt, attempt_numbers, last_end
 from tunery_operator.observed.event import ClusterWarning
 from tunery_operator.observed.job import JobView
 from tunery_operator.observed.metadata import parse_time

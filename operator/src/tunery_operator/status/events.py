@@ -10,7 +10,7 @@ from tunery_api.names import RETRY_ANNOTATION
 from tunery_api.reasons import FailureReason
 from tunery_api.status import FINAL_PHASES, ConditionType, Phase
 from tunery_api.sweepstatus import TrialState
-from tunery_operator.observed.attempt_history import (
+from tunery_operator.observed.attempt import (
     EVICTED,
     NOT_NEEDED,
     PREEMPTED,

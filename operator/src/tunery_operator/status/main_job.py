@@ -11,8 +11,7 @@ from tunery_api.names import NODES_PORTS, nodes_service
 from tunery_api.reasons import ExitCode, FailureReason
 from tunery_api.redact import redact
 from tunery_api.status import ConditionStatus, ConditionType, Phase
-from tunery_operator.observed.attempt import Attempt
-from tunery_operator.observed.attempt_history import DISRUPTIONS, attempt_numbers
+from tunery_operator.observed.attempt import DISRUPTIONS, Attempt, attempt_numbers
 from tunery_operator.observed.metadata import parse_time
 from tunery_operator.observed.pod import PodView
 from tunery_operator.status.attempts import end_reason

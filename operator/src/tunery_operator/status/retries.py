@@ -10,8 +10,7 @@ from tunery_api.failures import Failure
 from tunery_api.reasons import ExitCode, FailureReason
 from tunery_api.remedies import edit, retry
 from tunery_api.status import ConditionType, Phase
-from tunery_operator.observed.attempt import Attempt
-from tunery_operator.observed.attempt_history import (
+from tunery_operator.observed.attempt import (
     DISRUPTIONS,
     ENDS_WITHOUT_FAULT,
     EVICTED,
@@ -19,6 +18,7 @@ from tunery_operator.observed.attempt_history import (
     PEER_ABORTED,
     POD_DELETED,
     SUCCEEDED,
+    Attempt,
     attempt_numbers,
     attempts,
     cause_of,
@@ -67,7 +67,7 @@ def root_cause_pod(status: Mapping[str, Any], attempt: Attempt) -> PodView | Non
         return attempt.last_failed
     cause = first_ended(newest_attempt(status)) or {"uid": None}
     found = next((pod for pod in attempt.pods if pod.uid == cause["uid"] and not _ended_well(pod)), None)
-    never_ran = (pod for pod in attempt.newest if pod.phase == "Failed" and pod.started_at is None)
+    never_ran = (pod for pod in attempt.newest if pod.failed and pod.started_at is None)
     return found or next(never_ran, None)
 
 
@@ -122,7 +122,7 @@ def failed_attempts(status: Mapping[str, Any], attempt: Attempt) -> int:
 def _has_failed(pod: PodView) -> bool:
     """Tell whether the end of a pod is a failure by the rules of its Job."""
     free = pod.deleting or pod.disruption is not None or pod.exit_code == ExitCode.PEER_LOST
-    return pod.phase == "Failed" and not free
+    return pod.failed and not free
 
 
 def ends_its_job(builder: StatusBuilder, attempt: Attempt, pod: PodView) -> bool:
@@ -132,7 +132,7 @@ def ends_its_job(builder: StatusBuilder, attempt: Attempt, pod: PodView) -> bool
     retries = attempt.job.retries
     if attempt.job.nodes > 1:
         return failed_too_often(builder.fields, attempt)
-    failed = [each for each in attempt.pods if each.phase == "Failed" or each.exit_code not in (None, 0)]
+    failed = [each for each in attempt.pods if each.failed or each.exit_code not in (None, 0)]
     counted = [each for each in failed if end_reason(each, builder.snapshot, builder.conditions) not in DISRUPTIONS]
     return pod in counted and retries is not None and len(counted) > retries
 
@@ -156,7 +156,7 @@ def retries_used(status: Mapping[str, Any], attempt: Attempt) -> int | None:
         return None
     if job.nodes > 1:
         return failed_attempts(status, attempt)
-    failed = sum(bool(pod.exit_code) or pod.phase == "Failed" for pod in charged)
+    failed = sum(bool(pod.exit_code) or pod.failed for pod in charged)
     return failed if failed >= job.failed else None
 
 

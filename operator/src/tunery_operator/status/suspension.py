@@ -8,8 +8,7 @@ from typing import Final
 from tunery_api.names import child_name
 from tunery_api.runspec import Task
 from tunery_api.status import ConditionType
-from tunery_operator.observed.attempt import Attempt
-from tunery_operator.observed.attempt_history import PREEMPTED
+from tunery_operator.observed.attempt import PREEMPTED, Attempt
 from tunery_operator.observed.job import JobView
 from tunery_operator.observed.pod import PodView, outlives
 from tunery_operator.status.builder import StatusBuilder

@@ -15,8 +15,7 @@ from tunery_api.status import ATTEMPTS_KEPT, LoRAJobStatus, Phase
 from tunery_operator.client.apply import merge_patch
 from tunery_operator.controllers.warnings import find_unstarted
 from tunery_operator.metrics import ATTEMPTS, GPU_SECONDS, Facts, changes
-from tunery_operator.observed.attempt import Attempt
-from tunery_operator.observed.attempt_history import last_end
+from tunery_operator.observed.attempt import Attempt, last_end
 from tunery_operator.observed.event import ClusterWarning
 from tunery_operator.observed.job import JobView
 from tunery_operator.observed.pod import LostPod, PodView

@@ -10,7 +10,7 @@ import pytest
 from tunery_api.runspec import TrainerStatus
 from tunery_api.status import Phase
 from tunery_operator.metrics import ATTEMPTS, changes
-from tunery_operator.observed.attempt_history import last_end
+from tunery_operator.observed.attempt import last_end
 from tunery_operator.observed.pod import PodView
 from tunery_operator.status.compute import compute_status
 from tunery_operator.status.deadline import deadline_left
