@@ -1,11 +1,11 @@
-"""manifest.json: what lies in a published folder, digest by digest, and how it came to be."""
+"""Define manifest.json: the files of a published folder with their digests, and their lineage."""
 
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
 from pydantic.alias_generators import to_camel
 
 from tunery_api.findings import CheckStatus, FindingStatus
@@ -110,10 +110,10 @@ class QuantizationRecord(_Record):
 
     def __str__(self) -> str:
         """As people read it, such as NF4 with double quantisation, loaded as BFloat16."""
-        told = self.type
+        text = self.type
         if self.double_quant is not None and self.type in _FOUR_BITS:
-            told += " with double quantisation" if self.double_quant else " without double quantisation"
-        return f"{told}, loaded as {self.loaded_as}" if self.loaded_as else told
+            text += " with double quantisation" if self.double_quant else " without double quantisation"
+        return f"{text}, loaded as {self.loaded_as}" if self.loaded_as else text
 
 
 class EvaluationRecord(_Record):
@@ -203,22 +203,6 @@ class Lineage(_Record):
     """What the run found out about itself, as status.findings tells it; None: nobody looked."""
     checks: list[CheckStatus] | None = None
     """The checklist, as status.checks tells it."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _of_earlier_versions(cls, fields: Any) -> Any:
-        """Take it from the settings, where manifests from before there was `quantization` say it alone."""
-        said = fields.get("hyperparameters") if isinstance(fields, dict) else None
-        if not isinstance(said, dict) or "quantization.type" not in said or fields.get("quantization") is not None:
-            return fields
-        double, loaded_as = said.get("quantization.doubleQuant"), said.get("training.precision")
-        return fields | {
-            "quantization": {
-                "type": str(said["quantization.type"]),
-                "doubleQuant": None if double is None else str(double).lower() != "false",
-                "loadedAs": None if loaded_as is None else str(loaded_as),
-            }
-        }
 
     @field_validator("metrics")
     @classmethod
