@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import random
 from pathlib import Path
 from typing import Any
 
-from tunery_trainer.diagnosis.evaluations import EVALUATIONS_FILE, Evaluations, evaluations_in
+from tunery_trainer.diagnosis.evaluations import Evaluations, evaluations_in
 from tunery_trainer.diagnosis.paired import RowLosses, paired
 
 
@@ -71,22 +70,3 @@ def test_few_rows_leave_the_mark_where_it_is() -> None:
     found.add(5, better(base, 0.5, draw, 0.01))
     assert (found.done[0].base, found.done[0].mark, found.mark) == (None, None, base)
     assert found.done[0].to_log() == {}
-
-
-def test_a_checkpoint_of_an_older_version_has_no_evaluations(tmp_path: Path) -> None:
-    found = evaluations_in(tmp_path)
-    assert (found.before, found.mark, found.done) == (None, None, [])
-    found.add(5, rows(random.Random(1)))
-    assert found.done[0].base is None
-
-
-def test_one_of_a_version_that_had_no_mark_there_begins_with_the_base(tmp_path: Path) -> None:
-    stored = {
-        "before": {"sums": [1.0] * 8, "counts": [1.0] * 8},
-        "done": [{"step": 5, "loss": 0.5, "from_start": {"value": -0.5, "error": 0.1}}],
-    }
-    (tmp_path / EVALUATIONS_FILE).write_text(json.dumps(stored))
-    found = evaluations_in(tmp_path)
-    assert found.done[0].base is not None
-    assert (found.done[0].base.value, found.done[0].mark) == (-0.5, None)
-    assert (found.mark, found.mark_step) == (found.before, 0)

@@ -9,7 +9,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from tunery_trainer.diagnosis.history import Evaluation
 from tunery_trainer.diagnosis.paired import Difference, RowLosses, paired
@@ -23,8 +23,8 @@ are the later it was."""
 class Evaluations:
     """The evaluations of a run, in order; of the first one and of the mark it keeps what each row adds."""
 
-    def __init__(self, before: RowLosses | None) -> None:
-        """`before` is how the rows did before training; None where a checkpoint of an older version says it no more."""
+    def __init__(self, before: RowLosses) -> None:
+        """`before` has the losses of the rows before training."""
         self.before = before
         self.said: list[str] | None = None
         """What the model said before training to the rows that are answered; None where it was not asked."""
@@ -38,9 +38,8 @@ class Evaluations:
         """Take what the rows add after `step`; where that step was evaluated before, it is as it was."""
         if self.at(step) is not None:
             return
-        base = paired(rows, self.before) if self.before else None
-        mark = paired(rows, self.mark) if self.mark else None
-        self.done.append(Evaluation(step, rows.loss, base, mark, self.mark_step))
+        mark = paired(rows, self.mark)
+        self.done.append(Evaluation(step, rows.loss, paired(rows, self.before), mark, self.mark_step))
         if mark is not None and mark.z < BETTER_Z:
             self.mark, self.mark_step = rows, step
 
@@ -51,32 +50,27 @@ class Evaluations:
     def store(self, checkpoint: Path) -> None:
         """Write them into a checkpoint, every number as it is."""
         stored = {
-            "before": dataclasses.asdict(self.before) if self.before else None,
+            "before": dataclasses.asdict(self.before),
             "said": self.said,
             "done": [dataclasses.asdict(each) for each in self.done],
             # As many tokens count in it as in the one before training.
-            "mark": {"step": self.mark_step, "sums": self.mark.sums} if self.mark else None,
+            "mark": {"step": self.mark_step, "sums": self.mark.sums},
         }
         (checkpoint / EVALUATIONS_FILE).write_text(json.dumps(stored), "utf-8")
 
 
 def evaluations_in(checkpoint: Path) -> Evaluations:
-    """Return those that a checkpoint has; none, and none before training, where an older version wrote it."""
-    path = checkpoint / EVALUATIONS_FILE
-    stored = json.loads(path.read_text("utf-8")) if path.exists() else {"before": None, "done": []}
-    before, mark = stored["before"], stored.get("mark")
-    found = Evaluations(RowLosses(tuple(before["sums"]), tuple(before["counts"])) if before else None)
-    found.said = stored.get("said")
-    found.done = [_evaluation(each) for each in stored["done"]]
-    if found.before and mark:
-        found.mark, found.mark_step = RowLosses(tuple(mark["sums"]), found.before.counts), mark["step"]
+    """Return the evaluations that a checkpoint has."""
+    stored = json.loads((checkpoint / EVALUATIONS_FILE).read_text("utf-8"))
+    before, mark = stored["before"], stored["mark"]
+    found = Evaluations(RowLosses(tuple(before["sums"]), tuple(before["counts"])))
+    found.said = stored["said"]
+    found.done = [
+        Evaluation(each["step"], each["loss"], _difference(each["base"]), _difference(each["mark"]), each["mark_step"])
+        for each in stored["done"]
+    ]
+    found.mark, found.mark_step = RowLosses(tuple(mark["sums"]), found.before.counts), mark["step"]
     return found
-
-
-def _evaluation(stored: Mapping[str, Any]) -> Evaluation:
-    # An older version knew the difference from before training alone, by another name.
-    base, mark = stored.get("base", stored.get("from_start")), stored.get("mark")
-    return Evaluation(stored["step"], stored["loss"], _difference(base), _difference(mark), stored.get("mark_step", 0))
 
 
 def _difference(stored: Mapping[str, float] | None) -> Difference | None:

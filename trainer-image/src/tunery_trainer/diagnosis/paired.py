@@ -53,7 +53,7 @@ class Difference:
     """Its standard error: how far it would move with other rows of the same kind."""
     ratio_error: float | None = None
     """Standard error of the difference as a share of the older loss, which would move with other rows, too; None where
-    that loss is 0, or an older version measured it."""
+    that loss is 0."""
 
     @property
     def z(self) -> float:

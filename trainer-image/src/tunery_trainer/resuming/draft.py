@@ -27,7 +27,6 @@ class Draft(BaseModel):
         (checkpoint / DRAFT_FILE).write_text(self.model_dump_json(by_alias=True, exclude_none=True), "utf-8")
 
 
-def read_draft(checkpoint: Path) -> Draft | None:
-    """Return the draft in the folder of a checkpoint; None where an earlier version wrote none."""
-    path = checkpoint / DRAFT_FILE
-    return Draft.model_validate_json(path.read_bytes()) if path.exists() else None
+def read_draft(checkpoint: Path) -> Draft:
+    """Return the draft in the folder of a checkpoint."""
+    return Draft.model_validate_json((checkpoint / DRAFT_FILE).read_bytes())

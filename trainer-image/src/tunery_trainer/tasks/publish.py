@@ -105,9 +105,4 @@ def _restored(work: Workspace) -> _Kept:
         message = f"there is nothing to publish: the run has stored no checkpoint{where}"
         fix = recreate("Store checkpoints more often by checkpoint.everySteps", "checkpoint.everySteps")
         raise TuneryError(FailureReason.CHECKPOINT_MISSING, message, fix)
-    draft = read_draft(restored.folder)
-    if draft is None:
-        message = f"the checkpoint of step {restored.step} is of an earlier version, and cannot be published as it is"
-        fix = recreate("Set resumeFrom to continue from that checkpoint", "resumeFrom")
-        raise TuneryError(FailureReason.CHECKPOINT_MISSING, message, fix)
-    return _Kept(restored.folder, draft)
+    return _Kept(restored.folder, read_draft(restored.folder))

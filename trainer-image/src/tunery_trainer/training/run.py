@@ -348,7 +348,7 @@ def _evaluated(job: Assignment, loop: _Loop, course: _Course) -> Trained:
     answers = asked.compared(evaluations.said, asked.answers(model)) if asked else []
     history = course.history if _is_measured(course) else [*course.history, at_end]
     trained = _outcome(job, loop, replace(course, history=history), step, after.metrics)
-    change = paired(after.rows, evaluations.before) if evaluations.before else None
+    change = paired(after.rows, evaluations.before)
     checks = loop.diagnosis.checks(model, after.loss, change)
     return replace(trained, change=change, answers=answers, findings=findings, checks=checks)
 
