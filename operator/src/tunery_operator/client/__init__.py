@@ -1,1 +1,1 @@
-"""Everything that talks to the cluster: read, apply, status, events; plain dicts over one connection pool."""
+"""Call the API server: requests, children, statuses, events, and the permissions for them."""

@@ -28,7 +28,7 @@ _MANAGED: Final = {"fieldManager": FIELD_MANAGER}
 
 
 def create_job(client: KubeClient, owner: Owner, body: Json) -> Json:
-    """Create a Job, or return the one of that name if it is ours already; errors as `create_child`'s."""
+    """Create a Job, or return the one of that name if it is ours already. Raises what `create_child` raises."""
     return create_child(client, owner, JOBS, body)
 
 
@@ -48,31 +48,31 @@ def create_child(client: KubeClient, owner: Owner, resource: Resource, body: Jso
             return adopt(found, owner, resource)
         if error.status == 404 or _is_terminating(error):
             raise OwnerGone(f"namespace {namespace} is being deleted") from error
-        _tell_rejected(error)
+        _raise_rejected(error)
         raise
 
 
 def adopt(found: Json, owner: Owner, resource: Resource) -> Json:
-    """Return a child that is there already, if it is ours. Raises NameTaken, AwaitingDeletion."""
+    """Return a child that exists already, if it is ours. Raises NameTaken, AwaitingDeletion."""
     controller, child = controller_of(found), f"{resource.kind} {found['metadata']['name']}"
     if controller.get("uid") == owner.uid:
         if "deletionTimestamp" in found["metadata"]:
-            raise AwaitingDeletion(f"{child}, which is being deleted{_kept(found)}")
+            raise AwaitingDeletion(f"{child}, which is being deleted{_finalizers_text(found)}")
         return found
     if controller.get("kind") == owner.key.kind.value and controller.get("name") == owner.key.name:
-        raise AwaitingDeletion(f"{child} of an earlier object of that name to go{_kept(found)}")
+        raise AwaitingDeletion(f"{child} of an earlier object of that name to go{_finalizers_text(found)}")
     raise NameTaken(found["metadata"]["name"], resource.kind)
 
 
 def is_child(found: Json, owner: Owner) -> bool:
-    """Tell whether an object is a child of ours."""
+    """Return whether an object is a child of this owner."""
     return controller_of(found).get("uid") == owner.uid
 
 
 def patch_child(client: KubeClient, resource: Resource, found: Json, change: Json) -> Json:
-    """Change a child of a server as it was read, and return it as it is now; without a version, whatever it is by now.
+    """Patch a child and return its new state; without a version in `found`, patch any version.
 
-    Raises StaleObject where it has changed or gone meanwhile, Rejected, ApiFailure.
+    Raises StaleObject if it has changed or was deleted since it was read, Rejected, ApiFailure.
     """
     meta = found["metadata"]
     same = {name: meta[name] for name in ("uid", "resourceVersion") if name in meta}
@@ -82,33 +82,33 @@ def patch_child(client: KubeClient, resource: Resource, found: Json, change: Jso
     except HttpError as error:
         if error.status in (404, 409) and not _is_as_read(client, resource, found):
             raise StaleObject(f"{resource.kind} {meta['namespace']}/{meta['name']} changed meanwhile") from error
-        _tell_rejected(error)
+        _raise_rejected(error)
         raise
 
 
 def _is_as_read(client: KubeClient, resource: Resource, found: Json) -> bool:
-    """Tell whether a child is there as it was read: a webhook may answer 404 or 409, too, and goes on to."""
+    """Return whether a child still exists as it was read: a webhook may answer 404 or 409, too."""
     meta = found["metadata"]
     live = client.get(resource.get, meta["namespace"], meta["name"])
     read = {name: meta[name] for name in ("uid", "resourceVersion") if name in meta}
     return live is not None and read.items() <= live["metadata"].items()
 
 
-def _kept(child: Json) -> str:
-    """Return who keeps a child that was deleted, in words; empty where nobody does."""
+def _finalizers_text(child: Json) -> str:
+    """Return the part of a message that names the finalizers that keep a deleted child; empty without one."""
     others = foreign_finalizers(child)
     return f"; the finalizer {', '.join(others)} keeps it" if others else ""
 
 
-def _tell_rejected(error: HttpError) -> None:
-    """Raise Rejected where a child's own fields are refused."""
+def _raise_rejected(error: HttpError) -> None:
+    """Raise Rejected if the API server rejects fields of the child."""
     fields = _named_fields(error)
     if fields:
         raise Rejected(str(error.body.get("message", error)), fields) from error
 
 
 def _named_fields(error: HttpError) -> tuple[str, ...]:
-    """Return the fields of a malformed object that are wrong: admission policies say 422 too, and name none."""
+    """Return the invalid fields that a 422 names; that of an admission policy names none."""
     causes = (error.body.get("details") or {}).get("causes") or ()
     return tuple(cause["field"] for cause in causes if cause.get("field")) if error.status == 422 else ()
 
@@ -119,23 +119,23 @@ def _is_terminating(error: HttpError) -> bool:
 
 
 def suspend_job(client: KubeClient, namespace: str, job: JobView) -> Json | None:
-    """Suspend this very Job and note that it was us; None where it is gone."""
+    """Suspend exactly this Job and annotate that Tunery did; None if it is gone."""
     return _patch_job(client, namespace, job, {SUSPENDED_BY_ANNOTATION: "spec"}, {"suspend": True})
 
 
 def resume_job(client: KubeClient, namespace: str, job: JobView) -> Json | None:
-    """Undo our own suspension of this very Job: one that a queue holds goes on when its queue lets it; None if gone."""
+    """Undo our suspension of exactly this Job; None if it is gone. The queue of a queued Job resumes it."""
     spec = {} if job.queue is not None else {"suspend": False}
     return _patch_job(client, namespace, job, {SUSPENDED_BY_ANNOTATION: None}, spec)
 
 
 def allow_failed_indexes(client: KubeClient, namespace: str, job: JobView, count: int) -> Json | None:
-    """Let so many numbers of this very Job fail for good before it has; None where it is gone."""
+    """Set the number of indexes of exactly this Job that may fail; None if it is gone."""
     return _patch(client, namespace, job.name, {"metadata": {"uid": job.uid}, "spec": {"maxFailedIndexes": count}})
 
 
 def mark_job_done(client: KubeClient, namespace: str, job: JobView) -> None:
-    """Label this very Job as judged, so that nobody watches it any more; it is no error when it is gone."""
+    """Label exactly this Job as done, so that no reflector watches it any more; no error if it is gone."""
     meta = {"uid": job.uid, "labels": {DONE_LABEL: "true"}}
     _patch(client, namespace, job.name, {"metadata": meta})
 
@@ -151,26 +151,26 @@ def _patch(client: KubeClient, namespace: str, name: str, body: Json) -> Json | 
     try:
         return client.request(PATCH_JOB, namespace, name, body, _MANAGED)
     except HttpError as error:
-        # 409: another Job bears the name now.
+        # 409: another Job has the name now.
         if error.status in (404, 409):
             return None
         raise
 
 
 def find_job(client: KubeClient, owner: Owner, name: str) -> JobView | None:
-    """Return the owner's Job of that name, read live: also one that is not watched any more."""
+    """Return the owner's Job of that name, read live: also one that is no longer watched."""
     found = client.get(GET_JOB, owner.key.namespace, name)
     job = parse_job(found) if found is not None else None
     return job if job is not None and job.owner_uid == owner.uid else None
 
 
 def delete_job(client: KubeClient, namespace: str, job: JobView) -> None:
-    """Delete this very Job with its pods; it is no error when it is gone."""
+    """Delete exactly this Job with its pods; no error if it is gone."""
     _delete(client, DELETE_JOB, namespace, job.name, {"uid": job.uid})
 
 
 def delete_object(client: KubeClient, owner: Owner, version: str) -> None:
-    """Delete an object of ours as it was seen, and with it its children; it is no error when it is gone or changed."""
+    """Delete exactly this version of an object of ours, with its children; no error if it is gone or has changed."""
     key = owner.key
     preconditions = {"uid": owner.uid, "resourceVersion": version}
     _delete(client, delete_owner(key.kind.plural), key.namespace, key.name, preconditions)
@@ -180,7 +180,7 @@ def _delete(client: KubeClient, call: Call, namespace: str, name: str, precondit
     options = {
         "apiVersion": "v1",
         "kind": "DeleteOptions",
-        # The default for Jobs leaves the pods behind.
+        # The default for Jobs orphans the pods.
         "propagationPolicy": "Background",
         "preconditions": preconditions,
     }
@@ -192,14 +192,14 @@ def _delete(client: KubeClient, call: Call, namespace: str, name: str, precondit
 
 
 def status_change(body: Json, status: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the merge patch from the object's status to `status`; empty where nothing changed."""
+    """Return the merge patch from the object's status to `status`; empty if nothing changed."""
     return merge_patch(body.get("status") or {}, status)
 
 
 def write_status(client: KubeClient, owner: Owner, version: str, change: dict[str, Any]) -> Json:
-    """Write a change of status and return the object as it is now.
+    """Write a change of status and return the new object.
 
-    Raises StaleObject when the object is no longer at `version`, OwnerGone when it is gone.
+    Raises StaleObject if the object is no longer at `version`, OwnerGone if it is gone.
     """
     key = owner.key
     body = {"metadata": {"uid": owner.uid, "resourceVersion": version}, "status": change}

@@ -24,7 +24,7 @@ TIMEOUT: Final = aiohttp.ClientTimeout(total=30, sock_connect=10)
 """`total` is the time for a complete request, with its answer."""
 DEFAULT_RETRY_SECONDS: Final = 1.0
 MAX_RETRY_SECONDS: Final = 60.0
-"""No answer can make an object wait for longer than this."""
+"""The longest delay that an answer can ask for."""
 
 _VERSIONS: Final = {
     "": "/api/v1",
@@ -59,9 +59,9 @@ class _Answer(NamedTuple):
 
 
 class HttpError(ApiFailure):
-    """An answer of 300 or more; `body` is the Status object, empty where there is none.
+    """An answer of 300 or more; `body` is the Status object, empty without one.
 
-    `retry_after` is what the server asked for, in seconds: the queue heeds it, a worker never sleeps.
+    `retry_after` is the time in seconds that the server asks for: the queue waits, a worker never sleeps.
     """
 
     def __init__(self, call: Call, status: int, body: Json, retry_after: float | None = None) -> None:
@@ -72,7 +72,7 @@ class HttpError(ApiFailure):
 
 
 class KubeClient:
-    """The API server, as this operator uses it; safe to share between threads."""
+    """Sends requests to the API server; safe to share between threads."""
 
     def __init__(
         self,
@@ -109,13 +109,13 @@ class KubeClient:
     ) -> Json:
         """Send one request and return the JSON answer.
 
-        `create` with a name is a server-side apply, which needs `fieldManager` in the query: its address has the name,
-        so that a Role may grant the permission for this one only.
+        `create` with a name is a server-side apply, which needs `fieldManager` in the query. Its URL has the name, so
+        that a Role can grant the permission for one object only.
 
         Raises HttpError for an answer of 300 or more, ApiFailure (status 0) if none came.
         """
         if call not in self._allowed:
-            raise ValueError(f"{call} is none of the permissions that this client has")
+            raise ValueError(f"{call} is not among the permissions of this client")
         method, kind = _HOW.get((call.verb, name is not None), (_METHODS[call.verb], "application/json"))
         options = {
             "headers": {"Content-Type": kind, "Accept": "application/json", **self._connection.headers()},
@@ -155,7 +155,7 @@ class KubeClient:
         return answer
 
     def get(self, call: Call, namespace: str, name: str) -> Json | None:
-        """Return one object, or None where there is none."""
+        """Return one object, or None if it does not exist."""
         try:
             return self.request(call, namespace, name)
         except HttpError as error:
@@ -181,10 +181,10 @@ def _parse(call: Call, answer: _Answer) -> Json:
 
 
 def seconds_to_wait(status: int, retry_after: str | None) -> float | None:
-    """Return the seconds that an answer asks to wait; None where it asks for none.
+    """Return the seconds that an answer asks to wait; None if it asks for no delay.
 
-    Only 429 and 5xx mean it; the API server writes whole seconds, and a date, which HTTP allows, would be read by the
-    clock of another machine: it counts as one second, like a 429 without any word.
+    Only 429 and 5xx can ask. The API server writes whole seconds. A date, which HTTP allows, would need the clock of
+    another machine: it counts as one second, like a 429 without Retry-After.
     """
     if status != 429 and status < 500:
         return None

@@ -18,8 +18,7 @@ USER_AGENT: Final = f"tunery-operator/{version('tunery-operator')}"
 class Connection:
     """Address and credentials of the API server; safe to share between threads.
 
-    Nothing of it is kept for longer than a request or a connection: tokens are read again once a minute, certificates
-    with each new connection, so whatever rotates them needs no restart.
+    Tokens are read again once a minute, certificates after a failed connection: a rotation needs no restart.
     """
 
     def __init__(self, configuration: Configuration) -> None:
@@ -28,19 +27,19 @@ class Connection:
 
     @property
     def host(self) -> str:
-        """The URL that every path is appended to, without a slash at its end."""
+        """The URL that paths are appended to, without a slash at its end."""
         return str(self.configuration.host).rstrip("/")
 
     @property
     def proxy(self) -> str | None:
-        """The URL of the proxy that leads to the API server, None where the way is direct."""
+        """The URL of the proxy to the API server; None: no proxy."""
         proxy: str | None = self.configuration.proxy
         if proxy and should_bypass_proxies(self.host, self.configuration.no_proxy or ""):
             return None
         return proxy or None
 
     def route(self) -> dict[str, Any]:
-        """Return the options of aiohttp that lead each request to the API server, and to no other by a redirect."""
+        """Return the options of aiohttp that every request needs to reach the API server and no other server."""
         return {
             "proxy": self.proxy,
             "server_hostname": self.configuration.tls_server_name,
@@ -48,9 +47,9 @@ class Connection:
         }
 
     def headers(self) -> dict[str, str]:
-        """Return the headers that each request carries: the name of this program and the token of the moment.
+        """Return the headers of a request: User-Agent and the current token.
 
-        A watch that answers 401 asks again: the token may have been rotated since the last request.
+        Call it again after a 401: the token may have been rotated since the last request.
         """
         # The library's refresh changes the configuration in place.
         with self._lock:
@@ -58,7 +57,7 @@ class Connection:
         return {"User-Agent": USER_AGENT} | {auth["key"].title(): auth["value"] for auth in auths.values()}
 
     def ssl_context(self) -> ssl.SSLContext | None:
-        """Return the TLS settings of a new session, read from the files anew; None for plain http://."""
+        """Return the TLS settings, newly read from the files; None for http://."""
         if not self.host.startswith("https:"):
             return None
         context = ssl.create_default_context(cafile=self.configuration.ssl_ca_cert)
@@ -71,7 +70,7 @@ class Connection:
 
 
 def load_connection() -> Connection:
-    """Return the connection of the pod that the process runs in, else that of the current kubeconfig."""
+    """Return the connection of the pod that the process runs in, or that of the current kubeconfig."""
     configuration = Configuration()
     try:
         load_incluster_config(client_configuration=configuration)

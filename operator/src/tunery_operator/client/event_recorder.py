@@ -25,7 +25,7 @@ REPEAT_SECONDS: Final = 600.0
 BURST: Final = 25
 """Tokens of one object, as in client-go's EventSourceObjectSpamFilter."""
 RESERVE: Final = 5
-"""Further tokens for events that tell how an object ended."""
+"""Further tokens for events that report how an object ended."""
 REFILL_SECONDS: Final = 60.0
 """The time in which an object gets one token."""
 MAX_OBJECTS: Final = 10_000
@@ -63,8 +63,8 @@ class _Bucket:
 class EventFilter:
     """Decides which events are posted; safe to share between threads.
 
-    A run that evaluates often alternates between two phases: a repeat is dropped. A warning makes normal events news
-    again, and the other way round, so that the newest event of an adapter that flaps is the true one.
+    A run that evaluates often alternates between two phases: a repeat is dropped. After a warning, a repeated normal
+    event is posted again, and vice versa, so that the newest event of a flapping adapter is true.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -73,7 +73,7 @@ class EventFilter:
         self._buckets: OrderedDict[str, _Bucket] = OrderedDict()
 
     def drop_reason(self, owner: Owner, event: Event) -> str | None:
-        """Return why an event is not posted: `repeated` or `limit`; None where it is."""
+        """Return why an event is not posted: `repeated` or `limit`; None: it is posted."""
         with self._lock:
             bucket, now = self._bucket(owner.uid), self._clock()
             bucket.refill(now)
@@ -124,7 +124,7 @@ class EventRecorder:
                 logger.debug("Dropped an event: reason=%s object=%s cause=full", event.reason, owner.key)
 
     def close(self, seconds: float) -> None:
-        """Post what waits, for at most so many seconds."""
+        """Post the queued events, for at most this many seconds."""
         end = time.monotonic() + seconds
         try:
             for _ in self._threads:
@@ -169,7 +169,7 @@ def _is_transient(error: ApiFailure) -> bool:
 def build_event(owner: Owner, event: Event, now: datetime, instance: str) -> dict[str, Any]:
     """Return an Event of core/v1: events.k8s.io/v1 has no lastTimestamp, by which `kubectl describe` sorts.
 
-    Its name is a digest of what it tells, so that a restarted operator posts it once.
+    Its name has a digest of its content, so that a restarted operator posts it once.
     """
     key, timestamp = owner.key, format_time(now)
     digest = hashlib.sha256("\0".join((owner.uid, event.reason, event.time, event.note)).encode()).hexdigest()[:_DIGEST]

@@ -1,4 +1,4 @@
-"""Every right that the operator uses, once: the chart's roles hold these and no other."""
+"""Define every permission that the operator uses. The roles of the chart grant exactly these."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tunery_api.names import GROUP
 
 
 class Call(NamedTuple):
-    """One kind of request: what RBAC calls a rule."""
+    """One kind of request, as a rule of RBAC names it."""
 
     group: str
     resource: str
@@ -23,7 +23,7 @@ class Call(NamedTuple):
 
 
 class Resource(NamedTuple):
-    """What the operator may do with a resource that children of our objects are of."""
+    """The calls for a resource of which children are created."""
 
     kind: str
     get: Call
@@ -49,7 +49,7 @@ DELETE_JOB: Final = Call("batch", "jobs", "delete")
 LIST_PODS: Final = Call("", "pods", "list")
 CREATE_EVENT: Final = Call("", "events", "create")
 LIST_EVENTS: Final = Call("", "events", "list")
-"""Why a pod cannot be made or its volumes not be mounted is told nowhere else."""
+"""Only events report why a pod cannot be created or a volume not be mounted."""
 REVIEW_TOKEN: Final = Call("authentication.k8s.io", "tokenreviews", "create")
 GET_LEASE: Final = Call("coordination.k8s.io", "leases", "get")
 CREATE_LEASE: Final = Call("coordination.k8s.io", "leases", "create")
@@ -66,7 +66,7 @@ LORAJOBS: Final = _resource(Kind.LORAJOB.value, GROUP, Kind.LORAJOB.plural)
 """The trials of a LoRASweep."""
 NETWORK_POLICIES: Final = _resource("NetworkPolicy", "networking.k8s.io", "networkpolicies")
 GET_REPLICA_SET: Final = Call("apps", "replicasets", "get")
-"""Whose a pod is that says it is a server's: its labels could say anything."""
+"""It proves the owner of a server's pod: any user can set the labels."""
 
 _CHILDREN: Final = (JOBS, LORAJOBS, DEPLOYMENTS, CONFIG_MAPS, SERVICES, DISRUPTION_BUDGETS, NETWORK_POLICIES)
 
@@ -77,7 +77,7 @@ def get_owner(plural: str) -> Call:
 
 
 def delete_owner(plural: str) -> Call:
-    """Return the call that deletes one of our objects, when its time to live is over."""
+    """Return the call that deletes one of our objects when its time to live has ended."""
     return Call(GROUP, plural, "delete")
 
 
@@ -105,28 +105,28 @@ NAMESPACED_PERMISSIONS: Final = frozenset(
     | {make(plural) for plural in OWNERS for make in (get_owner, patch_status)}
     | {delete_owner(kind.plural) for kind in JOB_KINDS}
     | {Call(group, resource, verb) for group, resource in _WATCHED for verb in ("list", "watch")}
-    # An owner reference that blocks deletion needs the right to set the owner's finalizers.
+    # An owner reference that blocks deletion needs the permission to set the owner's finalizers.
     | {Call(GROUP, plural, "update", "finalizers") for plural in OWNERS}
 )
-"""Rights in every namespace that is served: a Role in each, or one ClusterRole for all."""
+"""Permissions in every namespace that is served: a Role in each, or one ClusterRole for all."""
 
 CLUSTER_PERMISSIONS: Final = frozenset({REVIEW_TOKEN})
-"""Rights that belong to no namespace: always a ClusterRole."""
+"""Permissions for resources without a namespace: always a ClusterRole."""
 
 PERMISSIONS: Final = NAMESPACED_PERMISSIONS | CLUSTER_PERMISSIONS
-"""What serving tenants takes, wherever it is granted."""
+"""Permissions for the objects of tenants, however they are granted."""
 
 OWN_NAMESPACE_PERMISSIONS: Final = frozenset({GET_LEASE, CREATE_LEASE, UPDATE_LEASE})
-"""Rights in the operator's own namespace: a Role, where `get` and `update` name the one Lease."""
+"""Permissions in the operator's own namespace: a Role, in which `get` and `update` name the one Lease."""
 
 OPERATOR_PERMISSIONS: Final = PERMISSIONS | OWN_NAMESPACE_PERMISSIONS
-"""Every right of the operator; none is to read a Secret."""
+"""Every permission of the operator; none is to read a Secret."""
 
 CERTIFICATE_PERMISSIONS: Final = frozenset({GET_SECRET, CREATE_SECRET, PATCH_SECRET})
-"""Rights of the Job that makes the certificate, under an account of its own: on the Secrets that hold it, by name."""
+"""Permissions of the service account of the Job that creates the certificate: on its Secrets, by name."""
 
 TEST_PERMISSIONS: Final = frozenset(
     {Call(GROUP, plural, "list") for plural in OWNERS}
     | {LORAJOBS.get, LORAJOBS.create, delete_owner(Kind.LORAJOB.plural)}
 )
-"""Rights of `helm test`, under an account of its own: to read our kinds, and to run one LoRAJob."""
+"""Permissions of the service account of `helm test`: to read our kinds, and to run one LoRAJob."""

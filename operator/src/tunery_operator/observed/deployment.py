@@ -33,16 +33,16 @@ class DeploymentView:
     generation: int
     observed_generation: int
     replicas: int
-    """Pods that there are, of old and new templates."""
+    """Existing pods, of old and new templates."""
     updated: int
-    """Those of the newest template."""
+    """Existing pods of the newest template."""
     ready: int
     stalled: str | None = None
     """Message of Progressing=False: why the rollout is stuck."""
     failure: str | None = None
     """Message of ReplicaFailure: why its pods cannot be created."""
     api_keys: str = NO_KEYS
-    """The Secret whose API keys pods of the newest template ask for."""
+    """The Secret with the API keys that pods of the newest template require."""
     namespace: str = ""
     owner: Key | None = None
     """The AdapterServer that controls it; None: another object does, or none."""
@@ -110,7 +110,7 @@ class ContainerView:
 
 
 class ReplicaSet(NamedTuple):
-    """A ReplicaSet as a pod names it: a wrong name or namespace does not stand for the right one."""
+    """A ReplicaSet as a pod's owner reference names it, which may be wrong."""
 
     namespace: str
     name: str
@@ -125,30 +125,30 @@ class ServerPodView:
     uid: str
     version: str
     replica_set: str
-    """Name of the ReplicaSet that made it; labels alone could be forged."""
+    """Name of the ReplicaSet that created it; labels can be forged."""
     replica_set_uid: str
     owner_uid: str
-    """What its label says of whose pod it is."""
+    """The uid of its AdapterServer, as its label states it."""
     created: str
     """RFC 3339 in UTC: sorts as text."""
     phase: str = "Pending"
     ready: bool = False
-    """It gets requests, by the kubelet's word and the node controller's."""
+    """Its condition Ready, which kubelet and node controller set: it gets requests."""
     deleting: bool = False
     deletion_deadline: datetime | None = None
-    """When the kubelet kills it at the latest, once it is being deleted."""
+    """When its grace period ends, once it is being deleted."""
     node: str | None = None
     unschedulable: str | None = None
     """The scheduler's message while no node fits."""
     status_reason: str | None = None
     status_message: str = ""
-    """What the kubelet says of an eviction."""
+    """The kubelet's message of an eviction."""
     disruption: str | None = None
     """The reason of the DisruptionTarget condition."""
     containers: tuple[ContainerView, ...] = ()
     """In the order in which they start."""
     api_keys: str = NO_KEYS
-    """The Secret whose API keys it requires."""
+    """The Secret with the API keys that it requires."""
     namespace: str = ""
 
     @property
@@ -163,7 +163,7 @@ class ServerPodView:
         return placed and not any(item.running or item.exit_code is not None or item.stuck for item in self.containers)
 
     def container(self, name: str) -> ContainerView:
-        """Return a container; one that nothing is known of has not started."""
+        """Return a container; an unknown one has not started."""
         return next((item for item in self.containers if item.name == name), ContainerView(name))
 
     @property
@@ -173,7 +173,7 @@ class ServerPodView:
 
 
 def is_server_pod(body: Mapping[str, Any]) -> bool:
-    """Return whether the labels of a pod say that it is a server's."""
+    """Return whether the labels of a pod state that it is a server's."""
     return (body["metadata"].get("labels") or {}).get(KIND_LABEL) == Kind.ADAPTERSERVER.singular
 
 
@@ -207,7 +207,7 @@ def parse_server_pod(body: Mapping[str, Any]) -> ServerPodView:
 
 
 def api_keys_of(pod_spec: Mapping[str, Any]) -> str:
-    """Return the name of the Secret whose API keys a server's pod of this spec asks for; NO_KEYS: for none."""
+    """Return the name of the Secret with the API keys that a server's pod requires; NO_KEYS: none."""
     mounted = (item for item in pod_spec.get("volumes") or () if item.get("name") == API_KEYS_VOLUME)
     return next(((item.get("secret") or {}).get("secretName", NO_KEYS) for item in mounted), NO_KEYS)
 

@@ -37,18 +37,18 @@ class JobView:
     role: str
     suspend: bool
     parallelism: int
-    """Pods that it may have at a time; 0 where somebody has changed it."""
+    """Pods that it may have at a time; 0 if a user has changed it."""
     queue: str | None
     """The queue in the Job's own label."""
     suspended_by_us: bool
     settings: str | None
     """Digest of the owner's mutable settings that it was built from."""
     plan: str | None
-    """Digest of what the platform says of its pods, as it was built; None where an earlier operator built it."""
+    """Digest of the platform's settings that it was built with; None: an earlier operator built it."""
     authority: str | None
-    """Name of the certificate authority that its pods trust; None where they report nothing."""
+    """Digest of the certificate authority that its pods trust; None: they report no progress."""
     admitted: bool
-    """Kueue has let it start."""
+    """Kueue has admitted it."""
     created: str
     """RFC 3339 in UTC: sorts as text."""
     started_at: datetime | None
@@ -58,24 +58,24 @@ class JobView:
     succeeded: int
     failed: int
     retries: int | None
-    """How many attempts may fail, and another follows; None: it does not say. The Job controller ends a Job of one pod
-    by it; of several, where it counts pods, the operator does."""
+    """How many attempts may fail before the last one; None: unset. The Job controller enforces it for a Job of one pod,
+    the operator for a Job of several, of which the Job controller counts pods."""
     complete: bool
     failed_reason: str | None
     """The reason of the Failed condition; None while there is none."""
     failed_message: str
     ended_at: datetime | None
-    """When the Job controller said its last word."""
+    """When the Job completed or failed."""
     done: bool
-    """Its verdict was taken over."""
+    """The status has its result."""
     nodes: int = 1
-    """Pods that work together, each with a number; 1: it has one, without."""
+    """Pods that train together, each with an index; 1: one pod without an index."""
     failed_indexes_allowed: int | None = None
-    """How many of the numbers may have failed for good before the Job controller ends it; None: it says nothing."""
+    """spec.maxFailedIndexes; None: unset."""
     failed_indexes: str = ""
-    """The numbers that have failed for good, such as "1,3-5": no pod is made for them any more."""
+    """The indexes that have failed and are not retried, such as "1,3-5"."""
     completed_indexes: str = ""
-    """The numbers of which a pod has ended well, likewise."""
+    """The indexes of which a pod has succeeded, such as "1,3-5"."""
     owner: Key | None = None
     """The object of our kinds that controls it; None: another object does, or none."""
     deleting: bool = False
@@ -155,5 +155,5 @@ def _admitted(template_meta: Mapping[str, Any]) -> bool:
 
 
 def ca_digest(ca_pem: str) -> str:
-    """Return a short name of a certificate authority: a digest of its PEM."""
+    """Return the digest of a certificate authority's PEM."""
     return hashlib.sha256(ca_pem.encode()).hexdigest()[:16]

@@ -15,7 +15,7 @@ from tunery_api.kinds import Kind
 from tunery_api.names import API_VERSION, GROUP, TOPOLOGY_ANNOTATIONS, child_name
 
 ORPHAN: Final = "orphan"
-"""The finalizer of an object whose children are to stay."""
+"""The finalizer of an object that is deleted without its children."""
 _KINDS: Final = {kind.value: kind for kind in Kind}
 _TRIAL_SUFFIX: Final = re.compile(r"-([0-9]{3,}|final)$")
 _MAX_RETRY: Final = 128
@@ -24,7 +24,7 @@ _MAX_RETRY: Final = 128
 
 @dataclass(frozen=True, slots=True, order=True)
 class Key:
-    """Names one object to reconcile."""
+    """The kind, namespace, and name of an object to reconcile."""
 
     kind: Kind
     namespace: str
@@ -36,7 +36,7 @@ class Key:
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """The object that children belong to."""
+    """The object that controls children."""
 
     key: Key
     uid: str
@@ -48,7 +48,7 @@ class Owner:
     created: str = ""
     """RFC 3339 in UTC."""
     sweep: str | None = None
-    """Name of the LoRASweep that this is a trial of, by owner and name; None: of none."""
+    """Name of the LoRASweep that this is a trial of, by owner and name; None: it is no trial."""
 
     @property
     def api_version(self) -> str:
@@ -77,7 +77,7 @@ def parse_owner(kind: Kind, body: Mapping[str, Any]) -> Owner:
 
 
 def _sweep_of(body: Mapping[str, Any]) -> str | None:
-    """Return whose trial an object is: a copy of a trial under another name is owned by the sweep, and none of its."""
+    """Return the sweep that an object is a trial of; a copy of a trial under another name is no trial."""
     controller = controller_of(body)
     if controller.get("kind") != Kind.LORASWEEP.value:
         return None
@@ -87,10 +87,9 @@ def _sweep_of(body: Mapping[str, Any]) -> str | None:
 
 
 def settings_digest(spec: Mapping[str, Any], annotations: Mapping[str, str] = MappingProxyType({})) -> str:
-    """Return a digest of what a raw spec says in the fields that may change while no pod runs.
+    """Return a digest of the fields of a raw spec that may change while no pod runs.
 
-    Of several nodes that is how near they are to each other, too: a Job that waits in a queue for what there is not,
-    has to follow.
+    With several nodes, the topology annotations are included: a queued Job that no topology fits must follow a change.
     """
     resources = spec.get("resources") or {}
     given = (resources.get(name) for name in ("memory", "ephemeralStorage"))
@@ -102,28 +101,28 @@ def settings_digest(spec: Mapping[str, Any], annotations: Mapping[str, str] = Ma
 
 
 def retry_mark(retry: str | None) -> str | None:
-    """Return how status.observedRetry remembers a value of the annotation."""
+    """Return the form in which status.observedRetry stores a value of the annotation."""
     if retry is None or len(retry) <= _MAX_RETRY:
         return retry
     return hashlib.sha256(retry.encode()).hexdigest()
 
 
 def controller_of(body: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the owner reference of an object's controller; empty where it has none."""
+    """Return the owner reference of an object's controller; empty without one."""
     references = body["metadata"].get("ownerReferences") or ()
     return next((reference for reference in references if reference.get("controller")), {})
 
 
 def foreign_finalizers(body: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the finalizers of an object but the cluster's own two, by which the garbage collector treats children."""
+    """Return the finalizers of an object, without the two of the garbage collector."""
     finalizers = body["metadata"].get("finalizers") or ()
     return tuple(name for name in finalizers if name not in (ORPHAN, "foregroundDeletion"))
 
 
 def time_to_live(body: Mapping[str, Any], default: int | None) -> int | None:
-    """Return for how many seconds an object lives on after its end; None: until someone deletes it.
+    """Return for how many seconds an object exists after its end; None: until a user deletes it.
 
-    The platform's default is not for a trial: that goes with its sweep, whose time to live is both of theirs.
+    A trial has no default of the platform: it is deleted with its sweep.
     """
     if controller_of(body).get("kind") == Kind.LORASWEEP.value:
         default = None

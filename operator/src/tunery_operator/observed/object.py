@@ -1,4 +1,4 @@
-"""Provide what the operator keeps of one of its own objects: of an active one all, of an ended one a few fields."""
+"""Provide views of Tunery objects: an active one has its complete body, an ended one a few fields."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class TrialView(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ObjectView:
-    """One object of our kinds. 100,000 of them that have ended take little memory."""
+    """One Tunery object. 100,000 ended ones take little memory."""
 
     key: Key
     uid: str
@@ -45,11 +45,11 @@ class ObjectView:
     body: dict[str, Any] | None
     """The object while it is active; None once it has ended. No caller changes it."""
     expires: float | None = None
-    """When the time to live of an ended object is over, in seconds since 1970; None: never."""
+    """When the time to live of an ended object ends, in seconds since 1970; None: never."""
     available: bool = False
-    """Some replica of a server answers requests: its phase alone does not tell."""
+    """A replica of a server answers requests: its phase alone does not show that."""
     offer: PublishedResult | None = None
-    """What a LoRAJob or AdapterMerge offers to servers."""
+    """What a LoRAJob or AdapterMerge has published for servers."""
     trial: TrialView | None = None
     references: tuple[Key, ...] = ()
     """The objects that an active object names: it is reconciled when the phase of one changes."""

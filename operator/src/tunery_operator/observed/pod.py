@@ -27,7 +27,7 @@ class PodView:
     """Name of the Job that made it."""
     job_uid: str
     owner_uid: str
-    """The uid of the object of ours that it works for."""
+    """The uid of the Tunery object that it belongs to."""
     version: str
     created: str
     """RFC 3339 in UTC: sorts as text."""
@@ -39,10 +39,10 @@ class PodView:
     deleted_at: datetime | None
     """When its grace period ends, once it is being deleted."""
     unanswered: bool
-    """Its node does not answer; the pod is not being deleted yet."""
+    """Its node does not answer, and the pod is not being deleted yet."""
     status_reason: str | None
     status_message: str
-    """What the kubelet says of an eviction."""
+    """The kubelet's message of an eviction."""
     waiting_reason: str | None
     waiting_message: str
     unschedulable: str | None
@@ -56,11 +56,11 @@ class PodView:
     exit_reason: str | None
     termination_message: str
     reports_to: str | None
-    """The URL that its container posts progress to; None: it was not asked to."""
+    """The URL that its container posts progress to; None: it posts none."""
     index: int | None = None
-    """Which of the pods that work together it is, from 0, which speaks for all; None: it works alone."""
+    """Its index among the pods that train together; pod 0 reports for all. None: it trains alone."""
     owner_labels: tuple[str, str, str] = ("", "", "")
-    """Namespace, kind and name of the object that it works for, as its labels state them."""
+    """Namespace, kind, and name of the object that it belongs to, as its labels state them."""
 
     @property
     def running(self) -> bool:
@@ -86,7 +86,7 @@ def outlives(pod: PodView, where: str = "") -> str:
 
 @dataclass(frozen=True, slots=True)
 class LostPod:
-    """What is remembered of a pod that exists no more."""
+    """What is remembered of a pod that no longer exists."""
 
     uid: str
     name: str
@@ -132,7 +132,7 @@ def parse_pod(body: Mapping[str, Any], seen: datetime) -> PodView:
         name=meta["name"],
         namespace=sys.intern(meta["namespace"]),
         uid=meta["uid"],
-        # Labels outlast the Job: one that is deleted without its pods takes their owner reference along.
+        # Labels outlast the Job: if it is deleted without its pods, they lose their owner reference.
         job=controller.get("name") or labels.get(_JOB_NAME_LABEL, ""),
         job_uid=controller.get("uid") or labels.get(_JOB_UID_LABEL, ""),
         owner_uid=labels.get(OWNER_UID_LABEL, ""),
@@ -171,10 +171,10 @@ def _index(meta: Mapping[str, Any]) -> int | None:
 def _times(
     meta: Mapping[str, Any], state: Mapping[str, Any], seen: datetime
 ) -> tuple[datetime | None, datetime | None]:
-    """Return when a container started and finished, as far as that can be.
+    """Return when a container started and finished, corrected for the node's clock.
 
-    The kubelet writes both by its node's clock. By one that is behind, a container starts before its pod was made:
-    both times are moved, which leaves how long it ran. By one that is ahead, it does later what was seen already.
+    If the clock is behind, the container starts before its pod was created: both times are moved, and the duration
+    stays. If it is ahead, a time is later than the moment at which it was seen: that moment is the limit.
     """
     created, started, finished = map(
         parse_time, (meta.get("creationTimestamp"), state.get("startedAt"), state.get("finishedAt"))
@@ -184,8 +184,8 @@ def _times(
 
 
 def _is_unanswered(phase: str | None, conditions: Mapping[str, Mapping[str, Any]]) -> bool:
-    """Tell whether the node controller has written that a pod is not ready: its kubelet never says so of containers
-    that are, and the pod has no readiness gates.
+    """Return whether the node controller has set Ready to False: the pod has no readiness gates, so its kubelet sets
+    Ready only as its containers are.
     """
     ready, containers = (conditions.get(type_, {}).get("status") for type_ in ("Ready", "ContainersReady"))
     return phase == "Running" and ready == "False" and containers == "True"

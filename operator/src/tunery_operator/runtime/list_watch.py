@@ -124,7 +124,7 @@ class ListWatchClient:
                 async with asyncio.timeout(self._timeouts.page):
                     body = orjson.loads(await answer.read())
                 if not isinstance(body.get("metadata"), dict):
-                    raise WatchFailure(UNREADABLE, "this is no list")
+                    raise WatchFailure(UNREADABLE, "the answer is no list")
             except (ValueError, AttributeError) as error:
                 raise WatchFailure(UNREADABLE, f"the list is not JSON: {error}") from error
             page: Json = body
@@ -142,7 +142,7 @@ class ListWatchClient:
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         code = "0"
         timeout = aiohttp.ClientTimeout(sock_connect=self._timeouts.connect, sock_read=silence)
-        with _told(silence):
+        with _raise_watch_failure(silence):
             try:
                 async with asyncio.timeout(self._timeouts.answer):
                     answer = await self._open(spec, query, timeout)
@@ -151,7 +151,7 @@ class ListWatchClient:
                 API_REQUESTS.labels(verb, spec.resource, code).inc()
             async with answer:
                 if answer.status != 200:
-                    raise await _refused(answer)
+                    raise await _rejection(answer)
                 yield answer
 
     async def _open(
@@ -171,8 +171,8 @@ class ListWatchClient:
 
 
 @contextmanager
-def _told(silence: float) -> Iterator[None]:
-    """Raise every fault of the connection as a WatchFailure."""
+def _raise_watch_failure(silence: float) -> Iterator[None]:
+    """Raise each error of the connection as a WatchFailure."""
     try:
         yield
     except aiohttp.SocketTimeoutError as error:
@@ -186,7 +186,7 @@ def _told(silence: float) -> Iterator[None]:
         raise WatchFailure(UNREACHABLE, str(error) or type(error).__name__) from error
 
 
-async def _refused(answer: aiohttp.ClientResponse) -> WatchFailure:
+async def _rejection(answer: aiohttp.ClientResponse) -> WatchFailure:
     text = await answer.content.read(_MAX_REFUSAL)
     try:
         status = orjson.loads(text)

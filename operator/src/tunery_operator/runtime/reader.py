@@ -21,30 +21,30 @@ MAX_EVENTS: Final = 100
 
 
 def read_object(client: KubeClient, cache: Cache, key: Key) -> Json | None:
-    """Return one of our objects, or None where there is none."""
+    """Return one of our objects, or None if it does not exist."""
     body = None if cache.state(key).stale else cache.body(key)
     return body if body is not None else read_live(client, cache, key)
 
 
 def read_live(client: KubeClient, cache: Cache, key: Key) -> Json | None:
-    """Return one of our objects as it is now, or None where there is none."""
+    """Return the live state of one of our objects, or None if it does not exist."""
     known = cache.get(key)
     live = client.get(get_owner(key.kind.plural), key.namespace, key.name)
     if live is not None:
-        # The watch will tell no news of it any more: who waited for what it says now is woken from here.
+        # The watch reports no change for this version any more, so objects that wait for it are enqueued here.
         cache.defer_keys(cache.put_object(key.kind, live) - {key})
     elif known is not None and known.active:
-        # Only what was known before: another of that name may have been seen since the answer was given.
+        # Only the object that was known before: the watch may have added another of its name since the answer.
         cache.defer_keys(cache.objects[key.kind].delete(known) - {key})
     return live
 
 
 def peek_object(client: KubeClient, cache: Cache, key: Key) -> Json | None:
-    """Return an object of ours that another one's reconcile asks for, or None where there is none.
+    """Return an object of ours for the reconcile of another object, or None if it does not exist.
 
-    The cache learns nothing of it: what it knows is no news when the watch tells it, and nobody would reconcile it.
-    Raises StaleObject where the watch has seen it and the API server denies it: one of the two is about to change,
-    and who took the absence for true would wait for a change that never comes.
+    The cache is not updated: the watch would then report no change of it, and it would not be reconciled.
+    Raises StaleObject if the cache has it and the API server does not: one of the two is about to change, and a caller
+    that believed the absence would wait for a change that never comes.
     """
     body = cache.body(key)
     live = body if body is not None else client.get(get_owner(key.kind.plural), key.namespace, key.name)
@@ -54,10 +54,10 @@ def peek_object(client: KubeClient, cache: Cache, key: Key) -> Json | None:
 
 
 def read_attempt(client: KubeClient, cache: Cache, owner: Owner, name: str) -> Attempt | None:
-    """Return the owner's Job of that name with its pods, or None where it has none.
+    """Return the owner's Job of that name with its pods, or None if it does not exist.
 
-    Job and pods come over two watches, and a pod that ends is not watched any more: where the Job has ended, or knows
-    of pods that the cache does not, they are read live.
+    Job and pods come over two watches, and a pod that has ended is no longer watched. If the Job has ended, or counts
+    pods that the cache does not have, the pods are read live.
     """
     job = _read_job(client, cache, owner, name)
     if job is None or job.owner_uid != owner.uid:
@@ -89,9 +89,9 @@ def _list_pods(client: KubeClient, cache: Cache, job: JobView) -> None:
 def read_ended_pods(
     client: KubeClient, namespace: str, job_name: str, uids: Collection[str], now: datetime
 ) -> tuple[PodView, ...]:
-    """Return those of the named pods that have ended and are still there, with their last words.
+    """Return those of the named pods that have ended and still exist, with their termination messages.
 
-    The watch tells that a pod left it, and not what it said; where its Job is gone nobody else asks.
+    The watch does not report the message of a pod that has ended. If its Job is gone, no other read does.
     """
     selector = {"labelSelector": f"batch.kubernetes.io/job-name={job_name}"}
     items = client.request(LIST_PODS, namespace, query=selector).get("items") or []
