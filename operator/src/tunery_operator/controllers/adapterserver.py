@@ -118,7 +118,7 @@ def _resolve(context: ReconcileContext, obj: ManagedObject, snapshot: ServerSnap
     """Resolve which adapters to serve."""
     spec, owner = _spec(snapshot), obj.owner
     before = _current_desired(context, owner)
-    resolution = resolve(spec, context.cache.offers(owner.key), before, _mounted_keys(context, owner))
+    resolution = resolve(spec, context.cache.published_results(owner.key), before, _mounted_keys(context, owner))
     desired = _renumber(context, owner, before, resolution.desired)
     return replace(snapshot, resolution=resolution._replace(desired=desired))
 

@@ -48,7 +48,7 @@ class ObjectView:
     """When the time to live of an ended object ends, in seconds since 1970; None: never."""
     available: bool = False
     """A replica of a server answers requests: its phase alone does not show that."""
-    offer: PublishedResult | None = None
+    published: PublishedResult | None = None
     """What a LoRAJob or AdapterMerge has published for servers."""
     trial: TrialView | None = None
     references: tuple[Key, ...] = ()
@@ -86,7 +86,7 @@ def parse_object(kind: Kind, body: dict[str, Any], default_ttl: int | None = Non
         body=body if active else None,
         expires=None if active else _expires(body, default_ttl),
         available=_is_available(status),
-        offer=parse_published_result(kind, body) if kind in ADAPTER_KINDS else None,
+        published=parse_published_result(kind, body) if kind in ADAPTER_KINDS else None,
         trial=_trial(body) if kind is Kind.LORAJOB else None,
         references=tuple(dict.fromkeys(_references(key, body))) if active else (),
         selector=_selector(body) if kind is Kind.ADAPTERSERVER else None,

@@ -125,13 +125,13 @@ class Cache:
         """Return the names of a sweep's LoRAJobs, active or ended."""
         return frozenset(view.name for view in self.objects[Kind.LORAJOB].by_index("sweep", sweep_uid))
 
-    def offers(self, server: Key) -> dict[tuple[Kind, str], PublishedResult]:
-        """Return what exists of the LoRAJobs and AdapterMerges that a server names or selects, by kind and name."""
+    def published_results(self, server: Key) -> dict[tuple[Kind, str], PublishedResult]:
+        """Return the published results that a server names or selects, by kind and name of their objects."""
         view = self.get(server)
         if view is None:
             return {}
         views = [each for kind in ADAPTER_KINDS for each in self.objects[kind].items(server.namespace)]
-        return {(each.key.kind, each.name): each.offer for each in views if each.offer and _wants(view, each)}
+        return {(each.key.kind, each.name): each.published for each in views if each.published and _wants(view, each)}
 
     def state(self, key: Key, uid: str | None = None) -> ObjectState:
         """Return what is remembered of an active object, to be read or changed.
@@ -173,7 +173,7 @@ class Cache:
             keys.update(waiter.key for waiter in self._by_index("reference", view.key))
         if deleted or before is None or before.trial != view.trial:
             keys.update(each.trial.sweep for each in known if each.trial is not None)
-        if deleted or before is None or before.offer != view.offer:
+        if deleted or before is None or before.published != view.published:
             servers = self.objects[Kind.ADAPTERSERVER].items(view.namespace)
             keys.update(server.key for server in servers if any(_wants(server, each) for each in known))
         return keys
@@ -356,7 +356,7 @@ def _has_another_expiry(view: ObjectView, before: ObjectView | None) -> bool:
 
 def _wants(server: ObjectView, view: ObjectView) -> bool:
     """Return whether a server names or selects a LoRAJob or AdapterMerge."""
-    if view.offer is None or not server.active:
+    if view.published is None or not server.active:
         return False
-    selected = server.selector is not None and selects(server.selector, view.offer.labels)
+    selected = server.selector is not None and selects(server.selector, view.published.labels)
     return selected or view.key in server.references

@@ -87,7 +87,7 @@ class TestOffers:
         cache.put_object(Kind.LORAJOB, job(1, "Succeeded", team="support"))
         cache.put_object(Kind.LORAJOB, job(2, "Succeeded", "other"))
         cache.put_object(Kind.ADAPTERSERVER, server(3, adapterSelector={"matchLabels": {"team": "support"}}))
-        [offer] = cache.offers(SERVER).values()
+        [offer] = cache.published_results(SERVER).values()
         assert (offer.source, offer.manifest_sha256, offer.rank) == ("LoRAJob/bot", "ab" * 32, 16)
         assert cache.body(JOB) is None, "and nothing else is kept of it"
 
@@ -101,11 +101,11 @@ class TestOffers:
         other["status"]["adapter"]["manifestSha256"] = "cd" * 32
         assert cache.put_object(Kind.LORAJOB, other) == {SERVER}, "its digest"
         assert cache.put_object(Kind.LORAJOB, job(7, "Succeeded")) == {SERVER}, "the label is gone"
-        assert cache.offers(SERVER) == {}
+        assert cache.published_results(SERVER) == {}
         assert cache.put_object(Kind.LORAJOB, job(8, "Succeeded")) == set()
         assert cache.put_object(Kind.LORAJOB, job(9, "Succeeded", team="support")) == {SERVER}
         assert delete_object(cache, JOB, "uid-bot") == {SERVER}, "it is deleted"
-        assert cache.offers(SERVER) == {}
+        assert cache.published_results(SERVER) == {}
 
     def test_a_server_waits_for_what_it_names(self, cache: Cache) -> None:
         named = [{"name": "a", "loraJobRef": {"name": "bot"}}, {"name": "b", "adapterMergeRef": {"name": "both"}}]
@@ -113,31 +113,31 @@ class TestOffers:
         assert cache.put_object(Kind.LORAJOB, job(2)) == {JOB, SERVER}
         assert cache.put_object(Kind.ADAPTERMERGE, job(3, name="both")) == {MERGE, SERVER}
         assert cache.put_object(Kind.LORAJOB, job(4, name="both", uid="x")) == {Key(Kind.LORAJOB, "team", "both")}
-        assert set(cache.offers(SERVER)) == {(Kind.LORAJOB, "bot"), (Kind.ADAPTERMERGE, "both")}
+        assert set(cache.published_results(SERVER)) == {(Kind.LORAJOB, "bot"), (Kind.ADAPTERMERGE, "both")}
 
     def test_another_spec_asks_for_something_else(self, cache: Cache) -> None:
         cache.put_object(Kind.LORAJOB, job(1, "Succeeded", team="support"))
         cache.put_object(Kind.LORAJOB, job(2, "Succeeded", "other", team="sales"))
         for version, team, name in ((3, "support", "bot"), (4, "sales", "other")):
             cache.put_object(Kind.ADAPTERSERVER, server(version, adapterSelector={"matchLabels": {"team": team}}))
-            assert set(cache.offers(SERVER)) == {(Kind.LORAJOB, name)}
+            assert set(cache.published_results(SERVER)) == {(Kind.LORAJOB, name)}
         cache.put_object(Kind.ADAPTERSERVER, server(5, adapterSelector={"matchLabels": "nonsense"}))
-        assert cache.offers(SERVER) == {}, "a spec that the schema let through before"
+        assert cache.published_results(SERVER) == {}, "a spec that the schema let through before"
 
     def test_an_object_of_the_same_name_is_another_offer(self, cache: Cache) -> None:
         cache.put_object(Kind.ADAPTERSERVER, server(1, adapters=[{"name": "a", "loraJobRef": {"name": "bot"}}]))
         cache.put_object(Kind.LORAJOB, job(2, "Succeeded"))
         assert SERVER in cache.put_object(Kind.LORAJOB, job(3, uid="u2"))
-        assert cache.offers(SERVER)[Kind.LORAJOB, "bot"].uri is None
+        assert cache.published_results(SERVER)[Kind.LORAJOB, "bot"].uri is None
         assert SERVER in cache.objects[Kind.LORAJOB].prune(None, set(), "9")
-        assert cache.offers(SERVER) == {}
+        assert cache.published_results(SERVER) == {}
 
     def test_another_namespace_offers_nothing(self, cache: Cache) -> None:
         cache.put_object(Kind.ADAPTERSERVER, server(1, adapterSelector={"matchLabels": {"team": "support"}}))
         foreign = job(2, "Succeeded", team="support")
         foreign["metadata"]["namespace"] = "elsewhere"
         assert SERVER not in cache.put_object(Kind.LORAJOB, foreign)
-        assert cache.offers(SERVER) == {}
+        assert cache.published_results(SERVER) == {}
 
     @pytest.mark.slow
     def test_ten_thousand_that_have_ended_cost_little(self, cache: Cache) -> None:
@@ -179,7 +179,7 @@ class TestOffers:
                     jobs[name] = body
                     cache.put_object(Kind.LORAJOB, body)
             wanted = selector["matchLabels"]["team"] if selector else None
-            found = {name for _, name in cache.offers(SERVER)}
+            found = {name for _, name in cache.published_results(SERVER)}
             assert found == {name for name, body in jobs.items() if body["metadata"]["labels"]["team"] == wanted}
 
 
