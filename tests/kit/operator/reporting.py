@@ -44,6 +44,8 @@ class Reviews:
 
     seconds: float = 0.0
     count: int = 0
+    audiences: tuple[str, ...] = ("tunery-progress",)
+    """Empty: of an authenticator that doesn't know audiences."""
 
     def request(self, _call: Any, _namespace: Any, body: Any) -> dict[str, Any]:
         self.count += 1
@@ -54,7 +56,7 @@ class Reviews:
         bound = json.loads(payload)["kubernetes.io"]
         extra = {f"authentication.kubernetes.io/pod-{name}": [bound["pod"][name]] for name in ("name", "uid")}
         user = {"username": f"system:serviceaccount:{bound['namespace']}:default", "extra": extra}
-        return {"status": {"authenticated": True, "audiences": ["tunery-progress"], "user": user}}
+        return {"status": {"authenticated": True, "audiences": [*self.audiences], "user": user}}
 
 
 @dataclass

@@ -163,3 +163,14 @@ def test_an_overloaded_server_is_asked_again() -> None:
     recorder.record(owner(), [event("Training")])
     recorder.close(10)
     assert [body["reason"] for body in server.bodies] == ["Training"]
+
+
+def test_an_event_of_before_a_restart_is_there_already(caplog: pytest.LogCaptureFixture) -> None:
+    def answer() -> None:
+        raise ApiFailure(409, "events already exists")
+
+    server = Server(answer)
+    recorder = EventRecorder(server)  # type: ignore[arg-type]
+    recorder.record(owner(), [event("Queued")])
+    recorder.close(5)
+    assert caplog.messages == []

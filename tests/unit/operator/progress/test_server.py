@@ -188,6 +188,11 @@ async def test_a_forged_token_is_refused_and_never_makes_a_good_one_forgotten(tl
         assert at.reviews.count == 21
 
 
+async def test_a_review_that_confirms_no_audience_proves_nothing(tls: Path) -> None:
+    async with site(tls, reviews=Reviews(audiences=())) as at, aiohttp.ClientSession() as session:
+        assert (await report(at, token(pod()), session=session)).status == 401
+
+
 async def test_many_reports_with_one_new_token_cost_one_review(tls: Path) -> None:
     async with site(tls, reviews=Reviews(seconds=0.3)) as at, aiohttp.ClientSession() as session:
         same = token(pod())
