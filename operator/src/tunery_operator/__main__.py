@@ -116,7 +116,7 @@ class Operator:
         return self._gate.on and (self._election is None or self._election.is_leader)
 
     async def start(self) -> None:
-        """Start everything; what needs to know the cluster waits for that by itself."""
+        """Start every part; parts that need the cache wait until it is synced."""
         self._handle_signals()
         self._health_server = await self._serve_health()
         self._watches.start()
@@ -145,7 +145,7 @@ class Operator:
         return runner
 
     async def _begin(self) -> None:
-        """Act, or stand for election, once the cluster is known: a child that was not seen yet says nothing."""
+        """Start to reconcile, or to campaign for the Lease, once the cache is synced."""
         await self._watches.synced()
         logger.info("Cache is synced: activeObjects=%d", sum(view.active for view in self._cache.all_objects()))
         if self._election is None:
@@ -157,7 +157,7 @@ class Operator:
         await asyncio.sleep(TRIM_SECONDS)
         gc.collect()  # of what reading all objects at once has left
         while True:
-            # In a thread: it stops nobody that uses other memory meanwhile.
+            # In a thread, since it blocks.
             await asyncio.to_thread(give_memory_back)
             await asyncio.sleep(TRIM_AGAIN_SECONDS)
 
@@ -170,13 +170,13 @@ class Operator:
         self._gate.start()
 
     def _handle_signals(self) -> None:
-        """End in our own order: set again after Kopf has set its own handlers."""
+        """Set the signal handlers, again after Kopf has set its own: `stop` has an order."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stopping.set)
 
     async def until_stopped(self) -> bool:
-        """Return when a signal came; True where a part that never ends has ended all the same."""
+        """Wait for a signal; return True if a part that should never end has ended instead."""
         stopping = asyncio.create_task(self._stopping.wait())
         await asyncio.wait([stopping, self._kopf_task], return_when=asyncio.FIRST_COMPLETED)
         if self._stopping.is_set():
@@ -187,7 +187,7 @@ class Operator:
         return True
 
     async def stop(self) -> None:
-        """Act no more, say what is left to say, and release what is held."""
+        """Stop to reconcile, post the last events, and release all resources."""
         await _cancel([task for task in (self._election_task,) if task is not None])
         await self._gate.stop()
         self._context.sampler.close()
@@ -218,7 +218,7 @@ def _certificate(settings: Settings) -> Certificate | None:
 
 
 def _election(settings: Settings, client: KubeClient) -> LeaderElection | None:
-    """Return how replicas agree on the one that acts, or None where this process always does."""
+    """Return the leader election, or None if this process is the only replica."""
     lease = settings.lease
     if not lease.name:
         return None
@@ -227,7 +227,7 @@ def _election(settings: Settings, client: KubeClient) -> LeaderElection | None:
 
 
 def give_memory_back() -> None:
-    """Return to the machine what was used for a moment, as for reading all objects; glibc would keep it."""
+    """Return freed memory to the machine, such as that of the first lists; glibc would keep it."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

@@ -1,16 +1,16 @@
-"""What can go wrong in the operator itself: each error says whether trying again helps, and when."""
+"""Provide the exceptions of the operator; `retry_after` is the delay until the retry."""
 
 from __future__ import annotations
 
 
 class OperatorError(Exception):
-    """The root of the tree; `retry_after` is in seconds, None leaves the delay to the queue's backoff."""
+    """The base of all; `retry_after` is in seconds, None: the backoff of the queue decides."""
 
     retry_after: float | None = None
 
 
 class NameTaken(OperatorError):
-    """A child's name is borne by an object that is not ours; it stays untouched."""
+    """A foreign object has the name of a child; it is not changed."""
 
     def __init__(self, name: str, kind: str = "Job") -> None:
         self.name = name
@@ -18,17 +18,17 @@ class NameTaken(OperatorError):
 
 
 class AwaitingDeletion(OperatorError):
-    """What an earlier object or Job of the same name has left still exists; it goes by itself."""
+    """A child of an earlier object or Job of the same name still exists; it is deleted automatically."""
 
     retry_after = 1.0
 
 
 class PreflightsFull(OperatorError):
-    """As many preflights run as the platform allows at a time."""
+    """The platform allows no more preflights at a time."""
 
 
 class SamplerBusy(OperatorError):
-    """Optuna computes the answer to a question, or other questions are before it, since `seconds`."""
+    """Optuna has been computing an answer, or those of other sweeps, for `seconds`."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -36,7 +36,7 @@ class SamplerBusy(OperatorError):
 
 
 class FieldContested(OperatorError):
-    """Another controller keeps undoing a change of ours: it is left alone for `retry_after` seconds."""
+    """Another controller keeps reverting a change of Tunery, which retries in `retry_after` seconds."""
 
     def __init__(self, message: str, retry_after: float) -> None:
         self.retry_after = retry_after
@@ -44,17 +44,17 @@ class FieldContested(OperatorError):
 
 
 class StaleObject(OperatorError):
-    """The object changed after it was read: read it again."""
+    """The object changed after it was read."""
 
     retry_after = 0.0
 
 
 class OwnerGone(OperatorError):
-    """The object, or its namespace, is being deleted: there is nothing left to do."""
+    """The object, or its namespace, is being deleted."""
 
 
 class ApiFailure(OperatorError):
-    """The API server answered with an error that nobody expected; `status` is the HTTP status, 0 for none."""
+    """The API server returned an unexpected error; `status` is the HTTP status, 0 for no answer."""
 
     def __init__(self, status: int, message: str) -> None:
         self.status = status
@@ -62,7 +62,7 @@ class ApiFailure(OperatorError):
 
 
 class Rejected(OperatorError):
-    """The API server refuses a child that was built from the spec: the spec must change.
+    """The API server rejects a child that was built from the spec: the spec must change.
 
     `fields` are the child's fields that it names, such as `spec.template.spec.tolerations[0]`.
     """

@@ -1,4 +1,4 @@
-"""/healthz, /readyz and /metrics."""
+"""Provide the HTTP application of the probes and of Prometheus: /healthz, /readyz and /metrics."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ Ask = Callable[[], Sequence[str]]
 
 
 def build_app(defects: Ask, troubles: Ask) -> web.Application:
-    """Return the application that answers probes and Prometheus.
+    """Return the application.
 
-    `defects` says what only a new process can mend: the kubelet is to make one. `troubles` says what keeps the operator
-    from knowing the cluster: it is not ready then, but another process would know no more.
+    /healthz fails for `defects`, which only a restart fixes. /readyz fails for `troubles`, reasons why the cache may be
+    out of date, which a restart would not fix.
     """
 
     async def healthz(_: web.Request) -> web.Response:

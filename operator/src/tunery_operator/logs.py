@@ -1,7 +1,7 @@
-"""Log lines: text for people or JSON for machines, never with a credential.
+"""Provide the log format, text or JSON, without credentials.
 
-A line that is written while an object is being looked at tells in JSON which object, and which look: the fields
-`kind`, `namespace`, `name` and `request`.
+During a reconcile, each JSON line also has `kind`, `namespace` and `name` of the object, and `request`, the id of the
+reconcile.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from tunery_operator.config import LogFormat, Logging
 
 MAX_LINE = 8192
 
-_about: ContextVar[Mapping[str, str]] = ContextVar("about", default={})  # noqa: B039 - nobody writes into it
+_about: ContextVar[Mapping[str, str]] = ContextVar("about", default={})  # noqa: B039 - it is never changed
 _process: Final = secrets.token_hex(4)
 _numbers: Final = itertools.count(1)
 
 
 def new_request() -> str:
-    """Return the id of one look at an object, unlike that of any other look of any replica."""
+    """Return the id of a reconcile, unique over all replicas."""
     return f"{_process}-{next(_numbers)}"
 
 
 @contextmanager
 def about(kind: str, namespace: str, name: str, request: str) -> Iterator[None]:
-    """Mark every line that is logged inside, in this thread or task, as one about this object."""
+    """Add this object to every line that is logged inside, in this thread or task."""
     token = _about.set({"kind": kind, "namespace": namespace, "name": name, "request": request})
     try:
         yield
@@ -73,6 +73,6 @@ def configure_logging(settings: Logging) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter() if settings.format is LogFormat.JSON else TextFormatter())
     logging.basicConfig(level=settings.level, handlers=[handler], force=True)
-    # Kopf tells of every object it looks at, aiohttp of every request.
+    # Kopf logs every object that it handles, aiohttp every request.
     for name, level in (("kopf", logging.WARNING), ("aiohttp.access", logging.WARNING)):
         logging.getLogger(name).setLevel(max(level, logging.getLogger().level))

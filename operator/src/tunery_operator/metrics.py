@@ -1,8 +1,7 @@
-"""Every metric of the operator, once: names and units as Prometheus expects them, no object's name in any label.
+"""Provide every metric of the operator; no label has the name of an object.
 
-What tenants and their platform team ask for follows from changes of status: `observe` is called after each status
-that was written, and a status holds the ledger of attempts, so nothing is counted twice and a restart loses nothing
-but what Prometheus expects of one: the counters begin anew.
+The metrics of tenants follow from changes of status: `observe` is called after each write of a status. A status has
+the history of attempts, so nothing is counted twice, and a restart only resets the counters.
 """
 
 from __future__ import annotations
@@ -113,7 +112,7 @@ PREFLIGHT_FAILURES: Final = Counter(
 
 FINDINGS: Final = Counter("tunery_findings", "Findings of runs, once for each type and run.", ["namespace", "type"])
 
-# When each series began, which nobody asks for, would be half of what is told.
+# The creation time of each series would double the output.
 disable_created_metrics()  # type: ignore[no-untyped-call]  # the library leaves it untyped
 
 _REASONS: Final = frozenset({reason.value for reason in FailureReason} | ENDS_WITHOUT_FAULT)
@@ -128,7 +127,7 @@ _MAX_VALUES: Final = 100
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What the metrics need to know of an object apart from its status."""
+    """The inputs of the metrics of an object besides its status."""
 
     kind: str
     namespace: str
@@ -150,7 +149,7 @@ class Observation:
 
 
 class _Guard:
-    """Bounds how many values tenants can make a label have: each is a series for as long as the process lives."""
+    """Limits how many values a label of tenants can have: each is a series until the process ends."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[str, int], set[str]] = {}
@@ -171,7 +170,7 @@ _guard: Final = _Guard()
 
 
 def observe(old: Mapping[str, Any], new: Mapping[str, Any], facts: Facts) -> None:
-    """Count what a status that was just written tells; call it once for each successful write."""
+    """Count the changes of a status; call it once for each successful write."""
     for seen in changes(old, new, facts):
         labelled: MetricWrapperBase = seen.metric.labels(*_guard.bounded(seen))
         if isinstance(labelled, Histogram):
@@ -181,7 +180,7 @@ def observe(old: Mapping[str, Any], new: Mapping[str, Any], facts: Facts) -> Non
 
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any], facts: Facts) -> tuple[Observation, ...]:
-    """Return what happened between two statuses of one object, each thing once."""
+    """Return the observations of the change from one status of an object to the next."""
     return (
         *_ended_attempts(old, new, facts),
         *_gpu_seconds(old, new, facts),
@@ -220,7 +219,7 @@ def _findings(old: Mapping[str, Any], new: Mapping[str, Any], facts: Facts) -> I
 
 def _gpu_seconds(old: Mapping[str, Any], new: Mapping[str, Any], facts: Facts) -> Iterator[Observation]:
     if facts.kind == Kind.LORASWEEP.value:
-        return  # its trials have told theirs themselves
+        return  # its trials are counted themselves
     seconds = int(new.get("gpuSeconds") or 0) - int(old.get("gpuSeconds") or 0)
     if seconds > 0:
         labels = (facts.namespace, facts.gpu_resource, str(new.get("queue") or ""))
@@ -277,7 +276,7 @@ def _end(old: Mapping[str, Any], new: Mapping[str, Any], facts: Facts) -> Iterat
 
 
 def _reason(reason: Any) -> str:
-    """Return a reason that is ours; a pod may write any word into its termination message."""
+    """Return a known reason or Other; a pod may write any text into its termination message."""
     return reason if reason in _REASONS else _OTHER
 
 
@@ -286,7 +285,7 @@ def _step(status: Mapping[str, Any]) -> int:
 
 
 def _since(status: Mapping[str, Any], condition: ConditionType, value: str) -> datetime | None:
-    """Return since when a condition has this value; None where it has another, or is not there."""
+    """Return since when a condition has this value; None if it has another, or is not set."""
     for found in status.get("conditions") or ():
         if found["type"] == condition.value and found["status"] == value:
             return parse_time(found.get("lastTransitionTime"))
@@ -298,17 +297,17 @@ def _latest(created: str, *times: datetime | None) -> datetime | None:
     return max(known, default=None)
 
 
-# What is read when someone asks
+# Gauges that are read at each scrape
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Where the gauges of the moment come from."""
+    """The sources of the gauges."""
 
     objects: Callable[[], Mapping[tuple[str, str, str], int]]
     """Objects by kind, namespace and phase."""
     watch_ages: Callable[[], Mapping[str, float]]
-    """Seconds since the last sign of each watch, by resource."""
+    """Seconds since the last response of each watch, by resource."""
     queue_depth: Callable[[], Mapping[str, int]]
     """Keys that wait, by priority."""
     queue_oldest: Callable[[], float]
@@ -316,7 +315,7 @@ class State:
 
 
 class StateCollector(Collector):
-    """The gauges that are read when someone asks: objects, watches, queue."""
+    """The gauges that are read at each scrape: objects, watches, queue."""
 
     def __init__(self, state: State) -> None:
         self._state = state
@@ -327,7 +326,9 @@ class StateCollector(Collector):
         for labels, count in self._state.objects().items():
             objects.add_metric(list(labels), count)
         yield objects
-        ages = GaugeMetricFamily("tunery_watch_age_seconds", "Seconds since a watch's last sign.", labels=["resource"])
+        ages = GaugeMetricFamily(
+            "tunery_watch_age_seconds", "Seconds since the last response of a watch.", labels=["resource"]
+        )
         for resource, age in self._state.watch_ages().items():
             ages.add_metric([resource], age)
         yield ages

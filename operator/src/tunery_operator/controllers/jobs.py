@@ -233,9 +233,9 @@ def recreate_job(context: ReconcileContext, snapshot: Snapshot) -> Snapshot:
 
 
 def _needs_all_pods(attempt: Attempt) -> bool:
-    """Return whether the first of several pods was taken away, or is there again.
+    """Return whether the first of several pods was disrupted, or has been replaced.
 
-    One that failed by itself, or was deleted, the Job controller counts first, and may end the Job for it.
+    If it failed or was deleted, the Job controller counts that first, and may end the Job.
     """
     first = attempt.last
     if attempt.job.suspend or (first is not None and first.disruption is not None):

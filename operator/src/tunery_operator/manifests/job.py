@@ -48,13 +48,12 @@ def build_job(plan: JobPlan) -> dict[str, Any]:
 
 
 def _several(plan: JobPlan, container: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Return what the Job of pods that work together says beside, and the rule of a pod that another one has left.
+    """Return the further fields of the Job of several nodes, and the rule for a pod that ended as it lost a peer.
 
-    All of them end as one does. backoffLimitPerIndex has each come back after ten seconds: with backoffLimit alone the
-    Job controller waits for as long as for so many failures in a row. Where they fail by themselves and together, as
-    where storage does not answer any of them, each one counts there: no pod may fail more often than the Job, and how
-    often that has failed the operator counts. The first pod publishes, and the Job is complete with it: while it does,
-    maxFailedIndexes is raised (reconcile.children), and backoffLimit is too high to end the Job.
+    If one pod ends, all end. With backoffLimitPerIndex each pod is replaced after ten seconds; with backoffLimit alone
+    the Job controller would count all of them for its backoff. If all fail at once, as when storage does not answer,
+    each index counts one failure; the operator counts the failed attempts. The Job is complete when the first pod has
+    published. Meanwhile controllers/jobs.py raises maxFailedIndexes, and backoffLimit is too high to end the Job.
     """
     fields = {
         "completionMode": "Indexed",

@@ -55,7 +55,7 @@ def build_pod_template(plan: JobPlan) -> dict[str, Any]:
 def _metadata(plan: JobPlan) -> dict[str, Any]:
     """Return the labels and annotations: what the operator and the pod itself need goes before all others.
 
-    The run stands here and not in an object of its own, which could be missing, refused or deleted: decision 32.
+    The run is an annotation: an object of its own could be missing, rejected or deleted (decision 32).
     """
     run = {RUN_ANNOTATION: json.dumps(plan.run.to_json_dict(), separators=(",", ":"), sort_keys=True)}
     if plan.progress is not None:

@@ -245,7 +245,7 @@ def _disruption_budget(plan: ServerPlan) -> dict[str, Any]:
         # One at a time, also of one: a node must be drainable.
         "spec": {
             "maxUnavailable": 1,
-            # A replica that is not ready serves nobody: it never holds a node back.
+            # A replica that is not ready never blocks a drain.
             "unhealthyPodEvictionPolicy": "AlwaysAllow",
             "selector": {"matchLabels": pod_selector(plan.owner)},
         },

@@ -56,6 +56,6 @@ def stop_change(why: str) -> dict[str, Any]:
 
 
 def hold_change(held: bool) -> dict[str, Any]:
-    """Return the change that suspends a trial with its sweep, or lets it go on."""
+    """Return the change that suspends a trial with its sweep, or resumes it."""
     mark: Mapping[str, Any] = {SUSPENDED_BY_ANNOTATION: "sweep" if held else None}
     return {"metadata": {"annotations": mark}, "spec": {"suspend": held}}

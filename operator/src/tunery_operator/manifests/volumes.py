@@ -52,7 +52,7 @@ def build_volume_mounts(plan: JobPlan) -> list[dict[str, Any]]:
 
 
 def build_mount(mounted: Mount) -> dict[str, Any]:
-    """Return how a container sees a volume."""
+    """Return the volumeMount of a container."""
     mount = {"name": mounted.volume["name"], "mountPath": mounted.path}
     return {**mount, "readOnly": True} if mounted.read_only else mount
 
@@ -74,7 +74,7 @@ def _mounts(plan: JobPlan) -> Iterator[Mount]:
 
 
 def _run_volume(plan: JobPlan) -> dict[str, Any]:
-    """Return the volume that shows what the pod's own annotations say of its run."""
+    """Return the volume with the run from the annotations of the pod."""
     files = {RUN_FILE: RUN_ANNOTATION} | ({CA_FILE: PROGRESS_CA_ANNOTATION} if plan.progress is not None else {})
     items = [
         {"path": path, "fieldRef": {"fieldPath": f"metadata.annotations['{name}']"}} for path, name in files.items()
@@ -83,7 +83,7 @@ def _run_volume(plan: JobPlan) -> dict[str, Any]:
 
 
 def secret_mount(secret: SecretMount) -> Mount:
-    """Return a Secret of the tenant's, as files."""
+    """Return the mount of a Secret of the tenant."""
     # optional: a pod that waits for a missing Secret waits forever and only an event says why.
     source: dict[str, Any] = {"secretName": secret.name, "optional": True}
     if secret.key is not None:
@@ -92,7 +92,7 @@ def secret_mount(secret: SecretMount) -> Mount:
 
 
 def volume_mount(mount: VolumeMount) -> Mount:
-    """Return a claim or a ConfigMap of the tenant's."""
+    """Return the mount of a PersistentVolumeClaim or a ConfigMap of the tenant."""
     name = f"volume-{mount.purpose}"
     if mount.claim is not None:
         read_only = {"readOnly": True} if mount.read_only else {}
@@ -103,10 +103,10 @@ def volume_mount(mount: VolumeMount) -> Mount:
 
 
 def ca_bundle_mounts(pod: PodExtras) -> Iterator[Mount]:
-    """Yield the certificate authorities of the platform, where it names any.
+    """Yield the mount of the platform's CA bundle, if it has one.
 
-    Not optional, as what a tenant names is: the pod waits, the status says MountFailed with the ConfigMap's name, and
-    goes on by itself once it is there. The first to wait is preflight, which holds no GPU.
+    It is not optional: without the ConfigMap the pod waits, the status has MountFailed with its name, and the pod
+    starts as soon as the ConfigMap exists. Preflight, which holds no GPU, waits first.
     """
     bundle = pod.ca_bundle
     if bundle.config_map:
@@ -121,7 +121,7 @@ def ca_bundle_env(pod: PodExtras) -> dict[str, str]:
 
 
 def token_mount() -> Mount:
-    """Return the token that reports are signed with."""
+    """Return the mount of the token that authenticates reports."""
     token = {"audience": PROGRESS_AUDIENCE, "expirationSeconds": TOKEN_SECONDS, "path": TOKEN_FILE}
     volume = {"name": "progress-token", "projected": {"sources": [{"serviceAccountToken": token}]}}
     return Mount(volume, TOKEN_DIR)
@@ -134,19 +134,19 @@ def build_server_volumes(plan: ServerPlan) -> list[dict[str, Any]]:
 
 
 def model_mounts(plan: ServerPlan) -> Iterator[Mount]:
-    """Yield what the container sees that brings the base model."""
+    """Yield the mounts of the container that downloads the base model."""
     yield _serve(plan)
     yield _model(plan, read_only=False)
     yield _work(plan)
     yield _own_tmp("gateway-tmp")
-    # It sees the API keys, too: that there are none is said before anything is brought.
+    # It mounts the API keys, too: it reports a missing Secret before the download.
     yield from (secret_mount(secret) for secret in plan.secrets if secret.purpose in (Purpose.MODEL, API_KEYS))
     yield from map(volume_mount, plan.volumes)
     yield from ca_bundle_mounts(plan.pod)
 
 
 def gateway_mounts(plan: ServerPlan) -> Iterator[Mount]:
-    """Yield what the gateway sees."""
+    """Yield the mounts of the gateway."""
     yield _serve(plan)
     yield Mount({"name": "desired", "configMap": {"name": plan.adapters_name, "optional": True}}, DESIRED_DIR)
     yield _model(plan, read_only=True)
@@ -161,7 +161,7 @@ def gateway_mounts(plan: ServerPlan) -> Iterator[Mount]:
 
 
 def engine_mounts(plan: ServerPlan) -> Iterator[Mount]:
-    """Yield what the engine sees: weights, its socket and folders to work in; it opens no connection."""
+    """Yield the mounts of the engine: weights, its socket and work folders; it opens no connection."""
     yield _model(plan, read_only=True)
     yield _adapters(plan, read_only=True)
     yield _socket()
@@ -187,7 +187,7 @@ def _adapters(plan: ServerPlan, *, read_only: bool) -> Mount:
 
 
 def _socket() -> Mount:
-    """Return the folder of the engine's socket: no other pod reaches it, nor does port-forward."""
+    """Return the mount of the folder of the engine's socket: neither other pods nor port-forward reach it."""
     volume = {"name": "socket", "emptyDir": {"medium": "Memory", "sizeLimit": _SOCKET_SIZE}}
     return Mount(volume, SOCKET_DIR, read_only=False)
 

@@ -1,4 +1,4 @@
-"""Compute what a server is to serve from its references, its selector, and the published results of objects."""
+"""Compute the adapters that a server should serve, from its references, its selector, and published results."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ from tunery_operator.planning.resolution import (
 )
 
 LONGEST_NAME: Final = 128
-"""Of an adapter, as spec.adapters says it, too."""
+"""Characters of the name of an adapter, as in spec.adapters."""
 MAX_ADAPTERS: Final = 4000
 MAX_BYTES: Final = 900 * 1024
-"""Of adapters.json: a ConfigMap holds 1 MiB with all that is around it."""
+"""Bytes of adapters.json: a ConfigMap can have 1 MiB in total."""
 MAX_HELD: Final = 256
 """Characters of the message for clients that request an adapter which is not served yet."""
 ADAPTER_WAITING: Final = "AdapterWaiting"
-"""Why an adapter is held that does not exist yet; of one that is refused it is the reason of that."""
+"""The reason of an adapter that does not exist yet; a rejected one has the reason of its rejection."""
 
 _QUANTIZED: Final = frozenset(method.value for method in QUANTIZED)
 _INEXACT: Final = (
@@ -67,11 +67,11 @@ Part = TypeVar("Part", bound=OpenModel)
 def resolve(
     spec: AdapterServerSpec, offers: Offers, before: Desired, mounts: ApiKeyMounts = UNKNOWN_MOUNTS
 ) -> Resolution:
-    """Return what is to be served.
+    """Return the adapters to serve, and the references that can't be served.
 
-    `offers` are the LoRAJobs and AdapterMerges of the namespace by kind and name, those at least that the spec names or
-    selects; `before` is what the server's own ConfigMap says, an empty Desired where there is none. In which order
-    `offers` come makes no difference. `mounts` tells whose rules of before are still needed.
+    `offers` are the LoRAJobs and AdapterMerges of the namespace by kind and name, at least those that the spec names or
+    selects, in any order. `before` is the content of the server's own ConfigMap, empty if there is none. `mounts` are
+    the Secrets of API keys that pods mount: their rules are still needed.
     """
     work = _Work(spec, offers, {item.name: item for item in before.adapters})
     for source in spec.adapters or ():
@@ -98,12 +98,12 @@ def _numbered(desired: Desired, before: Desired) -> Desired:
 
 
 def _told(work: _Work, before: list[ClientRules]) -> Desired:
-    """Return the list for the replicas, as far as it fits; adapters are sorted by name."""
+    """Return the list for the replicas, as far as it fits, with adapters sorted by name."""
     spec = work.spec
     clients = {client.name: list(client.models) for client in spec.access.clients or ()}
     desired = Desired(aliases=list(spec.aliases or ()), clients=clients, api_keys=api_keys(spec))
     adapters, room = _within_limits(work, MAX_BYTES - _size(desired))
-    # A pod keeps the rules of before that it has once read: no adapter has to go for them.
+    # A pod keeps the rules that it has read once: no adapter is dropped for them.
     before = list(_as_far_as_there_is_room(before, room))
     room -= sum(map(_size, before))
     held = sorted(_held(work, {item.name for item in adapters}, room), key=lambda item: item.name)
@@ -120,7 +120,7 @@ def _as_far_as_there_is_room(parts: Iterable[Part], room: int) -> Iterator[Part]
 
 
 def _held(work: _Work, served: Collection[str], room: int) -> Iterator[HeldAdapter]:
-    """Yield the names that lead nowhere yet, as far as there is room: those that the spec names come first."""
+    """Yield the adapters that are not served yet, as far as they fit: those that the spec names come first."""
     yield from _as_far_as_there_is_room(_all_held(work, served), room)
 
 
@@ -134,19 +134,19 @@ def _all_held(work: _Work, served: Collection[str]) -> Iterator[HeldAdapter]:
 
 
 def _astray(work: _Work) -> Iterator[DanglingAlias]:
-    """Yield what aliases lead to that this server neither serves nor is to serve."""
+    """Yield the targets of aliases that are no adapters of this server."""
     known = _known(work)
     for alias in work.spec.aliases or ():
         yield from (DanglingAlias(alias.name, each.adapter) for each in alias.targets if each.adapter not in known)
 
 
 def _known(work: _Work) -> set[str]:
-    """Return the names that this server serves or is to serve, but no aliases."""
+    """Return the names of the base model and of all adapters, without aliases."""
     return {work.base, *work.taken, *(offer.name for offer in _on_their_way(work))}
 
 
 def _on_their_way(work: _Work) -> Iterator[PublishedResult]:
-    """Yield what the selector will find once it has succeeded."""
+    """Yield the unfinished objects that the selector matches."""
     selector = work.spec.adapter_selector
     if selector is not None:
         unfinished = (offer for offer in work.offers.values() if offer.phase not in FINAL_PHASES)
@@ -154,12 +154,12 @@ def _on_their_way(work: _Work) -> Iterator[PublishedResult]:
 
 
 def _size(part: OpenModel) -> int:
-    """Return how many bytes a part of adapters.json takes, with what separates it from the next."""
+    """Return the bytes of a part of adapters.json, with its separator."""
     return len(part.model_dump_json(by_alias=True, exclude_none=True).encode()) + 1
 
 
 def _selected(spec: AdapterServerSpec, offers: Offers) -> list[PublishedResult]:
-    """Return what the selector finds that has succeeded, older objects first."""
+    """Return the succeeded objects that the selector matches, older ones first."""
     selector = spec.adapter_selector
     if selector is None:
         return []
@@ -170,20 +170,20 @@ def _selected(spec: AdapterServerSpec, offers: Offers) -> list[PublishedResult]:
 
 @dataclass(slots=True)
 class _Work:
-    """What was found out so far."""
+    """The state of a resolution: what is served, pending, rejected and skipped so far."""
 
     spec: AdapterServerSpec
     offers: Offers
     before: Mapping[str, DesiredAdapter]
     wanted: list[DesiredAdapter] = field(default_factory=list)
-    """In the order of their right to be served: what the spec names, then older objects."""
+    """By priority: adapters that the spec names first, then older objects."""
     pending: list[PendingAdapter] = field(default_factory=list)
     rejected: list[RejectedAdapter] = field(default_factory=list)
     skipped: list[SkippedObject] = field(default_factory=list)
     retained: list[RetainedAdapter] = field(default_factory=list)
     notes: list[AdapterNote] = field(default_factory=list)
     taken: dict[str, str] = field(default_factory=dict)
-    """By whom each name is taken: a source, as in messages."""
+    """The source of each name, as in messages."""
 
     @property
     def base(self) -> str:
@@ -224,12 +224,12 @@ class _Work:
             return
         self._refuse(name, offer, problem)
         old = self._old(name, source)
-        # What was served before goes on, but not the very content that is refused.
+        # The previous version is still served, unless it has the rejected content.
         if old is not None and (old.manifest_sha256 != offer.manifest_sha256 or _by_new_replicas(problem)):
             self.wanted.append(old)
 
     def _wait(self, name: str, source: str, offer: PublishedResult | None) -> None:
-        """Take a reference to an object that offers nothing now: what it offered before goes on."""
+        """Record a reference without a result now: its previous result is still served."""
         words = source.replace("/", " ")
         state = "does not exist" if offer is None else f"is {offer.phase}"
         old = self._old(name, source)
@@ -327,9 +327,9 @@ class _Work:
 
 
 def _by_new_replicas(problem: Unservable) -> bool:
-    """Tell whether it is the engine's settings that refuse what was on the list before.
+    """Return whether the settings of the engine reject an adapter that was on the list before.
 
-    Replicas of other settings go on with it until they are replaced, and those of these settings refuse it themselves.
+    Replicas with other settings serve it until they are replaced; replicas with these settings reject it themselves.
     """
     return problem.reason is FailureReason.RANK_TOO_HIGH
 
@@ -341,11 +341,11 @@ def _desired(name: str, offer: PublishedResult) -> DesiredAdapter:
 
 
 def _within_limits(work: _Work, room: int) -> tuple[list[DesiredAdapter], int]:
-    """Return what fits, and the bytes that are left; refuse the rest.
+    """Return the adapters that fit, and the bytes that are left; reject all others.
 
-    That is the newest of what the selector finds, unless it is served already; of those that are to stay in the engine
-    more than it holds; and what could never be loaded, as they take all of its room. What of the latter was on the list
-    before is refused, and stays on it.
+    Rejected are the newest that the selector finds, unless they are served already; more adapters with keepLoaded than
+    the engine has slots; and adapters that could never be loaded, as those take all slots. An adapter that could never
+    be loaded and was on the list before stays on it.
     """
     largest, fitting, retained = work.spec.engine.max_loaded_adapters, list[DesiredAdapter](), 0
     rejected = {item.name for item in work.rejected}
@@ -363,14 +363,14 @@ def _within_limits(work: _Work, room: int) -> tuple[list[DesiredAdapter], int]:
 
 
 def _no_room(item: DesiredAdapter, retained: int, largest: int) -> Unservable | None:
-    """Return why the engine has no place for an adapter; `kept` of them, it included, are to stay in the engine."""
+    """Return why the engine has no slot for an adapter; `retained` adapters, with this one, stay loaded."""
     if item.keep_loaded:
         return too_many(largest) if retained > largest else None
     return none_left(largest) if retained >= largest else None
 
 
 def _by_right(work: _Work) -> Iterable[DesiredAdapter]:
-    """Return what is wanted: first what is to stay loaded, then what the spec names, what is served, and the rest."""
+    """Return the desired adapters by priority: kept loaded, named by the spec, served now, all others."""
     stay = {item.name for item in work.spec.adapters or () if item.keep_loaded}
     wanted = [item.model_copy(update={"keep_loaded": item.name in stay}) for item in work.wanted]
     named = work.named

@@ -51,17 +51,17 @@ class ReadyServer:
 
 @dataclass(frozen=True, slots=True)
 class FailedInput:
-    """A LoRAJob that has ended without an adapter: what waits for it can never run."""
+    """A LoRAJob that has ended without an adapter: objects that wait for it can never run."""
 
     name: str
     how: str
-    """How it ended, as what comes after its name."""
+    """How it ended; follows its name in a message."""
     remedy: Remedy
 
 
 @dataclass(frozen=True, slots=True)
 class NoCheckpoint:
-    """A LoRAJob that has ended and left no checkpoint to go on from."""
+    """A LoRAJob that has ended without a checkpoint to resume from."""
 
     name: str
     why: str
@@ -75,7 +75,7 @@ Input = AdapterInput | ReadyServer
 
 
 def plain_input(uri: str) -> ReadyInput:
-    """Return the input that a URI is: always ready."""
+    """Return the input of a URI, which is always ready."""
     return ReadyInput(ResolvedAdapter(uri=uri.rstrip("/")))
 
 
@@ -115,7 +115,7 @@ def lorajob_input(name: str, body: Mapping[str, Any] | None, default_secret: str
 def checkpoint_input(name: str, body: Mapping[str, Any] | None, place: str | None) -> AdapterInput:
     """Return the folder of the checkpoints of the LoRAJob `name`, for resumeFrom, once that has ended.
 
-    `place` is where a LoRAJob that has told of none keeps them; None: nowhere.
+    `place` is their location if the status of the LoRAJob has none; None: it has no checkpoints.
     """
     if body is None:
         state = "does not exist. If it was deleted, set resumeFrom.uri to its checkpoints"
@@ -160,7 +160,7 @@ def _ready(name: str, body: Mapping[str, Any], adapter: Mapping[str, Any], defau
 
 
 def record(ready: ReadyInput) -> dict[str, Any]:
-    """Return the entry of status.inputReferences for an input: enough to go on without the LoRAJob."""
+    """Return the entry of status.inputReferences for an input: it suffices if the LoRAJob is deleted."""
     entry = {
         "name": ready.name,
         "uid": ready.uid,

@@ -1,4 +1,4 @@
-"""Plan the Jobs of a LoRAJob: preflight, training, report, and publishing what a stopped job has left."""
+"""Plan the Jobs of a LoRAJob: preflight, training, report, and publishing after a stop."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def plan_preflight(spec: LoRAJobSpec, owner: Owner, platform: Platform, known: R
 
 
 def _sweep_output(owner: Owner, output_uri: str) -> str | None:
-    """Return the place of the sweep's own result that a trial is to look at: that beside which it publishes itself."""
+    """Return the location of the sweep's result, which the preflight of a trial checks, next to the trial's own."""
     place = owner.annotations.get(SWEEP_OUTPUT_ANNOTATION, "")
     return place if place and output_uri.startswith(trials_uri(place, "")) else None
 

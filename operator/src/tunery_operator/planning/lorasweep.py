@@ -39,11 +39,11 @@ class TrialPlan:
     origin: str
     spec: Mapping[str, Any]
     result_to_check: str | None = None
-    """The place of the sweep's own result, where this trial's preflight is to look whether it is free."""
+    """The location of the sweep's result, which the preflight of this trial checks."""
 
 
 class SweepResult(NamedTuple):
-    """What a sweep has found when its search is over."""
+    """The result of a search that has ended."""
 
     trials: Sequence[TrialStatus]
     best: int

@@ -1,4 +1,4 @@
-"""Types of what a server is to serve: its resolved references, the label selector, and the rules of its clients."""
+"""Provide the resolved references of a server, its label selector, and the rules of its clients."""
 
 from __future__ import annotations
 
@@ -12,46 +12,46 @@ from tunery_api.remedies import Remedy
 from tunery_api.serving import NO_KEYS, ClientRules, Desired
 
 _NEAR_AMONG: Final = 200
-"""Names at most among which a close one is looked for."""
+"""The largest number of names that are compared to suggest one."""
 MAX_BEFORE: Final = 8
-"""Secrets whose rules are kept for pods of before."""
+"""Secrets whose rules are retained for older pods."""
 
 
 class ApiKeyMounts(NamedTuple):
     """Which Secrets of API keys the pods of a server mount."""
 
     secrets: frozenset[str] = frozenset()
-    """Those of all pods that were seen, also of such as end."""
+    """The Secrets of all pods, terminating ones included."""
     of_all: str | None = None
-    """The one that every pod mounts but those that end; None: a rollout is under way, and pods may come unseen."""
+    """The Secret that all pods mount except terminating ones; None: a rollout is in progress."""
 
 
 UNKNOWN_MOUNTS: Final = ApiKeyMounts()
 
 
 class UnknownModel(NamedTuple):
-    """A model that a client may ask for, and that is none of this server's now."""
+    """A model that a client may request and that this server does not have now."""
 
     client: str
     model: str
     near: str
-    """`; did you mean …?` where there is a close name; looked for only for the first."""
+    """`; did you mean …?` if there is a similar name; only for the first unknown model."""
     may_come: bool
-    """The selector may find it yet."""
+    """The selector may still find it."""
 
 
 class PendingAdapter(NamedTuple):
-    """An adapter that is wanted and does not exist yet."""
+    """A desired adapter that does not exist yet."""
 
     name: str
     source: str
     message: str
     absent: bool = False
-    """Nor does the object that the spec names: its name may be misspelt."""
+    """The object that the spec names does not exist either: its name may be misspelt."""
 
 
 class RejectedAdapter(NamedTuple):
-    """A wanted adapter that cannot be served as it is; the version served before may continue to be served."""
+    """A desired adapter that cannot be served; the version served before may still be."""
 
     name: str
     source: str
@@ -86,17 +86,17 @@ class DanglingAlias(NamedTuple):
 
 
 class AdapterNote(NamedTuple):
-    """What to know of an adapter that is served well enough."""
+    """A remark about an adapter that is served."""
 
     name: str
     message: str
 
 
 class Resolution(NamedTuple):
-    """What became of every reference and of the selector."""
+    """The result for every reference and for the selector."""
 
     desired: Desired
-    """Its revision is that of `before` where nothing changed, else one more."""
+    """The revision is that of `before` if nothing changed, else one higher."""
     pending: tuple[PendingAdapter, ...] = ()
     rejected: tuple[RejectedAdapter, ...] = ()
     skipped: tuple[SkippedObject, ...] = ()
@@ -118,7 +118,7 @@ def _holds(item: LabelRequirement, labels: Mapping[str, str]) -> bool:
         case LabelOperator.IN:
             return there and labels[item.key] in values
         case LabelOperator.NOT_IN:
-            # As in Kubernetes: an object without the label is not in.
+            # As in Kubernetes: an object without the label matches.
             return not there or labels[item.key] not in values
         case LabelOperator.EXISTS:
             return there
@@ -127,7 +127,7 @@ def _holds(item: LabelRequirement, labels: Mapping[str, str]) -> bool:
 
 
 def unknown_models(spec: AdapterServerSpec, known: Collection[str]) -> Iterator[UnknownModel]:
-    """Yield what clients may ask for that is none of `known`, nor an alias."""
+    """Yield the models that clients may request and that are neither in `known` nor an alias."""
     names = {*known, *(alias.name for alias in spec.aliases or ())}
     may_come, looks = spec.adapter_selector is not None, len(names) <= _NEAR_AMONG
     for client in spec.access.clients or ():
@@ -138,20 +138,20 @@ def unknown_models(spec: AdapterServerSpec, known: Collection[str]) -> Iterator[
 
 
 def api_keys(spec: AdapterServerSpec) -> str:
-    """Return the Secret of the API keys; NO_KEYS: no key is asked for."""
+    """Return the Secret of the API keys; NO_KEYS: clients need no key."""
     return spec.access.api_keys_secret_ref.name if spec.access.api_keys_secret_ref is not None else NO_KEYS
 
 
 def previous_rules(spec: AdapterServerSpec, before: Desired, mounts: ApiKeyMounts) -> Iterator[ClientRules]:
-    """Yield the rules of the Secrets that pods of before may mount, newest first.
+    """Yield the rules of the Secrets that older pods may mount, newest first.
 
-    A pod mounts one Secret for its life, and `spec.access.clients` names keys of the Secret that stands beside it: what
-    an old pod lets in is held to the list that was there with its own Secret.
+    A pod mounts one Secret for its life, and `spec.access.clients` names keys of the current Secret: an older pod is
+    limited to the clients that were listed with its own Secret.
     """
     found = [ClientRules(api_keys=before.api_keys, clients=before.clients)] if before.api_keys else []
     wanted = api_keys(spec)
     others = {rules.api_keys: rules for rules in (*reversed(before.before), *found) if rules.api_keys != wanted}
     names = [name for name in reversed(others) if name in mounts.secrets or mounts.of_all != wanted]
-    # Where there are too many, those go that no pod was seen with, the oldest first.
+    # If there are too many, drop those that no known pod mounts, the oldest first.
     retained = sorted(names, key=lambda name: name not in mounts.secrets)[:MAX_BEFORE]
     yield from (others[name] for name in names if name in retained)

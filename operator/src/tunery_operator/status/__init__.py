@@ -1,1 +1,1 @@
-"""Judge: a snapshot of what is in the cluster in, the status and its events out; pure, the clock is an argument."""
+"""Compute the status and its events from a snapshot of the cluster; pure, the clock is an argument."""

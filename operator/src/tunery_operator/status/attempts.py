@@ -1,8 +1,7 @@
 """Write status.attemptHistory: an entry for each pod, opened when its container starts and closed when it ends.
 
-An attempt is a pod whose container started; pods that train together are one attempt, each with an entry of its own.
-Totals are added in the write that closes an entry. Restarts of the operator and new Jobs change nothing, since nothing
-is remembered elsewhere.
+An attempt is a pod whose container started; pods that train together are one attempt with an entry for each pod. The
+write that closes an entry also adds to the totals. The history is stored in the status only.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ from tunery_operator.status.reports import has_begun, reported_failure
 from tunery_operator.status.snapshot import Snapshot
 
 Entry = dict[str, Any]
-"""One of status.attemptHistory."""
+"""An entry of status.attemptHistory."""
 _ENDED: Final = "endTime"
 _INDEX: Final = "index"
 _ATTEMPT: Final = "attempt"
@@ -82,7 +81,7 @@ def record_attempts(builder: StatusBuilder) -> bool:
 
 
 def _newest_entries(history: Sequence[Entry]) -> list[Entry]:
-    """Return the entries that the status has room for: of several pods whole attempts, and all that run."""
+    """Return the entries that fit into the status: only complete attempts of several pods, and all that run."""
     room = max(ATTEMPTS_KEPT, GENERATIONS_KEPT * (1 + max(int(entry.get(_INDEX) or 0) for entry in history)))
     cut = {entry.get(_ATTEMPT) for entry in history[:-room]} - {None}
     return [entry for entry in history[-room:] if entry.get(_ATTEMPT) not in cut or _ENDED not in entry]
@@ -113,7 +112,7 @@ def _include_waiting(opened: Entry, history: Iterable[Entry], snapshot: Snapshot
 
 
 def _name_pod(builder: StatusBuilder, opened: Entry | None) -> None:
-    """Write the name of the newest pod, also while it waits; if it is gone already, that of the newest entry."""
+    """Write the name of the newest pod, also while it waits; if it is gone, the pod of the newest entry."""
     main = builder.snapshot.main
     if main is not None and main.last is not None:
         builder.put(podName=main.last.name)
@@ -295,7 +294,7 @@ def end_reason(pod: PodView, snapshot: Snapshot, conditions: Conditions) -> str:
     if pod.exit_code == 0 or pod.phase == "Succeeded":
         return SUCCEEDED
     if reported_failure(pod.termination_message) is None:
-        # What has ended as an echo may be taken away after its end: that disrupts nothing.
+        # A pod that ended as it lost a peer may be deleted afterwards: that is no disruption.
         echo = pod.exit_code == ExitCode.PEER_LOST
         if pod.disruption in _DISRUPTION_ENDS and not echo:
             return _DISRUPTION_ENDS[pod.disruption]

@@ -43,7 +43,7 @@ _FEWER_GPUS: Final = recreate(
 _ENDS: Final = (ConditionType.SUCCEEDED, ConditionType.FAILED, ConditionType.STOPPED)
 
 _FORECAST: Final = frozenset({"eta", "etaSeconds"})
-"""Of status.progress, what holds only while a pod works."""
+"""Fields of status.progress that hold only while a pod runs."""
 
 
 class StatusBuilder:
@@ -65,7 +65,7 @@ class StatusBuilder:
                 self.fields[name] = value
 
     def merge(self, name: str, values: dict[str, Any] | None) -> None:
-        """Merge `values` into an object field of the status; fields that they do not name stay."""
+        """Merge `values` into an object field of the status; other fields stay."""
         if values:
             self.fields[name] = {**(self.fields.get(name) or {}), **values}
 
@@ -96,7 +96,7 @@ class StatusBuilder:
         return found and self._without_gpus(found)
 
     def _without_gpus(self, found: Failure) -> Failure:
-        """Return why no node fits a pod; where GPUs are short, with what fits without them."""
+        """Return why no node fits a pod; if GPUs are short, with the remedies that need fewer or none."""
         gpus, short = self.snapshot.gpus, rf"\bInsufficient {re.escape(self.snapshot.gpu_resource)}(?![\w./-]*\w)"
         unplaced = found.reason == FailureReason.UNSCHEDULABLE and not found.remedies
         if not unplaced or not gpus or not re.search(short, found.message):
@@ -106,12 +106,12 @@ class StatusBuilder:
         return found.model_copy(update={"remedies": remedies})
 
     def _curve(self) -> dict[str, str]:
-        """Return the curve of a run that could not report it as it ended."""
+        """Return the location of the loss curve, for a run that could not report it at its end."""
         uri = self.fields.get("curve")
         return {"curve": uri} if uri else {}
 
     def _checkpoint(self, failure: Failure) -> dict[str, str]:
-        """Return how a new object continues from the newest checkpoint, where that is of use."""
+        """Return how a new object continues from the latest checkpoint, if that is useful."""
         step = int((self.fields.get("checkpoint") or {}).get("step") or 0)
         corrupt = any(found.get("type") in _CORRUPT for found in self.fields.get("findings") or ())
         of_sweep = self.snapshot.owner.sweep is not None or self.snapshot.search is not None
@@ -149,7 +149,7 @@ class StatusBuilder:
 
     @property
     def ended(self) -> bool:
-        """Tell whether the object has succeeded, failed or been stopped."""
+        """Return whether the object has succeeded, failed or been stopped."""
         return any(self.conditions.is_true(end) for end in _ENDS)
 
     def show_blocker(self, failure: Failure, *, ends: bool = False) -> None:
@@ -190,7 +190,7 @@ class StatusBuilder:
         if self.conditions.is_false(ConditionType.RUNNING):
             self._forget_eta()
         if not self.conditions.is_true(ConditionType.RUNNING):
-            # It speaks of the pod at work.
+            # It is about the running pod.
             self.conditions.drop(ConditionType.PROGRESS_REPORTED)
         phase = phase_of(self.conditions, self.snapshot.running.working_phase)
         if phase is not Phase.DOWNLOADING:

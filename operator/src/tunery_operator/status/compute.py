@@ -88,7 +88,7 @@ def _check_spec(builder: StatusBuilder) -> bool:
 
 
 def _answers_retry(snapshot: Snapshot) -> bool:
-    """Tell whether the object answers a requested retry by continuing.
+    """Return whether the object answers a requested retry by continuing.
 
     A sweep that fails and waits for its trials does not yet: it is retried once it has failed.
     """
@@ -119,13 +119,13 @@ def _check_inputs(builder: StatusBuilder) -> bool:
         return True
     waiting = [item for item in inputs if isinstance(item, UnfinishedInput)]
     if waiting:
-        # A reason of its own, so that one that was deleted is an event.
+        # A reason of its own, so that the deletion of an input is an event.
         reason = "WaitingForInputs" if all(item.exists for item in waiting) else "InputMissing"
         text = "; ".join(f"{item.kind.value} {item.name} {item.state}" for item in waiting)
         builder.conditions.set(ConditionType.INPUTS_READY, False, reason, text)
         remedies = next((found for item in waiting if (found := _server_remedies(builder, item))), ())
         if remedies:
-            # Beside the condition, so that a misspelt name is seen in a list: a server is seldom made after its batch.
+            # Also as failure, so that `kubectl get` shows a misspelt name: a server rarely follows its batch.
             builder.show_blocker(failure(FailureReason.SERVER_UNAVAILABLE, text, *remedies))
         return True
     if inputs or builder.conditions.is_false(ConditionType.INPUTS_READY):
@@ -134,7 +134,7 @@ def _check_inputs(builder: StatusBuilder) -> bool:
 
 
 def _server_remedies(builder: StatusBuilder, item: UnfinishedInput) -> tuple[Remedy, ...]:
-    """Return what to do before a server answers; empty if waiting is enough, or if the input is no server."""
+    """Return what to do so that a server answers; empty if waiting is enough, or if the input is no server."""
     if item.kind is not Kind.ADAPTERSERVER:
         return ()
     if not item.exists:
@@ -148,7 +148,7 @@ def _server_remedies(builder: StatusBuilder, item: UnfinishedInput) -> tuple[Rem
 def _check_suspension(builder: StatusBuilder) -> bool:
     suspended = ConditionType.SUSPENDED
     if stop_of(builder.snapshot) is not None:
-        # What ends for good is not held any more.
+        # An object that stops for good is no longer suspended.
         builder.conditions.drop(suspended)
         return False
     if not builder.snapshot.suspend:
@@ -200,13 +200,13 @@ def _current_blocker(snapshot: Snapshot) -> Failure | None:
 
 
 def _needs_plan(snapshot: Snapshot) -> bool:
-    """Tell whether a Job is to be made: the first, or one that follows what the spec says by now."""
+    """Return whether a Job must be created: the first, or one for a changed spec."""
     main = snapshot.main
     return main is None or (not main.job.finished and main.job.settings not in (None, snapshot.owner.settings))
 
 
 def _is_stopping(snapshot: Snapshot) -> bool:
-    """Tell whether all that must end before an object is suspended has been deleted or suspended."""
+    """Return whether all that must end before an object is suspended has been deleted or suspended."""
     attempts = [attempt for attempt in (snapshot.preflight, snapshot.main) if attempt is not None]
     return all(attempt.job.finished or attempt.job.suspend for attempt in attempts)
 
@@ -215,7 +215,7 @@ def _set_stage(builder: StatusBuilder, reason: str, message: str) -> None:
     """Set the condition of the next step to blocked; a pod that runs continues."""
     snapshot, running, preflight = builder.snapshot, ConditionType.RUNNING, ConditionType.PREFLIGHT
     if builder.conditions.reason(ConditionType.SUSPENDED) == STOPPING and not _is_stopping(snapshot):
-        # What cannot be stopped is not on its way to be.
+        # A Job that can't be stopped is not stopping.
         builder.conditions.set(ConditionType.SUSPENDED, False, reason, message)
     if snapshot.kind is Kind.LORASWEEP and snapshot.main is None and snapshot.waiting_for is None:
         _set_searching(builder, reason, message)

@@ -1,7 +1,7 @@
-"""Keep the conditions of an object, and compute its phase and the conditions that tools read from them.
+"""Provide the conditions of an object, and compute its phase and the conditions of kstatus from them.
 
-kstatus, by which Flux and others read an object of a kind that they do not know, takes Reconciling and Stalled: neither
-means that all is as it should be. Each is there only while it is True.
+kstatus, which Flux and other tools use for kinds that they do not know, reads Reconciling and Stalled. Each is set only
+while it is True; without both, the object is ready.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _STATUS = {True: ConditionStatus.TRUE, False: ConditionStatus.FALSE, None: Condi
 FINISHING: Final = "Finishing"
 """Reason of Running=False between the end of a pod that ended well and that of its Job."""
 RESULT_LOOKUP: Final = "ResultLookup"
-"""Reason of Running=False while a Job looks up in the bucket what a pod that is gone has published."""
+"""Reason of Running=False while a Job reads the published files, as the pod that published is gone."""
 STOPPING: Final = "Stopping"
 """Reason of Running=True while a deleted pod ends, and of Suspended=False and Stopped=False until all have ended."""
 OUT_OF_TIME: Final = "OutOfTime"
@@ -31,7 +31,7 @@ PUBLISHING: Final = "Publishing"
 JOB_SUSPENDED: Final = "JobSuspended"
 """Reason of Running=False while another client, which is not its queue, suspends the Job."""
 POD_STARTED: Final = "PodStarted"
-"""Reason of Running=True until the pod downloads, trains, merges or sends requests: it imports its libraries."""
+"""Reason of Running=True while the pod imports its libraries."""
 WAITING_FOR_PREDECESSOR: Final = "WaitingForPredecessor"
 WAITING_FOR_SLOT: Final = "WaitingForPreflightSlot"
 """Reasons of the next stage: what must end before its Job is created."""
@@ -111,7 +111,7 @@ class Conditions:
         self._by_type[type_.value] = condition
 
     def abridge(self, message: str, complete_in: StrEnum) -> None:
-        """Cut a long message short in every condition but the one that has the most of it."""
+        """Shorten a long message in all conditions except `complete_in`."""
         text = redact(message)
         if len(text.encode()) <= _SHORT:
             return
@@ -127,11 +127,11 @@ class Conditions:
         return condition["status"] if condition else None
 
     def is_true(self, type_: StrEnum) -> bool:
-        """Tell whether the condition is True."""
+        """Return whether the condition is True."""
         return self.status(type_) == ConditionStatus.TRUE.value
 
     def is_false(self, type_: StrEnum) -> bool:
-        """Tell whether the condition is False."""
+        """Return whether the condition is False."""
         return self.status(type_) == ConditionStatus.FALSE.value
 
     def reason(self, type_: StrEnum) -> str | None:
@@ -174,7 +174,7 @@ def phase_of(conditions: Conditions, working: Phase) -> Phase:
         (conditions.reason(ConditionType.SUSPENDED) == STOPPING, Phase.SUSPENDING),
         (conditions.is_false(ConditionType.INPUTS_READY), Phase.WAITING),
         (conditions.status(ConditionType.SEARCHING) in ("True", "Unknown"), Phase.SEARCHING),
-        # The pod has ended well, and its Job does not say so yet, or its words are gone: nothing starts again.
+        # The pod has succeeded, but its Job is not complete yet, or its termination message is gone: no pod follows.
         (conditions.reason(ConditionType.RUNNING) in (FINISHING, RESULT_LOOKUP), Phase.UPLOADING),
         (conditions.is_false(ConditionType.QUOTA_RESERVED), Phase.QUEUED),
         (
@@ -185,7 +185,7 @@ def phase_of(conditions: Conditions, working: Phase) -> Phase:
         (conditions.reason(ConditionType.PREFLIGHT) in _WAITING, Phase.WAITING),
         (conditions.status(ConditionType.RUNNING) is not None, Phase.STARTING),
         (conditions.status(ConditionType.PREFLIGHT) == "Unknown", Phase.PREFLIGHT),
-        # No more trials are made; those that run still end, or the Job that publishes the best is not there yet.
+        # No more trials are created; some still run, or the Job that publishes the best one does not exist yet.
         (conditions.is_false(ConditionType.SEARCHING), Phase.SEARCHING),
     )
     return next((phase for holds, phase in checks if holds), Phase.PENDING)
@@ -224,7 +224,7 @@ def summary_reason(conditions: Conditions, phase: Phase, failure: Mapping[str, A
 
 
 def retried_status(status: Mapping[str, Any], generation: int, now: datetime) -> dict[str, Any]:
-    """Return the status of an object that is tried again, with what tools read of it: in the same write."""
+    """Return the status of an object that is retried, with the conditions that tools read."""
     conditions = Conditions(status.get("conditions") or (), generation, now)
     set_summary(conditions, Phase(status["phase"]))
     conditions.confirm()
@@ -234,7 +234,7 @@ def retried_status(status: Mapping[str, Any], generation: int, now: datetime) ->
 def final_status(status: Mapping[str, Any], generation: int, now: datetime) -> dict[str, Any]:
     """Return the status of an object that has ended, for that generation of its spec; pure, idempotent.
 
-    After the end nothing follows from a change of the spec, and tools see that it was observed.
+    After the end, a change of the spec has no effect; the generation shows tools that it was observed.
     """
     phase = Phase(status["phase"])
     conditions = Conditions(status.get("conditions") or (), generation, parse_time(status.get("completionTime")) or now)

@@ -1,4 +1,4 @@
-"""End an object at its deadline, and say when to reconcile again although nothing happens."""
+"""End an object at its deadline, and compute when to reconcile again without an event."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ _STAGES: Final = frozenset({ConditionType.RUNNING.value, ConditionType.PREFLIGHT
 
 
 def check_deadline(builder: StatusBuilder) -> bool:
-    """End the object once its pods have run for longer than they may, and none stores a checkpoint any more.
+    """End the object once its pods have run for longer than the deadline, and none stores a checkpoint.
 
-    True while that is so, too.
+    Return True also while a pod stores one.
     """
     limit, left = builder.snapshot.deadline_seconds, deadline_left(builder.snapshot)
     if limit is None or left is None or left > 0:
@@ -92,11 +92,11 @@ def _until(pod: PodView | LostPod, now: datetime) -> datetime:
 
 
 def deadline_left(snapshot: Snapshot) -> float | None:
-    """Return how many seconds the pods of an object may still run; None: without end."""
+    """Return how many seconds the pods of an object may still run; None: no limit."""
     if snapshot.deadline_seconds is None:
         return None
     pods = working_pods(snapshot)
-    # Those, too, that are gone and whose end is not written down yet.
+    # Also pods that are gone and whose end is not in the status yet.
     unwritten = open_attempts(snapshot.status) - {pod.uid for pod in pods}
     lost = [pod for pod in snapshot.lost_pods if pod.uid in unwritten]
     return snapshot.deadline_seconds - run_seconds(snapshot.status, [*pods, *lost], snapshot.now)
@@ -131,7 +131,7 @@ def _delays(snapshot: Snapshot, status: Mapping[str, Any]) -> Iterator[float]:
             if grace >= 0:
                 yield grace + 1.0
         elif pod.deleting and not pod.finished:
-            # Its Job was deleted, and it does not show yet.
+            # Its Job was deleted, and the pod does not show that yet.
             yield MAX_SECONDS
     for attempt in attempts:
         if _does_not_start(attempt):
@@ -153,12 +153,12 @@ def _search_delays(snapshot: Snapshot) -> Iterator[float]:
         # No event reports that another client restores the owner reference.
         yield MAX_SECONDS
     if search is not None and search.exhausted and not search.alive:
-        # What follows, the next look finds out from what this one has written.
+        # The next reconcile continues from the status that this one has written.
         yield 0.0
 
 
 def _does_not_start(attempt: Attempt) -> bool:
-    """Tell whether a Job should have a running pod and has none, for a reason that only events can tell."""
+    """Return whether a Job should have a running pod and has none, for a reason that only events have."""
     if attempt.job.suspend or attempt.job.finished:
         return False
     return attempt.missing or any(pod.started_at is None and pod.unschedulable is None for pod in attempt.newest)

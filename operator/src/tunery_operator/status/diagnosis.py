@@ -1,4 +1,4 @@
-"""Diagnose why a pod does not run, or why it has failed: from pods and warning events to failures."""
+"""Diagnose why a pod does not run or has failed, from the pod and its warning events."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _CHECKS_SCHEDULER: Final = (retry("Check that the cluster's default scheduler wo
 _CLAIM: Final = (retry("Create or bind the PersistentVolumeClaim that the message names"),)
 
 FRESH: Final = timedelta(minutes=3)
-"""The kubelet says a mount that fails again at least every two minutes: an older warning has expired."""
+"""The kubelet repeats a failing mount at least every two minutes: an older warning has expired."""
 _EVER: Final = datetime.min.replace(tzinfo=UTC)
 
 _R = FailureReason
@@ -53,22 +53,22 @@ _PUBLISH_BEST_LIMITS: Final = (retry("Ask a cluster admin to raise preflight.res
 _PUBLISH_BEST_DISK: Final = (recreate("Raise resources.ephemeralStorage", "template.resources.ephemeralStorage"),)
 _PUBLISH_BEST_RETRIES: Final = (retry("Fix what the log of its last attempt names; the adapters of the trials stay"),)
 _EMPTY_MESSAGES: Final = ("", "{}")
-"""Termination messages that say nothing."""
+"""Termination messages without content."""
 LOG_LOST: Final = (
     retry("Find the pod's log where your cluster collects logs, and fix what it names"),
     edit("Raise retries", "retries"),
 )
-"""The remedies where the pods are gone with their logs."""
+"""The remedies if the pods are gone with their logs."""
 _TERMINATED: Final = 128 + signal.SIGTERM
 """The exit code of a process that ended by SIGTERM before it handled the signal."""
 _ENDED: Final = (retry("Find what deletes or ends this pod; its events may show it"),)
 _START_REASONS: Final = frozenset({"StartError", "ContainerCannotRun"})
-"""Why a container ended that never ran."""
+"""The exit reasons of a container that never ran."""
 _MOUNT_WARNINGS: Final = frozenset(
     {"FailedMount", "FailedAttachVolume", "FailedMapVolume", "FailedCreatePodSandBox", "NetworkNotReady"}
 )
 _OOM_BEFORE_START: Final = "OOM-killed"
-"""What runc says of a container whose memory is too small for its own start; the kubelet blames the sandbox."""
+"""The message of runc if the memory is too small to start a container; the kubelet reports it for the sandbox."""
 LOST_NODE: Final = frozenset({"DeletionByTaintManager", "DeletionByPodGC"})
 
 
@@ -76,7 +76,7 @@ LOST_NODE: Final = frozenset({"DeletionByTaintManager", "DeletionByPodGC"})
 
 
 def find_blocker(attempt: Attempt, now: datetime, platform: PlatformValues) -> Failure | None:
-    """Return what blocks a Job that has no running pod; None where nothing does."""
+    """Return what blocks a Job that has no running pod; None if nothing does."""
     found = _blocker(attempt, now)
     return found and _with_values(found, attempt.job.role, platform)
 
@@ -113,7 +113,7 @@ def _pod_blocker(attempt: Attempt, pod: PodView, now: datetime) -> Failure | Non
 
 
 def start_failure(pod: str, node: str, warning: ClusterWarning | None) -> Failure | None:
-    """Return why a pod on a node has no container yet, as far as a warning tells; None: it does not."""
+    """Return why a pod on a node has no container yet, by a warning; None: unknown."""
     if warning is not None and _OOM_BEFORE_START in warning.message:
         return failure(_R.OUT_OF_MEMORY, f"{pod} cannot even start: {warning.message}")
     if warning is not None and warning.reason in _MOUNT_WARNINGS:
@@ -135,7 +135,7 @@ def _unscheduled(pod: PodView, role: str, now: datetime) -> Failure | None:
 
 
 def is_node_lost(pod: PodView, now: datetime) -> bool:
-    """Tell whether the state of a pod that has not ended is unknown, as its node does not answer."""
+    """Return whether the state of a pod that has not ended is unknown, as its node does not answer."""
     if pod.finished:
         return False
     if _is_reported_lost(pod):
@@ -144,12 +144,12 @@ def is_node_lost(pod: PodView, now: datetime) -> bool:
 
 
 def _is_reported_lost(pod: PodView) -> bool:
-    """Tell whether the cluster itself says that the pod's node is lost."""
+    """Return whether the cluster reports that the node of the pod is lost."""
     return pod.unanswered or pod.status_reason == "NodeLost" or pod.disruption in LOST_NODE
 
 
 def lost_node(pod: PodView) -> Failure:
-    """Return the failure of a pod whose node does not answer, and what frees the next attempt."""
+    """Return the failure of a pod whose node does not answer, and how to unblock the next attempt."""
     remedy = retry(
         f"Check node {pod.node}. If it is off for good, run kubectl delete node {pod.node}, or kubectl taint nodes "
         f"{pod.node} node.kubernetes.io/out-of-service=nodeshutdown:NoExecute"
@@ -201,7 +201,7 @@ def _is_of(warning: ClusterWarning, pod: PodView | None) -> bool:
 
 
 def pod_failure(pod: PodView) -> Failure:
-    """Return why a pod failed: what the container said, else what Kubernetes says."""
+    """Return why a pod failed: as the container reports it, else as Kubernetes does."""
     reported = reported_failure(pod.termination_message)
     return _redacted(reported) if reported is not None else _observed(pod)
 
@@ -224,7 +224,7 @@ def _observed(pod: PodView) -> Failure:
     if pod.exit_reason == "OOMKilled":
         return failure(_R.OUT_OF_MEMORY, f"pod {pod.name} was killed for using more memory than its limit")
     if pod.exit_code == ExitCode.KILLED and not pod.deleting:
-        # Not OutOfMemory: a second one in a row would end the job, and a kill may have any cause.
+        # Not OutOfMemory: a second one in a row would end the job, and a kill can have any cause.
         text = f"pod {pod.name} was killed (exit 137), and the node does not report that it used too much memory"
         return failure(_R.KILLED, text)
     if pod.exit_code == _TERMINATED and (
@@ -235,9 +235,9 @@ def _observed(pod: PodView) -> Failure:
 
 
 def _ended_by_cluster(pod: PodView) -> Failure | None:
-    """Return why the cluster ended a pod, or None where it did not.
+    """Return why the cluster ended a pod, or None if it did not.
 
-    The kubelet says DisruptionTarget for pressure on the node only; a pod over its own disk limit is evicted without.
+    The kubelet sets DisruptionTarget only for pressure on the node, not for a pod over its own disk limit.
     """
     detail = f": {pod.status_message}" if pod.status_message else ""
     if pod.status_reason == "NodeLost" or pod.disruption in LOST_NODE:
@@ -280,7 +280,7 @@ def without_message(command: str) -> tuple[Remedy, ...]:
 
 
 def _no_message_remedies(pod: PodView) -> tuple[Remedy, ...]:
-    """Return the remedies where a container has left no message; none where it has left one."""
+    """Return the remedies for a container without a termination message; none if it has one."""
     if pod.exit_code is None:
         return (retry(f"Fix what kubectl describe pod {pod.name} -n {pod.namespace} shows"),)
     if pod.termination_message.strip() not in _EMPTY_MESSAGES:
@@ -296,8 +296,8 @@ def job_failure(
 ) -> tuple[Failure, int | None]:
     """Return why a Job has failed, and the exit code of its last container if there is one.
 
-    `platform` has the chart's values that its pods use, `cause` is the pod that its last attempt has failed for, and
-    `status` has the history of its attempts, which is all that is known of a pod that is gone.
+    `platform` are the chart's values that its pods use. `cause` is the pod that made the last attempt fail. `status`
+    has the history of attempts, the only record of pods that are gone.
     """
     job, pod = attempt.job, cause or attempt.last_failed or attempt.last
     if job.failed_reason == "DeadlineExceeded":
@@ -321,12 +321,12 @@ def job_failure(
 
 
 def _attempts(attempt: Attempt, status: Mapping[str, Any] | None) -> int:
-    """Return how many attempts there were: without a history as many as the Job has pods."""
+    """Return the number of attempts; without a history, the number of pods of the Job."""
     return max(1, len(attempt.pods)) if status is None else int(status.get("attempts") or 1)
 
 
 def of_role(found: Failure, role: str) -> Failure:
-    """Return a failure of a Job of that role, with remedies for the limits that its pod has: not always the spec's."""
+    """Return a failure of a Job of that role, with the remedies for the limits of its pod."""
     own = tuple(found.remedies)
     if role == Task.PUBLISH_BEST and found.reason == _R.RETRIES_EXHAUSTED and own in ((), LOG_LOST):
         return found.model_copy(update={"remedies": list(_PUBLISH_BEST_RETRIES)})

@@ -36,16 +36,16 @@ _NEW_OBJECT: Final = ". To run it again, create an object with another name"
 _WARNINGS: Final = frozenset(
     {_ATTEMPT_FAILED, CHECKPOINT_NOT_STORED, NOT_REPORTING, RANK_TOO_LOW, TRIALS_LEFT, REMOVAL_UNKNOWN}
 )
-"""What a reader should see, though nothing has failed for good."""
+"""Reasons of warnings although the object has not failed."""
 _DERIVED: Final = frozenset({ConditionType.FINISHED, ConditionType.RECONCILING, ConditionType.STALLED})
-"""Conditions that only say again what others say."""
+"""Conditions that repeat others."""
 _ENDS: Final = frozenset({ConditionType.SUCCEEDED, ConditionType.FAILED, ConditionType.STOPPED})
 _OUTCOMES: Final = frozenset({ConditionType.ADAPTER_UPLOADED, ConditionType.OUTPUT_UPLOADED, ConditionType.EVALUATED})
-"""Conditions that, once True, tell what came of an object."""
+"""Conditions that, once True, are a result of the object."""
 _DISRUPTIONS: Final = frozenset(
     {EVICTED, PREEMPTED, VANISHED, FailureReason.NODE_LOST.value, FailureReason.NODE_PRESSURE.value}
 )
-"""Ends of an attempt that an event tells, though it is none of its faults."""
+"""Ends of an attempt that are reported although the attempt is not at fault."""
 _FAILURES: Final = frozenset(reason.value for reason in FailureReason)
 _QUIET: Final = frozenset(
     {
@@ -64,14 +64,14 @@ _QUIET: Final = frozenset(
         ConditionType.PROGRESS_REPORTED.value,
     }
 )
-"""Reasons that tell a reader nothing that another event does not."""
+"""Reasons without an event, as another event has the same information."""
 
 
 def transitions(old: Mapping[str, Any], new: Mapping[str, Any], *, of_trial: bool = False) -> tuple[Event, ...]:
     """Return an event for each condition whose status or reason changed from `old` to `new`, each reason once.
 
-    And one for who asked for another try: it has one, or why not (`of_trial`: it is a sweep's); and one for what
-    preflight or training warns of in the data set.
+    Also return an event for a retry, or why it is rejected (`of_trial`: the object is a trial), and one for new
+    warnings about the dataset.
     """
     events: dict[str, Event] = {}
     warnings = _dataset_warnings(new)
@@ -86,18 +86,18 @@ def transitions(old: Mapping[str, Any], new: Mapping[str, Any], *, of_trial: boo
     for condition in _changed(old, new):
         reason = condition["reason"]
         if reason not in _QUIET:
-            # What a later version of the trainer finds has a word that is not known here.
+            # A finding of a later version of the trainer may be unknown here.
             warning = reason in _FAILURES or reason in _WARNINGS or condition["type"] == ConditionType.HEALTHY
             note = condition.get("message") or reason
             first = events.setdefault(reason, Event(reason, note, warning, condition["lastTransitionTime"]))
-            # Of several conditions one tells it whole.
+            # The longest message of several conditions is complete.
             note, ends = max(first.note, note, key=len), first.ends or _reports_end(condition, new)
             events[reason] = replace(first, note=note, ends=ends)
     return tuple(events.values())
 
 
 def _of_attempt(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Event]:
-    """Yield how the newest attempt has ended where Running tells another thing: that something keeps the next one."""
+    """Yield how the newest attempt ended if Running has another reason: what blocks the next attempt."""
     entries, failure = newest_attempt(new), new.get("failure") or {}
     ended = first_ended(entries)
     is_news = ended is not None and all(entry.get("endTime") for entry in entries) and entries != newest_attempt(old)
@@ -114,7 +114,7 @@ def _of_attempt(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Even
 
 
 def _reports_end(condition: Mapping[str, Any], status: Mapping[str, Any]) -> bool:
-    """Tell whether a condition says how its object ended: also the verdict on its health, in the write that ends it."""
+    """Return whether a condition shows how its object ended: also Healthy, in the write that ends it."""
     if condition["type"] == ConditionType.HEALTHY:
         return status.get("phase") in FINAL_PHASES
     return condition["status"] == "True" and condition["type"] in _ENDS | _OUTCOMES
@@ -145,7 +145,7 @@ def _dataset_warnings(status: Mapping[str, Any]) -> list[str]:
 
 
 def _preflight_time(status: Mapping[str, Any]) -> str:
-    """Return when preflight last spoke, or was left out."""
+    """Return when the condition Preflight last changed, else when the object started."""
     times = [c["lastTransitionTime"] for c in status.get("conditions") or () if c["type"] == ConditionType.PREFLIGHT]
     return times[0] if times else str(status.get("startTime") or "")
 
@@ -155,14 +155,14 @@ def _is_retried(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
 
 
 def _is_rejected(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    """Tell whether an object that has ended rejects a requested retry; a failed one that does is a trial."""
+    """Return whether an object that has ended rejects a requested retry; a failed one that does is a trial."""
     ended = new.get("phase") in FINAL_PHASES
     requested = new.get("observedRetry") not in (None, old.get("observedRetry"))
     return ended and requested and old.get("phase") == new.get("phase")
 
 
 def _rejection_note(status: Mapping[str, Any], of_trial: bool) -> str:
-    """Return why an object that has ended is not tried again, and what does it instead."""
+    """Return why an object that has ended is not retried, and what to do instead."""
     if status.get("phase") == Phase.SUCCEEDED.value:
         return f"it has succeeded and is not retried{_NEW_OBJECT}"
     if status.get("phase") == Phase.FAILED.value:
@@ -181,7 +181,7 @@ def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Mapping
     before = {c["type"]: (c["status"], c["reason"]) for c in old.get("conditions") or () if c["type"] not in _DERIVED}
     stops = any(reason == STOPPING for _, reason in before.values())
     newest, ended = {entry["uid"] for entry in newest_attempt(new)}, newest_attempt(old)
-    # What has ended was told of as it did; and the Job controller ends the other pods of its attempt, nobody else.
+    # The end of an attempt was reported already; the Job controller then deletes its other pods.
     closed = [entry["uid"] in newest for entry in ended if entry.get("endTime") and entry.get("reason") != NOT_NEEDED]
     already_reported = {STOPPING} if any(closed) else set()
     if old.get("failure") and closed and len(closed) == len(ended) and all(closed):
@@ -192,6 +192,6 @@ def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Mapping
             continue
         if condition["type"] == ConditionType.RUNNING and condition["reason"] in already_reported:
             continue
-        # Who asked for the stop and what the pod does of it is one piece of news; the condition tells the rest.
+        # The stop and the termination of its pod are one event; the condition has the details.
         if not (stops and condition["reason"] == STOPPING):
             yield condition

@@ -1,4 +1,4 @@
-"""Write what a run found out about itself, and the condition Healthy."""
+"""Write the findings of a run, its checks, and the condition Healthy."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from tunery_operator.status.events import HEALTHY
 
 _MESSAGE: Final = "message"
 _FINE: Final = "the run has no Warning or Problem; status.checks has the checks of the settings"
-"""Of the run; what its result is worth is known later, and is not claimed."""
+"""About the run; the quality of its result is known later."""
 
 
 def record_findings(
     builder: StatusBuilder, findings: Sequence[FindingStatus] | None, checks: Sequence[CheckStatus] | None
 ) -> None:
-    """Take over all findings that hold now, and the checklist; None: nothing was said of them.
+    """Write the current findings and the checks; None: the report has none.
 
-    A termination message may omit the sentences, which were reported before.
+    A termination message may omit their messages, which were reported before.
     """
     if not builder.snapshot.definition.holds("findings"):
         return
@@ -35,14 +35,14 @@ def record_findings(
 
 
 def explain_rejection(builder: StatusBuilder) -> None:
-    """Let Healthy say of a result that was rejected that nothing in the run explains it."""
+    """Add to Healthy that the result was rejected, although the run has no problem."""
     if builder.fields.get("rejectedAdapter") and builder.conditions.is_true(ConditionType.HEALTHY):
         text = f"{_FINE}; the result was rejected all the same, as status.failure says"
         builder.conditions.set(ConditionType.HEALTHY, True, HEALTHY, text)
 
 
 def planned(checks: Sequence[CheckStatus]) -> list[CheckStatus]:
-    """Return preflight's checklist, with the sentences that its termination message omits."""
+    """Return the checks of preflight with the messages that its termination message omits."""
     waits = {_MESSAGE: TRAINING_TELLS}
     return [
         each.model_copy(update=waits) if each.name in TOLD_BY_TRAINING and not each.message else each for each in checks
@@ -50,7 +50,7 @@ def planned(checks: Sequence[CheckStatus]) -> list[CheckStatus]:
 
 
 def close_checks(builder: StatusBuilder) -> None:
-    """Say of each check that waits for training that there will be none any more."""
+    """Replace the message of each check that awaits training, as no training follows."""
     checks = builder.fields.get("checks")
     if checks:
         builder.put(checks=[{**each, _MESSAGE: NOT_TOLD} if _awaits_training(each) else each for each in checks])
@@ -63,7 +63,7 @@ def _awaits_training(check: Mapping[str, Any]) -> bool:
 def _with_sentences(
     new: list[dict[str, Any]], old: Sequence[Mapping[str, Any]] | None, key: tuple[str, str]
 ) -> list[dict[str, Any]]:
-    """Return `new`, each entry that has lost its sentence with the one of the same entry in `old`."""
+    """Return `new`; an entry without a message gets the message of the same entry in `old`."""
     known = {tuple(each.get(name) for name in key): each.get(_MESSAGE) for each in old or ()}
     for each in new:
         sentence = each.get(_MESSAGE) or known.get(tuple(each.get(name) for name in key))
@@ -73,7 +73,7 @@ def _with_sentences(
 
 
 def _set_healthy(builder: StatusBuilder) -> None:
-    """Set Healthy: False with the most severe finding as its reason, where one is a warning or a problem."""
+    """Set Healthy: False with the most severe finding as its reason, if one is a warning or a problem."""
     findings = builder.fields.get("findings") or []
     severity = worst([each["severity"] for each in findings])
     found = next((each for each in findings if each["severity"] == severity), None)

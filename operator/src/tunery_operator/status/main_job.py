@@ -1,4 +1,4 @@
-"""Show the Job that does the work: queued, starting, running, retried, and ended."""
+"""Show the main Job in the status: queued, starting, running, retried, and ended."""
 
 from __future__ import annotations
 
@@ -48,19 +48,19 @@ from tunery_operator.status.suspension import SAVES, check_queue, is_queued, rel
 _RUNNING: Final = ConditionType.RUNNING
 _ENDING: Final = (STOPPING, OUT_OF_TIME)
 REPORT_GRACE: Final = timedelta(seconds=120)
-"""A pod says that it starts as soon as Python has, which took 63 seconds on a node under load, with a tenth of a CPU;
-one that is silent for longer cannot reach the operator."""
+"""A pod sends its first report when Python has started, which took 63 seconds with a tenth of a CPU on a loaded node. A
+pod without a report after this time cannot reach the operator."""
 BACKOFF_GRACE: Final = timedelta(seconds=75)
-"""The same, from when an operator takes over: a pod without an answer retries once a minute."""
+"""The same, from the start of this leader: a pod without an answer retries once a minute."""
 SILENCE_GRACE: Final = timedelta(minutes=2)
-"""The same, from its last report: it repeats that every PROGRESS_EVERY_SECONDS, whatever it computes."""
+"""The same, from its last report: a pod reports every PROGRESS_EVERY_SECONDS."""
 _RESULT: Final = "Its result does not depend on these reports"
 RENDEZVOUS_GRACE: Final = timedelta(minutes=2)
-"""In which pods that work together begin, once all run; a large model, or one that is downloaded, takes longer."""
+"""Time in which the pods of several nodes connect, once all run; longer with a large model or a download."""
 _CAUSE_IN_LOG: Final = frozenset({FailureReason.INTERNAL_ERROR, FailureReason.RETRIES_EXHAUSTED})
 """Failures whose cause only the pod's log shows."""
 _NOT_RETRIED: Final = FailureReason.DISK_FULL
-"""Kubernetes cannot be told to end a Job for it: the same limit is met again."""
+"""A Job has no rule to end for it, but another attempt would meet the same limit."""
 
 
 def check_main_job(builder: StatusBuilder) -> bool:
@@ -92,7 +92,7 @@ def check_main_job(builder: StatusBuilder) -> bool:
 
 
 def _failed(builder: StatusBuilder, attempt: Attempt) -> tuple[Failure, int | None]:
-    """Return why a Job has failed, and its last exit code: the ledger knows of a pod that is gone."""
+    """Return why a Job has failed, and its last exit code; the history has the end of a pod that is gone."""
     lost = lost_root_cause(builder.fields, attempt)
     if lost is not None and attempt.job.failed_reason != "DeadlineExceeded":
         return failure_of_lost_pod(attempt.job, lost, int(builder.fields.get("attempts") or 1)), None
@@ -108,7 +108,7 @@ def _ended_at(builder: StatusBuilder, attempt: Attempt) -> datetime | None:
 
 
 def _repeated_failure(builder: StatusBuilder, attempt: Attempt) -> Failure | None:
-    """Return why another attempt would only meet the same end at the price of a GPU, or None."""
+    """Return why another attempt would fail in the same way, or None."""
     if publishes_alone(builder.snapshot, attempt) or first_pod_succeeded(attempt):
         return None
     pod = ended_pod(builder.fields, attempt)
@@ -116,7 +116,7 @@ def _repeated_failure(builder: StatusBuilder, attempt: Attempt) -> Failure | Non
 
 
 def _would_repeat(builder: StatusBuilder, attempt: Attempt, pod: PodView) -> Failure | None:
-    """Return the end of a pod's container that another attempt would meet again, or None."""
+    """Return the failure of a pod that another attempt would repeat, or None."""
     if end_reason(pod, builder.snapshot, builder.conditions) in DISRUPTIONS:
         return None
     found = pod_failure(pod)
@@ -128,7 +128,7 @@ def _would_repeat(builder: StatusBuilder, attempt: Attempt, pod: PodView) -> Fai
         return of_role(twice, attempt.job.role)
     if attempt.job.nodes > 1 and failed_too_often(builder.fields, attempt):
         found = _failed(builder, attempt)[0]
-        # The Job is deleted for it, and the log with its pods.
+        # The Job is deleted, and its pods with their logs.
         return found.model_copy(update={"remedies": list(LOG_LOST)}) if found.reason in _CAUSE_IN_LOG else found
     return None
 
@@ -161,10 +161,10 @@ def show_pod(builder: StatusBuilder, attempt: Attempt) -> None:
     if pod is not None and publishes_alone(builder.snapshot, attempt):
         _show_activity(builder, pod, attempt)
     elif pod is not None and first_pod_succeeded(attempt) and lost is None:
-        # The others are told to end, as the Job is complete with it, once all of them have.
+        # The Job is complete once the others have ended; they are terminating.
         _show_ended_pod(builder, attempt, pod)
     elif stopping and failed is not None and lost is None:
-        # The others are told to end for it, and one that has only just begun takes its time.
+        # The Job controller ends the others, which can take time.
         _show_ended_pod(builder, attempt, failed)
     elif stopping:
         count_text = f"{len(stopping)} of {job.nodes} pods are terminating" if stopping[1:] else ""
@@ -222,7 +222,7 @@ def _show_reporting(builder: StatusBuilder, pod: PodView) -> bool:
         builder.conditions.set(reported, True, reported.value, f"pod {pod.name} reports")
         return False
     if snapshot.status.get("podName") != pod.name:
-        # It was said of an earlier attempt.
+        # It was about an earlier attempt.
         builder.conditions.drop(reported)
     previous = builder.conditions.status(reported)
     is_news = previous is None or previous == ConditionStatus.TRUE or snapshot.certificate_fault is not None
@@ -233,9 +233,9 @@ def _show_reporting(builder: StatusBuilder, pod: PodView) -> bool:
 
 
 def _reported_before_restart(snapshot: Snapshot, pod: PodView) -> bool:
-    """Return whether the operator heard of the pod before its restart, as the status has it.
+    """Return whether the pod reported before the operator's restart, by the status.
 
-    What this operator hears it knows by the reporter: a late word of the pod before says nothing of this one.
+    Later reports are attributed by `reporter`: a late report of the previous pod is not about this one.
     """
     if snapshot.progress is not None or pod.started_at is None:
         return False
@@ -244,7 +244,7 @@ def _reported_before_restart(snapshot: Snapshot, pod: PodView) -> bool:
 
 
 def _silence_text(pod: PodView, fault: str | None, *, has_reported: bool) -> str:
-    """Return what is wrong where a pod does not report, or not any more, and what to do."""
+    """Return why a pod does not report, or no longer does, and what to do."""
     log = f"kubectl logs {pod.name} -n {pod.namespace} says why a report could not be sent, and how far it is"
     if fault is not None:
         since = "has stopped reporting" if has_reported else "has run for two minutes and has reported nothing"
@@ -266,7 +266,7 @@ def _silence_text(pod: PodView, fault: str | None, *, has_reported: bool) -> str
 
 
 def seconds_until_silent(snapshot: Snapshot) -> float | None:
-    """Return the seconds until the pod at work should have reported something, or again; None where it need not."""
+    """Return the seconds until the running pod should have reported; None if no report is expected."""
     pod, since = snapshot.main.last if snapshot.main is not None else None, snapshot.taking_reports_since
     if pod is None or since is None or pod.reports_to is None:
         return None
@@ -344,7 +344,7 @@ def _with_previous_attempt(builder: StatusBuilder, attempt: Attempt, found: Fail
 
 
 def _retries_used_text(builder: StatusBuilder, attempt: Attempt) -> str:
-    """Return how many retries are used up, as it follows "failed"; empty if that is not known for sure."""
+    """Return how many retries are used up, to follow "failed"; empty if unknown."""
     used = retries_used(builder.fields, attempt)
     return f" ({used} of {attempt.job.retries} retries used)" if used is not None else ""
 
@@ -370,7 +370,7 @@ def _show_ended_pod(builder: StatusBuilder, attempt: Attempt, pod: PodView) -> N
 
 
 def _show_final_attempt(builder: StatusBuilder, text: str) -> None:
-    """Say of a pod that no other follows that it has ended; its phase stays until its Job has ended, too: seconds."""
+    """Show the end of the last attempt; the phase stays until the Job has ended, seconds later."""
     reason = builder.conditions.reason(_RUNNING)
     if builder.conditions.is_true(_RUNNING) and reason:
         builder.conditions.set(_RUNNING, True, reason, text)
@@ -379,7 +379,7 @@ def _show_final_attempt(builder: StatusBuilder, text: str) -> None:
 
 
 def _activity(builder: StatusBuilder, pod: PodView) -> str:
-    """Return the reason of Running=True: what this very pod says it does, or said before the operator's restart."""
+    """Return the reason of Running=True: the phase that this pod reports, or reported before the operator's restart."""
     report = builder.snapshot.progress if builder.snapshot.reporter == pod.uid else None
     if report is None:
         known = builder.conditions.reason(_RUNNING)
@@ -390,7 +390,7 @@ def _activity(builder: StatusBuilder, pod: PodView) -> str:
     if only_starts(report):
         return POD_STARTED
     if report.phase is Phase.SUCCEEDED:
-        # What the trainer calls done is done only when its Job says so, too, and the bucket was read again.
+        # It has succeeded only when its Job is complete and the published files were read back.
         return Phase.UPLOADING.value
-    # A pod does not say that its object has ended, nor that it waits.
+    # A pod does not report that its object has ended or waits.
     return (report.phase if report.phase in WORKING_PHASES else builder.snapshot.running.working_phase).value

@@ -1,4 +1,4 @@
-"""Show the preflight of a LoRAJob: passed, failed with its reason, or not ended yet."""
+"""Show the preflight of a LoRAJob in the status: running, passed, or failed."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from tunery_operator.status.retries import ends_its_job
 from tunery_operator.status.suspension import check_queue, is_queued
 
 PREFLIGHT_ONLY: Final = "PreflightOnly"
-"""Reason of Succeeded=True where nothing was to be trained."""
+"""Reason of Succeeded=True if spec.preflight is Only."""
 _PREFLIGHT: Final = ConditionType.PREFLIGHT
 _PREFLIGHT_RUNNING: Final = "PreflightRunning"
 
 
 def check_preflight(builder: StatusBuilder) -> bool:
-    """Show the preflight Job; return True while no Job may follow it, or if none does."""
+    """Show the preflight Job; return True until another Job may follow."""
     if _is_settled(builder):
         return _check_preflight_only(builder)
     return _check_job(builder) or _check_preflight_only(builder)
@@ -35,7 +35,7 @@ def _is_settled(builder: StatusBuilder) -> bool:
 
 
 def _check_preflight_only(builder: StatusBuilder) -> bool:
-    """End an object whose checks are all that the spec requests, and have passed."""
+    """End an object whose spec.preflight is Only and whose preflight has passed."""
     snapshot = builder.snapshot
     if not snapshot.preflight_only:
         return False
@@ -103,7 +103,7 @@ def _record_report(builder: StatusBuilder, report: PreflightReport) -> None:
 
 
 def _check_deadline(builder: StatusBuilder, attempt: Attempt) -> bool:
-    """End the object where preflight alone runs for longer than training may."""
+    """End the object if preflight alone runs for longer than the deadline."""
     limit = builder.snapshot.deadline_seconds
     ran = sum(_seconds(builder, pod) for pod in attempt.pods)
     if limit is None or ran < limit:
@@ -137,7 +137,7 @@ def _show_progress(builder: StatusBuilder, attempt: Attempt) -> None:
 
 
 def _show_ended_pod(builder: StatusBuilder, attempt: Attempt, pod: PodView) -> None:
-    """Show the end of a pod whose Job has not ended: it does seconds later, unless another attempt follows."""
+    """Show the end of a pod whose Job has not ended: the Job ends seconds later, unless another attempt follows."""
     if pod.phase == "Succeeded" or pod.exit_code == 0:
         builder.conditions.set(_PREFLIGHT, None, _PREFLIGHT_RUNNING, f"pod {pod.name} has succeeded")
         return

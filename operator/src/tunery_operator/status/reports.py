@@ -1,4 +1,4 @@
-"""Read what pods report: progress reports and termination messages, also of an older or a newer trainer."""
+"""Parse the reports and termination messages of pods, also those of an older or a newer trainer."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _METRICS: Final = {
     "eval_rewards/accuracies": "evalRewardAccuracy",
     "eval_rewards/margins": "evalRewardMargin",
 }
-"""The names of our trainer, of transformers and of TRL for what they log, and those of the status."""
+"""The names of metrics in Tunery's trainer, transformers and TRL, and in the status."""
 _COUNTERS: Final = {"current_step": "step", "total_steps": "totalSteps"}
 _BEFORE_ALL_BEGIN: Final = (None, Phase.STARTING, Phase.DOWNLOADING)
 """The phases that a pod reports until all pods have begun."""
@@ -33,7 +33,7 @@ _FINDINGS: Final = ("failure", "dataset", "memory", "resolved")
 
 
 def progress_fields(report: TrainerStatus) -> dict[str, Any]:
-    """Return `status.progress` for a report; what a plain transformers image says is understood, too."""
+    """Return `status.progress` for a report, also for one of a plain transformers image."""
     named = {metric.name: metric.value for metric in report.metrics}
     fields: dict[str, Any] = {
         "percent": report.progress_percentage,
@@ -55,18 +55,18 @@ def progress_fields(report: TrainerStatus) -> dict[str, Any]:
 
 
 def is_downloading(report: TrainerStatus) -> bool:
-    """Tell whether the pod downloads the base model, the adapter or data."""
+    """Return whether the pod downloads the base model, the adapter or data."""
     return report.doing == DOWNLOADING and report.phase in _BEFORE_ALL_BEGIN
 
 
 def only_starts(report: TrainerStatus) -> bool:
-    """Tell whether the pod only starts; a plain transformers image reports no phase, but steps."""
+    """Return whether the pod only starts; a plain transformers image reports no phase, but steps."""
     works = report.step is not None or report.progress_percentage is not None or bool(report.metrics)
     return report.phase is Phase.STARTING or (report.phase is None and not works)
 
 
 def has_begun(snapshot: Snapshot) -> bool:
-    """Tell whether several pods have begun to train: the first pod reports it."""
+    """Return whether several pods have begun to train: the first pod reports it."""
     first, report = snapshot.main.last if snapshot.main is not None else None, snapshot.progress
     if first is None or report is None or snapshot.reporter != first.uid:
         return False
@@ -74,9 +74,9 @@ def has_begun(snapshot: Snapshot) -> bool:
 
 
 def publishes_alone(snapshot: Snapshot, attempt: Attempt | None) -> bool:
-    """Tell whether training has ended and the first of several pods publishes, which needs no other pod.
+    """Return whether training has ended and the first of several pods publishes, which needs no other pod.
 
-    It says so itself, or had said so before the operator's restart.
+    The pod reports it, or reported it before the operator's restart.
     """
     pod = attempt.last if attempt is not None else None
     if attempt is None or attempt.job.nodes == 1 or attempt.job.suspend:
@@ -91,13 +91,13 @@ def publishes_alone(snapshot: Snapshot, attempt: Attempt | None) -> bool:
 
 
 def first_pod_succeeded(attempt: Attempt | None) -> bool:
-    """Tell whether the first of several pods has published, however the others have ended."""
+    """Return whether the first of several pods has published, however the others have ended."""
     pod = attempt.last if attempt is not None and attempt.job.nodes > 1 else None
     return pod is not None and pod.exit_code == ExitCode.OK
 
 
 def steps_fields(step: int, total: int) -> dict[str, Any]:
-    """Return what of `status.progress` says that `step` of `total` steps are done."""
+    """Return the fields of `status.progress` for `step` of `total` steps."""
     percent = min(100, step * 100 // total)
     return {"step": step, "percent": percent, "percentText": f"{percent}%"}
 
@@ -113,7 +113,7 @@ def _whole_number(text: str | None) -> int | None:
 
 
 def number(text: str | None) -> float | None:
-    """Return what a pod has written as a number; None where it is none."""
+    """Return the number in a text of a pod; None if it is not a finite number."""
     try:
         value = float(text or "")
     except ValueError:
@@ -122,13 +122,13 @@ def number(text: str | None) -> float | None:
 
 
 def metrics_fields(report: TrainerStatus) -> dict[str, str]:
-    """Return `status.metrics` for a report: the newest value of each metric that we know, as a short string."""
+    """Return `status.metrics` for a report: the latest value of each known metric, as a short string."""
     values = {ours: number(m.value) for m in report.metrics if (ours := _METRICS.get(m.name))}
     return {name: number_text(value) for name, value in values.items() if value is not None}
 
 
 def changed_enough(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    """Tell whether two progress fields differ in more than their time."""
+    """Return whether two progress fields differ in more than their time."""
     return {**old, "lastUpdateTime": None} != {**new, "lastUpdateTime": None}
 
 
@@ -146,12 +146,12 @@ def parse_result(message: str) -> RunResult | None:
 
 
 def reported_failure(message: str) -> Failure | None:
-    """Return why a container says that it failed, or None if its message has no failure."""
+    """Return the failure that a container reports, or None."""
     answer = parse_result(message)
     return answer.failure if answer is not None else None
 
 
 def interrupted_activity(message: str) -> str:
-    """Return what a container did when a signal ended it; empty if its message does not say so."""
+    """Return what a container did when a signal ended it; empty if it did not report that."""
     answer = parse_result(message)
     return (answer.told if answer is not None else None) or ""

@@ -1,4 +1,4 @@
-"""Write what a Job has published into the status, and say whether an AdapterServer could serve it."""
+"""Write the published result of a Job into the status, and why an AdapterServer could not serve it."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ from tunery_operator.status.snapshot import Snapshot
 
 _RESULT_PARTS: Final = ("metrics", "dataset", "memory", "resolved")
 _UPLOADED: Final = {"adapter": ConditionType.ADAPTER_UPLOADED, "output": ConditionType.OUTPUT_UPLOADED}
-"""By the field of a kind's status that says what was published."""
+"""The condition by the status field of the published result."""
 _FIELD: Final = "unservable"
 
 
 def record_progress(builder: StatusBuilder) -> None:
-    """Take over the newest report of the running pod."""
+    """Write the latest report of the running pod."""
     report = builder.snapshot.progress
     holds = builder.snapshot.definition.holds
     if report is not None and report.device and holds("device"):
@@ -66,13 +66,13 @@ def record_progress(builder: StatusBuilder) -> None:
 
 
 def _take_curve(builder: StatusBuilder, report: TrainerStatus) -> None:
-    """Take over where the curve lies; a report that says nothing of it takes nothing back."""
+    """Write the location of the loss curve; a report without one keeps it."""
     if report.curve is not None and builder.snapshot.definition.holds("curve"):
         builder.put(curve=report.curve)
 
 
 def _show_not_stored(builder: StatusBuilder, why: str) -> None:
-    """Say that the newest checkpoint could not be stored, and what a preemption now would cost."""
+    """Show that the latest checkpoint was not stored, and from where the next attempt would resume."""
     newest = builder.fields.get("checkpoint")
     resumes = (
         f"would resume from step {newest['step']}, {newest['uri']}" if newest else "would start from the beginning"
@@ -82,7 +82,7 @@ def _show_not_stored(builder: StatusBuilder, why: str) -> None:
 
 
 def _is_of_this_attempt(builder: StatusBuilder) -> bool:
-    """Tell whether the newest pod has sent the report: an older one may send its last while the next is under way."""
+    """Return whether the newest pod has sent the report: an older pod may send its last report late."""
     main = builder.snapshot.main
     return main is None or main.last is None or main.last.uid == builder.snapshot.reporter
 
@@ -111,7 +111,7 @@ def _take_checkpoint(builder: StatusBuilder, checkpoint: dict[str, Any], *, clea
 
 
 def check_result(builder: StatusBuilder, attempt: Attempt) -> None:
-    """Take over the result of a complete Job: its pod's words, or a report Job's where they are gone."""
+    """Write the result of a complete Job, from the termination message of its pod, or else of the report Job."""
     snapshot = builder.snapshot
     own = published(snapshot, attempt)
     result = own or published(snapshot, snapshot.report)
@@ -142,7 +142,7 @@ def _tell_removal_unknown(builder: StatusBuilder, attempt: Attempt, result: RunR
 
 
 def take_published(builder: StatusBuilder, result: RunResult) -> str:
-    """Take over what was published, and return that in words."""
+    """Write the published result, and return its message."""
     name = builder.snapshot.running.result
     block = getattr(result, name)
     builder.put(**{name: block.to_json_dict()}, curve=None)
@@ -153,7 +153,7 @@ def take_published(builder: StatusBuilder, result: RunResult) -> str:
 
 
 def forget_checkpoint(builder: StatusBuilder, result: RunResult) -> None:
-    """Checkpoints that the result does not name were removed once it was published."""
+    """Remove the checkpoint from the status if the result names none: publishing has removed it."""
     saved = ConditionType.CHECKPOINT_SAVED
     if result.checkpoint is None and builder.conditions.reason(saved) in ("CheckpointSaved", CHECKPOINT_NOT_STORED):
         builder.put(checkpoint=None)
@@ -181,7 +181,7 @@ def _fail_without_result(builder: StatusBuilder, attempt: Attempt) -> None:
 
 
 def record_termination_message(builder: StatusBuilder, attempt: Attempt) -> RunResult | None:
-    """Take over what a pod that failed had reached, and return it; None where it says nothing of the kind."""
+    """Write the partial result of a failed pod, and return it; None if it reports none."""
     result = parse_result(attempt.last.termination_message) if attempt.last else None
     if result is not None:
         take_result(builder, result)
@@ -189,7 +189,7 @@ def record_termination_message(builder: StatusBuilder, attempt: Attempt) -> RunR
 
 
 def take_result(builder: StatusBuilder, result: RunResult) -> None:
-    """Take over what the status of this kind holds of a result."""
+    """Write the parts of a result that the status of this kind has."""
     holds = builder.snapshot.definition.holds
     for name in filter(holds, _RESULT_PARTS):
         part = getattr(result, name)
@@ -217,7 +217,7 @@ def take_result(builder: StatusBuilder, result: RunResult) -> None:
 
 
 def _take_steps(builder: StatusBuilder, steps: int) -> None:
-    """Show how far a run came whose last reports did not arrive."""
+    """Write the last step of a run whose last reports did not arrive."""
     shown = builder.fields.get("progress") or {}
     if int(shown.get("step") or 0) >= steps:
         return
@@ -235,7 +235,7 @@ def _take_merge(builder: StatusBuilder, result: RunResult) -> None:
 
 
 def _take_answers(builder: StatusBuilder, answers: AnswersReport) -> None:
-    """Take over how many lines of a batch have their end: all attempts together."""
+    """Write how many lines of a batch are done, over all attempts."""
     if not builder.snapshot.definition.holds("answered_by"):
         return
     counts = answers.model_dump(mode="json", by_alias=True, exclude_none=True)
@@ -264,12 +264,12 @@ def _change(metrics: MetricsStatus) -> str:
 
 
 def succeeded_pod(attempt: Attempt) -> PodView | None:
-    """Return the pod that completed a Job, of pods that work together the first, or None where it is gone."""
+    """Return the pod that completed a Job, the first of several, or None if it is gone."""
     return next((pod for pod in reversed(attempt.pods) if pod.phase == "Succeeded" and not pod.index), None)
 
 
 def result_of(attempt: Attempt) -> RunResult | None:
-    """Return what the pod of a complete Job says, or None where the pod or its words are gone."""
+    """Return the result of a complete Job, or None if the pod or its termination message is gone."""
     pod = succeeded_pod(attempt)
     return parse_result(pod.termination_message) if pod is not None else None
 
@@ -281,7 +281,7 @@ def published(snapshot: Snapshot, attempt: Attempt | None) -> RunResult | None:
 
 
 def needs_report(snapshot: Snapshot) -> bool:
-    """Tell whether a complete Job's result is unknown, so that a report Job must read it from the bucket.
+    """Return whether a complete Job's result is unknown, so that a report Job must read it from the bucket.
 
     True while the report Job runs, too; if its own termination message is gone, it is created again.
     """

@@ -1,4 +1,4 @@
-"""Find the pod that an attempt has failed for, whether another attempt follows, and reopen a failed object."""
+"""Find the pod that made an attempt fail and whether another attempt follows, and reopen a failed object."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from tunery_operator.status.builder import StatusBuilder
 from tunery_operator.status.diagnosis import LOG_LOST, failure, of_role
 
 _UNCERTAIN: Final = ENDS_WITHOUT_FAULT - {EVICTED, SUCCEEDED, NOT_NEEDED}
-"""Ends of which only the Job controller knows whether they count as a retry."""
+"""Ends that the Job controller may or may not count as a retry."""
 _DELETED: Final = (
     retry("Find what deletes its pods; use suspend to pause a job, and kubectl drain to empty a node"),
     edit("Raise retries, as each deletion counts as a retry", "retries"),
@@ -50,7 +50,7 @@ PREVIOUS_ATTEMPT: Final = "previousAttempt"
 
 
 def lost_root_cause(status: Mapping[str, Any], attempt: Attempt) -> Mapping[str, Any] | None:
-    """Return the entry of the pod that the last attempt of a Job ended for, if that pod is gone, else None."""
+    """Return the entry of the pod that ended the last attempt of a Job, if that pod is gone, else None."""
     cause = last_cause(status)
     if cause is None or cause["startTime"] < attempt.job.created or cause["uid"] in {pod.uid for pod in attempt.pods}:
         return None
@@ -59,7 +59,7 @@ def lost_root_cause(status: Mapping[str, Any], attempt: Attempt) -> Mapping[str,
 
 
 def root_cause_pod(status: Mapping[str, Any], attempt: Attempt) -> PodView | None:
-    """Return the pod that the newest attempt has failed for, if it is still there; of one node the newest failed pod.
+    """Return the pod that made the latest attempt fail, if it still exists; for one node the latest failed pod.
 
     A pod without an entry failed before its container started.
     """
@@ -72,7 +72,7 @@ def root_cause_pod(status: Mapping[str, Any], attempt: Attempt) -> PodView | Non
 
 
 def ended_pod(status: Mapping[str, Any], attempt: Attempt) -> PodView | None:
-    """Return the pod that the newest attempt has ended for, if no other pod follows it yet; of one node its newest."""
+    """Return the pod that ended the latest attempt, if no other pod follows it yet; for one node its latest pod."""
     if attempt.job.nodes == 1:
         pod = attempt.last
         return pod if pod is not None and (pod.finished or pod.finished_at is not None) else None
@@ -85,7 +85,7 @@ def _ended_well(pod: PodView) -> bool:
 
 
 def same_end_twice(status: Mapping[str, Any], pods: Iterable[PodView], reason: str) -> bool:
-    """Tell whether the two newest attempts of a Job ended for `reason`; disruptions are passed over."""
+    """Return whether the two newest attempts of a Job ended for `reason`; disruptions are ignored."""
     uids = {pod.uid for pod in pods}
     own = ([entry for entry in entries if entry["uid"] in uids] for entries in attempts(status))
     ends = [end for entries in own if (end := cause_of(entries)) is not None]
@@ -93,13 +93,13 @@ def same_end_twice(status: Mapping[str, Any], pods: Iterable[PodView], reason: s
 
 
 def of_one_attempt(status: Mapping[str, Any], attempt: Attempt) -> bool:
-    """Tell whether the running pods of a Job are of one attempt: an older pod may still store its checkpoint."""
+    """Return whether the running pods of a Job are of one attempt: an older pod may still store its checkpoint."""
     numbers = attempt_numbers(status)
     return len({numbers[pod.uid] for pod in attempt.newest if pod.running and pod.uid in numbers}) < 2
 
 
 def failed_too_often(status: Mapping[str, Any], attempt: Attempt) -> bool:
-    """Tell whether several pods have failed as attempts more often than the Job retries."""
+    """Return whether several pods have failed as attempts more often than the Job retries."""
     retries = attempt.job.retries
     return retries is not None and failed_attempts(status, attempt) > retries
 
@@ -107,7 +107,7 @@ def failed_too_often(status: Mapping[str, Any], attempt: Attempt) -> bool:
 def failed_attempts(status: Mapping[str, Any], attempt: Attempt) -> int:
     """Return how many attempts of a Job of several pods have failed, however many pods of each have failed.
 
-    Attempts that the history has no room for are counted by their pods: each attempt has one pod of each index.
+    Attempts that were dropped from the history are counted by their pods: each attempt has one pod of each index.
     """
     causes = [cause for entries in attempts(status) if (cause := first_ended(entries)) is not None]
     listed = [cause for cause in causes if cause["startTime"] >= attempt.job.created and is_failure(cause)]
@@ -120,13 +120,13 @@ def failed_attempts(status: Mapping[str, Any], attempt: Attempt) -> int:
 
 
 def _has_failed(pod: PodView) -> bool:
-    """Tell whether the end of a pod is a failure by the rules of its Job."""
+    """Return whether the end of a pod is a failure by the rules of its Job."""
     free = pod.deleting or pod.disruption is not None or pod.exit_code == ExitCode.PEER_LOST
     return pod.failed and not free
 
 
 def ends_its_job(builder: StatusBuilder, attempt: Attempt, pod: PodView) -> bool:
-    """Tell whether no attempt follows one whose container has failed, though its Job ends some seconds later."""
+    """Return whether no attempt follows one whose container has failed, though its Job ends some seconds later."""
     if pod.exit_code == ExitCode.USER_ERROR:
         return True
     retries = attempt.job.retries
@@ -138,9 +138,9 @@ def ends_its_job(builder: StatusBuilder, attempt: Attempt, pod: PodView) -> bool
 
 
 def retries_used(status: Mapping[str, Any], attempt: Attempt) -> int | None:
-    """Return how many of its Job's retries the failed attempts use up, or None if that is not known for sure.
+    """Return how many of its Job's retries the failed attempts use up, or None if that is uncertain.
 
-    The Job controller also counts pods that were deleted or suspended, in ways of its own.
+    The Job controller also counts some pods that were deleted or suspended.
     """
     job, history = attempt.job, status.get("attemptHistory") or ()
     before, present = listed_since(status, history), {pod.uid for pod in attempt.pods}
@@ -161,7 +161,7 @@ def retries_used(status: Mapping[str, Any], attempt: Attempt) -> int | None:
 
 
 def failure_of_lost_pod(job: JobView, entry: Mapping[str, Any], attempts: int) -> Failure:
-    """Return why a Job has failed whose last attempt ended for a pod that is gone, by its entry in the ledger."""
+    """Return why a Job has failed if the pod that ended its last attempt is gone, by its entry in the history."""
     pod, reason = entry["pod"], str(entry["reason"])
     if reason == POD_DELETED:
         where = f" (attempt {entry.get('attempt', attempts)})" if attempts > 1 else ""
@@ -179,14 +179,14 @@ def requested_retry(status: Mapping[str, Any], retry: str | None) -> str | None:
 
 
 def rejects_retry(phase: str, *, of_trial: bool) -> bool:
-    """Tell whether an object that has ended acknowledges a requested retry without one."""
+    """Return whether an object that has ended acknowledges a requested retry without one."""
     return of_trial or phase != Phase.FAILED.value
 
 
 def reopened(status: Mapping[str, Any], retry: str | None) -> dict[str, Any] | None:
-    """Return the status of a Failed object that is to be tried again; None where it is not.
+    """Return the status of a Failed object whose retry is requested, else None.
 
-    What it has reached stays: preflight, inputs, checkpoint, the attempts and what they cost.
+    Preflight, inputs, checkpoint, attempts and their GPU time stay.
     """
     mark = requested_retry(status, retry)
     if status.get("phase") != Phase.FAILED.value or mark is None:
@@ -213,7 +213,7 @@ def attempt_name(number: int, pod: str | None) -> str:
 
 
 def interruption_text(attempt: str, why: str, *, is_retried: bool = True) -> str:
-    """Return the message of an attempt that ended without a fault of its own; `attempt` is its name."""
-    # Of these ends the Job controller counts the deletion alone.
+    """Return the message of an attempt that was ended from outside; `attempt` is its name."""
+    # Of these ends the Job controller counts only a deletion.
     counted = ", which counts as a retry" if why == POD_DELETED and is_retried else ""
     return f"{attempt} was ended: {why}{counted}; {'the next attempt continues' if is_retried else 'no retry is left'}"

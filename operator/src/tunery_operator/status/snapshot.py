@@ -1,4 +1,4 @@
-"""Define the snapshot that a status is computed from: one object and all that is known of it at one moment."""
+"""Provide the snapshot that a status is computed from: an object, its children, and their reports."""
 
 from __future__ import annotations
 
@@ -31,35 +31,35 @@ SAMPLER_BUSY: Final = "SamplerBusy"
 
 @dataclass(frozen=True, slots=True)
 class Blocker:
-    """Why no trial could be created in this reconcile, and in how many seconds that is tried again."""
+    """Why no trial could be created in this reconcile, and the seconds until the retry."""
 
     reason: str
     message: str
     seconds: float
     is_shown: bool = True
-    """In the condition Searching."""
+    """Whether the condition Searching shows it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """The trials of a sweep, after what was done in this look."""
+    """The trials of a sweep, after the changes of this reconcile."""
 
     spec: LoRASweepSpec
     trials: tuple[Trial, ...]
     decision: Decision
     inputs: TrialInputs | None = None
-    """What the first trial that passed its preflight has read; None: none has."""
+    """The inputs that the first trial resolved in its preflight; None: no trial has."""
     importance: Mapping[str, float] | None = None
-    """By path; None: it was not asked for in this look."""
+    """By path; None: not computed in this reconcile."""
     exhausted: bool = False
     """The sampler found no other point."""
     blocker: Blocker | None = None
     foreign: tuple[str, ...] = ()
-    """Names of the LoRAJobs that name the sweep as their owner and are none of its trials."""
+    """Names of the LoRAJobs that have the sweep as owner but are not its trials."""
     owner_changed: tuple[str, ...] = ()
     """Names of the trials whose owner reference another client has changed: they count, and stay unchanged."""
     not_suspended: tuple[str, ...] = ()
-    """Names of the trials that have not come to rest, while the sweep is suspended."""
+    """Names of the trials that are not suspended yet, while the sweep is."""
 
     @property
     def alive(self) -> tuple[Trial, ...]:
@@ -68,13 +68,13 @@ class Search:
 
     @property
     def kept(self) -> dict[str, tuple[str, ...]]:
-        """The finalizers of others that keep a trial though it was deleted, by the trial's name."""
+        """The foreign finalizers that keep deleted trials, by the name of the trial."""
         by_trial = {trial.row.name: _finalizers(trial) for trial in self.alive}
         return {name: finalizers for name, finalizers in by_trial.items() if finalizers}
 
     @property
     def look_again(self) -> datetime | None:
-        """When time alone changes what is to be done."""
+        """When the decision may change without an event."""
         return self.decision.look_again
 
 
@@ -85,7 +85,7 @@ def _finalizers(trial: Trial) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """One object, what was made for it, and what is known about it."""
+    """One object with its children and their reports."""
 
     kind: Kind
     owner: Owner
@@ -94,52 +94,52 @@ class Snapshot:
     now: datetime
     suspend: bool = False
     stop: str | None = None
-    """Why it is to end for good; None: it continues."""
+    """Why it must stop for good; None: it continues."""
     on_stop: str | None = None
     """spec.onStop: what happens to what was trained by then; None: unset."""
     blocking_finalizers: tuple[str, ...] = ()
-    """The finalizers of others that keep the object though it was deleted."""
+    """The foreign finalizers that keep the deleted object."""
     gpus: int = 0
     queue: str | None = None
     method: str | None = None
     """The method that the manifest names; None: left to preflight."""
     errors: tuple[FieldError, ...] = ()
-    """What is wrong with the spec; with one, nothing else counts."""
+    """The errors of the spec; with one, nothing else is computed."""
     conflict: str | None = None
     """A foreign object that has the name of a child."""
     inputs: tuple[Input, ...] = ()
     preflight_needed: bool = False
     preflight_only: bool = False
-    """Nothing follows preflight: it is what was asked for."""
+    """spec.preflight is Only: no Job follows preflight."""
     preflight: Attempt | None = None
     main: Attempt | None = None
     """The Job that does the work."""
     report: Attempt | None = None
-    """The Job that says again what a complete one has published."""
+    """The Job that reads the published result again."""
     publishing: Attempt | None = None
-    """The Job that publishes what a stopped one has left."""
+    """The Job that publishes the checkpoint of a stopped one."""
     leftovers: tuple[PodView, ...] = ()
     """Pods of an earlier Job of the same name that have not ended."""
     progress: TrainerStatus | None = None
-    """The newest report, which may be an earlier attempt's."""
+    """The latest report, which may be from an earlier attempt."""
     reporter: str = ""
-    """Uid of the pod whose report that is."""
+    """Uid of the pod that sent the report."""
     reported_at: datetime | None = None
-    """When it came."""
+    """When the report arrived."""
     lost_pods: tuple[LostPod, ...] = ()
     watched_before: datetime | None = None
-    """Until when an operator was at work before this one began to watch: what it saw running ran at least so long."""
+    """Until when the previous leader watched: pods that it saw running ran at least until then."""
     taking_reports_since: datetime | None = None
-    """Since when this operator takes the reports of pods; None: the platform has that switched off."""
+    """Since when this operator accepts reports; None: the platform has disabled them."""
     certificate_fault: str | None = None
     """Why pods cannot trust the certificate of the operator's endpoint; None: they can."""
     deadline_seconds: int | None = None
-    """How long pods may run in all; None: for ever."""
+    """Seconds that pods may run in total; None: no limit."""
     gpu_resource: str = ""
     platform: PlatformValues = NO_VALUES
     """The values of the chart that its pods use."""
     unplannable: tuple[FieldError, ...] = ()
-    """Why an accepted spec cannot be planned with today's rules and settings: told, and waited for."""
+    """Why an accepted spec cannot be planned with the current rules and settings; the object waits."""
     rejection: Failure | None = None
     """The API server's answer to a request for a child that it rejected."""
     waiting_for: str | None = None
@@ -148,18 +148,18 @@ class Snapshot:
     retry: str | None = None
     """The annotation tunery.dev/retry."""
     search: Search | None = None
-    """What a sweep knows of its trials; None: of another kind, or nothing was found out in this look."""
+    """The search of a sweep; None: another kind, or no search in this reconcile."""
     input_references: tuple[dict[str, Any], ...] = ()
-    """The LoRAJobs that it uses, as status.inputReferences tells them."""
+    """The entries of status.inputReferences."""
 
     @property
     def definition(self) -> KindDefinition:
-        """What follows from its kind alone."""
+        """The definition of the kind."""
         return KINDS[self.kind]
 
     @property
     def running(self) -> Running:
-        """What is known of the Job that it runs."""
+        """The properties of the Job of the kind."""
         running = self.definition.running
         if running is None:
             raise TypeError(f"a {self.kind.value} runs no Job")

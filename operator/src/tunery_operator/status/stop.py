@@ -35,28 +35,28 @@ from tunery_operator.status.suspension import terminating
 REQUESTED: Final = "StopRequested"
 """Reason of Stopped where spec.stop is set."""
 _TOO_LONG: Final = "its pods had run for as long as spec.activeDeadlineSeconds allowed"
-"""Without the number, which may be another by now."""
+"""Without the number, which may have changed since."""
 _STOPPED: Final = ConditionType.STOPPED
 _NOTHING_USABLE: Final = frozenset({FailureReason.NOT_IMPROVED.value, FailureReason.CHECKPOINT_MISSING.value})
-"""Why nothing is published at the output although all of it went well."""
+"""Why nothing is published at the output, without a fault."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """An end on purpose."""
+    """A requested stop."""
 
     reason: str
     """StopRequested or DeadlineExceeded."""
     why: str
     publishes: bool
-    """What was trained becomes the adapter, if anything was."""
+    """Whether the weights so far are published, if there are any."""
 
 
 def stop_of(snapshot: Snapshot) -> Stop | None:
-    """Return why an object that has not ended is to end for good; None: it continues.
+    """Return why an object that has not ended must stop for good; None: it continues.
 
-    Not where its work is done already, and not where it was deleted. A deadline that has stopped it stays a stop though
-    it is raised meanwhile: its Job is gone.
+    None also if the Job is complete or the object was deleted. After a stop by the deadline the Job is gone: raising
+    the deadline then has no effect.
     """
     if snapshot.blocking_finalizers or (snapshot.main is not None and snapshot.main.job.complete):
         return None
@@ -72,7 +72,7 @@ def stop_of(snapshot: Snapshot) -> Stop | None:
 
 
 def _has_trained(snapshot: Snapshot) -> bool:
-    """Tell whether a pod was ever started that may have stored a checkpoint."""
+    """Return whether any pod started that may have stored a checkpoint."""
     status = snapshot.status
     pods = [*snapshot.leftovers, *(snapshot.main.pods if snapshot.main is not None else ())]
     started = any(pod.started_at for pod in pods) or any(pod.started_at for pod in snapshot.lost_pods)
@@ -86,7 +86,7 @@ def _has_begun(snapshot: Snapshot) -> bool:
 
 
 def check_stop(builder: StatusBuilder) -> bool:
-    """Follow an object that is being stopped to its end; True: nothing else is to be said of it."""
+    """Follow an object that is being stopped to its end; True: the checks that follow are skipped."""
     stop = stop_of(builder.snapshot)
     if stop is None:
         builder.conditions.drop(_STOPPED)
@@ -108,7 +108,7 @@ def _end(builder: StatusBuilder, stop: Stop, text: str, ended: datetime | None =
 
 
 def _end_after(builder: StatusBuilder, stop: Stop, text: str, step: int | None) -> None:
-    """End where no adapter is at the output, and say how far it came, as far as that is known."""
+    """End without an adapter at the output, with the last step if it is known."""
     if step is None:
         _end(builder, stop, text)
         return
@@ -117,7 +117,7 @@ def _end_after(builder: StatusBuilder, stop: Stop, text: str, step: int | None) 
 
 
 def _last_step(builder: StatusBuilder) -> int | None:
-    """Return the last step that its pods told of, by a report or by a checkpoint; None where they told of none."""
+    """Return the last step of the reports and checkpoints; None if there is none."""
     steps = [(builder.fields.get(name) or {}).get("step") for name in ("progress", "checkpoint")]
     return max((step for step in steps if step is not None), default=None)
 
@@ -194,7 +194,7 @@ def _check_published(builder: StatusBuilder, stop: Stop, attempt: Attempt) -> No
         forget_checkpoint(builder, result)
         ended = pod.finished_at or attempt.job.ended_at
         if result.stopped_after_step is None:
-            # Its last pod had published the whole of it as the stop came.
+            # Its last pod had published the complete run before the stop.
             builder.succeed(text, ended)
         else:
             _show_last_step(builder, result.stopped_after_step)
@@ -212,7 +212,7 @@ def _after(result: RunResult) -> str:
     loss = result.metrics.eval_loss if result.metrics is not None else None
     measured = f"evaluation loss {loss}" if loss is not None else "evaluation loss not measured"
     of = next((each.step for each in reversed(result.evaluations or []) if each.loss == loss), None)
-    # The weights that were measured best are published, not the last ones.
+    # The best evaluated weights are published, not the last ones.
     older = f" of the weights of step {of}" if of not in (None, result.stopped_after_step) else ""
     return f"stopped after step {result.stopped_after_step}, {measured}{older}"
 

@@ -1,4 +1,4 @@
-"""Show whether a queue holds a Job, and what must end before an object is suspended or stopped."""
+"""Show whether a Job waits in a queue, and what must end before an object is suspended or stopped."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ NO_CONTROLLER: Final = "NoQueueController"
 _QUOTA: Final = ConditionType.QUOTA_RESERVED
 _WAITING: Final = "WaitingForQuota"
 SAVES: Final = ", and may still write a checkpoint"
-"""What a deleted pod that trains still does, as the end of a sentence."""
+"""The end of the message about a terminating pod that trains."""
 
 
 def is_queued(job: JobView) -> bool:
-    """Tell whether a queue holds the Job: it is suspended, names a queue, and not we suspended it."""
+    """Return whether a queue holds the Job: it is suspended, names a queue, and Tunery did not suspend it."""
     return job.suspend and job.queue is not None and not job.suspended_by_us and not job.finished
 
 
 def check_queue(builder: StatusBuilder, job: JobView) -> None:
-    """Set QuotaReserved by what the Job itself shows: an admission controller may have named the queue, too.
+    """Set QuotaReserved by the Job itself: an admission controller may have set the queue.
 
     A Job that was suspended by another client and is resumed was admitted by a queue controller.
     """
@@ -55,7 +55,7 @@ def _show_queued(builder: StatusBuilder, queue: str) -> None:
 
 
 def release_quota(builder: StatusBuilder) -> None:
-    """Say that no quota is held: the Job that had it is suspended, or is no more."""
+    """Show that no quota is held: the Job is suspended or gone."""
     if builder.conditions.status(_QUOTA) is not None:
         builder.conditions.set(_QUOTA, None, "Released", "no Job waits in a queue or holds quota")
 
@@ -73,7 +73,7 @@ def terminating(snapshot: Snapshot) -> Iterator[str]:
 
 
 def _leftover_text(pod: PodView, snapshot: Snapshot) -> str:
-    """Return what a pod without its Job does: it ends, or another client has deleted the Job without its pods."""
+    """Return the state of a pod without its Job: terminating, or left by a client that deleted only the Job."""
     if not pod.deleting:
         return f"of an earlier Job {outlives(pod)}"
     trains = pod.job != child_name(snapshot.owner.key.name, Task.PREFLIGHT.value)
@@ -85,6 +85,6 @@ def _not_ended(attempt: Attempt, *, saves: bool) -> Iterator[str]:
     ending = [pod for pod in attempt.pods if not pod.finished] if attempt.job.suspend else []
     before = SAVES if saves else ""
     yield from (f"pod {pod.name} ends{before}" for pod in ending)
-    # A queue that holds the Job may start it at any time: only what we hold stays put.
+    # A queue may start the Job at any time: only a Job that Tunery suspends stays suspended.
     if not attempt.job.suspend or attempt.job.active > 0 or is_queued(attempt.job):
         yield f"Job {attempt.job.name} is not stopped yet"

@@ -48,16 +48,16 @@ _SINCE: Final = {
     True: "does not keep it, and could not remove all that it does not keep",
     None: "does not keep it, and whether it was removed is not known",
 }
-"""By what remains, as `after_removal` has it."""
+"""By `remains` of `after_removal`."""
 
 
 def check_search(builder: StatusBuilder) -> bool:
-    """Take over what is known of the trials; True where the sweep fails."""
+    """Write the trials; return True if the sweep fails."""
     search = builder.snapshot.search
     if search is None:
         return False
     if builder.snapshot.main is None:
-        # Of a Job that is not there yet Searching says all.
+        # Searching shows why there is no Job yet.
         builder.conditions.drop(ConditionType.RUNNING)
     _show_trials(builder, search)
     failure = search.decision.fail
@@ -65,7 +65,7 @@ def check_search(builder: StatusBuilder) -> bool:
         _show_stage(builder, search)
         return False
     if search.alive:
-        # Told once nothing of it runs any more: nobody looks after a trial whose sweep has failed.
+        # The sweep fails once no trial runs: a failed sweep doesn't reconcile its trials.
         builder.show_blocker(failure, ends=True)
         builder.conditions.set(_SEARCHING, False, str(failure.reason), f"{failure.message}; {_waiting_text(search)}")
         return True
@@ -110,7 +110,7 @@ def _show_trials(builder: StatusBuilder, search: Search) -> None:
 
 
 def _started(trials: tuple[Trial, ...]) -> str | None:
-    """Return when the first pod of a trial started, as far as this look tells."""
+    """Return when the first pod of a trial started, by the current trials."""
     times = [since for trial in trials if trial.live is not None for since in trial.live.since]
     return _text(min(times)) if times else None
 
@@ -120,7 +120,7 @@ def _text(time: datetime) -> str:
 
 
 def _show_stage(builder: StatusBuilder, search: Search) -> None:
-    """Say whether trials are made, and why none is."""
+    """Show whether trials are created, and why none is."""
     decision, blocker = search.decision, search.blocker
     end = EndReason.SPACE_EXHAUSTED if search.exhausted else decision.end_reason
     if decision.publish is not None or (end is not None and decision.final is None and not decision.create):
@@ -149,7 +149,7 @@ def _show_stage(builder: StatusBuilder, search: Search) -> None:
 
 
 def _set_searching(builder: StatusBuilder, search: Search, status: bool | None, reason: str, message: str) -> None:
-    """Set the condition Searching, and name objects that only claim to be trials, and trials with a changed owner."""
+    """Set the condition Searching; name owned objects that are not trials, and trials with a changed owner."""
     foreign = search.foreign
     if foreign:
         more = f" and {len(foreign) - _NAMED} more" if len(foreign) > _NAMED else ""
@@ -175,7 +175,7 @@ def _retained_suffix(search: Search) -> str:
 
 
 def _retained_text(search: Search) -> str:
-    """Return which trials were deleted and are there all the same: each takes the place of another until it is gone."""
+    """Return the deleted trials that finalizers keep: each takes the slot of another trial until it is gone."""
     texts = (
         f"{name}, which was deleted and is kept by the finalizer {', '.join(f)}" for name, f in search.kept.items()
     )
@@ -188,16 +188,16 @@ def _waiting_text(search: Search) -> str:
 
 
 def _rejection_suffix(search: Search) -> str:
-    """Return what the cluster has refused meanwhile."""
+    """Return why the cluster rejected a trial."""
     return f"; {search.blocker.message}" if search.blocker is not None and search.blocker.is_shown else ""
 
 
 def after_removal(
     status: Mapping[str, Any], subject: Subject, keep: int, now: datetime, *, remains: bool | None = False
 ) -> dict[str, Any]:
-    """Return the status of a trial that is not among the `keep` best of its sweep; the same where it named nothing.
+    """Return the status of a trial that is not among the `keep` best of its sweep; unchanged if it names no files.
 
-    `subject` is the trial. `remains`: not all that is not kept could be removed; None: that is not known.
+    `subject` is the trial. `remains`: some files could not be removed; None: unknown.
     """
     if not any(name in status for name in _GONE):
         return dict(status)
@@ -238,7 +238,7 @@ def _omit_uri(conditions: Conditions, sweep: str, remains: bool | None) -> None:
 
 
 def _dataset(status: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what was found in the data, without the URI of a report that was stored with the adapter."""
+    """Return status.dataset without the URI of a report that was stored with the adapter."""
     found, uri = status.get("dataset") or {}, (status.get("adapter") or {}).get("uri")
     if uri is None or not str(found.get("report") or "").startswith(f"{uri.rstrip('/')}/"):
         return {}

@@ -1,1 +1,1 @@
-"""Provide the programs that the chart runs beside the operator: the certificate's Job and `helm test`."""
+"""Provide the programs that the chart runs in pods of their own: the certificate's Job and `helm test`."""

@@ -1,4 +1,4 @@
-"""Compute the state of each adapter of a server over all its replicas."""
+"""Compute the state of each adapter of a server over all replicas."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ANSWERED: Final = frozenset({_S.SERVED, _S.COLD})
 """The states in which a request is answered: a cold adapter is loaded for it."""
 _SHORT: Final = 256
 _HINT: Final = 512
-"""Bytes of a text in a list of many; of one that is to be followed to the letter."""
+"""Bytes of a message, and of a hint, in the list of adapters."""
 _ABSENT_HINT: Final = (
     "Create that object: its adapter is then served automatically. If the name is wrong, correct it in spec.adapters."
 )
@@ -44,14 +44,14 @@ class AdapterEntry:
     name: str
     state: AdapterState
     fields: dict[str, Any]
-    """What the status says of it, named as in Python; texts are as they came."""
+    """The fields of its status, named as in Python; texts are not shortened yet."""
     reason: str | None
     needs_action: bool
     """It needs a fix: waiting does not help."""
 
     @property
     def message(self) -> str | None:
-        """Why it is not served, as a sentence."""
+        """Why it is not served."""
         message: str | None = self.fields.get("message")
         return message
 
@@ -70,7 +70,7 @@ class ServerTimes(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _AdapterInputs:
-    """What is known of an adapter apart from the replicas."""
+    """The inputs of the state of an adapter, except the reports."""
 
     name: str
     source: str
@@ -91,8 +91,8 @@ def entries(
 ) -> list[AdapterEntry]:
     """Return the state of each adapter, problems first, then by name.
 
-    `before` is the status that the API server has: it knows when replicas that are gone were asked for an adapter.
-    Without a resolution, as for a spec that is not valid, what the replicas have is what is wanted.
+    `before` is the status that the API server has, with the last requests to replicas that are gone. Without a
+    resolution, as for an invalid spec, the adapters of the replicas are the desired ones.
     """
     answering = [replica for replica in replicas if replica.ready] or [replica for replica in replicas if replica.runs]
     used = {str(item.get("name")): item.get("lastUsedTime") for item in before.get("adapters") or ()}
@@ -105,10 +105,10 @@ def entries(
 def _set_last_used(
     item: AdapterEntry, replicas: Sequence[Replica], before: datetime | None, times: ServerTimes
 ) -> None:
-    """Say when an adapter was last asked for, on whichever replica.
+    """Set when an adapter was last requested, on any replica.
 
-    Replicas tell it to ten minutes, as their beginning. Of each ten minutes the first request is told, by when it was
-    heard of; only where that was later than their end, as after a restart of the operator, their beginning is.
+    Replicas round the time down to ten minutes. The first report of each ten minutes sets the time of the report; if
+    that is later than those ten minutes, as after a restart of the operator, their beginning is set.
     """
     known = before.timestamp() if before is not None else 0.0
     reported = (replica.adapters[item.name].last_used for replica in replicas if item.name in replica.adapters)
@@ -228,7 +228,7 @@ def _over_replicas(item: _AdapterInputs, answering: Sequence[Replica]) -> Adapte
 
 
 def _answer(replica: Replica, name: str) -> ReportedAdapter:
-    """Return how an adapter stands on a replica: nothing is served where no requests come, or that nobody heard of."""
+    """Return the state of an adapter on a replica; a replica that is not ready or silent serves none."""
     report = replica.adapters.get(name)
     if replica.silent:
         return ReportedAdapter(name=name, state=_S.UNKNOWN, message=_SILENT)
@@ -240,7 +240,7 @@ def _answer(replica: Replica, name: str) -> ReportedAdapter:
 
 
 def _digests(item: _AdapterInputs, answers: Sequence[ReportedAdapter]) -> tuple[str | None, str | None]:
-    """Return the digest of what is served, the old one while both are, and that of what is to be, while it differs."""
+    """Return the served digest, the old one while both are served, and the desired digest if it differs."""
     wanted = item.rejected.manifest_sha256 if item.rejected is not None else None
     wanted = wanted or next((answer.wanted_sha256 for answer in answers if answer.wanted_sha256), None)
     wanted = wanted or (item.desired.manifest_sha256 if item.desired is not None else None)
@@ -257,7 +257,7 @@ def _not_served_on(answers: Sequence[tuple[Replica, ReportedAdapter]], message: 
             "pod": replica.pod.name,
             "state": answer.state.value,
             "reason": answer.reason,
-            # What all of them say stands beside the adapter already.
+            # The adapter itself has the common message.
             "message": answer.message if answer.message != message else None,
         }
         for replica, answer in others[:NOT_SERVED_SHOWN]
@@ -265,7 +265,7 @@ def _not_served_on(answers: Sequence[tuple[Replica, ReportedAdapter]], message: 
 
 
 def shown(item: AdapterEntry) -> dict[str, Any]:
-    """Return what the status says of an adapter: texts without credentials, and short, since there are many."""
+    """Return the status of an adapter, with short texts without credentials."""
     fields = {**item.fields, "message": _text(item.message), "hint": _text(item.fields.get("hint"), _HINT)}
     others = [NotServedOn(**{**each, "message": _text(each["message"])}) for each in fields.pop("not_served_on", ())]
     return ServedAdapterStatus(**fields, not_served_on=others or None).to_json_dict()
@@ -281,7 +281,7 @@ def _text(message: str | None, limit: int = _SHORT) -> str | None:
 
 
 def count(found: Sequence[AdapterEntry], skipped: int) -> Mapping[str, int]:
-    """Return the counts, exact also where the list is cut."""
+    """Return the counts, also of adapters that the list omits."""
     return {
         "desired": len(found),
         "served": sum(item.state in ANSWERED for item in found),

@@ -49,10 +49,10 @@ from tunery_operator.status.server.snapshot import (
 )
 
 LIST_BYTES: Final = 160 * 1024
-"""Of status.adapters: with all the rest the status stays below 256 KiB."""
+"""Bytes of status.adapters: the complete status stays below 256 KiB."""
 _SHORT: Final = 256
 _PAUSE: Final = 15.0
-"""Seconds between two looks where the cluster refuses something, or what waits ends without a word."""
+"""Seconds until the next reconcile if the cluster rejects a child, or a wait ends without an event."""
 _MARGIN: Final = 1.0
 _DANGLING: Final = edit("Correct aliases, or name that adapter in adapters", "aliases", "adapters")
 _REMARK_BYTES: Final = 480
@@ -64,11 +64,11 @@ UNKNOWN_MODELS: Final = edit(
 
 
 class Outcome(NamedTuple):
-    """What follows from a snapshot."""
+    """The result of a computation."""
 
     status: dict[str, Any]
     events: tuple[Event, ...]
-    """What has changed since `before` that deserves an event."""
+    """The events of the change from `before`."""
     requeue_after: float | None
     """Seconds until time alone may change the status; None: never."""
 
@@ -76,7 +76,7 @@ class Outcome(NamedTuple):
 def compute_server_status(snapshot: ServerSnapshot, before: Mapping[str, Any], now: datetime) -> Outcome:
     """Return the status that a server should have now; `before` is the one that the API server has.
 
-    A report that says nothing new changes nothing in it.
+    A report without news does not change it.
     """
     frozen = seconds_frozen(snapshot, before, now)
     if frozen > 0:
@@ -160,7 +160,7 @@ def _of_adapters(server: ServerState) -> dict[str, Any]:
 
 
 def _listed(adapters: Sequence[AdapterEntry]) -> Iterator[dict[str, Any]]:
-    """Yield the adapters that the status has room for; those with problems come first."""
+    """Yield the adapters that fit into the status; those with problems come first."""
     room = LIST_BYTES
     for item in adapters[:ADAPTERS_SHOWN]:
         entry = shown(item)
@@ -182,14 +182,14 @@ def _delays(snapshot: ServerSnapshot, replicas: Sequence[Replica], now: datetime
         if replica.predecessor is not None:
             yield seconds_until_gone(replica.predecessor, now) + _MARGIN
         if replica.pod.unstarted and not replica.ready:
-            # Why only events tell, and no watch tells of those.
+            # Only events have the cause, and they are not watched.
             yield _PAUSE
     if snapshot.rejection is not None or snapshot.waiting_for is not None or snapshot.conflict is not None:
         yield _PAUSE
 
 
 def server_blocker(snapshot: ServerSnapshot, replicas: Sequence[Replica]) -> Failure | None:
-    """Return what keeps the Deployment or a replica from getting on; None while nothing does."""
+    """Return what blocks the Deployment or a replica; None if nothing does."""
     return next(_blockers(snapshot, replicas), None)
 
 
@@ -220,9 +220,9 @@ def failure_block(
     adapters: Sequence[AdapterEntry],
     rules: str = "",
 ) -> dict[str, Any] | None:
-    """Return `status.failure`: of the spec, else of the server as a whole, else of an adapter; None: all is well.
+    """Return `status.failure`: of the spec, else of the server, else of an adapter; None: no failure.
 
-    A remark of a replica blocks nothing, and no condition has it: it is shown here, also after a graver failure.
+    A remark of a replica blocks nothing and is in no condition: it is shown here, also after a more severe failure.
     """
     if snapshot.errors:
         found, rules = failure(FailureReason.INVALID_SPEC, as_text(snapshot.errors)), ""
@@ -261,7 +261,7 @@ def _remark(replicas: Sequence[Replica]) -> Failure | None:
 
 
 def _of_clients(snapshot: ServerSnapshot) -> Failure | None:
-    """Return that a client may ask for what is not there; where a selector may find it yet that is but a remark."""
+    """Return the failure of a client that may request an unknown model; None if the selector may still find it."""
     missing = snapshot.resolution.unknown_models if snapshot.resolution is not None else ()
     if not missing or missing[0].may_come:
         return None
@@ -278,9 +278,9 @@ def _of_adapter(problem: AdapterEntry | None) -> Failure | None:
 
 
 def previous_rules_text(snapshot: ServerSnapshot, replicas: Sequence[Replica]) -> str:
-    """Return, to be put behind a sentence, how many replicas still answer under other rules; empty: none is known to.
+    """Return how many replicas still answer under previous rules, as the end of a message; empty if none does.
 
-    Rules of keys are a pod's for its life: with others it is replaced, and answers until then.
+    A pod has the same API keys for its life: for other keys it is replaced, and answers until then.
     """
     if snapshot.spec is None:
         return ""

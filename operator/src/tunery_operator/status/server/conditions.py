@@ -34,11 +34,11 @@ class ServerState(NamedTuple):
     adapters: Sequence[AdapterEntry]
     server_blocker: Failure | None
     previous_rules_text: str = ""
-    """How many replicas still answer under other rules of access than the spec's; see old_rules."""
+    """How many replicas still answer under previous rules, as the end of a message."""
 
     @property
     def ready(self) -> int:
-        """How many replicas get requests."""
+        """The number of replicas that get requests."""
         return sum(replica.ready for replica in self.replicas)
 
     @property
@@ -160,7 +160,7 @@ def _served(conditions: Conditions, server: ServerState) -> None:
 
 
 def _progressing(conditions: Conditions, server: ServerState) -> None:
-    """Set whether replicas are made or replaced, and what that waits for."""
+    """Set whether replicas are created or replaced, and what that waits for."""
     type_, snapshot = ServerCondition.PROGRESSING, server.snapshot
     stalled = snapshot.deployment.stalled if snapshot.deployment is not None else None
     if snapshot.errors:
@@ -208,14 +208,14 @@ def server_phase(conditions: Conditions, server: ServerState, *, blocked: bool) 
         (conditions.reason(ServerCondition.ADAPTERS_SERVED) == NOT_REPORTING, ServerPhase.DEGRADED),
         (rolling, ServerPhase.UPDATING),
         (server.ready < server.snapshot.replicas, ServerPhase.DEGRADED),
-        # Nothing is wrong, and what is asked for is not served yet: an adapter is loaded, or its object still works.
+        # No problem, but not all adapters are served: one is being loaded, or its object is not finished.
         (conditions.is_false(ServerCondition.ADAPTERS_SERVED), ServerPhase.UPDATING),
     )
     return next((phase for holds, phase in checks if holds), ServerPhase.READY)
 
 
 def as_text(errors: Sequence[FieldError]) -> str:
-    """Return what is wrong with a spec, as one text."""
+    """Return the errors of a spec as one text."""
     return "; ".join(str(error) for error in errors)
 
 

@@ -32,14 +32,14 @@ EventParts = tuple[str, str, bool]
 
 def _of_adapters(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[EventParts]:
     before, after = _entries(old), _entries(new)
-    # Of a list that is cut nobody can say what is new in it, and what has left it.
+    # If the list was cut, new and removed adapters are unknown.
     complete_before, complete_after = _is_complete(old, before), _is_complete(new, after)
     known = [name for name in after if complete_before or name in before]
     served = [name for name in known if _is_news(before.get(name), after[name])]
     if served:
         yield ADAPTER_SERVED, f"served by every ready replica: {names([_titled(after[n]) for n in served])}", False
     yield from _failures(before, after, known)
-    # What was never answered is not missed.
+    # An adapter that was never served is not reported as removed.
     answered = {name for name, entry in before.items() if entry.get("manifestSha256")}
     removed = sorted(answered - after.keys()) if complete_after else []
     if removed:
@@ -47,7 +47,7 @@ def _of_adapters(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Eve
 
 
 def _failures(before: Entries, after: Entries, known: Sequence[str]) -> Iterator[EventParts]:
-    """Yield one event for each reason that adapters have now and had not before, or of another cause."""
+    """Yield one event for each new reason of adapters, or with a new cause."""
     by_reason: dict[str, list[str]] = defaultdict(list)
     for name in known:
         reason = _problem(after[name])
@@ -91,7 +91,7 @@ def _serves(entry: Mapping[str, Any]) -> bool:
 
 
 def _version(entry: Mapping[str, Any] | None) -> Any:
-    """Return which content is served everywhere; None: none is."""
+    """Return the digest that every replica serves; None: none."""
     return entry.get("manifestSha256") or "" if entry is not None and _serves(entry) else None
 
 
@@ -107,7 +107,7 @@ def _cause(entry: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def _is_news(before: Mapping[str, Any] | None, after: Mapping[str, Any]) -> bool:
-    """Tell whether a version is served now that was not before, or that nothing stands in the way of any more."""
+    """Return whether a version is newly served, or served again after a problem."""
     if not _serves(after):
         return False
     fixed = _problem(before or {}) is not None and _problem(after) is None and not after.get("wantedSha256")

@@ -1,4 +1,4 @@
-"""Attribute the failure of a server's pod, and provide the usual remedies of a server."""
+"""Diagnose why a pod of a server is not ready, and provide the remedies of a server."""
 
 from __future__ import annotations
 
@@ -47,15 +47,15 @@ REPLACE_IN_PLACE: Final = (
         "Set rollout to {maxSurge: 0, maxUnavailable: 1}, so that a replica ends before its successor starts", "rollout"
     ),
 )
-"""The remedies where a rollout waits for the room of its own predecessors."""
+"""The remedies if a rollout waits for the resources of the pods that it replaces."""
 _OOM_KILLED: Final = "OOMKilled"
 _KILLED: Final = 137
 """The exit code after SIGKILL."""
 _ERROR: Final = re.compile(r"\b\w*(Error|Exception)\b")
 _NO_CAUSE: Final = re.compile(r"^(\([^)]*\) )?(DEBUG|INFO|WARNING)\b|\bHTTP/\d\.\d\" \d{3}\b")
-"""What an engine's log says while it works: vLLM names the level first, behind a process's name, as uvicorn does."""
+"""Log lines of an engine without a cause: vLLM and uvicorn put the level first, after a process name."""
 _LOG_BYTES: Final = 2000
-"""Of the end of a log: the kubelet gives some 2,048, and the first line of those is but the rest of one."""
+"""Bytes of the end of a log: the kubelet returns about 2,048, and the first line may be cut."""
 _POINTER: Final = "Engine core initialization failed"
 """vLLM's line that refers to the cause above it."""
 _ERROR_CHARS: Final = 300
@@ -83,9 +83,9 @@ def hint_of(reason: str, hint: str | None) -> str:
 def pod_blocker(
     pod: ServerPodView, warning: ClusterWarning | None = None, *, during_rollout: bool = False
 ) -> Failure | None:
-    """Return why a pod is not ready, or None where nothing says so: it may just take its time.
+    """Return why a pod is not ready; None if no cause is known, as while it starts.
 
-    `warning` is the newest that the cluster has told of it; `during_rollout`: it waits beside pods that it replaces.
+    `warning` is the latest warning event of the pod; `during_rollout`: the pods that it replaces still run.
     """
     if pod.ready:
         return None
@@ -98,7 +98,7 @@ def pod_blocker(
 
 
 def waits_for_capacity(pod: ServerPodView) -> bool:
-    """Return whether no node fits a pod, for another cause than a claim."""
+    """Return whether no node fits a pod, for another reason than a PersistentVolumeClaim."""
     return pod.unschedulable is not None and "persistentvolumeclaim" not in pod.unschedulable.lower()
 
 
@@ -130,7 +130,7 @@ def _is_back(container: ContainerView) -> bool:
 
 
 def _ended(pod: ServerPodView, container: ContainerView) -> Failure:
-    """Return why a container ended that should have gone on, or should have ended well."""
+    """Return why a container ended with an error."""
     where = f"container {container.name} of pod {pod.name}"
     if container.exit_reason == _OOM_KILLED:
         raised = retry("Ask a cluster admin to raise serving.server.resources.memory of Tunery's chart")
@@ -159,9 +159,9 @@ def _log_command(pod: ServerPodView, container: ContainerView) -> str:
 
 
 def _error_line(container: ContainerView) -> str:
-    """Return the line in which an engine's log says why it ended; empty where none does.
+    """Return the line of an engine's log with the cause of its end; empty if there is none.
 
-    vLLM's last one may only point to those above. Who was killed said no last word: of that only an error is told.
+    The last line of vLLM may only point to a line above. After a kill, only a line with an error counts.
     """
     lines = container.exit_message.splitlines()
     if len(container.exit_message.encode()) >= _LOG_BYTES:
@@ -173,7 +173,7 @@ def _error_line(container: ContainerView) -> str:
 
 
 def eviction(pods: Iterable[ServerPodView]) -> Failure | None:
-    """Return why the newest of the pods that are over was evicted, or None where none was."""
+    """Return why the latest evicted pod was evicted, or None if none was."""
     evicted = [pod for pod in pods if pod.finished and pod.status_reason == "Evicted"]
     if not evicted:
         return None

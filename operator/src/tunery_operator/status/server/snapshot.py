@@ -1,4 +1,4 @@
-"""Provide the snapshot of a server that its status follows from, and the state of its replicas."""
+"""Provide the snapshot that the status of a server is computed from, and the state of its replicas."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SILENCE: Final = timedelta(seconds=SILENT_SECONDS)
 
 @dataclass(frozen=True, slots=True)
 class ReplicaReport:
-    """The newest report of a replica, and when it came."""
+    """The latest report of a replica, and its time."""
 
     state: ReplicaState
     at: datetime
@@ -33,17 +33,17 @@ class ReplicaReport:
 
 @dataclass(frozen=True, slots=True)
 class ServerSnapshot:
-    """One AdapterServer with its children, its reports and what is known about it."""
+    """One AdapterServer with its children and reports."""
 
     owner: Owner
     spec: AdapterServerSpec | None = None
-    """None: it is not valid, and `errors` say why."""
+    """None: it is invalid, as `errors` report."""
     replicas: int = 1
-    """spec.replicas, also of a spec that is not valid."""
+    """spec.replicas, also of an invalid spec."""
     certificate_fault: str | None = None
     """Why its pods cannot trust the certificate of the operator's endpoint; None: they can."""
     errors: tuple[FieldError, ...] = ()
-    """What is wrong with the spec; its children are left as they are."""
+    """The errors of the spec; its children are not changed."""
     unplannable: tuple[FieldError, ...] = ()
     """Why an accepted spec cannot be planned with today's rules and settings."""
     conflict: str | None = None
@@ -53,18 +53,18 @@ class ServerSnapshot:
     waiting_for: str | None = None
     """What its Deployment waits for, such as that of an earlier server of the same name that still ends."""
     resolution: Resolution | None = None
-    """None: it could not be resolved, as the spec is not valid."""
+    """None: the spec is invalid."""
     deployment: DeploymentView | None = None
     pods: tuple[ServerPodView, ...] = ()
-    """Those that belong to the Deployment."""
+    """The pods of the Deployment."""
     reports: Mapping[str, ReplicaReport] = field(default_factory=dict)
     """By uid of the pod."""
     warnings: Mapping[str, tuple[ClusterWarning, ...]] = field(default_factory=dict)
-    """What the cluster says against pods that do not come up, by their uid, oldest first."""
+    """The warning events of pods that do not start, by uid of the pod, oldest first."""
     platform: PlatformValues = NO_VALUES
     """The values of the chart that its pods use."""
     watching_since: datetime | None = None
-    """Since when this operator takes reports: none can have come before."""
+    """Since when this operator accepts reports."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,19 +73,19 @@ class Replica:
 
     pod: ServerPodView
     state: ReplicaState | None
-    """What it reports of itself; None: it has not reported to this operator."""
+    """Its latest report; None: it has not reported to this operator."""
     silent: bool
     """It gets requests and has not reported for too long."""
     silent_in: float | None
-    """Seconds until it would be silent, if it reports no more; None: it is, or it gets no requests."""
+    """Seconds until it counts as silent; None: it is silent, or gets no requests."""
     blocker: Failure | None
-    """What keeps it from getting requests."""
+    """Why it gets no requests."""
     adapters: Mapping[str, ReportedAdapter]
-    """What it says of each, by name."""
+    """The reported adapters, by name."""
     loaded: int = 0
-    """How many of those that it serves its engine holds."""
+    """The number of adapters that its engine has loaded."""
     predecessor: ServerPodView | None = None
-    """The pod of this server that ends and makes room for it; None: there is none, or it needs no room."""
+    """The terminating pod whose resources it waits for; None: none."""
 
     @property
     def ready(self) -> bool:
@@ -111,14 +111,14 @@ class Replica:
 
     @property
     def served(self) -> int:
-        """How many adapters it answers for, cold ones too."""
+        """The number of adapters that it serves, cold ones included."""
         if not self.ready:
             return 0
         return sum(item.state in (AdapterState.SERVED, AdapterState.COLD) for item in self.adapters.values())
 
 
 def find_replicas(snapshot: ServerSnapshot, now: datetime) -> list[Replica]:
-    """Return the replicas, oldest first: no pod that ends or has ended."""
+    """Return the replicas, oldest first, without terminating and finished pods."""
     live = _live(snapshot)
     others = any(pod.ready for pod in live)
     return [_replica(snapshot, pod, now, others) for pod in live]
@@ -167,9 +167,7 @@ def _replica(snapshot: ServerSnapshot, pod: ServerPodView, now: datetime, others
 
 
 def _predecessor(pod: ServerPodView, pods: Sequence[ServerPodView], now: datetime) -> ServerPodView | None:
-    """Return the first to end of the pods that make room for one that no node fits yet; one that should be gone long
-    ago makes none.
-    """
+    """Return the terminating pod that frees resources first, for a pod that no node fits; None: none does."""
     if not waits_for_capacity(pod):
         return None
     ending = [
@@ -179,7 +177,7 @@ def _predecessor(pod: ServerPodView, pods: Sequence[ServerPodView], now: datetim
 
 
 def seconds_until_gone(pod: ServerPodView, now: datetime) -> float:
-    """Return the seconds in which a pod that ends has made room at the latest; 0: it should have, or does not end."""
+    """Return the seconds until a terminating pod is gone at the latest; 0: overdue, or not terminating."""
     return (
         max(0.0, (pod.deletion_deadline + NODE_GRACE - now).total_seconds())
         if pod.deletion_deadline is not None
@@ -198,7 +196,7 @@ def _loaded(state: ReplicaState | None) -> int:
 
 
 def replica_blockers(replicas: Sequence[Replica]) -> Iterator[Failure]:
-    """Yield what keeps replicas from getting requests, newest replicas first: the older ones worked once."""
+    """Yield why replicas get no requests, newest replicas first: older ones were ready once."""
     for replica in reversed(replicas):
         if replica.blocker is not None:
             yield replica.blocker
