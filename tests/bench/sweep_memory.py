@@ -61,14 +61,14 @@ def measure(sweeps: int) -> dict[str, Any]:
     """Return the memory of this process before and with so many sweeps, in MiB, and what it has loaded of Optuna's."""
     cache = Cache()
     gc.collect()
-    operator.give_memory_back()
+    operator.trim_memory()
     before, size = memory_mb(os.getpid())["rss_mb"], 0
     for number in range(sweeps):
         for kind, text in objects(number):
             size += len(text)
             cache.put_object(kind, json.loads(text))
     gc.collect()
-    operator.give_memory_back()
+    operator.trim_memory()
     known = sum(cache.phases().values())
     loaded = sorted({"optuna", "numpy", "sqlalchemy"} & set(sys.modules))
     read = round(size / 2**20, 1)

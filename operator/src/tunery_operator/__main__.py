@@ -71,10 +71,10 @@ async def _run(settings: Settings) -> int:
     operator = Operator(settings, load_connection())
     logger.info("Operator starts: image=%s", settings.trainer.image)
     await operator.start()
-    ended_by_itself = await operator.until_stopped()
+    failed = await operator.until_stopped()
     await operator.stop()
     logger.info("Operator stopped")
-    return 1 if ended_by_itself else 0
+    return 1 if failed else 0
 
 
 class Operator:
@@ -99,7 +99,7 @@ class Operator:
         self._kopf = KopfDispatcher(source, gate.add)
         self._watches = build_watches(connection, cache, settings.watch_namespaces, self._notify_kopf, gate.add)
         self._election = _election(settings, self._lease_client)
-        endpoint = Endpoint(TokenReviewer(client), cache, self._queue, is_leader=self._acts)
+        endpoint = Endpoint(TokenReviewer(client), cache, self._queue, is_leader=self._is_active)
         self._progress_server = ProgressServer(endpoint.handle)
         self._stopping = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -112,7 +112,7 @@ class Operator:
         if self._gate.on:
             self._kopf_source.add(keys)
 
-    def _acts(self) -> bool:
+    def _is_active(self) -> bool:
         return self._gate.on and (self._election is None or self._election.is_leader)
 
     async def start(self) -> None:
@@ -150,22 +150,22 @@ class Operator:
         logger.info("Cache is synced: activeObjects=%d", sum(view.active for view in self._cache.all_objects()))
         if self._election is None:
             LEADER.set(1)
-            self._act()
+            self._activate()
         else:
-            self._election.on_started, self._election.on_lost = self._lead, self._gate.stop
+            self._election.on_started, self._election.on_lost = self._on_started_leading, self._gate.stop
             self._election_task = asyncio.create_task(self._election.run(), name="election")
         await asyncio.sleep(TRIM_SECONDS)
         gc.collect()  # of what reading all objects at once has left
         while True:
             # In a thread, since it blocks.
-            await asyncio.to_thread(give_memory_back)
+            await asyncio.to_thread(trim_memory)
             await asyncio.sleep(TRIM_AGAIN_SECONDS)
 
-    async def _lead(self) -> None:
+    async def _on_started_leading(self) -> None:
         self._context.watched_before = self._election.led_before if self._election is not None else None
-        self._act()
+        self._activate()
 
-    def _act(self) -> None:
+    def _activate(self) -> None:
         self._context.acting_since = self._context.now()
         self._gate.start()
 
@@ -226,7 +226,7 @@ def _election(settings: Settings, client: KubeClient) -> LeaderElection | None:
     return LeaderElection(client, lease.namespace, lease.name, identity)
 
 
-def give_memory_back() -> None:
+def trim_memory() -> None:
     """Return freed memory to the machine, such as that of the first lists; glibc would keep it."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:

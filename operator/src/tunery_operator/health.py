@@ -8,10 +8,10 @@ from aiohttp import web
 
 from tunery_operator.metrics import expose
 
-Ask = Callable[[], Sequence[str]]
+Problems = Callable[[], Sequence[str]]
 
 
-def build_app(defects: Ask, troubles: Ask) -> web.Application:
+def build_app(defects: Problems, troubles: Problems) -> web.Application:
     """Return the application.
 
     /healthz fails for `defects`, which only a restart fixes. /readyz fails for `troubles`, reasons why the cache may be
@@ -19,10 +19,10 @@ def build_app(defects: Ask, troubles: Ask) -> web.Application:
     """
 
     async def healthz(_: web.Request) -> web.Response:
-        return _told(defects())
+        return _response(defects())
 
     async def readyz(_: web.Request) -> web.Response:
-        return _told(troubles())
+        return _response(troubles())
 
     async def metrics(request: web.Request) -> web.Response:
         body, content_type = expose(request.headers.get("Accept"))
@@ -33,5 +33,5 @@ def build_app(defects: Ask, troubles: Ask) -> web.Application:
     return app
 
 
-def _told(problems: Sequence[str]) -> web.Response:
+def _response(problems: Sequence[str]) -> web.Response:
     return web.Response(text="\n".join(problems), status=503) if problems else web.Response(text="ok")

@@ -154,10 +154,10 @@ class _Guard:
     def __init__(self) -> None:
         self._known: dict[tuple[str, int], set[str]] = {}
 
-    def bounded(self, seen: Observation) -> tuple[str, ...]:
+    def bounded(self, observation: Observation) -> tuple[str, ...]:
         """Return the labels of an observation; the first of them is the namespace where others are chosen freely."""
-        labels = list(seen.labels)
-        for index in _CHOSEN_FREELY.get(seen.metric, ()):
+        labels = list(observation.labels)
+        for index in _CHOSEN_FREELY.get(observation.metric, ()):
             known = self._known.setdefault((labels[0], index), set())
             if labels[index] not in known and len(known) >= _MAX_VALUES:
                 labels[index] = _OTHER
@@ -171,12 +171,12 @@ _guard: Final = _Guard()
 
 def observe(old: Mapping[str, Any], new: Mapping[str, Any], facts: Facts) -> None:
     """Count the changes of a status; call it once for each successful write."""
-    for seen in changes(old, new, facts):
-        labelled: MetricWrapperBase = seen.metric.labels(*_guard.bounded(seen))
+    for observation in changes(old, new, facts):
+        labelled: MetricWrapperBase = observation.metric.labels(*_guard.bounded(observation))
         if isinstance(labelled, Histogram):
-            labelled.observe(seen.value)
+            labelled.observe(observation.value)
         elif isinstance(labelled, Counter):
-            labelled.inc(seen.value)
+            labelled.inc(observation.value)
 
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any], facts: Facts) -> tuple[Observation, ...]:

@@ -15,7 +15,7 @@ from tunery_operator.manifests.trial import build_trial
 from tunery_operator.observed.metadata import parse_owner
 from tunery_operator.planning.job import output_location
 from tunery_operator.planning.lorasweep import plan_trial
-from tunery_operator.tools.helm_test import job_of
+from tunery_operator.tools.helm_test import build_job
 from tunery_search.history import Suggestion
 from tunery_search.validation import parse_lorasweep
 
@@ -180,7 +180,7 @@ def test_the_job_of_helm_test_is_taken_from_its_account_and_from_no_other(served
     account = f"system:serviceaccount:{NAMESPACE}:{rendered.one('Pod')['spec']['serviceAccountName']}"
 
     for told in (asked, asked._replace(output_uri="s3://my-bucket/helm-test", account="elsewhere")):
-        job = job_of(told)
+        job = build_job(told)
         assert refusal(served, job, account) is None
         assert "tunery-tenants" in (refusal(served, job) or "")
         other = job | {"metadata": {"name": "other", "namespace": TEAM}}

@@ -20,13 +20,13 @@ from tunery_operator.tools import helm_test
 from tunery_operator.tools.helm_test import (
     MISSING,
     NAME,
-    Asked,
-    Broken,
+    CheckFailed,
+    Options,
+    build_job,
     check_api,
     check_certificate,
     check_job,
     check_operator,
-    job_of,
 )
 
 from kit.operator.api import eventually
@@ -52,8 +52,8 @@ def client(control_plane: ControlPlane) -> Iterator[KubeClient]:
         yield client
 
 
-def asked(namespace: str, **changes: Any) -> Asked:
-    nothing = Asked(namespace, "https://127.0.0.1:1", "http://127.0.0.1:1/readyz", Path("ca.crt"), "", "", "", 60)
+def asked(namespace: str, **changes: Any) -> Options:
+    nothing = Options(namespace, "https://127.0.0.1:1", "http://127.0.0.1:1/readyz", Path("ca.crt"), "", "", "", 60)
     return nothing._replace(**changes)
 
 
@@ -71,7 +71,7 @@ def test_a_preflight_that_fails_otherwise_is_told_in_its_own_words(namespace: Na
         told = pool.submit(check_job, client, asked(namespace.name))
         namespace.end_pod(namespace.run_pod(f"{NAME}-preflight"), 64, message=failure)
         with pytest.raises(
-            Broken, match=r"should report the missing Secret .*, but reported DatasetInvalid: .*line 1 is no JSON"
+            CheckFailed, match=r"should report the missing Secret .*, but reported DatasetInvalid: .*line 1 is no JSON"
         ):
             told.result()
 
@@ -81,7 +81,7 @@ def test_with_a_bucket_the_job_trains_to_its_end_and_an_earlier_one_is_replaced(
     namespace: Namespace, client: KubeClient
 ) -> None:
     ask = asked(namespace.name, output_uri="s3://bucket/sample/", secret="s3", account="default")
-    before = namespace.apply(job_of(ask))["metadata"]["uid"]
+    before = namespace.apply(build_job(ask))["metadata"]["uid"]
     with ThreadPoolExecutor(1) as pool:
         told = pool.submit(check_job, client, ask)
         eventually("the new job", lambda: uid(namespace) not in (None, before))
@@ -106,7 +106,7 @@ def uid(namespace: Namespace) -> str | None:
 @pytest.mark.slow
 def test_a_job_that_nobody_acts_on_is_told_with_what_its_status_says(namespace: Namespace, client: KubeClient) -> None:
     namespace.limit(pods="0")
-    with pytest.raises(Broken, match=f"{NAME} has not ended within 3 s: .*describe lorajob {NAME}"):
+    with pytest.raises(CheckFailed, match=f"{NAME} has not ended within 3 s: .*describe lorajob {NAME}"):
         check_job(client, asked(namespace.name, seconds=3))
 
 
@@ -115,7 +115,7 @@ def test_the_api_is_asked_for_every_kind(namespace: Namespace, client: KubeClien
 
 
 def test_what_does_not_answer_is_told_with_where_to_look() -> None:
-    with pytest.raises(Broken, match=r"readyz does not answer: .*do the operator's pods run"):
+    with pytest.raises(CheckFailed, match=r"readyz does not answer: .*do the operator's pods run"):
         check_operator(asked("n"))
 
 
@@ -125,5 +125,5 @@ async def test_the_certificate_is_looked_at_as_a_pod_does(progress_tls: Path) ->
         good = asked("n", progress_url=url, authority=progress_tls / "ca.crt")
         assert "unauthenticated reports are rejected" in await asyncio.to_thread(check_certificate, good)
         other = Path(ssl.get_default_verify_paths().cafile or "")
-        with pytest.raises(Broken, match="CERTIFICATE_VERIFY_FAILED"):
+        with pytest.raises(CheckFailed, match="CERTIFICATE_VERIFY_FAILED"):
             await asyncio.to_thread(check_certificate, good._replace(authority=other))

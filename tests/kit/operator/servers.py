@@ -1,4 +1,4 @@
-"""Servers as tables: specs, offers, pods and reports, without a cluster."""
+"""Servers as tables: specs, published results, pods and reports, without a cluster."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def owner(**changes: Any) -> Owner:
     return parse_owner(Kind.ADAPTERSERVER, {"metadata": meta})
 
 
-def offer(name: str, kind: Kind = Kind.LORAJOB, **changes: Any) -> PublishedResult:
-    """Return what an object offers that has succeeded, with the label team: support."""
+def published(name: str, kind: Kind = Kind.LORAJOB, **changes: Any) -> PublishedResult:
+    """Return the published result of an object that has succeeded, with the label team: support."""
     fields: dict[str, Any] = {
         "uid": f"uid-{name}",
         "created": "2026-01-01",
@@ -53,8 +53,8 @@ def offer(name: str, kind: Kind = Kind.LORAJOB, **changes: Any) -> PublishedResu
     return PublishedResult(kind, name, **fields)
 
 
-def offers(*found: PublishedResult) -> dict[tuple[Kind, str], PublishedResult]:
-    """Return offers as the operator's memory holds them."""
+def by_name(*found: PublishedResult) -> dict[tuple[Kind, str], PublishedResult]:
+    """Return published results by kind and name, as the cache does."""
     return {(item.kind, item.name): item for item in found}
 
 

@@ -149,8 +149,8 @@ def _with_replicas(context: ReconcileContext, snapshot: ServerSnapshot) -> Serve
     if deployment is not None and deployment.owner_uid != owner.uid:
         deployment = None
     pods = cache.replicas(owner.key, owner.uid, deployment)
-    said = cache.state(owner.key).reports
-    reports = {pod.uid: ReplicaReport(said[pod.uid].state, said[pod.uid].at) for pod in pods if pod.uid in said}
+    known = cache.state(owner.key).reports
+    reports = {pod.uid: ReplicaReport(known[pod.uid].state, known[pod.uid].at) for pod in pods if pod.uid in known}
     warnings = server_warnings(context.warnings, context.client, owner.key.namespace, pods, context.now())
     return replace(snapshot, deployment=deployment, pods=pods, reports=reports, warnings=warnings)
 
@@ -213,7 +213,7 @@ def _renumber(context: ReconcileContext, owner: Owner, before: Desired, desired:
 
     After the ConfigMap was deleted and the operator restarted, replicas have a higher revision, and ignore lower ones.
     """
-    highest = max((said.state.revision for said in context.cache.state(owner.key).reports.values()), default=0)
+    highest = max((report.state.revision for report in context.cache.state(owner.key).reports.values()), default=0)
     if highest <= before.revision:
         return desired
     return desired.model_copy(update={"revision": highest + 1})
@@ -245,8 +245,8 @@ def _ensure_children(context: ReconcileContext, plan: ServerPlan, desired: Desir
 
 
 def _ensure_child(context: ReconcileContext, owner: Owner, resource: Resource, built: Json) -> None:
-    held = context.cache.state(owner.key).children.get((resource.plural, built["metadata"]["name"]))
-    if held != _fingerprint(built):
+    known = context.cache.state(owner.key).children.get((resource.plural, built["metadata"]["name"]))
+    if known != _fingerprint(built):
         _remember(context, owner, resource, _applied(context, owner, resource, built))
 
 
@@ -255,7 +255,7 @@ def _ensure_deployment(context: ReconcileContext, owner: Owner, built: Json) -> 
     view = cache.deployments.get(owner.key.namespace, name)
     wanted = view is not None and (view.owner_uid, view.plan) == (owner.uid, _fingerprint(built))
     if view is None or not wanted or context.cache.state(owner.key).stale:
-        view = _seen(context, _applied(context, owner, DEPLOYMENTS, built))
+        view = _cached(context, _applied(context, owner, DEPLOYMENTS, built))
     replicas = built["spec"]["replicas"]
     if view.wanted == replicas:
         return view
@@ -263,10 +263,10 @@ def _ensure_deployment(context: ReconcileContext, owner: Owner, built: Json) -> 
     found = {"metadata": {"namespace": owner.key.namespace, "name": name, "uid": view.uid}}
     change = {"spec": {"replicas": replicas}}
     with context.conflicts.change(view.uid, "spec.replicas"):
-        return _seen(context, apply.patch_child(context.client, DEPLOYMENTS, found, change))
+        return _cached(context, apply.patch_child(context.client, DEPLOYMENTS, found, change))
 
 
-def _seen(context: ReconcileContext, body: Json) -> DeploymentView:
+def _cached(context: ReconcileContext, body: Json) -> DeploymentView:
     view = parse_deployment(body)
     context.cache.deployments.put(view)
     return view

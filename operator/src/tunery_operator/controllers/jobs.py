@@ -146,8 +146,8 @@ def _wait_for_leftovers(context: ReconcileContext, plan: JobPlan) -> None:
     pod = next(iter(leftovers(context, plan.owner, plan.name)), None)
     if pod is not None:
         where = f" on node {pod.node}" if pod.node else ""
-        does = f"still ends{where}" if pod.deleting else outlives(pod, where)
-        raise AwaitingDeletion(f"pod {pod.name} of an earlier Job, which {does}")
+        state = f"still ends{where}" if pod.deleting else outlives(pod, where)
+        raise AwaitingDeletion(f"pod {pod.name} of an earlier Job, which {state}")
 
 
 def leftovers(context: ReconcileContext, owner: Owner, name: str) -> tuple[PodView, ...]:
@@ -257,11 +257,11 @@ def tolerate_worker_failures(context: ReconcileContext, snapshot: Snapshot) -> S
         return snapshot
     job, alone = attempt.job, publishes_alone(snapshot, attempt)
     # One that was deleted is gone before a Job counts it, or before an operator that begins has seen it.
-    gone = pod is None or pod.finished or pod.deleting or pod.unanswered
-    waits = gone or job.suspend or job.lacks_another
-    over = job.lacks_first and (pod is None or pod.exit_code != ExitCode.OK)
+    is_ending = pod is None or pod.finished or pod.deleting or pod.unanswered
+    waits = is_ending or job.suspend or job.lacks_another
+    lost_for_good = job.lacks_first and (pod is None or pod.exit_code != ExitCode.OK)
     count = job.nodes if alone else 0
-    if count == job.failed_indexes_allowed or (waits and not alone and not over):
+    if count == job.failed_indexes_allowed or (waits and not alone and not lost_for_good):
         return snapshot
     body = apply.allow_failed_indexes(context.client, snapshot.owner.key.namespace, job, count)
     return replace(snapshot, main=_cached(context, attempt, body))

@@ -34,7 +34,7 @@ from tunery_operator.controllers.reconciler import KindSteps, PartialReconcile
 from tunery_operator.controllers.rejections import rejection_of
 from tunery_operator.controllers.trials import OwnTrials, active_trial_names, is_made_for, own_trials, with_number
 from tunery_operator.errors import ApiFailure, NameTaken, Rejected, SamplerBusy
-from tunery_operator.manifests.trial import build_trial, hold_change, stop_change
+from tunery_operator.manifests.trial import build_trial, stop_change, suspend_change
 from tunery_operator.observed.metadata import Key, parse_time
 from tunery_operator.planning.job import output_location
 from tunery_operator.planning.lorasweep import SweepResult, plan_publish_best, plan_report, plan_trial, with_inputs
@@ -139,7 +139,7 @@ def _search(sweep: _Sweep, trials: tuple[Trial, ...], decision: Decision) -> Sea
 def _apply_decision(sweep: _Sweep, search: Search) -> tuple[_Sweep, Search]:
     """Apply a decision as far as the API server allows; another reconcile retries the rest."""
     decision = search.decision
-    sweep = _hold(_stop(sweep, decision.stop))
+    sweep = _sync_suspend(_stop(sweep, decision.stop))
     search = replace(search, not_suspended=active_trial_names(sweep.own) if sweep.obj.suspend else ())
     due = decision.create or decision.final is not None
     # A trial that could not be read may have no row yet.
@@ -209,18 +209,18 @@ def _stop(sweep: _Sweep, stop: Mapping[int, str]) -> _Sweep:
     return sweep
 
 
-def _hold(sweep: _Sweep) -> _Sweep:
+def _sync_suspend(sweep: _Sweep) -> _Sweep:
     """Suspend the trials with their sweep, or resume those that the sweep has suspended."""
     for number, body in sweep.own.children.items():
         spec, phase = body.get("spec") or {}, (body.get("status") or {}).get("phase")
         if phase in FINAL_PHASES or spec.get("stop") is not None:
             continue
-        held = bool(spec.get("suspend"))
+        suspended = bool(spec.get("suspend"))
         ours = (body["metadata"].get("annotations") or {}).get(SUSPENDED_BY_ANNOTATION) == "sweep"
-        if sweep.obj.suspend and not held:
-            sweep = _change(sweep, number, hold_change(True))
-        elif not sweep.obj.suspend and held and ours:
-            sweep = _change(sweep, number, hold_change(False))
+        if sweep.obj.suspend and not suspended:
+            sweep = _change(sweep, number, suspend_change(True))
+        elif not sweep.obj.suspend and suspended and ours:
+            sweep = _change(sweep, number, suspend_change(False))
     return sweep
 
 
@@ -274,11 +274,11 @@ def _give_up(sweep: _Sweep, search: Search, failure: Failure) -> tuple[_Sweep, S
 
 def _suggest(sweep: _Sweep, trials: Sequence[Trial], numbers: Sequence[int]) -> Answer | Blocker:
     """Return what to try next, or what blocks the answer. Raises StaleObject, ApiFailure."""
-    ask = question_of(sweep.spec, sweep.space, trials, numbers, _forgiven(sweep.obj))
+    question = question_of(sweep.spec, sweep.space, trials, numbers, _forgiven(sweep.obj))
     if numbers and sweep.spec.warm_start_from:
-        ask = with_earlier(ask, [_earlier_rows(sweep, each.name) for each in sweep.spec.warm_start_from])
+        question = with_earlier(question, [_earlier_rows(sweep, each.name) for each in sweep.spec.warm_start_from])
     try:
-        return sweep.context.sampler.suggestions(ask, sweep.obj.owner.key, sweep.obj.owner.uid)
+        return sweep.context.sampler.suggestions(question, sweep.obj.owner.key, sweep.obj.owner.uid)
     except SamplerBusy as error:
         return Blocker(SAMPLER_BUSY, str(error), BUSY_SECONDS, is_shown=error.seconds >= BUSY_SECONDS)
     except SuggestionFailed as error:

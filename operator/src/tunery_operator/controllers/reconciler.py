@@ -111,10 +111,10 @@ def _ended_pods_without_job(
     context: ReconcileContext, obj: ManagedObject, job_name: str, snapshot: Snapshot
 ) -> tuple[PodView, ...]:
     """Return the pods that ended after their Job was deleted and whose end the status lacks."""
-    gone = open_attempts(obj.status) & {lost.uid for lost in snapshot.lost_pods}
-    if snapshot.main is not None or not gone:
+    lost_uids = open_attempts(obj.status) & {lost.uid for lost in snapshot.lost_pods}
+    if snapshot.main is not None or not lost_uids:
         return ()
-    return read_ended_pods(context.client, obj.owner.key.namespace, job_name, gone, context.now())
+    return read_ended_pods(context.client, obj.owner.key.namespace, job_name, lost_uids, context.now())
 
 
 def _is_first_job(obj: ManagedObject, before: Snapshot, after: Snapshot) -> bool:

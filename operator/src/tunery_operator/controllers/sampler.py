@@ -29,7 +29,7 @@ class _Request:
     """A request of a sweep, and its answer."""
 
     digest: bytes
-    asked: float
+    submitted: float
     answer: Future[Answer]
 
 
@@ -52,36 +52,36 @@ class Sampler:
         """By the uid of the sweep."""
         self._closed = False
 
-    def suggestions(self, ask: Ask, key: Key, uid: str) -> Answer:
+    def suggestions(self, question: Ask, key: Key, uid: str) -> Answer:
         """Return what a sweep tries next, at once if that takes no process.
 
         Raises SamplerBusy while Optuna computes the answer, and SuggestionFailed.
         """
-        if not needs_optuna(ask):
-            return self._timed(ask, self._clock())
+        if not needs_optuna(question):
+            return self._timed(question, self._clock())
         if self._closed:
             raise SamplerBusy(0.0)
-        digest = hashlib.sha256(ask.model_dump_json().encode()).digest()
+        digest = hashlib.sha256(question.model_dump_json().encode()).digest()
         with self._lock:
             known = self._requests.get(uid)
             if known is None or known.digest != digest:
-                known = self._requests[uid] = self._submit(ask, digest, key)
+                known = self._requests[uid] = self._submit(question, digest, key)
                 while len(self._requests) > MAX_ANSWERS:
                     self._requests.popitem(last=False)
             elif known.answer.done():
                 del self._requests[uid]
                 return known.answer.result()
-        raise SamplerBusy(self._clock() - known.asked)
+        raise SamplerBusy(self._clock() - known.submitted)
 
-    def _submit(self, ask: Ask, digest: bytes, key: Key) -> _Request:
+    def _submit(self, question: Ask, digest: bytes, key: Key) -> _Request:
         now = self._clock()
-        answer = self._threads.submit(self._timed, ask, now)
+        answer = self._threads.submit(self._timed, question, now)
         answer.add_done_callback(lambda _: None if self._closed else self._wake(key))
         return _Request(digest, now, answer)
 
-    def _timed(self, ask: Ask, began: float) -> Answer:
+    def _timed(self, question: Ask, began: float) -> Answer:
         try:
-            return self._ask(ask)
+            return self._ask(question)
         except Exception:  # any, as it is only counted here and raised again
             if not self._closed:
                 metrics.SUGGEST_ERRORS.inc()

@@ -29,7 +29,7 @@ def build_job(plan: JobPlan) -> dict[str, Any]:
     meta["labels"] |= plan.kueue_labels
     meta["annotations"] = {SETTINGS_ANNOTATION: plan.settings, PLAN_ANNOTATION: plan.digest}
     container = container_name(plan.owner.key.kind.singular)
-    several, rules = _several(plan, container) if plan.nodes > 1 else ({}, [])
+    fields, rules = _multi_node(plan, container) if plan.nodes > 1 else ({}, [])
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
@@ -39,7 +39,7 @@ def build_job(plan: JobPlan) -> dict[str, Any]:
             "parallelism": plan.nodes,
             "completions": plan.nodes,
             "backoffLimit": plan.retries,
-            **several,
+            **fields,
             "podReplacementPolicy": "Failed",
             "podFailurePolicy": {"rules": [*_failure_rules(container), *rules]},
             "template": build_pod_template(plan),
@@ -47,7 +47,7 @@ def build_job(plan: JobPlan) -> dict[str, Any]:
     }
 
 
-def _several(plan: JobPlan, container: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def _multi_node(plan: JobPlan, container: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Return the further fields of the Job of several nodes, and the rule for a pod that ended as it lost a peer.
 
     If one pod ends, all end. With backoffLimitPerIndex each pod is replaced after ten seconds; with backoffLimit alone

@@ -150,15 +150,15 @@ def progress_env(progress: Progress, ca_folder: str) -> dict[str, str]:
 
 def resource_requirements(resources: Resources, extended: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Return what a container asks for, the platform's extended resources too: requests equal limits."""
-    asked = {
+    requests = {
         **(extended or {}),
         "cpu": resources.cpu,
         "memory": resources.memory,
         "ephemeral-storage": resources.ephemeral_storage,
     }
     if resources.gpus:
-        asked[resources.gpu_resource] = str(resources.gpus)
-    return {"requests": asked, "limits": dict(asked)}
+        requests[resources.gpu_resource] = str(resources.gpus)
+    return {"requests": requests, "limits": dict(requests)}
 
 
 def _scheduling(plan: JobPlan) -> dict[str, Any]:

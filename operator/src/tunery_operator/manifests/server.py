@@ -91,9 +91,9 @@ def _pod_spec(plan: ServerPlan) -> dict[str, Any]:
 
 def _model(plan: ServerPlan) -> dict[str, Any]:
     """Return what brings the base model; it ends before the engine starts, whose resources it has till then."""
-    asked = Resources(plan.resources.cpu, plan.resources.memory, plan.resources.ephemeral_storage)
+    resources = Resources(plan.resources.cpu, plan.resources.memory, plan.resources.ephemeral_storage)
     return {
-        **_container(MODEL, plan.gateway, asked, model_mounts(plan)),
+        **_container(MODEL, plan.gateway, resources, model_mounts(plan)),
         "command": _command("fetch-model"),
         "env": env_list({**ENVIRONMENT, **plan.pod.env, **ca_bundle_env(plan.pod)}),
     }

@@ -55,7 +55,7 @@ def stop_change(why: str) -> dict[str, Any]:
     return {"spec": {"stop": why}}
 
 
-def hold_change(held: bool) -> dict[str, Any]:
+def suspend_change(suspend: bool) -> dict[str, Any]:
     """Return the change that suspends a trial with its sweep, or resumes it."""
-    mark: Mapping[str, Any] = {SUSPENDED_BY_ANNOTATION: "sweep" if held else None}
-    return {"metadata": {"annotations": mark}, "spec": {"suspend": held}}
+    mark: Mapping[str, Any] = {SUSPENDED_BY_ANNOTATION: "sweep" if suspend else None}
+    return {"metadata": {"annotations": mark}, "spec": {"suspend": suspend}}

@@ -60,33 +60,33 @@ _INEXACT: Final = (
     "with an AdapterMerge into: Model"
 )
 
-Offers = Mapping[tuple[Kind, str], PublishedResult]
+Results = Mapping[tuple[Kind, str], PublishedResult]
 Part = TypeVar("Part", bound=OpenModel)
 
 
 def resolve(
-    spec: AdapterServerSpec, offers: Offers, before: Desired, mounts: ApiKeyMounts = UNKNOWN_MOUNTS
+    spec: AdapterServerSpec, results: Results, before: Desired, mounts: ApiKeyMounts = UNKNOWN_MOUNTS
 ) -> Resolution:
     """Return the adapters to serve, and the references that can't be served.
 
-    `offers` are the LoRAJobs and AdapterMerges of the namespace by kind and name, at least those that the spec names or
-    selects, in any order. `before` is the content of the server's own ConfigMap, empty if there is none. `mounts` are
-    the Secrets of API keys that pods mount: their rules are still needed.
+    `results` are the LoRAJobs and AdapterMerges of the namespace by kind and name, at least those that the spec names
+    or selects, in any order. `before` is the content of the server's own ConfigMap, empty if there is none. `mounts`
+    are the Secrets of API keys that pods mount: their rules are still needed.
     """
-    work = _Work(spec, offers, {item.name: item for item in before.adapters})
+    resolver = _Resolver(spec, results, {item.name: item for item in before.adapters})
     for source in spec.adapters or ():
-        work.name(source)
-    for offer in _selected(spec, offers):
-        work.select(offer)
+        resolver.name(source)
+    for result in _selected(spec, results):
+        resolver.select(result)
     return Resolution(
-        _numbered(_told(work, list(previous_rules(spec, before, mounts))), before),
-        tuple(work.pending),
-        tuple(work.rejected),
-        tuple(sorted(work.skipped)),
-        tuple(work.retained),
-        tuple(work.notes),
-        tuple(_astray(work)),
-        tuple(unknown_models(spec, _known(work))),
+        _numbered(_build_list(resolver, list(previous_rules(spec, before, mounts))), before),
+        tuple(resolver.pending),
+        tuple(resolver.rejected),
+        tuple(sorted(resolver.skipped)),
+        tuple(resolver.retained),
+        tuple(resolver.notes),
+        tuple(_dangling_aliases(resolver)),
+        tuple(unknown_models(spec, _known(resolver))),
     )
 
 
@@ -97,21 +97,21 @@ def _numbered(desired: Desired, before: Desired) -> Desired:
     return before if same else desired.model_copy(update={"revision": before.revision + 1})
 
 
-def _told(work: _Work, before: list[ClientRules]) -> Desired:
+def _build_list(resolver: _Resolver, before: list[ClientRules]) -> Desired:
     """Return the list for the replicas, as far as it fits, with adapters sorted by name."""
-    spec = work.spec
+    spec = resolver.spec
     clients = {client.name: list(client.models) for client in spec.access.clients or ()}
     desired = Desired(aliases=list(spec.aliases or ()), clients=clients, api_keys=api_keys(spec))
-    adapters, room = _within_limits(work, MAX_BYTES - _size(desired))
+    adapters, room = _within_limits(resolver, MAX_BYTES - _size(desired))
     # A pod keeps the rules that it has read once: no adapter is dropped for them.
-    before = list(_as_far_as_there_is_room(before, room))
+    before = list(_take_fitting(before, room))
     room -= sum(map(_size, before))
-    held = sorted(_held(work, {item.name for item in adapters}, room), key=lambda item: item.name)
+    held = sorted(_not_served(resolver, {item.name for item in adapters}, room), key=lambda item: item.name)
     adapters = sorted(adapters, key=lambda item: item.name)
     return desired.model_copy(update={"adapters": adapters, "before": before, "held": held})
 
 
-def _as_far_as_there_is_room(parts: Iterable[Part], room: int) -> Iterator[Part]:
+def _take_fitting(parts: Iterable[Part], room: int) -> Iterator[Part]:
     for part in parts:
         room -= _size(part)
         if room < 0:
@@ -119,38 +119,38 @@ def _as_far_as_there_is_room(parts: Iterable[Part], room: int) -> Iterator[Part]
         yield part
 
 
-def _held(work: _Work, served: Collection[str], room: int) -> Iterator[HeldAdapter]:
+def _not_served(resolver: _Resolver, served: Collection[str], room: int) -> Iterator[HeldAdapter]:
     """Yield the adapters that are not served yet, as far as they fit: those that the spec names come first."""
-    yield from _as_far_as_there_is_room(_all_held(work, served), room)
+    yield from _take_fitting(_all_not_served(resolver, served), room)
 
 
-def _all_held(work: _Work, served: Collection[str]) -> Iterator[HeldAdapter]:
-    found = {item.name: (ADAPTER_WAITING, item.message) for item in work.pending}
-    found |= {item.name: (item.reason.value, item.message) for item in work.rejected}
-    names = sorted(found.keys() - served, key=lambda name: (name not in work.named, name))
+def _all_not_served(resolver: _Resolver, served: Collection[str]) -> Iterator[HeldAdapter]:
+    found = {item.name: (ADAPTER_WAITING, item.message) for item in resolver.pending}
+    found |= {item.name: (item.reason.value, item.message) for item in resolver.rejected}
+    names = sorted(found.keys() - served, key=lambda name: (name not in resolver.named, name))
     for name in names:
         reason, message = found[name]
         yield HeldAdapter(name=name, reason=reason, message=shorten(redact(message), MAX_HELD))
 
 
-def _astray(work: _Work) -> Iterator[DanglingAlias]:
+def _dangling_aliases(resolver: _Resolver) -> Iterator[DanglingAlias]:
     """Yield the targets of aliases that are no adapters of this server."""
-    known = _known(work)
-    for alias in work.spec.aliases or ():
+    known = _known(resolver)
+    for alias in resolver.spec.aliases or ():
         yield from (DanglingAlias(alias.name, each.adapter) for each in alias.targets if each.adapter not in known)
 
 
-def _known(work: _Work) -> set[str]:
+def _known(resolver: _Resolver) -> set[str]:
     """Return the names of the base model and of all adapters, without aliases."""
-    return {work.base, *work.taken, *(offer.name for offer in _on_their_way(work))}
+    return {resolver.base, *resolver.taken, *(result.name for result in _unfinished(resolver))}
 
 
-def _on_their_way(work: _Work) -> Iterator[PublishedResult]:
+def _unfinished(resolver: _Resolver) -> Iterator[PublishedResult]:
     """Yield the unfinished objects that the selector matches."""
-    selector = work.spec.adapter_selector
+    selector = resolver.spec.adapter_selector
     if selector is not None:
-        unfinished = (offer for offer in work.offers.values() if offer.phase not in FINAL_PHASES)
-        yield from (offer for offer in unfinished if selects(selector, offer.labels))
+        unfinished = (result for result in resolver.results.values() if result.phase not in FINAL_PHASES)
+        yield from (result for result in unfinished if selects(selector, result.labels))
 
 
 def _size(part: OpenModel) -> int:
@@ -158,22 +158,22 @@ def _size(part: OpenModel) -> int:
     return len(part.model_dump_json(by_alias=True, exclude_none=True).encode()) + 1
 
 
-def _selected(spec: AdapterServerSpec, offers: Offers) -> list[PublishedResult]:
+def _selected(spec: AdapterServerSpec, results: Results) -> list[PublishedResult]:
     """Return the succeeded objects that the selector matches, older ones first."""
     selector = spec.adapter_selector
     if selector is None:
         return []
-    done = (offer for offer in offers.values() if offer.phase == Phase.SUCCEEDED.value and offer.uri is not None)
-    found = [offer for offer in done if selects(selector, offer.labels)]
-    return sorted(found, key=lambda offer: (offer.created, offer.kind.value, offer.name))
+    done = (result for result in results.values() if result.phase == Phase.SUCCEEDED.value and result.uri is not None)
+    found = [result for result in done if selects(selector, result.labels)]
+    return sorted(found, key=lambda result: (result.created, result.kind.value, result.name))
 
 
 @dataclass(slots=True)
-class _Work:
+class _Resolver:
     """The state of a resolution: what is served, pending, rejected and skipped so far."""
 
     spec: AdapterServerSpec
-    offers: Offers
+    results: Results
     before: Mapping[str, DesiredAdapter]
     wanted: list[DesiredAdapter] = field(default_factory=list)
     """By priority: adapters that the spec names first, then older objects."""
@@ -211,122 +211,122 @@ class _Work:
             return
         source = f"{kind.value}/{reference.name}"
         self.taken[item.name] = source
-        self._refer(item.name, source, self.offers.get((kind, reference.name)))
+        self._resolve(item.name, source, self.results.get((kind, reference.name)))
 
-    def _refer(self, name: str, source: str, offer: PublishedResult | None) -> None:
-        problem = None if offer is None else self._never(offer)
-        if offer is None or (problem is None and offer.uri is None):
-            self._wait(name, source, offer)
+    def _resolve(self, name: str, source: str, result: PublishedResult | None) -> None:
+        problem = None if result is None else self._without_adapter(result)
+        if result is None or (problem is None and result.uri is None):
+            self._retain(name, source, result)
             return
-        problem = problem or self._unfit(offer)
+        problem = problem or self._incompatible(result)
         if problem is None:
-            self._take(name, offer)
+            self._accept(name, result)
             return
-        self._refuse(name, offer, problem)
-        old = self._old(name, source)
+        self._reject(name, result, problem)
+        old = self._previous(name, source)
         # The previous version is still served, unless it has the rejected content.
-        if old is not None and (old.manifest_sha256 != offer.manifest_sha256 or _by_new_replicas(problem)):
+        if old is not None and (old.manifest_sha256 != result.manifest_sha256 or _is_engine_limit(problem)):
             self.wanted.append(old)
 
-    def _wait(self, name: str, source: str, offer: PublishedResult | None) -> None:
+    def _retain(self, name: str, source: str, result: PublishedResult | None) -> None:
         """Record a reference without a result now: its previous result is still served."""
-        words = source.replace("/", " ")
-        state = "does not exist" if offer is None else f"is {offer.phase}"
-        old = self._old(name, source)
+        reference_text = source.replace("/", " ")
+        state = "does not exist" if result is None else f"is {result.phase}"
+        old = self._previous(name, source)
         if old is None:
-            yet = f" yet{self._near(source)}" if offer is None else ""
-            self.pending.append(PendingAdapter(name, source, f"{words} {state}{yet}", absent=offer is None))
+            yet = f" yet{self._suggestion(source)}" if result is None else ""
+            self.pending.append(PendingAdapter(name, source, f"{reference_text} {state}{yet}", absent=result is None))
             return
         self.wanted.append(old)
-        ends = "until spec.adapters drops it" if offer is None else "until it has published again"
-        more = " any more" if offer is None else ""
-        text = f"{words} {state}{more}; what it published before is served {ends}"
+        ends = "until spec.adapters drops it" if result is None else "until it has published again"
+        more = " any more" if result is None else ""
+        text = f"{reference_text} {state}{more}; what it published before is served {ends}"
         self.retained.append(RetainedAdapter(name, source, text))
 
-    def _near(self, source: str) -> str:
+    def _suggestion(self, source: str) -> str:
         kind, _, name = source.partition("/")
-        return near(name, sorted(offer.name for offer in self.offers.values() if offer.kind.value == kind))
+        return near(name, sorted(result.name for result in self.results.values() if result.kind.value == kind))
 
-    def _old(self, name: str, source: str) -> DesiredAdapter | None:
+    def _previous(self, name: str, source: str) -> DesiredAdapter | None:
         old = self.before.get(name)
         return old if old is not None and old.source == source else None
 
-    def _never(self, offer: PublishedResult) -> Unservable | None:
+    def _without_adapter(self, result: PublishedResult) -> Unservable | None:
         """Return why an object cannot publish an adapter without a fix; None if it can."""
-        words = offer.source.replace("/", " ")
-        if offer.kind is Kind.ADAPTERMERGE and offer.into != "Adapter":
-            text = f"{words} publishes a full model (into: {offer.into}), not an adapter"
+        reference_text = result.source.replace("/", " ")
+        if result.kind is Kind.ADAPTERMERGE and result.into != "Adapter":
+            text = f"{reference_text} publishes a full model (into: {result.into}), not an adapter"
             remedy = retry("Serve it as the model of its own AdapterServer, or merge again with into: Adapter")
             return Unservable(FailureReason.ADAPTER_UNSUPPORTED, text, remedy)
-        if offer.phase not in FINAL_PHASES or (offer.uri is not None and offer.phase != Phase.FAILED.value):
+        if result.phase not in FINAL_PHASES or (result.uri is not None and result.phase != Phase.FAILED.value):
             return None
-        if offer.removed_by is not None:
-            text = f"{words} {removal_text(offer.removed_by)}"
-            return Unservable(FailureReason.ADAPTER_MISSING, text, edit(removal_remedy(offer.removed_by)))
+        if result.removed_by is not None:
+            text = f"{reference_text} {removal_text(result.removed_by)}"
+            return Unservable(FailureReason.ADAPTER_MISSING, text, edit(removal_remedy(result.removed_by)))
         how = {Phase.FAILED.value: "has failed", Phase.STOPPED.value: "was stopped and has published no adapter"}
-        does = how.get(offer.phase, "has succeeded and published no adapter")
-        remedy = retry(f"Fix {words} as its status says, or name another one")
-        return Unservable(FailureReason.ADAPTER_MISSING, f"{words} {does}", remedy)
+        detail = how.get(result.phase, "has succeeded and published no adapter")
+        remedy = retry(f"Fix {reference_text} as its status says, or name another one")
+        return Unservable(FailureReason.ADAPTER_MISSING, f"{reference_text} {detail}", remedy)
 
     # What the selector finds
 
-    def select(self, offer: PublishedResult) -> None:
+    def select(self, result: PublishedResult) -> None:
         """Take an object that the selector found."""
-        problem = self._not_for_us(offer)
+        problem = self._skip_reason(result)
         if problem is not None:
-            self.skipped.append(SkippedObject(offer.source, problem))
+            self.skipped.append(SkippedObject(result.source, problem))
             return
-        if offer.name in self.taken:
+        if result.name in self.taken:
             # Named and selected: it is one adapter.
             return
-        self.taken[offer.name] = offer.source
-        unfit = self._unfit(offer)
+        self.taken[result.name] = result.source
+        unfit = self._incompatible(result)
         if unfit is None:
-            self._take(offer.name, offer)
+            self._accept(result.name, result)
             return
-        self._refuse(offer.name, offer, unfit)
-        old = self._old(offer.name, offer.source)
-        if old is not None and _by_new_replicas(unfit):
+        self._reject(result.name, result, unfit)
+        old = self._previous(result.name, result.source)
+        if old is not None and _is_engine_limit(unfit):
             self.wanted.append(old)
 
-    def _not_for_us(self, offer: PublishedResult) -> str | None:
-        if offer.kind is Kind.ADAPTERMERGE and offer.into != "Adapter":
-            return f"is a full model (into: {offer.into})"
-        if base_problem(offer.served_name, self.base) is not None:
-            return f"is for base {offer.served_name}"
-        if offer.name == self.base:
+    def _skip_reason(self, result: PublishedResult) -> str | None:
+        if result.kind is Kind.ADAPTERMERGE and result.into != "Adapter":
+            return f"is a full model (into: {result.into})"
+        if base_problem(result.served_name, self.base) is not None:
+            return f"is for base {result.served_name}"
+        if result.name == self.base:
             return "has the name of the base model; spec.adapters can give it another"
-        if len(offer.name) > LONGEST_NAME:
+        if len(result.name) > LONGEST_NAME:
             return f"has a name of more than {LONGEST_NAME} characters; spec.adapters can give it another"
-        if any(alias.name == offer.name for alias in self.spec.aliases or ()):
+        if any(alias.name == result.name for alias in self.spec.aliases or ()):
             return "spec.aliases has an alias of this name; spec.adapters can give it another"
-        holder = self.taken.get(offer.name)
-        if holder is None or holder == offer.source:
+        holder = self.taken.get(result.name)
+        if holder is None or holder == result.source:
             return None
-        if offer.name in self.named:
+        if result.name in self.named:
             return "spec.adapters has an entry of this name"
         return f"{holder} has the same name and is older"
 
     # Both
 
-    def _take(self, name: str, offer: PublishedResult) -> None:
-        self.wanted.append(_desired(name, offer))
-        if offer.method in _QUANTIZED:
-            self.notes.append(AdapterNote(name, _INEXACT.format(offer.method)))
+    def _accept(self, name: str, result: PublishedResult) -> None:
+        self.wanted.append(_desired(name, result))
+        if result.method in _QUANTIZED:
+            self.notes.append(AdapterNote(name, _INEXACT.format(result.method)))
 
-    def _unfit(self, offer: PublishedResult) -> Unservable | None:
+    def _incompatible(self, result: PublishedResult) -> Unservable | None:
         return (
-            base_problem(offer.served_name, self.base)
-            or method_problem(offer.method)
-            or rank_problem(offer.rank, self.spec.engine.max_rank)
+            base_problem(result.served_name, self.base)
+            or method_problem(result.method)
+            or rank_problem(result.rank, self.spec.engine.max_rank)
         )
 
-    def _refuse(self, name: str, offer: PublishedResult, why: Unservable) -> None:
-        content = (offer.uri, offer.manifest_sha256, offer.rank)
-        self.rejected.append(RejectedAdapter(name, offer.source, *why, *content))
+    def _reject(self, name: str, result: PublishedResult, why: Unservable) -> None:
+        content = (result.uri, result.manifest_sha256, result.rank)
+        self.rejected.append(RejectedAdapter(name, result.source, *why, *content))
 
 
-def _by_new_replicas(problem: Unservable) -> bool:
+def _is_engine_limit(problem: Unservable) -> bool:
     """Return whether the settings of the engine reject an adapter that was on the list before.
 
     Replicas with other settings serve it until they are replaced; replicas with these settings reject it themselves.
@@ -334,47 +334,49 @@ def _by_new_replicas(problem: Unservable) -> bool:
     return problem.reason is FailureReason.RANK_TOO_HIGH
 
 
-def _desired(name: str, offer: PublishedResult) -> DesiredAdapter:
+def _desired(name: str, result: PublishedResult) -> DesiredAdapter:
     return DesiredAdapter(
-        name=name, uri=(offer.uri or "").rstrip("/"), manifest_sha256=offer.manifest_sha256, source=offer.source
+        name=name, uri=(result.uri or "").rstrip("/"), manifest_sha256=result.manifest_sha256, source=result.source
     )
 
 
-def _within_limits(work: _Work, room: int) -> tuple[list[DesiredAdapter], int]:
+def _within_limits(resolver: _Resolver, room: int) -> tuple[list[DesiredAdapter], int]:
     """Return the adapters that fit, and the bytes that are left; reject all others.
 
     Rejected are the newest that the selector finds, unless they are served already; more adapters with keepLoaded than
     the engine has slots; and adapters that could never be loaded, as those take all slots. An adapter that could never
     be loaded and was on the list before stays on it.
     """
-    largest, fitting, retained = work.spec.engine.max_loaded_adapters, list[DesiredAdapter](), 0
-    rejected = {item.name for item in work.rejected}
-    for item in _by_right(work):
+    largest, fitting, retained = resolver.spec.engine.max_loaded_adapters, list[DesiredAdapter](), 0
+    rejected = {item.name for item in resolver.rejected}
+    for item in _by_priority(resolver):
         room -= _size(item)
         retained += item.keep_loaded
         fits = room >= 0 and len(fitting) < MAX_ADAPTERS
-        why = _no_room(item, retained, largest) or (None if fits else _too_large())
+        why = _no_slot(item, retained, largest) or (None if fits else _too_large())
         # What was on the list stays there, for replicas whose engine holds more; others judge it themselves.
-        if fits and (why is None or item.name in work.before):
+        if fits and (why is None or item.name in resolver.before):
             fitting.append(item)
         if why is not None and item.name not in rejected:
-            work.rejected.append(RejectedAdapter(item.name, item.source, *why, item.uri, item.manifest_sha256))
+            resolver.rejected.append(RejectedAdapter(item.name, item.source, *why, item.uri, item.manifest_sha256))
     return fitting, max(room, 0)
 
 
-def _no_room(item: DesiredAdapter, retained: int, largest: int) -> Unservable | None:
+def _no_slot(item: DesiredAdapter, retained: int, largest: int) -> Unservable | None:
     """Return why the engine has no slot for an adapter; `retained` adapters, with this one, stay loaded."""
     if item.keep_loaded:
         return too_many(largest) if retained > largest else None
     return none_left(largest) if retained >= largest else None
 
 
-def _by_right(work: _Work) -> Iterable[DesiredAdapter]:
+def _by_priority(resolver: _Resolver) -> Iterable[DesiredAdapter]:
     """Return the desired adapters by priority: kept loaded, named by the spec, served now, all others."""
-    stay = {item.name for item in work.spec.adapters or () if item.keep_loaded}
-    wanted = [item.model_copy(update={"keep_loaded": item.name in stay}) for item in work.wanted]
-    named = work.named
-    return sorted(wanted, key=lambda item: (not item.keep_loaded, item.name not in named, item.name not in work.before))
+    stay = {item.name for item in resolver.spec.adapters or () if item.keep_loaded}
+    wanted = [item.model_copy(update={"keep_loaded": item.name in stay}) for item in resolver.wanted]
+    named = resolver.named
+    return sorted(
+        wanted, key=lambda item: (not item.keep_loaded, item.name not in named, item.name not in resolver.before)
+    )
 
 
 def _too_large() -> Unservable:

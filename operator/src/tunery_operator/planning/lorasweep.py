@@ -142,7 +142,7 @@ def limit_rows(rows: Sequence[TrialStatus], most: int = MOST_BYTES) -> list[Tria
     why trials were ended.
     """
     sizes = {row.number: _size(row) for row in rows}
-    kept = {row.number: row for row in rows}
+    by_number = {row.number: row for row in rows}
     too_large = [row.number for row in rows if row.reason == FailureReason.WONT_FIT]
     measured = sorted((row for row in rows if row.evaluations), key=_loss, reverse=True)
     changes: list[tuple[int, dict[str, Any]]] = [(number, {"why": None}) for number in too_large]
@@ -152,9 +152,9 @@ def limit_rows(rows: Sequence[TrialStatus], most: int = MOST_BYTES) -> list[Tria
     for number, change in changes:
         if sum(sizes.values()) <= most:
             break
-        kept[number] = kept[number].model_copy(update=change)
-        sizes[number] = _size(kept[number])
-    return list(kept.values())
+        by_number[number] = by_number[number].model_copy(update=change)
+        sizes[number] = _size(by_number[number])
+    return list(by_number.values())
 
 
 def _loss(row: TrialStatus) -> float:

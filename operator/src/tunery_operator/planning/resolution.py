@@ -113,28 +113,28 @@ def selects(selector: AdapterSelector, labels: Mapping[str, str]) -> bool:
 
 
 def _holds(item: LabelRequirement, labels: Mapping[str, str]) -> bool:
-    there, values = item.key in labels, item.values or ()
+    present, values = item.key in labels, item.values or ()
     match item.operator:
         case LabelOperator.IN:
-            return there and labels[item.key] in values
+            return present and labels[item.key] in values
         case LabelOperator.NOT_IN:
             # As in Kubernetes: an object without the label matches.
-            return not there or labels[item.key] not in values
+            return not present or labels[item.key] not in values
         case LabelOperator.EXISTS:
-            return there
+            return present
         case LabelOperator.DOES_NOT_EXIST:
-            return not there
+            return not present
 
 
 def unknown_models(spec: AdapterServerSpec, known: Collection[str]) -> Iterator[UnknownModel]:
     """Yield the models that clients may request and that are neither in `known` nor an alias."""
     names = {*known, *(alias.name for alias in spec.aliases or ())}
-    may_come, looks = spec.adapter_selector is not None, len(names) <= _NEAR_AMONG
+    may_come, suggest = spec.adapter_selector is not None, len(names) <= _NEAR_AMONG
     for client in spec.access.clients or ():
         for model in client.models:
             if model not in names:
-                yield UnknownModel(client.name, model, near(model, sorted(names)) if looks else "", may_come)
-                looks = False
+                yield UnknownModel(client.name, model, near(model, sorted(names)) if suggest else "", may_come)
+                suggest = False
 
 
 def api_keys(spec: AdapterServerSpec) -> str:

@@ -40,11 +40,11 @@ Json = dict[str, Any]
 logger = logging.getLogger(__name__)
 
 
-class Broken(Exception):
+class CheckFailed(Exception):
     """A part of the installation does not work; the message says which, and what to check."""
 
 
-class Asked(NamedTuple):
+class Options(NamedTuple):
     """The chart's arguments: the installation, and what to train."""
 
     namespace: str
@@ -58,31 +58,31 @@ class Asked(NamedTuple):
     """Seconds that the job may take."""
 
 
-def check_api(client: KubeClient, asked: Asked) -> str:
+def check_api(client: KubeClient, options: Options) -> str:
     """Check that the API server serves every kind."""
     for plural in OWNERS:
         try:
-            client.request(Call(GROUP, plural, "list"), asked.namespace, query={"limit": "1"})
+            client.request(Call(GROUP, plural, "list"), options.namespace, query={"limit": "1"})
         except ApiFailure as error:
-            raise Broken(f"{error}; are the CRDs installed (crds.install), and of this version?") from error
+            raise CheckFailed(f"{error}; are the CRDs installed (crds.install), and of this version?") from error
     return f"the API server serves {', '.join(OWNERS)}"
 
 
-def check_operator(asked: Asked) -> str:
+def check_operator(options: Options) -> str:
     """Check that the operator reports that it is ready."""
-    status, text = _ask("GET", asked.ready_url, "do the operator's pods run?")
+    status, text = _ask("GET", options.ready_url, "do the operator's pods run?")
     if status != 200:
-        raise Broken(f"the operator is not ready: {text[:500]}")
+        raise CheckFailed(f"the operator is not ready: {text[:500]}")
     return "the operator is ready"
 
 
-def check_certificate(asked: Asked) -> str:
+def check_certificate(options: Options) -> str:
     """Check that the endpoint's certificate matches its CA, and that it rejects an unauthenticated report."""
-    url, context = asked.progress_url, ssl.create_default_context(cafile=asked.authority)
+    url, context = options.progress_url, ssl.create_default_context(cafile=options.authority)
     hint = "is its certificate valid, and does a NetworkPolicy allow pods to connect?"
     status, _ = _ask("POST", url, hint, data=b"{}", headers=_UNAUTHENTICATED, ssl=context)
     if status not in _ANSWERS:
-        raise Broken(f"{url} answered an unauthenticated report with {status}")
+        raise CheckFailed(f"{url} answered an unauthenticated report with {status}")
     return f"pods can report to {url}, its certificate is valid, and unauthenticated reports are rejected"
 
 
@@ -94,7 +94,7 @@ def _ask(method: str, url: str, hint: str, **options: Any) -> tuple[int, str]:
             return asyncio.run(_fetch(method, url, **options))
         except (aiohttp.ClientError, OSError) as error:
             failure = str(error) or "no answer in time"
-    raise Broken(f"{url} does not answer: {failure}; {hint}")
+    raise CheckFailed(f"{url} does not answer: {failure}; {hint}")
 
 
 async def _fetch(method: str, url: str, **options: Any) -> tuple[int, str]:
@@ -102,39 +102,39 @@ async def _fetch(method: str, url: str, **options: Any) -> tuple[int, str]:
         return answer.status, await answer.text(errors="replace")
 
 
-def job_of(asked: Asked) -> Json:
+def build_job(options: Options) -> Json:
     """Return the LoRAJob to run: one that trains, or, without a bucket, one whose preflight must fail."""
-    secret, place = asked.secret, asked.output_uri.rstrip("/")
-    if not place:
-        secret, place = MISSING, f"s3://{MISSING}"
-    opened = {"secretRef": {"name": secret}} if secret else {}
+    secret, location = options.secret, options.output_uri.rstrip("/")
+    if not location:
+        secret, location = MISSING, f"s3://{MISSING}"
+    secret_ref = {"secretRef": {"name": secret}} if secret else {}
     return {
         "apiVersion": f"{GROUP}/v1alpha1",
         "kind": Kind.LORAJOB.value,
-        "metadata": {"name": NAME, "namespace": asked.namespace},
+        "metadata": {"name": NAME, "namespace": options.namespace},
         "spec": {
-            "model": {"uri": f"{place}/model", "servedName": "sample", **opened},
-            "dataset": {"uri": f"{place}/rows.jsonl", **opened},
+            "model": {"uri": f"{location}/model", "servedName": "sample", **secret_ref},
+            "dataset": {"uri": f"{location}/rows.jsonl", **secret_ref},
             "method": "LoRA",
             "lora": {"rank": 2},
             "training": {"maxSteps": 20},
-            "output": {"uri": f"{place}/adapter", "overwrite": True, **opened},
+            "output": {"uri": f"{location}/adapter", "overwrite": True, **secret_ref},
             "resources": {"gpus": 0, "cpu": "1", "memory": "3Gi", "ephemeralStorage": "4Gi"},
-            **({"scheduling": {"serviceAccountName": asked.account}} if asked.account else {}),
+            **({"scheduling": {"serviceAccountName": options.account}} if options.account else {}),
         },
     }
 
 
-def check_job(client: KubeClient, asked: Asked, clock: Callable[[], float] = time.monotonic) -> str:
+def check_job(client: KubeClient, options: Options, clock: Callable[[], float] = time.monotonic) -> str:
     """Run the LoRAJob to its end, and delete it."""
-    body = job_of(asked)
-    _remove(client, asked.namespace)  # of an earlier test
-    _wait(lambda: client.get(LORAJOBS.get, asked.namespace, NAME) is None, clock() + 60, clock)
-    client.request(LORAJOBS.create, asked.namespace, body=body)
-    status = _followed(client, asked, clock)
-    told = _judged(status, bool(asked.output_uri))
-    _remove(client, asked.namespace)
-    return told
+    body = build_job(options)
+    _remove(client, options.namespace)  # of an earlier test
+    _wait(lambda: client.get(LORAJOBS.get, options.namespace, NAME) is None, clock() + 60, clock)
+    client.request(LORAJOBS.create, options.namespace, body=body)
+    status = _wait_for_end(client, options, clock)
+    outcome = _evaluate(status, bool(options.output_uri))
+    _remove(client, options.namespace)
+    return outcome
 
 
 def _remove(client: KubeClient, namespace: str) -> None:
@@ -147,24 +147,26 @@ def _remove(client: KubeClient, namespace: str) -> None:
             raise
 
 
-def _followed(client: KubeClient, asked: Asked, clock: Callable[[], float]) -> Json:
+def _wait_for_end(client: KubeClient, options: Options, clock: Callable[[], float]) -> Json:
     """Return the status at the job's end, and print each phase."""
     seen: list[str] = []
     status: Json = {}
 
     def ended() -> bool:
         nonlocal status
-        status = (client.get(LORAJOBS.get, asked.namespace, NAME) or {}).get("status") or {}
+        status = (client.get(LORAJOBS.get, options.namespace, NAME) or {}).get("status") or {}
         phase = str(status.get("phase", ""))
         if phase and phase not in seen:
             seen.append(phase)
             logger.info("     %s is %s", NAME, phase)
         return phase in ("Succeeded", "Failed")
 
-    if not _wait(ended, clock() + asked.seconds, clock):
+    if not _wait(ended, clock() + options.seconds, clock):
         last = "; ".join(f"{each['type']}={each['status']} {each.get('message', '')}" for each in _conditions(status))
-        look = f"kubectl -n {asked.namespace} describe lorajob {NAME}"
-        raise Broken(f"{NAME} has not ended within {asked.seconds:.0f} s: {last or 'it has no status'}; see {look}")
+        command = f"kubectl -n {options.namespace} describe lorajob {NAME}"
+        raise CheckFailed(
+            f"{NAME} has not ended within {options.seconds:.0f} s: {last or 'it has no status'}; see {command}"
+        )
     return status
 
 
@@ -182,7 +184,7 @@ def _conditions(status: Json) -> list[Json]:
     return found
 
 
-def _judged(status: Json, trains: bool) -> str:
+def _evaluate(status: Json, trains: bool) -> str:
     """Return what the end shows. Raises Broken for an unexpected end."""
     failed = next(
         (each for each in _conditions(status) if each["type"] == "Succeeded" and each["status"] == "False"), {}
@@ -190,16 +192,16 @@ def _judged(status: Json, trains: bool) -> str:
     reason, message = str(failed.get("reason", "")), str(failed.get("message", ""))
     if trains:
         if status.get("phase") != "Succeeded":
-            raise Broken(f"{NAME} has failed: {reason}: {message}")
+            raise CheckFailed(f"{NAME} has failed: {reason}: {message}")
         return f"a LoRAJob trained on a CPU, and its adapter is at {status.get('adapter', {}).get('uri')}"
     if reason != FailureReason.SECRET_NOT_FOUND:
-        raise Broken(
+        raise CheckFailed(
             f"the preflight of {NAME} should report the missing Secret {MISSING}, but reported {reason}: {message}"
         )
     return "a LoRAJob's preflight ran and reported, as expected, that there is no bucket (set test.outputUri to train)"
 
 
-def _asked(arguments: Sequence[str] | None) -> Asked:
+def parse_options(arguments: Sequence[str] | None) -> Options:
     parser = argparse.ArgumentParser(description=__doc__)
     for name in ("namespace", "progress-url", "ready-url"):
         parser.add_argument(f"--{name}", required=True)
@@ -207,24 +209,24 @@ def _asked(arguments: Sequence[str] | None) -> Asked:
     for name in ("output-uri", "secret", "account"):
         parser.add_argument(f"--{name}", default="")
     parser.add_argument("--seconds", type=float, required=True)
-    return Asked(**vars(parser.parse_args(arguments)))
+    return Options(**vars(parser.parse_args(arguments)))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run every step, print its result, and stop at the first failure; return the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    asked = _asked(arguments)
+    options = parse_options(arguments)
     with KubeClient(load_connection(), allowed=TEST_PERMISSIONS) as client:
         steps: tuple[Callable[[], str], ...] = (
-            lambda: check_api(client, asked),
-            lambda: check_operator(asked),
-            lambda: check_certificate(asked),
-            lambda: check_job(client, asked),
+            lambda: check_api(client, options),
+            lambda: check_operator(options),
+            lambda: check_certificate(options),
+            lambda: check_job(client, options),
         )
         for step in steps:
             try:
                 logger.info("ok   %s", step())
-            except (Broken, ApiFailure) as error:
+            except (CheckFailed, ApiFailure) as error:
                 logger.info("FAIL %s", error)
                 return 1
     return 0

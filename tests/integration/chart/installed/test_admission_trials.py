@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tunery_api.kinds import Kind
-from tunery_operator.manifests.trial import build_trial, hold_change, stop_change
+from tunery_operator.manifests.trial import build_trial, stop_change, suspend_change
 from tunery_operator.observed.metadata import Owner, parse_owner
 from tunery_operator.planning.job import Platform, output_location
 from tunery_operator.planning.lorasweep import plan_trial
@@ -156,8 +156,8 @@ def made(installed: ApiServer, operator: ApiServer, platform: Platform) -> str:
     "patch",
     [
         pytest.param(stop_change("in the worse half of 7"), id="stop"),
-        pytest.param(hold_change(True), id="hold"),
-        pytest.param(hold_change(False), id="let-go"),
+        pytest.param(suspend_change(True), id="hold"),
+        pytest.param(suspend_change(False), id="let-go"),
         pytest.param({"metadata": {"labels": {"cost-center": "42"}}}, id="label-of-others"),
     ],
 )

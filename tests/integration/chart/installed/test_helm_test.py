@@ -8,7 +8,7 @@ import pytest
 
 from integration.chart.test_roles import named, rights, used
 from tunery_operator.client.permissions import TEST_PERMISSIONS
-from tunery_operator.tools.helm_test import NAME, Asked, _asked
+from tunery_operator.tools.helm_test import NAME, Options, parse_options
 
 from kit.api_server import ApiServer
 from kit.chart import everything
@@ -24,9 +24,9 @@ def hooks(rendered: Rendered) -> Rendered:
     return Rendered([document for document in rendered.documents if of_the_test(document)])
 
 
-def arguments(rendered: Rendered) -> Asked:
+def arguments(rendered: Rendered) -> Options:
     (container,) = named(rendered.of("Pod"), "tunery-test")["spec"]["containers"]
-    return _asked(container["args"])
+    return parse_options(container["args"])
 
 
 def test_without_a_bucket_it_is_one_pod_that_asks_what_is_installed(helm: Helm) -> None:

@@ -14,7 +14,7 @@ from tunery_operator.planning.desired import resolve
 from tunery_operator.planning.resolution import MAX_BEFORE, UNKNOWN_MOUNTS, ApiKeyMounts, Resolution, UnknownModel
 from tunery_operator.status.server.snapshot import ServerSnapshot
 
-from kit.operator.servers import deployment, heard, offer, offers, reported, server_pod, server_spec
+from kit.operator.servers import by_name, deployment, heard, published, reported, server_pod, server_spec
 from kit.operator.serverstatuskit import compute, condition, snapshot, told
 
 KEYS = {"apiKeysSecretRef": {"name": "keys"}}
@@ -26,7 +26,7 @@ ALIASES = [{"name": "bot:prod", "targets": [{"adapter": "bot"}]}]
 def resolved(*models: str, **spec: Any) -> Resolution:
     """Return what becomes of a spec whose client `web` may ask for these models."""
     access = {**KEYS, "clients": [{"name": "web", "models": list(models)}]}
-    found = offers(offer("selected"), offer("training", phase="Training", uri=None))
+    found = by_name(published("selected"), published("training", phase="Training", uri=None))
     return resolve(server_spec(access=access, aliases=ALIASES, **spec), found, Desired())
 
 

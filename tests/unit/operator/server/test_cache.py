@@ -87,8 +87,8 @@ class TestOffers:
         cache.put_object(Kind.LORAJOB, job(1, "Succeeded", team="support"))
         cache.put_object(Kind.LORAJOB, job(2, "Succeeded", "other"))
         cache.put_object(Kind.ADAPTERSERVER, server(3, adapterSelector={"matchLabels": {"team": "support"}}))
-        [offer] = cache.published_results(SERVER).values()
-        assert (offer.source, offer.manifest_sha256, offer.rank) == ("LoRAJob/bot", "ab" * 32, 16)
+        [published] = cache.published_results(SERVER).values()
+        assert (published.source, published.manifest_sha256, published.rank) == ("LoRAJob/bot", "ab" * 32, 16)
         assert cache.body(JOB) is None, "and nothing else is kept of it"
 
     def test_a_server_is_woken_by_what_it_selects_and_by_nothing_else(self, cache: Cache) -> None:

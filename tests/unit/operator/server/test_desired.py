@@ -18,11 +18,11 @@ from tunery_operator.planning import desired as module
 from tunery_operator.planning.desired import resolve
 from tunery_operator.planning.resolution import Resolution, selects
 
-from kit.operator.servers import offer, offers, server_spec
+from kit.operator.servers import by_name, published, server_spec
 
 TEAM = {"adapterSelector": {"matchLabels": {"team": "support"}}}
 REF = {"name": "bot", "loraJobRef": {"name": "bot"}}
-BOT = offer("bot")
+BOT = published("bot")
 EMPTY = Desired()
 
 
@@ -31,7 +31,7 @@ def named(found: Resolution) -> list[str]:
 
 
 def resolved(*found: PublishedResult, before: Desired = EMPTY, **spec: Any) -> Resolution:
-    return resolve(server_spec(**spec), offers(*found), before)
+    return resolve(server_spec(**spec), by_name(*found), before)
 
 
 def test_a_reference_becomes_what_its_object_vouches_for() -> None:
@@ -63,7 +63,7 @@ def test_a_uri_is_taken_as_it_stands_with_its_pin() -> None:
     ("found", "message"),
     [
         (None, "LoRAJob bot does not exist yet"),
-        (offer("bot", phase="Training", uri=None), "LoRAJob bot is Training"),
+        (published("bot", phase="Training", uri=None), "LoRAJob bot is Training"),
     ],
 )
 def test_what_is_not_there_yet_is_waited_for(found: PublishedResult | None, message: str) -> None:
@@ -129,7 +129,7 @@ def test_a_stopped_job_that_has_published_may_be_named_but_is_not_selected() -> 
 
 
 def test_a_merge_into_a_model_is_no_adapter() -> None:
-    whole = offer("m", kind=Kind.ADAPTERMERGE, into="Model")
+    whole = published("m", kind=Kind.ADAPTERMERGE, into="Model")
     (rejected,) = resolved(whole, adapters=[{"name": "m", "adapterMergeRef": {"name": "m"}}]).rejected
     assert "model of its own AdapterServer" in rejected.remedy.text
     (skipped,) = resolved(whole, **TEAM).skipped
@@ -142,12 +142,12 @@ def test_a_merge_into_a_model_is_no_adapter() -> None:
 def test_the_selector_takes_what_has_succeeded_for_this_base_and_skips_the_rest_of_it() -> None:
     found = resolved(
         BOT,
-        offer("other-team", labels={"team": "sales"}),
-        offer("training", phase="Training", uri=None),
-        offer("foreign", served_name="Qwen2.5-7B"),
-        offer("deep", rank=256),
-        offer("tiny"),
-        offer("n" * 129),
+        published("other-team", labels={"team": "sales"}),
+        published("training", phase="Training", uri=None),
+        published("foreign", served_name="Qwen2.5-7B"),
+        published("deep", rank=256),
+        published("tiny"),
+        published("n" * 129),
         **TEAM,
     )
     assert named(found) == ["bot"]
@@ -161,13 +161,13 @@ def test_the_selector_takes_what_has_succeeded_for_this_base_and_skips_the_rest_
 
 
 def test_the_best_of_a_sweep_is_selected_by_its_labels() -> None:
-    found = resolved(offer("search", kind=Kind.LORASWEEP, labels={"team": "support"}), **TEAM)
+    found = resolved(published("search", kind=Kind.LORASWEEP, labels={"team": "support"}), **TEAM)
     [adapter] = found.desired.adapters
     assert (adapter.name, adapter.source) == ("search", "LoRASweep/search")
 
 
 def test_an_entry_of_the_spec_goes_before_the_selector_and_the_older_object_before_the_younger() -> None:
-    both = [offer("bot", created="2026-01-02"), offer("bot", kind=Kind.ADAPTERMERGE, created="2026-01-01")]
+    both = [published("bot", created="2026-01-02"), published("bot", kind=Kind.ADAPTERMERGE, created="2026-01-01")]
     found = resolved(*both, **TEAM)
     assert [item.source for item in found.desired.adapters] == ["AdapterMerge/bot"]
     assert found.skipped == (("LoRAJob/bot", "AdapterMerge/bot has the same name and is older"),)
@@ -221,11 +221,11 @@ def test_of_a_deleted_object_the_spec_keeps_what_it_names_and_the_selector_drops
 
 def test_while_an_object_of_the_same_name_trains_anew_the_old_content_is_served() -> None:
     before = resolved(BOT, adapters=[REF]).desired
-    again = offer("bot", phase="Training", uri=None, manifest_sha256=None)
+    again = published("bot", phase="Training", uri=None, manifest_sha256=None)
     training = resolved(again, before=before, adapters=[REF])
     assert training.desired == before
     assert training.retained[0].message.endswith("is served until it has published again")
-    done = resolved(offer("bot", manifest_sha256="ee" * 32), before=before, adapters=[REF])
+    done = resolved(published("bot", manifest_sha256="ee" * 32), before=before, adapters=[REF])
     assert [item.manifest_sha256 for item in done.desired.adapters] == ["ee" * 32]
     assert done.desired.revision == before.revision + 1
 
@@ -267,7 +267,7 @@ def test_what_an_engine_of_fewer_adapters_has_no_place_for_stays_listed_for_repl
 def test_the_revision_rises_only_with_a_change() -> None:
     first = resolved(BOT, **TEAM).desired
     assert resolved(BOT, before=first, **TEAM).desired == first
-    assert resolved(BOT, offer("more"), before=first, **TEAM).desired.revision == first.revision + 1
+    assert resolved(BOT, published("more"), before=first, **TEAM).desired.revision == first.revision + 1
 
 
 # Room in the engine
@@ -278,7 +278,7 @@ LIMIT = {"engine": {"maxLoadedAdapters": 8}}
 
 
 def test_there_may_be_more_adapters_than_the_engine_holds() -> None:
-    found = resolved(*(offer(f"a{number}") for number in range(40)), **TEAM, **LIMIT)
+    found = resolved(*(published(f"a{number}") for number in range(40)), **TEAM, **LIMIT)
     assert (len(found.desired.adapters), found.rejected) == (40, ())
     assert {item.keep_loaded for item in found.desired.adapters} == {False}
 
@@ -344,7 +344,7 @@ def test_aliases_and_clients_are_told_and_each_change_of_them_has_a_number() -> 
     [
         pytest.param([BOT], [], id="served"),
         pytest.param([replace(BOT, rank=128)], [], id="refused"),
-        pytest.param([offer("bot", phase="Training", uri=None)], [], id="on-its-way"),
+        pytest.param([published("bot", phase="Training", uri=None)], [], id="on-its-way"),
         pytest.param([], [("bot:prod", "bot")], id="nothing"),
         pytest.param([replace(BOT, labels={})], [("bot:prod", "bot")], id="without-the-label"),
         pytest.param([replace(BOT, served_name="other")], [("bot:prod", "bot")], id="for-another-base"),
@@ -357,7 +357,7 @@ def test_what_an_alias_leads_to_is_known_or_the_alias_leads_astray(
 
 
 def test_a_selected_object_does_not_take_the_name_of_an_alias() -> None:
-    found = resolved(offer("bot:prod"), BOT, **TEAM, aliases=ALIASES)
+    found = resolved(published("bot:prod"), BOT, **TEAM, aliases=ALIASES)
     assert named(found) == ["bot"]
     assert found.skipped[0].reason.startswith("spec.aliases has an alias of this name")
 
@@ -367,7 +367,7 @@ def test_a_selected_object_does_not_take_the_name_of_an_alias() -> None:
 
 def test_the_list_never_outgrows_a_config_map(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_BYTES", 400)
-    found = resolved(*(offer(f"a{number}") for number in range(5)), **TEAM)
+    found = resolved(*(published(f"a{number}") for number in range(5)), **TEAM)
     assert 0 < len(found.desired.adapters) < 5
     assert len(found.desired.adapters) + len(found.rejected) == 5
     assert {item.reason.value for item in found.rejected} == {"TooManyAdapters"}
@@ -376,7 +376,7 @@ def test_the_list_never_outgrows_a_config_map(monkeypatch: pytest.MonkeyPatch) -
 _NAMES = st.sampled_from(["bot", "tone", "tiny", "x", "y"])
 _OFFERS = st.lists(
     st.builds(
-        offer,
+        published,
         _NAMES,
         kind=st.sampled_from([Kind.LORAJOB, Kind.ADAPTERMERGE]),
         created=st.sampled_from(["2026-01-01", "2026-01-02"]),
@@ -395,9 +395,9 @@ def test_the_order_of_the_offers_never_matters(found: list[PublishedResult], ran
     before = Desired(revision=3, adapters=[DesiredAdapter(name="bot", uri="s3://old", source="LoRAJob/bot")])
     shuffled = list(found)
     random.shuffle(shuffled)
-    first = resolve(spec, offers(*found), before)
-    assert resolve(spec, offers(*shuffled), before) == first
-    assert resolve(spec, offers(*found), first.desired).desired == first.desired
+    first = resolve(spec, by_name(*found), before)
+    assert resolve(spec, by_name(*shuffled), before) == first
+    assert resolve(spec, by_name(*found), first.desired).desired == first.desired
 
 
 def test_an_offer_is_read_from_what_the_api_server_has() -> None:
