@@ -98,7 +98,7 @@ def test_what_is_discarded_says_how_far_it_came_and_where_its_checkpoint_lies(tr
     assert (status["progress"]["step"], status["progress"]["percentText"]) == (19, "23%")
     message = trainer.namespace.condition("gone", "Stopped")["message"]
     assert message.startswith("enough; stopped after step 19; spec.onStop is Discard: nothing is published")
-    assert message.endswith(f"its checkpoints stay, the newest at {CHECKPOINT['uri']}")
+    assert message.endswith(f"its checkpoints stay, the latest at {CHECKPOINT['uri']}")
 
 
 def test_what_it_posted_as_it_ended_stays_in_the_checklist(trainer: Trainer) -> None:

@@ -166,7 +166,7 @@ def test_discard_publishes_nothing(namespace: Namespace) -> None:
     assert status["stopped"] == {"reason": "StopRequested", "afterStep": 40}
     assert namespace.condition("d", "Stopped")["message"] == (
         "the data was wrong; stopped after step 40; spec.onStop is Discard: nothing is published, and its checkpoints "
-        "stay, the newest at s3://adapters/tunery-checkpoints/x/step-000040"
+        "stay, the latest at s3://adapters/tunery-checkpoints/x/step-000040"
     )
     assert jobs(namespace) == []
 

@@ -67,7 +67,7 @@ class LeaderGate:
                 await asyncio.sleep(ROUND_SECONDS)
 
     async def expire(self) -> None:
-        """Reconcile finished objects when their time to live is over."""
+        """Reconcile finished objects when their time to live has ended."""
         checked = 0.0
         while True:
             await asyncio.sleep(EXPIRY_SECONDS)

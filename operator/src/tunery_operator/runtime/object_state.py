@@ -1,4 +1,4 @@
-"""Provide what the operator remembers of objects beside their views: reports, deleted pods, live lists of pods."""
+"""Provide what the operator remembers of objects besides their views: reports, deleted pods, live lists of pods."""
 
 from __future__ import annotations
 
