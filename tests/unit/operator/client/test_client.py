@@ -90,6 +90,17 @@ def connection(server: Server, scheme: str = "http") -> Connection:
     return Connection(configuration)
 
 
+def serve_tls(server: Server, folder: Path, host: str) -> Path:
+    """Have a server use TLS with a certificate for `host`; return the file of its CA."""
+    authority = Authority(folder)
+    authority.create()
+    pair = authority.issue("server", "server", hosts=[host])
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(pair.cert, pair.key)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    return authority.pair.cert
+
+
 @pytest.fixture
 def client(server: Server) -> Iterator[KubeClient]:
     with KubeClient(connection(server)) as client:
@@ -173,13 +184,9 @@ def test_a_token_that_was_rotated_is_used(server: Server, tmp_path: Path) -> Non
 
 
 def test_certificates_are_read_again_after_a_failure(server: Server, tmp_path: Path) -> None:
-    old, new = Authority(tmp_path / "old"), Authority(tmp_path / "new")
+    authority = serve_tls(server, tmp_path / "new", "127.0.0.1")
+    old = Authority(tmp_path / "old")
     old.create()
-    new.create()
-    pair = new.issue("server", "server", hosts=["127.0.0.1"])
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(pair.cert, pair.key)
-    server.socket = context.wrap_socket(server.socket, server_side=True)
     trusted = tmp_path / "ca.crt"
     shutil.copy(old.pair.cert, trusted)
     rotated = connection(server, "https")
@@ -187,8 +194,24 @@ def test_certificates_are_read_again_after_a_failure(server: Server, tmp_path: P
     with KubeClient(rotated) as client:
         with pytest.raises(ApiFailure, match="CERTIFICATE_VERIFY_FAILED"):
             client.get(GET_JOB, "ns", "a")
-        shutil.copy(new.pair.cert, trusted)
+        shutil.copy(authority, trusted)
         assert client.get(GET_JOB, "ns", "a") is not None
+
+
+def test_the_server_name_of_a_kubeconfig_is_that_of_the_certificate(server: Server, tmp_path: Path) -> None:
+    named = connection(server, "https")
+    named.configuration.ssl_ca_cert = str(serve_tls(server, tmp_path, "kubernetes"))
+    named.configuration.tls_server_name = "kubernetes"
+    with KubeClient(named) as client:
+        assert client.get(GET_JOB, "ns", "a") is not None
+
+
+def test_a_proxy_is_used(server: Server) -> None:
+    behind = connection(server)
+    behind.configuration.proxy, behind.configuration.host = behind.host, "http://api.invalid"
+    with KubeClient(behind) as client:
+        assert client.get(GET_JOB, "ns", "a") is not None
+    assert server.seen[0]["Host"] == "api.invalid"
 
 
 def test_a_write_is_never_sent_twice(server: Server, client: KubeClient) -> None:
