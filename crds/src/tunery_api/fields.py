@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from decimal import Decimal
+from enum import StrEnum
 from posixpath import normpath
 from typing import Annotated, Any, ClassVar, Final, NamedTuple, TypeVar
 
@@ -99,6 +100,11 @@ def map_fields(model: Model, change: Callable[[str, Any], Any]) -> Model:
         return change(name, value)
 
     return model.model_copy(update={name: mapped(name, getattr(model, name)) for name in model.model_fields_set})
+
+
+def enum_values(known: type[StrEnum]) -> str:
+    """Return the values that an open string may have, for its description; the schema itself stays open."""
+    return ", ".join(member.value for member in known)
 
 
 UNOBSERVED: Final = -1
@@ -195,7 +201,7 @@ PLAIN_PATH: Final = 'must be like s3://bucket/folder, with no empty part, "." or
 
 
 def _check_path(uri: str) -> str:
-    # Without a cluster, file:// may be relative; same_place compares it as it is resolved.
+    # Without a cluster, file:// may be relative; is_same_uri compares it as it is resolved.
     if not uri.startswith("file://") and re.search(_BAD_PATH, uri):
         raise PydanticCustomError("uri_path", PLAIN_PATH)
     return uri
@@ -243,13 +249,13 @@ StorageUri = Annotated[
 """A place that can be written: a bucket and a prefix."""
 
 
-def same_place(one: str, other: str | None) -> bool:
-    """Return whether two URIs name one place, however many slashes or dots they have."""
+def is_same_uri(one: str, other: str | None) -> bool:
+    """Return whether two URIs name the same location, however many slashes or dots they have."""
     return other is not None and normpath(one) == normpath(other)
 
 
-def overlap(one: str, other: str | None) -> bool:
-    """Return whether of two URIs one is the other's place, or lies within it."""
+def uris_overlap(one: str, other: str | None) -> bool:
+    """Return whether one of two URIs is the other one, or is within it."""
     if other is None:
         return False
     first, second = (f"{normpath(uri)}/" for uri in (one, other))

@@ -1,4 +1,4 @@
-"""What a run finds out about itself while it goes: every finding, how grave it is, and what the user should do."""
+"""Define what a run can find out about itself: findings with their severity and fix, and the checklist."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Annotated, Final, NamedTuple
 
 from pydantic import Field
 
-from tunery_api.fields import OpenModel
+from tunery_api.fields import OpenModel, enum_values
 
 
 class Severity(StrEnum):
-    """How grave a finding is."""
+    """How severe a finding is."""
 
     INFO = "Info"
     """The result is good; it could be better or cheaper."""
@@ -196,7 +196,7 @@ class CheckName(StrEnum):
 
 
 class CheckResult(StrEnum):
-    """What came of a check."""
+    """The result of a check."""
 
     PASSED = "Passed"
     WARNING = "Warning"
@@ -204,18 +204,14 @@ class CheckResult(StrEnum):
 
 
 _Word = Annotated[str, Field(min_length=1, max_length=128)]
-"""Open: a later version may know more."""
-
-
-def _listed(known: type[StrEnum]) -> str:
-    return ", ".join(member.value for member in known)
+"""An open set: a later version may have more values."""
 
 
 MAX_FINDINGS: Final = 12
 """Findings that a status shows."""
 MAX_CHECKS: Final = 24
 
-TOLD_BY_TRAINING: Final = (
+TRAINING_CHECKS: Final = (
     CheckName.BASE_FROZEN,
     CheckName.ONLY_ADAPTER_TRAINS,
     CheckName.PADDING,
@@ -223,18 +219,18 @@ TOLD_BY_TRAINING: Final = (
     CheckName.GENERATION,
     CheckName.BASELINE,
 )
-"""The checks that preflight can say nothing of."""
-TRAINING_TELLS: Final = "training tells"
-"""Their message until training does."""
-NOT_TOLD: Final = "stopped before training told it"
-"""Its message once there will be no training."""
+"""The checks that only training can make."""
+CHECK_PENDING: Final = "training tells"
+"""The message of these checks until training has made them."""
+CHECK_NOT_REACHED: Final = "stopped before training told it"
+"""The message of these checks after a run without training."""
 
 
 class FindingStatus(OpenModel):
     """What a run found out about itself, with the field to change and a value for it."""
 
-    type: _Word = Field(description=f"What: {_listed(FindingType)}.")
-    severity: Annotated[str, Field(max_length=32)] = Field(description=f"How grave it is: {_listed(Severity)}.")
+    type: _Word = Field(description=f"What: {enum_values(FindingType)}.")
+    severity: Annotated[str, Field(max_length=32)] = Field(description=f"How grave it is: {enum_values(Severity)}.")
     step: int = Field(ge=0, description="The optimizer step at which it was found.")
     field: Annotated[str, Field(max_length=128)] | None = Field(None, description="The field of the spec to change.")
     suggest: Annotated[str, Field(max_length=128)] | None = Field(None, description="A value for it.")
@@ -244,11 +240,11 @@ class FindingStatus(OpenModel):
 class CheckStatus(OpenModel):
     """One line of the checklist."""
 
-    name: _Word = Field(description=f"What was looked at: {_listed(CheckName)}.")
-    result: Annotated[str, Field(max_length=32)] = Field(description=f"What came of it: {_listed(CheckResult)}.")
+    name: _Word = Field(description=f"What was looked at: {enum_values(CheckName)}.")
+    result: Annotated[str, Field(max_length=32)] = Field(description=f"What came of it: {enum_values(CheckResult)}.")
     message: Annotated[str, Field(max_length=512)] | None = Field(None, description="What was found, in a sentence.")
 
 
-def worst(severities: list[str]) -> str | None:
-    """Return the gravest; words of a later version count as Info. None where there is none above Info."""
-    return next((grave.value for grave in (_PROBLEM, _WARNING) if grave.value in severities), None)
+def most_severe(severities: list[str]) -> str | None:
+    """Return the most severe of these, or None if none is above Info. An unknown severity counts as Info."""
+    return next((each.value for each in (_PROBLEM, _WARNING) if each.value in severities), None)

@@ -48,7 +48,7 @@ class OnStop(StrEnum):
     DISCARD = "Discard"
 
 
-Why = Annotated[str, Field(min_length=1, max_length=256, pattern=r"\S")]
+StopReason = Annotated[str, Field(min_length=1, max_length=256, pattern=r"\S")]
 
 
 class CacheSpec(ApiModel):
@@ -119,7 +119,7 @@ class LoRAJobSpec(TrainingRun, LifecycleFields):
         description="Required: data, model, credentials and output are checked on CPU before a GPU is asked for. "
         "Skip: they are not. Only: nothing follows; the job succeeds once they have passed.",
     )
-    stop: Why | None = Field(
+    stop: StopReason | None = Field(
         None,
         description="Why to end the job now, for good: its pod stores a checkpoint and ends, nothing starts again, and "
         "onStop says what becomes of what was trained. It may be set at any time, and then neither changed nor taken "

@@ -18,7 +18,7 @@ def number_text(value: float) -> str:
     return f"{value:.6g}"
 
 
-def finite(text: object) -> float | None:
+def parse_finite(text: object) -> float | None:
     """Return the number that a text is; None where it is none, or not a finite one: nothing was measured."""
     try:
         number = float(str(text))
@@ -105,7 +105,7 @@ def change_text(change: float, error: float | None = None, *, signed: bool = Tru
     return f"{sign}{text} %" + (f" (± {100 * error:.{decimals}f} %)" if error is not None else "")
 
 
-EVALUATIONS_KEPT: Final = 16
+MAX_EVALUATIONS: Final = 16
 """Evaluations of which the status tells."""
 
 

@@ -56,7 +56,7 @@ class PreferenceSpec(ApiModel):
     )
 
 
-READ_OF_PREFERENCE: Final[dict[TrainingTask, frozenset[str]]] = {
+PREFERENCE_FIELDS: Final[dict[TrainingTask, frozenset[str]]] = {
     TrainingTask.DPO: frozenset({"beta", "lossType"}),
     TrainingTask.ORPO: frozenset({"beta"}),
     TrainingTask.KTO: frozenset({"beta", "desirableWeight", "undesirableWeight"}),
@@ -194,7 +194,7 @@ class LoraSpec(ApiModel):
     )
 
 
-READ_OF_LORA: Final[dict[Method, frozenset[str]]] = {
+LORA_FIELDS: Final[dict[Method, frozenset[str]]] = {
     Method.ADALORA: frozenset({"targetModules", "modulesToSave", "alpha", "dropout"}),
     Method.IA3: frozenset({"targetModules", "modulesToSave"}),
     Method.PROMPT_TUNING: frozenset(),
@@ -287,17 +287,17 @@ PROJECTION_LEARNING_RATE: Final = 1e-3
 """Prefix tuning through its network: at 1e-2 the loss of SmolLM2 tripled within 20 steps (docs/benchmarks.md)."""
 LORA_LEARNING_RATES: Final = (1e-5, 5e-4)
 """The guide's span, for the LoRA family."""
-RATE_AROUND: Final = 10.0
+LEARNING_RATE_FACTOR: Final = 10.0
 """How far another method's rate may be from its own."""
 
 
-def method_rate(method: Method, projection: bool) -> float | None:
+def method_learning_rate(method: Method, projection: bool) -> float | None:
     """Return the learning rate of a method that has one of its own; `projection` is that of prefix tuning."""
     if method is Method.PREFIX_TUNING and projection:
         return PROJECTION_LEARNING_RATE
     return METHOD_LEARNING_RATES.get(method)
 
 
-def usual_span(own: float | None) -> tuple[float, float]:
+def usual_learning_rates(own: float | None) -> tuple[float, float]:
     """Return the guide's span of learning rates, or that around the rate of a method that has one of its own."""
-    return (own / RATE_AROUND, own * RATE_AROUND) if own else LORA_LEARNING_RATES
+    return (own / LEARNING_RATE_FACTOR, own * LEARNING_RATE_FACTOR) if own else LORA_LEARNING_RATES

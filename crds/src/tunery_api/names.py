@@ -121,7 +121,7 @@ MAX_JOB_NAME: Final = 63
 """A Job's name is a label value of its pods."""
 
 
-def beside(uri: str, word: str) -> str:
+def sibling_uri(uri: str, word: str) -> str:
     """Return the place `<uri>-<word>`, or, where `uri` is a whole bucket, the folder `word` in it."""
     place = uri.rstrip("/")
     return f"{place}-{word}" if "/" in place.partition("://")[2] else f"{place}/{word}"
@@ -135,7 +135,7 @@ def folder_in_bucket(output_uri: str, prefix: str, namespace: str, name: str, ui
 
 def trials_uri(output_uri: str, uid: str) -> str:
     """Return the place below which the trials of one sweep publish, each in a folder; nobody else writes there."""
-    return f"{beside(output_uri, _TRIALS)}/{uid}"
+    return f"{sibling_uri(output_uri, _TRIALS)}/{uid}"
 
 
 def container_name(kind: str) -> str:

@@ -26,7 +26,7 @@ from tunery_api.cel import (
     requires,
     value_at,
 )
-from tunery_api.fields import ApiModel, overlap, same_place
+from tunery_api.fields import ApiModel, is_same_uri, uris_overlap
 from tunery_api.inputs import (
     FORMATS_OF_TASK,
     AdapterReference,
@@ -40,8 +40,8 @@ from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.lorasweep import LoRASweepSpec, ParameterSpec, RangeSpec
 from tunery_api.methods import (
     DEFAULT_TARGET_RANK,
-    READ_OF_LORA,
-    READ_OF_PREFERENCE,
+    LORA_FIELDS,
+    PREFERENCE_FIELDS,
     TARGET_WORDS,
     AdaLoraSpec,
     LoraSpec,
@@ -66,7 +66,7 @@ def _aliases(block: type[ApiModel]) -> list[str]:
 def _of_lora() -> Iterator[Rule]:
     """Yield the rule of each field of `lora` that some methods do not read."""
     for name in _aliases(LoraSpec):
-        others = [method for method, read in READ_OF_LORA.items() if name not in read]
+        others = [method for method, read in LORA_FIELDS.items() if name not in read]
         fix = "remove it, or with AdaLoRA set adalora.targetRank" if name == "rank" else "remove it"
         says = f"is not a setting of {listed(others, 'or')}"
         yield never(LoRAJobSpec, f"lora.{name}", given(f"lora.{name}"), is_("method", *others), says=says, fix=fix)
@@ -75,7 +75,7 @@ def _of_lora() -> Iterator[Rule]:
 def _of_preference() -> Iterator[Rule]:
     """Yield the rule of each field of `preference` that some tasks do not read."""
     for name in _aliases(PreferenceSpec):
-        readers = [task for task in _PREFERENCE_TASKS if name in READ_OF_PREFERENCE[task]]
+        readers = [task for task in _PREFERENCE_TASKS if name in PREFERENCE_FIELDS[task]]
         if len(readers) < len(_PREFERENCE_TASKS):
             yield allowed_when(LoRAJobSpec, f"preference.{name}", "task", *readers)
 
@@ -101,7 +101,7 @@ def _beside_model(block: type[ApiModel], model: str) -> Rule:
     """Return the rule that the folders of the output and of the model are separate, as in fields.overlap."""
     one, other = (f"({_place(uri)} + '/')" for uri in (f"self.{model}.uri", "self.output.uri"))
     text = f"({one}.startsWith({other}) || {other}.startsWith({one}))"
-    overlaps = ByHand(text, lambda raw: overlap(value_at(raw, f"{model}.uri"), value_at(raw, "output.uri")))
+    overlaps = ByHand(text, lambda raw: uris_overlap(value_at(raw, f"{model}.uri"), value_at(raw, "output.uri")))
     says = "overlaps the base model, which Tunery never changes"
     return Rule(block, "output.uri", (given(model), given("output.uri"), overlaps), says, _ELSEWHERE, on_create=True)
 
@@ -109,7 +109,7 @@ def _beside_model(block: type[ApiModel], model: str) -> Rule:
 def _beside_source(block: type[ApiModel], source: str) -> Rule:
     """Return the rule that a training run does not replace the adapter that it begins with."""
     text = f"{_place(f'self.{source}.uri')} == {_place('self.output.uri')}"
-    same = ByHand(text, lambda raw: same_place(value_at(raw, f"{source}.uri"), value_at(raw, "output.uri")))
+    same = ByHand(text, lambda raw: is_same_uri(value_at(raw, f"{source}.uri"), value_at(raw, "output.uri")))
     says = "is the adapter of continueFrom, which Tunery never changes"
     return Rule(
         block, "output.uri", (given(f"{source}.uri"), given("output.uri"), same), says, _ELSEWHERE, on_create=True
@@ -128,7 +128,7 @@ def _shared_unevenly(raw: Any) -> bool:
 
 def _replaces_input(raw: Any) -> bool:
     output = value_at(raw, "output.uri")
-    return any("uri" in each and same_place(each["uri"], output) for each in raw["adapters"])
+    return any("uri" in each and is_same_uri(each["uri"], output) for each in raw["adapters"])
 
 
 def _weighted_in_part(raw: Any) -> bool:

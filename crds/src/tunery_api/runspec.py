@@ -14,14 +14,14 @@ from tunery_api.fields import OpenModel, Text
 from tunery_api.findings import MAX_CHECKS, MAX_FINDINGS, CheckStatus, FindingStatus
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.measured import (
-    EVALUATIONS_KEPT,
+    MAX_EVALUATIONS,
     DatasetStatus,
     DiskStatus,
     EstimateStatus,
     EvaluationStatus,
     MemoryStatus,
     MetricsStatus,
-    finite,
+    parse_finite,
 )
 from tunery_api.names import WORK_DIR
 from tunery_api.redact import redact
@@ -34,7 +34,7 @@ from tunery_api.status import (
     Timestamp,
     VerificationStatus,
 )
-from tunery_api.sweepstatus import TRIALS_KEPT, ParameterImportance, TrialStatus
+from tunery_api.sweepstatus import MAX_TRIAL_ROWS, ParameterImportance, TrialStatus
 
 DOWNLOADING: Final = "downloading"
 """What a pod says that it does while base model, adapter and data come to its disk; see TrainerStatus.doing."""
@@ -138,7 +138,7 @@ class SearchedParameter(OpenModel):
 class LoRASweepRun(OpenModel):
     """What is known of a sweep at its end. No trial is under way any more."""
 
-    trials: list[TrialStatus] = Field(min_length=1, max_length=TRIALS_KEPT)
+    trials: list[TrialStatus] = Field(min_length=1, max_length=MAX_TRIAL_ROWS)
     best: int
     """The number of the trial whose adapter is the result."""
     trials_uri: str
@@ -243,7 +243,7 @@ class RunResult(OpenModel):
     steps: int | None = None
     """Optimizer steps that were taken."""
     metrics: MetricsStatus | None = None
-    evaluations: list[EvaluationStatus] | None = Field(None, max_length=EVALUATIONS_KEPT)
+    evaluations: list[EvaluationStatus] | None = Field(None, max_length=MAX_EVALUATIONS)
     dataset: DatasetStatus | None = None
     memory: MemoryStatus | None = None
     resolved: ResolvedStatus | None = None
@@ -263,13 +263,13 @@ class RunResult(OpenModel):
 
 
 def _check_finite(text: str) -> str:
-    if finite(text) is None:
+    if parse_finite(text) is None:
         raise ValueError("must be a finite number")
     return text
 
 
 def _finite_only(evaluations: list[EvaluationStatus]) -> list[EvaluationStatus]:
-    return [each for each in evaluations if finite(each.loss) is not None]
+    return [each for each in evaluations if parse_finite(each.loss) is not None]
 
 
 def _redacted(limit: int) -> AfterValidator:
@@ -319,7 +319,7 @@ class TrainerStatus(OpenModel):
     """All that hold now; None: nothing is said of them."""
     checks: list[CheckStatus] | None = Field(None, max_length=MAX_CHECKS)
     evaluations: Annotated[list[EvaluationStatus], AfterValidator(_finite_only)] | None = Field(
-        None, max_length=EVALUATIONS_KEPT
+        None, max_length=MAX_EVALUATIONS
     )
     """All of them each time, so that a report that is lost does no harm."""
 

@@ -8,8 +8,8 @@ from typing import Annotated, Final
 from pydantic import Field
 
 from tunery_api.failures import FailureStatus
-from tunery_api.fields import UNOBSERVED, OpenModel, Text
-from tunery_api.status import CONDITIONS_KEPT, Condition, Reason, Timestamp, words
+from tunery_api.fields import UNOBSERVED, OpenModel, Text, enum_values
+from tunery_api.status import MAX_CONDITIONS, Condition, Reason, Timestamp
 
 ADAPTERS_SHOWN: Final = 256
 REPLICAS_SHOWN: Final = 64
@@ -61,7 +61,7 @@ class NotServedOn(OpenModel):
     """A replica that does not serve an adapter."""
 
     pod: Name = Field(description="Its pod.")
-    state: Annotated[str, Field(max_length=16)] = Field(description=f"{words(AdapterState)}.")
+    state: Annotated[str, Field(max_length=16)] = Field(description=f"{enum_values(AdapterState)}.")
     reason: Reason | None = Field(None, description="Why.")
     message: Text | None = Field(None, description="Why, in a sentence.")
 
@@ -78,7 +78,7 @@ class ServedAdapterStatus(OpenModel):
     wanted_sha256: Digest | None = Field(None, description="The digest that is to be served, while it is another.")
     rank: int | None = Field(None, ge=0, description="Its rank.")
     size_bytes: int | None = Field(None, ge=0, description="Size of its files.")
-    state: Annotated[str, Field(max_length=16)] = Field(description=f"{words(AdapterState)}.")
+    state: Annotated[str, Field(max_length=16)] = Field(description=f"{enum_values(AdapterState)}.")
     replicas: Annotated[str, Field(max_length=16)] | None = Field(
         None, description="Ready replicas that serve it, of all that are ready."
     )
@@ -129,12 +129,12 @@ class AdapterServerStatus(OpenModel):
         None, ge=UNOBSERVED, description="Generation of the spec that this speaks of; -1: nobody has seen it yet."
     )
     phase: Annotated[str, Field(max_length=64)] | None = Field(
-        None, description=f"One word, derived from the conditions: {words(ServerPhase)}."
+        None, description=f"One word, derived from the conditions: {enum_values(ServerPhase)}."
     )
     conditions: list[Condition] | None = Field(
         None,
-        max_length=CONDITIONS_KEPT,
-        description=f"The conditions, by type: {words(ServerCondition)}.",
+        max_length=MAX_CONDITIONS,
+        description=f"The conditions, by type: {enum_values(ServerCondition)}.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     )
     url: Text | None = Field(None, description="Base URL of the API, within the cluster.")

@@ -262,7 +262,7 @@ def base_problem(served_name: str | None, base: str) -> Unservable | None:
     )
 
 
-def too_many(max_loaded: int) -> Unservable:
+def too_many_kept_loaded(max_loaded: int) -> Unservable:
     """Return why an adapter cannot stay loaded that would be one more than the engine holds."""
     return Unservable(
         FailureReason.TOO_MANY_ADAPTERS,
@@ -271,7 +271,7 @@ def too_many(max_loaded: int) -> Unservable:
     )
 
 
-def none_left(max_loaded: int) -> Unservable:
+def no_slot_left(max_loaded: int) -> Unservable:
     """Return why an adapter could never be loaded: others that stay loaded take all the room that there is."""
     return Unservable(
         FailureReason.TOO_MANY_ADAPTERS,

@@ -10,10 +10,10 @@ from typing import Annotated, Final
 from pydantic import AfterValidator, Field
 
 from tunery_api.failures import FailureStatus
-from tunery_api.fields import UNOBSERVED, OpenModel, Text
+from tunery_api.fields import UNOBSERVED, OpenModel, Text, enum_values
 from tunery_api.findings import MAX_CHECKS, MAX_FINDINGS, CheckStatus, FindingStatus
 from tunery_api.measured import (
-    EVALUATIONS_KEPT,
+    MAX_EVALUATIONS,
     DatasetStatus,
     DiskStatus,
     EstimateStatus,
@@ -37,11 +37,6 @@ _RFC3339: Final = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}(\.\d{1,9})?(Z
 Timestamp = Annotated[str, Field(max_length=64, json_schema_extra={"format": "date-time"}), AfterValidator(_rfc3339)]
 Reason = Annotated[str, Field(min_length=1, max_length=128)]
 """A word in CamelCase. Open, as the API conventions want it: a later version may know more."""
-
-
-def words(known: type[StrEnum]) -> str:
-    """Return what an open string may be, for its description; the schema itself stays open."""
-    return ", ".join(member.value for member in known)
 
 
 class Phase(StrEnum):
@@ -105,7 +100,7 @@ class ConditionStatus(StrEnum):
     UNKNOWN = "Unknown"
 
 
-CONDITIONS_KEPT: Final = 32
+MAX_CONDITIONS: Final = 32
 """What a status has room for; each type stands there once."""
 
 
@@ -218,9 +213,9 @@ class CheckpointStatus(OpenModel):
     step: int = Field(ge=0, description="The optimizer step it was taken at.")
 
 
-ATTEMPTS_KEPT: Final = 20
+MAX_ATTEMPTS: Final = 20
 """Attempts of which the status tells one by one; its totals count all."""
-GENERATIONS_KEPT: Final = 3
+MAX_GENERATIONS: Final = 3
 """The same of pods that train together: so many times all of them, where these are more."""
 
 
@@ -279,15 +274,15 @@ class CommonStatus(OpenModel):
         description="The annotation tunery.dev/retry that was seen last; another value reopens a failed object.",
     )
     phase: Annotated[str, Field(max_length=64)] | None = Field(
-        None, description=f"One word, derived from the conditions: {words(Phase)}."
+        None, description=f"One word, derived from the conditions: {enum_values(Phase)}."
     )
     reason: Reason | None = Field(
         None, description="Why it failed, was stopped or waits, in a word; unset where the phase says all."
     )
     conditions: list[Condition] | None = Field(
         None,
-        max_length=CONDITIONS_KEPT,
-        description=f"The conditions, by type: {words(ConditionType)}.",
+        max_length=MAX_CONDITIONS,
+        description=f"The conditions, by type: {enum_values(ConditionType)}.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     )
     start_time: Timestamp | None = Field(None, description="When the first pod that does the work started.")
@@ -303,9 +298,9 @@ class CommonStatus(OpenModel):
     )
     attempt_history: list[AttemptStatus] | None = Field(
         None,
-        max_length=64 * GENERATIONS_KEPT,
-        description=f"The pods of the newest attempts, oldest first: {ATTEMPTS_KEPT}, or of several nodes "
-        f"{GENERATIONS_KEPT} times all of them where these are more.",
+        max_length=64 * MAX_GENERATIONS,
+        description=f"The pods of the newest attempts, oldest first: {MAX_ATTEMPTS}, or of several nodes "
+        f"{MAX_GENERATIONS} times all of them where these are more.",
     )
     input_references: list[InputReference] | None = Field(
         None, max_length=32, description="The LoRAJobs that it uses, as they were when all of them were ready."
@@ -329,8 +324,8 @@ class LoRAJobStatus(CommonStatus):
     metrics: MetricsStatus | None = Field(None, description="The newest metrics.")
     evaluations: list[EvaluationStatus] | None = Field(
         None,
-        max_length=EVALUATIONS_KEPT,
-        description=f"Those while training and at its end, oldest first; of many the newest {EVALUATIONS_KEPT}.",
+        max_length=MAX_EVALUATIONS,
+        description=f"Those while training and at its end, oldest first; of many the newest {MAX_EVALUATIONS}.",
     )
     dataset: DatasetStatus | None = Field(None, description="What preflight found in the data set.")
     memory: MemoryStatus | None = Field(None, description="What preflight estimated, and what was used.")

@@ -9,11 +9,11 @@ from pydantic import Field
 
 from tunery_api.fields import OpenModel, Text
 from tunery_api.lorasweep import LARGEST_SPACE, MAX_TRIALS
-from tunery_api.measured import EVALUATIONS_KEPT, EvaluationStatus, Number
+from tunery_api.measured import MAX_EVALUATIONS, EvaluationStatus, Number
 from tunery_api.remedies import MAX_FACTS, MAX_REMEDIES, Remedy
 from tunery_api.status import AdapterStatus, CommonStatus
 
-TRIALS_KEPT: Final = 2 * MAX_TRIALS + 1
+MAX_TRIAL_ROWS: Final = 2 * MAX_TRIALS + 1
 """Rows of a status: as many again may not fit into memory, which do not count, and one may be the final one."""
 
 TrialName = Annotated[str, Field(max_length=253)]
@@ -90,7 +90,7 @@ class TrialStatus(OpenModel):
     trainable_parameters: int | None = Field(None, ge=0, description="Parameters that it trains.")
     steps: int | None = Field(None, ge=0, description="Optimizer steps that it was to take.")
     evaluations: list[EvaluationStatus] | None = Field(
-        None, max_length=EVALUATIONS_KEPT, description="Its evaluations, once it is final."
+        None, max_length=MAX_EVALUATIONS, description="Its evaluations, once it is final."
     )
     gpu_seconds: int | None = Field(None, ge=0, description="Seconds that its pods ran, times their GPUs.")
     run_seconds: int | None = Field(None, ge=0, description="Seconds that its pods ran.")
@@ -175,7 +175,7 @@ class LoRASweepStatus(CommonStatus):
         None, description="Trials that count and have ended, of those in all."
     )
     best: BestTrial | None = Field(None, description="The best trial so far.")
-    trials: list[TrialStatus] | None = Field(None, max_length=TRIALS_KEPT, description="Every trial, by number.")
+    trials: list[TrialStatus] | None = Field(None, max_length=MAX_TRIAL_ROWS, description="Every trial, by number.")
     importance: list[ParameterImportance] | None = Field(
         None,
         max_length=LARGEST_SPACE,

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from tunery_api.adaptermerge import AdapterMergeSpec
 from tunery_api.adapterserver import AdapterServerSpec
 from tunery_api.batchinference import BatchInferenceSpec
-from tunery_api.errors import FieldError, InvalidSpec, as_stored, field_error, object_errors, shown
+from tunery_api.errors import FieldError, InvalidSpec, drop_nulls, field_error, format_value, object_errors
 from tunery_api.fields import ApiModel, bucket_problem, iter_fields
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.names import API_VERSION
@@ -59,19 +59,19 @@ def parse_spec(obj: Any, model: type[Spec], checks: Iterable[Check[Spec]], local
     if "spec" not in obj:
         raise InvalidSpec([FieldError("spec", "is missing")])
     _check_version(obj)
-    # In a cluster the API server has looked at it.
+    # In a cluster, the API server has checked the rest of the object.
     outside = (
         list(object_errors(obj, [info.alias or name for name, info in model.model_fields.items()])) if local else []
     )
-    stored, misfits = as_stored(model, obj["spec"])
+    stored, type_errors = drop_nulls(model, obj["spec"])
     try:
         spec = model.model_validate(stored)
     except ValidationError as error:
-        refused = [field_error(detail, model, local) for detail in error.errors()]
-        told = {each.path for each in refused}
-        raise InvalidSpec([*outside, *refused, *(each for each in misfits if each.path not in told)]) from error
-    if outside or misfits:
-        raise InvalidSpec([*outside, *misfits])
+        rejected = [field_error(detail, model, local) for detail in error.errors()]
+        paths = {each.path for each in rejected}
+        raise InvalidSpec([*outside, *rejected, *(each for each in type_errors if each.path not in paths)]) from error
+    if outside or type_errors:
+        raise InvalidSpec([*outside, *type_errors])
     problems = [*RULES.errors(model, spec.to_json_dict()), *_buckets(spec), *_duplicates(spec)]
     problems += itertools.chain.from_iterable(check(spec) for check in checks)
     if not local:
@@ -84,11 +84,11 @@ def parse_spec(obj: Any, model: type[Spec], checks: Iterable[Check[Spec]], local
 def _check_version(obj: Mapping[str, Any]) -> None:
     version = obj.get("apiVersion")
     if version is not None and version != API_VERSION:
-        raise InvalidSpec([FieldError("apiVersion", f"must be {API_VERSION}, is {shown(version)}")])
+        raise InvalidSpec([FieldError("apiVersion", f"must be {API_VERSION}, is {format_value(version)}")])
 
 
 def _file_uris(spec: BaseModel) -> Iterator[FieldError]:
-    """Yield an error for each file:// URI: in a cluster nobody else sees that file."""
+    """Yield an error for each file:// URI: a pod of a cluster does not see that file."""
     for field in iter_fields(spec, "spec"):
         if field.name == "uri" and isinstance(field.value, str) and field.value.startswith("file://"):
             yield FieldError(field.path, "file:// works without a cluster only; use s3:// or pvc:// here")

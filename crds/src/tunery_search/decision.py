@@ -12,7 +12,7 @@ from tunery_api.lorasweep import MAX_TRIALS, LoRASweepSpec
 from tunery_api.reasons import FailureReason
 from tunery_api.redact import shorten
 from tunery_api.remedies import Remedy, edit, recreate, remedies_for
-from tunery_api.sweepstatus import TRIALS_KEPT, EndReason, TrialFailure, TrialState, TrialStatus
+from tunery_api.sweepstatus import MAX_TRIAL_ROWS, EndReason, TrialFailure, TrialState, TrialStatus
 from tunery_search.failures import Fault, fault_of, of_sweep
 from tunery_search.pruning import pruned
 from tunery_search.summary import best, mean_gpu_seconds, since_improvement
@@ -187,7 +187,7 @@ def _new(spec: LoRASweepSpec, trials: Sequence[Trial], moment: Moment) -> tuple[
 
 def _room(spec: LoRASweepSpec, trials: Sequence[Trial], moment: Moment) -> int:
     """Return how many more trials there may be, of maxTrials and of the rows of a status; one is for the final one."""
-    return min(spec.max_trials - _counted(trials, moment), TRIALS_KEPT - 1 - len(trials))
+    return min(spec.max_trials - _counted(trials, moment), MAX_TRIAL_ROWS - 1 - len(trials))
 
 
 def _counted(trials: Sequence[Trial], moment: Moment) -> int:

@@ -8,7 +8,7 @@ from enum import Enum, auto
 from types import UnionType
 from typing import Any, Final, Union, get_args, get_origin, get_type_hints
 
-from tunery_api.errors import near
+from tunery_api.errors import did_you_mean
 from tunery_api.fields import ApiModel, decimal_text
 from tunery_api.lorasweep import TrialTemplate
 from tunery_search.dimensions import DECIMALS, plain
@@ -142,8 +142,8 @@ def _meant(path: str) -> str:
         if len(found) == 1:
             return f"; did you mean {found[0]}?"
     if not inside:
-        return near(path, TYPES)
-    close = near(word, inside.values())
+        return did_you_mean(path, TYPES)
+    close = did_you_mean(word, inside.values())
     return close.replace("mean ", f"mean {block}.") or f"; those of {block} are {', '.join(inside.values())}"
 
 

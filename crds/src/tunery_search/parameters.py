@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
-from tunery_api.errors import FieldError, field_error, near
+from tunery_api.errors import FieldError, did_you_mean, field_error
 from tunery_api.fields import decimal_text
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.lorasweep import (
@@ -243,7 +243,7 @@ def _condition(at: str, when: WhenSpec, earlier: Mapping[str, Dimension]) -> Err
     """Yield what is wrong with a condition: it is on an earlier parameter with choices, and on some of these."""
     on = earlier.get(when.path)
     if on is None:
-        hint = near(when.path, earlier) or "; list it before this one"
+        hint = did_you_mean(when.path, earlier) or "; list it before this one"
         yield FieldError(f"{at}.path", f"{when.path} is no earlier parameter{hint}")
     elif not isinstance(on, Categorical):
         yield FieldError(f"{at}.path", f"{when.path} has a range; a condition is on a parameter with choices")

@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from typing import Final
 
 from tunery_api.lorasweep import PrunerSpec, PrunerType
-from tunery_api.measured import EVALUATIONS_KEPT, share_text
+from tunery_api.measured import MAX_EVALUATIONS, share_text
 from tunery_api.methods import Preset
 from tunery_search.trials import FINAL_ORIGIN, Course, Trial
 
 NEVER_COMPARED: Final = frozenset({FINAL_ORIGIN, *(preset.value for preset in Preset)})
 """Origins of trials that run to their ends, so that the comparison with the guide's configurations is whole."""
-MOST_EVALUATIONS: Final = EVALUATIONS_KEPT
+MOST_EVALUATIONS: Final = MAX_EVALUATIONS
 """Of a trial that is compared: of more the first are no longer told."""
 _EPSILON: Final = 1e-9
 _ANOTHER: Final = 1.5

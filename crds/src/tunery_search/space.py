@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from tunery_api.errors import FieldError, near
+from tunery_api.errors import FieldError, did_you_mean
 from tunery_api.fields import decimal_text
 from tunery_api.lorasweep import LoRASweepSpec, ParameterSpec, RangeSpec, TrialTemplate, WhenSpec
 from tunery_api.methods import (
@@ -17,8 +17,8 @@ from tunery_api.methods import (
     RANK_GUIDELINES,
     Method,
     PresetValues,
-    method_rate,
-    usual_span,
+    method_learning_rate,
+    usual_learning_rates,
 )
 from tunery_search.dimensions import (
     Categorical,
@@ -56,7 +56,7 @@ def value_in(dimension: Dimension, text: str) -> str:
 def _unfit(dimension: Dimension, value: str, text: str) -> str:
     """Return what a value must be that is none of a parameter's."""
     if isinstance(dimension, Categorical):
-        return f"must be {listed(dimension.choices)}, is {text!r}{near(value, dimension.choices)}"
+        return f"must be {listed(dimension.choices)}, is {text!r}{did_you_mean(value, dimension.choices)}"
     low, high = ends(dimension)
     if dimension.step and dimension.low <= float(value) <= dimension.high:
         return f"must be {low} and a multiple of {plain(dimension.step)} on top, is {text!r}"
@@ -78,7 +78,7 @@ def misfits(dimensions: Iterable[Dimension], values: Mapping[str, str]) -> Itera
     placed: dict[str, str] = {}
     for path, text in values.items():
         if path not in known:
-            yield FieldError(path, f"is no parameter of this sweep{near(path, known) or '; leave it out'}")
+            yield FieldError(path, f"is no parameter of this sweep{did_you_mean(path, known) or '; leave it out'}")
             continue
         try:
             placed[path] = value_in(known[path], text)
@@ -174,7 +174,9 @@ def _rate(template: TrialTemplate, methods: Sequence[str], when: Condition | Non
         low, high = LORA_LEARNING_RATES
     elif len(methods) == 1:
         prefix = template.prefix_tuning
-        low, high = usual_span(method_rate(Method(methods[0]), prefix is not None and prefix.projection))
+        low, high = usual_learning_rates(
+            method_learning_rate(Method(methods[0]), prefix is not None and prefix.projection)
+        )
     else:
         return
     yield Numeric("training.learningRate", float(plain(low)), float(plain(high)), log=True, when=when)

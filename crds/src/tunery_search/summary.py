@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from tunery_api.lorasweep import MAX_PARAMETERS, LoRASweepSpec, SamplerType
-from tunery_api.measured import change_text, finite
+from tunery_api.measured import change_text, parse_finite
 from tunery_api.runspec import SearchedParameter
 from tunery_api.sweepstatus import BestTrial, Improvement, ParameterImportance, TrialCounts, TrialState, TrialStatus
 from tunery_search.dimensions import Categorical, Condition, Dimension, Numeric, grid_size, plain
@@ -51,7 +51,7 @@ def _has_adapter(trial: Trial) -> bool:
 
 def loss_of(row: TrialStatus) -> float:
     """Return the loss of a row that has one."""
-    loss = finite(row.value)
+    loss = parse_finite(row.value)
     return math.nan if loss is None else loss
 
 
@@ -69,7 +69,7 @@ def ranked(rows: Iterable[TrialStatus], chosen: int) -> list[TrialStatus]:
 
     Of equal ones that which trains fewer parameters comes first, then the earlier one.
     """
-    complete = [row for row in rows if row.state == _S.COMPLETE and finite(row.value) is not None]
+    complete = [row for row in rows if row.state == _S.COMPLETE and parse_finite(row.value) is not None]
     return sorted(complete, key=lambda row: (row.number != chosen, loss_of(row), *_size(row)))
 
 
@@ -92,7 +92,7 @@ def _removed(row: TrialStatus) -> TrialStatus:
 
 def best_trial(row: TrialStatus) -> BestTrial:
     """Return the best trial as a status shows it."""
-    base = finite(row.base_value)
+    base = parse_finite(row.base_value)
     change = change_text((loss_of(row) - base) / abs(base)) if base else ""
     return BestTrial(
         trial=row.number,

@@ -11,7 +11,7 @@ from tunery_api.errors import InvalidSpec
 from tunery_api.failures import Failure
 from tunery_api.findings import Severity
 from tunery_api.lenient import without_invalid
-from tunery_api.measured import EvaluationStatus, finite
+from tunery_api.measured import EvaluationStatus, parse_finite
 from tunery_api.names import ORIGIN_ANNOTATION, TRIAL_LABEL
 from tunery_api.reasons import FailureReason
 from tunery_api.redact import shorten
@@ -291,7 +291,7 @@ def _value(status: Mapping[str, Any]) -> str | None:
 
 
 def _number_text(text: object) -> str | None:
-    return None if finite(text) is None else str(text)
+    return None if parse_finite(text) is None else str(text)
 
 
 def _is_through(status: Mapping[str, Any], steps: int | None) -> bool:

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from tunery_api.lorajob import OnStop, PreflightPolicy
 from tunery_api.lorasweep import PrunerSpec, PrunerType, SweepPreflight
-from tunery_api.measured import EVALUATIONS_KEPT
+from tunery_api.measured import MAX_EVALUATIONS
 from tunery_api.methods import LoraSpec
 from tunery_api.sweepstatus import TrialInputs, TrialState
 from tunery_api.training import DiagnosisAction, TrainingSpec
@@ -89,7 +89,7 @@ def _with(block: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
 
 def _times(pruner: PrunerSpec) -> int:
     """Return how often trials are measured so that each is before the first rung, as far as a status tells of it."""
-    return min(EVALUATIONS_KEPT, math.ceil(1 / min(pruner.rungs)))
+    return min(MAX_EVALUATIONS, math.ceil(1 / min(pruner.rungs)))
 
 
 def was_checked(trial: Trial) -> bool:

@@ -9,7 +9,7 @@ from typing import Final
 
 from tunery_api.failures import Failure
 from tunery_api.jobs import ResourcesSpec
-from tunery_api.measured import EvaluationStatus, finite
+from tunery_api.measured import EvaluationStatus, parse_finite
 from tunery_api.reasons import FailureReason
 from tunery_api.redact import shorten
 from tunery_api.sweepstatus import FINAL_TRIAL_STATES, TrialState, TrialStatus
@@ -70,7 +70,7 @@ class Trial:
     @property
     def loss(self) -> float | None:
         """Return the held-out loss of its row; None where that tells no finite number."""
-        return finite(self.row.value)
+        return parse_finite(self.row.value)
 
     @property
     def is_final(self) -> bool:
@@ -127,5 +127,5 @@ def course_of(evaluations: Iterable[EvaluationStatus], steps: int | None) -> Cou
     """Return losses, each with the share of the steps after which it was measured."""
     if not steps:
         return ()
-    told = ((each.step, finite(each.loss)) for each in evaluations)
+    told = ((each.step, parse_finite(each.loss)) for each in evaluations)
     return tuple((min(1.0, step / steps), loss) for step, loss in told if loss is not None)

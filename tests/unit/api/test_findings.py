@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tunery_api.findings import FINDINGS, FindingType, Severity, worst
+from tunery_api.findings import FINDINGS, FindingType, Severity, most_severe
 from tunery_api.reasons import FailureReason
 
 
@@ -44,4 +44,4 @@ def test_no_finding_is_called_as_a_failure_is() -> None:
     ],
 )
 def test_the_worst_of_severities_is_told_and_unknown_words_are_no_alarm(told: list[str], grave: str | None) -> None:
-    assert worst(told) == grave
+    assert most_severe(told) == grave

@@ -6,7 +6,7 @@ import pytest
 
 from tunery_api.lorasweep import MAX_TRIALS
 from tunery_api.measured import EvaluationStatus
-from tunery_api.names import beside, folder_in_bucket, trials_uri
+from tunery_api.names import folder_in_bucket, sibling_uri, trials_uri
 from tunery_api.runspec import LoRASweepRun, RunIdentity, RunSpec
 from tunery_api.sweepstatus import TrialAdapter, TrialStatus
 from tunery_search.dimensions import Categorical, Condition, Numeric
@@ -81,4 +81,4 @@ def test_trials_lie_beside_the_output_below_the_uid_of_their_sweep(output: str, 
 def test_a_folder_of_an_object_lies_at_the_top_of_the_bucket() -> None:
     place = folder_in_bucket("s3://adapters/team/support", "tunery-checkpoints", "team", "support-001", "u-2")
     assert place == "s3://adapters/tunery-checkpoints/team/support-001-u-2"
-    assert beside("s3://adapters/out/", "rejected") == "s3://adapters/out-rejected"
+    assert sibling_uri("s3://adapters/out/", "rejected") == "s3://adapters/out-rejected"

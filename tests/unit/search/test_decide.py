@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tunery_api.reasons import FailureReason
-from tunery_api.sweepstatus import TRIALS_KEPT, EndReason, TrialState
+from tunery_api.sweepstatus import MAX_TRIAL_ROWS, EndReason, TrialState
 from tunery_search.decision import Decision, Moment, decide, most_failed
 from tunery_search.failures import FAULTS, Fault
 from tunery_search.trial_rows import trial_of
@@ -171,10 +171,10 @@ def test_what_was_forgiven_is_not_why_a_sweep_fails_later() -> None:
 
 def test_there_are_never_more_trials_than_a_status_has_rows() -> None:
     spec = sweep(maxTrials=128, parallelTrials=32)
-    away = [by_chance(number) for number in range(TRIALS_KEPT - 4)]
-    assert len(decide(spec, [*away, done(TRIALS_KEPT - 4)], forgiving(TRIALS_KEPT)).create) == 2
-    full = [*away, *(done(TRIALS_KEPT - number) for number in (4, 3, 2))]
-    assert decide(spec, full, forgiving(TRIALS_KEPT)).end_reason is EndReason.MAX_TRIALS
+    away = [by_chance(number) for number in range(MAX_TRIAL_ROWS - 4)]
+    assert len(decide(spec, [*away, done(MAX_TRIAL_ROWS - 4)], forgiving(MAX_TRIAL_ROWS)).create) == 2
+    full = [*away, *(done(MAX_TRIAL_ROWS - number) for number in (4, 3, 2))]
+    assert decide(spec, full, forgiving(MAX_TRIAL_ROWS)).end_reason is EndReason.MAX_TRIALS
 
 
 EVERY = [reason for reason, fault in FAULTS.items() if fault is Fault.EVERY]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
-from tunery_api.errors import near
+from tunery_api.errors import did_you_mean
 from tunery_api.fields import parse_quantity
 from tunery_api.names import RUN_DIR, RUN_FILE
 from tunery_api.reasons import FailureReason
@@ -129,7 +129,9 @@ class _Parser(argparse.ArgumentParser):
         found, unknown = super().parse_known_args(args, namespace)
         options = [word.partition("=")[0] for word in unknown if word.startswith("-")]
         if options:
-            self.error(f"{options[0]} is no option of {self.prog}{near(options[0], self._option_string_actions)}")
+            self.error(
+                f"{options[0]} is no option of {self.prog}{did_you_mean(options[0], self._option_string_actions)}"
+            )
         if unknown:
             self.error(f"{unknown[0]} is one argument too many")
         return found, unknown
@@ -140,7 +142,7 @@ class _Parser(argparse.ArgumentParser):
         remedies = [retry(f"Follow the {' '.join(self.format_usage().split())}")]
         if choice is not None:
             known = [word for word in re.findall(r"[\w-]+", choice["known"]) if word != FOLLOW]
-            close = near(choice["word"], known)
+            close = did_you_mean(choice["word"], known)
             message = f"there is no command {choice['word']}{close}"
             remedies = [retry(f"Use one of {', '.join(known)}; {self.prog} --help describes each")]
             remedies += [] if close else [OTHER_IMAGE]

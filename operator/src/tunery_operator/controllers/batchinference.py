@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Final
 
 from tunery_api.batchinference import BatchInferenceSpec
-from tunery_api.errors import near
+from tunery_api.errors import did_you_mean
 from tunery_api.runspec import Task
 from tunery_api.serverstatus import ServerCondition, ServerPhase
 from tunery_api.status import ConditionStatus
@@ -45,7 +45,7 @@ def _server(context: ReconcileContext, obj: ManagedObject, key: Key) -> ReadySer
     """Return whether the server's status says that it answers requests. Raises StaleObject, ApiFailure."""
     body = peek_object(context.client, context.cache, key)
     if body is None:
-        meant = near(key.name, [view.name for view in context.cache.objects[key.kind].items(key.namespace)])
+        meant = did_you_mean(key.name, [view.name for view in context.cache.objects[key.kind].items(key.namespace)])
         return UnfinishedInput(key.name, f"does not exist yet{meant}", exists=False, kind=key.kind)
     status = body.get("status") or {}
     if condition_of(status, ServerCondition.AVAILABLE).get("status") == ConditionStatus.TRUE.value:

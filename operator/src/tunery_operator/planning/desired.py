@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
 from tunery_api.adapterserver import AdapterServerSpec, AdapterSource
-from tunery_api.errors import near
+from tunery_api.errors import did_you_mean
 from tunery_api.fields import OpenModel
 from tunery_api.kinds import Kind
 from tunery_api.methods import QUANTIZED
@@ -22,9 +22,9 @@ from tunery_api.serving import (
     Unservable,
     base_problem,
     method_problem,
-    none_left,
+    no_slot_left,
     rank_problem,
-    too_many,
+    too_many_kept_loaded,
 )
 from tunery_api.status import FINAL_PHASES, Phase
 from tunery_operator.observed.published_result import PublishedResult, removal_remedy, removal_text
@@ -245,7 +245,7 @@ class _Resolver:
 
     def _suggestion(self, source: str) -> str:
         kind, _, name = source.partition("/")
-        return near(name, sorted(result.name for result in self.results.values() if result.kind.value == kind))
+        return did_you_mean(name, sorted(result.name for result in self.results.values() if result.kind.value == kind))
 
     def _previous(self, name: str, source: str) -> DesiredAdapter | None:
         old = self.before.get(name)
@@ -365,8 +365,8 @@ def _within_limits(resolver: _Resolver, room: int) -> tuple[list[DesiredAdapter]
 def _no_slot(item: DesiredAdapter, retained: int, largest: int) -> Unservable | None:
     """Return why the engine has no slot for an adapter; `retained` adapters, with this one, stay loaded."""
     if item.keep_loaded:
-        return too_many(largest) if retained > largest else None
-    return none_left(largest) if retained >= largest else None
+        return too_many_kept_loaded(largest) if retained > largest else None
+    return no_slot_left(largest) if retained >= largest else None
 
 
 def _by_priority(resolver: _Resolver) -> Iterable[DesiredAdapter]:

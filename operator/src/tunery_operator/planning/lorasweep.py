@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 from tunery_api.fields import parse_quantity
 from tunery_api.lorajob import PreflightPolicy
 from tunery_api.lorasweep import LoRASweepSpec, PrunerType
-from tunery_api.measured import finite
+from tunery_api.measured import parse_finite
 from tunery_api.names import child_name, trials_uri
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import DiskLimit, LoRASweepRun, Task
@@ -158,7 +158,7 @@ def limit_rows(rows: Sequence[TrialStatus], most: int = MOST_BYTES) -> list[Tria
 
 
 def _loss(row: TrialStatus) -> float:
-    loss = finite(row.value)
+    loss = parse_finite(row.value)
     return math.inf if loss is None else loss
 
 

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Final, NamedTuple
 
 from tunery_api.adapterserver import AdapterSelector, AdapterServerSpec, LabelOperator, LabelRequirement
-from tunery_api.errors import near
+from tunery_api.errors import did_you_mean
 from tunery_api.reasons import FailureReason
 from tunery_api.remedies import Remedy
 from tunery_api.serving import NO_KEYS, ClientRules, Desired
@@ -133,7 +133,7 @@ def unknown_models(spec: AdapterServerSpec, known: Collection[str]) -> Iterator[
     for client in spec.access.clients or ():
         for model in client.models:
             if model not in names:
-                yield UnknownModel(client.name, model, near(model, sorted(names)) if suggest else "", may_come)
+                yield UnknownModel(client.name, model, did_you_mean(model, sorted(names)) if suggest else "", may_come)
                 suggest = False
 
 

@@ -14,7 +14,7 @@ from typing import Any, Final
 from tunery_api.names import child_name
 from tunery_api.reasons import ExitCode, FailureReason
 from tunery_api.runspec import Task
-from tunery_api.status import ATTEMPTS_KEPT, GENERATIONS_KEPT, ConditionType
+from tunery_api.status import MAX_ATTEMPTS, MAX_GENERATIONS, ConditionType
 from tunery_operator.observed.attempt import (
     EVICTED,
     NOT_NEEDED,
@@ -82,7 +82,7 @@ def record_attempts(builder: StatusBuilder) -> bool:
 
 def _newest_entries(history: Sequence[Entry]) -> list[Entry]:
     """Return the entries that fit into the status: only complete attempts of several pods, and all that run."""
-    room = max(ATTEMPTS_KEPT, GENERATIONS_KEPT * (1 + max(int(entry.get(_INDEX) or 0) for entry in history)))
+    room = max(MAX_ATTEMPTS, MAX_GENERATIONS * (1 + max(int(entry.get(_INDEX) or 0) for entry in history)))
     cut = {entry.get(_ATTEMPT) for entry in history[:-room]} - {None}
     return [entry for entry in history[-room:] if entry.get(_ATTEMPT) not in cut or _ENDED not in entry]
 

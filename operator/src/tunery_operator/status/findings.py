@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from tunery_api.findings import NOT_TOLD, TOLD_BY_TRAINING, TRAINING_TELLS, CheckStatus, FindingStatus, worst
+from tunery_api.findings import (
+    CHECK_NOT_REACHED,
+    CHECK_PENDING,
+    TRAINING_CHECKS,
+    CheckStatus,
+    FindingStatus,
+    most_severe,
+)
 from tunery_api.redact import redact
 from tunery_api.status import ConditionType
 from tunery_operator.status.builder import StatusBuilder
@@ -43,9 +50,9 @@ def explain_rejection(builder: StatusBuilder) -> None:
 
 def planned(checks: Sequence[CheckStatus]) -> list[CheckStatus]:
     """Return the checks of preflight with the messages that its termination message omits."""
-    waits = {_MESSAGE: TRAINING_TELLS}
+    waits = {_MESSAGE: CHECK_PENDING}
     return [
-        each.model_copy(update=waits) if each.name in TOLD_BY_TRAINING and not each.message else each for each in checks
+        each.model_copy(update=waits) if each.name in TRAINING_CHECKS and not each.message else each for each in checks
     ]
 
 
@@ -53,11 +60,13 @@ def close_checks(builder: StatusBuilder) -> None:
     """Replace the message of each check that awaits training, as no training follows."""
     checks = builder.fields.get("checks")
     if checks:
-        builder.put(checks=[{**each, _MESSAGE: NOT_TOLD} if _awaits_training(each) else each for each in checks])
+        builder.put(
+            checks=[{**each, _MESSAGE: CHECK_NOT_REACHED} if _awaits_training(each) else each for each in checks]
+        )
 
 
 def _awaits_training(check: Mapping[str, Any]) -> bool:
-    return check.get(_MESSAGE) == TRAINING_TELLS
+    return check.get(_MESSAGE) == CHECK_PENDING
 
 
 def _with_sentences(
@@ -75,7 +84,7 @@ def _with_sentences(
 def _set_healthy(builder: StatusBuilder) -> None:
     """Set Healthy: False with the most severe finding as its reason, if one is a warning or a problem."""
     findings = builder.fields.get("findings") or []
-    severity = worst([each["severity"] for each in findings])
+    severity = most_severe([each["severity"] for each in findings])
     found = next((each for each in findings if each["severity"] == severity), None)
     if found is None:
         builder.conditions.set(ConditionType.HEALTHY, True, HEALTHY, _FINE)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tunery_api.findings import TRAINING_TELLS, CheckName
+from tunery_api.findings import CHECK_PENDING, CheckName
 from tunery_api.reasons import ExitCode
 from tunery_api.runspec import PreflightReport, RunResult
 from tunery_common.inputs.fetch import fetch_model
@@ -107,7 +107,7 @@ def test_where_nobody_has_told_a_gpus_memory_preflight_says_so(run_file: Run, tm
     assert "gpuMemory of the chart tells it" in said
     told = _preflight(run_file(resources={"gpus": 1}, own={"gpuMemoryBytes": 2**35}), tmp_path / "termination").checks
     # Where room is short that sentence is left to the operator.
-    assert next(each.message for each in told or [] if each.name == CheckName.BATCH_FITS) in (None, TRAINING_TELLS)
+    assert next(each.message for each in told or [] if each.name == CheckName.BATCH_FITS) in (None, CHECK_PENDING)
 
 
 @pytest.mark.slow

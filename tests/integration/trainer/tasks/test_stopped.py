@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from integration.trainer.tasks.test_training import QUANTIZATIONS
-from tunery_api.findings import TRAINING_TELLS, CheckName
+from tunery_api.findings import CHECK_PENDING, CheckName
 from tunery_api.manifest import Lineage, Manifest
 from tunery_api.names import PROGRESS_URL_ENV
 from tunery_api.reasons import ExitCode
@@ -120,7 +120,7 @@ def test_what_was_measured_best_loads_in_plain_peft(case: Case, changes: dict[st
     assert checks.keys() == {name.value for name in CheckName}
     assert "stopped before the end of training" in (checks["BaseFrozen"].message or "")
     assert checks["OnlyAdapterTrains"].result == checks["Baseline"].result == checks["BatchFits"].result == "Passed"
-    assert not [check for check in checks.values() if check.message == TRAINING_TELLS]
+    assert not [check for check in checks.values() if check.message == CHECK_PENDING]
     assert "## Checklist" in card
     assert all(f"| {name.value} | {checks[name.value].result} |" in card for name in CheckName)
     assert (path.parent / "out" / "training_curves.png").exists()
@@ -416,7 +416,7 @@ def test_its_checklist_is_posted_with_each_checkpoint(
     _, said = say(path, tmp_path / "words")
     assert posts[-1]["checkpoint"]["step"] == said.stopped_after_step
     assert posts[-1]["checks"] == [each.to_json_dict() for each in said.checks or ()]
-    assert not [each for each in posts[-1]["checks"] if each.get("message") == TRAINING_TELLS]
+    assert not [each for each in posts[-1]["checks"] if each.get("message") == CHECK_PENDING]
 
 
 @pytest.mark.slow

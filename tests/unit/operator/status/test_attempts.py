@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tunery_api.runspec import TrainerStatus
-from tunery_api.status import ATTEMPTS_KEPT, LoRAJobStatus
+from tunery_api.status import MAX_ATTEMPTS, LoRAJobStatus
 from tunery_operator.client.apply import merge_patch
 from tunery_operator.observed.pod import LostPod, PodView
 from tunery_operator.status.compute import compute_status
@@ -233,7 +233,7 @@ def test_a_pod_that_came_and_went_between_two_looks_is_counted() -> None:
 def test_a_truncated_attempt_is_never_counted_again() -> None:
     pods = [ended(f"p{i:02}"[-3:], 75, started=-9000 + 100 * i, stopped=-8950 + 100 * i) for i in range(30)]
     status = judge(*pods)
-    assert len(status["attemptHistory"]) == ATTEMPTS_KEPT
+    assert len(status["attemptHistory"]) == MAX_ATTEMPTS
     assert status["attemptHistory"][-1]["uid"] == pods[-1].uid
     assert totals(status) == (30, 1500, 0)
     later = judge(*pods, running("p99", started=-10), status=status)

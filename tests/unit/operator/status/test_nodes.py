@@ -11,7 +11,7 @@ import pytest
 
 from tunery_api.names import nodes_service
 from tunery_api.runspec import TrainerStatus
-from tunery_api.status import ATTEMPTS_KEPT, LoRAJobStatus, Phase
+from tunery_api.status import MAX_ATTEMPTS, LoRAJobStatus, Phase
 from tunery_operator.client.apply import merge_patch
 from tunery_operator.controllers.warnings import find_unstarted
 from tunery_operator.metrics import ATTEMPTS, GPU_SECONDS, Facts, changes
@@ -736,7 +736,7 @@ def test_any_course_of_attempts_adds_up(count: int, seed: int) -> None:
         ran += max(stops) - min(starts)
         status = compute_status(seen)
         assert (status["attempts"], status["runSeconds"], status["gpuSeconds"]) == (attempt, ran, spent)
-        assert len(status["attemptHistory"]) <= max(ATTEMPTS_KEPT, 3 * count)
+        assert len(status["attemptHistory"]) <= max(MAX_ATTEMPTS, 3 * count)
         assert merge_patch(status, compute_status(dataclasses.replace(seen, status=status))) == {}
     LoRAJobStatus.model_validate(status)
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tunery_api.failures import Failure
-from tunery_api.findings import NOT_TOLD, TRAINING_TELLS
+from tunery_api.findings import CHECK_NOT_REACHED, CHECK_PENDING
 from tunery_api.reasons import FailureReason
 from tunery_operator.observed.attempt import Attempt
 from tunery_operator.observed.event import ClusterWarning
@@ -185,7 +185,7 @@ def test_a_raised_deadline_does_not_undo_what_was_begun() -> None:
 PROGRESS = {"step": 39, "totalSteps": 80, "percent": 48, "percentText": "48%"}
 CHECKS = [
     {"name": "Alpha", "result": "Passed", "message": "32 is 2 times the rank"},
-    {"name": "Baseline", "result": "Skipped", "message": TRAINING_TELLS},
+    {"name": "Baseline", "result": "Skipped", "message": CHECK_PENDING},
 ]
 
 
@@ -225,4 +225,4 @@ def test_the_step_of_the_weights_is_told_where_it_is_not_the_last(
 def test_checks_that_waited_for_training_wait_no_more() -> None:
     status = judge(main=None, stop="enough", status={"checks": CHECKS})
     assert status["stopped"] == {"reason": "StopRequested"}
-    assert [check["message"] for check in status["checks"]] == [CHECKS[0]["message"], NOT_TOLD]
+    assert [check["message"] for check in status["checks"]] == [CHECKS[0]["message"], CHECK_NOT_REACHED]

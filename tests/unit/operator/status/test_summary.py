@@ -12,7 +12,7 @@ import pytest
 from tunery_api.kinds import KINDS, Kind
 from tunery_api.runspec import TrainerStatus
 from tunery_api.serverstatus import ServerCondition
-from tunery_api.status import CONDITIONS_KEPT, FINAL_PHASES, ConditionType, Phase
+from tunery_api.status import FINAL_PHASES, MAX_CONDITIONS, ConditionType, Phase
 from tunery_operator.runtime.cache import Cache
 from tunery_operator.status.compute import compute_status
 from tunery_operator.status.conditions import final_status, retried_status
@@ -73,7 +73,7 @@ def test_where_it_stands(standing: Standing) -> None:
 
 
 def test_a_status_has_room_for_every_condition() -> None:
-    assert max(len(ConditionType), len(ServerCondition)) < CONDITIONS_KEPT, "and for those of a later version"
+    assert max(len(ConditionType), len(ServerCondition)) < MAX_CONDITIONS, "and for those of a later version"
 
 
 def test_one_that_is_tried_again_is_not_finished_in_the_very_write_that_reopens_it() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tunery_api.failures import Failure
-from tunery_api.findings import TRAINING_TELLS, CheckName, CheckStatus, FindingStatus
+from tunery_api.findings import CHECK_PENDING, CheckName, CheckStatus, FindingStatus
 from tunery_api.measured import DatasetStatus, MemoryStatus
 from tunery_api.names import TERMINATION_LIMIT
 from tunery_api.reasons import FailureReason
@@ -76,7 +76,7 @@ def test_an_ordinary_preflight_keeps_its_estimate() -> None:
     assert {"task", "lora.rank", "training.warmup"} <= names, "what the manifest left open"
     assert said.dataset is not None
     assert (said.dataset.rows, said.dataset.invalid_rows, said.dataset.report) == (749, 0, place)
-    wanted = {each.name: each.message for each in report.checks or [] if each.message != TRAINING_TELLS}
+    wanted = {each.name: each.message for each in report.checks or [] if each.message != CHECK_PENDING}
     assert {each.name: each.message for each in said.checks or [] if each.message} == wanted
     assert len(said.checks or []) == len(CheckName)
 

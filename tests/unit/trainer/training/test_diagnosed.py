@@ -9,13 +9,13 @@ from unittest.mock import MagicMock
 import pytest
 import torch
 
-from tunery_api.findings import TOLD_BY_TRAINING, CheckResult, CheckStatus, FindingStatus
+from tunery_api.findings import TRAINING_CHECKS, CheckResult, CheckStatus, FindingStatus
 from tunery_trainer.team.team import Team
 from tunery_trainer.training import diagnosed
 from tunery_trainer.training.diagnosed import Run, diagnose
 
 FOUND = FindingStatus(type="LossSpikes", severity="Problem", step=5, message="It jumps.")
-CHECK = CheckStatus(name=sorted(TOLD_BY_TRAINING)[0], result=CheckResult.WARNING, message="Look at it.")
+CHECK = CheckStatus(name=sorted(TRAINING_CHECKS)[0], result=CheckResult.WARNING, message="Look at it.")
 SAID = f"Finding    Problem LossSpikes at step 5: It jumps.\nCheck      {CHECK.name}: Look at it.\n"
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tunery_api.failures import Failure
-from tunery_api.findings import TRAINING_TELLS, CheckResult
+from tunery_api.findings import CHECK_PENDING, CheckResult
 from tunery_api.names import TERMINATION_LIMIT, TERMINATION_PATH
 from tunery_api.redact import redact
 from tunery_api.runspec import PreflightReport, RunResult, Task
@@ -18,7 +18,7 @@ TERMINATION_PATH_ENV: Final = "TUNERY_TERMINATION_PATH"
 _SENTENCES: Final = (("checks", "Passed", "message"), ("checks", "Skipped", "message"))
 _DROPPED_FIRST: Final = (
     ("resolved", "values", "lora.rank", "reason"),
-    ("checks", "Skipped", f"message={TRAINING_TELLS}"),
+    ("checks", "Skipped", f"message={CHECK_PENDING}"),
     *_SENTENCES,
     ("evaluations",),
     ("answers", "answeredBy"),

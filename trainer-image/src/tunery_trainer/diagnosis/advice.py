@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
-from tunery_api.methods import METHOD_LEARNING_RATES, PREFERENCE_TASKS, RATE_AROUND, usual_span
+from tunery_api.methods import LEARNING_RATE_FACTOR, METHOD_LEARNING_RATES, PREFERENCE_TASKS, usual_learning_rates
 from tunery_trainer.settings.experts import EXPERTS, says_adapted
 from tunery_trainer.settings.preference import PREFERENCE_RATE
 from tunery_trainer.settings.types import RunSettings
@@ -103,7 +103,7 @@ def usual_rates(settings: RunSettings) -> tuple[float, float]:
 
     A quarter of that for DPO, ORPO and KTO, as of their default.
     """
-    least, most = usual_span(METHOD_LEARNING_RATES.get(settings.method))
+    least, most = usual_learning_rates(METHOD_LEARNING_RATES.get(settings.method))
     share = PREFERENCE_RATE if settings.task in PREFERENCE_TASKS else 1.0
     return share * least, share * most
 
@@ -121,7 +121,7 @@ def lower_rate(settings: RunSettings, factor: float) -> Advice:
     if not is_far_above(settings):
         return learning_rate(settings, factor)
     most = usual_rates(settings)[1]
-    works = most / RATE_AROUND if settings.method in METHOD_LEARNING_RATES else most
+    works = most / LEARNING_RATE_FACTOR if settings.method in METHOD_LEARNING_RATES else most
     now = _said_rate(settings)
     wanted = now * min(factor, works / settings.training.learning_rate)
     return Advice("training.learningRate", decimal(_rounded_down(wanted)), decimal(now))

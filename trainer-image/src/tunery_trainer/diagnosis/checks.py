@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from tunery_api.findings import TOLD_BY_TRAINING, TRAINING_TELLS, CheckName, CheckResult, CheckStatus
+from tunery_api.findings import CHECK_PENDING, TRAINING_CHECKS, CheckName, CheckResult, CheckStatus
 from tunery_api.measured import change_text, share_text
 from tunery_api.methods import LORA_FAMILY, PREFERENCE_TASKS, PROMPT_LEARNING
 from tunery_api.redact import shorten
@@ -100,7 +100,7 @@ class Ends:
 def planned_checks(plan: Planned) -> list[CheckStatus]:
     """Return the whole checklist before training: what only training can tell is skipped, in so many words."""
     done = {check.name: check for check in (each(plan) for each in _PLANNED)}
-    later = {name.value: _check(name, CheckResult.SKIPPED, TRAINING_TELLS) for name in TOLD_BY_TRAINING}
+    later = {name.value: _check(name, CheckResult.SKIPPED, CHECK_PENDING) for name in TRAINING_CHECKS}
     if not plan.memory_known:
         later[_N.BATCH_FITS.value] = _skipped(_N.BATCH_FITS, _unknown_memory(plan.needed))
     return [(done | later)[name.value] for name in CheckName]

@@ -23,7 +23,7 @@ from tunery_api.kinds import Kind
 from tunery_api.lorajob import LoRAJobSpec, TrainingRun
 from tunery_api.lorasweep import LoRASweepSpec
 from tunery_api.manifest import CONFIG_FILE, MANIFEST_NAME, WEIGHTS_FILE
-from tunery_api.names import API_VERSION, beside
+from tunery_api.names import API_VERSION, sibling_uri
 from tunery_api.reasons import FailureReason
 from tunery_api.remedies import retry
 from tunery_api.runspec import ResolvedAdapter, RunIdentity, RunSpec
@@ -135,7 +135,7 @@ def _run_of(identity: RunIdentity, output_uri: str, work_dir: Path | None) -> Ru
         identity=identity,
         output_uri=output_uri,
         checkpoint_uri=(own / "checkpoints" / identity.uid).as_uri(),
-        report_uri=beside(output_uri, "report"),
+        report_uri=sibling_uri(output_uri, "report"),
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         work_dir=str(own),
         local=True,

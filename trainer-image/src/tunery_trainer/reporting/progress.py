@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from typing import Any, Final, Protocol, TextIO
 
 from tunery_api.findings import CheckStatus, FindingStatus
-from tunery_api.measured import EVALUATIONS_KEPT, EvaluationStatus, number_text
+from tunery_api.measured import MAX_EVALUATIONS, EvaluationStatus, number_text
 from tunery_api.names import PROGRESS_CA_ENV, PROGRESS_EVERY_ENV, PROGRESS_TOKEN_ENV, PROGRESS_URL_ENV
 from tunery_api.redact import redact, shorten
 from tunery_api.runspec import DOWNLOADING, ProgressMetric, ProgressUpdate, TrainerStatus
@@ -167,7 +167,7 @@ class ProgressReporter:
         shown = [
             EvaluationStatus(step=step, loss=number_text(loss)) for step, loss in losses.items() if math.isfinite(loss)
         ]
-        self._update({"evaluations": shown[-EVALUATIONS_KEPT:]}, {}, urgent=True)
+        self._update({"evaluations": shown[-MAX_EVALUATIONS:]}, {}, urgent=True)
 
     def checkpoint(self, uri: str, step: int) -> None:
         """Tell that a complete checkpoint was stored."""

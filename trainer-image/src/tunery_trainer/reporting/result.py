@@ -5,7 +5,7 @@ from __future__ import annotations
 from tunery_api.adaptermerge import OPEN_RANK_ERROR
 from tunery_api.manifest import Lineage
 from tunery_api.measured import (
-    EVALUATIONS_KEPT,
+    MAX_EVALUATIONS,
     DatasetStatus,
     EvaluationStatus,
     MemoryStatus,
@@ -62,7 +62,7 @@ def result_of(published: Published, checkpoint: CheckpointStatus | None = None) 
 
 
 def _evaluations(lineage: Lineage) -> list[EvaluationStatus] | None:
-    newest = lineage.evaluations[-EVALUATIONS_KEPT:]
+    newest = lineage.evaluations[-MAX_EVALUATIONS:]
     return [EvaluationStatus(step=each.step, loss=number_text(each.loss)) for each in newest] or None
 
 

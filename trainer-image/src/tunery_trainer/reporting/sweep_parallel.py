@@ -15,7 +15,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from tunery_api.measured import finite
+from tunery_api.measured import parse_finite
 from tunery_api.runspec import LoRASweepRun, SearchedParameter
 from tunery_api.sweepstatus import TrialState, TrialStatus
 from tunery_search.dimensions import plain
@@ -47,7 +47,7 @@ class _Axis:
             return _MISSING
         if self.choices:
             return (self.choices.index(text) + 0.5) / len(self.choices)
-        value = finite(text)
+        value = parse_finite(text)
         return _MISSING if value is None else min(1.0, max(0.0, self._share(value)))
 
     def labels(self) -> list[tuple[float, str]]:
@@ -125,7 +125,7 @@ def _loss_axis(sweep: LoRASweepRun) -> _Axis:
 
 def _axis(parameter: SearchedParameter, rows: Sequence[TrialStatus]) -> _Axis:
     texts = {row.parameters[parameter.path] for row in rows if parameter.path in row.parameters}
-    values = [value for text in texts if (value := finite(text)) is not None]
+    values = [value for text in texts if (value := parse_finite(text)) is not None]
     if parameter.choices is not None or len(values) < len(texts) or not values:
         known = parameter.choices or []
         return _Axis(parameter.path, 0, 1, choices=(*known, *sorted(texts - set(known))) or ("",))

@@ -9,7 +9,7 @@ from typing import Any, Final
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from tunery_api.measured import finite
+from tunery_api.measured import parse_finite
 from tunery_api.runspec import LoRASweepRun
 from tunery_api.sweepstatus import TrialState, TrialStatus
 from tunery_trainer.reporting.curves import BASE, BEST, GRID, LINE, TEXT
@@ -95,7 +95,7 @@ def draw_trial_curves(sweep: LoRASweepRun, path: Path) -> None:
 
 def draw_importance(sweep: LoRASweepRun, path: Path) -> None:
     """Draw how much each parameter matters, the one that matters most on top."""
-    shares = sorted((finite(each.share) or 0.0, each.path) for each in sweep.importance)
+    shares = sorted((parse_finite(each.share) or 0.0, each.path) for each in sweep.importance)
     figure, axes = _frame((8, 1.4 + 0.35 * len(shares)))
     bars = axes.barh([name for _, name in shares], [share for share, _ in shares], color=LINE, height=0.6)
     axes.bar_label(bars, [_percent(share) for share, _ in shares], padding=4, color=TEXT)

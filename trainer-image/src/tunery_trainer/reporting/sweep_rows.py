@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tunery_api.measured import finite
+from tunery_api.measured import parse_finite
 from tunery_api.runspec import LoRASweepRun
 from tunery_api.sweepstatus import TrialState, TrialStatus
 from tunery_search import summary
@@ -26,19 +26,19 @@ def of_state(sweep: LoRASweepRun, *states: TrialState) -> list[TrialStatus]:
 def loss_of(row: TrialStatus) -> float | None:
     """Return the held-out loss of a trial, of one that was ended early the last; None: it was not measured."""
     losses = [row.value, *(each.loss for each in reversed(row.evaluations or ()))]
-    return next((value for value in map(finite, losses) if value is not None), None)
+    return next((value for value in map(parse_finite, losses) if value is not None), None)
 
 
 def curve_of(row: TrialStatus) -> list[tuple[float, float]]:
     """Return the losses of a trial by the share of its steps, the one before training first."""
     last = row.steps or max((each.step for each in row.evaluations or ()), default=0)
-    points = [(each.step / last, finite(each.loss)) for each in row.evaluations or () if last]
-    return [(share, loss) for share, loss in [(0.0, finite(row.base_value)), *points] if loss is not None]
+    points = [(each.step / last, parse_finite(each.loss)) for each in row.evaluations or () if last]
+    return [(share, loss) for share, loss in [(0.0, parse_finite(row.base_value)), *points] if loss is not None]
 
 
 def base_loss(sweep: LoRASweepRun) -> float | None:
     """Return the held-out loss before training, which is the same for all trials."""
-    return next((loss for row in sweep.trials if (loss := finite(row.base_value)) is not None), None)
+    return next((loss for row in sweep.trials if (loss := parse_finite(row.base_value)) is not None), None)
 
 
 def worth_seeing(sweep: LoRASweepRun) -> float:

@@ -10,8 +10,8 @@ from pydantic import JsonValue
 from tunery_api.fields import ApiModel, alias_of
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.methods import (
-    READ_OF_LORA,
-    READ_OF_PREFERENCE,
+    LORA_FIELDS,
+    PREFERENCE_FIELDS,
     AdaLoraSpec,
     LoraSpec,
     Method,
@@ -179,7 +179,7 @@ def _lora(resolved: RunSettings) -> dict[str, Any]:
         "rankPattern": dict(adapter.rank_pattern) or None,
         "alphaPattern": dict(adapter.alpha_pattern) or None,
     }
-    return {name: value for name, value in found.items() if name in READ_OF_LORA.get(resolved.method, found)}
+    return {name: value for name, value in found.items() if name in LORA_FIELDS.get(resolved.method, found)}
 
 
 def _preference(resolved: RunSettings) -> dict[str, Any]:
@@ -192,7 +192,7 @@ def _preference(resolved: RunSettings) -> dict[str, Any]:
         "desirableWeight": settings.desirable_weight,
         "undesirableWeight": settings.undesirable_weight,
     }
-    return {name: value for name, value in found.items() if name in READ_OF_PREFERENCE[resolved.task]}
+    return {name: value for name, value in found.items() if name in PREFERENCE_FIELDS[resolved.task]}
 
 
 _OF_LAYOUT: Final = frozenset(

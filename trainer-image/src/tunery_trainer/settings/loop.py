@@ -13,7 +13,7 @@ from tunery_api.methods import (
     Method,
     PrefixTuningSpec,
     PromptTuningSpec,
-    method_rate,
+    method_learning_rate,
 )
 from tunery_api.reasons import FailureReason
 from tunery_api.training import Optimizer, Precision
@@ -188,7 +188,7 @@ def _warmup(decisions: Decisions) -> float:
 def _learning_rate(decisions: Decisions, rank: int) -> float:
     block = decisions.spec.training
     prefix = decisions.spec.prefix_tuning
-    own = method_rate(decisions.method, prefix is not None and prefix.projection)
+    own = method_learning_rate(decisions.method, prefix is not None and prefix.projection)
     preset = decisions.preset.learning_rate if decisions.preset and own is None else None
     otherwise = (
         Fallback(DEFAULT_LEARNING_RATE, SettingSource.DEFAULT) if own is None else Fallback(own, SettingSource.RULE)

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import Final
 
-from tunery_api.fields import same_place
+from tunery_api.fields import is_same_uri
 from tunery_api.reasons import FailureReason
 from tunery_api.remedies import recreate, retry
 from tunery_api.runspec import Purpose, RunIdentity, RunResult, RunSpec
@@ -68,7 +68,7 @@ def output_target(work: Workspace, beyond: float = 0) -> Target:
 
 def refuse_own_input(run: RunSpec) -> None:
     """Raise INVALID_SPEC where the result would replace an adapter that it is made from: a second try had none left."""
-    if any(same_place(adapter.uri, run.output_uri) for adapter in run.adapters):
+    if any(is_same_uri(adapter.uri, run.output_uri) for adapter in run.adapters):
         message = f"spec.output.uri: {run.output_uri} is where an adapter lies that this one is made from"
         raise TuneryError(FailureReason.INVALID_SPEC, message)
 

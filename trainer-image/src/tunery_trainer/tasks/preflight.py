@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from tunery_api.findings import TOLD_BY_TRAINING, TRAINING_TELLS, CheckResult
+from tunery_api.findings import CHECK_PENDING, TRAINING_CHECKS, CheckResult
 from tunery_api.measured import DiskStatus
 from tunery_api.reasons import FailureReason
 from tunery_api.remedies import recreate, retry
@@ -203,7 +203,7 @@ def _print(run: RunSpec, report: PreflightReport, devices: DeviceFacts) -> None:
         for warning in dataset.warnings or []:
             print(f"Preflight  warning: {warning}")
     for check in report.checks or []:
-        if check.result == CheckResult.WARNING or (check.message != TRAINING_TELLS and check.name in TOLD_BY_TRAINING):
+        if check.result == CheckResult.WARNING or (check.message != CHECK_PENDING and check.name in TRAINING_CHECKS):
             print(f"Preflight  check {check.name}: {check.message}")
     if resolved:
         # Prompt and prefix tuning adapt no modules.

@@ -10,10 +10,10 @@ import math
 from pathlib import Path
 from typing import Final
 
-from tunery_api.fields import same_place
+from tunery_api.fields import is_same_uri
 from tunery_api.findings import Severity
 from tunery_api.manifest import Lineage
-from tunery_api.names import beside
+from tunery_api.names import sibling_uri
 from tunery_api.reasons import FailureReason
 from tunery_api.remedies import Remedy, recreate
 from tunery_api.runspec import Purpose, RunSpec
@@ -50,7 +50,7 @@ def with_verdict(lineage: Lineage, asked: float) -> Lineage:
 
 def rejected_uri(run: RunSpec) -> str:
     """Return where a rejected adapter of the run goes: beside the output, or below it where that is a whole bucket."""
-    return beside(run.output_uri, _WORD)
+    return sibling_uri(run.output_uri, _WORD)
 
 
 def reject(work: Workspace, folder: Path, lineage: Lineage) -> TuneryError:
@@ -83,7 +83,7 @@ def _remedies(lineage: Lineage) -> tuple[Remedy, ...]:
 
 
 def _target(work: Workspace, uri: str, lineage: Lineage) -> Target:
-    if any(same_place(adapter.uri, uri) for adapter in work.run.adapters):
+    if any(is_same_uri(adapter.uri, uri) for adapter in work.run.adapters):
         message = "that is the adapter of spec.continueFrom, which stays"
         raise TuneryError(FailureReason.OUTPUT_EXISTS, message)
     place = work.open(Purpose.OUTPUT, uri, "spec.output.uri")

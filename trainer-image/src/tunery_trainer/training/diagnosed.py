@@ -13,7 +13,7 @@ from typing import Any, Final
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
-from tunery_api.findings import TOLD_BY_TRAINING, CheckResult, CheckStatus, FindingStatus
+from tunery_api.findings import TRAINING_CHECKS, CheckResult, CheckStatus, FindingStatus
 from tunery_api.methods import PREFERENCE_TASKS, PROMPT_LEARNING
 from tunery_api.training import DiagnosisAction
 from tunery_trainer.data.mask import IGNORED
@@ -83,7 +83,7 @@ class Diagnosis:
         done = measured_checks(self.run.plan.checklist(self.run.held_out), found)
         self.reporter.checks(done)
         for check in done:
-            if self.run.team.leader and check.name in TOLD_BY_TRAINING and check.result == CheckResult.WARNING:
+            if self.run.team.leader and check.name in TRAINING_CHECKS and check.result == CheckResult.WARNING:
                 say(f"Check      {check.name}: {check.message}")
         return done
 

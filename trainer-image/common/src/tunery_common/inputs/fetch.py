@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from tunery_api.errors import near
+from tunery_api.errors import did_you_mean
 from tunery_api.reasons import FailureReason
 from tunery_api.remedies import recreate, retry
 from tunery_common.errors import TuneryError, raise_disk
@@ -349,7 +349,7 @@ def _local_path(place: Location, field: str, path: str) -> Path:
         if found.is_symlink():
             raise TuneryError(missing, f"{field}: {place.uri} {said_of_dead(found)}", _REPLACE_LINK)
         with suppress(OSError):  # what lies beside it is told where that may be looked at
-            close = near(found.name, [entry.name for entry in found.parent.iterdir()])
+            close = did_you_mean(found.name, [entry.name for entry in found.parent.iterdir()])
             raise TuneryError(missing, f"{field}: {place.uri} does not exist{close}")
         raise TuneryError(missing, f"{field}: {place.uri} does not exist")
     return found

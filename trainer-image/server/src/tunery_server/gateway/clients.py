@@ -6,7 +6,7 @@ from collections.abc import Collection
 from functools import lru_cache
 from typing import Final
 
-from tunery_api.errors import near
+from tunery_api.errors import did_you_mean
 
 CLIENTS_HINT: Final = (
     "Correct the name in spec.access.clients, or add the key to the Secret: the replicas see it within "
@@ -29,7 +29,7 @@ def unknown_clients(listed: frozenset[str], held: frozenset[str], secret: str) -
         return None
     has = f"it has {_names(sorted(held))}" if held else "it has none"
     what = "is no key" if len(missing) == 1 else "are no keys"
-    meant = near(missing[0], free) if len(free) <= _NEAR_AMONG else ""
+    meant = did_you_mean(missing[0], free) if len(free) <= _NEAR_AMONG else ""
     text = f"spec.access.clients names {_names(missing)}, which {what} of Secret {secret} ({has}){meant}"
     if not free:
         return text
