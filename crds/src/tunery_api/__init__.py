@@ -1,7 +1,6 @@
-"""The Tunery API, written once: kinds, run contract, names, failure reasons.
+"""Provide the public names of the Tunery API: kinds, run contract, names, failure reasons.
 
-What a program outside of this repository uses is here; each name is loaded when it is first asked for, since a pod's
-small parent process wants an exit code and not every model.
+Each name is imported at its first use, so that a program that needs an exit code does not load every model.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""AdapterMerge: combine adapters into one, or merge them into the base model."""
+"""Define the spec of AdapterMerge: combine adapters into one, or merge them into the base model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""AdapterServer: answer requests for a base model and many adapters on it, behind one OpenAI-compatible gateway."""
+"""Define the spec of AdapterServer: serve a base model and many adapters behind one OpenAI-compatible gateway."""
 
 from __future__ import annotations
 

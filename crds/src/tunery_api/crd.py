@@ -1,4 +1,4 @@
-"""pydantic → CustomResourceDefinition: the structural schema that the API server wants."""
+"""Convert the pydantic models of a kind into its CustomResourceDefinition with a structural schema."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a job's model, data and output lie, and which Secrets open them."""
+"""Define the blocks of a spec for model, adapter, data set and output: URIs, revisions and Secrets."""
 
 from __future__ import annotations
 

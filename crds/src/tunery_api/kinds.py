@@ -1,4 +1,4 @@
-"""The kinds, one entry each: names, spec, status, columns, and what else follows from the kind alone."""
+"""Define KINDS, one entry for each kind: names, spec, status, columns, and whether it runs Jobs."""
 
 from __future__ import annotations
 
@@ -76,8 +76,8 @@ class KindDefinition(NamedTuple):
     host_name: bool = False
     """Its name becomes part of a host name."""
 
-    def holds(self, field: str) -> bool:
-        """Tell whether the status of this kind has a field, named as in Python."""
+    def has_status_field(self, field: str) -> bool:
+        """Return whether the status of this kind has a field, named as in Python."""
         return field in self.status.model_fields
 
 
@@ -201,5 +201,5 @@ KINDS: Final[Mapping[Kind, KindDefinition]] = {
 }
 JOB_KINDS: Final = tuple(kind for kind, definition in KINDS.items() if definition.running is not None)
 """The kinds that run a Job to its end."""
-ADAPTER_KINDS: Final = tuple(kind for kind in JOB_KINDS if KINDS[kind].holds("adapter"))
+ADAPTER_KINDS: Final = tuple(kind for kind in JOB_KINDS if KINDS[kind].has_status_field("adapter"))
 """Those that publish what a server may serve."""

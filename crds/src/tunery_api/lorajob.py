@@ -1,4 +1,4 @@
-"""LoRAJob: fine-tune an adapter and publish it."""
+"""Define the spec of LoRAJob: fine-tune an adapter and publish it."""
 
 from __future__ import annotations
 

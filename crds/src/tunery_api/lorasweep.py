@@ -1,4 +1,4 @@
-"""LoRASweep: search for the settings of a LoRAJob that give the lowest held-out loss, and publish the best adapter."""
+"""Define the spec of LoRASweep: search for the best settings of a LoRAJob, and publish the best adapter."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names and labels that operator, trainer, chart and tests share."""
+"""Define the labels, annotations, paths and names of children that operator, trainer, chart and tests share."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ OWNER_UID_LABEL: Final = "tunery.dev/owner-uid"
 ROLE_LABEL: Final = "tunery.dev/role"
 """On Jobs and pods: `preflight`, `train`, `merge`, `publish-best`, `batch`, `report`, `publish`; on servers `serve`."""
 DONE_LABEL: Final = "tunery.dev/done"
-"""`true` on a Job whose verdict was taken over: nobody watches it any more."""
+"""`true` on a Job whose result is in the status: the operator no longer watches it."""
 SUSPENDED_BY_ANNOTATION: Final = "tunery.dev/suspended-by"
-"""`spec` on a Job that the operator suspended because of `spec.suspend`; any other suspension is someone else's."""
+"""`spec` on a Job that the operator suspended because of `spec.suspend`, not for another reason such as Kueue."""
 SETTINGS_ANNOTATION: Final = "tunery.dev/settings"
 """Digest of the owner's mutable settings that a Job was built from."""
 PLAN_ANNOTATION: Final = "tunery.dev/plan"
@@ -32,27 +32,27 @@ before a pod runs."""
 RETRY_ANNOTATION: Final = "tunery.dev/retry"
 """Any new value reopens a Failed object, with the same uid and from its checkpoints."""
 SWEEP_LABEL: Final = "tunery.dev/sweep"
-"""The name of the LoRASweep, as a label value, on its trials; who lists LoRAJobs tells them from others by it."""
+"""The name of the LoRASweep, as a label value, on its trials."""
 TRIAL_LABEL: Final = "tunery.dev/trial"
 """The number of a trial, such as 004, on its LoRAJob."""
 ORIGIN_ANNOTATION: Final = "tunery.dev/origin"
-"""Who proposed a trial's settings."""
+"""The sampler or configuration that proposed the settings of a trial."""
 SWEEP_OUTPUT_ANNOTATION: Final = "tunery.dev/sweep-output"
-"""The place of the sweep's own result, on the trial whose preflight looks whether it may be published there."""
+"""The URI of the result of the sweep, on the trial whose preflight checks whether it can be published there."""
 CHECKPOINTS_PREFIX: Final = "tunery-checkpoints"
-"""The folder of a bucket below which all checkpoints lie, so that one lifecycle rule can name them."""
+"""The folder of a bucket for all checkpoints, so that one lifecycle rule covers them."""
 REPORTS_PREFIX: Final = "tunery-reports"
-"""The same for the data reports of preflights, of which those of jobs that never succeeded stay."""
+"""The folder of a bucket for the data reports of preflights. Reports of jobs that never succeed stay there."""
 _TRIALS: Final = "trials"
-"""What the place of a sweep's trials is called, beside that of its output."""
+"""Suffix of the URI of the output of a sweep, for its trials."""
 DATA_REPORT_JSON: Final = "data-report.json"
 DATA_REPORT_TEXT: Final = "data-report.md"
-"""What preflight found in the data, for programs and for people; beside an adapter, too."""
+"""The data report of preflight, for programs and for people; also published with an adapter."""
 CACHE_FOLDER: Final = "tunery-cache"
-"""The folder of a cache's claim below which all of it lies: the claim may hold other things."""
+"""The folder of a claim that has the whole cache: the claim may have other files."""
 _CONTAINER: Final = "trainer"
 _CONTAINERS: Final[Mapping[str, str]] = {"batchinference": "batch"}
-"""By kind, where it does not run the trainer's image."""
+"""Kinds that do not run the image of the trainer."""
 
 KUEUE_LABELS: Final = ("kueue.x-k8s.io/queue-name", "kueue.x-k8s.io/priority-class")
 """Copied from the owner to the train Job."""
@@ -65,13 +65,13 @@ NODES_ENV: Final = "TUNERY_NODES"
 MASTER_ENV: Final = "TUNERY_MASTER"
 """How many pods train together, and the host name of the first of them; the number of a pod is JOB_COMPLETION_INDEX."""
 NODES_PORTS: Final = (29500, 29501)
-"""At the first pod: where tensors are summed, and where pods tell each other how it goes."""
+"""Ports of the first pod: for torch.distributed, and for messages between the pods."""
 TOPOLOGY_ANNOTATIONS: Final = (
     "kueue.x-k8s.io/podset-required-topology",
     "kueue.x-k8s.io/podset-preferred-topology",
     "kueue.x-k8s.io/podset-unconstrained-topology",
 )
-"""How near to each other Kueue is to place the pods: copied from the owner to the pods that train together."""
+"""Where Kueue places the pods: copied from the owner to the pods that train together."""
 CA_BUNDLE_ENV: Final = "TUNERY_CA_BUNDLE"
 """The path of the certificate authorities that the platform has mounted."""
 PROGRESS_URL_ENV: Final = "KUBEFLOW_TRAINER_SERVER_URL"
@@ -79,8 +79,8 @@ PROGRESS_CA_ENV: Final = "KUBEFLOW_TRAINER_SERVER_CA_CERT"
 PROGRESS_TOKEN_ENV: Final = "KUBEFLOW_TRAINER_SERVER_TOKEN"
 """The variables of transformers' KubeflowCallback: the endpoint's URL, and the paths of two files."""
 PROGRESS_EVERY_ENV: Final = "TUNERY_PROGRESS_EVERY"
-"""Seconds after which the pod of a Job says again what it said last, where nothing is new: by that the operator knows a
-long step from a pod that cannot reach it. Earlier releases' pods have no such variable, and say nothing again."""
+"""Seconds after which the pod of a Job repeats its last report: the operator can then tell a long step from a pod that
+cannot reach it."""
 PROGRESS_EVERY_SECONDS: Final = 30
 METRICS: Final[Mapping[str, str]] = {
     "loss": "loss",
@@ -93,12 +93,12 @@ METRICS: Final[Mapping[str, str]] = {
     "learning_rate": "learningRate",
     "grad_norm": "gradNorm",
 }
-"""What a run tells while it goes, and the field of status.metrics that shows it."""
+"""The metrics that a run reports, each with its field of status.metrics."""
 
 RUN_ANNOTATION: Final = "tunery.dev/run"
-"""What a pod is to do, as JSON: on the pod itself, which sees it as a file."""
+"""The RunSpec of a pod as JSON: on the pod itself, mounted as a file."""
 PROGRESS_CA_ANNOTATION: Final = "tunery.dev/progress-ca"
-"""The authority that the pod trusts at the progress endpoint, as PEM."""
+"""The certificate authority that the pod trusts at the progress endpoint, as PEM."""
 RUN_FILE: Final = "run.json"
 RUN_DIR: Final = "/etc/tunery"
 SECRETS_DIR: Final = "/var/run/secrets/tunery"
@@ -111,20 +111,20 @@ TERMINATION_LIMIT: Final = 4096
 TRAIN_GRACE_SECONDS: Final = 120
 """From SIGTERM until Kubernetes kills a pod that trains: enough to finish a step and to store a checkpoint."""
 BATCH_GRACE_SECONDS: Final = 60
-"""The same of a pod that asks: enough for the answers that are under way, and to store them."""
+"""From SIGTERM until Kubernetes kills a pod of a BatchInference: enough to finish and store its open requests."""
 
 
 HOST_NAME: Final = "^[a-z]([-a-z0-9]*[a-z0-9])?$"
 LONGEST_HOST_NAME: Final = 48
-"""What a name must be, and its characters at most, where it becomes part of a Service's: nothing is cut off that."""
+"""The pattern and the most characters of a name that becomes part of the name of a Service."""
 MAX_JOB_NAME: Final = 63
 """A Job's name is a label value of its pods."""
 
 
-def sibling_uri(uri: str, word: str) -> str:
-    """Return the place `<uri>-<word>`, or, where `uri` is a whole bucket, the folder `word` in it."""
-    place = uri.rstrip("/")
-    return f"{place}-{word}" if "/" in place.partition("://")[2] else f"{place}/{word}"
+def sibling_uri(uri: str, suffix: str) -> str:
+    """Return `<uri>-<suffix>`, or the folder `suffix` if `uri` is a whole bucket."""
+    base = uri.rstrip("/")
+    return f"{base}-{suffix}" if "/" in base.partition("://")[2] else f"{base}/{suffix}"
 
 
 def folder_in_bucket(output_uri: str, prefix: str, namespace: str, name: str, uid: str) -> str:
@@ -134,14 +134,14 @@ def folder_in_bucket(output_uri: str, prefix: str, namespace: str, name: str, ui
 
 
 def trials_uri(output_uri: str, uid: str) -> str:
-    """Return the place below which the trials of one sweep publish, each in a folder; nobody else writes there."""
+    """Return the URI below which only the trials of one sweep publish, each in a folder."""
     return f"{sibling_uri(output_uri, _TRIALS)}/{uid}"
 
 
 def container_name(kind: str) -> str:
     """Return the name of our container in the pods of a kind's Jobs; `kind` is as KIND_LABEL has it.
 
-    Others may be injected beside it. Its name stands in what Kubernetes says of it, as in events.
+    A pod may have injected containers too. Kubernetes names the container in events.
     """
     return _CONTAINERS.get(kind, _CONTAINER)
 
@@ -154,8 +154,7 @@ def adapter_purpose(index: int) -> str:
 def child_name(owner: str, suffix: str, pods: int = 1) -> str:
     """Return the deterministic name of a child: `<owner>-<suffix>`, shortened with a hash beyond 63 characters.
 
-    Of a Job of several pods the name with a pod's number behind it is that pod's host name: it has no dot, and room for
-    the number.
+    The pods of a Job of several pods have this name and a number as host name: it has no dot and leaves room for that.
     """
     plain, most = (owner, MAX_JOB_NAME) if pods == 1 else (owner.replace(".", "-"), MAX_JOB_NAME - len(f"-{pods - 1}"))
     name = f"{plain}-{suffix}"
@@ -167,7 +166,7 @@ def child_name(owner: str, suffix: str, pods: int = 1) -> str:
 
 
 def nodes_service(uid: str) -> str:
-    """Return the name of the Service by which the pods of one object find each other: a host name in itself."""
+    """Return the name of the Service by which the pods of one object find each other; it is a valid host name."""
     return f"{MANAGED_BY}-{uid[:8]}"
 
 

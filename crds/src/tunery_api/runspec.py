@@ -1,4 +1,4 @@
-"""The contract between operator and trainer: run.json in, a termination message and progress out."""
+"""Define the contract between operator and trainer: run.json in, a termination message and progress out."""
 
 from __future__ import annotations
 

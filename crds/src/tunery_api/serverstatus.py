@@ -1,4 +1,4 @@
-"""The status of an AdapterServer: what is served where, and what stands in the way of the rest."""
+"""Define the status of an AdapterServer: its adapters, its replicas, and what blocks them."""
 
 from __future__ import annotations
 

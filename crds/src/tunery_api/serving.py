@@ -72,7 +72,7 @@ class ServeSpec(OpenModel):
     desired_file: str = f"{DESIRED_DIR}/{DESIRED_FILE}"
 
     @property
-    def keys_of(self) -> str:
+    def api_keys_secret(self) -> str:
         """The name of the Secret of the API keys; NO_KEYS: no key is asked for."""
         return self.api_keys.name if self.api_keys is not None else NO_KEYS
 

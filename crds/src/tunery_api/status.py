@@ -1,4 +1,4 @@
-"""The status of every kind: what the operator writes and `kubectl get` shows."""
+"""Define the status that all kinds share, and those of LoRAJob and AdapterMerge."""
 
 from __future__ import annotations
 

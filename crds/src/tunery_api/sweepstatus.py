@@ -1,4 +1,4 @@
-"""The status of a LoRASweep: its trials, the best of them, and why it came to its end."""
+"""Define the status of a LoRASweep: its trials, the best one, and why it ended."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the adapter is trained, evaluated, diagnosed, checkpointed and tracked."""
+"""Define the blocks of a spec for training, evaluation, diagnosis, checkpoints and tracking."""
 
 from __future__ import annotations
 

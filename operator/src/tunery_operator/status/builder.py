@@ -140,7 +140,7 @@ class StatusBuilder:
 
     def end_stopped(self, reason: str, message: str, ended: datetime | None = None) -> None:
         """End the object as stopped on purpose, for good."""
-        if self.snapshot.definition.holds("stopped"):
+        if self.snapshot.definition.has_status_field("stopped"):
             self.merge("stopped", {"reason": reason})
         self.conditions.set(ConditionType.STOPPED, True, reason, message)
         self.conditions.set(ConditionType.SUCCEEDED, False, reason, message)

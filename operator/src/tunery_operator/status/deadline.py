@@ -59,7 +59,7 @@ def _saving(snapshot: Snapshot) -> PodView | None:
 
     A pod on a node that does not answer, or that outlives its grace period, is not waited for.
     """
-    if snapshot.main is not None or not snapshot.definition.holds("checkpoint"):
+    if snapshot.main is not None or not snapshot.definition.has_status_field("checkpoint"):
         return None
     pods = (pod for pod in snapshot.leftovers if pod.running and pod.deleting)
     return next((pod for pod in pods if not is_node_lost(pod, snapshot.now)), None)

@@ -30,7 +30,7 @@ def record_findings(
 
     A termination message may omit their messages, which were reported before.
     """
-    if not builder.snapshot.definition.holds("findings"):
+    if not builder.snapshot.definition.has_status_field("findings"):
         return
     if findings is not None:
         values = [finding.to_json_dict() for finding in findings]

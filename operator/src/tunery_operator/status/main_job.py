@@ -284,7 +284,7 @@ def _show_stopping(builder: StatusBuilder, pod: PodView, several: str = "") -> N
         builder.show_blocker(found)
         builder.conditions.set(_RUNNING, None, str(found.reason), found.message)
     elif pod.running and pod.deleting:
-        before = SAVES if builder.snapshot.definition.holds("checkpoint") else ""
+        before = SAVES if builder.snapshot.definition.has_status_field("checkpoint") else ""
         text = f"{several or f'pod {pod.name} on node {pod.node} is terminating'}{before}"
         builder.conditions.set(_RUNNING, True, STOPPING, text)
     elif pod.running:

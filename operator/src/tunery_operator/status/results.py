@@ -67,7 +67,7 @@ def record_progress(builder: StatusBuilder) -> None:
 
 def _take_curve(builder: StatusBuilder, report: TrainerStatus) -> None:
     """Write the location of the loss curve; a report without one keeps it."""
-    if report.curve is not None and builder.snapshot.definition.holds("curve"):
+    if report.curve is not None and builder.snapshot.definition.has_status_field("curve"):
         builder.put(curve=report.curve)
 
 
@@ -90,7 +90,7 @@ def _is_of_this_attempt(builder: StatusBuilder) -> bool:
 def record_checkpoint(builder: StatusBuilder, pod: PodView | None) -> None:
     """Record the checkpoint that a pod wrote as it was deleted."""
     result = parse_result(pod.termination_message) if pod is not None else None
-    holds = builder.snapshot.definition.holds("checkpoint")
+    holds = builder.snapshot.definition.has_status_field("checkpoint")
     if result is not None and result.checkpoint is not None and holds:
         _take_checkpoint(builder, result.checkpoint.to_json_dict())
 
@@ -236,7 +236,7 @@ def _take_merge(builder: StatusBuilder, result: RunResult) -> None:
 
 def _take_answers(builder: StatusBuilder, answers: AnswersReport) -> None:
     """Write how many lines of a batch are done, over all attempts."""
-    if not builder.snapshot.definition.holds("answered_by"):
+    if not builder.snapshot.definition.has_status_field("answered_by"):
         return
     counts = answers.model_dump(mode="json", by_alias=True, exclude_none=True)
     builder.put(**{**counts, "answeredBy": counts["answeredBy"] or None})

@@ -63,7 +63,7 @@ def release_quota(builder: StatusBuilder) -> None:
 def terminating(snapshot: Snapshot) -> Iterator[str]:
     """Yield what must end before an object is suspended or stopped."""
     for attempt in (snapshot.preflight, snapshot.main, snapshot.report):
-        saves = attempt is snapshot.main and snapshot.definition.holds("checkpoint")
+        saves = attempt is snapshot.main and snapshot.definition.has_status_field("checkpoint")
         yield from _not_ended(attempt, saves=saves) if attempt is not None and not attempt.job.finished else ()
     for name in snapshot.search.not_suspended if snapshot.search is not None else ():
         yield f"trial {name} is not suspended yet"
@@ -77,7 +77,7 @@ def _leftover_text(pod: PodView, snapshot: Snapshot) -> str:
     if not pod.deleting:
         return f"of an earlier Job {outlives(pod)}"
     trains = pod.job != child_name(snapshot.owner.key.name, Task.PREFLIGHT.value)
-    saves = pod.running and trains and snapshot.definition.holds("checkpoint")
+    saves = pod.running and trains and snapshot.definition.has_status_field("checkpoint")
     return f"is terminating{SAVES if saves else ''}"
 
 

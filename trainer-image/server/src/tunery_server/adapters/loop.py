@@ -69,7 +69,7 @@ class Loader:
     def __init__(self, spec: ServeSpec, routes: Routes, engine: Engine, ways: Ways | None = None) -> None:
         root = Path(spec.adapters_dir)
         self._ways = ways or Ways(opener(spec.adapter_secret, spec.identity.namespace))
-        self._routes, self._keys_of, clock = routes, spec.keys_of, self._ways.clock
+        self._routes, self._keys_of, clock = routes, spec.api_keys_secret, self._ways.clock
         self.desired = DesiredSource(Path(spec.desired_file))
         self._slots: dict[str, Slot] = {}
         routes.wake, routes.idle, routes.refused = self.wake, self._admit, self._refused
