@@ -39,27 +39,27 @@ _FIELD: Final = "unservable"
 def record_progress(builder: StatusBuilder) -> None:
     """Write the latest report of the running pod."""
     report = builder.snapshot.progress
-    holds = builder.snapshot.definition.holds
-    if report is not None and report.device and holds("device"):
+    has_field = builder.snapshot.definition.has_status_field
+    if report is not None and report.device and has_field("device"):
         builder.put(device=report.device)
-    if report is None or not holds("progress"):
+    if report is None or not has_field("progress"):
         return
-    if report.device and holds("resolved"):
+    if report.device and has_field("resolved"):
         builder.merge("resolved", {"device": report.device})
     fields = progress_fields(report)
     if changed_enough(builder.fields.get("progress") or {}, fields):
         builder.merge("progress", fields)
     if report.answers is not None:
         _take_answers(builder, report.answers)
-    if holds("metrics"):
+    if has_field("metrics"):
         builder.merge("metrics", metrics_fields(report))
     if _is_of_this_attempt(builder):
         record_findings(builder, report.findings, report.checks)
-    if report.evaluations and holds("evaluations"):
+    if report.evaluations and has_field("evaluations"):
         builder.put(evaluations=[each.to_json_dict() for each in report.evaluations])
     _take_curve(builder, report)
-    unstored = report.checkpoint_error if holds("checkpoint") and _is_of_this_attempt(builder) else None
-    if report.checkpoint is not None and holds("checkpoint"):
+    unstored = report.checkpoint_error if has_field("checkpoint") and _is_of_this_attempt(builder) else None
+    if report.checkpoint is not None and has_field("checkpoint"):
         _take_checkpoint(builder, report.checkpoint.to_json_dict(), clears_unstored=not unstored)
     if unstored:
         _show_not_stored(builder, unstored)
@@ -90,8 +90,8 @@ def _is_of_this_attempt(builder: StatusBuilder) -> bool:
 def record_checkpoint(builder: StatusBuilder, pod: PodView | None) -> None:
     """Record the checkpoint that a pod wrote as it was deleted."""
     result = parse_result(pod.termination_message) if pod is not None else None
-    holds = builder.snapshot.definition.has_status_field("checkpoint")
-    if result is not None and result.checkpoint is not None and holds:
+    has_checkpoint = builder.snapshot.definition.has_status_field("checkpoint")
+    if result is not None and result.checkpoint is not None and has_checkpoint:
         _take_checkpoint(builder, result.checkpoint.to_json_dict())
 
 
@@ -190,24 +190,24 @@ def record_termination_message(builder: StatusBuilder, attempt: Attempt) -> RunR
 
 def take_result(builder: StatusBuilder, result: RunResult) -> None:
     """Write the parts of a result that the status of this kind has."""
-    holds = builder.snapshot.definition.holds
-    for name in filter(holds, _RESULT_PARTS):
+    has_field = builder.snapshot.definition.has_status_field
+    for name in filter(has_field, _RESULT_PARTS):
         part = getattr(result, name)
         builder.merge(name, part.to_json_dict() if part else None)
     record_findings(builder, result.findings, result.checks)
-    if result.checkpoint is not None and holds("checkpoint"):
+    if result.checkpoint is not None and has_field("checkpoint"):
         _take_checkpoint(builder, result.checkpoint.to_json_dict())
-    if holds("rejected_adapter"):
+    if has_field("rejected_adapter"):
         rejected = result.rejected_adapter
         builder.put(rejectedAdapter=rejected.to_json_dict() if rejected else None)
         if rejected:
             builder.put(curve=None)
         explain_rejection(builder)
-    if holds("evaluations") and result.evaluations:
+    if has_field("evaluations") and result.evaluations:
         builder.put(evaluations=[each.to_json_dict() for each in result.evaluations])
-    if result.steps and holds("progress"):
+    if result.steps and has_field("progress"):
         _take_steps(builder, result.steps)
-    if holds("inputs"):
+    if has_field("inputs"):
         _take_merge(builder, result)
     if result.answers is not None:
         _take_answers(builder, result.answers)
