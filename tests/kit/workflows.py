@@ -102,7 +102,7 @@ class Tenant(Namespace):
         for type_, _ in watch(self.api, f"/api/v1/namespaces/{self.name}/events", selector, SECONDS):
             if type_ == "ADDED":
                 return
-        raise AssertionError(f"no event {reason} of {name}\n{self.reasons_told(name)}")
+        raise AssertionError(f"no event {reason} of {name}\n{self.event_reasons(name)}")
 
     def log(self, name: str, role: str) -> str:
         """Return what the pods of an object with a role have printed."""
@@ -110,7 +110,7 @@ class Tenant(Namespace):
 
     def describe(self, plural: str, name: str) -> str:
         """Return the status, the events and the end of each pod's log, for a failed test."""
-        parts = [json.dumps(self.status(name, plural), indent=1), f"events: {self.reasons_told(name)}"]
+        parts = [json.dumps(self.status(name, plural), indent=1), f"events: {self.event_reasons(name)}"]
         for each in self.kubelet.of_namespace(self.name):
             log = each.files.log.read_text(errors="replace") if each.files.log.exists() else ""
             parts.append(f"--- {each.pod['metadata']['name']}\n{log[-3000:]}")

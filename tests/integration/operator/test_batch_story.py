@@ -84,7 +84,7 @@ def test_a_batch_waits_for_its_server_then_asks(
     assert namespace.condition("b", "OutputUploaded", BATCHES)["status"] == "True"
     assert namespace.condition("b", "AdapterUploaded", BATCHES) == {}
     told = {"WaitingForInputs", "Answering", "OutputUploaded", "Succeeded"}
-    eventually("events tell it, a moment after the status", lambda: told <= set(namespace.reasons_told("b")))
+    eventually("events tell it, a moment after the status", lambda: told <= set(namespace.event_reasons("b")))
 
 
 def test_a_misspelt_server_is_told_with_what_was_meant_until_one_of_that_name_answers(

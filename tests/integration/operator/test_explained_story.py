@@ -29,7 +29,7 @@ def finding(kind: str, severity: str, step: int) -> Json:
     return {"type": kind, "severity": severity, "step": step, "message": f"{kind} at step {step}"}
 
 
-def told(namespace: Namespace, name: str) -> list[str]:
+def findings_of(namespace: Namespace, name: str) -> list[str]:
     return [each["type"] for each in namespace.status(name).get("findings") or []]
 
 
@@ -53,7 +53,7 @@ def test_what_is_estimated_measured_and_found_reaches_the_status_and_a_new_attem
     many = [finding(kind.value, "Warning", 5) for kind in list(FindingType)[:MAX_FINDINGS]]
     post = {"step": 50, "findings": many, "evaluations": POINTS[:1], "checks": PLANNED}
     assert first.post(token, {"trainerStatus": post}) == 200
-    eventually("the findings show", lambda: len(told(namespace, "d")) == MAX_FINDINGS)
+    eventually("the findings show", lambda: len(findings_of(namespace, "d")) == MAX_FINDINGS)
     status = namespace.status("d")
     assert status["evaluations"] == POINTS[:1]
     assert status["checks"] == PLANNED
@@ -61,14 +61,16 @@ def test_what_is_estimated_measured_and_found_reaches_the_status_and_a_new_attem
     more = {"step": 55, "findings": [*many, finding("Bored", "Problem", 6)]}
     eventually("another report is taken", lambda: first.post(token, {"trainerStatus": more}) == 200)
     eventually("the step is shown", lambda: namespace.status("d")["progress"].get("step") == 55)
-    assert told(namespace, "d") == [each["type"] for each in many], "more findings than a status holds are left out"
+    assert findings_of(namespace, "d") == [each["type"] for each in many], (
+        "more findings than a status holds are left out"
+    )
 
     namespace.end_pod(first.name, 137, reason="OOMKilled")
     second = Poster(namespace, operator, progress_tls, namespace.run_pod("d-train"))
     namespace.wait_running("d")
     hint = finding("StillLearning", "Info", 100)
     assert second.post(second.token(), {"trainerStatus": {"step": 60, "findings": [hint]}}) == 200
-    eventually("the older findings are gone", lambda: told(namespace, "d") == ["StillLearning"])
+    eventually("the older findings are gone", lambda: findings_of(namespace, "d") == ["StillLearning"])
     assert namespace.condition("d", "Healthy")["status"] == "True"
 
     words = {"findings": [hint], "evaluations": POINTS, "checks": MEASURED, "memory": {"peakBytes": 2 * GIB}}
@@ -78,5 +80,5 @@ def test_what_is_estimated_measured_and_found_reaches_the_status_and_a_new_attem
     assert ended["estimate"] == PARTS, "what was planned stands beside what it took"
     assert (ended["evaluations"], ended["checks"]) == (POINTS, MEASURED)
     assert [each["type"] for each in ended["findings"]] == ["StillLearning"]
-    events = namespace.reasons_told("d")
+    events = namespace.event_reasons("d")
     assert events.count(many[0]["type"]) == 1, "one event for each change of Healthy's reason"

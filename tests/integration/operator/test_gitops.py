@@ -94,7 +94,7 @@ def test_a_job_on_its_way_is_never_taken_for_done(
     states = [created, *history(namespace, created)]
     for each in states:
         ended = each["status"].get("phase") in FINAL_PHASES
-        assert ended == (("Finished", "True") in told(each)), each["status"]
+        assert ended == (("Finished", "True") in conditions_of(each)), each["status"]
     health = verdicts(health_check, states)
     changes = [one for one, before in zip(health, [None, *health], strict=False) if one != before]
     assert changes == ["Progressing", "Degraded", "Progressing", "Healthy"]
@@ -136,7 +136,7 @@ def test_a_change_after_the_end_moves_the_observed_generation(
         assert {each["observedGeneration"] for each in new["status"]["conditions"]} == {generation}
 
 
-def told(body: Json) -> list[tuple[str, str]]:
+def conditions_of(body: Json) -> list[tuple[str, str]]:
     return [(each["type"], each["status"]) for each in body["status"].get("conditions", [])]
 
 

@@ -56,7 +56,7 @@ def assert_kept(namespace: Namespace, name: str) -> None:
     assert status["checkpoint"] == CHECKPOINT
     assert status["failure"]["facts"]["checkpoint"].startswith("step 19;")
     assert f"resumeFrom.loraJobRef.name: {name}." in status["failure"]["hint"]
-    eventually("an event says so", lambda: "CheckpointSaved" in namespace.reasons_told(name))
+    eventually("an event says so", lambda: "CheckpointSaved" in namespace.event_reasons(name))
     assert namespace.get("jobs", f"{name}-train") is None
 
 

@@ -181,8 +181,8 @@ def test_one_event_for_each_transition(namespace: Namespace) -> None:
     namespace.finish("ev")
     namespace.wait_phase("ev", "Succeeded")
 
-    eventually("the last event", lambda: "Succeeded" in namespace.reasons_told("ev"))
-    found = namespace.reasons_told("ev")
+    eventually("the last event", lambda: "Succeeded" in namespace.event_reasons("ev"))
+    found = namespace.event_reasons("ev")
     assert len(found) == len(set(found))
     # No node is here: a pod that waits a while longer is found unschedulable before it is told to start.
     assert {"Starting", "Unschedulable"} & set(found)

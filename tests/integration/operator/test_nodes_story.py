@@ -128,7 +128,7 @@ def test_an_eviction_is_told_while_no_node_is_there_for_the_other_pod(namespace:
     eventually("the other waits", lambda: namespace.status("e").get("reason") == "Unschedulable")
     namespace.disrupt_pod(first, "EvictionByEvictionAPI")
     namespace.end_pod(first, 143)
-    eventually("the eviction is told", lambda: "Evicted" in namespace.reasons_told("e"))
+    eventually("the eviction is told", lambda: "Evicted" in namespace.event_reasons("e"))
     assert namespace.status("e")["reason"] == "Unschedulable"
 
 
@@ -296,7 +296,7 @@ def test_where_the_first_one_is_taken_away_after_another_had_ended_all_of_them_b
     pods = start(namespace, f"{how}-train", 2)
     status = number_of_pods(namespace, how, "2/2")
     assert (status["attempts"], reasons_of(status)) == (2, [how.capitalize(), "NotNeeded", None, None])
-    assert "AttemptFailed" not in namespace.reasons_told(how)
+    assert "AttemptFailed" not in namespace.event_reasons(how)
     namespace.end_pod(pods[0], 0, RESULT)
     namespace.wait_phase(how, "Succeeded")
 

@@ -53,11 +53,11 @@ def test_its_end_is_told_once(namespace: Namespace) -> None:
     namespace.apply(lorajob("told", **ONLY))
     namespace.pass_preflight("told")
     namespace.wait_phase("told", "Succeeded")
-    eventually("the event", lambda: "PreflightOnly" in namespace.reasons_told("told"))
+    eventually("the event", lambda: "PreflightOnly" in namespace.event_reasons("told"))
     namespace.annotate("told", retry="1")
     time.sleep(2)
     assert namespace.status("told")["phase"] == "Succeeded", "what has succeeded is not tried again"
-    assert namespace.reasons_told("told").count("PreflightOnly") == 1
+    assert namespace.event_reasons("told").count("PreflightOnly") == 1
 
 
 def test_a_dry_run_that_fails_can_be_tried_again(namespace: Namespace) -> None:

@@ -65,7 +65,7 @@ def test_a_failed_preflight_is_done_again(namespace: Namespace) -> None:
     namespace.annotate("p", retry="")
 
     def told_twice() -> bool:
-        told = namespace.reasons_told("p")
+        told = namespace.event_reasons("p")
         # A look that comes late finds the pod that no node takes, and tells of that alone.
         return "Retried" in told and 2 in (told.count("PreflightStarting"), told.count("Unschedulable"))
 
@@ -73,7 +73,7 @@ def test_a_failed_preflight_is_done_again(namespace: Namespace) -> None:
     namespace.pass_preflight("p")
     namespace.finish("p")
     namespace.wait_phase("p", "Succeeded")
-    assert "Retried" in namespace.reasons_told("p")
+    assert "Retried" in namespace.event_reasons("p")
 
 
 @pytest.mark.slow
@@ -205,7 +205,7 @@ def test_a_change_after_the_end_is_seen_to_have_been_seen(namespace: Namespace) 
     noted = {"observedGeneration": after["observedGeneration"]}
     assert after == {**before, **noted, "conditions": [{**each, **noted} for each in before["conditions"]]}
     namespace.annotate("o", retry="1")
-    eventually("another try is refused", lambda: namespace.reasons_told("o").count("RetryRefused") == 1)
+    eventually("another try is refused", lambda: namespace.event_reasons("o").count("RetryRefused") == 1)
     assert namespace.status("o") == {**after, "observedRetry": "1"}
 
 

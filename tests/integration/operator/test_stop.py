@@ -95,7 +95,7 @@ def test_while_it_trains_its_best_becomes_the_adapter(namespace: Namespace) -> N
     assert namespace.api.columns(f"{namespace.path('lorajobs')}/a")["Reason"] == "StopRequested"
     time.sleep(2)
     assert jobs(namespace) == ["a-publish"]
-    assert "StopRequested" in namespace.reasons_told("a")
+    assert "StopRequested" in namespace.event_reasons("a")
 
 
 def test_before_there_is_a_job(namespace: Namespace) -> None:

@@ -32,7 +32,7 @@ def test_a_qlora_job_publishes_an_adapter_that_peft_loads(
     assert [len(tenant.processes(role)) for role in ("preflight", "train")] == [1, 1]
     # The operator learns these from no pod's status: they came to its endpoint, over TLS.
     tenant.wait_event("support", "Succeeded")
-    assert "Training" in tenant.reasons_told("support")
+    assert "Training" in tenant.event_reasons("support")
 
 
 def test_a_bad_row_is_rejected_before_any_pod_trains(tenant: Tenant) -> None:

@@ -18,7 +18,7 @@ def test_a_run_that_ends_while_no_operator_runs_is_published_once(tenant: Tenant
     assert status["attempts"] == 1
     assert len(tenant.processes("train")) == 1
     tenant.wait_event("steady", "Succeeded")
-    told = tenant.reasons_told("steady")
+    told = tenant.event_reasons("steady")
     # The phase Starting comes again between two reports of a pod.
     assert {reason: told.count(reason) for reason in ("PodStarted", "AdapterUploaded", "Succeeded")} == {
         "PodStarted": 1,

@@ -112,7 +112,7 @@ class Namespace(Kubelet):
         conditions = self.status(name, plural).get("conditions", [])
         return next((c for c in conditions if c["type"] == type_), {})
 
-    def reasons_told(self, name: str) -> list[str]:
+    def event_reasons(self, name: str) -> list[str]:
         """Return the reasons of the events about an object of ours, as `kubectl describe` sorts them."""
         events = [e for e in self.api.items(f"/api/v1/namespaces/{self.name}/events") if _is_about(e, name)]
         return [event["reason"] for event in sorted(events, key=lambda event: str(event["lastTimestamp"]))]

@@ -50,7 +50,7 @@ def condition(status: dict[str, Any], type_: str) -> dict[str, Any]:
     return next((item for item in status["conditions"] if item["type"] == type_), {})
 
 
-def told(outcome: Outcome) -> list[tuple[str, bool]]:
+def events_of(outcome: Outcome) -> list[tuple[str, bool]]:
     return [(event.reason, event.warning) for event in outcome.events]
 
 

@@ -22,7 +22,19 @@ from kit.operator.objects import REPORT, RESULT
 from kit.operator.servers import deployment, heard, reported, server_pod
 from kit.operator.serverstatuskit import HEALTHY, compute
 from kit.operator.serverstatuskit import snapshot as server
-from kit.operator.statuskit import NOW, TRAINING, at, deleting, ended, job, judge, pod, queued_job, running, snapshot
+from kit.operator.statuskit import (
+    NOW,
+    TRAINING,
+    at,
+    deleting,
+    ended,
+    job,
+    pod,
+    queued_job,
+    running,
+    snapshot,
+    status_for,
+)
 from kit.sweeps import sweep, trial
 
 Json = dict[str, Any]
@@ -50,7 +62,7 @@ class Standing(NamedTuple):
 
 def none(**changes: Any) -> Json:
     """Return the status of a LoRAJob without a Job."""
-    return judge(main=None, **changes)
+    return status_for(main=None, **changes)
 
 
 def of(kind: Kind, *pods: Any, **changes: Any) -> Json:
@@ -83,7 +95,7 @@ STANDINGS: dict[str, Standing] = {
     "waits for a pod of that name": Standing(
         none(waiting_for="Job x-train of an earlier object"), "Waiting", "WaitingForPredecessor", *WORKS
     ),
-    "somebody holds its Job": Standing(judge(train=job(suspend=True)), "Waiting", "JobSuspended", *WORKS),
+    "somebody holds its Job": Standing(status_for(train=job(suspend=True)), "Waiting", "JobSuspended", *WORKS),
     "is checked": Standing(
         none(preflight_needed=True, preflight=Attempt(job(), (running(),))), "Preflight", None, *WORKS
     ),
@@ -93,25 +105,25 @@ STANDINGS: dict[str, Standing] = {
         "QuotaExceeded",
         *WORKS,
     ),
-    "no turn in the queue": Standing(judge(train=queued_job(suspend=True)), "Queued", "WaitingForQuota", *WORKS),
-    "no node": Standing(judge(pod(conditions=[NO_NODE])), "Starting", "Unschedulable", *WORKS),
-    "starts": Standing(judge(), "Starting", None, *WORKS),
-    "imports": Standing(judge(running(started=-3)), "Starting", None, *WORKS),
-    "downloads": Standing(judge(running(), progress=DOWNLOADS), "Downloading", None, *WORKS),
-    "trains": Standing(judge(running(), progress=TRAINING), "Training", None, *WORKS),
+    "no turn in the queue": Standing(status_for(train=queued_job(suspend=True)), "Queued", "WaitingForQuota", *WORKS),
+    "no node": Standing(status_for(pod(conditions=[NO_NODE])), "Starting", "Unschedulable", *WORKS),
+    "starts": Standing(status_for(), "Starting", None, *WORKS),
+    "imports": Standing(status_for(running(started=-3)), "Starting", None, *WORKS),
+    "downloads": Standing(status_for(running(), progress=DOWNLOADS), "Downloading", None, *WORKS),
+    "trains": Standing(status_for(running(), progress=TRAINING), "Training", None, *WORKS),
     "does not report": Standing(
-        judge(running(started=-121), taking_reports_since=LONG_AGO), "Starting", "NotReporting", *WORKS
+        status_for(running(started=-121), taking_reports_since=LONG_AGO), "Starting", "NotReporting", *WORKS
     ),
-    "is tried again": Standing(judge(ended(code=75)), "Starting", "AttemptFailed", *WORKS),
-    "is told to stop": Standing(judge(running(meta=deleting(60)), stop="enough"), "Stopping", None, *WORKS),
-    "is told to pause": Standing(judge(running(meta=deleting(60)), suspend=True), "Suspending", None, *WORKS),
+    "is tried again": Standing(status_for(ended(code=75)), "Starting", "AttemptFailed", *WORKS),
+    "is told to stop": Standing(status_for(running(meta=deleting(60)), stop="enough"), "Stopping", None, *WORKS),
+    "is told to pause": Standing(status_for(running(meta=deleting(60)), suspend=True), "Suspending", None, *WORKS),
     "rests": Standing(none(suspend=True), "Suspended", None, "Current", "Suspended"),
     "was stopped": Standing(none(stop="enough"), "Stopped", "StopRequested", *ENDS),
-    "has failed": Standing(judge(ended(code=64, says=DIVERGED), train=FAILED), "Failed", "LossDiverged", *FAILS),
+    "has failed": Standing(status_for(ended(code=64, says=DIVERGED), train=FAILED), "Failed", "LossDiverged", *FAILS),
     "is no job": Standing(
         none(errors=(FieldError("spec.lora.rank", "must be at least 1"),)), "Failed", "InvalidSpec", *FAILS
     ),
-    "has succeeded": Standing(judge(ended(says=RESULT), train=DONE), "Succeeded", None, *FINE),
+    "has succeeded": Standing(status_for(ended(says=RESULT), train=DONE), "Succeeded", None, *FINE),
     "was to be checked only": Standing(
         none(preflight_needed=True, preflight=CHECKED, preflight_only=True), "Succeeded", "PreflightOnly", *FINE
     ),

@@ -124,7 +124,7 @@ def snapshot(*pods: PodView, **changes: Any) -> Snapshot:
     return Snapshot(Kind.LORAJOB, OWNER, changes.pop("status", {}), changes.pop("now", NOW), **changes)
 
 
-def judge(*pods: PodView, **changes: Any) -> dict[str, Any]:
+def status_for(*pods: PodView, **changes: Any) -> dict[str, Any]:
     """Return the status of such a LoRAJob."""
     return compute_status(snapshot(*pods, **changes))
 

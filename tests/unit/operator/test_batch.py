@@ -169,7 +169,7 @@ COUNTED = AnswersReport(
 OUTPUT = {"uri": "s3://answers/b", "manifestSha256": "cd" * 32, "sizeBytes": 5}
 
 
-def judge(*pods: PodView, **changes: Any) -> Json:
+def status_for(*pods: PodView, **changes: Any) -> Json:
     changes.setdefault("main", Attempt(changes.pop("train", job()), pods))
     if pods:
         changes.setdefault("reporter", pods[-1].uid)
@@ -205,7 +205,7 @@ def judge(*pods: PodView, **changes: Any) -> Json:
     ],
 )
 def test_a_server_is_waited_for(inputs: UnfinishedInput | ReadyServer, phase: str, message: str, hint: str) -> None:
-    status = judge(main=None, inputs=(inputs,))
+    status = status_for(main=None, inputs=(inputs,))
     found = next(item for item in status["conditions"] if item["type"] == "InputsReady")
     assert status["phase"] == phase
     assert message in found.get("message", "")
@@ -226,25 +226,25 @@ def test_a_server_is_waited_for(inputs: UnfinishedInput | ReadyServer, phase: st
     ],
 )
 def test_the_phase_is_what_the_pod_says_it_does(said: Phase | None, phase: str, reason: str) -> None:
-    status = judge(running(), progress=TrainerStatus(phase=said))
+    status = status_for(running(), progress=TrainerStatus(phase=said))
     assert (status["phase"], condition(status, "Running")) == (phase, ("True", reason))
 
 
 def test_what_the_pod_does_beside_its_phase_is_told_in_its_own_words() -> None:
     report = TrainerStatus(phase=Phase.STARTING, doing="waits up to 10 seconds for the server")
-    status = judge(running(), progress=report)
+    status = status_for(running(), progress=report)
     message = next(item["message"] for item in status["conditions"] if item["type"] == "Running")
     assert status["phase"] == "Starting"
     assert message.endswith("on node gpu-1 waits up to 10 seconds for the server")
 
 
 def test_reports_become_counts_and_progress() -> None:
-    status = judge(running(), progress=TrainerStatus(phase=Phase.ANSWERING, answers=COUNTED))
+    status = status_for(running(), progress=TrainerStatus(phase=Phase.ANSWERING, answers=COUNTED))
     assert (status["lines"], status["answered"], status["errors"]) == (200, 99, 1)
     assert (status["promptTokens"], status["completionTokens"]) == (10, 20)
     assert status["answeredBy"] == [{"name": "bot", "lines": 99}]
     assert status["progress"] == {"percent": 50, "percentText": "50%", "step": 100, "totalSteps": 200}
-    later = judge(running(), status=status, progress=TrainerStatus(phase=Phase.STARTING))
+    later = status_for(running(), status=status, progress=TrainerStatus(phase=Phase.STARTING))
     assert later["answered"] == 99, "a pod that begins anew has not counted yet"
     assert "metrics" not in later
 
@@ -257,14 +257,14 @@ def test_another_kinds_words_do_not_get_into_its_status() -> None:
             "evaluations": [{"step": 1, "loss": "1"}],
         }
     )
-    status = judge(running(), progress=report)
+    status = status_for(running(), progress=report)
     assert not {"metrics", "checkpoint", "evaluations"} & status.keys()
     assert condition(status, "CheckpointSaved") is None
 
 
 def test_published_answers_are_its_result() -> None:
     done = ended(says={"output": OUTPUT, "answers": COUNTED.model_dump(mode="json", by_alias=True, exclude_none=True)})
-    status = judge(done, train=job(complete=True))
+    status = status_for(done, train=job(complete=True))
     assert (status["phase"], status["output"]) == ("Succeeded", OUTPUT)
     assert condition(status, "OutputUploaded") == ("True", "OutputUploaded")
     assert condition(status, "AdapterUploaded") is None
@@ -272,7 +272,7 @@ def test_published_answers_are_its_result() -> None:
 
 def test_a_pod_that_published_an_adapter_has_not_done_what_was_asked_for() -> None:
     adapter = {"uri": "s3://adapters/x", "manifestSha256": "ab" * 32, "sizeBytes": 1}
-    status = judge(ended(says={"adapter": adapter}), train=job(complete=True))
+    status = status_for(ended(says={"adapter": adapter}), train=job(complete=True))
     assert condition(status, "Running") == ("False", "ResultLookup")
 
 
@@ -285,7 +285,7 @@ def test_what_was_reached_is_told_beside_the_failure(reason: str, code: int, pha
         "failure": {"reason": reason, "message": "line 7"},
         "answers": {"lines": 200, "answered": 150, "errors": 3},
     }
-    status = judge(ended(code=code, says=words), train=job(failed_reason="PodFailurePolicy"))
+    status = status_for(ended(code=code, says=words), train=job(failed_reason="PodFailurePolicy"))
     assert (status["phase"], status["failure"]["reason"], status["answered"]) == (phase, reason, 150)
     assert "kubectl annotate batchinference b" in status["failure"]["hint"]
 
@@ -293,5 +293,5 @@ def test_what_was_reached_is_told_beside_the_failure(reason: str, code: int, pha
 def test_which_attempt_failed_is_told_and_not_that_it_was_the_last_as_it_can_be_tried_again() -> None:
     words = {"failure": {"reason": "InputInvalid", "message": "line 7"}}
     failed = job(failed_reason="PodFailurePolicy")
-    status = judge(ended(code=64, says=words), train=failed, status={"attempts": 2})
+    status = status_for(ended(code=64, says=words), train=failed, status={"attempts": 2})
     assert status["failure"]["message"] == f"line 7 (attempt {status['attempts']})"

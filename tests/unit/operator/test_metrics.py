@@ -23,7 +23,7 @@ def attempt(uid: str, reason: str = "", end: bool = True) -> Json:
     return {"uid": uid, "reason": reason, **({"endTime": "2026-01-31T12:30:00Z"} if end else {})}
 
 
-def told(old: Json, new: Json) -> list[tuple[str, tuple[str, ...], float]]:
+def observed(old: Json, new: Json) -> list[tuple[str, tuple[str, ...], float]]:
     """Return what a change tells, with the names of the metrics."""
     return [(seen.metric._name, seen.labels, seen.value) for seen in changes(old, new, FACTS)]
 
@@ -37,54 +37,55 @@ def test_the_same_status_tells_nothing() -> None:
         "conditions": [condition("QuotaReserved", "True")],
         "queue": "q",
     }
-    assert told(status, status) == []
-    assert told({}, {}) == []
+    assert observed(status, status) == []
+    assert observed({}, {}) == []
 
 
 def test_an_attempt_counts_when_it_has_ended() -> None:
     running = {"attemptHistory": [attempt("a", end=False)]}
-    assert told({}, running) == []
+    assert observed({}, running) == []
     ended = {"attemptHistory": [attempt("a", "OutOfMemory"), attempt("b", end=False)]}
-    assert told(running, ended) == [("tunery_attempts", ("LoRAJob", "team", "OutOfMemory"), 1)]
+    assert observed(running, ended) == [("tunery_attempts", ("LoRAJob", "team", "OutOfMemory"), 1)]
     both = {"attemptHistory": [attempt("a", "OutOfMemory"), attempt("b", "words of a pod")]}
-    assert told(ended, both) == [("tunery_attempts", ("LoRAJob", "team", "Other"), 1)]
+    assert observed(ended, both) == [("tunery_attempts", ("LoRAJob", "team", "Other"), 1)]
 
 
 def test_a_stop_is_an_outcome_of_its_own_and_no_failure() -> None:
     finished = [("tunery_jobs_finished", ("LoRAJob", "team", "Stopped", "Stopped"), 1)]
     assert (
-        told({"phase": "Stopping"}, {"phase": "Stopped", "conditions": [condition("Preflight", "False")]}) == finished
+        observed({"phase": "Stopping"}, {"phase": "Stopped", "conditions": [condition("Preflight", "False")]})
+        == finished
     )
-    assert told({"phase": "Stopped"}, {"phase": "Stopped"}) == []
+    assert observed({"phase": "Stopped"}, {"phase": "Stopped"}) == []
 
 
 def test_gpu_seconds_are_added_as_the_ledger_grows() -> None:
     labels = ("team", "nvidia.com/gpu", "batch")
-    assert told({"gpuSeconds": 100}, {"gpuSeconds": 340, "queue": "batch"}) == [("tunery_gpu_seconds", labels, 240)]
-    assert told({"gpuSeconds": 340}, {"gpuSeconds": 340}) == []
+    assert observed({"gpuSeconds": 100}, {"gpuSeconds": 340, "queue": "batch"}) == [("tunery_gpu_seconds", labels, 240)]
+    assert observed({"gpuSeconds": 340}, {"gpuSeconds": 340}) == []
 
 
 def test_the_wait_for_a_queue_begins_when_the_job_could_have_run() -> None:
     waiting = {"queue": "q", "conditions": [condition("QuotaReserved", "False", "12:10:00")]}
     admitted = {"queue": "q", "conditions": [condition("QuotaReserved", "True", "12:15:00")]}
-    assert told(waiting, admitted) == [("tunery_queue_wait_seconds", ("team", "q"), 300)]
-    assert told({}, admitted) == [("tunery_queue_wait_seconds", ("team", "q"), 900)]
+    assert observed(waiting, admitted) == [("tunery_queue_wait_seconds", ("team", "q"), 300)]
+    assert observed({}, admitted) == [("tunery_queue_wait_seconds", ("team", "q"), 900)]
     resumed = {"queue": "q", "conditions": [*admitted["conditions"], condition("Suspended", "False", "12:14:00")]}
-    assert told({}, resumed) == [("tunery_queue_wait_seconds", ("team", "q"), 60)]
-    assert told({}, {"conditions": admitted["conditions"]}) == [], "without a queue nobody waited for one"
+    assert observed({}, resumed) == [("tunery_queue_wait_seconds", ("team", "q"), 60)]
+    assert observed({}, {"conditions": admitted["conditions"]}) == [], "without a queue nobody waited for one"
 
 
 def test_the_first_step_counts_from_when_training_might_start() -> None:
     started = {"conditions": [condition("Preflight", "True", "12:50:00")]}
     stepped = {**started, "progress": {"step": 1}}
-    assert told(started, stepped) == [("tunery_time_to_first_step_seconds", ("team",), 600)]
-    assert told(stepped, {**started, "progress": {"step": 2}}) == []
+    assert observed(started, stepped) == [("tunery_time_to_first_step_seconds", ("team",), 600)]
+    assert observed(stepped, {**started, "progress": {"step": 2}}) == []
 
 
 @pytest.mark.parametrize("method", ["QLoRA", "words of a pod"])
 def test_an_end_counts_once_with_its_duration(method: str) -> None:
     end = {"phase": "Succeeded", "runSeconds": 1800, "resolved": {"method": method}}
-    assert told({"phase": "Uploading"}, end) == [
+    assert observed({"phase": "Uploading"}, end) == [
         ("tunery_jobs_finished", ("LoRAJob", "team", "Succeeded", "Succeeded"), 1),
         ("tunery_run_duration_seconds", ("LoRAJob", "QLoRA" if method == "QLoRA" else "Other"), 1800),
     ]
@@ -96,7 +97,7 @@ def test_a_failure_in_preflight_counts_as_one() -> None:
         "failure": {"reason": "DatasetInvalid"},
         "conditions": [condition("Preflight", "False")],
     }
-    assert told({}, failed) == [
+    assert observed({}, failed) == [
         ("tunery_jobs_finished", ("LoRAJob", "team", "Failed", "DatasetInvalid"), 1),
         ("tunery_preflight_failures", ("team", "DatasetInvalid"), 1),
     ]
@@ -104,8 +105,8 @@ def test_a_failure_in_preflight_counts_as_one() -> None:
 
 def test_an_object_that_is_tried_again_may_end_again() -> None:
     failed = {"phase": "Failed", "failure": {"reason": "NodeLost"}}
-    assert told(failed, {"phase": "Pending"}) == []
-    assert len(told({"phase": "Pending"}, failed)) == 1
+    assert observed(failed, {"phase": "Pending"}) == []
+    assert len(observed({"phase": "Pending"}, failed)) == 1
 
 
 def test_a_tenant_cannot_make_endless_series() -> None:

@@ -17,7 +17,7 @@ from kit.operator.servers import deployment, server_pod
 from kit.operator.serverstatuskit import compute
 from kit.operator.serverstatuskit import snapshot as server
 from kit.operator.settings import settings
-from kit.operator.statuskit import at, ended, job, judge, pod
+from kit.operator.statuskit import at, ended, job, pod, status_for
 
 PLAIN = settings()
 PLACED = settings(
@@ -88,7 +88,7 @@ def test_a_blocked_pod_names_the_values_of_its_role(role: str, warning: ClusterW
     attempt = Attempt(job(labels={"tunery.dev/role": role}), waits, (warning,) if warning is not None else ())
     values = PlatformValues(work=("trainer.nodeSelector",), checks=("preflight.nodeSelector",))
     stage = {"main": None, "preflight_needed": True, "preflight": attempt} if role == "preflight" else {"main": attempt}
-    failure = judge(platform=values, **stage)["failure"]
+    failure = status_for(platform=values, **stage)["failure"]
     expected = "preflight.nodeSelector" if role == "preflight" else "trainer.nodeSelector"
     assert failure["facts"]["chartValues"] == expected
     assert f"Values of Tunery's chart that this pod uses: {expected}." in failure["hint"]
@@ -97,7 +97,7 @@ def test_a_blocked_pod_names_the_values_of_its_role(role: str, warning: ClusterW
 def test_an_attempt_that_ended_for_the_image_names_it_too() -> None:
     end = ended(code=128, why="StartError", says='exec: "python": executable file not found in $PATH')
     values = platform_values(Kind.BATCHINFERENCE, {}, PLAIN, 0)
-    failure = judge(end, train=job(failed_reason="BackoffLimitExceeded"), platform=values)["failure"]
+    failure = status_for(end, train=job(failed_reason="BackoffLimitExceeded"), platform=values)["failure"]
     assert failure["reason"] == "ContainerRefused"
     assert "serving.server.image" in failure["facts"]["chartValues"]
 

@@ -55,7 +55,7 @@ class Cluster:
         return self.get(_, namespace, name)
 
 
-def tell(cluster: Cluster, *conditions: Json) -> None:
+def publish_with(cluster: Cluster, *conditions: Json) -> None:
     body = lorasweep("s")
     body["metadata"] |= {"namespace": "ns", "uid": "uid", "resourceVersion": "1"}
     rows = [{"name": name, "uid": f"uid-{name}", "state": "Complete"} for name in NAMES]
@@ -79,14 +79,14 @@ def tell(cluster: Cluster, *conditions: Json) -> None:
 )
 def test_trials_are_told_whether_all_was_removed(conditions: list[Json], end: str) -> None:
     cluster = Cluster(lambda name, call: None)
-    tell(cluster, *conditions)
+    publish_with(cluster, *conditions)
     assert cluster.told == set(NAMES)
     assert cluster.said.endswith(end)
 
 
 def test_a_call_that_fails_keeps_no_other_trial_from_being_told_and_is_tried_again() -> None:
     cluster = Cluster(lambda name, call: 500 if (name, call) in {("s-001", 1), ("s-004", 2)} else None)
-    tell(cluster)
+    publish_with(cluster)
     assert cluster.told == set(NAMES)
     assert cluster.calls["s-000"] == 3, "who was told is not asked again"
 
@@ -94,12 +94,12 @@ def test_a_call_that_fails_keeps_no_other_trial_from_being_told_and_is_tried_aga
 def test_where_one_fails_again_and_again_the_others_are_told_and_it_is_left_for_later() -> None:
     cluster = Cluster(lambda name, call: 503 if name == "s-000" else None)
     with pytest.raises(ApiFailure):
-        tell(cluster)
+        publish_with(cluster)
     assert cluster.told == set(NAMES[1:])
     assert cluster.calls["s-000"] == 2
 
 
 def test_what_is_refused_for_good_holds_no_end_up() -> None:
     cluster = Cluster(lambda name, call: 403 if name == "s-000" else None)
-    tell(cluster)
+    publish_with(cluster)
     assert cluster.told == set(NAMES[1:])

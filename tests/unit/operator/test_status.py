@@ -26,7 +26,7 @@ from tunery_operator.status.retries import reopened
 from tunery_operator.status.snapshot import Snapshot
 
 from kit.operator.objects import REPORT, RESULT
-from kit.operator.statuskit import NOW, condition, ended, job, judge, running, snapshot
+from kit.operator.statuskit import NOW, condition, ended, job, running, snapshot, status_for
 
 DONE = job(complete=True)
 
@@ -291,7 +291,7 @@ def test_a_merge_whose_rank_costs_more_than_it_should_is_warned_of() -> None:
 
 def test_what_is_used_of_other_objects_is_written_down() -> None:
     reference = {"name": "y", "uid": "u", "uri": "s3://adapters/y"}
-    assert judge(input_references=(reference,))["inputReferences"] == [reference]
+    assert status_for(input_references=(reference,))["inputReferences"] == [reference]
 
 
 def test_a_credential_in_a_message_is_taken_out() -> None:
@@ -299,8 +299,8 @@ def test_a_credential_in_a_message_is_taken_out() -> None:
 
 
 def test_events_tell_each_transition_once() -> None:
-    before = judge()
-    after = judge(ended(says=RESULT), train=DONE, status=before)
+    before = status_for()
+    after = status_for(ended(says=RESULT), train=DONE, status=before)
     told = transitions(before, after)
     assert [(event.reason, event.ends) for event in told] == [
         ("Evaluated", True),
@@ -308,12 +308,12 @@ def test_events_tell_each_transition_once() -> None:
         ("Succeeded", True),
     ]
     assert transitions(after, after) == ()
-    failed_ = judge(
+    failed_ = status_for(
         ended(code=64, says={"failure": {"reason": "ModelGated", "message": "no"}}),
         train=job(failed_reason="PodFailurePolicy"),
     )
     assert [(event.reason, event.ends) for event in transitions(before, failed_)] == [("ModelGated", True)]
-    assert not any(event.ends for event in transitions({}, judge(running())))
+    assert not any(event.ends for event in transitions({}, status_for(running())))
 
 
 def test_what_preflight_warns_of_in_the_data_is_a_warning_once() -> None:
@@ -327,7 +327,7 @@ def test_what_preflight_warns_of_in_the_data_is_a_warning_once() -> None:
     assert after["dataset"] == said["dataset"]
     # The result of training says it once more.
     trained = {**RESULT, "dataset": said["dataset"]}
-    done = judge(ended(says=trained), train=DONE, status=after)
+    done = status_for(ended(says=trained), train=DONE, status=after)
     assert "DatasetWarning" not in [event.reason for event in transitions(after, done)]
 
 

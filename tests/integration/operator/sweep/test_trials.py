@@ -88,7 +88,7 @@ def test_a_retry_of_a_trial_is_answered_and_not_followed(namespace: Namespace, t
     del trials.ends["train"]
     namespace.annotate("s-000", retry="1")
     eventually("it is answered", lambda: namespace.status("s-000").get("observedRetry") == "1")
-    eventually("it is reported", lambda: "RetryRefused" in namespace.reasons_told("s-000"))
+    eventually("it is reported", lambda: "RetryRefused" in namespace.event_reasons("s-000"))
     assert namespace.status("s-000")["phase"] == "Failed"
     namespace.annotate("s", SWEEPS, retry="1")
     namespace.wait_phase("s", "Succeeded", SWEEPS)
@@ -192,7 +192,7 @@ def test_a_retry_of_a_stopped_trial_is_answered_too(namespace: Namespace, trials
     wait_states(namespace, "Pruned", "Running")
     namespace.annotate("s-000", retry="1")
     eventually("it is answered", lambda: namespace.status("s-000").get("observedRetry") == "1")
-    eventually("it is reported", lambda: "RetryRefused" in namespace.reasons_told("s-000"))
+    eventually("it is reported", lambda: "RetryRefused" in namespace.event_reasons("s-000"))
     assert namespace.status("s-000")["phase"] == "Stopped"
 
 

@@ -15,7 +15,7 @@ from tunery_operator.planning.resolution import MAX_BEFORE, UNKNOWN_MOUNTS, ApiK
 from tunery_operator.status.server.snapshot import ServerSnapshot
 
 from kit.operator.servers import by_name, deployment, heard, published, reported, server_pod, server_spec
-from kit.operator.serverstatuskit import compute, condition, snapshot, told
+from kit.operator.serverstatuskit import compute, condition, events_of, snapshot
 
 KEYS = {"apiKeysSecretRef": {"name": "keys"}}
 NAMED = [{"name": "bot", "uri": "s3://adapters/bot"}]
@@ -53,7 +53,7 @@ def test_a_model_that_is_none_of_the_servers_is_told_with_what_was_meant_and_deg
     assert (outcome.status["phase"], outcome.status["failure"]["message"]) == ("Degraded", message)
     assert "access.clients" in outcome.status["failure"]["remedies"][0]["fields"]
     assert condition(outcome.status, "AdaptersResolved")["message"] == message
-    assert ("AdapterMissing", True) in told(outcome)
+    assert ("AdapterMissing", True) in events_of(outcome)
 
 
 def test_where_a_selector_may_find_it_yet_it_is_but_a_remark() -> None:
@@ -67,7 +67,7 @@ def test_where_a_selector_may_find_it_yet_it_is_but_a_remark() -> None:
     )
     assert outcome.status["phase"] == "Ready"
     assert "failure" not in outcome.status
-    assert "AdapterMissing" not in dict(told(outcome))
+    assert "AdapterMissing" not in dict(events_of(outcome))
 
 
 # A client that the Secret does not have
@@ -89,7 +89,7 @@ def test_a_client_that_the_secret_does_not_have_degrades_a_server_that_serves_un
     assert condition(outcome.status, "Available")["status"] == "True"
     progressing = condition(outcome.status, "Progressing")
     assert (progressing["status"], progressing["reason"]) == ("False", "RolledOut"), "no rollout waits for it"
-    assert ("SecretNotFound", True) in told(outcome)
+    assert ("SecretNotFound", True) in events_of(outcome)
     mended = compute(replace(found, reports={"uid-a": heard(reported("bot"))}), outcome.status)
     assert (mended.status["phase"], mended.status.get("failure")) == ("Ready", None)
 
@@ -105,7 +105,7 @@ def test_such_a_client_is_not_why_a_server_that_starts_does_not_answer_yet() -> 
     assert condition(outcome.status, "Progressing")["status"] == "True"
     assert outcome.status["phase"] == "Starting"
     assert outcome.status["failure"]["message"] == f"pod a: {said}"
-    assert ("SecretNotFound", True) in told(outcome)
+    assert ("SecretNotFound", True) in events_of(outcome)
 
 
 NO_ROOM: dict[str, Any] = {
@@ -207,7 +207,7 @@ def test_a_rollout_that_is_stuck_says_why_and_that_the_old_rules_hold(new: dict[
     assert (outcome.status["phase"], failure["reason"]) == ("Degraded", reason)
     assert f"; {BEFORE} 1 replica still answers" in failure["message"]
     assert condition(outcome.status, "Progressing")["message"] == failure["message"]
-    assert (reason, True) in told(outcome)
+    assert (reason, True) in events_of(outcome)
 
 
 def test_the_old_rules_are_told_behind_a_message_of_any_length() -> None:
@@ -238,7 +238,7 @@ def access(secret: str, *clients: str) -> dict[str, Any]:
     return {"apiKeysSecretRef": {"name": secret}, **({"clients": listed} if listed else {})}
 
 
-def told_after(*specs: dict[str, Any], mounts: ApiKeyMounts = UNKNOWN_MOUNTS) -> Desired:
+def desired_after(*specs: dict[str, Any], mounts: ApiKeyMounts = UNKNOWN_MOUNTS) -> Desired:
     """Return what replicas are told after these rules of access, one after the other."""
     desired = Desired()
     for spec in specs:
@@ -248,7 +248,7 @@ def told_after(*specs: dict[str, Any], mounts: ApiKeyMounts = UNKNOWN_MOUNTS) ->
 
 @pytest.mark.parametrize("now", [access("new", "frontend"), access("new"), {}], ids=["others", "no list", "no keys"])
 def test_pods_of_another_secret_are_told_the_list_that_stood_beside_it(now: dict[str, Any]) -> None:
-    desired = told_after(access("old", "web"), now)
+    desired = desired_after(access("old", "web"), now)
     assert desired.before == [rules("old", "web")]
     assert desired.clients_of("old") == {"web": ["tiny"]}
     assert desired.clients_of("new" if now else NO_KEYS) == ({"frontend": ["tiny"]} if "clients" in now else {})
@@ -257,10 +257,10 @@ def test_pods_of_another_secret_are_told_the_list_that_stood_beside_it(now: dict
 
 
 def test_a_list_beside_the_same_secret_replaces_the_one_before_it_and_so_does_the_way_back() -> None:
-    assert told_after(access("old", "web"), access("old", "batch")).before == []
-    back = told_after(access("old", "web"), access("new", "web"), access("old", "batch"))
+    assert desired_after(access("old", "web"), access("old", "batch")).before == []
+    back = desired_after(access("old", "web"), access("new", "web"), access("old", "batch"))
     assert (back.clients, back.before) == ({"batch": ["tiny"]}, [rules("new", "web")])
-    later = told_after(access("old", "web"), access("new", "eve"), access("new", "zoe"), access("last"))
+    later = desired_after(access("old", "web"), access("new", "eve"), access("new", "zoe"), access("last"))
     assert later.before == [rules("new", "zoe"), rules("old", "web")], "the newest come first"
 
 
@@ -272,12 +272,12 @@ def test_the_rules_of_before_go_with_the_last_pod_that_may_mount_their_secret() 
         (ApiKeyMounts(frozenset({"new", "old"}), "new"), True),  # an old pod ends
         (ApiKeyMounts(frozenset({"new"}), "new"), False),
     ):
-        assert bool(told_after(*changes, mounts=mounts).before) is retained, mounts
+        assert bool(desired_after(*changes, mounts=mounts).before) is retained, mounts
 
 
 def test_of_many_secrets_those_are_kept_that_pods_mount_and_then_the_newest() -> None:
     changes = [access(f"s{number:02}", "web") for number in range(20)]
-    found = told_after(*changes, mounts=ApiKeyMounts(frozenset({"s00", "s03"})))
+    found = desired_after(*changes, mounts=ApiKeyMounts(frozenset({"s00", "s03"})))
     newest = [f"s{number:02}" for number in range(18, 18 - MAX_BEFORE + 2, -1)]
     assert [each.api_keys for each in found.before] == [*newest, "s03", "s00"]
 

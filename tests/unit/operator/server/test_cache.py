@@ -82,7 +82,7 @@ class TestServers:
         assert cache.body(JOB) is None
 
 
-class TestOffers:
+class TestPublishedResults:
     def test_what_has_ended_is_offered_to_who_selects_it(self, cache: Cache) -> None:
         cache.put_object(Kind.LORAJOB, job(1, "Succeeded", team="support"))
         cache.put_object(Kind.LORAJOB, job(2, "Succeeded", "other"))

@@ -12,7 +12,7 @@ from tunery_operator.planning.resolution import DanglingAlias, PendingAdapter
 from tunery_operator.status.server.snapshot import ServerSnapshot
 
 from kit.operator.servers import NOW, digest, heard, reported, server_pod
-from kit.operator.serverstatuskit import compute, condition, resolution, snapshot, told
+from kit.operator.serverstatuskit import compute, condition, events_of, resolution, snapshot
 
 
 def cold(name: str, **changes: Any) -> Any:
@@ -49,7 +49,7 @@ def test_one_that_is_loaded_for_a_request_is_no_event() -> None:
     loaded = replace(BOTH, reports={**BOTH.reports, "uid-a": heard(reported("bot"), reported("rare"))})
     after = compute(loaded, before)
     assert after.status["adapterCounts"]["cold"] == 0
-    assert told(after) == []
+    assert events_of(after) == []
 
 
 def test_nothing_is_cold_where_no_requests_come() -> None:
@@ -151,5 +151,5 @@ def test_an_alias_that_leads_nowhere_is_told_with_what_to_do() -> None:
     assert outcome.status["failure"]["message"] == message
     assert "aliases" in outcome.status["failure"]["remedies"][0]["fields"]
     assert condition(outcome.status, "AdaptersResolved")["message"] == message
-    assert ("AdapterMissing", True) in told(outcome)
-    assert told(compute(found, outcome.status)) == []
+    assert ("AdapterMissing", True) in events_of(outcome)
+    assert events_of(compute(found, outcome.status)) == []

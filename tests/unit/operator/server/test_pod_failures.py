@@ -16,7 +16,7 @@ from tunery_operator.observed.deployment import ContainerView, ServerPodView, pa
 from tunery_operator.observed.event import ClusterWarning
 
 from kit.operator.servers import NOW, deployment, heard, reported, server_pod
-from kit.operator.serverstatuskit import compute, condition, snapshot, told
+from kit.operator.serverstatuskit import compute, condition, events_of, snapshot
 
 
 def starting(**changes: Any) -> ServerPodView:
@@ -78,7 +78,7 @@ def test_a_replica_that_does_not_start_says_why(pod: ServerPodView, reason: str,
     assert status["failure"]["hint"]
     assert condition(status, "Progressing")["reason"] == reason
     assert (status["phase"], status["replicaStatuses"][0]["reason"]) == ("Starting", reason)
-    assert (reason, True) in told(outcome)
+    assert (reason, True) in events_of(outcome)
     assert "job" not in status["failure"]["hint"].lower()
 
 
@@ -105,7 +105,7 @@ def test_a_replica_waits_for_a_pod_of_its_server_that_ends_and_then_for_a_node()
     assert status["replicaStatuses"] == [
         {"pod": "a", "ready": False, "reason": "WaitingForPredecessor", "message": words}
     ]
-    assert not any(warning for _, warning in told(outcome))
+    assert not any(warning for _, warning in events_of(outcome))
     # The kubelet has killed it by then: it makes no room any more by which to be excused.
     assert outcome.requeue_after is not None
     late = compute(found, status, seconds=outcome.requeue_after)

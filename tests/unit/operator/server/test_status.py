@@ -25,7 +25,7 @@ from tunery_operator.planning.resolution import (
 from tunery_operator.status.server.compute import Outcome
 
 from kit.operator.servers import NOW, deployment, digest, heard, reported, server_pod, wanted
-from kit.operator.serverstatuskit import HEALTHY, compute, condition, resolution, snapshot, told
+from kit.operator.serverstatuskit import HEALTHY, compute, condition, events_of, resolution, snapshot
 
 
 def test_a_server_that_serves_all() -> None:
@@ -66,7 +66,7 @@ def test_a_server_that_serves_all() -> None:
         "loaded": 1,
         "engineVersion": "0.32.0",
     }
-    assert told(outcome) == [("AdapterServed", False), ("ServerReady", False)]
+    assert events_of(outcome) == [("AdapterServed", False), ("ServerReady", False)]
     assert "failure" not in status
 
 
@@ -95,7 +95,7 @@ def test_thirty_seconds_without_a_report_and_nobody_can_say_what_is_served() -> 
     assert condition(status, "AdaptersServed")["status"] == "Unknown"
     assert status["phase"] == "Degraded"
     assert status["replicaStatuses"][0]["reason"] == "NotReporting"
-    assert told(silent) == [("NotReporting", True)]
+    assert events_of(silent) == [("NotReporting", True)]
     late = {**HEALTHY.reports, "uid-a": heard(reported("bot"), seconds_ago=31)}
     distrusting = compute(replace(HEALTHY, reports=late, certificate_fault="certificate has expired"), first.status)
     message = condition(distrusting.status, "AdaptersServed")["message"]
@@ -211,7 +211,7 @@ def test_refused_waiting_kept_and_skipped_are_told() -> None:
     assert (by_name["kept"]["state"], by_name["kept"]["message"]) == ("Served", "LoRAJob kept does not exist any more")
     assert status["skipped"] == [{"source": "LoRAJob/other", "reason": "is for base Qwen"}]
     assert condition(status, "AdaptersResolved")["reason"] == "RankTooHigh"
-    assert ("AdapterFailed", True) in told(outcome)
+    assert ("AdapterFailed", True) in events_of(outcome)
 
 
 def test_a_note_stands_beside_an_adapter_that_is_served_and_is_no_problem() -> None:
@@ -267,7 +267,7 @@ def test_many_adapters_make_one_event() -> None:
     ]
     broken = [reported(name, "Failed", reason="AdapterCorrupt", message="differs") for name in names]
     failed = compute(replace(found, reports={"uid-a": heard(*broken)}), added.status)
-    assert told(failed) == [("AdapterFailed", True)]
+    assert events_of(failed) == [("AdapterFailed", True)]
 
 
 @pytest.mark.parametrize("ready", [True, False])
@@ -275,11 +275,13 @@ def test_what_an_earlier_operator_told_of_an_adapter_is_not_told_again(ready: bo
     said = heard(reported("bad", "Failed", reason="AdapterCorrupt", message="differs"), reported("bot"))
     found = snapshot(server_pod("a", ready=ready), served=resolution("bad", "bot"), reports={"a": said})
     first = compute(found)
-    assert ("AdapterFailed", True) in told(first)
+    assert ("AdapterFailed", True) in events_of(first)
     restarted = replace(found, watching_since=NOW + timedelta(seconds=60))
     silent = compute(replace(restarted, reports={}), first.status, 61)
     later = replace(said, at=NOW + timedelta(seconds=65))
-    assert told(silent) == told(compute(replace(restarted, reports={"uid-a": later}), silent.status, 65)) == []
+    assert (
+        events_of(silent) == events_of(compute(replace(restarted, reports={"uid-a": later}), silent.status, 65)) == []
+    )
     (entry,) = (item for item in silent.status["adapters"] if item["name"] == "bad")
     assert (entry["state"], entry["message"]) == ("Failed", "differs")
 
@@ -311,7 +313,7 @@ def test_an_adapter_that_is_mended_is_an_event_and_so_is_another_cause_of_the_sa
     ]
     away = {"reason": "StorageUnavailable", "wanted_sha256": "0" * 64}
     first = seen(outcome, **away, message="no answer in 5 s")
-    assert told(seen(first, **away, message="no answer in 9 s")) == [], (
+    assert events_of(seen(first, **away, message="no answer in 9 s")) == [], (
         "what may pass by itself has other words each time"
     )
 
@@ -333,7 +335,7 @@ def test_a_spec_that_is_not_valid_leaves_what_is_served_and_says_so() -> None:
     assert (resolved["status"], resolved["reason"]) == ("Unknown", "InvalidSpec"), (
         "what that spec asks for is not known"
     )
-    assert ("InvalidSpec", True) in told(outcome)
+    assert ("InvalidSpec", True) in events_of(outcome)
 
 
 def test_no_replicas_is_stopped() -> None:
@@ -344,7 +346,7 @@ def test_no_replicas_is_stopped() -> None:
     served = condition(status, "AdaptersServed")
     assert (served["status"], served["reason"]) == ("Unknown", "Stopped")
     assert status["adapters"][0]["state"] == "Waiting"
-    assert ("Stopped", False) in told(outcome)
+    assert ("Stopped", False) in events_of(outcome)
     assert (outcome.requeue_after, "failure" in status) == (None, False)
 
 

@@ -29,11 +29,11 @@ from kit.operator.statuskit import (
     deleting,
     ended,
     job,
-    judge,
     pod,
     queued_job,
     running,
     snapshot,
+    status_for,
 )
 
 GONE: tuple[PodView, ...] = ()
@@ -50,7 +50,7 @@ def ends(status: dict[str, Any]) -> list[tuple[str, int]]:
 
 
 def test_an_attempt_is_opened_with_what_is_known_of_it() -> None:
-    status = judge(running(started=-300), gpus=1)
+    status = status_for(running(started=-300), gpus=1)
     assert status["attemptHistory"] == [{"uid": "p1", "pod": "p1", "node": NODE, "startTime": at(-300)}]
     assert totals(status) == (1, 0, 0)
     assert status["startTime"] == at(-300)
@@ -193,15 +193,15 @@ def test_a_pod_that_a_stop_did_not_reach_ends_for_what_ends_it_later() -> None:
 def test_a_pod_that_is_there_is_charged_whoever_watched_before() -> None:
     """Its container tells no end, as after a lost node: what the Lease said of an earlier operator is no evidence."""
     dead = pod("p1", {"running": {"startedAt": at(-300)}}, phase="Failed")
-    assert [seconds for _, seconds in ends(judge(dead, watched_before=NOW - timedelta(days=1)))] == [300]
+    assert [seconds for _, seconds in ends(status_for(dead, watched_before=NOW - timedelta(days=1)))] == [300]
 
 
 def test_a_node_whose_clock_is_years_behind_charges_what_ran() -> None:
     made = {"creationTimestamp": at(-100)}
     behind = -7 * 365 * 86_400.0
-    runs = judge(running(started=behind, meta=made), gpus=1, deadline_seconds=3600)
+    runs = status_for(running(started=behind, meta=made), gpus=1, deadline_seconds=3600)
     assert (runs["phase"], runs["startTime"]) == ("Starting", at(-100))
-    over = judge(ended(code=75, started=behind, stopped=behind + 40, meta=made), gpus=1, deadline_seconds=3600)
+    over = status_for(ended(code=75, started=behind, stopped=behind + 40, meta=made), gpus=1, deadline_seconds=3600)
     assert ends(over) == [("InternalError", 40)]
     assert totals(over) == (1, 40, 40)
 
@@ -213,36 +213,36 @@ def test_a_node_whose_clock_is_years_ahead_charges_what_was_seen() -> None:
     assert opened["startTime"] == at(0)
     later = NOW + timedelta(seconds=30)
     assert run_seconds(opened, [running(started=ahead, meta=made, seen=later)], later) == 30
-    over = judge(ended(code=75, started=ahead, stopped=ahead + 3600, meta=made, seen=NOW), gpus=1, status=opened)
+    over = status_for(ended(code=75, started=ahead, stopped=ahead + 3600, meta=made, seen=NOW), gpus=1, status=opened)
     assert totals(over) == (1, 0, 0)
 
 
 def test_the_end_of_a_pod_that_is_gone_is_told_of_its_job() -> None:
-    status = judge(running(), train=job())
-    gone = judge(*GONE, status=status, train=job(failed_reason="BackoffLimitExceeded"))
+    status = status_for(running(), train=job())
+    gone = status_for(*GONE, status=status, train=job(failed_reason="BackoffLimitExceeded"))
     assert gone["failure"]["reason"] == "RetriesExhausted"
     assert "the last attempt's end: Vanished" in gone["failure"]["message"]
 
 
 def test_a_pod_that_came_and_went_between_two_looks_is_counted() -> None:
     lost = LostPod("p1", "p1", at(-550), 90.0, NOW, NODE)
-    status = judge(lost_pods=(lost,), gpus=1)
+    status = status_for(lost_pods=(lost,), gpus=1)
     assert totals(status) == (1, 90, 90)
 
 
 def test_a_truncated_attempt_is_never_counted_again() -> None:
     pods = [ended(f"p{i:02}"[-3:], 75, started=-9000 + 100 * i, stopped=-8950 + 100 * i) for i in range(30)]
-    status = judge(*pods)
+    status = status_for(*pods)
     assert len(status["attemptHistory"]) == MAX_ATTEMPTS
     assert status["attemptHistory"][-1]["uid"] == pods[-1].uid
     assert totals(status) == (30, 1500, 0)
-    later = judge(*pods, running("p99", started=-10), status=status)
+    later = status_for(*pods, running("p99", started=-10), status=status)
     assert totals(later) == (31, 1500, 0)
     LoRAJobStatus.model_validate(later)
 
 
 def test_what_runs_as_the_object_ends_is_closed_with_its_reason() -> None:
-    status = judge(running(started=-300), deadline_seconds=200, gpus=1)
+    status = status_for(running(started=-300), deadline_seconds=200, gpus=1)
     assert ends(status) == [("DeadlineExceeded", 300)]
     assert totals(status) == (1, 300, 300)
 
@@ -276,7 +276,7 @@ def test_beyond_the_deadline_the_object_fails_and_its_hint_mends_it() -> None:
 
 
 def test_a_pod_that_stores_a_checkpoint_as_it_ends_is_waited_for_until_its_grace_is_over() -> None:
-    late = snapshot(running(started=-170), deadline_seconds=60, status=judge(running(started=-170)))
+    late = snapshot(running(started=-170), deadline_seconds=60, status=status_for(running(started=-170)))
     saves = dataclasses.replace(late, main=None, leftovers=(running(started=-170, meta=deleting(100)),))
     status = compute_status(saves)
     assert (status["phase"], condition(status, "Running")) == ("Stopping", ("True", "OutOfTime"))
@@ -291,7 +291,7 @@ def test_a_pod_that_stores_a_checkpoint_as_it_ends_is_waited_for_until_its_grace
 
 
 def test_a_pod_that_is_gone_counts_before_its_end_is_written_down() -> None:
-    trained = judge(running(started=-70))
+    trained = status_for(running(started=-70))
     lost = LostPod("p1", "p1", at(-70), 70.0, NOW - timedelta(seconds=70), NODE)
     gone = snapshot(main=None, status=trained, deadline_seconds=60, lost_pods=(lost,))
     assert deadline_left(gone) == -10
@@ -306,7 +306,7 @@ def test_a_pod_on_a_lost_node_does_not_use_up_the_deadline() -> None:
 
 def test_a_job_that_is_complete_has_made_its_deadline() -> None:
     done = ended(started=-300, says=RESULT)
-    assert judge(done, train=job(complete=True), deadline_seconds=10)["phase"] == "Succeeded"
+    assert status_for(done, train=job(complete=True), deadline_seconds=10)["phase"] == "Succeeded"
 
 
 # Times
@@ -314,16 +314,16 @@ def test_a_job_that_is_complete_has_made_its_deadline() -> None:
 
 def test_the_end_is_when_it_ended_and_not_when_somebody_looked() -> None:
     late = {"train": job(complete=True, ended_at=NOW)}
-    assert judge(ended(says=RESULT, stopped=-3600, started=-7200), **late)["completionTime"] == at(-3600)
+    assert status_for(ended(says=RESULT, stopped=-3600, started=-7200), **late)["completionTime"] == at(-3600)
     failed = {"train": job(failed_reason="BackoffLimitExceeded", ended_at=NOW)}
-    assert judge(ended(code=1, stopped=-3600, started=-7200), **failed)["completionTime"] == at(-3600)
+    assert status_for(ended(code=1, stopped=-3600, started=-7200), **failed)["completionTime"] == at(-3600)
 
 
 # Another try
 
 
 def test_a_failed_object_is_reopened_once_for_each_new_value() -> None:
-    status = judge(ended(code=64), train=job(failed_reason="PodFailurePolicy"), retry="1")
+    status = status_for(ended(code=64), train=job(failed_reason="PodFailurePolicy"), retry="1")
     assert status["observedRetry"] == "1"
     assert reopened(status, None) is None
     assert reopened(status, "1") is None
@@ -350,7 +350,7 @@ def test_a_sweep_that_measured_nothing_forgets_what_its_trials_read(values: Sequ
 
 
 def test_a_long_annotation_is_remembered_by_its_digest() -> None:
-    status = judge(ended(code=64), train=job(failed_reason="PodFailurePolicy"), retry="x" * 5000)
+    status = status_for(ended(code=64), train=job(failed_reason="PodFailurePolicy"), retry="x" * 5000)
     assert reopened(status, "x" * 5000) is None
     assert reopened(status, "x" * 5001) is not None
     LoRAJobStatus.model_validate(status)

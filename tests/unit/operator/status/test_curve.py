@@ -16,7 +16,7 @@ from tunery_operator.status.sweep import after_removal
 
 from kit.operator.objects import RESULT
 from kit.operator.standings import DONE, FAILED
-from kit.operator.statuskit import NOW, TRAINING, again, ended, judge, pod, running, snapshot
+from kit.operator.statuskit import NOW, TRAINING, again, ended, pod, running, snapshot, status_for
 
 CURVE = "s3://b/tunery-reports/ns/x-uid-1/curve.jsonl"
 NAMED = f"Loss curve: {CURVE}."
@@ -97,4 +97,4 @@ def test_nothing_of_it_is_a_secret_or_too_long() -> None:
     told = TrainerStatus(curve="s3://b/AKIAIOSFODNN7EXAMPLE").curve
     assert told is not None
     assert "AKIAIOSFODNN7EXAMPLE" not in told
-    assert judge(running(), progress=TRAINING).get("curve") is None
+    assert status_for(running(), progress=TRAINING).get("curve") is None

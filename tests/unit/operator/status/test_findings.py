@@ -13,7 +13,7 @@ from tunery_operator.observed.attempt import Attempt
 from tunery_operator.status.compute import compute_status
 from tunery_operator.status.events import transitions
 
-from kit.operator.statuskit import NOW, TRAINING, again, condition, ended, job, judge, running, snapshot
+from kit.operator.statuskit import NOW, TRAINING, again, condition, ended, job, running, snapshot, status_for
 
 SLOW = FindingStatus(
     type="LearningRateTooLow",
@@ -46,14 +46,14 @@ def found(status: dict[str, Any]) -> list[str]:
     ],
 )
 def test_the_gravest_finding_is_the_reason(findings: tuple[FindingStatus, ...], healthy: tuple[str, str]) -> None:
-    status = judge(running(), progress=posted(*findings))
+    status = status_for(running(), progress=posted(*findings))
     assert condition(status, "Healthy") == healthy
     assert found(status) == [finding.type for finding in findings]
 
 
 def test_the_message_of_the_condition_says_what_to_try() -> None:
     def message(finding: FindingStatus) -> str:
-        status = judge(running(), progress=posted(finding))
+        status = status_for(running(), progress=posted(finding))
         return next(str(c["message"]) for c in status["conditions"] if c["type"] == "Healthy")
 
     assert message(SLOW) == SLOW.message
@@ -63,13 +63,13 @@ def test_the_message_of_the_condition_says_what_to_try() -> None:
 def test_preflight_tells_the_checklist_and_nothing_of_health() -> None:
     words = {"dataset": {"rows": 10}, "checks": [PASSED.to_json_dict()]}
     preflight = Attempt(job(complete=True), (ended(says=words),))
-    status = judge(preflight=preflight, preflight_needed=True, main=None)
+    status = status_for(preflight=preflight, preflight_needed=True, main=None)
     assert [check["name"] for check in status["checks"]] == ["Alpha"]
     assert condition(status, "Healthy") is None
 
 
 def test_a_run_that_says_nothing_of_it_is_neither_healthy_nor_not() -> None:
-    assert condition(judge(running(), progress=TRAINING), "Healthy") is None
+    assert condition(status_for(running(), progress=TRAINING), "Healthy") is None
 
 
 def test_each_change_of_reason_is_one_warning() -> None:
@@ -86,8 +86,8 @@ def test_each_change_of_reason_is_one_warning() -> None:
 
 def test_a_word_of_a_later_version_is_shown_and_warns() -> None:
     later = FindingStatus(type="Bored", severity="Warning", step=1)
-    before = judge(running(), progress=posted())
-    status = judge(running(), progress=posted(later))
+    before = status_for(running(), progress=posted())
+    status = status_for(running(), progress=posted(later))
     assert condition(status, "Healthy") == ("False", "Bored")
     assert [event.warning for event in transitions(before, status) if event.reason == "Bored"] == [True]
 
@@ -124,7 +124,7 @@ def test_last_words_without_sentences_keep_those_that_were_posted() -> None:
 def test_a_failed_run_keeps_what_it_found() -> None:
     failure = {"reason": "NotImproved", "message": "stopped at step 20 by diagnosis.action"}
     words = {"failure": failure, "findings": [WORSE.to_json_dict()]}
-    status = judge(ended(code=40, says=words), train=job(failed_reason="PodFailurePolicy"))
+    status = status_for(ended(code=40, says=words), train=job(failed_reason="PodFailurePolicy"))
     assert (status["phase"], found(status)) == ("Failed", ["WorseThanBase"])
     assert condition(status, "Healthy") == ("False", "WorseThanBase")
 
@@ -153,7 +153,7 @@ def test_a_post_of_more_than_a_status_holds_is_no_post() -> None:
 
 def test_a_credential_in_a_sentence_is_not_shown() -> None:
     leaky = SLOW.model_copy(update={"message": "look at s3://user:hunter2secret@bucket/rows"})
-    status = judge(running(), progress=posted(leaky))
+    status = status_for(running(), progress=posted(leaky))
     assert "hunter2secret" not in str(status)
 
 

@@ -37,11 +37,11 @@ from kit.operator.statuskit import (
     deleting,
     ended,
     job,
-    judge,
     pod,
     queued_job,
     running,
     snapshot,
+    status_for,
 )
 
 INDEX = "batch.kubernetes.io/job-completion-index"
@@ -67,15 +67,15 @@ def runs(*indexes: int, attempt: int = 1, started: float = -300, created: float 
     return [running(started=started, meta=no(index, attempt, created, **meta)) for index in indexes]
 
 
-def told(status: dict[str, Any]) -> dict[str, Any]:
+def running_of(status: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = next(c for c in status["conditions"] if c["type"] == "Running")
     return found
 
 
 def test_all_of_them_train() -> None:
-    status = judge(*runs(3, 1, 2, 0), train=nodes(), progress=TRAINING, reporter="a1-0", gpus=8)
+    status = status_for(*runs(3, 1, 2, 0), train=nodes(), progress=TRAINING, reporter="a1-0", gpus=8)
     assert (status["phase"], status["pods"], status["podName"], status["attempts"]) == ("Training", "4/4", "a1-0", 1)
-    assert told(status)["message"].startswith(f"pod a1-0 on node {NODE} (the first of 4 pods)")
+    assert running_of(status)["message"].startswith(f"pod a1-0 on node {NODE} (the first of 4 pods)")
     assert [(item["pod"], item["index"], item["attempt"]) for item in status["attemptHistory"]] == [
         (f"a1-{index}", index, 1) for index in range(4)
     ]
@@ -89,22 +89,22 @@ def test_half_of_them_wait_for_a_node() -> None:
     status = compute_status(seen)
     assert (status["phase"], status["pods"], status["reason"]) == ("Starting", "2/4", "Unschedulable")
     assert condition(status, "Running") == ("False", "Unschedulable")
-    assert told(status)["message"] == f"2 of 4 pods run; no node fits: {NO_NODE}"
-    assert status["failure"]["message"] == told(status)["message"]
+    assert running_of(status)["message"] == f"2 of 4 pods run; no node fits: {NO_NODE}"
+    assert status["failure"]["message"] == running_of(status)["message"]
     later = again(seen, *runs(0, 1, 2, 3), seconds=30)
     assert "failure" not in compute_status(later)
     assert compute_status(later)["pods"] == "4/4"
 
 
 def test_some_are_not_made_yet_or_are_refused() -> None:
-    status = judge(*runs(0, 1), train=nodes())
-    assert (status["phase"], status.get("reason"), told(status)["reason"]) == ("Starting", None, "Starting")
-    assert told(status)["message"] == "2 of 4 pods run"
+    status = status_for(*runs(0, 1), train=nodes())
+    assert (status["phase"], status.get("reason"), running_of(status)["reason"]) == ("Starting", None, "Starting")
+    assert running_of(status)["message"] == "2 of 4 pods run"
     quota = ClusterWarning("FailedCreate", "exceeded quota: gpus", at(-5), "Job")
     seen = snapshot(main=Attempt(nodes(), tuple(runs(0, 1)), (quota,)))
     status = compute_status(seen)
     assert status["failure"]["reason"] == "QuotaExceeded"
-    assert told(status)["message"].startswith("2 of 4 pods run; Job x-train cannot create its pod")
+    assert running_of(status)["message"].startswith("2 of 4 pods run; Job x-train cannot create its pod")
     assert requeue_after(seen, status) is not None
     over = ClusterWarning("FailedCreate", "exceeded quota: gpus", at(-401), "Job")
     assert "failure" not in compute_status(snapshot(main=Attempt(nodes(), tuple(runs(0, 1)), (over,))))
@@ -130,7 +130,7 @@ def test_the_cause_is_the_pods_own_that_ended_first_and_not_its_echo() -> None:
         ended(code=64, meta=no(2), stopped=-60, says=OUT_OF_MEMORY),
         ended(code=1, meta=no(3), stopped=-59),
     ]
-    status = judge(*pods, train=nodes(failed_reason="PodFailurePolicy"), gpus=8)
+    status = status_for(*pods, train=nodes(failed_reason="PodFailurePolicy"), gpus=8)
     failure = status["failure"]
     assert (failure["reason"], failure["message"], failure["exitCode"]) == (
         "GPUOutOfMemory",
@@ -151,7 +151,7 @@ def test_where_all_are_echoes_the_one_that_counts_is_told() -> None:
     """A pod is gone with its node: the others say so, and the first one's end, with 75, is what is counted."""
     says = {"failure": {"reason": "PeerLost", "message": "node 1 did not come within 15 minutes"}}
     pods = [ended(code=75, meta=no(0), stopped=-50, says=says), ended(code=76, meta=no(1), stopped=-60)]
-    status = judge(*pods, train=nodes(2, failed_reason="BackoffLimitExceeded"))
+    status = status_for(*pods, train=nodes(2, failed_reason="BackoffLimitExceeded"))
     assert status["failure"]["reason"] == "PeerLost"
     assert status["failure"]["message"] == "node 1 did not come within 15 minutes (pod a1-0)"
 
@@ -162,19 +162,19 @@ def test_an_attempt_that_failed_is_shown_until_the_next_one_begins() -> None:
     seen = again(snapshot(*runs(0, 1), train=nodes(2)), *failed)
     status = compute_status(seen)
     assert condition(status, "Running") == ("False", "AttemptFailed")
-    assert told(status)["message"] == "attempt 1, pod a1-1, failed: GPUFault: ECC"
+    assert running_of(status)["message"] == "attempt 1, pod a1-1, failed: GPUFault: ECC"
     counted = dataclasses.replace(seen, main=Attempt(nodes(2, retries=3), tuple(failed)))
     words = "attempt 1, pod a1-1, failed (1 of 3 retries used): GPUFault: ECC"
-    assert told(compute_status(counted))["message"] == words
+    assert running_of(compute_status(counted))["message"] == words
     half = again(seen, *failed, *runs(0, attempt=2, started=0, created=-5), seconds=5)
-    assert (told(compute_status(half))["reason"], told(compute_status(half))["message"]) == (
+    assert (running_of(compute_status(half))["reason"], running_of(compute_status(half))["message"]) == (
         "Starting",
         "1 of 2 pods run",
     )
     both = again(half, *failed, *runs(0, 1, attempt=2, started=0, created=-5), seconds=5)
     status = compute_status(both)
     assert (status["attempts"], status["podName"], status["pods"]) == (2, "a2-0", "2/2")
-    assert told(status)["status"] == "True"
+    assert running_of(status)["status"] == "True"
 
 
 EVICTION = {"code": 143, "disruption": "EvictionByEvictionAPI"}
@@ -337,7 +337,7 @@ def test_while_the_job_controller_ends_the_others_the_one_that_was_deleted_is_na
     status = compute_status(over)
     assert [item["reason"] for item in status["attemptHistory"]] == ["PeerLost", "PodDeleted"]
     words = f"attempt 1, pod a1-1, was ended: PodDeleted{ends}"
-    assert told(status)["message"] == words
+    assert running_of(status)["message"] == words
     assert [event.note for event in transitions(over.status, status) if event.reason == "PodDeleted"] == [words]
 
 
@@ -357,7 +357,7 @@ def test_a_deleted_pod_is_told_as_that_while_the_next_ones_are_made() -> None:
     status = compute_status(again(seen, echo, lost_pods=(gone(1, 1, -300, 98),)))
     assert condition(status, "Running") == ("False", "PodDeleted")
     assert (
-        told(status)["message"]
+        running_of(status)["message"]
         == "attempt 1, pod a1-1, was ended: PodDeleted, which counts as a retry; the next attempt continues"
     )
 
@@ -378,7 +378,7 @@ def test_a_drain_that_takes_what_is_left_of_an_echo_is_told_as_of_the_pod_it_beg
     status = compute_status(again(seen, *left, lost_pods=tuple(lost)))
     assert [item["reason"] for item in status["attemptHistory"]] == ["Evicted", "PeerLost"]
     assert condition(status, "Running") == ("False", "Evicted")
-    assert told(status)["message"] == "attempt 1, pod a1-0, was ended: Evicted; the next attempt continues"
+    assert running_of(status)["message"] == "attempt 1, pod a1-0, was ended: Evicted; the next attempt continues"
 
 
 STARTS = TrainerStatus(phase=Phase.STARTING)
@@ -426,14 +426,14 @@ def test_an_echo_is_no_news_once_the_successor_of_its_cause_runs() -> None:
     seen = again(seen, echo, taken)
     assert condition(compute_status(seen), "Running") == ("False", "Evicted")
     status = compute_status(again(seen, echo, taken, *runs(1, attempt=2, started=-100, created=-180)))
-    assert (told(status)["reason"], told(status)["message"]) == ("Starting", "1 of 2 pods run")
+    assert (running_of(status)["reason"], running_of(status)["message"]) == ("Starting", "1 of 2 pods run")
 
 
 def test_a_retry_is_used_up_as_soon_as_the_container_has_ended() -> None:
     """Its pod is Failed a moment later, and nobody tells the number again."""
     killed = dataclasses.replace(ended(code=137, meta=no(1), stopped=-10), phase="Running")
-    status = judge(ended(code=76, meta=no(0), stopped=-5), killed, train=nodes(2, retries=3))
-    assert "failed (1 of 3 retries used): Killed" in told(status)["message"]
+    status = status_for(ended(code=76, meta=no(0), stopped=-5), killed, train=nodes(2, retries=3))
+    assert "failed (1 of 3 retries used): Killed" in running_of(status)["message"]
 
 
 def test_what_all_of_them_wait_for_once_they_run() -> None:
@@ -442,23 +442,23 @@ def test_what_all_of_them_wait_for_once_they_run() -> None:
         *runs(0, 1, started=-60), train=nodes(2), reporter="a1-0", progress=TrainerStatus(phase=Phase.STARTING)
     )
     status = compute_status(seen)
-    assert (status["phase"], told(status)["reason"]) == ("Starting", "PodStarted")
+    assert (status["phase"], running_of(status)["reason"]) == ("Starting", "PodStarted")
     words = f"pod a1-0 on node {NODE} (the first of 2 pods) starts: it loads what it needs, and then begins with the"
-    assert told(status)["message"] == f"{words} others"
+    assert running_of(status)["message"] == f"{words} others"
     assert (requeue_after(seen, status) or 99) <= 30
     late = again(seen, *runs(0, 1, started=-60), seconds=61, reported_at=NOW + timedelta(seconds=61))
-    message = told(compute_status(late))["message"]
+    message = running_of(compute_status(late))["message"]
     assert message.startswith(f"{words} others. All of them have run for 2 minutes")
     assert f"Service {nodes_service(OWNER.uid)}" in message
     assert "TCP 29500, 29501 and further ports" in message
     trains = again(late, *runs(0, 1, started=-60), progress=TRAINING)
-    assert told(compute_status(trains))["message"] == f"pod a1-0 on node {NODE} (the first of 2 pods)"
+    assert running_of(compute_status(trains))["message"] == f"pod a1-0 on node {NODE} (the first of 2 pods)"
     assert (requeue_after(trains, compute_status(trains)) or 99) > 30
 
 
 def test_a_full_disk_of_any_ends_the_job() -> None:
     evicted = pod(phase="Failed", reason="Evicted", message="local ephemeral storage limit", meta=no(1))
-    status = judge(*runs(0), dataclasses.replace(evicted, started_at=NOW), train=nodes(2))
+    status = status_for(*runs(0), dataclasses.replace(evicted, started_at=NOW), train=nodes(2))
     assert (status["phase"], status["failure"]["reason"]) == ("Failed", "DiskFull")
     assert "pods" not in status
 
@@ -507,7 +507,7 @@ def test_what_fails_all_of_them_at_once_is_one_failure() -> None:
 @pytest.mark.parametrize(("code", "says"), [(1, ""), (75, ECHO), (137, ""), (75, UNREACHABLE)])
 def test_the_hint_sends_nobody_to_pods_that_are_deleted_with_their_job(code: int, says: Any) -> None:
     pods = [ended(code=76, meta=no(0), stopped=-50, says=ECHO), ended(code=code, meta=no(1), stopped=-60, says=says)]
-    failure = judge(*pods, train=nodes(2, retries=0))["failure"]
+    failure = status_for(*pods, train=nodes(2, retries=0))["failure"]
     assert "kubectl logs" not in failure["hint"]
     assert ("status.attemptHistory" in failure["hint"]) == (failure["reason"] == "PeerLost")
 
@@ -554,18 +554,18 @@ def test_one_that_stores_its_checkpoint_until_another_one_is_there_again_fails_o
     seen = snapshot(*runs(0, 1), train=nodes(2, retries=1), progress=TRAINING, reporter="a1-0")
     killed = ended(code=137, meta=no(1), stopped=-60)
     seen = again(seen, *runs(0), killed)
-    assert "(1 of 1 retries used)" in told(compute_status(seen))["message"]
+    assert "(1 of 1 retries used)" in running_of(compute_status(seen))["message"]
     anew = runs(1, attempt=2, started=-45, created=-50)
     seen = again(seen, *runs(0), killed, *anew)
     status = compute_status(seen)
     assert (status["phase"], status["pods"], status["attempts"]) == ("Starting", "2/2", 2)
-    assert told(status)["message"] == "2 of 2 pods run, and a1-0, of the previous attempt, is terminating"
+    assert running_of(status)["message"] == "2 of 2 pods run, and a1-0, of the previous attempt, is terminating"
     outlived = ended(code=75, meta=no(0), stopped=-40, says=ECHO)
     seen = again(seen, outlived, killed, *anew)
     assert seen.main is not None
     status = compute_status(seen)
     assert (status["phase"], status["attempts"]) == ("Starting", 2)
-    assert told(status)["message"] == "1 of 2 pods run"
+    assert running_of(status)["message"] == "1 of 2 pods run"
     seen = again(seen, outlived, killed, *anew, *runs(0, attempt=2, started=-20, created=-30), reporter="a2-0")
     assert (compute_status(seen)["phase"], compute_status(seen)["attempts"]) == ("Training", 2)
     twice = again(seen, outlived, killed, *anew, ended(code=137, meta=no(0, 2, created=-30), started=-20, stopped=0))
@@ -582,7 +582,7 @@ def test_the_next_first_one_is_not_of_the_attempt_before_whose_other_one_has_end
     seen = again(seen, *before, *runs(0, attempt=2, started=-20, created=-30), reporter=None, progress=None)
     status = compute_status(seen)
     assert (status["attempts"], condition(status, "Running")) == (2, ("True", "PodStarted"))
-    assert told(status)["message"].startswith(f"pod a2-0 on node {NODE} (the first of 2 pods) starts")
+    assert running_of(status)["message"].startswith(f"pod a2-0 on node {NODE} (the first of 2 pods) starts")
 
 
 def test_one_that_outlived_its_attempt_and_ends_the_job_is_told_with_its_own() -> None:
@@ -605,24 +605,24 @@ def test_one_that_outlived_its_attempt_and_ends_the_job_is_told_with_its_own() -
 def test_one_that_has_only_said_that_it_is_there_trains_not(doing: str | None) -> None:
     """It repeats its report every so often, also where it has nothing to say yet, as while storage does not answer."""
     said = TrainerStatus(doing=doing, last_updated_time=at(-1))
-    status = judge(*runs(0, 1), train=nodes(2), progress=said, reporter="a1-0")
-    assert (status["phase"], told(status)["reason"]) == ("Starting", "PodStarted")
-    alone = judge(running(), progress=said, reporter="p1")
-    assert (alone["phase"], told(alone)["reason"]) == ("Starting", "PodStarted")
+    status = status_for(*runs(0, 1), train=nodes(2), progress=said, reporter="a1-0")
+    assert (status["phase"], running_of(status)["reason"]) == ("Starting", "PodStarted")
+    alone = status_for(running(), progress=said, reporter="p1")
+    assert (alone["phase"], running_of(alone)["reason"]) == ("Starting", "PodStarted")
 
 
 @pytest.mark.parametrize("ending", [1, 4])
 def test_those_that_were_told_to_end(ending: int) -> None:
     pods = [*runs(*range(ending), deletionTimestamp=at(60)), *runs(*range(ending, 4))]
-    status = judge(*pods, train=nodes(suspend=True), suspend=True)
+    status = status_for(*pods, train=nodes(suspend=True), suspend=True)
     assert (status["phase"], condition(status, "Running")) == ("Suspending", ("True", "Stopping"))
     many = f"{ending} of 4 pods are terminating"
-    assert told(status)["message"].startswith(many if ending > 1 else f"pod a1-0 on node {NODE} is terminating")
+    assert running_of(status)["message"].startswith(many if ending > 1 else f"pod a1-0 on node {NODE} is terminating")
 
 
 def test_a_node_that_is_lost_is_named_though_the_first_is_well() -> None:
     ends, outlives = runs(1, deletionTimestamp=at(60)), runs(2, deletionTimestamp=at(-60))
-    status = judge(*runs(0), *ends, *outlives, *runs(3), train=nodes())
+    status = status_for(*runs(0), *ends, *outlives, *runs(3), train=nodes())
     assert condition(status, "Running") == ("Unknown", "NodeLost")
     assert "pod a1-2" in status["failure"]["message"]
 
@@ -675,8 +675,8 @@ def test_a_run_whose_last_reports_did_not_arrive_is_shown_to_its_end() -> None:
 
 def test_the_others_may_end_before_the_first_that_has_published() -> None:
     """Nobody begins anew then: the phase would go back for some seconds."""
-    seen = judge(*runs(0), ended(meta=no(1), stopped=-1), train=nodes(2), progress=TRAINING, reporter="a1-0")
-    assert (seen["phase"], seen["pods"], told(seen)["status"]) == ("Training", "1/2", "True")
+    seen = status_for(*runs(0), ended(meta=no(1), stopped=-1), train=nodes(2), progress=TRAINING, reporter="a1-0")
+    assert (seen["phase"], seen["pods"], running_of(seen)["status"]) == ("Training", "1/2", "True")
 
 
 # The ledger

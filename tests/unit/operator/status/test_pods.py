@@ -34,18 +34,18 @@ from kit.operator.statuskit import (
     deleting,
     ended,
     job,
-    judge,
     pod,
     queued_job,
     running,
     snapshot,
+    status_for,
 )
 from kit.sweeps import sweep
 
 UNREACHABLE = {"failure": {"reason": "StorageUnavailable", "message": "nobody answers"}}
 
 
-class Told(NamedTuple):
+class Expected(NamedTuple):
     """What the status says: phase, condition Running, and failure with a part of its message."""
 
     phase: str
@@ -82,134 +82,137 @@ NO_CLASS = 'pods "x" is forbidden: pod rejected: RuntimeClass "nvidia" not found
 NO_VOLUME = 'MountVolume.SetUp failed for volume "models": mount failed: exit status 32'
 REFUSED = {"phase": "Failed", "reason": "UnexpectedAdmissionError", "message": "no healthy devices of nvidia.com/gpu"}
 
-STATES: dict[str, tuple[dict[str, Any], Told]] = {
-    "trains": ({"pods": [running()], "progress": TRAINING}, Told("Training", "True", "Training")),
+STATES: dict[str, tuple[dict[str, Any], Expected]] = {
+    "trains": ({"pods": [running()], "progress": TRAINING}, Expected("Training", "True", "Training")),
     "sidecar before trainer": (
         {"pods": [running(sidecars=("istio-proxy",))], "progress": TRAINING},
-        Told("Training", "True", "Training"),
+        Expected("Training", "True", "Training"),
     ),
     "only the sidecar runs": (
         {"pods": [pod(state=waiting("ContainerCreating"), sidecars=("envoy",), phase="Running")]},
-        Told("Starting", "False", "Starting"),
+        Expected("Starting", "False", "Starting"),
     ),
     "told to end, within its grace": (
         {"pods": [running(meta=deleting(60))], "progress": TRAINING},
-        Told("Starting", "True", "Stopping"),
+        Expected("Starting", "True", "Stopping"),
     ),
-    "a little late": ({"pods": [running(meta=deleting(-10))]}, Told("Starting", "True", "Stopping")),
+    "a little late": ({"pods": [running(meta=deleting(-10))]}, Expected("Starting", "True", "Stopping")),
     "grace is over, kubelet dead": (
         {"pods": [running(meta=deleting(-16))], "progress": TRAINING},
-        Told("Starting", "Unknown", "NodeLost", "NodeLost", NODE),
+        Expected("Starting", "Unknown", "NodeLost", "NodeLost", NODE),
     ),
     "node tainted unreachable": (
         {"pods": [running(meta=deleting(30), disruption="DeletionByTaintManager")]},
-        Told("Starting", "Unknown", "NodeLost", "NodeLost", NODE),
+        Expected("Starting", "Unknown", "NodeLost", "NodeLost", NODE),
     ),
     "node lost, says the pod": (
         {"pods": [running(reason="NodeLost")]},
-        Told("Starting", "Unknown", "NodeLost", "NodeLost", NODE),
+        Expected("Starting", "Unknown", "NodeLost", "NodeLost", NODE),
     ),
     "its node is not ready": (
         {"pods": [running(conditions=[unready("Ready", "False"), unready("ContainersReady", "True")])]},
-        Told("Starting", "Unknown", "NodeLost", "NodeLost", "does not answer"),
+        Expected("Starting", "Unknown", "NodeLost", "NodeLost", "does not answer"),
     ),
     "a sidecar is not ready": (
         {"pods": [running(conditions=[unready("Ready", "False"), unready("ContainersReady", "False")])]},
-        Told("Starting", "True", "PodStarted"),
+        Expected("Starting", "True", "PodStarted"),
     ),
     "never started on a lost node": (
         {"pods": [pod(state=waiting("ContainerCreating"), meta=deleting(-3600))]},
-        Told("Starting", "False", "NodeLost", "NodeLost", NODE),
+        Expected("Starting", "False", "NodeLost", "NodeLost", NODE),
     ),
     "no node fits": (
         {"pods": [pod(conditions=[unschedulable("0/3 nodes are available: 3 Insufficient nvidia.com/gpu.")])]},
-        Told("Starting", "False", "Unschedulable", "Unschedulable", "Insufficient nvidia.com/gpu"),
+        Expected("Starting", "False", "Unschedulable", "Unschedulable", "Insufficient nvidia.com/gpu"),
     ),
     "taints": (
         {"pods": [pod(conditions=[unschedulable("0/3 nodes are available: 3 node(s) had untolerated taint(s).")])]},
-        Told("Starting", "False", "Unschedulable", "Unschedulable", "untolerated taint"),
+        Expected("Starting", "False", "Unschedulable", "Unschedulable", "untolerated taint"),
     ),
     "image": (
         {"pods": [pod(state=waiting("ImagePullBackOff", 'Back-off pulling image "r/t"'))]},
-        Told("Starting", "False", "ImagePullFailed", "ImagePullFailed", "r/t"),
+        Expected("Starting", "False", "ImagePullFailed", "ImagePullFailed", "r/t"),
     ),
     "configuration": (
         {"pods": [pod(state=waiting("CreateContainerConfigError", 'secret "hub" not found'))]},
-        Told("Starting", "False", "ContainerRefused", "ContainerRefused", 'secret "hub" not found'),
+        Expected("Starting", "False", "ContainerRefused", "ContainerRefused", 'secret "hub" not found'),
     ),
     "node refuses the pod": (
         {"pods": [pod(**REFUSED)]},
-        Told("Starting", "False", "AttemptFailed"),
+        Expected("Starting", "False", "AttemptFailed"),
     ),
     "quota for pods": (
         warned("Job", "FailedCreate", f"Error creating: {QUOTA}"),
-        Told("Starting", "False", "QuotaExceeded", "QuotaExceeded", "exceeded quota: gpus"),
+        Expected("Starting", "False", "QuotaExceeded", "QuotaExceeded", "exceeded quota: gpus"),
     ),
     "pod refused": (
         warned("Job", "FailedCreate", f"Error creating: {NO_CLASS}"),
-        Told("Starting", "False", "PodRefused", "PodRefused", 'RuntimeClass "nvidia" not found'),
+        Expected("Starting", "False", "PodRefused", "PodRefused", 'RuntimeClass "nvidia" not found'),
     ),
     "what was said before the Job was resumed": (
         warned("Job", "FailedCreate", f"Error creating: {QUOTA}", seconds=-700),
-        Told("Starting", "False", "Starting"),
+        Expected("Starting", "False", "Starting"),
     ),
     "mount": (
         warned("Pod", "FailedMount", NO_VOLUME),
-        Told("Starting", "False", "MountFailed", "MountFailed", 'volume "models": mount failed'),
+        Expected("Starting", "False", "MountFailed", "MountFailed", 'volume "models": mount failed'),
     ),
     "too little memory to start in": (
         warned("Pod", "FailedCreatePodSandBox", "container init was OOM-killed (memory limit too low?)"),
-        Told("Starting", "False", "OutOfMemory", "OutOfMemory", "cannot even start"),
+        Expected("Starting", "False", "OutOfMemory", "OutOfMemory", "cannot even start"),
     ),
     "a mount that failed before and works now": (
         warned("Pod", "FailedMount", NO_VOLUME, seconds=-200),
-        Told("Starting", "False", "Starting"),
+        Expected("Starting", "False", "Starting"),
     ),
     "a quota that was full before the last attempt": (
         {"main": Attempt(job(), (ended(code=75),), (ClusterWarning("FailedCreate", QUOTA, at(-90_000), "Job"),))},
-        Told("Starting", "False", "AttemptFailed"),
+        Expected("Starting", "False", "AttemptFailed"),
     ),
     "a quota that is full since the last attempt": (
         {"main": Attempt(job(), (ended(code=75),), (ClusterWarning("FailedCreate", QUOTA, at(-9), "Job"),))},
-        Told("Starting", "False", "QuotaExceeded", "QuotaExceeded"),
+        Expected("Starting", "False", "QuotaExceeded", "QuotaExceeded"),
     ),
     "no room after an attempt that failed": (
         {"pods": [ended(code=75, says=UNREACHABLE), pod("p2", conditions=[unschedulable("0/1 nodes fit")])]},
-        Told("Starting", "False", "Unschedulable", "Unschedulable", "no node fits: 0/1 nodes fit"),
+        Expected("Starting", "False", "Unschedulable", "Unschedulable", "no node fits: 0/1 nodes fit"),
     ),
-    "another warning": (warned("Pod", "Unhealthy", "probe failed"), Told("Starting", "False", "Starting")),
+    "another warning": (warned("Pod", "Unhealthy", "probe failed"), Expected("Starting", "False", "Starting")),
     "over its own disk limit": (
         {"pods": [ended(code=137, **EVICTED, message=LIMIT)]},
-        Told("Failed", "False", "Ended", "DiskFull", "ephemeral storage limit"),
+        Expected("Failed", "False", "Ended", "DiskFull", "ephemeral storage limit"),
     ),
     "node short of memory": (
         {"pods": [ended(code=137, disruption="TerminationByKubelet", **EVICTED, message=PRESSURE)]},
-        Told("Starting", "False", "NodePressure"),
+        Expected("Starting", "False", "NodePressure"),
     ),
     "node shut down": (
         {"pods": [ended(code=143, disruption="TerminationByKubelet", reason="Terminated")]},
-        Told("Starting", "False", "NodeLost"),
+        Expected("Starting", "False", "NodeLost"),
     ),
     "node restarted": (
         {"pods": [ended(code=137, why="ContainerStatusUnknown")]},
-        Told("Starting", "False", "NodeLost"),
+        Expected("Starting", "False", "NodeLost"),
     ),
     "preempted by a pod": (
         {"pods": [ended(code=143, disruption="PreemptionByScheduler", meta=deleting(60))]},
-        Told("Starting", "False", "Preempted"),
+        Expected("Starting", "False", "Preempted"),
     ),
     "drained": (
         {"pods": [ended(code=143, disruption="EvictionByEvictionAPI", meta=deleting(60))]},
-        Told("Starting", "False", "Evicted"),
+        Expected("Starting", "False", "Evicted"),
     ),
-    "deleted by somebody": ({"pods": [ended(code=143, meta=deleting(60))]}, Told("Starting", "False", "PodDeleted")),
+    "deleted by somebody": (
+        {"pods": [ended(code=143, meta=deleting(60))]},
+        Expected("Starting", "False", "PodDeleted"),
+    ),
     "out of memory once": (
         {"pods": [ended(code=137, why="OOMKilled")]},
-        Told("Starting", "False", "AttemptFailed"),
+        Expected("Starting", "False", "AttemptFailed"),
     ),
     "out of memory twice": (
         {"pods": [ended(code=137, why="OOMKilled"), ended("p2", 137, started=-50, stopped=-5, why="OOMKilled")]},
-        Told("Failed", "False", "Ended", "OutOfMemory", "second time in a row"),
+        Expected("Failed", "False", "Ended", "OutOfMemory", "second time in a row"),
     ),
     "out of memory, evicted, out of memory": (
         {
@@ -219,11 +222,11 @@ STATES: dict[str, tuple[dict[str, Any], Told]] = {
                 ended("p3", 137, started=-100, stopped=-50, why="OOMKilled"),
             ]
         },
-        Told("Failed", "False", "Ended", "OutOfMemory", "second time in a row"),
+        Expected("Failed", "False", "Ended", "OutOfMemory", "second time in a row"),
     ),
     "out of memory, then something else": (
         {"pods": [ended(code=137, why="OOMKilled"), ended("p2", 75, started=-50, stopped=-5)]},
-        Told("Starting", "False", "AttemptFailed"),
+        Expected("Starting", "False", "AttemptFailed"),
     ),
     "killed three times, which nobody calls memory": (
         {
@@ -233,46 +236,48 @@ STATES: dict[str, tuple[dict[str, Any], Told]] = {
                 ended("p3", 137, started=-100, stopped=-50, why="Error"),
             ]
         },
-        Told("Starting", "False", "AttemptFailed"),
+        Expected("Starting", "False", "AttemptFailed"),
     ),
     "killed, then out of memory once": (
         {"pods": [ended(code=137, why="Error"), ended("p2", 137, started=-50, stopped=-5, why="OOMKilled")]},
-        Told("Starting", "False", "AttemptFailed"),
+        Expected("Starting", "False", "AttemptFailed"),
     ),
-    "failed once": ({"pods": [ended(code=75)]}, Told("Starting", "False", "AttemptFailed")),
+    "failed once": ({"pods": [ended(code=75)]}, Expected("Starting", "False", "AttemptFailed")),
     "failed for good before it was looked at, Job not yet": (
         {"pods": [ended(code=64, says=UNREACHABLE)]},
-        Told("Starting", "False", "Starting", None, "is not retried: StorageUnavailable"),
+        Expected("Starting", "False", "Starting", None, "is not retried: StorageUnavailable"),
     ),
-    "container ended well, Job not yet": ({"pods": [ended()]}, Told("Uploading", "False", "Finishing")),
+    "container ended well, Job not yet": ({"pods": [ended()]}, Expected("Uploading", "False", "Finishing")),
     "sidecar outlives the trainer": (
         {"train": job(complete=True), "pods": [ended(says=RESULT, sidecars=("datadog-agent",))]},
-        Told("Succeeded", "False", "Ended"),
+        Expected("Succeeded", "False", "Ended"),
     ),
     "Job deleted, its pod still there": (
         {"main": None, "leftovers": (running(meta=deleting(60)),)},
-        Told("Starting", "True", "Stopping"),
+        Expected("Starting", "True", "Stopping"),
     ),
     "Job deleted without its pod": (
         {"main": None, "leftovers": (running(),)},
-        Told("Starting", "True", "PodStarted", None, "still runs without its Job; kubectl delete pod p1 -n ns ends"),
+        Expected(
+            "Starting", "True", "PodStarted", None, "still runs without its Job; kubectl delete pod p1 -n ns ends"
+        ),
     ),
     "says nothing for minutes": (
         {"pods": [running(started=-121)], "taking_reports_since": NOW - timedelta(hours=1)},
-        Told("Starting", "True", "NotReporting", None, "but has sent no report"),
+        Expected("Starting", "True", "NotReporting", None, "but has sent no report"),
     ),
     "queue holds it": (
         {"train": queued_job(suspend=True)},
-        Told("Queued", "False", "Queued"),
+        Expected("Queued", "False", "Queued"),
     ),
-    "somebody else holds it": ({"train": job(suspend=True)}, Told("Waiting", "False", "JobSuspended")),
+    "somebody else holds it": ({"train": job(suspend=True)}, Expected("Waiting", "False", "JobSuspended")),
 }
 
 
 @pytest.mark.parametrize(("seen", "told"), STATES.values(), ids=STATES.keys())
-def test_what_the_status_says(seen: dict[str, Any], told: Told) -> None:
+def test_what_the_status_says(seen: dict[str, Any], told: Expected) -> None:
     changes = dict(seen)
-    status = judge(*changes.pop("pods", ()), **changes)
+    status = status_for(*changes.pop("pods", ()), **changes)
     failure = status.get("failure", {})
     found = (status["phase"], condition(status, "Running"), failure.get("reason"))
     assert found == (told.phase, (told.running, told.reason), told.failure)
@@ -318,20 +323,20 @@ def test_where_gpus_are_short_the_remedies_have_what_fits_without_them(
 
 def test_a_gpu_that_does_not_work_has_the_cpu_in_its_hint_and_a_retry() -> None:
     says = {"failure": {"reason": "GPUUnavailable", "message": "no driver"}}
-    hint = judge(ended(code=64, says=says), train=job(failed_reason="PodFailurePolicy"), gpus=1)["failure"]["hint"]
+    hint = status_for(ended(code=64, says=says), train=job(failed_reason="PodFailurePolicy"), gpus=1)["failure"]["hint"]
     assert "Or, in a new LoRAJob: set resources.gpus: 0" in hint
     assert "tunery.dev/retry" in hint
 
 
 def test_a_blocker_names_how_the_attempt_before_failed_as_a_fact() -> None:
     waits = pod("p2", conditions=[unschedulable("0/1 nodes fit")])
-    failure = judge(ended(code=75, says=UNREACHABLE), waits, train=job(retries=3))["failure"]
+    failure = status_for(ended(code=75, says=UNREACHABLE), waits, train=job(retries=3))["failure"]
     assert failure["facts"]["previousAttempt"] == "failed (1 of 3 retries used): StorageUnavailable: nobody answers"
     assert "The previous attempt: failed (1 of 3" in failure["hint"]
 
 
 def test_a_lost_node_tells_what_frees_the_next_attempt() -> None:
-    hint = judge(running(meta=deleting(-16)))["failure"]["hint"]
+    hint = status_for(running(meta=deleting(-16)))["failure"]["hint"]
     assert f"kubectl delete node {NODE}" in hint
     assert f"kubectl taint nodes {NODE} node.kubernetes.io/out-of-service=nodeshutdown:NoExecute" in hint
 
@@ -354,7 +359,7 @@ def test_what_is_not_tried_again_keeps_its_phase_until_its_job_has_ended(phase: 
         told = next(each["message"] for each in status["conditions"] if each["type"] == "Running")
         assert "attempt 1 failed, and is not retried" in told
         assert transitions(ends.status, status) == ()
-    failed = judge(end, train=job(failed_reason="PodFailurePolicy"), status=status)
+    failed = status_for(end, train=job(failed_reason="PodFailurePolicy"), status=status)
     assert (failed["phase"], condition(failed, "Running")) == ("Failed", ("False", "Ended"))
 
 
@@ -368,7 +373,7 @@ def test_who_was_told_to_end_and_says_no_failure_was_ended_by_somebody(
     role: str, meta: dict[str, Any], message: str, words: str
 ) -> None:
     over = job(failed_reason="BackoffLimitExceeded", labels={"tunery.dev/role": role})
-    found = judge(ended(code=143, meta=meta, says=message), train=over)["failure"]
+    found = status_for(ended(code=143, meta=meta, says=message), train=over)["failure"]
     assert words in found["message"]
     assert (found["reason"], found["exitCode"]) == ("Killed", 143)
     assert "sent SIGTERM" in found["message"]
@@ -424,7 +429,7 @@ def test_an_attempt_that_no_other_follows_is_no_failed_attempt(
 def test_how_many_retries_are_used_is_told_where_that_is_sure(
     pods: tuple[PodView, ...], train: dict[str, Any], used: int | None
 ) -> None:
-    status = judge(*pods, train=job(**train))
+    status = status_for(*pods, train=job(**train))
     assert condition(status, "Running") == ("False", "AttemptFailed")
     much = f" ({used} of 3 retries used)" if used is not None else ""
     assert condition_text(status).startswith(f"attempt {len(pods)} failed{much}: ")
@@ -448,7 +453,7 @@ def condition_text(status: dict[str, Any]) -> str:
     ],
 )
 def test_a_preflight_that_has_ended_waits_for_its_job(end: Any, reason: str, says: str) -> None:
-    status = judge(main=None, preflight_needed=True, preflight=Attempt(job(), (end,)))
+    status = status_for(main=None, preflight_needed=True, preflight=Attempt(job(), (end,)))
     assert (status["phase"], condition(status, "Preflight")) == ("Preflight", ("Unknown", reason))
     assert says in next(each["message"] for each in status["conditions"] if each["type"] == "Preflight")
 
@@ -465,7 +470,7 @@ def test_what_an_earlier_attempt_reported_is_not_said_of_the_next() -> None:
 
 def test_a_refused_pod_of_the_preflight_is_told_there() -> None:
     warning = ClusterWarning("FailedCreate", f"Error creating: {QUOTA}", at(-5), "Job")
-    status = judge(main=None, preflight_needed=True, preflight=Attempt(job(), (), (warning,)))
+    status = status_for(main=None, preflight_needed=True, preflight=Attempt(job(), (), (warning,)))
     assert condition(status, "Preflight") == ("Unknown", "QuotaExceeded")
     assert status["failure"]["reason"] == "QuotaExceeded"
 
@@ -521,10 +526,10 @@ def test_a_check_that_no_scheduler_looks_at_is_not_told_to_name_one() -> None:
     waits = pod()
     waits = dataclasses.replace(waits, node=None)
     check = Attempt(job(labels={"tunery.dev/role": "preflight"}), (waits,))
-    failure = judge(main=None, preflight_needed=True, preflight=check)["failure"]
+    failure = status_for(main=None, preflight_needed=True, preflight=check)["failure"]
     assert failure["reason"] == "Unschedulable"
     assert "schedulerName" not in failure["hint"]
-    assert "schedulerName" in judge(waits)["failure"]["hint"]
+    assert "schedulerName" in status_for(waits)["failure"]["hint"]
 
 
 @pytest.mark.parametrize(
@@ -532,18 +537,18 @@ def test_a_check_that_no_scheduler_looks_at_is_not_told_to_name_one() -> None:
 )
 def test_a_check_that_ran_into_its_limits_says_whose_they_are(end: Any) -> None:
     check = Attempt(job(labels={"tunery.dev/role": "preflight"}, failed_reason="BackoffLimitExceeded"), (end,))
-    hint = judge(main=None, preflight_needed=True, preflight=check)["failure"]["hint"]
+    hint = status_for(main=None, preflight_needed=True, preflight=check)["failure"]["hint"]
     assert "preflight.resources of Tunery's chart" in hint
     assert "Raise resources" not in hint
 
 
 def test_what_stood_in_the_way_is_gone_with_its_cause() -> None:
-    before = judge(**warned("Job", "FailedCreate", QUOTA))
-    after = judge(running(), status=before)
+    before = status_for(**warned("Job", "FailedCreate", QUOTA))
+    after = status_for(running(), status=before)
     assert "failure" not in after
     assert condition(after, "Running") == ("True", "PodStarted")
 
 
 def test_a_credential_in_the_clusters_words_is_taken_out() -> None:
-    status = judge(**warned("Pod", "FailedMount", "https://user:secretword@storage failed"))
+    status = status_for(**warned("Pod", "FailedMount", "https://user:secretword@storage failed"))
     assert "secretword" not in str(status)

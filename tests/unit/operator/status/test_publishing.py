@@ -15,10 +15,10 @@ from tunery_operator.observed.pod import PodView
 from tunery_operator.status.compute import compute_status
 from tunery_operator.status.deadline import deadline_left
 from tunery_operator.status.snapshot import Snapshot
-from unit.operator.status.test_nodes import FACTS, PLACELESS, UNREACHABLE, no, nodes, runs, told
+from unit.operator.status.test_nodes import FACTS, PLACELESS, UNREACHABLE, no, nodes, running_of, runs
 
 from kit.operator.objects import RESULT
-from kit.operator.statuskit import again, at, condition, deleting, ended, judge, pod, snapshot
+from kit.operator.statuskit import again, at, condition, deleting, ended, pod, snapshot, status_for
 
 UPLOADING = TrainerStatus(progress_percentage=100, phase=Phase.UPLOADING)
 
@@ -117,7 +117,7 @@ def test_what_came_beside_it_is_of_no_attempt_of_its_own(takes: str) -> None:
 def test_where_it_ends_badly_all_of_them_begin_anew(first: PodView, retries: int, phase: str, reason: str) -> None:
     seen = again(publishing(retries), first, killed())
     status = compute_status(seen)
-    assert (status["phase"], told(status)["reason"]) == (phase, reason if phase != "Failed" else "Ended")
+    assert (status["phase"], running_of(status)["reason"]) == (phase, reason if phase != "Failed" else "Ended")
     if phase == "Failed":
         assert status["failure"]["reason"] == reason
         return
@@ -142,7 +142,7 @@ def test_the_attempt_ended_as_the_first_one_did_however_another_had_ended_before
 
 def test_it_publishes_alone_only_while_it_says_so_and_may() -> None:
     """One that trains needs the others; one that is told to end, is held or does not answer publishes nothing."""
-    trains = judge(*runs(0), killed(), train=nodes(2, retries=0), progress=UPLOADING, reporter="a0-0")
+    trains = status_for(*runs(0), killed(), train=nodes(2, retries=0), progress=UPLOADING, reporter="a0-0")
     assert (trains["phase"], trains["failure"]["reason"]) == ("Failed", "Killed"), "an earlier pod said that"
     ends = runs(0, **deleting(60))
     status = compute_status(again(publishing(), *ends, killed(), seconds=1))

@@ -12,7 +12,7 @@ from tunery_operator.observed.metadata import Key, Owner
 from tunery_operator.status.compute import compute_status
 from tunery_operator.status.snapshot import Snapshot
 
-from kit.operator.statuskit import NOW, ended, job, judge, running
+from kit.operator.statuskit import NOW, ended, job, running, status_for
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ from kit.operator.statuskit import NOW, ended, job, judge, running
     ],
 )
 def test_it_is_said_while_it_trains(resolved: dict[str, Any], words: str | None) -> None:
-    status = judge(running(), status={"resolved": resolved})
+    status = status_for(running(), status={"resolved": resolved})
     said = status["resolved"].pop("unservable", None)
     assert status["resolved"] == resolved
     assert (said or "").startswith(words or "")
@@ -37,9 +37,9 @@ def test_it_is_said_while_it_trains(resolved: dict[str, Any], words: str | None)
 
 
 def test_a_method_that_the_manifest_names_is_judged_before_anything_runs() -> None:
-    status = judge(main=None, method="IA3", preflight_needed=True)
+    status = status_for(main=None, method="IA3", preflight_needed=True)
     assert "its method is IA3" in status["resolved"]["unservable"]
-    auto = judge(
+    auto = status_for(
         main=None, preflight_needed=True, status=status | {"resolved": {**status["resolved"], "method": "LoRA"}}
     )
     assert "unservable" not in auto["resolved"], "preflight has chosen one that is served"

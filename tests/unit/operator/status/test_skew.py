@@ -12,21 +12,21 @@ from tunery_api.status import LoRAJobStatus
 from tunery_operator.status.reports import parse_report, parse_result
 
 from kit.operator.objects import RESULT
-from kit.operator.statuskit import at, condition, ended, job, judge, running
+from kit.operator.statuskit import at, condition, ended, job, running, status_for
 
 DONE = job(complete=True)
 
 
 def test_a_newer_trainer_may_say_more() -> None:
     result = {**RESULT, "energy": {"kWh": 3}, "adapter": {**RESULT["adapter"], "signature": "abc"}}
-    status = judge(ended(says=result), train=DONE)
+    status = status_for(ended(says=result), train=DONE)
     assert status["phase"] == "Succeeded"
     assert "signature" not in status["adapter"]
 
 
 def test_a_reason_of_a_newer_trainer_is_kept_as_it_is() -> None:
     said = {"failure": {"reason": "CosmicRay", "message": "a bit has flipped", "severity": "high"}}
-    status = judge(ended(code=64, says=said), train=job(failed_reason="PodFailurePolicy"))
+    status = status_for(ended(code=64, says=said), train=job(failed_reason="PodFailurePolicy"))
     assert status["failure"]["reason"] == "CosmicRay"
     assert status["failure"]["message"] == "a bit has flipped"
     assert "the Tunery version that reported it" in status["failure"]["hint"]
@@ -34,14 +34,14 @@ def test_a_reason_of_a_newer_trainer_is_kept_as_it_is() -> None:
 
 def test_conditions_and_phases_of_a_newer_operator_stay_and_harm_nothing() -> None:
     newer = {"type": "Signed", "status": "True", "reason": "Signed", "lastTransitionTime": at(-60)}
-    status = judge(running(), status={"phase": "Contemplating", "conditions": [newer], "energy": 3})
+    status = status_for(running(), status={"phase": "Contemplating", "conditions": [newer], "energy": 3})
     assert status["conditions"][-1] == newer
     assert status["phase"] == "Starting"
 
 
 def test_a_phase_that_is_not_known_says_no_more_than_none() -> None:
     report = TrainerStatus.model_validate({"phase": "Contemplating", "progressPercentage": 7})
-    status = judge(running(), progress=report)
+    status = status_for(running(), progress=report)
     assert status["phase"] == "Training"
     assert status["progress"]["percent"] == 7
 
@@ -56,7 +56,7 @@ BAD: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("said", BAD.values(), ids=BAD.keys())
 def test_what_a_pod_reports_never_costs_a_write(said: dict[str, Any]) -> None:
     """The API server would refuse the whole status, and each one after it."""
-    status = judge(running(), progress=TrainerStatus(step=7, **said))
+    status = status_for(running(), progress=TrainerStatus(step=7, **said))
     assert status["progress"]["step"] == 7
     assert set(status["progress"]) == {"step"}
     LoRAJobStatus.model_validate_json(json.dumps(status), strict=True)
@@ -75,7 +75,7 @@ RESULTS: dict[str, tuple[Any, bool]] = {
 @pytest.mark.parametrize(("said", "counts"), RESULTS.values(), ids=RESULTS.keys())
 def test_of_a_result_what_can_be_used_is_used(said: Any, counts: bool) -> None:
     text = said if isinstance(said, str) else json.dumps(said)
-    status = judge(ended(says=text), train=DONE)
+    status = status_for(ended(says=text), train=DONE)
     assert (status["phase"] == "Succeeded") is counts
     LoRAJobStatus.model_validate_json(json.dumps(status), strict=True)
 
@@ -88,5 +88,5 @@ def test_a_report_that_says_nothing_of_ours_is_none() -> None:
 
 
 def test_every_status_says_by_whose_rules_it_was_judged() -> None:
-    assert judge(running())["specVersion"] == "v1alpha1"
-    assert condition(judge(running()), "Validated") == ("True", "SpecValid")
+    assert status_for(running())["specVersion"] == "v1alpha1"
+    assert condition(status_for(running()), "Validated") == ("True", "SpecValid")

@@ -32,11 +32,11 @@ from kit.operator.statuskit import (
     deleting,
     ended,
     job,
-    judge,
     pod,
     queued_job,
     running,
     snapshot,
+    status_for,
 )
 
 STOPPING = ("False", "Stopping")
@@ -73,7 +73,7 @@ SUSPENSION: dict[str, tuple[dict[str, Any], tuple[str, str], str]] = {
 @pytest.mark.parametrize(("seen", "told", "phase"), SUSPENSION.values(), ids=SUSPENSION.keys())
 def test_suspended_means_that_nothing_runs(seen: dict[str, Any], told: tuple[str, str], phase: str) -> None:
     changes = dict(seen)
-    status = judge(*changes.pop("pods", ()), suspend=True, **changes)
+    status = status_for(*changes.pop("pods", ()), suspend=True, **changes)
     assert (condition(status, "Suspended"), status["phase"]) == (told, phase)
 
 
@@ -110,7 +110,7 @@ def test_queued_admitted_preempted_and_queued_again() -> None:
 
 
 def test_a_label_without_a_queue_controller_reserves_nothing() -> None:
-    status = judge(running(), train=queued_job())
+    status = status_for(running(), train=queued_job())
     assert quota(status) == ("Starting", ("Unknown", "NoQueueController"), "team-a")
 
 
@@ -130,18 +130,18 @@ def test_a_job_that_is_no_more_holds_no_quota() -> None:
 
 
 def test_what_we_suspended_waits_for_no_quota() -> None:
-    status = judge(train=queued_job(**OURS), suspend=True)
+    status = status_for(train=queued_job(**OURS), suspend=True)
     assert condition(status, "QuotaReserved") is None
 
 
 def test_the_queue_is_that_of_the_job_whoever_named_it() -> None:
-    assert judge(running(), queue=None, train=ADMITTED)["queue"] == "team-a"
-    assert "queue" not in judge(running(), queue="label-that-came-later")
-    assert judge(main=None, queue="team-b")["queue"] == "team-b"
+    assert status_for(running(), queue=None, train=ADMITTED)["queue"] == "team-a"
+    assert "queue" not in status_for(running(), queue="label-that-came-later")
+    assert status_for(main=None, queue="team-b")["queue"] == "team-b"
 
 
 def test_a_failed_attempt_of_preflight_is_told_before_the_next_one() -> None:
-    status = judge(main=None, preflight_needed=True, preflight=Attempt(job(), (ended(code=75),)))
+    status = status_for(main=None, preflight_needed=True, preflight=Attempt(job(), (ended(code=75),)))
     preflight = next(condition for condition in status["conditions"] if condition["type"] == "Preflight")
     assert (preflight["status"], preflight["reason"]) == ("Unknown", "AttemptFailed")
     assert preflight["message"].startswith("attempt 1 of preflight failed: ")
@@ -158,7 +158,7 @@ def test_a_failed_attempt_of_preflight_is_told_before_the_next_one() -> None:
 )
 def test_only_what_the_object_can_recover_from_offers_a_retry(remedies: list[Remedy], retried: bool) -> None:
     said = Failure(reason="DatasetInvalid", message="no row fits", remedies=remedies).to_json_dict()
-    status = judge(ended(code=64, says={"failure": said}), train=job(failed_reason="PodFailurePolicy"))
+    status = status_for(ended(code=64, says={"failure": said}), train=job(failed_reason="PodFailurePolicy"))
     assert ("kubectl annotate" in status["failure"]["hint"]) is retried
 
 
@@ -204,40 +204,40 @@ def test_a_refused_create_is_told_in_the_servers_words(reason: FailureReason, ne
 
 
 def test_a_contested_field_does_not_hide_that_a_pod_runs() -> None:
-    status = judge(running(), rejection=Failure(reason=FailureReason.FIELD_CONTESTED, message="suspend is undone"))
+    status = status_for(running(), rejection=Failure(reason=FailureReason.FIELD_CONTESTED, message="suspend is undone"))
     assert condition(status, "Running") == ("True", "PodStarted")
     assert status["failure"]["reason"] == "FieldContested"
 
 
 def test_an_accepted_spec_is_never_failed_by_todays_settings() -> None:
     lost = (FieldError("spec.output.uri", "is required: the platform has no default output"),)
-    status = judge(main=None, unplannable=lost)
+    status = status_for(main=None, unplannable=lost)
     assert condition(status, "Running") == ("False", "PlatformChanged")
     assert "no default output" in status["failure"]["message"]
     assert status["phase"] == "Starting"
-    runs = judge(running(), unplannable=lost)
+    runs = status_for(running(), unplannable=lost)
     assert "failure" not in runs
     assert condition(runs, "Running") == ("True", "PodStarted")
 
 
 def test_what_ends_still_is_waited_for() -> None:
-    status = judge(main=None, preflight_needed=True, waiting_for="Job x-preflight of an earlier LoRAJob x")
+    status = status_for(main=None, preflight_needed=True, waiting_for="Job x-preflight of an earlier LoRAJob x")
     assert condition(status, "Preflight") == ("Unknown", "WaitingForPredecessor")
     assert status["phase"] == "Waiting"
     assert "failure" not in status
-    work = judge(main=None, waiting_for="pod x of an earlier Job")
+    work = status_for(main=None, waiting_for="pod x of an earlier Job")
     assert (condition(work, "Running"), work["phase"]) == (("False", "WaitingForPredecessor"), "Waiting")
 
 
 def test_of_what_has_ended_nobody_says_that_it_could_go_on() -> None:
-    held = judge(train=job(**OURS), suspend=True)
+    held = status_for(train=job(**OURS), suspend=True)
     assert condition(held, "Suspended") == ("True", "Suspended")
     for ending in ({"train": DONE, "pods": (ended(says=RESULT),)}, {"train": job(failed_reason="x"), "pods": ()}):
         changes = dict(ending)
-        status = judge(*changes.pop("pods"), **changes, suspend=True, status=held)
+        status = status_for(*changes.pop("pods"), **changes, suspend=True, status=held)
         assert status["phase"] in ("Succeeded", "Failed")
         assert "Suspended" not in [each["type"] for each in status["conditions"]]
-    full = judge(main=None, preflight_needed=True, waiting_for="room", waiting_reason="WaitingForPreflightSlot")
+    full = status_for(main=None, preflight_needed=True, waiting_for="room", waiting_reason="WaitingForPreflightSlot")
     assert condition(full, "Preflight") == ("Unknown", "WaitingForPreflightSlot")
 
 
@@ -288,7 +288,7 @@ def test_a_result_is_looked_up_where_it_lies(
 
 
 def test_a_deadline_does_not_end_what_is_done() -> None:
-    status = judge(train=DONE, status={"runSeconds": 100}, deadline_seconds=100)
+    status = status_for(train=DONE, status={"runSeconds": 100}, deadline_seconds=100)
     assert status["phase"] == "Uploading"
 
 
@@ -310,7 +310,7 @@ def test_preflight_runs_again_where_its_words_are_gone(pods: Any, needed: bool, 
 
 def test_checkpoints_that_were_removed_are_no_longer_promised() -> None:
     saved = {"uri": "s3://adapters/tunery-checkpoints/uid-1/step-000200", "step": 200}
-    before = judge(ended(code=143, says={"checkpoint": saved}), train=job(failed_reason="BackoffLimitExceeded"))
+    before = status_for(ended(code=143, says={"checkpoint": saved}), train=job(failed_reason="BackoffLimitExceeded"))
     assert before["checkpoint"] == saved
     trained = snapshot(running(), status={"checkpoint": saved, "conditions": _saved()})
     done = compute_status(again(trained, ended(says=RESULT), train=DONE))
@@ -397,11 +397,11 @@ def test_when_time_alone_changes_a_status(seen: dict[str, Any], after: float | N
 @pytest.mark.parametrize(
     ("status", "told"),
     [
-        (judge(main=None), ("Unknown", "InProgress")),
-        (judge(running()), ("Unknown", "InProgress")),
-        (judge(train=job(**OURS), suspend=True), ("Unknown", "InProgress")),
-        (judge(ended(says=RESULT), train=DONE), ("True", "Succeeded")),
-        (judge(ended(code=64, says=NOTHING), train=job(failed_reason="x")), ("False", "AdapterMissing")),
+        (status_for(main=None), ("Unknown", "InProgress")),
+        (status_for(running()), ("Unknown", "InProgress")),
+        (status_for(train=job(**OURS), suspend=True), ("Unknown", "InProgress")),
+        (status_for(ended(says=RESULT), train=DONE), ("True", "Succeeded")),
+        (status_for(ended(code=64, says=NOTHING), train=job(failed_reason="x")), ("False", "AdapterMissing")),
     ],
     ids=["nothing yet", "runs", "suspended", "done", "failed"],
 )
@@ -414,7 +414,7 @@ def test_one_condition_tells_programs_how_it_stands(status: dict[str, Any], told
 @pytest.mark.parametrize("reason", FailureReason)
 def test_a_hint_names_the_way_back_where_there_is_one(reason: FailureReason) -> None:
     said = {"failure": {"reason": reason.value, "message": "it is so"}}
-    hint = judge(ended(code=64, says=said), train=job(failed_reason="PodFailurePolicy"))["failure"]["hint"]
+    hint = status_for(ended(code=64, says=said), train=job(failed_reason="PodFailurePolicy"))["failure"]["hint"]
     remedies = remedies_for(reason)
     assert [each.text for each in remedies if each.text[1:] not in hint] == []
     assert ("kubectl annotate lorajob x -n ns" in hint) is is_fixable(remedies)

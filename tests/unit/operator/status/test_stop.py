@@ -19,7 +19,7 @@ from tunery_operator.status.events import transitions
 from tunery_operator.status.snapshot import Snapshot
 from tunery_operator.status.stop import stop_of
 
-from kit.operator.statuskit import NOW, again, at, condition, deleting, ended, job, judge, pod, running, snapshot
+from kit.operator.statuskit import NOW, again, at, condition, deleting, ended, job, pod, running, snapshot, status_for
 
 ADAPTER = {"uri": "s3://adapters/x", "manifestSha256": "ab" * 32, "sizeBytes": 12}
 PUBLISHED = {"adapter": ADAPTER, "stoppedAfterStep": 40}
@@ -32,7 +32,7 @@ def publish_job(**changes: Any) -> JobView:
 
 def left(**changes: Any) -> Snapshot:
     """Return a LoRAJob that was told to stop, whose pod has trained for five minutes and is gone."""
-    status = judge(running(), stop="enough")
+    status = status_for(running(), stop="enough")
     return snapshot(main=None, stop="enough", status=status, **changes)
 
 
@@ -80,7 +80,7 @@ def test_what_was_trained_is_published_unless_it_is_to_be_discarded() -> None:
 
 
 def test_a_pod_that_ends_is_waited_for() -> None:
-    status = judge(main=None, stop="enough", leftovers=(running(meta=deleting(60)),))
+    status = status_for(main=None, stop="enough", leftovers=(running(meta=deleting(60)),))
     assert status["phase"] == "Stopping"
     assert condition(status, "Stopped") == ("False", "Stopping")
     assert messages(status)["Stopped"] == "enough; pod p1 is terminating, and may still write a checkpoint"
@@ -90,7 +90,7 @@ def test_a_pod_that_ends_is_waited_for() -> None:
 
 def test_what_keeps_its_job_from_going_is_told() -> None:
     rejection = Failure(reason=FailureReason.CREATE_REFUSED, message="jobs.batch is forbidden")
-    status = judge(running(), stop="enough", rejection=rejection)
+    status = status_for(running(), stop="enough", rejection=rejection)
     assert status["phase"] == "Stopping"
     assert status["failure"]["reason"] == "CreateRefused"
 
@@ -223,6 +223,6 @@ def test_the_step_of_the_weights_is_told_where_it_is_not_the_last(
 
 
 def test_checks_that_waited_for_training_wait_no_more() -> None:
-    status = judge(main=None, stop="enough", status={"checks": CHECKS})
+    status = status_for(main=None, stop="enough", status={"checks": CHECKS})
     assert status["stopped"] == {"reason": "StopRequested"}
     assert [check["message"] for check in status["checks"]] == [CHECKS[0]["message"], CHECK_NOT_REACHED]

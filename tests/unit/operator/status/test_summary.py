@@ -45,9 +45,9 @@ from kit.operator.statuskit import (
     deleting,
     ended,
     job,
-    judge,
     running,
     snapshot,
+    status_for,
 )
 
 REPORTED = "ProgressReported"
@@ -77,7 +77,7 @@ def test_a_status_has_room_for_every_condition() -> None:
 
 
 def test_one_that_is_tried_again_is_not_finished_in_the_very_write_that_reopens_it() -> None:
-    failed = judge(ended(code=64, says=DIVERGED), train=FAILED)
+    failed = status_for(ended(code=64, says=DIVERGED), train=FAILED)
     status = reopened(failed, "again")
     assert status is not None
     written = retried_status(status, 3, NOW + timedelta(minutes=5))
@@ -282,7 +282,7 @@ def test_a_merge_shows_it_at_its_start_and_in_between() -> None:
 @pytest.mark.parametrize("word", [Phase.SUCCEEDED, Phase.FAILED, Phase.STOPPED, Phase.SUSPENDED, Phase.PENDING])
 def test_no_pod_ends_its_object_by_a_word(word: Phase) -> None:
     """Nor makes an event of it: Succeeded is told once the object has succeeded."""
-    before = judge(running(), progress=TRAINING)
-    status = judge(running(), progress=TrainerStatus(phase=word), status=before)
+    before = status_for(running(), progress=TRAINING)
+    status = status_for(running(), progress=TrainerStatus(phase=word), status=before)
     assert status["phase"] == ("Uploading" if word is Phase.SUCCEEDED else "Training")
     assert {"Succeeded", "Failed", "Stopped", "Suspended"}.isdisjoint(e.reason for e in transitions(before, status))
