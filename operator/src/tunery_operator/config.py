@@ -79,7 +79,7 @@ class Process(_Values):
 
 
 class Placement(_Values):
-    """Where pods run if their manifest does not say."""
+    """The scheduling of pods whose manifest has none."""
 
     node_selector: dict[LabelKey, LabelValue] = Field(default_factory=dict)
     tolerations: tuple[Toleration, ...] = ()
@@ -133,7 +133,7 @@ class Trainer(Placement):
     inherit_labels: tuple[Annotated[str, Field(min_length=1, max_length=317)], ...] = ()
     """Prefixes of an object's labels and annotations that its pods inherit."""
     gpu: Placement = Placement()
-    """Additions for pods that ask for a GPU."""
+    """Additions for pods that request a GPU."""
     security_context: PodSecurity = PodSecurity()
     shm_size: QuantityString = "1Gi"
     """Size limit of /dev/shm; it counts as memory of the container."""
@@ -248,7 +248,7 @@ class Settings(_Values):
     serving: Serving = Serving()
     default_output: DefaultOutput = DefaultOutput()
     default_ttl_seconds_after_finished: int | None = Field(None, ge=0)
-    """Seconds after which a finished object is deleted if its manifest does not say; None: never."""
+    """Seconds after which a finished object is deleted if its manifest sets no time; None: never."""
     gpu_memory: dict[str, QuantityString] = Field(default_factory=dict)
     """Memory of one GPU by resource name, or by a label of its nodes as `label=value`."""
     cache: CacheVolume = CacheVolume()

@@ -201,7 +201,7 @@ def _preflight_slot(context: ReconcileContext, plan: JobPlan) -> Iterator[None]:
 
 
 def sync_suspend(context: ReconcileContext, owner: Owner, attempt: Attempt, *, suspend: bool) -> Attempt | None:
-    """Suspend or resume a Job as the object says; return None if it was deleted.
+    """Suspend or resume a Job as the spec states; return None if it was deleted.
 
     Only Tunery's own suspension is undone. A Job in a queue is deleted, which frees its quota, and created again later:
     the queue would resume a suspended one. Raises FieldContested, ApiFailure.
@@ -216,7 +216,7 @@ def sync_suspend(context: ReconcileContext, owner: Owner, attempt: Attempt, *, s
 
 
 def recreate_job(context: ReconcileContext, snapshot: Snapshot) -> Snapshot:
-    """Delete a Job of several pods of which one has ended for good while the first published, and that ended badly.
+    """Delete a Job of several pods if one has ended for good while the first published, and the first then failed.
 
     While the first pod published, the run did not need that pod. The next attempt needs it, and this Job creates no
     pod for its index any more. A suspended Job is deleted when it is resumed. Raises ApiFailure.
@@ -246,9 +246,9 @@ def _needs_all_pods(attempt: Attempt) -> bool:
 
 
 def tolerate_worker_failures(context: ReconcileContext, snapshot: Snapshot) -> Snapshot:
-    """Keep the Job controller from ending a Job of several pods for another one while the first publishes alone.
+    """Keep the Job controller from ending a Job of several pods for a failed one while the first publishes alone.
 
-    Once another one begins in its place, which needs all of them, or none does any more, what was said before holds.
+    Once another first pod starts, which needs all pods, or no first pod can start, the previous limit holds again.
     Raises ApiFailure.
     """
     attempt = snapshot.main
@@ -256,7 +256,7 @@ def tolerate_worker_failures(context: ReconcileContext, snapshot: Snapshot) -> S
     if attempt is None or attempt.job.finished or attempt.job.failed_indexes_allowed is None:
         return snapshot
     job, alone = attempt.job, publishes_alone(snapshot, attempt)
-    # One that was deleted is gone before a Job counts it, or before an operator that begins has seen it.
+    # A deleted pod may be gone before the Job counts it, or before a new leader has seen it.
     is_ending = pod is None or pod.finished or pod.deleting or pod.unanswered
     waits = is_ending or job.suspend or job.lacks_another
     lost_for_good = job.lacks_first and (pod is None or pod.exit_code != ExitCode.OK)

@@ -66,7 +66,7 @@ def _apply(context: ReconcileContext, obj: ManagedObject, spec: LoRAJobSpec, sna
     if main is not None and main.job.finished:
         return recover_result(context, obj, snapshot, lambda: plan_report(spec, obj.owner, platform, _known(obj, None)))
     if main is not None and is_overdue(snapshot):
-        # The pod stores a checkpoint as it ends; only then the status says that the deadline has passed.
+        # The pod stores a checkpoint as it ends; only then the status shows that the deadline has expired.
         delete_job(context, obj.owner, main.job)
         return replace(snapshot, main=None)
     inputs = _inputs(context, obj, spec)

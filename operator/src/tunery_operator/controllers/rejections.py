@@ -27,7 +27,7 @@ _TOLERATION: Final = re.compile(r"\.tolerations\[(\d+)\]")
 _TOO_LONG: Final = "Too long"
 
 _OTHER_VERBS: Final = {"patch": "a change of an existing object was rejected", "delete": "a deletion was rejected"}
-"""What was refused under the reason CreateRefused, if it was no creation."""
+"""The rejected request under the reason CreateRefused, if it was not a creation."""
 
 
 def blocked_by(error: OperatorError) -> dict[str, Any]:

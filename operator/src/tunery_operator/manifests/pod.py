@@ -149,7 +149,7 @@ def progress_env(progress: Progress, ca_folder: str) -> dict[str, str]:
 
 
 def resource_requirements(resources: Resources, extended: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Return what a container asks for, the platform's extended resources too: requests equal limits."""
+    """Return the resources of a container, with the platform's extended resources: requests equal limits."""
     requests = {
         **(extended or {}),
         "cpu": resources.cpu,

@@ -90,7 +90,7 @@ def _pod_spec(plan: ServerPlan) -> dict[str, Any]:
 
 
 def _model(plan: ServerPlan) -> dict[str, Any]:
-    """Return what brings the base model; it ends before the engine starts, whose resources it has till then."""
+    """Return the container that downloads the base model; it ends before the engine starts, and uses its resources."""
     resources = Resources(plan.resources.cpu, plan.resources.memory, plan.resources.ephemeral_storage)
     return {
         **_container(MODEL, plan.gateway, resources, model_mounts(plan)),
@@ -123,11 +123,11 @@ def _engine(plan: ServerPlan) -> dict[str, Any]:
         **_container(ENGINE, plan.engine, plan.resources, engine_mounts(plan)),
         "command": ["sh", "-c", _START, "vllm", *plan.arguments],
         "env": env_list(variables),
-        # The gateway asks the engine over its socket. A large model may take half an hour to load.
+        # The gateway polls the engine over its socket. A large model may take half an hour to load.
         "startupProbe": {**_probe("/healthz/engine", 5), "timeoutSeconds": 5, "failureThreshold": 360},
         "livenessProbe": {**_probe("/healthz/engine", 10), "timeoutSeconds": 5, "failureThreshold": 6},
         "lifecycle": {"preStop": {"sleep": {"seconds": _UNLISTED_SECONDS}}},
-        # It has no message of its own: the end of its log says why it ended.
+        # It writes no termination message: the end of its log has the cause.
         "terminationMessagePolicy": "FallbackToLogsOnError",
     }
 
@@ -189,7 +189,7 @@ def build_desired(plan: ServerPlan, desired: Desired) -> dict[str, Any]:
 
 
 def read_desired(body: dict[str, Any] | None) -> Desired:
-    """Return what a ConfigMap of the API server says; an empty Desired for None and for invalid JSON."""
+    """Return the content of a ConfigMap; an empty Desired for None and for invalid JSON."""
     text = ((body or {}).get("data") or {}).get(DESIRED_FILE, "{}")
     try:
         return Desired.model_validate_json(text)

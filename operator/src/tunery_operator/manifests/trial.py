@@ -51,7 +51,7 @@ def build_trial(plan: TrialPlan) -> dict[str, Any]:
 
 
 def stop_change(why: str) -> dict[str, Any]:
-    """Return the change that ends a trial for good."""
+    """Return the change that stops a trial."""
     return {"spec": {"stop": why}}
 
 

@@ -84,7 +84,7 @@ def _run_volume(plan: JobPlan) -> dict[str, Any]:
 
 def secret_mount(secret: SecretMount) -> Mount:
     """Return the mount of a Secret of the tenant."""
-    # optional: a pod that waits for a missing Secret waits forever and only an event says why.
+    # optional: otherwise the pod waits for a missing Secret forever, and only an event has the cause.
     source: dict[str, Any] = {"secretName": secret.name, "optional": True}
     if secret.key is not None:
         source["items"] = [{"key": secret.key, "path": secret.key}]

@@ -15,7 +15,7 @@ from tunery_operator.planning.pod import Access, SecretSource, adapter_access
 
 
 def plan_merge(spec: AdapterMergeSpec, owner: Owner, platform: Platform, inputs: Sequence[ReadyInput]) -> JobPlan:
-    """Return the plan of the merge Job; `inputs` holds what each of spec.adapters was resolved to, in order.
+    """Return the plan of the merge Job; `inputs` are the resolved spec.adapters, in order.
 
     Raises InvalidSpec when the platform cannot run the spec.
     """
@@ -26,7 +26,7 @@ def plan_merge(spec: AdapterMergeSpec, owner: Owner, platform: Platform, inputs:
 
 
 def plan_report(spec: AdapterMergeSpec, owner: Owner, platform: Platform) -> JobPlan:
-    """Return the plan of the Job that says again what the merge published; raises InvalidSpec as `plan_merge`."""
+    """Return the plan of the Job that reads back what the merge published; raises InvalidSpec as `plan_merge`."""
     return job.report_plan(spec, owner, platform, adapter_merge=spec)
 
 

@@ -21,16 +21,16 @@ from tunery_operator.planning.job import Platform, Progress, digest_of
 from tunery_operator.planning.pod import Access, Image, PodExtras, Resources, SecretMount, VolumeMount
 
 ROLE: Final = "serve"
-"""What children and pods bear as their role."""
+"""The role label of children and pods."""
 MODEL: Final = "model"
 GATEWAY: Final = "gateway"
 ENGINE: Final = "engine"
 """The containers, in the order in which they start."""
 ADAPTERS: Final = "adapters"
 API_KEYS: Final = "api-keys"
-"""The purposes of two Secrets of a server; that of the third is Purpose.MODEL."""
+"""The purposes of two Secrets of a server; the third has Purpose.MODEL."""
 _NAME_DIGITS: Final = 8
-"""Of a digest, behind the name of a ConfigMap."""
+"""Characters of a digest at the end of the name of a ConfigMap."""
 DRAIN_SECONDS: Final = 60
 """Seconds that the engine has to finish requests after SIGTERM."""
 _DTYPES: Final = {
@@ -39,12 +39,12 @@ _DTYPES: Final = {
     EnginePrecision.FLOAT32: "float32",
 }
 _CACHE_SHARE: Final = 4
-"""On the CPU the keys and values of requests get one part in so many of the memory: the weights take most of it."""
+"""On the CPU, the KV cache gets this fraction of the memory: the weights take most of it."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServerPlan:
-    """One server: its Deployment and what belongs to that, but not what it serves."""
+    """The plan of a server's Deployment and its other children, without the adapters to serve."""
 
     owner: Owner
     serve: ServeSpec
@@ -52,7 +52,7 @@ class ServerPlan:
     gateway_resources: Resources
     engine: Image
     arguments: tuple[str, ...]
-    """Of `vllm serve`, after the model."""
+    """Arguments of `vllm serve` after the model."""
     environment: Mapping[str, str]
     """Of the engine."""
     resources: Resources
@@ -69,9 +69,9 @@ class ServerPlan:
 
     @property
     def digest(self) -> str:
-        """Name all of the Deployment but its replicas: with another one it is patched.
+        """The digest of the Deployment without its replicas: another digest patches it.
 
-        What it serves is no part of it, nor the authority that its reports trust: neither makes new pods.
+        The served adapters and the certificate authority are not part of it, as neither needs new pods.
         """
         whole = {
             "serve": self.serve_json(),
@@ -94,7 +94,7 @@ class ServerPlan:
         return digest_of(whole)
 
     def serve_json(self) -> dict[str, Any]:
-        """Return what serve.json says, defaults included: the gateway may be of another version."""
+        """Return the content of serve.json with defaults, as the gateway may have another version."""
         return self.serve.model_dump(mode="json", by_alias=True, exclude_none=True)
 
     @property
@@ -104,7 +104,7 @@ class ServerPlan:
 
     @property
     def config_name(self) -> str:
-        """The name of the ConfigMap with serve.json, which never changes: another content has another name."""
+        """The name of the ConfigMap with serve.json, which is immutable: other content has another name."""
         return f"{self.name}-{digest_of(self.serve_json())[:_NAME_DIGITS]}"
 
     @property
@@ -119,7 +119,7 @@ def server_name(owner: str) -> str:
 
 
 def adapters_name(owner: str) -> str:
-    """Return the name of the ConfigMap that says what a server serves."""
+    """Return the name of the ConfigMap with the adapters of a server."""
     return f"{owner}-adapters"
 
 
@@ -129,7 +129,7 @@ def server_url(key: Key) -> str:
 
 
 def pod_selector(owner: Owner) -> dict[str, str]:
-    """Return the labels by which the pods of a server are found."""
+    """Return the label selector of the pods of a server."""
     return {KIND_LABEL: owner.key.kind.singular, OWNER_LABEL: label_value(owner.key.name)}
 
 
@@ -199,7 +199,7 @@ def _engine_image(spec: AdapterServerSpec, settings: Settings) -> Image:
 
 
 def _pod(owner: Owner, settings: Settings) -> PodExtras:
-    """Return what else the pod carries: gateway and engine share a socket and folders, and so one user."""
+    """Return the other settings of the pod: gateway and engine share a socket and folders, so they run as one user."""
     extras, user = pod.pod_extras(owner, settings), settings.serving.engine.run_as_user
     if user is None:
         return extras
@@ -243,7 +243,7 @@ def engine_environment(spec: AdapterServerSpec, plugins: tuple[str, ...]) -> dic
         "HF_HUB_OFFLINE": "1",
         # The user has no entry in the image's passwd, where libraries look for its name.
         "USER": "tunery",
-        # One process on one node: what its parts say to each other stays within the pod, as far as it can be told to.
+        # One process on one node: its internal connections stay within the pod as far as possible.
         "VLLM_HOST_IP": "127.0.0.1",
         "GLOO_SOCKET_IFNAME": "lo",
     }

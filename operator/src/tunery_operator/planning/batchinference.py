@@ -19,12 +19,12 @@ from tunery_operator.planning.pod import Access, server_image
 
 
 def server_of(spec: BatchInferenceSpec, owner: Owner) -> Key:
-    """Return the server that a batch asks."""
+    """Return the server of a batch."""
     return Key(Kind.ADAPTERSERVER, owner.key.namespace, spec.server_ref.name)
 
 
 def plan_batch(spec: BatchInferenceSpec, owner: Owner, platform: Platform) -> JobPlan:
-    """Return the plan of the Job that asks; raises InvalidSpec when the platform cannot run the spec."""
+    """Return the plan of the Job that sends the requests; raises InvalidSpec when the platform cannot run the spec."""
     place = job.output_location(spec.output, owner, platform.settings)
     accesses = list(_accesses(spec, place))
     plan = job.job_plan(spec, owner, platform, Task.BATCH, accesses, **_fields(spec, owner, place, platform))
@@ -32,13 +32,13 @@ def plan_batch(spec: BatchInferenceSpec, owner: Owner, platform: Platform) -> Jo
 
 
 def plan_report(spec: BatchInferenceSpec, owner: Owner, platform: Platform) -> JobPlan:
-    """Return the plan of the Job that says again what was published; raises InvalidSpec as `plan_batch`."""
+    """Return the plan of the Job that reads back what was published; raises InvalidSpec as `plan_batch`."""
     place = job.output_location(spec.output, owner, platform.settings)
     return _by_server(job.report_plan(spec, owner, platform, **_fields(spec, owner, place, platform)), platform)
 
 
 def _fields(spec: BatchInferenceSpec, owner: Owner, place: OutputLocation, platform: Platform) -> dict[str, Any]:
-    """Return what a batch adds to run.json; answered parts lie where the rule of the bucket for checkpoints holds."""
+    """Return the fields that a batch adds to run.json; answered parts are stored below the prefix of checkpoints."""
     return {
         "batch_inference": spec,
         "server_url": server_url(server_of(spec, owner)),
@@ -48,7 +48,7 @@ def _fields(spec: BatchInferenceSpec, owner: Owner, place: OutputLocation, platf
 
 
 def _by_server(plan: JobPlan, platform: Platform) -> JobPlan:
-    """Return the plan with the small image, whose program knows batches."""
+    """Return the plan with the server image, which has the program for batches."""
     return replace(plan, image=server_image(platform.settings), program=SERVER)
 
 

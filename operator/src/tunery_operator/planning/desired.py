@@ -198,7 +198,7 @@ class _Resolver:
     # What the spec names
 
     def name(self, item: AdapterSource) -> None:
-        """Take an entry of spec.adapters."""
+        """Resolve an entry of spec.adapters."""
         if item.uri is not None:
             self.taken[item.name] = "uri"
             uri = item.uri.rstrip("/")
@@ -271,7 +271,7 @@ class _Resolver:
     # What the selector finds
 
     def select(self, result: PublishedResult) -> None:
-        """Take an object that the selector found."""
+        """Add an object that the selector matches, or the reason to skip it."""
         problem = self._skip_reason(result)
         if problem is not None:
             self.skipped.append(SkippedObject(result.source, problem))
@@ -354,7 +354,7 @@ def _within_limits(resolver: _Resolver, room: int) -> tuple[list[DesiredAdapter]
         retained += item.keep_loaded
         fits = room >= 0 and len(fitting) < MAX_ADAPTERS
         why = _no_slot(item, retained, largest) or (None if fits else _too_large())
-        # What was on the list stays there, for replicas whose engine holds more; others judge it themselves.
+        # An adapter on the list stays there, for replicas with more slots; other replicas reject it themselves.
         if fits and (why is None or item.name in resolver.before):
             fitting.append(item)
         if why is not None and item.name not in rejected:

@@ -17,7 +17,7 @@ from tunery_operator.observed.published_result import removal_remedy, removal_te
 
 @dataclass(frozen=True, slots=True)
 class ReadyInput:
-    """An adapter that can be read now; `name` and `uid` are the LoRAJob's that it comes from, if it comes from one."""
+    """An adapter that can be read now; `name` and `uid` are those of its LoRAJob, if it has one."""
 
     adapter: ResolvedAdapter
     name: str | None = None
@@ -80,7 +80,7 @@ def plain_input(uri: str) -> ReadyInput:
 
 
 def with_checked_digest(adapter: ResolvedAdapter, status: Mapping[str, Any]) -> ResolvedAdapter:
-    """Return an adapter that a URI names with the digest and the commit that preflight has read there."""
+    """Return an adapter given by a URI, with the digest and the commit that preflight has read."""
     seen = (status.get("resolved") or {}).get("continuedFrom") or {}
     if adapter.manifest_sha256 is not None or seen.get("uri") != adapter.uri:
         return adapter

@@ -38,7 +38,7 @@ SERVER: Final = "tunery_server"
 
 @dataclass(frozen=True, slots=True)
 class PublishSpec:
-    """The fields of a spec that a Job needs which publishes the best trial of a sweep."""
+    """The fields of a spec for the Job that publishes the best trial of a sweep."""
 
     output: OutputSpec
     scheduling: SchedulingSpec
@@ -52,11 +52,11 @@ JobSpec = LoRAJobSpec | AdapterMergeSpec | BatchInferenceSpec | PublishSpec
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How the pod reaches the operator, and the certificate authority that it trusts for that."""
+    """The URL of the progress endpoint, and the certificate authority that pods trust for it."""
 
     url: str
     ca_pem: str
-    """Empty: not known, as the Secret of the certificate is not good."""
+    """Empty: unknown, as the certificate is invalid."""
 
     @property
     def authority(self) -> str:
@@ -66,7 +66,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class JobPlan:
-    """One batch Job and its pod, with what that is to do."""
+    """The plan of a batch Job, its pod, and its run.json."""
 
     owner: Owner
     task: Task
@@ -88,21 +88,21 @@ class JobPlan:
     program: str = TRAINER
     """The Python package that the container runs."""
     nodes: int = 1
-    """Pods that work together; more than one are numbered, and find each other by `service`."""
+    """The number of pods; several pods have an index, and find each other by `service`."""
 
     @property
     def service(self) -> str:
-        """Name of the Service by which several pods find each other."""
+        """The name of the headless Service of several pods."""
         return nodes_service(self.owner.uid)
 
     @property
     def digest(self) -> str:
-        """Name what the platform says of the pods, and where they run: a Job whose pod waits follows another one.
+        """The digest of the platform's settings for the pods and of their scheduling: a waiting Job follows a change.
 
-        What the run is to do is no part of it, nor its queue, nor the authority that its reports trust.
+        The run, the queue, and the certificate authority of the progress endpoint are not part of it.
         """
         pod = self.pod
-        # Only where there are any: the plans of all others are what they were.
+        # Only if there are any, so that other digests stay the same.
         more = {"extended": dict(pod.resources)} if pod.resources else {}
         return digest_of(
             {
@@ -119,19 +119,19 @@ class JobPlan:
 
 
 def digest_of(value: Any) -> str:
-    """Return a name of a tree of plain values: equal ones have the same."""
+    """Return the digest of a tree of plain values."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
 class Platform(NamedTuple):
-    """What the operator process knows apart from the object: its settings and its certificate authority."""
+    """The settings of the operator and its progress endpoint."""
 
     settings: Settings
     progress: Progress | None = None
 
 
 class OutputLocation(NamedTuple):
-    """Where the result goes, and the Secret that opens it."""
+    """The location of the result, and the Secret with access to it."""
 
     uri: str
     secret: LocalReference | None
@@ -139,7 +139,7 @@ class OutputLocation(NamedTuple):
 
 
 def output_location(output: OutputSpec, owner: Owner, settings: Settings) -> OutputLocation:
-    """Return the place of the result.
+    """Return the location of the result.
 
     Raises InvalidSpec when neither the manifest nor the platform names one.
     """
@@ -160,30 +160,30 @@ def _default_uri(owner: Owner, settings: Settings) -> str:
 
 
 def checkpoints_uri(output_uri: str, owner: Owner) -> str:
-    """Return the prefix of the checkpoints, in the output's bucket: of this very object only."""
+    """Return the prefix of the checkpoints of this object, in the output's bucket."""
     return folder_in_bucket(output_uri, CHECKPOINTS_PREFIX, owner.key.namespace, owner.key.name, owner.uid)
 
 
 def report_uri(output_uri: str, owner: Owner) -> str:
-    """Return the folder for an object's data report, in the output's bucket: of this very object only."""
+    """Return the folder for the data report of this object, in the output's bucket."""
     return folder_in_bucket(output_uri, REPORTS_PREFIX, owner.key.namespace, owner.key.name, owner.uid)
 
 
 def identity(owner: Owner) -> RunIdentity:
-    """Return whose run it is, for run.json."""
+    """Return the owner of the run, for run.json."""
     key = owner.key
     return RunIdentity(kind=key.kind.value, namespace=key.namespace, name=key.name, uid=owner.uid, sweep=owner.sweep)
 
 
 def kueue_labels(owner: Owner) -> dict[str, str]:
-    """Return the owner's Kueue labels, which the Job that does the work carries on."""
+    """Return the owner's Kueue labels, for the main Job."""
     return {name: owner.labels[name] for name in KUEUE_LABELS if owner.labels.get(name)}
 
 
 def run_spec(
     spec: JobSpec, owner: Owner, platform: Platform, accesses: Sequence[Access], fields: Mapping[str, Any]
 ) -> RunSpec:
-    """Return what run.json states for every kind, and `fields`, which are those of one kind."""
+    """Return the common fields of run.json, with the `fields` of one kind."""
     run = RunSpec(
         identity=identity(owner),
         output_uri=next(access.uri or "" for access in accesses if access.purpose == Purpose.OUTPUT),
@@ -252,7 +252,7 @@ def report_plan(spec: JobSpec, owner: Owner, platform: Platform, **fields: Any) 
 
 
 def output_access(place: OutputLocation) -> Access:
-    """Return the access to the place of the result."""
+    """Return the access to the output."""
     return Access(Purpose.OUTPUT, place.uri, place.secret, place.field)
 
 

@@ -27,18 +27,18 @@ from tunery_search.trial_spec import on_inputs
 
 
 class ResolvedInputs(NamedTuple):
-    """What was found out about a LoRAJob before its Job is planned."""
+    """The inputs of a LoRAJob that were resolved before its Job is planned."""
 
     adapter: ResolvedAdapter | None = None
-    """What continueFrom was resolved to."""
+    """The adapter of continueFrom."""
     resume: str | None = None
-    """Where the checkpoints lie that resumeFrom was resolved to."""
+    """The location of the checkpoints of resumeFrom."""
     revision: str | None = None
     """The model's commit that preflight resolved."""
     disk_bytes: int | None = None
-    """Disk that training takes, by preflight's count."""
+    """The disk that training needs, as preflight computed."""
     inputs: TrialInputs | None = None
-    """Of a trial of a sweep, what its own preflight has read: its training reads nothing else."""
+    """For a trial, the inputs that its preflight resolved: its training reads exactly these."""
 
 
 def plan_preflight(spec: LoRAJobSpec, owner: Owner, platform: Platform, known: ResolvedInputs) -> JobPlan:
@@ -78,12 +78,12 @@ def plan_report(spec: LoRAJobSpec, owner: Owner, platform: Platform, known: Reso
 
 
 def plan_publish(spec: LoRAJobSpec, owner: Owner, platform: Platform, known: ResolvedInputs, why: str) -> JobPlan:
-    """Return the plan of the Job that publishes what a stopped job has left: on CPU, without the base's weights."""
+    """Return the plan of the Job that publishes the checkpoint of a stopped job: on CPU, without base weights."""
     place = job.output_location(spec.output, owner, platform.settings)
     accesses = [access for access in _accesses(spec, place) if access.purpose in (Purpose.MODEL, Purpose.OUTPUT)]
     fields = {**_fields(spec, owner, place, known), "stop": why}
     base = _with_cache(job.job_plan(spec, owner, platform, Task.PUBLISH, accesses, **fields), spec, platform)
-    # However often training may fail: what was paid for is not lost for one node.
+    # Independent of spec.retries: a lost node must not lose the trained weights.
     return replace(job.check_plan(_with_revision(base, known), spec, platform.settings), retries=job.MAX_CHECK_RETRIES)
 
 
@@ -135,7 +135,7 @@ def _gpu_memory(spec: LoRAJobSpec, platform: Platform) -> int | None:
 
 
 def _accesses(spec: LoRAJobSpec, place: OutputLocation) -> Iterator[Access]:
-    """Yield every place that the containers open."""
+    """Yield every location that the containers access."""
     yield Access(Purpose.MODEL, spec.model.uri, spec.model.secret_ref, "spec.model.secretRef")
     yield Access(Purpose.DATASET, spec.dataset.uri, spec.dataset.secret_ref, "spec.dataset.secretRef")
     if spec.dataset.evaluation is not None and spec.dataset.evaluation.uri is not None:

@@ -26,12 +26,12 @@ from tunery_search.trial_spec import on_inputs, on_terms, preflight_of, was_chec
 from tunery_search.trials import FINAL_ORIGIN, Trial
 
 MOST_BYTES: Final = 220_000
-"""Of the rows in run.json."""
+"""Bytes of the rows in run.json."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrialPlan:
-    """One trial: everything that was decided of its LoRAJob."""
+    """The plan of a trial's LoRAJob."""
 
     owner: Owner
     number: int
@@ -76,7 +76,7 @@ def plan_trial(
 
 
 def with_inputs(plan: TrialPlan, read: TrialInputs | None, *, again: bool) -> TrialPlan:
-    """Return the plan of a trial that reads what the first one has, None: none has yet, or none since a retry."""
+    """Return the plan of a trial with the inputs of the first trial; None: no trial has resolved them yet."""
     if read is not None:
         return replace(plan, spec=on_inputs(plan.spec, read))
     # What was checked before the retry may have been put in order since.
@@ -100,7 +100,7 @@ def plan_publish_best(
 
 
 def _with_the_trials_disk(plan: JobPlan, spec: LoRASweepSpec) -> JobPlan:
-    """Return the plan with the disk of a trial: the adapter, which a trial has written there, is brought whole."""
+    """Return the plan with the disk of a trial, as the Job downloads the complete adapter."""
     disk = spec.template.resources.ephemeral_storage
     limit = DiskLimit(bytes=int(parse_quantity(disk)), field="spec.template.resources.ephemeralStorage")
     sized = replace(plan.resources, ephemeral_storage=disk)

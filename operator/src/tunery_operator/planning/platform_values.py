@@ -11,7 +11,7 @@ from tunery_api.reasons import FailureReason
 from tunery_operator.config import Placement, Settings
 
 CHART_VALUES: Final = "chartValues"
-"""The key of the fact of a failure."""
+"""The fact of a failure that lists the values."""
 _R = FailureReason
 _PLACING: Final = ("nodeSelector", "tolerations", "priorityClassName", ".resources", "cache.claimName")
 _POD: Final = (
@@ -29,23 +29,23 @@ _SUFFIXES: Final[Mapping[str, tuple[str, ...]]] = {
     _R.OUT_OF_MEMORY: (".resources",),
     _R.DISK_FULL: (".resources",),
 }
-"""Which values a failure may come from, by how their names end."""
+"""The values that can cause a failure, by the end of their names."""
 
 
 class PlatformValues(NamedTuple):
     """The names of the values, in the order of values.yaml."""
 
     work: tuple[str, ...] = ()
-    """Of pods that train, merge, send a batch, or serve."""
+    """The values of pods that train, merge, send a batch, or serve."""
     checks: tuple[str, ...] = ()
-    """Of pods that check, report, or publish."""
+    """The values of pods that check, report, or publish."""
 
 
 NO_VALUES: Final = PlatformValues()
 
 
 def platform_values(kind: Kind, spec: Mapping[str, Any], settings: Settings, gpus: int) -> PlatformValues:
-    """Return the values that the plan of an object uses, those that its manifest overrides left out."""
+    """Return the values that the plan of an object uses, without those that its manifest overrides."""
     scheduling, template = spec.get("scheduling") or {}, settings.trainer
     placed = [*_placement("trainer", template, scheduling)]
     placed += _placement("trainer.gpu", template.gpu, scheduling) if gpus else []

@@ -48,7 +48,7 @@ class VolumeMount:
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What the container asks for; requests equal limits."""
+    """The resources of a container; requests equal limits."""
 
     cpu: str
     memory: str
@@ -68,7 +68,7 @@ class Image:
 
 @dataclass(frozen=True, slots=True)
 class PodExtras:
-    """What the platform, and the owner through its labels, say of a pod apart from where it runs."""
+    """The settings of a pod from the platform and from labels of the owner, without its scheduling."""
 
     labels: Mapping[str, str] = field(default_factory=dict)
     annotations: Mapping[str, str] = field(default_factory=dict)
@@ -174,7 +174,7 @@ def platform_resources(platform: PlatformResources) -> Resources:
 
 
 def with_disk(spec: ResourcesSpec, needed: int | None) -> ResourcesSpec:
-    """Return the resources with a disk of `needed` bytes at least, unless the manifest itself says how large it is."""
+    """Return the resources with a disk of `needed` bytes at least, unless the manifest sets its size."""
     if needed is None or "ephemeral_storage" in spec.model_fields_set:
         return spec
     if needed <= parse_quantity(spec.ephemeral_storage):
@@ -268,7 +268,7 @@ def _in_gibibytes(size: int) -> str:
 
 
 def _inherited(values: Mapping[str, str], prefixes: tuple[str, ...]) -> dict[str, str]:
-    """Return what begins with a prefix, but for what speaks of the owner alone, as our own does, or kubectl's."""
+    """Return the entries with a prefix, without those about the owner itself, such as Tunery's or kubectl's."""
     return {
         name: text
         for name, text in values.items()

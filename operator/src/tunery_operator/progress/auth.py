@@ -21,7 +21,7 @@ MAX_REMEMBERED: Final = 10_000
 MAX_REVIEWS: Final = 4
 """TokenReviews in flight."""
 REVIEW_SECONDS: Final = 3.0
-"""Seconds that a report waits for its TokenReview; then the answer asks the pod to retry."""
+"""Seconds that a report waits for its TokenReview; then the pod must retry."""
 MAX_TOKEN: Final = 8192
 _EXTRA: Final = "authentication.kubernetes.io/"
 

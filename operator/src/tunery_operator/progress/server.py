@@ -158,7 +158,7 @@ def _http_logger() -> logging.Logger:
 
 
 class Endpoint:
-    """Accept reports, and enqueue the objects that they are for; `is_leader` says whether this replica reconciles."""
+    """Accept reports, and enqueue their objects; `is_leader` returns whether this replica reconciles."""
 
     def __init__(
         self, reviewer: TokenReviewer, cache: Cache, queue: WorkQueue, is_leader: Callable[[], bool] = lambda: True

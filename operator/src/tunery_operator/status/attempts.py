@@ -121,7 +121,7 @@ def _name_pod(builder: StatusBuilder, opened: Entry | None) -> None:
 
 
 def close_attempts(builder: StatusBuilder, reason: str) -> None:
-    """Close all open entries as the object ends: its pods are deleted, and the operator follows them no longer."""
+    """Close all open entries as the object ends: its pods are deleted and no longer tracked."""
     history = [dict(entry) for entry in builder.fields.get("attemptHistory") or ()]
     for entry in history:
         if _ENDED not in entry:
@@ -271,7 +271,7 @@ def termination_of_lost_pod(
         return Termination(max(started, _end_of(lost, lost.started_at)), reason, lost.exit_code)
     job = snapshot.main.job if snapshot.main is not None else None
     found = _first_since(started, snapshot, (following, job.ended_at if job is not None else None))
-    # What ran while no operator watched is unknown: these seconds are not charged.
+    # How long it ran while no operator watched is unknown: this time is not counted.
     unseen = max(started, min(snapshot.now, snapshot.watched_before or snapshot.now))
     return Termination(found or unseen, stopped or VANISHED)
 

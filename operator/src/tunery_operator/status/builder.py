@@ -47,7 +47,7 @@ _FORECAST: Final = frozenset({"eta", "etaSeconds"})
 
 
 class StatusBuilder:
-    """The status of one object while it is computed, from the previous one on."""
+    """The status of one object while it is computed from the previous one."""
 
     def __init__(self, snapshot: Snapshot) -> None:
         self.snapshot = snapshot
@@ -91,7 +91,7 @@ class StatusBuilder:
         return Subject(key.kind.value, key.name, key.namespace, owner.sweep, ended)
 
     def blocker(self, attempt: Attempt) -> Failure | None:
-        """Return what blocks a Job that has no running pod; None where nothing does."""
+        """Return what blocks a Job that has no running pod; None if nothing does."""
         found = find_blocker(attempt, self.snapshot.now, self.snapshot.platform)
         return found and self._without_gpus(found)
 
@@ -166,13 +166,13 @@ class StatusBuilder:
             self.conditions.set(ConditionType.RUNNING, False, "Ended")
 
     def _forget_eta(self) -> None:
-        """Nothing runs, so no end can be forecast; the steps that are done stay."""
+        """Remove the ETA, as no pod runs; the completed steps stay."""
         progress = self.fields.get("progress") or {}
         if progress.keys() & _FORECAST:
             self.fields["progress"] = {name: value for name, value in progress.items() if name not in _FORECAST}
 
     def _forget_download(self) -> None:
-        """Have percentText say how much is trained again: nothing is downloaded now."""
+        """Set percentText to the progress of training, once no download runs."""
         progress = self.fields.get("progress") or {}
         percent = progress.get("percent")
         shown = {} if percent is None else {"percentText": f"{percent}%"}
@@ -181,7 +181,7 @@ class StatusBuilder:
             self.put(progress=merged or None)
 
     def finish(self) -> dict[str, Any]:
-        """Return the status, without what the API server would refuse it for."""
+        """Return the status without values that the API server would reject."""
         if not self.ended:
             self.conditions.set(ConditionType.SUCCEEDED, None, "InProgress")
         references = [dict(reference) for reference in self.snapshot.input_references]

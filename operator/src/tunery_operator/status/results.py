@@ -130,7 +130,7 @@ def check_result(builder: StatusBuilder, attempt: Attempt) -> None:
 
 
 def _tell_removal_unknown(builder: StatusBuilder, attempt: Attempt, result: RunResult) -> None:
-    """Show that it is unknown which adapters of trials are left: the termination message that says so is gone."""
+    """Show that it is unknown which adapters of trials remain, as the termination message is gone."""
     if builder.snapshot.kind is not Kind.LORASWEEP or result.adapter is None:
         return
     place = trials_uri(result.adapter.uri, builder.snapshot.owner.uid)

@@ -87,7 +87,7 @@ def check_certificate(options: Options) -> str:
 
 
 def _ask(method: str, url: str, hint: str, **options: Any) -> tuple[int, str]:
-    """Return the status and the text of an answer. Raises Broken with the hint if none of several tries gets one."""
+    """Return the status and the text of an answer. Raises CheckFailed with the hint if all tries fail."""
     failure = ""
     for _ in range(_TRIES):
         try:
@@ -185,7 +185,7 @@ def _conditions(status: Json) -> list[Json]:
 
 
 def _evaluate(status: Json, trains: bool) -> str:
-    """Return what the end shows. Raises Broken for an unexpected end."""
+    """Return the result of the end. Raises CheckFailed for an unexpected end."""
     failed = next(
         (each for each in _conditions(status) if each["type"] == "Succeeded" and each["status"] == "False"), {}
     )

@@ -178,7 +178,7 @@ def eviction(pods: Iterable[ServerPodView]) -> Failure | None:
     if not evicted:
         return None
     pod = max(evicted, key=lambda item: item.created)
-    # The kubelet says DisruptionTarget for pressure on the node only; a pod over its own limit is evicted without.
+    # The kubelet sets DisruptionTarget only for pressure on the node, not for a pod over its own limit.
     reason = _R.DISK_FULL if pod.disruption is None else _R.NODE_PRESSURE
     detail = f": {pod.status_message}" if pod.status_message else ""
     return failure(reason, f"pod {pod.name} was evicted{detail}")
