@@ -56,61 +56,42 @@ __all__ = [
     "parse_lorajob",
 ]
 
-_HOMES = {
-    "adaptermerge": ("AdapterMergeSpec",),
-    "adapterserver": ("AdapterServerSpec",),
-    "batchinference": (
-        "BatchInferenceSpec",
-        "BatchInferenceStatus",
-    ),
-    "errors": (
-        "FieldError",
-        "InvalidSpec",
-    ),
-    "kinds": (
-        "KINDS",
-        "Kind",
-        "KindDefinition",
-    ),
-    "lorajob": ("LoRAJobSpec",),
-    "manifest": (
-        "MANIFEST_NAME",
-        "Manifest",
-    ),
-    "names": (
-        "API_VERSION",
-        "GROUP",
-        "VERSION",
-    ),
-    "reasons": (
-        "ExitCode",
-        "FailureReason",
-    ),
-    "runspec": (
-        "PreflightReport",
-        "RunResult",
-        "RunSpec",
-        "Task",
-    ),
-    "serverstatus": ("AdapterServerStatus",),
-    "status": (
-        "AdapterMergeStatus",
-        "ConditionType",
-        "LoRAJobStatus",
-        "Phase",
-    ),
-    "validation": (
-        "parse_adaptermerge",
-        "parse_adapterserver",
-        "parse_batchinference",
-        "parse_lorajob",
-    ),
+_MODULE_OF = {
+    "API_VERSION": "names",
+    "AdapterMergeSpec": "adaptermerge",
+    "AdapterMergeStatus": "status",
+    "AdapterServerSpec": "adapterserver",
+    "AdapterServerStatus": "serverstatus",
+    "BatchInferenceSpec": "batchinference",
+    "BatchInferenceStatus": "batchinference",
+    "ConditionType": "status",
+    "ExitCode": "reasons",
+    "FailureReason": "reasons",
+    "FieldError": "errors",
+    "GROUP": "names",
+    "InvalidSpec": "errors",
+    "KINDS": "kinds",
+    "Kind": "kinds",
+    "KindDefinition": "kinds",
+    "LoRAJobSpec": "lorajob",
+    "LoRAJobStatus": "status",
+    "MANIFEST_NAME": "manifest",
+    "Manifest": "manifest",
+    "Phase": "status",
+    "PreflightReport": "runspec",
+    "RunResult": "runspec",
+    "RunSpec": "runspec",
+    "Task": "runspec",
+    "VERSION": "names",
+    "parse_adaptermerge": "validation",
+    "parse_adapterserver": "validation",
+    "parse_batchinference": "validation",
+    "parse_lorajob": "validation",
 }
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    """Load a name of the face from its home."""
-    if name not in _HOME_OF:
+    """Return a public name from the module that defines it."""
+    if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)

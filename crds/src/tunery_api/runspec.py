@@ -230,16 +230,16 @@ class RunResult(OpenModel):
     """
 
     failure: Failure | None = None
-    told: str | None = None
-    """What it was at as a signal ended it, which is no failure of its own."""
+    doing: str | None = None
+    """What the container did when a signal ended it, which is not a failure."""
     adapter: AdapterStatus | None = None
     output: OutputStatus | None = None
     """Published answers of a batch, as `adapter` is."""
     answers: AnswersReport | None = None
     rejected_adapter: AdapterStatus | None = None
-    """Beside NotImproved: published like `adapter`, at another place, and marked as rejected."""
+    """With NotImproved: published like `adapter`, at another URI, and marked as rejected."""
     stopped_after_step: int | None = None
-    """Beside `adapter`, where it is of a run that was stopped: how many steps that took; None: it came to its end."""
+    """With `adapter` of a stopped run: the steps that it took. None: the run was complete."""
     steps: int | None = None
     """Optimizer steps that were taken."""
     metrics: MetricsStatus | None = None
@@ -248,7 +248,7 @@ class RunResult(OpenModel):
     memory: MemoryStatus | None = None
     resolved: ResolvedStatus | None = None
     findings: list[FindingStatus] | None = Field(None, max_length=MAX_FINDINGS)
-    """None: nothing is said of them."""
+    """None: not reported."""
     checks: list[CheckStatus] | None = Field(None, max_length=MAX_CHECKS)
     checkpoint: CheckpointStatus | None = None
     inputs: list[MergeInputStatus] | None = None
@@ -256,10 +256,10 @@ class RunResult(OpenModel):
     rank: int | None = None
     rank_error: str | None = None
     rank_too_low: Annotated[str, Field(max_length=1024)] | None = None
-    """What the rank that a merge chose by itself costs, where that is more than it should."""
+    """What the automatic rank of a merge costs, if that is too much."""
     not_removed: Annotated[str, Field(max_length=1024)] | None = None
-    """Of a sweep's end: why its trials have left what was to be removed; empty: they have not. None says that, too, of
-    the pod that removed it; of a report, that it has not looked."""
+    """At the end of a sweep: why files of its trials were not removed; empty: all were. None: of the pod that removes
+    them, all were; of a report, not checked."""
 
 
 def _check_finite(text: str) -> str:
@@ -291,7 +291,7 @@ class TrainerStatus(OpenModel):
     """What a pod posts every few seconds: the protocol of transformers' KubeflowCallback.
 
     `step`, `totalSteps`, `epoch`, `tokensPerSecond`, `phase`, `doing`, `percent`, `device`, `checkpoint`,
-    `checkpointError`, `curve`, `evaluations`, `findings` and `checks` are ours and may be missing.
+    `checkpointError`, `curve`, `evaluations`, `findings` and `checks` are additions of Tunery and may be missing.
     """
 
     progress_percentage: int | None = Field(None, ge=0, le=100)

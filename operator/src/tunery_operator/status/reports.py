@@ -154,4 +154,4 @@ def reported_failure(message: str) -> Failure | None:
 def interrupted_activity(message: str) -> str:
     """Return what a container did when a signal ended it; empty if it did not report that."""
     answer = parse_result(message)
-    return (answer.told if answer is not None else None) or ""
+    return (answer.doing if answer is not None else None) or ""

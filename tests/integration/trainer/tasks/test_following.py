@@ -121,7 +121,7 @@ def test_a_node_that_is_told_to_end_while_node_0_publishes_says_what_it_was_at(
     monkeypatch.setattr("os._exit", ended.append)
     node: Any = SimpleNamespace(wait=stop.leave)
     Assisting(Crew(Place(0, 2), tmp_path, Ends().causes), node, tmp_path).follow(Following(Any, None), stop)
-    assert json.loads(said.read_text()) == {"told": "training had ended, and node 0 was publishing the adapter"}
+    assert json.loads(said.read_text()) == {"doing": "training had ended, and node 0 was publishing the adapter"}
     assert ended == [ExitCode.TERMINATED]
 
 

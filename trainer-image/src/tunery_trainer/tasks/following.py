@@ -143,7 +143,7 @@ class Assisting:
         with blamed(self._crew.causes):
             self._crew.start(job)
             _train_along(job, self._crew.place, self._folder, stop)
-        stop.last_word = partial(write_termination, RunResult(told=_TRAINED))
+        stop.last_word = partial(write_termination, RunResult(doing=_TRAINED))
         self._node.wait()
 
 
