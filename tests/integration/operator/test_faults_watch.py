@@ -189,6 +189,20 @@ def test_late_events_of_a_finished_object_start_nothing(world: Adversity) -> Non
 
 
 @pytest.mark.slow
+def test_an_object_whose_deletion_is_not_seen_yet_gets_no_second_job(world: Adversity) -> None:
+    namespace = world.namespace()
+    namespace.apply(lorajob("stays", preflight="Skip"))
+    namespace.wait_running("stays")
+    hold = world.proxy.add(Hold(), "watch", "lorajobs", times=None)
+    namespace.delete("lorajobs", "stays")
+    eventually("its Job is cleaned up", lambda: namespace.get("jobs", "stays-train") is None)
+    time.sleep(3)
+    hold.lift()
+    assert world.jobs.made(namespace.name) == {"stays-train": 1}
+    world.assert_sound()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("status", [403, 500, 429])
 def test_the_probes_tell_a_watch_that_is_refused_and_that_it_is_over(world: Adversity, status: int) -> None:
     since = time.monotonic()
