@@ -10,7 +10,7 @@ from typing import Any, Final
 from tunery_api.lorajob import PreflightPolicy
 from tunery_api.lorasweep import LoRASweepSpec
 from tunery_api.sweepstatus import TrialStatus
-from tunery_search.decision import Moment, decide
+from tunery_search.decision import DecisionContext, decide
 from tunery_search.dimensions import Values
 from tunery_search.history import Fixed, question
 from tunery_search.optuna_sampler import answer
@@ -45,7 +45,7 @@ class Simulated:
         """Return the trials at the end, by number."""
         while True:
             trials = merge(self.rows, self.children.values(), lambda spec: read_values(self.space, spec))
-            decision = decide(self.spec, trials, Moment(START + timedelta(seconds=self.seconds), START))
+            decision = decide(self.spec, trials, DecisionContext(START + timedelta(seconds=self.seconds), START))
             if decision.publish is not None or decision.fail is not None:
                 return trials
             for number, why in decision.stop.items():

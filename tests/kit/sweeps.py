@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from tunery_api.lorasweep import LoRASweepSpec
 from tunery_api.measured import EvaluationStatus
 from tunery_api.sweepstatus import FINAL_TRIAL_STATES, EndReason, TrialAdapter, TrialState, TrialStatus
-from tunery_search.decision import Moment
+from tunery_search.decision import DecisionContext
 from tunery_search.trials import Live, Trial
 
 START = datetime(2026, 11, 27, 12, 0, tzinfo=UTC)
@@ -29,9 +29,9 @@ def sweep(**fields: Any) -> LoRASweepSpec:
 
 def moment(
     seconds: float = 0.0, *, recorded: EndReason | None = None, publishing: bool = False, started: datetime = START
-) -> Moment:
+) -> DecisionContext:
     """Return the moment so many seconds after the start."""
-    return Moment(started + timedelta(seconds=seconds), started, recorded, publishing)
+    return DecisionContext(started + timedelta(seconds=seconds), started, recorded, publishing)
 
 
 def trial(number: int, state: TrialState = TrialState.COMPLETE, value: float | None = None, **fields: Any) -> Trial:

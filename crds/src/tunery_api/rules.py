@@ -1,4 +1,4 @@
-"""Provide RULES: what a manifest must not combine, one row each, which the API server and Python both evaluate."""
+"""Provide RULES: the cross-field validation rules, one row each, evaluated by the API server (CEL) and by Python."""
 
 from __future__ import annotations
 

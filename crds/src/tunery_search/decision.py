@@ -1,4 +1,4 @@
-"""Decide what a sweep does next, from its trials alone: the same answer at any time, after any crash."""
+"""Decide the next step of a sweep from its spec, its trials and a DecisionContext; no other state is used."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ from tunery_search.trials import SWEEP_FAILED, Trial, stop_text
 
 _MESSAGE = 1024
 _STOPS_ALL = frozenset({EndReason.BUDGET, EndReason.DEADLINE})
-"""Ends after which trials that run are stopped, and nothing more is trained."""
+"""End reasons that stop running trials and skip the final trial."""
 
 
-_SOONEST = timedelta(milliseconds=1)
+_MIN_WAIT = timedelta(milliseconds=1)
 _WHILE_ENDING = timedelta(seconds=10)
 """How often trials that still run after a time limit are checked."""
 
 
 @dataclass(frozen=True)
-class Moment:
+class DecisionContext:
     """What a decision depends on apart from the trials."""
 
     now: datetime
     started: datetime
-    """When the sweep was first looked at, or made: its deadline counts from there."""
+    """When the sweep was first reconciled, or created; activeDeadlineSeconds counts from here."""
     recorded: EndReason | None = None
-    """The endReason of the status. That a sampler found no other point, SpaceExhausted, is known from there alone."""
+    """The endReason of the status, which alone records SpaceExhausted."""
     publishing: bool = False
-    """The best is being published: nothing is searched any more, whatever the spec says by now."""
+    """The best is being published: the search is over, and changes of the spec have no effect."""
     forgiven: int = 0
-    """What trials below this number failed for was mended since: it fails the sweep no more, and others are made for
-    them beside spec.maxTrials."""
+    """Failed trials with a lower number no longer count, because the user retried the sweep. The trials that replace
+    them do not count towards spec.maxTrials."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,9 @@ class Decision:
     """What the sweep does next."""
 
     create: tuple[int, ...] = ()
-    """Numbers of the trials to make; how each is checked first is for preflight_of to say."""
+    """Numbers of the trials to create."""
     final: int | None = None
-    """Number of the trial to make with the best values and spec.final on top."""
+    """Number of the final trial: it has the best values, overridden by spec.final."""
     stop: Mapping[int, str] = field(default_factory=dict)
     """The `stop` to set, by the number of the trial."""
     publish: int | None = None
@@ -61,21 +61,21 @@ class Decision:
     """Why the sweep fails."""
     end_reason: EndReason | None = None
     """Why no more trials are made; None while some may be."""
-    look_again: datetime | None = None
+    requeue_at: datetime | None = None
     """When to decide again even if nothing has changed."""
 
 
-def decide(spec: LoRASweepSpec, trials: Sequence[Trial], moment: Moment) -> Decision:
+def decide(spec: LoRASweepSpec, trials: Sequence[Trial], moment: DecisionContext) -> Decision:
     """Return what a sweep does next; the order of `trials` does not matter."""
     trials = sorted(trials, key=lambda trial: trial.row.number)
     judged = [trial for trial in trials if trial.row.number >= moment.forgiven]
     failure = None if moment.publishing else _failure(spec, judged, _counted(trials, moment))
     if failure is not None:
-        return given_up(trials, failure)
+        return fail_sweep(trials, failure)
     end = _end(spec, trials, moment)
     chosen = best(trials, spec.objective.tolerance) if moment.publishing else None
     if chosen is not None:
-        # Whatever the spec says by now: the Job that publishes it is there.
+        # The Job that publishes it exists, so changes of the spec have no effect.
         return Decision(publish=chosen.number, end_reason=end)
     if end in _STOPS_ALL:
         text = "the budget is spent" if end is EndReason.BUDGET else "the time of the sweep is over"
@@ -84,15 +84,15 @@ def decide(spec: LoRASweepSpec, trials: Sequence[Trial], moment: Moment) -> Deci
         stop = {number: stop_text(why) for number, why in pruned(spec.pruner, trials).items()}
     alive = [trial for trial in trials if not trial.is_final]
     if end is not None and not alive:
-        return _after(spec, trials, moment, end)
-    firm = end in _STOPS_ALL or end is EndReason.SPACE_EXHAUSTED or _is_over(trials, moment)
-    shown = end if firm else None
-    decision = Decision(stop=stop, end_reason=shown, look_again=_look_again(spec, trials, moment))
-    return decision if end is not None else replace(decision, create=_new(spec, trials, moment))
+        return _finish_search(spec, trials, moment, end)
+    is_settled = end in _STOPS_ALL or end is EndReason.SPACE_EXHAUSTED or _is_over(trials, moment)
+    shown = end if is_settled else None
+    decision = Decision(stop=stop, end_reason=shown, requeue_at=_requeue_at(spec, trials, moment))
+    return decision if end is not None else replace(decision, create=_trials_to_create(spec, trials, moment))
 
 
-def given_up(trials: Sequence[Trial], failure: Failure) -> Decision:
-    """Return what is done where the whole sweep fails: what runs is stopped, and then it has failed."""
+def fail_sweep(trials: Sequence[Trial], failure: Failure) -> Decision:
+    """Return the decision that stops the running trials and fails the sweep."""
     return Decision(fail=failure, stop=_stop_all(trials, SWEEP_FAILED))
 
 
@@ -101,15 +101,16 @@ def _failure(spec: LoRASweepSpec, trials: Sequence[Trial], counted: int) -> Fail
     failed = [trial for trial in trials if trial.row.state == TrialState.FAILED and not trial.is_extra]
     for trial in failed:
         if _fault(trial) is Fault.EVERY:
-            text = f"trial {trial.row.number} ({trial.row.name}), as any other would: {_said(trial.row)}"
+            text = f"trial {trial.row.number} ({trial.row.name}), as any other would: {_failure_message(trial.row)}"
             return _failed(spec, trial.row.reason, text, trial.row)
-    # Whoever lowers maxTrials below what was made wants the best so far: its fifth is not to fail the sweep.
+    # If a user lowers maxTrials below the trials created, the default limit of failures must not fail the sweep.
     lowered = spec.max_failed_trials is None and counted > spec.max_trials
     allowed = most_failed(spec)
     if len(failed) > allowed and not lowered:
         reason = _commonest(failed)
         last = [trial.row for trial in failed if trial.row.reason == reason or reason is None][-1]
-        text = f"{len(failed)} trials failed by chance, spec.maxFailedTrials is {allowed}; the last: {_said(last)}"
+        text = f"{len(failed)} trials failed by chance, spec.maxFailedTrials is {allowed}"
+        text = f"{text}; the last: {_failure_message(last)}"
         return _failed(spec, reason, text, last)
     return None
 
@@ -120,12 +121,12 @@ def most_failed(spec: LoRASweepSpec) -> int:
 
 
 def _fault(trial: Trial) -> Fault:
-    # What its parameters are at fault for is Infeasible, not Failed.
+    # A trial that fails because of its parameters is Infeasible, not Failed.
     return fault_of(trial.row.reason or "", {}, ran=bool(trial.row.run_seconds))
 
 
-def _end(spec: LoRASweepSpec, trials: Sequence[Trial], moment: Moment) -> EndReason | None:
-    """Return why no other trial is made now; some of it may pass, as trials are under way or limits are raised."""
+def _end(spec: LoRASweepSpec, trials: Sequence[Trial], moment: DecisionContext) -> EndReason | None:
+    """Return why no other trial is created now; some reasons are temporary."""
     if moment.publishing:
         return moment.recorded or EndReason.MAX_TRIALS
     deadline = _deadline(spec, moment)
@@ -138,16 +139,16 @@ def _end(spec: LoRASweepSpec, trials: Sequence[Trial], moment: Moment) -> EndRea
     return _no_more(spec, trials, moment)
 
 
-def _is_over(trials: Sequence[Trial], moment: Moment) -> bool:
-    """Return whether the search has led to something that more trials would not: it does not go on after that."""
+def _is_over(trials: Sequence[Trial], moment: DecisionContext) -> bool:
+    """Return whether the search has ended: the best trial is being published, or the final trial exists."""
     return moment.publishing or any(trial.is_extra for trial in trials)
 
 
-def _no_more(spec: LoRASweepSpec, trials: Sequence[Trial], moment: Moment) -> EndReason | None:
+def _no_more(spec: LoRASweepSpec, trials: Sequence[Trial], moment: DecisionContext) -> EndReason | None:
     """Return why no more trials are needed; None if more are."""
     if moment.recorded is EndReason.SPACE_EXHAUSTED:
         return EndReason.SPACE_EXHAUSTED
-    if _room(spec, trials, moment) <= 0:
+    if _remaining_trials(spec, trials, moment) <= 0:
         return EndReason.MAX_TRIALS
     if sum(trial.row.reason == FailureReason.WONT_FIT for trial in trials) >= spec.max_trials:
         return EndReason.MOST_WONT_FIT
@@ -159,39 +160,39 @@ def _no_more(spec: LoRASweepSpec, trials: Sequence[Trial], moment: Moment) -> En
     return None
 
 
-def _after(spec: LoRASweepSpec, trials: Sequence[Trial], moment: Moment, end: EndReason) -> Decision:
+def _finish_search(spec: LoRASweepSpec, trials: Sequence[Trial], moment: DecisionContext, end: EndReason) -> Decision:
     """Return what follows after the last trial: the final trial, the publication or the failure."""
     if spec.suspend:
         return Decision(end_reason=end)
     chosen = best(trials, spec.objective.tolerance)
     if chosen is None:
         judged = [trial for trial in trials if not trial.is_forgiven(moment.forgiven)]
-        return Decision(fail=_nothing(spec, judged or trials, end), end_reason=end)
+        return Decision(fail=_no_adapter_failure(spec, judged or trials, end), end_reason=end)
     extra = spec.final is not None and end not in _STOPS_ALL and not any(trial.is_extra for trial in trials)
     if extra:
         return Decision(final=_next(trials), end_reason=end)
     return Decision(publish=chosen.number, end_reason=end)
 
 
-def _new(spec: LoRASweepSpec, trials: Sequence[Trial], moment: Moment) -> tuple[int, ...]:
+def _trials_to_create(spec: LoRASweepSpec, trials: Sequence[Trial], moment: DecisionContext) -> tuple[int, ...]:
     """Return the numbers of the trials to create now."""
     alive = [trial for trial in trials if not trial.is_final]
     if spec.suspend or any(trial.live is not None and trial.live.held for trial in alive):
         return ()
-    # One goes ahead: a wrong bucket costs one pod on a CPU, not one for each trial.
+    # One trial is created first: a wrong bucket then fails only one pod, on a CPU.
     parallel = spec.parallel_trials if any(map(was_checked, trials)) else 1
-    number = min(parallel - len(alive), _room(spec, trials, moment), _affordable(spec, trials, moment))
+    number = min(parallel - len(alive), _remaining_trials(spec, trials, moment), _affordable(spec, trials, moment))
     first = _next(trials)
     return tuple(range(first, first + max(0, number)))
 
 
-def _room(spec: LoRASweepSpec, trials: Sequence[Trial], moment: Moment) -> int:
-    """Return how many more trials there may be, of maxTrials and of the rows of a status; one is for the final one."""
+def _remaining_trials(spec: LoRASweepSpec, trials: Sequence[Trial], moment: DecisionContext) -> int:
+    """Return how many more trials maxTrials and the rows of a status allow; one row is reserved for the final trial."""
     return min(spec.max_trials - _counted(trials, moment), MAX_TRIAL_ROWS - 1 - len(trials))
 
 
-def _counted(trials: Sequence[Trial], moment: Moment) -> int:
-    """Return how many trials of maxTrials were made."""
+def _counted(trials: Sequence[Trial], moment: DecisionContext) -> int:
+    """Return how many of the created trials count towards maxTrials."""
     return sum(trial.counts and not trial.is_forgiven(moment.forgiven) for trial in trials)
 
 
@@ -200,7 +201,7 @@ def _next(trials: Sequence[Trial]) -> int:
     return max((trial.row.number for trial in trials), default=-1) + 1
 
 
-def _affordable(spec: LoRASweepSpec, trials: Sequence[Trial], moment: Moment) -> int:
+def _affordable(spec: LoRASweepSpec, trials: Sequence[Trial], moment: DecisionContext) -> int:
     """Return how many more trials the budget allows, minus what running trials are expected to use."""
     mean = mean_gpu_seconds(trials)
     if spec.budget is None or not mean:
@@ -210,23 +211,23 @@ def _affordable(spec: LoRASweepSpec, trials: Sequence[Trial], moment: Moment) ->
     return max(0, int((spec.budget.gpu_seconds - _spent(trials, moment) - coming) // mean))
 
 
-def _spent(trials: Sequence[Trial], moment: Moment) -> float:
+def _spent(trials: Sequence[Trial], moment: DecisionContext) -> float:
     return sum(trial.gpu_seconds(moment.now) for trial in trials)
 
 
-def _deadline(spec: LoRASweepSpec, moment: Moment) -> datetime | None:
+def _deadline(spec: LoRASweepSpec, moment: DecisionContext) -> datetime | None:
     seconds = spec.active_deadline_seconds
     return None if seconds is None else moment.started + timedelta(seconds=seconds)
 
 
-def _look_again(spec: LoRASweepSpec, trials: Sequence[Trial], moment: Moment) -> datetime | None:
+def _requeue_at(spec: LoRASweepSpec, trials: Sequence[Trial], moment: DecisionContext) -> datetime | None:
     """Return when the first time limit is reached if nothing changes before; None without a limit."""
     times = [] if (deadline := _deadline(spec, moment)) is None else [deadline]
     rate = sum(len(trial.live.since) * trial.live.gpus for trial in trials if trial.live is not None)
     if spec.budget is not None:
         left = spec.budget.gpu_seconds - _spent(trials, moment)
-        # What is left may take less than a clock tells apart.
-        times += [moment.now + max(_SOONEST, timedelta(seconds=left / rate))] if rate and left > 0 else []
+        # The time left may be less than the resolution of the clock.
+        times += [moment.now + max(_MIN_WAIT, timedelta(seconds=left / rate))] if rate and left > 0 else []
         times += [moment.now] if left <= 0 else []
     alive = any(not trial.is_final for trial in trials)
     ahead = [time if time > moment.now else moment.now + _WHILE_ENDING for time in times if alive or time > moment.now]
@@ -238,7 +239,7 @@ def _stop_all(trials: Sequence[Trial], why: str) -> dict[int, str]:
     return {trial.row.number: stop_text(why) for trial in alive}
 
 
-def _nothing(spec: LoRASweepSpec, trials: Sequence[Trial], end: EndReason) -> Failure:
+def _no_adapter_failure(spec: LoRASweepSpec, trials: Sequence[Trial], end: EndReason) -> Failure:
     """Return why there is no adapter to publish."""
     if end in _STOPS_ALL:
         limit = "spec.budget" if end is EndReason.BUDGET else "spec.activeDeadlineSeconds"
@@ -247,18 +248,20 @@ def _nothing(spec: LoRASweepSpec, trials: Sequence[Trial], end: EndReason) -> Fa
         )
     if trials and all(trial.is_taken_away for trial in trials):
         text = f"all {len(trials)} trials were deleted, or stopped by hand"
-        return Failure(reason=FailureReason.NOT_IMPROVED, message=text, remedies=[_more(spec, end)])
+        return Failure(reason=FailureReason.NOT_IMPROVED, message=text, remedies=[_search_more_remedy(spec, end)])
     reason, complete = _commonest(trials), any(trial.row.state == TrialState.COMPLETE for trial in trials)
     if reason is None:
         said = "has an adapter" if complete else "came to its end"
         return _failed(spec, FailureReason.NOT_IMPROVED, f"none of {len(trials)} trials {said}")
     alike = [trial.row for trial in trials if trial.row.reason == reason]
     none = "none has an adapter" if complete else "none is complete"
-    text = f"{len(alike)} of {len(trials)} trials ended as {reason}, and {none}; the last: {_said(alike[-1])}"
+    text = (
+        f"{len(alike)} of {len(trials)} trials ended as {reason}, and {none}; the last: {_failure_message(alike[-1])}"
+    )
     return _failed(spec, reason, text, alike[-1])
 
 
-def _more(spec: LoRASweepSpec, end: EndReason) -> Remedy:
+def _search_more_remedy(spec: LoRASweepSpec, end: EndReason) -> Remedy:
     """Return the remedy if users deleted or stopped all trials."""
     if end is EndReason.SPACE_EXHAUSTED or spec.max_trials >= MAX_TRIALS:
         return recreate("Search again")
@@ -271,7 +274,7 @@ def _commonest(trials: Sequence[Trial]) -> str | None:
     return found.most_common(1)[0][0] if found else None
 
 
-def _said(row: TrialStatus) -> str | None:
+def _failure_message(row: TrialStatus) -> str | None:
     """Return what a trial's failure said, in full where its row has that."""
     return (row.failure.message if row.failure is not None else None) or row.why
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tunery_api.reasons import FailureReason
 from tunery_api.sweepstatus import MAX_TRIAL_ROWS, EndReason, TrialState
-from tunery_search.decision import Decision, Moment, decide, most_failed
+from tunery_search.decision import Decision, DecisionContext, decide, most_failed
 from tunery_search.failures import FAULTS, Fault
 from tunery_search.trial_rows import trial_of
 from tunery_search.trials import Live, Trial
@@ -125,8 +125,8 @@ def test_a_search_in_which_most_does_not_fit_goes_on_once_more_trials_are_allowe
     assert decide(sweep(maxTrials=3), enough, moment()).end_reason is EndReason.MAX_TRIALS
 
 
-def forgiving(number: int) -> Moment:
-    return Moment(START, START, forgiven=number)
+def forgiving(number: int) -> DecisionContext:
+    return DecisionContext(START, START, forgiven=number)
 
 
 def test_a_retry_makes_others_for_the_trials_that_had_failed() -> None:
@@ -251,7 +251,7 @@ def test_the_deadline_stops_all_and_publishes_the_best() -> None:
     spec = sweep(activeDeadlineSeconds=3600, final={"training": {"epochs": 3}})
     trials = [done(0), running(1), trial(2, S.WAITING), running(3, stopping=True)]
     before = decide(spec, trials, moment(3599))
-    assert (before.stop, before.look_again) == ({}, START + timedelta(seconds=3600))
+    assert (before.stop, before.requeue_at) == ({}, START + timedelta(seconds=3600))
     after = decide(spec, trials, moment(3600))
     text = "sweep: the time of the sweep is over"
     assert (after.stop, after.create, after.end_reason) == ({1: text, 2: text}, (), EndReason.DEADLINE)
@@ -263,7 +263,7 @@ def test_a_budget_that_is_spent_stops_all_and_publishes_the_best() -> None:
     spec = sweep(budget={"gpuSeconds": 150})
     runs = running(1, since=(START,))
     before = decide(spec, [done(0), runs], moment(49))
-    assert (before.stop, before.look_again) == ({}, START + timedelta(seconds=50))
+    assert (before.stop, before.requeue_at) == ({}, START + timedelta(seconds=50))
     after = decide(spec, [done(0), runs], moment(50))
     assert (after.stop, after.end_reason) == ({1: "sweep: the budget is spent"}, EndReason.BUDGET)
     ended = [done(0), trial(1, S.PRUNED, gpu_seconds=51)]
@@ -273,17 +273,17 @@ def test_a_budget_that_is_spent_stops_all_and_publishes_the_best() -> None:
 def test_while_something_runs_a_limit_that_is_near_or_reached_is_looked_at_again() -> None:
     three = running(0, since=(START,), gpus=3)
     almost = decide(sweep(budget={"gpuSeconds": 1}), [three], moment(0.333333))
-    assert (almost.end_reason, almost.look_again) == (None, START + timedelta(seconds=0.334333))
+    assert (almost.end_reason, almost.requeue_at) == (None, START + timedelta(seconds=0.334333))
     spent = decide(sweep(budget={"gpuSeconds": 1}), [three], moment(2))
     late = decide(sweep(activeDeadlineSeconds=1), [running(0, stopping=True)], moment(2))
-    assert spent.look_again == late.look_again == START + timedelta(seconds=12)
+    assert spent.requeue_at == late.requeue_at == START + timedelta(seconds=12)
 
 
 @given(st.floats(0, 200), st.integers(1, 150), st.integers(1, 150), st.integers(1, 7))
 def test_with_a_limit_of_time_there_is_always_a_next_look(now: float, budget: int, deadline: int, gpus: int) -> None:
     trials = [done(0, gpu_seconds=1), running(1, since=(START,), gpus=gpus)]
     for spec in (sweep(budget={"gpuSeconds": budget}), sweep(activeDeadlineSeconds=deadline)):
-        again = decide(spec, trials, moment(now)).look_again
+        again = decide(spec, trials, moment(now)).requeue_at
         assert again is not None
         assert moment(now).now < again <= START + timedelta(seconds=max(now + 10, 150))
 

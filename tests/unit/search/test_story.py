@@ -12,7 +12,7 @@ import pytest
 
 from tunery_api.lorajob import PreflightPolicy
 from tunery_api.sweepstatus import EndReason, TrialStatus
-from tunery_search.decision import Decision, Moment, decide
+from tunery_search.decision import Decision, DecisionContext, decide
 from tunery_search.dimensions import Categorical, Dimension, Numeric
 from tunery_search.history import Fixed, question
 from tunery_search.optuna_sampler import answer
@@ -58,7 +58,7 @@ class World:
 
     def reconcile(self, *, killed_before_its_status: bool) -> tuple[list[Trial], Decision]:
         trials = list(merge(self.rows, self.children.values(), read))
-        decision = decide(SPEC, trials, Moment(START + timedelta(seconds=self.seconds), START, self.recorded))
+        decision = decide(SPEC, trials, DecisionContext(START + timedelta(seconds=self.seconds), START, self.recorded))
         for number, why in decision.stop.items():
             self.children[number]["spec"]["stop"] = why
         for each in answer(question(SPEC, SPACE, trials, decision.create, GUIDE)).suggestions:

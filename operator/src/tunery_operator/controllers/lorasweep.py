@@ -40,7 +40,7 @@ from tunery_operator.planning.job import output_location
 from tunery_operator.planning.lorasweep import SweepResult, plan_publish_best, plan_report, plan_trial, with_inputs
 from tunery_operator.runtime.reader import peek_object
 from tunery_operator.status.snapshot import SAMPLER_BUSY, SUGGESTION_FAILED, Blocker, Search, Snapshot
-from tunery_search.decision import Decision, Moment, decide, given_up
+from tunery_search.decision import Decision, DecisionContext, decide, fail_sweep
 from tunery_search.history import IMPORTANCE_FROM, Answer, Suggestion, final_suggestion, question_of, with_earlier
 from tunery_search.sampler import SuggestionFailed
 from tunery_search.space import Space, read_values, space_of
@@ -115,7 +115,7 @@ def _apply(context: ReconcileContext, obj: ManagedObject, spec: LoRASweepSpec, s
     sweep = _observe_trials(context, obj, spec)
     main = snapshot.main
     trials = sweep.trials
-    moment = _moment(context, obj, publishing=main is not None)
+    moment = _decision_context(context, obj, publishing=main is not None)
     decision = decide(spec, trials, moment)
     if main is not None and main.job.finished:
         found = _result(obj, sweep.trials, decision)
@@ -182,10 +182,10 @@ def _rows(status: Mapping[str, Any]) -> Iterable[TrialStatus]:
         yield TrialStatus.model_validate(without_invalid(TrialStatus, row) or row)
 
 
-def _moment(context: ReconcileContext, obj: ManagedObject, *, publishing: bool) -> Moment:
+def _decision_context(context: ReconcileContext, obj: ManagedObject, *, publishing: bool) -> DecisionContext:
     recorded = obj.status.get("endReason")
     known = {reason.value for reason in EndReason}
-    return Moment(
+    return DecisionContext(
         now=context.now(),
         started=parse_time(obj.owner.created) or context.now(),
         recorded=EndReason(recorded) if recorded in known else None,
@@ -268,7 +268,7 @@ def _create_due(sweep: _Sweep, search: Search) -> tuple[_Sweep, Search]:
 
 def _give_up(sweep: _Sweep, search: Search, failure: Failure) -> tuple[_Sweep, Search]:
     """Stop the running trials of a sweep that fails."""
-    decision = given_up(sweep.trials, failure)
+    decision = fail_sweep(sweep.trials, failure)
     return _stop(sweep, decision.stop), replace(search, decision=decision)
 
 

@@ -1,4 +1,7 @@
-"""Provide the certificate of the progress endpoint: read from a folder, checked, and renewed without a restart."""
+"""Load and check the certificate of the progress endpoint, and reload it when its files change.
+
+tools/certificate.py renews it.
+"""
 
 from __future__ import annotations
 
@@ -65,14 +68,14 @@ class Certificate:
         self._source = f"Secret {secret}" if secret else f"the files of {folder}"
         self._loaded: _Loaded | None = None
         self._logged: tuple[str | None, float] = (None, 0.0)
-        self.renew()
+        self.reload()
 
     @property
     def context(self) -> ssl.SSLContext | None:
         """Return what to serve the next connection with; None: no valid certificate yet."""
         return None if self._loaded is None else self._loaded.context
 
-    def renew(self) -> bool:
+    def reload(self) -> bool:
         """Read the files again; return whether new connections get another certificate.
 
         All files count together: if one is invalid, the former certificate and authority stay.
@@ -121,7 +124,7 @@ async def keep_fresh(certificate: Certificate, use_ca: Callable[[str], None]) ->
     while True:
         await asyncio.sleep(CHECK_SECONDS)
         authority = certificate.authority
-        if certificate.renew():
+        if certificate.reload():
             logger.info("Loaded the progress endpoint's new certificate for new connections")
         if certificate.authority != authority:
             use_ca(certificate.authority)

@@ -145,8 +145,8 @@ def _delays(snapshot: Snapshot, status: Mapping[str, Any]) -> Iterator[float]:
 
 def _search_delays(snapshot: Snapshot) -> Iterator[float]:
     search = snapshot.search
-    if search is not None and search.look_again is not None:
-        yield max(0.0, (search.look_again - snapshot.now).total_seconds())
+    if search is not None and search.requeue_at is not None:
+        yield max(0.0, (search.requeue_at - snapshot.now).total_seconds())
     if search is not None and search.blocker is not None:
         yield search.blocker.seconds
     if search is not None and search.owner_changed:

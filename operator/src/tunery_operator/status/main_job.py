@@ -1,4 +1,4 @@
-"""Show the main Job in the status: queued, starting, running, retried, and ended."""
+"""Decide whether the main Job has succeeded or failed, and show until then whether it is queued, starts, or runs."""
 
 from __future__ import annotations
 

@@ -73,9 +73,9 @@ class Search:
         return {name: finalizers for name, finalizers in by_trial.items() if finalizers}
 
     @property
-    def look_again(self) -> datetime | None:
+    def requeue_at(self) -> datetime | None:
         """When the decision may change without an event."""
-        return self.decision.look_again
+        return self.decision.requeue_at
 
 
 def _finalizers(trial: Trial) -> tuple[str, ...]:

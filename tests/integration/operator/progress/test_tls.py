@@ -1,4 +1,4 @@
-"""The endpoint's certificate: renewed without a restart, its authority too, and its expiry is a metric."""
+"""The endpoint's certificate: reloaded without a restart, its authority too, and its expiry is a metric."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ async def test_a_certificate_of_another_kind_of_key_takes_the_place_of_the_one_b
     async with Site(tmp_path, Pods(set()), host=HOST) as site, connected(site, first.ca, named=named) as old:
         for files in (second, third):
             write(tmp_path, files)
-            assert site.certificate.renew()
+            assert site.certificate.reload()
             assert site.certificate.fault is None
             async with connected(site, files.ca, named=named) as new:
                 assert await new() == await old() == b"HTTP/1.1 401 Unauthorized"
@@ -107,7 +107,7 @@ async def test_a_certificate_of_another_kind_of_key_takes_the_place_of_the_one_b
             await connected(site, first.ca, named=named).__aenter__()
         # Caught half way: what was served is served on.
         (tmp_path / "tls.crt").write_bytes(second.certificate)
-        assert not site.certificate.renew()
+        assert not site.certificate.reload()
         async with connected(site, third.ca, named=named) as new:
             assert await new() == b"HTTP/1.1 401 Unauthorized"
     [warned] = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
@@ -138,14 +138,14 @@ def test_why_pods_do_not_trust_the_certificate_is_logged_once(
     caplog.set_level("INFO")
     certificate = Certificate(tmp_path, HOST)
     assert certificate.authority.isascii(), "pods read no other"
-    certificate.renew()
+    certificate.reload()
     warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert len(warned) == (0 if why is None else 1)
     if why is not None:
         assert why in (certificate.fault or "")
         assert f"can't report: the files of {tmp_path}: {certificate.fault}. Fix: " in warned[0]
         write(tmp_path, GOOD)
-        assert certificate.renew()
+        assert certificate.reload()
         assert "Pods can trust the progress endpoint's certificate" in caplog.text
     assert certificate.fault is None
 
@@ -186,7 +186,7 @@ def test_an_invalid_certificate_is_logged_once_with_its_secret_and_stops_nothing
         (tmp_path / name).unlink() if text is None else (tmp_path / name).write_bytes(text)
     certificate = certificate or Certificate(tmp_path, HOST, "corp")
     for _ in range(3):
-        assert certificate.renew() is False
+        assert certificate.reload() is False
     # All or nothing: neither half of a pair, nor its authority alone.
     assert certificate.context is old
     assert certificate.authority == ((OTHER.ca if before else b"" if "ca.crt" in files else GOOD.ca).decode())
@@ -196,7 +196,7 @@ def test_an_invalid_certificate_is_logged_once_with_its_secret_and_stops_nothing
     assert f"Secret corp: {why}" in logged.getMessage()
     assert ("Kept the progress endpoint's former certificate" if before else "rejects reports") in logged.getMessage()
     write(tmp_path, GOOD)
-    assert certificate.renew() is True
+    assert certificate.reload() is True
     assert (certificate.fault, certificate.authority) == (None, GOOD.ca.decode())
 
 
@@ -206,11 +206,11 @@ def test_a_fault_is_logged_again_after_an_hour_or_when_it_changes(
     write(tmp_path, GOOD._replace(key=OTHER.key))
     certificate = Certificate(tmp_path, HOST)
     (tmp_path / "tls.key").write_bytes(b"hello")
-    certificate.renew()
-    certificate.renew()
+    certificate.reload()
+    certificate.reload()
     assert len(caplog.records) == 2
     monkeypatch.setattr("tunery_operator.progress.tls.LOG_AGAIN_SECONDS", 0.0)
-    certificate.renew()
+    certificate.reload()
     assert len(caplog.records) == 3
 
 

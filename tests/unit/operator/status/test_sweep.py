@@ -20,7 +20,7 @@ from tunery_operator.status.deadline import requeue_after
 from tunery_operator.status.events import transitions
 from tunery_operator.status.retries import reopened
 from tunery_operator.status.snapshot import SAMPLER_BUSY, SUGGESTION_FAILED, Blocker, Search, Snapshot
-from tunery_search.decision import Decision, Moment, decide
+from tunery_search.decision import Decision, DecisionContext, decide
 from tunery_search.trials import Live, Trial
 
 from kit.operator.statuskit import NOW, at, ended, job
@@ -139,7 +139,7 @@ def test_a_sampler_that_is_busy_is_shown_once_it_takes_long() -> None:
 
 
 def test_time_alone_has_it_looked_at_again() -> None:
-    seen = snapshot(trial(0), decision=Decision(look_again=NOW + timedelta(seconds=7)))
+    seen = snapshot(trial(0), decision=Decision(requeue_at=NOW + timedelta(seconds=7)))
     assert requeue_after(seen, compute_status(seen)) == 7.0
 
 
@@ -198,7 +198,9 @@ def test_a_retry_while_trials_of_a_failing_sweep_still_end_is_answered_once_it_h
     given_up = trial(1, TrialState.PRUNED, why="the sweep has failed")
 
     def look(status: Json, *trials: Trial, retry: str, **more: Any) -> Json:
-        return status_with(*trials, status=status, decision=decide(SPEC, trials, Moment(NOW, NOW)), retry=retry, **more)
+        return status_with(
+            *trials, status=status, decision=decide(SPEC, trials, DecisionContext(NOW, NOW)), retry=retry, **more
+        )
 
     before = look({}, running(0), running(1), retry="1")
     assert before["observedRetry"] == "1", "it goes on, and that is the answer"
@@ -214,7 +216,7 @@ def test_a_retry_while_trials_of_a_failing_sweep_still_end_is_answered_once_it_h
 
 def test_where_people_have_ended_all_trials_it_says_how_it_goes_on() -> None:
     gone = [trial(0, TrialState.DELETED), trial(1, TrialState.PRUNED, why="by hand: enough")]
-    decision = decide(sweep(maxTrials=2), gone, Moment(NOW, NOW))
+    decision = decide(sweep(maxTrials=2), gone, DecisionContext(NOW, NOW))
     hint = status_with(*gone, decision=decision)["failure"]["hint"]
     assert hint.startswith("Raise maxTrials above 2, as deleted and stopped trials count. To retry: kubectl annotate")
     assert "new LoRASweep" not in hint

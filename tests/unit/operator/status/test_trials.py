@@ -22,7 +22,7 @@ from tunery_operator.status.events import transitions
 from tunery_operator.status.snapshot import Search, Snapshot
 from tunery_operator.status.stop import check_stop
 from tunery_operator.status.sweep import after_removal, check_search
-from tunery_search.decision import Decision, Moment, decide
+from tunery_search.decision import Decision, DecisionContext, decide
 from tunery_search.failures import of_sweep
 from tunery_search.trial_rows import trial_of
 from tunery_search.trials import Trial
@@ -76,7 +76,7 @@ def ended(reason: str, message: str, *remedies: Remedy, **more: Any) -> tuple[di
     )
     of_trial = draft.finish()
     row = trial_of(body(of_trial | {"runSeconds": 9}), read)
-    decision = decide(sweep(maxTrials=1, maxFailedTrials=0), [row], Moment(NOW, NOW))
+    decision = decide(sweep(maxTrials=1, maxFailedTrials=0), [row], DecisionContext(NOW, NOW))
     told = StatusBuilder(Snapshot(Kind.LORASWEEP, SWEEP, {}, NOW, search=Search(sweep(), (row,), decision)))
     assert check_search(told)
     return of_trial, told.finish()

@@ -20,7 +20,7 @@ from tunery_api.remedies import recreate, retry
 from tunery_api.runspec import LoRASweepRun, RunSpec
 from tunery_api.sweepstatus import EndReason, TrialState, TrialStatus
 from tunery_common.errors import TuneryError
-from tunery_search.decision import Decision, Moment, decide
+from tunery_search.decision import Decision, DecisionContext, decide
 from tunery_search.history import IMPORTANCE_FROM, Answer, Suggestion, final_suggestion, question_of
 from tunery_search.sampler import SuggestionFailed, suggestions
 from tunery_search.space import Space, final_spec, read_values, space_of, trial_spec
@@ -99,7 +99,7 @@ class Search:
         now = datetime.now(UTC)
         started = now - timedelta(seconds=self.seconds)
         ledger = self.ledger
-        moment = Moment(now, started, ledger.end_reason, forgiven=ledger.forgiven)
+        moment = DecisionContext(now, started, ledger.end_reason, forgiven=ledger.forgiven)
         decision = decide(self.spec, self.trials, moment)
         self.note(end_reason=decision.end_reason)
         return decision
