@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
 from tunery_api.adaptermerge import OPEN_RANK_ERROR
-from tunery_api.manifest import Lineage, Manifest, SourceRecord
+from tunery_api.manifest import Lineage, Manifest, QuantizationRecord, SourceRecord
 from tunery_api.reasons import FailureReason
 from tunery_api.runspec import ResolvedAdapter, RunIdentity, RunResult, RunSpec
 from tunery_common.errors import TuneryError
@@ -41,7 +41,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def publish_adapter(
-    base: Path, place: Path, *, seed: int, rank: int = 4, settings: Mapping[str, str] | None = None
+    base: Path, place: Path, *, seed: int, rank: int = 4, quantization: QuantizationRecord | None = None
 ) -> Path:
     """Train and publish an adapter as the trainer does."""
     config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=["q_proj", "v_proj", "down_proj"])
@@ -49,9 +49,7 @@ def publish_adapter(
     stored = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps({**stored, "base_model_name_or_path": "org/base"}))
     identity = RunIdentity(kind="LoRAJob", namespace="ns", name=place.name, uid=place.name)
-    lineage = Lineage(
-        model=SourceRecord(uri=base.as_uri()), served_name="org/base", hyperparameters=dict(settings or {})
-    )
+    lineage = Lineage(model=SourceRecord(uri=base.as_uri()), served_name="org/base", quantization=quantization)
     publish(folder, target(place, identity), lineage)
     return place
 
@@ -165,8 +163,8 @@ def test_several_into_the_model_with_another_type(tmp_path: Path, base: Path, in
 
 def test_a_qlora_adapter_goes_into_the_dequantised_base(tmp_path: Path) -> None:
     base = save_tiny(tmp_path / "base", Tiny.LLAMA_TIED, hidden_size=128, intermediate_size=256)
-    settings = {"quantization.type": "NF4", "quantization.doubleQuant": "True", "training.precision": "Float32"}
-    place = publish_adapter(base, tmp_path / "q", seed=1, settings=settings)
+    quantization = QuantizationRecord(type="NF4", double_quant=True, loaded_as="Float32")
+    place = publish_adapter(base, tmp_path / "q", seed=1, quantization=quantization)
     adapters = [{"uri": place.as_uri()}]
     lineage = succeed(manifest(tmp_path, [], into="Model", adapters=adapters)).lineage
     assert lineage.verification is not None
@@ -175,7 +173,7 @@ def test_a_qlora_adapter_goes_into_the_dequantised_base(tmp_path: Path) -> None:
 
 
 def test_a_quantisation_of_a_later_version_goes_into_an_adapter_and_into_no_model(tmp_path: Path, base: Path) -> None:
-    place = publish_adapter(base, tmp_path / "q", seed=1, settings={"quantization.type": "MXFP4"})
+    place = publish_adapter(base, tmp_path / "q", seed=1, quantization=QuantizationRecord(type="MXFP4"))
     adapters = [{"uri": place.as_uri()}]
     refuse(
         manifest(tmp_path, [], into="Model", adapters=adapters, model={"uri": base.as_uri()}),
