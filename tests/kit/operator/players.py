@@ -82,7 +82,8 @@ class Pods(threading.Thread):
         """Watch no more."""
         self._stop_now.set()
         if self._answer is not None:
-            self._answer.shutdown()
+            with suppress(OSError):  # the API server has just closed it
+                self._answer.shutdown()
 
 
 class Kubelets(threading.Thread):
@@ -172,4 +173,5 @@ class Witness(threading.Thread):
     def stop(self) -> None:
         """Look no more."""
         if self._answer is not None:
-            self._answer.shutdown()
+            with suppress(OSError):  # the API server has just closed it
+                self._answer.shutdown()
