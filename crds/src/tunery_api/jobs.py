@@ -36,7 +36,7 @@ class LifecycleFields(KindSpec):
     MUTABLE_RESOURCES: ClassVar[frozenset[str]] = frozenset({"memory", "ephemeralStorage"})
 
     suspend: bool = Field(
-        False, description="Stop the pods, of a LoRAJob after a checkpoint, and keep the rest; false goes on."
+        False, description="Stop the pods, of a LoRAJob after a checkpoint, and keep the rest; false resumes."
     )
     retries: int = Field(
         3,

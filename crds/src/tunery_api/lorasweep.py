@@ -305,7 +305,7 @@ class LoRASweepSpec(KindSpec):
         description="Trials whose own adapters stay, the best ones; the others' are removed at the end.",
     )
     output: OutputSpec = Field(default_factory=OutputSpec, description="Where the best adapter is published.")
-    suspend: bool = Field(False, description="Stop the trials, after a checkpoint, and make no others; false goes on.")
+    suspend: bool = Field(False, description="Stop the trials, after a checkpoint, and make no others; false resumes.")
     ttl_seconds_after_finished: int | None = Field(
         None,
         ge=0,

@@ -7,6 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kubernetes.client.configuration import Configuration
+from kubernetes.config import load_kube_config
+
+from tunery_operator.client.client import KubeClient
+from tunery_operator.client.connection import Connection
 
 from kit.operator.api import Api
 from kit.operator.objects import Namespace
@@ -14,6 +19,16 @@ from kit.operator.players import Kubelets
 from kit.operator.process import OperatorProcess
 from kit.operator.stage import Stage, make_namespace
 from kit.operator.sweeps import Trials
+from tools.cluster.controlplane import ControlPlane
+
+
+@pytest.fixture
+def client(control_plane: ControlPlane) -> Iterator[KubeClient]:
+    """The operator's client of the API server, for tests without an operator."""
+    configuration = Configuration()
+    load_kube_config(str(control_plane.kubeconfig), client_configuration=configuration)
+    with KubeClient(Connection(configuration)) as client:
+        yield client
 
 
 @pytest.fixture

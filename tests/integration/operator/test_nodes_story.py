@@ -128,7 +128,7 @@ def test_an_eviction_is_told_while_no_node_is_there_for_the_other_pod(namespace:
     eventually("the other waits", lambda: namespace.status("e").get("reason") == "Unschedulable")
     namespace.disrupt_pod(first, "EvictionByEvictionAPI")
     namespace.end_pod(first, 143)
-    eventually("the eviction is told", lambda: "Evicted" in namespace.event_reasons("e"))
+    eventually("there is an event of the eviction", lambda: "Evicted" in namespace.event_reasons("e"))
     assert namespace.status("e")["reason"] == "Unschedulable"
 
 

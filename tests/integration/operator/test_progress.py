@@ -56,7 +56,7 @@ def test_a_pod_that_is_silent_for_two_minutes_is_told_until_it_reports(namespace
     assert time.monotonic() - started < 120 + 30
     assert (silent["phase"], silent["reason"]) == ("Starting", "NotReporting")
     assert namespace.condition("c", "ProgressReported")["message"].startswith(f"pod {pod.name} has run for two minutes")
-    eventually("it is told by an event", lambda: "NotReporting" in namespace.event_reasons("c"))
+    eventually("there is an event", lambda: "NotReporting" in namespace.event_reasons("c"))
     assert pod.post(pod.token()) == 200
     eventually("it is heard", lambda: namespace.condition("c", "ProgressReported")["status"] == "True")
     assert "NotReporting" not in str(namespace.status("c"))

@@ -95,7 +95,7 @@ STANDINGS: dict[str, Standing] = {
     "waits for a pod of that name": Standing(
         none(waiting_for="Job x-train of an earlier object"), "Waiting", "WaitingForPredecessor", *WORKS
     ),
-    "somebody holds its Job": Standing(status_for(train=job(suspend=True)), "Waiting", "JobSuspended", *WORKS),
+    "a client suspended its Job": Standing(status_for(train=job(suspend=True)), "Waiting", "JobSuspended", *WORKS),
     "is checked": Standing(
         none(preflight_needed=True, preflight=Attempt(job(), (running(),))), "Preflight", None, *WORKS
     ),
@@ -115,8 +115,8 @@ STANDINGS: dict[str, Standing] = {
         status_for(running(started=-121), taking_reports_since=LONG_AGO), "Starting", "NotReporting", *WORKS
     ),
     "is tried again": Standing(status_for(ended(code=75)), "Starting", "AttemptFailed", *WORKS),
-    "is told to stop": Standing(status_for(running(meta=deleting(60)), stop="enough"), "Stopping", None, *WORKS),
-    "is told to pause": Standing(status_for(running(meta=deleting(60)), suspend=True), "Suspending", None, *WORKS),
+    "is being stopped": Standing(status_for(running(meta=deleting(60)), stop="enough"), "Stopping", None, *WORKS),
+    "is being suspended": Standing(status_for(running(meta=deleting(60)), suspend=True), "Suspending", None, *WORKS),
     "rests": Standing(none(suspend=True), "Suspended", None, "Current", "Suspended"),
     "was stopped": Standing(none(stop="enough"), "Stopped", "StopRequested", *ENDS),
     "has failed": Standing(status_for(ended(code=64, says=DIVERGED), train=FAILED), "Failed", "LossDiverged", *FAILS),

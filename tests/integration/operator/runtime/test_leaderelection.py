@@ -5,34 +5,22 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from kubernetes.client.configuration import Configuration
-from kubernetes.config import load_kube_config
 
 from tunery_operator.client.client import KubeClient
-from tunery_operator.client.connection import Connection
 from tunery_operator.client.permissions import Call
 from tunery_operator.errors import ApiFailure
 from tunery_operator.runtime.leaderelection import LeaderElection, Timing
 
 from kit.operator.api import Api
-from tools.cluster.controlplane import ControlPlane
 
 LEASES = "/apis/coordination.k8s.io/v1/namespaces/default/leases"
 QUICK = Timing(lease=3.0, renew=2.0, retry=0.3)
 _names = itertools.count(1)
-
-
-@pytest.fixture
-def client(control_plane: ControlPlane) -> Iterator[KubeClient]:
-    configuration = Configuration()
-    load_kube_config(str(control_plane.kubeconfig), client_configuration=configuration)
-    with KubeClient(Connection(configuration)) as client:
-        yield client
 
 
 @pytest.fixture

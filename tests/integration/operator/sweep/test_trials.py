@@ -56,10 +56,7 @@ def test_who_forges_a_trial_is_named_and_not_counted(namespace: Namespace, trial
         body = lorajob(name, suspend=True)
         body["metadata"] |= {"labels": {"tunery.dev/trial": number}, "ownerReferences": [reference(namespace)]}
         namespace.apply(body)
-    eventually(
-        "they are named",
-        lambda: "did not create them: forged, twin" in searching(namespace),
-    )
+    eventually("they are named", lambda: "did not create them: forged, twin" in searching(namespace))
     trials.held.clear()
     namespace.wait_phase("s", "Succeeded", SWEEPS)
     assert states(namespace) == ["Complete", "Complete"]
@@ -162,10 +159,7 @@ def test_who_forges_the_next_trial_is_named_and_takes_no_place(namespace: Namesp
         body = lorajob(f"s-{number}", suspend=True)
         body["metadata"] |= {"ownerReferences": [reference(namespace)], "labels": {"tunery.dev/trial": number}}
         namespace.apply(body)
-    eventually(
-        "they are named",
-        lambda: "did not create them: s-001, s-017" in searching(namespace),
-    )
+    eventually("they are named", lambda: "did not create them: s-001, s-017" in searching(namespace))
     assert states(namespace) == ["Running"]
     trials.held.clear()
     status = namespace.wait_phase("s", "Failed", SWEEPS)
