@@ -113,7 +113,7 @@ class Empty:
 
 
 @dataclass(frozen=True)
-class ByHand:
+class CustomCondition:
     """A condition with arithmetic or a loop, written in both languages."""
 
     text: str

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from tunery_api.adaptermerge import ELECTING, AdapterMergeSpec, MergeDataset
 from tunery_api.cel import (
-    ByHand,
+    CustomCondition,
     Empty,
     Matches,
     Rule,
@@ -101,7 +101,7 @@ def _beside_model(block: type[ApiModel], model: str) -> Rule:
     """Return the rule that the folders of the output and of the model are separate, as in fields.overlap."""
     one, other = (f"({_place(uri)} + '/')" for uri in (f"self.{model}.uri", "self.output.uri"))
     text = f"({one}.startsWith({other}) || {other}.startsWith({one}))"
-    overlaps = ByHand(text, lambda raw: uris_overlap(value_at(raw, f"{model}.uri"), value_at(raw, "output.uri")))
+    overlaps = CustomCondition(text, lambda raw: uris_overlap(value_at(raw, f"{model}.uri"), value_at(raw, "output.uri")))
     says = "overlaps the base model, which Tunery never changes"
     return Rule(block, "output.uri", (given(model), given("output.uri"), overlaps), says, _ELSEWHERE, on_create=True)
 
@@ -109,7 +109,7 @@ def _beside_model(block: type[ApiModel], model: str) -> Rule:
 def _beside_source(block: type[ApiModel], source: str) -> Rule:
     """Return the rule that a training run does not replace the adapter that it begins with."""
     text = f"{_place(f'self.{source}.uri')} == {_place('self.output.uri')}"
-    same = ByHand(text, lambda raw: is_same_uri(value_at(raw, f"{source}.uri"), value_at(raw, "output.uri")))
+    same = CustomCondition(text, lambda raw: is_same_uri(value_at(raw, f"{source}.uri"), value_at(raw, "output.uri")))
     says = "is the adapter of continueFrom, which Tunery never changes"
     return Rule(
         block, "output.uri", (given(f"{source}.uri"), given("output.uri"), same), says, _ELSEWHERE, on_create=True
@@ -151,7 +151,7 @@ BLOCKS: Final = (
     ),
     never(
         LoraSpec, "targetModules",
-        ByHand(
+        CustomCondition(
             f"has(self.targetModules) && self.targetModules.size() > 1 && "
             f"self.targetModules.exists(name, name in {sorted(TARGET_WORDS)})",
             lambda raw: len(names := raw.get("targetModules", ())) > 1 and not TARGET_WORDS.isdisjoint(names),
@@ -161,7 +161,7 @@ BLOCKS: Final = (
     ),
     never(
         AdaLoraSpec, "initialRank",
-        ByHand(
+        CustomCondition(
             "has(self.initialRank) && "
             f"self.initialRank <= (has(self.targetRank) ? self.targetRank : {DEFAULT_TARGET_RANK})",
             lambda raw: raw.get("initialRank", math.inf) <= raw.get("targetRank", DEFAULT_TARGET_RANK),
@@ -252,7 +252,7 @@ LORAJOB: Final = (
     *_of_lora(),
     never(
         LoRAJobSpec, "training.gradientAccumulation", given("training.gradientAccumulation"),
-        ByHand(f"{_PASSES} > 0 && {_DEVICES} > 0 && {_PASSES} % ({_DEVICES}) != 0", _shared_unevenly),
+        CustomCondition(f"{_PASSES} > 0 && {_DEVICES} > 0 && {_PASSES} % ({_DEVICES}) != 0", _shared_unevenly),
         says="is not a multiple of the devices that share the passes: resources.gpus x resources.nodes, or "
         "resources.nodes with gpus: 0",
         fix="set such a multiple, or remove it",
@@ -304,7 +304,7 @@ ADAPTERMERGE: Final = (
     ),
     never(
         AdapterMergeSpec, "adapters",
-        ByHand(
+        CustomCondition(
             "self.adapters.exists(a, has(a.weight)) && !self.adapters.all(a, has(a.weight))",
             _weighted_in_part,
         ),
@@ -317,7 +317,7 @@ ADAPTERMERGE: Final = (
     allowed_when(AdapterMergeSpec, "majoritySign", "method", *sorted(ELECTING)),
     never(
         AdapterMergeSpec, "model", given("model"), is_("into", "Adapter"), absent("evaluation"),
-        ByHand("!self.adapters.exists(a, has(a.uri))", lambda raw: not any("uri" in each for each in raw["adapters"])),
+        CustomCondition("!self.adapters.exists(a, has(a.uri))", lambda raw: not any("uri" in each for each in raw["adapters"])),
         says="is not needed to combine adapters of LoRAJobs", fix="remove it, or set into: Model or evaluation",
     ),
     _beside_model(AdapterMergeSpec, "model"),
@@ -325,7 +325,7 @@ ADAPTERMERGE: Final = (
         AdapterMergeSpec, "output.uri",
         (
             given("output.uri"),
-            ByHand(
+            CustomCondition(
                 f"self.adapters.exists(a, has(a.uri) && {_place('a.uri')} == {_place('self.output.uri')})",
                 _replaces_input,
             ),
@@ -347,15 +347,15 @@ LORASWEEP: Final = (
     ),
     never(
         ParameterSpec, "",  # CEL knows no field without a type, but of dyn() it can tell whether one is set
-        ByHand("has(self.range) == has(dyn(self).choices)", lambda raw: ("range" in raw) == ("choices" in raw)),
+        CustomCondition("has(self.range) == has(dyn(self).choices)", lambda raw: ("range" in raw) == ("choices" in raw)),
         says="needs exactly one of range and choices", fix="set one of them",
     ),
     never(
-        RangeSpec, "max", ByHand("self.min >= self.max", lambda raw: raw["min"] >= raw["max"]),
+        RangeSpec, "max", CustomCondition("self.min >= self.max", lambda raw: raw["min"] >= raw["max"]),
         says="is not above min", fix="raise it, or lower min",
     ),
     never(
-        RangeSpec, "min", is_("log", True), ByHand("self.min <= 0.0", lambda raw: raw["min"] <= 0),
+        RangeSpec, "min", is_("log", True), CustomCondition("self.min <= 0.0", lambda raw: raw["min"] <= 0),
         says="is not above 0 with log: true", fix="raise it, or remove log",
     ),
     never(

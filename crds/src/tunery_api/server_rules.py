@@ -21,7 +21,7 @@ from tunery_api.adapterserver import (
 )
 from tunery_api.batchinference import BatchInput
 from tunery_api.cel import (
-    ByHand,
+    CustomCondition,
     Empty,
     Matches,
     Rule,
@@ -65,7 +65,7 @@ SERVER_RULES: Final[tuple[Rule, ...]] = (
     ),
     never(
         EngineSpec, "maxLoadedAdapters",
-        ByHand(
+        CustomCondition(
             f"(has(self.maxLoadedAdapters) ? self.maxLoadedAdapters : {DEFAULT_LOADED}) < "
             f"(has(self.maxAdaptersInBatch) ? self.maxAdaptersInBatch : {DEFAULT_IN_BATCH})",
             lambda raw: (
@@ -76,7 +76,7 @@ SERVER_RULES: Final[tuple[Rule, ...]] = (
     ),
     never(
         EngineSpec, "args",
-        ByHand(
+        CustomCondition(
             f"has(self.args) && !self.args.all(a, {list(ENGINE_ARGS)}.exists(flag, a == flag || "
             "a.startsWith(flag + '=')))",
             lambda raw: any(each.partition("=")[0] not in ENGINE_ARGS for each in raw.get("args", ())),
@@ -85,7 +85,7 @@ SERVER_RULES: Final[tuple[Rule, ...]] = (
     ),
     never(
         EngineSpec, "args",
-        ByHand(
+        CustomCondition(
             "has(self.args) && self.args.exists(a, a.contains('/'))",
             lambda raw: any("/" in each for each in raw.get("args", ())),
         ),
@@ -98,7 +98,7 @@ SERVER_RULES: Final[tuple[Rule, ...]] = (
     never(Alias, "name", Matches("name", _TWO_DOTS), says=_HAS_TWO_DOTS, fix=_RENAME),
     never(
         Alias, "targets",
-        ByHand(
+        CustomCondition(
             "!self.targets.exists(t, !has(t.weight) || t.weight > 0)",
             lambda raw: not any(each.get("weight", 1) for each in raw["targets"]),
         ),
@@ -108,7 +108,7 @@ SERVER_RULES: Final[tuple[Rule, ...]] = (
     never(ClientAccess, "name", Matches("name", _NO_KEY), says=_IS_NO_KEY, fix="use the name of a key"),
     never(
         AdapterServerSpec, "aliases",
-        ByHand(
+        CustomCondition(
             "has(self.aliases) && has(self.adapters) && "
             "self.aliases.exists(a, self.adapters.exists(x, x.name == a.name))",
             lambda raw: not _names(raw, "aliases").isdisjoint(_names(raw, "adapters")),
@@ -117,7 +117,7 @@ SERVER_RULES: Final[tuple[Rule, ...]] = (
     ),
     never(
         AdapterServerSpec, "aliases",
-        ByHand(
+        CustomCondition(
             "has(self.aliases) && "
             "self.aliases.exists(a, a.targets.exists(t, self.aliases.exists(b, b.name == t.adapter)))",
             lambda raw: any(
@@ -130,7 +130,7 @@ SERVER_RULES: Final[tuple[Rule, ...]] = (
     ),
     never(
         AdapterServerSpec, "adapters",
-        ByHand(
+        CustomCondition(
             "has(self.adapters) && has(self.model.servedName) && "
             "self.adapters.exists(a, a.name == self.model.servedName)",
             lambda raw: raw["model"].get("servedName") in _names(raw, "adapters"),

@@ -26,7 +26,7 @@ from tunery_operator.client.event_recorder import EventRecorder
 from tunery_operator.config import InvalidSettings, Settings, read_settings
 from tunery_operator.controllers import reconcile
 from tunery_operator.controllers.context import ReconcileContext
-from tunery_operator.controllers.sampler import Sampler
+from tunery_operator.controllers.sampler_pool import SamplerPool
 from tunery_operator.health import build_app
 from tunery_operator.logs import configure_logging
 from tunery_operator.metrics import LEADER, State, StateCollector
@@ -94,7 +94,7 @@ class Operator:
         self._context.has_backlog = self._queue.has_backlog
         self._gate = gate = LeaderGate(cache, self._queue)
         loop = asyncio.get_running_loop()
-        self._context.sampler = Sampler(lambda key: loop.call_soon_threadsafe(gate.add, [key]))
+        self._context.sampler = SamplerPool(lambda key: loop.call_soon_threadsafe(gate.add, [key]))
         self._kopf_source = source = KopfEventSource()
         self._kopf = KopfDispatcher(source, gate.add)
         self._watches = build_watches(connection, cache, settings.watch_namespaces, self._notify_kopf, gate.add)

@@ -10,7 +10,7 @@ from typing import Any, Final, get_args, get_origin
 
 import pytest
 
-from tunery_api.cel import ByHand, Condition, Rule, Several, field_info
+from tunery_api.cel import CustomCondition, Condition, Rule, Several, field_info
 from tunery_api.errors import InvalidSpec
 from tunery_api.fields import ApiModel
 from tunery_api.kinds import KINDS, Kind
@@ -178,7 +178,7 @@ def minimal(block: type[ApiModel]) -> Spec:
 
 
 def paths_of(condition: Condition) -> tuple[str, ...]:
-    if isinstance(condition, ByHand):
+    if isinstance(condition, CustomCondition):
         return ()
     return condition.paths if isinstance(condition, Several) else (condition.path,)  # type: ignore[attr-defined, no-any-return]
 
@@ -293,7 +293,7 @@ def check(api_server: ApiServer, namespace: str, kind: Kind, spec: Spec) -> set[
 @pytest.mark.parametrize("rule", [rule for rule in RULES.rules if any(map(paths_of, rule.conditions))], ids=id_of)
 def test_every_combination_of_its_fields_is_judged_alike(api_server: ApiServer, namespace: str, rule: Rule) -> None:
     seen = [check(api_server, namespace, kind, spec) for kind, spec in cases_of(rule)]
-    if any(isinstance(each, ByHand) for each in rule.conditions):
+    if any(isinstance(each, CustomCondition) for each in rule.conditions):
         return
     assert any(rule.message in messages for messages in seen), "no case breaks the rule"
     assert any(rule.message not in messages for messages in seen), "no case satisfies the rule"
@@ -301,7 +301,7 @@ def test_every_combination_of_its_fields_is_judged_alike(api_server: ApiServer, 
 
 def test_rules_by_hand_are_judged_alike(api_server: ApiServer, namespace: str) -> None:
     seen = [check(api_server, namespace, kind, BASES[kind] | spec) for kind, spec in BY_HAND]
-    rules = [rule for rule in RULES.rules if any(isinstance(each, ByHand) for each in rule.conditions)]
+    rules = [rule for rule in RULES.rules if any(isinstance(each, CustomCondition) for each in rule.conditions)]
     for rule in rules:
         assert any(rule.message in messages for messages in seen), f"no case breaks {id_of(rule)}: {rule.message}"
         assert any(rule.message not in messages for messages in seen)

@@ -12,7 +12,7 @@ from prometheus_client import REGISTRY
 from tunery_api.fields import parse_quantity
 from tunery_api.kinds import Kind
 from tunery_operator import metrics
-from tunery_operator.controllers.sampler import MAX_PROCESSES
+from tunery_operator.controllers.sampler_pool import MAX_PROCESSES
 
 from kit.chart.rendering import CHART, NAMESPACE, VERSION, Helm, HelmError, Rendered
 

@@ -139,7 +139,7 @@ def test_it_is_woken_as_soon_as_its_server_answers_whatever_the_servers_phase() 
     cache, batch, asked = Cache(), Key(Kind.BATCHINFERENCE, "ns", "b"), Key(Kind.ADAPTERSERVER, "ns", "support")
     meta = {"namespace": "ns", "name": "b", "uid": "u-1", "resourceVersion": "1"}
     cache.put_object(Kind.BATCHINFERENCE, {"metadata": meta, "spec": {"serverRef": {"name": "support"}}})
-    woken = [
+    enqueued = [
         batch in cache.put_object(Kind.ADAPTERSERVER, server(phase, available, number))
         for number, (phase, available) in enumerate(
             [
@@ -152,7 +152,7 @@ def test_it_is_woken_as_soon_as_its_server_answers_whatever_the_servers_phase() 
             start=2,
         )
     ]
-    assert woken == [True, True, False, True, False]
+    assert enqueued == [True, True, False, True, False]
     assert batch in delete_object(cache, asked)
 
 

@@ -28,7 +28,7 @@ from tunery_operator.client.permissions import (
 from tunery_operator.controllers.context import ReconcileContext
 from tunery_operator.controllers.observe import ManagedObject, chart_values, find_object
 from tunery_operator.controllers.rejections import blocked_by, rejected_by
-from tunery_operator.controllers.status_writer import write_delay, write_down
+from tunery_operator.controllers.status_writer import write_delay, write_change
 from tunery_operator.controllers.warnings import server_warnings
 from tunery_operator.errors import (
     ApiFailure,
@@ -138,7 +138,7 @@ def _spec(snapshot: ServerSnapshot) -> AdapterServerSpec:
 def _invalid(obj: ManagedObject, snapshot: ServerSnapshot, error: InvalidSpec) -> ServerSnapshot:
     """Return the snapshot with the errors of a spec; of an accepted one as what the platform's settings forbid now."""
     if snapshot.spec is not None and obj.is_validated():
-        return replace(snapshot, unplannable=error.errors)
+        return replace(snapshot, planning_errors=error.errors)
     return replace(snapshot, errors=error.errors)
 
 
@@ -165,9 +165,9 @@ def _update_status(
     wait = write_delay(context, obj, change, _FREQUENT) if change else 0.0
     if not change or wait > 0:
         return Requeue(earliest(later, wait if change else None))
-    woken = write_down(context, obj, change)
+    keys_to_requeue = write_change(context, obj, change)
     context.events.record(obj.owner, outcome.events)
-    return Requeue(later, woken)
+    return Requeue(later, keys_to_requeue)
 
 
 RESYNC_SECONDS: Final = 60.0

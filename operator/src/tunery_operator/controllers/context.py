@@ -12,7 +12,7 @@ from typing import Final
 
 from tunery_operator.client.client import KubeClient
 from tunery_operator.client.event_recorder import EventRecorder
-from tunery_operator.controllers.sampler import Sampler
+from tunery_operator.controllers.sampler_pool import SamplerPool
 from tunery_operator.controllers.warnings import Warnings
 from tunery_operator.errors import FieldContested
 from tunery_operator.observed.metadata import Key
@@ -100,7 +100,7 @@ class ReconcileContext:
     backoff: Backoff = field(default_factory=Backoff)
     conflicts: ConflictBackoff = field(default_factory=lambda: ConflictBackoff(time.monotonic))
     warnings: Warnings = field(default_factory=lambda: Warnings(time.monotonic))
-    sampler: Sampler = field(default_factory=Sampler)
+    sampler: SamplerPool = field(default_factory=SamplerPool)
     watched_before: datetime | None = None
     """Until when another operator led before this one, by the Lease; None: unknown."""
     acting_since: datetime | None = None

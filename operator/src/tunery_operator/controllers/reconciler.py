@@ -17,11 +17,11 @@ from tunery_api.status import FINAL_PHASES, ConditionType, Phase
 from tunery_api.sweepstatus import FINAL_TRIAL_STATES
 from tunery_operator.client.apply import status_change
 from tunery_operator.controllers.context import ReconcileContext
-from tunery_operator.controllers.finished import jobs_of, mark_done, reconcile_finished, seconds_to_live, stop_jobs
+from tunery_operator.controllers.after_finish import jobs_of, mark_done, reconcile_finished, seconds_to_live, stop_jobs
 from tunery_operator.controllers.jobs import own_leftovers, sync_suspend
 from tunery_operator.controllers.observe import ManagedObject, find_object
 from tunery_operator.controllers.rejections import blocked_by, rejected_by, rejection_of
-from tunery_operator.controllers.status_writer import write, write_delay
+from tunery_operator.controllers.status_writer import write_and_record, write_delay
 from tunery_operator.controllers.trials import mark_removed_trials
 from tunery_operator.errors import (
     ApiFailure,
@@ -154,7 +154,7 @@ def _apply_spec(context: ReconcileContext, obj: ManagedObject, steps: KindSteps[
     except InvalidSpec as error:
         if not accepted:
             return replace(snapshot, errors=error.errors)
-        return _sync_existing_jobs(context, replace(snapshot, unplannable=error.errors))
+        return _sync_existing_jobs(context, replace(snapshot, planning_errors=error.errors))
     except Rejected as error:
         return replace(snapshot, **rejected_by(obj, snapshot.platform, error, accepted=accepted))
 
@@ -194,14 +194,14 @@ def update_status(context: ReconcileContext, obj: ManagedObject, snapshot: Snaps
     if not change or wait > 0:
         _mark_preflight(context, obj)
         return Requeue(earliest(later, wait if change else None))
-    woken = write(context, obj, status, change)
+    keys_to_requeue = write_and_record(context, obj, status, change)
     if status["phase"] in FINAL_PHASES:
         mark_done(context, obj.owner, [attempt.job for attempt in jobs_of(snapshot)])
         if reopened(status, obj.retry) is not None:
             # The user requested the retry while trials of a sweep still ended; no watch reports it again.
-            return Requeue(0.0, woken)
-        return Requeue(seconds_to_live(context, obj, status), woken)
-    return Requeue(0.0 if _opens_next_step(obj, status) else later, woken)
+            return Requeue(0.0, keys_to_requeue)
+        return Requeue(seconds_to_live(context, obj, status), keys_to_requeue)
+    return Requeue(0.0 if _opens_next_step(obj, status) else later, keys_to_requeue)
 
 
 def _opens_next_step(obj: ManagedObject, status: Mapping[str, Any]) -> bool:

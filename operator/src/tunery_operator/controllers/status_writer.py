@@ -14,21 +14,21 @@ from tunery_operator.observed.metadata import Key
 from tunery_operator.status.events import transitions
 
 
-def write(
+def write_and_record(
     context: ReconcileContext, obj: ManagedObject, status: Mapping[str, Any], change: dict[str, Any]
 ) -> frozenset[Key]:
     """Write `change`, which results in `status`, with its events and metrics; return the objects that waited for it.
 
     Raises StaleObject, OwnerGone, ApiFailure.
     """
-    woken = write_down(context, obj, change)
+    keys_to_requeue = write_change(context, obj, change)
     context.events.record(obj.owner, transitions(obj.status, status, of_trial=obj.owner.sweep is not None))
     metrics.observe(obj.status, status, _facts(context, obj))
-    return woken
+    return keys_to_requeue
 
 
-def write_down(context: ReconcileContext, obj: ManagedObject, change: dict[str, Any]) -> frozenset[Key]:
-    """Write `change`; return the objects that waited for it. Raises what `write` raises."""
+def write_change(context: ReconcileContext, obj: ManagedObject, change: dict[str, Any]) -> frozenset[Key]:
+    """Write `change`; return the objects that waited for it. Raises what `write_and_record` raises."""
     key = obj.owner.key
     try:
         body = write_status(context.client, obj.owner, obj.version, change)

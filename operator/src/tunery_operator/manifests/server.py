@@ -32,7 +32,7 @@ from tunery_operator.manifests.pod import (
 from tunery_operator.manifests.volumes import (
     CA_FILE,
     Mount,
-    build_mount,
+    build_volume_mount,
     build_server_volumes,
     ca_bundle_env,
     engine_mounts,
@@ -145,7 +145,7 @@ def _container(name: str, image: Image, resources: Resources, mounted: Iterable[
         "terminationMessagePath": TERMINATION_PATH,
         "terminationMessagePolicy": "File",
         "securityContext": container_security(),
-        "volumeMounts": [build_mount(each) for each in mounted],
+        "volumeMounts": [build_volume_mount(each) for each in mounted],
     }
 
 

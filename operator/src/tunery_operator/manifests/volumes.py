@@ -19,7 +19,7 @@ from tunery_api.runspec import Purpose
 from tunery_api.serving import ADAPTERS_DIR, DESIRED_DIR, MODEL_DIR, SERVE_DIR, SOCKET_DIR
 from tunery_operator.planning.adapterserver import API_KEYS, ServerPlan
 from tunery_operator.planning.job import JobPlan
-from tunery_operator.planning.pod import PodExtras, SecretMount, VolumeMount
+from tunery_operator.planning.pod import PodExtras, TenantSecret, TenantVolume
 
 CA_FILE: Final = "progress-ca.crt"
 TOKEN_DIR: Final = "/var/run/tunery-progress"
@@ -33,7 +33,7 @@ _SOCKET_SIZE: Final = "1Mi"
 _TMP: Final = "/tmp"  # noqa: S108
 
 
-class Mount(NamedTuple):
+class MountedVolume(NamedTuple):
     """One volume and the path it is mounted at."""
 
     volume: dict[str, Any]
@@ -48,26 +48,26 @@ def build_volumes(plan: JobPlan) -> list[dict[str, Any]]:
 
 def build_volume_mounts(plan: JobPlan) -> list[dict[str, Any]]:
     """Return the mounts of the container."""
-    return [build_mount(mounted) for mounted in _mounts(plan)]
+    return [build_volume_mount(mounted) for mounted in _mounts(plan)]
 
 
-def build_mount(mounted: Mount) -> dict[str, Any]:
+def build_volume_mount(mounted: MountedVolume) -> dict[str, Any]:
     """Return the volumeMount of a container."""
     mount = {"name": mounted.volume["name"], "mountPath": mounted.path}
     return {**mount, "readOnly": True} if mounted.read_only else mount
 
 
-def _mounts(plan: JobPlan) -> Iterator[Mount]:
-    yield Mount(_run_volume(plan), RUN_DIR)
+def _mounts(plan: JobPlan) -> Iterator[MountedVolume]:
+    yield MountedVolume(_run_volume(plan), RUN_DIR)
     work = {"name": "work", "emptyDir": {"sizeLimit": plan.resources.ephemeral_storage}}
-    yield Mount(work, WORK_DIR, read_only=False)
-    yield Mount({"name": "tmp", "emptyDir": {"sizeLimit": TMP_SIZE}}, "/tmp", read_only=False)  # noqa: S108
+    yield MountedVolume(work, WORK_DIR, read_only=False)
+    yield MountedVolume({"name": "tmp", "emptyDir": {"sizeLimit": TMP_SIZE}}, "/tmp", read_only=False)  # noqa: S108
     shm = {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": plan.pod.shm_size}}
-    yield Mount(shm, "/dev/shm", read_only=False)  # noqa: S108
+    yield MountedVolume(shm, "/dev/shm", read_only=False)  # noqa: S108
     for secret in plan.secrets:
         yield secret_mount(secret)
     for mount in plan.volumes:
-        yield volume_mount(mount)
+        yield tenant_volume_mount(mount)
     yield from ca_bundle_mounts(plan.pod)
     if plan.progress is not None:
         yield token_mount()
@@ -82,16 +82,16 @@ def _run_volume(plan: JobPlan) -> dict[str, Any]:
     return {"name": "run", "downwardAPI": {"items": items}}
 
 
-def secret_mount(secret: SecretMount) -> Mount:
+def secret_mount(secret: TenantSecret) -> MountedVolume:
     """Return the mount of a Secret of the tenant."""
     # optional: otherwise the pod waits for a missing Secret forever, and only an event has the cause.
     source: dict[str, Any] = {"secretName": secret.name, "optional": True}
     if secret.key is not None:
         source["items"] = [{"key": secret.key, "path": secret.key}]
-    return Mount({"name": f"secret-{secret.purpose}", "secret": source}, secret.path)
+    return MountedVolume({"name": f"secret-{secret.purpose}", "secret": source}, secret.path)
 
 
-def volume_mount(mount: VolumeMount) -> Mount:
+def tenant_volume_mount(mount: TenantVolume) -> MountedVolume:
     """Return the mount of a PersistentVolumeClaim or a ConfigMap of the tenant."""
     name = f"volume-{mount.purpose}"
     if mount.claim is not None:
@@ -99,10 +99,10 @@ def volume_mount(mount: VolumeMount) -> Mount:
         volume = {"name": name, "persistentVolumeClaim": {"claimName": mount.claim, **read_only}}
     else:
         volume = {"name": name, "configMap": {"name": mount.config_map, "optional": True}}
-    return Mount(volume, mount.path, mount.read_only)
+    return MountedVolume(volume, mount.path, mount.read_only)
 
 
-def ca_bundle_mounts(pod: PodExtras) -> Iterator[Mount]:
+def ca_bundle_mounts(pod: PodExtras) -> Iterator[MountedVolume]:
     """Yield the mount of the platform's CA bundle, if it has one.
 
     It is not optional: without the ConfigMap the pod waits, the status has MountFailed with its name, and the pod
@@ -111,7 +111,7 @@ def ca_bundle_mounts(pod: PodExtras) -> Iterator[Mount]:
     bundle = pod.ca_bundle
     if bundle.config_map:
         source = {"name": bundle.config_map, "items": [{"key": bundle.key, "path": bundle.key}]}
-        yield Mount({"name": f"volume-{_CA_BUNDLE}", "configMap": source}, f"{VOLUMES_DIR}/{_CA_BUNDLE}")
+        yield MountedVolume({"name": f"volume-{_CA_BUNDLE}", "configMap": source}, f"{VOLUMES_DIR}/{_CA_BUNDLE}")
 
 
 def ca_bundle_env(pod: PodExtras) -> dict[str, str]:
@@ -120,11 +120,11 @@ def ca_bundle_env(pod: PodExtras) -> dict[str, str]:
     return {CA_BUNDLE_ENV: f"{VOLUMES_DIR}/{_CA_BUNDLE}/{bundle.key}"} if bundle.config_map else {}
 
 
-def token_mount() -> Mount:
+def token_mount() -> MountedVolume:
     """Return the mount of the token that authenticates reports."""
     token = {"audience": PROGRESS_AUDIENCE, "expirationSeconds": TOKEN_SECONDS, "path": TOKEN_FILE}
     volume = {"name": "progress-token", "projected": {"sources": [{"serviceAccountToken": token}]}}
-    return Mount(volume, TOKEN_DIR)
+    return MountedVolume(volume, TOKEN_DIR)
 
 
 def build_server_volumes(plan: ServerPlan) -> list[dict[str, Any]]:
@@ -133,68 +133,68 @@ def build_server_volumes(plan: ServerPlan) -> list[dict[str, Any]]:
     return list({each.volume["name"]: each.volume for each in mounted}.values())
 
 
-def model_mounts(plan: ServerPlan) -> Iterator[Mount]:
+def model_mounts(plan: ServerPlan) -> Iterator[MountedVolume]:
     """Yield the mounts of the container that downloads the base model."""
-    yield _serve(plan)
-    yield _model(plan, read_only=False)
-    yield _work(plan)
-    yield _own_tmp("gateway-tmp")
+    yield _config_mount(plan)
+    yield _model_mount(plan, read_only=False)
+    yield _work_mount(plan)
+    yield _tmp_mount("gateway-tmp")
     # It mounts the API keys, too: it reports a missing Secret before the download.
     yield from (secret_mount(secret) for secret in plan.secrets if secret.purpose in (Purpose.MODEL, API_KEYS))
-    yield from map(volume_mount, plan.volumes)
+    yield from map(tenant_volume_mount, plan.volumes)
     yield from ca_bundle_mounts(plan.pod)
 
 
-def gateway_mounts(plan: ServerPlan) -> Iterator[Mount]:
+def gateway_mounts(plan: ServerPlan) -> Iterator[MountedVolume]:
     """Yield the mounts of the gateway."""
-    yield _serve(plan)
-    yield Mount({"name": "desired", "configMap": {"name": plan.adapters_name, "optional": True}}, DESIRED_DIR)
-    yield _model(plan, read_only=True)
-    yield _adapters(plan, read_only=False)
-    yield _socket()
-    yield _own_tmp("gateway-tmp")
+    yield _config_mount(plan)
+    yield MountedVolume({"name": "desired", "configMap": {"name": plan.adapters_name, "optional": True}}, DESIRED_DIR)
+    yield _model_mount(plan, read_only=True)
+    yield _adapters_mount(plan, read_only=False)
+    yield _socket_mount()
+    yield _tmp_mount("gateway-tmp")
     yield from (secret_mount(secret) for secret in plan.secrets if secret.purpose != Purpose.MODEL)
-    yield from map(volume_mount, plan.volumes)
+    yield from map(tenant_volume_mount, plan.volumes)
     yield from ca_bundle_mounts(plan.pod)
     if plan.progress is not None:
         yield token_mount()
 
 
-def engine_mounts(plan: ServerPlan) -> Iterator[Mount]:
+def engine_mounts(plan: ServerPlan) -> Iterator[MountedVolume]:
     """Yield the mounts of the engine: weights, its socket and work folders; it opens no connection."""
-    yield _model(plan, read_only=True)
-    yield _adapters(plan, read_only=True)
-    yield _socket()
-    yield _work(plan)
-    yield _own_tmp("tmp")
+    yield _model_mount(plan, read_only=True)
+    yield _adapters_mount(plan, read_only=True)
+    yield _socket_mount()
+    yield _work_mount(plan)
+    yield _tmp_mount("tmp")
     shm = {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": plan.pod.shm_size}}
-    yield Mount(shm, "/dev/shm", read_only=False)  # noqa: S108
-    yield from map(volume_mount, plan.volumes)
+    yield MountedVolume(shm, "/dev/shm", read_only=False)  # noqa: S108
+    yield from map(tenant_volume_mount, plan.volumes)
 
 
-def _serve(plan: ServerPlan) -> Mount:
-    return Mount({"name": "run", "configMap": {"name": plan.config_name}}, SERVE_DIR)
+def _config_mount(plan: ServerPlan) -> MountedVolume:
+    return MountedVolume({"name": "run", "configMap": {"name": plan.config_name}}, SERVE_DIR)
 
 
-def _model(plan: ServerPlan, *, read_only: bool) -> Mount:
+def _model_mount(plan: ServerPlan, *, read_only: bool) -> MountedVolume:
     volume = {"name": "model", "emptyDir": {"sizeLimit": plan.resources.ephemeral_storage}}
-    return Mount(volume, MODEL_DIR, read_only)
+    return MountedVolume(volume, MODEL_DIR, read_only)
 
 
-def _adapters(plan: ServerPlan, *, read_only: bool) -> Mount:
+def _adapters_mount(plan: ServerPlan, *, read_only: bool) -> MountedVolume:
     volume = {"name": "adapters", "emptyDir": {"sizeLimit": plan.resources.ephemeral_storage}}
-    return Mount(volume, ADAPTERS_DIR, read_only)
+    return MountedVolume(volume, ADAPTERS_DIR, read_only)
 
 
-def _socket() -> Mount:
+def _socket_mount() -> MountedVolume:
     """Return the mount of the folder of the engine's socket: neither other pods nor port-forward reach it."""
     volume = {"name": "socket", "emptyDir": {"medium": "Memory", "sizeLimit": _SOCKET_SIZE}}
-    return Mount(volume, SOCKET_DIR, read_only=False)
+    return MountedVolume(volume, SOCKET_DIR, read_only=False)
 
 
-def _work(plan: ServerPlan) -> Mount:
-    return Mount({"name": "work", "emptyDir": {"sizeLimit": plan.resources.ephemeral_storage}}, WORK_DIR, False)
+def _work_mount(plan: ServerPlan) -> MountedVolume:
+    return MountedVolume({"name": "work", "emptyDir": {"sizeLimit": plan.resources.ephemeral_storage}}, WORK_DIR, False)
 
 
-def _own_tmp(name: str) -> Mount:
-    return Mount({"name": name, "emptyDir": {"sizeLimit": TMP_SIZE}}, _TMP, read_only=False)
+def _tmp_mount(name: str) -> MountedVolume:
+    return MountedVolume({"name": name, "emptyDir": {"sizeLimit": TMP_SIZE}}, _TMP, read_only=False)

@@ -18,7 +18,7 @@ from tunery_operator.config import PodSecurity, Settings
 from tunery_operator.observed.metadata import Key, Owner
 from tunery_operator.planning import job, pod
 from tunery_operator.planning.job import Platform, Progress, digest_of
-from tunery_operator.planning.pod import Access, Image, PodExtras, Resources, SecretMount, VolumeMount
+from tunery_operator.planning.pod import Access, Image, PodExtras, Resources, TenantSecret, TenantVolume
 
 ROLE: Final = "serve"
 """The role label of children and pods."""
@@ -57,8 +57,8 @@ class ServerPlan:
     """Of the engine."""
     resources: Resources
     """Of the engine."""
-    secrets: tuple[SecretMount, ...]
-    volumes: tuple[VolumeMount, ...]
+    secrets: tuple[TenantSecret, ...]
+    volumes: tuple[TenantVolume, ...]
     scheduling: SchedulingSpec
     kueue_labels: Mapping[str, str]
     progress: Progress | None

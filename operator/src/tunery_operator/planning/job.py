@@ -28,7 +28,7 @@ from tunery_operator.config import Settings
 from tunery_operator.observed.job import ca_digest
 from tunery_operator.observed.metadata import Owner
 from tunery_operator.planning import pod
-from tunery_operator.planning.pod import Access, Image, PodExtras, Resources, SecretMount, VolumeMount
+from tunery_operator.planning.pod import Access, Image, PodExtras, Resources, TenantSecret, TenantVolume
 
 MAX_CHECK_RETRIES: Final = 3
 TRAINER: Final = "tunery_trainer"
@@ -74,8 +74,8 @@ class JobPlan:
     run: RunSpec
     image: Image
     resources: Resources
-    secrets: tuple[SecretMount, ...]
-    volumes: tuple[VolumeMount, ...]
+    secrets: tuple[TenantSecret, ...]
+    volumes: tuple[TenantVolume, ...]
     scheduling: SchedulingSpec
     retries: int
     suspend: bool

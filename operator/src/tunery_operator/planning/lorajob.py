@@ -17,7 +17,7 @@ from tunery_operator.planning.job import JobPlan, OutputLocation, Platform
 from tunery_operator.planning.pod import (
     Access,
     SecretSource,
-    VolumeMount,
+    TenantVolume,
     adapter_access,
     with_devices,
     with_disk,
@@ -121,7 +121,7 @@ def _with_cache(plan: JobPlan, spec: LoRAJobSpec, platform: Platform) -> JobPlan
     if not claim:
         return plan
     path, largest = f"{VOLUMES_DIR}/{Purpose.CACHE}", settings.cache.max_size
-    mount = VolumeMount(Purpose.CACHE, path, claim=claim, read_only=plan.task is not Task.PREFLIGHT)
+    mount = TenantVolume(Purpose.CACHE, path, claim=claim, read_only=plan.task is not Task.PREFLIGHT)
     cache = CacheMount(path=path, max_bytes=int(parse_quantity(largest)) if largest else None)
     return replace(plan, run=plan.run.model_copy(update={"cache": cache}), volumes=(*plan.volumes, mount))
 

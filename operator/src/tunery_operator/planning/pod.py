@@ -25,7 +25,7 @@ _OF_JOBS: Final = ("job-name", "controller-uid")
 
 
 @dataclass(frozen=True, slots=True)
-class SecretMount:
+class TenantSecret:
     """A Secret of the same namespace, mounted as files."""
 
     purpose: str
@@ -36,7 +36,7 @@ class SecretMount:
 
 
 @dataclass(frozen=True, slots=True)
-class VolumeMount:
+class TenantVolume:
     """A claim or a ConfigMap of the same namespace, mounted read-only but for the cache that preflight fills."""
 
     purpose: str
@@ -107,27 +107,27 @@ def adapter_access(purpose: str, uri: str | None, own: SecretSource, inherited: 
     return Access(purpose, uri, inherited.secret, inherited.field)
 
 
-def secret_mounts(accesses: Iterable[Access]) -> tuple[SecretMount, ...]:
+def secret_mounts(accesses: Iterable[Access]) -> tuple[TenantSecret, ...]:
     """Return a mount for each access that names a Secret."""
     return tuple(
-        SecretMount(access.purpose, access.secret.name, f"{SECRETS_DIR}/{access.purpose}", access.key)
+        TenantSecret(access.purpose, access.secret.name, f"{SECRETS_DIR}/{access.purpose}", access.key)
         for access in accesses
         if access.secret is not None
     )
 
 
-def volume_mounts(accesses: Iterable[Access]) -> tuple[VolumeMount, ...]:
+def volume_mounts(accesses: Iterable[Access]) -> tuple[TenantVolume, ...]:
     """Return a mount for each access whose URI is pvc:// or configmap://."""
     return tuple(itertools.chain.from_iterable(map(_volume, accesses)))
 
 
-def _volume(access: Access) -> Iterable[VolumeMount]:
+def _volume(access: Access) -> Iterable[TenantVolume]:
     scheme, _, rest = (access.uri or "").partition("://")
     name, path = rest.partition("/")[0], f"{VOLUMES_DIR}/{access.purpose}"
     if scheme == "pvc":
-        yield VolumeMount(access.purpose, path, claim=name)
+        yield TenantVolume(access.purpose, path, claim=name)
     elif scheme == "configmap":
-        yield VolumeMount(access.purpose, path, config_map=name)
+        yield TenantVolume(access.purpose, path, config_map=name)
 
 
 def run_secrets(accesses: Iterable[Access]) -> dict[str, MountedSecret]:
@@ -141,7 +141,7 @@ def run_secrets(accesses: Iterable[Access]) -> dict[str, MountedSecret]:
     }
 
 
-def run_volumes(mounts: Iterable[VolumeMount]) -> dict[str, str]:
+def run_volumes(mounts: Iterable[TenantVolume]) -> dict[str, str]:
     """Return the volumes for run.json, by purpose."""
     return {mount.purpose: mount.path for mount in mounts}
 

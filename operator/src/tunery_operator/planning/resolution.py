@@ -34,9 +34,9 @@ class UnknownModel(NamedTuple):
 
     client: str
     model: str
-    near: str
+    suggestion: str
     """`; did you mean …?` if there is a similar name; only for the first unknown model."""
-    may_come: bool
+    may_appear: bool
     """The selector may still find it."""
 
 
@@ -129,11 +129,11 @@ def _holds(item: LabelRequirement, labels: Mapping[str, str]) -> bool:
 def unknown_models(spec: AdapterServerSpec, known: Collection[str]) -> Iterator[UnknownModel]:
     """Yield the models that clients may request and that are neither in `known` nor an alias."""
     names = {*known, *(alias.name for alias in spec.aliases or ())}
-    may_come, suggest = spec.adapter_selector is not None, len(names) <= _NEAR_AMONG
+    may_appear, suggest = spec.adapter_selector is not None, len(names) <= _NEAR_AMONG
     for client in spec.access.clients or ():
         for model in client.models:
             if model not in names:
-                yield UnknownModel(client.name, model, did_you_mean(model, sorted(names)) if suggest else "", may_come)
+                yield UnknownModel(client.name, model, did_you_mean(model, sorted(names)) if suggest else "", may_appear)
                 suggest = False
 
 

@@ -193,8 +193,8 @@ def set_blocked(builder: StatusBuilder) -> None:
 def _current_blocker(snapshot: Snapshot) -> Failure | None:
     if snapshot.rejection is not None:
         return snapshot.rejection
-    if snapshot.unplannable and _needs_plan(snapshot):
-        text = "; ".join(str(error) for error in snapshot.unplannable)
+    if snapshot.planning_errors and _needs_plan(snapshot):
+        text = "; ".join(str(error) for error in snapshot.planning_errors)
         return failure(FailureReason.PLATFORM_CHANGED, f"this was accepted, but can no longer be planned: {text}")
     return None
 

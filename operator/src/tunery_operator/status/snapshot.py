@@ -138,7 +138,7 @@ class Snapshot:
     gpu_resource: str = ""
     platform: PlatformValues = NO_VALUES
     """The values of the chart that its pods use."""
-    unplannable: tuple[FieldError, ...] = ()
+    planning_errors: tuple[FieldError, ...] = ()
     """Why an accepted spec cannot be planned with the current rules and settings; the object waits."""
     rejection: Failure | None = None
     """The API server's answer to a request for a child that it rejected."""

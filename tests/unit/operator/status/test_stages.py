@@ -211,11 +211,11 @@ def test_a_contested_field_does_not_hide_that_a_pod_runs() -> None:
 
 def test_an_accepted_spec_is_never_failed_by_todays_settings() -> None:
     lost = (FieldError("spec.output.uri", "is required: the platform has no default output"),)
-    status = status_for(main=None, unplannable=lost)
+    status = status_for(main=None, planning_errors=lost)
     assert condition(status, "Running") == ("False", "PlatformChanged")
     assert "no default output" in status["failure"]["message"]
     assert status["phase"] == "Starting"
-    runs = status_for(running(), unplannable=lost)
+    runs = status_for(running(), planning_errors=lost)
     assert "failure" not in runs
     assert condition(runs, "Running") == ("True", "PodStarted")
 

@@ -127,8 +127,8 @@ def _replica(replica: Replica) -> dict[str, Any]:
     reason, message = (None, None) if blocker is None else (str(blocker.reason), blocker.message)
     if replica.silent:
         reason, message = "NotReporting", "it has not reported for more than 30 seconds"
-    elif replica.waits is not None:
-        reason, message = PREDECESSOR, replica.waits
+    elif replica.waiting_message is not None:
+        reason, message = PREDECESSOR, replica.waiting_message
     elif blocker is None and known is not None and known.reason is not None:
         reason, message = known.reason, known.message
     elif blocker is None and known is not None and known.remark is not None:
@@ -196,8 +196,8 @@ def server_blocker(snapshot: ServerSnapshot, replicas: Sequence[Replica]) -> Fai
 def _blockers(snapshot: ServerSnapshot, replicas: Sequence[Replica]) -> Iterator[Failure]:
     if snapshot.conflict is not None:
         yield failure(FailureReason.NAME_CONFLICT, snapshot.conflict)
-    if snapshot.unplannable:
-        yield failure(FailureReason.PLATFORM_CHANGED, as_text(snapshot.unplannable))
+    if snapshot.planning_errors:
+        yield failure(FailureReason.PLATFORM_CHANGED, as_text(snapshot.planning_errors))
     if snapshot.rejection is not None:
         yield snapshot.rejection
     if snapshot.deployment is not None and snapshot.deployment.failure is not None:
@@ -263,7 +263,7 @@ def _remark(replicas: Sequence[Replica]) -> Failure | None:
 def _of_clients(snapshot: ServerSnapshot) -> Failure | None:
     """Return the failure of a client that may request an unknown model; None if the selector may still find it."""
     missing = snapshot.resolution.unknown_models if snapshot.resolution is not None else ()
-    if not missing or missing[0].may_come:
+    if not missing or missing[0].may_appear:
         return None
     return failure(FailureReason.ADAPTER_MISSING, unknown_models_text(missing), UNKNOWN_MODELS)
 

@@ -47,12 +47,12 @@ class ServerState(NamedTuple):
         return self.snapshot.replicas == 0
 
     @property
-    def waits(self) -> str | None:
+    def waiting_message(self) -> str | None:
         """Return a message about what a replica waits for; None if none waits."""
-        return next((replica.waits for replica in self.replicas if replica.waits is not None), None)
+        return next((replica.waiting_message for replica in self.replicas if replica.waiting_message is not None), None)
 
     @property
-    def moving(self) -> bool:
+    def rolling_out(self) -> bool:
         """Return whether replicas are created or replaced."""
         deployment = self.snapshot.deployment
         if deployment is None or not deployment.settled:
@@ -103,7 +103,7 @@ def _resolved(conditions: Conditions, resolution: Resolution) -> None:
     elif resolution.retained:
         conditions.set(type_, True, "AdaptersKept", "; ".join(item.message for item in resolution.retained[:_NAMED]))
     elif resolution.unknown_models:
-        certain = not resolution.unknown_models[0].may_come
+        certain = not resolution.unknown_models[0].may_appear
         reason = FailureReason.ADAPTER_MISSING.value if certain else "ModelsMissing"
         conditions.set(type_, not certain, reason, unknown_models_text(resolution.unknown_models))
     else:
@@ -166,14 +166,14 @@ def _progressing(conditions: Conditions, server: ServerState) -> None:
     if snapshot.errors:
         conditions.set(type_, False, FailureReason.INVALID_SPEC.value, "the replicas are not changed")
     elif server.server_blocker is not None:
-        conditions.set(type_, server.moving, str(server.server_blocker.reason), server.server_blocker.message)
+        conditions.set(type_, server.rolling_out, str(server.server_blocker.reason), server.server_blocker.message)
     elif snapshot.waiting_for is not None:
         conditions.set(type_, True, PREDECESSOR, snapshot.waiting_for)
-    elif server.waits is not None:
-        conditions.set(type_, True, PREDECESSOR, server.waits)
-    elif server.moving and server.stopped:
+    elif server.waiting_message is not None:
+        conditions.set(type_, True, PREDECESSOR, server.waiting_message)
+    elif server.rolling_out and server.stopped:
         conditions.set(type_, True, "Stopping", "the last replicas finish their requests")
-    elif server.moving:
+    elif server.rolling_out:
         conditions.set(
             type_, True, ROLLING_OUT, (stalled or "replicas are created or replaced") + server.previous_rules_text
         )
@@ -198,7 +198,7 @@ def set_kstatus_conditions(conditions: Conditions, phase: ServerPhase) -> None:
 def server_phase(conditions: Conditions, server: ServerState, *, blocked: bool) -> ServerPhase:
     """Return the phase; the first check that holds wins. `blocked`: something blocks the server."""
     available = conditions.is_true(ServerCondition.AVAILABLE)
-    rolling = conditions.reason(ServerCondition.PROGRESSING) == ROLLING_OUT or server.waits is not None
+    rolling = conditions.reason(ServerCondition.PROGRESSING) == ROLLING_OUT or server.waiting_message is not None
     checks = (
         (conditions.is_false(ServerCondition.VALIDATED), ServerPhase.INVALID),
         (server.stopped, ServerPhase.STOPPED),
@@ -230,7 +230,7 @@ def dangling_aliases_text(dangling_aliases: Sequence[DanglingAlias]) -> str:
 def unknown_models_text(found: Sequence[UnknownModel]) -> str:
     """Return a message about the models of spec.access.clients that the server does not have."""
     first, more = found[0], len(found) - 1
-    what = "not a model of this server now" if first.may_come else "no base model, adapter or alias of this server"
-    text = f"spec.access.clients lets {first.client} request {first.model}, which is {what}{first.near}"
+    what = "not a model of this server now" if first.may_appear else "no base model, adapter or alias of this server"
+    text = f"spec.access.clients lets {first.client} request {first.model}, which is {what}{first.suggestion}"
     others = "1 more name is" if more == 1 else f"{more} more names are"
-    return text if not more else f"{text}{'' if first.near else ';'} {others} unknown"
+    return text if not more else f"{text}{'' if first.suggestion else ';'} {others} unknown"

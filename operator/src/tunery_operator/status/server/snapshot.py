@@ -44,7 +44,7 @@ class ServerSnapshot:
     """Why its pods cannot trust the certificate of the operator's endpoint; None: they can."""
     errors: tuple[FieldError, ...] = ()
     """The errors of the spec; its children are not changed."""
-    unplannable: tuple[FieldError, ...] = ()
+    planning_errors: tuple[FieldError, ...] = ()
     """Why an accepted spec cannot be planned with today's rules and settings."""
     conflict: str | None = None
     """The foreign object that has the name of a child."""
@@ -103,7 +103,7 @@ class Replica:
         return not self.pod.ready and not any(container.restarts for container in self.pod.containers)
 
     @property
-    def waits(self) -> str | None:
+    def waiting_message(self) -> str | None:
         """Return a message about the ending pod that it waits for; None if it waits for none."""
         if self.predecessor is None:
             return None

@@ -13,7 +13,7 @@ from tunery_operator.controllers.context import ReconcileContext
 from tunery_operator.controllers.inputs import is_awaited, refresh_inputs
 from tunery_operator.controllers.jobs import delete_job
 from tunery_operator.controllers.observe import ManagedObject
-from tunery_operator.controllers.status_writer import write
+from tunery_operator.controllers.status_writer import write_and_record
 from tunery_operator.errors import ApiFailure
 from tunery_operator.observed.attempt import Attempt
 from tunery_operator.observed.job import JobView
@@ -65,7 +65,7 @@ def reconcile_finished(context: ReconcileContext, obj: ManagedObject) -> Requeue
     if (status := reopened(obj.status, obj.retry)) is not None:
         return _reopen(context, obj, refresh_inputs(context, obj, status), names)
     if change := status_change(obj.body, noted := _with_spec_change(context, obj)):
-        return Requeue(0.0, write(context, obj, noted, change))
+        return Requeue(0.0, write_and_record(context, obj, noted, change))
     jobs = [job for name in names if (job := context.cache.jobs.get(obj.owner.key.namespace, name)) is not None]
     for job in jobs:
         # The operator was killed before it deleted them, or another client wrote the status.
@@ -85,7 +85,7 @@ def _with_spec_change(context: ReconcileContext, obj: ManagedObject) -> dict[str
 def _reject_retry(context: ReconcileContext, obj: ManagedObject, mark: str) -> Requeue:
     """Record a requested retry as rejected: the object is a trial, has succeeded, or was stopped."""
     noted = {**_with_spec_change(context, obj), "observedRetry": mark}
-    return Requeue(0.0, write(context, obj, noted, status_change(obj.body, noted)))
+    return Requeue(0.0, write_and_record(context, obj, noted, status_change(obj.body, noted)))
 
 
 def _reopen(context: ReconcileContext, obj: ManagedObject, status: Mapping[str, Any], names: Iterable[str]) -> Requeue:
@@ -97,8 +97,8 @@ def _reopen(context: ReconcileContext, obj: ManagedObject, status: Mapping[str, 
     if any(apply.find_job(context.client, owner, job.name) is not None for job in old):
         return Requeue(DELETION_POLL_SECONDS)
     status = retried_status(status, owner.generation, context.now())
-    woken = write(context, obj, status, status_change(obj.body, status))
-    return Requeue(0.0, woken)
+    keys_to_requeue = write_and_record(context, obj, status, status_change(obj.body, status))
+    return Requeue(0.0, keys_to_requeue)
 
 
 def seconds_to_live(context: ReconcileContext, obj: ManagedObject, status: Mapping[str, Any]) -> float | None:

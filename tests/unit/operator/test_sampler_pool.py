@@ -11,7 +11,7 @@ from prometheus_client import REGISTRY
 
 from tunery_api.kinds import Kind
 from tunery_api.lorasweep import SamplerType
-from tunery_operator.controllers.sampler import MAX_PROCESSES, Sampler
+from tunery_operator.controllers.sampler_pool import MAX_PROCESSES, SamplerPool
 from tunery_operator.errors import SamplerBusy
 from tunery_operator.observed.metadata import Key
 from tunery_search.dimensions import Numeric
@@ -50,13 +50,13 @@ class Optuna:
 
 
 def test_a_question_is_asked_once_and_its_answer_enqueues_the_sweep() -> None:
-    optuna, woken = Optuna(), list[Key]()
-    sampler = Sampler(woken.append, optuna)
+    optuna, enqueued = Optuna(), list[Key]()
+    sampler = SamplerPool(enqueued.append, optuna)
     for _ in range(3):
         with pytest.raises(SamplerBusy):
             sampler.suggestions(question(8), key("a"), "uid")
     optuna.let.release()
-    eventually("it is enqueued", lambda: woken == [key("a")])
+    eventually("it is enqueued", lambda: enqueued == [key("a")])
     assert [each.number for each in sampler.suggestions(question(8), key("a"), "uid").suggestions] == [8]
     assert optuna.asked == [8]
     with pytest.raises(SamplerBusy):
@@ -66,19 +66,19 @@ def test_a_question_is_asked_once_and_its_answer_enqueues_the_sweep() -> None:
 
 
 def test_the_answer_to_another_question_is_not_taken() -> None:
-    optuna, woken = Optuna(), list[Key]()
-    sampler = Sampler(woken.append, optuna)
+    optuna, enqueued = Optuna(), list[Key]()
+    sampler = SamplerPool(enqueued.append, optuna)
     for told in (8, 9):
         with pytest.raises(SamplerBusy):
             sampler.suggestions(question(told), key("a"), "uid")
     optuna.let.release(2)
-    eventually("both have answers", lambda: len(woken) == 2)
+    eventually("both have answers", lambda: len(enqueued) == 2)
     assert [each.number for each in sampler.suggestions(question(9), key("a"), "uid").suggestions] == [9]
 
 
 def test_two_are_asked_at_a_time_and_the_others_in_their_order() -> None:
     optuna = Optuna()
-    sampler = Sampler(ask=optuna)
+    sampler = SamplerPool(ask=optuna)
     for told in range(8, 14):
         with pytest.raises(SamplerBusy):
             sampler.suggestions(question(told), key(f"{told}"), f"{told}")
@@ -98,29 +98,29 @@ def test_two_are_asked_at_a_time_and_the_others_in_their_order() -> None:
     ids=["startup", "random", "grid", "nothing-to-weigh"],
 )
 def test_what_takes_no_process_is_answered_at_once(asked: Ask) -> None:
-    assert Sampler(ask=lambda _: Answer()).suggestions(asked, key("a"), "uid") == Answer()
+    assert SamplerPool(ask=lambda _: Answer()).suggestions(asked, key("a"), "uid") == Answer()
 
 
 def test_a_failure_is_raised_once_and_the_question_asked_again() -> None:
-    woken, asked = list[Key](), list[Ask]()
+    enqueued, asked = list[Key](), list[Ask]()
 
     def fails(ask: Ask) -> Answer:
         asked.append(ask)
         raise SuggestionFailed("it was killed")
 
-    sampler = Sampler(woken.append, fails)
+    sampler = SamplerPool(enqueued.append, fails)
     for times in (1, 2):
         with pytest.raises(SamplerBusy):
             sampler.suggestions(question(8), key("a"), "uid")
-        eventually("it has failed", lambda times=times: len(woken) == times)
+        eventually("it has failed", lambda times=times: len(enqueued) == times)
         with pytest.raises(SuggestionFailed, match="it was killed"):
             sampler.suggestions(question(8), key("a"), "uid")
     assert len(asked) == 2
 
 
 def test_once_closed_it_asks_nothing_and_enqueues_nothing() -> None:
-    optuna, woken = Optuna(), list[Key]()
-    sampler = Sampler(woken.append, optuna)
+    optuna, enqueued = Optuna(), list[Key]()
+    sampler = SamplerPool(enqueued.append, optuna)
     with pytest.raises(SamplerBusy):
         sampler.suggestions(question(8), key("a"), "uid")
     eventually("it is asked", lambda: optuna.asked)
@@ -129,7 +129,7 @@ def test_once_closed_it_asks_nothing_and_enqueues_nothing() -> None:
         sampler.suggestions(question(9), key("a"), "uid")
     optuna.let.release(2)
     assert optuna.asked == [8]
-    assert not woken
+    assert not enqueued
 
 
 def _metrics() -> list[float]:
@@ -145,7 +145,7 @@ def test_metrics_count_each_answer_and_each_that_did_not_come(fails: bool, count
         return Answer()
 
     clock: Callable[[], float] = iter(range(0, 80, 2)).__next__
-    before, sampler = _metrics(), Sampler(ask=ask, clock=clock)
+    before, sampler = _metrics(), SamplerPool(ask=ask, clock=clock)
     try:
         sampler.suggestions(question(5, SamplerType.RANDOM), key("a"), "uid")
     except SuggestionFailed:

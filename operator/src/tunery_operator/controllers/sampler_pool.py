@@ -33,7 +33,7 @@ class _Request:
     answer: Future[Answer]
 
 
-class Sampler:
+class SamplerPool:
     """Answers the requests of sweeps; safe for threads."""
 
     def __init__(
