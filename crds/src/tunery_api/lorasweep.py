@@ -156,7 +156,7 @@ class SamplerSpec(ApiModel):
         SamplerType.TPE,
         description="TPE: Optuna's, which learns from the trials so far; Random; Grid: every point once, in order.",
     )
-    startup_trials: int = Field(8, ge=1, le=MAX_TRIALS, description="Trials by chance before TPE learns from them.")
+    startup_trials: int = Field(8, ge=1, le=MAX_TRIALS, description="Random trials before TPE learns from them.")
 
 
 class PrunerSpec(ApiModel):
@@ -276,8 +276,8 @@ class LoRASweepSpec(KindSpec):
         None,
         ge=0,
         le=MAX_TRIALS,
-        description="Trials that may fail by chance (a lost node, storage that is away); with one more, the sweep "
-        "fails. Default: a fifth of maxTrials, at least 3; none where maxTrials was lowered below what was made.",
+        description="Trials that may fail for reasons other than their values, such as a lost node; with one more, the "
+        "sweep fails. Default: a fifth of maxTrials, at least 3; none where maxTrials was lowered below what was made.",
     )
     stop_after_trials_without_improvement: int | None = Field(
         None, ge=1, le=MAX_TRIALS, description="End after so many trials in a row that were not better than the best."

@@ -101,7 +101,9 @@ def _beside_model(block: type[ApiModel], model: str) -> Rule:
     """Return the rule that the folders of the output and of the model are separate, as in fields.overlap."""
     one, other = (f"({_place(uri)} + '/')" for uri in (f"self.{model}.uri", "self.output.uri"))
     text = f"({one}.startsWith({other}) || {other}.startsWith({one}))"
-    overlaps = CustomCondition(text, lambda raw: uris_overlap(value_at(raw, f"{model}.uri"), value_at(raw, "output.uri")))
+    overlaps = CustomCondition(
+        text, lambda raw: uris_overlap(value_at(raw, f"{model}.uri"), value_at(raw, "output.uri"))
+    )
     says = "overlaps the base model, which Tunery never changes"
     return Rule(block, "output.uri", (given(model), given("output.uri"), overlaps), says, _ELSEWHERE, on_create=True)
 
@@ -317,7 +319,9 @@ ADAPTERMERGE: Final = (
     allowed_when(AdapterMergeSpec, "majoritySign", "method", *sorted(ELECTING)),
     never(
         AdapterMergeSpec, "model", given("model"), is_("into", "Adapter"), absent("evaluation"),
-        CustomCondition("!self.adapters.exists(a, has(a.uri))", lambda raw: not any("uri" in each for each in raw["adapters"])),
+        CustomCondition(
+            "!self.adapters.exists(a, has(a.uri))", lambda raw: not any("uri" in each for each in raw["adapters"])
+        ),
         says="is not needed to combine adapters of LoRAJobs", fix="remove it, or set into: Model or evaluation",
     ),
     _beside_model(AdapterMergeSpec, "model"),
@@ -347,7 +351,9 @@ LORASWEEP: Final = (
     ),
     never(
         ParameterSpec, "",  # CEL knows no field without a type, but of dyn() it can tell whether one is set
-        CustomCondition("has(self.range) == has(dyn(self).choices)", lambda raw: ("range" in raw) == ("choices" in raw)),
+        CustomCondition(
+            "has(self.range) == has(dyn(self).choices)", lambda raw: ("range" in raw) == ("choices" in raw)
+        ),
         says="needs exactly one of range and choices", fix="set one of them",
     ),
     never(

@@ -78,7 +78,7 @@ def decide(spec: LoRASweepSpec, trials: Sequence[Trial], moment: DecisionContext
         # The Job that publishes it exists, so changes of the spec have no effect.
         return Decision(publish=chosen.number, end_reason=end)
     if end in _STOPS_ALL:
-        text = "the budget is spent" if end is EndReason.BUDGET else "the time of the sweep is over"
+        text = "the budget is spent" if end is EndReason.BUDGET else "the sweep reached spec.activeDeadlineSeconds"
         stop = _stop_all(trials, text)
     else:
         stop = {number: stop_text(why) for number, why in pruned(spec.pruner, trials).items()}
@@ -101,7 +101,8 @@ def _failure(spec: LoRASweepSpec, trials: Sequence[Trial], counted: int) -> Fail
     failed = [trial for trial in trials if trial.row.state == TrialState.FAILED and not trial.is_extra]
     for trial in failed:
         if _fault(trial) is Fault.EVERY:
-            text = f"trial {trial.row.number} ({trial.row.name}), as any other would: {_failure_message(trial.row)}"
+            said = _failure_message(trial.row)
+            text = f"trial {trial.row.number} ({trial.row.name}) failed as every trial would: {said}"
             return _failed(spec, trial.row.reason, text, trial.row)
     # If a user lowers maxTrials below the trials created, the default limit of failures must not fail the sweep.
     lowered = spec.max_failed_trials is None and counted > spec.max_trials
@@ -109,7 +110,8 @@ def _failure(spec: LoRASweepSpec, trials: Sequence[Trial], counted: int) -> Fail
     if len(failed) > allowed and not lowered:
         reason = _commonest(failed)
         last = [trial.row for trial in failed if trial.row.reason == reason or reason is None][-1]
-        text = f"{len(failed)} trials failed by chance, spec.maxFailedTrials is {allowed}"
+        default = " by default" if spec.max_failed_trials is None else ""
+        text = f"{len(failed)} trials failed, and spec.maxFailedTrials allows {allowed}{default}"
         text = f"{text}; the last: {_failure_message(last)}"
         return _failed(spec, reason, text, last)
     return None

@@ -10,7 +10,7 @@ from typing import Any, Final, get_args, get_origin
 
 import pytest
 
-from tunery_api.cel import CustomCondition, Condition, Rule, Several, field_info
+from tunery_api.cel import Condition, CustomCondition, Rule, Several, field_info
 from tunery_api.errors import InvalidSpec
 from tunery_api.fields import ApiModel
 from tunery_api.kinds import KINDS, Kind

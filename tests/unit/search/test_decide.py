@@ -186,7 +186,9 @@ def test_a_failure_of_every_trial_ends_the_sweep_after_one(reason: FailureReason
     decision = decide(sweep(parallelTrials=4), [failed, running(1)], moment())
     assert decision.fail is not None
     assert decision.fail.reason is reason
-    assert decision.fail.message == "trial 0 (support-000), as any other would: Secret s3 has no AWS_ACCESS_KEY_ID"
+    assert (
+        decision.fail.message == "trial 0 (support-000) failed as every trial would: Secret s3 has no AWS_ACCESS_KEY_ID"
+    )
     assert decision.stop == {1: "sweep: the sweep has failed"}
     assert decision.create == ()
 
@@ -198,7 +200,7 @@ def test_failures_by_chance_are_counted() -> None:
     assert decision.fail is not None
     assert (decision.fail.reason, decision.fail.message) == (
         "NodeLost",
-        "4 trials failed by chance, spec.maxFailedTrials is 3; the last: node 3 is gone",
+        "4 trials failed, and spec.maxFailedTrials allows 3 by default; the last: node 3 is gone",
     )
     assert [most_failed(sweep(maxTrials=most)) for most in (1, 20, 40, 128)] == [3, 4, 8, 25]
     assert most_failed(sweep(maxFailedTrials=0)) == 0
@@ -212,7 +214,7 @@ def test_who_lowers_max_trials_to_end_it_has_the_best_whatever_failed_by_chance_
     assert decide(sweep(maxTrials=1), [*trials, running(5)], moment()) == Decision(), "what runs comes to its end"
     asked = decide(sweep(maxTrials=1, maxFailedTrials=3), trials, moment()).fail
     assert asked is not None
-    assert asked.message.startswith("4 trials failed by chance, spec.maxFailedTrials is 3")
+    assert asked.message.startswith("4 trials failed, and spec.maxFailedTrials allows 3;")
     lost = decide(sweep(maxTrials=1), trials[:4], moment()).fail
     assert lost is not None
     assert lost.message == "4 of 4 trials ended as NodeLost, and none is complete; the last: node 3 is gone"
@@ -253,7 +255,7 @@ def test_the_deadline_stops_all_and_publishes_the_best() -> None:
     before = decide(spec, trials, moment(3599))
     assert (before.stop, before.requeue_at) == ({}, START + timedelta(seconds=3600))
     after = decide(spec, trials, moment(3600))
-    text = "sweep: the time of the sweep is over"
+    text = "sweep: the sweep reached spec.activeDeadlineSeconds"
     assert (after.stop, after.create, after.end_reason) == ({1: text, 2: text}, (), EndReason.DEADLINE)
     ended = [done(0), trial(1, S.PRUNED), trial(2, S.PRUNED), trial(3, S.PRUNED)]
     assert decide(spec, ended, moment(3600)) == Decision(publish=0, end_reason=EndReason.DEADLINE)

@@ -28,7 +28,7 @@ from tunery_operator.client.permissions import (
 from tunery_operator.controllers.context import ReconcileContext
 from tunery_operator.controllers.observe import ManagedObject, chart_values, find_object
 from tunery_operator.controllers.rejections import blocked_by, rejected_by
-from tunery_operator.controllers.status_writer import write_delay, write_change
+from tunery_operator.controllers.status_writer import write_change, write_delay
 from tunery_operator.controllers.warnings import server_warnings
 from tunery_operator.errors import (
     ApiFailure,

@@ -16,8 +16,8 @@ from tunery_api.runspec import Task
 from tunery_api.status import FINAL_PHASES, ConditionType, Phase
 from tunery_api.sweepstatus import FINAL_TRIAL_STATES
 from tunery_operator.client.apply import status_change
-from tunery_operator.controllers.context import ReconcileContext
 from tunery_operator.controllers.after_finish import jobs_of, mark_done, reconcile_finished, seconds_to_live, stop_jobs
+from tunery_operator.controllers.context import ReconcileContext
 from tunery_operator.controllers.jobs import own_leftovers, sync_suspend
 from tunery_operator.controllers.observe import ManagedObject, find_object
 from tunery_operator.controllers.rejections import blocked_by, rejected_by, rejection_of

@@ -31,9 +31,9 @@ from tunery_operator.manifests.pod import (
 )
 from tunery_operator.manifests.volumes import (
     CA_FILE,
-    Mount,
-    build_volume_mount,
+    MountedVolume,
     build_server_volumes,
+    build_volume_mount,
     ca_bundle_env,
     engine_mounts,
     gateway_mounts,
@@ -136,7 +136,7 @@ def _command(task: str) -> list[str]:
     return ["python", "-m", "tunery_server", task, f"{SERVE_DIR}/{SERVE_FILE}"]
 
 
-def _container(name: str, image: Image, resources: Resources, mounted: Iterable[Mount]) -> dict[str, Any]:
+def _container(name: str, image: Image, resources: Resources, mounted: Iterable[MountedVolume]) -> dict[str, Any]:
     return {
         "name": name,
         "image": image.name,

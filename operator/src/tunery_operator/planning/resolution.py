@@ -133,7 +133,9 @@ def unknown_models(spec: AdapterServerSpec, known: Collection[str]) -> Iterator[
     for client in spec.access.clients or ():
         for model in client.models:
             if model not in names:
-                yield UnknownModel(client.name, model, did_you_mean(model, sorted(names)) if suggest else "", may_appear)
+                yield UnknownModel(
+                    client.name, model, did_you_mean(model, sorted(names)) if suggest else "", may_appear
+                )
                 suggest = False
 
 

@@ -51,7 +51,7 @@ def _show_queued(builder: StatusBuilder, queue: str) -> None:
     if builder.conditions.is_true(_QUOTA) or builder.conditions.reason(_QUOTA) == PREEMPTED:
         builder.conditions.set(_QUOTA, False, PREEMPTED, f"queue {queue} took the quota back, and will start it again")
     else:
-        builder.conditions.set(_QUOTA, False, _WAITING, f"queue {queue} has no free quota yet")
+        builder.conditions.set(_QUOTA, False, _WAITING, f"waiting for admission by queue {queue}")
 
 
 def release_quota(builder: StatusBuilder) -> None:

@@ -169,7 +169,7 @@ def test_a_missing_secret_costs_one_trial_and_a_retry_goes_on(namespace: Namespa
     namespace.apply(lorasweep("s"))
     status = ended(namespace, phase="Failed")
     assert status["failure"]["reason"] == "SecretNotFound"
-    assert "trial 0 (s-000), as any other would: the Secret s3 is missing" in status["failure"]["message"]
+    assert "trial 0 (s-000) failed as every trial would: the Secret s3 is missing" in status["failure"]["message"]
     assert "kubectl annotate lorasweep s" in status["failure"]["hint"]
     assert sorted(jobs(namespace)) == ["s-000"]
     for plural in ("jobs", "pods"):
@@ -383,7 +383,7 @@ def test_when_its_time_is_over_the_best_so_far_is_published(namespace: Namespace
     status = ended(namespace)
     assert status["endReason"] == "Deadline"
     assert status["trials"][1]["state"] == "Pruned"
-    assert status["trials"][1]["why"] == "the time of the sweep is over"
+    assert status["trials"][1]["why"] == "the sweep reached spec.activeDeadlineSeconds"
 
 
 @pytest.mark.slow

@@ -230,7 +230,7 @@ def test_the_time_of_a_sweep_ends_the_trial_that_runs_and_publishes_the_best_so_
     done = run(path)
     assert done.returncode == ExitCode.OK, done.stderr
     states = [(row["state"], row.get("why")) for row in known(path)]
-    assert states == [("Complete", None), ("Pruned", "the time of the sweep is over")]
+    assert states == [("Complete", None), ("Pruned", "the sweep reached spec.activeDeadlineSeconds")]
     assert best_of(path) == 0
 
 
@@ -277,7 +277,7 @@ def test_too_many_failures_by_chance_end_it_until_it_is_run_again(sweep: Sweep) 
     done = run(path)
     assert done.returncode == ExitCode.RETRYABLE
     reason, hint = done.stderr.splitlines()[-2:]
-    assert reason.startswith("StorageUnavailable: 2 trials failed by chance, spec.maxFailedTrials is 1")
+    assert reason.startswith("StorageUnavailable: 2 trials failed, and spec.maxFailedTrials allows 1;")
     assert "estore the network of the played trial, and run it again. Or, in the manifest: lower " in hint
     assert run(path).returncode == ExitCode.OK
     assert best_of(path) == 2

@@ -119,13 +119,13 @@ def _waits_for(pending: Sequence[PendingAdapter]) -> str:
 def _available(conditions: Conditions, server: ServerState) -> None:
     type_ = ServerCondition.AVAILABLE
     if server.ready:
-        conditions.set(type_, True, "Available", f"{server.ready} of {server.snapshot.replicas} replicas answer")
+        conditions.set(type_, True, "Available", f"{server.ready} of {server.snapshot.replicas} replicas are ready")
     elif server.stopped:
         conditions.set(type_, False, STOPPED, "spec.replicas is 0")
     elif server.server_blocker is not None:
         conditions.set(type_, False, str(server.server_blocker.reason), server.server_blocker.message)
     else:
-        conditions.set(type_, False, "Starting", "no replica answers yet")
+        conditions.set(type_, False, "Starting", "no replica is ready yet")
 
 
 def _served(conditions: Conditions, server: ServerState) -> None:
@@ -150,7 +150,7 @@ def _served(conditions: Conditions, server: ServerState) -> None:
         reason = problem.reason or FailureReason.INTERNAL_ERROR.value
         conditions.set(type_, False, reason, f"adapter {problem.name}: {problem.message or reason}")
     elif not server.ready:
-        conditions.set(type_, False, "NotAvailable", "no replica answers yet")
+        conditions.set(type_, False, "NotAvailable", "no replica is ready yet")
     elif others and all(item.state is AdapterState.WAITING for item in others):
         conditions.set(type_, False, WAITING, _waits_for(pending))
     elif others:
@@ -172,7 +172,7 @@ def _progressing(conditions: Conditions, server: ServerState) -> None:
     elif server.waiting_message is not None:
         conditions.set(type_, True, PREDECESSOR, server.waiting_message)
     elif server.rolling_out and server.stopped:
-        conditions.set(type_, True, "Stopping", "the last replicas finish their requests")
+        conditions.set(type_, True, "Stopping", "the last replicas are draining")
     elif server.rolling_out:
         conditions.set(
             type_, True, ROLLING_OUT, (stalled or "replicas are created or replaced") + server.previous_rules_text

@@ -62,7 +62,7 @@ def _failures(before: Entries, after: Entries, known: Sequence[str]) -> Iterator
 def _of_conditions(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[EventParts]:
     available = ServerCondition.AVAILABLE
     if _status(new, available) == "True" and _status(old, available) != "True":
-        yield SERVER_READY, f"{new.get('readyText')} replicas answer at {new.get('url')}", False
+        yield SERVER_READY, f"{new.get('readyText')} replicas are ready at {new.get('url')}", False
     if _reason(new, available) == STOPPED and _reason(old, available) not in (None, STOPPED):
         yield STOPPED, "spec.replicas is 0", False
     served = ServerCondition.ADAPTERS_SERVED
