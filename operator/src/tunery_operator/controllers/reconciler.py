@@ -88,20 +88,20 @@ def reconcile_job(context: ReconcileContext, key: Key, steps: KindSteps[Spec]) -
 def _with_leftovers(
     context: ReconcileContext, obj: ManagedObject, job_names: tuple[str, ...], before: Snapshot, snapshot: Snapshot
 ) -> Snapshot:
-    """Return the snapshot with the pods of Jobs that are gone."""
+    """Return the snapshot with the pods whose Job was deleted."""
     known = {attempt.job.uid for attempt in (snapshot.preflight, snapshot.main) if attempt is not None}
     remaining = [pod for name in job_names for pod in own_leftovers(context, obj.owner, name)]
     context.cache.state(obj.owner.key).stale = False
     pods = [pod for pod in remaining if pod.job_uid not in known]
     pods.extend(_ended_pods_of_deleted_jobs(before, known))
-    # Read after the leftovers: a pod that ends meanwhile is in one of the two.
+    # Read the lost pods after the leftovers, so that a pod that ends in between is in at least one of them.
     snapshot = replace(snapshot, lost_pods=context.cache.state(obj.owner.key).lost.get(job_names[0], ()))
     pods.extend(_ended_pods_without_job(context, obj, job_names[0], snapshot))
     return replace(snapshot, leftovers=tuple(pods))
 
 
 def _ended_pods_of_deleted_jobs(before: Snapshot, known: set[str]) -> Iterator[PodView]:
-    """Yield the ended pods of Jobs that this reconcile deleted: the attempt history may lack their end."""
+    """Yield the ended pods of Jobs that this reconcile deleted. Their ends may not be in the attempt history yet."""
     for attempt in (before.preflight, before.main):
         if attempt is not None and attempt.job.uid not in known:
             yield from (pod for pod in attempt.pods if pod.finished)
@@ -110,7 +110,7 @@ def _ended_pods_of_deleted_jobs(before: Snapshot, known: set[str]) -> Iterator[P
 def _ended_pods_without_job(
     context: ReconcileContext, obj: ManagedObject, job_name: str, snapshot: Snapshot
 ) -> tuple[PodView, ...]:
-    """Return the pods that ended after their Job was deleted and whose end the status lacks."""
+    """Return the pods that ended after their Job was deleted, if their ends are not in the status yet."""
     lost_uids = open_attempts(obj.status) & {lost.uid for lost in snapshot.lost_pods}
     if snapshot.main is not None or not lost_uids:
         return ()
@@ -145,8 +145,8 @@ def _apply_and_retry(
 def _apply_spec(context: ReconcileContext, obj: ManagedObject, steps: KindSteps[Spec], snapshot: Snapshot) -> Snapshot:
     """Parse the spec and apply the next step.
 
-    A spec that was accepted before stays so: if today's rules or settings reject it, the status shows that as a
-    blocker, and its Jobs continue.
+    A spec that was accepted once stays accepted. If the current rules or settings reject it, its Jobs continue, and the
+    status shows what blocks the next step.
     """
     accepted = obj.was_accepted() or snapshot.main is not None or snapshot.preflight is not None
     try:
@@ -180,12 +180,12 @@ _FREQUENT: Final = frozenset(
 def update_status(context: ReconcileContext, obj: ManagedObject, snapshot: Snapshot, retry_in: float | None) -> Requeue:
     """Compute the status, delete the Jobs of an ended object, write the status if it changed, and record events.
 
-    `retry_in` is the seconds until the next try of what was blocked; None: nothing was. Return at once to an object
-    whose next step this status opens.
+    `retry_in` is the number of seconds until a blocked step is tried again; None: no step is blocked. If the new status
+    allows the next step, the object is requeued at once.
     """
     status = compute_status(snapshot)
     if status["phase"] in (Phase.FAILED.value, Phase.STOPPED.value):
-        # If the operator is killed before the write, the next reconcile computes the same end, without the Jobs.
+        # Before the status is written: after a crash in between, the next reconcile computes the same status again.
         stop_jobs(context, snapshot)
     mark_removed_trials(context, obj, status)
     change = status_change(obj.body, status)
@@ -198,7 +198,7 @@ def update_status(context: ReconcileContext, obj: ManagedObject, snapshot: Snaps
     if status["phase"] in FINAL_PHASES:
         mark_done(context, obj.owner, [attempt.job for attempt in jobs_of(snapshot)])
         if reopened(status, obj.retry) is not None:
-            # The user requested the retry while trials of a sweep still ended; no watch reports it again.
+            # A retry was requested while the trials of a sweep were still ending; no watch event follows.
             return Requeue(0.0, keys_to_requeue)
         return Requeue(seconds_to_live(context, obj, status), keys_to_requeue)
     return Requeue(0.0 if _opens_next_step(obj, status) else later, keys_to_requeue)
