@@ -237,6 +237,17 @@ def test_auto_takes_no_method_that_would_be_refused_by_name(blocks: dict[str, An
     assert {error.path for error in refused.value.errors} == set(field.split(", "))
 
 
+@pytest.mark.parametrize("preset", Preset)
+def test_a_preset_asks_for_lora_as_its_rank_would(preset: Preset) -> None:
+    device = DeviceFacts(DeviceKind.CUDA, 80 * GIB, bfloat16=True)
+    choices = method_choices(spec_of({"preset": preset.value}), 60, device)
+    assert [choice.method.value for choice in choices] == ["LoRA", "QLoRA"]
+    why = f"60 rows are fewer than 100, but prompt tuning has no rank, which preset {preset.value} sets."
+    assert choices[0].reason == f"The model fits unquantised; {why}"
+    plan = resolved({"preset": preset.value}, rows=60)
+    assert (plan.adapter.rank, sources(plan)["lora.rank"]) == (PRESETS[preset].rank, "Preset")
+
+
 def test_auto_on_a_cpu_without_a_limit_is_lora() -> None:
     assert resolved({}, gpu=DeviceFacts(DeviceKind.CPU, None, bfloat16=False)).method is Method.LORA
 

@@ -52,8 +52,11 @@ def method_choices(
 
 
 def _for_few_rows(spec: LoRAJobSpec, rows: int) -> MethodChoice:
-    """Return prompt tuning, unless the manifest says what is refused of it: that would be read over."""
+    """Return prompt tuning, or LoRA if the manifest has settings that prompt tuning has not: they would be ignored."""
     few = f"{rows} rows are fewer than {FEW_ROWS}"
+    if spec.preset is not None:
+        why = f"The model fits unquantised; {few}, but prompt tuning has no rank, which preset {spec.preset} sets."
+        return MethodChoice(Method.LORA, why)
     as_prompt = spec.model_copy(update={"method": Method.PROMPT_TUNING})
     fields = sorted({error.path for error in lorajob_errors(as_prompt)})
     if not fields:
