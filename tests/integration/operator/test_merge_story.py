@@ -7,7 +7,7 @@ import time
 import pytest
 
 from kit.operator.api import Json
-from kit.operator.objects import RESULT, Namespace, adaptermerge, lorajob
+from kit.operator.objects import REPORT, RESULT, Namespace, adaptermerge, lorajob
 from kit.operator.runs import run_of
 
 MERGED: Json = {
@@ -58,6 +58,21 @@ def test_a_merge_fails_with_the_lorajob_it_waits_for(namespace: Namespace) -> No
     assert "LoRAJob bad" in failure["message"]
     assert "LossDiverged" in failure["message"]
     assert namespace.get("jobs", "mf-merge") is None
+
+
+def test_a_merge_fails_as_soon_as_a_lorajob_has_a_method_that_cannot_be_merged(namespace: Namespace) -> None:
+    namespace.apply(lorajob("auto"))
+    namespace.apply(merge("mp", "auto", "later"))
+    namespace.wait_phase("mp", "Waiting", "adaptermerges")
+    resolved = {"resolved": REPORT["resolved"] | {"method": "PromptTuning"}}
+    namespace.end_pod(namespace.run_pod("auto-preflight"), message=REPORT | resolved)
+    failure = namespace.wait_phase("mp", "Failed", "adaptermerges")["failure"]
+    assert failure["reason"] == "InvalidSpec"
+    text = "LoRAJob auto, which this waits for, has method PromptTuning: its adapter cannot be merged"
+    assert failure["message"] == text
+    assert failure["hint"] == "Name a LoRAJob whose method can be merged, such as LoRA, in a new AdapterMerge."
+    assert namespace.get("jobs", "mp-merge") is None
+    assert namespace.status("auto")["phase"] != "Failed"
 
 
 def test_a_merge_of_uris_waits_for_nothing(namespace: Namespace) -> None:

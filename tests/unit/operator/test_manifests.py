@@ -13,10 +13,11 @@ from tunery_api.runspec import CacheMount, DiskLimit
 from tunery_api.validation import parse_adaptermerge, parse_lorajob
 from tunery_operator.manifests.job import build_job
 from tunery_operator.observed.metadata import Owner, parse_owner
-from tunery_operator.planning.adaptermerge import plan_merge
+from tunery_operator.planning.adaptermerge import plan_merge, unmergeable_methods
 from tunery_operator.planning.adaptermerge import plan_report as plan_merge_report
 from tunery_operator.planning.inputs import (
     AdapterInput,
+    FailedInput,
     NoCheckpoint,
     ReadyInput,
     UnfinishedInput,
@@ -385,6 +386,31 @@ def test_a_merge_opens_each_adapter_with_its_own_secret() -> None:
         "adapter-1": "other",
     }
     assert [adapter.uri for adapter in plan.run.adapters] == ["s3://a/one", "s3://a/two"]
+
+
+@pytest.mark.parametrize(
+    ("method", "references", "fields", "how"),
+    [
+        pytest.param("PromptTuning", 1, {}, "cannot be merged", id="prompt-tuning"),
+        pytest.param("PrefixTuning", 2, {}, "cannot be merged", id="prefix-tuning"),
+        pytest.param("DoRA", 1, {}, "can only be merged alone, with into: Model", id="dora-into-adapter"),
+        pytest.param("QDoRA", 2, {"into": "Model"}, "can only be merged alone, with into: Model", id="dora-of-two"),
+        pytest.param("DoRA", 1, {"into": "Model"}, None, id="dora-alone"),
+        pytest.param("IA3", 2, {}, None, id="ia3"),
+        pytest.param("QLoRA", 2, {}, None, id="qlora"),
+    ],
+)
+def test_a_merge_rejects_a_method_before_the_lorajob_has_ended(
+    method: str, references: int, fields: dict[str, Any], how: str | None
+) -> None:
+    spec = parse_adaptermerge(adaptermerge("m", [{"loraJobRef": {"name": "y"}}] * references, **fields))
+    body = {"spec": {}, "status": {"phase": "Training", "resolved": {"method": method}}}
+    found = lorajob_input("y", body, None, unmergeable_methods(spec))
+    if how is None:
+        assert found == UnfinishedInput("y", "is Training")
+    else:
+        assert isinstance(found, FailedInput)
+        assert (found.how, found.reason) == (f"has method {method}: its adapter {how}", "InvalidSpec")
 
 
 def test_adapters_made_elsewhere_are_mounted_and_opened_as_models_are() -> None:

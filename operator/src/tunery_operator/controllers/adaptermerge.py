@@ -13,7 +13,7 @@ from tunery_operator.controllers.inputs import InputSource, resolve_inputs
 from tunery_operator.controllers.jobs import ensure_job, recover_result, sync_suspend
 from tunery_operator.controllers.observe import ManagedObject, observe_main_job
 from tunery_operator.controllers.reconciler import KindSteps
-from tunery_operator.planning.adaptermerge import plan_merge, plan_report
+from tunery_operator.planning.adaptermerge import plan_merge, plan_report, unmergeable_methods
 from tunery_operator.planning.job import output_location
 from tunery_operator.status.snapshot import Snapshot
 
@@ -29,7 +29,9 @@ def _apply(context: ReconcileContext, obj: ManagedObject, spec: AdapterMergeSpec
     main = snapshot.main
     if main is not None and main.job.finished:
         return recover_result(context, obj, snapshot, lambda: plan_report(spec, obj.owner, context.platform))
-    inputs = resolve_inputs(context, obj, [InputSource(item.lora_job_ref, item.uri) for item in spec.adapters])
+    unmergeable = unmergeable_methods(spec)
+    sources = [InputSource(item.lora_job_ref, item.uri, unmergeable=unmergeable) for item in spec.adapters]
+    inputs = resolve_inputs(context, obj, sources)
     ready = inputs.ready
     if ready is not None and (main is not None or not inputs.has_new):
         plan = plan_merge(spec, obj.owner, context.platform, ready)

@@ -41,6 +41,8 @@ class InputSource(NamedTuple):
     reference: LocalReference | None
     uri: str | None
     checkpoints: bool = False
+    unmergeable: Mapping[str, str] | None = None
+    """For a merge: the methods that it cannot merge, each with the reason."""
 
 
 class Inputs(NamedTuple):
@@ -80,7 +82,7 @@ def _resolve(
     name = source.reference.name
     if name in known:
         return parse_input_reference(known[name])
-    return _look_up(context, obj.owner.key, name, checkpoints=source.checkpoints)
+    return _look_up(context, obj.owner.key, name, source)
 
 
 def refresh_inputs(context: ReconcileContext, obj: ManagedObject, status: dict[str, Any]) -> dict[str, Any]:
@@ -102,22 +104,22 @@ def refresh_inputs(context: ReconcileContext, obj: ManagedObject, status: dict[s
 
 
 def _refreshed(context: ReconcileContext, obj: ManagedObject, entry: dict[str, Any]) -> dict[str, Any] | None:
-    found = _look_up(context, obj.owner.key, entry["name"], checkpoints=False)
+    found = _look_up(context, obj.owner.key, entry["name"], InputSource(None, None))
     if isinstance(found, FailedInput):
         return None
     return record(found) if isinstance(found, ReadyInput) else entry
 
 
-def _look_up(context: ReconcileContext, key: Key, name: str, *, checkpoints: bool) -> AdapterInput:
+def _look_up(context: ReconcileContext, key: Key, name: str, source: InputSource) -> AdapterInput:
     """Return the current result of the LoRAJob of that name. Raises StaleObject, ApiFailure."""
     body = peek_object(context.client, context.cache, Key(Kind.LORAJOB, key.namespace, name))
     if body is None and context.cache.get(Key(Kind.ADAPTERMERGE, key.namespace, name)) is not None:
         return UnfinishedInput(
             name, "does not exist, but an AdapterMerge of that name does: name its result by its uri", exists=False
         )
-    if checkpoints:
+    if source.checkpoints:
         return checkpoint_input(name, body, _checkpoints_of(context, body) if body is not None else None)
-    return lorajob_input(name, body, context.platform.settings.default_output.secret_name)
+    return lorajob_input(name, body, context.platform.settings.default_output.secret_name, source.unmergeable)
 
 
 def _checkpoints_of(context: ReconcileContext, body: Mapping[str, Any]) -> str | None:

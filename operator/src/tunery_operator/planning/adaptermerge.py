@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from tunery_api.adaptermerge import AdapterMergeSpec, MergeInput
+from tunery_api.adaptermerge import AdapterMergeSpec, MergeInput, MergeTarget
+from tunery_api.methods import PROMPT_LEARNING, Method
 from tunery_api.names import adapter_purpose
 from tunery_api.runspec import Purpose, Task
 from tunery_operator.observed.metadata import Owner
@@ -23,6 +24,15 @@ def plan_merge(spec: AdapterMergeSpec, owner: Owner, platform: Platform, inputs:
     accesses = list(_accesses(spec, place, inputs))
     adapters = [item.adapter for item in inputs]
     return job.job_plan(spec, owner, platform, Task.MERGE, accesses, adapter_merge=spec, adapters=adapters)
+
+
+def unmergeable_methods(spec: AdapterMergeSpec) -> dict[str, str]:
+    """Return the methods whose adapters the spec cannot merge, each with the reason; the pod checks everything else."""
+    found = dict.fromkeys((method.value for method in PROMPT_LEARNING), "cannot be merged")
+    if len(spec.adapters) > 1 or spec.into is MergeTarget.ADAPTER:
+        dora = "can only be merged alone, with into: Model"
+        found |= {Method.DORA.value: dora, Method.QDORA.value: dora}
+    return found
 
 
 def plan_report(spec: AdapterMergeSpec, owner: Owner, platform: Platform) -> JobPlan:

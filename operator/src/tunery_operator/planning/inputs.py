@@ -9,6 +9,7 @@ from typing import Any, Final
 from tunery_api.inputs import LocalReference
 from tunery_api.kinds import Kind
 from tunery_api.lorajob import PreflightPolicy
+from tunery_api.reasons import FailureReason
 from tunery_api.remedies import Remedy, recreate, retry
 from tunery_api.runspec import ResolvedAdapter
 from tunery_api.status import FINAL_PHASES, ConditionType
@@ -51,12 +52,13 @@ class ReadyServer:
 
 @dataclass(frozen=True, slots=True)
 class FailedInput:
-    """A LoRAJob that has ended without an adapter: objects that wait for it can never run."""
+    """A LoRAJob that has ended without an adapter, or whose adapter cannot be used: what waits for it can never run."""
 
     name: str
     how: str
-    """How it ended; follows its name in a message."""
+    """How it ended, or why its adapter cannot be used; follows its name in a message."""
     remedy: Remedy
+    reason: FailureReason = FailureReason.ADAPTER_MISSING
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,7 @@ class NoCheckpoint:
 
 
 _REMOVED: Final = "its checkpoints were removed once it, or the sweep whose trial it was, had published"
+_MERGEABLE: Final = recreate("Name a LoRAJob whose method can be merged, such as LoRA", "adapters")
 _NOTHING: Final = "trains nothing: its spec.preflight is Only"
 
 AdapterInput = ReadyInput | UnfinishedInput | FailedInput | NoCheckpoint
@@ -87,16 +90,22 @@ def with_checked_digest(adapter: ResolvedAdapter, status: Mapping[str, Any]) -> 
     return adapter.model_copy(update={"sha256": seen.get("sha256"), "revision": seen.get("revision")})
 
 
-def lorajob_input(name: str, body: Mapping[str, Any] | None, default_secret: str | None) -> AdapterInput:
+def lorajob_input(
+    name: str, body: Mapping[str, Any] | None, default_secret: str | None, unmergeable: Mapping[str, str] | None = None
+) -> AdapterInput:
     """Return the adapter of the LoRAJob `name`; `body` is the object, None if it does not exist.
 
-    `default_secret` is the platform's Secret for outputs whose manifest names none.
+    `default_secret` is the platform's Secret for outputs whose manifest names none. For a merge, `unmergeable` has the
+    methods that it cannot merge, each with the reason.
     """
     if body is None:
         return UnfinishedInput(name, "does not exist yet", exists=False)
     if _trains_nothing(body):
         return FailedInput(name, _NOTHING, recreate("Name a LoRAJob that trains"))
     status = body.get("status") or {}
+    method = (status.get("resolved") or {}).get("method", "")
+    if why := (unmergeable or {}).get(method):
+        return FailedInput(name, f"has method {method}: its adapter {why}", _MERGEABLE, FailureReason.INVALID_SPEC)
     adapter = status.get("adapter")
     sweep = removed_by(body)
     if sweep is not None:

@@ -108,8 +108,8 @@ def _check_inputs(builder: StatusBuilder) -> bool:
     failed = next((item for item in inputs if isinstance(item, FailedInput)), None)
     if failed is not None:
         text = f"LoRAJob {failed.name}, which this waits for, {failed.how}"
-        builder.conditions.set(ConditionType.INPUTS_READY, False, FailureReason.ADAPTER_MISSING.value, text)
-        builder.fail_for(FailureReason.ADAPTER_MISSING, text, failed.remedy)
+        builder.conditions.set(ConditionType.INPUTS_READY, False, failed.reason.value, text)
+        builder.fail_for(failed.reason, text, failed.remedy)
         return True
     no_checkpoint = next((item for item in inputs if isinstance(item, NoCheckpoint)), None)
     if no_checkpoint is not None:
