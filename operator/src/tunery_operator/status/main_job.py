@@ -292,7 +292,7 @@ def _show_stopping(builder: StatusBuilder, pod: PodView, several: str = "") -> N
         text = f"pod {pod.name} on node {pod.node} still runs without its Job; {ends}"
         builder.conditions.set(_RUNNING, True, _activity(builder, pod), text)
     else:
-        builder.conditions.set(_RUNNING, False, STOPPING, f"pod {pod.name} ends")
+        builder.conditions.set(_RUNNING, False, STOPPING, f"pod {pod.name} is terminating")
 
 
 def _show_suspended(builder: StatusBuilder, attempt: Attempt) -> None:

@@ -84,7 +84,7 @@ def _leftover_text(pod: PodView, snapshot: Snapshot) -> str:
 def _not_ended(attempt: Attempt, *, saves: bool) -> Iterator[str]:
     ending = [pod for pod in attempt.pods if not pod.finished] if attempt.job.suspend else []
     before = SAVES if saves else ""
-    yield from (f"pod {pod.name} ends{before}" for pod in ending)
+    yield from (f"pod {pod.name} is terminating{before}" for pod in ending)
     # A queue may start the Job at any time: only a Job that Tunery suspends stays suspended.
     if not attempt.job.suspend or attempt.job.active > 0 or is_queued(attempt.job):
         yield f"Job {attempt.job.name} is not stopped yet"

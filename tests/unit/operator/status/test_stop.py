@@ -88,6 +88,14 @@ def test_a_pod_that_ends_is_waited_for() -> None:
     assert condition(status, "Succeeded") == ("Unknown", "InProgress")
 
 
+def test_only_a_pod_that_trains_may_still_write_a_checkpoint() -> None:
+    suspended = Attempt(job(suspend=True, suspended_by_us=True), (running(meta=deleting(60)),))
+    training = status_for(main=suspended, suspend=True)
+    preflight = status_for(main=None, preflight_needed=True, preflight=suspended, suspend=True)
+    assert messages(training)["Suspended"] == "pod p1 is terminating, and may still write a checkpoint"
+    assert messages(preflight)["Suspended"] == "pod p1 is terminating"
+
+
 def test_what_keeps_its_job_from_going_is_told() -> None:
     rejection = Failure(reason=FailureReason.CREATE_REFUSED, message="jobs.batch is forbidden")
     status = status_for(running(), stop="enough", rejection=rejection)
