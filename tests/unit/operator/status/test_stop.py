@@ -92,8 +92,11 @@ def test_only_a_pod_that_trains_may_still_write_a_checkpoint() -> None:
     suspended = Attempt(job(suspend=True, suspended_by_us=True), (running(meta=deleting(60)),))
     training = status_for(main=suspended, suspend=True)
     preflight = status_for(main=None, preflight_needed=True, preflight=suspended, suspend=True)
-    assert messages(training)["Suspended"] == "pod p1 is terminating, and may still write a checkpoint"
-    assert messages(preflight)["Suspended"] == "pod p1 is terminating"
+    assert (
+        messages(training)["Suspended"]
+        == "spec.suspend is true; pod p1 is terminating, and may still write a checkpoint"
+    )
+    assert messages(preflight)["Suspended"] == "spec.suspend is true; pod p1 is terminating"
 
 
 def test_what_keeps_its_job_from_going_is_told() -> None:
