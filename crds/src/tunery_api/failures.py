@@ -17,7 +17,7 @@ from tunery_api.remedies import MAX_FACTS, MAX_REMEDIES, Action, Remedy, remedie
 OF_TEMPLATE: Final = "template."
 """The prefix of a LoRASweep's fields that its trials have."""
 _LABELS: Final[Mapping[str, str]] = {
-    "chartValues": "Values of Tunery's chart that this pod uses",
+    "chartValues": "If the platform is the cause, ask a cluster admin to check these values of Tunery's chart",
     "checkpoint": "Stored checkpoint",
     "curve": "Loss curve",
     "dataReport": "Data report",

@@ -220,9 +220,9 @@ TRAINING_CHECKS: Final = (
     CheckName.BASELINE,
 )
 """The checks that only training can make."""
-CHECK_PENDING: Final = "training tells"
+CHECK_PENDING: Final = "checked in training"
 """The message of these checks until training has made them."""
-CHECK_NOT_REACHED: Final = "stopped before training told it"
+CHECK_NOT_REACHED: Final = "stopped before this was checked"
 """The message of these checks after a run without training."""
 
 

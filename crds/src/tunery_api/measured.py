@@ -129,7 +129,7 @@ class DatasetStatus(OpenModel):
     )
     tokens: int | None = Field(None, ge=0, description="Tokens in all.")
     truncated_percent: Number | None = Field(None, description="Share of rows longer than training.maxLength.")
-    duplicates: int | None = Field(None, ge=0, description="Rows that stand there more than once.")
+    duplicates: int | None = Field(None, ge=0, description="Rows that appear more than once.")
     p50_length: int | None = Field(None, ge=0, description="Median length of a row, in tokens.")
     p90_length: int | None = Field(None, ge=0, description="90th percentile of a row's length, in tokens.")
     p99_length: int | None = Field(None, ge=0, description="99th percentile of a row's length, in tokens.")
@@ -160,7 +160,7 @@ class DatasetStatus(OpenModel):
     )
     sequences: int | None = Field(None, ge=0, description="What is trained on, held-out rows left out: packed, or not.")
     packed: bool | None = Field(None, description="Whether a sequence holds several examples.")
-    repeated_tokens: int | None = Field(None, ge=0, description="Tokens that splitting made stand there once more.")
+    repeated_tokens: int | None = Field(None, ge=0, description="Tokens that appear once more because rows were split.")
     desirable: int | None = Field(
         None, ge=0, description="KTO: of the answers to train on, those with label true, or chosen ones of pairs."
     )

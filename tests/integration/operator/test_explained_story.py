@@ -19,7 +19,7 @@ PLANNED = [{"name": "Alpha", "result": "Passed", "message": "16 is 2 times the r
 PREFLIGHT: Json = REPORT | {
     "memory": {"estimateBytes": 4 * GIB, "availableBytes": 24 * GIB},
     "estimate": PARTS,
-    "checks": [*PLANNED, {"name": "Baseline", "result": "Skipped", "message": "training tells"}],
+    "checks": [*PLANNED, {"name": "Baseline", "result": "Skipped", "message": "checked in training"}],
 }
 MEASURED = [*PLANNED, {"name": "Baseline", "result": "Passed", "message": "2 → 1.5, −25.0 % (± 1.2 %)"}]
 POINTS = [{"step": 50, "loss": "1.9802"}, {"step": 100, "loss": "1.5"}]

@@ -38,7 +38,7 @@ def test_a_dry_run_succeeds_with_its_checks_and_trains_nothing(namespace: Namesp
     }
     assert status["reason"] == "PreflightOnly", "beside the phase in a list"
     assert status["dataset"]["report"] == PLACE
-    assert [check["message"] for check in status["checks"]] == ["32 is 2 times the rank", "training tells"]
+    assert [check["message"] for check in status["checks"]] == ["32 is 2 times the rank", "checked in training"]
     assert status["completionTime"]
     assert not {"adapter", "runSeconds", "startTime", "jobName"} & status.keys(), "no run is counted"
     assert "failure" not in status

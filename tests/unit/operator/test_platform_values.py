@@ -91,7 +91,8 @@ def test_a_blocked_pod_names_the_values_of_its_role(role: str, warning: ClusterW
     failure = status_for(platform=values, **stage)["failure"]
     expected = "preflight.nodeSelector" if role == "preflight" else "trainer.nodeSelector"
     assert failure["facts"]["chartValues"] == expected
-    assert f"Values of Tunery's chart that this pod uses: {expected}." in failure["hint"]
+    label = "If the platform is the cause, ask a cluster admin to check these values of Tunery's chart"
+    assert f"{label}: {expected}." in failure["hint"]
 
 
 def test_an_attempt_that_ended_for_the_image_names_it_too() -> None:

@@ -162,13 +162,13 @@ LORA = {"lora": {"rank": 8, "dropout": 0.05}}
             "Warning",
             "50 rows; 3 of them are training rows, too",
         ),
-        (CheckName.HELD_OUT, plan(data={"duplicates": 101}), "Warning", "101 of 2000 rows stand there more than once"),
+        (CheckName.HELD_OUT, plan(data={"duplicates": 101}), "Warning", "101 of 2000 rows appear more than once"),
         (
             CheckName.HELD_OUT,
             replace(plan(data=COPIES | {"rows": 300, "duplicates": 54}), fraction=None),
             "Warning",
-            "20 rows; fewer than 8 different ones tell no gain from chance; 19 of them are copies of others; "
-            "35 of 300 training rows stand there more than once",
+            "20 rows; fewer than 8 different rows are too few to tell a gain from chance; "
+            "19 of them are copies of others; 35 of 300 training rows appear more than once",
         ),
         (
             CheckName.HELD_OUT,

@@ -101,7 +101,7 @@ def told(judge: Judge) -> dict[str, FindingStatus]:
         (said.evaluation_too_small(12, 0.2, None), "EvaluationTooSmall", "dataset.evaluation", None, "are 20 % of"),
         (
             said.evaluation_too_small(12, 0.21, None),
-            "EvaluationTooSmall", "dataset.evaluation", None, "About 220 rows are needed.",
+            "EvaluationTooSmall", "dataset.evaluation", None, "About 220 held-out rows are needed.",
         ),
         (
             said.evaluation_too_small(12, 0.1, 0.05),
@@ -109,11 +109,13 @@ def told(judge: Judge) -> dict[str, FindingStatus]:
         ),
         (
             said.evaluation_too_small(12, 0.11, 0.05),
-            "EvaluationTooSmall", "dataset.uri", None, "About 59 rows are needed; this data set is too small for that",
+            "EvaluationTooSmall", "dataset.uri", None,
+            "About 59 held-out rows are needed; this data set is too small for that",
         ),
         (
             said.evaluation_too_small(3, None, 0.25),
-            "EvaluationTooSmall", "dataset.uri", None, "At least 8 rows are needed; this data set is too small",
+            "EvaluationTooSmall", "dataset.uri", None,
+            "At least 8 held-out rows are needed; this data set is too small",
         ),
         (
             said.micro_batch_halved(SETTINGS, 2, "memory ran out with 4 × 2 rows at step 7"),

@@ -108,7 +108,7 @@ class ExampleReader:
                 FailureReason.DATASET_INVALID,
                 f"{'; '.join(missing)}; {columns_text(value)}",
                 recreate(
-                    "Correct dataset.columns: a field of the format left, its column in the data right",
+                    "Correct dataset.columns: each key is a field of the format, each value a column of the data",
                     "dataset.columns",
                 ),
             )

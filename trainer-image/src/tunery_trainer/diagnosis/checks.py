@@ -227,7 +227,7 @@ def _labels(plan: Planned) -> CheckStatus:
         problems.append(f"{tokens.unlearnable_rows} rows are left out, as maxLength leaves nothing of their answers")
     if plan.settings.training.loss is Loss.COMPLETION and tokens.truncated_percent > 100 * CUT:
         cut = share_text(tokens.truncated_percent / 100)
-        problems.append(f"{cut} of the rows are cut: what ends with a cut answer never teaches to stop")
+        problems.append(f"{cut} of the rows are cut: a row with a cut answer does not teach the model to stop")
     return _judged(_N.LABELS, not problems, "; ".join([text, *problems]))
 
 
@@ -242,7 +242,8 @@ def _held_out(plan: Planned) -> CheckStatus:
         rows = data.evaluation_rows
     text, problems = f"{about}{rows} rows", []
     if rows - copies < FEWEST_ROWS:
-        problems.append(f"fewer than {FEWEST_ROWS} {'different ones ' if copies else ''}tell no gain from chance")
+        which = "different rows" if copies else "rows"
+        problems.append(f"fewer than {FEWEST_ROWS} {which} are too few to tell a gain from chance")
     if copies > DUPLICATES * data.evaluation_rows:
         problems.append(f"{copies} of them are copies of others")
     if data.overlap:
@@ -250,7 +251,7 @@ def _held_out(plan: Planned) -> CheckStatus:
     again = data.duplicates - copies
     if again > DUPLICATES * max(1, data.rows):
         side = "rows" if plan.fraction is not None else "training rows"
-        problems.append(f"{again} of {data.rows} {side} stand there more than once")
+        problems.append(f"{again} of {data.rows} {side} appear more than once")
     return _judged(_N.HELD_OUT, not problems, "; ".join([text, *problems]))
 
 

@@ -273,7 +273,7 @@ def evaluation_too_small(
         share = Advice("dataset.evaluation.fraction", decimal_share(larger), f"{fraction:g}")
         return Finding(_F.EVALUATION_TOO_SMALL, text, (share,))
     enough = _rounded_up(times * max(1, rows))
-    text = f"{text} At least {enough} rows are needed" if unsure is None else f"{text} About {enough} rows are needed"
+    text = f"{text} {'At least' if unsure is None else 'About'} {enough} held-out rows are needed"
     if fraction is None:
         return Finding(_F.EVALUATION_TOO_SMALL, f"{text}.", (Advice("dataset.evaluation"),))
     text = f"{text}; this data set is too small for that."

@@ -72,7 +72,7 @@ class Tokens(OpenModel):
     split_rows: int
     """Rows that became several examples, since the chat template rewrites earlier turns."""
     repeated: int
-    """Tokens that splitting made stand there once more."""
+    """Tokens that appear once more because rows were split."""
     held_out_rows: int | None = None
     """Valid rows that are held out for evaluation; null where that was not reached, or none is drawn from them."""
     sequences: int | None = None
