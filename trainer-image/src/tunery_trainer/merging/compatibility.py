@@ -24,7 +24,7 @@ UNMERGEABLE_FIELDS: Final = ("target_parameters", *VARIANTS)
 
 
 _CORRECT: Final = recreate("Correct the named fields")
-_TOGETHER: Final = recreate("In spec.adapters, name adapters that can be merged with one another", "adapters")
+_TOGETHER: Final = recreate("Name only adapters that can be merged with one another", "adapters")
 _ONE_NAME: Final = retry("If they have one base under two names, train them again with the same model.servedName")
 
 
