@@ -39,7 +39,7 @@ spec:
     - name: certificate
       image: {{ include "tunery.operatorImage" . }}
       imagePullPolicy: {{ .Values.image.pullPolicy }}
-      command: [python, -m, tunery_operator.tools.certificate]
+      command: [python, -m, tunery_operator.tools.renew_certificate]
       args:
         - --namespace={{ .Release.Namespace }}
         - --secret={{ include "tunery.tlsSecretName" . }}

@@ -1,6 +1,6 @@
 """Load and check the certificate of the progress endpoint, and reload it when its files change.
 
-tools/certificate.py renews it.
+tools/renew_certificate.py renews it.
 """
 
 from __future__ import annotations

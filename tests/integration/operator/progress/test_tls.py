@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import BestAvailableEncryption
 from prometheus_client import REGISTRY
 
 from tunery_operator.progress.tls import Certificate, keep_fresh
-from tunery_operator.tools.certificate import Files, make
+from tunery_operator.tools.renew_certificate import Files, make
 
 from kit.operator.api import Api, Json, eventually
 from kit.operator.objects import lorajob

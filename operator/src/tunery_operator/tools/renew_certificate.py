@@ -1,4 +1,4 @@
-"""Provide the Job that makes the progress endpoint's certificate: `python -m tunery_operator.tools.certificate`.
+"""Provide the Job that makes and renews the progress endpoint's certificate.
 
 The Job's ServiceAccount may create, read and change that one Secret; the operator may read none. The chart doesn't
 render the Secret, so nothing that applies or replaces what it renders touches it.

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tunery_operator.client.permissions import CERTIFICATE_PERMISSIONS, OPERATOR_PERMISSIONS
-from tunery_operator.tools.certificate import Files, Unusable, check, main, make
+from tunery_operator.tools.renew_certificate import Files, Unusable, check, main, make
 
 from kit.operator.reporting import Pods, Site
 
