@@ -327,7 +327,7 @@ class TrainerStatus(OpenModel):
     @classmethod
     def _known(cls, phase: object) -> object:
         """A phase of a later version says no more than none."""
-        return phase if phase in {known.value for known in Phase} else None
+        return phase if phase in [known.value for known in Phase] else None
 
 
 class ProgressUpdate(OpenModel):

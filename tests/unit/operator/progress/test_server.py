@@ -328,6 +328,13 @@ def test_what_is_no_report_is_rejected(body: str) -> None:
     assert read_report(body.encode(), NOW) is None
 
 
+@pytest.mark.parametrize("value", [{}, [], [[]], [{}], {"a": {}}, "", 1.5, True, None])
+def test_a_field_of_any_type_makes_no_report_fail(value: object) -> None:
+    for field in TrainerStatus.model_fields.values():
+        clean = read({str(field.alias): value, "totalSteps": 100})
+        assert clean.total_steps == 100 or field.alias == "totalSteps"
+
+
 def read(status: dict[str, Any]) -> TrainerStatus:
     clean = read_report(json.dumps({"trainerStatus": status}).encode(), NOW)
     assert clean is not None
