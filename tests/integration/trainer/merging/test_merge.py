@@ -112,6 +112,10 @@ def test_adapters_become_one(tmp_path: Path, inputs: list[Path]) -> None:
     assert lineage.verification is not None
     assert float(lineage.verification.max_error) <= 1e-6
     assert set(result.files) == {"README.md", "adapter_config.json", "adapter_model.safetensors"}
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| Largest relative error of a module at this rank | 0 |" in card
+    assert "ankError" not in card
+    assert "| Seed |" not in card
 
 
 @pytest.mark.parametrize("method", ["TIES", "DARELinear", "DARETIES", "MagnitudePrune"])
@@ -121,6 +125,7 @@ def test_a_rank_costs_what_the_manifest_says(tmp_path: Path, inputs: list[Path],
     assert lineage.verification is not None
     assert 0.05 < lineage.metrics["rankError"] < 1
     assert float(lineage.verification.max_error) == pytest.approx(lineage.metrics["rankError"], rel=1e-2)
+    assert "| Seed | 42 |" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_an_open_rank_costs_little(tmp_path: Path, inputs: list[Path]) -> None:

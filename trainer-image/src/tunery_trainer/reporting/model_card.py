@@ -32,6 +32,8 @@ _METRIC_NAMES = {
     "baseExactMatch": "Answers of {start} that are word for word the row's",
     "rougeL": "ROUGE-L of the answers",
     "baseRougeL": "ROUGE-L of the answers of {start}",
+    "rankError": "Largest relative error of a module at this rank",
+    "meanRankError": "Mean relative error of the modules at this rank",
 }
 _SHOWN_ANSWERS = 4
 _MAX_ANSWER = 400

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from pydantic import JsonValue
 
@@ -26,6 +26,9 @@ from tunery_trainer.tasks.frame import output_target, refuse_own_input, with_pro
 
 if TYPE_CHECKING:
     from tunery_trainer.merging.run import Merged, MergeInputs
+
+_WITHOUT_SEED: Final = frozenset({MergeMethod.LINEAR, MergeMethod.KNOTS_TIES})
+"""The methods that use no random numbers: no drops as DARE, and no randomized decomposition of a dense delta."""
 
 
 def run_merge(run: RunSpec) -> RunResult:
@@ -101,7 +104,7 @@ def _lineage(job: MergeInputs, merged: Merged) -> Lineage:
         rank=merged.rank or None,  # IA3 has none
         hyperparameters={name: value for name, value in settings.items() if value is not None},
         quantization=held,
-        seed=spec.seed,
+        seed=None if spec.method in _WITHOUT_SEED else spec.seed,
         image=job.work.run.image,
         versions=library_versions(),
         device="cpu",
