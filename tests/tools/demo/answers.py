@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -16,21 +17,30 @@ MAX_NEW_TOKENS = 24
 
 def answers(model_folder: Path, adapter_folder: Path, questions: list[str]) -> list[dict[str, str]]:
     """Return for each question `{question, base, tuned}`; greedy decoding, so that a second run says the same."""
+    _show("Importing PyTorch, transformers and PEFT: up to a few minutes the first time")
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
+    _show(f"Loading the base model from {model_folder}")
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
     base = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.bfloat16)
+    _show(f"Loading the adapter from {adapter_folder}")
     model = PeftModel.from_pretrained(base, adapter_folder).eval()
     told = []
     for question in questions:
+        _show(f"Asking both models: {question}")
         with model.disable_adapter():
             before = _answer(model, tokenizer, question)
         told.append({"question": question, "base": before, "tuned": _answer(model, tokenizer, question)})
     return told
+
+
+def _show(doing: str) -> None:
+    """Print to stderr what is waited for; stdout has only the answers."""
+    print(f"{doing} …", file=sys.stderr, flush=True)
 
 
 def _answer(model: Any, tokenizer: Any, question: str) -> str:
