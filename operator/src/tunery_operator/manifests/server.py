@@ -35,9 +35,9 @@ from tunery_operator.manifests.volumes import (
     build_server_volumes,
     build_volume_mount,
     ca_bundle_env,
+    download_mounts,
     engine_mounts,
     gateway_mounts,
-    model_mounts,
 )
 from tunery_operator.planning.adapterserver import ENGINE, GATEWAY, MODEL, ROLE, ServerPlan, pod_selector
 from tunery_operator.planning.pod import Image, Resources
@@ -93,7 +93,7 @@ def _model(plan: ServerPlan) -> dict[str, Any]:
     """Return the container that downloads the base model; it ends before the engine starts, and uses its resources."""
     resources = Resources(plan.resources.cpu, plan.resources.memory, plan.resources.ephemeral_storage)
     return {
-        **_container(MODEL, plan.gateway, resources, model_mounts(plan)),
+        **_container(MODEL, plan.gateway, resources, download_mounts(plan)),
         "command": _command("fetch-model"),
         "env": env_list({**ENVIRONMENT, **plan.pod.env, **ca_bundle_env(plan.pod)}),
     }

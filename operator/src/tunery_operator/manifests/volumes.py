@@ -43,12 +43,12 @@ class MountedVolume(NamedTuple):
 
 def build_volumes(plan: JobPlan) -> list[dict[str, Any]]:
     """Return the volumes of the pod."""
-    return [mounted.volume for mounted in _mounts(plan)]
+    return [mounted.volume for mounted in _job_mounts(plan)]
 
 
 def build_volume_mounts(plan: JobPlan) -> list[dict[str, Any]]:
     """Return the mounts of the container."""
-    return [build_volume_mount(mounted) for mounted in _mounts(plan)]
+    return [build_volume_mount(mounted) for mounted in _job_mounts(plan)]
 
 
 def build_volume_mount(mounted: MountedVolume) -> dict[str, Any]:
@@ -57,11 +57,11 @@ def build_volume_mount(mounted: MountedVolume) -> dict[str, Any]:
     return {**mount, "readOnly": True} if mounted.read_only else mount
 
 
-def _mounts(plan: JobPlan) -> Iterator[MountedVolume]:
+def _job_mounts(plan: JobPlan) -> Iterator[MountedVolume]:
     yield MountedVolume(_run_volume(plan), RUN_DIR)
     work = {"name": "work", "emptyDir": {"sizeLimit": plan.resources.ephemeral_storage}}
     yield MountedVolume(work, WORK_DIR, read_only=False)
-    yield MountedVolume({"name": "tmp", "emptyDir": {"sizeLimit": TMP_SIZE}}, "/tmp", read_only=False)  # noqa: S108
+    yield MountedVolume({"name": "tmp", "emptyDir": {"sizeLimit": TMP_SIZE}}, _TMP, read_only=False)
     shm = {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": plan.pod.shm_size}}
     yield MountedVolume(shm, "/dev/shm", read_only=False)  # noqa: S108
     for secret in plan.secrets:
@@ -74,7 +74,7 @@ def _mounts(plan: JobPlan) -> Iterator[MountedVolume]:
 
 
 def _run_volume(plan: JobPlan) -> dict[str, Any]:
-    """Return the volume with the run from the annotations of the pod."""
+    """Return the downwardAPI volume with the run file and the progress endpoint's CA, from the pod's annotations."""
     files = {RUN_FILE: RUN_ANNOTATION} | ({CA_FILE: PROGRESS_CA_ANNOTATION} if plan.progress is not None else {})
     items = [
         {"path": path, "fieldRef": {"fieldPath": f"metadata.annotations['{name}']"}} for path, name in files.items()
@@ -84,7 +84,7 @@ def _run_volume(plan: JobPlan) -> dict[str, Any]:
 
 def secret_mount(secret: TenantSecret) -> MountedVolume:
     """Return the mount of a Secret of the tenant."""
-    # optional: otherwise the pod waits for a missing Secret forever, and only an event has the cause.
+    # optional: the container starts without it, and reports the missing Secret.
     source: dict[str, Any] = {"secretName": secret.name, "optional": True}
     if secret.key is not None:
         source["items"] = [{"key": secret.key, "path": secret.key}]
@@ -105,8 +105,8 @@ def tenant_volume_mount(mount: TenantVolume) -> MountedVolume:
 def ca_bundle_mounts(pod: PodExtras) -> Iterator[MountedVolume]:
     """Yield the mount of the platform's CA bundle, if it has one.
 
-    It is not optional: without the ConfigMap the pod waits, the status has MountFailed with its name, and the pod
-    starts as soon as the ConfigMap exists. Preflight, which holds no GPU, waits first.
+    Unlike the Secrets of a tenant it is not optional. Without the ConfigMap the pod waits, and the status shows
+    MountFailed with its name. The pod starts as soon as the ConfigMap exists. Preflight, which holds no GPU, waits first.
     """
     bundle = pod.ca_bundle
     if bundle.config_map:
@@ -129,11 +129,11 @@ def token_mount() -> MountedVolume:
 
 def build_server_volumes(plan: ServerPlan) -> list[dict[str, Any]]:
     """Return the volumes of the pod, each once."""
-    mounted = [*model_mounts(plan), *gateway_mounts(plan), *engine_mounts(plan)]
+    mounted = [*download_mounts(plan), *gateway_mounts(plan), *engine_mounts(plan)]
     return list({each.volume["name"]: each.volume for each in mounted}.values())
 
 
-def model_mounts(plan: ServerPlan) -> Iterator[MountedVolume]:
+def download_mounts(plan: ServerPlan) -> Iterator[MountedVolume]:
     """Yield the mounts of the container that downloads the base model."""
     yield _config_mount(plan)
     yield _model_mount(plan, read_only=False)

@@ -2,6 +2,8 @@
 
 kstatus, which Flux and other tools use for kinds that they do not know, reads Reconciling and Stalled. Each is set only
 while it is True; without both, the object is ready.
+
+To add a condition, add its type to `tunery_api.status.ConditionType`, and set it in one of the checks of compute.py.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from tunery_operator.status.conditions import (
 )
 from tunery_operator.status.diagnosis import LOG_LOST, is_node_lost, job_failure, lost_node, of_role, pod_failure
 from tunery_operator.status.reports import first_pod_succeeded, is_downloading, only_starts, publishes_alone
-from tunery_operator.status.results import check_result, record_checkpoint, record_progress, record_termination_message
+from tunery_operator.status.results import decide_result, record_checkpoint, record_progress, record_termination_message
 from tunery_operator.status.retries import (
     PREVIOUS_ATTEMPT,
     attempt_name,
@@ -74,7 +74,7 @@ def check_main_job(builder: StatusBuilder) -> bool:
     check_queue(builder, job)
     record_progress(builder)
     if job.complete or (job.failed_reason is not None and first_pod_succeeded(attempt)):
-        check_result(builder, attempt)
+        decide_result(builder, attempt)
         return True
     if job.failed_reason is not None:
         record_termination_message(builder, attempt)

@@ -110,8 +110,8 @@ def _take_checkpoint(builder: StatusBuilder, checkpoint: dict[str, Any], *, clea
         builder.conditions.set(ConditionType.CHECKPOINT_SAVED, True, "CheckpointSaved", text)
 
 
-def check_result(builder: StatusBuilder, attempt: Attempt) -> None:
-    """Write the result of a complete Job, from the termination message of its pod, or else of the report Job."""
+def decide_result(builder: StatusBuilder, attempt: Attempt) -> None:
+    """Decide how an object ends whose Job is complete, by the termination message of its pod or of the report Job."""
     snapshot = builder.snapshot
     own = published(snapshot, attempt)
     result = own or published(snapshot, snapshot.report)

@@ -40,13 +40,13 @@ _DELETED: Final = (
     retry("Find what deletes its pods; use suspend to pause a job, and kubectl drain to empty a node"),
     edit("Raise retries, as each deletion counts as a retry", "retries"),
 )
-_ENDED: Final = ("failure", "reason", "completionTime", "rejectedAdapter", "podName")
-_RESET: Final = frozenset(
+_FIELDS_CLEARED_BY_RETRY: Final = ("failure", "reason", "completionTime", "rejectedAdapter", "podName")
+_CONDITIONS_CLEARED_BY_RETRY: Final = frozenset(
     type_.value
     for type_ in (ConditionType.FAILED, ConditionType.RUNNING, ConditionType.FINISHED, ConditionType.STALLED)
 )
 PREVIOUS_ATTEMPT: Final = "previousAttempt"
-"""The fact of a blocker that has how the previous attempt failed."""
+"""The key in the facts of a blocker that holds how the previous attempt failed."""
 
 
 def lost_root_cause(status: Mapping[str, Any], attempt: Attempt) -> Mapping[str, Any] | None:
@@ -93,40 +93,41 @@ def same_end_twice(status: Mapping[str, Any], pods: Iterable[PodView], reason: s
 
 
 def of_one_attempt(status: Mapping[str, Any], attempt: Attempt) -> bool:
-    """Return whether the running pods of a Job are of one attempt: an older pod may still store its checkpoint."""
+    """Return whether the running pods of a Job are of one attempt; False while an older one stores its checkpoint."""
     numbers = attempt_numbers(status)
     return len({numbers[pod.uid] for pod in attempt.newest if pod.running and pod.uid in numbers}) < 2
 
 
 def failed_too_often(status: Mapping[str, Any], attempt: Attempt) -> bool:
-    """Return whether several pods have failed as attempts more often than the Job retries."""
+    """Return whether more attempts of a Job of several pods have failed than its retries allow."""
     retries = attempt.job.retries
     return retries is not None and failed_attempts(status, attempt) > retries
 
 
 def failed_attempts(status: Mapping[str, Any], attempt: Attempt) -> int:
-    """Return how many attempts of a Job of several pods have failed, however many pods of each have failed.
+    """Return how many attempts of a Job of several pods have failed. An attempt counts once, however many pods failed.
 
     Attempts that were dropped from the history are counted by their pods: each attempt has one pod of each index.
     """
     causes = [cause for entries in attempts(status) if (cause := first_ended(entries)) is not None]
     listed = [cause for cause in causes if cause["startTime"] >= attempt.job.created and is_failure(cause)]
-    since, made, cut = listed_since(status, status.get("attemptHistory") or ()), Counter[int | None](), set()
+    since = listed_since(status, status.get("attemptHistory") or ())
+    pods_of_index, dropped_attempts = Counter[int | None](), set[int]()
     for pod in attempt.pods:
-        made[pod.index] += 1
+        pods_of_index[pod.index] += 1
         if since is not None and pod.started_at is not None and pod.started_at < since and _has_failed(pod):
-            cut.add(made[pod.index])
-    return len(listed) + len(cut)
+            dropped_attempts.add(pods_of_index[pod.index])
+    return len(listed) + len(dropped_attempts)
 
 
 def _has_failed(pod: PodView) -> bool:
     """Return whether the end of a pod is a failure by the rules of its Job."""
-    free = pod.deleting or pod.disruption is not None or pod.exit_code == ExitCode.PEER_LOST
-    return pod.failed and not free
+    uses_no_retry = pod.deleting or pod.disruption is not None or pod.exit_code == ExitCode.PEER_LOST
+    return pod.failed and not uses_no_retry
 
 
 def ends_its_job(builder: StatusBuilder, attempt: Attempt, pod: PodView) -> bool:
-    """Return whether no attempt follows one whose container has failed, though its Job ends some seconds later."""
+    """Return whether no attempt follows this failed container, although its Job ends only some seconds later."""
     if pod.exit_code == ExitCode.USER_ERROR:
         return True
     retries = attempt.job.retries
@@ -144,19 +145,20 @@ def retries_used(status: Mapping[str, Any], attempt: Attempt) -> int | None:
     """
     job, history = attempt.job, status.get("attemptHistory") or ()
     before, present = listed_since(status, history), {pod.uid for pod in attempt.pods}
-    created, charged = parse_time(job.created), [pod for pod in attempt.pods if pod.disruption is None]
+    created, not_disrupted = parse_time(job.created), [pod for pod in attempt.pods if pod.disruption is None]
     if job.retries is None or (before is not None and created is not None and before > created):
         return None
     for entry in history:
+        # The entries of earlier Jobs do not matter.
         end = entry.get("reason", SUCCEEDED) if entry["startTime"] >= job.created else SUCCEEDED
         known = end in DISRUPTIONS | {SUCCEEDED, NOT_NEEDED, PEER_ABORTED}
         if end in _UNCERTAIN or not (known or entry["uid"] in present):
             return None
-    if any(pod.finished and pod.deleting and pod.exit_code != ExitCode.PEER_LOST for pod in charged):
+    if any(pod.finished and pod.deleting and pod.exit_code != ExitCode.PEER_LOST for pod in not_disrupted):
         return None
     if job.nodes > 1:
         return failed_attempts(status, attempt)
-    failed = sum(bool(pod.exit_code) or pod.failed for pod in charged)
+    failed = sum(bool(pod.exit_code) or pod.failed for pod in not_disrupted)
     return failed if failed >= job.failed else None
 
 
@@ -179,7 +181,7 @@ def requested_retry(status: Mapping[str, Any], retry: str | None) -> str | None:
 
 
 def rejects_retry(phase: str, *, of_trial: bool) -> bool:
-    """Return whether an object that has ended acknowledges a requested retry without one."""
+    """Return whether a requested retry of an ended object is acknowledged, and nothing starts again."""
     return of_trial or phase != Phase.FAILED.value
 
 
@@ -191,7 +193,7 @@ def reopened(status: Mapping[str, Any], retry: str | None) -> dict[str, Any] | N
     mark = requested_retry(status, retry)
     if status.get("phase") != Phase.FAILED.value or mark is None:
         return None
-    fields = {name: value for name, value in status.items() if name not in _ENDED}
+    fields = {name: value for name, value in status.items() if name not in _FIELDS_CLEARED_BY_RETRY}
     conditions = [c for c in status.get("conditions") or () if not _is_reset(c)]
     if "trials" in fields:
         # Failed trials from before this retry no longer count against the sweep.
@@ -204,7 +206,8 @@ def reopened(status: Mapping[str, Any], retry: str | None) -> dict[str, Any] | N
 
 
 def _is_reset(condition: Mapping[str, Any]) -> bool:
-    return condition["type"] in _RESET or condition["status"] == "False"
+    # A condition that is False explains why something has not happened yet, which the retry may change.
+    return condition["type"] in _CONDITIONS_CLEARED_BY_RETRY or condition["status"] == "False"
 
 
 def attempt_name(number: int, pod: str | None) -> str:

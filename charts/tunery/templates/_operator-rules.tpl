@@ -1,4 +1,4 @@
-{{/* The operator's rights in a namespace that it serves: in a ClusterRole for all, or in a Role for each. */}}
+{{/* The permissions of the operator in a namespace that it serves: in a ClusterRole for all, or in a Role for each. */}}
 {{- define "tunery.rules" -}}
 - apiGroups: [tunery.dev]
   resources: [lorajobs, adaptermerges, adapterservers, batchinferences, lorasweeps]
