@@ -106,7 +106,7 @@ def ca_bundle_mounts(pod: PodExtras) -> Iterator[MountedVolume]:
     """Yield the mount of the platform's CA bundle, if it has one.
 
     Unlike the Secrets of a tenant it is not optional. Without the ConfigMap the pod waits, and the status shows
-    MountFailed with its name. The pod starts as soon as the ConfigMap exists. Preflight, which holds no GPU, waits first.
+    MountFailed with its name. The pod starts as soon as the ConfigMap exists. Preflight, which has no GPU, waits first.
     """
     bundle = pod.ca_bundle
     if bundle.config_map:
