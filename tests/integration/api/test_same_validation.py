@@ -4,54 +4,35 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterator
 from typing import Any
 
-import pytest
-
 from tunery_api.errors import InvalidSpec
-from tunery_api.validation import parse_adaptermerge, parse_adapterserver, parse_batchinference, parse_lorajob
-from tunery_search.validation import parse_lorasweep
+from tunery_api.kinds import Kind
 from tunery_trainer.local.as_kubectl import documents_of
 
 from kit.kubectl import Kubectl
+from kit.validations import BASES, ONE, PARSERS, ROWS, TEMPLATE, Spec
 
-JOB: dict[str, Any] = {
-    "model": {"uri": "s3://m/m"},
-    "dataset": {"uri": "s3://d/rows.jsonl"},
-    "output": {"uri": "s3://o/x"},
-}
-MERGE: dict[str, Any] = {
-    "adapters": [{"uri": "s3://a/1"}],
-    "method": "TIES",
-    "evaluation": {"dataset": {"uri": "s3://d/x.jsonl"}},
-    "output": {"uri": "s3://o/x"},
-}
-SWEEP: dict[str, Any] = {
-    "template": {key: JOB[key] for key in ("model", "dataset")},
-    "parameters": [
-        {"path": "lora.rank", "choices": ["4", "8"]},
-        {"path": "lora.alpha", "choices": ["8"], "when": {"path": "lora.rank", "in": ["4"]}},
-    ],
-    "output": {"uri": "s3://o/x"},
-    "pruner": {"rungs": [0.999]},
-}
-SERVER: dict[str, Any] = {"model": {"uri": "s3://m/m"}, "adapters": [{"name": "a", "uri": "s3://a/1"}]}
-BATCH: dict[str, Any] = {
-    "serverRef": {"name": "a"},
-    "input": {"uri": "s3://d/rows.jsonl"},
-    "output": {"uri": "s3://o/x"},
-}
-GATEWAYS = {
-    "LoRAJob": (parse_lorajob, JOB),
-    "AdapterMerge": (parse_adaptermerge, MERGE),
-    "LoRASweep": (parse_lorasweep, SWEEP),
-    "AdapterServer": (parse_adapterserver, SERVER),
-    "BatchInference": (parse_batchinference, BATCH),
+OUTPUT: Spec = {"output": {"uri": "s3://o/x"}}
+SPECS: dict[str, Spec] = {
+    Kind.LORAJOB: BASES[Kind.LORAJOB] | OUTPUT,
+    Kind.ADAPTERMERGE: BASES[Kind.ADAPTERMERGE] | OUTPUT | {"method": "TIES", "evaluation": {"dataset": ROWS}},
+    Kind.LORASWEEP: OUTPUT
+    | {
+        "template": TEMPLATE,
+        "parameters": [
+            {"path": "lora.rank", "choices": ["4", "8"]},
+            {"path": "lora.alpha", "choices": ["8"], "when": {"path": "lora.rank", "in": ["4"]}},
+        ],
+        "pruner": {"rungs": [0.999]},
+    },
+    Kind.ADAPTERSERVER: BASES[Kind.ADAPTERSERVER] | {"adapters": [ONE | {"name": "a"}]},
 }
 FIELDS = [
     ("LoRAJob", "lora.rank"),
     ("LoRAJob", "lora.dropout"),
+    ("LoRAJob", "lora.rankPattern.q_proj"),
+    ("LoRAJob", "suspend"),
     ("LoRAJob", "training.epochs"),
     ("LoRAJob", "training.warmup"),
     ("LoRAJob", "training.packing"),
@@ -96,54 +77,17 @@ PLACES = [
     ("LoRASweep", "template.model.uri"),
 ]
 BESIDE = (
-    "s3://o/x",
-    "s3://o/x/",
-    "s3://o/x//",
-    "s3://o//x",
-    "s3://o/./x",
-    "s3://o/a/../x",
-    "s3://o/x/..",
-    "s3://o/x/.",
-    "s3:///o/x",
-    "s3://../x",
-    "s3://o/a..b/.../.x",
-    "s3://o/x://y",
-    "pvc://o//x",
-    "pvc://o/x/",
-    "configmap://o/../x",
-    "hf://o//x",
-    "s3://o/xy",
-    "s3://o/x/y",
-    "s3://o",
-    "s3://o/",
-    "s3://a/x",
-    "hf://o/x/",
+    *("s3://o/x", "s3://o/x/", "s3://o/x//", "s3://o//x", "s3://o/./x", "s3://o/a/../x", "s3://o/x/..", "s3://o/x/."),
+    *("s3:///o/x", "s3://../x", "s3://o/a..b/.../.x", "s3://o/x://y", "s3://o/xy", "s3://o/x/y", "s3://o", "s3://o/"),
+    *("s3://a/x", "pvc://o//x", "pvc://o/x/", "configmap://o/../x", "hf://o//x", "hf://o/x/"),
 )
 """Places beside an output at s3://o/x."""
-TOLERATIONS = (
-    "[{operator: Exists}]",
-    "[{key: a, effect: NoExecute, tolerationSeconds: 5}]",
-    "[{key: a, operator: Exists, value: x}]",
-    "[{key: a, operator: Exists, tolerationSeconds: 60}]",
-    "[{key: a, effect: NoSchedule, tolerationSeconds: 0}]",
-    "[{value: x}]",
-    "[{key: a, operator: Exists, value: ''}]",
-)
-ENTRIES = (
-    "[null]",
-    '["0.999", null]',
-    "[[]]",
-    "[{}]",
-    "[{lora.rank: null}]",
-    "[{lora.rank: 4}]",
-    '[""]',
-    "null",
-)
+ENTRIES = ("[null]", '["0.999", null]', "[[]]", "[{}]", "[{lora.rank: null}]", "[{lora.rank: 4}]", '[""]', "null")
 
 
 def manifest(name: str, kind: str, path: str, value: str) -> str:
     """Return the text of an object with a value, as it is written, at a path of its spec."""
-    spec: Any = copy.deepcopy(GATEWAYS[kind][1])
+    spec: Any = copy.deepcopy(SPECS[kind])
     *blocks, last = path.split(".")
     at = spec
     for block in blocks:
@@ -158,24 +102,16 @@ def taken_here(text: str) -> bool:
     """Return whether validation without a cluster accepts it."""
     (document,) = documents_of(text)
     try:
-        GATEWAYS[document["kind"]][0](document, local=True)
+        PARSERS[document["kind"]](document, local=True)
     except InvalidSpec:
         return False
     return True
-
-
-@pytest.fixture(scope="module")
-def namespace(api_server: Kubectl) -> Iterator[str]:
-    api_server.run("create", "namespace", "same-validation")
-    yield "same-validation"
-    api_server.delete("namespace", "same-validation", wait=False)
 
 
 def test_both_gateways_take_the_same_values(api_server: Kubectl, namespace: str) -> None:
     questions = [
         *itertools.product(FIELDS, VALUES),
         *itertools.product(LISTS, ENTRIES),
-        *itertools.product([each for each in LISTS if each[1].endswith("tolerations")], TOLERATIONS),
         *itertools.product(PLACES, BESIDE),
     ]
     texts = [manifest(f"v-{number}", kind, path, written) for number, ((kind, path), written) in enumerate(questions)]

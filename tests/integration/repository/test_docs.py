@@ -19,13 +19,12 @@ from tunery_api.remedies import REMEDIES
 from tunery_api.serverstatus import ServerCondition, ServerPhase
 from tunery_api.status import ConditionType, Phase
 from tunery_api.sweepstatus import EndReason
-from tunery_api.validation import parse_adaptermerge, parse_adapterserver, parse_batchinference, parse_lorajob
 from tunery_operator.observed.attempt import STOPPED
 from tunery_operator.status.events import CHECKPOINT_NOT_STORED, RANK_TOO_LOW, REMOVAL_UNKNOWN, TRIALS_LEFT
-from tunery_search.validation import parse_lorasweep
 
 from kit import kubectl_yaml
 from kit.environment import engine_settings
+from kit.validations import PARSERS
 from tools.demo.serving import LABEL
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -33,13 +32,6 @@ DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 CURRENT = [page for page in DOCS if page.parent.name != "decisions"]
 """The pages that describe today's product; decisions describe the day of their date."""
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
-PARSERS = {
-    "LoRAJob": parse_lorajob,
-    "LoRASweep": parse_lorasweep,
-    "AdapterMerge": parse_adaptermerge,
-    "AdapterServer": parse_adapterserver,
-    "BatchInference": parse_batchinference,
-}
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 
 from tunery_api import generate
-from tunery_api.crd import custom_resource_definition
+from tunery_api.crd import custom_resource_definition, structural_schema
 from tunery_api.fields import ApiModel
 from tunery_api.kinds import KINDS, Kind, KindDefinition
+from tunery_api.lorajob import LoRAJobSpec
+from tunery_api.lorasweep import LoRASweepSpec
 
 
 def schemas(kind: KindDefinition) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -70,6 +72,14 @@ def test_every_field_is_explained(kind: KindDefinition) -> None:
         path for path, schema in schemas(kind) if not path.endswith(("[]", "{}")) and not schema.get("description")
     ]
     assert silent == []
+
+
+def test_the_template_of_a_sweep_has_the_rules_of_blocks_and_none_of_a_whole_lorajob() -> None:
+    template = structural_schema(LoRASweepSpec)["properties"]["template"]
+    job = structural_schema(LoRAJobSpec)
+    assert job["x-kubernetes-validations"]
+    assert "x-kubernetes-validations" not in template
+    assert template["properties"]["training"] == job["properties"]["training"]
 
 
 def test_a_union_is_refused() -> None:
