@@ -10,21 +10,13 @@ import yaml
 
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.methods import Method, Preset, TrainingTask
-from tunery_api.validation import parse_adaptermerge, parse_adapterserver, parse_batchinference, parse_lorajob
-from tunery_search.validation import parse_lorasweep
+from tunery_api.validation import parse_lorajob
 
 from kit.examples import EXAMPLES, documents
 from kit.installation import ROOT
 from kit.shown import blocks
 from kit.story import run_here
-
-PARSERS: dict[str, Any] = {
-    "LoRAJob": parse_lorajob,
-    "AdapterMerge": parse_adaptermerge,
-    "AdapterServer": parse_adapterserver,
-    "BatchInference": parse_batchinference,
-    "LoRASweep": parse_lorasweep,
-}
+from kit.validations import PARSERS
 
 
 def named_documents() -> list[tuple[str, dict[str, Any]]]:

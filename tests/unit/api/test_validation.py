@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tunery_api.adaptermerge import AdapterMergeSpec, MergeMethod
 from tunery_api.errors import InvalidSpec
 from tunery_api.fields import PLAIN_PATH, decimal_text
 from tunery_api.validation import parse_adaptermerge, parse_lorajob
@@ -29,107 +31,40 @@ def errors_of(obj: Any, **options: Any) -> list[str]:
     return [str(error) for error in caught.value.errors]
 
 
-@pytest.mark.parametrize(
-    ("spec", "expected"),
-    [
-        pytest.param({"lora": {"rank": 0}}, "spec.lora.rank: must be at least 1, is 0", id="rank-0"),
-        pytest.param({"lora": {"rnk": 8}}, "spec.lora.rnk: unknown field; did you mean rank?", id="typo"),
-        pytest.param({"loar": {}}, "spec.loar: unknown field; did you mean lora?", id="typo-at-the-top"),
-        pytest.param(
-            {"lora": {"dropout": True}},
-            "spec.lora.dropout: must be a number, is true",
-            id="true-for-a-share",
-        ),
-        pytest.param({"lora": []}, "spec.lora: must be a mapping, is []", id="list-for-mapping"),
-        pytest.param({"stop": " \n"}, "spec.stop: must say why, in a word or a sentence", id="stop-without-a-word"),
-        pytest.param({"stop": "x" * 257}, "spec.stop: must have at most 256 characters", id="long-stop"),
-        pytest.param({"retries": "5"}, "spec.retries: must be a whole number: write it without quotes, 5", id="quoted"),
-        pytest.param({"retries": True}, "spec.retries: must be a whole number, is true", id="true-for-number"),
-        pytest.param({"suspend": "true"}, "spec.suspend: must be true or false: write it without quotes, true", id="q"),
-        pytest.param({"suspend": 1}, "spec.suspend: must be true or false, is 1", id="one-for-true"),
-        pytest.param({"resources": {"gpus": "many"}}, "spec.resources.gpus: must be a whole number, is 'many'", id="w"),
-        pytest.param(
-            {"stop": datetime.date(2026, 11, 28)},
-            "spec.stop: must be a string, is the date 2026-11-28 (write it in quotes)",
-            id="date",
-        ),
-        pytest.param(
-            {"model": {"uri": "gs://x/y"}},
-            "spec.model.uri: must be hf://owner/name, s3://bucket/prefix or pvc://claim/path, is 'gs://x/y'",
-            id="scheme",
-        ),
-        pytest.param(
-            {"model": {"uri": "file:///models/x"}},
-            "spec.model.uri: file:// works without a cluster only; use s3:// or pvc:// here",
-            id="file-in-a-cluster",
-        ),
-        pytest.param({"dataset": {}}, "spec.dataset.uri: is required", id="missing"),
-        pytest.param(
-            {"scheduling": {"tolerations": [{}]}},
-            "spec.scheduling.tolerations[0].key: is required with operator: Equal. Fix: set it, or set operator: "
-            "Exists to tolerate every taint",
-            id="toleration-of-nothing",
-        ),
-        pytest.param(
-            {"scheduling": {"tolerations": [{"operator": "Exists", "value": "x"}]}},
-            "spec.scheduling.tolerations[0].value: cannot be set with operator: Exists. Fix: remove it, or set "
-            "operator: Equal",
-            id="toleration-exists-with-value",
-        ),
-        pytest.param(
-            {"resources": {"memory": "100m"}},
-            "spec.resources.memory: must be a number of bytes above 0, such as 24Gi, is '100m'",
-            id="a-tenth-of-a-byte",
-        ),
-        pytest.param(
-            {"resources": {"ephemeralStorage": "0"}},
-            "spec.resources.ephemeralStorage: must be a number of bytes above 0, such as 24Gi, is '0'",
-            id="no-disk",
-        ),
-        pytest.param(
-            {"output": {"uri": "s3://adapters/tunery-checkpoints/x"}},
-            "spec.output.uri: is under tunery-checkpoints/, where files expire. Fix: use another prefix",
-            id="output-among-checkpoints",
-        ),
-        pytest.param(
-            {"output": {"uri": "s3://key:secret@adapters/x"}},
-            "spec.output.uri: holds credentials, which belong into the Secret of secretRef. Fix: write s3://bucket/prefix",
-            id="credentials-in-a-uri",
-        ),
-        pytest.param(
-            {"model": {"uri": "s3://key:secret@models/x"}},
-            "spec.model.uri: holds credentials, which belong into the Secret of secretRef. Fix: write s3://bucket/prefix",
-            id="credentials-in-the-models-uri",
-        ),
-        pytest.param(
-            {"dataset": {"uri": "s3://d/x", "evaluation": {"uri": "s3://key:secret@d/y"}}},
-            "spec.dataset.evaluation.uri: holds credentials, which belong into the Secret of secretRef. "
-            "Fix: write s3://bucket/prefix",
-            id="credentials-in-the-uri-of-the-evaluation",
-        ),
-        pytest.param(
-            {"output": {"uri": "s3://adapters/team-a/../team-b/x"}},
-            f"spec.output.uri: {PLAIN_PATH}, is 's3://adapters/team-a/../team-b/x'",
-            id="output-that-leads-out-of-its-folder",
-        ),
-        pytest.param({"output": {"uri": "s3:///x"}}, f"spec.output.uri: {PLAIN_PATH}, is 's3:///x'", id="no-bucket"),
-        pytest.param(
-            {"dataset": {"uri": "hf://a//b"}}, f"spec.dataset.uri: {PLAIN_PATH}, is 'hf://a//b'", id="two-slashes"
-        ),
-        pytest.param(
-            {"lora": {"targetModules": ["q proj"]}},
-            "spec.lora.targetModules[0]: must look like ^[A-Za-z0-9_][A-Za-z0-9_.-]*$, is 'q proj'",
-            id="list-item",
-        ),
-    ],
-)
-def test_each_error_names_its_field_and_says_what_to_do(spec: dict[str, Any], expected: str) -> None:
-    assert errors_of(lorajob(**spec)) == [expected]
+CREDENTIALS = "holds credentials, which belong into the Secret of secretRef. Fix: write s3://bucket/prefix"
+ERRORS: dict[str, dict[str, Any]] = {
+    "spec.lora: must be a mapping, is []": {"lora": []},
+    "spec.lora.rank: must be at least 1, is 0": {"lora": {"rank": 0}},
+    "spec.lora.rnk: unknown field; did you mean rank?": {"lora": {"rnk": 8}},
+    "spec.loar: unknown field; did you mean lora?": {"loar": {}},
+    "spec.stop: must say why, in a word or a sentence": {"stop": " \n"},
+    "spec.stop: must have at most 256 characters": {"stop": "x" * 257},
+    "spec.stop: must be a string, is the date 2026-11-28 (write it in quotes)": {"stop": datetime.date(2026, 11, 28)},
+    "spec.retries: must be a whole number, is true": {"retries": True},
+    "spec.resources.gpus: must be a whole number, is 'many'": {"resources": {"gpus": "many"}},
+    "spec.suspend: must be true or false: write it without quotes, true": {"suspend": "true"},
+    "spec.suspend: must be true or false, is 1": {"suspend": 1},
+    "spec.dataset.uri: is required": {"dataset": {}},
+    "spec.resources.memory: must be a number of bytes above 0, such as 24Gi, is '100m'":
+        {"resources": {"memory": "100m"}},
+    "spec.resources.ephemeralStorage: must be a number of bytes above 0, such as 24Gi, is '0'":
+        {"resources": {"ephemeralStorage": "0"}},
+    "spec.model.uri: must be hf://owner/name, s3://bucket/prefix or pvc://claim/path, is 'gs://x/y'":
+        {"model": {"uri": "gs://x/y"}},
+    f"spec.output.uri: {CREDENTIALS}": {"output": {"uri": "s3://key:secret@adapters/x"}},
+    f"spec.model.uri: {CREDENTIALS}": {"model": {"uri": "s3://key:secret@models/x"}},
+    f"spec.dataset.evaluation.uri: {CREDENTIALS}": {"dataset": DATASET | {"evaluation": {"uri": "s3://a:b@d/y"}}},
+    f"spec.output.uri: {PLAIN_PATH}, is 's3://a/team-a/../team-b'": {"output": {"uri": "s3://a/team-a/../team-b"}},
+    f"spec.output.uri: {PLAIN_PATH}, is 's3:///x'": {"output": {"uri": "s3:///x"}},
+    f"spec.dataset.uri: {PLAIN_PATH}, is 'hf://a//b'": {"dataset": {"uri": "hf://a//b"}},
+    "spec.lora.targetModules[0]: must look like ^[A-Za-z0-9_][A-Za-z0-9_.-]*$, is 'q proj'":
+        {"lora": {"targetModules": ["q proj"]}},
+}  # fmt: skip
 
 
-def test_an_enum_error_names_the_near_value() -> None:
-    (error,) = errors_of(lorajob(method="Qlora"))
-    assert error.endswith("is 'Qlora'; did you mean QLoRA?")
+@pytest.mark.parametrize("error", ERRORS)
+def test_each_error_names_its_field_and_says_what_to_do(error: str) -> None:
+    assert errors_of(lorajob(**ERRORS[error])) == [error]
 
 
 def test_all_errors_come_together() -> None:
@@ -246,14 +181,34 @@ def test_a_foreign_version_is_refused() -> None:
     ]
 
 
+ADAPTER = {"uri": "s3://a/b"}
+
+
+def merge(adapters: Sequence[Any] = (ADAPTER,), **fields: Any) -> AdapterMergeSpec:
+    return parse_adaptermerge({"spec": {"adapters": list(adapters), **fields}})
+
+
 def test_credentials_in_the_uri_of_an_adapter_are_refused() -> None:
     with pytest.raises(InvalidSpec, match=r"spec\.adapters\[1\]\.uri: holds credentials"):
-        parse_adaptermerge({"spec": {"adapters": [{"uri": "s3://a/b"}, {"uri": "s3://key:secret@a/c"}]}})
+        merge([ADAPTER, {"uri": "s3://key:secret@a/c"}])
 
 
-def test_a_merge_takes_at_most_32_adapters() -> None:
-    with pytest.raises(InvalidSpec, match=r"spec\.adapters: must have at most 32 entries, has 33"):
-        parse_adaptermerge({"spec": {"adapters": [{"uri": "s3://a/b"}] * 33}})
+def test_the_density_of_a_merge_depends_on_its_method() -> None:
+    densities = {method.value: merge(method=method).effective_density() for method in MergeMethod}
+    assert densities == {
+        "Linear": 0.5, "MagnitudePrune": 0.5, "TIES": 0.2, "DARELinear": 0.5, "DARETIES": 0.5,
+        "KnOTSTIES": 0.2, "KnOTSDARETIES": 0.5,
+    }  # fmt: skip
+    assert merge(method="TIES", density=0.7).effective_density() == 0.7
+
+
+def test_weights_that_are_unset_are_a_share_or_1_with_methods_that_elect_a_sign() -> None:
+    weights = {method.value: merge([ADAPTER] * 4, method=method).effective_weights() for method in MergeMethod}
+    assert weights == {
+        "Linear": [0.25] * 4, "MagnitudePrune": [0.25] * 4, "TIES": [1.0] * 4, "DARELinear": [0.25] * 4,
+        "DARETIES": [1.0] * 4, "KnOTSTIES": [1.0] * 4, "KnOTSDARETIES": [1.0] * 4,
+    }  # fmt: skip
+    assert merge([ADAPTER | {"weight": 0.7}, ADAPTER | {"weight": -1}]).effective_weights() == [0.7, -1]
 
 
 ANYTHING = st.recursive(
