@@ -10,7 +10,7 @@ import pytest
 from tunery_operator.client.permissions import PATCH_JOB, PERMISSIONS
 
 from kit.operator.api import Api, Json, eventually
-from kit.operator.objects import REPORT, RESULT, Namespace, adaptermerge, adapterserver, lorajob, lorasweep
+from kit.operator.objects import REPORT, RESULT, Namespace, adapterserver, lorajob, lorasweep
 from kit.operator.process import OperatorProcess
 from kit.operator.stage import USER, make_namespace, rules
 
@@ -50,17 +50,14 @@ def test_a_quota_on_jobs_is_told_and_goes_away(namespace: Namespace) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("preflight", ["Skip", "Required"])
-def test_an_admission_policy_is_told_in_its_own_words(namespace: Namespace, preflight: str) -> None:
+def test_an_admission_policy_is_told_in_its_own_words(namespace: Namespace) -> None:
     namespace.deny("batch", "jobs", "no jobs of this team on Fridays")
-    namespace.apply(lorajob("a", preflight=preflight))
+    namespace.apply(lorajob("a"))
     status = wait_failure(namespace, "a", "CreateRefused")
     assert "no jobs of this team on Fridays" in status["failure"]["message"]
     namespace.allow()
-    if preflight == "Required":
-        eventually("the preflight Job", lambda: namespace.get("jobs", "a-preflight"))
-        namespace.pass_preflight("a")
-    eventually("the Job", lambda: namespace.get("jobs", "a-train"))
+    eventually("the preflight Job", lambda: namespace.get("jobs", "a-preflight"))
+    namespace.pass_preflight("a")
     ends_well(namespace, "a")
 
 
@@ -79,80 +76,10 @@ def test_a_quota_on_pods_is_told_though_only_an_event_of_the_job_says_so(namespa
     ends_well(namespace, "p")
 
 
-@pytest.mark.slow
-def test_a_missing_service_account_is_told(namespace: Namespace) -> None:
-    namespace.apply(lorajob("s", preflight="Skip", scheduling={"serviceAccountName": "nobody"}))
-    status = wait_failure(namespace, "s", "PodRefused")
-    assert "nobody" in status["failure"]["message"]
-
-
 # Nodes and what runs on them (M4, M6, M7)
 
 
-@pytest.mark.slow
-def test_a_lost_node_is_no_training(namespace: Namespace) -> None:
-    namespace.apply(lorajob("n", preflight="Skip"))
-    pod = namespace.run_pod("n-train", node="gone")
-    namespace.wait_running("n")
-    # What the taint manager does; the kubelet never answers.
-    namespace.disrupt_pod(pod, "DeletionByTaintManager")
-    options = {"kind": "DeleteOptions", "apiVersion": "v1", "gracePeriodSeconds": 1}
-    namespace.api.call("DELETE", namespace.path("pods", pod), options)
-
-    def lost() -> bool:
-        condition = namespace.condition("n", "Running")
-        return condition.get("status") == "Unknown" and condition.get("reason") == "NodeLost"
-
-    eventually("Running is Unknown", lost, SAYS_SO)
-    assert namespace.status("n")["phase"] != "Training"
-    assert namespace.status("n")["failure"]["reason"] == "NodeLost"
-    namespace.remove_pod(pod)
-    status = ends_well(namespace, "n")
-    assert status["attempts"] == 2
-
-
-@pytest.mark.parametrize(("node_pressure", "reason"), [(False, "DiskFull"), (True, "NodePressure")])
-def test_an_eviction_is_told_for_what_it_was(namespace: Namespace, node_pressure: bool, reason: str) -> None:
-    message = (
-        "The node was low on resource: memory." if node_pressure else "Usage of EmptyDir volume exceeds the limit."
-    )
-    namespace.apply(lorajob("e", preflight="Skip", retries=3))
-    pod = namespace.run_pod("e-train")
-    namespace.wait_running("e")
-    namespace.evict_pod(pod, message, node_pressure=node_pressure)
-
-    def told() -> bool:
-        history = namespace.status("e").get("attemptHistory", [])
-        return bool(history) and history[0].get("reason") == reason
-
-    eventually(f"the attempt ended for {reason}", told)
-
-
-def test_a_sidecar_that_sorts_first_does_not_speak_for_the_trainer(namespace: Namespace) -> None:
-    namespace.apply(lorajob("i", preflight="Skip"))
-    pod = namespace.run_pod("i-train", sidecars=["istio-proxy"])
-    namespace.wait_running("i")
-    namespace.end_pod(pod, message=RESULT, sidecars=["istio-proxy"])
-    status = namespace.wait_phase("i", "Succeeded")
-    assert status["adapter"] == RESULT["adapter"]
-
-
 # Suspension (M5)
-
-
-def test_suspended_only_when_the_pod_is_gone(namespace: Namespace) -> None:
-    namespace.apply(lorajob("w", preflight="Skip"))
-    pod = namespace.run_pod("w-train", node="slow")
-    namespace.wait_running("w")
-    namespace.patch_spec("w", suspend=True)
-    eventually("the pod terminates", lambda: "deletionTimestamp" in namespace.get("pods", pod)["metadata"])  # type: ignore[index]
-    time.sleep(1)
-    assert namespace.status("w")["phase"] == "Suspending"
-    assert namespace.condition("w", "Suspended").get("status") == "False"
-    namespace.stop_pod(pod)
-    namespace.wait_phase("w", "Suspended")
-    namespace.patch_spec("w", suspend=False)
-    ends_well(namespace, "w")
 
 
 # What is lost must be had again (M8, M15)
@@ -232,15 +159,6 @@ def test_seconds_and_attempts_are_exact_across_restarts(api: Api, own_operator: 
 
 
 # Another version's words (M10)
-
-
-@pytest.mark.slow
-def test_a_newer_image_may_say_more(namespace: Namespace) -> None:
-    namespace.apply(lorajob("v"))
-    namespace.end_pod(namespace.run_pod("v-preflight"), message=REPORT | {"novelty": {"a": 1}})
-    namespace.finish("v", RESULT | {"novelty": 1, "metrics": {**RESULT["metrics"], "perplexity": "3.1"}})
-    status = namespace.wait_phase("v", "Succeeded")
-    assert status["metrics"]["evalLoss"] == "1.4"
 
 
 def test_a_reason_that_nobody_knows_yet_is_passed_on(namespace: Namespace) -> None:
@@ -385,21 +303,3 @@ def test_what_the_platform_mends_reaches_the_jobs_that_wait(api: Api, own_operat
 
 
 # Inputs that come and go (M17)
-
-
-@pytest.mark.slow
-def test_an_input_that_expires_does_not_stop_who_waits_for_another(namespace: Namespace) -> None:
-    references = [{"loraJobRef": {"name": name}} for name in ("one", "two")]
-    namespace.apply(lorajob("one", preflight="Skip"))
-    namespace.finish("one")
-    namespace.wait_phase("one", "Succeeded")
-    namespace.apply(adaptermerge("both", references))
-    eventually(
-        "the first input is noted",
-        lambda: namespace.status("both", "adaptermerges").get("inputReferences"),
-    )
-    namespace.delete("lorajobs", "one")
-    eventually("it is gone", lambda: namespace.get("lorajobs", "one") is None)
-    namespace.apply(lorajob("two", preflight="Skip"))
-    namespace.finish("two")
-    eventually("the merge starts", lambda: namespace.get("jobs", "both-merge"))

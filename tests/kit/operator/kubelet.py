@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -71,17 +70,17 @@ class Kubelet:
         binding = {"apiVersion": "v1", "kind": "Binding", "metadata": {"name": pod}, "target": target}
         self.api.call("POST", f"{self.path('pods', pod)}/binding", binding)
 
-    def run_pod(self, job: str, *, node: str = "", sidecars: Sequence[str] = ()) -> str:
+    def run_pod(self, job: str, *, node: str = "") -> str:
         """Start the container of the Job's waiting pod, on a node if one is named; return the pod's name."""
         pod = self.pod(job)
         if node:
             self.bind(pod, node)
-        self.start_pod(pod, sidecars)
+        self.start_pod(pod)
         return pod
 
-    def start_pod(self, pod: str, sidecars: Sequence[str] = ()) -> None:
+    def start_pod(self, pod: str) -> None:
         """Start the container of a pod."""
-        self._write(pod, "Running", {"running": {"startedAt": timestamp()}}, sidecars)
+        self._write(pod, "Running", {"running": {"startedAt": timestamp()}})
 
     def serve_pod(self, pod: str, *, ready: bool = True) -> None:
         """Start all containers of a server's pod; it gets requests where it is `ready`."""
@@ -116,13 +115,8 @@ class Kubelet:
         reason: str = "",
         *,
         seconds: float | None = None,
-        sidecars: Sequence[str] = (),
-        **status: Any,
     ) -> None:
-        """End the container with an exit code and a termination message, after so many seconds where they are given.
-
-        `status` goes into the pod's status, such as reason="Evicted".
-        """
+        """End the container with an exit code and a termination message, after so many seconds where they are given."""
         text = message if isinstance(message, str) else json.dumps(message)
         started = self._started(pod) or timestamp()
         ended = timestamp()
@@ -133,7 +127,7 @@ class Kubelet:
             ended = (datetime.fromisoformat(started) + timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%SZ")
         reason = reason or ("Completed" if code == 0 else "Error")
         state = {"exitCode": code, "reason": reason, "message": text, "startedAt": started, "finishedAt": ended}
-        self._write(pod, "Failed" if code else "Succeeded", {"terminated": state}, sidecars, **status)
+        self._write(pod, "Failed" if code else "Succeeded", {"terminated": state})
 
     def disrupt_pod(self, pod: str, reason: str, message: str = "the tests disrupt it") -> None:
         """Set the DisruptionTarget condition, as the taint manager, the scheduler or the kubelet does."""
@@ -147,12 +141,6 @@ class Kubelet:
         # Conditions are merged by type.
         body = {"status": {"conditions": [condition]}}
         self.api.call("PATCH", f"{self.path('pods', pod)}/status", body, "application/strategic-merge-patch+json")
-
-    def evict_pod(self, pod: str, message: str, *, node_pressure: bool) -> None:
-        """End a pod as the eviction manager does: only for want of the node's own does it count as a disruption."""
-        if node_pressure:
-            self.disrupt_pod(pod, "TerminationByKubelet", message)
-        self.end_pod(pod, 137, status={"reason": "Evicted", "message": message})
 
     def delete_pod(self, pod: str) -> None:
         """Ask for a pod's end: one on a node terminates until its kubelet says that it has; others go at once."""
@@ -188,12 +176,8 @@ class Kubelet:
         body = self.api.get(self.path("pods", pod))
         return str(body["spec"]["containers"][0]["name"]) if body is not None else ""
 
-    def _write(self, pod: str, phase: str, state: Json, sidecars: Sequence[str] = (), **more: Any) -> None:
-        running = {"running": {"startedAt": timestamp()}}
-        containers = [_container(self._container(pod), state), *(_container(name, running) for name in sidecars)]
-        # A kubelet sorts them by name.
-        containers.sort(key=lambda container: str(container["name"]))
-        status = {"phase": phase, "containerStatuses": containers, **more.get("status", more)}
+    def _write(self, pod: str, phase: str, state: Json) -> None:
+        status = {"phase": phase, "containerStatuses": [_container(self._container(pod), state)]}
         self.api.patch(f"{self.path('pods', pod)}/status", {"status": status})
 
 
