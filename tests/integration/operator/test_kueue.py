@@ -59,6 +59,7 @@ def test_a_default_queue_holds_what_names_none(namespace: Namespace) -> None:
     admit(namespace, "d-train")
     namespace.finish("d")
     namespace.wait_phase("d", "Succeeded")
+    assert namespace.condition("d", "QuotaReserved")["status"] == "True"
 
 
 def test_a_default_queue_holds_the_preflight_too(namespace: Namespace) -> None:
@@ -123,6 +124,9 @@ def test_our_own_suspension_is_marked_and_undone(namespace: Namespace) -> None:
     eventually("no mark", lambda: BY_US not in namespace.job("o-train")["metadata"]["annotations"])
     assert namespace.job("o-train")["spec"]["suspend"] is False
     assert generation(namespace, "o-train") - before <= 2
+    namespace.finish("o")
+    assert namespace.wait_phase("o", "Succeeded")["attempts"] == 2
+    assert namespace.condition("o", "Suspended") == {}
 
 
 @pytest.mark.slow
@@ -160,27 +164,6 @@ def test_a_quarrel_is_given_up_and_told(namespace: Namespace) -> None:
     # Four changes of ours, each undone once.
     assert generation(namespace, "f-train") - before <= 9
     assert namespace.status("f")["phase"] != "Failed"
-
-
-@pytest.mark.slow
-def test_preflights_have_a_queue_of_their_own(api: Api, own_operator: Make) -> None:
-    own_operator(preflight={"queueName": "checks"}).start()
-    namespace = make_namespace(api)
-    body = lorajob("a")
-    body["metadata"]["labels"] = {QUEUE: "team-a"}
-    namespace.apply(body)
-    assert namespace.job("a-preflight")["metadata"]["labels"][QUEUE] == "checks"
-    namespace.pass_preflight("a")
-    assert namespace.job("a-train")["metadata"]["labels"][QUEUE] == "team-a"
-
-
-def test_preflights_take_their_owners_queue_where_the_platform_says_so(api: Api, own_operator: Make) -> None:
-    own_operator(preflight={"queueFromOwner": True}).start()
-    namespace = make_namespace(api)
-    body = lorajob("a")
-    body["metadata"]["labels"] = {QUEUE: "team-a"}
-    namespace.apply(body)
-    assert namespace.job("a-preflight")["metadata"]["labels"][QUEUE] == "team-a"
 
 
 @pytest.mark.slow

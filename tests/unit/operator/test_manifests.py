@@ -307,6 +307,16 @@ def test_preflight_asks_for_no_gpu_and_no_queue() -> None:
 
 
 @pytest.mark.parametrize(
+    ("preflight", "queue"), [({}, None), ({"queueName": "checks"}, "checks"), ({"queueFromOwner": True}, "team-a")]
+)
+def test_preflights_wait_in_the_queue_that_the_platform_says(preflight: dict[str, Any], queue: str | None) -> None:
+    platform = PLATFORM._replace(settings=settings(preflight=preflight))
+    whose = owner({"kueue.x-k8s.io/queue-name": "team-a"})
+    job = build_job(plan_preflight(parse_lorajob(lorajob("x")), whose, platform, ResolvedInputs()))
+    assert job["metadata"]["labels"].get("kueue.x-k8s.io/queue-name") == queue
+
+
+@pytest.mark.parametrize(
     ("selector", "gibibytes"),
     [
         pytest.param({}, 80, id="of the resource"),
@@ -350,14 +360,16 @@ def test_without_an_output_the_platforms_is_used() -> None:
 
 
 def test_what_was_published_is_reported_again_on_cpu_from_the_same_run() -> None:
-    spec = parse_lorajob(lorajob("x", resources={"gpus": 1}))
-    body = build_job(plan_report(spec, owner({"kueue.x-k8s.io/queue-name": "q"}), PLATFORM, ResolvedInputs()))
+    spec = parse_lorajob(lorajob("x", resources={"gpus": 1}, model={"uri": "pvc://models/tiny"}))
+    plan = plan_report(spec, owner({"kueue.x-k8s.io/queue-name": "q"}), PLATFORM, ResolvedInputs())
+    body = build_job(plan)
     container = body["spec"]["template"]["spec"]["containers"][0]
     assert body["metadata"]["name"] == "x-report"
     assert body["metadata"]["labels"]["tunery.dev/role"] == "report"
     assert "kueue.x-k8s.io/queue-name" not in body["metadata"]["labels"]
     assert container["command"] == ["python", "-m", "tunery_trainer", "report", "/etc/tunery/run.json"]
     assert container["resources"]["limits"] == {"cpu": "1", "memory": "4Gi", "ephemeral-storage": "20Gi"}
+    assert (list(plan.run.secrets), plan.run.volumes) == (["output"], {}), "it opens nothing but the output"
 
 
 def test_a_long_name_stays_within_limits() -> None:
