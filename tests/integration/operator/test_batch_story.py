@@ -155,17 +155,3 @@ def test_a_suspended_batch_has_no_pod_and_waits_for_a_server_that_has_gone_meanw
     namespace.patch_spec("b", BATCHES, suspend=False)
     namespace.end_pod(namespace.run_pod("b-batch"), message=ANSWERED)
     namespace.wait_phase("b", "Succeeded", BATCHES)
-
-
-@pytest.mark.slow
-def test_a_batch_expires_and_its_deadline_and_queue_hold_as_a_jobs_do(namespace: Namespace, serve: Serve) -> None:
-    serve()
-    queued = batchinference("q", activeDeadlineSeconds=2)
-    queued["metadata"]["labels"] = {"kueue.x-k8s.io/queue-name": "team-a"}
-    namespace.apply(queued)
-    assert namespace.job("q-batch")["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "team-a"
-    namespace.run_pod("q-batch")
-    assert namespace.wait_phase("q", "Failed", BATCHES)["failure"]["reason"] == "DeadlineExceeded"
-    namespace.apply(batchinference("t", ttlSecondsAfterFinished=0))
-    namespace.end_pod(namespace.run_pod("t-batch"), message=ANSWERED)
-    eventually("it is deleted", lambda: namespace.get(BATCHES, "t") is None)

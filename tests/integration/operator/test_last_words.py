@@ -88,19 +88,6 @@ def test_a_deadline_that_is_raised_while_the_pod_ends_lets_the_job_go_on(trainer
     assert trainer.namespace.wait_phase("on", "Succeeded")["attempts"] == 2
 
 
-def test_what_is_discarded_says_how_far_it_came_and_where_its_checkpoint_lies(trainer: Trainer) -> None:
-    pod = trainer.stop("gone", onStop="Discard")
-    assert pod.post(pod.token(), REPORT) == 200
-    trainer.namespace.stop_pod(pod.name)
-    status = trainer.namespace.wait_phase("gone", "Stopped")
-    assert status["stopped"] == {"reason": "StopRequested", "afterStep": 19}
-    assert status["checkpoint"] == CHECKPOINT
-    assert (status["progress"]["step"], status["progress"]["percentText"]) == (19, "23%")
-    message = trainer.namespace.condition("gone", "Stopped")["message"]
-    assert message.startswith("enough; stopped after step 19; spec.onStop is Discard: nothing is published")
-    assert message.endswith(f"its checkpoints stay, the latest at {CHECKPOINT['uri']}")
-
-
 def test_what_it_posted_as_it_ended_stays_in_the_checklist(trainer: Trainer) -> None:
     pod = trainer.stop("told", onStop="Publish")
     assert pod.post(pod.token(), REPORT) == 200

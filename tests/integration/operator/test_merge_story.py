@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
 from kit.operator.api import Json
@@ -115,42 +113,8 @@ def test_resume_from_waits_for_the_end_of_the_lorajob(namespace: Namespace) -> N
     assert run_of(namespace, "later-train")["resumeUri"] == place
 
 
-@pytest.mark.slow
-def test_resume_from_a_lorajob_whose_checkpoints_are_gone_fails(namespace: Namespace) -> None:
-    namespace.apply(lorajob("good", preflight="Skip"))
-    namespace.finish("good")
-    namespace.wait_phase("good", "Succeeded")
-    namespace.apply(lorajob("after", resumeFrom={"loraJobRef": {"name": "good"}}))
-    failure = namespace.wait_phase("after", "Failed")["failure"]
-    assert failure["reason"] == "CheckpointMissing"
-    assert "LoRAJob good has succeeded, and its checkpoints were removed" in failure["message"]
-    assert namespace.get("jobs", "after-preflight") is None
-
-
-def test_nothing_waits_for_itself_by_resume_from(namespace: Namespace) -> None:
-    namespace.apply(lorajob("r1", resumeFrom={"loraJobRef": {"name": "r2"}}))
-    namespace.wait_phase("r1", "Waiting")
-    namespace.apply(lorajob("r2", continueFrom={"loraJobRef": {"name": "r1"}}))
-    failure = namespace.wait_phase("r2", "Failed")["failure"]
-    assert failure["reason"] == "InvalidSpec"
-    assert "spec.continueFrom.loraJobRef.name: this job would wait for itself: r2 → r1 → r2" in failure["message"]
-
-
 def _step(place: str, step: int) -> Json:
     return {"uri": f"{place}/step-{step:06}", "step": step}
-
-
-@pytest.mark.slow
-def test_an_input_that_is_deleted_later_does_not_stop_the_merge(namespace: Namespace) -> None:
-    namespace.apply(lorajob("in", preflight="Skip"))
-    namespace.finish("in")
-    namespace.wait_phase("in", "Succeeded")
-    namespace.apply(merge("md", "in"))
-    pod = namespace.run_pod("md-merge")
-    namespace.api.delete(namespace.path("lorajobs", "in"))
-    time.sleep(0.5)
-    namespace.end_pod(pod, message=MERGED)
-    namespace.wait_phase("md", "Succeeded", "adaptermerges")
 
 
 def test_a_merge_that_names_a_merge_is_told_so(namespace: Namespace) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from kit.operator.api import Json, Refused, eventually
-from kit.operator.objects import REPORT, Namespace, adaptermerge, lorajob
+from kit.operator.objects import REPORT, Namespace, lorajob
 from kit.operator.runs import run_of
 
 ONLY: Json = {"preflight": "Only"}
@@ -81,14 +81,6 @@ def test_nobody_waits_for_what_trains_nothing(namespace: Namespace, field: str) 
     failure = namespace.wait_phase("next", "Failed")["failure"]
     assert failure["reason"] == ("AdapterMissing" if field == "continueFrom" else "CheckpointMissing")
     assert "trains nothing: its spec.preflight is Only" in failure["message"]
-
-
-def test_a_merge_of_one_fails_at_once(namespace: Namespace) -> None:
-    namespace.apply(lorajob("dry", **ONLY))
-    namespace.apply(adaptermerge("m", [{"loraJobRef": {"name": "dry"}}]))
-    failure = namespace.wait_phase("m", "Failed", "adaptermerges")["failure"]
-    assert failure["reason"] == "AdapterMissing"
-    assert "in a new AdapterMerge" in failure["hint"]
 
 
 def test_it_stays_a_dry_run(namespace: Namespace) -> None:

@@ -62,11 +62,6 @@ def test_a_pod_that_is_silent_for_two_minutes_is_told_until_it_reports(namespace
     assert "NotReporting" not in str(namespace.status("c"))
 
 
-def test_a_token_for_the_api_server_is_refused(pod: Poster) -> None:
-    assert pod.post(pod.token("https://kubernetes.default.svc")) == 401
-    assert pod.post("nonsense") == 401
-
-
 def test_junk_costs_the_api_server_nothing(pod: Poster) -> None:
     sample = 'tunery_api_requests_total{code="201",resource="tokenreviews",verb="create"}'
     assert pod.post(pod.token()) == 200
@@ -86,22 +81,9 @@ def test_a_pod_that_is_not_ours_is_refused(namespace: Namespace, pod: Poster) ->
     assert impostor.post(impostor.token()) == 403
 
 
-@pytest.mark.parametrize(
-    "body",
-    [b"", b"[]", b"\xff\xfe", b'{"trainerStatus": 7}'],
-    ids=["empty", "list", "not text", "not an object"],
-)
-def test_any_other_body_is_refused(pod: Poster, body: bytes) -> None:
-    assert pod.post(pod.token(), body) == 422
-
-
-def test_a_body_that_is_too_large_is_refused(pod: Poster) -> None:
-    assert pod.post(pod.token(), b" " * 70_000) == 413
-
-
-def test_reports_that_come_too_fast_are_refused(pod: Poster) -> None:
-    token = pod.token()
-    assert [pod.post(token), pod.post(token)] == [200, 429]
+@pytest.mark.parametrize(("body", "status"), [(b"\xff\xfe", 422), (b" " * 70_000, 413)], ids=["not text", "too large"])
+def test_any_other_body_is_refused(pod: Poster, body: bytes, status: int) -> None:
+    assert pod.post(pod.token(), body) == status
 
 
 def test_progress_is_written_at_most_every_five_seconds(namespace: Namespace, pod: Poster) -> None:

@@ -19,8 +19,6 @@ from tunery_operator.observed.metadata import Key, Owner, settings_digest
 from tunery_operator.planning.platform_values import platform_values
 from tunery_operator.runtime.workqueue import MAX_BACKOFF
 
-from kit.operator.objects import Namespace, lorajob
-from kit.operator.runs import run_of
 from kit.operator.settings import settings
 
 
@@ -195,9 +193,3 @@ def test_where_kueue_is_to_place_several_nodes_a_waiting_job_follows_that() -> N
     assert settings_digest(spec, near) != settings_digest(spec, {next(iter(near)): "cloud/block"})
     assert settings_digest(spec, {"team": "a"}) == settings_digest(spec) == settings_digest({})
     assert settings_digest({}, near) == settings_digest({}), "one pod is near to itself"
-
-
-def test_checkpoints_lie_under_one_prefix_of_the_bucket(namespace: Namespace) -> None:
-    created = namespace.apply(lorajob("cp", preflight="Skip"))
-    place = f"s3://adapters/tunery-checkpoints/{namespace.name}/cp-{created['metadata']['uid']}"
-    assert run_of(namespace, "cp-train")["checkpointUri"] == place
