@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -50,26 +49,6 @@ def number_of_pods(namespace: Namespace, name: str, text: str) -> Json:
         return status if status.get("pods") == text else None
 
     return eventually(f"{name} has {text} pods", check)
-
-
-def lose_one(namespace: Namespace, name: str, which: int, seconds: float = 20) -> str:
-    """Let two pods run, delete one as a user does, and let the other end as its echo; return who was deleted.
-
-    Both are on nodes, or nobody would end the one that is deleted. The first stores its checkpoint, and ends last.
-    """
-    pods = start(namespace, f"{name}-train", 2, seconds)
-    deleted, other = pods[which], pods[1 - which]
-    number_of_pods(namespace, name, "2/2")
-    for pod in (deleted, other):
-        namespace.bind(pod, f"node-of-{pod}")
-    namespace.delete_pod(deleted)
-    if which:
-        namespace.stop_pod(deleted)
-    namespace.end_pod(other, 76, LOST)
-    if not which:
-        eventually("its echo is told", lambda: reasons_of(namespace.status(name)) == [None, "PeerLost"])
-        namespace.stop_pod(deleted)
-    return deleted
 
 
 def publish(namespace: Namespace, operator: OperatorProcess, progress_tls: Path, name: str) -> dict[int, str]:
@@ -121,17 +100,6 @@ def test_the_service_comes_before_the_pods_that_ask_for_it(namespace: Namespace)
     namespace.wait_running("team.a.v1")
 
 
-def test_an_eviction_is_told_while_no_node_is_there_for_the_other_pod(namespace: Namespace) -> None:
-    namespace.apply(on_nodes("e", 2))
-    namespace.start_pod(waiting(namespace, "e-train", 2)[0])
-    first = str(number_of_pods(namespace, "e", "1/2")["podName"])
-    eventually("the other waits", lambda: namespace.status("e").get("reason") == "Unschedulable")
-    namespace.disrupt_pod(first, "EvictionByEvictionAPI")
-    namespace.end_pod(first, 143)
-    eventually("there is an event of the eviction", lambda: "Evicted" in namespace.event_reasons("e"))
-    assert namespace.status("e")["reason"] == "Unschedulable"
-
-
 def test_a_strangers_service_of_that_name_is_told(namespace: Namespace) -> None:
     namespace.apply(on_nodes("c", preflight="Required"))
     uid = eventually("the object", lambda: namespace.get("lorajobs", "c"))["metadata"]["uid"]
@@ -173,23 +141,20 @@ def test_the_service_is_there_again_for_those_that_run_and_have_not_met(namespac
 
 
 def test_the_pod_that_was_deleted_is_named(namespace: Namespace) -> None:
-    """Each deletion counts; what is left of the attempt before is an echo, and what is not there is in the ledger."""
     namespace.apply(on_nodes("del", 2, retries=0))
-    deleted = lose_one(namespace, "del", 0)
+    deleted, other = start(namespace, "del-train", 2).values()
+    number_of_pods(namespace, "del", "2/2")
+    # On nodes: what is deleted without one goes at once. The first stores its checkpoint, and ends last.
+    for pod in (deleted, other):
+        namespace.bind(pod, f"node-of-{pod}")
+    namespace.delete_pod(deleted)
+    namespace.end_pod(other, 76, LOST)
+    eventually("its echo is told", lambda: reasons_of(namespace.status("del")) == [None, "PeerLost"])
+    namespace.stop_pod(deleted)
     status = namespace.wait_phase("del", "Failed")
     words = f"pod {deleted} was deleted by another client, and no retry is left"
     assert status["failure"]["message"] == words
     assert reasons_of(status) == ["PodDeleted", "PeerLost"]
-
-
-@pytest.mark.slow
-def test_the_pod_that_was_deleted_in_the_last_attempt_is_named(namespace: Namespace) -> None:
-    namespace.apply(on_nodes("twice", 2, retries=1))
-    lose_one(namespace, "twice", 1)
-    deleted = lose_one(namespace, "twice", 1, seconds=40)
-    status = namespace.wait_phase("twice", "Failed")
-    words = f"pod {deleted} was deleted by another client (attempt 2), and no retry is left"
-    assert status["failure"]["message"] == words
 
 
 def test_what_the_user_must_mend_ends_all_of_them_at_once(namespace: Namespace) -> None:
@@ -220,19 +185,6 @@ def test_one_that_only_just_begins_as_its_job_ends_is_no_other_attempt(namespace
     status = namespace.wait_phase("begins", "Failed")
     assert status["failure"]["message"] == f"12 GiB were asked for (pod {first})"
     assert (status["attempts"], reasons_of(status)) == (1, ["GPUOutOfMemory", "PeerLost"])
-
-
-@pytest.mark.slow
-def test_the_first_one_ends_well_for_all(namespace: Namespace) -> None:
-    namespace.apply(on_nodes("w"))
-    pods = start(namespace, "w-train")
-    number_of_pods(namespace, "w", "3/3")
-    namespace.end_pod(pods[2], 0)
-    namespace.end_pod(pods[0], 0, RESULT)
-    status = namespace.wait_phase("w", "Succeeded")
-    assert status["adapter"] == RESULT["adapter"]
-    assert (status["attempts"], status["podName"]) == (1, pods[0])
-    assert namespace.get("jobs", "w-report") is None, "its words were heard"
 
 
 @pytest.mark.parametrize("retries", [0, pytest.param(2, marks=pytest.mark.slow)])
@@ -341,22 +293,6 @@ def test_the_first_one_was_deleted_as_it_published_while_no_operator_was_there(
     assert f"pod {pods[0]} is gone" in failure["message"], "nobody has seen how"
 
 
-@pytest.mark.slow
-def test_suspended_and_resumed_all_of_them(namespace: Namespace) -> None:
-    namespace.apply(on_nodes("s"))
-    start(namespace, "s-train")
-    number_of_pods(namespace, "s", "3/3")
-    namespace.patch_spec("s", suspend=True)
-    status = namespace.wait_phase("s", "Suspended")
-    assert {entry["reason"] for entry in status["attemptHistory"]} == {"Suspended"}
-    namespace.patch_spec("s", suspend=False)
-    pods = start(namespace, "s-train")
-    status = number_of_pods(namespace, "s", "3/3")
-    assert (status["attempts"], len(status["attemptHistory"])) == (2, 6)
-    namespace.end_pod(pods[0], 0, RESULT)
-    namespace.wait_phase("s", "Succeeded")
-
-
 def test_where_they_run_may_change_while_one_of_them_waits_for_a_node(namespace: Namespace) -> None:
     """Nothing trains that would be lost; once all of them run, the Job stays."""
     namespace.apply(on_nodes("h"))
@@ -396,18 +332,6 @@ def test_a_namespace_that_is_deleted_is_not_held_up_by_its_pods(namespace: Names
     eventually("no pod is left", lambda: not namespace.api.items(namespace.path("pods")))
     assert namespace.get("jobs", "n-train") is None
     assert namespace.get("lorajobs", "n") is not None, "nobody deletes it here, as the pods are what is waited for"
-
-
-@pytest.mark.slow
-def test_a_deadline_ends_all_of_them_and_counts_what_ran_at_a_time_once(namespace: Namespace) -> None:
-    namespace.apply(on_nodes("d", activeDeadlineSeconds=3))
-    start(namespace, "d-train")
-    status = namespace.wait_phase("d", "Failed")
-    # A pod says in whole seconds when it began.
-    begun = min(datetime.fromisoformat(entry["startTime"]) for entry in status["attemptHistory"])
-    assert (datetime.now(UTC) - begun).total_seconds() >= 3, "three pods of a second each are one second"
-    assert status["failure"]["reason"] == "DeadlineExceeded"
-    eventually("no pod is left", lambda: not namespace.api.items(namespace.path("pods")))
 
 
 @pytest.mark.slow
