@@ -260,18 +260,6 @@ class TestReports:
         poster = server.poster(pod)
         assert poster.post(poster.token(), b" " * 1_600_000) == 413
 
-    def test_what_a_replica_says_of_an_adapter_is_told(self, make: Callable[..., Server], namespace: Namespace) -> None:
-        server = make(adapters=[{"name": "bot", "uri": "s3://adapters/x"}])
-        [pod] = server.start()
-        broken = {"name": "bot", "state": "Failed", "reason": "AdapterCorrupt", "message": "a file is damaged"}
-        server.report(pod, broken)
-        adapter = server.wait_adapter("bot", "Failed")
-        assert (adapter["reason"], adapter["message"]) == ("AdapterCorrupt", "a file is damaged")
-        assert namespace.wait_phase("support", "Degraded", SERVERS)["failure"]["reason"] == "AdapterCorrupt"
-        server.report(pod, served("bot"))
-        server.wait_adapter("bot", "Served")
-        assert "failure" not in namespace.wait_phase("support", "Ready", SERVERS)
-
     def test_replicas_that_know_a_later_revision_are_told_a_still_later_one(
         self, make: Callable[..., Server], namespace: Namespace
     ) -> None:

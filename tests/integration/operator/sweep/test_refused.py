@@ -60,7 +60,9 @@ def searching(namespace: Namespace) -> str:
 
 
 @pytest.mark.slow
-def test_where_one_cannot_be_stopped_the_others_are(namespace: Namespace, trials: Trials) -> None:
+def test_where_one_cannot_be_stopped_the_others_are_and_a_retry_waits_for_it(
+    namespace: Namespace, trials: Trials
+) -> None:
     trials.held |= {"s-000", "s-001", "s-002"}
     trials.ends["train"] = lambda run: failed("SecretNotFound", "the Secret s3 is missing")
     begin(namespace)
@@ -70,18 +72,6 @@ def test_where_one_cannot_be_stopped_the_others_are(namespace: Namespace, trials
     eventually("its row says so", lambda: states(namespace) == ["Running", "Pruned", "Failed"])
     assert FROZEN in searching(namespace)
     assert "stop" not in (namespace.get("lorajobs", "s-000") or {})["spec"]
-    thaw(namespace)
-    namespace.wait_phase("s", "Failed", SWEEPS)
-    assert states(namespace) == ["Pruned", "Pruned", "Failed"]
-
-
-@pytest.mark.slow
-def test_a_retry_while_one_cannot_be_stopped_is_answered_once_it_was(namespace: Namespace, trials: Trials) -> None:
-    trials.held |= {"s-000", "s-001", "s-002"}
-    trials.ends["train"] = lambda run: failed("SecretNotFound", "the Secret s3 is missing")
-    begin(namespace)
-    freeze(namespace, "s-000")
-    trials.held.discard("s-002")
     eventually("it waits for one", lambda: "waits for s-000 to end" in searching(namespace))
     assert namespace.status("s", SWEEPS)["phase"] == "Searching"
     del trials.ends["train"]

@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from integration.operator.test_kueue import QUEUE, admit, hold
-
 from kit.operator.api import Json, eventually
 from kit.operator.objects import Namespace, lorajob, lorasweep
 from kit.operator.players import ROLE_LABEL
@@ -123,29 +121,6 @@ def test_the_best_of_nine_trials_is_published(namespace: Namespace, trials: Tria
 
 
 @pytest.mark.slow
-def test_one_goes_ahead_and_only_the_first_is_checked(namespace: Namespace, trials: Trials) -> None:
-    trials.held.add("*")
-    body = lorasweep("s", maxTrials=9, parallelTrials=3)
-    body["metadata"]["labels"] = {"kueue.x-k8s.io/priority-class": "low", "team": "a"}
-    namespace.apply(body)
-    wait_rows(namespace, "Running", "Running", "Running")
-    made = jobs(namespace)
-    assert sorted(made) == ["s-000", "s-001", "s-002"]
-    assert [made[name]["spec"].get("preflight") for name in sorted(made)] == ["Required", "Skip", "Skip"]
-    first = made["s-000"]
-    assert first["metadata"]["annotations"]["tunery.dev/sweep-output"] == "s3://adapters/s"
-    assert "tunery.dev/sweep-output" not in made["s-001"]["metadata"]["annotations"]
-    assert first["metadata"]["labels"] == {
-        "app.kubernetes.io/managed-by": "tunery",
-        "tunery.dev/sweep": "s",
-        "tunery.dev/trial": "000",
-        "kueue.x-k8s.io/priority-class": "low",
-    }
-    assert first["spec"]["output"]["secretRef"] == {"name": "s3"}
-    assert (first["spec"]["onStop"], first["spec"]["diagnosis"]["action"]) == ("Discard", "Stop")
-
-
-@pytest.mark.slow
 def test_rows_tell_of_what_runs_while_no_other_trial_may_be_made(namespace: Namespace, trials: Trials) -> None:
     trials.held.add("*")
     trials.ends["preflight"] = lambda run: None
@@ -230,37 +205,13 @@ def test_values_that_are_invalid_together_are_a_row_without_a_lorajob(namespace:
     assert (status["endReason"], status["countsText"]) == ("SpaceExhausted", "4/9")
 
 
-@pytest.mark.slow
-def test_a_sweep_of_invalid_trials_alone_fails_with_what_to_change(namespace: Namespace, trials: Trials) -> None:
-    both = [
-        {"path": "training.epochs", "range": {"min": 1, "max": 9}},
-        {"path": "training.maxSteps", "choices": ["5"]},
-    ]
-    namespace.apply(lorasweep("s", maxTrials=3, parallelTrials=2, parameters=both))
-    failure = ended(namespace, phase="Failed")["failure"]
-    assert failure["reason"] == "InvalidSpec"
-    assert failure["message"].startswith("3 of 3 trials ended as InvalidSpec, and none is complete; the last: these")
-    assert failure["hint"].startswith("Give a parameter a condition (when), in a new LoRASweep.")
-    assert not jobs(namespace)
-
-
-def test_a_strangers_job_of_a_trials_name_is_left_alone(namespace: Namespace, trials: Trials) -> None:
-    trials.held.add("s-000")
-    namespace.apply(lorajob("s-000"))
-    namespace.apply(lorasweep("s"))
-    status = ended(namespace, phase="Failed")
-    assert status["failure"]["reason"] == "NameConflict"
-    assert "LoRAJob s-000 exists and does not belong to this object" in status["failure"]["message"]
-    assert "stop" not in jobs(namespace)["s-000"]["spec"]
-
-
-@pytest.mark.slow
 def test_where_a_name_is_taken_what_runs_ends_before_the_sweep_has_failed(namespace: Namespace, trials: Trials) -> None:
     trials.held.add("s-001")
     namespace.apply(lorajob("s-002", suspend=True))
     namespace.apply(lorasweep("s", maxTrials=4, parallelTrials=2))
     status = ended(namespace, phase="Failed")
     assert status["failure"]["reason"] == "NameConflict"
+    assert "LoRAJob s-002 exists and does not belong to this object" in status["failure"]["message"]
     assert [row["state"] for row in status["trials"]] == ["Complete", "Pruned"]
     assert jobs(namespace)["s-001"]["spec"]["stop"] == "sweep: the sweep has failed"
     assert "stop" not in jobs(namespace)["s-002"]["spec"]
@@ -300,71 +251,6 @@ def test_suspended_its_trials_rest_and_go_on_with_it(namespace: Namespace, trial
 
 
 @pytest.mark.slow
-def test_more_trials_may_be_asked_for_while_it_runs(namespace: Namespace, trials: Trials) -> None:
-    trials.held.add("s-001")
-    namespace.apply(lorasweep("s", maxTrials=2, parallelTrials=1))
-    wait_rows(namespace, "Complete", "Running")
-    namespace.patch_spec("s", SWEEPS, maxTrials=4, parallelTrials=2)
-    wait_rows(namespace, "Complete", "Running", "Complete", "Complete")
-    trials.held.clear()
-    assert ended(namespace)["counts"]["complete"] == 4
-
-
-@pytest.mark.slow
-def test_where_fewer_may_run_at_a_time_those_that_run_come_to_their_ends(namespace: Namespace, trials: Trials) -> None:
-    trials.held.update(f"s-{number:03d}" for number in range(4))
-    namespace.apply(lorasweep("s", maxTrials=4, parallelTrials=3))
-    wait_rows(namespace, "Running", "Running", "Running")
-    namespace.patch_spec("s", SWEEPS, parallelTrials=1)
-    trials.held.remove("s-000")
-    wait_rows(namespace, "Complete", "Running", "Running")
-    # Each end is a look, in which another trial would be made.
-    trials.held.remove("s-001")
-    wait_rows(namespace, "Complete", "Complete", "Running")
-    trials.held.remove("s-002")
-    wait_rows(namespace, "Complete", "Complete", "Complete", "Running")
-    trials.held.clear()
-    assert ended(namespace)["counts"]["complete"] == 4
-
-
-@pytest.mark.slow
-def test_while_one_waits_in_a_queue_no_other_is_made(namespace: Namespace, trials: Trials) -> None:
-    trials.held.add("*")
-    body = lorasweep("s", maxTrials=3, parallelTrials=2)
-    body["metadata"]["labels"] = {QUEUE: "team"}
-    namespace.apply(body)
-    wait_rows(namespace, "Running", "Running")
-    hold(namespace, "s-001-train")
-    namespace.wait_phase("s-001", "Queued")
-    trials.held.remove("*")
-    wait_rows(namespace, "Complete", "Waiting")
-    status = namespace.wait_reason("s", "TrialsQueued", SWEEPS)
-    assert status["phase"] == "Searching"
-    assert sorted(jobs(namespace)) == ["s-000", "s-001"]
-    admit(namespace, "s-001-train")
-    assert ended(namespace)["counts"]["complete"] == 3
-
-
-@pytest.mark.slow
-def test_a_space_of_three_points_ends_with_the_third(namespace: Namespace, trials: Trials) -> None:
-    three = {"path": "training.learningRate", "choices": ["1e-4", "1e-3", "1e-2"]}
-    namespace.apply(lorasweep("s", maxTrials=9, parallelTrials=1, parameters=[three]))
-    status = ended(namespace)
-    assert (status["endReason"], status["countsText"]) == ("SpaceExhausted", "3/9")
-    assert status["best"]["parameters"] == {"training.learningRate": "0.001"}
-
-
-@pytest.mark.slow
-def test_a_trial_stopped_by_hand_is_pruned_by_hand(namespace: Namespace, trials: Trials) -> None:
-    trials.held.add("s-001")
-    namespace.apply(lorasweep("s", maxTrials=2, parallelTrials=2))
-    wait_rows(namespace, "Complete", "Running")
-    namespace.patch_spec("s-001", stop="it looks odd")
-    status = ended(namespace)
-    assert status["trials"][1]["why"] == "by hand: it looks odd"
-
-
-@pytest.mark.slow
 def test_the_best_settings_are_trained_once_more(namespace: Namespace, trials: Trials) -> None:
     namespace.apply(lorasweep("s", maxTrials=2, final={"training": {"epochs": 3}}))
     status = ended(namespace)
@@ -374,16 +260,6 @@ def test_the_best_settings_are_trained_once_more(namespace: Namespace, trials: T
     best = min(status["trials"][:2], key=lambda row: float(row["value"]))
     assert spec["training"] == {"epochs": 3, "learningRate": float(best["parameters"]["training.learningRate"])}
     assert spec["preflight"] == "Required", "with more epochs the data are others"
-
-
-@pytest.mark.slow
-def test_when_its_time_is_over_the_best_so_far_is_published(namespace: Namespace, trials: Trials) -> None:
-    trials.held.add("s-001")
-    namespace.apply(lorasweep("s", maxTrials=3, parallelTrials=2, activeDeadlineSeconds=15))
-    status = ended(namespace)
-    assert status["endReason"] == "Deadline"
-    assert status["trials"][1]["state"] == "Pruned"
-    assert status["trials"][1]["why"] == "the sweep reached spec.activeDeadlineSeconds"
 
 
 @pytest.mark.slow
@@ -417,15 +293,6 @@ def test_where_the_best_cannot_be_published_the_sweep_fails_and_a_retry_publishe
     status = ended(namespace)
     assert sorted(jobs(namespace)) == ["s-000", "s-001"], "the search is over"
     assert [row["number"] for row in status["trials"] if "adapter" in row] == [status["best"]["trial"]]
-
-
-@pytest.mark.slow
-def test_its_time_to_live_is_its_trials_too(namespace: Namespace, trials: Trials) -> None:
-    namespace.apply(lorasweep("s", maxTrials=2, ttlSecondsAfterFinished=6))
-    ended(namespace)
-    assert sorted(jobs(namespace)) == ["s-000", "s-001"]
-    eventually("it is deleted", lambda: namespace.get(SWEEPS, "s") is None)
-    eventually("no trial is left", lambda: not jobs(namespace))
 
 
 def test_deleted_it_takes_its_trials_along(namespace: Namespace, trials: Trials) -> None:

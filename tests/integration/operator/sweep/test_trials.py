@@ -168,35 +168,6 @@ def test_who_forges_the_next_trial_is_named_and_takes_no_place(namespace: Namesp
 
 
 @pytest.mark.slow
-def test_a_complete_trial_without_an_owner_is_told_that_its_adapter_is_gone(
-    namespace: Namespace, trials: Trials
-) -> None:
-    trials.held.add("s-002")
-    namespace.apply(lorasweep("s", maxTrials=3, parallelTrials=3))
-    wait_states(namespace, "Complete", "Complete", "Running")
-    rows = sorted(namespace.status("s", SWEEPS)["trials"][:2], key=lambda row: float(row["value"]))
-    worse = rows[1]["name"]
-    change(namespace, worse, ownerReferences=None)
-    trials.held.clear()
-    namespace.wait_phase("s", "Succeeded", SWEEPS)
-    assert namespace.condition(worse, "AdapterUploaded")["reason"] == "AdapterRemoved"
-    assert "adapter" not in namespace.status(worse)
-
-
-@pytest.mark.slow
-def test_a_retry_of_a_stopped_trial_is_answered_too(namespace: Namespace, trials: Trials) -> None:
-    trials.held.add("*")
-    namespace.apply(lorasweep("s", maxTrials=2, parallelTrials=2))
-    wait_states(namespace, "Running", "Running")
-    namespace.patch_spec("s-000", stop="enough")
-    wait_states(namespace, "Pruned", "Running")
-    namespace.annotate("s-000", retry="1")
-    eventually("it is answered", lambda: namespace.status("s-000").get("observedRetry") == "1")
-    eventually("it is reported", lambda: "RetryRefused" in namespace.event_reasons("s-000"))
-    assert namespace.status("s-000")["phase"] == "Stopped"
-
-
-@pytest.mark.slow
 def test_who_began_from_a_trial_that_is_removed_since_is_told_so_at_its_retry(
     namespace: Namespace, trials: Trials
 ) -> None:
@@ -216,20 +187,3 @@ def test_who_began_from_a_trial_that_is_removed_since_is_told_so_at_its_retry(
     told = f"LoRAJob {gone}, which this waits for, was a trial of LoRASweep s, which has removed its adapter"
     eventually("it is reported", lambda: told in namespace.status(f"from-{gone}").get("failure", {}).get("message", ""))
     assert namespace.status(f"from-{gone}")["attempts"] == 1
-
-
-@pytest.mark.slow
-def test_a_retry_makes_others_for_those_that_ended_as_another_had_failed(namespace: Namespace, trials: Trials) -> None:
-    trials.held |= {"s-001", "s-002"}
-    namespace.apply(lorasweep("s", maxTrials=3, parallelTrials=3))
-    wait_states(namespace, "Complete", "Running", "Running")
-    trials.ends["train"] = lambda _: failed("SecretNotFound", "the Secret s3 is missing")
-    trials.held.discard("s-001")
-    namespace.wait_phase("s", "Failed", SWEEPS)
-    assert states(namespace) == ["Complete", "Failed", "Pruned"]
-    del trials.ends["train"]
-    trials.held.clear()
-    namespace.annotate("s", SWEEPS, retry="1")
-    status = namespace.wait_phase("s", "Succeeded", SWEEPS)
-    assert states(namespace) == ["Complete", "Failed", "Pruned", "Complete", "Complete"]
-    assert status["countsText"] == "3/3"

@@ -53,17 +53,25 @@ def test_a_trial_publishes_below_the_sweeps_own_uid_with_its_secret() -> None:
     assert body["spec"]["output"] == {"uri": "s3://adapters/s-trials/u-1/007", "secretRef": {"name": "s3"}}
     assert body["spec"]["training"]["learningRate"] == 0.001
     assert body["metadata"]["ownerReferences"][0]["uid"] == "u-1"
+    assert (body["spec"]["onStop"], body["spec"]["diagnosis"]["action"]) == ("Discard", "Stop")
 
 
-def test_the_pods_of_a_trial_are_as_near_to_each_other_as_its_sweep_says() -> None:
+def test_a_trial_has_the_topology_and_the_priority_of_its_sweep() -> None:
     near = {"kueue.x-k8s.io/podset-required-topology": "cloud/rack"}
     said = {**META, "annotations": {**near, "kueue.x-k8s.io/other": "x", "team": "a"}}
-    whose = parse_owner(Kind.LORASWEEP, {"metadata": said})
+    labels = {"kueue.x-k8s.io/priority-class": "low", "team": "a"}
+    whose = parse_owner(Kind.LORASWEEP, {"metadata": {**said, "labels": labels}})
     spec = parse_lorasweep(lorasweep("s"))
     suggestion = Suggestion(number=3, origin="TPE", values={"training.learningRate": "0.001"})
     place = output_location(spec.output, whose, PLATFORM.settings)
     body = build_trial(plan_trial(spec, whose, place, (trial(0),), suggestion))
     assert body["metadata"]["annotations"] == {"tunery.dev/origin": "TPE", **near}
+    assert body["metadata"]["labels"] == {
+        "app.kubernetes.io/managed-by": "tunery",
+        "tunery.dev/sweep": "s",
+        "tunery.dev/trial": "003",
+        "kueue.x-k8s.io/priority-class": "low",
+    }
 
 
 def test_the_run_of_a_trial_names_its_sweep() -> None:
