@@ -115,7 +115,8 @@ def deleting(seconds: float) -> dict[str, Any]:
 
 
 def snapshot(*pods: PodView, **changes: Any) -> Snapshot:
-    """Return a LoRAJob whose preflight has passed, with a train Job that has these pods."""
+    """Return a LoRAJob whose preflight has passed, with a train Job that has these pods, or those of `pods`."""
+    pods = tuple(changes.pop("pods", pods))
     changes.setdefault("main", Attempt(changes.pop("train", job()), pods))
     if pods and "progress" in changes:
         changes.setdefault("reporter", pods[-1].uid)
@@ -142,3 +143,8 @@ def condition(status: dict[str, Any], type_: str) -> tuple[str, str] | None:
     """Return status and reason of a condition, or None where it is not set."""
     found = next((c for c in status["conditions"] if c["type"] == type_), None)
     return (found["status"], found["reason"]) if found else None
+
+
+def message_of(status: dict[str, Any], type_: str) -> str:
+    """Return the message of a condition that is set."""
+    return next(str(each.get("message", "")) for each in status["conditions"] if each["type"] == type_)

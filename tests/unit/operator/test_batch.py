@@ -27,7 +27,7 @@ from tunery_operator.status.snapshot import Snapshot
 from kit.operator.cached import delete_object
 from kit.operator.objects import batchinference
 from kit.operator.settings import settings
-from kit.operator.statuskit import NOW, condition, ended, job, running
+from kit.operator.statuskit import NOW, condition, ended, job, message_of, running
 
 Json = dict[str, Any]
 SETTINGS = settings(image={"pullPolicy": "Always", "pullSecrets": ["registry"]})
@@ -233,9 +233,8 @@ def test_the_phase_is_what_the_pod_says_it_does(said: Phase | None, phase: str, 
 def test_what_the_pod_does_beside_its_phase_is_told_in_its_own_words() -> None:
     report = TrainerStatus(phase=Phase.STARTING, doing="waits up to 10 seconds for the server")
     status = status_for(running(), progress=report)
-    message = next(item["message"] for item in status["conditions"] if item["type"] == "Running")
     assert status["phase"] == "Starting"
-    assert message.endswith("on node gpu-1 waits up to 10 seconds for the server")
+    assert message_of(status, "Running").endswith("on node gpu-1 waits up to 10 seconds for the server")
 
 
 def test_reports_become_counts_and_progress() -> None:

@@ -26,7 +26,7 @@ from tunery_operator.status.retries import reopened
 from tunery_operator.status.snapshot import Snapshot
 
 from kit.operator.objects import REPORT, RESULT
-from kit.operator.statuskit import NOW, condition, ended, job, running, snapshot, status_for
+from kit.operator.statuskit import NOW, condition, ended, job, message_of, running, snapshot, status_for
 
 DONE = job(complete=True)
 
@@ -195,8 +195,7 @@ def test_a_result_of_preferences_is_shown() -> None:
     metrics = {"loss": "0.3", "evalLoss": "0.4", "baseEvalLoss": "0.693147", "evalRewardAccuracy": "0.9"}
     status = compute_status(snapshot(ended(says=RESULT | {"metrics": metrics}), train=DONE))
     assert status["metrics"]["evalRewardAccuracy"] == "0.9"
-    told = next(one for one in status["conditions"] if one["type"] == "Evaluated")
-    assert told["message"] == "evaluation loss 0.4, the base model's 0.693147, reward accuracy 0.9"
+    assert message_of(status, "Evaluated") == "evaluation loss 0.4, the base model's 0.693147, reward accuracy 0.9"
 
 
 def test_evaluations_and_how_sure_an_improvement_is_are_shown() -> None:
@@ -207,8 +206,7 @@ def test_evaluations_and_how_sure_an_improvement_is_are_shown() -> None:
     said = RESULT | {"metrics": metrics, "evaluations": points}
     status = compute_status(snapshot(ended(says=said), train=DONE))
     assert status["evaluations"] == points
-    told = next(one for one in status["conditions"] if one["type"] == "Evaluated")
-    assert told["message"] == "evaluation loss 1.41, the base model's 2.031, −30.5 % (± 1.2 %)"
+    assert message_of(status, "Evaluated") == "evaluation loss 1.41, the base model's 2.031, −30.5 % (± 1.2 %)"
     LoRAJobStatus.model_validate(status)
 
 
@@ -216,8 +214,7 @@ def test_evaluations_and_how_sure_an_improvement_is_are_shown() -> None:
 def test_an_improvement_that_is_no_number_spoils_nothing(nonsense: str) -> None:
     metrics = {"evalLoss": "1.41", "baseEvalLoss": "2.031", "improvement": nonsense}
     status = compute_status(snapshot(ended(says=RESULT | {"metrics": metrics}), train=DONE))
-    told = next(one for one in status["conditions"] if one["type"] == "Evaluated")
-    assert told["message"] == "evaluation loss 1.41, the base model's 2.031"
+    assert message_of(status, "Evaluated") == "evaluation loss 1.41, the base model's 2.031"
 
 
 def test_a_measured_merge_shows_every_loss() -> None:

@@ -13,7 +13,18 @@ from tunery_operator.observed.attempt import Attempt
 from tunery_operator.status.compute import compute_status
 from tunery_operator.status.events import transitions
 
-from kit.operator.statuskit import NOW, TRAINING, again, condition, ended, job, running, snapshot, status_for
+from kit.operator.statuskit import (
+    NOW,
+    TRAINING,
+    again,
+    condition,
+    ended,
+    job,
+    message_of,
+    running,
+    snapshot,
+    status_for,
+)
 
 SLOW = FindingStatus(
     type="LearningRateTooLow",
@@ -52,12 +63,8 @@ def test_the_gravest_finding_is_the_reason(findings: tuple[FindingStatus, ...], 
 
 
 def test_the_message_of_the_condition_says_what_to_try() -> None:
-    def message(finding: FindingStatus) -> str:
-        status = status_for(running(), progress=posted(finding))
-        return next(str(c["message"]) for c in status["conditions"] if c["type"] == "Healthy")
-
-    assert message(SLOW) == SLOW.message
-    assert message(WORSE) == "training.learningRate: 1e-3"
+    for finding, text in ((SLOW, SLOW.message), (WORSE, "training.learningRate: 1e-3")):
+        assert message_of(status_for(running(), progress=posted(finding)), "Healthy") == text
 
 
 def test_preflight_tells_the_checklist_and_nothing_of_health() -> None:
@@ -130,19 +137,15 @@ def test_a_failed_run_keeps_what_it_found() -> None:
 
 
 def test_a_result_that_was_rejected_is_not_called_as_good_as_it_could_be() -> None:
-    def message(status: dict[str, Any]) -> str:
-        return next(str(each["message"]) for each in status["conditions"] if each["type"] == "Healthy")
-
     seen = snapshot(running(), progress=posted(HINT))
-    assert message(compute_status(seen)) == (
-        "the run has no Warning or Problem; status.checks has the checks of the settings"
-    )
+    text = "the run has no Warning or Problem; status.checks has the checks of the settings"
+    assert message_of(compute_status(seen), "Healthy") == text
     adapter = {"uri": "s3://b/o-rejected", "manifestSha256": "0" * 64, "sizeBytes": 1}
     words = {"failure": {"reason": "NotImproved", "message": "m"}, "rejectedAdapter": adapter}
     over = ended(code=40, says=words)
     status = compute_status(again(seen, over, train=job(failed_reason="PodFailurePolicy")))
     assert (status["phase"], condition(status, "Healthy")) == ("Failed", ("True", "Healthy"))
-    assert message(status).endswith("; the result was rejected all the same, as status.failure says")
+    assert message_of(status, "Healthy").endswith("; the result was rejected all the same, as status.failure says")
 
 
 def test_a_post_of_more_than_a_status_holds_is_no_post() -> None:

@@ -37,6 +37,7 @@ from kit.operator.statuskit import (
     deleting,
     ended,
     job,
+    message_of,
     pod,
     queued_job,
     running,
@@ -67,15 +68,10 @@ def runs(*indexes: int, attempt: int = 1, started: float = -300, created: float 
     return [running(started=started, meta=no(index, attempt, created, **meta)) for index in indexes]
 
 
-def running_of(status: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = next(c for c in status["conditions"] if c["type"] == "Running")
-    return found
-
-
 def test_all_of_them_train() -> None:
     status = status_for(*runs(3, 1, 2, 0), train=nodes(), progress=TRAINING, reporter="a1-0", gpus=8)
     assert (status["phase"], status["pods"], status["podName"], status["attempts"]) == ("Training", "4/4", "a1-0", 1)
-    assert running_of(status)["message"].startswith(f"pod a1-0 on node {NODE} (the first of 4 pods)")
+    assert message_of(status, "Running").startswith(f"pod a1-0 on node {NODE} (the first of 4 pods)")
     assert [(item["pod"], item["index"], item["attempt"]) for item in status["attemptHistory"]] == [
         (f"a1-{index}", index, 1) for index in range(4)
     ]
@@ -89,8 +85,8 @@ def test_half_of_them_wait_for_a_node() -> None:
     status = compute_status(seen)
     assert (status["phase"], status["pods"], status["reason"]) == ("Starting", "2/4", "Unschedulable")
     assert condition(status, "Running") == ("False", "Unschedulable")
-    assert running_of(status)["message"] == f"2 of 4 pods run; no node fits: {NO_NODE}"
-    assert status["failure"]["message"] == running_of(status)["message"]
+    assert message_of(status, "Running") == f"2 of 4 pods run; no node fits: {NO_NODE}"
+    assert status["failure"]["message"] == message_of(status, "Running")
     later = again(seen, *runs(0, 1, 2, 3), seconds=30)
     assert "failure" not in compute_status(later)
     assert compute_status(later)["pods"] == "4/4"
@@ -98,13 +94,14 @@ def test_half_of_them_wait_for_a_node() -> None:
 
 def test_some_are_not_made_yet_or_are_refused() -> None:
     status = status_for(*runs(0, 1), train=nodes())
-    assert (status["phase"], status.get("reason"), running_of(status)["reason"]) == ("Starting", None, "Starting")
-    assert running_of(status)["message"] == "2 of 4 pods run"
+    assert (status["phase"], condition(status, "Running")) == ("Starting", ("False", "Starting"))
+    assert "reason" not in status
+    assert message_of(status, "Running") == "2 of 4 pods run"
     quota = ClusterWarning("FailedCreate", "exceeded quota: gpus", at(-5), "Job")
     seen = snapshot(main=Attempt(nodes(), tuple(runs(0, 1)), (quota,)))
     status = compute_status(seen)
     assert status["failure"]["reason"] == "QuotaExceeded"
-    assert running_of(status)["message"].startswith("2 of 4 pods run; Job x-train cannot create its pod")
+    assert message_of(status, "Running").startswith("2 of 4 pods run; Job x-train cannot create its pod")
     assert requeue_after(seen, status) is not None
     over = ClusterWarning("FailedCreate", "exceeded quota: gpus", at(-401), "Job")
     assert "failure" not in compute_status(snapshot(main=Attempt(nodes(), tuple(runs(0, 1)), (over,))))
@@ -162,19 +159,17 @@ def test_an_attempt_that_failed_is_shown_until_the_next_one_begins() -> None:
     seen = again(snapshot(*runs(0, 1), train=nodes(2)), *failed)
     status = compute_status(seen)
     assert condition(status, "Running") == ("False", "AttemptFailed")
-    assert running_of(status)["message"] == "attempt 1, pod a1-1, failed: GPUFault: ECC"
+    assert message_of(status, "Running") == "attempt 1, pod a1-1, failed: GPUFault: ECC"
     counted = dataclasses.replace(seen, main=Attempt(nodes(2, retries=3), tuple(failed)))
     words = "attempt 1, pod a1-1, failed (1 of 3 retries used): GPUFault: ECC"
-    assert running_of(compute_status(counted))["message"] == words
+    assert message_of(compute_status(counted), "Running") == words
     half = again(seen, *failed, *runs(0, attempt=2, started=0, created=-5), seconds=5)
-    assert (running_of(compute_status(half))["reason"], running_of(compute_status(half))["message"]) == (
-        "Starting",
-        "1 of 2 pods run",
-    )
+    assert condition(compute_status(half), "Running") == ("False", "Starting")
+    assert message_of(compute_status(half), "Running") == "1 of 2 pods run"
     both = again(half, *failed, *runs(0, 1, attempt=2, started=0, created=-5), seconds=5)
     status = compute_status(both)
     assert (status["attempts"], status["podName"], status["pods"]) == (2, "a2-0", "2/2")
-    assert running_of(status)["status"] == "True"
+    assert condition(status, "Running") == ("True", "PodStarted")
 
 
 EVICTION = {"code": 143, "disruption": "EvictionByEvictionAPI"}
@@ -337,7 +332,7 @@ def test_while_the_job_controller_ends_the_others_the_one_that_was_deleted_is_na
     status = compute_status(over)
     assert [item["reason"] for item in status["attemptHistory"]] == ["PeerLost", "PodDeleted"]
     words = f"attempt 1, pod a1-1, was ended: PodDeleted{ends}"
-    assert running_of(status)["message"] == words
+    assert message_of(status, "Running") == words
     assert [event.note for event in transitions(over.status, status) if event.reason == "PodDeleted"] == [words]
 
 
@@ -357,7 +352,7 @@ def test_a_deleted_pod_is_told_as_that_while_the_next_ones_are_made() -> None:
     status = compute_status(again(seen, echo, lost_pods=(gone(1, 1, -300, 98),)))
     assert condition(status, "Running") == ("False", "PodDeleted")
     assert (
-        running_of(status)["message"]
+        message_of(status, "Running")
         == "attempt 1, pod a1-1, was ended: PodDeleted, which counts as a retry; the next attempt continues"
     )
 
@@ -378,7 +373,7 @@ def test_a_drain_that_takes_what_is_left_of_an_echo_is_told_as_of_the_pod_it_beg
     status = compute_status(again(seen, *left, lost_pods=tuple(lost)))
     assert [item["reason"] for item in status["attemptHistory"]] == ["Evicted", "PeerLost"]
     assert condition(status, "Running") == ("False", "Evicted")
-    assert running_of(status)["message"] == "attempt 1, pod a1-0, was ended: Evicted; the next attempt continues"
+    assert message_of(status, "Running") == "attempt 1, pod a1-0, was ended: Evicted; the next attempt continues"
 
 
 STARTS = TrainerStatus(phase=Phase.STARTING)
@@ -426,14 +421,15 @@ def test_an_echo_is_no_news_once_the_successor_of_its_cause_runs() -> None:
     seen = again(seen, echo, taken)
     assert condition(compute_status(seen), "Running") == ("False", "Evicted")
     status = compute_status(again(seen, echo, taken, *runs(1, attempt=2, started=-100, created=-180)))
-    assert (running_of(status)["reason"], running_of(status)["message"]) == ("Starting", "1 of 2 pods run")
+    assert condition(status, "Running") == ("False", "Starting")
+    assert message_of(status, "Running") == "1 of 2 pods run"
 
 
 def test_a_retry_is_used_up_as_soon_as_the_container_has_ended() -> None:
     """Its pod is Failed a moment later, and nobody tells the number again."""
     killed = dataclasses.replace(ended(code=137, meta=no(1), stopped=-10), phase="Running")
     status = status_for(ended(code=76, meta=no(0), stopped=-5), killed, train=nodes(2, retries=3))
-    assert "failed (1 of 3 retries used): Killed" in running_of(status)["message"]
+    assert "failed (1 of 3 retries used): Killed" in message_of(status, "Running")
 
 
 def test_what_all_of_them_wait_for_once_they_run() -> None:
@@ -442,17 +438,17 @@ def test_what_all_of_them_wait_for_once_they_run() -> None:
         *runs(0, 1, started=-60), train=nodes(2), reporter="a1-0", progress=TrainerStatus(phase=Phase.STARTING)
     )
     status = compute_status(seen)
-    assert (status["phase"], running_of(status)["reason"]) == ("Starting", "PodStarted")
+    assert (status["phase"], condition(status, "Running")) == ("Starting", ("True", "PodStarted"))
     words = f"pod a1-0 on node {NODE} (the first of 2 pods) starts: it loads what it needs, and then begins with the"
-    assert running_of(status)["message"] == f"{words} others"
+    assert message_of(status, "Running") == f"{words} others"
     assert (requeue_after(seen, status) or 99) <= 30
     late = again(seen, *runs(0, 1, started=-60), seconds=61, reported_at=NOW + timedelta(seconds=61))
-    message = running_of(compute_status(late))["message"]
-    assert message.startswith(f"{words} others. All of them have run for 2 minutes")
-    assert f"Service {nodes_service(OWNER.uid)}" in message
-    assert "TCP 29500, 29501 and further ports" in message
+    told = message_of(compute_status(late), "Running")
+    assert told.startswith(f"{words} others. All of them have run for 2 minutes")
+    assert f"Service {nodes_service(OWNER.uid)}" in told
+    assert "TCP 29500, 29501 and further ports" in told
     trains = again(late, *runs(0, 1, started=-60), progress=TRAINING)
-    assert running_of(compute_status(trains))["message"] == f"pod a1-0 on node {NODE} (the first of 2 pods)"
+    assert message_of(compute_status(trains), "Running") == f"pod a1-0 on node {NODE} (the first of 2 pods)"
     assert (requeue_after(trains, compute_status(trains)) or 99) > 30
 
 
@@ -554,18 +550,18 @@ def test_one_that_stores_its_checkpoint_until_another_one_is_there_again_fails_o
     seen = snapshot(*runs(0, 1), train=nodes(2, retries=1), progress=TRAINING, reporter="a1-0")
     killed = ended(code=137, meta=no(1), stopped=-60)
     seen = again(seen, *runs(0), killed)
-    assert "(1 of 1 retries used)" in running_of(compute_status(seen))["message"]
+    assert "(1 of 1 retries used)" in message_of(compute_status(seen), "Running")
     anew = runs(1, attempt=2, started=-45, created=-50)
     seen = again(seen, *runs(0), killed, *anew)
     status = compute_status(seen)
     assert (status["phase"], status["pods"], status["attempts"]) == ("Starting", "2/2", 2)
-    assert running_of(status)["message"] == "2 of 2 pods run, and a1-0, of the previous attempt, is terminating"
+    assert message_of(status, "Running") == "2 of 2 pods run, and a1-0, of the previous attempt, is terminating"
     outlived = ended(code=75, meta=no(0), stopped=-40, says=ECHO)
     seen = again(seen, outlived, killed, *anew)
     assert seen.main is not None
     status = compute_status(seen)
     assert (status["phase"], status["attempts"]) == ("Starting", 2)
-    assert running_of(status)["message"] == "1 of 2 pods run"
+    assert message_of(status, "Running") == "1 of 2 pods run"
     seen = again(seen, outlived, killed, *anew, *runs(0, attempt=2, started=-20, created=-30), reporter="a2-0")
     assert (compute_status(seen)["phase"], compute_status(seen)["attempts"]) == ("Training", 2)
     twice = again(seen, outlived, killed, *anew, ended(code=137, meta=no(0, 2, created=-30), started=-20, stopped=0))
@@ -582,7 +578,7 @@ def test_the_next_first_one_is_not_of_the_attempt_before_whose_other_one_has_end
     seen = again(seen, *before, *runs(0, attempt=2, started=-20, created=-30), reporter=None, progress=None)
     status = compute_status(seen)
     assert (status["attempts"], condition(status, "Running")) == (2, ("True", "PodStarted"))
-    assert running_of(status)["message"].startswith(f"pod a2-0 on node {NODE} (the first of 2 pods) starts")
+    assert message_of(status, "Running").startswith(f"pod a2-0 on node {NODE} (the first of 2 pods) starts")
 
 
 def test_one_that_outlived_its_attempt_and_ends_the_job_is_told_with_its_own() -> None:
@@ -606,9 +602,9 @@ def test_one_that_has_only_said_that_it_is_there_trains_not(doing: str | None) -
     """It repeats its report every so often, also where it has nothing to say yet, as while storage does not answer."""
     said = TrainerStatus(doing=doing, last_updated_time=at(-1))
     status = status_for(*runs(0, 1), train=nodes(2), progress=said, reporter="a1-0")
-    assert (status["phase"], running_of(status)["reason"]) == ("Starting", "PodStarted")
+    assert (status["phase"], condition(status, "Running")) == ("Starting", ("True", "PodStarted"))
     alone = status_for(running(), progress=said, reporter="p1")
-    assert (alone["phase"], running_of(alone)["reason"]) == ("Starting", "PodStarted")
+    assert (alone["phase"], condition(alone, "Running")) == ("Starting", ("True", "PodStarted"))
 
 
 @pytest.mark.parametrize("ending", [1, 4])
@@ -617,7 +613,7 @@ def test_those_that_were_told_to_end(ending: int) -> None:
     status = status_for(*pods, train=nodes(suspend=True), suspend=True)
     assert (status["phase"], condition(status, "Running")) == ("Suspending", ("True", "Stopping"))
     many = f"{ending} of 4 pods are terminating"
-    assert running_of(status)["message"].startswith(many if ending > 1 else f"pod a1-0 on node {NODE} is terminating")
+    assert message_of(status, "Running").startswith(many if ending > 1 else f"pod a1-0 on node {NODE} is terminating")
 
 
 def test_a_node_that_is_lost_is_named_though_the_first_is_well() -> None:
@@ -676,7 +672,7 @@ def test_a_run_whose_last_reports_did_not_arrive_is_shown_to_its_end() -> None:
 def test_the_others_may_end_before_the_first_that_has_published() -> None:
     """Nobody begins anew then: the phase would go back for some seconds."""
     seen = status_for(*runs(0), ended(meta=no(1), stopped=-1), train=nodes(2), progress=TRAINING, reporter="a1-0")
-    assert (seen["phase"], seen["pods"], running_of(seen)["status"]) == ("Training", "1/2", "True")
+    assert (seen["phase"], seen["pods"], condition(seen, "Running")) == ("Training", "1/2", ("True", "Training"))
 
 
 # The ledger

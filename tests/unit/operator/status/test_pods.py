@@ -34,6 +34,7 @@ from kit.operator.statuskit import (
     deleting,
     ended,
     job,
+    message_of,
     pod,
     queued_job,
     running,
@@ -276,20 +277,17 @@ STATES: dict[str, tuple[dict[str, Any], Expected]] = {
 
 @pytest.mark.parametrize(("seen", "told"), STATES.values(), ids=STATES.keys())
 def test_what_the_status_says(seen: dict[str, Any], told: Expected) -> None:
-    changes = dict(seen)
-    status = status_for(*changes.pop("pods", ()), **changes)
+    status = status_for(**seen)
     failure = status.get("failure", {})
     found = (status["phase"], condition(status, "Running"), failure.get("reason"))
     assert found == (told.phase, (told.running, told.reason), told.failure)
-    said = [failure.get("message", "")] + [c.get("message", "") for c in status["conditions"] if c["type"] == "Running"]
-    assert told.message in " ".join(said)
+    assert told.message in f"{failure.get('message', '')} {message_of(status, 'Running')}"
     LoRAJobStatus.model_validate(status)
 
 
 @pytest.mark.parametrize("seen", [seen for seen, _ in STATES.values()], ids=STATES.keys())
 def test_nothing_is_written_when_nothing_changes(seen: dict[str, Any]) -> None:
-    changes = dict(seen)
-    first = snapshot(*changes.pop("pods", ()), **changes)
+    first = snapshot(**seen)
     status = compute_status(first)
     assert merge_patch(status, compute_status(dataclasses.replace(first, status=status))) == {}
 
@@ -356,8 +354,7 @@ def test_what_is_not_tried_again_keeps_its_phase_until_its_job_has_ended(phase: 
         ends = again(before, end)
         status = compute_status(ends)
         assert (status["phase"], condition(status, "Running")) == (phase, ("True", reason))
-        told = next(each["message"] for each in status["conditions"] if each["type"] == "Running")
-        assert "attempt 1 failed, and is not retried" in told
+        assert "attempt 1 failed, and is not retried" in message_of(status, "Running")
         assert transitions(ends.status, status) == ()
     failed = status_for(end, train=job(failed_reason="PodFailurePolicy"), status=status)
     assert (failed["phase"], condition(failed, "Running")) == ("Failed", ("False", "Ended"))
@@ -366,14 +363,14 @@ def test_what_is_not_tried_again_keeps_its_phase_until_its_job_has_ended(phase: 
 @pytest.mark.parametrize("role", ["train", "preflight"])
 @pytest.mark.parametrize("meta", [{}, deleting(60)], ids=["from-within", "deleted"])
 @pytest.mark.parametrize(
-    ("message", "words"),
+    ("says", "words"),
     [("", "143 and left no message: "), ('{"doing": "node 0 was publishing"}', "143: node 0 was publish")],
 )
 def test_who_was_told_to_end_and_says_no_failure_was_ended_by_somebody(
-    role: str, meta: dict[str, Any], message: str, words: str
+    role: str, meta: dict[str, Any], says: str, words: str
 ) -> None:
     over = job(failed_reason="BackoffLimitExceeded", labels={"tunery.dev/role": role})
-    found = status_for(ended(code=143, meta=meta, says=message), train=over)["failure"]
+    found = status_for(ended(code=143, meta=meta, says=says), train=over)["failure"]
     assert words in found["message"]
     assert (found["reason"], found["exitCode"]) == ("Killed", 143)
     assert "sent SIGTERM" in found["message"]
@@ -408,7 +405,7 @@ def test_an_attempt_that_no_other_follows_is_no_failed_attempt(
     ends = again(before, *pods, train=job(retries=retries))
     told = [event.reason for event in transitions(ends.status, compute_status(ends))]
     assert ("AttemptFailed" in told or "Evicted" in told) is not last
-    assert ("and is not retried" in condition_text(compute_status(ends))) is last
+    assert ("and is not retried" in message_of(compute_status(ends), "Running")) is last
 
 
 @pytest.mark.parametrize(
@@ -432,11 +429,7 @@ def test_how_many_retries_are_used_is_told_where_that_is_sure(
     status = status_for(*pods, train=job(**train))
     assert condition(status, "Running") == ("False", "AttemptFailed")
     much = f" ({used} of 3 retries used)" if used is not None else ""
-    assert condition_text(status).startswith(f"attempt {len(pods)} failed{much}: ")
-
-
-def condition_text(status: dict[str, Any]) -> str:
-    return str(next(each["message"] for each in status["conditions"] if each["type"] == "Running"))
+    assert message_of(status, "Running").startswith(f"attempt {len(pods)} failed{much}: ")
 
 
 @pytest.mark.parametrize(
@@ -455,7 +448,7 @@ def condition_text(status: dict[str, Any]) -> str:
 def test_a_preflight_that_has_ended_waits_for_its_job(end: Any, reason: str, says: str) -> None:
     status = status_for(main=None, preflight_needed=True, preflight=Attempt(job(), (end,)))
     assert (status["phase"], condition(status, "Preflight")) == ("Preflight", ("Unknown", reason))
-    assert says in next(each["message"] for each in status["conditions"] if each["type"] == "Preflight")
+    assert says in message_of(status, "Preflight")
 
 
 def test_what_an_earlier_attempt_reported_is_not_said_of_the_next() -> None:

@@ -32,6 +32,7 @@ from kit.operator.statuskit import (
     deleting,
     ended,
     job,
+    message_of,
     pod,
     queued_job,
     running,
@@ -72,8 +73,7 @@ SUSPENSION: dict[str, tuple[dict[str, Any], tuple[str, str], str]] = {
 
 @pytest.mark.parametrize(("seen", "told", "phase"), SUSPENSION.values(), ids=SUSPENSION.keys())
 def test_suspended_means_that_nothing_runs(seen: dict[str, Any], told: tuple[str, str], phase: str) -> None:
-    changes = dict(seen)
-    status = status_for(*changes.pop("pods", ()), suspend=True, **changes)
+    status = status_for(suspend=True, **seen)
     assert (condition(status, "Suspended"), status["phase"]) == (told, phase)
 
 
@@ -142,9 +142,8 @@ def test_the_queue_is_that_of_the_job_whoever_named_it() -> None:
 
 def test_a_failed_attempt_of_preflight_is_told_before_the_next_one() -> None:
     status = status_for(main=None, preflight_needed=True, preflight=Attempt(job(), (ended(code=75),)))
-    preflight = next(condition for condition in status["conditions"] if condition["type"] == "Preflight")
-    assert (preflight["status"], preflight["reason"]) == ("Unknown", "AttemptFailed")
-    assert preflight["message"].startswith("attempt 1 of preflight failed: ")
+    assert condition(status, "Preflight") == ("Unknown", "AttemptFailed")
+    assert message_of(status, "Preflight").startswith("attempt 1 of preflight failed: ")
 
 
 @pytest.mark.parametrize(
@@ -233,8 +232,7 @@ def test_of_what_has_ended_nobody_says_that_it_could_go_on() -> None:
     held = status_for(train=job(**OURS), suspend=True)
     assert condition(held, "Suspended") == ("True", "Suspended")
     for ending in ({"train": DONE, "pods": (ended(says=RESULT),)}, {"train": job(failed_reason="x"), "pods": ()}):
-        changes = dict(ending)
-        status = status_for(*changes.pop("pods"), **changes, suspend=True, status=held)
+        status = status_for(**ending, suspend=True, status=held)
         assert status["phase"] in ("Succeeded", "Failed")
         assert "Suspended" not in [each["type"] for each in status["conditions"]]
     full = status_for(main=None, preflight_needed=True, waiting_for="room", waiting_reason="WaitingForPreflightSlot")
@@ -278,8 +276,7 @@ LOOKUPS: dict[str, tuple[dict[str, Any], bool, str, str | None]] = {
 def test_a_result_is_looked_up_where_it_lies(
     seen: dict[str, Any], needed: bool, phase: str, reason: str | None
 ) -> None:
-    changes = dict(seen)
-    complete = snapshot(*changes.pop("pods", ()), train=DONE, **changes)
+    complete = snapshot(train=DONE, **seen)
     status = compute_status(complete)
     assert needs_report(complete) is needed
     assert (status["phase"], status.get("failure", {}).get("reason")) == (phase, reason)
@@ -333,8 +330,7 @@ def test_a_checkpoint_that_cannot_be_stored_is_said_until_one_is() -> None:
     why = "the checkpoint of step 300 was not stored: s3://adapters/c: AccessDenied"
     none = compute_status(snapshot(running(), progress=TrainerStatus(checkpoint_error=why)))
     assert condition(none, "CheckpointSaved") == ("False", "CheckpointNotStored")
-    (said,) = (each["message"] for each in none["conditions"] if each["type"] == "CheckpointSaved")
-    assert said == f"{why}; the next attempt would start from the beginning"
+    assert message_of(none, "CheckpointSaved") == f"{why}; the next attempt would start from the beginning"
     (event,) = (each for each in transitions({}, none) if each.reason == "CheckpointNotStored")
     assert event.warning
 
@@ -386,8 +382,7 @@ LOOKS: dict[str, tuple[dict[str, Any], float | None]] = {
 
 @pytest.mark.parametrize(("seen", "after"), LOOKS.values(), ids=LOOKS.keys())
 def test_when_time_alone_changes_a_status(seen: dict[str, Any], after: float | None) -> None:
-    changes = dict(seen)
-    looked = snapshot(*changes.pop("pods", ()), **changes)
+    looked = snapshot(**seen)
     assert requeue_after(looked, compute_status(looked)) == after
 
 

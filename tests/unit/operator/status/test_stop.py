@@ -19,7 +19,20 @@ from tunery_operator.status.events import transitions
 from tunery_operator.status.snapshot import Snapshot
 from tunery_operator.status.stop import stop_of
 
-from kit.operator.statuskit import NOW, again, at, condition, deleting, ended, job, pod, running, snapshot, status_for
+from kit.operator.statuskit import (
+    NOW,
+    again,
+    at,
+    condition,
+    deleting,
+    ended,
+    job,
+    message_of,
+    pod,
+    running,
+    snapshot,
+    status_for,
+)
 
 ADAPTER = {"uri": "s3://adapters/x", "manifestSha256": "ab" * 32, "sizeBytes": 12}
 PUBLISHED = {"adapter": ADAPTER, "stoppedAfterStep": 40}
@@ -34,11 +47,6 @@ def left(**changes: Any) -> Snapshot:
     """Return a LoRAJob that was told to stop, whose pod has trained for five minutes and is gone."""
     status = status_for(running(), stop="enough")
     return snapshot(main=None, stop="enough", status=status, **changes)
-
-
-def messages(status: dict[str, Any]) -> dict[str, str]:
-    """Return the messages of the conditions."""
-    return {condition["type"]: condition.get("message", "") for condition in status["conditions"]}
 
 
 def test_what_is_a_stop() -> None:
@@ -83,7 +91,7 @@ def test_a_pod_that_ends_is_waited_for() -> None:
     status = status_for(main=None, stop="enough", leftovers=(running(meta=deleting(60)),))
     assert status["phase"] == "Stopping"
     assert condition(status, "Stopped") == ("False", "Stopping")
-    assert messages(status)["Stopped"] == "enough; pod p1 is terminating, and may still write a checkpoint"
+    assert message_of(status, "Stopped") == "enough; pod p1 is terminating, and may still write a checkpoint"
     assert condition(status, "Running") == ("True", "Stopping")
     assert condition(status, "Succeeded") == ("Unknown", "InProgress")
 
@@ -93,10 +101,10 @@ def test_only_a_pod_that_trains_may_still_write_a_checkpoint() -> None:
     training = status_for(main=suspended, suspend=True)
     preflight = status_for(main=None, preflight_needed=True, preflight=suspended, suspend=True)
     assert (
-        messages(training)["Suspended"]
+        message_of(training, "Suspended")
         == "spec.suspend is true; pod p1 is terminating, and may still write a checkpoint"
     )
-    assert messages(preflight)["Suspended"] == "spec.suspend is true; pod p1 is terminating"
+    assert message_of(preflight, "Suspended") == "spec.suspend is true; pod p1 is terminating"
 
 
 def test_what_keeps_its_job_from_going_is_told() -> None:
@@ -133,7 +141,7 @@ def test_a_publishing_pod_that_does_not_start_says_why() -> None:
     assert status["phase"] == "Stopping", "nothing is uploaded"
     assert status["failure"]["reason"] == "QuotaExceeded"
     assert condition(status, "Stopped") == ("False", "QuotaExceeded")
-    assert "exceeded quota: limit" in messages(status)["Stopped"]
+    assert "exceeded quota: limit" in message_of(status, "Stopped")
     again_fits = compute_status(left(publishing=Attempt(publish_job(), (running(),))))
     assert (again_fits["phase"], condition(again_fits, "Stopped")) == ("Uploading", ("False", "Publishing"))
 
@@ -156,12 +164,12 @@ def test_a_publishing_pod_without_room_is_told_beside_what_the_training_pod_wait
 def test_no_checkpoint_is_named_that_nobody_told_of() -> None:
     publisher = Attempt(publish_job(), (running(),))
     before = left(publishing=publisher)
-    assert messages(compute_status(before))["Stopped"] == (
+    assert message_of(compute_status(before), "Stopped") == (
         "enough; Job x-publish will check whether a checkpoint was stored, as none was reported, and publish its best "
         "weights"
     )
     known = {**before.status, "checkpoint": {"uri": "s3://c/step-000040", "step": 40}}
-    assert messages(compute_status(dataclasses.replace(before, status=known)))["Stopped"] == (
+    assert message_of(compute_status(dataclasses.replace(before, status=known)), "Stopped") == (
         "enough; Job x-publish will publish the best weights of the latest checkpoint, of step 40"
     )
 
@@ -180,6 +188,27 @@ def test_a_publishing_pod_without_a_result_is_a_defect() -> None:
     publisher = Attempt(publish_job(complete=True), (ended(says="{}"),))
     status = compute_status(left(publishing=publisher))
     assert (status["phase"], status["failure"]["reason"]) == ("Failed", "InternalError")
+
+
+def test_what_is_not_better_is_told_and_is_no_adapter() -> None:
+    rejected = {
+        "failure": {"reason": "NotImproved", "message": "the evaluation loss went from 2.5 to 2.6"},
+        "rejectedAdapter": {**ADAPTER, "uri": "s3://adapters/x-rejected"},
+        "stoppedAfterStep": 4,
+    }
+    publisher = Attempt(publish_job(failed_reason="PodFailurePolicy"), (ended(code=64, says=rejected),))
+    status = compute_status(left(publishing=publisher))
+    assert (status["phase"], status["rejectedAdapter"]["uri"]) == ("Stopped", "s3://adapters/x-rejected")
+    assert "adapter" not in status
+    assert status["stopped"] == {"reason": "StopRequested", "afterStep": 4}
+    assert message_of(status, "Stopped") == "enough; stopped after step 4; the evaluation loss went from 2.5 to 2.6"
+
+
+def test_a_pod_that_had_published_it_all_has_succeeded() -> None:
+    publisher = Attempt(publish_job(complete=True), (ended(says={"adapter": ADAPTER}),))
+    status = compute_status(left(publishing=publisher))
+    assert (status["phase"], condition(status, "Stopped")) == ("Succeeded", None)
+    assert "checkpoint" not in status
 
 
 def test_a_raised_deadline_does_not_undo_what_was_begun() -> None:
@@ -211,7 +240,7 @@ def test_how_far_it_came_is_one_step_wherever_it_is_told() -> None:
     assert {name: status["progress"][name] for name in PROGRESS} == {
         "step": 40, "totalSteps": 80, "percent": 50, "percentText": "50%",
     }  # fmt: skip
-    assert "stopped after step 40" in next(c["message"] for c in status["conditions"] if c["type"] == "Stopped")
+    assert "stopped after step 40" in message_of(status, "Stopped")
 
 
 @pytest.mark.parametrize(
@@ -230,7 +259,7 @@ def test_the_step_of_the_weights_is_told_where_it_is_not_the_last(
         "evaluations": [{"step": step, "loss": loss} for step, loss in evaluations],
     }
     publisher = Attempt(publish_job(complete=True), (ended(says={**PUBLISHED, **measured}, started=100, stopped=200),))
-    assert said in messages(compute_status(dataclasses.replace(left(), publishing=publisher)))["Stopped"]
+    assert said in message_of(compute_status(dataclasses.replace(left(), publishing=publisher)), "Stopped")
 
 
 def test_checks_that_waited_for_training_wait_no_more() -> None:

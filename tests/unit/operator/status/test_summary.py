@@ -45,6 +45,7 @@ from kit.operator.statuskit import (
     deleting,
     ended,
     job,
+    message_of,
     running,
     snapshot,
     status_for,
@@ -196,7 +197,7 @@ def test_a_pod_that_does_not_report_is_told_in_time_by_a_warning_that_says_what_
     assert requeue_after(young, before) == 120
     late = again(young, running(started=-1), seconds=120)
     after = compute_status(late)
-    message = next(each["message"] for each in after["conditions"] if each["type"] == REPORTED)
+    message = message_of(after, REPORTED)
     for part in ("pod p1 ", "Allow TCP 8443 from it to Service tunery.tunery-system", "kubectl logs p1 -n ns "):
         assert part in message
     [event] = transitions(before, after)
@@ -222,7 +223,7 @@ def test_a_pod_that_reports_no_more_is_told_in_time_with_where_to_look() -> None
     before = compute_status(seen)
     assert requeue_after(seen, before) == 121
     after = compute_status(again(seen, running(started=-900), seconds=120))
-    message = next(each["message"] for each in after["conditions"] if each["type"] == REPORTED)
+    message = message_of(after, REPORTED)
     assert message.startswith("pod p1 has stopped reporting: kubectl logs p1 -n ns says why")
     assert "Allow TCP" not in message, "its reports came through"
     [event] = transitions(before, after)
@@ -233,7 +234,7 @@ def test_a_pod_that_reports_no_more_is_told_in_time_with_where_to_look() -> None
 @pytest.mark.parametrize("seen", [silent(), repeating(181)], ids=["never-heard", "not-any-more"])
 def test_a_certificate_that_pods_cannot_trust_is_told_as_the_cause_and_not_the_network(seen: Snapshot) -> None:
     after = compute_status(replace(seen, certificate_fault="certificate has expired"))
-    message = next(each["message"] for each in after["conditions"] if each["type"] == REPORTED)
+    message = message_of(after, REPORTED)
     assert (
         "cannot trust the certificate of the operator's endpoint: certificate has expired. Ask a cluster admin"
         in message
