@@ -65,6 +65,15 @@ def failed_and_tried_again(namespace: Namespace) -> None:
     assert status["attempts"] == 2
 
 
+def stopped_and_published(namespace: Namespace) -> None:
+    namespace.apply(lorajob("wait", preflight="Skip"))
+    eventually("it runs", lambda: namespace.condition("wait", "Running").get("status") == "True", STORY_SECONDS)
+    namespace.patch_spec("wait", stop="enough")
+    eventually("its Job is gone", lambda: namespace.get("jobs", "wait-train") is None, STORY_SECONDS)
+    namespace.annotate("wait", go="on")
+    assert namespace.wait_phase("wait", "Succeeded", timeout=STORY_SECONDS)["attempts"] == 1
+
+
 def expired(namespace: Namespace) -> None:
     namespace.apply(lorajob("ttl", preflight="Skip", ttlSecondsAfterFinished=1))
     eventually("it is gone", lambda: namespace.get("lorajobs", "ttl") is None, STORY_SECONDS)
@@ -75,6 +84,7 @@ STORIES: list[tuple[Callable[[Namespace], None], dict[str, int]]] = [
     (suspended_and_resumed, {"wait-train": 1}),
     (suspended_in_a_queue, {"wait-train": 2}),
     (failed_and_tried_again, {"fail-train": 2}),
+    (stopped_and_published, {"wait-train": 1, "wait-publish": 1}),
     (expired, {"ttl-train": 1}),
 ]
 

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import random
 import time
-from collections import Counter
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from integration.operator.test_kueue import QUEUE, hold, queued
 
-from kit.fork_server import operator_server
-from kit.operator.api import Api, Json, Refused, eventually
+from kit.operator.api import Json, Refused, eventually
 from kit.operator.objects import RESULT, Namespace, adaptermerge, lorajob
-from kit.operator.process import OperatorProcess
 from kit.operator.runs import run_of
-from kit.operator.stage import make_namespace
 
 KEPT: Json = RESULT | {
     "stoppedAfterStep": 40,
@@ -26,11 +20,6 @@ KEPT: Json = RESULT | {
 }
 LAST_WORDS: Json = {"checkpoint": KEPT["checkpoint"]}
 NO_CHECKPOINT: Json = {"failure": {"reason": "CheckpointMissing", "message": "the run has stored no checkpoint"}}
-NOT_IMPROVED: Json = {
-    "failure": {"reason": "NotImproved", "message": "the evaluation loss went from 2.5 to 2.6"},
-    "rejectedAdapter": {**RESULT["adapter"], "uri": "s3://adapters/x-rejected"},
-    "stoppedAfterStep": 4,
-}
 
 
 def train(namespace: Namespace, name: str, **spec: Any) -> str:
@@ -141,20 +130,6 @@ def test_what_a_queue_had_let_in_is_not_started_again(namespace: Namespace) -> N
     assert jobs(namespace) == ["k-publish"]
 
 
-@pytest.mark.slow
-def test_a_suspended_job_is_published_from_the_checkpoint_it_had(namespace: Namespace) -> None:
-    pod = train(namespace, "s")
-    namespace.patch_spec("s", suspend=True)
-    namespace.wait_phase("s", "Suspending")
-    end(namespace, pod)
-    namespace.wait_phase("s", "Suspended")
-    namespace.patch_spec("s", stop="nobody needs more")
-    publish(namespace, "s")
-    status = namespace.wait_phase("s", "Stopped")
-    assert status["adapter"] == RESULT["adapter"]
-    assert namespace.condition("s", "Suspended") == {}
-
-
 def test_discard_publishes_nothing(namespace: Namespace) -> None:
     pod = train(namespace, "d", onStop="Discard")
     namespace.patch_spec("d", stop="the data was wrong")
@@ -180,45 +155,6 @@ def test_discard_may_be_said_while_it_is_published(namespace: Namespace) -> None
     namespace.patch_spec("c", onStop="Discard")
     namespace.wait_phase("c", "Stopped")
     eventually("the publishing Job is gone", lambda: jobs(namespace) == [])
-
-
-def test_a_stop_that_comes_late_changes_nothing(namespace: Namespace) -> None:
-    namespace.apply(lorajob("l", preflight="Skip"))
-    namespace.finish("l")
-    before = namespace.wait_phase("l", "Succeeded")
-    namespace.patch_spec("l", stop="too late")
-    eventually("it was seen", lambda: namespace.status("l")["observedGeneration"] > before["observedGeneration"])
-    after = namespace.status("l")
-    noted = {"observedGeneration": after["observedGeneration"]}
-    assert after == {**before, **noted, "conditions": [{**each, **noted} for each in before["conditions"]]}
-    assert jobs(namespace) == ["l-train"]
-
-
-def test_a_pod_that_had_published_it_all_has_succeeded(namespace: Namespace) -> None:
-    pod = train(namespace, "f")
-    namespace.patch_spec("f", stop="enough")
-    namespace.wait_phase("f", "Stopping")
-    end(namespace, pod)
-    publish(namespace, "f", RESULT)
-    status = namespace.wait_phase("f", "Succeeded")
-    assert "checkpoint" not in status
-    assert namespace.condition("f", "Stopped") == {}
-
-
-@pytest.mark.slow
-def test_a_deadline_with_publish_is_a_stop(namespace: Namespace) -> None:
-    pod = train(namespace, "t", activeDeadlineSeconds=2, onStop="Publish")
-    namespace.wait_phase("t", "Stopping")
-    end(namespace, pod)
-    namespace.job("t-publish")
-    # Raised too late: its Job is gone, and what it had is being published.
-    namespace.patch_spec("t", activeDeadlineSeconds=3600)
-    publish(namespace, "t")
-    status = namespace.wait_phase("t", "Stopped")
-    assert status["adapter"] == RESULT["adapter"]
-    stopped = namespace.condition("t", "Stopped")
-    assert stopped["reason"] == namespace.condition("t", "Succeeded")["reason"] == "DeadlineExceeded"
-    assert jobs(namespace) == ["t-publish"]
 
 
 @pytest.mark.slow
@@ -247,21 +183,6 @@ def test_a_deadline_fails_as_ever_where_nothing_is_said(namespace: Namespace) ->
 
 
 @pytest.mark.slow
-def test_what_is_not_better_is_told_and_lies_beside_the_output(namespace: Namespace) -> None:
-    pod = train(namespace, "r")
-    namespace.patch_spec("r", stop="it does not learn")
-    namespace.wait_phase("r", "Stopping")
-    end(namespace, pod)
-    publish(namespace, "r", NOT_IMPROVED, 64)
-    status = namespace.wait_phase("r", "Stopped")
-    assert status["rejectedAdapter"]["uri"] == "s3://adapters/x-rejected"
-    assert "adapter" not in status
-    assert status["stopped"] == {"reason": "StopRequested", "afterStep": 4}
-    message = namespace.condition("r", "Stopped")["message"]
-    assert message == "it does not learn; stopped after step 4; the evaluation loss went from 2.5 to 2.6"
-
-
-@pytest.mark.slow
 def test_what_cannot_be_published_fails_and_is_tried_again(namespace: Namespace) -> None:
     pod = train(namespace, "m")
     namespace.patch_spec("m", stop="enough")
@@ -276,18 +197,6 @@ def test_what_cannot_be_published_fails_and_is_tried_again(namespace: Namespace)
     publish(namespace, "m")
     assert namespace.wait_phase("m", "Stopped")["adapter"] == RESULT["adapter"]
     assert jobs(namespace) == ["m-publish"], "nothing has trained again"
-
-
-@pytest.mark.slow
-def test_a_job_that_has_failed_is_saved_by_a_stop_and_a_retry(namespace: Namespace) -> None:
-    pod = train(namespace, "g", retries=0)
-    words = {"failure": {"reason": "GPUOutOfMemory", "message": "at step 41"}, "checkpoint": KEPT["checkpoint"]}
-    namespace.end_pod(pod, 64, words)
-    namespace.wait_phase("g", "Failed")
-    namespace.patch_spec("g", stop="take what is there")
-    namespace.annotate("g", retry="1")
-    publish(namespace, "g")
-    assert namespace.wait_phase("g", "Stopped")["adapter"] == RESULT["adapter"]
 
 
 @pytest.mark.slow
@@ -345,45 +254,3 @@ def test_a_stopped_job_stays_so_and_expires(namespace: Namespace) -> None:
     assert jobs(namespace) == []
     namespace.patch_spec("x", ttlSecondsAfterFinished=1)
     eventually("it has expired", lambda: namespace.get("lorajobs", "x") is None)
-
-
-@pytest.mark.slow
-def test_killed_at_any_time_it_is_published_once(
-    api: Api, operator: OperatorProcess, operator_kubeconfig: Path, tmp_path: Path
-) -> None:
-    assert operator.stop() == 0
-    namespace, chance = make_namespace(api), random.Random(57)
-    own = OperatorProcess(tmp_path / "killed", operator_kubeconfig, popen=operator_server().popen)
-
-    def kill() -> None:
-        time.sleep(chance.uniform(0.0, 0.15))
-        own.kill()
-        own.start()
-
-    try:
-        own.start()
-        names = [f"k{index}" for index in range(4)]
-        pods = {}
-        for name in names:
-            namespace.apply(lorajob(name, preflight="Skip"))
-            pods[name] = namespace.run_pod(f"{name}-train", node="n1")
-            namespace.wait_running(name)
-        for name in names:
-            namespace.patch_spec(name, stop="enough")
-            kill()
-        for name in names:
-            eventually("the Job is gone", lambda name=name: namespace.get("jobs", f"{name}-train") is None)  # type: ignore[misc]
-            end(namespace, pods[name])
-            kill()
-        for name in names:
-            publish(namespace, name)
-            kill()
-        for name in names:
-            status = namespace.wait_phase(name, "Stopped")
-            assert status["attempts"] == 1
-            assert status["adapter"] == RESULT["adapter"]
-        assert Counter(jobs(namespace)) == Counter(f"{name}-publish" for name in names)
-        assert "Bug in Tunery" not in own.log.read_text()
-    finally:
-        own.kill()
-        operator.start()
