@@ -9,14 +9,14 @@ from typing import Any, Final
 
 from tunery_api.lorajob import PreflightPolicy
 from tunery_api.lorasweep import LoRASweepSpec
-from tunery_api.sweepstatus import TrialStatus
-from tunery_search.decision import DecisionContext, decide
+from tunery_api.sweepstatus import EndReason, TrialStatus
+from tunery_search.decision import Decision, DecisionContext, decide
 from tunery_search.dimensions import Values
 from tunery_search.history import Fixed, question
 from tunery_search.optuna_sampler import answer
 from tunery_search.space import Space, read_values, space_of, trial_spec
 from tunery_search.trial_rows import merge
-from tunery_search.trial_spec import on_terms
+from tunery_search.trial_spec import on_terms, preflight_of
 from tunery_search.trials import Trial
 
 from kit.landscapes import TOO_HIGH, Landscape, Run
@@ -40,30 +40,42 @@ class Simulated:
     children: dict[int, dict[str, Any]] = field(default_factory=dict)
     rows: list[TrialStatus] = field(default_factory=list)
     seconds: int = 0
+    recorded: EndReason | None = None
+    preflight: bool = False
+    """Whether trials are checked as the spec says; else none is."""
 
     def played(self) -> tuple[Trial, ...]:
         """Return the trials at the end, by number."""
         while True:
-            trials = merge(self.rows, self.children.values(), lambda spec: read_values(self.space, spec))
-            decision = decide(self.spec, trials, DecisionContext(START + timedelta(seconds=self.seconds), START))
+            trials, decision = self.reconcile()
             if decision.publish is not None or decision.fail is not None:
                 return trials
-            for number, why in decision.stop.items():
-                self.children[number]["spec"]["stop"] = why
-            if decision.create:
-                ask = question(self.spec, self.space.dimensions, trials, decision.create, self.fixed)
-                for each in answer(ask).suggestions:
-                    self._make(each.number, each.origin, each.values)
-            self.rows = [each.row for each in trials]
-            self._live()
+            self.live()
 
-    def _make(self, number: int, origin: str, values: Values) -> None:
+    def reconcile(self, *, killed: bool = False) -> tuple[tuple[Trial, ...], Decision]:
+        """Decide once and do it; an operator that is killed does not write its status."""
+        trials = merge(self.rows, self.children.values(), lambda spec: read_values(self.space, spec))
+        now = START + timedelta(seconds=self.seconds)
+        decision = decide(self.spec, trials, DecisionContext(now, START, self.recorded))
+        for number, why in decision.stop.items():
+            self.children[number]["spec"]["stop"] = why
+        if decision.create:
+            ask = question(self.spec, self.space.dimensions, trials, decision.create, self.fixed)
+            for each in answer(ask).suggestions:
+                checked = self.preflight and preflight_of(self.spec.preflight, trials, each.values)
+                self._make(each.number, each.origin, each.values, checked or PreflightPolicy.SKIP)
+        if not killed:
+            self.rows, self.recorded = [each.row for each in trials], decision.end_reason
+        return trials, decision
+
+    def _make(self, number: int, origin: str, values: Values, policy: PreflightPolicy) -> None:
+        assert number not in self.children
         labels = {"tunery.dev/trial": f"{number:03}"}
         metadata = {"name": f"s-{number:03}", "labels": labels, "annotations": {"tunery.dev/origin": origin}}
-        spec = on_terms(trial_spec(self.spec, values), PreflightPolicy.SKIP, self.spec.pruner)
+        spec = on_terms(trial_spec(self.spec, values), policy, self.spec.pruner)
         self.children[number] = {"metadata": metadata, "spec": spec, "status": {}}
 
-    def _live(self) -> None:
+    def live(self) -> None:
         """Let all go on to their next evaluations."""
         self.seconds += SECONDS
         for child in self.children.values():
@@ -72,6 +84,9 @@ class Simulated:
 
     def _train(self, child: dict[str, Any]) -> None:
         status, run = child["status"], self.run(read_values(self.space, child["spec"]))
+        if not status and child["spec"]["preflight"] == PreflightPolicy.REQUIRED:
+            status.update(phase="Preflight")
+            return
         done = status.setdefault("evaluations", [])
         if child["spec"].get("stop"):
             status.update(phase="Stopped", stopped={"afterStep": done[-1]["step"]})

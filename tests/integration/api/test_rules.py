@@ -202,7 +202,7 @@ MERGES: dict[str, list[Spec]] = {
     "spec.adapters[1]: needs exactly one of loraJobRef and uri. Fix: set one of them":
         [{"adapters": [ONE | {"weight": 1}, source | {"weight": 1}]} for source in ({}, ONE | REFERENCE)],
     "spec.adapters: has a weight for some adapters only. Fix: set weight for each adapter, or for none":
-        [{"adapters": [ONE | {"weight": 0.5}, REFERENCE]}, {"adapters": [ONE, REFERENCE | {"weight": 1}]}],
+        [{"adapters": [ONE | {"weight": 0.5}, REFERENCE]}, {"adapters": [ONE, *[REFERENCE | {"weight": 1}] * 2]}],
     "spec.adapters[0].sha256: needs uri. Fix: remove it, because a LoRAJob's adapter is verified without it":
         [{"adapters": [REFERENCE | {"sha256": DIGEST}]}],
     "spec.adapters[0].revision: is for hf:// adapters only. Fix: remove it":
