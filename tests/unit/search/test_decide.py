@@ -10,6 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tunery_api.failures import Failure
+from tunery_api.lorasweep import LoRASweepSpec
 from tunery_api.reasons import FailureReason
 from tunery_api.sweepstatus import MAX_TRIAL_ROWS, EndReason, TrialState
 from tunery_search.decision import Decision, DecisionContext, decide, most_failed
@@ -31,37 +33,31 @@ def unfit(number: int) -> Trial:
     return trial(number, S.INFEASIBLE, reason="WontFit", why="40 GiB of 24")
 
 
+def failure_of(spec: LoRASweepSpec, trials: list[Trial], context: DecisionContext | None = None) -> Failure:
+    failure = decide(spec, trials, context or moment()).fail
+    assert failure is not None
+    return failure
+
+
 def by_chance(number: int, reason: str = "NodeLost") -> Trial:
     return trial(number, S.FAILED, reason=reason, why=f"node {number} is gone")
 
 
-@pytest.mark.parametrize(
-    ("trials", "create"),
-    [
-        ([], (0,)),
-        ([WAITING], ()),
-        ([running(0, checked=False)], ()),
-        ([running(0)], (1, 2, 3)),
-        ([done(0)], (1, 2, 3, 4)),
-        ([unfit(0)], (1,)),
-        ([by_chance(0)], (1,)),
-        ([trial(0, S.INFEASIBLE, reason="GPUOutOfMemory", run_seconds=9)], (1, 2, 3, 4)),
-        ([trial(0, S.PRUNED, 2.0, losses=(2.0,))], (1, 2, 3, 4)),
-        ([trial(0, S.DELETED)], (1,)),
-    ],
-    ids=[
-        "the first",
-        "it waits",
-        "it is being checked",
-        "it passed",
-        "it is complete",
-        "it did not fit",
-        "it failed by chance in preflight",
-        "it failed on the GPU",
-        "it was pruned",
-        "it was deleted",
-    ],
-)
+FIRST = {
+    "the first": ([], (0,)),
+    "it waits": ([WAITING], ()),
+    "it is being checked": ([running(0, checked=False)], ()),
+    "it passed": ([running(0)], (1, 2, 3)),
+    "it is complete": ([done(0)], (1, 2, 3, 4)),
+    "it did not fit": ([unfit(0)], (1,)),
+    "it failed by chance in preflight": ([by_chance(0)], (1,)),
+    "it failed on the GPU": ([trial(0, S.INFEASIBLE, reason="GPUOutOfMemory", run_seconds=9)], (1, 2, 3, 4)),
+    "it was pruned": ([trial(0, S.PRUNED, 2.0, losses=(2.0,))], (1, 2, 3, 4)),
+    "it was deleted": ([trial(0, S.DELETED)], (1,)),
+}
+
+
+@pytest.mark.parametrize(("trials", "create"), FIRST.values(), ids=FIRST)
 def test_one_trial_goes_ahead_until_one_has_passed_preflight(trials: list[Trial], create: tuple[int, ...]) -> None:
     decision = decide(sweep(parallelTrials=4), trials, moment())
     assert (decision.create, decision.end_reason, decision.publish, decision.fail) == (create, None, None, None)
@@ -107,9 +103,8 @@ def test_what_does_not_fit_is_no_trial_of_the_search_until_most_does_not() -> No
     assert decide(spec, [done(0), unfit(1), unfit(2)], moment()).create == (3, 4)
     best = decide(spec, [done(0), unfit(1), unfit(2), unfit(3)], moment())
     assert (best.publish, best.end_reason) == (0, EndReason.MOST_WONT_FIT)
-    none = decide(spec, [unfit(0), unfit(1), unfit(2)], moment())
-    assert none.fail is not None
-    assert (none.fail.reason, none.fail.message) == (
+    none = failure_of(spec, [unfit(0), unfit(1), unfit(2)])
+    assert (none.reason, none.message) == (
         "WontFit",
         "3 of 3 trials ended as WontFit, and none is complete; the last: 40 GiB of 24",
     )
@@ -164,8 +159,7 @@ def test_what_was_stopped_for_a_failure_that_came_to_nothing_does_not_count_thou
 
 def test_what_was_forgiven_is_not_why_a_sweep_fails_later() -> None:
     trials = [by_chance(0), by_chance(1), trial(2, S.INFEASIBLE, reason="LossDiverged", why="at step 9")]
-    failure = decide(sweep(maxTrials=1), trials, forgiving(2)).fail
-    assert failure is not None
+    failure = failure_of(sweep(maxTrials=1), trials, forgiving(2))
     assert failure.message == "1 of 1 trials ended as LossDiverged, and none is complete; the last: at step 9"
 
 
@@ -186,9 +180,8 @@ def test_a_failure_of_every_trial_ends_the_sweep_after_one(reason: FailureReason
     decision = decide(sweep(parallelTrials=4), [failed, running(1)], moment())
     assert decision.fail is not None
     assert decision.fail.reason is reason
-    assert (
-        decision.fail.message == "trial 0 (support-000) failed as every trial would: Secret s3 has no AWS_ACCESS_KEY_ID"
-    )
+    why = "Secret s3 has no AWS_ACCESS_KEY_ID"
+    assert decision.fail.message == f"trial 0 (support-000) failed as every trial would: {why}"
     assert decision.stop == {1: "sweep: the sweep has failed"}
     assert decision.create == ()
 
@@ -196,9 +189,8 @@ def test_a_failure_of_every_trial_ends_the_sweep_after_one(reason: FailureReason
 def test_failures_by_chance_are_counted() -> None:
     failed = [by_chance(0, "NodeLost"), by_chance(1, "GPUFault"), by_chance(2, "NodeLost"), by_chance(3, "NodeLost")]
     assert decide(sweep(maxFailedTrials=4), failed, moment()).create == (4,)
-    decision = decide(sweep(maxTrials=10), [done(4), *failed], moment())
-    assert decision.fail is not None
-    assert (decision.fail.reason, decision.fail.message) == (
+    failure = failure_of(sweep(maxTrials=10), [done(4), *failed])
+    assert (failure.reason, failure.message) == (
         "NodeLost",
         "4 trials failed, and spec.maxFailedTrials allows 3 by default; the last: node 3 is gone",
     )
@@ -212,11 +204,9 @@ def test_who_lowers_max_trials_to_end_it_has_the_best_whatever_failed_by_chance_
     assert decide(sweep(maxTrials=20), trials, moment()).create == (5,)
     assert decide(sweep(maxTrials=1), trials, moment()) == ended
     assert decide(sweep(maxTrials=1), [*trials, running(5)], moment()) == Decision(), "what runs comes to its end"
-    asked = decide(sweep(maxTrials=1, maxFailedTrials=3), trials, moment()).fail
-    assert asked is not None
+    asked = failure_of(sweep(maxTrials=1, maxFailedTrials=3), trials)
     assert asked.message.startswith("4 trials failed, and spec.maxFailedTrials allows 3;")
-    lost = decide(sweep(maxTrials=1), trials[:4], moment()).fail
-    assert lost is not None
+    lost = failure_of(sweep(maxTrials=1), trials[:4])
     assert lost.message == "4 of 4 trials ended as NodeLost, and none is complete; the last: node 3 is gone"
 
 
@@ -316,18 +306,15 @@ def test_a_budget_without_room_for_another_trial_ends_it() -> None:
 
 
 def test_a_budget_that_ran_out_before_anything_was_complete_says_so() -> None:
-    spec = sweep(budget={"gpuSeconds": 100})
-    decision = decide(spec, [trial(0, S.PRUNED, gpu_seconds=101)], moment())
-    assert decision.fail is not None
-    assert decision.fail.reason is FailureReason.BUDGET_EXHAUSTED
-    assert decision.fail.message == "spec.budget ran out before any trial had published an adapter"
+    failure = failure_of(sweep(budget={"gpuSeconds": 100}), [trial(0, S.PRUNED, gpu_seconds=101)])
+    assert failure.reason is FailureReason.BUDGET_EXHAUSTED
+    assert failure.message == "spec.budget ran out before any trial had published an adapter"
 
 
 def test_without_anything_complete_the_commonest_reason_is_the_sweeps() -> None:
     out = [trial(number, S.INFEASIBLE, reason="GPUOutOfMemory", why=f"at step {number}") for number in (0, 2)]
-    decision = decide(sweep(maxTrials=3), [*out, trial(1, S.INFEASIBLE, reason="LossDiverged")], moment())
-    assert decision.fail is not None
-    assert (decision.fail.reason, decision.fail.message) == (
+    failure = failure_of(sweep(maxTrials=3), [*out, trial(1, S.INFEASIBLE, reason="LossDiverged")])
+    assert (failure.reason, failure.message) == (
         "GPUOutOfMemory",
         "2 of 3 trials ended as GPUOutOfMemory, and none is complete; the last: at step 2",
     )
@@ -335,30 +322,25 @@ def test_without_anything_complete_the_commonest_reason_is_the_sweeps() -> None:
 
 def test_what_was_measured_but_published_nothing_cannot_be_the_result() -> None:
     trials = [done(number, adapter=None, reason="NotImproved", why="it is no better") for number in range(2)]
-    decision = decide(sweep(maxTrials=2), trials, moment())
-    assert decision.fail is not None
-    assert (decision.fail.reason, decision.fail.message) == (
+    failure = failure_of(sweep(maxTrials=2), trials)
+    assert (failure.reason, failure.message) == (
         "NotImproved",
         "2 of 2 trials ended as NotImproved, and none has an adapter; the last: it is no better",
     )
-    lost = decide(sweep(maxTrials=1), [done(0, adapter=None)], moment())
-    assert lost.fail is not None
-    assert lost.fail.message == "none of 1 trials has an adapter"
-    late = decide(sweep(maxTrials=1), [trial(0, S.PRUNED, why="its activeDeadlineSeconds ended it")], moment())
-    assert late.fail is not None
-    assert late.fail.message == "none of 1 trials came to its end"
-    assert {path.partition(".")[0] for each in late.fail.remedies for path in each.fields} == {"template"}
+    lost = failure_of(sweep(maxTrials=1), [done(0, adapter=None)])
+    assert lost.message == "none of 1 trials has an adapter"
+    late = failure_of(sweep(maxTrials=1), [trial(0, S.PRUNED, why="its activeDeadlineSeconds ended it")])
+    assert late.message == "none of 1 trials came to its end"
+    assert {path.partition(".")[0] for each in late.remedies for path in each.fields} == {"template"}
 
 
 def test_where_people_have_ended_all_of_them_more_are_needed() -> None:
     taken = [trial(0, S.PRUNED, why="by hand: enough"), trial(1, S.DELETED)]
-    failure = decide(sweep(maxTrials=2), taken, moment()).fail
-    assert failure is not None
+    failure = failure_of(sweep(maxTrials=2), taken)
     assert (failure.reason, failure.message) == ("NotImproved", "all 2 trials were deleted, or stopped by hand")
     assert [(each.action, each.fields) for each in failure.remedies] == [("Edit", ["maxTrials"])]
     assert decide(sweep(maxTrials=3), taken, forgiving(2)).create == (2,)
-    every = decide(sweep(maxTrials=9), taken, moment(recorded=EndReason.SPACE_EXHAUSTED)).fail
-    assert every is not None
+    every = failure_of(sweep(maxTrials=9), taken, moment(recorded=EndReason.SPACE_EXHAUSTED))
     assert [each.action for each in every.remedies] == ["Recreate"]
 
 
