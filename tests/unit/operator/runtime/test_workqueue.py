@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,7 @@ from tunery_operator.observed.metadata import Key
 from tunery_operator.runtime.priority_queue import AGED_SECONDS, Priority, PriorityQueue
 from tunery_operator.runtime.workqueue import DONE, MAX_BACKOFF, MAX_BUG_BACKOFF, Requeue, WorkQueue, delay
 
+Start = Callable[..., WorkQueue]
 A, B, C = (Key(Kind.LORAJOB, "ns", name) for name in "abc")
 
 
@@ -23,6 +25,36 @@ async def until(check: Callable[[], bool]) -> None:
     while not check():
         assert time.monotonic() < end
         await asyncio.sleep(0.005)
+
+
+@pytest.fixture
+def calls() -> list[Key]:
+    """The keys that were reconciled."""
+    return []
+
+
+@pytest.fixture
+async def start(calls: list[Key]) -> AsyncIterator[Start]:
+    """A maker of queues of one worker that note what they reconcile."""
+    made: list[WorkQueue] = []
+
+    def start(first: Callable[[], Requeue] = lambda: DONE, **options: Any) -> WorkQueue:
+        """Return a queue; `first` is the outcome of its first reconcile."""
+
+        def reconcile(key: Key) -> Requeue:
+            calls.append(key)
+            return first() if len(calls) == 1 else DONE
+
+        made.append(WorkQueue(reconcile, 1, **options))
+        return made[-1]
+
+    yield start
+    for queue in made:
+        await queue.close(1)
+
+
+def raises(error: Exception) -> Requeue:
+    raise error
 
 
 async def test_one_reconcile_for_each_key_at_a_time_and_again_when_dirty() -> None:
@@ -53,14 +85,8 @@ async def test_one_reconcile_for_each_key_at_a_time_and_again_when_dirty() -> No
     assert most == 1
 
 
-async def test_the_limit_holds_and_high_priority_goes_first() -> None:
-    calls: list[Key] = []
-
-    def reconcile(key: Key) -> Requeue:
-        calls.append(key)
-        return DONE
-
-    queue = WorkQueue(reconcile, 1)
+async def test_the_limit_holds_and_high_priority_goes_first(start: Start, calls: list[Key]) -> None:
+    queue = start()
     queue.add([A, B], Priority.LOW)
     queue.add([C])
     assert queue.depth == 3
@@ -68,7 +94,6 @@ async def test_the_limit_holds_and_high_priority_goes_first() -> None:
     queue.open()
     await until(lambda: len(calls) == 3)
     assert calls == [C, A, B]
-    await queue.close(1)
 
 
 @pytest.mark.parametrize(
@@ -76,16 +101,10 @@ async def test_the_limit_holds_and_high_priority_goes_first() -> None:
     [(StaleObject("x"), True), (OperatorError("x"), True), (ValueError("x"), True), (OwnerGone("x"), False)],
     ids=["stale", "operator", "defect", "gone"],
 )
-async def test_errors_are_retried_unless_the_object_is_gone(error: Exception, again: bool) -> None:
-    calls: list[Key] = []
-
-    def reconcile(key: Key) -> Requeue:
-        calls.append(key)
-        if len(calls) == 1:
-            raise error
-        return DONE
-
-    queue = WorkQueue(reconcile, 1)
+async def test_errors_are_retried_unless_the_object_is_gone(
+    start: Start, calls: list[Key], error: Exception, again: bool
+) -> None:
+    queue = start(lambda: raises(error))
     queue.open()
     queue.add([A])
     if again:
@@ -93,24 +112,14 @@ async def test_errors_are_retried_unless_the_object_is_gone(error: Exception, ag
     else:
         await asyncio.sleep(1.2)
         assert len(calls) == 1
-    await queue.close(1)
 
 
-async def test_a_retry_keeps_its_priority() -> None:
-    calls: list[Key] = []
-
-    def reconcile(key: Key) -> Requeue:
-        calls.append(key)
-        if calls == [A]:
-            raise StaleObject("x")
-        return DONE
-
-    queue = WorkQueue(reconcile, 1)
+async def test_a_retry_keeps_its_priority(start: Start, calls: list[Key]) -> None:
+    queue = start(lambda: raises(StaleObject("x")))
     queue.add([A, B, C], Priority.LOW)
     queue.open()
     await until(lambda: len(calls) == 4)
     assert calls == [A, B, C, A]
-    await queue.close(1)
 
 
 async def test_a_broken_key_does_not_hold_the_others() -> None:
@@ -129,18 +138,11 @@ async def test_a_broken_key_does_not_hold_the_others() -> None:
     await queue.close(1)
 
 
-async def test_an_outcome_comes_back_later_and_wakes_others() -> None:
-    calls: list[Key] = []
-
-    def reconcile(key: Key) -> Requeue:
-        calls.append(key)
-        return Requeue(0.02, frozenset({B})) if calls == [A] else DONE
-
-    queue = WorkQueue(reconcile, 1)
+async def test_an_outcome_comes_back_later_and_wakes_others(start: Start, calls: list[Key]) -> None:
+    queue = start(lambda: Requeue(0.02, frozenset({B})))
     queue.open()
     queue.add([A])
     await until(lambda: sorted(calls) == [A, A, B])
-    await queue.close(1)
 
 
 def keys(namespace: str, count: int) -> list[Key]:
@@ -185,45 +187,35 @@ def test_a_key_waits_once_at_its_highest_priority() -> None:
     assert not queue
 
 
-async def test_the_queue_has_a_backlog_while_high_priority_keys_wait() -> None:
-    queue = WorkQueue(lambda _: DONE, 1)
+async def test_the_queue_has_a_backlog_while_high_priority_keys_wait(start: Start) -> None:
+    queue = start()
     queue.add([A], Priority.LOW)
     assert not queue.has_backlog()
     queue.add([B])
     assert queue.has_backlog()
     queue.open()
     await until(lambda: not queue.has_backlog())
-    await queue.close(1)
 
 
-async def test_sweeps_stay_behind_jobs_whatever_happens_to_them() -> None:
-    calls: list[Key] = []
-
-    def reconcile(key: Key) -> Requeue:
-        calls.append(key)
-        return DONE
-
+async def test_sweeps_stay_behind_jobs_whatever_happens_to_them(start: Start, calls: list[Key]) -> None:
     sweeps = [Key(Kind.LORASWEEP, "sweeps", f"sweep-{index}") for index in range(5)]
-    queue = WorkQueue(reconcile, 1, lambda key: key.kind is Kind.LORASWEEP)
+    queue = start(is_low=lambda key: key.kind is Kind.LORASWEEP)
     queue.add(sweeps)
     queue.add([A, B])
     assert queue.depths() == {"high": 2, "low": 5}
     queue.open()
     await until(lambda: len(calls) == 7)
     assert calls == [A, B, *sweeps]
-    await queue.close(1)
 
 
-async def test_a_key_that_is_added_while_it_runs_keeps_its_highest_priority() -> None:
-    calls: list[Key] = []
+async def test_a_key_that_is_added_while_it_runs_keeps_its_highest_priority(start: Start, calls: list[Key]) -> None:
     hold = threading.Event()
 
-    def reconcile(key: Key) -> Requeue:
-        calls.append(key)
+    def first() -> Requeue:
         hold.wait(5)
         return DONE
 
-    queue = WorkQueue(reconcile, 1)
+    queue = start(first)
     queue.open()
     queue.add([A])
     await until(lambda: calls == [A])
@@ -232,37 +224,23 @@ async def test_a_key_that_is_added_while_it_runs_keeps_its_highest_priority() ->
     queue.add([B], Priority.LOW)
     hold.set()
     await until(lambda: calls == [A, A, B])
-    await queue.close(1)
 
 
 @pytest.mark.parametrize(
     ("priority", "order"), [(None, [A, A, B]), (Priority.LOW, [A, B, A])], ids=["as before", "behind others"]
 )
 async def test_a_reconcile_at_once_keeps_its_priority_unless_it_states_another(
-    priority: Priority | None, order: list[Key]
+    start: Start, calls: list[Key], priority: Priority | None, order: list[Key]
 ) -> None:
-    calls: list[Key] = []
-
-    def reconcile(key: Key) -> Requeue:
-        calls.append(key)
-        return Requeue(0.0, priority=priority) if calls == [A] else DONE
-
-    queue = WorkQueue(reconcile, 1)
+    queue = start(lambda: Requeue(0.0, priority=priority))
     queue.add([A])
     queue.add([B], Priority.LOW)
     queue.open()
     await until(lambda: calls == order)
-    await queue.close(1)
 
 
-async def test_a_closed_queue_starts_nothing_until_it_is_opened_again() -> None:
-    calls: list[Key] = []
-
-    def reconcile(key: Key) -> Requeue:
-        calls.append(key)
-        return DONE
-
-    queue = WorkQueue(reconcile, 1)
+async def test_a_closed_queue_starts_nothing_until_it_is_opened_again(start: Start, calls: list[Key]) -> None:
+    queue = start()
     queue.open()
     queue.add([A])
     await until(lambda: calls == [A])
@@ -272,7 +250,6 @@ async def test_a_closed_queue_starts_nothing_until_it_is_opened_again() -> None:
     assert calls == [A]
     queue.open()
     await until(lambda: calls == [A, B])
-    await queue.close(1)
 
 
 def overloaded(seconds: float | None, status: int = 429) -> ApiFailure:
