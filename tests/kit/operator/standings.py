@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, NamedTuple
 
 from tunery_api.errors import FieldError
@@ -13,7 +12,6 @@ from tunery_api.runspec import TrainerStatus
 from tunery_api.status import Phase
 from tunery_operator.observed.attempt import Attempt
 from tunery_operator.planning.inputs import UnfinishedInput
-from tunery_operator.status.compute import compute_status
 from tunery_operator.status.conditions import WAITING_FOR_SLOT
 from tunery_operator.status.snapshot import SAMPLER_BUSY, Blocker, Search
 from tunery_search.decision import Decision
@@ -32,7 +30,6 @@ from kit.operator.statuskit import (
     pod,
     queued_job,
     running,
-    snapshot,
     status_for,
 )
 from kit.sweeps import sweep, trial
@@ -67,7 +64,7 @@ def none(**changes: Any) -> Json:
 
 def of(kind: Kind, *pods: Any, **changes: Any) -> Json:
     """Return the status of another kind's object."""
-    return compute_status(dataclasses.replace(snapshot(*pods, **changes), kind=kind))
+    return status_for(*pods, kind=kind, **changes)
 
 
 def searching(blocker: Blocker | None = None) -> Json:

@@ -115,14 +115,16 @@ def deleting(seconds: float) -> dict[str, Any]:
 
 
 def snapshot(*pods: PodView, **changes: Any) -> Snapshot:
-    """Return a LoRAJob whose preflight has passed, with a train Job that has these pods, or those of `pods`."""
+    """Return a LoRAJob, or an object of another kind, whose preflight has passed and whose Job has these pods."""
     pods = tuple(changes.pop("pods", pods))
     changes.setdefault("main", Attempt(changes.pop("train", job()), pods))
     if pods and "progress" in changes:
         changes.setdefault("reporter", pods[-1].uid)
         changes.setdefault("reported_at", changes.get("now", NOW))
     changes.setdefault("taking_reports_since", NOW)
-    return Snapshot(Kind.LORAJOB, OWNER, changes.pop("status", {}), changes.pop("now", NOW), **changes)
+    kind = changes.pop("kind", Kind.LORAJOB)
+    owner = changes.pop("owner", dataclasses.replace(OWNER, key=Key(kind, "ns", "x")))
+    return Snapshot(kind, owner, changes.pop("status", {}), changes.pop("now", NOW), **changes)
 
 
 def status_for(*pods: PodView, **changes: Any) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from tunery_api.status import Phase
 from tunery_api.validation import parse_batchinference
 from tunery_operator.controllers.observe import ManagedObject
 from tunery_operator.manifests.job import build_job
-from tunery_operator.observed.attempt import Attempt
 from tunery_operator.observed.metadata import Key, Owner, parse_owner
 from tunery_operator.observed.pod import PodView
 from tunery_operator.planning.batchinference import plan_batch, plan_report
@@ -22,12 +21,11 @@ from tunery_operator.planning.inputs import ReadyServer, UnfinishedInput
 from tunery_operator.planning.job import JobPlan, Platform, Progress
 from tunery_operator.runtime.cache import Cache
 from tunery_operator.status.compute import compute_status
-from tunery_operator.status.snapshot import Snapshot
 
 from kit.operator.cached import delete_object
 from kit.operator.objects import batchinference
 from kit.operator.settings import settings
-from kit.operator.statuskit import NOW, condition, ended, job, message_of, running
+from kit.operator.statuskit import condition, ended, job, message_of, running, snapshot
 
 Json = dict[str, Any]
 SETTINGS = settings(image={"pullPolicy": "Always", "pullSecrets": ["registry"]})
@@ -170,11 +168,7 @@ OUTPUT = {"uri": "s3://answers/b", "manifestSha256": "cd" * 32, "sizeBytes": 5}
 
 
 def status_for(*pods: PodView, **changes: Any) -> Json:
-    changes.setdefault("main", Attempt(changes.pop("train", job()), pods))
-    if pods:
-        changes.setdefault("reporter", pods[-1].uid)
-    found = Snapshot(Kind.BATCHINFERENCE, owner(), changes.pop("status", {}), NOW, **changes)
-    status = compute_status(found)
+    status = compute_status(snapshot(*pods, kind=Kind.BATCHINFERENCE, owner=owner(), **changes))
     BatchInferenceStatus.model_validate(status)
     return status
 

@@ -17,7 +17,7 @@ from tunery_api.status import AdapterMergeStatus, LoRAJobStatus, Phase
 from tunery_api.sweepstatus import LoRASweepStatus
 from tunery_operator.client.apply import merge_patch
 from tunery_operator.observed.attempt import Attempt
-from tunery_operator.observed.metadata import Key, Owner, format_duration
+from tunery_operator.observed.metadata import format_duration
 from tunery_operator.planning.inputs import FailedInput, NoCheckpoint, UnfinishedInput
 from tunery_operator.status.compute import compute_status
 from tunery_operator.status.events import transitions
@@ -159,8 +159,7 @@ def test_what_trains_is_told_with_the_first_report_and_stays() -> None:
 
 def test_a_merge_is_judged_alike() -> None:
     said = {**RESULT, "inputs": [{"uri": "s3://adapters/a", "rank": 8}], "rank": 16}
-    owner = Owner(Key(Kind.ADAPTERMERGE, "ns", "m"), "uid-2", 1, {})
-    merging = dataclasses.replace(snapshot(running(), progress=says(None)), kind=Kind.ADAPTERMERGE, owner=owner)
+    merging = snapshot(running(), progress=says(None), kind=Kind.ADAPTERMERGE)
     assert compute_status(merging)["phase"] == "Merging"
     measuring = compute_status(dataclasses.replace(merging, progress=TrainerStatus(device="CPU (1 core)")))
     assert measuring["device"] == "CPU (1 core)"
@@ -218,8 +217,7 @@ def test_an_improvement_that_is_no_number_spoils_nothing(nonsense: str) -> None:
 
 
 def test_a_measured_merge_shows_every_loss() -> None:
-    owner = Owner(Key(Kind.ADAPTERMERGE, "ns", "m"), "uid-2", 1, {})
-    merging = dataclasses.replace(snapshot(running()), kind=Kind.ADAPTERMERGE, owner=owner)
+    merging = snapshot(running(), kind=Kind.ADAPTERMERGE)
     inputs = [{"uri": "s3://adapters/a", "rank": 8, "evalLoss": "1.2"}]
     metrics = {"evalLoss": "0.9", "baseEvalLoss": "3.1"}
     said = {"adapter": RESULT["adapter"], "inputs": inputs, "metrics": metrics, "dataset": {"rows": 24}}
@@ -231,8 +229,7 @@ def test_a_measured_merge_shows_every_loss() -> None:
 
 def test_a_sweep_that_could_not_remove_its_trials_says_so() -> None:
     text = "what the other trials stored could not be removed, or not all of it: s3:DeleteObject was denied"
-    owner = Owner(Key(Kind.LORASWEEP, "ns", "s"), "uid-2", 1, {})
-    publishing = dataclasses.replace(snapshot(running()), kind=Kind.LORASWEEP, owner=owner)
+    publishing = snapshot(running(), kind=Kind.LORASWEEP)
     before = compute_status(publishing)
     for said in ({**RESULT, "notRemoved": text}, RESULT):
         status = compute_status(dataclasses.replace(publishing, main=Attempt(DONE, (ended(says=said),))))
@@ -258,8 +255,7 @@ def test_a_sweep_that_could_not_remove_its_trials_says_so() -> None:
 def test_what_a_sweep_has_removed_is_not_known_where_only_a_silent_report_tells_of_its_end(
     left: dict[str, Any], removed: tuple[str, str] | None
 ) -> None:
-    owner = Owner(Key(Kind.LORASWEEP, "ns", "s"), "uid-2", 1, {})
-    looking = dataclasses.replace(snapshot(train=DONE), kind=Kind.LORASWEEP, owner=owner)
+    looking = snapshot(train=DONE, kind=Kind.LORASWEEP)
     report = Attempt(DONE, (ended(says={**RESULT, **left}),))
     before, status = compute_status(looking), compute_status(dataclasses.replace(looking, report=report))
     assert status["phase"] == "Succeeded"
@@ -269,13 +265,12 @@ def test_what_a_sweep_has_removed_is_not_known_where_only_a_silent_report_tells_
     assert ("RemovalUnknown" in told) is (not left)
     if not left:
         assert told["RemovalUnknown"].warning
-        assert told["RemovalUnknown"].note.endswith("Those that remain are below s3://adapters/x-trials/uid-2")
+        assert told["RemovalUnknown"].note.endswith("Those that remain are below s3://adapters/x-trials/uid-1")
 
 
 def test_a_merge_whose_rank_costs_more_than_it_should_is_warned_of() -> None:
     text = "rank 128, the largest that is chosen by itself, leaves a relative error of 0.4"
-    owner = Owner(Key(Kind.ADAPTERMERGE, "ns", "m"), "uid-2", 1, {})
-    merging = dataclasses.replace(snapshot(running()), kind=Kind.ADAPTERMERGE, owner=owner)
+    merging = snapshot(running(), kind=Kind.ADAPTERMERGE)
     before = compute_status(merging)
     said = {**RESULT, "rank": 128, "rankError": "0.4", "rankTooLow": text}
     status = compute_status(dataclasses.replace(merging, main=Attempt(DONE, (ended(says=said),))))

@@ -15,7 +15,6 @@ from tunery_api.status import LoRAJobStatus, Phase
 from tunery_operator.client.apply import merge_patch
 from tunery_operator.observed.attempt import Attempt
 from tunery_operator.observed.event import ClusterWarning
-from tunery_operator.observed.metadata import Key
 from tunery_operator.observed.pod import PodView
 from tunery_operator.status.compute import compute_status
 from tunery_operator.status.events import transitions
@@ -26,7 +25,6 @@ from kit.operator.objects import RESULT
 from kit.operator.statuskit import (
     NODE,
     NOW,
-    OWNER,
     TRAINING,
     again,
     at,
@@ -311,8 +309,8 @@ def test_where_gpus_are_short_the_remedies_have_what_fits_without_them(
     gpus: int, short: str, kind: Kind, offered: list[list[str]]
 ) -> None:
     waits = pod(conditions=[unschedulable(SHORT.format(short))])
-    seen = dataclasses.replace(snapshot(waits, gpus=gpus, gpu_resource="nvidia.com/gpu"), kind=kind)
-    remedies = compute_status(seen)["failure"].get("remedies", [])
+    status = status_for(waits, gpus=gpus, gpu_resource="nvidia.com/gpu", kind=kind)
+    remedies = status["failure"].get("remedies", [])
     assert [each["fields"] for each in remedies if each["action"] == "Recreate"] == offered
     assert [each["action"] for each in remedies][:2] == (["Retry", "Edit"] if offered else []), (
         "a node, or other memory"
@@ -506,9 +504,7 @@ def test_the_pod_that_publishes_a_sweeps_best_says_whose_resources_it_has(
 ) -> None:
     """A sweep has no spec.scheduling and no spec.resources, and its template is final."""
     found = Search(sweep(maxTrials=1), (), Decision())
-    owner = dataclasses.replace(OWNER, key=Key(Kind.LORASWEEP, "ns", "x"))
-    seen = dataclasses.replace(snapshot(main=main, search=found), kind=Kind.LORASWEEP, owner=owner)
-    hint = compute_status(seen)["failure"]["hint"]
+    hint = status_for(main=main, search=found, kind=Kind.LORASWEEP)["failure"]["hint"]
     assert says in hint
     assert ("kubectl annotate lorasweep x" in hint) == tried_again
     for absent in ("scheduling", "resources.memory"):
