@@ -81,6 +81,16 @@ NO_CLASS = 'pods "x" is forbidden: pod rejected: RuntimeClass "nvidia" not found
 NO_VOLUME = 'MountVolume.SetUp failed for volume "models": mount failed: exit status 32'
 REFUSED = {"phase": "Failed", "reason": "UnexpectedAdmissionError", "message": "no healthy devices of nvidia.com/gpu"}
 
+STARTING = Expected("Starting", "False", "Starting")
+TRIED_AGAIN = Expected("Starting", "False", "AttemptFailed")
+NODE_LOST = Expected("Starting", "Unknown", "NodeLost", "NodeLost", NODE)
+
+
+def blocked(reason: str, message: str) -> Expected:
+    """Return a pod that does not start: the condition and the failure have one reason."""
+    return Expected("Starting", "False", reason, reason, message)
+
+
 STATES: dict[str, tuple[dict[str, Any], Expected]] = {
     "trains": ({"pods": [running()], "progress": TRAINING}, Expected("Training", "True", "Training")),
     "sidecar before trainer": (
@@ -89,25 +99,19 @@ STATES: dict[str, tuple[dict[str, Any], Expected]] = {
     ),
     "only the sidecar runs": (
         {"pods": [pod(state=waiting("ContainerCreating"), sidecars=("envoy",), phase="Running")]},
-        Expected("Starting", "False", "Starting"),
+        STARTING,
     ),
     "told to end, within its grace": (
         {"pods": [running(meta=deleting(60))], "progress": TRAINING},
         Expected("Starting", "True", "Stopping"),
     ),
     "a little late": ({"pods": [running(meta=deleting(-10))]}, Expected("Starting", "True", "Stopping")),
-    "grace is over, kubelet dead": (
-        {"pods": [running(meta=deleting(-16))], "progress": TRAINING},
-        Expected("Starting", "Unknown", "NodeLost", "NodeLost", NODE),
-    ),
+    "grace is over, kubelet dead": ({"pods": [running(meta=deleting(-16))], "progress": TRAINING}, NODE_LOST),
     "node tainted unreachable": (
         {"pods": [running(meta=deleting(30), disruption="DeletionByTaintManager")]},
-        Expected("Starting", "Unknown", "NodeLost", "NodeLost", NODE),
+        NODE_LOST,
     ),
-    "node lost, says the pod": (
-        {"pods": [running(reason="NodeLost")]},
-        Expected("Starting", "Unknown", "NodeLost", "NodeLost", NODE),
-    ),
+    "node lost, says the pod": ({"pods": [running(reason="NodeLost")]}, NODE_LOST),
     "its node is not ready": (
         {"pods": [running(conditions=[unready("Ready", "False"), unready("ContainersReady", "True")])]},
         Expected("Starting", "Unknown", "NodeLost", "NodeLost", "does not answer"),
@@ -118,55 +122,46 @@ STATES: dict[str, tuple[dict[str, Any], Expected]] = {
     ),
     "never started on a lost node": (
         {"pods": [pod(state=waiting("ContainerCreating"), meta=deleting(-3600))]},
-        Expected("Starting", "False", "NodeLost", "NodeLost", NODE),
+        blocked("NodeLost", NODE),
     ),
     "no node fits": (
         {"pods": [pod(conditions=[unschedulable("0/3 nodes are available: 3 Insufficient nvidia.com/gpu.")])]},
-        Expected("Starting", "False", "Unschedulable", "Unschedulable", "Insufficient nvidia.com/gpu"),
+        blocked("Unschedulable", "Insufficient nvidia.com/gpu"),
     ),
     "taints": (
         {"pods": [pod(conditions=[unschedulable("0/3 nodes are available: 3 node(s) had untolerated taint(s).")])]},
-        Expected("Starting", "False", "Unschedulable", "Unschedulable", "untolerated taint"),
+        blocked("Unschedulable", "untolerated taint"),
     ),
     "image": (
         {"pods": [pod(state=waiting("ImagePullBackOff", 'Back-off pulling image "r/t"'))]},
-        Expected("Starting", "False", "ImagePullFailed", "ImagePullFailed", "r/t"),
+        blocked("ImagePullFailed", "r/t"),
     ),
     "configuration": (
         {"pods": [pod(state=waiting("CreateContainerConfigError", 'secret "hub" not found'))]},
-        Expected("Starting", "False", "ContainerRefused", "ContainerRefused", 'secret "hub" not found'),
+        blocked("ContainerRefused", 'secret "hub" not found'),
     ),
-    "node refuses the pod": (
-        {"pods": [pod(**REFUSED)]},
-        Expected("Starting", "False", "AttemptFailed"),
-    ),
+    "node refuses the pod": ({"pods": [pod(**REFUSED)]}, TRIED_AGAIN),
     "quota for pods": (
         warned("Job", "FailedCreate", f"Error creating: {QUOTA}"),
-        Expected("Starting", "False", "QuotaExceeded", "QuotaExceeded", "exceeded quota: gpus"),
+        blocked("QuotaExceeded", "exceeded quota: gpus"),
     ),
     "pod refused": (
         warned("Job", "FailedCreate", f"Error creating: {NO_CLASS}"),
-        Expected("Starting", "False", "PodRefused", "PodRefused", 'RuntimeClass "nvidia" not found'),
+        blocked("PodRefused", 'RuntimeClass "nvidia" not found'),
     ),
     "what was said before the Job was resumed": (
         warned("Job", "FailedCreate", f"Error creating: {QUOTA}", seconds=-700),
-        Expected("Starting", "False", "Starting"),
+        STARTING,
     ),
-    "mount": (
-        warned("Pod", "FailedMount", NO_VOLUME),
-        Expected("Starting", "False", "MountFailed", "MountFailed", 'volume "models": mount failed'),
-    ),
+    "mount": (warned("Pod", "FailedMount", NO_VOLUME), blocked("MountFailed", 'volume "models": mount failed')),
     "too little memory to start in": (
         warned("Pod", "FailedCreatePodSandBox", "container init was OOM-killed (memory limit too low?)"),
-        Expected("Starting", "False", "OutOfMemory", "OutOfMemory", "cannot even start"),
+        blocked("OutOfMemory", "cannot even start"),
     ),
-    "a mount that failed before and works now": (
-        warned("Pod", "FailedMount", NO_VOLUME, seconds=-200),
-        Expected("Starting", "False", "Starting"),
-    ),
+    "a mount that failed before and works now": (warned("Pod", "FailedMount", NO_VOLUME, seconds=-200), STARTING),
     "a quota that was full before the last attempt": (
         {"main": Attempt(job(), (ended(code=75),), (ClusterWarning("FailedCreate", QUOTA, at(-90_000), "Job"),))},
-        Expected("Starting", "False", "AttemptFailed"),
+        TRIED_AGAIN,
     ),
     "a quota that is full since the last attempt": (
         {"main": Attempt(job(), (ended(code=75),), (ClusterWarning("FailedCreate", QUOTA, at(-9), "Job"),))},
@@ -174,9 +169,9 @@ STATES: dict[str, tuple[dict[str, Any], Expected]] = {
     ),
     "no room after an attempt that failed": (
         {"pods": [ended(code=75, says=UNREACHABLE), pod("p2", conditions=[unschedulable("0/1 nodes fit")])]},
-        Expected("Starting", "False", "Unschedulable", "Unschedulable", "no node fits: 0/1 nodes fit"),
+        blocked("Unschedulable", "no node fits: 0/1 nodes fit"),
     ),
-    "another warning": (warned("Pod", "Unhealthy", "probe failed"), Expected("Starting", "False", "Starting")),
+    "another warning": (warned("Pod", "Unhealthy", "probe failed"), STARTING),
     "over its own disk limit": (
         {"pods": [ended(code=137, **EVICTED, message=LIMIT)]},
         Expected("Failed", "False", "Ended", "DiskFull", "ephemeral storage limit"),
@@ -205,10 +200,7 @@ STATES: dict[str, tuple[dict[str, Any], Expected]] = {
         {"pods": [ended(code=143, meta=deleting(60))]},
         Expected("Starting", "False", "PodDeleted"),
     ),
-    "out of memory once": (
-        {"pods": [ended(code=137, why="OOMKilled")]},
-        Expected("Starting", "False", "AttemptFailed"),
-    ),
+    "out of memory once": ({"pods": [ended(code=137, why="OOMKilled")]}, TRIED_AGAIN),
     "out of memory twice": (
         {"pods": [ended(code=137, why="OOMKilled"), ended("p2", 137, started=-50, stopped=-5, why="OOMKilled")]},
         Expected("Failed", "False", "Ended", "OutOfMemory", "second time in a row"),
@@ -225,7 +217,7 @@ STATES: dict[str, tuple[dict[str, Any], Expected]] = {
     ),
     "out of memory, then something else": (
         {"pods": [ended(code=137, why="OOMKilled"), ended("p2", 75, started=-50, stopped=-5)]},
-        Expected("Starting", "False", "AttemptFailed"),
+        TRIED_AGAIN,
     ),
     "killed three times, which nobody calls memory": (
         {
@@ -235,13 +227,13 @@ STATES: dict[str, tuple[dict[str, Any], Expected]] = {
                 ended("p3", 137, started=-100, stopped=-50, why="Error"),
             ]
         },
-        Expected("Starting", "False", "AttemptFailed"),
+        TRIED_AGAIN,
     ),
     "killed, then out of memory once": (
         {"pods": [ended(code=137, why="Error"), ended("p2", 137, started=-50, stopped=-5, why="OOMKilled")]},
-        Expected("Starting", "False", "AttemptFailed"),
+        TRIED_AGAIN,
     ),
-    "failed once": ({"pods": [ended(code=75)]}, Expected("Starting", "False", "AttemptFailed")),
+    "failed once": ({"pods": [ended(code=75)]}, TRIED_AGAIN),
     "failed for good before it was looked at, Job not yet": (
         {"pods": [ended(code=64, says=UNREACHABLE)]},
         Expected("Starting", "False", "Starting", None, "is not retried: StorageUnavailable"),
@@ -265,10 +257,7 @@ STATES: dict[str, tuple[dict[str, Any], Expected]] = {
         {"pods": [running(started=-121)], "taking_reports_since": NOW - timedelta(hours=1)},
         Expected("Starting", "True", "NotReporting", None, "but has sent no report"),
     ),
-    "queue holds it": (
-        {"train": queued_job(suspend=True)},
-        Expected("Queued", "False", "Queued"),
-    ),
+    "queue holds it": ({"train": queued_job(suspend=True)}, Expected("Queued", "False", "Queued")),
     "somebody else holds it": ({"train": job(suspend=True)}, Expected("Waiting", "False", "JobSuspended")),
 }
 
