@@ -155,7 +155,9 @@ def test_a_circle_of_jobs_ends_with_the_last_of_them(namespace: Namespace) -> No
     assert failure["reason"] == "InvalidSpec"
     text = "spec.continueFrom.loraJobRef.name: this job would wait for itself: c → a → b → c"
     assert failure["message"].startswith(text)
-    assert namespace.wait_phase("b", "Failed")["failure"]["reason"] == "AdapterMissing"
+    failure = namespace.wait_phase("b", "Failed")["failure"]
+    assert failure["reason"] == "AdapterMissing"
+    assert "LoRAJob c, which this waits for, failed: InvalidSpec" in failure["message"]
 
 
 def test_a_job_that_was_deleted_and_is_kept_by_somebody_is_stopped(namespace: Namespace) -> None:

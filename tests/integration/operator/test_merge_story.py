@@ -45,19 +45,6 @@ def test_a_merge_waits_for_its_lorajobs_then_runs(namespace: Namespace) -> None:
     assert status["rank"] == 32
 
 
-def test_a_merge_fails_with_the_lorajob_it_waits_for(namespace: Namespace) -> None:
-    namespace.apply(lorajob("bad", preflight="Skip"))
-    namespace.apply(merge("mf", "bad"))
-    namespace.wait_phase("mf", "Waiting", "adaptermerges")
-    words = {"failure": {"reason": "LossDiverged", "message": "loss is NaN at step 7"}}
-    namespace.end_pod(namespace.run_pod("bad-train"), 64, words)
-    failure = namespace.wait_phase("mf", "Failed", "adaptermerges")["failure"]
-    assert failure["reason"] == "AdapterMissing"
-    assert "LoRAJob bad" in failure["message"]
-    assert "LossDiverged" in failure["message"]
-    assert namespace.get("jobs", "mf-merge") is None
-
-
 def test_a_merge_fails_as_soon_as_a_lorajob_has_a_method_that_cannot_be_merged(namespace: Namespace) -> None:
     namespace.apply(lorajob("auto"))
     namespace.apply(merge("mp", "auto", "later"))

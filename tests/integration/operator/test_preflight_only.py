@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import pytest
@@ -43,21 +42,10 @@ def test_a_dry_run_succeeds_with_its_checks_and_trains_nothing(namespace: Namesp
     assert not {"adapter", "runSeconds", "startTime", "jobName"} & status.keys(), "no run is counted"
     assert "failure" not in status
     assert namespace.get("jobs", "dry-train") is None
+    eventually("there is an event", lambda: "PreflightOnly" in namespace.event_reasons("dry"))
     eventually(
         "nobody watches its Job", lambda: "tunery.dev/done" in namespace.job("dry-preflight")["metadata"]["labels"]
     )
-
-
-@pytest.mark.slow
-def test_its_end_is_told_once(namespace: Namespace) -> None:
-    namespace.apply(lorajob("told", **ONLY))
-    namespace.pass_preflight("told")
-    namespace.wait_phase("told", "Succeeded")
-    eventually("the event", lambda: "PreflightOnly" in namespace.event_reasons("told"))
-    namespace.annotate("told", retry="1")
-    time.sleep(2)
-    assert namespace.status("told")["phase"] == "Succeeded", "what has succeeded is not tried again"
-    assert namespace.event_reasons("told").count("PreflightOnly") == 1
 
 
 def test_a_dry_run_that_fails_can_be_tried_again(namespace: Namespace) -> None:

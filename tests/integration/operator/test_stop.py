@@ -38,6 +38,14 @@ def end(namespace: Namespace, pod: str) -> None:
     namespace.remove_pod(pod)
 
 
+def stop(namespace: Namespace, name: str, **spec: Any) -> None:
+    """Let a LoRAJob train, stop it, and let its pod end."""
+    pod = train(namespace, name, **spec)
+    namespace.patch_spec(name, stop="enough")
+    namespace.wait_phase(name, "Stopping")
+    end(namespace, pod)
+
+
 def publish(namespace: Namespace, name: str, words: Json = KEPT, code: int = 0) -> None:
     """Run the publishing Job of a LoRAJob to its end."""
     namespace.end_pod(namespace.run_pod(f"{name}-publish"), code, words)
@@ -147,10 +155,7 @@ def test_discard_publishes_nothing(namespace: Namespace) -> None:
 
 
 def test_discard_may_be_said_while_it_is_published(namespace: Namespace) -> None:
-    end_of = train(namespace, "c")
-    namespace.patch_spec("c", stop="enough")
-    namespace.wait_phase("c", "Stopping")
-    end(namespace, end_of)
+    stop(namespace, "c")
     namespace.job("c-publish")
     namespace.patch_spec("c", onStop="Discard")
     namespace.wait_phase("c", "Stopped")
@@ -184,10 +189,7 @@ def test_a_deadline_fails_as_ever_where_nothing_is_said(namespace: Namespace) ->
 
 @pytest.mark.slow
 def test_what_cannot_be_published_fails_and_is_tried_again(namespace: Namespace) -> None:
-    pod = train(namespace, "m")
-    namespace.patch_spec("m", stop="enough")
-    namespace.wait_phase("m", "Stopping")
-    end(namespace, pod)
+    stop(namespace, "m")
     refused = {"failure": {"reason": "StorageAccessDenied", "message": "s3://adapters/m: access denied"}}
     publish(namespace, "m", refused, 64)
     status = namespace.wait_phase("m", "Failed")
@@ -201,10 +203,7 @@ def test_what_cannot_be_published_fails_and_is_tried_again(namespace: Namespace)
 
 @pytest.mark.slow
 def test_a_word_that_is_lost_is_asked_for_again(namespace: Namespace) -> None:
-    pod = train(namespace, "o")
-    namespace.patch_spec("o", stop="enough")
-    namespace.wait_phase("o", "Stopping")
-    end(namespace, pod)
+    stop(namespace, "o")
     first = namespace.job("o-publish")["metadata"]["uid"]
     publishing = namespace.run_pod("o-publish")
     # Gone before anybody read its words.
@@ -225,10 +224,7 @@ def test_a_word_that_is_lost_is_asked_for_again(namespace: Namespace) -> None:
 @pytest.mark.slow
 def test_what_waits_for_it_takes_its_adapter_or_is_told(namespace: Namespace) -> None:
     for name in ("kept", "bare"):
-        pod = train(namespace, name, onStop="Publish" if name == "kept" else "Discard")
-        namespace.patch_spec(name, stop="enough")
-        namespace.wait_phase(name, "Stopping")
-        end(namespace, pod)
+        stop(namespace, name, onStop="Publish" if name == "kept" else "Discard")
     publish(namespace, "kept")
     namespace.wait_phase("kept", "Stopped")
     namespace.wait_phase("bare", "Stopped")
