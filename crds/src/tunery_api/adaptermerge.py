@@ -28,7 +28,7 @@ from tunery_api.training import Loss
 
 
 class MergeMethod(StrEnum):
-    """How the deltas of several adapters become one."""
+    """How several adapters are combined."""
 
     LINEAR = "Linear"
     TIES = "TIES"
@@ -42,78 +42,88 @@ class MergeMethod(StrEnum):
 ELECTING: Final = frozenset(
     {MergeMethod.TIES, MergeMethod.DARE_TIES, MergeMethod.KNOTS_TIES, MergeMethod.KNOTS_DARE_TIES}
 )
-"""The methods that elect a sign."""
+"""The methods with sign election."""
 DEFAULT_DENSITY: Final = 0.5
 TRIMMED_DENSITY: Final = 0.2
-"""The default of the methods that trim and elect: what the papers use, and what lost least in bench.merge_quality."""
+"""Default of the methods that trim and elect signs: the papers' value, with the lowest loss in bench.merge_quality."""
 OPEN_RANK_LIMIT: Final = 128
-"""The largest rank that a result takes by itself: the largest that every server of LoRA adapters loads."""
+"""The largest rank that Tunery chooses for a result: every server of LoRA adapters loads it."""
 OPEN_RANK_ERROR: Final = 0.5
-"""A rank that is left open grows until no module's relative error (Frobenius) is above this."""
+"""An unset rank grows until no module's relative error (Frobenius norm) is above this value."""
 
 
 class MajoritySign(StrEnum):
-    """How TIES elects a sign: by the sum of values, or by the count of signs."""
+    """How TIES elects a sign: by the sum of the values, or by the number of signs."""
 
     TOTAL = "Total"
     FREQUENCY = "Frequency"
 
 
 class MergeTarget(StrEnum):
-    """What comes out."""
+    """The type of the result."""
 
     ADAPTER = "Adapter"
     MODEL = "Model"
 
 
 LARGEST_WEIGHT: Final = 1000
-"""Of an adapter in a merge, by amount; beyond, nothing is left of the others, nor of float16's range."""
+"""The largest absolute weight: beyond it, the other adapters vanish and values leave float16's range."""
 
 
 class MergeInput(AdapterReference):
-    """One adapter of a merge; exactly one of loraJobRef and uri."""
+    """One input adapter of a merge; exactly one of loraJobRef and uri."""
 
     weight: Number | None = Field(
         None,
         ge=-LARGEST_WEIGHT,
         le=LARGEST_WEIGHT,
-        description="Factor of this adapter's delta, such as 1, 0.5 or -1; for all adapters or for none. Default: one "
-        "share of 1 for the methods that add up (Linear, DARELinear, MagnitudePrune), 1 for those that take a mean "
-        "themselves.",
+        description="Factor of the adapter's delta, such as 1, 0.5 or -1. Set it for all adapters or none. Default: 1 / "
+        "number of adapters for Linear, DARELinear and MagnitudePrune; 1 for the TIES methods, which average.",
     )
 
 
 class MergeDataset(ApiModel):
-    """The rows that a merge is measured on: all of the split."""
+    """The data that a merge is evaluated on: all rows of the split."""
 
     uri: DatasetUri = Field(
-        description="The data: hf://owner/name, s3://bucket/key, pvc://claim/path or configmap://name/key; a file, a "
-        "folder or a glob, as in a LoRAJob."
+        description="URI of the data, as in a LoRAJob: hf://owner/name, s3://bucket/key, pvc://claim/path or "
+        "configmap://name/key; a file, a folder or a glob."
     )
-    format: DatasetFormat = Field(DatasetFormat.AUTO, description="How a row is written. Auto looks at the columns.")
-    split: Split = Field("train", description="The split to measure on, where the data set has splits.")
+    format: DatasetFormat = Field(
+        DatasetFormat.AUTO, description="Format of a row, as in a LoRAJob. Auto detects it by the columns."
+    )
+    split: Split = Field("train", description="Split to evaluate on, if the data set has splits.")
     columns: dict[Annotated[str, Field(max_length=32)], ColumnName] | None = Field(
-        None, max_length=8, description="Renames: the format's field to the column of the data set."
+        None,
+        max_length=8,
+        description="Column of the data set for each field of the format, such as {prompt: question}. Default: a column "
+        "has its field's name.",
     )
     max_invalid_rows: int = Field(
-        0, ge=0, le=1_000_000, description="Bad rows that are left out and counted; one more refuses the data set."
+        0,
+        ge=0,
+        le=1_000_000,
+        description="Maximum invalid rows, which are skipped and counted. With more, the data set is rejected.",
     )
     secret_ref: LocalReference | None = Field(
-        None, description="Secret that opens the data set. Default: the pod's workload identity."
+        None, description="Secret that grants access to the data set. Default: the pod's workload identity."
     )
 
 
 class MergeEvaluationSpec(ApiModel):
-    """What the base, every input and the result are measured on, and what the result has to reach."""
+    """The evaluation of the base model, each input and the result, and the required improvement."""
 
-    dataset: MergeDataset = Field(description="The rows: of all the tasks that the result is meant for.")
-    max_length: int = Field(2048, ge=8, le=1_048_576, description="Tokens of a row; what is longer is cut off.")
-    loss: Loss = Field(Loss.COMPLETION, description="Completion: the assistant's tokens; All: every token.")
+    dataset: MergeDataset = Field(description="Evaluation data; it should cover every task of the result.")
+    max_length: int = Field(2048, ge=8, le=1_048_576, description="Maximum tokens per row; longer rows are truncated.")
+    loss: Loss = Field(
+        Loss.COMPLETION,
+        description="Tokens that count in the loss. Completion: the assistant's tokens. All: every token.",
+    )
     min_improvement: Number = Field(
         0.0,
         lt=1,
-        description="Publish only if the result's loss is below the base model's by at least this share of it, such as "
-        "0.05; below 1.",
+        description="Required improvement, as a share of the base model's loss, such as 0.05; below 1. Below it the "
+        "result isn't published.",
     )
 
 
@@ -124,48 +134,56 @@ class MergeResourcesSpec(PodResources):
 
 
 class AdapterMergeSpec(LifecycleFields):
-    """What to merge, how, and where to put it."""
+    """Which adapters to merge, how, and where to publish the result."""
 
-    adapters: list[MergeInput] = Field(min_length=1, max_length=32, description="The adapters, 1 to 32.")
+    adapters: list[MergeInput] = Field(min_length=1, max_length=32, description="Input adapters, 1 to 32.")
     method: MergeMethod = Field(
         MergeMethod.LINEAR,
-        description="Linear: weighted sum of the deltas. TIES: trimmed, sign elected. DARELinear, DARETIES: random "
-        "drop and rescale before. MagnitudePrune: the largest entries of each, summed. KnOTSTIES, KnOTSDARETIES: TIES "
-        "and DARETIES in the adapters' common basis, which keeps the rank low.",
+        description="Linear: weighted sum. TIES: trim, then elect signs. DARELinear, DARETIES: drop random entries and "
+        "rescale first. MagnitudePrune: sum of each delta's largest entries. KnOTSTIES, KnOTSDARETIES: merge "
+        "in the adapters' common basis, with a low rank.",
         json_schema_extra={SERVER_DEFAULT: True},
     )
     density: Number | None = Field(
         None,
         gt=0,
         le=1,
-        description="Share of each delta's entries that is kept, above 0 and at most 1. Not for Linear. Default: 0.2 "
-        "for TIES and KnOTSTIES, else 0.5.",
+        description="Share of each delta's entries to retain, above 0 and at most 1. Not for Linear. Default: 0.2 for "
+        "TIES and KnOTSTIES, else 0.5.",
     )
-    majority_sign: MajoritySign = Field(MajoritySign.TOTAL, description="Methods with TIES: how a sign is elected.")
+    majority_sign: MajoritySign = Field(
+        MajoritySign.TOTAL,
+        description="How the TIES methods elect a sign. Total: by the sum of the values. Frequency: by the number of "
+        "signs.",
+    )
     rank: int | None = Field(
         None,
         ge=1,
         le=4096,
-        description="Rank of the result. Default: Linear and the KnOTS methods the sum of the input ranks, which is "
-        f"exact; else, and above {OPEN_RANK_LIMIT}, the smallest rank from the inputs' largest to {OPEN_RANK_LIMIT} at "
-        f"which no module's relative error is above {OPEN_RANK_ERROR}; a condition says where none is.",
+        description="Rank of the result. Default for Linear and KnOTS: the sum of the input ranks, up to "
+        f"{OPEN_RANK_LIMIT}. Else: the smallest rank up to {OPEN_RANK_LIMIT} with relative error "
+        f"{OPEN_RANK_ERROR} or less; RankSufficient reports more.",
     )
-    seed: int = Field(42, ge=0, le=2**31 - 1, description="Seed of DARE's random drops.")
+    seed: int = Field(42, ge=0, le=2**31 - 1, description="Random seed of DARE's drops.")
     into: MergeTarget = Field(
         MergeTarget.ADAPTER,
-        description="Adapter: one adapter. Model: the base model with the adapters merged in.",
+        description="Type of the result. Adapter: one adapter. Model: the base model with the adapters merged into its "
+        "weights.",
         json_schema_extra={SERVER_DEFAULT: True},
     )
     model: ModelSpec | None = Field(
         None,
-        description="The base model: for into: Model, for evaluation, and to check adapters with a uri against. "
-        "Default: the base that the adapters' manifests name; adapters made elsewhere name none.",
+        description="Base model: required for into: Model and evaluation if no adapter has Tunery's manifest; adapters "
+        "with a uri are checked against it. Default: the base model in the adapters' manifests.",
     )
     evaluation: MergeEvaluationSpec | None = Field(
-        None, description="Measure the base, each input and the result on data before publishing."
+        None,
+        description="Evaluate the base model, each input and the result before publishing. Default: no evaluation.",
     )
     dtype: ComputeType | None = Field(
-        None, description="Type of the written weights. Default: the base's (Model) or Float32 (Adapter)."
+        None,
+        description="Data type of the written weights. Default: that of the base model for into: Model, Float32 for an "
+        "adapter.",
     )
     verify: bool = Field(True, description="Reload the result and compare it with its inputs before publishing.")
     output: OutputSpec = Field(default_factory=OutputSpec, description="Where the result is published.")
@@ -173,15 +191,15 @@ class AdapterMergeSpec(LifecycleFields):
         default_factory=MergeResourcesSpec, description="Resources of the merging pod."
     )
     scheduling: SchedulingSpec = Field(
-        default_factory=SchedulingSpec, description="Where the pod runs. May change while no pod runs."
+        default_factory=SchedulingSpec, description="Where the pod runs. You can change it while no pod runs."
     )
 
     def effective_density(self) -> float:
-        """Return density, or what it defaults to with the method."""
+        """Return density or its default."""
         trims = self.method in (MergeMethod.TIES, MergeMethod.KNOTS_TIES)
         return self.density or (TRIMMED_DENSITY if trims else DEFAULT_DENSITY)
 
     def effective_weights(self) -> list[float]:
-        """Return the weight of each adapter, or what it defaults to with the method."""
+        """Return the weight of each adapter or its default."""
         share = 1.0 if self.method in ELECTING else 1 / len(self.adapters)
         return [share if item.weight is None else item.weight for item in self.adapters]

@@ -15,7 +15,7 @@ from tunery_api.redact import MAX_MESSAGE_BYTES, shorten
 from tunery_api.remedies import MAX_FACTS, MAX_REMEDIES, Action, Remedy, remedies_for
 
 OF_TEMPLATE: Final = "template."
-"""The prefix of a LoRASweep's fields that its trials have."""
+"""The prefix of the fields in a LoRASweep's template."""
 _LABELS: Final[Mapping[str, str]] = {
     "chartValues": "If the platform is the cause, ask a cluster admin to check these values of Tunery's chart",
     "checkpoint": "Stored checkpoint",
@@ -36,34 +36,38 @@ class Failure(OpenModel):
     """Why an object failed, or what blocks it."""
 
     reason: Annotated[FailureReason | Annotated[str, Field(max_length=128)], Field(union_mode="left_to_right")]
-    """A text is a reason of a later version."""
+    """A string is a reason of a later version."""
     message: Annotated[str, Field(max_length=1024)]
     remedies: list[Remedy] = Field(default_factory=list, max_length=MAX_REMEDIES)
-    """Empty: the usual ones of the reason."""
+    """Empty: the default remedies of the reason."""
     facts: dict[str, Annotated[str, Field(max_length=1024)]] = Field(default_factory=dict, max_length=MAX_FACTS)
-    """What a reader needs to know besides, such as the URI of the data report; by a key of `_LABELS`."""
+    """Data for the reader, such as the URI of the data report, by a key of `_LABELS`."""
 
     @property
     def fixes(self) -> Sequence[Remedy]:
-        """The remedies of this failure, else the usual ones of its reason."""
+        """The remedies of this failure, or the default ones of its reason."""
         return self.remedies or remedies_for(self.reason)
 
 
 class FailureStatus(OpenModel):
-    """Why the object failed or what blocks it, and what to do."""
+    """Why the object failed or is blocked, and how to fix it."""
 
-    reason: str = Field(min_length=1, max_length=128, description="One of the documented reasons.")
+    reason: str = Field(
+        min_length=1, max_length=128, description="Failure reason, in CamelCase (docs/operations.md#failure-reasons)."
+    )
     message: Text = Field(description="What happened.")
-    hint: Text | None = Field(None, description="What to do.")
+    hint: Text | None = Field(None, description="How to fix it, for people.")
     remedies: list[Remedy] | None = Field(
         None,
         max_length=MAX_REMEDIES,
-        description="The ways to fix it, best first. Unset: the usual ones of the reason.",
+        description="Ways to fix it, best first. Unset: the default remedies of the reason.",
     )
     facts: dict[str, Text] | None = Field(
-        None, max_length=MAX_FACTS, description="What belongs to the failure, such as the URI of the data report."
+        None, max_length=MAX_FACTS, description="Data about the failure, such as the URI of the data report."
     )
-    exit_code: int | None = Field(None, description="Exit code of the container.")
+    exit_code: int | None = Field(
+        None, description="Exit code of the container. Unset: no container failed, or its exit code is unknown."
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +78,9 @@ class Subject:
     name: str
     namespace: str
     sweep: str | None = None
-    """The name of the LoRASweep, where the object is one of its trials."""
+    """The name of the LoRASweep if the object is one of its trials."""
     ended: bool = True
-    """The object has failed; False: it is blocked, and continues after the fix."""
+    """True: the object has failed. False: it is blocked, and continues after the fix."""
 
     @property
     def retry_command(self) -> str:
@@ -88,7 +92,7 @@ class Subject:
 
 
 def render_hint(failure: Failure, subject: Subject | None) -> str:
-    """Return what to do about a failure, in at most MAX_MESSAGE_BYTES; a command in it is never cut.
+    """Return how to fix a failure, in at most MAX_MESSAGE_BYTES; a command in it is never cut.
 
     `subject` is the object that failed or is blocked; None: a run without a cluster.
     """
@@ -100,14 +104,14 @@ def render_hint(failure: Failure, subject: Subject | None) -> str:
 
 
 def sentences(remedies: Sequence[Remedy]) -> str:
-    """Return remedies as text, without what follows them: for a server, whose adapters change in place."""
+    """Return remedies as text without a retry command: for a server, whose adapters change in place."""
     return f"{_joined(remedies)}."
 
 
 def _split(remedies: Iterable[Remedy], subject: Subject | None) -> tuple[list[Remedy], list[Remedy]]:
     """Return the remedies that keep the object, and those that need a new manifest.
 
-    The template of a sweep is immutable, and so is a trial that has failed.
+    The template of a sweep is immutable, so a failed trial needs a new manifest too.
     """
     fixed = subject is None or (subject.ended and subject.sweep is not None)
     in_place: list[Remedy] = []
@@ -142,7 +146,7 @@ def _change(remedies: Sequence[Remedy], subject: Subject | None, *, also: bool) 
 
 
 def _follow_up(subject: Subject | None, *, retry: bool) -> str:
-    """Return the last sentence: how to retry, and what a trial's sweep does meanwhile."""
+    """Return the last sentence: how to retry, and that the sweep of a trial continues."""
     if subject is None or not subject.ended or subject.kind == "AdapterServer":
         return ""
     if subject.sweep is not None:

@@ -1,4 +1,4 @@
-"""Define what a run can find out about itself: findings with their severity and fix, and the checklist."""
+"""Define what the diagnosis of a run can report: findings with severity and fix, and the checklist."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class Severity(StrEnum):
     INFO = "Info"
     """The result is good; it could be better or cheaper."""
     WARNING = "Warning"
-    """The result is probably less than it could be."""
+    """The result is probably worse than it could be."""
     PROBLEM = "Problem"
-    """The result will be of no use; diagnosis.action: Stop ends the run."""
+    """The result will be useless. With diagnosis.action: Stop the run ends."""
 
 
 class FindingType(StrEnum):
@@ -45,15 +45,15 @@ class FindingType(StrEnum):
 
 
 class Definition(NamedTuple):
-    """What is known of a finding apart from the numbers of one run."""
+    """The definition of a finding type, without the numbers of a run."""
 
     severity: Severity
     field: str | None
-    """The field of the spec that most often mends it; an entry of the status may name another."""
+    """The spec field that most often fixes it; an entry of the status may name another."""
     meaning: str
-    """What was seen, for a reader of the documentation."""
+    """The observation, for the documentation."""
     action: str
-    """What to do."""
+    """The recommended fix."""
 
 
 _F = FindingType
@@ -172,11 +172,11 @@ FINDINGS: Final[dict[FindingType, Definition]] = {
         "look at the node: another job on it, or a GPU that is throttled",
     ),
 }
-"""One entry for each finding; a test keeps it complete, and docs/methods.md equal to it."""
+"""One entry per type. Tests check that it is complete and that docs/methods.md matches."""
 
 
 class CheckName(StrEnum):
-    """The name of an entry of `status.checks`: the guide's checklist."""
+    """The name of an entry of `status.checks`."""
 
     TARGET_MODULES = "TargetModules"
     RANK = "Rank"
@@ -204,11 +204,11 @@ class CheckResult(StrEnum):
 
 
 _Word = Annotated[str, Field(min_length=1, max_length=128)]
-"""An open set: a later version may have more values."""
+"""Any word is accepted: a later version may have more values."""
 
 
 MAX_FINDINGS: Final = 12
-"""Findings that a status shows."""
+"""The most findings of a status."""
 MAX_CHECKS: Final = 24
 
 TRAINING_CHECKS: Final = (
@@ -219,30 +219,34 @@ TRAINING_CHECKS: Final = (
     CheckName.GENERATION,
     CheckName.BASELINE,
 )
-"""The checks that only training can make."""
+"""The checks that only the training can run."""
 CHECK_PENDING: Final = "checked in training"
-"""The message of these checks until training has made them."""
+"""The message of these checks until the training has run them."""
 CHECK_NOT_REACHED: Final = "stopped before this was checked"
 """The message of these checks after a run without training."""
 
 
 class FindingStatus(OpenModel):
-    """What a run found out about itself, with the field to change and a value for it."""
+    """A finding of the diagnosis, with the field to change and a suggested value."""
 
-    type: _Word = Field(description=f"What: {enum_values(FindingType)}.")
-    severity: Annotated[str, Field(max_length=32)] = Field(description=f"How grave it is: {enum_values(Severity)}.")
-    step: int = Field(ge=0, description="The optimizer step at which it was found.")
-    field: Annotated[str, Field(max_length=128)] | None = Field(None, description="The field of the spec to change.")
-    suggest: Annotated[str, Field(max_length=128)] | None = Field(None, description="A value for it.")
-    message: Annotated[str, Field(max_length=512)] | None = Field(None, description="What was seen, in a sentence.")
+    type: _Word = Field(description=f"Type of the finding: {enum_values(FindingType)}.")
+    severity: Annotated[str, Field(max_length=32)] = Field(description=f"Severity: {enum_values(Severity)}.")
+    step: int = Field(ge=0, description="Optimizer step of the finding.")
+    field: Annotated[str, Field(max_length=128)] | None = Field(None, description="Spec field to change.")
+    suggest: Annotated[str, Field(max_length=128)] | None = Field(None, description="Suggested value of the field.")
+    message: Annotated[str, Field(max_length=512)] | None = Field(None, description="The observation, for people.")
 
 
 class CheckStatus(OpenModel):
-    """One line of the checklist."""
+    """One entry of the checklist."""
 
-    name: _Word = Field(description=f"What was looked at: {enum_values(CheckName)}.")
-    result: Annotated[str, Field(max_length=32)] = Field(description=f"What came of it: {enum_values(CheckResult)}.")
-    message: Annotated[str, Field(max_length=512)] | None = Field(None, description="What was found, in a sentence.")
+    name: _Word = Field(description=f"Name of the check: {enum_values(CheckName)}.")
+    result: Annotated[str, Field(max_length=32)] = Field(
+        description=f"Result of the check: {enum_values(CheckResult)}."
+    )
+    message: Annotated[str, Field(max_length=512)] | None = Field(
+        None, description="Details of the result, for people."
+    )
 
 
 def most_severe(severities: list[str]) -> str | None:

@@ -33,16 +33,16 @@ from tunery_api.training import (
 
 
 class PreflightPolicy(StrEnum):
-    """Whether the checks on CPU come before the GPU."""
+    """Whether the checks on CPU run before the training."""
 
     REQUIRED = "Required"
     SKIP = "Skip"
     ONLY = "Only"
-    """The checks are all there is: the object succeeds with them, and nothing is trained."""
+    """Only the checks run: the object succeeds once they pass, and nothing is trained."""
 
 
 class OnStop(StrEnum):
-    """What becomes of what a job has trained that ends before its last step."""
+    """Whether a job that ends before its last step publishes an adapter."""
 
     PUBLISH = "Publish"
     DISCARD = "Discard"
@@ -52,82 +52,91 @@ StopReason = Annotated[str, Field(min_length=1, max_length=256, pattern=r"\S")]
 
 
 class CacheSpec(ApiModel):
-    """A cache that the jobs of a namespace share."""
+    """A cache volume that the jobs of a namespace share."""
 
     claim_name: ObjectName = Field(
-        description="A ReadWriteMany claim of the job's namespace. Preflight fills it; training reads it. Without it, "
-        "the platform's, where it names one."
+        description="Name of a PersistentVolumeClaim in this namespace, with access mode ReadWriteMany. Preflight writes "
+        "to it; training reads it. Default: the claim that the platform configured."
     )
 
 
 class TrainingRun(ApiModel):
-    """What to train and with what: of a LoRAJob, and of each trial of a LoRASweep."""
+    """The training settings of a LoRAJob and of a sweep's trials."""
 
     model: ModelSpec = Field(description="The base model.")
     dataset: DatasetSpec = Field(description="The training data.")
     task: TrainingTask = Field(
         TrainingTask.SFT,
-        description="What is learned: SFT, to answer as the rows do; DPO, ORPO, KTO, to prefer one answer to another.",
+        description="Training objective. SFT: supervised fine-tuning. DPO, ORPO, KTO: learn from preferred and rejected "
+        "answers.",
     )
     method: Method = Field(
         Method.AUTO,
-        description="The PEFT method. Auto chooses from the model's size, the memory and the number of rows "
-        "(docs/methods.md#which-method); status.resolved says which and why.",
+        description="PEFT method. Auto chooses by model size, memory and number of rows (docs/methods.md#which-method); "
+        "status.resolved shows the choice and the reason.",
     )
     preset: Preset | None = Field(
         None,
-        description="InstructionTuning, DomainAdaptation or StyleTransfer: tuned settings for what the manifest leaves "
-        "open (docs/methods.md#presets).",
+        description="InstructionTuning, DomainAdaptation or StyleTransfer: tuned defaults for fields that the manifest "
+        "leaves unset (docs/methods.md#presets). Default: none.",
     )
-    lora: LoraSpec = Field(default_factory=LoraSpec, description="Settings of the LoRA family.")
+    lora: LoraSpec = Field(
+        default_factory=LoraSpec,
+        description="Settings of LoRA, QLoRA, DoRA and QDoRA. AdaLoRA and IA3 use some of them.",
+    )
     adalora: AdaLoraSpec | None = Field(None, description="Settings of AdaLoRA.")
     prompt_tuning: PromptTuningSpec | None = Field(None, description="Settings of prompt tuning.")
     prefix_tuning: PrefixTuningSpec | None = Field(None, description="Settings of prefix tuning.")
     quantization: QuantizationSpec | None = Field(
-        None, description="How the base is quantised. Default: NF4 with double quantisation for QLoRA and QDoRA."
+        None,
+        description="Quantisation of the base model. Default: NF4 with double quantisation for QLoRA and QDoRA, else "
+        "none.",
     )
     preference: PreferenceSpec | None = Field(None, description="Settings of DPO, ORPO and KTO.")
-    training: TrainingSpec = Field(default_factory=TrainingSpec, description="The training loop.")
-    evaluation: EvaluationSpec = Field(default_factory=EvaluationSpec, description="When and how it is evaluated.")
-    diagnosis: DiagnosisSpec = Field(
-        default_factory=DiagnosisSpec, description="What is done about what a run finds out about itself."
+    training: TrainingSpec = Field(default_factory=TrainingSpec, description="Settings of the training loop.")
+    evaluation: EvaluationSpec = Field(
+        default_factory=EvaluationSpec, description="When and how the model is evaluated."
     )
-    checkpoint: CheckpointSpec = Field(default_factory=CheckpointSpec, description="When the state is saved.")
-    continue_from: ContinueFrom | None = Field(None, description="An adapter to train further.")
-    tracking: TrackingSpec | None = Field(None, description="Where the curves go.")
-    cache: CacheSpec | None = Field(None, description="Where base models and prepared data are kept for the next job.")
+    diagnosis: DiagnosisSpec = Field(
+        default_factory=DiagnosisSpec, description="What to do about problems that Tunery detects during the run."
+    )
+    checkpoint: CheckpointSpec = Field(default_factory=CheckpointSpec, description="When checkpoints are saved.")
+    continue_from: ContinueFrom | None = Field(None, description="An adapter to train further. Default: a new adapter.")
+    tracking: TrackingSpec | None = Field(None, description="Experiment trackers that the metrics are sent to.")
+    cache: CacheSpec | None = Field(
+        None, description="Volume that caches base models and prepared data for later jobs."
+    )
     resources: ResourcesSpec = Field(default_factory=ResourcesSpec, description="Resources of each training pod.")
     scheduling: SchedulingSpec = Field(
-        default_factory=SchedulingSpec, description="Where the pods run. May change while no pod runs."
+        default_factory=SchedulingSpec, description="Where the pods run. You can change it while no pod runs."
     )
 
 
 class LoRAJobSpec(TrainingRun, LifecycleFields):
-    """What to train, with what, and where to put it."""
+    """What to train, with which settings, and where to publish it."""
 
     MUTABLE: ClassVar[frozenset[str]] = LifecycleFields.MUTABLE | {"onStop"}
     SET_ONCE: ClassVar[frozenset[str]] = frozenset({"stop"})
 
     resume_from: ResumeFrom | None = Field(
         None,
-        description="Checkpoints of another LoRAJob to go on from, one that failed, was deleted, or kept them: of the "
-        "same base, data, adapter and rows of an optimizer step. Not with continueFrom.",
+        description="Checkpoints of another LoRAJob to resume from: one that failed, was deleted or kept its checkpoints. "
+        "Base model, data, adapter and rows per optimizer step must be the same. Not with continueFrom.",
     )
     output: OutputSpec = Field(default_factory=OutputSpec, description="Where the adapter is published.")
     preflight: PreflightPolicy = Field(
         PreflightPolicy.REQUIRED,
-        description="Required: data, model, credentials and output are checked on CPU before a GPU is asked for. "
-        "Skip: they are not. Only: nothing follows; the job succeeds once they have passed.",
+        description="Required: check data, model, credentials and output on CPU before a GPU is requested. Skip: don't "
+        "check. Only: check, then succeed without training.",
     )
     stop: StopReason | None = Field(
         None,
-        description="Why to end the job now, for good: its pod stores a checkpoint and ends, nothing starts again, and "
-        "onStop says what becomes of what was trained. It may be set at any time, and then neither changed nor taken "
-        "away; on a job that has ended it does nothing. To stop for a while, use suspend.",
+        description="Reason to end the job permanently. Its pod saves a checkpoint and ends; onStop applies. You can set "
+        "it once, at any time; a finished job ignores it. To pause a job, use suspend.",
     )
     on_stop: OnStop | None = Field(
         None,
-        description="Publish: what is best in the newest checkpoint becomes the adapter at the output, also where "
-        "activeDeadlineSeconds ends the job, which is then Stopped and not Failed. Discard: nothing is published. "
-        "Default: Publish after stop; activeDeadlineSeconds fails the job, which can be tried again.",
+        description="Publish: when stop or activeDeadlineSeconds ends the job, publish the best weights of the latest "
+        "checkpoint. Discard: publish nothing. Unset: Publish after stop; activeDeadlineSeconds fails the "
+        "job, which you can retry.",
     )

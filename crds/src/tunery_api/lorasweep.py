@@ -23,19 +23,19 @@ MAX_PARALLEL_TRIALS = 32
 MAX_PARAMETERS = 16
 MOST_CHOICES = 64
 LARGEST_SPACE = 2 * MAX_PARAMETERS
-"""Parameters of a manifest, and those of its preset."""
+"""The most searched fields: those of the manifest and those of its preset."""
 
 FieldPath = Annotated[
     str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z][A-Za-z0-9_]*(\.[A-Za-z][A-Za-z0-9_]*)*$")
 ]
-"""A field of the template, as in a manifest: `training.learningRate`. The pattern lets typos by, which are
-told with what was meant."""
+"""Path of a field of the template, such as `training.learningRate`. The pattern accepts unknown paths: Python rejects
+them and suggests the right one."""
 
 _LONGEST_CHOICE: Final = 256
 
 
 def _choice(value: Any) -> Any:
-    """Return a number, true or false as the text of the same value."""
+    """Return a number or boolean as its text in a manifest."""
     if isinstance(value, bool):
         return str(value).lower()
     return decimal_text(value) if isinstance(value, (int, float)) else value
@@ -56,23 +56,23 @@ Choice = Annotated[
         }
     ),
 ]
-"""A value as a manifest writes it, text, number, true or false; of a list its entries, joined by commas."""
+"""A value as in a manifest: text, number or boolean. A list is written as its entries joined by commas."""
 
 
 class SweepPreset(StrEnum):
-    """Whose space is searched."""
+    """The preset search space."""
 
     GUIDE = "Guide"
 
 
 class Metric(StrEnum):
-    """What is minimised."""
+    """The metric to minimise."""
 
     EVAL_LOSS = "EvalLoss"
 
 
 class SamplerType(StrEnum):
-    """Who proposes the next trial."""
+    """How the next trial's values are chosen."""
 
     TPE = "TPE"
     RANDOM = "Random"
@@ -80,7 +80,7 @@ class SamplerType(StrEnum):
 
 
 class PrunerType(StrEnum):
-    """Who ends a trial that promises nothing."""
+    """How unpromising trials are found and ended early."""
 
     HALVING = "Halving"
     MEDIAN = "Median"
@@ -88,126 +88,153 @@ class PrunerType(StrEnum):
 
 
 class SweepPreflight(StrEnum):
-    """Which trials are checked on a CPU first."""
+    """Which trials run a preflight."""
 
     AUTO = "Auto"
     EVERY = "Every"
 
 
 class TrialTemplate(TrainingRun):
-    """What all trials have in common: a LoRAJob's spec without what the sweep itself says."""
+    """What all trials have in common: a LoRAJob's spec without the fields that the sweep sets itself."""
 
-    retries: int | None = Field(None, ge=0, le=100, description="As in a LoRAJob, of each trial. Default: 3.")
+    retries: int | None = Field(None, ge=0, le=100, description="Retries of each trial, as in a LoRAJob. Default: 3.")
     active_deadline_seconds: int | None = Field(
-        None, ge=1, le=31_536_000, description="As in a LoRAJob, of each trial. Default: 86400."
+        None, ge=1, le=31_536_000, description="Time limit of each trial in seconds, as in a LoRAJob. Default: 86400."
     )
 
 
 class ObjectiveSpec(ApiModel):
-    """What the best trial is."""
+    """How the best trial is chosen."""
 
-    metric: Metric = Field(Metric.EVAL_LOSS, description="The held-out loss; lower is better.")
+    metric: Metric = Field(Metric.EVAL_LOSS, description="Metric to minimise. EvalLoss: the held-out loss.")
     tolerance: Number = Field(
         0.0,
         ge=0,
         le=1,
-        description="Of the trials within this share of the lowest loss, the one that trains the fewest parameters is "
-        "the best.",
+        description="Choose the smallest of nearly equal trials: of those within this share above the lowest loss, the "
+        "one with the fewest trainable parameters is the best. 0: lowest loss only.",
     )
 
 
 class RangeSpec(ApiModel):
-    """Numbers from min to max, both included."""
+    """A range of numbers, both ends included."""
 
-    min: Number = Field(description="The smallest value, such as 1e-5.")
-    max: Number = Field(description="The largest value, such as 5e-4; above min.")
+    min: Number = Field(description="Smallest value, such as 1e-5.")
+    max: Number = Field(description="Largest value, above min, such as 5e-4.")
     log: bool = Field(
-        False, description="Equal factors are equally likely, not equal distances; min must be above 0. Not with step."
+        False, description="Search on a logarithmic scale, as for learning rates. min must be above 0. Not with step."
     )
-    step: Number | None = Field(None, gt=0, description="Only min, min + step, …; a Grid needs it.")
+    step: Number | None = Field(
+        None,
+        gt=0,
+        description="Search only min, min + step, and so on. Required with sampler type Grid. Default: any value of the "
+        "range.",
+    )
 
 
 class WhenSpec(ApiModel):
-    """What an earlier parameter must be for this one to exist."""
+    """A condition: the value of an earlier parameter for which this one is searched."""
 
-    path: FieldPath = Field(description="An earlier parameter with choices.")
-    values: list[Choice] = Field(alias="in", min_length=1, max_length=MOST_CHOICES, description="Choices of it.")
+    path: FieldPath = Field(description="Path of an earlier parameter that has choices.")
+    values: list[Choice] = Field(
+        alias="in",
+        min_length=1,
+        max_length=MOST_CHOICES,
+        description="Choices of that parameter for which this one is searched.",
+    )
 
 
 class ParameterSpec(ApiModel):
-    """A field of the template that differs from trial to trial."""
+    """A field of the template that differs between trials."""
 
-    path: FieldPath = Field(description="The field, such as training.learningRate or lora.rank.")
-    range: RangeSpec | None = Field(None, description="Of a field that is a number; instead of choices.")
+    path: FieldPath = Field(description="Path of the field, such as training.learningRate or lora.rank.")
+    range: RangeSpec | None = Field(None, description="Range of a numeric field; either range or choices.")
     choices: list[Choice] | None = Field(
         None,
         min_length=1,
         max_length=MOST_CHOICES,
-        description="The values: 16, 2e-4, true, Cosine; of lora.targetModules names joined by commas. "
-        "Each as the field takes it, which the operator looks at, not the API server.",
+        description="Values to choose from, such as 16, 2e-4, true or Cosine. For lora.targetModules: module names joined "
+        "by commas. The operator validates each as a value of the field.",
     )
-    when: WhenSpec | None = Field(None, description="Only in trials in which another parameter has such a value.")
+    when: WhenSpec | None = Field(
+        None,
+        description="Search this field only in trials in which another parameter has one of the given values. Default: in "
+        "all trials.",
+    )
 
 
 class SamplerSpec(ApiModel):
-    """Who proposes the next trial."""
+    """How the next trial's values are chosen."""
 
     type: SamplerType = Field(
         SamplerType.TPE,
-        description="TPE: Optuna's, which learns from the trials so far; Random; Grid: every point once, in order.",
+        description="TPE: Optuna's sampler, which learns from earlier trials. Random: random values. Grid: every "
+        "combination once, in order.",
     )
-    startup_trials: int = Field(8, ge=1, le=MAX_TRIALS, description="Random trials before TPE learns from them.")
+    startup_trials: int = Field(
+        8, ge=1, le=MAX_TRIALS, description="Random trials before TPE starts to learn from earlier trials."
+    )
 
 
 class PrunerSpec(ApiModel):
-    """Who ends a trial that promises nothing. A Problem that a trial finds ends it by itself, unless the template's
-    diagnosis.action is Warn: then the pruner does, whatever its type but None."""
+    """How and when unpromising trials are ended early.
+
+    A trial in which a Problem is found ends on its own. If the template sets diagnosis.action: Warn, the pruner ends
+    it, except with type None.
+    """
 
     type: PrunerType = Field(
         PrunerType.HALVING,
-        description="Halving: at each rung the worse of the trials that have come so far end; Median: those that are "
-        "worse than the median of the earlier ones; None: all run to their ends.",
+        description="Halving: at each rung, end the worse of the trials that have reached it. Median: end trials that are "
+        "worse than the median of earlier ones. None: run all trials to the end.",
     )
     rungs: list[Annotated[Number, Field(gt=0, lt=1)]] = Field(
         default_factory=lambda: [0.25, 0.5],
         min_length=1,
         max_length=8,
-        description="Shares of the steps at which trials are compared, rising, above 0 and below 1. Where the template "
-        "says neither evaluation.times nor everySteps, trials are measured as often as the first one asks for.",
+        description="Shares of the steps at which trials are compared, ascending, above 0 and below 1. Default: [0.25, "
+        "0.5]. If the template sets neither evaluation.times nor everySteps, the first rung decides how often "
+        "trials are evaluated.",
     )
     keep: Number = Field(
         0.5,
         gt=0,
         lt=1,
-        description="Halving: the share of the trials that continue at a rung, above 0 and below 1.",
+        description="Share of the trials that continue after a rung, above 0 and below 1. Type Halving only.",
     )
     min_rivals: int = Field(
-        6, ge=2, le=MAX_TRIALS, description="Earlier trials that must have come to a rung before any ends there."
+        6,
+        ge=2,
+        le=MAX_TRIALS,
+        description="Number of earlier trials that must reach a rung before a trial is ended there.",
     )
 
 
 class BudgetSpec(ApiModel):
-    """What all trials together may take."""
+    """The limit for all trials together."""
 
     gpu_seconds: int = Field(
-        ge=1, le=10_000_000_000, description="Seconds that pods run, times their GPUs. Spent: the best so far is it."
+        ge=1,
+        le=10_000_000_000,
+        description="Total run time of pods in seconds, each multiplied by its GPUs. Once it is used up, the sweep ends "
+        "with the best trial so far.",
     )
 
 
 class FinalSpec(ApiModel):
-    """The best trial's settings once more, with these on top."""
+    """Overrides for a final training with the best settings."""
 
-    training: TrainingSpec = Field(description="Fields of training that differ, such as epochs.")
+    training: TrainingSpec = Field(description="Fields of training that override the best trial's, such as epochs.")
 
 
 class SweepReference(ApiModel):
-    """A LoRASweep of the same namespace that has ended."""
+    """A finished LoRASweep of the same namespace."""
 
-    name: ObjectName = Field(description="Its name.")
+    name: ObjectName = Field(description="Name of the LoRASweep.")
 
 
 class LoRASweepSpec(KindSpec):
-    """What to search, how long, and where to put the best."""
+    """What to search, how long, and where to publish the best adapter."""
 
     MUTABLE: ClassVar[frozenset[str]] = frozenset(
         {
@@ -222,94 +249,101 @@ class LoRASweepSpec(KindSpec):
         }
     )
 
-    template: TrialTemplate = Field(description="What all trials have in common; as in a LoRAJob's spec.")
+    template: TrialTemplate = Field(description="Spec that all trials share, as in a LoRAJob.")
     preset: SweepPreset | None = Field(
         None,
-        description="Guide: the guide's space, its three tuned configurations first; parameters replaces it path by "
-        "path, and what the template sets is not searched.",
+        description="Guide: search the recommended ranges, starting with three tuned configurations. parameters overrides "
+        "single paths; fields that the template sets aren't searched. Default: search parameters only.",
     )
     parameters: list[ParameterSpec] = Field(
         default_factory=list,
         max_length=MAX_PARAMETERS,
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["path"]},
-        description="What differs from trial to trial. Default: the preset's.",
+        description="Fields to search. Default: those of the preset.",
     )
     initial: list[
         Annotated[dict[FieldPath, Choice], Field(max_length=LARGEST_SPACE, json_schema_extra={"minProperties": 1})]
     ] = Field(
         default_factory=list,
         max_length=32,
-        description="Values that are tried first, in this order, by path; what one leaves open is proposed.",
+        description="Values of the first trials by path, in this order. The sampler chooses missing values.",
     )
     warm_start_from: list[SweepReference] = Field(
         default_factory=list,
         max_length=8,
-        description="Sweeps whose trials the sampler learns from: of the same model, data and evaluation. Those of "
-        "their trials that are no points of this space are left out. Each once, and never this one.",
+        description="Finished sweeps that the sampler learns from. Model, data and evaluation must be the same. Their "
+        "trials outside of this search space are ignored.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
     )
-    objective: ObjectiveSpec = Field(default_factory=ObjectiveSpec, description="What the best trial is.")
-    sampler: SamplerSpec = Field(default_factory=SamplerSpec, description="Who proposes the next trial.")
+    objective: ObjectiveSpec = Field(default_factory=ObjectiveSpec, description="How the best trial is chosen.")
+    sampler: SamplerSpec = Field(default_factory=SamplerSpec, description="How the next trial's values are chosen.")
     pruner: PrunerSpec = Field(
-        default_factory=PrunerSpec, description="Who ends a trial that promises nothing, and when."
+        default_factory=PrunerSpec, description="How and when unpromising trials are ended early."
     )
     seed: int = Field(
         42,
         ge=0,
         le=2**31 - 1,
-        description="Seed of the sampler: the same manifest applied again searches alike. That of the trials is "
-        "template.training.seed, one for all.",
+        description="Random seed of the sampler: the same manifest searches the same way. The trials share the seed "
+        "template.training.seed.",
     )
     max_trials: int = Field(
         20,
         ge=1,
         le=MAX_TRIALS,
-        description="Trials in all. Those that would not fit into memory by preflight's estimate do not count.",
+        description="Maximum number of trials. Trials that don't fit into memory by preflight's estimate don't count.",
     )
     parallel_trials: int = Field(
         1,
         ge=1,
         le=MAX_PARALLEL_TRIALS,
-        description="Trials that are under way at a time; of more than maxTrials all.",
+        description="Maximum number of trials that run at the same time.",
     )
     max_failed_trials: int | None = Field(
         None,
         ge=0,
         le=MAX_TRIALS,
-        description="Trials that may fail for reasons other than their values, such as a lost node; with one more, the "
-        "sweep fails. Default: a fifth of maxTrials, at least 3; none where maxTrials was lowered below what was made.",
+        description="Trials that may fail for other reasons than their values; with more, the sweep fails. Default: a "
+        "fifth of maxTrials, at least 3. No limit if maxTrials was lowered below the trials created.",
     )
     stop_after_trials_without_improvement: int | None = Field(
-        None, ge=1, le=MAX_TRIALS, description="End after so many trials in a row that were not better than the best."
+        None,
+        ge=1,
+        le=MAX_TRIALS,
+        description="End the sweep after this many consecutive trials without a new best one. Default: no limit.",
     )
-    budget: BudgetSpec | None = Field(None, description="What all trials together may take. Default: no limit.")
+    budget: BudgetSpec | None = Field(None, description="Limit for all trials together. Default: no limit.")
     active_deadline_seconds: int | None = Field(
         None,
         ge=1,
         le=31_536_000,
-        description="Seconds by the clock, waiting too, after which trials are stopped and the best so far is it. "
-        "Default: no limit.",
+        description="Time limit of the sweep in seconds, including waiting. Afterwards trials are stopped and the sweep "
+        "ends with the best so far. Default: no limit.",
     )
     preflight: SweepPreflight = Field(
         SweepPreflight.AUTO,
-        description="Auto: after the first, trials that differ from a checked one only in what can change neither data "
-        "nor memory are not checked again. Every: each is.",
+        description="Auto: run a preflight for the first trial, then only if data or memory use can differ from all "
+        "checked trials. Every: run it for each trial.",
     )
     final: FinalSpec | None = Field(
-        None, description="Train the best settings once more; the better of the two is published. Default: no."
+        None,
+        description="Train once more with the best settings and these overrides, then publish the better result. Default: "
+        "no final training.",
     )
     keep_adapters: int = Field(
         1,
         ge=1,
         le=MAX_TRIALS,
-        description="Trials whose own adapters stay, the best ones; the others' are removed at the end.",
+        description="Number of best trials whose own adapters are retained. The sweep deletes the others at its end.",
     )
     output: OutputSpec = Field(default_factory=OutputSpec, description="Where the best adapter is published.")
-    suspend: bool = Field(False, description="Stop the trials, after a checkpoint, and make no others; false resumes.")
+    suspend: bool = Field(
+        False, description="Stop the trials after a checkpoint and create no new ones. Set it to false to resume."
+    )
     ttl_seconds_after_finished: int | None = Field(
         None,
         ge=0,
         le=315_360_000,
-        description="Seconds after the end at which this object and its trials are deleted; unset: the platform's "
-        "default, 30 days unless it chose otherwise.",
+        description="Seconds after which the finished sweep and its trials are deleted. Unset: the platform's default, "
+        "which is 30 days unless changed.",
     )

@@ -1,4 +1,4 @@
-"""Define the statuses of what is measured or estimated: metrics, data set, memory, disk; and format their numbers."""
+"""Define the status of measurements and estimates: metrics, data set, memory and disk; format their numbers."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ Number = Annotated[str, Field(max_length=32)]
 
 
 def number_text(value: float) -> str:
-    """Return a measured number as log, status and model card tell it: in six digits, so that each says the same."""
+    """Return a measured number with six digits, the same text in log, status and model card."""
     return f"{value:.6g}"
 
 
 def parse_finite(text: object) -> float | None:
-    """Return the number that a text is; None where it is none, or not a finite one: nothing was measured."""
+    """Return the finite number that a text stands for; None for anything else, which means: not measured."""
     try:
         number = float(str(text))
     except ValueError:
@@ -28,71 +28,75 @@ def parse_finite(text: object) -> float | None:
 
 
 class MetricsStatus(OpenModel):
-    """The newest metrics, as strings."""
+    """The latest metrics, as strings."""
 
     loss: Number | None = Field(None, description="Training loss.")
     eval_loss: Number | None = Field(None, description="Loss on the held-out rows.")
     base_eval_loss: Number | None = Field(
-        None, description="The loss on the held-out rows before training: the base model's, or continueFrom's."
+        None,
+        description="Loss on the held-out rows before training: of the base model, or with continueFrom of its adapter.",
     )
     reward_accuracy: Number | None = Field(
-        None, description="DPO, ORPO, KTO: what evalRewardAccuracy is, of the rows trained on since the last report."
+        None, description="DPO, ORPO, KTO: evalRewardAccuracy of the rows trained since the last report."
     )
     reward_margin: Number | None = Field(
-        None, description="DPO, ORPO, KTO: what evalRewardMargin is, of the rows trained on since the last report."
+        None, description="DPO, ORPO, KTO: evalRewardMargin of the rows trained since the last report."
     )
     eval_reward_accuracy: Number | None = Field(
         None,
-        description="DPO and ORPO: share of the held-out rows whose chosen answer has the higher reward. KTO: of those "
-        "on their side of the reference point.",
+        description="DPO, ORPO: share of the held-out rows whose chosen answer has the higher reward. KTO: share of the "
+        "held-out answers whose reward is on the correct side of the reference point.",
     )
     eval_reward_margin: Number | None = Field(
         None,
-        description="DPO, ORPO, KTO: mean reward of the held-out chosen or desirable answers, less the others' one.",
+        description="DPO, ORPO, KTO: mean reward of the held-out chosen or desirable answers, minus that of the other "
+        "answers.",
     )
     base_eval_reward_accuracy: Number | None = Field(
-        None, description="ORPO: evalRewardAccuracy before training. DPO and KTO compare with that, and have none."
+        None,
+        description="ORPO: evalRewardAccuracy before training. DPO and KTO have none: their rewards are relative to the "
+        "model before training.",
     )
     exact_match: Number | None = Field(
-        None, description="evaluation.generation: share of the rows whose answer is word for word the row's."
+        None, description="With evaluation.generation: share of the generated answers that equal the row's answer."
     )
     base_exact_match: Number | None = Field(None, description="exactMatch before training.")
     rouge_l: Number | None = Field(
         None,
-        description="evaluation.generation: mean ROUGE-L (F1) of the answers against the rows', from 0 to 1.",
+        description="With evaluation.generation: mean ROUGE-L (F1) of the generated answers, from 0 to 1.",
     )
     base_rouge_l: Number | None = Field(None, description="rougeL before training.")
     improvement: Number | None = Field(
-        None, description="Share of baseEvalLoss by which evalLoss is below it; negative where it is above."
+        None, description="How far evalLoss is below baseEvalLoss, as a share of baseEvalLoss; negative if it is above."
     )
     improvement_error: Number | None = Field(
         None,
-        description="Standard error of improvement, from the held-out rows one by one; left out below 8 that differ.",
+        description="Standard error of improvement over the held-out rows. Unset with fewer than 8 rows that differ.",
     )
-    learning_rate: Number | None = Field(None, description="Learning rate.")
-    grad_norm: Number | None = Field(None, description="Norm of the gradients before clipping.")
+    learning_rate: Number | None = Field(None, description="Current learning rate.")
+    grad_norm: Number | None = Field(None, description="Gradient norm before clipping.")
 
 
 class StoppedStatus(OpenModel):
-    """Why a job was stopped, and how far it had come."""
+    """Why a job was stopped, and its last step."""
 
     reason: Annotated[str, Field(min_length=1, max_length=128)] = Field(
-        description="StopRequested, or DeadlineExceeded where a deadline publishes."
+        description="StopRequested, or DeadlineExceeded if activeDeadlineSeconds ended a job with onStop: Publish."
     )
-    after_step: int | None = Field(None, ge=0, description="The optimizer step that was its last.")
+    after_step: int | None = Field(None, ge=0, description="Last optimizer step of the job.")
 
 
 def share_text(share: float) -> str:
-    """Return a share as people read it: `41 %`, `4.1 %`, `0.41 %`."""
+    """Return a share in readable form: `41 %`, `4.1 %`, `0.41 %`."""
     value = 100 * share
     return f"{value:.0f} %" if abs(value) >= 9.95 else f"{value:.2g} %"
 
 
 def change_text(change: float, error: float | None = None, *, signed: bool = True) -> str:
-    """Return by what share of itself a number has changed, as people read it: `−30.5 % (± 1.2 %)`.
+    """Return a relative change in readable form, such as `−30.5 % (± 1.2 %)`.
 
-    `error` is a standard error. One decimal, or as many as the first digit of the error needs, at most 4; where none is
-    known, of the change. Without `signed` the words around it say whether it fell or rose.
+    `error` is its standard error. The text has 1 to 4 decimals: as many as the first digit of the error needs, or
+    without an error that of the change. `signed=False` omits the sign.
     """
     least = abs(change if error is None else error)
     decimals = min(4, max(1, math.ceil(-math.log10(100 * least)))) if 0 < least < math.inf else 1
@@ -106,122 +110,139 @@ def change_text(change: float, error: float | None = None, *, signed: bool = Tru
 
 
 MAX_EVALUATIONS: Final = 16
-"""Evaluations of which the status tells."""
+"""The most evaluations of a status."""
 
 
 class EvaluationStatus(OpenModel):
-    """The held-out rows after an optimizer step."""
+    """The evaluation after one optimizer step."""
 
-    step: int = Field(ge=0, description="The step.")
-    loss: Number = Field(description="The loss on the held-out rows.")
+    step: int = Field(ge=0, description="Optimizer step of the evaluation.")
+    loss: Number = Field(description="Loss on the held-out rows.")
 
 
 class DatasetStatus(OpenModel):
     """What preflight found in the data set."""
 
-    rows: int | None = Field(None, ge=0, description="Valid rows.")
+    rows: int | None = Field(None, ge=0, description="Number of valid rows.")
     evaluation_rows: int | None = Field(
-        None, ge=0, description="Valid rows of an evaluation set of its own; 0 where a fraction is held out."
+        None, ge=0, description="Valid rows of the separate evaluation data set or split; 0 if a fraction is held out."
     )
-    invalid_rows: int | None = Field(None, ge=0, description="Rows left out.")
+    invalid_rows: int | None = Field(None, ge=0, description="Number of invalid rows, which were skipped.")
     first_invalid: list[Annotated[str, Field(max_length=512)]] | None = Field(
-        None, max_length=5, description="The first of them, with file, line, field and cause."
+        None, max_length=5, description="The first invalid rows, each with file, line, field and cause."
     )
-    tokens: int | None = Field(None, ge=0, description="Tokens in all.")
-    truncated_percent: Number | None = Field(None, description="Share of rows longer than training.maxLength.")
-    duplicates: int | None = Field(None, ge=0, description="Rows that appear more than once.")
+    tokens: int | None = Field(None, ge=0, description="Total number of tokens.")
+    truncated_percent: Number | None = Field(None, description="Percentage of the rows longer than training.maxLength.")
+    duplicates: int | None = Field(None, ge=0, description="Number of duplicate rows.")
     p50_length: int | None = Field(None, ge=0, description="Median length of a row, in tokens.")
     p90_length: int | None = Field(None, ge=0, description="90th percentile of a row's length, in tokens.")
     p99_length: int | None = Field(None, ge=0, description="99th percentile of a row's length, in tokens.")
     longest: int | None = Field(None, ge=0, description="Length of the longest row, in tokens.")
-    sha256: Annotated[str, Field(max_length=64)] | None = Field(None, description="Digest of the content.")
+    sha256: Annotated[str, Field(max_length=64)] | None = Field(None, description="SHA-256 of the content.")
     evaluation_sha256: Annotated[str, Field(max_length=64)] | None = Field(
-        None, description="The same of an evaluation set of its own, or of the files of its split."
+        None, description="SHA-256 of the separate evaluation data set or split."
     )
-    format: Annotated[str, Field(max_length=32)] | None = Field(None, description="The format found.")
+    format: Annotated[str, Field(max_length=32)] | None = Field(
+        None, description="Format of the rows, given or detected."
+    )
     template: Annotated[str, Field(max_length=32)] | None = Field(
         None,
-        description="How rows became text: tokenizer (its chat template), chatml (it has none) or none (as they are).",
+        description="How rows became text: tokenizer (its chat template), chatml (the tokenizer has no template) or none "
+        "(unchanged).",
     )
     loss_tokens: int | None = Field(None, ge=0, description="Tokens that count in the loss.")
-    lost_tokens: int | None = Field(None, ge=0, description="Tokens beyond training.maxLength, cut off.")
-    unlearnable_rows: int | None = Field(None, ge=0, description="Rows left out: cutting them left no answer.")
-    assistant_turns: int | None = Field(None, ge=0, description="Turns of the assistant; with Plain, completions.")
-    context_turns: int | None = Field(None, ge=0, description="Those that rows mark as weight 0 or train false.")
-    trained_turns: int | None = Field(None, ge=0, description="Those that are trained.")
+    lost_tokens: int | None = Field(None, ge=0, description="Tokens truncated beyond training.maxLength.")
+    unlearnable_rows: int | None = Field(
+        None, ge=0, description="Rows skipped because truncation left no answer to learn."
+    )
+    assistant_turns: int | None = Field(
+        None, ge=0, description="Number of assistant turns; with template: Plain, completions."
+    )
+    context_turns: int | None = Field(
+        None, ge=0, description="Assistant turns that rows exclude from training, by weight: 0 or train: false."
+    )
+    trained_turns: int | None = Field(None, ge=0, description="Assistant turns that are trained.")
     lost_reasoning: int | None = Field(
-        None, ge=0, description="Those that would be trained with reasoning, had the chat template not left it out."
+        None, ge=0, description="Trained turns whose reasoning the chat template removed."
     )
     split_rows: int | None = Field(
-        None, ge=0, description="Rows split into several examples, as the chat template rewrites earlier turns."
+        None, ge=0, description="Rows split into several examples because the chat template rewrites earlier turns."
     )
     examples: int | None = Field(
-        None, ge=0, description="What the rows to train on became, a fraction held out included."
+        None, ge=0, description="Examples made of the training rows, including a held-out fraction."
     )
-    sequences: int | None = Field(None, ge=0, description="What is trained on, held-out rows left out: packed, or not.")
-    packed: bool | None = Field(None, description="Whether a sequence holds several examples.")
-    repeated_tokens: int | None = Field(None, ge=0, description="Tokens that appear once more because rows were split.")
+    sequences: int | None = Field(
+        None, ge=0, description="Training sequences, without held-out rows: packed ones if packed is true."
+    )
+    packed: bool | None = Field(None, description="Whether a sequence has several examples.")
+    repeated_tokens: int | None = Field(
+        None, ge=0, description="Tokens that occur more than once because rows were split."
+    )
     desirable: int | None = Field(
-        None, ge=0, description="KTO: of the answers to train on, those with label true, or chosen ones of pairs."
+        None, ge=0, description="KTO: training answers with label true; of pairs, the chosen answers."
     )
-    overlap: int | None = Field(None, ge=0, description="Rows of dataset.evaluation that are training rows, too.")
+    overlap: int | None = Field(None, ge=0, description="Evaluation rows that are also training rows.")
     ignored_columns: list[Annotated[str, Field(max_length=64)]] | None = Field(
-        None, max_length=16, description="Columns that no field of the format reads; the first 16."
+        None, max_length=16, description="Columns that the format doesn't use; the first 16."
     )
     warnings: list[Annotated[str, Field(max_length=256)]] | None = Field(
-        None, max_length=8, description="What is less than it could be; an event DatasetWarning says it, too."
+        None, max_length=8, description="Warnings about the data set, also sent as event DatasetWarning."
     )
     report: Text | None = Field(
         None,
-        description="Where all of it can be read: every row left out, lengths, examples as the model sees them. "
-        "data-report.json lies beside it.",
+        description="URI of the data report: every skipped row, lengths, and examples as the model sees them. "
+        "data-report.json is next to it.",
     )
 
 
 class EstimateStatus(OpenModel):
-    """What a run is estimated to take, in parts; those in bytes make status.memory.estimateBytes."""
+    """The estimated resources of a run by part; the sum of the bytes is status.memory.estimateBytes."""
 
-    weights_bytes: int | None = Field(None, ge=0, description="The frozen base model, as it is stored on the device.")
-    adapter_bytes: int | None = Field(None, ge=0, description="What is trained.")
-    gradients_bytes: int | None = Field(None, ge=0, description="Its gradients.")
-    optimizer_bytes: int | None = Field(None, ge=0, description="The optimizer's state, and AdaLoRA's importances.")
+    weights_bytes: int | None = Field(None, ge=0, description="Frozen base model, as stored on the device.")
+    adapter_bytes: int | None = Field(None, ge=0, description="Trainable weights.")
+    gradients_bytes: int | None = Field(None, ge=0, description="Gradients of the trainable weights.")
+    optimizer_bytes: int | None = Field(None, ge=0, description="Optimizer state, and AdaLoRA's importance scores.")
     activations_bytes: int | None = Field(
-        None, ge=0, description="What a batch leaves for the backward pass, by training.batchSize and its rows' length."
+        None,
+        ge=0,
+        description="Activations stored for the backward pass, by training.batchSize and the length of the rows.",
     )
     workspace_bytes: int | None = Field(
         None,
         ge=0,
-        description="What the backward pass works with: a tile of logits, a layer computed again, an expanded weight.",
+        description="Temporary memory of the backward pass: a tile of logits, a recomputed layer, a dequantised weight.",
     )
-    overhead_bytes: int | None = Field(None, ge=0, description="The process itself and its libraries.")
-    slack_bytes: int | None = Field(None, ge=0, description="What the allocator loses between tensors.")
-    row_bytes: int | None = Field(None, ge=0, description="What one more row in a batch takes.")
-    steps: int | None = Field(None, ge=0, description="Optimizer steps of the whole run.")
-    tokens: int | None = Field(None, ge=0, description="Tokens that they see, about.")
+    overhead_bytes: int | None = Field(None, ge=0, description="The process and its libraries.")
+    slack_bytes: int | None = Field(None, ge=0, description="Fragmentation of the allocator.")
+    row_bytes: int | None = Field(None, ge=0, description="Memory of one more row in a batch.")
+    steps: int | None = Field(None, ge=0, description="Total optimizer steps.")
+    tokens: int | None = Field(None, ge=0, description="Approximate number of tokens in these steps.")
 
 
 class MemoryStatus(OpenModel):
-    """What preflight estimated, and what was used."""
+    """The device memory: estimated by preflight, and used by training."""
 
-    estimate_bytes: int | None = Field(None, ge=0, description="Peak memory of the device while training.")
-    available_bytes: int | None = Field(None, ge=0, description="Memory of the device, where the platform told.")
-    suggested_batch_size: int | None = Field(None, ge=1, description="Largest batch size that fits.")
+    estimate_bytes: int | None = Field(None, ge=0, description="Estimated peak memory of the device while training.")
+    available_bytes: int | None = Field(
+        None, ge=0, description="Memory of the device. Unset: the platform settings don't specify it."
+    )
+    suggested_batch_size: int | None = Field(None, ge=1, description="Largest batch size that fits into memory.")
     peak_bytes: int | None = Field(
         None,
         ge=0,
-        description="The most that the newest attempt held, its first process where several train: of a GPU what "
-        "torch's allocator reserved, on a CPU all that was resident of the process. That counts pages of files, such "
-        "as libraries and weights, which the kernel drops where it must, or counts for another pod: it may be above "
-        "resources.memory.",
+        description="Peak memory of the latest attempt, of its first process if several train. On GPU: memory reserved by "
+        "PyTorch's allocator. On CPU: resident memory with mapped files, which can exceed resources.memory.",
     )
 
 
 class DiskStatus(OpenModel):
-    """What preflight found of the disk that training takes."""
+    """The disk space of training, as estimated by preflight."""
 
     estimate_bytes: int | None = Field(
-        None, ge=0, description="Disk that training takes: downloads, prepared data, checkpoints, and a tenth."
+        None, ge=0, description="Estimated disk space: downloads, prepared data and checkpoints, plus 10 %."
     )
     available_bytes: int | None = Field(
-        None, ge=0, description="spec.resources.ephemeralStorage; where the manifest leaves it open, it follows."
+        None,
+        ge=0,
+        description="spec.resources.ephemeralStorage; if the manifest leaves it unset, it is derived from estimateBytes.",
     )

@@ -12,7 +12,7 @@ from tunery_api.fields import ApiModel, Number
 
 
 class TrainingTask(StrEnum):
-    """What a LoRAJob trains for."""
+    """The training objective of a LoRAJob."""
 
     SFT = "SFT"
     DPO = "DPO"
@@ -24,7 +24,7 @@ PREFERENCE_TASKS: Final = frozenset(TrainingTask) - {TrainingTask.SFT}
 
 
 class PreferenceLoss(StrEnum):
-    """The losses of DPO."""
+    """The loss functions of DPO."""
 
     SIGMOID = "Sigmoid"
     HINGE = "Hinge"
@@ -37,23 +37,20 @@ class PreferenceSpec(ApiModel):
     beta: Number = Field(
         0.1,
         gt=0,
-        description="DPO and KTO: how strongly the model is held to what it was before training. DPO with loss IPO: "
-        "the paper's tau. ORPO: the weight of the odds ratio beside the loss of the chosen answer (lambda). Above 0, "
-        "such as 0.1.",
+        description="Above 0. DPO, KTO: strength of the pull towards the model before training. DPO with IPO: the paper's "
+        "tau. ORPO: weight of the odds ratio loss (lambda).",
     )
     loss_type: PreferenceLoss = Field(
         PreferenceLoss.SIGMOID,
-        description="DPO only: Sigmoid (the paper's), Hinge (SLiC) or IPO, which averages over an answer's tokens.",
+        description="Loss of DPO: Sigmoid (as in the paper), Hinge (SLiC) or IPO, which averages over an answer's tokens.",
     )
     desirable_weight: Number = Field(
         1.0,
         gt=0,
-        description="KTO only: weight of the answers with label true. Times their number it should be 1 to 4/3 of "
-        "undesirableWeight times the number of the others. Above 0.",
+        description="KTO: weight of answers with label true, above 0. Recommended: desirableWeight x desirable answers is "
+        "1 to 4/3 times undesirableWeight x undesirable answers.",
     )
-    undesirable_weight: Number = Field(
-        1.0, gt=0, description="KTO only: weight of the answers with label false. Above 0."
-    )
+    undesirable_weight: Number = Field(1.0, gt=0, description="KTO: weight of answers with label false, above 0.")
 
 
 PREFERENCE_FIELDS: Final[dict[TrainingTask, frozenset[str]]] = {
@@ -61,7 +58,7 @@ PREFERENCE_FIELDS: Final[dict[TrainingTask, frozenset[str]]] = {
     TrainingTask.ORPO: frozenset({"beta"}),
     TrainingTask.KTO: frozenset({"beta", "desirableWeight", "undesirableWeight"}),
 }
-"""The fields of `preference` that each task looks at."""
+"""The fields of `preference` that each task uses."""
 
 
 class Method(StrEnum):
@@ -80,13 +77,13 @@ class Method(StrEnum):
 
 LORA_FAMILY: Final = frozenset({Method.LORA, Method.QLORA, Method.DORA, Method.QDORA})
 QUANTIZED_TWIN: Final = {Method.LORA: Method.QLORA, Method.DORA: Method.QDORA}
-"""The names of methods on a quantised base, where they have one of their own."""
+"""The method's name on a quantised base model, if it has one of its own."""
 QUANTIZED: Final = frozenset(QUANTIZED_TWIN.values())
 PROMPT_LEARNING: Final = frozenset({Method.PREFIX_TUNING, Method.PROMPT_TUNING})
 
 
 class Preset(StrEnum):
-    """The guide's tuned configurations by use case; a preset only fills what the manifest leaves open."""
+    """Recommended settings by use case; a preset fills unset fields only."""
 
     INSTRUCTION_TUNING = "InstructionTuning"
     DOMAIN_ADAPTATION = "DomainAdaptation"
@@ -94,7 +91,7 @@ class Preset(StrEnum):
 
 
 class RankGuideline(NamedTuple):
-    """How much a rank can change, and what for."""
+    """The recommended use of a rank."""
 
     rank: int
     name: str
@@ -108,12 +105,12 @@ RANK_GUIDELINES: Final = (
     RankGuideline(32, "substantial adaptation", "domain adaptation, significant behaviour changes"),
     RankGuideline(64, "heavy adaptation", "complex domain shift, approaching full fine-tuning"),
 )
-"""The guide's, number for number, in the order of the ranks."""
-_RANKS: Final = "; ".join(f"{line.rank}: {line.name} ({line.use})" for line in RANK_GUIDELINES)
+"""The recommended uses, ordered by rank."""
+_RANKS: Final = "; ".join(f"{line.rank}: {line.name}" for line in RANK_GUIDELINES)
 
 
 class LoraInit(StrEnum):
-    """How the adapter starts."""
+    """The initialisation of the adapter."""
 
     DEFAULT = "Default"
     GAUSSIAN = "Gaussian"
@@ -124,7 +121,7 @@ class LoraInit(StrEnum):
 
 
 class QuantizationType(StrEnum):
-    """How the frozen base weights are stored."""
+    """The data type of the frozen base weights."""
 
     NF4 = "NF4"
     FP4 = "FP4"
@@ -142,55 +139,66 @@ class ComputeType(StrEnum):
 ModuleName = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
 ModulePattern = Annotated[str, Field(min_length=1, max_length=253)]
 TARGET_WORDS: Final = frozenset({"all-linear", "attention", "mlp", "query-value"})
-"""Words that targetModules takes instead of names; they are resolved for the model's own architecture."""
+"""Words that targetModules accepts instead of module names; they are resolved by the model's architecture."""
 
 
 class LoraSpec(ApiModel):
     """The settings of LoRA, QLoRA, DoRA and QDoRA.
 
-    AdaLoRA reads alpha, dropout, targetModules and modulesToSave; IA3 the last two; prompt and prefix tuning none.
+    AdaLoRA uses alpha, dropout, targetModules and modulesToSave; IA3 the last two; prompt and prefix tuning none.
     """
 
     PREFLIGHT_NEUTRAL: ClassVar = frozenset({"alpha", "dropout", "use_rslora"})
-    """As of TrainingSpec."""
+    """Fields that change neither the prepared data nor the memory, as in TrainingSpec."""
 
     rank: int | None = Field(
         None,
         ge=1,
         le=1024,
-        description=f"Rank of the decomposition. {_RANKS}. Default: the preset's, else 16.",
+        description=f"Rank of the decomposition. {_RANKS}; uses: docs/methods.md#rank. Default: the preset's value, else "
+        "16.",
     )
-    alpha: int | None = Field(None, ge=1, le=4096, description="Scaling. Default: 2 x rank, as in every preset.")
+    alpha: int | None = Field(
+        None,
+        ge=1,
+        le=4096,
+        description="Scaling factor: the update is scaled by alpha / rank. Default: 2 x rank, with presets too.",
+    )
     dropout: Number | None = Field(
         None,
         ge=0,
         lt=1,
-        description="Dropout on the adapter's input, below 1. Default: the preset's, else 0.05; DPO, ORPO, KTO and "
-        "with a mixture's experts 0.",
+        description="Dropout on the adapter's input, below 1. Default: the preset's value, else 0.05; 0 for DPO, ORPO and "
+        "KTO, and for adapted experts.",
     )
     target_modules: list[ModuleName] | None = Field(
         None,
         min_length=1,
         max_length=64,
-        description="Module names (with LoRA and QLoRA also experts.down_proj and experts.gate_up_proj of a mixture), "
-        "or one of all-linear, attention, mlp, query-value. A name that matches nothing is "
-        "refused with the names that exist. Default: the preset's, else all-linear; IA3: keys, values and the second "
-        "feed-forward layer.",
+        description="Module names (for LoRA and QLoRA also experts.down_proj and experts.gate_up_proj), or one of "
+        "all-linear, attention, mlp, query-value. Default: the preset's value, else all-linear. For IA3: "
+        "keys, values and second feed-forward layer.",
     )
     use_rslora: bool = Field(False, description="Scale by alpha / sqrt(rank) instead of alpha / rank.")
     init: LoraInit = Field(
         LoraInit.DEFAULT,
-        description="How the adapter starts: Default, Gaussian, PiSSA, OLoRA, EVA or LoftQ. What is published "
-        "always loads on the original base model.",
+        description="Initialisation of the adapter (docs/methods.md#initialisation). The published adapter always loads "
+        "on the original base model.",
     )
     modules_to_save: list[ModuleName] | None = Field(
-        None, max_length=16, description="Modules trained in full and saved with the adapter, such as embed_tokens."
+        None,
+        max_length=16,
+        description="Modules that are fully trained and saved with the adapter, such as embed_tokens.",
     )
     rank_pattern: dict[ModulePattern, Annotated[int, Field(ge=1, le=1024)]] | None = Field(
-        None, max_length=64, description="Ranks of single modules, by name or regular expression."
+        None,
+        max_length=64,
+        description="Ranks of single modules, by name or regular expression. Default: rank for all.",
     )
     alpha_pattern: dict[ModulePattern, Annotated[int, Field(ge=1, le=4096)]] | None = Field(
-        None, max_length=64, description="Alphas of single modules, by name or regular expression."
+        None,
+        max_length=64,
+        description="Alphas of single modules, by name or regular expression. Default: alpha for all.",
     )
 
 
@@ -200,7 +208,7 @@ LORA_FIELDS: Final[dict[Method, frozenset[str]]] = {
     Method.PROMPT_TUNING: frozenset(),
     Method.PREFIX_TUNING: frozenset(),
 }
-"""The fields of `lora` that methods outside its family look at; the family looks at all of them."""
+"""The fields of `lora` that methods outside the LoRA family use; the family uses all fields."""
 
 DEFAULT_TARGET_RANK: Final = 8
 INITIAL_RANK_FACTOR: Final = 1.5
@@ -210,7 +218,7 @@ class AdaLoraSpec(ApiModel):
     """The settings of AdaLoRA."""
 
     initial_rank: int | None = Field(None, ge=1, le=1024, description="Rank before pruning. Default: 1.5 x targetRank.")
-    target_rank: int | None = Field(None, ge=1, le=1024, description="Average rank at the end. Default: 8.")
+    target_rank: int | None = Field(None, ge=1, le=1024, description="Target average rank after pruning. Default: 8.")
     warmup_steps: int | None = Field(
         None, ge=0, le=1_000_000, description="Steps before the first pruning. Default: a tenth of all steps."
     )
@@ -225,36 +233,38 @@ class AdaLoraSpec(ApiModel):
 class PromptTuningSpec(ApiModel):
     """The settings of prompt tuning."""
 
-    virtual_tokens: int = Field(20, ge=1, le=512, description="Number of trained tokens before the prompt.")
+    virtual_tokens: int = Field(20, ge=1, le=512, description="Number of trainable tokens before the prompt.")
     init_text: str | None = Field(
         None,
         min_length=1,
         max_length=4096,
-        description="Text whose embeddings the tokens start from. Default: embeddings sampled from the vocabulary.",
+        description="Text whose embeddings initialise the tokens. Default: embeddings sampled from the vocabulary.",
     )
 
 
 class PrefixTuningSpec(ApiModel):
     """The settings of prefix tuning."""
 
-    virtual_tokens: int = Field(20, ge=1, le=512, description="Number of trained keys and values in each layer.")
-    projection: bool = Field(False, description="Train them through a two-layer network, which is left out at the end.")
+    virtual_tokens: int = Field(20, ge=1, le=512, description="Number of trainable keys and values in each layer.")
+    projection: bool = Field(False, description="Train the prefix through a two-layer network, which isn't published.")
 
 
 class QuantizationSpec(ApiModel):
-    """How the frozen base is quantised; implied by QLoRA and QDoRA, not for LoRA and DoRA, allowed with the others."""
+    """The quantisation of the base model: implied by QLoRA and QDoRA, invalid for LoRA and DoRA, else optional."""
 
-    type: QuantizationType = Field(QuantizationType.NF4, description="NF4, FP4 (4 bits) or Int8.")
-    double_quant: bool = Field(True, description="4 bits only: quantise the quantisation constants too.")
+    type: QuantizationType = Field(
+        QuantizationType.NF4, description="Data type of the base weights: NF4 or FP4 (4 bits), or Int8."
+    )
+    double_quant: bool = Field(True, description="Quantise the quantisation constants too; 4 bits only.")
     compute_type: ComputeType = Field(
         ComputeType.BFLOAT16,
-        description="4 bits only: the type that matrix products are computed in. Default: training.precision.",
+        description="Data type of the matrix products; 4 bits only. Default: training.precision.",
     )
 
 
 @dataclass(frozen=True)
 class PresetValues:
-    """What a preset fills in where the manifest is silent; the guide's TUNED_CONFIGURATIONS."""
+    """The values of a preset for unset fields."""
 
     rank: int
     alpha: int
@@ -265,7 +275,7 @@ class PresetValues:
     warmup: float
     """Share of all steps."""
     use: str
-    """As the guideline of its rank calls it."""
+    """The use in the guideline of its rank."""
 
 
 PRESETS: Final[dict[Preset, PresetValues]] = {
@@ -281,23 +291,23 @@ METHOD_LEARNING_RATES: Final = {
     Method.PROMPT_TUNING: 3e-2,
     Method.PREFIX_TUNING: 1e-2,
 }
-"""Where 2e-4 would hardly move the weights: AdaLoRA and IA3 as in their papers (Zhang et al. 2023, Liu et al. 2022),
-prompt and prefix tuning as in PEFT's own examples. No preset changes them: the presets are tuned for LoRA."""
+"""Methods for which 2e-4 would hardly move the weights. AdaLoRA and IA3: as in their papers (Zhang et al. 2023, Liu
+et al. 2022). Prompt and prefix tuning: as in PEFT's examples. No preset changes them: presets are tuned for LoRA."""
 PROJECTION_LEARNING_RATE: Final = 1e-3
-"""Prefix tuning through its network: at 1e-2 the loss of SmolLM2 tripled within 20 steps (docs/benchmarks.md)."""
+"""Prefix tuning with projection: at 1e-2 the loss of SmolLM2 tripled within 20 steps (docs/benchmarks.md)."""
 LORA_LEARNING_RATES: Final = (1e-5, 5e-4)
-"""The guide's span, for the LoRA family."""
+"""The recommended range for the LoRA family."""
 LEARNING_RATE_FACTOR: Final = 10.0
-"""How far another method's rate may be from its own."""
+"""The factor by which another method's learning rate may differ from its default."""
 
 
 def method_learning_rate(method: Method, projection: bool) -> float | None:
-    """Return the learning rate of a method that has one of its own; `projection` is that of prefix tuning."""
+    """Return the default learning rate of a method that has its own; `projection` is that of prefix tuning."""
     if method is Method.PREFIX_TUNING and projection:
         return PROJECTION_LEARNING_RATE
     return METHOD_LEARNING_RATES.get(method)
 
 
 def usual_learning_rates(own: float | None) -> tuple[float, float]:
-    """Return the guide's span of learning rates, or that around the rate of a method that has one of its own."""
+    """Return the recommended range of learning rates, or the range around a method's own rate."""
     return (own / LEARNING_RATE_FACTOR, own * LEARNING_RATE_FACTOR) if own else LORA_LEARNING_RATES

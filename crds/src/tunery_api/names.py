@@ -1,4 +1,4 @@
-"""Define the labels, annotations, paths and names of children that operator, trainer, chart and tests share."""
+"""Define the labels, annotations, paths and child names that operator, trainer, chart and tests share."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ MANAGED_BY: Final = "tunery"
 KIND_LABEL: Final = "tunery.dev/kind"
 """`lorajob`, `adaptermerge` or `adapterserver`, on every child."""
 OWNER_LABEL: Final = "tunery.dev/owner"
-"""The owner's name, shortened like a child's name where it is longer than a label value may be."""
+"""The owner's name, shortened like a child's name if it is too long for a label value."""
 OWNER_UID_LABEL: Final = "tunery.dev/owner-uid"
-"""The owner's uid, on pods: a pod may outlive its Job, and another object of the same name may come."""
+"""The owner's UID, on pods: a pod may outlive its Job, and the name may be reused by another object."""
 ROLE_LABEL: Final = "tunery.dev/role"
 """On Jobs and pods: `preflight`, `train`, `merge`, `publish-best`, `batch`, `report`, `publish`; on servers `serve`."""
 DONE_LABEL: Final = "tunery.dev/done"
@@ -27,10 +27,10 @@ SUSPENDED_BY_ANNOTATION: Final = "tunery.dev/suspended-by"
 SETTINGS_ANNOTATION: Final = "tunery.dev/settings"
 """Digest of the owner's mutable settings that a Job was built from."""
 PLAN_ANNOTATION: Final = "tunery.dev/plan"
-"""Digest of the plan that a server's Deployment was built from, or a Job's pods: another one is rolled out, or made
-before a pod runs."""
+"""Digest of the plan that a server's Deployment, or the pods of a Job, were built from. A changed plan is rolled out,
+or applied before a pod runs."""
 RETRY_ANNOTATION: Final = "tunery.dev/retry"
-"""Any new value reopens a Failed object, with the same uid and from its checkpoints."""
+"""Any new value restarts a failed object, with the same UID and from its checkpoints."""
 SWEEP_LABEL: Final = "tunery.dev/sweep"
 """The name of the LoRASweep, as a label value, on its trials."""
 TRIAL_LABEL: Final = "tunery.dev/trial"
@@ -44,26 +44,26 @@ CHECKPOINTS_PREFIX: Final = "tunery-checkpoints"
 REPORTS_PREFIX: Final = "tunery-reports"
 """The folder of a bucket for the data reports of preflights. Reports of jobs that never succeed stay there."""
 _TRIALS: Final = "trials"
-"""Suffix of the URI of the output of a sweep, for its trials."""
+"""The suffix of the sweep's output URI for its trials."""
 DATA_REPORT_JSON: Final = "data-report.json"
 DATA_REPORT_TEXT: Final = "data-report.md"
 """The data report of preflight, for programs and for people; also published with an adapter."""
 CACHE_FOLDER: Final = "tunery-cache"
-"""The folder of a claim that has the whole cache: the claim may have other files."""
+"""The folder of a PersistentVolumeClaim with the whole cache: the volume may have other files."""
 _CONTAINER: Final = "trainer"
 _CONTAINERS: Final[Mapping[str, str]] = {"batchinference": "batch"}
-"""Kinds that do not run the image of the trainer."""
+"""Kinds that don't run the trainer image."""
 
 KUEUE_LABELS: Final = ("kueue.x-k8s.io/queue-name", "kueue.x-k8s.io/priority-class")
 """Copied from the owner to the train Job."""
 
 FIELD_MANAGER: Final = "tunery"
 PROGRESS_AUDIENCE: Final = "tunery-progress"
-"""Audience of the projected token that pods report progress with; useless against the API server."""
+"""Audience of the projected token for progress reports; the API server rejects such a token."""
 
 NODES_ENV: Final = "TUNERY_NODES"
 MASTER_ENV: Final = "TUNERY_MASTER"
-"""How many pods train together, and the host name of the first of them; the number of a pod is JOB_COMPLETION_INDEX."""
+"""The number of pods that train together, and the host name of the first. A pod's index is JOB_COMPLETION_INDEX."""
 NODES_PORTS: Final = (29500, 29501)
 """Ports of the first pod: for torch.distributed, and for messages between the pods."""
 TOPOLOGY_ANNOTATIONS: Final = (
@@ -71,16 +71,15 @@ TOPOLOGY_ANNOTATIONS: Final = (
     "kueue.x-k8s.io/podset-preferred-topology",
     "kueue.x-k8s.io/podset-unconstrained-topology",
 )
-"""Where Kueue places the pods: copied from the owner to the pods that train together."""
+"""Kueue's topology requests: copied from the owner to the pods that train together."""
 CA_BUNDLE_ENV: Final = "TUNERY_CA_BUNDLE"
-"""The path of the certificate authorities that the platform has mounted."""
+"""The path of the CA bundle that the platform mounts."""
 PROGRESS_URL_ENV: Final = "KUBEFLOW_TRAINER_SERVER_URL"
 PROGRESS_CA_ENV: Final = "KUBEFLOW_TRAINER_SERVER_CA_CERT"
 PROGRESS_TOKEN_ENV: Final = "KUBEFLOW_TRAINER_SERVER_TOKEN"
-"""The variables of transformers' KubeflowCallback: the endpoint's URL, and the paths of two files."""
+"""The variables of transformers' KubeflowCallback: URL of the endpoint, paths of the CA file and the token file."""
 PROGRESS_EVERY_ENV: Final = "TUNERY_PROGRESS_EVERY"
-"""Seconds after which the pod of a Job repeats its last report: the operator can then tell a long step from a pod that
-cannot reach it."""
+"""Seconds after which a pod repeats its last report: the operator can then tell a long step from a lost connection."""
 PROGRESS_EVERY_SECONDS: Final = 30
 METRICS: Final[Mapping[str, str]] = {
     "loss": "loss",
@@ -96,7 +95,7 @@ METRICS: Final[Mapping[str, str]] = {
 """The metrics that a run reports, each with its field of status.metrics."""
 
 RUN_ANNOTATION: Final = "tunery.dev/run"
-"""The RunSpec of a pod as JSON: on the pod itself, mounted as a file."""
+"""The RunSpec of a pod as JSON, mounted as a file."""
 PROGRESS_CA_ANNOTATION: Final = "tunery.dev/progress-ca"
 """The certificate authority that the pod trusts at the progress endpoint, as PEM."""
 RUN_FILE: Final = "run.json"
@@ -106,19 +105,19 @@ VOLUMES_DIR: Final = "/mnt/tunery"
 WORK_DIR: Final = "/work"
 TERMINATION_PATH: Final = "/dev/termination-log"
 TERMINATION_LIMIT: Final = 4096
-"""Bytes of a termination message that Kubernetes keeps."""
+"""The most bytes of a termination message in Kubernetes."""
 
 TRAIN_GRACE_SECONDS: Final = 120
-"""From SIGTERM until Kubernetes kills a pod that trains: enough to finish a step and to store a checkpoint."""
+"""The termination grace period of a training pod: enough to finish a step and save a checkpoint."""
 BATCH_GRACE_SECONDS: Final = 60
-"""From SIGTERM until Kubernetes kills a pod of a BatchInference: enough to finish and store its open requests."""
+"""The termination grace period of a BatchInference's pod: enough to finish and store open requests."""
 
 
 HOST_NAME: Final = "^[a-z]([-a-z0-9]*[a-z0-9])?$"
 LONGEST_HOST_NAME: Final = 48
-"""The pattern and the most characters of a name that becomes part of the name of a Service."""
+"""The pattern and the maximum length of a name that becomes part of a Service's name."""
 MAX_JOB_NAME: Final = 63
-"""A Job's name is a label value of its pods."""
+"""The maximum length of a Job's name, which is a label value of its pods."""
 
 
 def sibling_uri(uri: str, suffix: str) -> str:
@@ -139,7 +138,7 @@ def trials_uri(output_uri: str, uid: str) -> str:
 
 
 def container_name(kind: str) -> str:
-    """Return the name of our container in the pods of a kind's Jobs; `kind` is as KIND_LABEL has it.
+    """Return the name of the main container in the pods of a kind's Jobs; `kind` is a value of KIND_LABEL.
 
     A pod may have injected containers too. Kubernetes names the container in events.
     """
@@ -147,14 +146,14 @@ def container_name(kind: str) -> str:
 
 
 def adapter_purpose(index: int) -> str:
-    """Return the purpose, as RunSpec.secrets and volumes know it, of the adapter at `index` of a merge."""
+    """Return the purpose, in RunSpec.secrets and RunSpec.volumes, of the adapter at `index` of a merge."""
     return f"adapter-{index}"
 
 
 def child_name(owner: str, suffix: str, pods: int = 1) -> str:
     """Return the deterministic name of a child: `<owner>-<suffix>`, shortened with a hash beyond 63 characters.
 
-    The pods of a Job of several pods have this name and a number as host name: it has no dot and leaves room for that.
+    In a Job with several pods, host names are this name with an index: it has no dot and leaves room for the index.
     """
     plain, most = (owner, MAX_JOB_NAME) if pods == 1 else (owner.replace(".", "-"), MAX_JOB_NAME - len(f"-{pods - 1}"))
     name = f"{plain}-{suffix}"
@@ -166,7 +165,7 @@ def child_name(owner: str, suffix: str, pods: int = 1) -> str:
 
 
 def nodes_service(uid: str) -> str:
-    """Return the name of the Service by which the pods of one object find each other; it is a valid host name."""
+    """Return the name of the headless Service of one object's pods; it is a valid host name."""
     return f"{MANAGED_BY}-{uid[:8]}"
 
 

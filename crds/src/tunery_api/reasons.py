@@ -1,4 +1,4 @@
-"""Define why an object fails: every reason, whether a retry can help, and the exit codes."""
+"""Define why an object fails: the reasons, whether a retry can help, and the exit codes."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ RETRYABLE: Final = frozenset(
         _R.INTERNAL_ERROR,
     }
 )
-"""Reasons after which the same spec may succeed without any change: a retry is worth its GPU time."""
+"""Reasons after which the same spec may succeed without a change, so a retry is worth its GPU time."""
 
 
 def is_retryable(reason: str) -> bool:
@@ -99,26 +99,26 @@ def is_retryable(reason: str) -> bool:
 
 
 class ExitCode(IntEnum):
-    """Documented in docs/operations.md; the train Job's podFailurePolicy speaks of USER_ERROR."""
+    """The exit codes of containers, as in docs/operations.md. The train Job's podFailurePolicy uses USER_ERROR."""
 
     OK = 0
     BUG = 1
     USER_ERROR = 64
     """The user must act: no retry can help (sysexits' EX_USAGE)."""
     DATA_ERROR = 65
-    """Of `check` alone: rows cannot be used (sysexits' EX_DATAERR)."""
+    """Only from the command `check`: some rows are invalid (sysexits' EX_DATAERR)."""
     RETRYABLE = 75
-    """May heal by itself: worth a retry (sysexits' EX_TEMPFAIL)."""
+    """The failure may be temporary, so a retry can help (sysexits' EX_TEMPFAIL)."""
     PEER_LOST = 76
-    """Another process of those that train together is gone, and says why itself (sysexits' EX_PROTOCOL)."""
+    """Another process of the training is gone and reports its own failure (sysexits' EX_PROTOCOL)."""
     KILLED = 137
-    """SIGKILL, often the kernel's for too much memory; OOMKilled beside it says so."""
+    """SIGKILL, often by the kernel's OOM killer; the container's reason is then OOMKilled."""
     TERMINATED = 143
-    """Told to stop (SIGTERM) before the last step; a checkpoint was written."""
+    """SIGTERM before the last step; a checkpoint was saved."""
 
 
 def exit_code_for(reason: FailureReason) -> ExitCode:
-    """Return the code a container ends with when it fails for `reason`."""
+    """Return the exit code of a container that fails for `reason`."""
     if reason is FailureReason.INTERNAL_ERROR:
         return ExitCode.BUG
     return ExitCode.RETRYABLE if reason in RETRYABLE else ExitCode.USER_ERROR

@@ -1,4 +1,4 @@
-"""Define remedies: what a person can do about a failure, as data, and the usual ones of each reason."""
+"""Define remedies, the ways to fix a failure, as data, with the default ones of each reason."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from tunery_api.reasons import FailureReason
 from tunery_api.redact import redact
 
 MAX_REMEDIES: Final = 4
-"""The remedies of one failure at most."""
+"""The most remedies of one failure."""
 MAX_FACTS: Final = 4
-"""The facts of one failure at most."""
+"""The most facts of one failure."""
 MAX_REMEDY_FIELDS: Final = 8
 MAX_FIELD: Final = 128
-"""The characters of a path at most."""
+"""The most characters of a field path."""
 MAX_REMEDY: Final = 640
-"""The bytes of the text of one at most."""
+"""The most bytes of a remedy's text."""
 
 
 class Action(StrEnum):
-    """What follows the fix."""
+    """What the user does after the fix."""
 
     RETRY = "Retry"
-    """The fix is outside of the object: a blocked object then continues, a failed one can be retried."""
+    """The fix is outside of the object. A blocked object then continues; a failed one can be retried."""
     EDIT = "Edit"
-    """The fix is a field of the object that may change in place, followed by a retry."""
+    """The fix is a mutable field of the object, followed by a retry."""
     RECREATE = "Recreate"
-    """The fix is a field that is immutable: it needs a new object."""
+    """The fix is an immutable field: it needs a new object."""
 
 
 class Remedy(OpenModel):
@@ -38,12 +38,12 @@ class Remedy(OpenModel):
 
     action: str = Field(
         max_length=32,
-        description="What follows the fix. `Retry`: the fix is outside of the object. `Edit`: a field may change in "
-        "place. `Recreate`: the fix needs a new object.",
+        description="What follows the fix. Retry: the fix is outside of the object. Edit: change a field in place. "
+        "Recreate: the fix needs a new object.",
     )
     """An Action, or one of a later version."""
-    text: str = Field(max_length=MAX_REMEDY, description="What to do.")
-    """An imperative without its consequence, as `Raise training.maxLength`; no full stop at its end."""
+    text: str = Field(max_length=MAX_REMEDY, description="How to fix the failure, as an imperative.")
+    """Without its consequence and the full stop, such as `Raise training.maxLength`."""
     fields: list[Annotated[str, Field(max_length=MAX_FIELD)]] = Field(
         default_factory=list, max_length=MAX_REMEDY_FIELDS, description="Fields of the spec to change."
     )
@@ -66,7 +66,7 @@ def recreate(text: str, *fields: str) -> Remedy:
 
 
 def _remedy(action: Action, text: str, *fields: str) -> Remedy:
-    """Return a remedy whose text fits, whatever the length of the names in it."""
+    """Return a remedy whose text is redacted and at most MAX_REMEDY bytes long."""
     return Remedy(action=action, text=redact(text, MAX_REMEDY), fields=list(fields))
 
 
@@ -233,13 +233,13 @@ REMEDIES: Final[dict[FailureReason, tuple[Remedy, ...]]] = {
     ),
     _R.INTERNAL_ERROR: (retry("Report this as a bug in Tunery, with the pod's log"),),
 }
-"""One entry for each reason; a test keeps it complete."""
+"""The default remedies of each reason; a test checks that it is complete."""
 
 _UNKNOWN: Final = (retry("Look up this reason in the docs of the Tunery version that reported it"),)
 
 
 def remedies_for(reason: str) -> tuple[Remedy, ...]:
-    """Return the usual remedies of a reason, also of one that a later version has added."""
+    """Return the default remedies of a reason, even for one of a later version."""
     try:
         return REMEDIES[FailureReason(reason)]
     except ValueError:

@@ -1,4 +1,4 @@
-"""Define the contract between operator and replicas of an AdapterServer, and why an adapter cannot be served."""
+"""Define the contract between the operator and the replicas of an AdapterServer, and why adapters can't be served."""
 
 from __future__ import annotations
 
@@ -26,29 +26,29 @@ SOCKET_DIR: Final = "/run/tunery"
 ENGINE_SOCKET: Final = f"{SOCKET_DIR}/engine.sock"
 GATEWAY_PORT: Final = 8000
 OLDEST_ENGINE: Final = "0.32.0"
-"""The oldest vLLM that was tried: before, a prefix cache may answer with an adapter's earlier content."""
+"""The oldest supported vLLM: older prefix caches may answer with an adapter's previous content."""
 SILENT_SECONDS: Final = 30.0
-"""After so long without a report nobody can say what a replica serves."""
+"""Seconds without a report after which the state of a replica is unknown."""
 LAST_USED_SECONDS: Final = 600
-"""So coarse is what a status says of when an adapter was last asked for: else every request would change it."""
+"""The resolution of an adapter's last-used time: a finer one would change the status with each request."""
 NO_KEYS: Final = ""
-"""Stands for the Secret of the API keys where no key is asked for."""
+"""The Secret name that stands for a server without API keys."""
 VERSION_DIGITS: Final = 12
-"""Of a manifest's digest, behind the @ of an engine name."""
+"""The digits of a manifest's SHA-256 after the @ of an engine name."""
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 def engine_name(name: str, manifest_sha256: str) -> str:
-    """Return the name that one version of an adapter has in the engine, such as support-bot@3fa9c1d20b7e.
+    """Return the engine's name of one version of an adapter, such as support-bot@3fa9c1d20b7e.
 
-    Each version has its own: an engine that reloads a name may answer from what it kept of the old content.
+    Each version has its own name: an engine that reloads a name may answer from a cache of the old content.
     """
     return f"{name}@{manifest_sha256[:VERSION_DIGITS]}"
 
 
 class ServeSpec(OpenModel):
-    """serve.json: all that a replica needs to know and that a new replica is made for; nothing in it is secret."""
+    """The content of serve.json: the settings of a replica. A change needs a new replica; nothing in it is secret."""
 
     identity: RunIdentity
     model: ModelSpec
@@ -56,15 +56,15 @@ class ServeSpec(OpenModel):
     """The name of the base model."""
     model_secret: MountedSecret | None = None
     model_mount: str | None = None
-    """The folder that a claim of a pvc:// model is mounted at."""
+    """The mount point of the PersistentVolumeClaim of a pvc:// model."""
     adapter_secret: MountedSecret | None = None
     api_keys: MountedSecret | None = None
-    """A folder with one file for each client, its name that of the client; None: no key is asked for."""
+    """A folder with one file per client, named after it. None: no API key is required."""
     max_rank: int = 64
     max_adapters_in_batch: int = 8
     max_loaded_adapters: int = 32
     disk: DiskLimit | None = None
-    """What model and adapters may take."""
+    """The disk limit for the model and the adapters."""
     port: int = GATEWAY_PORT
     model_dir: str = MODEL_DIR
     adapters_dir: str = ADAPTERS_DIR
@@ -73,27 +73,26 @@ class ServeSpec(OpenModel):
 
     @property
     def api_keys_secret(self) -> str:
-        """The name of the Secret of the API keys; NO_KEYS: no key is asked for."""
+        """The name of the Secret with the API keys, or NO_KEYS."""
         return self.api_keys.name if self.api_keys is not None else NO_KEYS
 
 
 class DesiredAdapter(OpenModel):
-    """One adapter that is to be served."""
+    """One adapter that should be served."""
 
     name: str
-    """The name that requests give."""
+    """The model name in requests."""
     uri: str
     manifest_sha256: Sha256 | None = None
-    """The content to serve: vouched for by a status, or pinned. None: what is published there, looked at again and
-    again."""
+    """The SHA-256 to serve, from a status or pinned. None: what the URI has, which the replica checks regularly."""
     source: str = "uri"
-    """LoRAJob/name, AdapterMerge/name or uri, for messages."""
+    """LoRAJob/name, AdapterMerge/name or uri; for messages."""
     keep_loaded: bool = False
-    """It never leaves the engine for lack of use."""
+    """The engine never unloads it."""
 
 
 class HeldAdapter(OpenModel):
-    """A name that is wanted and leads nowhere yet, so that whoever asks for it is told why."""
+    """A desired name that can't be served yet. Replicas answer its requests with the reason."""
 
     name: str
     reason: Reason
@@ -101,7 +100,7 @@ class HeldAdapter(OpenModel):
 
 
 class ClientRules(OpenModel):
-    """Which clients may ask for some models only, by the keys of one Secret."""
+    """The clients that may request only some models, for the API keys of one Secret."""
 
     api_keys: Annotated[str, Field(min_length=1)]
     """The name of the Secret."""
@@ -109,23 +108,26 @@ class ClientRules(OpenModel):
 
 
 class Desired(OpenModel):
-    """adapters.json: what every replica is to serve. A replica takes the highest revision it has seen."""
+    """The content of adapters.json: what every replica should serve.
+
+    A replica uses the highest revision it has read.
+    """
 
     revision: int = 0
-    """Raised by the operator with each change."""
+    """The operator increments it with each change."""
     adapters: list[DesiredAdapter] = Field(default_factory=list)
     held: list[HeldAdapter] = Field(default_factory=list)
-    """Names that wait for an object, or that the operator refuses; none of them is in `adapters`."""
+    """Names that wait for an object or that the operator rejects; none of them is in `adapters`."""
     aliases: list[Alias] = Field(default_factory=list)
     clients: dict[str, list[str]] = Field(default_factory=dict)
-    """Of clients that may ask for some models only: their names, and those of the models."""
+    """The models that each restricted client may request, by client name."""
     api_keys: str | None = None
-    """The Secret of the API keys that `clients` are of, NO_KEYS where no key is asked for; None: it is not said."""
+    """The Secret of the API keys that `clients` is for, or NO_KEYS. None: not reported."""
     before: list[ClientRules] = Field(default_factory=list)
-    """The rules of other Secrets, newest first: for replicas that were made for one of those."""
+    """The rules of previous Secrets, latest first: for replicas that still mount one of those."""
 
     def clients_of(self, secret: str) -> dict[str, list[str]] | None:
-        """Return the clients that may ask for some models only where this Secret's keys let in; None: nobody knows."""
+        """Return the restricted clients of this Secret's API keys and their models; None if they are unknown."""
         if secret == NO_KEYS:
             return {}
         if self.api_keys in (None, secret):
@@ -134,25 +136,25 @@ class Desired(OpenModel):
 
 
 class ReportedAdapter(OpenModel):
-    """One adapter, as one replica has it."""
+    """The state of one adapter on one replica."""
 
     name: Annotated[str, Field(max_length=253)]
     state: AdapterState
     manifest_sha256: Sha256 | None = None
-    """What is served; None: nothing."""
+    """SHA-256 of the served version. None: nothing is served."""
     wanted_sha256: Sha256 | None = None
-    """What is to be served, while that is another."""
+    """SHA-256 of the desired version, while another one is served."""
     rank: int | None = Field(None, ge=0)
     size_bytes: int | None = Field(None, ge=0)
     last_used: float | None = None
-    """When it was last asked for on this replica, in seconds since 1970."""
+    """When this replica last got a request for it, in seconds since 1970."""
     reason: Reason | None = None
     message: Annotated[str, Field(max_length=1024)] | None = None
     hint: Annotated[str, Field(max_length=1024)] | None = None
 
 
 class Remark(OpenModel):
-    """What somebody is to mend although it keeps the replica from nothing."""
+    """A problem to fix that doesn't block the replica."""
 
     reason: Reason
     message: Annotated[str, Field(max_length=1024)]
@@ -160,38 +162,38 @@ class Remark(OpenModel):
 
 
 class ReplicaState(OpenModel):
-    """What one replica says of itself."""
+    """The state that one replica reports of itself."""
 
     revision: int = Field(0, ge=0)
-    """Of the newest Desired that it has read."""
+    """The revision of the latest Desired that the replica has read."""
     engine_ready: bool = False
     engine_version: Annotated[str, Field(max_length=64)] | None = None
     engine_restarts: int = Field(0, ge=0)
-    """How often it has seen the engine go away."""
+    """How often the replica has seen the engine exit."""
     reason: Reason | None = None
-    """What stands in the way of the replica as a whole."""
+    """What blocks the whole replica."""
     message: Annotated[str, Field(max_length=1024)] | None = None
     hint: Annotated[str, Field(max_length=1024)] | None = None
     remark: Remark | None = None
-    """None: there is nothing of the kind."""
+    """A problem that doesn't block the replica. None: there is none."""
     adapters: list[ReportedAdapter] = Field(default_factory=list, max_length=4096)
     api_keys: Annotated[str, Field(max_length=253)] | None = None
-    """The Secret whose API keys it asks for, NO_KEYS where it asks for none; None: it does not say."""
+    """The Secret of the API keys that the replica requires, or NO_KEYS. None: not reported."""
 
 
 class ReplicaReport(OpenModel):
-    """The body of a replica's post; it goes to the endpoint that training pods report to."""
+    """The body of a replica's report. Replicas send it to the progress endpoint that training pods use."""
 
     replica_status: ReplicaState
 
 
 class ReplicaReply(OpenModel):
-    """The answer to a replica's post."""
+    """The response to a replica's report."""
 
     desired: Desired | None = None
-    """None: the reported revision is the newest."""
+    """None: the reported revision is the latest."""
     interval_seconds: float = 5.0
-    """When to post again, unless something changes."""
+    """Seconds until the next report, unless something changes before."""
 
 
 class Unservable(NamedTuple):
@@ -219,7 +221,7 @@ _REMEDIES: Final = {
 
 
 def method_problem(method: str | None) -> Unservable | None:
-    """Return why what a method trains cannot be served; None where it can, or where nothing is known of the method."""
+    """Return why adapters of this method can't be served; None if they can, or the method is unknown."""
     if method not in _REMEDIES:
         return None
     return Unservable(
@@ -230,9 +232,9 @@ def method_problem(method: str | None) -> Unservable | None:
 
 
 def rank_problem(rank: int | None, max_rank: int, slot_bytes: int | None = None) -> Unservable | None:
-    """Return why an adapter of this rank cannot be served; None where it can, or where its rank is not known.
+    """Return why an adapter of this rank can't be served; None if it can, or its rank is unknown.
 
-    `slot_bytes`, where they are known, are what one slot takes for each of its ranks.
+    `slot_bytes` is the memory that one slot takes for each rank, if it is known.
     """
     if rank is None or rank <= max_rank:
         return None
@@ -249,7 +251,7 @@ def rank_problem(rank: int | None, max_rank: int, slot_bytes: int | None = None)
 
 
 def base_problem(served_name: str | None, base: str) -> Unservable | None:
-    """Return why an adapter for another base model cannot be served; None where it can, or its base is not known."""
+    """Return why an adapter of another base model can't be served; None if the models match or its own is unknown."""
     if served_name is None or served_name == base:
         return None
     return Unservable(
@@ -263,7 +265,7 @@ def base_problem(served_name: str | None, base: str) -> Unservable | None:
 
 
 def too_many_kept_loaded(max_loaded: int) -> Unservable:
-    """Return why an adapter cannot stay loaded that would be one more than the engine holds."""
+    """Return the problem of an adapter with keepLoaded that is one more than the engine can hold."""
     return Unservable(
         FailureReason.TOO_MANY_ADAPTERS,
         f"engine.maxLoadedAdapters is {max_loaded}, and as many others before it have keepLoaded",
@@ -272,7 +274,7 @@ def too_many_kept_loaded(max_loaded: int) -> Unservable:
 
 
 def no_slot_left(max_loaded: int) -> Unservable:
-    """Return why an adapter could never be loaded: others that stay loaded take all the room that there is."""
+    """Return the problem of an adapter that can't be loaded because adapters with keepLoaded take every slot."""
     return Unservable(
         FailureReason.TOO_MANY_ADAPTERS,
         f"engine.maxLoadedAdapters is {max_loaded}, and adapters with keepLoaded take all of it",

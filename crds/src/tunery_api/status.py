@@ -1,4 +1,4 @@
-"""Define the status that all kinds share, and those of LoRAJob and AdapterMerge."""
+"""Define the status fields that all kinds share, and the statuses of LoRAJob and AdapterMerge."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tunery_api.measured import (
 
 
 def _rfc3339(text: str) -> str:
-    """Refuse what the API server would: a schema's format is checked there only."""
+    """Return the text; raise ValueError if it isn't an RFC 3339 time. Only the API server checks a schema's format."""
     if not _RFC3339.fullmatch(text):
         raise ValueError("must be a time as RFC 3339 writes it")
     datetime.fromisoformat(text)
@@ -36,11 +36,11 @@ def _rfc3339(text: str) -> str:
 _RFC3339: Final = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}(\.\d{1,9})?(Z|[+-]\d{2}:\d{2})")
 Timestamp = Annotated[str, Field(max_length=64, json_schema_extra={"format": "date-time"}), AfterValidator(_rfc3339)]
 Reason = Annotated[str, Field(min_length=1, max_length=128)]
-"""A word in CamelCase. Open, as the API conventions want it: a later version may know more."""
+"""A word in CamelCase. Any word is accepted, as in the API conventions: a later version may add reasons."""
 
 
 class Phase(StrEnum):
-    """One word for people, derived from the conditions; programs read the conditions."""
+    """A one-word summary of the conditions for people; programs read the conditions."""
 
     PENDING = "Pending"
     WAITING = "Waiting"
@@ -63,7 +63,7 @@ class Phase(StrEnum):
 
 
 FINAL_PHASES: Final = frozenset({Phase.SUCCEEDED.value, Phase.FAILED.value, Phase.STOPPED.value})
-"""The phases of an object that has ended."""
+"""The phases of an object that has finished."""
 
 
 class ConditionType(StrEnum):
@@ -101,162 +101,189 @@ class ConditionStatus(StrEnum):
 
 
 MAX_CONDITIONS: Final = 32
-"""What a status has room for; each type stands there once."""
+"""The most conditions of a status; each type occurs once."""
 
 
 class Condition(OpenModel):
     """A condition, as in metav1."""
 
-    type: Annotated[str, Field(min_length=1, max_length=64)] = Field(description="What it speaks of.")
+    type: Annotated[str, Field(min_length=1, max_length=64)] = Field(description="Type of the condition.")
     status: ConditionStatus = Field(description="True, False or Unknown.")
-    reason: Reason = Field(description="Why, in CamelCase.")
-    message: Annotated[str, Field(max_length=2048)] = Field("", description="Why, in a sentence.")
+    reason: Reason = Field(description="Reason for the status, in CamelCase.")
+    message: Annotated[str, Field(max_length=2048)] = Field("", description="Details of the reason, for people.")
     last_transition_time: Timestamp = Field(description="When the status last changed.")
-    observed_generation: int | None = Field(None, ge=0, description="Generation of the spec that this speaks of.")
+    observed_generation: int | None = Field(
+        None, ge=0, description="The metadata.generation that this condition is based on."
+    )
 
 
 class ProgressStatus(OpenModel):
-    """How far training is, as last reported by the pod."""
+    """The progress, as last reported by the pod."""
 
     percent: int | None = Field(
-        None, ge=0, le=100, description="Share of the steps done; of the rows of a reference scored before them."
+        None,
+        ge=0,
+        le=100,
+        description="Percentage of the optimizer steps done. Before the first step of DPO and KTO: percentage of the rows "
+        "scored by the reference model.",
     )
     percent_text: Annotated[str, Field(max_length=8)] | None = Field(
-        None, description="percent, with its sign; in phase Downloading the share that is downloaded."
+        None, description="percent with a % sign. In phase Downloading: the percentage downloaded."
     )
     step: int | None = Field(None, ge=0, description="Optimizer steps done.")
-    total_steps: int | None = Field(None, ge=0, description="Optimizer steps in all.")
+    total_steps: int | None = Field(None, ge=0, description="Total optimizer steps of the run.")
     epoch: Number | None = Field(None, description="Passes over the data done.")
-    eta_seconds: int | None = Field(None, ge=0, description="Estimated seconds to the end of training.")
-    eta: Annotated[str, Field(max_length=16)] | None = Field(None, description="etaSeconds, for people.")
-    tokens_per_second: Number | None = Field(
-        None, description="Tokens trained on in a second, by all devices together."
-    )
+    eta_seconds: int | None = Field(None, ge=0, description="Estimated seconds until training ends.")
+    eta: Annotated[str, Field(max_length=16)] | None = Field(None, description="etaSeconds in readable form.")
+    tokens_per_second: Number | None = Field(None, description="Tokens trained per second, summed over all devices.")
     last_update_time: Timestamp | None = Field(None, description="When the pod last reported.")
 
 
 class ResolvedValue(OpenModel):
-    """One setting, and where it came from."""
+    """The value of one setting, and its source."""
 
     name: Annotated[str, Field(max_length=128)] = Field(description="Field of the spec, such as training.epochs.")
-    value: Annotated[str, Field(max_length=256)] = Field(description="The value used.")
+    value: Annotated[str, Field(max_length=256)] = Field(description="The value in use.")
     source: Annotated[str, Field(max_length=64)] = Field(
-        description="Manifest, Preset, Default, Rule, Adapter (continueFrom's), Checkpoint (that it went on from), "
-        "Model (the base model's) or Memory (what was planned did not fit when it ran)."
+        description="Source of the value: Manifest, Preset, Default, Rule, Adapter (continueFrom), Checkpoint (resumed "
+        "from), Model (the base model) or Memory (lowered after memory ran out)."
     )
     reason: Annotated[str, Field(max_length=256)] | None = Field(
         None,
-        description="Why it is not as planned: what ran out of memory, and at which step. Of lora.rank: what it is "
-        "for.",
+        description="Why the value differs from the plan: what ran out of memory, and at which step. For lora.rank: the "
+        "use that this rank is recommended for.",
     )
 
 
 class AdapterOrigin(StrEnum):
-    """What is known of where an adapter comes from; none of these: Tunery's manifest vouches for it."""
+    """The origin of an adapter; unset if the adapter has Tunery's manifest with its digests."""
 
     UNVERIFIED = "Unverified"
-    """It was made elsewhere: nobody vouches for what it was trained on, or with."""
+    """Another tool made the adapter: its training data and base model are unverified."""
 
 
 class InputAdapterStatus(OpenModel):
-    """An adapter that was read."""
+    """An input adapter, as it was read."""
 
-    uri: Text = Field(description="Where it lies.")
+    uri: Text = Field(description="URI of the adapter.")
     sha256: Annotated[str, Field(max_length=64)] | None = Field(
-        None, description="Its digest, which can be copied into sha256 of the reference."
+        None,
+        description="SHA-256 of the adapter. You can pin the content by copying it into the sha256 field of the "
+        "reference.",
     )
     origin: Annotated[str, Field(max_length=32)] | None = Field(
-        None, description="Unverified where it was made elsewhere; unset where Tunery's manifest vouches for it."
+        None, description="Unverified if another tool made the adapter. Unset: Tunery's manifest records its digests."
     )
-    revision: Annotated[str, Field(max_length=128)] | None = Field(None, description="The commit, for hf://.")
+    revision: Annotated[str, Field(max_length=128)] | None = Field(None, description="Commit of an hf:// adapter.")
 
 
 class ResolvedStatus(OpenModel):
-    """What was left open in the manifest, and what it became."""
+    """The values that Tunery chose for unset fields."""
 
-    method: Annotated[str, Field(max_length=32)] | None = Field(None, description="The method used.")
-    method_reason: Text | None = Field(None, description="Why Auto chose it.")
-    rank: int | None = Field(None, ge=0, description="The rank used.")
+    method: Annotated[str, Field(max_length=32)] | None = Field(None, description="The PEFT method in use.")
+    method_reason: Text | None = Field(None, description="Why Auto chose this method.")
+    rank: int | None = Field(None, ge=0, description="The rank in use.")
     target_modules: list[Annotated[str, Field(max_length=256)]] | None = Field(
-        None, max_length=64, description="The modules that carry the adapter."
+        None, max_length=64, description="The modules that the adapter modifies."
     )
-    revision: Annotated[str, Field(max_length=128)] | None = Field(None, description="The model's commit.")
+    revision: Annotated[str, Field(max_length=128)] | None = Field(None, description="Commit of the base model.")
     continued_from: InputAdapterStatus | None = Field(None, description="The adapter of continueFrom, as it was read.")
-    steps: int | None = Field(None, ge=0, description="Optimizer steps in all.")
-    trainable_parameters: int | None = Field(None, ge=0, description="Parameters that are trained.")
+    steps: int | None = Field(None, ge=0, description="Total optimizer steps of the run.")
+    trainable_parameters: int | None = Field(None, ge=0, description="Number of trainable parameters.")
     device: Annotated[str, Field(max_length=256)] | None = Field(
-        None, description="What trains: the GPU with its driver and CUDA, or the CPU; told before anything is loaded."
+        None,
+        description="The training device: the GPU with its driver and CUDA version, or the CPU. Reported before the model "
+        "is loaded.",
     )
-    devices: int | None = Field(None, ge=0, description="How many train together: the GPUs, or on the CPU the pods.")
+    devices: int | None = Field(
+        None, ge=0, description="Number of devices that train together: the GPUs, or on CPU the pods."
+    )
     parallelism: Annotated[str, Field(max_length=32)] | None = Field(
-        None, description="How several devices share the work, DDP or FSDP; why stands among the values."
+        None, description="How several devices share the work: DDP or FSDP. The reason is in values."
     )
-    values: list[ResolvedValue] | None = Field(None, max_length=48, description="Each setting and its source.")
-    unservable: Text | None = Field(None, description="Why no AdapterServer can serve it; unset: nothing says so.")
+    values: list[ResolvedValue] | None = Field(
+        None, max_length=48, description="Each setting with its value and source."
+    )
+    unservable: Text | None = Field(
+        None, description="Why an AdapterServer can't serve the adapter. Unset: no reason is known."
+    )
 
 
 class AdapterStatus(OpenModel):
-    """The published result; set only after its manifest was read back and every digest matched."""
+    """The published adapter; set only after its manifest was read back and every digest matched."""
 
-    uri: Text = Field(description="Where it lies.")
-    manifest_sha256: Annotated[str, Field(max_length=64)] = Field(description="Digest of manifest.json.")
-    size_bytes: int = Field(ge=0, description="Size of all files.")
-    served_name: Annotated[str, Field(max_length=256)] | None = Field(None, description="The base model it is for.")
-    rank: int | None = Field(None, ge=0, description="Its rank.")
-    unservable: Text | None = Field(None, description="Why no AdapterServer can serve it; unset: nothing says so.")
+    uri: Text = Field(description="URI of the adapter.")
+    manifest_sha256: Annotated[str, Field(max_length=64)] = Field(description="SHA-256 of manifest.json.")
+    size_bytes: int = Field(ge=0, description="Total size of the files, in bytes.")
+    served_name: Annotated[str, Field(max_length=256)] | None = Field(
+        None, description="Served name of the adapter's base model."
+    )
+    rank: int | None = Field(None, ge=0, description="Rank of the adapter.")
+    unservable: Text | None = Field(
+        None, description="Why an AdapterServer can't serve the adapter. Unset: no reason is known."
+    )
 
 
 class CheckpointStatus(OpenModel):
-    """The newest complete checkpoint."""
+    """The latest complete checkpoint."""
 
-    uri: Text = Field(description="Where it lies.")
-    step: int = Field(ge=0, description="The optimizer step it was taken at.")
+    uri: Text = Field(description="URI of the checkpoint.")
+    step: int = Field(ge=0, description="Optimizer step of the checkpoint.")
 
 
 MAX_ATTEMPTS: Final = 20
-"""Attempts of which the status tells one by one; its totals count all."""
+"""The most attempts in the attempt history; the totals count all attempts."""
 MAX_GENERATIONS: Final = 3
-"""The same of pods that train together: so many times all of them, where these are more."""
+"""The attempts of a multi-node job whose pods are all in the history, if these are more than MAX_ATTEMPTS pods."""
 
 
 class AttemptStatus(OpenModel):
     """One pod that was started."""
 
-    uid: Annotated[str, Field(max_length=64)] = Field(description="uid of the pod.")
+    uid: Annotated[str, Field(max_length=64)] = Field(description="UID of the pod.")
     pod: Annotated[str, Field(max_length=253)] = Field(description="Name of the pod.")
-    node: Annotated[str, Field(max_length=253)] | None = Field(None, description="Node that it ran on.")
+    node: Annotated[str, Field(max_length=253)] | None = Field(None, description="Node that the pod ran on.")
     start_time: Timestamp = Field(description="When its container started.")
-    end_time: Timestamp | None = Field(None, description="When its container ended, as far as anything tells.")
+    end_time: Timestamp | None = Field(
+        None, description="When its container ended. Unset: the container runs, or its end is unknown."
+    )
     reason: Reason | None = Field(
         None,
-        description="How it ended: Succeeded, Suspended, a failure reason, …; before endTime, why it is stopped.",
+        description="How the attempt ended: Succeeded, Suspended or a failure reason. Before endTime: why Tunery is "
+        "stopping the pod.",
     )
-    exit_code: int | None = Field(None, description="Exit code of its container; unset while it runs, or unknown.")
-    seconds: int | None = Field(None, ge=0, description="How long it ran.")
-    gpu_seconds: int | None = Field(None, ge=0, description="How long it ran, times its GPUs.")
+    exit_code: int | None = Field(
+        None, description="Exit code of the container. Unset: the container runs, or its exit code is unknown."
+    )
+    seconds: int | None = Field(None, ge=0, description="Run time of the container, in seconds.")
+    gpu_seconds: int | None = Field(
+        None, ge=0, description="Run time of the container in seconds, multiplied by its GPUs."
+    )
     index: int | None = Field(
-        None, ge=0, description="Which of the pods that train together it was, from 0; unset where one trains alone."
+        None, ge=0, description="Index of the pod in a multi-node job, from 0. Unset: the job has one pod."
     )
     attempt: int | None = Field(
-        None, ge=1, description="Which attempt it belonged to, from 1; unset where one pod trains alone."
+        None,
+        ge=1,
+        description="Attempt of a multi-node job that the pod belongs to, from 1. Unset: the job has one pod.",
     )
 
 
 class InputReference(OpenModel):
-    """A LoRAJob whose adapter or checkpoints are used: what it offered when it was ready; it may expire meanwhile."""
+    """A LoRAJob whose adapter or checkpoints are used, as it was when ready; it may be deleted later."""
 
     name: Annotated[str, Field(max_length=253)] = Field(description="Name of the LoRAJob.")
-    uid: Annotated[str, Field(max_length=64)] = Field(description="Its uid.")
-    uri: Text = Field(description="Where its adapter lies, or for resumeFrom its checkpoints.")
+    uid: Annotated[str, Field(max_length=64)] = Field(description="UID of the LoRAJob.")
+    uri: Text = Field(description="URI of its adapter, or for resumeFrom of its checkpoints.")
     manifest_sha256: Annotated[str, Field(max_length=64)] | None = Field(
-        None, description="Digest of the adapter's manifest.json."
+        None, description="SHA-256 of the adapter's manifest.json."
     )
     output_secret: Annotated[str, Field(max_length=253)] | None = Field(
-        None, description="Secret that opens the adapter."
+        None, description="Secret that grants access to the adapter."
     )
-    model_uri: Text | None = Field(None, description="Its base model.")
+    model_uri: Text | None = Field(None, description="URI of its base model.")
     model_secret: Annotated[str, Field(max_length=253)] | None = Field(
-        None, description="Secret that opens the base model."
+        None, description="Secret that grants access to the base model."
     )
 
 
@@ -264,105 +291,121 @@ class CommonStatus(OpenModel):
     """The status that all kinds share."""
 
     observed_generation: int | None = Field(
-        None, ge=UNOBSERVED, description="Generation of the spec that this speaks of; -1: nobody has seen it yet."
+        None,
+        ge=UNOBSERVED,
+        description="The metadata.generation that this status is based on; -1 until the operator has read the object.",
     )
     spec_version: Annotated[str, Field(max_length=32)] | None = Field(
-        None, description="API version by whose rules and defaults the spec was judged."
+        None, description="API version whose rules and defaults were applied to the spec."
     )
     observed_retry: Annotated[str, Field(max_length=128)] | None = Field(
         None,
-        description="The annotation tunery.dev/retry that was seen last; another value reopens a failed object.",
+        description="The last value of the annotation tunery.dev/retry that the operator has handled. A new value "
+        "restarts a failed object.",
     )
     phase: Annotated[str, Field(max_length=64)] | None = Field(
-        None, description=f"One word, derived from the conditions: {enum_values(Phase)}."
+        None, description=f"One-word summary of the conditions: {enum_values(Phase)}."
     )
     reason: Reason | None = Field(
-        None, description="Why it failed, was stopped or waits, in a word; unset where the phase says all."
+        None, description="Why the object failed, was stopped or waits, in CamelCase. Unset: the phase needs no reason."
     )
     conditions: list[Condition] | None = Field(
         None,
         max_length=MAX_CONDITIONS,
-        description=f"The conditions, by type: {enum_values(ConditionType)}.",
+        description=f"The conditions, one for each type: {enum_values(ConditionType)}.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     )
-    start_time: Timestamp | None = Field(None, description="When the first pod that does the work started.")
-    completion_time: Timestamp | None = Field(None, description="When the job succeeded, failed or was stopped.")
+    start_time: Timestamp | None = Field(None, description="When the first pod of the main work started.")
+    completion_time: Timestamp | None = Field(None, description="When the object succeeded, failed or was stopped.")
     attempts: int | None = Field(
-        None, ge=0, description="How often its pod was started, ever; of several nodes, all pods together count once."
+        None, ge=0, description="Total number of attempts. All pods of a multi-node job count as one attempt."
     )
     run_seconds: int | None = Field(
-        None, ge=0, description="Seconds that the attempts which have ended ran, in all, however many their pods."
+        None,
+        ge=0,
+        description="Total run time of the finished attempts, in seconds. The number of pods doesn't matter.",
     )
     gpu_seconds: int | None = Field(
-        None, ge=0, description="Seconds that the pods which have ended ran, times their GPUs, in all."
+        None, ge=0, description="Total run time of the finished pods in seconds, each multiplied by its GPUs."
     )
     attempt_history: list[AttemptStatus] | None = Field(
         None,
         max_length=64 * MAX_GENERATIONS,
-        description=f"The pods of the newest attempts, oldest first: {MAX_ATTEMPTS}, or of several nodes "
-        f"{MAX_GENERATIONS} times all of them where these are more.",
+        description=f"The pods of the latest attempts, oldest first: at most {MAX_ATTEMPTS} pods, or all pods of the "
+        f"latest {MAX_GENERATIONS} attempts if these are more.",
     )
     input_references: list[InputReference] | None = Field(
-        None, max_length=32, description="The LoRAJobs that it uses, as they were when all of them were ready."
+        None,
+        max_length=32,
+        description="The LoRAJobs whose results are used, as they were when all of them were ready.",
     )
-    job_name: Annotated[str, Field(max_length=63)] | None = Field(None, description="The Job that does the work.")
+    job_name: Annotated[str, Field(max_length=63)] | None = Field(
+        None, description="Name of the Kubernetes Job that does the work."
+    )
     pod_name: Annotated[str, Field(max_length=253)] | None = Field(
-        None, description="The newest pod, also while it waits; of several nodes the first one's, which reports."
+        None,
+        description="Name of the latest pod, even if it is still pending. With several nodes: the pod with index 0, which "
+        "reports.",
     )
-    queue: Annotated[str, Field(max_length=63)] | None = Field(None, description="Kueue's queue, where there is one.")
-    failure: FailureStatus | None = Field(None, description="Why it failed.")
+    queue: Annotated[str, Field(max_length=63)] | None = Field(
+        None, description="Kueue LocalQueue of the Job. Unset: Kueue isn't used."
+    )
+    failure: FailureStatus | None = Field(None, description="Why the object failed or is blocked, and how to fix it.")
 
 
 class LoRAJobStatus(CommonStatus):
     """The status of a LoRAJob."""
 
-    adapter: AdapterStatus | None = Field(None, description="The published result.")
+    adapter: AdapterStatus | None = Field(None, description="The published adapter.")
     pods: Annotated[str, Field(max_length=16)] | None = Field(
-        None, description="How many of the pods that train together run, such as 4/4; set with several nodes alone."
+        None, description="Running pods of all pods, such as 4/4. Set only with several nodes."
     )
-    progress: ProgressStatus | None = Field(None, description="How far training is.")
-    metrics: MetricsStatus | None = Field(None, description="The newest metrics.")
+    progress: ProgressStatus | None = Field(None, description="The progress of the training.")
+    metrics: MetricsStatus | None = Field(None, description="The latest metrics.")
     evaluations: list[EvaluationStatus] | None = Field(
         None,
         max_length=MAX_EVALUATIONS,
-        description=f"Those while training and at its end, oldest first; of many the newest {MAX_EVALUATIONS}.",
+        description=f"The latest evaluations, oldest first; at most {MAX_EVALUATIONS}.",
     )
     dataset: DatasetStatus | None = Field(None, description="What preflight found in the data set.")
-    memory: MemoryStatus | None = Field(None, description="What preflight estimated, and what was used.")
-    estimate: EstimateStatus | None = Field(None, description="What the run is estimated to take, in parts.")
-    disk: DiskStatus | None = Field(None, description="The disk that training takes, by preflight's count.")
-    resolved: ResolvedStatus | None = Field(None, description="What the manifest left open.")
+    memory: MemoryStatus | None = Field(
+        None, description="Device memory: estimated by preflight, and used by training."
+    )
+    estimate: EstimateStatus | None = Field(None, description="Estimated memory by part, steps and tokens of the run.")
+    disk: DiskStatus | None = Field(None, description="Disk space of training, as estimated by preflight.")
+    resolved: ResolvedStatus | None = Field(None, description="The values that Tunery chose for unset fields.")
     findings: list[FindingStatus] | None = Field(
         None,
         max_length=MAX_FINDINGS,
-        description="What the run found out about itself, the gravest first; one of each type.",
+        description="Problems and hints that the diagnosis of the run found, most severe first; one of each type.",
     )
     checks: list[CheckStatus] | None = Field(
-        None, max_length=MAX_CHECKS, description="The checklist, by preflight and then by training."
+        None, max_length=MAX_CHECKS, description="The checks of preflight, then those of training."
     )
-    checkpoint: CheckpointStatus | None = Field(None, description="The newest complete checkpoint.")
+    checkpoint: CheckpointStatus | None = Field(None, description="The latest complete checkpoint.")
     curve: Text | None = Field(
         None,
-        description="Where curve.jsonl lies, as it was last stored; unset before that, and once it lies beside an "
-        "adapter.",
+        description="URI of the latest stored curve.jsonl. Unset before it is first stored, and once the file is "
+        "published with an adapter.",
     )
-    stopped: StoppedStatus | None = Field(None, description="Set once it was stopped for good.")
+    stopped: StoppedStatus | None = Field(None, description="Set once the job was stopped permanently.")
     rejected_adapter: AdapterStatus | None = Field(
         None,
-        description="What was trained and is not better than asked for, published beside the output for a look at it.",
+        description="The trained adapter if it missed evaluation.minImprovement. It is published next to the output, for "
+        "inspection only.",
     )
 
 
 class MergeInputStatus(InputAdapterStatus):
-    """One adapter that went into a merge."""
+    """One input adapter of a merge."""
 
-    rank: int | None = Field(None, ge=0, description="Its rank.")
-    weight: Number | None = Field(None, description="Its weight.")
-    eval_loss: Number | None = Field(None, description="Its loss on the data set of spec.evaluation.")
+    rank: int | None = Field(None, ge=0, description="Rank of the adapter.")
+    weight: Number | None = Field(None, description="Weight of the adapter.")
+    eval_loss: Number | None = Field(None, description="Loss of the adapter on the data set of spec.evaluation.")
 
 
 class VerificationStatus(OpenModel):
-    """How far the written result is from what its inputs say."""
+    """The difference between the written result and the result computed from the inputs."""
 
     max_error: Number = Field(description="Largest relative error.")
     method: Annotated[str, Field(max_length=256)] = Field(description="What was compared.")
@@ -373,16 +416,25 @@ class AdapterMergeStatus(CommonStatus):
 
     adapter: AdapterStatus | None = Field(None, description="The published result.")
     progress: ProgressStatus | None = Field(
-        None, description="percentText: how much of the base model or the data is downloaded, in phase Downloading."
+        None,
+        description="The progress of downloads: in phase Downloading, percentText is the percentage of the base model or "
+        "data downloaded.",
     )
-    inputs: list[MergeInputStatus] | None = Field(None, max_length=32, description="The adapters that went in.")
-    verification: VerificationStatus | None = Field(None, description="How the result was checked.")
+    inputs: list[MergeInputStatus] | None = Field(None, max_length=32, description="The input adapters.")
+    verification: VerificationStatus | None = Field(
+        None, description="How far the written result differs from its inputs."
+    )
     metrics: MetricsStatus | None = Field(
-        None, description="evalLoss and baseEvalLoss: the result's and the base model's on the data of spec.evaluation."
+        None,
+        description="Losses on the data of spec.evaluation: evalLoss of the result, baseEvalLoss of the base model.",
     )
     dataset: DatasetStatus | None = Field(None, description="What was found in the data set of spec.evaluation.")
     device: Annotated[str, Field(max_length=256)] | None = Field(
-        None, description="What measures: the GPU with its driver and CUDA, or the CPU. A merge itself takes the CPU."
+        None,
+        description="The device of the evaluation: the GPU with its driver and CUDA version, or the CPU. The merge itself "
+        "runs on the CPU.",
     )
     rank: int | None = Field(None, ge=0, description="Rank of the result.")
-    rank_error: Number | None = Field(None, description="Largest relative error that the rank costs, over the modules.")
+    rank_error: Number | None = Field(
+        None, description="Largest relative error of a module that the reduced rank causes."
+    )

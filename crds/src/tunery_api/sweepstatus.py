@@ -14,25 +14,25 @@ from tunery_api.remedies import MAX_FACTS, MAX_REMEDIES, Remedy
 from tunery_api.status import AdapterStatus, CommonStatus
 
 MAX_TRIAL_ROWS: Final = 2 * MAX_TRIALS + 1
-"""Rows of a status: as many again may not fit into memory, which do not count, and one may be the final one."""
+"""The most trials of a status: maxTrials, as many that don't fit into memory and so don't count, and the final trial."""
 
 TrialName = Annotated[str, Field(max_length=253)]
 TrialValue = Annotated[str, Field(max_length=256)]
 Parameters = Annotated[dict[Annotated[str, Field(max_length=64)], TrialValue], Field(max_length=LARGEST_SPACE)]
-"""Values by path, as the trial's manifest writes them."""
+"""Values by field path, as in the trial's manifest."""
 
 
 class TrialState(StrEnum):
-    """What is known of a trial. The first two are under way; the others are final."""
+    """The state of a trial. Waiting and Running are active states; the others are final."""
 
     WAITING = "Waiting"
     RUNNING = "Running"
     COMPLETE = "Complete"
     PRUNED = "Pruned"
     INFEASIBLE = "Infeasible"
-    """Its parameters cannot work: out of memory, diverged, invalid together."""
+    """The parameters can't work: they run out of memory, diverge or are invalid together."""
     FAILED = "Failed"
-    """By chance."""
+    """The failure isn't due to the parameters, such as a lost node."""
     DELETED = "Deleted"
 
 
@@ -40,7 +40,7 @@ FINAL_TRIAL_STATES: Final = frozenset(TrialState) - {TrialState.WAITING, TrialSt
 
 
 class EndReason(StrEnum):
-    """Why no more trials are made."""
+    """Why the sweep creates no more trials."""
 
     MAX_TRIALS = "MaxTrials"
     BUDGET = "Budget"
@@ -48,160 +48,181 @@ class EndReason(StrEnum):
     NO_IMPROVEMENT = "NoImprovement"
     SPACE_EXHAUSTED = "SpaceExhausted"
     MOST_WONT_FIT = "MostWontFit"
-    """As many as maxTrials were found too large for the memory."""
+    """The number of trials that don't fit into memory has reached maxTrials."""
 
 
 class TrialAdapter(OpenModel):
-    """What a trial has published at its own place."""
+    """The adapter that a trial published at its own URI."""
 
-    uri: Text = Field(description="Where it lies.")
-    manifest_sha256: Annotated[str, Field(max_length=64)] = Field(description="Digest of manifest.json.")
+    uri: Text = Field(description="URI of the adapter.")
+    manifest_sha256: Annotated[str, Field(max_length=64)] = Field(description="SHA-256 of manifest.json.")
 
 
 class TrialFailure(OpenModel):
-    """What a trial's failure has beyond its row: a sweep that fails for it passes that on."""
+    """Details of a trial's failure. A sweep that fails because of the trial copies them to its own failure."""
 
-    message: Annotated[str, Field(max_length=1024)] | None = Field(None, description="The message, where why is cut.")
+    message: Annotated[str, Field(max_length=1024)] | None = Field(None, description="The full message, if why is cut.")
     remedies: list[Remedy] | None = Field(
-        None, max_length=MAX_REMEDIES, description="The ways to fix it. Unset: the usual ones of the reason."
+        None, max_length=MAX_REMEDIES, description="Ways to fix the failure. Unset: the default remedies of the reason."
     )
     facts: dict[str, Text] | None = Field(
-        None, max_length=MAX_FACTS, description="What belongs to the failure, such as the URI of the data report."
+        None, max_length=MAX_FACTS, description="Data about the failure, such as the URI of the data report."
     )
 
 
 class TrialStatus(OpenModel):
-    """One trial. A final one never changes, but that its adapter goes when the sweep has published its best."""
+    """One trial.
 
-    number: int = Field(ge=0, description="Its number; never used again.")
-    name: TrialName = Field(description="Name of its LoRAJob.")
+    A final one never changes, except that its adapter is removed after the sweep has published the best.
+    """
+
+    number: int = Field(ge=0, description="Number of the trial, from 0; never reused.")
+    name: TrialName = Field(description="Name of the trial's LoRAJob.")
     uid: Annotated[str, Field(max_length=64)] | None = Field(
-        None, description="UID of its LoRAJob; its checkpoints lie in a folder that is named after it."
+        None, description="UID of the trial's LoRAJob. It is part of the URI of the checkpoints."
     )
     origin: Annotated[str, Field(max_length=64)] | None = Field(
-        None, description="Who proposed it: TPE, Random, Grid, Initial, Final, or the configuration of the guide."
+        None,
+        description="Source of the parameters: TPE, Random, Grid, Initial, Final, or the name of a recommended "
+        "configuration.",
     )
     state: Annotated[str, Field(max_length=32)] = Field(
-        description="Waiting, Running, Complete, Pruned, Infeasible, Failed or Deleted."
+        description="State of the trial: Waiting, Running, Complete, Pruned, Infeasible, Failed or Deleted."
     )
-    value: Number | None = Field(None, description="The held-out loss of what it published, or would have.")
-    base_value: Number | None = Field(None, description="The held-out loss before its training.")
-    parameters: Parameters = Field(default_factory=dict, description="Its values by path.")
-    trainable_parameters: int | None = Field(None, ge=0, description="Parameters that it trains.")
-    steps: int | None = Field(None, ge=0, description="Optimizer steps that it was to take.")
+    value: Number | None = Field(
+        None, description="Held-out loss of the weights that the trial published or would have published."
+    )
+    base_value: Number | None = Field(None, description="Held-out loss before training.")
+    parameters: Parameters = Field(default_factory=dict, description="Values by field path.")
+    trainable_parameters: int | None = Field(None, ge=0, description="Number of trainable parameters.")
+    steps: int | None = Field(None, ge=0, description="Planned optimizer steps.")
     evaluations: list[EvaluationStatus] | None = Field(
-        None, max_length=MAX_EVALUATIONS, description="Its evaluations, once it is final."
+        None, max_length=MAX_EVALUATIONS, description="The evaluations; set when the trial has ended."
     )
-    gpu_seconds: int | None = Field(None, ge=0, description="Seconds that its pods ran, times their GPUs.")
-    run_seconds: int | None = Field(None, ge=0, description="Seconds that its pods ran.")
+    gpu_seconds: int | None = Field(
+        None, ge=0, description="Run time of the trial's pods in seconds, each multiplied by its GPUs."
+    )
+    run_seconds: int | None = Field(None, ge=0, description="Run time of the trial's pods, in seconds.")
     at: Annotated[str, Field(max_length=12)] | None = Field(
-        None, description="Share of its steps at which it was ended."
+        None, description="Share of the planned steps after which the trial was ended."
     )
-    reason: Annotated[str, Field(max_length=128)] | None = Field(None, description="Of a trial that failed.")
+    reason: Annotated[str, Field(max_length=128)] | None = Field(
+        None, description="Failure reason, in CamelCase. Unset: the trial hasn't failed."
+    )
     why: Annotated[str, Field(max_length=256)] | None = Field(
-        None, description="Why it was ended, or failed, in a sentence."
+        None, description="Why the trial was ended early or failed, for people."
     )
-    failure: TrialFailure | None = Field(None, description="What its failure said beyond reason and why.")
+    failure: TrialFailure | None = Field(None, description="Details of the failure: full message, remedies and facts.")
     adapter: TrialAdapter | None = Field(
-        None, description="What it published; once the best of the sweep is published, of those alone that are kept."
+        None,
+        description="The adapter that the trial published. Removed after the sweep has published the best, unless "
+        "keepAdapters retains it.",
     )
 
     def without_advice(self) -> TrialStatus:
-        """Return it as it is published: what a failed trial advises is of no use beside what succeeded."""
+        """Return the trial without its failure details: the status of a sweep that succeeded omits them."""
         return self.model_copy(update={"failure": None})
 
 
 class TrialCounts(OpenModel):
-    """Trials by state."""
+    """The number of trials by state."""
 
-    created: int = Field(0, ge=0, description="All of them.")
-    waiting: int = Field(0, ge=0, description="Not running yet.")
-    running: int = Field(0, ge=0, description="Running.")
-    complete: int = Field(0, ge=0, description="Measured at their end.")
-    pruned: int = Field(0, ge=0, description="Ended early, as they promised nothing.")
-    infeasible: int = Field(0, ge=0, description="Whose parameters cannot work.")
-    failed: int = Field(0, ge=0, description="Failed by chance, or deleted.")
+    created: int = Field(0, ge=0, description="All trials.")
+    waiting: int = Field(0, ge=0, description="Trials that don't run yet.")
+    running: int = Field(0, ge=0, description="Trials that run.")
+    complete: int = Field(0, ge=0, description="Trials that finished and were measured.")
+    pruned: int = Field(0, ge=0, description="Trials that were ended early because others were better.")
+    infeasible: int = Field(0, ge=0, description="Trials whose parameters can't work.")
+    failed: int = Field(
+        0, ge=0, description="Trials that failed for other reasons than their parameters, or were deleted."
+    )
 
 
 class BestTrial(OpenModel):
     """The best trial so far."""
 
-    trial: int = Field(ge=0, description="Its number.")
-    name: TrialName = Field(description="Name of its LoRAJob.")
-    value: Number = Field(description="Its held-out loss.")
-    base_value: Number | None = Field(None, description="The held-out loss before training.")
+    trial: int = Field(ge=0, description="Number of the trial.")
+    name: TrialName = Field(description="Name of the trial's LoRAJob.")
+    value: Number = Field(description="Held-out loss of the trial.")
+    base_value: Number | None = Field(None, description="Held-out loss before training.")
     improvement: Annotated[str, Field(max_length=16)] | None = Field(
-        None, description="How far value is below baseValue, for people."
+        None, description="How far value is below baseValue, in readable form."
     )
-    parameters: Parameters = Field(default_factory=dict, description="Its values by path.")
+    parameters: Parameters = Field(default_factory=dict, description="Values by field path.")
 
 
 class ParameterImportance(OpenModel):
-    """How much a parameter matters."""
+    """The importance of one parameter."""
 
-    path: Annotated[str, Field(max_length=64)] = Field(description="The parameter.")
-    share: Number = Field(description="Its share of what the parameters change of the loss, by PED-ANOVA.")
+    path: Annotated[str, Field(max_length=64)] = Field(description="Field path of the parameter.")
+    share: Number = Field(
+        description="Importance of the parameter for the loss, as a share of all parameters' importance, by PED-ANOVA."
+    )
 
 
 class Improvement(OpenModel):
-    """A trial that was better than all before it."""
+    """A trial that was better than all earlier trials."""
 
-    trial: int = Field(ge=0, description="Its number.")
-    value: Number = Field(description="Its held-out loss.")
+    trial: int = Field(ge=0, description="Number of the trial.")
+    value: Number = Field(description="Held-out loss of the trial.")
 
 
 class TrialInputs(OpenModel):
-    """What the first trial that passed its preflight has read."""
+    """The inputs of the first trial that passed its preflight."""
 
-    revision: Annotated[str, Field(max_length=128)] | None = Field(None, description="The base model's commit.")
-    dataset_sha256: Annotated[str, Field(max_length=64)] | None = Field(None, description="Digest of the data.")
+    revision: Annotated[str, Field(max_length=128)] | None = Field(None, description="Commit of the base model.")
+    dataset_sha256: Annotated[str, Field(max_length=64)] | None = Field(
+        None, description="SHA-256 of the training data."
+    )
     evaluation_sha256: Annotated[str, Field(max_length=64)] | None = Field(
-        None, description="Digest of an evaluation set of its own, or of the files of its split."
+        None, description="SHA-256 of the evaluation data. Set only with evaluation.uri or evaluation.split."
     )
     adapter_sha256: Annotated[str, Field(max_length=64)] | None = Field(
-        None, description="Digest of the adapter at continueFrom.uri."
+        None, description="SHA-256 of the adapter at continueFrom.uri."
     )
     adapter_revision: Annotated[str, Field(max_length=128)] | None = Field(
-        None, description="The commit of that adapter, for hf://."
+        None, description="Commit of that adapter, for hf://."
     )
 
 
 class LoRASweepStatus(CommonStatus):
     """The status of a LoRASweep."""
 
-    adapter: AdapterStatus | None = Field(None, description="The published result: the best trial's adapter.")
-    counts: TrialCounts | None = Field(None, description="Trials by state.")
+    adapter: AdapterStatus | None = Field(None, description="The published adapter of the best trial.")
+    counts: TrialCounts | None = Field(None, description="The number of trials by state.")
     counts_text: Annotated[str, Field(max_length=16)] | None = Field(
-        None, description="Trials that count and have ended, of those in all."
+        None, description="Finished trials that count towards maxTrials, of all planned trials."
     )
     best: BestTrial | None = Field(None, description="The best trial so far.")
-    trials: list[TrialStatus] | None = Field(None, max_length=MAX_TRIAL_ROWS, description="Every trial, by number.")
+    trials: list[TrialStatus] | None = Field(
+        None, max_length=MAX_TRIAL_ROWS, description="The trials, ordered by number."
+    )
     importance: list[ParameterImportance] | None = Field(
         None,
         max_length=LARGEST_SPACE,
-        description="What matters most, from 20 complete trials on.",
+        description="Importance of the searched parameters. Set after 20 complete trials.",
     )
     convergence: list[Improvement] | None = Field(
         None, max_length=MAX_TRIALS, description="The trials that were the best when they ended."
     )
     trials_since_improvement: int | None = Field(
-        None, ge=0, description="Trials that have ended since the best was found."
+        None, ge=0, description="Trials that have ended since the best trial ended."
     )
     gpu_seconds_saved: int | None = Field(
-        None, ge=0, description="What the pruned trials would have taken on top, at the mean of the complete ones."
+        None, ge=0, description="Estimated GPU seconds that pruning saved, from the mean of the complete trials."
     )
     trial_inputs: TrialInputs | None = Field(
         None,
-        description="What the first trial that passed its preflight has read: every later one bears it in its spec, so "
-        "that all are trained and measured on the same.",
+        description="Model commit and content digests that the first trial read. Every later trial pins them, so all "
+        "trials use the same inputs.",
     )
     forgiven: int | None = Field(
         None,
         ge=0,
-        description="Of the trials below this number those that failed count no more: the sweep was retried.",
+        description="After a retry of the sweep: failed trials with a number below this one no longer count.",
     )
     end_reason: Annotated[str, Field(max_length=32)] | None = Field(
         None,
-        description="Why no more trials are made: MaxTrials, Budget, Deadline, NoImprovement, SpaceExhausted, "
+        description="Why the sweep creates no more trials: MaxTrials, Budget, Deadline, NoImprovement, SpaceExhausted or "
         "MostWontFit.",
     )
