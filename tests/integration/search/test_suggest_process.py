@@ -13,41 +13,19 @@ from typing import Any
 
 import pytest
 
-from tunery_api.lorasweep import SamplerType
 from tunery_search import sampler
-from tunery_search.dimensions import Categorical, Condition, Dimension, Numeric
-from tunery_search.history import Ask, ToldState, ToldTrial
+from tunery_search.dimensions import Numeric
+from tunery_search.history import Ask
 from tunery_search.sampler import SuggestionFailed, suggestions
 
-LORA = Condition("method", ("LoRA", "DoRA"))
-SPACE: tuple[Dimension, ...] = (
-    Categorical("method", ("LoRA", "DoRA", "IA3")),
-    Numeric("training.learningRate", 1e-5, 5e-4, log=True),
-    Categorical("lora.rank", ("4", "8", "16", "32", "64"), when=LORA),
-    Numeric("lora.dropout", 0.0, 0.2, when=LORA),
-    Numeric("training.warmup", 0.0, 0.2),
-)
-
-
-def told(number: int) -> ToldTrial:
-    chance = random.Random(number)
-    values = {
-        "method": chance.choice(["LoRA", "DoRA", "IA3"]),
-        "training.learningRate": f"{10 ** chance.uniform(-5, -3.31):.7f}",
-        "training.warmup": f"{chance.uniform(0, 0.2):.4f}",
-    }
-    if values["method"] != "IA3":
-        values |= {"lora.rank": chance.choice(["4", "8", "64"]), "lora.dropout": f"{chance.uniform(0, 0.2):.4f}"}
-    state = chance.choice([ToldState.COMPLETE] * 8 + [ToldState.PRUNED, ToldState.FAILED, ToldState.RUNNING])
-    value = 1 + chance.random() if state is ToldState.COMPLETE else None
-    course = ((25, 2.0),) if state is ToldState.PRUNED else ()
-    return ToldTrial(number=number, state=state, values=values, value=value, course=course)
+from kit import proposals
+from kit.proposals import METHODS, history
 
 
 def question(**fields: Any) -> Ask:
-    trials = tuple(map(told, range(60)))
-    known = {"seed": 42, "startup": 8, "space": SPACE, "trials": trials, "numbers": (60, 61, 62, 63), **fields}
-    return Ask(sampler=SamplerType.TPE, **known)
+    """Return a question that needs Optuna."""
+    known = {"startup": 8, "trials": history(METHODS, 60), "numbers": (60, 61, 62, 63), **fields}
+    return proposals.question(known.pop("space", METHODS), **known)
 
 
 @pytest.mark.slow
