@@ -43,7 +43,7 @@ def by_chance(number: int, reason: str = "NodeLost") -> Trial:
     return trial(number, S.FAILED, reason=reason, why=f"node {number} is gone")
 
 
-FIRST = {
+BEFORE_PREFLIGHT = {
     "the first": ([], (0,)),
     "it waits": ([WAITING], ()),
     "it is being checked": ([running(0, checked=False)], ()),
@@ -57,7 +57,7 @@ FIRST = {
 }
 
 
-@pytest.mark.parametrize(("trials", "create"), FIRST.values(), ids=FIRST)
+@pytest.mark.parametrize(("trials", "create"), BEFORE_PREFLIGHT.values(), ids=BEFORE_PREFLIGHT)
 def test_one_trial_goes_ahead_until_one_has_passed_preflight(trials: list[Trial], create: tuple[int, ...]) -> None:
     decision = decide(sweep(parallelTrials=4), trials, moment())
     assert (decision.create, decision.end_reason, decision.publish, decision.fail) == (create, None, None, None)
@@ -375,6 +375,7 @@ def test_a_smaller_adapter_within_the_tolerance_is_the_best() -> None:
     spec = sweep(maxTrials=2, objective={"tolerance": 0.01})
     trials = [done(0, 1.0, trainable_parameters=900), done(1, 1.009, trainable_parameters=100)]
     assert decide(spec, trials, moment()).publish == 1
+    assert decide(spec, trials, moment(publishing=True)).publish == 1
 
 
 ONES = st.sampled_from(
