@@ -1,4 +1,4 @@
-"""Provide Rule: a row that is compiled to CEL for the API server and evaluated by Python on the same manifest."""
+"""Provide Rule, a cross-field rule that is compiled to CEL for the API server and evaluated by Python."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from tunery_api.errors import FieldError
 from tunery_api.fields import ApiModel
 
 Raw = Mapping[str, Any]
-"""A block as the manifest writes it, without the fields that are unset."""
+"""A block as a dict of the manifest, without unset fields."""
 
 
 class Condition(Protocol):
-    """What a rule asks of a block, in CEL and in Python alike."""
+    """A condition on a block, with the same meaning in CEL and Python."""
 
     def cel(self, block: type[ApiModel]) -> str:
-        """Return the condition as an expression on `self`, a block of this class."""
+        """Return the condition as a CEL expression on `self`, a block of this class."""
 
     def holds(self, block: type[ApiModel], raw: Raw) -> bool:
-        """Return whether the condition is true of a block."""
+        """Return whether the condition is true for a block."""
 
 
 @dataclass(frozen=True)
 class Given:
-    """The field is set, or is not set."""
+    """The field is set; negated: it is unset."""
 
     path: str
     negated: bool = False
@@ -47,7 +47,7 @@ class Given:
 
 @dataclass(frozen=True)
 class Is:
-    """The field, or its default, is one of some values, or is none of them."""
+    """The field, or its default, has one of the values; negated: it has none of them."""
 
     path: str
     values: tuple[str | bool | float, ...]
@@ -66,7 +66,7 @@ class Is:
 
 @dataclass(frozen=True)
 class Matches:
-    """A part of the field matches a pattern of RE2, or no part does."""
+    """The field contains a match of an RE2 pattern; negated: it contains none."""
 
     path: str
     pattern: str
@@ -85,7 +85,7 @@ class Matches:
 
 @dataclass(frozen=True)
 class Several:
-    """More than one of some fields is set, or, with `none`, not exactly one."""
+    """More than one of the fields is set; with `none`: not exactly one is set."""
 
     paths: tuple[str, ...]
     none: bool = False
@@ -101,7 +101,7 @@ class Several:
 
 @dataclass(frozen=True)
 class Empty:
-    """The list or map is unset or has no entry."""
+    """The list or map is unset or empty."""
 
     path: str
 
@@ -128,21 +128,21 @@ class CustomCondition:
 
 @dataclass(frozen=True)
 class Rule:
-    """A block breaks the rule when all of its conditions hold."""
+    """A rule that a block breaks if all of its conditions hold."""
 
     block: type[ApiModel]
-    """The class of the block; the rule holds for its subclasses too."""
+    """The class of the block; the rule applies to its subclasses too."""
     field: str
-    """Where the error is reported, below the block; empty for the block itself."""
+    """The path of the error within the block; empty: the block itself."""
     conditions: tuple[Condition, ...]
     says: str
     fix: str
     on_create: bool = False
-    """The rule is evaluated when the block is created, never again: an older one can still be updated."""
+    """Evaluate the rule only when the block is created: an existing invalid block can still be updated."""
 
     @property
     def message(self) -> str:
-        """The sentence that Python and the API server show behind the path of the field."""
+        """The message of Python and the API server, after the path of the field."""
         return f"{self.says}. Fix: {self.fix}"
 
     def validation(self, block: type[ApiModel]) -> dict[str, Any]:
@@ -161,22 +161,22 @@ class Rule:
 
 
 def given(path: str) -> Given:
-    """Return that a field is set."""
+    """Return the condition that a field is set."""
     return Given(path)
 
 
 def absent(path: str) -> Given:
-    """Return that a field is not set."""
+    """Return the condition that a field is unset."""
     return Given(path, negated=True)
 
 
 def is_(path: str, *values: str | bool | float) -> Is:
-    """Return that a field is one of some values."""
+    """Return the condition that a field has one of the values."""
     return Is(path, values)
 
 
 def is_not(path: str, *values: str | bool | float) -> Is:
-    """Return that a field is none of some values."""
+    """Return the condition that a field has none of the values."""
     return Is(path, values, negated=True)
 
 
@@ -186,7 +186,7 @@ def never(block: type[ApiModel], field: str, *conditions: Condition, says: str, 
 
 
 def requires(block: type[ApiModel], field: str, *others: str, fix: str = "remove it") -> Rule:
-    """Return the rule that a field needs one of some others."""
+    """Return the rule that a field needs one of the others."""
     return Rule(block, field, (given(field), *map(absent, others)), f"needs {' or '.join(others)}", fix)
 
 
@@ -197,23 +197,23 @@ def excludes(block: type[ApiModel], field: str, other: str) -> Rule:
 
 
 def exactly_one(block: type[ApiModel], *paths: str) -> Rule:
-    """Return the rule that exactly one of some fields is set."""
+    """Return the rule that exactly one of the fields is set."""
     says = f"needs exactly one of {listed(paths, 'and')}"
     return Rule(block, "", (Several(paths, none=True),), says, "set one of them")
 
 
 def at_most_one(block: type[ApiModel], *paths: str) -> Rule:
-    """Return the rule that at most one of some fields is set."""
+    """Return the rule that at most one of the fields is set."""
     return Rule(block, "", (Several(paths),), f"takes at most one of {listed(paths, 'and')}", "keep one of them")
 
 
 def at_least_one(block: type[ApiModel], *paths: str, says: str, fix: str) -> Rule:
-    """Return the rule that at least one of some lists or maps has an entry."""
+    """Return the rule that at least one of the lists or maps isn't empty."""
     return Rule(block, "", tuple(map(Empty, paths)), says, fix)
 
 
 def allowed_when(block: type[ApiModel], field: str, path: str, *values: str, fix: str = "remove it") -> Rule:
-    """Return the rule that a field is set only where another has one of some values."""
+    """Return the rule that a field may be set only if another has one of the values."""
     says = f"is for {path}: {listed(values, 'or')} only"
     return Rule(block, field, (given(field), is_not(path, *values)), says, fix)
 
@@ -231,24 +231,24 @@ def _needed(rule: Rule, block: type[ApiModel]) -> frozenset[str]:
 
 
 class RuleTable:
-    """All rules, by the class of their block."""
+    """All rules, grouped by the class of their block."""
 
     def __init__(self, *rules: Rule) -> None:
         self.rules = rules
         self._by_block: dict[type[ApiModel], list[tuple[Rule, frozenset[str]]]] = {}
 
     def of(self, block: type[ApiModel]) -> list[Rule]:
-        """Return the rules of a class of blocks, with those of its base classes."""
+        """Return the rules of a class of blocks, including those of its base classes."""
         return [rule for rule in self.rules if issubclass(block, rule.block)]
 
     def _with_needed(self, block: type[ApiModel]) -> list[tuple[Rule, frozenset[str]]]:
-        """Return the rules of a class, each with the fields without which a block cannot break it."""
+        """Return the rules of a class, each with the fields that must be set for a block to break it."""
         if block not in self._by_block:
             self._by_block[block] = [(rule, _needed(rule, block)) for rule in self.of(block)]
         return self._by_block[block]
 
     def errors(self, block: type[ApiModel], raw: Raw, path: str = "spec") -> Iterator[FieldError]:
-        """Yield an error for each rule that a block, or one inside of it, breaks."""
+        """Yield an error for each rule that a block, or a nested one, breaks."""
         for rule, needed in self._with_needed(block):
             if needed <= raw.keys() and rule.is_broken(block, raw):
                 yield FieldError(f"{path}.{rule.field}" if rule.field else path, rule.message)
@@ -263,13 +263,13 @@ class RuleTable:
 
 @functools.cache
 def _blocks(block: type[ApiModel]) -> list[tuple[str, type[ApiModel]]]:
-    """Return the fields of a class that hold blocks, or lists of them."""
+    """Return the fields of a class that are blocks or lists of blocks."""
     found = ((str(info.alias), _block_in(info.annotation)) for info in block.model_fields.values())
     return [(name, inner) for name, inner in found if inner is not None]
 
 
 def _classes(annotation: Any) -> list[type]:
-    """Return the classes in `X`, `X | None`, `list[X]` or `Annotated[X, …]`; those of a dict's values are left out."""
+    """Return the classes in `X`, `X | None`, `list[X]` or `Annotated[X, …]`; values of a dict are ignored."""
     if isinstance(annotation, type) and not get_args(annotation):
         return [annotation]
     inner = () if get_origin(annotation) is dict else get_args(annotation)
@@ -299,7 +299,7 @@ def field_info(block: type[ApiModel], path: str) -> FieldInfo:
 
 @functools.cache
 def _default(block: type[ApiModel], path: str) -> str | bool | float:
-    """Return what a field is where it is unset; an empty string where that is nothing."""
+    """Return the value of an unset field; an empty string, False or 0.0 if it has no default."""
     info = field_info(block, path)
     if info.is_required() or info.default is None:
         types = _classes(info.annotation)
@@ -320,7 +320,7 @@ def _literal(value: str | bool | float) -> str:
 
 
 def value_at(raw: Raw, path: str) -> Any:
-    """Return the value at a path below a block, None where it is unset."""
+    """Return the value at a path below a block; None if it is unset."""
     first, *others = _parts(path)
     value = raw.get(first)
     for name in others:

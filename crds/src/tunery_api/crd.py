@@ -20,11 +20,11 @@ _SCALE: Final[Mapping[str, str]] = {
     "labelSelectorPath": ".status.selector",
 }
 UNSEEN: Final[Mapping[str, Any]] = {"observedGeneration": UNOBSERVED}
-"""The status of an object that the operator has not seen: tools such as kstatus then know that it is to be waited for,
-where an object without a status counts as done."""
+"""The status until the operator has read the object: kstatus and similar tools then wait for it. They treat an object
+without a status as ready."""
 _DROPPED: Final = frozenset({"title", "default", "const", "$defs", "additionalProperties", "propertyNames"})
 _EXCLUSIVE: Final[Mapping[str, str]] = {"exclusiveMinimum": "minimum", "exclusiveMaximum": "maximum"}
-"""OpenAPI 3.0 has a boolean beside the bound where JSON Schema has the bound itself."""
+"""OpenAPI 3.0 has a boolean next to the bound; JSON Schema has the exclusive bound itself."""
 
 
 def custom_resource_definition(definition: KindDefinition) -> dict[str, Any]:
@@ -82,7 +82,7 @@ def _version(definition: KindDefinition) -> dict[str, Any]:
 
 
 def _name_rules(definition: KindDefinition) -> list[dict[str, str]]:
-    """Return what a name must be that becomes part of a host name."""
+    """Return the rule of a name that becomes part of a host name."""
     if not definition.host_name:
         return []
     message = (
@@ -94,10 +94,10 @@ def _name_rules(definition: KindDefinition) -> list[dict[str, str]]:
 
 
 def _start_rules(definition: KindDefinition) -> list[dict[str, Any]]:
-    """Return that a sweep does not learn from itself: the rules of a spec do not know the name of its object.
+    """Return the rule that a sweep doesn't learn from itself. Rules of a spec can't read the object's name.
 
-    Asked as a sweep is made, and never again: the field is final, and one that is older than this rule is to be
-    written all the same, its status and its finalizers too. At the root no ratcheting helps, as some of it changes.
+    It applies only on creation: an existing object that breaks it can still be updated, as can its status and
+    finalizers. CRD ratcheting doesn't help at the root, where something always changes.
     """
     if "warm_start_from" not in definition.spec.model_fields:
         return []
@@ -113,7 +113,7 @@ def _column(column: Any) -> dict[str, Any]:
 
 
 class _WithRules(GenerateJsonSchema):
-    """Hangs each class's CEL rules on the schema of that class."""
+    """A schema generator that adds each class's CEL rules to the class's schema."""
 
     def model_schema(self, schema: core_schema.ModelSchema) -> JsonSchemaValue:
         result = super().model_schema(schema)
@@ -130,9 +130,9 @@ def _rule(rule: str, message: str, *, once: bool = False) -> dict[str, Any]:
 
 
 def structural_schema(model: type[ApiModel]) -> dict[str, Any]:
-    """Return the structural schema of `model`: no references, no unions, nothing unbounded.
+    """Return the structural schema of `model`: no references, no unions, everything bounded.
 
-    Raises ValueError where the model uses something that a CRD cannot say.
+    Raises ValueError if the model has something that a CRD can't express.
     """
     schema = model.model_json_schema(by_alias=True, schema_generator=_WithRules)
     return _structural(schema, schema.get("$defs", {}))
@@ -166,9 +166,9 @@ def _structural(node: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict
 
 
 def _beyond_types(properties: Mapping[str, dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Yield rules for what the schemas of a block's fields accept and Python rejects: null entries, too few bytes.
+    """Yield rules for values that the schemas accept and Python rejects: null entries, and too few bytes.
 
-    A list entry without a type accepts null, which a rule sees only where the entry is nullable.
+    A list entry without a type accepts null. A rule sees null only in a nullable entry.
     """
     for name, field in properties.items():
         entries = field.get("items")
@@ -184,14 +184,14 @@ def _beyond_types(properties: Mapping[str, dict[str, Any]]) -> Iterator[dict[str
 
 
 def _at_least(own: str, least: str) -> str:
-    """Return that a quantity is not less than another, by amount: a fraction without quotes is none."""
+    """Return the CEL rule for the minimum of a quantity. An unquoted fraction is invalid."""
     whole = f"{own} >= {int(parse_quantity(least))}"
     text = f"isQuantity({own}) && !quantity({own}).isLessThan(quantity('{least}'))"
     return f"!has({own}) || (type({own}) == int ? {whole} : type({own}) == string && {text})"
 
 
 def _inlined(node: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict[str, Any]:
-    """Resolve `$ref`, and collapse `X | None` to X; what stands beside them wins."""
+    """Resolve `$ref`, and collapse `X | None` to X; the keys next to them take precedence."""
     beside = {key: value for key, value in node.items() if key not in {"$ref", "anyOf", "allOf"}}
     if "$ref" in node:
         target = definitions[node["$ref"].removeprefix("#/$defs/")]
@@ -205,10 +205,10 @@ def _inlined(node: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict[st
 
 
 def _with_default_in_words(result: dict[str, Any], node: Mapping[str, Any]) -> None:
-    """Say the default in the description.
+    """Append the default to the description.
 
-    The schema itself has none, but for what `kubectl get` shows: the operator could not tell a default from a
-    choice, and a preset fills only what the manifest left open.
+    The schema has a default only for printer columns: the operator could not tell a schema default from a set value,
+    and a preset fills unset fields only.
     """
     default = node.get("default")
     if result.pop(SERVER_DEFAULT, False):

@@ -1,4 +1,4 @@
-"""Provide the building blocks of every spec: the base model with its fields, names, numbers, quantities and URIs."""
+"""Provide the building blocks of every spec: the base models, field helpers, names, numbers, quantities and URIs."""
 
 from __future__ import annotations
 
@@ -27,38 +27,38 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 class ApiModel(BaseModel):
-    """A frozen part of the API: snake_case in Python, camelCase in YAML, no unknown fields."""
+    """A frozen block of the API: snake_case in Python, camelCase in YAML; unknown fields are errors."""
 
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True)
 
     def to_json_dict(self) -> dict[str, Any]:
-        """Return the camelCase dict of the fields that were set, fit for JSON and for the API server.
+        """Return the camelCase dict of the fields that were set, for JSON and the API server.
 
-        Defaults stay out, so that a reader can still tell what a manifest said from what it left open.
+        Defaults stay out: a reader can tell set fields from unset ones.
         """
         return self.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_unset=True)
 
 
 class KindSpec(ApiModel):
-    """The spec of a kind, and which of its fields may change."""
+    """The spec of a kind, with its mutable fields."""
 
     MUTABLE: ClassVar[frozenset[str]] = frozenset()
-    """May change at any time."""
+    """Fields that may change at any time."""
     MUTABLE_AT_REST: ClassVar[frozenset[str]] = frozenset()
-    """May change while no pod runs."""
+    """Fields that may change while no pod runs."""
     SET_ONCE: ClassVar[frozenset[str]] = frozenset()
-    """May be set at any time, and never changed or removed after that."""
+    """Fields that may be set at any time, then never changed or removed."""
     MUTABLE_RESOURCES: ClassVar[frozenset[str]] = frozenset()
-    """The fields of `resources` that may change while no pod runs, where not all of it may."""
+    """The fields of `resources` that may change while no pod runs."""
 
 
 def alias_of(block: ApiModel, name: str) -> str:
-    """Return how YAML writes the field `name` of `block`."""
+    """Return the YAML name of the field `name` of `block`."""
     return type(block).model_fields[name].alias or name
 
 
 class OpenModel(ApiModel):
-    """A part of what programs of different versions tell each other: fields that a later one added are read over."""
+    """A block that programs of different versions exchange: it ignores unknown fields of later versions."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -75,7 +75,7 @@ class FieldValue(NamedTuple):
 
 
 def iter_fields(model: BaseModel, path: str) -> Iterator[FieldValue]:
-    """Yield every field of a model whose own path is `path`, and after each block the fields inside it."""
+    """Yield every field of a model whose own path is `path`, and after each block the fields in it."""
     for name, info in type(model).model_fields.items():
         for at, value in _entries(getattr(model, name), f"{path}.{info.alias or name}"):
             yield FieldValue(at, name, value, info)
@@ -90,7 +90,7 @@ def _entries(value: Any, path: str) -> list[tuple[str, Any]]:
 
 
 def map_fields(model: Model, change: Callable[[str, Any], Any]) -> Model:
-    """Return a copy of a model in which each set field is `change(name, value)`, also in inner models."""
+    """Return a copy of a model with each set field replaced by `change(name, value)`, in nested models too."""
 
     def mapped(name: str, value: Any) -> Any:
         if isinstance(value, BaseModel):
@@ -103,55 +103,55 @@ def map_fields(model: Model, change: Callable[[str, Any], Any]) -> Model:
 
 
 def enum_values(known: type[StrEnum]) -> str:
-    """Return the values that an open string may have, for its description; the schema itself stays open."""
+    """Return the known values of an open string for its description; the schema accepts others."""
     return ", ".join(member.value for member in known)
 
 
 UNOBSERVED: Final = -1
-"""status.observedGeneration of an object that the operator has not seen yet: no generation of a spec is that."""
+"""status.observedGeneration until the operator has read the object; no generation of a spec has this value."""
 
 SERVER_DEFAULT: Final = "x-tunery-server-default"
-"""Marks a field whose default the API server itself fills in, so that a column can show it."""
+"""Marks a field whose default the API server sets, so that a printer column can show it."""
 
 _NAME: Final = r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?"
 DNS_SUBDOMAIN: Final = f"^{_NAME}$"
 
 Text = Annotated[str, Field(max_length=1024)]
-"""A sentence of a status."""
+"""A sentence in a status."""
 
 ObjectName = Annotated[str, Field(min_length=1, max_length=253, pattern=DNS_SUBDOMAIN)]
 """The name of an object in the same namespace."""
 
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-"""A finite number, never one in quotes; a field adds its bounds."""
+"""A finite number without quotes; a field adds its bounds."""
 
 
 _LONGEST_TEXT: Final = 32
 
 
 def decimal_text(value: float) -> str:
-    """Return the shortest text that is the same number, without an exponent where 32 characters suffice."""
+    """Return the shortest text of the same number, without an exponent if 32 characters suffice."""
     text = f"{Decimal(repr(value)).normalize() + 0:f}"
     return text if len(text) <= _LONGEST_TEXT else repr(value)
 
 
 LEAST: Final = "x-tunery-least"
-"""Marks the least of a quantity of bytes, for a rule of the API server."""
+"""Marks the minimum of a quantity of bytes, for a CEL rule."""
 _MOST: Final = 2**63
-"""The API server reads a larger whole number as a float."""
+"""The API server reads larger integers as floats."""
 
 
 @dataclass(frozen=True)
 class Quantity:
-    """Marks a string as a Kubernetes quantity, which a manifest writes as a string or a whole number, as in a pod."""
+    """Marks a string as a Kubernetes quantity. A manifest may write it as a string or an integer, as in a pod."""
 
     wanted: str
-    """What it must be, after `must be`."""
+    """What it must be, for messages after `must be`."""
     pattern: str
     least: str = ""
-    """The smallest valid quantity; empty: the pattern alone decides."""
+    """The minimum; empty: only the pattern applies."""
     bounds: tuple[tuple[str, int], ...] = ()
-    """Bounds of a whole number, as JSON Schema names them."""
+    """The bounds of an integer, as in JSON Schema."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_before_validator_function(self._text, handler(source))
@@ -184,19 +184,18 @@ CpuString = Annotated[
         bounds=(("minimum", 0), ("maximum", 1000)),
     ),
 ]
-"""A quantity of CPU: no node has more, and none counts them in bytes."""
+"""A quantity of CPU, at most 1000 cores."""
 _BYTES: Final = "a number of bytes above 0, such as 24Gi"
 _BYTES_PATTERN: Final = r"^(0*[1-9][0-9]*(\.[0-9]+)?|0+\.[0-9]*[1-9][0-9]*)(k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$"
-"""`100m` would be a tenth of a byte, which Kubernetes accepts."""
+"""Doesn't match `100m`, a tenth of a byte, which Kubernetes accepts."""
 _SOME_BYTES: Final = (("minimum", 1),)
 MemoryString = Annotated[str, Quantity(_BYTES, _BYTES_PATTERN, "64Mi", _SOME_BYTES)]
-"""A quantity of bytes that a container can start with: 24Gi, 25769803776. A smaller one lacks its unit."""
+"""A quantity of bytes that a container can start with, such as 24Gi. A smaller value lacks its unit."""
 DiskString = Annotated[str, Quantity(_BYTES, _BYTES_PATTERN, "1Mi", _SOME_BYTES)]
-"""A quantity of bytes of a disk."""
+"""A quantity of bytes of ephemeral storage."""
 
 _BAD_PATH: Final = "://(.*/)?([.]{0,2}/|[.][.]?$)"
-"""Matches a URI whose path has an empty part, "." or "..": another spelling of a plain URI. One slash at the end is
-allowed."""
+"""Matches a URI whose path has an empty segment, "." or "..": an alias of another URI. A trailing slash is allowed."""
 PLAIN_PATH: Final = 'must be like s3://bucket/folder, with no empty part, "." or ".." in the path'
 
 
@@ -213,7 +212,7 @@ def _uri(pattern: str) -> Any:
 
 
 def _uri_schema(pattern: str) -> WithJsonSchema:
-    """Return the JSON schema of a URI; file:// is for runs without a cluster, and not in the CRD."""
+    """Return the JSON schema of a URI. file:// is for runs without a cluster, so the CRD doesn't allow it."""
     rule = {"rule": f"!self.matches('{_BAD_PATH}')", "message": f"uri {PLAIN_PATH}"}
     schema = {"type": "string", "minLength": 6, "maxLength": 1024, "pattern": pattern}
     return WithJsonSchema({**schema, "x-kubernetes-validations": [rule]})
@@ -225,7 +224,7 @@ ModelUri = Annotated[
     AfterValidator(_check_path),
     _uri_schema(rf"^((hf|s3)://[^\s?#]+|pvc://{_NAME}(/[^\s?#]*)?)$"),
 ]
-"""Where a model lies."""
+"""The URI of a base model."""
 
 DatasetUri = Annotated[
     str,
@@ -233,7 +232,7 @@ DatasetUri = Annotated[
     AfterValidator(_check_path),
     _uri_schema(rf"^((hf|s3)://[^\s#]+|(pvc|configmap)://{_NAME}(/[^\s#]*)?)$"),
 ]
-"""Where a data set lies: a file, a folder or a glob."""
+"""The URI of a data set: a file, a folder or a glob."""
 
 AdapterUri = Annotated[
     str,
@@ -241,21 +240,21 @@ AdapterUri = Annotated[
     AfterValidator(_check_path),
     _uri_schema(rf"^((hf|s3)://[^\s?#*]+|pvc://{_NAME}(/[^\s?#*]*)?)$"),
 ]
-"""Where an adapter lies: the folder of its two files; hf://owner/name, or a folder in it."""
+"""The URI of a folder with an adapter's two files: hf://owner/name, or a folder in it."""
 
 StorageUri = Annotated[
     str, _uri(r"^(s3|file)://[^\s?#*]+$"), AfterValidator(_check_path), _uri_schema(r"^s3://[^\s?#*]+$")
 ]
-"""A place that can be written: a bucket and a prefix."""
+"""A writable URI: a bucket and a prefix."""
 
 
 def is_same_uri(one: str, other: str | None) -> bool:
-    """Return whether two URIs name the same location, however many slashes or dots they have."""
+    """Return whether two URIs have the same location, regardless of repeated slashes or dots."""
     return other is not None and normpath(one) == normpath(other)
 
 
 def uris_overlap(one: str, other: str | None) -> bool:
-    """Return whether one of two URIs is the other one, or is within it."""
+    """Return whether two URIs are the same, or one is within the other."""
     if other is None:
         return False
     first, second = (f"{normpath(uri)}/" for uri in (one, other))
@@ -263,13 +262,13 @@ def uris_overlap(one: str, other: str | None) -> bool:
 
 
 _BUCKET: Final = re.compile(r"[A-Za-z0-9._-]{1,255}|arn:.+")
-"""A bucket of any S3-compatible storage, upper case and underscores too, or an access point: as boto3 takes it."""
+"""A bucket of any S3-compatible storage, even with upper case and underscores, or an access point, as in boto3."""
 
 
 def bucket_problem(bucket: str) -> str | None:
-    """Return what is wrong with the bucket of a URI, None where nothing is.
+    """Return what is wrong with the bucket of a URI, or None.
 
-    The bucket is not shown: with credentials in it, it is none, but it is still a credential.
+    The text doesn't show the bucket, which may contain credentials.
     """
     if _BUCKET.fullmatch(bucket):
         return None
@@ -281,9 +280,9 @@ _SUFFIX |= {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40, "Pi": 2**50, "Ei
 
 
 def parse_quantity(text: str) -> Decimal:
-    """Return the number that a Kubernetes quantity such as `24Gi` or `500m` stands for.
+    """Return the number of a Kubernetes quantity such as `24Gi` or `500m`.
 
-    Raises ValueError when `text` is not a quantity.
+    Raises ValueError if `text` isn't a quantity.
     """
     number = text.rstrip("mkKMGTPEi")
     suffix = text[len(number) :]

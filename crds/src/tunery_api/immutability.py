@@ -1,4 +1,4 @@
-"""Provide the transition rules of a kind in CEL: which fields never change, and which not while a pod runs."""
+"""Provide the CEL transition rules of a kind: which fields are immutable, always or while a pod runs."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _AT_REST: Final = (
 
 
 def immutability_rules(kind: KindDefinition, schema: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Return one rule for each field of a spec with this schema that must not change, or not while a pod runs.
+    """Return one rule for each field of this schema that is immutable, always or while a pod runs.
 
-    The rules stand above the fields: a rule on an optional field is not asked when the field comes or goes. They are
-    asked at each write of a status, too, and each field that they touch costs: as few as can be, the likely first.
+    The rules are above the fields: a rule on an optional field isn't evaluated when the field is added or removed.
+    The API server evaluates them on each status update too, and each field access costs, so there are few accesses.
     """
     spec, rules = kind.spec, []
     for name in _names(spec.model_fields.values()):
@@ -40,7 +40,7 @@ def immutability_rules(kind: KindDefinition, schema: Mapping[str, Any]) -> list[
 
 
 def _is_hidden(schema: Mapping[str, Any]) -> bool:
-    """Return whether a field has values without a type: CEL declares no such field, but dyn() gives access to it."""
+    """Return whether a field has values without a type: CEL declares no such field, but dyn() can access it."""
     inner = schema.get("items") or schema.get("additionalProperties")
     if inner:
         return _is_hidden(inner)
@@ -58,7 +58,7 @@ def _names(fields: Iterable[FieldInfo]) -> list[str]:
 
 
 def _resource(kind: KindDefinition, field: str) -> dict[str, str]:
-    """Return the rule of one field of `resources`; all of them may come and go with the block."""
+    """Return the rule of one field of `resources`; the whole block may be unset."""
     none, at = {"gpus": "-1", "nodes": "1"}.get(field, "''"), "{at}.spec.resources"
     value = f"{at}.{field}" if field in ("gpus", "nodes", "gpuResource") else f"string({at}.{field})"
     one = f"(has({at}) && has({at}.{field}) ? {value} : {none})"

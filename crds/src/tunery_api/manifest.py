@@ -14,17 +14,17 @@ from tunery_api.runspec import RunIdentity
 from tunery_api.status import ResolvedStatus, VerificationStatus
 
 MANIFEST_NAME: Final = "manifest.json"
-"""Written last; a prefix without it is not a published result."""
+"""The last file to be written: a folder without it isn't a published result."""
 CONFIG_FILE: Final = "adapter_config.json"
 WEIGHTS_FILE: Final = "adapter_model.safetensors"
-"""The two files of an adapter, as PEFT names them."""
+"""The files of an adapter in PEFT's format."""
 MANIFEST_FORMAT: Final = "tunery.dev/manifest/v1"
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class _Record(BaseModel):
-    """Frozen, camelCase in JSON; unknown fields of later versions are read over."""
+    """A frozen record, camelCase in JSON; it ignores unknown fields of later versions."""
 
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="ignore", frozen=True)
 
@@ -34,47 +34,47 @@ class FileRecord(_Record):
 
     sha256: Sha256
     size: int = Field(ge=0)
-    """Bytes."""
+    """In bytes."""
 
 
 class SourceRecord(_Record):
-    """A base model or a data set, as it was used."""
+    """The base model or data set that was used."""
 
     uri: str
     revision: str | None = None
     """The commit, for hf:// sources."""
     digest: str | None = None
-    """SHA-256 of the content, where there is no commit."""
+    """SHA-256 of the content, if there is no commit."""
 
 
 class MergeInputRecord(_Record):
-    """One adapter that went into a merge, or that was trained on."""
+    """An input adapter: of a merge, or of continueFrom."""
 
     uri: str
     manifest_sha256: Sha256 | None = None
     origin: str | None = None
-    """`Unverified` where it was made elsewhere: its files are those below, and nobody vouches for them."""
+    """`Unverified` if another tool made the adapter: `files` lists what was read, but its lineage is unknown."""
     sha256: Sha256 | None = None
-    """Of an adapter made elsewhere: over the lines that `sha256sum` prints for its files."""
+    """For an unverified adapter: SHA-256 of the output of `sha256sum` for its files."""
     files: dict[str, FileRecord] | None = None
-    """Of an adapter made elsewhere: what was read."""
+    """For an unverified adapter: the files that were read."""
     revision: str | None = None
     """The commit, for hf:// adapters."""
     rank: int | None = None
     weight: str | None = None
     eval_loss: float | None = None
-    """On the data set that the merge was measured on."""
+    """Loss on the evaluation data of the merge."""
     rejected: str | None = None
-    """Why that adapter had been rejected, where it had been."""
+    """Why the adapter was published as rejected, if it was."""
 
     @property
     def digest(self) -> str | None:
-        """What `sha256` of a reference to it would be."""
+        """The SHA-256 to pin it with in a reference."""
         return self.sha256 or self.manifest_sha256
 
 
 class CheckpointRecord(_Record):
-    """A checkpoint of another run that this one went on from."""
+    """A checkpoint of another run that this run resumed from."""
 
     uri: str
     step: int
@@ -82,34 +82,34 @@ class CheckpointRecord(_Record):
 
 
 class StopRecord(_Record):
-    """That a run was stopped before its last step, and what was published is what it had by then."""
+    """The stop of a run before its last planned step."""
 
     after_step: int
-    """Optimizer steps that were taken; Lineage.step says whose weights these are."""
+    """Optimizer steps done. Lineage.step is the step of the published weights."""
     of_steps: int | None = None
-    """Those that were planned."""
+    """Planned optimizer steps."""
     why: str
 
     def __str__(self) -> str:
-        """As people read it."""
+        """Return the stop in readable form."""
         planned = f" of {self.of_steps}" if self.of_steps else ""
         return f"stopped after step {self.after_step}{planned}: {self.why}"
 
 
 _FOUR_BITS: Final = ("NF4", "FP4")
-"""What can be quantised twice: its constants, too."""
+"""The types with double quantisation."""
 
 
 class QuantizationRecord(_Record):
-    """How the frozen base was quantised in training, in the API's words or in those of a later version."""
+    """The quantisation of the frozen base model, with values of the API or a later version of it."""
 
     type: str
     double_quant: bool | None = None
     loaded_as: str | None = None
-    """The type that the weights were loaded in before they were quantised."""
+    """The data type of the weights before quantisation."""
 
     def __str__(self) -> str:
-        """As people read it, such as NF4 with double quantisation, loaded as BFloat16."""
+        """Return it in readable form, such as NF4 with double quantisation, loaded as BFloat16."""
         text = self.type
         if self.double_quant is not None and self.type in _FOUR_BITS:
             text += " with double quantisation" if self.double_quant else " without double quantisation"
@@ -129,28 +129,28 @@ class SweepRecord(_Record):
     name: str
     uid: str
     trial: int
-    """The number of the one whose adapter it is."""
+    """The number of the best trial."""
     trials: int
-    """How many there were."""
+    """The number of trials."""
     seed: int
     sampler: str
 
 
 class AnsweredByRecord(_Record):
-    """What answered lines of a batch."""
+    """The number of lines that one version of a model answered."""
 
     name: str
     manifest_sha256: Sha256 | None = None
-    """Of the adapter; None: the base model."""
+    """SHA-256 of the adapter's manifest. None: the base model."""
     lines: int
 
 
 class Lineage(_Record):
-    """Everything needed to say where the result came from, and to make it again."""
+    """The origin of the result, with everything needed to reproduce it."""
 
     model: SourceRecord | None = None
     dataset: SourceRecord | None = None
-    """What was trained on; for a merge what it was measured on."""
+    """The training data; for a merge the evaluation data."""
     served_name: str | None = None
     """The base model's name in adapter_config.json."""
     loader: str | None = None
@@ -158,56 +158,56 @@ class Lineage(_Record):
     method: str | None = None
     rank: int | None = None
     hyperparameters: dict[str, JsonValue] = Field(default_factory=dict)
-    """The resolved values, by field of the spec, for people to read."""
+    """The resolved values by spec field, for people."""
     quantization: QuantizationRecord | None = None
-    """Of the base that the adapter was trained on; None where it was not quantised."""
+    """The quantisation of the base model in training; None if it wasn't quantised."""
     steps: int | None = None
-    """Optimizer steps that were taken."""
+    """Optimizer steps done."""
     epochs: float | None = None
-    """How often they saw each training row, on average."""
+    """Average number of passes over each training row."""
     step: int | None = None
-    """The step whose weights these are: early stopping keeps the best ones, and publishes those."""
+    """The step of the published weights: with early stopping the best one."""
     seed: int | None = None
     image: str | None = None
-    """The trainer image, with its digest where it is known."""
+    """The trainer image, with its digest if it is known."""
     versions: dict[str, str] = Field(default_factory=dict)
-    """Library versions, by distribution name."""
+    """Library versions by distribution name."""
     device: str | None = None
-    """The GPU's name, or `cpu`; of a LoRAJob `resolved.device` says more."""
+    """The GPU's name, or `cpu`; for a LoRAJob `resolved.device` has more."""
     peak_bytes: int | None = None
-    """The most memory that the attempt which ended the run held, as status.memory.peakBytes tells it."""
+    """Peak memory of the last attempt, as in status.memory.peakBytes."""
     metrics: dict[str, float] = Field(default_factory=dict)
     evaluations: list[EvaluationRecord] = Field(default_factory=list)
-    """Those while training and at its end, oldest first; of very many the newest."""
+    """The latest evaluations, oldest first."""
     answered_by: list[AnsweredByRecord] = Field(default_factory=list)
-    """Of a batch: how many lines each version of each adapter answered."""
+    """Of a batch: the number of lines that each adapter version answered."""
     server: str | None = None
     """Of a batch: namespace and name of the AdapterServer."""
     continued_from: MergeInputRecord | None = None
     resumed_from: list[CheckpointRecord] = Field(default_factory=list)
-    """The checkpoints of other runs that it went on from, the oldest first."""
+    """The checkpoints of other runs that it resumed from, oldest first."""
     stopped: StopRecord | None = None
-    """None: training came to its end."""
+    """None: the run was complete."""
     rejected: str | None = None
-    """Why it was not published at the output, but beside it; None for every result that is one."""
+    """Why it was published next to the output, as rejected. None: it is a regular result."""
     inputs: list[MergeInputRecord] = Field(default_factory=list)
     """The adapters of a merge, in order."""
     sweep: SweepRecord | None = None
-    """None: no sweep published it."""
+    """None: the result isn't from a sweep."""
     verification: VerificationStatus | None = None
     found: DatasetStatus | None = None
-    """What was found in the data set, as status.dataset tells it."""
+    """What was found in the data set, as in status.dataset."""
     resolved: ResolvedStatus | None = None
-    """Each setting and where it came from, as status.resolved tells it."""
+    """Each setting and its source, as in status.resolved."""
     findings: list[FindingStatus] | None = None
-    """What the run found out about itself, as status.findings tells it; None: nobody looked."""
+    """The findings of the diagnosis, as in status.findings. None: there was no diagnosis."""
     checks: list[CheckStatus] | None = None
-    """The checklist, as status.checks tells it."""
+    """The checklist, as in status.checks."""
 
     @field_validator("metrics")
     @classmethod
     def _finite(cls, metrics: dict[str, float]) -> dict[str, float]:
-        """JSON has no NaN and no infinity: such a metric is left out."""
+        """Return the metrics without NaN and infinity, which JSON doesn't have."""
         return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
@@ -216,17 +216,17 @@ class Manifest(_Record):
 
     format: Literal["tunery.dev/manifest/v1"] = MANIFEST_FORMAT
     created: str
-    """When it was written, RFC 3339 in UTC."""
+    """The creation time, RFC 3339 in UTC."""
     run: RunIdentity
     files: dict[str, FileRecord] = Field(min_length=1)
-    """By path relative to the prefix; every file but the manifest itself."""
+    """All files except the manifest, by path relative to the folder."""
     lineage: Lineage
 
     @property
     def size_bytes(self) -> int:
-        """Size of all files."""
+        """The total size of the files."""
         return sum(record.size for record in self.files.values())
 
     def to_json(self) -> bytes:
-        """Return the bytes that are stored: indented, for people."""
+        """Return the stored bytes: indented JSON."""
         return self.model_dump_json(by_alias=True, exclude_none=True, indent=2).encode() + b"\n"

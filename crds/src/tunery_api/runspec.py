@@ -1,4 +1,4 @@
-"""Define the contract between operator and trainer: run.json in, a termination message and progress out."""
+"""Define the contract between operator and trainer: run.json as input, termination message and progress as output."""
 
 from __future__ import annotations
 
@@ -37,146 +37,147 @@ from tunery_api.status import (
 from tunery_api.sweepstatus import MAX_TRIAL_ROWS, ParameterImportance, TrialStatus
 
 DOWNLOADING: Final = "downloading"
-"""What a pod says that it does while base model, adapter and data come to its disk; see TrainerStatus.doing."""
+"""The value of TrainerStatus.doing while base model, adapter and data are downloaded."""
 
 
 class Task(StrEnum):
-    """What a container is asked to do; the word after `python -m tunery_trainer`."""
+    """The task of a container: the subcommand of `python -m tunery_trainer`."""
 
     PREFLIGHT = "preflight"
     TRAIN = "train"
     MERGE = "merge"
     PUBLISH_BEST = "publish-best"
-    """Publish the best trial's adapter as the result of its sweep, then remove those that are not kept; on CPU."""
+    """Publish the best trial's adapter as the sweep's result, then delete the others beyond keepAdapters. Runs on
+    CPU."""
     REPORT = "report"
-    """Say again what this very object has published; on CPU, and nothing is written."""
+    """Report again what this object has published. Runs on CPU and writes nothing."""
     PUBLISH = "publish"
-    """Publish what is best in the newest checkpoint of a run that was stopped; on CPU, without the base's weights."""
+    """Publish the best weights of a stopped run's latest checkpoint. Runs on CPU without the base model's weights."""
     BATCH = "batch"
-    """Answer a file of requests; the word after `python -m tunery_server`, which knows REPORT, too."""
+    """Answer a file of requests: a subcommand of `python -m tunery_server`, which has REPORT too."""
 
 
 class Purpose(StrEnum):
-    """What a mounted Secret or volume is for; an adapter of a merge has `adapter-<index>` instead."""
+    """The purpose of a mounted Secret or volume; an adapter of a merge has `adapter-<index>` instead."""
 
     MODEL = "model"
     DATASET = "dataset"
     EVALUATION = "evaluation"
-    """The data set of dataset.evaluation.uri; opened by dataset's Secret."""
+    """The data set of dataset.evaluation.uri; dataset.secretRef grants access to it."""
     OUTPUT = "output"
     CONTINUE_FROM = "continue-from"
     RESUME_FROM = "resume-from"
     CACHE = "cache"
-    """The claim of the cache; no URI leads there."""
+    """The PersistentVolumeClaim of the cache; no URI uses it."""
     WANDB = "wandb"
     MLFLOW = "mlflow"
     INPUT = "input"
     """The requests of a batch."""
     API_KEY = "api-key"
-    """Of the server that a batch asks."""
+    """The API key for the AdapterServer of a batch."""
 
 
 class RunIdentity(OpenModel):
-    """Whose run this is; it goes into the manifest."""
+    """The object that a run belongs to; it is recorded in the manifest."""
 
     kind: str
     namespace: str
     name: str
     uid: str
     sweep: str | None = None
-    """The name of the LoRASweep that it is a trial of; None: of none."""
+    """The name of the trial's LoRASweep. None: the object isn't a trial."""
 
 
 class MountedSecret(OpenModel):
-    """A Secret, mounted as a folder of files (optional: the folder may be empty)."""
+    """A Secret that is mounted as a folder of files. It is optional: the folder may be empty."""
 
     name: str
     path: str
     field: str
-    """The field of the spec that names it, for messages."""
+    """The spec field that names it, for messages."""
 
 
 class DiskLimit(OpenModel):
-    """What the container's disk may hold in all."""
+    """The total disk space that a container may use."""
 
     bytes: int
     field: str
-    """What sets it, for messages: a field of the spec, or of the platform's."""
+    """The field of the spec or the platform settings that sets it, for messages."""
 
 
 class CacheMount(OpenModel):
-    """The claim that jobs of the namespace keep base models and prepared data in."""
+    """The volume with the cache of base models and prepared data of a namespace."""
 
     path: str
     max_bytes: int | None = None
-    """What it may hold; None: what its file system has."""
+    """The size limit of the cache. None: the size of its file system."""
 
 
 class ResolvedAdapter(OpenModel):
-    """An adapter that a reference was resolved to."""
+    """The adapter of a resolved reference."""
 
     uri: str
     manifest_sha256: str | None = None
-    """Digest that the LoRAJob's status vouches for; None for a plain URI."""
+    """SHA-256 from the LoRAJob's status; None for a plain URI."""
     sha256: str | None = None
-    """Digest of what preflight has read at a plain URI: nothing else is trained on."""
+    """SHA-256 of what preflight has read at a plain URI; the run rejects any other content."""
     revision: str | None = None
     """The commit that preflight resolved, for hf:// adapters."""
 
 
 class SearchedParameter(OpenModel):
-    """One parameter of what a sweep searched, as cards and pictures show it."""
+    """One searched parameter of a sweep, for model cards and charts."""
 
     path: str
     words: str
-    """Its values, for people: `0.00001 to 0.01, by factors`."""
+    """Its values in readable form, such as `0.00001 to 0.01, by factors`."""
     log: bool = False
-    """Equal factors are equally far apart."""
+    """Charts use a logarithmic scale."""
     choices: list[str] | None = None
 
 
 class LoRASweepRun(OpenModel):
-    """What is known of a sweep at its end. No trial is under way any more."""
+    """The results of a sweep whose trials have all ended."""
 
     trials: list[TrialStatus] = Field(min_length=1, max_length=MAX_TRIAL_ROWS)
     best: int
-    """The number of the trial whose adapter is the result."""
+    """The number of the trial whose adapter is published."""
     trials_uri: str
-    """The place below which the trials published; names.trials_uri says which that must be."""
+    """The URI below which the trials published, as computed by names.trials_uri."""
     keep_adapters: int = Field(1, ge=1)
     overwrite: bool = False
-    """spec.output.overwrite."""
+    """The value of spec.output.overwrite."""
     seed: int
     sampler: str
     space: list[SearchedParameter] = Field(default_factory=list)
     rungs: list[float] = Field(default_factory=list)
-    """Shares of the steps at which trials were compared; none where their place among the others ends no trial."""
+    """Shares of the steps at which trials were compared; empty if the pruner doesn't compare trials."""
     importance: list[ParameterImportance] = Field(default_factory=list)
     end_reason: str | None = None
     gpu_seconds_saved: int | None = None
 
 
 class RunSpec(OpenModel):
-    """Everything a container needs to know; nothing in it is secret. Exactly one of the specs is set."""
+    """All settings of a container, without secrets. Exactly one of the specs is set."""
 
     identity: RunIdentity
     lora_job: LoRAJobSpec | None = None
     adapter_merge: AdapterMergeSpec | None = None
     batch_inference: BatchInferenceSpec | None = None
     lora_sweep: LoRASweepRun | None = None
-    """Of a sweep its end, not its spec: what it published is all that is left to do."""
+    """The results of a sweep, not its spec: only publishing is left to do."""
     server_url: str | None = None
-    """For a batch: the base URL of the server that is asked, such as http://support-server.team-a.svc:8000/v1."""
+    """For a batch: base URL of the AdapterServer, such as http://support-server.team-a.svc:8000/v1."""
     output_uri: str
-    """The exact place of the result."""
+    """The URI of the result."""
     checkpoint_uri: str | None = None
-    """The prefix below which `step-000200/` folders lie."""
+    """The URI of the folder with the `step-000200/` folders."""
     report_uri: str | None = None
-    """The folder for the data report of a run that publishes nothing, or has not yet."""
+    """The URI of the data report for a run that publishes nothing, or hasn't published yet."""
     resume_uri: str | None = None
-    """For resumeFrom: one checkpoint of another object, or the prefix of all of them."""
+    """For resumeFrom: the URI of one checkpoint of another object, or of the folder of all."""
     also_free: str | None = None
-    """The place of a sweep's own result, where the preflight of its first trial looks whether it may be published."""
+    """The URI of a sweep's result: the preflight of the first trial checks that it can be published there."""
     model_revision: str | None = None
     """The commit that preflight resolved, for hf:// models."""
     adapters: list[ResolvedAdapter] = Field(default_factory=list)
@@ -184,24 +185,24 @@ class RunSpec(OpenModel):
     secrets: dict[str, MountedSecret] = Field(default_factory=dict)
     """By purpose."""
     volumes: dict[str, str] = Field(default_factory=dict)
-    """Mounted claims and ConfigMaps, by purpose: the folder that the URI's path is relative to."""
+    """The mount points of volumes and ConfigMaps by purpose; the URI's path is relative to them."""
     gpu_memory_bytes: int | None = None
-    """Memory of one GPU, where the platform told; None: not known before the pod starts."""
+    """Memory of one GPU, if the platform settings specify it. None: unknown before the pod starts."""
     memory_bytes: int | None = None
     """Memory limit of the container."""
     disk: DiskLimit | None = None
     cache: CacheMount | None = None
     image: str | None = None
-    """The image the container runs, for lineage."""
+    """The container's image, for lineage."""
     work_dir: str = WORK_DIR
     stop: str | None = None
-    """Why the run was stopped, for the task that publishes what it had."""
+    """Why the run was stopped, for the task that publishes its best weights."""
     local: bool = False
-    """True for `python -m tunery_trainer run`: file:// URIs are allowed, secrets come from the environment."""
+    """True for `python -m tunery_trainer run`: file:// URIs are allowed; secrets are environment variables."""
 
 
 class AnswersReport(OpenModel):
-    """How far a batch is, all attempts together."""
+    """The progress of a batch, summed over all attempts."""
 
     lines: int = Field(ge=0)
     answered: int = Field(0, ge=0)
@@ -231,17 +232,17 @@ class RunResult(OpenModel):
 
     failure: Failure | None = None
     doing: str | None = None
-    """What the container did when a signal ended it, which is not a failure."""
+    """What the container did when a signal ended it, which isn't a failure."""
     adapter: AdapterStatus | None = None
     output: OutputStatus | None = None
-    """Published answers of a batch, as `adapter` is."""
+    """The published answers of a batch, as verified as `adapter`."""
     answers: AnswersReport | None = None
     rejected_adapter: AdapterStatus | None = None
-    """With NotImproved: published like `adapter`, at another URI, and marked as rejected."""
+    """With NotImproved: the adapter, published at another URI and marked as rejected."""
     stopped_after_step: int | None = None
-    """With `adapter` of a stopped run: the steps that it took. None: the run was complete."""
+    """With `adapter` of a stopped run: its last step. None: the run was complete."""
     steps: int | None = None
-    """Optimizer steps that were taken."""
+    """Optimizer steps done."""
     metrics: MetricsStatus | None = None
     evaluations: list[EvaluationStatus] | None = Field(None, max_length=MAX_EVALUATIONS)
     dataset: DatasetStatus | None = None
@@ -256,10 +257,10 @@ class RunResult(OpenModel):
     rank: int | None = None
     rank_error: str | None = None
     rank_too_low: Annotated[str, Field(max_length=1024)] | None = None
-    """What the automatic rank of a merge costs, if that is too much."""
+    """The error that the automatic rank of a merge causes, if it is too large."""
     not_removed: Annotated[str, Field(max_length=1024)] | None = None
-    """At the end of a sweep: why files of its trials were not removed; empty: all were. None: of the pod that removes
-    them, all were; of a report, not checked."""
+    """At the end of a sweep: why files of its trials weren't deleted. Empty: all were deleted. None: all were
+    deleted, or in a report: unknown."""
 
 
 def _check_finite(text: str) -> str:
@@ -281,17 +282,17 @@ _Finite = Annotated[str, AfterValidator(_check_finite)]
 
 
 class ProgressMetric(OpenModel):
-    """One metric of the KubeflowCallback protocol; value is a number in a string."""
+    """One metric in the KubeflowCallback protocol; the value is a number as a string."""
 
     name: Annotated[str, Field(max_length=64)]
     value: Annotated[_Finite, Field(max_length=64)]
 
 
 class TrainerStatus(OpenModel):
-    """What a pod posts every few seconds: the protocol of transformers' KubeflowCallback.
+    """The report that a pod sends every few seconds, in the protocol of transformers' KubeflowCallback.
 
     `step`, `totalSteps`, `epoch`, `tokensPerSecond`, `phase`, `doing`, `percent`, `device`, `checkpoint`,
-    `checkpointError`, `curve`, `evaluations`, `findings` and `checks` are additions of Tunery and may be missing.
+    `checkpointError`, `curve`, `evaluations`, `findings` and `checks` are extensions of Tunery and may be missing.
     """
 
     progress_percentage: int | None = Field(None, ge=0, le=100)
@@ -304,29 +305,29 @@ class TrainerStatus(OpenModel):
     tokens_per_second: Annotated[_Finite, Field(max_length=32)] | None = None
     phase: Phase | None = None
     doing: Annotated[str, Field(max_length=512), _redacted(400)] | None = None
-    """What it does or waits for now, where the phase alone does not tell."""
+    """The current activity, or what the pod waits for, if the phase doesn't show it."""
     percent: int | None = Field(None, ge=0, le=100)
-    """How much of `doing` is done; None where nobody knows how much there is."""
+    """Percentage of `doing` that is done; None if the total is unknown."""
     device: Annotated[str, Field(max_length=256), _redacted(256)] | None = None
-    """What it computes on."""
+    """The device of the computation."""
     answers: AnswersReport | None = None
     checkpoint: CheckpointStatus | None = None
     checkpoint_error: Annotated[str, Field(max_length=1024), _redacted(400)] | None = None
-    """Why the newest checkpoint could not be stored; None: it was, or there was none yet."""
+    """Why the latest checkpoint couldn't be stored. None: it was stored, or there is none yet."""
     curve: Annotated[Text, _redacted(1024)] | None = None
-    """Where curve.jsonl lies, once it was stored; None: nothing is said of it."""
+    """URI of curve.jsonl, once it is stored. None: not reported."""
     findings: list[FindingStatus] | None = Field(None, max_length=MAX_FINDINGS)
-    """All that hold now; None: nothing is said of them."""
+    """All current findings. None: not reported."""
     checks: list[CheckStatus] | None = Field(None, max_length=MAX_CHECKS)
     evaluations: Annotated[list[EvaluationStatus], AfterValidator(_finite_only)] | None = Field(
         None, max_length=MAX_EVALUATIONS
     )
-    """All of them each time, so that a report that is lost does no harm."""
+    """All evaluations, in each report: a lost report does no harm."""
 
     @field_validator("phase", mode="before")
     @classmethod
     def _known(cls, phase: object) -> object:
-        """A phase of a later version says no more than none."""
+        """Return None for a phase of a later version."""
         return phase if phase in [known.value for known in Phase] else None
 
 

@@ -1,4 +1,4 @@
-"""Validate a manifest: return its spec or every error, alike in the operator and without a cluster."""
+"""Validate a manifest and return its spec or every error; the operator and runs without a cluster share it."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from tunery_api.rules import RULES
 Spec = TypeVar("Spec", bound=ApiModel)
 Check = Callable[[Spec], Iterable[FieldError]]
 LARGEST_CLIENTS: Final = 200_000
-"""Characters of the names of clients and of their models: they share one ConfigMap with the adapters."""
+"""The most characters in names of clients and their models: they share one ConfigMap with the adapters."""
 
 
 def parse_lorajob(obj: Any, *, local: bool = False) -> LoRAJobSpec:
     """Return the spec of a LoRAJob object.
 
     `local` allows file:// URIs, for runs without a cluster.
-    Raises InvalidSpec with every error, for any object whatsoever.
+    Raises InvalidSpec with every error, whatever `obj` is.
     """
     return parse_spec(obj, LoRAJobSpec, (), local)
 
@@ -53,7 +53,7 @@ def parse_batchinference(obj: Any, *, local: bool = False) -> BatchInferenceSpec
 
 
 def parse_spec(obj: Any, model: type[Spec], checks: Iterable[Check[Spec]], local: bool) -> Spec:
-    """Return the spec of an object of class `model`, which satisfies RULES and `checks`; see parse_lorajob."""
+    """Return the spec of an object of class `model`, validated by RULES and `checks`; see parse_lorajob."""
     if not isinstance(obj, Mapping):
         raise InvalidSpec([FieldError("manifest", "must be a mapping with apiVersion, kind, metadata and spec")])
     if "spec" not in obj:
@@ -88,14 +88,14 @@ def _check_version(obj: Mapping[str, Any]) -> None:
 
 
 def _file_uris(spec: BaseModel) -> Iterator[FieldError]:
-    """Yield an error for each file:// URI: a pod of a cluster does not see that file."""
+    """Yield an error for each file:// URI: a pod in a cluster can't read that file."""
     for field in iter_fields(spec, "spec"):
         if field.name == "uri" and isinstance(field.value, str) and field.value.startswith("file://"):
             yield FieldError(field.path, "file:// works without a cluster only; use s3:// or pvc:// here")
 
 
 def _buckets(spec: BaseModel) -> Iterator[FieldError]:
-    """Yield an error for each s3:// URI whose bucket cannot exist."""
+    """Yield an error for each s3:// URI with an invalid bucket name."""
     for field in iter_fields(spec, "spec"):
         if field.name == "uri" and isinstance(field.value, str) and field.value.startswith("s3://"):
             problem = bucket_problem(field.value.removeprefix("s3://").partition("/")[0])
@@ -104,7 +104,7 @@ def _buckets(spec: BaseModel) -> Iterator[FieldError]:
 
 
 def _duplicates(spec: BaseModel) -> Iterator[FieldError]:
-    """Yield an error for each entry of a list that has the key of another, where the API server compares keys."""
+    """Yield an error for each duplicate key in a list whose keys the API server compares."""
     seen: set[tuple[str, str]] = set()
     for field in iter_fields(spec, "spec"):
         extra = field.info.json_schema_extra
@@ -119,7 +119,7 @@ def _duplicates(spec: BaseModel) -> Iterator[FieldError]:
 
 
 def _base_names(spec: AdapterServerSpec) -> Iterator[FieldError]:
-    """Yield an error for each adapter and alias with the name that the base model has by its URI or servedName."""
+    """Yield an error for each adapter or alias with the name of the base model, by its URI or servedName."""
     base = spec.model.effective_served_name()
     for field in ("adapters", "aliases"):
         for index, each in enumerate(getattr(spec, field) or ()):
@@ -129,7 +129,7 @@ def _base_names(spec: AdapterServerSpec) -> Iterator[FieldError]:
 
 
 def _client_names(spec: AdapterServerSpec) -> Iterator[FieldError]:
-    """Yield an error when the names of all clients and their models are too long."""
+    """Yield an error if the names of all clients and their models are too long."""
     size = sum(len(name) for client in spec.access.clients or () for name in (client.name, *client.models))
     if size > LARGEST_CLIENTS:
         text = f"has {size:,} characters of names, at most {LARGEST_CLIENTS:,} fit. Fix: list fewer, or use two servers"
