@@ -77,8 +77,9 @@ class MergeInput(AdapterReference):
         None,
         ge=-LARGEST_WEIGHT,
         le=LARGEST_WEIGHT,
-        description="Factor of the adapter's delta, such as 1, 0.5 or -1. Set it for all adapters or none. Default: 1 / "
-        "number of adapters for Linear, DARELinear and MagnitudePrune; 1 for the TIES methods, which average.",
+        description="Factor of the adapter's delta, such as 1, 0.5 or -1. Set it for all adapters or none. Default: 1 "
+        "/ number of adapters for Linear, DARELinear and MagnitudePrune; 1 for the TIES methods, which "
+        "average.",
     )
 
 
@@ -96,8 +97,8 @@ class MergeDataset(ApiModel):
     columns: dict[Annotated[str, Field(max_length=32)], ColumnName] | None = Field(
         None,
         max_length=8,
-        description="Column of the data set for each field of the format, such as {prompt: question}. Default: a column "
-        "has its field's name.",
+        description="Column of the data set for each field of the format, such as {prompt: question}. Default: a "
+        "column has its field's name.",
     )
     max_invalid_rows: int = Field(
         0,

@@ -61,18 +61,19 @@ class AdapterSource(ApiModel):
     )
     adapter_merge_ref: LocalReference | None = Field(
         None,
-        description="An AdapterMerge of this namespace with into: Adapter. The adapter is served once it has succeeded.",
+        description="An AdapterMerge of this namespace with into: Adapter. The adapter is served once it has "
+        "succeeded.",
     )
     uri: StorageUri | None = Field(None, description="URI of a published adapter with its manifest.json.")
     manifest_sha256: Annotated[str, Field(min_length=64, max_length=64, pattern=r"^[0-9a-f]{64}$")] | None = Field(
         None,
-        description="With uri: required SHA-256 of manifest.json. Unset: a newly published version at the URI is served "
-        "too.",
+        description="With uri: required SHA-256 of manifest.json. Unset: a newly published version at the URI is "
+        "served too.",
     )
     keep_loaded: bool = Field(
         False,
-        description="Keep the adapter in the engine even if it isn't requested. false: the engine may unload it to load "
-        "others.",
+        description="Keep the adapter in the engine even if it isn't requested. false: the engine may unload it to "
+        "load others.",
     )
 
 
@@ -123,7 +124,8 @@ class Alias(ApiModel):
     targets: list[AliasTarget] = Field(
         min_length=1,
         max_length=4,
-        description="Targets of the requests, by weight. Requests with the same `user` in the body go to the same target.",
+        description="Targets of the requests, by weight. Requests with the same `user` in the body go to the same "
+        "target.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["adapter"]},
     )
 
@@ -146,8 +148,8 @@ class AccessSpec(ApiModel):
 
     api_keys_secret_ref: LocalReference | None = Field(
         None,
-        description="Secret with the API keys: each key of the Secret is a client name, its value the client's API key. "
-        "Default: no API key is required.",
+        description="Secret with the API keys: each key of the Secret is a client name, its value the client's API "
+        "key. Default: no API key is required.",
     )
     clients: list[ClientAccess] | None = Field(
         None,
@@ -260,13 +262,13 @@ class AdapterServerSpec(KindSpec):
     )
     adapter_selector: AdapterSelector | None = Field(
         None,
-        description="Serve every LoRAJob and AdapterMerge (into: Adapter) with these labels under its own name, from its "
-        "success until its deletion. Default: none.",
+        description="Serve every LoRAJob and AdapterMerge (into: Adapter) with these labels under its own name, from "
+        "its success until its deletion. Default: none.",
     )
     adapter_secret_ref: LocalReference | None = Field(
         None,
-        description="Secret that grants read access to all adapters. Default: the platform's Secret for outputs, else the "
-        "pod's workload identity.",
+        description="Secret that grants read access to all adapters. Default: the platform's Secret for outputs, else "
+        "the pod's workload identity.",
     )
     aliases: list[Alias] | None = Field(
         None,

@@ -60,7 +60,8 @@ class BatchInferenceSpec(LifecycleFields):
         0,
         ge=0,
         le=1_000_000_000,
-        description="Maximum number of failed lines, which are written to errors.jsonl. With more, nothing is published.",
+        description="Maximum number of failed lines, which are written to errors.jsonl. With more, nothing is "
+        "published.",
     )
     output: OutputSpec = Field(default_factory=OutputSpec, description="Where the answers are published.")
     resources: BatchResources = Field(default_factory=BatchResources, description="Resources of the client pod.")

@@ -1,4 +1,4 @@
-"""Define the errors of a manifest, and word those of its schema: the field, what is wrong, what to write."""
+"""Define the errors of a manifest, and word schema errors: the field, what is wrong, what to write."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
 _MAX_WITHOUT_UNIT: Final = 256
-"""A smaller number without a unit was meant in GiB, a larger one in MiB."""
+"""A smaller number without a unit probably means GiB, a larger one MiB."""
 _MAX_VALUE_LENGTH: Final = 60
-"""Characters of an invalid value that a message repeats."""
+"""The most characters of an invalid value in a message."""
 
 _GLOB_CHARACTERS: Final = "/*?[]"
 """Characters that a path keeps when it becomes a URI."""
 _LOCAL_EXAMPLES: Final = {"model": "file://folder", "dataset": "file://data.jsonl", "storage": "file://folder"}
-"""Examples of URIs on this machine."""
+"""Examples of file:// URIs."""
 _URI_SCHEMES: Final = {
     "model": "hf://owner/name, s3://bucket/prefix or pvc://claim/path",
     "dataset": "hf://owner/name, s3://bucket/key, pvc://claim/path or configmap://name/key",
@@ -29,7 +29,7 @@ _URI_SCHEMES: Final = {
 }
 
 _VALUE_FIELDS: Final = frozenset({"choices", "initial", "in"})
-"""Fields of a sweep that have values of other fields: strings, numbers, or booleans."""
+"""Fields of a sweep with values of other fields: strings, numbers, or booleans."""
 _OBJECT_FIELDS: Final = ("apiVersion", "kind", "metadata", "spec", "status")
 _METADATA_NAMES: Final = ("name", "generateName")
 _METADATA_STRINGS: Final = ("namespace", "uid", "resourceVersion", "selfLink", "creationTimestamp", "deletionTimestamp")
@@ -38,7 +38,7 @@ _METADATA_TYPES: Final[Mapping[str, tuple[type, str]]] = {
     **dict.fromkeys(("finalizers", "ownerReferences", "managedFields"), (list, "a list")),
     **dict.fromkeys(("labels", "annotations"), (Mapping, "a mapping")),
 }
-"""Fields of metadata that are not strings."""
+"""The types of metadata fields that aren't strings."""
 _DNS_LABEL: Final = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
 _DNS_NAME: Final = re.compile(rf"{_DNS_LABEL}(\.{_DNS_LABEL})*")
 _MAX_NAME_LENGTH: Final = 253
@@ -59,7 +59,7 @@ class FieldError(NamedTuple):
 
 
 class InvalidSpec(Exception):
-    """Raised for an invalid manifest, with every error that was found."""
+    """Raised for an invalid manifest, with all of its errors."""
 
     def __init__(self, errors: Iterable[FieldError]) -> None:
         self.errors = tuple(errors)
@@ -67,14 +67,14 @@ class InvalidSpec(Exception):
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return `; did you mean …?` where one of `known` is close to `word`, in any case of letters; else nothing."""
+    """Return `; did you mean …?` if one of `known` is close to `word`, ignoring case; else an empty string."""
     by_lower = {name.lower(): name for name in known}
     close = difflib.get_close_matches(word.lower(), by_lower, n=1)
     return f"; did you mean {by_lower[close[0]]}?" if close else ""
 
 
 def field_error(detail: ErrorDetails, model: type[BaseModel], local: bool) -> FieldError:
-    """Return what is wrong with a field of `model`; `local` allows URIs of this machine.
+    """Return the error of a field of `model`; `local` allows file:// URIs.
 
     `detail` is one of pydantic's errors.
     """
@@ -88,7 +88,7 @@ def field_error(detail: ErrorDetails, model: type[BaseModel], local: bool) -> Fi
 
 
 def _uri_message(uri: str, kind: str, local: bool) -> str:
-    """Return what a URI must be; `local` includes file://."""
+    """Return the allowed forms of a URI; `local` includes file://."""
     here = ""
     if local:
         path = uri.strip().removeprefix("./")
@@ -139,12 +139,12 @@ def _message(detail: ErrorDetails, location: list[int | str], model: type[BaseMo
 
 
 def _bound(value: Any) -> Any:
-    """Return a bound as its field states it: pydantic has that of a number as a float."""
+    """Return a bound as in the field's definition: pydantic's is a float for a number."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _unit_hint(quantity: str) -> str:
-    """Return the unit that was probably meant, for the message about a quantity of too few bytes."""
+    """Return the unit that the user probably meant, for a quantity of too few bytes."""
     number = quantity.rstrip("kKMGTPEi")
     note = ", which are bytes" if number == quantity else ""
     unit = "Gi" if float(number) < _MAX_WITHOUT_UNIT else "Mi"
@@ -178,7 +178,7 @@ def not_a_string(value: Any, location: Sequence[int | str] = ()) -> str:
 
 
 def _quoted(value: Any, location: Sequence[int | str]) -> str | None:
-    """Return how to write a value as a YAML string; None if there is no way."""
+    """Return the value as a YAML string; None if that isn't possible."""
     if isinstance(value, bool):
         return f'"{str(value).lower()}"'
     if isinstance(value, (int, float)):
@@ -199,7 +199,10 @@ def _enum_values(context: Mapping[str, Any]) -> list[str]:
 
 
 def _uri_kind(location: list[int | str], pattern: str) -> str:
-    """Return what a URI names: model, dataset, or storage. Adapters are like models, those of a server like storage."""
+    """Return the kind of a URI: model, dataset or storage.
+
+    An adapter's URI is like a model's, that of a server's adapter like storage.
+    """
     parents = set(location)
     if "dataset" in parents:
         return "dataset"
@@ -207,7 +210,7 @@ def _uri_kind(location: list[int | str], pattern: str) -> str:
 
 
 def format_value(value: Any) -> str:
-    """Return an invalid value as a message repeats it."""
+    """Return an invalid value as a message shows it."""
     if isinstance(value, date):
         return f"the date {value} (write it in quotes)"
     words = {True: "true", False: "false", None: "null"}
@@ -220,7 +223,7 @@ def _field_hint(word: str, known: list[str]) -> str:
 
 
 def _fields_at(model: type[BaseModel], location: list[int | str]) -> list[str]:
-    """Return the field names that exist where `location` points to."""
+    """Return the names of the fields at `location`."""
     current: type[BaseModel] | None = model
     for part in location:
         if isinstance(part, int) or current is None:
@@ -238,7 +241,7 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
 
 
 def drop_nulls(model: type[BaseModel], value: Any, path: str = "spec") -> tuple[Any, list[FieldError]]:
-    """Return a value of `model` without nulls, as the API server stores it, and errors of its integers and booleans."""
+    """Return a value of `model` without nulls, as the API server stores it, and the errors of integers and booleans."""
     errors: list[FieldError] = []
     return _without_nulls(model, value, path, errors), errors
 
@@ -265,7 +268,7 @@ def _without_nulls(annotation: Any, value: Any, path: str, errors: list[FieldErr
 def _block_without_nulls(
     model: type[BaseModel], value: Mapping[Any, Any], path: str, errors: list[FieldError]
 ) -> dict[Any, Any]:
-    """Return a block without null fields. Unknown fields stay: they are rejected later."""
+    """Return a block without null fields. It retains unknown fields, which a later step rejects."""
     by_name = {key: info for name, info in model.model_fields.items() for key in (name, info.alias or name)}
     found = {}
     for name, item in value.items():
@@ -278,7 +281,7 @@ def _block_without_nulls(
 
 
 def _types_in(annotation: Any) -> Iterator[Any]:
-    """Yield the types of a union, or the one type."""
+    """Yield the types of a union, or the single type."""
     origin = get_origin(annotation)
     if origin is Annotated:
         yield from _types_in(get_args(annotation)[0])
@@ -290,12 +293,12 @@ def _types_in(annotation: Any) -> Iterator[Any]:
 
 
 def _type_error(wanted: str, value: Any, *, plain: bool) -> str:
-    """Return what a value must be; `plain`: it is valid without its quotes."""
+    """Return the type that a value must have; `plain`: the value is valid without its quotes."""
     return f"must be {wanted}{f': write it without quotes, {value}' if plain else f', is {format_value(value)}'}"
 
 
 def object_errors(obj: Mapping[Any, Any], fields: Collection[str]) -> Iterator[FieldError]:
-    """Yield the errors of an object outside its spec, as the API server finds them; `fields` are those of the spec."""
+    """Yield the errors outside of an object's spec, as the API server does; `fields` are those of the spec."""
     if obj.get("apiVersion") is None:
         yield FieldError("apiVersion", "is missing")
     for name in obj:
@@ -330,7 +333,7 @@ def _name_errors(metadata: Mapping[Any, Any]) -> Iterator[FieldError]:
 
 
 def _metadata_errors(name: Any, value: Any) -> Iterator[FieldError]:
-    """Yield the errors of a field of metadata other than the names."""
+    """Yield the errors of a metadata field other than name and generateName."""
     path, (kind, wanted) = f"metadata.{name}", _METADATA_TYPES.get(name, (str, ""))
     if name not in _METADATA_TYPES and name not in _METADATA_STRINGS:
         yield FieldError(
@@ -346,7 +349,7 @@ def _metadata_errors(name: Any, value: Any) -> Iterator[FieldError]:
 
 
 def _label_errors(path: str, key: Any, value: Any) -> Iterator[FieldError]:
-    """Yield the errors of a label or annotation. An annotation may have any text; kubectl makes keys strings."""
+    """Yield the errors of a label or annotation. An annotation may have any text; kubectl converts keys to strings."""
     text = str(key).lower() if isinstance(key, bool) else str(key)
     is_label = path == "metadata.labels"
     if key is None or not _is_qualified(text if is_label else text.lower()):

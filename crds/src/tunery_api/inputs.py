@@ -48,8 +48,8 @@ class ModelSpec(ApiModel):
         min_length=1,
         max_length=128,
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$",
-        description="Commit, branch or tag; hf:// only. It is resolved to a commit once, which status.resolved.revision "
-        "shows. Default: main.",
+        description="Commit, branch or tag; hf:// only. It is resolved to a commit once, which "
+        "status.resolved.revision shows. Default: main.",
     )
     served_name: str | None = Field(
         None,
@@ -60,8 +60,8 @@ class ModelSpec(ApiModel):
     )
     secret_ref: LocalReference | None = Field(
         None,
-        description="Secret that grants access to the model: HF_TOKEN (and HF_ENDPOINT) for hf://, the AWS variables for "
-        "s3://. Mounted as files. Default: the pod's workload identity.",
+        description="Secret that grants access to the model: HF_TOKEN (and HF_ENDPOINT) for hf://, the AWS variables "
+        "for s3://. Mounted as files. Default: the pod's workload identity.",
     )
 
     def effective_served_name(self) -> str:
@@ -95,8 +95,9 @@ class AdapterReference(ApiModel):
     )
     secret_ref: LocalReference | None = Field(
         None,
-        description="Secret that grants access to uri: the AWS variables for s3://, HF_TOKEN (and HF_ENDPOINT) for hf://. "
-        "Default for s3://: that of the LoRAJob's output, or output.secretRef. Default for hf://: none.",
+        description="Secret that grants access to uri: the AWS variables for s3://, HF_TOKEN (and HF_ENDPOINT) for "
+        "hf://. Default for s3://: that of the LoRAJob's output, or output.secretRef. Default for hf://: "
+        "none.",
     )
 
 
@@ -153,8 +154,8 @@ class DatasetEvaluation(ApiModel):
         None,
         gt=0,
         lt=1,
-        description="Share of the rows that is held out, above 0 and below 1. Default: 0.05, but at least 1 and at most "
-        "1000 rows.",
+        description="Share of the rows that is held out, above 0 and below 1. Default: 0.05, but at least 1 and at "
+        "most 1000 rows.",
     )
     sha256: Sha256 | None = Field(
         None,
@@ -167,8 +168,8 @@ class DatasetSpec(ApiModel):
     """The training data."""
 
     uri: DatasetUri = Field(
-        description="URI of the data: hf://owner/name, s3://bucket/key, pvc://claim/path or configmap://name/key. A file, "
-        "folder or glob of .jsonl, .json, .parquet or .csv, optionally .gz or .zst."
+        description="URI of the data: hf://owner/name, s3://bucket/key, pvc://claim/path or configmap://name/key. A "
+        "file, folder or glob of .jsonl, .json, .parquet or .csv, optionally .gz or .zst."
     )
     format: DatasetFormat = Field(
         DatasetFormat.AUTO,
@@ -190,8 +191,8 @@ class DatasetSpec(ApiModel):
     columns: dict[Annotated[str, Field(max_length=32)], ColumnName] | None = Field(
         None,
         max_length=8,
-        description="Column of the data set for each field of the format, such as {prompt: question}. Default: a column "
-        "has its field's name.",
+        description="Column of the data set for each field of the format, such as {prompt: question}. Default: a "
+        "column has its field's name.",
     )
     max_invalid_rows: int = Field(
         0,
@@ -214,14 +215,15 @@ class OutputSpec(ApiModel):
 
     uri: StorageUri | None = Field(
         None,
-        description="URI to publish at, s3://bucket/prefix. Default: <the platform's default>/<namespace>/<name>/<uid>.",
+        description="URI to publish at, s3://bucket/prefix. Default: <the platform's "
+        "default>/<namespace>/<name>/<uid>.",
     )
     secret_ref: LocalReference | None = Field(
         None,
-        description="Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, optionally AWS_SESSION_TOKEN, AWS_REGION, "
-        "AWS_ENDPOINT_URL, AWS_CA_BUNDLE, AWS_S3_ADDRESSING_STYLE, AWS_SERVER_SIDE_ENCRYPTION, "
-        "AWS_SSE_KMS_KEY_ID, AWS_SSE_BUCKET_KEY_ENABLED. Default: the platform's Secret for outputs, else the "
-        "pod's workload identity.",
+        description="Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, optionally AWS_SESSION_TOKEN, "
+        "AWS_REGION, AWS_ENDPOINT_URL, AWS_CA_BUNDLE, AWS_S3_ADDRESSING_STYLE, "
+        "AWS_SERVER_SIDE_ENCRYPTION, AWS_SSE_KMS_KEY_ID, AWS_SSE_BUCKET_KEY_ENABLED. Default: the "
+        "platform's Secret for outputs, else the pod's workload identity.",
     )
     overwrite: bool = Field(
         False, description="Replace an existing result at the URI; false: an existing result is an error."

@@ -44,22 +44,22 @@ class LifecycleFields(KindSpec):
         3,
         ge=0,
         le=100,
-        description="Number of retries after failed attempts. Preemptions and lost nodes don't count. You can change it "
-        "while no pod runs.",
+        description="Number of retries after failed attempts. Preemptions and lost nodes don't count. You can change "
+        "it while no pod runs.",
     )
     active_deadline_seconds: int = Field(
         86_400,
         ge=1,
         le=31_536_000,
-        description="Total seconds that the main pods may run in all attempts before the job fails. Waiting for a queue, "
-        "node or image and preflight don't count. You can raise it at any time.",
+        description="Total seconds that the main pods may run in all attempts before the job fails. Waiting for a "
+        "queue, node or image and preflight don't count. You can raise it at any time.",
     )
     ttl_seconds_after_finished: int | None = Field(
         None,
         ge=0,
         le=315_360_000,
-        description="Seconds after which the finished object is deleted. Unset: the platform's default, which is 30 days "
-        "unless changed.",
+        description="Seconds after which the finished object is deleted. Unset: the platform's default, which is 30 "
+        "days unless changed.",
     )
 
 
@@ -72,8 +72,8 @@ class PodResources(ApiModel):
     memory: MemoryString = Field("24Gi", description="Memory of the container. You can change it while no pod runs.")
     ephemeral_storage: DiskString = Field(
         "50Gi",
-        description="Ephemeral storage of the container: model, data set, checkpoints. Unset: preflight's estimate, but "
-        "at least 50Gi. You can change it while no pod runs.",
+        description="Ephemeral storage of the container: model, data set, checkpoints. Unset: preflight's estimate, "
+        "but at least 50Gi. You can change it while no pod runs.",
     )
 
 

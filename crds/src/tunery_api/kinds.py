@@ -18,7 +18,7 @@ from tunery_api.sweepstatus import LoRASweepStatus
 
 
 class Column(NamedTuple):
-    """A column of `kubectl get`; a priority of 1 shows it with `-o wide` only."""
+    """A column of `kubectl get`; with priority 1 only `-o wide` shows it."""
 
     name: str
     json_path: str
@@ -27,7 +27,7 @@ class Column(NamedTuple):
 
 
 class Kind(StrEnum):
-    """The kinds of the API group, by which everything that differs between them is looked up."""
+    """The kinds of the API group, the keys of all tables by kind."""
 
     LORAJOB = "LoRAJob"
     ADAPTERMERGE = "AdapterMerge"
@@ -47,37 +47,37 @@ class Kind(StrEnum):
 
 
 class Running(NamedTuple):
-    """What is known of a kind that runs a Job to its end."""
+    """The properties of a kind that runs a Job to completion."""
 
     has_preflight: bool
-    """Its main Job waits for a preflight Job."""
+    """The main Job waits for a preflight Job."""
     working_phase: Phase
-    """Where a pod of its main Job runs and says nothing else."""
+    """The phase while a pod of the main Job runs and reports no phase."""
     result: str = "adapter"
-    """The field of its status, and of RunResult, that says what was published."""
+    """The field of the status and of RunResult with the published result."""
 
 
 class KindDefinition(NamedTuple):
-    """What is known of a kind without a cluster: how it looks, and how its objects live."""
+    """The properties of a kind that don't depend on a cluster."""
 
     kind: Kind
     short: str
     spec: type[KindSpec]
     status: type[OpenModel]
-    """What its status holds also decides what is taken over from its pods: progress, checkpoint, rank, …"""
+    """Its fields also decide what is copied from the pods' reports: progress, checkpoint, rank, …"""
     columns: tuple[Column, ...]
     description: str
     running: Running | None = None
-    """None: it serves, runs no Job and never ends."""
+    """None: it runs no Job and never finishes."""
     selectable: tuple[str, ...] = (".spec.suspend", ".status.phase")
-    """What `kubectl get --field-selector` may ask for."""
+    """The fields that `kubectl get --field-selector` supports."""
     scales: bool = False
-    """It has the scale subresource."""
+    """The kind has the scale subresource."""
     host_name: bool = False
-    """Its name becomes part of a host name."""
+    """The name becomes part of a host name."""
 
     def has_status_field(self, field: str) -> bool:
-        """Return whether the status of this kind has a field, named as in Python."""
+        """Return whether the status of this kind has a field, by its Python name."""
         return field in self.status.model_fields
 
 
@@ -85,7 +85,7 @@ _AGE = Column("Age", ".metadata.creationTimestamp", "date")
 _QUEUE = Column("Queue", ".status.queue", priority=1)
 _RESULT = Column("Adapter", ".status.adapter.uri", priority=1)
 _REASON = Column("Reason", ".status.reason")
-"""Why it failed or waits: beside the phase, for whoever looks at a list."""
+"""Why the object failed or waits, next to the phase."""
 
 _LORAJOB: Final = KindDefinition(
     kind=Kind.LORAJOB,
@@ -200,6 +200,6 @@ KINDS: Final[Mapping[Kind, KindDefinition]] = {
     each.kind: each for each in (_LORAJOB, _ADAPTERMERGE, _ADAPTERSERVER, _BATCHINFERENCE, _LORASWEEP)
 }
 JOB_KINDS: Final = tuple(kind for kind, definition in KINDS.items() if definition.running is not None)
-"""The kinds that run a Job to its end."""
+"""The kinds that run a Job to completion."""
 ADAPTER_KINDS: Final = tuple(kind for kind in JOB_KINDS if KINDS[kind].has_status_field("adapter"))
-"""Those that publish what a server may serve."""
+"""The kinds that publish an adapter, which a server may serve."""

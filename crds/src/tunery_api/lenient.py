@@ -1,4 +1,4 @@
-"""Read untrusted JSON, of a pod or of another version, as a model: drop the invalid parts and keep the rest."""
+"""Parse untrusted JSON, from a pod or another version, as a model: drop the invalid parts and retain the rest."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from pydantic_core import ErrorDetails
 Model = TypeVar("Model", bound=BaseModel)
 
 _ROUNDS: Final = 8
-"""Rounds that drop single values; later rounds drop top-level fields."""
+"""Rounds that drop single values; later rounds drop whole top-level fields."""
 _MAX_INT: Final = 2**63 - 1
-"""The largest integer that the API server reads."""
+"""The largest integer of the API server."""
 
 
 def parse_lenient(model: type[Model], text: str) -> Model | None:
@@ -65,7 +65,7 @@ def _top(error: ErrorDetails) -> str:
 
 
 def _drop(value: Any, path: list[str | int]) -> None:
-    """Delete the value at `path`, or at the longest part of `path` that exists."""
+    """Delete the value at `path`, or its closest existing parent."""
     parent, last = value, path[0]
     for key in path[1:]:
         child = parent[last]
@@ -83,7 +83,7 @@ def _has(value: Any, key: str | int) -> bool:
 
 
 def _bounded(value: Any) -> Any:
-    """Return a copy without numbers that no API server can read."""
+    """Return a copy without numbers that exceed the API server's integers."""
     if isinstance(value, Mapping):
         return {name: _bounded(item) for name, item in value.items() if not _too_large(item)}
     if isinstance(value, (list, tuple)):

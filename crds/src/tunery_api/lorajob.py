@@ -55,8 +55,8 @@ class CacheSpec(ApiModel):
     """A cache volume that the jobs of a namespace share."""
 
     claim_name: ObjectName = Field(
-        description="Name of a PersistentVolumeClaim in this namespace, with access mode ReadWriteMany. Preflight writes "
-        "to it; training reads it. Default: the claim that the platform configured."
+        description="Name of a PersistentVolumeClaim in this namespace, with access mode ReadWriteMany. Preflight "
+        "writes to it; training reads it. Default: the claim that the platform configured."
     )
 
 
@@ -67,13 +67,13 @@ class TrainingRun(ApiModel):
     dataset: DatasetSpec = Field(description="The training data.")
     task: TrainingTask = Field(
         TrainingTask.SFT,
-        description="Training objective. SFT: supervised fine-tuning. DPO, ORPO, KTO: learn from preferred and rejected "
-        "answers.",
+        description="Training objective. SFT: supervised fine-tuning. DPO, ORPO, KTO: learn from preferred and "
+        "rejected answers.",
     )
     method: Method = Field(
         Method.AUTO,
-        description="PEFT method. Auto chooses by model size, memory and number of rows (docs/methods.md#which-method); "
-        "status.resolved shows the choice and the reason.",
+        description="PEFT method. Auto chooses by model size, memory and number of rows "
+        "(docs/methods.md#which-method); status.resolved shows the choice and the reason.",
     )
     preset: Preset | None = Field(
         None,
@@ -120,8 +120,9 @@ class LoRAJobSpec(TrainingRun, LifecycleFields):
 
     resume_from: ResumeFrom | None = Field(
         None,
-        description="Checkpoints of another LoRAJob to resume from: one that failed, was deleted or kept its checkpoints. "
-        "Base model, data, adapter and rows per optimizer step must be the same. Not with continueFrom.",
+        description="Checkpoints of another LoRAJob to resume from: one that failed, was deleted or kept its "
+        "checkpoints. Base model, data, adapter and rows per optimizer step must be the same. Not with "
+        "continueFrom.",
     )
     output: OutputSpec = Field(default_factory=OutputSpec, description="Where the adapter is published.")
     preflight: PreflightPolicy = Field(
@@ -131,8 +132,8 @@ class LoRAJobSpec(TrainingRun, LifecycleFields):
     )
     stop: StopReason | None = Field(
         None,
-        description="Reason to end the job permanently. Its pod saves a checkpoint and ends; onStop applies. You can set "
-        "it once, at any time; a finished job ignores it. To pause a job, use suspend.",
+        description="Reason to end the job permanently. Its pod saves a checkpoint and ends; onStop applies. You can "
+        "set it once, at any time; a finished job ignores it. To pause a job, use suspend.",
     )
     on_stop: OnStop | None = Field(
         None,

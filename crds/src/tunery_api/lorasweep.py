@@ -127,8 +127,8 @@ class RangeSpec(ApiModel):
     step: Number | None = Field(
         None,
         gt=0,
-        description="Search only min, min + step, and so on. Required with sampler type Grid. Default: any value of the "
-        "range.",
+        description="Search only min, min + step, and so on. Required with sampler type Grid. Default: any value of "
+        "the range.",
     )
 
 
@@ -153,13 +153,13 @@ class ParameterSpec(ApiModel):
         None,
         min_length=1,
         max_length=MOST_CHOICES,
-        description="Values to choose from, such as 16, 2e-4, true or Cosine. For lora.targetModules: module names joined "
-        "by commas. The operator validates each as a value of the field.",
+        description="Values to choose from, such as 16, 2e-4, true or Cosine. For lora.targetModules: module names "
+        "joined by commas. The operator validates each as a value of the field.",
     )
     when: WhenSpec | None = Field(
         None,
-        description="Search this field only in trials in which another parameter has one of the given values. Default: in "
-        "all trials.",
+        description="Search this field only in trials in which another parameter has one of the given values. "
+        "Default: in all trials.",
     )
 
 
@@ -185,8 +185,8 @@ class PrunerSpec(ApiModel):
 
     type: PrunerType = Field(
         PrunerType.HALVING,
-        description="Halving: at each rung, end the worse of the trials that have reached it. Median: end trials that are "
-        "worse than the median of earlier ones. None: run all trials to the end.",
+        description="Halving: at each rung, end the worse of the trials that have reached it. Median: end trials that "
+        "are worse than the median of earlier ones. None: run all trials to the end.",
     )
     rungs: list[Annotated[Number, Field(gt=0, lt=1)]] = Field(
         default_factory=lambda: [0.25, 0.5],
@@ -216,8 +216,8 @@ class BudgetSpec(ApiModel):
     gpu_seconds: int = Field(
         ge=1,
         le=10_000_000_000,
-        description="Total run time of pods in seconds, each multiplied by its GPUs. Once it is used up, the sweep ends "
-        "with the best trial so far.",
+        description="Total run time of pods in seconds, each multiplied by its GPUs. Once it is used up, the sweep "
+        "ends with the best trial so far.",
     )
 
 
@@ -252,8 +252,9 @@ class LoRASweepSpec(KindSpec):
     template: TrialTemplate = Field(description="Spec that all trials share, as in a LoRAJob.")
     preset: SweepPreset | None = Field(
         None,
-        description="Guide: search the recommended ranges, starting with three tuned configurations. parameters overrides "
-        "single paths; fields that the template sets aren't searched. Default: search parameters only.",
+        description="Guide: search the recommended ranges, starting with three tuned configurations. parameters "
+        "overrides single paths; fields that the template sets aren't searched. Default: search "
+        "parameters only.",
     )
     parameters: list[ParameterSpec] = Field(
         default_factory=list,
@@ -317,8 +318,8 @@ class LoRASweepSpec(KindSpec):
         None,
         ge=1,
         le=31_536_000,
-        description="Time limit of the sweep in seconds, including waiting. Afterwards trials are stopped and the sweep "
-        "ends with the best so far. Default: no limit.",
+        description="Time limit of the sweep in seconds, including waiting. Afterwards trials are stopped and the "
+        "sweep ends with the best so far. Default: no limit.",
     )
     preflight: SweepPreflight = Field(
         SweepPreflight.AUTO,
@@ -327,8 +328,8 @@ class LoRASweepSpec(KindSpec):
     )
     final: FinalSpec | None = Field(
         None,
-        description="Train once more with the best settings and these overrides, then publish the better result. Default: "
-        "no final training.",
+        description="Train once more with the best settings and these overrides, then publish the better result. "
+        "Default: no final training.",
     )
     keep_adapters: int = Field(
         1,

@@ -34,7 +34,8 @@ class MetricsStatus(OpenModel):
     eval_loss: Number | None = Field(None, description="Loss on the held-out rows.")
     base_eval_loss: Number | None = Field(
         None,
-        description="Loss on the held-out rows before training: of the base model, or with continueFrom of its adapter.",
+        description="Loss on the held-out rows before training: of the base model, or with continueFrom of its "
+        "adapter.",
     )
     reward_accuracy: Number | None = Field(
         None, description="DPO, ORPO, KTO: evalRewardAccuracy of the rows trained since the last report."
@@ -44,8 +45,8 @@ class MetricsStatus(OpenModel):
     )
     eval_reward_accuracy: Number | None = Field(
         None,
-        description="DPO, ORPO: share of the held-out rows whose chosen answer has the higher reward. KTO: share of the "
-        "held-out answers whose reward is on the correct side of the reference point.",
+        description="DPO, ORPO: share of the held-out rows whose chosen answer has the higher reward. KTO: share of "
+        "the held-out answers whose reward is on the correct side of the reference point.",
     )
     eval_reward_margin: Number | None = Field(
         None,
@@ -54,8 +55,8 @@ class MetricsStatus(OpenModel):
     )
     base_eval_reward_accuracy: Number | None = Field(
         None,
-        description="ORPO: evalRewardAccuracy before training. DPO and KTO have none: their rewards are relative to the "
-        "model before training.",
+        description="ORPO: evalRewardAccuracy before training. DPO and KTO have none: their rewards are relative to "
+        "the model before training.",
     )
     exact_match: Number | None = Field(
         None, description="With evaluation.generation: share of the generated answers that equal the row's answer."
@@ -147,8 +148,8 @@ class DatasetStatus(OpenModel):
     )
     template: Annotated[str, Field(max_length=32)] | None = Field(
         None,
-        description="How rows became text: tokenizer (its chat template), chatml (the tokenizer has no template) or none "
-        "(unchanged).",
+        description="How rows became text: tokenizer (its chat template), chatml (the tokenizer has no template) or "
+        "none (unchanged).",
     )
     loss_tokens: int | None = Field(None, ge=0, description="Tokens that count in the loss.")
     lost_tokens: int | None = Field(None, ge=0, description="Tokens truncated beyond training.maxLength.")
@@ -210,7 +211,8 @@ class EstimateStatus(OpenModel):
     workspace_bytes: int | None = Field(
         None,
         ge=0,
-        description="Temporary memory of the backward pass: a tile of logits, a recomputed layer, a dequantised weight.",
+        description="Temporary memory of the backward pass: a tile of logits, a recomputed layer, a dequantised "
+        "weight.",
     )
     overhead_bytes: int | None = Field(None, ge=0, description="The process and its libraries.")
     slack_bytes: int | None = Field(None, ge=0, description="Fragmentation of the allocator.")
@@ -230,8 +232,9 @@ class MemoryStatus(OpenModel):
     peak_bytes: int | None = Field(
         None,
         ge=0,
-        description="Peak memory of the latest attempt, of its first process if several train. On GPU: memory reserved by "
-        "PyTorch's allocator. On CPU: resident memory with mapped files, which can exceed resources.memory.",
+        description="Peak memory of the latest attempt, of its first process if several train. On GPU: memory "
+        "reserved by PyTorch's allocator. On CPU: resident memory with mapped files, which can exceed "
+        "resources.memory.",
     )
 
 
@@ -244,5 +247,6 @@ class DiskStatus(OpenModel):
     available_bytes: int | None = Field(
         None,
         ge=0,
-        description="spec.resources.ephemeralStorage; if the manifest leaves it unset, it is derived from estimateBytes.",
+        description="spec.resources.ephemeralStorage; if the manifest leaves it unset, it is derived from "
+        "estimateBytes.",
     )

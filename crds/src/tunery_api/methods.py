@@ -37,18 +37,19 @@ class PreferenceSpec(ApiModel):
     beta: Number = Field(
         0.1,
         gt=0,
-        description="Above 0. DPO, KTO: strength of the pull towards the model before training. DPO with IPO: the paper's "
-        "tau. ORPO: weight of the odds ratio loss (lambda).",
+        description="Above 0. DPO, KTO: strength of the pull towards the model before training. DPO with IPO: the "
+        "paper's tau. ORPO: weight of the odds ratio loss (lambda).",
     )
     loss_type: PreferenceLoss = Field(
         PreferenceLoss.SIGMOID,
-        description="Loss of DPO: Sigmoid (as in the paper), Hinge (SLiC) or IPO, which averages over an answer's tokens.",
+        description="Loss of DPO: Sigmoid (as in the paper), Hinge (SLiC) or IPO, which averages over an answer's "
+        "tokens.",
     )
     desirable_weight: Number = Field(
         1.0,
         gt=0,
-        description="KTO: weight of answers with label true, above 0. Recommended: desirableWeight x desirable answers is "
-        "1 to 4/3 times undesirableWeight x undesirable answers.",
+        description="KTO: weight of answers with label true, above 0. Recommended: desirableWeight x desirable "
+        "answers is 1 to 4/3 times undesirableWeight x undesirable answers.",
     )
     undesirable_weight: Number = Field(1.0, gt=0, description="KTO: weight of answers with label false, above 0.")
 
@@ -155,8 +156,8 @@ class LoraSpec(ApiModel):
         None,
         ge=1,
         le=1024,
-        description=f"Rank of the decomposition. {_RANKS}; uses: docs/methods.md#rank. Default: the preset's value, else "
-        "16.",
+        description=f"Rank of the decomposition. {_RANKS}; uses: docs/methods.md#rank. Default: the preset's value, "
+        "else 16.",
     )
     alpha: int | None = Field(
         None,
@@ -168,8 +169,8 @@ class LoraSpec(ApiModel):
         None,
         ge=0,
         lt=1,
-        description="Dropout on the adapter's input, below 1. Default: the preset's value, else 0.05; 0 for DPO, ORPO and "
-        "KTO, and for adapted experts.",
+        description="Dropout on the adapter's input, below 1. Default: the preset's value, else 0.05; 0 for DPO, ORPO "
+        "and KTO, and for adapted experts.",
     )
     target_modules: list[ModuleName] | None = Field(
         None,
@@ -182,8 +183,8 @@ class LoraSpec(ApiModel):
     use_rslora: bool = Field(False, description="Scale by alpha / sqrt(rank) instead of alpha / rank.")
     init: LoraInit = Field(
         LoraInit.DEFAULT,
-        description="Initialisation of the adapter (docs/methods.md#initialisation). The published adapter always loads "
-        "on the original base model.",
+        description="Initialisation of the adapter (docs/methods.md#initialisation). The published adapter always "
+        "loads on the original base model.",
     )
     modules_to_save: list[ModuleName] | None = Field(
         None,

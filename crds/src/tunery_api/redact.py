@@ -9,7 +9,7 @@ import re
 from typing import Final
 
 MAX_MESSAGE_BYTES: Final = 1024
-"""Bytes in UTF-8 of one message: a condition or a termination message stays small."""
+"""The most UTF-8 bytes of a message in a condition or termination message."""
 
 CUT: Final = "…"
 """The end of a shortened text."""
@@ -17,7 +17,7 @@ CUT: Final = "…"
 REDACTED: Final = "[redacted]"
 
 _MIN_SECRET_LENGTH: Final = 6
-"""Shorter values ("true", "auto") would blank out ordinary words."""
+"""Redacting shorter values, such as "true" or "auto", would remove ordinary words."""
 
 _PATTERNS: Final = (
     (re.compile(r"\b(?:AKIA|ASIA|AROA)[A-Z0-9]{12,}\b"), REDACTED),
@@ -41,14 +41,14 @@ _BREAKS: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 _ANY_GAP: Final = (
     r"(?:[\s\x00-\x1f\x7f-\x9f+]|\\+(?:x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|[abfnrtv0])|%(?:25)*[0-9a-fA-F]{2})+"
 )
-"""White space and control characters, as they are, as spaces, escaped, or encoded for a URL."""
+"""White space and control characters: plain, escaped or URL-encoded."""
 
 _registered: dict[str, re.Pattern[str]] = {}
 """The registered values, each with the pattern of all its spellings."""
 
 
 def register_secret(value: str) -> None:
-    """Redact `value` from all text that this process shows from now on, however it is escaped or encoded.
+    """Redact `value` from all text that this process shows from now on, in any escaping or encoding.
 
     Each of its lines is redacted too, because messages are cut at line breaks. Values under 6 characters are not.
     """
@@ -62,7 +62,7 @@ def register_secret(value: str) -> None:
 
 
 def redact_credentials(text: str) -> str:
-    """Return `text` with credentials redacted, and otherwise unchanged; see `redact` for what is a credential."""
+    """Return `text` with its credentials redacted; `redact` lists what is a credential."""
     for _, known in sorted(_registered.items(), key=lambda item: len(item[0]), reverse=True):
         text = known.sub(REDACTED, text)
     for pattern, replacement in _PATTERNS:
@@ -103,7 +103,7 @@ class RedactingFormatter(logging.Formatter):
 
 
 def _spellings(part: str) -> str:
-    """Return the pattern of white space, or of a word in which each special character may be escaped or encoded."""
+    """Return the pattern of white space, or of a word with optionally escaped or encoded special characters."""
     return _ANY_GAP if _GAPS.fullmatch(part) else "".join(map(_character, part))
 
 

@@ -64,7 +64,7 @@ def _aliases(block: type[ApiModel]) -> list[str]:
 
 
 def _of_lora() -> Iterator[Rule]:
-    """Yield the rule of each field of `lora` that some methods do not read."""
+    """Yield for each field of `lora` the rule that some methods don't use it."""
     for name in _aliases(LoraSpec):
         others = [method for method, read in LORA_FIELDS.items() if name not in read]
         fix = "remove it, or with AdaLoRA set adalora.targetRank" if name == "rank" else "remove it"
@@ -73,7 +73,7 @@ def _of_lora() -> Iterator[Rule]:
 
 
 def _of_preference() -> Iterator[Rule]:
-    """Yield the rule of each field of `preference` that some tasks do not read."""
+    """Yield for each field of `preference` the rule that some tasks don't use it."""
     for name in _aliases(PreferenceSpec):
         readers = [task for task in _PREFERENCE_TASKS if name in PREFERENCE_FIELDS[task]]
         if len(readers) < len(_PREFERENCE_TASKS):
@@ -81,7 +81,7 @@ def _of_preference() -> Iterator[Rule]:
 
 
 def _of_formats() -> Iterator[Rule]:
-    """Yield for each task the rule that the rows have one of its formats."""
+    """Yield for each task the rule that the data set has one of its formats."""
     for task, formats in FORMATS_OF_TASK.items():
         other = is_not("dataset.format", "Auto", *formats)
         fix = f"use {listed(formats, 'or')}, or remove it"
@@ -93,12 +93,12 @@ def _for_sft_only(field: str, wrong: Any) -> Rule:
 
 
 def _place(uri: str) -> str:
-    """Return a URI without the slashes at its end in CEL: PLAIN_PATH rules out all other spellings."""
+    """Return the CEL expression of a URI without trailing slashes; the schema rejects all other aliases."""
     return f"{uri}.find('^.*[^/]')"
 
 
 def _beside_model(block: type[ApiModel], model: str) -> Rule:
-    """Return the rule that the folders of the output and of the model are separate, as in fields.overlap."""
+    """Return the rule that output and model don't overlap, as in fields.uris_overlap."""
     one, other = (f"({_place(uri)} + '/')" for uri in (f"self.{model}.uri", "self.output.uri"))
     text = f"({one}.startsWith({other}) || {other}.startsWith({one}))"
     overlaps = CustomCondition(
@@ -109,7 +109,7 @@ def _beside_model(block: type[ApiModel], model: str) -> Rule:
 
 
 def _beside_source(block: type[ApiModel], source: str) -> Rule:
-    """Return the rule that a training run does not replace the adapter that it begins with."""
+    """Return the rule that a training run doesn't replace the adapter that it continues from."""
     text = f"{_place(f'self.{source}.uri')} == {_place('self.output.uri')}"
     same = CustomCondition(text, lambda raw: is_same_uri(value_at(raw, f"{source}.uri"), value_at(raw, "output.uri")))
     says = "is the adapter of continueFrom, which Tunery never changes"
@@ -204,7 +204,7 @@ BLOCKS: Final = (
         f"is under {CHECKPOINTS_PREFIX}/, where files expire", "use another prefix", on_create=True,
     ),
 )  # fmt: skip
-"""The rules of blocks that several kinds have."""
+"""The rules of blocks that several kinds share."""
 
 LORAJOB: Final = (
     allowed_when(LoRAJobSpec, "preference", "task", *_PREFERENCE_TASKS),

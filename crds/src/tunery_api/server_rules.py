@@ -1,4 +1,4 @@
-"""Provide SERVER_RULES: the rows of AdapterServer and BatchInference for tunery_api.rules."""
+"""Provide SERVER_RULES: the rules of AdapterServer and BatchInference, for tunery_api.rules."""
 
 from __future__ import annotations
 

@@ -124,8 +124,8 @@ class ProgressStatus(OpenModel):
         None,
         ge=0,
         le=100,
-        description="Percentage of the optimizer steps done. Before the first step of DPO and KTO: percentage of the rows "
-        "scored by the reference model.",
+        description="Percentage of the optimizer steps done. Before the first step of DPO and KTO: percentage of the "
+        "rows scored by the reference model.",
     )
     percent_text: Annotated[str, Field(max_length=8)] | None = Field(
         None, description="percent with a % sign. In phase Downloading: the percentage downloaded."
@@ -150,8 +150,8 @@ class ResolvedValue(OpenModel):
     )
     reason: Annotated[str, Field(max_length=256)] | None = Field(
         None,
-        description="Why the value differs from the plan: what ran out of memory, and at which step. For lora.rank: the "
-        "use that this rank is recommended for.",
+        description="Why the value differs from the plan: what ran out of memory, and at which step. For lora.rank: "
+        "the use that this rank is recommended for.",
     )
 
 
@@ -192,8 +192,8 @@ class ResolvedStatus(OpenModel):
     trainable_parameters: int | None = Field(None, ge=0, description="Number of trainable parameters.")
     device: Annotated[str, Field(max_length=256)] | None = Field(
         None,
-        description="The training device: the GPU with its driver and CUDA version, or the CPU. Reported before the model "
-        "is loaded.",
+        description="The training device: the GPU with its driver and CUDA version, or the CPU. Reported before the "
+        "model is loaded.",
     )
     devices: int | None = Field(
         None, ge=0, description="Number of devices that train together: the GPUs, or on CPU the pods."
@@ -344,8 +344,8 @@ class CommonStatus(OpenModel):
     )
     pod_name: Annotated[str, Field(max_length=253)] | None = Field(
         None,
-        description="Name of the latest pod, even if it is still pending. With several nodes: the pod with index 0, which "
-        "reports.",
+        description="Name of the latest pod, even if it is still pending. With several nodes: the pod with index 0, "
+        "which reports.",
     )
     queue: Annotated[str, Field(max_length=63)] | None = Field(
         None, description="Kueue LocalQueue of the Job. Unset: Kueue isn't used."
@@ -391,8 +391,8 @@ class LoRAJobStatus(CommonStatus):
     stopped: StoppedStatus | None = Field(None, description="Set once the job was stopped permanently.")
     rejected_adapter: AdapterStatus | None = Field(
         None,
-        description="The trained adapter if it missed evaluation.minImprovement. It is published next to the output, for "
-        "inspection only.",
+        description="The trained adapter if it missed evaluation.minImprovement. It is published next to the output, "
+        "for inspection only.",
     )
 
 
@@ -417,8 +417,8 @@ class AdapterMergeStatus(CommonStatus):
     adapter: AdapterStatus | None = Field(None, description="The published result.")
     progress: ProgressStatus | None = Field(
         None,
-        description="The progress of downloads: in phase Downloading, percentText is the percentage of the base model or "
-        "data downloaded.",
+        description="The progress of downloads: in phase Downloading, percentText is the percentage of the base model "
+        "or data downloaded.",
     )
     inputs: list[MergeInputStatus] | None = Field(None, max_length=32, description="The input adapters.")
     verification: VerificationStatus | None = Field(
@@ -431,8 +431,8 @@ class AdapterMergeStatus(CommonStatus):
     dataset: DatasetStatus | None = Field(None, description="What was found in the data set of spec.evaluation.")
     device: Annotated[str, Field(max_length=256)] | None = Field(
         None,
-        description="The device of the evaluation: the GPU with its driver and CUDA version, or the CPU. The merge itself "
-        "runs on the CPU.",
+        description="The device of the evaluation: the GPU with its driver and CUDA version, or the CPU. The merge "
+        "itself runs on the CPU.",
     )
     rank: int | None = Field(None, ge=0, description="Rank of the result.")
     rank_error: Number | None = Field(

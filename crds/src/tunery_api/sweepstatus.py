@@ -14,7 +14,7 @@ from tunery_api.remedies import MAX_FACTS, MAX_REMEDIES, Remedy
 from tunery_api.status import AdapterStatus, CommonStatus
 
 MAX_TRIAL_ROWS: Final = 2 * MAX_TRIALS + 1
-"""The most trials of a status: maxTrials, as many that don't fit into memory and so don't count, and the final trial."""
+"""The most trials of a status: maxTrials, as many that don't fit into memory and don't count, and the final one."""
 
 TrialName = Annotated[str, Field(max_length=253)]
 TrialValue = Annotated[str, Field(max_length=256)]
@@ -223,6 +223,6 @@ class LoRASweepStatus(CommonStatus):
     )
     end_reason: Annotated[str, Field(max_length=32)] | None = Field(
         None,
-        description="Why the sweep creates no more trials: MaxTrials, Budget, Deadline, NoImprovement, SpaceExhausted or "
-        "MostWontFit.",
+        description="Why the sweep creates no more trials: MaxTrials, Budget, Deadline, NoImprovement, SpaceExhausted "
+        "or MostWontFit.",
     )

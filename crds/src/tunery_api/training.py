@@ -80,8 +80,8 @@ class TrainingSpec(ApiModel):
     epochs: Number | None = Field(
         None,
         gt=0,
-        description="Passes over the data, above 0, such as 3 or 0.5. Default: the preset's value, else 1; for small data "
-        "up to 3. Not with maxSteps.",
+        description="Passes over the data, above 0, such as 3 or 0.5. Default: the preset's value, else 1; for small "
+        "data up to 3. Not with maxSteps.",
     )
     max_steps: int | None = Field(
         None, ge=1, le=100_000_000, description="Total optimizer steps; replaces epochs. Unset: epochs decides."
@@ -89,9 +89,9 @@ class TrainingSpec(ApiModel):
     learning_rate: Number | None = Field(
         None,
         gt=0,
-        description="Peak learning rate, above 0. Default: the preset's value, else 2e-4. Regardless of presets: AdaLoRA "
-        "1e-3, IA3 3e-3, PrefixTuning 1e-2 (1e-3 with projection), PromptTuning 3e-2. DPO, ORPO and KTO use a "
-        "quarter of the default.",
+        description="Peak learning rate, above 0. Default: the preset's value, else 2e-4. Regardless of presets: "
+        "AdaLoRA 1e-3, IA3 3e-3, PrefixTuning 1e-2 (1e-3 with projection), PromptTuning 3e-2. DPO, ORPO "
+        "and KTO use a quarter of the default.",
     )
     scale_learning_rate_with_rank: bool = Field(
         False, description="Multiply the learning rate by sqrt(8 / rank), for high ranks (docs/methods.md#rank)."
@@ -107,8 +107,8 @@ class TrainingSpec(ApiModel):
         None,
         ge=1,
         le=1024,
-        description="Rows per forward pass and device. Default: as many as fit into the device's memory, at most the rows "
-        "of an optimizer step.",
+        description="Rows per forward pass and device. Default: as many as fit into the device's memory, at most the "
+        "rows of an optimizer step.",
     )
     gradient_accumulation: int | None = Field(
         None,
@@ -119,19 +119,21 @@ class TrainingSpec(ApiModel):
     )
     parallelism: Parallelism = Field(
         Parallelism.AUTO,
-        description="DDP: each device holds the base model. FSDP: the GPUs of a node share it, which is slower. Auto: DDP "
-        "if the base model fits into each GPU, else FSDP; status.resolved shows the choice.",
+        description="DDP: each device holds the base model. FSDP: the GPUs of a node share it, which is slower. Auto: "
+        "DDP if the base model fits into each GPU, else FSDP; status.resolved shows the choice.",
     )
     max_length: int = Field(2048, ge=8, le=1_048_576, description="Maximum tokens per row; longer rows are truncated.")
     packing: bool | None = Field(
         None,
-        description="Pack several examples into one row of maxLength; attention stays within each example. Default: true "
-        "if task, method and model support it and at least 100 optimizer steps remain, or maxSteps is set.",
+        description="Pack several examples into one row of maxLength; attention stays within each example. Default: "
+        "true if task, method and model support it and at least 100 optimizer steps remain, or maxSteps "
+        "is set.",
     )
     group_by_length: bool = Field(False, description="Batch rows of similar length. Not with packing.")
     loss: Loss = Field(
         Loss.COMPLETION,
-        description="Tokens that count in the loss. Completion: the assistant's tokens. All: every token; task SFT only.",
+        description="Tokens that count in the loss. Completion: the assistant's tokens. All: every token; task SFT "
+        "only.",
     )
     optimizer: Optimizer | None = Field(
         None,
@@ -148,13 +150,13 @@ class TrainingSpec(ApiModel):
     )
     gradient_checkpointing: bool | None = Field(
         None,
-        description="Recompute activations to save memory. Default: true, unless the device's memory is known to suffice "
-        "without it, or the method is PrefixTuning.",
+        description="Recompute activations to save memory. Default: true, unless the device's memory is known to "
+        "suffice without it, or the method is PrefixTuning.",
     )
     on_out_of_memory: OnOutOfMemory = Field(
         OnOutOfMemory.HALVE_BATCH,
-        description="HalveBatch: resume from the last finished step with half the batch size and twice the passes, then "
-        "with gradient checkpointing; rows per step stay the same. Fail: fail the job.",
+        description="HalveBatch: resume from the last finished step with half the batch size and twice the passes, "
+        "then with gradient checkpointing; rows per step stay the same. Fail: fail the job.",
     )
     neftune_noise_alpha: Number | None = Field(
         None,
@@ -196,15 +198,15 @@ class EvaluationSpec(ApiModel):
     )
     publish: PublishedWeights | None = Field(
         None,
-        description="Weights to publish. Best: of the evaluation with the lowest loss. Last: of the last step. Default: "
-        "Best; for AdaLoRA, whose earlier weights have a higher rank, Last unless earlyStoppingPatience is "
-        "set.",
+        description="Weights to publish. Best: of the evaluation with the lowest loss. Last: of the last step. "
+        "Default: Best; for AdaLoRA, whose earlier weights have a higher rank, Last unless "
+        "earlyStoppingPatience is set.",
     )
     min_improvement: Number = Field(
         0.0,
         lt=1,
-        description="Required improvement, as a share of the base model's evaluation loss, such as 0.05; below 1. Below "
-        "it the adapter isn't published.",
+        description="Required improvement, as a share of the base model's evaluation loss, such as 0.05; below 1. "
+        "Below it the adapter isn't published.",
     )
     early_stopping_patience: int | None = Field(
         None,
@@ -232,13 +234,13 @@ class DiagnosisSpec(ApiModel):
 
     action: DiagnosisAction = Field(
         DiagnosisAction.WARN,
-        description="Action when a Problem is found. Warn: report it in status.findings and continue training. Stop: end "
-        "the job early with reason LossDiverged or NotImproved, to save GPU time.",
+        description="Action when a Problem is found. Warn: report it in status.findings and continue training. Stop: "
+        "end the job early with reason LossDiverged or NotImproved, to save GPU time.",
     )
     show_example: bool = Field(
         False,
-        description="Print one training row to the log as the model sees it, with the trained tokens between [[ and ]]. "
-        "Users who can read pod logs can read this row.",
+        description="Print one training row to the log as the model sees it, with the trained tokens between [[ and "
+        "]]. Users who can read pod logs can read this row.",
     )
 
 
@@ -271,8 +273,8 @@ class ResumeFrom(ApiModel):
     )
     uri: StorageUri | None = Field(
         None,
-        description="URI of a checkpoint, as in status.checkpoint.uri, or of the folder of all checkpoints, to take the "
-        "latest. secretRef grants access.",
+        description="URI of a checkpoint, as in status.checkpoint.uri, or of the folder of all checkpoints, to take "
+        "the latest. secretRef grants access.",
     )
     secret_ref: LocalReference | None = Field(
         None, description="Secret that grants access to the checkpoints. Default: output.secretRef."
@@ -312,7 +314,8 @@ class TrackingSpec(ApiModel):
     wandb: WandbSpec | None = Field(None, description="Report to Weights & Biases. The trials of a sweep form a group.")
     mlflow: MlflowSpec | None = Field(
         None,
-        description="Report to an MLflow server. The trials of a sweep have the tag tunery.sweep with the sweep's name.",
+        description="Report to an MLflow server. The trials of a sweep have the tag tunery.sweep with the sweep's "
+        "name.",
     )
     tensorboard: bool = Field(False, description="Publish TensorBoard event files next to the adapter, in runs/.")
 
