@@ -73,7 +73,7 @@ class Matches:
     negated: bool = False
 
     def cel(self, block: type[ApiModel]) -> str:
-        # Of an optional the API server knows no length, from which it estimates the cost.
+        # The API server estimates the cost from the length, which an optional does not have.
         text = f"has(self.{self.path}) && self.{self.path}.matches('{self.pattern}')"
         return f"!({text})" if self.negated else text
 

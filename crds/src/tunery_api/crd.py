@@ -103,7 +103,7 @@ def _start_rules(definition: KindDefinition) -> list[dict[str, Any]]:
         return []
     another = "!has(self.spec.warmStartFrom) || self.spec.warmStartFrom.all(s, s.name != self.metadata.name)"
     rule = f"oldSelf.hasValue() || {another}"
-    message = "warmStartFrom names this sweep itself, which learns from its own trials anyhow: leave that out"
+    message = "warmStartFrom names this sweep, which already learns from its own trials. Fix: remove that entry"
     return [{"rule": rule, "message": message, "optionalOldSelf": True}]
 
 
@@ -153,7 +153,7 @@ def _structural(node: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict
     if isinstance(node.get("additionalProperties"), Mapping):
         result["additionalProperties"] = _structural(node["additionalProperties"], definitions)
     elif node.get("patternProperties"):
-        # pydantic's spelling of a map whose keys have a pattern; a CRD bounds the number of keys only.
+        # pydantic writes a map whose keys have a pattern like this; a CRD can only limit the number of keys.
         del result["patternProperties"]
         result["additionalProperties"] = _structural(next(iter(node["patternProperties"].values())), definitions)
     beyond = list(_beyond_types(result.get("properties", {})))
@@ -199,7 +199,7 @@ def _inlined(node: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict[st
     if any({"type", "$ref"} & option.keys() for option in node.get("anyOf", ())):
         options = [option for option in node["anyOf"] if option.get("type") != "null"]
         if len(options) != 1:
-            raise ValueError(f"a CRD cannot say a union; use optional fields and CEL: {node}")
+            raise ValueError(f"a CRD cannot have a union; use optional fields and CEL: {node}")
         return _inlined(options[0], definitions) | beside
     return beside
 
@@ -213,7 +213,7 @@ def _with_default_in_words(result: dict[str, Any], node: Mapping[str, Any]) -> N
     default = node.get("default")
     if result.pop(SERVER_DEFAULT, False):
         result["default"] = default
-    if default is None or isinstance(default, (dict, list)) or "Default" in node.get("description", ""):
+    if default in (None, "") or isinstance(default, (dict, list)) or "Default" in node.get("description", ""):
         return
     shown = {True: "true", False: "false"}.get(default, default) if isinstance(default, bool) else default
     result["description"] = f"{node.get('description', '')} Default: {shown}.".strip()

@@ -80,7 +80,7 @@ def field_error(detail: ErrorDetails, model: type[BaseModel], local: bool) -> Fi
     """
     location = [part for part in detail["loc"] if part != "[key]"]
     path = "spec" + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
-    # A URI that is too short is not always empty.
+    # A URI that is too short may be non-empty.
     if detail["type"] in ("string_pattern_mismatch", "string_too_short") and location[-1] == "uri" and detail["input"]:
         kind = _uri_kind(location, str(detail.get("ctx", {}).get("pattern", "")))
         return FieldError(path, _uri_message(str(detail["input"]), kind, local))
@@ -182,7 +182,7 @@ def _quoted(value: Any, location: Sequence[int | str]) -> str | None:
     if isinstance(value, bool):
         return f'"{str(value).lower()}"'
     if isinstance(value, (int, float)):
-        # Without an exponent, which some fields do not accept.
+        # Some fields do not accept an exponent.
         return f'"{value:.10f}'.rstrip("0") + '"' if 1e-10 <= abs(value) < 1e-4 else f'"{value}"'
     if not _VALUE_FIELDS.intersection(location):
         return None
@@ -320,7 +320,7 @@ def _name_errors(metadata: Mapping[Any, Any]) -> Iterator[FieldError]:
     if not names:
         yield FieldError("metadata.name", "is required")
     for key, value in names.items():
-        # What the API server appends to the latter is letters and digits.
+        # The API server appends letters and digits to generateName.
         whole = f"{value}x" if key == "generateName" else value
         if not isinstance(value, str):
             yield FieldError(f"metadata.{key}", f"must be a string, is {format_value(value)}")

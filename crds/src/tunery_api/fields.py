@@ -200,7 +200,7 @@ PLAIN_PATH: Final = 'must be like s3://bucket/folder, with no empty part, "." or
 
 
 def _check_path(uri: str) -> str:
-    # Without a cluster, file:// may be relative; is_same_uri compares it as it is resolved.
+    # Without a cluster, file:// may be relative; is_same_uri compares the resolved path.
     if not uri.startswith("file://") and re.search(_BAD_PATH, uri):
         raise PydanticCustomError("uri_path", PLAIN_PATH)
     return uri

@@ -23,18 +23,17 @@ _HEAD = f"""# API reference
 Group and version: `{API_VERSION}`. All kinds are namespaced; references never cross a namespace.
 Write a `number` without quotes: `learningRate: 2e-4`. A Kubernetes quantity is an `integer or string`: `cpu: 4`,
 `cpu: 500m`, `memory: 24Gi`. Quote a fraction: `cpu: "0.5"`.
-A field that is `null` is one that is left out; but where manifests are applied on the server (`kubectl apply
---server-side`, Flux, Argo CD with `ServerSideApply=true`) a `null` is refused (`must be of type object: null`): leave
-the field out.
-`suspend`, `activeDeadlineSeconds` and
-`ttlSecondsAfterFinished` may change at any time; `retries`, `scheduling`, `resources.memory` and
-`resources.ephemeralStorage` while no pod runs (suspend the job first); everything else is fixed once applied.
-Defaults never change within a version of the API.
+Omit a field instead of setting it to `null`. With client-side apply, `null` means unset. Server-side apply (`kubectl
+apply --server-side`, Flux, Argo CD with `ServerSideApply=true`) rejects `null`: `must be of type object: null`.
+
+You can change `suspend`, `activeDeadlineSeconds` and `ttlSecondsAfterFinished` at any time. You can change `retries`,
+`scheduling`, `resources.memory` and `resources.ephemeralStorage` while no pod runs, so suspend the job first. All other
+fields are immutable. Defaults never change within a version of the API.
 """
 
 
 def generated_files() -> dict[str, str]:
-    """Return every generated file: path below the repository's root → content."""
+    """Return every generated file: path from the repository's root → content."""
     files = {"docs/api.md": api_reference()}
     for kind, definition in KINDS.items():
         text = _NOTE + _yaml(custom_resource_definition(definition))
@@ -48,7 +47,7 @@ def _yaml(value: Any) -> str:
 
 
 class _NoAliases(yaml.SafeDumper):
-    """kubectl reads anchors and aliases, people do not."""
+    """Writes YAML without anchors and aliases, for readability."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -99,7 +98,7 @@ def _type(schema: Mapping[str, Any]) -> str:
 def _bounds(schema: Mapping[str, Any]) -> str:
     low, high = schema.get("minimum"), schema.get("maximum")
     if "exclusiveMinimum" in schema or "exclusiveMaximum" in schema:
-        return ""  # which the description says
+        return ""  # the description states exclusive bounds
     if low is None:
         return "" if high is None else f" At most {high}."
     return f" At least {low}." if high is None else f" From {low} to {high}."
@@ -119,16 +118,16 @@ def _rules(schema: Mapping[str, Any], path: str) -> Iterator[str]:
 
 
 def main(arguments: list[str]) -> int:
-    """Write the files below ROOT, or with --check say which differ; return the exit code.
+    """Write the files below ROOT, or with --check report which are out of date; return the exit code.
 
     Raises:
-        SystemExit: 0 after --help, 2 for arguments that it does not know.
+        SystemExit: 0 after --help, 2 for unknown arguments.
     """
     parser = argparse.ArgumentParser(
-        prog="python -m tunery_api.generate", description="Write what follows from the API."
+        prog="python -m tunery_api.generate", description="Generate the CRDs and docs/api.md from the API types."
     )
     parser.add_argument("root", type=Path, metavar="ROOT", help="the repository's root")
-    parser.add_argument("--check", action="store_true", help="write nothing, and say what is out of date")
+    parser.add_argument("--check", action="store_true", help="write nothing, and report files that are out of date")
     wanted = parser.parse_args(arguments)
     stale = []
     for name, content in generated_files().items():

@@ -69,7 +69,7 @@ def _resource(kind: KindDefinition, field: str) -> dict[str, str]:
 
 
 def _same(name: str, *, hidden: bool) -> str:
-    # Not `self.spec.?name == oldSelf.spec.?name`: the API server's estimate of its cost knows no bounds of an optional.
+    # `self.spec.?name == oldSelf.spec.?name` would exceed the cost limit: the API server ignores an optional's bounds.
     new, old = (f"dyn({at}.spec).{name}" if hidden else f"{at}.spec.{name}" for at in ("self", "oldSelf"))
     return f"(has({new}) ? has({old}) && {new} == {old} : !has({old}))"
 

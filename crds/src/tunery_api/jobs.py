@@ -51,8 +51,8 @@ class LifecycleFields(KindSpec):
         86_400,
         ge=1,
         le=31_536_000,
-        description="Total seconds that the main pods may run in all attempts before the job fails. Waiting for a "
-        "queue, node or image and preflight don't count. You can raise it at any time.",
+        description="Total seconds that the main pods may run in all attempts before the job fails. Preflight and "
+        "waiting for a queue, node or image don't count. You can raise it at any time.",
     )
     ttl_seconds_after_finished: int | None = Field(
         None,
@@ -72,8 +72,8 @@ class PodResources(ApiModel):
     memory: MemoryString = Field("24Gi", description="Memory of the container. You can change it while no pod runs.")
     ephemeral_storage: DiskString = Field(
         "50Gi",
-        description="Ephemeral storage of the container: model, data set, checkpoints. Unset: preflight's estimate, "
-        "but at least 50Gi. You can change it while no pod runs.",
+        description="Ephemeral storage of the container: model, data set, checkpoints. Default: 50Gi, or more if "
+        "preflight estimates more. You can change it while no pod runs.",
     )
 
 

@@ -56,7 +56,7 @@ class CacheSpec(ApiModel):
 
     claim_name: ObjectName = Field(
         description="Name of a PersistentVolumeClaim in this namespace, with access mode ReadWriteMany. Preflight "
-        "writes to it; training reads it. Default: the claim that the platform configured."
+        "writes to it; training reads it."
     )
 
 
@@ -104,7 +104,9 @@ class TrainingRun(ApiModel):
     continue_from: ContinueFrom | None = Field(None, description="An adapter to train further. Default: a new adapter.")
     tracking: TrackingSpec | None = Field(None, description="Experiment trackers that the metrics are sent to.")
     cache: CacheSpec | None = Field(
-        None, description="Volume that caches base models and prepared data for later jobs."
+        None,
+        description="Volume that caches base models and prepared data for later jobs. Default: the platform's cache "
+        "volume, if it has one.",
     )
     resources: ResourcesSpec = Field(default_factory=ResourcesSpec, description="Resources of each training pod.")
     scheduling: SchedulingSpec = Field(

@@ -295,10 +295,7 @@ class LoRASweepSpec(KindSpec):
         description="Maximum number of trials. Trials that don't fit into memory by preflight's estimate don't count.",
     )
     parallel_trials: int = Field(
-        1,
-        ge=1,
-        le=MAX_PARALLEL_TRIALS,
-        description="Maximum number of trials that run at the same time.",
+        1, ge=1, le=MAX_PARALLEL_TRIALS, description="Maximum number of trials that run at the same time."
     )
     max_failed_trials: int | None = Field(
         None,

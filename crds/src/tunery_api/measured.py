@@ -63,8 +63,7 @@ class MetricsStatus(OpenModel):
     )
     base_exact_match: Number | None = Field(None, description="exactMatch before training.")
     rouge_l: Number | None = Field(
-        None,
-        description="With evaluation.generation: mean ROUGE-L (F1) of the generated answers, from 0 to 1.",
+        None, description="With evaluation.generation: mean ROUGE-L (F1) of the generated answers, from 0 to 1."
     )
     base_rouge_l: Number | None = Field(None, description="rougeL before training.")
     improvement: Number | None = Field(
@@ -101,7 +100,7 @@ def change_text(change: float, error: float | None = None, *, signed: bool = Tru
     """
     least = abs(change if error is None else error)
     decimals = min(4, max(1, math.ceil(-math.log10(100 * least)))) if 0 < least < math.inf else 1
-    # Next to nothing is left is not nothing: as many decimals as tell them apart, and rounded down where none do.
+    # A change of nearly 100 % must not read 100 %: add decimals, then round down.
     while error is None and abs(change) < 1 and decimals < 4 and float(f"{100 * abs(change):.{decimals}f}") == 100:
         decimals += 1
     shown = 100 * abs(change)

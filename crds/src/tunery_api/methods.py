@@ -258,8 +258,7 @@ class QuantizationSpec(ApiModel):
     )
     double_quant: bool = Field(True, description="Quantise the quantisation constants too; 4 bits only.")
     compute_type: ComputeType = Field(
-        ComputeType.BFLOAT16,
-        description="Data type of the matrix products; 4 bits only. Default: training.precision.",
+        ComputeType.BFLOAT16, description="Data type of the matrix products; 4 bits only. Default: training.precision."
     )
 
 

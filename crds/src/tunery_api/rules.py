@@ -350,7 +350,7 @@ LORASWEEP: Final = (
         says="counts the seconds of GPUs, and template.resources.gpus is 0", fix="use activeDeadlineSeconds instead",
     ),
     never(
-        ParameterSpec, "",  # CEL knows no field without a type, but of dyn() it can tell whether one is set
+        ParameterSpec, "",  # CEL declares no field without a type; has() works on dyn()
         CustomCondition(
             "has(self.range) == has(dyn(self).choices)", lambda raw: ("range" in raw) == ("choices" in raw)
         ),

@@ -112,9 +112,7 @@ class Condition(OpenModel):
     reason: Reason = Field(description="Reason for the status, in CamelCase.")
     message: Annotated[str, Field(max_length=2048)] = Field("", description="Details of the reason, for people.")
     last_transition_time: Timestamp = Field(description="When the status last changed.")
-    observed_generation: int | None = Field(
-        None, ge=0, description="The metadata.generation that this condition is based on."
-    )
+    observed_generation: int | None = Field(None, ge=0, description="The metadata.generation that it is based on.")
 
 
 class ProgressStatus(OpenModel):
@@ -195,18 +193,12 @@ class ResolvedStatus(OpenModel):
         description="The training device: the GPU with its driver and CUDA version, or the CPU. Reported before the "
         "model is loaded.",
     )
-    devices: int | None = Field(
-        None, ge=0, description="Number of devices that train together: the GPUs, or on CPU the pods."
-    )
+    devices: int | None = Field(None, ge=0, description="Number of devices: the GPUs, or on CPU the pods.")
     parallelism: Annotated[str, Field(max_length=32)] | None = Field(
         None, description="How several devices share the work: DDP or FSDP. The reason is in values."
     )
-    values: list[ResolvedValue] | None = Field(
-        None, max_length=48, description="Each setting with its value and source."
-    )
-    unservable: Text | None = Field(
-        None, description="Why an AdapterServer can't serve the adapter. Unset: no reason is known."
-    )
+    values: list[ResolvedValue] | None = Field(None, max_length=48, description="Each setting, with its source.")
+    unservable: Text | None = Field(None, description="Why an AdapterServer can't serve it, if known.")
 
 
 class AdapterStatus(OpenModel):
@@ -215,13 +207,9 @@ class AdapterStatus(OpenModel):
     uri: Text = Field(description="URI of the adapter.")
     manifest_sha256: Annotated[str, Field(max_length=64)] = Field(description="SHA-256 of manifest.json.")
     size_bytes: int = Field(ge=0, description="Total size of the files, in bytes.")
-    served_name: Annotated[str, Field(max_length=256)] | None = Field(
-        None, description="Served name of the adapter's base model."
-    )
+    served_name: Annotated[str, Field(max_length=256)] | None = Field(None, description="Its base model.")
     rank: int | None = Field(None, ge=0, description="Rank of the adapter.")
-    unservable: Text | None = Field(
-        None, description="Why an AdapterServer can't serve the adapter. Unset: no reason is known."
-    )
+    unservable: Text | None = Field(None, description="Why an AdapterServer can't serve it, if known.")
 
 
 class CheckpointStatus(OpenModel):
@@ -244,29 +232,17 @@ class AttemptStatus(OpenModel):
     pod: Annotated[str, Field(max_length=253)] = Field(description="Name of the pod.")
     node: Annotated[str, Field(max_length=253)] | None = Field(None, description="Node that the pod ran on.")
     start_time: Timestamp = Field(description="When its container started.")
-    end_time: Timestamp | None = Field(
-        None, description="When its container ended. Unset: the container runs, or its end is unknown."
-    )
+    end_time: Timestamp | None = Field(None, description="When its container ended, if known.")
     reason: Reason | None = Field(
         None,
         description="How the attempt ended: Succeeded, Suspended or a failure reason. Before endTime: why Tunery is "
         "stopping the pod.",
     )
-    exit_code: int | None = Field(
-        None, description="Exit code of the container. Unset: the container runs, or its exit code is unknown."
-    )
+    exit_code: int | None = Field(None, description="Exit code of its container, if known.")
     seconds: int | None = Field(None, ge=0, description="Run time of the container, in seconds.")
-    gpu_seconds: int | None = Field(
-        None, ge=0, description="Run time of the container in seconds, multiplied by its GPUs."
-    )
-    index: int | None = Field(
-        None, ge=0, description="Index of the pod in a multi-node job, from 0. Unset: the job has one pod."
-    )
-    attempt: int | None = Field(
-        None,
-        ge=1,
-        description="Attempt of a multi-node job that the pod belongs to, from 1. Unset: the job has one pod.",
-    )
+    gpu_seconds: int | None = Field(None, ge=0, description="seconds, multiplied by the pod's GPUs.")
+    index: int | None = Field(None, ge=0, description="Index of the pod, from 0; only with several nodes.")
+    attempt: int | None = Field(None, ge=1, description="Attempt of the pod, from 1; only with several nodes.")
 
 
 class InputReference(OpenModel):
@@ -275,25 +251,17 @@ class InputReference(OpenModel):
     name: Annotated[str, Field(max_length=253)] = Field(description="Name of the LoRAJob.")
     uid: Annotated[str, Field(max_length=64)] = Field(description="UID of the LoRAJob.")
     uri: Text = Field(description="URI of its adapter, or for resumeFrom of its checkpoints.")
-    manifest_sha256: Annotated[str, Field(max_length=64)] | None = Field(
-        None, description="SHA-256 of the adapter's manifest.json."
-    )
-    output_secret: Annotated[str, Field(max_length=253)] | None = Field(
-        None, description="Secret that grants access to the adapter."
-    )
+    manifest_sha256: Annotated[str, Field(max_length=64)] | None = Field(None, description="SHA-256 of manifest.json.")
+    output_secret: Annotated[str, Field(max_length=253)] | None = Field(None, description="Secret for the adapter.")
     model_uri: Text | None = Field(None, description="URI of its base model.")
-    model_secret: Annotated[str, Field(max_length=253)] | None = Field(
-        None, description="Secret that grants access to the base model."
-    )
+    model_secret: Annotated[str, Field(max_length=253)] | None = Field(None, description="Secret for the base model.")
 
 
 class CommonStatus(OpenModel):
     """The status that all kinds share."""
 
     observed_generation: int | None = Field(
-        None,
-        ge=UNOBSERVED,
-        description="The metadata.generation that this status is based on; -1 until the operator has read the object.",
+        None, ge=UNOBSERVED, description="The metadata.generation that this status is based on; -1: not read yet."
     )
     spec_version: Annotated[str, Field(max_length=32)] | None = Field(
         None, description="API version whose rules and defaults were applied to the spec."
@@ -317,13 +285,9 @@ class CommonStatus(OpenModel):
     )
     start_time: Timestamp | None = Field(None, description="When the first pod of the main work started.")
     completion_time: Timestamp | None = Field(None, description="When the object succeeded, failed or was stopped.")
-    attempts: int | None = Field(
-        None, ge=0, description="Total number of attempts. All pods of a multi-node job count as one attempt."
-    )
+    attempts: int | None = Field(None, ge=0, description="Number of attempts; with several nodes, not of pods.")
     run_seconds: int | None = Field(
-        None,
-        ge=0,
-        description="Total run time of the finished attempts, in seconds. The number of pods doesn't matter.",
+        None, ge=0, description="Total run time of the finished attempts in seconds, for any number of pods."
     )
     gpu_seconds: int | None = Field(
         None, ge=0, description="Total run time of the finished pods in seconds, each multiplied by its GPUs."
@@ -335,21 +299,15 @@ class CommonStatus(OpenModel):
         f"latest {MAX_GENERATIONS} attempts if these are more.",
     )
     input_references: list[InputReference] | None = Field(
-        None,
-        max_length=32,
-        description="The LoRAJobs whose results are used, as they were when all of them were ready.",
+        None, max_length=32, description="The LoRAJobs whose results are used, as they were when all were ready."
     )
-    job_name: Annotated[str, Field(max_length=63)] | None = Field(
-        None, description="Name of the Kubernetes Job that does the work."
-    )
+    job_name: Annotated[str, Field(max_length=63)] | None = Field(None, description="The Job that does the work.")
     pod_name: Annotated[str, Field(max_length=253)] | None = Field(
         None,
         description="Name of the latest pod, even if it is still pending. With several nodes: the pod with index 0, "
         "which reports.",
     )
-    queue: Annotated[str, Field(max_length=63)] | None = Field(
-        None, description="Kueue LocalQueue of the Job. Unset: Kueue isn't used."
-    )
+    queue: Annotated[str, Field(max_length=63)] | None = Field(None, description="Kueue's LocalQueue, if used.")
     failure: FailureStatus | None = Field(None, description="Why the object failed or is blocked, and how to fix it.")
 
 
@@ -358,35 +316,29 @@ class LoRAJobStatus(CommonStatus):
 
     adapter: AdapterStatus | None = Field(None, description="The published adapter.")
     pods: Annotated[str, Field(max_length=16)] | None = Field(
-        None, description="Running pods of all pods, such as 4/4. Set only with several nodes."
+        None, description="Running pods, such as 4/4; only with several nodes."
     )
     progress: ProgressStatus | None = Field(None, description="The progress of the training.")
     metrics: MetricsStatus | None = Field(None, description="The latest metrics.")
     evaluations: list[EvaluationStatus] | None = Field(
         None,
         max_length=MAX_EVALUATIONS,
-        description=f"The latest evaluations, oldest first; at most {MAX_EVALUATIONS}.",
+        description=f"The latest evaluations, at most {MAX_EVALUATIONS}, oldest first.",
     )
     dataset: DatasetStatus | None = Field(None, description="What preflight found in the data set.")
-    memory: MemoryStatus | None = Field(
-        None, description="Device memory: estimated by preflight, and used by training."
-    )
+    memory: MemoryStatus | None = Field(None, description="Device memory, estimated and used.")
     estimate: EstimateStatus | None = Field(None, description="Estimated memory by part, steps and tokens of the run.")
     disk: DiskStatus | None = Field(None, description="Disk space of training, as estimated by preflight.")
     resolved: ResolvedStatus | None = Field(None, description="The values that Tunery chose for unset fields.")
     findings: list[FindingStatus] | None = Field(
-        None,
-        max_length=MAX_FINDINGS,
-        description="Problems and hints that the diagnosis of the run found, most severe first; one of each type.",
+        None, max_length=MAX_FINDINGS, description="Findings of the diagnosis, most severe first; one of each type."
     )
     checks: list[CheckStatus] | None = Field(
-        None, max_length=MAX_CHECKS, description="The checks of preflight, then those of training."
+        None, max_length=MAX_CHECKS, description="The checklist: preflight, then training."
     )
     checkpoint: CheckpointStatus | None = Field(None, description="The latest complete checkpoint.")
     curve: Text | None = Field(
-        None,
-        description="URI of the latest stored curve.jsonl. Unset before it is first stored, and once the file is "
-        "published with an adapter.",
+        None, description="URI of the latest curve.jsonl. Unset once the file is published with an adapter."
     )
     stopped: StoppedStatus | None = Field(None, description="Set once the job was stopped permanently.")
     rejected_adapter: AdapterStatus | None = Field(
@@ -421,9 +373,7 @@ class AdapterMergeStatus(CommonStatus):
         "or data downloaded.",
     )
     inputs: list[MergeInputStatus] | None = Field(None, max_length=32, description="The input adapters.")
-    verification: VerificationStatus | None = Field(
-        None, description="How far the written result differs from its inputs."
-    )
+    verification: VerificationStatus | None = Field(None, description="The check of the result against its inputs.")
     metrics: MetricsStatus | None = Field(
         None,
         description="Losses on the data of spec.evaluation: evalLoss of the result, baseEvalLoss of the base model.",
@@ -435,6 +385,4 @@ class AdapterMergeStatus(CommonStatus):
         "itself runs on the CPU.",
     )
     rank: int | None = Field(None, ge=0, description="Rank of the result.")
-    rank_error: Number | None = Field(
-        None, description="Largest relative error of a module that the reduced rank causes."
-    )
+    rank_error: Number | None = Field(None, description="Largest relative error by the reduced rank.")

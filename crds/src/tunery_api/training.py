@@ -126,8 +126,8 @@ class TrainingSpec(ApiModel):
     packing: bool | None = Field(
         None,
         description="Pack several examples into one row of maxLength; attention stays within each example. Default: "
-        "true if task, method and model support it and at least 100 optimizer steps remain, or maxSteps "
-        "is set.",
+        "true if task, method and model support it, and either maxSteps is set or at least 100 optimizer "
+        "steps remain.",
     )
     group_by_length: bool = Field(False, description="Batch rows of similar length. Not with packing.")
     loss: Loss = Field(
@@ -194,7 +194,10 @@ class EvaluationSpec(ApiModel):
         "about 5 % of the time, at most 8. Not with everySteps.",
     )
     every_steps: int | None = Field(
-        None, ge=1, le=1_000_000, description="Optimizer steps between evaluations; replaces times."
+        None,
+        ge=1,
+        le=1_000_000,
+        description="Optimizer steps between evaluations; replaces times. Unset: times decides.",
     )
     publish: PublishedWeights | None = Field(
         None,

@@ -125,7 +125,8 @@ REJECTED: Final[dict[Kind, dict[str, tuple[Spec, str]]]] = {
             ({"warmStartFrom": [{"name": "a"}, {"name": "b"}, {"name": "a"}]},
              "spec.warmStartFrom[2]: Duplicate value"),
         "spec.warmStartFrom[1].name: is this sweep itself, which learns from its own trials anyhow; leave it out":
-            ({"warmStartFrom": [{"name": "a"}, {"name": "case"}]}, "warmStartFrom names this sweep itself"),
+            ({"warmStartFrom": [{"name": "a"}, {"name": "case"}]},
+             "warmStartFrom names this sweep, which already learns from its own trials. Fix: remove that entry"),
         "spec.parameters[0].range.min: must be a number: write it without quotes, 1e-5":
             (decay(min="1e-5", max=1), 'range.min in body must be of type number: "string"'),
         "spec.parameters[0].range.step: must be above 0, is 0":

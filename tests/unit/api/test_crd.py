@@ -87,7 +87,7 @@ def test_a_union_is_refused() -> None:
         value: int | str
 
     broken = KINDS[Kind.LORAJOB]._replace(status=Union)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="cannot say a union"):
+    with pytest.raises(ValueError, match="cannot have a union"):
         custom_resource_definition(broken)
 
 
