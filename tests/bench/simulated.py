@@ -12,11 +12,11 @@ from tunery_api.lorasweep import LoRASweepSpec
 from tunery_api.sweepstatus import EndReason, TrialStatus
 from tunery_search.decision import Decision, DecisionContext, decide
 from tunery_search.dimensions import Values
-from tunery_search.history import Fixed, question
-from tunery_search.optuna_sampler import answer
+from tunery_search.history import FixedTrial, build_request
+from tunery_search.optuna_sampler import compute_suggestions
 from tunery_search.space import Space, read_values, space_of, trial_spec
-from tunery_search.trial_rows import merge
-from tunery_search.trial_spec import on_terms, preflight_of
+from tunery_search.trial_rows import merge_trials
+from tunery_search.trial_spec import preflight_policy, with_trial_settings
 from tunery_search.trials import Trial
 
 from kit.landscapes import TOO_HIGH, Landscape, Run
@@ -35,7 +35,7 @@ class Simulated:
 
     spec: LoRASweepSpec
     run: Callable[[Values], Run]
-    fixed: Mapping[int, Fixed]
+    fixed: Mapping[int, FixedTrial]
     space: Space
     children: dict[int, dict[str, Any]] = field(default_factory=dict)
     rows: list[TrialStatus] = field(default_factory=list)
@@ -54,15 +54,15 @@ class Simulated:
 
     def reconcile(self, *, killed: bool = False) -> tuple[tuple[Trial, ...], Decision]:
         """Decide once and do it; an operator that is killed does not write its status."""
-        trials = merge(self.rows, self.children.values(), lambda spec: read_values(self.space, spec))
+        trials = merge_trials(self.rows, self.children.values(), lambda spec: read_values(self.space, spec))
         now = START + timedelta(seconds=self.seconds)
         decision = decide(self.spec, trials, DecisionContext(now, START, self.recorded))
         for number, why in decision.stop.items():
             self.children[number]["spec"]["stop"] = why
         if decision.create:
-            ask = question(self.spec, self.space.dimensions, trials, decision.create, self.fixed)
-            for each in answer(ask).suggestions:
-                checked = self.preflight and preflight_of(self.spec.preflight, trials, each.values)
+            ask = build_request(self.spec, self.space.dimensions, trials, decision.create, self.fixed)
+            for each in compute_suggestions(ask).suggestions:
+                checked = self.preflight and preflight_policy(self.spec.preflight, trials, each.values)
                 self._make(each.number, each.origin, each.values, checked or PreflightPolicy.SKIP)
         if not killed:
             self.rows, self.recorded = [each.row for each in trials], decision.end_reason
@@ -72,7 +72,7 @@ class Simulated:
         assert number not in self.children
         labels = {"tunery.dev/trial": f"{number:03}"}
         metadata = {"name": f"s-{number:03}", "labels": labels, "annotations": {"tunery.dev/origin": origin}}
-        spec = on_terms(trial_spec(self.spec, values), policy, self.spec.pruner)
+        spec = with_trial_settings(trial_spec(self.spec, values), policy, self.spec.pruner)
         self.children[number] = {"metadata": metadata, "spec": spec, "status": {}}
 
     def live(self) -> None:
@@ -121,7 +121,7 @@ def simulated(landscape: Landscape, *, guide: bool, **fields: Any) -> tuple[Tria
     """Return the trials of a sweep of a landscape, the guide's configurations first or not; `fields` are its spec's."""
     spec = sweep(**{**landscape.fields, **fields})
     starts = enumerate(landscape.guide if guide else ())
-    fixed = {number: Fixed(origin=start.origin, values=dict(start.values)) for number, start in starts}
+    fixed = {number: FixedTrial(origin=start.origin, values=dict(start.values)) for number, start in starts}
     return Simulated(spec, landscape.run, fixed, space_of(spec)).played()
 
 

@@ -22,7 +22,7 @@ from typing import Any, Final, NamedTuple
 import optuna
 
 from tunery_api.lorasweep import MAX_TRIALS
-from tunery_search.dimensions import Values, key
+from tunery_search.dimensions import Values, point_key
 from tunery_search.trials import Trial
 
 from bench.katib import Experiment, Failed, Katib, NoKatib, started
@@ -181,7 +181,7 @@ def count_duplicates(katib: Katib | None, options: argparse.Namespace) -> None:
     }
 
     def told(known: Sequence[Outcome]) -> dict[str, Any]:
-        again = [len(each.values) - len({key(values) for values in each.values}) for each in known]
+        again = [len(each.values) - len({point_key(values) for values in each.values}) for each in known]
         return {"duplicates": sum(again), "of": sum(len(each.values) for each in known), "most_in_one": max(again)}
 
     _print_all("points", landscape, outcomes(searches, options), told)

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from tunery_api.methods import Preset
 from tunery_search.dimensions import Values
-from tunery_search.space import Start, space_of, starts
+from tunery_search.space import InitialPoint, initial_points, space_of
 
 from kit.sweeps import Setting, sweep, table
 
@@ -38,7 +38,7 @@ class Landscape:
 
     fields: Mapping[str, Any]
     """Of the sweep's spec: its template and its space."""
-    guide: tuple[Start, ...]
+    guide: tuple[InitialPoint, ...]
     """The guide's three configurations."""
     run: Callable[[Values], Run]
     lowest: float
@@ -63,7 +63,9 @@ def smooth(values: Values) -> float:
 def function() -> Landscape:
     """Return the guide's space with a wider learning rate, and `smooth` on it: known only at the end of a run."""
     spec = sweep(preset="Guide", **_WIDE)
-    return Landscape(_WIDE | {"preset": "Guide"}, starts(spec, space_of(spec)), _smooth_run, 1.5, has_course=False)
+    return Landscape(
+        _WIDE | {"preset": "Guide"}, initial_points(spec, space_of(spec)), _smooth_run, 1.5, has_course=False
+    )
 
 
 _TEMPLATE: Final = {"model": {"uri": "s3://models/base"}, "dataset": {"uri": "s3://data/rows.jsonl"}}
@@ -94,9 +96,9 @@ def trainings() -> Landscape:
 _SPAN: Final = {"min": 0.0001, "max": 0.1, "log": True}
 
 
-def _start(origin: Preset, rate: str, rank: str, alpha: str, modules: str) -> Start:
+def _start(origin: Preset, rate: str, rank: str, alpha: str, modules: str) -> InitialPoint:
     values = {_RATE: rate, "lora.rank": rank, "lora.alpha": alpha, "lora.targetModules": modules}
-    return Start(origin.value, values)
+    return InitialPoint(origin.value, values)
 
 
 def points() -> Landscape:

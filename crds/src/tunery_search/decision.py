@@ -13,10 +13,10 @@ from tunery_api.reasons import FailureReason
 from tunery_api.redact import shorten
 from tunery_api.remedies import Remedy, edit, recreate, remedies_for
 from tunery_api.sweepstatus import MAX_TRIAL_ROWS, EndReason, TrialFailure, TrialState, TrialStatus
-from tunery_search.failures import Fault, fault_of, of_sweep
-from tunery_search.pruning import pruned
-from tunery_search.summary import best, mean_gpu_seconds, since_improvement
-from tunery_search.trial_spec import was_checked
+from tunery_search.failures import Fault, classify_failure, sweep_remedies
+from tunery_search.pruning import prune_reasons
+from tunery_search.summary import best, mean_gpu_seconds, trials_since_improvement
+from tunery_search.trial_spec import has_passed_preflight
 from tunery_search.trials import SWEEP_FAILED, Trial, stop_text
 
 _MESSAGE = 1024
@@ -72,7 +72,7 @@ def decide(spec: LoRASweepSpec, trials: Sequence[Trial], moment: DecisionContext
     failure = None if moment.publishing else _failure(spec, judged, _counted(trials, moment))
     if failure is not None:
         return fail_sweep(trials, failure)
-    end = _end(spec, trials, moment)
+    end = _end_reason(spec, trials, moment)
     chosen = best(trials, spec.objective.tolerance) if moment.publishing else None
     if chosen is not None:
         # The Job that publishes it exists, so changes of the spec have no effect.
@@ -81,8 +81,8 @@ def decide(spec: LoRASweepSpec, trials: Sequence[Trial], moment: DecisionContext
         text = "the budget is spent" if end is EndReason.BUDGET else "the sweep reached spec.activeDeadlineSeconds"
         stop = _stop_all(trials, text)
     else:
-        stop = {number: stop_text(why) for number, why in pruned(spec.pruner, trials).items()}
-    alive = [trial for trial in trials if not trial.is_final]
+        stop = {number: stop_text(why) for number, why in prune_reasons(spec.pruner, trials).items()}
+    alive = [trial for trial in trials if not trial.has_ended]
     if end is not None and not alive:
         return _finish_search(spec, trials, moment, end)
     is_settled = end in _STOPS_ALL or end is EndReason.SPACE_EXHAUSTED or _is_over(trials, moment)
@@ -98,7 +98,7 @@ def fail_sweep(trials: Sequence[Trial], failure: Failure) -> Decision:
 
 def _failure(spec: LoRASweepSpec, trials: Sequence[Trial], counted: int) -> Failure | None:
     """Return why the whole sweep fails, whatever else its trials say; `counted` of maxTrials were made so far."""
-    failed = [trial for trial in trials if trial.row.state == TrialState.FAILED and not trial.is_extra]
+    failed = [trial for trial in trials if trial.row.state == TrialState.FAILED and not trial.is_final_trial]
     for trial in failed:
         if _fault(trial) is Fault.EVERY:
             said = _failure_message(trial.row)
@@ -106,9 +106,9 @@ def _failure(spec: LoRASweepSpec, trials: Sequence[Trial], counted: int) -> Fail
             return _failed(spec, trial.row.reason, text, trial.row)
     # If a user lowers maxTrials below the trials created, the default limit of failures must not fail the sweep.
     lowered = spec.max_failed_trials is None and counted > spec.max_trials
-    allowed = most_failed(spec)
+    allowed = failure_limit(spec)
     if len(failed) > allowed and not lowered:
-        reason = _commonest(failed)
+        reason = _most_frequent_reason(failed)
         last = [trial.row for trial in failed if trial.row.reason == reason or reason is None][-1]
         default = " by default" if spec.max_failed_trials is None else ""
         text = f"{len(failed)} trials failed, and spec.maxFailedTrials allows {allowed}{default}"
@@ -117,17 +117,17 @@ def _failure(spec: LoRASweepSpec, trials: Sequence[Trial], counted: int) -> Fail
     return None
 
 
-def most_failed(spec: LoRASweepSpec) -> int:
+def failure_limit(spec: LoRASweepSpec) -> int:
     """Return how many trials may fail by chance."""
     return max(3, spec.max_trials // 5) if spec.max_failed_trials is None else spec.max_failed_trials
 
 
 def _fault(trial: Trial) -> Fault:
     # A trial that fails because of its parameters is Infeasible, not Failed.
-    return fault_of(trial.row.reason or "", {}, ran=bool(trial.row.run_seconds))
+    return classify_failure(trial.row.reason or "", {}, ran=bool(trial.row.run_seconds))
 
 
-def _end(spec: LoRASweepSpec, trials: Sequence[Trial], moment: DecisionContext) -> EndReason | None:
+def _end_reason(spec: LoRASweepSpec, trials: Sequence[Trial], moment: DecisionContext) -> EndReason | None:
     """Return why no other trial is created now; some reasons are temporary."""
     if moment.publishing:
         return moment.recorded or EndReason.MAX_TRIALS
@@ -138,15 +138,15 @@ def _end(spec: LoRASweepSpec, trials: Sequence[Trial], moment: DecisionContext) 
         return EndReason.BUDGET
     if _is_over(trials, moment):
         return moment.recorded or EndReason.MAX_TRIALS
-    return _no_more(spec, trials, moment)
+    return _search_end(spec, trials, moment)
 
 
 def _is_over(trials: Sequence[Trial], moment: DecisionContext) -> bool:
     """Return whether the search has ended: the best trial is being published, or the final trial exists."""
-    return moment.publishing or any(trial.is_extra for trial in trials)
+    return moment.publishing or any(trial.is_final_trial for trial in trials)
 
 
-def _no_more(spec: LoRASweepSpec, trials: Sequence[Trial], moment: DecisionContext) -> EndReason | None:
+def _search_end(spec: LoRASweepSpec, trials: Sequence[Trial], moment: DecisionContext) -> EndReason | None:
     """Return why no more trials are needed; None if more are."""
     if moment.recorded is EndReason.SPACE_EXHAUSTED:
         return EndReason.SPACE_EXHAUSTED
@@ -154,10 +154,10 @@ def _no_more(spec: LoRASweepSpec, trials: Sequence[Trial], moment: DecisionConte
         return EndReason.MAX_TRIALS
     if sum(trial.row.reason == FailureReason.WONT_FIT for trial in trials) >= spec.max_trials:
         return EndReason.MOST_WONT_FIT
-    patience, since = spec.stop_after_trials_without_improvement, since_improvement(trials)
+    patience, since = spec.stop_after_trials_without_improvement, trials_since_improvement(trials)
     if patience is not None and since is not None and since >= patience:
         return EndReason.NO_IMPROVEMENT
-    if _affordable(spec, trials, moment) == 0 and all(trial.is_final for trial in trials):
+    if _trials_in_budget(spec, trials, moment) == 0 and all(trial.has_ended for trial in trials):
         return EndReason.BUDGET
     return None
 
@@ -170,7 +170,7 @@ def _finish_search(spec: LoRASweepSpec, trials: Sequence[Trial], moment: Decisio
     if chosen is None:
         judged = [trial for trial in trials if not trial.is_forgiven(moment.forgiven)]
         return Decision(fail=_no_adapter_failure(spec, judged or trials, end), end_reason=end)
-    extra = spec.final is not None and end not in _STOPS_ALL and not any(trial.is_extra for trial in trials)
+    extra = spec.final is not None and end not in _STOPS_ALL and not any(trial.is_final_trial for trial in trials)
     if extra:
         return Decision(final=_next(trials), end_reason=end)
     return Decision(publish=chosen.number, end_reason=end)
@@ -178,12 +178,14 @@ def _finish_search(spec: LoRASweepSpec, trials: Sequence[Trial], moment: Decisio
 
 def _trials_to_create(spec: LoRASweepSpec, trials: Sequence[Trial], moment: DecisionContext) -> tuple[int, ...]:
     """Return the numbers of the trials to create now."""
-    alive = [trial for trial in trials if not trial.is_final]
+    alive = [trial for trial in trials if not trial.has_ended]
     if spec.suspend or any(trial.live is not None and trial.live.held for trial in alive):
         return ()
     # One trial is created first: a wrong bucket then fails only one pod, on a CPU.
-    parallel = spec.parallel_trials if any(map(was_checked, trials)) else 1
-    number = min(parallel - len(alive), _remaining_trials(spec, trials, moment), _affordable(spec, trials, moment))
+    parallel = spec.parallel_trials if any(map(has_passed_preflight, trials)) else 1
+    number = min(
+        parallel - len(alive), _remaining_trials(spec, trials, moment), _trials_in_budget(spec, trials, moment)
+    )
     first = _next(trials)
     return tuple(range(first, first + max(0, number)))
 
@@ -203,12 +205,12 @@ def _next(trials: Sequence[Trial]) -> int:
     return max((trial.row.number for trial in trials), default=-1) + 1
 
 
-def _affordable(spec: LoRASweepSpec, trials: Sequence[Trial], moment: DecisionContext) -> int:
+def _trials_in_budget(spec: LoRASweepSpec, trials: Sequence[Trial], moment: DecisionContext) -> int:
     """Return how many more trials the budget allows, minus what running trials are expected to use."""
     mean = mean_gpu_seconds(trials)
     if spec.budget is None or not mean:
         return spec.parallel_trials
-    alive = [trial for trial in trials if not trial.is_final]
+    alive = [trial for trial in trials if not trial.has_ended]
     coming = sum(max(0.0, mean - trial.gpu_seconds(moment.now)) for trial in alive)
     return max(0, int((spec.budget.gpu_seconds - _spent(trials, moment) - coming) // mean))
 
@@ -231,7 +233,7 @@ def _requeue_at(spec: LoRASweepSpec, trials: Sequence[Trial], moment: DecisionCo
         # The time left may be less than the resolution of the clock.
         times += [moment.now + max(_MIN_WAIT, timedelta(seconds=left / rate))] if rate and left > 0 else []
         times += [moment.now] if left <= 0 else []
-    alive = any(not trial.is_final for trial in trials)
+    alive = any(not trial.has_ended for trial in trials)
     ahead = [time if time > moment.now else moment.now + _WHILE_ENDING for time in times if alive or time > moment.now]
     return min(ahead, default=None)
 
@@ -248,10 +250,10 @@ def _no_adapter_failure(spec: LoRASweepSpec, trials: Sequence[Trial], end: EndRe
         return _failed(
             spec, FailureReason.BUDGET_EXHAUSTED, f"{limit} ran out before any trial had published an adapter"
         )
-    if trials and all(trial.is_taken_away for trial in trials):
+    if trials and all(trial.was_removed_by_user for trial in trials):
         text = f"all {len(trials)} trials were deleted, or stopped by hand"
         return Failure(reason=FailureReason.NOT_IMPROVED, message=text, remedies=[_search_more_remedy(spec, end)])
-    reason, complete = _commonest(trials), any(trial.row.state == TrialState.COMPLETE for trial in trials)
+    reason, complete = _most_frequent_reason(trials), any(trial.row.state == TrialState.COMPLETE for trial in trials)
     if reason is None:
         said = "has an adapter" if complete else "came to its end"
         return _failed(spec, FailureReason.NOT_IMPROVED, f"none of {len(trials)} trials {said}")
@@ -270,7 +272,7 @@ def _search_more_remedy(spec: LoRASweepSpec, end: EndReason) -> Remedy:
     return edit(f"Raise maxTrials above {spec.max_trials}, as deleted and stopped trials count", "maxTrials")
 
 
-def _commonest(trials: Sequence[Trial]) -> str | None:
+def _most_frequent_reason(trials: Sequence[Trial]) -> str | None:
     """Return the most frequent reason of failure; of equally frequent ones the first."""
     found = Counter(trial.row.reason for trial in trials if trial.row.reason)
     return found.most_common(1)[0][0] if found else None
@@ -287,5 +289,5 @@ def _failed(spec: LoRASweepSpec, reason: str | None, text: str, row: TrialStatus
     details = (row.failure if row is not None else None) or TrialFailure()
     remedies = details.remedies or list(remedies_for(reason))
     if reason != FailureReason.BUDGET_EXHAUSTED:
-        remedies = of_sweep(remedies, [each.path for each in spec.parameters or ()])
+        remedies = sweep_remedies(remedies, [each.path for each in spec.parameters or ()])
     return Failure(reason=reason, message=shorten(text, _MESSAGE), remedies=remedies, facts=details.facts or {})

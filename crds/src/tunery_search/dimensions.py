@@ -56,11 +56,11 @@ class Numeric:
     """With a step, the last number that steps from `low` come to."""
     log: bool = False
     step: float | None = None
-    whole: bool = False
+    integer: bool = False
     """Only whole numbers."""
     when: Condition | None = None
 
-    def is_on_a_step(self, value: float) -> bool:
+    def is_on_step(self, value: float) -> bool:
         """Return whether a number is the lowest one with whole steps on top; any is where there are no steps."""
         steps = (value - self.low) / self.step if self.step else 0.0
         return math.isclose(steps, round(steps), abs_tol=_STEPS_OFF)
@@ -69,10 +69,10 @@ class Numeric:
         """Return a proposed number as the field writes it: rounded, within the range, never with an exponent."""
         if self.step:
             value = self.low + self.step * round((value - self.low) / self.step)
-        elif value and not self.whole:
+        elif value and not self.integer:
             value = round(value, DIGITS - 1 - math.floor(math.log10(abs(value))))
         value = min(max(value, self.low), self.high)
-        return str(round(value)) if self.whole else plain(value)
+        return str(round(value)) if self.integer else plain(value)
 
 
 Dimension = Categorical | Numeric
@@ -87,7 +87,7 @@ def plain(value: float) -> str:
 Dimensions = Sequence[Dimension]
 
 
-def in_order(space: Dimensions) -> tuple[Dimension, ...]:
+def sampling_order(space: Dimensions) -> tuple[Dimension, ...]:
     """Return the parameters by path, each behind the one that its condition asks: the order of a manifest is none."""
     return parents_first(sorted(space, key=lambda dimension: dimension.path))
 
@@ -105,12 +105,12 @@ def parents_first(dimensions: Iterable[Dimension]) -> tuple[Dimension, ...]:
     return tuple(ordered)
 
 
-def exists(dimension: Dimension, values: Values) -> bool:
+def is_active(dimension: Dimension, values: Values) -> bool:
     """Return whether a trial with these values has that parameter."""
     return dimension.when is None or dimension.when.holds(values)
 
 
-def has(dimension: Dimension, text: str) -> bool:
+def contains(dimension: Dimension, text: str) -> bool:
     """Return whether `text` is one of the parameter's values."""
     if isinstance(dimension, Categorical):
         return text in dimension.choices
@@ -118,39 +118,39 @@ def has(dimension: Dimension, text: str) -> bool:
         value = float(text)
     except ValueError:
         return False
-    if not dimension.low <= value <= dimension.high or (dimension.whole and value != int(value)):
+    if not dimension.low <= value <= dimension.high or (dimension.integer and value != int(value)):
         return False
-    return dimension.is_on_a_step(value)
+    return dimension.is_on_step(value)
 
 
 def is_point(space: Dimensions, values: Values) -> bool:
     """Return whether these values are a trial of this space: every parameter that exists, and no other."""
-    there = [dimension for dimension in space if exists(dimension, values)]
-    return {each.path for each in there} == set(values) and all(has(each, values[each.path]) for each in there)
+    there = [dimension for dimension in space if is_active(dimension, values)]
+    return {each.path for each in there} == set(values) and all(contains(each, values[each.path]) for each in there)
 
 
-def key(values: Mapping[str, str]) -> str:
+def point_key(values: Mapping[str, str]) -> str:
     """Return what two points have in common that are the same."""
     return json.dumps(dict(values), sort_keys=True)
 
 
-def texts(dimension: Dimension) -> Sequence[str] | None:
+def grid_values(dimension: Dimension) -> Sequence[str] | None:
     """Return all values of a parameter; None where they are not counted: a range without steps."""
     if isinstance(dimension, Categorical):
         return dimension.choices
-    step = spacing(dimension)
+    step = step_size(dimension)
     if step is None:
         return None
-    count = last_step(dimension, step) + 1
+    count = step_count(dimension, step) + 1
     return _Steps(dimension, step, count)
 
 
-def spacing(dimension: Numeric) -> float | None:
+def step_size(dimension: Numeric) -> float | None:
     """Return the distance of two neighbours; None where there is none."""
-    return dimension.step or (1.0 if dimension.whole else None)
+    return dimension.step or (1.0 if dimension.integer else None)
 
 
-def last_step(dimension: Numeric, step: float) -> int:
+def step_count(dimension: Numeric, step: float) -> int:
     """Return how many steps lead from the lowest value to the highest that is one."""
     return math.floor((dimension.high - dimension.low) / step + 1e-9)
 
@@ -168,7 +168,7 @@ class _Steps(Sequence[str]):
         if not 0 <= index < self._count:
             raise IndexError(index)
         value = self._dimension.low + index * self._step
-        return str(round(value)) if self._dimension.whole else plain(value)
+        return str(round(value)) if self._dimension.integer else plain(value)
 
 
 def grid(space: Dimensions) -> Iterator[dict[str, str]]:
@@ -176,21 +176,21 @@ def grid(space: Dimensions) -> Iterator[dict[str, str]]:
 
     Nothing where a parameter has values without number: such a space has no grid.
     """
-    order = in_order(space)
-    if all(texts(dimension) is not None for dimension in order):
-        yield from _below(order, {})
+    order = sampling_order(space)
+    if all(grid_values(dimension) is not None for dimension in order):
+        yield from _expand(order, {})
 
 
-def _below(order: tuple[Dimension, ...], values: dict[str, str]) -> Iterator[dict[str, str]]:
+def _expand(order: tuple[Dimension, ...], values: dict[str, str]) -> Iterator[dict[str, str]]:
     if not order:
         yield dict(values)
         return
     first, rest = order[0], order[1:]
-    if not exists(first, values):
-        yield from _below(rest, values)
+    if not is_active(first, values):
+        yield from _expand(rest, values)
         return
-    for text in texts(first) or ():
-        yield from _below(rest, {**values, first.path: text})
+    for text in grid_values(first) or ():
+        yield from _expand(rest, {**values, first.path: text})
 
 
 def grid_size(space: Dimensions, most: int) -> int:

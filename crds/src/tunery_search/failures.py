@@ -22,7 +22,7 @@ class Fault(StrEnum):
     """Every trial of the sweep would fail alike: the sweep fails."""
     PARAMETERS = "of the parameters"
     """Other values may work: the trial is Infeasible, and the sampler learns that."""
-    CHANCE = "of chance"
+    TRANSIENT = "of chance"
     """The same values may work: the failure is counted, and the sampler learns nothing."""
 
 
@@ -60,7 +60,7 @@ FAULTS: Final[dict[str, Fault]] = {
         Fault.PARAMETERS,
     ),
 }
-"""Reasons with another cause than CHANCE."""
+"""Reasons with another cause than TRANSIENT."""
 
 _OF_THE_MODEL: Final = frozenset({_R.INVALID_SPEC, _R.MODEL_UNSUPPORTED})
 """Reasons of a valid spec that the model or the data do not support."""
@@ -68,8 +68,8 @@ _METHODS: Final = ("method", "lora.targetModules", "lora.init", "quantization.")
 """Parameters that a model may not support, whether its failure names them or not."""
 
 
-def fault_of(reason: str, values: Values, fields: Collection[str] = (), *, ran: bool) -> Fault:
-    """Return the cause of a failure; CHANCE for a reason that FAULTS lacks.
+def classify_failure(reason: str, values: Values, fields: Collection[str] = (), *, ran: bool) -> Fault:
+    """Return the cause of a failure; TRANSIENT for a reason that FAULTS lacks.
 
     `values` are the trial's, `fields` the paths that its failure names; `ran` says whether it had trained before.
     """
@@ -77,8 +77,8 @@ def fault_of(reason: str, values: Values, fields: Collection[str] = (), *, ran: 
         return Fault.PARAMETERS
     if reason == _R.ADAPTER_MISSING and ran:
         # Not the adapter of continueFrom, but the trial's own result.
-        return Fault.CHANCE
-    return FAULTS.get(reason, Fault.CHANCE)
+        return Fault.TRANSIENT
+    return FAULTS.get(reason, Fault.TRANSIENT)
 
 
 _COMPARED: Final = frozenset(
@@ -89,7 +89,7 @@ _COMPARED: Final = frozenset(
 _TEMPLATE: Final = frozenset(info.alias or name for name, info in TrialTemplate.model_fields.items())
 
 
-def of_sweep(remedies: Iterable[Remedy], searched: Collection[str]) -> list[Remedy]:
+def sweep_remedies(remedies: Iterable[Remedy], searched: Collection[str]) -> list[Remedy]:
     """Return the remedies of a trial as those of its sweep; `searched` are the paths of spec.parameters."""
     return [remedy if remedy.action == Action.RETRY else _of_template(remedy, searched) for remedy in remedies]
 

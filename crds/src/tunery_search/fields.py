@@ -17,7 +17,7 @@ _ALIKE: Final = "it changes nothing that a trial learns; set it in the template,
 _MEASURED: Final = "losses of trials that are measured in different ways cannot be compared; set it in the template"
 _TEXT: Final = "it is no single value; set it in the template, for all trials"
 
-REFUSED: Final[Mapping[str, str]] = {
+NOT_SEARCHABLE: Final[Mapping[str, str]] = {
     "model": "losses per token of two base models cannot be compared; take a sweep for each",
     "dataset": "trials must learn from and be measured on the same rows; take a sweep for each data set",
     "task": "losses of two tasks cannot be compared; take a sweep for each",
@@ -56,15 +56,15 @@ REFUSED: Final[Mapping[str, str]] = {
 class FieldType(Enum):
     """What a field holds."""
 
-    WHOLE = auto()
+    INTEGER = auto()
     NUMBER = auto()
-    NAME = auto()
-    SWITCH = auto()
+    ENUM = auto()
+    BOOLEAN = auto()
     LIST = auto()
     """Names; as one text they are joined by commas."""
 
 
-NUMERIC: Final = frozenset({FieldType.WHOLE, FieldType.NUMBER})
+NUMERIC: Final = frozenset({FieldType.INTEGER, FieldType.NUMBER})
 """The types of fields that take a range."""
 
 
@@ -79,18 +79,18 @@ def _type_at(path: str) -> FieldType:
         hint = get_type_hints(model)[names[name]]
         options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
         model = options[0]
-    for annotation, found in ((int, FieldType.WHOLE), (float, FieldType.NUMBER), (bool, FieldType.SWITCH)):
+    for annotation, found in ((int, FieldType.INTEGER), (float, FieldType.NUMBER), (bool, FieldType.BOOLEAN)):
         if model is annotation:
             return found
     if get_origin(model) is list:
         return FieldType.LIST
     if isinstance(model, type) and issubclass(model, Enum):
-        return FieldType.NAME
+        return FieldType.ENUM
     raise ValueError(f"{path}: {model} cannot be searched")
 
 
 _BLOCKS: Final = ("lora", "adalora", "promptTuning", "prefixTuning", "quantization", "training")
-"""Blocks whose fields can be searched, except those of REFUSED."""
+"""Blocks whose fields can be searched, except those of NOT_SEARCHABLE."""
 
 
 def _searched() -> Iterator[str]:
@@ -104,27 +104,27 @@ def _searched() -> Iterator[str]:
             if isinstance(part, type) and issubclass(part, ApiModel)
         )
         paths = (f"{block}.{info.alias}" for info in model.model_fields.values())
-        yield from (path for path in paths if path not in REFUSED)
+        yield from (path for path in paths if path not in NOT_SEARCHABLE)
 
 
-TYPES: Final[Mapping[str, FieldType]] = {path: _type_at(path) for path in _searched()}
+FIELD_TYPES: Final[Mapping[str, FieldType]] = {path: _type_at(path) for path in _searched()}
 """The fields that can be searched, each with its type."""
 
 
 def path_problem(path: str) -> str | None:
     """Return why a field cannot be searched and what to do, None where it can."""
-    if path in TYPES:
+    if path in FIELD_TYPES:
         return None
-    for refused, reason in REFUSED.items():
+    for refused, reason in NOT_SEARCHABLE.items():
         if path == refused or path.startswith(f"{refused}."):
             return f"{refused} cannot be searched: {reason}"
-    inside = [known for known in TYPES if known.startswith(f"{path}.")]
+    inside = [known for known in FIELD_TYPES if known.startswith(f"{path}.")]
     if inside:
         return f"{path} is a block; name a field of it: {', '.join(inside)}"
     plain_path = path.removeprefix("spec.").removeprefix("template.")
-    if plain_path in TYPES:
+    if plain_path in FIELD_TYPES:
         return f"{path} begins in the template: write {plain_path}"
-    return f"{path} is no field that can be searched{_meant(plain_path) or '; these can: ' + ', '.join(TYPES)}"
+    return f"{path} is no field that can be searched{_meant(plain_path) or '; these can: ' + ', '.join(FIELD_TYPES)}"
 
 
 def _meant(path: str) -> str:
@@ -133,7 +133,7 @@ def _meant(path: str) -> str:
     Only the last word tells, where the block before it is right: all fields of a block look alike as whole paths.
     """
     block, _, word = path.rpartition(".")
-    by_word = {known: known.rpartition(".")[2] for known in TYPES}
+    by_word = {known: known.rpartition(".")[2] for known in FIELD_TYPES}
     inside = {known: last for known, last in by_word.items() if known.rpartition(".")[0] == block} if block else {}
     for found in (
         [known for known, last in by_word.items() if last == word],
@@ -142,7 +142,7 @@ def _meant(path: str) -> str:
         if len(found) == 1:
             return f"; did you mean {found[0]}?"
     if not inside:
-        return did_you_mean(path, TYPES)
+        return did_you_mean(path, FIELD_TYPES)
     close = did_you_mean(word, inside.values())
     return close.replace("mean ", f"mean {block}.") or f"; those of {block} are {', '.join(inside.values())}"
 
@@ -157,10 +157,10 @@ def canonical(path: str, text: str) -> str:
 
     Raises ValueError, whose message begins with "must", where the text is no value of the field's type.
     """
-    kind = TYPES[path]
+    kind = FIELD_TYPES[path]
     if kind in NUMERIC:
         return _number(kind, text)
-    if kind is FieldType.SWITCH and text not in _SWITCH:
+    if kind is FieldType.BOOLEAN and text not in _SWITCH:
         raise ValueError(f"must be true or false, is {text!r}")
     if kind is FieldType.LIST:
         names = [name.strip() for name in text.split(",")]
@@ -180,7 +180,7 @@ _BEYOND: Final = 1e32
 
 
 def _number(kind: FieldType, text: str) -> str:
-    if kind is FieldType.WHOLE:
+    if kind is FieldType.INTEGER:
         if not _WHOLE.fullmatch(text):
             how = ", in digits alone" if _DECIMAL.fullmatch(text) and float(text).is_integer() else ""
             raise ValueError(f"must be a whole number of at least 0{how}, is {text!r}")
@@ -195,7 +195,7 @@ def _number(kind: FieldType, text: str) -> str:
     return plain(value)
 
 
-def written(template: Mapping[str, Any], values: Mapping[str, str]) -> dict[str, Any]:
+def with_values(template: Mapping[str, Any], values: Mapping[str, str]) -> dict[str, Any]:
     """Return a template's dict with the values in it, each as its field takes it; what is handed in stays as it is.
 
     Each value is in its canonical text.
@@ -206,19 +206,19 @@ def written(template: Mapping[str, Any], values: Mapping[str, str]) -> dict[str,
         block = result
         for name in blocks:
             block[name] = block = dict(block.get(name, {}))
-        block[last] = _in_manifest(TYPES[path], text)
+        block[last] = _in_manifest(FIELD_TYPES[path], text)
     return result
 
 
 def _in_manifest(kind: FieldType, text: str) -> float | bool | str | list[str]:
     if kind in NUMERIC:
         return int(text) if text.isdecimal() else float(text)
-    if kind is FieldType.SWITCH:
+    if kind is FieldType.BOOLEAN:
         return _SWITCH[text]
     return text.split(",") if kind is FieldType.LIST else text
 
 
-def read(spec: Mapping[str, Any], path: str) -> str | None:
+def read_value(spec: Mapping[str, Any], path: str) -> str | None:
     """Return the value at a path of a manifest's spec in its canonical text, None where it is left out."""
     value: Any = spec
     for name in path.split("."):

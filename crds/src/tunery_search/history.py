@@ -12,7 +12,7 @@ from tunery_api.fields import ApiModel
 from tunery_api.lorasweep import LoRASweepSpec, SamplerType
 from tunery_api.sweepstatus import TrialState, TrialStatus
 from tunery_search.dimensions import Categorical, Dimension, Numeric, is_point
-from tunery_search.space import Space, starts
+from tunery_search.space import Space, initial_points
 from tunery_search.summary import best
 from tunery_search.trials import FINAL_ORIGIN, Trial
 
@@ -20,7 +20,7 @@ IMPORTANCE_FROM: Final = 20
 """Complete trials that importances need: with fewer, a parameter without effect can seem to matter."""
 
 
-class ToldState(StrEnum):
+class ObservationState(StrEnum):
     """The state of a trial as a sampler sees it."""
 
     COMPLETE = "Complete"
@@ -32,35 +32,35 @@ class ToldState(StrEnum):
     """Its failure has nothing to do with its values."""
 
 
-class ToldTrial(ApiModel):
+class Observation(ApiModel):
     """A trial of the history."""
 
     number: int
-    state: ToldState
+    state: ObservationState
     values: dict[str, str]
     value: float | None = None
     course: tuple[tuple[int, float], ...] = ()
     """The losses of a pruned trial, each with the percentage of its steps."""
 
 
-class Fixed(ApiModel):
+class FixedTrial(ApiModel):
     """A trial some or all of whose values are given."""
 
     origin: str
     values: dict[str, str]
 
 
-class Ask(ApiModel):
+class SuggestionRequest(ApiModel):
     """The request for the next trials."""
 
     seed: int
     sampler: SamplerType
     startup: int
     space: tuple[Categorical | Numeric, ...]
-    earlier: tuple[ToldTrial, ...] = ()
+    earlier: tuple[Observation, ...] = ()
     """Trials of other sweeps to learn from, points of this space."""
-    trials: tuple[ToldTrial, ...] = ()
-    fixed: dict[int, Fixed] = Field(default_factory=dict)
+    trials: tuple[Observation, ...] = ()
+    fixed: dict[int, FixedTrial] = Field(default_factory=dict)
     """By the number of the trial."""
     numbers: tuple[int, ...] = ()
     """The numbers of the requested trials."""
@@ -74,7 +74,7 @@ class Suggestion(ApiModel):
     values: dict[str, str]
 
 
-class Answer(ApiModel):
+class SuggestionReply(ApiModel):
     """The proposed trials, and the importance of each parameter."""
 
     suggestions: tuple[Suggestion, ...] = ()
@@ -83,18 +83,18 @@ class Answer(ApiModel):
     """Share of the loss by path, the largest first; empty with fewer than `IMPORTANCE_FROM` complete trials."""
 
 
-def question_of(
+def sweep_request(
     spec: LoRASweepSpec, space: Space, trials: Iterable[Trial], numbers: Sequence[int], forgiven: int
-) -> Ask:
+) -> SuggestionRequest:
     """Return what a sweep asks for trials of these numbers; what was tried first is in it.
 
     What has failed for a cause that was mended since, below the number `forgiven`, is not told: such a point may be
     tried again.
     """
-    first = enumerate(starts(spec, space))
-    fixed = {number: Fixed(origin=start.origin, values=dict(start.values)) for number, start in first}
+    first = enumerate(initial_points(spec, space))
+    fixed = {number: FixedTrial(origin=start.origin, values=dict(start.values)) for number, start in first}
     known = [trial for trial in trials if not trial.is_forgiven(forgiven)]
-    return question(spec, space.dimensions, known, numbers, fixed)
+    return build_request(spec, space.dimensions, known, numbers, fixed)
 
 
 def final_suggestion(spec: LoRASweepSpec, trials: Sequence[Trial], number: int) -> Suggestion | None:
@@ -103,61 +103,65 @@ def final_suggestion(spec: LoRASweepSpec, trials: Sequence[Trial], number: int) 
     return Suggestion(number=number, origin=FINAL_ORIGIN, values=chosen.parameters) if chosen else None
 
 
-def question(
+def build_request(
     spec: LoRASweepSpec,
     space: Sequence[Dimension],
     trials: Iterable[Trial],
     numbers: Sequence[int],
-    fixed: Mapping[int, Fixed],
-) -> Ask:
+    fixed: Mapping[int, FixedTrial],
+) -> SuggestionRequest:
     """Return the request for trials of these numbers; `with_earlier` adds the trials of other sweeps."""
-    return Ask(
+    return SuggestionRequest(
         seed=spec.seed,
         sampler=spec.sampler.type,
         startup=spec.sampler.startup_trials,
         space=tuple(space),
-        trials=tuple(told(trial) for trial in trials if not trial.is_extra),
+        trials=tuple(to_observation(trial) for trial in trials if not trial.is_final_trial),
         fixed={number: fixed[number] for number in numbers if number in fixed},
         numbers=tuple(numbers),
     )
 
 
-def with_earlier(ask: Ask, sweeps: Iterable[Iterable[TrialStatus]]) -> Ask:
+def with_warm_start(ask: SuggestionRequest, sweeps: Iterable[Iterable[TrialStatus]]) -> SuggestionRequest:
     """Return the request with the trials of other sweeps that have ended and are points of this space."""
     rows = (row for sweep in sweeps for row in sorted(sweep, key=lambda row: row.number))
-    there = [told(trial) for trial in map(Trial, rows) if trial.is_final and not trial.is_extra]
-    known = tuple(each for each in there if each.state is not ToldState.FAILED and is_point(ask.space, each.values))
+    there = [to_observation(trial) for trial in map(Trial, rows) if trial.has_ended and not trial.is_final_trial]
+    known = tuple(
+        each for each in there if each.state is not ObservationState.FAILED and is_point(ask.space, each.values)
+    )
     return ask.model_copy(update={"earlier": known})
 
 
-def told(trial: Trial) -> ToldTrial:
+def to_observation(trial: Trial) -> Observation:
     """Return a trial as a sampler sees it."""
     row, state = trial.row, _state(trial)
-    return ToldTrial(
+    return Observation(
         number=row.number,
         state=state,
         values=row.parameters,
-        value=trial.loss if state is ToldState.COMPLETE else None,
-        course=_course(trial) if state is ToldState.PRUNED and row.state == TrialState.PRUNED else (),
+        value=trial.loss if state is ObservationState.COMPLETE else None,
+        course=_intermediate_values(trial)
+        if state is ObservationState.PRUNED and row.state == TrialState.PRUNED
+        else (),
     )
 
 
-def _state(trial: Trial) -> ToldState:
+def _state(trial: Trial) -> ObservationState:
     state = trial.row.state
     if state == TrialState.COMPLETE:
         # The status of an older version, or of somebody's hand, may tell what is no number.
-        return ToldState.COMPLETE if trial.loss is not None else ToldState.FAILED
+        return ObservationState.COMPLETE if trial.loss is not None else ObservationState.FAILED
     if state == TrialState.INFEASIBLE:
         # Without a loss it is behind all that have one: beside an edge half as many are wasted then.
-        return ToldState.PRUNED
+        return ObservationState.PRUNED
     if state == TrialState.PRUNED:
         # One that was stopped before anything was measured, and not for what it found itself, says nothing; nor does
         # one that was stopped for what another failed for.
-        says = not trial.is_given_up and (trial.course or trial.row.reason)
-        return ToldState.PRUNED if says else ToldState.FAILED
-    return ToldState.FAILED if trial.is_final else ToldState.RUNNING
+        says = not trial.was_stopped_with_sweep and (trial.course or trial.row.reason)
+        return ObservationState.PRUNED if says else ObservationState.FAILED
+    return ObservationState.FAILED if trial.has_ended else ObservationState.RUNNING
 
 
-def _course(trial: Trial) -> tuple[tuple[int, float], ...]:
+def _intermediate_values(trial: Trial) -> tuple[tuple[int, float], ...]:
     """Return its losses by the percentage of its steps: trials of other batches have other steps."""
     return tuple({round(100 * share): loss for share, loss in trial.course}.items())

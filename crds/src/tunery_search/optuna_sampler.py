@@ -19,34 +19,34 @@ from optuna.samplers import TPESampler
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from tunery_api.lorasweep import SamplerType
-from tunery_search.dimensions import Categorical, Dimension, exists, in_order, is_point
-from tunery_search.history import IMPORTANCE_FROM, Answer, Ask, ToldState, ToldTrial
-from tunery_search.sampler import Draw, fixed_value, learns, points, proposed, random_draw, seed_of
+from tunery_search.dimensions import Categorical, Dimension, is_active, is_point, sampling_order
+from tunery_search.history import IMPORTANCE_FROM, Observation, ObservationState, SuggestionReply, SuggestionRequest
+from tunery_search.sampler import Draw, fixed_value, in_space, propose, random_draw, seed_of, uses_tpe
 
 _STATES: Final = {
-    ToldState.COMPLETE: TrialState.COMPLETE,
-    ToldState.PRUNED: TrialState.PRUNED,
-    ToldState.RUNNING: TrialState.RUNNING,
-    ToldState.FAILED: TrialState.FAIL,
+    ObservationState.COMPLETE: TrialState.COMPLETE,
+    ObservationState.PRUNED: TrialState.PRUNED,
+    ObservationState.RUNNING: TrialState.RUNNING,
+    ObservationState.FAILED: TrialState.FAIL,
 }
 _Value = str | int | float
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 
-def answer(ask: Ask) -> Answer:
+def compute_suggestions(ask: SuggestionRequest) -> SuggestionReply:
     """Return the proposed trials and the importances."""
     draw = _tpe_draw(ask) if ask.sampler is SamplerType.TPE else random_draw(ask)
-    return Answer(suggestions=proposed(ask, draw), importance=_importance(ask))
+    return SuggestionReply(suggestions=propose(ask, draw), importance=_importance(ask))
 
 
-def _tpe_draw(ask: Ask) -> Draw:
+def _tpe_draw(ask: SuggestionRequest) -> Draw:
     """Return the tree-structured Parzen estimator: a new study for each proposal, after the startup trials."""
-    order, by_chance = in_order(ask.space), random_draw(ask)
+    order, by_chance = sampling_order(ask.space), random_draw(ask)
     frozen: dict[int, FrozenTrial] = {}
 
-    def draw(number: int, salt: int, known: tuple[ToldTrial, ...], fixed: Mapping[str, str]) -> dict[str, str]:
-        if not learns(ask, number):
+    def draw(number: int, salt: int, known: tuple[Observation, ...], fixed: Mapping[str, str]) -> dict[str, str]:
+        if not uses_tpe(ask, number):
             return by_chance(number, salt, known, fixed)
         sampler = TPESampler(
             seed=seed_of(ask.seed, number, salt),
@@ -56,27 +56,27 @@ def _tpe_draw(ask: Ask) -> Draw:
             constant_liar=True,
         )
         study = optuna.create_study(sampler=sampler)
-        study.add_trials([_once(frozen, order, told) for told in points(ask, known)])
+        study.add_trials([_cached_trial(frozen, order, told) for told in in_space(ask, known)])
         trial, values = study.ask(), dict[str, str]()
         for dimension in order:
-            if exists(dimension, values):
-                values[dimension.path] = fixed_value(dimension, fixed) or _suggested(trial, dimension)
+            if is_active(dimension, values):
+                values[dimension.path] = fixed_value(dimension, fixed) or _suggest_value(trial, dimension)
         return values
 
     return draw
 
 
-def _once(frozen: dict[int, FrozenTrial], order: tuple[Dimension, ...], told: ToldTrial) -> FrozenTrial:
+def _cached_trial(frozen: dict[int, FrozenTrial], order: tuple[Dimension, ...], told: Observation) -> FrozenTrial:
     """Return a trial as a FrozenTrial that is made once, as one proposal can take 20 draws."""
     if id(told) not in frozen:
-        frozen[id(told)] = _frozen(order, told)
+        frozen[id(told)] = _to_frozen_trial(order, told)
     return frozen[id(told)]
 
 
-def _suggested(trial: Trial, dimension: Dimension) -> str:
+def _suggest_value(trial: Trial, dimension: Dimension) -> str:
     if isinstance(dimension, Categorical):
         return trial.suggest_categorical(dimension.path, dimension.choices)
-    if dimension.whole:
+    if dimension.integer:
         step = 1 if dimension.step is None else round(dimension.step)
         number = trial.suggest_int(
             dimension.path, round(dimension.low), round(dimension.high), step=step, log=dimension.log
@@ -87,14 +87,14 @@ def _suggested(trial: Trial, dimension: Dimension) -> str:
     )
 
 
-def _frozen(order: tuple[Dimension, ...], told: ToldTrial) -> FrozenTrial:
+def _to_frozen_trial(order: tuple[Dimension, ...], told: Observation) -> FrozenTrial:
     """Return a trial as a FrozenTrial of Optuna."""
     there = [dimension for dimension in order if dimension.path in told.values]
     return create_trial(
         state=_STATES[told.state],
         params={each.path: _value(each, told.values[each.path]) for each in there},
         distributions={each.path: _distribution(each) for each in there},
-        value=told.value if told.state is ToldState.COMPLETE else None,
+        value=told.value if told.state is ObservationState.COMPLETE else None,
         intermediate_values=dict(told.course),
     )
 
@@ -102,27 +102,27 @@ def _frozen(order: tuple[Dimension, ...], told: ToldTrial) -> FrozenTrial:
 def _value(dimension: Dimension, text: str) -> _Value:
     if isinstance(dimension, Categorical):
         return text
-    return int(float(text)) if dimension.whole else float(text)
+    return int(float(text)) if dimension.integer else float(text)
 
 
 def _distribution(dimension: Dimension) -> BaseDistribution:
     if isinstance(dimension, Categorical):
         return CategoricalDistribution(dimension.choices)
     low, high, log = dimension.low, dimension.high, dimension.log
-    if dimension.whole:
+    if dimension.integer:
         step = 1 if dimension.step is None else round(dimension.step)
         return IntDistribution(round(low), round(high), log=log, step=step)
     return FloatDistribution(low, high, log=log, step=dimension.step)
 
 
-def _importance(ask: Ask) -> dict[str, float]:
+def _importance(ask: SuggestionRequest) -> dict[str, float]:
     """Return the share of the variance of the loss that each parameter explains; empty if it is unknown."""
-    order = in_order(ask.space)
-    done = [told for told in ask.trials if told.state is ToldState.COMPLETE and is_point(ask.space, told.values)]
+    order = sampling_order(ask.space)
+    done = [told for told in ask.trials if told.state is ObservationState.COMPLETE and is_point(ask.space, told.values)]
     if len(done) < IMPORTANCE_FROM:
         return {}
     study = optuna.create_study()
-    study.add_trials([_frozen(order, told) for told in sorted(done, key=lambda told: told.number)])
+    study.add_trials([_to_frozen_trial(order, told) for told in sorted(done, key=lambda told: told.number)])
     try:
         return {path: round(share, 3) for path, share in optuna.importance.get_param_importances(study).items()}
     except (ValueError, RuntimeError):

@@ -25,8 +25,8 @@ from tunery_api.lorasweep import (
 )
 from tunery_api.rules import RULES
 from tunery_search.dimensions import DECIMALS, Categorical, Dimension, Numeric, plain
-from tunery_search.fields import NUMERIC, TYPES, FieldType, canonical, path_problem, read, written
-from tunery_search.space import dimension_of, guide_dimensions, misfits, value_in
+from tunery_search.fields import FIELD_TYPES, NUMERIC, FieldType, canonical, path_problem, read_value, with_values
+from tunery_search.space import canonical_value, dimension_of, guide_dimensions, value_errors
 
 Errors = Iterator[FieldError]
 MOST_STEPS: Final = 10_000
@@ -38,7 +38,7 @@ _AROUND: Final = {"model": {"uri": "s3://bucket/model"}, "dataset": {"uri": "s3:
 
 
 @dataclass(frozen=True)
-class Parameters:
+class CheckedParameters:
     """The parameters of a spec: what is wrong with them, and those that nothing is wrong with."""
 
     errors: tuple[FieldError, ...]
@@ -46,11 +46,11 @@ class Parameters:
     """Those that the manifest lists."""
     guide: tuple[Dimension, ...]
     """Those of `preset: Guide`."""
-    places: Mapping[str, str]
+    locations: Mapping[str, str]
     """The place of each parameter in the manifest, by path: `spec.parameters[0]`."""
     choices: Mapping[tuple[str, str], int]
     """The place among its choices of each value of each parameter of the manifest, by path and canonical text."""
-    misread: frozenset[str]
+    partly_invalid: frozenset[str]
     """Those of the manifest some of whose choices are left out as wrong: a value that they lack may have been meant."""
 
     @property
@@ -59,7 +59,7 @@ class Parameters:
         return self.guide + self.own
 
 
-def checked(spec: LoRASweepSpec) -> Parameters:
+def check_parameters(spec: LoRASweepSpec) -> CheckedParameters:
     """Return the parameters of a spec, each held to be a field of its own that the template leaves open.
 
     Of one with some wrong choices the others are kept, so that what is wrong with them is told at once.
@@ -67,33 +67,33 @@ def checked(spec: LoRASweepSpec) -> Parameters:
     template = spec.template.to_json_dict()
     errors: list[FieldError] = []
     own: dict[str, Dimension] = {}
-    places: dict[str, str] = {}
+    locations: dict[str, str] = {}
     choices: dict[tuple[str, str], int] = {}
-    misread = set[str]()
+    partly_invalid = set[str]()
     for index, parameter in enumerate(spec.parameters):
         at = f"spec.parameters[{index}]"
-        wrong = [*_path(at, parameter.path, template, places), *_values(at, parameter, spec.sampler.type)]
+        wrong = [*_path(at, parameter.path, template, locations), *_values(at, parameter, spec.sampler.type)]
         when, earlier = parameter.when, {**_unconditional(spec, own), **own}
-        hangs_on_wrong = when is not None and when.path in places and not _is_known(when, earlier, misread)
+        hangs_on_wrong = when is not None and when.path in locations and not _is_known(when, earlier, partly_invalid)
         if when is not None and spec.preset and parameter.path == "method":
             wrong.append(
                 FieldError(f"{at}.when", "with preset: Guide its parameters depend on the method; leave it out")
             )
         elif when is not None and not hangs_on_wrong:
             wrong += _condition(f"{at}.when", when, earlier)
-        places.setdefault(parameter.path, at)
+        locations.setdefault(parameter.path, at)
         errors += wrong
-        sound = _sound_choices(parameter) if parameter.path in TYPES else {}
+        sound = _valid_choices(parameter) if parameter.path in FIELD_TYPES else {}
         if hangs_on_wrong or any(not error.path.startswith(f"{at}.choices") for error in wrong):
             continue
         if len(sound) < len(set(parameter.choices or ())):
-            misread.add(parameter.path)
+            partly_invalid.add(parameter.path)
         if sound or not wrong:
             own[parameter.path] = dimension_of(parameter.model_copy(update={"choices": list(sound) or None}))
             choices |= {(parameter.path, value): place for value, place in sound.items()}
     mine = tuple(own.values())
-    guide = tuple(item for item in _guide(spec, mine) if item.path not in places)
-    return Parameters(tuple(errors), mine, guide, places, choices, frozenset(misread))
+    guide = tuple(item for item in _guide(spec, mine) if item.path not in locations)
+    return CheckedParameters(tuple(errors), mine, guide, locations, choices, frozenset(partly_invalid))
 
 
 def _guide(spec: LoRASweepSpec, own: Iterable[Dimension]) -> tuple[Dimension, ...]:
@@ -105,12 +105,12 @@ def _unconditional(spec: LoRASweepSpec, own: Mapping[str, Dimension]) -> dict[st
     return {item.path: item for item in _guide(spec, own.values()) if item.when is None}
 
 
-def _is_known(when: WhenSpec, earlier: Mapping[str, Dimension], misread: Container[str]) -> bool:
+def _is_known(when: WhenSpec, earlier: Mapping[str, Dimension], partly_invalid: Container[str]) -> bool:
     """Return whether it is known what a condition asks for: what a misspelt choice was meant to be, nobody knows."""
     on = earlier.get(when.path)
-    if on is None or when.path not in misread:
+    if on is None or when.path not in partly_invalid:
         return on is not None
-    return not any(misfits([on], {when.path: text}) for text in when.values)
+    return not any(value_errors([on], {when.path: text}) for text in when.values)
 
 
 def _path(at: str, path: str, template: Mapping[str, Any], seen: Container[str]) -> Errors:
@@ -119,16 +119,16 @@ def _path(at: str, path: str, template: Mapping[str, Any], seen: Container[str])
         yield FieldError(f"{at}.path", problem)
     elif path in seen:
         yield FieldError(f"{at}.path", f"{path} is in the list already. Fix: remove one of the two")
-    elif read(template, path) is not None:
+    elif read_value(template, path) is not None:
         yield FieldError(f"{at}.path", f"the template sets {path}, too; leave it out there")
 
 
 def _values(at: str, parameter: ParameterSpec, sampler: SamplerType) -> Errors:
     if broken := list(RULES.errors(ParameterSpec, parameter.to_json_dict(), at)):
         yield from broken
-    elif parameter.path in TYPES and parameter.range is None:
+    elif parameter.path in FIELD_TYPES and parameter.range is None:
         yield from _choices(at, parameter)
-    elif parameter.path in TYPES:
+    elif parameter.path in FIELD_TYPES:
         yield from _range(f"{at}.range", parameter, sampler)
 
 
@@ -142,13 +142,13 @@ def _choices(at: str, parameter: ParameterSpec) -> Errors:
             yield FieldError(f"{at}.choices[{place}]", f"{parameter.path} {error}")
             continue
         # Modules are the same in any order.
-        alike = ",".join(sorted(value.split(","))) if TYPES[parameter.path] is FieldType.LIST else value
+        alike = ",".join(sorted(value.split(","))) if FIELD_TYPES[parameter.path] is FieldType.LIST else value
         if alike in first:
             yield FieldError(f"{at}.choices[{place}]", f"is choices[{first[alike]}] once more; leave it out")
         first.setdefault(alike, place)
 
 
-def _sound_choices(parameter: ParameterSpec) -> dict[str, int]:
+def _valid_choices(parameter: ParameterSpec) -> dict[str, int]:
     """Return the choices that the field can have, in their canonical text, each with its first place."""
     sound: dict[str, int] = {}
     for place, text in enumerate(parameter.choices or ()):
@@ -161,7 +161,7 @@ def _sound_choices(parameter: ParameterSpec) -> dict[str, int]:
 def _problem(path: str, value: str) -> str | None:
     """Return what the schema of a LoRAJob says of a field's value alone."""
     try:
-        LoRAJobSpec.model_validate(written(_AROUND, {path: value}))
+        LoRAJobSpec.model_validate(with_values(_AROUND, {path: value}))
     except ValidationError as error:
         return field_error(error.errors()[0], LoRAJobSpec, False).message
     return None
@@ -184,7 +184,7 @@ def _range(at: str, parameter: ParameterSpec, sampler: SamplerType) -> Errors:
     given, path = parameter.range, parameter.path
     if given is None:
         return
-    if TYPES[path] not in NUMERIC:
+    if FIELD_TYPES[path] not in NUMERIC:
         yield FieldError(at, f"{path} is no number; give choices")
         return
     numbers: dict[str, float] = {}
@@ -211,7 +211,7 @@ def _by_factors(path: str, numbers: Mapping[str, float]) -> str:
     low, high = numbers.get("min", 0.0), numbers.get("max", 0.0)
     if not 0 < low < high:
         return ""
-    item = Numeric(path, low, high, log=True, whole=TYPES[path] is FieldType.WHOLE)
+    item = Numeric(path, low, high, log=True, integer=FIELD_TYPES[path] is FieldType.INTEGER)
     texts = dict.fromkeys(item.text(value) for value in (low, math.sqrt(low * high), high))
     return f": choices: [{', '.join(texts)}]"
 
@@ -222,7 +222,7 @@ def _such_as(path: str, numbers: Mapping[str, float]) -> str:
     if width <= 0:
         return ""
     step = 10.0 ** math.floor(math.log10(width / 2))
-    whole = TYPES[path] is FieldType.WHOLE or (path == _WARMUP and numbers["min"] >= 1)
+    whole = FIELD_TYPES[path] is FieldType.INTEGER or (path == _WARMUP and numbers["min"] >= 1)
     return f", such as {plain(max(step, 1.0 if whole else 10.0**-DECIMALS))}"
 
 
@@ -250,6 +250,6 @@ def _condition(at: str, when: WhenSpec, earlier: Mapping[str, Dimension]) -> Err
     else:
         for place, text in enumerate(when.values):
             try:
-                value_in(on, text)
+                canonical_value(on, text)
             except ValueError as error:
                 yield FieldError(f"{at}.in[{place}]", f"{when.path} {error}")

@@ -15,18 +15,18 @@ from typing import Final
 from tunery_api.lorasweep import PrunerSpec, PrunerType
 from tunery_api.measured import MAX_EVALUATIONS, share_text
 from tunery_api.methods import Preset
-from tunery_search.trials import FINAL_ORIGIN, Course, Trial
+from tunery_search.trials import FINAL_ORIGIN, EvalLosses, Trial
 
 NEVER_COMPARED: Final = frozenset({FINAL_ORIGIN, *(preset.value for preset in Preset)})
 """Origins of trials that run to their ends, so that the comparison with the guide's configurations is whole."""
 MOST_EVALUATIONS: Final = MAX_EVALUATIONS
 """Of a trial that is compared: of more the first are no longer told."""
 _EPSILON: Final = 1e-9
-_ANOTHER: Final = 1.5
+_GAP_RATIO: Final = 1.5
 """Distances between two evaluations, above which there was one before the first: they are a step longer or shorter."""
 
 
-def pruned(spec: PrunerSpec, trials: Sequence[Trial]) -> dict[int, str]:
+def prune_reasons(spec: PrunerSpec, trials: Sequence[Trial]) -> dict[int, str]:
     """Return which trials are to end, by number, each with why."""
     if spec.type is PrunerType.NONE:
         return {}
@@ -34,45 +34,45 @@ def pruned(spec: PrunerSpec, trials: Sequence[Trial]) -> dict[int, str]:
     for trial in trials:
         if trial.live is None or trial.live.stopping:
             continue
-        why = sick(trial) or _outdone(spec, trial, trials)
+        why = found_problem(trial) or _comparison_reason(spec, trial, trials)
         if why is not None:
             found[trial.row.number] = why
     return found
 
 
-def sick(trial: Trial) -> str | None:
+def found_problem(trial: Trial) -> str | None:
     """Return the Problem that a trial has found and goes on with; None where its trainer ends it, or there is none."""
-    return trial.live.problem if trial.live is not None and not trial.live.ends_itself else None
+    return trial.live.problem if trial.live is not None and not trial.live.stops_itself else None
 
 
-def _outdone(spec: PrunerSpec, trial: Trial, trials: Sequence[Trial]) -> str | None:
+def _comparison_reason(spec: PrunerSpec, trial: Trial, trials: Sequence[Trial]) -> str | None:
     if trial.row.origin in NEVER_COMPARED:
         return None
-    judge = halving if spec.type is PrunerType.HALVING else median
-    earlier = [each for each in trials if each.row.number < trial.row.number and not each.is_extra]
+    judge = halving_reason if spec.type is PrunerType.HALVING else median_reason
+    earlier = [each for each in trials if each.row.number < trial.row.number and not each.is_final_trial]
     return next((why for rung in spec.rungs if (why := judge(spec, rung, trial, earlier))), None)
 
 
-def at_rung(course: Course, rung: float) -> float | None:
+def loss_at_rung(course: EvalLosses, rung: float) -> float | None:
     """Return the lowest loss up to the first evaluation at a rung; None where it was not reached.
 
     Also where earlier evaluations are no longer told, as there were many: the lowest may have been one of these.
     """
     index = next((index for index, (share, _) in enumerate(course) if share >= rung - _EPSILON), None)
-    if index is None or _has_forgotten(course):
+    if index is None or _is_truncated(course):
         return None
     return min(loss for _, loss in course[: index + 1])
 
 
-def _has_forgotten(course: Course) -> bool:
+def _is_truncated(course: EvalLosses) -> bool:
     """Return whether the first evaluation of a course is not the run's first: it lies behind the place of another."""
     if len(course) < MOST_EVALUATIONS:
         return False
     widest = max(later - earlier for (earlier, _), (later, _) in itertools.pairwise(course))
-    return course[0][0] > _ANOTHER * widest
+    return course[0][0] > _GAP_RATIO * widest
 
 
-def halving(spec: PrunerSpec, rung: float, trial: Trial, earlier: Sequence[Trial]) -> str | None:
+def halving_reason(spec: PrunerSpec, rung: float, trial: Trial, earlier: Sequence[Trial]) -> str | None:
     """Return why a trial ends at a rung: it is not in the share of all so far that continues. Ties continue."""
     own, others = _compared(spec, rung, trial, earlier)
     if own is None:
@@ -84,7 +84,7 @@ def halving(spec: PrunerSpec, rung: float, trial: Trial, earlier: Sequence[Trial
     return f"{_at(own, rung)}: number {rank} of {len(others) + 1}, and the best {places} go on"
 
 
-def median(spec: PrunerSpec, rung: float, trial: Trial, earlier: Sequence[Trial]) -> str | None:
+def median_reason(spec: PrunerSpec, rung: float, trial: Trial, earlier: Sequence[Trial]) -> str | None:
     """Return why a trial ends at a rung: it is worse than the median of those that came before."""
     own, others = _compared(spec, rung, trial, earlier)
     if own is None or own <= (middle := statistics.median(others)):
@@ -96,8 +96,8 @@ def _compared(
     spec: PrunerSpec, rung: float, trial: Trial, earlier: Sequence[Trial]
 ) -> tuple[float | None, list[float]]:
     """Return a trial's loss at a rung and those of its rivals; no loss where nothing can be said."""
-    own = at_rung(trial.course, rung)
-    others = [loss for each in earlier if (loss := at_rung(each.course, rung)) is not None]
+    own = loss_at_rung(trial.course, rung)
+    others = [loss for each in earlier if (loss := loss_at_rung(each.course, rung)) is not None]
     return (own if len(others) >= spec.min_rivals else None), others
 
 

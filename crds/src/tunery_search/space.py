@@ -26,38 +26,38 @@ from tunery_search.dimensions import (
     Dimension,
     Numeric,
     Values,
-    exists,
-    has,
+    contains,
+    is_active,
     is_point,
     parents_first,
     plain,
 )
-from tunery_search.fields import TYPES, FieldType, canonical, read, written
+from tunery_search.fields import FIELD_TYPES, FieldType, canonical, read_value, with_values
 
 
-def ends(dimension: Dimension) -> tuple[str, ...]:
+def boundary_values(dimension: Dimension) -> tuple[str, ...]:
     """Return the choices of a parameter, or both ends of its range."""
     if isinstance(dimension, Categorical):
         return dimension.choices
     return dimension.text(dimension.low), dimension.text(dimension.high)
 
 
-def value_in(dimension: Dimension, text: str) -> str:
+def canonical_value(dimension: Dimension, text: str) -> str:
     """Return a value of a parameter in its canonical text.
 
     Raises ValueError, whose message begins with "must", where it is none.
     """
     value = canonical(dimension.path, text)
-    if not has(dimension, value):
-        raise ValueError(_unfit(dimension, value, text))
+    if not contains(dimension, value):
+        raise ValueError(_value_problem(dimension, value, text))
     return value
 
 
-def _unfit(dimension: Dimension, value: str, text: str) -> str:
+def _value_problem(dimension: Dimension, value: str, text: str) -> str:
     """Return what a value must be that is none of a parameter's."""
     if isinstance(dimension, Categorical):
         return f"must be {listed(dimension.choices)}, is {text!r}{did_you_mean(value, dimension.choices)}"
-    low, high = ends(dimension)
+    low, high = boundary_values(dimension)
     if dimension.step and dimension.low <= float(value) <= dimension.high:
         return f"must be {low} and a multiple of {plain(dimension.step)} on top, is {text!r}"
     return f"must be from {low} to {high}, is {text!r}"
@@ -69,7 +69,7 @@ def listed(words: Iterable[str]) -> str:
     return f"{', '.join(first)} or {last}" if first else last
 
 
-def misfits(dimensions: Iterable[Dimension], values: Mapping[str, str]) -> Iterator[FieldError]:
+def value_errors(dimensions: Iterable[Dimension], values: Mapping[str, str]) -> Iterator[FieldError]:
     """Yield, by path, what of the values is no part of a point: a value, or one that may not exist beside the others.
 
     A parameter that the values leave open is no misfit.
@@ -81,7 +81,7 @@ def misfits(dimensions: Iterable[Dimension], values: Mapping[str, str]) -> Itera
             yield FieldError(path, f"is no parameter of this sweep{did_you_mean(path, known) or '; leave it out'}")
             continue
         try:
-            placed[path] = value_in(known[path], text)
+            placed[path] = canonical_value(known[path], text)
         except ValueError as error:
             yield FieldError(path, str(error))
     for path in placed:
@@ -94,31 +94,31 @@ def misfits(dimensions: Iterable[Dimension], values: Mapping[str, str]) -> Itera
             yield FieldError(path, f"exists only where {when.path} is {listed(when.values)}; leave it out")
 
 
-def part_of_point(dimensions: Iterable[Dimension], values: Mapping[str, str]) -> dict[str, str] | None:
+def partial_point(dimensions: Iterable[Dimension], values: Mapping[str, str]) -> dict[str, str] | None:
     """Return the values as the space writes them, None where they are no part of any point of it."""
     known = {dimension.path: dimension for dimension in dimensions}
-    if any(misfits(known.values(), values)):
+    if any(value_errors(known.values(), values)):
         return None
-    return {path: value_in(known[path], text) for path, text in sorted(values.items())}
+    return {path: canonical_value(known[path], text) for path, text in sorted(values.items())}
 
 
 def point(dimensions: Iterable[Dimension], values: Mapping[str, str]) -> dict[str, str] | None:
     """Return the values as the space writes them, None where they are no point of it: one lacks, or does not fit."""
     known = tuple(dimensions)
-    placed = part_of_point(known, values)
+    placed = partial_point(known, values)
     return placed if placed is not None and is_point(known, placed) else None
 
 
-def point_with(dimensions: Iterable[Dimension], wanted: Mapping[str, str]) -> dict[str, str]:
+def complete_point(dimensions: Iterable[Dimension], wanted: Mapping[str, str]) -> dict[str, str]:
     """Return the point with the wanted values, and the first value of every other parameter that then exists."""
     values: dict[str, str] = {}
     for dimension in parents_first(dimensions):
-        if exists(dimension, values):
-            values[dimension.path] = wanted.get(dimension.path) or ends(dimension)[0]
+        if is_active(dimension, values):
+            values[dimension.path] = wanted.get(dimension.path) or boundary_values(dimension)[0]
     return values
 
 
-def with_parents(dimensions: Iterable[Dimension], path: str, text: str) -> dict[str, str]:
+def with_parent_values(dimensions: Iterable[Dimension], path: str, text: str) -> dict[str, str]:
     """Return a value with the values of other parameters that its own parameter needs to exist."""
     by_path, wanted = {item.path: item for item in dimensions}, {path: text}
     above = by_path.get(path)
@@ -149,7 +149,7 @@ def guide_dimensions(template: TrialTemplate, own: Sequence[Dimension]) -> tuple
     family = tuple(name for name in methods if name in _LORA)
     when = Condition("method", family) if 0 < len(family) < len(methods) else None
     space = (*(_lora(when) if family else ()), *_rate(template, methods, when), *_loop())
-    return tuple(item for item in space if item.path not in replaced and read(given, item.path) is None)
+    return tuple(item for item in space if item.path not in replaced and read_value(given, item.path) is None)
 
 
 def _methods(template: TrialTemplate, own: Sequence[Dimension]) -> tuple[str, ...]:
@@ -202,7 +202,7 @@ def guide_points(template: TrialTemplate, dimensions: Sequence[Dimension]) -> tu
         values = {path: text for path, text in _configuration(preset).items() if path in searched}
         if isinstance(method, Categorical):
             values["method"] = next((choice for choice in method.choices if choice in _LORA), "")
-        placed = part_of_point(dimensions, values)
+        placed = partial_point(dimensions, values)
         if placed and placed not in points.values():
             points[name.value] = placed
     return tuple(points.items())
@@ -220,7 +220,7 @@ def _configuration(preset: PresetValues) -> dict[str, str]:
     }
 
 
-INITIAL: Final = "Initial"
+INITIAL_ORIGIN: Final = "Initial"
 """The origin of a trial that the manifest itself asks for."""
 _ROUNDING: Final = 1e-6
 """Share of a step that floats may lack to the last one."""
@@ -243,7 +243,7 @@ class Space:
 
 
 @dataclass(frozen=True)
-class Start:
+class InitialPoint:
     """Values that are tried first; what they leave open is proposed."""
 
     origin: str
@@ -280,25 +280,25 @@ def _numeric(path: str, given: RangeSpec, when: Condition | None) -> Numeric:
     step = float(canonical(path, decimal_text(given.step))) if given.step else None
     if step:
         high = float(plain(low + step * math.floor((high - low) / step + _ROUNDING)))
-    return Numeric(path, low, high, given.log, step, TYPES[path] is FieldType.WHOLE, when)
+    return Numeric(path, low, high, given.log, step, FIELD_TYPES[path] is FieldType.INTEGER, when)
 
 
-def starts(spec: LoRASweepSpec, space: Space) -> tuple[Start, ...]:
+def initial_points(spec: LoRASweepSpec, space: Space) -> tuple[InitialPoint, ...]:
     """Return what is tried first, in order: the guide's configurations, then what the manifest asks for.
 
     The guide's come first, as `preset` promises them as the first trials, whatever else is asked for.
     """
     guide = guide_points(spec.template, space.dimensions) if spec.preset else ()
-    asked = (part_of_point(space.dimensions, values) for values in spec.initial)
+    asked = (partial_point(space.dimensions, values) for values in spec.initial)
     return (
-        *(Start(name, values) for name, values in guide),
-        *(Start(INITIAL, values) for values in asked if values is not None),
+        *(InitialPoint(name, values) for name, values in guide),
+        *(InitialPoint(INITIAL_ORIGIN, values) for values in asked if values is not None),
     )
 
 
 def trial_spec(spec: LoRASweepSpec, values: Values) -> dict[str, Any]:
     """Return the spec of the LoRAJob that tries the values: the template with them in it; without an output."""
-    return written(spec.template.to_json_dict(), values)
+    return with_values(spec.template.to_json_dict(), values)
 
 
 def final_spec(spec: LoRASweepSpec, values: Values) -> dict[str, Any]:
@@ -310,5 +310,5 @@ def final_spec(spec: LoRASweepSpec, values: Values) -> dict[str, Any]:
 
 def read_values(space: Space, trial: Mapping[str, Any]) -> dict[str, str]:
     """Return the values that the spec of a trial's LoRAJob was made from."""
-    found = {dimension.path: read(trial, dimension.path) for dimension in space.dimensions}
+    found = {dimension.path: read_value(trial, dimension.path) for dimension in space.dimensions}
     return {path: text for path, text in found.items() if text is not None}

@@ -35,14 +35,14 @@ def best(trials: Iterable[Trial], tolerance: float = 0.0) -> TrialStatus | None:
     first. The best settings trained once more are better only where their loss is lower.
     """
     there = [trial for trial in trials if _has_adapter(trial)]
-    searched = [trial.row for trial in there if not trial.is_extra]
+    searched = [trial.row for trial in there if not trial.is_final_trial]
     lowest = min(map(loss_of, searched), default=None)
     chosen: list[TrialStatus] = []
     if lowest is not None:
         near = [row for row in searched if loss_of(row) <= lowest + tolerance * abs(lowest)]
-        chosen = [min(near, key=_size if tolerance else _place)]
-    again = [trial.row for trial in there if trial.is_extra]
-    return min([*chosen, *again], key=_place, default=None)
+        chosen = [min(near, key=_by_size if tolerance else _by_loss)]
+    again = [trial.row for trial in there if trial.is_final_trial]
+    return min([*chosen, *again], key=_by_loss, default=None)
 
 
 def _has_adapter(trial: Trial) -> bool:
@@ -55,11 +55,11 @@ def loss_of(row: TrialStatus) -> float:
     return math.nan if loss is None else loss
 
 
-def _place(row: TrialStatus) -> tuple[float, int]:
+def _by_loss(row: TrialStatus) -> tuple[float, int]:
     return loss_of(row), row.number
 
 
-def _size(row: TrialStatus) -> tuple[float, int]:
+def _by_size(row: TrialStatus) -> tuple[float, int]:
     size = row.trainable_parameters
     return float("inf") if size is None else size, row.number
 
@@ -70,18 +70,18 @@ def ranked(rows: Iterable[TrialStatus], chosen: int) -> list[TrialStatus]:
     Of equal ones that which trains fewer parameters comes first, then the earlier one.
     """
     complete = [row for row in rows if row.state == _S.COMPLETE and parse_finite(row.value) is not None]
-    return sorted(complete, key=lambda row: (row.number != chosen, loss_of(row), *_size(row)))
+    return sorted(complete, key=lambda row: (row.number != chosen, loss_of(row), *_by_size(row)))
 
 
-def kept(rows: Iterable[TrialStatus], chosen: int, most: int) -> list[TrialStatus]:
+def rows_with_kept_adapter(rows: Iterable[TrialStatus], chosen: int, most: int) -> list[TrialStatus]:
     """Return the trials whose own adapters stay once the best is published: so many of those that have one."""
     return [row for row in ranked(rows, chosen) if row.adapter is not None][:most]
 
 
-def without_removed(rows: Iterable[TrialStatus], chosen: int, most: int) -> list[TrialStatus]:
+def without_removed_adapters(rows: Iterable[TrialStatus], chosen: int, most: int) -> list[TrialStatus]:
     """Return the rows as they are then: only the trials that are kept name a place of their adapter."""
     rows = list(rows)
-    staying = {row.number for row in kept(rows, chosen, most)}
+    staying = {row.number for row in rows_with_kept_adapter(rows, chosen, most)}
     return [row if row.number in staying else _removed(row) for row in rows]
 
 
@@ -110,22 +110,22 @@ def convergence(trials: Iterable[Trial]) -> list[Improvement]:
     found: list[Improvement] = []
     for trial in _by_number(trials):
         row = trial.row
-        if trial.is_extra or not _has_adapter(trial):
+        if trial.is_final_trial or not _has_adapter(trial):
             continue
         if not found or loss_of(row) < float(found[-1].value):
             found.append(Improvement(trial=row.number, value=row.value or ""))
     return found
 
 
-def since_improvement(trials: Sequence[Trial]) -> int | None:
+def trials_since_improvement(trials: Sequence[Trial]) -> int | None:
     """Return how many trials behind the best one have ended and say something of their values; None without a best."""
     improvements = convergence(trials)
     if not improvements:
         return None
-    return sum(trial.is_measured and trial.row.number > improvements[-1].trial for trial in trials)
+    return sum(trial.is_informative and trial.row.number > improvements[-1].trial for trial in trials)
 
 
-def counts(trials: Sequence[Trial]) -> TrialCounts:
+def trial_counts(trials: Sequence[Trial]) -> TrialCounts:
     """Return the number of trials in each state."""
     numbers = dict.fromkeys(set(_COUNTED_AS.values()), 0)
     for trial in trials:
@@ -139,7 +139,7 @@ def counts_text(trials: Iterable[Trial], most: int, forgiven: int = 0) -> str:
 
     Where `most` was lowered, what is under way may come to more than that.
     """
-    ended = sum(trial.is_final for trial in trials if trial.counts and not trial.is_forgiven(forgiven))
+    ended = sum(trial.has_ended for trial in trials if trial.counts and not trial.is_forgiven(forgiven))
     return f"{ended}/{max(most, ended)}"
 
 
@@ -148,7 +148,7 @@ def mean_gpu_seconds(trials: Iterable[Trial]) -> float | None:
     taken = [
         trial.row.gpu_seconds
         for trial in trials
-        if trial.row.state == _S.COMPLETE and trial.row.gpu_seconds is not None and not trial.is_extra
+        if trial.row.state == _S.COMPLETE and trial.row.gpu_seconds is not None and not trial.is_final_trial
     ]
     return sum(taken) / len(taken) if taken else None
 
@@ -181,7 +181,7 @@ MOST_COUNTED: Final = 1000
 """Maximum number of grid points that are counted, as each status counts them again."""
 
 
-def searched(space: Iterable[Dimension]) -> list[SearchedParameter]:
+def searched_parameters(space: Iterable[Dimension]) -> list[SearchedParameter]:
     """Return each parameter of a space with its values as text, for run.json."""
     return [
         SearchedParameter(

@@ -20,8 +20,17 @@ from tunery_api.status import ConditionType, Phase
 from tunery_api.sweepstatus import FINAL_TRIAL_STATES, TrialAdapter, TrialFailure, TrialState, TrialStatus
 from tunery_api.training import DiagnosisAction
 from tunery_search.dimensions import Values
-from tunery_search.failures import Fault, fault_of
-from tunery_search.trials import BY_HAND, DEFAULT_GPUS, FINAL_ORIGIN, MAX_WHY, STOPPED_BY_SWEEP, Live, Trial, course_of
+from tunery_search.failures import Fault, classify_failure
+from tunery_search.trials import (
+    BY_HAND,
+    DEFAULT_GPUS,
+    FINAL_ORIGIN,
+    MAX_WHY,
+    STOPPED_BY_SWEEP,
+    Live,
+    Trial,
+    eval_losses_of,
+)
 
 _REMOVED: Final = ("curve", "rejectedAdapter")
 """Facts about what a sweep removes once it has published its best."""
@@ -38,7 +47,7 @@ ReadValues = Callable[[Mapping[str, Any]], Values]
 """From the spec of a trial to its values by path."""
 
 
-def merge(
+def merge_trials(
     rows: Iterable[TrialStatus], children: Iterable[Body], read: ReadValues, unread: Container[int] = ()
 ) -> tuple[Trial, ...]:
     """Return every trial by its number, from the rows of the status and all LoRAJobs of the sweep that there are.
@@ -48,32 +57,32 @@ def merge(
     those whose numbers are `unread`: of them nothing is known but their rows.
     """
     found = {row.number: Trial(row) for row in rows}
-    there = {number: child for child in children if (number := number_of(child)) is not None}
+    there = {number: child for child in children if (number := trial_number(child)) is not None}
     for number, known in list(found.items()):
-        if not known.is_final and number not in there and number not in unread:
+        if not known.has_ended and number not in there and number not in unread:
             gone = {"state": TrialState.DELETED.value, "why": "its LoRAJob was deleted before its end"}
             found[number] = Trial(known.row.model_copy(update=gone))
     for number, child in there.items():
         before = found.get(number)
-        if before is None or not before.is_final:
-            found[number] = _known_by(before, trial_of(child, read))
+        if before is None or not before.has_ended:
+            found[number] = _with_first_origin(before, read_trial(child, read))
     return tuple(found[number] for number in sorted(found))
 
 
-def _known_by(before: Trial | None, now: Trial) -> Trial:
+def _with_first_origin(before: Trial | None, now: Trial) -> Trial:
     """Return a trial with the origin that its row had at first: anybody may change an annotation."""
     if before is None or before.row.origin is None or before.row.origin == now.row.origin:
         return now
     return replace(now, row=now.row.model_copy(update={"origin": before.row.origin}))
 
 
-def number_of(child: Body) -> int | None:
+def trial_number(child: Body) -> int | None:
     """Return the number of a trial's LoRAJob; None where it has none."""
     text = str((child["metadata"].get("labels") or {}).get(TRIAL_LABEL) or "")
     return int(text) if text.isascii() and text.isdigit() and len(text) <= _DIGITS else None
 
 
-def trial_of(child: Body, read: ReadValues) -> Trial:
+def read_trial(child: Body, read: ReadValues) -> Trial:
     """Return what a LoRAJob with a trial's label says."""
     row = _row(child, read)
     return Trial(row, None if row.state in FINAL_TRIAL_STATES else _live(child, row))
@@ -92,17 +101,17 @@ def invalid_row(child: Body, read: ReadValues, error: InvalidSpec) -> TrialStatu
     fix = recreate("Change final", "final") if final else recreate("Give a parameter a condition (when)", "parameters")
     message = shorten(f"{of}: {text}", _MESSAGE)
     failure = Failure(reason=FailureReason.INVALID_SPEC, message=message, remedies=[fix])
-    return row.model_copy(update={"state": TrialState.INFEASIBLE.value, **_told(failure)})
+    return row.model_copy(update={"state": TrialState.INFEASIBLE.value, **_failure_fields(failure)})
 
 
 def _row(child: Body, read: ReadValues) -> TrialStatus:
     metadata, status = child["metadata"], child.get("status") or {}
     values = read(child["spec"])
     steps = _steps(status)
-    verdict = _verdict(child, values, steps)
+    verdict = _state_fields(child, values, steps)
     final = verdict["state"] in FINAL_TRIAL_STATES
     return TrialStatus(
-        number=number_of(child) or 0,
+        number=trial_number(child) or 0,
         name=metadata["name"],
         uid=metadata.get("uid"),
         origin=_origin(metadata),
@@ -123,7 +132,7 @@ def _origin(metadata: Mapping[str, Any]) -> str | None:
     return None if origin is None else str(origin)[:_ORIGIN]
 
 
-def _verdict(child: Body, values: Values, steps: int | None) -> dict[str, Any]:
+def _state_fields(child: Body, values: Values, steps: int | None) -> dict[str, Any]:
     """Return the state of a trial, with what belongs to it alone."""
     status = child.get("status") or {}
     phase = status.get("phase")
@@ -151,7 +160,7 @@ def _pruned(status: Mapping[str, Any], steps: int | None, why: str) -> dict[str,
     return {
         "state": TrialState.PRUNED.value,
         "value": best.loss if best else None,
-        "at": _reached(status, steps),
+        "at": _share_done(status, steps),
         "why": shorten(why, MAX_WHY),
     }
 
@@ -169,17 +178,19 @@ def _failed(child: Body, values: Values, steps: int | None) -> dict[str, Any]:
     status = child["status"]
     failure = _failure(status) or Failure(reason=FailureReason.INTERNAL_ERROR, message="")
     reason = str(failure.reason)
-    told = _told(failure)
+    told = _failure_fields(failure)
     fields = {path for remedy in failure.remedies for path in remedy.fields}
-    fault = fault_of(reason, values, fields, ran=bool(status.get("runSeconds")))
+    fault = classify_failure(reason, values, fields, ran=bool(status.get("runSeconds")))
     if reason == FailureReason.NOT_IMPROVED:
         value = _value(status)
-        if value is None or (_problem(status) is not None and _ends_itself(child) and not _is_through(status, steps)):
+        if value is None or (
+            _problem(status) is not None and _ends_itself(child) and not _has_run_all_steps(status, steps)
+        ):
             return {**_pruned(status, steps, ""), **told}
         # It was measured, as any other; only that nobody has a use for its adapter.
         return {"state": TrialState.COMPLETE.value, "value": value, **told}
     state = TrialState.INFEASIBLE if fault is Fault.PARAMETERS else TrialState.FAILED
-    at = _reached(status, steps) if state is TrialState.INFEASIBLE else None
+    at = _share_done(status, steps) if state is TrialState.INFEASIBLE else None
     return {"state": state.value, "at": at, **told}
 
 
@@ -192,7 +203,7 @@ def _failure(status: Mapping[str, Any]) -> Failure | None:
     return Failure.model_validate(without_invalid(Failure, {**bare, **shown}) or bare)
 
 
-def _told(failure: Failure) -> dict[str, Any]:
+def _failure_fields(failure: Failure) -> dict[str, Any]:
     """Return the fields of a row that a failure fills."""
     why = shorten(failure.message, MAX_WHY) or None
     return {"reason": str(failure.reason), "why": why, "failure": _details(failure)}
@@ -212,9 +223,9 @@ def _live(child: Body, row: TrialStatus) -> Live:
     gpus = (spec.get("resources") or {}).get("gpus")
     blocker = _blocker(row.name, status)
     return Live(
-        course=course_of(_evaluations(status), row.steps),
+        course=eval_losses_of(_evaluations(status), row.steps),
         problem=_problem(status),
-        ends_itself=_ends_itself(child),
+        stops_itself=_ends_itself(child),
         held=status.get("phase") in (Phase.QUEUED, Phase.WAITING) or blocker is not None,
         blocker=blocker,
         checked=is_checked(status),
@@ -294,12 +305,12 @@ def _number_text(text: object) -> str | None:
     return None if parse_finite(text) is None else str(text)
 
 
-def _is_through(status: Mapping[str, Any], steps: int | None) -> bool:
+def _has_run_all_steps(status: Mapping[str, Any], steps: int | None) -> bool:
     evaluations = _evaluations(status)
     return bool(steps and evaluations and evaluations[-1].step >= steps)
 
 
-def _reached(status: Mapping[str, Any], steps: int | None) -> str | None:
+def _share_done(status: Mapping[str, Any], steps: int | None) -> str | None:
     """Return the share of its steps that a run has come to."""
     told = [(status.get(name) or {}).get(field) for name, field in (("stopped", "afterStep"), ("progress", "step"))]
     done = next((step for step in told if step is not None), None)

@@ -24,16 +24,16 @@ PREFLIGHT_NEUTRAL: Final = frozenset(
 """Parameters that change neither the prepared data nor the memory that a run takes."""
 
 
-def preflight_of(policy: SweepPreflight, trials: Iterable[Trial], values: Values) -> PreflightPolicy:
+def preflight_policy(policy: SweepPreflight, trials: Iterable[Trial], values: Values) -> PreflightPolicy:
     """Return whether a trial with these values is checked on a CPU first."""
     if policy is SweepPreflight.EVERY:
         return PreflightPolicy.REQUIRED
-    own = _grave(values)
-    known = any(was_checked(trial) and _grave(trial.row.parameters) == own for trial in trials)
+    own = _preflight_values(values)
+    known = any(has_passed_preflight(trial) and _preflight_values(trial.row.parameters) == own for trial in trials)
     return PreflightPolicy.SKIP if known else PreflightPolicy.REQUIRED
 
 
-def on_terms(job_spec: Mapping[str, Any], preflight: PreflightPolicy, pruner: PrunerSpec) -> dict[str, Any]:
+def with_trial_settings(job_spec: Mapping[str, Any], preflight: PreflightPolicy, pruner: PrunerSpec) -> dict[str, Any]:
     """Return the spec of a trial's LoRAJob as trials run: nothing is published of one that is stopped; unless the
     template says otherwise, what finds out that it is of no use ends, and it is measured before it is compared."""
     diagnosis = {"action": DiagnosisAction.STOP.value, **(job_spec.get("diagnosis") or {})}
@@ -45,7 +45,7 @@ def on_terms(job_spec: Mapping[str, Any], preflight: PreflightPolicy, pruner: Pr
     return {**job_spec, **terms}
 
 
-def inputs_of(child: Body) -> TrialInputs | None:
+def resolved_inputs(child: Body) -> TrialInputs | None:
     """Return what the LoRAJob of a trial has read, as its status tells it; None where no preflight has."""
     status = child.get("status") or {}
     data, resolved = status.get("dataset") or {}, status.get("resolved") or {}
@@ -61,7 +61,7 @@ def inputs_of(child: Body) -> TrialInputs | None:
     )
 
 
-def on_inputs(job_spec: Mapping[str, Any], read: TrialInputs) -> dict[str, Any]:
+def pin_inputs(job_spec: Mapping[str, Any], read: TrialInputs) -> dict[str, Any]:
     """Return the spec of a LoRAJob that reads nothing but `read`; other content is refused before it is trained on."""
     model, data, source = (job_spec.get(name) or {} for name in ("model", "dataset", "continueFrom"))
     held = data.get("evaluation") or {}
@@ -92,12 +92,12 @@ def _times(pruner: PrunerSpec) -> int:
     return min(MAX_EVALUATIONS, math.ceil(1 / min(pruner.rungs)))
 
 
-def was_checked(trial: Trial) -> bool:
+def has_passed_preflight(trial: Trial) -> bool:
     """Return whether a trial passed its preflight: those that trained have, or one like them did."""
     if trial.live is not None and trial.live.checked:
         return True
     return trial.row.state == TrialState.COMPLETE or bool(trial.row.run_seconds) or bool(trial.row.evaluations)
 
 
-def _grave(values: Values) -> dict[str, str]:
+def _preflight_values(values: Values) -> dict[str, str]:
     return {path: value for path, value in values.items() if path not in PREFLIGHT_NEUTRAL}

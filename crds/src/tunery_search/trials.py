@@ -26,7 +26,7 @@ BY_HAND: Final = "by hand: "
 MAX_WHY: Final = 256
 DEFAULT_GPUS: Final = int(ResourcesSpec.model_fields["gpus"].default)
 
-Course = tuple[tuple[float, float], ...]
+EvalLosses = tuple[tuple[float, float], ...]
 """Losses on the held-out rows, each with the share of the steps after which it was measured."""
 
 
@@ -34,10 +34,10 @@ Course = tuple[tuple[float, float], ...]
 class Live:
     """What the LoRAJob of an unfinished trial reports."""
 
-    course: Course = ()
+    course: EvalLosses = ()
     problem: str | None = None
     """What it has found that makes it of no use, in a sentence."""
-    ends_itself: bool = True
+    stops_itself: bool = True
     """Its trainer acts on that."""
     held: bool = False
     """It waits for quota, for a node, or for a fix by a user."""
@@ -63,9 +63,9 @@ class Trial:
     """None: it is final, or unknown."""
 
     @property
-    def course(self) -> Course:
+    def course(self) -> EvalLosses:
         """Return its evaluations so far, oldest first."""
-        return self.live.course if self.live is not None else course_of(self.row.evaluations or (), self.row.steps)
+        return self.live.course if self.live is not None else eval_losses_of(self.row.evaluations or (), self.row.steps)
 
     @property
     def loss(self) -> float | None:
@@ -73,44 +73,48 @@ class Trial:
         return parse_finite(self.row.value)
 
     @property
-    def is_final(self) -> bool:
+    def has_ended(self) -> bool:
         """Return whether it has ended."""
         return self.row.state in FINAL_TRIAL_STATES
 
     @property
-    def is_extra(self) -> bool:
+    def is_final_trial(self) -> bool:
         """Return whether it is no trial of the search, but its best once more."""
         return self.row.origin == FINAL_ORIGIN
 
     @property
     def counts(self) -> bool:
         """Return whether it is one of maxTrials: what preflight found too large cost no GPU."""
-        return not self.is_extra and self.row.reason != FailureReason.WONT_FIT
+        return not self.is_final_trial and self.row.reason != FailureReason.WONT_FIT
 
     def is_forgiven(self, forgiven: int) -> bool:
         """Return whether its failure no longer counts: a retry of the sweep came after it.
 
         A trial that was stopped because the sweep was about to fail never counts.
         """
-        return self.is_given_up or (self.row.number < forgiven and self.row.state == TrialState.FAILED)
+        return self.was_stopped_with_sweep or (self.row.number < forgiven and self.row.state == TrialState.FAILED)
 
     @property
-    def is_given_up(self) -> bool:
+    def was_stopped_with_sweep(self) -> bool:
         """Return whether it was ended for what another trial failed for."""
         return self.row.state == TrialState.PRUNED and self.row.why == SWEEP_FAILED
 
     @property
-    def is_taken_away(self) -> bool:
+    def was_removed_by_user(self) -> bool:
         """Return whether a user has deleted it before its end, or stopped it."""
         stopped = self.row.state == TrialState.PRUNED and (self.row.why or "").startswith(BY_HAND)
         return stopped or self.row.state == TrialState.DELETED
 
     @property
-    def is_measured(self) -> bool:
+    def is_informative(self) -> bool:
         """Return whether its result is evidence for or against its values."""
         if self.row.state == TrialState.COMPLETE:
             return self.counts and self.loss is not None
-        return self.counts and not self.is_given_up and self.row.state in (TrialState.PRUNED, TrialState.INFEASIBLE)
+        return (
+            self.counts
+            and not self.was_stopped_with_sweep
+            and self.row.state in (TrialState.PRUNED, TrialState.INFEASIBLE)
+        )
 
     def gpu_seconds(self, now: datetime) -> float:
         """Return the GPU seconds that it has used, those of running pods included."""
@@ -123,7 +127,7 @@ def stop_text(why: str) -> str:
     return shorten(STOPPED_BY_SWEEP + why, MAX_WHY)
 
 
-def course_of(evaluations: Iterable[EvaluationStatus], steps: int | None) -> Course:
+def eval_losses_of(evaluations: Iterable[EvaluationStatus], steps: int | None) -> EvalLosses:
     """Return losses, each with the share of the steps after which it was measured."""
     if not steps:
         return ()

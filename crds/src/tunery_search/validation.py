@@ -16,10 +16,17 @@ from tunery_api.lorasweep import LoRASweepSpec, PrunerType, SamplerType, SweepPr
 from tunery_api.methods import TrainingTask
 from tunery_api.validation import lorajob_errors, parse_spec
 from tunery_search.dimensions import Categorical, Dimension, Numeric, Values
-from tunery_search.fields import REFUSED, written
-from tunery_search.parameters import Parameters, checked
+from tunery_search.fields import NOT_SEARCHABLE, with_values
+from tunery_search.parameters import CheckedParameters, check_parameters
 from tunery_search.pruning import MOST_EVALUATIONS
-from tunery_search.space import ends, final_spec, misfits, point_with, trial_spec, with_parents
+from tunery_search.space import (
+    boundary_values,
+    complete_point,
+    final_spec,
+    trial_spec,
+    value_errors,
+    with_parent_values,
+)
 
 Errors = Iterator[FieldError]
 _MEASURED_ALIKE: Final = frozenset({"maxLength", "loss", "seed"})
@@ -28,7 +35,7 @@ _MEASURED_ALIKE: Final = frozenset({"maxLength", "loss", "seed"})
 
 def something_to_search(spec: LoRASweepSpec) -> Errors:
     """Yield an error where the sweep has no space, or the recommended one of another task."""
-    if spec.preset is not None and not spec.parameters and not checked(spec).guide:
+    if spec.preset is not None and not spec.parameters and not check_parameters(spec).guide:
         yield FieldError("spec.preset", "the template sets all that the guide searches; leave some of it open there")
     if spec.preset is SweepPreset.GUIDE and spec.template.task is not TrainingTask.SFT:
         yield FieldError(
@@ -39,7 +46,7 @@ def something_to_search(spec: LoRASweepSpec) -> Errors:
 
 def parameters(spec: LoRASweepSpec) -> Errors:
     """Yield what is wrong with each parameter: a field that the template leaves unset, and its values."""
-    found = checked(spec)
+    found = check_parameters(spec)
     yield from found.errors
     if spec.sampler.type is SamplerType.GRID:
         open_ones = [item.path for item in found.guide if isinstance(item, Numeric)]
@@ -53,15 +60,15 @@ def parameters(spec: LoRASweepSpec) -> Errors:
 
 def initial(spec: LoRASweepSpec) -> Errors:
     """Yield what is outside of the space in `initial`."""
-    found = checked(spec)
-    broken = set(found.places) - {item.path for item in found.own}
+    found = check_parameters(spec)
+    broken = set(found.locations) - {item.path for item in found.own}
     for index, values in enumerate(spec.initial):
         if not values:
             yield FieldError(f"spec.initial[{index}]", "names no value; leave it out")
-        for path, message in misfits(
+        for path, message in value_errors(
             found.dimensions, {path: text for path, text in values.items() if path not in broken}
         ):
-            if path not in found.misread:
+            if path not in found.partly_invalid:
                 yield FieldError(f"spec.initial[{index}].{path}", message)
 
 
@@ -125,7 +132,7 @@ def _measured_in_time(spec: LoRASweepSpec, index: int, first: float) -> Errors:
 
 def _lengths(spec: LoRASweepSpec) -> list[int]:
     """Return the steps of the shortest and the longest trial, where maxSteps says them; else nothing."""
-    searched = [ends(item) for item in checked(spec).dimensions if item.path == "training.maxSteps"]
+    searched = [boundary_values(item) for item in check_parameters(spec).dimensions if item.path == "training.maxSteps"]
     steps = [int(text) for texts in searched for text in texts] or [spec.template.training.max_steps or 0]
     return [min(steps), max(steps)] if min(steps) else []
 
@@ -170,13 +177,15 @@ def final(spec: LoRASweepSpec) -> Errors:
         return
     if not spec.final.training.model_fields_set:
         yield FieldError("spec.final.training", "sets nothing, so it would train the same once more; leave final out")
-    block, searched = spec.final.training, {item.path for item in checked(spec).dimensions}
+    block, searched = spec.final.training, {item.path for item in check_parameters(spec).dimensions}
     for name in sorted(alias_of(block, name) for name in block.model_fields_set):
         path = f"training.{name}"
         if path in searched:
             yield FieldError(f"spec.final.{path}", "is a parameter: the best trial's is taken; leave it out")
         elif name in _MEASURED_ALIKE:
-            yield FieldError(f"spec.final.{path}", REFUSED[path].replace("set it in the template", "leave it out"))
+            yield FieldError(
+                f"spec.final.{path}", NOT_SEARCHABLE[path].replace("set it in the template", "leave it out")
+            )
 
 
 def values(spec: LoRASweepSpec) -> Errors:
@@ -184,35 +193,37 @@ def values(spec: LoRASweepSpec) -> Errors:
 
     Values that are wrong only together are a trial's: it becomes Infeasible and takes no GPU.
     """
-    found = checked(spec)
-    if "method" in found.places and all(item.path != "method" for item in found.own):
+    found = check_parameters(spec)
+    if "method" in found.locations and all(item.path != "method" for item in found.own):
         return  # the trials have another method than the template
     template = spec.template.to_json_dict() | {"output": spec.output.to_json_dict()}
 
     def errors_of(point: Values) -> frozenset[FieldError]:
-        return frozenset(_job_errors(written(template, point)))
+        return frozenset(_job_errors(with_values(template, point)))
 
     of_template = errors_of({})
-    of_template &= errors_of(point_with(found.dimensions, {})) if of_template else of_template
+    of_template &= errors_of(complete_point(found.dimensions, {})) if of_template else of_template
     for error in sorted(of_template):
         yield error if error.path.startswith("spec.output") else _under("spec.template.", error)
     for item in found.dimensions:
-        by_value = {text: sorted(_of_value(item, text, found, errors_of) - of_template) for text in ends(item)}
+        by_value = {
+            text: sorted(_of_value(item, text, found, errors_of) - of_template) for text in boundary_values(item)
+        }
         yield from _placed(item, by_value, found)
 
 
 def _of_value(
-    dimension: Dimension, text: str, found: Parameters, errors_of: Callable[[Values], frozenset[FieldError]]
+    dimension: Dimension, text: str, found: CheckedParameters, errors_of: Callable[[Values], frozenset[FieldError]]
 ) -> frozenset[FieldError]:
     """Return the errors of a value in the template as it is, without those that the first value of another ends."""
-    wanted = with_parents(found.dimensions, dimension.path, text)
+    wanted = with_parent_values(found.dimensions, dimension.path, text)
     errors = errors_of(wanted)
-    return errors & errors_of(point_with(found.dimensions, wanted)) if errors else errors
+    return errors & errors_of(complete_point(found.dimensions, wanted)) if errors else errors
 
 
-def _placed(dimension: Dimension, by_value: Mapping[str, Sequence[FieldError]], found: Parameters) -> Errors:
+def _placed(dimension: Dimension, by_value: Mapping[str, Sequence[FieldError]], found: CheckedParameters) -> Errors:
     """Yield the errors of a parameter's values at their places in the manifest; one of every value once."""
-    at = found.places.get(dimension.path, "")
+    at = found.locations.get(dimension.path, "")
     every = set.intersection(*map(set, by_value.values())) if at and len(by_value) > 1 else set[FieldError]()
     told = [FieldError(f"{at}.path", _sentence(error)) for error in sorted(every)]
     told += [
@@ -234,13 +245,13 @@ def _job_errors(trial: Mapping[str, Any]) -> Errors:
         yield from lorajob_errors(spec)
 
 
-def _place(dimension: Dimension, value: str, found: Parameters) -> str:
-    at = found.places.get(dimension.path)
+def _place(dimension: Dimension, value: str, found: CheckedParameters) -> str:
+    at = found.locations.get(dimension.path)
     if at is None:
         return "spec.preset"
     if isinstance(dimension, Categorical):
         return f"{at}.choices[{found.choices[dimension.path, value]}]"
-    return f"{at}.range.{'min' if value == ends(dimension)[0] else 'max'}"
+    return f"{at}.range.{'min' if value == boundary_values(dimension)[0] else 'max'}"
 
 
 def _under(prefix: str, error: FieldError) -> FieldError:
@@ -264,7 +275,9 @@ def final_run(spec: LoRASweepSpec) -> Errors:
         return frozenset(error for error in _job_errors(final_spec(spec, point)) if error.path not in before)
 
     errors = errors_of({})
-    for error in sorted(errors & errors_of(point_with(checked(spec).dimensions, {})) if errors else errors):
+    for error in sorted(
+        errors & errors_of(complete_point(check_parameters(spec).dimensions, {})) if errors else errors
+    ):
         own = error.path.removeprefix("spec.training.") in spec.final.training.to_json_dict()
         yield _under("spec.final.", error) if own else FieldError("spec.final", _sentence(error))
 

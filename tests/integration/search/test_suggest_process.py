@@ -15,14 +15,14 @@ import pytest
 
 from tunery_search import sampler
 from tunery_search.dimensions import Numeric
-from tunery_search.history import Ask
-from tunery_search.sampler import SuggestionFailed, suggestions
+from tunery_search.history import SuggestionRequest
+from tunery_search.sampler import SuggestionFailed, suggest
 
 from kit import proposals
 from kit.proposals import METHODS, history
 
 
-def question(**fields: Any) -> Ask:
+def question(**fields: Any) -> SuggestionRequest:
     """Return a question that needs Optuna."""
     known = {"startup": 8, "trials": history(METHODS, 60), "numbers": (60, 61, 62, 63), **fields}
     return proposals.question(known.pop("space", METHODS), **known)
@@ -38,12 +38,12 @@ def test_the_same_question_has_the_same_answer_whatever_the_process_and_the_orde
     chance.shuffle(mixed["trials"])
     chance.shuffle(mixed["space"])
     mixed["trials"] = [{**each, "values": dict(reversed(each["values"].items()))} for each in mixed["trials"]]
-    other = Ask.model_validate(mixed)
+    other = SuggestionRequest.model_validate(mixed)
     assert other != asked
     answers = []
     for each, seed in ((asked, "0"), (asked, "1"), (other, "2")):
         monkeypatch.setenv("PYTHONHASHSEED", seed)
-        answers.append(suggestions(each))
+        answers.append(suggest(each))
     assert answers[0] == answers[1] == answers[2]
     assert [each.number for each in answers[0].suggestions] == [60, 61, 62, 63]
     assert len(answers[0].importance) >= 2
@@ -57,9 +57,9 @@ def test_it_is_small_and_quick_and_holds_no_credential() -> None:
     program = (
         "import os, resource, sys, multiprocessing\n"
         "for name in ('sklearn', 'scipy', 'pandas', 'plotly', 'torch'):\n    sys.modules[name] = None\n"
-        "from tunery_search.history import Ask\n"
-        "from tunery_search.sampler import _ask_optuna\n"
-        "answer = _ask_optuna(Ask.model_validate_json(sys.stdin.buffer.read()), 60)\n"
+        "from tunery_search.history import SuggestionRequest\n"
+        "from tunery_search.sampler import _suggest_with_optuna\n"
+        "answer = _suggest_with_optuna(SuggestionRequest.model_validate_json(sys.stdin.buffer.read()), 60)\n"
         "own = resource.getrusage(resource.RUSAGE_SELF)\n"
         "high = next(line for line in open('/proc/self/status') if line.startswith('VmHWM'))\n"
         "loaded = [name for name in ('sqlalchemy', 'alembic') if name in sys.modules]\n"
@@ -90,7 +90,7 @@ def test_who_asks_does_not_load_optuna() -> None:
 
 
 def test_no_process_stays_behind_an_answer() -> None:
-    assert len(suggestions(question()).suggestions) == 4
+    assert len(suggest(question()).suggestions) == 4
     assert multiprocessing.active_children() == []
 
 
@@ -99,7 +99,7 @@ def test_a_process_that_hangs_is_ended_and_reported(monkeypatch: pytest.MonkeyPa
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(sampler, "TIMEOUT_SECONDS", 1)
     with pytest.raises(SuggestionFailed, match="was killed, or had no answer within 1 s"):
-        suggestions(question())
+        suggest(question())
     assert multiprocessing.active_children() == []
 
 
@@ -111,11 +111,11 @@ def test_a_process_that_is_killed_is_reported_and_costs_no_other_question(
     (tmp_path / "optuna.py").write_text(f"{hangs}    pathlib.Path({str(asked)!r}).touch()\n    time.sleep(99)\nboom\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     with ThreadPoolExecutor(2) as threads:
-        first = threads.submit(suggestions, question())
+        first = threads.submit(suggest, question())
         while not asked.exists():
             time.sleep(0.05)
         (hanging,) = multiprocessing.active_children()
-        second = threads.submit(suggestions, question())
+        second = threads.submit(suggest, question())
         with pytest.raises(SuggestionFailed, match="NameError: name 'boom' is not defined"):
             second.result(30)
         assert not first.done()
@@ -126,4 +126,4 @@ def test_a_process_that_is_killed_is_reported_and_costs_no_other_question(
 
 def test_what_optuna_refuses_is_reported() -> None:
     with pytest.raises(SuggestionFailed, match=r"the sampler failed: ValueError: .*low.*high"):
-        suggestions(question(space=(Numeric("training.learningRate", 2.0, 1.0),), trials=(), startup=0))
+        suggest(question(space=(Numeric("training.learningRate", 2.0, 1.0),), trials=(), startup=0))

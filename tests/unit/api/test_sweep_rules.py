@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tunery_api.errors import FieldError, InvalidSpec
 from tunery_api.names import API_VERSION
-from tunery_search.fields import TYPES
+from tunery_search.fields import FIELD_TYPES
 from tunery_search.validation import parse_lorasweep
 from tunery_trainer.local.as_kubectl import documents_of
 
@@ -299,7 +299,7 @@ def test_values_that_are_wrong_only_together_are_accepted(text: str) -> None:
     assert errors(text) == []
 
 
-FIELDS = st.sampled_from([*TYPES, "lora", "training.seed", "typo"])
+FIELDS = st.sampled_from([*FIELD_TYPES, "lora", "training.seed", "typo"])
 NAMES = st.sampled_from(["LoRA", "IA3", "AdaLoRA", "EVA", "LoftQ", "Linear", "true", "false", "q_proj,v_proj"])
 TEXTS = NAMES | st.sampled_from(["4", "16", "0.1", "1e-4", "5000"])
 RANGES = st.fixed_dictionaries({"min": TEXTS, "max": TEXTS}, optional={"log": st.booleans(), "step": TEXTS})

@@ -10,7 +10,7 @@ from tunery_api.names import folder_in_bucket, sibling_uri, trials_uri
 from tunery_api.runspec import LoRASweepRun, RunIdentity, RunSpec
 from tunery_api.sweepstatus import TrialAdapter, TrialStatus
 from tunery_search.dimensions import Categorical, Condition, Numeric
-from tunery_search.summary import searched
+from tunery_search.summary import searched_parameters
 
 
 def test_as_many_trials_as_there_may_be_fit_into_a_run_json() -> None:
@@ -55,9 +55,9 @@ def test_the_space_is_told_in_words() -> None:
         Categorical("method", ("LoRA", "DoRA", "IA3")),
         Numeric("training.learningRate", 1e-5, 0.01, log=True),
         Numeric("lora.dropout", 0, 0.2, step=0.05, when=ranks),
-        Numeric("training.maxSteps", 100, 500, whole=True),
+        Numeric("training.maxSteps", 100, 500, integer=True),
     ]
-    assert [(each.words, each.log, each.choices) for each in searched(space)] == [
+    assert [(each.words, each.log, each.choices) for each in searched_parameters(space)] == [
         ("LoRA, DoRA, IA3", False, ["LoRA", "DoRA", "IA3"]),
         ("0.00001 to 0.01, by factors", True, None),
         ("0 to 0.2 in steps of 0.05; where method is LoRA or DoRA", False, None),

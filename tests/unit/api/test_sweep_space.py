@@ -15,9 +15,9 @@ from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.lorasweep import LoRASweepSpec, TrialTemplate
 from tunery_api.methods import PRESETS
 from tunery_api.validation import parse_lorajob
-from tunery_search.dimensions import Categorical, Dimension, Numeric, exists
-from tunery_search.fields import REFUSED, TYPES, FieldType, path_problem
-from tunery_search.space import Space, final_spec, read_values, space_of, starts, trial_spec
+from tunery_search.dimensions import Categorical, Dimension, Numeric, is_active
+from tunery_search.fields import FIELD_TYPES, NOT_SEARCHABLE, FieldType, path_problem
+from tunery_search.space import Space, final_spec, initial_points, read_values, space_of, trial_spec
 from tunery_search.validation import parse_lorasweep
 
 TEMPLATE: dict[str, Any] = {"model": {"uri": "s3://models/m"}, "dataset": {"uri": "s3://data/rows.jsonl"}}
@@ -55,7 +55,7 @@ def values_of(dimension: Dimension) -> st.SearchStrategy[str]:
 def points(draw: st.DrawFn, space: Space) -> dict[str, str]:
     values: dict[str, str] = {}
     for dimension in sorted(space.dimensions, key=lambda item: item.when is not None):
-        if exists(dimension, values):
+        if is_active(dimension, values):
             values[dimension.path] = draw(values_of(dimension))
     return values
 
@@ -104,9 +104,9 @@ def test_the_space_is_sorted_and_holds_what_the_manifest_means() -> None:
     by_path = {item.path: item for item in SPACE.dimensions}
     alpha, decay, modules = by_path["lora.alpha"], by_path["training.weightDecay"], by_path["lora.targetModules"]
     assert isinstance(alpha, Numeric)
-    assert (alpha.low, alpha.high, alpha.step, alpha.whole) == (8, 56, 8, True)
+    assert (alpha.low, alpha.high, alpha.step, alpha.integer) == (8, 56, 8, True)
     assert isinstance(decay, Numeric)
-    assert (decay.high, decay.step, decay.whole) == (0.18, 0.03, False)
+    assert (decay.high, decay.step, decay.integer) == (0.18, 0.03, False)
     assert [decay.text(value) for value in (0.0, 0.1, 0.2)] == ["0", "0.09", "0.18"]
     assert isinstance(modules, Categorical)
     assert modules.choices == ("attention", "q_proj,v_proj", "mlp")
@@ -153,18 +153,18 @@ def fields_of(model: type[Any], prefix: str = "") -> Iterator[str]:
 
 
 def test_each_field_of_a_lorajob_may_be_searched_or_says_why_not() -> None:
-    blocks = {path.partition(".")[0] for path in TYPES if "." in path}
+    blocks = {path.partition(".")[0] for path in FIELD_TYPES if "." in path}
     for path in (*fields_of(LoRAJobSpec), *fields_of(TrialTemplate)):
-        assert path in TYPES or path in blocks or path in REFUSED, path
+        assert path in FIELD_TYPES or path in blocks or path in NOT_SEARCHABLE, path
     for block in blocks:
         name = next(key for key, info in TrialTemplate.model_fields.items() if info.alias == block)
         annotation = TrialTemplate.model_fields[name].annotation
         inner = annotation if isinstance(annotation, type) else annotation.__args__[0]  # type: ignore[union-attr]
         for path in fields_of(inner, f"{block}."):
-            assert (path in TYPES) != (path in REFUSED), path
+            assert (path in FIELD_TYPES) != (path in NOT_SEARCHABLE), path
 
 
-@pytest.mark.parametrize("path", REFUSED)
+@pytest.mark.parametrize("path", NOT_SEARCHABLE)
 def test_what_is_refused_says_what_to_do(path: str) -> None:
     problem = path_problem(f"{path}.uri")
     assert problem
@@ -173,7 +173,7 @@ def test_what_is_refused_says_what_to_do(path: str) -> None:
 
 
 SAMPLES = {
-    FieldType.WHOLE: "16", FieldType.NUMBER: "0.5", FieldType.SWITCH: "false",
+    FieldType.INTEGER: "16", FieldType.NUMBER: "0.5", FieldType.BOOLEAN: "false",
     FieldType.LIST: "q_proj,v_proj",
 }  # fmt: skip
 NAMES = {"method": "DoRA", "preset": "StyleTransfer", "lora.init": "EVA", "quantization.type": "FP4"} | {
@@ -183,9 +183,9 @@ NAMES = {"method": "DoRA", "preset": "StyleTransfer", "lora.init": "EVA", "quant
 BESIDE = {"adalora": "AdaLoRA", "promptTuning": "PromptTuning", "prefixTuning": "PrefixTuning", "quantization": "QLoRA"}
 
 
-@pytest.mark.parametrize("path", TYPES)
+@pytest.mark.parametrize("path", FIELD_TYPES)
 def test_each_field_of_the_allow_list_can_be_searched(path: str) -> None:
-    text = NAMES.get(path) or SAMPLES[TYPES[path]]
+    text = NAMES.get(path) or SAMPLES[FIELD_TYPES[path]]
     method = BESIDE.get(path.partition(".")[0])
     spec = spec_of([{"path": path, "choices": [text]}], {"method": method} if method else {})
     assert read_values(space_of(spec), trial_spec(spec, {path: text})) == {path: text}
@@ -206,7 +206,7 @@ def test_the_guides_space_is_the_guides() -> None:
 
 def test_its_tuned_configurations_come_first_and_then_what_the_manifest_asks_for() -> None:
     spec = guide(initial=[{"lora.rank": "64", "training.learningRate": "1e-5"}])
-    first = starts(spec, space_of(spec))
+    first = initial_points(spec, space_of(spec))
     assert [start.origin for start in first] == [*PRESETS, "Initial"]
     assert first[-1].values == {"lora.rank": "64", "training.learningRate": "0.00001"}
     for start, preset in zip(first, PRESETS.values(), strict=False):
@@ -234,7 +234,9 @@ def test_what_the_template_sets_is_not_searched_and_parameters_replace_path_by_p
         "lora.alpha", "lora.dropout", "lora.init", "lora.targetModules", "training.learningRate",
         "training.weightDecay",
     ]  # fmt: skip
-    assert [start.origin for start in starts(spec, space)] == ["InstructionTuning", "StyleTransfer"], "64 is no choice"
+    assert [start.origin for start in initial_points(spec, space)] == ["InstructionTuning", "StyleTransfer"], (
+        "64 is no choice"
+    )
 
 
 @pytest.mark.parametrize(
@@ -254,7 +256,7 @@ def test_another_method_is_searched_around_its_own_rate_without_lora(
     rate, *others = space_of(spec).dimensions
     assert rate == Numeric("training.learningRate", low, high, log=True)
     assert [item.path for item in others] == ["training.warmup", "training.weightDecay"]
-    assert starts(spec, space_of(spec)) == ()
+    assert initial_points(spec, space_of(spec)) == ()
 
 
 def test_where_methods_are_searched_the_guides_fields_of_lora_go_with_loras() -> None:
@@ -263,13 +265,13 @@ def test_where_methods_are_searched_the_guides_fields_of_lora_go_with_loras() ->
     for item in space.dimensions:
         within = item.when is not None and (item.when.path, item.when.values) == ("method", ("LoRA", "DoRA"))
         assert within is (item.path.startswith("lora.") or item.path == "training.learningRate"), item.path
-    assert [start.values["method"] for start in starts(spec, space)] == ["LoRA"] * 3
+    assert [start.values["method"] for start in initial_points(spec, space)] == ["LoRA"] * 3
     assert space.holds({"method": "IA3", "training.warmup": "0.1", "training.weightDecay": "0"})
 
 
 def test_the_final_job_is_the_best_trial_with_the_rest_on_top() -> None:
     spec = guide({"training": {"epochs": 1, "batchSize": 4}}, final={"training": {"epochs": 3}})
-    best = starts(spec, space_of(spec))[0].values
+    best = initial_points(spec, space_of(spec))[0].values
     trial, last = trial_spec(spec, best), final_spec(spec, best)
     assert last["training"] == {**trial["training"], "epochs": 3}
     assert last["lora"] == trial["lora"]

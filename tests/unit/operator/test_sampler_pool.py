@@ -15,7 +15,7 @@ from tunery_operator.controllers.sampler_pool import MAX_PROCESSES, SamplerPool
 from tunery_operator.errors import SamplerBusy
 from tunery_operator.observed.metadata import Key
 from tunery_search.dimensions import Numeric
-from tunery_search.history import Answer, Ask, Suggestion, ToldState, ToldTrial
+from tunery_search.history import Observation, ObservationState, Suggestion, SuggestionReply, SuggestionRequest
 from tunery_search.sampler import SuggestionFailed
 
 from kit.operator.api import eventually
@@ -23,13 +23,15 @@ from kit.operator.api import eventually
 RATE = Numeric("training.learningRate", 1e-5, 1e-2, log=True)
 
 
-def question(told: int, sampler: SamplerType = SamplerType.TPE, **fields: Any) -> Ask:
+def question(told: int, sampler: SamplerType = SamplerType.TPE, **fields: Any) -> SuggestionRequest:
     """Return the question for one more trial than so many that are complete."""
     trials = tuple(
-        ToldTrial(number=number, state=ToldState.COMPLETE, value=1.0, values={RATE.path: "0.001"})
+        Observation(number=number, state=ObservationState.COMPLETE, value=1.0, values={RATE.path: "0.001"})
         for number in range(told)
     )
-    return Ask(sampler=sampler, space=(RATE,), seed=1, startup=8, trials=trials, **{"numbers": (told,), **fields})
+    return SuggestionRequest(
+        sampler=sampler, space=(RATE,), seed=1, startup=8, trials=trials, **{"numbers": (told,), **fields}
+    )
 
 
 def key(name: str) -> Key:
@@ -43,10 +45,10 @@ class Optuna:
         self.asked: list[int] = []
         self.let = threading.Semaphore(0)
 
-    def __call__(self, ask: Ask) -> Answer:
+    def __call__(self, ask: SuggestionRequest) -> SuggestionReply:
         self.asked.append(len(ask.trials))
         assert self.let.acquire(timeout=10)
-        return Answer(suggestions=(Suggestion(number=len(ask.trials), origin="TPE", values={}),))
+        return SuggestionReply(suggestions=(Suggestion(number=len(ask.trials), origin="TPE", values={}),))
 
 
 def test_a_question_is_asked_once_and_its_answer_enqueues_the_sweep() -> None:
@@ -54,13 +56,13 @@ def test_a_question_is_asked_once_and_its_answer_enqueues_the_sweep() -> None:
     sampler = SamplerPool(enqueued.append, optuna)
     for _ in range(3):
         with pytest.raises(SamplerBusy):
-            sampler.suggestions(question(8), key("a"), "uid")
+            sampler.suggest(question(8), key("a"), "uid")
     optuna.let.release()
     eventually("it is enqueued", lambda: enqueued == [key("a")])
-    assert [each.number for each in sampler.suggestions(question(8), key("a"), "uid").suggestions] == [8]
+    assert [each.number for each in sampler.suggest(question(8), key("a"), "uid").suggestions] == [8]
     assert optuna.asked == [8]
     with pytest.raises(SamplerBusy):
-        sampler.suggestions(question(8), key("a"), "uid")
+        sampler.suggest(question(8), key("a"), "uid")
     optuna.let.release()
     eventually("an answer is given once", lambda: optuna.asked == [8, 8])
 
@@ -70,10 +72,10 @@ def test_the_answer_to_another_question_is_not_taken() -> None:
     sampler = SamplerPool(enqueued.append, optuna)
     for told in (8, 9):
         with pytest.raises(SamplerBusy):
-            sampler.suggestions(question(told), key("a"), "uid")
+            sampler.suggest(question(told), key("a"), "uid")
     optuna.let.release(2)
     eventually("both have answers", lambda: len(enqueued) == 2)
-    assert [each.number for each in sampler.suggestions(question(9), key("a"), "uid").suggestions] == [9]
+    assert [each.number for each in sampler.suggest(question(9), key("a"), "uid").suggestions] == [9]
 
 
 def test_two_are_asked_at_a_time_and_the_others_in_their_order() -> None:
@@ -81,7 +83,7 @@ def test_two_are_asked_at_a_time_and_the_others_in_their_order() -> None:
     sampler = SamplerPool(ask=optuna)
     for told in range(8, 14):
         with pytest.raises(SamplerBusy):
-            sampler.suggestions(question(told), key(f"{told}"), f"{told}")
+            sampler.suggest(question(told), key(f"{told}"), f"{told}")
         if told == 7 + MAX_PROCESSES:
             eventually("each process has a question", lambda: len(optuna.asked) == MAX_PROCESSES)
     assert sorted(optuna.asked) == [8, 9]
@@ -97,24 +99,24 @@ def test_two_are_asked_at_a_time_and_the_others_in_their_order() -> None:
     [question(7), question(30, SamplerType.RANDOM), question(30, SamplerType.GRID), question(5, numbers=())],
     ids=["startup", "random", "grid", "nothing-to-weigh"],
 )
-def test_what_takes_no_process_is_answered_at_once(asked: Ask) -> None:
-    assert SamplerPool(ask=lambda _: Answer()).suggestions(asked, key("a"), "uid") == Answer()
+def test_what_takes_no_process_is_answered_at_once(asked: SuggestionRequest) -> None:
+    assert SamplerPool(ask=lambda _: SuggestionReply()).suggest(asked, key("a"), "uid") == SuggestionReply()
 
 
 def test_a_failure_is_raised_once_and_the_question_asked_again() -> None:
-    enqueued, asked = list[Key](), list[Ask]()
+    enqueued, asked = list[Key](), list[SuggestionRequest]()
 
-    def fails(ask: Ask) -> Answer:
+    def fails(ask: SuggestionRequest) -> SuggestionReply:
         asked.append(ask)
         raise SuggestionFailed("it was killed")
 
     sampler = SamplerPool(enqueued.append, fails)
     for times in (1, 2):
         with pytest.raises(SamplerBusy):
-            sampler.suggestions(question(8), key("a"), "uid")
+            sampler.suggest(question(8), key("a"), "uid")
         eventually("it has failed", lambda times=times: len(enqueued) == times)
         with pytest.raises(SuggestionFailed, match="it was killed"):
-            sampler.suggestions(question(8), key("a"), "uid")
+            sampler.suggest(question(8), key("a"), "uid")
     assert len(asked) == 2
 
 
@@ -122,11 +124,11 @@ def test_once_closed_it_asks_nothing_and_enqueues_nothing() -> None:
     optuna, enqueued = Optuna(), list[Key]()
     sampler = SamplerPool(enqueued.append, optuna)
     with pytest.raises(SamplerBusy):
-        sampler.suggestions(question(8), key("a"), "uid")
+        sampler.suggest(question(8), key("a"), "uid")
     eventually("it is asked", lambda: optuna.asked)
     sampler.close()
     with pytest.raises(SamplerBusy):
-        sampler.suggestions(question(9), key("a"), "uid")
+        sampler.suggest(question(9), key("a"), "uid")
     optuna.let.release(2)
     assert optuna.asked == [8]
     assert not enqueued
@@ -139,15 +141,15 @@ def _metrics() -> list[float]:
 
 @pytest.mark.parametrize(("fails", "counted"), [(False, [1, 2, 0]), (True, [1, 2, 1])])
 def test_metrics_count_each_answer_and_each_that_did_not_come(fails: bool, counted: list[float]) -> None:
-    def ask(_: Ask) -> Answer:
+    def ask(_: SuggestionRequest) -> SuggestionReply:
         if fails:
             raise SuggestionFailed("no Optuna")
-        return Answer()
+        return SuggestionReply()
 
     clock: Callable[[], float] = iter(range(0, 80, 2)).__next__
     before, sampler = _metrics(), SamplerPool(ask=ask, clock=clock)
     try:
-        sampler.suggestions(question(5, SamplerType.RANDOM), key("a"), "uid")
+        sampler.suggest(question(5, SamplerType.RANDOM), key("a"), "uid")
     except SuggestionFailed:
         assert fails
     assert [after - earlier for after, earlier in zip(_metrics(), before, strict=True)] == counted

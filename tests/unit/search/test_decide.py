@@ -14,9 +14,9 @@ from tunery_api.failures import Failure
 from tunery_api.lorasweep import LoRASweepSpec
 from tunery_api.reasons import FailureReason
 from tunery_api.sweepstatus import MAX_TRIAL_ROWS, EndReason, TrialState
-from tunery_search.decision import Decision, DecisionContext, decide, most_failed
+from tunery_search.decision import Decision, DecisionContext, decide, failure_limit
 from tunery_search.failures import FAULTS, Fault
-from tunery_search.trial_rows import trial_of
+from tunery_search.trial_rows import read_trial
 from tunery_search.trials import Live, Trial
 
 from kit.sweeps import START, lorajob, moment, read, running, sweep, trial
@@ -139,8 +139,8 @@ def test_a_retry_makes_others_for_the_trials_that_had_failed() -> None:
 def test_what_was_stopped_as_the_sweep_had_failed_is_forgiven_with_it() -> None:
     spec, wrong = sweep(maxTrials=3, parallelTrials=3), trial(1, S.FAILED, reason="SecretNotFound", why="no Secret")
     stop = decide(spec, [done(0, 1.0), wrong, running(2, 2.0)], moment()).stop[2]
-    ended = trial_of(lorajob(2, {"phase": "Stopped", "runSeconds": 9}, stop=stop), read)
-    by_hand = trial_of(lorajob(2, {"phase": "Stopped"}, stop="enough"), read)
+    ended = read_trial(lorajob(2, {"phase": "Stopped", "runSeconds": 9}, stop=stop), read)
+    by_hand = read_trial(lorajob(2, {"phase": "Stopped"}, stop="enough"), read)
     assert decide(spec, [done(0, 1.0), wrong, ended], forgiving(3)).create == (3, 4)
     assert decide(spec, [done(0, 1.0), wrong, by_hand], forgiving(3)).create == (3,)
     patient = sweep(stopAfterTrialsWithoutImprovement=1)
@@ -150,7 +150,7 @@ def test_what_was_stopped_as_the_sweep_had_failed_is_forgiven_with_it() -> None:
 def test_what_was_stopped_for_a_failure_that_came_to_nothing_does_not_count_though_nobody_retried() -> None:
     before, raised = (sweep(maxTrials=4, parallelTrials=4, maxFailedTrials=most) for most in (0, 1))
     stop = decide(before, [done(0), by_chance(1), running(2), running(3)], moment()).stop
-    ended = [trial_of(lorajob(number, {"phase": "Stopped"}, stop=stop[number]), read) for number in (2, 3)]
+    ended = [read_trial(lorajob(number, {"phase": "Stopped"}, stop=stop[number]), read) for number in (2, 3)]
     assert decide(before, [done(0), by_chance(1), *ended], moment()).fail is not None
     assert decide(raised, [done(0), by_chance(1), *ended], moment()) == Decision(create=(4, 5))
     over = decide(raised, [done(0), by_chance(1), *ended, done(4), done(5)], moment())
@@ -194,8 +194,8 @@ def test_failures_by_chance_are_counted() -> None:
         "NodeLost",
         "4 trials failed, and spec.maxFailedTrials allows 3 by default; the last: node 3 is gone",
     )
-    assert [most_failed(sweep(maxTrials=most)) for most in (1, 20, 40, 128)] == [3, 4, 8, 25]
-    assert most_failed(sweep(maxFailedTrials=0)) == 0
+    assert [failure_limit(sweep(maxTrials=most)) for most in (1, 20, 40, 128)] == [3, 4, 8, 25]
+    assert failure_limit(sweep(maxFailedTrials=0)) == 0
 
 
 def test_who_lowers_max_trials_to_end_it_has_the_best_whatever_failed_by_chance_so_far() -> None:
@@ -427,7 +427,7 @@ def _told(stopped: Trial) -> Trial:
 def test_a_sweep_is_never_stuck(spec: Any, trials: list[Trial]) -> None:
     """Where nothing is under way, something is made, published, or failed; and never more than there may be."""
     decision = decide(spec, trials, moment())
-    alive = sum(not each.is_final for each in trials)
+    alive = sum(not each.has_ended for each in trials)
     if not alive:
         assert decision.create or decision.fail or decision.publish is not None
     assert alive + len(decision.create) <= max(alive, spec.parallel_trials)
@@ -442,7 +442,7 @@ def test_a_sweep_is_never_stuck(spec: Any, trials: list[Trial]) -> None:
 def test_whoever_slept_through_events_comes_to_the_same_end(spec: Any, fates: list[Any], data: st.DataObject) -> None:
     """The fate of a trial is its number's: a sweep that is looked at at any moments ends with the same trials."""
     final = [one(number) for number, one in enumerate(fates)]
-    fate = [each if each.is_final else done(each.row.number) for each in final]
+    fate = [each if each.has_ended else done(each.row.number) for each in final]
     fate += [done(number) for number in range(len(fate), 40)]
 
     def played(*, asleep: bool) -> tuple[list[Trial], Decision]:
@@ -452,7 +452,7 @@ def test_whoever_slept_through_events_comes_to_the_same_end(spec: Any, fates: li
             if decision.fail or decision.publish is not None:
                 return trials, decision
             trials += [running(number) for number in decision.create]
-            open_ones = [index for index, each in enumerate(trials) if not each.is_final]
+            open_ones = [index for index, each in enumerate(trials) if not each.has_ended]
             ended = (
                 data.draw(st.lists(st.sampled_from(open_ones), min_size=1, unique=True)) if asleep else open_ones[:1]
             )

@@ -11,8 +11,8 @@ import pytest
 
 from tunery_api.lorasweep import SamplerType
 from tunery_search.dimensions import Categorical, Dimension, Numeric
-from tunery_search.history import Ask, ToldState, ToldTrial
-from tunery_search.optuna_sampler import answer
+from tunery_search.history import Observation, ObservationState, SuggestionRequest
+from tunery_search.optuna_sampler import compute_suggestions
 from tunery_search.space import space_of
 
 from bench.simulated import ends, simulated, steps
@@ -42,21 +42,21 @@ def beside_an_edge(values: Mapping[str, str]) -> float | None:
 
 
 def searched(
-    judge: Judge, space: tuple[Dimension, ...], sampler: SamplerType, seed: int, *, trials: int, bad: ToldState
+    judge: Judge, space: tuple[Dimension, ...], sampler: SamplerType, seed: int, *, trials: int, bad: ObservationState
 ) -> list[float | None]:
     """Return what each of so many trials came to, one after the other; `bad` is what is told where it cannot work."""
-    known: tuple[ToldTrial, ...] = ()
+    known: tuple[Observation, ...] = ()
     for number in range(trials):
-        asked = Ask(seed=seed, sampler=sampler, startup=8, space=space, trials=known, numbers=(number,))
-        (made,) = answer(asked).suggestions
+        asked = SuggestionRequest(seed=seed, sampler=sampler, startup=8, space=space, trials=known, numbers=(number,))
+        (made,) = compute_suggestions(asked).suggestions
         value = judge(made.values)
-        state = bad if value is None else ToldState.COMPLETE
-        known += (ToldTrial(number=number, state=state, values=made.values, value=value),)
+        state = bad if value is None else ObservationState.COMPLETE
+        known += (Observation(number=number, state=state, values=made.values, value=value),)
     return [judge(told.values) for told in known]
 
 
 def lowest(sampler: SamplerType, seed: int) -> float:
-    came = searched(smooth, GUIDE, sampler, seed, trials=30, bad=ToldState.PRUNED)
+    came = searched(smooth, GUIDE, sampler, seed, trials=30, bad=ObservationState.PRUNED)
     return min(value for value in came if value is not None)
 
 
@@ -83,9 +83,9 @@ def test_told_what_cannot_work_a_sampler_wastes_fewer_trials() -> None:
             for seed in range(12)
             for value in searched(beside_an_edge, TIGHT, SamplerType.TPE, seed, trials=40, bad=bad)[10:]
         )
-        for bad in (ToldState.PRUNED, ToldState.FAILED)
+        for bad in (ObservationState.PRUNED, ObservationState.FAILED)
     }
-    assert wasted[ToldState.PRUNED] < 0.75 * wasted[ToldState.FAILED], wasted
+    assert wasted[ObservationState.PRUNED] < 0.75 * wasted[ObservationState.FAILED], wasted
 
 
 def test_a_sweep_is_never_worse_than_the_guides_configurations_with_which_it_begins() -> None:

@@ -14,8 +14,8 @@ from tunery_api.names import ORIGIN_ANNOTATION, TRIAL_LABEL
 from tunery_api.reasons import FailureReason
 from tunery_api.status import FINAL_PHASES, Phase
 from tunery_api.sweepstatus import TrialStatus
-from tunery_search.failures import FAULTS, Fault, fault_of
-from tunery_search.trial_rows import invalid_row, merge, number_of, trial_of
+from tunery_search.failures import FAULTS, Fault, classify_failure
+from tunery_search.trial_rows import invalid_row, merge_trials, read_trial, trial_number
 from tunery_search.trials import STOPPED_BY_SWEEP, Trial, stop_text
 
 from kit.sweeps import START, lorajob, read
@@ -39,7 +39,7 @@ def failed(reason: str, message: str = "so it is", **status: Any) -> dict[str, A
 
 
 def row(status: dict[str, Any], **spec: Any) -> TrialStatus:
-    return trial_of(lorajob(0, status, **spec), read).row
+    return read_trial(lorajob(0, status, **spec), read).row
 
 
 def test_a_trial_that_succeeded_is_complete_with_all_that_is_known_of_it() -> None:
@@ -130,14 +130,14 @@ def test_a_failure_is_infeasible_where_the_parameters_are_at_fault(reason: Failu
 
 def test_some_faults_depend_on_the_trial() -> None:
     rate, steps = {"training.learningRate": "0.001"}, {"adalora.initialWarmupSteps": "90"}
-    assert fault_of("InvalidSpec", rate, ["adalora.initialWarmupSteps"], ran=False) is Fault.EVERY
-    assert fault_of("InvalidSpec", steps, ["adalora.initialWarmupSteps"], ran=False) is Fault.PARAMETERS
+    assert classify_failure("InvalidSpec", rate, ["adalora.initialWarmupSteps"], ran=False) is Fault.EVERY
+    assert classify_failure("InvalidSpec", steps, ["adalora.initialWarmupSteps"], ran=False) is Fault.PARAMETERS
     for refused in ({"lora.targetModules": "q_proj"}, {"method": "IA3"}, {"quantization.type": "FP4"}):
-        assert fault_of("ModelUnsupported", refused, ran=False) is Fault.PARAMETERS
-    assert fault_of("SecretNotFound", {"method": "IA3"}, ran=False) is Fault.EVERY
-    assert fault_of("AdapterMissing", {}, ran=False) is Fault.EVERY
-    assert fault_of("AdapterMissing", {}, ran=True) is Fault.CHANCE
-    assert fault_of("OfALaterVersion", {}, ran=False) is Fault.CHANCE
+        assert classify_failure("ModelUnsupported", refused, ran=False) is Fault.PARAMETERS
+    assert classify_failure("SecretNotFound", {"method": "IA3"}, ran=False) is Fault.EVERY
+    assert classify_failure("AdapterMissing", {}, ran=False) is Fault.EVERY
+    assert classify_failure("AdapterMissing", {}, ran=True) is Fault.TRANSIENT
+    assert classify_failure("OfALaterVersion", {}, ran=False) is Fault.TRANSIENT
 
 
 def test_a_trial_under_way_tells_what_the_row_does_not_hold() -> None:
@@ -152,26 +152,26 @@ def test_a_trial_under_way_tells_what_the_row_does_not_hold() -> None:
             {"uid": "b", "pod": "b", "startTime": "2026-11-27T12:00:00Z"},
         ],
     }
-    found = trial_of(lorajob(0, status), read)
+    found = read_trial(lorajob(0, status), read)
     assert (found.row.state, found.row.value, found.row.evaluations) == ("Running", None, None)
     assert found.live is not None
     assert found.course == ((0.25, 1.90012), (0.5, 1.61238), (0.75, 1.70001))
     assert found.live.problem == "WorseThanBase: it is 9 % above the base model's"
-    assert (found.live.checked, found.live.held, found.live.stopping, found.live.ends_itself) == (
+    assert (found.live.checked, found.live.held, found.live.stopping, found.live.stops_itself) == (
         True,
         False,
         False,
         True,
     )
     assert found.gpu_seconds(START + timedelta(seconds=30)) == 1240
-    on_cpu = trial_of(lorajob(0, status, resources={"gpus": 0}, stop="enough"), read)
+    on_cpu = read_trial(lorajob(0, status, resources={"gpus": 0}, stop="enough"), read)
     assert on_cpu.gpu_seconds(START + timedelta(seconds=30)) == 1210
     assert on_cpu.live is not None
     assert on_cpu.live.stopping
     # Of a trial on two nodes each pod holds its GPUs, since it started.
     second = {"uid": "c", "pod": "c", "startTime": "2026-11-27T12:00:20Z", "index": 1, "attempt": 2}
     both = {**status, "attemptHistory": [*status["attemptHistory"], second]}
-    on_nodes = trial_of(lorajob(0, both, resources={"gpus": 4, "nodes": 2}), read)
+    on_nodes = read_trial(lorajob(0, both, resources={"gpus": 4, "nodes": 2}), read)
     assert on_nodes.gpu_seconds(START + timedelta(seconds=30)) == 1210 + 4 * (30 + 10)
 
 
@@ -186,7 +186,7 @@ def test_a_trial_under_way_tells_what_the_row_does_not_hold() -> None:
     ],
 )
 def test_a_trial_waits(status: dict[str, Any], held: bool) -> None:
-    found = trial_of(lorajob(0, status), read)
+    found = read_trial(lorajob(0, status), read)
     assert found.row.state == "Waiting"
     assert found.live is not None
     assert found.live.held is held
@@ -200,7 +200,7 @@ def test_final_rows_win_and_a_trial_that_is_gone_was_deleted() -> None:
         TrialStatus(number=2, name="support-002", state="Running", parameters={"training.learningRate": "0.0003"}),
     ]
     children = [lorajob(0, {"phase": "Training"}), lorajob(1, {"phase": "Stopped"}), lorajob(4, {})]
-    merged = merge(rows, reversed(children), read)
+    merged = merge_trials(rows, reversed(children), read)
     states = [(each.row.number, each.row.state) for each in merged]
     assert states == [(0, "Complete"), (1, "Pruned"), (2, "Deleted"), (4, "Waiting")]
     assert merged[0].row is rows[0]
@@ -210,7 +210,7 @@ def test_final_rows_win_and_a_trial_that_is_gone_was_deleted() -> None:
 def test_a_lorajob_without_a_number_is_no_trial() -> None:
     stranger = lorajob(0, {})
     del stranger["metadata"]["labels"]["tunery.dev/trial"]
-    assert merge([], [stranger], read) == ()
+    assert merge_trials([], [stranger], read) == ()
 
 
 LIVES = ("Pending", "Preflight", "Queued", "Starting", "Downloading", "Training", "Evaluating")
@@ -240,7 +240,7 @@ def test_looking_at_some_of_what_happens_ends_as_looking_at_all_of_it(
     def known(looks: list[list[dict[str, Any]]]) -> tuple[Trial, ...]:
         trials: tuple[Trial, ...] = ()
         for children in looks:
-            trials = merge([each.row for each in trials], data.draw(st.permutations(children)), read)
+            trials = merge_trials([each.row for each in trials], data.draw(st.permutations(children)), read)
         return trials
 
     assert known([*seen, moments[-1]]) == known([moments[-1]])
@@ -248,33 +248,33 @@ def test_looking_at_some_of_what_happens_ends_as_looking_at_all_of_it(
 
 def test_every_final_phase_of_a_lorajob_is_final_here() -> None:
     for phase in Phase:
-        found = trial_of(lorajob(0, {"phase": phase.value}), read)
-        assert found.is_final == (phase.value in FINAL_PHASES)
-        assert (found.live is None) == found.is_final
+        found = read_trial(lorajob(0, {"phase": phase.value}), read)
+        assert found.has_ended == (phase.value in FINAL_PHASES)
+        assert (found.live is None) == found.has_ended
 
 
 def test_what_anybody_may_write_on_a_lorajob_ends_no_look() -> None:
     body = lorajob(0, {"phase": "Training"})
     body["metadata"]["annotations"] = {ORIGIN_ANNOTATION: "x" * 1000}
     body["spec"]["training"]["learningRate"] = "1" * 1000
-    found = trial_of(body, read).row
+    found = read_trial(body, read).row
     assert (found.origin, found.parameters) == ("x" * 64, {"training.learningRate": "1" * 256})
     body["metadata"]["labels"][TRIAL_LABEL] = "9" * 60
-    assert number_of(body) is None
+    assert trial_number(body) is None
 
 
 def test_a_trials_origin_is_that_of_its_row() -> None:
     forged = lorajob(0, {"phase": "Training"})
     forged["metadata"]["annotations"] = {ORIGIN_ANNOTATION: "Final"}
-    (known,) = merge([row({"phase": "Training"})], [forged], read)
-    assert (known.row.origin, known.is_extra) == ("TPE", False)
+    (known,) = merge_trials([row({"phase": "Training"})], [forged], read)
+    assert (known.row.origin, known.is_final_trial) == ("TPE", False)
 
 
 def test_of_one_that_could_not_be_read_nothing_is_said_but_its_row() -> None:
     known = row({"phase": "Training"})
-    (trial,) = merge([known], [], read, unread={0})
+    (trial,) = merge_trials([known], [], read, unread={0})
     assert trial == Trial(known)
-    assert not trial.is_final
+    assert not trial.has_ended
 
 
 def test_a_trial_whose_values_are_invalid_together_is_final_counts_and_is_not_deleted() -> None:
@@ -282,7 +282,7 @@ def test_a_trial_whose_values_are_invalid_together_is_final_counts_and_is_not_de
     found = invalid_row(lorajob(3, {}), read, error)
     assert (found.number, found.state, found.reason) == (3, "Infeasible", "InvalidSpec")
     assert found.why == "these values together: lora.rank: IA3 has no such setting"
-    (known,) = merge([found], [], read)
+    (known,) = merge_trials([found], [], read)
     assert known == Trial(found)
     assert known.counts
     assert known.gpu_seconds(START) == 0

@@ -10,7 +10,7 @@ import pytest
 from tunery_api.sweepstatus import EndReason
 from tunery_search.decision import Decision
 from tunery_search.dimensions import Values
-from tunery_search.history import Fixed
+from tunery_search.history import FixedTrial
 from tunery_search.space import space_of
 from tunery_search.summary import best, convergence, gpu_seconds_saved
 from tunery_search.trials import Trial
@@ -21,7 +21,7 @@ from kit.sweeps import sweep
 
 RATE = "training.learningRate"
 GUIDE = {
-    number: Fixed(origin=origin, values={"lora.rank": rank, RATE: rate})
+    number: FixedTrial(origin=origin, values={"lora.rank": rank, RATE: rate})
     for number, (origin, rank, rate) in enumerate(
         [("InstructionTuning", "16", "2e-4"), ("DomainAdaptation", "64", "1e-4"), ("StyleTransfer", "8", "3e-4")]
     )
@@ -51,7 +51,7 @@ def played(killed: float) -> tuple[Simulated, tuple[Trial, ...], Decision]:
     world, chance = Simulated(SPEC, trained, GUIDE, space_of(SPEC), preflight=True), random.Random(killed)
     for _ in range(400):
         trials, decision = world.reconcile(killed=chance.random() < killed)
-        assert sum(not each.is_final for each in trials) <= SPEC.parallel_trials
+        assert sum(not each.has_ended for each in trials) <= SPEC.parallel_trials
         if decision.publish is not None or decision.fail is not None:
             return world, trials, decision
         world.live()

@@ -12,28 +12,28 @@ from tunery_api.sweepstatus import TrialState
 from tunery_api.validation import parse_lorajob
 from tunery_search.dimensions import Numeric
 from tunery_search.history import (
-    Fixed,
+    FixedTrial,
+    ObservationState,
     Suggestion,
-    ToldState,
+    build_request,
     final_suggestion,
-    question,
-    question_of,
-    told,
-    with_earlier,
+    sweep_request,
+    to_observation,
+    with_warm_start,
 )
 from tunery_search.space import space_of
 from tunery_search.summary import (
     best,
     best_trial,
     convergence,
-    counts,
     counts_text,
     gpu_seconds,
     gpu_seconds_saved,
     importance_shown,
-    since_improvement,
+    trial_counts,
+    trials_since_improvement,
 )
-from tunery_search.trial_spec import on_terms, preflight_of
+from tunery_search.trial_spec import preflight_policy, with_trial_settings
 from tunery_search.trials import Live, Trial
 
 from kit.sweeps import running, sweep, trial
@@ -80,10 +80,10 @@ def test_a_loss_that_is_no_finite_number_is_not_measured(text: str) -> None:
     bad = told_as(text)
     assert (number_of_best([bad]), number_of_best([bad, trial(1, value=2.0)], 0.1)) == (None, 1)
     assert [each.trial for each in convergence([bad, trial(1, value=2.0)])] == [1]
-    assert since_improvement([trial(1, value=2.0), told_as(text, 2)]) == 0
+    assert trials_since_improvement([trial(1, value=2.0), told_as(text, 2)]) == 0
     assert number_of_best([trial(0, value=2.0), told_as(text, 1, origin="Final")]) == 0
-    assert (told(bad).state, told(bad).value) == (ToldState.FAILED, None)
-    earlier = with_earlier(question(sweep(), (), [], [], {}), [[bad.row.model_copy(update={"parameters": {}})]])
+    assert (to_observation(bad).state, to_observation(bad).value) == (ObservationState.FAILED, None)
+    earlier = with_warm_start(build_request(sweep(), (), [], [], {}), [[bad.row.model_copy(update={"parameters": {}})]])
     assert earlier.earlier == ()
 
 
@@ -94,10 +94,10 @@ def test_a_base_that_is_no_finite_number_is_not_told(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "told"), [(0.0006, "−99.97 %"), (1e-9, "−99.9999 %"), (0.0, "−100.0 %"), (0.02, "−99.0 %")]
+    ("value", "improvement"), [(0.0006, "−99.97 %"), (1e-9, "−99.9999 %"), (0.0, "−100.0 %"), (0.02, "−99.0 %")]
 )
-def test_next_to_nothing_is_not_told_as_nothing(value: float, told: str) -> None:
-    assert best_trial(trial(0, value=value, base_value="2.0").row).improvement == told
+def test_next_to_nothing_is_not_told_as_nothing(value: float, improvement: str) -> None:
+    assert best_trial(trial(0, value=value, base_value="2.0").row).improvement == improvement
 
 
 def test_an_improvement_of_more_digits_than_there_is_room_for_is_not_told() -> None:
@@ -142,12 +142,14 @@ def test_the_best_is_shown_with_how_far_it_is_below_the_base() -> None:
 
 def test_the_path_to_the_best_and_what_came_after_it() -> None:
     assert [each.trial for each in convergence(reversed(TRIALS))] == [0, 3]
-    assert since_improvement(TRIALS) == 2, "out of memory, and a worse one; chance and what did not fit say nothing"
-    assert since_improvement(TRIALS[1:3]) is None
+    assert trials_since_improvement(TRIALS) == 2, (
+        "out of memory, and a worse one; chance and what did not fit say nothing"
+    )
+    assert trials_since_improvement(TRIALS[1:3]) is None
 
 
 def test_trials_are_counted() -> None:
-    assert counts(TRIALS).to_json_dict() == {
+    assert trial_counts(TRIALS).to_json_dict() == {
         "created": 11,
         "waiting": 1,
         "running": 1,
@@ -197,15 +199,15 @@ def test_what_matters_most_comes_first() -> None:
 def test_a_sampler_is_told_what_a_trial_says_of_its_values(
     known: Trial, state: str, value: float | None, course: tuple[Any, ...]
 ) -> None:
-    found = told(known)
-    assert (found.state, found.value, found.course) == (ToldState(state), value, course)
+    found = to_observation(known)
+    assert (found.state, found.value, found.course) == (ObservationState(state), value, course)
 
 
 def test_a_question_is_made_of_the_spec_and_all_trials_of_the_search() -> None:
     spec = sweep(seed=7, sampler={"type": "Random", "startupTrials": 3})
     space = [Numeric(RATE, 1e-5, 1e-2, log=True)]
-    fixed = {number: Fixed(origin="Initial", values={RATE: "0.001"}) for number in (0, 12)}
-    asked = question(spec, space, [*TRIALS, trial(11, origin="Final")], (12, 13), fixed)
+    fixed = {number: FixedTrial(origin="Initial", values={RATE: "0.001"}) for number in (0, 12)}
+    asked = build_request(spec, space, [*TRIALS, trial(11, origin="Final")], (12, 13), fixed)
     assert (asked.seed, asked.sampler, asked.startup, asked.numbers) == (7, "Random", 3, (12, 13))
     assert [each.number for each in asked.trials] == list(range(11))
     assert asked.fixed == {12: fixed[12]}
@@ -215,13 +217,13 @@ def test_what_was_forgiven_is_not_told_and_what_is_tried_first_is_in_the_questio
     spec = sweep(initial=[{RATE: "0.001"}])
     trials = [trial(0, S.FAILED, reason="NodeLost"), trial(1, value=2.0), trial(2, S.FAILED, reason="NodeLost")]
     space = space_of(spec)
-    asked = question_of(spec, space, trials, (0, 3), forgiven=2)
+    asked = sweep_request(spec, space, trials, (0, 3), forgiven=2)
     assert [each.number for each in asked.trials] == [1, 2]
-    assert [each.number for each in question_of(spec, space, trials, (3,), forgiven=0).trials] == [0, 1, 2]
+    assert [each.number for each in sweep_request(spec, space, trials, (3,), forgiven=0).trials] == [0, 1, 2]
     given_up = trial(3, S.PRUNED, why="the sweep has failed")
-    again = question_of(spec, space, [*trials, given_up], (4,), forgiven=0)
+    again = sweep_request(spec, space, [*trials, given_up], (4,), forgiven=0)
     assert [each.number for each in again.trials] == [0, 1, 2], "its point may be tried again"
-    assert asked.fixed == {0: Fixed(origin="Initial", values={RATE: "0.001"})}
+    assert asked.fixed == {0: FixedTrial(origin="Initial", values={RATE: "0.001"})}
 
 
 def test_the_final_trial_has_the_best_values() -> None:
@@ -231,7 +233,7 @@ def test_the_final_trial_has_the_best_values() -> None:
 
 
 def test_of_other_sweeps_is_told_what_ended_and_is_a_point_of_this_space() -> None:
-    asked = question(sweep(), [Numeric(RATE, 1e-5, 1e-2, log=True)], [], (0,), {})
+    asked = build_request(sweep(), [Numeric(RATE, 1e-5, 1e-2, log=True)], [], (0,), {})
     inside, outside, other = {RATE: "0.001"}, {RATE: "0.1"}, {RATE: "0.001", "lora.rank": "8"}
     rows = [
         trial(3, value=2.0, parameters=inside).row,
@@ -242,7 +244,7 @@ def test_of_other_sweeps_is_told_what_ended_and_is_a_point_of_this_space() -> No
         trial(5, S.RUNNING, parameters=inside).row,
         trial(6, value=1.0, parameters=inside, origin="Final").row,
     ]
-    assert [each.number for each in with_earlier(asked, [rows, rows[:1]]).earlier] == [0, 3, 3]
+    assert [each.number for each in with_warm_start(asked, [rows, rows[:1]]).earlier] == [0, 3, 3]
 
 
 CHECKED = trial(0, S.RUNNING, parameters={RATE: "0.001", "lora.rank": "8"}, live=Live(checked=True))
@@ -263,16 +265,16 @@ CHECKED = trial(0, S.RUNNING, parameters={RATE: "0.001", "lora.rank": "8"}, live
 def test_a_trial_is_checked_unless_one_like_it_was(
     policy: str, trials: list[Trial], values: dict[str, str], expected: str
 ) -> None:
-    assert preflight_of(SweepPreflight(policy), trials, values) == expected
+    assert preflight_policy(SweepPreflight(policy), trials, values) == expected
 
 
 def test_trials_publish_nothing_once_stopped_and_end_themselves_unless_told_otherwise() -> None:
     template: dict[str, Any] = {"model": {"uri": "s3://models/base"}, "dataset": {"uri": "s3://data/rows.jsonl"}}
     unpruned = PrunerSpec(type=PrunerType.NONE)
-    spec = on_terms(template, PreflightPolicy.SKIP, unpruned)
+    spec = with_trial_settings(template, PreflightPolicy.SKIP, unpruned)
     assert spec == {**template, "diagnosis": {"action": "Stop"}, "onStop": "Discard", "preflight": "Skip"}
     warned = {**template, "diagnosis": {"action": "Warn", "showExample": True}}
-    told_otherwise = on_terms(warned, PreflightPolicy.SKIP, unpruned)
+    told_otherwise = with_trial_settings(warned, PreflightPolicy.SKIP, unpruned)
     assert told_otherwise["diagnosis"] == {"action": "Warn", "showExample": True}
     body = {
         "apiVersion": "tunery.dev/v1alpha1",
@@ -300,5 +302,5 @@ def test_trials_that_are_compared_are_measured_before_unless_told_otherwise(
     pruner: dict[str, Any], evaluation: dict[str, Any] | None, expected: dict[str, Any] | None
 ) -> None:
     template = {} if evaluation is None else {"evaluation": evaluation}
-    spec = on_terms(template, PreflightPolicy.SKIP, PrunerSpec.model_validate(pruner))
+    spec = with_trial_settings(template, PreflightPolicy.SKIP, PrunerSpec.model_validate(pruner))
     assert spec.get("evaluation") == expected

@@ -30,7 +30,7 @@ from tunery_operator.planning.job import JobPlan, output_location
 from tunery_operator.planning.lorajob import ResolvedInputs, plan_preflight, plan_publish, plan_report, plan_train
 from tunery_operator.status.snapshot import Snapshot
 from tunery_operator.status.stop import stop_of
-from tunery_search.trial_spec import inputs_of
+from tunery_search.trial_spec import resolved_inputs
 
 
 def _observe(context: ReconcileContext, obj: ManagedObject) -> Snapshot:
@@ -123,7 +123,7 @@ def _known(obj: ManagedObject, inputs: Inputs | None) -> ResolvedInputs:
         resume=ready[0].adapter.uri if ready and resumes else None,
         revision=(status.get("resolved") or {}).get("revision"),
         disk_bytes=(status.get("disk") or {}).get("estimateBytes"),
-        inputs=inputs_of(obj.body) if obj.owner.sweep is not None else None,
+        inputs=resolved_inputs(obj.body) if obj.owner.sweep is not None else None,
     )
 
 

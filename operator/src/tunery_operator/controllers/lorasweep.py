@@ -41,12 +41,19 @@ from tunery_operator.planning.lorasweep import SweepResult, plan_publish_best, p
 from tunery_operator.runtime.reader import peek_object
 from tunery_operator.status.snapshot import SAMPLER_BUSY, SUGGESTION_FAILED, Blocker, Search, Snapshot
 from tunery_search.decision import Decision, DecisionContext, decide, fail_sweep
-from tunery_search.history import IMPORTANCE_FROM, Answer, Suggestion, final_suggestion, question_of, with_earlier
+from tunery_search.history import (
+    IMPORTANCE_FROM,
+    Suggestion,
+    SuggestionReply,
+    final_suggestion,
+    sweep_request,
+    with_warm_start,
+)
 from tunery_search.sampler import SuggestionFailed
 from tunery_search.space import Space, read_values, space_of
 from tunery_search.summary import gpu_seconds_saved, importance_shown
-from tunery_search.trial_rows import invalid_row, merge
-from tunery_search.trial_spec import inputs_of
+from tunery_search.trial_rows import invalid_row, merge_trials
+from tunery_search.trial_spec import resolved_inputs
 from tunery_search.trials import Trial
 from tunery_search.validation import parse_lorasweep
 
@@ -75,7 +82,7 @@ class _Sweep:
     def trials(self) -> tuple[Trial, ...]:
         """Every trial, by the status and the LoRAJobs."""
         children = self.own.children.values()
-        return merge(self.rows, children, self.read, self.own.unread)
+        return merge_trials(self.rows, children, self.read, self.own.unread)
 
     def read(self, job_spec: Mapping[str, Any]) -> dict[str, str]:
         """Return the values by path in the spec of a trial."""
@@ -89,7 +96,7 @@ class _Sweep:
         would count as deleted.
         """
         recorded = {row.number for row in self.rows if row.state in FINAL_TRIAL_STATES}
-        return all(trial.row.number in recorded for trial in self.trials if trial.is_final)
+        return all(trial.row.number in recorded for trial in self.trials if trial.has_ended)
 
     def with_child(self, number: int, body: Json) -> _Sweep:
         """Return the sweep with the LoRAJob of a trial as it is now."""
@@ -173,7 +180,7 @@ def _inputs(obj: ManagedObject, own: OwnTrials) -> TrialInputs | None:
     if recorded is not None:
         return TrialInputs.model_validate(without_invalid(TrialInputs, recorded))
     children = (own.children[number] for number in sorted(own.children) if number >= _forgiven(obj))
-    return next((read for child in children if (read := inputs_of(child)) is not None), None)
+    return next((read for child in children if (read := resolved_inputs(child)) is not None), None)
 
 
 def _rows(status: Mapping[str, Any]) -> Iterable[TrialStatus]:
@@ -272,13 +279,13 @@ def _give_up(sweep: _Sweep, search: Search, failure: Failure) -> tuple[_Sweep, S
     return _stop(sweep, decision.stop), replace(search, decision=decision)
 
 
-def _suggest(sweep: _Sweep, trials: Sequence[Trial], numbers: Sequence[int]) -> Answer | Blocker:
+def _suggest(sweep: _Sweep, trials: Sequence[Trial], numbers: Sequence[int]) -> SuggestionReply | Blocker:
     """Return what to try next, or what blocks the answer. Raises StaleObject, ApiFailure."""
-    question = question_of(sweep.spec, sweep.space, trials, numbers, _forgiven(sweep.obj))
+    question = sweep_request(sweep.spec, sweep.space, trials, numbers, _forgiven(sweep.obj))
     if numbers and sweep.spec.warm_start_from:
-        question = with_earlier(question, [_earlier_rows(sweep, each.name) for each in sweep.spec.warm_start_from])
+        question = with_warm_start(question, [_earlier_rows(sweep, each.name) for each in sweep.spec.warm_start_from])
     try:
-        return sweep.context.sampler.suggestions(question, sweep.obj.owner.key, sweep.obj.owner.uid)
+        return sweep.context.sampler.suggest(question, sweep.obj.owner.key, sweep.obj.owner.uid)
     except SamplerBusy as error:
         return Blocker(SAMPLER_BUSY, str(error), BUSY_SECONDS, is_shown=error.seconds >= BUSY_SECONDS)
     except SuggestionFailed as error:

@@ -15,8 +15,8 @@ from typing import Final
 from tunery_operator import metrics
 from tunery_operator.errors import SamplerBusy
 from tunery_operator.observed.metadata import Key
-from tunery_search.history import Answer, Ask
-from tunery_search.sampler import needs_optuna, suggestions
+from tunery_search.history import SuggestionReply, SuggestionRequest
+from tunery_search.sampler import needs_optuna, suggest
 
 MAX_PROCESSES: Final = 2
 """Processes of Optuna at a time; further requests wait in order."""
@@ -30,7 +30,7 @@ class _Request:
 
     digest: bytes
     submitted: float
-    answer: Future[Answer]
+    answer: Future[SuggestionReply]
 
 
 class SamplerPool:
@@ -39,7 +39,7 @@ class SamplerPool:
     def __init__(
         self,
         wake: Callable[[Key], object] = lambda key: None,
-        ask: Callable[[Ask], Answer] = suggestions,
+        ask: Callable[[SuggestionRequest], SuggestionReply] = suggest,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`wake` enqueues a sweep whose answer is ready."""
@@ -52,7 +52,7 @@ class SamplerPool:
         """By the uid of the sweep."""
         self._closed = False
 
-    def suggestions(self, question: Ask, key: Key, uid: str) -> Answer:
+    def suggest(self, question: SuggestionRequest, key: Key, uid: str) -> SuggestionReply:
         """Return what a sweep tries next, at once if that takes no process.
 
         Raises SamplerBusy while Optuna computes the answer, and SuggestionFailed.
@@ -73,13 +73,13 @@ class SamplerPool:
                 return known.answer.result()
         raise SamplerBusy(self._clock() - known.submitted)
 
-    def _submit(self, question: Ask, digest: bytes, key: Key) -> _Request:
+    def _submit(self, question: SuggestionRequest, digest: bytes, key: Key) -> _Request:
         now = self._clock()
         answer = self._threads.submit(self._timed, question, now)
         answer.add_done_callback(lambda _: None if self._closed else self._wake(key))
         return _Request(digest, now, answer)
 
-    def _timed(self, question: Ask, began: float) -> Answer:
+    def _timed(self, question: SuggestionRequest, began: float) -> SuggestionReply:
         try:
             return self._ask(question)
         except Exception:  # any, as it is only counted here and raised again

@@ -28,7 +28,7 @@ from tunery_operator.manifests.metadata import owner_reference
 from tunery_operator.observed.metadata import Key, Owner, parse_owner
 from tunery_operator.planning.lorasweep import trial_name
 from tunery_operator.status.sweep import after_removal
-from tunery_search.trial_rows import number_of
+from tunery_search.trial_rows import trial_number
 
 logger: Final = logging.getLogger(__name__)
 
@@ -134,7 +134,7 @@ def _labels(owner: Owner) -> Mapping[str, str]:
 
 def with_number(body: Json, number: int) -> Json:
     """Return a LoRAJob with the label of that number."""
-    if number_of(body) == number:
+    if trial_number(body) == number:
         return body
     meta = body["metadata"]
     return {**body, "metadata": {**meta, "labels": {**(meta.get("labels") or {}), TRIAL_LABEL: f"{number:03d}"}}}
@@ -161,7 +161,7 @@ def _is_orphan(obj: ManagedObject, number: int, body: Json) -> bool:
     """Return whether a LoRAJob has no owner, and its labels still name the sweep and its number."""
     meta = body["metadata"]
     ours = _labels(obj.owner).items() <= (meta.get("labels") or {}).items()
-    return not meta.get("ownerReferences") and ours and number_of(body) == number
+    return not meta.get("ownerReferences") and ours and trial_number(body) == number
 
 
 def _adopt(context: ReconcileContext, obj: ManagedObject, found: OwnTrials, number: int, body: Json) -> Json:

@@ -23,7 +23,7 @@ from tunery_operator.planning.pod import (
     with_disk,
     work_scheduling,
 )
-from tunery_search.trial_spec import on_inputs
+from tunery_search.trial_spec import pin_inputs
 
 
 class ResolvedInputs(NamedTuple):
@@ -57,7 +57,7 @@ def _sweep_output(owner: Owner, output_uri: str) -> str | None:
 def plan_train(spec: LoRAJobSpec, owner: Owner, platform: Platform, known: ResolvedInputs) -> JobPlan:
     """Return the plan of the train Job; raises InvalidSpec when the platform cannot run the spec."""
     if known.inputs is not None:
-        spec = LoRAJobSpec.model_validate(on_inputs(spec.to_json_dict(), known.inputs))
+        spec = LoRAJobSpec.model_validate(pin_inputs(spec.to_json_dict(), known.inputs))
     sized = spec.model_copy(update={"resources": with_disk(spec.resources, known.disk_bytes)})
     base = _with_revision(_plan(sized, owner, platform, known, Task.TRAIN), known)
     nodes = spec.resources.nodes

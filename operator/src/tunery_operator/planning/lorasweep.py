@@ -21,8 +21,8 @@ from tunery_operator.planning import job
 from tunery_operator.planning.job import JobPlan, OutputLocation, Platform, PublishSpec
 from tunery_search.history import Suggestion
 from tunery_search.space import Space, final_spec, trial_spec
-from tunery_search.summary import searched
-from tunery_search.trial_spec import on_inputs, on_terms, preflight_of, was_checked
+from tunery_search.summary import searched_parameters
+from tunery_search.trial_spec import has_passed_preflight, pin_inputs, preflight_policy, with_trial_settings
 from tunery_search.trials import FINAL_ORIGIN, Trial
 
 MOST_BYTES: Final = 220_000
@@ -60,17 +60,17 @@ def plan_trial(
     final = suggestion.origin == FINAL_ORIGIN
     body = final_spec(spec, values) if final else trial_spec(spec, values)
     # What `final` puts on top may change data and memory.
-    preflight = PreflightPolicy.REQUIRED if final else preflight_of(spec.preflight, trials, values)
+    preflight = PreflightPolicy.REQUIRED if final else preflight_policy(spec.preflight, trials, values)
     output: dict[str, Any] = {"uri": f"{trials_uri(place.uri, owner.uid)}/{number:03d}"}
     if spec.output.secret_ref is not None:
         output["secretRef"] = spec.output.secret_ref.to_json_dict()
-    first = not spec.output.overwrite and not any(map(was_checked, trials))
+    first = not spec.output.overwrite and not any(map(has_passed_preflight, trials))
     return TrialPlan(
         owner=owner,
         number=number,
         name=trial_name(owner.key.name, number, final=final),
         origin=suggestion.origin,
-        spec={**on_terms(body, preflight, spec.pruner), "output": output},
+        spec={**with_trial_settings(body, preflight, spec.pruner), "output": output},
         result_to_check=place.uri if first else None,
     )
 
@@ -78,7 +78,7 @@ def plan_trial(
 def with_inputs(plan: TrialPlan, read: TrialInputs | None, *, again: bool) -> TrialPlan:
     """Return the plan of a trial with the inputs of the first trial; None: no trial has resolved them yet."""
     if read is not None:
-        return replace(plan, spec=on_inputs(plan.spec, read))
+        return replace(plan, spec=pin_inputs(plan.spec, read))
     # What was checked before the retry may have been put in order since.
     return replace(plan, spec={**plan.spec, "preflight": PreflightPolicy.REQUIRED.value}) if again else plan
 
@@ -126,7 +126,7 @@ def sweep_run(
         overwrite=spec.output.overwrite,
         seed=spec.seed,
         sampler=spec.sampler.type.value,
-        space=searched(space.dimensions),
+        space=searched_parameters(space.dimensions),
         rungs=[] if spec.pruner.type is PrunerType.NONE else list(spec.pruner.rungs),
         importance=list(found.importance),
         end_reason=found.end_reason,

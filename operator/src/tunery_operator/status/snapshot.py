@@ -64,7 +64,7 @@ class Search:
     @property
     def alive(self) -> tuple[Trial, ...]:
         """The trials that have not ended."""
-        return tuple(trial for trial in self.trials if not trial.is_final)
+        return tuple(trial for trial in self.trials if not trial.has_ended)
 
     @property
     def kept(self) -> dict[str, tuple[str, ...]]:

@@ -16,7 +16,7 @@ from tunery_operator.status.builder import StatusBuilder
 from tunery_operator.status.conditions import Conditions
 from tunery_operator.status.snapshot import SEARCH_SUSPENDED, TRIAL_KEPT, TRIALS_QUEUED, Search
 from tunery_search import summary
-from tunery_search.failures import of_sweep
+from tunery_search.failures import sweep_remedies
 from tunery_search.summary import points_tried
 from tunery_search.trials import Trial
 
@@ -80,7 +80,7 @@ def omit_removed_adapters(builder: StatusBuilder) -> None:
     if search is None or search.decision.publish is None or not builder.conditions.is_true(ConditionType.SUCCEEDED):
         return
     rows = [trial.row for trial in search.trials]
-    remaining = summary.without_removed(rows, search.decision.publish, search.spec.keep_adapters)
+    remaining = summary.without_removed_adapters(rows, search.decision.publish, search.spec.keep_adapters)
     builder.put(trials=[row.to_json_dict() for row in remaining])
 
 
@@ -91,11 +91,11 @@ def _show_trials(builder: StatusBuilder, search: Search) -> None:
     end = EndReason.SPACE_EXHAUSTED if search.exhausted else search.decision.end_reason
     builder.put(
         trials=[trial.row.to_json_dict() for trial in trials] or None,
-        counts=summary.counts(trials).to_json_dict(),
+        counts=summary.trial_counts(trials).to_json_dict(),
         countsText=summary.counts_text(trials, spec.max_trials, int(builder.fields.get("forgiven") or 0)),
         best=summary.best_trial(best).to_json_dict() if best is not None else None,
         convergence=[each.to_json_dict() for each in convergence] or None,
-        trialsSinceImprovement=summary.since_improvement(trials),
+        trialsSinceImprovement=summary.trials_since_improvement(trials),
         gpuSeconds=summary.gpu_seconds(trials),
         gpuSecondsSaved=summary.gpu_seconds_saved(trials),
         trialInputs=search.inputs.to_json_dict() if search.inputs is not None else None,
@@ -138,7 +138,7 @@ def _show_stage(builder: StatusBuilder, search: Search) -> None:
         _set_searching(builder, search, None, TRIALS_QUEUED, queued)
         failure = next((trial.live.blocker for trial in search.alive if trial.live and trial.live.blocker), None)
         if failure is not None:
-            remedies = of_sweep(failure.fixes, [each.path for each in search.spec.parameters or ()])
+            remedies = sweep_remedies(failure.fixes, [each.path for each in search.spec.parameters or ()])
             builder.show_blocker(failure.model_copy(update={"remedies": remedies}))
     elif search.kept and len(search.kept) == len(search.alive):
         _set_searching(builder, search, None, TRIAL_KEPT, f"waits for {_retained_text(search)}")

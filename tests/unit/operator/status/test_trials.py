@@ -23,8 +23,8 @@ from tunery_operator.status.snapshot import Search, Snapshot
 from tunery_operator.status.stop import check_stop
 from tunery_operator.status.sweep import after_removal, check_search
 from tunery_search.decision import Decision, DecisionContext, decide
-from tunery_search.failures import of_sweep
-from tunery_search.trial_rows import trial_of
+from tunery_search.failures import sweep_remedies
+from tunery_search.trial_rows import read_trial
 from tunery_search.trials import Trial
 
 from kit.operator.statuskit import NOW
@@ -75,7 +75,7 @@ def ended(reason: str, message: str, *remedies: Remedy, **more: Any) -> tuple[di
         Failure(reason=reason, message=redact(message), remedies=list(remedies), facts={"dataReport": "s3://a/r.md"})
     )
     of_trial = draft.finish()
-    row = trial_of(body(of_trial | {"runSeconds": 9}), read)
+    row = read_trial(body(of_trial | {"runSeconds": 9}), read)
     decision = decide(sweep(maxTrials=1, maxFailedTrials=0), [row], DecisionContext(NOW, NOW))
     told = StatusBuilder(Snapshot(Kind.LORASWEEP, SWEEP, {}, NOW, search=Search(sweep(), (row,), decision)))
     assert check_search(told)
@@ -137,7 +137,7 @@ def test_a_new_sweep_learns_from_this_one_where_losses_can_be_compared(
 ) -> None:
     row = TrialStatus(number=0, name="s-000", state="Complete", value="1.5" if measured else None)
     draft = StatusBuilder(Snapshot(Kind.LORASWEEP, SWEEP, {}, NOW, search=Search(sweep(), (Trial(row),), Decision())))
-    draft.fail_for(reason, "trial 0", *of_sweep(remedies_for(reason), ()))
+    draft.fail_for(reason, "trial 0", *sweep_remedies(remedies_for(reason), ()))
     failure = draft.fields["failure"]
     assert failure.get("facts", {}).get("warmStartFrom") == ("[{name: s}]" if warm else None)
     assert ("set warmStartFrom: [{name: s}]" in failure["hint"]) is warm
@@ -166,7 +166,7 @@ def test_a_sweep_passes_on_the_whole_message_of_its_trial(length: int) -> None:
 def test_a_row_has_no_remedies_that_its_reason_has(reason: FailureReason) -> None:
     draft = StatusBuilder(Snapshot(Kind.LORAJOB, TRIAL, {}, NOW))
     draft.fail_for(reason, "m")
-    assert trial_of(body(draft.finish()), read).row.failure is None
+    assert read_trial(body(draft.finish()), read).row.failure is None
 
 
 def test_whose_trial_it_is_stands_in_its_owner_reference() -> None:

@@ -32,7 +32,7 @@ from tunery_common.errors import DISK_FULL, TuneryError
 from tunery_common.inputs.file_selection import data_files, split_pattern
 from tunery_common.storage.links import said_of_dead
 from tunery_common.storage.transfer import hash_file
-from tunery_search.space import point_with, space_of, trial_spec
+from tunery_search.space import complete_point, space_of, trial_spec
 from tunery_search.validation import parse_lorasweep
 from tunery_trainer.local.documents import is_object, name_of, read_documents, select
 
@@ -229,7 +229,7 @@ def checked_sweep(request: CheckRequest) -> tuple[LoRASweepSpec, list[str]] | No
 def _first_trial(manifest: dict[str, Any]) -> dict[str, Any]:
     """Return the LoRAJob of a point of a sweep's space: all its trials read the same data; raises InvalidSpec."""
     spec = parse_lorasweep(manifest, local=True)
-    return _lorajob(trial_spec(spec, point_with(space_of(spec).dimensions, {})))
+    return _lorajob(trial_spec(spec, complete_point(space_of(spec).dimensions, {})))
 
 
 def _lorajob(spec: dict[str, Any]) -> dict[str, Any]:

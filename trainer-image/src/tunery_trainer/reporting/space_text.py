@@ -7,8 +7,8 @@ from typing import Final
 
 from tunery_api.lorasweep import LoRASweepSpec
 from tunery_api.methods import Preset
-from tunery_search.space import space_of, starts
-from tunery_search.summary import points_tried, searched
+from tunery_search.space import initial_points, space_of
+from tunery_search.summary import points_tried, searched_parameters
 
 _GUIDES: Final = frozenset(preset.value for preset in Preset)
 """Names of the guide's configurations, as origins of trials."""
@@ -25,9 +25,9 @@ def _lines(spec: LoRASweepSpec, hindrances: Sequence[str]) -> Iterator[tuple[str
     tried = points_tried(spec)
     shown = f"; tries {tried}" if tried else ""
     yield "Sweep", f"up to {spec.max_trials} trials by {spec.sampler.type}, {at_once} at a time{shown}"
-    for each in searched(space.dimensions):
+    for each in searched_parameters(space.dimensions):
         yield "Space", f"{each.path}: {each.words}"
-    first = [start.origin for start in starts(spec, space)]
+    first = [start.origin for start in initial_points(spec, space)]
     if first:
         yield "First", ", ".join(first)
     if spec.preset and not set(first) & _GUIDES:

@@ -9,7 +9,7 @@ from typing import Any, Final
 from tunery_api.measured import number_text
 from tunery_api.runspec import LoRASweepRun, RunSpec
 from tunery_api.sweepstatus import TrialState, TrialStatus
-from tunery_search.summary import without_removed
+from tunery_search.summary import without_removed_adapters
 from tunery_trainer.reporting.markdown import literal, section, table
 from tunery_trainer.reporting.sweep_rows import base_loss, of_state, ranked
 
@@ -35,7 +35,7 @@ def sweep_json(run: RunSpec, sweep: LoRASweepRun) -> str:
 
     Of the adapters it names the places of those that are kept: the others are removed as soon as it is published.
     """
-    told = without_removed(sweep.trials, sweep.best, sweep.keep_adapters)
+    told = without_removed_adapters(sweep.trials, sweep.best, sweep.keep_adapters)
     sweep = sweep.model_copy(update={"trials": told})
     facts = sweep.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"overwrite"})
     trials = facts.pop("trials")

@@ -15,7 +15,7 @@ def ranked(sweep: LoRASweepRun) -> list[TrialStatus]:
 
 def kept(sweep: LoRASweepRun) -> list[TrialStatus]:
     """Return the trials whose own adapters stay: as many as were asked for of those that have one, the best first."""
-    return summary.kept(sweep.trials, sweep.best, sweep.keep_adapters)
+    return summary.rows_with_kept_adapter(sweep.trials, sweep.best, sweep.keep_adapters)
 
 
 def of_state(sweep: LoRASweepRun, *states: TrialState) -> list[TrialStatus]:

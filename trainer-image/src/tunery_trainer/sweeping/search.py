@@ -21,12 +21,12 @@ from tunery_api.runspec import LoRASweepRun, RunSpec
 from tunery_api.sweepstatus import EndReason, TrialState, TrialStatus
 from tunery_common.errors import TuneryError
 from tunery_search.decision import Decision, DecisionContext, decide
-from tunery_search.history import IMPORTANCE_FROM, Answer, Suggestion, final_suggestion, question_of
-from tunery_search.sampler import SuggestionFailed, suggestions
+from tunery_search.history import IMPORTANCE_FROM, Suggestion, SuggestionReply, final_suggestion, sweep_request
+from tunery_search.sampler import SuggestionFailed, suggest
 from tunery_search.space import Space, final_spec, read_values, space_of, trial_spec
-from tunery_search.summary import best, importance_shown, searched
-from tunery_search.trial_rows import invalid_row, merge, number_of
-from tunery_search.trial_spec import inputs_of, on_inputs, on_terms, preflight_of
+from tunery_search.summary import best, importance_shown, searched_parameters
+from tunery_search.trial_rows import invalid_row, merge_trials, trial_number
+from tunery_search.trial_spec import pin_inputs, preflight_policy, resolved_inputs, with_trial_settings
 from tunery_search.trials import FINAL_ORIGIN, Trial
 from tunery_trainer.local import run_spec_of
 from tunery_trainer.sweeping.ledger import Ledger, damaged, read_ledger, write_ledger
@@ -83,7 +83,9 @@ class Search:
     def trials(self) -> tuple[Trial, ...]:
         """Return every trial, by number."""
         body = self.ledger.under_way
-        return merge(self.ledger.trials, [self._seen(body)] if body else [], lambda job: read_values(self.space, job))
+        return merge_trials(
+            self.ledger.trials, [self._seen(body)] if body else [], lambda job: read_values(self.space, job)
+        )
 
     def _seen(self, body: Body) -> Body:
         """Return the LoRAJob of the trial that is under way, with what its processes that are over have taken."""
@@ -150,9 +152,9 @@ class Search:
         self.note(under_way=body)
         return None
 
-    def _ask(self, trials: Sequence[Trial], numbers: Sequence[int]) -> Answer:
+    def _ask(self, trials: Sequence[Trial], numbers: Sequence[int]) -> SuggestionReply:
         try:
-            return suggestions(question_of(self.spec, self.space, trials, numbers, self.ledger.forgiven))
+            return suggest(sweep_request(self.spec, self.space, trials, numbers, self.ledger.forgiven))
         except SuggestionFailed as error:
             raise TuneryError(FailureReason.INTERNAL_ERROR, f"the sampler: {error}", _CONTINUE) from error
 
@@ -162,8 +164,8 @@ class Search:
         final = suggestion.origin == FINAL_ORIGIN
         spec = final_spec(self.spec, values) if final else trial_spec(self.spec, values)
         # What `final` puts on top may change data and memory.
-        preflight = PreflightPolicy.REQUIRED if final else preflight_of(self.spec.preflight, trials, values)
-        terms = on_terms(spec, preflight, self.spec.pruner)
+        preflight = PreflightPolicy.REQUIRED if final else preflight_policy(self.spec.preflight, trials, values)
+        terms = with_trial_settings(spec, preflight, self.spec.pruner)
         read = self.ledger.trial_inputs
         # Nobody else publishes below the uid of this sweep.
         output = {"uri": f"{self._trials_uri}/{number:03d}", "overwrite": True}
@@ -174,7 +176,7 @@ class Search:
                 "labels": {TRIAL_LABEL: f"{number:03d}"},
                 "annotations": {ORIGIN_ANNOTATION: suggestion.origin},
             },
-            "spec": {**(on_inputs(terms, read) if read is not None else terms), "output": output},
+            "spec": {**(pin_inputs(terms, read) if read is not None else terms), "output": output},
             "status": {},
         }
 
@@ -193,7 +195,7 @@ class Search:
     @property
     def number(self) -> int:
         """Return its number."""
-        return number_of(self.under_way) or 0
+        return trial_number(self.under_way) or 0
 
     def trains(self, since: datetime | None) -> None:
         """Take note that its process was started, or is over."""
@@ -206,7 +208,7 @@ class Search:
         number = self.number
         self.under_way["status"] = dict(status)
         self.note(under_way_seconds=0.0)  # what it took in all is in its status
-        self.note(trial_inputs=self.ledger.trial_inputs or inputs_of(self.under_way))
+        self.note(trial_inputs=self.ledger.trial_inputs or resolved_inputs(self.under_way))
         row = next(trial.row for trial in self.trials if trial.row.number == number)
         self.note(trials=[*self.ledger.trials, row], under_way=None)
         self.save()
@@ -225,7 +227,7 @@ class Search:
             overwrite=self.spec.output.overwrite,
             seed=self.spec.seed,
             sampler=self.spec.sampler.type.value,
-            space=searched(self.space.dimensions),
+            space=searched_parameters(self.space.dimensions),
             importance=self.ledger.importance,
             end_reason=self.ledger.end_reason,
         )
