@@ -208,7 +208,7 @@ class EngineSpec(ApiModel):
     args: list[Annotated[str, Field(min_length=3, max_length=128)]] | None = Field(
         None,
         max_length=32,
-        description="Additional flags of `vllm serve`, each as --flag or --flag=value: {', '.join(ENGINE_ARGS)}.",
+        description=f"Additional flags of `vllm serve`, each as --flag or --flag=value: {', '.join(ENGINE_ARGS)}.",
     )
 
 
@@ -278,7 +278,7 @@ class AdapterServerSpec(KindSpec):
     )
     access: AccessSpec = Field(
         default_factory=AccessSpec,
-        description="Which clients may send requests. Default: every client in the cluster that can reach the server.",
+        description="Which clients may send requests. Default: every client that can reach the server, for all models.",
     )
     replicas: int = Field(
         1,

@@ -111,8 +111,8 @@ class ObjectiveSpec(ApiModel):
         0.0,
         ge=0,
         le=1,
-        description="Choose the smallest of nearly equal trials: of those within this share above the lowest loss, the "
-        "one with the fewest trainable parameters is the best. 0: lowest loss only.",
+        description="Trials within this share above the lowest loss count as equal; of these, the one with the fewest "
+        "trainable parameters is the best. 0: the lowest loss only.",
     )
 
 

@@ -93,7 +93,7 @@ class ServedAdapterStatus(OpenModel):
     hint: Text | None = Field(None, description="How to fix the problem.")
     last_used_time: Timestamp | None = Field(
         None,
-        description="When the adapter was last requested, to 10 minutes: in each 10-minute interval only the first "
+        description="Time of the last request, with 10-minute resolution: in each 10-minute interval, only the first "
         "request updates it.",
     )
     not_served_on: list[NotServedOn] | None = Field(

@@ -207,7 +207,7 @@ class AdapterStatus(OpenModel):
     uri: Text = Field(description="URI of the adapter.")
     manifest_sha256: Annotated[str, Field(max_length=64)] = Field(description="SHA-256 of manifest.json.")
     size_bytes: int = Field(ge=0, description="Total size of the files, in bytes.")
-    served_name: Annotated[str, Field(max_length=256)] | None = Field(None, description="Its base model.")
+    served_name: Annotated[str, Field(max_length=256)] | None = Field(None, description="Base model's served name.")
     rank: int | None = Field(None, ge=0, description="Rank of the adapter.")
     unservable: Text | None = Field(None, description="Why an AdapterServer can't serve it, if known.")
 
@@ -240,7 +240,7 @@ class AttemptStatus(OpenModel):
     )
     exit_code: int | None = Field(None, description="Exit code of its container, if known.")
     seconds: int | None = Field(None, ge=0, description="Run time of the container, in seconds.")
-    gpu_seconds: int | None = Field(None, ge=0, description="seconds, multiplied by the pod's GPUs.")
+    gpu_seconds: int | None = Field(None, ge=0, description="Its seconds, multiplied by its GPUs.")
     index: int | None = Field(None, ge=0, description="Index of the pod, from 0; only with several nodes.")
     attempt: int | None = Field(None, ge=1, description="Attempt of the pod, from 1; only with several nodes.")
 

@@ -131,7 +131,7 @@ class TrialCounts(OpenModel):
     waiting: int = Field(0, ge=0, description="Trials that don't run yet.")
     running: int = Field(0, ge=0, description="Trials that run.")
     complete: int = Field(0, ge=0, description="Trials that finished and were measured.")
-    pruned: int = Field(0, ge=0, description="Trials that were ended early because others were better.")
+    pruned: int = Field(0, ge=0, description="Trials that were ended early as unpromising.")
     infeasible: int = Field(0, ge=0, description="Trials whose parameters can't work.")
     failed: int = Field(
         0, ge=0, description="Trials that failed for other reasons than their parameters, or were deleted."
@@ -191,7 +191,8 @@ class LoRASweepStatus(CommonStatus):
     adapter: AdapterStatus | None = Field(None, description="The published adapter of the best trial.")
     counts: TrialCounts | None = Field(None, description="The number of trials by state.")
     counts_text: Annotated[str, Field(max_length=16)] | None = Field(
-        None, description="Finished trials that count towards maxTrials, of all planned trials."
+        None,
+        description="Finished trials, of all planned ones. Trials that don't count towards maxTrials are left out.",
     )
     best: BestTrial | None = Field(None, description="The best trial so far.")
     trials: list[TrialStatus] | None = Field(
