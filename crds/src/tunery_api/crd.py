@@ -156,16 +156,16 @@ def _structural(node: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict
         # pydantic writes a map whose keys have a pattern like this; a CRD can only limit the number of keys.
         del result["patternProperties"]
         result["additionalProperties"] = _structural(next(iter(node["patternProperties"].values())), definitions)
-    beyond = list(_beyond_types(result.get("properties", {})))
-    if beyond:
-        result["x-kubernetes-validations"] = [*result.get("x-kubernetes-validations", []), *beyond]
+    missing = list(_rules_beyond_schema(result.get("properties", {})))
+    if missing:
+        result["x-kubernetes-validations"] = [*result.get("x-kubernetes-validations", []), *missing]
     if "const" in node:
         result["enum"] = [node["const"]]
-    _with_default_in_words(result, node)
+    _append_default(result, node)
     return result
 
 
-def _beyond_types(properties: Mapping[str, dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def _rules_beyond_schema(properties: Mapping[str, dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Yield rules for values that the schemas accept and Python rejects: null entries, and too few bytes.
 
     A list entry without a type accepts null. A rule sees null only in a nullable entry.
@@ -204,7 +204,7 @@ def _inlined(node: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict[st
     return beside
 
 
-def _with_default_in_words(result: dict[str, Any], node: Mapping[str, Any]) -> None:
+def _append_default(result: dict[str, Any], node: Mapping[str, Any]) -> None:
     """Append the default to the description.
 
     The schema has a default only for printer columns: the operator could not tell a schema default from a set value,

@@ -31,11 +31,11 @@ def immutability_rules(kind: KindDefinition, schema: Mapping[str, Any]) -> list[
             continue
         same = _same(name, hidden=_is_hidden(schema["properties"][name]))
         if name in spec.MUTABLE_AT_REST:
-            rules.append(_rule(f".spec.{name}", f"{same} || {_AT_REST}", _wait(name)))
+            rules.append(_rule(f".spec.{name}", f"{same} || {_AT_REST}", _while_running_message(name)))
         elif name in spec.SET_ONCE:
-            rules.append(_rule(f".spec.{name}", f"!has(oldSelf.spec.{name}) || {same}", _stays(kind, name)))
+            rules.append(_rule(f".spec.{name}", f"!has(oldSelf.spec.{name}) || {same}", _set_once_message(kind, name)))
         else:
-            rules.append(_rule(f".spec.{name}", same, _never(kind, name)))
+            rules.append(_rule(f".spec.{name}", same, _immutable_message(kind, name)))
     return rules
 
 
@@ -64,8 +64,8 @@ def _resource(kind: KindDefinition, field: str) -> dict[str, str]:
     one = f"(has({at}) && has({at}.{field}) ? {value} : {none})"
     name, same = f"resources.{field}", " == ".join(one.replace("{at}", each) for each in ("self", "oldSelf"))
     if field in kind.spec.MUTABLE_RESOURCES:
-        return _rule(".spec.resources", f"{same} || {_AT_REST}", _wait(name))
-    return _rule(".spec.resources", same, _never(kind, name))
+        return _rule(".spec.resources", f"{same} || {_AT_REST}", _while_running_message(name))
+    return _rule(".spec.resources", same, _immutable_message(kind, name))
 
 
 def _same(name: str, *, hidden: bool) -> str:
@@ -74,17 +74,17 @@ def _same(name: str, *, hidden: bool) -> str:
     return f"(has({new}) ? has({old}) && {new} == {old} : !has({old}))"
 
 
-def _wait(name: str) -> str:
+def _while_running_message(name: str) -> str:
     return (
         f"{name} cannot be changed while a pod runs. Fix: set suspend: true, wait for phase Suspended, then change it"
     )
 
 
-def _stays(kind: KindDefinition, name: str) -> str:
+def _set_once_message(kind: KindDefinition, name: str) -> str:
     return f"{name} is final and can be neither changed nor removed. Fix: continue in another {kind.kind}"
 
 
-def _never(kind: KindDefinition, name: str) -> str:
+def _immutable_message(kind: KindDefinition, name: str) -> str:
     return f"{name} cannot be changed. Fix: delete the {kind.kind} and apply it again, or use another name"
 
 

@@ -55,15 +55,15 @@ from tunery_api.training import CheckpointSpec, EvaluationSpec, ResumeFrom, Trai
 
 _HUB: Final = "^hf://"
 _PREFERENCE_TASKS: Final = (TrainingTask.DPO, TrainingTask.ORPO, TrainingTask.KTO)
-_PROMPTS: Final = (Method.PROMPT_TUNING, Method.PREFIX_TUNING)
-_ELSEWHERE: Final = "use another URI"
+_PROMPT_METHODS: Final = (Method.PROMPT_TUNING, Method.PREFIX_TUNING)
+_USE_ANOTHER_URI: Final = "use another URI"
 
 
 def _aliases(block: type[ApiModel]) -> list[str]:
     return [str(info.alias) for info in block.model_fields.values()]
 
 
-def _of_lora() -> Iterator[Rule]:
+def _lora_rules() -> Iterator[Rule]:
     """Yield for each field of `lora` the rule that some methods don't use it."""
     for name in _aliases(LoraSpec):
         others = [method for method, read in LORA_FIELDS.items() if name not in read]
@@ -72,7 +72,7 @@ def _of_lora() -> Iterator[Rule]:
         yield never(LoRAJobSpec, f"lora.{name}", given(f"lora.{name}"), is_("method", *others), says=says, fix=fix)
 
 
-def _of_preference() -> Iterator[Rule]:
+def _preference_rules() -> Iterator[Rule]:
     """Yield for each field of `preference` the rule that some tasks don't use it."""
     for name in _aliases(PreferenceSpec):
         readers = [task for task in _PREFERENCE_TASKS if name in PREFERENCE_FIELDS[task]]
@@ -80,7 +80,7 @@ def _of_preference() -> Iterator[Rule]:
             yield allowed_when(LoRAJobSpec, f"preference.{name}", "task", *readers)
 
 
-def _of_formats() -> Iterator[Rule]:
+def _format_rules() -> Iterator[Rule]:
     """Yield for each task the rule that the data set has one of its formats."""
     for task, formats in FORMATS_OF_TASK.items():
         other = is_not("dataset.format", "Auto", *formats)
@@ -92,29 +92,31 @@ def _for_sft_only(field: str, wrong: Any) -> Rule:
     return never(LoRAJobSpec, field, wrong, is_not("task", "SFT"), says="is for task: SFT only")
 
 
-def _place(uri: str) -> str:
+def _trimmed_uri(uri: str) -> str:
     """Return the CEL expression of a URI without trailing slashes; the schema rejects all other aliases."""
     return f"{uri}.find('^.*[^/]')"
 
 
-def _beside_model(block: type[ApiModel], model: str) -> Rule:
+def _separate_from_model(block: type[ApiModel], model: str) -> Rule:
     """Return the rule that output and model don't overlap, as in fields.uris_overlap."""
-    one, other = (f"({_place(uri)} + '/')" for uri in (f"self.{model}.uri", "self.output.uri"))
+    one, other = (f"({_trimmed_uri(uri)} + '/')" for uri in (f"self.{model}.uri", "self.output.uri"))
     text = f"({one}.startsWith({other}) || {other}.startsWith({one}))"
     overlaps = CustomCondition(
         text, lambda raw: uris_overlap(value_at(raw, f"{model}.uri"), value_at(raw, "output.uri"))
     )
     says = "overlaps the base model, which Tunery never changes"
-    return Rule(block, "output.uri", (given(model), given("output.uri"), overlaps), says, _ELSEWHERE, on_create=True)
+    return Rule(
+        block, "output.uri", (given(model), given("output.uri"), overlaps), says, _USE_ANOTHER_URI, on_create=True
+    )
 
 
-def _beside_source(block: type[ApiModel], source: str) -> Rule:
+def _separate_from_source(block: type[ApiModel], source: str) -> Rule:
     """Return the rule that a training run doesn't replace the adapter that it continues from."""
-    text = f"{_place(f'self.{source}.uri')} == {_place('self.output.uri')}"
+    text = f"{_trimmed_uri(f'self.{source}.uri')} == {_trimmed_uri('self.output.uri')}"
     same = CustomCondition(text, lambda raw: is_same_uri(value_at(raw, f"{source}.uri"), value_at(raw, "output.uri")))
     says = "is the adapter of continueFrom, which Tunery never changes"
     return Rule(
-        block, "output.uri", (given(f"{source}.uri"), given("output.uri"), same), says, _ELSEWHERE, on_create=True
+        block, "output.uri", (given(f"{source}.uri"), given("output.uri"), same), says, _USE_ANOTHER_URI, on_create=True
     )
 
 
@@ -208,8 +210,8 @@ BLOCKS: Final = (
 
 LORAJOB: Final = (
     allowed_when(LoRAJobSpec, "preference", "task", *_PREFERENCE_TASKS),
-    *_of_preference(),
-    *_of_formats(),
+    *_preference_rules(),
+    *_format_rules(),
     _for_sft_only("training.packing", is_("training.packing", True)),
     _for_sft_only("training.loss", is_("training.loss", "All")),
     _for_sft_only("training.neftuneNoiseAlpha", is_not("training.neftuneNoiseAlpha", 0.0)),
@@ -251,7 +253,7 @@ LORAJOB: Final = (
         LoRAJobSpec, "lora.init", is_not("lora.init", "Default"), given("continueFrom"),
         says="has no effect with continueFrom, which starts from the weights of its adapter",
     ),
-    *_of_lora(),
+    *_lora_rules(),
     never(
         LoRAJobSpec, "training.gradientAccumulation", given("training.gradientAccumulation"),
         CustomCondition(f"{_PASSES} > 0 && {_DEVICES} > 0 && {_PASSES} % ({_DEVICES}) != 0", _shared_unevenly),
@@ -273,22 +275,22 @@ LORAJOB: Final = (
     ),
     never(
         LoRAJobSpec, "training.scaleLearningRateWithRank", is_("training.scaleLearningRateWithRank", True),
-        is_("method", *_PROMPTS, "IA3"),
+        is_("method", *_PROMPT_METHODS, "IA3"),
         says="is for methods with a rank only", fix="set learningRate itself",
     ),
     never(
         LoRAJobSpec, "prefixTuning.projection", is_("prefixTuning.projection", True), given("continueFrom"),
         says="cannot be continued: a published prefix has no projection",
     ),
-    _beside_model(LoRAJobSpec, "model"),
-    _beside_source(LoRAJobSpec, "continueFrom"),
+    _separate_from_model(LoRAJobSpec, "model"),
+    _separate_from_source(LoRAJobSpec, "continueFrom"),
     never(
         LoRAJobSpec, "continueFrom", given("continueFrom"), is_("method", "AdaLoRA"),
         says="cannot be set with AdaLoRA, whose ranks are final once pruned", fix="train a new adapter",
     ),
     excludes(LoRAJobSpec, "resumeFrom", "continueFrom"),
     never(
-        LoRAJobSpec, "training.packing", is_("training.packing", True), is_("method", *_PROMPTS),
+        LoRAJobSpec, "training.packing", is_("training.packing", True), is_("method", *_PROMPT_METHODS),
         says="does not fit prompt and prefix tuning: only the first example of a row would see the trained tokens",
         fix="remove it, or set it to false",
     ),
@@ -324,23 +326,23 @@ ADAPTERMERGE: Final = (
         ),
         says="is not needed to combine adapters of LoRAJobs", fix="remove it, or set into: Model or evaluation",
     ),
-    _beside_model(AdapterMergeSpec, "model"),
+    _separate_from_model(AdapterMergeSpec, "model"),
     Rule(
         AdapterMergeSpec, "output.uri",
         (
             given("output.uri"),
             CustomCondition(
-                f"self.adapters.exists(a, has(a.uri) && {_place('a.uri')} == {_place('self.output.uri')})",
+                f"self.adapters.exists(a, has(a.uri) && {_trimmed_uri('a.uri')} == {_trimmed_uri('self.output.uri')})",
                 _replaces_input,
             ),
         ),
-        "is one of the adapters, which Tunery never changes", _ELSEWHERE, on_create=True,
+        "is one of the adapters, which Tunery never changes", _USE_ANOTHER_URI, on_create=True,
     ),
 )  # fmt: skip
 
 LORASWEEP: Final = (
-    _beside_model(LoRASweepSpec, "template.model"),
-    _beside_source(LoRASweepSpec, "template.continueFrom"),
+    _separate_from_model(LoRASweepSpec, "template.model"),
+    _separate_from_source(LoRASweepSpec, "template.continueFrom"),
     never(
         LoRASweepSpec, "parameters", absent("preset"), Empty("parameters"),
         says="names nothing to search", fix="list fields of the template, or set preset: Guide",
