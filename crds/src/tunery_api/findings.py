@@ -63,99 +63,100 @@ FINDINGS: Final[dict[FindingType, Definition]] = {
     _F.WORSE_THAN_BASE: Definition(
         _PROBLEM,
         "training.learningRate",
-        "the held-out loss is more than 5 % above the base model's, surely",
-        "a fifth of the learning rate; where the training loss fell meanwhile, compare the held-out rows with the "
+        "the held-out loss is significantly above the base model's, by more than 5 %",
+        "a fifth of the learning rate; if the training loss fell meanwhile, compare the held-out rows with the "
         "training rows",
     ),
     _F.LOSS_RISING: Definition(
         _PROBLEM,
         "training.learningRate",
         "the loss was lower before and has risen since, in training and on the held-out rows",
-        "a third of the learning rate; `maxGradNorm: 0.3` where gradients are not clipped; `warmup: 0.1`",
+        "a third of the learning rate; `maxGradNorm: 0.3` if gradients are not clipped; `warmup: 0.1`",
     ),
     _F.LOSS_SPIKES: Definition(
         _WARNING,
         "training.learningRate",
         "single steps have a loss far above those around them; Info for one or two, Warning from three in 200 on",
-        "half the learning rate, twice the warm-up; look at the rows of the steps that the message names",
+        "half the learning rate, twice the warm-up; check the rows of the steps that the message names",
     ),
     _F.NO_GRADIENT: Definition(
         _PROBLEM,
         "lora.targetModules",
-        "the gradient is zero, or the adapter stays what it was: no step changes anything",
-        "a fifth of the learning rate where there was a gradient before; else look at "
-        "`status.resolved.targetModules` and at what of the data counts in the loss (`status.dataset`)",
+        "the gradient is zero, or the adapter does not change",
+        "if there was a gradient before, a fifth of the learning rate; else check `status.resolved.targetModules` and "
+        "which tokens count in the loss (`status.dataset`)",
     ),
     _F.GRADIENT_NOT_FINITE: Definition(
         _PROBLEM,
         "training.learningRate",
         "the gradient is not a number",
-        "a third of the learning rate; `precision: BFloat16` where it is Float16",
+        "a third of the learning rate; `precision: BFloat16` instead of Float16",
     ),
     _F.LEARNING_RATE_TOO_LOW: Definition(
         _WARNING,
         "training.learningRate",
-        "after half of the run the held-out loss has fallen, by less than 1 %, and goes on as slowly",
+        "after half of the run the held-out loss has fallen by less than 1 %, and falls as slowly as at the start",
         "ten times the learning rate",
     ),
     _F.NOT_LEARNING: Definition(
         _WARNING,
         "lora.targetModules",
-        "after half of the run the held-out loss is what it was",
-        "look at `status.resolved.targetModules` and at the rows that were read (`status.dataset`)",
+        "after half of the run the held-out loss has not changed",
+        "check `status.resolved.targetModules` and the rows that were read (`status.dataset`)",
     ),
     _F.STILL_LEARNING: Definition(
         _INFO,
         "training.learningRate",
-        "the held-out loss fell to the end, nearly as fast as at the beginning",
+        "the held-out loss fell until the end, nearly as fast as at the start",
         "three times the learning rate, or twice the epochs",
     ),
     _F.PLATEAU: Definition(
         _INFO,
         "lora.rank",
-        "the held-out loss has levelled off, and nothing is memorised: a larger adapter may learn more",
-        "a learning rate of the usual span; within it twice the rank, or `lora.targetModules: [all-linear]`",
+        "the held-out loss has levelled off without overfitting: a larger adapter may learn more",
+        "a learning rate in the recommended range; if it is already, twice the rank or `lora.targetModules: "
+        "[all-linear]`",
     ),
     _F.OVERFITTING: Definition(
         _WARNING,
         "training.epochs",
-        "the training loss falls and the held-out loss does not any more, or rises",
+        "the training loss falls, but the held-out loss no longer does, or rises",
         "fewer epochs; `evaluation.earlyStoppingPatience: 2`; `lora.dropout: 0.1`; half the rank; more rows",
     ),
     _F.TOO_FEW_STEPS: Definition(
         _WARNING,
         "training.epochs",
         "the run has fewer than 20 optimizer steps",
-        "more epochs, or steps where `maxSteps` is set; else a smaller `gradientAccumulation`",
+        "more epochs, or a larger `maxSteps` if it is set; else a smaller `gradientAccumulation`",
     ),
     _F.EVALUATION_TOO_SMALL: Definition(
         _INFO,
         "dataset.evaluation.fraction",
-        "the held-out rows are too few to tell a gain from chance",
-        "hold out more rows, of more data where that would be above a fifth of it",
+        "there are too few held-out rows to tell an improvement from chance",
+        "hold out more rows; if these are more than a fifth of the data, add data",
     ),
     _F.MICRO_BATCH_HALVED: Definition(
         _INFO,
         "training.batchSize",
-        "memory ran out in a pass; the run goes on with fewer rows at once, and the same steps",
-        "ask for what fitted: the next run then loses no pass",
+        "memory ran out in a pass; the run continues with fewer rows per pass and the same steps",
+        "set the batch size that fitted, so that the next run loses no pass",
     ),
     _F.MEMORY_TIGHT: Definition(
         _WARNING,
         "training.batchSize",
         "more than 92 % of the memory was in use",
-        "half the batch with twice the accumulation; without a GPU more `resources.memory`",
+        "half the batch size with twice the accumulation; without a GPU more `resources.memory`",
     ),
     _F.ROOM_FOR_LARGER_BATCH: Definition(
         _INFO,
         "training.batchSize",
         "less than 45 % of the GPU's memory was in use, and a step takes several passes",
-        "twice the batch with half the accumulation: the same steps, faster",
+        "twice the batch size with half the accumulation: the same steps, faster",
     ),
     _F.WAITING_FOR_DATA: Definition(
         _WARNING,
         "resources.cpu",
-        "more than a fifth of the time of 50 steps passed until their rows were there",
+        "over 50 steps, more than a fifth of the time was spent waiting for their rows",
         "more `resources.cpu`; packing",
     ),
     _F.MUCH_PADDING: Definition(
@@ -167,9 +168,9 @@ FINDINGS: Final[dict[FindingType, Definition]] = {
     _F.SLOWING_DOWN: Definition(
         _INFO,
         None,
-        "for 30 steps a step took more than 1.5 times what it took at first, with as many tokens; until it is below "
-        "1.25 times for as long",
-        "look at the node: another job on it, or a GPU that is throttled",
+        "for 30 steps, steps took more than 1.5 times as long as at the start, with as many tokens; it holds until 30 "
+        "steps take less than 1.25 times as long",
+        "check the node: another job on it, or a throttled GPU",
     ),
 }
 """One entry per type. Tests check that it is complete and that docs/methods.md matches."""
