@@ -1,4 +1,4 @@
-"""Decide the next step of a sweep from its spec, its trials and a DecisionContext; no other state is used."""
+"""Decide the next step of a sweep from its spec, its trials and a DecisionContext. There is no other state."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ _STOPS_ALL = frozenset({EndReason.BUDGET, EndReason.DEADLINE})
 
 _MIN_WAIT = timedelta(milliseconds=1)
 _WHILE_ENDING = timedelta(seconds=10)
-"""How often trials that still run after a time limit are checked."""
+"""How often to check trials that still run after a time limit."""
 
 
 @dataclass(frozen=True)
 class DecisionContext:
-    """What a decision depends on apart from the trials."""
+    """What a decision depends on besides the spec and the trials."""
 
     now: datetime
     started: datetime
-    """When the sweep was first reconciled, or created; activeDeadlineSeconds counts from here."""
+    """When the sweep was created; activeDeadlineSeconds counts from here."""
     recorded: EndReason | None = None
-    """The endReason of the status, which alone records SpaceExhausted."""
+    """The endReason of the status, the only record of SpaceExhausted."""
     publishing: bool = False
-    """The best is being published: the search is over, and changes of the spec have no effect."""
+    """The best adapter is being published. The search has ended, and changes of the spec have no effect."""
     forgiven: int = 0
-    """Failed trials with a lower number no longer count, because the user retried the sweep. The trials that replace
-    them do not count towards spec.maxTrials."""
+    """Failed trials with a lower number don't count, because the user retried the sweep after them. Trials that replace
+    them don't count towards spec.maxTrials."""
 
 
 @dataclass(frozen=True)
@@ -52,30 +52,30 @@ class Decision:
     create: tuple[int, ...] = ()
     """Numbers of the trials to create."""
     final: int | None = None
-    """Number of the final trial: it has the best values, overridden by spec.final."""
+    """Number of the final trial to create: the best values, overridden by spec.final."""
     stop: Mapping[int, str] = field(default_factory=dict)
-    """The `stop` to set, by the number of the trial."""
+    """The `stop` to set, by trial number."""
     publish: int | None = None
-    """Number of the trial whose adapter is to be published: the search is over."""
+    """Number of the trial whose adapter to publish. The search has ended."""
     fail: Failure | None = None
     """Why the sweep fails."""
     end_reason: EndReason | None = None
-    """Why no more trials are made; None while some may be."""
+    """Why no more trials are created. None: more may be created."""
     requeue_at: datetime | None = None
-    """When to decide again even if nothing has changed."""
+    """When to decide again, even if nothing changes."""
 
 
-def decide(spec: LoRASweepSpec, trials: Sequence[Trial], moment: DecisionContext) -> Decision:
-    """Return what a sweep does next; the order of `trials` does not matter."""
+def decide(spec: LoRASweepSpec, trials: Sequence[Trial], context: DecisionContext) -> Decision:
+    """Return the next step of a sweep. The order of `trials` doesn't matter."""
     trials = sorted(trials, key=lambda trial: trial.row.number)
-    judged = [trial for trial in trials if trial.row.number >= moment.forgiven]
-    failure = None if moment.publishing else _failure(spec, judged, _counted(trials, moment))
+    since_retry = [trial for trial in trials if trial.row.number >= context.forgiven]
+    failure = None if context.publishing else _failure(spec, since_retry, _counted(trials, context))
     if failure is not None:
         return fail_sweep(trials, failure)
-    end = _end_reason(spec, trials, moment)
-    chosen = best(trials, spec.objective.tolerance) if moment.publishing else None
+    end = _end_reason(spec, trials, context)
+    chosen = best(trials, spec.objective.tolerance) if context.publishing else None
     if chosen is not None:
-        # The Job that publishes it exists, so changes of the spec have no effect.
+        # The Job that publishes the adapter exists, so changes of the spec have no effect.
         return Decision(publish=chosen.number, end_reason=end)
     if end in _STOPS_ALL:
         text = "the budget is spent" if end is EndReason.BUDGET else "the sweep reached spec.activeDeadlineSeconds"
@@ -84,11 +84,11 @@ def decide(spec: LoRASweepSpec, trials: Sequence[Trial], moment: DecisionContext
         stop = {number: stop_text(why) for number, why in prune_reasons(spec.pruner, trials).items()}
     alive = [trial for trial in trials if not trial.has_ended]
     if end is not None and not alive:
-        return _finish_search(spec, trials, moment, end)
-    is_settled = end in _STOPS_ALL or end is EndReason.SPACE_EXHAUSTED or _is_over(trials, moment)
-    shown = end if is_settled else None
-    decision = Decision(stop=stop, end_reason=shown, requeue_at=_requeue_at(spec, trials, moment))
-    return decision if end is not None else replace(decision, create=_trials_to_create(spec, trials, moment))
+        return _finish_search(spec, trials, context, end)
+    is_permanent = end in _STOPS_ALL or end is EndReason.SPACE_EXHAUSTED or _is_over(trials, context)
+    shown = end if is_permanent else None
+    decision = Decision(stop=stop, end_reason=shown, requeue_at=_requeue_at(spec, trials, context))
+    return decision if end is not None else replace(decision, create=_trials_to_create(spec, trials, context))
 
 
 def fail_sweep(trials: Sequence[Trial], failure: Failure) -> Decision:
@@ -97,14 +97,14 @@ def fail_sweep(trials: Sequence[Trial], failure: Failure) -> Decision:
 
 
 def _failure(spec: LoRASweepSpec, trials: Sequence[Trial], counted: int) -> Failure | None:
-    """Return why the whole sweep fails, whatever else its trials say; `counted` of maxTrials were made so far."""
+    """Return why the sweep fails, or None. `counted` of maxTrials were created so far."""
     failed = [trial for trial in trials if trial.row.state == TrialState.FAILED and not trial.is_final_trial]
     for trial in failed:
         if _fault(trial) is Fault.EVERY:
-            said = _failure_message(trial.row)
-            text = f"trial {trial.row.number} ({trial.row.name}) failed as every trial would: {said}"
+            name = f"trial {trial.row.number} ({trial.row.name})"
+            text = f"{name} failed as every trial would: {_failure_message(trial.row)}"
             return _failed(spec, trial.row.reason, text, trial.row)
-    # If a user lowers maxTrials below the trials created, the default limit of failures must not fail the sweep.
+    # If a user lowers maxTrials below the created trials, the default failure limit must not fail the sweep.
     lowered = spec.max_failed_trials is None and counted > spec.max_trials
     allowed = failure_limit(spec)
     if len(failed) > allowed and not lowered:
@@ -118,7 +118,7 @@ def _failure(spec: LoRASweepSpec, trials: Sequence[Trial], counted: int) -> Fail
 
 
 def failure_limit(spec: LoRASweepSpec) -> int:
-    """Return how many trials may fail by chance."""
+    """Return how many trials may fail before the sweep fails."""
     return max(3, spec.max_trials // 5) if spec.max_failed_trials is None else spec.max_failed_trials
 
 
@@ -127,77 +127,77 @@ def _fault(trial: Trial) -> Fault:
     return classify_failure(trial.row.reason or "", {}, ran=bool(trial.row.run_seconds))
 
 
-def _end_reason(spec: LoRASweepSpec, trials: Sequence[Trial], moment: DecisionContext) -> EndReason | None:
+def _end_reason(spec: LoRASweepSpec, trials: Sequence[Trial], context: DecisionContext) -> EndReason | None:
     """Return why no other trial is created now; some reasons are temporary."""
-    if moment.publishing:
-        return moment.recorded or EndReason.MAX_TRIALS
-    deadline = _deadline(spec, moment)
-    if deadline is not None and moment.now >= deadline:
+    if context.publishing:
+        return context.recorded or EndReason.MAX_TRIALS
+    deadline = _deadline(spec, context)
+    if deadline is not None and context.now >= deadline:
         return EndReason.DEADLINE
-    if spec.budget is not None and _spent(trials, moment) >= spec.budget.gpu_seconds:
+    if spec.budget is not None and _spent(trials, context) >= spec.budget.gpu_seconds:
         return EndReason.BUDGET
-    if _is_over(trials, moment):
-        return moment.recorded or EndReason.MAX_TRIALS
-    return _search_end(spec, trials, moment)
+    if _is_over(trials, context):
+        return context.recorded or EndReason.MAX_TRIALS
+    return _search_end(spec, trials, context)
 
 
-def _is_over(trials: Sequence[Trial], moment: DecisionContext) -> bool:
+def _is_over(trials: Sequence[Trial], context: DecisionContext) -> bool:
     """Return whether the search has ended: the best trial is being published, or the final trial exists."""
-    return moment.publishing or any(trial.is_final_trial for trial in trials)
+    return context.publishing or any(trial.is_final_trial for trial in trials)
 
 
-def _search_end(spec: LoRASweepSpec, trials: Sequence[Trial], moment: DecisionContext) -> EndReason | None:
+def _search_end(spec: LoRASweepSpec, trials: Sequence[Trial], context: DecisionContext) -> EndReason | None:
     """Return why no more trials are needed; None if more are."""
-    if moment.recorded is EndReason.SPACE_EXHAUSTED:
+    if context.recorded is EndReason.SPACE_EXHAUSTED:
         return EndReason.SPACE_EXHAUSTED
-    if _remaining_trials(spec, trials, moment) <= 0:
+    if _remaining_trials(spec, trials, context) <= 0:
         return EndReason.MAX_TRIALS
     if sum(trial.row.reason == FailureReason.WONT_FIT for trial in trials) >= spec.max_trials:
         return EndReason.MOST_WONT_FIT
     patience, since = spec.stop_after_trials_without_improvement, trials_since_improvement(trials)
     if patience is not None and since is not None and since >= patience:
         return EndReason.NO_IMPROVEMENT
-    if _trials_in_budget(spec, trials, moment) == 0 and all(trial.has_ended for trial in trials):
+    if _trials_in_budget(spec, trials, context) == 0 and all(trial.has_ended for trial in trials):
         return EndReason.BUDGET
     return None
 
 
-def _finish_search(spec: LoRASweepSpec, trials: Sequence[Trial], moment: DecisionContext, end: EndReason) -> Decision:
-    """Return what follows after the last trial: the final trial, the publication or the failure."""
+def _finish_search(spec: LoRASweepSpec, trials: Sequence[Trial], context: DecisionContext, end: EndReason) -> Decision:
+    """Return the step after the last trial of the search: final trial, publication or failure."""
     if spec.suspend:
         return Decision(end_reason=end)
     chosen = best(trials, spec.objective.tolerance)
     if chosen is None:
-        judged = [trial for trial in trials if not trial.is_forgiven(moment.forgiven)]
-        return Decision(fail=_no_adapter_failure(spec, judged or trials, end), end_reason=end)
+        since_retry = [trial for trial in trials if not trial.is_forgiven(context.forgiven)]
+        return Decision(fail=_no_adapter_failure(spec, since_retry or trials, end), end_reason=end)
     extra = spec.final is not None and end not in _STOPS_ALL and not any(trial.is_final_trial for trial in trials)
     if extra:
         return Decision(final=_next(trials), end_reason=end)
     return Decision(publish=chosen.number, end_reason=end)
 
 
-def _trials_to_create(spec: LoRASweepSpec, trials: Sequence[Trial], moment: DecisionContext) -> tuple[int, ...]:
+def _trials_to_create(spec: LoRASweepSpec, trials: Sequence[Trial], context: DecisionContext) -> tuple[int, ...]:
     """Return the numbers of the trials to create now."""
     alive = [trial for trial in trials if not trial.has_ended]
     if spec.suspend or any(trial.live is not None and trial.live.held for trial in alive):
         return ()
-    # One trial is created first: a wrong bucket then fails only one pod, on a CPU.
+    # Create one trial first, so that a wrong bucket fails only one pod, on a CPU.
     parallel = spec.parallel_trials if any(map(has_passed_preflight, trials)) else 1
     number = min(
-        parallel - len(alive), _remaining_trials(spec, trials, moment), _trials_in_budget(spec, trials, moment)
+        parallel - len(alive), _remaining_trials(spec, trials, context), _trials_in_budget(spec, trials, context)
     )
     first = _next(trials)
     return tuple(range(first, first + max(0, number)))
 
 
-def _remaining_trials(spec: LoRASweepSpec, trials: Sequence[Trial], moment: DecisionContext) -> int:
-    """Return how many more trials maxTrials and the rows of a status allow; one row is reserved for the final trial."""
-    return min(spec.max_trials - _counted(trials, moment), MAX_TRIAL_ROWS - 1 - len(trials))
+def _remaining_trials(spec: LoRASweepSpec, trials: Sequence[Trial], context: DecisionContext) -> int:
+    """Return how many more trials maxTrials and the status rows allow. One row is reserved for the final trial."""
+    return min(spec.max_trials - _counted(trials, context), MAX_TRIAL_ROWS - 1 - len(trials))
 
 
-def _counted(trials: Sequence[Trial], moment: DecisionContext) -> int:
+def _counted(trials: Sequence[Trial], context: DecisionContext) -> int:
     """Return how many of the created trials count towards maxTrials."""
-    return sum(trial.counts and not trial.is_forgiven(moment.forgiven) for trial in trials)
+    return sum(trial.counts and not trial.is_forgiven(context.forgiven) for trial in trials)
 
 
 def _next(trials: Sequence[Trial]) -> int:
@@ -205,36 +205,38 @@ def _next(trials: Sequence[Trial]) -> int:
     return max((trial.row.number for trial in trials), default=-1) + 1
 
 
-def _trials_in_budget(spec: LoRASweepSpec, trials: Sequence[Trial], moment: DecisionContext) -> int:
-    """Return how many more trials the budget allows, minus what running trials are expected to use."""
+def _trials_in_budget(spec: LoRASweepSpec, trials: Sequence[Trial], context: DecisionContext) -> int:
+    """Return how many more trials the budget allows, after the expected use of the running trials."""
     mean = mean_gpu_seconds(trials)
     if spec.budget is None or not mean:
         return spec.parallel_trials
     alive = [trial for trial in trials if not trial.has_ended]
-    coming = sum(max(0.0, mean - trial.gpu_seconds(moment.now)) for trial in alive)
-    return max(0, int((spec.budget.gpu_seconds - _spent(trials, moment) - coming) // mean))
+    expected = sum(max(0.0, mean - trial.gpu_seconds(context.now)) for trial in alive)
+    return max(0, int((spec.budget.gpu_seconds - _spent(trials, context) - expected) // mean))
 
 
-def _spent(trials: Sequence[Trial], moment: DecisionContext) -> float:
-    return sum(trial.gpu_seconds(moment.now) for trial in trials)
+def _spent(trials: Sequence[Trial], context: DecisionContext) -> float:
+    return sum(trial.gpu_seconds(context.now) for trial in trials)
 
 
-def _deadline(spec: LoRASweepSpec, moment: DecisionContext) -> datetime | None:
+def _deadline(spec: LoRASweepSpec, context: DecisionContext) -> datetime | None:
     seconds = spec.active_deadline_seconds
-    return None if seconds is None else moment.started + timedelta(seconds=seconds)
+    return None if seconds is None else context.started + timedelta(seconds=seconds)
 
 
-def _requeue_at(spec: LoRASweepSpec, trials: Sequence[Trial], moment: DecisionContext) -> datetime | None:
-    """Return when the first time limit is reached if nothing changes before; None without a limit."""
-    times = [] if (deadline := _deadline(spec, moment)) is None else [deadline]
+def _requeue_at(spec: LoRASweepSpec, trials: Sequence[Trial], context: DecisionContext) -> datetime | None:
+    """Return when the next time limit is reached if nothing changes. Return None without a limit."""
+    times = [] if (deadline := _deadline(spec, context)) is None else [deadline]
     rate = sum(len(trial.live.since) * trial.live.gpus for trial in trials if trial.live is not None)
     if spec.budget is not None:
-        left = spec.budget.gpu_seconds - _spent(trials, moment)
+        left = spec.budget.gpu_seconds - _spent(trials, context)
         # The time left may be less than the resolution of the clock.
-        times += [moment.now + max(_MIN_WAIT, timedelta(seconds=left / rate))] if rate and left > 0 else []
-        times += [moment.now] if left <= 0 else []
+        times += [context.now + max(_MIN_WAIT, timedelta(seconds=left / rate))] if rate and left > 0 else []
+        times += [context.now] if left <= 0 else []
     alive = any(not trial.has_ended for trial in trials)
-    ahead = [time if time > moment.now else moment.now + _WHILE_ENDING for time in times if alive or time > moment.now]
+    ahead = [
+        time if time > context.now else context.now + _WHILE_ENDING for time in times if alive or time > context.now
+    ]
     return min(ahead, default=None)
 
 
@@ -273,18 +275,18 @@ def _search_more_remedy(spec: LoRASweepSpec, end: EndReason) -> Remedy:
 
 
 def _most_frequent_reason(trials: Sequence[Trial]) -> str | None:
-    """Return the most frequent reason of failure; of equally frequent ones the first."""
+    """Return the most frequent failure reason. On a tie, return the first one."""
     found = Counter(trial.row.reason for trial in trials if trial.row.reason)
     return found.most_common(1)[0][0] if found else None
 
 
 def _failure_message(row: TrialStatus) -> str | None:
-    """Return what a trial's failure said, in full where its row has that."""
+    """Return the message of a trial's failure, in full if the row has it."""
     return (row.failure.message if row.failure is not None else None) or row.why
 
 
 def _failed(spec: LoRASweepSpec, reason: str | None, text: str, row: TrialStatus | None = None) -> Failure:
-    """Return why a sweep fails; `row` is the trial whose failure it is, and whose remedies hold for the sweep."""
+    """Return the failure of a sweep. `row` is the trial that failed; its remedies hold for the sweep."""
     reason = reason or FailureReason.INTERNAL_ERROR
     details = (row.failure if row is not None else None) or TrialFailure()
     remedies = details.remedies or list(remedies_for(reason))

@@ -1,6 +1,6 @@
 """Provide the dimensions of a search space: their values, their order, and the grid of all points.
 
-Outside of the sampler a value is the text in the manifest of the trial. The sampler learns from what ran.
+Outside of the sampler, a value is the text in the manifest of the trial. The sampler learns from these texts.
 """
 
 from __future__ import annotations
@@ -13,33 +13,33 @@ from itertools import islice
 from typing import Final
 
 Values = Mapping[str, str]
-"""The values of a trial by path; a parameter whose condition does not hold is not there."""
+"""The values of a trial by path. A parameter whose condition doesn't hold is absent."""
 
 DIGITS: Final = 4
-"""Significant digits of a number that is proposed."""
+"""Significant digits of a suggested number."""
 DECIMALS: Final = 10
-"""Digits after the point that every field of numbers has room for."""
+"""Maximum digits after the decimal point, in every numeric field."""
 
 
 _STEPS_OFF: Final = 1e-6
-"""Share of a step that a value may be off its place."""
+"""Tolerance for a value on a step, as a share of the step."""
 
 
 @dataclass(frozen=True)
 class Condition:
-    """What another parameter must be for this one to exist."""
+    """The values of another parameter with which this one is active."""
 
     path: str
     values: tuple[str, ...]
 
     def holds(self, values: Values) -> bool:
-        """Return whether it does among these values."""
+        """Return whether the condition holds with these values."""
         return values.get(self.path) in self.values
 
 
 @dataclass(frozen=True)
 class Categorical:
-    """A parameter that is one of several texts."""
+    """A parameter with choices."""
 
     path: str
     choices: tuple[str, ...]
@@ -48,25 +48,25 @@ class Categorical:
 
 @dataclass(frozen=True)
 class Numeric:
-    """A parameter that is a number from `low` to `high`, both included."""
+    """A parameter with a range from `low` to `high`, both included."""
 
     path: str
     low: float
     high: float
-    """With a step, the last number that steps from `low` come to."""
+    """With a step, the last number that steps from `low` reach."""
     log: bool = False
     step: float | None = None
     integer: bool = False
-    """Only whole numbers."""
+    """Only integers."""
     when: Condition | None = None
 
     def is_on_step(self, value: float) -> bool:
-        """Return whether a number is the lowest one with whole steps on top; any is where there are no steps."""
+        """Return whether a number is `low` plus full steps. Return true without a step."""
         steps = (value - self.low) / self.step if self.step else 0.0
         return math.isclose(steps, round(steps), abs_tol=_STEPS_OFF)
 
     def text(self, value: float) -> str:
-        """Return a proposed number as the field writes it: rounded, within the range, never with an exponent."""
+        """Return a suggested number as text: rounded, within the range, without an exponent."""
         if self.step:
             value = self.low + self.step * round((value - self.low) / self.step)
         elif value and not self.integer:
@@ -79,7 +79,7 @@ Dimension = Categorical | Numeric
 
 
 def plain(value: float) -> str:
-    """Return a number without an exponent, as every field takes it: 0.00001."""
+    """Return a number as text without an exponent: 0.00001."""
     text = f"{value:.{DECIMALS}f}".rstrip("0").rstrip(".")
     return text if text not in ("-0", "") else "0"
 
@@ -88,12 +88,12 @@ Dimensions = Sequence[Dimension]
 
 
 def sampling_order(space: Dimensions) -> tuple[Dimension, ...]:
-    """Return the parameters by path, each behind the one that its condition asks: the order of a manifest is none."""
+    """Return the parameters by path, each after the one of its condition, whatever their order in the manifest."""
     return parents_first(sorted(space, key=lambda dimension: dimension.path))
 
 
 def parents_first(dimensions: Iterable[Dimension]) -> tuple[Dimension, ...]:
-    """Return the parameters as they come, but each behind the one that its condition asks."""
+    """Return the parameters in their order, but each after the one of its condition."""
     waiting, ordered = list(dimensions), []
     known = {dimension.path for dimension in waiting}
     placed: set[str] = set()
@@ -106,7 +106,7 @@ def parents_first(dimensions: Iterable[Dimension]) -> tuple[Dimension, ...]:
 
 
 def is_active(dimension: Dimension, values: Values) -> bool:
-    """Return whether a trial with these values has that parameter."""
+    """Return whether a trial with these values has the parameter."""
     return dimension.when is None or dimension.when.holds(values)
 
 
@@ -124,18 +124,18 @@ def contains(dimension: Dimension, text: str) -> bool:
 
 
 def is_point(space: Dimensions, values: Values) -> bool:
-    """Return whether these values are a trial of this space: every parameter that exists, and no other."""
-    there = [dimension for dimension in space if is_active(dimension, values)]
-    return {each.path for each in there} == set(values) and all(contains(each, values[each.path]) for each in there)
+    """Return whether these values are a point of the space: all active parameters, and no others."""
+    active = [dimension for dimension in space if is_active(dimension, values)]
+    return {each.path for each in active} == set(values) and all(contains(each, values[each.path]) for each in active)
 
 
 def point_key(values: Mapping[str, str]) -> str:
-    """Return what two points have in common that are the same."""
+    """Return a key that is equal for equal points."""
     return json.dumps(dict(values), sort_keys=True)
 
 
 def grid_values(dimension: Dimension) -> Sequence[str] | None:
-    """Return all values of a parameter; None where they are not counted: a range without steps."""
+    """Return all values of a parameter. Return None for a range without steps."""
     if isinstance(dimension, Categorical):
         return dimension.choices
     step = step_size(dimension)
@@ -146,17 +146,17 @@ def grid_values(dimension: Dimension) -> Sequence[str] | None:
 
 
 def step_size(dimension: Numeric) -> float | None:
-    """Return the distance of two neighbours; None where there is none."""
+    """Return the distance of neighboring values. Return None without steps."""
     return dimension.step or (1.0 if dimension.integer else None)
 
 
 def step_count(dimension: Numeric, step: float) -> int:
-    """Return how many steps lead from the lowest value to the highest that is one."""
+    """Return the number of steps from the lowest value to the highest."""
     return math.floor((dimension.high - dimension.low) / step + 1e-9)
 
 
 class _Steps(Sequence[str]):
-    """The values of a stepped range: there may be a million, of which a few are looked at."""
+    """The values of a range with steps. There may be a million, so each is computed when it is read."""
 
     def __init__(self, dimension: Numeric, step: float, count: int) -> None:
         self._dimension, self._step, self._count = dimension, step, count
@@ -164,7 +164,7 @@ class _Steps(Sequence[str]):
     def __len__(self) -> int:
         return self._count
 
-    def __getitem__(self, index: int) -> str:  # type: ignore[override]  # nobody asks for a slice
+    def __getitem__(self, index: int) -> str:  # type: ignore[override]  # slices aren't used
         if not 0 <= index < self._count:
             raise IndexError(index)
         value = self._dimension.low + index * self._step
@@ -172,9 +172,9 @@ class _Steps(Sequence[str]):
 
 
 def grid(space: Dimensions) -> Iterator[dict[str, str]]:
-    """Yield every point; a parameter whose condition does not hold makes no points of its own.
+    """Yield every point. An inactive parameter adds no points.
 
-    Nothing where a parameter has values without number: such a space has no grid.
+    Yield nothing if a parameter has a range without steps: such a space has no grid.
     """
     order = sampling_order(space)
     if all(grid_values(dimension) is not None for dimension in order):
@@ -194,5 +194,5 @@ def _expand(order: tuple[Dimension, ...], values: dict[str, str]) -> Iterator[di
 
 
 def grid_size(space: Dimensions, most: int) -> int:
-    """Return how many points the grid has; `most` where there are as many or more."""
+    """Return the number of points of the grid, at most `most`."""
     return sum(1 for _ in islice(grid(space), most))

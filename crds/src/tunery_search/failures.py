@@ -1,4 +1,4 @@
-"""Attribute the failure of a trial, and convert its remedies to those of its LoRASweep."""
+"""Classify the failure of a trial, and convert its remedies to those of its LoRASweep."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _R = FailureReason
 
 
 class Fault(StrEnum):
-    """The cause of a trial's failure, by which trials it would hit."""
+    """The cause of a trial's failure: which trials it affects."""
 
     EVERY = "of every trial"
-    """Every trial of the sweep would fail alike: the sweep fails."""
+    """Every trial of the sweep would fail: the sweep fails."""
     PARAMETERS = "of the parameters"
-    """Other values may work: the trial is Infeasible, and the sampler learns that."""
+    """Other values may work: the trial is Infeasible, and the sampler learns from it."""
     TRANSIENT = "of chance"
     """The same values may work: the failure is counted, and the sampler learns nothing."""
 
@@ -63,20 +63,20 @@ FAULTS: Final[dict[str, Fault]] = {
 """Reasons with another cause than TRANSIENT."""
 
 _OF_THE_MODEL: Final = frozenset({_R.INVALID_SPEC, _R.MODEL_UNSUPPORTED})
-"""Reasons of a valid spec that the model or the data do not support."""
+"""Reasons of a valid spec that the model or the data don't support."""
 _METHODS: Final = ("method", "lora.targetModules", "lora.init", "quantization.")
-"""Parameters that a model may not support, whether its failure names them or not."""
+"""Parameters that a model may not support, even if its failure doesn't name them."""
 
 
 def classify_failure(reason: str, values: Values, fields: Collection[str] = (), *, ran: bool) -> Fault:
-    """Return the cause of a failure; TRANSIENT for a reason that FAULTS lacks.
+    """Return the cause of a failure: TRANSIENT if FAULTS lacks the reason.
 
-    `values` are the trial's, `fields` the paths that its failure names; `ran` says whether it had trained before.
+    `values` are the trial's. `fields` are the paths that the failure names. `ran` is true if the trial has trained.
     """
     if reason in _OF_THE_MODEL and any(path.startswith(_METHODS) or path in fields for path in values):
         return Fault.PARAMETERS
     if reason == _R.ADAPTER_MISSING and ran:
-        # Not the adapter of continueFrom, but the trial's own result.
+        # The trial's own result is missing, not the adapter of continueFrom.
         return Fault.TRANSIENT
     return FAULTS.get(reason, Fault.TRANSIENT)
 
@@ -85,17 +85,17 @@ _COMPARED: Final = frozenset(
     {"model", "dataset", "task", "preference", "evaluation", "continueFrom"}
     | {"training.maxLength", "training.loss", "training.seed"}
 )
-"""Sweeps that differ in one of these measure different losses."""
+"""Sweeps that differ in one of these fields measure different losses."""
 _TEMPLATE: Final = frozenset(info.alias or name for name, info in TrialTemplate.model_fields.items())
 
 
 def sweep_remedies(remedies: Iterable[Remedy], searched: Collection[str]) -> list[Remedy]:
-    """Return the remedies of a trial as those of its sweep; `searched` are the paths of spec.parameters."""
+    """Return the remedies of a trial as remedies of its sweep. `searched` are the paths of spec.parameters."""
     return [remedy if remedy.action == Action.RETRY else _of_template(remedy, searched) for remedy in remedies]
 
 
 def _of_template(remedy: Remedy, searched: Collection[str]) -> Remedy:
-    """Return a remedy with the fields of the sweep: each belongs to the template or to spec.parameters."""
+    """Return a remedy with the fields of the sweep: those of the template or of spec.parameters."""
     found = [path for path in remedy.fields if path in searched]
     where = f"; parameters has {', '.join(found)}" if found else ""
     return recreate(f"{remedy.text}{where}", *dict.fromkeys(_field(path, searched) for path in remedy.fields))
@@ -108,7 +108,7 @@ def _field(path: str, searched: Collection[str]) -> str:
 
 
 def can_warm_start(remedies: Sequence[Remedy]) -> bool:
-    """Return whether a new sweep with these changes measures the same loss, so that it can learn from the trials."""
+    """Return whether a new sweep with these changes measures the same loss, and so can learn from the trials."""
     changes = [remedy for remedy in remedies if remedy.action == Action.RECREATE]
     fields = [path.removeprefix(OF_TEMPLATE) for remedy in changes for path in remedy.fields]
     return bool(fields) and not any(path in _COMPARED or path.partition(".")[0] in _COMPARED for path in fields)

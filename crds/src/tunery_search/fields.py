@@ -1,4 +1,4 @@
-"""Provide the fields of a template that a sweep can search: their types, and how a manifest writes their values."""
+"""Provide the searchable fields of a template: their types, and the text of their values."""
 
 from __future__ import annotations
 
@@ -50,18 +50,18 @@ NOT_SEARCHABLE: Final[Mapping[str, str]] = {
     "onStop": "it is how the sweep ends a trial; leave it out",
     "resumeFrom": "all trials start alike; leave it out",
 }
-"""Fields, and blocks, of a LoRAJob that are no parameters, and why."""
+"""Fields and blocks of a LoRAJob that can't be searched, with the reason."""
 
 
 class FieldType(Enum):
-    """What a field holds."""
+    """The type of a searchable field."""
 
     INTEGER = auto()
     NUMBER = auto()
     ENUM = auto()
     BOOLEAN = auto()
     LIST = auto()
-    """Names; as one text they are joined by commas."""
+    """A list of names, joined by commas in its text."""
 
 
 NUMERIC: Final = frozenset({FieldType.INTEGER, FieldType.NUMBER})
@@ -69,9 +69,9 @@ NUMERIC: Final = frozenset({FieldType.INTEGER, FieldType.NUMBER})
 
 
 def _type_at(path: str) -> FieldType:
-    """Return the type of the field that a path leads to, by the annotation of its class.
+    """Return the type of the field at a path, from the annotation of its class.
 
-    Raises KeyError where no field is, ValueError where it is of no type that can be searched.
+    Raises KeyError if there is no such field, and ValueError if its type can't be searched.
     """
     model: Any = TrialTemplate
     for name in path.split("."):
@@ -94,7 +94,7 @@ _BLOCKS: Final = ("lora", "adalora", "promptTuning", "prefixTuning", "quantizati
 
 
 def _searched() -> Iterator[str]:
-    """Yield the paths of the fields that can be searched."""
+    """Yield the paths of the searchable fields."""
     yield from ("method", "preset")
     blocks = {info.alias: info.annotation for info in TrialTemplate.model_fields.values()}
     for block in _BLOCKS:
@@ -108,11 +108,11 @@ def _searched() -> Iterator[str]:
 
 
 FIELD_TYPES: Final[Mapping[str, FieldType]] = {path: _type_at(path) for path in _searched()}
-"""The fields that can be searched, each with its type."""
+"""The searchable fields by path, with their types."""
 
 
 def path_problem(path: str) -> str | None:
-    """Return why a field cannot be searched and what to do, None where it can."""
+    """Return why a field can't be searched, with the fix. Return None if it can."""
     if path in FIELD_TYPES:
         return None
     for refused, reason in NOT_SEARCHABLE.items():
@@ -128,9 +128,9 @@ def path_problem(path: str) -> str | None:
 
 
 def _meant(path: str) -> str:
-    """Return `; did you mean …?` for a path that is no field: by its last word, then by the initials of one (lr, wd).
+    """Return `; did you mean …?` for an unknown path: by its last part, then by the initials of one (lr, wd).
 
-    Only the last word tells, where the block before it is right: all fields of a block look alike as whole paths.
+    If the block is right, only the last part is compared: as whole paths, all fields of a block are similar.
     """
     block, _, word = path.rpartition(".")
     by_word = {known: known.rpartition(".")[2] for known in FIELD_TYPES}
@@ -148,14 +148,14 @@ def _meant(path: str) -> str:
 
 
 def _initials(word: str) -> str:
-    """Return the initials of a field's name: lr of learningRate."""
+    """Return the initials of a field name: lr of learningRate."""
     return "".join(letter for place, letter in enumerate(word) if not place or letter.isupper()).lower()
 
 
 def canonical(path: str, text: str) -> str:
-    """Return a value as it stands in a trial's manifest and in the sweep's status: one text for each value.
+    """Return a value as in the manifest of a trial and the status of the sweep: each value has one text.
 
-    Raises ValueError, whose message begins with "must", where the text is no value of the field's type.
+    Raises ValueError, with a message that begins with "must", if the text isn't of the field's type.
     """
     kind = FIELD_TYPES[path]
     if kind in NUMERIC:
@@ -176,7 +176,7 @@ _SWITCH: Final = {"true": True, "false": False}
 _DECIMAL: Final = re.compile(r"[0-9]+(\.[0-9]+)?([eE][-+]?[0-9]{1,2})?")
 _WHOLE: Final = re.compile(r"[0-9]+")
 _BEYOND: Final = 1e32
-"""A field takes no more digits than numbers below it have."""
+"""Upper limit of a field's value: its text has a limited number of digits."""
 
 
 def _number(kind: FieldType, text: str) -> str:
@@ -196,9 +196,9 @@ def _number(kind: FieldType, text: str) -> str:
 
 
 def with_values(template: Mapping[str, Any], values: Mapping[str, str]) -> dict[str, Any]:
-    """Return a template's dict with the values in it, each as its field takes it; what is handed in stays as it is.
+    """Return a copy of a template's dict with the values, each as its field takes it.
 
-    Each value is in its canonical text.
+    The values are canonical texts.
     """
     result = dict(template)
     for path, text in values.items():
@@ -219,7 +219,7 @@ def _in_manifest(kind: FieldType, text: str) -> float | bool | str | list[str]:
 
 
 def read_value(spec: Mapping[str, Any], path: str) -> str | None:
-    """Return the value at a path of a manifest's spec in its canonical text, None where it is left out."""
+    """Return the value at a path of a manifest's spec as canonical text. Return None if it is unset."""
     value: Any = spec
     for name in path.split("."):
         value = value.get(name) if isinstance(value, Mapping) else None

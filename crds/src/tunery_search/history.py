@@ -1,4 +1,4 @@
-"""Provide the request to a sampler, with the history of the trials, and its answer."""
+"""Provide the request to a sampler with the observed trials, and its reply."""
 
 from __future__ import annotations
 
@@ -17,34 +17,34 @@ from tunery_search.summary import best
 from tunery_search.trials import FINAL_ORIGIN, Trial
 
 IMPORTANCE_FROM: Final = 20
-"""Complete trials that importances need: with fewer, a parameter without effect can seem to matter."""
+"""Minimum number of complete trials for importances. With fewer, a parameter without effect can seem important."""
 
 
 class ObservationState(StrEnum):
-    """The state of a trial as a sampler sees it."""
+    """The state of a trial as the sampler sees it."""
 
     COMPLETE = "Complete"
     PRUNED = "Pruned"
-    """Worse than every complete trial; of two pruned trials the one that ran longer is better."""
+    """Worse than every complete trial. Of two pruned trials, the one that ran longer is better."""
     RUNNING = "Running"
-    """It runs: the sampler avoids its point."""
+    """The trial runs: the sampler avoids its point."""
     FAILED = "Failed"
-    """Its failure has nothing to do with its values."""
+    """The failure has nothing to do with the trial's values."""
 
 
 class Observation(ApiModel):
-    """A trial of the history."""
+    """A trial as the sampler sees it."""
 
     number: int
     state: ObservationState
     values: dict[str, str]
     value: float | None = None
     course: tuple[tuple[int, float], ...] = ()
-    """The losses of a pruned trial, each with the percentage of its steps."""
+    """The intermediate values of a pruned trial: pairs of the percentage of its steps and the loss."""
 
 
 class FixedTrial(ApiModel):
-    """A trial some or all of whose values are given."""
+    """A trial some or all of whose values are fixed, as by `enqueue_trial` of Optuna."""
 
     origin: str
     values: dict[str, str]
@@ -58,16 +58,16 @@ class SuggestionRequest(ApiModel):
     startup: int
     space: tuple[Categorical | Numeric, ...]
     earlier: tuple[Observation, ...] = ()
-    """Trials of other sweeps to learn from, points of this space."""
+    """Observations of other sweeps, which are points of this space (warm start)."""
     trials: tuple[Observation, ...] = ()
     fixed: dict[int, FixedTrial] = Field(default_factory=dict)
-    """By the number of the trial."""
+    """The fixed trials by number."""
     numbers: tuple[int, ...] = ()
     """The numbers of the requested trials."""
 
 
 class Suggestion(ApiModel):
-    """A proposed trial."""
+    """A suggested trial."""
 
     number: int
     origin: str
@@ -75,21 +75,20 @@ class Suggestion(ApiModel):
 
 
 class SuggestionReply(ApiModel):
-    """The proposed trials, and the importance of each parameter."""
+    """The suggested trials, and the importance of each parameter."""
 
     suggestions: tuple[Suggestion, ...] = ()
-    """One for each requested number, in order; fewer if the space has no other points."""
+    """One for each requested number, in order. Fewer if the space has no other points."""
     importance: dict[str, float] = Field(default_factory=dict)
-    """Share of the loss by path, the largest first; empty with fewer than `IMPORTANCE_FROM` complete trials."""
+    """Share of the loss by path, in descending order. Empty with fewer than `IMPORTANCE_FROM` complete trials."""
 
 
 def sweep_request(
     spec: LoRASweepSpec, space: Space, trials: Iterable[Trial], numbers: Sequence[int], forgiven: int
 ) -> SuggestionRequest:
-    """Return what a sweep asks for trials of these numbers; what was tried first is in it.
+    """Return the request of a sweep for trials of these numbers, with its initial points.
 
-    What has failed for a cause that was mended since, below the number `forgiven`, is not told: such a point may be
-    tried again.
+    The sampler doesn't see failed trials below the number `forgiven`: after a retry, their points may be tried again.
     """
     first = enumerate(initial_points(spec, space))
     fixed = {number: FixedTrial(origin=start.origin, values=dict(start.values)) for number, start in first}
@@ -98,7 +97,7 @@ def sweep_request(
 
 
 def final_suggestion(spec: LoRASweepSpec, trials: Sequence[Trial], number: int) -> Suggestion | None:
-    """Return the trial that trains the best settings once more; None where there are none."""
+    """Return the final trial, which trains the best values again. Return None if no trial has an adapter."""
     chosen = best(trials, spec.objective.tolerance)
     return Suggestion(number=number, origin=FINAL_ORIGIN, values=chosen.parameters) if chosen else None
 
@@ -110,7 +109,7 @@ def build_request(
     numbers: Sequence[int],
     fixed: Mapping[int, FixedTrial],
 ) -> SuggestionRequest:
-    """Return the request for trials of these numbers; `with_earlier` adds the trials of other sweeps."""
+    """Return the request for trials of these numbers. `with_warm_start` adds the trials of other sweeps."""
     return SuggestionRequest(
         seed=spec.seed,
         sampler=spec.sampler.type,
@@ -122,18 +121,18 @@ def build_request(
     )
 
 
-def with_warm_start(ask: SuggestionRequest, sweeps: Iterable[Iterable[TrialStatus]]) -> SuggestionRequest:
-    """Return the request with the trials of other sweeps that have ended and are points of this space."""
+def with_warm_start(request: SuggestionRequest, sweeps: Iterable[Iterable[TrialStatus]]) -> SuggestionRequest:
+    """Return the request with the ended trials of other sweeps that are points of this space."""
     rows = (row for sweep in sweeps for row in sorted(sweep, key=lambda row: row.number))
-    there = [to_observation(trial) for trial in map(Trial, rows) if trial.has_ended and not trial.is_final_trial]
+    ended = [to_observation(trial) for trial in map(Trial, rows) if trial.has_ended and not trial.is_final_trial]
     known = tuple(
-        each for each in there if each.state is not ObservationState.FAILED and is_point(ask.space, each.values)
+        each for each in ended if each.state is not ObservationState.FAILED and is_point(request.space, each.values)
     )
-    return ask.model_copy(update={"earlier": known})
+    return request.model_copy(update={"earlier": known})
 
 
 def to_observation(trial: Trial) -> Observation:
-    """Return a trial as a sampler sees it."""
+    """Return a trial as the sampler sees it."""
     row, state = trial.row, _state(trial)
     return Observation(
         number=row.number,
@@ -149,19 +148,21 @@ def to_observation(trial: Trial) -> Observation:
 def _state(trial: Trial) -> ObservationState:
     state = trial.row.state
     if state == TrialState.COMPLETE:
-        # The status of an older version, or of somebody's hand, may tell what is no number.
+        # A status that was edited may have a loss that isn't a number.
         return ObservationState.COMPLETE if trial.loss is not None else ObservationState.FAILED
     if state == TrialState.INFEASIBLE:
-        # Without a loss it is behind all that have one: beside an edge half as many are wasted then.
+        # A pruned trial without a loss ranks last. Next to an infeasible region, that halves the wasted trials.
         return ObservationState.PRUNED
     if state == TrialState.PRUNED:
-        # One that was stopped before anything was measured, and not for what it found itself, says nothing; nor does
-        # one that was stopped for what another failed for.
-        says = not trial.was_stopped_with_sweep and (trial.course or trial.row.reason)
-        return ObservationState.PRUNED if says else ObservationState.FAILED
+        # A trial that was stopped without a loss or a problem of its own is no evidence about its values.
+        informative = not trial.was_stopped_with_sweep and (trial.course or trial.row.reason)
+        return ObservationState.PRUNED if informative else ObservationState.FAILED
     return ObservationState.FAILED if trial.has_ended else ObservationState.RUNNING
 
 
 def _intermediate_values(trial: Trial) -> tuple[tuple[int, float], ...]:
-    """Return its losses by the percentage of its steps: trials of other batches have other steps."""
+    """Return the losses of a trial by the percentage of its steps.
+
+    The number of steps depends on the batch size, so steps of different trials can't be compared.
+    """
     return tuple({round(100 * share): loss for share, loss in trial.course}.items())

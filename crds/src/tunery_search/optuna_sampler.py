@@ -1,4 +1,4 @@
-"""Answer a request with Optuna: proposals of its tree-structured Parzen estimator, and parameter importances.
+"""Suggest trials with the TPE sampler of Optuna, and compute parameter importances.
 
 Only the child processes of `tunery_search.sampler` import this module.
 """
@@ -34,29 +34,29 @@ _Value = str | int | float
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 
-def compute_suggestions(ask: SuggestionRequest) -> SuggestionReply:
-    """Return the proposed trials and the importances."""
-    draw = _tpe_draw(ask) if ask.sampler is SamplerType.TPE else random_draw(ask)
-    return SuggestionReply(suggestions=propose(ask, draw), importance=_importance(ask))
+def compute_suggestions(request: SuggestionRequest) -> SuggestionReply:
+    """Return the suggested trials and the importances."""
+    draw = _tpe_draw(request) if request.sampler is SamplerType.TPE else random_draw(request)
+    return SuggestionReply(suggestions=propose(request, draw), importance=_importance(request))
 
 
-def _tpe_draw(ask: SuggestionRequest) -> Draw:
-    """Return the tree-structured Parzen estimator: a new study for each proposal, after the startup trials."""
-    order, by_chance = sampling_order(ask.space), random_draw(ask)
+def _tpe_draw(request: SuggestionRequest) -> Draw:
+    """Return the TPE sampler: a new study for each draw, after the startup trials."""
+    order, random_point = sampling_order(request.space), random_draw(request)
     frozen: dict[int, FrozenTrial] = {}
 
     def draw(number: int, salt: int, known: tuple[Observation, ...], fixed: Mapping[str, str]) -> dict[str, str]:
-        if not uses_tpe(ask, number):
-            return by_chance(number, salt, known, fixed)
+        if not uses_tpe(request, number):
+            return random_point(number, salt, known, fixed)
         sampler = TPESampler(
-            seed=seed_of(ask.seed, number, salt),
+            seed=seed_of(request.seed, number, salt),
             n_startup_trials=0,
             multivariate=True,
             group=any(dimension.when for dimension in order),
             constant_liar=True,
         )
         study = optuna.create_study(sampler=sampler)
-        study.add_trials([_cached_trial(frozen, order, told) for told in in_space(ask, known)])
+        study.add_trials([_cached_trial(frozen, order, observation) for observation in in_space(request, known)])
         trial, values = study.ask(), dict[str, str]()
         for dimension in order:
             if is_active(dimension, values):
@@ -66,11 +66,13 @@ def _tpe_draw(ask: SuggestionRequest) -> Draw:
     return draw
 
 
-def _cached_trial(frozen: dict[int, FrozenTrial], order: tuple[Dimension, ...], told: Observation) -> FrozenTrial:
-    """Return a trial as a FrozenTrial that is made once, as one proposal can take 20 draws."""
-    if id(told) not in frozen:
-        frozen[id(told)] = _to_frozen_trial(order, told)
-    return frozen[id(told)]
+def _cached_trial(
+    frozen: dict[int, FrozenTrial], order: tuple[Dimension, ...], observation: Observation
+) -> FrozenTrial:
+    """Return an observation as a FrozenTrial. It is built once, as one suggestion may take 20 draws."""
+    if id(observation) not in frozen:
+        frozen[id(observation)] = _to_frozen_trial(order, observation)
+    return frozen[id(observation)]
 
 
 def _suggest_value(trial: Trial, dimension: Dimension) -> str:
@@ -87,15 +89,15 @@ def _suggest_value(trial: Trial, dimension: Dimension) -> str:
     )
 
 
-def _to_frozen_trial(order: tuple[Dimension, ...], told: Observation) -> FrozenTrial:
-    """Return a trial as a FrozenTrial of Optuna."""
-    there = [dimension for dimension in order if dimension.path in told.values]
+def _to_frozen_trial(order: tuple[Dimension, ...], observation: Observation) -> FrozenTrial:
+    """Return an observation as a FrozenTrial of Optuna."""
+    active = [dimension for dimension in order if dimension.path in observation.values]
     return create_trial(
-        state=_STATES[told.state],
-        params={each.path: _value(each, told.values[each.path]) for each in there},
-        distributions={each.path: _distribution(each) for each in there},
-        value=told.value if told.state is ObservationState.COMPLETE else None,
-        intermediate_values=dict(told.course),
+        state=_STATES[observation.state],
+        params={each.path: _value(each, observation.values[each.path]) for each in active},
+        distributions={each.path: _distribution(each) for each in active},
+        value=observation.value if observation.state is ObservationState.COMPLETE else None,
+        intermediate_values=dict(observation.course),
     )
 
 
@@ -115,14 +117,23 @@ def _distribution(dimension: Dimension) -> BaseDistribution:
     return FloatDistribution(low, high, log=log, step=dimension.step)
 
 
-def _importance(ask: SuggestionRequest) -> dict[str, float]:
-    """Return the share of the variance of the loss that each parameter explains; empty if it is unknown."""
-    order = sampling_order(ask.space)
-    done = [told for told in ask.trials if told.state is ObservationState.COMPLETE and is_point(ask.space, told.values)]
+def _importance(request: SuggestionRequest) -> dict[str, float]:
+    """Return the share of the loss variance that each parameter explains. Return an empty dict if it is unknown."""
+    order = sampling_order(request.space)
+    done = [
+        observation
+        for observation in request.trials
+        if observation.state is ObservationState.COMPLETE and is_point(request.space, observation.values)
+    ]
     if len(done) < IMPORTANCE_FROM:
         return {}
     study = optuna.create_study()
-    study.add_trials([_to_frozen_trial(order, told) for told in sorted(done, key=lambda told: told.number)])
+    study.add_trials(
+        [
+            _to_frozen_trial(order, observation)
+            for observation in sorted(done, key=lambda observation: observation.number)
+        ]
+    )
     try:
         return {path: round(share, 3) for path, share in optuna.importance.get_param_importances(study).items()}
     except (ValueError, RuntimeError):

@@ -1,4 +1,4 @@
-"""Check the parameters of a LoRASweep, and return the dimensions of those that are valid."""
+"""Check the parameters of a LoRASweep, and return the dimensions of the valid ones."""
 
 from __future__ import annotations
 
@@ -31,38 +31,38 @@ from tunery_search.space import canonical_value, dimension_of, guide_dimensions,
 Errors = Iterator[FieldError]
 MOST_STEPS: Final = 10_000
 _DUST: Final = 1e-9
-"""Share by which a difference of two decimals is off as a float: 0.3 - 0.2 is below 0.1."""
+"""Relative tolerance for differences of floats: 0.3 - 0.2 is below 0.1."""
 _WARMUP: Final = "training.warmup"
 _AROUND: Final = {"model": {"uri": "s3://bucket/model"}, "dataset": {"uri": "s3://bucket/rows.jsonl"}}
-"""What a LoRAJob cannot be without."""
+"""The required fields of a LoRAJob."""
 
 
 @dataclass(frozen=True)
 class CheckedParameters:
-    """The parameters of a spec: what is wrong with them, and those that nothing is wrong with."""
+    """The errors and the valid parameters of a spec."""
 
     errors: tuple[FieldError, ...]
     own: tuple[Dimension, ...]
-    """Those that the manifest lists."""
+    """The valid parameters of the manifest."""
     guide: tuple[Dimension, ...]
-    """Those of `preset: Guide`."""
+    """The parameters of `preset: Guide`."""
     locations: Mapping[str, str]
-    """The place of each parameter in the manifest, by path: `spec.parameters[0]`."""
+    """The field of each parameter in the manifest, by path: `spec.parameters[0]`."""
     choices: Mapping[tuple[str, str], int]
-    """The place among its choices of each value of each parameter of the manifest, by path and canonical text."""
+    """The index of each choice in the manifest, by path and canonical text."""
     partly_invalid: frozenset[str]
-    """Those of the manifest some of whose choices are left out as wrong: a value that they lack may have been meant."""
+    """Parameters with some invalid choices. A value elsewhere may refer to one of these, so it isn't an error."""
 
     @property
     def dimensions(self) -> tuple[Dimension, ...]:
-        """Return all that are sound, the guide's first."""
+        """Return all valid parameters, the guide's first."""
         return self.guide + self.own
 
 
 def check_parameters(spec: LoRASweepSpec) -> CheckedParameters:
-    """Return the parameters of a spec, each held to be a field of its own that the template leaves open.
+    """Return the parameters of a spec: each must be a field of its own that the template leaves unset.
 
-    Of one with some wrong choices the others are kept, so that what is wrong with them is told at once.
+    Of a parameter with some invalid choices, the valid ones are used, so that all errors are reported at once.
     """
     template = spec.template.to_json_dict()
     errors: list[FieldError] = []
@@ -74,26 +74,28 @@ def check_parameters(spec: LoRASweepSpec) -> CheckedParameters:
         at = f"spec.parameters[{index}]"
         wrong = [*_path(at, parameter.path, template, locations), *_values(at, parameter, spec.sampler.type)]
         when, earlier = parameter.when, {**_unconditional(spec, own), **own}
-        hangs_on_wrong = when is not None and when.path in locations and not _is_known(when, earlier, partly_invalid)
+        depends_on_invalid = (
+            when is not None and when.path in locations and not _is_known(when, earlier, partly_invalid)
+        )
         if when is not None and spec.preset and parameter.path == "method":
             wrong.append(
                 FieldError(f"{at}.when", "with preset: Guide its parameters depend on the method; leave it out")
             )
-        elif when is not None and not hangs_on_wrong:
+        elif when is not None and not depends_on_invalid:
             wrong += _condition(f"{at}.when", when, earlier)
         locations.setdefault(parameter.path, at)
         errors += wrong
-        sound = _valid_choices(parameter) if parameter.path in FIELD_TYPES else {}
-        if hangs_on_wrong or any(not error.path.startswith(f"{at}.choices") for error in wrong):
+        valid = _valid_choices(parameter) if parameter.path in FIELD_TYPES else {}
+        if depends_on_invalid or any(not error.path.startswith(f"{at}.choices") for error in wrong):
             continue
-        if len(sound) < len(set(parameter.choices or ())):
+        if len(valid) < len(set(parameter.choices or ())):
             partly_invalid.add(parameter.path)
-        if sound or not wrong:
-            own[parameter.path] = dimension_of(parameter.model_copy(update={"choices": list(sound) or None}))
-            choices |= {(parameter.path, value): place for value, place in sound.items()}
-    mine = tuple(own.values())
-    guide = tuple(item for item in _guide(spec, mine) if item.path not in locations)
-    return CheckedParameters(tuple(errors), mine, guide, locations, choices, frozenset(partly_invalid))
+        if valid or not wrong:
+            own[parameter.path] = dimension_of(parameter.model_copy(update={"choices": list(valid) or None}))
+            choices |= {(parameter.path, value): place for value, place in valid.items()}
+    listed = tuple(own.values())
+    guide = tuple(item for item in _guide(spec, listed) if item.path not in locations)
+    return CheckedParameters(tuple(errors), listed, guide, locations, choices, frozenset(partly_invalid))
 
 
 def _guide(spec: LoRASweepSpec, own: Iterable[Dimension]) -> tuple[Dimension, ...]:
@@ -101,12 +103,12 @@ def _guide(spec: LoRASweepSpec, own: Iterable[Dimension]) -> tuple[Dimension, ..
 
 
 def _unconditional(spec: LoRASweepSpec, own: Mapping[str, Dimension]) -> dict[str, Dimension]:
-    """Return those of the guide's parameters that every trial has, whatever the method: others may depend on them."""
+    """Return the guide's parameters without a condition: other parameters may depend on them."""
     return {item.path: item for item in _guide(spec, own.values()) if item.when is None}
 
 
 def _is_known(when: WhenSpec, earlier: Mapping[str, Dimension], partly_invalid: Container[str]) -> bool:
-    """Return whether it is known what a condition asks for: what a misspelt choice was meant to be, nobody knows."""
+    """Return whether the meaning of a condition is known. It isn't if it may refer to an invalid choice."""
     on = earlier.get(when.path)
     if on is None or when.path not in partly_invalid:
         return on is not None
@@ -133,7 +135,7 @@ def _values(at: str, parameter: ParameterSpec, sampler: SamplerType) -> Errors:
 
 
 def _choices(at: str, parameter: ParameterSpec) -> Errors:
-    """Yield what is wrong with the choices of a field."""
+    """Yield the errors of a parameter's choices."""
     first: dict[str, int] = {}
     for place, text in enumerate(parameter.choices or ()):
         try:
@@ -149,17 +151,17 @@ def _choices(at: str, parameter: ParameterSpec) -> Errors:
 
 
 def _valid_choices(parameter: ParameterSpec) -> dict[str, int]:
-    """Return the choices that the field can have, in their canonical text, each with its first place."""
-    sound: dict[str, int] = {}
+    """Return the valid choices as canonical texts, each with its first index."""
+    valid: dict[str, int] = {}
     for place, text in enumerate(parameter.choices or ()):
         with contextlib.suppress(ValueError):
-            sound.setdefault(_value(parameter.path, text), place)
-    return sound
+            valid.setdefault(_value(parameter.path, text), place)
+    return valid
 
 
 @lru_cache(maxsize=2 * MAX_PARAMETERS * MOST_CHOICES)
 def _problem(path: str, value: str) -> str | None:
-    """Return what the schema of a LoRAJob says of a field's value alone."""
+    """Return the schema error of a LoRAJob for a field's value alone. Return None without one."""
     try:
         LoRAJobSpec.model_validate(with_values(_AROUND, {path: value}))
     except ValidationError as error:
@@ -168,9 +170,9 @@ def _problem(path: str, value: str) -> str | None:
 
 
 def _value(path: str, text: str) -> str:
-    """Return a value in its canonical text.
+    """Return a value as canonical text.
 
-    Raises ValueError, whose message begins with "must", where its field cannot have it.
+    Raises ValueError, with a message that begins with "must", if the field can't have it.
     """
     value = canonical(path, text)
     problem = _problem(path, value)
@@ -180,7 +182,7 @@ def _value(path: str, text: str) -> str:
 
 
 def _range(at: str, parameter: ParameterSpec, sampler: SamplerType) -> Errors:
-    """Yield what is wrong with the range of a field."""
+    """Yield the errors of a parameter's range."""
     given, path = parameter.range, parameter.path
     if given is None:
         return
@@ -198,16 +200,16 @@ def _range(at: str, parameter: ParameterSpec, sampler: SamplerType) -> Errors:
     if {"min", "max"} <= set(numbers) and (given.step is None or "step" in numbers):
         yield from _span(at, path, given, numbers)
     if sampler is SamplerType.GRID and given.step is None and given.log:
-        told = (
+        message = (
             f"sampler type Grid has no steps by factors; list choices in place of the range{_by_factors(path, numbers)}"
         )
-        yield FieldError(at, told)
+        yield FieldError(at, message)
     elif sampler is SamplerType.GRID and given.step is None:
         yield FieldError(f"{at}.step", f"sampler type Grid needs it{_such_as(path, numbers)}")
 
 
 def _by_factors(path: str, numbers: Mapping[str, float]) -> str:
-    """Return three choices in place of a range by factors: both ends, and what lies between; else nothing."""
+    """Return example choices for a logarithmic range: both ends and the middle. Return "" for an invalid range."""
     low, high = numbers.get("min", 0.0), numbers.get("max", 0.0)
     if not 0 < low < high:
         return ""
@@ -217,7 +219,7 @@ def _by_factors(path: str, numbers: Mapping[str, float]) -> str:
 
 
 def _such_as(path: str, numbers: Mapping[str, float]) -> str:
-    """Return a step for a range: a power of ten, of which two at least fit in; nothing where the range is none."""
+    """Return an example step for a range: a power of ten that fits at least twice. Return "" for an invalid range."""
     width = numbers.get("max", 0.0) - numbers.get("min", 0.0)
     if width <= 0:
         return ""
@@ -227,7 +229,7 @@ def _such_as(path: str, numbers: Mapping[str, float]) -> str:
 
 
 def _span(at: str, path: str, given: RangeSpec, numbers: Mapping[str, float]) -> Errors:
-    """Yield what is wrong with the numbers of a range beside each other."""
+    """Yield the errors of a range's numbers compared with each other."""
     low, high, step = numbers["min"], numbers["max"], numbers.get("step")
     if step is not None and step > (high - low) * (1 + _DUST):
         yield FieldError(f"{at}.step", f"is more than lies between min and max; at most {plain(high - low)}")
@@ -240,7 +242,7 @@ def _span(at: str, path: str, given: RangeSpec, numbers: Mapping[str, float]) ->
 
 
 def _condition(at: str, when: WhenSpec, earlier: Mapping[str, Dimension]) -> Errors:
-    """Yield what is wrong with a condition: it is on an earlier parameter with choices, and on some of these."""
+    """Yield the errors of a condition: it must name an earlier parameter with choices, and some of these."""
     on = earlier.get(when.path)
     if on is None:
         hint = did_you_mean(when.path, earlier) or "; list it before this one"

@@ -1,7 +1,8 @@
-"""Prune trials: those that are worse than earlier ones after the same share of their steps, or report a Problem.
+"""Prune trials that report a Problem, or that are worse than earlier ones at the same rung.
 
-Only earlier trials, those with lower numbers, are compared. The status has no time of a comparison, so that against all
-trials each would be compared again with each new one. The answer does not depend on the order or number of reconciles.
+A trial is compared only with earlier trials, those with lower numbers. The status doesn't record a comparison, so a
+trial would otherwise be compared again with each new one. The result doesn't depend on the order or number of
+reconciles.
 """
 
 from __future__ import annotations
@@ -18,16 +19,17 @@ from tunery_api.methods import Preset
 from tunery_search.trials import FINAL_ORIGIN, EvalLosses, Trial
 
 NEVER_COMPARED: Final = frozenset({FINAL_ORIGIN, *(preset.value for preset in Preset)})
-"""Origins of trials that run to their ends, so that the comparison with the guide's configurations is whole."""
+"""Origins of trials that always run to their end, so that the guide's configurations can be compared."""
 MOST_EVALUATIONS: Final = MAX_EVALUATIONS
-"""Of a trial that is compared: of more the first are no longer told."""
+"""Maximum number of evaluations in a status. It drops the oldest first."""
 _EPSILON: Final = 1e-9
 _GAP_RATIO: Final = 1.5
-"""Distances between two evaluations, above which there was one before the first: they are a step longer or shorter."""
+"""A first evaluation later than this many intervals means that earlier ones were dropped. Intervals may differ by a
+step."""
 
 
 def prune_reasons(spec: PrunerSpec, trials: Sequence[Trial]) -> dict[int, str]:
-    """Return which trials are to end, by number, each with why."""
+    """Return the reason for each trial to prune, by number."""
     if spec.type is PrunerType.NONE:
         return {}
     found: dict[int, str] = {}
@@ -41,22 +43,22 @@ def prune_reasons(spec: PrunerSpec, trials: Sequence[Trial]) -> dict[int, str]:
 
 
 def found_problem(trial: Trial) -> str | None:
-    """Return the Problem that a trial has found and goes on with; None where its trainer ends it, or there is none."""
+    """Return the Problem of a trial that doesn't stop itself. Return None otherwise."""
     return trial.live.problem if trial.live is not None and not trial.live.stops_itself else None
 
 
 def _comparison_reason(spec: PrunerSpec, trial: Trial, trials: Sequence[Trial]) -> str | None:
     if trial.row.origin in NEVER_COMPARED:
         return None
-    judge = halving_reason if spec.type is PrunerType.HALVING else median_reason
+    rule = halving_reason if spec.type is PrunerType.HALVING else median_reason
     earlier = [each for each in trials if each.row.number < trial.row.number and not each.is_final_trial]
-    return next((why for rung in spec.rungs if (why := judge(spec, rung, trial, earlier))), None)
+    return next((why for rung in spec.rungs if (why := rule(spec, rung, trial, earlier))), None)
 
 
 def loss_at_rung(course: EvalLosses, rung: float) -> float | None:
-    """Return the lowest loss up to the first evaluation at a rung; None where it was not reached.
+    """Return the lowest loss up to the first evaluation at a rung. Return None if the trial hasn't reached it.
 
-    Also where earlier evaluations are no longer told, as there were many: the lowest may have been one of these.
+    Return None also if the status dropped earlier evaluations: one of them may have been the lowest.
     """
     index = next((index for index, (share, _) in enumerate(course) if share >= rung - _EPSILON), None)
     if index is None or _is_truncated(course):
@@ -65,7 +67,7 @@ def loss_at_rung(course: EvalLosses, rung: float) -> float | None:
 
 
 def _is_truncated(course: EvalLosses) -> bool:
-    """Return whether the first evaluation of a course is not the run's first: it lies behind the place of another."""
+    """Return whether earlier evaluations were dropped: the first one left is too late."""
     if len(course) < MOST_EVALUATIONS:
         return False
     widest = max(later - earlier for (earlier, _), (later, _) in itertools.pairwise(course))
@@ -73,7 +75,7 @@ def _is_truncated(course: EvalLosses) -> bool:
 
 
 def halving_reason(spec: PrunerSpec, rung: float, trial: Trial, earlier: Sequence[Trial]) -> str | None:
-    """Return why a trial ends at a rung: it is not in the share of all so far that continues. Ties continue."""
+    """Return why a trial is pruned at a rung: it isn't in the share of trials that continues. Ties continue."""
     own, others = _compared(spec, rung, trial, earlier)
     if own is None:
         return None
@@ -85,7 +87,7 @@ def halving_reason(spec: PrunerSpec, rung: float, trial: Trial, earlier: Sequenc
 
 
 def median_reason(spec: PrunerSpec, rung: float, trial: Trial, earlier: Sequence[Trial]) -> str | None:
-    """Return why a trial ends at a rung: it is worse than the median of those that came before."""
+    """Return why a trial is pruned at a rung: it is worse than the median of the earlier trials."""
     own, others = _compared(spec, rung, trial, earlier)
     if own is None or own <= (middle := statistics.median(others)):
         return None
@@ -95,7 +97,7 @@ def median_reason(spec: PrunerSpec, rung: float, trial: Trial, earlier: Sequence
 def _compared(
     spec: PrunerSpec, rung: float, trial: Trial, earlier: Sequence[Trial]
 ) -> tuple[float | None, list[float]]:
-    """Return a trial's loss at a rung and those of its rivals; no loss where nothing can be said."""
+    """Return a trial's loss at a rung and those of its rivals. The loss is None with too few rivals."""
     own = loss_at_rung(trial.course, rung)
     others = [loss for each in earlier if (loss := loss_at_rung(each.course, rung)) is not None]
     return (own if len(others) >= spec.min_rivals else None), others

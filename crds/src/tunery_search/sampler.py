@@ -1,8 +1,8 @@
-"""Provide proposals for trials: in this process, or by Optuna in a child process that ends with its answer.
+"""Suggest trials, in this process or with Optuna in a child process.
 
-Each trial number has its own seed, so the same history gives the same proposals, and trials that are proposed together
-differ. With one seed for all, a sampler that is rebuilt for each proposal would repeat one point. Optuna takes 33 MB
-and half a second of import; both end with the child process.
+Each trial number has its own seed. The same history gives the same suggestions, and trials that are suggested together
+differ. With one seed for all numbers, a sampler that is rebuilt for each suggestion would repeat one point. Optuna
+takes 33 MB of memory and half a second of import. The child process frees both when it ends.
 """
 
 from __future__ import annotations
@@ -48,32 +48,33 @@ _MAX_MESSAGE: Final = 500
 
 
 class SuggestionFailed(Exception):
-    """The sampler has no answer; asking again may help."""
+    """The sampler has no reply. A retry may help."""
 
 
-def needs_optuna(ask: SuggestionRequest) -> bool:
-    """Return whether Optuna answers; Random, Grid and the startup trials of TPE need no child process.
+def needs_optuna(request: SuggestionRequest) -> bool:
+    """Return whether Optuna answers the request.
 
-    Importances come with an answer of Optuna, or are requested without a trial, so that no trial waits for them.
+    Random, Grid and the startup trials of TPE need no child process. Importances come with a reply of Optuna, or with a
+    request for no trial, so that no trial waits for them.
     """
-    if ask.numbers:
-        return uses_tpe(ask, max(ask.numbers))
-    return sum(told.state is ObservationState.COMPLETE for told in ask.trials) >= IMPORTANCE_FROM
+    if request.numbers:
+        return uses_tpe(request, max(request.numbers))
+    return sum(observation.state is ObservationState.COMPLETE for observation in request.trials) >= IMPORTANCE_FROM
 
 
-def suggest(ask: SuggestionRequest) -> SuggestionReply:
-    """Return the next points; if Optuna answers, wait for its process. Raises SuggestionFailed."""
-    if ask.sampler is SamplerType.TPE and find_spec("optuna") is None:
+def suggest(request: SuggestionRequest) -> SuggestionReply:
+    """Return the next points. If Optuna answers, wait for its process. Raises SuggestionFailed."""
+    if request.sampler is SamplerType.TPE and find_spec("optuna") is None:
         raise SuggestionFailed(
             'sampler.type TPE needs Optuna, which is not installed: pip install "tunery-api[search]", or choose '
             "Random or Grid"
         )
-    if not needs_optuna(ask):
-        return SuggestionReply(suggestions=propose(ask, random_draw(ask)))
+    if not needs_optuna(request):
+        return SuggestionReply(suggestions=propose(request, random_draw(request)))
     try:
         # One pool for one answer: a child that crashes or hangs affects no other request, and no child stays idle.
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            return pool.submit(_suggest_with_optuna, ask, TIMEOUT_SECONDS).result()
+            return pool.submit(_suggest_with_optuna, request, TIMEOUT_SECONDS).result()
     except BrokenProcessPool as error:
         text = f"the sampler's process was killed, or had no answer within {TIMEOUT_SECONDS} s"
         raise SuggestionFailed(text) from error
@@ -81,40 +82,42 @@ def suggest(ask: SuggestionRequest) -> SuggestionReply:
         raise SuggestionFailed(f"the sampler failed: {type(error).__name__}: {error}"[:_MAX_MESSAGE]) from error
 
 
-def _suggest_with_optuna(ask: SuggestionRequest, seconds: int) -> SuggestionReply:
-    """Return Optuna's answer, in a child process without an environment; the kernel kills it after so many seconds."""
+def _suggest_with_optuna(request: SuggestionRequest, seconds: int) -> SuggestionReply:
+    """Return Optuna's reply, in a child process without environment. The kernel kills the process after `seconds`."""
     signal.alarm(seconds)
     os.environ.clear()
     os.environ.update(dict.fromkeys(_THREAD_LIMITS, "1"))
     warnings.simplefilter("ignore")
     from tunery_search.optuna_sampler import compute_suggestions  # the parent never loads Optuna
 
-    return compute_suggestions(ask)
+    return compute_suggestions(request)
 
 
 MAX_DRAWS: Final = 20
-"""Proposals for one number, until one of them is new."""
+"""Maximum number of draws for one trial until its point is new."""
 _MAX_GRID_POINTS: Final = 4096
-"""Points of a grid that are searched for a new one."""
+"""Maximum number of grid points that are searched for a new one."""
 
 _INFORMATIVE: Final = frozenset({ObservationState.COMPLETE, ObservationState.PRUNED})
 
 Draw = Callable[[int, int, tuple[Observation, ...], Mapping[str, str]], dict[str, str]]
-"""Returns a point for the number of a trial, the number of the draw for it, the known trials, and fixed values."""
+"""Returns a point. Arguments: the trial number, the number of the draw, the observations, and the fixed values."""
 
 
 def seed_of(seed: int, number: int, salt: int) -> int:
-    """Return the seed of one proposal, of 32 bits."""
+    """Return the seed of one draw, 32 bits."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{number}/{salt}".encode()).digest()[:4], "big")
 
 
-def propose(ask: SuggestionRequest, draw: Draw) -> tuple[Suggestion, ...]:
-    """Return a new point for each number, or fewer if the space has no other point."""
-    known = (*ask.earlier, *sorted(ask.trials, key=lambda told: told.number))
-    seen = {point_key(told.values) for told in ask.trials}
+def propose(request: SuggestionRequest, draw: Draw) -> tuple[Suggestion, ...]:
+    """Return a new point for each number. Return fewer if the space has no other points."""
+    known = (*request.earlier, *sorted(request.trials, key=lambda observation: observation.number))
+    seen = {point_key(observation.values) for observation in request.trials}
     found: list[Suggestion] = []
-    for number in sorted(ask.numbers):
-        one = next((each for each in _candidates(ask, number, known, draw) if point_key(each.values) not in seen), None)
+    for number in sorted(request.numbers):
+        one = next(
+            (each for each in _candidates(request, number, known, draw) if point_key(each.values) not in seen), None
+        )
         if one is None:
             break
         found.append(one)
@@ -123,63 +126,66 @@ def propose(ask: SuggestionRequest, draw: Draw) -> tuple[Suggestion, ...]:
     return tuple(found)
 
 
-def uses_tpe(ask: SuggestionRequest, number: int) -> bool:
-    """Return whether TPE proposes a trial: the startup trials have been made, and at least half as many have ended.
+def uses_tpe(request: SuggestionRequest, number: int) -> bool:
+    """Return whether TPE suggests a trial.
 
-    To wait for all of them would leave more trials to chance, the more run at a time.
+    It does once the startup trials are created and at least half as many have ended. Waiting for all of them would
+    leave more trials to random search, the more run in parallel.
     """
-    ended = sum(told.state in _INFORMATIVE for told in in_space(ask, (*ask.earlier, *ask.trials)))
-    made = number + len(ask.earlier)
-    return ask.sampler is SamplerType.TPE and made >= ask.startup and 2 * ended >= ask.startup
+    ended = sum(
+        observation.state in _INFORMATIVE for observation in in_space(request, (*request.earlier, *request.trials))
+    )
+    made = number + len(request.earlier)
+    return request.sampler is SamplerType.TPE and made >= request.startup and 2 * ended >= request.startup
 
 
-def in_space(ask: SuggestionRequest, known: tuple[Observation, ...]) -> tuple[Observation, ...]:
-    """Return the trials that are points of this space: a preset of another version may have had another one."""
-    return tuple(told for told in known if is_point(ask.space, told.values))
+def in_space(request: SuggestionRequest, known: tuple[Observation, ...]) -> tuple[Observation, ...]:
+    """Return the observations that are points of this space. A preset of another version may have another space."""
+    return tuple(observation for observation in known if is_point(request.space, observation.values))
 
 
 def _candidates(
-    ask: SuggestionRequest, number: int, known: tuple[Observation, ...], draw: Draw
+    request: SuggestionRequest, number: int, known: tuple[Observation, ...], draw: Draw
 ) -> Iterator[Suggestion]:
-    """Yield points for a trial: with its fixed values, then by the sampler, then the other points of the grid."""
-    fixed = ask.fixed.get(number)
+    """Yield points for a trial: with its fixed values, then from the sampler, then from the rest of the grid."""
+    fixed = request.fixed.get(number)
     if fixed is not None:
         for salt in range(MAX_DRAWS):
             values = draw(number, salt, known, fixed.values)
             yield Suggestion(number=number, origin=fixed.origin, values=values)
-    origin = ask.sampler.value
-    if ask.sampler is not SamplerType.GRID:
+    origin = request.sampler.value
+    if request.sampler is not SamplerType.GRID:
         for salt in range(MAX_DRAWS):
             values = draw(number, salt, known, {})
             yield Suggestion(number=number, origin=origin, values=values)
-    left = _untried_grid_points(ask, known)
-    if ask.sampler is not SamplerType.GRID:
-        random.Random(seed_of(ask.seed, number, MAX_DRAWS)).shuffle(left)  # noqa: S311  # no secret
+    left = _untried_grid_points(request, known)
+    if request.sampler is not SamplerType.GRID:
+        random.Random(seed_of(request.seed, number, MAX_DRAWS)).shuffle(left)  # noqa: S311  # not a secret
     yield from (Suggestion(number=number, origin=origin, values=values) for values in left)
 
 
-def _untried_grid_points(ask: SuggestionRequest, known: tuple[Observation, ...]) -> list[dict[str, str]]:
-    """Return points of the grid that were not tried, in order; empty if the space has no grid."""
-    taken = {point_key(told.values) for told in known[len(ask.earlier) :]}
-    new = (values for values in grid(ask.space) if point_key(values) not in taken)
-    return list(islice(new, 1 if ask.sampler is SamplerType.GRID else _MAX_GRID_POINTS))
+def _untried_grid_points(request: SuggestionRequest, known: tuple[Observation, ...]) -> list[dict[str, str]]:
+    """Return untried points of the grid, in order. Return an empty list if the space has no grid."""
+    taken = {point_key(observation.values) for observation in known[len(request.earlier) :]}
+    new = (values for values in grid(request.space) if point_key(values) not in taken)
+    return list(islice(new, 1 if request.sampler is SamplerType.GRID else _MAX_GRID_POINTS))
 
 
-def random_draw(ask: SuggestionRequest) -> Draw:
-    """Return the sampler that ignores the history: all values of a parameter are equally likely.
+def random_draw(request: SuggestionRequest) -> Draw:
+    """Return the sampler that ignores the observations: all values of a parameter are equally likely.
 
-    The startup trials of TPE are a Latin hypercube: of as many equal parts of each parameter, each part has one trial.
+    The startup trials of TPE are a Latin hypercube: each of as many equal parts of a parameter has one trial.
     """
-    order, startup = sampling_order(ask.space), ask.startup if ask.sampler is SamplerType.TPE else 1
+    order, startup = sampling_order(request.space), request.startup if request.sampler is SamplerType.TPE else 1
 
     def draw(number: int, salt: int, known: tuple[Observation, ...], fixed: Mapping[str, str]) -> dict[str, str]:
-        chance = random.Random(seed_of(ask.seed, number, salt))  # noqa: S311  # no secret
+        chance = random.Random(seed_of(request.seed, number, salt))  # noqa: S311  # not a secret
         parts = startup if salt == 0 else 1
         cube, row = divmod(number, parts)
         values: dict[str, str] = {}
         for dimension in order:
             if is_active(dimension, values):
-                part = _shuffled(parts, f"{ask.seed}/{cube}/{dimension.path}")[row]
+                part = _shuffled(parts, f"{request.seed}/{cube}/{dimension.path}")[row]
                 share = (part + chance.random()) / parts
                 values[dimension.path] = fixed_value(dimension, fixed) or _value_at(dimension, share)
         return values
@@ -188,12 +194,12 @@ def random_draw(ask: SuggestionRequest) -> Draw:
 
 
 def _shuffled(parts: int, seed: str) -> list[int]:
-    """Return the numbers below `parts` in an order of chance."""
-    return random.Random(seed).sample(range(parts), parts)  # noqa: S311  # no secret
+    """Return the numbers below `parts` in random order."""
+    return random.Random(seed).sample(range(parts), parts)  # noqa: S311  # not a secret
 
 
 def fixed_value(dimension: Dimension, fixed: Mapping[str, str]) -> str | None:
-    """Return the canonical text of a parameter's fixed value; None if it has none, or an invalid one."""
+    """Return the canonical text of a parameter's fixed value. Return None without one, or if it is invalid."""
     text = fixed.get(dimension.path)
     if text is None or not contains(dimension, text):
         return None
@@ -201,7 +207,7 @@ def fixed_value(dimension: Dimension, fixed: Mapping[str, str]) -> str | None:
 
 
 def _value_at(dimension: Dimension, share: float) -> str:
-    """Return the value at a share of a parameter's range or choices, from 0 (lowest, first) to 1 (highest, last)."""
+    """Return the value at a share of a parameter's range or choices; 0 is the lowest, 1 the highest."""
     if isinstance(dimension, Categorical):
         return dimension.choices[min(int(share * len(dimension.choices)), len(dimension.choices) - 1)]
     low, high, step = dimension.low, dimension.high, step_size(dimension)

@@ -1,4 +1,4 @@
-"""Provide the space of a LoRASweep from its spec, with the recommended space of `preset: Guide`, and its points."""
+"""Provide the search space of a LoRASweep, including that of `preset: Guide`, and its points."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def boundary_values(dimension: Dimension) -> tuple[str, ...]:
 
 
 def canonical_value(dimension: Dimension, text: str) -> str:
-    """Return a value of a parameter in its canonical text.
+    """Return a value of a parameter as canonical text.
 
-    Raises ValueError, whose message begins with "must", where it is none.
+    Raises ValueError, with a message that begins with "must", if the parameter can't have the value.
     """
     value = canonical(dimension.path, text)
     if not contains(dimension, value):
@@ -54,7 +54,7 @@ def canonical_value(dimension: Dimension, text: str) -> str:
 
 
 def _value_problem(dimension: Dimension, value: str, text: str) -> str:
-    """Return what a value must be that is none of a parameter's."""
+    """Return what the value of a parameter must be."""
     if isinstance(dimension, Categorical):
         return f"must be {listed(dimension.choices)}, is {text!r}{did_you_mean(value, dimension.choices)}"
     low, high = boundary_values(dimension)
@@ -64,15 +64,15 @@ def _value_problem(dimension: Dimension, value: str, text: str) -> str:
 
 
 def listed(words: Iterable[str]) -> str:
-    """Return words as a sentence takes them: a, b or c."""
+    """Return words as in a sentence: a, b or c."""
     *first, last = words
     return f"{', '.join(first)} or {last}" if first else last
 
 
 def value_errors(dimensions: Iterable[Dimension], values: Mapping[str, str]) -> Iterator[FieldError]:
-    """Yield, by path, what of the values is no part of a point: a value, or one that may not exist beside the others.
+    """Yield the errors of values by path: an unknown parameter, an invalid value, or an inactive parameter.
 
-    A parameter that the values leave open is no misfit.
+    A missing value is no error.
     """
     known = {dimension.path: dimension for dimension in dimensions}
     placed: dict[str, str] = {}
@@ -95,7 +95,7 @@ def value_errors(dimensions: Iterable[Dimension], values: Mapping[str, str]) -> 
 
 
 def partial_point(dimensions: Iterable[Dimension], values: Mapping[str, str]) -> dict[str, str] | None:
-    """Return the values as the space writes them, None where they are no part of any point of it."""
+    """Return the values as canonical texts. Return None if no point of the space has them."""
     known = {dimension.path: dimension for dimension in dimensions}
     if any(value_errors(known.values(), values)):
         return None
@@ -103,14 +103,14 @@ def partial_point(dimensions: Iterable[Dimension], values: Mapping[str, str]) ->
 
 
 def point(dimensions: Iterable[Dimension], values: Mapping[str, str]) -> dict[str, str] | None:
-    """Return the values as the space writes them, None where they are no point of it: one lacks, or does not fit."""
+    """Return the values as canonical texts. Return None if they are no point: one is missing, or invalid."""
     known = tuple(dimensions)
     placed = partial_point(known, values)
     return placed if placed is not None and is_point(known, placed) else None
 
 
 def complete_point(dimensions: Iterable[Dimension], wanted: Mapping[str, str]) -> dict[str, str]:
-    """Return the point with the wanted values, and the first value of every other parameter that then exists."""
+    """Return the point with the wanted values, and the first value of every other active parameter."""
     values: dict[str, str] = {}
     for dimension in parents_first(dimensions):
         if is_active(dimension, values):
@@ -119,7 +119,7 @@ def complete_point(dimensions: Iterable[Dimension], wanted: Mapping[str, str]) -
 
 
 def with_parent_values(dimensions: Iterable[Dimension], path: str, text: str) -> dict[str, str]:
-    """Return a value with the values of other parameters that its own parameter needs to exist."""
+    """Return a value with the values of other parameters that make its parameter active."""
     by_path, wanted = {item.path: item for item in dimensions}, {path: text}
     above = by_path.get(path)
     while above and above.when:
@@ -129,7 +129,7 @@ def with_parent_values(dimensions: Iterable[Dimension], path: str, text: str) ->
 
 
 _LORA: Final = frozenset({*LORA_FAMILY, Method.AUTO})
-"""Methods that the guide's tuner is for; Auto is one of the family but for a handful of rows."""
+"""Methods with the guide's LoRA parameters. Auto is one of them, except with a handful of rows."""
 _RANKS: Final = tuple(str(line.rank) for line in RANK_GUIDELINES)
 _ALPHAS: Final = ("8", "16", "32", "64")
 _TARGETS: Final = ("query-value", "attention", "all-linear")
@@ -142,7 +142,7 @@ _MOST_WEIGHT_DECAY: Final = 0.1
 def guide_dimensions(template: TrialTemplate, own: Sequence[Dimension]) -> tuple[Dimension, ...]:
     """Return the guide's parameters that neither the template sets nor the sweep's `own` parameters replace.
 
-    Where the method is itself a parameter, those of LoRA exist in its trials only.
+    If the method is itself a parameter, LoRA's parameters are active only in LoRA trials.
     """
     given, replaced = template.to_json_dict(), {dimension.path for dimension in own}
     methods = _methods(template, own)
@@ -166,9 +166,9 @@ def _lora(when: Condition | None) -> Iterator[Dimension]:
 
 
 def _rate(template: TrialTemplate, methods: Sequence[str], when: Condition | None) -> Iterator[Dimension]:
-    """Yield the learning rate: the guide's span, or that around another method's own rate.
+    """Yield the learning rate: the guide's range, or a range around the default of another method.
 
-    Of several methods with rates of their own none is yielded: there is no span for all.
+    Yield nothing for several methods with different defaults: no range fits all.
     """
     if any(name in _LORA for name in methods):
         low, high = LORA_LEARNING_RATES
@@ -188,10 +188,10 @@ def _loop() -> Iterator[Dimension]:
 
 
 def guide_points(template: TrialTemplate, dimensions: Sequence[Dimension]) -> tuple[tuple[str, dict[str, str]], ...]:
-    """Return the guide's tuned configurations, as far as they are searched, each with its name.
+    """Return the guide's configurations by name, reduced to the searched parameters.
 
-    They are LoRA's. One that is no part of a point of the space is left out, as is one that is like an earlier one by
-    then. Their epochs are left out, since all trials have the same length.
+    They are LoRA configurations. Those outside the space and duplicates are omitted. Their epochs are ignored, since
+    all trials have the same length.
     """
     searched = {dimension.path: dimension for dimension in dimensions}
     method = searched.get("method")
@@ -221,20 +221,20 @@ def _configuration(preset: PresetValues) -> dict[str, str]:
 
 
 INITIAL_ORIGIN: Final = "Initial"
-"""The origin of a trial that the manifest itself asks for."""
+"""Origin of a trial from spec.initial."""
 _ROUNDING: Final = 1e-6
-"""Share of a step that floats may lack to the last one."""
+"""Tolerance for rounding errors, as a share of a step."""
 
 
 @dataclass(frozen=True)
 class Space:
-    """What a sweep searches."""
+    """The search space of a sweep."""
 
     dimensions: tuple[Dimension, ...]
-    """Sorted by path: a sampler of the same seed then proposes the same, in whatever order a manifest lists them."""
+    """Sorted by path, so that the suggestions don't depend on the order in the manifest."""
 
     def point(self, values: Mapping[str, str]) -> Values | None:
-        """Return values as this space writes them, None where they are no point of it: one lacks, or does not fit."""
+        """Return values as canonical texts. Return None if they are no point: one is missing, or invalid."""
         return point(self.dimensions, values)
 
     def holds(self, values: Mapping[str, str]) -> bool:
@@ -244,7 +244,7 @@ class Space:
 
 @dataclass(frozen=True)
 class InitialPoint:
-    """Values that are tried first; what they leave open is proposed."""
+    """Values to try first. The sampler suggests the missing ones."""
 
     origin: str
     """As in the status: Initial, or the name of the guide's configuration."""
@@ -252,16 +252,16 @@ class InitialPoint:
 
 
 def space_of(spec: LoRASweepSpec) -> Space:
-    """Return the space of a valid spec."""
+    """Return the search space of a valid spec."""
     own = tuple(dimension_of(parameter) for parameter in spec.parameters)
     guide = guide_dimensions(spec.template, own) if spec.preset else ()
     return Space(tuple(sorted((*guide, *own), key=lambda dimension: dimension.path)))
 
 
 def dimension_of(parameter: ParameterSpec) -> Dimension:
-    """Return what a parameter searches, each value in its canonical text.
+    """Return the dimension of a parameter, with canonical values.
 
-    Raises ValueError where it has neither choices nor a range, or a value that its field cannot have.
+    Raises ValueError if it has neither choices nor a range, or a value that its field can't have.
     """
     when = _condition(parameter.when) if parameter.when else None
     if parameter.choices:
@@ -284,31 +284,31 @@ def _numeric(path: str, given: RangeSpec, when: Condition | None) -> Numeric:
 
 
 def initial_points(spec: LoRASweepSpec, space: Space) -> tuple[InitialPoint, ...]:
-    """Return what is tried first, in order: the guide's configurations, then what the manifest asks for.
+    """Return the points to try first, in order: the guide's configurations, then spec.initial.
 
-    The guide's come first, as `preset` promises them as the first trials, whatever else is asked for.
+    The guide's come first, as `preset` promises.
     """
     guide = guide_points(spec.template, space.dimensions) if spec.preset else ()
-    asked = (partial_point(space.dimensions, values) for values in spec.initial)
+    initial = (partial_point(space.dimensions, values) for values in spec.initial)
     return (
         *(InitialPoint(name, values) for name, values in guide),
-        *(InitialPoint(INITIAL_ORIGIN, values) for values in asked if values is not None),
+        *(InitialPoint(INITIAL_ORIGIN, values) for values in initial if values is not None),
     )
 
 
 def trial_spec(spec: LoRASweepSpec, values: Values) -> dict[str, Any]:
-    """Return the spec of the LoRAJob that tries the values: the template with them in it; without an output."""
+    """Return the spec of a trial's LoRAJob without its output: the template with the values."""
     return with_values(spec.template.to_json_dict(), values)
 
 
 def final_spec(spec: LoRASweepSpec, values: Values) -> dict[str, Any]:
-    """Return the spec of the LoRAJob that trains the best values once more: a trial's with `final` on top."""
+    """Return the spec of the final trial's LoRAJob: that of a trial, overridden by spec.final."""
     trial = trial_spec(spec, values)
     on_top = spec.final.training.to_json_dict() if spec.final else {}
     return trial | {"training": trial.get("training", {}) | on_top}
 
 
 def read_values(space: Space, trial: Mapping[str, Any]) -> dict[str, str]:
-    """Return the values that the spec of a trial's LoRAJob was made from."""
+    """Return the values by path in the spec of a trial's LoRAJob."""
     found = {dimension.path: read_value(trial, dimension.path) for dimension in space.dimensions}
     return {path: text for path, text in found.items() if text is not None}

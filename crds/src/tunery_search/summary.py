@@ -1,4 +1,4 @@
-"""Summarize the trials of a sweep: the best one, the counts, the cost, and what was searched."""
+"""Summarize the trials of a sweep: the best trial, the counts, the cost, and the search space."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ _COUNTED_AS: Final[Mapping[str, str]] = {
 
 
 def best(trials: Iterable[Trial], tolerance: float = 0.0) -> TrialStatus | None:
-    """Return the trial whose adapter is to be published; None where none is complete and has one.
+    """Return the trial whose adapter to publish. Return None if no complete trial has an adapter.
 
-    Of those within `tolerance` of the lowest loss it is the one that trains the fewest parameters, then the one made
-    first. The best settings trained once more are better only where their loss is lower.
+    Among the trials within `tolerance` of the lowest loss, choose the one with the fewest trainable parameters, then
+    the first one. The final trial wins only with a lower loss.
     """
-    there = [trial for trial in trials if _has_adapter(trial)]
-    searched = [trial.row for trial in there if not trial.is_final_trial]
+    candidates = [trial for trial in trials if _has_adapter(trial)]
+    searched = [trial.row for trial in candidates if not trial.is_final_trial]
     lowest = min(map(loss_of, searched), default=None)
     chosen: list[TrialStatus] = []
     if lowest is not None:
         near = [row for row in searched if loss_of(row) <= lowest + tolerance * abs(lowest)]
         chosen = [min(near, key=_by_size if tolerance else _by_loss)]
-    again = [trial.row for trial in there if trial.is_final_trial]
-    return min([*chosen, *again], key=_by_loss, default=None)
+    final = [trial.row for trial in candidates if trial.is_final_trial]
+    return min([*chosen, *final], key=_by_loss, default=None)
 
 
 def _has_adapter(trial: Trial) -> bool:
@@ -65,24 +65,24 @@ def _by_size(row: TrialStatus) -> tuple[float, int]:
 
 
 def ranked(rows: Iterable[TrialStatus], chosen: int) -> list[TrialStatus]:
-    """Return the complete trials: the one that was chosen as the best, then the others by their loss.
+    """Return the complete trials: the chosen one, then the others by loss.
 
-    Of equal ones that which trains fewer parameters comes first, then the earlier one.
+    On a tie, the trial with fewer trainable parameters comes first, then the earlier one.
     """
     complete = [row for row in rows if row.state == _S.COMPLETE and parse_finite(row.value) is not None]
     return sorted(complete, key=lambda row: (row.number != chosen, loss_of(row), *_by_size(row)))
 
 
 def rows_with_kept_adapter(rows: Iterable[TrialStatus], chosen: int, most: int) -> list[TrialStatus]:
-    """Return the trials whose own adapters stay once the best is published: so many of those that have one."""
+    """Return the trials whose adapters are retained after the best one is published, at most `most`."""
     return [row for row in ranked(rows, chosen) if row.adapter is not None][:most]
 
 
 def without_removed_adapters(rows: Iterable[TrialStatus], chosen: int, most: int) -> list[TrialStatus]:
-    """Return the rows as they are then: only the trials that are kept name a place of their adapter."""
+    """Return the rows without the locations of removed adapters."""
     rows = list(rows)
-    staying = {row.number for row in rows_with_kept_adapter(rows, chosen, most)}
-    return [row if row.number in staying else _removed(row) for row in rows]
+    retained = {row.number for row in rows_with_kept_adapter(rows, chosen, most)}
+    return [row if row.number in retained else _removed(row) for row in rows]
 
 
 def _removed(row: TrialStatus) -> TrialStatus:
@@ -91,7 +91,7 @@ def _removed(row: TrialStatus) -> TrialStatus:
 
 
 def best_trial(row: TrialStatus) -> BestTrial:
-    """Return the best trial as a status shows it."""
+    """Return the best trial as the status shows it."""
     base = parse_finite(row.base_value)
     change = change_text((loss_of(row) - base) / abs(base)) if base else ""
     return BestTrial(
@@ -99,14 +99,14 @@ def best_trial(row: TrialStatus) -> BestTrial:
         name=row.name,
         value=row.value or "",
         base_value=None if base is None else row.base_value,
-        # Beside a base of next to nothing it would be a number of many digits.
+        # Compared with a base loss near zero, the improvement would have many digits.
         improvement=change if 0 < len(change) <= _SHOWN else None,
         parameters=row.parameters,
     )
 
 
 def convergence(trials: Iterable[Trial]) -> list[Improvement]:
-    """Return the trials that were better than all with a lower number, in their order."""
+    """Return the trials that were better than all earlier ones, in order."""
     found: list[Improvement] = []
     for trial in _by_number(trials):
         row = trial.row
@@ -118,7 +118,7 @@ def convergence(trials: Iterable[Trial]) -> list[Improvement]:
 
 
 def trials_since_improvement(trials: Sequence[Trial]) -> int | None:
-    """Return how many trials behind the best one have ended and say something of their values; None without a best."""
+    """Return how many informative trials ended after the best one. Return None without a best one."""
     improvements = convergence(trials)
     if not improvements:
         return None
@@ -135,16 +135,16 @@ def trial_counts(trials: Sequence[Trial]) -> TrialCounts:
 
 
 def counts_text(trials: Iterable[Trial], most: int, forgiven: int = 0) -> str:
-    """Return how many of the trials that count have ended, of those in all: `7/20`.
+    """Return how many of the counted trials have ended, and how many there are in all: `7/20`.
 
-    Where `most` was lowered, what is under way may come to more than that.
+    If a user lowered `most`, more trials than that may have ended.
     """
     ended = sum(trial.has_ended for trial in trials if trial.counts and not trial.is_forgiven(forgiven))
     return f"{ended}/{max(most, ended)}"
 
 
 def mean_gpu_seconds(trials: Iterable[Trial]) -> float | None:
-    """Return the mean GPU seconds of a complete trial; None without one."""
+    """Return the mean GPU seconds of a complete trial. Return None without one."""
     taken = [
         trial.row.gpu_seconds
         for trial in trials
@@ -154,12 +154,12 @@ def mean_gpu_seconds(trials: Iterable[Trial]) -> float | None:
 
 
 def gpu_seconds(trials: Iterable[Trial]) -> int:
-    """Return what the attempts that have ended took, of all trials."""
+    """Return the GPU seconds of all ended attempts of all trials."""
     return sum(trial.row.gpu_seconds or 0 for trial in trials)
 
 
 def gpu_seconds_saved(trials: Sequence[Trial]) -> int | None:
-    """Return the GPU seconds that pruning saved; None without a complete trial."""
+    """Return the GPU seconds that pruning saved. Return None without a complete trial."""
     mean = mean_gpu_seconds(trials)
     if mean is None:
         return None
@@ -168,7 +168,7 @@ def gpu_seconds_saved(trials: Sequence[Trial]) -> int | None:
 
 
 def importance_shown(importance: Mapping[str, float]) -> list[ParameterImportance] | None:
-    """Return what matters as a status shows it, the most first; None where nothing is known."""
+    """Return the importances as the status shows them, in descending order. Return None without any."""
     most = sorted(importance.items(), key=lambda item: (-item[1], item[0]))[:MAX_PARAMETERS]
     return [ParameterImportance(path=path, share=f"{share:.3g}") for path, share in most] or None
 
@@ -178,7 +178,7 @@ def _by_number(trials: Iterable[Trial]) -> list[Trial]:
 
 
 MOST_COUNTED: Final = 1000
-"""Maximum number of grid points that are counted, as each status counts them again."""
+"""Maximum number of grid points to count, as each status counts them again."""
 
 
 def searched_parameters(space: Iterable[Dimension]) -> list[SearchedParameter]:
@@ -208,7 +208,7 @@ def _condition(when: Condition) -> str:
 
 
 def points_tried(spec: LoRASweepSpec) -> str | None:
-    """Return how much of its grid a sweep tries, such as `20 of 64 points of the grid`; None without a grid."""
+    """Return the share of the grid that a sweep tries: `20 of 64 points of the grid`. Return None without a grid."""
     if spec.sampler.type is not SamplerType.GRID:
         return None
     points = grid_size(space_of(spec).dimensions, MOST_COUNTED + 1)

@@ -33,36 +33,36 @@ from tunery_search.trials import (
 )
 
 _REMOVED: Final = ("curve", "rejectedAdapter")
-"""Facts about what a sweep removes once it has published its best."""
+"""Facts about files that a sweep removes after it has published the best adapter."""
 _MESSAGE: Final = 1024
 _ORIGIN: Final = 64
 _VALUE: Final = 256
-"""Characters that a row has room for; who may edit a LoRAJob may write more."""
+"""Maximum characters of these texts in a row. A LoRAJob that was edited may have longer ones."""
 _DIGITS: Final = 6
-"""Of a trial's number."""
+"""Maximum digits of a trial number."""
 _RUNNING: Final = frozenset({Phase.TRAINING, Phase.EVALUATING, Phase.UPLOADING, Phase.STOPPING, Phase.SUSPENDING})
 Body = Mapping[str, Any]
-"""A LoRAJob, as the API server has it."""
+"""A LoRAJob as the API server returns it."""
 ReadValues = Callable[[Mapping[str, Any]], Values]
-"""From the spec of a trial to its values by path."""
+"""Returns the values by path in the spec of a trial."""
 
 
 def merge_trials(
     rows: Iterable[TrialStatus], children: Iterable[Body], read: ReadValues, unread: Container[int] = ()
 ) -> tuple[Trial, ...]:
-    """Return every trial by its number, from the rows of the status and all LoRAJobs of the sweep that there are.
+    """Return every trial by number, from the status rows and the LoRAJobs of the sweep.
 
-    What was final stays as it was, whether its LoRAJob is still there or not. A trial that was not and whose LoRAJob
-    is gone was deleted: `children` must be complete, with those that were made since the status was written, but for
-    those whose numbers are `unread`: of them nothing is known but their rows.
+    A trial with a final state stays as it is, even after its LoRAJob is deleted. Any other trial without a LoRAJob was
+    deleted. `children` must be complete, including LoRAJobs created since the status was written. The exception is
+    `unread`, the numbers of LoRAJobs that could not be read: only their rows are used.
     """
     found = {row.number: Trial(row) for row in rows}
-    there = {number: child for child in children if (number := trial_number(child)) is not None}
+    by_number = {number: child for child in children if (number := trial_number(child)) is not None}
     for number, known in list(found.items()):
-        if not known.has_ended and number not in there and number not in unread:
+        if not known.has_ended and number not in by_number and number not in unread:
             gone = {"state": TrialState.DELETED.value, "why": "its LoRAJob was deleted before its end"}
             found[number] = Trial(known.row.model_copy(update=gone))
-    for number, child in there.items():
+    for number, child in by_number.items():
         before = found.get(number)
         if before is None or not before.has_ended:
             found[number] = _with_first_origin(before, read_trial(child, read))
@@ -70,28 +70,28 @@ def merge_trials(
 
 
 def _with_first_origin(before: Trial | None, now: Trial) -> Trial:
-    """Return a trial with the origin that its row had at first: anybody may change an annotation."""
+    """Return a trial with the origin that its row had first, as users may change the annotation."""
     if before is None or before.row.origin is None or before.row.origin == now.row.origin:
         return now
     return replace(now, row=now.row.model_copy(update={"origin": before.row.origin}))
 
 
 def trial_number(child: Body) -> int | None:
-    """Return the number of a trial's LoRAJob; None where it has none."""
+    """Return the trial number of a LoRAJob. Return None if it has no valid label."""
     text = str((child["metadata"].get("labels") or {}).get(TRIAL_LABEL) or "")
     return int(text) if text.isascii() and text.isdigit() and len(text) <= _DIGITS else None
 
 
 def read_trial(child: Body, read: ReadValues) -> Trial:
-    """Return what a LoRAJob with a trial's label says."""
+    """Return the trial of a LoRAJob that has a trial label."""
     row = _row(child, read)
     return Trial(row, None if row.state in FINAL_TRIAL_STATES else _live(child, row))
 
 
 def invalid_row(child: Body, read: ReadValues, error: InvalidSpec) -> TrialStatus:
-    """Return the final row of a trial whose spec is invalid: its values do not go together, and nothing was created.
+    """Return the final row of a trial that wasn't created because its values are invalid together.
 
-    It counts in maxTrials, so that the search ends, and never fails the sweep.
+    It counts towards maxTrials, so that the search ends, but never fails the sweep.
     """
     row = _row(child, read)
     final = row.origin == FINAL_ORIGIN
@@ -108,8 +108,8 @@ def _row(child: Body, read: ReadValues) -> TrialStatus:
     metadata, status = child["metadata"], child.get("status") or {}
     values = read(child["spec"])
     steps = _steps(status)
-    verdict = _state_fields(child, values, steps)
-    final = verdict["state"] in FINAL_TRIAL_STATES
+    state = _state_fields(child, values, steps)
+    final = state["state"] in FINAL_TRIAL_STATES
     return TrialStatus(
         number=trial_number(child) or 0,
         name=metadata["name"],
@@ -122,18 +122,18 @@ def _row(child: Body, read: ReadValues) -> TrialStatus:
         evaluations=_evaluations(status) or None if final else None,
         gpu_seconds=status.get("gpuSeconds"),
         run_seconds=status.get("runSeconds"),
-        **verdict,
+        **state,
     )
 
 
 def _origin(metadata: Mapping[str, Any]) -> str | None:
-    """Return who proposed a trial; anybody may write another text there."""
+    """Return the origin of a trial, truncated, as users may change the annotation."""
     origin = (metadata.get("annotations") or {}).get(ORIGIN_ANNOTATION)
     return None if origin is None else str(origin)[:_ORIGIN]
 
 
 def _state_fields(child: Body, values: Values, steps: int | None) -> dict[str, Any]:
-    """Return the state of a trial, with what belongs to it alone."""
+    """Return the state of a trial and the fields that depend on it."""
     status = child.get("status") or {}
     phase = status.get("phase")
     if phase == Phase.SUCCEEDED:
@@ -166,7 +166,7 @@ def _pruned(status: Mapping[str, Any], steps: int | None, why: str) -> dict[str,
 
 
 def _stop_why(child: Body) -> str:
-    """Return who stopped a trial, and why; without `stop`, its deadline did."""
+    """Return why a trial stopped. Without `stop`, its deadline stopped it."""
     why = child["spec"].get("stop")
     if why is None:
         return "its activeDeadlineSeconds ended it"
@@ -178,7 +178,7 @@ def _failed(child: Body, values: Values, steps: int | None) -> dict[str, Any]:
     status = child["status"]
     failure = _failure(status) or Failure(reason=FailureReason.INTERNAL_ERROR, message="")
     reason = str(failure.reason)
-    told = _failure_fields(failure)
+    details = _failure_fields(failure)
     fields = {path for remedy in failure.remedies for path in remedy.fields}
     fault = classify_failure(reason, values, fields, ran=bool(status.get("runSeconds")))
     if reason == FailureReason.NOT_IMPROVED:
@@ -186,16 +186,16 @@ def _failed(child: Body, values: Values, steps: int | None) -> dict[str, Any]:
         if value is None or (
             _problem(status) is not None and _ends_itself(child) and not _has_run_all_steps(status, steps)
         ):
-            return {**_pruned(status, steps, ""), **told}
-        # It was measured, as any other; only that nobody has a use for its adapter.
-        return {"state": TrialState.COMPLETE.value, "value": value, **told}
+            return {**_pruned(status, steps, ""), **details}
+        # The trial was measured like any other; only its adapter is of no use.
+        return {"state": TrialState.COMPLETE.value, "value": value, **details}
     state = TrialState.INFEASIBLE if fault is Fault.PARAMETERS else TrialState.FAILED
     at = _share_done(status, steps) if state is TrialState.INFEASIBLE else None
-    return {"state": state.value, "at": at, **told}
+    return {"state": state.value, "at": at, **details}
 
 
 def _failure(status: Mapping[str, Any]) -> Failure | None:
-    """Return the failure that a status shows, without what this version cannot read; None where it shows none."""
+    """Return the failure in a status, without fields that this version can't read. Return None without a failure."""
     shown = status.get("failure")
     if not shown:
         return None
@@ -204,13 +204,13 @@ def _failure(status: Mapping[str, Any]) -> Failure | None:
 
 
 def _failure_fields(failure: Failure) -> dict[str, Any]:
-    """Return the fields of a row that a failure fills."""
+    """Return the row fields of a failure."""
     why = shorten(failure.message, MAX_WHY) or None
     return {"reason": str(failure.reason), "why": why, "failure": _details(failure)}
 
 
 def _details(failure: Failure) -> TrialFailure | None:
-    """Return what a failure has that reason and why do not; None where they have all."""
+    """Return what `reason` and `why` lack of a failure. Return None if they have all of it."""
     long = failure.message if len(failure.message.encode()) > MAX_WHY else None
     facts = {key: value for key, value in failure.facts.items() if key not in _REMOVED}
     if not (long or failure.remedies or facts):
@@ -251,7 +251,7 @@ def _ends_itself(child: Body) -> bool:
 
 
 def _problem(status: Mapping[str, Any]) -> str | None:
-    """Return the Problem that a run has found, None where it has found none."""
+    """Return the Problem that a run has found. Return None without one."""
     for each in status.get("findings") or ():
         if each.get("severity") == Severity.PROBLEM:
             return f"{each['type']}: {each['message']}" if each.get("message") else str(each["type"])
@@ -259,7 +259,7 @@ def _problem(status: Mapping[str, Any]) -> str | None:
 
 
 def is_checked(status: Mapping[str, Any]) -> bool:
-    """Return whether a LoRAJob's preflight has passed, or was left out."""
+    """Return whether a LoRAJob's preflight has passed or was skipped."""
     kind = ConditionType.PREFLIGHT
     return any(each["type"] == kind and each["status"] == "True" for each in status.get("conditions") or ())
 
@@ -272,9 +272,9 @@ def _open_attempts(status: Mapping[str, Any]) -> Iterable[datetime]:
 
 
 def _steps(status: Mapping[str, Any]) -> int | None:
-    """Return how many steps a run takes: as it counts them itself, else as preflight did."""
-    told = (status.get("progress") or {}).get("totalSteps") or (status.get("resolved") or {}).get("steps")
-    return int(told) if told else None
+    """Return the number of steps of a run: as the trainer reports it, or else as preflight computed it."""
+    steps = (status.get("progress") or {}).get("totalSteps") or (status.get("resolved") or {}).get("steps")
+    return int(steps) if steps else None
 
 
 def _metrics(status: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -282,16 +282,18 @@ def _metrics(status: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _evaluations(status: Mapping[str, Any]) -> list[EvaluationStatus]:
-    """Return the evaluations that came to a number, oldest first."""
-    told = status.get("evaluations") or ()
-    return [EvaluationStatus(step=each["step"], loss=loss) for each in told if (loss := _number_text(each.get("loss")))]
+    """Return the evaluations with a finite loss, oldest first."""
+    reported = status.get("evaluations") or ()
+    return [
+        EvaluationStatus(step=each["step"], loss=loss) for each in reported if (loss := _number_text(each.get("loss")))
+    ]
 
 
 def _value(status: Mapping[str, Any]) -> str | None:
-    """Return the held-out loss of the weights that a run came out with, as exactly as it is known.
+    """Return the held-out loss of the run's published weights, as exactly as it is known.
 
-    `metrics.evalLoss` is of those weights, the best of the run or the last, as evaluation.publish has it. Its result
-    says it in six digits; where that was lost, it has the four of a report, and the evaluation that they are of six.
+    `metrics.evalLoss` is the loss of the best or the last weights, as evaluation.publish states. The result has six
+    digits. If it was lost, the report has four; then use the matching evaluation, which has six.
     """
     text = _number_text(_metrics(status).get("evalLoss"))
     if text is None:
@@ -311,9 +313,11 @@ def _has_run_all_steps(status: Mapping[str, Any], steps: int | None) -> bool:
 
 
 def _share_done(status: Mapping[str, Any], steps: int | None) -> str | None:
-    """Return the share of its steps that a run has come to."""
-    told = [(status.get(name) or {}).get(field) for name, field in (("stopped", "afterStep"), ("progress", "step"))]
-    done = next((step for step in told if step is not None), None)
+    """Return the share of its steps that a run has completed."""
+    steps_done = [
+        (status.get(name) or {}).get(field) for name, field in (("stopped", "afterStep"), ("progress", "step"))
+    ]
+    done = next((step for step in steps_done if step is not None), None)
     if done is None:
         done = max((each.step for each in _evaluations(status)), default=None)
     return f"{min(1.0, done / steps):.2g}" if done is not None and steps else None

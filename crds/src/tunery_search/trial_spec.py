@@ -1,4 +1,4 @@
-"""Provide the spec of a trial: a preflight where it is new, the inputs of the first trial, and no early publishing."""
+"""Provide the spec of a trial's LoRAJob: its preflight policy, its trial settings, and its pinned inputs."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ PREFLIGHT_NEUTRAL: Final = frozenset(
     for block, model in (("lora", LoraSpec), ("training", TrainingSpec))
     for name in model.PREFLIGHT_NEUTRAL
 )
-"""Parameters that change neither the prepared data nor the memory that a run takes."""
+"""Parameters that change neither the prepared data nor the memory use."""
 
 
 def preflight_policy(policy: SweepPreflight, trials: Iterable[Trial], values: Values) -> PreflightPolicy:
-    """Return whether a trial with these values is checked on a CPU first."""
+    """Return whether a trial with these values needs a preflight."""
     if policy is SweepPreflight.EVERY:
         return PreflightPolicy.REQUIRED
     own = _preflight_values(values)
@@ -34,19 +34,21 @@ def preflight_policy(policy: SweepPreflight, trials: Iterable[Trial], values: Va
 
 
 def with_trial_settings(job_spec: Mapping[str, Any], preflight: PreflightPolicy, pruner: PrunerSpec) -> dict[str, Any]:
-    """Return the spec of a trial's LoRAJob as trials run: nothing is published of one that is stopped; unless the
-    template says otherwise, what finds out that it is of no use ends, and it is measured before it is compared."""
+    """Return the spec with the settings of a trial: a stopped trial publishes nothing.
+
+    Unless the template sets these fields, a trial with a problem stops, and trials are evaluated before the first rung.
+    """
     diagnosis = {"action": DiagnosisAction.STOP.value, **(job_spec.get("diagnosis") or {})}
     terms: dict[str, Any] = {"diagnosis": diagnosis, "onStop": OnStop.DISCARD.value, "preflight": preflight.value}
     evaluation = job_spec.get("evaluation") or {}
     if pruner.type is not PrunerType.NONE and not evaluation.keys() & {"times", "everySteps"}:
-        # Left to the trainer it may be once, at the end: no trial would ever be compared.
+        # By default the trainer may evaluate only at the end, and no trial would be compared.
         terms["evaluation"] = {**evaluation, "times": _times(pruner)}
     return {**job_spec, **terms}
 
 
 def resolved_inputs(child: Body) -> TrialInputs | None:
-    """Return what the LoRAJob of a trial has read, as its status tells it; None where no preflight has."""
+    """Return the inputs that the LoRAJob of a trial has resolved. Return None without a preflight."""
     status = child.get("status") or {}
     data, resolved = status.get("dataset") or {}, status.get("resolved") or {}
     if not is_checked(status) or data.get("sha256") is None:
@@ -62,7 +64,7 @@ def resolved_inputs(child: Body) -> TrialInputs | None:
 
 
 def pin_inputs(job_spec: Mapping[str, Any], read: TrialInputs) -> dict[str, Any]:
-    """Return the spec of a LoRAJob that reads nothing but `read`; other content is refused before it is trained on."""
+    """Return the spec of a LoRAJob pinned to the inputs `read`. Other content is rejected before training starts."""
     model, data, source = (job_spec.get(name) or {} for name in ("model", "dataset", "continueFrom"))
     held = data.get("evaluation") or {}
     pinned: dict[str, dict[str, Any]] = {
@@ -88,12 +90,12 @@ def _with(block: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _times(pruner: PrunerSpec) -> int:
-    """Return how often trials are measured so that each is before the first rung, as far as a status tells of it."""
+    """Return how often to evaluate, so that a trial has a loss before the first rung, up to the status limit."""
     return min(MAX_EVALUATIONS, math.ceil(1 / min(pruner.rungs)))
 
 
 def has_passed_preflight(trial: Trial) -> bool:
-    """Return whether a trial passed its preflight: those that trained have, or one like them did."""
+    """Return whether the trial, or one like it, passed its preflight. Every trial that trained has."""
     if trial.live is not None and trial.live.checked:
         return True
     return trial.row.state == TrialState.COMPLETE or bool(trial.row.run_seconds) or bool(trial.row.evaluations)

@@ -30,11 +30,11 @@ from tunery_search.space import (
 
 Errors = Iterator[FieldError]
 _MEASURED_ALIKE: Final = frozenset({"maxLength", "loss", "seed"})
-"""Fields of training that decide what is measured."""
+"""Fields of `training` that change how the loss is measured."""
 
 
 def something_to_search(spec: LoRASweepSpec) -> Errors:
-    """Yield an error where the sweep has no space, or the recommended one of another task."""
+    """Yield an error if nothing is searched, or if the guide is for another task."""
     if spec.preset is not None and not spec.parameters and not check_parameters(spec).guide:
         yield FieldError("spec.preset", "the template sets all that the guide searches; leave some of it open there")
     if spec.preset is SweepPreset.GUIDE and spec.template.task is not TrainingTask.SFT:
@@ -45,7 +45,7 @@ def something_to_search(spec: LoRASweepSpec) -> Errors:
 
 
 def parameters(spec: LoRASweepSpec) -> Errors:
-    """Yield what is wrong with each parameter: a field that the template leaves unset, and its values."""
+    """Yield the errors of each parameter, and those of a grid without steps."""
     found = check_parameters(spec)
     yield from found.errors
     if spec.sampler.type is SamplerType.GRID:
@@ -59,7 +59,7 @@ def parameters(spec: LoRASweepSpec) -> Errors:
 
 
 def initial(spec: LoRASweepSpec) -> Errors:
-    """Yield what is outside of the space in `initial`."""
+    """Yield the errors of `initial`: values outside the search space."""
     found = check_parameters(spec)
     broken = set(found.locations) - {item.path for item in found.own}
     for index, values in enumerate(spec.initial):
@@ -73,7 +73,7 @@ def initial(spec: LoRASweepSpec) -> Errors:
 
 
 def warm_start_of_another(spec: LoRASweepSpec, own: str) -> Errors:
-    """Yield an error where a sweep of this name starts from itself; a spec has no name, so it is a parameter."""
+    """Yield an error if the sweep warm-starts from itself. `own` is its name, which its spec lacks."""
     for index, each in enumerate(spec.warm_start_from):
         if each.name == own:
             yield FieldError(
@@ -97,7 +97,7 @@ def shared_passes(spec: LoRASweepSpec) -> Errors:
 
 
 def pruner(spec: LoRASweepSpec) -> Errors:
-    """Yield what is wrong with the pruner: the order of rungs, `keep`, and evaluations before the first rung."""
+    """Yield the errors of the pruner: the order of rungs, and evaluations before the first rung."""
     block = spec.pruner
     if block.type is PrunerType.NONE:
         return
@@ -112,7 +112,7 @@ _OTHERWISE: Final = "or set spec.pruner.type: None"
 
 
 def _measured_in_time(spec: LoRASweepSpec, index: int, first: float) -> Errors:
-    """Yield what keeps a trial from being measured before its first rung, or from telling of it."""
+    """Yield an error if trials aren't evaluated before the first rung, or if the status drops that evaluation."""
     times, every = spec.template.evaluation.times, spec.template.evaluation.every_steps
     if times is not None and times * first < 1 and MOST_EVALUATIONS * first < 1:
         yield FieldError(
@@ -131,14 +131,14 @@ def _measured_in_time(spec: LoRASweepSpec, index: int, first: float) -> Errors:
 
 
 def _lengths(spec: LoRASweepSpec) -> list[int]:
-    """Return the steps of the shortest and the longest trial, where maxSteps says them; else nothing."""
+    """Return the steps of the shortest and the longest trial if maxSteps states them, or else an empty list."""
     searched = [boundary_values(item) for item in check_parameters(spec).dimensions if item.path == "training.maxSteps"]
     steps = [int(text) for texts in searched for text in texts] or [spec.template.training.max_steps or 0]
     return [min(steps), max(steps)] if min(steps) else []
 
 
 def _every_so_many(every: int, lengths: Sequence[int], index: int, first: float) -> Errors:
-    """Yield why trials of these lengths are not measured before the first rung, or can no longer tell of it."""
+    """Yield an error if `everySteps` doesn't fit trials of these lengths: too rare, or too many for the status."""
     if not lengths:
         return
     shortest, longest = lengths
@@ -172,7 +172,7 @@ def _every_so_many(every: int, lengths: Sequence[int], index: int, first: float)
 
 
 def final(spec: LoRASweepSpec) -> Errors:
-    """Yield settings of `final` that would replace what was found, or that change what is measured."""
+    """Yield fields of `final` that would replace searched values, or that change how the loss is measured."""
     if spec.final is None:
         return
     if not spec.final.training.model_fields_set:
@@ -189,13 +189,13 @@ def final(spec: LoRASweepSpec) -> Errors:
 
 
 def values(spec: LoRASweepSpec) -> Errors:
-    """Yield what is wrong with the template, and with each value alone in it.
+    """Yield the errors of the template, and of each single value in it.
 
-    Values that are wrong only together are a trial's: it becomes Infeasible and takes no GPU.
+    If values are invalid only together, the trial becomes Infeasible and uses no GPU.
     """
     found = check_parameters(spec)
     if "method" in found.locations and all(item.path != "method" for item in found.own):
-        return  # the trials have another method than the template
+        return  # trials have another method than the template
     template = spec.template.to_json_dict() | {"output": spec.output.to_json_dict()}
 
     def errors_of(point: Values) -> frozenset[FieldError]:
@@ -215,24 +215,24 @@ def values(spec: LoRASweepSpec) -> Errors:
 def _of_value(
     dimension: Dimension, text: str, found: CheckedParameters, errors_of: Callable[[Values], frozenset[FieldError]]
 ) -> frozenset[FieldError]:
-    """Return the errors of a value in the template as it is, without those that the first value of another ends."""
+    """Return the errors of a value in the template, except those that the first value of another parameter fixes."""
     wanted = with_parent_values(found.dimensions, dimension.path, text)
     errors = errors_of(wanted)
     return errors & errors_of(complete_point(found.dimensions, wanted)) if errors else errors
 
 
 def _placed(dimension: Dimension, by_value: Mapping[str, Sequence[FieldError]], found: CheckedParameters) -> Errors:
-    """Yield the errors of a parameter's values at their places in the manifest; one of every value once."""
+    """Yield the errors of a parameter's values at their fields. An error of every value is yielded once."""
     at = found.locations.get(dimension.path, "")
     every = set.intersection(*map(set, by_value.values())) if at and len(by_value) > 1 else set[FieldError]()
-    told = [FieldError(f"{at}.path", _sentence(error)) for error in sorted(every)]
-    told += [
+    errors = [FieldError(f"{at}.path", _sentence(error)) for error in sorted(every)]
+    errors += [
         FieldError(_place(dimension, text, found), _sentence(error))
-        for text, errors in by_value.items()
-        for error in errors
+        for text, found_errors in by_value.items()
+        for error in found_errors
         if error not in every
     ]
-    yield from dict.fromkeys(told)
+    yield from dict.fromkeys(errors)
 
 
 def _job_errors(trial: Mapping[str, Any]) -> Errors:
@@ -255,7 +255,7 @@ def _place(dimension: Dimension, value: str, found: CheckedParameters) -> str:
 
 
 def _under(prefix: str, error: FieldError) -> FieldError:
-    """Return an error of a LoRAJob at the field of a sweep that it belongs to."""
+    """Return an error of a LoRAJob at the field of the sweep that it belongs to."""
     return FieldError(f"{prefix}{error.path.removeprefix('spec.')}", error.message)
 
 
@@ -266,7 +266,10 @@ def _sentence(error: FieldError) -> str:
 
 
 def final_run(spec: LoRASweepSpec) -> Errors:
-    """Yield what is wrong with `final` on top of the template; beside some values alone it makes a trial Infeasible."""
+    """Yield the errors of `final` in the template.
+
+    If `final` is invalid only with some values, the final trial becomes Infeasible.
+    """
     if spec.final is None:
         return
 
@@ -304,6 +307,6 @@ def parse_lorasweep(obj: Any, *, local: bool = False) -> LoRASweepSpec:
 
 
 def _name(obj: Mapping[str, Any]) -> str:
-    """Return the name of an object, "" where it has none."""
+    """Return the name of an object, or "" without one."""
     metadata = obj.get("metadata")
     return str(metadata.get("name", "")) if isinstance(metadata, Mapping) else ""
