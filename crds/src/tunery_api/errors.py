@@ -94,7 +94,7 @@ def _uri_message(uri: str, kind: str, local: bool) -> str:
         path = uri.strip().removeprefix("./")
         named = path and "://" not in path and not path.startswith("~")
         example = f"file://{quote(path, safe=_GLOB_CHARACTERS)}" if named else _LOCAL_EXAMPLES[kind]
-        here = f", or {example} for a place on this machine"
+        here = f", or {example} for a path on this machine"
     return f"must be {_URI_SCHEMES[kind]}{here}, is {format_value(uri)}"
 
 
@@ -105,7 +105,7 @@ def _message(detail: ErrorDetails, location: list[int | str], model: type[BaseMo
         elsewhere = len(location) > 1 and name in _fields_at(model, [])
         return "unknown field" + (f"; did you mean spec.{name}?" if elsewhere else _field_hint(name, above))
     if kind == "string_pattern_mismatch" and location[-1] == "stop":
-        return "must say why, in a word or a sentence"
+        return "must give a reason, in a word or a sentence"
     if kind == "too_few_bytes":
         return f"must be at least {context.get('least')}, is {format_value(value)}{_unit_hint(str(value))}"
     if kind == "string_type":
@@ -151,7 +151,7 @@ def _unit_hint(quantity: str) -> str:
     return (
         f"{note}; did you mean {number}{unit}?"
         if 1 <= float(number) < _MAX_WITHOUT_UNIT**2
-        else f"{note}; write 24Gi or the like"
+        else f"{note}; write a unit, such as 24Gi"
     )
 
 
@@ -162,7 +162,7 @@ def _cpu_hint(value: Any) -> str:
         return f'; write it in quotes, "{quantity}"'
     if re.fullmatch(r"[0-9]{4,6}", quantity):
         return f"; did you mean {quantity}m?"
-    return ", which is one of memory" if re.fullmatch(r"[0-9.]+[KMGTPE]i?", quantity) else ""
+    return ", which is a quantity of memory" if re.fullmatch(r"[0-9.]+[KMGTPE]i?", quantity) else ""
 
 
 def _is_number(value: Any) -> bool:
@@ -353,7 +353,7 @@ def _label_errors(path: str, key: Any, value: Any) -> Iterator[FieldError]:
     text = str(key).lower() if isinstance(key, bool) else str(key)
     is_label = path == "metadata.labels"
     if key is None or not _is_qualified(text if is_label else text.lower()):
-        wanted = f"the name must be {_LABEL_VALUE_RULE}, behind a DNS name and / or not"
+        wanted = f"the name must be {_LABEL_VALUE_RULE}, optionally after a DNS name and /"
         yield FieldError(path, f"{wanted}, is {format_value(key)}")
     if value is not None and not isinstance(value, str):
         yield FieldError(f"{path}.{text}", not_a_string(value))

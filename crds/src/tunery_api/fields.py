@@ -272,7 +272,7 @@ def bucket_problem(bucket: str) -> str | None:
     """
     if _BUCKET.fullmatch(bucket):
         return None
-    return "holds credentials, which belong into the Secret of secretRef" if "@" in bucket else "names no bucket"
+    return "holds credentials, which belong in the Secret of secretRef" if "@" in bucket else "names no bucket"
 
 
 _SUFFIX = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "P": 10**15, "E": 10**18}

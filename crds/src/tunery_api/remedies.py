@@ -75,7 +75,7 @@ _MEMORY: Final = edit("Raise resources.memory", "resources.memory")
 _SCHEDULING: Final = edit("Use scheduling to keep the job off that node", "scheduling")
 _CHECK_GPU: Final = retry("Check the GPU of that node: driver, container toolkit, and device plugin")
 WITHOUT_GPU: Final = recreate("Set resources.gpus: 0 to compute on the CPU", "resources.gpus")
-INTO_MODEL: Final = retry("Merge it alone with an AdapterMerge into: Model, and serve that model by its own server")
+INTO_MODEL: Final = retry("Merge it alone with an AdapterMerge into: Model, and serve that with its own AdapterServer")
 
 REMEDIES: Final[dict[FailureReason, tuple[Remedy, ...]]] = {
     _R.INVALID_SPEC: (recreate("Correct the named field"),),
@@ -204,7 +204,7 @@ REMEDIES: Final[dict[FailureReason, tuple[Remedy, ...]]] = {
             "resumeFrom",
         ),
     ),
-    _R.NAME_CONFLICT: (retry("Delete or rename the object that has the named name"),),
+    _R.NAME_CONFLICT: (retry("Delete or rename the object with the named name"),),
     _R.QUOTA_EXCEEDED: (retry("Free or raise the ResourceQuota that the message names"),),
     _R.CREATE_REFUSED: (retry("Fix what the API server's answer names: a policy, a permission, or a limit"),),
     _R.CLUSTER_UNAVAILABLE: (retry("Wait: Tunery tries again until the API server answers"),),
@@ -218,7 +218,7 @@ REMEDIES: Final[dict[FailureReason, tuple[Remedy, ...]]] = {
     _R.FIELD_CONTESTED: (
         retry("Find the policy or controller that changes the named field, and exempt Tunery's Jobs from it"),
     ),
-    _R.NODE_PRESSURE: (retry("Check what else uses up the named node"),),
+    _R.NODE_PRESSURE: (retry("Check which other workloads use up the named node"),),
     _R.NODE_LOST: (retry("Check the node, or wait for another one"),),
     _R.DEADLINE_EXCEEDED: (
         edit("Raise activeDeadlineSeconds by the time that is still needed", "activeDeadlineSeconds"),

@@ -219,7 +219,7 @@ LORAJOB: Final = (
     _for_sft_only("preset", given("preset")),
     never(
         LoRAJobSpec, "evaluation.generation", given("evaluation.generation"), is_("training.loss", "All"),
-        says="needs questions and answers, which training.loss: All does not tell apart", fix="remove one of the two",
+        says="needs prompts and answers, which training.loss: All does not separate", fix="remove one of the two",
     ),
     allowed_when(LoRAJobSpec, "adalora", "method", "AdaLoRA"),
     allowed_when(LoRAJobSpec, "promptTuning", "method", "PromptTuning"),
@@ -304,7 +304,8 @@ LORAJOB: Final = (
 ADAPTERMERGE: Final = (
     never(
         MergeDataset, "format", is_not("format", "Auto", *FORMATS_OF_TASK[TrainingTask.SFT]),
-        says="has no loss to measure a merge by", fix=f"use {listed(FORMATS_OF_TASK[TrainingTask.SFT], 'or')}",
+        says="is a preference format, which has no loss to evaluate a merge by",
+        fix=f"use {listed(FORMATS_OF_TASK[TrainingTask.SFT], 'or')}",
     ),
     never(
         AdapterMergeSpec, "adapters",

@@ -38,7 +38,7 @@ from tunery_api.inputs import SecretKeyReference
 _TWO_DOTS: Final = "[.][.]"
 _HAS_TWO_DOTS: Final = "has two dots in a row"
 _NO_KEY: Final = "^([.]$|[.][.])"
-_IS_NO_KEY: Final = "cannot be a key of a Secret: no key is a dot or starts with two"
+_IS_NO_KEY: Final = "is not a valid key of a Secret: . and a leading .. are not allowed"
 _RENAME: Final = "use another name"
 
 
@@ -89,7 +89,7 @@ SERVER_RULES: Final[tuple[Rule, ...]] = (
             "has(self.args) && self.args.exists(a, a.contains('/'))",
             lambda raw: any("/" in each for each in raw.get("args", ())),
         ),
-        says="names a path, and the engine reads its model only", fix="remove the flag",
+        says="has a flag with a path, and the engine may only read its model", fix="remove the flag",
     ),
     never(
         RolloutSpec, "", is_("maxSurge", 0), is_("maxUnavailable", 0),
@@ -104,7 +104,7 @@ SERVER_RULES: Final[tuple[Rule, ...]] = (
         ),
         says="all have weight 0, so that no request could be answered", fix="raise one of the weights",
     ),
-    requires(AccessSpec, "clients", "apiKeysSecretRef", fix="set it, because clients are known by their keys"),
+    requires(AccessSpec, "clients", "apiKeysSecretRef", fix="set it, because clients are identified by their API keys"),
     never(ClientAccess, "name", Matches("name", _NO_KEY), says=_IS_NO_KEY, fix="use the name of a key"),
     never(
         AdapterServerSpec, "aliases",

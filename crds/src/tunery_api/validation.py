@@ -91,7 +91,7 @@ def _file_uris(spec: BaseModel) -> Iterator[FieldError]:
     """Yield an error for each file:// URI: a pod in a cluster can't read that file."""
     for field in iter_fields(spec, "spec"):
         if field.name == "uri" and isinstance(field.value, str) and field.value.startswith("file://"):
-            yield FieldError(field.path, "file:// works without a cluster only; use s3:// or pvc:// here")
+            yield FieldError(field.path, "file:// is for runs without a cluster only. Fix: use s3:// or pvc://")
 
 
 def _buckets(spec: BaseModel) -> Iterator[FieldError]:

@@ -161,7 +161,7 @@ LORAJOBS: dict[str, list[Spec]] = {
           "resources": {"gpus": 2}}],
     "spec.evaluation.everySteps: cannot be set together with times. Fix: remove one of the two":
         [{"evaluation": {"times": 4, "everySteps": 10}}],
-    "spec.evaluation.generation: needs questions and answers, which training.loss: All does not tell apart. Fix: "
+    "spec.evaluation.generation: needs prompts and answers, which training.loss: All does not separate. Fix: "
     "remove one of the two":
         [{"evaluation": {"generation": {}}, "training": {"loss": "All"}}],
     "spec.evaluation.generation: is for task: SFT only. Fix: remove it":
@@ -216,8 +216,8 @@ MERGES: dict[str, list[Spec]] = {
         [{"adapters": [REFERENCE], "model": MODEL}],
     "spec.model.revision: is for hf:// models only. Fix: remove it":
         [{"into": "Model", "model": MODEL | {"revision": "main"}}],
-    "spec.evaluation.dataset.format: has no loss to measure a merge by. Fix: use Text, PromptCompletion, Alpaca, "
-    "ShareGPT or Messages":
+    "spec.evaluation.dataset.format: is a preference format, which has no loss to evaluate a merge by. Fix: "
+    "use Text, PromptCompletion, Alpaca, ShareGPT or Messages":
         [{"evaluation": of_dataset(format="Preference")}],
     "spec.output.uri: overlaps the base model, which Tunery never changes. Fix: use another URI":
         [onto("s3://a/b", model=MODEL, into="Model"), onto("s3://a/b/c", model=MODEL, evaluation=of_dataset())],
@@ -269,7 +269,7 @@ SERVERS: dict[str, list[Spec]] = {
          for flag in ("--trust-remote-code", "--middleware=evil.Gate", "--uds=x", "--host=0.0.0.0", "--port=80",
                       "--api-key=k", "--lora-modules=a=b", "--load-format=pt", "--chat-template=x",
                       "--kv-transfer-config={}", "--seedy", "seed=1")],
-    "spec.engine.args: names a path, and the engine reads its model only. Fix: remove the flag":
+    "spec.engine.args: has a flag with a path, and the engine may only read its model. Fix: remove the flag":
         [{"engine": {"args": ["--seed=1", "--generation-config=/etc"]}}],
     "spec.rollout: has maxSurge: 0 and maxUnavailable: 0, so that no replica could be replaced. Fix: raise one "
     "of the two":
@@ -283,10 +283,10 @@ SERVERS: dict[str, list[Spec]] = {
         [aliases(one=[{"adapter": "m"}])],
     "spec.aliases: has an alias as its target. Fix: name the adapter itself":
         [aliases(a=[{"adapter": "b"}], b=[{"adapter": "m"}])],
-    "spec.access.clients: needs apiKeysSecretRef. Fix: set it, because clients are known by their keys":
+    "spec.access.clients: needs apiKeysSecretRef. Fix: set it, because clients are identified by their API keys":
         [{"access": {"clients": [{"name": "alice", "models": ["one"]}]}}],
-    "spec.access.clients[0].name: cannot be a key of a Secret: no key is a dot or starts with two. Fix: use the "
-    "name of a key":
+    "spec.access.clients[0].name: is not a valid key of a Secret: . and a leading .. are not allowed. Fix: "
+    "use the name of a key":
         [{"access": {"apiKeysSecretRef": {"name": "k"}, "clients": [{"name": "..", "models": ["one"]}]}}],
 }  # fmt: skip
 BATCHES: dict[str, list[Spec]] = {
@@ -294,8 +294,8 @@ BATCHES: dict[str, list[Spec]] = {
         [{"input": {"uri": f"s3://data/{name}.jsonl"}} for name in ("*", "a?", "[ab]")],
     "spec.input.uri: is not a file of JSON lines. Fix: name a file that ends with .jsonl, .jsonl.gz or .jsonl.zst":
         [{"input": {"uri": uri}} for uri in ("s3://data/in.csv", "s3://data/")],
-    "spec.apiKeySecretRef.key: cannot be a key of a Secret: no key is a dot or starts with two. Fix: use the name of "
-    "a key":
+    "spec.apiKeySecretRef.key: is not a valid key of a Secret: . and a leading .. are not allowed. Fix: use "
+    "the name of a key":
         [{"apiKeySecretRef": {"name": "keys", "key": key}} for key in (".", "..", "..data")],
 }  # fmt: skip
 BROKEN: Final = {

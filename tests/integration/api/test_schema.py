@@ -43,9 +43,9 @@ REJECTED: Final[dict[Kind, dict[str, tuple[Spec, str]]]] = {
             (memory("24.5Mi"), MEMORY),
         "spec.resources.memory: must be a number of bytes above 0, such as 24Gi, is '3GB'":
             (memory("3GB"), MEMORY),
-        "spec.resources.memory: must be at least 64Mi, is '0.00000000001Ei'; write 24Gi or the like":
+        "spec.resources.memory: must be at least 64Mi, is '0.00000000001Ei'; write a unit, such as 24Gi":
             (memory("0.00000000001Ei"), MEMORY),
-        f"{CPU}, is '4Gi', which is one of memory":
+        f"{CPU}, is '4Gi', which is a quantity of memory":
             ({"resources": {"cpu": "4Gi"}}, "resources.cpu"),
         f"{CPU}, is '2000'; did you mean 2000m?":
             ({"resources": {"cpu": "2000"}}, "resources.cpu"),
@@ -79,7 +79,7 @@ REJECTED: Final[dict[Kind, dict[str, tuple[Spec, str]]]] = {
             ({"dataset": ROWS | {"evaluation": {"fraction": 0}}}, "fraction in body should be greater than 0"),
         f"spec.output.uri: {PLAIN_PATH}, is 's3://a//b'":
             ({"output": {"uri": "s3://a//b"}}, f"uri {PLAIN_PATH}"),
-        "spec.model.uri: file:// works without a cluster only; use s3:// or pvc:// here":
+        "spec.model.uri: file:// is for runs without a cluster only. Fix: use s3:// or pvc://":
             ({"model": {"uri": "file:///x"}}, "spec.model.uri: Invalid value"),
         "spec.method: must be 'Auto', 'LoRA', 'QLoRA', 'DoRA', 'QDoRA', 'AdaLoRA', 'PrefixTuning', 'PromptTuning' or "
         "'IA3', is 'qlora'; did you mean QLoRA?":
@@ -93,7 +93,7 @@ REJECTED: Final[dict[Kind, dict[str, tuple[Spec, str]]]] = {
             ({"adapters": [ONE] * 33}, "spec.adapters: Too many: 33: must have at most 32 items"),
         f"spec.adapters[0].uri: {PLAIN_PATH}, is 's3://adapters//two'":
             (adapter(uri="s3://adapters//two"), f"uri {PLAIN_PATH}"),
-        "spec.adapters[0].uri: file:// works without a cluster only; use s3:// or pvc:// here":
+        "spec.adapters[0].uri: file:// is for runs without a cluster only. Fix: use s3:// or pvc://":
             (adapter(uri="file:///adapters/one"), "spec.adapters[0].uri"),
         "spec.adapters[0].uri: must be hf://owner/name, s3://bucket/prefix or pvc://claim/path, is "
         "'configmap://adapters/one'":

@@ -31,13 +31,13 @@ def errors_of(obj: Any, **options: Any) -> list[str]:
     return [str(error) for error in caught.value.errors]
 
 
-CREDENTIALS = "holds credentials, which belong into the Secret of secretRef. Fix: write s3://bucket/prefix"
+CREDENTIALS = "holds credentials, which belong in the Secret of secretRef. Fix: write s3://bucket/prefix"
 ERRORS: dict[str, dict[str, Any]] = {
     "spec.lora: must be a mapping, is []": {"lora": []},
     "spec.lora.rank: must be at least 1, is 0": {"lora": {"rank": 0}},
     "spec.lora.rnk: unknown field; did you mean rank?": {"lora": {"rnk": 8}},
     "spec.loar: unknown field; did you mean lora?": {"loar": {}},
-    "spec.stop: must say why, in a word or a sentence": {"stop": " \n"},
+    "spec.stop: must give a reason, in a word or a sentence": {"stop": " \n"},
     "spec.stop: must have at most 256 characters": {"stop": "x" * 257},
     "spec.stop: must be a string, is the date 2026-11-28 (write it in quotes)": {"stop": datetime.date(2026, 11, 28)},
     "spec.retries: must be a whole number, is true": {"retries": True},

@@ -86,7 +86,7 @@ def test_without_a_cluster_a_path_is_told_as_the_uri_that_it_becomes(
     assert main([command, path]) == ExitCode.USER_ERROR
     message = capsys.readouterr().err.strip().splitlines()[-2]
     assert f"spec.{block}.uri: must be " in message
-    assert message.endswith(f", or {place} for a place on this machine, is {uri!r}")
+    assert message.endswith(f", or {place} for a path on this machine, is {uri!r}")
     followed = {"apiVersion": API_VERSION, "metadata": {"name": "a"}, "spec": {**LEAST, block: {"uri": place}}}
     assert getattr(parse_lorajob(followed, local=True), block).uri == place
 
