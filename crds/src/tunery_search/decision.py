@@ -250,14 +250,14 @@ def _no_adapter_failure(spec: LoRASweepSpec, trials: Sequence[Trial], end: EndRe
     if end in _STOPS_ALL:
         limit = "spec.budget" if end is EndReason.BUDGET else "spec.activeDeadlineSeconds"
         return _failed(
-            spec, FailureReason.BUDGET_EXHAUSTED, f"{limit} ran out before any trial had published an adapter"
+            spec, FailureReason.BUDGET_EXHAUSTED, f"{limit} was exceeded before any trial published an adapter"
         )
     if trials and all(trial.was_removed_by_user for trial in trials):
-        text = f"all {len(trials)} trials were deleted, or stopped by hand"
+        text = f"all {len(trials)} trials were deleted or stopped by a user"
         return Failure(reason=FailureReason.NOT_IMPROVED, message=text, remedies=[_search_more_remedy(spec, end)])
     reason, complete = _most_frequent_reason(trials), any(trial.row.state == TrialState.COMPLETE for trial in trials)
     if reason is None:
-        said = "has an adapter" if complete else "came to its end"
+        said = "has an adapter" if complete else "completed"
         return _failed(spec, FailureReason.NOT_IMPROVED, f"none of {len(trials)} trials {said}")
     alike = [trial.row for trial in trials if trial.row.reason == reason]
     none = "none has an adapter" if complete else "none is complete"

@@ -13,14 +13,14 @@ from tunery_api.fields import ApiModel, decimal_text
 from tunery_api.lorasweep import TrialTemplate
 from tunery_search.dimensions import DECIMALS, plain
 
-_ALIKE: Final = "it changes nothing that a trial learns; set it in the template, for all trials"
+_ALIKE: Final = "it doesn't change what a trial learns; set it in the template, for all trials"
 _MEASURED: Final = "losses of trials that are measured in different ways cannot be compared; set it in the template"
-_TEXT: Final = "it is no single value; set it in the template, for all trials"
+_TEXT: Final = "it isn't a single value; set it in the template, for all trials"
 
 NOT_SEARCHABLE: Final[Mapping[str, str]] = {
-    "model": "losses per token of two base models cannot be compared; take a sweep for each",
-    "dataset": "trials must learn from and be measured on the same rows; take a sweep for each data set",
-    "task": "losses of two tasks cannot be compared; take a sweep for each",
+    "model": "losses per token of two base models cannot be compared; use one sweep for each",
+    "dataset": "trials must learn from and be measured on the same rows; use one sweep for each data set",
+    "task": "losses of two tasks cannot be compared; use one sweep for each",
     "preference": "it is a part of the loss itself, and losses of different kinds cannot be compared; "
     "set it in the template",
     "evaluation": _MEASURED,
@@ -33,7 +33,7 @@ NOT_SEARCHABLE: Final[Mapping[str, str]] = {
     "lora.rankPattern": _TEXT,
     "lora.alphaPattern": _TEXT,
     "promptTuning.initText": _TEXT,
-    "continueFrom": "all trials start alike; set it in the template",
+    "continueFrom": "all trials start from the same weights; set it in the template",
     "diagnosis": _ALIKE,
     "checkpoint": _ALIKE,
     "tracking": _ALIKE,
@@ -42,13 +42,13 @@ NOT_SEARCHABLE: Final[Mapping[str, str]] = {
     "scheduling": _ALIKE,
     "retries": _ALIKE,
     "activeDeadlineSeconds": _ALIKE,
-    "output": "each trial has a place of its own, below that of spec.output; leave it out",
-    "suspend": "it is the sweep's own: spec.suspend; leave it out",
-    "preflight": "it is the sweep's own: spec.preflight; leave it out",
-    "ttlSecondsAfterFinished": "it is the sweep's own: spec.ttlSecondsAfterFinished; leave it out",
-    "stop": "it is how the sweep ends a trial; leave it out",
-    "onStop": "it is how the sweep ends a trial; leave it out",
-    "resumeFrom": "all trials start alike; leave it out",
+    "output": "each trial has its own location below spec.output; remove it",
+    "suspend": "the sweep sets it; use spec.suspend",
+    "preflight": "the sweep sets it; use spec.preflight",
+    "ttlSecondsAfterFinished": "the sweep sets it; use spec.ttlSecondsAfterFinished",
+    "stop": "the sweep sets it to stop trials; remove it",
+    "onStop": "the sweep sets it to stop trials; remove it",
+    "resumeFrom": "all trials start from the same weights; remove it",
 }
 """Fields and blocks of a LoRAJob that can't be searched, with the reason."""
 
@@ -120,11 +120,11 @@ def path_problem(path: str) -> str | None:
             return f"{refused} cannot be searched: {reason}"
     inside = [known for known in FIELD_TYPES if known.startswith(f"{path}.")]
     if inside:
-        return f"{path} is a block; name a field of it: {', '.join(inside)}"
+        return f"{path} is a block; write one of its fields: {', '.join(inside)}"
     plain_path = path.removeprefix("spec.").removeprefix("template.")
     if plain_path in FIELD_TYPES:
-        return f"{path} begins in the template: write {plain_path}"
-    return f"{path} is no field that can be searched{_meant(plain_path) or '; these can: ' + ', '.join(FIELD_TYPES)}"
+        return f"{path} must be relative to the template: write {plain_path}"
+    return f"{path} isn't a searchable field{_meant(plain_path) or '; searchable: ' + ', '.join(FIELD_TYPES)}"
 
 
 def _meant(path: str) -> str:
@@ -144,7 +144,7 @@ def _meant(path: str) -> str:
     if not inside:
         return did_you_mean(path, FIELD_TYPES)
     close = did_you_mean(word, inside.values())
-    return close.replace("mean ", f"mean {block}.") or f"; those of {block} are {', '.join(inside.values())}"
+    return close.replace("mean ", f"mean {block}.") or f"; fields of {block}: {', '.join(inside.values())}"
 
 
 def _initials(word: str) -> str:

@@ -79,7 +79,9 @@ def check_parameters(spec: LoRASweepSpec) -> CheckedParameters:
         )
         if when is not None and spec.preset and parameter.path == "method":
             wrong.append(
-                FieldError(f"{at}.when", "with preset: Guide its parameters depend on the method; leave it out")
+                FieldError(
+                    f"{at}.when", "isn't allowed with preset: Guide, whose parameters depend on the method; remove it"
+                )
             )
         elif when is not None and not depends_on_invalid:
             wrong += _condition(f"{at}.when", when, earlier)
@@ -122,7 +124,7 @@ def _path(at: str, path: str, template: Mapping[str, Any], seen: Container[str])
     elif path in seen:
         yield FieldError(f"{at}.path", f"{path} is in the list already. Fix: remove one of the two")
     elif read_value(template, path) is not None:
-        yield FieldError(f"{at}.path", f"the template sets {path}, too; leave it out there")
+        yield FieldError(f"{at}.path", f"the template also sets {path}; remove it there")
 
 
 def _values(at: str, parameter: ParameterSpec, sampler: SamplerType) -> Errors:
@@ -146,7 +148,7 @@ def _choices(at: str, parameter: ParameterSpec) -> Errors:
         # Modules are the same in any order.
         alike = ",".join(sorted(value.split(","))) if FIELD_TYPES[parameter.path] is FieldType.LIST else value
         if alike in first:
-            yield FieldError(f"{at}.choices[{place}]", f"is choices[{first[alike]}] once more; leave it out")
+            yield FieldError(f"{at}.choices[{place}]", f"is choices[{first[alike]}] again; remove it")
         first.setdefault(alike, place)
 
 
@@ -187,7 +189,7 @@ def _range(at: str, parameter: ParameterSpec, sampler: SamplerType) -> Errors:
     if given is None:
         return
     if FIELD_TYPES[path] not in NUMERIC:
-        yield FieldError(at, f"{path} is no number; give choices")
+        yield FieldError(at, f"{path} isn't a number; set choices instead of range")
         return
     numbers: dict[str, float] = {}
     for name in ("min", "max", "step"):
@@ -200,12 +202,10 @@ def _range(at: str, parameter: ParameterSpec, sampler: SamplerType) -> Errors:
     if {"min", "max"} <= set(numbers) and (given.step is None or "step" in numbers):
         yield from _span(at, path, given, numbers)
     if sampler is SamplerType.GRID and given.step is None and given.log:
-        message = (
-            f"sampler type Grid has no steps by factors; list choices in place of the range{_by_factors(path, numbers)}"
-        )
-        yield FieldError(at, message)
+        message = "is logarithmic, and sampler type Grid needs equal steps; replace it with choices"
+        yield FieldError(at, message + _by_factors(path, numbers))
     elif sampler is SamplerType.GRID and given.step is None:
-        yield FieldError(f"{at}.step", f"sampler type Grid needs it{_such_as(path, numbers)}")
+        yield FieldError(f"{at}.step", f"is required by sampler type Grid{_such_as(path, numbers)}")
 
 
 def _by_factors(path: str, numbers: Mapping[str, float]) -> str:
@@ -232,12 +232,12 @@ def _span(at: str, path: str, given: RangeSpec, numbers: Mapping[str, float]) ->
     """Yield the errors of a range's numbers compared with each other."""
     low, high, step = numbers["min"], numbers["max"], numbers.get("step")
     if step is not None and step > (high - low) * (1 + _DUST):
-        yield FieldError(f"{at}.step", f"is more than lies between min and max; at most {plain(high - low)}")
+        yield FieldError(f"{at}.step", f"must be at most max - min: {plain(high - low)}")
     elif step is not None and (high - low) / step > MOST_STEPS * (1 + _DUST):
-        yield FieldError(f"{at}.step", f"makes more than {MOST_STEPS} numbers; raise it, or leave it out")
+        yield FieldError(f"{at}.step", f"results in more than {MOST_STEPS} values; raise it, or remove it")
     if path == _WARMUP and low < 1 <= high:
         yield FieldError(
-            f"{at}.max", "warmup is a share of the steps below 1 and a number of steps from 1 on; take one"
+            f"{at}.max", "warmup below 1 is a share of the steps, and from 1 a number of steps; use one of them"
         )
 
 
@@ -245,10 +245,10 @@ def _condition(at: str, when: WhenSpec, earlier: Mapping[str, Dimension]) -> Err
     """Yield the errors of a condition: it must name an earlier parameter with choices, and some of these."""
     on = earlier.get(when.path)
     if on is None:
-        hint = did_you_mean(when.path, earlier) or "; list it before this one"
-        yield FieldError(f"{at}.path", f"{when.path} is no earlier parameter{hint}")
+        hint = did_you_mean(when.path, earlier) or "; list it before this parameter"
+        yield FieldError(f"{at}.path", f"{when.path} isn't an earlier parameter{hint}")
     elif not isinstance(on, Categorical):
-        yield FieldError(f"{at}.path", f"{when.path} has a range; a condition is on a parameter with choices")
+        yield FieldError(f"{at}.path", f"{when.path} has a range; a condition needs a parameter with choices")
     else:
         for place, text in enumerate(when.values):
             try:

@@ -20,8 +20,6 @@ from tunery_search.trials import FINAL_ORIGIN, EvalLosses, Trial
 
 NEVER_COMPARED: Final = frozenset({FINAL_ORIGIN, *(preset.value for preset in Preset)})
 """Origins of trials that always run to their end, so that the guide's configurations can be compared."""
-MOST_EVALUATIONS: Final = MAX_EVALUATIONS
-"""Maximum number of evaluations in a status. It drops the oldest first."""
 _EPSILON: Final = 1e-9
 _GAP_RATIO: Final = 1.5
 """A first evaluation later than this many intervals means that earlier ones were dropped. Intervals may differ by a
@@ -68,7 +66,7 @@ def loss_at_rung(course: EvalLosses, rung: float) -> float | None:
 
 def _is_truncated(course: EvalLosses) -> bool:
     """Return whether earlier evaluations were dropped: the first one left is too late."""
-    if len(course) < MOST_EVALUATIONS:
+    if len(course) < MAX_EVALUATIONS:
         return False
     widest = max(later - earlier for (earlier, _), (later, _) in itertools.pairwise(course))
     return course[0][0] > _GAP_RATIO * widest
@@ -83,7 +81,7 @@ def halving_reason(spec: PrunerSpec, rung: float, trial: Trial, earlier: Sequenc
     places = math.ceil(spec.keep * (len(others) + 1) - _EPSILON)
     if rank <= places:
         return None
-    return f"{_at(own, rung)}: number {rank} of {len(others) + 1}, and the best {places} go on"
+    return f"{_at(own, rung)}: number {rank} of {len(others) + 1}, and the best {places} continue"
 
 
 def median_reason(spec: PrunerSpec, rung: float, trial: Trial, earlier: Sequence[Trial]) -> str | None:
@@ -91,7 +89,7 @@ def median_reason(spec: PrunerSpec, rung: float, trial: Trial, earlier: Sequence
     own, others = _compared(spec, rung, trial, earlier)
     if own is None or own <= (middle := statistics.median(others)):
         return None
-    return f"{_at(own, rung)}: above {middle:.5g}, the median of the {len(others)} before it"
+    return f"{_at(own, rung)}: above {middle:.5g}, the median of the {len(others)} earlier ones"
 
 
 def _compared(

@@ -59,7 +59,7 @@ def _value_problem(dimension: Dimension, value: str, text: str) -> str:
         return f"must be {listed(dimension.choices)}, is {text!r}{did_you_mean(value, dimension.choices)}"
     low, high = boundary_values(dimension)
     if dimension.step and dimension.low <= float(value) <= dimension.high:
-        return f"must be {low} and a multiple of {plain(dimension.step)} on top, is {text!r}"
+        return f"must be {low} plus a multiple of {plain(dimension.step)}, is {text!r}"
     return f"must be from {low} to {high}, is {text!r}"
 
 
@@ -78,7 +78,7 @@ def value_errors(dimensions: Iterable[Dimension], values: Mapping[str, str]) -> 
     placed: dict[str, str] = {}
     for path, text in values.items():
         if path not in known:
-            yield FieldError(path, f"is no parameter of this sweep{did_you_mean(path, known) or '; leave it out'}")
+            yield FieldError(path, f"isn't a parameter of this sweep{did_you_mean(path, known) or '; remove it'}")
             continue
         try:
             placed[path] = canonical_value(known[path], text)
@@ -89,9 +89,9 @@ def value_errors(dimensions: Iterable[Dimension], values: Mapping[str, str]) -> 
         if when is None or when.holds(placed):
             continue
         if when.path not in values:
-            yield FieldError(path, f"exists only in some trials: say here, too, that {when.path} is {when.values[0]}")
+            yield FieldError(path, f"exists only in some trials; also set {when.path} is {when.values[0]}")
         elif when.path in placed:
-            yield FieldError(path, f"exists only where {when.path} is {listed(when.values)}; leave it out")
+            yield FieldError(path, f"exists only if {when.path} is {listed(when.values)}; remove it")
 
 
 def partial_point(dimensions: Iterable[Dimension], values: Mapping[str, str]) -> dict[str, str] | None:

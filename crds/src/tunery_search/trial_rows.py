@@ -149,7 +149,7 @@ def _state_fields(child: Body, values: Values, steps: int | None) -> dict[str, A
 def _complete(status: Mapping[str, Any]) -> dict[str, Any]:
     value, adapter = _value(status), status.get("adapter")
     if value is None:
-        why = "it succeeded, and its loss on the held-out rows is not known"
+        why = "it succeeded, but its held-out loss is unknown"
         return {"state": TrialState.FAILED.value, "why": why}
     published = adapter and TrialAdapter(uri=adapter["uri"], manifest_sha256=adapter["manifestSha256"])
     return {"state": TrialState.COMPLETE.value, "value": value, "adapter": published or None}
@@ -169,7 +169,7 @@ def _stop_why(child: Body) -> str:
     """Return why a trial stopped. Without `stop`, its deadline stopped it."""
     why = child["spec"].get("stop")
     if why is None:
-        return "its activeDeadlineSeconds ended it"
+        return "it exceeded activeDeadlineSeconds"
     text = str(why)
     return text.removeprefix(STOPPED_BY_SWEEP) if text.startswith(STOPPED_BY_SWEEP) else BY_HAND + text
 

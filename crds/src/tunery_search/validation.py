@@ -13,12 +13,12 @@ from tunery_api.errors import FieldError, field_error
 from tunery_api.fields import alias_of
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.lorasweep import LoRASweepSpec, PrunerType, SamplerType, SweepPreset
+from tunery_api.measured import MAX_EVALUATIONS
 from tunery_api.methods import TrainingTask
 from tunery_api.validation import lorajob_errors, parse_spec
 from tunery_search.dimensions import Categorical, Dimension, Numeric, Values
 from tunery_search.fields import NOT_SEARCHABLE, with_values
 from tunery_search.parameters import CheckedParameters, check_parameters
-from tunery_search.pruning import MOST_EVALUATIONS
 from tunery_search.space import (
     boundary_values,
     complete_point,
@@ -36,11 +36,11 @@ _MEASURED_ALIKE: Final = frozenset({"maxLength", "loss", "seed"})
 def something_to_search(spec: LoRASweepSpec) -> Errors:
     """Yield an error if nothing is searched, or if the guide is for another task."""
     if spec.preset is not None and not spec.parameters and not check_parameters(spec).guide:
-        yield FieldError("spec.preset", "the template sets all that the guide searches; leave some of it open there")
+        yield FieldError("spec.preset", "the template sets every parameter of the guide; remove some of them there")
     if spec.preset is SweepPreset.GUIDE and spec.template.task is not TrainingTask.SFT:
         yield FieldError(
             "spec.preset",
-            f"the guide's space is for task: SFT, not {spec.template.task}; leave it out, and list parameters",
+            f"the guide's space is for task: SFT, not {spec.template.task}; remove preset, and list parameters",
         )
 
 
@@ -53,7 +53,7 @@ def parameters(spec: LoRASweepSpec) -> Errors:
         if open_ones:
             yield FieldError(
                 "spec.sampler.type",
-                f"Grid needs steps, which the guide's {', '.join(open_ones)} have none of; take TPE or Random, or list "
+                f"Grid needs steps, but the guide's {', '.join(open_ones)} have none; use TPE or Random, or list "
                 "them as parameters with choices",
             )
 
@@ -64,7 +64,7 @@ def initial(spec: LoRASweepSpec) -> Errors:
     broken = set(found.locations) - {item.path for item in found.own}
     for index, values in enumerate(spec.initial):
         if not values:
-            yield FieldError(f"spec.initial[{index}]", "names no value; leave it out")
+            yield FieldError(f"spec.initial[{index}]", "is empty; remove it")
         for path, message in value_errors(
             found.dimensions, {path: text for path, text in values.items() if path not in broken}
         ):
@@ -78,7 +78,7 @@ def warm_start_of_another(spec: LoRASweepSpec, own: str) -> Errors:
         if each.name == own:
             yield FieldError(
                 f"spec.warmStartFrom[{index}].name",
-                "is this sweep itself, which learns from its own trials anyhow; leave it out",
+                "is this sweep, which learns from its own trials anyway; remove it",
             )
 
 
@@ -103,7 +103,7 @@ def pruner(spec: LoRASweepSpec) -> Errors:
         return
     for index, (before, rung) in enumerate(itertools.pairwise(block.rungs), start=1):
         if rung <= before:
-            yield FieldError(f"spec.pruner.rungs[{index}]", f"must be above the one before it, {before:g}")
+            yield FieldError(f"spec.pruner.rungs[{index}]", f"must be above the previous rung, {before:g}")
     first = min(block.rungs)
     yield from _measured_in_time(spec, block.rungs.index(first), first)
 
@@ -114,17 +114,17 @@ _OTHERWISE: Final = "or set spec.pruner.type: None"
 def _measured_in_time(spec: LoRASweepSpec, index: int, first: float) -> Errors:
     """Yield an error if trials aren't evaluated before the first rung, or if the status drops that evaluation."""
     times, every = spec.template.evaluation.times, spec.template.evaluation.every_steps
-    if times is not None and times * first < 1 and MOST_EVALUATIONS * first < 1:
+    if times is not None and times * first < 1 and MAX_EVALUATIONS * first < 1:
         yield FieldError(
             f"spec.pruner.rungs[{index}]",
-            f"must be at least {1 / MOST_EVALUATIONS:g}: a trial is measured {MOST_EVALUATIONS} times at most, so "
-            f"never before; {_OTHERWISE}",
+            f"must be at least {1 / MAX_EVALUATIONS:g}, as a trial is evaluated at most {MAX_EVALUATIONS} times; "
+            f"raise it, {_OTHERWISE}",
         )
     elif times is not None and times * first < 1:
         yield FieldError(
             "spec.template.evaluation.times",
-            f"must be at least {math.ceil(1 / first)}, so that a trial is measured before the rung at {first:g}; "
-            f"{_OTHERWISE}",
+            f"must be at least {math.ceil(1 / first)}, so that a trial is evaluated before the rung at {first:g}; "
+            f"raise it, {_OTHERWISE}",
         )
     elif times is None and every is not None:
         yield from _every_so_many(every, _lengths(spec), index, first)
@@ -142,32 +142,32 @@ def _every_so_many(every: int, lengths: Sequence[int], index: int, first: float)
     if not lengths:
         return
     shortest, longest = lengths
-    most, least = max(1, math.floor(first * shortest)), math.ceil(longest / MOST_EVALUATIONS)
+    most, least = max(1, math.floor(first * shortest)), math.ceil(longest / MAX_EVALUATIONS)
     at = "spec.template.evaluation.everySteps"
     if most < least and shortest < longest:
         yield FieldError(
             at,
-            f"suits no trials of {shortest} and of {longest} steps: at most {most} measures the one before the rung at "
-            f"{first:g}, and at least {least} leaves the other within {MOST_EVALUATIONS} evaluations; set "
-            f"evaluation.times in its place, {_OTHERWISE}",
+            f"must be at most {most} for trials of {shortest} steps, to evaluate them before the rung at {first:g}, "
+            f"and at least {least} for trials of {longest} steps, to stay within {MAX_EVALUATIONS} evaluations; "
+            f"set evaluation.times instead, {_OTHERWISE}",
         )
     elif most < least:
         yield FieldError(
             f"spec.pruner.rungs[{index}]",
-            f"must be at least {math.ceil(1000 * least / longest) / 1000:g}: of {longest} steps a status tells the "
-            f"newest {MOST_EVALUATIONS} evaluations, so none before; {_OTHERWISE}",
+            f"must be at least {math.ceil(1000 * least / longest) / 1000:g} for trials of {longest} steps, as the "
+            f"status has only the last {MAX_EVALUATIONS} evaluations; raise it, {_OTHERWISE}",
         )
     elif every > most:
         yield FieldError(
             at,
-            f"must be at most {most}, so that a trial of {shortest} steps is measured before the rung at {first:g}; "
-            f"{_OTHERWISE}",
+            f"must be at most {most}, so that a trial of {shortest} steps is evaluated before the rung at {first:g}; "
+            f"lower it, {_OTHERWISE}",
         )
     elif every < least:
         yield FieldError(
             at,
-            f"must be at least {least}: a status tells the newest {MOST_EVALUATIONS} evaluations, and a trial that has "
-            f"had more can no longer be compared; {_OTHERWISE}",
+            f"must be at least {least}: the status has only the last {MAX_EVALUATIONS} evaluations, and a trial with "
+            f"more can't be compared; raise it, {_OTHERWISE}",
         )
 
 
@@ -176,16 +176,16 @@ def final(spec: LoRASweepSpec) -> Errors:
     if spec.final is None:
         return
     if not spec.final.training.model_fields_set:
-        yield FieldError("spec.final.training", "sets nothing, so it would train the same once more; leave final out")
+        yield FieldError("spec.final.training", "is empty, so the final trial would repeat the best one; remove final")
     block, searched = spec.final.training, {item.path for item in check_parameters(spec).dimensions}
     for name in sorted(alias_of(block, name) for name in block.model_fields_set):
         path = f"training.{name}"
         if path in searched:
-            yield FieldError(f"spec.final.{path}", "is a parameter: the best trial's is taken; leave it out")
-        elif name in _MEASURED_ALIKE:
             yield FieldError(
-                f"spec.final.{path}", NOT_SEARCHABLE[path].replace("set it in the template", "leave it out")
+                f"spec.final.{path}", "is a searched parameter, and the best trial's value is used; remove it"
             )
+        elif name in _MEASURED_ALIKE:
+            yield FieldError(f"spec.final.{path}", NOT_SEARCHABLE[path].replace("set it in the template", "remove it"))
 
 
 def values(spec: LoRASweepSpec) -> Errors:

@@ -124,7 +124,7 @@ REJECTED: Final[dict[Kind, dict[str, tuple[Spec, str]]]] = {
         "spec.warmStartFrom[2].name: a is in the list already. Fix: remove one of the two":
             ({"warmStartFrom": [{"name": "a"}, {"name": "b"}, {"name": "a"}]},
              "spec.warmStartFrom[2]: Duplicate value"),
-        "spec.warmStartFrom[1].name: is this sweep itself, which learns from its own trials anyhow; leave it out":
+        "spec.warmStartFrom[1].name: is this sweep, which learns from its own trials anyway; remove it":
             ({"warmStartFrom": [{"name": "a"}, {"name": "case"}]},
              "warmStartFrom names this sweep, which already learns from its own trials. Fix: remove that entry"),
         "spec.parameters[0].range.min: must be a number: write it without quotes, 1e-5":

@@ -64,9 +64,9 @@ def test_a_sweep_is_accepted(text: str) -> None:
 
 REJECTED: dict[str, list[str]] = {
     "{preset: Guide, template: {method: IA3, training: {learningRate: 0.001, warmup: 0, weightDecay: 0}}}":
-        ["spec.preset: the template sets all that the guide searches; leave some of it open there"],
+        ["spec.preset: the template sets every parameter of the guide; remove some of them there"],
     "{preset: Guide, template: {task: DPO}}":
-        ["spec.preset: the guide's space is for task: SFT, not DPO; leave it out, and list parameters"],
+        ["spec.preset: the guide's space is for task: SFT, not DPO; remove preset, and list parameters"],
     "parameters: [{path: lora.targetModules, choices: [[q_proj, v_proj]]}]":
         ['spec.parameters[0].choices[0]: must be a string: write it in quotes, "q_proj,v_proj"'],
     "{preset: Guide, initial: [{lora: {rank: 16}}]}":
@@ -81,16 +81,16 @@ REJECTED: dict[str, list[str]] = {
     "parameters: [{path: learning_rate, choices: ['1']}, {path: lora, choices: ['1']}, {path: spec.lora.alpha, "
     "choices: ['1']}, {path: training.seed, choices: ['1']}]":
         [
-            "spec.parameters[0].path: learning_rate is no field that can be searched; did you mean "
+            "spec.parameters[0].path: learning_rate isn't a searchable field; did you mean "
             "training.learningRate?",
-            "spec.parameters[1].path: lora is a block; name a field of it: lora.rank, lora.alpha, lora.dropout, "
+            "spec.parameters[1].path: lora is a block; write one of its fields: lora.rank, lora.alpha, lora.dropout, "
             "lora.targetModules, lora.useRslora, lora.init",
-            "spec.parameters[2].path: spec.lora.alpha begins in the template: write lora.alpha",
+            "spec.parameters[2].path: spec.lora.alpha must be relative to the template: write lora.alpha",
             "spec.parameters[3].path: training.seed cannot be searched: it draws the held-out rows: losses on others "
             "cannot be compared; set it in the template",
         ],
     "{parameters: [{path: lora.alpha, choices: ['8']}], template: {lora: {alpha: 16}}}":
-        ["spec.parameters[0].path: the template sets lora.alpha, too; leave it out there"],
+        ["spec.parameters[0].path: the template also sets lora.alpha; remove it there"],
     """
     parameters:
     - {path: lora.init, range: {min: 0, max: 1}}
@@ -101,22 +101,22 @@ REJECTED: dict[str, list[str]] = {
     - {path: training.neftuneNoiseAlpha, range: {min: 1e-15, max: 10}}
     """:
         [
-            "spec.parameters[0].range: lora.init is no number; give choices",
+            "spec.parameters[0].range: lora.init isn't a number; set choices instead of range",
             "spec.parameters[1].range.max: lora.dropout must be below 1, is 2",
             "spec.parameters[2].range.min: lora.rank must be a whole number of at least 0, is '4.5'",
-            "spec.parameters[3].range.step: is more than lies between min and max; at most 1",
-            "spec.parameters[4].range.max: warmup is a share of the steps below 1 and a number of steps from 1 on; "
-            "take one",
+            "spec.parameters[3].range.step: must be at most max - min: 1",
+            "spec.parameters[4].range.max: warmup below 1 is a share of the steps, and from 1 a number of steps; use "
+            "one of them",
             "spec.parameters[5].range.min: training.neftuneNoiseAlpha must have at most 10 digits after the point, is"
             " '0.000000000000001'",
         ],
     "parameters: [{path: lora.rank, choices: ['4', '04', x]}, {path: lora.useRslora, choices: ['yes']}, {path: "
     "training.learningRate, choices: ['1e-4', '0.0001']}, {path: lora.targetModules, choices: ['a,,b']}]":
         [
-            "spec.parameters[0].choices[1]: is choices[0] once more; leave it out",
+            "spec.parameters[0].choices[1]: is choices[0] again; remove it",
             "spec.parameters[0].choices[2]: lora.rank must be a whole number of at least 0, is 'x'",
             "spec.parameters[1].choices[0]: lora.useRslora must be true or false, is 'yes'",
-            "spec.parameters[2].choices[1]: is choices[0] once more; leave it out",
+            "spec.parameters[2].choices[1]: is choices[0] again; remove it",
             "spec.parameters[3].choices[0]: lora.targetModules must be names joined by commas, is 'a,,b'",
         ],
     """
@@ -128,8 +128,8 @@ REJECTED: dict[str, list[str]] = {
     - {path: lora.init, choices: [EVA], when: {path: method, in: [DoRA, Dora]}}
     """:
         [
-            "spec.parameters[1].when.path: method is no earlier parameter; list it before this one",
-            "spec.parameters[2].when.path: lora.dropout has a range; a condition is on a parameter with choices",
+            "spec.parameters[1].when.path: method isn't an earlier parameter; list it before this parameter",
+            "spec.parameters[2].when.path: lora.dropout has a range; a condition needs a parameter with choices",
             "spec.parameters[4].when.in[1]: method must be LoRA or DoRA, is 'Dora'; did you mean DoRA?",
         ],
     """
@@ -146,13 +146,13 @@ REJECTED: dict[str, list[str]] = {
     - {}
     """:
         [
-            "spec.initial[0].lora.rank: exists only in some trials: say here, too, that method is LoRA",
-            "spec.initial[1].lora.rank: exists only where method is LoRA; leave it out",
+            "spec.initial[0].lora.rank: exists only in some trials; also set method is LoRA",
+            "spec.initial[1].lora.rank: exists only if method is LoRA; remove it",
             "spec.initial[2].lora.rank: must be 4 or 8, is '16'",
             "spec.initial[2].training.learningRate: must be from 0.0001 to 0.001, is '2e-2'",
-            "spec.initial[2].lora.dropout: must be 0 and a multiple of 0.05 on top, is '0.07'",
-            "spec.initial[3].lora.rnk: is no parameter of this sweep; did you mean lora.rank?",
-            "spec.initial[4]: names no value; leave it out",
+            "spec.initial[2].lora.dropout: must be 0 plus a multiple of 0.05, is '0.07'",
+            "spec.initial[3].lora.rnk: isn't a parameter of this sweep; did you mean lora.rank?",
+            "spec.initial[4]: is empty; remove it",
         ],
     """
     parameters:
@@ -173,78 +173,79 @@ REJECTED: dict[str, list[str]] = {
         ],
     "{preset: Guide, pruner: {rungs: [0.5, 0.2]}, template: {evaluation: {times: 4}}}":
         [
-            "spec.pruner.rungs[1]: must be above the one before it, 0.5",
-            "spec.template.evaluation.times: must be at least 5, so that a trial is measured before the rung at 0.2; "
-            "or set spec.pruner.type: None",
+            "spec.pruner.rungs[1]: must be above the previous rung, 0.5",
+            "spec.template.evaluation.times: must be at least 5, so that a trial is evaluated before the rung at 0.2; "
+            "raise it, or set spec.pruner.type: None",
         ],
     "{preset: Guide, pruner: {rungs: [0.05, 0.5]}, template: {evaluation: {times: 16}}}":
         [
-            "spec.pruner.rungs[0]: must be at least 0.0625: a trial is measured 16 times at most, so never before; or"
+            "spec.pruner.rungs[0]: must be at least 0.0625, as a trial is evaluated at most 16 times; raise it, or"
             " set spec.pruner.type: None",
         ],
     "{preset: Guide, template: {evaluation: {everySteps: 100}, training: {maxSteps: 100}}}":
         [
-            "spec.template.evaluation.everySteps: must be at most 25, so that a trial of 100 steps is measured before"
-            " the rung at 0.25; or set spec.pruner.type: None",
+            "spec.template.evaluation.everySteps: must be at most 25, so that a trial of 100 steps is evaluated "
+            "before the rung at 0.25; lower it, or set spec.pruner.type: None",
         ],
     "{preset: Guide, template: {evaluation: {everySteps: 10}, training: {maxSteps: 320}}}":
         [
-            "spec.template.evaluation.everySteps: must be at least 20: a status tells the newest 16 evaluations, and "
-            "a trial that has had more can no longer be compared; or set spec.pruner.type: None",
+            "spec.template.evaluation.everySteps: must be at least 20: the status has only the last 16 evaluations, "
+            "and a trial with more can't be compared; raise it, or set spec.pruner.type: None",
         ],
     "{parameters: [{path: training.maxSteps, choices: ['40', '100']}], template: {evaluation: {everySteps: 50}}}":
         [
-            "spec.template.evaluation.everySteps: must be at most 10, so that a trial of 40 steps is measured before "
-            "the rung at 0.25; or set spec.pruner.type: None",
+            "spec.template.evaluation.everySteps: must be at most 10, so that a trial of 40 steps is evaluated "
+            "before the rung at 0.25; lower it, or set spec.pruner.type: None",
         ],
     "{parameters: [{path: training.maxSteps, range: {min: 40, max: 400}}], template: {evaluation: {everySteps: 10}}}":
         [
-            "spec.template.evaluation.everySteps: suits no trials of 40 and of 400 steps: at most 10 measures the one"
-            " before the rung at 0.25, and at least 25 leaves the other within 16 evaluations; set evaluation.times "
-            "in its place, or set spec.pruner.type: None",
+            "spec.template.evaluation.everySteps: must be at most 10 for trials of 40 steps, to evaluate them before "
+            "the rung at 0.25, and at least 25 for trials of 400 steps, to stay within 16 evaluations; set "
+            "evaluation.times instead, or set spec.pruner.type: None",
         ],
     "{preset: Guide, pruner: {rungs: [0.05]}, template: {evaluation: {everySteps: 5}, training: {maxSteps: 100}}}":
         [
-            "spec.pruner.rungs[0]: must be at least 0.07: of 100 steps a status tells the newest 16 evaluations, so "
-            "none before; or set spec.pruner.type: None",
+            "spec.pruner.rungs[0]: must be at least 0.07 for trials of 100 steps, as the status has only the last 16 "
+            "evaluations; raise it, or set spec.pruner.type: None",
         ],
     "parameters: [{path: lora.targetModules, choices: ['a,b', 'b, a', 'a,a', 'b']}]":
         [
-            "spec.parameters[0].choices[1]: is choices[0] once more; leave it out",
+            "spec.parameters[0].choices[1]: is choices[0] again; remove it",
             "spec.parameters[0].choices[2]: lora.targetModules must have each name once, is 'a,a'",
         ],
     "{sampler: {type: Grid}, parameters: [{path: lora.rank, range: {min: 4, max: 8}},{path: training.learningRate, "
     "range: {min: 0.0001, max: 0.01}},{path: lora.alpha, range: {min: 4, max: 128}}, {path: lora.dropout, range: "
     "{min: 0, max: 2}},{path: training.warmup, range: {min: 1, max: 3}}]}":
         [
-            "spec.parameters[0].range.step: sampler type Grid needs it, such as 1",
-            "spec.parameters[1].range.step: sampler type Grid needs it, such as 0.001",
-            "spec.parameters[2].range.step: sampler type Grid needs it, such as 10",
+            "spec.parameters[0].range.step: is required by sampler type Grid, such as 1",
+            "spec.parameters[1].range.step: is required by sampler type Grid, such as 0.001",
+            "spec.parameters[2].range.step: is required by sampler type Grid, such as 10",
             "spec.parameters[3].range.max: lora.dropout must be below 1, is 2",
-            "spec.parameters[3].range.step: sampler type Grid needs it",
-            "spec.parameters[4].range.step: sampler type Grid needs it, such as 1",
+            "spec.parameters[3].range.step: is required by sampler type Grid",
+            "spec.parameters[4].range.step: is required by sampler type Grid, such as 1",
         ],
     "{preset: Guide, sampler: {type: Grid}, parameters: [{path: training.epochs, range: {min: 1, max: 2}},{path: "
     "training.learningRate, range: {min: 1e-4, max: 1e-3, log: true}}]}":
         [
-            "spec.parameters[0].range.step: sampler type Grid needs it, such as 0.1",
-            "spec.parameters[1].range: sampler type Grid has no steps by factors; list choices in place of the range:"
+            "spec.parameters[0].range.step: is required by sampler type Grid, such as 0.1",
+            "spec.parameters[1].range: is logarithmic, and sampler type Grid needs equal steps; replace it with "
+            "choices:"
             " choices: [0.0001, 0.0003162, 0.001]",
-            "spec.sampler.type: Grid needs steps, which the guide's lora.dropout, training.warmup, "
-            "training.weightDecay have none of; take TPE or Random, or list them as parameters with choices",
+            "spec.sampler.type: Grid needs steps, but the guide's lora.dropout, training.warmup, "
+            "training.weightDecay have none; use TPE or Random, or list them as parameters with choices",
         ],
     "{preset: Guide, final: {training: {learningRate: 1e-4, maxLength: 64}}}":
         [
-            "spec.final.training.learningRate: is a parameter: the best trial's is taken; leave it out",
-            "spec.final.training.maxLength: other tokens would be measured, and such losses cannot be compared; leave"
-            " it out",
+            "spec.final.training.learningRate: is a searched parameter, and the best trial's value is used; remove it",
+            "spec.final.training.maxLength: other tokens would be measured, and such losses cannot be compared; "
+            "remove it",
         ],
     "{preset: Guide, final: {training: {epochs: 0}}}":
         ["spec.final.training.epochs: must be above 0, is 0"],
     "{preset: Guide, final: {training: {epochs: 3}}, template: {training: {maxSteps: 100}}}":
         ["spec.final: training.maxSteps cannot be set together with epochs. Fix: remove one of the two"],
     "{preset: Guide, final: {training: {}}}":
-        ["spec.final.training: sets nothing, so it would train the same once more; leave final out"],
+        ["spec.final.training: is empty, so the final trial would repeat the best one; remove final"],
     "parameters: [{path: lora.rank, choices: ['4', '8']}, {path: lora.alpha, choices: ['8', '16', '5000', x]}]":
         [
             "spec.parameters[1].choices[2]: lora.alpha must be at most 4096, is 5000",
@@ -273,7 +274,7 @@ REJECTED: dict[str, list[str]] = {
         ["spec.parameters[0].path: training.maxSteps cannot be set together with epochs. Fix: remove one of the two"],
     "{parameters: [{path: lora.rnk, choices: ['1']}], template: {quantization: {}, method: DoRA}}":
         [
-            "spec.parameters[0].path: lora.rnk is no field that can be searched; did you mean lora.rank?",
+            "spec.parameters[0].path: lora.rnk isn't a searchable field; did you mean lora.rank?",
             "spec.template.quantization: does not fit LoRA and DoRA, which train on the unquantized base. Fix: set "
             "method: QLoRA or QDoRA, or remove it",
         ],
@@ -357,18 +358,18 @@ def test_what_a_misspelt_choice_was_meant_to_be_is_no_second_error() -> None:
         ("lora.r", "; did you mean lora.rank?"),
         ("training.warmupp", "; did you mean training.warmup?"),
         ("trainig.warmupp", "; did you mean training.warmup?"),
-        ("lora.zzz", "; those of lora are rank, alpha, dropout, targetModules, useRslora, init"),
+        ("lora.zzz", "; fields of lora: rank, alpha, dropout, targetModules, useRslora, init"),
     ],
 )
 def test_a_path_that_is_none_is_told_with_what_was_meant(path: str, hint: str) -> None:
     told = errors(f"parameters: [{{path: {path}, choices: ['1']}}]")
-    assert told == [f"spec.parameters[0].path: {path} is no field that can be searched{hint}"]
+    assert told == [f"spec.parameters[0].path: {path} isn't a searchable field{hint}"]
 
 
 def test_the_choices_in_place_of_a_range_by_factors_mend_it() -> None:
     ranged = "{path: lora.rank, range: {min: 4, max: 64, log: true}}"
     (told,) = errors(f"{{sampler: {{type: Grid}}, parameters: [{ranged}]}}")
-    choices = told.partition("in place of the range: ")[2]
+    choices = told.partition("replace it with choices: ")[2]
     assert choices == "choices: [4, 16, 64]"
     assert errors(f"{{sampler: {{type: Grid}}, parameters: [{{path: lora.rank, {choices}}}]}}") == []
 
@@ -377,7 +378,9 @@ def test_with_the_guide_no_condition_leads_round_in_a_circle() -> None:
     told = errors(
         "{preset: Guide, parameters: [{path: method, choices: [LoRA, IA3], when: {path: lora.rank, in: ['8']}}]}"
     )
-    assert told == ["spec.parameters[0].when: with preset: Guide its parameters depend on the method; leave it out"]
+    assert told == [
+        "spec.parameters[0].when: isn't allowed with preset: Guide, whose parameters depend on the method; remove it"
+    ]
 
 
 @pytest.mark.parametrize("metadata", [{"name": "c"}, {}, "odd"], ids=str)

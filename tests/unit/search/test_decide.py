@@ -218,7 +218,7 @@ def test_the_worse_ones_are_stopped_by_the_sweep() -> None:
     elders = [done(number, losses=(3.0, 2.0)) for number in range(6)]
     decision = decide(sweep(parallelTrials=2), [*elders, running(6, 3.0, 9.0)], moment())
     assert decision.stop.keys() == {6}
-    text = "sweep: after 25 % of the steps its lowest held-out loss is 3: number 7 of 7, and the best 4 go on"
+    text = "sweep: after 25 % of the steps its lowest held-out loss is 3: number 7 of 7, and the best 4 continue"
     assert decision.stop[6] == text
     assert decision.create == (7,)
 
@@ -308,7 +308,7 @@ def test_a_budget_without_room_for_another_trial_ends_it() -> None:
 def test_a_budget_that_ran_out_before_anything_was_complete_says_so() -> None:
     failure = failure_of(sweep(budget={"gpuSeconds": 100}), [trial(0, S.PRUNED, gpu_seconds=101)])
     assert failure.reason is FailureReason.BUDGET_EXHAUSTED
-    assert failure.message == "spec.budget ran out before any trial had published an adapter"
+    assert failure.message == "spec.budget was exceeded before any trial published an adapter"
 
 
 def test_without_anything_complete_the_commonest_reason_is_the_sweeps() -> None:
@@ -329,15 +329,15 @@ def test_what_was_measured_but_published_nothing_cannot_be_the_result() -> None:
     )
     lost = failure_of(sweep(maxTrials=1), [done(0, adapter=None)])
     assert lost.message == "none of 1 trials has an adapter"
-    late = failure_of(sweep(maxTrials=1), [trial(0, S.PRUNED, why="its activeDeadlineSeconds ended it")])
-    assert late.message == "none of 1 trials came to its end"
+    late = failure_of(sweep(maxTrials=1), [trial(0, S.PRUNED, why="it exceeded activeDeadlineSeconds")])
+    assert late.message == "none of 1 trials completed"
     assert {path.partition(".")[0] for each in late.remedies for path in each.fields} == {"template"}
 
 
 def test_where_people_have_ended_all_of_them_more_are_needed() -> None:
     taken = [trial(0, S.PRUNED, why="by hand: enough"), trial(1, S.DELETED)]
     failure = failure_of(sweep(maxTrials=2), taken)
-    assert (failure.reason, failure.message) == ("NotImproved", "all 2 trials were deleted, or stopped by hand")
+    assert (failure.reason, failure.message) == ("NotImproved", "all 2 trials were deleted or stopped by a user")
     assert [(each.action, each.fields) for each in failure.remedies] == [("Edit", ["maxTrials"])]
     assert decide(sweep(maxTrials=3), taken, forgiving(2)).create == (2,)
     every = failure_of(sweep(maxTrials=9), taken, moment(recorded=EndReason.SPACE_EXHAUSTED))

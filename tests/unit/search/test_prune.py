@@ -44,7 +44,7 @@ def test_halving_ends_the_worse_of_those_that_came_so_far(loss: float, ended: bo
 
 def test_halving_says_how_many_were_better() -> None:
     assert prune_reasons(pruner(), [*ELDERS, running(6, 3.0, 2.42)]) == {
-        6: "after 25 % of the steps its lowest held-out loss is 2.42: number 6 of 7, and the best 4 go on"
+        6: "after 25 % of the steps its lowest held-out loss is 2.42: number 6 of 7, and the best 4 continue"
     }
 
 
@@ -86,7 +86,7 @@ def test_median_ends_what_is_above_the_median_of_the_earlier_ones() -> None:
     spec = pruner(type="Median")
     assert prune_reasons(spec, [*ELDERS, running(6, 3.0, 2.25)]) == {}
     assert prune_reasons(spec, [*ELDERS, running(6, 3.0, 2.26)]) == {
-        6: "after 25 % of the steps its lowest held-out loss is 2.26: above 2.25, the median of the 6 before it"
+        6: "after 25 % of the steps its lowest held-out loss is 2.26: above 2.25, the median of the 6 earlier ones"
     }
 
 

@@ -78,7 +78,7 @@ def test_the_value_is_that_of_what_is_published_as_exactly_as_it_is_known(told: 
 
 def test_a_success_without_a_measure_is_no_result() -> None:
     found = row({"phase": "Succeeded", "adapter": ADAPTER})
-    assert (found.state, found.why) == ("Failed", "it succeeded, and its loss on the held-out rows is not known")
+    assert (found.state, found.why) == ("Failed", "it succeeded, but its held-out loss is unknown")
 
 
 def test_what_was_measured_and_is_not_better_is_complete_without_an_adapter() -> None:
@@ -103,7 +103,7 @@ def test_a_run_that_found_a_problem_at_its_very_end_was_measured() -> None:
     [
         (stop_text("it is number 5 of 7"), "it is number 5 of 7"),
         ("enough", "by hand: enough"),
-        (None, "its activeDeadlineSeconds ended it"),
+        (None, "it exceeded activeDeadlineSeconds"),
     ],
 )
 def test_a_stopped_trial_is_pruned_and_says_who_stopped_it(stop: str | None, why: str) -> None:

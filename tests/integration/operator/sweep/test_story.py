@@ -184,7 +184,7 @@ def test_what_is_in_the_worse_half_is_stopped_for_good(
     assert stopped.startswith("sweep: after 25 % of the steps its lowest held-out loss is ")
     found = wait_rows(namespace, "Complete", "Complete", "Pruned", "Running")
     assert found[2]["at"] == "0.25"
-    assert found[2]["why"].endswith(": number 3 of 3, and the best 2 go on")
+    assert found[2]["why"].endswith(": number 3 of 3, and the best 2 continue")
     assert jobs(namespace)["s-002"]["status"]["phase"] == "Stopped"
     assert namespace.get("jobs", "s-002-train") is None
     trials.held.clear()
