@@ -54,7 +54,7 @@ def history(space: tuple[Dimension, ...], number: int) -> tuple[Observation, ...
             state=(state := states[each.number % len(states)]),
             values=each.values,
             value=1.0 + each.number / 10 if state is ObservationState.COMPLETE else None,
-            course=((25, 2.0),) if state is ObservationState.PRUNED else (),
+            intermediate_values=((25, 2.0),) if state is ObservationState.PRUNED else (),
         )
         for each in made
     )

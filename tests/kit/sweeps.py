@@ -56,9 +56,11 @@ def trial(number: int, state: TrialState = TrialState.COMPLETE, value: float | N
 
 def running(number: int, *losses: float, **live: Any) -> Trial:
     """Return a trial that runs and was checked, with its losses after each eighth of its steps."""
-    course = tuple(((index + 1) / 8, loss) for index, loss in enumerate(losses))
+    eval_losses = tuple(((index + 1) / 8, loss) for index, loss in enumerate(losses))
     origin = live.pop("origin", None)
-    return trial(number, TrialState.RUNNING, live=Live(**{"course": course, "checked": True, **live}), origin=origin)
+    return trial(
+        number, TrialState.RUNNING, live=Live(**{"eval_losses": eval_losses, "checked": True, **live}), origin=origin
+    )
 
 
 def evaluations(losses: Sequence[float]) -> list[EvaluationStatus]:

@@ -179,7 +179,7 @@ def _finish_search(spec: LoRASweepSpec, trials: Sequence[Trial], context: Decisi
 def _trials_to_create(spec: LoRASweepSpec, trials: Sequence[Trial], context: DecisionContext) -> tuple[int, ...]:
     """Return the numbers of the trials to create now."""
     alive = [trial for trial in trials if not trial.has_ended]
-    if spec.suspend or any(trial.live is not None and trial.live.held for trial in alive):
+    if spec.suspend or any(trial.live is not None and trial.live.waiting for trial in alive):
         return ()
     # Create one trial first, so that a wrong bucket fails only one pod, on a CPU.
     parallel = spec.parallel_trials if any(map(has_passed_preflight, trials)) else 1

@@ -39,7 +39,7 @@ class Observation(ApiModel):
     state: ObservationState
     values: dict[str, str]
     value: float | None = None
-    course: tuple[tuple[int, float], ...] = ()
+    intermediate_values: tuple[tuple[int, float], ...] = ()
     """The intermediate values of a pruned trial: pairs of the percentage of its steps and the loss."""
 
 
@@ -139,7 +139,7 @@ def to_observation(trial: Trial) -> Observation:
         state=state,
         values=row.parameters,
         value=trial.loss if state is ObservationState.COMPLETE else None,
-        course=_intermediate_values(trial)
+        intermediate_values=_intermediate_values(trial)
         if state is ObservationState.PRUNED and row.state == TrialState.PRUNED
         else (),
     )
@@ -155,7 +155,7 @@ def _state(trial: Trial) -> ObservationState:
         return ObservationState.PRUNED
     if state == TrialState.PRUNED:
         # A trial that was stopped without a loss or a problem of its own is no evidence about its values.
-        informative = not trial.was_stopped_with_sweep and (trial.course or trial.row.reason)
+        informative = not trial.was_stopped_with_sweep and (trial.eval_losses or trial.row.reason)
         return ObservationState.PRUNED if informative else ObservationState.FAILED
     return ObservationState.FAILED if trial.has_ended else ObservationState.RUNNING
 
@@ -165,4 +165,4 @@ def _intermediate_values(trial: Trial) -> tuple[tuple[int, float], ...]:
 
     The number of steps depends on the batch size, so steps of different trials can't be compared.
     """
-    return tuple({round(100 * share): loss for share, loss in trial.course}.items())
+    return tuple({round(100 * share): loss for share, loss in trial.eval_losses}.items())

@@ -97,7 +97,7 @@ def _to_frozen_trial(order: tuple[Dimension, ...], observation: Observation) -> 
         params={each.path: _value(each, observation.values[each.path]) for each in active},
         distributions={each.path: _distribution(each) for each in active},
         value=observation.value if observation.state is ObservationState.COMPLETE else None,
-        intermediate_values=dict(observation.course),
+        intermediate_values=dict(observation.intermediate_values),
     )
 
 

@@ -53,23 +53,23 @@ def _comparison_reason(spec: PrunerSpec, trial: Trial, trials: Sequence[Trial]) 
     return next((why for rung in spec.rungs if (why := rule(spec, rung, trial, earlier))), None)
 
 
-def loss_at_rung(course: EvalLosses, rung: float) -> float | None:
+def loss_at_rung(losses: EvalLosses, rung: float) -> float | None:
     """Return the lowest loss up to the first evaluation at a rung. Return None if the trial hasn't reached it.
 
     Return None also if the status dropped earlier evaluations: one of them may have been the lowest.
     """
-    index = next((index for index, (share, _) in enumerate(course) if share >= rung - _EPSILON), None)
-    if index is None or _is_truncated(course):
+    index = next((index for index, (share, _) in enumerate(losses) if share >= rung - _EPSILON), None)
+    if index is None or _is_truncated(losses):
         return None
-    return min(loss for _, loss in course[: index + 1])
+    return min(loss for _, loss in losses[: index + 1])
 
 
-def _is_truncated(course: EvalLosses) -> bool:
+def _is_truncated(losses: EvalLosses) -> bool:
     """Return whether earlier evaluations were dropped: the first one left is too late."""
-    if len(course) < MAX_EVALUATIONS:
+    if len(losses) < MAX_EVALUATIONS:
         return False
-    widest = max(later - earlier for (earlier, _), (later, _) in itertools.pairwise(course))
-    return course[0][0] > _GAP_RATIO * widest
+    widest = max(later - earlier for (earlier, _), (later, _) in itertools.pairwise(losses))
+    return losses[0][0] > _GAP_RATIO * widest
 
 
 def halving_reason(spec: PrunerSpec, rung: float, trial: Trial, earlier: Sequence[Trial]) -> str | None:
@@ -96,8 +96,8 @@ def _compared(
     spec: PrunerSpec, rung: float, trial: Trial, earlier: Sequence[Trial]
 ) -> tuple[float | None, list[float]]:
     """Return a trial's loss at a rung and those of its rivals. The loss is None with too few rivals."""
-    own = loss_at_rung(trial.course, rung)
-    others = [loss for each in earlier if (loss := loss_at_rung(each.course, rung)) is not None]
+    own = loss_at_rung(trial.eval_losses, rung)
+    others = [loss for each in earlier if (loss := loss_at_rung(each.eval_losses, rung)) is not None]
     return (own if len(others) >= spec.min_rivals else None), others
 
 

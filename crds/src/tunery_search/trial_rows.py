@@ -223,10 +223,10 @@ def _live(child: Body, row: TrialStatus) -> Live:
     gpus = (spec.get("resources") or {}).get("gpus")
     blocker = _blocker(row.name, status)
     return Live(
-        course=eval_losses_of(_evaluations(status), row.steps),
+        eval_losses=eval_losses_of(_evaluations(status), row.steps),
         problem=_problem(status),
         stops_itself=_ends_itself(child),
-        held=status.get("phase") in (Phase.QUEUED, Phase.WAITING) or blocker is not None,
+        waiting=status.get("phase") in (Phase.QUEUED, Phase.WAITING) or blocker is not None,
         blocker=blocker,
         checked=is_checked(status),
         stopping=spec.get("stop") is not None,

@@ -34,12 +34,12 @@ EvalLosses = tuple[tuple[float, float], ...]
 class Live:
     """What the LoRAJob of an unfinished trial reports."""
 
-    course: EvalLosses = ()
+    eval_losses: EvalLosses = ()
     problem: str | None = None
     """The Problem finding that makes the trial useless, as a sentence."""
     stops_itself: bool = True
     """The trainer stops the trial because of the problem."""
-    held: bool = False
+    waiting: bool = False
     """The trial waits for quota, for a node, or for a fix by a user."""
     blocker: Failure | None = None
     """The failure in its status that blocks the trial."""
@@ -63,9 +63,13 @@ class Trial:
     """None: the trial has ended, or its LoRAJob is unknown."""
 
     @property
-    def course(self) -> EvalLosses:
+    def eval_losses(self) -> EvalLosses:
         """Return the evaluations so far, oldest first."""
-        return self.live.course if self.live is not None else eval_losses_of(self.row.evaluations or (), self.row.steps)
+        return (
+            self.live.eval_losses
+            if self.live is not None
+            else eval_losses_of(self.row.evaluations or (), self.row.steps)
+        )
 
     @property
     def loss(self) -> float | None:

@@ -68,7 +68,7 @@ def test_one_trial_goes_ahead_until_one_has_passed_preflight(trials: list[Trial]
     [
         ([done(0), running(1)], (2,)),
         ([done(0), running(1), running(2)], ()),
-        ([done(0), running(1, held=True)], ()),
+        ([done(0), running(1, waiting=True)], ()),
         ([done(0), running(7)], (8,)),
     ],
     ids=["one place is free", "none is", "one waits for quota", "numbers are never used again"],

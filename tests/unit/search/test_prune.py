@@ -136,15 +136,15 @@ def test_a_trial_that_was_the_best_early_is_not_ended_for_what_is_forgotten() ->
     losses = [2 - 0.1 * number for number in range(5)] + [1.6 + 0.02 * number for number in range(27)]
     for came in range(8, 33):
         course = tuple((number / 32, loss) for number, loss in enumerate(losses[:came], 1))[-16:]
-        assert prune_reasons(pruner(), [*elders, running(6, course=course)]) == {}, came
+        assert prune_reasons(pruner(), [*elders, running(6, eval_losses=course)]) == {}, came
 
 
 def test_an_elder_whose_early_evaluations_are_forgotten_is_no_rival() -> None:
     many = [trial(number, losses=[1.7] * 8) for number in range(5)]
-    forgot = running(5, course=told(27, 320, 10))
+    forgot = running(5, eval_losses=told(27, 320, 10))
     worse = running(6, 9.0, 9.0, 9.0)
     assert prune_reasons(pruner(), [*many, forgot, worse]) == {}
-    assert prune_reasons(pruner(), [*many, running(5, course=told(16, 320, 10)), worse]).keys() == {6}
+    assert prune_reasons(pruner(), [*many, running(5, eval_losses=told(16, 320, 10)), worse]).keys() == {6}
 
 
 def test_trials_with_other_steps_are_compared_at_the_first_evaluation_behind_the_rung() -> None:

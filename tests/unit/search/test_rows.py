@@ -155,9 +155,9 @@ def test_a_trial_under_way_tells_what_the_row_does_not_hold() -> None:
     found = read_trial(lorajob(0, status), read)
     assert (found.row.state, found.row.value, found.row.evaluations) == ("Running", None, None)
     assert found.live is not None
-    assert found.course == ((0.25, 1.90012), (0.5, 1.61238), (0.75, 1.70001))
+    assert found.eval_losses == ((0.25, 1.90012), (0.5, 1.61238), (0.75, 1.70001))
     assert found.live.problem == "WorseThanBase: it is 9 % above the base model's"
-    assert (found.live.checked, found.live.held, found.live.stopping, found.live.stops_itself) == (
+    assert (found.live.checked, found.live.waiting, found.live.stopping, found.live.stops_itself) == (
         True,
         False,
         False,
@@ -189,7 +189,7 @@ def test_a_trial_waits(status: dict[str, Any], held: bool) -> None:
     found = read_trial(lorajob(0, status), read)
     assert found.row.state == "Waiting"
     assert found.live is not None
-    assert found.live.held is held
+    assert found.live.waiting is held
     assert (found.live.blocker is not None) == bool(status.get("failure"))
 
 

@@ -109,7 +109,7 @@ def test_an_evaluation_that_is_no_finite_number_is_none(text: str) -> None:
     there = trial(0, value=1.0, losses=(2.0, 1.5))
     first, second = there.row.evaluations or ()
     known = [first, second.model_copy(update={"loss": text})]
-    assert Trial(there.row.model_copy(update={"evaluations": known})).course == ((0.125, 2.0),)
+    assert Trial(there.row.model_copy(update={"evaluations": known})).eval_losses == ((0.125, 2.0),)
 
 
 @pytest.mark.parametrize(("tolerance", "number"), [(0.0, 0), (0.01, 1), (0.05, 3)])
@@ -200,7 +200,7 @@ def test_a_sampler_is_told_what_a_trial_says_of_its_values(
     known: Trial, state: str, value: float | None, course: tuple[Any, ...]
 ) -> None:
     found = to_observation(known)
-    assert (found.state, found.value, found.course) == (ObservationState(state), value, course)
+    assert (found.state, found.value, found.intermediate_values) == (ObservationState(state), value, course)
 
 
 def test_a_question_is_made_of_the_spec_and_all_trials_of_the_search() -> None:

@@ -162,7 +162,7 @@ def _set_searching(builder: StatusBuilder, search: Search, status: bool | None, 
 
 
 def _queued_text(search: Search, namespace: str) -> str | None:
-    waiting = [trial.row for trial in search.alive if trial.live is not None and trial.live.held]
+    waiting = [trial.row for trial in search.alive if trial.live is not None and trial.live.waiting]
     if not waiting:
         return None
     names = ", ".join(row.name for row in waiting)

@@ -102,7 +102,7 @@ def test_an_exhausted_space_is_written_down_since_only_the_sampler_knows() -> No
 
 
 def test_a_trial_that_waits_holds_the_others_back_and_is_named() -> None:
-    status = status_with(trial(0), trial(1, TrialState.WAITING, live=Live(held=True)))
+    status = status_with(trial(0), trial(1, TrialState.WAITING, live=Live(waiting=True)))
     assert condition(status, "Searching")[:2] == ("Unknown", "TrialsQueued")
     assert "kubectl describe lorajob support-001 -n " in condition(status, "Searching")[2]
     assert status["phase"] == "Searching"
@@ -111,7 +111,7 @@ def test_a_trial_that_waits_holds_the_others_back_and_is_named() -> None:
 def test_what_stands_in_a_trials_way_stands_in_the_sweeps() -> None:
     remedies = [retry("Add a node"), edit("Change scheduling", "scheduling")]
     why = Failure(reason="Unschedulable", message="support-001: 0/1 nodes are available", remedies=remedies)
-    seen = (trial(0), trial(1, TrialState.WAITING, live=Live(held=True, blocker=why)))
+    seen = (trial(0), trial(1, TrialState.WAITING, live=Live(waiting=True, blocker=why)))
     shown = status_with(*seen)["failure"]
     assert (shown["reason"], shown["message"]) == ("Unschedulable", "support-001: 0/1 nodes are available")
     assert shown["hint"] == (
