@@ -135,8 +135,8 @@ def uses_tpe(request: SuggestionRequest, number: int) -> bool:
     ended = sum(
         observation.state in _INFORMATIVE for observation in in_space(request, (*request.earlier, *request.trials))
     )
-    made = number + len(request.earlier)
-    return request.sampler is SamplerType.TPE and made >= request.startup and 2 * ended >= request.startup
+    created = number + len(request.earlier)
+    return request.sampler is SamplerType.TPE and created >= request.startup and 2 * ended >= request.startup
 
 
 def in_space(request: SuggestionRequest, known: tuple[Observation, ...]) -> tuple[Observation, ...]:

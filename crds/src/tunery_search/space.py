@@ -109,23 +109,23 @@ def point(dimensions: Iterable[Dimension], values: Mapping[str, str]) -> dict[st
     return placed if placed is not None and is_point(known, placed) else None
 
 
-def complete_point(dimensions: Iterable[Dimension], wanted: Mapping[str, str]) -> dict[str, str]:
-    """Return the point with the wanted values, and the first value of every other active parameter."""
+def complete_point(dimensions: Iterable[Dimension], fixed: Mapping[str, str]) -> dict[str, str]:
+    """Return the point with these values, and the first value of every other active parameter."""
     values: dict[str, str] = {}
     for dimension in parents_first(dimensions):
         if is_active(dimension, values):
-            values[dimension.path] = wanted.get(dimension.path) or boundary_values(dimension)[0]
+            values[dimension.path] = fixed.get(dimension.path) or boundary_values(dimension)[0]
     return values
 
 
 def with_parent_values(dimensions: Iterable[Dimension], path: str, text: str) -> dict[str, str]:
     """Return a value with the values of other parameters that make its parameter active."""
-    by_path, wanted = {item.path: item for item in dimensions}, {path: text}
+    by_path, values = {item.path: item for item in dimensions}, {path: text}
     above = by_path.get(path)
     while above and above.when:
-        wanted[above.when.path] = above.when.values[0]
+        values[above.when.path] = above.when.values[0]
         above = by_path.get(above.when.path)
-    return wanted
+    return values
 
 
 _LORA: Final = frozenset({*LORA_FAMILY, Method.AUTO})

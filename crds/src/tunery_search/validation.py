@@ -216,9 +216,9 @@ def _of_value(
     dimension: Dimension, text: str, found: CheckedParameters, errors_of: Callable[[Values], frozenset[FieldError]]
 ) -> frozenset[FieldError]:
     """Return the errors of a value in the template, except those that the first value of another parameter fixes."""
-    wanted = with_parent_values(found.dimensions, dimension.path, text)
-    errors = errors_of(wanted)
-    return errors & errors_of(complete_point(found.dimensions, wanted)) if errors else errors
+    point = with_parent_values(found.dimensions, dimension.path, text)
+    errors = errors_of(point)
+    return errors & errors_of(complete_point(found.dimensions, point)) if errors else errors
 
 
 def _placed(dimension: Dimension, by_value: Mapping[str, Sequence[FieldError]], found: CheckedParameters) -> Errors:

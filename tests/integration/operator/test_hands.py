@@ -80,6 +80,22 @@ def test_a_job_that_was_taken_from_its_owner_is_told(namespace: Namespace) -> No
     assert "orphan-train" in failure["message"]
 
 
+def test_an_orphaned_job_of_an_earlier_object_takes_the_name(namespace: Namespace) -> None:
+    namespace.apply(lorajob("again", preflight="Skip"))
+    pod = namespace.run_pod("again-train", node="one")
+    namespace.wait_running("again")
+    namespace.orphan("lorajobs", "again")
+    eventually("the first one is gone", lambda: namespace.get("lorajobs", "again") is None)
+    namespace.apply(lorajob("again", preflight="Skip"))
+    failure = namespace.wait_failure("again", "NameConflict")["failure"]
+    assert "Job again-train" in failure["message"]
+    assert failure["hint"].startswith("Delete or rename the object with the named name")
+    namespace.delete("jobs", "again-train")
+    namespace.end_pod(pod, 143)
+    namespace.annotate("again", retry="1")
+    assert namespace.run_pod("again-train") != pod
+
+
 def test_a_pod_that_outlives_its_job_is_followed_to_its_end(namespace: Namespace) -> None:
     namespace.apply(lorajob("left", preflight="Skip"))
     began, pod = time.monotonic(), namespace.run_pod("left-train")
@@ -187,9 +203,6 @@ def test_a_job_that_waits_for_a_kept_job_says_who_keeps_it(namespace: Namespace)
     namespace.delete("lorajobs", "held")
     eventually("the Job is being deleted", lambda: "deletionTimestamp" in namespace.job("held-train")["metadata"])
     namespace.apply(lorajob("held", preflight="Skip"))
-    running = eventually("it waits for the pod", lambda: _waits_for(namespace, "held-train-"))
-    pod = running.split("kubectl delete pod ")[1].split()[0]
-    namespace.delete("pods", pod)
     says = "waits for Job held-train of an earlier object of that name to go; the finalizer example.com/audit keeps it"
     eventually("it says who keeps it", lambda: _waits_for(namespace, says))
     namespace.api.patch(path, {"metadata": {"finalizers": None}})

@@ -12,7 +12,7 @@ from tunery_api.runspec import Task
 from tunery_api.status import ConditionType, Phase
 from tunery_operator.client import apply
 from tunery_operator.client.client import Json
-from tunery_operator.client.permissions import GET_JOB, SERVICES
+from tunery_operator.client.permissions import GET_JOB, JOBS, SERVICES
 from tunery_operator.controllers.context import ReconcileContext
 from tunery_operator.controllers.observe import ManagedObject
 from tunery_operator.errors import AwaitingDeletion, NameTaken, OwnerGone, PreflightsFull, StaleObject
@@ -142,9 +142,14 @@ def _keep_service(context: ReconcileContext, plan: JobPlan, job: JobView) -> Non
 
 
 def _wait_for_leftovers(context: ReconcileContext, plan: JobPlan) -> None:
-    """Raise AwaitingDeletion while a pod of an earlier Job has not ended: it still writes its checkpoint."""
+    """Raise AwaitingDeletion while a pod of an earlier Job has not ended: it still writes its checkpoint.
+
+    Raises NameTaken if that Job still exists and has no owner: it would replace a pod that a user deletes.
+    """
     pod = next(iter(leftovers(context, plan.owner, plan.name)), None)
     if pod is not None:
+        if not pod.deleting and (found := context.client.get(GET_JOB, pod.namespace, plan.name)) is not None:
+            apply.adopt(found, plan.owner, JOBS)
         where = f" on node {pod.node}" if pod.node else ""
         state = f"still ends{where}" if pod.deleting else outlives(pod, where)
         raise AwaitingDeletion(f"pod {pod.name} of an earlier Job, which {state}")

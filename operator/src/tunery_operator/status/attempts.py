@@ -322,9 +322,17 @@ def record_stop(
 
 
 def _deleted(started: datetime | None, snapshot: Snapshot) -> str:
-    """Return the reason of the end of a deleted pod; if its Job is gone, Tunery has deleted both."""
-    made = parse_time(snapshot.main.job.created) if snapshot.main is not None else None
-    return STOPPED if made is None or (started is not None and started < made) else POD_DELETED
+    """Return the reason of the end of a deleted pod; if its Job is gone, Tunery has deleted both.
+
+    A Job that was resumed after the pod had started was suspended in between, unseen by the operator.
+    """
+    job = snapshot.main.job if snapshot.main is not None else None
+    created = parse_time(job.created) if job is not None else None
+    if job is None or created is None or (started is not None and started < created):
+        return STOPPED
+    if job.started_at is not None and started is not None and started < job.started_at:
+        return SUSPENDED if job.queue is None else PREEMPTED
+    return POD_DELETED
 
 
 def _recorded_stop_reason(uid: str, snapshot: Snapshot, conditions: Conditions) -> str | None:

@@ -118,6 +118,20 @@ UNSEEN: dict[str, tuple[dict[str, Any], tuple[str, int]]] = {
         ("Preempted", 90),
     ),
     "deleted by somebody, seen": ({"lost_pods": (LostPod("p1", "p1", at(-550), 90.0, NOW, NODE),)}, ("PodDeleted", 90)),
+    "deleted before its Job was resumed": (
+        {
+            "train": job(started_at=NOW + timedelta(seconds=95)),
+            "lost_pods": (LostPod("p1", "p1", at(-550), 90.0, NOW, NODE),),
+        },
+        ("Suspended", 90),
+    ),
+    "preempted and admitted again, unseen": (
+        {
+            "train": job(started_at=NOW + timedelta(seconds=95), queue="team-a"),
+            "lost_pods": (LostPod("p1", "p1", at(-550), 90.0, NOW, NODE),),
+        },
+        ("Preempted", 90),
+    ),
     "its last report": ({"progress": REPORT}, ("Vanished", 40)),
     "a report of the attempt before does not count": (
         {"progress": TrainerStatus(last_updated_time=at(-100))},
