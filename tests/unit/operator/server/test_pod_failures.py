@@ -166,6 +166,12 @@ def test_a_volume_that_cannot_be_mounted_is_told_though_only_events_say_it(
     assert outcome.requeue_after == 15, "no watch tells of events"
 
 
+def test_an_old_warning_is_no_failure() -> None:
+    found = snapshot(starting(), rollout=deployment(1, updated=0))
+    warnings = warned("FailedMount", 'configmap "x" not found', seconds_ago=181)[1:]
+    assert "failure" not in compute(replace(found, warnings={"uid-a": warnings})).status
+
+
 @pytest.mark.parametrize(
     "pod",
     [

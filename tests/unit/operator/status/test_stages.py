@@ -75,6 +75,7 @@ SUSPENSION: dict[str, tuple[dict[str, Any], tuple[str, str], str]] = {
 def test_suspended_means_that_nothing_runs(seen: dict[str, Any], told: tuple[str, str], phase: str) -> None:
     status = status_for(suspend=True, **seen)
     assert (condition(status, "Suspended"), status["phase"]) == (told, phase)
+    assert (condition(status, "Reconciling") is None) is (phase == "Suspended")
 
 
 def test_resumed() -> None:

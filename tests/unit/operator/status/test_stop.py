@@ -243,6 +243,17 @@ def test_how_far_it_came_is_one_step_wherever_it_is_told() -> None:
     assert "stopped after step 40" in message_of(status, "Stopped")
 
 
+def test_without_a_checkpoint_the_last_step_is_that_of_the_reports() -> None:
+    missing = {"failure": {"reason": "CheckpointMissing", "message": "no checkpoint is stored"}}
+    publisher = Attempt(publish_job(failed_reason="PodFailurePolicy"), (ended(code=64, says=missing),))
+    before = left()
+    status = compute_status(
+        dataclasses.replace(before, publishing=publisher, status={**before.status, "progress": PROGRESS})
+    )
+    assert status["stopped"] == {"reason": "StopRequested", "afterStep": 39}
+    assert message_of(status, "Stopped") == "enough; stopped after step 39; no checkpoint is stored"
+
+
 @pytest.mark.parametrize(
     ("evaluations", "said"),
     [
