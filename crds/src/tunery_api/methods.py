@@ -107,7 +107,7 @@ RANK_GUIDELINES: Final = (
     RankGuideline(64, "heavy adaptation", "complex domain shift, approaching full fine-tuning"),
 )
 """The recommended uses, ordered by rank."""
-_RANKS: Final = "; ".join(f"{line.rank}: {line.name}" for line in RANK_GUIDELINES)
+_RANKS: Final = "; ".join(f"{line.rank}: {line.name} ({line.use})" for line in RANK_GUIDELINES)
 
 
 class LoraInit(StrEnum):
@@ -156,8 +156,7 @@ class LoraSpec(ApiModel):
         None,
         ge=1,
         le=1024,
-        description=f"Rank of the decomposition. {_RANKS}; uses: docs/methods.md#rank. Default: the preset's value, "
-        "else 16.",
+        description=f"Rank of the decomposition. {_RANKS}. Default: the preset's value, else 16.",
     )
     alpha: int | None = Field(
         None,
