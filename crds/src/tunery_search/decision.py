@@ -85,7 +85,7 @@ def decide(spec: LoRASweepSpec, trials: Sequence[Trial], context: DecisionContex
     alive = [trial for trial in trials if not trial.has_ended]
     if end is not None and not alive:
         return _finish_search(spec, trials, context, end)
-    is_permanent = end in _STOPS_ALL or end is EndReason.SPACE_EXHAUSTED or _is_over(trials, context)
+    is_permanent = end in _STOPS_ALL or end is EndReason.SPACE_EXHAUSTED or _search_has_ended(trials, context)
     shown = end if is_permanent else None
     decision = Decision(stop=stop, end_reason=shown, requeue_at=_requeue_at(spec, trials, context))
     return decision if end is not None else replace(decision, create=_trials_to_create(spec, trials, context))
@@ -136,12 +136,12 @@ def _end_reason(spec: LoRASweepSpec, trials: Sequence[Trial], context: DecisionC
         return EndReason.DEADLINE
     if spec.budget is not None and _spent(trials, context) >= spec.budget.gpu_seconds:
         return EndReason.BUDGET
-    if _is_over(trials, context):
+    if _search_has_ended(trials, context):
         return context.recorded or EndReason.MAX_TRIALS
     return _search_end(spec, trials, context)
 
 
-def _is_over(trials: Sequence[Trial], context: DecisionContext) -> bool:
+def _search_has_ended(trials: Sequence[Trial], context: DecisionContext) -> bool:
     """Return whether the search has ended: the best trial is being published, or the final trial exists."""
     return context.publishing or any(trial.is_final_trial for trial in trials)
 

@@ -281,11 +281,11 @@ def _give_up(sweep: _Sweep, search: Search, failure: Failure) -> tuple[_Sweep, S
 
 def _suggest(sweep: _Sweep, trials: Sequence[Trial], numbers: Sequence[int]) -> SuggestionReply | Blocker:
     """Return what to try next, or what blocks the answer. Raises StaleObject, ApiFailure."""
-    question = sweep_request(sweep.spec, sweep.space, trials, numbers, _forgiven(sweep.obj))
+    request = sweep_request(sweep.spec, sweep.space, trials, numbers, _forgiven(sweep.obj))
     if numbers and sweep.spec.warm_start_from:
-        question = with_warm_start(question, [_earlier_rows(sweep, each.name) for each in sweep.spec.warm_start_from])
+        request = with_warm_start(request, [_earlier_rows(sweep, each.name) for each in sweep.spec.warm_start_from])
     try:
-        return sweep.context.sampler.suggest(question, sweep.obj.owner.key, sweep.obj.owner.uid)
+        return sweep.context.sampler.suggest(request, sweep.obj.owner.key, sweep.obj.owner.uid)
     except SamplerBusy as error:
         return Blocker(SAMPLER_BUSY, str(error), BUSY_SECONDS, is_shown=error.seconds >= BUSY_SECONDS)
     except SuggestionFailed as error:

@@ -39,12 +39,12 @@ class SamplerPool:
     def __init__(
         self,
         wake: Callable[[Key], object] = lambda key: None,
-        ask: Callable[[SuggestionRequest], SuggestionReply] = suggest,
+        compute: Callable[[SuggestionRequest], SuggestionReply] = suggest,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`wake` enqueues a sweep whose answer is ready."""
         self._wake = wake
-        self._ask = ask
+        self._compute = compute
         self._clock = clock
         self._threads = ThreadPoolExecutor(MAX_PROCESSES, thread_name_prefix="sampler")
         self._lock = threading.Lock()
@@ -52,20 +52,20 @@ class SamplerPool:
         """By the uid of the sweep."""
         self._closed = False
 
-    def suggest(self, question: SuggestionRequest, key: Key, uid: str) -> SuggestionReply:
+    def suggest(self, request: SuggestionRequest, key: Key, uid: str) -> SuggestionReply:
         """Return what a sweep tries next, at once if that takes no process.
 
         Raises SamplerBusy while Optuna computes the answer, and SuggestionFailed.
         """
-        if not needs_optuna(question):
-            return self._timed(question, self._clock())
+        if not needs_optuna(request):
+            return self._timed(request, self._clock())
         if self._closed:
             raise SamplerBusy(0.0)
-        digest = hashlib.sha256(question.model_dump_json().encode()).digest()
+        digest = hashlib.sha256(request.model_dump_json().encode()).digest()
         with self._lock:
             known = self._requests.get(uid)
             if known is None or known.digest != digest:
-                known = self._requests[uid] = self._submit(question, digest, key)
+                known = self._requests[uid] = self._submit(request, digest, key)
                 while len(self._requests) > MAX_ANSWERS:
                     self._requests.popitem(last=False)
             elif known.answer.done():
@@ -73,15 +73,15 @@ class SamplerPool:
                 return known.answer.result()
         raise SamplerBusy(self._clock() - known.submitted)
 
-    def _submit(self, question: SuggestionRequest, digest: bytes, key: Key) -> _Request:
+    def _submit(self, request: SuggestionRequest, digest: bytes, key: Key) -> _Request:
         now = self._clock()
-        answer = self._threads.submit(self._timed, question, now)
+        answer = self._threads.submit(self._timed, request, now)
         answer.add_done_callback(lambda _: None if self._closed else self._wake(key))
         return _Request(digest, now, answer)
 
-    def _timed(self, question: SuggestionRequest, began: float) -> SuggestionReply:
+    def _timed(self, request: SuggestionRequest, began: float) -> SuggestionReply:
         try:
-            return self._ask(question)
+            return self._compute(request)
         except Exception:  # any, as it is only counted here and raised again
             if not self._closed:
                 metrics.SUGGEST_ERRORS.inc()
