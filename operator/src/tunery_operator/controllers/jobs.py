@@ -24,11 +24,11 @@ from tunery_operator.observed.pod import PodView, outlives
 from tunery_operator.planning.job import JobPlan
 from tunery_operator.runtime.cache import oldest_first
 from tunery_operator.runtime.reader import read_attempt, read_live
+from tunery_operator.status.queue import is_queued
 from tunery_operator.status.reports import first_pod_succeeded, publishes_alone
 from tunery_operator.status.results import needs_report, succeeded_pod
 from tunery_operator.status.snapshot import Snapshot
 from tunery_operator.status.stop import Stop
-from tunery_operator.status.suspension import is_queued
 
 _FINAL_EXIT_CODES: Final = frozenset({ExitCode.OK, ExitCode.USER_ERROR})
 """Exit codes of a pod after which its Job ends."""

@@ -26,6 +26,7 @@ from tunery_operator.status.conditions import (
     WORKING_PHASES,
 )
 from tunery_operator.status.diagnosis import LOG_LOST, is_node_lost, job_failure, lost_node, of_role, pod_failure
+from tunery_operator.status.queue import check_queue, is_queued, release_quota
 from tunery_operator.status.reports import first_pod_succeeded, is_downloading, only_starts, publishes_alone
 from tunery_operator.status.results import decide_result, record_checkpoint, record_progress, record_termination_message
 from tunery_operator.status.retries import (
@@ -43,7 +44,7 @@ from tunery_operator.status.retries import (
     same_end_twice,
 )
 from tunery_operator.status.snapshot import Snapshot
-from tunery_operator.status.suspension import SAVES, check_queue, is_queued, release_quota
+from tunery_operator.status.suspension import SAVES
 
 _RUNNING: Final = ConditionType.RUNNING
 _ENDING: Final = (STOPPING, OUT_OF_TIME)

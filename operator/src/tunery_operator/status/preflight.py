@@ -12,10 +12,10 @@ from tunery_operator.observed.pod import PodView
 from tunery_operator.status.builder import StatusBuilder
 from tunery_operator.status.diagnosis import failure, job_failure, pod_failure
 from tunery_operator.status.findings import planned, record_findings
+from tunery_operator.status.queue import check_queue, is_queued
 from tunery_operator.status.reports import parse_report
 from tunery_operator.status.results import succeeded_pod
 from tunery_operator.status.retries import ends_its_job
-from tunery_operator.status.suspension import check_queue, is_queued
 
 PREFLIGHT_ONLY: Final = "PreflightOnly"
 """Reason of Succeeded=True if spec.preflight is Only."""
