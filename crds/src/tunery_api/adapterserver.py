@@ -23,7 +23,7 @@ from tunery_api.jobs import GpuResource, LabelKey, LabelValue, SchedulingSpec
 AdapterName = Annotated[
     str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9]([A-Za-z0-9._:/-]*[A-Za-z0-9])?$")
 ]
-"""The model name in requests. It can't contain `@`, which precedes the version in an engine name."""
+"""The model name in requests. It can't contain `@`: the engine knows each adapter as `name@version`."""
 
 ENGINE_RANKS: Final = (8, 16, 32, 64, 128, 256, 320, 512)
 """The maximum LoRA ranks that vLLM accepts."""
@@ -67,8 +67,8 @@ class AdapterSource(ApiModel):
     uri: StorageUri | None = Field(None, description="URI of a published adapter with its manifest.json.")
     manifest_sha256: Annotated[str, Field(min_length=64, max_length=64, pattern=r"^[0-9a-f]{64}$")] | None = Field(
         None,
-        description="With uri: required SHA-256 of manifest.json. Unset: a newly published version at the URI is "
-        "served too.",
+        description="With uri: the SHA-256 that manifest.json must have. Unset: a newly published version at the URI "
+        "is served too.",
     )
     keep_loaded: bool = Field(
         False,
@@ -189,8 +189,8 @@ class EngineSpec(ApiModel):
         DEFAULT_LOADED,
         ge=1,
         le=512,
-        description="Maximum number of adapters in the engine's memory. The server can have more: a requested one then "
-        "replaces the least recently used.",
+        description="Maximum number of adapters in the engine's memory. The server can list more: a requested one that "
+        "isn't loaded replaces the least recently used.",
     )
     max_length: int | None = Field(
         None,

@@ -67,7 +67,7 @@ FINAL_PHASES: Final = frozenset({Phase.SUCCEEDED.value, Phase.FAILED.value, Phas
 
 
 class ConditionType(StrEnum):
-    """The condition types of every kind."""
+    """The condition types of every kind, in the order of a status. compute.py of the operator's status sets them."""
 
     VALIDATED = "Validated"
     SEARCHING = "Searching"

@@ -1,4 +1,7 @@
-"""Decide the next step of a sweep from its spec, its trials and a DecisionContext. There is no other state."""
+"""Decide the next step of a sweep from its spec, its trials and a DecisionContext. There is no other state.
+
+The decision has the numbers of the next trials. The sampler (sampler.py) chooses their values.
+"""
 
 from __future__ import annotations
 

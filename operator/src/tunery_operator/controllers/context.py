@@ -22,7 +22,7 @@ from tunery_operator.runtime.workqueue import backoff
 
 CONFLICT_WINDOW: Final = 60.0
 CONFLICT_CHANGES: Final = 4
-"""Changes of one object within the window: the first, and three after it was undone."""
+"""After so many changes of one child within the window, Tunery pauses: the first change, and three repeats."""
 CONFLICT_PAUSE: Final = 300.0
 _FORGET: Final = 2 * CONFLICT_PAUSE
 
@@ -41,7 +41,7 @@ class Backoff:
         return backoff(failures)
 
     def reset(self, key: Key) -> None:
-        """Start again with the shortest delay: nothing blocks the object."""
+        """Forget the failed tries of an object that nothing blocks any more."""
         with self._lock:
             self._failures.pop(key, None)
 
@@ -104,7 +104,7 @@ class ReconcileContext:
     watched_before: datetime | None = None
     """Until when another operator led before this one, by the Lease; None: unknown."""
     acting_since: datetime | None = None
-    """Since when this operator accepts progress reports; None: it does not."""
+    """Since when this operator leads; None: it does not."""
     certificate_fault: Callable[[], str | None] = lambda: None
     """Return why pods can't trust the certificate of the progress endpoint; None: they can."""
     has_backlog: Callable[[], bool] = lambda: False

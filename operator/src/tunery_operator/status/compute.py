@@ -28,7 +28,7 @@ from tunery_operator.status.suspension import terminating
 from tunery_operator.status.sweep import check_search, omit_removed_adapters
 
 Check = Callable[[StatusBuilder], bool]
-"""Changes the builder; True: the status is final, and the checks that follow are skipped."""
+"""Changes the builder; True: the checks that follow are skipped."""
 _NO_SERVER: Final = (
     retry("Create that AdapterServer"),
     recreate("Name another AdapterServer in serverRef", "serverRef"),

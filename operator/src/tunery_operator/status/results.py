@@ -1,4 +1,4 @@
-"""Write the published result of a Job into the status, and why an AdapterServer could not serve it."""
+"""Decide how an object ends whose Job is complete, and write the reports and the published result into the status."""
 
 from __future__ import annotations
 

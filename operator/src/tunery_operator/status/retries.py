@@ -1,4 +1,7 @@
-"""Find the pod that made an attempt fail and whether another attempt follows, and reopen a failed object."""
+"""Find the pod that made an attempt fail and whether another attempt follows, and give a reopened object its status.
+
+The annotation for a retry is handled in controllers/after_finish.py.
+"""
 
 from __future__ import annotations
 

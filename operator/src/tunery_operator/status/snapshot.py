@@ -94,9 +94,9 @@ class Snapshot:
     now: datetime
     suspend: bool = False
     stop: str | None = None
-    """Why it must stop for good; None: it continues."""
+    """The text of spec.stop, which stops the object for good; None: unset."""
     on_stop: str | None = None
-    """spec.onStop: what happens to what was trained by then; None: unset."""
+    """spec.onStop: whether what was trained is published or discarded; None: unset."""
     blocking_finalizers: tuple[str, ...] = ()
     """The foreign finalizers that keep the deleted object."""
     gpus: int = 0
@@ -141,7 +141,7 @@ class Snapshot:
     planning_errors: tuple[FieldError, ...] = ()
     """Why an accepted spec cannot be planned with the current rules and settings; the object waits."""
     rejection: Failure | None = None
-    """The API server's answer to a request for a child that it rejected."""
+    """Why a child could not be created, changed, or deleted."""
     waiting_for: str | None = None
     """What the next Job waits for, such as an earlier object's Job that still ends."""
     waiting_reason: str = WAITING_FOR_PREDECESSOR

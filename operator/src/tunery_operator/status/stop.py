@@ -1,4 +1,4 @@
-"""Stop an object for good, by its spec or by its deadline, and publish what was trained."""
+"""Decide whether an object stops for good, by its spec or by its deadline, and show the stop in its status."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ class Stop:
 def stop_of(snapshot: Snapshot) -> Stop | None:
     """Return why an object that has not ended must stop for good; None: it continues.
 
-    None also if the Job is complete or the object was deleted. After a stop by the deadline the Job is gone: raising
-    the deadline then has no effect.
+    None also if the Job is complete or the object was deleted. A stop by the deadline that has begun continues even if
+    the deadline is raised.
     """
     if snapshot.blocking_finalizers or (snapshot.main is not None and snapshot.main.job.complete):
         return None
@@ -66,7 +66,7 @@ def stop_of(snapshot: Snapshot) -> Stop | None:
     if snapshot.on_stop != OnStop.PUBLISH.value:
         return None
     left = deadline_left(snapshot)
-    if not _has_begun(snapshot) and (left is None or left > 0):
+    if not _stop_has_begun(snapshot) and (left is None or left > 0):
         return None
     return Stop(FailureReason.DEADLINE_EXCEEDED.value, _TOO_LONG, _has_trained(snapshot))
 
@@ -79,7 +79,7 @@ def _has_trained(snapshot: Snapshot) -> bool:
     return started or bool(status.get("attempts") or status.get("checkpoint"))
 
 
-def _has_begun(snapshot: Snapshot) -> bool:
+def _stop_has_begun(snapshot: Snapshot) -> bool:
     conditions = snapshot.status.get("conditions") or ()
     stopping = (ConditionType.STOPPED.value, ConditionStatus.FALSE.value)
     return any((condition["type"], condition["status"]) == stopping for condition in conditions)
@@ -98,7 +98,7 @@ def check_stop(builder: StatusBuilder) -> bool:
     elif stop.publishes:
         _check_publishing(builder, stop)
     else:
-        _end_after(builder, stop, _nothing_published_text(builder), _last_step(builder))
+        _end_without_adapter(builder, stop, _nothing_published_text(builder), _last_step(builder))
     return True
 
 
@@ -107,7 +107,7 @@ def _end(builder: StatusBuilder, stop: Stop, text: str, ended: datetime | None =
     builder.end_stopped(stop.reason, f"{stop.why}; {text}", ended)
 
 
-def _end_after(builder: StatusBuilder, stop: Stop, text: str, step: int | None) -> None:
+def _end_without_adapter(builder: StatusBuilder, stop: Stop, text: str, step: int | None) -> None:
     """End without an adapter at the output, with the last step if it is known."""
     if step is None:
         _end(builder, stop, text)
@@ -198,7 +198,7 @@ def _check_published(builder: StatusBuilder, stop: Stop, attempt: Attempt) -> No
             builder.succeed(text, ended)
         else:
             _show_last_step(builder, result.stopped_after_step)
-            _end(builder, stop, f"{_after(result)}, {text}", ended)
+            _end(builder, stop, f"{_stopped_after_text(result)}, {text}", ended)
 
 
 def _show_last_step(builder: StatusBuilder, step: int) -> None:
@@ -208,7 +208,7 @@ def _show_last_step(builder: StatusBuilder, step: int) -> None:
     builder.merge("progress", steps_fields(step, total) if total else None)
 
 
-def _after(result: RunResult) -> str:
+def _stopped_after_text(result: RunResult) -> str:
     loss = result.metrics.eval_loss if result.metrics is not None else None
     measured = f"evaluation loss {loss}" if loss is not None else "evaluation loss not measured"
     of = next((each.step for each in reversed(result.evaluations or []) if each.loss == loss), None)
@@ -218,7 +218,7 @@ def _after(result: RunResult) -> str:
 
 
 def _check_unpublished(builder: StatusBuilder, stop: Stop, attempt: Attempt) -> None:
-    """End without an adapter; what can be fixed, a deadline that is too short included, is a failure."""
+    """End without an adapter: as stopped if the user requested it and nothing was worth publishing, else as failed."""
     result = record_termination_message(builder, attempt)
     found, exit_code = job_failure(attempt, builder.snapshot.platform)
     if str(found.reason) not in _NOTHING_USABLE:
@@ -226,6 +226,6 @@ def _check_unpublished(builder: StatusBuilder, stop: Stop, attempt: Attempt) -> 
         builder.fail(found.model_copy(update={"message": redact(text)}), exit_code=exit_code)
     elif stop.reason == REQUESTED:
         step = result.stopped_after_step if result is not None else None
-        _end_after(builder, stop, found.message, _last_step(builder) if step is None else step)
+        _end_without_adapter(builder, stop, found.message, _last_step(builder) if step is None else step)
     else:
         builder.fail_for(FailureReason.DEADLINE_EXCEEDED, f"{stop.why}; {found.message}")

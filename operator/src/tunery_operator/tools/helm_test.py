@@ -77,7 +77,7 @@ def check_operator(options: Options) -> str:
 
 
 def check_certificate(options: Options) -> str:
-    """Check that the endpoint's certificate matches its CA, and that it rejects an unauthenticated report."""
+    """Check that the endpoint's certificate matches its CA, and that the endpoint rejects an unauthenticated report."""
     url, context = options.progress_url, ssl.create_default_context(cafile=options.authority)
     hint = "is its certificate valid, and does a NetworkPolicy allow pods to connect?"
     status, _ = _ask("POST", url, hint, data=b"{}", headers=_UNAUTHENTICATED, ssl=context)
@@ -138,7 +138,7 @@ def check_job(client: KubeClient, options: Options, clock: Callable[[], float] =
 
 
 def _remove(client: KubeClient, namespace: str) -> None:
-    """Delete the job, and wait until its Jobs are gone: the next one needs their names."""
+    """Delete the LoRAJob in the foreground: it exists until its Jobs are gone, whose names the next one needs."""
     try:
         query = {"propagationPolicy": "Foreground"}
         client.request(delete_owner(Kind.LORAJOB.plural), namespace, NAME, query=query)
