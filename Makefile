@@ -10,7 +10,7 @@ VENV   := $(TESTS)/.venv
 PYTHON := $(VENV)/bin/python
 RUFF   := $(VENV)/bin/ruff
 # Each has a lock of its own. PROJECTS are those of tests/kit/projects.py, which a test compares.
-PROJECTS := crds operator trainer-image/common trainer-image trainer-image/server tests tests/tools/engine
+PROJECTS := crds crds/client operator trainer-image/common trainer-image trainer-image/server tests tests/tools/engine
 SOURCES := crds operator trainer-image tests
 UV_VERSION := 0.13.9
 # uv of the machine, else one of its own in the user's cache folder.

@@ -23,6 +23,7 @@ class Project(NamedTuple):
 PROJECTS: Final = (
     Project("crds", "tunery_api"),
     Project("crds", "tunery_search"),
+    Project("crds/client", "tunery"),
     Project("operator", "tunery_operator"),
     Project("trainer-image/common", "tunery_common"),
     Project("trainer-image", "tunery_trainer"),
