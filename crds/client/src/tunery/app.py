@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from tunery.text import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,7 +36,7 @@ class App:
         """The terminal, or a pipe."""
         from rich.console import Console
 
-        return Console(highlight=False, soft_wrap=True)
+        return Console(highlight=False, soft_wrap=True, emoji=False)
 
     @property
     def is_json(self) -> bool:
@@ -42,11 +45,12 @@ class App:
 
     def print(self, text: str = "", style: str | None = None) -> None:
         """Print text of the cluster or of a user; nothing in it is markup."""
-        self.console.print(text, style=style, markup=False)
+        self.console.print(printable(text), style=style, markup=False)
 
     def print_json(self, value: Any) -> None:
         """Print a JSON document on one line."""
-        click.echo(json.dumps(value, ensure_ascii=False, default=str))
+        plain = not (sys.stdout.encoding or "").lower().startswith("utf")
+        click.echo(json.dumps(value, ensure_ascii=plain, default=str))
 
 
 pass_app = click.make_pass_decorator(App)

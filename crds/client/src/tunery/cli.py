@@ -15,6 +15,7 @@ import click
 
 from tunery.app import App
 from tunery.errors import ExitCode, TuneryError
+from tunery.text import printable, use_plain_characters
 
 COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "submit": ("tunery.commands.submit", "Create the objects of a manifest."),
@@ -76,6 +77,7 @@ def main() -> NoReturn:
 
 def run(arguments: list[str]) -> int:
     """Run a command and return its exit code."""
+    use_plain_characters()
     try:
         with _errors():
             return int(tunery.main(arguments, prog_name="tunery", standalone_mode=False) or 0)
@@ -97,9 +99,9 @@ def _errors() -> Iterator[None]:
     try:
         yield
     except TuneryError as error:
-        click.echo(f"{error.reason}: {error.message}", err=True)
+        click.echo(printable(f"{error.reason}: {error.message}"), err=True)
         if error.remedy:
-            click.echo(f"  {error.remedy}", err=True)
+            click.echo(printable(f"  {error.remedy}"), err=True)
         raise _Exit(error.exit_code) from error
     except click.ClickException as error:
         error.show()

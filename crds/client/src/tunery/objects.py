@@ -9,6 +9,7 @@ from typing import Any, Final, NamedTuple
 
 from tunery.cluster import Cluster, Json, resource_of
 from tunery.errors import NotFound, UsageError
+from tunery_api.errors import did_you_mean
 from tunery_api.kinds import JOB_KINDS, KINDS, Kind
 from tunery_api.names import SWEEP_LABEL
 from tunery_api.status import FINAL_PHASES, Phase
@@ -139,7 +140,9 @@ def find(cluster: Cluster, text: str, kinds: Sequence[Kind] = tuple(Kind)) -> Vi
     wanted = kinds if target.kind is None else (target.kind,)
     found = list(_found(cluster, target.name, wanted))
     if not found:
+        there = {each.name for each in list_objects(cluster, wanted)}
         message = f"{_either(wanted)} {target.name} does not exist in namespace {cluster.namespace}"
+        message += did_you_mean(target.name, sorted(there))
         raise NotFound("NotFound", message, "List what there is: tunery list, in all namespaces: tunery list -A")
     if len(found) > 1:
         names = " and ".join(view.reference for view in found)

@@ -1,0 +1,98 @@
+"""Provide text for terminals and pipes: characters that every terminal can show, tables, durations."""
+
+from __future__ import annotations
+
+import codecs
+import io
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_CONTROL: Final = dict.fromkeys(code for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t")
+_PLAIN: Final = {"−": "-", "…": "...", "✓": "ok", "→": "->"}
+"""ASCII for characters that an output encoding such as Windows-1252 may not have."""
+_ERRORS: Final = "tunery-plain"
+_GAP: Final = "   "
+_STYLES: Final = {
+    "Succeeded": "green", "Ready": "green", "Failed": "red", "Invalid": "red", "Degraded": "yellow",
+    "Waiting": "yellow", "Queued": "yellow", "Pending": "dim", "Suspended": "dim", "Stopped": "dim",
+}  # fmt: skip
+
+
+class Column(NamedTuple):
+    """A column of a table."""
+
+    header: str
+    optional: bool = False
+    """Whether a terminal that is too narrow for the table omits it."""
+
+
+def printable(text: str) -> str:
+    """Return text without control characters, which could change the terminal."""
+    return text.translate(_CONTROL)
+
+
+def use_plain_characters() -> None:
+    """Let stdout and stderr replace characters that their encoding does not have."""
+    codecs.register_error(_ERRORS, _replacement)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=_ERRORS)
+
+
+def _replacement(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "".join(_PLAIN.get(each, "?") for each in error.object[error.start : error.end]), error.end
+
+
+def phase_style(phase: str) -> str:
+    """Return the style of a phase for rich; phases of objects that make progress are cyan."""
+    return _STYLES.get(phase, "cyan")
+
+
+def print_table(
+    console: Console,
+    columns: Sequence[Column],
+    rows: Sequence[Sequence[str]],
+    style: Callable[[str], str] | None = None,
+) -> None:
+    """Print rows below the headers of their columns, without empty columns.
+
+    `style` returns the style of the cells of column PHASE. A terminal that is too narrow omits optional columns, the
+    last one first.
+    """
+    from rich.cells import cell_len
+    from rich.text import Text
+
+    lines = [[each.header for each in columns], *([" ".join(printable(cell).split()) for cell in row] for row in rows)]
+    widths = [max(map(cell_len, cells)) for cells in zip(*lines, strict=True)]
+    shown = [index for index in range(len(columns)) if any(line[index] for line in lines[1:])]
+    for index in reversed([index for index in shown if columns[index].optional]):
+        if not console.is_terminal or sum(widths[i] + len(_GAP) for i in shown) - len(_GAP) <= console.width:
+            break
+        shown.remove(index)
+    text = Text()
+    for number, line in enumerate(lines):
+        for index in shown:
+            is_styled = style is not None and number > 0 and columns[index].header == "PHASE"
+            text.append(line[index], style(line[index]) if style is not None and is_styled else None)
+            if index != shown[-1]:
+                text.append(" " * (widths[index] - cell_len(line[index])) + _GAP)
+        text.append("\n")
+    console.print(text, end="")
+
+
+def duration_text(seconds: float) -> str:
+    """Return a duration as kubectl shows an age: 45s, 12m, 3h10m, 2d4h."""
+    minutes, hours, days = int(seconds // 60), int(seconds // 3600), int(seconds // 86_400)
+    if seconds < 120:
+        return f"{max(0, int(seconds))}s"
+    if minutes < 180:
+        return f"{minutes}m"
+    if hours < 48:
+        return f"{hours}h{minutes % 60}m" if hours < 8 and minutes % 60 else f"{hours}h"
+    return f"{days}d{hours % 24}h" if days < 8 and hours % 24 else f"{days}d"
