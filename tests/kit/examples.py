@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from tunery_api.kubectl_yaml import documents_of
 from tunery_api.names import API_VERSION
-from tunery_trainer.local.as_kubectl import documents_of
 
 from kit.installation import ROOT
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from tunery_trainer.local.as_kubectl import KubectlLoader
+from tunery_api.kubectl_yaml import KubectlLoader
 
 
 def load(text: str) -> Any:

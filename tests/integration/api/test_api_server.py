@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tunery_api.kinds import Kind
-from tunery_trainer.local.as_kubectl import documents_of
+from tunery_api.kubectl_yaml import documents_of
 
 from kit.api_server import ApiServer
 from kit.examples import EXAMPLES, documents

@@ -8,7 +8,7 @@ from typing import Any
 
 from tunery_api.errors import InvalidSpec
 from tunery_api.kinds import Kind
-from tunery_trainer.local.as_kubectl import documents_of
+from tunery_api.kubectl_yaml import documents_of
 
 from kit.kubectl import Kubectl
 from kit.validations import BASES, ONE, PARSERS, ROWS, TEMPLATE, Spec

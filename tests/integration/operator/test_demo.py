@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tunery_trainer.local.as_kubectl import documents_of
+from tunery_api.kubectl_yaml import documents_of
 
 from kit.jobs import Job
 from kit.kubectl import Kubectl

@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tunery_api.kubectl_yaml import documents_of
 from tunery_api.measured import change_text
-from tunery_trainer.local.as_kubectl import documents_of
 
 from kit.environment import cluster_environment, images, is_existing, uri_root
 from kit.installation import ROOT, install

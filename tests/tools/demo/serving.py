@@ -15,8 +15,8 @@ from typing import Any
 
 import aiohttp
 
+from tunery_api.kubectl_yaml import documents_of
 from tunery_operator.planning.adapterserver import server_name
-from tunery_trainer.local.as_kubectl import documents_of
 
 from kit.environment import engine_settings, images, is_existing, uri_root
 from kit.installation import ROOT

@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 
+from tunery_api.kubectl_yaml import documents_of
 from tunery_api.methods import PRESETS
-from tunery_trainer.local.as_kubectl import documents_of
 
 from kit.environment import is_existing, uri_root
 from kit.held_out import held_out_lines, plain_peft_loss

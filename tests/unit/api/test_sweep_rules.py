@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tunery_api.errors import FieldError, InvalidSpec
+from tunery_api.kubectl_yaml import documents_of
 from tunery_api.names import API_VERSION
 from tunery_search.fields import FIELD_TYPES
 from tunery_search.validation import parse_lorasweep
-from tunery_trainer.local.as_kubectl import documents_of
 
 TEMPLATE: dict[str, Any] = {"model": {"uri": "s3://models/m"}, "dataset": {"uri": "s3://data/rows.jsonl"}}
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from tunery_api.adaptermerge import AdapterMergeSpec, MergeMethod
 from tunery_api.errors import InvalidSpec
 from tunery_api.fields import PLAIN_PATH, decimal_text
+from tunery_api.kubectl_yaml import documents_of
 from tunery_api.validation import parse_adaptermerge, parse_lorajob
-from tunery_trainer.local.as_kubectl import documents_of
 
 MODEL = {"uri": "s3://models/SmolLM2"}
 DATASET = {"uri": "s3://datasets/chat.jsonl"}

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from tunery_api.adaptermerge import AdapterMergeSpec
 from tunery_api.adapterserver import AdapterServerSpec
 from tunery_api.batchinference import BatchInferenceSpec, BatchInferenceStatus
+from tunery_api.kubectl_yaml import documents_of
 from tunery_api.lenient import without_invalid
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.manifest import Manifest
@@ -21,7 +22,6 @@ from tunery_api.serverstatus import AdapterServerStatus
 from tunery_api.serving import Desired, ReplicaReply, ReplicaReport, ServeSpec
 from tunery_api.status import LoRAJobStatus
 from tunery_api.validation import parse_adaptermerge, parse_adapterserver, parse_batchinference, parse_lorajob
-from tunery_trainer.local.as_kubectl import documents_of
 
 RELEASED = Path(__file__).with_name("fixtures") / "v1alpha1"
 CONTRACT: dict[str, type[BaseModel]] = {

@@ -31,6 +31,12 @@ class App:
 
         return Cluster.load(self._options["kubeconfig"], self._options["context"], self._options["namespace"])
 
+    @property
+    def namespace(self) -> str | None:
+        """The namespace of the option -n; None if it is not given."""
+        namespace: str | None = self._options["namespace"]
+        return namespace
+
     @cached_property
     def console(self) -> Console:
         """The terminal, or a pipe."""

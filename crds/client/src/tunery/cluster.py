@@ -84,6 +84,10 @@ class Cluster:
         configuration.retries = False
         return cls(ApiClient(configuration), namespace or default)
 
+    def within(self, namespace: str | None) -> Self:
+        """Return the same cluster in another namespace; None: this one."""
+        return self if namespace in (None, self.namespace) else type(self)(self.client, namespace)
+
     def close(self) -> None:
         """Close all connections."""
         self.client.rest_client.pool_manager.clear()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import IntEnum
+
+from tunery_api.errors import FieldError
 
 
 class ExitCode(IntEnum):
@@ -39,6 +42,19 @@ class UsageError(TuneryError):
 
     def __init__(self, message: str, remedy: str = "") -> None:
         super().__init__("InvalidArgument", message, remedy)
+
+
+class InvalidManifest(UsageError):
+    """A manifest with errors, all of which are in the message; nothing was sent to the cluster."""
+
+    def __init__(self, source: str, errors: Sequence[tuple[str, FieldError]]) -> None:
+        """Store the errors of `source`, each with the title of its document."""
+        self.errors = tuple(errors)
+        several = len({title for title, _ in errors}) > 1
+        lines = [f"{title}: {error}" if title and several else str(error) for title, error in errors]
+        what = "1 error" if len(lines) == 1 else f"{len(lines)} errors"
+        super().__init__("\n".join([f"{source} has {what}", *(f"  {line}" for line in lines)]))
+        self.reason = "InvalidSpec"
 
 
 class Stopped(TuneryError):

@@ -10,11 +10,11 @@ import yaml
 
 from tunery_api.errors import FieldError, InvalidSpec
 from tunery_api.kinds import Kind
+from tunery_api.kubectl_yaml import documents_of
 from tunery_api.names import GROUP
 from tunery_api.reasons import FailureReason
 from tunery_api.remedies import recreate, retry
 from tunery_common.errors import TuneryError
-from tunery_trainer.local.as_kubectl import documents_of
 
 KINDS: Final = (Kind.LORAJOB, Kind.ADAPTERMERGE, Kind.LORASWEEP)
 """What runs without a cluster."""
