@@ -113,7 +113,7 @@ def _message(detail: ErrorDetails, location: list[int | str], model: type[BaseMo
     shown = format_value(value)
     text = {
         "missing": "is required",
-        "quantity": f"must be {context.get('wanted')}, is {shown}{_cpu_hint(value) if location[-1] == 'cpu' else ''}",
+        "quantity": f"must be {context.get('wanted')}, is {shown}{_cpu_hint(value) if 'cpu' in location else ''}",
         "finite_number": f"must be a finite number, is {shown}",
         "float_type": _type_error("a number", value, plain=_is_number(value)),
         "int_type": f"must be a whole number, is {shown}",

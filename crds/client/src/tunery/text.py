@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _CONTROL: Final = dict.fromkeys(code for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t")
-_PLAIN: Final = {"−": "-", "…": "...", "✓": "ok", "→": "->"}
+_PLAIN: Final = {"−": "-", "…": "...", "✓": "ok", "✗": "FAILED", "→": "->"}
 """ASCII for characters that an output encoding such as Windows-1252 may not have."""
 _ERRORS: Final = "tunery-plain"
 _GAP: Final = "   "
