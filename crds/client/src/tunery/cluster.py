@@ -27,6 +27,8 @@ PAGE: Final = 500
 """Objects of one page of a list."""
 _NAMESPACE_FILE: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _MERGE_PATCH: Final = "application/merge-patch+json"
+_TABLE: Final = "application/json;as=Table;v=v1;g=meta.k8s.io"
+"""The media type of a list as `kubectl get` shows it; only such a list has the parameter includeObject."""
 
 
 class Resource(NamedTuple):
@@ -100,15 +102,36 @@ class Cluster:
         self, resource: Resource, *, selector: str = "", field: str = "", all_namespaces: bool = False
     ) -> tuple[list[Json], str]:
         """Return the objects of the namespace or of all, and the resource version to watch from. Raises TuneryError."""
-        items, query = list[Json](), {"limit": str(PAGE), "labelSelector": selector, "fieldSelector": field}
-        path = self.path(resource, all_namespaces=all_namespaces)
-        while True:
-            page = self.request("GET", path, query=query)
+        items, version = list[Json](), ""
+        query = {"labelSelector": selector, "fieldSelector": field}
+        for page in self._pages(self.path(resource, all_namespaces=all_namespaces), query):
             items += page["items"]
-            token = page["metadata"].get("continue")
+            version = page["metadata"]["resourceVersion"]
+        return items, version
+
+    def rows(self, resource: Resource, *, selector: str = "", all_namespaces: bool = False) -> list[Json]:
+        """Return what `kubectl get` shows of each object: its cells by the name of the column. Raises TuneryError.
+
+        With `all_namespaces` each row has the cell Namespace, too.
+        """
+        rows = list[Json]()
+        query = {"labelSelector": selector, "includeObject": "Metadata" if all_namespaces else "None"}
+        for page in self._pages(self.path(resource, all_namespaces=all_namespaces), query):
+            names = [column["name"] for column in page["columnDefinitions"]]
+            for row in page["rows"] or ():
+                where = {"Namespace": row["object"]["metadata"]["namespace"]} if all_namespaces else {}
+                rows.append(dict(zip(names, row["cells"], strict=True)) | where)
+        return rows
+
+    def _pages(self, path: str, query: Mapping[str, str]) -> Iterator[Json]:
+        """Yield the pages of a list."""
+        token = ""
+        while True:
+            page = self.request("GET", path, query={**query, "limit": str(PAGE), "continue": token})
+            yield page
+            token = page["metadata"].get("continue", "")
             if not token:
-                return items, page["metadata"]["resourceVersion"]
-            query["continue"] = token
+                return
 
     def create(self, resource: Resource, body: Json, *, dry_run: bool = False) -> Json:
         """Create an object; with `dry_run` the API server only validates it. Raises Conflict if it exists."""
@@ -175,7 +198,7 @@ class Cluster:
         """Send a request and return urllib3's response. Raises NotFound, Conflict, TuneryError."""
         pairs = [(key, value) for key, value in (query or {}).items() if value not in ("", None)]
         headers = {
-            "Accept": "application/json",
+            "Accept": _TABLE if "includeObject" in (query or {}) else "application/json",
             "Content-Type": _MERGE_PATCH if method == "PATCH" else "application/json",
         }
         request = self.client.param_serialize(

@@ -121,12 +121,18 @@ def parse_target(text: str) -> Target:
     head, slash, name = text.rpartition("/")
     if not slash:
         return Target(None, text)
-    kind = _NAMES.get(head.lower())
-    if kind is None or not name:
-        raise UsageError(
-            f"{text}: {head} is not a kind of Tunery", f"Write one of {', '.join(k.singular for k in Kind)}"
-        )
-    return Target(kind, name)
+    if not name:
+        raise UsageError(f"{text} has no name after the kind", f"Write {head}/NAME")
+    return Target(parse_kind(head), name)
+
+
+def parse_kind(text: str) -> Kind:
+    """Return the kind that a name such as lorajob, lorajobs or lj stands for. Raises UsageError."""
+    kind = _NAMES.get(text.lower())
+    if kind is None:
+        message = f"{text} is not a kind of Tunery{did_you_mean(text, [each.singular for each in Kind])}"
+        raise UsageError(message, f"Write one of {', '.join(each.singular for each in Kind)}")
+    return kind
 
 
 def find(cluster: Cluster, text: str, kinds: Sequence[Kind] = tuple(Kind)) -> View:

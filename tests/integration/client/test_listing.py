@@ -1,0 +1,103 @@
+"""`tunery list` and `tunery get` against an API server."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from kit.operator.objects import Namespace, adapterserver, lorajob, lorasweep
+from tools.cluster.controlplane import ControlPlane
+
+Run = Callable[..., Any]
+
+
+def trial(name: str) -> dict[str, Any]:
+    body = lorajob(name)
+    body["metadata"]["labels"] = {"tunery.dev/sweep": "search", "tunery.dev/trial": "004", "team": "support"}
+    return body
+
+
+def test_list_shows_the_kinds_and_hides_trials(team: Namespace, tunery: Run, put_status: Run) -> None:
+    for body in (lorajob("support"), trial("search-004"), lorasweep("search"), adapterserver("chat")):
+        team.apply(body)
+    put_status(
+        "support", phase="Training", progress={"percentText": "41%"}, metrics={"loss": "1.25"}, reason="NotReporting"
+    )
+    put_status(
+        "search", "lorasweeps", phase="Searching", countsText="7/20", best={"trial": 4, "name": "x", "value": "1.1"}
+    )
+
+    lines = [line.split() for line in tunery("list").out.splitlines()]
+    assert lines[0] == ["KIND", "NAME", "PHASE", "PROGRESS", "REASON", "LOSS", "AGE"]
+    assert [line[:-1] for line in lines[1:]] == [
+        ["LoRAJob", "support", "Training", "41%", "NotReporting", "1.25"],
+        ["AdapterServer", "chat", "Pending"],
+        ["LoRASweep", "search", "Searching", "7/20", "1.1"],
+    ]
+    assert "search-004" in tunery("list", "--trials").out
+    assert "search-004" in tunery("list", "-l", "tunery.dev/sweep=search").out
+    assert "search-004" not in tunery("list", "-l", "team=support").out
+    assert "search-004" in tunery("list", "-l", "team=support", "--trials").out
+
+
+def test_list_of_one_kind_and_of_all_namespaces(team: Namespace, tunery: Run) -> None:
+    for body in (lorajob("support"), lorasweep("search")):
+        team.apply(body)
+    assert "support" not in tunery("list", "--kind", "lsw").out
+    mine = [line.split() for line in tunery("list", "-A").out.splitlines() if team.name in line.split()]
+    assert [line[:3] for line in mine] == [[team.name, "LoRAJob", "support"], [team.name, "LoRASweep", "search"]]
+    items = json.loads(tunery("-o", "json", "list").out)["items"]
+    assert [(each["kind"], each["metadata"]["name"]) for each in items] == [
+        ("LoRAJob", "support"),
+        ("LoRASweep", "search"),
+    ]
+
+
+def test_list_of_nothing_and_of_an_unknown_kind(team: Namespace, tunery: Run) -> None:
+    assert tunery("list").out == f"No objects in namespace {team.name}\n"
+    done = tunery("list", "--kind", "lorajop")
+    assert (done.code, done.out) == (2, "")
+    assert "did you mean lorajob?" in done.err
+
+
+@pytest.mark.slow
+def test_a_thousand_jobs_take_a_second_and_a_half(team: Namespace, control_plane: ControlPlane) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda number: full(team, f"job-{number:04}"), range(1000)))
+    command = [sys.executable, "-m", "tunery", "--kubeconfig", str(control_plane.kubeconfig)]
+    seconds = []
+    for options in (["list"], ["list"], ["list"], ["list", "-A"]):
+        before = time.perf_counter()
+        done = subprocess.run([*command, "-n", team.name, *options], capture_output=True, text=True, env=environment())
+        seconds.append(time.perf_counter() - before)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("\n") >= 1001
+    print("seconds:", [round(each, 2) for each in seconds])
+    assert min(seconds[:3]) <= 1.5
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+
+
+def full(team: Namespace, name: str) -> None:
+    """Create a job whose status is as long as that of a job that trained."""
+    team.apply(lorajob(name))
+    text = "what happened to this job, in a sentence that is as long as those of the operator are"
+    condition = {"status": "True", "reason": "Reason", "message": text, "lastTransitionTime": "2026-12-02T10:00:00Z"}
+    status = {
+        "phase": "Training",
+        "progress": {"percentText": "41%", "step": 41},
+        "metrics": {"loss": "1.25"},
+        "conditions": [condition | {"type": f"Type{number}"} for number in range(14)],
+        "resolved": {"values": [{"name": f"training.n{n}", "value": "1", "source": "Preset"} for n in range(40)]},
+    }
+    team.api.patch(f"{team.path('lorajobs', name)}/status", {"status": status})
