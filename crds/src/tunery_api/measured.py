@@ -120,6 +120,18 @@ class EvaluationStatus(OpenModel):
     loss: Number = Field(description="Loss on the held-out rows.")
 
 
+MAX_CURVE_POINTS: Final = 64
+"""The most points of the loss curve in a status."""
+
+
+class CurvePoint(OpenModel):
+    """The losses after one optimizer step."""
+
+    step: int = Field(ge=0, description="Optimizer step; 0: before training.")
+    loss: Number | None = Field(None, description="Training loss.")
+    eval_loss: Number | None = Field(None, description="Loss on the held-out rows.")
+
+
 class DatasetStatus(OpenModel):
     """What preflight found in the data set."""
 

@@ -14,7 +14,9 @@ from tunery_api.fields import OpenModel, Text
 from tunery_api.findings import MAX_CHECKS, MAX_FINDINGS, CheckStatus, FindingStatus
 from tunery_api.lorajob import LoRAJobSpec
 from tunery_api.measured import (
+    MAX_CURVE_POINTS,
     MAX_EVALUATIONS,
+    CurvePoint,
     DatasetStatus,
     DiskStatus,
     EstimateStatus,
@@ -273,6 +275,12 @@ def _finite_only(evaluations: list[EvaluationStatus]) -> list[EvaluationStatus]:
     return [each for each in evaluations if parse_finite(each.loss) is not None]
 
 
+def _finite_points(points: list[CurvePoint]) -> list[CurvePoint]:
+    """Return the points whose losses are finite numbers."""
+    losses = ((each, [loss for loss in (each.loss, each.eval_loss) if loss is not None]) for each in points)
+    return [each for each, found in losses if all(parse_finite(loss) is not None for loss in found)]
+
+
 def _redacted(limit: int) -> AfterValidator:
     """Return a validator that redacts credentials and shortens the text to `limit` bytes."""
     return AfterValidator(lambda text: redact(text, limit))
@@ -292,7 +300,8 @@ class TrainerStatus(OpenModel):
     """The report that a pod sends every few seconds, in the protocol of transformers' KubeflowCallback.
 
     `step`, `totalSteps`, `epoch`, `tokensPerSecond`, `phase`, `doing`, `percent`, `device`, `checkpoint`,
-    `checkpointError`, `curve`, `evaluations`, `findings` and `checks` are extensions of Tunery and may be missing.
+    `checkpointError`, `curve`, `curvePoints`, `evaluations`, `findings` and `checks` are extensions of Tunery
+    and may be missing.
     """
 
     progress_percentage: int | None = Field(None, ge=0, le=100)
@@ -316,6 +325,10 @@ class TrainerStatus(OpenModel):
     """Why the latest checkpoint couldn't be stored. None: it was stored, or there is none yet."""
     curve: Annotated[Text, _redacted(1024)] | None = None
     """URI of curve.jsonl, once it is stored. None: not reported."""
+    curve_points: Annotated[list[CurvePoint], AfterValidator(_finite_points)] | None = Field(
+        None, max_length=MAX_CURVE_POINTS
+    )
+    """The loss curve so far, in each report: a lost report does no harm. None: not reported."""
     findings: list[FindingStatus] | None = Field(None, max_length=MAX_FINDINGS)
     """All current findings. None: not reported."""
     checks: list[CheckStatus] | None = Field(None, max_length=MAX_CHECKS)

@@ -13,7 +13,9 @@ from tunery_api.failures import FailureStatus
 from tunery_api.fields import UNOBSERVED, OpenModel, Text, enum_values
 from tunery_api.findings import MAX_CHECKS, MAX_FINDINGS, CheckStatus, FindingStatus
 from tunery_api.measured import (
+    MAX_CURVE_POINTS,
     MAX_EVALUATIONS,
+    CurvePoint,
     DatasetStatus,
     DiskStatus,
     EstimateStatus,
@@ -212,6 +214,20 @@ class AdapterStatus(OpenModel):
     unservable: Text | None = Field(None, description="Why an AdapterServer can't serve it, if known.")
 
 
+class CurveStatus(OpenModel):
+    """The loss curve of the training."""
+
+    uri: Text | None = Field(
+        None, description="URI of the latest curve.jsonl. Unset once the file is published with an adapter."
+    )
+    points: list[CurvePoint] | None = Field(
+        None,
+        max_length=MAX_CURVE_POINTS,
+        description=f"Points of the curve by step, at most {MAX_CURVE_POINTS}: a longer curve is thinned out and keeps "
+        "its first and its latest point.",
+    )
+
+
 class CheckpointStatus(OpenModel):
     """The latest complete checkpoint."""
 
@@ -337,9 +353,7 @@ class LoRAJobStatus(CommonStatus):
         None, max_length=MAX_CHECKS, description="The checklist: preflight, then training."
     )
     checkpoint: CheckpointStatus | None = Field(None, description="The latest complete checkpoint.")
-    curve: Text | None = Field(
-        None, description="URI of the latest curve.jsonl. Unset once the file is published with an adapter."
-    )
+    curve: CurveStatus | None = Field(None, description="The loss curve.")
     stopped: StoppedStatus | None = Field(None, description="Set once the job was stopped permanently.")
     rejected_adapter: AdapterStatus | None = Field(
         None,

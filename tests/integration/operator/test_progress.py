@@ -41,7 +41,7 @@ def test_a_report_becomes_status(namespace: Namespace, pod: Poster) -> None:
         "lastUpdateTime": "2026-01-31T12:00:00+00:00",
     }
     assert status["metrics"] == {"loss": "1.23457"}
-    assert status["curve"] == "s3://adapters/c/curve.jsonl"
+    assert status["curve"] == {"uri": "s3://adapters/c/curve.jsonl"}
     assert status["checkpoint"] == {"uri": "s3://adapters/c/step-000040", "step": 40}
     assert namespace.condition("c", "CheckpointSaved")["status"] == "True"
     assert namespace.condition("c", "ProgressReported")["status"] == "True"

@@ -172,7 +172,7 @@ def _sync_existing_jobs(context: ReconcileContext, snapshot: Snapshot) -> Snapsh
 
 _BATCH_PROGRESS: Final = {"lines", "answered", "errors", "promptTokens", "completionTokens", "answeredBy"}
 _FREQUENT: Final = frozenset(
-    {"progress", "metrics", "evaluations", "findings", "checks", "checkpoint"} | _BATCH_PROGRESS
+    {"progress", "metrics", "evaluations", "curve", "findings", "checks", "checkpoint"} | _BATCH_PROGRESS
 )
 """Fields that a pod changes every few seconds: written at most once in progress.writeSeconds."""
 

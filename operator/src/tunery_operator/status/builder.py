@@ -69,6 +69,12 @@ class StatusBuilder:
         if values:
             self.fields[name] = {**(self.fields.get(name) or {}), **values}
 
+    def forget_curve_file(self) -> None:
+        """Remove the location of the loss curve, whose file is now next to an adapter; its points stay."""
+        self.put(
+            curve={name: value for name, value in (self.fields.get("curve") or {}).items() if name != "uri"} or None
+        )
+
     def add(self, name: str, amount: int) -> None:
         """Add to a total."""
         self.fields[name] = int(self.fields.get(name) or 0) + amount
@@ -107,7 +113,7 @@ class StatusBuilder:
 
     def _curve(self) -> dict[str, str]:
         """Return the location of the loss curve, for a run that could not report it at its end."""
-        uri = self.fields.get("curve")
+        uri = (self.fields.get("curve") or {}).get("uri")
         return {"curve": uri} if uri else {}
 
     def _checkpoint(self, failure: Failure) -> dict[str, str]:

@@ -66,9 +66,12 @@ def record_progress(builder: StatusBuilder) -> None:
 
 
 def _take_curve(builder: StatusBuilder, report: TrainerStatus) -> None:
-    """Write the location of the loss curve; a report without one keeps it."""
-    if report.curve is not None and builder.snapshot.definition.has_status_field("curve"):
-        builder.put(curve=report.curve)
+    """Write the loss curve and its location; a report without them keeps them."""
+    if not builder.snapshot.definition.has_status_field("curve"):
+        return
+    points = [each.to_json_dict() for each in report.curve_points or ()]
+    found = {"uri": report.curve} if report.curve is not None else {}
+    builder.merge("curve", found | ({"points": points} if points else {}))
 
 
 def _show_not_stored(builder: StatusBuilder, why: str) -> None:
@@ -145,7 +148,8 @@ def take_published(builder: StatusBuilder, result: RunResult) -> str:
     """Write the published result, and return its message."""
     name = builder.snapshot.running.result
     block = getattr(result, name)
-    builder.put(**{name: block.to_json_dict()}, curve=None)
+    builder.put(**{name: block.to_json_dict()})
+    builder.forget_curve_file()
     text = f"published at {block.uri}, read back, and every digest matches"
     condition = _UPLOADED[name]
     builder.conditions.set(condition, True, condition.value, text)
@@ -201,7 +205,7 @@ def take_result(builder: StatusBuilder, result: RunResult) -> None:
         rejected = result.rejected_adapter
         builder.put(rejectedAdapter=rejected.to_json_dict() if rejected else None)
         if rejected:
-            builder.put(curve=None)
+            builder.forget_curve_file()
         explain_rejection(builder)
     if has_field("evaluations") and result.evaluations:
         builder.put(evaluations=[each.to_json_dict() for each in result.evaluations])

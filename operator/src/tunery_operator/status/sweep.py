@@ -32,7 +32,8 @@ _END: Final = {
     EndReason.MOST_WONT_FIT: "as many as spec.maxTrials would not fit into memory; raise it to try others",
 }
 _SEARCH_ENDED: Final = "the search has ended"
-_GONE: Final = ("adapter", "rejectedAdapter", "checkpoint", "curve")
+_GONE: Final = ("adapter", "rejectedAdapter", "checkpoint")
+_GONE_FACTS: Final = ("curve", "rejectedAdapter")
 _OTHERS: Final = {
     False: "",
     True: "; the others could not be removed, or not all of them",
@@ -199,7 +200,8 @@ def after_removal(
 
     `subject` is the trial. `remains`: some files could not be removed; None: unknown.
     """
-    if not any(name in status for name in _GONE):
+    curve = status.get("curve") or {}
+    if "uri" not in curve and not any(name in status for name in _GONE):
         return dict(status)
     sweep = str(subject.sweep)
     conditions = Conditions(status.get("conditions") or (), int(status.get("observedGeneration") or 1), now)
@@ -212,15 +214,16 @@ def after_removal(
     if conditions.reason(ConditionType.CHECKPOINT_SAVED) not in (None, "Removed"):
         text = f"the checkpoints {_CHECKPOINTS[remains]} once LoRASweep {sweep} had published its best"
         conditions.set(ConditionType.CHECKPOINT_SAVED, False, "Removed", text)
-    left = {name: value for name, value in status.items() if name not in _GONE}
+    left = {name: value for name, value in status.items() if name not in (*_GONE, "curve")}
+    points = {"curve": {"points": curve["points"]}} if curve.get("points") else {}
     failure = {"failure": _without_removed(status["failure"], subject)} if status.get("failure") else {}
-    return {**left, **_dataset(status), **failure, "conditions": conditions.to_list()}
+    return {**left, **points, **_dataset(status), **failure, "conditions": conditions.to_list()}
 
 
 def _without_removed(failure: Mapping[str, Any], subject: Subject) -> dict[str, Any]:
     """Return a failure that no longer names what was removed: the rejected adapter, and the curve."""
     facts = failure.get("facts") or {}
-    remaining = {key: value for key, value in facts.items() if key not in _GONE}
+    remaining = {key: value for key, value in facts.items() if key not in _GONE_FACTS}
     if remaining == facts:
         return dict(failure)
     left = {name: value for name, value in failure.items() if name != "facts"} | (

@@ -1,4 +1,4 @@
-"""Where the curve of a run lies: told while it trains, named by a failure that the pod itself could not explain."""
+"""The loss curve in the status: its points, and its URI, which a failure names that the pod could not explain."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tunery_api.failures import Subject
+from tunery_api.measured import CurvePoint
 from tunery_api.runspec import TrainerStatus
 from tunery_api.status import LoRAJobStatus
 from tunery_operator.status.compute import compute_status
@@ -20,7 +21,9 @@ from kit.operator.statuskit import NOW, TRAINING, again, ended, pod, running, sn
 
 CURVE = "s3://b/tunery-reports/ns/x-uid-1/curve.jsonl"
 NAMED = f"Loss curve: {CURVE}."
-STORED = TRAINING.model_copy(update={"curve": CURVE})
+POINTS = [CurvePoint(step=0, eval_loss="2.5"), CurvePoint(step=1, loss="2.4")]
+SHOWN = [{"step": 0, "evalLoss": "2.5"}, {"step": 1, "loss": "2.4"}]
+STORED = TRAINING.model_copy(update={"curve": CURVE, "curve_points": POINTS})
 BY_ITSELF = {"reason": "LossDiverged", "message": "m", "facts": {"curve": f"{CURVE}.newest"}}
 TRIAL = Subject("LoRAJob", "x", "ns", sweep="s")
 OVER_ITS_DISK = pod(phase="Failed", reason="Evicted", message="over its limit")
@@ -44,7 +47,7 @@ def trained(report: TrainerStatus = STORED) -> Any:
 )
 def test_a_run_that_was_killed_names_the_curve_where_one_was_stored(reason: str, last: Any) -> None:
     shown = compute_status(trained())
-    assert shown["curve"] == CURVE
+    assert shown["curve"] == {"uri": CURVE, "points": SHOWN}
     failed = compute_status(again(trained(), last, train=FAILED))
     assert (failed["phase"], failed["failure"]["reason"]) == ("Failed", reason)
     assert NAMED in failed["failure"]["hint"]
@@ -72,14 +75,14 @@ def test_one_that_names_it_itself_is_not_told_twice() -> None:
 
 def test_it_goes_once_it_lies_beside_an_adapter_and_stays_for_a_retry() -> None:
     published = compute_status(again(trained(), ended(says=RESULT), train=DONE))
-    assert (published["phase"], published.get("curve")) == ("Succeeded", None)
+    assert (published["phase"], published["curve"]) == ("Succeeded", {"points": SHOWN})
     words = {"failure": {"reason": "NotImproved", "message": "m"}, "rejectedAdapter": RESULT["adapter"]}
     rejected = compute_status(again(trained(), ended(code=64, says=words), train=FAILED))
-    assert (rejected.get("curve"), "curve" in rejected["failure"]["hint"]) == (None, False)
+    assert (rejected["curve"], "curve" in rejected["failure"]["hint"]) == ({"points": SHOWN}, False)
     failed = compute_status(again(trained(), ended(code=137, why="OOMKilled"), train=FAILED))
-    assert (reopened(failed, "1") or {})["curve"] == CURVE
+    assert (reopened(failed, "1") or {})["curve"] == {"uri": CURVE, "points": SHOWN}
     silent = compute_status(again(trained(), running("p2"), progress=TRAINING, reporter="p2"))
-    assert silent["curve"] == CURVE, "the next attempt has not stored its own yet"
+    assert silent["curve"] == {"uri": CURVE, "points": SHOWN}, "the next attempt has not stored its own yet"
 
 
 def test_a_trial_whose_sweep_has_removed_it_names_it_no_more() -> None:
@@ -88,6 +91,7 @@ def test_a_trial_whose_sweep_has_removed_it_names_it_no_more() -> None:
         compute_status(again(trained(), ended(code=64, says={"failure": BY_ITSELF}), train=FAILED)),
     ):
         after = after_removal(failed, TRIAL, 1, NOW)
+        assert after.pop("curve") == {"points": SHOWN}
         assert "curve" not in str(after).lower()
         assert after["failure"]["hint"].startswith(failed["failure"]["hint"].partition(".")[0])
         assert after_removal(after, TRIAL, 1, NOW) == after

@@ -70,7 +70,7 @@ def is_field(path: str) -> bool:
 
 def ended(reason: str, message: str, *remedies: Remedy, **more: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the status of a trial that failed so, and that of its sweep, which has no other."""
-    draft = StatusBuilder(Snapshot(Kind.LORAJOB, TRIAL, {"curve": "s3://a/curve.jsonl", **more}, NOW))
+    draft = StatusBuilder(Snapshot(Kind.LORAJOB, TRIAL, {"curve": {"uri": "s3://a/curve.jsonl"}, **more}, NOW))
     draft.fail(
         Failure(reason=reason, message=redact(message), remedies=list(remedies), facts={"dataReport": "s3://a/r.md"})
     )

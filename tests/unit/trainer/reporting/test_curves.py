@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
+import math
 import threading
 import time
 from pathlib import Path
@@ -13,10 +15,11 @@ import matplotlib.axes
 import pytest
 
 from tunery_api.findings import FindingStatus
+from tunery_api.measured import MAX_CURVE_POINTS, CurvePoint
 from tunery_api.reasons import FailureReason
 from tunery_common.errors import TuneryError
 from tunery_common.storage import Store, StorePath
-from tunery_trainer.reporting.curve_file import curve_lines
+from tunery_trainer.reporting.curve_file import CurveSummary, curve_lines
 from tunery_trainer.reporting.curves import draw_curves
 from tunery_trainer.reporting.kept_curves import KeptCurves, remove_curves
 from tunery_trainer.reporting.progress import ProgressReporter
@@ -64,6 +67,51 @@ def test_a_curve_has_one_line_for_each_step_in_plain_json() -> None:
         },
     ]
     assert "NaN" not in "".join(curve_lines(HISTORY, 3.0))
+
+
+def summary_of(steps: int, every: int) -> list[CurvePoint]:
+    """Return the points of a run that logs every step, and evaluates before training and after so many steps."""
+    summary = CurveSummary()
+    summary.add({"step": 0, "eval_loss": 3.0})
+    for step in range(1, steps + 1):
+        summary.add({"step": step, "loss": 2 + 1 / step})
+        if step % every == 0:
+            summary.add({"step": step, "eval_loss": 2.5})
+    return summary.points()
+
+
+@pytest.mark.parametrize(("steps", "every"), [(1, 1), (23, 5), (40, 40), (1000, 7), (100_000, 1)])
+def test_a_summary_keeps_the_first_and_the_latest_losses_and_equal_distances(steps: int, every: int) -> None:
+    points = summary_of(steps, every)
+    assert len(points) <= MAX_CURVE_POINTS
+    assert [point.step for point in points] == sorted({point.step for point in points})
+    losses = [point.step for point in points if point.loss]
+    evaluated = [point.step for point in points if point.eval_loss]
+    assert (losses[0], losses[-1]) == (1, steps)
+    assert (evaluated[0], evaluated[-1]) == (0, steps - steps % every)
+    for found in (losses, evaluated):
+        assert len({after - before for before, after in itertools.pairwise(found[:-1])}) <= 1
+    if steps > 100:
+        assert len(losses) >= 20
+
+
+def test_a_short_run_keeps_every_loss_and_leaves_out_what_is_no_number() -> None:
+    summary = CurveSummary()
+    for entry in ({"step": 1, "loss": 2.5}, {"step": 2, "loss": math.nan}, {"step": 2, "eval_loss": 2.25}):
+        summary.add(entry)
+    assert summary.points() == [CurvePoint(step=1, loss="2.5"), CurvePoint(step=2, eval_loss="2.25")]
+
+
+def test_a_resumed_run_reports_the_curve_of_its_checkpoint_and_not_what_came_after_it(tmp_path: Path) -> None:
+    reported: list[list[CurvePoint]] = []
+    curves = KeptCurves(None, tmp_path, on_points=reported.append)
+    curves.begin(3.0)
+    history = [{"step": step, "loss": 2.0} for step in (1, 2, 3)]
+    curves.log(history)
+    curves.log(history[:2])
+    curves.log([*history[:2], {"step": 3, "loss": 1.5}])
+    assert [point.step for point in reported[1]] == [0, 1, 2]
+    assert reported[2][-1] == CurvePoint(step=3, loss="1.5")
 
 
 class Slow:

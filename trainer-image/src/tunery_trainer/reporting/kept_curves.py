@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from tunery_api.findings import FindingStatus
+from tunery_api.measured import CurvePoint
 from tunery_common.errors import first_line
 from tunery_common.storage import StorePath
-from tunery_trainer.reporting.curve_file import CURVE_FILE, curve_lines
+from tunery_trainer.reporting.curve_file import CURVE_FILE, CurveSummary, curve_lines
 from tunery_trainer.reporting.curves import FILE_NAME, draw_curves
 from tunery_trainer.reporting.trackers import RUNS_FOLDER
 
@@ -29,12 +30,21 @@ class KeptCurves:
     the curve lies each time that it was stored, from the background thread.
     """
 
-    def __init__(self, place: StorePath | None, folder: Path, heard: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self,
+        place: StorePath | None,
+        folder: Path,
+        heard: Callable[[str], None] | None = None,
+        on_points: Callable[[list[CurvePoint]], None] = lambda points: None,
+    ) -> None:
+        """`on_points` gets the loss curve, thinned out, whenever an entry was logged."""
         self._place = place
         self._folder = folder
         self._heard = heard
+        self._on_points = on_points
         self._base_loss: float | None = None
         self._history: Sequence[Mapping[str, Any]] = ()
+        self._summary, self._summarized = CurveSummary(), 0
         self._condition = threading.Condition()
         self._job: Callable[[], None] | None = None
         self._busy = False
@@ -49,6 +59,14 @@ class KeptCurves:
     def log(self, history: Sequence[Mapping[str, Any]]) -> None:
         """Take the Trainer's log, of the attempts before this one, too; it may go on to grow."""
         self._history = history
+        if self._summarized > len(history):
+            self._summary, self._summarized = CurveSummary(), 0
+        if self._summarized == 0 and self._base_loss is not None:
+            self._summary.add({"step": 0, "eval_loss": self._base_loss})
+        for entry in history[self._summarized :]:
+            self._summary.add(entry)
+        self._summarized = len(history)
+        self._on_points(self._summary.points())
 
     def store(self) -> None:
         """Store the curve as it is now, in the background; one that still waits gives way."""

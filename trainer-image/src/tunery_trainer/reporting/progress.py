@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from typing import Any, Final, Protocol, TextIO
 
 from tunery_api.findings import CheckStatus, FindingStatus
-from tunery_api.measured import MAX_EVALUATIONS, EvaluationStatus, number_text
+from tunery_api.measured import MAX_EVALUATIONS, CurvePoint, EvaluationStatus, number_text
 from tunery_api.names import PROGRESS_CA_ENV, PROGRESS_EVERY_ENV, PROGRESS_TOKEN_ENV, PROGRESS_URL_ENV
 from tunery_api.redact import redact, shorten
 from tunery_api.runspec import DOWNLOADING, ProgressMetric, ProgressUpdate, TrainerStatus
@@ -184,6 +184,10 @@ class ProgressReporter:
         with self._condition:
             if self._state.get("curve") != uri:
                 self._update({"curve": uri}, {}, urgent=True)
+
+    def curve_points(self, points: list[CurvePoint]) -> None:
+        """Report the loss curve so far."""
+        self._update({"curve_points": points}, {})
 
     def curve_moves(self) -> None:
         """Name that place no more."""

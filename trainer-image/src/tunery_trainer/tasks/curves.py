@@ -34,7 +34,7 @@ def named_curves(work: Workspace, reporter: ProgressReporter) -> Iterator[KeptCu
     result all are stored, and the failure's facts, or the log, name their URI; after one with a result nothing more
     is stored there, and whoever clears the place finds all. Raises what the body does, as a TuneryError but for a stop.
     """
-    curves = KeptCurves(work.reports, work.result, reporter.curve)
+    curves = KeptCurves(work.reports, work.result, reporter.curve, reporter.curve_points)
     try:
         yield curves
     except StopRequested:
