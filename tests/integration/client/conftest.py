@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from tunery.cli import run
+from tunery.cluster import Cluster
 
 from kit.operator.api import Api
 from kit.operator.objects import Namespace
@@ -51,3 +52,9 @@ def put_status(team: Namespace) -> Callable[..., None]:
         team.api.patch(f"{team.path(plural, name)}/status", {"status": status})
 
     return put
+
+
+@pytest.fixture
+def cluster(control_plane: ControlPlane, team: Namespace) -> Cluster:
+    """The client's connection to that namespace."""
+    return Cluster.load(str(control_plane.kubeconfig), None, team.name)

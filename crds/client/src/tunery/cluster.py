@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,14 +16,15 @@ from kubernetes.client.exceptions import ApiException
 from kubernetes.config import ConfigException, kube_config, load_incluster_config
 from urllib3.exceptions import HTTPError
 
-from tunery.errors import Conflict, NotFound, TuneryError
+from tunery.errors import Conflict, NotFound, TuneryError, Unavailable
 from tunery_api.kinds import Kind
 from tunery_api.names import API_VERSION, GROUP
 
 Json = dict[str, Any]
 
 REQUEST_SECONDS: Final = 30.0
-WATCH_SECONDS: Final = 300
+WATCH_SECONDS: Final = 60
+"""How long one watch lasts: a connection that broke unnoticed is replaced after that time."""
 PAGE: Final = 500
 """Objects of one page of a list."""
 _NAMESPACE_FILE: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
@@ -50,8 +52,8 @@ def resource_of(kind: Kind) -> Resource:
     return Resource(f"/apis/{API_VERSION}", kind.plural)
 
 
-class WatchExpired(Exception):
-    """The resource version of a watch is too old: list again."""
+class WatchExpired(TuneryError):
+    """The resource version of a watch or a list is too old: list again."""
 
 
 class Cluster:
@@ -162,20 +164,20 @@ class Cluster:
         response = self._send("GET", self.path(PODS, pod, "log"), query=query, stream=follow)
         yield from _lines(response)
 
-    def watch(self, resource: Resource, version: str, *, field: str = "") -> Iterator[tuple[str, Json]]:
-        """Yield each change after a resource version as (type, object); ends after some minutes.
+    def watch(
+        self, resource: Resource, version: str, *, field: str = "", seconds: float = WATCH_SECONDS
+    ) -> Iterator[tuple[str, Json]]:
+        """Yield each change after a resource version as (type, object); ends after some seconds.
 
-        Raises WatchExpired if the version is too old, TuneryError if the connection fails.
+        Raises WatchExpired if the version is too old, Unavailable if the connection fails.
         """
         query = {
             "watch": "true", "resourceVersion": version, "fieldSelector": field,
-            "allowWatchBookmarks": "true", "timeoutSeconds": str(WATCH_SECONDS),
+            "allowWatchBookmarks": "true", "timeoutSeconds": str(max(1, math.ceil(seconds))),
         }  # fmt: skip
         for line in _lines(self._send("GET", self.path(resource), query=query, stream=True)):
             event = json.loads(line)
             if event["type"] == "ERROR":
-                if event["object"].get("code") == 410:
-                    raise WatchExpired
                 raise _error(event["object"].get("code", 500), event["object"], "watch")
             yield event["type"], event["object"]
 
@@ -210,14 +212,17 @@ class Cluster:
             if response.status >= 300:
                 raise _error(response.status, _status_of(response.data), f"{method} {path}")
         except ApiException as error:
-            raise _error(error.status or 0, _status_of(error.body), f"{method} {path}") from error
+            if not error.status:
+                # No answer at all: the TLS connection failed.
+                raise self._unavailable(error.reason) from error
+            raise _error(error.status, _status_of(error.body), f"{method} {path}") from error
         except (HTTPError, OSError) as error:
             raise self._unavailable(error) from error
         return response
 
-    def _unavailable(self, error: Exception) -> TuneryError:
+    def _unavailable(self, error: object) -> Unavailable:
         remedy = "Check the cluster's address in the kubeconfig, the network, and any VPN"
-        return TuneryError("ClusterUnavailable", f"{self.client.configuration.host} does not answer: {error}", remedy)
+        return Unavailable("ClusterUnavailable", f"{self.client.configuration.host} does not answer: {error}", remedy)
 
 
 def _context(kubeconfig: str | None, name: str) -> Json:
@@ -233,8 +238,10 @@ def _lines(response: Any) -> Iterator[str]:
             *whole, rest = (rest + chunk).split(b"\n")
             yield from (line.decode(errors="replace") for line in whole)
     except (HTTPError, OSError) as error:
-        raise TuneryError("ClusterUnavailable", f"the connection to the API server broke: {error}") from error
+        raise Unavailable("ClusterUnavailable", f"the connection to the API server broke: {error}") from error
     finally:
+        # If the reader stopped early, the rest of this response must not be read as the next one.
+        response.close()
         response.release_conn()
     if rest:
         yield rest.decode(errors="replace")
@@ -258,6 +265,8 @@ def _error(code: int, status: Json, what: str) -> TuneryError:
         return NotFound("NotInstalled", "this cluster does not have Tunery's resources", remedy)
     if code == 404:
         return NotFound("NotFound", message, "List what there is: tunery list -A")
+    if code == 410:
+        return WatchExpired(reason, message, "Try again")
     if code == 409:
         return Conflict(reason, message)
     if code == 403 and reason == "Forbidden":
@@ -266,4 +275,6 @@ def _error(code: int, status: Json, what: str) -> TuneryError:
         return TuneryError(
             "Unauthorized", "the API server does not accept the credentials", "Log in to the cluster again"
         )
+    if code == 429 or code >= 500:
+        return Unavailable(reason, message, "Try again; the API server is overloaded or restarts")
     return TuneryError(reason, message)

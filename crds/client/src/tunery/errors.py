@@ -75,3 +75,7 @@ class NotFound(TuneryError):
 
 class Conflict(TuneryError):
     """The object exists already, or changed since it was read."""
+
+
+class Unavailable(TuneryError):
+    """The API server does not answer now; a later request may succeed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -11,7 +12,7 @@ from tunery.cluster import Cluster, Json, resource_of
 from tunery.errors import NotFound, UsageError
 from tunery_api.errors import did_you_mean
 from tunery_api.kinds import JOB_KINDS, KINDS, Kind
-from tunery_api.names import SWEEP_LABEL
+from tunery_api.names import RETRY_ANNOTATION, SWEEP_LABEL
 from tunery_api.status import FINAL_PHASES, Phase
 
 _NAMES: Final[Mapping[str, Kind]] = {
@@ -75,7 +76,13 @@ class View:
     @property
     def finished(self) -> bool:
         """Whether the object has succeeded, failed or was stopped, and no retry was requested since."""
-        return self.phase in FINAL_PHASES
+        return self.phase in FINAL_PHASES and not (self.phase == Phase.FAILED and self._retry_requested)
+
+    @property
+    def _retry_requested(self) -> bool:
+        """Whether the operator has not handled the latest retry yet."""
+        retry = (self.metadata.get("annotations") or {}).get(RETRY_ANNOTATION)
+        return bool(retry) and retry != self.status.get("observedRetry")
 
     @property
     def failure(self) -> Failure | None:
@@ -185,6 +192,18 @@ def list_objects(
 def parse_time(text: str) -> datetime:
     """Return the time that a Kubernetes timestamp states."""
     return datetime.fromisoformat(text).astimezone(UTC)
+
+
+def parse_duration(text: str) -> float:
+    """Return the seconds of a time such as 90s, 30m, 2h or 1d12h; a plain number means seconds. Raises UsageError."""
+    if re.fullmatch(r"\d+(\.\d+)?", text):
+        return float(text)
+    if not re.fullmatch(r"(\d+(\.\d+)?[smhd])+", text):
+        raise UsageError(f"{text} is not a time", "Write a number with a unit, such as 90s, 30m, 2h or 1d")
+    return sum(float(value) * _SECONDS[unit] for value, unit in re.findall(r"([\d.]+)([smhd])", text))
+
+
+_SECONDS: Final[Mapping[str, int]] = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
 def _either(kinds: Sequence[Kind]) -> str:
