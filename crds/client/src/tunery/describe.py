@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
 from tunery.objects import Failure, View
+from tunery.text import phase_style
 from tunery_api.kinds import Kind
 from tunery_api.measured import change_text, parse_finite
-from tunery_api.serverstatus import ServerPhase
 from tunery_api.status import Phase
 
 _FINE: Final = frozenset({"Succeeded", "Suspended", "Stopped"})
@@ -36,15 +36,6 @@ class Line(NamedTuple):
 
     text: str
     style: str = ""
-
-
-def phase_style(phase: str) -> str:
-    """Return the colour of a phase."""
-    styles: Mapping[str, str] = {
-        Phase.SUCCEEDED: "green", ServerPhase.READY: "green", Phase.FAILED: "red", ServerPhase.INVALID: "red",
-        Phase.STOPPED: "yellow", Phase.SUSPENDED: "yellow", ServerPhase.DEGRADED: "yellow",
-    }  # fmt: skip
-    return styles.get(phase, "cyan")
 
 
 def blocker(view: View) -> Failure | None:

@@ -22,7 +22,7 @@ def follow(cluster: Cluster, followed: View, seconds: float | None = None) -> It
     Raises TuneryError `Deleted` if the object is deleted or replaced by another one of its name, TimedOut after
     `seconds`, and Unavailable if the API server does not answer for GIVE_UP_SECONDS.
     """
-    current, deadline = followed, _Deadline(followed, seconds)
+    cluster, current, deadline = cluster.within(followed.metadata["namespace"]), followed, _Deadline(followed, seconds)
     yield current
     if current.finished:
         return

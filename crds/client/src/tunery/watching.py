@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, Protocol
 
-from tunery.describe import Line, blocker, news, phase_style, progress, result
+from tunery.describe import Line, blocker, news, progress, result
 from tunery.objects import View
+from tunery.text import phase_style, printable
 from tunery_api.kinds import Kind
 from tunery_api.serverstatus import ServerPhase
 from tunery_api.status import Phase
@@ -99,7 +100,7 @@ class LiveLine:
 
     def tell(self, line: Line) -> None:
         """Print a line above the live one."""
-        self._console.print(line.text, style=line.style or None, markup=False, soft_wrap=True)
+        self._console.print(printable(line.text), style=line.style or None, markup=False, soft_wrap=True)
 
     def update(self, view: View) -> None:
         """Show the progress."""
