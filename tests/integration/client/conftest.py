@@ -12,7 +12,7 @@ from tunery.cluster import Cluster
 
 from kit.operator.api import Api
 from kit.operator.objects import Namespace
-from kit.operator.stage import make_namespace
+from kit.operator.stage import Stage, make_namespace
 from tools.cluster.controlplane import ControlPlane
 
 
@@ -25,11 +25,19 @@ class Done(NamedTuple):
 
 
 @pytest.fixture
-def team(api: Api) -> Iterator[Namespace]:
-    """A namespace of the test; the test itself sets the status of its objects."""
+def team(api: Api, stage: Stage) -> Iterator[Namespace]:
+    """A namespace of the test; the test itself sets the status of its objects, unless it uses `served`."""
+    stage.clear()
     namespace = make_namespace(api)
     yield namespace
     api.delete(f"/api/v1/namespaces/{namespace.name}")
+
+
+@pytest.fixture
+def served(team: Namespace, stage: Stage) -> Namespace:
+    """The namespace `team`, served by a running operator."""
+    stage.share()
+    return team
 
 
 @pytest.fixture
