@@ -67,11 +67,11 @@ def test_every_error_of_every_document_is_shown_at_once() -> None:
     second = lorajob("b", dataset={"uri": "file://d.jsonl"})
     errors = errors_of(first, second, lorajob("c"))
     assert len(errors) == 4
-    assert "  LoRAJob a (document 1): spec.training.epochs: must be above 0, is 0" in errors
+    assert "  document 1 (LoRAJob a): spec.training.epochs: must be above 0, is 0" in errors
     assert any("spec.training.learningrate: unknown field; did you mean learningRate?" in each for each in errors)
     assert any("spce: unknown field; did you mean spec?" in each for each in errors)
     assert any(
-        "LoRAJob b (document 2): spec.dataset.uri: file://" in each and "Fix: use s3://" in each for each in errors
+        "document 2 (LoRAJob b): spec.dataset.uri: file://" in each and "Fix: use s3://" in each for each in errors
     )
 
 
@@ -99,7 +99,7 @@ def test_what_is_invalid_is_named_with_its_field(document: Any, error: str) -> N
 
 def test_an_object_that_a_file_has_twice_is_an_error() -> None:
     assert errors_of(lorajob("a"), lorajob("a"), lorasweep("a")) == [
-        "  metadata.name: job.yaml has this object twice. Fix: remove or rename one"
+        "  document 2 (LoRAJob a): metadata.name: job.yaml has this object twice. Fix: remove or rename one"
     ]
 
 

@@ -48,10 +48,9 @@ class InvalidManifest(UsageError):
     """A manifest with errors, all of which are in the message; nothing was sent to the cluster."""
 
     def __init__(self, source: str, errors: Sequence[tuple[str, FieldError]]) -> None:
-        """Store the errors of `source`, each with the title of its document."""
+        """Store the errors of `source`, each with the title of its document; "" if that is the only one."""
         self.errors = tuple(errors)
-        several = len({title for title, _ in errors}) > 1
-        lines = [f"{title}: {error}" if title and several else str(error) for title, error in errors]
+        lines = [f"{title}: {error}" if title else str(error) for title, error in errors]
         what = "1 error" if len(lines) == 1 else f"{len(lines)} errors"
         super().__init__("\n".join([f"{source} has {what}", *(f"  {line}" for line in lines)]))
         self.reason = "InvalidSpec"

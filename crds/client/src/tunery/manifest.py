@@ -146,10 +146,9 @@ def _identity(document: Any) -> tuple[Any, Any, Any] | None:
 
 
 def _title(document: Any, number: int, count: int) -> str:
-    """Return the name of a document in errors."""
+    """Return how errors name a document: "" if it is the only one."""
     kind, _, name = _identity(document) or ("", "", "")
-    place = f"document {number}" if count > 1 else ""
-    return f"{kind} {name} ({place})" if name and place else f"{kind} {name}".strip() or place
+    return f"document {number} ({kind} {name})".replace(" ( )", "") if count > 1 else ""
 
 
 def create(cluster: Cluster, manifests: Iterable[Manifest], *, dry_run: bool = False) -> Iterator[View]:

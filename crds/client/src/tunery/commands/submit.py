@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -89,6 +88,7 @@ def _show(app: App, reference: str, body: dict[str, object], what: str) -> None:
 
 def _follow(app: App, created: Sequence[View]) -> ExitCode:
     """Follow objects one after the other, and return the exit code of the first that has not succeeded."""
-    follow = import_module("tunery.commands.watch").follow
-    codes = [ExitCode(follow(app, each)) for each in created]
+    from tunery.commands.watch import follow
+
+    codes = [follow(app, each) for each in created]
     return next((code for code in codes if code != ExitCode.SUCCEEDED), ExitCode.SUCCEEDED)
