@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from tunery.cli import run
 from tunery.manifest import to_yaml
 
-from kit.operator.api import Json
+from kit.operator.api import Json, eventually
 from kit.operator.objects import Namespace, adaptermerge, adapterserver, lorajob
 
 Run = Callable[..., Any]
@@ -97,3 +98,20 @@ def test_train_submits_a_job(as_tenant: Run, team: Namespace) -> None:
     created = team.get("lorajobs", name)
     assert created is not None
     assert created["spec"]["dataset"] == {"uri": "s3://d/rows.jsonl", "secretRef": {"name": "s3"}}
+
+
+@pytest.mark.parametrize(("phase", "code"), [("Succeeded", 0), ("Failed", 1), ("Stopped", 3)])
+def test_watch_follows_all_objects_to_their_end(
+    as_tenant: Run, team: Namespace, put_status: Run, file: Path, phase: str, code: int
+) -> None:
+    def end() -> None:
+        eventually("both exist", lambda: team.get("lorajobs", "b"))
+        put_status("a", phase=phase)
+        put_status("b", phase="Succeeded")
+
+    with ThreadPoolExecutor() as pool:
+        pool.submit(end)
+        done = as_tenant("submit", "-f", write(file, lorajob("a"), lorajob("b")), "--watch")
+    assert done.code == code, done
+    assert done.out.startswith("lorajob/a created\nlorajob/b created\n")
+    assert phase in done.out
