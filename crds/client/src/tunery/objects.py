@@ -76,7 +76,9 @@ class View:
     @property
     def finished(self) -> bool:
         """Whether the object has succeeded, failed or was stopped, and no retry was requested since."""
-        return self.phase in FINAL_PHASES and not (self.phase == Phase.FAILED and self._retry_requested)
+        if self.phase not in FINAL_PHASES or self.kind not in JOB_KINDS:
+            return False
+        return self.phase != Phase.FAILED or not self._retry_requested
 
     @property
     def _retry_requested(self) -> bool:
