@@ -61,11 +61,69 @@ def test_list_of_one_kind_and_of_all_namespaces(team: Namespace, tunery: Run) ->
     ]
 
 
+def test_options_of_all_commands_may_follow_the_command(team: Namespace, tunery: Run) -> None:
+    assert tunery("list", "-n", "other").out == "No objects in namespace other\n"
+    assert json.loads(tunery("list", "-o", "json", "-n", team.name).out)["items"] == []
+
+
 def test_list_of_nothing_and_of_an_unknown_kind(team: Namespace, tunery: Run) -> None:
     assert tunery("list").out == f"No objects in namespace {team.name}\n"
     done = tunery("list", "--kind", "lorajop")
     assert (done.code, done.out) == (2, "")
     assert "did you mean lorajob?" in done.err
+
+
+HINT = ("Train longer. " * 20).rstrip()
+
+
+def test_get_shows_results_and_what_is_not_as_it_should_be(team: Namespace, tunery: Run, put_status: Run) -> None:
+    team.apply(lorajob("support", model={"uri": "hf://Qwen/Qwen3-8B"}))
+    condition = {"lastTransitionTime": "2026-12-02T10:00:00Z", "reason": "R"}
+    attempt = {"uid": "u", "node": "gpu-1", "startTime": "2026-12-02T10:00:00Z", "endTime": "2026-12-02T10:05:00Z"}
+    put_status(
+        "support",
+        phase="Failed",
+        reason="NotImproved",
+        progress={"percentText": "100%", "step": 1200, "totalSteps": 1200, "eta": "0s"},
+        metrics={
+            "loss": "1.25",
+            "evalLoss": "2.4",
+            "baseEvalLoss": "2.5",
+            "improvement": "0.04",
+            "improvementError": "0.012",
+        },
+        resolved={"method": "QLoRA", "rank": 16},
+        gpuSeconds=5400,
+        failure={"reason": "NotImproved", "message": "the [bold]loss[/bold] \x1b[31mrose", "hint": HINT},
+        rejectedAdapter={"uri": "s3://adapters/support-rejected", "manifestSha256": "ab" * 32, "sizeBytes": 12},
+        conditions=[
+            condition | {"type": "Healthy", "status": "False", "message": "one warning"},
+            condition | {"type": "Validated", "status": "True", "message": "all is fine"},
+            condition | {"type": "CheckpointSaved", "status": "False", "reason": "Removed", "message": "gone"},
+        ],
+        attemptHistory=[
+            attempt | {"pod": "a", "reason": "NodeLost", "seconds": 300},
+            attempt | {"pod": "b", "exitCode": 65, "reason": "NotImproved"},
+        ],
+    )
+    text = tunery("get", "support").out
+    assert text.splitlines()[:2] == ["lorajob/support", "  Phase             Failed, NotImproved"]
+    for line in (
+        "  Progress          100%, step 1,200 of 1,200",
+        "  Held-out loss     2.4, before training 2.5: −4.0 % (± 1.2 %)",
+        "  Model             hf://Qwen/Qwen3-8B",
+        "  Method            QLoRA, rank 16",
+        "  Rejected adapter  s3://adapters/support-rejected",
+        "  GPU time          90m",
+        "  NotImproved: the [bold]loss[/bold] [31mrose",
+        f"  {HINT}",
+        "  Healthy=False R: one warning",
+    ):
+        assert line in [each.rstrip() for each in text.splitlines()]
+    assert "all is fine" not in text
+    assert "gone" not in text
+    assert "pod a on node gpu-1 ended after 300 s: NodeLost" in text
+    assert json.loads(tunery("-o", "json", "get", "lj/support").out)["metadata"]["name"] == "support"
 
 
 @pytest.mark.slow

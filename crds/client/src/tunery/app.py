@@ -22,7 +22,11 @@ class App:
     """What the options say: the cluster, and how to print."""
 
     def __init__(self, options: Mapping[str, Any]) -> None:
-        self._options = options
+        self._options = dict(options)
+
+    def override(self, name: str, value: str) -> None:
+        """Set an option, such as namespace, before anything has used it."""
+        self._options[name] = value
 
     @cached_property
     def cluster(self) -> Cluster:

@@ -48,6 +48,8 @@ class _Commands(click.Group):
         if cmd_name not in COMMANDS:
             return None
         command: click.Command = getattr(importlib.import_module(COMMANDS[cmd_name][0]), f"{cmd_name}_command")
+        taken = {option for parameter in command.params for option in parameter.opts}
+        command.params += [each for each in _options(callback=_override) if taken.isdisjoint(each.opts)]
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -55,11 +57,30 @@ class _Commands(click.Group):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.option("--kubeconfig", metavar="FILE", help="The kubeconfig; default: KUBECONFIG, then ~/.kube/config.")
-@click.option("--context", metavar="NAME", help="A context of the kubeconfig; default: the current one.")
-@click.option("-n", "--namespace", metavar="NAME", help="Default: the namespace of the context.")
-@click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", help="How to print.")
+def _options(**common: Any) -> list[click.Option]:
+    """Return the options of all commands; they may stand before or after the name of a command."""
+    common |= {"expose_value": not common}
+    return [
+        click.Option(["--kubeconfig"], metavar="FILE", help="Default: KUBECONFIG, then ~/.kube/config.", **common),
+        click.Option(
+            ["--context"], metavar="NAME", help="A context of the kubeconfig; default: its current.", **common
+        ),
+        click.Option(["-n", "--namespace"], metavar="NAME", help="Default: the namespace of the context.", **common),
+        click.Option(["-o", "--output"], type=click.Choice(["text", "json"]), help="How to print.", **common),
+    ]
+
+
+def _override(ctx: click.Context, option: click.Parameter, value: str | None) -> None:
+    """Use the value of an option after the name of a command."""
+    app = ctx.find_object(App)
+    if app is not None and value is not None:
+        app.override(str(option.name), value)
+
+
+@click.group(
+    cls=_Commands, params=list[click.Parameter](_options()),
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)  # fmt: skip
 @click.version_option(package_name="tunery")
 @click.pass_context
 def tunery(ctx: click.Context, /, **options: Any) -> None:

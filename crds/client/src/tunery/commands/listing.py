@@ -218,10 +218,8 @@ def _conditions(view: View) -> Iterator[str]:
 
 def _attempts(view: View) -> Iterator[str]:
     """Yield the attempts, if there were several."""
+    from tunery.describe import attempt
+
     history = view.status.get("attemptHistory") or []
     if len(history) > 1:
-        for each in history:
-            took = f", {duration_text(each['seconds'])}" if each.get("seconds") is not None else ""
-            code = f", exit code {each['exitCode']}" if each.get("exitCode") else ""
-            where = f" on {each['node']}" if each.get("node") else ""
-            yield f"{each['startTime']} {each['pod']}{where}: {each.get('reason') or 'running'}{took}{code}"
+        yield from (f"{each['startTime']} {attempt(each)}" for each in history)
