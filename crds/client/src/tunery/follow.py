@@ -50,7 +50,7 @@ class _Deadline:
         return min(most, left)
 
 
-class _Outage:
+class Outage:
     """How long the API server has not answered."""
 
     def __init__(self) -> None:
@@ -61,20 +61,20 @@ class _Outage:
         """Record that the API server has answered."""
         self._since, self._pause = None, 0.5
 
-    def wait(self, error: Unavailable, deadline: _Deadline) -> None:
-        """Wait before the next attempt, each time longer. Raises `error` if the outage lasts too long."""
+    def pause(self, error: Unavailable) -> float:
+        """Return the seconds to wait before the next attempt, each time more. Raises `error` if it lasts too long."""
         now = time.monotonic()
         self._since = now if self._since is None else self._since
         if now - self._since > GIVE_UP_SECONDS:
             raise error
-        time.sleep(deadline.remaining(self._pause))
-        self._pause = min(2 * self._pause, LONGEST_PAUSE)
+        pause, self._pause = self._pause, min(2 * self._pause, LONGEST_PAUSE)
+        return pause
 
 
 def _changes(cluster: Cluster, followed: View, deadline: _Deadline) -> Iterator[View]:
     """Yield each state of an object after the given one."""
     resource, field = resource_of(followed.kind), f"metadata.name={followed.name}"
-    shown, version, outage = followed.metadata["resourceVersion"], "", _Outage()
+    shown, version, outage = followed.metadata["resourceVersion"], "", Outage()
     while True:
         seconds = deadline.remaining(WATCH_SECONDS)
         try:
@@ -98,7 +98,7 @@ def _changes(cluster: Cluster, followed: View, deadline: _Deadline) -> Iterator[
         except WatchExpired:
             version = ""
         except Unavailable as error:
-            outage.wait(error, deadline)
+            time.sleep(deadline.remaining(outage.pause(error)))
 
 
 def _same(body: Json | None, followed: View) -> View:
