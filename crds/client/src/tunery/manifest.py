@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -29,6 +30,11 @@ _PARSERS: Final[Mapping[Kind, Callable[[Any], Any]]] = {
     Kind.LORASWEEP: parse_lorasweep,
 }
 _FIELD: Final = re.compile("[A-Za-z0-9_-]+")
+
+_LONGEST_BASE: Final = 40
+"""The most characters of a name before its random suffix: tables then show the name of a pod in full."""
+_SUFFIX: Final = "bcdfghjklmnpqrstvwxz2456789"
+"""The characters of generated names in Kubernetes: without vowels, so that they form no words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +183,11 @@ def _exists(manifest: Manifest, namespace: str, error: Conflict) -> TuneryError:
         "To change its mutable fields: kubectl apply -f FILE"
     )
     return Conflict(error.reason, f"{manifest.reference} exists already in namespace {namespace}", remedy)
+
+
+def unique_name(base: str) -> str:
+    """Return a name of a base and five random characters, as the API server generates one."""
+    return f"{base[:_LONGEST_BASE].rstrip('-.')}-{''.join(secrets.choice(_SUFFIX) for _ in range(5))}"
 
 
 def with_settings(spec: Json, settings: Iterable[str]) -> Json:

@@ -96,3 +96,10 @@ def duration_text(seconds: float) -> str:
     if hours < 48:
         return f"{hours}h{minutes % 60}m" if hours < 8 and minutes % 60 else f"{hours}h"
     return f"{days}d{hours % 24}h" if days < 8 and hours % 24 else f"{days}d"
+
+
+def bytes_text(size: int) -> str:
+    """Return a number of bytes in readable form: 512 B, 24.0 MiB, 5.2 GiB."""
+    if size < 2**20:
+        return f"{size} B" if size < 2**10 else f"{size / 2**10:.1f} KiB"
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"

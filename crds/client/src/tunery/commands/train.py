@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-import secrets
-from typing import Any, Final
+from typing import Any
 
 import click
 
@@ -15,10 +14,6 @@ from tunery_api.methods import Method, Preset
 from tunery_api.names import API_VERSION
 
 Json = dict[str, Any]
-_LONGEST_BASE: Final = 40
-"""The most characters of a generated name before its random suffix, so that a pod's name is complete in a table."""
-_SUFFIX: Final = "bcdfghjklmnpqrstvwxz2456789"
-"""The characters of generated names in Kubernetes: without vowels, so that they form no words."""
 
 
 @click.command("train")
@@ -81,8 +76,9 @@ def _refer(spec: Json, secret: str) -> None:
 
 def generate_name(model: str, data: str) -> str:
     """Return a name for a job: the last part of the model's URI, that of the data's, and five random characters."""
-    words = "-".join(filter(None, (_word(model), _word(data))))[:_LONGEST_BASE].rstrip("-")
-    return f"{words or 'job'}-{''.join(secrets.choice(_SUFFIX) for _ in range(5))}"
+    from tunery.manifest import unique_name
+
+    return unique_name("-".join(filter(None, (_word(model), _word(data)))) or "job")
 
 
 def _word(uri: str) -> str:
