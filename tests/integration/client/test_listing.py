@@ -36,11 +36,11 @@ def test_list_shows_the_kinds_and_hides_trials(team: Namespace, tunery: Run, put
     )
 
     lines = [line.split() for line in tunery("list").out.splitlines()]
-    assert lines[0] == ["KIND", "NAME", "PHASE", "PROGRESS", "REASON", "LOSS", "AGE"]
+    assert lines[0] == ["NAME", "KIND", "PHASE", "PROGRESS", "REASON", "LOSS", "AGE"]
     assert [line[:-1] for line in lines[1:]] == [
-        ["LoRAJob", "support", "Training", "41%", "NotReporting", "1.25"],
-        ["AdapterServer", "chat", "Pending"],
-        ["LoRASweep", "search", "Searching", "7/20", "1.1"],
+        ["support", "LoRAJob", "Training", "41%", "NotReporting", "1.25"],
+        ["chat", "AdapterServer", "Pending"],
+        ["search", "LoRASweep", "Searching", "7/20", "1.1"],
     ]
     assert "search-004" in tunery("list", "--trials").out
     assert "search-004" in tunery("list", "-l", "tunery.dev/sweep=search").out
@@ -53,7 +53,7 @@ def test_list_of_one_kind_and_of_all_namespaces(team: Namespace, tunery: Run) ->
         team.apply(body)
     assert "support" not in tunery("list", "--kind", "lsw").out
     mine = [line.split() for line in tunery("list", "-A").out.splitlines() if team.name in line.split()]
-    assert [line[:3] for line in mine] == [[team.name, "LoRAJob", "support"], [team.name, "LoRASweep", "search"]]
+    assert [line[:3] for line in mine] == [[team.name, "support", "LoRAJob"], [team.name, "search", "LoRASweep"]]
     items = json.loads(tunery("-o", "json", "list").out)["items"]
     assert [(each["kind"], each["metadata"]["name"]) for each in items] == [
         ("LoRAJob", "support"),

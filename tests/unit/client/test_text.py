@@ -54,6 +54,13 @@ def test_only_a_narrow_terminal_loses_optional_columns(terminal: bool, width: in
     assert lines[1].startswith("support   Waiting")
 
 
+def test_a_row_that_does_not_fit_is_a_block_of_lines() -> None:
+    rows = [["support", "Waiting", ""], ["b", "Failed", "QuotaExceeded"]]
+    assert shown(rows, width=16, terminal=True) == [
+        "support", "  PHASE: Waiting", "b", "  PHASE: Failed", "  REASON: QuotaExceeded",
+    ]  # fmt: skip
+
+
 def test_a_cell_is_no_markup_and_no_second_line() -> None:
     assert shown([["[red]a[/red]\n:bug:", "Failed", ""]])[1] == "[red]a[/red] :bug:   Failed"
 

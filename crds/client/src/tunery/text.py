@@ -62,28 +62,38 @@ def print_table(
 ) -> None:
     """Print rows below the headers of their columns, without empty columns.
 
-    `style` returns the style of the cells of column PHASE. A terminal that is too narrow omits optional columns, the
-    last one first.
+    A terminal that is too narrow omits optional columns, the last one first. If the others don't fit either, each row
+    is a block of lines. `style` returns the style of the cells of column PHASE.
     """
     from rich.cells import cell_len
     from rich.text import Text
 
     lines = [[each.header for each in columns], *([" ".join(printable(cell).split()) for cell in row] for row in rows)]
     widths = [max(map(cell_len, cells)) for cells in zip(*lines, strict=True)]
-    shown = [index for index in range(len(columns)) if any(line[index] for line in lines[1:])]
-    for index in reversed([index for index in shown if columns[index].optional]):
-        if not console.is_terminal or sum(widths[i] + len(_GAP) for i in shown) - len(_GAP) <= console.width:
-            break
-        shown.remove(index)
+    filled = [index for index in range(len(columns)) if any(line[index] for line in lines[1:])]
+    shown = _fitting(columns, widths, filled, console.width) if console.is_terminal else filled
     text = Text()
-    for number, line in enumerate(lines):
+    for number, line in enumerate(lines if shown else ()):
         for index in shown:
-            is_styled = style is not None and number > 0 and columns[index].header == "PHASE"
-            text.append(line[index], style(line[index]) if style is not None and is_styled else None)
-            if index != shown[-1]:
-                text.append(" " * (widths[index] - cell_len(line[index])) + _GAP)
-        text.append("\n")
+            is_phase = style is not None and number > 0 and columns[index].header == "PHASE"
+            text.append(line[index], style(line[index]) if style is not None and is_phase else None)
+            text.append(" " * (widths[index] - cell_len(line[index])) + _GAP if index != shown[-1] else "\n")
+    for line in () if shown else lines[1:]:
+        text.append(f"{line[filled[0]]}\n", "bold")
+        for index in filled[1:]:
+            text.append(f"  {columns[index].header}: {line[index]}\n" if line[index] else "")
     console.print(text, end="")
+
+
+def _fitting(columns: Sequence[Column], widths: Sequence[int], filled: Sequence[int], width: int) -> list[int]:
+    """Return the indices of the columns that fit into a width; empty if not even those that are not optional do."""
+    shown = list(filled)
+    for index in (None, *reversed([index for index in filled if columns[index].optional])):
+        if index is not None:
+            shown.remove(index)
+        if sum(widths[each] + len(_GAP) for each in shown) - len(_GAP) <= width:
+            return shown
+    return []
 
 
 def duration_text(seconds: float) -> str:

@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 
 _COLUMNS: Final = (
     Column("NAMESPACE"),
-    Column("KIND"),
     Column("NAME"),
+    Column("KIND", optional=True),
     Column("PHASE"),
-    Column("PROGRESS"),
+    Column("PROGRESS", optional=True),
     Column("REASON", optional=True),
     Column("LOSS", optional=True),
     Column("AGE"),
 )
 _CELLS: Final = (
-    ("Namespace",), ("Kind",), ("Name",), ("Phase",), ("Progress", "Trials", "Adapters"), ("Reason",), ("Loss", "Best"),
+    ("Namespace",), ("Name",), ("Kind",), ("Phase",), ("Progress", "Trials", "Adapters"), ("Reason",), ("Loss", "Best"),
     ("Age",),
 )  # fmt: skip
 """The printer columns of tunery_api.kinds that each column shows; a kind has at most one of them."""
