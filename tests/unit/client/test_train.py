@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from tunery.builder import generate_name
 from tunery.cli import run
-from tunery.commands.train import generate_name
 
 from kit import kubectl_yaml
 
