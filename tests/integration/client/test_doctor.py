@@ -20,6 +20,7 @@ from .conftest import TENANT
 from kit.kubectl import Kubectl
 from kit.operator.api import Api, eventually
 from kit.operator.objects import Namespace, lorajob
+from tools.cluster.controlplane import ControlPlane
 
 Run = Callable[..., Any]
 LEASES = "/apis/coordination.k8s.io/v1/namespaces/{}/leases"
@@ -58,13 +59,16 @@ def test_json_is_one_document(as_tenant: Run) -> None:
     assert found[0].keys() == {"name", "result", "message", "remedy"}
 
 
-def test_a_user_without_permissions_gets_a_line_for_each_resource(
-    tenant_kubeconfig: Path, control_plane: Any, team: Namespace, capsys: pytest.CaptureFixture[str]
+def test_the_remedies_give_a_user_without_permissions_all_that_the_commands_need(
+    control_plane: ControlPlane, team: Namespace, api_server: Kubectl
 ) -> None:
-    cluster = Cluster.load(str(control_plane.client_kubeconfig("nobody", "no body")), None, team.name)
-    found = [check for check in checks.run_checks(cluster) if check.result == checks.FAILED]
+    cluster = Cluster.load(str(control_plane.client_kubeconfig("newcomer", "new comer")), None, team.name)
+    found = [check for check in checks.permissions(cluster) if check.result == checks.FAILED]
     assert len(found) == len(checks.PERMISSIONS)
-    assert all("--user='no body'" in check.remedy for check in found)
+    for check in found:
+        for command in check.remedy.removeprefix("Ask a cluster admin: ").split(" && "):
+            api_server.run(*shlex.split(command)[1:])
+    eventually("all are granted", lambda: all(check.result == checks.PASSED for check in checks.permissions(cluster)))
 
 
 def test_the_cluster_has_the_fields_of_this_client(cluster: Cluster) -> None:

@@ -87,7 +87,7 @@ def test_the_api_server_may_generate_the_name(as_tenant: Run, file: Path) -> Non
     del body["metadata"]["name"]
     done = as_tenant("submit", "-f", write(file, body))
     assert done.code == 0, done.err
-    assert re.fullmatch(r"lorajob/a-\w{5} created\n", done.out)
+    assert re.fullmatch(r"lorajob/(a-\w{5}) created. To follow it: tunery watch lorajob/\1 -n .*\n", done.out)
 
 
 def test_train_submits_a_job(as_tenant: Run, team: Namespace) -> None:
@@ -115,3 +115,17 @@ def test_watch_follows_all_objects_to_their_end(
     assert done.code == code, done
     assert done.out.startswith("lorajob/a created\nlorajob/b created\n")
     assert phase in done.out
+
+
+def test_a_server_of_the_same_file_is_not_followed(tunery: Run, team: Namespace, put_status: Run, file: Path) -> None:
+    """It never finishes."""
+
+    def end() -> None:
+        eventually("it exists", lambda: team.get("lorajobs", "a"))
+        put_status("a", phase="Succeeded")
+
+    with ThreadPoolExecutor() as pool:
+        pool.submit(end)
+        done = tunery("submit", "-f", write(file, adapterserver("s"), lorajob("a")), "--watch")
+    assert done.code == 0, done.err
+    assert done.out.startswith("adapterserver/s created\nlorajob/a created\n")

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,3 +29,10 @@ def test_a_local_queue_passes_if_it_is_active(status: dict[str, Any], result: st
     check = queue_check({"metadata": {"name": "team"}, "spec": {"clusterQueue": "gpus"}, "status": status})
     assert check[:3] == ("LocalQueue team", result, message)
     assert (check.remedy == "Ask a cluster admin: kubectl describe clusterqueue gpus") == (result == FAILED)
+
+
+def test_the_marks_differ_in_an_encoding_without_them(tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONIOENCODING": "cp1252", "KUBECONFIG": str(tmp_path / "none")}
+    done = subprocess.run([sys.executable, "-m", "tunery", "doctor"], capture_output=True, env=environment)
+    assert done.returncode == 1, done.stderr
+    assert done.stdout.startswith(b"FAILED API server: no cluster is configured")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -164,17 +164,18 @@ def permissions(cluster: Cluster) -> Iterator[Check]:
             yield Check(name, PASSED, ", ".join(each.verbs))
             continue
         needed = ", ".join(dict.fromkeys(word for verb in missing for word in each.verbs[verb].split(", ")))
-        remedy = f"Ask a cluster admin: {_grant(each, missing, cluster.namespace, user)}"
+        remedy = f"Ask a cluster admin: {_grant(each, cluster.namespace, user)}"
         yield Check(name, FAILED, f"you may not {', '.join(missing)}; needed by {needed}", remedy)
 
 
-def _grant(permission: Permission, verbs: Iterable[str], namespace: str, user: str) -> str:
+def _grant(permission: Permission, namespace: str, user: str) -> str:
     """Return the commands that give the user a permission."""
     role = f"tunery-{permission.title.partition('.')[0].replace('/', '-')}"
     account = user.removeprefix("system:serviceaccount:")
     subject = f"--serviceaccount={account}" if account != user else f"--user={shlex.quote(user or 'USER')}"
+    verbs = ",".join(permission.verbs)
     return (
-        f"kubectl create role {role} -n {namespace} --verb={','.join(verbs)} --resource={permission.title} && "
+        f"kubectl create role {role} -n {namespace} --verb={verbs} --resource={permission.title} && "
         f"kubectl create rolebinding {role} -n {namespace} --role={role} {subject}"
     )
 

@@ -61,6 +61,8 @@ def _only_lorajob(app: App, path: str) -> Manifest:
     text, source = read_text(path)
     documents = parse_documents(text, source)
     jobs = [each for each in documents if isinstance(each, dict) and each.get("kind") == "LoRAJob"]
+    if not jobs:
+        validate(documents, source)  # raises if a kind is misspelled
     if len(jobs) != 1:
         raise UsageError(f"{source} has {len(jobs)} LoRAJobs", "Name a file with one LoRAJob")
     return validate(jobs, source, app.namespace)[0]

@@ -61,7 +61,8 @@ def submit(app: App, manifests: Sequence[Manifest], *, watch: bool, dry_run: str
     created = []
     for each in create(app.cluster, manifests):
         created.append(each)
-        _show(app, each.reference, each.body, "created")
+        follow_up = f". To follow it: tunery watch {each.reference} -n {each.metadata['namespace']}"
+        _show(app, each.reference, each.body, "created" + (follow_up if len(manifests) == 1 and not watch else ""))
     return _follow(app, created) if watch else ExitCode.SUCCEEDED
 
 
@@ -87,8 +88,12 @@ def _show(app: App, reference: str, body: dict[str, object], what: str) -> None:
 
 
 def _follow(app: App, created: Sequence[View]) -> ExitCode:
-    """Follow objects one after the other, and return the exit code of the first that has not succeeded."""
-    from tunery.commands.watch import follow
+    """Follow objects one after the other, and return the exit code of the first that has not succeeded.
 
-    codes = [follow(app, each) for each in created]
+    An AdapterServer never finishes: it is followed only if there is nothing else.
+    """
+    from tunery.commands.watch import follow
+    from tunery.objects import RUNNABLE
+
+    codes = [follow(app, each) for each in [each for each in created if each.kind in RUNNABLE] or created]
     return next((code for code in codes if code != ExitCode.SUCCEEDED), ExitCode.SUCCEEDED)

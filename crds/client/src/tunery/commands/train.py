@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from enum import StrEnum
 from typing import Any
 
 import click
@@ -13,15 +14,16 @@ from tunery.errors import ExitCode, UsageError
 from tunery_api.methods import Method, Preset
 
 
+def _choice(names: type[StrEnum]) -> click.Choice[str]:
+    """Return the values of an enum, in any case."""
+    return click.Choice([each.value for each in names], case_sensitive=False)
+
+
 @click.command("train")
 @click.option("--model", required=True, metavar="URI", help="The base model, such as hf://Qwen/Qwen3-8B.")
 @click.option("--data", required=True, metavar="URI", help="The data set, such as s3://data/support.jsonl.")
-@click.option(
-    "--method", type=click.Choice([each.value for each in Method], case_sensitive=False), help="Default: Auto."
-)
-@click.option(
-    "--preset", type=click.Choice([each.value for each in Preset], case_sensitive=False), help="Recommended settings."
-)
+@click.option("--method", type=_choice(Method), metavar="NAME", help=f"{', '.join(Method)}. Default: Auto.")
+@click.option("--preset", type=_choice(Preset), metavar="NAME", help=f"{', '.join(Preset)}. Default: none.")
 @click.option("--output", metavar="URI", help="Where to publish the adapter. Default: the platform's location.")
 @click.option("--secret", metavar="NAME", help="The Secret with the keys of all s3:// URIs.")
 @click.option("--name", metavar="NAME", help="Default: generated from model and data.")
