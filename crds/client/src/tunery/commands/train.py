@@ -9,7 +9,6 @@ from typing import Any
 import click
 
 from tunery.app import App
-from tunery.builder import lorajob
 from tunery.errors import ExitCode, UsageError
 from tunery_api.methods import Method, Preset
 
@@ -34,6 +33,7 @@ def _choice(names: type[StrEnum]) -> click.Choice[str]:
 @click.pass_obj
 def train_command(app: App, /, watch: bool, manifest: str | None, **options: Any) -> int:
     """Fine-tune an adapter: submit a LoRAJob with these settings, or print its manifest."""
+    from tunery.builder import lorajob
     from tunery.commands.submit import submit
     from tunery.manifest import to_yaml, validate, with_settings
 
