@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+from kit.operator.api import eventually
 from kit.operator.objects import Namespace, lorajob
 
 
@@ -36,18 +37,33 @@ def test_a_job_that_waits_for_a_missing_input(
     assert "lorajob/base is Training, step 3/9." in tunery("explain", "a").out
 
 
-def test_the_events_of_the_pod_and_of_this_object_alone(
+def test_the_events_of_a_pod_that_has_not_started(
     team: Namespace, tunery: Callable[..., Any], put_status: Callable[..., None]
 ) -> None:
-    uid = team.apply(lorajob("a"))["metadata"]["uid"]
+    team.apply(lorajob("a"))
+    eventually("the namespace's ServiceAccount", lambda: team.get("serviceaccounts", "default"))
+    spec = {"containers": [{"name": "trainer", "image": "none"}], "schedulerName": "none"}
+    team.api.call("POST", team.path("pods"), {"metadata": {"name": "a-train-x"}, "spec": spec})
     put_status("a", phase="Starting", podName="a-train-x", observedGeneration=1)
     warn(team, {"kind": "Pod", "name": "a-train-x"}, "FailedMount", 'secret "s3" [not] found')
-    warn(team, {"kind": "LoRAJob", "name": "a", "uid": uid}, "DatasetWarning", "3 rows are cut")
-    warn(team, {"kind": "LoRAJob", "name": "a", "uid": "of-an-earlier-one"}, "Killed", "long ago")
+    warn(team, {"kind": "Pod", "name": "another"}, "Killed", "of another pod")
     done = tunery("explain", "lorajob/a")
     assert 'Event FailedMount of a-train-x: secret "s3" [not] found' in done.out
-    assert "Event DatasetWarning of a: 3 rows are cut" in done.out
-    assert "long ago" not in done.out
+    assert "of another pod" not in done.out
+    team.start_pod("a-train-x")
+    assert "Event" not in tunery("explain", "lorajob/a").out
+
+
+def test_a_job_without_a_pod_shows_the_events_of_its_job(
+    team: Namespace, tunery: Callable[..., Any], put_status: Callable[..., None]
+) -> None:
+    team.apply(lorajob("a"))
+    warn(team, {"kind": "Job", "name": "a-train"}, "FailedCreate", "exceeded quota: team")
+    put_status("a", phase="Starting", jobName="a-train", observedGeneration=1)
+    assert "Event FailedCreate of a-train: exceeded quota: team" in tunery("explain", "a").out
+    failure = {"reason": "QuotaExceeded", "message": "exceeded quota: team", "hint": "Free it."}
+    put_status("a", failure=failure)
+    assert "Event" not in tunery("explain", "a").out
 
 
 def test_json(team: Namespace, tunery: Callable[..., Any], put_status: Callable[..., None]) -> None:

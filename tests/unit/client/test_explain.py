@@ -12,6 +12,7 @@ from tunery.objects import View, view
 from tunery_api.kinds import Kind
 
 NOW = datetime(2026, 12, 1, 12, 0, tzinfo=UTC)
+RETRY = 'kubectl annotate lorajob support -n team --overwrite tunery.dev/retry="$(date +%s)"'
 SPEC = {
     "model": {"uri": "hf://org/model", "secretRef": {"name": "hub"}},
     "output": {"uri": "s3://adapters/support", "secretRef": {"name": "s3"}},
@@ -93,6 +94,7 @@ def test_a_requested_retry_is_not_a_failure() -> None:
     failure = {"reason": "DiskFull", "message": "m", "hint": "h"}
     said = explained({"phase": "Failed", "failure": failure}, annotations={"tunery.dev/retry": "1"})
     assert said.now == ["A retry was requested; the operator has not started it yet."]
+    assert (said.why, said.fix, said.commands) == ([], [], [])
 
 
 def test_a_full_queue() -> None:

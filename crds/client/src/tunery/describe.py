@@ -22,6 +22,7 @@ _HINTS: Final[Mapping[str, str]] = {
     "WaitingForInputs": "It continues once these have succeeded: {inputs}",
     "WaitingForPreflightSlot": "Wait, or ask a cluster admin to raise preflight.maxConcurrent of Tunery's chart",
     "WaitingForPredecessor": "Wait for the terminating pod: kubectl get pods -n {ns} -l tunery.dev/owner={name}",
+    "AttemptFailed": "The next attempt starts automatically, from the latest checkpoint",
     "JobSuspended": "Resume the Job that another client suspended: "
     'kubectl patch job {job} -n {ns} --type=merge -p \'{{"spec":{{"suspend":false}}}}\'',
     "NotReporting": "The result does not depend on these reports. To see what the pod does: tunery -n {ns} logs {ref}",
@@ -40,7 +41,8 @@ class Line(NamedTuple):
 
 def blocker(view: View) -> Failure | None:
     """Return what an object that has not finished waits for, with what to do; None if it does not wait."""
-    if view.finished:
+    if view.finished or view.phase == Phase.FAILED:
+        # A failed object that has not finished is about to be retried.
         return None
     if view.failure is not None:
         return view.failure

@@ -40,9 +40,9 @@ def show(states: Iterable[View], display: Display) -> View:
     """
     before: View | None = None
     for now in states:
+        display.update(now)
         for line in news(before, now):
             display.tell(line)
-        display.update(now)
         before = now
         if now.kind is Kind.ADAPTERSERVER and now.phase in _SETTLED and not _unobserved(now):
             break

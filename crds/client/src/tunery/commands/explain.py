@@ -14,6 +14,7 @@ from tunery.describe import attempt, blocker, finding, improvement, inputs, prog
 from tunery.errors import NotFound, TuneryError
 from tunery.objects import View, find, parse_time, view
 from tunery.text import duration_text, phase_style
+from tunery_api.failures import Subject
 from tunery_api.kinds import Kind
 from tunery_api.names import RETRY_ANNOTATION
 from tunery_api.reasons import FailureReason
@@ -125,7 +126,9 @@ def _finished(found: View, said: Explanation) -> None:
         return
     failure = found.failure
     said.why.append(f"{failure.reason}: {failure.message}")
-    said.fix.append(failure.hint)
+    # The command below replaces that of the hint.
+    subject = Subject(found.kind.value, found.name, found.metadata["namespace"], found.sweep)
+    said.fix.append(failure.hint.removesuffix(f" To retry: {subject.retry_command}"))
     said.commands += [*_secrets(found, failure.reason), *_after_failure(found)]
 
 
@@ -275,20 +278,33 @@ def input_states(cluster: Cluster, found: View) -> list[str]:
 
 
 def warnings(cluster: Cluster, found: View) -> list[str]:
-    """Return the latest warning events about an object that has not finished and about its pod."""
+    """Return the latest warning events about the pod of an object, or about its Job while it has no pod."""
     from tunery.cluster import EVENTS
 
-    named = [found.name, found.status.get("podName"), found.status.get("jobName")] if not found.finished else []
-    events: dict[tuple[str, str], Json] = {}
+    events: dict[str, Json] = {}
     try:
-        for name in filter(None, named):
-            for each in cluster.items(EVENTS, field=f"involvedObject.name={name},type=Warning")[0]:
-                if name != found.name or each["involvedObject"].get("uid") == found.metadata["uid"]:
-                    events[name, each["reason"]] = each
+        name = _without_progress(cluster, found)
+        for each in cluster.items(EVENTS, field=f"involvedObject.name={name},type=Warning")[0] if name else ():
+            events[each["reason"]] = max(events.get(each["reason"], each), each, key=_event_time)
     except TuneryError as error:
         return [f"Events can't be listed: {error.reason}."]
+    waits = blocker(found)
     latest = sorted(events.items(), key=lambda item: _event_time(item[1]))[-SHOWN:]
-    return [f"Event {reason} of {name}: {each.get('message', '')}" for (name, reason), each in latest]
+    texts = [(reason, each.get("message", "")) for reason, each in latest]
+    return [f"Event {reason} of {name}: {text}" for reason, text in texts if waits is None or text not in waits.message]
+
+
+def _without_progress(cluster: Cluster, found: View) -> str | None:
+    """Return the name of the pod that has not started, or of the Job that has no pod; None if there is neither."""
+    from tunery.cluster import PODS
+
+    pod, job = found.status.get("podName"), found.status.get("jobName")
+    if found.phase not in (Phase.PENDING, Phase.PREFLIGHT, Phase.STARTING):
+        return None
+    try:
+        return pod if pod and cluster.get(PODS, pod)["status"].get("phase") == "Pending" else None if pod else job
+    except NotFound:
+        return job
 
 
 def _event_time(event: Json) -> datetime:
