@@ -126,6 +126,18 @@ def test_a_pod_that_has_not_started(tunery: Callable[..., Any], make_pod: Make) 
     assert "explain lorajob/a" in done.err
 
 
+def test_a_container_that_is_restarted_shows_its_last_run(
+    team: Namespace, tunery: Callable[..., Any], make_pod: Make, kubelet: LogKubelet
+) -> None:
+    make_pod("a-1", "train", "waiting")
+    kubelet.write("a-1", "it broke")
+    ended = {"terminated": {"exitCode": 1}}
+    status = {"name": "trainer", "image": "none", "imageID": "", "ready": False, "restartCount": 1, "lastState": ended,
+              "state": {"waiting": {"reason": "CrashLoopBackOff"}}}  # fmt: skip
+    team.api.patch(f"{team.path('pods', 'a-1')}/status", {"status": {"containerStatuses": [status]}})
+    assert tunery("logs", "a").out == "it broke\n"
+
+
 def test_following_goes_on_over_a_broken_connection_and_to_the_next_pod(
     team: Namespace, control_plane: ControlPlane, make_pod: Make, kubelet: LogKubelet,
     put_status: Callable[..., None], capfd: pytest.CaptureFixture[str],

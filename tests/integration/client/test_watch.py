@@ -53,7 +53,7 @@ class Program:
     @property
     def text(self) -> str:
         """The output, without escape codes."""
-        return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", self.raw.decode())
+        return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", self.raw.decode(errors="replace"))
 
     def shows(self, text: str) -> None:
         """Wait until the output has a text."""
@@ -175,8 +175,14 @@ def test_ctrl_c_ends_it_at_once(start: Callable[..., Program], put: Callable[...
     assert "Traceback" not in program.text
 
 
-def test_a_windows_1252_terminal_gets_ascii(start: Callable[..., Program], put: Callable[..., None]) -> None:
-    put(**TRAINING | DONE)
-    program = start("watch", "a", env={"PYTHONIOENCODING": "cp1252"})
+@pytest.mark.parametrize("columns", [0, 80], ids=["pipe", "terminal"])
+def test_a_windows_1252_terminal_gets_ascii(
+    start: Callable[..., Program], put: Callable[..., None], columns: int
+) -> None:
+    put(**TRAINING)
+    program = start("watch", "a", columns=columns, env={"PYTHONIOENCODING": "cp1252"})
+    program.shows("step 82/200")
+    put(**DONE)
     assert program.end() == ExitCode.SUCCEEDED
     assert b"2.5 -> 1.4, -44.0 % (\xb1 1.2 %)" in program.raw
+    assert ("########............ 41 %" in program.text) == bool(columns)

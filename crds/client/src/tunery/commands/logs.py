@@ -164,7 +164,8 @@ def _follow(app: App, cluster: Cluster, found: View, choice: Choice, tail: int |
     """Print the log of each pod, one after the other, until the object has finished."""
     from tunery.follow import Outage
 
-    shown: set[str] = set()
+    shown: set[tuple[str, int]] = set()
+    container = choice.container_of(found)
     outage, told = Outage(), False
     while True:
         try:
@@ -175,9 +176,9 @@ def _follow(app: App, cluster: Cluster, found: View, choice: Choice, tail: int |
         except Unavailable as error:
             time.sleep(outage.pause(error))
             continue
-        if pod is not None and pod["metadata"]["uid"] not in shown:
-            if _print_following(app, cluster, pod, choice.container_of(found), tail):
-                shown.add(pod["metadata"]["uid"])
+        if pod is not None and _run_of(pod, container) not in shown:
+            if _print_following(app, cluster, pod, container, tail):
+                shown.add(_run_of(pod, container))
                 continue
         elif found.finished or (choice.preflight and shown):
             if not shown:
@@ -237,9 +238,21 @@ def _has_started(state: Json) -> bool:
     return "running" in state or "terminated" in state
 
 
+def _run_of(pod: Json, container: str) -> tuple[str, int]:
+    """Return what identifies one run of a container: the UID of its pod and its restarts."""
+    return pod["metadata"]["uid"], _status_of(pod, container).get("restartCount", 0)
+
+
+def _status_of(pod: Json, container: str) -> Json:
+    statuses = [*(pod["status"].get("initContainerStatuses") or ()), *(pod["status"].get("containerStatuses") or ())]
+    return next((each for each in statuses if each["name"] == container), {})
+
+
 def _container(pod: Json, name: str) -> Json:
-    """Return the state of a container; empty before the kubelet has reported it."""
-    statuses = pod["status"].get("containerStatuses") or ()
-    state: Json = next((each["state"] for each in statuses if each["name"] == name), {})
+    """Return the state of a container, of its last run if it is restarted; empty before the kubelet has reported it."""
+    status = _status_of(pod, name)
+    state: Json = status.get("state") or {}
+    if "waiting" in state and status.get("lastState"):
+        state = status["lastState"]
     # The container of a pod that was evicted before it started never starts.
     return state or ({"terminated": {}} if pod["status"].get("phase") in ("Succeeded", "Failed") else {})
