@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from tunery.cluster import WATCH_SECONDS, Cluster, Json, WatchExpired, resource_of
@@ -53,7 +53,8 @@ class _Deadline:
 class Outage:
     """How long the API server has not answered."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._since: float | None = None
         self._pause = 0.5
 
@@ -63,7 +64,7 @@ class Outage:
 
     def pause(self, error: Unavailable) -> float:
         """Return the seconds to wait before the next attempt, each time more. Raises `error` if it lasts too long."""
-        now = time.monotonic()
+        now = self._clock()
         self._since = now if self._since is None else self._since
         if now - self._since > GIVE_UP_SECONDS:
             raise error
