@@ -36,6 +36,32 @@ def test_the_progress_names_what_is_measured() -> None:
     assert progress(lorajob({"phase": "Pending"})) == []
 
 
+@pytest.mark.parametrize(
+    ("kind", "status", "parts"),
+    [
+        (Kind.ADAPTERMERGE, {"phase": "Downloading", "progress": {"percentText": "7%"}}, ["7%"]),
+        (
+            Kind.BATCHINFERENCE,
+            {"phase": "Answering", "lines": 90, "answered": 30, "errors": 2, "progress": {"eta": "1m"}},
+            ["30 of 90 lines", "2 failed", "ETA 1m"],
+        ),
+        (Kind.BATCHINFERENCE, {"phase": "Starting"}, []),
+        (
+            Kind.LORASWEEP,
+            {"phase": "Searching", "countsText": "3/8", "counts": {"running": 2}, "best": {"value": "1.5"}},
+            ["trials 3/8", "2 running", "best 1.5"],
+        ),
+        (
+            Kind.ADAPTERSERVER,
+            {"phase": "Updating", "readyText": "1/2", "adaptersText": "3/4"},
+            ["replicas 1/2", "adapters 3/4"],
+        ),
+    ],
+)
+def test_the_progress_of_each_kind(kind: Kind, status: dict[str, Any], parts: list[str]) -> None:
+    assert progress(lorajob(status, kind)) == parts
+
+
 @pytest.mark.parametrize("width", [8, 20, 40, 60, 80, 200])
 @pytest.mark.parametrize("ascii_only", [False, True])
 def test_the_live_line_fits_any_terminal(width: int, ascii_only: bool) -> None:
@@ -139,9 +165,18 @@ def test_a_pipe_gets_a_line_for_each_change_and_none_for_a_new_estimate_of_time(
     assert [line.split()[1] for line in lines] == ["Training", "Evaluating"]
 
 
-def test_a_server_is_followed_until_it_is_ready() -> None:
-    states = [lorajob({"phase": phase}, Kind.ADAPTERSERVER) for phase in ("Starting", "Ready", "Updating")]
-    assert show(states, Lines(lambda _: None)).phase == "Ready"
+def test_a_server_is_followed_until_it_is_ready_and_says_where_it_answers() -> None:
+    lines: list[str] = []
+    url = {"url": "http://support:8000/v1", "readyReplicas": 1}
+    states = [lorajob({"phase": phase, **url}, Kind.ADAPTERSERVER) for phase in ("Starting", "Ready", "Updating")]
+    assert show(states, Lines(lines.append)).phase == "Ready"
+    assert lines[-1].endswith("adapterserver/support answers at http://support:8000/v1")
+
+
+def test_a_server_that_has_not_seen_its_new_spec_is_followed_on() -> None:
+    old = lorajob({"phase": "Ready", "observedGeneration": 0}, Kind.ADAPTERSERVER)
+    new = lorajob({"phase": "Ready"}, Kind.ADAPTERSERVER)
+    assert show([old, new], Lines(lambda _: None)) is new
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("90s", 90), ("1.5h", 5400), ("1d12h", 129_600)])

@@ -148,8 +148,12 @@ def held_out(view: View) -> str:
 
 
 def result(view: View) -> Iterator[Line]:
-    """Yield what a finished object has published and measured."""
+    """Yield what a finished object has published and measured, or where a server answers."""
     name, after = view.reference, view.at("status.stopped.afterStep")
+    if view.kind is Kind.ADAPTERSERVER:
+        if view.status.get("readyReplicas"):
+            yield Line(f"{name} answers at {view.status.get('url')}", phase_style(view.phase))
+        return
     if view.phase == Phase.FAILED and view.failure is not None:
         yield Line(f"{name} failed: {view.failure.reason}: {view.failure.message}", "red")
         if view.failure.hint:
@@ -160,7 +164,8 @@ def result(view: View) -> Iterator[Line]:
     yield Line(f"{name} {ended}", phase_style(view.phase))
     uri = view.at("status.adapter.uri") or view.at("status.output.uri")
     if uri:
-        yield Line(f"  {'answers' if view.kind is Kind.BATCHINFERENCE else 'adapter'}: {uri}")
+        what = "model" if view.spec.get("into") == "Model" else "adapter"
+        yield Line(f"  {'answers' if view.kind is Kind.BATCHINFERENCE else what}: {uri}")
     else:
         only = "preflight passed; spec.preflight is Only, so nothing was trained"
         yield Line(f"  {only if view.spec.get('preflight') == 'Only' else 'nothing was published'}")

@@ -48,7 +48,7 @@ def show(states: Iterable[View], display: Display) -> View:
             break
     if before is None:
         raise ValueError("no state to show")
-    if before.finished:
+    if before.finished or before.kind is Kind.ADAPTERSERVER:
         for line in result(before):
             display.tell(line)
     return before
