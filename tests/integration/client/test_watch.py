@@ -175,7 +175,7 @@ def test_ctrl_c_ends_it_at_once(start: Callable[..., Program], put: Callable[...
     assert "Traceback" not in program.text
 
 
-@pytest.mark.parametrize("columns", [0, 80], ids=["pipe", "terminal"])
+@pytest.mark.parametrize("columns", [0, 120], ids=["pipe", "terminal"])
 def test_a_windows_1252_terminal_gets_ascii(
     start: Callable[..., Program], put: Callable[..., None], columns: int
 ) -> None:
@@ -185,4 +185,4 @@ def test_a_windows_1252_terminal_gets_ascii(
     put(**DONE)
     assert program.end() == ExitCode.SUCCEEDED
     assert b"2.5 -> 1.4, -44.0 % (\xb1 1.2 %)" in program.raw
-    assert ("########............ 41 %" in program.text) == bool(columns)
+    assert ("########............  41 %" in program.text) == bool(columns)

@@ -31,7 +31,7 @@ def lorajob(status: dict[str, Any], kind: Kind = Kind.LORAJOB, **spec: Any) -> V
 
 def test_the_progress_names_what_is_measured() -> None:
     assert progress(lorajob(TRAINING)) == [
-        "step 82/200", "loss 1.235", "held-out 1.4 (base 2.5)", "12,346 tokens/s", "ETA 3m",
+        "step 82/200", "loss 1.235", "held-out 1.4 (base 2.5)", "ETA 3m", "12,346 tokens/s",
     ]  # fmt: skip
     assert progress(lorajob({"phase": "Pending"})) == []
 
@@ -74,6 +74,11 @@ def test_the_live_line_fits_any_terminal(width: int, ascii_only: bool) -> None:
 def test_forty_columns_show_phase_percentage_and_step() -> None:
     text = live_line(lorajob(TRAINING), 40).plain
     assert [each in text for each in ("support", "Training", "41 %", "step 82/200")] == [True] * 4
+
+
+def test_eighty_columns_prefer_the_losses_to_the_bar() -> None:
+    text = live_line(lorajob(TRAINING), 80).plain
+    assert [each in text for each in ("loss 1.235", "held-out 1.4 (base 2.5)", "tokens/s")] == [True, True, False]
 
 
 def test_a_wide_terminal_shows_all() -> None:

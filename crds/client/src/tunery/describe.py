@@ -99,8 +99,8 @@ def _training(view: View) -> Iterator[str]:
     yield number("loss ", view.at("status.metrics.loss"))
     yield held_out(view)
     if not view.finished:
-        yield number("", view.at("status.progress.tokensPerSecond"), " tokens/s")
         yield _eta(view)
+        yield number("", view.at("status.progress.tokensPerSecond"), " tokens/s")
 
 
 def _answers(view: View) -> Iterator[str]:

@@ -113,11 +113,11 @@ class LiveLine:
 
 
 def live_line(view: View, width: int, *, ascii_only: bool = False) -> Text:
-    """Return the progress as one line of at most `width` characters: what does not fit is left out."""
+    """Return the progress as one line of less than `width` characters; what does not fit is omitted, the bar first."""
     from rich.text import Text
 
     text = Text(no_wrap=True, overflow="crop", end="")
-    text.append(f"{view.name[: max(8, width // 4)]} ", "bold")
+    text.append(f"{view.name[: max(8, width // 6)]} ", "bold")
     text.append(view.phase, phase_style(view.phase))
     parts = progress(view)
     waits = blocker(view)
@@ -125,15 +125,17 @@ def live_line(view: View, width: int, *, ascii_only: bool = False) -> Text:
         parts.insert(0, waits.reason)
     percent = view.at("status.progress.percent")
     if percent is not None and view.phase == Phase.TRAINING:
-        room = width - len(text) - sum(len(_SEPARATOR) + len(part) for part in parts[:2]) - 7
-        size = min(BAR, room)
-        if size >= 5:
-            done, left = ("#", ".") if ascii_only else ("━", "─")
-            full = round(size * percent / 100)
-            text.append(f"{_SEPARATOR}{done * full}", "green").append(left * (size - full), "dim")
-        text.append(f" {percent:.0f} %")
+        parts.insert(0, f"{percent:.0f} %")
+    room, shown = width - 1 - len(text), []
     for part in parts:
-        if len(text) + len(_SEPARATOR) + len(part) <= width - 1:
-            text.append(f"{_SEPARATOR}{part}")
+        if len(_SEPARATOR) + len(part) <= room:
+            shown.append(part)
+            room -= len(_SEPARATOR) + len(part)
+    size = min(BAR, room - len(_SEPARATOR))
+    if percent is not None and view.phase == Phase.TRAINING and size >= 5:
+        done, left = ("#", ".") if ascii_only else ("━", "─")
+        full = round(size * percent / 100)
+        text.append(f"{_SEPARATOR}{done * full}", "green").append(left * (size - full), "dim")
+    text.append("".join(f"{_SEPARATOR}{part}" for part in shown))
     text.truncate(max(1, width - 1))
     return text
