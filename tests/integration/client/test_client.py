@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 import threading
@@ -100,6 +101,17 @@ def test_watch_prints_lines_outside_of_terminals(
     put_status("a", phase="Succeeded", adapter={"uri": "s3://a/x", "manifestSha256": "ab" * 32, "sizeBytes": 1})
     assert job.watch() is job
     assert "adapter: s3://a/x" in capsys.readouterr().out
+
+
+def test_watch_prints_what_the_encoding_of_stdout_has(
+    client: Client, put_status: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = client.submit(lorajob("a"))
+    put_status("a", phase="Succeeded", metrics={"evalLoss": "1.4", "baseEvalLoss": "2.5"})
+    out = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(out, encoding="cp1252", write_through=True))
+    job.watch()
+    assert b"held-out loss: 2.5 -> 1.4, -44.0 %" in out.getvalue()
 
 
 def test_the_curve(client: Client, put_status: Callable[..., None]) -> None:

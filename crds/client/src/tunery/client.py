@@ -15,7 +15,8 @@ from tunery.errors import Stopped, TuneryError, UsageError
 from tunery.follow import follow
 from tunery.manifest import create, parse_documents, validate, with_settings
 from tunery.objects import RUNNABLE, View, find, list_objects, parse_duration, view
-from tunery.watching import Display, Lines, LiveLine, show
+from tunery.text import encodable
+from tunery.watching import Lines, LiveLine, show
 from tunery_api.kinds import Kind
 from tunery_api.names import RETRY_ANNOTATION
 from tunery_api.status import Phase
@@ -161,8 +162,7 @@ class Job:
             with LiveLine(Console(highlight=False, emoji=False)).running() as display:
                 show(states, display)
         else:
-            plain: Display = Lines(print)
-            show(states, plain)
+            show(states, Lines(lambda text: print(encodable(text, sys.stdout.encoding))))
         return self
 
     def wait(self, timeout: str | float | None = None) -> Self:

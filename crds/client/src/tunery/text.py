@@ -37,7 +37,6 @@ def printable(text: str) -> str:
 
 def use_plain_characters() -> None:
     """Let stdout and stderr replace characters that their encoding does not have."""
-    codecs.register_error(_ERRORS, _replacement)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=_ERRORS)
@@ -47,6 +46,14 @@ def _replacement(error: UnicodeError) -> tuple[str, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
     return "".join(_PLAIN.get(each, "?") for each in error.object[error.start : error.end]), error.end
+
+
+codecs.register_error(_ERRORS, _replacement)
+
+
+def encodable(text: str, encoding: str | None) -> str:
+    """Return text with the characters that an encoding does not have replaced."""
+    return text.encode(encoding or "utf-8", _ERRORS).decode(encoding or "utf-8")
 
 
 def phase_style(phase: str) -> str:

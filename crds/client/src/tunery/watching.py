@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from tunery.describe import Line, blocker, news, progress, result
 from tunery.objects import View
-from tunery.text import phase_style, printable
+from tunery.text import encodable, phase_style, printable
 from tunery_api.kinds import Kind
 from tunery_api.serverstatus import ServerPhase
 from tunery_api.status import Phase
@@ -71,7 +71,7 @@ class Lines:
 
     def tell(self, line: Line) -> None:
         """Print a line."""
-        self._write(f"{time.strftime('%H:%M:%S')} {line.text}")
+        self._write(f"{time.strftime('%H:%M:%S')} {printable(line.text)}")
 
     def update(self, view: View) -> None:
         """Print the progress if it has changed; a new estimate of the remaining time alone is no change."""
@@ -100,7 +100,8 @@ class LiveLine:
 
     def tell(self, line: Line) -> None:
         """Print a line above the live one."""
-        self._console.print(printable(line.text), style=line.style or None, markup=False, soft_wrap=True)
+        text = encodable(printable(line.text), self._console.encoding)
+        self._console.print(text, style=line.style or None, markup=False, soft_wrap=True)
 
     def update(self, view: View) -> None:
         """Show the progress."""
