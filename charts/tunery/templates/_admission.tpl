@@ -11,7 +11,7 @@ system:serviceaccount:{{ .Release.Namespace }}:{{ include "tunery.serviceAccount
 
 {{/* CEL: whether an object is a child of one of our own. Takes the name of the object's variable. */}}
 {{- define "tunery.isChild" -}}
-{{ . }}.metadata.?labels[?'app.kubernetes.io/managed-by'].orValue('') == 'tunery' && {{ . }}.metadata.?labels[?'tunery.dev/role'].orValue('') in ['preflight', 'train', 'merge', 'report', 'publish', 'batch', 'publish-best'] && size({{ . }}.metadata.?ownerReferences.orValue([])) == 1 && {{ . }}.metadata.ownerReferences.all(o, o.apiVersion.startsWith('tunery.dev/') && o.kind in ['LoRAJob', 'AdapterMerge', 'BatchInference', 'LoRASweep'] && o.?controller.orValue(false))
+{{ . }}.metadata.?labels[?'app.kubernetes.io/managed-by'].orValue('') == 'tunery' && {{ . }}.metadata.?labels[?'tunery.dev/role'].orValue('') in ['preflight', 'train', 'merge', 'report', 'publish', 'batch', 'publish-best', 'fetch'] && size({{ . }}.metadata.?ownerReferences.orValue([])) == 1 && {{ . }}.metadata.ownerReferences.all(o, o.apiVersion.startsWith('tunery.dev/') && o.kind in ['LoRAJob', 'AdapterMerge', 'BatchInference', 'LoRASweep'] && o.?controller.orValue(false))
 {{- end -}}
 
 {{/* The same for what is made for a server. */}}

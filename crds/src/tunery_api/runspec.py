@@ -57,6 +57,9 @@ class Task(StrEnum):
     """Publish the best weights of a stopped run's latest checkpoint. Runs on CPU without the base model's weights."""
     BATCH = "batch"
     """Answer a file of requests: a subcommand of `python -m tunery_server`, which has REPORT too."""
+    FETCH = "fetch"
+    """Serve what an object has published, on request: a subcommand of `python -m tunery_server`. Runs on CPU and writes
+    nothing. It isn't part of the object's work."""
 
 
 class Purpose(StrEnum):
@@ -159,8 +162,19 @@ class LoRASweepRun(OpenModel):
     gpu_seconds_saved: int | None = None
 
 
+class FetchRun(OpenModel):
+    """What the task FETCH serves, and to whom."""
+
+    token_sha256: str
+    """SHA-256 of the bearer token, in hex."""
+    result_uri: str | None = None
+    """The URI of the published result in the status. None: nothing was published yet; output_uri is read instead."""
+    manifest_sha256: str | None = None
+    """SHA-256 of the manifest in the status. A result with another manifest isn't served."""
+
+
 class RunSpec(OpenModel):
-    """All settings of a container, without secrets. Exactly one of the specs is set."""
+    """All settings of a container, without secrets. Exactly one of the specs, or `fetch`, is set."""
 
     identity: RunIdentity
     lora_job: LoRAJobSpec | None = None
@@ -168,6 +182,7 @@ class RunSpec(OpenModel):
     batch_inference: BatchInferenceSpec | None = None
     lora_sweep: LoRASweepRun | None = None
     """The results of a sweep, not its spec: only publishing is left to do."""
+    fetch: FetchRun | None = None
     server_url: str | None = None
     """For a batch: base URL of the AdapterServer, such as http://support-server.team-a.svc:8000/v1."""
     output_uri: str

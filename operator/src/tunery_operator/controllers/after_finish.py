@@ -58,7 +58,7 @@ def mark_done(context: ReconcileContext, owner: Owner, jobs: Iterable[JobView | 
 
 def reconcile_finished(context: ReconcileContext, obj: ManagedObject) -> Requeue:
     """Reconcile an object that has ended, and return when to reconcile it again."""
-    names = [obj.job_name(task) for task in Task]
+    names = [obj.job_name(task) for task in Task if task is not Task.FETCH]
     mark = requested_retry(obj.status, obj.retry)
     if mark is not None and rejects_retry(str(obj.status.get("phase")), of_trial=obj.owner.sweep is not None):
         return _reject_retry(context, obj, mark)

@@ -18,6 +18,7 @@ from tunery_api.sweepstatus import FINAL_TRIAL_STATES
 from tunery_operator.client.apply import status_change
 from tunery_operator.controllers.after_finish import jobs_of, mark_done, reconcile_finished, seconds_to_live, stop_jobs
 from tunery_operator.controllers.context import ReconcileContext
+from tunery_operator.controllers.fetch import sync_fetch
 from tunery_operator.controllers.jobs import own_leftovers, sync_suspend
 from tunery_operator.controllers.observe import ManagedObject, find_object
 from tunery_operator.controllers.rejections import blocked_by, rejected_by, rejection_of
@@ -73,9 +74,18 @@ class PartialReconcile(OperatorError):
 def reconcile_job(context: ReconcileContext, key: Key, steps: KindSteps[Spec]) -> Requeue:
     """Reconcile one object that runs Jobs, and return when to reconcile it again; idempotent."""
     obj = find_object(context, key)
-    if obj is None or obj.finished:
+    if obj is None:
         context.backoff.reset(key)
-        return DONE if obj is None else reconcile_finished(context, obj)
+        return DONE
+    requeue = _reconcile(context, obj, steps)
+    return replace(requeue, after=earliest(requeue.after, sync_fetch(context, obj)))
+
+
+def _reconcile(context: ReconcileContext, obj: ManagedObject, steps: KindSteps[Spec]) -> Requeue:
+    """Reconcile the object itself, and return when to reconcile it again."""
+    if obj.finished:
+        context.backoff.reset(obj.owner.key)
+        return reconcile_finished(context, obj)
     observed = steps.observe(context, obj)
     snapshot, retry_in = _apply_and_retry(context, obj, steps, observed)
     if retry_in is None and _is_first_job(obj, observed, snapshot) and context.has_backlog():

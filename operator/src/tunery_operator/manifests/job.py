@@ -22,8 +22,9 @@ from tunery_operator.planning.job import JobPlan
 def build_job(plan: JobPlan) -> dict[str, Any]:
     """Return the Job of a plan.
 
-    It has no activeDeadlineSeconds: Kubernetes counts from the Job's last start, waiting for a node included, while
-    spec.activeDeadlineSeconds means the seconds that pods ran, which the operator adds up itself.
+    A Job that does the object's work has no activeDeadlineSeconds: Kubernetes counts from the Job's last start, waiting
+    for a node included, while spec.activeDeadlineSeconds means the seconds that pods ran, which the operator adds up
+    itself.
     """
     meta = metadata(plan.owner, plan.name, plan.task.value)
     meta["labels"] |= plan.kueue_labels
@@ -40,11 +41,18 @@ def build_job(plan: JobPlan) -> dict[str, Any]:
             "completions": plan.nodes,
             "backoffLimit": plan.retries,
             **fields,
+            **_lifetime(plan),
             "podReplacementPolicy": "Failed",
             "podFailurePolicy": {"rules": [*_failure_rules(container), *rules]},
             "template": build_pod_template(plan),
         },
     }
+
+
+def _lifetime(plan: JobPlan) -> dict[str, int]:
+    """Return the fields that end a Job and delete it later, as far as the plan sets them."""
+    fields = {"activeDeadlineSeconds": plan.deadline_seconds, "ttlSecondsAfterFinished": plan.ttl_seconds}
+    return {name: seconds for name, seconds in fields.items() if seconds is not None}
 
 
 def _multi_node(plan: JobPlan, container: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:

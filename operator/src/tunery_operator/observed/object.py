@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from tunery_api.adapterserver import AdapterSelector
 from tunery_api.kinds import ADAPTER_KINDS, JOB_KINDS, Kind
-from tunery_api.names import RETRY_ANNOTATION
+from tunery_api.names import FETCH_ANNOTATION, RETRY_ANNOTATION
 from tunery_api.serverstatus import ServerCondition
 from tunery_api.status import FINAL_PHASES, ConditionStatus, Phase
 from tunery_api.sweepstatus import FINAL_TRIAL_STATES
@@ -51,6 +51,8 @@ class ObjectView:
     published: PublishedResult | None = None
     """What a LoRAJob or AdapterMerge has published for servers."""
     trial: TrialView | None = None
+    fetch: str | None = None
+    """The annotation that requests to serve its results, active or ended."""
     references: tuple[Key, ...] = ()
     """The objects that an active object names: it is reconciled when the phase of one changes."""
     selector: AdapterSelector | None = None
@@ -88,6 +90,7 @@ def parse_object(kind: Kind, body: dict[str, Any], default_ttl: int | None = Non
         available=_is_available(status),
         published=parse_published_result(kind, body) if kind in ADAPTER_KINDS else None,
         trial=_trial(body) if kind is Kind.LORAJOB else None,
+        fetch=(meta.get("annotations") or {}).get(FETCH_ANNOTATION) if kind in JOB_KINDS else None,
         references=tuple(dict.fromkeys(_references(key, body))) if active else (),
         selector=_selector(body) if kind is Kind.ADAPTERSERVER else None,
     )

@@ -89,6 +89,10 @@ class JobPlan:
     """The Python package that the container runs."""
     nodes: int = 1
     """The number of pods; several pods have an index, and find each other by `service`."""
+    deadline_seconds: int | None = None
+    """activeDeadlineSeconds of the Job; None: the operator adds up the run time of the pods itself."""
+    ttl_seconds: int | None = None
+    """ttlSecondsAfterFinished of the Job; None: it exists as long as its object."""
 
     @property
     def service(self) -> str:

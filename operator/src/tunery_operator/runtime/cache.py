@@ -167,7 +167,8 @@ class Cache:
             self._states.pop(view.key, None)
         keys = set[Key]()
         known = [each for each in (before, view) if each is not None]
-        if not deleted and (view.active or _has_just_ended(before) or _has_another_expiry(view, before)):
+        changed = _has_just_ended(before) or _has_another_expiry(view, before) or _has_another_fetch(view, before)
+        if not deleted and (view.active or changed):
             keys.add(view.key)
         if deleted or before is None or (before.phase, before.available) != (view.phase, view.available):
             keys.update(waiter.key for waiter in self._by_index("reference", view.key))
@@ -352,6 +353,10 @@ def _has_just_ended(before: ObjectView | None) -> bool:
 
 def _has_another_expiry(view: ObjectView, before: ObjectView | None) -> bool:
     return view.expires is not None and (before is None or before.expires != view.expires)
+
+
+def _has_another_fetch(view: ObjectView, before: ObjectView | None) -> bool:
+    return view.fetch != (before.fetch if before is not None else None)
 
 
 def _wants(server: ObjectView, view: ObjectView) -> bool:

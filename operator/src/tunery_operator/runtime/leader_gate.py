@@ -36,8 +36,9 @@ class LeaderGate:
         for view in self._active():
             self._queue.add([view.key], Priority.HIGH if _is_unobserved(view) else Priority.LOW)
         owners = {job.owner for job in self._cache.jobs.items()}
-        ended = (view.key for view in self._cache.all_objects() if not view.active and view.key in owners)
-        self._queue.add(ended, Priority.LOW)  # their Jobs are to be marked as done
+        ended = (view for view in self._cache.all_objects() if not view.active)
+        # Their Jobs are to be marked as done, or a fetch Job is to be created or deleted.
+        self._queue.add((view.key for view in ended if view.key in owners or view.fetch), Priority.LOW)
         self._queue.open()
 
     async def stop(self) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 import yaml
 
+from tunery_api.fetching import FetchRequest
 from tunery_api.kinds import Kind
 from tunery_api.runspec import ResolvedAdapter
 from tunery_api.sweepstatus import TrialState, TrialStatus
@@ -18,6 +20,7 @@ from tunery_operator.observed.metadata import Owner, parse_owner
 from tunery_operator.planning.adaptermerge import plan_merge
 from tunery_operator.planning.batchinference import plan_batch
 from tunery_operator.planning.batchinference import plan_report as plan_report_of_batch
+from tunery_operator.planning.fetch import plan_fetch
 from tunery_operator.planning.inputs import plain_input
 from tunery_operator.planning.job import JobPlan, Platform
 from tunery_operator.planning.lorajob import ResolvedInputs, plan_preflight, plan_publish, plan_report, plan_train
@@ -62,6 +65,7 @@ def plans(platform: Platform) -> dict[str, JobPlan]:
     sweep = parse_lorasweep(lorasweep("x"))
     row = TrialStatus(number=0, name="x-000", state=TrialState.COMPLETE)
     found, space = SweepResult(trials=[row], best=0, importance=[], end_reason="MaxTrials", saved=None), space_of(sweep)
+    request = FetchRequest("ab" * 32, datetime.now(UTC) + timedelta(hours=1))
     merge = parse_adaptermerge(adaptermerge("x", [{"uri": "s3://a/one", "secretRef": {"name": "other"}}]))
     return {
         "preflight": plan_preflight(plain, owner(), platform, ResolvedInputs()),
@@ -74,6 +78,8 @@ def plans(platform: Platform) -> dict[str, JobPlan]:
         "merge": plan_merge(merge, owner(Kind.ADAPTERMERGE), platform, [plain_input("s3://a/one")]),
         "batch": plan_batch(batch, owner(Kind.BATCHINFERENCE), platform),
         "batch-report": plan_report_of_batch(batch, owner(Kind.BATCHINFERENCE), platform),
+        "fetch": plan_fetch(lorajob("x", **FULL), queued, platform, request, 3600),
+        "batch-fetch": plan_fetch(batchinference("x"), owner(Kind.BATCHINFERENCE), platform, request, 86400),
         "publish-best": plan_publish_best(sweep, owner(Kind.LORASWEEP), platform, found, space),
         "sweep-report": plan_report_of_sweep(sweep, owner(Kind.LORASWEEP), platform, found, space),
     }
@@ -81,7 +87,7 @@ def plans(platform: Platform) -> dict[str, JobPlan]:
 
 CASES = [
     "preflight", "train", "train-full", "preflight-full", "report", "publish", "merge", "batch", "batch-report",
-    "publish-best", "sweep-report", "train-nodes",
+    "publish-best", "sweep-report", "train-nodes", "fetch", "batch-fetch",
 ]  # fmt: skip
 
 
@@ -235,6 +241,43 @@ def test_a_twisted_job_of_several_nodes_is_refused(
     assert why in (refusal(operator, job) or "")
 
 
+SERVES = "mounts no Secret but that of the output"
+OF_FETCH: list[tuple[str, Twist, str]] = [
+    ("no-deadline", lambda j: j["spec"].pop("activeDeadlineSeconds"), SERVES),
+    ("longer", lambda j: j["spec"].update(activeDeadlineSeconds=86401), SERVES),
+    ("never-deleted", lambda j: j["spec"].pop("ttlSecondsAfterFinished"), SERVES),
+    (
+        "another-secret",
+        lambda j: pod(j)["volumes"].append({"name": "secret-model", "secret": {"secretName": "m"}}),
+        SERVES,
+    ),
+    ("claim", lambda j: pod(j)["volumes"].append({"name": "volume-model", "persistentVolumeClaim": CLAIM}), SERVES),
+    ("config-map", lambda j: pod(j)["volumes"].append({"name": "volume-x", "configMap": {"name": "x"}}), SERVES),
+    (
+        "progress-token",
+        lambda j: pod(j)["volumes"].append(
+            {
+                "name": "progress-token",
+                "projected": {"sources": [{"serviceAccountToken": {"path": "token", "audience": "tunery-progress"}}]},
+            }
+        ),
+        SERVES,
+    ),
+    ("port", lambda j: container(j).update(ports=[{"containerPort": 8070}]), COMMAND),
+    ("as-a-batch", lambda j: j["metadata"]["labels"].update({"tunery.dev/role": "batch"}), "trainer's image"),
+    ("two-pods", lambda j: j["spec"].update(parallelism=2, completions=2), ONE),
+]
+
+
+@pytest.mark.parametrize(("twist", "why"), [pytest.param(twist, why, id=name) for name, twist, why in OF_FETCH])
+def test_a_twisted_job_that_serves_results_is_refused(
+    operator: ApiServer, platform: Platform, twist: Twist, why: str
+) -> None:
+    job = copy.deepcopy(build_job(plans(platform)["fetch"]))
+    twist(job)
+    assert why in (refusal(operator, job) or "")
+
+
 def test_the_service_of_nodes_is_of_its_own_pods(operator: ApiServer, platform: Platform) -> None:
     built = build_service(plans(platform)["train-nodes"])
     assert refusal(operator, built) is None
@@ -253,7 +296,12 @@ def test_the_service_of_nodes_is_of_its_own_pods(operator: ApiServer, platform: 
 
 @pytest.mark.parametrize(
     ("case", "other", "why"),
-    [("batch", "train", "of a batch the server's"), ("train", "batch", "of a batch the server's")],
+    [
+        ("batch", "train", "of a batch or"),
+        ("train", "batch", "of a batch or"),
+        ("fetch", "train", "of a batch or"),
+        ("train", "fetch", "of a batch or"),
+    ],
 )
 def test_no_kind_runs_the_program_of_another(
     operator: ApiServer, platform: Platform, case: str, other: str, why: str

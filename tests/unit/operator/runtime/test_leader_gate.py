@@ -69,6 +69,14 @@ async def test_a_job_that_nobody_marked_as_done_is_not_forgotten() -> None:
     await stage.until("one")
 
 
+async def test_a_request_for_results_of_an_ended_object_is_not_forgotten() -> None:
+    stage, requested = Stage(), owner(1, "Succeeded")
+    requested["metadata"]["annotations"] = {"tunery.dev/fetch": "a request"}
+    stage.cache.put_object(Kind.LORAJOB, requested)
+    stage.gate.start()
+    await stage.until("one")
+
+
 async def test_nothing_is_done_after_the_lead_is_lost() -> None:
     stage = Stage()
     stage.cache.put_object(Kind.LORAJOB, owner(1, "Training"))

@@ -1,4 +1,4 @@
-"""The program: `python -m tunery_server fetch-model|gateway serve.json`, `batch|report run.json`."""
+"""The program: `python -m tunery_server fetch-model|gateway serve.json`, `batch|report|fetch run.json`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Final
 
 from pydantic import ValidationError
 
+from tunery_api.names import FETCH_PORT
 from tunery_api.runspec import Task
 from tunery_api.serving import Desired, ReplicaState, ServeSpec
 from tunery_common.errors import TuneryError
@@ -27,10 +28,12 @@ from tunery_server.gateway.connections import raise_files
 from tunery_server.logs import configure_logging
 from tunery_server.process import close_gateway, open_gateway, when_told_to_stop
 from tunery_server.report import Reporter, poster
+from tunery_server.results import program as results
 from tunery_server.routes import Routes
 
-FETCH: Final = "fetch-model"
-_OF_BATCHES: Final = (Task.BATCH, Task.REPORT)
+FETCH_MODEL: Final = "fetch-model"
+_OF_RUNS: Final = (Task.BATCH, Task.REPORT, Task.FETCH)
+"""The commands that read run.json."""
 
 logger = logging.getLogger(__name__)
 
@@ -39,14 +42,16 @@ def main(arguments: Sequence[str]) -> int:
     """Do what is asked for; returns the exit code."""
     options = _parser().parse_args(arguments)
     configure_logging()
-    if options.command in _OF_BATCHES:
+    if options.command == Task.FETCH:
+        return results.main(options.spec, results.Limits(port=options.port))
+    if options.command in _OF_RUNS:
         return program.main(options.spec, task=Task(options.command))
     try:
         spec = ServeSpec.model_validate_json(options.spec.read_bytes())
     except (OSError, ValidationError) as error:
         logger.error("%s cannot be read: %s", options.spec, error)  # noqa: TRY400 - its trace says no more
         return 2
-    if options.command == FETCH:
+    if options.command == FETCH_MODEL:
         return fetch_model.main(spec)
     _trust_platform()
     return asyncio.run(serve(spec))
@@ -114,13 +119,16 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tunery_server", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in (
-        (FETCH, "bring the base model to the folder that the engine serves"),
+        (FETCH_MODEL, "bring the base model to the folder that the engine serves"),
         ("gateway", "answer requests before an engine, bring adapters into it, and report"),
         (Task.BATCH, "answer a file of requests through a server, and publish the answers"),
         (Task.REPORT, "say again what a batch has published"),
+        (Task.FETCH, "serve what an object has published on 127.0.0.1, to the bearer of one token"),
     ):
         command = commands.add_parser(name, help=text)
-        command.add_argument("spec", type=Path, help="run.json" if name in _OF_BATCHES else "serve.json")
+        command.add_argument("spec", type=Path, help="run.json" if name in _OF_RUNS else "serve.json")
+        if name == Task.FETCH:
+            command.add_argument("--port", type=int, default=FETCH_PORT, help="port on 127.0.0.1")
     return parser
 
 

@@ -50,7 +50,7 @@ def main(path: Path, pace: Pace | None = None, task: Task = Task.BATCH) -> int:
     except Exception as error:  # noqa: BLE001 (any failure becomes an exit code and a message)
         failure = explain(error)
         message, code = _failed(failure, progress), failure.exit_code
-        _show(failure, error)
+        show_failure(failure, error)
     stop.disarm()
     write_termination(message)
     progress.close()
@@ -92,7 +92,7 @@ def _failed(error: TuneryError, progress: Progress) -> RunResult:
     return reached.model_copy(update={"failure": error.failure})
 
 
-def _show(error: TuneryError, cause: Exception) -> None:
+def show_failure(error: TuneryError, cause: Exception) -> None:
     """Print the failure to stderr, reason, message and hint as its last lines; a trace if it is a bug in Tunery."""
     if error.reason is FailureReason.INTERNAL_ERROR:
         print(redact("".join(traceback.format_exception(cause)), _MAX_TRACE), file=sys.stderr)
