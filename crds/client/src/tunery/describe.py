@@ -209,9 +209,9 @@ def _warnings(view: View) -> list[str]:
 def finding(entry: Mapping[str, Any]) -> Line:
     """Return a finding of the diagnosis with the change that it suggests."""
     field, suggested = entry.get("field"), entry.get("suggest")
-    change = f"; try {field}: {suggested}" if field and suggested else ""
     style = {"Problem": "red", "Warning": "yellow"}.get(entry["severity"], "")
     message = entry.get("message") or f"at step {entry['step']}"
+    change = f"; try {field}: {suggested}" if field and suggested and field not in message else ""
     return Line(f"{entry['severity'].lower()}: {entry['type']}: {message}{change}", style)
 
 

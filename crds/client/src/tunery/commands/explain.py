@@ -213,9 +213,8 @@ def _job(found: View, said: Explanation) -> None:
     if not found.finished:
         said.now += [", ".join(parts) + "." for parts in [progress(found)] if parts]
         history = [each for each in found.status.get("attemptHistory") or () if each.get("endTime")]
-        most = found.spec.get("retries", 3) + 1
         if history:
-            said.now.append(f"Attempt {found.status.get('attempts')} of at most {most}; {attempt(history[-1])}.")
+            said.now.append(f"Attempt {found.status.get('attempts')}; {attempt(history[-1])}.")
     said.now += [f"{finding(each).text}." for each in found.status.get("findings") or ()]
     said.now += [f"data: {text}" for text in found.at("status.dataset.warnings") or ()]
     if found.status.get("errors"):
