@@ -17,7 +17,7 @@ import pytest
 from tunery.manifest import to_yaml
 
 from kit.operator.api import Json, eventually
-from kit.operator.objects import REPORT, Namespace, lorajob
+from kit.operator.objects import REPORT, Namespace, lorajob, lorasweep
 
 Run = Callable[..., Any]
 FULL: Json = {
@@ -130,9 +130,16 @@ def test_a_user_who_may_not_delete_gets_no_copy(
     assert not remains(team)
 
 
-@pytest.mark.parametrize("count", [0, 2])
-def test_only_one_job_is_estimated(tunery: Run, tmp_path: Path, count: int) -> None:
+@pytest.mark.parametrize(
+    ("documents", "error"),
+    [
+        ([lorajob("a"), lorajob("b")], "has 2 LoRAJobs"),
+        ([lorasweep("s")], "has 0 LoRAJobs"),
+        ([lorajob("a") | {"kind": "LoraJob"}], "did you mean LoRAJob?"),
+    ],
+)
+def test_only_one_job_is_estimated(tunery: Run, tmp_path: Path, documents: list[Json], error: str) -> None:
     path = tmp_path / "jobs.yaml"
-    path.write_text("---\n".join(to_yaml(lorajob(f"a{index}")) for index in range(count)) or "a: 1")
+    path.write_text("---\n".join(map(to_yaml, documents)))
     done = tunery("estimate", "-f", str(path))
-    assert (done.code, f"has {count} LoRAJobs" in done.err) == (2, True)
+    assert (done.code, error in done.err) == (2, True), done.err

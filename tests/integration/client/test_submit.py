@@ -59,7 +59,7 @@ def test_an_object_that_exists_is_an_error_that_says_what_to_do(as_tenant: Run, 
     assert done.code == 1
     assert f"lorajob/b exists already in namespace {team.name}" in done.err
     assert f"tunery resubmit lorajob/b -n {team.name}" in done.err
-    assert "kubectl apply -f" in done.err
+    assert f"kubectl apply -n {team.name} -f" in done.err
     assert team.get("lorajobs", "a") is None, "one that is rejected keeps all from being created"
 
 

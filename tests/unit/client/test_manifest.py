@@ -83,7 +83,7 @@ def test_every_error_of_every_document_is_shown_at_once() -> None:
         (lorajob("a") | {"kind": "LoraJob"}, "did you mean LoRAJob?"),
         (lorajob("a") | {"kind": ["LoRAJob"]}, "kind: must be one of LoRAJob"),
         (lorajob("a") | {"apiVersion": "tunery.dev/v2"}, "apiVersion: must be tunery.dev/v1alpha1"),
-        ({"apiVersion": "v1", "kind": "Secret"}, "Fix: create it by kubectl apply -f"),
+        ({"apiVersion": "v1", "kind": "Secret"}, "Fix: create it by kubectl apply"),
         (lorajob("A_B"), "metadata.name: must be a DNS name"),
         ({**lorajob("a"), "metadata": None}, "metadata.name: is required"),
         ({**lorajob("a"), "spec": None}, "spec: must be a mapping, is null"),

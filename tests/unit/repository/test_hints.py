@@ -49,7 +49,11 @@ def test_a_remedy_leaves_its_consequence_to_the_hint() -> None:
 
 
 COMMAND = re.compile(r"\bkubectl (?:-n \S+ )?[a-z]+ (?:(?!kubectl)[^`|;])*")
-CLUSTER_WIDE = re.compile(r"kubectl (get|delete) node\b|kubectl taint nodes\b")
+CLUSTER_WIDE = re.compile(
+    r"kubectl (get|delete) node\b|kubectl taint nodes\b|kubectl get namespaces\b|kubectl describe clusterqueue\b"
+    r"|kubectl get \w+ -A\b"
+)
+WHERE = re.compile(r"\{where\}|\{_where\(")
 NO_COMMAND: dict[str, str] = {
     "kubectl describe pod what ended it": "the message names the pod",
     "kubectl drain to empty a node": "a node belongs to no namespace",
@@ -75,12 +79,14 @@ def texts(path: Path) -> Iterator[str]:
 def test_a_command_says_in_which_namespace_it_is_meant() -> None:
     """Copied as it stands it would else act on what bears the same name in the reader's own.
 
-    Where a text is used without a cluster, too, " -n NAMESPACE" is filled in as `where`.
+    Where a text is used without a cluster, too, " -n NAMESPACE" is filled in as `where` or by `_where`.
     """
     commands = [found[0] for path in SOURCES for text in texts(path) for found in COMMAND.finditer(text)]
     assert {command.split()[1] for command in commands} >= {"delete", "patch", "create", "logs", "annotate", "describe"}
     assert [words for words in NO_COMMAND if not any(each.startswith(words) for each in commands)] == []
-    unsaid = [each for each in commands if "-n " not in each and "{where}" not in each and not CLUSTER_WIDE.match(each)]
+    unsaid = [
+        each for each in commands if "-n " not in each and not WHERE.search(each) and not CLUSTER_WIDE.match(each)
+    ]
     assert [each for each in unsaid if not each.startswith(tuple(NO_COMMAND))] == []
 
 

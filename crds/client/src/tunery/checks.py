@@ -309,9 +309,14 @@ def quotas(cluster: Cluster) -> Iterator[Check]:
         hard, used = status.get("hard") or {}, status.get("used") or {}
         full = [key for key in hard if parse_quantity(used.get(key, "0")) >= parse_quantity(hard[key])]
         shown = ", ".join(f"{key} {used.get(key, '0')} of {hard[key]}" for key in full or hard)
-        remedy = f"Wait, delete finished objects, or ask a cluster admin: kubectl edit resourcequota {name}"
+        command = f"kubectl edit resourcequota {name} -n {cluster.namespace}"
         if full:
-            yield Check(f"ResourceQuota {name}", FAILED, f"{shown} used", f"{remedy} -n {cluster.namespace}")
+            yield Check(
+                f"ResourceQuota {name}",
+                FAILED,
+                f"{shown} used",
+                f"Delete finished objects, or ask a cluster admin: {command}",
+            )
         else:
             yield Check(f"ResourceQuota {name}", PASSED, f"{shown} used")
 

@@ -118,7 +118,7 @@ def _errors(document: Any) -> Iterator[FieldError]:
         return
     kind, version = document.get("kind"), document.get("apiVersion")
     if isinstance(version, str) and version.partition("/")[0] != GROUP:
-        text = f"{format_value(kind)} of {version} is not a kind of {API_VERSION}. Fix: create it by kubectl apply -f"
+        text = f"{format_value(kind)} of {version} is not a kind of {API_VERSION}. Fix: create it by kubectl apply"
         yield FieldError("kind", text)
         return
     if not isinstance(kind, str) or kind not in _PARSERS:
@@ -180,7 +180,7 @@ def _exists(manifest: Manifest, namespace: str, error: Conflict) -> TuneryError:
     name = manifest.body["metadata"].get("name")
     remedy = (
         f"To run it again under a new name: tunery resubmit {manifest.kind.singular}/{name} -n {namespace}. "
-        "To change its mutable fields: kubectl apply -f FILE"
+        f"To change its mutable fields: kubectl apply -n {namespace} -f FILE"
     )
     return Conflict(error.reason, f"{manifest.reference} exists already in namespace {namespace}", remedy)
 

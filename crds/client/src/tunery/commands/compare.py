@@ -66,7 +66,9 @@ def _views(app: App, names: Sequence[str], selector: str | None) -> list[View]:
         views = list_objects(app.cluster, (Kind.LORAJOB,), selector=selector)
     if not views:
         message = f"no LoRAJob in namespace {app.cluster.namespace} has the labels {selector}"
-        raise NotFound("NotFound", message, "See the labels: kubectl get lorajobs --show-labels")
+        raise NotFound(
+            "NotFound", message, f"See the labels: kubectl get lorajobs -n {app.cluster.namespace} --show-labels"
+        )
     if len(views) < 2:
         raise UsageError(f"{views[0].reference} alone can't be compared", "Name at least two jobs")
     return views
