@@ -69,6 +69,7 @@ def test_the_latest_main_pod(tunery: Callable[..., Any], make_pod: Make, kubelet
         make_pod(name, "train")
         kubelet.write(name, f"first of {name}", "[bold]step\x1b[31m 2\x1b[0m")
         time.sleep(1)
+    make_pod("a-fetch", "fetch", state="running")  # it serves results
     assert tunery("logs", "a").out == "first of a-train-2\n[bold]step 2\n"
     assert tunery("logs", "a", "--tail", "1").out == "[bold]step 2\n"
     assert tunery("logs", "a", "--preflight").out == "data is fine\n"

@@ -58,7 +58,7 @@ def test_the_job_has_the_output_secret_alone_and_ends_with_the_request(kind: Kin
     assert container["command"] == ["python", "-m", "tunery_server", "fetch", "/etc/tunery/run.json"]
     assert container["image"] == "example/server:1"
     assert "ports" not in container
-    assert container["resources"]["limits"] == {"cpu": "100m", "memory": "256Mi", "ephemeral-storage": "256Mi"}
+    assert container["resources"]["limits"] == {"cpu": "250m", "memory": "256Mi", "ephemeral-storage": "256Mi"}
     assert {each["name"] for each in pod["volumes"]} == {"run", "work", "tmp", "shm", "secret-output"}
     [secret] = [each["secret"]["secretName"] for each in pod["volumes"] if "secret" in each]
     assert secret == "s3"

@@ -25,7 +25,7 @@ from tunery_operator.planning.fetch import plan_fetch
 FETCH_IGNORED: Final = "FetchIgnored"
 FETCH_FAILED: Final = "FetchFailed"
 """Reasons of warnings: the annotation is not valid, or the Job can't be created."""
-RETRY_SECONDS: Final = 5.0
+RETRY_SECONDS: Final = 10.0
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ def sync_fetch(context: ReconcileContext, obj: ManagedObject) -> float | None:
     except AwaitingDeletion as error:
         return error.retry_after
     except (ApiFailure, InvalidSpec, NameTaken, Rejected) as error:
-        logger.warning("Failed to create the fetch Job: object=%s error=%s", key, error)
+        logger.info("Failed to create the fetch Job: object=%s error=%s", key, error)
         _warn(context, obj, FETCH_FAILED, f"the results can't be fetched: {error}", value)
         return RETRY_SECONDS
     return max(0.0, request.seconds_left(context.now()))

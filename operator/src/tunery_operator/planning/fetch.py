@@ -21,7 +21,7 @@ from tunery_operator.observed.metadata import Owner
 from tunery_operator.planning import job, pod
 from tunery_operator.planning.job import SERVER, JobPlan, Platform, PublishSpec
 
-RESOURCES: Final = PlatformResources(cpu="100m", memory="256Mi", ephemeral_storage="256Mi")
+RESOURCES: Final = PlatformResources(cpu="250m", memory="256Mi", ephemeral_storage="256Mi")
 _RETRIES: Final = 1
 _GRACE_SECONDS: Final = 5
 _RESULTS: Final = ("adapter", "output", "rejectedAdapter")

@@ -117,10 +117,11 @@ def _label(pod: Json, name: str) -> str | None:
 
 
 def _pods(cluster: Cluster, found: View) -> list[Json]:
-    """Return the pods of an object, oldest first."""
+    """Return the pods of an object, oldest first, without one that serves its results."""
     from tunery.cluster import PODS
 
-    pods, _ = cluster.items(PODS, selector=f"{OWNER_UID_LABEL}={found.metadata['uid']}")
+    selector = f"{OWNER_UID_LABEL}={found.metadata['uid']},{ROLE_LABEL}!={Task.FETCH.value}"
+    pods, _ = cluster.items(PODS, selector=selector)
     return sorted(pods, key=lambda pod: (pod["metadata"]["creationTimestamp"], pod["metadata"]["name"]))
 
 
