@@ -1,4 +1,4 @@
-"""YAML and JSON as kubectl reads them: whoever reads a manifest here takes it for what the API server would be sent."""
+"""Read YAML and JSON as kubectl does, so that a manifest means here what it means to the API server."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ _NUMBER: Final = re.compile(
 )
 _BOOLEAN: Final = re.compile(r"^(y|Y|yes|Yes|YES|n|N|no|No|NO|true|True|TRUE|false|False|FALSE|on|On|ON|off|Off|OFF)$")
 _WHOLE: Final = 1e21
-"""Below it a whole number has no exponent in kubectl's JSON: the API server takes 1e3 for an integer."""
+"""Below this limit kubectl's JSON writes a whole number without an exponent: 1e3 is an integer to the API server."""
 _TAG: Final = "tag:yaml.org,2002:"
 _OWN: Final = frozenset(f"{_TAG}{name}" for name in ("bool", "int", "float", "timestamp", "value"))
-"""What PyYAML and kubectl tell apart differently: 1e-4 and y are texts for PyYAML, 12:30 and 2026-11-28 for kubectl."""
+"""Types that PyYAML and kubectl resolve differently: 1e-4 is a string in PyYAML, 12:30 and 2026-11-28 in kubectl."""
 _SEPARATOR: Final = re.compile(r"^---(.*)$", re.MULTILINE)
 _NOT_ALONE: Final = "kubectl takes nothing but a comment behind ---: write the document on the lines below it"
 _DIRECTIVE: Final = "kubectl takes no line such as %YAML 1.2: take it away"
 
 
 def documents_of(text: str) -> Iterator[Any]:
-    """Yield the documents of a text: JSON, one behind the other, where it begins with a brace, and YAML else.
+    """Yield the documents of a text: concatenated JSON if it begins with a brace, else YAML.
 
     Raises JSONDecodeError or YAMLError.
     """
@@ -41,7 +41,7 @@ def documents_of(text: str) -> Iterator[Any]:
 def _of_yaml(text: str) -> Iterator[Any]:
     begin = 0
     for end, behind in [*((found.start(), found[1]) for found in _SEPARATOR.finditer(text)), (len(text), "")]:
-        # Errors name lines of the whole text; of what stands behind `...` nothing is read.
+        # Errors name lines of the complete text. Nothing after `...` is read.
         yield from islice(yaml.load_all("\n" * text.count("\n", 0, begin) + text[begin:end], KubectlLoader), 1)
         if behind.strip() and not behind.lstrip().startswith("#"):
             raise ParserError(None, None, _NOT_ALONE, Mark("the manifest", end, text.count("\n", 0, end), 0, None, 0))
@@ -55,19 +55,19 @@ def _of_json(text: str) -> Iterator[Any]:
             document, end = _JSON.raw_decode(text, at)
         except json.JSONDecodeError:
             raise
-        except ValueError as error:  # of a number, which says nothing of its place
+        except ValueError as error:  # an invalid number, whose error has no position
             raise json.JSONDecodeError(str(error), text, at) from error
         yield document
         at = _next(text, end)
 
 
 def _next(text: str, at: int) -> int:
-    """Return where the next thing begins that is no space."""
+    """Return the index of the next character that is not whitespace."""
     return len(text) - len(text[at:].lstrip())
 
 
 class KubectlLoader(yaml.SafeLoader):
-    """Reads 1e-4 as a number, as kubectl does: PyYAML would take it for a text."""
+    """Reads 1e-4 as a number, as kubectl does; PyYAML would read a string."""
 
     # Final for its stubs alone.
     ESCAPE_REPLACEMENTS: ClassVar = {  # type: ignore[misc]
@@ -75,18 +75,18 @@ class KubectlLoader(yaml.SafeLoader):
     }
 
     def scan_to_next_token(self) -> None:
-        """Pass over tabs, too, but for those that would indent."""
+        """Skip tabs too, except for those that would indent."""
         super().scan_to_next_token()
         while self.peek() == "\t" and (self.flow_level or not self.allow_simple_key):
             self.forward()
             super().scan_to_next_token()
 
     def fetch_directive(self) -> None:
-        """Refuse it: kubectl parts the text at ---, which a directive has behind it, before it reads any."""
+        """Reject directives: kubectl splits the text at --- first, which separates a directive from its document."""
         raise ScannerError(None, None, _DIRECTIVE, self.get_mark())
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """Let a later anchor of the same name hold from where it stands."""
+        """Let a later anchor of the same name replace an earlier one."""
         if not self.check_event(yaml.AliasEvent):
             self.anchors.pop(self.peek_event().anchor, None)  # type: ignore[no-untyped-call]
         return super().compose_node(parent, index)
@@ -94,7 +94,7 @@ class KubectlLoader(yaml.SafeLoader):
     _merging: tuple[yaml.Node, ...] = ()
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Put what `<<` names where it stands: what comes later wins, for PyYAML what is merged never does."""
+        """Merge what `<<` names at its position: later keys win. In PyYAML, merged keys never win."""
         if node in self._merging:
             raise ConstructorError(None, None, "a mapping is merged into itself", node.start_mark)
         above, self._merging = self._merging, (*self._merging, node)
@@ -104,12 +104,12 @@ class KubectlLoader(yaml.SafeLoader):
                 raise ConstructorError(None, None, "a key is a text: write ~ or null in quotes", key.start_mark)
             found = self._merged(value) if key.tag == f"{_TAG}merge" else [(key, value)]
             for name, item in found:
-                pairs.pop(name, None)  # one that is merged twice stands where it is merged last
+                pairs.pop(name, None)  # a key that is merged twice has its last position
                 pairs[name] = item
         node.value, self._merging = list(pairs.items()), above
 
     def _merged(self, node: yaml.Node) -> Iterator[tuple[yaml.Node, yaml.Node]]:
-        """Yield the fields to merge; of a list of mappings the first one wins."""
+        """Yield the fields to merge; in a list of mappings the first one wins."""
         for each in reversed(node.value) if isinstance(node, yaml.SequenceNode) else [node]:
             if not isinstance(each, yaml.MappingNode):
                 raise ConstructorError(None, None, "<< takes a mapping or a list of mappings", each.start_mark)
@@ -150,7 +150,7 @@ def _refuse(text: str) -> NoReturn:
 
 
 def _without_tag(loader: KubectlLoader, node: yaml.Node) -> Any:
-    """Return what bears a tag that says nothing to kubectl: a text, a list or a mapping, as it is written."""
+    """Return a node with a tag that kubectl ignores: a string, a list or a mapping, as it is written."""
     if isinstance(node, yaml.ScalarNode):
         return loader.construct_scalar(node)
     return loader.construct_yaml_seq(node) if isinstance(node, yaml.SequenceNode) else loader.construct_yaml_map(node)
@@ -165,7 +165,7 @@ def _boolean(loader: KubectlLoader, node: yaml.ScalarNode) -> bool:
 
 
 def _resolvers() -> dict[str, list[tuple[str, Any]]]:
-    """Return PyYAML's own without those that kubectl has others for."""
+    """Return PyYAML's resolvers without the types that kubectl resolves differently."""
     known = yaml.SafeLoader.yaml_implicit_resolvers.items()
     return {letter: [(tag, form) for tag, form in forms if tag not in _OWN] for letter, forms in known}
 

@@ -171,6 +171,11 @@ class TestOperator:
             assert f"kubectl get pods -n {team.name}" in check.remedy
 
 
+def test_a_running_operator_passes(cluster: Cluster, served: Namespace) -> None:
+    served.apply(lorajob("a", suspend=True))
+    assert next(checks.operator(cluster)).result == checks.PASSED
+
+
 @contextmanager
 def renewed(api: Api, path: str) -> Iterator[None]:
     """Renew a Lease twice a second."""
