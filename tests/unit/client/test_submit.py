@@ -85,3 +85,10 @@ def test_stdin_is_read_and_output_fits_any_encoding(manifest: Path) -> None:
     done = subprocess.run(command, input=b"\xef\xbb\xbf" + to_yaml(body).encode(), capture_output=True, env=environment)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == body
+
+
+@pytest.mark.parametrize(("word", "near"), [("submt", "submit"), ("watc", "watch"), ("xyz", None)])
+def test_a_misspelled_command_gets_a_near_one(word: str, near: str | None, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([word]) == 2
+    end = f" Did you mean {near}?" if near else ""
+    assert capsys.readouterr().err.splitlines()[-1] == f"Error: No such command '{word}'.{end}"

@@ -5,6 +5,7 @@ A subcommand is imported when it is called, so that `tunery --help` needs no Kub
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import sys
 from collections.abc import Iterator, Mapping
@@ -51,6 +52,17 @@ class _Commands(click.Group):
         taken = {option for parameter in command.params for option in parameter.opts}
         command.params += [each for each in _options(callback=_override) if taken.isdisjoint(each.opts)]
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            close = difflib.get_close_matches(args[0], COMMANDS, n=1)
+            if not close:
+                raise
+            raise click.UsageError(f"{error.message} Did you mean {close[0]}?", ctx) from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
