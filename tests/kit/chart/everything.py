@@ -32,7 +32,17 @@ VALUES: Json = {
     "serving.engine.runAsUser": None,
 }
 WORKS = ("train", "train-full", "train-nodes", "merge", "batch")
-CHECKS = ("preflight", "preflight-full", "report", "publish", "batch-report", "publish-best", "sweep-report")
+CHECKS = (
+    "preflight",
+    "preflight-full",
+    "report",
+    "publish",
+    "batch-report",
+    "publish-best",
+    "sweep-report",
+    "fetch",
+    "batch-fetch",
+)
 SERVER = "server"
 
 
