@@ -96,8 +96,9 @@ def test_get_shows_results_and_what_is_not_as_it_should_be(team: Namespace, tune
         gpuSeconds=5400,
         failure={"reason": "NotImproved", "message": "the [bold]loss[/bold] \x1b[31mrose", "hint": HINT},
         rejectedAdapter={"uri": "s3://adapters/support-rejected", "manifestSha256": "ab" * 32, "sizeBytes": 12},
+        findings=[{"type": "LossRising", "severity": "Warning", "message": "for 20 steps", "step": 9}],
         conditions=[
-            condition | {"type": "Healthy", "status": "False", "message": "one warning"},
+            condition | {"type": "RankSufficient", "status": "False", "message": "a low rank"},
             condition | {"type": "Validated", "status": "True", "message": "all is fine"},
             condition | {"type": "CheckpointSaved", "status": "False", "reason": "Removed", "message": "gone"},
         ],
@@ -117,13 +118,16 @@ def test_get_shows_results_and_what_is_not_as_it_should_be(team: Namespace, tune
         "  GPU time          90m",
         "  NotImproved: the [bold]loss[/bold] [31mrose",
         f"  {HINT}",
-        "  Healthy=False R: one warning",
+        "  RankSufficient=False R: a low rank",
+        "  warning: LossRising: for 20 steps",
     ):
         assert line in [each.rstrip() for each in text.splitlines()]
     assert "all is fine" not in text
     assert "gone" not in text
     assert "pod a on node gpu-1 ended after 300 s: NodeLost" in text
-    assert json.loads(tunery("-o", "json", "get", "lj/support").out)["metadata"]["name"] == "support"
+    body = json.loads(tunery("-o", "json", "get", "lj/support").out)
+    assert (body["kind"], body["metadata"]["name"], body["status"]["phase"]) == ("LoRAJob", "support", "Failed")
+    assert "managedFields" not in body["metadata"]
 
 
 @pytest.mark.slow

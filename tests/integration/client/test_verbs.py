@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
+import select
+import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
 
 from kit.operator.objects import Namespace, adapterserver, batchinference, lorajob, lorasweep
+from tools.cluster.controlplane import ControlPlane
 
 Run = Callable[..., Any]
 
@@ -37,6 +43,31 @@ def test_stop_and_discard(team: Namespace, tunery: Run, put_status: Run) -> None
     put_status("support", phase="Training", checkpoint={"uri": "s3://b/c", "step": 200})
     assert "nothing will be published" in tunery("stop", "support", "--discard").out
     assert spec(team, "support")["onStop"] == "Discard"
+
+
+@pytest.mark.parametrize(("answer", "code", "stop"), [(b"n\n", 1, None), (b"\x03", 130, None), (b"y\n", 0, "enough")])
+def test_a_terminal_asks_before_nothing_is_published(
+    team: Namespace, control_plane: ControlPlane, answer: bytes, code: int, stop: str | None
+) -> None:
+    team.apply(lorajob("support"))
+    program = [sys.executable, "-m", "tunery", "--kubeconfig", str(control_plane.kubeconfig), "-n", team.name]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    child, terminal = pty.fork()
+    if child == 0:
+        os.execve(program[0], [*program, "stop", "support", "--reason", "enough"], environment)
+    shown = b""
+    # A terminal whose program has ended answers with an error.
+    with suppress(OSError):
+        while len(shown) < 10_000:
+            is_quiet = not select.select([terminal], [], [], 2)[0]
+            shown += b"" if is_quiet else os.read(terminal, 4096)
+            # Python may miss a Ctrl-C between the prompt and its first read: a person would press it again.
+            if b"[y/N]: " in shown and (is_quiet or shown.endswith(b"[y/N]: ")):
+                os.write(terminal, answer)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == code, shown
+    assert b"no checkpoint is reported yet, so nothing may be published. Stop it for good? [y/N]: " in shown
+    assert spec(team, "support").get("stop") == stop
 
 
 def test_stop_of_a_sweep_creates_no_more_trials(team: Namespace, tunery: Run, put_status: Run) -> None:

@@ -12,7 +12,7 @@ from tunery.cluster import Cluster, Json, resource_of
 from tunery.errors import NotFound, UsageError
 from tunery_api.errors import did_you_mean
 from tunery_api.kinds import JOB_KINDS, KINDS, Kind
-from tunery_api.names import RETRY_ANNOTATION, SWEEP_LABEL
+from tunery_api.names import API_VERSION, RETRY_ANNOTATION, SWEEP_LABEL
 from tunery_api.status import FINAL_PHASES, Phase
 
 _NAMES: Final[Mapping[str, Kind]] = {
@@ -175,8 +175,12 @@ def _found(cluster: Cluster, name: str, kinds: Sequence[Kind]) -> Iterator[View]
 
 
 def view(body: Json, kind: Kind) -> View:
-    """Return the view of an object; those of a list have no kind of their own."""
-    return View(body | {"kind": kind.value})
+    """Return the view of an object, without managedFields, which kubectl does not show either.
+
+    An object of a list has no kind and no apiVersion of its own.
+    """
+    metadata = {name: value for name, value in body["metadata"].items() if name != "managedFields"}
+    return View({"apiVersion": API_VERSION, **body, "kind": kind.value, "metadata": metadata})
 
 
 def list_objects(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,6 +13,7 @@ from tunery.text import Column, duration_text, phase_style, print_table
 
 if TYPE_CHECKING:
     from tunery.cluster import Json
+    from tunery.describe import Line
     from tunery.objects import View
     from tunery_api.kinds import Kind
 
@@ -38,7 +39,7 @@ _NOT_TRUE: Final = ("False", "Unknown")
 _SHOWN: Final = {
     **dict.fromkeys(
         (
-            "Validated", "InputsReady", "Preflight", "QuotaReserved", "ProgressReported", "RankSufficient", "Healthy",
+            "Validated", "InputsReady", "Preflight", "QuotaReserved", "ProgressReported", "RankSufficient",
             "TrialsRemoved", "AdaptersResolved", "Available", "AdaptersServed",
         ),
         _NOT_TRUE,
@@ -128,12 +129,27 @@ def get_command(app: App, /, name: str) -> None:
     width = max(len(label) for label, _ in facts)
     for label, text in facts:
         app.print(f"  {label:<{width}}  {text}", phase_style(view.phase) if label == "Phase" else None)
-    for title, lines in (("Failure", _failure(view)), ("Conditions", _conditions(view)), ("Attempts", _attempts(view))):
-        shown = [line for line in lines if line]
+    for title, lines in _sections(view):
+        shown = [line for line in lines if line.text]
         if shown:
             app.print(f"\n{title}", "bold")
             for line in shown:
-                app.print(f"  {line}")
+                app.print(f"  {line.text}", line.style)
+
+
+def _sections(view: View) -> Iterator[tuple[str, Iterable[Line]]]:
+    """Yield the titles and the lines of what has to be known beside the summary."""
+    from tunery.describe import Line, attempt, finding
+
+    failure = view.failure
+    if failure is not None:
+        title = "Failure" if view.phase == "Failed" else "Blocked"
+        yield title, (Line(f"{failure.reason}: {failure.message}", "red"), Line(failure.hint))
+    yield "Findings", map(finding, view.status.get("findings") or ())
+    yield "Conditions", map(Line, _conditions(view))
+    history = view.status.get("attemptHistory") or []
+    if len(history) > 1:
+        yield "Attempts", (Line(f"{each['startTime']} {attempt(each)}") for each in history)
 
 
 def _facts(view: View) -> Iterator[tuple[str, str]]:
@@ -201,12 +217,6 @@ def _method(view: View) -> str:
     return f"{method}, rank {rank}" if method and rank else str(method or "")
 
 
-def _failure(view: View) -> Iterator[str]:
-    if view.failure is not None:
-        yield f"{view.failure.reason}: {view.failure.message}"
-        yield view.failure.hint
-
-
 def _conditions(view: View) -> Iterator[str]:
     """Yield the conditions that a reader has to know about: those of _SHOWN."""
     failure = view.failure.message if view.failure is not None else None
@@ -214,12 +224,3 @@ def _conditions(view: View) -> Iterator[str]:
         shown = each["status"] in _SHOWN.get(each["type"], ()) and each["reason"] != _NORMAL
         if shown and each.get("message") and each["message"] != failure:
             yield f"{each['type']}={each['status']} {each['reason']}: {each['message']}"
-
-
-def _attempts(view: View) -> Iterator[str]:
-    """Yield the attempts, if there were several."""
-    from tunery.describe import attempt
-
-    history = view.status.get("attemptHistory") or []
-    if len(history) > 1:
-        yield from (f"{each['startTime']} {attempt(each)}" for each in history)

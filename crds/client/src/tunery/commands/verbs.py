@@ -56,8 +56,9 @@ def stop_command(app: App, /, name: str, reason: str, discard: bool, yes: bool) 
     if view.phase in ("Succeeded", "Stopped"):
         raise NotPossible(f"{view.reference} has finished with phase {view.phase}: a stop does nothing")
     lost = _lost_by_stop(view, discard)
-    if lost and not yes and sys.stdin.isatty():
-        click.confirm(f"{view.reference}: {lost}. Stop it for good?", abort=True, err=True)
+    asks = bool(lost) and not yes and sys.stdin.isatty()
+    if asks and not click.confirm(f"{view.reference}: {lost}. Stop it for good?", err=True):
+        raise NotPossible(f"{view.reference} is not stopped: you did not confirm it")
     spec = {"stop": reason} | ({"onStop": _DISCARD} if discard else {})
     text = lost or "the best weights of its latest checkpoint will be published"
     follow = f"tunery retry {view.reference}" if view.phase == "Failed" else f"tunery watch {view.reference}"
@@ -271,10 +272,11 @@ def _unchanged(app: App, view: View, text: str) -> None:
 def _change(app: App, view: View, change: Json, text: str) -> None:
     """Send a merge patch for the very object that was read, and print what it does."""
     from tunery.cluster import resource_of
+    from tunery.objects import view as view_of
 
     only_this = {"metadata": {"uid": view.metadata["uid"]} | change.get("metadata", {})}
     body = app.cluster.patch(resource_of(view.kind), view.name, change | only_this)
     if app.is_json:
-        app.print_json(body)
+        app.print_json(view_of(body, view.kind).body)
     else:
         app.print(f"{view.reference} {text}")
