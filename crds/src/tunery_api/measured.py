@@ -132,6 +132,20 @@ class CurvePoint(OpenModel):
     eval_loss: Number | None = Field(None, description="Loss on the held-out rows.")
 
 
+class CurveStatus(OpenModel):
+    """The loss curve of the training."""
+
+    uri: Text | None = Field(
+        None, description="URI of the latest curve.jsonl. Unset once the file is published with an adapter."
+    )
+    points: list[CurvePoint] | None = Field(
+        None,
+        max_length=MAX_CURVE_POINTS,
+        description=f"Points of the curve by step, at most {MAX_CURVE_POINTS}: a longer curve is thinned out and keeps "
+        "its first and its latest point.",
+    )
+
+
 class DatasetStatus(OpenModel):
     """What preflight found in the data set."""
 

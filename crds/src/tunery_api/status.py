@@ -13,9 +13,8 @@ from tunery_api.failures import FailureStatus
 from tunery_api.fields import UNOBSERVED, OpenModel, Text, enum_values
 from tunery_api.findings import MAX_CHECKS, MAX_FINDINGS, CheckStatus, FindingStatus
 from tunery_api.measured import (
-    MAX_CURVE_POINTS,
     MAX_EVALUATIONS,
-    CurvePoint,
+    CurveStatus,
     DatasetStatus,
     DiskStatus,
     EstimateStatus,
@@ -212,20 +211,6 @@ class AdapterStatus(OpenModel):
     served_name: Annotated[str, Field(max_length=256)] | None = Field(None, description="Base model's served name.")
     rank: int | None = Field(None, ge=0, description="Rank of the adapter.")
     unservable: Text | None = Field(None, description="Why an AdapterServer can't serve it, if known.")
-
-
-class CurveStatus(OpenModel):
-    """The loss curve of the training."""
-
-    uri: Text | None = Field(
-        None, description="URI of the latest curve.jsonl. Unset once the file is published with an adapter."
-    )
-    points: list[CurvePoint] | None = Field(
-        None,
-        max_length=MAX_CURVE_POINTS,
-        description=f"Points of the curve by step, at most {MAX_CURVE_POINTS}: a longer curve is thinned out and keeps "
-        "its first and its latest point.",
-    )
 
 
 class CheckpointStatus(OpenModel):

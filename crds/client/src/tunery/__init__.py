@@ -10,7 +10,6 @@ What this module exports is imported when it is used, so that the command line s
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -23,7 +22,13 @@ __all__ = ["Client", "Job", "NotFound", "Stopped", "TimedOut", "TuneryError", "U
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module("tunery.client" if name in ("Client", "Job") else "tunery.errors"), name)
+    if name in ("Client", "Job"):
+        from tunery import client
+
+        return getattr(client, name)
+    from tunery import errors
+
+    return getattr(errors, name)
 
 
 def __dir__() -> list[str]:

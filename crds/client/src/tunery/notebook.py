@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from html import escape
-from importlib import import_module
 from typing import Any
 
 from tunery.describe import Line, progress
@@ -18,7 +17,8 @@ class Cell:
     """One output of a cell that is replaced whenever something changes. Needs IPython."""
 
     def __init__(self) -> None:
-        display = import_module("IPython.display").display
+        from IPython.display import display
+
         self._lines: list[Line] = []
         self._view: View | None = None
         self._handle: Any = display({"text/plain": ""}, raw=True, display_id=True)
