@@ -70,6 +70,13 @@ def test_a_terminal_asks_before_nothing_is_published(
     assert spec(team, "support").get("stop") == stop
 
 
+def test_stop_of_a_failed_job_needs_a_retry(team: Namespace, tunery: Run, put_status: Run) -> None:
+    team.apply(lorajob("support"))
+    put_status("support", phase="Failed", checkpoint={"uri": "s3://b/c", "step": 200})
+    assert f"will be published: tunery retry lorajob/support -n {team.name}" in tunery("stop", "support").out
+    assert "stop" in spec(team, "support")
+
+
 def test_stop_of_a_sweep_creates_no_more_trials(team: Namespace, tunery: Run, put_status: Run) -> None:
     team.apply(lorasweep("search"))
     assert tunery("stop", "search").code == 1
@@ -147,6 +154,15 @@ def test_resubmit_copies_the_spec_with_other_settings(team: Namespace, tunery: R
     assert copy["spec"]["output"] == {"uri": "s3://adapters/support-2", "secretRef": {"name": "s3"}}
     assert not {"stop", "suspend"} & copy["spec"].keys()
     assert "lorajob/support-3 is created" in tunery("resubmit", "support").out
+
+
+def test_resubmit_copies_a_sweep(team: Namespace, tunery: Run) -> None:
+    team.apply(lorasweep("search"))
+    assert "lorasweep/more is created" in tunery("resubmit", "search", "--set", "maxTrials=9", "--name", "more").out
+    assert spec(team, "more", "lorasweeps") == spec(team, "search", "lorasweeps") | {
+        "maxTrials": 9,
+        "output": {"uri": "s3://adapters/more", "secretRef": {"name": "s3"}},
+    }
 
 
 def test_resubmit_rejects_what_is_invalid_before_it_sends(team: Namespace, tunery: Run) -> None:

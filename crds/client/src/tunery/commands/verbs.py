@@ -61,9 +61,11 @@ def stop_command(app: App, /, name: str, reason: str, discard: bool, yes: bool) 
         raise NotPossible(f"{view.reference} is not stopped: you did not confirm it")
     spec = {"stop": reason} | ({"onStop": _DISCARD} if discard else {})
     text = lost or "the best weights of its latest checkpoint will be published"
-    follow = f"tunery retry {view.reference}" if view.phase == "Failed" else f"tunery watch {view.reference}"
-    what = "To let it end so" if view.phase == "Failed" else "To follow it"
-    _change(app, view, {"spec": spec}, f"will be stopped; {text}. {what}: {follow}{_where(app)}")
+    if view.phase == "Failed":
+        end = f"has failed; once you retry it, it is stopped, and {text}: tunery retry {view.reference}{_where(app)}"
+    else:
+        end = f"will be stopped; {text}. To follow it: tunery watch {view.reference}{_where(app)}"
+    _change(app, view, {"spec": spec}, end)
 
 
 def _lost_by_stop(view: View, discard: bool) -> str:
