@@ -138,7 +138,7 @@ def get_command(app: App, /, name: str) -> None:
 
 
 def _sections(view: View) -> Iterator[tuple[str, Iterable[Line]]]:
-    """Yield the titles and the lines of what has to be known beside the summary."""
+    """Yield the titles and the lines of what the summary does not show."""
     from tunery.describe import Line, attempt, finding
 
     failure = view.failure

@@ -39,7 +39,7 @@ class Limits:
 def main(path: Path, limits: Limits | None = None) -> int:
     """Serve the results of run.json, and return the exit code: OK when idle, TERMINATED after a signal.
 
-    The Job controller replaces a pod that was told to stop, such as by the drain of its node.
+    The Job controller replaces a pod that a signal ended, such as at the drain of its node.
     """
     clear_termination()
     try:
