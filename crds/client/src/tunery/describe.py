@@ -187,7 +187,7 @@ def improvement(view: View) -> str:
 
 
 def news(before: View | None, now: View) -> Iterator[Line]:
-    """Yield what is new in a state in addition to its progress: findings, warnings, retries, and what the object waits for."""
+    """Yield what is new in a state, but for its progress: findings, warnings, retries, and what blocks the object."""
     old = before.status if before is not None else {}
     known = set((old.get("dataset") or {}).get("warnings") or ())
     yield from (Line(f"data: {text}", "yellow") for text in _warnings(now) if text not in known)
