@@ -72,7 +72,9 @@ def start(control_plane: ControlPlane, team: Namespace) -> Callable[..., Program
 
     def run(*arguments: str, columns: int = 0, env: Mapping[str, str] | None = None) -> Program:
         command = [sys.executable, "-m", "tunery", "--kubeconfig", str(control_plane.kubeconfig), "-n", team.name]
-        environment = {**os.environ, "TERM": "xterm", "PYTHONUNBUFFERED": "1", **(env or {})}
+        # A worker of pytest-xdist has COLUMNS=80, which would count for more than the width of the terminal.
+        inherited = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+        environment = {**inherited, "TERM": "xterm", "PYTHONUNBUFFERED": "1", **(env or {})}
         ours, theirs = pty.openpty() if columns else os.pipe()
         if columns:
             fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
