@@ -95,7 +95,7 @@ def test_a_pod_whose_reports_do_not_arrive_is_said_and_reports_once_they_may(
         wait_for("it to run", lambda: job.condition("Running").get("status") == "True", 90)
         wait_for("nothing heard", lambda: _reported(job) == "False", 120 + TOLD_SECONDS)
         said = job.condition("ProgressReported")["message"]
-        assert f"allow TCP {REPORTS_PORT} from it to Service tunery.{OPERATORS}" in said
+        assert f"Allow TCP {REPORTS_PORT} from it to Service tunery.{OPERATORS}" in said
         found = kubectl.get("service", "tunery", OPERATORS)
         assert found is not None
         with way((node, REPORTS_PORT), (found["spec"]["clusterIP"], REPORTS_PORT)):
