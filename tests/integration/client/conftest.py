@@ -75,7 +75,7 @@ def cluster(control_plane: ControlPlane, team: Namespace) -> Cluster:
 
 @pytest.fixture(scope="session")
 def tenant_kubeconfig(control_plane: ControlPlane) -> Path:
-    """The kubeconfig of a user who may do nothing but what a fixture allows."""
+    """The kubeconfig of a user with only the permissions that a fixture grants."""
     return control_plane.client_kubeconfig(TENANT, TENANT)
 
 

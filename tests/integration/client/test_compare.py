@@ -50,7 +50,7 @@ def test_jobs_by_name_and_by_label(tunery: Run) -> None:
     found = json.loads(tunery("-o", "json", "compare", "support-1", "support-2").out)
     assert found["settings"] == {"training.epochs": {"support-2": "2", "support-1": "1"}}
     assert found["jobs"][1] == {
-        "name": "support-1", "phase": "Succeeded", "verdict": "same within error", "evalLoss": 1.52,
+        "name": "support-1", "phase": "Succeeded", "result": "same within error", "evalLoss": 1.52,
         "baseEvalLoss": 2.0, "error": 0.02, "gpuHours": 1.5,
     }  # fmt: skip
 

@@ -15,6 +15,7 @@ import pytest
 
 from tunery import checks
 from tunery.cluster import Cluster
+from tunery.objects import list_objects
 
 from .conftest import TENANT
 from kit.kubectl import Kubectl
@@ -154,6 +155,8 @@ class TestOperator:
         check = next(checks.operator(cluster))
         assert check.result == checks.PASSED
         assert check.message.startswith("it has read all objects of the namespace, and last wrote one ")
+        views = list_objects(cluster)
+        assert checks._last_write(cluster, views) > views[0].created, "the write of the status counts"
 
     @pytest.mark.parametrize("alive", [True, False])
     def test_a_lease_counts_if_it_is_renewed(self, cluster: Cluster, team: Namespace, api: Api, alive: bool) -> None:

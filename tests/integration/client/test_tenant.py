@@ -1,4 +1,4 @@
-"""What a user may do who has the documented role of a team, and nothing else."""
+"""What the documented role of a team permits, and nothing else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The annotation that requests results: what is valid, until when, and who has its token."""
+"""The annotation that requests results: what is valid, until when, and with which token."""
 
 from __future__ import annotations
 

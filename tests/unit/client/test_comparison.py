@@ -39,18 +39,18 @@ def job(name: str, loss: float | None = 1.5, error: float | None = 0.01, **chang
     )
 
 
-def verdicts(*views: View) -> dict[str, str]:
-    return {each.view.name: each.verdict for each in compare(views)}
+def results(*views: View) -> dict[str, str]:
+    return {each.view.name: each.result for each in compare(views)}
 
 
 def test_the_lowest_loss_is_first_and_others_are_higher() -> None:
-    found = verdicts(job("a", 1.6), job("b", 1.5), job("c", 1.8))
+    found = results(job("a", 1.6), job("b", 1.5), job("c", 1.8))
     assert found == {"b": "lowest held-out loss", "a": "higher by 6.7 %", "c": "higher by 20.0 %"}
     assert list(found) == ["b", "a", "c"]
 
 
 @pytest.mark.parametrize(
-    ("loss", "errors", "verdict"),
+    ("loss", "errors", "result"),
     [
         (1.53, (0.01, 0.01), "same within error"),  # the errors are 0.02 each
         (1.55, (0.01, 0.01), "higher by 3.3 %"),
@@ -58,17 +58,17 @@ def test_the_lowest_loss_is_first_and_others_are_higher() -> None:
         (1.5, (None, None), "same"),
     ],
 )
-def test_a_difference_below_the_errors_is_none(loss: float, errors: tuple[float | None, ...], verdict: str) -> None:
-    assert verdicts(job("a", 1.5, errors[0]), job("b", loss, errors[1]))["b"] == verdict
+def test_a_difference_below_the_errors_is_none(loss: float, errors: tuple[float | None, ...], result: str) -> None:
+    assert results(job("a", 1.5, errors[0]), job("b", loss, errors[1]))["b"] == result
 
 
 def test_errors_of_other_first_weights_are_unknown() -> None:
     other = job("b", 1.51, continueFrom={"uri": "s3://a/x"})
-    assert verdicts(job("a"), other)["b"] == "higher by 0.7 %; the error is unknown"
+    assert results(job("a"), other)["b"] == "higher by 0.7 %; the error is unknown"
 
 
 @pytest.mark.parametrize(
-    ("other", "verdict"),
+    ("other", "result"),
     [
         (job("b", 1.0, read={"sha256": "cd" * 32}), OTHER_ROWS),
         (job("b", 1.0, read={"evaluationRows": 90, "evaluationSha256": SHA}), OTHER_ROWS),
@@ -82,11 +82,11 @@ def test_errors_of_other_first_weights_are_unknown() -> None:
         (job("b", None), "no held-out loss was measured"),
     ],
 )
-def test_other_held_out_rows_are_not_comparable(other: View, verdict: str) -> None:
-    assert verdicts(job("a", 1.5), job("c", 1.6), other) == {
+def test_other_held_out_rows_are_not_comparable(other: View, result: str) -> None:
+    assert results(job("a", 1.5), job("c", 1.6), other) == {
         "a": "lowest held-out loss",
         "c": "higher by 6.7 %",
-        "b": verdict,
+        "b": result,
     }
 
 
@@ -98,13 +98,13 @@ def test_other_held_out_rows_are_not_comparable(other: View, verdict: str) -> No
     ],
 )
 def test_defaults_and_another_model_of_the_same_tokens_are_comparable(other: View) -> None:
-    assert verdicts(job("a"), other) == {"a": "lowest held-out loss", "b": "same"}
+    assert results(job("a"), other) == {"a": "lowest held-out loss", "b": "same"}
 
 
 def test_separate_evaluation_rows_are_comparable_whatever_was_trained() -> None:
     read = {"evaluationRows": 90, "evaluationSha256": SHA}
     one, other = job("a", read=read | {"sha256": "cd" * 32}), job("b", 1.7, read=read, training={"seed": 7})
-    assert verdicts(one, other)["b"] == "higher by 13.3 %"
+    assert results(one, other)["b"] == "higher by 13.3 %"
 
 
 def test_only_settings_that_differ_are_shown() -> None:

@@ -6,11 +6,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from tunery.cluster import Json
 from tunery.errors import UsageError
 from tunery.manifest import unique_name
 from tunery_api.names import API_VERSION
-
-Json = dict[str, Any]
 
 
 def lorajob(options: Mapping[str, Any]) -> Json:

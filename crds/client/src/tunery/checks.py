@@ -11,7 +11,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
-from tunery.cluster import Cluster, Json, Resource
+from tunery.cluster import Cluster, Json, Resource, resource_of
 from tunery.errors import NotFound, TuneryError
 from tunery.objects import View, list_objects, parse_time
 from tunery.text import duration_text
@@ -203,7 +203,7 @@ def operator(cluster: Cluster) -> Iterator[Check]:
     if not views:
         yield Check("operator", UNKNOWN, f"namespace {cluster.namespace} has no object that it could have read")
         return
-    age = (datetime.now(UTC) - max(map(_last_write, views))).total_seconds()
+    age = (datetime.now(UTC) - _last_write(cluster, views)).total_seconds()
     text = f"it has read all objects of the namespace, and last wrote one {duration_text(age)} ago"
     yield Check("operator", PASSED if age < _RECENT_SECONDS else UNKNOWN, text)
 
@@ -248,10 +248,12 @@ def _is_observed(view: View) -> bool:
     return bool(view.status.get("observedGeneration") == view.metadata["generation"])
 
 
-def _last_write(view: View) -> datetime:
-    """Return when the operator last wrote the status of an object, or when the object was created."""
-    times = [each.get("time") for each in view.metadata.get("managedFields") or () if each.get("subresource")]
-    return max([view.created, *map(parse_time, filter(None, times))])
+def _last_write(cluster: Cluster, views: list[View]) -> datetime:
+    """Return when the operator last wrote a status of the namespace, or when its latest object was created."""
+    bodies = (body for kind in {view.kind for view in views} for body in cluster.items(resource_of(kind))[0])
+    fields = (each for body in bodies for each in body["metadata"].get("managedFields") or ())
+    times = [each["time"] for each in fields if each.get("subresource") == "status" and each.get("time")]
+    return max([*(view.created for view in views), *map(parse_time, times)])
 
 
 def gpus(cluster: Cluster) -> Iterator[Check]:

@@ -14,7 +14,7 @@ from tunery.cluster import Cluster, Json, resource_of
 from tunery.errors import Stopped, TuneryError, UsageError
 from tunery.follow import follow
 from tunery.manifest import create, parse_documents, validate, with_settings
-from tunery.objects import RUNNABLE, View, find, list_objects, parse_duration, view
+from tunery.objects import RUNNABLE, View, find, list_objects, parse_duration, patch, view
 from tunery.text import encodable
 from tunery.watching import Lines, LiveLine, show
 from tunery_api.kinds import Kind
@@ -220,14 +220,12 @@ class Job:
         """Send a merge patch for this very object. Raises UsageError for a server, TuneryError."""
         if self._view.kind not in RUNNABLE:
             raise UsageError(f"{self._view.reference} is a server", "Scale it by kubectl scale, or delete it")
-        only_this = {"metadata": {"uid": self._view.metadata["uid"], **change.get("metadata", {})}}
         try:
-            body = self._cluster.patch(resource_of(self._view.kind), self.name, change | only_this)
+            self._view = patch(self._cluster, self._view, change)
         except TuneryError:
             # The API server says of an object with another UID only that the UID is immutable.
             self.refresh()
             raise
-        self._view = view(body, self._view.kind)
         return self
 
 

@@ -44,7 +44,8 @@ class Compared:
     """A job next to the best of the comparable ones."""
 
     view: View
-    verdict: str
+    result: str
+    """How its held-out loss compares with the lowest one, or why it can't be compared."""
 
     @property
     def loss(self) -> float | None:
@@ -79,21 +80,22 @@ def compare(views: Sequence[View]) -> list[Compared]:
 
     A loss is the same within error if the two intervals of one standard error overlap.
     """
-    obstacles = {view.name: _obstacle(views[0], view) for view in views}
-    measured = [view for view in views if not obstacles[view.name] and _loss(view) is not None]
-    measured.sort(key=lambda view: (_loss(view), view.name))
-    others = [view for view in views if view not in measured]
-    compared = [Compared(view, _verdict(view, measured[0])) for view in measured]
-    compared += [Compared(view, obstacles[view.name] or "no held-out loss was measured") for view in others]
-    return compared
+    measured, others = list[tuple[float, str, View]](), list[Compared]()
+    for view in views:
+        why, loss = _not_comparable(views[0], view), _loss(view)
+        if why or loss is None:
+            others.append(Compared(view, why or "no held-out loss was measured"))
+        else:
+            measured.append((loss, view.name, view))
+    measured.sort(key=lambda each: each[:2])
+    return [*(Compared(view, _result((loss, view), measured[0][::2])) for loss, _, view in measured), *others]
 
 
-def _verdict(view: View, best: View) -> str:
+def _result(job: tuple[float, View], lowest_job: tuple[float, View]) -> str:
     """Return how the loss of a job compares with the lowest one."""
+    (loss, view), (lowest, best) = job, lowest_job
     if view is best:
         return "lowest held-out loss"
-    loss, lowest = _loss(view), _loss(best)
-    assert loss is not None and lowest is not None  # noqa: S101, PT018 - both were measured, for types
     errors = (_error(view), _error(best)) if _has_same_start(view, best) else (None, None)
     share = f" by {change_text(loss / lowest - 1, signed=False)}" if lowest else ""
     if loss == lowest:
@@ -112,7 +114,7 @@ def _error(view: View) -> float | None:
     return None if error is None or base is None else error * abs(base)
 
 
-def _obstacle(first: View, view: View) -> str:
+def _not_comparable(first: View, view: View) -> str:
     """Return why the held-out losses of two jobs can't be compared; empty if they can."""
     one, other = _held_out(first), _held_out(view)
     if _effective(first, "task") != _effective(view, "task"):

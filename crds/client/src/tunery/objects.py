@@ -183,6 +183,12 @@ def view(body: Json, kind: Kind) -> View:
     return View({"apiVersion": API_VERSION, **body, "kind": kind.value, "metadata": metadata})
 
 
+def patch(cluster: Cluster, changed: View, change: Json) -> View:
+    """Send a merge patch for this very object, not for a later one of its name, and return what it is then."""
+    only_this = {"metadata": {"uid": changed.metadata["uid"], **change.get("metadata", {})}}
+    return view(cluster.patch(resource_of(changed.kind), changed.name, change | only_this), changed.kind)
+
+
 def list_objects(
     cluster: Cluster, kinds: Sequence[Kind] = tuple(Kind), *, selector: str = "", all_namespaces: bool = False
 ) -> list[View]:

@@ -77,7 +77,7 @@ def _views(app: App, names: Sequence[str], selector: str | None) -> list[View]:
 def _cells(each: Compared) -> list[str]:
     loss = "" if each.loss is None else f"{each.loss:.4g}" + (f" ± {each.error:.2g}" if each.error is not None else "")
     note = "" if each.view.finished else f" ({each.view.phase})"
-    return [each.view.name, each.verdict + note, loss, each.change, f"{each.gpu_hours:.2f}"]
+    return [each.view.name, each.result + note, loss, each.change, f"{each.gpu_hours:.2f}"]
 
 
 def _short(path: str, value: str) -> str:
@@ -93,7 +93,7 @@ def _document(each: Compared) -> dict[str, object]:
     return {
         "name": each.view.name,
         "phase": each.view.phase,
-        "verdict": each.verdict,
+        "result": each.result,
         "evalLoss": each.loss,
         "baseEvalLoss": each.base_loss,
         "error": each.error,

@@ -51,7 +51,7 @@ def stop_command(app: App, /, name: str, reason: str, discard: bool, yes: bool) 
     if view.kind.value != "LoRAJob":
         raise UsageError(f"{view.reference}: only a LoRAJob or a LoRASweep can be stopped", _other_end(app, view))
     if view.spec.get("stop"):
-        _unchanged(app, view, f"is stopped already: {view.spec['stop']}")
+        _show(app, view, f"is stopped already: {view.spec['stop']}")
         return
     if view.phase in ("Succeeded", "Stopped"):
         raise NotPossible(f"{view.reference} has finished with phase {view.phase}: a stop does nothing")
@@ -105,7 +105,7 @@ def suspend_command(app: App, /, name: str) -> None:
     if view.finished:
         raise NotPossible(f"{view.reference} has finished with phase {view.phase}: there is nothing to suspend")
     if view.spec.get("suspend"):
-        _unchanged(app, view, f"is suspended already, phase {view.phase}")
+        _show(app, view, f"is suspended already, phase {view.phase}")
         return
     _change(
         app,
@@ -122,7 +122,7 @@ def resume_command(app: App, /, name: str) -> None:
     """Resume a suspended object from its latest checkpoint."""
     view = _runnable(app, name)
     if not view.spec.get("suspend"):
-        _unchanged(app, view, f"is not suspended, phase {view.phase}")
+        _show(app, view, f"is not suspended, phase {view.phase}")
         return
     _change(
         app, view, {"spec": {"suspend": False}}, f"resumes. To follow it: tunery watch {view.reference}{_where(app)}"
@@ -264,7 +264,8 @@ def _where(app: App) -> str:
     return f" -n {app.namespace}" if app.namespace else ""
 
 
-def _unchanged(app: App, view: View, text: str) -> None:
+def _show(app: App, view: View, text: str) -> None:
+    """Print the object as JSON, or its name with a text."""
     if app.is_json:
         app.print_json(view.body)
     else:
@@ -272,13 +273,7 @@ def _unchanged(app: App, view: View, text: str) -> None:
 
 
 def _change(app: App, view: View, change: Json, text: str) -> None:
-    """Send a merge patch for the very object that was read, and print what it does."""
-    from tunery.cluster import resource_of
-    from tunery.objects import view as view_of
+    """Change the very object that was read, and print what that does."""
+    from tunery.objects import patch
 
-    only_this = {"metadata": {"uid": view.metadata["uid"]} | change.get("metadata", {})}
-    body = app.cluster.patch(resource_of(view.kind), view.name, change | only_this)
-    if app.is_json:
-        app.print_json(view_of(body, view.kind).body)
-    else:
-        app.print(f"{view.reference} {text}")
+    _show(app, patch(app.cluster, view, change), text)

@@ -54,7 +54,8 @@ class ByteRange(NamedTuple):
 def parse_range(request: web.BaseRequest, size: int) -> ByteRange | None:
     """Return the one range that a request names; None: it has no Range header.
 
-    Raises ValueError if the header isn't one range of bytes, or no byte of the file is in the range.
+    Raises ValueError if the header isn't one range of bytes, or no byte of the file is in the range. aiohttp's
+    `http_range` reads `bytes=-0` as the complete file.
     """
     header = request.headers.get(hdrs.RANGE)
     if header is None:
@@ -110,7 +111,7 @@ class ResultsServer:
             return _error(_STATUSES.get(error.reason, 500), error.reason.value, redact(error.message))
         except ConnectionError:
             raise
-        except Exception:
+        except Exception:  # any bug: the client gets an answer, and the log the cause
             logger.exception("Bug in Tunery: path=%s", request.path)
             return _error(500, _R.INTERNAL_ERROR.value, "the log of the pod has the cause")
         finally:

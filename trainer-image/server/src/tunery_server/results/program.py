@@ -1,4 +1,4 @@
-"""`python -m tunery_server fetch run.json`: serve results on 127.0.0.1 until no client asks any more."""
+"""`python -m tunery_server fetch run.json`: serve results on 127.0.0.1 until they are requested no more."""
 
 from __future__ import annotations
 
@@ -54,30 +54,30 @@ def main(path: Path, limits: Limits | None = None) -> int:
 
 
 async def serve(run: RunSpec, limits: Limits) -> ExitCode:
-    """Answer requests until idle or told to stop. Raises TuneryError if run.json has no token, OSError for the port."""
+    """Answer requests until idle or a signal. Raises TuneryError if run.json has no token, OSError for the port."""
     if run.fetch is None:
         raise TuneryError(FailureReason.INTERNAL_ERROR, "run.json has no token digest")
-    told = when_told_to_stop()
+    stop = when_told_to_stop()
     server = ResultsServer(run, run.fetch.token_sha256)
     runner = web.AppRunner(server.app(), access_log=None, shutdown_timeout=_END_SECONDS)
     await runner.setup()
     await web.TCPSite(runner, HOST, limits.port).start()
     logger.info("Serving results: address=%s:%d", HOST, limits.port)
     try:
-        while not told.is_set():
+        while not stop.is_set():
             left = limits.idle_seconds - server.idle_seconds()
             if left <= 0:
                 logger.info("Stopped serving results: no request for %.0f seconds", limits.idle_seconds)
                 return ExitCode.OK
-            await _wait(told, min(left, _CHECK_SECONDS))
+            await _wait(stop, min(left, _CHECK_SECONDS))
         return ExitCode.TERMINATED
     finally:
         await runner.cleanup()
 
 
-async def _wait(told: asyncio.Event, seconds: float) -> None:
+async def _wait(stop: asyncio.Event, seconds: float) -> None:
     try:
         async with asyncio.timeout(seconds):
-            await told.wait()
+            await stop.wait()
     except TimeoutError:
         return
